@@ -1,0 +1,92 @@
+//! The one table of error numbers: what a caller of the filesystem is told.
+//!
+//! Source: POSIX.1-2017 `<errno.h>`; Linux for the others. No other module names a `libc::E*`.
+
+use std::fmt;
+use std::io;
+
+/// An error number as the kernel knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(i32);
+
+macro_rules! errnos {
+    ($($name:ident),* $(,)?) => {
+        impl Errno {
+            $(#[allow(missing_docs)] pub const $name: Self = Self(libc::$name);)*
+        }
+        impl fmt::Debug for Errno {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self.0 {
+                    $(libc::$name => f.write_str(stringify!($name)),)*
+                    other => write!(f, "errno {other}"),
+                }
+            }
+        }
+    };
+}
+
+errnos!(
+    E2BIG,
+    EACCES,
+    EBADF,
+    EBUSY,
+    EEXIST,
+    EFBIG,
+    EINTR,
+    EINVAL,
+    EIO,
+    EISDIR,
+    EKEYREVOKED,
+    EMLINK,
+    EMFILE,
+    ENAMETOOLONG,
+    ENFILE,
+    ENODATA,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    ENOSYS,
+    ENOTDIR,
+    ENOTEMPTY,
+    ENOTSUP,
+    ENOTTY,
+    ENXIO,
+    EOVERFLOW,
+    EPERM,
+    ERANGE,
+    EROFS,
+    ESTALE,
+    ETXTBSY,
+    EXDEV,
+    EDQUOT,
+    ELOOP,
+);
+
+impl Errno {
+    /// The kernel's number.
+    pub const fn code(self) -> i32 {
+        self.0
+    }
+
+    /// What a failed call on the backing store means to the caller of the filesystem: a full disk
+    /// and a read-only one are passed on, everything else is an I/O error, since names such as
+    /// ENOENT would be about the backing directory and not about the caller's file.
+    pub fn from_backing(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC) => Self::ENOSPC,
+            Some(libc::EDQUOT) => Self::EDQUOT,
+            Some(libc::EROFS) => Self::EROFS,
+            Some(libc::ENOMEM) => Self::ENOMEM,
+            _ if error.kind() == io::ErrorKind::StorageFull => Self::ENOSPC,
+            _ => Self::EIO,
+        }
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        io::Error::from_raw_os_error(self.0).fmt(f)
+    }
+}
+
+impl std::error::Error for Errno {}

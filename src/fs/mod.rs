@@ -1,0 +1,3 @@
+//! POSIX semantics.
+
+pub mod types;

@@ -1,0 +1,217 @@
+//! What the filesystem says and is told: plain values, no FUSE type among them.
+
+use crate::ids::{Ino, ViewId};
+
+/// Number by which the kernel knows a file: the view (16 bits) above the inode (48 bits), so that
+/// past and present are never mixed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The live root directory; FUSE fixes it at 1.
+    pub const ROOT: Self = Self(1);
+
+    /// Joins a view and an inode.
+    pub const fn new(view: ViewId, ino: Ino) -> Self {
+        Self(((view.0 as u64) << 48) | (ino.0 & ((1 << 48) - 1)))
+    }
+
+    /// The view.
+    pub const fn view(self) -> ViewId {
+        ViewId((self.0 >> 48) as u16)
+    }
+
+    /// The inode within the view.
+    pub const fn ino(self) -> Ino {
+        Ino(self.0 & ((1 << 48) - 1))
+    }
+}
+
+/// A point in time: seconds since 1970-01-01 UTC (negative before) and 0..1 000 000 000
+/// nanoseconds that always count forward.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Timespec {
+    /// Seconds since the epoch.
+    pub secs: i64,
+    /// Nanoseconds, counted forward from `secs`.
+    pub nanos: u32,
+}
+
+impl Timespec {
+    /// The present.
+    pub fn now() -> Self {
+        let (secs, nanos) = match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)
+        {
+            Ok(after) => (
+                i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+                after.subsec_nanos(),
+            ),
+            Err(_) => (0, 0),
+        };
+        Self { secs, nanos }
+    }
+}
+
+/// What kind of file an inode is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum FileKind {
+    Regular,
+    Directory,
+    Symlink,
+    Fifo,
+    Socket,
+    CharDevice,
+    BlockDevice,
+}
+
+/// What `stat` shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attr {
+    /// Number for the kernel.
+    pub node: NodeId,
+    /// Length in bytes.
+    pub size: u64,
+    /// Allocated, in units of 512 bytes.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Timespec,
+    /// Last change of contents.
+    pub mtime: Timespec,
+    /// Last change of the inode.
+    pub ctime: Timespec,
+    /// Birth.
+    pub crtime: Timespec,
+    /// Kind of file.
+    pub kind: FileKind,
+    /// Permission bits, set-id and sticky bits: `mode & 0o7777`.
+    pub perm: u16,
+    /// Names.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device file, as `mknod` was given it.
+    pub rdev: u32,
+    /// Preferred unit of I/O, in bytes.
+    pub blksize: u32,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Bits to be cleared in the mode of new files. 0 when the kernel has already done it.
+    pub umask: u32,
+}
+
+/// A time given to `utimensat`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// This one.
+    At(Timespec),
+}
+
+/// Changes asked of an inode; `None` leaves alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SetAttr {
+    /// Permission and set-id bits.
+    pub perm: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of contents.
+    pub mtime: Option<SetTime>,
+    /// Last change of the inode: the kernel's, with the writeback cache.
+    pub ctime: Option<Timespec>,
+    /// Set-id bits and `security.capability` go, as after a write by somebody without rights.
+    pub kill_privileges: bool,
+}
+
+/// An open file or directory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Handle(pub u64);
+
+/// `renameat2` flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RenameFlags {
+    /// Fail where the new name exists.
+    pub no_replace: bool,
+    /// Exchange the two names.
+    pub exchange: bool,
+    /// Leave a whiteout at the old name.
+    pub whiteout: bool,
+}
+
+/// `fallocate` modes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fallocate {
+    /// Allocate; grow the file unless `keep_size`.
+    Allocate {
+        /// Leave the length as it is.
+        keep_size: bool,
+    },
+    /// Make a hole.
+    PunchHole,
+    /// Make zeros.
+    ZeroRange {
+        /// Leave the length as it is.
+        keep_size: bool,
+    },
+}
+
+/// `lseek` whences that a filesystem answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum SeekWhence {
+    Data,
+    Hole,
+}
+
+/// `setxattr` flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XattrMode {
+    /// Create or replace.
+    Any,
+    /// `XATTR_CREATE`: must not exist.
+    Create,
+    /// `XATTR_REPLACE`: must exist.
+    Replace,
+}
+
+/// One entry of a directory listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirEntry<'a> {
+    /// Number for the kernel.
+    pub node: NodeId,
+    /// Kind of file.
+    pub kind: FileKind,
+    /// Position after this entry, to continue from.
+    pub next_offset: u64,
+    /// Name.
+    pub name: &'a [u8],
+}
+
+/// What `statfs` shows. Blocks are of `block_bytes`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub struct StatFs {
+    pub block_bytes: u32,
+    pub blocks: u64,
+    pub blocks_free: u64,
+    pub blocks_available: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+    pub name_max: u32,
+}

@@ -1,0 +1,21 @@
+//! bilayer: a FUSE filesystem that keeps everything it stores under two independent layers of
+//! encryption. `docs/ARCHITECTURE.md` is the map; arrows between modules point down only:
+//!
+//! ```text
+//! cli ─► fuse ─► fs ─► {meta, object} ─► sealed ─► layers ─► store
+//!                 volume, keys beside
+//! ```
+
+pub mod cli;
+pub mod errno;
+pub mod fs;
+pub mod fuse;
+pub mod ids;
+pub mod keys;
+pub mod layers;
+pub mod meta;
+pub mod object;
+pub mod sealed;
+pub mod store;
+pub mod sys;
+pub mod volume;

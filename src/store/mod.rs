@@ -1,0 +1,170 @@
+//! The backing store: plain files and directories that hold sealed bytes and nothing else.
+//!
+//! A narrow trait with three implementations: [`directory`], [`memory`] and [`faulty`] (power
+//! cuts, torn pages, lost directory entries, EIO, ENOSPC).
+//!
+//! Order of writes is the caller's business; the store promises only what POSIX promises: bytes
+//! are durable after `sync`, a directory entry is durable after `sync_dir` of its directory.
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+
+pub mod directory;
+pub mod faulty;
+pub mod memory;
+
+/// A path below the volume directory: one to three components of `[0-9a-z.-]`, none of them
+/// empty, `.` or `..`. The empty path names the volume directory itself.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct StorePath(String);
+
+impl StorePath {
+    /// The volume directory itself.
+    pub const fn root() -> Self {
+        Self(String::new())
+    }
+
+    /// # Panics
+    /// When the text is not a store path. All store paths are made by this program; none is read
+    /// from a volume.
+    pub fn new(text: &str) -> Self {
+        let component = |c: &str| {
+            !c.is_empty()
+                && c != "."
+                && c != ".."
+                && c.bytes()
+                    .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'.' || b == b'-')
+        };
+        assert!(
+            text.split('/').all(component) && text.split('/').count() <= 3,
+            "not a store path: {text:?}"
+        );
+        Self(text.to_owned())
+    }
+
+    /// The text, components separated by `/`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The directory that holds the entry; the root for one-component paths.
+    pub fn parent(&self) -> Self {
+        Self(
+            self.0
+                .rsplit_once('/')
+                .map_or(String::new(), |(dir, _)| dir.to_owned()),
+        )
+    }
+
+    /// The last component.
+    pub fn name(&self) -> &str {
+        self.0.rsplit_once('/').map_or(&self.0, |(_, name)| name)
+    }
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// The file must exist.
+    Read,
+    /// The file must exist.
+    ReadWrite,
+    /// The file must not exist (`O_EXCL`).
+    CreateNew,
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EntryKind {
+    /// A plain file.
+    File,
+    /// A directory.
+    Directory,
+    /// Anything else (symbolic links included): never followed, never opened.
+    Other,
+}
+
+/// What `stat` says of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryInfo {
+    /// What it is.
+    pub kind: EntryKind,
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// Number of hard links.
+    pub links: u64,
+    /// Bytes allocated on the backing filesystem.
+    pub allocated_bytes: u64,
+}
+
+/// Room on the backing filesystem, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpaceInfo {
+    /// All of it.
+    pub total_bytes: u64,
+    /// Free, in all.
+    pub free_bytes: u64,
+    /// Free for this user.
+    pub available_bytes: u64,
+}
+
+/// A lock that is held until it is dropped.
+pub trait StoreLock: Send + Sync + Debug {}
+
+/// An open file of the store.
+pub trait StoreFile: Send + Sync + Debug {
+    /// Reads from `offset` until `buffer` is full or the file ends; returns the bytes read.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at `offset`, growing the file where needed.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// True when the file has no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Cuts or grows (with zeros) the file.
+    fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+    /// Gives the range back to the backing filesystem; it then reads as zeros. The length stays.
+    /// Where the backing filesystem cannot, the range is left as it is: callers must not rely on
+    /// zeros.
+    fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()>;
+    /// Sets space aside for the range without changing the length. ENOSPC when there is none; Ok
+    /// where the backing filesystem cannot reserve.
+    fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()>;
+    /// `fdatasync`: bytes and length are durable when it returns.
+    fn sync(&self) -> io::Result<()>;
+    /// What `fstat` says.
+    fn info(&self) -> io::Result<EntryInfo>;
+}
+
+/// A directory tree that holds a volume.
+pub trait Store: Send + Sync + Debug {
+    /// Opens or creates a file. Symbolic links are never followed.
+    fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>>;
+    /// Atomically renames a file, replacing what is at `to`.
+    fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;
+    /// Makes a hard link; `to` must not exist.
+    fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;
+    /// Removes a file's name.
+    fn unlink(&self, path: &StorePath) -> io::Result<()>;
+    /// Makes a directory (mode 0700); it must not exist.
+    fn create_dir(&self, path: &StorePath) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &StorePath) -> io::Result<()>;
+    /// Names and kinds of a directory's entries, in no particular order. Names that are not store
+    /// path components are left out.
+    fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>>;
+    /// Makes the directory's entries durable (`fsync` of the directory).
+    fn sync_dir(&self, dir: &StorePath) -> io::Result<()>;
+    /// Makes everything written so far durable, files and directories alike (`syncfs`).
+    fn sync_all(&self) -> io::Result<()>;
+    /// What `lstat` says.
+    fn info(&self, path: &StorePath) -> io::Result<EntryInfo>;
+    /// Room on the backing filesystem.
+    fn space(&self) -> io::Result<SpaceInfo>;
+    /// Takes the exclusive lock on the (existing) file without waiting; `WouldBlock` when another
+    /// holder has it. Released when dropped or when the process ends.
+    fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>>;
+}

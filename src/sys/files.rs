@@ -1,0 +1,1 @@
+//! Files and directories relative to an open directory.

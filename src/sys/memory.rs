@@ -1,0 +1,1 @@
+//! Memory that must not reach swap or a core dump.

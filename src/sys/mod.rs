@@ -1,0 +1,9 @@
+//! The one fenced module that may contain `unsafe` and raw `libc` calls.
+//!
+//! Everything here is a thin safe wrapper: arguments are checked or typed, results are
+//! `io::Result`, and each `unsafe` block says why it is sound. No policy lives here.
+#![allow(unsafe_code)]
+
+pub mod files;
+pub mod memory;
+pub mod process;

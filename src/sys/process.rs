@@ -1,0 +1,1 @@
+//! Processes, threads, CPUs and signals.
