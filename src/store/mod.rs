@@ -10,9 +10,18 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
+use crate::errno::Errno;
+
+mod contents;
 pub mod directory;
 pub mod faulty;
 pub mod memory;
+mod tree;
+
+/// An error as the kernel would have reported it.
+fn os_error(errno: Errno) -> io::Error {
+    io::Error::from_raw_os_error(errno.code())
+}
 
 /// A path below the volume directory: one to three components of `[0-9a-z.-]`, none of them
 /// empty, `.` or `..`. The empty path names the volume directory itself.
@@ -41,6 +50,11 @@ impl StorePath {
             "not a store path: {text:?}"
         );
         Self(text.to_owned())
+    }
+
+    /// True for the volume directory itself.
+    pub const fn is_root(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The text, components separated by `/`.
