@@ -2,6 +2,8 @@
 
 use crate::ids::{Ino, ViewId};
 
+pub use crate::meta::records::{FileKind, Timespec};
+
 /// Number by which the kernel knows a file: the view (16 bits) above the inode (48 bits), so that
 /// past and present are never mixed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -25,44 +27,6 @@ impl NodeId {
     pub const fn ino(self) -> Ino {
         Ino(self.0 & ((1 << 48) - 1))
     }
-}
-
-/// A point in time: seconds since 1970-01-01 UTC (negative before) and 0..1 000 000 000
-/// nanoseconds that always count forward.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Timespec {
-    /// Seconds since the epoch.
-    pub secs: i64,
-    /// Nanoseconds, counted forward from `secs`.
-    pub nanos: u32,
-}
-
-impl Timespec {
-    /// The present.
-    pub fn now() -> Self {
-        let (secs, nanos) = match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)
-        {
-            Ok(after) => (
-                i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-                after.subsec_nanos(),
-            ),
-            Err(_) => (0, 0),
-        };
-        Self { secs, nanos }
-    }
-}
-
-/// What kind of file an inode is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
-pub enum FileKind {
-    Regular,
-    Directory,
-    Symlink,
-    Fifo,
-    Socket,
-    CharDevice,
-    BlockDevice,
 }
 
 /// What `stat` shows.

@@ -1,1 +1,487 @@
-//! meta
+//! Metadata: versioned records in redb, behind a map of what is not committed yet.
+//!
+//! Invariants:
+//! - A batch is applied all or nothing, and a commit contains a prefix of the batches.
+//! - A record is visible in a view of generation `g` when it is the newest with a generation
+//!   `<= g`; a tombstone says that there is none.
+//! - What is read is the newest of: batches not committed, batches being committed, the database.
+//! - After an error that leaves the database in doubt, nothing is written any more ([`Meta::latch`]).
+//!
+//! Order of a commit: the pending map is set aside, written in one two-phase transaction, and
+//! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
+
+pub mod commit;
+pub mod database;
+pub mod keys;
+pub mod overlay;
+pub mod page_set;
+mod queries;
+pub mod records;
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use sha2::{Digest, Sha256};
+
+use crate::errno::Errno;
+use crate::ids::{FolderNumber, Generation, Ino, Sequence};
+use crate::sealed::{MetaFile, SealedError};
+use database::{Committed, Tables};
+use keys::Table;
+pub use overlay::Batch;
+use overlay::{Overlay, TableOverlay};
+use records::{Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
+
+/// What can go wrong with the metadata.
+#[derive(Debug, thiserror::Error)]
+pub enum MetaError {
+    /// The backing store failed; nothing was changed.
+    #[error("the backing store failed under the metadata: {0}")]
+    Io(#[from] std::io::Error),
+    /// A page did not open, or its file could not be used.
+    #[error("the metadata file: {0}")]
+    Sealed(#[from] SealedError),
+    /// redb's own error.
+    #[error("the metadata database: {0}")]
+    Database(Box<redb::Error>),
+    /// redb panicked, which it does on contents it cannot make sense of.
+    #[error("the metadata database stopped: {0}")]
+    Panic(String),
+    /// A record that this program did not write.
+    #[error("a metadata record in {0} is not what this version writes")]
+    Corrupt(&'static str),
+    /// An earlier error ended all writing.
+    #[error("the volume is read-only since an earlier error: {0}")]
+    Latched(String),
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {
+        $(impl From<$error> for MetaError {
+            fn from(error: $error) -> Self {
+                Self::Database(Box::new(error.into()))
+            }
+        })*
+    };
+}
+from_redb!(
+    redb::DatabaseError,
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError,
+    redb::SetDurabilityError
+);
+
+impl MetaError {
+    /// What the caller of the filesystem is told.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Io(error) => Errno::from_backing(error),
+            Self::Sealed(error) => error.errno(),
+            Self::Latched(_) => Errno::EROFS,
+            Self::Database(error) => match error.as_ref() {
+                redb::Error::Io(error) => Errno::from_backing(error),
+                _ => Errno::EIO,
+            },
+            Self::Panic(_) | Self::Corrupt(_) => Errno::EIO,
+        }
+    }
+}
+
+/// The filesystem as of a generation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct View(pub Generation);
+
+impl View {
+    /// Now.
+    pub const LIVE: Self = Self(Generation(u64::MAX));
+}
+
+/// The first generation; while it is the only one, every record's key is known.
+const FIRST_GENERATION: Generation = Generation(1);
+/// Space set aside for the metadata beside what the pending changes need, so that deleting
+/// something works on a full disk.
+const HEADROOM_BYTES: u64 = 8 << 20;
+
+struct State {
+    /// Batches since the last commit began.
+    pending: Overlay,
+    /// Batches of the commit under way.
+    committing: Arc<Overlay>,
+    committed: Arc<Committed>,
+    counters: Counters,
+    /// Number of the newest batch.
+    applied: u64,
+}
+
+/// The metadata of a volume.
+pub struct Meta {
+    file: Arc<MetaFile>,
+    tables: Mutex<Option<Tables>>,
+    state: RwLock<State>,
+    /// Number of the newest batch that is durable.
+    durable: AtomicU64,
+    latched: RwLock<Option<String>>,
+    hash_key: [u8; 16],
+    inode_locks: queries::InodeLocks,
+}
+
+impl std::fmt::Debug for Meta {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meta")
+    }
+}
+
+impl Meta {
+    /// Makes the metadata of an empty volume in an empty sealed file. Durable when it returns.
+    pub fn format(file: MetaFile, limit_bytes: u64, root: &InodeRecord) -> Result<(), MetaError> {
+        let mut hash_key = [0; 16];
+        getrandom::fill(&mut hash_key).map_err(|e| std::io::Error::other(e.to_string()))?;
+        let counters = Counters {
+            clean: true,
+            generation: FIRST_GENERATION,
+            frozen: Generation(0),
+            next_ino: Ino(Ino::ROOT.0 + 1),
+            folder: FolderNumber(0),
+            next_garbage: 0,
+            used_pages: 0,
+            inodes: 1,
+            limit_bytes,
+            hash_key,
+        };
+        let tables = Tables::open(Arc::new(file), 4 << 20)?;
+        let mut overlay = Overlay::default();
+        let mut batch = Batch::new();
+        let key = keys::versioned(&keys::inode(Ino::ROOT), FIRST_GENERATION);
+        batch.change(Table::Inode, key, Some(root.encode()));
+        overlay.apply(batch);
+        tables.commit(&overlay, &counters.encode())?;
+        tables.close()
+    }
+
+    /// Opens the metadata. `cache_bytes` bounds redb's cache.
+    pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+        let file = Arc::new(file);
+        // Pages that a power cut left half written look like garbage to redb's own checksums
+        // while it recovers; at any other time they are an error.
+        file.set_recovering(true);
+        let tables = Tables::open(Arc::clone(&file), cache_bytes)?;
+        file.set_recovering(false);
+        let committed = Arc::new(tables.committed()?);
+        let counters = committed
+            .get(Table::Counters, &[])?
+            .and_then(|bytes| Counters::decode(&bytes))
+            .ok_or(MetaError::Corrupt("counters"))?;
+        let hash_key = counters.hash_key;
+        let state = State {
+            pending: Overlay::default(),
+            committing: Arc::default(),
+            committed,
+            counters,
+            applied: 0,
+        };
+        Ok(Self {
+            file,
+            tables: Mutex::new(Some(tables)),
+            state: RwLock::new(state),
+            durable: AtomicU64::new(0),
+            latched: RwLock::new(None),
+            hash_key,
+            inode_locks: queries::InodeLocks::default(),
+        })
+    }
+
+    /// The counters as they are now.
+    pub fn counters(&self) -> Counters {
+        self.state.read().counters.clone()
+    }
+
+    /// The commit number under which pages are sealed now.
+    pub fn sequence(&self) -> Sequence {
+        self.file.sequence()
+    }
+
+    /// The sealed file, for what the platform keystore remembers of it.
+    pub fn file(&self) -> &MetaFile {
+        &self.file
+    }
+
+    /// The position of a name among its directory's entries: 62 bits.
+    pub fn name_hash(&self, name: &[u8]) -> u64 {
+        let digest = Sha256::new().chain_update(self.hash_key).chain_update(name).finalize();
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        u64::from_be_bytes(first) >> 2
+    }
+
+    /// The number of the next inode.
+    pub fn allocate_ino(&self) -> Ino {
+        let counters = &mut self.state.write().counters;
+        let ino = counters.next_ino;
+        counters.next_ino.0 += 1;
+        ino
+    }
+
+    /// Begins a new folder of objects and returns its number.
+    pub fn allocate_folder(&self, at_least: FolderNumber) -> FolderNumber {
+        let counters = &mut self.state.write().counters;
+        counters.folder = FolderNumber((counters.folder.0 + 1).max(at_least.0));
+        counters.folder
+    }
+
+    /// The number of the next row of `garbage`.
+    pub fn allocate_garbage(&self) -> u64 {
+        let counters = &mut self.state.write().counters;
+        counters.next_garbage += 1;
+        counters.next_garbage - 1
+    }
+
+    // ---- reading -------------------------------------------------------------------------
+
+    /// The record of a versioned table that `view` sees.
+    pub fn get(&self, table: Table, logical: &[u8], view: View) -> Result<Option<Vec<u8>>, MetaError> {
+        Ok(self.newest(table, logical, view)?.map(|(_, value)| value).filter(|v| v != TOMBSTONE))
+    }
+
+    /// The inode that `view` sees.
+    pub fn inode(&self, ino: Ino, view: View) -> Result<Option<InodeRecord>, MetaError> {
+        let Some(bytes) = self.get(Table::Inode, &keys::inode(ino), view)? else { return Ok(None) };
+        InodeRecord::decode(&bytes).map(Some).ok_or(MetaError::Corrupt("inode"))
+    }
+
+    /// The directory entry that `view` sees.
+    pub fn dirent(&self, parent: Ino, name: &[u8], view: View) -> Result<Option<DirentRecord>, MetaError> {
+        let key = keys::dirent(parent, self.name_hash(name), name);
+        let Some(bytes) = self.get(Table::Dirent, &key, view)? else { return Ok(None) };
+        DirentRecord::decode(&bytes).map(Some).ok_or(MetaError::Corrupt("dirent"))
+    }
+
+    /// The extent that `view` sees, with the generation that wrote it.
+    pub fn extent(
+        &self,
+        ino: Ino,
+        chunk: crate::ids::ChunkIndex,
+        view: View,
+    ) -> Result<Option<(Generation, ExtentRecord)>, MetaError> {
+        match self.newest(Table::Extent, &keys::extent(ino, chunk), view)? {
+            Some((generation, bytes)) if bytes != TOMBSTONE => {
+                let extent = ExtentRecord::decode(&bytes).ok_or(MetaError::Corrupt("extent"))?;
+                Ok(Some((generation, extent)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Up to `limit` logical records with `low <= logical key < high` that `view` sees, in order.
+    /// Fewer than `limit` means that there are no more.
+    pub fn scan(
+        &self,
+        table: Table,
+        low: &[u8],
+        high: &[u8],
+        view: View,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
+        let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        self.visit_physical(table, low, high, &mut |key, value| {
+            let Some((logical, generation)) = keys::split_version(key) else { return true };
+            if generation > view.0 {
+                return true;
+            }
+            match found.last_mut() {
+                Some((last, newest)) if last == logical => {
+                    newest.clear();
+                    newest.extend_from_slice(value);
+                }
+                last => {
+                    if last.is_some_and(|(_, value)| value == TOMBSTONE) {
+                        found.pop();
+                    }
+                    if found.len() == limit {
+                        return false;
+                    }
+                    found.push((logical.to_vec(), value.to_vec()));
+                }
+            }
+            true
+        })?;
+        if found.last().is_some_and(|(_, value)| value == TOMBSTONE) {
+            found.pop();
+        }
+        Ok(found)
+    }
+
+    /// All physical records of an unversioned table.
+    pub fn rows(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
+        let mut rows = Vec::new();
+        self.visit_physical(table, &[], &[0xFF; 9], &mut |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            true
+        })?;
+        Ok(rows)
+    }
+
+    /// The value of an unversioned table's row.
+    pub fn row(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
+        self.physical(table, key)
+    }
+
+    /// Calls `visit` with every extent of every generation: what exists, whoever sees it.
+    pub fn visit_extents(
+        &self,
+        visit: &mut dyn FnMut(Ino, ExtentRecord),
+    ) -> Result<(), MetaError> {
+        let mut corrupt = false;
+        self.visit_physical(Table::Extent, &[], &[0xFF; 9], &mut |key, value| {
+            if value == TOMBSTONE {
+                return true;
+            }
+            let ino = keys::split_version(key).and_then(|(logical, _)| keys::extent_parts(logical));
+            match (ino, ExtentRecord::decode(value)) {
+                (Some((ino, _)), Some(extent)) => visit(ino, extent),
+                _ => corrupt = true,
+            }
+            !corrupt
+        })?;
+        if corrupt { Err(MetaError::Corrupt("extent")) } else { Ok(()) }
+    }
+
+    /// The newest physical record of a logical key up to the view's generation.
+    fn newest(
+        &self,
+        table: Table,
+        logical: &[u8],
+        view: View,
+    ) -> Result<Option<(Generation, Vec<u8>)>, MetaError> {
+        let generation = self.state.read().counters.generation;
+        if generation == FIRST_GENERATION {
+            let key = keys::versioned(logical, generation);
+            return Ok(self.physical(table, &key)?.map(|value| (generation, value)));
+        }
+        let low = keys::versioned(logical, Generation(0));
+        let mut high = keys::versioned(logical, view.0);
+        loop {
+            let Some((key, value)) = self.last_physical(table, &low, &high)? else {
+                return Ok(None);
+            };
+            let (_, generation) = keys::split_version(&key).ok_or(MetaError::Corrupt("key"))?;
+            match value {
+                Some(value) => return Ok(Some((generation, value))),
+                None if generation.0 == 0 => return Ok(None),
+                None => high = keys::versioned(logical, Generation(generation.0 - 1)),
+            }
+        }
+    }
+
+    fn physical(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
+        let (committing, committed) = {
+            let state = self.state.read();
+            if let Some(value) = state.pending.table(table).get(key) {
+                return Ok(value.clone());
+            }
+            (Arc::clone(&state.committing), Arc::clone(&state.committed))
+        };
+        match committing.table(table).get(key) {
+            Some(value) => Ok(value.clone()),
+            None => committed.get(table, key),
+        }
+    }
+
+    /// The last physical record of the range, `None` as its value where it has been removed.
+    #[allow(clippy::type_complexity)]
+    fn last_physical(
+        &self,
+        table: Table,
+        low: &[u8],
+        high: &[u8],
+    ) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>, MetaError> {
+        let bounds = (Bound::Included(low), Bound::Included(high));
+        let last_of = |overlay: &Overlay| {
+            let last = overlay.table(table).range::<[u8], _>(bounds).next_back();
+            last.map(|(key, value)| (key.clone(), value.clone()))
+        };
+        let (pending, committing, committed) = {
+            let state = self.state.read();
+            (last_of(&state.pending), Arc::clone(&state.committing), Arc::clone(&state.committed))
+        };
+        let base = committed.last_between(table, low, high)?.map(|(key, value)| (key, Some(value)));
+        // Of equal keys the newer source wins: `max_by` keeps the last of equals.
+        Ok([base, last_of(&committing), pending]
+            .into_iter()
+            .flatten()
+            .max_by(|a, b| a.0.cmp(&b.0)))
+    }
+
+    /// Calls `visit` with each physical record with `low <= key < high`, in order, until it says
+    /// false. No lock is held while the database is read or `visit` runs.
+    fn visit_physical(
+        &self,
+        table: Table,
+        low: &[u8],
+        high: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        let mut low = low.to_vec();
+        loop {
+            let (page, next) = self.physical_page(table, &low, high)?;
+            for (key, value) in &page {
+                if let Some(value) = value
+                    && !visit(key, value)
+                {
+                    return Ok(());
+                }
+            }
+            match next {
+                Some(next) => low = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Some physical records from `low` on, `None` for removed ones, and where to go on from.
+    #[allow(clippy::type_complexity)]
+    fn physical_page(
+        &self,
+        table: Table,
+        low: &[u8],
+        high: &[u8],
+    ) -> Result<(TableOverlay, Option<Vec<u8>>), MetaError> {
+        const PAGE: usize = 256;
+        let bounds = (Bound::Included(low), Bound::Excluded(high));
+        let first_of = |overlay: &Overlay| -> TableOverlay {
+            let range = overlay.table(table).range::<[u8], _>(bounds).take(PAGE);
+            range.map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        let (pending, committing, committed) = {
+            let state = self.state.read();
+            (first_of(&state.pending), Arc::clone(&state.committing), Arc::clone(&state.committed))
+        };
+        let mut base = TableOverlay::new();
+        committed.visit(table, low, high, &mut |key, value| {
+            base.insert(key.to_vec(), Some(value.to_vec()));
+            base.len() < PAGE
+        })?;
+        // A source that gave a full page may have more behind its last key: what the others have
+        // beyond that key has to wait.
+        let mut horizon: Option<Vec<u8>> = None;
+        let mut merged = TableOverlay::new();
+        for source in [base, first_of(&committing), pending] {
+            if source.len() == PAGE
+                && let Some((last, _)) = source.last_key_value()
+                && horizon.as_ref().is_none_or(|h| last < h)
+            {
+                horizon = Some(last.clone());
+            }
+            merged.extend(source);
+        }
+        let next = horizon.map(|mut key| {
+            key.push(0);
+            merged.split_off(&key);
+            key
+        });
+        Ok((merged, next))
+    }
+}

@@ -1,1 +1,277 @@
-//! object
+//! Contents of files: extents made of parts, each a sealed object.
+//!
+//! Chunk n of a file is 4 MiB. A page is read from the first part that has it; only the newest
+//! part is written in place, and only where no kept view, no copy and no retired key set sees it.
+//! Contents of up to [`INLINE_BYTES`] live in the extent's record itself.
+//!
+//! Order of writes: pages, fdatasync, `sync_dir` of new names, then the record that names them
+//! ([`sync`]); objects are unlinked and holes punched only after the commit that made them
+//! unreachable ([`collect`]).
+
+mod clone;
+mod collect;
+mod cut;
+mod file;
+mod objects;
+mod read;
+mod sync;
+mod write;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::errno::Errno;
+use crate::ids::{ChunkIndex, Epoch, Ino};
+use crate::layers::KeyRing;
+use crate::meta::commit::BatchNumber;
+use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, pages_touching};
+use crate::meta::records::{ExtentRecord, ObjectName};
+use crate::meta::{Meta, MetaError, View};
+use crate::sealed::{PAGE_BYTES, SealedError};
+use crate::store::Store;
+
+pub use collect::Cut;
+use file::{Chunk, FileState};
+pub use file::File;
+pub use objects::Objects;
+
+/// Contents up to this length live in the metadata. Measured: below it a file costs no object,
+/// and a leaf of the database still holds more than one.
+pub const INLINE_BYTES: u64 = 2048;
+/// Parts of one extent before they are flattened.
+const PARTS_BEFORE_FLATTENING: usize = 4;
+/// Chunks of one file kept in memory beyond those that are dirty.
+const CHUNKS_KEPT: usize = 1024;
+/// The largest file: chunks are numbered with 32 bits, offsets are signed 64-bit numbers.
+pub const FILE_BYTES_MAX: u64 = ((u32::MAX as u64) + 1) * CHUNK_BYTES - 1;
+
+/// What can go wrong with contents.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The metadata could not be read or changed.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// A page of an object could not be read or written.
+    #[error("object {object}: {source}", object = .object.object)]
+    Page {
+        /// The object.
+        object: ObjectName,
+        /// What happened.
+        source: SealedError,
+    },
+    /// An object that the metadata name is not there.
+    #[error("object {} is missing from folder {:08x}", .object.object, .object.folder.0)]
+    Missing {
+        /// The object.
+        object: ObjectName,
+    },
+    /// An object is sealed under a key set that the volume does not have.
+    #[error("object {} is sealed under key set {epoch}, which this volume does not have", .object.object)]
+    NoKeySet {
+        /// The object.
+        object: ObjectName,
+        /// Number of the key set.
+        epoch: Epoch,
+    },
+    /// The backing store failed.
+    #[error("the backing store failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// The volume's own limit is reached.
+    #[error("the volume is full")]
+    Full,
+    /// The file would grow beyond what an offset can say.
+    #[error("the file would be too large")]
+    TooLarge,
+    /// The file is gone.
+    #[error("the file was removed")]
+    Removed,
+}
+
+impl ObjectError {
+    /// What the caller of the filesystem is told.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Meta(error) => error.errno(),
+            Self::Page { source, .. } => source.errno(),
+            Self::Missing { .. } | Self::NoKeySet { .. } => Errno::EIO,
+            Self::Io(error) => Errno::from_backing(error),
+            Self::Full => Errno::ENOSPC,
+            Self::TooLarge => Errno::EFBIG,
+            Self::Removed => Errno::ESTALE,
+        }
+    }
+}
+
+/// Size, sealed pages and time of writing of a live file: what its record does not say yet.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveAttr {
+    /// Length in bytes.
+    pub size: u64,
+    /// Sealed pages.
+    pub pages: u64,
+    /// Time of a write that is not in the record.
+    pub written: Option<crate::meta::records::Timespec>,
+}
+
+/// The contents of all files of a volume.
+#[derive(Debug)]
+pub struct Contents {
+    meta: Arc<Meta>,
+    objects: Objects,
+    files: Mutex<HashMap<Ino, Arc<File>>>,
+    /// Files whose contents must be durable before the next commit.
+    ordered: Mutex<HashSet<Ino>>,
+    /// Physical work that waits for the next commit.
+    cuts: Mutex<Vec<(BatchNumber, Cut)>>,
+    /// Sealed pages, now; the counter in the metadata is the durable one.
+    used_pages: AtomicI64,
+    limit_pages: Option<i64>,
+}
+
+impl Contents {
+    /// The contents of the volume in `store`.
+    pub fn new(meta: Arc<Meta>, store: Arc<dyn Store>, keys: Arc<KeyRing>, open_max: usize) -> Self {
+        let counters = meta.counters();
+        let limit = counters.limit_bytes / PAGE_BYTES as u64;
+        Self {
+            objects: Objects::new(store, keys, open_max),
+            meta,
+            files: Mutex::default(),
+            ordered: Mutex::default(),
+            cuts: Mutex::default(),
+            used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
+            limit_pages: (counters.limit_bytes > 0).then_some(limit.cast_signed()),
+        }
+    }
+
+    /// The objects below.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// The live file of an inode whose record says `size` and `pages`.
+    pub fn file(&self, ino: Ino, size: u64, pages: u64) -> Arc<File> {
+        let mut files = self.files.lock();
+        let file = files.entry(ino).or_insert_with(|| Arc::new(File::new(ino, View::LIVE, size, pages)));
+        Arc::clone(file)
+    }
+
+    /// What a live file's record does not say yet.
+    pub fn live(&self, ino: Ino) -> Option<LiveAttr> {
+        let file = Arc::clone(self.files.lock().get(&ino)?);
+        let state = file.state.lock();
+        Some(LiveAttr { size: state.size, pages: state.pages, written: state.written })
+    }
+
+    /// Forgets a file that nobody uses and that has nothing to sync.
+    pub fn forget(&self, ino: Ino) {
+        let mut files = self.files.lock();
+        if let Some(file) = files.get(&ino)
+            && Arc::strong_count(file) == 1
+            && !file.state.lock().is_dirty()
+        {
+            files.remove(&ino);
+        }
+    }
+
+    /// Sealed pages in use, now.
+    pub fn used_pages(&self) -> u64 {
+        self.used_pages.load(Ordering::Relaxed).max(0).cast_unsigned()
+    }
+
+    /// Asks that a file's contents be durable before the next commit.
+    pub fn order(&self, ino: Ino) {
+        self.ordered.lock().insert(ino);
+    }
+
+    /// True when no file has to be synced before a commit.
+    pub fn none_ordered(&self) -> bool {
+        self.ordered.lock().is_empty()
+    }
+
+    /// Says in the log which object a page of which did not open.
+    fn page_error(object: ObjectName, source: SealedError) -> ObjectError {
+        let error = ObjectError::Page { object, source };
+        tracing::error!(object = %object.object, folder = object.folder.0, %error, "a page of contents cannot be used");
+        error
+    }
+
+    fn account(&self, state: &mut FileState, change: i64) {
+        state.pages = state.pages.saturating_add_signed(change);
+        self.used_pages.fetch_add(change, Ordering::Relaxed);
+    }
+
+    fn check_room(&self, more_pages: i64) -> Result<(), ObjectError> {
+        match self.limit_pages {
+            Some(limit) if self.used_pages.load(Ordering::Relaxed) + more_pages > limit => Err(ObjectError::Full),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that the state knows a chunk. The record is read without the state's lock.
+    fn load_chunk(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+        let size = {
+            let state = file.state.lock();
+            if state.chunks.contains_key(&index) {
+                return Ok(());
+            }
+            state.size
+        };
+        let record = self.meta.extent(file.ino, ChunkIndex(index), file.view)?;
+        let chunk = Self::chunk_of(index, size, record);
+        let mut state = file.state.lock();
+        if state.chunks.len() >= CHUNKS_KEPT {
+            state.chunks.retain(|_, chunk| chunk.changed || chunk.needs_sync());
+        }
+        state.chunks.entry(index).or_insert(chunk);
+        Ok(())
+    }
+
+    fn chunk_of(
+        index: u32,
+        size: u64,
+        record: Option<(crate::ids::Generation, ExtentRecord)>,
+    ) -> Chunk {
+        let bytes = size.saturating_sub(u64::from(index) * CHUNK_BYTES).min(CHUNK_BYTES);
+        let end_page = pages_touching(0..bytes).end;
+        match record {
+            None => Chunk::from_record(crate::ids::Generation(0), None, end_page),
+            Some((generation, record)) => Chunk::from_record(generation, Some(record), end_page),
+        }
+    }
+
+    /// True when the newest part may be written in place: no kept view sees the extent, nobody
+    /// else links it, and it is sealed under the active key set.
+    fn writable(&self, chunk: &Chunk) -> bool {
+        let file::Extent::Parts { shared: false, parts } = &chunk.extent else { return false };
+        let counters = self.meta.counters();
+        parts.first().is_some_and(|part| part.id.epoch == self.objects.keys().active().epoch)
+            && (!chunk.named || chunk.generation == counters.generation)
+            && (!chunk.named || chunk.generation > counters.frozen)
+    }
+}
+
+/// Splits bytes of a file into pieces that each lie in one chunk: chunk, range within the chunk.
+fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (u32, std::ops::Range<u64>)> {
+    let end = offset + len;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let index = at / CHUNK_BYTES;
+        let start = at % CHUNK_BYTES;
+        let stop = (end - index * CHUNK_BYTES).min(CHUNK_BYTES);
+        at = index * CHUNK_BYTES + stop;
+        Some((index as u32, start..stop))
+    })
+}
+
+/// Bytes of a chunk that a page holds.
+fn page_bytes(page: u32) -> std::ops::Range<u64> {
+    let start = u64::from(page) * PAYLOAD_BYTES;
+    start..(start + PAYLOAD_BYTES).min(CHUNK_BYTES)
+}

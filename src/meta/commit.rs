@@ -1,0 +1,214 @@
+//! Changing the metadata: building batches, applying them, committing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::keys::{self, Table};
+use super::overlay::Overlay;
+use super::records::{DirentRecord, ExtentRecord, InodeRecord, ObjectName, TOMBSTONE, encode_xattr};
+use super::{Batch, FIRST_GENERATION, HEADROOM_BYTES, Meta, MetaError, View};
+use crate::errno::Errno;
+use crate::ids::{ChunkIndex, Ino};
+
+/// Number of a batch: batches are durable in the order of their numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct BatchNumber(pub u64);
+
+impl Meta {
+    /// Adds "the record of `logical` is now `value`" (`None`: it is gone) to the batch.
+    ///
+    /// The record is written under the live generation. Records of older generations stay: they
+    /// belong to the views that see them, and go with those. A delete leaves a tombstone where
+    /// an older record would otherwise come to light.
+    fn write(
+        &self,
+        batch: &mut Batch,
+        table: Table,
+        logical: &[u8],
+        value: Option<Vec<u8>>,
+    ) -> Result<(), MetaError> {
+        let generation = self.counters_generation();
+        let key = keys::versioned(logical, generation);
+        if generation == FIRST_GENERATION {
+            batch.change(table, key, value);
+            return Ok(());
+        }
+        let older = self.newest(table, logical, View(crate::ids::Generation(generation.0 - 1)))?;
+        match (older, value) {
+            (Some(_), None) => batch.change(table, key, Some(TOMBSTONE.to_vec())),
+            (_, value) => batch.change(table, key, value),
+        }
+        Ok(())
+    }
+
+    fn counters_generation(&self) -> crate::ids::Generation {
+        self.state.read().counters.generation
+    }
+
+    /// Sets an inode.
+    pub fn put_inode(&self, batch: &mut Batch, ino: Ino, record: &InodeRecord) -> Result<(), MetaError> {
+        self.write(batch, Table::Inode, &keys::inode(ino), Some(record.encode()))
+    }
+
+    /// Removes an inode.
+    pub fn remove_inode(&self, batch: &mut Batch, ino: Ino) -> Result<(), MetaError> {
+        self.write(batch, Table::Inode, &keys::inode(ino), None)
+    }
+
+    /// Sets or removes a directory entry.
+    pub fn put_dirent(
+        &self,
+        batch: &mut Batch,
+        parent: Ino,
+        name: &[u8],
+        entry: Option<DirentRecord>,
+    ) -> Result<(), MetaError> {
+        let key = keys::dirent(parent, self.name_hash(name), name);
+        self.write(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
+    }
+
+    /// Sets or removes an extended attribute.
+    pub fn put_xattr(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        name: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<(), MetaError> {
+        self.write(batch, Table::Xattr, &keys::xattr(ino, name), value.map(encode_xattr))
+    }
+
+    /// Sets or removes an extent.
+    pub fn put_extent(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        chunk: ChunkIndex,
+        extent: Option<&ExtentRecord>,
+    ) -> Result<(), MetaError> {
+        self.write(batch, Table::Extent, &keys::extent(ino, chunk), extent.map(ExtentRecord::encode))
+    }
+
+    /// Marks an inode as unlinked but in use, or not any more.
+    pub fn put_orphan(&self, batch: &mut Batch, ino: Ino, orphan: bool) {
+        batch.change(Table::Orphan, keys::number(ino.0), orphan.then(|| vec![1]));
+    }
+
+    /// Queues an object's name to be unlinked once the batch is durable.
+    pub fn put_garbage(&self, batch: &mut Batch, name: ObjectName) {
+        batch.change(Table::Garbage, keys::number(self.allocate_garbage()), Some(name.encode()));
+    }
+
+    /// Takes a row off the queue.
+    pub fn remove_garbage(&self, batch: &mut Batch, number: u64) {
+        batch.change(Table::Garbage, keys::number(number), None);
+    }
+
+    /// Applies a batch in memory. It is durable after the next commit.
+    pub fn apply(&self, batch: Batch) -> Result<BatchNumber, MetaError> {
+        if let Some(reason) = &*self.latched.read() {
+            return Err(MetaError::Latched(reason.clone()));
+        }
+        let state = &mut *self.state.write();
+        state.counters.used_pages = state.counters.used_pages.saturating_add_signed(batch.used_pages);
+        state.counters.inodes = state.counters.inodes.saturating_add_signed(batch.inodes);
+        state.pending.apply(batch);
+        state.applied += 1;
+        Ok(BatchNumber(state.applied))
+    }
+
+    /// Number of the newest batch.
+    pub fn newest_batch(&self) -> BatchNumber {
+        BatchNumber(self.state.read().applied)
+    }
+
+    /// True when the batch is durable.
+    pub fn is_durable(&self, batch: BatchNumber) -> bool {
+        self.durable.load(Ordering::Acquire) >= batch.0
+    }
+
+    /// Memory taken by changes that are not committed, in bytes.
+    pub fn pending_bytes(&self) -> usize {
+        self.state.read().pending.bytes()
+    }
+
+    /// Says whether the volume was left clean; part of the next commit.
+    pub fn set_clean(&self, clean: bool) {
+        let state = &mut *self.state.write();
+        if state.counters.clean != clean {
+            state.counters.clean = clean;
+            state.applied += 1;
+        }
+    }
+
+    /// Commits all batches that were applied before `ready` says yes, and is durable when it
+    /// returns. `ready` is asked at the instant at which the commit's contents are fixed; when it
+    /// says no, nothing happens and the answer is false.
+    ///
+    /// A full disk is reported before anything is written and loses nothing: the batches stay
+    /// pending. Any other failure latches.
+    pub fn commit(&self, ready: &dyn Fn() -> bool) -> Result<bool, MetaError> {
+        let tables = self.tables.lock();
+        if let Some(reason) = &*self.latched.read() {
+            return Err(MetaError::Latched(reason.clone()));
+        }
+        let Some(tables) = &*tables else { return Err(MetaError::Latched("unmounted".into())) };
+        // Copy-on-write B-trees rewrite a path per change in the worst case.
+        let bytes = self.pending_bytes() as u64;
+        self.file.reserve(HEADROOM_BYTES + bytes * 4)?;
+        let (overlay, counters, applied) = {
+            let state = &mut *self.state.write();
+            if !ready() {
+                return Ok(false);
+            }
+            if state.applied == self.durable.load(Ordering::Acquire) {
+                return Ok(true);
+            }
+            state.committing = Arc::new(std::mem::take(&mut state.pending));
+            (Arc::clone(&state.committing), state.counters.encode(), state.applied)
+        };
+        let result = tables
+            .commit(&overlay, &counters)
+            .and_then(|()| tables.committed());
+        match result {
+            Ok(committed) => {
+                let state = &mut *self.state.write();
+                state.committed = Arc::new(committed);
+                state.committing = Arc::new(Overlay::default());
+                self.durable.store(applied, Ordering::Release);
+                Ok(true)
+            }
+            Err(error) => {
+                self.latch(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends all writing: from now on every change is refused. What is durable stays readable.
+    pub fn latch(&self, reason: &str) {
+        let mut latched = self.latched.write();
+        if latched.is_none() {
+            tracing::error!(reason, "the volume is read-only from now on: unmount and mount it again");
+            *latched = Some(reason.to_owned());
+        }
+    }
+
+    /// Why writing ended, if it did.
+    pub fn latched(&self) -> Option<String> {
+        self.latched.read().clone()
+    }
+
+    /// `Err(EROFS)` once writing has ended.
+    pub fn check_writable(&self) -> Result<(), Errno> {
+        if self.latched.read().is_some() { Err(Errno::EROFS) } else { Ok(()) }
+    }
+
+    /// Closes the database. Everything is refused afterwards.
+    pub fn close(&self) -> Result<(), MetaError> {
+        let Some(tables) = self.tables.lock().take() else { return Ok(()) };
+        let result = if self.latched.read().is_some() { Ok(()) } else { tables.close() };
+        self.latched.write().get_or_insert_with(|| "unmounted".to_owned());
+        result
+    }
+}

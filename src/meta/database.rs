@@ -1,0 +1,182 @@
+//! redb over the sealed file `meta`.
+//!
+//! Invariants: every durable commit is two-phase; a panic inside redb is caught and is an error
+//! like any other; after an error of a write the database is not used again (the caller latches).
+//!
+//! Order of writes of a commit: new pages, sync, the other commit slot in page 0, sync. Page 0
+//! has two slots of its own in the sealed file, so that a torn write of it leaves the other.
+
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use redb::{
+    Database, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition,
+};
+
+use super::MetaError;
+use super::keys::Table;
+use super::overlay::Overlay;
+use crate::sealed::MetaFile;
+
+type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+const fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+    TableDefinition::new(table.name())
+}
+
+/// redb's view of the sealed file.
+#[derive(Debug)]
+struct Backend(Arc<MetaFile>);
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+}
+
+/// The tables as of the newest commit.
+pub struct Committed {
+    tables: [Rows; Table::ALL.len()],
+}
+
+impl fmt::Debug for Committed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Committed")
+    }
+}
+
+impl Committed {
+    /// The value of a physical key.
+    pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
+        guarded(|| Ok(self.tables[table.index()].get(key)?.map(|value| value.value().to_vec())))
+    }
+
+    /// The last record with `low <= key <= high`.
+    pub fn last_between(
+        &self,
+        table: Table,
+        low: &[u8],
+        high: &[u8],
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, MetaError> {
+        guarded(|| {
+            let mut range = self.tables[table.index()].range::<&[u8]>(low..=high)?;
+            let last = range.next_back().transpose()?;
+            Ok(last.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())))
+        })
+    }
+
+    /// Calls `visit` with each record with `low <= key < high`, in order, until it says false.
+    pub fn visit(
+        &self,
+        table: Table,
+        low: &[u8],
+        high: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        guarded(|| {
+            for row in self.tables[table.index()].range::<&[u8]>(low..high)? {
+                let (key, value) = row?;
+                if !visit(key.value(), value.value()) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The database.
+pub struct Tables {
+    database: Database,
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tables")
+    }
+}
+
+impl Tables {
+    /// Opens the database in the sealed file, recovering it where the last use ended unclean, or
+    /// makes an empty one in an empty file.
+    pub fn open(file: Arc<MetaFile>, cache_bytes: usize) -> Result<Self, MetaError> {
+        let database = guarded(|| {
+            let mut builder = Database::builder();
+            builder.set_cache_size(cache_bytes);
+            Ok(builder.create_with_backend(Backend(file))?)
+        })?;
+        Ok(Self { database })
+    }
+
+    /// The tables as of now.
+    pub fn committed(&self) -> Result<Committed, MetaError> {
+        guarded(|| {
+            let transaction = self.database.begin_read()?;
+            let mut tables = Vec::with_capacity(Table::ALL.len());
+            for table in Table::ALL {
+                tables.push(transaction.open_table(definition(table))?);
+            }
+            let tables = tables.try_into().map_err(|_| MetaError::Corrupt("tables"))?;
+            Ok(Committed { tables })
+        })
+    }
+
+    /// Writes the changes and the counters in one durable transaction.
+    pub fn commit(&self, changes: &Overlay, counters: &[u8]) -> Result<(), MetaError> {
+        guarded(|| {
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_durability(Durability::Immediate)?;
+            transaction.set_two_phase_commit(true);
+            transaction.set_quick_repair(true);
+            for table in Table::ALL {
+                let mut rows = transaction.open_table(definition(table))?;
+                for (key, value) in changes.table(table) {
+                    match value {
+                        Some(value) => rows.insert(key.as_slice(), value.as_slice())?,
+                        None => rows.remove(key.as_slice())?,
+                    };
+                }
+                if table == Table::Counters {
+                    rows.insert(&[][..], counters)?;
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        })
+    }
+
+    /// Ends the use of the database and marks it clean.
+    pub fn close(self) -> Result<(), MetaError> {
+        guarded(|| Ok(self.database.close()?))
+    }
+}
+
+/// Runs a call into redb; a panic in there becomes an error.
+fn guarded<T>(call: impl FnOnce() -> Result<T, MetaError>) -> Result<T, MetaError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(MetaError::Panic(message.to_owned()))
+    })
+}

@@ -1,0 +1,180 @@
+//! Keys of the metadata tables.
+//!
+//! All numbers are big-endian, so that the order of bytes is the order of numbers. In the
+//! versioned tables every key ends in the generation (8 bytes) that wrote the record; what stands
+//! before it is the *logical key*. Names hold neither NUL nor `/`, so the NUL after a name keeps
+//! one logical key from being a prefix of another.
+//!
+//! | table | logical key | versioned | value ([`super::records`]) |
+//! |---|---|---|---|
+//! | `inode` | ino (8) | yes | inode |
+//! | `dirent` | parent ino (8), name hash (8), name, NUL | yes | ino (8), kind (1) |
+//! | `xattr` | ino (8), name, NUL | yes | the value |
+//! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
+//! | `view` | view id (2) | no | reserved for kept views |
+//! | `orphan` | ino (8) | no | empty: unlinked, still open |
+//! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
+//! | `counters` | empty | no | counters |
+//!
+//! The *name hash* is the first 8 bytes of SHA-256(hash key ‖ name), as a big-endian number
+//! shifted right by two, where the hash key is 16 random bytes of the volume ([`super::records::Counters`]).
+//! It gives every entry a position that stays where it is when others come and go, which is what
+//! `telldir` and `seekdir` need; a secret key keeps users from making names that collide.
+
+use crate::ids::{ChunkIndex, Generation, Ino};
+
+/// The tables.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[allow(missing_docs)]
+pub enum Table {
+    Inode,
+    Dirent,
+    Xattr,
+    Extent,
+    View,
+    Orphan,
+    Garbage,
+    Counters,
+}
+
+impl Table {
+    /// All of them, in the order of [`Table::index`].
+    pub const ALL: [Self; 8] = [
+        Self::Inode,
+        Self::Dirent,
+        Self::Xattr,
+        Self::Extent,
+        Self::View,
+        Self::Orphan,
+        Self::Garbage,
+        Self::Counters,
+    ];
+
+    /// Position in [`Table::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The name in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inode => "inode",
+            Self::Dirent => "dirent",
+            Self::Xattr => "xattr",
+            Self::Extent => "extent",
+            Self::View => "view",
+            Self::Orphan => "orphan",
+            Self::Garbage => "garbage",
+            Self::Counters => "counters",
+        }
+    }
+
+}
+
+/// Bytes of the generation at the end of a versioned key.
+pub const GENERATION_BYTES: usize = 8;
+
+/// Logical key of an inode.
+pub fn inode(ino: Ino) -> Vec<u8> {
+    with_room(&[&ino.0.to_be_bytes()])
+}
+
+/// Logical key of a directory entry.
+pub fn dirent(parent: Ino, hash: u64, name: &[u8]) -> Vec<u8> {
+    with_room(&[&parent.0.to_be_bytes(), &hash.to_be_bytes(), name, &[0]])
+}
+
+/// Where the entries of a directory with a hash of at least `hash` begin.
+pub fn dirent_from(parent: Ino, hash: u64) -> Vec<u8> {
+    with_room(&[&parent.0.to_be_bytes(), &hash.to_be_bytes()])
+}
+
+/// Hash and name in a directory entry's logical key.
+pub fn dirent_parts(logical: &[u8]) -> Option<(u64, &[u8])> {
+    let (_, rest) = logical.split_first_chunk::<8>()?;
+    let (hash, rest) = rest.split_first_chunk::<8>()?;
+    let (0, name) = rest.split_last()? else { return None };
+    Some((u64::from_be_bytes(*hash), name))
+}
+
+/// Logical key of an extended attribute.
+pub fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
+    with_room(&[&ino.0.to_be_bytes(), name, &[0]])
+}
+
+/// The name in an extended attribute's logical key.
+pub fn xattr_name(logical: &[u8]) -> Option<&[u8]> {
+    let (0, name) = logical.get(8..)?.split_last()? else { return None };
+    Some(name)
+}
+
+/// Logical key of an extent.
+pub fn extent(ino: Ino, chunk: ChunkIndex) -> Vec<u8> {
+    with_room(&[&ino.0.to_be_bytes(), &chunk.0.to_be_bytes()])
+}
+
+/// Inode and chunk of an extent's logical key.
+pub fn extent_parts(logical: &[u8]) -> Option<(Ino, ChunkIndex)> {
+    let (ino, rest) = logical.split_first_chunk::<8>()?;
+    let (chunk, []) = rest.split_first_chunk::<4>()? else { return None };
+    Some((Ino(u64::from_be_bytes(*ino)), ChunkIndex(u32::from_be_bytes(*chunk))))
+}
+
+/// A number as an unversioned key.
+pub fn number(number: u64) -> Vec<u8> {
+    number.to_be_bytes().to_vec()
+}
+
+/// The number in such a key.
+pub fn number_of(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.try_into().ok()?))
+}
+
+/// Everything of inode `ino` in a versioned table lies below this key.
+pub fn after_ino(ino: Ino) -> Vec<u8> {
+    (ino.0 + 1).to_be_bytes().to_vec()
+}
+
+/// The physical key: logical key and generation.
+pub fn versioned(logical: &[u8], generation: Generation) -> Vec<u8> {
+    with_room(&[logical, &generation.0.to_be_bytes()])
+}
+
+/// Takes a physical key apart.
+pub fn split_version(physical: &[u8]) -> Option<(&[u8], Generation)> {
+    let (logical, generation) = physical.split_last_chunk::<GENERATION_BYTES>()?;
+    Some((logical, Generation(u64::from_be_bytes(*generation))))
+}
+
+fn with_room(pieces: &[&[u8]]) -> Vec<u8> {
+    let len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+    let mut key = Vec::with_capacity(len + GENERATION_BYTES);
+    for piece in pieces {
+        key.extend_from_slice(piece);
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_logical_key_is_a_prefix_of_another() {
+        let a = dirent(Ino(7), 5, b"a");
+        let ab = dirent(Ino(7), 5, b"ab");
+        assert!(!ab.starts_with(&a));
+        assert!(versioned(&a, Generation(u64::MAX)) < versioned(&ab, Generation(0)));
+    }
+
+    #[test]
+    fn parts_come_back() {
+        assert_eq!(dirent_parts(&dirent(Ino(7), 5, b"a")), Some((5, &b"a"[..])));
+        assert_eq!(xattr_name(&xattr(Ino(7), b"user.x")), Some(&b"user.x"[..]));
+        assert_eq!(extent_parts(&extent(Ino(7), ChunkIndex(3))), Some((Ino(7), ChunkIndex(3))));
+        let key = versioned(b"k", Generation(9));
+        assert_eq!(split_version(&key), Some((&b"k"[..], Generation(9))));
+        assert_eq!(dirent_parts(b"short"), None);
+        assert_eq!(extent_parts(&[0; 13]), None);
+    }
+}

@@ -1,0 +1,100 @@
+//! Questions about ranges of records, and the locks of inodes.
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::keys::{self, Table};
+use super::records::{ExtentRecord, InodeRecord};
+use super::{Batch, Meta, MetaError, View};
+use crate::ids::{ChunkIndex, Ino};
+
+/// Locks of inodes: whoever reads a record, changes it and writes it back holds its inode's.
+#[derive(Debug)]
+pub(super) struct InodeLocks(Vec<Mutex<()>>);
+
+const SHARDS: usize = 256;
+
+impl Default for InodeLocks {
+    fn default() -> Self {
+        Self((0..SHARDS).map(|_| Mutex::new(())).collect())
+    }
+}
+
+/// Holds the locks of some inodes.
+#[derive(Debug)]
+pub struct InodeGuard<'a> {
+    _guards: Vec<MutexGuard<'a, ()>>,
+}
+
+impl Meta {
+    /// Locks one inode.
+    pub fn lock_inode(&self, ino: Ino) -> MutexGuard<'_, ()> {
+        self.inode_locks.0[shard(ino)].lock()
+    }
+
+    /// Locks several inodes, in an order that is the same for everybody.
+    pub fn lock_inodes(&self, inos: &[Ino]) -> InodeGuard<'_> {
+        let mut shards: Vec<usize> = inos.iter().map(|ino| shard(*ino)).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        InodeGuard { _guards: shards.into_iter().map(|shard| self.inode_locks.0[shard].lock()).collect() }
+    }
+
+    /// The live inode as the batch leaves it.
+    pub fn inode_after(&self, batch: &Batch, ino: Ino) -> Result<Option<InodeRecord>, MetaError> {
+        let key = keys::versioned(&keys::inode(ino), self.counters().generation);
+        match batch.pending(Table::Inode, &key) {
+            Some(Some(bytes)) => InodeRecord::decode(bytes).map(Some).ok_or(MetaError::Corrupt("inode")),
+            Some(None) => Ok(None),
+            None => self.inode(ino, View::LIVE),
+        }
+    }
+
+    /// Up to `limit` extents of a file from chunk `from` on.
+    pub fn extents(
+        &self,
+        ino: Ino,
+        from: ChunkIndex,
+        view: View,
+        limit: usize,
+    ) -> Result<Vec<(ChunkIndex, ExtentRecord)>, MetaError> {
+        let (low, high) = (keys::extent(ino, from), keys::after_ino(ino));
+        let rows = self.scan(Table::Extent, &low, &high, view, limit)?;
+        rows.into_iter()
+            .map(|(key, value)| {
+                let chunk = keys::extent_parts(&key).map(|(_, chunk)| chunk);
+                chunk.zip(ExtentRecord::decode(&value)).ok_or(MetaError::Corrupt("extent"))
+            })
+            .collect()
+    }
+
+    /// The first chunk after `index` that has a record.
+    pub fn next_extent(&self, ino: Ino, index: u32, view: View) -> Result<Option<ChunkIndex>, MetaError> {
+        let Some(next) = index.checked_add(1) else { return Ok(None) };
+        let found = self.extents(ino, ChunkIndex(next), view, 1)?;
+        Ok(found.first().map(|(chunk, _)| *chunk))
+    }
+
+    /// Names of a file's extended attributes.
+    pub fn xattr_names(&self, ino: Ino, view: View) -> Result<Vec<Vec<u8>>, MetaError> {
+        let (low, high) = (keys::number(ino.0), keys::after_ino(ino));
+        let rows = self.scan(Table::Xattr, &low, &high, view, usize::MAX)?;
+        rows.iter()
+            .map(|(key, _)| keys::xattr_name(key).map(<[u8]>::to_vec).ok_or(MetaError::Corrupt("xattr")))
+            .collect()
+    }
+
+    /// Rows of `garbage` that are durable, so that what they name may be unlinked.
+    pub fn committed_garbage(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
+        let committed = std::sync::Arc::clone(&self.state.read().committed);
+        let mut rows = Vec::new();
+        committed.visit(Table::Garbage, &[], &[0xFF; 9], &mut |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            true
+        })?;
+        Ok(rows)
+    }
+}
+
+fn shard(ino: Ino) -> usize {
+    (ino.0 % SHARDS as u64) as usize
+}

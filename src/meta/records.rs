@@ -1,0 +1,470 @@
+//! Encodings of the metadata records.
+//!
+//! Fixed-width little-endian numbers, behind one tag byte: 0 is a tombstone (the key had a value
+//! in an older generation and has none any more), 1 a value of the format described here. Times
+//! are seconds (8, signed) and nanoseconds (4).
+//!
+//! ```text
+//! inode     1 | kind 1 | perm 2 | nlink 4 | uid 4 | gid 4 | rdev 4 | size 8 | pages 8 |
+//!           atime 12 | mtime 12 | ctime 12 | crtime 12 | parent 8 | symlink target …
+//! dirent    1 | ino 8 | kind 1
+//! xattr     1 | value …
+//! extent    1 | flags 1 (1: shared) | parts 1 | part …
+//!   part    folder 8 | object id 16 | crypto id 16 | epoch 4 | page set ([`super::page_set`])
+//! extent    2 | bytes …                    (a small file, whole)
+//! garbage   1 | folder 8 | object id 16
+//! counters  1 | clean 1 | generation 8 | frozen 8 | next ino 8 | folder 8 | garbage 8 |
+//!           used pages 8 | inodes 8 | size limit 8 (0: none) | name hash key 16
+//! ```
+//! `pages` of an inode counts its sealed pages on disk; `parent` is the directory that holds a
+//! directory (0 for others). Decoders take exactly what encoders write and return `None` for
+//! everything else.
+
+use super::page_set::PageSet;
+use crate::ids::{CryptoId, Epoch, FolderNumber, Generation, Ino, ObjectId};
+
+/// The value of a key that was deleted in the live generation but exists in an older one.
+pub const TOMBSTONE: &[u8] = &[0];
+const VALUE: u8 = 1;
+const INLINE: u8 = 2;
+const FLAG_SHARED: u8 = 1;
+/// A record never lists more parts than this; longer lists are flattened.
+pub const PARTS_MAX: usize = 8;
+
+/// A point in time: seconds since 1970-01-01 UTC (negative before) and 0..1 000 000 000
+/// nanoseconds that always count forward.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Timespec {
+    /// Seconds since the epoch.
+    pub secs: i64,
+    /// Nanoseconds, counted forward from `secs`.
+    pub nanos: u32,
+}
+
+impl Timespec {
+    /// The present.
+    pub fn now() -> Self {
+        let (secs, nanos) = match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)
+        {
+            Ok(after) => (
+                i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+                after.subsec_nanos(),
+            ),
+            Err(_) => (0, 0),
+        };
+        Self { secs, nanos }
+    }
+}
+
+/// What kind of file an inode is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum FileKind {
+    Regular,
+    Directory,
+    Symlink,
+    Fifo,
+    Socket,
+    CharDevice,
+    BlockDevice,
+}
+
+/// An inode.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InodeRecord {
+    /// Kind of file.
+    pub kind: FileKind,
+    /// `mode & 0o7777`.
+    pub perm: u16,
+    /// Names.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number.
+    pub rdev: u32,
+    /// Length in bytes that is durable.
+    pub size: u64,
+    /// Sealed pages that are durable.
+    pub pages: u64,
+    /// Last access.
+    pub atime: Timespec,
+    /// Last change of contents.
+    pub mtime: Timespec,
+    /// Last change of the inode.
+    pub ctime: Timespec,
+    /// Birth.
+    pub crtime: Timespec,
+    /// The directory that holds this directory.
+    pub parent: Ino,
+    /// Target of a symbolic link.
+    pub target: Vec<u8>,
+}
+
+/// Where a name leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirentRecord {
+    /// The inode.
+    pub ino: Ino,
+    /// Its kind, so that listings need not read it.
+    pub kind: FileKind,
+}
+
+/// What it takes to open an object.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PartId {
+    /// Its file.
+    pub name: ObjectName,
+    /// Domain of its keys.
+    pub crypto: CryptoId,
+    /// Key set it is sealed under.
+    pub epoch: Epoch,
+}
+
+/// One object as an extent sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// The object.
+    pub id: PartId,
+    /// Pages it has.
+    pub pages: PageSet,
+}
+
+/// One chunk of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ExtentRecord {
+    /// Sealed pages, newest part first.
+    Parts {
+        /// Linked from elsewhere: never written in place again.
+        shared: bool,
+        /// Newest first.
+        parts: Vec<Part>,
+    },
+    /// The bytes themselves: a small file.
+    Inline(Vec<u8>),
+}
+
+/// Name of an object's file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ObjectName {
+    /// Folder under `objects/`.
+    pub folder: FolderNumber,
+    /// Name within it.
+    pub object: ObjectId,
+}
+
+/// What the volume counts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counters {
+    /// The last commit was that of a clean unmount.
+    pub clean: bool,
+    /// The live generation.
+    pub generation: Generation,
+    /// Extents up to this generation are linked by a deployed image.
+    pub frozen: Generation,
+    /// The next inode to be made.
+    pub next_ino: Ino,
+    /// The newest folder of objects.
+    pub folder: FolderNumber,
+    /// The next number in `garbage`.
+    pub next_garbage: u64,
+    /// Sealed pages of contents that are durable.
+    pub used_pages: u64,
+    /// Inodes.
+    pub inodes: u64,
+    /// Limit of the contents' size; 0 for none.
+    pub limit_bytes: u64,
+    /// Key of the name hash.
+    pub hash_key: [u8; 16],
+}
+
+/// Writes the fields of a record one after the other.
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn new(tag: u8, room: usize) -> Self {
+        let mut bytes = Vec::with_capacity(room);
+        bytes.push(tag);
+        Self(bytes)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn time(&mut self, time: Timespec) -> &mut Self {
+        self.put(&time.secs.to_le_bytes()).put(&time.nanos.to_le_bytes())
+    }
+}
+
+/// Reads the fields of a record one after the other.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8], tag: u8) -> Option<Self> {
+        match bytes.split_first() {
+            Some((first, rest)) if *first == tag => Some(Self(rest)),
+            _ => None,
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (bytes, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*bytes)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn time(&mut self) -> Option<Timespec> {
+        let secs = i64::from_le_bytes(self.array()?);
+        let nanos = self.u32()?;
+        (nanos < 1_000_000_000).then_some(Timespec { secs, nanos })
+    }
+
+    fn rest(self) -> &'a [u8] {
+        self.0
+    }
+
+    fn end(self) -> Option<()> {
+        self.0.is_empty().then_some(())
+    }
+}
+
+const fn kind_code(kind: FileKind) -> u8 {
+    match kind {
+        FileKind::Regular => 1,
+        FileKind::Directory => 2,
+        FileKind::Symlink => 3,
+        FileKind::Fifo => 4,
+        FileKind::Socket => 5,
+        FileKind::CharDevice => 6,
+        FileKind::BlockDevice => 7,
+    }
+}
+
+const fn kind_of(code: u8) -> Option<FileKind> {
+    Some(match code {
+        1 => FileKind::Regular,
+        2 => FileKind::Directory,
+        3 => FileKind::Symlink,
+        4 => FileKind::Fifo,
+        5 => FileKind::Socket,
+        6 => FileKind::CharDevice,
+        7 => FileKind::BlockDevice,
+        _ => return None,
+    })
+}
+
+impl InodeRecord {
+    /// The encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::new(VALUE, 96 + self.target.len());
+        out.put(&[kind_code(self.kind)])
+            .put(&self.perm.to_le_bytes())
+            .put(&self.nlink.to_le_bytes())
+            .put(&self.uid.to_le_bytes())
+            .put(&self.gid.to_le_bytes())
+            .put(&self.rdev.to_le_bytes())
+            .put(&self.size.to_le_bytes())
+            .put(&self.pages.to_le_bytes())
+            .time(self.atime)
+            .time(self.mtime)
+            .time(self.ctime)
+            .time(self.crtime)
+            .put(&self.parent.0.to_le_bytes())
+            .put(&self.target);
+        out.0
+    }
+
+    /// The record, or `None` when these are not its bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut input = Reader::new(bytes, VALUE)?;
+        let record = Self {
+            kind: kind_of(input.u8()?)?,
+            perm: input.u16()?,
+            nlink: input.u32()?,
+            uid: input.u32()?,
+            gid: input.u32()?,
+            rdev: input.u32()?,
+            size: input.u64()?,
+            pages: input.u64()?,
+            atime: input.time()?,
+            mtime: input.time()?,
+            ctime: input.time()?,
+            crtime: input.time()?,
+            parent: Ino(input.u64()?),
+            target: input.rest().to_vec(),
+        };
+        (record.perm <= 0o7777 && (record.kind == FileKind::Symlink || record.target.is_empty()))
+            .then_some(record)
+    }
+}
+
+impl DirentRecord {
+    /// The encoding.
+    pub fn encode(self) -> Vec<u8> {
+        let mut out = Writer::new(VALUE, 10);
+        out.put(&self.ino.0.to_le_bytes()).put(&[kind_code(self.kind)]);
+        out.0
+    }
+
+    /// The record, or `None` when these are not its bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut input = Reader::new(bytes, VALUE)?;
+        let record = Self { ino: Ino(input.u64()?), kind: kind_of(input.u8()?)? };
+        input.end()?;
+        Some(record)
+    }
+}
+
+/// Encoding of an extended attribute's value.
+pub fn encode_xattr(value: &[u8]) -> Vec<u8> {
+    let mut out = Writer::new(VALUE, 1 + value.len());
+    out.put(value);
+    out.0
+}
+
+/// An extended attribute's value.
+pub fn decode_xattr(bytes: &[u8]) -> Option<&[u8]> {
+    Reader::new(bytes, VALUE).map(Reader::rest)
+}
+
+impl ExtentRecord {
+    /// The encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Inline(bytes) => {
+                let mut out = Writer::new(INLINE, 1 + bytes.len());
+                out.put(bytes);
+                out.0
+            }
+            Self::Parts { shared, parts } => {
+                let mut out = Writer::new(VALUE, 3 + parts.len() * 48);
+                out.put(&[if *shared { FLAG_SHARED } else { 0 }, parts.len() as u8]);
+                for part in parts {
+                    out.put(&part.id.name.folder.0.to_le_bytes())
+                        .put(&part.id.name.object.0)
+                        .put(&part.id.crypto.0)
+                        .put(&part.id.epoch.0.to_le_bytes());
+                    part.pages.encode(&mut out.0);
+                }
+                out.0
+            }
+        }
+    }
+
+    /// The record, or `None` when these are not its bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if let Some(input) = Reader::new(bytes, INLINE) {
+            return Some(Self::Inline(input.rest().to_vec()));
+        }
+        let mut input = Reader::new(bytes, VALUE)?;
+        let shared = match input.u8()? {
+            0 => false,
+            FLAG_SHARED => true,
+            _ => return None,
+        };
+        let count = usize::from(input.u8()?);
+        if count > PARTS_MAX {
+            return None;
+        }
+        let mut parts = Vec::with_capacity(count);
+        for _ in 0..count {
+            let folder = FolderNumber(input.u64()?);
+            let name = ObjectName { folder, object: ObjectId(input.array()?) };
+            let id = PartId {
+                name,
+                crypto: CryptoId(input.array()?),
+                epoch: Epoch(input.u32()?),
+            };
+            let (pages, rest) = PageSet::decode(input.0)?;
+            input.0 = rest;
+            parts.push(Part { id, pages });
+        }
+        input.end()?;
+        Some(Self::Parts { shared, parts })
+    }
+
+    /// Sealed pages it holds.
+    pub fn pages(&self) -> u64 {
+        match self {
+            Self::Inline(_) => 0,
+            Self::Parts { parts, .. } => parts.iter().map(|part| u64::from(part.pages.len())).sum(),
+        }
+    }
+}
+
+impl ObjectName {
+    /// The encoding.
+    pub fn encode(self) -> Vec<u8> {
+        let mut out = Writer::new(VALUE, 25);
+        out.put(&self.folder.0.to_le_bytes()).put(&self.object.0);
+        out.0
+    }
+
+    /// The record, or `None` when these are not its bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut input = Reader::new(bytes, VALUE)?;
+        let name = Self { folder: FolderNumber(input.u64()?), object: ObjectId(input.array()?) };
+        input.end()?;
+        Some(name)
+    }
+}
+
+impl Counters {
+    /// The encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::new(VALUE, 90);
+        out.put(&[u8::from(self.clean)])
+            .put(&self.generation.0.to_le_bytes())
+            .put(&self.frozen.0.to_le_bytes())
+            .put(&self.next_ino.0.to_le_bytes())
+            .put(&self.folder.0.to_le_bytes())
+            .put(&self.next_garbage.to_le_bytes())
+            .put(&self.used_pages.to_le_bytes())
+            .put(&self.inodes.to_le_bytes())
+            .put(&self.limit_bytes.to_le_bytes())
+            .put(&self.hash_key);
+        out.0
+    }
+
+    /// The record, or `None` when these are not its bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut input = Reader::new(bytes, VALUE)?;
+        let counters = Self {
+            clean: match input.u8()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+            generation: Generation(input.u64()?),
+            frozen: Generation(input.u64()?),
+            next_ino: Ino(input.u64()?),
+            folder: FolderNumber(input.u64()?),
+            next_garbage: input.u64()?,
+            used_pages: input.u64()?,
+            inodes: input.u64()?,
+            limit_bytes: input.u64()?,
+            hash_key: input.array()?,
+        };
+        input.end()?;
+        Some(counters)
+    }
+}

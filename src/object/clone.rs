@@ -1,0 +1,175 @@
+//! Copying within the volume: whole chunks by hard links, the rest by bytes.
+//!
+//! A linked chunk is marked `shared` in both files before either may be written again, so that no
+//! two histories ever write under one crypto id. Order: the source is durable; the links and
+//! their names are durable; then both records change in one batch.
+
+use super::file::{Chunk, Extent, File};
+use super::{Contents, ObjectError};
+use crate::ids::ChunkIndex;
+use crate::meta::Batch;
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
+use crate::meta::records::{Part, Timespec};
+
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+/// A last chunk shorter than this is copied by bytes: a link costs a sync.
+const LINK_BYTES_MIN: u64 = 1 << 20;
+
+impl Contents {
+    /// Copies up to `len` bytes; returns how many there were.
+    pub fn copy(
+        &self,
+        from: &File,
+        from_offset: u64,
+        to: &File,
+        to_offset: u64,
+        len: u64,
+        now: Timespec,
+    ) -> Result<u64, ObjectError> {
+        let len = len.min(from.size().saturating_sub(from_offset));
+        let mut done = 0;
+        let mut buffer = Vec::new();
+        let mut synced = false;
+        while done < len {
+            let (source, target, rest) = (from_offset + done, to_offset + done, len - done);
+            if self.may_link(from, source, to, target, rest) {
+                if !synced {
+                    self.sync_file(from)?;
+                    synced = true;
+                }
+                let piece = rest.min(CHUNK_BYTES);
+                if self.link_chunk(from, source, to, target, piece, now)? {
+                    done += piece;
+                    continue;
+                }
+            }
+            buffer.resize(COPY_BYTES, 0);
+            let room = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(rest) as usize;
+            let got = self.read(from, source, &mut buffer[..room])?;
+            if got == 0 {
+                break;
+            }
+            self.write(to, target, &buffer[..got], Some(now))?;
+            done += got as u64;
+        }
+        Ok(done)
+    }
+
+    /// True where a piece is a whole chunk of both files, or the last of both.
+    fn may_link(&self, from: &File, source: u64, to: &File, target: u64, rest: u64) -> bool {
+        let aligned = source.is_multiple_of(CHUNK_BYTES) && target.is_multiple_of(CHUNK_BYTES);
+        let whole = rest >= CHUNK_BYTES;
+        let last = rest >= LINK_BYTES_MIN && source + rest == from.size() && target + rest >= to.size();
+        aligned && (whole || last) && (from.ino, source) != (to.ino, target)
+    }
+
+    /// Links the objects of one chunk. False when they must be copied instead.
+    fn link_chunk(
+        &self,
+        from: &File,
+        source: u64,
+        to: &File,
+        target: u64,
+        len: u64,
+        now: Timespec,
+    ) -> Result<bool, ObjectError> {
+        if from.ino == to.ino {
+            return Ok(false);
+        }
+        self.ready_gap(to, target)?;
+        let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
+        let (first, second) = if from.ino < to.ino { (from, to) } else { (to, from) };
+        let _first = first.gate.write();
+        let _second = second.gate.write();
+        self.load_chunk(from, source)?;
+        self.load_chunk(to, target)?;
+        let parts = {
+            let state = from.state.lock();
+            match state.chunks.get(&source) {
+                Some(chunk) if !chunk.needs_sync() => match &chunk.extent {
+                    Extent::Parts { parts, .. } => parts.clone(),
+                    _ => return Ok(false),
+                },
+                _ => return Ok(false),
+            }
+        };
+        let Some(parts) = self.link_parts(parts)? else { return Ok(false) };
+        self.record_link(from, source, to, target, len, parts, now)?;
+        Ok(true)
+    }
+
+    /// Second names for all parts, durable; or none where the backing filesystem has no more.
+    fn link_parts(&self, mut parts: Vec<Part>) -> Result<Option<Vec<Part>>, ObjectError> {
+        for index in 0..parts.len() {
+            match self.objects.link(&self.meta, parts[index].id.name) {
+                Ok(name) => parts[index].id.name = name,
+                Err(ObjectError::Io(error)) if cannot_link(&error) => {
+                    for part in &parts[..index] {
+                        self.objects.unlink(part.id.name)?;
+                    }
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.objects.sync_names()?;
+        Ok(Some(parts))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn record_link(
+        &self,
+        from: &File,
+        source: u32,
+        to: &File,
+        target: u32,
+        len: u64,
+        parts: Vec<Part>,
+        now: Timespec,
+    ) -> Result<(), ObjectError> {
+        let pages: u64 = parts.iter().map(|part| u64::from(part.pages.len())).sum();
+        self.check_room(pages.cast_signed())?;
+        let _inodes = self.meta.lock_inodes(&[from.ino, to.ino]);
+        let mut batch = Batch::new();
+        {
+            let state = &mut *from.state.lock();
+            let Some(chunk) = state.chunks.get_mut(&source) else { return Err(ObjectError::Removed) };
+            if let Extent::Parts { shared, .. } = &mut chunk.extent {
+                *shared = true;
+            }
+            chunk.changed = true;
+            self.publish(from, state, &mut batch)?;
+        }
+        let state = &mut *to.state.lock();
+        let Some(old) = state.chunks.remove(&target) else { return Err(ObjectError::Removed) };
+        self.discard_chunk(to, target, &old, &mut batch)?;
+        let mut chunk = Chunk::from_record(
+            self.meta.counters().generation,
+            Some(crate::meta::records::ExtentRecord::Parts { shared: true, parts }),
+            pages_touching(0..len).end.min(CHUNK_PAGES),
+        );
+        chunk.published_pages = old.published_pages;
+        chunk.changed = true;
+        let more = chunk.pages().cast_signed() - old.pages().cast_signed();
+        state.chunks.insert(target, chunk);
+        self.account(state, more);
+        state.size = state.size.max(u64::from(ChunkIndex(target).0) * CHUNK_BYTES + len);
+        if state.is_synced() {
+            state.durable_size = state.size;
+        }
+        state.written = Some(now);
+        self.publish(to, state, &mut batch)?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+}
+
+/// True for errors that say "no link here" and not "no store here".
+fn cannot_link(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::TooManyLinks | ErrorKind::Unsupported | ErrorKind::PermissionDenied
+    )
+}

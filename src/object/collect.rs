@@ -1,0 +1,118 @@
+//! Physical work that waits for a commit: unlinking, punching, cutting.
+//!
+//! Before any of it is done the commit that made the pages unreachable is durable, and presence
+//! is looked up again under the page lock: a page may have been written anew meanwhile.
+
+use std::ops::Range;
+
+use super::read::page_range;
+use super::{Contents, ObjectError};
+use crate::ids::Ino;
+use crate::meta::commit::BatchNumber;
+use crate::meta::keys;
+use crate::meta::page_set::CHUNK_PAGES;
+use crate::meta::records::{ObjectName, PartId};
+use crate::meta::{Batch, MetaError};
+
+/// Pages that are to go from the disk.
+#[derive(Debug)]
+pub struct Cut {
+    pub(super) ino: Ino,
+    pub(super) index: u32,
+    pub(super) id: PartId,
+    pub(super) pages: Range<u32>,
+}
+
+impl Contents {
+    /// Queues a cut that waits for the batch to be durable.
+    pub(super) fn cut_after(&self, batch: BatchNumber, cut: Option<Cut>) {
+        self.cuts.lock().extend(cut.map(|cut| (batch, cut)));
+    }
+
+    /// Does what the last commit allows. Errors cost space and nothing else.
+    pub fn collect(&self) -> Result<(), ObjectError> {
+        let due = {
+            let mut cuts = self.cuts.lock();
+            let (due, wait) = cuts.drain(..).partition(|(batch, _)| self.meta.is_durable(*batch));
+            *cuts = wait;
+            let due: Vec<(BatchNumber, Cut)> = due;
+            due
+        };
+        for (_, cut) in due {
+            self.cut(&cut)?;
+        }
+        self.unlink_garbage()
+    }
+
+    fn cut(&self, cut: &Cut) -> Result<(), ObjectError> {
+        let Some(file) = self.files.lock().get(&cut.ino).cloned().map_or_else(
+            || self.load_file(cut.ino),
+            |file| Ok(Some(file)),
+        )?
+        else {
+            return Ok(());
+        };
+        let _gate = file.gate.read();
+        self.load_chunk(&file, cut.index)?;
+        let object = match self.objects.open(cut.id) {
+            Err(ObjectError::Missing { .. }) => return Ok(()),
+            other => other?,
+        };
+        let guard = object.lock_exclusive(page_range(&cut.pages));
+        let runs = {
+            let state = file.state.lock();
+            let Some(chunk) = state.chunks.get(&cut.index) else { return Ok(()) };
+            match chunk.newest() {
+                // Cut away altogether, shared or replaced: not ours to touch any more.
+                Some(part) if part.id == cut.id && self.writable(chunk) => {
+                    absent_runs(&part.pages, cut.pages.clone())
+                }
+                _ => return Ok(()),
+            }
+        };
+        let page_error = |source| ObjectError::Page { object: cut.id.name, source };
+        for run in runs {
+            if run.end == CHUNK_PAGES {
+                object.set_len_pages(&guard, u64::from(run.start)).map_err(page_error)?;
+            } else {
+                object.punch(&guard, page_range(&run)).map_err(page_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_file(&self, ino: Ino) -> Result<Option<std::sync::Arc<super::File>>, ObjectError> {
+        let inode = self.meta.inode(ino, crate::meta::View::LIVE)?;
+        Ok(inode.map(|inode| self.file(ino, inode.size, inode.pages)))
+    }
+
+    fn unlink_garbage(&self) -> Result<(), ObjectError> {
+        let rows = self.meta.committed_garbage()?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        for (key, value) in rows {
+            let (Some(number), Some(name)) = (keys::number_of(&key), ObjectName::decode(&value)) else {
+                return Err(MetaError::Corrupt("garbage").into());
+            };
+            self.objects.unlink(name)?;
+            self.meta.remove_garbage(&mut batch, number);
+        }
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+}
+
+fn absent_runs(present: &crate::meta::page_set::PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
+    let mut runs = Vec::new();
+    let mut page = pages.start;
+    while page < pages.end {
+        let end = present.run_end(page, pages.end);
+        if !present.contains(page) {
+            runs.push(page..end);
+        }
+        page = end;
+    }
+    runs
+}

@@ -1,0 +1,360 @@
+//! Taking contents away: truncate, punch, removal of whole files.
+//!
+//! The records change at once and in one batch; what they no longer name is unlinked, punched or
+//! cut only after the commit that says so ([`super::collect`]), so that a power cut before it
+//! leaves the old contents whole.
+
+use std::ops::Range;
+
+use super::collect::Cut;
+use super::file::{Chunk, Extent, File, FileState};
+use super::{Contents, ObjectError, chunk_pieces, page_bytes};
+use crate::ids::{ChunkIndex, Generation};
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching, pages_within};
+use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName, Part, Timespec};
+use crate::meta::{Batch, View};
+
+/// Extents removed in one batch; removing a larger file takes several.
+const EXTENTS_PER_BATCH: usize = 16_384;
+
+impl Contents {
+    /// Sets the length. `amend` changes the inode's other fields in the same batch.
+    pub fn truncate(
+        &self,
+        file: &File,
+        size: u64,
+        amend: &mut dyn FnMut(&mut InodeRecord),
+    ) -> Result<(), ObjectError> {
+        if size > super::FILE_BYTES_MAX {
+            return Err(ObjectError::TooLarge);
+        }
+        // Bytes from the old end to the new one read as zeros, whatever the last page holds.
+        self.ready_gap(file, size)?;
+        let _gate = file.gate.write();
+        if size < file.size() {
+            return self.shrink(file, size, amend);
+        }
+        let _inode = self.meta.lock_inode(file.ino);
+        let state = &mut *file.state.lock();
+        state.size = size;
+        if state.is_synced() {
+            state.durable_size = size;
+        }
+        let mut batch = Batch::new();
+        self.amend(file, state, &mut batch, amend)?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+
+    fn shrink(
+        &self,
+        file: &File,
+        size: u64,
+        amend: &mut dyn FnMut(&mut InodeRecord),
+    ) -> Result<(), ObjectError> {
+        let first_gone = size.div_ceil(CHUNK_BYTES) as u32;
+        let boundary = (!size.is_multiple_of(CHUNK_BYTES)).then_some(first_gone.wrapping_sub(1));
+        if let Some(index) = boundary {
+            self.load_chunk(file, index)?;
+        }
+        let _inode = self.meta.lock_inode(file.ino);
+        let state = &mut *file.state.lock();
+        let mut batch = Batch::new();
+        let mut cut = None;
+        self.drop_chunks(file, state, first_gone, usize::MAX, &mut batch)?;
+        if let Some(index) = boundary {
+            let within = size % CHUNK_BYTES;
+            let gone = pages_touching(0..within).end..CHUNK_PAGES;
+            cut = self.cut_chunk(file, state, index, gone, &mut batch)?;
+            if let Some(chunk) = state.chunks.get_mut(&index) {
+                cut_inline(chunk, within as usize);
+            }
+        }
+        state.size = size;
+        state.syncing_size = state.syncing_size.min(size);
+        state.durable_size = state.durable_size.min(size);
+        if state.is_synced() {
+            state.durable_size = size;
+        }
+        self.amend(file, state, &mut batch, amend)?;
+        let number = self.meta.apply(batch)?;
+        self.cut_after(number, cut);
+        Ok(())
+    }
+
+    /// Publishes the state with further changes of the inode.
+    fn amend(
+        &self,
+        file: &File,
+        state: &mut FileState,
+        batch: &mut Batch,
+        amend: &mut dyn FnMut(&mut InodeRecord),
+    ) -> Result<(), ObjectError> {
+        self.publish(file, state, batch)?;
+        let Some(mut inode) = self.meta.inode_after(batch, file.ino)? else { return Ok(()) };
+        amend(&mut inode);
+        Ok(self.meta.put_inode(batch, file.ino, &inode)?)
+    }
+
+    /// Makes a hole of the bytes, or zeros where a page is shared with bytes that stay.
+    pub fn punch(&self, file: &File, bytes: Range<u64>, now: Timespec) -> Result<(), ObjectError> {
+        let end = bytes.end.min(file.size());
+        if bytes.start >= end {
+            return Ok(());
+        }
+        self.zero_edges(file, bytes.start..end)?;
+        let _gate = file.gate.write();
+        // Whole pages: those up to the end of the file count as whole when it ends in the range.
+        let reaches_end = bytes.end >= file.size();
+        for (index, piece) in chunk_pieces(bytes.start, end - bytes.start) {
+            self.load_chunk(file, index)?;
+            let mut gone = pages_within(piece.clone());
+            if reaches_end && u64::from(index) * CHUNK_BYTES + piece.end >= end {
+                gone.end = CHUNK_PAGES.max(gone.start);
+            }
+            let _inode = self.meta.lock_inode(file.ino);
+            let state = &mut *file.state.lock();
+            let mut batch = Batch::new();
+            let cut = self.cut_chunk(file, state, index, gone, &mut batch)?;
+            if let Some(chunk) = state.chunks.get_mut(&index) {
+                zero_inline(chunk, &piece);
+            }
+            state.written = Some(now);
+            self.publish(file, state, &mut batch)?;
+            let number = self.meta.apply(batch)?;
+            self.cut_after(number, cut);
+        }
+        Ok(())
+    }
+
+    /// Overwrites with zeros what the range has of pages that it covers only in part.
+    fn zero_edges(&self, file: &File, bytes: Range<u64>) -> Result<(), ObjectError> {
+        const ZEROS: [u8; crate::sealed::PAYLOAD_BYTES] = [0; crate::sealed::PAYLOAD_BYTES];
+        for (index, piece) in chunk_pieces(bytes.start, bytes.end - bytes.start) {
+            let touched = pages_touching(piece.clone());
+            for page in [touched.start, touched.end - 1] {
+                let whole = page_bytes(page);
+                let part = piece.start.max(whole.start)..piece.end.min(whole.end);
+                if part == whole || part.is_empty() || self.is_hole(file, index, page)? {
+                    continue;
+                }
+                let zeros = &ZEROS[..(part.end - part.start) as usize];
+                self.write(file, u64::from(index) * CHUNK_BYTES + part.start, zeros, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_hole(&self, file: &File, index: u32, page: u32) -> Result<bool, ObjectError> {
+        let _gate = file.gate.read();
+        self.load_chunk(file, index)?;
+        let state = file.state.lock();
+        // Inline bytes are zeroed where they are, with the file to itself.
+        Ok(state.chunks.get(&index).is_none_or(|chunk| chunk.part_with(page).is_none()))
+    }
+
+    /// Takes pages out of a chunk, in memory; the caller publishes. The answer is what to cut from
+    /// the disk once that is durable.
+    fn cut_chunk(
+        &self,
+        file: &File,
+        state: &mut FileState,
+        index: u32,
+        gone: Range<u32>,
+        batch: &mut Batch,
+    ) -> Result<Option<Cut>, ObjectError> {
+        let Some(chunk) = state.chunks.get_mut(&index) else { return Ok(None) };
+        let before = chunk.pages();
+        let in_place = self.writable(chunk);
+        let Extent::Parts { parts, .. } = &mut chunk.extent else { return Ok(None) };
+        let cut = parts.first().filter(|_| in_place).map(|part| Cut {
+            ino: file.ino,
+            index,
+            id: part.id,
+            pages: gone.clone(),
+        });
+        let mut dropped = Vec::new();
+        for part in parts.iter_mut() {
+            part.pages.remove(gone.clone());
+        }
+        let mut position = 0;
+        parts.retain(|part| {
+            position += 1;
+            let keep = position == 1 || !part.pages.is_empty();
+            if !keep {
+                dropped.push(part.id.name);
+            }
+            keep
+        });
+        for set in [&mut chunk.durable, &mut chunk.unsynced, &mut chunk.syncing] {
+            set.remove(gone.clone());
+        }
+        chunk.changed = true;
+        let emptied = gone.start == 0 && chunk.pages() == 0;
+        if emptied && let Extent::Parts { parts, .. } = &chunk.extent {
+            dropped.extend(parts.iter().map(|part| part.id.name));
+            let published = chunk.published_pages;
+            *chunk = Chunk::from_record(chunk.generation, None, CHUNK_PAGES);
+            chunk.published_pages = published;
+            chunk.changed = true;
+        }
+        let less = chunk.pages().cast_signed() - before.cast_signed();
+        self.account(state, less);
+        self.discard(file, index, dropped, batch)?;
+        Ok(cut)
+    }
+
+    /// Drops whole chunks from `first` on, at most `limit` recorded ones; true when none is left.
+    fn drop_chunks(
+        &self,
+        file: &File,
+        state: &mut FileState,
+        first: u32,
+        limit: usize,
+        batch: &mut Batch,
+    ) -> Result<bool, ObjectError> {
+        let recorded = self.meta.extents(file.ino, ChunkIndex(first), file.view, limit)?;
+        let complete = recorded.len() < limit;
+        let mut gone = 0;
+        for (index, record) in recorded {
+            let chunk = state.chunks.remove(&index.0);
+            let (names, pages, published) = match chunk {
+                Some(chunk) => (names_of(&chunk), chunk.pages(), chunk.published_pages),
+                None => (recorded_names(&record), record.pages(), record.pages()),
+            };
+            self.discard(file, index.0, names, batch)?;
+            self.meta.put_extent(batch, file.ino, index, None)?;
+            batch.used_pages -= published.cast_signed();
+            self.account(state, -pages.cast_signed());
+            gone += published;
+        }
+        if let Some(mut inode) = self.meta.inode_after(batch, file.ino)? {
+            inode.pages = inode.pages.saturating_sub(gone);
+            self.meta.put_inode(batch, file.ino, &inode)?;
+        }
+        if complete {
+            let rest: Vec<u32> = state.chunks.keys().copied().filter(|index| *index >= first).collect();
+            for index in rest {
+                let Some(chunk) = state.chunks.remove(&index) else { continue };
+                self.account(state, -chunk.pages().cast_signed());
+                self.discard(file, index, names_of(&chunk), batch)?;
+            }
+        }
+        Ok(complete)
+    }
+
+    /// Queues the names of a chunk that is replaced.
+    pub(super) fn discard_chunk(
+        &self,
+        file: &File,
+        index: u32,
+        chunk: &Chunk,
+        batch: &mut Batch,
+    ) -> Result<(), ObjectError> {
+        self.discard(file, index, names_of(chunk), batch)
+    }
+
+    /// Queues names that no other version of the extent has.
+    fn discard(
+        &self,
+        file: &File,
+        index: u32,
+        mut names: Vec<ObjectName>,
+        batch: &mut Batch,
+    ) -> Result<(), ObjectError> {
+        let generation = self.meta.counters().generation;
+        if generation.0 > 1 && !names.is_empty() {
+            let older = View(Generation(generation.0 - 1));
+            if let Some((_, older)) = self.meta.extent(file.ino, ChunkIndex(index), older)? {
+                let kept = recorded_names(&older);
+                names.retain(|name| !kept.contains(name));
+            }
+        }
+        for name in names {
+            self.meta.put_garbage(batch, name);
+        }
+        Ok(())
+    }
+
+    /// Removes everything that an inode without names has. False when some is left for another
+    /// call, so that no batch grows without bound.
+    pub fn remove(&self, file: &File) -> Result<bool, ObjectError> {
+        let _gate = file.gate.write();
+        let _inode = self.meta.lock_inode(file.ino);
+        let state = &mut *file.state.lock();
+        let mut batch = Batch::new();
+        let complete = self.drop_chunks(file, state, 0, EXTENTS_PER_BATCH, &mut batch)?;
+        if complete {
+            for name in self.meta.xattr_names(file.ino, file.view)? {
+                self.meta.put_xattr(&mut batch, file.ino, &name, None)?;
+            }
+            self.meta.remove_inode(&mut batch, file.ino)?;
+            self.meta.put_orphan(&mut batch, file.ino, false);
+            batch.inodes -= 1;
+            state.removed = true;
+        }
+        self.meta.apply(batch)?;
+        Ok(complete)
+    }
+
+    /// Puts one durable part in the place of all parts of a chunk.
+    pub(super) fn replace_parts(&self, file: &File, index: u32, part: Part) -> Result<(), ObjectError> {
+        let _inode = self.meta.lock_inode(file.ino);
+        let state = &mut *file.state.lock();
+        let mut batch = Batch::new();
+        let Some(chunk) = state.chunks.get_mut(&index) else { return Err(ObjectError::Removed) };
+        let names = names_of(chunk);
+        let before = chunk.pages();
+        chunk.durable = part.pages.clone();
+        chunk.unsynced = PageSet::new();
+        chunk.syncing = PageSet::new();
+        chunk.named = true;
+        chunk.changed = true;
+        chunk.extent = Extent::Parts { shared: false, parts: vec![part] };
+        let more = chunk.pages().cast_signed() - before.cast_signed();
+        self.account(state, more);
+        self.discard(file, index, names, &mut batch)?;
+        self.publish(file, state, &mut batch)?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+}
+
+fn names_of(chunk: &Chunk) -> Vec<ObjectName> {
+    match &chunk.extent {
+        Extent::Parts { parts, .. } => parts.iter().map(|part| part.id.name).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn recorded_names(record: &ExtentRecord) -> Vec<ObjectName> {
+    match record {
+        ExtentRecord::Parts { parts, .. } => parts.iter().map(|part| part.id.name).collect(),
+        ExtentRecord::Inline(_) => Vec::new(),
+    }
+}
+
+fn cut_inline(chunk: &mut Chunk, len: usize) {
+    if let Extent::Inline(bytes) = &mut chunk.extent {
+        bytes.truncate(len);
+        chunk.changed = true;
+    }
+    if let Some(bytes) = &mut chunk.fallback {
+        bytes.truncate(len);
+        chunk.changed = true;
+    }
+}
+
+fn zero_inline(chunk: &mut Chunk, bytes: &Range<u64>) {
+    let inline = match &mut chunk.extent {
+        Extent::Inline(inline) => Some(inline),
+        _ => chunk.fallback.as_mut(),
+    };
+    if let Some(inline) = inline {
+        let end = inline.len().min(bytes.end as usize);
+        if let Some(gone) = inline.get_mut(bytes.start as usize..end) {
+            gone.fill(0);
+            chunk.changed = true;
+        }
+    }
+}

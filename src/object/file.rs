@@ -1,0 +1,226 @@
+//! The contents of one file, in memory: what is there now and what of it is durable.
+//!
+//! Invariants (*ordered presence*):
+//! - `pages` of the newest part is what reads see; `durable` is the part of it that a completed
+//!   fdatasync has covered. Only the durable form ([`Chunk::durable_record`]) is ever committed.
+//! - Only the newest part gains pages. The pages of older parts are durable.
+//! - A page that is not present reads as zeros, and so do bytes beyond the size, whatever the
+//!   disk holds.
+//!
+//! Locks, outermost first: `syncing`, `gate`, the inode's lock in [`Meta`](crate::meta::Meta),
+//! `state`; page locks of objects are taken before `state` and held over I/O, `state` never is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::ids::{Generation, Ino};
+use crate::meta::View;
+use crate::meta::page_set::{CHUNK_PAGES, PageSet};
+use crate::meta::records::{ExtentRecord, Part, PartId, Timespec};
+
+/// What a chunk is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extent {
+    /// Nothing: zeros.
+    Hole,
+    /// The bytes of a small file.
+    Inline(Vec<u8>),
+    /// Objects, newest first.
+    Parts {
+        /// Linked from elsewhere: never written in place again.
+        shared: bool,
+        /// Newest first; not empty.
+        parts: Vec<Part>,
+    },
+}
+
+/// One chunk of a live file.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Generation of the record it was read from or last published as.
+    pub generation: Generation,
+    /// What it is made of now.
+    pub extent: Extent,
+    /// Inline bytes that have become an object whose pages are not durable yet.
+    pub fallback: Option<Vec<u8>>,
+    /// The newest part's name is durable.
+    pub named: bool,
+    /// Pages of the newest part that are durable.
+    pub durable: PageSet,
+    /// Pages of the newest part written since the last sync began.
+    pub unsynced: PageSet,
+    /// Pages of the newest part that the sync under way covers.
+    pub syncing: PageSet,
+    /// Sealed pages in the record as published.
+    pub published_pages: u64,
+    /// The durable form differs from the published record.
+    pub changed: bool,
+}
+
+impl Chunk {
+    /// A chunk as its record says, with pages beyond `end_page` left out: the file ends there.
+    pub fn from_record(generation: Generation, record: Option<ExtentRecord>, end_page: u32) -> Self {
+        let published_pages = record.as_ref().map_or(0, ExtentRecord::pages);
+        let extent = match record {
+            None => Extent::Hole,
+            Some(ExtentRecord::Inline(bytes)) => Extent::Inline(bytes),
+            Some(ExtentRecord::Parts { parts, .. }) if parts.is_empty() => Extent::Hole,
+            Some(ExtentRecord::Parts { shared, mut parts }) => {
+                for part in &mut parts {
+                    part.pages.remove(end_page..CHUNK_PAGES);
+                }
+                Extent::Parts { shared, parts }
+            }
+        };
+        let durable = match &extent {
+            Extent::Parts { parts, .. } => parts.first().map_or_else(PageSet::new, |p| p.pages.clone()),
+            _ => PageSet::new(),
+        };
+        Self {
+            generation,
+            extent,
+            fallback: None,
+            named: true,
+            durable,
+            unsynced: PageSet::new(),
+            syncing: PageSet::new(),
+            published_pages,
+            changed: false,
+        }
+    }
+
+    /// The record that may be committed: nothing in it is not on the disk.
+    pub fn durable_record(&self) -> Option<ExtentRecord> {
+        if let Some(bytes) = &self.fallback {
+            return Some(ExtentRecord::Inline(bytes.clone()));
+        }
+        match &self.extent {
+            Extent::Hole => None,
+            Extent::Inline(bytes) => Some(ExtentRecord::Inline(bytes.clone())),
+            Extent::Parts { shared, parts } => {
+                let mut durable = Vec::with_capacity(parts.len());
+                for (index, part) in parts.iter().enumerate() {
+                    if index > 0 {
+                        durable.push(part.clone());
+                    } else if self.named {
+                        durable.push(Part { id: part.id, pages: self.durable.clone() });
+                    }
+                }
+                (!durable.is_empty()).then_some(ExtentRecord::Parts { shared: *shared, parts: durable })
+            }
+        }
+    }
+
+    /// The newest part.
+    pub fn newest(&self) -> Option<&Part> {
+        match &self.extent {
+            Extent::Parts { parts, .. } => parts.first(),
+            _ => None,
+        }
+    }
+
+    /// The part that has the page.
+    pub fn part_with(&self, page: u32) -> Option<PartId> {
+        match &self.extent {
+            Extent::Parts { parts, .. } => {
+                parts.iter().find(|part| part.pages.contains(page)).map(|part| part.id)
+            }
+            _ => None,
+        }
+    }
+
+    /// Sealed pages it has now.
+    pub fn pages(&self) -> u64 {
+        match &self.extent {
+            Extent::Parts { parts, .. } => parts.iter().map(|part| u64::from(part.pages.len())).sum(),
+            _ => 0,
+        }
+    }
+
+    /// True when there is something that no sync has covered.
+    pub fn needs_sync(&self) -> bool {
+        !self.named || !self.unsynced.is_empty() || !self.syncing.is_empty() || self.fallback.is_some()
+    }
+}
+
+/// What is known of a live file's contents.
+#[derive(Debug)]
+pub struct FileState {
+    /// Length in bytes, now.
+    pub size: u64,
+    /// Length that may be committed.
+    pub durable_size: u64,
+    /// Length that the sync under way covers.
+    pub syncing_size: u64,
+    /// Sealed pages, now.
+    pub pages: u64,
+    /// Time of the last write that is not published.
+    pub written: Option<Timespec>,
+    /// Chunks looked at so far; one that is not here is as its record says.
+    pub chunks: HashMap<u32, Chunk>,
+    /// The inode is gone.
+    pub removed: bool,
+}
+
+impl FileState {
+    /// True when a sync or a publication has something to do.
+    pub fn is_dirty(&self) -> bool {
+        !self.removed
+            && (self.size != self.durable_size
+                || self.written.is_some()
+                || self.chunks.values().any(|chunk| chunk.changed || chunk.needs_sync()))
+    }
+
+    /// True when nothing waits for the disk, so that the state may be published as it is.
+    pub fn is_synced(&self) -> bool {
+        !self.chunks.values().any(Chunk::needs_sync)
+    }
+}
+
+/// A live file.
+#[derive(Debug)]
+pub struct File {
+    /// Its inode.
+    pub ino: Ino,
+    /// The view it is seen in.
+    pub view: View,
+    /// Shared by reads and writes; exclusive for what must not meet them: truncate, punch,
+    /// restructuring, sharing, removal.
+    pub gate: RwLock<()>,
+    /// Held by the one sync under way.
+    pub syncing: Arc<Mutex<()>>,
+    /// Held while a part is put on top of a chunk.
+    pub growing: Mutex<()>,
+    /// What is known.
+    pub state: Mutex<FileState>,
+}
+
+impl File {
+    /// A file as its inode's record says.
+    pub fn new(ino: Ino, view: View, size: u64, pages: u64) -> Self {
+        let state = FileState {
+            size,
+            durable_size: size,
+            syncing_size: size,
+            pages,
+            written: None,
+            chunks: HashMap::new(),
+            removed: false,
+        };
+        Self {
+            ino,
+            view,
+            gate: RwLock::new(()),
+            syncing: Arc::default(),
+            growing: Mutex::new(()),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Length in bytes, now.
+    pub fn size(&self) -> u64 {
+        self.state.lock().size
+    }
+}

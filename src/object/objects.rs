@@ -1,0 +1,219 @@
+//! Objects as files of the store: making, opening, naming, unlinking.
+//!
+//! Layout: `objects/<folder>/<id>`, folder a counter in hexadecimal that is new every 4096
+//! objects and at every mount, id 32 random hexadecimal digits.
+//!
+//! Invariants: an object's file is made once and its crypto id is drawn with it; open files are a
+//! bounded cache and never tied to descriptors of users. A new object may be named by a commit
+//! only after [`Objects::sync_names`].
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::ObjectError;
+use crate::ids::{CryptoId, FolderNumber, ObjectId};
+use crate::layers::KeyRing;
+use crate::meta::Meta;
+use crate::meta::records::{ObjectName, PartId};
+use crate::sealed::ContentsFile;
+use crate::store::{OpenMode, Store, StorePath};
+
+/// Objects in one folder.
+const FOLDER_OBJECTS: u32 = 4096;
+
+/// Folder of the newest objects.
+#[derive(Debug, Default)]
+struct Folder {
+    number: FolderNumber,
+    /// Objects made in it; a folder is made with its first one.
+    used: u32,
+}
+
+/// The objects of a volume.
+#[derive(Debug)]
+pub struct Objects {
+    store: Arc<dyn Store>,
+    keys: Arc<KeyRing>,
+    open: Mutex<LruCache<ObjectName, Arc<ContentsFile>>>,
+    folder: Mutex<Folder>,
+    /// Folders with names that are not durable yet.
+    unsynced: Mutex<BTreeSet<FolderNumber>>,
+    /// `objects/` itself has names that are not durable yet.
+    root_unsynced: Mutex<bool>,
+}
+
+/// The directory of all objects.
+pub fn root_path() -> StorePath {
+    StorePath::new("objects")
+}
+
+fn folder_path(folder: FolderNumber) -> StorePath {
+    StorePath::new(&format!("objects/{:08x}", folder.0))
+}
+
+fn object_path(name: ObjectName) -> StorePath {
+    StorePath::new(&format!("objects/{:08x}/{}", name.folder.0, name.object))
+}
+
+impl Objects {
+    /// `open_max` bounds the files kept open.
+    pub fn new(store: Arc<dyn Store>, keys: Arc<KeyRing>, open_max: usize) -> Self {
+        let open_max = NonZeroUsize::new(open_max).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            store,
+            keys,
+            open: Mutex::new(LruCache::new(open_max)),
+            folder: Mutex::default(),
+            unsynced: Mutex::default(),
+            root_unsynced: Mutex::default(),
+        }
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The key sets.
+    pub fn keys(&self) -> &KeyRing {
+        &self.keys
+    }
+
+    /// Makes an empty object under the active key set.
+    pub fn create(&self, meta: &Meta) -> Result<PartId, ObjectError> {
+        let folder = self.next_place(meta)?;
+        let name = ObjectName { folder, object: ObjectId::random()? };
+        let set = self.keys.active();
+        let id = PartId { name, crypto: CryptoId::random()?, epoch: set.epoch };
+        let file = self.store.open(&object_path(name), OpenMode::CreateNew)?;
+        self.unsynced.lock().insert(folder);
+        let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
+        self.remember(name, contents);
+        Ok(id)
+    }
+
+    /// Gives an object a second name.
+    pub fn link(&self, meta: &Meta, from: ObjectName) -> Result<ObjectName, ObjectError> {
+        let to = ObjectName { folder: self.next_place(meta)?, object: ObjectId::random()? };
+        self.store.link(&object_path(from), &object_path(to))?;
+        self.unsynced.lock().insert(to.folder);
+        Ok(to)
+    }
+
+    /// Opens an object, or finds it open.
+    pub fn open(&self, id: PartId) -> Result<Arc<ContentsFile>, ObjectError> {
+        if let Some(open) = self.open.lock().get(&id.name) {
+            return Ok(Arc::clone(open));
+        }
+        let set = self.keys.get(id.epoch).ok_or(ObjectError::NoKeySet { object: id.name, epoch: id.epoch })?;
+        let file = match self.store.open(&object_path(id.name), OpenMode::ReadWrite) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ObjectError::Missing { object: id.name });
+            }
+            other => other?,
+        };
+        let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
+        Ok(self.remember(id.name, contents))
+    }
+
+    /// Makes the names of all objects made so far durable.
+    pub fn sync_names(&self) -> Result<(), ObjectError> {
+        let folders = std::mem::take(&mut *self.unsynced.lock());
+        let root = std::mem::take(&mut *self.root_unsynced.lock());
+        let result = (|| {
+            for folder in &folders {
+                self.store.sync_dir(&folder_path(*folder))?;
+            }
+            if root { self.store.sync_dir(&root_path()) } else { Ok(()) }
+        })();
+        if let Err(error) = result {
+            self.unsynced.lock().extend(folders);
+            *self.root_unsynced.lock() |= root;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Removes an object's name. A name that is gone already is no error: a power cut can leave
+    /// the order to unlink it behind.
+    pub fn unlink(&self, name: ObjectName) -> Result<(), ObjectError> {
+        self.open.lock().pop(&name);
+        match self.store.unlink(&object_path(name)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Every object in folders from `first` on: what an unclean stop may have left unnamed.
+    pub fn names_from(&self, first: FolderNumber) -> Result<Vec<ObjectName>, ObjectError> {
+        let mut names = Vec::new();
+        for folder in self.folders()?.into_iter().filter(|folder| *folder >= first) {
+            for (name, _) in self.store.list(&folder_path(folder))? {
+                if let Some(object) = ObjectId::from_hex(&name) {
+                    names.push(ObjectName { folder, object });
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// The folders there are.
+    pub fn folders(&self) -> Result<Vec<FolderNumber>, ObjectError> {
+        let entries = self.store.list(&root_path())?;
+        Ok(entries
+            .iter()
+            .filter_map(|(name, _)| u64::from_str_radix(name, 16).ok())
+            .map(FolderNumber)
+            .collect())
+    }
+
+    /// Removes folders that hold nothing, except the one in use.
+    pub fn remove_empty_folders(&self) -> Result<(), ObjectError> {
+        let in_use = self.folder.lock().number;
+        for folder in self.folders()?.into_iter().filter(|folder| *folder != in_use) {
+            // A folder that is not empty refuses, which is what tells.
+            let _ = self.store.remove_dir(&folder_path(folder));
+        }
+        Ok(())
+    }
+
+    fn next_place(&self, meta: &Meta) -> Result<FolderNumber, ObjectError> {
+        let mut folder = self.folder.lock();
+        if folder.used == 0 || folder.used >= FOLDER_OBJECTS {
+            let number = meta.allocate_folder(FolderNumber(folder.number.0 + 1));
+            match self.store.create_dir(&folder_path(number)) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                other => other?,
+            }
+            *self.root_unsynced.lock() = true;
+            *folder = Folder { number, used: 0 };
+        }
+        folder.used += 1;
+        Ok(folder.number)
+    }
+
+    fn remember(&self, name: ObjectName, contents: Arc<ContentsFile>) -> Arc<ContentsFile> {
+        let mut open = self.open.lock();
+        // Two threads may have opened the same object: both must use one set of page locks.
+        if let Some(first) = open.get(&name) {
+            return Arc::clone(first);
+        }
+        // Page locks belong to the open object: one in use must not be forgotten and opened anew.
+        while open.len() >= open.cap().get() {
+            let idle = open.iter().rev().find(|(_, o)| Arc::strong_count(o) == 1).map(|(n, _)| *n);
+            match idle {
+                Some(idle) => drop(open.pop(&idle)),
+                None => {
+                    let larger = open.cap().saturating_add(16);
+                    open.resize(larger);
+                }
+            }
+        }
+        open.put(name, Arc::clone(&contents));
+        contents
+    }
+}

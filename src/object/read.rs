@@ -1,0 +1,174 @@
+//! Reading contents.
+
+use std::ops::Range;
+
+use super::file::{Extent, File, FileState};
+use super::{Contents, ObjectError, chunk_pieces, page_bytes};
+use crate::ids::PageIndex;
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
+use crate::meta::records::PartId;
+
+/// Where the bytes of a stretch of a chunk come from.
+enum Source {
+    /// Nowhere: zeros.
+    Zeros,
+    /// From pages of an object.
+    Part(PartId),
+}
+
+/// A stretch of a chunk with one source.
+struct Stretch {
+    bytes: Range<u64>,
+    source: Source,
+}
+
+impl Contents {
+    /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
+    pub fn read(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<usize, ObjectError> {
+        let _gate = file.gate.read();
+        let size = file.size();
+        if offset >= size || out.is_empty() {
+            return Ok(0);
+        }
+        let len = (out.len() as u64).min(size - offset) as usize;
+        let mut rest = &mut out[..len];
+        for (index, bytes) in chunk_pieces(offset, len as u64) {
+            let (piece, after) = rest.split_at_mut((bytes.end - bytes.start) as usize);
+            self.read_chunk(file, index, bytes, piece)?;
+            rest = after;
+        }
+        Ok(len)
+    }
+
+    fn read_chunk(&self, file: &File, index: u32, bytes: Range<u64>, out: &mut [u8]) -> Result<(), ObjectError> {
+        self.load_chunk(file, index)?;
+        let start = bytes.start;
+        let mut stretches = Vec::new();
+        {
+            let state = file.state.lock();
+            if let Some(Extent::Inline(inline)) = state.chunks.get(&index).map(|chunk| &chunk.extent) {
+                let from = inline.len().min(start as usize);
+                let have = (inline.len() - from).min(out.len());
+                out[..have].copy_from_slice(&inline[from..from + have]);
+                out[have..].fill(0);
+                return Ok(());
+            }
+            plan(&state, index, bytes, &mut stretches);
+        }
+        for Stretch { bytes, source } in stretches {
+            let piece = &mut out[(bytes.start - start) as usize..(bytes.end - start) as usize];
+            match source {
+                Source::Zeros => piece.fill(0),
+                Source::Part(id) => self.read_part(id, bytes.start, piece)?,
+            }
+        }
+        // Bytes beyond the size are zeros whatever the last page holds.
+        let size_here = file.size().saturating_sub(u64::from(index) * CHUNK_BYTES);
+        if size_here < start + out.len() as u64 {
+            out[size_here.saturating_sub(start) as usize..].fill(0);
+        }
+        Ok(())
+    }
+
+    /// Reads pages that the part has.
+    pub(super) fn read_part(&self, id: PartId, offset: u64, out: &mut [u8]) -> Result<(), ObjectError> {
+        let object = self.objects.open(id)?;
+        let pages = pages_touching(offset..offset + out.len() as u64);
+        let guard = object.lock_shared(page_range(&pages));
+        object.read_at(&guard, offset, out).map_err(|source| Self::page_error(id.name, source))
+    }
+
+    /// The next offset from `offset` on that is data (or, with `hole`, that is not). `None` when
+    /// the file ends before.
+    pub fn seek(&self, file: &File, offset: u64, hole: bool) -> Result<Option<u64>, ObjectError> {
+        let _gate = file.gate.read();
+        let size = file.size();
+        if offset >= size {
+            return Ok(None);
+        }
+        let mut at = offset;
+        while at < size {
+            let index = (at / CHUNK_BYTES) as u32;
+            if let Some(next) = self.skip_empty_chunks(file, index)? {
+                if hole {
+                    return Ok(Some(at));
+                }
+                at = next.saturating_mul(CHUNK_BYTES);
+                continue;
+            }
+            let base = u64::from(index) * CHUNK_BYTES;
+            let state = file.state.lock();
+            let mut page = pages_touching(at - base..at - base + 1).start;
+            while page < CHUNK_PAGES && at < size {
+                if is_data(&state, index, page) != hole {
+                    return Ok(Some(at));
+                }
+                at = base + page_bytes(page).end;
+                page += 1;
+            }
+        }
+        Ok(if hole { Some(size) } else { None })
+    }
+
+    /// Where the next chunk that is not a hole may be, if this one is a hole: whole stretches of
+    /// nothing are skipped by the keys of the records, not chunk by chunk.
+    fn skip_empty_chunks(&self, file: &File, index: u32) -> Result<Option<u64>, ObjectError> {
+        self.load_chunk(file, index)?;
+        let in_memory = {
+            let state = file.state.lock();
+            match state.chunks.get(&index).map(|chunk| &chunk.extent) {
+                Some(Extent::Hole) | None => {}
+                Some(_) => return Ok(None),
+            }
+            let later = state.chunks.iter().filter(|(i, c)| **i > index && c.extent != Extent::Hole);
+            later.map(|(i, _)| u64::from(*i)).min()
+        };
+        let recorded = self.meta.next_extent(file.ino, index, file.view)?.map(|chunk| u64::from(chunk.0));
+        let end = file.size().div_ceil(CHUNK_BYTES);
+        Ok(Some([in_memory, recorded].into_iter().flatten().min().unwrap_or(end).max(u64::from(index) + 1)))
+    }
+}
+
+/// Divides bytes of a chunk by where they come from.
+fn plan(state: &FileState, index: u32, bytes: Range<u64>, stretches: &mut Vec<Stretch>) {
+    let pages = pages_touching(bytes.clone());
+    let chunk = state.chunks.get(&index);
+    let mut page = pages.start;
+    while page < pages.end {
+        let id = chunk.and_then(|chunk| chunk.part_with(page));
+        let end = run_end(chunk.map(|chunk| &chunk.extent), page, pages.end);
+        let start = page_bytes(page).start.max(bytes.start);
+        let stop = page_bytes(end - 1).end.min(bytes.end);
+        stretches.push(Stretch {
+            bytes: start..stop,
+            source: id.map_or(Source::Zeros, Source::Part),
+        });
+        page = end;
+    }
+}
+
+/// The end of the run of pages from `page` on that come from the same part.
+fn run_end(extent: Option<&Extent>, page: u32, limit: u32) -> u32 {
+    let Some(Extent::Parts { parts, .. }) = extent else { return limit };
+    let mut end = limit;
+    for part in parts {
+        end = part.pages.run_end(page, end);
+        if part.pages.contains(page) {
+            break;
+        }
+    }
+    end
+}
+
+fn is_data(state: &FileState, index: u32, page: u32) -> bool {
+    match state.chunks.get(&index).map(|chunk| &chunk.extent) {
+        Some(Extent::Inline(bytes)) => page_bytes(page).start < bytes.len() as u64,
+        Some(Extent::Parts { parts, .. }) => parts.iter().any(|part| part.pages.contains(page)),
+        _ => false,
+    }
+}
+
+/// Pages of a chunk as the sealed file counts them.
+pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
+    PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end))
+}

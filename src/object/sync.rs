@@ -1,0 +1,178 @@
+//! Making contents durable, and saying so in the metadata.
+//!
+//! Order: take note of what is unsynced; fdatasync the objects; `sync_dir` new names; publish
+//! records that name what is durable now. A commit of those records is the caller's business.
+//! What is cut away meanwhile is taken out of the note too, so nothing comes back.
+
+use std::sync::Arc;
+
+use super::file::{Chunk, File, FileState};
+use super::{Contents, ObjectError};
+use crate::ids::ChunkIndex;
+use crate::meta::Batch;
+use crate::meta::page_set::PageSet;
+use crate::meta::records::PartId;
+
+/// Objects that one sync covers.
+type Covered = Vec<(u32, PartId)>;
+
+/// From so many objects on, one `syncfs` is cheaper than an fdatasync each.
+const SYNC_ALL_FROM: usize = 32;
+
+impl Contents {
+    /// Makes everything written to the file so far durable and publishes it.
+    pub fn sync_file(&self, file: &File) -> Result<(), ObjectError> {
+        let _one = file.syncing.lock();
+        let covered = begin(file);
+        self.flush(&covered)?;
+        self.finish(file, &covered)
+    }
+
+    /// The same for every file with something to sync.
+    pub fn sync_all(&self) -> Result<(), ObjectError> {
+        let mut dirty: Vec<Arc<File>> = self.files.lock().values().cloned().collect();
+        dirty.retain(|file| file.state.lock().is_dirty());
+        dirty.sort_by_key(|file| file.ino);
+        let guards: Vec<_> = dirty.iter().map(|file| file.syncing.lock_arc()).collect();
+        let covered: Vec<Covered> = dirty.iter().map(|file| begin(file)).collect();
+        self.flush(&covered.concat())?;
+        for (file, covered) in dirty.iter().zip(&covered) {
+            self.finish(file, covered)?;
+        }
+        drop(guards);
+        let inos: Vec<_> = dirty.iter().map(|file| file.ino).collect();
+        drop(dirty);
+        inos.into_iter().for_each(|ino| self.forget(ino));
+        Ok(())
+    }
+
+    /// Makes the files that the next commit must not outrun durable.
+    pub fn sync_ordered(&self) -> Result<(), ObjectError> {
+        let ordered = std::mem::take(&mut *self.ordered.lock());
+        for ino in ordered {
+            let file = self.files.lock().get(&ino).cloned();
+            if let Some(file) = file {
+                self.sync_file(&file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes a file in which nothing waits for the disk: a small one, or one whose length
+    /// alone has changed.
+    pub fn publish_synced(&self, file: &File) -> Result<(), ObjectError> {
+        let _inode = self.meta.lock_inode(file.ino);
+        let state = &mut *file.state.lock();
+        if !state.is_synced() || !state.is_dirty() {
+            return Ok(());
+        }
+        state.durable_size = state.size;
+        let mut batch = Batch::new();
+        self.publish(file, state, &mut batch)?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+
+    /// Adds records of the durable forms of all changed chunks, and of the inode, to the batch.
+    /// The inode's lock must be held.
+    pub(super) fn publish(
+        &self,
+        file: &File,
+        state: &mut FileState,
+        batch: &mut Batch,
+    ) -> Result<(), ObjectError> {
+        let Some(mut inode) = self.meta.inode_after(batch, file.ino)? else { return Ok(()) };
+        let generation = self.meta.counters().generation;
+        for (index, chunk) in state.chunks.iter_mut().filter(|(_, chunk)| chunk.changed) {
+            let record = chunk.durable_record();
+            self.meta.put_extent(batch, file.ino, ChunkIndex(*index), record.as_ref())?;
+            let pages = record.as_ref().map_or(0, crate::meta::records::ExtentRecord::pages);
+            let more = pages.cast_signed() - chunk.published_pages.cast_signed();
+            batch.used_pages += more;
+            inode.pages = inode.pages.saturating_add_signed(more);
+            chunk.published_pages = pages;
+            chunk.generation = generation;
+            chunk.changed = false;
+        }
+        inode.size = state.durable_size;
+        if let Some(written) = state.written.take() {
+            inode.mtime = written;
+            inode.ctime = written;
+        }
+        self.meta.put_inode(batch, file.ino, &inode)?;
+        Ok(())
+    }
+
+    fn flush(&self, covered: &Covered) -> Result<(), ObjectError> {
+        let result = self.flush_objects(covered);
+        if let Err(error) = &result {
+            // What the kernel dropped cannot be known: nothing may be built on it.
+            self.meta.latch(&format!("contents could not be made durable: {error}"));
+        }
+        result
+    }
+
+    fn flush_objects(&self, covered: &Covered) -> Result<(), ObjectError> {
+        if covered.is_empty() {
+            return Ok(());
+        }
+        if covered.len() >= SYNC_ALL_FROM {
+            self.objects.store().sync_all()?;
+        } else {
+            for (_, id) in covered {
+                let object = match self.objects.open(*id) {
+                    // Removed meanwhile, with its file or its chunk.
+                    Err(ObjectError::Missing { .. }) => continue,
+                    other => other?,
+                };
+                object.sync().map_err(|source| ObjectError::Page { object: id.name, source })?;
+            }
+        }
+        self.objects.sync_names()
+    }
+
+    fn finish(&self, file: &File, covered: &Covered) -> Result<(), ObjectError> {
+        let _inode = self.meta.lock_inode(file.ino);
+        let state = &mut *file.state.lock();
+        if state.removed {
+            return Ok(());
+        }
+        for (index, id) in covered {
+            let Some(chunk) = state.chunks.get_mut(index) else { continue };
+            if chunk.newest().is_some_and(|part| part.id == *id) {
+                covered_now(chunk);
+            }
+        }
+        state.durable_size = state.syncing_size;
+        let mut batch = Batch::new();
+        self.publish(file, state, &mut batch)?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+}
+
+/// Takes note of what is not durable. The gate keeps out whoever restructures chunks.
+fn begin(file: &File) -> Covered {
+    let _gate = file.gate.read();
+    let state = &mut *file.state.lock();
+    state.syncing_size = state.size;
+    let mut covered = Vec::new();
+    for (index, chunk) in &mut state.chunks {
+        let Some(id) = chunk.newest().map(|part| part.id) else { continue };
+        if chunk.needs_sync() {
+            let unsynced = std::mem::replace(&mut chunk.unsynced, PageSet::new());
+            chunk.syncing.union(&unsynced);
+            covered.push((*index, id));
+        }
+    }
+    covered
+}
+
+fn covered_now(chunk: &mut Chunk) {
+    let syncing = std::mem::replace(&mut chunk.syncing, PageSet::new());
+    let before = chunk.durable.clone();
+    chunk.durable.union(&syncing);
+    chunk.changed |= !chunk.named || chunk.fallback.is_some() || chunk.durable != before;
+    chunk.named = true;
+    chunk.fallback = None;
+}

@@ -1,0 +1,414 @@
+//! Writing contents.
+//!
+//! A page that a write covers only in part is read, changed and sealed anew under its page lock;
+//! the page becomes present before the lock is released, so that the next writer of the same page
+//! builds on it. Bytes beyond the size are zeros in every page that is sealed.
+
+use std::ops::Range;
+
+use super::file::{Chunk, Extent, File};
+use super::read::page_range;
+use super::{
+    CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, PARTS_BEFORE_FLATTENING,
+    chunk_pieces, page_bytes,
+};
+use crate::ids::PageIndex;
+use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
+use crate::meta::records::{Part, PartId, Timespec};
+use crate::sealed::{ContentsFile, PAYLOAD_BYTES, PageGuard, SealedError};
+
+/// Why a chunk cannot be written yet.
+pub(super) struct Obstacle {
+    index: u32,
+    kind: ObstacleKind,
+}
+
+enum ObstacleKind {
+    /// Its inline bytes must become an object.
+    Inline,
+    /// Its list of parts is too long.
+    TooManyParts,
+    /// Its newest part is not to be written any more, but is not durable either.
+    Unsynced,
+}
+
+/// What stands between a write and a chunk.
+enum Target {
+    /// Nothing: its record takes the bytes.
+    Inline,
+    /// Nothing: this part takes them.
+    Part(PartId),
+    /// A part on top is missing.
+    NewPart,
+    /// Something that needs the file to itself.
+    Blocked(ObstacleKind),
+}
+
+impl Contents {
+    /// Writes all of `data` at `offset`. `now` is the time of the write, `None` where the kernel
+    /// keeps the time itself.
+    pub fn write(&self, file: &File, offset: u64, data: &[u8], now: Option<Timespec>) -> Result<(), ObjectError> {
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
+        end.ok_or(ObjectError::TooLarge)?;
+        self.trim(file);
+        let mut done = 0;
+        for (index, bytes) in chunk_pieces(offset, data.len() as u64) {
+            let piece = &data[done..done + (bytes.end - bytes.start) as usize];
+            done += piece.len();
+            while let Some(obstacle) = self.write_chunk(file, index, &bytes, piece, now)? {
+                self.clear(file, &obstacle)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes within one chunk, or says what has to happen first.
+    fn write_chunk(
+        &self,
+        file: &File,
+        index: u32,
+        bytes: &Range<u64>,
+        data: &[u8],
+        now: Option<Timespec>,
+    ) -> Result<Option<Obstacle>, ObjectError> {
+        let _gate = file.gate.read();
+        if let Some(obstacle) = self.clear_gap(file, u64::from(index) * CHUNK_BYTES + bytes.start)? {
+            return Ok(Some(obstacle));
+        }
+        self.load_chunk(file, index)?;
+        loop {
+            match self.target(file, index, bytes.end)? {
+                Target::Inline => {
+                    if write_inline(file, index, bytes, data, now) {
+                        return Ok(None);
+                    }
+                }
+                Target::Part(id) => {
+                    self.write_pages(file, index, id, bytes.start, data, now)?;
+                    return Ok(None);
+                }
+                Target::NewPart => self.add_part(file, index)?,
+                Target::Blocked(kind) => return Ok(Some(Obstacle { index, kind })),
+            }
+        }
+    }
+
+    /// Zeroes what the last page holds beyond the size, when the file is about to grow past it.
+    /// The gate must be held.
+    pub(super) fn clear_gap(&self, file: &File, beyond: u64) -> Result<Option<Obstacle>, ObjectError> {
+        let size = file.size();
+        let (index, within) = ((size / CHUNK_BYTES) as u32, size % CHUNK_BYTES);
+        let page = (within / PAYLOAD_BYTES as u64) as u32;
+        if beyond <= size || within == page_bytes(page).start {
+            return Ok(None);
+        }
+        self.load_chunk(file, index)?;
+        if file.state.lock().chunks.get(&index).and_then(|c| c.part_with(page)).is_none() {
+            return Ok(None);
+        }
+        loop {
+            match self.target(file, index, CHUNK_BYTES)? {
+                Target::Part(id) => {
+                    // Writing nothing seals the page as it reads: with zeros beyond the size.
+                    self.write_pages(file, index, id, within, &[], None)?;
+                    return Ok(None);
+                }
+                Target::NewPart => self.add_part(file, index)?,
+                Target::Inline => return Ok(None),
+                Target::Blocked(kind) => return Ok(Some(Obstacle { index, kind })),
+            }
+        }
+    }
+
+    /// The same, with the gate free.
+    pub(super) fn ready_gap(&self, file: &File, beyond: u64) -> Result<(), ObjectError> {
+        loop {
+            let obstacle = {
+                let _gate = file.gate.read();
+                self.clear_gap(file, beyond)?
+            };
+            match obstacle {
+                None => return Ok(()),
+                Some(obstacle) => self.clear(file, &obstacle)?,
+            }
+        }
+    }
+
+    /// What stands between the chunk and a write that ends at `end` within it.
+    fn target(&self, file: &File, index: u32, end: u64) -> Result<Target, ObjectError> {
+        let state = file.state.lock();
+        if state.removed {
+            return Err(ObjectError::Removed);
+        }
+        let small = index == 0 && end <= INLINE_BYTES;
+        let Some(chunk) = state.chunks.get(&index) else { return Err(ObjectError::Removed) };
+        Ok(match &chunk.extent {
+            Extent::Hole if small && state.size <= INLINE_BYTES => Target::Inline,
+            Extent::Hole => Target::NewPart,
+            Extent::Inline(_) if small => Target::Inline,
+            Extent::Inline(_) => Target::Blocked(ObstacleKind::Inline),
+            Extent::Parts { parts, .. } => match parts.first() {
+                Some(part) if self.writable(chunk) => Target::Part(part.id),
+                _ if chunk.needs_sync() => Target::Blocked(ObstacleKind::Unsynced),
+                _ if parts.len() >= PARTS_BEFORE_FLATTENING => Target::Blocked(ObstacleKind::TooManyParts),
+                _ => Target::NewPart,
+            },
+        })
+    }
+
+    /// Puts a fresh, empty part on top of the chunk, unless somebody else just has.
+    fn add_part(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+        let _growing = file.growing.lock();
+        if !matches!(self.target(file, index, CHUNK_BYTES)?, Target::NewPart) {
+            return Ok(());
+        }
+        let part = Part { id: self.objects.create(&self.meta)?, pages: PageSet::new() };
+        let mut state = file.state.lock();
+        let Some(chunk) = state.chunks.get_mut(&index) else { return Err(ObjectError::Removed) };
+        put_on_top(chunk, part);
+        Ok(())
+    }
+
+    /// Seals and writes pages of the chunk's newest part `id`. Without data, seals the page at
+    /// `start` as it reads. The gate must be held.
+    fn write_pages(
+        &self,
+        file: &File,
+        index: u32,
+        id: PartId,
+        start: u64,
+        data: &[u8],
+        now: Option<Timespec>,
+    ) -> Result<(), ObjectError> {
+        let object = self.objects.open(id)?;
+        let end = start + data.len() as u64;
+        let pages = pages_touching(start..end.max(start + 1));
+        let guard = object.lock_exclusive(page_range(&pages));
+        self.check_pages(file, index, &pages)?;
+        let sequence = self.meta.sequence();
+        let mut failed = None;
+        let mut base = |page: PageIndex, payload: &mut [u8; PAYLOAD_BYTES]| {
+            self.page_as_read(file, index, page.0 as u32, (&object, &guard, id), payload).map_err(|error| {
+                failed = Some(error);
+                SealedError::Io(std::io::Error::other("the rest of the page cannot be read"))
+            })
+        };
+        let written = if data.is_empty() {
+            let mut payload = [0; PAYLOAD_BYTES];
+            let page = PageIndex(u64::from(pages.start));
+            base(page, &mut payload).and_then(|()| {
+                object.write_at(&guard, page_bytes(pages.start).start, &payload, sequence, &mut |_, _| Ok(()))
+            })
+        } else {
+            object.write_at(&guard, start, data, sequence, &mut base)
+        };
+        if let Err(source) = written {
+            return Err(failed.unwrap_or_else(|| ObjectError::Page { object: id.name, source }));
+        }
+        let end = (!data.is_empty()).then_some(u64::from(index) * CHUNK_BYTES + end);
+        self.pages_written(file, index, &pages, end, now);
+        // Present before the page lock goes: the next writer of these pages builds on them.
+        drop(guard);
+        Ok(())
+    }
+
+    /// Takes note of pages that are on the disk now, though not durably. The file is at least as
+    /// long as `end`.
+    fn pages_written(
+        &self,
+        file: &File,
+        index: u32,
+        pages: &Range<u32>,
+        end: Option<u64>,
+        now: Option<Timespec>,
+    ) {
+        let state = &mut *file.state.lock();
+        let Some(chunk) = state.chunks.get_mut(&index) else { return };
+        let before = chunk.pages();
+        if let Extent::Parts { parts, .. } = &mut chunk.extent
+            && let Some(part) = parts.first_mut()
+        {
+            part.pages.insert(pages.clone());
+        }
+        chunk.unsynced.insert(pages.clone());
+        let more = chunk.pages().cast_signed() - before.cast_signed();
+        state.size = state.size.max(end.unwrap_or(0));
+        state.written = now.or(state.written);
+        self.account(state, more);
+    }
+
+    /// Refuses pages beyond the volume's limit.
+    fn check_pages(&self, file: &File, index: u32, pages: &Range<u32>) -> Result<(), ObjectError> {
+        if self.limit_pages.is_none() {
+            return Ok(());
+        }
+        let state = file.state.lock();
+        let newest = state.chunks.get(&index).and_then(Chunk::newest);
+        let more = pages.clone().filter(|page| newest.is_none_or(|part| !part.pages.contains(*page))).count();
+        self.check_room(more as i64)
+    }
+
+    /// A page as a reader sees it: from whichever part has it, with zeros beyond the size.
+    /// `locked` is the newest part, whose page lock is held.
+    fn page_as_read(
+        &self,
+        file: &File,
+        index: u32,
+        page: u32,
+        locked: (&ContentsFile, &PageGuard<'_>, PartId),
+        payload: &mut [u8; PAYLOAD_BYTES],
+    ) -> Result<(), ObjectError> {
+        let bytes = page_bytes(page);
+        let source = file.state.lock().chunks.get(&index).and_then(|chunk| chunk.part_with(page));
+        let (object, guard, id) = locked;
+        match source {
+            None => payload.fill(0),
+            Some(part) if part == id => object
+                .read_at(guard, bytes.start, payload)
+                .map_err(|source| Self::page_error(id.name, source))?,
+            Some(part) => self.read_part(part, bytes.start, payload)?,
+        }
+        let size_here = file.size().saturating_sub(u64::from(index) * CHUNK_BYTES).min(bytes.end);
+        payload[size_here.saturating_sub(bytes.start) as usize..].fill(0);
+        Ok(())
+    }
+
+    // ---- what needs the file to itself ----------------------------------------------------
+
+    fn clear(&self, file: &File, obstacle: &Obstacle) -> Result<(), ObjectError> {
+        match obstacle.kind {
+            ObstacleKind::Unsynced => self.sync_file(file),
+            ObstacleKind::Inline => self.inline_to_object(file, obstacle.index),
+            ObstacleKind::TooManyParts => self.flatten(file, obstacle.index),
+        }
+    }
+
+    /// Does what a write past the inline limit needs before it.
+    pub(super) fn inline_to_object(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+        let _gate = file.gate.write();
+        let bytes = match file.state.lock().chunks.get(&index).map(|chunk| &chunk.extent) {
+            Some(Extent::Inline(bytes)) => bytes.clone(),
+            _ => return Ok(()),
+        };
+        let id = self.objects.create(&self.meta)?;
+        {
+            let state = &mut *file.state.lock();
+            let Some(chunk) = state.chunks.get_mut(&index) else { return Ok(()) };
+            chunk.extent = Extent::Hole;
+            put_on_top(chunk, Part { id, pages: PageSet::new() });
+            // Until the pages are durable, the record keeps the bytes.
+            chunk.fallback = Some(bytes.clone());
+        }
+        let written = if bytes.is_empty() { Ok(()) } else { self.write_pages(file, index, id, 0, &bytes, None) };
+        if written.is_err() {
+            let state = &mut *file.state.lock();
+            if let Some(chunk) = state.chunks.get_mut(&index) {
+                chunk.extent = Extent::Inline(bytes);
+                chunk.fallback = None;
+                chunk.named = true;
+                chunk.unsynced = PageSet::new();
+            }
+            self.objects.unlink(id.name)?;
+        }
+        written
+    }
+
+    /// Seals all pages of a chunk anew into one object and makes it durable.
+    fn flatten(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+        let _gate = file.gate.write();
+        let (present, chunk_len) = {
+            let state = file.state.lock();
+            let Some(Extent::Parts { parts, .. }) = state.chunks.get(&index).map(|c| &c.extent) else {
+                return Ok(());
+            };
+            let mut present = PageSet::new();
+            for part in parts {
+                present.union(&part.pages);
+            }
+            (present, state.size.saturating_sub(u64::from(index) * CHUNK_BYTES).min(CHUNK_BYTES))
+        };
+        self.check_room(i64::from(present.len()))?;
+        let id = self.objects.create(&self.meta)?;
+        let copied = self.copy_pages(file, index, id, &present, chunk_len);
+        match copied {
+            Ok(()) => self.replace_parts(file, index, Part { id, pages: present }),
+            Err(error) => {
+                self.objects.unlink(id.name)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn copy_pages(
+        &self,
+        file: &File,
+        index: u32,
+        to: PartId,
+        present: &PageSet,
+        chunk_len: u64,
+    ) -> Result<(), ObjectError> {
+        let object = self.objects.open(to)?;
+        let sequence = self.meta.sequence();
+        let mut payload = [0; PAYLOAD_BYTES];
+        for page in (0..CHUNK_PAGES).filter(|page| present.contains(*page)) {
+            let source = file.state.lock().chunks.get(&index).and_then(|chunk| chunk.part_with(page));
+            let bytes = page_bytes(page);
+            if let Some(source) = source {
+                self.read_part(source, bytes.start, &mut payload)?;
+            }
+            payload[chunk_len.clamp(bytes.start, bytes.start + PAYLOAD_BYTES as u64) as usize
+                - bytes.start as usize..]
+                .fill(0);
+            let guard = object.lock_exclusive(page_range(&(page..page + 1)));
+            object
+                .write_at(&guard, bytes.start, &payload, sequence, &mut |_, _| Ok(()))
+                .map_err(|source| ObjectError::Page { object: to.name, source })?;
+        }
+        object.sync().map_err(|source| ObjectError::Page { object: to.name, source })?;
+        self.objects.sync_names()
+    }
+
+    /// Forgets chunks that can be read again, when there are many. Only with the file to itself:
+    /// whoever holds the gate relies on the chunks that it loaded.
+    pub(super) fn trim(&self, file: &File) {
+        if file.state.lock().chunks.len() < super::CHUNKS_KEPT {
+            return;
+        }
+        if let Some(_gate) = file.gate.try_write() {
+            file.state.lock().chunks.retain(|_, chunk| chunk.changed || chunk.needs_sync());
+        }
+    }
+}
+
+/// Puts bytes into the record of a small file. False when the chunk is not inline any more.
+fn write_inline(file: &File, index: u32, bytes: &Range<u64>, data: &[u8], now: Option<Timespec>) -> bool {
+    let state = &mut *file.state.lock();
+    let Some(chunk) = state.chunks.get_mut(&index) else { return false };
+    if chunk.extent == Extent::Hole {
+        chunk.extent = Extent::Inline(Vec::new());
+    }
+    let Extent::Inline(inline) = &mut chunk.extent else { return false };
+    if inline.len() < bytes.end as usize {
+        inline.resize(bytes.end as usize, 0);
+    }
+    inline[bytes.start as usize..bytes.end as usize].copy_from_slice(data);
+    chunk.changed = true;
+    state.size = state.size.max(bytes.end);
+    state.written = now.or(state.written);
+    true
+}
+
+fn put_on_top(chunk: &mut Chunk, part: Part) {
+    match &mut chunk.extent {
+        Extent::Parts { parts, shared } => {
+            parts.insert(0, part);
+            *shared = false;
+        }
+        other => *other = Extent::Parts { shared: false, parts: vec![part] },
+    }
+    chunk.named = false;
+    chunk.durable = PageSet::new();
+    chunk.unsynced = PageSet::new();
+    chunk.syncing = PageSet::new();
+    chunk.changed = true;
+}
