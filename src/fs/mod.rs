@@ -1,3 +1,186 @@
-//! POSIX semantics.
+//! POSIX semantics over metadata and contents, without any FUSE type.
+//!
+//! Invariants:
+//! - Names, link counts and directories change under one lock (`namespace`), and every record of
+//!   an inode under that inode's lock, so that each operation is one batch that happens or not.
+//! - An inode lives as long as it has a name, the kernel knows it, or it is open.
+//! - Permissions are the kernel's business (`default_permissions`); what it leaves to the
+//!   filesystem (set-id bits, sticky inheritance) is done here.
+//!
+//! One file per group of operations.
 
+mod acl;
+mod attributes;
+mod commit;
+mod contents;
+mod directories;
+mod lifecycle;
+mod lookup;
+mod names;
+mod references;
+mod rename;
 pub mod types;
+mod xattrs;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::errno::Errno;
+use crate::ids::{Ino, ViewId};
+use crate::meta::records::InodeRecord;
+use crate::meta::{Meta, MetaError, View};
+use crate::object::{Contents, File, ObjectError};
+use crate::sealed::SealedError;
+use crate::volume::Volume;
+use references::References;
+use types::{Handle, NodeId};
+
+pub use lifecycle::Usage;
+
+/// The longest name, in bytes (`NAME_MAX`).
+pub const NAME_BYTES_MAX: usize = 255;
+/// The longest target of a symbolic link, in bytes (`PATH_MAX` without its NUL).
+pub const TARGET_BYTES_MAX: usize = 4095;
+/// The most names of one inode, as on ext4.
+pub const LINKS_MAX: u32 = 65_000;
+
+/// When reading changes the time of last access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AccessTimes {
+    /// When it is older than the last change or than a day.
+    #[default]
+    Relative,
+    /// Never.
+    Never,
+}
+
+/// How a volume is used.
+#[derive(Clone, Debug)]
+pub struct FilesystemOptions {
+    /// Refuse all changes.
+    pub read_only: bool,
+    /// The longest that a change stays in memory alone.
+    pub commit_interval: Duration,
+    /// Bound of redb's cache, in bytes.
+    pub meta_cache_bytes: usize,
+    /// Bound of open objects.
+    pub open_objects: usize,
+    /// Changes in memory from which on a commit begins, in bytes.
+    pub pending_bytes: usize,
+    /// When reading changes the time of last access.
+    pub access_times: AccessTimes,
+}
+
+impl Default for FilesystemOptions {
+    /// Suits a machine with 1 GiB of memory.
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            commit_interval: Duration::from_secs(5),
+            meta_cache_bytes: 64 << 20,
+            open_objects: 512,
+            pending_bytes: 32 << 20,
+            access_times: AccessTimes::Relative,
+        }
+    }
+}
+
+/// What can go wrong with a filesystem as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// The metadata.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// The contents.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// The metadata's sealed file.
+    #[error("the metadata file of the volume: {0}")]
+    Sealed(#[from] SealedError),
+    /// The backing store.
+    #[error("the backing store failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// The keys or the header of the volume.
+    #[error("the volume: {0}")]
+    Volume(String),
+}
+
+impl FsError {
+    /// What a caller of the filesystem is told.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Meta(error) => error.errno(),
+            Self::Object(error) => error.errno(),
+            Self::Sealed(error) => error.errno(),
+            Self::Io(error) => Errno::from_backing(error),
+            Self::Volume(_) => Errno::EIO,
+        }
+    }
+}
+
+/// An open file.
+#[derive(Debug)]
+struct OpenFile {
+    file: Arc<File>,
+    writable: bool,
+    /// The time of last access has been looked at since the file was opened.
+    accessed: AtomicBool,
+}
+
+/// The filesystem of one volume.
+#[derive(Debug)]
+pub struct Filesystem {
+    volume: Volume,
+    options: FilesystemOptions,
+    meta: Arc<Meta>,
+    contents: Contents,
+    /// Held while names, link counts or directories change.
+    namespace: Mutex<()>,
+    references: References,
+    open_files: RwLock<HashMap<u64, Arc<OpenFile>>>,
+    open_directories: Mutex<HashMap<u64, Ino>>,
+    next_handle: AtomicU64,
+    /// Inodes that are to be removed in the background.
+    doomed: Mutex<Vec<Ino>>,
+    background: Mutex<commit::Background>,
+    wake: Condvar,
+    worker: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Filesystem {
+    fn view(&self, node: NodeId) -> Result<View, Errno> {
+        if node.view() == ViewId::LIVE { Ok(View::LIVE) } else { Err(Errno::ESTALE) }
+    }
+
+    /// The inode of a node.
+    fn inode(&self, node: NodeId) -> Result<InodeRecord, Errno> {
+        self.meta.inode(node.ino(), self.view(node)?)?.ok_or(Errno::ESTALE)
+    }
+
+    /// `Err(EROFS)` where nothing may change, and room for one more change otherwise.
+    fn begin_change(&self, node: NodeId) -> Result<(), Errno> {
+        if self.options.read_only || node.view() != ViewId::LIVE {
+            return Err(Errno::EROFS);
+        }
+        self.meta.check_writable()?;
+        self.relieve_pressure()
+    }
+
+    fn handle(&self) -> Handle {
+        Handle(self.next_handle.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), Errno> {
+    match name {
+        [] => Err(Errno::ENOENT),
+        b"." | b".." => Err(Errno::EINVAL),
+        _ if name.len() > NAME_BYTES_MAX => Err(Errno::ENAMETOOLONG),
+        _ if name.contains(&0) || name.contains(&b'/') => Err(Errno::EINVAL),
+        _ => Ok(()),
+    }
+}

@@ -485,3 +485,10 @@ impl Meta {
         Ok((merged, next))
     }
 }
+
+impl From<MetaError> for Errno {
+    fn from(error: MetaError) -> Self {
+        tracing::debug!(%error, "answered with an error number");
+        error.errno()
+    }
+}

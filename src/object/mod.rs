@@ -275,3 +275,10 @@ fn page_bytes(page: u32) -> std::ops::Range<u64> {
     let start = u64::from(page) * PAYLOAD_BYTES;
     start..(start + PAYLOAD_BYTES).min(CHUNK_BYTES)
 }
+
+impl From<ObjectError> for Errno {
+    fn from(error: ObjectError) -> Self {
+        tracing::debug!(%error, "answered with an error number");
+        error.errno()
+    }
+}

@@ -1,0 +1,166 @@
+//! Changing attributes (`chmod`, `chown`, `truncate`, `utimensat`).
+
+use super::Filesystem;
+use super::types::{Attr, Caller, FileKind, NodeId, SetAttr, SetTime, StatFs, Timespec};
+use crate::errno::Errno;
+use crate::meta::records::InodeRecord;
+use crate::meta::{Batch, View};
+use crate::sealed::PAGE_BYTES;
+
+const SETUID: u16 = 0o4000;
+const SETGID: u16 = 0o2000;
+const GROUP_EXECUTE: u16 = 0o010;
+/// The attribute that holds a file's capabilities.
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
+
+impl Filesystem {
+    /// Changes what `changes` names.
+    pub fn setattr(&self, caller: &Caller, node: NodeId, changes: &SetAttr) -> Result<Attr, Errno> {
+        self.begin_change(node)?;
+        let now = Timespec::now();
+        let record = self.inode(node)?;
+        let owner_changes = changes.uid.is_some() || changes.gid.is_some();
+        let kill = record.kind != FileKind::Directory
+            && (changes.kill_privileges || owner_changes || (changes.size.is_some() && caller.uid != 0));
+        match changes.size {
+            Some(size) => self.set_size(node, &record, size, changes, kill, now)?,
+            None => {
+                let _inode = self.meta.lock_inode(node.ino());
+                let mut batch = Batch::new();
+                self.take_written(&mut batch, node)?;
+                self.amend_inode(&mut batch, node.ino(), |record| change(record, changes, kill, now))?;
+                if let Some(perm) = changes.perm {
+                    self.acl_after_chmod(&mut batch, node.ino(), perm)?;
+                }
+                if kill {
+                    self.meta.put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
+                }
+                self.meta.apply(batch)?;
+            }
+        }
+        self.getattr(node)
+    }
+
+    fn set_size(
+        &self,
+        node: NodeId,
+        record: &InodeRecord,
+        size: u64,
+        changes: &SetAttr,
+        kill: bool,
+        now: Timespec,
+    ) -> Result<(), Errno> {
+        match record.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Errno::EISDIR),
+            _ => return Err(Errno::EINVAL),
+        }
+        let file = self.contents.file(node.ino(), record.size, record.pages);
+        if size == 0 && file.size() > 0 {
+            // "Truncate, then write anew" must not lose both old and new to a power cut.
+            self.contents.order(node.ino());
+        }
+        let resizes = size != file.size();
+        self.contents.truncate(&file, size, &mut |record| {
+            if resizes || changes.mtime.is_none() {
+                record.mtime = now;
+            }
+            change(record, changes, kill, now);
+        })?;
+        drop(file);
+        self.contents.forget(node.ino());
+        if kill {
+            self.drop_capability(node)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the set-id bits and capabilities off a file that somebody without rights writes.
+    pub(super) fn kill_privileges(&self, node: NodeId) -> Result<(), Errno> {
+        let record = self.inode(node)?;
+        if without_privileges(record.perm) != record.perm {
+            let _inode = self.meta.lock_inode(node.ino());
+            let mut batch = Batch::new();
+            self.amend_inode(&mut batch, node.ino(), |record| {
+                record.perm = without_privileges(record.perm);
+                record.ctime = Timespec::now();
+            })?;
+            self.meta.apply(batch)?;
+        }
+        self.drop_capability(node)
+    }
+
+    fn drop_capability(&self, node: NodeId) -> Result<(), Errno> {
+        let mut batch = Batch::new();
+        self.meta.put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
+        if !batch.is_empty() {
+            self.meta.apply(batch)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the time of a write that the record does not have yet into it, so that what is set
+    /// now is not overwritten by it later. The inode's lock must be held.
+    fn take_written(&self, batch: &mut Batch, node: NodeId) -> Result<(), Errno> {
+        if let Some(written) = self.contents.take_written(node.ino()) {
+            self.amend_inode(batch, node.ino(), |record| {
+                record.mtime = written;
+                record.ctime = written;
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Room in the volume.
+    pub fn statfs(&self) -> Result<StatFs, Errno> {
+        let space = self.volume.store.space().map_err(|error| Errno::from_backing(&error))?;
+        let counters = self.meta.counters();
+        let block = PAGE_BYTES as u64;
+        let used = self.contents.used_pages();
+        let (total, free, available) = match counters.limit_bytes / block {
+            0 => (space.total_bytes / block, space.free_bytes / block, space.available_bytes / block),
+            limit => {
+                let free = limit.saturating_sub(used);
+                (limit, free.min(space.free_bytes / block), free.min(space.available_bytes / block))
+            }
+        };
+        const INODES: u64 = 1 << 47;
+        Ok(StatFs {
+            block_bytes: PAGE_BYTES as u32,
+            blocks: total,
+            blocks_free: free,
+            blocks_available: available,
+            inodes: INODES,
+            inodes_free: INODES - counters.inodes,
+            name_max: super::NAME_BYTES_MAX as u32,
+        })
+    }
+
+    /// True when the inode is there.
+    pub(super) fn exists(&self, node: NodeId) -> Result<bool, Errno> {
+        Ok(self.meta.inode(node.ino(), View::LIVE)?.is_some())
+    }
+}
+
+/// Applies everything but the size to a record.
+fn change(record: &mut InodeRecord, changes: &SetAttr, kill: bool, now: Timespec) {
+    let time = |set: SetTime| match set {
+        SetTime::Now => now,
+        SetTime::At(time) => time,
+    };
+    record.perm = changes.perm.unwrap_or(record.perm);
+    record.uid = changes.uid.unwrap_or(record.uid);
+    record.gid = changes.gid.unwrap_or(record.gid);
+    if kill && changes.perm.is_none() {
+        record.perm = without_privileges(record.perm);
+    }
+    record.atime = changes.atime.map_or(record.atime, time);
+    record.mtime = changes.mtime.map_or(record.mtime, time);
+    record.ctime = changes.ctime.unwrap_or(now);
+}
+
+/// Set-user-id goes; set-group-id goes where it means that (with group execution).
+fn without_privileges(perm: u16) -> u16 {
+    let perm = perm & !SETUID;
+    if perm & GROUP_EXECUTE != 0 { perm & !SETGID } else { perm }
+}

@@ -1,0 +1,156 @@
+//! When changes become durable: on fsync, by time, under pressure.
+//!
+//! A commit contains every change applied before it. Files whose contents it must not outrun
+//! (renamed over others, truncated and written anew) are synced before its contents are fixed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Filesystem, FsError};
+use crate::errno::Errno;
+use crate::ids::Ino;
+
+/// How often a commit waits for files that became ordered meanwhile before it keeps changes out.
+const ORDERED_ROUNDS: u32 = 4;
+
+/// What the background thread is asked to do.
+#[derive(Debug, Default)]
+pub(super) struct Background {
+    stop: bool,
+    commit: bool,
+}
+
+impl Filesystem {
+    /// Makes every change applied so far durable. Many callers share one commit.
+    pub(super) fn commit_now(&self) -> Result<(), FsError> {
+        let through = self.meta.newest_batch();
+        for _ in 0..ORDERED_ROUNDS {
+            self.contents.sync_ordered()?;
+            if self.meta.commit(through, &|| self.contents.none_ordered())? {
+                return Ok(());
+            }
+        }
+        let _namespace = self.namespace.lock();
+        loop {
+            self.contents.sync_ordered()?;
+            if self.meta.commit(through, &|| self.contents.none_ordered())? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes everything durable, contents included, and does what that allows.
+    pub(super) fn sync_everything(&self) -> Result<(), FsError> {
+        self.contents.sync_all()?;
+        let before = self.meta.sequence();
+        self.commit_now()?;
+        if self.meta.sequence() != before {
+            self.remember(false)?;
+        }
+        self.contents.collect()?;
+        Ok(())
+    }
+
+    /// Begins a commit when much is pending; waits for it when very much is.
+    pub(super) fn relieve_pressure(&self) -> Result<(), Errno> {
+        let pending = self.meta.pending_bytes();
+        if pending > self.options.pending_bytes.saturating_mul(2) {
+            self.commit_now().map_err(|error| error.errno())
+        } else {
+            if pending > self.options.pending_bytes {
+                self.wake_background();
+            }
+            Ok(())
+        }
+    }
+
+    /// Has the background thread commit now.
+    pub(super) fn wake_background(&self) {
+        self.background.lock().commit = true;
+        self.wake.notify_one();
+    }
+
+    /// Starts the thread that commits by time and cleans up.
+    pub(super) fn start_background(self: &Arc<Self>) -> Result<(), FsError> {
+        let this = Arc::downgrade(self);
+        let interval = self.options.commit_interval;
+        let handle = std::thread::Builder::new().name("committer".into()).spawn(move || {
+            while let Some(this) = this.upgrade() {
+                let stop = this.wait(interval);
+                this.remove_doomed();
+                if stop {
+                    break;
+                }
+                if let Err(error) = this.sync_everything() {
+                    tracing::error!(%error, "a commit in the background failed; changes wait in memory");
+                }
+            }
+        })?;
+        *self.worker.lock() = Some(handle);
+        Ok(())
+    }
+
+    /// Ends that thread.
+    pub(super) fn stop_background(&self) {
+        self.background.lock().stop = true;
+        self.wake.notify_one();
+        let worker = self.worker.lock().take();
+        if let Some(worker) = worker
+            && worker.thread().id() != std::thread::current().id()
+            && worker.join().is_err()
+        {
+            tracing::error!("the committing thread ended with a panic");
+        }
+    }
+
+    fn wait(&self, interval: std::time::Duration) -> bool {
+        let until = Instant::now() + interval;
+        let mut background = self.background.lock();
+        while !background.stop && !background.commit {
+            if self.wake.wait_until(&mut background, until).timed_out() {
+                break;
+            }
+        }
+        background.commit = false;
+        background.stop
+    }
+
+    // ---- removal of inodes ------------------------------------------------------------------
+
+    /// Removes an orphan at once when it is small, in the background otherwise.
+    pub(super) fn remove_or_defer(&self, ino: Ino) {
+        const PAGES_AT_ONCE: u64 = 4096;
+        if self.options.read_only || self.meta.check_writable().is_err() {
+            return;
+        }
+        let small = matches!(
+            self.meta.inode(ino, crate::meta::View::LIVE),
+            Ok(Some(record)) if record.pages < PAGES_AT_ONCE
+        );
+        if !small {
+            self.doomed.lock().push(ino);
+            self.wake_background();
+        } else if let Err(error) = self.remove_inode(ino) {
+            // The orphan's row stays: the next mount removes it.
+            tracing::warn!(ino = ino.0, %error, "an unlinked file could not be removed yet");
+        }
+    }
+
+    pub(super) fn remove_inode(&self, ino: Ino) -> Result<(), FsError> {
+        let Some(record) = self.meta.inode(ino, crate::meta::View::LIVE)? else { return Ok(()) };
+        let file = self.contents.file(ino, record.size, record.pages);
+        while !self.contents.remove(&file)? {}
+        drop(file);
+        self.contents.forget(ino);
+        Ok(())
+    }
+
+    fn remove_doomed(&self) {
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        for ino in doomed {
+            if let Err(error) = self.remove_inode(ino) {
+                tracing::warn!(ino = ino.0, %error, "an unlinked file could not be removed yet");
+            }
+        }
+    }
+}

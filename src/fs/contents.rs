@@ -1,0 +1,209 @@
+//! Opening, reading and writing files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::types::{Caller, Fallocate, FileKind, Handle, NodeId, SeekWhence, SetAttr, Timespec};
+use super::{Filesystem, OpenFile};
+use crate::errno::Errno;
+use crate::object::File;
+
+impl Filesystem {
+    /// Opens a file; `O_TRUNC` among the flags empties it.
+    pub fn open_file(&self, caller: &Caller, node: NodeId, flags: i32) -> Result<Handle, Errno> {
+        let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if writable || flags & libc::O_TRUNC != 0 {
+            self.begin_change(node)?;
+        }
+        let record = self.inode(node)?;
+        match record.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Errno::EISDIR),
+            _ => return Err(Errno::ENXIO),
+        }
+        self.view(node)?;
+        let file = self.contents.file(node.ino(), record.size, record.pages);
+        self.references.opened(node.ino(), writable);
+        let handle = self.handle();
+        let open = OpenFile { file, writable, accessed: AtomicBool::new(false) };
+        self.open_files.write().insert(handle.0, Arc::new(open));
+        if flags & libc::O_TRUNC != 0 {
+            let changes = SetAttr { size: Some(0), ..SetAttr::default() };
+            if let Err(error) = self.setattr(caller, node, &changes) {
+                self.release(node, handle);
+                return Err(error);
+            }
+        }
+        Ok(handle)
+    }
+
+    /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
+    pub fn read(&self, node: NodeId, handle: Handle, offset: u64, out: &mut [u8]) -> Result<usize, Errno> {
+        let open = self.open(handle)?;
+        if !open.accessed.swap(true, Ordering::Relaxed) {
+            self.touch_access(node, &self.inode(node)?)?;
+        }
+        Ok(self.contents.read(&open.file, offset, out)?)
+    }
+
+    /// Writes all of `data`. `cached` says that the kernel's cache writes, which keeps the times
+    /// itself.
+    pub fn write(
+        &self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        data: &[u8],
+        kill_privileges: bool,
+        cached: bool,
+    ) -> Result<usize, Errno> {
+        self.begin_change(node)?;
+        if kill_privileges {
+            self.kill_privileges(node)?;
+        }
+        let file = self.file(node, handle)?;
+        let now = (!cached).then(Timespec::now);
+        self.contents.write(&file, offset, data, now)?;
+        self.contents.publish_synced(&file)?;
+        Ok(data.len())
+    }
+
+    /// Called at every close of a descriptor. Nothing waits for it: what was written is in the
+    /// backing store's cache, and durability is what fsync is for.
+    pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {
+        self.meta.check_writable().or_else(|error| if self.options.read_only { Ok(()) } else { Err(error) })
+    }
+
+    /// Closes a file.
+    pub fn release(&self, node: NodeId, handle: Handle) {
+        let Some(open) = self.open_files.write().remove(&handle.0) else { return };
+        let writable = open.writable;
+        drop(open);
+        self.contents.forget(node.ino());
+        if self.references.closed(node.ino(), writable) {
+            self.remove_or_defer(node.ino());
+        }
+    }
+
+    /// Makes the file and its names durable.
+    pub fn fsync(&self, node: NodeId, handle: Handle, _datasync: bool) -> Result<(), Errno> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        self.meta.check_writable().map_err(|_| Errno::EIO)?;
+        let file = self.file(node, handle)?;
+        self.contents.sync_file(&file)?;
+        self.commit_now().map_err(|error| error.errno())
+    }
+
+    /// Allocates, punches or zeroes a range (`fallocate(2)`).
+    pub fn fallocate(
+        &self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        len: u64,
+        mode: Fallocate,
+    ) -> Result<(), Errno> {
+        self.begin_change(node)?;
+        let file = self.file(node, handle)?;
+        let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let now = Timespec::now();
+        let keep_size = match mode {
+            Fallocate::PunchHole => {
+                self.contents.punch(&file, offset..end, now)?;
+                true
+            }
+            Fallocate::ZeroRange { keep_size } => {
+                self.contents.punch(&file, offset..end, now)?;
+                keep_size
+            }
+            Fallocate::Allocate { keep_size } => {
+                self.contents.reserve(&file, offset..end)?;
+                keep_size
+            }
+        };
+        if !keep_size && end > file.size() {
+            self.contents.truncate(&file, end, &mut |record| record.mtime = now)?;
+        }
+        if mode == (Fallocate::Allocate { keep_size: true }) {
+            return Ok(());
+        }
+        let _inode = self.meta.lock_inode(node.ino());
+        let mut batch = crate::meta::Batch::new();
+        self.amend_inode(&mut batch, node.ino(), |record| {
+            record.mtime = now;
+            record.ctime = now;
+        })?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+
+    /// The next data or hole from `offset` on (`lseek(2)`).
+    ///
+    /// While somebody has the file open for writing the kernel may hold dirty pages that it has
+    /// not sent: everything is data then, since `cp` would lose what a hole hides.
+    pub fn seek(
+        &self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        whence: SeekWhence,
+    ) -> Result<u64, Errno> {
+        let file = self.file(node, handle)?;
+        let size = file.size();
+        if offset >= size {
+            return Err(Errno::ENXIO);
+        }
+        if self.references.has_writers(node.ino()) {
+            return Ok(if whence == SeekWhence::Data { offset } else { size });
+        }
+        let found = self.contents.seek(&file, offset, whence == SeekWhence::Hole)?;
+        found.ok_or(Errno::ENXIO)
+    }
+
+    /// Copies within the volume; whole chunks share their objects. Returns the bytes copied.
+    pub fn copy_file_range(
+        &self,
+        from: NodeId,
+        from_offset: u64,
+        to: NodeId,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64, Errno> {
+        self.begin_change(to)?;
+        let overlaps = from_offset < to_offset.saturating_add(len) && to_offset < from_offset.saturating_add(len);
+        if from == to && overlaps {
+            return Err(Errno::EINVAL);
+        }
+        let (source, target) = (self.regular(from)?, self.regular(to)?);
+        let copied =
+            self.contents.copy(&source, from_offset, &target, to_offset, len, Timespec::now())?;
+        self.contents.publish_synced(&target)?;
+        Ok(copied)
+    }
+
+    fn regular(&self, node: NodeId) -> Result<Arc<File>, Errno> {
+        let record = self.inode(node)?;
+        match record.kind {
+            FileKind::Regular => Ok(self.contents.file(node.ino(), record.size, record.pages)),
+            FileKind::Directory => Err(Errno::EISDIR),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn open(&self, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
+        self.open_files.read().get(&handle.0).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// The file of a handle, or of the node where the kernel sends another handle or none.
+    fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
+        match self.open(handle) {
+            Ok(open) if open.file.ino == node.ino() => Ok(Arc::clone(&open.file)),
+            _ => self.regular(node),
+        }
+    }
+}

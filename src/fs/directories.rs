@@ -1,0 +1,154 @@
+//! Listing directories.
+//!
+//! An entry's position is the hash of its name ([`crate::meta::keys`]): it stays where it is when
+//! others come and go. Positions 0 and 1 are `.` and `..`; an entry with hash h is at h + 2.
+
+use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
+use super::{AccessTimes, Filesystem};
+use crate::errno::Errno;
+use crate::ids::Ino;
+use crate::meta::keys::{self, Table};
+use crate::meta::records::DirentRecord;
+
+/// Entries read at a time.
+const SCAN_ENTRIES: usize = 128;
+/// Position of the first entry that is not `.` or `..`.
+const FIRST_NAME: u64 = 2;
+
+impl Filesystem {
+    /// Opens a directory.
+    pub fn open_dir(&self, node: NodeId) -> Result<Handle, Errno> {
+        if self.inode(node)?.kind != FileKind::Directory {
+            return Err(Errno::ENOTDIR);
+        }
+        let handle = self.handle();
+        self.references.opened(node.ino(), false);
+        self.open_directories.lock().insert(handle.0, node.ino());
+        Ok(handle)
+    }
+
+    /// Closes a directory.
+    pub fn release_dir(&self, node: NodeId, handle: Handle) {
+        if self.open_directories.lock().remove(&handle.0).is_some()
+            && self.references.closed(node.ino(), false)
+        {
+            self.remove_or_defer(node.ino());
+        }
+    }
+
+    /// Emits entries from `offset` on until `emit` says that there is no room.
+    pub fn read_dir(
+        &self,
+        node: NodeId,
+        _handle: Handle,
+        offset: u64,
+        emit: &mut dyn FnMut(&DirEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        let directory = self.inode(node)?;
+        if directory.kind != FileKind::Directory {
+            return Err(Errno::ENOTDIR);
+        }
+        let view = self.view(node)?;
+        if offset == 0 {
+            self.touch_access(node, &directory)?;
+        }
+        let dots: [(&[u8], Ino); 2] = [(b".", node.ino()), (b"..", directory.parent)];
+        for (at, (name, ino)) in dots.into_iter().enumerate().skip(offset as usize) {
+            let entry = DirEntry {
+                node: NodeId::new(node.view(), ino),
+                kind: FileKind::Directory,
+                next_offset: at as u64 + 1,
+                name,
+            };
+            if !emit(&entry) {
+                return Ok(());
+            }
+        }
+        let high = keys::after_ino(node.ino());
+        let mut low = keys::dirent_from(node.ino(), offset.saturating_sub(FIRST_NAME));
+        loop {
+            let rows = self.meta.scan(Table::Dirent, &low, &high, view, SCAN_ENTRIES)?;
+            for (key, value) in &rows {
+                let (hash, name) = keys::dirent_parts(key).ok_or(Errno::EIO)?;
+                let record = DirentRecord::decode(value).ok_or(Errno::EIO)?;
+                let entry = DirEntry {
+                    node: NodeId::new(node.view(), record.ino),
+                    kind: record.kind,
+                    next_offset: hash + FIRST_NAME + 1,
+                    name,
+                };
+                if !emit(&entry) {
+                    return Ok(());
+                }
+            }
+            match rows.into_iter().next_back() {
+                Some((mut last, _)) => {
+                    last.push(0xFF);
+                    low = last;
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The same with attributes; every entry taken but `.` and `..` counts as a lookup.
+    pub fn read_dir_plus(
+        &self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        emit: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool,
+    ) -> Result<(), Errno> {
+        let mut failed = None;
+        self.read_dir(node, handle, offset, &mut |entry| {
+            let attr = match self.getattr(entry.node) {
+                Ok(attr) => attr,
+                // Removed since the names were read.
+                Err(Errno::ESTALE) => return true,
+                Err(error) => {
+                    failed = Some(error);
+                    return false;
+                }
+            };
+            let counted = !matches!(entry.name, b"." | b"..");
+            if counted {
+                self.references.looked_up(entry.node.ino());
+            }
+            let taken = emit(entry, &attr);
+            if counted && !taken {
+                self.forget(entry.node, 1);
+            }
+            taken
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Makes the directory's names durable.
+    pub fn fsync_dir(&self, _node: NodeId, _handle: Handle, _datasync: bool) -> Result<(), Errno> {
+        self.commit_now().map_err(|error| error.errno())
+    }
+
+    /// Sets the time of last access where the mount asks for it and it is out of date.
+    pub(super) fn touch_access(
+        &self,
+        node: NodeId,
+        record: &crate::meta::records::InodeRecord,
+    ) -> Result<(), Errno> {
+        const DAY_SECS: i64 = 86_400;
+        let now = super::types::Timespec::now();
+        let stale = record.atime <= record.mtime
+            || record.atime <= record.ctime
+            || now.secs - record.atime.secs >= DAY_SECS;
+        let may = self.options.access_times == AccessTimes::Relative
+            && !self.options.read_only
+            && self.meta.check_writable().is_ok();
+        if !stale || !may {
+            return Ok(());
+        }
+        let _inode = self.meta.lock_inode(node.ino());
+        let mut batch = crate::meta::Batch::new();
+        self.amend_inode(&mut batch, node.ino(), |record| record.atime = now)?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! Finding inodes and saying what they are.
+
+use super::types::{Attr, FileKind, NodeId};
+use super::{Filesystem, NAME_BYTES_MAX};
+use crate::errno::Errno;
+use crate::ids::Ino;
+use crate::meta::records::InodeRecord;
+use crate::sealed::PAGE_BYTES;
+
+impl Filesystem {
+    /// Finds a name and counts one reference of the kernel to what it names.
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
+        if name.len() > NAME_BYTES_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let view = self.view(parent)?;
+        let ino = match name {
+            b"." => parent.ino(),
+            b".." => self.parent_of(parent)?,
+            _ => match self.meta.dirent(parent.ino(), name, view)? {
+                Some(entry) => entry.ino,
+                None if self.inode(parent)?.kind != FileKind::Directory => return Err(Errno::ENOTDIR),
+                None => return Err(Errno::ENOENT),
+            },
+        };
+        let node = NodeId::new(parent.view(), ino);
+        let attr = self.getattr(node)?;
+        self.references.looked_up(ino);
+        Ok(attr)
+    }
+
+    /// The kernel drops `count` references.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        if self.references.forgotten(node.ino(), count) {
+            self.remove_or_defer(node.ino());
+        }
+    }
+
+    /// What `stat` shows.
+    pub fn getattr(&self, node: NodeId) -> Result<Attr, Errno> {
+        let record = self.inode(node)?;
+        Ok(self.attr(node, &record))
+    }
+
+    /// Target of a symbolic link.
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+        let record = self.inode(node)?;
+        if record.kind == FileKind::Symlink { Ok(record.target) } else { Err(Errno::EINVAL) }
+    }
+
+    pub(super) fn parent_of(&self, node: NodeId) -> Result<Ino, Errno> {
+        let record = self.inode(node)?;
+        if record.kind == FileKind::Directory { Ok(record.parent) } else { Err(Errno::ENOTDIR) }
+    }
+
+    /// What `stat` shows, from the record and from what of a live file is not in it yet.
+    pub(super) fn attr(&self, node: NodeId, record: &InodeRecord) -> Attr {
+        let mut attr = Attr {
+            node,
+            size: record.size,
+            blocks: 0,
+            atime: record.atime,
+            mtime: record.mtime,
+            ctime: record.ctime,
+            crtime: record.crtime,
+            kind: record.kind,
+            perm: record.perm,
+            nlink: record.nlink,
+            uid: record.uid,
+            gid: record.gid,
+            rdev: record.rdev,
+            blksize: BLOCK_BYTES,
+        };
+        let mut pages = record.pages;
+        if record.kind == FileKind::Regular
+            && let Some(live) = self.contents.live(node.ino())
+        {
+            attr.size = live.size;
+            pages = live.pages;
+            if let Some(written) = live.written {
+                attr.mtime = written;
+                attr.ctime = attr.ctime.max(written);
+            }
+        }
+        attr.blocks = blocks(record.kind, attr.size, pages);
+        attr
+    }
+}
+
+/// Preferred unit of I/O: what one request of the kernel carries without loss.
+const BLOCK_BYTES: u32 = 4096;
+
+/// Allocated units of 512 bytes. A small file lives in its record.
+fn blocks(kind: FileKind, size: u64, pages: u64) -> u64 {
+    const UNIT: u64 = 512;
+    match kind {
+        FileKind::Directory => PAGE_BYTES as u64 / UNIT,
+        FileKind::Regular if pages > 0 => pages * (PAGE_BYTES as u64 / UNIT),
+        FileKind::Regular => size.min(crate::object::INLINE_BYTES).div_ceil(UNIT),
+        _ => 0,
+    }
+}

@@ -1,0 +1,308 @@
+//! Making and removing names.
+
+use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec};
+use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, check_name};
+use crate::errno::Errno;
+use crate::ids::Ino;
+use crate::meta::keys::Table;
+use crate::meta::records::{DirentRecord, InodeRecord};
+use crate::meta::{Batch, View};
+
+const SETGID: u16 = 0o2000;
+
+/// What a new inode is to be.
+struct NewInode<'a> {
+    kind: FileKind,
+    perm: u16,
+    rdev: u32,
+    target: &'a [u8],
+}
+
+impl Filesystem {
+    /// Makes a file, fifo, socket or device (`mknod(2)`).
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Attr, Errno> {
+        let kind = match mode & libc::S_IFMT {
+            0 | libc::S_IFREG => FileKind::Regular,
+            libc::S_IFIFO => FileKind::Fifo,
+            libc::S_IFSOCK => FileKind::Socket,
+            libc::S_IFCHR => FileKind::CharDevice,
+            libc::S_IFBLK => FileKind::BlockDevice,
+            libc::S_IFDIR => return Err(Errno::EPERM),
+            _ => return Err(Errno::EINVAL),
+        };
+        let new = NewInode { kind, perm: (mode & 0o7777) as u16, rdev, target: &[] };
+        self.make(caller, parent, name, &new)
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Attr, Errno> {
+        let perm = (mode & 0o7777) as u16;
+        let new = NewInode { kind: FileKind::Directory, perm, rdev: 0, target: &[] };
+        self.make(caller, parent, name, &new)
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Attr, Errno> {
+        match target.len() {
+            0 => return Err(Errno::ENOENT),
+            len if len > TARGET_BYTES_MAX => return Err(Errno::ENAMETOOLONG),
+            _ => {}
+        }
+        let new = NewInode { kind: FileKind::Symlink, perm: 0o777, rdev: 0, target };
+        self.make(&Caller { umask: 0, ..*caller }, parent, name, &new)
+    }
+
+    /// Makes a file and opens it.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Attr, Handle), Errno> {
+        let attr = self.mknod(caller, parent, name, (mode & 0o7777) | libc::S_IFREG, 0)?;
+        let handle = self.open_file(caller, attr.node, flags & !libc::O_TRUNC)?;
+        Ok((attr, handle))
+    }
+
+    fn make(&self, caller: &Caller, parent: NodeId, name: &[u8], new: &NewInode<'_>) -> Result<Attr, Errno> {
+        check_name(name)?;
+        self.begin_change(parent)?;
+        let now = Timespec::now();
+        let _namespace = self.namespace.lock();
+        let _parent = self.meta.lock_inode(parent.ino());
+        let mut directory = self.directory(parent)?;
+        if self.meta.dirent(parent.ino(), name, View::LIVE)?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let is_directory = new.kind == FileKind::Directory;
+        if is_directory && directory.nlink >= LINKS_MAX {
+            return Err(Errno::EMLINK);
+        }
+        let ino = self.meta.allocate_ino();
+        let mut batch = Batch::new();
+        let perm = self.inherit(&mut batch, caller, parent.ino(), ino, new)?;
+        let inherits_group = directory.perm & SETGID != 0;
+        let record = InodeRecord {
+            kind: new.kind,
+            perm: if inherits_group && is_directory { perm | SETGID } else { perm },
+            nlink: if is_directory { 2 } else { 1 },
+            uid: caller.uid,
+            gid: if inherits_group { directory.gid } else { caller.gid },
+            rdev: new.rdev,
+            size: new.target.len() as u64,
+            pages: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            crtime: now,
+            parent: if is_directory { parent.ino() } else { Ino(0) },
+            target: new.target.to_vec(),
+        };
+        directory.nlink += u32::from(is_directory);
+        self.meta.put_inode(&mut batch, ino, &record)?;
+        self.name(&mut batch, parent.ino(), name, Some(DirentRecord { ino, kind: new.kind }))?;
+        self.touch_directory(&mut batch, parent.ino(), directory, now)?;
+        batch.inodes += 1;
+        self.meta.apply(batch)?;
+        self.references.looked_up(ino);
+        let node = NodeId::new(parent.view(), ino);
+        Ok(self.attr(node, &record))
+    }
+
+    /// The mode of a new inode, after the umask or the directory's default ACL.
+    fn inherit(
+        &self,
+        batch: &mut Batch,
+        caller: &Caller,
+        parent: Ino,
+        ino: Ino,
+        new: &NewInode<'_>,
+    ) -> Result<u16, Errno> {
+        if new.kind == FileKind::Symlink {
+            return Ok(new.perm);
+        }
+        match self.inherit_acl(batch, parent, ino, new.kind, new.perm)? {
+            Some(perm) => Ok(perm),
+            None => Ok(new.perm & !(caller.umask as u16 & 0o777)),
+        }
+    }
+
+    /// Makes another name for an inode.
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
+        check_name(name)?;
+        self.begin_change(parent)?;
+        self.begin_change(node)?;
+        let now = Timespec::now();
+        let _namespace = self.namespace.lock();
+        let _inodes = self.meta.lock_inodes(&[parent.ino(), node.ino()]);
+        let directory = self.directory(parent)?;
+        let mut record = self.inode(node)?;
+        if record.kind == FileKind::Directory {
+            return Err(Errno::EPERM);
+        }
+        if record.nlink == 0 {
+            return Err(Errno::ENOENT);
+        }
+        if record.nlink >= LINKS_MAX {
+            return Err(Errno::EMLINK);
+        }
+        if self.meta.dirent(parent.ino(), name, View::LIVE)?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        record.nlink += 1;
+        record.ctime = now;
+        let mut batch = Batch::new();
+        let entry = DirentRecord { ino: node.ino(), kind: record.kind };
+        self.name(&mut batch, parent.ino(), name, Some(entry))?;
+        self.meta.put_inode(&mut batch, node.ino(), &record)?;
+        self.touch_directory(&mut batch, parent.ino(), directory, now)?;
+        self.meta.apply(batch)?;
+        self.references.looked_up(node.ino());
+        Ok(self.attr(node, &record))
+    }
+
+    /// Removes a name of anything but a directory.
+    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+        check_name(name)?;
+        self.begin_change(parent)?;
+        let now = Timespec::now();
+        let orphan = {
+            let _namespace = self.namespace.lock();
+            let entry = self.entry(parent, name)?;
+            if entry.kind == FileKind::Directory {
+                return Err(Errno::EISDIR);
+            }
+            let _inodes = self.meta.lock_inodes(&[parent.ino(), entry.ino]);
+            let directory = self.directory(parent)?;
+            let mut batch = Batch::new();
+            self.name(&mut batch, parent.ino(), name, None)?;
+            self.touch_directory(&mut batch, parent.ino(), directory, now)?;
+            let orphan = self.drop_link(&mut batch, entry, now)?;
+            self.meta.apply(batch)?;
+            orphan
+        };
+        self.after_drop(orphan);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+        match name {
+            b"." => return Err(Errno::EINVAL),
+            b".." => return Err(Errno::ENOTEMPTY),
+            _ => check_name(name)?,
+        }
+        self.begin_change(parent)?;
+        let now = Timespec::now();
+        let orphan = {
+            let _namespace = self.namespace.lock();
+            let entry = self.entry(parent, name)?;
+            if entry.kind != FileKind::Directory {
+                return Err(Errno::ENOTDIR);
+            }
+            let _inodes = self.meta.lock_inodes(&[parent.ino(), entry.ino]);
+            if !self.is_empty_directory(entry.ino)? {
+                return Err(Errno::ENOTEMPTY);
+            }
+            let mut directory = self.directory(parent)?;
+            directory.nlink = directory.nlink.saturating_sub(1);
+            let mut batch = Batch::new();
+            self.name(&mut batch, parent.ino(), name, None)?;
+            self.touch_directory(&mut batch, parent.ino(), directory, now)?;
+            let orphan = self.drop_link(&mut batch, entry, now)?;
+            self.meta.apply(batch)?;
+            orphan
+        };
+        self.after_drop(orphan);
+        Ok(())
+    }
+
+    // ---- shared with rename ----------------------------------------------------------------
+
+    /// The directory's inode; it must still have a name.
+    pub(super) fn directory(&self, node: NodeId) -> Result<InodeRecord, Errno> {
+        let record = self.inode(node)?;
+        match record.kind {
+            FileKind::Directory if record.nlink == 0 => Err(Errno::ENOENT),
+            FileKind::Directory => Ok(record),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    pub(super) fn entry(&self, parent: NodeId, name: &[u8]) -> Result<DirentRecord, Errno> {
+        match self.meta.dirent(parent.ino(), name, View::LIVE)? {
+            Some(entry) => Ok(entry),
+            None => self.directory(parent).and(Err(Errno::ENOENT)),
+        }
+    }
+
+    pub(super) fn name(
+        &self,
+        batch: &mut Batch,
+        parent: Ino,
+        name: &[u8],
+        entry: Option<DirentRecord>,
+    ) -> Result<(), Errno> {
+        Ok(self.meta.put_dirent(batch, parent, name, entry)?)
+    }
+
+    pub(super) fn touch_directory(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        mut record: InodeRecord,
+        now: Timespec,
+    ) -> Result<(), Errno> {
+        record.mtime = now;
+        record.ctime = now;
+        Ok(self.meta.put_inode(batch, ino, &record)?)
+    }
+
+    pub(super) fn is_empty_directory(&self, ino: Ino) -> Result<bool, Errno> {
+        use crate::meta::keys;
+        let (low, high) = (keys::number(ino.0), keys::after_ino(ino));
+        Ok(self.meta.scan(Table::Dirent, &low, &high, View::LIVE, 1)?.is_empty())
+    }
+
+    /// Takes one name off an inode; the last one makes it an orphan, which is returned.
+    pub(super) fn drop_link(
+        &self,
+        batch: &mut Batch,
+        entry: DirentRecord,
+        now: Timespec,
+    ) -> Result<Option<Ino>, Errno> {
+        let mut record = self.meta.inode_after(batch, entry.ino)?.ok_or(Errno::EIO)?;
+        let last = entry.kind == FileKind::Directory || record.nlink <= 1;
+        record.nlink = if last { 0 } else { record.nlink - 1 };
+        record.ctime = now;
+        self.meta.put_inode(batch, entry.ino, &record)?;
+        if last {
+            self.meta.put_orphan(batch, entry.ino, true);
+        }
+        Ok(last.then_some(entry.ino))
+    }
+
+    /// Removes an orphan that nobody needs.
+    pub(super) fn after_drop(&self, orphan: Option<Ino>) {
+        if let Some(ino) = orphan
+            && self.references.orphaned(ino)
+        {
+            self.remove_or_defer(ino);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Renaming (`rename(2)`, `renameat2(2)`).
+
+use super::types::{Caller, FileKind, NodeId, RenameFlags, Timespec};
+use super::{Filesystem, LINKS_MAX, check_name};
+use crate::errno::Errno;
+use crate::ids::{Ino, ViewId};
+use crate::meta::records::{DirentRecord, InodeRecord};
+use crate::meta::{Batch, View};
+
+/// One of the two names.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    parent: NodeId,
+    name: &'a [u8],
+}
+
+impl Filesystem {
+    /// Gives `name` in `parent` the name `new_name` in `new_parent`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn rename(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        new_parent: NodeId,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<(), Errno> {
+        check_name(name)?;
+        check_name(new_name)?;
+        if flags.exchange && (flags.no_replace || flags.whiteout) {
+            return Err(Errno::EINVAL);
+        }
+        self.begin_change(parent)?;
+        self.begin_change(new_parent)?;
+        let (from, to) = (Place { parent, name }, Place { parent: new_parent, name: new_name });
+        let orphan = {
+            let _namespace = self.namespace.lock();
+            if flags.exchange { self.exchange(from, to)? } else { self.move_over(caller, from, to, flags)? }
+        };
+        self.after_drop(orphan);
+        Ok(())
+    }
+
+    fn move_over(
+        &self,
+        caller: &Caller,
+        from: Place<'_>,
+        to: Place<'_>,
+        flags: RenameFlags,
+    ) -> Result<Option<Ino>, Errno> {
+        let now = Timespec::now();
+        let moved = self.entry(from.parent, from.name)?;
+        self.directory(to.parent)?;
+        let replaced = self.meta.dirent(to.parent.ino(), to.name, View::LIVE)?;
+        if flags.no_replace && replaced.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if replaced.is_some_and(|entry| entry.ino == moved.ino) {
+            return Ok(None);
+        }
+        if moved.kind == FileKind::Directory {
+            self.check_no_loop(moved.ino, to.parent)?;
+        }
+        let mut inos = vec![from.parent.ino(), to.parent.ino(), moved.ino];
+        inos.extend(replaced.map(|entry| entry.ino));
+        let _inodes = self.meta.lock_inodes(&inos);
+        let mut batch = Batch::new();
+        if let Some(entry) = replaced {
+            self.check_replace(moved, entry)?;
+        }
+        self.move_links(&mut batch, from, to, moved, replaced, now)?;
+        let orphan = match replaced {
+            Some(entry) => self.drop_link(&mut batch, entry, now)?,
+            None => None,
+        };
+        let left = if flags.whiteout { Some(self.whiteout(&mut batch, caller, now)?) } else { None };
+        self.name(&mut batch, from.parent.ino(), from.name, left)?;
+        self.name(&mut batch, to.parent.ino(), to.name, Some(moved))?;
+        if replaced.is_some() {
+            // Contents reach the disk before the commit that puts them in the other's place.
+            self.contents.order(moved.ino);
+            self.wake_background();
+        }
+        self.meta.apply(batch)?;
+        Ok(orphan)
+    }
+
+    fn exchange(&self, from: Place<'_>, to: Place<'_>) -> Result<Option<Ino>, Errno> {
+        let now = Timespec::now();
+        let first = self.entry(from.parent, from.name)?;
+        let second = self.entry(to.parent, to.name)?;
+        for (entry, parent) in [(first, to.parent), (second, from.parent)] {
+            if entry.kind == FileKind::Directory {
+                self.check_no_loop(entry.ino, parent)?;
+            }
+        }
+        let inos = [from.parent.ino(), to.parent.ino(), first.ino, second.ino];
+        let _inodes = self.meta.lock_inodes(&inos);
+        let mut batch = Batch::new();
+        self.move_links(&mut batch, from, to, first, None, now)?;
+        self.move_links(&mut batch, to, from, second, None, now)?;
+        self.name(&mut batch, from.parent.ino(), from.name, Some(second))?;
+        self.name(&mut batch, to.parent.ino(), to.name, Some(first))?;
+        self.meta.apply(batch)?;
+        Ok(None)
+    }
+
+    /// Changes the inodes that a move touches: both directories and what is moved.
+    fn move_links(
+        &self,
+        batch: &mut Batch,
+        from: Place<'_>,
+        to: Place<'_>,
+        moved: DirentRecord,
+        replaced: Option<DirentRecord>,
+        now: Timespec,
+    ) -> Result<(), Errno> {
+        let is_directory = moved.kind == FileKind::Directory;
+        let leaves = u32::from(is_directory);
+        self.amend_inode(batch, from.parent.ino(), |record| {
+            record.nlink = record.nlink.saturating_sub(leaves);
+            record.mtime = now;
+            record.ctime = now;
+        })?;
+        let removes = u32::from(replaced.is_some_and(|entry| entry.kind == FileKind::Directory));
+        self.amend_inode(batch, to.parent.ino(), |record| {
+            record.nlink = (record.nlink + leaves).saturating_sub(removes);
+            record.mtime = now;
+            record.ctime = now;
+        })?;
+        if is_directory
+            && self.meta.inode_after(batch, to.parent.ino())?.is_some_and(|record| record.nlink > LINKS_MAX)
+        {
+            return Err(Errno::EMLINK);
+        }
+        self.amend_inode(batch, moved.ino, |record| {
+            record.ctime = now;
+            if is_directory {
+                record.parent = to.parent.ino();
+            }
+        })
+    }
+
+    pub(super) fn amend_inode(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        change: impl FnOnce(&mut InodeRecord),
+    ) -> Result<(), Errno> {
+        let mut record = self.meta.inode_after(batch, ino)?.ok_or(Errno::ESTALE)?;
+        change(&mut record);
+        Ok(self.meta.put_inode(batch, ino, &record)?)
+    }
+
+    fn check_replace(&self, moved: DirentRecord, replaced: DirentRecord) -> Result<(), Errno> {
+        match (moved.kind == FileKind::Directory, replaced.kind == FileKind::Directory) {
+            (true, false) => Err(Errno::ENOTDIR),
+            (false, true) => Err(Errno::EISDIR),
+            (true, true) if !self.is_empty_directory(replaced.ino)? => Err(Errno::ENOTEMPTY),
+            _ => Ok(()),
+        }
+    }
+
+    /// A directory must not be moved below itself.
+    fn check_no_loop(&self, moved: Ino, mut below: NodeId) -> Result<(), Errno> {
+        loop {
+            if below.ino() == moved {
+                return Err(Errno::EINVAL);
+            }
+            if below.ino() == Ino::ROOT {
+                return Ok(());
+            }
+            below = NodeId::new(ViewId::LIVE, self.parent_of(below)?);
+        }
+    }
+
+    /// What overlayfs takes for "nothing here": a character device 0:0.
+    fn whiteout(&self, batch: &mut Batch, caller: &Caller, now: Timespec) -> Result<DirentRecord, Errno> {
+        let kind = FileKind::CharDevice;
+        let record = InodeRecord {
+            kind,
+            perm: 0,
+            nlink: 1,
+            uid: caller.uid,
+            gid: caller.gid,
+            rdev: 0,
+            size: 0,
+            pages: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            crtime: now,
+            parent: Ino(0),
+            target: Vec::new(),
+        };
+        let ino = self.meta.allocate_ino();
+        self.meta.put_inode(batch, ino, &record)?;
+        batch.inodes += 1;
+        Ok(DirentRecord { ino, kind })
+    }
+}

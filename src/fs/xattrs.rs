@@ -1,0 +1,113 @@
+//! Extended attributes. Who may see and set which is the kernel's business (`xattr(7)`).
+
+use super::types::{Caller, NodeId, Timespec, XattrMode};
+use super::{Filesystem, acl};
+use crate::errno::Errno;
+use crate::meta::keys::{self, Table};
+use crate::meta::records::decode_xattr;
+use crate::meta::Batch;
+
+/// The longest name, in bytes (`XATTR_NAME_MAX`).
+const NAME_BYTES_MAX: usize = 255;
+/// The longest value, in bytes (`XATTR_SIZE_MAX`).
+const VALUE_BYTES_MAX: usize = 65_536;
+/// All names together, in bytes (`XATTR_LIST_MAX`).
+const LIST_BYTES_MAX: usize = 65_536;
+
+impl Filesystem {
+    /// Sets an attribute.
+    pub fn set_xattr(
+        &self,
+        _caller: &Caller,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<(), Errno> {
+        check_name(name)?;
+        self.begin_change(node)?;
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(Errno::E2BIG);
+        }
+        let _inode = self.meta.lock_inode(node.ino());
+        let there = self.value(node, name)?.is_some();
+        match mode {
+            XattrMode::Create if there => return Err(Errno::EEXIST),
+            XattrMode::Replace if !there => return Err(Errno::ENODATA),
+            _ => {}
+        }
+        let mut batch = Batch::new();
+        let mut perm = None;
+        let mut value = Some(value);
+        if name == acl::ACCESS {
+            perm = self.mode_of_acl(node, value.unwrap_or_default())?;
+            // An ACL that says no more than the mode is the mode.
+            if perm.is_some_and(|(_, minimal)| minimal) {
+                value = None;
+            }
+        } else if name == acl::DEFAULT {
+            acl::Acl::parse(value.unwrap_or_default())?;
+        }
+        self.meta.put_xattr(&mut batch, node.ino(), name, value)?;
+        self.amend_inode(&mut batch, node.ino(), |record| {
+            record.ctime = Timespec::now();
+            if let Some((perm, _)) = perm {
+                record.perm = record.perm & !0o777 | perm;
+            }
+        })?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+
+    /// An attribute's value.
+    pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        check_name(name)?;
+        match self.value(node, name)? {
+            Some(value) => Ok(value),
+            None => self.inode(node).and(Err(Errno::ENODATA)),
+        }
+    }
+
+    /// Names of all attributes, each with a NUL behind it.
+    pub fn list_xattr(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+        self.inode(node)?;
+        let mut list = Vec::new();
+        for name in self.meta.xattr_names(node.ino(), self.view(node)?)? {
+            list.extend_from_slice(&name);
+            list.push(0);
+        }
+        if list.len() > LIST_BYTES_MAX { Err(Errno::E2BIG) } else { Ok(list) }
+    }
+
+    /// Removes an attribute.
+    pub fn remove_xattr(&self, _caller: &Caller, node: NodeId, name: &[u8]) -> Result<(), Errno> {
+        check_name(name)?;
+        self.begin_change(node)?;
+        let _inode = self.meta.lock_inode(node.ino());
+        if self.value(node, name)?.is_none() {
+            return Err(Errno::ENODATA);
+        }
+        let mut batch = Batch::new();
+        self.meta.put_xattr(&mut batch, node.ino(), name, None)?;
+        self.amend_inode(&mut batch, node.ino(), |record| record.ctime = Timespec::now())?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+
+    pub(super) fn value(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+        let key = keys::xattr(node.ino(), name);
+        let Some(bytes) = self.meta.get(Table::Xattr, &key, self.view(node)?)? else { return Ok(None) };
+        decode_xattr(&bytes).map(|value| Some(value.to_vec())).ok_or(Errno::EIO)
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), Errno> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Errno::ERANGE);
+    }
+    let namespaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    let known = namespaces.iter().any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+        || name == acl::ACCESS
+        || name == acl::DEFAULT;
+    if known && !name.contains(&0) { Ok(()) } else { Err(Errno::ENOTSUP) }
+}
