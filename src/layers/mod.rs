@@ -26,6 +26,8 @@ pub mod derivation;
 pub mod header;
 pub mod infrastructure;
 pub mod self_test;
+#[cfg(test)]
+mod tests;
 pub mod xts;
 
 pub use customer::CustomerKeys;

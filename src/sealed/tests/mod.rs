@@ -1,6 +1,8 @@
 //! Tests of sealed files, by topic, over a file in memory that a test can damage.
 
 mod contents;
+mod golden;
+mod one_layer;
 
 mod slots;
 mod tamper;
