@@ -31,9 +31,7 @@ pub(crate) mod hex_id {
         to.collect_str(id)
     }
 
-    pub(crate) fn deserialize<'de, T: HexId, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<T, D::Error> {
+    pub(crate) fn deserialize<'de, T: HexId, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
         let text = String::deserialize(from)?;
         T::from_digits(&text).ok_or_else(|| D::Error::custom("not 32 lower-case hex digits"))
     }

@@ -112,7 +112,10 @@ fn passphrase(bytes: &[u8], named: &str) -> Result<Passphrase, KeyError> {
         )));
     }
     Passphrase::from_bytes(bytes).map_err(|error| {
-        KeyError::new(ErrorKind::Io, format!("no memory for a passphrase: {error}"))
+        KeyError::new(
+            ErrorKind::Io,
+            format!("no memory for a passphrase: {error}"),
+        )
     })
 }
 
@@ -136,7 +139,10 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
         }
         assert_eq!(
-            first_line(&long[1..], "test").expect("longest").expose().len(),
+            first_line(&long[1..], "test")
+                .expect("longest")
+                .expose()
+                .len(),
             MAX_PASSPHRASE_BYTES
         );
     }
@@ -147,6 +153,10 @@ mod tests {
             .obtain(Path::new("/k.pem"))
             .expect_err("none");
         assert!(error.to_string().contains("/k.pem"));
-        assert!(error.hint().is_some_and(|hint| hint.contains("passphrase_file")));
+        assert!(
+            error
+                .hint()
+                .is_some_and(|hint| hint.contains("passphrase_file"))
+        );
     }
 }

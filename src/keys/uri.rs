@@ -77,7 +77,9 @@ impl KeyUri {
             return Err(usage(format!("{text:?} is no URI")));
         };
         if !scheme.eq_ignore_ascii_case("file") {
-            return Err(usage(format!("keys of scheme {scheme:?} are not supported")));
+            return Err(usage(format!(
+                "keys of scheme {scheme:?} are not supported"
+            )));
         }
         if rest.contains(['?', '#']) {
             return Err(usage(format!(
@@ -198,7 +200,10 @@ mod tests {
         for path in [&b"/a b/\xc3\xa9%,?#\"\\"[..], b"/\xff\xfe/\n\x7f", b"/"] {
             let uri = KeyUri::from_file(Path::new(OsStr::from_bytes(path))).expect("absolute");
             let text = uri.to_string();
-            assert!(!text.contains(|c: char| c.is_control() || c == ','), "{text}");
+            assert!(
+                !text.contains(|c: char| c.is_control() || c == ','),
+                "{text}"
+            );
             assert_eq!(KeyUri::parse(&text).expect(&text), uri);
         }
     }
@@ -206,14 +211,28 @@ mod tests {
     #[test]
     fn everything_else_is_refused_with_the_supported_scheme_named() {
         for text in [
-            "", "key.pem", "/etc/key.pem", "file:", "file:key.pem", "exec:/bin/sh",
-            "pkcs11:token=a?pin-value=1", "https://vault/key", "file://host/etc/key",
-            "file:/key?passphrase=x", "file:/key#1", "file:/%0", "file:/%zz", "file:/a%00b",
+            "",
+            "key.pem",
+            "/etc/key.pem",
+            "file:",
+            "file:key.pem",
+            "exec:/bin/sh",
+            "pkcs11:token=a?pin-value=1",
+            "https://vault/key",
+            "file://host/etc/key",
+            "file:/key?passphrase=x",
+            "file:/key#1",
+            "file:/%0",
+            "file:/%zz",
+            "file:/a%00b",
             "file://localhost",
         ] {
             let error = KeyUri::parse(text).expect_err(text);
             assert_eq!(error.kind(), ErrorKind::Usage, "{text}");
-            assert!(error.hint().is_some_and(|hint| hint.contains("file:/")), "{text}");
+            assert!(
+                error.hint().is_some_and(|hint| hint.contains("file:/")),
+                "{text}"
+            );
         }
     }
 }

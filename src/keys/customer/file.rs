@@ -88,7 +88,10 @@ impl CustomerKeyProvider for FileKey {
         let Some(private) = &self.private else {
             return Err(KeyError::new(
                 ErrorKind::KeyUnavailable,
-                format!("{} is only the public half of the key", self.description.uri),
+                format!(
+                    "{} is only the public half of the key",
+                    self.description.uri
+                ),
             )
             .with_hint("name the private key: -o customer_key=file:/path/to/private.pem"));
         };
@@ -136,7 +139,11 @@ impl PrivateKey {
     fn decrypt(&self, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let mut out = Zeroizing::new(vec![0; self.0.min_output_size()]);
         let algorithm = &aws_lc_rs::rsa::OAEP_SHA256_MGF1SHA256;
-        let len = self.0.decrypt(algorithm, wrapped, &mut out, None).ok()?.len();
+        let len = self
+            .0
+            .decrypt(algorithm, wrapped, &mut out, None)
+            .ok()?
+            .len();
         out.truncate(len);
         Some(out)
     }
@@ -236,8 +243,7 @@ fn encrypted_pem(
             .map_err(|error| KeyError::random(std::io::Error::other(error.to_string())))?;
     }
     let cost = scrypt::Params::new(14, 8, 5, 32).map_err(|_| failed())?;
-    let parameters =
-        pbes2::Parameters::scrypt_aes256cbc(cost, &salt, &iv).map_err(|_| failed())?;
+    let parameters = pbes2::Parameters::scrypt_aes256cbc(cost, &salt, &iv).map_err(|_| failed())?;
     let plain = key.to_pkcs8_der().map_err(|_| failed())?;
     let info = pkcs8::PrivateKeyInfo::try_from(plain.as_bytes()).map_err(|_| failed())?;
     let sealed = info
@@ -256,8 +262,11 @@ fn create_new(path: &Path) -> Result<File, KeyError> {
         .open(path)
         .map_err(|error| {
             if error.kind() == std::io::ErrorKind::AlreadyExists {
-                KeyError::new(ErrorKind::Usage, format!("{} exists already", path.display()))
-                    .with_hint("keys are never written over; choose another path")
+                KeyError::new(
+                    ErrorKind::Usage,
+                    format!("{} exists already", path.display()),
+                )
+                .with_hint("keys are never written over; choose another path")
             } else {
                 KeyError::io("cannot create key file", path, error)
             }
@@ -268,7 +277,10 @@ fn read_bounded(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     let unavailable = |why: String| {
         KeyError::new(
             ErrorKind::KeyUnavailable,
-            format!("cannot read the customer key file {}: {why}", path.display()),
+            format!(
+                "cannot read the customer key file {}: {why}",
+                path.display()
+            ),
         )
     };
     let file = File::open(path).map_err(|error| unavailable(error.to_string()))?;
@@ -294,9 +306,9 @@ fn warn_if_exposed(path: &Path) {
 }
 
 fn key_version(key: &RsaPublicKey) -> Result<String, KeyError> {
-    let der = key.to_public_key_der().map_err(|_| {
-        KeyError::new(ErrorKind::Usage, "the RSA public key cannot be encoded")
-    })?;
+    let der = key
+        .to_public_key_der()
+        .map_err(|_| KeyError::new(ErrorKind::Usage, "the RSA public key cannot be encoded"))?;
     Ok(hex::encode(Sha256::digest(der.as_bytes())))
 }
 

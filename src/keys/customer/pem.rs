@@ -56,9 +56,11 @@ pub(super) fn parse(
     passphrase: &PassphraseSource,
 ) -> Result<PemKey, KeyError> {
     if contains(text, b"Proc-Type: 4,ENCRYPTED") {
-        return Err(refused(path, "is encrypted in OpenSSL's old way").with_hint(
-            "convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD.pem -out NEW.pem",
-        ));
+        return Err(
+            refused(path, "is encrypted in OpenSSL's old way").with_hint(
+                "convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD.pem -out NEW.pem",
+            ),
+        );
     }
     let label = pem::decode_label(text)
         .map_err(|_| refused(path, "is no PEM file"))?
@@ -108,7 +110,10 @@ fn check(key: &RsaPublicKey, path: &Path) -> Result<(), KeyError> {
             .with_hint("RSA keys of 2048, 3072 and 4096 bits are taken"));
     }
     let exponent = key.e();
-    let odd = exponent.to_bytes_le().first().is_some_and(|byte| byte & 1 == 1);
+    let odd = exponent
+        .to_bytes_le()
+        .first()
+        .is_some_and(|byte| byte & 1 == 1);
     if !odd || *exponent < BigUint::from(MIN_EXPONENT) {
         return Err(refused(
             path,
