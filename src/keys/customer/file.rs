@@ -313,4 +313,4 @@ fn key_version(key: &RsaPublicKey) -> Result<String, KeyError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
