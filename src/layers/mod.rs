@@ -20,14 +20,18 @@
 #[cfg(not(any(feature = "aws-lc", feature = "pure-rust")))]
 compile_error!("choose an implementation: feature `aws-lc` (the default) or `pure-rust`");
 
+pub mod customer;
 pub mod dek;
 pub mod derivation;
 pub mod header;
 pub mod infrastructure;
+pub mod xts;
 
+pub use customer::CustomerKeys;
 pub use dek::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
-pub use derivation::{DerivationError, FORMAT};
+pub use derivation::{DerivationError, FORMAT, Segment};
 pub use header::{fingerprint, header_mac, verify_header_mac};
+pub use infrastructure::InfrastructureKeys;
 
 /// Bytes of a tag, of either layer.
 pub const TAG_BYTES: usize = 16;
