@@ -175,19 +175,23 @@ impl Contents {
 
     pub(super) fn set_len(&mut self, len_bytes: u64) -> io::Result<()> {
         end_of_range(len_bytes, 0)?;
-        let cut = self.pages.split_off(&len_bytes.div_ceil(PAGE));
         if len_bytes < self.len_bytes {
-            self.room.give(cut.len() as u64);
-        } else {
-            // Reserved pages beyond the end outlive growth.
-            self.pages.extend(cut);
+            self.trim_to(len_bytes);
         }
+        // Pages reserved beyond the end outlive growth.
+        self.len_bytes = len_bytes;
+        Ok(())
+    }
+
+    /// Sets the length whatever lies beyond it, and clears that.
+    pub(super) fn trim_to(&mut self, len_bytes: u64) {
+        let cut = self.pages.split_off(&len_bytes.div_ceil(PAGE));
+        self.room.give(cut.len() as u64);
         let (index, start) = locate(len_bytes);
         if start > 0 {
             self.edit_page(index, |page| page[start..].fill(0));
         }
         self.len_bytes = len_bytes;
-        Ok(())
     }
 
     pub(super) fn punch(&mut self, offset: u64, len_bytes: u64) -> io::Result<()> {

@@ -71,6 +71,11 @@ impl MemoryStore {
         Self::from_parts(copy, room)
     }
 
+    /// The limit, in bytes.
+    pub(super) fn capacity_bytes(&self) -> Option<u64> {
+        self.0.room.limit_bytes()
+    }
+
     /// A store over names and bytes taken from elsewhere.
     pub(super) fn from_parts(tree: MemoryTree, room: Arc<Room>) -> Self {
         Self(Arc::new(Inner {

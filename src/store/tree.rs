@@ -86,6 +86,9 @@ pub(super) struct Change<F> {
 /// Entries of one directory.
 pub(super) type Entries<F> = BTreeMap<String, Entry<F>>;
 
+/// A new file and what making it changed.
+pub(super) type Created<F> = (Arc<FileNode<F>>, Vec<Change<F>>);
+
 /// All directories.
 #[derive(Debug)]
 pub(super) struct Tree<F> {
@@ -172,11 +175,7 @@ impl<F> Tree<F> {
             .collect())
     }
 
-    pub(super) fn create_file(
-        &mut self,
-        path: &StorePath,
-        data: F,
-    ) -> io::Result<(Arc<FileNode<F>>, Vec<Change<F>>)> {
+    pub(super) fn create_file(&mut self, path: &StorePath, data: F) -> io::Result<Created<F>> {
         let directory = self.free_name(path)?;
         let node = FileNode::new(data);
         let entry = Entry::File(Arc::clone(&node));
