@@ -87,7 +87,9 @@ fn refuse_occupied(store: &dyn Store) -> Result<(), VolumeError> {
 /// Makes and takes the lock: whoever makes it makes the volume.
 fn take_place(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
     match store.open(&lock_path(), OpenMode::CreateNew) {
-        Ok(_) => lock::acquire_new(store),
+        Ok(_) => lock::acquire_new(store).inspect_err(|_| {
+            let _ = store.unlink(&lock_path());
+        }),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(VolumeError::Occupied(LOCK_NAME.to_owned()))
         }
@@ -214,7 +216,10 @@ fn not_proven() -> KeyError {
 /// Takes away what [`create`] made, the lock last. Failures are left: the directory is no volume
 /// without its superblock, and the first failure is the one to tell of.
 fn take_away(store: &dyn Store) {
-    let _ = store.unlink(&header_path());
+    // Durably first, so that no crash brings back a superblock without its volume.
+    if store.unlink(&header_path()).is_ok() {
+        let _ = store.sync_dir(&StorePath::root());
+    }
     for name in [HEADER_NAME, META_NAME] {
         let _ = store.unlink(&StorePath::new(&format!("{name}.new")));
     }

@@ -107,9 +107,7 @@ impl VolumeError {
             Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
             Self::Key(error) => error.kind(),
-            Self::Format(error) => error
-                .downcast_ref::<io::Error>()
-                .map_or(ErrorKind::Io, kind_of_io),
+            Self::Format(error) => kind_of_chain(&**error),
             Self::Io { source, .. } => kind_of_io(source),
         }
     }
@@ -146,4 +144,16 @@ impl VolumeError {
         };
         Some(text.to_owned())
     }
+}
+
+/// The kind of the I/O error that a failure goes back to.
+fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return kind_of_io(error);
+        }
+        cause = error.source();
+    }
+    ErrorKind::Io
 }
