@@ -159,4 +159,17 @@ mod tests {
                 .is_some_and(|hint| hint.contains("passphrase_file"))
         );
     }
+
+    #[test]
+    fn a_descriptor_gives_its_first_line_while_it_stays_open() {
+        let (reader, mut writer) = std::io::pipe().expect("pipe");
+        std::io::Write::write_all(&mut writer, b"from a pipe\n").expect("write");
+        // As the program does at its start; /proc/self changes its owner then.
+        crate::sys::memory::disable_core_dumps().expect("allowed");
+        let source = PassphraseSource::Descriptor(std::os::fd::AsRawFd::as_raw_fd(&reader));
+        let passphrase = source.obtain(Path::new("/k.pem")).expect("passphrase");
+        assert_eq!(passphrase.expose(), b"from a pipe");
+        let closed = PassphraseSource::Descriptor(1_000_000);
+        assert!(closed.obtain(Path::new("/k.pem")).is_err());
+    }
 }

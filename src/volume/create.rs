@@ -46,8 +46,15 @@ pub fn create(
     refuse_occupied(&*store)?;
     let lock = take_place(&*store)?;
     let made = fill(&store, options, customer.as_deref(), format);
-    if made.is_err() {
+    if let Err(error) = &made {
         take_away(&*store);
+        tracing::warn!(
+            target: "audit",
+            action = "create-volume",
+            outcome = "refused",
+            kind = ?error.kind(),
+            reason = %error,
+        );
     }
     drop(lock);
     made

@@ -1,3 +1,4 @@
+use std::io::Write;
 use std::os::unix::fs::symlink;
 
 use super::*;
@@ -173,7 +174,7 @@ fn a_directory_that_others_can_enter_is_refused() {
 #[test]
 fn a_directory_of_somebody_else_is_refused() {
     if effective_user() != 0 {
-        eprintln!("skipped: giving a directory away takes root");
+        let _ = writeln!(io::stderr(), "skipped: giving a directory away takes root");
         return;
     }
     let (_guard, path, _) = fresh();

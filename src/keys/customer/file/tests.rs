@@ -224,3 +224,47 @@ fn generated_keys_are_private_whole_and_never_replaced() {
     );
     assert!(!other.exists());
 }
+
+/// Runs `openssl`; `None`, with a word about it, where there is none.
+fn openssl(arguments: &[&str]) -> Option<bool> {
+    match std::process::Command::new("openssl")
+        .args(arguments)
+        .output()
+    {
+        Ok(output) => Some(output.status.success()),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "skipped: openssl cannot be run: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn encrypted_keys_go_to_and_come_from_openssl() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let passphrase = Passphrase::from_bytes(b"p").expect("memory");
+    let text = encrypted_pem(test_key(), &passphrase).expect("encrypt");
+    std::fs::write(at("ours"), &*text).expect("write");
+    let convert = ["pkcs8", "-topk8", "-in", &at("ours"), "-passin", "pass:p"];
+    for (name, encryption) in [
+        ("pbkdf2", &["-v2", "aes-256-cbc", "-passout", "pass:p"][..]),
+        ("scrypt", &["-scrypt", "-passout", "pass:p"]),
+        ("plain", &["-nocrypt"]),
+    ] {
+        let out = at(name);
+        let arguments = [&convert[..], encryption, &["-out", &out]].concat();
+        match openssl(&arguments) {
+            Some(done) => assert!(done, "{name}: openssl does not read our key"),
+            None => return,
+        }
+        std::fs::write(at("passphrase"), "p").expect("write");
+        let source = PassphraseSource::File(at("passphrase").into());
+        let uri = KeyUri::from_file(Path::new(&out)).expect("uri");
+        let key = customer::open(&uri, &source).expect(name);
+        assert_eq!(
+            key.describe().key_version,
+            key_version(&test_key().to_public_key()).expect("version")
+        );
+    }
+}
