@@ -5,5 +5,6 @@
 #![allow(unsafe_code)]
 
 pub mod files;
+pub mod identity;
 pub mod memory;
 pub mod process;

@@ -1,0 +1,108 @@
+//! Making a volume while the power fails or the disk does.
+
+use super::*;
+use crate::errno::Errno;
+use crate::store::faulty::{CallKind, Fault, FaultyStore};
+
+#[test]
+fn a_power_cut_leaves_no_volume_or_a_whole_one() {
+    let keys = Keys::new();
+    let mut whole = 0;
+    for call in 1.. {
+        let store = FaultyStore::new();
+        store.cut_at_call(call);
+        let made = create(
+            Arc::new(store.clone()),
+            &keys.create_options(None),
+            &mut write_meta,
+        );
+        for seed in 0..20 {
+            let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
+            match keys.open(&survivor, None) {
+                Ok(volume) => {
+                    assert_eq!(read(&*survivor, &meta_path()), META);
+                    survivor
+                        .info(&StorePath::new("objects/1/0"))
+                        .expect("its objects");
+                    drop(volume);
+                    whole += 1;
+                }
+                Err(VolumeError::NotAVolume) => {
+                    assert!(
+                        made.is_err(),
+                        "call {call}, seed {seed}: it was reported made"
+                    );
+                }
+                Err(error) => panic!("call {call}, seed {seed}: {error:?}"),
+            }
+        }
+        if !store.is_cut() {
+            assert!(made.is_ok() && call > 15);
+            break;
+        }
+    }
+    assert!(whole > 20, "some cuts fall between the rename and its sync");
+}
+
+#[test]
+fn a_failing_call_leaves_an_empty_directory_and_a_typed_error() {
+    let keys = Keys::new();
+    for number in 1.. {
+        let store = FaultyStore::new();
+        store.fail_call(number, Fault::Error(Errno::ENOSPC));
+        let made = create(
+            Arc::new(store.clone()),
+            &keys.create_options(None),
+            &mut write_meta,
+        );
+        let failed = store.calls() >= number;
+        match made {
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::NoSpace, "call {number}: {error:?}");
+                let left = store.list(&StorePath::root()).expect("list");
+                assert_eq!(left, [], "call {number}");
+            }
+            Ok(_) if failed => {}
+            Ok(_) => break,
+        }
+    }
+}
+
+#[test]
+fn replacing_shared_files_survives_power_cuts() {
+    let keys = Keys::new();
+    let base = FaultyStore::new();
+    let volume = keys.create(&(Arc::new(base.clone()) as Arc<dyn Store>), None);
+    for path in [lock_path(), meta_path(), header_path()] {
+        let copy = StorePath::new(&format!("{}.copy", path.as_str()));
+        base.link(&path, &copy).expect("link");
+    }
+    base.sync_dir(&StorePath::root()).expect("sync");
+    let base = base.to_memory();
+    for call in 1.. {
+        let store = FaultyStore::from_memory(&base, crate::store::faulty::WriteUnit::Page);
+        store.cut_at_call(call);
+        let opened = keys.open(&(Arc::new(store.clone()) as Arc<dyn Store>), None);
+        for seed in 0..10 {
+            let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
+            let again = keys.open(&survivor, None).expect("open after the cut");
+            assert_eq!(again.header.volume_id(), volume);
+            assert_eq!(read(&*survivor, &meta_path()), META);
+            assert_eq!(survivor.info(&meta_path()).expect("info").links, 1);
+        }
+        if !store.is_cut() {
+            opened.expect("nothing failed");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_lock_that_fails_is_an_error_of_the_disk() {
+    let keys = Keys::new();
+    let store = FaultyStore::new();
+    keys.create(&(Arc::new(store.clone()) as Arc<dyn Store>), None);
+    store.fail_kind(CallKind::Read, Fault::Error(Errno::EIO));
+    let error = keys.open(&(Arc::new(store) as Arc<dyn Store>), None);
+    assert_eq!(kind_of(error), ErrorKind::Io);
+}
