@@ -64,7 +64,11 @@ impl Acl {
         let named = count(USER) + count(GROUP);
         let complete = count(USER_OBJ) == 1 && count(GROUP_OBJ) == 1 && count(OTHER) == 1;
         let masked = count(MASK) == 1 || (count(MASK) == 0 && named == 0);
-        if self.0.iter().all(known) && complete && masked { Ok(()) } else { Err(Errno::EINVAL) }
+        if self.0.iter().all(known) && complete && masked {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -78,12 +82,18 @@ impl Acl {
     }
 
     fn perm(&self, tag: u16) -> Option<u16> {
-        self.0.iter().find(|entry| entry.tag == tag).map(|entry| entry.perm)
+        self.0
+            .iter()
+            .find(|entry| entry.tag == tag)
+            .map(|entry| entry.perm)
     }
 
     /// The mode's nine bits that it stands for.
     fn mode(&self) -> u16 {
-        let group = self.perm(MASK).or_else(|| self.perm(GROUP_OBJ)).unwrap_or(0);
+        let group = self
+            .perm(MASK)
+            .or_else(|| self.perm(GROUP_OBJ))
+            .unwrap_or(0);
         self.perm(USER_OBJ).unwrap_or(0) << 6 | group << 3 | self.perm(OTHER).unwrap_or(0)
     }
 
@@ -94,7 +104,11 @@ impl Acl {
 
     /// Changes the classes: each entry of a class goes through `change` with the class's bits.
     fn change(&mut self, mode: u16, change: impl Fn(u16, u16) -> u16) {
-        let group_class = if self.perm(MASK).is_some() { MASK } else { GROUP_OBJ };
+        let group_class = if self.perm(MASK).is_some() {
+            MASK
+        } else {
+            GROUP_OBJ
+        };
         for entry in &mut self.0 {
             let bits = match entry.tag {
                 USER_OBJ => mode >> 6 & 7,
@@ -109,18 +123,31 @@ impl Acl {
 
 impl Filesystem {
     /// The mode that an access ACL sets, and whether it says no more than the mode.
-    pub(super) fn mode_of_acl(&self, node: NodeId, value: &[u8]) -> Result<Option<(u16, bool)>, Errno> {
+    pub(super) fn mode_of_acl(
+        &self,
+        node: NodeId,
+        value: &[u8],
+    ) -> Result<Option<(u16, bool)>, Errno> {
         self.inode(node)?;
         let acl = Acl::parse(value)?;
         Ok(Some((acl.mode(), acl.is_minimal())))
     }
 
     /// Lets an access ACL follow a change of the mode.
-    pub(super) fn acl_after_chmod(&self, batch: &mut Batch, ino: Ino, perm: u16) -> Result<(), Errno> {
-        let Some(value) = self.value(NodeId::new(ViewId::LIVE, ino), ACCESS)? else { return Ok(()) };
+    pub(super) fn acl_after_chmod(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        perm: u16,
+    ) -> Result<(), Errno> {
+        let Some(value) = self.value(NodeId::new(ViewId::LIVE, ino), ACCESS)? else {
+            return Ok(());
+        };
         let mut acl = Acl::parse(&value).map_err(|_| Errno::EIO)?;
         acl.change(perm, |_, bits| bits);
-        Ok(self.meta.put_xattr(batch, ino, ACCESS, Some(&acl.encode()))?)
+        Ok(self
+            .meta
+            .put_xattr(batch, ino, ACCESS, Some(&acl.encode()))?)
     }
 
     /// Gives a new inode what the directory's default ACL says; its mode, if there is one.
@@ -132,11 +159,14 @@ impl Filesystem {
         kind: FileKind,
         perm: u16,
     ) -> Result<Option<u16>, Errno> {
-        let Some(value) = self.value(NodeId::new(ViewId::LIVE, parent), DEFAULT)? else { return Ok(None) };
+        let Some(value) = self.value(NodeId::new(ViewId::LIVE, parent), DEFAULT)? else {
+            return Ok(None);
+        };
         let mut acl = Acl::parse(&value).map_err(|_| Errno::EIO)?;
         acl.change(perm, |had, bits| had & bits);
         if !acl.is_minimal() {
-            self.meta.put_xattr(batch, ino, ACCESS, Some(&acl.encode()))?;
+            self.meta
+                .put_xattr(batch, ino, ACCESS, Some(&acl.encode()))?;
         }
         if kind == FileKind::Directory {
             self.meta.put_xattr(batch, ino, DEFAULT, Some(&value))?;
@@ -150,12 +180,20 @@ mod tests {
     use super::*;
 
     fn acl(entries: &[(u16, u16, u32)]) -> Acl {
-        Acl(entries.iter().map(|&(tag, perm, id)| Entry { tag, perm, id }).collect())
+        Acl(entries
+            .iter()
+            .map(|&(tag, perm, id)| Entry { tag, perm, id })
+            .collect())
     }
 
     #[test]
     fn refuses_incomplete_lists() {
-        let unmasked = acl(&[(USER_OBJ, 6, 0), (USER, 4, 7), (GROUP_OBJ, 4, 0), (OTHER, 0, 0)]);
+        let unmasked = acl(&[
+            (USER_OBJ, 6, 0),
+            (USER, 4, 7),
+            (GROUP_OBJ, 4, 0),
+            (OTHER, 0, 0),
+        ]);
         assert!(Acl::parse(&unmasked.encode()).is_err());
         assert!(Acl::parse(&[]).is_err());
         assert!(Acl::parse(&[2, 0, 0, 0, 1]).is_err());
@@ -165,8 +203,13 @@ mod tests {
 
     #[test]
     fn the_mask_is_the_group_class() {
-        let mut list =
-            acl(&[(USER_OBJ, 7, 0), (USER, 7, 9), (GROUP_OBJ, 5, 0), (MASK, 7, 0), (OTHER, 5, 0)]);
+        let mut list = acl(&[
+            (USER_OBJ, 7, 0),
+            (USER, 7, 9),
+            (GROUP_OBJ, 5, 0),
+            (MASK, 7, 0),
+            (OTHER, 5, 0),
+        ]);
         assert_eq!(list.mode(), 0o775);
         list.change(0o640, |_, bits| bits);
         assert_eq!(list.mode(), 0o640);

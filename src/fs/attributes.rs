@@ -3,8 +3,8 @@
 use super::Filesystem;
 use super::types::{Attr, Caller, FileKind, NodeId, SetAttr, SetTime, StatFs, Timespec};
 use crate::errno::Errno;
+use crate::meta::Batch;
 use crate::meta::records::InodeRecord;
-use crate::meta::{Batch, View};
 use crate::sealed::PAGE_BYTES;
 
 const SETUID: u16 = 0o4000;
@@ -21,19 +21,24 @@ impl Filesystem {
         let record = self.inode(node)?;
         let owner_changes = changes.uid.is_some() || changes.gid.is_some();
         let kill = record.kind != FileKind::Directory
-            && (changes.kill_privileges || owner_changes || (changes.size.is_some() && caller.uid != 0));
+            && (changes.kill_privileges
+                || owner_changes
+                || (changes.size.is_some() && caller.uid != 0));
         match changes.size {
             Some(size) => self.set_size(node, &record, size, changes, kill, now)?,
             None => {
                 let _inode = self.meta.lock_inode(node.ino());
                 let mut batch = Batch::new();
                 self.take_written(&mut batch, node)?;
-                self.amend_inode(&mut batch, node.ino(), |record| change(record, changes, kill, now))?;
+                self.amend_inode(&mut batch, node.ino(), |record| {
+                    change(record, changes, kill, now)
+                })?;
                 if let Some(perm) = changes.perm {
                     self.acl_after_chmod(&mut batch, node.ino(), perm)?;
                 }
                 if kill {
-                    self.meta.put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
+                    self.meta
+                        .put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
                 }
                 self.meta.apply(batch)?;
             }
@@ -92,7 +97,8 @@ impl Filesystem {
 
     fn drop_capability(&self, node: NodeId) -> Result<(), Errno> {
         let mut batch = Batch::new();
-        self.meta.put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
+        self.meta
+            .put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
         if !batch.is_empty() {
             self.meta.apply(batch)?;
         }
@@ -113,15 +119,27 @@ impl Filesystem {
 
     /// Room in the volume.
     pub fn statfs(&self) -> Result<StatFs, Errno> {
-        let space = self.volume.store.space().map_err(|error| Errno::from_backing(&error))?;
+        let space = self
+            .volume
+            .store
+            .space()
+            .map_err(|error| Errno::from_backing(&error))?;
         let counters = self.meta.counters();
         let block = PAGE_BYTES as u64;
         let used = self.contents.used_pages();
         let (total, free, available) = match counters.limit_bytes / block {
-            0 => (space.total_bytes / block, space.free_bytes / block, space.available_bytes / block),
+            0 => (
+                space.total_bytes / block,
+                space.free_bytes / block,
+                space.available_bytes / block,
+            ),
             limit => {
                 let free = limit.saturating_sub(used);
-                (limit, free.min(space.free_bytes / block), free.min(space.available_bytes / block))
+                (
+                    limit,
+                    free.min(space.free_bytes / block),
+                    free.min(space.available_bytes / block),
+                )
             }
         };
         const INODES: u64 = 1 << 47;
@@ -134,11 +152,6 @@ impl Filesystem {
             inodes_free: INODES - counters.inodes,
             name_max: super::NAME_BYTES_MAX as u32,
         })
-    }
-
-    /// True when the inode is there.
-    pub(super) fn exists(&self, node: NodeId) -> Result<bool, Errno> {
-        Ok(self.meta.inode(node.ino(), View::LIVE)?.is_some())
     }
 }
 
@@ -162,5 +175,9 @@ fn change(record: &mut InodeRecord, changes: &SetAttr, kill: bool, now: Timespec
 /// Set-user-id goes; set-group-id goes where it means that (with group execution).
 fn without_privileges(perm: u16) -> u16 {
     let perm = perm & !SETUID;
-    if perm & GROUP_EXECUTE != 0 { perm & !SETGID } else { perm }
+    if perm & GROUP_EXECUTE != 0 {
+        perm & !SETGID
+    } else {
+        perm
+    }
 }

@@ -26,14 +26,20 @@ impl Filesystem {
         let through = self.meta.newest_batch();
         for _ in 0..ORDERED_ROUNDS {
             self.contents.sync_ordered()?;
-            if self.meta.commit(through, &|| self.contents.none_ordered())? {
+            if self
+                .meta
+                .commit(through, &|| self.contents.none_ordered())?
+            {
                 return Ok(());
             }
         }
         let _namespace = self.namespace.lock();
         loop {
             self.contents.sync_ordered()?;
-            if self.meta.commit(through, &|| self.contents.none_ordered())? {
+            if self
+                .meta
+                .commit(through, &|| self.contents.none_ordered())?
+            {
                 return Ok(());
             }
         }
@@ -137,7 +143,9 @@ impl Filesystem {
     }
 
     pub(super) fn remove_inode(&self, ino: Ino) -> Result<(), FsError> {
-        let Some(record) = self.meta.inode(ino, crate::meta::View::LIVE)? else { return Ok(()) };
+        let Some(record) = self.meta.inode(ino, crate::meta::View::LIVE)? else {
+            return Ok(());
+        };
         let file = self.contents.file(ino, record.size, record.pages);
         while !self.contents.remove(&file)? {}
         drop(file);

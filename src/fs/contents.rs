@@ -25,10 +25,17 @@ impl Filesystem {
         let file = self.contents.file(node.ino(), record.size, record.pages);
         self.references.opened(node.ino(), writable);
         let handle = self.handle();
-        let open = OpenFile { file, writable, accessed: AtomicBool::new(false) };
+        let open = OpenFile {
+            file,
+            writable,
+            accessed: AtomicBool::new(false),
+        };
         self.open_files.write().insert(handle.0, Arc::new(open));
         if flags & libc::O_TRUNC != 0 {
-            let changes = SetAttr { size: Some(0), ..SetAttr::default() };
+            let changes = SetAttr {
+                size: Some(0),
+                ..SetAttr::default()
+            };
             if let Err(error) = self.setattr(caller, node, &changes) {
                 self.release(node, handle);
                 return Err(error);
@@ -38,8 +45,14 @@ impl Filesystem {
     }
 
     /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
-    pub fn read(&self, node: NodeId, handle: Handle, offset: u64, out: &mut [u8]) -> Result<usize, Errno> {
-        let open = self.open(handle)?;
+    pub fn read(
+        &self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let open = self.open_handle(handle)?;
         if !open.accessed.swap(true, Ordering::Relaxed) {
             self.touch_access(node, &self.inode(node)?)?;
         }
@@ -71,12 +84,20 @@ impl Filesystem {
     /// Called at every close of a descriptor. Nothing waits for it: what was written is in the
     /// backing store's cache, and durability is what fsync is for.
     pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {
-        self.meta.check_writable().or_else(|error| if self.options.read_only { Ok(()) } else { Err(error) })
+        self.meta.check_writable().or_else(|error| {
+            if self.options.read_only {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
     }
 
     /// Closes a file.
     pub fn release(&self, node: NodeId, handle: Handle) {
-        let Some(open) = self.open_files.write().remove(&handle.0) else { return };
+        let Some(open) = self.open_files.write().remove(&handle.0) else {
+            return;
+        };
         let writable = open.writable;
         drop(open);
         self.contents.forget(node.ino());
@@ -127,7 +148,8 @@ impl Filesystem {
             }
         };
         if !keep_size && end > file.size() {
-            self.contents.truncate(&file, end, &mut |record| record.mtime = now)?;
+            self.contents
+                .truncate(&file, end, &mut |record| record.mtime = now)?;
         }
         if mode == (Fallocate::Allocate { keep_size: true }) {
             return Ok(());
@@ -159,9 +181,15 @@ impl Filesystem {
             return Err(Errno::ENXIO);
         }
         if self.references.has_writers(node.ino()) {
-            return Ok(if whence == SeekWhence::Data { offset } else { size });
+            return Ok(if whence == SeekWhence::Data {
+                offset
+            } else {
+                size
+            });
         }
-        let found = self.contents.seek(&file, offset, whence == SeekWhence::Hole)?;
+        let found = self
+            .contents
+            .seek(&file, offset, whence == SeekWhence::Hole)?;
         found.ok_or(Errno::ENXIO)
     }
 
@@ -175,13 +203,20 @@ impl Filesystem {
         len: u64,
     ) -> Result<u64, Errno> {
         self.begin_change(to)?;
-        let overlaps = from_offset < to_offset.saturating_add(len) && to_offset < from_offset.saturating_add(len);
+        let overlaps = from_offset < to_offset.saturating_add(len)
+            && to_offset < from_offset.saturating_add(len);
         if from == to && overlaps {
             return Err(Errno::EINVAL);
         }
         let (source, target) = (self.regular(from)?, self.regular(to)?);
-        let copied =
-            self.contents.copy(&source, from_offset, &target, to_offset, len, Timespec::now())?;
+        let copied = self.contents.copy(
+            &source,
+            from_offset,
+            &target,
+            to_offset,
+            len,
+            Timespec::now(),
+        )?;
         self.contents.publish_synced(&target)?;
         Ok(copied)
     }
@@ -195,13 +230,17 @@ impl Filesystem {
         }
     }
 
-    fn open(&self, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
-        self.open_files.read().get(&handle.0).cloned().ok_or(Errno::EBADF)
+    fn open_handle(&self, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
+        self.open_files
+            .read()
+            .get(&handle.0)
+            .cloned()
+            .ok_or(Errno::EBADF)
     }
 
     /// The file of a handle, or of the node where the kernel sends another handle or none.
     fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
-        match self.open(handle) {
+        match self.open_handle(handle) {
             Ok(open) if open.file.ino == node.ino() => Ok(Arc::clone(&open.file)),
             _ => self.regular(node),
         }

@@ -67,7 +67,9 @@ impl Filesystem {
         let high = keys::after_ino(node.ino());
         let mut low = keys::dirent_from(node.ino(), offset.saturating_sub(FIRST_NAME));
         loop {
-            let rows = self.meta.scan(Table::Dirent, &low, &high, view, SCAN_ENTRIES)?;
+            let rows = self
+                .meta
+                .scan(Table::Dirent, &low, &high, view, SCAN_ENTRIES)?;
             for (key, value) in &rows {
                 let (hash, name) = keys::dirent_parts(key).ok_or(Errno::EIO)?;
                 let record = DirentRecord::decode(value).ok_or(Errno::EIO)?;

@@ -19,7 +19,9 @@ impl Filesystem {
             b".." => self.parent_of(parent)?,
             _ => match self.meta.dirent(parent.ino(), name, view)? {
                 Some(entry) => entry.ino,
-                None if self.inode(parent)?.kind != FileKind::Directory => return Err(Errno::ENOTDIR),
+                None if self.inode(parent)?.kind != FileKind::Directory => {
+                    return Err(Errno::ENOTDIR);
+                }
                 None => return Err(Errno::ENOENT),
             },
         };
@@ -45,12 +47,20 @@ impl Filesystem {
     /// Target of a symbolic link.
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
         let record = self.inode(node)?;
-        if record.kind == FileKind::Symlink { Ok(record.target) } else { Err(Errno::EINVAL) }
+        if record.kind == FileKind::Symlink {
+            Ok(record.target)
+        } else {
+            Err(Errno::EINVAL)
+        }
     }
 
     pub(super) fn parent_of(&self, node: NodeId) -> Result<Ino, Errno> {
         let record = self.inode(node)?;
-        if record.kind == FileKind::Directory { Ok(record.parent) } else { Err(Errno::ENOTDIR) }
+        if record.kind == FileKind::Directory {
+            Ok(record.parent)
+        } else {
+            Err(Errno::ENOTDIR)
+        }
     }
 
     /// What `stat` shows, from the record and from what of a live file is not in it yet.

@@ -153,12 +153,18 @@ pub struct Filesystem {
 
 impl Filesystem {
     fn view(&self, node: NodeId) -> Result<View, Errno> {
-        if node.view() == ViewId::LIVE { Ok(View::LIVE) } else { Err(Errno::ESTALE) }
+        if node.view() == ViewId::LIVE {
+            Ok(View::LIVE)
+        } else {
+            Err(Errno::ESTALE)
+        }
     }
 
     /// The inode of a node.
     fn inode(&self, node: NodeId) -> Result<InodeRecord, Errno> {
-        self.meta.inode(node.ino(), self.view(node)?)?.ok_or(Errno::ESTALE)
+        self.meta
+            .inode(node.ino(), self.view(node)?)?
+            .ok_or(Errno::ESTALE)
     }
 
     /// `Err(EROFS)` where nothing may change, and room for one more change otherwise.

@@ -37,14 +37,30 @@ impl Filesystem {
             libc::S_IFDIR => return Err(Errno::EPERM),
             _ => return Err(Errno::EINVAL),
         };
-        let new = NewInode { kind, perm: (mode & 0o7777) as u16, rdev, target: &[] };
+        let new = NewInode {
+            kind,
+            perm: (mode & 0o7777) as u16,
+            rdev,
+            target: &[],
+        };
         self.make(caller, parent, name, &new)
     }
 
     /// Makes a directory.
-    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Attr, Errno> {
+    pub fn mkdir(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Attr, Errno> {
         let perm = (mode & 0o7777) as u16;
-        let new = NewInode { kind: FileKind::Directory, perm, rdev: 0, target: &[] };
+        let new = NewInode {
+            kind: FileKind::Directory,
+            perm,
+            rdev: 0,
+            target: &[],
+        };
         self.make(caller, parent, name, &new)
     }
 
@@ -61,8 +77,21 @@ impl Filesystem {
             len if len > TARGET_BYTES_MAX => return Err(Errno::ENAMETOOLONG),
             _ => {}
         }
-        let new = NewInode { kind: FileKind::Symlink, perm: 0o777, rdev: 0, target };
-        self.make(&Caller { umask: 0, ..*caller }, parent, name, &new)
+        let new = NewInode {
+            kind: FileKind::Symlink,
+            perm: 0o777,
+            rdev: 0,
+            target,
+        };
+        self.make(
+            &Caller {
+                umask: 0,
+                ..*caller
+            },
+            parent,
+            name,
+            &new,
+        )
     }
 
     /// Makes a file and opens it.
@@ -79,7 +108,13 @@ impl Filesystem {
         Ok((attr, handle))
     }
 
-    fn make(&self, caller: &Caller, parent: NodeId, name: &[u8], new: &NewInode<'_>) -> Result<Attr, Errno> {
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        new: &NewInode<'_>,
+    ) -> Result<Attr, Errno> {
         check_name(name)?;
         self.begin_change(parent)?;
         let now = Timespec::now();
@@ -99,10 +134,18 @@ impl Filesystem {
         let inherits_group = directory.perm & SETGID != 0;
         let record = InodeRecord {
             kind: new.kind,
-            perm: if inherits_group && is_directory { perm | SETGID } else { perm },
+            perm: if inherits_group && is_directory {
+                perm | SETGID
+            } else {
+                perm
+            },
             nlink: if is_directory { 2 } else { 1 },
             uid: caller.uid,
-            gid: if inherits_group { directory.gid } else { caller.gid },
+            gid: if inherits_group {
+                directory.gid
+            } else {
+                caller.gid
+            },
             rdev: new.rdev,
             size: new.target.len() as u64,
             pages: 0,
@@ -115,7 +158,15 @@ impl Filesystem {
         };
         directory.nlink += u32::from(is_directory);
         self.meta.put_inode(&mut batch, ino, &record)?;
-        self.name(&mut batch, parent.ino(), name, Some(DirentRecord { ino, kind: new.kind }))?;
+        self.name(
+            &mut batch,
+            parent.ino(),
+            name,
+            Some(DirentRecord {
+                ino,
+                kind: new.kind,
+            }),
+        )?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         batch.inodes += 1;
         self.meta.apply(batch)?;
@@ -167,7 +218,10 @@ impl Filesystem {
         record.nlink += 1;
         record.ctime = now;
         let mut batch = Batch::new();
-        let entry = DirentRecord { ino: node.ino(), kind: record.kind };
+        let entry = DirentRecord {
+            ino: node.ino(),
+            kind: record.kind,
+        };
         self.name(&mut batch, parent.ino(), name, Some(entry))?;
         self.meta.put_inode(&mut batch, node.ino(), &record)?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
@@ -276,7 +330,10 @@ impl Filesystem {
     pub(super) fn is_empty_directory(&self, ino: Ino) -> Result<bool, Errno> {
         use crate::meta::keys;
         let (low, high) = (keys::number(ino.0), keys::after_ino(ino));
-        Ok(self.meta.scan(Table::Dirent, &low, &high, View::LIVE, 1)?.is_empty())
+        Ok(self
+            .meta
+            .scan(Table::Dirent, &low, &high, View::LIVE, 1)?
+            .is_empty())
     }
 
     /// Takes one name off an inode; the last one makes it an orphan, which is returned.

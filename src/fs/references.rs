@@ -40,7 +40,9 @@ impl References {
 
     /// The kernel forgot some lookups. True when the inode is an orphan that nobody needs now.
     pub(super) fn forgotten(&self, ino: Ino, lookups: u64) -> bool {
-        self.release(ino, |count| count.lookups = count.lookups.saturating_sub(lookups))
+        self.release(ino, |count| {
+            count.lookups = count.lookups.saturating_sub(lookups)
+        })
     }
 
     /// An open file was closed. True when the inode is an orphan that nobody needs now.
@@ -65,12 +67,17 @@ impl References {
 
     /// True when somebody has the inode open for writing.
     pub(super) fn has_writers(&self, ino: Ino) -> bool {
-        self.0.lock().get(&ino).is_some_and(|count| count.writers > 0)
+        self.0
+            .lock()
+            .get(&ino)
+            .is_some_and(|count| count.writers > 0)
     }
 
     fn release(&self, ino: Ino, change: impl FnOnce(&mut Count)) -> bool {
         let mut counts = self.0.lock();
-        let Some(count) = counts.get_mut(&ino) else { return false };
+        let Some(count) = counts.get_mut(&ino) else {
+            return false;
+        };
         change(count);
         if !count.is_unused() {
             return false;

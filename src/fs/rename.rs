@@ -33,10 +33,20 @@ impl Filesystem {
         }
         self.begin_change(parent)?;
         self.begin_change(new_parent)?;
-        let (from, to) = (Place { parent, name }, Place { parent: new_parent, name: new_name });
+        let (from, to) = (
+            Place { parent, name },
+            Place {
+                parent: new_parent,
+                name: new_name,
+            },
+        );
         let orphan = {
             let _namespace = self.namespace.lock();
-            if flags.exchange { self.exchange(from, to)? } else { self.move_over(caller, from, to, flags)? }
+            if flags.exchange {
+                self.exchange(from, to)?
+            } else {
+                self.move_over(caller, from, to, flags)?
+            }
         };
         self.after_drop(orphan);
         Ok(())
@@ -74,7 +84,11 @@ impl Filesystem {
             Some(entry) => self.drop_link(&mut batch, entry, now)?,
             None => None,
         };
-        let left = if flags.whiteout { Some(self.whiteout(&mut batch, caller, now)?) } else { None };
+        let left = if flags.whiteout {
+            Some(self.whiteout(&mut batch, caller, now)?)
+        } else {
+            None
+        };
         self.name(&mut batch, from.parent.ino(), from.name, left)?;
         self.name(&mut batch, to.parent.ino(), to.name, Some(moved))?;
         if replaced.is_some() {
@@ -130,7 +144,10 @@ impl Filesystem {
             record.ctime = now;
         })?;
         if is_directory
-            && self.meta.inode_after(batch, to.parent.ino())?.is_some_and(|record| record.nlink > LINKS_MAX)
+            && self
+                .meta
+                .inode_after(batch, to.parent.ino())?
+                .is_some_and(|record| record.nlink > LINKS_MAX)
         {
             return Err(Errno::EMLINK);
         }
@@ -154,7 +171,10 @@ impl Filesystem {
     }
 
     fn check_replace(&self, moved: DirentRecord, replaced: DirentRecord) -> Result<(), Errno> {
-        match (moved.kind == FileKind::Directory, replaced.kind == FileKind::Directory) {
+        match (
+            moved.kind == FileKind::Directory,
+            replaced.kind == FileKind::Directory,
+        ) {
             (true, false) => Err(Errno::ENOTDIR),
             (false, true) => Err(Errno::EISDIR),
             (true, true) if !self.is_empty_directory(replaced.ino)? => Err(Errno::ENOTEMPTY),
@@ -176,7 +196,12 @@ impl Filesystem {
     }
 
     /// What overlayfs takes for "nothing here": a character device 0:0.
-    fn whiteout(&self, batch: &mut Batch, caller: &Caller, now: Timespec) -> Result<DirentRecord, Errno> {
+    fn whiteout(
+        &self,
+        batch: &mut Batch,
+        caller: &Caller,
+        now: Timespec,
+    ) -> Result<DirentRecord, Errno> {
         let kind = FileKind::CharDevice;
         let record = InodeRecord {
             kind,

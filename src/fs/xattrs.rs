@@ -3,9 +3,9 @@
 use super::types::{Caller, NodeId, Timespec, XattrMode};
 use super::{Filesystem, acl};
 use crate::errno::Errno;
+use crate::meta::Batch;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::decode_xattr;
-use crate::meta::Batch;
 
 /// The longest name, in bytes (`XATTR_NAME_MAX`).
 const NAME_BYTES_MAX: usize = 255;
@@ -76,7 +76,11 @@ impl Filesystem {
             list.extend_from_slice(&name);
             list.push(0);
         }
-        if list.len() > LIST_BYTES_MAX { Err(Errno::E2BIG) } else { Ok(list) }
+        if list.len() > LIST_BYTES_MAX {
+            Err(Errno::E2BIG)
+        } else {
+            Ok(list)
+        }
     }
 
     /// Removes an attribute.
@@ -89,15 +93,21 @@ impl Filesystem {
         }
         let mut batch = Batch::new();
         self.meta.put_xattr(&mut batch, node.ino(), name, None)?;
-        self.amend_inode(&mut batch, node.ino(), |record| record.ctime = Timespec::now())?;
+        self.amend_inode(&mut batch, node.ino(), |record| {
+            record.ctime = Timespec::now()
+        })?;
         self.meta.apply(batch)?;
         Ok(())
     }
 
     pub(super) fn value(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
         let key = keys::xattr(node.ino(), name);
-        let Some(bytes) = self.meta.get(Table::Xattr, &key, self.view(node)?)? else { return Ok(None) };
-        decode_xattr(&bytes).map(|value| Some(value.to_vec())).ok_or(Errno::EIO)
+        let Some(bytes) = self.meta.get(Table::Xattr, &key, self.view(node)?)? else {
+            return Ok(None);
+        };
+        decode_xattr(&bytes)
+            .map(|value| Some(value.to_vec()))
+            .ok_or(Errno::EIO)
     }
 }
 
@@ -106,8 +116,14 @@ fn check_name(name: &[u8]) -> Result<(), Errno> {
         return Err(Errno::ERANGE);
     }
     let namespaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    let known = namespaces.iter().any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+    let known = namespaces
+        .iter()
+        .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
         || name == acl::ACCESS
         || name == acl::DEFAULT;
-    if known && !name.contains(&0) { Ok(()) } else { Err(Errno::ENOTSUP) }
+    if known && !name.contains(&0) {
+        Ok(())
+    } else {
+        Err(Errno::ENOTSUP)
+    }
 }

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::keys::{self, Table};
 use super::overlay::Overlay;
-use super::records::{DirentRecord, ExtentRecord, InodeRecord, ObjectName, TOMBSTONE, encode_xattr};
+use super::records::{
+    DirentRecord, ExtentRecord, InodeRecord, ObjectName, TOMBSTONE, encode_xattr,
+};
 use super::{Batch, FIRST_GENERATION, HEADROOM_BYTES, Meta, MetaError, View};
 use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Ino};
@@ -33,7 +35,11 @@ impl Meta {
             batch.change(table, key, value);
             return Ok(());
         }
-        let older = self.newest(table, logical, View(crate::ids::Generation(generation.0 - 1)))?;
+        let older = self.newest(
+            table,
+            logical,
+            View(crate::ids::Generation(generation.0 - 1)),
+        )?;
         match (older, value) {
             (Some(_), None) => batch.change(table, key, Some(TOMBSTONE.to_vec())),
             (_, value) => batch.change(table, key, value),
@@ -46,8 +52,18 @@ impl Meta {
     }
 
     /// Sets an inode.
-    pub fn put_inode(&self, batch: &mut Batch, ino: Ino, record: &InodeRecord) -> Result<(), MetaError> {
-        self.write(batch, Table::Inode, &keys::inode(ino), Some(record.encode()))
+    pub fn put_inode(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        record: &InodeRecord,
+    ) -> Result<(), MetaError> {
+        self.write(
+            batch,
+            Table::Inode,
+            &keys::inode(ino),
+            Some(record.encode()),
+        )
     }
 
     /// Removes an inode.
@@ -75,7 +91,28 @@ impl Meta {
         name: &[u8],
         value: Option<&[u8]>,
     ) -> Result<(), MetaError> {
-        self.write(batch, Table::Xattr, &keys::xattr(ino, name), value.map(encode_xattr))
+        self.write(
+            batch,
+            Table::Xattr,
+            &keys::xattr(ino, name),
+            value.map(encode_xattr),
+        )
+    }
+
+    /// Removes an extended attribute where there is one.
+    pub fn put_xattr_if_there(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        name: &[u8],
+    ) -> Result<(), MetaError> {
+        if self
+            .get(Table::Xattr, &keys::xattr(ino, name), View::LIVE)?
+            .is_some()
+        {
+            self.put_xattr(batch, ino, name, None)?;
+        }
+        Ok(())
     }
 
     /// Sets or removes an extent.
@@ -86,7 +123,12 @@ impl Meta {
         chunk: ChunkIndex,
         extent: Option<&ExtentRecord>,
     ) -> Result<(), MetaError> {
-        self.write(batch, Table::Extent, &keys::extent(ino, chunk), extent.map(ExtentRecord::encode))
+        self.write(
+            batch,
+            Table::Extent,
+            &keys::extent(ino, chunk),
+            extent.map(ExtentRecord::encode),
+        )
     }
 
     /// Marks an inode as unlinked but in use, or not any more.
@@ -96,7 +138,11 @@ impl Meta {
 
     /// Queues an object's name to be unlinked once the batch is durable.
     pub fn put_garbage(&self, batch: &mut Batch, name: ObjectName) {
-        batch.change(Table::Garbage, keys::number(self.allocate_garbage()), Some(name.encode()));
+        batch.change(
+            Table::Garbage,
+            keys::number(self.allocate_garbage()),
+            Some(name.encode()),
+        );
     }
 
     /// Takes a row off the queue.
@@ -110,7 +156,10 @@ impl Meta {
             return Err(MetaError::Latched(reason.clone()));
         }
         let state = &mut *self.state.write();
-        state.counters.used_pages = state.counters.used_pages.saturating_add_signed(batch.used_pages);
+        state.counters.used_pages = state
+            .counters
+            .used_pages
+            .saturating_add_signed(batch.used_pages);
         state.counters.inodes = state.counters.inodes.saturating_add_signed(batch.inodes);
         state.pending.apply(batch);
         state.applied += 1;
@@ -141,18 +190,27 @@ impl Meta {
         }
     }
 
-    /// Commits all batches that were applied before `ready` says yes, and is durable when it
-    /// returns. `ready` is asked at the instant at which the commit's contents are fixed; when it
+    /// Commits all batches that were applied before `ready` says yes, unless `through` is durable
+    /// already; it is when this returns true. `ready` is asked at the instant at which the commit's contents are fixed; when it
     /// says no, nothing happens and the answer is false.
     ///
     /// A full disk is reported before anything is written and loses nothing: the batches stay
     /// pending. Any other failure latches.
-    pub fn commit(&self, ready: &dyn Fn() -> bool) -> Result<bool, MetaError> {
+    pub fn commit(
+        &self,
+        through: BatchNumber,
+        ready: &dyn Fn() -> bool,
+    ) -> Result<bool, MetaError> {
         let tables = self.tables.lock();
         if let Some(reason) = &*self.latched.read() {
             return Err(MetaError::Latched(reason.clone()));
         }
-        let Some(tables) = &*tables else { return Err(MetaError::Latched("unmounted".into())) };
+        let Some(tables) = &*tables else {
+            return Err(MetaError::Latched("unmounted".into()));
+        };
+        if self.is_durable(through) {
+            return Ok(true);
+        }
         // Copy-on-write B-trees rewrite a path per change in the worst case.
         let bytes = self.pending_bytes() as u64;
         self.file.reserve(HEADROOM_BYTES + bytes * 4)?;
@@ -165,7 +223,11 @@ impl Meta {
                 return Ok(true);
             }
             state.committing = Arc::new(std::mem::take(&mut state.pending));
-            (Arc::clone(&state.committing), state.counters.encode(), state.applied)
+            (
+                Arc::clone(&state.committing),
+                state.counters.encode(),
+                state.applied,
+            )
         };
         let result = tables
             .commit(&overlay, &counters)
@@ -189,7 +251,10 @@ impl Meta {
     pub fn latch(&self, reason: &str) {
         let mut latched = self.latched.write();
         if latched.is_none() {
-            tracing::error!(reason, "the volume is read-only from now on: unmount and mount it again");
+            tracing::error!(
+                reason,
+                "the volume is read-only from now on: unmount and mount it again"
+            );
             *latched = Some(reason.to_owned());
         }
     }
@@ -201,14 +266,26 @@ impl Meta {
 
     /// `Err(EROFS)` once writing has ended.
     pub fn check_writable(&self) -> Result<(), Errno> {
-        if self.latched.read().is_some() { Err(Errno::EROFS) } else { Ok(()) }
+        if self.latched.read().is_some() {
+            Err(Errno::EROFS)
+        } else {
+            Ok(())
+        }
     }
 
     /// Closes the database. Everything is refused afterwards.
     pub fn close(&self) -> Result<(), MetaError> {
-        let Some(tables) = self.tables.lock().take() else { return Ok(()) };
-        let result = if self.latched.read().is_some() { Ok(()) } else { tables.close() };
-        self.latched.write().get_or_insert_with(|| "unmounted".to_owned());
+        let Some(tables) = self.tables.lock().take() else {
+            return Ok(());
+        };
+        let result = if self.latched.read().is_some() {
+            Ok(())
+        } else {
+            tables.close()
+        };
+        self.latched
+            .write()
+            .get_or_insert_with(|| "unmounted".to_owned());
         result
     }
 }

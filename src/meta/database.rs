@@ -66,7 +66,11 @@ impl fmt::Debug for Committed {
 impl Committed {
     /// The value of a physical key.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
-        guarded(|| Ok(self.tables[table.index()].get(key)?.map(|value| value.value().to_vec())))
+        guarded(|| {
+            Ok(self.tables[table.index()]
+                .get(key)?
+                .map(|value| value.value().to_vec()))
+        })
     }
 
     /// The last record with `low <= key <= high`.
@@ -134,7 +138,9 @@ impl Tables {
             for table in Table::ALL {
                 tables.push(transaction.open_table(definition(table))?);
             }
-            let tables = tables.try_into().map_err(|_| MetaError::Corrupt("tables"))?;
+            let tables = tables
+                .try_into()
+                .map_err(|_| MetaError::Corrupt("tables"))?;
             Ok(Committed { tables })
         })
     }

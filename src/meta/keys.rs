@@ -68,7 +68,6 @@ impl Table {
             Self::Counters => "counters",
         }
     }
-
 }
 
 /// Bytes of the generation at the end of a versioned key.
@@ -93,7 +92,9 @@ pub fn dirent_from(parent: Ino, hash: u64) -> Vec<u8> {
 pub fn dirent_parts(logical: &[u8]) -> Option<(u64, &[u8])> {
     let (_, rest) = logical.split_first_chunk::<8>()?;
     let (hash, rest) = rest.split_first_chunk::<8>()?;
-    let (0, name) = rest.split_last()? else { return None };
+    let (0, name) = rest.split_last()? else {
+        return None;
+    };
     Some((u64::from_be_bytes(*hash), name))
 }
 
@@ -104,7 +105,9 @@ pub fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
 
 /// The name in an extended attribute's logical key.
 pub fn xattr_name(logical: &[u8]) -> Option<&[u8]> {
-    let (0, name) = logical.get(8..)?.split_last()? else { return None };
+    let (0, name) = logical.get(8..)?.split_last()? else {
+        return None;
+    };
     Some(name)
 }
 
@@ -116,8 +119,13 @@ pub fn extent(ino: Ino, chunk: ChunkIndex) -> Vec<u8> {
 /// Inode and chunk of an extent's logical key.
 pub fn extent_parts(logical: &[u8]) -> Option<(Ino, ChunkIndex)> {
     let (ino, rest) = logical.split_first_chunk::<8>()?;
-    let (chunk, []) = rest.split_first_chunk::<4>()? else { return None };
-    Some((Ino(u64::from_be_bytes(*ino)), ChunkIndex(u32::from_be_bytes(*chunk))))
+    let (chunk, []) = rest.split_first_chunk::<4>()? else {
+        return None;
+    };
+    Some((
+        Ino(u64::from_be_bytes(*ino)),
+        ChunkIndex(u32::from_be_bytes(*chunk)),
+    ))
 }
 
 /// A number as an unversioned key.
@@ -171,7 +179,10 @@ mod tests {
     fn parts_come_back() {
         assert_eq!(dirent_parts(&dirent(Ino(7), 5, b"a")), Some((5, &b"a"[..])));
         assert_eq!(xattr_name(&xattr(Ino(7), b"user.x")), Some(&b"user.x"[..]));
-        assert_eq!(extent_parts(&extent(Ino(7), ChunkIndex(3))), Some((Ino(7), ChunkIndex(3))));
+        assert_eq!(
+            extent_parts(&extent(Ino(7), ChunkIndex(3))),
+            Some((Ino(7), ChunkIndex(3)))
+        );
         let key = versioned(b"k", Generation(9));
         assert_eq!(split_version(&key), Some((&b"k"[..], Generation(9))));
         assert_eq!(dirent_parts(b"short"), None);

@@ -20,7 +20,7 @@ pub mod records;
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest, Sha256};
@@ -211,7 +211,10 @@ impl Meta {
 
     /// The position of a name among its directory's entries: 62 bits.
     pub fn name_hash(&self, name: &[u8]) -> u64 {
-        let digest = Sha256::new().chain_update(self.hash_key).chain_update(name).finalize();
+        let digest = Sha256::new()
+            .chain_update(self.hash_key)
+            .chain_update(name)
+            .finalize();
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);
         u64::from_be_bytes(first) >> 2
@@ -242,21 +245,42 @@ impl Meta {
     // ---- reading -------------------------------------------------------------------------
 
     /// The record of a versioned table that `view` sees.
-    pub fn get(&self, table: Table, logical: &[u8], view: View) -> Result<Option<Vec<u8>>, MetaError> {
-        Ok(self.newest(table, logical, view)?.map(|(_, value)| value).filter(|v| v != TOMBSTONE))
+    pub fn get(
+        &self,
+        table: Table,
+        logical: &[u8],
+        view: View,
+    ) -> Result<Option<Vec<u8>>, MetaError> {
+        Ok(self
+            .newest(table, logical, view)?
+            .map(|(_, value)| value)
+            .filter(|v| v != TOMBSTONE))
     }
 
     /// The inode that `view` sees.
     pub fn inode(&self, ino: Ino, view: View) -> Result<Option<InodeRecord>, MetaError> {
-        let Some(bytes) = self.get(Table::Inode, &keys::inode(ino), view)? else { return Ok(None) };
-        InodeRecord::decode(&bytes).map(Some).ok_or(MetaError::Corrupt("inode"))
+        let Some(bytes) = self.get(Table::Inode, &keys::inode(ino), view)? else {
+            return Ok(None);
+        };
+        InodeRecord::decode(&bytes)
+            .map(Some)
+            .ok_or(MetaError::Corrupt("inode"))
     }
 
     /// The directory entry that `view` sees.
-    pub fn dirent(&self, parent: Ino, name: &[u8], view: View) -> Result<Option<DirentRecord>, MetaError> {
+    pub fn dirent(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        view: View,
+    ) -> Result<Option<DirentRecord>, MetaError> {
         let key = keys::dirent(parent, self.name_hash(name), name);
-        let Some(bytes) = self.get(Table::Dirent, &key, view)? else { return Ok(None) };
-        DirentRecord::decode(&bytes).map(Some).ok_or(MetaError::Corrupt("dirent"))
+        let Some(bytes) = self.get(Table::Dirent, &key, view)? else {
+            return Ok(None);
+        };
+        DirentRecord::decode(&bytes)
+            .map(Some)
+            .ok_or(MetaError::Corrupt("dirent"))
     }
 
     /// The extent that `view` sees, with the generation that wrote it.
@@ -287,7 +311,9 @@ impl Meta {
     ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
         let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         self.visit_physical(table, low, high, &mut |key, value| {
-            let Some((logical, generation)) = keys::split_version(key) else { return true };
+            let Some((logical, generation)) = keys::split_version(key) else {
+                return true;
+            };
             if generation > view.0 {
                 return true;
             }
@@ -330,10 +356,7 @@ impl Meta {
     }
 
     /// Calls `visit` with every extent of every generation: what exists, whoever sees it.
-    pub fn visit_extents(
-        &self,
-        visit: &mut dyn FnMut(Ino, ExtentRecord),
-    ) -> Result<(), MetaError> {
+    pub fn visit_extents(&self, visit: &mut dyn FnMut(Ino, ExtentRecord)) -> Result<(), MetaError> {
         let mut corrupt = false;
         self.visit_physical(Table::Extent, &[], &[0xFF; 9], &mut |key, value| {
             if value == TOMBSTONE {
@@ -346,7 +369,11 @@ impl Meta {
             }
             !corrupt
         })?;
-        if corrupt { Err(MetaError::Corrupt("extent")) } else { Ok(()) }
+        if corrupt {
+            Err(MetaError::Corrupt("extent"))
+        } else {
+            Ok(())
+        }
     }
 
     /// The newest physical record of a logical key up to the view's generation.
@@ -405,9 +432,15 @@ impl Meta {
         };
         let (pending, committing, committed) = {
             let state = self.state.read();
-            (last_of(&state.pending), Arc::clone(&state.committing), Arc::clone(&state.committed))
+            (
+                last_of(&state.pending),
+                Arc::clone(&state.committing),
+                Arc::clone(&state.committed),
+            )
         };
-        let base = committed.last_between(table, low, high)?.map(|(key, value)| (key, Some(value)));
+        let base = committed
+            .last_between(table, low, high)?
+            .map(|(key, value)| (key, Some(value)));
         // Of equal keys the newer source wins: `max_by` keeps the last of equals.
         Ok([base, last_of(&committing), pending]
             .into_iter()
@@ -453,11 +486,17 @@ impl Meta {
         let bounds = (Bound::Included(low), Bound::Excluded(high));
         let first_of = |overlay: &Overlay| -> TableOverlay {
             let range = overlay.table(table).range::<[u8], _>(bounds).take(PAGE);
-            range.map(|(key, value)| (key.clone(), value.clone())).collect()
+            range
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect()
         };
         let (pending, committing, committed) = {
             let state = self.state.read();
-            (first_of(&state.pending), Arc::clone(&state.committing), Arc::clone(&state.committed))
+            (
+                first_of(&state.pending),
+                Arc::clone(&state.committing),
+                Arc::clone(&state.committed),
+            )
         };
         let mut base = TableOverlay::new();
         committed.visit(table, low, high, &mut |key, value| {

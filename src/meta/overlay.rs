@@ -47,7 +47,11 @@ impl Batch {
 
     /// What an earlier change of this batch does to the physical record.
     pub(super) fn pending(&self, table: Table, key: &[u8]) -> Option<Option<&[u8]>> {
-        let last = self.changes.iter().rev().find(|c| c.table == table && c.key == key)?;
+        let last = self
+            .changes
+            .iter()
+            .rev()
+            .find(|c| c.table == table && c.key == key)?;
         Some(last.value.as_deref())
     }
 }

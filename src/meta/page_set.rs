@@ -31,7 +31,9 @@ impl PageSet {
 
     /// True when `page` is in the set.
     pub fn contains(&self, page: u32) -> bool {
-        self.words.get(page as usize / 64).is_some_and(|word| word >> (page % 64) & 1 == 1)
+        self.words
+            .get(page as usize / 64)
+            .is_some_and(|word| word >> (page % 64) & 1 == 1)
     }
 
     /// Adds the pages.
@@ -156,7 +158,11 @@ pub fn pages_touching(bytes: Range<u64>) -> Range<u32> {
 /// chunk.
 pub fn pages_within(bytes: Range<u64>) -> Range<u32> {
     let start = bytes.start.div_ceil(PAYLOAD_BYTES) as u32;
-    let end = if bytes.end >= CHUNK_BYTES { CHUNK_PAGES } else { (bytes.end / PAYLOAD_BYTES) as u32 };
+    let end = if bytes.end >= CHUNK_BYTES {
+        CHUNK_PAGES
+    } else {
+        (bytes.end / PAYLOAD_BYTES) as u32
+    };
     start..end.max(start)
 }
 

@@ -36,14 +36,21 @@ impl Meta {
         let mut shards: Vec<usize> = inos.iter().map(|ino| shard(*ino)).collect();
         shards.sort_unstable();
         shards.dedup();
-        InodeGuard { _guards: shards.into_iter().map(|shard| self.inode_locks.0[shard].lock()).collect() }
+        InodeGuard {
+            _guards: shards
+                .into_iter()
+                .map(|shard| self.inode_locks.0[shard].lock())
+                .collect(),
+        }
     }
 
     /// The live inode as the batch leaves it.
     pub fn inode_after(&self, batch: &Batch, ino: Ino) -> Result<Option<InodeRecord>, MetaError> {
         let key = keys::versioned(&keys::inode(ino), self.counters().generation);
         match batch.pending(Table::Inode, &key) {
-            Some(Some(bytes)) => InodeRecord::decode(bytes).map(Some).ok_or(MetaError::Corrupt("inode")),
+            Some(Some(bytes)) => InodeRecord::decode(bytes)
+                .map(Some)
+                .ok_or(MetaError::Corrupt("inode")),
             Some(None) => Ok(None),
             None => self.inode(ino, View::LIVE),
         }
@@ -62,14 +69,23 @@ impl Meta {
         rows.into_iter()
             .map(|(key, value)| {
                 let chunk = keys::extent_parts(&key).map(|(_, chunk)| chunk);
-                chunk.zip(ExtentRecord::decode(&value)).ok_or(MetaError::Corrupt("extent"))
+                chunk
+                    .zip(ExtentRecord::decode(&value))
+                    .ok_or(MetaError::Corrupt("extent"))
             })
             .collect()
     }
 
     /// The first chunk after `index` that has a record.
-    pub fn next_extent(&self, ino: Ino, index: u32, view: View) -> Result<Option<ChunkIndex>, MetaError> {
-        let Some(next) = index.checked_add(1) else { return Ok(None) };
+    pub fn next_extent(
+        &self,
+        ino: Ino,
+        index: u32,
+        view: View,
+    ) -> Result<Option<ChunkIndex>, MetaError> {
+        let Some(next) = index.checked_add(1) else {
+            return Ok(None);
+        };
         let found = self.extents(ino, ChunkIndex(next), view, 1)?;
         Ok(found.first().map(|(chunk, _)| *chunk))
     }
@@ -79,7 +95,11 @@ impl Meta {
         let (low, high) = (keys::number(ino.0), keys::after_ino(ino));
         let rows = self.scan(Table::Xattr, &low, &high, view, usize::MAX)?;
         rows.iter()
-            .map(|(key, _)| keys::xattr_name(key).map(<[u8]>::to_vec).ok_or(MetaError::Corrupt("xattr")))
+            .map(|(key, _)| {
+                keys::xattr_name(key)
+                    .map(<[u8]>::to_vec)
+                    .ok_or(MetaError::Corrupt("xattr"))
+            })
             .collect()
     }
 

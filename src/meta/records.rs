@@ -195,7 +195,8 @@ impl Writer {
     }
 
     fn time(&mut self, time: Timespec) -> &mut Self {
-        self.put(&time.secs.to_le_bytes()).put(&time.nanos.to_le_bytes())
+        self.put(&time.secs.to_le_bytes())
+            .put(&time.nanos.to_le_bytes())
     }
 }
 
@@ -321,14 +322,18 @@ impl DirentRecord {
     /// The encoding.
     pub fn encode(self) -> Vec<u8> {
         let mut out = Writer::new(VALUE, 10);
-        out.put(&self.ino.0.to_le_bytes()).put(&[kind_code(self.kind)]);
+        out.put(&self.ino.0.to_le_bytes())
+            .put(&[kind_code(self.kind)]);
         out.0
     }
 
     /// The record, or `None` when these are not its bytes.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
-        let record = Self { ino: Ino(input.u64()?), kind: kind_of(input.u8()?)? };
+        let record = Self {
+            ino: Ino(input.u64()?),
+            kind: kind_of(input.u8()?)?,
+        };
         input.end()?;
         Some(record)
     }
@@ -388,7 +393,10 @@ impl ExtentRecord {
         let mut parts = Vec::with_capacity(count);
         for _ in 0..count {
             let folder = FolderNumber(input.u64()?);
-            let name = ObjectName { folder, object: ObjectId(input.array()?) };
+            let name = ObjectName {
+                folder,
+                object: ObjectId(input.array()?),
+            };
             let id = PartId {
                 name,
                 crypto: CryptoId(input.array()?),
@@ -422,7 +430,10 @@ impl ObjectName {
     /// The record, or `None` when these are not its bytes.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
-        let name = Self { folder: FolderNumber(input.u64()?), object: ObjectId(input.array()?) };
+        let name = Self {
+            folder: FolderNumber(input.u64()?),
+            object: ObjectId(input.array()?),
+        };
         input.end()?;
         Some(name)
     }

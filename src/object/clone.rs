@@ -60,7 +60,8 @@ impl Contents {
     fn may_link(&self, from: &File, source: u64, to: &File, target: u64, rest: u64) -> bool {
         let aligned = source.is_multiple_of(CHUNK_BYTES) && target.is_multiple_of(CHUNK_BYTES);
         let whole = rest >= CHUNK_BYTES;
-        let last = rest >= LINK_BYTES_MIN && source + rest == from.size() && target + rest >= to.size();
+        let last =
+            rest >= LINK_BYTES_MIN && source + rest == from.size() && target + rest >= to.size();
         aligned && (whole || last) && (from.ino, source) != (to.ino, target)
     }
 
@@ -79,7 +80,11 @@ impl Contents {
         }
         self.ready_gap(to, target)?;
         let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
-        let (first, second) = if from.ino < to.ino { (from, to) } else { (to, from) };
+        let (first, second) = if from.ino < to.ino {
+            (from, to)
+        } else {
+            (to, from)
+        };
         let _first = first.gate.write();
         let _second = second.gate.write();
         self.load_chunk(from, source)?;
@@ -94,7 +99,9 @@ impl Contents {
                 _ => return Ok(false),
             }
         };
-        let Some(parts) = self.link_parts(parts)? else { return Ok(false) };
+        let Some(parts) = self.link_parts(parts)? else {
+            return Ok(false);
+        };
         self.record_link(from, source, to, target, len, parts, now)?;
         Ok(true)
     }
@@ -134,7 +141,9 @@ impl Contents {
         let mut batch = Batch::new();
         {
             let state = &mut *from.state.lock();
-            let Some(chunk) = state.chunks.get_mut(&source) else { return Err(ObjectError::Removed) };
+            let Some(chunk) = state.chunks.get_mut(&source) else {
+                return Err(ObjectError::Removed);
+            };
             if let Extent::Parts { shared, .. } = &mut chunk.extent {
                 *shared = true;
             }
@@ -142,11 +151,16 @@ impl Contents {
             self.publish(from, state, &mut batch)?;
         }
         let state = &mut *to.state.lock();
-        let Some(old) = state.chunks.remove(&target) else { return Err(ObjectError::Removed) };
+        let Some(old) = state.chunks.remove(&target) else {
+            return Err(ObjectError::Removed);
+        };
         self.discard_chunk(to, target, &old, &mut batch)?;
         let mut chunk = Chunk::from_record(
             self.meta.counters().generation,
-            Some(crate::meta::records::ExtentRecord::Parts { shared: true, parts }),
+            Some(crate::meta::records::ExtentRecord::Parts {
+                shared: true,
+                parts,
+            }),
             pages_touching(0..len).end.min(CHUNK_PAGES),
         );
         chunk.published_pages = old.published_pages;
@@ -154,7 +168,9 @@ impl Contents {
         let more = chunk.pages().cast_signed() - old.pages().cast_signed();
         state.chunks.insert(target, chunk);
         self.account(state, more);
-        state.size = state.size.max(u64::from(ChunkIndex(target).0) * CHUNK_BYTES + len);
+        state.size = state
+            .size
+            .max(u64::from(ChunkIndex(target).0) * CHUNK_BYTES + len);
         if state.is_synced() {
             state.durable_size = state.size;
         }

@@ -33,7 +33,9 @@ impl Contents {
     pub fn collect(&self) -> Result<(), ObjectError> {
         let due = {
             let mut cuts = self.cuts.lock();
-            let (due, wait) = cuts.drain(..).partition(|(batch, _)| self.meta.is_durable(*batch));
+            let (due, wait) = cuts
+                .drain(..)
+                .partition(|(batch, _)| self.meta.is_durable(*batch));
             *cuts = wait;
             let due: Vec<(BatchNumber, Cut)> = due;
             due
@@ -45,10 +47,12 @@ impl Contents {
     }
 
     fn cut(&self, cut: &Cut) -> Result<(), ObjectError> {
-        let Some(file) = self.files.lock().get(&cut.ino).cloned().map_or_else(
-            || self.load_file(cut.ino),
-            |file| Ok(Some(file)),
-        )?
+        let Some(file) = self
+            .files
+            .lock()
+            .get(&cut.ino)
+            .cloned()
+            .map_or_else(|| self.load_file(cut.ino), |file| Ok(Some(file)))?
         else {
             return Ok(());
         };
@@ -61,7 +65,9 @@ impl Contents {
         let guard = object.lock_exclusive(page_range(&cut.pages));
         let runs = {
             let state = file.state.lock();
-            let Some(chunk) = state.chunks.get(&cut.index) else { return Ok(()) };
+            let Some(chunk) = state.chunks.get(&cut.index) else {
+                return Ok(());
+            };
             match chunk.newest() {
                 // Cut away altogether, shared or replaced: not ours to touch any more.
                 Some(part) if part.id == cut.id && self.writable(chunk) => {
@@ -70,10 +76,15 @@ impl Contents {
                 _ => return Ok(()),
             }
         };
-        let page_error = |source| ObjectError::Page { object: cut.id.name, source };
+        let page_error = |source| ObjectError::Page {
+            object: cut.id.name,
+            source,
+        };
         for run in runs {
             if run.end == CHUNK_PAGES {
-                object.set_len_pages(&guard, u64::from(run.start)).map_err(page_error)?;
+                object
+                    .set_len_pages(&guard, u64::from(run.start))
+                    .map_err(page_error)?;
             } else {
                 object.punch(&guard, page_range(&run)).map_err(page_error)?;
             }
@@ -93,7 +104,8 @@ impl Contents {
         }
         let mut batch = Batch::new();
         for (key, value) in rows {
-            let (Some(number), Some(name)) = (keys::number_of(&key), ObjectName::decode(&value)) else {
+            let (Some(number), Some(name)) = (keys::number_of(&key), ObjectName::decode(&value))
+            else {
                 return Err(MetaError::Corrupt("garbage").into());
             };
             self.objects.unlink(name)?;

@@ -91,7 +91,9 @@ impl Contents {
         amend: &mut dyn FnMut(&mut InodeRecord),
     ) -> Result<(), ObjectError> {
         self.publish(file, state, batch)?;
-        let Some(mut inode) = self.meta.inode_after(batch, file.ino)? else { return Ok(()) };
+        let Some(mut inode) = self.meta.inode_after(batch, file.ino)? else {
+            return Ok(());
+        };
         amend(&mut inode);
         Ok(self.meta.put_inode(batch, file.ino, &inode)?)
     }
@@ -139,7 +141,12 @@ impl Contents {
                     continue;
                 }
                 let zeros = &ZEROS[..(part.end - part.start) as usize];
-                self.write(file, u64::from(index) * CHUNK_BYTES + part.start, zeros, None)?;
+                self.write(
+                    file,
+                    u64::from(index) * CHUNK_BYTES + part.start,
+                    zeros,
+                    None,
+                )?;
             }
         }
         Ok(())
@@ -150,7 +157,10 @@ impl Contents {
         self.load_chunk(file, index)?;
         let state = file.state.lock();
         // Inline bytes are zeroed where they are, with the file to itself.
-        Ok(state.chunks.get(&index).is_none_or(|chunk| chunk.part_with(page).is_none()))
+        Ok(state
+            .chunks
+            .get(&index)
+            .is_none_or(|chunk| chunk.part_with(page).is_none()))
     }
 
     /// Takes pages out of a chunk, in memory; the caller publishes. The answer is what to cut from
@@ -163,10 +173,14 @@ impl Contents {
         gone: Range<u32>,
         batch: &mut Batch,
     ) -> Result<Option<Cut>, ObjectError> {
-        let Some(chunk) = state.chunks.get_mut(&index) else { return Ok(None) };
+        let Some(chunk) = state.chunks.get_mut(&index) else {
+            return Ok(None);
+        };
         let before = chunk.pages();
         let in_place = self.writable(chunk);
-        let Extent::Parts { parts, .. } = &mut chunk.extent else { return Ok(None) };
+        let Extent::Parts { parts, .. } = &mut chunk.extent else {
+            return Ok(None);
+        };
         let cut = parts.first().filter(|_| in_place).map(|part| Cut {
             ino: file.ino,
             index,
@@ -213,7 +227,9 @@ impl Contents {
         limit: usize,
         batch: &mut Batch,
     ) -> Result<bool, ObjectError> {
-        let recorded = self.meta.extents(file.ino, ChunkIndex(first), file.view, limit)?;
+        let recorded = self
+            .meta
+            .extents(file.ino, ChunkIndex(first), file.view, limit)?;
         let complete = recorded.len() < limit;
         let mut gone = 0;
         for (index, record) in recorded {
@@ -233,9 +249,16 @@ impl Contents {
             self.meta.put_inode(batch, file.ino, &inode)?;
         }
         if complete {
-            let rest: Vec<u32> = state.chunks.keys().copied().filter(|index| *index >= first).collect();
+            let rest: Vec<u32> = state
+                .chunks
+                .keys()
+                .copied()
+                .filter(|index| *index >= first)
+                .collect();
             for index in rest {
-                let Some(chunk) = state.chunks.remove(&index) else { continue };
+                let Some(chunk) = state.chunks.remove(&index) else {
+                    continue;
+                };
                 self.account(state, -chunk.pages().cast_signed());
                 self.discard(file, index, names_of(&chunk), batch)?;
             }
@@ -298,11 +321,18 @@ impl Contents {
     }
 
     /// Puts one durable part in the place of all parts of a chunk.
-    pub(super) fn replace_parts(&self, file: &File, index: u32, part: Part) -> Result<(), ObjectError> {
+    pub(super) fn replace_parts(
+        &self,
+        file: &File,
+        index: u32,
+        part: Part,
+    ) -> Result<(), ObjectError> {
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
         let mut batch = Batch::new();
-        let Some(chunk) = state.chunks.get_mut(&index) else { return Err(ObjectError::Removed) };
+        let Some(chunk) = state.chunks.get_mut(&index) else {
+            return Err(ObjectError::Removed);
+        };
         let names = names_of(chunk);
         let before = chunk.pages();
         chunk.durable = part.pages.clone();
@@ -310,7 +340,10 @@ impl Contents {
         chunk.syncing = PageSet::new();
         chunk.named = true;
         chunk.changed = true;
-        chunk.extent = Extent::Parts { shared: false, parts: vec![part] };
+        chunk.extent = Extent::Parts {
+            shared: false,
+            parts: vec![part],
+        };
         let more = chunk.pages().cast_signed() - before.cast_signed();
         self.account(state, more);
         self.discard(file, index, names, &mut batch)?;

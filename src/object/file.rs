@@ -61,7 +61,11 @@ pub struct Chunk {
 
 impl Chunk {
     /// A chunk as its record says, with pages beyond `end_page` left out: the file ends there.
-    pub fn from_record(generation: Generation, record: Option<ExtentRecord>, end_page: u32) -> Self {
+    pub fn from_record(
+        generation: Generation,
+        record: Option<ExtentRecord>,
+        end_page: u32,
+    ) -> Self {
         let published_pages = record.as_ref().map_or(0, ExtentRecord::pages);
         let extent = match record {
             None => Extent::Hole,
@@ -75,7 +79,9 @@ impl Chunk {
             }
         };
         let durable = match &extent {
-            Extent::Parts { parts, .. } => parts.first().map_or_else(PageSet::new, |p| p.pages.clone()),
+            Extent::Parts { parts, .. } => {
+                parts.first().map_or_else(PageSet::new, |p| p.pages.clone())
+            }
             _ => PageSet::new(),
         };
         Self {
@@ -105,10 +111,16 @@ impl Chunk {
                     if index > 0 {
                         durable.push(part.clone());
                     } else if self.named {
-                        durable.push(Part { id: part.id, pages: self.durable.clone() });
+                        durable.push(Part {
+                            id: part.id,
+                            pages: self.durable.clone(),
+                        });
                     }
                 }
-                (!durable.is_empty()).then_some(ExtentRecord::Parts { shared: *shared, parts: durable })
+                (!durable.is_empty()).then_some(ExtentRecord::Parts {
+                    shared: *shared,
+                    parts: durable,
+                })
             }
         }
     }
@@ -124,9 +136,10 @@ impl Chunk {
     /// The part that has the page.
     pub fn part_with(&self, page: u32) -> Option<PartId> {
         match &self.extent {
-            Extent::Parts { parts, .. } => {
-                parts.iter().find(|part| part.pages.contains(page)).map(|part| part.id)
-            }
+            Extent::Parts { parts, .. } => parts
+                .iter()
+                .find(|part| part.pages.contains(page))
+                .map(|part| part.id),
             _ => None,
         }
     }
@@ -134,14 +147,19 @@ impl Chunk {
     /// Sealed pages it has now.
     pub fn pages(&self) -> u64 {
         match &self.extent {
-            Extent::Parts { parts, .. } => parts.iter().map(|part| u64::from(part.pages.len())).sum(),
+            Extent::Parts { parts, .. } => {
+                parts.iter().map(|part| u64::from(part.pages.len())).sum()
+            }
             _ => 0,
         }
     }
 
     /// True when there is something that no sync has covered.
     pub fn needs_sync(&self) -> bool {
-        !self.named || !self.unsynced.is_empty() || !self.syncing.is_empty() || self.fallback.is_some()
+        !self.named
+            || !self.unsynced.is_empty()
+            || !self.syncing.is_empty()
+            || self.fallback.is_some()
     }
 }
 
@@ -170,7 +188,10 @@ impl FileState {
         !self.removed
             && (self.size != self.durable_size
                 || self.written.is_some()
-                || self.chunks.values().any(|chunk| chunk.changed || chunk.needs_sync()))
+                || self
+                    .chunks
+                    .values()
+                    .any(|chunk| chunk.changed || chunk.needs_sync()))
     }
 
     /// True when nothing waits for the disk, so that the state may be published as it is.

@@ -14,6 +14,7 @@ mod cut;
 mod file;
 mod objects;
 mod read;
+mod reserve;
 mod sync;
 mod write;
 
@@ -28,14 +29,14 @@ use crate::ids::{ChunkIndex, Epoch, Ino};
 use crate::layers::KeyRing;
 use crate::meta::commit::BatchNumber;
 use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, pages_touching};
-use crate::meta::records::{ExtentRecord, ObjectName};
+use crate::meta::records::{ExtentRecord, ObjectName, Timespec};
 use crate::meta::{Meta, MetaError, View};
 use crate::sealed::{PAGE_BYTES, SealedError};
 use crate::store::Store;
 
 pub use collect::Cut;
-use file::{Chunk, FileState};
 pub use file::File;
+use file::{Chunk, FileState};
 pub use objects::Objects;
 
 /// Contents up to this length live in the metadata. Measured: below it a file costs no object,
@@ -113,7 +114,7 @@ pub struct LiveAttr {
     /// Sealed pages.
     pub pages: u64,
     /// Time of a write that is not in the record.
-    pub written: Option<crate::meta::records::Timespec>,
+    pub written: Option<Timespec>,
 }
 
 /// The contents of all files of a volume.
@@ -133,7 +134,12 @@ pub struct Contents {
 
 impl Contents {
     /// The contents of the volume in `store`.
-    pub fn new(meta: Arc<Meta>, store: Arc<dyn Store>, keys: Arc<KeyRing>, open_max: usize) -> Self {
+    pub fn new(
+        meta: Arc<Meta>,
+        store: Arc<dyn Store>,
+        keys: Arc<KeyRing>,
+        open_max: usize,
+    ) -> Self {
         let counters = meta.counters();
         let limit = counters.limit_bytes / PAGE_BYTES as u64;
         Self {
@@ -155,7 +161,9 @@ impl Contents {
     /// The live file of an inode whose record says `size` and `pages`.
     pub fn file(&self, ino: Ino, size: u64, pages: u64) -> Arc<File> {
         let mut files = self.files.lock();
-        let file = files.entry(ino).or_insert_with(|| Arc::new(File::new(ino, View::LIVE, size, pages)));
+        let file = files
+            .entry(ino)
+            .or_insert_with(|| Arc::new(File::new(ino, View::LIVE, size, pages)));
         Arc::clone(file)
     }
 
@@ -163,7 +171,18 @@ impl Contents {
     pub fn live(&self, ino: Ino) -> Option<LiveAttr> {
         let file = Arc::clone(self.files.lock().get(&ino)?);
         let state = file.state.lock();
-        Some(LiveAttr { size: state.size, pages: state.pages, written: state.written })
+        Some(LiveAttr {
+            size: state.size,
+            pages: state.pages,
+            written: state.written,
+        })
+    }
+
+    /// The time of a write that is not in the file's record, which the caller puts there.
+    pub fn take_written(&self, ino: Ino) -> Option<Timespec> {
+        let file = Arc::clone(self.files.lock().get(&ino)?);
+        let written = file.state.lock().written.take();
+        written
     }
 
     /// Forgets a file that nobody uses and that has nothing to sync.
@@ -179,7 +198,10 @@ impl Contents {
 
     /// Sealed pages in use, now.
     pub fn used_pages(&self) -> u64 {
-        self.used_pages.load(Ordering::Relaxed).max(0).cast_unsigned()
+        self.used_pages
+            .load(Ordering::Relaxed)
+            .max(0)
+            .cast_unsigned()
     }
 
     /// Asks that a file's contents be durable before the next commit.
@@ -206,7 +228,9 @@ impl Contents {
 
     fn check_room(&self, more_pages: i64) -> Result<(), ObjectError> {
         match self.limit_pages {
-            Some(limit) if self.used_pages.load(Ordering::Relaxed) + more_pages > limit => Err(ObjectError::Full),
+            Some(limit) if self.used_pages.load(Ordering::Relaxed) + more_pages > limit => {
+                Err(ObjectError::Full)
+            }
             _ => Ok(()),
         }
     }
@@ -224,7 +248,9 @@ impl Contents {
         let chunk = Self::chunk_of(index, size, record);
         let mut state = file.state.lock();
         if state.chunks.len() >= CHUNKS_KEPT {
-            state.chunks.retain(|_, chunk| chunk.changed || chunk.needs_sync());
+            state
+                .chunks
+                .retain(|_, chunk| chunk.changed || chunk.needs_sync());
         }
         state.chunks.entry(index).or_insert(chunk);
         Ok(())
@@ -235,7 +261,9 @@ impl Contents {
         size: u64,
         record: Option<(crate::ids::Generation, ExtentRecord)>,
     ) -> Chunk {
-        let bytes = size.saturating_sub(u64::from(index) * CHUNK_BYTES).min(CHUNK_BYTES);
+        let bytes = size
+            .saturating_sub(u64::from(index) * CHUNK_BYTES)
+            .min(CHUNK_BYTES);
         let end_page = pages_touching(0..bytes).end;
         match record {
             None => Chunk::from_record(crate::ids::Generation(0), None, end_page),
@@ -246,9 +274,17 @@ impl Contents {
     /// True when the newest part may be written in place: no kept view sees the extent, nobody
     /// else links it, and it is sealed under the active key set.
     fn writable(&self, chunk: &Chunk) -> bool {
-        let file::Extent::Parts { shared: false, parts } = &chunk.extent else { return false };
+        let file::Extent::Parts {
+            shared: false,
+            parts,
+        } = &chunk.extent
+        else {
+            return false;
+        };
         let counters = self.meta.counters();
-        parts.first().is_some_and(|part| part.id.epoch == self.objects.keys().active().epoch)
+        parts
+            .first()
+            .is_some_and(|part| part.id.epoch == self.objects.keys().active().epoch)
             && (!chunk.named || chunk.generation == counters.generation)
             && (!chunk.named || chunk.generation > counters.frozen)
     }

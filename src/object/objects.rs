@@ -47,7 +47,7 @@ pub struct Objects {
 }
 
 /// The directory of all objects.
-pub fn root_path() -> StorePath {
+fn root_path() -> StorePath {
     StorePath::new("objects")
 }
 
@@ -86,9 +86,16 @@ impl Objects {
     /// Makes an empty object under the active key set.
     pub fn create(&self, meta: &Meta) -> Result<PartId, ObjectError> {
         let folder = self.next_place(meta)?;
-        let name = ObjectName { folder, object: ObjectId::random()? };
+        let name = ObjectName {
+            folder,
+            object: ObjectId::random()?,
+        };
         let set = self.keys.active();
-        let id = PartId { name, crypto: CryptoId::random()?, epoch: set.epoch };
+        let id = PartId {
+            name,
+            crypto: CryptoId::random()?,
+            epoch: set.epoch,
+        };
         let file = self.store.open(&object_path(name), OpenMode::CreateNew)?;
         self.unsynced.lock().insert(folder);
         let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
@@ -98,7 +105,10 @@ impl Objects {
 
     /// Gives an object a second name.
     pub fn link(&self, meta: &Meta, from: ObjectName) -> Result<ObjectName, ObjectError> {
-        let to = ObjectName { folder: self.next_place(meta)?, object: ObjectId::random()? };
+        let to = ObjectName {
+            folder: self.next_place(meta)?,
+            object: ObjectId::random()?,
+        };
         self.store.link(&object_path(from), &object_path(to))?;
         self.unsynced.lock().insert(to.folder);
         Ok(to)
@@ -109,7 +119,10 @@ impl Objects {
         if let Some(open) = self.open.lock().get(&id.name) {
             return Ok(Arc::clone(open));
         }
-        let set = self.keys.get(id.epoch).ok_or(ObjectError::NoKeySet { object: id.name, epoch: id.epoch })?;
+        let set = self.keys.get(id.epoch).ok_or(ObjectError::NoKeySet {
+            object: id.name,
+            epoch: id.epoch,
+        })?;
         let file = match self.store.open(&object_path(id.name), OpenMode::ReadWrite) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(ObjectError::Missing { object: id.name });
@@ -128,7 +141,11 @@ impl Objects {
             for folder in &folders {
                 self.store.sync_dir(&folder_path(*folder))?;
             }
-            if root { self.store.sync_dir(&root_path()) } else { Ok(()) }
+            if root {
+                self.store.sync_dir(&root_path())
+            } else {
+                Ok(())
+            }
         })();
         if let Err(error) = result {
             self.unsynced.lock().extend(folders);
@@ -148,10 +165,10 @@ impl Objects {
         }
     }
 
-    /// Every object in folders from `first` on: what an unclean stop may have left unnamed.
-    pub fn names_from(&self, first: FolderNumber) -> Result<Vec<ObjectName>, ObjectError> {
+    /// Every object there is.
+    pub fn names(&self) -> Result<Vec<ObjectName>, ObjectError> {
         let mut names = Vec::new();
-        for folder in self.folders()?.into_iter().filter(|folder| *folder >= first) {
+        for folder in self.folders()? {
             for (name, _) in self.store.list(&folder_path(folder))? {
                 if let Some(object) = ObjectId::from_hex(&name) {
                     names.push(ObjectName { folder, object });
@@ -159,6 +176,14 @@ impl Objects {
             }
         }
         Ok(names)
+    }
+
+    /// Makes new objects in folders after this one.
+    pub fn begin_after(&self, newest: FolderNumber) {
+        *self.folder.lock() = Folder {
+            number: newest,
+            used: 0,
+        };
     }
 
     /// The folders there are.
@@ -174,7 +199,11 @@ impl Objects {
     /// Removes folders that hold nothing, except the one in use.
     pub fn remove_empty_folders(&self) -> Result<(), ObjectError> {
         let in_use = self.folder.lock().number;
-        for folder in self.folders()?.into_iter().filter(|folder| *folder != in_use) {
+        for folder in self
+            .folders()?
+            .into_iter()
+            .filter(|folder| *folder != in_use)
+        {
             // A folder that is not empty refuses, which is what tells.
             let _ = self.store.remove_dir(&folder_path(folder));
         }
@@ -204,7 +233,11 @@ impl Objects {
         }
         // Page locks belong to the open object: one in use must not be forgotten and opened anew.
         while open.len() >= open.cap().get() {
-            let idle = open.iter().rev().find(|(_, o)| Arc::strong_count(o) == 1).map(|(n, _)| *n);
+            let idle = open
+                .iter()
+                .rev()
+                .find(|(_, o)| Arc::strong_count(o) == 1)
+                .map(|(n, _)| *n);
             match idle {
                 Some(idle) => drop(open.pop(&idle)),
                 None => {

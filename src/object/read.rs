@@ -40,13 +40,21 @@ impl Contents {
         Ok(len)
     }
 
-    fn read_chunk(&self, file: &File, index: u32, bytes: Range<u64>, out: &mut [u8]) -> Result<(), ObjectError> {
+    fn read_chunk(
+        &self,
+        file: &File,
+        index: u32,
+        bytes: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<(), ObjectError> {
         self.load_chunk(file, index)?;
         let start = bytes.start;
         let mut stretches = Vec::new();
         {
             let state = file.state.lock();
-            if let Some(Extent::Inline(inline)) = state.chunks.get(&index).map(|chunk| &chunk.extent) {
+            if let Some(Extent::Inline(inline)) =
+                state.chunks.get(&index).map(|chunk| &chunk.extent)
+            {
                 let from = inline.len().min(start as usize);
                 let have = (inline.len() - from).min(out.len());
                 out[..have].copy_from_slice(&inline[from..from + have]);
@@ -71,11 +79,18 @@ impl Contents {
     }
 
     /// Reads pages that the part has.
-    pub(super) fn read_part(&self, id: PartId, offset: u64, out: &mut [u8]) -> Result<(), ObjectError> {
+    pub(super) fn read_part(
+        &self,
+        id: PartId,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), ObjectError> {
         let object = self.objects.open(id)?;
         let pages = pages_touching(offset..offset + out.len() as u64);
         let guard = object.lock_shared(page_range(&pages));
-        object.read_at(&guard, offset, out).map_err(|source| Self::page_error(id.name, source))
+        object
+            .read_at(&guard, offset, out)
+            .map_err(|source| Self::page_error(id.name, source))
     }
 
     /// The next offset from `offset` on that is data (or, with `hole`, that is not). `None` when
@@ -120,12 +135,25 @@ impl Contents {
                 Some(Extent::Hole) | None => {}
                 Some(_) => return Ok(None),
             }
-            let later = state.chunks.iter().filter(|(i, c)| **i > index && c.extent != Extent::Hole);
+            let later = state
+                .chunks
+                .iter()
+                .filter(|(i, c)| **i > index && c.extent != Extent::Hole);
             later.map(|(i, _)| u64::from(*i)).min()
         };
-        let recorded = self.meta.next_extent(file.ino, index, file.view)?.map(|chunk| u64::from(chunk.0));
+        let recorded = self
+            .meta
+            .next_extent(file.ino, index, file.view)?
+            .map(|chunk| u64::from(chunk.0));
         let end = file.size().div_ceil(CHUNK_BYTES);
-        Ok(Some([in_memory, recorded].into_iter().flatten().min().unwrap_or(end).max(u64::from(index) + 1)))
+        Ok(Some(
+            [in_memory, recorded]
+                .into_iter()
+                .flatten()
+                .min()
+                .unwrap_or(end)
+                .max(u64::from(index) + 1),
+        ))
     }
 }
 
@@ -149,7 +177,9 @@ fn plan(state: &FileState, index: u32, bytes: Range<u64>, stretches: &mut Vec<St
 
 /// The end of the run of pages from `page` on that come from the same part.
 fn run_end(extent: Option<&Extent>, page: u32, limit: u32) -> u32 {
-    let Some(Extent::Parts { parts, .. }) = extent else { return limit };
+    let Some(Extent::Parts { parts, .. }) = extent else {
+        return limit;
+    };
     let mut end = limit;
     for part in parts {
         end = part.pages.run_end(page, end);

@@ -81,12 +81,17 @@ impl Contents {
         state: &mut FileState,
         batch: &mut Batch,
     ) -> Result<(), ObjectError> {
-        let Some(mut inode) = self.meta.inode_after(batch, file.ino)? else { return Ok(()) };
+        let Some(mut inode) = self.meta.inode_after(batch, file.ino)? else {
+            return Ok(());
+        };
         let generation = self.meta.counters().generation;
         for (index, chunk) in state.chunks.iter_mut().filter(|(_, chunk)| chunk.changed) {
             let record = chunk.durable_record();
-            self.meta.put_extent(batch, file.ino, ChunkIndex(*index), record.as_ref())?;
-            let pages = record.as_ref().map_or(0, crate::meta::records::ExtentRecord::pages);
+            self.meta
+                .put_extent(batch, file.ino, ChunkIndex(*index), record.as_ref())?;
+            let pages = record
+                .as_ref()
+                .map_or(0, crate::meta::records::ExtentRecord::pages);
             let more = pages.cast_signed() - chunk.published_pages.cast_signed();
             batch.used_pages += more;
             inode.pages = inode.pages.saturating_add_signed(more);
@@ -107,7 +112,8 @@ impl Contents {
         let result = self.flush_objects(covered);
         if let Err(error) = &result {
             // What the kernel dropped cannot be known: nothing may be built on it.
-            self.meta.latch(&format!("contents could not be made durable: {error}"));
+            self.meta
+                .latch(&format!("contents could not be made durable: {error}"));
         }
         result
     }
@@ -125,7 +131,10 @@ impl Contents {
                     Err(ObjectError::Missing { .. }) => continue,
                     other => other?,
                 };
-                object.sync().map_err(|source| ObjectError::Page { object: id.name, source })?;
+                object.sync().map_err(|source| ObjectError::Page {
+                    object: id.name,
+                    source,
+                })?;
             }
         }
         self.objects.sync_names()
@@ -138,7 +147,9 @@ impl Contents {
             return Ok(());
         }
         for (index, id) in covered {
-            let Some(chunk) = state.chunks.get_mut(index) else { continue };
+            let Some(chunk) = state.chunks.get_mut(index) else {
+                continue;
+            };
             if chunk.newest().is_some_and(|part| part.id == *id) {
                 covered_now(chunk);
             }
@@ -158,7 +169,9 @@ fn begin(file: &File) -> Covered {
     state.syncing_size = state.size;
     let mut covered = Vec::new();
     for (index, chunk) in &mut state.chunks {
-        let Some(id) = chunk.newest().map(|part| part.id) else { continue };
+        let Some(id) = chunk.newest().map(|part| part.id) else {
+            continue;
+        };
         if chunk.needs_sync() {
             let unsynced = std::mem::replace(&mut chunk.unsynced, PageSet::new());
             chunk.syncing.union(&unsynced);

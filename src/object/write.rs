@@ -47,8 +47,16 @@ enum Target {
 impl Contents {
     /// Writes all of `data` at `offset`. `now` is the time of the write, `None` where the kernel
     /// keeps the time itself.
-    pub fn write(&self, file: &File, offset: u64, data: &[u8], now: Option<Timespec>) -> Result<(), ObjectError> {
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
+    pub fn write(
+        &self,
+        file: &File,
+        offset: u64,
+        data: &[u8],
+        now: Option<Timespec>,
+    ) -> Result<(), ObjectError> {
+        let end = offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= FILE_BYTES_MAX);
         end.ok_or(ObjectError::TooLarge)?;
         self.trim(file);
         let mut done = 0;
@@ -72,7 +80,9 @@ impl Contents {
         now: Option<Timespec>,
     ) -> Result<Option<Obstacle>, ObjectError> {
         let _gate = file.gate.read();
-        if let Some(obstacle) = self.clear_gap(file, u64::from(index) * CHUNK_BYTES + bytes.start)? {
+        if let Some(obstacle) =
+            self.clear_gap(file, u64::from(index) * CHUNK_BYTES + bytes.start)?
+        {
             return Ok(Some(obstacle));
         }
         self.load_chunk(file, index)?;
@@ -95,7 +105,11 @@ impl Contents {
 
     /// Zeroes what the last page holds beyond the size, when the file is about to grow past it.
     /// The gate must be held.
-    pub(super) fn clear_gap(&self, file: &File, beyond: u64) -> Result<Option<Obstacle>, ObjectError> {
+    pub(super) fn clear_gap(
+        &self,
+        file: &File,
+        beyond: u64,
+    ) -> Result<Option<Obstacle>, ObjectError> {
         let size = file.size();
         let (index, within) = ((size / CHUNK_BYTES) as u32, size % CHUNK_BYTES);
         let page = (within / PAYLOAD_BYTES as u64) as u32;
@@ -103,7 +117,14 @@ impl Contents {
             return Ok(None);
         }
         self.load_chunk(file, index)?;
-        if file.state.lock().chunks.get(&index).and_then(|c| c.part_with(page)).is_none() {
+        if file
+            .state
+            .lock()
+            .chunks
+            .get(&index)
+            .and_then(|c| c.part_with(page))
+            .is_none()
+        {
             return Ok(None);
         }
         loop {
@@ -134,6 +155,29 @@ impl Contents {
         }
     }
 
+    /// The part of a chunk that may be written, made where there is none.
+    pub(super) fn part_for(&self, file: &File, index: u32) -> Result<PartId, ObjectError> {
+        loop {
+            let obstacle = {
+                let _gate = file.gate.read();
+                self.load_chunk(file, index)?;
+                match self.target(file, index, CHUNK_BYTES)? {
+                    Target::Part(id) => return Ok(id),
+                    Target::NewPart => {
+                        self.add_part(file, index)?;
+                        continue;
+                    }
+                    Target::Inline => Obstacle {
+                        index,
+                        kind: ObstacleKind::Inline,
+                    },
+                    Target::Blocked(kind) => Obstacle { index, kind },
+                }
+            };
+            self.clear(file, &obstacle)?;
+        }
+    }
+
     /// What stands between the chunk and a write that ends at `end` within it.
     fn target(&self, file: &File, index: u32, end: u64) -> Result<Target, ObjectError> {
         let state = file.state.lock();
@@ -141,7 +185,9 @@ impl Contents {
             return Err(ObjectError::Removed);
         }
         let small = index == 0 && end <= INLINE_BYTES;
-        let Some(chunk) = state.chunks.get(&index) else { return Err(ObjectError::Removed) };
+        let Some(chunk) = state.chunks.get(&index) else {
+            return Err(ObjectError::Removed);
+        };
         Ok(match &chunk.extent {
             Extent::Hole if small && state.size <= INLINE_BYTES => Target::Inline,
             Extent::Hole => Target::NewPart,
@@ -150,7 +196,9 @@ impl Contents {
             Extent::Parts { parts, .. } => match parts.first() {
                 Some(part) if self.writable(chunk) => Target::Part(part.id),
                 _ if chunk.needs_sync() => Target::Blocked(ObstacleKind::Unsynced),
-                _ if parts.len() >= PARTS_BEFORE_FLATTENING => Target::Blocked(ObstacleKind::TooManyParts),
+                _ if parts.len() >= PARTS_BEFORE_FLATTENING => {
+                    Target::Blocked(ObstacleKind::TooManyParts)
+                }
                 _ => Target::NewPart,
             },
         })
@@ -162,9 +210,14 @@ impl Contents {
         if !matches!(self.target(file, index, CHUNK_BYTES)?, Target::NewPart) {
             return Ok(());
         }
-        let part = Part { id: self.objects.create(&self.meta)?, pages: PageSet::new() };
+        let part = Part {
+            id: self.objects.create(&self.meta)?,
+            pages: PageSet::new(),
+        };
         let mut state = file.state.lock();
-        let Some(chunk) = state.chunks.get_mut(&index) else { return Err(ObjectError::Removed) };
+        let Some(chunk) = state.chunks.get_mut(&index) else {
+            return Err(ObjectError::Removed);
+        };
         put_on_top(chunk, part);
         Ok(())
     }
@@ -188,22 +241,32 @@ impl Contents {
         let sequence = self.meta.sequence();
         let mut failed = None;
         let mut base = |page: PageIndex, payload: &mut [u8; PAYLOAD_BYTES]| {
-            self.page_as_read(file, index, page.0 as u32, (&object, &guard, id), payload).map_err(|error| {
-                failed = Some(error);
-                SealedError::Io(std::io::Error::other("the rest of the page cannot be read"))
-            })
+            self.page_as_read(file, index, page.0 as u32, (&object, &guard, id), payload)
+                .map_err(|error| {
+                    failed = Some(error);
+                    SealedError::Io(std::io::Error::other("the rest of the page cannot be read"))
+                })
         };
         let written = if data.is_empty() {
             let mut payload = [0; PAYLOAD_BYTES];
             let page = PageIndex(u64::from(pages.start));
             base(page, &mut payload).and_then(|()| {
-                object.write_at(&guard, page_bytes(pages.start).start, &payload, sequence, &mut |_, _| Ok(()))
+                object.write_at(
+                    &guard,
+                    page_bytes(pages.start).start,
+                    &payload,
+                    sequence,
+                    &mut |_, _| Ok(()),
+                )
             })
         } else {
             object.write_at(&guard, start, data, sequence, &mut base)
         };
         if let Err(source) = written {
-            return Err(failed.unwrap_or_else(|| ObjectError::Page { object: id.name, source }));
+            return Err(failed.unwrap_or_else(|| ObjectError::Page {
+                object: id.name,
+                source,
+            }));
         }
         let end = (!data.is_empty()).then_some(u64::from(index) * CHUNK_BYTES + end);
         self.pages_written(file, index, &pages, end, now);
@@ -223,7 +286,9 @@ impl Contents {
         now: Option<Timespec>,
     ) {
         let state = &mut *file.state.lock();
-        let Some(chunk) = state.chunks.get_mut(&index) else { return };
+        let Some(chunk) = state.chunks.get_mut(&index) else {
+            return;
+        };
         let before = chunk.pages();
         if let Extent::Parts { parts, .. } = &mut chunk.extent
             && let Some(part) = parts.first_mut()
@@ -244,7 +309,10 @@ impl Contents {
         }
         let state = file.state.lock();
         let newest = state.chunks.get(&index).and_then(Chunk::newest);
-        let more = pages.clone().filter(|page| newest.is_none_or(|part| !part.pages.contains(*page))).count();
+        let more = pages
+            .clone()
+            .filter(|page| newest.is_none_or(|part| !part.pages.contains(*page)))
+            .count();
         self.check_room(more as i64)
     }
 
@@ -259,7 +327,12 @@ impl Contents {
         payload: &mut [u8; PAYLOAD_BYTES],
     ) -> Result<(), ObjectError> {
         let bytes = page_bytes(page);
-        let source = file.state.lock().chunks.get(&index).and_then(|chunk| chunk.part_with(page));
+        let source = file
+            .state
+            .lock()
+            .chunks
+            .get(&index)
+            .and_then(|chunk| chunk.part_with(page));
         let (object, guard, id) = locked;
         match source {
             None => payload.fill(0),
@@ -268,7 +341,10 @@ impl Contents {
                 .map_err(|source| Self::page_error(id.name, source))?,
             Some(part) => self.read_part(part, bytes.start, payload)?,
         }
-        let size_here = file.size().saturating_sub(u64::from(index) * CHUNK_BYTES).min(bytes.end);
+        let size_here = file
+            .size()
+            .saturating_sub(u64::from(index) * CHUNK_BYTES)
+            .min(bytes.end);
         payload[size_here.saturating_sub(bytes.start) as usize..].fill(0);
         Ok(())
     }
@@ -286,20 +362,38 @@ impl Contents {
     /// Does what a write past the inline limit needs before it.
     pub(super) fn inline_to_object(&self, file: &File, index: u32) -> Result<(), ObjectError> {
         let _gate = file.gate.write();
-        let bytes = match file.state.lock().chunks.get(&index).map(|chunk| &chunk.extent) {
+        let bytes = match file
+            .state
+            .lock()
+            .chunks
+            .get(&index)
+            .map(|chunk| &chunk.extent)
+        {
             Some(Extent::Inline(bytes)) => bytes.clone(),
             _ => return Ok(()),
         };
         let id = self.objects.create(&self.meta)?;
         {
             let state = &mut *file.state.lock();
-            let Some(chunk) = state.chunks.get_mut(&index) else { return Ok(()) };
+            let Some(chunk) = state.chunks.get_mut(&index) else {
+                return Ok(());
+            };
             chunk.extent = Extent::Hole;
-            put_on_top(chunk, Part { id, pages: PageSet::new() });
+            put_on_top(
+                chunk,
+                Part {
+                    id,
+                    pages: PageSet::new(),
+                },
+            );
             // Until the pages are durable, the record keeps the bytes.
             chunk.fallback = Some(bytes.clone());
         }
-        let written = if bytes.is_empty() { Ok(()) } else { self.write_pages(file, index, id, 0, &bytes, None) };
+        let written = if bytes.is_empty() {
+            Ok(())
+        } else {
+            self.write_pages(file, index, id, 0, &bytes, None)
+        };
         if written.is_err() {
             let state = &mut *file.state.lock();
             if let Some(chunk) = state.chunks.get_mut(&index) {
@@ -318,14 +412,21 @@ impl Contents {
         let _gate = file.gate.write();
         let (present, chunk_len) = {
             let state = file.state.lock();
-            let Some(Extent::Parts { parts, .. }) = state.chunks.get(&index).map(|c| &c.extent) else {
+            let Some(Extent::Parts { parts, .. }) = state.chunks.get(&index).map(|c| &c.extent)
+            else {
                 return Ok(());
             };
             let mut present = PageSet::new();
             for part in parts {
                 present.union(&part.pages);
             }
-            (present, state.size.saturating_sub(u64::from(index) * CHUNK_BYTES).min(CHUNK_BYTES))
+            (
+                present,
+                state
+                    .size
+                    .saturating_sub(u64::from(index) * CHUNK_BYTES)
+                    .min(CHUNK_BYTES),
+            )
         };
         self.check_room(i64::from(present.len()))?;
         let id = self.objects.create(&self.meta)?;
@@ -351,7 +452,12 @@ impl Contents {
         let sequence = self.meta.sequence();
         let mut payload = [0; PAYLOAD_BYTES];
         for page in (0..CHUNK_PAGES).filter(|page| present.contains(*page)) {
-            let source = file.state.lock().chunks.get(&index).and_then(|chunk| chunk.part_with(page));
+            let source = file
+                .state
+                .lock()
+                .chunks
+                .get(&index)
+                .and_then(|chunk| chunk.part_with(page));
             let bytes = page_bytes(page);
             if let Some(source) = source {
                 self.read_part(source, bytes.start, &mut payload)?;
@@ -362,9 +468,15 @@ impl Contents {
             let guard = object.lock_exclusive(page_range(&(page..page + 1)));
             object
                 .write_at(&guard, bytes.start, &payload, sequence, &mut |_, _| Ok(()))
-                .map_err(|source| ObjectError::Page { object: to.name, source })?;
+                .map_err(|source| ObjectError::Page {
+                    object: to.name,
+                    source,
+                })?;
         }
-        object.sync().map_err(|source| ObjectError::Page { object: to.name, source })?;
+        object.sync().map_err(|source| ObjectError::Page {
+            object: to.name,
+            source,
+        })?;
         self.objects.sync_names()
     }
 
@@ -375,19 +487,32 @@ impl Contents {
             return;
         }
         if let Some(_gate) = file.gate.try_write() {
-            file.state.lock().chunks.retain(|_, chunk| chunk.changed || chunk.needs_sync());
+            file.state
+                .lock()
+                .chunks
+                .retain(|_, chunk| chunk.changed || chunk.needs_sync());
         }
     }
 }
 
 /// Puts bytes into the record of a small file. False when the chunk is not inline any more.
-fn write_inline(file: &File, index: u32, bytes: &Range<u64>, data: &[u8], now: Option<Timespec>) -> bool {
+fn write_inline(
+    file: &File,
+    index: u32,
+    bytes: &Range<u64>,
+    data: &[u8],
+    now: Option<Timespec>,
+) -> bool {
     let state = &mut *file.state.lock();
-    let Some(chunk) = state.chunks.get_mut(&index) else { return false };
+    let Some(chunk) = state.chunks.get_mut(&index) else {
+        return false;
+    };
     if chunk.extent == Extent::Hole {
         chunk.extent = Extent::Inline(Vec::new());
     }
-    let Extent::Inline(inline) = &mut chunk.extent else { return false };
+    let Extent::Inline(inline) = &mut chunk.extent else {
+        return false;
+    };
     if inline.len() < bytes.end as usize {
         inline.resize(bytes.end as usize, 0);
     }
@@ -404,7 +529,12 @@ fn put_on_top(chunk: &mut Chunk, part: Part) {
             parts.insert(0, part);
             *shared = false;
         }
-        other => *other = Extent::Parts { shared: false, parts: vec![part] },
+        other => {
+            *other = Extent::Parts {
+                shared: false,
+                parts: vec![part],
+            }
+        }
     }
     chunk.named = false;
     chunk.durable = PageSet::new();

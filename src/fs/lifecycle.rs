@@ -1,0 +1,213 @@
+//! Making, opening and closing a filesystem.
+//!
+//! Order at opening: recover the database; sweep objects that nothing names, where the volume was
+//! not left clean; remove orphans; mark the volume as in use, durably, before the first object is
+//! made. Order at closing: everything durable, what is unreachable unlinked, the volume marked
+//! clean, the database closed, the platform keystore told.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::references::References;
+use super::types::{FileKind, Timespec};
+use super::{Filesystem, FilesystemOptions, FsError};
+use crate::ids::{FolderNumber, Generation, Ino, Sequence};
+use crate::meta::keys::{self, Table};
+use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
+use crate::meta::{Batch, Meta, MetaError};
+use crate::object::Contents;
+use crate::sealed::{MetaFile, PAGE_BYTES};
+use crate::store::{OpenMode, StorePath};
+use crate::volume::{FreshVolume, META_NAME, Volume};
+
+/// What a volume holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Inodes.
+    pub inodes: u64,
+    /// Bytes of sealed pages in use.
+    pub used_bytes: u64,
+    /// Limit of the contents, if there is one.
+    pub limit_bytes: Option<u64>,
+    /// The live generation.
+    pub generation: Generation,
+    /// The newest commit.
+    pub sequence: Sequence,
+    /// Why nothing can be written any more, if so.
+    pub latched: Option<String>,
+}
+
+impl Filesystem {
+    /// Makes an empty filesystem whose root directory belongs to `owner` (user, group).
+    pub fn format(fresh: &FreshVolume, owner: (u32, u32)) -> Result<(), FsError> {
+        let file = fresh
+            .store
+            .open(&StorePath::new(META_NAME), OpenMode::CreateNew)?;
+        let file = MetaFile::create(file, &fresh.keys, fresh.meta_crypto)?;
+        let now = Timespec::now();
+        let root = InodeRecord {
+            kind: FileKind::Directory,
+            perm: 0o755,
+            nlink: 2,
+            uid: owner.0,
+            gid: owner.1,
+            rdev: 0,
+            size: 0,
+            pages: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            crtime: now,
+            parent: Ino::ROOT,
+            target: Vec::new(),
+        };
+        Ok(Meta::format(file, fresh.size_bytes.unwrap_or(0), &root)?)
+    }
+
+    /// Opens the filesystem of a volume; an unclean stop is recovered from.
+    pub fn open(volume: Volume, options: FilesystemOptions) -> Result<Arc<Self>, FsError> {
+        let file = volume
+            .store
+            .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
+        let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
+        let meta = Arc::new(Meta::open(file, options.meta_cache_bytes)?);
+        let (store, keys) = (Arc::clone(&volume.store), Arc::clone(&volume.keys));
+        let contents = Contents::new(Arc::clone(&meta), store, keys, options.open_objects);
+        let this = Arc::new(Self {
+            volume,
+            options,
+            meta,
+            contents,
+            namespace: Mutex::new(()),
+            references: References::default(),
+            open_files: RwLock::new(HashMap::new()),
+            open_directories: Mutex::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+            doomed: Mutex::default(),
+            background: Mutex::default(),
+            wake: Condvar::new(),
+            worker: Mutex::new(None),
+        });
+        if !this.options.read_only {
+            this.take_into_use()?;
+            this.start_background()?;
+        }
+        Ok(this)
+    }
+
+    fn take_into_use(&self) -> Result<(), FsError> {
+        if !self.meta.counters().clean {
+            tracing::info!("the volume was not left clean: looking for what nothing names");
+            self.sweep()?;
+        }
+        let newest = self.contents.objects().folders()?.into_iter().max();
+        self.contents
+            .objects()
+            .begin_after(newest.unwrap_or(FolderNumber(0)));
+        for (key, _) in self.meta.rows(Table::Orphan)? {
+            let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;
+            if self
+                .meta
+                .inode(Ino(ino), crate::meta::View::LIVE)?
+                .is_some()
+            {
+                self.remove_inode(Ino(ino))?;
+            } else {
+                let mut batch = Batch::new();
+                self.meta.put_orphan(&mut batch, Ino(ino), false);
+                self.meta.apply(batch)?;
+            }
+        }
+        self.meta.set_clean(false);
+        self.commit_now()?;
+        self.contents.collect()?;
+        self.remember(false)
+    }
+
+    /// Unlinks objects that no extent names: made, but not committed, before an unclean stop.
+    fn sweep(&self) -> Result<(), FsError> {
+        let mut named: HashSet<ObjectName> = HashSet::new();
+        self.meta.visit_extents(&mut |_, extent| {
+            if let ExtentRecord::Parts { parts, .. } = extent {
+                named.extend(parts.iter().map(|part| part.id.name));
+            }
+        })?;
+        let mut swept = 0u64;
+        for name in self.contents.objects().names()? {
+            if !named.contains(&name) {
+                self.contents.objects().unlink(name)?;
+                swept += 1;
+            }
+        }
+        if swept > 0 {
+            tracing::info!(swept, "removed objects that were never committed");
+        }
+        Ok(())
+    }
+
+    /// Commits everything and leaves the volume clean. Calling it again does nothing.
+    pub fn close(&self) -> Result<(), FsError> {
+        self.stop_background();
+        let result = if self.options.read_only || self.meta.latched().is_some() {
+            Ok(())
+        } else {
+            self.leave_clean()
+        };
+        let closed = self.meta.close();
+        result?;
+        closed?;
+        if self.options.read_only {
+            Ok(())
+        } else {
+            self.remember(true)
+        }
+    }
+
+    fn leave_clean(&self) -> Result<(), FsError> {
+        // The kernel forgets nothing at the end: what is unlinked goes now.
+        for (key, _) in self.meta.rows(Table::Orphan)? {
+            let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;
+            self.remove_inode(Ino(ino))?;
+        }
+        self.sync_everything()?;
+        self.meta.set_clean(true);
+        self.commit_now()?;
+        self.contents.objects().remove_empty_folders()?;
+        Ok(())
+    }
+
+    /// Tells the platform keystore where the volume's history stands.
+    pub(super) fn remember(&self, clean: bool) -> Result<(), FsError> {
+        let slots = self.meta.file().slots();
+        let tags = slots.map(|slot| slot.outer_tag);
+        let newest = slots
+            .iter()
+            .map(|slot| slot.sequence)
+            .max()
+            .unwrap_or_default();
+        self.volume
+            .remember(newest, tags, clean)
+            .map_err(|error| FsError::Volume(error.to_string()))
+    }
+
+    /// What the volume holds, for `status`.
+    pub fn usage(&self) -> Usage {
+        let counters = self.meta.counters();
+        Usage {
+            inodes: counters.inodes,
+            used_bytes: self.contents.used_pages() * PAGE_BYTES as u64,
+            limit_bytes: (counters.limit_bytes > 0).then_some(counters.limit_bytes),
+            generation: counters.generation,
+            sequence: self.meta.sequence(),
+            latched: self.meta.latched(),
+        }
+    }
+
+    /// The volume below.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+}
