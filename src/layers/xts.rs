@@ -9,7 +9,7 @@
 //!
 //! All the blocks of a unit go through the cipher's parallel backend at once (AES-NI, VAES, ARMv8,
 //! or the fixsliced software one, whatever the machine has). A block-by-block implementation takes
-//! an order of magnitude longer. Nothing is allocated; no branch or table index depends on data.
+//! several times as long. Nothing is allocated; no branch or table index depends on data.
 
 use aes::Aes256;
 use aes::cipher::consts::U16;
