@@ -1,0 +1,250 @@
+//! A volume in memory with a filesystem on it, for tests without a mount.
+//!
+//! No reference of a kernel is kept: what a helper looks up or makes it forgets again, so only
+//! open handles keep an unlinked file alive.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub mod audit;
+pub mod model;
+pub mod operation;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bilayer::errno::Errno;
+use bilayer::fs::types::{Attr, Caller, Handle, NodeId, SetAttr};
+use bilayer::fs::{Filesystem, FilesystemOptions, FsError};
+use bilayer::store::Store;
+use bilayer::store::faulty::FaultyStore;
+use bilayer::volume::{self, CreateOptions, OpenOptions, Volume};
+
+pub const PAGE: usize = 4032;
+pub const CHUNK: usize = 4 << 20;
+
+/// An ordinary user.
+pub const USER: Caller = Caller {
+    uid: 1000,
+    gid: 1000,
+    umask: 0,
+};
+
+pub const ROOT: NodeId = NodeId::ROOT;
+
+/// Options under which only fsync, close and renaming over a name commit.
+pub fn quiet() -> FilesystemOptions {
+    FilesystemOptions {
+        commit_interval: Duration::from_secs(3600),
+        meta_cache_bytes: 4 << 20,
+        open_objects: 16,
+        ..FilesystemOptions::default()
+    }
+}
+
+/// Directory of the platform keystore. Kept in memory where there is such a filesystem: every
+/// commit in the background updates a record in it.
+pub fn keystore() -> Arc<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    let made = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir());
+    Arc::new(made.expect("a directory for the keystore"))
+}
+
+/// Makes a platform-managed volume with an empty filesystem.
+pub fn format(store: &FaultyStore, keystore: &Path, size_bytes: Option<u64>) {
+    let options = CreateOptions {
+        keystore: keystore.join("platform"),
+        size_bytes,
+        ..CreateOptions::default()
+    };
+    let store: Arc<dyn Store> = Arc::new(store.clone());
+    volume::create(store, &options, &mut |fresh| {
+        Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+    })
+    .expect("create");
+}
+
+/// Opens the volume below a filesystem.
+pub fn open_volume(store: &FaultyStore, keystore: &Path, read_only: bool) -> Volume {
+    let options = OpenOptions {
+        keystore: keystore.join("platform"),
+        read_only,
+        ..OpenOptions::default()
+    };
+    volume::open(Arc::new(store.clone()), &options).expect("open the volume")
+}
+
+/// A filesystem in use.
+pub struct Mount {
+    pub keystore: Arc<tempfile::TempDir>,
+    pub store: FaultyStore,
+    pub options: FilesystemOptions,
+    pub fs: Arc<Filesystem>,
+}
+
+impl Mount {
+    pub fn new() -> Self {
+        Self::with(None, quiet())
+    }
+
+    pub fn with(size_bytes: Option<u64>, options: FilesystemOptions) -> Self {
+        let (store, keystore) = (FaultyStore::new(), keystore());
+        format(&store, keystore.path(), size_bytes);
+        Self::open(store, keystore, options).expect("open the filesystem")
+    }
+
+    pub fn open(
+        store: FaultyStore,
+        keystore: Arc<tempfile::TempDir>,
+        options: FilesystemOptions,
+    ) -> Result<Self, FsError> {
+        let volume = open_volume(&store, keystore.path(), options.read_only);
+        let fs = Filesystem::open(volume, options.clone())?;
+        Ok(Self {
+            keystore,
+            store,
+            options,
+            fs,
+        })
+    }
+
+    /// Closes and opens again; in between everything that is counted is counted again.
+    pub fn reopen(self) -> Self {
+        let (store, keystore, options) = (self.store, self.keystore, self.options);
+        self.fs.close().expect("close");
+        drop(self.fs);
+        let found = audit::audit(&store, keystore.path());
+        let again = Self::open(store, keystore, options).expect("open again");
+        assert_eq!(again.fs.usage().used_bytes, found.pages * 4096, "used bytes");
+        assert_eq!(again.fs.usage().inodes, found.inodes, "inodes");
+        again
+    }
+
+    /// Ends the process without notice and opens again.
+    pub fn kill(self) -> Self {
+        let (store, keystore, options) = (self.store, self.keystore, self.options);
+        store.restart_process();
+        // Only ends its thread: the store refuses everything that belongs to the former life.
+        let _ = self.fs.close();
+        drop(self.fs);
+        Self::open(store, keystore, options).expect("open after a kill")
+    }
+
+    /// Closes and counts.
+    pub fn finish(self) -> audit::Found {
+        self.fs.close().expect("close");
+        drop(self.fs);
+        audit::audit(&self.store, self.keystore.path())
+    }
+
+    /// Makes all metadata applied so far durable.
+    pub fn commit(&self) {
+        let handle = self.fs.open_dir(ROOT).expect("open the root");
+        self.fs.fsync_dir(ROOT, handle, false).expect("commit");
+        self.fs.release_dir(ROOT, handle);
+    }
+
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
+        let attr = self.fs.lookup(parent, name)?;
+        self.fs.forget(attr.node, 1);
+        Ok(attr)
+    }
+
+    /// The node at a path below the root.
+    pub fn at(&self, path: &str) -> NodeId {
+        let parts = path.split('/').filter(|part| !part.is_empty());
+        parts.fold(ROOT, |node, part| {
+            let found = self.lookup(node, part.as_bytes());
+            found.unwrap_or_else(|error| panic!("{path}: {error:?}")).node
+        })
+    }
+
+    pub fn mkdir(&self, parent: NodeId, name: &str) -> NodeId {
+        let attr = self.fs.mkdir(&USER, parent, name.as_bytes(), 0o755);
+        let node = attr.expect("mkdir").node;
+        self.fs.forget(node, 1);
+        node
+    }
+
+    /// Makes a file and keeps it open.
+    pub fn create(&self, parent: NodeId, name: &str) -> (NodeId, Handle) {
+        let made = self
+            .fs
+            .create(&USER, parent, name.as_bytes(), 0o644, libc::O_RDWR);
+        let (attr, handle) = made.expect("create");
+        self.fs.forget(attr.node, 1);
+        (attr.node, handle)
+    }
+
+    /// Makes a file with contents and closes it.
+    pub fn file(&self, parent: NodeId, name: &str, contents: &[u8]) -> NodeId {
+        let (node, handle) = self.create(parent, name);
+        self.put(node, handle, 0, contents);
+        self.fs.release(node, handle);
+        node
+    }
+
+    pub fn open_rw(&self, node: NodeId) -> Handle {
+        self.fs.open_file(&USER, node, libc::O_RDWR).expect("open")
+    }
+
+    #[track_caller]
+    pub fn put(&self, node: NodeId, handle: Handle, offset: u64, data: &[u8]) {
+        let written = self.fs.write(node, handle, offset, data, false, false);
+        assert_eq!(written, Ok(data.len()));
+    }
+
+    /// All bytes of a file.
+    #[track_caller]
+    pub fn contents(&self, node: NodeId) -> Vec<u8> {
+        let handle = self
+            .fs
+            .open_file(&USER, node, libc::O_RDONLY)
+            .expect("open");
+        let bytes = self.contents_of(node, handle);
+        self.fs.release(node, handle);
+        bytes.expect("read")
+    }
+
+    pub fn contents_of(&self, node: NodeId, handle: Handle) -> Result<Vec<u8>, Errno> {
+        let size = self.fs.getattr(node)?.size as usize;
+        let mut bytes = vec![0xEE; size + 10];
+        let read = self.fs.read(node, handle, 0, &mut bytes)?;
+        assert_eq!(read, size, "a read ends at the size");
+        bytes.truncate(size);
+        Ok(bytes)
+    }
+
+    pub fn truncate(&self, node: NodeId, size: u64) -> Result<Attr, Errno> {
+        let changes = SetAttr {
+            size: Some(size),
+            ..SetAttr::default()
+        };
+        self.fs.setattr(&USER, node, &changes)
+    }
+
+    /// Names in a directory, without `.` and `..`, sorted.
+    pub fn names(&self, node: NodeId) -> Vec<String> {
+        let handle = self.fs.open_dir(node).expect("open the directory");
+        let mut names = Vec::new();
+        let listed = self.fs.read_dir(node, handle, 2, &mut |entry| {
+            names.push(String::from_utf8_lossy(entry.name).into_owned());
+            true
+        });
+        listed.expect("list");
+        self.fs.release_dir(node, handle);
+        names.sort();
+        names
+    }
+
+    /// Files in the store's `objects/`.
+    pub fn objects(&self) -> usize {
+        audit::objects(&self.store).len()
+    }
+}
+
+/// Bytes that say where they are and which write they come from.
+pub fn pattern(seed: u8, offset: u64, len: usize) -> Vec<u8> {
+    (offset..offset + len as u64)
+        .map(|at| (at as u8) ^ ((at >> 8) as u8).wrapping_mul(3) ^ seed.wrapping_mul(37) | 1)
+        .collect()
+}
