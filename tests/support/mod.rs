@@ -2,7 +2,11 @@
 //!
 //! No reference of a kernel is kept: what a helper looks up or makes it forgets again, so only
 //! open handles keep an unlinked file alive.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test program uses a part of it"
+)]
 
 pub mod audit;
 pub mod model;
