@@ -21,6 +21,9 @@ const COMPARE_EVERY: usize = 40;
 fn run(operations: &[Operation]) {
     let mut world = World::new(Mount::new(), LARGEST);
     for (number, operation) in operations.iter().enumerate() {
+        if std::env::var_os("BILAYER_MODEL_TRACE").is_some() {
+            eprintln!("{number} {operation:?}");
+        }
         if let Err(mismatch) = world.apply(operation) {
             panic!("operation {number}, {operation:?}: {mismatch:?}");
         }
