@@ -6,4 +6,5 @@
 
 pub mod files;
 pub mod memory;
+pub mod mounts;
 pub mod process;
