@@ -1,1 +1,33 @@
-//! keys
+//! Keys that wrap the data encryption keys, and where they come from.
+//!
+//! ```text
+//! customer RSA key (provider) ──RSA-OAEP-256──────► customer DEK
+//! platform key vN  (keystore) ──ChaCha20-Poly1305─► infrastructure DEK
+//! second key of vN (keystore) ──ChaCha20-Poly1305─► customer DEK of a platform-managed volume
+//! ```
+//!
+//! Where to look: [`secret`] has one type per role, [`uri`] names a customer key, [`customer`]
+//! holds the providers, [`passphrase`] says where a passphrase comes from, [`wrap`] is the wrapped
+//! form of a DEK, [`keystore`] the machine's own keys.
+//!
+//! Invariants: a secret has one type per role and is never printed, cloned or logged; no secret,
+//! PIN or passphrase is ever part of a URI; every wrap, unwrap and refusal is an event of target
+//! `audit`.
+//!
+//! The keystore's files are protected by their modes alone: they are not sealed to the machine
+//! (TPM or similar), so whoever reads them as root or from a backup has the platform keys.
+
+pub mod customer;
+pub(crate) mod encoding;
+pub mod error;
+pub mod keystore;
+pub mod passphrase;
+pub mod secret;
+pub mod uri;
+pub mod wrap;
+
+pub use customer::{CustomerKeyProvider, KeyDescription};
+pub use error::{ErrorKind, KeyError};
+pub use keystore::{PlatformKeystore, VolumeRecord};
+pub use passphrase::PassphraseSource;
+pub use uri::KeyUri;

@@ -1,1 +1,60 @@
-//! layers
+//! The two layers of encryption, each by itself: algorithms and keys, nothing of files.
+//!
+//! | layer | number | algorithm | implementation |
+//! |---|---|---|---|
+//! | customer (inner) | 1 | AES-256-XTS (IEEE 1619), tag AES-256(POLYVAL) (RFC 8452) | RustCrypto |
+//! | infrastructure (outer) | 2 | ChaCha20-Poly1305 (RFC 8439) | AWS-LC (`aws-lc`) or RustCrypto (`pure-rust`) |
+//!
+//! Both layers encrypt and authenticate, and neither uses the other's key, algorithm or
+//! implementation: what breaks one leaves contents secret and unforgeable under the other.
+//!
+//! Where to look: [`dek`] holds the keys, [`derivation`] says what every derived key is derived
+//! from (with the byte table), [`xts`] and [`customer`] are the inner layer, [`infrastructure`] is
+//! the outer one, [`header`] authenticates the superblock, [`self_test`](mod@self_test) compares
+//! everything with published answers and with a second implementation.
+//!
+//! Invariants: a derived key serves one purpose, one layer, one key set, one crypto id and one
+//! segment; keys are expanded once and live in the heap, so that a move leaves no copy, and they
+//! are zeroised when dropped; nothing here implements `Debug` in a way that shows a secret.
+
+#[cfg(not(any(feature = "aws-lc", feature = "pure-rust")))]
+compile_error!("choose an implementation: feature `aws-lc` (the default) or `pure-rust`");
+
+pub mod customer;
+pub mod dek;
+pub mod derivation;
+pub mod header;
+pub mod infrastructure;
+pub mod xts;
+
+pub use customer::CustomerKeys;
+pub use dek::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
+pub use derivation::{DerivationError, FORMAT, Segment};
+pub use header::{fingerprint, header_mac, verify_header_mac};
+pub use infrastructure::InfrastructureKeys;
+
+/// Bytes of a tag, of either layer.
+pub const TAG_BYTES: usize = 16;
+
+/// Which of the two layers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Layer {
+    /// The inner layer, under the customer DEK.
+    Customer,
+    /// The outer layer, under the infrastructure DEK.
+    Infrastructure,
+}
+
+impl std::fmt::Display for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Customer => "customer (inner)",
+            Self::Infrastructure => "infrastructure (outer)",
+        })
+    }
+}
+
+/// The tag of this layer does not match: the bytes, their place or the keys are other ones.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("does not authenticate")]
+pub struct TagMismatch;

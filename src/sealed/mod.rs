@@ -1,1 +1,123 @@
-//! sealed
+//! Sealed files: random-access files made of pages, the only way bytes reach the disk.
+//!
+//! A page is a 64-byte header and its payload, sealed by both layers (byte layout in [`page`]).
+//! Two geometries of the same page, because two things need opposite guarantees (offsets in
+//! [`geometry`]):
+//!
+//! | | contents ([`ContentsFile`]) | metadata ([`MetaFile`]) |
+//! |---|---|---|
+//! | payload, page, stride | 4032, 4096, 4096 bytes | 4096, 4160, 4608 bytes |
+//! | a page is rewritten | in place, whole: old or new, both authentic | never once committed |
+//! | page 0 | as any other | two slots, written alternately |
+//!
+//! Invariants:
+//! - a file is written by [`run::SealedRun::write`] alone, and what it writes has been through
+//!   `Plain` → `CustomerSealed` → `Sealed`; no other type can be written;
+//! - every page is sealed under a fresh random nonce and the keys of its own segment;
+//! - a page that does not open, whatever the reason, is an error that names the page and the layer
+//!   that refused it, and no byte of it reaches the caller; a page of zeros is such a page.
+
+pub mod contents;
+pub mod geometry;
+mod keys;
+pub mod meta;
+mod page;
+pub mod range_lock;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+pub use contents::ContentsFile;
+pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
+pub use meta::{MetaFile, SlotState};
+pub use range_lock::PageGuard;
+
+use crate::errno::Errno;
+use crate::ids::PageIndex;
+use crate::layers::DerivationError;
+
+/// What refused a page.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Refusal {
+    /// The header: reserved bytes are not zero, or the key set it names is not at hand.
+    Header,
+    /// The tag of the infrastructure layer.
+    Outer,
+    /// The tag of the customer layer.
+    Inner,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Header => "its header",
+            Self::Outer => "the infrastructure layer",
+            Self::Inner => "the customer layer",
+        })
+    }
+}
+
+/// A sealed file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SealedError {
+    /// The backing store failed.
+    #[error("the backing store failed: {0}")]
+    Io(#[from] io::Error),
+    /// A page is there and is not the one that was written.
+    #[error("page {page} was refused by {layer}")]
+    Authentication {
+        /// Which page.
+        page: PageIndex,
+        /// What refused it.
+        layer: Refusal,
+    },
+    /// The file ends before or within a page that should be there.
+    #[error("the file ends before page {page} does")]
+    ShortRead {
+        /// Which page.
+        page: PageIndex,
+    },
+    /// The operating system gave no random bytes.
+    #[error("no nonces to be had: {0}")]
+    Nonce(io::Error),
+    /// Keys could not be derived.
+    #[error(transparent)]
+    Keys(#[from] DerivationError),
+    /// A cipher refused to seal.
+    #[error("page {page} could not be sealed")]
+    Cipher {
+        /// Which page.
+        page: PageIndex,
+    },
+    /// The offset is beyond what a sealed file can hold.
+    #[error("beyond the largest sealed file")]
+    OutOfRange,
+    /// The caller's lock is of another file, does not cover the pages, or is only shared.
+    #[error("the pages are not locked for this")]
+    NotLocked,
+}
+
+impl SealedError {
+    /// What the caller of the filesystem is told.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Io(error) => Errno::from_backing(error),
+            Self::OutOfRange => Errno::EFBIG,
+            _ => Errno::EIO,
+        }
+    }
+}
+
+impl From<SealedError> for io::Error {
+    fn from(error: SealedError) -> Self {
+        match error {
+            SealedError::Io(error) => error,
+            SealedError::ShortRead { .. } => Self::new(io::ErrorKind::UnexpectedEof, error),
+            SealedError::Authentication { .. } => Self::new(io::ErrorKind::InvalidData, error),
+            SealedError::OutOfRange => Self::new(io::ErrorKind::InvalidInput, error),
+            _ => Self::other(error),
+        }
+    }
+}

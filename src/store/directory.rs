@@ -1,1 +1,350 @@
-//! The directory store.
+//! The directory store: a volume in a directory of any POSIX filesystem.
+//!
+//! Invariants:
+//! - Every path is resolved component by component from the descriptor opened at the start, and
+//!   no component may be a symbolic link: who can write to the directory cannot make this process
+//!   touch anything outside.
+//! - What is opened as a file is a plain file. A pipe, socket or device put in its place is an
+//!   error ([`io::ErrorKind::InvalidData`]) that says what it is, and never blocks.
+//! - Files are made with mode 0600, directories with 0700; descriptors are close-on-exec.
+//!
+//! Descriptors of folders are kept in a small cache, so that opening an object costs one
+//! `openat`. A folder that someone renames while it is cached stays the folder it was.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::{
+    EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
+    is_component, os_error,
+};
+use crate::errno::Errno;
+use crate::sys::files::{self, Access, FileType};
+
+/// Folders kept open, `objects/` among them.
+const CACHED_FOLDERS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
+
+/// A volume directory on the backing filesystem.
+#[derive(Debug)]
+pub struct DirectoryStore {
+    root: Arc<OwnedFd>,
+    folders: Mutex<LruCache<StorePath, Arc<OwnedFd>>>,
+}
+
+impl DirectoryStore {
+    /// Opens an existing directory. Symbolic links in `path` itself are followed, as it is what a
+    /// person typed.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            root: Arc::new(files::open_directory(path)?),
+            folders: Mutex::new(LruCache::new(CACHED_FOLDERS)),
+        })
+    }
+
+    /// Opens the directory; its last component is made (mode 0700, durably) where missing.
+    pub fn open_or_create(path: &Path) -> io::Result<Self> {
+        match Self::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => return result,
+        }
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // By way of the directory itself: a path such as `a/b/` has a parent that text cannot say.
+        let created = Self::open(path)?;
+        files::sync(files::open_directory_at(&*created.root, "..")?)?;
+        Ok(created)
+    }
+
+    /// The open descriptor of a directory of the store.
+    fn folder(&self, path: &StorePath) -> io::Result<Arc<OwnedFd>> {
+        if path.is_root() {
+            return Ok(Arc::clone(&self.root));
+        }
+        if let Some(folder) = self.folders.lock().get(path) {
+            return Ok(Arc::clone(folder));
+        }
+        let parent = self.folder(&path.parent())?;
+        let folder = Arc::new(files::open_directory_at(&*parent, path.name())?);
+        self.folders.lock().put(path.clone(), Arc::clone(&folder));
+        Ok(folder)
+    }
+
+    /// Runs a call relative to the folder that holds `path`. A network filesystem may forget a
+    /// folder that was held open (ESTALE): it is then looked up anew, once.
+    fn in_folder<T>(
+        &self,
+        folder: &StorePath,
+        call: impl Fn(&OwnedFd) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match call(&*self.folder(folder)?) {
+            Err(error) if error.raw_os_error() == Some(Errno::ESTALE.code()) => {
+                self.folders.lock().clear();
+                call(&*self.folder(folder)?)
+            }
+            result => result,
+        }
+    }
+
+    /// Opens a plain file, or says what is there instead.
+    fn open_plain(&self, path: &StorePath, access: Access) -> io::Result<File> {
+        if path.is_root() {
+            return Err(os_error(Errno::EISDIR));
+        }
+        self.in_folder(&path.parent(), |folder| {
+            let file = files::open_file_at(folder, path.name(), access).map_err(|error| {
+                // A symbolic link is ELOOP, a socket ENXIO: say so in words.
+                match files::stat_at(folder, path.name()) {
+                    Ok(stat) if access != Access::CreateNew => {
+                        refusal(path, stat.file_type).unwrap_or(error)
+                    }
+                    _ => error,
+                }
+            })?;
+            match refusal(path, files::stat(&file)?.file_type) {
+                Some(refused) => Err(refused),
+                None => Ok(file),
+            }
+        })
+    }
+}
+
+/// Why an entry of this type is not opened as a file.
+fn refusal(path: &StorePath, file_type: FileType) -> Option<io::Error> {
+    let what = match file_type {
+        FileType::Regular => return None,
+        FileType::Directory => return Some(os_error(Errno::EISDIR)),
+        FileType::SymbolicLink => "a symbolic link",
+        FileType::Fifo => "a named pipe",
+        FileType::Socket => "a socket",
+        FileType::Device => "a device",
+        FileType::Unknown => "of an unknown type",
+    };
+    Some(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{} is {what}, not a plain file", path.as_str()),
+    ))
+}
+
+fn kind_of(file_type: FileType) -> EntryKind {
+    match file_type {
+        FileType::Regular => EntryKind::File,
+        FileType::Directory => EntryKind::Directory,
+        _ => EntryKind::Other,
+    }
+}
+
+fn entry_info(stat: files::Stat) -> EntryInfo {
+    EntryInfo {
+        kind: kind_of(stat.file_type),
+        len_bytes: stat.len_bytes,
+        links: stat.links,
+        allocated_bytes: stat.allocated_bytes,
+    }
+}
+
+/// A backing filesystem that cannot is no error to those who only hint.
+fn allow_unsupported(result: io::Result<()>) -> io::Result<()> {
+    const CANNOT: [i32; 2] = [Errno::ENOTSUP.code(), Errno::ENOSYS.code()];
+    match result {
+        Err(error) if error.raw_os_error().is_some_and(|e| CANNOT.contains(&e)) => Ok(()),
+        result => result,
+    }
+}
+
+impl Store for DirectoryStore {
+    fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
+        let access = match mode {
+            OpenMode::Read => Access::Read,
+            OpenMode::ReadWrite => Access::ReadWrite,
+            OpenMode::CreateNew if path.is_root() => return Err(os_error(Errno::EEXIST)),
+            OpenMode::CreateNew => Access::CreateNew,
+        };
+        Ok(Arc::new(DirectoryFile(self.open_plain(path, access)?)))
+    }
+
+    fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        if self.info(from)?.kind == EntryKind::Directory || to.is_root() {
+            return Err(os_error(Errno::EISDIR));
+        }
+        self.in_folder(&from.parent(), |source| {
+            self.in_folder(&to.parent(), |target| {
+                files::rename_at(source, from.name(), target, to.name())
+            })
+        })
+    }
+
+    fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        if from.is_root() {
+            return Err(os_error(Errno::EPERM));
+        }
+        if to.is_root() {
+            return Err(os_error(Errno::EEXIST));
+        }
+        self.in_folder(&from.parent(), |source| {
+            self.in_folder(&to.parent(), |target| {
+                files::link_at(source, from.name(), target, to.name())
+            })
+        })
+    }
+
+    fn unlink(&self, path: &StorePath) -> io::Result<()> {
+        if path.is_root() {
+            return Err(os_error(Errno::EISDIR));
+        }
+        self.in_folder(&path.parent(), |folder| {
+            files::unlink_at(folder, path.name())
+        })
+    }
+
+    fn create_dir(&self, path: &StorePath) -> io::Result<()> {
+        if path.is_root() {
+            return Err(os_error(Errno::EEXIST));
+        }
+        self.in_folder(&path.parent(), |folder| {
+            files::make_directory_at(folder, path.name())
+        })
+    }
+
+    fn remove_dir(&self, path: &StorePath) -> io::Result<()> {
+        if path.is_root() {
+            return Err(os_error(Errno::EBUSY));
+        }
+        self.in_folder(&path.parent(), |folder| {
+            files::remove_directory_at(folder, path.name())
+        })?;
+        self.folders.lock().pop(path);
+        Ok(())
+    }
+
+    fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
+        self.in_folder(dir, |folder| {
+            let mut entries = Vec::new();
+            for (name, file_type) in files::read_directory(folder)? {
+                let Some(name) = String::from_utf8(name).ok().filter(|n| is_component(n)) else {
+                    continue;
+                };
+                let file_type = match file_type {
+                    FileType::Unknown => match files::stat_at(folder, &name) {
+                        Ok(stat) => stat.file_type,
+                        // Removed since it was read.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                        Err(error) => return Err(error),
+                    },
+                    known => known,
+                };
+                entries.push((name, kind_of(file_type)));
+            }
+            Ok(entries)
+        })
+    }
+
+    fn sync_dir(&self, dir: &StorePath) -> io::Result<()> {
+        self.in_folder(dir, |folder| files::sync(folder))
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        files::sync_filesystem(&*self.root)
+    }
+
+    fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
+        if path.is_root() {
+            return files::stat(&*self.root).map(entry_info);
+        }
+        self.in_folder(&path.parent(), |folder| {
+            files::stat_at(folder, path.name()).map(entry_info)
+        })
+    }
+
+    fn space(&self) -> io::Result<SpaceInfo> {
+        let space = files::space(&*self.root)?;
+        Ok(SpaceInfo {
+            total_bytes: space.total_bytes,
+            free_bytes: space.free_bytes,
+            available_bytes: space.available_bytes,
+        })
+    }
+
+    /// `flock(2)`: it belongs to the open file description, so that two opens in one process
+    /// exclude each other too, and it survives the fork of a process that goes to the background.
+    fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        // Opened for writing, since NFS makes an exclusive flock a write lock of the range.
+        let file = self.open_plain(path, Access::ReadWrite)?;
+        file.try_lock()?;
+        Ok(Box::new(DirectoryLock { _file: file }))
+    }
+}
+
+#[derive(Debug)]
+struct DirectoryLock {
+    _file: File,
+}
+
+impl StoreLock for DirectoryLock {}
+
+#[derive(Debug)]
+struct DirectoryFile(File);
+
+impl StoreFile for DirectoryFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.0.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        // Repeats interrupted and short writes.
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        files::stat(&self.0).map(|stat| stat.len_bytes)
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.0.set_len(len_bytes)
+    }
+
+    fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        allow_unsupported(files::punch_hole(&self.0, offset, len_bytes))
+    }
+
+    fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        allow_unsupported(files::reserve(&self.0, offset, len_bytes))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        loop {
+            match self.0.sync_data() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn info(&self) -> io::Result<EntryInfo> {
+        files::stat(&self.0).map(entry_info)
+    }
+}

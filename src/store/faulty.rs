@@ -1,1 +1,544 @@
-//! The faulty store.
+//! The faulty store: a memory tree that knows what is durable, cuts the power and fails on demand.
+//!
+//! It promises what POSIX promises and not a bit more, so that code which survives it survives any
+//! backing filesystem. Programs see the *current* state. The disk holds the *durable* state and,
+//! for what was not synced, any of the following, chosen by the seed of [`FaultyStore::power_cut`]:
+//!
+//! **Contents.** Each 4096-byte page is, independently, as of the last sync or as of any write,
+//! punch or truncation since (of many, the newest sixteen). With [`WriteUnit::Sector`] it may also
+//! be a mixture of two of these versions in steps of 512 bytes. The length is, independently of
+//! the pages, the old one or any since; what lies beyond the survivor's length is gone, what it
+//! gained and never received reads as zeros. `StoreFile::sync` makes bytes and length durable, and
+//! no name.
+//!
+//! **Names.** Creating, linking, unlinking, renaming, making and removing a directory are
+//! operations on the directory that holds the name; each is, independently, lost or kept until
+//! `sync_dir` of *that* directory. So a directory's entries are worth nothing while its own name
+//! is not durable in its parent, and an unlinked file may come back. The exceptions:
+//! - a rename within a directory is kept or lost as a whole;
+//! - a rename across directories may leave both names, never none: the new name is durable no
+//!   later than the removal of the old one, even when only the old directory is synced;
+//! - operations on one name keep their order;
+//! - a directory is gone no earlier than what was moved out of it.
+//!
+//! **Failed syncs.** A `sync` that fails leaves pages that may or may not be on the disk, and a
+//! later successful `sync` does *not* cover them unless they were written again: the kernel counts
+//! them as clean. A `sync_dir` that fails leaves its operations pending.
+//!
+//! `sync_all` makes everything durable. Reserved space is no content and is not kept. Choices are
+//! drawn by SplitMix64 in a fixed order: the same calls and the same seed leave the same survivor.
+//! Per file, and for all names together, a chance between 0 and 1 (both included, in eighths) is
+//! drawn first, so that cuts which lose nothing or everything are as likely as those in between.
+//!
+//! Faults: [`FaultyStore::fail_call`], [`fail_kind`](FaultyStore::fail_kind) and
+//! [`fail_when`](FaultyStore::fail_when). Calls are counted from 1;
+//! [`FaultyStore::cut_at_call`] lets the power fail *during* a call: what the call does is pending
+//! like anything else not synced, the caller gets EIO, and so does every call from then on.
+//!
+//! One lock around everything: a call is either before a cut or after it, on whichever thread.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::contents::{Contents, Room};
+use super::memory::{DIRECTORY_INFO, MemoryStore, file_info, space_of};
+use super::tree::{Change, Entry, FileNode, Tree};
+use super::{
+    EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath, os_error,
+};
+use crate::errno::Errno;
+
+mod faults;
+mod file;
+mod names;
+mod random;
+
+pub use faults::{Call, CallKind, Fault};
+use faults::{FaultPlan, Verdict};
+use file::FaultyContents;
+use names::NameJournal;
+use random::Random;
+
+/// What the disk writes whole or not at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WriteUnit {
+    /// 4096 bytes at a 4096-byte boundary: the stated precondition of a volume.
+    #[default]
+    Page,
+    /// 512 bytes at a 512-byte boundary: a page may be torn.
+    Sector,
+}
+
+/// What a faulty store is made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FaultyOptions {
+    /// What the disk writes whole.
+    pub write_unit: WriteUnit,
+    /// Room for contents, in whole pages; `None`: without a limit.
+    pub capacity_bytes: Option<u64>,
+}
+
+type FaultyTree = Tree<Mutex<FaultyContents>>;
+type FaultyNode = FileNode<Mutex<FaultyContents>>;
+
+#[derive(Debug)]
+struct State {
+    tree: FaultyTree,
+    names: NameJournal<Mutex<FaultyContents>>,
+    faults: FaultPlan,
+    room: Arc<Room>,
+    /// Raised when the process or the machine ends; handles and locks belong to one life.
+    life: u64,
+    /// The machine is off for good.
+    off: bool,
+}
+
+impl State {
+    fn durable(tree: FaultyTree, room: Arc<Room>) -> Self {
+        Self {
+            names: NameJournal::durable(&tree.directories),
+            tree,
+            faults: FaultPlan::default(),
+            room,
+            life: 0,
+            off: false,
+        }
+    }
+
+    /// Runs over every file that has a name now or may have one after a cut.
+    fn each_file(&self, mut action: impl FnMut(&FaultyNode)) {
+        let entries = self.tree.directories.values().flat_map(|d| d.values());
+        for entry in entries.chain(self.names.files()) {
+            if let Entry::File(node) = entry {
+                action(node);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    write_unit: WriteUnit,
+}
+
+/// A directory tree in memory that separates what is durable from what is not. Clones are handles
+/// to the same tree. See the module's documentation for the model.
+#[derive(Clone, Debug)]
+pub struct FaultyStore(Arc<Shared>);
+
+impl Default for FaultyStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FaultyStore {
+    /// An empty tree that writes whole pages and has no limit.
+    pub fn new() -> Self {
+        Self::with_options(FaultyOptions::default())
+    }
+
+    /// An empty tree.
+    pub fn with_options(options: FaultyOptions) -> Self {
+        let state = State::durable(Tree::new(), Room::new(options.capacity_bytes));
+        Self::from_state(state, options.write_unit)
+    }
+
+    /// A copy of a memory store, all of it durable. The store's own limit is taken, not that of
+    /// the options.
+    pub fn from_memory(store: &MemoryStore, write_unit: WriteUnit) -> Self {
+        let room = Room::new(store.capacity_bytes());
+        let tree = store.copy_tree(|contents| {
+            Mutex::new(FaultyContents::durable(
+                contents.copy_into(Arc::clone(&room)),
+            ))
+        });
+        Self::from_state(State::durable(tree, room), write_unit)
+    }
+
+    /// A copy of what programs see now.
+    pub fn to_memory(&self) -> MemoryStore {
+        let state = self.0.state.lock();
+        let room = Room::new(state.room.limit_bytes());
+        let tree = Tree::copy(&state.tree.directories, |file: &Mutex<FaultyContents>| {
+            parking_lot::RwLock::new(file.lock().current().copy_into(Arc::clone(&room)))
+        });
+        MemoryStore::from_parts(tree, room)
+    }
+
+    fn from_state(state: State, write_unit: WriteUnit) -> Self {
+        Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            write_unit,
+        }))
+    }
+
+    /// Calls so far. Calls on a store that is cut do not count.
+    pub fn calls(&self) -> u64 {
+        self.0.state.lock().faults.calls()
+    }
+
+    /// Fails the call of this number, counted from 1 since the store was made.
+    pub fn fail_call(&self, number: u64, fault: Fault) {
+        self.fail_when(move |call| call.number == number, fault);
+    }
+
+    /// Fails every call of this kind.
+    pub fn fail_kind(&self, kind: CallKind, fault: Fault) {
+        self.fail_when(move |call| call.kind == kind, fault);
+    }
+
+    /// Fails every call that the rule matches. Of several rules the one added first decides. The
+    /// rule runs under the store's lock and must not call the store.
+    pub fn fail_when(
+        &self,
+        rule: impl Fn(&Call<'_>) -> bool + Send + Sync + 'static,
+        fault: Fault,
+    ) {
+        self.0.state.lock().faults.add(rule, fault);
+    }
+
+    /// Forgets all rules; a cut stays.
+    pub fn clear_faults(&self) {
+        self.0.state.lock().faults.clear();
+    }
+
+    /// Lets the power fail during the call of this number (counted from 1), or during the next
+    /// one where that has passed.
+    pub fn cut_at_call(&self, number: u64) {
+        self.0.state.lock().faults.cut_at(number);
+    }
+
+    /// True once the power has failed.
+    pub fn is_cut(&self) -> bool {
+        self.0.state.lock().faults.stopped()
+    }
+
+    /// Cuts the power for good and returns what the machine finds when it starts again. Every
+    /// call on this store, on its files and on its clones fails with EIO from now on. May be
+    /// called again with other seeds.
+    pub fn power_cut(&self, seed: u64) -> Self {
+        let mut state = self.0.state.lock();
+        state.faults.stop();
+        state.off = true;
+        self.survivor_of(&state, seed)
+    }
+
+    /// What a power cut at this moment would leave; this store goes on.
+    pub fn survivor(&self, seed: u64) -> Self {
+        self.survivor_of(&self.0.state.lock(), seed)
+    }
+
+    fn survivor_of(&self, state: &State, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let unit = self.0.write_unit;
+        let room = Room::new(state.room.limit_bytes());
+        let directories = state.names.survivor(&mut random);
+        let tree = Tree::copy(&directories, |file: &Mutex<FaultyContents>| {
+            let bytes: Contents = file.lock().survivor(Arc::clone(&room), unit, &mut random);
+            Mutex::new(FaultyContents::durable(bytes))
+        });
+        Self::from_state(State::durable(tree, room), unit)
+    }
+
+    /// Ends the process and not the machine: nothing is lost and nothing becomes durable, open
+    /// files fail with EIO, locks are free, a cut that [`Self::cut_at_call`] made is forgotten.
+    /// Without effect after [`Self::power_cut`].
+    pub fn restart_process(&self) {
+        let mut state = self.0.state.lock();
+        if state.off {
+            return;
+        }
+        state.life += 1;
+        state.faults.resume();
+        state.each_file(FileNode::unlock);
+    }
+
+    /// Lets a call in, or says why not.
+    fn begin(&self, life: Option<u64>, kind: CallKind, path: &StorePath) -> io::Result<Turn<'_>> {
+        let mut state = self.0.state.lock();
+        if life.is_some_and(|life| life != state.life) {
+            return Err(os_error(Errno::EIO));
+        }
+        let (effect, report) = match state.faults.admit(kind, path) {
+            Verdict::Proceed => (Effect::Whole, None),
+            Verdict::Refuse(errno) => return Err(os_error(errno)),
+            Verdict::Shorten(bytes) => (Effect::Short(bytes), Some(Errno::ENOSPC)),
+            Verdict::CutAfter => (Effect::Whole, Some(Errno::EIO)),
+            Verdict::GiveUp(errno) => (Effect::GiveUp, Some(errno)),
+        };
+        Ok(Turn {
+            state,
+            effect,
+            report,
+        })
+    }
+}
+
+/// What a call does, whatever its caller is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Whole,
+    /// A write: so many bytes.
+    Short(usize),
+    /// A sync: dirty pages count as clean and are not durable.
+    GiveUp,
+}
+
+/// A call that was let in: it has the store to itself.
+struct Turn<'a> {
+    state: MutexGuard<'a, State>,
+    effect: Effect,
+    /// What the caller is told in the end, whatever came of it.
+    report: Option<Errno>,
+}
+
+impl Turn<'_> {
+    fn run<T>(mut self, work: impl FnOnce(&mut State, Effect) -> io::Result<T>) -> io::Result<T> {
+        let result = work(&mut self.state, self.effect);
+        match self.report {
+            Some(errno) => Err(os_error(errno)),
+            None => result,
+        }
+    }
+
+    /// For calls that change names.
+    fn change_names(
+        self,
+        work: impl FnOnce(&mut FaultyTree) -> io::Result<Vec<Change<Mutex<FaultyContents>>>>,
+    ) -> io::Result<()> {
+        self.run(|state, _| {
+            state.names.record(work(&mut state.tree)?);
+            Ok(())
+        })
+    }
+}
+
+impl Store for FaultyStore {
+    fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
+        let kind = match mode {
+            OpenMode::CreateNew => CallKind::Create,
+            OpenMode::Read | OpenMode::ReadWrite => CallKind::Open,
+        };
+        self.begin(None, kind, path)?.run(|state, _| {
+            let node = if mode == OpenMode::CreateNew {
+                let contents = FaultyContents::new(Arc::clone(&state.room));
+                let (node, changes) = state.tree.create_file(path, Mutex::new(contents))?;
+                state.names.record(changes);
+                node
+            } else {
+                state.tree.file(path)?
+            };
+            let file: Arc<dyn StoreFile> = Arc::new(FaultyFile {
+                store: self.clone(),
+                path: path.clone(),
+                node,
+                life: state.life,
+                writable: mode != OpenMode::Read,
+            });
+            Ok(file)
+        })
+    }
+
+    fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        self.begin(None, CallKind::Rename, from)?
+            .change_names(|tree| tree.rename(from, to))
+    }
+
+    fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        self.begin(None, CallKind::Link, from)?
+            .change_names(|tree| tree.link(from, to))
+    }
+
+    fn unlink(&self, path: &StorePath) -> io::Result<()> {
+        self.begin(None, CallKind::Unlink, path)?
+            .change_names(|tree| tree.unlink(path))
+    }
+
+    fn create_dir(&self, path: &StorePath) -> io::Result<()> {
+        self.begin(None, CallKind::CreateDir, path)?
+            .change_names(|tree| tree.create_dir(path))
+    }
+
+    fn remove_dir(&self, path: &StorePath) -> io::Result<()> {
+        self.begin(None, CallKind::RemoveDir, path)?
+            .run(|state, _| {
+                let removed = state.tree.directory(path)?;
+                let changes = state.tree.remove_dir(path)?;
+                state.names.record_removal(removed, changes);
+                Ok(())
+            })
+    }
+
+    fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
+        self.begin(None, CallKind::List, dir)?
+            .run(|state, _| state.tree.list(dir))
+    }
+
+    fn sync_dir(&self, dir: &StorePath) -> io::Result<()> {
+        self.begin(None, CallKind::SyncDir, dir)?.run(|state, _| {
+            state.names.sync(state.tree.directory(dir)?);
+            Ok(())
+        })
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.begin(None, CallKind::SyncAll, &StorePath::root())?
+            .run(|state, effect| {
+                state.each_file(|node| node.data.lock().end_sync(effect));
+                if effect == Effect::Whole {
+                    state.names.sync_all();
+                }
+                Ok(())
+            })
+    }
+
+    fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
+        self.begin(None, CallKind::Info, path)?.run(|state, _| {
+            Ok(match state.tree.entry(path)? {
+                Entry::File(node) => file_info(node.data.lock().current(), node.links()),
+                Entry::Directory(_) => DIRECTORY_INFO,
+            })
+        })
+    }
+
+    fn space(&self) -> io::Result<SpaceInfo> {
+        self.begin(None, CallKind::Space, &StorePath::root())?
+            .run(|state, _| Ok(space_of(&state.room)))
+    }
+
+    fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.begin(None, CallKind::Lock, path)?.run(|state, _| {
+            let node = state.tree.file(path)?;
+            if !node.try_lock() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let lock: Box<dyn StoreLock> = Box::new(FaultyLock {
+                store: self.clone(),
+                node,
+                life: state.life,
+            });
+            Ok(lock)
+        })
+    }
+}
+
+#[derive(Debug)]
+struct FaultyLock {
+    store: FaultyStore,
+    node: Arc<FaultyNode>,
+    life: u64,
+}
+
+impl StoreLock for FaultyLock {}
+
+impl Drop for FaultyLock {
+    fn drop(&mut self) {
+        // A lock of a process that ended was freed then, and may be another's now.
+        if self.store.0.state.lock().life == self.life {
+            self.node.unlock();
+        }
+    }
+}
+
+struct FaultyFile {
+    store: FaultyStore,
+    path: StorePath,
+    node: Arc<FaultyNode>,
+    life: u64,
+    writable: bool,
+}
+
+impl fmt::Debug for FaultyFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultyFile")
+            .field("path", &self.path)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FaultyFile {
+    /// Runs a call on the file's bytes.
+    fn run<T>(
+        &self,
+        kind: CallKind,
+        work: impl FnOnce(&mut FaultyContents, Effect) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.store
+            .begin(Some(self.life), kind, &self.path)?
+            .run(|_, effect| work(&mut self.node.data.lock(), effect))
+    }
+
+    /// A descriptor opened for reading refuses changes as the kernel's do.
+    fn change(
+        &self,
+        kind: CallKind,
+        refusal: Errno,
+        work: impl FnOnce(&mut FaultyContents, Effect) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.run(kind, |file, effect| {
+            if !self.writable {
+                return Err(os_error(refusal));
+            }
+            work(file, effect)
+        })
+    }
+}
+
+impl StoreFile for FaultyFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.run(CallKind::Read, |file, _| {
+            file.current().read_at(buffer, offset)
+        })
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.change(CallKind::Write, Errno::EBADF, |file, effect| {
+            let stored = match effect {
+                Effect::Short(count) => count.min(bytes.len()),
+                _ => bytes.len(),
+            };
+            file.write_at(&bytes[..stored], offset)
+        })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.run(CallKind::Info, |file, _| Ok(file.current().len_bytes()))
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.change(CallKind::SetLen, Errno::EINVAL, |file, _| {
+            file.set_len(len_bytes)
+        })
+    }
+
+    fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        self.change(CallKind::Punch, Errno::EBADF, |file, _| {
+            file.punch(offset, len_bytes)
+        })
+    }
+
+    fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        self.change(CallKind::Reserve, Errno::EBADF, |file, _| {
+            file.reserve(offset, len_bytes)
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.run(CallKind::Sync, |file, effect| {
+            file.end_sync(effect);
+            Ok(())
+        })
+    }
+
+    fn info(&self) -> io::Result<EntryInfo> {
+        self.run(CallKind::Info, |file, _| {
+            Ok(file_info(file.current(), self.node.links()))
+        })
+    }
+}

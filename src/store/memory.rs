@@ -1,1 +1,266 @@
-//! The memory store.
+//! The memory store: a whole tree in memory, for tests and for measuring everything but the disk.
+//!
+//! It behaves as a directory on a filesystem without a cache would: hard links share bytes, a file
+//! without a name lives until its last handle goes, holes cost nothing. Everything counts as
+//! durable at once; [`super::faulty`] is the store that knows the difference.
+//!
+//! Invariants: a clone is another handle to the same tree; [`MemoryStore::snapshot`] is a tree of
+//! its own (bytes are shared until written). ENOSPC leaves a file as it was.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::contents::{Contents, Room};
+use super::tree::{Entry, FileNode, Tree};
+use super::{
+    EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath, os_error,
+};
+use crate::errno::Errno;
+
+/// What `space` says of a store without a limit.
+const UNLIMITED_BYTES: u64 = 1 << 44;
+
+type MemoryTree = Tree<RwLock<Contents>>;
+type MemoryNode = FileNode<RwLock<Contents>>;
+
+struct Inner {
+    tree: RwLock<MemoryTree>,
+    room: Arc<Room>,
+}
+
+/// A directory tree in memory. Clones are handles to the same tree.
+#[derive(Clone)]
+pub struct MemoryStore(Arc<Inner>);
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("used_bytes", &self.0.room.used_bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryStore {
+    /// An empty tree without a limit.
+    pub fn new() -> Self {
+        Self::with_room(Room::new(None))
+    }
+
+    /// An empty tree with room for so many bytes of contents, in whole pages of 4096 bytes. Names
+    /// cost nothing.
+    pub fn with_capacity_bytes(capacity_bytes: u64) -> Self {
+        Self::with_room(Room::new(Some(capacity_bytes)))
+    }
+
+    /// A tree of its own with the same names and bytes, and the same limit.
+    pub fn snapshot(&self) -> Self {
+        let room = Room::new(self.0.room.limit_bytes());
+        let tree = self.0.tree.read();
+        let copy = Tree::copy(&tree.directories, |contents: &RwLock<Contents>| {
+            RwLock::new(contents.read().copy_into(Arc::clone(&room)))
+        });
+        Self::from_parts(copy, room)
+    }
+
+    /// The limit, in bytes.
+    pub(super) fn capacity_bytes(&self) -> Option<u64> {
+        self.0.room.limit_bytes()
+    }
+
+    /// A store over names and bytes taken from elsewhere.
+    pub(super) fn from_parts(tree: MemoryTree, room: Arc<Room>) -> Self {
+        Self(Arc::new(Inner {
+            tree: RwLock::new(tree),
+            room,
+        }))
+    }
+
+    /// A copy of the names over transformed contents.
+    pub(super) fn copy_tree<G>(&self, mut transform: impl FnMut(&Contents) -> G) -> Tree<G> {
+        let tree = self.0.tree.read();
+        Tree::copy(&tree.directories, |contents: &RwLock<Contents>| {
+            transform(&contents.read())
+        })
+    }
+
+    fn with_room(room: Arc<Room>) -> Self {
+        Self::from_parts(Tree::new(), room)
+    }
+}
+
+impl Store for MemoryStore {
+    fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
+        let node = match mode {
+            OpenMode::CreateNew => {
+                let contents = RwLock::new(Contents::new(Arc::clone(&self.0.room)));
+                self.0.tree.write().create_file(path, contents)?.0
+            }
+            OpenMode::Read | OpenMode::ReadWrite => self.0.tree.read().file(path)?,
+        };
+        Ok(Arc::new(MemoryFile {
+            node,
+            writable: mode != OpenMode::Read,
+        }))
+    }
+
+    fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        self.0.tree.write().rename(from, to).map(drop)
+    }
+
+    fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        self.0.tree.write().link(from, to).map(drop)
+    }
+
+    fn unlink(&self, path: &StorePath) -> io::Result<()> {
+        self.0.tree.write().unlink(path).map(drop)
+    }
+
+    fn create_dir(&self, path: &StorePath) -> io::Result<()> {
+        self.0.tree.write().create_dir(path).map(drop)
+    }
+
+    fn remove_dir(&self, path: &StorePath) -> io::Result<()> {
+        self.0.tree.write().remove_dir(path).map(drop)
+    }
+
+    fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
+        self.0.tree.read().list(dir)
+    }
+
+    fn sync_dir(&self, dir: &StorePath) -> io::Result<()> {
+        self.0.tree.read().directory(dir).map(drop)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
+        Ok(match self.0.tree.read().entry(path)? {
+            Entry::File(node) => file_info(&node.data.read(), node.links()),
+            Entry::Directory(_) => DIRECTORY_INFO,
+        })
+    }
+
+    fn space(&self) -> io::Result<SpaceInfo> {
+        Ok(space_of(&self.0.room))
+    }
+
+    fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        let node = self.0.tree.read().file(path)?;
+        if !node.try_lock() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(Box::new(MemoryLock(node)))
+    }
+}
+
+/// What `info` says of a directory in memory.
+pub(super) const DIRECTORY_INFO: EntryInfo = EntryInfo {
+    kind: EntryKind::Directory,
+    len_bytes: 0,
+    links: 2,
+    allocated_bytes: 0,
+};
+
+/// What `info` says of a file in memory.
+pub(super) fn file_info(contents: &Contents, links: u64) -> EntryInfo {
+    EntryInfo {
+        kind: EntryKind::File,
+        len_bytes: contents.len_bytes(),
+        links,
+        allocated_bytes: contents.allocated_bytes(),
+    }
+}
+
+/// What `space` says of a room.
+pub(super) fn space_of(room: &Room) -> SpaceInfo {
+    let total_bytes = room.limit_bytes().unwrap_or(UNLIMITED_BYTES);
+    let free_bytes = total_bytes.saturating_sub(room.used_bytes());
+    SpaceInfo {
+        total_bytes,
+        free_bytes,
+        available_bytes: free_bytes,
+    }
+}
+
+#[derive(Debug)]
+struct MemoryLock(Arc<MemoryNode>);
+
+impl StoreLock for MemoryLock {}
+
+impl Drop for MemoryLock {
+    fn drop(&mut self) {
+        self.0.unlock();
+    }
+}
+
+struct MemoryFile {
+    node: Arc<MemoryNode>,
+    writable: bool,
+}
+
+impl fmt::Debug for MemoryFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryFile")
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MemoryFile {
+    /// A descriptor opened for reading refuses changes as the kernel's do.
+    fn change(
+        &self,
+        refusal: Errno,
+        change: impl FnOnce(&mut Contents) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if !self.writable {
+            return Err(os_error(refusal));
+        }
+        change(&mut self.node.data.write())
+    }
+}
+
+impl StoreFile for MemoryFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.node.data.read().read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.change(Errno::EBADF, |contents| contents.write_at(bytes, offset))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.node.data.read().len_bytes())
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.change(Errno::EINVAL, |contents| contents.set_len(len_bytes))
+    }
+
+    fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        self.change(Errno::EBADF, |contents| contents.punch(offset, len_bytes))
+    }
+
+    fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        self.change(Errno::EBADF, |contents| contents.reserve(offset, len_bytes))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn info(&self) -> io::Result<EntryInfo> {
+        Ok(file_info(&self.node.data.read(), self.node.links()))
+    }
+}

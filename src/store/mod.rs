@@ -10,9 +10,18 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
+use crate::errno::Errno;
+
+mod contents;
 pub mod directory;
 pub mod faulty;
 pub mod memory;
+mod tree;
+
+/// An error as the kernel would have reported it.
+fn os_error(errno: Errno) -> io::Error {
+    io::Error::from_raw_os_error(errno.code())
+}
 
 /// A path below the volume directory: one to three components of `[0-9a-z.-]`, none of them
 /// empty, `.` or `..`. The empty path names the volume directory itself.
@@ -29,18 +38,16 @@ impl StorePath {
     /// When the text is not a store path. All store paths are made by this program; none is read
     /// from a volume.
     pub fn new(text: &str) -> Self {
-        let component = |c: &str| {
-            !c.is_empty()
-                && c != "."
-                && c != ".."
-                && c.bytes()
-                    .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'.' || b == b'-')
-        };
         assert!(
-            text.split('/').all(component) && text.split('/').count() <= 3,
+            text.split('/').all(is_component) && text.split('/').count() <= 3,
             "not a store path: {text:?}"
         );
         Self(text.to_owned())
+    }
+
+    /// True for the volume directory itself.
+    pub const fn is_root(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The text, components separated by `/`.
@@ -61,6 +68,14 @@ impl StorePath {
     pub fn name(&self) -> &str {
         self.0.rsplit_once('/').map_or(&self.0, |(_, name)| name)
     }
+}
+
+/// True for a name that a [`StorePath`] may hold.
+fn is_component(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'.' || b == b'-')
 }
 
 /// How a file is opened.
@@ -143,7 +158,8 @@ pub trait StoreFile: Send + Sync + Debug {
 pub trait Store: Send + Sync + Debug {
     /// Opens or creates a file. Symbolic links are never followed.
     fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>>;
-    /// Atomically renames a file, replacing what is at `to`.
+    /// Atomically renames a file, replacing the file at `to`. EISDIR when either is a directory.
+    /// Two names of one file are left as they are, as POSIX wants.
     fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;
     /// Makes a hard link; `to` must not exist.
     fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod files;
+pub mod identity;
 pub mod memory;
 pub mod mounts;
 pub mod process;

@@ -1,1 +1,163 @@
-//! volume
+//! A volume: a directory with a superblock, a lock, a metadata file and objects.
+//!
+//! ```text
+//! volume/
+//!   volume.json      superblock (see [`header`])
+//!   lock             locked while the volume is open
+//!   meta             sealed file: the metadata database
+//!   objects/         sealed files: contents
+//! ```
+//!
+//! [`create`](create()) makes one, [`open`](open()) opens one, [`inspect`] shows what a superblock
+//! claims without any key.
+//!
+//! Invariants: the superblock is written last and atomically, so a directory with a `volume.json`
+//! is a whole volume; what an unverified superblock says decides nothing but which wraps are tried
+//! with keys that option or keystore named.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::ids::{CryptoId, Sequence};
+use crate::keys::{KeyError, KeyUri, PassphraseSource, PlatformKeystore, VolumeRecord};
+use crate::layers::KeyRing;
+use crate::store::{Store, StoreLock, StorePath};
+
+pub mod create;
+pub mod error;
+pub mod header;
+pub mod lock;
+pub mod open;
+mod superblock;
+
+pub use create::create;
+pub use error::VolumeError;
+pub use header::{KeyMode, UnverifiedHeader, VerifiedHeader};
+pub use open::open;
+pub use superblock::inspect;
+
+/// Name of the superblock's file.
+pub const HEADER_NAME: &str = "volume.json";
+/// Name of the file that is locked.
+pub const LOCK_NAME: &str = "lock";
+/// Name of the metadata database's file.
+pub const META_NAME: &str = "meta";
+/// Name of the directory with the objects.
+pub const OBJECTS_NAME: &str = "objects";
+
+fn header_path() -> StorePath {
+    StorePath::new(HEADER_NAME)
+}
+
+fn lock_path() -> StorePath {
+    StorePath::new(LOCK_NAME)
+}
+
+fn meta_path() -> StorePath {
+    StorePath::new(META_NAME)
+}
+
+fn objects_path() -> StorePath {
+    StorePath::new(OBJECTS_NAME)
+}
+
+/// How to make a volume.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    /// The customer key; without one the volume is platform-managed. Its public half is enough.
+    pub customer_key: Option<KeyUri>,
+    /// Largest size of the contents, for the filesystem's metadata.
+    pub size_bytes: Option<u64>,
+    /// Directory of the platform keystore; made where missing.
+    pub keystore: PathBuf,
+    /// Where the passphrase of an encrypted customer key comes from.
+    pub passphrase: PassphraseSource,
+}
+
+/// How to open a volume.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The customer key, where it is not the one the keystore remembers.
+    pub customer_key: Option<KeyUri>,
+    /// Directory of the platform keystore.
+    pub keystore: PathBuf,
+    /// Where the passphrase of an encrypted customer key comes from.
+    pub passphrase: PassphraseSource,
+    /// Nothing will be written to the volume.
+    pub read_only: bool,
+    /// The fingerprint that the active key set must have.
+    pub fingerprint: Option<String>,
+}
+
+/// A volume that is being made: all that is needed to write its metadata database.
+#[derive(Debug)]
+pub struct FreshVolume {
+    /// Where it is.
+    pub store: Arc<dyn Store>,
+    /// Its keys: one active set.
+    pub keys: Arc<KeyRing>,
+    /// Crypto id of `meta`.
+    pub meta_crypto: CryptoId,
+    /// Largest size of the contents.
+    pub size_bytes: Option<u64>,
+}
+
+/// An open volume; the lock is held until it is dropped.
+#[derive(Debug)]
+pub struct Volume {
+    /// Where it is.
+    pub store: Arc<dyn Store>,
+    /// Its keys.
+    pub keys: Arc<KeyRing>,
+    /// Its superblock.
+    pub header: VerifiedHeader,
+    /// The platform keystore.
+    pub keystore: Arc<PlatformKeystore>,
+    /// What the keystore remembered when the volume was opened; `None` when it knew nothing.
+    pub record: Option<VolumeRecord>,
+    /// The record as it is in the keystore now.
+    current: Mutex<VolumeRecord>,
+    #[expect(dead_code, reason = "held, never read")]
+    lock: Box<dyn StoreLock>,
+}
+
+impl Volume {
+    /// The fingerprint of the active key set.
+    ///
+    /// # Errors
+    /// When it cannot be derived.
+    pub fn fingerprint(&self) -> Result<String, VolumeError> {
+        open::fingerprint_of(&self.keys)
+    }
+
+    /// Tells the keystore where the volume's history stands: the newest durable commit, the tags of
+    /// page 0, and whether this was a clean unmount. To be called after the commit is durable.
+    ///
+    /// # Errors
+    /// When the keystore cannot be written.
+    pub fn remember(
+        &self,
+        sequence: Sequence,
+        page0_tags: [[u8; 16]; 2],
+        clean: bool,
+    ) -> Result<(), KeyError> {
+        let mut current = self.current.lock();
+        let next = VolumeRecord {
+            sequence,
+            page0_tags,
+            clean,
+            ..current.clone()
+        };
+        if *current != next {
+            self.keystore
+                .update_record(self.header.volume_id(), &next)?;
+            *current = next;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

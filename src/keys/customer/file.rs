@@ -1,0 +1,316 @@
+//! `file:` keys: an RSA key in a PEM file.
+//!
+//! The public half is enough to make a volume; opening it takes the private half. PEM, generation
+//! and wrapping are the `rsa` crate's; private-key operations are AWS-LC's, because those of `rsa`
+//! are not constant in time (RUSTSEC-2023-0071). A `pure-rust` build uses `rsa` with blinding.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use pkcs8::LineEnding;
+use pkcs8::pkcs5::{pbes2, scrypt};
+use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey};
+use rsa::rand_core::OsRng;
+use rsa::traits::PublicKeyParts;
+use rsa::{Oaep, RsaPrivateKey, RsaPublicKey};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::pem::{self, PemKey};
+use super::{ALGORITHM, CustomerKeyProvider, KeyDescription, RSA_BITS};
+use crate::keys::error::{ErrorKind, KeyError, while_doing};
+use crate::keys::passphrase::PassphraseSource;
+use crate::keys::secret::Passphrase;
+use crate::keys::uri::KeyUri;
+
+/// Longest key file, in bytes.
+pub const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
+
+/// A key in a PEM file.
+pub struct FileKey {
+    description: KeyDescription,
+    public: RsaPublicKey,
+    private: Option<PrivateKey>,
+}
+
+impl FileKey {
+    /// Reads the key file at `path`, which `uri` names.
+    pub(super) fn open(
+        uri: &KeyUri,
+        path: &Path,
+        passphrase: &PassphraseSource,
+    ) -> Result<Self, KeyError> {
+        let text = read_bounded(path)?;
+        let key = pem::parse(&text, path, passphrase)?;
+        let public = key.public();
+        let private = match key {
+            PemKey::Private(key) => Some(PrivateKey::new(*key)?),
+            PemKey::Public(_) => None,
+        };
+        if private.is_some() {
+            warn_if_exposed(path);
+        }
+        let description = KeyDescription {
+            uri: uri.clone(),
+            algorithm: ALGORITHM,
+            bits: public.n().bits(),
+            key_version: key_version(&public)?,
+            can_unwrap: private.is_some(),
+        };
+        Ok(Self {
+            description,
+            public,
+            private,
+        })
+    }
+}
+
+impl CustomerKeyProvider for FileKey {
+    fn describe(&self) -> &KeyDescription {
+        &self.description
+    }
+
+    fn wrap(&self, plain: &[u8]) -> Result<Vec<u8>, KeyError> {
+        self.public
+            .encrypt(&mut OsRng, Oaep::new::<rsa::sha2::Sha256>(), plain)
+            .map_err(|error| {
+                KeyError::new(
+                    ErrorKind::KeyUnavailable,
+                    format!("{} cannot wrap: {error}", self.description.uri),
+                )
+            })
+    }
+
+    fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let Some(private) = &self.private else {
+            return Err(KeyError::new(
+                ErrorKind::KeyUnavailable,
+                format!(
+                    "{} is only the public half of the key",
+                    self.description.uri
+                ),
+            )
+            .with_hint("name the private key: -o customer_key=file:/path/to/private.pem"));
+        };
+        if wrapped.len() != self.public.size() {
+            return Err(self.does_not_open());
+        }
+        private.decrypt(wrapped).ok_or_else(|| self.does_not_open())
+    }
+}
+
+impl FileKey {
+    fn does_not_open(&self) -> KeyError {
+        KeyError::new(
+            ErrorKind::WrongKey,
+            format!("{} does not open what was wrapped", self.description.uri),
+        )
+    }
+}
+
+impl fmt::Debug for FileKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileKey")
+            .field("description", &self.description)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The private half, in AWS-LC.
+#[cfg(feature = "aws-lc")]
+struct PrivateKey(aws_lc_rs::rsa::OaepPrivateDecryptingKey);
+
+#[cfg(feature = "aws-lc")]
+impl PrivateKey {
+    fn new(key: RsaPrivateKey) -> Result<Self, KeyError> {
+        let refused = || KeyError::new(ErrorKind::Usage, "the RSA private key is not consistent");
+        let der = key.to_pkcs8_der().map_err(|_| refused())?;
+        aws_lc_rs::rsa::PrivateDecryptingKey::from_pkcs8(der.as_bytes())
+            .map_err(|_| refused())
+            .and_then(|key| {
+                aws_lc_rs::rsa::OaepPrivateDecryptingKey::new(key).map_err(|_| refused())
+            })
+            .map(Self)
+    }
+
+    fn decrypt(&self, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let mut out = Zeroizing::new(vec![0; self.0.min_output_size()]);
+        let algorithm = &aws_lc_rs::rsa::OAEP_SHA256_MGF1SHA256;
+        let len = self
+            .0
+            .decrypt(algorithm, wrapped, &mut out, None)
+            .ok()?
+            .len();
+        out.truncate(len);
+        Some(out)
+    }
+}
+
+/// The private half, in `rsa`.
+#[cfg(not(feature = "aws-lc"))]
+struct PrivateKey(RsaPrivateKey);
+
+#[cfg(not(feature = "aws-lc"))]
+impl PrivateKey {
+    fn new(key: RsaPrivateKey) -> Result<Self, KeyError> {
+        Ok(Self(key))
+    }
+
+    fn decrypt(&self, wrapped: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let padding = Oaep::new::<rsa::sha2::Sha256>();
+        let plain = self.0.decrypt_blinded(&mut OsRng, padding, wrapped).ok()?;
+        Some(Zeroizing::new(plain))
+    }
+}
+
+/// Makes an RSA key and writes it to `path` as PKCS#8 PEM, mode 0600, encrypted where a passphrase
+/// is given. Returns what is public about it.
+///
+/// The file appears whole or not at all as far as other programs are concerned only once this
+/// returns; it is never written over: an existing file is an error. File and directory are durable
+/// on return.
+///
+/// # Errors
+/// Kind `Usage` for a size not taken or a file that exists, `Io` and `NoSpace` for what the
+/// operating system refuses.
+pub fn generate(
+    path: &Path,
+    bits: usize,
+    passphrase: Option<&Passphrase>,
+) -> Result<KeyDescription, KeyError> {
+    if !RSA_BITS.contains(&bits) {
+        return Err(KeyError::new(
+            ErrorKind::Usage,
+            format!("cannot make an RSA key of {bits} bits"),
+        )
+        .with_hint("choose 2048, 3072 or 4096"));
+    }
+    let uri = KeyUri::from_file(path)?;
+    // Opened first: nobody waits for a key that cannot be written.
+    let file = create_new(path)?;
+    let written = generate_into(&file, path, bits, passphrase);
+    match written {
+        Ok(public) => Ok(KeyDescription {
+            uri,
+            algorithm: ALGORITHM,
+            bits,
+            key_version: key_version(&public)?,
+            can_unwrap: true,
+        }),
+        Err(error) => {
+            // Half a key is worth nothing; that removing it fails too is not the first trouble.
+            let _ = std::fs::remove_file(path);
+            Err(error)
+        }
+    }
+}
+
+fn generate_into(
+    mut file: &File,
+    path: &Path,
+    bits: usize,
+    passphrase: Option<&Passphrase>,
+) -> Result<RsaPublicKey, KeyError> {
+    let failed = || KeyError::new(ErrorKind::Io, "cannot make an RSA key");
+    let key = RsaPrivateKey::new(&mut OsRng, bits).map_err(|_| failed())?;
+    let text = match passphrase {
+        None => key.to_pkcs8_pem(LineEnding::LF).map_err(|_| failed())?,
+        Some(passphrase) => encrypted_pem(&key, passphrase)?,
+    };
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(while_doing("cannot write key file", path))?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(while_doing("cannot sync directory", directory))?;
+    Ok(key.to_public_key())
+}
+
+/// PKCS#8 under PBES2: scrypt (RFC 7914; 16 MiB, five lanes: what OWASP advises and OpenSSL's
+/// default memory limit lets it read) and AES-256-CBC.
+fn encrypted_pem(
+    key: &RsaPrivateKey,
+    passphrase: &Passphrase,
+) -> Result<Zeroizing<String>, KeyError> {
+    let failed = || KeyError::new(ErrorKind::Io, "cannot encrypt the RSA key");
+    let (mut salt, mut iv) = ([0u8; 16], [0u8; 16]);
+    for random in [&mut salt, &mut iv] {
+        getrandom::fill(random)
+            .map_err(|error| KeyError::random(std::io::Error::other(error.to_string())))?;
+    }
+    let cost = scrypt::Params::new(14, 8, 5, 32).map_err(|_| failed())?;
+    let parameters = pbes2::Parameters::scrypt_aes256cbc(cost, &salt, &iv).map_err(|_| failed())?;
+    let plain = key.to_pkcs8_der().map_err(|_| failed())?;
+    let info = pkcs8::PrivateKeyInfo::try_from(plain.as_bytes()).map_err(|_| failed())?;
+    let sealed = info
+        .encrypt_with_params(parameters, passphrase.expose())
+        .map_err(|_| failed())?;
+    sealed
+        .to_pem("ENCRYPTED PRIVATE KEY", LineEnding::LF)
+        .map_err(|_| failed())
+}
+
+fn create_new(path: &Path) -> Result<File, KeyError> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| {
+            if error.kind() == std::io::ErrorKind::AlreadyExists {
+                KeyError::new(
+                    ErrorKind::Usage,
+                    format!("{} exists already", path.display()),
+                )
+                .with_hint("keys are never written over; choose another path")
+            } else {
+                KeyError::io("cannot create key file", path, error)
+            }
+        })
+}
+
+fn read_bounded(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let unavailable = |why: String| {
+        KeyError::new(
+            ErrorKind::KeyUnavailable,
+            format!(
+                "cannot read the customer key file {}: {why}",
+                path.display()
+            ),
+        )
+    };
+    let file = File::open(path).map_err(|error| unavailable(error.to_string()))?;
+    // Of full size at once: a growing buffer leaves copies of the key behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE_BYTES as usize + 2));
+    file.take(MAX_KEY_FILE_BYTES + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| unavailable(error.to_string()))?;
+    if text.len() as u64 > MAX_KEY_FILE_BYTES {
+        return Err(unavailable(format!(
+            "it is longer than {MAX_KEY_FILE_BYTES} bytes"
+        )));
+    }
+    Ok(text)
+}
+
+fn warn_if_exposed(path: &Path) {
+    if let Ok(metadata) = std::fs::metadata(path)
+        && metadata.permissions().mode() & 0o077 != 0
+    {
+        tracing::warn!(path = %path.display(), "others may read the private key; chmod 600 it");
+    }
+}
+
+fn key_version(key: &RsaPublicKey) -> Result<String, KeyError> {
+    let der = key
+        .to_public_key_der()
+        .map_err(|_| KeyError::new(ErrorKind::Usage, "the RSA public key cannot be encoded"))?;
+    Ok(hex::encode(Sha256::digest(der.as_bytes())))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,226 @@
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use rsa::pkcs1::{EncodeRsaPrivateKey, EncodeRsaPublicKey};
+
+use super::*;
+use crate::keys::customer;
+
+/// One key for the whole test process: making one takes long.
+pub(crate) fn test_key() -> &'static RsaPrivateKey {
+    static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
+    KEY.get_or_init(|| RsaPrivateKey::new(&mut OsRng, 2048).expect("key"))
+}
+
+/// Writes `text` to a file of its own in `directory` and gives its URI.
+pub(crate) fn key_file(directory: &Path, name: &str, text: &str) -> KeyUri {
+    let path = directory.join(name);
+    std::fs::write(&path, text).expect("write key");
+    KeyUri::from_file(&path).expect("absolute")
+}
+
+pub(crate) fn private_pem() -> Zeroizing<String> {
+    test_key().to_pkcs8_pem(LineEnding::LF).expect("pem")
+}
+
+pub(crate) fn public_pem() -> String {
+    test_key()
+        .to_public_key()
+        .to_public_key_pem(LineEnding::LF)
+        .expect("pem")
+}
+
+fn open(uri: &KeyUri) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
+    customer::open(uri, &PassphraseSource::None)
+}
+
+fn round_trip(wrapping: &dyn CustomerKeyProvider, unwrapping: &dyn CustomerKeyProvider) {
+    let plain = [0xA5; 93];
+    let wrapped = wrapping.wrap(&plain).expect("wrap");
+    assert_eq!(wrapped.len(), 256);
+    assert_eq!(unwrapping.unwrap(&wrapped).expect("unwrap")[..], plain);
+}
+
+#[test]
+fn every_pem_form_of_one_key_is_the_same_key() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let pkcs1 = test_key().to_pkcs1_pem(LineEnding::LF).expect("pem");
+    let public_pkcs1 = test_key()
+        .to_public_key()
+        .to_pkcs1_pem(LineEnding::LF)
+        .expect("pem");
+    let private = open(&key_file(at, "a", &private_pem())).expect("PKCS#8");
+    let others = [
+        open(&key_file(at, "b", &pkcs1)).expect("PKCS#1"),
+        open(&key_file(at, "c", &public_pem())).expect("SPKI"),
+        open(&key_file(at, "d", &public_pkcs1)).expect("PKCS#1 public"),
+    ];
+    let version = &private.describe().key_version;
+    for other in &others {
+        assert_eq!(&other.describe().key_version, version);
+        round_trip(&**other, &*private);
+    }
+    round_trip(&*private, &*others[0]);
+    for public in &others[1..] {
+        assert!(!public.describe().can_unwrap);
+        let error = public.unwrap(&[0; 256]).expect_err("public only");
+        assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
+        assert!(error.to_string().contains("public half"), "{error}");
+    }
+}
+
+#[test]
+fn what_was_wrapped_and_changed_does_not_unwrap() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let key = open(&key_file(directory.path(), "k", &private_pem())).expect("key");
+    let mut wrapped = key.wrap(b"plain").expect("wrap");
+    wrapped[200] ^= 1;
+    let bad = [
+        wrapped,
+        vec![0; 256],
+        vec![0xFF; 256],
+        vec![1; 255],
+        Vec::new(),
+    ];
+    for bytes in bad {
+        let error = key.unwrap(&bytes).expect_err("changed");
+        assert_eq!(error.kind(), ErrorKind::WrongKey);
+    }
+    assert!(key.wrap(&[0; 191]).is_err(), "longer than OAEP takes");
+}
+
+#[test]
+fn the_rsa_crate_and_the_provider_agree() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let key = open(&key_file(directory.path(), "k", &private_pem())).expect("key");
+    let wrapped = key.wrap(b"plain").expect("wrap");
+    let plain = test_key()
+        .decrypt(Oaep::new::<rsa::sha2::Sha256>(), &wrapped)
+        .expect("decrypt");
+    assert_eq!(plain, b"plain");
+}
+
+#[test]
+fn an_encrypted_key_needs_its_passphrase() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let passphrase = Passphrase::from_bytes(b"correct horse").expect("memory");
+    let text = encrypted_pem(test_key(), &passphrase).expect("encrypt");
+    assert!(text.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"));
+    let uri = key_file(at, "k", &text);
+    let error = open(&uri).expect_err("no passphrase");
+    assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
+    let from = |text: &str| -> PassphraseSource {
+        let path = at.join("passphrase");
+        std::fs::write(&path, text).expect("write");
+        PassphraseSource::File(path)
+    };
+    let error = customer::open(&uri, &from("wrong\n")).expect_err("wrong passphrase");
+    assert_eq!(error.kind(), ErrorKind::WrongKey);
+    let key = customer::open(&uri, &from("correct horse\n")).expect("right passphrase");
+    round_trip(&*key, &*key);
+}
+
+#[test]
+fn a_passphrase_that_is_not_needed_is_not_asked_for() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let uri = key_file(directory.path(), "k", &private_pem());
+    let missing = PassphraseSource::File(PathBuf::from("/nonexistent/passphrase"));
+    assert!(customer::open(&uri, &missing).is_ok());
+}
+
+#[test]
+fn keys_of_other_sizes_and_exponents_are_refused() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let short = RsaPrivateKey::new(&mut OsRng, 1024).expect("key");
+    let public = short
+        .to_public_key()
+        .to_public_key_pem(LineEnding::LF)
+        .expect("pem");
+    let small_exponent = RsaPublicKey::new(test_key().n().clone(), 3u32.into()).expect("key");
+    let cases = [
+        (
+            short.to_pkcs8_pem(LineEnding::LF).expect("pem").to_string(),
+            "1024 bits",
+        ),
+        (public, "1024 bits"),
+        (
+            small_exponent
+                .to_public_key_pem(LineEnding::LF)
+                .expect("pem"),
+            "exponent 3",
+        ),
+    ];
+    for (text, expected) in cases {
+        let error = open(&key_file(at, "k", &text)).expect_err(expected);
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn other_files_are_refused_with_advice() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let block = |label: &str| format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+    let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n";
+    for (text, expected) in [
+        ("no key".to_owned(), "no PEM"),
+        (block("CERTIFICATE"), "certificate"),
+        (block("EC PRIVATE KEY"), "EC PRIVATE KEY"),
+        (block("OPENSSH PRIVATE KEY"), "OpenSSH"),
+        (block("PRIVATE KEY"), "no usable RSA"),
+        (block("ENCRYPTED PRIVATE KEY"), "not supported"),
+        (old.to_owned(), "old way"),
+        (private_pem().replace("MII", "MIJ"), "RSA"),
+    ] {
+        let error = open(&key_file(at, "k", &text)).expect_err(expected);
+        assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+        assert!(error.to_string().contains(expected), "{error} / {expected}");
+    }
+    let long = "x".repeat(MAX_KEY_FILE_BYTES as usize + 1);
+    let error = open(&key_file(at, "long", &long)).expect_err("too long");
+    assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
+    let missing = KeyUri::from_file(&at.join("missing")).expect("absolute");
+    let error = open(&missing).expect_err("missing");
+    assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
+    assert!(error.to_string().contains("missing"), "{error}");
+}
+
+#[test]
+fn errors_and_debug_show_no_key() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let key = open(&key_file(directory.path(), "k", &private_pem())).expect("key");
+    let shown = format!("{key:?}");
+    assert!(
+        shown.contains("key_version") && shown.len() < 600,
+        "{shown}"
+    );
+}
+
+#[test]
+fn generated_keys_are_private_whole_and_never_replaced() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let path = directory.path().join("new.pem");
+    let passphrase = Passphrase::from_bytes(b"p").expect("memory");
+    let made = generate(&path, 2048, Some(&passphrase)).expect("generate");
+    let mode = std::fs::metadata(&path).expect("stat").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    let passphrase_file = directory.path().join("p");
+    std::fs::write(&passphrase_file, "p\n").expect("write");
+    let source = PassphraseSource::File(passphrase_file);
+    let opened = customer::open(&made.uri, &source).expect("open");
+    assert_eq!(opened.describe(), &made);
+    let before = std::fs::read(&path).expect("read");
+    let error = generate(&path, 2048, None).expect_err("exists");
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    assert_eq!(std::fs::read(&path).expect("read"), before);
+    let other = directory.path().join("odd.pem");
+    assert_eq!(
+        generate(&other, 1024, None).expect_err("size").kind(),
+        ErrorKind::Usage
+    );
+    assert!(!other.exists());
+}

@@ -1,0 +1,184 @@
+//! PEM files with RSA keys: what is taken, and what is said about everything else.
+//!
+//! | label (RFC 7468) | content | taken as |
+//! |---|---|---|
+//! | `PRIVATE KEY` | PKCS#8 (RFC 5958) | private key |
+//! | `ENCRYPTED PRIVATE KEY` | PKCS#8 under PBES2 (RFC 8018; PBKDF2 or scrypt, AES-CBC) | private key |
+//! | `RSA PRIVATE KEY` | PKCS#1 (RFC 8017) | private key |
+//! | `PUBLIC KEY` | SubjectPublicKeyInfo (RFC 5280) | public key |
+//! | `RSA PUBLIC KEY` | PKCS#1 | public key |
+
+use std::path::Path;
+
+use pkcs8::der::pem;
+use pkcs8::pkcs5::EncryptionScheme;
+use pkcs8::pkcs5::pbes2::Kdf;
+use pkcs8::{EncryptedPrivateKeyInfo, SecretDocument};
+use rsa::pkcs1::{DecodeRsaPrivateKey, DecodeRsaPublicKey};
+use rsa::pkcs8::{DecodePrivateKey, DecodePublicKey};
+use rsa::traits::PublicKeyParts;
+use rsa::{BigUint, RsaPrivateKey, RsaPublicKey};
+use zeroize::Zeroizing;
+
+use super::RSA_BITS;
+use crate::keys::error::{ErrorKind, KeyError};
+use crate::keys::passphrase::PassphraseSource;
+
+/// Most memory that the scrypt parameters of a key file may ask for, in bytes.
+const MAX_SCRYPT_BYTES: u64 = 1 << 30;
+/// Most iterations that the PBKDF2 parameters of a key file may ask for.
+const MAX_PBKDF2_ITERATIONS: u32 = 20_000_000;
+/// Smallest public exponent (NIST SP 800-56B revision 2, section 6.2).
+const MIN_EXPONENT: u32 = 65537;
+
+/// A key as it was in the file.
+pub(super) enum PemKey {
+    /// Both halves.
+    Private(Box<RsaPrivateKey>),
+    /// The public half.
+    Public(RsaPublicKey),
+}
+
+impl PemKey {
+    /// The public half.
+    pub(super) fn public(&self) -> RsaPublicKey {
+        match self {
+            Self::Private(key) => key.to_public_key(),
+            Self::Public(key) => key.clone(),
+        }
+    }
+}
+
+/// Reads the first PEM block of `text`, the contents of the file at `path`.
+pub(super) fn parse(
+    text: &[u8],
+    path: &Path,
+    passphrase: &PassphraseSource,
+) -> Result<PemKey, KeyError> {
+    if contains(text, b"Proc-Type: 4,ENCRYPTED") {
+        return Err(
+            refused(path, "is encrypted in OpenSSL's old way").with_hint(
+                "convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD.pem -out NEW.pem",
+            ),
+        );
+    }
+    let label = pem::decode_label(text)
+        .map_err(|_| refused(path, "is no PEM file"))?
+        .to_owned();
+    let (_, der) = pem::decode_vec(text).map_err(|_| refused(path, "is a damaged PEM file"))?;
+    let der = Zeroizing::new(der);
+    let key = match label.as_str() {
+        "PRIVATE KEY" => private(RsaPrivateKey::from_pkcs8_der(&der).ok(), path)?,
+        "RSA PRIVATE KEY" => private(RsaPrivateKey::from_pkcs1_der(&der).ok(), path)?,
+        "ENCRYPTED PRIVATE KEY" => {
+            let plain = decrypt(&der, path, passphrase)?;
+            private(RsaPrivateKey::from_pkcs8_der(plain.as_bytes()).ok(), path)?
+        }
+        "PUBLIC KEY" => public(RsaPublicKey::from_public_key_der(&der).ok(), path)?,
+        "RSA PUBLIC KEY" => public(RsaPublicKey::from_pkcs1_der(&der).ok(), path)?,
+        "CERTIFICATE" => {
+            return Err(refused(path, "is a certificate").with_hint(
+                "take its public key out: openssl x509 -pubkey -noout -in CERT.pem > KEY.pem",
+            ));
+        }
+        "OPENSSH PRIVATE KEY" => {
+            return Err(refused(path, "is a key of OpenSSH").with_hint(
+                "convert a copy of it: ssh-keygen -p -m PKCS8 -f COPY (RSA keys only)",
+            ));
+        }
+        other => return Err(refused(path, &format!("holds a {other:?} and no RSA key"))),
+    };
+    check(&key.public(), path)?;
+    Ok(key)
+}
+
+fn private(key: Option<RsaPrivateKey>, path: &Path) -> Result<PemKey, KeyError> {
+    key.map(|key| PemKey::Private(Box::new(key)))
+        .ok_or_else(|| refused(path, "holds no usable RSA private key"))
+}
+
+fn public(key: Option<RsaPublicKey>, path: &Path) -> Result<PemKey, KeyError> {
+    key.map(PemKey::Public)
+        .ok_or_else(|| refused(path, "holds no usable RSA public key"))
+}
+
+/// Sizes and exponent.
+fn check(key: &RsaPublicKey, path: &Path) -> Result<(), KeyError> {
+    let bits = key.n().bits();
+    if !RSA_BITS.contains(&bits) {
+        return Err(refused(path, &format!("holds an RSA key of {bits} bits"))
+            .with_hint("RSA keys of 2048, 3072 and 4096 bits are taken"));
+    }
+    let exponent = key.e();
+    let odd = exponent
+        .to_bytes_le()
+        .first()
+        .is_some_and(|byte| byte & 1 == 1);
+    if !odd || *exponent < BigUint::from(MIN_EXPONENT) {
+        return Err(refused(
+            path,
+            &format!("holds an RSA key with the public exponent {exponent}"),
+        )
+        .with_hint("the exponent has to be odd and at least 65537"));
+    }
+    Ok(())
+}
+
+/// Opens an encrypted PKCS#8 document; only here is a passphrase asked for.
+fn decrypt(
+    der: &[u8],
+    path: &Path,
+    passphrase: &PassphraseSource,
+) -> Result<SecretDocument, KeyError> {
+    let info = EncryptedPrivateKeyInfo::try_from(der)
+        .map_err(|_| refused(path, "is encrypted in a way that is not supported"))?;
+    check_cost(&info.encryption_algorithm, path)?;
+    let passphrase = passphrase.obtain(path)?;
+    info.decrypt(passphrase.expose()).map_err(|error| {
+        // Anything but a wrong algorithm is padding or DER that came out wrong.
+        if let pkcs8::Error::EncryptedPrivateKey(
+            pkcs8::pkcs5::Error::UnsupportedAlgorithm { .. }
+            | pkcs8::pkcs5::Error::AlgorithmParametersInvalid { .. },
+        ) = error
+        {
+            refused(path, "is encrypted in a way that is not supported").with_hint(
+                "convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD.pem -out NEW.pem",
+            )
+        } else {
+            KeyError::new(
+                ErrorKind::WrongKey,
+                format!("the passphrase does not open the key {}", path.display()),
+            )
+        }
+    })
+}
+
+/// Refuses parameters that would take the machine down rather than open a key.
+fn check_cost(scheme: &EncryptionScheme<'_>, path: &Path) -> Result<(), KeyError> {
+    let modest = match scheme.pbes2().map(|parameters| &parameters.kdf) {
+        Some(Kdf::Scrypt(scrypt)) => {
+            u64::from(scrypt.block_size)
+                .checked_mul(128)
+                .and_then(|bytes| bytes.checked_mul(scrypt.cost_parameter))
+                .is_some_and(|bytes| bytes <= MAX_SCRYPT_BYTES)
+                && scrypt.parallelization <= 64
+        }
+        Some(Kdf::Pbkdf2(pbkdf2)) => pbkdf2.iteration_count <= MAX_PBKDF2_ITERATIONS,
+        _ => false,
+    };
+    if modest {
+        return Ok(());
+    }
+    Err(refused(path, "is encrypted in a way that is not supported"))
+}
+
+fn refused(path: &Path, why: &str) -> KeyError {
+    KeyError::new(
+        ErrorKind::Usage,
+        format!("the customer key file {} {why}", path.display()),
+    )
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}

@@ -1,0 +1,107 @@
+//! What can go wrong with keys: kind (for exit codes), message (what, with what) and hint (what to
+//! do next).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What sort of failure it was; exit codes are made of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ErrorKind {
+    /// The command or its options are wrong.
+    Usage,
+    /// The directory is no volume.
+    NotAVolume,
+    /// Somebody else has the volume open.
+    InUse,
+    /// The key, or the passphrase that opens it, cannot be had.
+    KeyUnavailable,
+    /// There is a key, but not the one the volume was made with.
+    WrongKey,
+    /// There is no platform keystore, or it lacks what the volume needs.
+    KeystoreMissing,
+    /// The platform keystore cannot be trusted or understood.
+    KeystoreInvalid,
+    /// The superblock cannot be understood.
+    HeaderInvalid,
+    /// The superblock is not the one that was written: it does not authenticate.
+    Tampered,
+    /// The volume was made by a newer version.
+    NewerFormat,
+    /// The disk is full.
+    NoSpace,
+    /// The operating system refused.
+    Io,
+}
+
+/// A failure that has to do with keys.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct KeyError {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    #[source]
+    source: Option<io::Error>,
+}
+
+impl KeyError {
+    /// A failure of this kind.
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+            source: None,
+        }
+    }
+
+    /// The same with advice on what to do next.
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The operating system failed us while `doing` something (`"cannot read key file"`) to a path.
+    pub(crate) fn io(doing: &str, path: &Path, error: io::Error) -> Self {
+        Self {
+            kind: kind_of_io(&error),
+            message: format!("{doing} {}: {error}", path.display()),
+            hint: None,
+            source: Some(error),
+        }
+    }
+
+    /// There is no randomness to be had.
+    pub(crate) fn random(error: io::Error) -> Self {
+        Self {
+            kind: ErrorKind::Io,
+            message: format!("the operating system has no random bytes: {error}"),
+            hint: None,
+            source: Some(error),
+        }
+    }
+
+    /// What sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What to do next, where there is something to do.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+/// The kind of an I/O error: a full disk is told apart from all else.
+pub(crate) fn kind_of_io(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        _ => ErrorKind::Io,
+    }
+}
+
+/// A closure that names what was done to `path` when it failed.
+pub(crate) fn while_doing(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyError {
+    let path = PathBuf::from(path);
+    move |error| KeyError::io(doing, &path, error)
+}

@@ -1,0 +1,429 @@
+//! The platform keystore: the machine's own keys, and what it remembers of each volume.
+//!
+//! ```text
+//! platform/                      0700, owned by whoever uses it
+//!   keystore.json                {"format":"bilayer-platform-keystore","version":1,"id":…}
+//!   versions/00000001.json       {"format":"bilayer-platform-key","version":1,"keystore":…,
+//!                                 "number":1,"infrastructure":…,"customer":…}
+//!   volumes/<volume id>.json     {"format":"bilayer-volume-record","version":1,…}
+//! ```
+//!
+//! A version holds two independent random 256-bit keys: one wraps infrastructure DEKs, the other
+//! the customer DEKs of platform-managed volumes. Losing the keystore loses every volume.
+//!
+//! Invariants: it lies outside every volume; files appear whole (written aside, synced, renamed,
+//! directory synced) and a version is never written over; the directory is nobody else's, or it is
+//! not used. Files are read strictly: bounded, no unknown or repeated field.
+//!
+//! Protection is by mode alone; nothing is sealed to the machine.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::error::{ErrorKind, KeyError, while_doing};
+use super::secret::{PlatformCustomerKey, PlatformKey};
+use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecord};
+use crate::ids::VolumeId;
+use crate::layers::{CustomerDek, InfrastructureDek};
+use crate::sys::identity::effective_user;
+
+mod files;
+mod record;
+
+pub use record::VolumeRecord;
+
+/// Environment variable that names the keystore's directory.
+pub const ENVIRONMENT: &str = "BILAYER_PLATFORM_KEYSTORE";
+
+/// Most versions a keystore may hold.
+const MAX_VERSIONS: usize = 1000;
+
+/// One version's two keys.
+struct Version {
+    infrastructure: PlatformKey,
+    customer: PlatformCustomerKey,
+}
+
+/// An open platform keystore.
+pub struct PlatformKeystore {
+    directory: PathBuf,
+    id: [u8; 16],
+    versions: BTreeMap<u32, Version>,
+}
+
+impl PlatformKeystore {
+    /// Opens an existing keystore.
+    ///
+    /// # Errors
+    /// Kind `KeystoreMissing` when there is none, `KeystoreInvalid` when it is open to others, lies
+    /// inside a volume or is damaged.
+    pub fn open(directory: &Path) -> Result<Self, KeyError> {
+        refuse_inside_volume(directory)?;
+        if !directory.exists() {
+            return Err(missing(directory, "does not exist"));
+        }
+        refuse_shared(directory)?;
+        let Some(id) = files::read_identity(directory)? else {
+            return Err(missing(directory, "holds no keystore"));
+        };
+        let versions = read_versions(directory, id)?;
+        if versions.is_empty() {
+            return Err(missing(directory, "holds no keys"));
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            id,
+            versions,
+        })
+    }
+
+    /// Opens the keystore, making it with its first version where there is none. Safe against
+    /// another process that does the same, and against being cut off: the next call finishes it.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and what the operating system refuses.
+    pub fn open_or_create(directory: &Path) -> Result<Self, KeyError> {
+        refuse_inside_volume(directory)?;
+        files::make_directory(directory)?;
+        refuse_shared(directory)?;
+        for part in [files::VERSIONS, files::VOLUMES] {
+            files::make_directory(&directory.join(part))?;
+        }
+        let numbers = files::version_numbers(directory)?;
+        let id = match files::read_identity(directory)? {
+            Some(id) => id,
+            None if numbers.is_empty() && !files::has_records(directory)? => {
+                files::create_identity(directory)?
+            }
+            None => return Err(damaged(&directory.join(files::IDENTITY), "is missing")),
+        };
+        if numbers.is_empty() {
+            if files::has_records(directory)? {
+                return Err(missing(directory, "has lost its keys"));
+            }
+            create_version(directory, id, 1)?;
+        }
+        Self::open(directory)
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its random id, as 32 hexadecimal digits.
+    pub fn id(&self) -> String {
+        hex::encode(self.id)
+    }
+
+    /// Number of the version that new wraps are made with: the highest.
+    pub fn current_version(&self) -> u32 {
+        self.versions
+            .last_key_value()
+            .map_or(0, |(number, _)| *number)
+    }
+
+    /// What is remembered of a volume.
+    ///
+    /// # Errors
+    /// When the record cannot be read or is damaged.
+    pub fn record(&self, volume: VolumeId) -> Result<Option<VolumeRecord>, KeyError> {
+        record::read(&self.directory, volume)
+    }
+
+    /// Remembers a volume; atomic, and durable on return.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn update_record(&self, volume: VolumeId, record: &VolumeRecord) -> Result<(), KeyError> {
+        record::write(&self.directory, volume, record)
+    }
+
+    /// Wraps an infrastructure DEK with the current version.
+    pub(crate) fn wrap_infrastructure(
+        &self,
+        context: &WrapContext,
+        dek: &InfrastructureDek,
+    ) -> Result<WrapRecord, KeyError> {
+        let (version, keys) = self.current()?;
+        wrap::wrap_infrastructure(&keys.infrastructure, version, context, dek)
+    }
+
+    /// Unwraps an infrastructure DEK.
+    pub(crate) fn unwrap_infrastructure(
+        &self,
+        context: &WrapContext,
+        record: &WrapRecord,
+    ) -> Result<InfrastructureDek, KeyError> {
+        let (version, keys) = self.version_of(record)?;
+        wrap::unwrap_infrastructure(&keys.infrastructure, version, context, record)
+    }
+
+    /// Wraps the customer DEK of a platform-managed volume with the current version.
+    pub(crate) fn wrap_customer(
+        &self,
+        context: &WrapContext,
+        dek: &CustomerDek,
+    ) -> Result<WrapRecord, KeyError> {
+        let (version, keys) = self.current()?;
+        wrap::wrap_customer(&keys.customer, version, context, dek)
+    }
+
+    /// Unwraps the customer DEK of a platform-managed volume.
+    pub(crate) fn unwrap_customer(
+        &self,
+        context: &WrapContext,
+        record: &WrapRecord,
+    ) -> Result<CustomerDek, KeyError> {
+        let (version, keys) = self.version_of(record)?;
+        wrap::unwrap_customer(&keys.customer, version, context, record)
+    }
+
+    fn current(&self) -> Result<(PlatformVersion, &Version), KeyError> {
+        let (number, keys) = self
+            .versions
+            .last_key_value()
+            .ok_or_else(|| missing(&self.directory, "holds no keys"))?;
+        Ok((self.named(*number), keys))
+    }
+
+    fn named(&self, version: u32) -> PlatformVersion {
+        PlatformVersion {
+            keystore: self.id,
+            version,
+        }
+    }
+
+    /// The version that a wrap says it was made with.
+    fn version_of(&self, record: &WrapRecord) -> Result<(PlatformVersion, &Version), KeyError> {
+        let directory = self.directory.display();
+        match record.provider.strip_prefix(PLATFORM_PREFIX) {
+            Some(id) if id == self.id() => {}
+            Some(id) => {
+                return Err(KeyError::new(
+                    ErrorKind::WrongKey,
+                    format!(
+                        "the volume belongs to platform keystore {id:?}, and {directory} is {}",
+                        self.id()
+                    ),
+                )
+                .with_hint(format!(
+                    "name the right one: --platform-keystore DIR or {ENVIRONMENT}=DIR"
+                )));
+            }
+            None => {
+                return Err(KeyError::new(
+                    ErrorKind::HeaderInvalid,
+                    "a platform wrap of the volume names no platform keystore",
+                ));
+            }
+        }
+        record
+            .key_version
+            .parse()
+            .ok()
+            .and_then(|number: u32| Some((self.named(number), self.versions.get(&number)?)))
+            .ok_or_else(|| {
+                KeyError::new(
+                    ErrorKind::KeystoreMissing,
+                    format!(
+                        "platform key version {:?}, which the volume needs, is not in {directory}",
+                        record.key_version
+                    ),
+                )
+                .with_hint("restore the keystore from a backup that has this version")
+            })
+    }
+}
+
+impl fmt::Debug for PlatformKeystore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlatformKeystore")
+            .field("directory", &self.directory)
+            .field("id", &self.id())
+            .field("versions", &self.versions.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+/// Where the keystore is: what the command line says, else the environment, else the default.
+pub fn resolve(
+    option: Option<&Path>,
+    environment: Option<&OsStr>,
+    default: Option<PathBuf>,
+) -> Result<PathBuf, KeyError> {
+    option
+        .map(Path::to_owned)
+        .or_else(|| environment.filter(|v| !v.is_empty()).map(PathBuf::from))
+        .or(default)
+        .ok_or_else(|| {
+            KeyError::new(
+                ErrorKind::Usage,
+                "there is no home directory to look for the platform keystore in",
+            )
+            .with_hint(format!(
+                "name it: --platform-keystore DIR or {ENVIRONMENT}=DIR"
+            ))
+        })
+}
+
+/// The default directory: the machine's for root, below the user's data directory for others
+/// (XDG Base Directory Specification: a relative `XDG_DATA_HOME` counts as unset).
+pub fn default_directory(
+    root: bool,
+    data_home: Option<&OsStr>,
+    home: Option<&OsStr>,
+) -> Option<PathBuf> {
+    if root {
+        return Some(PathBuf::from("/var/lib/bilayer/platform"));
+    }
+    let absolute = |path: &OsStr| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    data_home
+        .and_then(absolute)
+        .or_else(|| {
+            home.and_then(absolute)
+                .map(|home| home.join(".local/share"))
+        })
+        .map(|data| data.join("bilayer/platform"))
+}
+
+/// The default directory of this process.
+pub fn default_dir() -> Option<PathBuf> {
+    default_directory(
+        effective_user() == 0,
+        std::env::var_os("XDG_DATA_HOME").as_deref(),
+        std::env::var_os("HOME").as_deref(),
+    )
+}
+
+/// A keystore inside a volume would be lost and copied together with what it protects.
+fn refuse_inside_volume(directory: &Path) -> Result<(), KeyError> {
+    let absolute = std::path::absolute(directory)
+        .map_err(while_doing("cannot find platform keystore", directory))?;
+    // What does not exist yet has no links to resolve.
+    let existing = absolute
+        .ancestors()
+        .find_map(|ancestor| std::fs::canonicalize(ancestor).ok())
+        .unwrap_or(absolute);
+    let is_volume = |path: &&Path| {
+        path.join("objects").is_dir()
+            && (path.join("volume.json").is_file() || path.join("lock").is_file())
+    };
+    match existing.ancestors().find(is_volume) {
+        None => Ok(()),
+        Some(volume) => Err(KeyError::new(
+            ErrorKind::Usage,
+            format!(
+                "the platform keystore {} would be inside the volume {}",
+                directory.display(),
+                volume.display()
+            ),
+        )
+        .with_hint(format!(
+            "keep it elsewhere: --platform-keystore DIR or {ENVIRONMENT}=DIR"
+        ))),
+    }
+}
+
+/// The directory has to be this user's and nobody else's.
+fn refuse_shared(directory: &Path) -> Result<(), KeyError> {
+    let metadata = std::fs::metadata(directory)
+        .map_err(while_doing("cannot read platform keystore", directory))?;
+    let shown = directory.display();
+    let refused = |why: String, hint: String| {
+        KeyError::new(
+            ErrorKind::KeystoreInvalid,
+            format!("the platform keystore {shown} {why}"),
+        )
+        .with_hint(hint)
+    };
+    if !metadata.is_dir() {
+        return Err(refused("is no directory".into(), "name a directory".into()));
+    }
+    let user = effective_user();
+    if metadata.uid() != user {
+        return Err(refused(
+            format!("belongs to user {}, not to user {user}", metadata.uid()),
+            format!("run as its owner, or: chown -R {user} {shown}"),
+        ));
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(refused(
+            format!("is open to other users (mode {mode:04o})"),
+            format!("chmod -R go-rwx {shown}"),
+        ));
+    }
+    Ok(())
+}
+
+fn read_versions(directory: &Path, id: [u8; 16]) -> Result<BTreeMap<u32, Version>, KeyError> {
+    let numbers = files::version_numbers(directory)?;
+    if numbers.len() > MAX_VERSIONS {
+        return Err(damaged(directory, "has too many versions"));
+    }
+    numbers
+        .into_iter()
+        .map(|number| {
+            let (infrastructure, customer) = files::read_version(directory, id, number)?;
+            let version = Version {
+                infrastructure,
+                customer,
+            };
+            Ok((number, version))
+        })
+        .collect()
+}
+
+fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<(), KeyError> {
+    let infrastructure = PlatformKey::random().map_err(KeyError::random)?;
+    let customer = PlatformCustomerKey::random().map_err(KeyError::random)?;
+    let made = files::create_version(directory, id, number, &infrastructure, &customer)?;
+    if made {
+        tracing::info!(
+            target: "audit",
+            action = "create-platform-key",
+            outcome = "done",
+            keystore = %hex::encode(id),
+            key_version = number,
+        );
+    }
+    Ok(())
+}
+
+fn missing(directory: &Path, what: &str) -> KeyError {
+    KeyError::new(
+        ErrorKind::KeystoreMissing,
+        format!("the platform keystore {} {what}", directory.display()),
+    )
+    .with_hint(format!(
+        "name it (--platform-keystore DIR or {ENVIRONMENT}=DIR) or restore it from a backup"
+    ))
+}
+
+fn damaged(path: &Path, what: &str) -> KeyError {
+    KeyError::new(
+        ErrorKind::KeystoreInvalid,
+        format!(
+            "the platform keystore is damaged: {} {what}",
+            path.display()
+        ),
+    )
+    .with_hint("restore it from a backup")
+}
+
+/// Distinguishes a file that is not there from one that cannot be read.
+fn not_found_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

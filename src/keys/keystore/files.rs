@@ -1,0 +1,287 @@
+//! The keystore's files: names, strict reading, writing that is atomic and durable.
+//!
+//! Order of writes: a file is written under a name of its own that starts with a dot, synced,
+//! renamed to its name, and then the directory is synced.
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{damaged, not_found_is_none};
+use crate::keys::encoding::{hex_array, strict};
+use crate::keys::error::{KeyError, while_doing};
+use crate::keys::secret::{PLATFORM_KEY_BYTES, PlatformCustomerKey, PlatformKey};
+use crate::sys::files::{self, Access};
+
+/// Directory of the versions.
+pub(super) const VERSIONS: &str = "versions";
+/// Directory of the volumes' records.
+pub(super) const VOLUMES: &str = "volumes";
+/// File with the keystore's id.
+pub(super) const IDENTITY: &str = "keystore.json";
+
+/// Longest file of a keystore, in bytes.
+const MAX_FILE_BYTES: usize = 64 * 1024;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdentityFile {
+    format: String,
+    version: u32,
+    #[serde(with = "hex_array")]
+    id: [u8; 16],
+}
+
+const IDENTITY_FORMAT: &str = "bilayer-platform-keystore";
+const VERSION_FORMAT: &str = "bilayer-platform-key";
+
+/// Borrows from the buffer it is read from, so that the keys have no copy of their own in text.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VersionFile<'a> {
+    format: &'a str,
+    version: u32,
+    keystore: &'a str,
+    number: u32,
+    infrastructure: &'a str,
+    customer: &'a str,
+}
+
+/// The keystore's id; `None` when there is no keystore.
+pub(super) fn read_identity(directory: &Path) -> Result<Option<[u8; 16]>, KeyError> {
+    let path = directory.join(IDENTITY);
+    let Some(text) = read_file(&path)? else {
+        return Ok(None);
+    };
+    let file: IdentityFile = serde_json::from_slice(&text)
+        .map_err(|error| damaged(&path, &format!("cannot be read ({error})")))?;
+    check_format(&path, &file.format, IDENTITY_FORMAT, file.version)?;
+    Ok(Some(file.id))
+}
+
+/// Draws an id and writes it; when another process was first, its id is the answer.
+pub(super) fn create_identity(directory: &Path) -> Result<[u8; 16], KeyError> {
+    let path = directory.join(IDENTITY);
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|e| KeyError::random(io::Error::other(e.to_string())))?;
+    let file = IdentityFile {
+        format: IDENTITY_FORMAT.to_owned(),
+        version: 1,
+        id,
+    };
+    let text = serde_json::to_vec(&file)
+        .map_err(|error| damaged(&path, &format!("cannot be written ({error})")))?;
+    write_file(&path, &text, Replace::Never)?;
+    read_identity(directory)?.ok_or_else(|| damaged(&path, "vanished"))
+}
+
+/// The numbers of the versions that are there. Names that start with a dot are writes that were
+/// cut off.
+pub(super) fn version_numbers(directory: &Path) -> Result<Vec<u32>, KeyError> {
+    let path = directory.join(VERSIONS);
+    let mut numbers = Vec::new();
+    for name in names(&path)? {
+        let number = name
+            .strip_suffix(".json")
+            .filter(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|digits| digits.parse().ok())
+            .filter(|number| *number >= 1);
+        match number {
+            Some(number) => numbers.push(number),
+            None => return Err(damaged(&path.join(name), "does not belong there")),
+        }
+    }
+    Ok(numbers)
+}
+
+/// True when a volume is remembered.
+pub(super) fn has_records(directory: &Path) -> Result<bool, KeyError> {
+    Ok(!names(&directory.join(VOLUMES))?.is_empty())
+}
+
+/// The two keys of a version.
+pub(super) fn read_version(
+    directory: &Path,
+    keystore: [u8; 16],
+    number: u32,
+) -> Result<(PlatformKey, PlatformCustomerKey), KeyError> {
+    let path = version_path(directory, number);
+    let text = read_file(&path)?.ok_or_else(|| damaged(&path, "is missing"))?;
+    // Serde's message could quote a key.
+    let file: VersionFile<'_> =
+        serde_json::from_slice(&text).map_err(|_| damaged(&path, "cannot be read"))?;
+    check_format(&path, file.format, VERSION_FORMAT, file.version)?;
+    if file.keystore != hex::encode(keystore) {
+        return Err(damaged(&path, "belongs to another keystore"));
+    }
+    if file.number != number {
+        return Err(damaged(&path, "has another number than its name"));
+    }
+    if file.infrastructure == file.customer {
+        return Err(damaged(&path, "holds one key twice"));
+    }
+    let infrastructure = key_bytes(file.infrastructure).ok_or_else(|| damaged(&path, "is bad"))?;
+    let customer = key_bytes(file.customer).ok_or_else(|| damaged(&path, "is bad"))?;
+    let no_memory = |error| KeyError::io("no memory for", &path, error);
+    Ok((
+        PlatformKey::from_bytes(&infrastructure).map_err(no_memory)?,
+        PlatformCustomerKey::from_bytes(&customer).map_err(no_memory)?,
+    ))
+}
+
+/// Writes a version; false when it exists already, which is left as it is.
+pub(super) fn create_version(
+    directory: &Path,
+    keystore: [u8; 16],
+    number: u32,
+    infrastructure: &PlatformKey,
+    customer: &PlatformCustomerKey,
+) -> Result<bool, KeyError> {
+    let path = version_path(directory, number);
+    let digits = |key: &[u8]| Zeroizing::new(hex::encode(key));
+    let text = Zeroizing::new(format!(
+        "{{\"format\":\"{VERSION_FORMAT}\",\"version\":1,\"keystore\":\"{}\",\"number\":{number},\
+         \"infrastructure\":\"{}\",\"customer\":\"{}\"}}\n",
+        hex::encode(keystore),
+        *digits(infrastructure.expose()),
+        *digits(customer.expose()),
+    ));
+    write_file(&path, text.as_bytes(), Replace::Never)
+}
+
+fn version_path(directory: &Path, number: u32) -> std::path::PathBuf {
+    directory.join(VERSIONS).join(format!("{number:08}.json"))
+}
+
+fn key_bytes(digits: &str) -> Option<Zeroizing<[u8; PLATFORM_KEY_BYTES]>> {
+    let bytes = Zeroizing::new(strict(digits)?);
+    let mut key = Zeroizing::new([0; PLATFORM_KEY_BYTES]);
+    (bytes.len() == key.len()).then(|| key.copy_from_slice(&bytes))?;
+    Some(key)
+}
+
+/// Refuses a file of another kind or of a newer version.
+pub(super) fn check_format(
+    path: &Path,
+    format: &str,
+    expected: &str,
+    version: u32,
+) -> Result<(), KeyError> {
+    if format != expected {
+        return Err(damaged(path, "is of another kind"));
+    }
+    if version != 1 {
+        return Err(damaged(
+            path,
+            &format!("has format {version}; this version reads 1"),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a file may be replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replace {
+    Never,
+    Always,
+}
+
+/// Writes a file atomically and durably, mode 0600. False when it exists and may not be replaced.
+pub(super) fn write_file(path: &Path, text: &[u8], replace: Replace) -> Result<bool, KeyError> {
+    let failed = while_doing("cannot write", path);
+    write_inner(path, text, replace).map_err(failed)
+}
+
+fn write_inner(path: &Path, text: &[u8], replace: Replace) -> io::Result<bool> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut aside = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(directory)?;
+    aside.write_all(text)?;
+    aside.as_file().sync_all()?;
+    let written = match replace {
+        Replace::Always => aside.persist(path).map_err(|e| e.error).map(|_| true),
+        Replace::Never => match aside.persist_noclobber(path) {
+            Ok(_) => Ok(true),
+            Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e.error),
+        },
+    }?;
+    File::open(directory)?.sync_all()?;
+    Ok(written)
+}
+
+/// Reads a plain file of at most [`MAX_FILE_BYTES`]; `None` when it is not there.
+pub(super) fn read_file(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyError> {
+    let opened = open_plain(path);
+    let Some(file) = not_found_is_none(opened).map_err(while_doing("cannot read", path))? else {
+        return Ok(None);
+    };
+    let metadata = file.metadata().map_err(while_doing("cannot read", path))?;
+    if !metadata.is_file() {
+        return Err(damaged(path, "is no plain file"));
+    }
+    // Of full size at once: a growing buffer leaves copies of keys behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE_BYTES + 2));
+    file.take(MAX_FILE_BYTES as u64 + 1)
+        .read_to_end(&mut text)
+        .map_err(while_doing("cannot read", path))?;
+    if text.len() > MAX_FILE_BYTES {
+        return Err(damaged(path, "is too long"));
+    }
+    Ok(Some(text))
+}
+
+/// Opens a file of the keystore: no link is followed, a pipe does not block.
+fn open_plain(path: &Path) -> io::Result<File> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = path.file_name().and_then(|name| name.to_str());
+    let directory = files::open_directory(directory)?;
+    files::open_file_at(
+        &directory,
+        name.ok_or(io::ErrorKind::InvalidInput)?,
+        Access::Read,
+    )
+}
+
+/// Makes a directory and what is above it, each of them mode 0700 and durable. One that is there
+/// is left as it is.
+pub(super) fn make_directory(path: &Path) -> Result<(), KeyError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let parent = parent.unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        make_directory(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(KeyError::io("cannot make directory", path, error))
+        }
+        _ => File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .map_err(while_doing("cannot sync directory", parent)),
+    }
+}
+
+/// Names in a directory, without those that start with a dot.
+fn names(path: &Path) -> Result<Vec<String>, KeyError> {
+    let failed = |error| KeyError::io("cannot list", path, error);
+    let Some(entries) = not_found_is_none(std::fs::read_dir(path)).map_err(failed)? else {
+        return Ok(Vec::new());
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') {
+            names.push(name.into_owned());
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,85 @@
+//! Secrets of the key holders: one type per role, so that no key is used in another's place.
+//!
+//! Invariants: no `Clone`, a `Debug` that shows nothing, memory of their own that is locked where
+//! permitted and zeroised on drop.
+
+use std::fmt;
+use std::io;
+
+use crate::sys::memory::SecretMemory;
+
+/// Bytes of a platform key.
+pub const PLATFORM_KEY_BYTES: usize = 32;
+
+macro_rules! platform_key {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        pub struct $name(SecretMemory);
+
+        impl $name {
+            /// Draws a fresh key from the operating system.
+            ///
+            /// # Errors
+            /// When there are no random bytes or no memory to be had.
+            pub fn random() -> io::Result<Self> {
+                let mut memory = SecretMemory::zeroed(PLATFORM_KEY_BYTES)?;
+                getrandom::fill(memory.expose_mut())
+                    .map_err(|error| io::Error::other(error.to_string()))?;
+                Ok(Self(memory))
+            }
+
+            /// Takes a copy; the caller zeroises his.
+            ///
+            /// # Errors
+            /// When there is no memory to be had.
+            pub fn from_bytes(bytes: &[u8; PLATFORM_KEY_BYTES]) -> io::Result<Self> {
+                SecretMemory::copy_of(bytes).map(Self)
+            }
+
+            /// The 32 bytes, to wrap and unwrap with.
+            pub(crate) fn expose(&self) -> &[u8] {
+                self.0.expose()
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(secret)"))
+            }
+        }
+    };
+}
+
+platform_key!(
+    /// The machine's KEK of infrastructure DEKs.
+    PlatformKey
+);
+platform_key!(
+    /// The machine's KEK of the customer DEKs of platform-managed volumes: the second key of a
+    /// keystore version.
+    PlatformCustomerKey
+);
+
+/// What opens an encrypted private key.
+pub struct Passphrase(SecretMemory);
+
+impl Passphrase {
+    /// Takes a copy; the caller zeroises his.
+    ///
+    /// # Errors
+    /// When there is no memory to be had.
+    pub fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
+        SecretMemory::copy_of(bytes).map(Self)
+    }
+
+    /// The bytes, to derive a key from.
+    pub(crate) fn expose(&self) -> &[u8] {
+        self.0.expose()
+    }
+}
+
+impl fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Passphrase(secret)")
+    }
+}

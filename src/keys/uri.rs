@@ -1,0 +1,238 @@
+//! The name of a customer key: a URI.
+//!
+//! ```text
+//! file:/absolute/path/key.pem      also file:///absolute/path/key.pem
+//! ```
+//!
+//! Source: RFC 3986 (percent-encoding), RFC 8089 (`file`). A relative path is taken too where the
+//! working directory is known ([`KeyUri::parse_at`]) and is made absolute there, once, so that what
+//! is stored means the same wherever the next command is run.
+//!
+//! Invariants: a URI never carries a secret: there is no query, no user, no PIN in it. It has no
+//! control characters, so it can be printed and logged. Two spellings of the same path are equal.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use super::error::{ErrorKind, KeyError};
+
+/// Longest URI, in bytes of its text.
+pub const MAX_URI_BYTES: usize = 4096;
+
+const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem";
+
+/// Names a customer key.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct KeyUri(Scheme);
+
+/// What the scheme says.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Scheme {
+    /// A PEM file; the path is absolute and has no `.` component.
+    File(PathBuf),
+}
+
+impl KeyUri {
+    /// Reads a URI with an absolute path.
+    ///
+    /// # Errors
+    /// Kind `Usage`: unknown scheme, relative path, or anything besides a path.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        Self::parse_with(text, None)
+    }
+
+    /// Reads a URI; a relative path starts at `directory`, which is absolute.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_at(text: &str, directory: &Path) -> Result<Self, KeyError> {
+        Self::parse_with(text, Some(directory))
+    }
+
+    /// The URI of a key file.
+    ///
+    /// # Errors
+    /// Kind `Usage` when the path is not absolute or too long.
+    pub fn from_file(path: &Path) -> Result<Self, KeyError> {
+        let uri = Self(Scheme::File(absolute(path, None)?));
+        if uri.to_string().len() > MAX_URI_BYTES {
+            return Err(usage("the path of the key is too long"));
+        }
+        Ok(uri)
+    }
+
+    /// What the scheme says.
+    pub(crate) fn scheme(&self) -> &Scheme {
+        &self.0
+    }
+
+    fn parse_with(text: &str, directory: Option<&Path>) -> Result<Self, KeyError> {
+        if text.len() > MAX_URI_BYTES {
+            return Err(usage("the URI of the key is too long"));
+        }
+        let Some((scheme, rest)) = text.split_once(':') else {
+            return Err(usage(format!("{text:?} is no URI")));
+        };
+        if !scheme.eq_ignore_ascii_case("file") {
+            return Err(usage(format!(
+                "keys of scheme {scheme:?} are not supported"
+            )));
+        }
+        if rest.contains(['?', '#']) {
+            return Err(usage(format!(
+                "{text:?}: a file URI has a path and nothing else (write ? as %3f and # as %23)"
+            )));
+        }
+        let path = match rest.strip_prefix("//") {
+            None => rest,
+            Some(with_host) => with_host
+                .strip_prefix("localhost")
+                .unwrap_or(with_host)
+                .starts_with('/')
+                .then(|| with_host.strip_prefix("localhost").unwrap_or(with_host))
+                .ok_or_else(|| usage(format!("{text:?} names another host")))?,
+        };
+        let bytes = percent_decode(path)
+            .ok_or_else(|| usage(format!("{text:?}: % is followed by two hex digits")))?;
+        if bytes.is_empty() || bytes.contains(&0) {
+            return Err(usage(format!("{text:?} has no usable path")));
+        }
+        let path = absolute(Path::new(OsStr::from_bytes(&bytes)), directory)?;
+        Ok(Self(Scheme::File(path)))
+    }
+}
+
+impl FromStr for KeyUri {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for KeyUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Scheme::File(path) = &self.0;
+        f.write_str("file:")?;
+        for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+            for character in chunk.valid().chars() {
+                if character.is_control() || "%?#,\"\\".contains(character) {
+                    let mut buffer = [0; 4];
+                    for byte in character.encode_utf8(&mut buffer).bytes() {
+                        write!(f, "%{byte:02x}")?;
+                    }
+                } else {
+                    write!(f, "{character}")?;
+                }
+            }
+            for byte in chunk.invalid() {
+                write!(f, "%{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn usage(message: impl Into<String>) -> KeyError {
+    KeyError::new(ErrorKind::Usage, message).with_hint(SUPPORTED)
+}
+
+/// The path with `.` and doubled slashes removed. `..` is left: through a symbolic link it means
+/// something else than its text.
+fn absolute(path: &Path, directory: Option<&Path>) -> Result<PathBuf, KeyError> {
+    let joined = match directory {
+        Some(directory) => directory.join(path),
+        None => path.to_owned(),
+    };
+    if !joined.is_absolute() {
+        return Err(usage(format!(
+            "the path of the key, {}, is not absolute",
+            path.display()
+        )));
+    }
+    Ok(joined
+        .components()
+        .filter(|component| *component != Component::CurDir)
+        .collect())
+}
+
+fn percent_decode(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let digits = [bytes.next()?, bytes.next()?];
+        let mut value = [0u8];
+        hex::decode_to_slice(digits, &mut value).ok()?;
+        decoded.push(value[0]);
+    }
+    Some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spellings_of_one_path_are_equal_and_print_alike() {
+        let one = KeyUri::parse("file:/etc/keys/a.pem").expect("plain");
+        for other in [
+            "file:///etc/keys/a.pem",
+            "file://localhost/etc/keys/a.pem",
+            "FILE:/etc//keys/./a.pem",
+            "file:/etc/keys/%61.pem",
+        ] {
+            assert_eq!(one, KeyUri::parse(other).expect(other), "{other}");
+        }
+        assert_eq!(one.to_string(), "file:/etc/keys/a.pem");
+        let relative = KeyUri::parse_at("file:keys/a.pem", Path::new("/etc")).expect("relative");
+        assert_eq!(one, relative);
+    }
+
+    #[test]
+    fn what_is_printed_is_read_again() {
+        for path in [&b"/a b/\xc3\xa9%,?#\"\\"[..], b"/\xff\xfe/\n\x7f", b"/"] {
+            let uri = KeyUri::from_file(Path::new(OsStr::from_bytes(path))).expect("absolute");
+            let text = uri.to_string();
+            assert!(
+                !text.contains(|c: char| c.is_control() || c == ','),
+                "{text}"
+            );
+            assert_eq!(KeyUri::parse(&text).expect(&text), uri);
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused_with_the_supported_scheme_named() {
+        for text in [
+            "",
+            "key.pem",
+            "/etc/key.pem",
+            "file:",
+            "file:key.pem",
+            "exec:/bin/sh",
+            "pkcs11:token=a?pin-value=1",
+            "https://vault/key",
+            "file://host/etc/key",
+            "file:/key?passphrase=x",
+            "file:/key#1",
+            "file:/%0",
+            "file:/%zz",
+            "file:/a%00b",
+            "file://localhost",
+        ] {
+            let error = KeyUri::parse(text).expect_err(text);
+            assert_eq!(error.kind(), ErrorKind::Usage, "{text}");
+            assert!(
+                error.hint().is_some_and(|hint| hint.contains("file:/")),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! The wrapped form of a DEK.
+//!
+//! What is wrapped, by whichever key, is not the bare DEK but (offsets in bytes, little-endian):
+//!
+//! ```text
+//! 0       8      9            25      29
+//! | magic | role | key-set id | epoch | DEK (customer 64, infrastructure 32) |
+//! ```
+//!
+//! so that nobody can pass one DEK off as another. The role fixes the width; every field is checked
+//! against what is expected.
+//!
+//! Platform wraps are ChaCha20-Poly1305 (RFC 8439): a fresh random 12-byte nonce, the ciphertext,
+//! the 16-byte tag. Their additional data binds what is around them:
+//!
+//! ```text
+//! 0       24     25          41         57           73      77                 81
+//! | label | role | volume id | keystore | key-set id | epoch | keystore version |
+//! ```
+//!
+//! The infrastructure role uses the infrastructure layer's implementation (AWS-LC), the customer
+//! role RustCrypto's, so that the wraps of the two layers do not share one either.
+//!
+//! A nonce meets a platform key at random: 2^32 wraps keep the chance of a repeat below 2^-32.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::customer::CustomerKeyProvider;
+use super::encoding::hex_bytes;
+use super::error::{ErrorKind, KeyError};
+use super::secret::{PlatformCustomerKey, PlatformKey};
+use crate::ids::{Epoch, KeySetId, VolumeId};
+use crate::layers::infrastructure::{InfrastructureKeys, NONCE_BYTES, rustcrypto};
+use crate::layers::{CustomerDek, InfrastructureDek, TAG_BYTES};
+
+/// First bytes of every payload.
+const MAGIC: [u8; 8] = *b"bilayerK";
+/// First bytes of a platform wrap's additional data.
+const LABEL: [u8; 24] = *b"bilayer platform wrap 1\0";
+/// Bytes in front of the DEK.
+const PREFIX_BYTES: usize = 29;
+/// Bytes of a platform wrap's additional data.
+const AAD_BYTES: usize = 81;
+const _: () = assert!(PREFIX_BYTES == MAGIC.len() + 1 + 16 + 4);
+const _: () = assert!(AAD_BYTES == LABEL.len() + 1 + 16 + 16 + 16 + 4 + 4);
+// What OAEP with SHA-256 leaves room for in the smallest RSA key: 256 - 2 * 32 - 2.
+const _: () = assert!(PREFIX_BYTES + CustomerDek::BYTES <= 190);
+
+/// Name of the platform keys' algorithm in headers and logs.
+pub const PLATFORM_ALGORITHM: &str = "ChaCha20-Poly1305";
+/// What the provider of a platform wrap starts with; the keystore's id follows.
+pub const PLATFORM_PREFIX: &str = "platform:";
+
+/// Longest ciphertext in a wrap record, in bytes.
+const MAX_CIPHERTEXT_BYTES: usize = 1024;
+/// Longest text in a wrap record, in bytes.
+const MAX_TEXT_BYTES: usize = super::uri::MAX_URI_BYTES;
+
+/// Whose DEK it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// The inner layer's.
+    Customer,
+    /// The outer layer's.
+    Infrastructure,
+}
+
+impl Role {
+    const fn byte(self) -> u8 {
+        match self {
+            Self::Customer => 1,
+            Self::Infrastructure => 2,
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Customer => "customer",
+            Self::Infrastructure => "infrastructure",
+        })
+    }
+}
+
+/// Which DEK a wrap is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WrapContext {
+    /// The volume that holds the wrap.
+    pub volume: VolumeId,
+    /// The key set that the DEK belongs to.
+    pub key_set: KeySetId,
+    /// The key set's number.
+    pub epoch: Epoch,
+}
+
+/// A wrapped DEK as the header holds it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrapRecord {
+    /// URI of the customer key, or `platform:` and the id of the keystore.
+    pub provider: String,
+    /// Which key it was: a customer key's fingerprint, or the number of a keystore version.
+    pub key_version: String,
+    /// How it is wrapped.
+    pub algorithm: String,
+    /// The wrapped payload.
+    #[serde(with = "hex_bytes")]
+    pub ciphertext: Vec<u8>,
+}
+
+impl WrapRecord {
+    /// True when a platform keystore made it.
+    pub fn is_platform(&self) -> bool {
+        self.provider.starts_with(PLATFORM_PREFIX)
+    }
+
+    /// Whether everything is within bounds and safe to print.
+    pub(crate) fn is_well_formed(&self) -> bool {
+        let text_ok = |text: &str| {
+            (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.contains(char::is_control)
+        };
+        [&self.provider, &self.key_version, &self.algorithm]
+            .iter()
+            .all(|text| text_ok(text))
+            && (1..=MAX_CIPHERTEXT_BYTES).contains(&self.ciphertext.len())
+    }
+
+    /// Says in the audit log what was done with this wrap.
+    fn audit(&self, action: &str, outcome: &str, role: Role, context: &WrapContext) {
+        tracing::info!(
+            target: "audit",
+            action,
+            outcome,
+            role = %role,
+            volume = %context.volume,
+            key_set = %context.key_set,
+            epoch = context.epoch.0,
+            provider = ?self.provider,
+            key_version = ?self.key_version,
+            algorithm = ?self.algorithm,
+        );
+    }
+
+    fn audited<T>(
+        &self,
+        action: &str,
+        role: Role,
+        context: &WrapContext,
+        result: Result<T, KeyError>,
+    ) -> Result<T, KeyError> {
+        let outcome = if result.is_ok() { "done" } else { "refused" };
+        self.audit(action, outcome, role, context);
+        result
+    }
+}
+
+/// Wraps a customer DEK to a customer key.
+pub(crate) fn wrap_with_customer_key(
+    provider: &dyn CustomerKeyProvider,
+    context: &WrapContext,
+    dek: &CustomerDek,
+) -> Result<WrapRecord, KeyError> {
+    let payload = payload(Role::Customer, context, dek.expose());
+    let description = provider.describe();
+    let record = WrapRecord {
+        provider: description.uri.to_string(),
+        key_version: description.key_version.clone(),
+        algorithm: description.algorithm.to_owned(),
+        ciphertext: provider.wrap(&payload)?,
+    };
+    record.audit("wrap", "done", Role::Customer, context);
+    Ok(record)
+}
+
+/// Unwraps a customer DEK with a customer key.
+pub(crate) fn unwrap_with_customer_key(
+    provider: &dyn CustomerKeyProvider,
+    context: &WrapContext,
+    record: &WrapRecord,
+) -> Result<CustomerDek, KeyError> {
+    let unwrap = || {
+        if record.algorithm != provider.describe().algorithm {
+            return Err(foreign_algorithm(record));
+        }
+        let payload = provider.unwrap(&record.ciphertext)?;
+        dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes)
+    };
+    record.audited("unwrap", Role::Customer, context, unwrap())
+}
+
+/// Names the platform key of a wrap: keystore and version.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlatformVersion {
+    pub(crate) keystore: [u8; 16],
+    pub(crate) version: u32,
+}
+
+impl PlatformVersion {
+    fn record(self, ciphertext: Vec<u8>) -> WrapRecord {
+        WrapRecord {
+            provider: format!("{PLATFORM_PREFIX}{}", hex::encode(self.keystore)),
+            key_version: self.version.to_string(),
+            algorithm: PLATFORM_ALGORITHM.to_owned(),
+            ciphertext,
+        }
+    }
+}
+
+/// Wraps an infrastructure DEK with the platform key.
+pub(crate) fn wrap_infrastructure(
+    key: &PlatformKey,
+    version: PlatformVersion,
+    context: &WrapContext,
+    dek: &InfrastructureDek,
+) -> Result<WrapRecord, KeyError> {
+    let role = Role::Infrastructure;
+    let mut text = payload(role, context, dek.expose());
+    let aad = additional_data(role, context, version);
+    let nonce = fresh_nonce()?;
+    let tag = infrastructure_cipher(key)?
+        .seal(&nonce, &aad, &mut text)
+        .map_err(|_| cipher_failed())?;
+    let record = version.record([&nonce[..], &text, &tag].concat());
+    record.audit("wrap", "done", role, context);
+    Ok(record)
+}
+
+/// Unwraps an infrastructure DEK with the platform key.
+pub(crate) fn unwrap_infrastructure(
+    key: &PlatformKey,
+    version: PlatformVersion,
+    context: &WrapContext,
+    record: &WrapRecord,
+) -> Result<InfrastructureDek, KeyError> {
+    let role = Role::Infrastructure;
+    let unwrap = || {
+        let (nonce, mut text, tag) = split(record)?;
+        infrastructure_cipher(key)?
+            .open(
+                &nonce,
+                &additional_data(role, context, version),
+                &tag,
+                &mut text,
+            )
+            .map_err(|_| does_not_open(record))?;
+        dek_of(role, context, &text).map(InfrastructureDek::from_bytes)
+    };
+    record.audited("unwrap", role, context, unwrap())
+}
+
+/// Wraps the customer DEK of a platform-managed volume.
+pub(crate) fn wrap_customer(
+    key: &PlatformCustomerKey,
+    version: PlatformVersion,
+    context: &WrapContext,
+    dek: &CustomerDek,
+) -> Result<WrapRecord, KeyError> {
+    let role = Role::Customer;
+    let mut text = payload(role, context, dek.expose());
+    let aad = additional_data(role, context, version);
+    let nonce = fresh_nonce()?;
+    let tag = customer_cipher(key)?
+        .seal(&nonce, &aad, &mut text)
+        .map_err(|_| cipher_failed())?;
+    let record = version.record([&nonce[..], &text, &tag].concat());
+    record.audit("wrap", "done", role, context);
+    Ok(record)
+}
+
+/// Unwraps the customer DEK of a platform-managed volume.
+pub(crate) fn unwrap_customer(
+    key: &PlatformCustomerKey,
+    version: PlatformVersion,
+    context: &WrapContext,
+    record: &WrapRecord,
+) -> Result<CustomerDek, KeyError> {
+    let role = Role::Customer;
+    let unwrap = || {
+        let (nonce, mut text, tag) = split(record)?;
+        customer_cipher(key)?
+            .open(
+                &nonce,
+                &additional_data(role, context, version),
+                &tag,
+                &mut text,
+            )
+            .map_err(|_| does_not_open(record))?;
+        dek_of(role, context, &text).map(CustomerDek::from_bytes)
+    };
+    record.audited("unwrap", role, context, unwrap())
+}
+
+fn infrastructure_cipher(key: &PlatformKey) -> Result<InfrastructureKeys, KeyError> {
+    let key = key.expose().first_chunk().ok_or_else(cipher_failed)?;
+    InfrastructureKeys::from_key(key).map_err(|_| cipher_failed())
+}
+
+fn customer_cipher(key: &PlatformCustomerKey) -> Result<rustcrypto::Cipher, KeyError> {
+    let key = key.expose().first_chunk().ok_or_else(cipher_failed)?;
+    rustcrypto::Cipher::new(key).map_err(|_| cipher_failed())
+}
+
+/// Full width at once, so that no smaller buffer with a DEK in it is left behind.
+fn payload(role: Role, context: &WrapContext, dek: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(PREFIX_BYTES + dek.len()));
+    bytes.extend_from_slice(&prefix(role, context));
+    bytes.extend_from_slice(dek);
+    bytes
+}
+
+fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
+    let mut bytes = [0; PREFIX_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8] = role.byte();
+    bytes[9..25].copy_from_slice(&context.key_set.0);
+    bytes[25..].copy_from_slice(&context.epoch.0.to_le_bytes());
+    bytes
+}
+
+/// The DEK of a payload that is exactly what `context` says.
+fn dek_of<'a, const N: usize>(
+    role: Role,
+    context: &WrapContext,
+    payload: &'a [u8],
+) -> Result<&'a [u8; N], KeyError> {
+    payload
+        .strip_prefix(&prefix(role, context))
+        .and_then(|dek| <&[u8; N]>::try_from(dek).ok())
+        .ok_or_else(|| {
+            KeyError::new(
+                ErrorKind::Tampered,
+                format!(
+                    "the wrapped {role} key of epoch {} is another key",
+                    context.epoch
+                ),
+            )
+            .with_hint("the superblock was changed; restore volume.json from a backup")
+        })
+}
+
+fn additional_data(role: Role, context: &WrapContext, version: PlatformVersion) -> [u8; AAD_BYTES] {
+    let mut bytes = [0; AAD_BYTES];
+    bytes[..24].copy_from_slice(&LABEL);
+    bytes[24] = role.byte();
+    bytes[25..41].copy_from_slice(&context.volume.0);
+    bytes[41..57].copy_from_slice(&version.keystore);
+    bytes[57..73].copy_from_slice(&context.key_set.0);
+    bytes[73..77].copy_from_slice(&context.epoch.0.to_le_bytes());
+    bytes[77..].copy_from_slice(&version.version.to_le_bytes());
+    bytes
+}
+
+type PlatformParts = ([u8; NONCE_BYTES], Zeroizing<Vec<u8>>, [u8; TAG_BYTES]);
+
+/// Nonce, ciphertext (to be decrypted in place) and tag of a platform wrap.
+fn split(record: &WrapRecord) -> Result<PlatformParts, KeyError> {
+    if record.algorithm != PLATFORM_ALGORITHM {
+        return Err(foreign_algorithm(record));
+    }
+    record
+        .ciphertext
+        .split_first_chunk::<NONCE_BYTES>()
+        .and_then(|(nonce, rest)| {
+            let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
+            Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
+        })
+        .ok_or_else(|| does_not_open(record))
+}
+
+fn fresh_nonce() -> Result<[u8; NONCE_BYTES], KeyError> {
+    let mut nonce = [0; NONCE_BYTES];
+    getrandom::fill(&mut nonce)
+        .map_err(|error| KeyError::random(std::io::Error::other(error.to_string())))?;
+    Ok(nonce)
+}
+
+fn cipher_failed() -> KeyError {
+    KeyError::new(ErrorKind::Io, "the cipher of the platform keys refused")
+}
+
+fn foreign_algorithm(record: &WrapRecord) -> KeyError {
+    KeyError::new(
+        ErrorKind::HeaderInvalid,
+        format!("a key of the volume is wrapped by {:?}", record.algorithm),
+    )
+    .with_hint("this version unwraps RSA-OAEP-256 and ChaCha20-Poly1305")
+}
+
+fn does_not_open(record: &WrapRecord) -> KeyError {
+    KeyError::new(
+        ErrorKind::Tampered,
+        format!(
+            "platform key version {} does not open the volume's wrapped key",
+            record.key_version
+        ),
+    )
+    .with_hint("the superblock was changed, or belongs to another platform keystore")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context() -> WrapContext {
+        WrapContext {
+            volume: VolumeId([1; 16]),
+            key_set: KeySetId([2; 16]),
+            epoch: Epoch(3),
+        }
+    }
+
+    const VERSION: PlatformVersion = PlatformVersion {
+        keystore: [9; 16],
+        version: 1,
+    };
+
+    #[test]
+    fn every_part_of_the_context_is_bound() {
+        let key = PlatformKey::random().expect("key");
+        let dek = InfrastructureDek::random().expect("dek");
+        let record = wrap_infrastructure(&key, VERSION, &context(), &dek).expect("wrap");
+        let open =
+            |context: &WrapContext, version| unwrap_infrastructure(&key, version, context, &record);
+        let back = open(&context(), VERSION).expect("unwrap");
+        assert_eq!(back.expose(), dek.expose());
+        let mut others = [context(); 3];
+        others[0].volume.0[15] ^= 1;
+        others[1].key_set.0[0] ^= 1;
+        others[2].epoch.0 += 1;
+        for other in others {
+            assert_eq!(
+                open(&other, VERSION).expect_err("bound").kind(),
+                ErrorKind::Tampered
+            );
+        }
+        for other in [
+            PlatformVersion {
+                version: 2,
+                ..VERSION
+            },
+            PlatformVersion {
+                keystore: [8; 16],
+                ..VERSION
+            },
+        ] {
+            assert_eq!(
+                open(&context(), other).expect_err("bound").kind(),
+                ErrorKind::Tampered
+            );
+        }
+    }
+
+    #[test]
+    fn one_role_does_not_open_the_others() {
+        let bytes = [7; 32];
+        let (outer, inner) = (
+            PlatformKey::from_bytes(&bytes).expect("key"),
+            PlatformCustomerKey::from_bytes(&bytes).expect("key"),
+        );
+        let dek = InfrastructureDek::random().expect("dek");
+        let record = wrap_infrastructure(&outer, VERSION, &context(), &dek).expect("wrap");
+        let error = unwrap_customer(&inner, VERSION, &context(), &record).expect_err("role");
+        assert_eq!(error.kind(), ErrorKind::Tampered);
+        // Nor does the payload pass where the additional data would.
+        let text = payload(Role::Infrastructure, &context(), dek.expose());
+        assert!(dek_of::<32>(Role::Infrastructure, &context(), &text).is_ok());
+        assert!(dek_of::<32>(Role::Customer, &context(), &text).is_err());
+        assert!(dek_of::<64>(Role::Infrastructure, &context(), &text).is_err());
+        assert!(dek_of::<32>(Role::Infrastructure, &context(), &text[..60]).is_err());
+    }
+
+    #[test]
+    fn every_bit_of_a_platform_wrap_counts() {
+        let key = PlatformCustomerKey::random().expect("key");
+        let dek = CustomerDek::random().expect("dek");
+        let record = wrap_customer(&key, VERSION, &context(), &dek).expect("wrap");
+        assert_eq!(record.ciphertext.len(), 12 + 93 + 16);
+        for bit in 0..record.ciphertext.len() * 8 {
+            let mut changed = record.clone();
+            changed.ciphertext[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                unwrap_customer(&key, VERSION, &context(), &changed).is_err(),
+                "bit {bit}"
+            );
+        }
+        for len in 0..record.ciphertext.len() {
+            let mut cut = record.clone();
+            cut.ciphertext.truncate(len);
+            assert!(
+                unwrap_customer(&key, VERSION, &context(), &cut).is_err(),
+                "{len} bytes"
+            );
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Data encryption keys, and the sets of them a volume has.
+//!
+//! Invariants: a DEK is random, lives in the heap (a move leaves no copy behind), is zeroised when
+//! dropped, and has neither `Clone` nor a `Debug` that shows anything. The two DEKs of a set are
+//! drawn independently. One key set of a ring is active, new bytes are sealed under it alone; the
+//! others are read-only.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::ids::{Epoch, KeySetId};
+
+macro_rules! dek {
+    ($(#[$doc:meta])* $name:ident, $len:literal) => {
+        $(#[$doc])*
+        pub struct $name(Box<[u8; $len]>);
+
+        impl $name {
+            /// Length in bytes.
+            pub const BYTES: usize = $len;
+
+            /// Draws a fresh key from the operating system.
+            ///
+            /// # Errors
+            /// When the operating system has no random bytes to give.
+            pub fn random() -> io::Result<Self> {
+                let mut key = Self(Box::new([0; $len]));
+                getrandom::fill(key.0.as_mut_slice())
+                    .map_err(|error| io::Error::other(error.to_string()))?;
+                Ok(key)
+            }
+
+            /// Takes a copy; the caller zeroises his.
+            pub fn from_bytes(bytes: &[u8; $len]) -> Self {
+                let mut key = Self(Box::new([0; $len]));
+                key.0.copy_from_slice(bytes);
+                key
+            }
+
+            /// The secret, to wrap it or to derive from it. Never to be copied anywhere else.
+            pub fn expose(&self) -> &[u8; $len] {
+                &self.0
+            }
+        }
+
+        impl Drop for $name {
+            fn drop(&mut self) {
+                self.0.zeroize();
+            }
+        }
+
+        impl ZeroizeOnDrop for $name {}
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(secret)"))
+            }
+        }
+    };
+}
+
+dek!(
+    /// Data encryption key of the inner layer: 64 random bytes, owned by the customer.
+    CustomerDek, 64
+);
+dek!(
+    /// Data encryption key of the outer layer: 32 random bytes, owned by the machine.
+    InfrastructureDek, 32
+);
+
+/// A pair of DEKs with its id and its number within the volume.
+#[derive(Debug)]
+pub struct KeySet {
+    /// Random id, the same in every volume that holds this set.
+    pub id: KeySetId,
+    /// Number within the volume, counted from 1.
+    pub epoch: Epoch,
+    /// Key of the inner layer.
+    pub customer: CustomerDek,
+    /// Key of the outer layer.
+    pub infrastructure: InfrastructureDek,
+}
+
+impl KeySet {
+    /// Draws a fresh set.
+    ///
+    /// # Errors
+    /// When the operating system has no random bytes to give.
+    pub fn random(epoch: Epoch) -> io::Result<Self> {
+        Ok(Self {
+            id: KeySetId::random()?,
+            epoch,
+            customer: CustomerDek::random()?,
+            infrastructure: InfrastructureDek::random()?,
+        })
+    }
+}
+
+/// The key sets of one volume: one active, any number read-only.
+#[derive(Debug)]
+pub struct KeyRing {
+    /// The active one first.
+    sets: Vec<Arc<KeySet>>,
+    active: Arc<KeySet>,
+}
+
+impl KeyRing {
+    /// A ring of the given sets. Epochs are distinct; should two be equal, the first one counts,
+    /// and the active one before all.
+    pub fn new(active: KeySet, read_only: Vec<KeySet>) -> Self {
+        let active = Arc::new(active);
+        let mut sets = vec![Arc::clone(&active)];
+        sets.extend(read_only.into_iter().map(Arc::new));
+        Self { sets, active }
+    }
+
+    /// The set that new bytes are sealed under.
+    pub fn active(&self) -> &Arc<KeySet> {
+        &self.active
+    }
+
+    /// The set with this number.
+    pub fn get(&self, epoch: Epoch) -> Option<&Arc<KeySet>> {
+        self.sets.iter().find(|set| set.epoch == epoch)
+    }
+
+    /// All sets, the active one first.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<KeySet>> {
+        self.sets.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let set = KeySet {
+            id: KeySetId([7; 16]),
+            epoch: Epoch(3),
+            customer: CustomerDek::from_bytes(&[0xC5; 64]),
+            infrastructure: InfrastructureDek::from_bytes(&[0x5C; 32]),
+        };
+        let shown = format!("{:?}", KeyRing::new(set, Vec::new()));
+        assert!(shown.contains("CustomerDek(secret)"));
+        assert!(!shown.contains("197") && !shown.to_lowercase().contains("c5c5"));
+    }
+
+    #[test]
+    fn ring_finds_sets_by_epoch_and_prefers_the_active_one() {
+        let active = KeySet::random(Epoch(2)).expect("random");
+        let id = active.id;
+        let ring = KeyRing::new(
+            active,
+            vec![
+                KeySet::random(Epoch(1)).expect("random"),
+                KeySet::random(Epoch(2)).expect("random"),
+            ],
+        );
+        assert_eq!(ring.active().id, id);
+        assert_eq!(ring.get(Epoch(2)).map(|set| set.id), Some(id));
+        assert!(ring.get(Epoch(1)).is_some() && ring.get(Epoch(3)).is_none());
+        assert_eq!(ring.iter().count(), 3);
+    }
+
+    #[test]
+    fn random_keys_differ() {
+        let (one, other) = (
+            CustomerDek::random().expect("a"),
+            CustomerDek::random().expect("b"),
+        );
+        assert_ne!(one.expose(), other.expose());
+    }
+}

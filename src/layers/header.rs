@@ -1,0 +1,130 @@
+//! Keys and codes of the superblock: its MAC, and the fingerprint that pins the customer's key.
+//!
+//! The MAC is HMAC-SHA-256 (RFC 2104) under a key that needs both DEKs of the active set: each is
+//! derived from by its own implementation, and the two results are joined by one more HKDF (see
+//! the table in [`derivation`](super::derivation)). Who holds one DEK can neither make a header
+//! nor check one.
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::dek::KeySet;
+use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
+use super::infrastructure;
+use crate::ids::{CryptoId, Epoch};
+
+/// HMAC-SHA-256 of exactly `bytes` under the key derived from both DEKs.
+///
+/// # Errors
+/// When the keys cannot be derived.
+pub fn header_mac(set: &KeySet, bytes: &[u8]) -> Result<[u8; 32], DerivationError> {
+    let key = header_key(set)?;
+    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice())
+        .map_err(|_| DerivationError::Refused)?;
+    mac.update(bytes);
+    Ok(mac.finalize().into_bytes().into())
+}
+
+/// Whether `mac` is [`header_mac`] of `bytes`; compared in constant time. False too when the keys
+/// cannot be derived.
+pub fn verify_header_mac(set: &KeySet, bytes: &[u8], mac: &[u8; 32]) -> bool {
+    header_mac(set, bytes).is_ok_and(|expected| expected.ct_eq(mac).into())
+}
+
+/// 16 bytes derived one-way from the customer DEK and the key set's id, as hexadecimal digits in
+/// groups of four: `0123-4567-89ab-…`, 39 characters. The same in every volume that holds the set.
+///
+/// # Errors
+/// When the bytes cannot be derived.
+pub fn fingerprint(set: &KeySet) -> Result<String, DerivationError> {
+    let mut print = [0; 16];
+    let context = Context {
+        purpose: Purpose::Fingerprint,
+        // The number of a set differs from volume to volume; its fingerprint does not.
+        epoch: Epoch(0),
+        ..header_context(set, Origin::Customer)
+    };
+    hkdf_sha256(set.customer.expose(), &context.info(), &mut print)?;
+    let groups: Vec<String> = print.chunks(2).map(hex::encode).collect();
+    Ok(groups.join("-"))
+}
+
+fn header_key(set: &KeySet) -> Result<Zeroizing<[u8; 32]>, DerivationError> {
+    let mut both = Zeroizing::new([0; 64]);
+    let (customer, machine) = both.split_at_mut(32);
+    hkdf_sha256(
+        set.customer.expose(),
+        &header_context(set, Origin::Customer).info(),
+        customer,
+    )?;
+    infrastructure::hkdf_sha256(
+        set.infrastructure.expose(),
+        &header_context(set, Origin::Infrastructure).info(),
+        machine,
+    )?;
+    let mut key = Zeroizing::new([0; 32]);
+    hkdf_sha256(
+        both.as_slice(),
+        &header_context(set, Origin::Both).info(),
+        key.as_mut_slice(),
+    )?;
+    Ok(key)
+}
+
+fn header_context(set: &KeySet, origin: Origin) -> Context {
+    Context {
+        purpose: Purpose::Header,
+        origin,
+        key_set: set.id,
+        epoch: set.epoch,
+        crypto: CryptoId([0; 16]),
+        segment: Segment(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::KeySetId;
+    use crate::layers::dek::{CustomerDek, InfrastructureDek};
+
+    fn set(customer: u8, machine: u8, id: u8, epoch: u32) -> KeySet {
+        KeySet {
+            id: KeySetId([id; 16]),
+            epoch: Epoch(epoch),
+            customer: CustomerDek::from_bytes(&[customer; 64]),
+            infrastructure: InfrastructureDek::from_bytes(&[machine; 32]),
+        }
+    }
+
+    #[test]
+    fn mac_needs_both_keys_the_set_and_the_bytes() {
+        let mac = header_mac(&set(1, 2, 3, 4), b"header").expect("mac");
+        assert!(verify_header_mac(&set(1, 2, 3, 4), b"header", &mac));
+        assert!(!verify_header_mac(&set(1, 2, 3, 4), b"headex", &mac));
+        for other in [
+            set(9, 2, 3, 4),
+            set(1, 9, 3, 4),
+            set(1, 2, 9, 4),
+            set(1, 2, 3, 9),
+        ] {
+            assert!(!verify_header_mac(&other, b"header", &mac));
+        }
+        for bit in 0..256 {
+            let mut forged = mac;
+            forged[bit / 8] ^= 1 << (bit % 8);
+            assert!(!verify_header_mac(&set(1, 2, 3, 4), b"header", &forged));
+        }
+    }
+
+    #[test]
+    fn fingerprint_follows_the_customer_key_alone() {
+        let print = fingerprint(&set(1, 2, 3, 4)).expect("print");
+        assert_eq!(print.len(), 39);
+        assert_eq!(print, fingerprint(&set(1, 8, 3, 9)).expect("print"));
+        assert_ne!(print, fingerprint(&set(7, 2, 3, 4)).expect("print"));
+        assert_ne!(print, fingerprint(&set(1, 2, 7, 4)).expect("print"));
+    }
+}

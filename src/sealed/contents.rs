@@ -1,0 +1,214 @@
+//! Objects with contents: pages of 4096 bytes, each rewritten in place as a whole.
+//!
+//! One page is the unit of atomicity: an overwrite that is cut leaves the old page or the new one,
+//! both authentic. Which pages are present is the caller's knowledge (the extents in `meta`); here
+//! a page that is asked for must exist and open.
+//!
+//! Locks: every call names the pages it is about by the guard it is given. A caller who reads,
+//! changes and writes holds one exclusive guard over all of it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::geometry::{Geometry, PlainOffset, Slot};
+use super::keys::FileKeys;
+use super::range_lock::{PageGuard, RangeLocks};
+use super::run::{Opener, RunBuffer, Source, Target, run_pages};
+use super::{PAGE_BYTES, PAYLOAD_BYTES, SealedError};
+use crate::ids::{CryptoId, PageIndex, Sequence};
+use crate::layers::KeySet;
+use crate::store::StoreFile;
+
+const GEOMETRY: Geometry = Geometry::Contents;
+
+/// Random access to one contents object. All offsets are plain byte offsets within the object.
+pub struct ContentsFile {
+    file: Arc<dyn StoreFile>,
+    keys: FileKeys,
+    locks: RangeLocks,
+}
+
+impl std::fmt::Debug for ContentsFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ContentsFile")
+            .field("file", &self.file)
+            .field("crypto", &self.keys.crypto())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ContentsFile {
+    /// The object in `file`, under one key set. Derives the keys of its first 2048 pages now and
+    /// others on demand; a derivation that is refused is reported by the first read or write.
+    pub fn new(file: Arc<dyn StoreFile>, keys: &Arc<KeySet>, crypto: CryptoId) -> Self {
+        Self {
+            file,
+            keys: FileKeys::new(vec![Arc::clone(keys)], crypto),
+            locks: RangeLocks::default(),
+        }
+    }
+
+    /// The backing file.
+    pub fn file(&self) -> &Arc<dyn StoreFile> {
+        &self.file
+    }
+
+    /// Waits for the pages, to read them.
+    pub fn lock_shared(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
+        self.locks.lock_shared(pages)
+    }
+
+    /// Waits for the pages, to write them.
+    pub fn lock_exclusive(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
+        self.locks.lock_exclusive(pages)
+    }
+
+    /// The pages that a range of bytes overlaps: what to lock.
+    ///
+    /// # Errors
+    /// [`SealedError::OutOfRange`] when the end overflows.
+    pub fn pages(offset: u64, len_bytes: usize) -> Result<Range<PageIndex>, SealedError> {
+        GEOMETRY.pages(PlainOffset(offset), len_bytes)
+    }
+
+    /// Fills `out` from `offset`. Every page overlapped must exist and open.
+    ///
+    /// # Errors
+    /// [`SealedError::Authentication`], [`SealedError::ShortRead`], [`SealedError::Io`]; what `out`
+    /// holds then is unspecified, and never anything but this object's own bytes.
+    pub fn read_at(
+        &self,
+        guard: &PageGuard<'_>,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), SealedError> {
+        let offset = PlainOffset(offset);
+        let pages = GEOMETRY.pages(offset, out.len())?;
+        self.check(guard, &pages, false)?;
+        let mut opener = Opener::new(&self.keys);
+        let mut next = pages.start;
+        while next < pages.end {
+            let count = run_pages(next, pages.end);
+            let mut run = RunBuffer::take(GEOMETRY, count);
+            let read = run.fill(&*self.file, GEOMETRY.sealed_offset(next, Slot::A)?)?;
+            for index in 0..count {
+                let page = PageIndex(next.0 + index as u64);
+                if read < (index + 1) * PAGE_BYTES {
+                    return Err(SealedError::ShortRead { page });
+                }
+                let span = GEOMETRY.span(offset, out.len(), page);
+                run.open(index, &mut opener, page, Slot::A, &span, out)?;
+            }
+            next.0 += count as u64;
+        }
+        Ok(())
+    }
+
+    /// Seals and writes every page that `data` overlaps, at most 256 with one call of the store.
+    /// For a page that `data` covers in part, `base` is called first to fill in the page's old
+    /// plaintext.
+    ///
+    /// # Errors
+    /// What `base` returns, [`SealedError::Io`], [`SealedError::Nonce`]; pages of earlier runs are
+    /// written then, those of the failed one may be.
+    pub fn write_at(
+        &self,
+        guard: &PageGuard<'_>,
+        offset: u64,
+        data: &[u8],
+        sequence: Sequence,
+        base: &mut dyn FnMut(PageIndex, &mut [u8; PAYLOAD_BYTES]) -> Result<(), SealedError>,
+    ) -> Result<(), SealedError> {
+        let offset = PlainOffset(offset);
+        let pages = GEOMETRY.pages(offset, data.len())?;
+        self.check(guard, &pages, true)?;
+        let mut next = pages.start;
+        while next < pages.end {
+            let count = run_pages(next, pages.end);
+            let span_of = |index: usize| {
+                let page = PageIndex(next.0 + index as u64);
+                (page, GEOMETRY.span(offset, data.len(), page))
+            };
+            let mut run = RunBuffer::take(GEOMETRY, count);
+            for index in 0..count {
+                let (page, span) = span_of(index);
+                if span.is_whole(GEOMETRY) {
+                    continue;
+                }
+                if let Some(payload) = run.payload(index).first_chunk_mut() {
+                    base(page, payload)?;
+                    payload[span.within].copy_from_slice(&data[span.caller]);
+                }
+            }
+            let target = Target {
+                first: next,
+                slot: Slot::A,
+                sequence,
+            };
+            let sealed = run.seal(&self.keys, target, |index| {
+                let (_, span) = span_of(index);
+                if span.is_whole(GEOMETRY) {
+                    Source::Elsewhere(&data[span.caller])
+                } else {
+                    Source::InPlace
+                }
+            })?;
+            sealed.write(&*self.file)?;
+            next.0 += count as u64;
+        }
+        Ok(())
+    }
+
+    /// Cuts the file to so many pages; a file that is no longer stays as it is. `guard` must be
+    /// exclusive and cover all pages that go.
+    ///
+    /// # Errors
+    /// [`SealedError::Io`].
+    pub fn set_len_pages(&self, guard: &PageGuard<'_>, pages: u64) -> Result<(), SealedError> {
+        let now_bytes = self.file.len()?;
+        let now_pages = now_bytes.div_ceil(PAGE_BYTES as u64);
+        self.check(
+            guard,
+            &(PageIndex(pages)..PageIndex(now_pages.max(pages))),
+            true,
+        )?;
+        let len_bytes = GEOMETRY.sealed_len(pages)?;
+        if len_bytes < now_bytes {
+            self.file.set_len(len_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the pages' space back to the backing filesystem; they do not open afterwards. `guard`
+    /// must be exclusive and cover them.
+    ///
+    /// # Errors
+    /// [`SealedError::Io`].
+    pub fn punch(&self, guard: &PageGuard<'_>, pages: Range<PageIndex>) -> Result<(), SealedError> {
+        self.check(guard, &pages, true)?;
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let start = GEOMETRY.sealed_offset(pages.start, Slot::A)?;
+        let end = GEOMETRY.sealed_offset(pages.end, Slot::A)?;
+        Ok(self.file.punch(start.0, end.0 - start.0)?)
+    }
+
+    /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    /// [`SealedError::Io`]; what was written since the last success may be lost then.
+    pub fn sync(&self) -> Result<(), SealedError> {
+        Ok(self.file.sync()?)
+    }
+
+    fn check(
+        &self,
+        guard: &PageGuard<'_>,
+        pages: &Range<PageIndex>,
+        exclusive: bool,
+    ) -> Result<(), SealedError> {
+        let enough = guard.covers(&self.locks, pages) && (guard.is_exclusive() || !exclusive);
+        enough.then_some(()).ok_or(SealedError::NotLocked)
+    }
+}

@@ -1,0 +1,242 @@
+//! Where a plain byte lies in a sealed file: pure arithmetic, both geometries, nothing else.
+//!
+//! ```text
+//! contents   page i at i · 4096                      64 header, 4032 payload
+//! meta       slot A of page 0 at 0, slot B at 4608
+//!            page i ≥ 1 at (i + 1) · 4608            64 header, 4096 payload, 448 zero
+//! ```
+//! Plain and sealed offsets are different types. Everything that could overflow is checked, since
+//! offsets come from callers.
+
+use std::ops::Range;
+
+use super::SealedError;
+use crate::ids::PageIndex;
+
+/// Bytes of a page's header, in both geometries.
+pub const HEADER_BYTES: usize = 64;
+/// Bytes of a page of contents on disk.
+pub const PAGE_BYTES: usize = 4096;
+/// Plain bytes of a page of contents.
+pub const PAYLOAD_BYTES: usize = PAGE_BYTES - HEADER_BYTES;
+/// Distance of two `meta` pages on disk: nine sectors of 512 bytes, so that no page shares a
+/// sector with its neighbour.
+pub const META_STRIDE_BYTES: usize = 4608;
+/// Plain bytes of a `meta` page: one page of the database.
+pub const META_PAYLOAD_BYTES: usize = 4096;
+
+const _: () = assert!(PAYLOAD_BYTES == 4032 && PAYLOAD_BYTES % 16 == 0);
+const _: () = assert!(META_PAYLOAD_BYTES % 16 == 0 && META_STRIDE_BYTES % 512 == 0);
+const _: () = assert!(HEADER_BYTES + META_PAYLOAD_BYTES <= META_STRIDE_BYTES);
+
+/// Offset of a byte of plaintext within its sealed file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PlainOffset(pub u64);
+
+/// Offset of a byte within the backing file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct SealedOffset(pub u64);
+
+/// One of the two places of `meta`'s page 0. Every other page lives in slot A.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slot {
+    /// The first.
+    A,
+    /// The second.
+    B,
+}
+
+impl Slot {
+    /// The other one.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    /// 0 or 1, as it is authenticated and as it indexes an array.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::A => 0,
+            Self::B => 1,
+        }
+    }
+}
+
+/// How the pages of a sealed file lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Geometry {
+    /// Objects with contents.
+    Contents,
+    /// The metadata database.
+    Meta,
+}
+
+impl Geometry {
+    /// Plain bytes of a page.
+    pub const fn payload_bytes(self) -> usize {
+        match self {
+            Self::Contents => PAYLOAD_BYTES,
+            Self::Meta => META_PAYLOAD_BYTES,
+        }
+    }
+
+    /// Distance of two pages on disk.
+    pub const fn stride_bytes(self) -> usize {
+        match self {
+            Self::Contents => PAGE_BYTES,
+            Self::Meta => META_STRIDE_BYTES,
+        }
+    }
+
+    /// Header and payload, without the zeros after it.
+    pub const fn page_bytes(self) -> usize {
+        HEADER_BYTES + self.payload_bytes()
+    }
+
+    /// Where a page begins on disk.
+    pub fn sealed_offset(self, page: PageIndex, slot: Slot) -> Result<SealedOffset, SealedError> {
+        let place = match (self, page.0) {
+            (Self::Contents, index) => Some(index),
+            (Self::Meta, 0) => Some(u64::from(slot.number())),
+            (Self::Meta, index) => index.checked_add(1),
+        };
+        place
+            .and_then(|place| place.checked_mul(self.stride_bytes() as u64))
+            // Offsets of files are signed to the kernel.
+            .filter(|offset| *offset <= i64::MAX as u64 - (1 << 32))
+            .map(SealedOffset)
+            .ok_or(SealedError::OutOfRange)
+    }
+
+    /// Length on disk of a file of so many pages.
+    pub fn sealed_len(self, pages: u64) -> Result<u64, SealedError> {
+        if pages == 0 {
+            return Ok(0);
+        }
+        self.sealed_offset(PageIndex(pages), Slot::A)
+            .map(|end| end.0)
+    }
+
+    /// How many whole pages a file of this length on disk has. What follows the last whole one is
+    /// a write that was cut.
+    pub const fn whole_pages(self, sealed_len: u64) -> u64 {
+        let strides = sealed_len / self.stride_bytes() as u64;
+        match self {
+            Self::Contents => strides,
+            Self::Meta => strides.saturating_sub(1),
+        }
+    }
+
+    /// The pages that a range of plain bytes overlaps.
+    pub fn pages(self, offset: PlainOffset, len: usize) -> Result<Range<PageIndex>, SealedError> {
+        let payload = self.payload_bytes() as u64;
+        let end = offset
+            .0
+            .checked_add(len as u64)
+            .ok_or(SealedError::OutOfRange)?;
+        let first = offset.0 / payload;
+        let last = if len == 0 {
+            first
+        } else {
+            end.div_ceil(payload)
+        };
+        Ok(PageIndex(first)..PageIndex(last))
+    }
+
+    /// The part of one page that a range of plain bytes overlaps; the page must be one of
+    /// [`pages`](Self::pages).
+    pub fn span(self, offset: PlainOffset, len: usize, page: PageIndex) -> Span {
+        let payload = self.payload_bytes() as u64;
+        let page_start = page.0 * payload;
+        let start = offset.0.max(page_start);
+        let end = (offset.0 + len as u64).min(page_start + payload).max(start);
+        // Both differences are at most the length of a page, resp. of the caller's buffer.
+        let within = (start - page_start) as usize..(end - page_start) as usize;
+        let caller = (start - offset.0) as usize..(end - offset.0) as usize;
+        Span { within, caller }
+    }
+}
+
+/// The overlap of a page and of a caller's range.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Bytes of the page's payload.
+    pub within: Range<usize>,
+    /// The same bytes in the caller's buffer.
+    pub caller: Range<usize>,
+}
+
+impl Span {
+    /// True when the range covers the whole page.
+    pub fn is_whole(&self, geometry: Geometry) -> bool {
+        self.within == (0..geometry.payload_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn places_on_disk() {
+        let at = |geometry: Geometry, page, slot| {
+            geometry
+                .sealed_offset(PageIndex(page), slot)
+                .map(|offset| offset.0)
+                .ok()
+        };
+        assert_eq!(at(Geometry::Contents, 3, Slot::A), Some(3 * 4096));
+        assert_eq!(at(Geometry::Meta, 0, Slot::A), Some(0));
+        assert_eq!(at(Geometry::Meta, 0, Slot::B), Some(4608));
+        assert_eq!(at(Geometry::Meta, 1, Slot::A), Some(2 * 4608));
+        assert_eq!(at(Geometry::Contents, u64::MAX, Slot::A), None);
+        assert_eq!(at(Geometry::Meta, u64::MAX, Slot::A), None);
+        assert_eq!(at(Geometry::Contents, (1 << 51) - 1, Slot::A), None);
+    }
+
+    #[test]
+    fn lengths_on_disk() {
+        for pages in 0..10 {
+            for geometry in [Geometry::Contents, Geometry::Meta] {
+                let len = geometry.sealed_len(pages).expect("in range");
+                assert_eq!(geometry.whole_pages(len), pages);
+                let cut = geometry.whole_pages(len + geometry.stride_bytes() as u64 - 1);
+                assert!(cut == pages, "a part of a page is none");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_range_overlaps_no_page() {
+        let pages = Geometry::Contents
+            .pages(PlainOffset(4032 * 5 + 1), 0)
+            .expect("in range");
+        assert!(pages.is_empty());
+        assert!(Geometry::Contents.pages(PlainOffset(u64::MAX), 1).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn spans_tile_the_range(meta: bool, offset in 0u64..1 << 40, len in 0usize..40_000) {
+            let geometry = if meta { Geometry::Meta } else { Geometry::Contents };
+            let payload = geometry.payload_bytes();
+            let pages = geometry.pages(PlainOffset(offset), len).expect("in range");
+            let mut done = 0;
+            for page in pages.start.0..pages.end.0 {
+                let span = geometry.span(PlainOffset(offset), len, PageIndex(page));
+                prop_assert_eq!(span.caller.start, done);
+                prop_assert_eq!(span.caller.len(), span.within.len());
+                prop_assert!(!span.caller.is_empty() && span.within.end <= payload);
+                prop_assert_eq!(
+                    page * payload as u64 + span.within.start as u64,
+                    offset + done as u64
+                );
+                done = span.caller.end;
+            }
+            prop_assert_eq!(done, len);
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! The sealed file under the metadata database, which sees a flat array of 4096-byte pages.
+//!
+//! ```text
+//! 0          4608       9216       13824
+//! | page 0 A | page 0 B | page 1   | page 2   …      each 64 header, 4096 payload, 448 zero
+//! ```
+//! Invariants:
+//! - The database never overwrites a committed page but page 0, its header. Page 0 has two slots;
+//!   all writes of it between two syncs go to the slot that is not current, and it becomes the
+//!   current one only after a sync that succeeded. So one slot is whole and durable at any time.
+//! - The newest authentic slot counts when the file is opened.
+//! - `sequence` starts at 1, is one more than the newest slot's after opening, and grows by one
+//!   with every sync that made a new page 0 durable.
+//! - A page the file has grown by and that nothing has been written to since is known to be fresh
+//!   and reads as zeros, until the file is closed. Any other page that does not open is an error:
+//!   zeros on the disk are never taken for an empty page. Only while the database recovers from an
+//!   unclean stop does such a page read as 0xFF bytes, garbage to the database's own checksums.
+//!
+//! Order of writes: pages; `fdatasync`; then the slot is switched in memory. Page 0 is locked
+//! against writers while the sync runs, so that what becomes current is what was synced.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::SealedError;
+use super::geometry::{Geometry, META_PAYLOAD_BYTES, META_STRIDE_BYTES, PlainOffset, Slot, Span};
+use super::keys::FileKeys;
+use super::range_lock::RangeLocks;
+use super::run::{Opened, Opener, RunBuffer, Source, Target, run_pages};
+use crate::ids::{CryptoId, PageIndex, Sequence};
+use crate::layers::{KeyRing, TAG_BYTES};
+use crate::store::StoreFile;
+
+const GEOMETRY: Geometry = Geometry::Meta;
+const PAGE_0: Range<PageIndex> = PageIndex(0)..PageIndex(1);
+
+/// Reads are tried so often before an EIO is passed on: the database never recovers from a read
+/// that failed, and some backing filesystems fail now and then.
+const READ_ATTEMPTS: u32 = 3;
+
+/// What is known of one slot of page 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SlotState {
+    /// Whether it opened, or has been written since.
+    pub authentic: bool,
+    /// The sequence it was sealed under; 0 when not authentic.
+    pub sequence: Sequence,
+    /// The outer tag, which stands for its whole contents; zero when not authentic.
+    pub outer_tag: [u8; TAG_BYTES],
+}
+
+/// The sealed file under the metadata database.
+pub struct MetaFile {
+    file: Arc<dyn StoreFile>,
+    keys: FileKeys,
+    locks: RangeLocks,
+    state: Mutex<State>,
+    recovering: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    sequence: Sequence,
+    slots: [SlotState; 2],
+    /// The slot a synced page 0 is in.
+    current: Slot,
+    /// The other slot holds a newer page 0, not yet synced.
+    page_0_written: bool,
+    fresh: FreshPages,
+}
+
+impl std::fmt::Debug for MetaFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MetaFile")
+            .field("file", &self.file)
+            .field("crypto", &self.keys.crypto())
+            .finish_non_exhaustive()
+    }
+}
+
+impl MetaFile {
+    /// Makes the file an empty one.
+    ///
+    /// # Errors
+    /// [`SealedError::Io`].
+    pub fn create(
+        file: Arc<dyn StoreFile>,
+        keys: &KeyRing,
+        crypto: CryptoId,
+    ) -> Result<Self, SealedError> {
+        file.set_len(0)?;
+        let state = State {
+            sequence: Sequence(1),
+            slots: [SlotState::default(); 2],
+            // Slot A is written first.
+            current: Slot::B,
+            page_0_written: false,
+            fresh: FreshPages::default(),
+        };
+        Ok(Self::with_state(file, keys, crypto, state))
+    }
+
+    /// Opens the file and picks the newest authentic slot of page 0.
+    ///
+    /// # Errors
+    /// [`SealedError::Authentication`] when neither slot opens, [`SealedError::ShortRead`] when
+    /// the file has no room for them, [`SealedError::Io`].
+    pub fn open(
+        file: Arc<dyn StoreFile>,
+        keys: &KeyRing,
+        crypto: CryptoId,
+    ) -> Result<Self, SealedError> {
+        let state = State {
+            sequence: Sequence(0),
+            slots: [SlotState::default(); 2],
+            current: Slot::A,
+            page_0_written: false,
+            fresh: FreshPages::default(),
+        };
+        // A file cut so short would look like an empty database, which would then be made anew.
+        if GEOMETRY.whole_pages(file.len()?) == 0 {
+            let page = PageIndex(0);
+            return Err(SealedError::ShortRead { page });
+        }
+        let mut meta = Self::with_state(file, keys, crypto, state);
+        let a = meta.examine(Slot::A)?;
+        let b = meta.examine(Slot::B)?;
+        let (current, newest) = match (&a, &b) {
+            (Ok(a), Ok(b)) if b.sequence > a.sequence => (Slot::B, b.sequence),
+            (Ok(a), _) => (Slot::A, a.sequence),
+            (_, Ok(b)) => (Slot::B, b.sequence),
+            (Err(_), Err(_)) => return Err(a.err().or(b.err()).unwrap_or(SealedError::OutOfRange)),
+        };
+        let state = meta.state.get_mut();
+        state.slots = [a, b].map(Result::unwrap_or_default);
+        state.current = current;
+        state.sequence = Sequence(newest.0.checked_add(1).ok_or(SealedError::OutOfRange)?);
+        Ok(meta)
+    }
+
+    fn with_state(
+        file: Arc<dyn StoreFile>,
+        keys: &KeyRing,
+        crypto: CryptoId,
+        state: State,
+    ) -> Self {
+        Self {
+            file,
+            keys: FileKeys::new(keys.iter().map(Arc::clone).collect(), crypto),
+            locks: RangeLocks::default(),
+            state: Mutex::new(state),
+            recovering: AtomicBool::new(false),
+        }
+    }
+
+    /// Opens one slot. The outer error is of the store, the inner one of this slot.
+    fn examine(&self, slot: Slot) -> Result<Result<SlotState, SealedError>, SealedError> {
+        let mut payload = vec![0; META_PAYLOAD_BYTES];
+        match self.open_page_0(slot, 0, &mut payload) {
+            Ok(opened) => Ok(Ok(SlotState {
+                authentic: true,
+                sequence: opened.sequence,
+                outer_tag: opened.outer_tag,
+            })),
+            Err(error @ (SealedError::Authentication { .. } | SealedError::ShortRead { .. })) => {
+                Ok(Err(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Plain bytes, a multiple of 4096. A stride that a crash left unfinished at the end does not
+    /// count.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn len(&self) -> io::Result<u64> {
+        Ok(GEOMETRY.whole_pages(self.file.len()?) * META_PAYLOAD_BYTES as u64)
+    }
+
+    /// True when there is no page.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Cuts the file or grows it by fresh pages, which read as zeros.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        let pages = len_bytes.div_ceil(META_PAYLOAD_BYTES as u64);
+        let _guard = self.locks.lock_exclusive(PageIndex(0)..PageIndex(u64::MAX));
+        Ok(self.set_pages(pages)?)
+    }
+
+    fn set_pages(&self, pages: u64) -> Result<(), SealedError> {
+        let before = GEOMETRY.whole_pages(self.file.len()?);
+        self.file.set_len(GEOMETRY.sealed_len(pages)?)?;
+        let mut state = self.state.lock();
+        state.fresh.cut(pages);
+        state.fresh.add(before..pages);
+        Ok(())
+    }
+
+    /// Sets space aside for so many plain bytes beyond the end.
+    ///
+    /// # Errors
+    /// ENOSPC when there is none.
+    pub fn reserve(&self, extra_plain_bytes: u64) -> io::Result<()> {
+        let len = self.file.len()?;
+        let extra = extra_plain_bytes
+            .div_ceil(META_PAYLOAD_BYTES as u64)
+            .saturating_mul(META_STRIDE_BYTES as u64);
+        self.file.reserve(len, extra)
+    }
+
+    /// Fills `out` from `offset`; any offset, any length.
+    ///
+    /// # Errors
+    /// `InvalidData` for a page that does not open, `UnexpectedEof` beyond the end, those of the
+    /// store.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let pages = GEOMETRY.pages(PlainOffset(offset), out.len())?;
+        let _guard = self.locks.lock_shared(pages.clone());
+        Ok(self.read_pages(PlainOffset(offset), pages, out)?)
+    }
+
+    /// While on, a page that does not open reads as 0xFF bytes.
+    pub fn set_recovering(&self, on: bool) {
+        self.recovering.store(on, Ordering::SeqCst);
+    }
+
+    /// Writes `data`, growing the file where needed; whole pages as they are, pages covered in part
+    /// are read first.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let pages = GEOMETRY.pages(PlainOffset(offset), data.len())?;
+        let _guard = self.locks.lock_exclusive(pages.clone());
+        if pages.end.0 > GEOMETRY.whole_pages(self.file.len()?) {
+            self.set_pages(pages.end.0)?;
+        }
+        let mut next = pages.start;
+        while next < pages.end {
+            next = self.write_run(PlainOffset(offset), data, next, pages.end)?;
+        }
+        Ok(())
+    }
+
+    /// `fdatasync`; if page 0 was written since the last one, its slot becomes the current one and
+    /// `sequence` grows.
+    ///
+    /// # Errors
+    /// Those of the store. The current slot stays the current one then.
+    pub fn sync(&self) -> io::Result<()> {
+        let _guard = self.locks.lock_shared(PAGE_0);
+        self.file.sync()?;
+        let mut state = self.state.lock();
+        if state.page_0_written {
+            state.page_0_written = false;
+            state.current = state.current.other();
+            state.sequence.0 += 1;
+        }
+        Ok(())
+    }
+
+    /// What new pages, of `meta` and of contents, are sealed under.
+    pub fn sequence(&self) -> Sequence {
+        self.state.lock().sequence
+    }
+
+    /// What is known of both slots of page 0, A first.
+    pub fn slots(&self) -> [SlotState; 2] {
+        self.state.lock().slots
+    }
+
+    /// The slot that page 0 is read from now.
+    fn slot_to_read(&self) -> Slot {
+        let state = self.state.lock();
+        if state.page_0_written {
+            state.current.other()
+        } else {
+            state.current
+        }
+    }
+
+    fn read_pages(
+        &self,
+        offset: PlainOffset,
+        pages: Range<PageIndex>,
+        out: &mut [u8],
+    ) -> Result<(), SealedError> {
+        let mut opener = Opener::new(&self.keys);
+        let mut next = pages.start;
+        while next < pages.end {
+            // Page 0 is no neighbour of page 1 on disk.
+            let count = if next.0 == 0 {
+                1
+            } else {
+                run_pages(next, pages.end)
+            };
+            let slot = if next.0 == 0 {
+                self.slot_to_read()
+            } else {
+                Slot::A
+            };
+            let mut run = RunBuffer::take(GEOMETRY, count);
+            let read = self.fill(&mut run, next, slot)?;
+            for index in 0..count {
+                let page = PageIndex(next.0 + index as u64);
+                let span = GEOMETRY.span(offset, out.len(), page);
+                if self.state.lock().fresh.contains(page) {
+                    out[span.caller].fill(0);
+                    continue;
+                }
+                let opened = if read < (index + 1) * META_STRIDE_BYTES {
+                    Err(SealedError::ShortRead { page })
+                } else {
+                    run.open(index, &mut opener, page, slot, &span, out)
+                };
+                self.accept(opened, &span, out)?;
+            }
+            next.0 += count as u64;
+        }
+        Ok(())
+    }
+
+    /// Garbage instead of an error while the database recovers.
+    fn accept(
+        &self,
+        opened: Result<Opened, SealedError>,
+        span: &Span,
+        out: &mut [u8],
+    ) -> Result<(), SealedError> {
+        match opened {
+            Ok(_) => Ok(()),
+            Err(SealedError::Authentication { .. }) if self.recovering.load(Ordering::SeqCst) => {
+                out[span.caller.clone()].fill(0xFF);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_page_0(&self, slot: Slot, offset: u64, out: &mut [u8]) -> Result<Opened, SealedError> {
+        let page = PageIndex(0);
+        let mut run = RunBuffer::take(GEOMETRY, 1);
+        if self.fill(&mut run, page, slot)? < META_STRIDE_BYTES {
+            return Err(SealedError::ShortRead { page });
+        }
+        let span = GEOMETRY.span(PlainOffset(offset), out.len(), page);
+        run.open(0, &mut Opener::new(&self.keys), page, slot, &span, out)
+    }
+
+    fn fill(
+        &self,
+        run: &mut RunBuffer,
+        first: PageIndex,
+        slot: Slot,
+    ) -> Result<usize, SealedError> {
+        let from = GEOMETRY.sealed_offset(first, slot)?;
+        let mut attempt = 1;
+        loop {
+            match run.fill(&*self.file, from) {
+                Err(error) if attempt < READ_ATTEMPTS && is_transient(&error) => attempt += 1,
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Writes one run of pages from `first` on; returns the page after it.
+    fn write_run(
+        &self,
+        offset: PlainOffset,
+        data: &[u8],
+        first: PageIndex,
+        end: PageIndex,
+    ) -> Result<PageIndex, SealedError> {
+        let count = if first.0 == 0 {
+            1
+        } else {
+            run_pages(first, end)
+        };
+        let span_of = |index: usize| {
+            let page = PageIndex(first.0 + index as u64);
+            (page, GEOMETRY.span(offset, data.len(), page))
+        };
+        let mut run = RunBuffer::take(GEOMETRY, count);
+        for index in 0..count {
+            let (page, span) = span_of(index);
+            if !span.is_whole(GEOMETRY) {
+                let payload = run.payload(index);
+                self.read_pages(
+                    PlainOffset(page.0 * META_PAYLOAD_BYTES as u64),
+                    page..PageIndex(page.0 + 1),
+                    payload,
+                )?;
+                payload[span.within].copy_from_slice(&data[span.caller]);
+            }
+        }
+        let target = self.target(first);
+        let sealed = run.seal(&self.keys, target, |index| {
+            let (_, span) = span_of(index);
+            if span.is_whole(GEOMETRY) {
+                Source::Elsewhere(&data[span.caller])
+            } else {
+                Source::InPlace
+            }
+        })?;
+        let written = sealed.write(&*self.file);
+        self.note_written(target, count, written.is_ok().then(|| sealed.first_tag()));
+        written?;
+        Ok(PageIndex(first.0 + count as u64))
+    }
+
+    fn target(&self, first: PageIndex) -> Target {
+        let state = self.state.lock();
+        Target {
+            first,
+            slot: if first.0 == 0 {
+                state.current.other()
+            } else {
+                Slot::A
+            },
+            sequence: state.sequence,
+        }
+    }
+
+    /// After a write of a run, with the tag of its first page if it succeeded.
+    fn note_written(&self, target: Target, pages: usize, tag: Option<[u8; TAG_BYTES]>) {
+        let mut state = self.state.lock();
+        if target.first.0 == 0 {
+            // A failed write leaves the slot neither old nor new.
+            state.slots[usize::from(target.slot.number())] = match tag {
+                Some(outer_tag) => SlotState {
+                    authentic: true,
+                    sequence: target.sequence,
+                    outer_tag,
+                },
+                None => SlotState::default(),
+            };
+            state.page_0_written = tag.is_some();
+        }
+        if tag.is_some() {
+            state
+                .fresh
+                .remove(target.first.0..target.first.0 + pages as u64);
+        }
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(crate::errno::Errno::EIO.code())
+        || error.kind() == io::ErrorKind::Interrupted
+}
+
+/// One bit per page: grown by and not written since.
+#[derive(Debug, Default)]
+struct FreshPages {
+    words: Vec<u64>,
+}
+
+impl FreshPages {
+    fn contains(&self, page: PageIndex) -> bool {
+        usize::try_from(page.0 / 64)
+            .ok()
+            .and_then(|word| self.words.get(word))
+            .is_some_and(|word| word >> (page.0 % 64) & 1 == 1)
+    }
+
+    fn add(&mut self, pages: Range<u64>) {
+        for page in pages {
+            let Ok(word) = usize::try_from(page / 64) else {
+                return;
+            };
+            if self.words.len() <= word {
+                self.words.resize(word + 1, 0);
+            }
+            self.words[word] |= 1 << (page % 64);
+        }
+    }
+
+    fn remove(&mut self, pages: Range<u64>) {
+        for page in pages {
+            let word = usize::try_from(page / 64).ok();
+            if let Some(word) = word.and_then(|word| self.words.get_mut(word)) {
+                *word &= !(1 << (page % 64));
+            }
+        }
+    }
+
+    /// Forgets pages from `end` on.
+    fn cut(&mut self, end: u64) {
+        let covered = self.words.len() as u64 * 64;
+        self.remove(end..covered);
+    }
+}

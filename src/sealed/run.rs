@@ -1,0 +1,261 @@
+//! Runs: neighbouring pages that go to the disk, or come from it, with one call.
+//!
+//! A run has at most [`RUN_PAGES`] pages, all of one segment. Its buffer comes from a pool shared
+//! by all files and threads, so nothing is allocated for a page. Whole pages are encrypted out of
+//! the caller's bytes and decrypted into them; a buffer that holds plaintext for a while (pages
+//! covered in part) is wiped before it goes back.
+
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use zeroize::Zeroize;
+
+use super::geometry::{Geometry, HEADER_BYTES, META_STRIDE_BYTES, SealedOffset, Slot, Span};
+use super::keys::{FileKeys, SegmentKeys};
+use super::page::{Nonce, OuterOpened, Place, Plain, Received, Sealed};
+use super::{Refusal, SealedError};
+use crate::ids::{Epoch, PageIndex, Sequence};
+use crate::layers::derivation::SEGMENT_PAGES;
+use crate::layers::{Segment, TAG_BYTES};
+use crate::store::StoreFile;
+
+/// Most pages of one call.
+pub(super) const RUN_PAGES: usize = 256;
+
+/// Buffers kept for the next run; more exist only while more threads are at it at once.
+const KEPT_BUFFERS: usize = 8;
+
+static POOL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+
+/// How many pages, from `first` on and before `end`, make the next run.
+pub(super) fn run_pages(first: PageIndex, end: PageIndex) -> usize {
+    let to_segment_end = SEGMENT_PAGES - first.0 % SEGMENT_PAGES;
+    let pages = (end.0 - first.0).min(to_segment_end).min(RUN_PAGES as u64);
+    pages as usize
+}
+
+/// A buffer for one run.
+pub(super) struct RunBuffer {
+    bytes: Box<[u8]>,
+    geometry: Geometry,
+    pages: usize,
+    holds_plaintext: bool,
+}
+
+impl RunBuffer {
+    /// A buffer for so many pages, at most [`RUN_PAGES`].
+    pub(super) fn take(geometry: Geometry, pages: usize) -> Self {
+        let kept = POOL.lock().pop();
+        Self {
+            bytes: kept.unwrap_or_else(|| vec![0; RUN_PAGES * META_STRIDE_BYTES].into()),
+            geometry,
+            pages: pages.min(RUN_PAGES),
+            holds_plaintext: false,
+        }
+    }
+
+    fn used(&mut self) -> &mut [u8] {
+        let used = self.pages * self.geometry.stride_bytes();
+        &mut self.bytes[..used]
+    }
+
+    fn page(&mut self, index: usize) -> &mut [u8] {
+        let start = index * self.geometry.stride_bytes();
+        &mut self.bytes[start..start + self.geometry.page_bytes()]
+    }
+
+    /// Where to put the plaintext of a page that the caller's bytes cover in part.
+    pub(super) fn payload(&mut self, index: usize) -> &mut [u8] {
+        self.holds_plaintext = true;
+        &mut self.page(index)[HEADER_BYTES..]
+    }
+
+    /// Reads the run; returns the bytes read, which are fewer at the end of the file.
+    pub(super) fn fill(&mut self, file: &dyn StoreFile, from: SealedOffset) -> io::Result<usize> {
+        file.read_at(self.used(), from.0)
+    }
+
+    /// Opens a page that [`fill`](Self::fill) has read and copies the span of it into `out`, the
+    /// caller's whole buffer.
+    pub(super) fn open(
+        &mut self,
+        index: usize,
+        opener: &mut Opener<'_>,
+        page: PageIndex,
+        slot: Slot,
+        span: &Span,
+        out: &mut [u8],
+    ) -> Result<Opened, SealedError> {
+        let geometry = self.geometry;
+        let refused = |layer| SealedError::Authentication { page, layer };
+        let (opened, keys) = opener.outer(self.page(index), page, slot)?;
+        let result = Opened {
+            sequence: opened.sequence(),
+            outer_tag: opened.outer_tag,
+        };
+        let out = &mut out[span.caller.clone()];
+        if span.is_whole(geometry) {
+            opened.open_customer_into(&keys, out).map_err(refused)?;
+        } else {
+            let payload = opened.open_customer(&keys).map_err(refused)?;
+            out.copy_from_slice(&payload[span.within.clone()]);
+            payload.zeroize();
+        }
+        Ok(result)
+    }
+
+    /// Seals all the pages. `source` says where each one's plaintext is.
+    pub(super) fn seal<'data>(
+        &mut self,
+        keys: &FileKeys,
+        target: Target,
+        source: impl Fn(usize) -> Source<'data>,
+    ) -> Result<SealedRun<'_>, SealedError> {
+        let segment = keys.to_seal(target.first)?;
+        let mut nonces = [Nonce::default(); RUN_PAGES];
+        let nonces = &mut nonces[..self.pages];
+        getrandom::fill(nonces.as_flattened_mut())
+            .map_err(|error| SealedError::Nonce(io::Error::other(error.to_string())))?;
+
+        let offset = self.geometry.sealed_offset(target.first, target.slot)?;
+        let mut first_tag = None;
+        for (index, nonce) in nonces.iter().enumerate() {
+            let place = Place {
+                key_set: segment.key_set,
+                crypto: keys.crypto(),
+                page: PageIndex(target.first.0 + index as u64),
+                slot: target.slot,
+                epoch: segment.epoch,
+                sequence: target.sequence,
+            };
+            let page = self.page(index);
+            let plain = match source(index) {
+                Source::InPlace => Plain::in_place(page),
+                Source::Elsewhere(payload) => Plain::from_elsewhere(page, payload),
+            };
+            let sealed: Sealed<'_> = plain
+                .seal_customer(&segment, &place)
+                .and_then(|sealed| sealed.seal_infrastructure(&segment, nonce))
+                .ok_or(SealedError::Cipher { page: place.page })?;
+            first_tag.get_or_insert(sealed.outer_tag());
+        }
+        self.holds_plaintext = false;
+        self.clear_padding();
+        Ok(SealedRun {
+            bytes: self.used(),
+            offset,
+            first_tag: first_tag.unwrap_or_default(),
+        })
+    }
+
+    /// Zeros between the pages: a pooled buffer may hold anything.
+    fn clear_padding(&mut self) {
+        let (page, stride) = (self.geometry.page_bytes(), self.geometry.stride_bytes());
+        if page < stride {
+            for page_and_padding in self.used().chunks_exact_mut(stride) {
+                page_and_padding[page..].fill(0);
+            }
+        }
+    }
+}
+
+impl Drop for RunBuffer {
+    fn drop(&mut self) {
+        if self.holds_plaintext {
+            self.used().zeroize();
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut pool = POOL.lock();
+        if pool.len() < KEPT_BUFFERS {
+            pool.push(bytes);
+        }
+    }
+}
+
+/// Where and as what a run is sealed.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    pub(super) first: PageIndex,
+    pub(super) slot: Slot,
+    pub(super) sequence: Sequence,
+}
+
+/// Where the plaintext of a page is.
+pub(super) enum Source<'a> {
+    /// In the run's buffer.
+    InPlace,
+    /// With the caller: a whole payload.
+    Elsewhere(&'a [u8]),
+}
+
+/// What the header of an opened page said, authentic by both layers.
+#[derive(Clone, Copy)]
+pub(super) struct Opened {
+    pub(super) sequence: Sequence,
+    pub(super) outer_tag: [u8; TAG_BYTES],
+}
+
+/// A run every page of which is sealed by both layers.
+pub(super) struct SealedRun<'a> {
+    bytes: &'a [u8],
+    offset: SealedOffset,
+    first_tag: [u8; TAG_BYTES],
+}
+
+impl SealedRun<'_> {
+    /// Writes the run. The only place that writes to a sealed file.
+    pub(super) fn write(&self, file: &dyn StoreFile) -> io::Result<()> {
+        file.write_at(self.bytes, self.offset.0)
+    }
+
+    /// The outer tag of the run's first page.
+    pub(super) const fn first_tag(&self) -> [u8; TAG_BYTES] {
+        self.first_tag
+    }
+}
+
+/// Finds the keys of one page after the other; neighbours mostly have the same.
+pub(super) struct Opener<'a> {
+    keys: &'a FileKeys,
+    last: Option<Arc<SegmentKeys>>,
+}
+
+impl<'a> Opener<'a> {
+    pub(super) const fn new(keys: &'a FileKeys) -> Self {
+        Self { keys, last: None }
+    }
+
+    /// Opens the outer layer of a page.
+    fn outer<'page>(
+        &mut self,
+        bytes: &'page mut [u8],
+        page: PageIndex,
+        slot: Slot,
+    ) -> Result<(OuterOpened<'page>, Arc<SegmentKeys>), SealedError> {
+        let refused = |layer| SealedError::Authentication { page, layer };
+        let received = Received::parse(bytes).map_err(refused)?;
+        let keys = self
+            .segment(page, received.epoch())?
+            .ok_or(refused(Refusal::Header))?;
+        let opened = received
+            .open_infrastructure(&keys, self.keys.crypto(), page, slot)
+            .map_err(refused)?;
+        Ok((opened, keys))
+    }
+
+    fn segment(
+        &mut self,
+        page: PageIndex,
+        epoch: Epoch,
+    ) -> Result<Option<Arc<SegmentKeys>>, SealedError> {
+        let fits =
+            |keys: &&Arc<SegmentKeys>| keys.epoch == epoch && keys.segment == Segment::of(page);
+        if let Some(keys) = self.last.as_ref().filter(fits) {
+            return Ok(Some(Arc::clone(keys)));
+        }
+        let keys = self.keys.to_open(page, epoch)?;
+        self.last.clone_from(&keys);
+        Ok(keys)
+    }
+}

@@ -1,0 +1,294 @@
+//! Names in memory: directories, hard links, and the POSIX rules for changing them.
+//!
+//! Generic over what a file is (`F`), since the memory store keeps its bytes and the faulty store
+//! also what of them is durable. Every operation returns the [`Change`]s it made, in the order in
+//! which they may reach a disk: a name is added before the old one is removed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::{EntryKind, StorePath, os_error};
+use crate::errno::Errno;
+
+/// Identifies a directory for its whole life, whatever its name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) struct DirectoryNumber(u64);
+
+/// The volume directory.
+pub(super) const ROOT: DirectoryNumber = DirectoryNumber(0);
+
+/// A file with any number of names.
+#[derive(Debug)]
+pub(super) struct FileNode<F> {
+    links: AtomicU64,
+    locked: AtomicBool,
+    pub(super) data: F,
+}
+
+impl<F> FileNode<F> {
+    fn new(data: F) -> Arc<Self> {
+        Arc::new(Self {
+            links: AtomicU64::new(0),
+            locked: AtomicBool::new(false),
+            data,
+        })
+    }
+
+    pub(super) fn links(&self) -> u64 {
+        self.links.load(Ordering::Relaxed)
+    }
+
+    /// True when the caller now holds the lock.
+    pub(super) fn try_lock(&self) -> bool {
+        !self.locked.swap(true, Ordering::Acquire)
+    }
+
+    pub(super) fn unlock(&self) {
+        self.locked.store(false, Ordering::Release);
+    }
+}
+
+/// What a name stands for.
+#[derive(Debug)]
+pub(super) enum Entry<F> {
+    File(Arc<FileNode<F>>),
+    Directory(DirectoryNumber),
+}
+
+impl<F> Clone for Entry<F> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::File(node) => Self::File(Arc::clone(node)),
+            Self::Directory(number) => Self::Directory(*number),
+        }
+    }
+}
+
+impl<F> Entry<F> {
+    pub(super) const fn kind(&self) -> EntryKind {
+        match self {
+            Self::File(_) => EntryKind::File,
+            Self::Directory(_) => EntryKind::Directory,
+        }
+    }
+}
+
+/// A name was given to an entry, or taken away.
+#[derive(Debug)]
+pub(super) struct Change<F> {
+    pub(super) directory: DirectoryNumber,
+    pub(super) name: String,
+    pub(super) entry: Option<Entry<F>>,
+}
+
+/// Entries of one directory.
+pub(super) type Entries<F> = BTreeMap<String, Entry<F>>;
+
+/// A new file and what making it changed.
+pub(super) type Created<F> = (Arc<FileNode<F>>, Vec<Change<F>>);
+
+/// All directories.
+#[derive(Debug)]
+pub(super) struct Tree<F> {
+    pub(super) directories: HashMap<DirectoryNumber, Entries<F>>,
+    next: u64,
+}
+
+impl<F> Tree<F> {
+    /// An empty root directory.
+    pub(super) fn new() -> Self {
+        Self {
+            directories: HashMap::from([(ROOT, BTreeMap::new())]),
+            next: 1,
+        }
+    }
+
+    /// The same names over transformed files; names that share a file share it in the copy.
+    pub(super) fn copy<G>(
+        directories: &HashMap<DirectoryNumber, Entries<F>>,
+        mut transform: impl FnMut(&F) -> G,
+    ) -> Tree<G> {
+        let mut copies: HashMap<*const FileNode<F>, Arc<FileNode<G>>> = HashMap::new();
+        let mut tree = Tree::new();
+        let mut waiting = vec![(ROOT, ROOT)];
+        while let Some((old, new)) = waiting.pop() {
+            // In the order of names, so that a transformation that draws random numbers repeats.
+            for (name, entry) in directories.get(&old).into_iter().flatten() {
+                let entry = match entry {
+                    Entry::File(node) => Entry::File(Arc::clone(
+                        copies
+                            .entry(Arc::as_ptr(node))
+                            .or_insert_with(|| FileNode::new(transform(&node.data))),
+                    )),
+                    Entry::Directory(child) => {
+                        let number = tree.add_directory();
+                        waiting.push((*child, number));
+                        Entry::Directory(number)
+                    }
+                };
+                tree.set(new, name, Some(entry));
+            }
+        }
+        tree
+    }
+
+    /// The directory's number; ENOENT, or ENOTDIR where a file is in the way.
+    pub(super) fn directory(&self, path: &StorePath) -> io::Result<DirectoryNumber> {
+        let mut number = ROOT;
+        for name in path.as_str().split('/').filter(|name| !name.is_empty()) {
+            number = match self.directories.get(&number).and_then(|d| d.get(name)) {
+                Some(Entry::Directory(child)) => *child,
+                Some(Entry::File(_)) => return Err(os_error(Errno::ENOTDIR)),
+                None => return Err(os_error(Errno::ENOENT)),
+            };
+        }
+        Ok(number)
+    }
+
+    /// What the path stands for.
+    pub(super) fn entry(&self, path: &StorePath) -> io::Result<Entry<F>> {
+        if path.is_root() {
+            return Ok(Entry::Directory(ROOT));
+        }
+        self.find(self.directory(&path.parent())?, path.name())
+            .cloned()
+            .ok_or_else(|| os_error(Errno::ENOENT))
+    }
+
+    /// The file; EISDIR for a directory.
+    pub(super) fn file(&self, path: &StorePath) -> io::Result<Arc<FileNode<F>>> {
+        match self.entry(path)? {
+            Entry::File(node) => Ok(node),
+            Entry::Directory(_) => Err(os_error(Errno::EISDIR)),
+        }
+    }
+
+    /// Entries of a directory.
+    pub(super) fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
+        let entries = self.directories.get(&self.directory(dir)?);
+        Ok(entries
+            .into_iter()
+            .flatten()
+            .map(|(name, entry)| (name.clone(), entry.kind()))
+            .collect())
+    }
+
+    pub(super) fn create_file(&mut self, path: &StorePath, data: F) -> io::Result<Created<F>> {
+        let directory = self.free_name(path)?;
+        let node = FileNode::new(data);
+        let entry = Entry::File(Arc::clone(&node));
+        Ok((node, vec![self.set(directory, path.name(), Some(entry))]))
+    }
+
+    pub(super) fn create_dir(&mut self, path: &StorePath) -> io::Result<Vec<Change<F>>> {
+        let directory = self.free_name(path)?;
+        let entry = Entry::Directory(self.add_directory());
+        Ok(vec![self.set(directory, path.name(), Some(entry))])
+    }
+
+    pub(super) fn link(&mut self, from: &StorePath, to: &StorePath) -> io::Result<Vec<Change<F>>> {
+        let Entry::File(node) = self.entry(from)? else {
+            return Err(os_error(Errno::EPERM));
+        };
+        let directory = self.free_name(to)?;
+        Ok(vec![self.set(
+            directory,
+            to.name(),
+            Some(Entry::File(node)),
+        )])
+    }
+
+    pub(super) fn unlink(&mut self, path: &StorePath) -> io::Result<Vec<Change<F>>> {
+        self.file(path)?;
+        let directory = self.directory(&path.parent())?;
+        Ok(vec![self.set(directory, path.name(), None)])
+    }
+
+    pub(super) fn remove_dir(&mut self, path: &StorePath) -> io::Result<Vec<Change<F>>> {
+        if path.is_root() {
+            return Err(os_error(Errno::EBUSY));
+        }
+        let Entry::Directory(number) = self.entry(path)? else {
+            return Err(os_error(Errno::ENOTDIR));
+        };
+        if self.directories.get(&number).is_some_and(|d| !d.is_empty()) {
+            return Err(os_error(Errno::ENOTEMPTY));
+        }
+        self.directories.remove(&number);
+        let directory = self.directory(&path.parent())?;
+        Ok(vec![self.set(directory, path.name(), None)])
+    }
+
+    /// The addition comes first. Two names of one file are left alone, as POSIX wants.
+    pub(super) fn rename(
+        &mut self,
+        from: &StorePath,
+        to: &StorePath,
+    ) -> io::Result<Vec<Change<F>>> {
+        let node = self.file(from)?;
+        if to.is_root() {
+            return Err(os_error(Errno::EISDIR));
+        }
+        let from_directory = self.directory(&from.parent())?;
+        let to_directory = self.directory(&to.parent())?;
+        match self.find(to_directory, to.name()) {
+            Some(Entry::Directory(_)) => return Err(os_error(Errno::EISDIR)),
+            Some(Entry::File(old)) if Arc::ptr_eq(old, &node) => return Ok(Vec::new()),
+            _ => {}
+        }
+        Ok(vec![
+            self.set(to_directory, to.name(), Some(Entry::File(node))),
+            self.set(from_directory, from.name(), None),
+        ])
+    }
+
+    fn find(&self, directory: DirectoryNumber, name: &str) -> Option<&Entry<F>> {
+        self.directories.get(&directory)?.get(name)
+    }
+
+    /// The directory in which the name is still free.
+    fn free_name(&self, path: &StorePath) -> io::Result<DirectoryNumber> {
+        if path.is_root() {
+            return Err(os_error(Errno::EEXIST));
+        }
+        let directory = self.directory(&path.parent())?;
+        match self.find(directory, path.name()) {
+            None => Ok(directory),
+            Some(_) => Err(os_error(Errno::EEXIST)),
+        }
+    }
+
+    fn add_directory(&mut self) -> DirectoryNumber {
+        let number = DirectoryNumber(self.next);
+        self.next += 1;
+        self.directories.insert(number, BTreeMap::new());
+        number
+    }
+
+    /// Gives or takes a name and counts links.
+    fn set(
+        &mut self,
+        directory: DirectoryNumber,
+        name: &str,
+        entry: Option<Entry<F>>,
+    ) -> Change<F> {
+        if let Some(Entry::File(node)) = &entry {
+            node.links.fetch_add(1, Ordering::Relaxed);
+        }
+        let entries = self.directories.entry(directory).or_default();
+        let old = match &entry {
+            Some(new) => entries.insert(name.to_owned(), new.clone()),
+            None => entries.remove(name),
+        };
+        if let Some(Entry::File(node)) = old {
+            node.links.fetch_sub(1, Ordering::Relaxed);
+        }
+        Change {
+            directory,
+            name: name.to_owned(),
+            entry,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What can go wrong with a volume: kind (for exit codes), message (what, with what) and hint (what
+//! to do next).
+
+use std::error::Error;
+use std::io;
+
+use crate::keys::error::kind_of_io;
+use crate::keys::{ErrorKind, KeyError};
+
+/// A failure to make, open or read a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The directory holds no volume.
+    #[error("this directory is no bilayer volume: it has no volume.json")]
+    NotAVolume,
+    /// A volume is to be made where there is something already.
+    #[error("cannot make a volume here: the directory has {0:?} in it")]
+    Occupied(String),
+    /// Another process has it open.
+    #[error("the volume is mounted or otherwise in use")]
+    InUse {
+        /// The lock is shared with a hard-linked copy.
+        shared: bool,
+    },
+    /// The superblock cannot be understood.
+    #[error("volume.json is not a valid superblock: {0}")]
+    HeaderInvalid(String),
+    /// The superblock needs a newer program.
+    #[error("the volume was made by a newer bilayer (format {found}); this one reads {supported}")]
+    NewerFormat {
+        /// Format of the volume.
+        found: u64,
+        /// Newest format that is read.
+        supported: u32,
+    },
+    /// The superblock names features that are not known.
+    #[error("the volume needs features that this bilayer does not have: {0}")]
+    UnknownFeatures(String),
+    /// The superblock does not authenticate.
+    #[error("volume.json does not authenticate: it is not the superblock that was written")]
+    Tampered,
+    /// The superblock says less protection than the keystore remembers.
+    #[error("volume.json says {found}, and the volume is known to be {known}")]
+    Downgraded {
+        /// What the superblock says.
+        found: &'static str,
+        /// What is known.
+        known: &'static str,
+    },
+    /// The volume needs its customer key and nobody named one.
+    #[error("this volume needs its customer key")]
+    CustomerKeyNeeded {
+        /// What the unverified superblock says about where it is.
+        claimed: String,
+    },
+    /// The customer key is not the one that the volume's keys are wrapped with.
+    #[error(
+        "the customer key {given} (fingerprint {found}) is not the one this volume was made with ({wanted})"
+    )]
+    WrongCustomerKey {
+        /// The key that was tried.
+        given: String,
+        /// Its fingerprint.
+        found: String,
+        /// The fingerprints that the unverified superblock names.
+        wanted: String,
+    },
+    /// The customer DEK is not the one that was pinned.
+    #[error("the volume's fingerprint is {found}, not {pinned}")]
+    FingerprintMismatch {
+        /// Of the volume.
+        found: String,
+        /// Asked for.
+        pinned: String,
+    },
+    /// Keys or keystore.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Writing the metadata of a new volume failed.
+    #[error("cannot write the filesystem of the new volume: {0}")]
+    Format(#[source] Box<dyn Error + Send + Sync>),
+    /// The backing store failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done to what.
+        doing: &'static str,
+        /// What the operating system says.
+        source: io::Error,
+    },
+}
+
+impl VolumeError {
+    /// A closure that says what was being done.
+    pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, source }
+    }
+
+    /// What sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotAVolume => ErrorKind::NotAVolume,
+            Self::Occupied(_) => ErrorKind::Usage,
+            Self::InUse { .. } => ErrorKind::InUse,
+            Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
+            Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
+            Self::Tampered | Self::Downgraded { .. } => ErrorKind::Tampered,
+            Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
+            Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
+            Self::Key(error) => error.kind(),
+            Self::Format(error) => error
+                .downcast_ref::<io::Error>()
+                .map_or(ErrorKind::Io, kind_of_io),
+            Self::Io { source, .. } => kind_of_io(source),
+        }
+    }
+
+    /// What to do next, where there is something to do.
+    pub fn hint(&self) -> Option<String> {
+        const RESTORE: &str = "restore volume.json from a backup of this volume";
+        let text = match self {
+            Self::NotAVolume => "make one: bilayer create DIR, or check the path",
+            Self::Occupied(_) => "choose an empty directory",
+            Self::InUse { shared: true } => {
+                "unmount it; if it is a copy made with cp -al, unmount the original first"
+            }
+            Self::InUse { shared: false } => "unmount it first: umount MOUNTPOINT",
+            Self::HeaderInvalid(_) | Self::Tampered => RESTORE,
+            Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
+            Self::Downgraded { .. } => {
+                "somebody may have put another volume in its place; restore it from a backup"
+            }
+            Self::CustomerKeyNeeded { claimed } => {
+                return Some(format!(
+                    "pass it: -o customer_key=URI (unverified: volume.json names {claimed:?})"
+                ));
+            }
+            Self::WrongCustomerKey { .. } => "name the right key: -o customer_key=URI",
+            Self::FingerprintMismatch { .. } => {
+                "do not use this volume unless you know why its keys changed"
+            }
+            Self::Key(error) => return error.hint().map(str::to_owned),
+            Self::Format(_) | Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {
+                "make room on the backing filesystem"
+            }
+            Self::Format(_) | Self::Io { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+}

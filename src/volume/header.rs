@@ -1,0 +1,409 @@
+//! The superblock's contents.
+//!
+//! ```text
+//! {"format":"bilayer","version":1,…}\n       one line of JSON
+//! <64 lower-case hexadecimal digits>\n       HMAC-SHA-256 of exactly the bytes of the first line
+//!                                            (without its newline), under a key derived from
+//!                                            both DEKs of the active key set
+//! ```
+//!
+//! | field | value |
+//! |---|---|
+//! | `format`, `version` | `"bilayer"`, 1 |
+//! | `features` | names of features that a reader must know; none are defined |
+//! | `volume`, `incarnation`, `meta` | ids, 32 hexadecimal digits |
+//! | `sequence` | number of this superblock, raised whenever it is rewritten |
+//! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
+//! | `key_sets` | 1 to 64 of `{id, epoch, state, customer: [wrap…], infrastructure: [wrap…]}` |
+//! | `provenance` | null, or the volume and image it was deployed from |
+//!
+//! `state` is `"active"` for exactly the set with the highest epoch and `"read-only"` for all
+//! others. A wrap is `{provider, key_version, algorithm, ciphertext}` (see `keys::wrap`); a DEK has
+//! one to eight, any of which gives it.
+//!
+//! Invariants: one parse of exactly the authenticated bytes; duplicate or unknown fields, too many
+//! or too large values, unknown features are refused; an [`UnverifiedHeader`] becomes a
+//! [`VerifiedHeader`] by its MAC only.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::VolumeError;
+use crate::ids::{CryptoId, Epoch, IncarnationId, KeySetId, VolumeId};
+use crate::keys::encoding::{hex_id, strict};
+use crate::keys::wrap::WrapRecord;
+use crate::layers::{KeySet, header_mac, verify_header_mac};
+
+/// Format that is written, and the newest that is read.
+pub const FORMAT_VERSION: u32 = 1;
+/// Longest superblock, in bytes: room for 64 key sets under 4096-bit keys.
+pub const MAX_HEADER_BYTES: usize = 256 * 1024;
+/// Most key sets.
+pub const MAX_KEY_SETS: usize = 64;
+/// Most wraps of one DEK.
+pub const MAX_WRAPS: usize = 8;
+
+const FORMAT_NAME: &str = "bilayer";
+const MAX_FEATURES: usize = 32;
+const MAX_NAME_BYTES: usize = 255;
+const MAC_DIGITS: usize = 64;
+
+/// Who holds the KEKs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyMode {
+    /// Both DEKs are wrapped by platform keys.
+    PlatformManaged,
+    /// The customer DEK is wrapped by a customer key.
+    PlatformAndCustomer,
+}
+
+impl KeyMode {
+    /// The name as it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PlatformManaged => "platform-managed",
+            Self::PlatformAndCustomer => "platform-and-customer",
+        }
+    }
+}
+
+/// Whether new bytes are sealed under a key set.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeySetState {
+    /// They are.
+    Active,
+    /// It only reads what is there.
+    ReadOnly,
+}
+
+/// A key set, wrapped.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrappedKeySet {
+    /// Random id.
+    #[serde(with = "hex_id")]
+    pub id: KeySetId,
+    /// Number within the volume, from 1.
+    #[serde(with = "epoch_number")]
+    pub epoch: Epoch,
+    /// Whether new bytes are sealed under it.
+    pub state: KeySetState,
+    /// Wraps of the customer DEK.
+    pub customer: Vec<WrapRecord>,
+    /// Wraps of the infrastructure DEK.
+    pub infrastructure: Vec<WrapRecord>,
+}
+
+/// Where a volume came from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// The volume it was deployed from.
+    #[serde(with = "hex_id")]
+    pub volume: VolumeId,
+    /// Name of the image.
+    pub image: String,
+}
+
+/// What a superblock says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderContents {
+    format: String,
+    version: u32,
+    features: Vec<String>,
+    #[serde(with = "hex_id")]
+    volume: VolumeId,
+    #[serde(with = "hex_id")]
+    incarnation: IncarnationId,
+    sequence: u64,
+    #[serde(with = "hex_id")]
+    meta: CryptoId,
+    key_mode: KeyMode,
+    key_sets: Vec<WrappedKeySet>,
+    provenance: Option<Provenance>,
+}
+
+/// Just enough to tell a newer format by, whose other fields are not known.
+#[derive(Deserialize)]
+struct FormatPeek {
+    format: String,
+    version: u64,
+}
+
+impl HeaderContents {
+    /// The contents of a new volume's first superblock.
+    pub(crate) fn fresh(
+        volume: VolumeId,
+        incarnation: IncarnationId,
+        meta: CryptoId,
+        key_mode: KeyMode,
+        key_set: WrappedKeySet,
+    ) -> Self {
+        Self {
+            format: FORMAT_NAME.to_owned(),
+            version: FORMAT_VERSION,
+            features: Vec::new(),
+            volume,
+            incarnation,
+            sequence: 1,
+            meta,
+            key_mode,
+            key_sets: vec![key_set],
+            provenance: None,
+        }
+    }
+
+    /// Names the volume.
+    pub fn volume_id(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// The incarnation.
+    pub fn incarnation(&self) -> IncarnationId {
+        self.incarnation
+    }
+
+    /// Number of this superblock.
+    pub fn header_sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Crypto id of `meta`.
+    pub fn meta_crypto(&self) -> CryptoId {
+        self.meta
+    }
+
+    /// Who holds the KEKs.
+    pub fn key_mode(&self) -> KeyMode {
+        self.key_mode
+    }
+
+    /// The key sets, wrapped, in the order they are written in.
+    pub fn key_sets(&self) -> &[WrappedKeySet] {
+        &self.key_sets
+    }
+
+    /// The format's version.
+    pub fn format(&self) -> u32 {
+        self.version
+    }
+
+    /// Features that a reader must know.
+    pub fn features(&self) -> &[String] {
+        &self.features
+    }
+
+    /// Where the volume came from.
+    pub fn provenance(&self) -> Option<&Provenance> {
+        self.provenance.as_ref()
+    }
+
+    /// Parses and checks one line of JSON.
+    fn parse(line: &[u8]) -> Result<Self, VolumeError> {
+        let peek: FormatPeek = serde_json::from_slice(line).map_err(not_json)?;
+        if peek.format != FORMAT_NAME {
+            return Err(invalid("it is of another kind"));
+        }
+        if peek.version > u64::from(FORMAT_VERSION) {
+            return Err(VolumeError::NewerFormat {
+                found: peek.version,
+                supported: FORMAT_VERSION,
+            });
+        }
+        if peek.version != u64::from(FORMAT_VERSION) {
+            return Err(invalid("its format was never in use"));
+        }
+        let contents: Self = serde_json::from_slice(line).map_err(not_json)?;
+        contents.check()?;
+        Ok(contents)
+    }
+
+    fn check(&self) -> Result<(), VolumeError> {
+        self.check_features()?;
+        if self.sequence == 0 || self.sequence == u64::MAX {
+            return Err(invalid("its sequence is out of range"));
+        }
+        if !(1..=MAX_KEY_SETS).contains(&self.key_sets.len()) {
+            return Err(invalid("it has no key sets or too many"));
+        }
+        let epochs: BTreeSet<Epoch> = self.key_sets.iter().map(|set| set.epoch).collect();
+        let ids: BTreeSet<KeySetId> = self.key_sets.iter().map(|set| set.id).collect();
+        if epochs.len() != self.key_sets.len() || ids.len() != self.key_sets.len() {
+            return Err(invalid("two of its key sets have the same id or epoch"));
+        }
+        for set in &self.key_sets {
+            self.check_key_set(set, epochs.last() == Some(&set.epoch))?;
+        }
+        let bad_name = |name: &str| name.len() > MAX_NAME_BYTES || name.contains(char::is_control);
+        if self
+            .provenance
+            .as_ref()
+            .is_some_and(|from| bad_name(&from.image))
+        {
+            return Err(invalid("its provenance is not a name"));
+        }
+        Ok(())
+    }
+
+    fn check_features(&self) -> Result<(), VolumeError> {
+        if self.features.is_empty() {
+            return Ok(());
+        }
+        let name_ok = |name: &String| {
+            (1..=64).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        if self.features.len() > MAX_FEATURES || !self.features.iter().all(name_ok) {
+            return Err(invalid("its features are not names"));
+        }
+        Err(VolumeError::UnknownFeatures(self.features.join(", ")))
+    }
+
+    fn check_key_set(&self, set: &WrappedKeySet, newest: bool) -> Result<(), VolumeError> {
+        if (set.state == KeySetState::Active) != newest {
+            return Err(invalid("its active key set is not the newest one"));
+        }
+        for wraps in [&set.customer, &set.infrastructure] {
+            if !(1..=MAX_WRAPS).contains(&wraps.len()) {
+                return Err(invalid("a key has no wraps or too many"));
+            }
+            if !wraps.iter().all(WrapRecord::is_well_formed) {
+                return Err(invalid("a wrap is empty, too long or not text"));
+            }
+        }
+        let customer_is_platform = self.key_mode == KeyMode::PlatformManaged;
+        if !set.infrastructure.iter().all(WrapRecord::is_platform)
+            || set
+                .customer
+                .iter()
+                .any(|wrap| wrap.is_platform() != customer_is_platform)
+        {
+            return Err(invalid("its wraps do not fit its key mode"));
+        }
+        Ok(())
+    }
+}
+
+/// A superblock that nobody has vouched for: what it says is a claim.
+#[derive(Clone, Debug)]
+pub struct UnverifiedHeader {
+    line: Vec<u8>,
+    mac: [u8; 32],
+    contents: HeaderContents,
+}
+
+impl UnverifiedHeader {
+    /// Parses the whole of `volume.json`.
+    ///
+    /// # Errors
+    /// `HeaderInvalid`, `NewerFormat`, `UnknownFeatures`.
+    pub fn parse(bytes: &[u8]) -> Result<Self, VolumeError> {
+        if bytes.len() > MAX_HEADER_BYTES {
+            return Err(invalid("it is too long"));
+        }
+        let line_end = bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .ok_or_else(|| invalid("it is cut off"))?;
+        let (line, rest) = bytes.split_at(line_end);
+        let contents = HeaderContents::parse(line)?;
+        let mac = rest
+            .strip_prefix(b"\n")
+            .and_then(|rest| rest.strip_suffix(b"\n"))
+            .filter(|digits| digits.len() == MAC_DIGITS)
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(strict)
+            .and_then(|mac| mac.try_into().ok())
+            .ok_or_else(|| invalid("its last line is no MAC"))?;
+        Ok(Self {
+            line: line.to_owned(),
+            mac,
+            contents,
+        })
+    }
+
+    /// What it claims.
+    pub fn claims(&self) -> &HeaderContents {
+        &self.contents
+    }
+
+    /// What it claims as JSON, marked as unverified.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({ "verified": false, "claims": self.contents })
+    }
+
+    /// Checks the MAC under the active key set.
+    ///
+    /// # Errors
+    /// `Tampered`.
+    pub fn verify(self, active: &KeySet) -> Result<VerifiedHeader, VolumeError> {
+        if !verify_header_mac(active, &self.line, &self.mac) {
+            return Err(VolumeError::Tampered);
+        }
+        Ok(VerifiedHeader(self.contents))
+    }
+}
+
+/// A superblock whose MAC was checked, or that was made by this process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VerifiedHeader(HeaderContents);
+
+impl VerifiedHeader {
+    /// Authenticates new contents; gives the header and the bytes of `volume.json`.
+    ///
+    /// # Errors
+    /// When the contents break a rule or become too long.
+    pub(crate) fn seal(
+        contents: HeaderContents,
+        active: &KeySet,
+    ) -> Result<(Self, Vec<u8>), VolumeError> {
+        contents.check()?;
+        let mut bytes = serde_json::to_vec(&contents).map_err(not_json)?;
+        let mac = header_mac(active, &bytes).map_err(|_| invalid("its MAC cannot be computed"))?;
+        bytes.push(b'\n');
+        bytes.extend_from_slice(hex::encode(mac).as_bytes());
+        bytes.push(b'\n');
+        if bytes.len() > MAX_HEADER_BYTES {
+            return Err(invalid("it would be too long"));
+        }
+        Ok((Self(contents), bytes))
+    }
+}
+
+impl std::ops::Deref for VerifiedHeader {
+    type Target = HeaderContents;
+
+    fn deref(&self) -> &HeaderContents {
+        &self.0
+    }
+}
+
+fn invalid(why: &str) -> VolumeError {
+    VolumeError::HeaderInvalid(why.to_owned())
+}
+
+fn not_json(error: serde_json::Error) -> VolumeError {
+    VolumeError::HeaderInvalid(error.to_string())
+}
+
+/// An epoch as a plain number, never 0.
+mod epoch_number {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::ids::Epoch;
+
+    pub(super) fn serialize<S: Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(epoch.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Epoch, D::Error> {
+        match u32::deserialize(from)? {
+            0 => Err(D::Error::custom("epochs are counted from 1")),
+            number => Ok(Epoch(number)),
+        }
+    }
+}

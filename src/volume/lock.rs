@@ -1,0 +1,76 @@
+//! The lock: one process has a volume open.
+//!
+//! A volume directory that was copied with `cp -al` shares its inodes with the original, the
+//! lock's among them. So the lock is taken as it is found, and if it is shared, the file is
+//! replaced by a copy of its own and the lock of that is taken, before the first is let go: at no
+//! moment can two processes both believe the volume is theirs. Then `meta` and `volume.json` get
+//! copies of their own too. Objects stay shared: they are never taken for the volume's own before
+//! their extents say so.
+
+use std::io;
+
+use super::error::VolumeError;
+use super::superblock::{discard_aside, unshare};
+use super::{HEADER_NAME, LOCK_NAME, META_NAME, lock_path};
+use crate::store::{OpenMode, Store, StoreLock};
+
+/// Stands for the lock of a volume on a filesystem that nobody can write to.
+#[derive(Debug)]
+struct ReadOnlyMedium;
+
+impl StoreLock for ReadOnlyMedium {}
+
+/// Locks the volume and gives it files of its own.
+pub(super) fn acquire(
+    store: &dyn Store,
+    read_only: bool,
+) -> Result<Box<dyn StoreLock>, VolumeError> {
+    let mut lock = match lock_or_make(store) {
+        Err(error) if read_only && error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            return Ok(Box::new(ReadOnlyMedium));
+        }
+        result => result.map_err(|error| refused(store, error))?,
+    };
+    if unshare(store, LOCK_NAME).map_err(VolumeError::io("cannot replace the shared lock"))? {
+        let own = store
+            .lock(&lock_path())
+            .map_err(|error| refused(store, error))?;
+        drop(std::mem::replace(&mut lock, own));
+    }
+    for name in [META_NAME, HEADER_NAME] {
+        unshare(store, name).map_err(VolumeError::io("cannot copy a shared file"))?;
+        discard_aside(store, name).map_err(VolumeError::io("cannot tidy the volume"))?;
+    }
+    Ok(lock)
+}
+
+/// Takes the lock; a volume that lost its lock file (an empty file, which some copies leave out)
+/// gets a new one.
+fn lock_or_make(store: &dyn Store) -> io::Result<Box<dyn StoreLock>> {
+    match store.lock(&lock_path()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match store.open(&lock_path(), OpenMode::CreateNew) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            store.lock(&lock_path())
+        }
+        result => result,
+    }
+}
+
+/// Locks the lock file of a volume that is being made.
+pub(super) fn acquire_new(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
+    store
+        .lock(&lock_path())
+        .map_err(|error| refused(store, error))
+}
+
+fn refused(store: &dyn Store, error: io::Error) -> VolumeError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => VolumeError::InUse {
+            shared: store.info(&lock_path()).is_ok_and(|info| info.links > 1),
+        },
+        _ => VolumeError::io("cannot lock the volume")(error),
+    }
+}

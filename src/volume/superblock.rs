@@ -1,0 +1,84 @@
+//! Reading and atomically replacing files of a volume's directory.
+//!
+//! Order of writes: the new bytes go to a file with the suffix `.new`, which is synced, renamed
+//! over the old one, and then the directory is synced. A `.new` that is found was cut off and is
+//! worth nothing.
+
+use std::io;
+
+use super::error::VolumeError;
+use super::header::{MAX_HEADER_BYTES, UnverifiedHeader};
+use super::{HEADER_NAME, header_path};
+use crate::store::{OpenMode, Store, StorePath};
+
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Reads a volume's superblock without any key.
+///
+/// # Errors
+/// `NotAVolume`, and all that a superblock can be refused for.
+pub fn inspect(store: &dyn Store) -> Result<UnverifiedHeader, VolumeError> {
+    let file = store
+        .open(&header_path(), OpenMode::Read)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => VolumeError::NotAVolume,
+            _ => VolumeError::io("cannot open volume.json")(error),
+        })?;
+    let mut bytes = vec![0; MAX_HEADER_BYTES + 1];
+    let len = file
+        .read_at(&mut bytes, 0)
+        .map_err(VolumeError::io("cannot read volume.json"))?;
+    UnverifiedHeader::parse(&bytes[..len])
+}
+
+/// Replaces `volume.json`; atomic, and durable on return.
+pub(super) fn replace_header(store: &dyn Store, bytes: &[u8]) -> Result<(), VolumeError> {
+    let write = || {
+        let aside = discard_aside(store, HEADER_NAME)?;
+        let file = store.open(&aside, OpenMode::CreateNew)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
+        store.rename(&aside, &header_path())?;
+        store.sync_dir(&StorePath::root())
+    };
+    write().map_err(VolumeError::io("cannot write volume.json"))
+}
+
+/// Gives the file a copy of its own where it shares its bytes with another name (a copy of the
+/// volume made with `cp -al`). True when it did.
+pub(super) fn unshare(store: &dyn Store, name: &str) -> io::Result<bool> {
+    let path = StorePath::new(name);
+    match store.info(&path) {
+        Ok(info) if info.links > 1 => {}
+        Ok(_) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let aside = discard_aside(store, name)?;
+    let from = store.open(&path, OpenMode::Read)?;
+    let to = store.open(&aside, OpenMode::CreateNew)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut offset = 0;
+    loop {
+        let count = from.read_at(&mut buffer, offset)?;
+        if count == 0 {
+            break;
+        }
+        to.write_at(&buffer[..count], offset)?;
+        offset += count as u64;
+    }
+    to.sync()?;
+    store.rename(&aside, &path)?;
+    store.sync_dir(&StorePath::root())?;
+    Ok(true)
+}
+
+/// The name that a replacement of `name` is written under, free of what a crash may have left.
+pub(super) fn discard_aside(store: &dyn Store, name: &str) -> io::Result<StorePath> {
+    let aside = StorePath::new(&format!("{name}.new"));
+    match store.unlink(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(aside),
+    }
+}
