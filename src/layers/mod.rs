@@ -25,6 +25,9 @@ pub mod dek;
 pub mod derivation;
 pub mod header;
 pub mod infrastructure;
+pub mod self_test;
+#[cfg(test)]
+mod tests;
 pub mod xts;
 
 pub use customer::CustomerKeys;
@@ -32,6 +35,7 @@ pub use dek::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
 pub use derivation::{DerivationError, FORMAT, Segment};
 pub use header::{fingerprint, header_mac, verify_header_mac};
 pub use infrastructure::InfrastructureKeys;
+pub use self_test::{SelfTestError, self_test};
 
 /// Bytes of a tag, of either layer.
 pub const TAG_BYTES: usize = 16;
@@ -58,3 +62,34 @@ impl std::fmt::Display for Layer {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("does not authenticate")]
 pub struct TagMismatch;
+
+/// What carries a layer in this build, for `status`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LayerDescription {
+    /// Which one.
+    pub layer: Layer,
+    /// Cipher and authentication.
+    pub algorithm: &'static str,
+    /// Whose code computes it.
+    pub implementation: &'static str,
+    /// Whether this machine's instructions for it are used, where that is known.
+    pub accelerated: Option<bool>,
+}
+
+/// Both layers, the inner one first.
+pub fn implementations() -> [LayerDescription; 2] {
+    [
+        LayerDescription {
+            layer: Layer::Customer,
+            algorithm: "AES-256-XTS with an AES-256-POLYVAL tag",
+            implementation: customer::IMPLEMENTATION,
+            accelerated: Some(aes::hardware_accelerated()),
+        },
+        LayerDescription {
+            layer: Layer::Infrastructure,
+            algorithm: "ChaCha20-Poly1305",
+            implementation: infrastructure::IMPLEMENTATION,
+            accelerated: None,
+        },
+    ]
+}

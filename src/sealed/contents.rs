@@ -21,6 +21,10 @@ use crate::store::StoreFile;
 
 const GEOMETRY: Geometry = Geometry::Contents;
 
+/// Fills in the old plaintext of a page that is about to be written in part.
+pub type OldPlaintext<'a> =
+    dyn FnMut(PageIndex, &mut [u8; PAYLOAD_BYTES]) -> Result<(), SealedError> + 'a;
+
 /// Random access to one contents object. All offsets are plain byte offsets within the object.
 pub struct ContentsFile {
     file: Arc<dyn StoreFile>,
@@ -117,7 +121,7 @@ impl ContentsFile {
         offset: u64,
         data: &[u8],
         sequence: Sequence,
-        base: &mut dyn FnMut(PageIndex, &mut [u8; PAYLOAD_BYTES]) -> Result<(), SealedError>,
+        base: &mut OldPlaintext<'_>,
     ) -> Result<(), SealedError> {
         let offset = PlainOffset(offset);
         let pages = GEOMETRY.pages(offset, data.len())?;

@@ -25,8 +25,9 @@ pub const META_STRIDE_BYTES: usize = 4608;
 /// Plain bytes of a `meta` page: one page of the database.
 pub const META_PAYLOAD_BYTES: usize = 4096;
 
-const _: () = assert!(PAYLOAD_BYTES == 4032 && PAYLOAD_BYTES % 16 == 0);
-const _: () = assert!(META_PAYLOAD_BYTES % 16 == 0 && META_STRIDE_BYTES % 512 == 0);
+const _: () = assert!(PAYLOAD_BYTES == 4032 && PAYLOAD_BYTES.is_multiple_of(16));
+const _: () =
+    assert!(META_PAYLOAD_BYTES.is_multiple_of(16) && META_STRIDE_BYTES.is_multiple_of(512));
 const _: () = assert!(HEADER_BYTES + META_PAYLOAD_BYTES <= META_STRIDE_BYTES);
 
 /// Offset of a byte of plaintext within its sealed file.

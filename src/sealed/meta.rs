@@ -58,6 +58,9 @@ pub struct MetaFile {
     file: Arc<dyn StoreFile>,
     keys: FileKeys,
     locks: RangeLocks,
+    /// Held while the length is looked at and changed: two writers beyond the end must not cut
+    /// each other off.
+    length: Mutex<()>,
     state: Mutex<State>,
     recovering: AtomicBool,
 }
@@ -152,6 +155,7 @@ impl MetaFile {
             file,
             keys: FileKeys::new(keys.iter().map(Arc::clone).collect(), crypto),
             locks: RangeLocks::default(),
+            length: Mutex::new(()),
             state: Mutex::new(state),
             recovering: AtomicBool::new(false),
         }
@@ -197,11 +201,16 @@ impl MetaFile {
     pub fn set_len(&self, len_bytes: u64) -> io::Result<()> {
         let pages = len_bytes.div_ceil(META_PAYLOAD_BYTES as u64);
         let _guard = self.locks.lock_exclusive(PageIndex(0)..PageIndex(u64::MAX));
-        Ok(self.set_pages(pages)?)
+        Ok(self.set_pages(pages, true)?)
     }
 
-    fn set_pages(&self, pages: u64) -> Result<(), SealedError> {
+    /// Changes the length; `may_cut` is false for a writer, who only ever needs more.
+    fn set_pages(&self, pages: u64, may_cut: bool) -> Result<(), SealedError> {
+        let _length = self.length.lock();
         let before = GEOMETRY.whole_pages(self.file.len()?);
+        if pages <= before && !may_cut {
+            return Ok(());
+        }
         self.file.set_len(GEOMETRY.sealed_len(pages)?)?;
         let mut state = self.state.lock();
         state.fresh.cut(pages);
@@ -245,9 +254,7 @@ impl MetaFile {
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let pages = GEOMETRY.pages(PlainOffset(offset), data.len())?;
         let _guard = self.locks.lock_exclusive(pages.clone());
-        if pages.end.0 > GEOMETRY.whole_pages(self.file.len()?) {
-            self.set_pages(pages.end.0)?;
-        }
+        self.set_pages(pages.end.0, false)?;
         let mut next = pages.start;
         while next < pages.end {
             next = self.write_run(PlainOffset(offset), data, next, pages.end)?;

@@ -29,7 +29,7 @@ mod tests;
 
 use std::io;
 
-pub use contents::ContentsFile;
+pub use contents::{ContentsFile, OldPlaintext};
 pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
 pub use meta::{MetaFile, SlotState};
 pub use range_lock::PageGuard;

@@ -288,10 +288,4 @@ impl<'a> OuterOpened<'a> {
             .open(self.place.page.0, &self.aad, &self.inner_tag, both)
             .map_err(|_| Refusal::Inner)
     }
-
-    /// What the outer layer uncovered: inner tag and ciphertext.
-    #[cfg(test)]
-    pub(super) fn uncovered(&self) -> ([u8; TAG_BYTES], &[u8]) {
-        (self.inner_tag, &self.page[HEADER_BYTES..])
-    }
 }

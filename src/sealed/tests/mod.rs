@@ -1,6 +1,9 @@
 //! Tests of sealed files, by topic, over a file in memory that a test can damage.
 
 mod contents;
+mod database;
+mod golden;
+mod one_layer;
 
 mod slots;
 mod tamper;
@@ -41,6 +44,11 @@ impl DamageableFile {
 
     pub(super) fn bytes(&self) -> Vec<u8> {
         self.state.lock().bytes.clone()
+    }
+
+    /// What a power cut leaves.
+    pub(super) fn synced(&self) -> Vec<u8> {
+        self.state.lock().synced.clone()
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {

@@ -224,3 +224,49 @@ fn debug_shows_no_secret() {
     );
     assert!(shown.contains("MetaFile") && !shown.contains("keys"));
 }
+
+#[test]
+fn writers_beyond_the_end_do_not_cut_each_other_off() {
+    for _ in 0..20 {
+        let file = DamageableFile::new();
+        let meta = create(&file);
+        std::thread::scope(|scope| {
+            for page in 0..8u8 {
+                let meta = &meta;
+                scope.spawn(move || {
+                    let offset = u64::from(page) * 4096;
+                    meta.write(offset, &[page + 1; 4096]).expect("write");
+                });
+            }
+        });
+        assert_eq!(meta.len().expect("len"), 8 * 4096);
+        let mut out = vec![0; 8 * 4096];
+        meta.read(0, &mut out).expect("read");
+        for (page, bytes) in out.chunks(4096).enumerate() {
+            assert!(bytes.iter().all(|byte| usize::from(*byte) == page + 1));
+        }
+    }
+}
+
+#[test]
+fn every_byte_of_a_slot_counts_but_the_padding() {
+    let file = DamageableFile::new();
+    let meta = create(&file);
+    for version in 1..=2 {
+        write_page_0(&meta, version);
+        meta.sync().expect("sync");
+    }
+    for byte in 0..META_STRIDE_BYTES {
+        let at = META_STRIDE_BYTES + byte;
+        file.change(|bytes| bytes[at] ^= 0x10);
+        let reopened = open(&file).expect("slot A is as it was");
+        let authentic = byte >= 4160;
+        assert_eq!(
+            reopened.slots().map(|slot| slot.authentic),
+            [true, authentic],
+            "byte {byte}"
+        );
+        assert_eq!(page_0(&reopened), if authentic { 2 } else { 1 });
+        file.change(|bytes| bytes[at] ^= 0x10);
+    }
+}

@@ -101,6 +101,8 @@ fn a_page_of_another_object_key_set_or_key() {
     assert_eq!(refused(open(key_set(9, 2, 3, 1), CRYPTO)).1, Refusal::Inner);
 }
 
+const STRIDE: usize = META_STRIDE_BYTES;
+
 #[test]
 fn meta_pages_moved_zeroed_and_flipped() {
     let file = DamageableFile::new();
@@ -109,15 +111,14 @@ fn meta_pages_moved_zeroed_and_flipped() {
     let data = pattern(4 * META_PAYLOAD_BYTES, 3);
     meta.write(0, &data).expect("write");
     let whole = file.bytes();
-    let stride = META_STRIDE_BYTES;
-    let damages: [&dyn Fn(&mut Vec<u8>); 4] = [
-        &|bytes| bytes.copy_within(3 * stride..4 * stride, 2 * stride),
-        &|bytes| bytes[2 * stride..3 * stride].fill(0),
-        &|bytes| bytes[2 * stride + 64 + 4095] ^= 1,
-        &|bytes| bytes.copy_within(..stride, 2 * stride),
+    let damages: [fn(&mut Vec<u8>); 4] = [
+        |bytes| bytes.copy_within(3 * STRIDE..4 * STRIDE, 2 * STRIDE),
+        |bytes| bytes[2 * STRIDE..3 * STRIDE].fill(0),
+        |bytes| bytes[2 * STRIDE + 64 + 4095] ^= 1,
+        |bytes| bytes.copy_within(..STRIDE, 2 * STRIDE),
     ];
     for damage in damages {
-        file.change(|bytes| damage(bytes));
+        file.change(damage);
         let mut out = vec![0; data.len()];
         let error = meta.read(0, &mut out).expect_err("refused");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);

@@ -1,0 +1,51 @@
+//! One page of each geometry, sealed under fixed keys and a fixed nonce, as committed bytes: every
+//! build, whichever implementations it has, must make and open exactly these.
+//!
+//! The bytes were not made by this code but by a program written from the tables in
+//! `layers::derivation`, `layers::customer` and `sealed::page` over OpenSSL, with a POLYVAL of its
+//! own.
+
+use super::geometry::{Geometry, Slot};
+use super::keys::FileKeys;
+use super::page::{Place, Plain, Received};
+use super::*;
+
+const CONTENTS: &str = include_str!("golden/contents-page.hex");
+const META: &str = include_str!("golden/meta-page-0-slot-b.hex");
+
+fn check(geometry: Geometry, slot: Slot, page: u64, committed: &str) {
+    let keys = FileKeys::new(vec![keys()], CRYPTO);
+    let place = Place {
+        key_set: KeySetId([3; 16]),
+        crypto: CRYPTO,
+        page: PageIndex(page),
+        slot,
+        epoch: Epoch(1),
+        sequence: Sequence(0x0102_0304_0506_0708),
+    };
+    let plain = pattern(geometry.payload_bytes(), 21);
+    let segment = keys.to_seal(place.page).expect("keys");
+    let mut bytes = vec![0; geometry.page_bytes()];
+    Plain::from_elsewhere(&mut bytes, &plain)
+        .seal_customer(&segment, &place)
+        .and_then(|sealed| sealed.seal_infrastructure(&segment, &[0x4E; 12]))
+        .expect("seals");
+    let lines: String = committed.split_whitespace().collect();
+    assert!(hex::encode(&bytes) == lines, "now: {}", hex::encode(&bytes));
+
+    let opened = Received::parse(&mut bytes)
+        .and_then(|page| page.open_infrastructure(&segment, CRYPTO, place.page, slot))
+        .and_then(|page| page.open_customer(&segment))
+        .expect("opens");
+    assert_eq!(opened, &plain[..]);
+}
+
+#[test]
+fn contents_page_in_the_second_segment() {
+    check(Geometry::Contents, Slot::A, 2049, CONTENTS);
+}
+
+#[test]
+fn meta_page_0_in_slot_b() {
+    check(Geometry::Meta, Slot::B, 0, META);
+}
