@@ -105,6 +105,14 @@ pub fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
     check(unsafe { libc::umount2(dir.as_ptr(), flags) })
 }
 
+/// Goes over to the mount namespace that the file stands for (`/proc/PID/ns/mnt`). Only a process
+/// with one thread may.
+pub fn enter_mount_namespace(namespace: &Path) -> io::Result<()> {
+    let file = File::open(namespace)?;
+    // SAFETY: a descriptor that is open and a flag.
+    check(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNS) })
+}
+
 /// Lets the program that `command` will run inherit the descriptor, which stays close-on-exec in
 /// this process.
 pub fn pass_descriptor(command: &mut Command, descriptor: RawFd) {

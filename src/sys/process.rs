@@ -19,12 +19,6 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// Effective user of this process.
-pub fn effective_uid() -> u32 {
-    // SAFETY: takes no argument and cannot fail.
-    unsafe { libc::geteuid() }
-}
-
 /// Effective group of this process.
 pub fn effective_gid() -> u32 {
     // SAFETY: takes no argument and cannot fail.
@@ -354,7 +348,7 @@ mod tests {
         let (one, _two) = UnixStream::pair().unwrap();
         let peer = peer_credentials(&one).unwrap();
         assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
-        assert_eq!(peer.uid, effective_uid());
+        assert_eq!(peer.uid, crate::sys::identity::effective_user());
     }
 
     #[test]
