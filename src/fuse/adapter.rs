@@ -528,10 +528,11 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let data: Box<[u8]> = data.into();
         let len = data.len();
         self.contents("write", request, (len, len), move |fs| {
-            let written = fs.write(node(ino), handle(fh), offset, &data, kill);
+            let written = fs.write(node(ino), handle(fh), offset, &data, kill, cached);
             answer(reply, written, |reply, len| {
                 reply.written(u32::try_from(len).unwrap_or(u32::MAX));
             });
