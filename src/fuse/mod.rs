@@ -133,20 +133,26 @@ fn serve(
         }
     };
     mounted.tune();
-    if let Some(signals) = signals {
-        let mounted = mounted.clone();
-        let thread = std::thread::Builder::new().name("signals".to_owned());
-        thread
-            .spawn(move || unmount_on(signals, &mounted))
-            .map_err(FuseError::Thread)?;
-    }
-    ready();
-    let result = session.run();
-    if let Err(error) = result {
+    let result = listen_for(signals, &mounted)
+        .map_err(FuseError::Thread)
+        .and_then(|()| {
+            ready();
+            session.run().map_err(FuseError::Session)
+        });
+    if result.is_err() {
         // Nobody answers there any more: callers get an error at once instead of a dead mount.
         take_away(&mounted);
-        return Err(FuseError::Session(error));
     }
+    result
+}
+
+fn listen_for(signals: Option<EndSignals>, mounted: &Mounted) -> io::Result<()> {
+    let Some(signals) = signals else {
+        return Ok(());
+    };
+    let mounted = mounted.clone();
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || unmount_on(signals, &mounted))?;
     Ok(())
 }
 
