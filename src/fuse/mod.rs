@@ -2,8 +2,8 @@
 //! knows.
 //!
 //! ```text
-//! kernel ─► reading thread (follow) ─┬─ inline ──────────────► fs (adapter, convert)
-//!                                    └─ workers ─────────────► fs
+//! kernel ─► reading thread (adapter, dispatch, follow) ─┬─ inline ──► fs ─► replies
+//!                                                       └─ workers ─► fs ─► replies
 //! signals ─► unmount (mountpoint, mountinfo)
 //! ```
 //!
@@ -22,14 +22,17 @@ use crate::sys::process::EndSignals;
 
 mod adapter;
 mod convert;
+mod dispatch;
 mod follow;
 pub mod mountinfo;
 mod mountpoint;
+mod replies;
 mod workers;
 
 pub use mountpoint::unmount;
 
 use adapter::{Adapter, AdapterOptions};
+use dispatch::Dispatch;
 use mountpoint::Mounted;
 use workers::Workers;
 
@@ -103,12 +106,11 @@ pub fn mount(
     ready: impl FnOnce(),
 ) -> Result<(), FuseError> {
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
+    let dispatch = Dispatch::new(filesystem, Arc::clone(&workers), options.follow_caller);
     let adapter = Adapter::new(
-        filesystem,
-        Arc::clone(&workers),
+        dispatch,
         AdapterOptions {
             writeback: options.writeback,
-            follow_caller: options.follow_caller,
             max_background: options.max_background,
         },
     );
