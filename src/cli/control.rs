@@ -5,12 +5,12 @@
 //! device and inode of the volume's directory, so that every spelling of the path finds it. Only
 //! root and the daemon's own user are answered. Nothing secret passes through it.
 //!
-//! One request a connection, one line each way:
+//! Requests and answers are lines; a connection may carry several:
 //!
 //! | request | answer |
 //! |---|---|
 //! | `status` | a JSON object ([`super::status`]) |
-//! | `wait` | nothing until the volume is closed, then `{"closed":true}` or `{"error":"..."}` |
+//! | `wait` | nothing until the volume is closed, then `{"closed":true}` or `{"error":"..."}`; must be the last one |
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -81,10 +81,13 @@ fn own_directory(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Those who are told when the volume is closed.
+type Waiting = Arc<Mutex<Vec<UnixStream>>>;
+
 /// The daemon's side. The socket goes when it is dropped.
 pub struct ControlServer {
     path: PathBuf,
-    waiting: Arc<Mutex<Vec<UnixStream>>>,
+    waiting: Waiting,
 }
 
 impl std::fmt::Debug for ControlServer {
@@ -98,7 +101,10 @@ impl std::fmt::Debug for ControlServer {
 impl ControlServer {
     /// Starts answering for a volume whose lock this process holds; a socket that is there was
     /// left by a daemon that is no more. `status` makes the answer to that request.
-    pub fn start(volume: &Path, status: impl Fn() -> String + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        volume: &Path,
+        status: impl Fn() -> String + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let name = socket_name(volume)?;
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for dir in directories(effective_user()) {
@@ -113,20 +119,21 @@ impl ControlServer {
     fn serve(
         listener: UnixListener,
         path: PathBuf,
-        status: impl Fn() -> String + Send + 'static,
+        status: impl Fn() -> String + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let waiting = Arc::new(Mutex::new(Vec::new()));
-        let theirs = Arc::clone(&waiting);
-        let thread = std::thread::Builder::new().name("control".to_owned());
-        thread.spawn(move || {
+        let waiting = Waiting::default();
+        let (theirs, status) = (Arc::clone(&waiting), Arc::new(status));
+        let answerer = std::thread::Builder::new().name("control".to_owned());
+        answerer.spawn(move || {
             for stream in listener.incoming() {
-                let Ok(stream) = stream else {
-                    // Out of descriptors, say; it must not become a busy loop.
+                let (waiting, status) = (Arc::clone(&theirs), Arc::clone(&status));
+                // A thread each, so that one who connects and says nothing keeps nobody waiting.
+                let thread = std::thread::Builder::new().name("control-peer".to_owned());
+                let started = stream
+                    .and_then(|stream| thread.spawn(move || answer(&stream, &*status, &waiting)));
+                if let Err(error) = started {
+                    tracing::warn!(%error, "control request not answered");
                     std::thread::sleep(Duration::from_millis(100));
-                    continue;
-                };
-                if let Err(error) = answer(stream, &status, &theirs) {
-                    tracing::debug!(%error, "control request not answered");
                 }
             }
         })?;
@@ -160,30 +167,40 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn answer(
-    mut stream: UnixStream,
+/// Answers the requests of one connection, until the peer closes it or waits.
+fn answer(stream: &UnixStream, status: &impl Fn() -> String, waiting: &Waiting) {
+    if let Err(error) = try_answer(stream, status, waiting) {
+        tracing::debug!(%error, "control connection ended");
+    }
+}
+
+fn try_answer(
+    stream: &UnixStream,
     status: &impl Fn() -> String,
-    waiting: &Mutex<Vec<UnixStream>>,
+    waiting: &Waiting,
 ) -> io::Result<()> {
-    let peer = peer_credentials(&stream)?;
+    let peer = peer_credentials(stream)?;
     if peer.uid != 0 && peer.uid != effective_user() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    match read_line(&stream)?.as_str() {
-        "status" => stream.write_all((status() + "\n").as_bytes()),
-        "wait" => {
-            waiting.lock().push(stream);
-            Ok(())
+    let mut requests = BufReader::new(stream.take(LINE_BYTES));
+    loop {
+        match read_line(&mut requests)?.as_str() {
+            "status" => (&*stream).write_all((status() + "\n").as_bytes())?,
+            "wait" => {
+                waiting.lock().push(stream.try_clone()?);
+                return Ok(());
+            }
+            _ => return (&*stream).write_all(b"{\"error\":\"unknown request\"}\n"),
         }
-        _ => stream.write_all(b"{\"error\":\"unknown request\"}\n"),
     }
 }
 
-fn read_line(stream: &UnixStream) -> io::Result<String> {
+fn read_line(from: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
-    BufReader::new(stream.take(LINE_BYTES)).read_line(&mut line)?;
+    from.read_line(&mut line)?;
     match line.strip_suffix('\n') {
         Some(whole) => Ok(whole.to_owned()),
         None => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -214,7 +231,7 @@ impl ControlClient {
     pub fn ask(&mut self, request: &str, timeout: Option<Duration>) -> io::Result<String> {
         self.send(request)?;
         self.stream.set_read_timeout(timeout)?;
-        read_line(&self.stream)
+        read_line(&mut BufReader::new((&self.stream).take(LINE_BYTES)))
     }
 
     /// Sends a request whose answer will be read later.
@@ -225,7 +242,7 @@ impl ControlClient {
     /// Reads the answer of a request sent before.
     pub fn receive(&self) -> io::Result<String> {
         self.stream.set_read_timeout(None)?;
-        read_line(&self.stream)
+        read_line(&mut BufReader::new((&self.stream).take(LINE_BYTES)))
     }
 }
 
@@ -264,7 +281,10 @@ mod tests {
                 .contains("unknown")
         );
 
+        // Somebody who says nothing keeps nobody waiting.
+        let _silent = connect();
         let mut waiting = connect();
+        assert_eq!(waiting.ask("status", Some(PATIENCE)).unwrap(), "{\"a\":1}");
         waiting.send("wait").unwrap();
         while server.waiting.lock().is_empty() {
             std::thread::sleep(Duration::from_millis(1));

@@ -46,7 +46,7 @@ impl Readiness {
     }
 
     /// It failed. Before it was ready the parent tells of it; afterwards only the log can.
-    pub(super) fn failed(&mut self, error: &CliError) {
+    fn failed(&mut self, error: &CliError) {
         match self.to_parent.take() {
             Some(mut to_parent) => send(&mut to_parent, &encode(error)),
             None => tracing::error!(hint = error.hint.as_deref(), "{}", error.message),
@@ -93,26 +93,37 @@ fn decode(record: &[u8]) -> Option<Result<(), CliError>> {
     }))
 }
 
-/// Runs `daemon` in a child and returns, in the parent, what it reports; in the child, what it
-/// returns, when it is done.
+/// Runs `daemon` in a child and returns, in the parent, what it reports. The child ends with it.
 pub(super) fn in_background(
     log: &Log,
-    daemon: impl FnOnce(Readiness) -> Result<(), CliError>,
+    daemon: impl FnOnce(&mut Readiness) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
     let forked =
         process::fork().map_err(|error| CliError::io("cannot start the daemon", &error))?;
-    match forked {
-        Forked::Child { to_parent } => daemon(Readiness {
-            to_parent: Some(to_parent),
-            log: log.clone(),
-        }),
-        Forked::Parent { child, from_child } => {
-            let mut record = Vec::new();
-            let read = from_child.take(RECORD_BYTES).read_to_end(&mut record);
-            read.map_err(|error| CliError::io("cannot hear from the daemon", &error))?;
-            decode(&record).unwrap_or_else(|| Err(died(&child.wait(), &child)))
+    let (child, from_child) = match forked {
+        Forked::Child { to_parent } => run_child(Some(to_parent), log.clone(), daemon),
+        Forked::Parent { child, from_child } => (child, from_child),
+    };
+    let mut record = Vec::new();
+    let read = from_child.take(RECORD_BYTES).read_to_end(&mut record);
+    read.map_err(|error| CliError::io("cannot hear from the daemon", &error))?;
+    decode(&record).unwrap_or_else(|| Err(died(&child.wait(), &child)))
+}
+
+fn run_child(
+    to_parent: Option<PipeWriter>,
+    log: Log,
+    daemon: impl FnOnce(&mut Readiness) -> Result<(), CliError>,
+) -> ! {
+    let mut readiness = Readiness { to_parent, log };
+    let code = match daemon(&mut readiness) {
+        Ok(()) => 0,
+        Err(error) => {
+            readiness.failed(&error);
+            error.code.for_mount()
         }
-    }
+    };
+    std::process::exit(i32::from(code))
 }
 
 fn died(end: &io::Result<i32>, child: &Child) -> CliError {

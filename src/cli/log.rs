@@ -2,6 +2,8 @@
 //!
 //! `BILAYER_LOG` chooses what is logged (`debug`, `bilayer=trace`, ...; see tracing-subscriber's
 //! `EnvFilter`). Without it: errors and warnings, and on its way as a daemon also what it does.
+//! Events of target `audit` are for the record and not for who types: while standard error is the
+//! log they go to the system's.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -108,6 +110,7 @@ fn severity(level: Level) -> u8 {
 pub struct Line {
     log: Log,
     level: Level,
+    audit: bool,
     text: Vec<u8>,
 }
 
@@ -126,6 +129,9 @@ impl Drop for Line {
     fn drop(&mut self) {
         // There is no place to report that the log cannot be written.
         let _ = match &*self.log.0.read() {
+            Sink::StandardError { everything: false } if self.audit => connect_system_log()
+                .and_then(|log| log.send(&system_line(self.level, &self.text)))
+                .map(|_| ()),
             Sink::StandardError { everything } if *everything || self.level <= Level::WARN => {
                 io::stderr().write_all(&self.text)
             }
@@ -153,16 +159,16 @@ impl<'a> MakeWriter<'a> for Log {
         Line {
             log: self.clone(),
             level: Level::INFO,
+            audit: false,
             text: Vec::new(),
         }
     }
 
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
-        Line {
-            log: self.clone(),
-            level: *metadata.level(),
-            text: Vec::new(),
-        }
+        let mut line = self.make_writer();
+        line.level = *metadata.level();
+        line.audit = metadata.target() == "audit";
+        line
     }
 }
 

@@ -46,8 +46,7 @@ pub struct MountRequest {
 }
 
 /// Mounts. In the foreground it returns when the mount has gone; otherwise when the filesystem
-/// answers, and then the daemon goes on in a process of its own, in which this function returns
-/// too, when it is done.
+/// answers, and then the daemon goes on in a process of its own, which ends in here.
 pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     if request.words.remount {
         return remount(&request);
@@ -65,13 +64,7 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     if request.foreground {
         return daemon(&request, &mut Readiness::foreground(log.clone()));
     }
-    in_background(log, |mut readiness| {
-        let result = daemon(&request, &mut readiness);
-        if let Err(error) = &result {
-            readiness.failed(error);
-        }
-        result
-    })
+    in_background(log, |readiness| daemon(&request, readiness))
 }
 
 fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliError> {
@@ -123,11 +116,18 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
     })?;
     let dir = find(&request.dir)
         .map_err(|error| error.with_hint(format!("make it: mkdir {}", request.dir.display())))?;
-    if !dir.is_dir() {
-        return Err(CliError::usage(format!(
-            "cannot mount on {}: no directory",
-            dir.display()
-        )));
+    let refused =
+        |error: &io::Error| CliError::io(format_args!("cannot mount on {}", dir.display()), error);
+    match std::fs::metadata(&dir) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Err(refused(&io::ErrorKind::NotADirectory.into())),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            return Err(refused(&error).with_hint(format!(
+                "a mount is there whose daemon is no more; take it away: bilayer unmount {}",
+                dir.display()
+            )));
+        }
+        Err(error) => return Err(refused(&error)),
     }
     if dir.starts_with(&volume) || volume.starts_with(&dir) {
         return Err(CliError::usage(format!(
@@ -259,6 +259,9 @@ fn explain(error: &FuseError, doing: String) -> CliError {
     let told = CliError::new(ExitCode::Mount, format!("{doing}: {error}"));
     match error {
         FuseError::Device(_) => told.with_hint("load the kernel's module: modprobe fuse"),
+        FuseError::Mount(cause) if cause.to_string().contains("/dev/fuse: Permission") => {
+            told.with_hint("let users open the device: chmod 666 /dev/fuse, as is usual")
+        }
         FuseError::Mount(cause) if cause.to_string().contains("user_allow_other") => {
             told.with_hint("put user_allow_other into /etc/fuse.conf, or leave allow_other off")
         }
@@ -344,7 +347,7 @@ mod tests {
         assert_eq!(code(&volume), ExitCode::Usage);
         assert_eq!(code(&volume.join("in")), ExitCode::Usage);
         assert_eq!(code(top.path()), ExitCode::Usage);
-        assert_eq!(code(&top.path().join("file")), ExitCode::Usage);
+        assert_eq!(code(&top.path().join("file")), ExitCode::NotFound);
         assert_eq!(code(&top.path().join("gone")), ExitCode::NotFound);
         prepare_places(&request(&volume, &dir)).unwrap();
         // A name that merely begins alike is another place.

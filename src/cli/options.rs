@@ -60,8 +60,20 @@ pub const MEANS_NOTHING: [&str; 25] = [
     "nomand",
     "default_permissions",
 ];
-/// Beginnings of such words.
-const MEANS_NOTHING_WITH: [&str; 6] = ["x-", "X-", "comment=", "user=", "helper=", "uhelper="];
+/// Beginnings of such words. The last four are the kernel's own, which mount(8) repeats when it
+/// remounts.
+const MEANS_NOTHING_WITH: [&str; 10] = [
+    "x-",
+    "X-",
+    "comment=",
+    "user=",
+    "helper=",
+    "uhelper=",
+    "user_id=",
+    "group_id=",
+    "max_read=",
+    "rootmode=",
+];
 
 /// What was asked for; `None` leaves to the default.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -378,8 +390,7 @@ mod tests {
         for word in MEANS_NOTHING {
             assert_eq!(parse(word).unwrap(), MountWords::default(), "{word}");
         }
-        let text =
-            "x-systemd.automount,x-gvfs-show,comment=my disk,user=me,uhelper=fuse,X-mount.mkdir";
+        let text = "x-systemd.automount,x-gvfs-show,comment=my disk,user=me,uhelper=fuse,X-mount.mkdir,user_id=0,group_id=0";
         assert_eq!(parse(text).unwrap(), MountWords::default());
         assert_eq!(parse("").unwrap(), MountWords::default());
     }

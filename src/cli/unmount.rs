@@ -79,12 +79,10 @@ impl Daemon {
     fn of(mount: &MountInfo) -> Option<Self> {
         let mut control = ControlClient::connect(&mount.source, mount.owner()?)?;
         let process = WatchedProcess::open(control.peer.pid).ok();
-        // It answered after the process was taken hold of, so that is the one.
-        let mut again = ControlClient::connect(&mount.source, mount.owner()?)?;
-        again.ask("status", Some(Duration::from_secs(5))).ok()?;
-        let same = again.peer == control.peer;
+        // It answers after the process was taken hold of, so that is the one.
+        control.ask("status", Some(Duration::from_secs(5))).ok()?;
         control.send("wait").ok()?;
-        same.then_some(Self { control, process })
+        Some(Self { control, process })
     }
 
     fn wait(self) -> Result<(), CliError> {

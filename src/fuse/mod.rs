@@ -2,8 +2,8 @@
 //! knows.
 //!
 //! ```text
-//! kernel ─► reading thread (follow) ─┬─ inline ──────────────► fs (adapter, convert)
-//!                                    └─ workers ─────────────► fs
+//! kernel ─► reading thread (adapter, dispatch, follow) ─┬─ inline ──► fs ─► replies
+//!                                                       └─ workers ─► fs ─► replies
 //! signals ─► unmount (mountpoint, mountinfo)
 //! ```
 //!
@@ -22,15 +22,20 @@ use crate::sys::process::EndSignals;
 
 mod adapter;
 mod convert;
+mod dispatch;
 mod follow;
 pub mod mountinfo;
 mod mountpoint;
+mod notify;
+mod replies;
 mod workers;
 
 pub use mountpoint::unmount;
 
 use adapter::{Adapter, AdapterOptions};
+use dispatch::Dispatch;
 use mountpoint::Mounted;
+use notify::WriteBack;
 use workers::Workers;
 
 /// Background requests (read-ahead, writeback) that the kernel may have under way.
@@ -103,16 +108,17 @@ pub fn mount(
     ready: impl FnOnce(),
 ) -> Result<(), FuseError> {
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
+    let dispatch = Dispatch::new(filesystem, Arc::clone(&workers), options.follow_caller);
+    let write_back = Arc::new(WriteBack::default());
     let adapter = Adapter::new(
-        filesystem,
-        Arc::clone(&workers),
+        dispatch,
         AdapterOptions {
             writeback: options.writeback,
-            follow_caller: options.follow_caller,
             max_background: options.max_background,
         },
+        Arc::clone(&write_back),
     );
-    let result = serve(adapter, dir, options, signals, ready);
+    let result = serve(adapter, dir, options, &write_back, signals, ready);
     workers.finish();
     result
 }
@@ -121,6 +127,7 @@ fn serve(
     adapter: Adapter,
     dir: &Path,
     options: &MountOptions,
+    write_back: &WriteBack,
     signals: Option<EndSignals>,
     ready: impl FnOnce(),
 ) -> Result<(), FuseError> {
@@ -133,20 +140,28 @@ fn serve(
         }
     };
     mounted.tune();
-    if let Some(signals) = signals {
-        let mounted = mounted.clone();
-        let thread = std::thread::Builder::new().name("signals".to_owned());
-        thread
-            .spawn(move || unmount_on(signals, &mounted))
-            .map_err(FuseError::Thread)?;
-    }
-    ready();
-    let result = session.run();
-    if let Err(error) = result {
+    let result = write_back
+        .start(session.notifier())
+        .and_then(|()| listen_for(signals, &mounted))
+        .map_err(FuseError::Thread)
+        .and_then(|()| {
+            ready();
+            session.run().map_err(FuseError::Session)
+        });
+    if result.is_err() {
         // Nobody answers there any more: callers get an error at once instead of a dead mount.
         take_away(&mounted);
-        return Err(FuseError::Session(error));
     }
+    result
+}
+
+fn listen_for(signals: Option<EndSignals>, mounted: &Mounted) -> io::Result<()> {
+    let Some(signals) = signals else {
+        return Ok(());
+    };
+    let mounted = mounted.clone();
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || unmount_on(signals, &mounted))?;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 
 use super::MountOptions;
 use super::mountinfo::MountInfo;
+use crate::sys::identity::effective_user;
 use crate::sys::{mounts, process};
 
 /// Names under which the set-uid helper is installed.
@@ -35,11 +36,16 @@ pub(super) struct Mounted {
 /// Mounts on `dir`, an absolute path without symbolic links. The kernel's first request waits in
 /// the device that is returned.
 pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mounted)> {
-    let device = match mount_directly(dir, options) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            mount_by_fusermount(dir, options)?
+    let device = if effective_user() == 0 {
+        match mount_directly(dir, options) {
+            // Root of a container that may not mount by itself.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                mount_by_fusermount(dir, options)?
+            }
+            result => result?,
         }
-        result => result?,
+    } else {
+        mount_by_fusermount(dir, options)?
     };
     let id = MountInfo::at(dir)?.map(|mount| mount.id);
     Ok((

@@ -1,6 +1,6 @@
 //! The threads that do what takes long, so that the reading thread is back at once.
 //!
-//! Two lanes: *contents* (READ and WRITE) and *lengthy* (fsync, truncate, copies, release, ...).
+//! Two lanes: *contents* (READ and WRITE) and *lengthy* (fsync, truncate, copies, ...).
 //! One worker takes contents only. So a WRITE always finds a worker, however many lengthy jobs
 //! wait for something, and an invalidation that waits for a WRITE cannot deadlock with them.
 //! Within these limits the older job goes first.
