@@ -60,7 +60,7 @@ impl Filesystem {
             FileKind::Directory => return Err(Errno::EISDIR),
             _ => return Err(Errno::EINVAL),
         }
-        let file = self.contents.file(node.ino(), record.size, record.pages);
+        let file = self.contents.file(node.ino())?;
         if size == 0 && file.size() > 0 {
             // "Truncate, then write anew" must not lose both old and new to a power cut.
             self.contents.order(node.ino());

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::{Filesystem, FsError};
 use crate::errno::Errno;
 use crate::ids::Ino;
+use crate::object::ObjectError;
 
 /// How often a commit waits for files that became ordered meanwhile before it keeps changes out.
 const ORDERED_ROUNDS: u32 = 4;
@@ -143,10 +144,11 @@ impl Filesystem {
     }
 
     pub(super) fn remove_inode(&self, ino: Ino) -> Result<(), FsError> {
-        let Some(record) = self.meta.inode(ino, crate::meta::View::LIVE)? else {
-            return Ok(());
+        let file = match self.contents.file(ino) {
+            // Removed already.
+            Err(ObjectError::Removed) => return Ok(()),
+            other => other?,
         };
-        let file = self.contents.file(ino, record.size, record.pages);
         while !self.contents.remove(&file)? {}
         drop(file);
         self.contents.forget(ino);

@@ -22,7 +22,7 @@ impl Filesystem {
             _ => return Err(Errno::ENXIO),
         }
         self.view(node)?;
-        let file = self.contents.file(node.ino(), record.size, record.pages);
+        let file = self.contents.file(node.ino())?;
         self.references.opened(node.ino(), writable);
         let handle = self.handle();
         let open = OpenFile {
@@ -216,7 +216,7 @@ impl Filesystem {
     fn regular(&self, node: NodeId) -> Result<Arc<File>, Errno> {
         let record = self.inode(node)?;
         match record.kind {
-            FileKind::Regular => Ok(self.contents.file(node.ino(), record.size, record.pages)),
+            FileKind::Regular => Ok(self.contents.file(node.ino())?),
             FileKind::Directory => Err(Errno::EISDIR),
             _ => Err(Errno::EINVAL),
         }

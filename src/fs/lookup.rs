@@ -5,6 +5,7 @@ use super::{Filesystem, NAME_BYTES_MAX};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::records::InodeRecord;
+use crate::object::LiveAttr;
 use crate::sealed::PAGE_BYTES;
 
 impl Filesystem {
@@ -40,8 +41,11 @@ impl Filesystem {
 
     /// What `stat` shows.
     pub fn getattr(&self, node: NodeId) -> Result<Attr, Errno> {
+        // A file is forgotten only after it has published what it knows: asked in this order, a
+        // file that is not in memory any more has said it all in the record.
+        let live = self.contents.live(node.ino());
         let record = self.inode(node)?;
-        Ok(self.attr(node, &record))
+        Ok(self.attr_with(node, &record, live))
     }
 
     /// Target of a symbolic link.
@@ -65,6 +69,10 @@ impl Filesystem {
 
     /// What `stat` shows, from the record and from what of a live file is not in it yet.
     pub(super) fn attr(&self, node: NodeId, record: &InodeRecord) -> Attr {
+        self.attr_with(node, record, self.contents.live(node.ino()))
+    }
+
+    fn attr_with(&self, node: NodeId, record: &InodeRecord, live: Option<LiveAttr>) -> Attr {
         let mut attr = Attr {
             node,
             size: record.size,
@@ -83,7 +91,7 @@ impl Filesystem {
         };
         let mut pages = record.pages;
         if record.kind == FileKind::Regular
-            && let Some(live) = self.contents.live(node.ino())
+            && let Some(live) = live
         {
             attr.size = live.size;
             pages = live.pages;

@@ -47,14 +47,9 @@ impl Contents {
     }
 
     fn cut(&self, cut: &Cut) -> Result<(), ObjectError> {
-        let Some(file) = self
-            .files
-            .lock()
-            .get(&cut.ino)
-            .cloned()
-            .map_or_else(|| self.load_file(cut.ino), |file| Ok(Some(file)))?
-        else {
-            return Ok(());
+        let file = match self.file(cut.ino) {
+            Err(ObjectError::Removed) => return Ok(()),
+            other => other?,
         };
         let _gate = file.gate.read();
         self.load_chunk(&file, cut.index)?;
@@ -90,11 +85,6 @@ impl Contents {
             }
         }
         Ok(())
-    }
-
-    fn load_file(&self, ino: Ino) -> Result<Option<std::sync::Arc<super::File>>, ObjectError> {
-        let inode = self.meta.inode(ino, crate::meta::View::LIVE)?;
-        Ok(inode.map(|inode| self.file(ino, inode.size, inode.pages)))
     }
 
     fn unlink_garbage(&self) -> Result<(), ObjectError> {

@@ -158,13 +158,18 @@ impl Contents {
         &self.objects
     }
 
-    /// The live file of an inode whose record says `size` and `pages`.
-    pub fn file(&self, ino: Ino, size: u64, pages: u64) -> Arc<File> {
+    /// The live file of an inode. Its record is read while nobody can forget the file: one that
+    /// was read before may be older than what a file forgotten meanwhile has published.
+    pub fn file(&self, ino: Ino) -> Result<Arc<File>, ObjectError> {
         let mut files = self.files.lock();
-        let file = files
-            .entry(ino)
-            .or_insert_with(|| Arc::new(File::new(ino, View::LIVE, size, pages)));
-        Arc::clone(file)
+        if let Some(file) = files.get(&ino) {
+            return Ok(Arc::clone(file));
+        }
+        let inode = self.meta.inode(ino, View::LIVE)?;
+        let inode = inode.ok_or(ObjectError::Removed)?;
+        let file = Arc::new(File::new(ino, View::LIVE, inode.size, inode.pages));
+        files.insert(ino, Arc::clone(&file));
+        Ok(file)
     }
 
     /// What a live file's record does not say yet.
