@@ -161,7 +161,7 @@ fn change(record: &mut InodeRecord, changes: &SetAttr, kill: bool, now: Timespec
         SetTime::Now => now,
         SetTime::At(time) => time,
     };
-    record.perm = changes.perm.unwrap_or(record.perm);
+    record.perm = changes.perm.map_or(record.perm, |perm| perm & 0o7777);
     record.uid = changes.uid.unwrap_or(record.uid);
     record.gid = changes.gid.unwrap_or(record.gid);
     if kill && changes.perm.is_none() {

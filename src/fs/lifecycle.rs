@@ -173,6 +173,7 @@ impl Filesystem {
             self.remove_inode(Ino(ino))?;
         }
         self.sync_everything()?;
+        self.contents.objects().sync_unlinked()?;
         self.meta.set_clean(true);
         self.commit_now()?;
         self.contents.objects().remove_empty_folders()?;

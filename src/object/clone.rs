@@ -79,6 +79,7 @@ impl Contents {
             return Ok(false);
         }
         self.ready_gap(to, target)?;
+        let (source_offset, target_offset) = (source, target);
         let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
         let (first, second) = if from.ino < to.ino {
             (from, to)
@@ -87,6 +88,11 @@ impl Contents {
         };
         let _first = first.gate.write();
         let _second = second.gate.write();
+        // Either may have changed since it was looked at.
+        let there = from.size() >= source_offset + len;
+        if !there || !self.may_link(from, source_offset, to, target_offset, len) {
+            return Ok(false);
+        }
         self.load_chunk(from, source)?;
         self.load_chunk(to, target)?;
         let parts = {
@@ -102,7 +108,13 @@ impl Contents {
         let Some(parts) = self.link_parts(parts)? else {
             return Ok(false);
         };
-        self.record_link(from, source, to, target, len, parts, now)?;
+        let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
+        if let Err(error) = self.record_link(from, source, to, target, len, parts, now) {
+            for name in names {
+                self.objects.unlink(name)?;
+            }
+            return Err(error);
+        }
         Ok(true)
     }
 

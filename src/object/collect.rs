@@ -41,17 +41,27 @@ impl Contents {
             due
         };
         for (_, cut) in due {
-            self.cut(&cut)?;
+            self.cut(cut)?;
         }
         self.unlink_garbage()
     }
 
-    fn cut(&self, cut: &Cut) -> Result<(), ObjectError> {
+    fn cut(&self, cut: Cut) -> Result<(), ObjectError> {
         let file = match self.file(cut.ino) {
             Err(ObjectError::Removed) => return Ok(()),
             other => other?,
         };
         let _gate = file.gate.read();
+        // Pages that came back, were committed and went again are still in the committed record:
+        // with the gate held, who took them away has queued a cut of the object that waits.
+        {
+            let mut cuts = self.cuts.lock();
+            let waiting = cuts.iter().filter(|(_, other)| other.id == cut.id);
+            if let Some(batch) = waiting.map(|(batch, _)| *batch).max() {
+                cuts.push((batch, cut));
+                return Ok(());
+            }
+        }
         self.load_chunk(&file, cut.index)?;
         let object = match self.objects.open(cut.id) {
             Err(ObjectError::Missing { .. }) => return Ok(()),

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::collect::Cut;
 use super::file::{Chunk, Extent, File, FileState};
+use super::write::trim_state;
 use super::{Contents, ObjectError, chunk_pieces, page_bytes};
 use crate::ids::{ChunkIndex, Generation};
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching, pages_within};
@@ -109,6 +110,7 @@ impl Contents {
         // Whole pages: those up to the end of the file count as whole when it ends in the range.
         let reaches_end = bytes.end >= file.size();
         for (index, piece) in chunk_pieces(bytes.start, end - bytes.start) {
+            trim_state(&mut file.state.lock());
             self.load_chunk(file, index)?;
             let mut gone = pages_within(piece.clone());
             if reaches_end && u64::from(index) * CHUNK_BYTES + piece.end >= end {

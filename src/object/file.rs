@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::ids::{Generation, Ino};
 use crate::meta::View;
-use crate::meta::page_set::{CHUNK_PAGES, PageSet};
+use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ExtentRecord, Part, PartId, Timespec};
 
 /// What a chunk is made of.
@@ -97,30 +97,52 @@ impl Chunk {
         }
     }
 
-    /// The record that may be committed: nothing in it is not on the disk.
-    pub fn durable_record(&self) -> Option<ExtentRecord> {
+    /// The record that may be committed with a size of which `len` bytes lie in this chunk:
+    /// nothing in it is not on the disk, and nothing lies beyond the size, where it would come to
+    /// light when the file grows.
+    ///
+    /// While the newest part has no durable name the record begins with the one below it, which
+    /// must never be written in place again, whatever becomes of the newest: it is `shared`.
+    pub fn durable_record(&self, len: u64) -> Option<ExtentRecord> {
+        let inline = |bytes: &[u8]| {
+            let len = bytes.len().min(len as usize);
+            ExtentRecord::Inline(bytes[..len].to_vec())
+        };
         if let Some(bytes) = &self.fallback {
-            return Some(ExtentRecord::Inline(bytes.clone()));
+            return Some(inline(bytes));
         }
+        let end_page = pages_touching(0..len).end;
         match &self.extent {
             Extent::Hole => None,
-            Extent::Inline(bytes) => Some(ExtentRecord::Inline(bytes.clone())),
+            Extent::Inline(bytes) => Some(inline(bytes)),
             Extent::Parts { shared, parts } => {
                 let mut durable = Vec::with_capacity(parts.len());
                 for (index, part) in parts.iter().enumerate() {
-                    if index > 0 {
-                        durable.push(part.clone());
-                    } else if self.named {
-                        durable.push(Part {
-                            id: part.id,
-                            pages: self.durable.clone(),
-                        });
+                    let newest = index == 0;
+                    if newest && !self.named {
+                        continue;
                     }
+                    let pages = if newest { &self.durable } else { &part.pages };
+                    let mut pages = pages.clone();
+                    pages.remove(end_page..CHUNK_PAGES);
+                    durable.push(Part { id: part.id, pages });
                 }
                 (!durable.is_empty()).then_some(ExtentRecord::Parts {
-                    shared: *shared,
+                    shared: *shared || !self.named,
                     parts: durable,
                 })
+            }
+        }
+    }
+
+    /// True when [`Self::durable_record`] leaves out something because of the size.
+    pub fn exceeds(&self, len: u64) -> bool {
+        let end_page = pages_touching(0..len).end;
+        match (&self.fallback, &self.extent) {
+            (Some(bytes), _) | (None, Extent::Inline(bytes)) => bytes.len() as u64 > len,
+            (None, Extent::Hole) => false,
+            (None, Extent::Parts { parts, .. }) => {
+                parts.iter().any(|part| part.pages.end() > end_page)
             }
         }
     }

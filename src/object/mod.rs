@@ -18,7 +18,7 @@ mod reserve;
 mod sync;
 mod write;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -123,8 +123,8 @@ pub struct Contents {
     meta: Arc<Meta>,
     objects: Objects,
     files: Mutex<HashMap<Ino, Arc<File>>>,
-    /// Files whose contents must be durable before the next commit.
-    ordered: Mutex<HashSet<Ino>>,
+    /// Files whose contents must be durable before the next commit, and how often that was asked.
+    ordered: Mutex<HashMap<Ino, u64>>,
     /// Physical work that waits for the next commit.
     cuts: Mutex<Vec<(BatchNumber, Cut)>>,
     /// Sealed pages, now; the counter in the metadata is the durable one.
@@ -211,7 +211,7 @@ impl Contents {
 
     /// Asks that a file's contents be durable before the next commit.
     pub fn order(&self, ino: Ino) {
-        self.ordered.lock().insert(ino);
+        *self.ordered.lock().entry(ino).or_default() += 1;
     }
 
     /// True when no file has to be synced before a commit.
@@ -251,13 +251,8 @@ impl Contents {
         };
         let record = self.meta.extent(file.ino, ChunkIndex(index), file.view)?;
         let chunk = Self::chunk_of(index, size, record);
-        let mut state = file.state.lock();
-        if state.chunks.len() >= CHUNKS_KEPT {
-            state
-                .chunks
-                .retain(|_, chunk| chunk.changed || chunk.needs_sync());
-        }
-        state.chunks.entry(index).or_insert(chunk);
+        // Nothing is forgotten here: others hold the gate too and rely on what they loaded.
+        file.state.lock().chunks.entry(index).or_insert(chunk);
         Ok(())
     }
 
@@ -266,10 +261,7 @@ impl Contents {
         size: u64,
         record: Option<(crate::ids::Generation, ExtentRecord)>,
     ) -> Chunk {
-        let bytes = size
-            .saturating_sub(u64::from(index) * CHUNK_BYTES)
-            .min(CHUNK_BYTES);
-        let end_page = pages_touching(0..bytes).end;
+        let end_page = pages_touching(0..bytes_here(size, index)).end;
         match record {
             None => Chunk::from_record(crate::ids::Generation(0), None, end_page),
             Some((generation, record)) => Chunk::from_record(generation, Some(record), end_page),
@@ -309,6 +301,12 @@ fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (u32, std::ops::R
         at = index * CHUNK_BYTES + stop;
         Some((index as u32, start..stop))
     })
+}
+
+/// Bytes of a file of this size that lie in a chunk.
+fn bytes_here(size: u64, index: u32) -> u64 {
+    size.saturating_sub(u64::from(index) * CHUNK_BYTES)
+        .min(CHUNK_BYTES)
 }
 
 /// Bytes of a chunk that a page holds.

@@ -44,6 +44,10 @@ pub struct Objects {
     unsynced: Mutex<BTreeSet<FolderNumber>>,
     /// `objects/` itself has names that are not durable yet.
     root_unsynced: Mutex<bool>,
+    /// Folders with names that are gone, though not durably.
+    unlinked: Mutex<BTreeSet<FolderNumber>>,
+    /// Held while names are made durable.
+    syncing: Mutex<()>,
 }
 
 /// The directory of all objects.
@@ -70,6 +74,8 @@ impl Objects {
             folder: Mutex::default(),
             unsynced: Mutex::default(),
             root_unsynced: Mutex::default(),
+            unlinked: Mutex::default(),
+            syncing: Mutex::default(),
         }
     }
 
@@ -135,6 +141,8 @@ impl Objects {
 
     /// Makes the names of all objects made so far durable.
     pub fn sync_names(&self) -> Result<(), ObjectError> {
+        // Who comes while another does it must not go before it is done.
+        let _one = self.syncing.lock();
         let folders = std::mem::take(&mut *self.unsynced.lock());
         let root = std::mem::take(&mut *self.root_unsynced.lock());
         let result = (|| {
@@ -159,10 +167,24 @@ impl Objects {
     /// the order to unlink it behind.
     pub fn unlink(&self, name: ObjectName) -> Result<(), ObjectError> {
         self.open.lock().pop(&name);
+        self.unlinked.lock().insert(name.folder);
         match self.store.unlink(&object_path(name)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => Ok(other?),
         }
+    }
+
+    /// Makes the removal of names durable, so that none comes back to a volume that is clean and
+    /// is not searched for such names.
+    pub fn sync_unlinked(&self) -> Result<(), ObjectError> {
+        let folders = std::mem::take(&mut *self.unlinked.lock());
+        for folder in folders {
+            match self.store.sync_dir(&folder_path(folder)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Every object there is.

@@ -25,6 +25,7 @@ struct Stretch {
 impl Contents {
     /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
     pub fn read(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<usize, ObjectError> {
+        self.trim(file);
         let _gate = file.gate.read();
         let size = file.size();
         if offset >= size || out.is_empty() {
@@ -96,6 +97,7 @@ impl Contents {
     /// The next offset from `offset` on that is data (or, with `hole`, that is not). `None` when
     /// the file ends before.
     pub fn seek(&self, file: &File, offset: u64, hole: bool) -> Result<Option<u64>, ObjectError> {
+        self.trim(file);
         let _gate = file.gate.read();
         let size = file.size();
         if offset >= size {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::file::{Chunk, File, FileState};
-use super::{Contents, ObjectError};
+use super::{Contents, ObjectError, bytes_here};
 use crate::ids::ChunkIndex;
 use crate::meta::Batch;
 use crate::meta::page_set::PageSet;
@@ -48,11 +48,18 @@ impl Contents {
 
     /// Makes the files that the next commit must not outrun durable.
     pub fn sync_ordered(&self) -> Result<(), ObjectError> {
-        let ordered = std::mem::take(&mut *self.ordered.lock());
-        for ino in ordered {
+        // A file stays in the set until it is synced: other commits wait for it meanwhile.
+        let ordered = self.ordered.lock().clone();
+        for (ino, asked) in ordered {
             let file = self.files.lock().get(&ino).cloned();
             if let Some(file) = file {
                 self.sync_file(&file)?;
+                drop(file);
+                self.forget(ino);
+            }
+            let mut ordered = self.ordered.lock();
+            if ordered.get(&ino) == Some(&asked) {
+                ordered.remove(&ino);
             }
         }
         Ok(())
@@ -85,8 +92,10 @@ impl Contents {
             return Ok(());
         };
         let generation = self.meta.counters().generation;
+        let size = state.durable_size;
         for (index, chunk) in state.chunks.iter_mut().filter(|(_, chunk)| chunk.changed) {
-            let record = chunk.durable_record();
+            let len = bytes_here(size, *index);
+            let record = chunk.durable_record(len);
             self.meta
                 .put_extent(batch, file.ino, ChunkIndex(*index), record.as_ref())?;
             let pages = record
@@ -97,7 +106,8 @@ impl Contents {
             inode.pages = inode.pages.saturating_add_signed(more);
             chunk.published_pages = pages;
             chunk.generation = generation;
-            chunk.changed = false;
+            // What the size hides for now is published when the size is.
+            chunk.changed = chunk.exceeds(len);
         }
         inode.size = state.durable_size;
         if let Some(written) = state.written.take() {
@@ -154,7 +164,8 @@ impl Contents {
                 covered_now(chunk);
             }
         }
-        state.durable_size = state.syncing_size;
+        // Both were cut with the file; one that grew meanwhile may have published more.
+        state.durable_size = state.durable_size.max(state.syncing_size);
         let mut batch = Batch::new();
         self.publish(file, state, &mut batch)?;
         self.meta.apply(batch)?;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::file::{Chunk, Extent, File};
+use super::file::{Chunk, Extent, File, FileState};
 use super::read::page_range;
 use super::{
     CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, PARTS_BEFORE_FLATTENING,
@@ -487,11 +487,17 @@ impl Contents {
             return;
         }
         if let Some(_gate) = file.gate.try_write() {
-            file.state
-                .lock()
-                .chunks
-                .retain(|_, chunk| chunk.changed || chunk.needs_sync());
+            trim_state(&mut file.state.lock());
         }
+    }
+}
+
+/// The same for one who has the file to himself.
+pub(super) fn trim_state(state: &mut FileState) {
+    if state.chunks.len() >= super::CHUNKS_KEPT {
+        state
+            .chunks
+            .retain(|_, chunk| chunk.changed || chunk.needs_sync());
     }
 }
 
