@@ -65,9 +65,8 @@ proptest! {
 /// Long sequences: `BILAYER_MODEL_SEEDS` of `BILAYER_MODEL_OPERATIONS` each.
 #[test]
 fn behaves_like_the_model_for_long() {
-    let setting = |name, default| {
-        std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
-    };
+    let setting =
+        |name, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
     let count = setting("BILAYER_MODEL_OPERATIONS", 1_500);
     let first = setting("BILAYER_MODEL_FIRST_SEED", 0);
     for seed in first..first + setting("BILAYER_MODEL_SEEDS", 2) {

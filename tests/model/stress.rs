@@ -38,7 +38,10 @@ fn check(bytes: &[u8], written: u64) {
             .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
             .collect();
         assert!(words[0] <= written, "a word that nobody wrote");
-        assert!(words.iter().all(|word| *word == words[0]), "a page is a mixture");
+        assert!(
+            words.iter().all(|word| *word == words[0]),
+            "a page is a mixture"
+        );
     }
 }
 

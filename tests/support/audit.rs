@@ -98,7 +98,10 @@ fn check_extent(ino: u64, chunk: u64, size: u64, record: &ExtentRecord) {
         .min(super::CHUNK as u64);
     match record {
         ExtentRecord::Inline(bytes) => {
-            assert!(bytes.len() as u64 <= here, "inline bytes of {ino} end at the size");
+            assert!(
+                bytes.len() as u64 <= here,
+                "inline bytes of {ino} end at the size"
+            );
         }
         ExtentRecord::Parts { parts, .. } => {
             assert!(!parts.is_empty(), "an extent of {ino} without parts");
@@ -134,7 +137,11 @@ fn check_names(inodes: &BTreeMap<u64, InodeRecord>, dirents: &[(Vec<u8>, Vec<u8>
         if inode.kind == FileKind::Directory {
             let below = subdirectories.get(ino).copied().unwrap_or(0);
             assert_eq!(inode.nlink, 2 + below, "links of directory {ino}");
-            assert_eq!(named, u32::from(*ino != Ino::ROOT.0), "names of directory {ino}");
+            assert_eq!(
+                named,
+                u32::from(*ino != Ino::ROOT.0),
+                "names of directory {ino}"
+            );
         } else {
             assert_eq!(inode.nlink, named, "links of inode {ino}");
         }

@@ -118,7 +118,11 @@ impl Mount {
         drop(self.fs);
         let found = audit::audit(&store, keystore.path());
         let again = Self::open(store, keystore, options).expect("open again");
-        assert_eq!(again.fs.usage().used_bytes, found.pages * 4096, "used bytes");
+        assert_eq!(
+            again.fs.usage().used_bytes,
+            found.pages * 4096,
+            "used bytes"
+        );
         assert_eq!(again.fs.usage().inodes, found.inodes, "inodes");
         again
     }
@@ -158,7 +162,9 @@ impl Mount {
         let parts = path.split('/').filter(|part| !part.is_empty());
         parts.fold(ROOT, |node, part| {
             let found = self.lookup(node, part.as_bytes());
-            found.unwrap_or_else(|error| panic!("{path}: {error:?}")).node
+            found
+                .unwrap_or_else(|error| panic!("{path}: {error:?}"))
+                .node
         })
     }
 

@@ -196,7 +196,9 @@ impl Model {
             }
         }
         self.inode_mut(dir).entries.remove(name);
-        self.inode_mut(to_dir).entries.insert(to_name.to_vec(), moved);
+        self.inode_mut(to_dir)
+            .entries
+            .insert(to_name.to_vec(), moved);
         if is_directory {
             self.inode_mut(dir).nlink -= 1;
             self.inode_mut(to_dir).nlink += 1;

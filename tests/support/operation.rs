@@ -30,7 +30,11 @@ pub struct Target(u8);
 
 #[derive(Clone, Debug)]
 pub enum Operation {
-    Create { at: Place, perm: u16, keep: bool },
+    Create {
+        at: Place,
+        perm: u16,
+        keep: bool,
+    },
     Mkdir(Place),
     Symlink(Place),
     Fifo(Place),
@@ -40,17 +44,57 @@ pub enum Operation {
     Rename(Place, Place, u8),
     Open(Target),
     Close(u8),
-    Write { file: Target, offset: u32, len: u32, seed: u8 },
-    Read { file: Target, offset: u32, len: u32 },
-    Truncate { file: Target, size: u32 },
-    Punch { file: Target, offset: u32, len: u32 },
-    Zero { file: Target, offset: u32, len: u32, keep: bool },
-    Allocate { file: Target, offset: u32, len: u32, keep: bool },
-    Copy { from: Target, to: Target, at: u32, to_at: u32, len: u32 },
+    Write {
+        file: Target,
+        offset: u32,
+        len: u32,
+        seed: u8,
+    },
+    Read {
+        file: Target,
+        offset: u32,
+        len: u32,
+    },
+    Truncate {
+        file: Target,
+        size: u32,
+    },
+    Punch {
+        file: Target,
+        offset: u32,
+        len: u32,
+    },
+    Zero {
+        file: Target,
+        offset: u32,
+        len: u32,
+        keep: bool,
+    },
+    Allocate {
+        file: Target,
+        offset: u32,
+        len: u32,
+        keep: bool,
+    },
+    Copy {
+        from: Target,
+        to: Target,
+        at: u32,
+        to_at: u32,
+        len: u32,
+    },
     Chmod(Place, u16),
     SetTime(Place, i64),
-    SetXattr { at: Place, name: u8, len: u16, mode: u8 },
-    RemoveXattr { at: Place, name: u8 },
+    SetXattr {
+        at: Place,
+        name: u8,
+        len: u16,
+        mode: u8,
+    },
+    RemoveXattr {
+        at: Place,
+        name: u8,
+    },
     List(u8),
     Seek(Target),
     Fsync(Target),
@@ -186,10 +230,13 @@ impl World {
     }
 
     fn place(&self, place: Place) -> (Number, &'static [u8]) {
-        (self.directory(place.directory), NAMES[usize::from(place.name)])
+        (
+            self.directory(place.directory),
+            NAMES[usize::from(place.name)],
+        )
     }
 
-    fn file(&self, target: Target) -> Option<Number> {
+    pub fn file(&self, target: Target) -> Option<Number> {
         let mut all: Vec<Number> = self.open.iter().map(|open| open.number).collect();
         all.extend(self.model.files());
         let count = all.len();
@@ -246,7 +293,10 @@ impl World {
                 if found.is_ok() {
                     fs.forget(node(number), 1);
                 }
-                (of(found.map(|_| ())), of(self.model.link(number, dir, name)))
+                (
+                    of(found.map(|_| ())),
+                    of(self.model.link(number, dir, name)),
+                )
             }
             O::Unlink(at) => {
                 let (dir, name) = self.place(at);
@@ -269,15 +319,26 @@ impl World {
                 }
                 same()
             }
-            O::Chmod(at, perm) => self.setattr(at, SetAttr {
-                perm: Some(perm),
-                ..SetAttr::default()
-            }),
-            O::SetTime(at, secs) => self.setattr(at, SetAttr {
-                mtime: Some(SetTime::At(Timespec { secs, nanos: 5 })),
-                ..SetAttr::default()
-            }),
-            O::SetXattr { at, name, len, mode } => self.set_xattr(at, name, len, mode),
+            O::Chmod(at, perm) => self.setattr(
+                at,
+                SetAttr {
+                    perm: Some(perm),
+                    ..SetAttr::default()
+                },
+            ),
+            O::SetTime(at, secs) => self.setattr(
+                at,
+                SetAttr {
+                    mtime: Some(SetTime::At(Timespec { secs, nanos: 5 })),
+                    ..SetAttr::default()
+                },
+            ),
+            O::SetXattr {
+                at,
+                name,
+                len,
+                mode,
+            } => self.set_xattr(at, name, len, mode),
             O::RemoveXattr { at, name } => {
                 let (dir, entry) = self.place(at);
                 let Ok(number) = self.model.entry(dir, entry) else {
@@ -330,11 +391,20 @@ impl World {
             return same();
         };
         match *operation {
-            O::Write { offset, len, seed, .. } => {
+            O::Write {
+                offset, len, seed, ..
+            } => {
                 let bytes = pattern(seed, u64::from(offset), len as usize);
                 let found = self.with(number, |handle| {
                     let fs = &self.mount().fs;
-                    fs.write(node(number), handle, u64::from(offset), &bytes, false, false)
+                    fs.write(
+                        node(number),
+                        handle,
+                        u64::from(offset),
+                        &bytes,
+                        false,
+                        false,
+                    )
                 });
                 self.model.write(number, offset as usize, &bytes);
                 (of(found.map(|_| ())), Outcome::Done)
@@ -348,13 +418,20 @@ impl World {
             O::Punch { offset, len, .. } => {
                 self.fallocate(number, offset, len, Fallocate::PunchHole)
             }
-            O::Zero { offset, len, keep, .. } => {
-                self.fallocate(number, offset, len, Fallocate::ZeroRange { keep_size: keep })
-            }
-            O::Allocate { offset, len, keep, .. } => {
-                self.fallocate(number, offset, len, Fallocate::Allocate { keep_size: keep })
-            }
-            O::Copy { to, at, to_at, len, .. } => self.copy(number, to, at, to_at, len),
+            O::Zero {
+                offset, len, keep, ..
+            } => self.fallocate(
+                number,
+                offset,
+                len,
+                Fallocate::ZeroRange { keep_size: keep },
+            ),
+            O::Allocate {
+                offset, len, keep, ..
+            } => self.fallocate(number, offset, len, Fallocate::Allocate { keep_size: keep }),
+            O::Copy {
+                to, at, to_at, len, ..
+            } => self.copy(number, to, at, to_at, len),
             O::Seek(_) => self.seek(number),
             _ => {
                 let found = self.with(number, |handle| {
@@ -396,11 +473,14 @@ impl World {
             _ => fs.mknod(&USER, parent, name, libc::S_IFIFO | 0o640, 0),
         };
         if let (Ok(attr), Ok(())) = (&found, &expected) {
-            let mut inode = Inode::new(kind, match kind {
-                FileKind::Directory => 0o750,
-                FileKind::Symlink => 0o777,
-                _ => 0o640,
-            });
+            let mut inode = Inode::new(
+                kind,
+                match kind {
+                    FileKind::Directory => 0o750,
+                    FileKind::Symlink => 0o777,
+                    _ => 0o640,
+                },
+            );
             if kind == FileKind::Symlink {
                 inode.target = b"where/to".to_vec();
             }
@@ -458,13 +538,18 @@ impl World {
         let value = pattern(7, u64::from(len), usize::from(len));
         let fs = &self.mount().fs;
         let found = fs.set_xattr(&USER, node(number), name, &value, mode);
-        (of(found), of(self.model.set_xattr(number, name, &value, mode)))
+        (
+            of(found),
+            of(self.model.set_xattr(number, name, &value, mode)),
+        )
     }
 
     fn read(&self, number: Number, offset: usize, len: usize) -> (Outcome, Outcome) {
         let mut out = vec![0xEE; len];
         let found = self.with(number, |handle| {
-            self.mount().fs.read(node(number), handle, offset as u64, &mut out)
+            self.mount()
+                .fs
+                .read(node(number), handle, offset as u64, &mut out)
         });
         let data = &self.model.inode(number).data;
         let start = offset.min(data.len());
@@ -488,7 +573,13 @@ impl World {
         };
         let found = self.with(number, |handle| {
             let fs = &self.mount().fs;
-            fs.fallocate(node(number), handle, u64::from(offset), u64::from(len), mode)
+            fs.fallocate(
+                node(number),
+                handle,
+                u64::from(offset),
+                u64::from(len),
+                mode,
+            )
         });
         if len == 0 {
             return (of(found), Outcome::Failed(Errno::EINVAL));
@@ -525,8 +616,7 @@ impl World {
             u64::from(to_at),
             u64::from(len),
         );
-        let overlaps =
-            start < target + len as usize && target < start + len as usize;
+        let overlaps = start < target + len as usize && target < start + len as usize;
         if from == to && overlaps {
             return (of(found.map(|_| ())), Outcome::Failed(Errno::EINVAL));
         }
@@ -563,7 +653,11 @@ impl World {
                     break;
                 }
             };
-            if next < at || data[at as usize..next as usize].iter().any(|byte| *byte != 0) {
+            if next < at
+                || data[at as usize..next as usize]
+                    .iter()
+                    .any(|byte| *byte != 0)
+            {
                 found = Outcome::Length(at);
                 break;
             }
@@ -624,7 +718,11 @@ impl World {
             }
             assert_eq!(xattrs(self.mount(), node(*number)), inode.xattrs);
         }
-        assert_eq!(self.mount().fs.usage().used_bytes, used * 4096, "used bytes");
+        assert_eq!(
+            self.mount().fs.usage().used_bytes,
+            used * 4096,
+            "used bytes"
+        );
     }
 
     fn compare_names(&self, number: Number, inode: &Inode) {
@@ -678,9 +776,16 @@ pub fn read_model(mount: &Mount) -> Model {
 
 fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let list = mount.fs.list_xattr(node).expect("list of attributes");
-    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let names = list
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
     names
-        .map(|name| (name.to_vec(), mount.fs.get_xattr(node, name).expect("attribute")))
+        .map(|name| {
+            (
+                name.to_vec(),
+                mount.fs.get_xattr(node, name).expect("attribute"),
+            )
+        })
         .collect()
 }
 
@@ -703,7 +808,11 @@ pub enum Outcome {
     Failed(Errno),
     Names(Vec<String>),
     Length(u64),
-    Differs { at: usize, found: Vec<u8>, expected: Vec<u8> },
+    Differs {
+        at: usize,
+        found: Vec<u8>,
+        expected: Vec<u8>,
+    },
 }
 
 /// The filesystem and the model disagree.

@@ -1,0 +1,239 @@
+//! Power cuts and kills at random moments of random work.
+//!
+//! What must hold afterwards: the volume opens by itself; names and attributes are as they were
+//! after some operation no older than the last commit that was reported done; every page of every
+//! file is as some operation since the file's last reported fsync left it; everything reads; and
+//! nothing is left over that nothing names.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use support::model::{Model, Number};
+use support::operation::{Operation, World, operation, read_model};
+use support::{CHUNK, Mount, PAGE, quiet};
+
+const OPERATIONS: usize = 60;
+const ROUNDS: u64 = 3;
+/// A copy moves so many bytes at a time, aligned in the target.
+const COPY_BYTES: usize = 1 << 20;
+
+/// What a file may hold after a cut: the contents at its last fsync and all since.
+type Versions = BTreeMap<Number, Vec<Arc<Vec<u8>>>>;
+
+/// What may be found after a cut.
+struct History {
+    /// Namespaces since the last commit.
+    namespaces: Vec<BTreeMap<String, String>>,
+    versions: Versions,
+}
+
+impl History {
+    fn new(model: &Model) -> Self {
+        let mut this = Self {
+            namespaces: vec![model.namespace()],
+            versions: Versions::new(),
+        };
+        this.note(model);
+        this
+    }
+
+    fn note(&mut self, model: &Model) {
+        self.namespaces.push(model.namespace());
+        for number in model.inodes.keys() {
+            let data = &model.inode(*number).data;
+            let versions = self.versions.entry(*number);
+            let versions = versions.or_insert_with(|| vec![Arc::default()]);
+            if versions.last() != Some(data) {
+                versions.push(Arc::clone(data));
+            }
+        }
+    }
+
+    /// Contents between the pieces of a copy.
+    fn note_pieces(&mut self, before: &Model, after: &Model, number: Number, start: usize) {
+        let (Some(old), new) = (before.inodes.get(&number), after.inode(number)) else {
+            return;
+        };
+        let mut border = (start / COPY_BYTES + 1) * COPY_BYTES;
+        while border < new.data.len() {
+            let mut mixed = new.data[..border].to_vec();
+            mixed.extend(old.data.get(border..).unwrap_or_default());
+            if let Some(versions) = self.versions.get_mut(&number) {
+                versions.push(Arc::new(mixed));
+            }
+            border += COPY_BYTES;
+        }
+    }
+
+    fn committed(&mut self, model: &Model) {
+        self.namespaces = vec![model.namespace()];
+    }
+
+    fn synced(&mut self, model: &Model, number: Number) {
+        let data = Arc::clone(&model.inode(number).data);
+        self.versions.insert(number, vec![data]);
+    }
+}
+
+/// The page's bytes in this version, as long as `len`.
+fn page_of(version: &[u8], at: usize, len: usize) -> Vec<u8> {
+    let mut bytes = version.get(at..).unwrap_or_default().to_vec();
+    bytes.truncate(len);
+    bytes.resize(len, 0);
+    bytes
+}
+
+fn check_contents(seed: u64, number: Number, found: &[u8], versions: &[Arc<Vec<u8>>]) {
+    let sizes: BTreeSet<usize> = versions.iter().map(|version| version.len()).collect();
+    let torn = found.len() % CHUNK == 0 && sizes.iter().any(|size| *size > found.len());
+    assert!(
+        sizes.contains(&found.len()) || torn,
+        "seed {seed}: file {number} is {} long, and was {sizes:?}",
+        found.len()
+    );
+    let mut at = 0;
+    while at < found.len() {
+        let end = (at / CHUNK + 1) * CHUNK;
+        let end = end.min(found.len()).min(at + PAGE);
+        let known = versions
+            .iter()
+            .any(|version| page_of(version, at, end - at) == found[at..end]);
+        assert!(
+            known,
+            "seed {seed}: file {number}: the page at {at} is neither old nor new"
+        );
+        at = end;
+    }
+}
+
+fn check(seed: u64, mount: &Mount, history: &History) {
+    let found = read_model(mount);
+    let namespace = found.namespace();
+    assert!(
+        history.namespaces.contains(&namespace),
+        "seed {seed}: names are as they never were since the last commit: {namespace:#?}\n\
+         last: {:#?}",
+        history.namespaces.last()
+    );
+    for number in found.files() {
+        let versions = history.versions.get(&number);
+        let versions = versions.unwrap_or_else(|| panic!("seed {seed}: a file of nobody"));
+        check_contents(seed, number, &found.inode(number).data, versions);
+    }
+}
+
+fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Operation) -> bool {
+    let before = world.model.clone();
+    let target = match operation {
+        Operation::Fsync(file) => world.file(*file),
+        Operation::Copy { to, .. } => world.file(*to),
+        _ => None,
+    };
+    let result = world.apply(operation);
+    let model = &world.model;
+    if let (Operation::Copy { to_at, .. }, Some(number)) = (operation, target) {
+        history.note_pieces(&before, model, number, *to_at as usize);
+    }
+    history.note(model);
+    match (operation, &result) {
+        (_, Err(mismatch)) => {
+            let cut = world.mount().store.is_cut();
+            assert!(cut, "seed {seed}: {operation:?}: {mismatch:?}");
+            return false;
+        }
+        (Operation::Fsync(_), Ok(())) => {
+            if let Some(number) = target {
+                history.committed(model);
+                history.synced(model, number);
+            }
+        }
+        (Operation::Commit, Ok(())) => history.committed(model),
+        _ => {}
+    }
+    true
+}
+
+fn operations(seed: u64) -> Vec<Operation> {
+    let mut bytes = [7; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    // Large files now and then: each version of a file is kept.
+    let largest = if seed.is_multiple_of(4) {
+        CHUNK + 9_000
+    } else {
+        60_000
+    };
+    let strategy = operation(largest);
+    let drawn = std::iter::repeat_with(|| strategy.new_tree(&mut runner).unwrap().current());
+    drawn
+        .filter(|operation| !matches!(operation, Operation::Reopen))
+        .take(OPERATIONS)
+        .collect()
+}
+
+/// Work, a cut or a kill, and what is left, several times over one volume.
+fn run(seed: u64) {
+    let mut world = World::new(Mount::with(None, quiet()), CHUNK);
+    for round in 0..ROUNDS {
+        world.adopt();
+        let mut history = History::new(&world.model);
+        let calls = world.mount().store.calls();
+        // Drawn from the seed; beyond the work now and then.
+        let within = mix(seed * ROUNDS + round) % 260;
+        world.mount().store.cut_at_call(calls + 1 + within);
+        for operation in operations(seed * ROUNDS + round) {
+            if !settle(seed, &mut world, &mut history, &operation) {
+                break;
+            }
+        }
+        world = after_the_end(seed, round, world);
+        check(seed, world.mount(), &history);
+        // Once more from the beginning: what was recovered lasts.
+        world.adopt();
+        world.reopen();
+        world.compare();
+    }
+    world.mount.take().unwrap().finish();
+}
+
+fn after_the_end(seed: u64, round: u64, mut world: World) -> World {
+    let mount = world.mount.take().unwrap();
+    let mount = if mix(seed + round) % 4 == 0 {
+        mount.kill()
+    } else {
+        let survivor = mount.store.power_cut(mix(seed ^ round));
+        let _ = mount.fs.close();
+        let (keystore, options) = (Arc::clone(&mount.keystore), mount.options.clone());
+        drop(mount);
+        Mount::open(survivor, keystore, options)
+            .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"))
+    };
+    World::new(mount, CHUNK)
+}
+
+fn mix(seed: u64) -> u64 {
+    let z = (seed ^ 0x9E37_79B9_7F4A_7C15).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 20
+}
+
+/// `BILAYER_CRASH_SEEDS` from `BILAYER_CRASH_FIRST_SEED` on.
+#[test]
+fn power_cuts_and_kills_leave_old_or_new() {
+    let setting =
+        |name, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
+    let first = setting("BILAYER_CRASH_FIRST_SEED", 0u64);
+    for seed in first..first + setting("BILAYER_CRASH_SEEDS", 200) {
+        if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
+            eprintln!("seed {seed} failed");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
