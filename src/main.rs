@@ -1,1 +1,5 @@
-fn main() {}
+//! The `bilayer` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    bilayer::cli::run()
+}

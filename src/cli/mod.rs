@@ -1,1 +1,413 @@
-//! cli
+//! The command line: `bilayer` and the helpers of mount(8).
+//!
+//! Each command is a module that returns a value or a [`CliError`]; only this one prints.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use clap::error::ErrorKind as ClapError;
+use clap::{Args, Parser, Subcommand};
+
+pub mod control;
+pub mod create;
+mod daemon;
+pub mod error;
+pub mod helper;
+pub mod log;
+pub mod mount;
+pub mod options;
+mod paths;
+pub mod status;
+pub mod unmount;
+
+pub use error::{CliError, ExitCode};
+
+use crate::keys::{PassphraseSource, keystore};
+use crate::layers;
+use crate::sys::memory::disable_core_dumps;
+use log::Log;
+use options::MountWords;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 usage, 2 no such volume or mount, 3 in use, 4 key missing or wrong,
+5 damaged, not authentic or too new, 6 the operating system refused.
+`mount` has those of mount(8): 0 done, 1 usage, 2 the operating system refused, 32 failed.";
+
+/// A filesystem that keeps everything it stores under two independent layers of encryption.
+#[derive(Parser, Debug)]
+#[command(name = "bilayer", version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make a volume: a directory that holds one encrypted filesystem
+    #[command(
+        after_help = "Example:\n  bilayer create /srv/vault --customer-key file:/media/key.pem"
+    )]
+    Create(CreateArgs),
+    /// Mount a volume
+    #[command(
+        after_help = "Example:\n  bilayer mount --create ~/vault ~/private\n\n\
+        In /etc/fstab:\n  /srv/vault /mnt/vault bilayer rw,nofail,customer_key=file:/etc/keys/k.pem 0 0",
+        after_long_help = MOUNT_HELP
+    )]
+    Mount(MountArgs),
+    /// Unmount; returns when everything is on disk and the daemon is gone
+    #[command(
+        visible_alias = "umount",
+        after_help = "Example:\n  bilayer unmount ~/private"
+    )]
+    Unmount(UnmountArgs),
+    /// Show a volume: keys, layers, usage, where it is mounted
+    #[command(after_help = "Example:\n  bilayer status /srv/vault --json")]
+    Status(StatusArgs),
+    /// Show what a volume's superblock says, without any key
+    #[command(after_help = "Example:\n  bilayer inspect /srv/vault")]
+    Inspect(InspectArgs),
+    /// Make a customer key: RSA, in a file that only its owner may read
+    #[command(after_help = "Example:\n  bilayer keygen /media/key.pem --bits 4096")]
+    Keygen(KeygenArgs),
+}
+
+const MOUNT_HELP: &str = "\
+Options (-o):
+  ro, rw                     write nothing; the default is rw
+  allow_other, noallow_other for other users too; the default for root's mounts
+  customer_key=URI           the customer key, such as file:/etc/keys/k.pem
+  platform_keystore=DIR      the platform keystore
+  passphrase_file=FILE       first line: the passphrase of the customer key
+  passphrase_fd=N            the same from an open descriptor
+  fingerprint=HEX            refuse the volume unless it has this fingerprint
+  commit=SECONDS             longest time before a change is on disk without fsync
+  workers=N                  threads for contents
+  follow_caller=on|off       keep the reading thread on its caller's CPU
+  writeback, nowriteback     let the kernel gather writes; the default is writeback
+  max_background=N           requests of the kernel's own under way
+  meta_cache=SIZE            memory for metadata
+  pending=SIZE               memory for changes that are not on disk yet
+  open_objects=N             files of the volume held open
+  log_file=FILE              the daemon's log, instead of the system's
+  remount                    change ro, rw and the next line's words of a mount
+  nodev dev nosuid suid noexec exec noatime atime sync async dirsync
+                             as in mount(8); the default is nodev,nosuid
+Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
+
+Examples:
+  bilayer mount --create ~/vault ~/private
+  bilayer mount /srv/vault /mnt -o ro,customer_key=file:/media/key.pem
+  In /etc/fstab:
+  /srv/vault /mnt/vault bilayer rw,nofail,customer_key=file:/etc/keys/k.pem 0 0";
+
+#[derive(Args, Debug)]
+struct KeystoreArg {
+    /// Directory of the platform keystore [default: /var/lib/bilayer/platform for root, else the
+    /// user's data directory; or $BILAYER_PLATFORM_KEYSTORE]
+    #[arg(long, value_name = "DIR")]
+    platform_keystore: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct PassphraseArg {
+    /// File whose first line is the passphrase of the customer key
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct CreateArgs {
+    /// Directory of the volume: made if missing, empty otherwise
+    volume: PathBuf,
+    /// Customer key that wraps the customer's half of the keys; without one the platform wraps both
+    #[arg(long, value_name = "URI")]
+    customer_key: Option<String>,
+    /// Largest size of the contents, in bytes or as 10G
+    #[arg(long, value_name = "BYTES")]
+    size: Option<String>,
+    #[command(flatten)]
+    keystore: KeystoreArg,
+    #[command(flatten)]
+    passphrase: PassphraseArg,
+}
+
+#[derive(Args, Debug)]
+struct MountArgs {
+    /// Directory of the volume
+    volume: PathBuf,
+    /// Where to mount it
+    dir: PathBuf,
+    /// Make the volume and DIR where there is none
+    #[arg(long)]
+    create: bool,
+    /// Do not go into the background
+    #[arg(long)]
+    foreground: bool,
+    /// Options, separated by commas (--help lists them)
+    #[arg(short, value_name = "OPTIONS")]
+    options: Vec<String>,
+    #[command(flatten)]
+    keystore: KeystoreArg,
+}
+
+#[derive(Args, Debug)]
+struct UnmountArgs {
+    /// Where it is mounted
+    dir: PathBuf,
+    /// Detach at once, even if it is in use, and do not wait
+    #[arg(long)]
+    lazy: bool,
+}
+
+#[derive(Args, Debug)]
+struct StatusArgs {
+    /// Directory of the volume, or where it is mounted
+    #[arg(value_name = "VOLUME|DIR")]
+    path: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    keystore: KeystoreArg,
+}
+
+#[derive(Args, Debug)]
+struct InspectArgs {
+    /// Directory of the volume
+    volume: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct KeygenArgs {
+    /// File to make; one that exists is never written over
+    file: PathBuf,
+    /// Size of the key: 2048, 3072 or 4096
+    #[arg(long, default_value_t = 3072)]
+    bits: usize,
+    #[command(flatten)]
+    passphrase: PassphraseArg,
+}
+
+/// The whole of the program.
+pub fn run() -> process::ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let foreground = matches!(&cli.command, Command::Mount(args) if args.foreground);
+    let mounts = matches!(cli.command, Command::Mount(_));
+    let log = Log::start(foreground);
+    let Err(error) = execute(cli.command, &log) else {
+        return process::ExitCode::SUCCESS;
+    };
+    eprintln!("{error}");
+    process::ExitCode::from(if mounts {
+        error.code.for_mount()
+    } else {
+        error.code as u8
+    })
+}
+
+/// Help and version are no failures; everything else is a usage error.
+fn refuse(error: &clap::Error) -> process::ExitCode {
+    // Nothing is left to be done if even this cannot be printed.
+    let _ = error.print();
+    match error.kind() {
+        ClapError::DisplayHelp | ClapError::DisplayVersion => process::ExitCode::SUCCESS,
+        _ => process::ExitCode::from(ExitCode::Usage as u8),
+    }
+}
+
+fn execute(command: Command, log: &Log) -> Result<(), CliError> {
+    harden()?;
+    match command {
+        Command::Create(args) => run_create(args),
+        Command::Mount(args) => run_mount(args, log),
+        Command::Unmount(args) => unmount::unmount(&args.dir, args.lazy),
+        Command::Status(args) => {
+            let keystore = keystore_dir(args.keystore.platform_keystore.as_deref())?;
+            show(&status::status(&args.path, &keystore)?, args.json)
+        }
+        Command::Inspect(args) => show(&status::inspect(&args.volume)?, args.json),
+        Command::Keygen(args) => run_keygen(&args),
+    }
+}
+
+/// What every process that may hold keys does first: no core dumps, and a test that both layers
+/// still compute what they should.
+fn harden() -> Result<(), CliError> {
+    if let Err(error) = disable_core_dumps() {
+        tracing::warn!(%error, "core dumps could not be turned off");
+    }
+    layers::self_test().map_err(|error| {
+        CliError::new(
+            ExitCode::Integrity,
+            format!("the self-test failed: {error}"),
+        )
+        .with_hint("do not use this program on this machine; reinstall it or check the memory")
+    })
+}
+
+/// The platform keystore: option, environment, default, in this order.
+fn keystore_dir(option: Option<&Path>) -> Result<PathBuf, CliError> {
+    let environment = std::env::var_os(keystore::ENVIRONMENT);
+    let dir = keystore::resolve(option, environment.as_deref(), keystore::default_dir())
+        .map_err(|error| CliError::key("cannot find the platform keystore", &error))?;
+    paths::absolute(&dir)
+}
+
+/// Where a passphrase comes from: a file that was named, else whoever sits there.
+fn passphrase_source(argument: &PassphraseArg) -> Result<PassphraseSource, CliError> {
+    match &argument.passphrase_file {
+        Some(path) => Ok(PassphraseSource::File(paths::absolute(path)?)),
+        None => Ok(PassphraseSource::Prompt),
+    }
+}
+
+fn run_create(args: CreateArgs) -> Result<(), CliError> {
+    let customer_key = match &args.customer_key {
+        Some(uri) => Some(options::key_uri(uri, &paths::working_directory()?)?),
+        None => None,
+    };
+    let size_bytes = match &args.size {
+        Some(text) => Some(options::parse_size(text).ok_or_else(|| {
+            CliError::usage(format!(
+                "--size {text}: a number of bytes, or such as 10G, is wanted"
+            ))
+        })?),
+        None => None,
+    };
+    let new = create::NewVolume {
+        path: paths::absolute(&args.volume)?,
+        customer_key,
+        size_bytes,
+        keystore: keystore_dir(args.keystore.platform_keystore.as_deref())?,
+        passphrase: passphrase_source(&args.passphrase)?,
+    };
+    let id = create::create(&new)?;
+    print(&format!("volume {id} made in {}\n", new.path.display()))
+}
+
+fn run_mount(args: MountArgs, log: &Log) -> Result<(), CliError> {
+    let directory = paths::working_directory()?;
+    let words = MountWords::parse(args.options.iter().map(String::as_str), &directory)?;
+    let option = args.keystore.platform_keystore.as_deref();
+    let keystore = keystore_dir(option.or(words.platform_keystore.as_deref()))?;
+    let request = mount::MountRequest {
+        volume: args.volume,
+        dir: args.dir,
+        create: args.create,
+        foreground: args.foreground,
+        words,
+        keystore,
+    };
+    mount::mount(request, log)
+}
+
+fn run_keygen(args: &KeygenArgs) -> Result<(), CliError> {
+    let passphrase = match &args.passphrase.passphrase_file {
+        Some(path) => PassphraseSource::File(paths::absolute(path)?),
+        None => PassphraseSource::None,
+    };
+    let key = create::keygen(&paths::absolute(&args.file)?, args.bits, &passphrase)?;
+    print(&format!(
+        "{} ({} bits, version {})\n",
+        key.uri, key.bits, key.key_version
+    ))
+}
+
+fn show(report: &status::Report, json: bool) -> Result<(), CliError> {
+    if json {
+        print(&(status::to_json(report)? + "\n"))
+    } else {
+        print(&status::to_text(report))
+    }
+}
+
+/// To standard output. A reader that has gone away (`| head`) is no failure.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut output = io::stdout().lock();
+    match output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(CliError::io("cannot write to standard output", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_parser_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines() {
+        for line in [
+            "create v",
+            "create v --customer-key file:/k --size 10G --platform-keystore p --passphrase-file f",
+            "mount v d",
+            "mount v d --create --foreground -o ro,noexec -o commit=1 --platform-keystore p",
+            "mount -o ro v d",
+            "unmount d",
+            "umount d --lazy",
+            "status v --json",
+            "inspect v",
+            "keygen f --bits 4096",
+        ] {
+            let words = std::iter::once("bilayer").chain(line.split(' '));
+            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        for line in [
+            "",
+            "create",
+            "mount v",
+            "status",
+            "mount v d e",
+            "keygen f --bits x",
+            "frob",
+        ] {
+            let words = std::iter::once("bilayer").chain(line.split_whitespace());
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_option_of_mount_is_in_its_help() {
+        let documented = include_str!("options.rs");
+        let table = documented
+            .lines()
+            .filter(|line| line.starts_with("//! | `"));
+        let words: Vec<&str> = table
+            .flat_map(|line| line.split('|').nth(1).unwrap_or_default().split('`'))
+            .map(|word| word.trim().trim_end_matches(','))
+            .map(|word| word.split('=').next().unwrap_or_default())
+            .filter(|word| !word.is_empty() && *word != "default_permissions" && *word != "on\\")
+            .collect();
+        assert!(words.len() > 20, "{words:?}");
+        for word in words {
+            assert!(MOUNT_HELP.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "{}", command.get_name());
+        }
+    }
+}

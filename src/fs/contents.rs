@@ -164,10 +164,13 @@ impl Filesystem {
         Ok(())
     }
 
+    /// True when the kernel may hold pages of the file that it has not sent: somebody has it open
+    /// for writing, which a mapping keeps up too.
+    pub fn may_be_dirty(&self, node: NodeId) -> bool {
+        self.references.has_writers(node.ino())
+    }
+
     /// The next data or hole from `offset` on (`lseek(2)`).
-    ///
-    /// While somebody has the file open for writing the kernel may hold dirty pages that it has
-    /// not sent: everything is data then, since `cp` would lose what a hole hides.
     pub fn seek(
         &self,
         node: NodeId,
@@ -176,17 +179,6 @@ impl Filesystem {
         whence: SeekWhence,
     ) -> Result<u64, Errno> {
         let file = self.file(node, handle)?;
-        let size = file.size();
-        if offset >= size {
-            return Err(Errno::ENXIO);
-        }
-        if self.references.has_writers(node.ino()) {
-            return Ok(if whence == SeekWhence::Data {
-                offset
-            } else {
-                size
-            });
-        }
         let found = self
             .contents
             .seek(&file, offset, whence == SeekWhence::Hole)?;

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::references::References;
 use super::types::{FileKind, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
-use crate::ids::{FolderNumber, Generation, Ino, Sequence};
+use crate::ids::{FolderNumber, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
 use crate::meta::{Batch, Meta, MetaError};
@@ -24,7 +24,7 @@ use crate::store::{OpenMode, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
 
 /// What a volume holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
     /// Inodes.
     pub inodes: u64,
@@ -33,9 +33,9 @@ pub struct Usage {
     /// Limit of the contents, if there is one.
     pub limit_bytes: Option<u64>,
     /// The live generation.
-    pub generation: Generation,
+    pub generation: u64,
     /// The newest commit.
-    pub sequence: Sequence,
+    pub sequence: u64,
     /// Why nothing can be written any more, if so.
     pub latched: Option<String>,
 }
@@ -200,8 +200,8 @@ impl Filesystem {
             inodes: counters.inodes,
             used_bytes: self.contents.used_pages() * PAGE_BYTES as u64,
             limit_bytes: (counters.limit_bytes > 0).then_some(counters.limit_bytes),
-            generation: counters.generation,
-            sequence: self.meta.sequence(),
+            generation: counters.generation.0,
+            sequence: self.meta.sequence().0,
             latched: self.meta.latched(),
         }
     }

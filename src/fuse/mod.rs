@@ -1,1 +1,207 @@
-//! fuse
+//! The way from the kernel to [`crate::fs`]: FUSE by the `fuser` crate, which no other module
+//! knows.
+//!
+//! ```text
+//! kernel ─► reading thread (adapter, dispatch, follow) ─┬─ inline ──► fs ─► replies
+//!                                                       └─ workers ─► fs ─► replies
+//! signals ─► unmount (mountpoint, mountinfo)
+//! ```
+//!
+//! Order at the end: the mount goes, the reading thread ends, the workers finish what is queued,
+//! [`mount`] returns; closing the filesystem is the caller's next step.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::fs::Filesystem;
+use crate::sys::mounts::MountFlags;
+use crate::sys::process::EndSignals;
+
+mod adapter;
+mod convert;
+mod dispatch;
+mod follow;
+pub mod mountinfo;
+mod mountpoint;
+mod notify;
+mod replies;
+mod workers;
+
+pub use mountpoint::unmount;
+
+use adapter::{Adapter, AdapterOptions};
+use dispatch::Dispatch;
+use mountpoint::Mounted;
+use notify::WriteBack;
+use workers::Workers;
+
+/// Background requests (read-ahead, writeback) that the kernel may have under way.
+const MAX_BACKGROUND: u16 = 64;
+
+/// How to mount.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountOptions {
+    /// What the mount shows as its source: the volume's directory, absolute.
+    pub source: PathBuf,
+    /// `ro`, `nodev`, ...
+    pub flags: MountFlags,
+    /// Users other than the one who mounts may use it.
+    pub allow_other: bool,
+    /// The kernel gathers writes. Off: every write reaches the filesystem at once.
+    pub writeback: bool,
+    /// Threads for contents and other long work.
+    pub workers: usize,
+    /// The reading thread stays on its caller's CPU.
+    pub follow_caller: bool,
+    /// Background requests that the kernel may have under way.
+    pub max_background: u16,
+}
+
+impl MountOptions {
+    /// The defaults: one user's mount, everything that makes it fast.
+    pub fn new(source: impl Into<PathBuf>) -> Self {
+        Self {
+            source: source.into(),
+            flags: MountFlags::default(),
+            allow_other: false,
+            writeback: true,
+            workers: Workers::default_count(),
+            follow_caller: true,
+            max_background: MAX_BACKGROUND,
+        }
+    }
+}
+
+/// Why a mount could not be made or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum FuseError {
+    /// There is no FUSE device, or it cannot be opened.
+    #[error("cannot open /dev/fuse: {0}")]
+    Device(#[source] io::Error),
+    /// The kernel or fusermount3 refused.
+    #[error("{0}")]
+    Mount(#[source] io::Error),
+    /// The kernel and this program could not agree.
+    #[error("the FUSE handshake failed: {0}")]
+    Handshake(#[source] io::Error),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+    /// Serving ended by an error and not by unmounting.
+    #[error("serving the mount ended unexpectedly: {0}")]
+    Session(#[source] io::Error),
+}
+
+/// Mounts and serves until the mount is gone. `ready` is called once the filesystem answers.
+///
+/// `dir`: absolute, without symbolic links, an existing directory. `signals`: those that unmount;
+/// they must have been blocked before any thread was made, those of `filesystem` included. If a
+/// directory is in use, the first signal is refused and the second detaches it.
+pub fn mount(
+    filesystem: Arc<Filesystem>,
+    dir: &Path,
+    options: &MountOptions,
+    signals: Option<EndSignals>,
+    ready: impl FnOnce(),
+) -> Result<(), FuseError> {
+    let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
+    let dispatch = Dispatch::new(filesystem, Arc::clone(&workers), options.follow_caller);
+    let write_back = Arc::new(WriteBack::default());
+    let adapter = Adapter::new(
+        dispatch,
+        AdapterOptions {
+            writeback: options.writeback,
+            max_background: options.max_background,
+        },
+        Arc::clone(&write_back),
+    );
+    let result = serve(adapter, dir, options, &write_back, signals, ready);
+    workers.finish();
+    result
+}
+
+fn serve(
+    adapter: Adapter,
+    dir: &Path,
+    options: &MountOptions,
+    write_back: &WriteBack,
+    signals: Option<EndSignals>,
+    ready: impl FnOnce(),
+) -> Result<(), FuseError> {
+    let (device, mounted) = mountpoint::mount(dir, options).map_err(explain_mount)?;
+    let session = match start_session(adapter, device) {
+        Ok(session) => session,
+        Err(error) => {
+            take_away(&mounted);
+            return Err(FuseError::Handshake(error));
+        }
+    };
+    mounted.tune();
+    let result = write_back
+        .start(session.notifier())
+        .and_then(|()| listen_for(signals, &mounted))
+        .map_err(FuseError::Thread)
+        .and_then(|()| {
+            ready();
+            session.run().map_err(FuseError::Session)
+        });
+    if result.is_err() {
+        // Nobody answers there any more: callers get an error at once instead of a dead mount.
+        take_away(&mounted);
+    }
+    result
+}
+
+fn listen_for(signals: Option<EndSignals>, mounted: &Mounted) -> io::Result<()> {
+    let Some(signals) = signals else {
+        return Ok(());
+    };
+    let mounted = mounted.clone();
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || unmount_on(signals, &mounted))?;
+    Ok(())
+}
+
+fn explain_mount(error: io::Error) -> FuseError {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) if !Path::new("/dev/fuse").exists() => {
+            FuseError::Device(error)
+        }
+        _ => FuseError::Mount(error),
+    }
+}
+
+fn start_session(adapter: Adapter, device: File) -> io::Result<fuser::Session<Adapter>> {
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(1);
+    // Who may use the mount is the kernel's to check (`allow_other`). fuser's own check would
+    // also refuse the kernel's own requests, which come as root, such as the times of writeback.
+    let everybody = fuser::SessionACL::All;
+    fuser::Session::from_fd(adapter, OwnedFd::from(device), everybody, config)
+}
+
+fn take_away(mounted: &Mounted) {
+    if let Err(error) = mounted.unmount(true) {
+        tracing::warn!(%error, "the mount could not be taken away");
+    }
+}
+
+/// Unmounts at the first signal if the mount is not in use, at a later one in any case.
+fn unmount_on(signals: EndSignals, mounted: &Mounted) {
+    let mut lazy = false;
+    while let Ok(signal) = signals.wait() {
+        tracing::info!(signal, "unmounting");
+        match mounted.unmount(lazy) {
+            Ok(()) if !mounted.is_there() => return,
+            Ok(()) => {}
+            Err(error) => tracing::warn!(
+                %error,
+                "still serving: the mount is in use; a second signal detaches it"
+            ),
+        }
+        lazy = true;
+    }
+}

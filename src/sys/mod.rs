@@ -7,4 +7,5 @@
 pub mod files;
 pub mod identity;
 pub mod memory;
+pub mod mounts;
 pub mod process;

@@ -1,1 +1,389 @@
 //! Processes, threads, CPUs and signals.
+
+use std::fs::OpenOptions;
+use std::io::{self, PipeReader, PipeWriter};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// `prctl` code of Linux 5.6; see prctl(2).
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// A `-1` return as the error it stands for.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Effective group of this process.
+pub fn effective_gid() -> u32 {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { libc::getegid() }
+}
+
+/// Real user and group of this process.
+pub fn real_ids() -> (u32, u32) {
+    // SAFETY: take no argument and cannot fail.
+    unsafe { (libc::getuid(), libc::getgid()) }
+}
+
+/// A set of CPUs, at most 1024 of them (`CPU_SETSIZE`).
+#[derive(Clone, Copy)]
+pub struct CpuSet(libc::cpu_set_t);
+
+impl std::fmt::Debug for CpuSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries((0..CpuSet::LIMIT).filter(|&cpu| self.contains(cpu)))
+            .finish()
+    }
+}
+
+impl PartialEq for CpuSet {
+    fn eq(&self, other: &Self) -> bool {
+        (0..Self::LIMIT).all(|cpu| self.contains(cpu) == other.contains(cpu))
+    }
+}
+
+impl CpuSet {
+    /// CPUs are numbered below this.
+    pub const LIMIT: usize = libc::CPU_SETSIZE as usize;
+
+    /// The CPUs on which the calling thread may run: the machine's, less what a cpuset or
+    /// `taskset` took away.
+    pub fn allowed() -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+        // SAFETY: the pointer is to a cpu_set_t of the size given; 0 means the calling thread.
+        let result =
+            unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) };
+        check(result)?;
+        // SAFETY: all-zero is a valid cpu_set_t and the call above filled it in.
+        Ok(Self(unsafe { set.assume_init() }))
+    }
+
+    /// This CPU alone. `None` when the number is out of range.
+    pub fn only(cpu: usize) -> Option<Self> {
+        if cpu >= Self::LIMIT {
+            return None;
+        }
+        // SAFETY: all-zero is a valid (empty) cpu_set_t; `cpu` is in range.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            Some(Self(set))
+        }
+    }
+
+    /// True when the CPU is in the set.
+    pub fn contains(&self, cpu: usize) -> bool {
+        // SAFETY: guarded by the range check before it.
+        cpu < Self::LIMIT && unsafe { libc::CPU_ISSET(cpu, &self.0) }
+    }
+
+    /// Number of CPUs in the set.
+    pub fn len(&self) -> usize {
+        (0..Self::LIMIT).filter(|&cpu| self.contains(cpu)).count()
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes the calling thread run on these CPUs only.
+    pub fn apply_to_this_thread(&self) -> io::Result<()> {
+        // SAFETY: the pointer is to a cpu_set_t of the size given; 0 means the calling thread.
+        check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) })?;
+        Ok(())
+    }
+}
+
+/// Tells the kernel that this thread, and those it makes from now on, serve writeback: their own
+/// writes are throttled against their own device only, not against the dirty pages that wait for
+/// them. Needs CAP_SYS_RESOURCE.
+pub fn set_io_flusher() -> io::Result<()> {
+    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: plain numbers; no memory is passed.
+    check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) })?;
+    Ok(())
+}
+
+/// The signals that ask for an end: SIGTERM, SIGINT and SIGHUP, blocked in the calling thread.
+#[derive(Clone, Copy)]
+pub struct EndSignals(libc::sigset_t);
+
+impl EndSignals {
+    /// Blocks them in the calling thread and in all threads it makes afterwards, so that
+    /// [`EndSignals::wait`] is the only way they are seen.
+    pub fn block() -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initialises the set before any other use of it; all pointers are to
+        // live memory of the right type or null where the call permits it.
+        let (result, set) = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            let mut set = set.assume_init();
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(&mut set, signal);
+            }
+            (
+                libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()),
+                set,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(result));
+        }
+        Ok(Self(set))
+    }
+
+    /// Lets them through again in the calling thread.
+    pub fn unblock(&self) {
+        // SAFETY: the set was initialised by `block`; a null pointer is permitted for the old one.
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut()) };
+    }
+
+    /// Waits for one of them and returns its name.
+    pub fn wait(&self) -> io::Result<&'static str> {
+        let mut signal: libc::c_int = 0;
+        // SAFETY: both pointers are to live, initialised memory.
+        let result = unsafe { libc::sigwait(&self.0, &mut signal) };
+        match (result, signal) {
+            (0, libc::SIGTERM) => Ok("SIGTERM"),
+            (0, libc::SIGINT) => Ok("SIGINT"),
+            (0, libc::SIGHUP) => Ok("SIGHUP"),
+            (0, _) => Ok("signal"),
+            (error, _) => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// Which side of a fork the caller finds itself on.
+#[derive(Debug)]
+pub enum Forked {
+    /// The process that was started; what the child writes arrives here.
+    Parent {
+        /// The new process.
+        child: Child,
+        /// Ends when the child closes its side or dies.
+        from_child: PipeReader,
+    },
+    /// The new process.
+    Child {
+        /// To the parent.
+        to_parent: PipeWriter,
+    },
+}
+
+/// A forked process that has not been waited for.
+#[derive(Debug)]
+pub struct Child(libc::pid_t);
+
+impl Child {
+    /// Waits for its end: its exit code, or the negative number of the signal that killed it.
+    pub fn wait(&self) -> io::Result<i32> {
+        let mut status: libc::c_int = 0;
+        loop {
+            // SAFETY: the pointer is to a live integer.
+            match check(unsafe { libc::waitpid(self.0, &mut status, 0) }) {
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if libc::WIFSIGNALED(status) {
+            Ok(-libc::WTERMSIG(status))
+        } else {
+            Ok(libc::WEXITSTATUS(status))
+        }
+    }
+}
+
+/// Number of threads of this process, from `/proc/self/task`.
+fn thread_count() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// Forks. Refused when the process has more than one thread: the child would inherit locks whose
+/// holders do not exist in it.
+pub fn fork() -> io::Result<Forked> {
+    if thread_count()? != 1 {
+        return Err(io::Error::other(
+            "a process with several threads cannot be forked",
+        ));
+    }
+    let (reader, writer) = io::pipe()?;
+    // SAFETY: there is one thread (checked above), so the child is a whole copy of the process
+    // and may go on as it likes.
+    let pid = check(unsafe { libc::fork() })?;
+    Ok(if pid == 0 {
+        drop(reader);
+        Forked::Child { to_parent: writer }
+    } else {
+        drop(writer);
+        Forked::Parent {
+            child: Child(pid),
+            from_child: reader,
+        }
+    })
+}
+
+/// Leaves the terminal: a session of its own, `/` as working directory, `/dev/null` for standard
+/// input, output and error.
+pub fn detach_from_terminal() -> io::Result<()> {
+    std::env::set_current_dir("/")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    // SAFETY: takes no argument. It fails only for the leader of a process group, which a forked
+    // child is not; a leader already has what is wanted.
+    let _ = unsafe { libc::setsid() };
+    for standard in 0..=2 {
+        // SAFETY: both are open descriptors or become one; dup2 replaces the standard stream
+        // atomically and std keeps no state about it.
+        check(unsafe { libc::dup2(null.as_raw_fd(), standard) })?;
+    }
+    Ok(())
+}
+
+/// Who is at the other end of a Unix socket, as of the time it was connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerCredentials {
+    /// Process.
+    pub pid: i32,
+    /// Effective user.
+    pub uid: u32,
+}
+
+/// `SO_PEERCRED` of a connected Unix socket.
+pub fn peer_credentials(stream: &UnixStream) -> io::Result<PeerCredentials> {
+    let mut credentials = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the pointers are to a live ucred and to its length.
+    check(unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &mut len,
+        )
+    })?;
+    Ok(PeerCredentials {
+        pid: credentials.pid,
+        uid: credentials.uid,
+    })
+}
+
+/// A process that is watched for its end. Unlike a pid it is never taken over by another process.
+#[derive(Debug)]
+pub struct WatchedProcess(OwnedFd);
+
+impl WatchedProcess {
+    /// `pidfd_open(2)`.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let flags: libc::c_uint = 0;
+        // SAFETY: plain numbers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
+        let fd = check(libc::c_int::try_from(fd).unwrap_or(-1))?;
+        // SAFETY: the kernel has just made this descriptor and nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Waits for its end, at most so long (for ever when `None`). True when it has ended.
+    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        let mut poll = libc::pollfd {
+            fd: self.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let millis = timeout.map_or(-1, |t| {
+            libc::c_int::try_from(t.as_millis()).unwrap_or(libc::c_int::MAX)
+        });
+        loop {
+            // SAFETY: one live pollfd.
+            match check(unsafe { libc::poll(&mut poll, 1, millis) }) {
+                Ok(ready) => return Ok(ready == 1),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_sets() {
+        let allowed = CpuSet::allowed().unwrap();
+        assert!(!allowed.is_empty());
+        let first = (0..CpuSet::LIMIT)
+            .find(|&cpu| allowed.contains(cpu))
+            .unwrap();
+        std::thread::spawn(move || {
+            let one = CpuSet::only(first).unwrap();
+            one.apply_to_this_thread().unwrap();
+            assert_eq!(CpuSet::allowed().unwrap(), one);
+            allowed.apply_to_this_thread().unwrap();
+            assert_eq!(CpuSet::allowed().unwrap(), allowed);
+        })
+        .join()
+        .unwrap();
+        assert!(CpuSet::only(CpuSet::LIMIT).is_none());
+        assert!(!allowed.contains(usize::MAX));
+    }
+
+    #[test]
+    fn own_peer() {
+        let (one, _two) = UnixStream::pair().unwrap();
+        let peer = peer_credentials(&one).unwrap();
+        assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
+        assert_eq!(peer.uid, crate::sys::identity::effective_user());
+    }
+
+    #[test]
+    fn watches_a_process_to_its_end() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let watched = WatchedProcess::open(i32::try_from(child.id()).unwrap()).unwrap();
+        assert!(!watched.wait(Some(Duration::from_millis(10))).unwrap());
+        child.kill().unwrap();
+        assert!(watched.wait(Some(Duration::from_secs(10))).unwrap());
+        child.wait().unwrap();
+        assert!(WatchedProcess::open(-1).is_err());
+    }
+
+    #[test]
+    fn does_not_fork_with_threads() {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || stopped.recv());
+        assert!(fork().is_err());
+        drop(stop);
+        other.join().unwrap().unwrap_err();
+    }
+
+    #[test]
+    fn end_signals_are_waited_for() {
+        std::thread::spawn(|| {
+            let signals = EndSignals::block().unwrap();
+            // SAFETY: the signal is blocked in this thread and directed at it.
+            unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGHUP) };
+            assert_eq!(signals.wait().unwrap(), "SIGHUP");
+            signals.unblock();
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -1,0 +1,5 @@
+//! `mount.bilayer`, `mount.fuse.bilayer`: what mount(8) calls for these types.
+
+fn main() -> std::process::ExitCode {
+    bilayer::cli::helper::run(bilayer::cli::helper::Helper::Mount)
+}

@@ -1,0 +1,80 @@
+//! `bilayer create` and `bilayer keygen`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{CliError, ExitCode};
+use crate::fs::Filesystem;
+use crate::ids::VolumeId;
+use crate::keys::customer::file;
+use crate::keys::{KeyDescription, KeyUri, PassphraseSource};
+use crate::store::directory::DirectoryStore;
+use crate::sys::identity::effective_user;
+use crate::sys::process::effective_gid;
+use crate::volume::create::refuse_occupied_directory;
+use crate::volume::{self, CreateOptions};
+
+/// What to make.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewVolume {
+    /// Its directory, absolute; made where missing, empty otherwise.
+    pub path: PathBuf,
+    /// The customer key; `None` for a platform-managed volume.
+    pub customer_key: Option<KeyUri>,
+    /// Largest size of the contents.
+    pub size_bytes: Option<u64>,
+    /// The platform keystore.
+    pub keystore: PathBuf,
+    /// Where the customer key's passphrase comes from.
+    pub passphrase: PassphraseSource,
+}
+
+/// Makes a volume with an empty filesystem, whose root belongs to who makes it.
+pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
+    let doing = || format!("cannot make the volume {}", new.path.display());
+    refuse_occupied_directory(&new.path).map_err(|error| CliError::volume(doing(), &error))?;
+    let existed = new.path.exists();
+    let store =
+        DirectoryStore::open_or_create(&new.path).map_err(|error| CliError::io(doing(), &error))?;
+    let options = CreateOptions {
+        customer_key: new.customer_key.clone(),
+        size_bytes: new.size_bytes,
+        keystore: new.keystore.clone(),
+        passphrase: new.passphrase.clone(),
+    };
+    let owner = (effective_user(), effective_gid());
+    let made = volume::create(Arc::new(store), &options, &mut |fresh| {
+        Filesystem::format(fresh, owner).map_err(Into::into)
+    });
+    made.map_err(|error| {
+        if !existed {
+            // Goes only if it is empty, as it was found.
+            let _ = std::fs::remove_dir(&new.path);
+        }
+        CliError::volume(doing(), &error)
+    })
+}
+
+/// Makes a customer key in a file of its own.
+pub fn keygen(
+    path: &Path,
+    bits: usize,
+    passphrase: &PassphraseSource,
+) -> Result<KeyDescription, CliError> {
+    let doing = || format!("cannot make the key {}", path.display());
+    let passphrase = match passphrase {
+        PassphraseSource::None => None,
+        source => Some(
+            source
+                .obtain(path)
+                .map_err(|error| CliError::key(doing(), &error))?,
+        ),
+    };
+    if path.symlink_metadata().is_ok() {
+        return Err(
+            CliError::new(ExitCode::InUse, format!("{}: the file exists", doing()))
+                .with_hint("keys are never written over; choose another name"),
+        );
+    }
+    file::generate(path, bits, passphrase.as_ref()).map_err(|error| CliError::key(doing(), &error))
+}

@@ -1,0 +1,180 @@
+//! How a command ends: exit codes, and errors as two lines for people.
+//!
+//! ```text
+//! bilayer: what, with what: why
+//! hint: what to do next
+//! ```
+
+use std::fmt;
+use std::io;
+
+use crate::keys::{ErrorKind, KeyError};
+use crate::volume::VolumeError;
+
+/// Exit codes of every command but `mount`, which has mount(8)'s ([`ExitCode::for_mount`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// Done.
+    Done = 0,
+    /// The command line is wrong.
+    Usage = 1,
+    /// There is no such volume or mount.
+    NotFound = 2,
+    /// The volume or the mount is in use.
+    InUse = 3,
+    /// A key is missing, cannot be had or is the wrong one.
+    Key = 4,
+    /// What is on disk is damaged, not authentic or of a newer format.
+    Integrity = 5,
+    /// The operating system refused: I/O, no space, no permission.
+    System = 6,
+    /// Mounting failed.
+    Mount = 32,
+}
+
+impl ExitCode {
+    /// The code as mount(8) has it: 1 usage, 2 system, 32 mount failed.
+    pub fn for_mount(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Usage => 1,
+            Self::System => 2,
+            _ => 32,
+        }
+    }
+
+    /// The code of a failure of this kind.
+    pub fn of_kind(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Usage => Self::Usage,
+            ErrorKind::NotAVolume => Self::NotFound,
+            ErrorKind::InUse => Self::InUse,
+            ErrorKind::KeyUnavailable
+            | ErrorKind::WrongKey
+            | ErrorKind::KeystoreMissing
+            | ErrorKind::KeystoreInvalid => Self::Key,
+            ErrorKind::HeaderInvalid | ErrorKind::Tampered | ErrorKind::NewerFormat => {
+                Self::Integrity
+            }
+            ErrorKind::NoSpace | ErrorKind::Io => Self::System,
+        }
+    }
+
+    /// The code of a failed call of the operating system on something that was named.
+    pub fn of_io(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NotFound,
+            io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock => Self::InUse,
+            _ => Self::System,
+        }
+    }
+}
+
+/// A command's failure.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CliError {
+    /// How the process ends.
+    pub code: ExitCode,
+    /// What, with what, why. One line.
+    pub message: String,
+    /// What to do next. One line.
+    pub hint: Option<String>,
+}
+
+impl CliError {
+    /// A failure without advice.
+    pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// The command line is wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(ExitCode::Usage, message)
+    }
+
+    /// The same with advice.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Opening, making or reading a volume failed.
+    pub fn volume(doing: impl fmt::Display, error: &VolumeError) -> Self {
+        let code = ExitCode::of_kind(error.kind());
+        Self {
+            code,
+            message: format!("{doing}: {error}"),
+            hint: error.hint(),
+        }
+    }
+
+    /// Something with keys failed.
+    pub fn key(doing: impl fmt::Display, error: &KeyError) -> Self {
+        let code = ExitCode::of_kind(error.kind());
+        let hint = error.hint().map(str::to_owned);
+        Self {
+            code,
+            message: format!("{doing}: {error}"),
+            hint,
+        }
+    }
+
+    /// The operating system refused.
+    pub fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
+        Self::new(ExitCode::of_io(error), format!("{doing}: {error}"))
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bilayer: {}", one_line(&self.message))?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {}", one_line(hint)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for CliError {}
+
+/// Text of others (paths, what fusermount3 said) cannot break the two lines or drive the terminal.
+fn one_line(text: &str) -> String {
+    text.trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_lines_whatever_is_in_them() {
+        let error = CliError::usage("a\nb\x1b[1m\n").with_hint("do\nthis");
+        assert_eq!(error.to_string(), "bilayer: a b [1m\nhint: do this");
+        assert_eq!(CliError::usage("x").to_string(), "bilayer: x");
+    }
+
+    #[test]
+    fn mount_codes() {
+        for (code, expected) in [
+            (ExitCode::Done, 0),
+            (ExitCode::Usage, 1),
+            (ExitCode::System, 2),
+            (ExitCode::NotFound, 32),
+            (ExitCode::InUse, 32),
+            (ExitCode::Key, 32),
+            (ExitCode::Integrity, 32),
+            (ExitCode::Mount, 32),
+        ] {
+            assert_eq!(code.for_mount(), expected, "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What mount(8) and umount(8) call: `mount.bilayer`, `mount.fuse.bilayer`, `umount.bilayer`.
+//!
+//! ```text
+//! mount.TYPE  spec dir [-sfnv] [-N namespace] [-o options] [-t type]
+//! umount.TYPE dir [-flnrv] [-N namespace] [-t type]
+//! ```
+//!
+//! Exit codes are mount(8)'s: 0 done, 1 usage, 2 system, 32 failed.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::process;
+
+use super::error::CliError;
+use super::log::Log;
+use super::mount::{MountRequest, mount};
+use super::options::MountWords;
+use super::paths::working_directory;
+use super::unmount::unmount;
+use super::{harden, keystore_dir};
+use crate::sys::mounts::enter_mount_namespace;
+
+/// Which helper.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Helper {
+    /// `mount.bilayer`.
+    Mount,
+    /// `umount.bilayer`.
+    Unmount,
+}
+
+/// The arguments, understood.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Arguments {
+    places: Vec<OsString>,
+    options: Vec<String>,
+    namespace: Option<PathBuf>,
+    flags: Vec<char>,
+}
+
+impl Arguments {
+    /// Options may stand before, between or behind the places; `-o` may be repeated; flags may be
+    /// joined (`-fv`) and values attached (`-oro`).
+    fn parse(
+        helper: Helper,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self, CliError> {
+        let known = match helper {
+            Helper::Mount => "sfnv",
+            Helper::Unmount => "flnrv",
+        };
+        let mut parsed = Self::default();
+        let mut arguments = arguments.into_iter();
+        let mut only_places = false;
+        while let Some(argument) = arguments.next() {
+            let text = argument.to_str().unwrap_or_default();
+            match text
+                .strip_prefix('-')
+                .filter(|flags| !flags.is_empty() && !only_places)
+            {
+                None => parsed.places.push(argument),
+                Some("-") => only_places = true,
+                Some(flags) => parsed.take(flags, known, &mut arguments)?,
+            }
+        }
+        let wanted = if helper == Helper::Mount { 2 } else { 1 };
+        if parsed.places.len() == wanted {
+            Ok(parsed)
+        } else {
+            Err(usage(helper))
+        }
+    }
+
+    fn take(
+        &mut self,
+        flags: &str,
+        known: &str,
+        rest: &mut impl Iterator<Item = OsString>,
+    ) -> Result<(), CliError> {
+        for (at, flag) in flags.char_indices() {
+            if known.contains(flag) {
+                self.flags.push(flag);
+                continue;
+            }
+            if !matches!(flag, 'o' | 'N' | 't') {
+                return Err(CliError::usage(format!("unknown option -{flag}")));
+            }
+            let attached = &flags[at + flag.len_utf8()..];
+            let value = match attached {
+                "" => rest.next(),
+                attached => Some(OsString::from(attached)),
+            };
+            let missing = || CliError::usage(format!("option -{flag} needs a value"));
+            return self.take_value(flag, &value.ok_or_else(missing)?);
+        }
+        Ok(())
+    }
+
+    fn take_value(&mut self, flag: char, value: &OsStr) -> Result<(), CliError> {
+        match flag {
+            'o' => {
+                let text = value
+                    .to_str()
+                    .ok_or_else(|| CliError::usage("mount options must be valid UTF-8"))?;
+                self.options.push(text.to_owned());
+            }
+            'N' => self.namespace = Some(PathBuf::from(value)),
+            // The type is what brought us here.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn has(&self, flag: char) -> bool {
+        self.flags.contains(&flag)
+    }
+}
+
+fn usage(helper: Helper) -> CliError {
+    CliError::usage(match helper {
+        Helper::Mount => "usage: mount.bilayer VOLUME DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS]",
+        Helper::Unmount => "usage: umount.bilayer DIR [-flnrv] [-N NAMESPACE]",
+    })
+}
+
+/// The whole of a helper program.
+pub fn run(helper: Helper) -> process::ExitCode {
+    let log = Log::start(false);
+    match run_with(helper, std::env::args_os().skip(1), &log) {
+        Ok(()) => process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            process::ExitCode::from(error.code.for_mount())
+        }
+    }
+}
+
+fn run_with(
+    helper: Helper,
+    arguments: impl IntoIterator<Item = OsString>,
+    log: &Log,
+) -> Result<(), CliError> {
+    let arguments = Arguments::parse(helper, arguments)?;
+    if let Some(namespace) = &arguments.namespace {
+        enter_mount_namespace(namespace).map_err(|error| {
+            CliError::io(format_args!("cannot enter {}", namespace.display()), &error)
+        })?;
+    }
+    let place = |number: usize| {
+        arguments
+            .places
+            .get(number)
+            .map(PathBuf::from)
+            .unwrap_or_default()
+    };
+    if helper == Helper::Unmount {
+        return unmount(&place(0), arguments.has('l'));
+    }
+    let words = MountWords::parse(
+        arguments.options.iter().map(String::as_str),
+        &working_directory()?,
+    )?;
+    if arguments.has('f') {
+        return Ok(());
+    }
+    harden()?;
+    let keystore = keystore_dir(words.platform_keystore.as_deref())?;
+    let request = MountRequest {
+        volume: place(0),
+        dir: place(1),
+        create: false,
+        foreground: false,
+        words,
+        keystore,
+    };
+    mount(request, log)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(helper: Helper, text: &str) -> Result<Arguments, CliError> {
+        Arguments::parse(helper, text.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn arguments_as_mount_gives_them() {
+        let plain = |options: &[&str], flags: &str| Arguments {
+            places: vec!["/v".into(), "/d".into()],
+            options: options.iter().map(|&word| word.to_owned()).collect(),
+            namespace: None,
+            flags: flags.chars().collect(),
+        };
+        for (text, expected) in [
+            ("/v /d", plain(&[], "")),
+            ("/v /d -o rw", plain(&["rw"], "")),
+            (
+                "/v /d -o rw,nofail -t fuse.bilayer",
+                plain(&["rw,nofail"], ""),
+            ),
+            ("-o ro /v /d -v", plain(&["ro"], "v")),
+            ("/v -sfn /d -oro -o noexec", plain(&["ro", "noexec"], "sfn")),
+            ("/v /d -vo ro", plain(&["ro"], "v")),
+            ("-- /v /d", plain(&[], "")),
+        ] {
+            assert_eq!(parse(Helper::Mount, text).unwrap(), expected, "{text}");
+        }
+        let namespace = parse(Helper::Mount, "/v /d -N /proc/1/ns/mnt")
+            .unwrap()
+            .namespace;
+        assert_eq!(namespace, Some("/proc/1/ns/mnt".into()));
+        let dashed = parse(Helper::Mount, "-o ro -- -v -d").unwrap();
+        assert_eq!(dashed.places, ["-v", "-d"]);
+    }
+
+    #[test]
+    fn arguments_as_umount_gives_them() {
+        let parsed = parse(Helper::Unmount, "/d -l -v").unwrap();
+        assert!(parsed.has('l') && !parsed.has('f'));
+        assert_eq!(parsed.places, ["/d"]);
+        assert!(parse(Helper::Unmount, "-flnrv /d -t fuse.bilayer").is_ok());
+    }
+
+    #[test]
+    fn wrong_arguments_are_usage_errors() {
+        for text in [
+            "", "/v", "/v /d /e", "/v /d -o", "/v /d -x", "/v /d -l", "/v /d -N",
+        ] {
+            let error = parse(Helper::Mount, text).unwrap_err();
+            assert_eq!(error.code.for_mount(), 1, "{text}");
+        }
+        for text in ["", "/d /e", "/d -s"] {
+            assert_eq!(
+                parse(Helper::Unmount, text).unwrap_err().code.for_mount(),
+                1,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fake_mount_checks_its_words_and_does_nothing() {
+        let log = Log::nowhere();
+        let run = |text: &str| {
+            run_with(
+                Helper::Mount,
+                text.split_whitespace().map(OsString::from),
+                &log,
+            )
+        };
+        run("/no/such/volume /no/such/dir -f -o rw,nofail").unwrap();
+        assert!(
+            run("/no/such/volume /no/such/dir -f -o blah")
+                .unwrap_err()
+                .message
+                .contains("blah")
+        );
+    }
+}

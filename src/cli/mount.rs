@@ -1,0 +1,384 @@
+//! `bilayer mount`, from the words of the command line to the end of the daemon.
+//!
+//! Order: arguments, fork, volume (this may ask for a passphrase), signals blocked, filesystem
+//! (its threads begin here), control socket, mount, ready; later the mount goes, the filesystem is
+//! closed, those who wait are told, the volume's lock is let go, the process ends.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::control::{Closed, ControlServer};
+use super::create::{NewVolume, create};
+use super::daemon::{Readiness, in_background};
+use super::error::{CliError, ExitCode};
+use super::log::Log;
+use super::options::MountWords;
+use super::paths::{absolute, without_links};
+use super::status;
+use crate::fs::{Filesystem, FilesystemOptions};
+use crate::fuse::mountinfo::MountInfo;
+use crate::fuse::{self, FuseError, MountOptions};
+use crate::keys::PassphraseSource;
+use crate::store::directory::DirectoryStore;
+use crate::sys::identity::effective_user;
+use crate::sys::mounts::{self, MountFlags};
+use crate::sys::process::{self, EndSignals};
+use crate::volume::{self, HEADER_NAME, OpenOptions, Volume};
+
+/// What to mount where and how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountRequest {
+    /// The volume's directory.
+    pub volume: PathBuf,
+    /// Where to mount it.
+    pub dir: PathBuf,
+    /// Make the volume and the directory where there is none.
+    pub create: bool,
+    /// Stay in the foreground.
+    pub foreground: bool,
+    /// The words of `-o`.
+    pub words: MountWords,
+    /// The platform keystore.
+    pub keystore: PathBuf,
+}
+
+/// Mounts. In the foreground it returns when the mount has gone; otherwise when the filesystem
+/// answers, and then the daemon goes on in a process of its own, which ends in here.
+pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
+    if request.words.remount {
+        return remount(&request);
+    }
+    let request = MountRequest {
+        volume: absolute(&request.volume)?,
+        dir: absolute(&request.dir)?,
+        ..request
+    };
+    if let Some(path) = &request.words.log_file {
+        log.to_file(path).map_err(|error| {
+            CliError::io(format_args!("cannot log to {}", path.display()), &error)
+        })?;
+    }
+    if request.foreground {
+        return daemon(&request, &mut Readiness::foreground(log.clone()));
+    }
+    in_background(log, |readiness| daemon(&request, readiness))
+}
+
+fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliError> {
+    let (path, dir) = prepare_places(request)?;
+    let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
+    let volume = open_volume(request, &path, &doing)?;
+    // All threads that follow inherit both.
+    let signals = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
+    if let Err(error) = process::set_io_flusher() {
+        tracing::debug!(%error, "not marked as one that serves writeback");
+    }
+    let report = status::report_open(&path, &volume);
+    let read_only = request.words.read_only.unwrap_or(false);
+    let filesystem = Filesystem::open(volume, filesystem_options(request))
+        .map_err(|error| CliError::new(ExitCode::Integrity, format!("{}: {error}", doing())))?;
+    let control = start_control(&path, &filesystem, report, read_only);
+    let options = fuse_options(request, &path);
+    let served = fuse::mount(
+        Arc::clone(&filesystem),
+        &dir,
+        &options,
+        Some(signals),
+        || {
+            tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
+            readiness.ready();
+        },
+    );
+    let closed = filesystem.close();
+    drop(filesystem);
+    finish(
+        control,
+        served,
+        closed.map_err(|error| error.to_string()),
+        &doing,
+    )
+}
+
+/// Makes what `--create` asks for, resolves both paths, and refuses pairs that cannot work.
+fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError> {
+    if request.create {
+        make_missing(request)?;
+    }
+    let find = |path: &Path| {
+        std::fs::canonicalize(path)
+            .map_err(|error| CliError::io(format_args!("cannot find {}", path.display()), &error))
+    };
+    let volume = find(&request.volume).map_err(|error| {
+        error.with_hint("make a volume first: bilayer create VOLUME (or mount with --create)")
+    })?;
+    let dir = find(&request.dir)
+        .map_err(|error| error.with_hint(format!("make it: mkdir {}", request.dir.display())))?;
+    let refused =
+        |error: &io::Error| CliError::io(format_args!("cannot mount on {}", dir.display()), error);
+    match std::fs::metadata(&dir) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Err(refused(&io::ErrorKind::NotADirectory.into())),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            return Err(refused(&error).with_hint(format!(
+                "a mount is there whose daemon is no more; take it away: bilayer unmount {}",
+                dir.display()
+            )));
+        }
+        Err(error) => return Err(refused(&error)),
+    }
+    if dir.starts_with(&volume) || volume.starts_with(&dir) {
+        return Err(CliError::usage(format!(
+            "cannot mount {} on {}: one is inside the other",
+            volume.display(),
+            dir.display()
+        ))
+        .with_hint("mount on an empty directory elsewhere"));
+    }
+    Ok((volume, dir))
+}
+
+fn make_missing(request: &MountRequest) -> Result<(), CliError> {
+    if !request.volume.join(HEADER_NAME).exists() {
+        create(&NewVolume {
+            path: request.volume.clone(),
+            customer_key: request.words.customer_key.clone(),
+            size_bytes: None,
+            keystore: request.keystore.clone(),
+            passphrase: passphrase(request),
+        })?;
+    }
+    match DirBuilder::new().mode(0o755).create(&request.dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CliError::io(
+            format_args!("cannot make {}", request.dir.display()),
+            &error,
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn passphrase(request: &MountRequest) -> PassphraseSource {
+    request
+        .words
+        .passphrase
+        .clone()
+        .unwrap_or(PassphraseSource::Prompt)
+}
+
+fn open_volume(
+    request: &MountRequest,
+    path: &Path,
+    doing: &impl Fn() -> String,
+) -> Result<Volume, CliError> {
+    let store = DirectoryStore::open(path).map_err(|error| CliError::io(doing(), &error))?;
+    let options = OpenOptions {
+        customer_key: request.words.customer_key.clone(),
+        keystore: request.keystore.clone(),
+        passphrase: passphrase(request),
+        read_only: request.words.read_only.unwrap_or(false),
+        fingerprint: request.words.fingerprint.clone(),
+    };
+    volume::open(Arc::new(store), &options).map_err(|error| CliError::volume(doing(), &error))
+}
+
+fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
+    let words = &request.words;
+    let mut options = FilesystemOptions::default();
+    options.read_only = words.read_only.unwrap_or(false);
+    options.commit_interval = words.commit.unwrap_or(options.commit_interval);
+    options.meta_cache_bytes = words.meta_cache_bytes.unwrap_or(options.meta_cache_bytes);
+    options.open_objects = words.open_objects.unwrap_or(options.open_objects);
+    options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
+    options
+}
+
+/// A mount that root makes is for everybody under ordinary permissions, as any disk is.
+fn fuse_options(request: &MountRequest, path: &Path) -> MountOptions {
+    let words = &request.words;
+    let mut options = MountOptions::new(path);
+    options.flags = words.flags();
+    options.allow_other = words.allow_other.unwrap_or(effective_user() == 0);
+    options.writeback = words.writeback.unwrap_or(options.writeback);
+    options.follow_caller = words.follow_caller.unwrap_or(options.follow_caller);
+    options.workers = words.workers.unwrap_or(options.workers);
+    options.max_background = words.max_background.unwrap_or(options.max_background);
+    options
+}
+
+fn start_control(
+    path: &Path,
+    filesystem: &Arc<Filesystem>,
+    report: status::Report,
+    read_only: bool,
+) -> Option<ControlServer> {
+    // Held weakly: the volume's lock goes when the filesystem does.
+    let filesystem = Arc::downgrade(filesystem);
+    let answer = move || {
+        let report = match filesystem.upgrade() {
+            Some(open) => status::report_mounted(report.clone(), read_only, &open.usage()),
+            None => report.clone(),
+        };
+        status::to_json(&report).unwrap_or_default()
+    };
+    match ControlServer::start(path, answer) {
+        Ok(control) => Some(control),
+        Err(error) => {
+            tracing::warn!(%error, "no control socket: `bilayer status` will know less");
+            None
+        }
+    }
+}
+
+fn finish(
+    control: Option<ControlServer>,
+    served: Result<(), FuseError>,
+    closed: Result<(), String>,
+    doing: &impl Fn() -> String,
+) -> Result<(), CliError> {
+    if let Some(control) = control {
+        let error = closed.as_ref().err().cloned();
+        control.announce(&Closed {
+            closed: error.is_none(),
+            error,
+        });
+    }
+    served.map_err(|error| explain(&error, doing()))?;
+    closed.map_err(|error| {
+        CliError::new(
+            ExitCode::System,
+            format!("the volume was not closed cleanly: {error}"),
+        )
+    })?;
+    tracing::info!("unmounted; everything is on disk");
+    Ok(())
+}
+
+fn explain(error: &FuseError, doing: String) -> CliError {
+    let told = CliError::new(ExitCode::Mount, format!("{doing}: {error}"));
+    match error {
+        FuseError::Device(_) => told.with_hint("load the kernel's module: modprobe fuse"),
+        FuseError::Mount(cause) if cause.to_string().contains("/dev/fuse: Permission") => {
+            told.with_hint("let users open the device: chmod 666 /dev/fuse, as is usual")
+        }
+        FuseError::Mount(cause) if cause.to_string().contains("user_allow_other") => {
+            told.with_hint("put user_allow_other into /etc/fuse.conf, or leave allow_other off")
+        }
+        _ => told,
+    }
+}
+
+/// Changes flags of a mount that is there.
+fn remount(request: &MountRequest) -> Result<(), CliError> {
+    let dir = without_links(&request.dir);
+    let doing = || format!("cannot remount {}", dir.display());
+    let mount = MountInfo::at(&dir)
+        .map_err(|error| CliError::io(doing(), &error))?
+        .filter(MountInfo::is_ours)
+        .ok_or_else(|| {
+            CliError::new(
+                ExitCode::Mount,
+                format!("{}: nothing of bilayer is there", doing()),
+            )
+        })?;
+    let now = MountFlags {
+        read_only: mount.has_option("ro"),
+        nodev: mount.has_option("nodev"),
+        nosuid: mount.has_option("nosuid"),
+        noexec: mount.has_option("noexec"),
+        noatime: mount.has_option("noatime"),
+        sync: mount.has_option("sync"),
+        dirsync: mount.has_option("dirsync"),
+    };
+    let wanted = request.words.flags_over(now);
+    if !wanted.read_only && daemon_is_read_only(&mount) {
+        return Err(CliError::new(
+            ExitCode::Mount,
+            format!(
+                "{}: it was mounted read-only and holds no right to write",
+                doing()
+            ),
+        )
+        .with_hint("unmount it and mount it again with rw"));
+    }
+    mounts::remount(&dir, wanted).map_err(|error| CliError::io(doing(), &error))
+}
+
+fn daemon_is_read_only(mount: &MountInfo) -> bool {
+    let answer = mount
+        .owner()
+        .and_then(|uid| super::control::ask_status(&mount.source, uid));
+    answer
+        .and_then(|text| serde_json::from_str::<status::Report>(&text).ok())
+        .and_then(|report| report.daemon)
+        .is_some_and(|daemon| daemon.read_only)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(volume: &Path, dir: &Path) -> MountRequest {
+        MountRequest {
+            volume: volume.to_path_buf(),
+            dir: dir.to_path_buf(),
+            create: false,
+            foreground: true,
+            words: MountWords::default(),
+            keystore: "/no/such/keystore".into(),
+        }
+    }
+
+    #[test]
+    fn places_that_cannot_work_are_refused() {
+        let top = tempfile::tempdir().unwrap();
+        let (volume, dir) = (top.path().join("vol"), top.path().join("mnt"));
+        for path in [
+            &volume,
+            &dir,
+            &volume.join("in"),
+            &top.path().join("volume"),
+        ] {
+            std::fs::create_dir(path).unwrap();
+        }
+        std::fs::write(top.path().join("file"), b"").unwrap();
+        let code = |dir: &Path| prepare_places(&request(&volume, dir)).unwrap_err().code;
+        assert_eq!(code(&volume), ExitCode::Usage);
+        assert_eq!(code(&volume.join("in")), ExitCode::Usage);
+        assert_eq!(code(top.path()), ExitCode::Usage);
+        assert_eq!(code(&top.path().join("file")), ExitCode::NotFound);
+        assert_eq!(code(&top.path().join("gone")), ExitCode::NotFound);
+        prepare_places(&request(&volume, &dir)).unwrap();
+        // A name that merely begins alike is another place.
+        prepare_places(&request(&volume, &top.path().join("volume"))).unwrap();
+        let gone = prepare_places(&request(&top.path().join("gone"), &dir)).unwrap_err();
+        assert!(gone.hint.unwrap().contains("bilayer create"));
+    }
+
+    #[test]
+    fn words_reach_both_sides() {
+        let mut request = request(Path::new("/v"), Path::new("/d"));
+        let text = "ro,commit=7,meta_cache=2M,pending=3M,open_objects=9,workers=4,nowriteback,\
+                    follow_caller=off,max_background=5,allow_other,exec,suid";
+        request.words = MountWords::parse([text], Path::new("/")).unwrap();
+        let inner = filesystem_options(&request);
+        assert!(inner.read_only);
+        assert_eq!(inner.commit_interval.as_secs(), 7);
+        assert_eq!(inner.meta_cache_bytes, 2 << 20);
+        assert_eq!(inner.pending_bytes, 3 << 20);
+        assert_eq!(inner.open_objects, 9);
+        let outer = fuse_options(&request, Path::new("/v"));
+        assert!(outer.allow_other && !outer.writeback && !outer.follow_caller);
+        assert!(outer.flags.read_only && outer.flags.nodev && !outer.flags.nosuid);
+        assert_eq!((outer.workers, outer.max_background), (4, 5));
+        assert_eq!(outer.source, Path::new("/v"));
+    }
+
+    #[test]
+    fn remounts_only_what_is_ours() {
+        let mut request = request(Path::new("/v"), Path::new("/"));
+        request.words.remount = true;
+        assert_eq!(remount(&request).unwrap_err().code, ExitCode::Mount);
+    }
+}

@@ -1,0 +1,502 @@
+//! The one parser of mount options: `bilayer mount -o`, the mount helpers, `/etc/fstab`, systemd.
+//!
+//! Words are separated by commas; `\,` and `\\` stand for a comma and a backslash within a value.
+//! Of words that contradict each other the last one counts.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | `ro`, `rw` | nothing is written; the default is `rw` |
+//! | `allow_other`, `noallow_other` | for other users too; the default for root's mounts |
+//! | `default_permissions` | always so; accepted for those who are used to it |
+//! | `customer_key=URI` | the customer key, such as `file:/etc/keys/backup.pem` |
+//! | `platform_keystore=DIR` | the platform keystore, where it is not in its usual place |
+//! | `passphrase_file=FILE`, `passphrase_fd=N` | where the customer key's passphrase is |
+//! | `fingerprint=HEX` | the volume must have this fingerprint |
+//! | `commit=SECONDS` | longest time before a change is on disk without fsync |
+//! | `workers=N` | threads for contents |
+//! | `follow_caller=on\|off` | the reading thread stays on its caller's CPU |
+//! | `nowriteback`, `writeback` | every write reaches the filesystem at once, or is gathered |
+//! | `max_background=N` | requests of the kernel's own under way |
+//! | `meta_cache=SIZE`, `pending=SIZE` | memory for metadata, and for changes not yet on disk |
+//! | `open_objects=N` | files of the volume held open |
+//! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
+//! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); the default is `nodev,nosuid` |
+//! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
+//!
+//! Words of mount(8) that mean nothing here are accepted: see [`MEANS_NOTHING`].
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::CliError;
+use crate::keys::{KeyUri, PassphraseSource};
+use crate::sys::mounts::MountFlags;
+
+/// Words that others act on (mount(8), systemd) or that change nothing on this filesystem.
+pub const MEANS_NOTHING: [&str; 25] = [
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "diratime",
+    "nodiratime",
+    "iversion",
+    "noiversion",
+    "silent",
+    "loud",
+    "mand",
+    "nomand",
+    "default_permissions",
+];
+/// Beginnings of such words. The last four are the kernel's own, which mount(8) repeats when it
+/// remounts.
+const MEANS_NOTHING_WITH: [&str; 10] = [
+    "x-",
+    "X-",
+    "comment=",
+    "user=",
+    "helper=",
+    "uhelper=",
+    "user_id=",
+    "group_id=",
+    "max_read=",
+    "rootmode=",
+];
+
+/// What was asked for; `None` leaves to the default.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MountWords {
+    /// `ro`, `rw`.
+    pub read_only: Option<bool>,
+    /// `dev`, `nodev`.
+    pub dev: Option<bool>,
+    /// `suid`, `nosuid`.
+    pub suid: Option<bool>,
+    /// `exec`, `noexec`.
+    pub exec: Option<bool>,
+    /// `atime`, `noatime`.
+    pub atime: Option<bool>,
+    /// `sync`, `async`.
+    pub sync: Option<bool>,
+    /// `dirsync`.
+    pub dirsync: Option<bool>,
+    /// `remount`.
+    pub remount: bool,
+    /// `allow_other`, `noallow_other`.
+    pub allow_other: Option<bool>,
+    /// `writeback`, `nowriteback`.
+    pub writeback: Option<bool>,
+    /// `follow_caller=`.
+    pub follow_caller: Option<bool>,
+    /// `customer_key=`.
+    pub customer_key: Option<KeyUri>,
+    /// `platform_keystore=`.
+    pub platform_keystore: Option<PathBuf>,
+    /// `passphrase_file=`, `passphrase_fd=`.
+    pub passphrase: Option<PassphraseSource>,
+    /// `fingerprint=`.
+    pub fingerprint: Option<String>,
+    /// `commit=`.
+    pub commit: Option<Duration>,
+    /// `workers=`.
+    pub workers: Option<usize>,
+    /// `max_background=`.
+    pub max_background: Option<u16>,
+    /// `meta_cache=`, in bytes.
+    pub meta_cache_bytes: Option<usize>,
+    /// `pending=`, in bytes.
+    pub pending_bytes: Option<usize>,
+    /// `open_objects=`.
+    pub open_objects: Option<usize>,
+    /// `log_file=`.
+    pub log_file: Option<PathBuf>,
+}
+
+impl MountWords {
+    /// Reads the arguments of `-o`, one after the other. Relative paths start at `directory`.
+    ///
+    /// # Errors
+    /// A usage error that names the word.
+    pub fn parse<'a>(
+        arguments: impl IntoIterator<Item = &'a str>,
+        directory: &Path,
+    ) -> Result<Self, CliError> {
+        let mut words = Self::default();
+        for argument in arguments {
+            for word in split(argument) {
+                words.take(&word, directory)?;
+            }
+        }
+        Ok(words)
+    }
+
+    fn take(&mut self, word: &str, directory: &Path) -> Result<(), CliError> {
+        if word.is_empty() || self.take_flag(word) {
+            return Ok(());
+        }
+        if let Some((name, value)) = word.split_once('=')
+            && self.take_value(name, value, directory)?
+        {
+            return Ok(());
+        }
+        let means_nothing = MEANS_NOTHING.contains(&word)
+            || MEANS_NOTHING_WITH
+                .iter()
+                .any(|beginning| word.starts_with(beginning));
+        if means_nothing {
+            Ok(())
+        } else {
+            Err(unknown(word))
+        }
+    }
+
+    fn take_flag(&mut self, word: &str) -> bool {
+        let (flag, value) = match word {
+            "ro" => (&mut self.read_only, true),
+            "rw" => (&mut self.read_only, false),
+            "dev" => (&mut self.dev, true),
+            "nodev" => (&mut self.dev, false),
+            "suid" => (&mut self.suid, true),
+            "nosuid" => (&mut self.suid, false),
+            "exec" => (&mut self.exec, true),
+            "noexec" => (&mut self.exec, false),
+            "atime" => (&mut self.atime, true),
+            "noatime" => (&mut self.atime, false),
+            "sync" => (&mut self.sync, true),
+            "async" => (&mut self.sync, false),
+            "dirsync" => (&mut self.dirsync, true),
+            "allow_other" => (&mut self.allow_other, true),
+            "noallow_other" => (&mut self.allow_other, false),
+            "writeback" => (&mut self.writeback, true),
+            "nowriteback" => (&mut self.writeback, false),
+            "remount" => {
+                self.remount = true;
+                return true;
+            }
+            _ => return false,
+        };
+        *flag = Some(value);
+        true
+    }
+
+    /// False when there is no such name.
+    fn take_value(&mut self, name: &str, value: &str, from: &Path) -> Result<bool, CliError> {
+        match name {
+            "customer_key" => self.customer_key = Some(key_uri(value, from)?),
+            "platform_keystore" => self.platform_keystore = Some(path(name, value, from)?),
+            "passphrase_file" => {
+                self.passphrase = Some(PassphraseSource::File(path(name, value, from)?));
+            }
+            "passphrase_fd" => {
+                let descriptor = number(name, value, 0, i32::MAX as u64)?;
+                self.passphrase = Some(PassphraseSource::Descriptor(descriptor as i32));
+            }
+            "fingerprint" => self.fingerprint = Some(fingerprint(value)?),
+            "commit" => self.commit = Some(Duration::from_secs(number(name, value, 1, 3600)?)),
+            "workers" => self.workers = Some(number(name, value, 2, 256)? as usize),
+            "max_background" => {
+                self.max_background = Some(number(name, value, 1, 4096)? as u16);
+            }
+            "open_objects" => {
+                self.open_objects = Some(number(name, value, 8, 1 << 20)? as usize);
+            }
+            "meta_cache" => self.meta_cache_bytes = Some(memory(name, value)?),
+            "pending" => self.pending_bytes = Some(memory(name, value)?),
+            "log_file" => self.log_file = Some(path(name, value, from)?),
+            "follow_caller" => {
+                self.follow_caller = Some(match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad(name, value, "on or off")),
+                });
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Flags of a new mount.
+    pub fn flags(&self) -> MountFlags {
+        self.flags_over(MountFlags {
+            nodev: true,
+            nosuid: true,
+            ..MountFlags::default()
+        })
+    }
+
+    /// Flags of a mount that has these now.
+    pub fn flags_over(&self, now: MountFlags) -> MountFlags {
+        MountFlags {
+            read_only: self.read_only.unwrap_or(now.read_only),
+            nodev: self.dev.map_or(now.nodev, |dev| !dev),
+            nosuid: self.suid.map_or(now.nosuid, |suid| !suid),
+            noexec: self.exec.map_or(now.noexec, |exec| !exec),
+            noatime: self.atime.map_or(now.noatime, |atime| !atime),
+            sync: self.sync.unwrap_or(now.sync),
+            dirsync: self.dirsync.unwrap_or(now.dirsync),
+        }
+    }
+}
+
+fn unknown(word: &str) -> CliError {
+    CliError::usage(format!("unknown mount option {word:?}"))
+        .with_hint("bilayer mount --help lists the options")
+}
+
+fn bad(name: &str, value: &str, wanted: &str) -> CliError {
+    CliError::usage(format!("mount option {name}={value}: {wanted} is wanted"))
+}
+
+/// Splits at commas, `\,` and `\\` taken for themselves. A backslash before anything else stays.
+fn split(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let escaped = characters
+            .peek()
+            .copied()
+            .filter(|next| matches!(next, ',' | '\\'));
+        match (character, escaped, words.last_mut()) {
+            (',', ..) => words.push(String::new()),
+            ('\\', Some(next), Some(word)) => {
+                word.push(next);
+                characters.next();
+            }
+            (plain, _, Some(word)) => word.push(plain),
+            (_, _, None) => {}
+        }
+    }
+    words
+}
+
+/// A customer key as it is named on a command line.
+pub fn key_uri(value: &str, directory: &Path) -> Result<KeyUri, CliError> {
+    KeyUri::parse_at(value, directory)
+        .map_err(|error| CliError::key(format_args!("customer key {value}"), &error))
+}
+
+fn path(name: &str, value: &str, directory: &Path) -> Result<PathBuf, CliError> {
+    if value.is_empty() {
+        return Err(bad(name, value, "a path"));
+    }
+    Ok(directory.join(value))
+}
+
+fn number(name: &str, value: &str, least: u64, most: u64) -> Result<u64, CliError> {
+    let parsed = value
+        .parse()
+        .ok()
+        .filter(|number| (least..=most).contains(number));
+    parsed.ok_or_else(|| bad(name, value, &format!("a number from {least} to {most}")))
+}
+
+fn memory(name: &str, value: &str) -> Result<usize, CliError> {
+    const LEAST: u64 = 1 << 20;
+    parse_size(value)
+        .filter(|bytes| *bytes >= LEAST)
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or_else(|| bad(name, value, "a size of at least 1M"))
+}
+
+/// Takes hex digits, grouped by `:` or `-` as people copy them.
+fn fingerprint(value: &str) -> Result<String, CliError> {
+    let digits = value.chars().filter(char::is_ascii_hexdigit).count();
+    let plain = value
+        .chars()
+        .all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '-'));
+    if plain && digits >= 16 {
+        Ok(value.to_owned())
+    } else {
+        Err(bad(
+            "fingerprint",
+            value,
+            "the hexadecimal digits that `bilayer status` shows",
+        ))
+    }
+}
+
+/// A number of bytes: plain, or with K, M, G, T or P (also KiB, ...) for powers of 1024.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let unit = unit.strip_suffix("iB").unwrap_or(unit);
+    let power = match (unit, text.ends_with("iB")) {
+        ("", false) => 0,
+        ("K" | "k", _) => 1,
+        ("M", _) => 2,
+        ("G", _) => 3,
+        ("T", _) => 4,
+        ("P", _) => 5,
+        _ => return None,
+    };
+    number.checked_mul(1024u64.pow(power))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<MountWords, CliError> {
+        MountWords::parse([text], Path::new("/work"))
+    }
+
+    #[test]
+    fn words_and_values() {
+        let words = parse(
+            "rw,ro,noallow_other,allow_other,customer_key=file:k.pem,platform_keystore=/p\\,q,\
+             passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,\
+             follow_caller=off,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
+             log_file=/var/log/b,,",
+        )
+        .unwrap();
+        let expected = MountWords {
+            read_only: Some(true),
+            allow_other: Some(true),
+            customer_key: Some(KeyUri::parse("file:/work/k.pem").unwrap()),
+            platform_keystore: Some("/p,q".into()),
+            passphrase: Some(PassphraseSource::File("/work/pass".into())),
+            fingerprint: Some("00112233-44556677".to_owned()),
+            workers: Some(3),
+            commit: Some(Duration::from_secs(5)),
+            writeback: Some(false),
+            follow_caller: Some(false),
+            max_background: Some(8),
+            meta_cache_bytes: Some(64 << 20),
+            pending_bytes: Some(1 << 30),
+            open_objects: Some(100),
+            log_file: Some("/var/log/b".into()),
+            ..MountWords::default()
+        };
+        assert_eq!(words, expected);
+        let descriptor = parse("passphrase_fd=7").unwrap().passphrase;
+        assert_eq!(descriptor, Some(PassphraseSource::Descriptor(7)));
+    }
+
+    #[test]
+    fn words_of_mount_that_mean_nothing_are_taken() {
+        for word in MEANS_NOTHING {
+            assert_eq!(parse(word).unwrap(), MountWords::default(), "{word}");
+        }
+        let text = "x-systemd.automount,x-gvfs-show,comment=my disk,user=me,uhelper=fuse,X-mount.mkdir,user_id=0,group_id=0";
+        assert_eq!(parse(text).unwrap(), MountWords::default());
+        assert_eq!(parse("").unwrap(), MountWords::default());
+    }
+
+    #[test]
+    fn wrong_words_are_named() {
+        for word in [
+            "readonly",
+            "Ro",
+            "customer_key",
+            "customer_key=",
+            "customer_key=https://x/k",
+            "platform_keystore=",
+            "passphrase=secret",
+            "passphrase_fd=-1",
+            "passphrase_fd=x",
+            "fingerprint=xyz",
+            "fingerprint=1234",
+            "workers=0",
+            "workers=1",
+            "workers=",
+            "commit=0",
+            "commit=9999",
+            "commit=1.5",
+            "follow_caller=maybe",
+            "max_background=0",
+            "meta_cache=4K",
+            "meta_cache=big",
+            "open_objects=1",
+            "exec=1",
+            "rw=1",
+            "blah=",
+        ] {
+            let error = parse(&format!("rw,{word},noexec")).unwrap_err();
+            assert_eq!(error.code, super::super::error::ExitCode::Usage, "{word}");
+            let name = word.split('=').next().unwrap();
+            assert!(
+                error.message.contains(name) || error.message.contains("customer key"),
+                "{word}: {}",
+                error.message
+            );
+        }
+    }
+
+    #[test]
+    fn flags() {
+        let default = MountFlags {
+            nodev: true,
+            nosuid: true,
+            ..MountFlags::default()
+        };
+        assert_eq!(parse("").unwrap().flags(), default);
+        let flags = parse("dev,suid,noexec,noatime,sync,dirsync,ro")
+            .unwrap()
+            .flags();
+        let all = MountFlags {
+            read_only: true,
+            nodev: false,
+            nosuid: false,
+            noexec: true,
+            noatime: true,
+            sync: true,
+            dirsync: true,
+        };
+        assert_eq!(flags, all);
+        let remount = parse("remount,rw,exec").unwrap();
+        assert!(remount.remount);
+        let after = remount.flags_over(all);
+        assert_eq!(
+            after,
+            MountFlags {
+                read_only: false,
+                noexec: false,
+                ..all
+            }
+        );
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("123", Some(123)),
+            ("1K", Some(1024)),
+            ("1k", Some(1024)),
+            ("10G", Some(10 << 30)),
+            ("2MiB", Some(2 << 20)),
+            ("3T", Some(3 << 40)),
+            ("1P", Some(1 << 50)),
+            ("", None),
+            ("G", None),
+            ("-1", None),
+            ("1iB", None),
+            ("1GB", None),
+            ("1 G", None),
+            ("99999999999P", None),
+            ("18446744073709551616", None),
+        ] {
+            assert_eq!(parse_size(text), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn escapes() {
+        assert_eq!(split("a\\,b,c\\\\,d\\e"), ["a,b", "c\\", "d\\e"]);
+        assert_eq!(split(""), [""]);
+        assert_eq!(split("\\"), ["\\"]);
+    }
+}

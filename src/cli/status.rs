@@ -1,0 +1,456 @@
+//! `bilayer status` and `bilayer inspect`: what is known of a volume, for people and as JSON.
+//!
+//! `status` asks the daemon where the volume is mounted; else it opens the volume with the keys
+//! that option and keystore give and says so, or says why it cannot and shows what the superblock
+//! merely claims. `inspect` never touches a key.
+//!
+//! The JSON is one object with stable names ([`Report`]); a name that has no value is null.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::control;
+use super::error::{CliError, ExitCode};
+use crate::fs::Usage;
+use crate::fuse::mountinfo::{MountInfo, mounts_of};
+use crate::keys::wrap::WrapRecord;
+use crate::keys::{PassphraseSource, PlatformKeystore, VolumeRecord};
+use crate::layers;
+use crate::store::directory::DirectoryStore;
+use crate::volume::header::{HeaderContents, KeySetState};
+use crate::volume::{self, OpenOptions, Volume};
+
+/// Everything that is shown of a volume. No field is secret.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// The volume's directory.
+    pub volume: PathBuf,
+    /// The superblock was authenticated with the volume's keys.
+    pub verified: bool,
+    /// Why it was not.
+    pub not_verified_because: Option<String>,
+    /// Where it is mounted.
+    pub mounts: Vec<MountReport>,
+    /// The process that has it mounted.
+    pub daemon: Option<DaemonReport>,
+    /// What the superblock says.
+    pub header: HeaderReport,
+    /// Names the customer DEK; needs the keys.
+    pub fingerprint: Option<String>,
+    /// The platform keystore that was used or looked at.
+    pub platform_keystore: Option<PathBuf>,
+    /// What the platform keystore remembers of the volume.
+    pub record: Option<RecordReport>,
+    /// Both layers as this program computes them, the inner one first.
+    pub layers: Vec<LayerReport>,
+    /// What the filesystem counts; only while it is mounted.
+    pub usage: Option<serde_json::Value>,
+}
+
+/// A place where the volume is mounted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct MountReport {
+    pub dir: PathBuf,
+    pub read_only: bool,
+    pub options: String,
+}
+
+/// The daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct DaemonReport {
+    pub pid: u32,
+    pub version: String,
+    pub read_only: bool,
+}
+
+/// What the superblock says.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct HeaderReport {
+    pub format: u32,
+    pub features: Vec<String>,
+    pub volume_id: String,
+    pub incarnation: String,
+    pub sequence: u64,
+    pub key_mode: String,
+    pub key_sets: Vec<KeySetReport>,
+    pub provenance: Option<String>,
+}
+
+/// A key set and who can unwrap it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct KeySetReport {
+    pub id: String,
+    pub epoch: u32,
+    pub active: bool,
+    pub customer: Vec<WrapReport>,
+    pub infrastructure: Vec<WrapReport>,
+}
+
+/// A wrapped key, without the ciphertext.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct WrapReport {
+    pub provider: String,
+    pub key_version: String,
+    pub algorithm: String,
+}
+
+/// What the keystore remembers.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RecordReport {
+    pub incarnation: String,
+    pub commit_sequence: u64,
+    pub header_sequence: u64,
+    pub customer_key: Option<String>,
+    pub clean: bool,
+}
+
+/// One layer of encryption.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LayerReport {
+    pub layer: String,
+    pub algorithm: String,
+    pub implementation: String,
+    pub accelerated: Option<bool>,
+}
+
+fn wrap_report(wrap: &WrapRecord) -> WrapReport {
+    WrapReport {
+        provider: wrap.provider.clone(),
+        key_version: wrap.key_version.clone(),
+        algorithm: wrap.algorithm.clone(),
+    }
+}
+
+fn header_report(header: &HeaderContents) -> HeaderReport {
+    let key_sets = header.key_sets().iter().map(|set| KeySetReport {
+        id: set.id.to_string(),
+        epoch: set.epoch.0,
+        active: set.state == KeySetState::Active,
+        customer: set.customer.iter().map(wrap_report).collect(),
+        infrastructure: set.infrastructure.iter().map(wrap_report).collect(),
+    });
+    HeaderReport {
+        format: header.format(),
+        features: header.features().to_vec(),
+        volume_id: header.volume_id().to_string(),
+        incarnation: header.incarnation().to_string(),
+        sequence: header.header_sequence(),
+        key_mode: header.key_mode().name().to_owned(),
+        key_sets: key_sets.collect(),
+        provenance: header
+            .provenance()
+            .map(|from| format!("{}/{}", from.volume, from.image)),
+    }
+}
+
+fn record_report(record: &VolumeRecord) -> RecordReport {
+    RecordReport {
+        incarnation: record.incarnation.to_string(),
+        commit_sequence: record.sequence.0,
+        header_sequence: record.header_sequence,
+        customer_key: record.customer_key.clone(),
+        clean: record.clean,
+    }
+}
+
+fn layer_reports() -> Vec<LayerReport> {
+    let reports = layers::implementations()
+        .into_iter()
+        .map(|layer| LayerReport {
+            layer: layer.layer.to_string(),
+            algorithm: layer.algorithm.to_owned(),
+            implementation: layer.implementation.to_owned(),
+            accelerated: layer.accelerated,
+        });
+    reports.collect()
+}
+
+/// What is known of a volume that is open.
+pub fn report_open(path: &Path, volume: &Volume) -> Report {
+    let id = volume.header.volume_id();
+    let record = volume.keystore.record(id).ok().flatten();
+    Report {
+        volume: path.to_path_buf(),
+        verified: true,
+        header: header_report(&volume.header),
+        fingerprint: volume.fingerprint().ok(),
+        platform_keystore: Some(volume.keystore.directory().to_path_buf()),
+        record: record.as_ref().map(record_report),
+        layers: layer_reports(),
+        ..Report::default()
+    }
+}
+
+/// Adds what only the daemon knows.
+pub fn report_mounted(mut report: Report, read_only: bool, usage: &Usage) -> Report {
+    report.daemon = Some(DaemonReport {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        read_only,
+    });
+    report.usage = serde_json::to_value(usage).ok();
+    report
+}
+
+/// What the superblock claims.
+fn report_claims(path: &Path, store: &DirectoryStore) -> Result<Report, CliError> {
+    let header = volume::inspect(store).map_err(|error| {
+        CliError::volume(format_args!("cannot read {}", path.display()), &error)
+    })?;
+    Ok(Report {
+        volume: path.to_path_buf(),
+        header: header_report(header.claims()),
+        layers: layer_reports(),
+        ..Report::default()
+    })
+}
+
+/// The volume that a path names: the volume's directory, or a directory where one is mounted.
+pub fn volume_of(path: &Path) -> Result<PathBuf, CliError> {
+    let wanted = super::paths::without_links(path);
+    if let Ok(Some(mount)) = MountInfo::at(&wanted)
+        && mount.is_ours()
+    {
+        return Ok(mount.source);
+    }
+    std::fs::canonicalize(path)
+        .map_err(|error| CliError::io(format_args!("cannot find {}", path.display()), &error))
+}
+
+fn open_store(path: &Path) -> Result<DirectoryStore, CliError> {
+    DirectoryStore::open(path)
+        .map_err(|error| CliError::io(format_args!("cannot open {}", path.display()), &error))
+}
+
+/// What `bilayer inspect` shows.
+pub fn inspect(path: &Path) -> Result<Report, CliError> {
+    let path = volume_of(path)?;
+    let mut report = report_claims(&path, &open_store(&path)?)?;
+    report.not_verified_because = Some("inspect uses no key".to_owned());
+    Ok(report)
+}
+
+/// What `bilayer status` shows.
+pub fn status(path: &Path, keystore: &Path) -> Result<Report, CliError> {
+    let path = volume_of(path)?;
+    let store = open_store(&path)?;
+    let claims = report_claims(&path, &store)?;
+    let mounts = mounts_of(&path).unwrap_or_default();
+    let mut report = ask_daemon(&path, &mounts)
+        .unwrap_or_else(|| open_or_claims(&path, store, keystore, claims));
+    report.volume = path;
+    report.mounts = mounts.iter().map(mount_report).collect();
+    Ok(report)
+}
+
+fn mount_report(mount: &MountInfo) -> MountReport {
+    MountReport {
+        dir: mount.dir.clone(),
+        read_only: mount.has_option("ro"),
+        options: format!("{},{}", mount.options, mount.super_options),
+    }
+}
+
+fn ask_daemon(path: &Path, mounts: &[MountInfo]) -> Option<Report> {
+    let owners = mounts.iter().filter_map(MountInfo::owner);
+    let answers = owners.filter_map(|uid| control::ask_status(path, uid));
+    answers
+        .filter_map(|text| serde_json::from_str(&text).ok())
+        .next()
+}
+
+/// Opens the volume if that needs nobody to type anything; otherwise says why not.
+fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: Report) -> Report {
+    let options = OpenOptions {
+        customer_key: None,
+        keystore: keystore.to_path_buf(),
+        passphrase: PassphraseSource::None,
+        read_only: true,
+        fingerprint: None,
+    };
+    match volume::open(Arc::new(store), &options) {
+        Ok(volume) => report_open(path, &volume),
+        Err(error) => {
+            let id = crate::ids::VolumeId::from_hex(&claims.header.volume_id);
+            let record = id.and_then(|id| {
+                PlatformKeystore::open(keystore)
+                    .ok()?
+                    .record(id)
+                    .ok()
+                    .flatten()
+            });
+            Report {
+                not_verified_because: Some(error.to_string()),
+                platform_keystore: Some(keystore.to_path_buf()),
+                record: record.as_ref().map(record_report),
+                ..claims
+            }
+        }
+    }
+}
+
+/// The report as JSON on one line.
+pub fn to_json(report: &Report) -> Result<String, CliError> {
+    serde_json::to_string(report)
+        .map_err(|error| CliError::new(ExitCode::System, format!("cannot write JSON: {error}")))
+}
+
+/// The report for people.
+pub fn to_text(report: &Report) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let value: String = value
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "{name:<18} {value}");
+    };
+    line("volume", &report.volume.display().to_string());
+    for mount in &report.mounts {
+        let mode = if mount.read_only { " (read-only)" } else { "" };
+        line("mounted on", &format!("{}{mode}", mount.dir.display()));
+    }
+    if let Some(daemon) = &report.daemon {
+        line(
+            "daemon",
+            &format!("pid {}, version {}", daemon.pid, daemon.version),
+        );
+    }
+    let state = match (&report.not_verified_because, report.verified) {
+        (_, true) => "yes".to_owned(),
+        (Some(why), false) => format!("no: {why}"),
+        (None, false) => "no".to_owned(),
+    };
+    line("verified", &state);
+    header_lines(&report.header, &mut line);
+    if let Some(fingerprint) = &report.fingerprint {
+        line("fingerprint", fingerprint);
+    }
+    if let Some(keystore) = &report.platform_keystore {
+        line("platform keystore", &keystore.display().to_string());
+    }
+    if let Some(record) = &report.record {
+        let clean = if record.clean { "clean" } else { "not clean" };
+        line(
+            "last known commit",
+            &format!("{} ({clean})", record.commit_sequence),
+        );
+    }
+    for layer in &report.layers {
+        let hardware = match layer.accelerated {
+            Some(true) => ", by the processor's own instructions",
+            Some(false) => ", WITHOUT the processor's own instructions",
+            None => "",
+        };
+        let how = format!("{}, {}{hardware}", layer.algorithm, layer.implementation);
+        line(
+            &format!(
+                "layer {}",
+                layer.layer.split(' ').next().unwrap_or_default()
+            ),
+            &how,
+        );
+    }
+    if let Some(serde_json::Value::Object(usage)) = &report.usage {
+        for (name, value) in usage.iter().filter(|(_, value)| !value.is_null()) {
+            line(&name.replace('_', " "), value.to_string().trim_matches('"'));
+        }
+    }
+    text
+}
+
+fn header_lines(header: &HeaderReport, line: &mut impl FnMut(&str, &str)) {
+    line("volume id", &header.volume_id);
+    line("incarnation", &header.incarnation);
+    line(
+        "format",
+        &format!("{}, superblock {}", header.format, header.sequence),
+    );
+    line("key mode", &header.key_mode);
+    if let Some(provenance) = &header.provenance {
+        line("deployed from", provenance);
+    }
+    for set in &header.key_sets {
+        let state = if set.active { "active" } else { "read-only" };
+        line(
+            "key set",
+            &format!("{} (epoch {}, {state})", set.id, set.epoch),
+        );
+        for (role, wraps) in [
+            ("  customer", &set.customer),
+            ("  infrastructure", &set.infrastructure),
+        ] {
+            for wrap in wraps {
+                let version = &wrap.key_version;
+                line(
+                    role,
+                    &format!("{} version {version}, {}", wrap.provider, wrap.algorithm),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_goes_both_ways_and_text_is_printable() {
+        let report = Report {
+            volume: "/srv/vol\x1b[1m".into(),
+            not_verified_because: Some("no\nkey".to_owned()),
+            header: HeaderReport {
+                key_mode: "platform-managed".to_owned(),
+                key_sets: vec![KeySetReport {
+                    customer: vec![WrapReport::default()],
+                    ..KeySetReport::default()
+                }],
+                ..HeaderReport::default()
+            },
+            layers: layer_reports(),
+            usage: Some(serde_json::json!({"files": 3, "latched": null})),
+            ..Report::default()
+        };
+        let json = to_json(&report).unwrap();
+        assert!(!json.contains('\n'));
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+        let text = to_text(&report);
+        assert!(
+            !text.chars().any(|c| c.is_control() && c != '\n'),
+            "{text:?}"
+        );
+        for wanted in [
+            "no: no key",
+            "key mode           platform-managed",
+            "files              3",
+        ] {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
+        assert!(!text.contains("latched"));
+        assert_eq!(report.layers.len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_volume_is_said_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = inspect(dir.path()).unwrap_err();
+        assert_eq!(error.code, ExitCode::NotFound);
+        assert!(error.hint.is_some());
+        assert_eq!(
+            inspect(&dir.path().join("x")).unwrap_err().code,
+            ExitCode::NotFound
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! `bilayer unmount`: returns when everything is on disk and the daemon is gone.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::control::{Closed, ControlClient};
+use super::error::{CliError, ExitCode};
+use super::paths::without_links;
+use crate::fuse;
+use crate::fuse::mountinfo::{MountInfo, mounts_of};
+use crate::store::directory::DirectoryStore;
+use crate::store::{Store, StorePath};
+use crate::sys::process::WatchedProcess;
+use crate::volume::LOCK_NAME;
+
+/// How often the lock of a volume is looked at whose daemon cannot be asked.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Unmounts. `lazy`: detaches at once and does not wait, since it may last until the last user of
+/// the mount has gone.
+pub fn unmount(dir: &Path, lazy: bool) -> Result<(), CliError> {
+    let mount = find(dir)?;
+    let doing = || format!("cannot unmount {}", mount.dir.display());
+    if lazy {
+        return fuse::unmount(&mount.dir, true).map_err(|error| CliError::io(doing(), &error));
+    }
+    // Asked before the mount goes: the daemon ends with it.
+    let daemon = Daemon::of(&mount);
+    fuse::unmount(&mount.dir, false).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => CliError::new(ExitCode::InUse, format!("{}: it is in use", doing()))
+            .with_hint(format!(
+                "see who uses it: fuser -vm {}",
+                mount.dir.display()
+            )),
+        _ => CliError::io(doing(), &error),
+    })?;
+    match daemon {
+        Some(daemon) => daemon.wait(),
+        None => wait_for_lock(&mount.source),
+    }
+}
+
+/// The mount at that place; also a volume's directory will do if it is mounted once.
+fn find(dir: &Path) -> Result<MountInfo, CliError> {
+    let wanted = without_links(dir);
+    let listed = |error: io::Error| CliError::io("cannot list the mounts", &error);
+    if let Some(mount) = MountInfo::at(&wanted).map_err(listed)? {
+        if mount.is_ours() {
+            return Ok(mount);
+        }
+        return Err(CliError::new(
+            ExitCode::NotFound,
+            format!(
+                "{} is a mount of {}, not of bilayer",
+                dir.display(),
+                mount.filesystem
+            ),
+        ));
+    }
+    let mut mounts = mounts_of(&wanted).unwrap_or_default();
+    match (mounts.pop(), mounts.is_empty()) {
+        (Some(mount), true) => Ok(mount),
+        _ => Err(CliError::new(
+            ExitCode::NotFound,
+            format!("nothing of bilayer is mounted on {}", dir.display()),
+        )
+        .with_hint("findmnt -t fuse.bilayer lists what is")),
+    }
+}
+
+/// The daemon of a mount, watched and asked to say how closing went.
+struct Daemon {
+    control: ControlClient,
+    process: Option<WatchedProcess>,
+}
+
+impl Daemon {
+    fn of(mount: &MountInfo) -> Option<Self> {
+        let mut control = ControlClient::connect(&mount.source, mount.owner()?)?;
+        let process = WatchedProcess::open(control.peer.pid).ok();
+        // It answers after the process was taken hold of, so that is the one.
+        control.ask("status", Some(Duration::from_secs(5))).ok()?;
+        control.send("wait").ok()?;
+        Some(Self { control, process })
+    }
+
+    fn wait(self) -> Result<(), CliError> {
+        let answer = self.control.receive();
+        if let Some(process) = self.process {
+            process
+                .wait(None)
+                .map_err(|error| CliError::io("cannot wait", &error))?;
+        }
+        let lost = || "the daemon ended without saying that everything is on disk".to_owned();
+        let closed: Closed = answer
+            .ok()
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_else(|| Closed {
+                closed: false,
+                error: Some(lost()),
+            });
+        if closed.closed {
+            return Ok(());
+        }
+        let why = closed.error.unwrap_or_else(lost);
+        Err(CliError::new(
+            ExitCode::System,
+            format!("unmounted, but not closed cleanly: {why}"),
+        )
+        .with_hint("the volume recovers at the next mount; see the daemon's log"))
+    }
+}
+
+/// Waits until the daemon lets go of the volume. Somebody who is not allowed to look, or a volume
+/// that cannot be reached, is no reason to fail: the mount is gone.
+fn wait_for_lock(volume: &Path) -> Result<(), CliError> {
+    let Ok(store) = DirectoryStore::open(volume) else {
+        return Ok(());
+    };
+    loop {
+        match store.lock(&StorePath::new(LOCK_NAME)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_ours_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        for place in [
+            dir.path(),
+            Path::new("/"),
+            Path::new("/no/such/place"),
+            Path::new("/proc"),
+        ] {
+            let error = unmount(place, false).unwrap_err();
+            assert_eq!(error.code, ExitCode::NotFound, "{}", place.display());
+            assert!(unmount(place, true).is_err());
+        }
+    }
+
+    #[test]
+    fn waits_for_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(LOCK_NAME), b"").unwrap();
+        let store = DirectoryStore::open(dir.path()).unwrap();
+        let lock = store.lock(&StorePath::new(LOCK_NAME)).unwrap();
+        let path = dir.path().to_path_buf();
+        let waiter = std::thread::spawn(move || wait_for_lock(&path));
+        std::thread::sleep(LOCK_INTERVAL * 3);
+        assert!(!waiter.is_finished());
+        drop(lock);
+        waiter.join().unwrap().unwrap();
+        wait_for_lock(Path::new("/no/such/volume")).unwrap();
+    }
+}

@@ -1,0 +1,699 @@
+//! `fuser::Filesystem` for [`crate::fs::Filesystem`]: translates and owns no semantics.
+//!
+//! - A reply is sent when the work is done and not before: the kernel orders truncate and fsync
+//!   behind unanswered writes, and only so.
+//! - Nobody else writes the volume, so the kernel may remember names, their absence, attributes,
+//!   listings and contents for as long as it likes ([`REMEMBER`]); what changes through the mount
+//!   it forgets by itself.
+//! - Who may do what is checked by the kernel (`default_permissions`, which POSIX ACLs imply).
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert;
+use super::dispatch::Dispatch;
+use super::notify::WriteBack;
+use super::replies::{REMEMBER, Refuse, answer, send_attr, send_entry, send_ok, send_sized};
+use super::workers::{Lane, with_scratch};
+use crate::errno::Errno;
+use crate::fs::Filesystem;
+use crate::fs::types::{Handle, NodeId, SetAttr};
+
+/// Largest READ and WRITE, in bytes.
+const REQUEST_BYTES: u32 = 1 << 20;
+/// Largest listing of extended attributes that Linux passes on (`XATTR_LIST_MAX`).
+const XATTR_LIST_MAX: usize = 65_536;
+/// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
+/// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
+const COPY_BYTES: u64 = 1 << 30;
+/// What the kernel is asked for, one by one; what it does not offer is done without.
+const CAPABILITIES: [InitFlags; 11] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_WRITEBACK_CACHE,
+];
+
+/// How a session is run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct AdapterOptions {
+    pub(super) writeback: bool,
+    pub(super) max_background: u16,
+}
+
+/// See the module's first lines.
+pub(super) struct Adapter {
+    dispatch: Dispatch,
+    options: AdapterOptions,
+    write_back: Arc<WriteBack>,
+    /// The kernel leaves the umask to us, so that a directory's default ACL can take its place.
+    applies_umask: bool,
+}
+
+impl std::fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+fn node(ino: INodeNo) -> NodeId {
+    NodeId(ino.0)
+}
+
+fn handle(fh: FileHandle) -> Handle {
+    Handle(fh.0)
+}
+
+impl Adapter {
+    pub(super) fn new(
+        dispatch: Dispatch,
+        options: AdapterOptions,
+        write_back: Arc<WriteBack>,
+    ) -> Self {
+        Self {
+            dispatch,
+            options,
+            write_back,
+            applies_umask: false,
+        }
+    }
+
+    fn umask(&self, umask: u32) -> u32 {
+        if self.applies_umask { umask } else { 0 }
+    }
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if capability == InitFlags::FUSE_WRITEBACK_CACHE && !self.options.writeback {
+                continue;
+            }
+            if config.add_capabilities(capability).is_err() {
+                tracing::info!(?capability, "not offered by this kernel; done without");
+            } else if capability == InitFlags::FUSE_DONT_MASK {
+                self.applies_umask = true;
+            }
+        }
+        let background = self.options.max_background.max(1);
+        // The setters refuse only values out of range, and then name the nearest good one.
+        if let Err(nearest) = config.set_max_write(REQUEST_BYTES) {
+            let _ = config.set_max_write(nearest);
+        }
+        let _ = config.set_max_background(background);
+        let _ = config.set_congestion_threshold(background / 4 * 3 + 1);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.dispatch.inline("lookup", request, |fs| {
+            match fs.lookup(node(parent), name.as_bytes()) {
+                Err(Errno::ENOENT) => reply.entry(&REMEMBER, &convert::absent(), Generation(0)),
+                result => answer(reply, result, send_entry),
+            }
+        });
+    }
+
+    fn forget(&self, request: &Request, ino: INodeNo, count: u64) {
+        self.dispatch
+            .inline("forget", request, |fs| fs.forget(node(ino), count));
+    }
+
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.dispatch.inline("getattr", request, |fs| {
+            answer(reply, fs.getattr(node(ino)), send_attr);
+        });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let caller = convert::caller(request, 0);
+        // fuser does not pass FATTR_KILL_SUIDGID on, so it is told from what comes with it:
+        // changes of owner (a chown to the same owner has no field at all), and truncation by
+        // somebody without CAP_FSETID.
+        let chown = uid.is_some()
+            || gid.is_some()
+            || (mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none());
+        let changes = SetAttr {
+            perm: mode.map(|mode| (mode & 0o7777) as u16),
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+            ctime: ctime.map(convert::timespec_from_kernel),
+            kill_privileges: chown || (size.is_some() && caller.uid != 0),
+        };
+        let body = move |fs: &Filesystem| {
+            answer(reply, fs.setattr(&caller, node(ino), &changes), send_attr);
+        };
+        if size.is_some() {
+            self.dispatch
+                .hand_over("truncate", request, (Lane::Lengthy, 0), body);
+        } else {
+            self.dispatch.inline("setattr", request, body);
+        }
+    }
+
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.dispatch.inline("readlink", request, |fs| {
+            answer(reply, fs.readlink(node(ino)), |reply, target| {
+                reply.data(&target);
+            });
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let caller = convert::caller(request, self.umask(umask));
+        self.dispatch.inline("mknod", request, |fs| {
+            let made = fs.mknod(&caller, node(parent), name.as_bytes(), mode, rdev);
+            answer(reply, made, send_entry);
+        });
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let caller = convert::caller(request, self.umask(umask));
+        self.dispatch.inline("mkdir", request, |fs| {
+            let made = fs.mkdir(&caller, node(parent), name.as_bytes(), mode);
+            answer(reply, made, send_entry);
+        });
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.dispatch.inline("unlink", request, |fs| {
+            answer(reply, fs.unlink(node(parent), name.as_bytes()), send_ok);
+        });
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.dispatch.inline("rmdir", request, |fs| {
+            answer(reply, fs.rmdir(node(parent), name.as_bytes()), send_ok);
+        });
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let caller = convert::caller(request, 0);
+        self.dispatch.inline("symlink", request, |fs| {
+            let target = target.as_os_str().as_bytes();
+            answer(
+                reply,
+                fs.symlink(&caller, node(parent), name.as_bytes(), target),
+                send_entry,
+            );
+        });
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: fuser::RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let caller = convert::caller(request, 0);
+        self.dispatch.inline("rename", request, |fs| {
+            let Some(flags) = convert::rename_flags(flags) else {
+                return reply.refuse(Errno::EINVAL);
+            };
+            let (name, new_name) = (name.as_bytes(), new_name.as_bytes());
+            let done = fs.rename(
+                &caller,
+                node(parent),
+                name,
+                node(new_parent),
+                new_name,
+                flags,
+            );
+            answer(reply, done, send_ok);
+        });
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        self.dispatch.inline("link", request, |fs| {
+            answer(
+                reply,
+                fs.link(node(ino), node(new_parent), new_name.as_bytes()),
+                send_entry,
+            );
+        });
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let caller = convert::caller(request, 0);
+        let body = move |fs: &Filesystem| {
+            answer(
+                reply,
+                fs.open_file(&caller, node(ino), flags.0),
+                |reply, opened| {
+                    reply.opened(FileHandle(opened.0), FopenFlags::FOPEN_KEEP_CACHE);
+                },
+            );
+        };
+        if flags.0 & libc::O_TRUNC == 0 {
+            self.dispatch.inline("open", request, body);
+        } else {
+            self.dispatch
+                .hand_over("open", request, (Lane::Lengthy, 0), body);
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let caller = convert::caller(request, self.umask(umask));
+        self.dispatch.inline("create", request, |fs| {
+            let made = fs.create(&caller, node(parent), name.as_bytes(), mode, flags);
+            answer(reply, made, |reply, (attr, opened)| {
+                let (attr, opened) = (convert::file_attr(&attr), FileHandle(opened.0));
+                let flags = FopenFlags::FOPEN_KEEP_CACHE;
+                reply.created(&REMEMBER, &attr, Generation(0), opened, flags);
+            });
+        });
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = size.min(REQUEST_BYTES) as usize;
+        self.dispatch
+            .contents("read", request, (size, 0), move |fs| {
+                with_scratch(size, |buffer| {
+                    match fs.read(node(ino), handle(fh), offset, buffer) {
+                        Ok(len) => reply.data(&buffer[..len.min(size)]),
+                        Err(errno) => reply.refuse(errno),
+                    }
+                });
+            });
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let data: Box<[u8]> = data.into();
+        let len = data.len();
+        self.dispatch
+            .contents("write", request, (len, len), move |fs| {
+                let written = fs.write(node(ino), handle(fh), offset, &data, kill, cached);
+                answer(reply, written, |reply, len| {
+                    reply.written(u32::try_from(len).unwrap_or(u32::MAX));
+                });
+            });
+    }
+
+    /// Inline: it hands over errors of earlier writes and waits for nothing, and every close of a
+    /// file waits for it.
+    fn flush(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.dispatch.inline("flush", request, |fs| {
+            answer(reply, fs.flush(node(ino), handle(fh)), send_ok);
+        });
+    }
+
+    /// Inline: one comes with every file that is closed, and waking a worker for it costs more than
+    /// the work (a fifth of all creates, measured). Taking away what an unlinked file held is for
+    /// the filesystem's own collector.
+    fn release(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.dispatch.inline("release", request, |fs| {
+            fs.release(node(ino), handle(fh));
+            reply.ok();
+        });
+    }
+
+    fn fsync(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.dispatch
+            .hand_over("fsync", request, (Lane::Lengthy, 0), move |fs| {
+                answer(reply, fs.fsync(node(ino), handle(fh), datasync), send_ok);
+            });
+    }
+
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.dispatch.inline("opendir", request, |fs| {
+            answer(reply, fs.open_dir(node(ino)), |reply, opened| {
+                let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+                reply.opened(FileHandle(opened.0), flags);
+            });
+        });
+    }
+
+    fn readdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.dispatch.inline("readdir", request, |fs| {
+            let result = fs.read_dir(node(ino), handle(fh), offset, &mut |entry| {
+                let (ino, name) = (INodeNo(entry.node.0), OsStr::from_bytes(entry.name));
+                !reply.add(ino, entry.next_offset, convert::file_type(entry.kind), name)
+            });
+            answer(reply, result, |reply, ()| reply.ok());
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.dispatch.inline("readdirplus", request, |fs| {
+            let result = fs.read_dir_plus(node(ino), handle(fh), offset, &mut |entry, attr| {
+                let (ino, name) = (INodeNo(entry.node.0), OsStr::from_bytes(entry.name));
+                let attr = convert::file_attr(attr);
+                !reply.add(
+                    ino,
+                    entry.next_offset,
+                    name,
+                    &REMEMBER,
+                    &attr,
+                    Generation(0),
+                )
+            });
+            answer(reply, result, |reply, ()| reply.ok());
+        });
+    }
+
+    fn releasedir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.dispatch.inline("releasedir", request, |fs| {
+            fs.release_dir(node(ino), handle(fh));
+            reply.ok();
+        });
+    }
+
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.dispatch
+            .hand_over("fsyncdir", request, (Lane::Lengthy, 0), move |fs| {
+                answer(
+                    reply,
+                    fs.fsync_dir(node(ino), handle(fh), datasync),
+                    send_ok,
+                );
+            });
+    }
+
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.dispatch.inline("statfs", request, |fs| {
+            answer(reply, fs.statfs(), |reply, stat| {
+                reply.statfs(
+                    stat.blocks,
+                    stat.blocks_free,
+                    stat.blocks_available,
+                    stat.inodes,
+                    stat.inodes_free,
+                    stat.block_bytes,
+                    stat.name_max,
+                    stat.block_bytes,
+                );
+            });
+        });
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let caller = convert::caller(request, 0);
+        self.dispatch.inline("setxattr", request, |fs| {
+            let Some(mode) = convert::xattr_mode(flags) else {
+                return reply.refuse(Errno::EINVAL);
+            };
+            let done = fs.set_xattr(&caller, node(ino), name.as_bytes(), value, mode);
+            answer(reply, done, send_ok);
+        });
+    }
+
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        self.dispatch.inline("getxattr", request, |fs| {
+            answer(
+                reply,
+                fs.get_xattr(node(ino), name.as_bytes()),
+                |reply, value| {
+                    send_sized(reply, size, &value);
+                },
+            );
+        });
+    }
+
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.dispatch
+            .inline("listxattr", request, |fs| match fs.list_xattr(node(ino)) {
+                Ok(names) if names.len() > XATTR_LIST_MAX => reply.refuse(Errno::E2BIG),
+                result => answer(reply, result, |reply, names| {
+                    send_sized(reply, size, &names);
+                }),
+            });
+    }
+
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let caller = convert::caller(request, 0);
+        self.dispatch.inline("removexattr", request, |fs| {
+            answer(
+                reply,
+                fs.remove_xattr(&caller, node(ino), name.as_bytes()),
+                send_ok,
+            );
+        });
+    }
+
+    /// The kernel checks by itself; this tells it not to ask again.
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.refuse(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.refuse(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(mode) = convert::fallocate_mode(mode) else {
+            return reply.refuse(Errno::ENOTSUP);
+        };
+        self.dispatch
+            .hand_over("fallocate", request, (Lane::Lengthy, 0), move |fs| {
+                let done = fs.fallocate(node(ino), handle(fh), offset, length, mode);
+                answer(reply, done, send_ok);
+            });
+    }
+
+    fn lseek(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let write_back = Arc::clone(&self.write_back);
+        self.dispatch
+            .hand_over("lseek", request, (Lane::Lengthy, 0), move |fs| {
+                let Some(whence) = convert::seek_whence(whence) else {
+                    return reply.refuse(Errno::EINVAL);
+                };
+                // What the kernel holds back would look like a hole, and `cp` would lose it.
+                if fs.may_be_dirty(node(ino)) {
+                    write_back.wait_for(ino);
+                }
+                // POSIX and lseek(2): beyond the file, on either side, is ENXIO.
+                let found = u64::try_from(offset)
+                    .map_err(|_| Errno::ENXIO)
+                    .and_then(|offset| fs.seek(node(ino), handle(fh), offset, whence))
+                    .and_then(|found| i64::try_from(found).map_err(|_| Errno::EOVERFLOW));
+                answer(reply, found, |reply, found| reply.offset(found));
+            });
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        from: INodeNo,
+        _: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _: FileHandle,
+        to_offset: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        if flags.bits() != 0 {
+            return reply.refuse(Errno::EINVAL);
+        }
+        self.dispatch
+            .hand_over("copy_file_range", request, (Lane::Lengthy, 0), move |fs| {
+                let len = len.min(COPY_BYTES);
+                let copied = fs.copy_file_range(node(from), from_offset, node(to), to_offset, len);
+                answer(reply, copied, |reply, len| {
+                    reply.written(u32::try_from(len).unwrap_or(u32::MAX));
+                });
+            });
+    }
+}

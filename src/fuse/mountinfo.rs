@@ -1,0 +1,179 @@
+//! What is mounted where: `/proc/self/mountinfo`, see proc(5).
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// Type that this filesystem's mounts show.
+pub const FILESYSTEM_TYPE: &str = "fuse.bilayer";
+
+/// One mount.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountInfo {
+    /// Number of the mount, unique among those that exist.
+    pub id: u64,
+    /// Device number, as `major:minor`.
+    pub device: String,
+    /// Where it is.
+    pub dir: PathBuf,
+    /// Options of the mount itself (`ro`, `nodev`, ...).
+    pub options: String,
+    /// Type of filesystem.
+    pub filesystem: String,
+    /// What is mounted: the volume's directory.
+    pub source: PathBuf,
+    /// Options of the filesystem (`rw`, `user_id=0`, ...).
+    pub super_options: String,
+}
+
+impl MountInfo {
+    /// All mounts that this process sees, in the order in which they were made.
+    pub fn all() -> io::Result<Vec<Self>> {
+        Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+    }
+
+    /// What is mounted exactly at `dir` and not covered by something else: the last of them.
+    pub fn at(dir: &Path) -> io::Result<Option<Self>> {
+        Ok(Self::all()?.into_iter().rfind(|mount| mount.dir == dir))
+    }
+
+    /// True for mounts of this filesystem.
+    pub fn is_ours(&self) -> bool {
+        self.filesystem == FILESYSTEM_TYPE
+    }
+
+    /// The user who mounted it, of FUSE mounts.
+    pub fn owner(&self) -> Option<u32> {
+        self.super_options
+            .split(',')
+            .find_map(|option| option.strip_prefix("user_id="))?
+            .parse()
+            .ok()
+    }
+
+    /// True when the option is among those of the mount or of the filesystem.
+    pub fn has_option(&self, name: &str) -> bool {
+        self.options
+            .split(',')
+            .chain(self.super_options.split(','))
+            .any(|option| option == name)
+    }
+}
+
+fn parse(text: &[u8]) -> Vec<MountInfo> {
+    text.split(|&byte| byte == b'\n')
+        .filter_map(parse_line)
+        .collect()
+}
+
+/// `id parent major:minor root dir options [optional fields ...] - type source super-options`
+fn parse_line(line: &[u8]) -> Option<MountInfo> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let id = text(fields.next()?).parse().ok()?;
+    let _parent = fields.next()?;
+    let device = text(fields.next()?);
+    let _root = fields.next()?;
+    let dir = PathBuf::from(unescape(fields.next()?));
+    let options = text(fields.next()?);
+    fields.by_ref().find(|field| *field == b"-")?;
+    let filesystem = text(fields.next()?);
+    let source = PathBuf::from(unescape(fields.next()?));
+    let super_options = text(fields.next()?);
+    Some(MountInfo {
+        id,
+        device,
+        dir,
+        options,
+        filesystem,
+        source,
+        super_options,
+    })
+}
+
+/// Blank, tab, newline and backslash are written as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = (byte == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        plain.push(octal.unwrap_or(byte));
+        rest = if octal.is_some() { &tail[3..] } else { tail };
+    }
+    OsString::from_vec(plain)
+}
+
+/// Device and inode of a directory, which name a volume however its path is written.
+pub fn identity(dir: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(dir)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// The mounts of the volume in that directory. Only sources that look like paths are looked at.
+pub fn mounts_of(volume: &Path) -> io::Result<Vec<MountInfo>> {
+    let wanted = identity(volume)?;
+    let is_it = |mount: &MountInfo| {
+        mount.is_ours()
+            && mount.source.as_os_str().as_bytes().starts_with(b"/")
+            && identity(&mount.source).is_ok_and(|found| found == wanted)
+    };
+    Ok(MountInfo::all()?.into_iter().filter(is_it).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_lines() {
+        let text = b"24 30 0:22 / /proc rw,relatime shared:13 master:1 - proc proc rw\n\
+            41 31 0:38 / /mnt/a\\040b\\134 ro,nosuid,nodev - fuse.bilayer /srv/vol\\040ume \
+            rw,user_id=1000,group_id=1000,default_permissions\n\
+            broken line\n\
+            42 31 0:39 / /mnt/x rw -\n";
+        let mounts = parse(text);
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[0].filesystem, "proc");
+        let ours = &mounts[1];
+        assert_eq!(ours.id, 41);
+        assert_eq!(ours.device, "0:38");
+        assert_eq!(ours.dir, Path::new("/mnt/a b\\"));
+        assert_eq!(ours.source, Path::new("/srv/vol ume"));
+        assert!(ours.is_ours());
+        assert_eq!(ours.owner(), Some(1000));
+        assert!(ours.has_option("ro") && ours.has_option("rw"));
+        assert!(!ours.has_option("noexec"));
+        assert_eq!(mounts[0].owner(), None);
+    }
+
+    #[test]
+    fn unescapes_what_is_escaped_only() {
+        for (escaped, plain) in [
+            ("a\\040b", "a b"),
+            ("\\134040", "\\040"),
+            ("\\09", "\\09"),
+            ("\\", "\\"),
+            ("", ""),
+        ] {
+            assert_eq!(
+                unescape(escaped.as_bytes()),
+                OsString::from(plain),
+                "{escaped}"
+            );
+        }
+    }
+
+    #[test]
+    fn finds_the_root() {
+        let root = MountInfo::at(Path::new("/")).unwrap().unwrap();
+        assert!(!root.is_ours());
+        assert_eq!(MountInfo::at(Path::new("/no/such/place")).unwrap(), None);
+        assert!(mounts_of(Path::new("/")).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,276 @@
+//! Making, tuning and taking away a mount.
+//!
+//! Root mounts by `mount(2)`, others by `fusermount3`, which is set-uid for that. fuser is given
+//! the open device only: its own unmounting takes a mount that has already gone for one that is
+//! still there and would then unmount whatever was put in its place.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::MountOptions;
+use super::mountinfo::MountInfo;
+use crate::sys::identity::effective_user;
+use crate::sys::{mounts, process};
+
+/// Names under which the set-uid helper is installed.
+const FUSERMOUNT: [&str; 2] = ["fusermount3", "fusermount"];
+/// Shown behind the dot of `fuse.bilayer`.
+const SUBTYPE: &str = "subtype=bilayer";
+/// How far ahead the kernel reads a file that is read in order: two requests of full size.
+const READ_AHEAD_KIB: u32 = 2048;
+
+/// A mount that was made by this process.
+#[derive(Clone, Debug)]
+pub(super) struct Mounted {
+    dir: PathBuf,
+    id: Option<u64>,
+}
+
+/// Mounts on `dir`, an absolute path without symbolic links. The kernel's first request waits in
+/// the device that is returned.
+pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mounted)> {
+    let device = if effective_user() == 0 {
+        match mount_directly(dir, options) {
+            // Root of a container that may not mount by itself.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                mount_by_fusermount(dir, options)?
+            }
+            result => result?,
+        }
+    } else {
+        mount_by_fusermount(dir, options)?
+    };
+    let id = MountInfo::at(dir)?.map(|mount| mount.id);
+    Ok((
+        device,
+        Mounted {
+            dir: dir.to_path_buf(),
+            id,
+        },
+    ))
+}
+
+/// Words for the kernel, in the order in which `/proc/mounts` shows them.
+fn filesystem_options(options: &MountOptions) -> Vec<&'static str> {
+    let mut words = vec!["default_permissions"];
+    if options.allow_other {
+        words.push("allow_other");
+    }
+    words.push(SUBTYPE);
+    words
+}
+
+fn mount_directly(dir: &Path, options: &MountOptions) -> io::Result<File> {
+    let device = mounts::open_fuse_device()?;
+    let mode = fs::metadata(dir)?.mode();
+    let (uid, gid) = process::real_ids();
+    let words = filesystem_options(options).join(",");
+    let data = format!("rootmode={mode:o},user_id={uid},group_id={gid},{words}");
+    mounts::mount_fuse(
+        &device,
+        options.source.as_os_str().as_bytes(),
+        dir,
+        options.flags,
+        &data,
+    )?;
+    Ok(device)
+}
+
+/// The option string of fusermount3(1), in which commas and backslashes of values are escaped.
+fn fusermount_options(options: &MountOptions) -> OsString {
+    let flags = options.flags;
+    let mut words = vec![if flags.read_only { "ro" } else { "rw" }];
+    for (on, word) in [
+        (flags.nodev, "nodev"),
+        (flags.nosuid, "nosuid"),
+        (flags.noexec, "noexec"),
+        (flags.noatime, "noatime"),
+        (flags.sync, "sync"),
+        (flags.dirsync, "dirsync"),
+    ] {
+        if on {
+            words.push(word);
+        }
+    }
+    words.extend(filesystem_options(options));
+    let mut text = words.join(",").into_bytes();
+    text.extend_from_slice(b",fsname=");
+    for &byte in options.source.as_os_str().as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            text.push(b'\\');
+        }
+        text.push(byte);
+    }
+    OsString::from_vec(text)
+}
+
+fn mount_by_fusermount(dir: &Path, options: &MountOptions) -> io::Result<File> {
+    let options = fusermount_options(options);
+    let arguments = [
+        OsStr::new("-o"),
+        &options,
+        OsStr::new("--"),
+        dir.as_os_str(),
+    ];
+    let (ours, theirs) = UnixStream::pair()?;
+    let descriptor = theirs.as_raw_fd();
+    let child = run_fusermount(|command| {
+        command
+            .args(arguments)
+            .env("_FUSE_COMMFD", descriptor.to_string());
+        mounts::pass_descriptor(command, descriptor);
+    })?;
+    drop(theirs);
+    let received = mounts::receive_descriptor(&ours);
+    drop(ours);
+    let output = child.wait_with_output()?;
+    received
+        .map(File::from)
+        .map_err(|_| io::Error::other(complaint(&output.stderr)))
+}
+
+fn run_fusermount(prepare: impl Fn(&mut Command)) -> io::Result<std::process::Child> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for name in FUSERMOUNT {
+        let mut command = Command::new(name);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        prepare(&mut command);
+        match command.spawn() {
+            Ok(child) => return Ok(child),
+            Err(error) => last = error,
+        }
+    }
+    if last.kind() == io::ErrorKind::NotFound {
+        last = io::Error::new(
+            io::ErrorKind::NotFound,
+            "fusermount3 is not installed; without root it is needed to mount (package fuse3)",
+        );
+    }
+    Err(last)
+}
+
+/// What fusermount3 said, on one line.
+fn complaint(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let line = text
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("fusermount3 failed");
+    line.trim().to_owned()
+}
+
+impl Mounted {
+    /// True while the mount is where it was made; another one in its place does not count.
+    pub(super) fn is_there(&self) -> bool {
+        MountInfo::at(&self.dir).is_ok_and(|mount| {
+            mount.is_some_and(|mount| mount.is_ours() && self.id.is_none_or(|id| id == mount.id))
+        })
+    }
+
+    /// Takes it away, unless it has gone already.
+    pub(super) fn unmount(&self, lazy: bool) -> io::Result<()> {
+        if self.is_there() {
+            unmount(&self.dir, lazy)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Lifts the limits that the kernel sets to FUSE mounts (1 % of memory dirty, 128 KiB read
+    /// ahead). Only root can; others keep the kernel's limits.
+    pub(super) fn tune(&self) {
+        let Ok(Some(mount)) = MountInfo::at(&self.dir) else {
+            return;
+        };
+        let folder = Path::new("/sys/class/bdi").join(&mount.device);
+        for (name, value) in [
+            ("max_ratio", 100),
+            ("strict_limit", 0),
+            ("read_ahead_kb", READ_AHEAD_KIB),
+        ] {
+            if let Err(error) = fs::write(folder.join(name), value.to_string()) {
+                tracing::debug!(name, %error, "limit of the kernel not lifted");
+            }
+        }
+    }
+}
+
+/// Unmounts what is at `dir`, by `umount2(2)` or, without the right to, by `fusermount3 -u`.
+pub fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
+    match mounts::unmount(dir, lazy) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+        result => return result,
+    }
+    let output = run_fusermount(|command| {
+        command
+            .args(if lazy {
+                ["-u", "-z", "--"].as_slice()
+            } else {
+                &["-u", "--"]
+            })
+            .arg(dir);
+    })?
+    .wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = complaint(&output.stderr);
+    Err(if complaint.contains("busy") {
+        io::Error::from_raw_os_error(libc::EBUSY)
+    } else {
+        io::Error::other(complaint)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_for_fusermount() {
+        let mut options = MountOptions::new("/srv/a,b\\c");
+        options.flags.nosuid = true;
+        options.flags.read_only = true;
+        assert_eq!(
+            fusermount_options(&options),
+            OsString::from("ro,nosuid,default_permissions,subtype=bilayer,fsname=/srv/a\\,b\\\\c")
+        );
+        options.allow_other = true;
+        options.flags = mounts::MountFlags {
+            noexec: true,
+            ..Default::default()
+        };
+        assert_eq!(
+            fusermount_options(&options),
+            OsString::from(
+                "rw,noexec,default_permissions,allow_other,subtype=bilayer,fsname=/srv/a\\,b\\\\c"
+            )
+        );
+    }
+
+    #[test]
+    fn complaints_are_one_line() {
+        assert_eq!(complaint(b"\n fusermount3: no\nmore\n"), "fusermount3: no");
+        assert_eq!(complaint(b""), "fusermount3 failed");
+    }
+
+    #[test]
+    fn does_not_unmount_what_is_not_ours() {
+        let root = Mounted {
+            dir: PathBuf::from("/"),
+            id: None,
+        };
+        assert!(!root.is_there());
+        root.unmount(false).unwrap();
+    }
+}

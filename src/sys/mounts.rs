@@ -1,0 +1,174 @@
+//! Mounting and unmounting.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Flags of a mount that every filesystem knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs)]
+pub struct MountFlags {
+    pub read_only: bool,
+    pub nodev: bool,
+    pub nosuid: bool,
+    pub noexec: bool,
+    pub noatime: bool,
+    pub sync: bool,
+    pub dirsync: bool,
+}
+
+impl MountFlags {
+    fn bits(self) -> libc::c_ulong {
+        [
+            (self.read_only, libc::MS_RDONLY),
+            (self.nodev, libc::MS_NODEV),
+            (self.nosuid, libc::MS_NOSUID),
+            (self.noexec, libc::MS_NOEXEC),
+            (self.noatime, libc::MS_NOATIME),
+            (self.sync, libc::MS_SYNCHRONOUS),
+            (self.dirsync, libc::MS_DIRSYNC),
+        ]
+        .iter()
+        .filter(|(on, _)| *on)
+        .fold(0, |bits, (_, bit)| bits | bit)
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn c_string(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// Opens the FUSE device.
+pub fn open_fuse_device() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/fuse")
+}
+
+/// `mount(2)` of a FUSE filesystem; `data` is the kernel's own option string without `fd=`.
+/// Needs CAP_SYS_ADMIN.
+pub fn mount_fuse(
+    device: &File,
+    source: &[u8],
+    dir: &Path,
+    flags: MountFlags,
+    data: &str,
+) -> io::Result<()> {
+    let source = c_string(source)?;
+    let dir = c_string(dir.as_os_str().as_bytes())?;
+    let data = c_string(format!("fd={},{data}", device.as_raw_fd()).as_bytes())?;
+    // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
+    check(unsafe {
+        libc::mount(
+            source.as_ptr(),
+            dir.as_ptr(),
+            c"fuse".as_ptr(),
+            flags.bits(),
+            data.as_ptr().cast(),
+        )
+    })
+}
+
+/// Changes the flags of what is mounted at `dir`, of the filesystem and of the mount alike.
+pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
+    let dir = c_string(dir.as_os_str().as_bytes())?;
+    // SAFETY: the path is NUL-terminated; the others may be null for a remount.
+    check(unsafe {
+        libc::mount(
+            std::ptr::null(),
+            dir.as_ptr(),
+            std::ptr::null(),
+            flags.bits() | libc::MS_REMOUNT,
+            std::ptr::null(),
+        )
+    })
+}
+
+/// `umount2(2)`, symbolic links not followed. `lazy`: detach now, end when the last user has gone.
+pub fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
+    let dir = c_string(dir.as_os_str().as_bytes())?;
+    let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
+    // SAFETY: the path is NUL-terminated and outlives the call.
+    check(unsafe { libc::umount2(dir.as_ptr(), flags) })
+}
+
+/// Goes over to the mount namespace that the file stands for (`/proc/PID/ns/mnt`). Only a process
+/// with one thread may.
+pub fn enter_mount_namespace(namespace: &Path) -> io::Result<()> {
+    let file = File::open(namespace)?;
+    // SAFETY: a descriptor that is open and a flag.
+    check(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNS) })
+}
+
+/// Lets the program that `command` will run inherit the descriptor, which stays close-on-exec in
+/// this process.
+pub fn pass_descriptor(command: &mut Command, descriptor: RawFd) {
+    // SAFETY: the closure runs between fork and exec and makes nothing but one system call, which
+    // is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || check(libc::fcntl(descriptor, libc::F_SETFD, 0)));
+    }
+}
+
+/// Waits for one message that carries one descriptor (`SCM_RIGHTS`). `UnexpectedEof` when the
+/// other end closes without one.
+pub fn receive_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
+    const SPACE: usize = 64;
+    #[repr(C, align(8))]
+    struct Control([u8; SPACE]);
+
+    let mut byte = 0u8;
+    let mut control = Control([0; SPACE]);
+    let mut part = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    // SAFETY: all-zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = SPACE;
+    loop {
+        // SAFETY: `message` points to live buffers of the lengths it gives.
+        let len =
+            unsafe { libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
+        match len {
+            -1 => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => break,
+        }
+    }
+    // SAFETY: the kernel filled in msg_control and msg_controllen; CMSG_FIRSTHDR yields null or a
+    // header within them, whose length says whether a whole descriptor follows.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&message);
+        if header.is_null()
+            || (*header).cmsg_level != libc::SOL_SOCKET
+            || (*header).cmsg_type != libc::SCM_RIGHTS
+            || (*header).cmsg_len < libc::CMSG_LEN(size_of::<RawFd>() as u32) as usize
+        {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let descriptor = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
+        Ok(OwnedFd::from_raw_fd(descriptor))
+    }
+}
