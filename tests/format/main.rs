@@ -11,11 +11,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use bilayer::fs::types::{Caller, Fallocate, NodeId};
+use bilayer::fs::types::{Caller, NodeId};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{CryptoId, Epoch, Ino, KeySetId};
 use bilayer::keys::KeyUri;
@@ -158,23 +159,20 @@ impl Fixture {
             let (attr, handle) = filesystem
                 .create(&CALLER, ROOT, name.as_bytes(), 0o644, libc::O_RDWR)
                 .unwrap();
-            for (at, piece) in contents.chunks(1 << 20).enumerate() {
-                filesystem
-                    .write(attr.node, handle, (at << 20) as u64, piece, false, false)
-                    .unwrap();
-            }
             let mut contents = contents;
-            for hole in holes {
-                let len = (hole.end - hole.start) as u64;
+            for data in runs(contents.len(), &holes) {
                 filesystem
-                    .fallocate(
+                    .write(
                         attr.node,
                         handle,
-                        hole.start as u64,
-                        len,
-                        Fallocate::PunchHole,
+                        data.start as u64,
+                        &contents[data],
+                        false,
+                        false,
                     )
                     .unwrap();
+            }
+            for hole in holes {
                 contents[hole].fill(0);
             }
             filesystem.fsync(attr.node, handle, false).unwrap();
@@ -230,8 +228,16 @@ impl Fixture {
     }
 }
 
-/// Name, contents, and ranges punched after writing.
-fn shapes() -> Vec<(&'static str, Vec<u8>, Vec<std::ops::Range<usize>>)> {
+/// The ranges between the holes.
+fn runs(len: usize, holes: &[Range<usize>]) -> Vec<Range<usize>> {
+    let starts = std::iter::once(0).chain(holes.iter().map(|hole| hole.end));
+    let ends = holes.iter().map(|hole| hole.start).chain([len]);
+    starts.zip(ends).map(|(start, end)| start..end).collect()
+}
+
+/// Name, contents, and ranges that are never written.
+#[allow(clippy::single_range_in_vec_init)]
+fn shapes() -> Vec<(&'static str, Vec<u8>, Vec<Range<usize>>)> {
     let bytes = |len: usize, seed: usize| -> Vec<u8> {
         (0..len).map(|i| (i * 7 + i / 253 + seed) as u8).collect()
     };
