@@ -1,0 +1,20 @@
+//! The filesystem as users meet it: the built program, a mount through the kernel, mount(8), cp,
+//! rsync, diff, grep. Needs root, /dev/fuse and the tools each test names; what cannot run says so.
+//!
+//! The helpers of mount(8) are another package's programs: `cargo build --workspace` makes them.
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code, reason = "shared with tests/cli; each uses its part of it")]
+#[path = "../support/real.rs"]
+mod real;
+
+mod copy;
+mod crash;
+mod files;
+mod full;
+mod helpers;
+mod namespace;
+mod noise;
+mod transcript;
+mod tree;
+mod users;

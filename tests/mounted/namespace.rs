@@ -1,0 +1,116 @@
+//! A mount namespace of a test's own: the helpers in /sbin, and a FUSE device open to users,
+//! without changing the machine.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Signal, kill_process};
+
+use crate::real::{Place, command, have, need, pid_of, run};
+
+/// A mount namespace, held by a process that waits.
+pub(crate) struct Namespace {
+    holder: Child,
+    root: PathBuf,
+}
+
+impl Namespace {
+    /// A new one that nothing gets out of; `None`, after saying so, where that is not possible.
+    pub(crate) fn new(place: &Place, test: &str) -> Option<Self> {
+        if !need(
+            have("unshare") && have("nsenter"),
+            test,
+            "unshare or nsenter is missing; install util-linux",
+        ) {
+            return None;
+        }
+        let mut unshare = command("unshare", ["--mount", "--propagation", "private", "--"]);
+        unshare.args(["sh", "-c", "echo ready; exec cat"]);
+        let mut holder = unshare
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = holder.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        let this = Self {
+            holder,
+            root: place.path("").canonicalize().unwrap(),
+        };
+        need(line == "ready\n", test, "unshare --mount is refused").then_some(this)
+    }
+
+    /// The same command, in here.
+    pub(crate) fn inside(&self, command: &Command) -> Command {
+        let pid = self.holder.id();
+        let mut nsenter = Command::new("nsenter");
+        nsenter.arg(format!("--mount=/proc/{pid}/ns/mnt"));
+        if let Some(dir) = command.get_current_dir() {
+            nsenter.arg(format!("--wdns={}", dir.display()));
+        }
+        nsenter
+            .arg("--")
+            .arg(command.get_program())
+            .args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => nsenter.env(name, value),
+                None => nsenter.env_remove(name),
+            };
+        }
+        nsenter
+    }
+
+    /// A path in here, seen from outside.
+    pub(crate) fn see(&self, path: &Path) -> PathBuf {
+        let root = format!("/proc/{}/root", self.holder.id());
+        Path::new(&root).join(path.strip_prefix("/").unwrap())
+    }
+
+    /// True when something is mounted there in here.
+    pub(crate) fn is_mount_point(&self, dir: &Path) -> bool {
+        self.mounts().iter().any(|mounted| mounted == dir)
+    }
+
+    fn mounts(&self) -> Vec<PathBuf> {
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.holder.id()));
+        let mounts = mounts.unwrap_or_default();
+        let dirs = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        dirs.map(PathBuf::from).collect()
+    }
+
+    /// Lays these files over /sbin.
+    pub(crate) fn add_to_sbin(&self, files: &Path) {
+        let sbin = fs::canonicalize("/sbin").unwrap();
+        let options = format!("lowerdir={}:{}", files.display(), sbin.display());
+        let mut overlay = command("mount", ["-t", "overlay", "overlay", "-o", &options]);
+        run(&mut self.inside(overlay.arg(&sbin))).silent();
+    }
+
+    /// A FUSE device that users may open, as distributions have it.
+    pub(crate) fn open_fuse_device_to_users(&self, place: &Place) {
+        let device = place.path("fuse");
+        let script = "mknod -m 666 \"$0\" c 10 229 && mount --bind \"$0\" /dev/fuse";
+        let mut shell = command("sh", ["-c", script]);
+        run(&mut self.inside(shell.arg(&device))).silent();
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let inside: Vec<PathBuf> = self.mounts();
+        for dir in inside
+            .iter()
+            .rev()
+            .filter(|dir| dir.starts_with(&self.root))
+        {
+            let mut umount = command("umount", ["-i", "-l"]);
+            let _ = self.inside(umount.arg(dir)).status();
+        }
+        let _ = kill_process(pid_of(&self.holder), Signal::KILL);
+        let _ = self.holder.wait();
+    }
+}

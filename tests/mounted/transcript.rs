@@ -1,0 +1,83 @@
+//! The README's first command, with nothing configured.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use crate::real::{Place, is_alive, need, run};
+
+#[test]
+fn the_first_command_makes_and_mounts_a_volume() {
+    let Some(place) = Place::new("first-command", Duration::from_secs(60)) else {
+        return;
+    };
+    // As it is typed: no keystore named, nothing there yet. Root's keystore is the machine's; the
+    // environment keeps this one in the test's own directory.
+    let outcome = place.run("mount --create vault private").silent();
+    assert_eq!(outcome.code, 0);
+    let mounted = place.mounted(&place.path("private"));
+    fs::write(mounted.path("hello"), "world\n").unwrap();
+    assert_eq!(
+        fs::read_to_string(mounted.path("hello")).unwrap(),
+        "world\n"
+    );
+
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let dir = mounted.dir().to_str().unwrap();
+    let line = mounts.lines().find(|line| line.contains(dir)).unwrap();
+    let words: Vec<&str> = line.split(' ').collect();
+    assert_eq!(words[0], place.path("vault").to_str().unwrap());
+    assert_eq!(words[2], "fuse.bilayer");
+    for word in [
+        "rw",
+        "nosuid",
+        "nodev",
+        "default_permissions",
+        "allow_other",
+    ] {
+        assert!(words[3].split(',').any(|found| found == word), "{line}");
+    }
+    let mode = |path: &str| fs::metadata(place.path(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode("keystore"), 0o700);
+
+    let pid = mounted.pid;
+    mounted.unmount();
+    assert!(!is_alive(pid));
+    assert_eq!(fs::read_dir(place.path("private")).unwrap().count(), 0);
+
+    // The same command again mounts what is there.
+    place.run("mount --create vault private").silent();
+    let mounted = place.mounted(&place.path("private"));
+    assert_eq!(
+        fs::read_to_string(mounted.path("hello")).unwrap(),
+        "world\n"
+    );
+    place.run("umount private").silent();
+    assert!(!is_alive(mounted.pid));
+}
+
+#[test]
+fn without_the_environment_the_keystore_is_in_the_users_data_directory() {
+    let test = "keystore-in-home";
+    let Some(place) = Place::new(test, Duration::from_secs(60)) else {
+        return;
+    };
+    if !need(
+        crate::real::have("setpriv"),
+        test,
+        "setpriv is missing; install util-linux",
+    ) {
+        return;
+    }
+    // The target directory need not be open to other users: a place that is.
+    let open = Place::at(
+        test,
+        Duration::from_secs(60),
+        std::path::Path::new("/var/tmp"),
+    );
+    crate::users::give_to_nobody(&open);
+    let mut create = crate::users::as_nobody(&open, &["create", "vol"]);
+    run(create.env_remove("BILAYER_PLATFORM_KEYSTORE")).done();
+    assert!(open.path("home/.local/share/bilayer/platform").is_dir());
+    drop(place);
+}
