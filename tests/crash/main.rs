@@ -15,8 +15,10 @@ use std::sync::Arc;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use support::comparison::read_model;
 use support::model::{Model, Number};
-use support::operation::{Operation, World, operation, read_model};
+use support::operation::{Operation, operation};
+use support::world::World;
 use support::{CHUNK, Mount, PAGE, quiet};
 
 const OPERATIONS: usize = 60;
@@ -92,7 +94,7 @@ fn page_of(version: &[u8], at: usize, len: usize) -> Vec<u8> {
 
 fn check_contents(seed: u64, number: Number, found: &[u8], versions: &[Arc<Vec<u8>>]) {
     let sizes: BTreeSet<usize> = versions.iter().map(|version| version.len()).collect();
-    let torn = found.len() % CHUNK == 0 && sizes.iter().any(|size| *size > found.len());
+    let torn = found.len().is_multiple_of(CHUNK) && sizes.iter().any(|size| *size > found.len());
     assert!(
         sizes.contains(&found.len()) || torn,
         "seed {seed}: file {number} is {} long, and was {sizes:?}",
@@ -240,7 +242,7 @@ fn run(seed: u64) {
 
 fn after_the_end(seed: u64, round: u64, mut world: World) -> World {
     let mount = world.mount.take().unwrap();
-    let mount = if mix(seed + round) % 4 == 0 {
+    let mount = if mix(seed + round).is_multiple_of(4) {
         mount.kill()
     } else {
         let survivor = mount.store.power_cut(mix(seed ^ round));
