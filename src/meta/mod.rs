@@ -29,7 +29,7 @@ use crate::errno::Errno;
 use crate::ids::{FolderNumber, Generation, Ino, Sequence};
 use crate::sealed::{MetaFile, SealedError};
 use database::{Committed, Tables};
-use keys::Table;
+use keys::{Row, Table};
 pub use overlay::Batch;
 use overlay::{Overlay, TableOverlay};
 use records::{Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
@@ -308,8 +308,8 @@ impl Meta {
         high: &[u8],
         view: View,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
-        let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    ) -> Result<Vec<Row>, MetaError> {
+        let mut found: Vec<Row> = Vec::new();
         self.visit_physical(table, low, high, &mut |key, value| {
             let Some((logical, generation)) = keys::split_version(key) else {
                 return true;
@@ -341,7 +341,7 @@ impl Meta {
     }
 
     /// All physical records of an unversioned table.
-    pub fn rows(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
+    pub fn rows(&self, table: Table) -> Result<Vec<Row>, MetaError> {
         let mut rows = Vec::new();
         self.visit_physical(table, &[], &[0xFF; 9], &mut |key, value| {
             rows.push((key.to_vec(), value.to_vec()));

@@ -92,7 +92,7 @@ fn page_of(version: &[u8], at: usize, len: usize) -> Vec<u8> {
 
 fn check_contents(seed: u64, number: Number, found: &[u8], versions: &[Arc<Vec<u8>>]) {
     let sizes: BTreeSet<usize> = versions.iter().map(|version| version.len()).collect();
-    let torn = found.len() % CHUNK == 0 && sizes.iter().any(|size| *size > found.len());
+    let torn = found.len().is_multiple_of(CHUNK) && sizes.iter().any(|size| *size > found.len());
     assert!(
         sizes.contains(&found.len()) || torn,
         "seed {seed}: file {number} is {} long, and was {sizes:?}",
@@ -206,7 +206,7 @@ fn run(seed: u64) {
 
 fn after_the_end(seed: u64, round: u64, mut world: World) -> World {
     let mount = world.mount.take().unwrap();
-    let mount = if mix(seed + round) % 4 == 0 {
+    let mount = if mix(seed + round).is_multiple_of(4) {
         mount.kill()
     } else {
         let survivor = mount.store.power_cut(mix(seed ^ round));
