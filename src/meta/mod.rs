@@ -162,12 +162,13 @@ impl Meta {
         tables.close()
     }
 
-    /// Opens the metadata. `cache_bytes` bounds redb's cache.
-    pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+    /// Opens the metadata. `cache_bytes` bounds redb's cache. `recovering`: the last use may have
+    /// ended by a power cut.
+    pub fn open(file: MetaFile, cache_bytes: usize, recovering: bool) -> Result<Self, MetaError> {
         let file = Arc::new(file);
         // Pages that a power cut left half written look like garbage to redb's own checksums
         // while it recovers; at any other time they are an error.
-        file.set_recovering(true);
+        file.set_recovering(recovering);
         let tables = Tables::open(Arc::clone(&file), cache_bytes)?;
         file.set_recovering(false);
         let committed = Arc::new(tables.committed()?);
