@@ -136,6 +136,9 @@ impl Filesystem {
     fn take_into_use(&self) -> Result<(), FsError> {
         if !self.meta.counters().clean {
             tracing::info!("the volume was not left clean: looking for what nothing names");
+            // After the end of the process alone, pages that it wrote may be in the kernel's
+            // memory only. They are read from now on, so an fsync must find them on the disk.
+            self.volume.store.sync_all()?;
             self.sweep()?;
         }
         let newest = self.contents.objects().folders()?.into_iter().max();

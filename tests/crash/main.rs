@@ -105,6 +105,21 @@ fn check_contents(seed: u64, number: Number, found: &[u8], versions: &[Arc<Vec<u
         let known = versions
             .iter()
             .any(|version| page_of(version, at, end - at) == found[at..end]);
+        if !known {
+            let runs = |bytes: &[u8]| -> Vec<(usize, u8)> {
+                let changes = (0..bytes.len())
+                    .filter(|i| *i == 0 || (bytes[*i] == 0) != (bytes[*i - 1] == 0));
+                changes.map(|i| (i, bytes[i])).take(12).collect()
+            };
+            for version in versions {
+                eprintln!(
+                    "{} {:?}",
+                    version.len(),
+                    runs(&page_of(version, at, end - at))
+                );
+            }
+            eprintln!("found {} {:?}", found.len(), runs(&found[at..end]));
+        }
         assert!(
             known,
             "seed {seed}: file {number}: the page at {at} is neither old nor new"
@@ -137,6 +152,12 @@ fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Opera
         _ => None,
     };
     let result = world.apply(operation);
+    if std::env::var_os("BILAYER_CRASH_TRACE").is_some() {
+        eprintln!(
+            "{operation:?} of {:?}: {result:?}",
+            number_of(world, operation)
+        );
+    }
     let model = &world.model;
     if let (Operation::Copy { to_at, .. }, Some(number)) = (operation, target) {
         history.note_pieces(&before, model, number, *to_at as usize);
@@ -158,6 +179,19 @@ fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Opera
         _ => {}
     }
     true
+}
+
+fn number_of(world: &World, operation: &Operation) -> Option<Number> {
+    match operation {
+        Operation::Write { file, .. }
+        | Operation::Truncate { file, .. }
+        | Operation::Punch { file, .. }
+        | Operation::Zero { file, .. }
+        | Operation::Allocate { file, .. }
+        | Operation::Fsync(file) => world.file(*file),
+        Operation::Copy { to, .. } => world.file(*to),
+        _ => None,
+    }
 }
 
 fn operations(seed: u64) -> Vec<Operation> {
