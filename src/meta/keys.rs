@@ -70,6 +70,9 @@ impl Table {
     }
 }
 
+/// A key and its value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
 /// Bytes of the generation at the end of a versioned key.
 pub const GENERATION_BYTES: usize = 8;
 
