@@ -139,9 +139,9 @@ impl WrapRecord {
             volume = %context.volume,
             key_set = %context.key_set,
             epoch = context.epoch.0,
-            provider = ?self.provider,
-            key_version = ?self.key_version,
-            algorithm = ?self.algorithm,
+            provider = %self.provider,
+            key_version = %self.key_version,
+            algorithm = %self.algorithm,
         );
     }
 
