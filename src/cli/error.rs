@@ -8,6 +8,8 @@
 use std::fmt;
 use std::io;
 
+use crate::errno::Errno;
+use crate::fs::FsError;
 use crate::keys::{ErrorKind, KeyError};
 use crate::volume::VolumeError;
 
@@ -112,6 +114,25 @@ impl CliError {
             message: format!("{doing}: {error}"),
             hint: error.hint(),
         }
+    }
+
+    /// The filesystem within a volume could not be used.
+    pub fn filesystem(doing: impl fmt::Display, error: &FsError) -> Self {
+        let (code, hint) = match error.errno() {
+            Errno::ENOSPC | Errno::EDQUOT => (
+                ExitCode::System,
+                "make room on the filesystem that holds the volume, then try again",
+            ),
+            Errno::EROFS => (
+                ExitCode::System,
+                "the volume's directory must be writable, also for a read-only mount",
+            ),
+            _ => (
+                ExitCode::Integrity,
+                "copy the volume's directory before anything else; the log says which page it was",
+            ),
+        };
+        Self::new(code, format!("{doing}: {error}")).with_hint(hint)
     }
 
     /// Something with keys failed.

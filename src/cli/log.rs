@@ -2,8 +2,8 @@
 //!
 //! `BILAYER_LOG` chooses what is logged (`debug`, `bilayer=trace`, ...; see tracing-subscriber's
 //! `EnvFilter`). Without it: errors and warnings, and on its way as a daemon also what it does.
-//! Events of target `audit` are for the record and not for who types: while standard error is the
-//! log they go to the system's.
+//! Events of target `audit` (every use and refusal of a key) are lines of JSON. They are for the
+//! record and not for who types: while standard error is the log they go to the system's.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -14,12 +14,17 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use tracing::{Level, Metadata};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// What is logged unless `BILAYER_LOG` says otherwise. fuser reports replies to requests that the
 /// kernel has given up, as it does at every unmount.
 const DEFAULT_FILTER: &str = "info,fuser=warn,fuser::reply=off";
+/// Target of events for the record.
+const AUDIT: &str = "audit";
 /// Where the system's log is reached.
 const SYSTEM_LOG: &str = "/dev/log";
 /// Facility `daemon` of syslog(3).
@@ -49,10 +54,19 @@ impl Log {
         let chosen = EnvFilter::try_from_env("BILAYER_LOG");
         let everything = everything || chosen.is_ok();
         let log = Self(Arc::new(RwLock::new(Sink::StandardError { everything })));
-        let started = tracing_subscriber::fmt()
-            .with_env_filter(chosen.unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER)))
+        let lines = tracing_subscriber::fmt::layer()
             .with_writer(log.clone())
             .with_ansi(false)
+            .with_filter(filter_fn(|event| event.target() != AUDIT));
+        let audit = tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(log.clone())
+            .with_filter(filter_fn(|event| event.target() == AUDIT));
+        let started = tracing_subscriber::registry()
+            .with(chosen.unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER)))
+            .with(lines)
+            .with(audit)
             .try_init();
         if started.is_ok() {
             std::panic::set_hook(Box::new(|panic| {
@@ -167,7 +181,7 @@ impl<'a> MakeWriter<'a> for Log {
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
         let mut line = self.make_writer();
         line.level = *metadata.level();
-        line.audit = metadata.target() == "audit";
+        line.audit = metadata.target() == AUDIT;
         line
     }
 }

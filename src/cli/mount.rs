@@ -18,7 +18,7 @@ use super::log::Log;
 use super::options::MountWords;
 use super::paths::{absolute, without_links};
 use super::status;
-use crate::fs::{Filesystem, FilesystemOptions};
+use crate::fs::{AccessTimes, Filesystem, FilesystemOptions};
 use crate::fuse::mountinfo::MountInfo;
 use crate::fuse::{self, FuseError, MountOptions};
 use crate::keys::PassphraseSource;
@@ -79,7 +79,7 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     let report = status::report_open(&path, &volume);
     let read_only = request.words.read_only.unwrap_or(false);
     let filesystem = Filesystem::open(volume, filesystem_options(request))
-        .map_err(|error| CliError::new(ExitCode::Integrity, format!("{}: {error}", doing())))?;
+        .map_err(|error| CliError::filesystem(doing(), &error))?;
     let control = start_control(&path, &filesystem, report, read_only);
     let options = fuse_options(request, &path);
     let served = fuse::mount(
@@ -191,6 +191,9 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     options.meta_cache_bytes = words.meta_cache_bytes.unwrap_or(options.meta_cache_bytes);
     options.open_objects = words.open_objects.unwrap_or(options.open_objects);
     options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
+    if words.atime == Some(false) {
+        options.access_times = AccessTimes::Never;
+    }
     options
 }
 
@@ -217,7 +220,7 @@ fn start_control(
     let filesystem = Arc::downgrade(filesystem);
     let answer = move || {
         let report = match filesystem.upgrade() {
-            Some(open) => status::report_mounted(report.clone(), read_only, &open.usage()),
+            Some(open) => status::report_mounted(report.clone(), read_only, &open),
             None => report.clone(),
         };
         status::to_json(&report).unwrap_or_default()

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control;
 use super::error::{CliError, ExitCode};
-use crate::fs::Usage;
+use crate::fs::Filesystem;
 use crate::fuse::mountinfo::{MountInfo, mounts_of};
 use crate::keys::wrap::WrapRecord;
 use crate::keys::{PassphraseSource, PlatformKeystore, VolumeRecord};
@@ -177,28 +177,32 @@ fn layer_reports() -> Vec<LayerReport> {
 
 /// What is known of a volume that is open.
 pub fn report_open(path: &Path, volume: &Volume) -> Report {
-    let id = volume.header.volume_id();
-    let record = volume.keystore.record(id).ok().flatten();
     Report {
         volume: path.to_path_buf(),
         verified: true,
         header: header_report(&volume.header),
         fingerprint: volume.fingerprint().ok(),
         platform_keystore: Some(volume.keystore.directory().to_path_buf()),
-        record: record.as_ref().map(record_report),
+        record: record_of(volume),
         layers: layer_reports(),
         ..Report::default()
     }
 }
 
+fn record_of(volume: &Volume) -> Option<RecordReport> {
+    let record = volume.keystore.record(volume.header.volume_id());
+    record.ok().flatten().as_ref().map(record_report)
+}
+
 /// Adds what only the daemon knows.
-pub fn report_mounted(mut report: Report, read_only: bool, usage: &Usage) -> Report {
+pub fn report_mounted(mut report: Report, read_only: bool, filesystem: &Filesystem) -> Report {
     report.daemon = Some(DaemonReport {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         read_only,
     });
-    report.usage = serde_json::to_value(usage).ok();
+    report.usage = serde_json::to_value(filesystem.usage()).ok();
+    report.record = record_of(filesystem.volume());
     report
 }
 

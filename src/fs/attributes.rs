@@ -31,7 +31,7 @@ impl Filesystem {
                 let mut batch = Batch::new();
                 self.take_written(&mut batch, node)?;
                 self.amend_inode(&mut batch, node.ino(), |record| {
-                    change(record, changes, kill, now)
+                    change(record, changes, kill, now);
                 })?;
                 if let Some(perm) = changes.perm {
                     self.acl_after_chmod(&mut batch, node.ino(), perm)?;

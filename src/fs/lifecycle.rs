@@ -40,6 +40,40 @@ pub struct Usage {
     pub latched: Option<String>,
 }
 
+/// True when the platform keystore knows that the metadata file is as a clean unmount left it.
+/// A file that is older than what it knows is told in the log.
+fn left_clean(volume: &Volume, file: &MetaFile) -> bool {
+    let Some(record) = volume
+        .record
+        .as_ref()
+        .filter(|record| record.sequence.0 > 0)
+    else {
+        return false;
+    };
+    let slots = file.slots();
+    let newest = slots
+        .iter()
+        .map(|slot| slot.sequence)
+        .max()
+        .unwrap_or_default();
+    if newest < record.sequence {
+        tracing::warn!(
+            found = newest.0,
+            known = record.sequence.0,
+            "the volume is older than the platform keystore remembers: an older copy was put back"
+        );
+        return false;
+    }
+    let same = slots.iter().all(|slot| slot.authentic)
+        && slots.map(|slot| slot.outer_tag) == record.page0_tags;
+    if record.clean && !same {
+        tracing::warn!(
+            "the metadata file was changed after a clean unmount: opening it as unclean"
+        );
+    }
+    record.clean && same
+}
+
 impl Filesystem {
     /// Makes an empty filesystem whose root directory belongs to `owner` (user, group).
     pub fn format(fresh: &FreshVolume, owner: (u32, u32)) -> Result<(), FsError> {
@@ -73,7 +107,8 @@ impl Filesystem {
             .store
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
-        let meta = Arc::new(Meta::open(file, options.meta_cache_bytes)?);
+        let recovering = !left_clean(&volume, &file);
+        let meta = Arc::new(Meta::open(file, options.meta_cache_bytes, recovering)?);
         let (store, keys) = (Arc::clone(&volume.store), Arc::clone(&volume.keys));
         let contents = Contents::new(Arc::clone(&meta), store, keys, options.open_objects);
         let this = Arc::new(Self {
@@ -101,6 +136,9 @@ impl Filesystem {
     fn take_into_use(&self) -> Result<(), FsError> {
         if !self.meta.counters().clean {
             tracing::info!("the volume was not left clean: looking for what nothing names");
+            // After the end of the process alone, pages that it wrote may be in the kernel's
+            // memory only. They are read from now on, so an fsync must find them on the disk.
+            self.volume.store.sync_all()?;
             self.sweep()?;
         }
         let newest = self.contents.objects().folders()?.into_iter().max();

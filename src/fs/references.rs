@@ -41,7 +41,7 @@ impl References {
     /// The kernel forgot some lookups. True when the inode is an orphan that nobody needs now.
     pub(super) fn forgotten(&self, ino: Ino, lookups: u64) -> bool {
         self.release(ino, |count| {
-            count.lookups = count.lookups.saturating_sub(lookups)
+            count.lookups = count.lookups.saturating_sub(lookups);
         })
     }
 

@@ -94,7 +94,7 @@ impl Filesystem {
         let mut batch = Batch::new();
         self.meta.put_xattr(&mut batch, node.ino(), name, None)?;
         self.amend_inode(&mut batch, node.ino(), |record| {
-            record.ctime = Timespec::now()
+            record.ctime = Timespec::now();
         })?;
         self.meta.apply(batch)?;
         Ok(())

@@ -71,6 +71,16 @@ impl KeyError {
         }
     }
 
+    /// There is no memory for a secret.
+    pub(crate) fn memory(error: io::Error) -> Self {
+        Self {
+            kind: ErrorKind::Io,
+            message: format!("the machine has no memory for a key: {error}"),
+            hint: None,
+            source: Some(error),
+        }
+    }
+
     /// There is no randomness to be had.
     pub(crate) fn random(error: io::Error) -> Self {
         Self {

@@ -139,9 +139,9 @@ impl WrapRecord {
             volume = %context.volume,
             key_set = %context.key_set,
             epoch = context.epoch.0,
-            provider = ?self.provider,
-            key_version = ?self.key_version,
-            algorithm = ?self.algorithm,
+            provider = %self.provider,
+            key_version = %self.key_version,
+            algorithm = %self.algorithm,
         );
     }
 
@@ -187,7 +187,7 @@ pub(crate) fn unwrap_with_customer_key(
             return Err(foreign_algorithm(record));
         }
         let payload = provider.unwrap(&record.ciphertext)?;
-        dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes)
+        keep(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", Role::Customer, context, unwrap())
 }
@@ -247,7 +247,7 @@ pub(crate) fn unwrap_infrastructure(
                 &mut text,
             )
             .map_err(|_| does_not_open(record))?;
-        dek_of(role, context, &text).map(InfrastructureDek::from_bytes)
+        keep(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
@@ -289,7 +289,7 @@ pub(crate) fn unwrap_customer(
                 &mut text,
             )
             .map_err(|_| does_not_open(record))?;
-        dek_of(role, context, &text).map(CustomerDek::from_bytes)
+        keep(dek_of(role, context, &text).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
@@ -322,6 +322,11 @@ fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
 }
 
 /// The DEK of a payload that is exactly what `context` says.
+/// No memory to keep a key in is an error of the machine, not of the key.
+fn keep<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
+    kept?.map_err(|error| KeyError::memory(error))
+}
+
 fn dek_of<'a, const N: usize>(
     role: Role,
     context: &WrapContext,

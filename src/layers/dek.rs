@@ -1,7 +1,7 @@
 //! Data encryption keys, and the sets of them a volume has.
 //!
-//! Invariants: a DEK is random, lives in the heap (a move leaves no copy behind), is zeroised when
-//! dropped, and has neither `Clone` nor a `Debug` that shows anything. The two DEKs of a set are
+//! Invariants: a DEK is random, lives in locked memory of its own (a move leaves no copy behind), is
+//! zeroised when dropped, and has neither `Clone` nor a `Debug` that shows anything. The two DEKs of a set are
 //! drawn independently. One key set of a ring is active, new bytes are sealed under it alone; the
 //! others are read-only.
 
@@ -9,14 +9,13 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
-
 use crate::ids::{Epoch, KeySetId};
+use crate::sys::memory::SecretMemory;
 
 macro_rules! dek {
     ($(#[$doc:meta])* $name:ident, $len:literal) => {
         $(#[$doc])*
-        pub struct $name(Box<[u8; $len]>);
+        pub struct $name(SecretMemory);
 
         impl $name {
             /// Length in bytes.
@@ -27,32 +26,29 @@ macro_rules! dek {
             /// # Errors
             /// When the operating system has no random bytes to give.
             pub fn random() -> io::Result<Self> {
-                let mut key = Self(Box::new([0; $len]));
-                getrandom::fill(key.0.as_mut_slice())
+                let mut memory = SecretMemory::zeroed($len)?;
+                getrandom::fill(memory.expose_mut())
                     .map_err(|error| io::Error::other(error.to_string()))?;
-                Ok(key)
+                Ok(Self(memory))
             }
 
             /// Takes a copy; the caller zeroises his.
-            pub fn from_bytes(bytes: &[u8; $len]) -> Self {
-                let mut key = Self(Box::new([0; $len]));
-                key.0.copy_from_slice(bytes);
-                key
+            ///
+            /// # Errors
+            /// When the machine has no memory to give.
+            pub fn from_bytes(bytes: &[u8; $len]) -> io::Result<Self> {
+                Ok(Self(SecretMemory::copy_of(bytes)?))
             }
 
             /// The secret, to wrap it or to derive from it. Never to be copied anywhere else.
             pub fn expose(&self) -> &[u8; $len] {
-                &self.0
+                match self.0.expose().first_chunk() {
+                    Some(bytes) => bytes,
+                    // Both constructors take exactly this many bytes.
+                    None => unreachable!("a DEK of another length"),
+                }
             }
         }
-
-        impl Drop for $name {
-            fn drop(&mut self) {
-                self.0.zeroize();
-            }
-        }
-
-        impl ZeroizeOnDrop for $name {}
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -142,8 +138,8 @@ mod tests {
         let set = KeySet {
             id: KeySetId([7; 16]),
             epoch: Epoch(3),
-            customer: CustomerDek::from_bytes(&[0xC5; 64]),
-            infrastructure: InfrastructureDek::from_bytes(&[0x5C; 32]),
+            customer: CustomerDek::from_bytes(&[0xC5; 64]).unwrap(),
+            infrastructure: InfrastructureDek::from_bytes(&[0x5C; 32]).unwrap(),
         };
         let shown = format!("{:?}", KeyRing::new(set, Vec::new()));
         assert!(shown.contains("CustomerDek(secret)"));

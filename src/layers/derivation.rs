@@ -36,7 +36,7 @@ use crate::ids::{CryptoId, Epoch, KeySetId, PageIndex};
 /// The on-disk format all of this belongs to.
 pub const FORMAT: u16 = 1;
 
-/// Pages that share keys: 8 MiB of contents.
+/// Pages that share keys: 8 MiB of sealed contents, 7.875 MiB of plain ones.
 pub const SEGMENT_PAGES: u64 = 2048;
 
 /// Bytes of `info`.

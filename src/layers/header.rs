@@ -94,8 +94,8 @@ mod tests {
         KeySet {
             id: KeySetId([id; 16]),
             epoch: Epoch(epoch),
-            customer: CustomerDek::from_bytes(&[customer; 64]),
-            infrastructure: InfrastructureDek::from_bytes(&[machine; 32]),
+            customer: CustomerDek::from_bytes(&[customer; 64]).unwrap(),
+            infrastructure: InfrastructureDek::from_bytes(&[machine; 32]).unwrap(),
         }
     }
 

@@ -16,7 +16,7 @@ use redb::{
 };
 
 use super::MetaError;
-use super::keys::Table;
+use super::keys::{Row, Table};
 use super::overlay::Overlay;
 use crate::sealed::MetaFile;
 
@@ -79,7 +79,7 @@ impl Committed {
         table: Table,
         low: &[u8],
         high: &[u8],
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, MetaError> {
+    ) -> Result<Option<Row>, MetaError> {
         guarded(|| {
             let mut range = self.tables[table.index()].range::<&[u8]>(low..=high)?;
             let last = range.next_back().transpose()?;

@@ -12,7 +12,7 @@
 //! | `xattr` | ino (8), name, NUL | yes | the value |
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
 //! | `view` | view id (2) | no | reserved for kept views |
-//! | `orphan` | ino (8) | no | empty: unlinked, still open |
+//! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
 //! | `counters` | empty | no | counters |
 //!
@@ -69,6 +69,9 @@ impl Table {
         }
     }
 }
+
+/// A key and its value.
+pub type Row = (Vec<u8>, Vec<u8>);
 
 /// Bytes of the generation at the end of a versioned key.
 pub const GENERATION_BYTES: usize = 8;

@@ -29,7 +29,7 @@ use crate::errno::Errno;
 use crate::ids::{FolderNumber, Generation, Ino, Sequence};
 use crate::sealed::{MetaFile, SealedError};
 use database::{Committed, Tables};
-use keys::Table;
+use keys::{Row, Table};
 pub use overlay::Batch;
 use overlay::{Overlay, TableOverlay};
 use records::{Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
@@ -162,12 +162,13 @@ impl Meta {
         tables.close()
     }
 
-    /// Opens the metadata. `cache_bytes` bounds redb's cache.
-    pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+    /// Opens the metadata. `cache_bytes` bounds redb's cache. `recovering`: the last use may have
+    /// ended by a power cut.
+    pub fn open(file: MetaFile, cache_bytes: usize, recovering: bool) -> Result<Self, MetaError> {
         let file = Arc::new(file);
         // Pages that a power cut left half written look like garbage to redb's own checksums
         // while it recovers; at any other time they are an error.
-        file.set_recovering(true);
+        file.set_recovering(recovering);
         let tables = Tables::open(Arc::clone(&file), cache_bytes)?;
         file.set_recovering(false);
         let committed = Arc::new(tables.committed()?);
@@ -308,8 +309,8 @@ impl Meta {
         high: &[u8],
         view: View,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
-        let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    ) -> Result<Vec<Row>, MetaError> {
+        let mut found: Vec<Row> = Vec::new();
         self.visit_physical(table, low, high, &mut |key, value| {
             let Some((logical, generation)) = keys::split_version(key) else {
                 return true;
@@ -341,7 +342,7 @@ impl Meta {
     }
 
     /// All physical records of an unversioned table.
-    pub fn rows(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
+    pub fn rows(&self, table: Table) -> Result<Vec<Row>, MetaError> {
         let mut rows = Vec::new();
         self.visit_physical(table, &[], &[0xFF; 9], &mut |key, value| {
             rows.push((key.to_vec(), value.to_vec()));

@@ -2,7 +2,7 @@
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::keys::{self, Table};
+use super::keys::{self, Row, Table};
 use super::records::{ExtentRecord, InodeRecord};
 use super::{Batch, Meta, MetaError, View};
 use crate::ids::{ChunkIndex, Ino};
@@ -104,7 +104,7 @@ impl Meta {
     }
 
     /// Rows of `garbage` that are durable, so that what they name may be unlinked.
-    pub fn committed_garbage(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
+    pub fn committed_garbage(&self) -> Result<Vec<Row>, MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);
         let mut rows = Vec::new();
         committed.visit(Table::Garbage, &[], &[0xFF; 9], &mut |key, value| {

@@ -380,12 +380,10 @@ fn cut_inline(chunk: &mut Chunk, len: usize) {
     }
 }
 
+/// Zeroes inline bytes. The fallback of bytes that have become an object stays: it is the contents
+/// before the writes that made them an object, and a hole in it would be in no order with those.
 fn zero_inline(chunk: &mut Chunk, bytes: &Range<u64>) {
-    let inline = match &mut chunk.extent {
-        Extent::Inline(inline) => Some(inline),
-        _ => chunk.fallback.as_mut(),
-    };
-    if let Some(inline) = inline {
+    if let Extent::Inline(inline) = &mut chunk.extent {
         let end = inline.len().min(bytes.end as usize);
         if let Some(gone) = inline.get_mut(bytes.start as usize..end) {
             gone.fill(0);

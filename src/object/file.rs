@@ -8,7 +8,8 @@
 //!   disk holds.
 //!
 //! Locks, outermost first: `syncing`, `gate`, the inode's lock in [`Meta`](crate::meta::Meta),
-//! `state`; page locks of objects are taken before `state` and held over I/O, `state` never is.
+//! `state`; page locks of objects are taken before `state` and held over I/O of contents, `state`
+//! never is. Publishing reads records of the metadata, mostly from memory, with `state` held.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -186,8 +186,8 @@ impl Contents {
     /// The time of a write that is not in the file's record, which the caller puts there.
     pub fn take_written(&self, ino: Ino) -> Option<Timespec> {
         let file = Arc::clone(self.files.lock().get(&ino)?);
-        let written = file.state.lock().written.take();
-        written
+        let mut state = file.state.lock();
+        state.written.take()
     }
 
     /// Forgets a file that nobody uses and that has nothing to sync.

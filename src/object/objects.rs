@@ -20,10 +20,13 @@ use crate::layers::KeyRing;
 use crate::meta::Meta;
 use crate::meta::records::{ObjectName, PartId};
 use crate::sealed::ContentsFile;
-use crate::store::{OpenMode, Store, StorePath};
+use crate::store::{EntryKind, OpenMode, Store, StorePath};
 
 /// Objects in one folder.
 const FOLDER_OBJECTS: u32 = 4096;
+
+/// More folders than a volume can ever have.
+const FOLDERS_MAX: u64 = 1 << 48;
 
 /// Folder of the newest objects.
 #[derive(Debug, Default)]
@@ -55,8 +58,12 @@ fn root_path() -> StorePath {
     StorePath::new("objects")
 }
 
+fn folder_name(folder: FolderNumber) -> String {
+    format!("{:08x}", folder.0)
+}
+
 fn folder_path(folder: FolderNumber) -> StorePath {
-    StorePath::new(&format!("objects/{:08x}", folder.0))
+    StorePath::new(&format!("objects/{}", folder_name(folder)))
 }
 
 fn object_path(name: ObjectName) -> StorePath {
@@ -208,13 +215,16 @@ impl Objects {
         };
     }
 
-    /// The folders there are.
+    /// The folders there are. What is in `objects/` is anybody's to put there: a name that this
+    /// program would not have given, or a number that it would never reach, is not one of them.
     pub fn folders(&self) -> Result<Vec<FolderNumber>, ObjectError> {
         let entries = self.store.list(&root_path())?;
+        let number = |name: &str| u64::from_str_radix(name, 16).ok().map(FolderNumber);
         Ok(entries
             .iter()
-            .filter_map(|(name, _)| u64::from_str_radix(name, 16).ok())
-            .map(FolderNumber)
+            .filter(|(_, kind)| *kind == EntryKind::Directory)
+            .filter_map(|(name, _)| number(name).filter(|folder| folder_name(*folder) == *name))
+            .filter(|folder| folder.0 < FOLDERS_MAX)
             .collect())
     }
 

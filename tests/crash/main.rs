@@ -15,8 +15,10 @@ use std::sync::Arc;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use support::comparison::read_model;
 use support::model::{Model, Number};
-use support::operation::{Operation, World, operation, read_model};
+use support::operation::{Operation, operation};
+use support::world::World;
 use support::{CHUNK, Mount, PAGE, quiet};
 
 const OPERATIONS: usize = 60;
@@ -92,7 +94,7 @@ fn page_of(version: &[u8], at: usize, len: usize) -> Vec<u8> {
 
 fn check_contents(seed: u64, number: Number, found: &[u8], versions: &[Arc<Vec<u8>>]) {
     let sizes: BTreeSet<usize> = versions.iter().map(|version| version.len()).collect();
-    let torn = found.len() % CHUNK == 0 && sizes.iter().any(|size| *size > found.len());
+    let torn = found.len().is_multiple_of(CHUNK) && sizes.iter().any(|size| *size > found.len());
     assert!(
         sizes.contains(&found.len()) || torn,
         "seed {seed}: file {number} is {} long, and was {sizes:?}",
@@ -105,6 +107,21 @@ fn check_contents(seed: u64, number: Number, found: &[u8], versions: &[Arc<Vec<u
         let known = versions
             .iter()
             .any(|version| page_of(version, at, end - at) == found[at..end]);
+        if !known {
+            let runs = |bytes: &[u8]| -> Vec<(usize, u8)> {
+                let changes = (0..bytes.len())
+                    .filter(|i| *i == 0 || (bytes[*i] == 0) != (bytes[*i - 1] == 0));
+                changes.map(|i| (i, bytes[i])).take(12).collect()
+            };
+            for version in versions {
+                eprintln!(
+                    "{} {:?}",
+                    version.len(),
+                    runs(&page_of(version, at, end - at))
+                );
+            }
+            eprintln!("found {} {:?}", found.len(), runs(&found[at..end]));
+        }
         assert!(
             known,
             "seed {seed}: file {number}: the page at {at} is neither old nor new"
@@ -137,6 +154,12 @@ fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Opera
         _ => None,
     };
     let result = world.apply(operation);
+    if std::env::var_os("BILAYER_CRASH_TRACE").is_some() {
+        eprintln!(
+            "{operation:?} of {:?}: {result:?}",
+            number_of(world, operation)
+        );
+    }
     let model = &world.model;
     if let (Operation::Copy { to_at, .. }, Some(number)) = (operation, target) {
         history.note_pieces(&before, model, number, *to_at as usize);
@@ -158,6 +181,19 @@ fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Opera
         _ => {}
     }
     true
+}
+
+fn number_of(world: &World, operation: &Operation) -> Option<Number> {
+    match operation {
+        Operation::Write { file, .. }
+        | Operation::Truncate { file, .. }
+        | Operation::Punch { file, .. }
+        | Operation::Zero { file, .. }
+        | Operation::Allocate { file, .. }
+        | Operation::Fsync(file) => world.file(*file),
+        Operation::Copy { to, .. } => world.file(*to),
+        _ => None,
+    }
 }
 
 fn operations(seed: u64) -> Vec<Operation> {
@@ -206,7 +242,7 @@ fn run(seed: u64) {
 
 fn after_the_end(seed: u64, round: u64, mut world: World) -> World {
     let mount = world.mount.take().unwrap();
-    let mount = if mix(seed + round) % 4 == 0 {
+    let mount = if mix(seed + round).is_multiple_of(4) {
         mount.kill()
     } else {
         let survivor = mount.store.power_cut(mix(seed ^ round));

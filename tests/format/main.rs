@@ -201,7 +201,7 @@ impl Fixture {
             .unwrap();
         let meta_file =
             MetaFile::open(meta_file, &volume.keys, volume.header.meta_crypto()).unwrap();
-        let meta = Meta::open(meta_file, 4 << 20).unwrap();
+        let meta = Meta::open(meta_file, 4 << 20, false).unwrap();
         let mut requests = Vec::new();
         for (ino, contents) in files {
             let size = meta.inode(*ino, View::LIVE).unwrap().unwrap().size;
@@ -385,8 +385,8 @@ fn vectors_of_the_document_are_the_library_s() {
     let set = KeySet {
         id: KeySetId([3; 16]),
         epoch: Epoch(1),
-        customer: CustomerDek::from_bytes(&[1; 64]),
-        infrastructure: InfrastructureDek::from_bytes(&[2; 32]),
+        customer: CustomerDek::from_bytes(&[1; 64]).unwrap(),
+        infrastructure: InfrastructureDek::from_bytes(&[2; 32]).unwrap(),
     };
     let mac = header_mac(&set, br#"{"format":"bilayer"}"#).unwrap();
     assert_eq!(in_document("header-mac"), hex::encode(mac));

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use support::operation::{Operation, World, operation};
+use support::operation::{Operation, operation};
+use support::world::World;
 use support::{CHUNK, Mount};
 
 /// No file begins to grow beyond this.

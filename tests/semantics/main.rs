@@ -4,4 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod smoke;
+mod attributes;
+mod contents;
+mod directories;
+mod holes;
+mod lifetime;
+mod names;
+mod rename;
+mod sharing;

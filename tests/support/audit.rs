@@ -38,7 +38,7 @@ pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("open meta");
     let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
-    let meta = Meta::open(file, 4 << 20).expect("metadata");
+    let meta = Meta::open(file, 4 << 20, true).expect("metadata");
     let counters = meta.counters();
     assert!(counters.clean, "the volume was closed");
     assert_eq!(meta.rows(Table::Orphan).expect("orphans"), [], "orphans");

@@ -9,8 +9,10 @@
 )]
 
 pub mod audit;
+pub mod comparison;
 pub mod model;
 pub mod operation;
+pub mod world;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -155,8 +155,8 @@ pub(super) fn key_set(customer: u8, machine: u8, id: u8, epoch: u32) -> KeySet {
     KeySet {
         id: KeySetId([id; 16]),
         epoch: Epoch(epoch),
-        customer: CustomerDek::from_bytes(&[customer; 64]),
-        infrastructure: InfrastructureDek::from_bytes(&[machine; 32]),
+        customer: CustomerDek::from_bytes(&[customer; 64]).unwrap(),
+        infrastructure: InfrastructureDek::from_bytes(&[machine; 32]).unwrap(),
     }
 }
 

@@ -1,0 +1,319 @@
+//! The filesystems that are compared: how each is made, mounted and unmounted.
+//!
+//! Daemons stay in the foreground as children of this program: it knows when they have ended and
+//! what processor time they took.
+
+use std::error::Error;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Outcome;
+
+/// How long a daemon may take to mount or to end.
+const PATIENCE: Duration = Duration::from_secs(120);
+const GLANCE: Duration = Duration::from_millis(2);
+/// Both programs get the same one, from a file.
+const PASSPHRASE: &str = "a passphrase for a benchmark\n";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// A directory of the backing filesystem
+    Plain,
+    /// gocryptfs with its defaults
+    Gocryptfs,
+    /// bilayer, a platform-managed volume
+    Bilayer,
+    /// bilayer, a volume with a customer key
+    BilayerCustomer,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Plain,
+        Self::Gocryptfs,
+        Self::Bilayer,
+        Self::BilayerCustomer,
+    ];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Gocryptfs => "gocryptfs",
+            Self::Bilayer => "bilayer",
+            Self::BilayerCustomer => "bilayer+key",
+        }
+    }
+}
+
+/// The programs that are measured.
+pub(crate) struct Programs {
+    bilayer: PathBuf,
+    gocryptfs_version: Option<String>,
+}
+
+impl Programs {
+    pub(crate) fn find(bilayer: Option<PathBuf>) -> Outcome<Self> {
+        let bilayer = match bilayer {
+            Some(path) => fs::canonicalize(path)?,
+            None => std::env::current_exe()?.with_file_name("bilayer"),
+        };
+        if !bilayer.exists() {
+            let path = bilayer.display();
+            return Err(format!("no {path}: cargo build --release, or --bilayer FILE").into());
+        }
+        Ok(Self {
+            bilayer,
+            gocryptfs_version: first_line(Command::new("gocryptfs").arg("-version")),
+        })
+    }
+
+    pub(crate) fn has_gocryptfs(&self) -> bool {
+        self.gocryptfs_version.is_some()
+    }
+
+    pub(crate) fn describe(&self, kinds: &[Kind]) -> String {
+        let mut text = first_line(Command::new(&self.bilayer).arg("--version")).unwrap_or_default();
+        if let Some(version) = &self.gocryptfs_version
+            && kinds.contains(&Kind::Gocryptfs)
+        {
+            text = format!("{text}\n{version}");
+        }
+        text
+    }
+}
+
+/// One filesystem, empty at first. Dropping it unmounts.
+pub(crate) struct Filesystem {
+    kind: Kind,
+    bilayer: PathBuf,
+    /// Holds all the rest.
+    place: PathBuf,
+    /// Its root as a user sees it.
+    root: PathBuf,
+    daemon: Option<Child>,
+}
+
+impl Filesystem {
+    /// Makes one in an empty directory and mounts it.
+    pub(crate) fn make(kind: Kind, programs: &Programs, place: &Path) -> Outcome<Self> {
+        let mut filesystem = Self {
+            kind,
+            bilayer: programs.bilayer.clone(),
+            place: place.to_path_buf(),
+            root: place.join("root"),
+            daemon: None,
+        };
+        fs::create_dir(&filesystem.root)?;
+        fs::create_dir(filesystem.sealed())?;
+        fs::write(filesystem.passphrase(), PASSPHRASE)?;
+        fs::set_permissions(filesystem.passphrase(), Permissions::from_mode(0o600))?;
+        filesystem.format()?;
+        filesystem.mount()?;
+        Ok(filesystem)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory that holds what the daemon writes.
+    fn sealed(&self) -> PathBuf {
+        self.place.join("sealed")
+    }
+
+    fn passphrase(&self) -> PathBuf {
+        self.place.join("passphrase")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.place.join("key.pem")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.place.join("log")
+    }
+
+    fn format(&self) -> Outcome<()> {
+        match self.kind {
+            Kind::Plain => return Ok(()),
+            Kind::Gocryptfs => {
+                let mut init = Command::new("gocryptfs");
+                init.args(["-init", "-q", "-passfile"]);
+                return done(init.arg(self.passphrase()).arg(self.sealed()));
+            }
+            Kind::Bilayer => {}
+            Kind::BilayerCustomer => {
+                let mut keygen = Command::new(&self.bilayer);
+                keygen.arg("keygen").arg(self.key());
+                done(keygen.arg("--passphrase-file").arg(self.passphrase()))?;
+            }
+        }
+        let keystore = self.place.join("keystore");
+        DirBuilder::new().mode(0o700).create(&keystore)?;
+        let mut create = Command::new(&self.bilayer);
+        create.arg("create").arg(self.sealed());
+        create.arg("--platform-keystore").arg(keystore);
+        if self.kind == Kind::BilayerCustomer {
+            let uri = format!("file:{}", self.key().display());
+            create.args(["--customer-key", &uri]);
+            create.arg("--passphrase-file").arg(self.passphrase());
+        }
+        done(&mut create)
+    }
+
+    fn daemon_command(&self) -> Option<Command> {
+        let mut command = match self.kind {
+            Kind::Plain => return None,
+            Kind::Gocryptfs => {
+                let mut command = Command::new("gocryptfs");
+                command.args(["-q", "-fg", "-nosyslog", "-passfile"]);
+                command.arg(self.passphrase());
+                command
+            }
+            Kind::Bilayer | Kind::BilayerCustomer => {
+                let mut command = Command::new(&self.bilayer);
+                command.args(["mount", "--foreground", "--platform-keystore"]);
+                command.arg(self.place.join("keystore"));
+                if self.kind == Kind::BilayerCustomer {
+                    let passphrase = self.passphrase();
+                    let words = format!("passphrase_file={}", passphrase.display());
+                    command.args(["-o", &words]);
+                }
+                command
+            }
+        };
+        command.arg(self.sealed()).arg(&self.root);
+        Some(command)
+    }
+
+    /// Starts the daemon and waits for the mount.
+    fn mount(&mut self) -> Outcome<()> {
+        let Some(mut command) = self.daemon_command() else {
+            return Ok(());
+        };
+        let log = File::create(self.log())?;
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(log);
+        let daemon = self.daemon.insert(command.spawn()?);
+        let until = Instant::now() + PATIENCE;
+        while fs::metadata(&self.root)?.dev() == fs::metadata(&self.place)?.dev() {
+            if let Some(status) = daemon.try_wait()? {
+                return Err(self.ended(status));
+            }
+            if Instant::now() > until {
+                return Err(format!("{} does not mount", self.kind.label()).into());
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(())
+    }
+
+    /// Unmounts, and returns when the daemon has ended.
+    pub(crate) fn unmount(&mut self) -> Outcome<()> {
+        let Some(mut daemon) = self.daemon.take() else {
+            return Ok(());
+        };
+        if let Err(error) = self.unmount_command(&[]) {
+            self.daemon = Some(daemon);
+            return Err(error);
+        }
+        let status = daemon.wait()?;
+        if !status.success() {
+            return Err(self.ended(status));
+        }
+        Ok(())
+    }
+
+    /// With what the daemon had to say.
+    fn ended(&self, status: ExitStatus) -> Box<dyn Error> {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        format!("{}: its daemon ended: {status}\n{log}", self.kind.label()).into()
+    }
+
+    fn unmount_command(&self, options: &[&str]) -> Outcome<()> {
+        let mut command = if rustix::process::geteuid().is_root() {
+            Command::new("umount")
+        } else {
+            let mut command = Command::new("fusermount3");
+            command.arg("-u");
+            command
+        };
+        done(command.args(options).arg(&self.root))
+    }
+
+    /// Unmounts and waits until all of it is on disk.
+    pub(crate) fn settle(&mut self) -> Outcome<()> {
+        self.unmount()?;
+        sync_backing(&self.place)
+    }
+
+    /// Mounts again, with cold caches where that is permitted.
+    pub(crate) fn mount_cold(&mut self) -> Outcome<()> {
+        drop_caches();
+        self.mount()
+    }
+
+    /// Processor time of the daemon so far.
+    pub(crate) fn daemon_time(&self) -> Duration {
+        let text = self.daemon.as_ref().and_then(|daemon| {
+            let path = format!("/proc/{}/stat", daemon.id());
+            fs::read_to_string(path).ok()
+        });
+        // proc_pid_stat(5): fields 14 and 15, and the second ends with the last parenthesis.
+        let ticks: u64 = text
+            .as_deref()
+            .and_then(|text| text.rsplit_once(')'))
+            .map(|(_, rest)| rest.split_ascii_whitespace().skip(11).take(2))
+            .map_or(0, |fields| fields.flat_map(str::parse::<u64>).sum());
+        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+}
+
+impl Drop for Filesystem {
+    fn drop(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else {
+            return;
+        };
+        // Detached even if something went wrong inside; then the daemon ends by itself.
+        if self.unmount_command(&["-l"]).is_err() && self.unmount_command(&["-z"]).is_err() {
+            let _ = daemon.kill();
+        }
+        let _ = daemon.wait();
+    }
+}
+
+/// Forgets what the kernel has cached.
+fn drop_caches() {
+    // Where it is refused, `caches_can_be_dropped` has said so.
+    let _ = fs::write("/proc/sys/vm/drop_caches", "3");
+}
+
+/// Whether caches are really cold where they should be.
+pub(crate) fn caches_can_be_dropped() -> bool {
+    fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
+/// Waits until everything on the backing filesystem is on disk.
+pub(crate) fn sync_backing(place: &Path) -> Outcome<()> {
+    Ok(rustix::fs::syncfs(File::open(place)?)?)
+}
+
+/// Runs a command that must succeed; what it prints is shown only if it does not.
+pub(crate) fn done(command: &mut Command) -> Outcome<()> {
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{command:?}: {}\n{text}", output.status).into())
+}
+
+fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().next().map(str::to_owned)
+}

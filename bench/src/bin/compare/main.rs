@@ -1,0 +1,112 @@
+//! Times a plain directory, gocryptfs and bilayer side by side on one backing filesystem.
+//!
+//! ```text
+//! cargo build --release && cargo run --release -p bilayer-bench --bin compare -- --dir /srv/tmp
+//! ```
+//! A round gives each filesystem, one after the other, a fresh and empty directory and the same
+//! workloads; before the next begins, the daemon has ended and everything is on disk. Rounds are
+//! repeated, each beginning with another filesystem, so that what else the machine does falls on
+//! all of them alike. Nothing is asserted about time; that the data come back is.
+//! `bench/README.md` tells what the figures mean.
+
+#![allow(clippy::print_stdout)]
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod filesystems;
+mod report;
+mod tree;
+mod workloads;
+
+use filesystems::{Filesystem, Kind, Programs};
+use report::Report;
+use workloads::{Inputs, Sizes};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Compare a plain directory, gocryptfs and bilayer.
+#[derive(Parser, Debug)]
+#[command(name = "bilayer-compare", version)]
+struct Arguments {
+    /// Where everything is made, in a directory of its own that is removed at the end
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+    /// How often everything is repeated
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// A tenth of the data: shows that it works, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// The program to measure [default: `bilayer` beside this program]
+    #[arg(long, value_name = "FILE")]
+    bilayer: Option<PathBuf>,
+    /// Filesystems to compare
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kind::ALL)]
+    only: Vec<Kind>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("bilayer-compare: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Outcome<()> {
+    let programs = Programs::find(arguments.bilayer.clone())?;
+    let mut kinds = Vec::new();
+    for &kind in &arguments.only {
+        if kind == Kind::Gocryptfs && !programs.has_gocryptfs() {
+            println!("gocryptfs is not installed: left out");
+        } else if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    let top = tempfile::Builder::new()
+        .prefix("bilayer-compare-")
+        .tempdir_in(&arguments.dir)?;
+    let sizes = Sizes::new(arguments.quick);
+    let inputs = Inputs::make(top.path(), sizes)?;
+    println!("{}\n{}", programs.describe(&kinds), inputs.describe());
+    let mut report = Report::new(kinds.clone(), sizes);
+    for round in 0..arguments.rounds as usize {
+        for place in 0..kinds.len() {
+            let kind = kinds[(round + place) % kinds.len()];
+            println!("round {}: {} (load {})", round + 1, kind.label(), load());
+            one(kind, &programs, top.path(), &inputs, &mut report)?;
+        }
+    }
+    print!("\n{report}");
+    Ok(())
+}
+
+/// All workloads on one filesystem, which is made before and removed after.
+fn one(
+    kind: Kind,
+    programs: &Programs,
+    top: &Path,
+    inputs: &Inputs,
+    report: &mut Report,
+) -> Outcome<()> {
+    let place = tempfile::Builder::new().prefix("round-").tempdir_in(top)?;
+    let mut filesystem = Filesystem::make(kind, programs, place.path())?;
+    workloads::run(&mut filesystem, inputs, &mut |workload, measured| {
+        report.add(kind, workload, measured);
+    })?;
+    filesystem.unmount()?;
+    place.close()?;
+    filesystems::sync_backing(top)
+}
+
+/// Processes that were running during the last minute, on average.
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("unknown").to_owned()
+}

@@ -1,0 +1,166 @@
+//! How long inodes live, and what is left of them.
+
+use bilayer::errno::Errno;
+use bilayer::fs::types::SetAttr;
+
+use crate::support::{Mount, ROOT, USER, pattern, quiet};
+
+#[test]
+fn an_unlinked_file_lives_while_it_is_open() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "f");
+    mount.put(node, handle, 0, &pattern(1, 0, 20_000));
+    mount.fs.unlink(ROOT, b"f").unwrap();
+    assert_eq!(mount.fs.getattr(node).unwrap().nlink, 0);
+    mount.put(node, handle, 20_000, &pattern(1, 20_000, 5_000));
+    mount.fs.fsync(node, handle, false).unwrap();
+    assert_eq!(
+        mount.contents_of(node, handle).unwrap(),
+        pattern(1, 0, 25_000)
+    );
+    assert_eq!(
+        mount.fs.link(node, ROOT, b"back").err(),
+        Some(Errno::ENOENT)
+    );
+    assert_eq!(mount.objects(), 1);
+    mount.fs.release(node, handle);
+    assert_eq!(mount.fs.getattr(node).err(), Some(Errno::ESTALE));
+    assert_eq!(mount.fs.usage().used_bytes, 0);
+    let found = mount.finish();
+    assert_eq!((found.inodes, found.objects), (1, 0));
+}
+
+#[test]
+fn a_file_that_the_kernel_knows_lives() {
+    let mount = Mount::new();
+    mount.file(ROOT, "f", b"x");
+    let attr = mount.fs.lookup(ROOT, b"f").unwrap();
+    mount.fs.unlink(ROOT, b"f").unwrap();
+    assert!(mount.fs.getattr(attr.node).is_ok());
+    mount.fs.forget(attr.node, 1);
+    assert_eq!(mount.fs.getattr(attr.node).err(), Some(Errno::ESTALE));
+    mount.finish();
+}
+
+#[test]
+fn closing_removes_what_is_still_open() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "f");
+    mount.put(node, handle, 0, &pattern(1, 0, 20_000));
+    mount.fs.unlink(ROOT, b"f").unwrap();
+    let found = mount.finish();
+    assert_eq!((found.inodes, found.objects), (1, 0));
+}
+
+#[test]
+fn a_kill_removes_what_was_still_open() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "f");
+    mount.put(node, handle, 0, &pattern(1, 0, 20_000));
+    mount.fs.fsync(node, handle, false).unwrap();
+    mount.fs.unlink(ROOT, b"f").unwrap();
+    mount.commit();
+    let mount = mount.kill();
+    assert_eq!(mount.fs.usage().inodes, 1);
+    let found = mount.finish();
+    assert_eq!((found.inodes, found.objects), (1, 0));
+}
+
+#[test]
+fn objects_that_were_never_committed_are_swept() {
+    let mount = Mount::new();
+    mount.file(ROOT, "kept", &pattern(1, 0, 20_000));
+    let mount = mount.reopen();
+    mount.file(ROOT, "lost", &pattern(1, 0, 20_000));
+    assert_eq!(mount.objects(), 2);
+    let mount = mount.kill();
+    assert_eq!(mount.objects(), 1);
+    assert_eq!(mount.names(ROOT), ["kept"]);
+    assert_eq!(mount.finish().objects, 1);
+}
+
+/// What a killed process left in the kernel's memory is read by the next: it must be durable
+/// before somebody relies on it.
+#[test]
+fn what_is_read_after_a_kill_survives_a_power_cut() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "f");
+    mount.put(node, handle, 0, &pattern(1, 0, 20_000));
+    mount.fs.fsync(node, handle, false).unwrap();
+    mount.put(node, handle, 0, &pattern(2, 0, 20_000));
+    let mount = mount.kill();
+    let node = mount.at("f");
+    let seen = mount.contents(node);
+    let handle = mount.open_rw(node);
+    mount.fs.fsync(node, handle, false).unwrap();
+    for seed in 0..30 {
+        let survivor = mount.store.survivor(seed);
+        let after = Mount::open(survivor, mount.keystore.clone(), quiet()).unwrap();
+        assert!(after.contents(after.at("f")) == seen, "seed {seed}");
+        after.fs.close().unwrap();
+    }
+}
+
+/// Removed objects that a power cut brings back are nobody's once the volume is clean.
+#[test]
+fn nothing_comes_back_after_a_clean_close() {
+    let mount = Mount::new();
+    for n in 0..5 {
+        mount.file(ROOT, &format!("f{n}"), &pattern(1, 0, 20_000));
+    }
+    let mount = mount.reopen();
+    for n in 0..5 {
+        mount.fs.unlink(ROOT, format!("f{n}").as_bytes()).unwrap();
+    }
+    mount.fs.close().unwrap();
+    for seed in 0..30 {
+        let survivor = mount.store.survivor(seed);
+        crate::support::audit::audit(&survivor, mount.keystore.path());
+    }
+}
+
+#[test]
+fn a_forgotten_file_is_cut_without_waiting_for_itself() {
+    let mount = Mount::new();
+    mount.file(ROOT, "f", &pattern(1, 0, 100_000));
+    let mount = mount.reopen();
+    mount.truncate(mount.at("f"), 10_000).unwrap();
+    let (report, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let found = mount.finish();
+        report.send(found.pages)
+    });
+    let within = std::time::Duration::from_secs(30);
+    assert_eq!(done.recv_timeout(within), Ok(3));
+}
+
+#[test]
+fn a_read_only_filesystem_refuses_changes() {
+    let mount = Mount::new();
+    mount.mkdir(ROOT, "d");
+    let node = mount.file(ROOT, "f", &pattern(1, 0, 10_000));
+    mount.fs.close().unwrap();
+    let store = mount.store.clone();
+    let keys = mount.keystore.clone();
+    drop(mount);
+    let mut options = quiet();
+    options.read_only = true;
+    let mount = Mount::open(store, keys, options).unwrap();
+    let fs = &mount.fs;
+    assert_eq!(mount.contents(node), pattern(1, 0, 10_000));
+    assert_eq!(mount.names(ROOT), ["d", "f"]);
+    let refused = Some(Errno::EROFS);
+    assert_eq!(fs.mkdir(&USER, ROOT, b"x", 0o755).err(), refused);
+    assert_eq!(fs.unlink(ROOT, b"f").err(), refused);
+    assert_eq!(fs.rmdir(ROOT, b"d").err(), refused);
+    assert_eq!(fs.link(node, ROOT, b"x").err(), refused);
+    assert_eq!(fs.open_file(&USER, node, libc::O_RDWR).err(), refused);
+    assert_eq!(fs.setattr(&USER, node, &SetAttr::default()).err(), refused);
+    assert_eq!(fs.remove_xattr(&USER, node, b"user.x").err(), refused);
+    assert_eq!(fs.copy_file_range(node, 0, node, 20_000, 5).err(), refused);
+    let handle = fs.open_file(&USER, node, libc::O_RDONLY).unwrap();
+    assert_eq!(fs.fsync(node, handle, false), Ok(()));
+    assert_eq!(fs.flush(node, handle), Ok(()));
+    fs.release(node, handle);
+    fs.close().unwrap();
+}

@@ -1,0 +1,558 @@
+//! The filesystem beside its model: every operation is done to both.
+
+use std::sync::Arc;
+
+use bilayer::errno::Errno;
+use bilayer::fs::types::{
+    Fallocate, FileKind, Handle, NodeId, RenameFlags, SeekWhence, SetAttr, SetTime, Timespec,
+    XattrMode,
+};
+
+use super::model::{Inode, Model, Number};
+use super::operation::{NAMES, Operation, Place, Target, XATTRS};
+use super::{Mount, USER, pattern};
+
+/// An open file.
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    pub number: Number,
+    pub handle: Handle,
+}
+
+/// The filesystem beside its model.
+pub struct World {
+    pub mount: Option<Mount>,
+    pub model: Model,
+    pub open: Vec<Open>,
+    pub largest: usize,
+}
+
+fn node(number: Number) -> NodeId {
+    NodeId(number)
+}
+
+impl World {
+    pub fn new(mount: Mount, largest: usize) -> Self {
+        Self {
+            mount: Some(mount),
+            model: Model::new(),
+            open: Vec::new(),
+            largest,
+        }
+    }
+
+    pub fn mount(&self) -> &Mount {
+        self.mount.as_ref().expect("mounted")
+    }
+
+    fn directory(&self, choice: u8) -> Number {
+        let all = self.model.directories();
+        all[usize::from(choice) % all.len()]
+    }
+
+    fn place(&self, place: Place) -> (Number, &'static [u8]) {
+        (
+            self.directory(place.directory),
+            NAMES[usize::from(place.name)],
+        )
+    }
+
+    pub fn file(&self, target: Target) -> Option<Number> {
+        let mut all: Vec<Number> = self.open.iter().map(|open| open.number).collect();
+        all.extend(self.model.files());
+        let count = all.len();
+        (count > 0).then(|| all[usize::from(target.0) % count])
+    }
+
+    pub fn in_use(&self) -> Vec<Number> {
+        self.open.iter().map(|open| open.number).collect()
+    }
+
+    /// A handle of the file: one that is open, or one opened for the purpose.
+    pub fn with<T>(&self, number: Number, action: impl FnOnce(Handle) -> T) -> T {
+        if let Some(open) = self.open.iter().find(|open| open.number == number) {
+            return action(open.handle);
+        }
+        let handle = match self.mount().fs.open_file(&USER, node(number), libc::O_RDWR) {
+            Ok(handle) => handle,
+            // The power is gone: whatever is asked next says so.
+            Err(Errno::EIO | Errno::EROFS) => Handle(0),
+            Err(error) => panic!("open: {error:?}"),
+        };
+        let result = action(handle);
+        self.mount().fs.release(node(number), handle);
+        result
+    }
+
+    /// Does one operation to both. `Err` where the filesystem answers what the model does not;
+    /// the model then has done it.
+    pub fn apply(&mut self, operation: &Operation) -> Result<(), Mismatch> {
+        let (found, expected) = self.perform(operation);
+        let in_use = self.in_use();
+        self.model.forget_unused(&in_use);
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Mismatch { found, expected })
+        }
+    }
+
+    fn perform(&mut self, operation: &Operation) -> (Outcome, Outcome) {
+        use Operation as O;
+        match *operation {
+            O::Create { at, perm, keep } => self.create(at, perm, keep),
+            O::Mkdir(at) => self.make(at, FileKind::Directory),
+            O::Symlink(at) => self.make(at, FileKind::Symlink),
+            O::Fifo(at) => self.make(at, FileKind::Fifo),
+            O::Link(file, at) => {
+                let Some(number) = self.file(file) else {
+                    return same();
+                };
+                let (dir, name) = self.place(at);
+                let fs = &self.mount().fs;
+                let found = fs.link(node(number), node(dir), name);
+                if found.is_ok() {
+                    fs.forget(node(number), 1);
+                }
+                (
+                    of(found.map(|_| ())),
+                    of(self.model.link(number, dir, name)),
+                )
+            }
+            O::Unlink(at) => {
+                let (dir, name) = self.place(at);
+                let found = self.mount().fs.unlink(node(dir), name);
+                (of(found), of(self.model.unlink(dir, name)))
+            }
+            O::Rmdir(at) => {
+                let (dir, name) = self.place(at);
+                let found = self.mount().fs.rmdir(node(dir), name);
+                (of(found), of(self.model.rmdir(dir, name)))
+            }
+            O::Rename(from, to, flags) => self.rename(from, to, flags),
+            O::Open(file) => self.open(file),
+            O::Close(choice) => {
+                if !self.open.is_empty() {
+                    let open = self.open.remove(usize::from(choice) % self.open.len());
+                    let fs = &self.mount().fs;
+                    let _ = fs.flush(node(open.number), open.handle);
+                    fs.release(node(open.number), open.handle);
+                }
+                same()
+            }
+            O::Chmod(at, perm) => self.setattr(
+                at,
+                SetAttr {
+                    perm: Some(perm),
+                    ..SetAttr::default()
+                },
+            ),
+            O::SetTime(at, secs) => self.setattr(
+                at,
+                SetAttr {
+                    mtime: Some(SetTime::At(Timespec { secs, nanos: 5 })),
+                    ..SetAttr::default()
+                },
+            ),
+            O::SetXattr {
+                at,
+                name,
+                len,
+                mode,
+            } => self.set_xattr(at, name, len, mode),
+            O::RemoveXattr { at, name } => {
+                let (dir, entry) = self.place(at);
+                let Ok(number) = self.model.entry(dir, entry) else {
+                    return same();
+                };
+                let name = XATTRS[usize::from(name)];
+                let found = self.mount().fs.remove_xattr(&USER, node(number), name);
+                (of(found), of(self.model.remove_xattr(number, name)))
+            }
+            O::List(choice) => {
+                let dir = self.directory(choice);
+                let names = self.mount().names(node(dir));
+                let expected = self.model.inode(dir).entries.keys();
+                let expected = expected.map(|name| String::from_utf8_lossy(name).into_owned());
+                (Outcome::Names(names), Outcome::Names(expected.collect()))
+            }
+            O::Commit => {
+                let handle = self.mount().fs.open_dir(NodeId::ROOT);
+                let done = handle.and_then(|handle| {
+                    let fs = &self.mount().fs;
+                    let done = fs.fsync_dir(NodeId::ROOT, handle, false);
+                    fs.release_dir(NodeId::ROOT, handle);
+                    done
+                });
+                (of(done), Outcome::Done)
+            }
+            O::Reopen => {
+                self.reopen();
+                same()
+            }
+            _ => self.on_file(operation),
+        }
+    }
+
+    fn on_file(&mut self, operation: &Operation) -> (Outcome, Outcome) {
+        use Operation as O;
+        let (O::Write { file, .. }
+        | O::Read { file, .. }
+        | O::Truncate { file, .. }
+        | O::Punch { file, .. }
+        | O::Zero { file, .. }
+        | O::Allocate { file, .. }
+        | O::Copy { from: file, .. }
+        | O::Seek(file)
+        | O::Fsync(file)) = *operation
+        else {
+            return same();
+        };
+        let Some(number) = self.file(file) else {
+            return same();
+        };
+        match *operation {
+            O::Write {
+                offset, len, seed, ..
+            } => {
+                let bytes = pattern(seed, u64::from(offset), len as usize);
+                let found = self.with(number, |handle| {
+                    let fs = &self.mount().fs;
+                    fs.write(
+                        node(number),
+                        handle,
+                        u64::from(offset),
+                        &bytes,
+                        false,
+                        false,
+                    )
+                });
+                self.model.write(number, offset as usize, &bytes);
+                (of(found.map(|_| ())), Outcome::Done)
+            }
+            O::Read { offset, len, .. } => self.read(number, offset as usize, len as usize),
+            O::Truncate { size, .. } => {
+                let found = self.mount().truncate(node(number), u64::from(size));
+                self.model.truncate(number, size as usize);
+                (of(found.map(|_| ())), Outcome::Done)
+            }
+            O::Punch { offset, len, .. } => {
+                self.fallocate(number, offset, len, Fallocate::PunchHole)
+            }
+            O::Zero {
+                offset, len, keep, ..
+            } => self.fallocate(
+                number,
+                offset,
+                len,
+                Fallocate::ZeroRange { keep_size: keep },
+            ),
+            O::Allocate {
+                offset, len, keep, ..
+            } => self.fallocate(number, offset, len, Fallocate::Allocate { keep_size: keep }),
+            O::Copy {
+                to, at, to_at, len, ..
+            } => self.copy(number, to, at, to_at, len),
+            O::Seek(_) => self.seek(number),
+            _ => {
+                let found = self.with(number, |handle| {
+                    self.mount().fs.fsync(node(number), handle, false)
+                });
+                (of(found), Outcome::Done)
+            }
+        }
+    }
+
+    fn create(&mut self, at: Place, perm: u16, keep: bool) -> (Outcome, Outcome) {
+        let (dir, name) = self.place(at);
+        let expected = self.model.may_make(dir, name);
+        let fs = Arc::clone(&self.mount().fs);
+        let found = fs.create(&USER, node(dir), name, u32::from(perm), libc::O_RDWR);
+        if let (Ok((attr, handle)), Ok(())) = (&found, &expected) {
+            let number = attr.node.0;
+            let inode = Inode::new(FileKind::Regular, perm);
+            self.model.make(dir, name, number, inode);
+            fs.forget(attr.node, 1);
+            if keep {
+                let handle = *handle;
+                self.open.push(Open { number, handle });
+            } else {
+                fs.release(attr.node, *handle);
+            }
+        }
+        (of(found.map(|_| ())), of(expected))
+    }
+
+    fn make(&mut self, at: Place, kind: FileKind) -> (Outcome, Outcome) {
+        let (dir, name) = self.place(at);
+        let expected = self.model.may_make(dir, name);
+        let fs = &self.mount().fs;
+        let parent = node(dir);
+        let found = match kind {
+            FileKind::Directory => fs.mkdir(&USER, parent, name, 0o750),
+            FileKind::Symlink => fs.symlink(&USER, parent, name, b"where/to"),
+            _ => fs.mknod(&USER, parent, name, libc::S_IFIFO | 0o640, 0),
+        };
+        if let (Ok(attr), Ok(())) = (&found, &expected) {
+            let mut inode = Inode::new(
+                kind,
+                match kind {
+                    FileKind::Directory => 0o750,
+                    FileKind::Symlink => 0o777,
+                    _ => 0o640,
+                },
+            );
+            if kind == FileKind::Symlink {
+                inode.target = b"where/to".to_vec();
+            }
+            fs.forget(attr.node, 1);
+            self.model.make(dir, name, attr.node.0, inode);
+        }
+        (of(found.map(|_| ())), of(expected))
+    }
+
+    fn rename(&mut self, from: Place, to: Place, flags: u8) -> (Outcome, Outcome) {
+        let (from, to) = (self.place(from), self.place(to));
+        let flags = RenameFlags {
+            no_replace: flags == 0,
+            exchange: flags == 1 || flags == 2,
+            whiteout: false,
+        };
+        let fs = &self.mount().fs;
+        let found = fs.rename(&USER, node(from.0), from.1, node(to.0), to.1, flags);
+        (of(found), of(self.model.rename(from, to, flags)))
+    }
+
+    fn open(&mut self, file: Target) -> (Outcome, Outcome) {
+        const OPEN_MAX: usize = 6;
+        let Some(number) = self.file(file).filter(|_| self.open.len() < OPEN_MAX) else {
+            return same();
+        };
+        let found = self.mount().fs.open_file(&USER, node(number), libc::O_RDWR);
+        if let Ok(handle) = found {
+            self.open.push(Open { number, handle });
+        }
+        (of(found.map(|_| ())), Outcome::Done)
+    }
+
+    fn setattr(&mut self, at: Place, changes: SetAttr) -> (Outcome, Outcome) {
+        let (dir, name) = self.place(at);
+        let Ok(number) = self.model.entry(dir, name) else {
+            return same();
+        };
+        let found = self.mount().fs.setattr(&USER, node(number), &changes);
+        let inode = self.model.inode_mut(number);
+        inode.perm = changes.perm.unwrap_or(inode.perm);
+        if let Some(SetTime::At(time)) = changes.mtime {
+            inode.mtime = Some(time);
+        }
+        (of(found.map(|_| ())), Outcome::Done)
+    }
+
+    fn set_xattr(&mut self, at: Place, name: u8, len: u16, mode: u8) -> (Outcome, Outcome) {
+        let (dir, entry) = self.place(at);
+        let Ok(number) = self.model.entry(dir, entry) else {
+            return same();
+        };
+        let name = XATTRS[usize::from(name)];
+        let mode = [XattrMode::Any, XattrMode::Create, XattrMode::Replace][usize::from(mode)];
+        let value = pattern(7, u64::from(len), usize::from(len));
+        let fs = &self.mount().fs;
+        let found = fs.set_xattr(&USER, node(number), name, &value, mode);
+        (
+            of(found),
+            of(self.model.set_xattr(number, name, &value, mode)),
+        )
+    }
+
+    fn read(&self, number: Number, offset: usize, len: usize) -> (Outcome, Outcome) {
+        let mut out = vec![0xEE; len];
+        let found = self.with(number, |handle| {
+            self.mount()
+                .fs
+                .read(node(number), handle, offset as u64, &mut out)
+        });
+        let data = &self.model.inode(number).data;
+        let start = offset.min(data.len());
+        let expected = &data[start..(offset + len).min(data.len()).max(start)];
+        match found {
+            Err(error) => (Outcome::Failed(error), Outcome::Done),
+            Ok(read) => (first_difference(&out[..read], expected), Outcome::Done),
+        }
+    }
+
+    fn fallocate(
+        &mut self,
+        number: Number,
+        offset: u32,
+        len: u32,
+        mode: Fallocate,
+    ) -> (Outcome, Outcome) {
+        let keep = match mode {
+            Fallocate::PunchHole => true,
+            Fallocate::ZeroRange { keep_size } | Fallocate::Allocate { keep_size } => keep_size,
+        };
+        let found = self.with(number, |handle| {
+            let fs = &self.mount().fs;
+            fs.fallocate(
+                node(number),
+                handle,
+                u64::from(offset),
+                u64::from(len),
+                mode,
+            )
+        });
+        if len == 0 {
+            return (of(found), Outcome::Failed(Errno::EINVAL));
+        }
+        let (start, len) = (offset as usize, len as usize);
+        if !matches!(mode, Fallocate::Allocate { .. }) {
+            self.model.zero(number, start, len);
+            self.model.touch(number);
+        }
+        if !keep {
+            self.model.extend(number, start + len);
+            self.model.touch(number);
+        }
+        (of(found), Outcome::Done)
+    }
+
+    fn copy(
+        &mut self,
+        from: Number,
+        to: Target,
+        at: u32,
+        to_at: u32,
+        len: u32,
+    ) -> (Outcome, Outcome) {
+        let Some(to) = self.file(to) else {
+            return same();
+        };
+        let fs = &self.mount().fs;
+        let (start, target) = (at as usize, to_at as usize);
+        let found = fs.copy_file_range(
+            node(from),
+            u64::from(at),
+            node(to),
+            u64::from(to_at),
+            u64::from(len),
+        );
+        let overlaps = start < target + len as usize && target < start + len as usize;
+        if from == to && overlaps {
+            return (of(found.map(|_| ())), Outcome::Failed(Errno::EINVAL));
+        }
+        let data = Arc::clone(&self.model.inode(from).data);
+        let start = start.min(data.len());
+        let bytes = &data[start..(start + len as usize).min(data.len())];
+        self.model.write(to, target, bytes);
+        let found = match found {
+            Ok(copied) if copied != bytes.len() as u64 => Outcome::Length(copied),
+            other => of(other.map(|_| ())),
+        };
+        (found, Outcome::Done)
+    }
+
+    /// What is called a hole holds zeros only, and the stretches cover the file.
+    fn seek(&self, number: Number) -> (Outcome, Outcome) {
+        let fs = &self.mount().fs;
+        if self.open.iter().any(|open| open.number == number) {
+            return same();
+        }
+        let handle = match fs.open_file(&USER, node(number), libc::O_RDONLY) {
+            Ok(handle) => handle,
+            Err(error) => return (Outcome::Failed(error), Outcome::Done),
+        };
+        let data = &self.model.inode(number).data;
+        let mut at = 0u64;
+        let mut found = Outcome::Done;
+        while at < data.len() as u64 {
+            let next = match fs.seek(node(number), handle, at, SeekWhence::Data) {
+                Ok(next) => next,
+                Err(Errno::ENXIO) => data.len() as u64,
+                Err(error) => {
+                    found = Outcome::Failed(error);
+                    break;
+                }
+            };
+            if next < at
+                || data[at as usize..next as usize]
+                    .iter()
+                    .any(|byte| *byte != 0)
+            {
+                found = Outcome::Length(at);
+                break;
+            }
+            if next == data.len() as u64 {
+                break;
+            }
+            match fs.seek(node(number), handle, next, SeekWhence::Hole) {
+                Ok(hole) if hole > next && hole <= data.len() as u64 => at = hole,
+                Ok(hole) => {
+                    found = Outcome::Length(hole);
+                    break;
+                }
+                Err(error) => {
+                    found = Outcome::Failed(error);
+                    break;
+                }
+            }
+        }
+        fs.release(node(number), handle);
+        (found, Outcome::Done)
+    }
+
+    /// Closes all files and the filesystem, counts, and opens it again.
+    pub fn reopen(&mut self) {
+        self.open.clear();
+        self.model.forget_unused(&[]);
+        if let Some(mount) = self.mount.take() {
+            self.mount = Some(mount.reopen());
+        }
+    }
+}
+
+/// What came of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    Failed(Errno),
+    Names(Vec<String>),
+    Length(u64),
+    Differs {
+        at: usize,
+        found: Vec<u8>,
+        expected: Vec<u8>,
+    },
+}
+
+/// The filesystem and the model disagree.
+#[derive(Clone, Debug)]
+pub struct Mismatch {
+    pub found: Outcome,
+    pub expected: Outcome,
+}
+
+fn of(result: Result<(), Errno>) -> Outcome {
+    result.map_or_else(Outcome::Failed, |()| Outcome::Done)
+}
+
+fn same() -> (Outcome, Outcome) {
+    (Outcome::Done, Outcome::Done)
+}
+
+pub fn first_difference(found: &[u8], expected: &[u8]) -> Outcome {
+    if found == expected {
+        return Outcome::Done;
+    }
+    let at = found
+        .iter()
+        .zip(expected)
+        .position(|(a, b)| a != b)
+        .unwrap_or(found.len().min(expected.len()));
+    let excerpt = |bytes: &[u8]| bytes[at..bytes.len().min(at + 8)].to_vec();
+    Outcome::Differs {
+        at,
+        found: excerpt(found),
+        expected: excerpt(expected),
+    }
+}
