@@ -1,1 +1,158 @@
-//! x
+//! A backing disk that is full: who writes is told, nothing that was synced is lost, and room made
+//! is room to write in.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::real::{Mounted, Place, command, have, need, noise, run, write_synced};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A small ext4 filesystem in a file, mounted.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(place: &Place, megabytes: u64, test: &str) -> Option<Self> {
+        if !need(
+            have("mkfs.ext4"),
+            test,
+            "mkfs.ext4 is missing; install e2fsprogs",
+        ) {
+            return None;
+        }
+        let image = place.path("image");
+        let file = fs::File::create(&image).unwrap();
+        file.set_len(megabytes << 20).unwrap();
+        run(command("mkfs.ext4", ["-q", "-m", "0"]).arg(&image)).done();
+        let dir = place.dir("disk");
+        let mounted = run(command("mount", ["-o", "loop"]).arg(&image).arg(&dir));
+        let why = format!("an image cannot be mounted: {}", mounted.stderr.trim());
+        need(mounted.code == 0, test, &why).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StorageFull
+}
+
+/// Writes files until there is no room; the names and seeds of those that were synced.
+fn fill(dir: &Path, prefix: &str, len: usize) -> Vec<(String, u64)> {
+    let mut synced = Vec::new();
+    for seed in 0..5000 {
+        let name = format!("{prefix}-{seed}");
+        match write_synced(&dir.join(&name), &noise(seed, len)) {
+            Ok(()) => synced.push((name, seed)),
+            Err(error) => {
+                assert!(is_full(&error), "{name}: {error}");
+                // Whatever part of it there is, it can be removed.
+                match fs::remove_file(dir.join(&name)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        panic!("{name} cannot be removed: {error}")
+                    }
+                    _ => return synced,
+                }
+            }
+        }
+    }
+    panic!("the disk does not get full");
+}
+
+fn check(dir: &Path, synced: &[(String, u64)], len: usize) {
+    for (name, seed) in synced {
+        let found = fs::read(dir.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(found == noise(*seed, len), "{name} is not what was synced");
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    let test = "full-disk";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(_disk) = SmallDisk::new(&place, 64, test) else {
+        return;
+    };
+    place.run("create disk/vol").done();
+    let mut mounted = place.mount("disk/vol", "mnt", "");
+    for (round, len) in [1_000_000, 30_000, 3000].into_iter().enumerate() {
+        let mut synced = fill(mounted.dir(), &format!("round-{round}"), len);
+        assert!(synced.len() > 10, "round {round}: {}", synced.len());
+        check(mounted.dir(), &synced, len);
+        assert_writable_after_removal(&mounted, &mut synced, len);
+        check(mounted.dir(), &synced, len);
+        mounted.unmount();
+        mounted = place.mount("disk/vol", "mnt", "");
+        check(mounted.dir(), &synced, len);
+        for (name, _) in &synced {
+            fs::remove_file(mounted.path(name)).unwrap();
+        }
+        // Room is made when the removal is on disk.
+        fs::File::open(mounted.dir()).unwrap().sync_all().unwrap();
+        mounted.unmount();
+        mounted = place.mount("disk/vol", "mnt", "");
+    }
+    assert_eq!(fs::read_dir(mounted.dir()).unwrap().count(), 0);
+    mounted.unmount();
+}
+
+/// Removes a third and writes something else into the room.
+fn assert_writable_after_removal(
+    mounted: &Mounted<'_>,
+    synced: &mut Vec<(String, u64)>,
+    len: usize,
+) {
+    for (name, _) in synced.split_off(synced.len() * 2 / 3) {
+        fs::remove_file(mounted.path(&name)).unwrap();
+    }
+    fs::File::open(mounted.dir()).unwrap().sync_all().unwrap();
+    for seed in 10_000..10_003 {
+        let name = format!("again-{seed}");
+        let written = write_synced(&mounted.path(&name), &noise(seed, len));
+        written.unwrap_or_else(|error| panic!("{name} after a third was removed: {error}"));
+        synced.push((name, seed));
+    }
+}
+
+#[test]
+fn a_disk_that_others_fill_does_not_break_the_volume() {
+    let test = "disk-filled-by-others";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(disk) = SmallDisk::new(&place, 32, test) else {
+        return;
+    };
+    place.run("create disk/vol").done();
+    let mounted = place.mount("disk/vol", "mnt", "commit=1");
+    write_synced(&mounted.path("kept"), &noise(1, 500_000)).unwrap();
+    let ballast = disk.0.join("ballast");
+    let filled = fs::write(&ballast, vec![1; 40 << 20]).unwrap_err();
+    assert!(is_full(&filled), "{filled}");
+    // Names need no contents: they may still be made, or be refused for want of room.
+    for number in 0..2000 {
+        match fs::create_dir(mounted.path(&format!("dir-{number}"))) {
+            Err(error) if !is_full(&error) => panic!("dir-{number}: {error}"),
+            _ => {}
+        }
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(fs::read(mounted.path("kept")).unwrap() == noise(1, 500_000));
+    fs::remove_file(&ballast).unwrap();
+    let written = write_synced(&mounted.path("after"), &noise(2, 500_000));
+    written.unwrap_or_else(|error| panic!("after room was made: {error}"));
+    mounted.unmount();
+    let mounted = place.mount("disk/vol", "mnt", "");
+    assert!(fs::read(mounted.path("kept")).unwrap() == noise(1, 500_000));
+    assert!(fs::read(mounted.path("after")).unwrap() == noise(2, 500_000));
+    mounted.unmount();
+}
