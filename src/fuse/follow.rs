@@ -10,11 +10,17 @@
 //! - several programs calling in turns: one placement cannot suit them all, so the thread is set
 //!   free, and it is tried again only after a while, later each time;
 //! - a CPU outside the thread's own cpuset is never asked for;
+//! - `/proc/PID/stat` of a program in the midst of `execve` is not to be had before the files that
+//!   this closes have been flushed, which is a request to this very thread: so another thread looks
+//!   it up ([`Prober`]), and the reading thread never waits for the answer;
 //! - callers that cannot be looked up (pid 0: the kernel itself, or another pid namespace; hidden
 //!   `/proc`) change nothing, and if there are many of them the thread is set free.
 
 use std::fs::File;
 use std::io::Read;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::sys::process::CpuSet;
 
@@ -27,10 +33,24 @@ const REMEMBERED_CALLERS: usize = 4;
 /// Requests for which the thread is left alone, at first and at most.
 const REST_REQUESTS: (u32, u32) = (512, 16_384);
 
+/// Requests until an answer that was not there is asked for again.
+const REQUESTS_UNTIL_ANSWER: u32 = 4;
+
+/// Where a caller runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Whereabouts {
+    /// On this CPU.
+    Cpu(usize),
+    /// That cannot be said.
+    Unknown,
+    /// The answer is not there yet.
+    Pending,
+}
+
 /// The machine as the follower sees it.
 pub(super) trait Machine {
-    /// CPU on which the thread last ran; `None` when that cannot be said.
-    fn cpu_of(&mut self, pid: u32) -> Option<usize>;
+    /// CPU on which the thread last ran.
+    fn cpu_of(&mut self, pid: u32) -> Whereabouts;
     /// Moves the calling thread to that CPU; false when that is not allowed.
     fn move_to(&mut self, cpu: usize) -> bool;
     /// Lets the calling thread run wherever it was first allowed to.
@@ -96,14 +116,20 @@ impl<M: Machine> Follower<M> {
 
     fn look_up(&mut self, pid: u32) {
         let taking_turns = self.turns * 4 > self.requests;
+        let whereabouts = if taking_turns {
+            Whereabouts::Unknown
+        } else {
+            self.machine.cpu_of(pid)
+        };
+        if whereabouts == Whereabouts::Pending {
+            self.requests = REQUESTS_A_LOOKUP - REQUESTS_UNTIL_ANSWER;
+            return;
+        }
         self.requests = 0;
         self.turns = 0;
-        if taking_turns {
-            return self.rest();
-        }
-        match self.machine.cpu_of(pid) {
-            Some(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
-            Some(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
+        match whereabouts {
+            Whereabouts::Cpu(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
+            Whereabouts::Cpu(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
             _ => self.rest(),
         }
     }
@@ -121,24 +147,26 @@ impl<M: Machine> Follower<M> {
 #[derive(Debug)]
 pub(super) struct ThisMachine {
     allowed: CpuSet,
+    prober: Prober,
 }
 
 impl ThisMachine {
     /// `None` when there is nothing to choose.
     pub(super) fn with_a_choice() -> Option<Self> {
         let allowed = CpuSet::allowed().ok()?;
-        (allowed.len() > 1).then_some(Self { allowed })
+        if allowed.len() < 2 {
+            return None;
+        }
+        Some(Self {
+            allowed,
+            prober: Prober::start().ok()?,
+        })
     }
 }
 
 impl Machine for ThisMachine {
-    fn cpu_of(&mut self, pid: u32) -> Option<usize> {
-        let mut text = [0u8; 1024];
-        let len = File::open(format!("/proc/{pid}/stat"))
-            .ok()?
-            .read(&mut text)
-            .ok()?;
-        processor_field(&text[..len])
+    fn cpu_of(&mut self, pid: u32) -> Whereabouts {
+        self.prober.ask(pid)
     }
 
     fn move_to(&mut self, cpu: usize) -> bool {
@@ -150,6 +178,78 @@ impl Machine for ThisMachine {
         // Fails only when a cpuset took all these CPUs away, and then the kernel has chosen others.
         let _ = self.allowed.apply_to_this_thread();
     }
+}
+
+/// A question and an answer between the reading thread and the one that reads `/proc`.
+#[derive(Debug, Default)]
+struct Slot {
+    question: Option<u32>,
+    answer: Option<(u32, Option<usize>)>,
+    ended: bool,
+}
+
+/// Looks up callers on a thread of its own, which may be held up for long.
+#[derive(Debug)]
+struct Prober(Arc<(Mutex<Slot>, Condvar)>);
+
+impl Prober {
+    fn start() -> std::io::Result<Self> {
+        let shared = Arc::new((Mutex::new(Slot::default()), Condvar::new()));
+        let theirs = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("prober".to_owned())
+            .spawn(move || probe(&theirs))?;
+        Ok(Self(shared))
+    }
+
+    /// The answer, if it is there; else the question is put.
+    fn ask(&self, pid: u32) -> Whereabouts {
+        let (slot, wake) = &*self.0;
+        let mut slot = slot.lock();
+        match slot.answer.take() {
+            Some((asked, cpu)) if asked == pid => {
+                cpu.map_or(Whereabouts::Unknown, Whereabouts::Cpu)
+            }
+            _ => {
+                slot.question = Some(pid);
+                wake.notify_one();
+                Whereabouts::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.0.0.lock().ended = true;
+        self.0.1.notify_one();
+    }
+}
+
+fn probe((slot, wake): &(Mutex<Slot>, Condvar)) {
+    loop {
+        let pid = {
+            let mut slot = slot.lock();
+            loop {
+                if slot.ended {
+                    return;
+                }
+                if let Some(pid) = slot.question.take() {
+                    break pid;
+                }
+                wake.wait(&mut slot);
+            }
+        };
+        let cpu = read_cpu(pid);
+        slot.lock().answer = Some((pid, cpu));
+    }
+}
+
+fn read_cpu(pid: u32) -> Option<usize> {
+    let mut text = [0u8; 1024];
+    let mut file = File::open(format!("/proc/{pid}/stat")).ok()?;
+    let len = file.read(&mut text).ok()?;
+    processor_field(&text[..len])
 }
 
 /// Field 39 (`processor`) of `/proc/PID/stat`. The name, field 2, may hold spaces and parentheses:
@@ -174,9 +274,11 @@ mod tests {
     }
 
     impl Machine for Fake {
-        fn cpu_of(&mut self, pid: u32) -> Option<usize> {
+        fn cpu_of(&mut self, pid: u32) -> Whereabouts {
             self.lookups += 1;
-            self.cpus.get(&pid).copied()
+            self.cpus
+                .get(&pid)
+                .map_or(Whereabouts::Unknown, |cpu| Whereabouts::Cpu(*cpu))
         }
         fn move_to(&mut self, cpu: usize) -> bool {
             if cpu < self.allowed {
@@ -269,14 +371,24 @@ mod tests {
     fn reads_the_processor_field() {
         let mut machine = ThisMachine {
             allowed: CpuSet::allowed().unwrap(),
+            prober: Prober::start().unwrap(),
         };
-        let cpu = machine.cpu_of(std::process::id()).unwrap();
+        let cpu = loop {
+            match machine.cpu_of(std::process::id()) {
+                Whereabouts::Cpu(cpu) => break cpu,
+                Whereabouts::Unknown => panic!("this process is not found"),
+                Whereabouts::Pending => std::thread::yield_now(),
+            }
+        };
         assert!(cpu < CpuSet::LIMIT);
         let fields: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
         let stat = format!("12 (a ) b (c)) {}", fields.join(" "));
         assert_eq!(processor_field(stat.as_bytes()), Some(39));
         assert_eq!(processor_field(b"12 (a) S 1 2"), None);
         assert_eq!(processor_field(b""), None);
-        assert_eq!(machine.cpu_of(0), None);
+        while machine.cpu_of(0) == Whereabouts::Pending {
+            std::thread::yield_now();
+        }
+        assert_eq!(read_cpu(0), None);
     }
 }
