@@ -199,12 +199,15 @@ impl Meta {
     }
 
     /// Has redb recover with pages that do not open read as garbage, as a power cut may have left
-    /// some that nothing names. What it read meanwhile stays in its cache, and it does not verify
-    /// all of it: so this use of the database ends here, and the next one is strict.
+    /// some that nothing names. A commit in two phases is not verified by redb itself, so it is told
+    /// to; and what it read meanwhile stays in its cache: so this use of the database ends here,
+    /// and the next one is strict.
     fn recover(file: &Arc<MetaFile>, cache_bytes: usize) -> Result<(), MetaError> {
         file.set_recovering(true);
-        let recovered =
-            Tables::open(Arc::clone(file), cache_bytes).and_then(|tables| tables.close());
+        let recovered = Tables::open(Arc::clone(file), cache_bytes).and_then(|mut tables| {
+            tables.verify()?;
+            tables.close()
+        });
         file.set_recovering(false);
         recovered
     }

@@ -19,6 +19,10 @@ const OUTSIDE: &[u8] = b"not to be touched";
 
 impl Scene {
     fn new(victim: &Victim) -> Self {
+        Self::with(&victim.files)
+    }
+
+    fn with(files: &victim::Files) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .expect("a directory");
@@ -26,7 +30,7 @@ impl Scene {
         fs::write(dir.path().join("outside/file"), OUTSIDE).expect("write");
         let scene = Self { dir };
         let store = DirectoryStore::open_or_create(&scene.volume()).expect("store");
-        victim::restore(&store, &victim.files);
+        victim::restore(&store, files);
         scene
     }
 
@@ -125,8 +129,11 @@ fn names_that_nobody_gave() {
         "extra",
     ];
     for name in names {
-        for by in ["symlink", "directory", "huge"] {
-            let scene = Scene::new(&victim);
+        let kinds = ["symlink", "directory", "huge", "fifo"];
+        // Left unclean, the folders are searched for what nothing names.
+        let states = [&victim.files, &victim.killed];
+        for (by, files) in kinds.iter().flat_map(|by| states.map(|files| (*by, files))) {
+            let scene = Scene::with(files);
             let path = scene.volume().join(name);
             fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
             replace(&path, by, &scene.outside());

@@ -1,8 +1,9 @@
 //! The small volume that is attacked, and what is found in it afterwards.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -264,6 +265,10 @@ pub struct Victim {
     /// As it was before its last use.
     pub older: (Contents, Files),
     pub files: Files,
+    /// As the end of the process left it.
+    pub killed: Files,
+    /// What the platform keystore knows after the clean unmount.
+    records: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl Victim {
@@ -295,13 +300,28 @@ impl Victim {
             fs.fsync(node, handle, false).expect("fsync");
             fs.release(node, handle);
         }
+        let killed = files(&*store);
         fs.close().expect("close");
         drop(fs);
+        let records = fs::read_dir(keystore.path().join("platform/volumes")).expect("records");
+        let records = records
+            .map(|entry| entry.expect("record").path())
+            .map(|path| (path.clone(), fs::read(&path).expect("record")))
+            .collect();
         Self {
             keystore,
             stored,
             older: (before, old_files),
             files: files(&*store),
+            killed,
+            records,
+        }
+    }
+
+    /// Lets the platform keystore know again what it knew before the attacks.
+    pub fn remind(&self) {
+        for (path, bytes) in &self.records {
+            fs::write(path, bytes).expect("record");
         }
     }
 
