@@ -257,7 +257,7 @@ fn older_pages_give_older_contents_or_errors() {
     // One slot of the database's first page gone, or older.
     for slot in [0, META_STRIDE] {
         let gone = changed(&victim.files, "meta", |b| {
-            b[slot..slot + META_STRIDE].fill(0)
+            b[slot..slot + META_STRIDE].fill(0);
         });
         counts.add("one slot gone", victim.attack("a slot gone", &gone, true));
         let mut both = victim.files.clone();
