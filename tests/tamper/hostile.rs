@@ -157,6 +157,15 @@ fn files_that_have_other_names_outside() {
         assert_eq!(outcome, Outcome::Whole, "{name}");
         assert_eq!(fs::read(&beside).expect("read"), before, "{name} stays");
     }
+    // Holes that would be copied for hours.
+    for name in ["lock", "meta", "volume.json"] {
+        let scene = Scene::new(&victim);
+        let path = scene.volume().join(name);
+        replace(&path, "huge", &scene.outside());
+        fs::hard_link(&path, scene.volume().join("copy")).expect("link");
+        let outcome = scene.attack(&format!("huge and shared {name}"), &victim);
+        assert_eq!(outcome, Outcome::Refused, "{name}");
+    }
     // A lock that is somebody else's file: taken apart, not written.
     let scene = Scene::new(&victim);
     fs::remove_file(scene.volume().join("lock")).expect("remove");
