@@ -162,7 +162,16 @@ impl Filesystem {
         self.meta.set_clean(false);
         self.commit_now()?;
         self.contents.collect()?;
-        self.remember(false)
+        self.try_to_remember(false);
+        Ok(())
+    }
+
+    /// The record is a help to the next mount and no part of the volume: without it nothing here
+    /// stops. One that says less than is true is taken for an unclean stop.
+    pub(super) fn try_to_remember(&self, clean: bool) {
+        if let Err(error) = self.remember(clean) {
+            tracing::warn!(%error, "the platform keystore was not told of the commit");
+        }
     }
 
     /// Unlinks objects that no extent names: made, but not committed, before an unclean stop.
@@ -175,9 +184,14 @@ impl Filesystem {
         })?;
         let mut swept = 0u64;
         for name in self.contents.objects().names()? {
-            if !named.contains(&name) {
-                self.contents.objects().unlink(name)?;
-                swept += 1;
+            if named.contains(&name) {
+                continue;
+            }
+            match self.contents.objects().unlink(name) {
+                Ok(()) => swept += 1,
+                Err(error) => {
+                    tracing::warn!(object = %name.object, %error, "an object could not be removed");
+                }
             }
         }
         if swept > 0 {
@@ -197,11 +211,10 @@ impl Filesystem {
         let closed = self.meta.close();
         result?;
         closed?;
-        if self.options.read_only {
-            Ok(())
-        } else {
-            self.remember(true)
+        if !self.options.read_only {
+            self.try_to_remember(true);
         }
+        Ok(())
     }
 
     fn leave_clean(&self) -> Result<(), FsError> {
@@ -219,7 +232,7 @@ impl Filesystem {
     }
 
     /// Tells the platform keystore where the volume's history stands.
-    pub(super) fn remember(&self, clean: bool) -> Result<(), FsError> {
+    fn remember(&self, clean: bool) -> Result<(), FsError> {
         let slots = self.meta.file().slots();
         let tags = slots.map(|slot| slot.outer_tag);
         let newest = slots
