@@ -62,6 +62,8 @@ impl Filesystem {
         }
         let file = self.contents.file(node.ino())?;
         if size == 0 && file.size() > 0 {
+            // A commit that could not catch up with those who order keeps them out.
+            let _namespace = self.namespace.lock();
             // "Truncate, then write anew" must not lose both old and new to a power cut.
             self.contents.order(node.ino());
         }

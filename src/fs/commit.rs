@@ -3,6 +3,7 @@
 //! A commit contains every change applied before it. Files whose contents it must not outrun
 //! (renamed over others, truncated and written anew) are synced before its contents are fixed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -52,7 +53,7 @@ impl Filesystem {
         let before = self.meta.sequence();
         self.commit_now()?;
         if self.meta.sequence() != before {
-            self.remember(false)?;
+            self.try_to_remember(false);
         }
         self.contents.collect()?;
         Ok(())
@@ -81,20 +82,34 @@ impl Filesystem {
     pub(super) fn start_background(self: &Arc<Self>) -> Result<(), FsError> {
         let this = Arc::downgrade(self);
         let interval = self.options.commit_interval;
-        let handle = std::thread::Builder::new().name("committer".into()).spawn(move || {
-            while let Some(this) = this.upgrade() {
-                let stop = this.wait(interval);
-                this.remove_doomed();
-                if stop {
-                    break;
+        let handle = std::thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || {
+                while let Some(this) = this.upgrade() {
+                    let stop = this.wait(interval);
+                    let turn = catch_unwind(AssertUnwindSafe(|| this.take_turn(stop)));
+                    if turn.is_err() {
+                        // Without this thread nothing would ever be committed by time.
+                        this.meta
+                            .latch("a fault of this program in the committing thread");
+                    }
+                    if stop {
+                        break;
+                    }
                 }
-                if let Err(error) = this.sync_everything() {
-                    tracing::error!(%error, "a commit in the background failed; changes wait in memory");
-                }
-            }
-        })?;
+            })?;
         *self.worker.lock() = Some(handle);
         Ok(())
+    }
+
+    fn take_turn(&self, stop: bool) {
+        self.remove_doomed();
+        if stop {
+            return;
+        }
+        if let Err(error) = self.sync_everything() {
+            tracing::error!(%error, "a commit in the background failed; changes wait in memory");
+        }
     }
 
     /// Ends that thread.

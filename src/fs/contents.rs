@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::types::{Caller, Fallocate, FileKind, Handle, NodeId, SeekWhence, SetAttr, Timespec};
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
-use crate::object::File;
+use crate::object::{FILE_BYTES_MAX, File};
 
 impl Filesystem {
     /// Opens a file; `O_TRUNC` among the flags empties it.
@@ -131,6 +131,15 @@ impl Filesystem {
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         if len == 0 {
             return Err(Errno::EINVAL);
+        }
+        let grows = !matches!(
+            mode,
+            Fallocate::PunchHole
+                | Fallocate::ZeroRange { keep_size: true }
+                | Fallocate::Allocate { keep_size: true }
+        );
+        if grows && end > FILE_BYTES_MAX {
+            return Err(Errno::EFBIG);
         }
         let now = Timespec::now();
         let keep_size = match mode {

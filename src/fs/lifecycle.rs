@@ -20,7 +20,8 @@ use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
 use crate::meta::{Batch, Meta, MetaError};
 use crate::object::Contents;
 use crate::sealed::{MetaFile, PAGE_BYTES};
-use crate::store::{OpenMode, StorePath};
+use crate::store::read_only::{ReadOnlyStore, Scratch};
+use crate::store::{OpenMode, Store, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
 
 /// What a volume holds.
@@ -103,13 +104,18 @@ impl Filesystem {
 
     /// Opens the filesystem of a volume; an unclean stop is recovered from.
     pub fn open(volume: Volume, options: FilesystemOptions) -> Result<Arc<Self>, FsError> {
-        let file = volume
-            .store
-            .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
+        let store: Arc<dyn Store> = match options.read_only {
+            true => Arc::new(ReadOnlyStore::over(Arc::clone(&volume.store))),
+            false => Arc::clone(&volume.store),
+        };
+        let mut file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
+        if options.read_only {
+            file = Arc::new(Scratch::over(file)?);
+        }
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
         let recovering = !left_clean(&volume, &file);
         let meta = Arc::new(Meta::open(file, options.meta_cache_bytes, recovering)?);
-        let (store, keys) = (Arc::clone(&volume.store), Arc::clone(&volume.keys));
+        let keys = Arc::clone(&volume.keys);
         let contents = Contents::new(Arc::clone(&meta), store, keys, options.open_objects);
         let this = Arc::new(Self {
             volume,
@@ -162,7 +168,16 @@ impl Filesystem {
         self.meta.set_clean(false);
         self.commit_now()?;
         self.contents.collect()?;
-        self.remember(false)
+        self.try_to_remember(false);
+        Ok(())
+    }
+
+    /// The record is a help to the next mount and no part of the volume: without it nothing here
+    /// stops. One that says less than is true is taken for an unclean stop.
+    pub(super) fn try_to_remember(&self, clean: bool) {
+        if let Err(error) = self.remember(clean) {
+            tracing::warn!(%error, "the platform keystore was not told of the commit");
+        }
     }
 
     /// Unlinks objects that no extent names: made, but not committed, before an unclean stop.
@@ -175,9 +190,14 @@ impl Filesystem {
         })?;
         let mut swept = 0u64;
         for name in self.contents.objects().names()? {
-            if !named.contains(&name) {
-                self.contents.objects().unlink(name)?;
-                swept += 1;
+            if named.contains(&name) {
+                continue;
+            }
+            match self.contents.objects().unlink(name) {
+                Ok(()) => swept += 1,
+                Err(error) => {
+                    tracing::warn!(object = %name.object, %error, "an object could not be removed");
+                }
             }
         }
         if swept > 0 {
@@ -197,11 +217,10 @@ impl Filesystem {
         let closed = self.meta.close();
         result?;
         closed?;
-        if self.options.read_only {
-            Ok(())
-        } else {
-            self.remember(true)
+        if !self.options.read_only {
+            self.try_to_remember(true);
         }
+        Ok(())
     }
 
     fn leave_clean(&self) -> Result<(), FsError> {
@@ -219,7 +238,7 @@ impl Filesystem {
     }
 
     /// Tells the platform keystore where the volume's history stands.
-    pub(super) fn remember(&self, clean: bool) -> Result<(), FsError> {
+    fn remember(&self, clean: bool) -> Result<(), FsError> {
         let slots = self.meta.file().slots();
         let tags = slots.map(|slot| slot.outer_tag);
         let newest = slots

@@ -13,6 +13,8 @@ const NAME_BYTES_MAX: usize = 255;
 const VALUE_BYTES_MAX: usize = 65_536;
 /// All names together, in bytes (`XATTR_LIST_MAX`).
 const LIST_BYTES_MAX: usize = 65_536;
+/// All values of one inode together, in bytes.
+const ALL_BYTES_MAX: usize = 1 << 20;
 
 impl Filesystem {
     /// Sets an attribute.
@@ -36,6 +38,7 @@ impl Filesystem {
             XattrMode::Replace if !there => return Err(Errno::ENODATA),
             _ => {}
         }
+        self.check_room(node, name, value)?;
         let mut batch = Batch::new();
         let mut perm = None;
         let mut value = Some(value);
@@ -57,6 +60,23 @@ impl Filesystem {
         })?;
         self.meta.apply(batch)?;
         Ok(())
+    }
+
+    /// Refuses what could not be listed, or would make every listing long.
+    fn check_room(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<(), Errno> {
+        let (mut names, mut bytes) = (name.len() + 1, value.len());
+        self.meta
+            .visit_xattrs(node.ino(), self.view(node)?, &mut |other, len| {
+                if other != name {
+                    names += other.len() + 1;
+                    bytes += len;
+                }
+            })?;
+        if names > LIST_BYTES_MAX || bytes > ALL_BYTES_MAX {
+            Err(Errno::ENOSPC)
+        } else {
+            Ok(())
+        }
     }
 
     /// An attribute's value.

@@ -10,19 +10,19 @@
 //! - several programs calling in turns: one placement cannot suit them all, so the thread is set
 //!   free, and it is tried again only after a while, later each time;
 //! - a CPU outside the thread's own cpuset is never asked for;
-//! - a lookup is never waited for: `/proc/PID/stat` is not readable while that process is inside
-//!   execve(2), and execve may itself wait for this filesystem (it closes files that are open on
-//!   it). So another thread reads, and the answer is taken at one of the next requests. That thread
-//!   holds no descriptor of the process: one that waits must not keep `/dev/fuse` open when the
-//!   daemon is killed, or the kernel would never end the requests that it waits for;
+//! - `/proc/PID/stat` of a program in the midst of `execve` is not to be had before the files that
+//!   this closes have been flushed, which is a request to this very thread: so another thread looks
+//!   it up ([`Prober`]), and the reading thread never waits for the answer. That thread holds no
+//!   descriptor: while it waits it must not keep `/dev/fuse` open when the daemon is killed, or
+//!   the kernel would never end the requests that it waits for;
 //! - callers that cannot be looked up (pid 0: the kernel itself, or another pid namespace; hidden
 //!   `/proc`) change nothing, and if there are many of them the thread is set free.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::sys::process::{CpuSet, close_descriptors_of_this_thread};
 
@@ -35,25 +35,28 @@ const REMEMBERED_CALLERS: usize = 4;
 /// Requests for which the thread is left alone, at first and at most.
 const REST_REQUESTS: (u32, u32) = (512, 16_384);
 
+/// Requests until an answer that was not there is asked for again.
+const REQUESTS_UNTIL_ANSWER: u32 = 4;
+
+/// Where a caller runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Whereabouts {
+    /// On this CPU.
+    Cpu(usize),
+    /// That cannot be said.
+    Unknown,
+    /// The answer is not there yet.
+    Pending,
+}
+
 /// The machine as the follower sees it.
 pub(super) trait Machine {
-    /// Asks on which CPU the thread last ran. Returns at once.
-    fn ask_cpu_of(&mut self, pid: u32);
-    /// The answer to what was asked last, once; `None` while there is none.
-    fn answer(&mut self) -> Option<Answer>;
+    /// CPU on which the thread last ran.
+    fn cpu_of(&mut self, pid: u32) -> Whereabouts;
     /// Moves the calling thread to that CPU; false when that is not allowed.
     fn move_to(&mut self, cpu: usize) -> bool;
     /// Lets the calling thread run wherever it was first allowed to.
     fn set_free(&mut self);
-}
-
-/// Where a caller last ran.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Answer {
-    /// On that CPU.
-    Cpu(usize),
-    /// It cannot be said.
-    Unknown,
 }
 
 /// See the module's first lines. All calls must come from one thread, the one that is moved.
@@ -63,8 +66,6 @@ pub(super) struct Follower<M> {
     recent: [u32; REMEMBERED_CALLERS],
     requests: u32,
     turns: u32,
-    /// A lookup was asked for and has not been answered.
-    asked: bool,
     moved_to: Option<usize>,
     resting: u32,
     next_rest: u32,
@@ -77,7 +78,6 @@ impl<M: Machine> Follower<M> {
             recent: [0; REMEMBERED_CALLERS],
             requests: 0,
             turns: 0,
-            asked: false,
             moved_to: None,
             resting: 0,
             next_rest: REST_REQUESTS.0,
@@ -88,12 +88,6 @@ impl<M: Machine> Follower<M> {
     pub(super) fn request_from(&mut self, pid: u32) {
         if pid == 0 {
             return;
-        }
-        if self.asked
-            && let Some(answer) = self.machine.answer()
-        {
-            self.asked = false;
-            self.place(answer);
         }
         if self.resting > 0 {
             self.resting -= 1;
@@ -124,21 +118,20 @@ impl<M: Machine> Follower<M> {
 
     fn look_up(&mut self, pid: u32) {
         let taking_turns = self.turns * 4 > self.requests;
+        let whereabouts = if taking_turns {
+            Whereabouts::Unknown
+        } else {
+            self.machine.cpu_of(pid)
+        };
+        if whereabouts == Whereabouts::Pending {
+            self.requests = REQUESTS_A_LOOKUP - REQUESTS_UNTIL_ANSWER;
+            return;
+        }
         self.requests = 0;
         self.turns = 0;
-        if taking_turns {
-            return self.rest();
-        }
-        if !self.asked {
-            self.machine.ask_cpu_of(pid);
-            self.asked = true;
-        }
-    }
-
-    fn place(&mut self, answer: Answer) {
-        match answer {
-            Answer::Cpu(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
-            Answer::Cpu(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
+        match whereabouts {
+            Whereabouts::Cpu(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
+            Whereabouts::Cpu(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
             _ => self.rest(),
         }
     }
@@ -156,85 +149,26 @@ impl<M: Machine> Follower<M> {
 #[derive(Debug)]
 pub(super) struct ThisMachine {
     allowed: CpuSet,
-    questions: Sender<u32>,
-    answer: Arc<AtomicI64>,
+    prober: Prober,
 }
 
-/// Values of the shared answer that are no CPU.
-const NO_ANSWER: i64 = -1;
-const UNKNOWN: i64 = -2;
-
 impl ThisMachine {
-    /// `None` when there is nothing to choose, or nobody can look it up.
+    /// `None` when there is nothing to choose.
     pub(super) fn with_a_choice() -> Option<Self> {
-        let allowed = CpuSet::allowed().ok().filter(|cpus| cpus.len() > 1)?;
-        match Self::looking_up(allowed) {
-            Ok(machine) => Some(machine),
-            Err(error) => {
-                tracing::debug!(%error, "callers are not followed");
-                None
-            }
+        let allowed = CpuSet::allowed().ok()?;
+        if allowed.len() < 2 {
+            return None;
         }
-    }
-
-    /// Starts the thread that looks up. It ends when this goes.
-    fn looking_up(allowed: CpuSet) -> io::Result<Self> {
-        let answer = Arc::new(AtomicI64::new(NO_ANSWER));
-        let (questions, asked) = channel();
-        let (ready, is_ready) = channel();
-        let theirs = Arc::clone(&answer);
-        let thread = std::thread::Builder::new().name("follower".to_owned());
-        thread.spawn(move || {
-            let closed = close_descriptors_of_this_thread();
-            let goes_on = closed.is_ok();
-            // Fails only if the one who asked is gone; then so is the sender of questions.
-            let _ = ready.send(closed);
-            if goes_on {
-                answer_questions(&asked, &theirs);
-            }
-        })?;
-        is_ready
-            .recv()
-            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
-        Ok(Self {
+        Some(Self {
             allowed,
-            questions,
-            answer,
+            prober: Prober::start().ok()?,
         })
     }
 }
 
-fn answer_questions(asked: &Receiver<u32>, answer: &AtomicI64) {
-    while let Ok(pid) = asked.recv() {
-        let cpu = cpu_of(pid).and_then(|cpu| i64::try_from(cpu).ok());
-        answer.store(cpu.unwrap_or(UNKNOWN), Ordering::Relaxed);
-    }
-}
-
-fn cpu_of(pid: u32) -> Option<usize> {
-    let mut text = [0u8; 1024];
-    let len = File::open(format!("/proc/{pid}/stat"))
-        .ok()?
-        .read(&mut text)
-        .ok()?;
-    processor_field(&text[..len])
-}
-
 impl Machine for ThisMachine {
-    fn ask_cpu_of(&mut self, pid: u32) {
-        // Fails only if the thread is gone; then there is no answer, and nothing moves.
-        let _ = self.questions.send(pid);
-    }
-
-    fn answer(&mut self) -> Option<Answer> {
-        match self.answer.load(Ordering::Relaxed) {
-            NO_ANSWER => None,
-            found => {
-                // Nobody else writes until the next question.
-                self.answer.store(NO_ANSWER, Ordering::Relaxed);
-                Some(usize::try_from(found).map_or(Answer::Unknown, Answer::Cpu))
-            }
-        }
+    fn cpu_of(&mut self, pid: u32) -> Whereabouts {
+        self.prober.ask(pid)
     }
 
     fn move_to(&mut self, cpu: usize) -> bool {
@@ -246,6 +180,82 @@ impl Machine for ThisMachine {
         // Fails only when a cpuset took all these CPUs away, and then the kernel has chosen others.
         let _ = self.allowed.apply_to_this_thread();
     }
+}
+
+/// A question and an answer between the reading thread and the one that reads `/proc`.
+#[derive(Debug, Default)]
+struct Slot {
+    question: Option<u32>,
+    answer: Option<(u32, Option<usize>)>,
+    ended: bool,
+}
+
+/// Looks up callers on a thread of its own, which may be held up for long.
+#[derive(Debug)]
+struct Prober(Arc<(Mutex<Slot>, Condvar)>);
+
+impl Prober {
+    fn start() -> std::io::Result<Self> {
+        let shared = Arc::new((Mutex::new(Slot::default()), Condvar::new()));
+        let theirs = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("prober".to_owned())
+            .spawn(move || probe(&theirs))?;
+        Ok(Self(shared))
+    }
+
+    /// The answer, if it is there; else the question is put.
+    fn ask(&self, pid: u32) -> Whereabouts {
+        let (slot, wake) = &*self.0;
+        let mut slot = slot.lock();
+        match slot.answer.take() {
+            Some((asked, cpu)) if asked == pid => {
+                cpu.map_or(Whereabouts::Unknown, Whereabouts::Cpu)
+            }
+            _ => {
+                slot.question = Some(pid);
+                wake.notify_one();
+                Whereabouts::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.0.0.lock().ended = true;
+        self.0.1.notify_one();
+    }
+}
+
+fn probe((slot, wake): &(Mutex<Slot>, Condvar)) {
+    if let Err(error) = close_descriptors_of_this_thread() {
+        tracing::debug!(%error, "callers are not followed");
+        return;
+    }
+    loop {
+        let pid = {
+            let mut slot = slot.lock();
+            loop {
+                if slot.ended {
+                    return;
+                }
+                if let Some(pid) = slot.question.take() {
+                    break pid;
+                }
+                wake.wait(&mut slot);
+            }
+        };
+        let cpu = read_cpu(pid);
+        slot.lock().answer = Some((pid, cpu));
+    }
+}
+
+fn read_cpu(pid: u32) -> Option<usize> {
+    let mut text = [0u8; 1024];
+    let mut file = File::open(format!("/proc/{pid}/stat")).ok()?;
+    let len = file.read(&mut text).ok()?;
+    processor_field(&text[..len])
 }
 
 /// Field 39 (`processor`) of `/proc/PID/stat`. The name, field 2, may hold spaces and parentheses:
@@ -267,22 +277,14 @@ mod tests {
         allowed: usize,
         moves: Vec<Option<usize>>,
         lookups: u32,
-        asked: Option<u32>,
-        silent: bool,
     }
 
     impl Machine for Fake {
-        fn ask_cpu_of(&mut self, pid: u32) {
-            assert_eq!(self.asked, None, "asked before the answer came");
+        fn cpu_of(&mut self, pid: u32) -> Whereabouts {
             self.lookups += 1;
-            self.asked = Some(pid);
-        }
-        fn answer(&mut self) -> Option<Answer> {
-            if self.silent {
-                return None;
-            }
-            let cpu = self.cpus.get(&self.asked.take()?).copied();
-            Some(cpu.map_or(Answer::Unknown, Answer::Cpu))
+            self.cpus
+                .get(&pid)
+                .map_or(Whereabouts::Unknown, |cpu| Whereabouts::Cpu(*cpu))
         }
         fn move_to(&mut self, cpu: usize) -> bool {
             if cpu < self.allowed {
@@ -312,7 +314,7 @@ mod tests {
         assert_eq!(follower.machine.moves, [Some(1)]);
         assert_eq!(follower.machine.lookups, 10);
         follower.machine.cpus.insert(7, 0);
-        for _ in 0..65 {
+        for _ in 0..64 {
             follower.request_from(7);
         }
         assert_eq!(follower.machine.moves, [Some(1), Some(0)]);
@@ -338,7 +340,7 @@ mod tests {
     #[test]
     fn lets_go_when_callers_take_turns_and_rests_longer_each_time() {
         let mut follower = follower(&[(7, 1), (8, 0)]);
-        for _ in 0..65 {
+        for _ in 0..64 {
             follower.request_from(7);
         }
         assert_eq!(follower.machine.moves, [Some(1)]);
@@ -372,45 +374,27 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_while_there_is_no_answer() {
-        let mut follower = follower(&[(7, 1)]);
-        follower.machine.silent = true;
-        for _ in 0..10_000 {
-            follower.request_from(7);
-        }
-        assert_eq!(follower.machine.lookups, 1);
-        assert!(follower.machine.moves.is_empty());
-        follower.machine.silent = false;
-        follower.request_from(7);
-        assert_eq!(follower.machine.moves, [Some(1)]);
-    }
-
-    #[test]
     fn reads_the_processor_field() {
-        assert!(cpu_of(std::process::id()).unwrap() < CpuSet::LIMIT);
+        let mut machine = ThisMachine {
+            allowed: CpuSet::allowed().unwrap(),
+            prober: Prober::start().unwrap(),
+        };
+        let cpu = loop {
+            match machine.cpu_of(std::process::id()) {
+                Whereabouts::Cpu(cpu) => break cpu,
+                Whereabouts::Unknown => panic!("this process is not found"),
+                Whereabouts::Pending => std::thread::yield_now(),
+            }
+        };
+        assert!(cpu < CpuSet::LIMIT);
         let fields: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
         let stat = format!("12 (a ) b (c)) {}", fields.join(" "));
         assert_eq!(processor_field(stat.as_bytes()), Some(39));
         assert_eq!(processor_field(b"12 (a) S 1 2"), None);
         assert_eq!(processor_field(b""), None);
-        assert_eq!(cpu_of(0), None);
-    }
-
-    #[test]
-    fn the_machine_answers_once_and_closes_nothing_of_others() {
-        let open = File::open("/dev/null").unwrap();
-        let mut machine = ThisMachine::looking_up(CpuSet::allowed().unwrap()).unwrap();
-        open.metadata().unwrap();
-        for (pid, known) in [(std::process::id(), true), (0, false)] {
-            assert_eq!(machine.answer(), None);
-            machine.ask_cpu_of(pid);
-            let answer = loop {
-                match machine.answer() {
-                    Some(answer) => break answer,
-                    None => std::thread::yield_now(),
-                }
-            };
-            assert_eq!(answer != Answer::Unknown, known);
+        while machine.cpu_of(0) == Whereabouts::Pending {
+            std::thread::yield_now();
         }
+        assert_eq!(read_cpu(0), None);
     }
 }

@@ -321,12 +321,12 @@ fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
     bytes
 }
 
-/// The DEK of a payload that is exactly what `context` says.
 /// No memory to keep a key in is an error of the machine, not of the key.
 fn keep<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
-    kept?.map_err(|error| KeyError::memory(error))
+    kept?.map_err(KeyError::memory)
 }
 
+/// The DEK of a payload that is exactly what `context` says.
 fn dek_of<'a, const N: usize>(
     role: Role,
     context: &WrapContext,

@@ -1,7 +1,9 @@
 //! redb over the sealed file `meta`.
 //!
 //! Invariants: every durable commit is two-phase; a panic inside redb is caught and is an error
-//! like any other; after an error of a write the database is not used again (the caller latches).
+//! like any other, also where something of redb's is dropped (it locks mutexes that an earlier panic
+//! has poisoned); after an error of a write the database is not used again (the caller latches); a
+//! database that is dropped instead of closed writes nothing, as if the process had ended.
 //!
 //! Order of writes of a commit: new pages, sync, the other commit slot in page 0, sync. Page 0
 //! has two slots of its own in the sealed file, so that a torn write of it leaves the other.
@@ -10,6 +12,7 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition,
@@ -28,33 +31,55 @@ const fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'s
 
 /// redb's view of the sealed file.
 #[derive(Debug)]
-struct Backend(Arc<MetaFile>);
+struct Backend {
+    file: Arc<MetaFile>,
+    /// Given up: nothing is written any more.
+    ended: Arc<AtomicBool>,
+}
+
+impl Backend {
+    fn to_write(&self) -> io::Result<&MetaFile> {
+        if self.ended.load(Ordering::SeqCst) {
+            Err(io::Error::other("the metadata database was given up"))
+        } else {
+            Ok(&self.file)
+        }
+    }
+}
 
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.file.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
+        self.file.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.to_write()?.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
+        self.to_write()?.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
+        self.to_write()?.write(offset, data)
     }
 }
 
 /// The tables as of the newest commit.
 pub struct Committed {
-    tables: [Rows; Table::ALL.len()],
+    /// `None` only while it is dropped.
+    tables: Option<[Rows; Table::ALL.len()]>,
+}
+
+impl Drop for Committed {
+    fn drop(&mut self) {
+        let tables = self.tables.take();
+        drop_guarded(tables);
+    }
 }
 
 impl fmt::Debug for Committed {
@@ -64,10 +89,16 @@ impl fmt::Debug for Committed {
 }
 
 impl Committed {
+    fn rows(&self, table: Table) -> Result<&Rows, MetaError> {
+        let tables = self.tables.as_ref().map(|tables| &tables[table.index()]);
+        tables.ok_or(MetaError::Corrupt("tables"))
+    }
+
     /// The value of a physical key.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         guarded(|| {
-            Ok(self.tables[table.index()]
+            Ok(self
+                .rows(table)?
                 .get(key)?
                 .map(|value| value.value().to_vec()))
         })
@@ -81,7 +112,7 @@ impl Committed {
         high: &[u8],
     ) -> Result<Option<Row>, MetaError> {
         guarded(|| {
-            let mut range = self.tables[table.index()].range::<&[u8]>(low..=high)?;
+            let mut range = self.rows(table)?.range::<&[u8]>(low..=high)?;
             let last = range.next_back().transpose()?;
             Ok(last.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())))
         })
@@ -96,7 +127,7 @@ impl Committed {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), MetaError> {
         guarded(|| {
-            for row in self.tables[table.index()].range::<&[u8]>(low..high)? {
+            for row in self.rows(table)?.range::<&[u8]>(low..high)? {
                 let (key, value) = row?;
                 if !visit(key.value(), value.value()) {
                     break;
@@ -109,7 +140,18 @@ impl Committed {
 
 /// The database.
 pub struct Tables {
-    database: Database,
+    /// `None` once it is closed.
+    database: Option<Database>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        // What redb would write at its end may be made of what an error left behind.
+        self.ended.store(true, Ordering::SeqCst);
+        let database = self.database.take();
+        drop_guarded(database);
+    }
 }
 
 impl fmt::Debug for Tables {
@@ -122,18 +164,42 @@ impl Tables {
     /// Opens the database in the sealed file, recovering it where the last use ended unclean, or
     /// makes an empty one in an empty file.
     pub fn open(file: Arc<MetaFile>, cache_bytes: usize) -> Result<Self, MetaError> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let backend = Backend {
+            file,
+            ended: Arc::clone(&ended),
+        };
         let database = guarded(|| {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
-            Ok(builder.create_with_backend(Backend(file))?)
+            Ok(builder.create_with_backend(backend)?)
         })?;
-        Ok(Self { database })
+        Ok(Self {
+            database: Some(database),
+            ended,
+        })
+    }
+
+    /// Verifies the checksums of everything that the newest commit names, and finds anew which
+    /// pages are free.
+    pub fn verify(&mut self) -> Result<(), MetaError> {
+        let database = self.database.as_mut().ok_or(MetaError::Corrupt("tables"))?;
+        guarded(|| {
+            if !database.check_integrity()? {
+                tracing::info!("the metadata database was repaired");
+            }
+            Ok(())
+        })
+    }
+
+    fn database(&self) -> Result<&Database, MetaError> {
+        self.database.as_ref().ok_or(MetaError::Corrupt("tables"))
     }
 
     /// The tables as of now.
     pub fn committed(&self) -> Result<Committed, MetaError> {
         guarded(|| {
-            let transaction = self.database.begin_read()?;
+            let transaction = self.database()?.begin_read()?;
             let mut tables = Vec::with_capacity(Table::ALL.len());
             for table in Table::ALL {
                 tables.push(transaction.open_table(definition(table))?);
@@ -141,14 +207,16 @@ impl Tables {
             let tables = tables
                 .try_into()
                 .map_err(|_| MetaError::Corrupt("tables"))?;
-            Ok(Committed { tables })
+            Ok(Committed {
+                tables: Some(tables),
+            })
         })
     }
 
     /// Writes the changes and the counters in one durable transaction.
     pub fn commit(&self, changes: &Overlay, counters: &[u8]) -> Result<(), MetaError> {
         guarded(|| {
-            let mut transaction = self.database.begin_write()?;
+            let mut transaction = self.database()?.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
             transaction.set_two_phase_commit(true);
             transaction.set_quick_repair(true);
@@ -170,8 +238,22 @@ impl Tables {
     }
 
     /// Ends the use of the database and marks it clean.
-    pub fn close(self) -> Result<(), MetaError> {
-        guarded(|| Ok(self.database.close()?))
+    pub fn close(mut self) -> Result<(), MetaError> {
+        match self.database.take() {
+            Some(database) => guarded(|| Ok(database.close()?)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Drops something of redb's. A panic in there has nobody left to tell.
+fn drop_guarded<T>(value: T) {
+    let dropped = guarded(|| {
+        drop(value);
+        Ok(())
+    });
+    if let Err(error) = dropped {
+        tracing::error!(%error, "the metadata database did not end well");
     }
 }
 

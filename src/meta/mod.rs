@@ -166,11 +166,14 @@ impl Meta {
     /// ended by a power cut.
     pub fn open(file: MetaFile, cache_bytes: usize, recovering: bool) -> Result<Self, MetaError> {
         let file = Arc::new(file);
-        // Pages that a power cut left half written look like garbage to redb's own checksums
-        // while it recovers; at any other time they are an error.
-        file.set_recovering(recovering);
-        let tables = Tables::open(Arc::clone(&file), cache_bytes)?;
-        file.set_recovering(false);
+        let tables = match Tables::open(Arc::clone(&file), cache_bytes) {
+            Err(error) if recovering => {
+                tracing::warn!(%error, "the metadata need to be recovered");
+                Self::recover(&file, cache_bytes)?;
+                Tables::open(Arc::clone(&file), cache_bytes)?
+            }
+            result => result?,
+        };
         let committed = Arc::new(tables.committed()?);
         let counters = committed
             .get(Table::Counters, &[])?
@@ -193,6 +196,29 @@ impl Meta {
             hash_key,
             inode_locks: queries::InodeLocks::default(),
         })
+    }
+
+    /// Has redb recover with pages that do not open read as garbage, as a power cut may have left
+    /// some that nothing names. A commit in two phases is not verified by redb itself, so it is told
+    /// to; and what it read meanwhile stays in its cache: so this use of the database ends here,
+    /// and the next one is strict.
+    fn recover(file: &Arc<MetaFile>, cache_bytes: usize) -> Result<(), MetaError> {
+        file.set_recovering(true);
+        let recovered = Tables::open(Arc::clone(file), cache_bytes).and_then(|mut tables| {
+            tables.verify()?;
+            tables.close()
+        });
+        file.set_recovering(false);
+        recovered
+    }
+
+    /// Ends all writing where the database could not be read: what else of it is bad cannot be
+    /// known, and redb itself does not go on after that.
+    fn watch<T>(&self, read: Result<T, MetaError>) -> Result<T, MetaError> {
+        if let Err(error) = &read {
+            self.latch(&format!("the metadata could not be read: {error}"));
+        }
+        read
     }
 
     /// The counters as they are now.
@@ -414,7 +440,7 @@ impl Meta {
         };
         match committing.table(table).get(key) {
             Some(value) => Ok(value.clone()),
-            None => committed.get(table, key),
+            None => self.watch(committed.get(table, key)),
         }
     }
 
@@ -439,8 +465,8 @@ impl Meta {
                 Arc::clone(&state.committed),
             )
         };
-        let base = committed
-            .last_between(table, low, high)?
+        let base = self
+            .watch(committed.last_between(table, low, high))?
             .map(|(key, value)| (key, Some(value)));
         // Of equal keys the newer source wins: `max_by` keeps the last of equals.
         Ok([base, last_of(&committing), pending]
@@ -500,10 +526,10 @@ impl Meta {
             )
         };
         let mut base = TableOverlay::new();
-        committed.visit(table, low, high, &mut |key, value| {
+        self.watch(committed.visit(table, low, high, &mut |key, value| {
             base.insert(key.to_vec(), Some(value.to_vec()));
             base.len() < PAGE
-        })?;
+        }))?;
         // A source that gave a full page may have more behind its last key: what the others have
         // beyond that key has to wait.
         let mut horizon: Option<Vec<u8>> = None;

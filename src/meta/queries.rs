@@ -92,25 +92,48 @@ impl Meta {
 
     /// Names of a file's extended attributes.
     pub fn xattr_names(&self, ino: Ino, view: View) -> Result<Vec<Vec<u8>>, MetaError> {
-        let (low, high) = (keys::number(ino.0), keys::after_ino(ino));
-        let rows = self.scan(Table::Xattr, &low, &high, view, usize::MAX)?;
-        rows.iter()
-            .map(|(key, _)| {
-                keys::xattr_name(key)
-                    .map(<[u8]>::to_vec)
-                    .ok_or(MetaError::Corrupt("xattr"))
-            })
-            .collect()
+        let mut names = Vec::new();
+        self.visit_xattrs(ino, view, &mut |name, _| names.push(name.to_vec()))?;
+        Ok(names)
+    }
+
+    /// Calls `visit` with the name of each extended attribute and the bytes of its record.
+    pub fn visit_xattrs(
+        &self,
+        ino: Ino,
+        view: View,
+        visit: &mut dyn FnMut(&[u8], usize),
+    ) -> Result<(), MetaError> {
+        // Values are long: only a few are in memory at a time.
+        const AT_A_TIME: usize = 32;
+        let (mut low, high) = (keys::number(ino.0), keys::after_ino(ino));
+        loop {
+            let rows = self.scan(Table::Xattr, &low, &high, view, AT_A_TIME)?;
+            for (key, value) in &rows {
+                let name = keys::xattr_name(key).ok_or(MetaError::Corrupt("xattr"))?;
+                visit(name, value.len());
+            }
+            match rows.into_iter().next_back() {
+                // Names end with a NUL: nothing lies between this and the next one.
+                Some((mut last, _)) => {
+                    last.push(0xFF);
+                    low = last;
+                }
+                None => return Ok(()),
+            }
+        }
     }
 
     /// Rows of `garbage` that are durable, so that what they name may be unlinked.
     pub fn committed_garbage(&self) -> Result<Vec<Row>, MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);
         let mut rows = Vec::new();
-        committed.visit(Table::Garbage, &[], &[0xFF; 9], &mut |key, value| {
-            rows.push((key.to_vec(), value.to_vec()));
-            true
-        })?;
+        self.watch(
+            committed.visit(Table::Garbage, &[], &[0xFF; 9], &mut |key, value| {
+                rows.push((key.to_vec(), value.to_vec()));
+                true
+            }),
+        )?;
         Ok(rows)
     }
 }

@@ -5,11 +5,11 @@
 //! their names are durable; then both records change in one batch.
 
 use super::file::{Chunk, Extent, File};
-use super::{Contents, ObjectError};
+use super::{Contents, FILE_BYTES_MAX, ObjectError};
 use crate::ids::ChunkIndex;
 use crate::meta::Batch;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
-use crate::meta::records::{Part, Timespec};
+use crate::meta::records::{ObjectName, Part, Timespec};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -28,6 +28,10 @@ impl Contents {
         now: Timespec,
     ) -> Result<u64, ObjectError> {
         let len = len.min(from.size().saturating_sub(from_offset));
+        to_offset
+            .checked_add(len)
+            .filter(|end| *end <= FILE_BYTES_MAX)
+            .ok_or(ObjectError::TooLarge)?;
         let mut done = 0;
         let mut buffer = Vec::new();
         let mut synced = false;
@@ -44,6 +48,15 @@ impl Contents {
                     continue;
                 }
             }
+            let hollow = match self.seek(from, source, false)? {
+                Some(data) => (data - source).min(rest),
+                None => rest,
+            };
+            if hollow >= COPY_BYTES as u64 {
+                self.copy_hole(to, target..target + hollow, now)?;
+                done += hollow;
+                continue;
+            }
             buffer.resize(COPY_BYTES, 0);
             let room = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(rest) as usize;
             let got = self.read(from, source, &mut buffer[..room])?;
@@ -54,6 +67,20 @@ impl Contents {
             done += got as u64;
         }
         Ok(done)
+    }
+
+    /// Makes the range a hole: a copy of one.
+    fn copy_hole(
+        &self,
+        to: &File,
+        bytes: std::ops::Range<u64>,
+        now: Timespec,
+    ) -> Result<(), ObjectError> {
+        self.punch(to, bytes.clone(), now)?;
+        if bytes.end > to.size() {
+            self.truncate(to, bytes.end, &mut |record| record.mtime = now)?;
+        }
+        Ok(())
     }
 
     /// True where a piece is a whole chunk of both files, or the last of both.
@@ -110,9 +137,7 @@ impl Contents {
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
         if let Err(error) = self.record_link(from, source, to, target, len, parts, now) {
-            for name in names {
-                self.objects.unlink(name)?;
-            }
+            self.unlink_all(names.into_iter())?;
             return Err(error);
         }
         Ok(true)
@@ -123,17 +148,24 @@ impl Contents {
         for index in 0..parts.len() {
             match self.objects.link(&self.meta, parts[index].id.name) {
                 Ok(name) => parts[index].id.name = name,
-                Err(ObjectError::Io(error)) if cannot_link(&error) => {
-                    for part in &parts[..index] {
-                        self.objects.unlink(part.id.name)?;
-                    }
-                    return Ok(None);
+                Err(error) => {
+                    self.unlink_all(parts.iter().take(index).map(|part| part.id.name))?;
+                    return match error {
+                        ObjectError::Io(error) if cannot_link(&error) => Ok(None),
+                        error => Err(error),
+                    };
                 }
-                Err(error) => return Err(error),
             }
         }
-        self.objects.sync_names()?;
+        if let Err(error) = self.objects.sync_names() {
+            self.unlink_all(parts.iter().map(|part| part.id.name))?;
+            return Err(error);
+        }
         Ok(Some(parts))
+    }
+
+    fn unlink_all(&self, mut names: impl Iterator<Item = ObjectName>) -> Result<(), ObjectError> {
+        names.try_for_each(|name| self.objects.unlink(name))
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -41,7 +41,10 @@ impl Contents {
             due
         };
         for (_, cut) in due {
-            self.cut(cut)?;
+            let object = cut.id.name.object;
+            if let Err(error) = self.cut(cut) {
+                tracing::warn!(%object, %error, "space of an object could not be given back");
+            }
         }
         self.unlink_garbage()
     }
@@ -108,10 +111,17 @@ impl Contents {
             else {
                 return Err(MetaError::Corrupt("garbage").into());
             };
-            self.objects.unlink(name)?;
-            self.meta.remove_garbage(&mut batch, number);
+            // What somebody put in its place, or a store that fails now, keeps nobody else waiting.
+            match self.objects.unlink(name) {
+                Ok(()) => self.meta.remove_garbage(&mut batch, number),
+                Err(error) => {
+                    tracing::warn!(object = %name.object, %error, "an object could not be removed");
+                }
+            }
         }
-        self.meta.apply(batch)?;
+        if !batch.is_empty() {
+            self.meta.apply(batch)?;
+        }
         Ok(())
     }
 }

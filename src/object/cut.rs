@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::collect::Cut;
 use super::file::{Chunk, Extent, File, FileState};
 use super::write::trim_state;
-use super::{Contents, ObjectError, chunk_pieces, page_bytes};
+use super::{Contents, ObjectError, page_bytes};
 use crate::ids::{ChunkIndex, Generation};
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching, pages_within};
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName, Part, Timespec};
@@ -53,8 +53,9 @@ impl Contents {
         size: u64,
         amend: &mut dyn FnMut(&mut InodeRecord),
     ) -> Result<(), ObjectError> {
-        let first_gone = size.div_ceil(CHUNK_BYTES) as u32;
-        let boundary = (!size.is_multiple_of(CHUNK_BYTES)).then_some(first_gone.wrapping_sub(1));
+        // Behind the last chunk that there can be is none.
+        let first_gone = u32::try_from(size.div_ceil(CHUNK_BYTES)).ok();
+        let boundary = (!size.is_multiple_of(CHUNK_BYTES)).then_some((size / CHUNK_BYTES) as u32);
         if let Some(index) = boundary {
             self.load_chunk(file, index)?;
         }
@@ -62,7 +63,9 @@ impl Contents {
         let state = &mut *file.state.lock();
         let mut batch = Batch::new();
         let mut cut = None;
-        self.drop_chunks(file, state, first_gone, usize::MAX, &mut batch)?;
+        if let Some(first_gone) = first_gone {
+            self.drop_chunks(file, state, first_gone, usize::MAX, &mut batch)?;
+        }
         if let Some(index) = boundary {
             let within = size % CHUNK_BYTES;
             let gone = pages_touching(0..within).end..CHUNK_PAGES;
@@ -109,7 +112,16 @@ impl Contents {
         let _gate = file.gate.write();
         // Whole pages: those up to the end of the file count as whole when it ends in the range.
         let reaches_end = bytes.end >= file.size();
-        for (index, piece) in chunk_pieces(bytes.start, end - bytes.start) {
+        let mut rest = bytes.start..end;
+        // Where there is nothing, nothing has to be done: a file may be large and hollow.
+        while let Some(index) = self.next_chunk(file, (rest.start / CHUNK_BYTES) as u32)? {
+            let base = u64::from(index) * CHUNK_BYTES;
+            let piece = rest.start.max(base)..end.min(base + CHUNK_BYTES);
+            if piece.is_empty() {
+                break;
+            }
+            rest.start = piece.end;
+            let piece = piece.start - base..piece.end - base;
             trim_state(&mut file.state.lock());
             self.load_chunk(file, index)?;
             let mut gone = pages_within(piece.clone());
@@ -127,29 +139,46 @@ impl Contents {
             self.publish(file, state, &mut batch)?;
             let number = self.meta.apply(batch)?;
             self.cut_after(number, cut);
+            if rest.is_empty() {
+                break;
+            }
         }
         Ok(())
     }
 
-    /// Overwrites with zeros what the range has of pages that it covers only in part.
+    /// The first chunk from `from` on that may hold something.
+    fn next_chunk(&self, file: &File, from: u32) -> Result<Option<u32>, ObjectError> {
+        let in_memory = {
+            let state = file.state.lock();
+            let later = state.chunks.iter();
+            let later =
+                later.filter(|(index, chunk)| **index >= from && chunk.extent != Extent::Hole);
+            later.map(|(index, _)| *index).min()
+        };
+        let recorded = self
+            .meta
+            .extents(file.ino, ChunkIndex(from), file.view, 1)?;
+        let recorded = recorded.first().map(|(index, _)| index.0);
+        Ok([in_memory, recorded].into_iter().flatten().min())
+    }
+
+    /// Overwrites with zeros what the range has of pages that it covers only in part: the first
+    /// and the last one.
     fn zero_edges(&self, file: &File, bytes: Range<u64>) -> Result<(), ObjectError> {
         const ZEROS: [u8; crate::sealed::PAYLOAD_BYTES] = [0; crate::sealed::PAYLOAD_BYTES];
-        for (index, piece) in chunk_pieces(bytes.start, bytes.end - bytes.start) {
-            let touched = pages_touching(piece.clone());
-            for page in [touched.start, touched.end - 1] {
-                let whole = page_bytes(page);
-                let part = piece.start.max(whole.start)..piece.end.min(whole.end);
-                if part == whole || part.is_empty() || self.is_hole(file, index, page)? {
-                    continue;
-                }
-                let zeros = &ZEROS[..(part.end - part.start) as usize];
-                self.write(
-                    file,
-                    u64::from(index) * CHUNK_BYTES + part.start,
-                    zeros,
-                    None,
-                )?;
+        for at in [bytes.start, bytes.end - 1] {
+            let (index, within) = ((at / CHUNK_BYTES) as u32, at % CHUNK_BYTES);
+            let base = u64::from(index) * CHUNK_BYTES;
+            let page = pages_touching(within..within + 1).start;
+            let whole = page_bytes(page);
+            let part = bytes.start.max(base + whole.start)..bytes.end.min(base + whole.end);
+            if part.end - part.start == whole.end - whole.start
+                || self.is_hole(file, index, page)?
+            {
+                continue;
             }
+            let zeros = &ZEROS[..(part.end - part.start) as usize];
+            self.write(file, part.start, zeros, None)?;
         }
         Ok(())
     }

@@ -198,7 +198,10 @@ impl Objects {
     pub fn names(&self) -> Result<Vec<ObjectName>, ObjectError> {
         let mut names = Vec::new();
         for folder in self.folders()? {
-            for (name, _) in self.store.list(&folder_path(folder))? {
+            for (name, kind) in self.store.list(&folder_path(folder))? {
+                if kind == EntryKind::Directory {
+                    continue;
+                }
                 if let Some(object) = ObjectId::from_hex(&name) {
                     names.push(ObjectName { folder, object });
                 }

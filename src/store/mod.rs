@@ -1,7 +1,7 @@
 //! The backing store: plain files and directories that hold sealed bytes and nothing else.
 //!
 //! A narrow trait with three implementations: [`directory`], [`memory`] and [`faulty`] (power
-//! cuts, torn pages, lost directory entries, EIO, ENOSPC).
+//! cuts, torn pages, lost directory entries, EIO, ENOSPC). [`read_only`] goes over any of them.
 //!
 //! Order of writes is the caller's business; the store promises only what POSIX promises: bytes
 //! are durable after `sync`, a directory entry is durable after `sync_dir` of its directory.
@@ -16,6 +16,7 @@ mod contents;
 pub mod directory;
 pub mod faulty;
 pub mod memory;
+pub mod read_only;
 mod tree;
 
 /// An error as the kernel would have reported it.

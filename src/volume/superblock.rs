@@ -9,7 +9,7 @@ use std::io;
 use super::error::VolumeError;
 use super::header::{MAX_HEADER_BYTES, UnverifiedHeader};
 use super::{HEADER_NAME, header_path};
-use crate::store::{OpenMode, Store, StorePath};
+use crate::store::{EntryInfo, OpenMode, Store, StorePath};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -50,6 +50,12 @@ pub(super) fn replace_header(store: &dyn Store, bytes: &[u8]) -> Result<(), Volu
 pub(super) fn unshare(store: &dyn Store, name: &str) -> io::Result<bool> {
     let path = StorePath::new(name);
     match store.info(&path) {
+        Ok(info) if info.links > 1 && is_hollow(&info) => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{name} is nearly all holes: not a file of this program's"),
+            ));
+        }
         Ok(info) if info.links > 1 => {}
         Ok(_) => return Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -72,6 +78,13 @@ pub(super) fn unshare(store: &dyn Store, name: &str) -> io::Result<bool> {
     store.rename(&aside, &path)?;
     store.sync_dir(&StorePath::root())?;
     Ok(true)
+}
+
+/// True for a file that nobody wrote: copying it would fill the disk with its holes, before any
+/// key could tell that it is worth nothing.
+fn is_hollow(info: &EntryInfo) -> bool {
+    const ANY: u64 = 1 << 30;
+    info.len_bytes > info.allocated_bytes.saturating_mul(8).saturating_add(ANY)
 }
 
 /// The name that a replacement of `name` is written under, free of what a crash may have left.

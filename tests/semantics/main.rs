@@ -7,6 +7,7 @@ mod support;
 mod attributes;
 mod contents;
 mod directories;
+mod extremes;
 mod holes;
 mod lifetime;
 mod names;

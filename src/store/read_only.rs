@@ -1,0 +1,291 @@
+//! A store to which nothing is written: what a read-only mount works on.
+//!
+//! [`ReadOnlyStore`] opens files for reading only and refuses all else with EROFS. The database in
+//! `meta` marks its file as in use and may have to recover, so it needs somewhere to write to:
+//! [`Scratch`] keeps what is written over a file in memory. The file stays as it is, so that a
+//! volume can be looked at on a medium that cannot be written to, and a clean volume stays clean.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::{
+    EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath, os_error,
+};
+use crate::errno::Errno;
+
+/// Bytes kept in memory at a time.
+const BLOCK_BYTES: usize = 4096;
+
+/// See the module's first lines.
+#[derive(Debug)]
+pub struct ReadOnlyStore(Arc<dyn Store>);
+
+impl ReadOnlyStore {
+    /// Over this store.
+    pub fn over(store: Arc<dyn Store>) -> Self {
+        Self(store)
+    }
+}
+
+fn refused() -> io::Error {
+    os_error(Errno::EROFS)
+}
+
+impl Store for ReadOnlyStore {
+    fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
+        match mode {
+            OpenMode::Read | OpenMode::ReadWrite => self.0.open(path, OpenMode::Read),
+            OpenMode::CreateNew => Err(refused()),
+        }
+    }
+
+    fn rename(&self, _: &StorePath, _: &StorePath) -> io::Result<()> {
+        Err(refused())
+    }
+
+    fn link(&self, _: &StorePath, _: &StorePath) -> io::Result<()> {
+        Err(refused())
+    }
+
+    fn unlink(&self, _: &StorePath) -> io::Result<()> {
+        Err(refused())
+    }
+
+    fn create_dir(&self, _: &StorePath) -> io::Result<()> {
+        Err(refused())
+    }
+
+    fn remove_dir(&self, _: &StorePath) -> io::Result<()> {
+        Err(refused())
+    }
+
+    fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
+        self.0.list(dir)
+    }
+
+    fn sync_dir(&self, _: &StorePath) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
+        self.0.info(path)
+    }
+
+    fn space(&self) -> io::Result<SpaceInfo> {
+        self.0.space()
+    }
+
+    fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.0.lock(path)
+    }
+}
+
+type Block = Box<[u8; BLOCK_BYTES]>;
+
+#[derive(Debug)]
+struct Written {
+    /// Blocks that differ from the file's, by number.
+    blocks: BTreeMap<u64, Block>,
+    len_bytes: u64,
+    /// The file's own bytes end here: what was cut reads as zeros when it is grown again.
+    own_bytes: u64,
+}
+
+/// A file with what was written over it in memory; lost when it is dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    file: Arc<dyn StoreFile>,
+    written: RwLock<Written>,
+}
+
+impl Scratch {
+    /// Over this file.
+    ///
+    /// # Errors
+    /// When its length cannot be had.
+    pub fn over(file: Arc<dyn StoreFile>) -> io::Result<Self> {
+        let len_bytes = file.len()?;
+        let written = RwLock::new(Written {
+            blocks: BTreeMap::new(),
+            len_bytes,
+            own_bytes: len_bytes,
+        });
+        Ok(Self { file, written })
+    }
+
+    /// Fills `out` from the file's own bytes, and with zeros behind them.
+    fn read_own(&self, own_bytes: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let there = own_bytes.saturating_sub(offset).min(out.len() as u64) as usize;
+        let count = self.file.read_at(&mut out[..there], offset)?;
+        out[count..].fill(0);
+        Ok(())
+    }
+}
+
+/// The blocks that a range overlaps: number, start within the block, start within the range, bytes.
+fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        if done == len {
+            return None;
+        }
+        let at = offset + done as u64;
+        let within = (at % BLOCK_BYTES as u64) as usize;
+        let count = (BLOCK_BYTES - within).min(len - done);
+        let piece = (at / BLOCK_BYTES as u64, within, done, count);
+        done += count;
+        Some(piece)
+    })
+}
+
+impl StoreFile for Scratch {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let written = self.written.read();
+        let there = written.len_bytes.saturating_sub(offset);
+        let len = there.min(buffer.len() as u64) as usize;
+        let buffer = &mut buffer[..len];
+        self.read_own(written.own_bytes, offset, buffer)?;
+        for (number, within, start, count) in pieces(offset, len) {
+            if let Some(block) = written.blocks.get(&number) {
+                buffer[start..start + count].copy_from_slice(&block[within..within + count]);
+            }
+        }
+        Ok(len)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or_else(|| os_error(Errno::EFBIG))?;
+        let mut written = self.written.write();
+        let own_bytes = written.own_bytes;
+        for (number, within, start, count) in pieces(offset, bytes.len()) {
+            if !written.blocks.contains_key(&number) {
+                let mut block = Box::new([0; BLOCK_BYTES]);
+                self.read_own(own_bytes, number * BLOCK_BYTES as u64, &mut block[..])?;
+                written.blocks.insert(number, block);
+            }
+            if let Some(block) = written.blocks.get_mut(&number) {
+                block[within..within + count].copy_from_slice(&bytes[start..start + count]);
+            }
+        }
+        written.len_bytes = written.len_bytes.max(end);
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.written.read().len_bytes)
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        let mut written = self.written.write();
+        if len_bytes < written.len_bytes {
+            written
+                .blocks
+                .split_off(&len_bytes.div_ceil(BLOCK_BYTES as u64));
+            let within = (len_bytes % BLOCK_BYTES as u64) as usize;
+            let last = len_bytes / BLOCK_BYTES as u64;
+            if let Some(block) = written.blocks.get_mut(&last) {
+                block[within..].fill(0);
+            }
+            written.own_bytes = written.own_bytes.min(len_bytes);
+        }
+        written.len_bytes = len_bytes;
+        Ok(())
+    }
+
+    fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn info(&self) -> io::Result<EntryInfo> {
+        let info = self.file.info()?;
+        Ok(EntryInfo {
+            len_bytes: self.len()?,
+            ..info
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    fn file(bytes: &[u8]) -> (Arc<dyn Store>, StorePath) {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let path = StorePath::new("meta");
+        let file = store.open(&path, OpenMode::CreateNew).unwrap();
+        file.write_at(bytes, 0).unwrap();
+        (store, path)
+    }
+
+    #[test]
+    fn the_store_refuses_what_would_change_it() {
+        let (inner, path) = file(b"bytes");
+        let store = ReadOnlyStore::over(Arc::clone(&inner));
+        let other = StorePath::new("other");
+        let refused = [
+            store.open(&other, OpenMode::CreateNew).map(drop),
+            store.rename(&path, &other),
+            store.link(&path, &other),
+            store.unlink(&path),
+            store.create_dir(&other),
+            store.remove_dir(&other),
+        ];
+        for result in refused {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
+        let opened = store.open(&path, OpenMode::ReadWrite).unwrap();
+        assert!(opened.write_at(b"x", 0).is_err());
+        assert_eq!(store.list(&StorePath::root()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_scratch_behaves_as_a_file_and_leaves_the_file_alone() {
+        let start: Vec<u8> = (0..20_000u32).map(|n| n as u8).collect();
+        let (store, path) = file(&start);
+        let own = store.open(&path, OpenMode::Read).unwrap();
+        let scratch = Scratch::over(own).unwrap();
+        let mut expected = start.clone();
+        let mut seed = 1u64;
+        for _ in 0..2000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (offset, len) = ((seed >> 33) as usize % 30_000, (seed >> 20) as usize % 9000);
+            if seed >> 60 == 0 {
+                scratch.set_len(offset as u64).unwrap();
+                expected.resize(offset, 0);
+            } else {
+                let bytes = vec![(seed >> 50) as u8; len];
+                scratch.write_at(&bytes, offset as u64).unwrap();
+                expected.resize(expected.len().max(offset + len), 0);
+                expected[offset..offset + len].copy_from_slice(&bytes);
+            }
+            let mut read = vec![1; 50_000];
+            let from = (seed >> 40) as usize % 20_000;
+            let count = scratch.read_at(&mut read, from as u64).unwrap();
+            assert_eq!(read[..count], expected[from.min(expected.len())..]);
+            assert_eq!(scratch.len().unwrap(), expected.len() as u64);
+        }
+        let mut untouched = vec![0; 20_000];
+        let own = store.open(&path, OpenMode::Read).unwrap();
+        assert_eq!(own.read_at(&mut untouched, 0).unwrap(), 20_000);
+        assert_eq!(untouched, start);
+    }
+}
