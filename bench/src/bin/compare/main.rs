@@ -18,11 +18,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod filesystems;
+mod image;
 mod report;
 mod tree;
 mod workloads;
 
 use filesystems::{Filesystem, Kind, Programs};
+use image::Image;
 use report::Report;
 use workloads::{Inputs, Sizes};
 
@@ -41,6 +43,9 @@ struct Arguments {
     /// A tenth of the data: shows that it works, not how fast
     #[arg(long)]
     quick: bool,
+    /// A fresh ext4 for each, in an image file of 6 GiB below DIR; for root only
+    #[arg(long)]
+    ext4: bool,
     /// The program to measure [default: `bilayer` beside this program]
     #[arg(long, value_name = "FILE")]
     bilayer: Option<PathBuf>,
@@ -80,7 +85,13 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         for place in 0..kinds.len() {
             let kind = kinds[(round + place) % kinds.len()];
             println!("round {}: {} (load {})", round + 1, kind.label(), load());
-            one(kind, &programs, top.path(), &inputs, &mut report)?;
+            one(
+                kind,
+                &programs,
+                (top.path(), arguments.ext4),
+                &inputs,
+                &mut report,
+            )?;
         }
     }
     print!("\n{report}");
@@ -91,16 +102,19 @@ fn run(arguments: &Arguments) -> Outcome<()> {
 fn one(
     kind: Kind,
     programs: &Programs,
-    top: &Path,
+    (top, ext4): (&Path, bool),
     inputs: &Inputs,
     report: &mut Report,
 ) -> Outcome<()> {
     let place = tempfile::Builder::new().prefix("round-").tempdir_in(top)?;
-    let mut filesystem = Filesystem::make(kind, programs, place.path())?;
+    let image = ext4.then(|| Image::make(place.path())).transpose()?;
+    let backing = image.as_ref().map_or(place.path(), Image::root);
+    let mut filesystem = Filesystem::make(kind, programs, backing)?;
     workloads::run(&mut filesystem, inputs, &mut |workload, measured| {
         report.add(kind, workload, measured);
     })?;
-    filesystem.unmount()?;
+    drop(filesystem);
+    drop(image);
     place.close()?;
     filesystems::sync_backing(top)
 }
