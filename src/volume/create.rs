@@ -70,12 +70,16 @@ pub fn refuse_occupied_directory(path: &Path) -> Result<(), VolumeError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         result => result.map_err(VolumeError::io("cannot list the directory"))?,
     };
+    // Of everything that may be there, this says most.
+    if path.join(HEADER_NAME).exists() {
+        return Err(VolumeError::Occupied("a volume already".to_owned()));
+    }
     for entry in entries {
         let name = entry
             .map_err(VolumeError::io("cannot list the directory"))?
             .file_name();
         if name != "lost+found" {
-            return Err(VolumeError::Occupied(name.to_string_lossy().into_owned()));
+            return Err(VolumeError::Occupied(format!("{name:?} in it")));
         }
     }
     Ok(())
@@ -86,7 +90,7 @@ fn refuse_occupied(store: &dyn Store) -> Result<(), VolumeError> {
         .list(&StorePath::root())
         .map_err(VolumeError::io("cannot list the directory"))?;
     match entries.into_iter().next() {
-        Some((name, _)) => Err(VolumeError::Occupied(name)),
+        Some((name, _)) => Err(VolumeError::Occupied(format!("{name:?} in it"))),
         None => Ok(()),
     }
 }
@@ -98,7 +102,7 @@ fn take_place(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
             let _ = store.unlink(&lock_path());
         }),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(VolumeError::Occupied(LOCK_NAME.to_owned()))
+            Err(VolumeError::Occupied(format!("{LOCK_NAME:?} in it")))
         }
         Err(error) => Err(VolumeError::io("cannot make the lock file")(error)),
     }

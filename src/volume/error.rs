@@ -14,7 +14,7 @@ pub enum VolumeError {
     #[error("this directory is no bilayer volume: it has no volume.json")]
     NotAVolume,
     /// A volume is to be made where there is something already.
-    #[error("cannot make a volume here: the directory has {0:?} in it")]
+    #[error("cannot make a volume here: the directory has {0}")]
     Occupied(String),
     /// Another process has it open.
     #[error("the volume is mounted or otherwise in use")]
