@@ -2,7 +2,7 @@
 //!
 //! ext4 does not reuse an inode for a minute or more after it was removed, and looks for another
 //! one by one (`recently_deleted` in its `ialloc.c`). Whatever is measured after a large removal
-//! pays for that, by luck and by how its files lie in directories: up to seventeenfold seen.
+//! pays for that, by luck and by how its files lie in directories.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
