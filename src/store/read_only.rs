@@ -6,6 +6,7 @@
 //! volume can be looked at on a medium that cannot be written to, and a clean volume stays clean.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::Arc;
 
@@ -167,14 +168,15 @@ impl StoreFile for Scratch {
         let mut written = self.written.write();
         let own_bytes = written.own_bytes;
         for (number, within, start, count) in pieces(offset, bytes.len()) {
-            if !written.blocks.contains_key(&number) {
-                let mut block = Box::new([0; BLOCK_BYTES]);
-                self.read_own(own_bytes, number * BLOCK_BYTES as u64, &mut block[..])?;
-                written.blocks.insert(number, block);
-            }
-            if let Some(block) = written.blocks.get_mut(&number) {
-                block[within..within + count].copy_from_slice(&bytes[start..start + count]);
-            }
+            let block = match written.blocks.entry(number) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(free) => {
+                    let mut block = Box::new([0; BLOCK_BYTES]);
+                    self.read_own(own_bytes, number * BLOCK_BYTES as u64, &mut block[..])?;
+                    free.insert(block)
+                }
+            };
+            block[within..within + count].copy_from_slice(&bytes[start..start + count]);
         }
         written.len_bytes = written.len_bytes.max(end);
         Ok(())

@@ -425,7 +425,7 @@ impl Mounted<'_> {
     pub(crate) fn kill(self) {
         kill(self.pid, Signal::KILL);
         assert!(wait_until(Duration::from_secs(20), || !is_alive(self.pid)));
-        run(&mut command("umount", ["-i", "-l"]).arg(&self.dir)).silent();
+        run(command("umount", ["-i", "-l"]).arg(&self.dir)).silent();
     }
 
     /// Sends a signal to the daemon.
