@@ -170,7 +170,7 @@ impl Filesystem {
         Ok(())
     }
 
-    fn remove_doomed(&self) {
+    pub(super) fn remove_doomed(&self) {
         let doomed = std::mem::take(&mut *self.doomed.lock());
         for ino in doomed {
             if let Err(error) = self.remove_inode(ino) {

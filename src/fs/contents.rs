@@ -76,7 +76,7 @@ impl Filesystem {
         }
         let file = self.file(node, handle)?;
         let now = (!cached).then(Timespec::now);
-        self.contents.write(&file, offset, data, now)?;
+        self.with_room(|| self.contents.write(&file, offset, data, now))?;
         self.contents.publish_synced(&file)?;
         Ok(data.len())
     }
@@ -114,7 +114,7 @@ impl Filesystem {
         self.meta.check_writable().map_err(|_| Errno::EIO)?;
         let file = self.file(node, handle)?;
         self.contents.sync_file(&file)?;
-        self.commit_now().map_err(|error| error.errno())
+        self.with_room(|| self.commit_now().map_err(|error| error.errno()))
     }
 
     /// Allocates, punches or zeroes a range (`fallocate(2)`).
@@ -152,7 +152,7 @@ impl Filesystem {
                 keep_size
             }
             Fallocate::Allocate { keep_size } => {
-                self.contents.reserve(&file, offset..end)?;
+                self.with_room(|| self.contents.reserve(&file, offset..end))?;
                 keep_size
             }
         };
@@ -210,14 +210,11 @@ impl Filesystem {
             return Err(Errno::EINVAL);
         }
         let (source, target) = (self.regular(from)?, self.regular(to)?);
-        let copied = self.contents.copy(
-            &source,
-            from_offset,
-            &target,
-            to_offset,
-            len,
-            Timespec::now(),
-        )?;
+        let now = Timespec::now();
+        let copied = self.with_room(|| {
+            self.contents
+                .copy(&source, from_offset, &target, to_offset, len, now)
+        })?;
         self.contents.publish_synced(&target)?;
         Ok(copied)
     }

@@ -127,7 +127,7 @@ impl Filesystem {
 
     /// Makes the directory's names durable.
     pub fn fsync_dir(&self, _node: NodeId, _handle: Handle, _datasync: bool) -> Result<(), Errno> {
-        self.commit_now().map_err(|error| error.errno())
+        self.with_room(|| self.commit_now().map_err(|error| error.errno()))
     }
 
     /// Sets the time of last access where the mount asks for it and it is out of date.

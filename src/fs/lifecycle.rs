@@ -128,6 +128,7 @@ impl Filesystem {
             open_directories: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             doomed: Mutex::default(),
+            room_made: Mutex::default(),
             background: Mutex::default(),
             wake: Condvar::new(),
             worker: Mutex::new(None),
@@ -140,6 +141,7 @@ impl Filesystem {
     }
 
     fn take_into_use(&self) -> Result<(), FsError> {
+        self.meta.file().reserve_holes();
         if !self.meta.counters().clean {
             tracing::info!("the volume was not left clean: looking for what nothing names");
             // After the end of the process alone, pages that it wrote may be in the kernel's

@@ -19,6 +19,7 @@ mod lookup;
 mod names;
 mod references;
 mod rename;
+mod room;
 pub mod types;
 mod xattrs;
 
@@ -146,6 +147,8 @@ pub struct Filesystem {
     next_handle: AtomicU64,
     /// Inodes that are to be removed in the background.
     doomed: Mutex<Vec<Ino>>,
+    /// How often room was made on a full disk; held while it is.
+    room_made: Mutex<u64>,
     background: Mutex<commit::Background>,
     wake: Condvar,
     worker: Mutex<Option<std::thread::JoinHandle<()>>>,

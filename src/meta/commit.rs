@@ -161,6 +161,7 @@ impl Meta {
             .used_pages
             .saturating_add_signed(batch.used_pages);
         state.counters.inodes = state.counters.inodes.saturating_add_signed(batch.inodes);
+        state.pending_removes |= batch.used_pages < 0 || batch.inodes < 0;
         state.pending.apply(batch);
         state.applied += 1;
         Ok(BatchNumber(state.applied))
@@ -213,7 +214,7 @@ impl Meta {
         }
         // Copy-on-write B-trees rewrite a path per change in the worst case.
         let bytes = self.pending_bytes() as u64;
-        self.file.reserve(HEADROOM_BYTES + bytes * 4)?;
+        self.file.reserve(self.headroom_bytes() + bytes * 4)?;
         let (overlay, counters, applied) = {
             let state = &mut *self.state.write();
             if !ready() {
@@ -223,6 +224,7 @@ impl Meta {
                 return Ok(true);
             }
             state.committing = Arc::new(std::mem::take(&mut state.pending));
+            state.pending_removes = false;
             (
                 Arc::clone(&state.committing),
                 state.counters.encode(),
@@ -244,6 +246,16 @@ impl Meta {
                 self.latch(&error.to_string());
                 Err(error)
             }
+        }
+    }
+
+    /// Space to set aside beside what the pending changes need. A commit that removes something may
+    /// use half of what earlier ones have set aside: on a full disk nothing but it makes room.
+    fn headroom_bytes(&self) -> u64 {
+        if self.state.read().pending_removes {
+            HEADROOM_BYTES / 2
+        } else {
+            HEADROOM_BYTES
         }
     }
 

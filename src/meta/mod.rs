@@ -109,6 +109,8 @@ const HEADROOM_BYTES: u64 = 8 << 20;
 struct State {
     /// Batches since the last commit began.
     pending: Overlay,
+    /// Something among them is removed: an inode, or pages.
+    pending_removes: bool,
     /// Batches of the commit under way.
     committing: Arc<Overlay>,
     committed: Arc<Committed>,
@@ -182,6 +184,7 @@ impl Meta {
         let hash_key = counters.hash_key;
         let state = State {
             pending: Overlay::default(),
+            pending_removes: false,
             committing: Arc::default(),
             committed,
             counters,

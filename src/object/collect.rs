@@ -9,7 +9,7 @@ use super::read::page_range;
 use super::{Contents, ObjectError};
 use crate::ids::Ino;
 use crate::meta::commit::BatchNumber;
-use crate::meta::keys;
+use crate::meta::keys::{self, Table};
 use crate::meta::page_set::CHUNK_PAGES;
 use crate::meta::records::{ObjectName, PartId};
 use crate::meta::{Batch, MetaError};
@@ -29,8 +29,14 @@ impl Contents {
         self.cuts.lock().extend(cut.map(|cut| (batch, cut)));
     }
 
+    /// True when something waits for a commit, or for the collector, to be given back.
+    pub fn has_garbage(&self) -> Result<bool, ObjectError> {
+        Ok(!self.cuts.lock().is_empty() || !self.meta.rows(Table::Garbage)?.is_empty())
+    }
+
     /// Does what the last commit allows. Errors cost space and nothing else.
     pub fn collect(&self) -> Result<(), ObjectError> {
+        let _one = self.collecting.lock();
         let due = {
             let mut cuts = self.cuts.lock();
             let (due, wait) = cuts

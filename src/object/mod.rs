@@ -127,6 +127,8 @@ pub struct Contents {
     ordered: Mutex<HashMap<Ino, u64>>,
     /// Physical work that waits for the next commit.
     cuts: Mutex<Vec<(BatchNumber, Cut)>>,
+    /// Held by who does that work.
+    collecting: Mutex<()>,
     /// Sealed pages, now; the counter in the metadata is the durable one.
     used_pages: AtomicI64,
     limit_pages: Option<i64>,
@@ -148,6 +150,7 @@ impl Contents {
             files: Mutex::default(),
             ordered: Mutex::default(),
             cuts: Mutex::default(),
+            collecting: Mutex::default(),
             used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
             limit_pages: (counters.limit_bytes > 0).then_some(limit.cast_signed()),
         }

@@ -218,16 +218,37 @@ impl MetaFile {
         Ok(())
     }
 
-    /// Sets space aside for so many plain bytes beyond the end.
+    /// Sets space aside for so many plain bytes more than were ever written: beyond the end, or
+    /// before it where the file has grown by pages that nobody has written yet. (The database grows
+    /// its file twofold, and fills it from its start.)
     ///
     /// # Errors
     /// ENOSPC when there is none.
     pub fn reserve(&self, extra_plain_bytes: u64) -> io::Result<()> {
         let len = self.file.len()?;
+        let fresh = self.state.lock().fresh.first().map(PageIndex);
+        let start = match fresh {
+            Some(page) => GEOMETRY.sealed_len(page.0)?.min(len),
+            None => len,
+        };
         let extra = extra_plain_bytes
             .div_ceil(META_PAYLOAD_BYTES as u64)
             .saturating_mul(META_STRIDE_BYTES as u64);
-        self.file.reserve(len, extra)
+        self.file.reserve(start, extra)
+    }
+
+    /// Sets space aside for pages that an earlier use has grown the file by and not written, which
+    /// [`reserve`](Self::reserve) does not know of. Best effort, and not for a very large file,
+    /// where it might take gigabytes.
+    pub fn reserve_holes(&self) {
+        const MOST_BYTES: u64 = 1 << 30;
+        let reserved = match self.file.len() {
+            Ok(len) if len <= MOST_BYTES => self.file.reserve(0, len),
+            result => result.map(drop),
+        };
+        if let Err(error) = reserved {
+            tracing::debug!(%error, "no space could be set aside for the metadata");
+        }
     }
 
     /// Fills `out` from `offset`; any offset, any length.
@@ -502,6 +523,13 @@ impl FreshPages {
                 *word &= !(1 << (page % 64));
             }
         }
+    }
+
+    /// The first of them.
+    fn first(&self) -> Option<u64> {
+        let word = self.words.iter().position(|&word| word != 0)?;
+        let bit = self.words.get(word)?.trailing_zeros();
+        Some(word as u64 * 64 + u64::from(bit))
     }
 
     /// Forgets pages from `end` on.

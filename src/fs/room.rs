@@ -1,0 +1,49 @@
+//! Room on a full disk: what was removed is given back before anybody is told that there is none.
+//!
+//! A removed file's objects go after the commit that removes their names, in the background. Until
+//! then they take room that the caller believes to be free. So whoever meets a full disk has this
+//! done at once and tries again; several who meet it share one turn.
+//!
+//! Nothing may be held that a commit waits for: no inode, no file's gate, not the namespace.
+
+use super::Filesystem;
+use crate::errno::Errno;
+
+impl Filesystem {
+    /// Runs a change; when there is no room for it, makes room and runs it once more. It must be
+    /// one that may be run twice.
+    pub(super) fn with_room<T, E: Into<Errno>>(
+        &self,
+        mut change: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, Errno> {
+        let seen = *self.room_made.lock();
+        match change().map_err(Into::into) {
+            Err(Errno::ENOSPC) if self.make_room(seen) => change().map_err(Into::into),
+            result => result,
+        }
+    }
+
+    /// True when room was made since `seen`.
+    fn make_room(&self, seen: u64) -> bool {
+        let mut made = self.room_made.lock();
+        if *made != seen {
+            return true;
+        }
+        let waits = !self.doomed.lock().is_empty() || self.contents.has_garbage().unwrap_or(false);
+        if !waits {
+            return false;
+        }
+        self.remove_doomed();
+        // What is committed already can go even if there is no room for a commit; and then there is.
+        let freed = self.contents.collect().is_ok();
+        let committed = self.commit_now().is_ok();
+        let freed = self.contents.collect().is_ok() || freed;
+        tracing::info!(
+            committed,
+            freed,
+            "the disk is full: removed files give their room back"
+        );
+        *made += 1;
+        freed
+    }
+}
