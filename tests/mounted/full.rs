@@ -47,7 +47,7 @@ fn is_full(error: &io::Error) -> bool {
 /// Writes files until there is no room; the names and seeds of those that were synced.
 fn fill(dir: &Path, prefix: &str, len: usize) -> Vec<(String, u64)> {
     let mut synced = Vec::new();
-    for seed in 0..5000 {
+    for seed in 0..20_000 {
         let name = format!("{prefix}-{seed}");
         match write_synced(&dir.join(&name), &noise(seed, len)) {
             Ok(()) => synced.push((name, seed)),
@@ -79,14 +79,14 @@ fn a_full_disk_loses_nothing() {
     let Some(place) = Place::new(test, LIMIT) else {
         return;
     };
-    let Some(_disk) = SmallDisk::new(&place, 64, test) else {
+    let Some(_disk) = SmallDisk::new(&place, 32, test) else {
         return;
     };
     place.run("create disk/vol").done();
     let mut mounted = place.mount("disk/vol", "mnt", "");
-    for (round, len) in [1_000_000, 30_000, 3000].into_iter().enumerate() {
+    for (round, len) in [1_000_000, 60_000, 20_000].into_iter().enumerate() {
         let mut synced = fill(mounted.dir(), &format!("round-{round}"), len);
-        assert!(synced.len() > 10, "round {round}: {}", synced.len());
+        assert!(synced.len() > 8, "round {round}: {}", synced.len());
         check(mounted.dir(), &synced, len);
         assert_writable_after_removal(&mounted, &mut synced, len);
         check(mounted.dir(), &synced, len);
