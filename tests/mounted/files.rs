@@ -332,6 +332,7 @@ fn a_read_only_mount_writes_nothing() {
     let mounted = place.fresh("", "");
     write_synced(&mounted.path("file"), b"as it was").unwrap();
     mounted.unmount();
+    let meta = fs::read(place.path("vol/meta")).unwrap();
     let mounted = place.mount("vol", "mnt", "ro");
     let refused = |result: std::io::Result<()>, what: &str| {
         let error = result.expect_err(what);
@@ -354,6 +355,38 @@ fn a_read_only_mount_writes_nothing() {
     );
     assert_eq!(fs::read(&file).unwrap(), b"as it was");
     assert_eq!(place.status(mounted.dir())["daemon"]["read_only"], true);
+    mounted.unmount();
+    assert!(fs::read(place.path("vol/meta")).unwrap() == meta);
+    assert_eq!(place.status(&place.path("vol"))["record"]["clean"], true);
+}
+
+/// Also a volume that was left in the middle of work, on a medium that nobody can write to.
+#[test]
+fn a_read_only_mount_needs_no_right_to_write() {
+    let Some(place) = Place::new("read-only-medium", LIMIT) else {
+        return;
+    };
+    let mounted = place.fresh("", "");
+    write_synced(&mounted.path("file"), &noise(1, 5_000_000)).unwrap();
+    mounted.kill();
+    let volume = place.path("vol");
+    run(command("mount", ["--bind"]).arg(&volume).arg(&volume)).silent();
+    run(command("mount", ["-o", "remount,bind,ro"]).arg(&volume)).silent();
+    let refused = place.run("mount vol mnt");
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(
+        refused.stderr.starts_with("bilayer: "),
+        "{}",
+        refused.stderr
+    );
+    let mut mount = place.bilayer(["mount", "vol", "mnt", "-o", "ro"]);
+    run(&mut mount).done();
+    let mounted = place.mounted(&place.path("mnt"));
+    assert!(fs::read(mounted.path("file")).unwrap() == noise(1, 5_000_000));
+    mounted.unmount();
+    run(command("umount", ["-i"]).arg(&volume)).silent();
+    let mounted = place.mount("vol", "mnt", "");
+    assert!(fs::read(mounted.path("file")).unwrap() == noise(1, 5_000_000));
     mounted.unmount();
 }
 

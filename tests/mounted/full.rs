@@ -84,7 +84,7 @@ fn a_full_disk_loses_nothing() {
     };
     place.run("create disk/vol").done();
     let mut mounted = place.mount("disk/vol", "mnt", "");
-    for (round, len) in [1_000_000, 60_000, 9000].into_iter().enumerate() {
+    for (round, len) in [1_000_000, 60_000, 20_000].into_iter().enumerate() {
         let mut synced = fill(mounted.dir(), &format!("round-{round}"), len);
         assert!(synced.len() > 8, "round {round}: {}", synced.len());
         check(mounted.dir(), &synced, len);
