@@ -1,9 +1,11 @@
 //! `bilayer create` and `bilayer keygen`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::{CliError, ExitCode};
+use crate::errno::Errno;
 use crate::fs::Filesystem;
 use crate::ids::VolumeId;
 use crate::keys::customer::file;
@@ -44,7 +46,11 @@ pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
     };
     let owner = (effective_user(), effective_gid());
     let made = volume::create(Arc::new(store), &options, &mut |fresh| {
-        Filesystem::format(fresh, owner).map_err(Into::into)
+        Filesystem::format(fresh, owner).map_err(|error| match error.errno() {
+            // By whatever way it came: so that it is told as what it is.
+            Errno::ENOSPC => io::Error::from_raw_os_error(Errno::ENOSPC.code()).into(),
+            _ => error.into(),
+        })
     });
     made.map_err(|error| {
         if !existed {

@@ -250,8 +250,14 @@ impl MountWords {
     }
 }
 
+/// Names the option and not its value: it may be a secret that has no place on a command line, and
+/// what is said here may end in a log.
 fn unknown(word: &str) -> CliError {
-    CliError::usage(format!("unknown mount option {word:?}"))
+    let name = match word.split_once('=') {
+        Some((name, _)) => format!("{name}=..."),
+        None => word.to_owned(),
+    };
+    CliError::usage(format!("unknown mount option {name:?}"))
         .with_hint("bilayer mount --help lists the options")
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::real::{Outcome, Place};
+use crate::real::{Outcome, Place, command, run};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const CONTENTS: &[u8] = b"what was there before the failure\n";
@@ -236,4 +236,40 @@ fn every_command_shows_an_example() {
     }
     assert_eq!(place.run("").code, 1);
     assert_eq!(place.run("surprise").code, 1);
+}
+
+/// A small filesystem in memory; taken away when it is dropped.
+struct Tiny(std::path::PathBuf);
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+fn a_disk_without_room_for_a_volume() {
+    let Some(place) = Place::new("no-room", LIMIT) else {
+        return;
+    };
+    let disk = Tiny(place.dir("disk"));
+    run(command("mount", ["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&disk.0)).done();
+    fails(&place.run("create disk/vol"), 6, "No space");
+    // Nothing half made is left.
+    let left: Vec<_> = fs::read_dir(&disk.0).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_secret_given_by_mistake_is_not_repeated() {
+    let Some(place) = Place::new("by-mistake", LIMIT) else {
+        return;
+    };
+    place.dir("mnt");
+    let outcome = place.run("mount vol mnt -o passphrase=hunter2");
+    fails(&outcome, 1, "passphrase");
+    assert!(!outcome.stderr.contains("hunter2"), "{}", outcome.stderr);
 }
