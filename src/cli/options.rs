@@ -356,7 +356,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<MountWords, CliError> {
-        MountWords::parse([text], Path::new("/work"))
+        MountWords::parse([text], Path::new("/here"))
     }
 
     #[test]
@@ -371,9 +371,9 @@ mod tests {
         let expected = MountWords {
             read_only: Some(true),
             allow_other: Some(true),
-            customer_key: Some(KeyUri::parse("file:/work/k.pem").unwrap()),
+            customer_key: Some(KeyUri::parse("file:/here/k.pem").unwrap()),
             platform_keystore: Some("/p,q".into()),
-            passphrase: Some(PassphraseSource::File("/work/pass".into())),
+            passphrase: Some(PassphraseSource::File("/here/pass".into())),
             fingerprint: Some("00112233-44556677".to_owned()),
             workers: Some(3),
             commit: Some(Duration::from_secs(5)),
