@@ -1,275 +1,299 @@
-//! A table of failures.
+//! Failures of the commands, each with its line and its code.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use crate::real::{Outcome, Place, command, run};
+use crate::real::{Place, command, run};
+use crate::{Victim, fails};
 
-const LIMIT: Duration = Duration::from_secs(120);
-const CONTENTS: &[u8] = b"what was there before the failure\n";
-
-/// One line of the program, with what is wanted in it, at most one hint, and this code.
-#[track_caller]
-fn fails(outcome: &Outcome, code: i32, wanted: &str) {
-    let text = outcome.stderr.as_str();
-    assert_eq!(outcome.code, code, "{text}");
-    let lines: Vec<&str> = text.lines().collect();
-    let errors = lines
-        .iter()
-        .filter(|line| line.starts_with("bilayer: "))
-        .count();
-    let hints = lines
-        .iter()
-        .filter(|line| line.starts_with("hint: "))
-        .count();
-    assert!(
-        errors == 1 && hints <= 1 && lines.len() == errors + hints,
-        "not one clear line: {text}"
+#[test]
+fn keys_that_are_missing_or_wrong() {
+    let Some(victim) = Victim::new("cli-keys", true) else {
+        return;
+    };
+    let place = &victim.place;
+    place.run("keygen other.pem --bits 2048").done();
+    fs::write(place.path("noise.pem"), "no key at all\n").unwrap();
+    fs::create_dir(place.path("dir.pem")).unwrap();
+    let small = command("openssl", ["genrsa", "-out", "small.pem", "1024"])
+        .current_dir(place.path(""))
+        .output();
+    for (words, code, says) in [
+        (
+            "file:other.pem",
+            32,
+            "is not the one this volume was made with",
+        ),
+        ("file:gone.pem", 32, "No such file"),
+        ("file:noise.pem", 1, "noise.pem"),
+        ("file:dir.pem", 32, "dir.pem"),
+    ] {
+        let mount = format!("mount vol mnt -o customer_key={words}");
+        victim.refuses(&mount, code, says);
+        // Making a volume fails before anything is made.
+        if !words.contains("other") {
+            let create = place.run(&format!("create new --customer-key {words}"));
+            assert!([1, 4].contains(&create.code), "{}", create.stderr);
+            fails(&create, create.code, says);
+            assert!(!place.path("new").exists(), "{words}");
+        }
+    }
+    for words in [
+        "exec:true",
+        "https://example.org/key",
+        "key.pem",
+        "file:",
+        "file:key.pem?pin=1",
+    ] {
+        victim.refuses(
+            &format!("mount vol mnt -o customer_key={words}"),
+            1,
+            "customer key",
+        );
+        fails(
+            &place.run(&format!("create new --customer-key {words}")),
+            1,
+            "customer key",
+        );
+    }
+    if crate::real::need(
+        small.is_ok_and(|made| made.status.success()),
+        "cli-keys",
+        "openssl is missing; install it",
+    ) {
+        let refused = place.run("create new --customer-key file:small.pem");
+        assert!([1, 4].contains(&refused.code), "{}", refused.stderr);
+        fails(&refused, refused.code, "1024");
+        assert!(!place.path("new").exists());
+    }
+    // The key that the keystore remembers is gone: said by its name, and back when it is back.
+    fs::rename(place.path("key.pem"), place.path("elsewhere.pem")).unwrap();
+    victim.refuses("mount vol mnt", 32, "key.pem");
+    victim.refuses("mount vol mnt -o customer_key=file:key.pem", 32, "key.pem");
+    fs::rename(place.path("elsewhere.pem"), place.path("key.pem")).unwrap();
+    victim.refuses(
+        "mount vol mnt -o fingerprint=0011-2233-4455-6677-8899-aabb-ccdd-eeff",
+        32,
+        "fingerprint",
     );
-    assert!(text.contains(wanted), "{wanted:?} is not in: {text}");
-    assert!(!text.contains("panicked"), "{text}");
-}
-
-/// A volume with a file in it, under a key of its own.
-fn volume(place: &Place) {
-    place.run("keygen key.pem --bits 2048").done();
-    let mounted = place.fresh("--customer-key file:key.pem", "");
-    fs::write(mounted.path("file"), CONTENTS).unwrap();
-    mounted.unmount();
-}
-
-#[track_caller]
-fn unharmed(place: &Place) {
-    let mounted = place.mount("vol", "mnt", "");
-    assert_eq!(fs::read(mounted.path("file")).unwrap(), CONTENTS);
-    mounted.unmount();
+    victim.is_unharmed();
 }
 
 #[test]
-fn keys_and_places() {
-    let Some(place) = Place::new("keys-and-places", LIMIT) else {
+fn keys_are_made_once() {
+    let Some(place) = Place::new("cli-keygen", Duration::from_secs(60)) else {
         return;
     };
-    volume(&place);
-    place.run("keygen other.pem --bits 2048").done();
-    place.dir("mnt");
-    place.dir("plain");
-    fs::write(place.path("plain/notes"), "no volume").unwrap();
-    place.dir("empty");
-    fs::write(place.path("no.pem"), "not a key").unwrap();
-    let table: [(&str, i32, &str); 15] = [
-        ("mount vol mnt -o customer_key=file:other.pem", 32, "key"),
-        (
-            "mount vol mnt -o customer_key=file:absent.pem",
-            32,
-            "absent.pem",
-        ),
-        (
-            "mount vol mnt -o customer_key=file:no.pem",
+    place.run("keygen key.pem --bits 2048").done();
+    let key = fs::read(place.path("key.pem")).unwrap();
+    let mode = fs::metadata(place.path("key.pem"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    fails(
+        &place.run("keygen key.pem --bits 2048"),
+        3,
+        "the file exists",
+    );
+    std::os::unix::fs::symlink("nowhere", place.path("link.pem")).unwrap();
+    fails(
+        &place.run("keygen link.pem --bits 2048"),
+        3,
+        "the file exists",
+    );
+    assert_eq!(fs::read(place.path("key.pem")).unwrap(), key);
+    assert!(!place.path("nowhere").exists());
+    for bits in ["1024", "0", "2047", "8192"] {
+        fails(
+            &place.run(&format!("keygen new.pem --bits {bits}")),
             1,
-            "no PEM file",
-        ),
-        ("mount vol mnt -o customer_key=exec:/bin/true", 1, "exec"),
-        (
-            "mount vol mnt -o fingerprint=00000000000000000000000000000000",
-            32,
-            "fingerprint",
-        ),
-        ("mount vol mnt -o platform_keystore=absent", 32, "absent"),
-        ("mount vol mnt -o surprise", 1, "surprise"),
-        ("mount vol mnt -o commit=never", 1, "commit"),
-        ("mount vol absent", 32, "absent"),
-        ("mount absent mnt", 32, "absent"),
-        ("mount plain mnt", 32, "plain"),
-        ("mount empty mnt", 32, "empty"),
-        ("create vol", 1, "a volume already"),
-        ("keygen key.pem", 3, "exists"),
-        ("unmount mnt", 2, "mnt"),
-    ];
-    for (words, code, wanted) in table {
-        let outcome = place.run(words);
-        let text = outcome.stderr.clone();
-        assert!(
-            text.contains(wanted),
-            "{words}: {wanted:?} is not in: {text}"
+            bits,
         );
-        if outcome.code != code {
-            panic!("{words}: exit code {} and not {code}: {text}", outcome.code);
-        }
-        fails(&outcome, code, wanted);
+        assert!(!place.path("new.pem").exists());
     }
-    unharmed(&place);
+    fails(
+        &place.run("keygen gone/new.pem --bits 2048"),
+        6,
+        "gone/new.pem",
+    );
+}
+
+#[test]
+fn places_that_are_not_what_they_should_be() {
+    let Some(victim) = Victim::new("cli-places", false) else {
+        return;
+    };
+    let place = &victim.place;
+    for dir in ["empty", "full", "mnt"] {
+        place.dir(dir);
+    }
+    fs::write(place.path("full/file"), "x").unwrap();
+    fs::write(place.path("plain"), "x").unwrap();
+    for (words, code, says) in [
+        ("mount empty mnt", 32, "no bilayer volume"),
+        ("mount full mnt", 32, "no bilayer volume"),
+        ("mount gone mnt", 32, "cannot find"),
+        ("mount plain mnt", 32, "plain"),
+        ("mount vol gone", 32, "cannot find"),
+        ("mount vol plain", 32, "cannot mount on"),
+        ("mount vol vol", 1, "inside the other"),
+        ("mount vol vol/objects", 1, "inside the other"),
+        ("mount vol mnt -o blah", 1, "blah"),
+        ("mount vol mnt -o workers=0", 1, "workers"),
+        ("mount vol mnt -o commit=x", 1, "commit"),
+        ("mount vol mnt -o log_file=gone/log", 32, "gone/log"),
+        (
+            "mount vol mnt -o remount,ro",
+            32,
+            "nothing of bilayer is there",
+        ),
+        ("create vol", 1, "a volume already"),
+        ("create full", 1, "file"),
+        ("create plain", 6, "plain"),
+        ("create new --size much", 1, "--size"),
+        ("create gone/new", 2, "gone/new"),
+        ("unmount mnt", 2, "nothing of bilayer"),
+        ("unmount gone", 2, "nothing of bilayer"),
+        ("unmount /proc", 2, "not of bilayer"),
+        ("status empty", 2, "no bilayer volume"),
+        ("status gone", 2, "cannot find"),
+        ("inspect full", 2, "no bilayer volume"),
+        ("inspect plain", 2, "plain"),
+    ] {
+        victim.refuses(words, code, says);
+    }
+    assert!(!place.path("new").exists());
+    assert_eq!(fs::read_dir(place.path("empty")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(place.path("full")).unwrap().count(), 1);
+    victim.is_unharmed();
+}
+
+#[test]
+fn keystores_that_are_missing_or_foreign() {
+    let Some(victim) = Victim::new("cli-keystores", false) else {
+        return;
+    };
+    let place = &victim.place;
+    place.dir("empty");
+    place.run("create other --platform-keystore foreign").done();
+    for (keystore, says) in [("gone", "gone"), ("empty", "empty"), ("foreign", "key")] {
+        let words = format!("mount vol mnt --platform-keystore {keystore}");
+        victim.refuses(&words, 32, says);
+        assert!(keystore == "foreign" || !place.path(keystore).join("keys").exists());
+        let option = format!("mount vol mnt -o platform_keystore={keystore}");
+        victim.refuses(&option, 32, says);
+        // `status` tells why it knows no more.
+        let status = place.run(&format!("status vol --json --platform-keystore {keystore}"));
+        let status: serde_json::Value = serde_json::from_str(&status.done().stdout).unwrap();
+        assert_eq!(status["verified"], false);
+        assert!(status["not_verified_because"].is_string());
+    }
+    assert!(
+        !place.path("gone").exists(),
+        "mounting must not make a keystore"
+    );
+    fails(
+        &place.run("create vol/keystore-inside --platform-keystore vol"),
+        1,
+        "vol",
+    );
+    victim.is_unharmed();
 }
 
 #[test]
 fn a_volume_is_mounted_once() {
-    let Some(place) = Place::new("mounted-once", LIMIT) else {
+    let Some(victim) = Victim::new("cli-twice", false) else {
         return;
     };
-    volume(&place);
+    let place = &victim.place;
     let mounted = place.mount("vol", "mnt", "");
     place.dir("second");
-    fails(&place.run("mount vol second"), 32, "in use");
-    fails(&place.run("mount vol mnt"), 32, "in use");
-    assert_eq!(fs::read(mounted.path("file")).unwrap(), CONTENTS);
+    for options in ["", "-o ro"] {
+        fails(
+            &place.run(&format!("mount vol second {options}")),
+            32,
+            "in use",
+        );
+    }
+    fails(&place.run("create vol"), 1, "a volume already");
+    // A copy that shares its files has the lock of the original.
+    run(command("cp", ["-al", "vol", "twin"]).current_dir(place.path(""))).silent();
+    fails(&place.run("mount twin second"), 32, "in use");
+    let held = fs::File::open(mounted.path("file")).unwrap();
+    fails(&place.run("unmount mnt"), 3, "in use");
+    drop(held);
+    assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
     mounted.unmount();
-    unharmed(&place);
+    fails(&place.run("unmount mnt"), 2, "nothing of bilayer");
+    let twin = place.mount("twin", "second", "");
+    fs::write(twin.path("file"), "of the twin").unwrap();
+    victim.is_unharmed();
+    twin.unmount();
 }
 
 #[test]
-fn superblocks_that_are_not_as_they_were() {
-    let Some(place) = Place::new("superblocks", LIMIT) else {
+fn a_full_disk_at_create_leaves_nothing() {
+    let Some(place) = Place::new("cli-full", Duration::from_secs(60)) else {
         return;
     };
-    volume(&place);
-    place.dir("mnt");
-    let path = place.path("vol/volume.json");
-    let good = fs::read(&path).unwrap();
-    let text = String::from_utf8(good.clone()).unwrap();
-    let key = place.path("key.pem");
-    let uri = format!("file:{}", key.display());
-    assert!(text.contains(&uri), "{text}");
-    let replaced = |from: &str, to: &str| text.replacen(from, to, 1).into_bytes();
-    let flipped = |at: usize| {
-        let mut bytes = good.clone();
-        bytes[at] ^= 1;
-        bytes
-    };
-    let first_brace = text.find('{').unwrap() + 1;
-    let inserted = |field: &str| {
-        let mut changed = text.clone();
-        changed.insert_str(first_brace, field);
-        changed.into_bytes()
-    };
-    let version = "\"version\":";
-    let number_at = text.find(version).unwrap() + version.len();
-    let number_end = number_at + text[number_at..].find([',', '}']).unwrap();
-    let with_version = |number: &str| {
-        format!("{}{number}{}", &text[..number_at], &text[number_end..]).into_bytes()
-    };
-    let table: [(&str, Vec<u8>); 13] = [
-        ("a bit of the middle", flipped(good.len() / 2)),
-        (
-            "a bit of the first line's end",
-            flipped(text.find('\n').unwrap() - 2),
-        ),
-        ("a bit of the tag", flipped(good.len() - 3)),
-        (
-            "a program as provider",
-            replaced(&uri, "exec:/bin/touch /tmp/owned"),
-        ),
-        ("another key's file", replaced(&uri, "file:/etc/hostname")),
-        ("a host", replaced(&uri, "https://example.org/key")),
-        ("a huge number", with_version("99999999999999999999999999")),
-        ("a negative number", with_version("-1")),
-        ("a newer format", with_version("2")),
-        ("an unknown key", inserted("\"surprise\":1,")),
-        ("a duplicate key", inserted(&format!("{}1,", version))),
-        ("nothing", Vec::new()),
-        ("a quarter of a megabyte", vec![b'{'; 300 << 10]),
-    ];
-    for (what, bytes) in table {
-        fs::write(&path, bytes).unwrap();
-        let outcome = place.run("mount vol mnt");
-        assert_eq!(outcome.code, 32, "{what}: {}", outcome.stderr);
-        fails(&outcome, 32, "vol");
-        if what == "a newer format" {
-            assert!(outcome.stderr.contains("newer"), "{}", outcome.stderr);
-        }
-        fs::write(&path, &good).unwrap();
-    }
-    assert!(!Path::new("/tmp/owned").exists());
-    unharmed(&place);
-}
-
-#[test]
-fn a_provider_that_only_the_header_names_is_not_used() {
-    let Some(place) = Place::new("only-the-header", LIMIT) else {
-        return;
-    };
-    volume(&place);
-    place.dir("mnt");
-    // Another keystore with the same platform keys that has never seen the volume.
-    let copied = place.run("status vol --json").done();
-    assert!(copied.stdout.contains("customer_key"));
-    let records = place.path("keystore/volumes");
-    let kept = place.path("records");
-    fs::rename(&records, &kept).unwrap();
-    fs::create_dir(&records).unwrap();
-    let outcome = place.run("mount vol mnt");
-    fails(&outcome, 32, "customer key");
+    let disk = place.dir("disk");
+    run(command("mount", ["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&disk)).silent();
+    let refused = place.run("create disk/vol");
+    fails(&refused, 6, "No space left");
     assert!(
-        outcome.stderr.contains("customer_key="),
+        refused.stderr.contains("hint: make room"),
         "{}",
-        outcome.stderr
+        refused.stderr
     );
-    fs::remove_dir_all(&records).unwrap();
-    fs::rename(&kept, &records).unwrap();
-    unharmed(&place);
-}
-
-#[test]
-fn keys_of_other_sizes_are_refused() {
-    let Some(place) = Place::new("key-sizes", LIMIT) else {
-        return;
+    assert_eq!(fs::read_dir(&disk).unwrap().count(), 0);
+    run(command("mount", ["-o", "remount,size=64m"]).arg(&disk)).silent();
+    let mounted = {
+        place.run("create disk/vol").done();
+        place.mount("disk/vol", "mnt", "")
     };
-    for bits in ["1024", "2047", "8192"] {
-        let outcome = place.run(&format!("keygen {bits}.pem --bits {bits}"));
-        assert_eq!(outcome.code, 1, "{bits}: {}", outcome.stderr);
-        assert!(!place.path(&format!("{bits}.pem")).exists());
-    }
+    fs::write(mounted.path("file"), "x").unwrap();
+    mounted.unmount();
 }
 
 #[test]
 fn every_command_shows_an_example() {
-    let Some(place) = Place::new("examples", LIMIT) else {
+    let Some(place) = Place::new("cli-help", Duration::from_secs(60)) else {
         return;
     };
-    for verb in ["create", "mount", "unmount", "status", "inspect", "keygen"] {
-        let help = place.run(&format!("{verb} --help")).done();
-        assert!(
-            help.stdout.contains(&format!("bilayer {verb} ")),
-            "{verb}: {}",
-            help.stdout
-        );
+    let help = place.run("--help").done().stdout;
+    for (code, meaning) in [
+        (1, "usage"),
+        (2, "no such volume"),
+        (3, "in use"),
+        (4, "key"),
+        (5, "damaged"),
+        (6, "the operating system"),
+    ] {
+        assert!(help.contains(&format!("{code} {meaning}")), "{help}");
     }
+    let commands = help.split("Commands:").nth(1).unwrap();
+    let commands = commands.lines().skip(1).take_while(|line| !line.is_empty());
+    let mut seen = 0;
+    for line in commands.filter(|line| line.starts_with("  ") && !line.starts_with("    ")) {
+        let name = line.split_whitespace().next().unwrap();
+        if name == "help" {
+            continue;
+        }
+        for flag in ["--help", "-h"] {
+            let text = place.run(&format!("{name} {flag}")).done().stdout;
+            assert!(text.contains("Example"), "{name} {flag}: {text}");
+            assert!(
+                text.contains(&format!("bilayer {name}")),
+                "{name} {flag}: {text}"
+            );
+        }
+        seen += 1;
+    }
+    assert!(seen >= 6, "{help}");
+    let unknown = place.run("frobnicate");
+    assert_eq!((unknown.code, unknown.stdout.as_str()), (1, ""));
     assert_eq!(place.run("").code, 1);
-    assert_eq!(place.run("surprise").code, 1);
-}
-
-/// A small filesystem in memory; taken away when it is dropped.
-struct Tiny(std::path::PathBuf);
-
-impl Drop for Tiny {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(&self.0)
-            .status();
-    }
-}
-
-#[test]
-fn a_disk_without_room_for_a_volume() {
-    let Some(place) = Place::new("no-room", LIMIT) else {
-        return;
-    };
-    let disk = Tiny(place.dir("disk"));
-    run(command("mount", ["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&disk.0)).done();
-    fails(&place.run("create disk/vol"), 6, "No space");
-    // Nothing half made is left.
-    let left: Vec<_> = fs::read_dir(&disk.0).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
-}
-
-#[test]
-fn a_secret_given_by_mistake_is_not_repeated() {
-    let Some(place) = Place::new("by-mistake", LIMIT) else {
-        return;
-    };
-    place.dir("mnt");
-    let outcome = place.run("mount vol mnt -o passphrase=hunter2");
-    fails(&outcome, 1, "passphrase");
-    assert!(!outcome.stderr.contains("hunter2"), "{}", outcome.stderr);
+    assert!(place.run("--version").done().stdout.starts_with("bilayer "));
 }
