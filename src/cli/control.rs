@@ -10,7 +10,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `status` | a JSON object ([`super::status`]) |
-//! | `wait` | nothing until the volume is closed, then `{"closed":true}` or `{"error":"..."}`; must be the last one |
+//! | `wait` | `{"waiting":true}` at once, and when the volume is closed `{"closed":true}` or `{"error":"..."}`; must be the last one |
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -190,7 +190,10 @@ fn try_answer(
         match read_line(&mut requests)?.as_str() {
             "status" => (&*stream).write_all((status() + "\n").as_bytes())?,
             "wait" => {
-                waiting.lock().push(stream.try_clone()?);
+                // With the lock held: the outcome is announced behind it.
+                let mut waiting = waiting.lock();
+                (&*stream).write_all(b"{\"waiting\":true}\n")?;
+                waiting.push(stream.try_clone()?);
                 return Ok(());
             }
             _ => return (&*stream).write_all(b"{\"error\":\"unknown request\"}\n"),
@@ -210,7 +213,7 @@ fn read_line(from: &mut impl BufRead) -> io::Result<String> {
 /// A connection to the daemon that has a volume mounted.
 #[derive(Debug)]
 pub struct ControlClient {
-    stream: UnixStream,
+    stream: BufReader<UnixStream>,
     /// Who answers.
     pub peer: PeerCredentials,
 }
@@ -223,26 +226,23 @@ impl ControlClient {
         directories(uid).into_iter().find_map(|dir| {
             let stream = UnixStream::connect(dir.join(&name)).ok()?;
             let peer = peer_credentials(&stream).ok()?;
+            let stream = BufReader::new(stream);
             (peer.uid == uid || peer.uid == 0).then_some(Self { stream, peer })
         })
     }
 
     /// Sends a request and waits for its one line, at most so long.
     pub fn ask(&mut self, request: &str, timeout: Option<Duration>) -> io::Result<String> {
-        self.send(request)?;
-        self.stream.set_read_timeout(timeout)?;
-        read_line(&mut BufReader::new((&self.stream).take(LINE_BYTES)))
+        let mut stream = self.stream.get_ref();
+        stream.set_read_timeout(timeout)?;
+        stream.write_all(format!("{request}\n").as_bytes())?;
+        read_line(&mut (&mut self.stream).take(LINE_BYTES))
     }
 
-    /// Sends a request whose answer will be read later.
-    pub fn send(&mut self, request: &str) -> io::Result<()> {
-        self.stream.write_all(format!("{request}\n").as_bytes())
-    }
-
-    /// Reads the answer of a request sent before.
-    pub fn receive(&self) -> io::Result<String> {
-        self.stream.set_read_timeout(None)?;
-        read_line(&mut BufReader::new((&self.stream).take(LINE_BYTES)))
+    /// Reads a further line of the answer, however long it takes to come.
+    pub fn receive(&mut self) -> io::Result<String> {
+        self.stream.get_ref().set_read_timeout(None)?;
+        read_line(&mut (&mut self.stream).take(LINE_BYTES))
     }
 }
 
@@ -268,6 +268,7 @@ mod tests {
         let connect = || {
             let stream = UnixStream::connect(&path).unwrap();
             let peer = peer_credentials(&stream).unwrap();
+            let stream = BufReader::new(stream);
             ControlClient { stream, peer }
         };
         assert_eq!(
@@ -285,10 +286,11 @@ mod tests {
         let _silent = connect();
         let mut waiting = connect();
         assert_eq!(waiting.ask("status", Some(PATIENCE)).unwrap(), "{\"a\":1}");
-        waiting.send("wait").unwrap();
-        while server.waiting.lock().is_empty() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        // What was answered once it waits: nothing is announced past it from then on.
+        assert_eq!(
+            waiting.ask("wait", Some(PATIENCE)).unwrap(),
+            "{\"waiting\":true}"
+        );
         server.announce(&Closed {
             closed: true,
             error: None,

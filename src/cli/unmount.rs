@@ -81,11 +81,12 @@ impl Daemon {
         let process = WatchedProcess::open(control.peer.pid).ok();
         // It answers after the process was taken hold of, so that is the one.
         control.ask("status", Some(Duration::from_secs(5))).ok()?;
-        control.send("wait").ok()?;
+        // Answered once it waits: a daemon that has little to do may be gone in an instant.
+        control.ask("wait", Some(Duration::from_secs(5))).ok()?;
         Some(Self { control, process })
     }
 
-    fn wait(self) -> Result<(), CliError> {
+    fn wait(mut self) -> Result<(), CliError> {
         let answer = self.control.receive();
         if let Some(process) = self.process {
             process

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::namespace::Namespace;
-use crate::real::{Place, command, helper, is_alive, noise, run};
+use crate::real::{Place, command, helper, is_alive, noise, run, run_when_free};
 
 const TEST: &str = "mount-helpers";
 
@@ -48,7 +48,7 @@ impl Machine {
 
     #[track_caller]
     fn run(&self, words: &str) {
-        run(&mut self.command(words)).silent();
+        run_when_free(&mut self.command(words)).silent();
     }
 
     /// Fails with that code and says so in words that begin like this.

@@ -40,7 +40,23 @@ impl Namespace {
             holder,
             root: place.path("").canonicalize().unwrap(),
         };
-        need(line == "ready\n", test, "unshare --mount is refused").then_some(this)
+        if !need(line == "ready\n", test, "unshare --mount is refused") {
+            return None;
+        }
+        this.leave_mounts_of_others();
+        Some(this)
+    }
+
+    /// Mounts of tests that run now were copied too, and would live on in here when those tests
+    /// unmount them.
+    fn leave_mounts_of_others(&self) {
+        let tests = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let mounts = self.mounts();
+        for dir in mounts.iter().rev().filter(|dir| dir.starts_with(tests)) {
+            let mut umount = command("umount", ["-i", "-l"]);
+            // It may have gone meanwhile with what it was mounted in.
+            let _ = run(&mut self.inside(umount.arg(dir)));
+        }
     }
 
     /// The same command, in here.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use crate::real::{Place, is_alive, need, run};
+use crate::real::{Place, is_alive, need, run, run_when_free};
 
 #[test]
 fn the_first_command_makes_and_mounts_a_volume() {
@@ -52,7 +52,7 @@ fn the_first_command_makes_and_mounts_a_volume() {
         fs::read_to_string(mounted.path("hello")).unwrap(),
         "world\n"
     );
-    place.run("umount private").silent();
+    run_when_free(&mut place.bilayer(["umount", "private"])).silent();
     assert!(!is_alive(mounted.pid));
 }
 

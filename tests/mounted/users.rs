@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::namespace::Namespace;
-use crate::real::{BILAYER, Place, command, have, is_alive, need, run, wait_until};
+use crate::real::{BILAYER, Place, command, have, is_alive, need, run, run_when_free, wait_until};
 
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
@@ -57,7 +57,7 @@ fn a_user_mounts_through_fusermount() {
         return;
     };
     namespace.open_fuse_device_to_users(&place);
-    let within = |words: &[&str]| run(&mut namespace.inside(&as_nobody(&place, words)));
+    let within = |words: &[&str]| run_when_free(&mut namespace.inside(&as_nobody(&place, words)));
     within(&["mount", "--create", "vol", "mnt"]).silent();
     let status = within(&["status", "--json", "mnt"]).done();
     let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
