@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::control::{Closed, ControlServer};
+use super::control::{Closed, ControlServer, Done};
 use super::create::{NewVolume, create};
 use super::daemon::{Readiness, in_background};
 use super::error::{CliError, ExitCode};
@@ -18,7 +18,7 @@ use super::log::Log;
 use super::options::MountWords;
 use super::paths::absolute;
 use super::remount::{obey, remount};
-use super::status;
+use super::status::{self, Report};
 use crate::fs::{AccessTimes, Filesystem, FilesystemOptions};
 use crate::fuse::{self, FuseError, MountOptions};
 use crate::keys::PassphraseSource;
@@ -212,21 +212,15 @@ fn fuse_options(request: &MountRequest, path: &Path) -> MountOptions {
 fn start_control(
     path: &Path,
     filesystem: &Arc<Filesystem>,
-    report: status::Report,
+    report: Report,
     read_only: bool,
 ) -> Option<ControlServer> {
     // Held weakly: the volume's lock goes when the filesystem does.
     let filesystem = Arc::downgrade(filesystem);
-    let respond = move |request: &str| {
-        let open = filesystem.upgrade();
-        if request != "status" {
-            return obey(request, open.as_ref()).and_then(|done| serde_json::to_string(&done).ok());
-        }
-        let report = match &open {
-            Some(open) => status::report_mounted(report.clone(), read_only, open),
-            None => report.clone(),
-        };
-        Some(status::to_json(&report).unwrap_or_default())
+    let respond = move |request: &str| match (request, filesystem.upgrade()) {
+        ("status", open) => Some(answer_status(&report, read_only, open.as_deref())),
+        (_, Some(open)) => answer_order(request, &open),
+        (_, None) => None,
     };
     match ControlServer::start(path, respond) {
         Ok(control) => Some(control),
@@ -235,6 +229,27 @@ fn start_control(
             None
         }
     }
+}
+
+fn answer_status(report: &Report, read_only: bool, filesystem: Option<&Filesystem>) -> String {
+    let report = match filesystem {
+        Some(open) => status::report_mounted(report.clone(), read_only, open),
+        None => report.clone(),
+    };
+    status::to_json(&report).unwrap_or_default()
+}
+
+/// Does what was asked and says how it went; `None` to what is unknown.
+fn answer_order(request: &str, filesystem: &Arc<Filesystem>) -> Option<String> {
+    let result = match request {
+        "sync" => filesystem.sync(),
+        _ => obey(request, filesystem)?,
+    };
+    serde_json::to_string(&Done {
+        done: result.is_ok(),
+        error: result.err().map(|error| error.to_string()),
+    })
+    .ok()
 }
 
 fn finish(

@@ -21,6 +21,7 @@
 //! | `open_objects=N` | files of the volume held open |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
 //! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); the default is `nodev,nosuid` |
+//! | `relatime`, `strictatime` | the same as `atime`: times of access are kept as by `relatime` |
 //! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
 //!
 //! Words of mount(8) that mean nothing here are accepted: see [`MEANS_NOTHING`].
@@ -33,20 +34,21 @@ use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
 
 /// Words that others act on (mount(8), systemd) or that change nothing on this filesystem.
-pub const MEANS_NOTHING: [&str; 25] = [
+pub const MEANS_NOTHING: [&str; 27] = [
     "defaults",
     "auto",
     "noauto",
     "user",
     "users",
     "nouser",
+    "nousers",
     "owner",
+    "noowner",
     "group",
+    "nogroup",
     "nofail",
     "_netdev",
-    "relatime",
     "norelatime",
-    "strictatime",
     "nostrictatime",
     "lazytime",
     "nolazytime",
@@ -59,6 +61,7 @@ pub const MEANS_NOTHING: [&str; 25] = [
     "mand",
     "nomand",
     "default_permissions",
+    "seclabel",
 ];
 /// Beginnings of such words. The last four are the kernel's own, which mount(8) repeats when it
 /// remounts.
@@ -86,7 +89,7 @@ pub struct MountWords {
     pub suid: Option<bool>,
     /// `exec`, `noexec`.
     pub exec: Option<bool>,
-    /// `atime`, `noatime`.
+    /// `atime`, `relatime`, `strictatime`; `noatime`.
     pub atime: Option<bool>,
     /// `sync`, `async`.
     pub sync: Option<bool>,
@@ -133,33 +136,46 @@ impl MountWords {
         arguments: impl IntoIterator<Item = &'a str>,
         directory: &Path,
     ) -> Result<Self, CliError> {
-        let mut words = Self::default();
-        for argument in arguments {
-            for word in split(argument) {
-                words.take(&word, directory)?;
-            }
+        let (words, unknown_words) = Self::parse_sloppy(arguments, directory)?;
+        match unknown_words.first() {
+            Some(word) => Err(unknown(word)),
+            None => Ok(words),
         }
-        Ok(words)
     }
 
-    fn take(&mut self, word: &str, directory: &Path) -> Result<(), CliError> {
+    /// The same; words that nobody knows are handed back (`mount -s`).
+    ///
+    /// # Errors
+    /// A usage error that names a word whose value is wrong.
+    pub fn parse_sloppy<'a>(
+        arguments: impl IntoIterator<Item = &'a str>,
+        directory: &Path,
+    ) -> Result<(Self, Vec<String>), CliError> {
+        let mut words = Self::default();
+        let mut unknown_words = Vec::new();
+        for word in arguments.into_iter().flat_map(split) {
+            if !words.take(&word, directory)? {
+                unknown_words.push(word);
+            }
+        }
+        Ok((words, unknown_words))
+    }
+
+    /// False when nobody knows the word.
+    fn take(&mut self, word: &str, directory: &Path) -> Result<bool, CliError> {
         if word.is_empty() || self.take_flag(word) {
-            return Ok(());
+            return Ok(true);
         }
         if let Some((name, value)) = word.split_once('=')
             && self.take_value(name, value, directory)?
         {
-            return Ok(());
+            return Ok(true);
         }
-        let means_nothing = MEANS_NOTHING.contains(&word)
-            || MEANS_NOTHING_WITH
-                .iter()
-                .any(|beginning| word.starts_with(beginning));
-        if means_nothing {
-            Ok(())
-        } else {
-            Err(unknown(word))
-        }
+        let mut beginnings = MEANS_NOTHING_WITH.iter();
+        Ok(
+            MEANS_NOTHING.contains(&word)
+                || beginnings.any(|beginning| word.starts_with(beginning)),
+        )
     }
 
     fn take_flag(&mut self, word: &str) -> bool {
@@ -172,7 +188,7 @@ impl MountWords {
             "nosuid" => (&mut self.suid, false),
             "exec" => (&mut self.exec, true),
             "noexec" => (&mut self.exec, false),
-            "atime" => (&mut self.atime, true),
+            "atime" | "relatime" | "strictatime" => (&mut self.atime, true),
             "noatime" => (&mut self.atime, false),
             "sync" => (&mut self.sync, true),
             "async" => (&mut self.sync, false),
@@ -399,6 +415,15 @@ mod tests {
         let text = "x-systemd.automount,x-gvfs-show,comment=my disk,user=me,uhelper=fuse,X-mount.mkdir,user_id=0,group_id=0";
         assert_eq!(parse(text).unwrap(), MountWords::default());
         assert_eq!(parse("").unwrap(), MountWords::default());
+    }
+
+    #[test]
+    fn sloppy_hands_unknown_words_back() {
+        let (words, unknown) =
+            MountWords::parse_sloppy(["ro,errors=remount-ro", "quota"], Path::new("/")).unwrap();
+        assert_eq!(words.read_only, Some(true));
+        assert_eq!(unknown, ["errors=remount-ro", "quota"]);
+        assert!(MountWords::parse_sloppy(["workers=none"], Path::new("/")).is_err());
     }
 
     #[test]

@@ -99,10 +99,27 @@ pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
     })
 }
 
-/// `umount2(2)`, symbolic links not followed. `lazy`: detach now, end when the last user has gone.
-pub fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
+/// How to unmount what is, or may be, in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detach {
+    /// EBUSY while it is in use.
+    No,
+    /// Detach now, end when the last user has gone (`MNT_DETACH`).
+    Lazy,
+    /// Whoever waits for an answer of the daemon gets an error, what it did not write is lost
+    /// (`MNT_FORCE`); EBUSY while it is in use.
+    Abort,
+}
+
+/// `umount2(2)`, symbolic links not followed.
+pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
     let dir = c_string(dir.as_os_str().as_bytes())?;
-    let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
+    let flags = libc::UMOUNT_NOFOLLOW
+        | match how {
+            Detach::No => 0,
+            Detach::Lazy => libc::MNT_DETACH,
+            Detach::Abort => libc::MNT_FORCE,
+        };
     // SAFETY: the path is NUL-terminated and outlives the call.
     check(unsafe { libc::umount2(dir.as_ptr(), flags) })
 }
