@@ -13,6 +13,7 @@ use crate::fuse;
 use crate::fuse::mountinfo::{MountInfo, mounts_of};
 use crate::store::directory::DirectoryStore;
 use crate::store::{Store, StorePath};
+use crate::sys::identity::effective_user;
 use crate::sys::mounts::Detach;
 use crate::sys::process::WatchedProcess;
 use crate::volume::LOCK_NAME;
@@ -83,6 +84,13 @@ pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
 
 fn take_away(mount: &MountInfo, how: Detach) -> Result<(), CliError> {
     let doing = || format!("cannot unmount {}", mount.dir.display());
+    let (user, owner) = (effective_user(), mount.owner().unwrap_or_default());
+    if user != 0 && user != owner {
+        let message = format!("{}: it was mounted by user {owner}", doing());
+        return Err(
+            CliError::new(ExitCode::System, message).with_hint("that user and root may unmount it")
+        );
+    }
     fuse::unmount(&mount.dir, how).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => CliError::new(ExitCode::InUse, format!("{}: it is in use", doing()))
             .with_hint(format!(

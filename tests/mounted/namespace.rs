@@ -94,10 +94,19 @@ impl Namespace {
         self.mounts().iter().any(|(mounted, _)| mounted == dir)
     }
 
+    /// Where this filesystem is mounted within that directory.
+    pub(crate) fn mounts_in(&self, dir: &Path) -> Vec<PathBuf> {
+        let dir = dir.canonicalize().unwrap();
+        let ours = |(mounted, kind): (PathBuf, String)| {
+            (kind == "fuse.bilayer" && mounted.starts_with(&dir)).then_some(mounted)
+        };
+        self.mounts().into_iter().filter_map(ours).collect()
+    }
+
     /// Where what type of filesystem is mounted.
     fn mounts(&self) -> Vec<(PathBuf, String)> {
-        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.holder.id()));
-        let mounts = mounts.unwrap_or_default();
+        let mounts = fs::read(format!("/proc/{}/mountinfo", self.holder.id()));
+        let mounts = String::from_utf8_lossy(&mounts.unwrap_or_default()).into_owned();
         let parse = |line: &str| {
             let (_, behind) = line.split_once(" - ")?;
             let kind = behind.split(' ').next()?.to_owned();
