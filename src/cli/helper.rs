@@ -200,13 +200,13 @@ fn mount_words(arguments: &Arguments) -> Result<MountWords, CliError> {
     let (options, directory) = (&arguments.options, working_directory()?);
     let options = options.iter().map(String::as_str);
     if !arguments.has('s') {
-        return MountWords::parse(options, &directory);
+        return Ok(MountWords::parse(options, &directory)?.with_defaults_of_mount());
     }
     let (words, unknown) = MountWords::parse_sloppy(options, &directory)?;
     if !unknown.is_empty() {
         tracing::debug!(count = unknown.len(), "unknown mount options left out");
     }
-    Ok(words)
+    Ok(words.with_defaults_of_mount())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@
 //! | `meta_cache=SIZE`, `pending=SIZE` | memory for metadata, and for changes not yet on disk |
 //! | `open_objects=N` | files of the volume held open |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
-//! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); the default is `nodev,nosuid` |
+//! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); the default is `nodev,nosuid`, in mount(8) and fstab `dev,suid` |
 //! | `relatime`, `strictatime` | the same as `atime`: times of access are kept as by `relatime` |
 //! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
 //!
@@ -241,6 +241,22 @@ impl MountWords {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// What mount(8) means by words that it leaves out: it hands on none that asks for what is its
+    /// own default (`suid`, `dev`, `exec`, `async`), not even when it remounts.
+    #[must_use]
+    pub fn with_defaults_of_mount(self) -> Self {
+        Self {
+            read_only: self.read_only.or(Some(false)),
+            dev: self.dev.or(Some(true)),
+            suid: self.suid.or(Some(true)),
+            exec: self.exec.or(Some(true)),
+            atime: self.atime.or(Some(true)),
+            sync: self.sync.or(Some(false)),
+            dirsync: self.dirsync.or(Some(false)),
+            ..self
+        }
     }
 
     /// Flags of a new mount.
@@ -487,6 +503,13 @@ mod tests {
             dirsync: true,
         };
         assert_eq!(flags, all);
+        let by_mount = parse("nosuid").unwrap().with_defaults_of_mount();
+        let nosuid = MountFlags {
+            nosuid: true,
+            ..MountFlags::default()
+        };
+        assert_eq!(by_mount.flags(), nosuid);
+        assert_eq!(by_mount.flags_over(all), nosuid);
         let remount = parse("remount,rw,exec").unwrap();
         assert!(remount.remount);
         let after = remount.flags_over(all);

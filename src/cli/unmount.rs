@@ -70,6 +70,9 @@ pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
         }
         result => result?,
     }
+    if how == Detach::Abort {
+        return Ok(Left::Nothing);
+    }
     let left = what_is_left(&mount, filesystem);
     match (left, daemon) {
         (Left::Nothing, Some(daemon)) => daemon.wait()?,

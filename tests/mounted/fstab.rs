@@ -77,6 +77,7 @@ fn lines_with_the_words_of_others() {
     machine.run(&format!("mount {}", path("never")));
     let daemon = machine.daemon_of("never");
     assert!(options("never").contains("nosuid,nodev") && !options("never").contains("noexec"));
+    assert!(!options("mnt1").contains("nosuid") && !options("mnt1").contains("nodev"));
     machine.run(&format!("umount {}", path("never")));
     assert!(!is_alive(daemon));
     machine.run(&format!("mount {}", path("three")));

@@ -59,11 +59,7 @@ const TABLE: [(&str, &str, &str); 26] = [
     (BOB, "rm -f open/ann", "!Operation not permitted"),
     (BOB, "mv open/ann open/bob", "!Operation not permitted"),
     (BOB, "chmod 777 open/ann", "!Operation not permitted"),
-    (
-        BOB,
-        "touch -d 2001-01-01 readable",
-        "!Operation not permitted",
-    ),
+    (BOB, "chmod 666 readable", "!Operation not permitted"),
     (BOB, "touch group/bob", "!Permission denied"),
     (BOB, "ls open/dir", "!Permission denied"),
     (
