@@ -21,6 +21,7 @@ mod paths;
 pub mod remount;
 pub mod status;
 pub mod unmount;
+mod utab;
 
 pub use error::{CliError, ExitCode};
 

@@ -19,6 +19,7 @@ use super::options::MountWords;
 use super::paths::absolute;
 use super::remount::{obey, remount};
 use super::status::{self, Report};
+use super::utab;
 use crate::fs::{AccessTimes, Filesystem, FilesystemOptions};
 use crate::fuse::{self, FuseError, MountOptions};
 use crate::keys::PassphraseSource;
@@ -88,9 +89,11 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
         Some(signals),
         || {
             tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
+            utab::add(&path, &dir);
             readiness.ready();
         },
     );
+    utab::remove(&path);
     let closed = filesystem.close();
     drop(filesystem);
     finish(

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::machine::Machine;
-use crate::real::{command, is_alive, noise, run, wait_until};
+use crate::real::{BILAYER, command, is_alive, noise, run, wait_until};
 
 const TEST: &str = "umount";
 
@@ -57,6 +57,49 @@ fn a_busy_mount_stays_until_it_is_detached() {
     assert!(fs::write(machine.see("mnt/held"), "x").is_err());
     drop(reader);
     machine.run("umount mnt");
+}
+
+/// umount(8) treats an absolute path in a way of its own.
+#[test]
+fn by_every_kind_of_path() {
+    let Some(machine) = machine() else {
+        return;
+    };
+    let (vol, mnt) = (machine.path("vol"), machine.path("mnt"));
+    std::os::unix::fs::symlink(&mnt, machine.place.path("link")).unwrap();
+    let link = machine.path("link");
+    for (round, path) in [
+        "mnt",
+        &mnt,
+        &format!("{mnt}/"),
+        "link",
+        &link,
+        "vol",
+        &vol,
+        "-c mnt",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for mount in [
+            "mount -t bilayer vol mnt",
+            &format!("{BILAYER} mount vol mnt"),
+        ] {
+            machine.run(mount);
+            let daemon = machine.daemon();
+            // Much that is dirty, so that it takes a while.
+            fs::write(machine.see("mnt/file"), noise(round as u64, 10_000_000)).unwrap();
+            machine.run(&format!("umount {path}"));
+            assert!(!is_alive(daemon), "umount {path} came back too early");
+            let status = machine.place.status(&machine.place.path("vol"));
+            assert_eq!(status["record"]["clean"], true);
+        }
+    }
+    let utab = fs::read_to_string(machine.namespace.see("/run/mount/utab".as_ref()));
+    assert!(
+        !utab.unwrap_or_default().contains(&vol),
+        "a line of utab is left"
+    );
 }
 
 #[test]
