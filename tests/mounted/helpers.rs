@@ -1,9 +1,12 @@
 //! mount(8), umount(8) and fstab, with the helpers installed as `mount-helper/install` does it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
 
 use crate::machine::Machine;
-use crate::real::{is_alive, noise};
+use crate::real::{BILAYER, command, is_alive, noise, run};
 
 const TEST: &str = "mount-helpers";
 
@@ -108,4 +111,56 @@ fn every_tool_shows_type_and_volume() {
     // By the volume as well.
     machine.run("umount vol");
     assert!(machine.mounted().is_empty());
+}
+
+#[test]
+fn install_and_uninstall() {
+    let Some(machine) = Machine::new(TEST) else {
+        return;
+    };
+    let place = &machine.place;
+    let built = Path::new(BILAYER).parent().unwrap();
+    let script = |name: &str, built: &Path| {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
+        let mut script = command(scripts.join(name), [built]);
+        run(script.env("DESTDIR", place.path("root")))
+    };
+    let missing = script("install", &place.path("home"));
+    assert_eq!(missing.code, 1);
+    assert!(
+        missing
+            .stderr
+            .contains("hint: cargo build --release --workspace")
+    );
+    assert!(!place.path("root").exists());
+    let names = || {
+        let files = fs::read_dir(place.path("root/sbin")).unwrap();
+        let mut names: Vec<String> = files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    // Also over what is installed, and runs.
+    for _ in 0..2 {
+        script("install", built).done();
+        let all = [
+            "mount.bilayer",
+            "mount.fuse.bilayer",
+            "umount.bilayer",
+            "umount.fuse.bilayer",
+        ];
+        assert_eq!(names(), all);
+        for name in all {
+            let path = place.path("root/sbin").join(name);
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
+            let told = run(&mut Command::new(path));
+            assert!(told.stderr.contains("usage: "), "{name}: {}", told.stderr);
+        }
+    }
+    fs::write(place.path("root/sbin/mount.other"), "").unwrap();
+    for _ in 0..2 {
+        script("uninstall", built).done();
+        assert_eq!(names(), ["mount.other"]);
+    }
 }
