@@ -158,6 +158,21 @@ fn install_and_uninstall() {
             assert!(told.stderr.contains("usage: "), "{name}: {}", told.stderr);
         }
     }
+    // Where the system has them, laid over so that they are gone with the test.
+    let laid_over = format!(
+        "lowerdir=/usr/sbin,upperdir={},workdir={}",
+        place.dir("upper").display(),
+        place.dir("work").display()
+    );
+    machine.run(&format!(
+        "mount -t overlay overlay -o {laid_over} /usr/sbin"
+    ));
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/mount-helper");
+    machine.output(&format!("{scripts}/uninstall"));
+    machine.run("test ! -e /sbin/mount.bilayer");
+    machine.output(&format!("{scripts}/install {}", built.display()));
+    machine.run("test -x /sbin/mount.bilayer -a -x /sbin/umount.fuse.bilayer");
+
     fs::write(place.path("root/sbin/mount.other"), "").unwrap();
     for _ in 0..2 {
         script("uninstall", built).done();

@@ -75,7 +75,6 @@ fn by_every_kind_of_path() {
         "link",
         &link,
         "vol",
-        &vol,
         "-c mnt",
     ]
     .into_iter()
