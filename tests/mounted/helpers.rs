@@ -159,14 +159,14 @@ fn install_and_uninstall() {
         }
     }
     // Where the system has them, laid over so that they are gone with the test.
+    let sbin = fs::canonicalize("/sbin").unwrap();
+    let sbin = sbin.display();
     let laid_over = format!(
-        "lowerdir=/usr/sbin,upperdir={},workdir={}",
+        "lowerdir={sbin},upperdir={},workdir={}",
         place.dir("upper").display(),
         place.dir("work").display()
     );
-    machine.run(&format!(
-        "mount -t overlay overlay -o {laid_over} /usr/sbin"
-    ));
+    machine.run(&format!("mount -t overlay overlay -o {laid_over} {sbin}"));
     let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/mount-helper");
     machine.output(&format!("{scripts}/uninstall"));
     machine.run("test ! -e /sbin/mount.bilayer");
