@@ -10,6 +10,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `status` | a JSON object ([`super::status`]) |
+//! | `remount ro\|rw atime\|noatime` | `{"done":true}` when it is so and, for `ro`, everything is on disk, or `{"error":"..."}` |
 //! | `wait` | `{"waiting":true}` at once, and when the volume is closed `{"closed":true}` or `{"error":"..."}`; must be the last one |
 
 use std::fs::{self, DirBuilder};
@@ -30,7 +31,7 @@ use crate::sys::process::{PeerCredentials, peer_credentials};
 /// Longest request or answer, in bytes.
 const LINE_BYTES: u64 = 1 << 20;
 /// A peer that says nothing for so long is left.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answer to `wait`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -39,6 +40,17 @@ pub struct Closed {
     #[serde(default)]
     pub closed: bool,
     /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Answer to `remount`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Done {
+    /// True when it was done.
+    #[serde(default)]
+    pub done: bool,
+    /// Why it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -100,16 +112,17 @@ impl std::fmt::Debug for ControlServer {
 
 impl ControlServer {
     /// Starts answering for a volume whose lock this process holds; a socket that is there was
-    /// left by a daemon that is no more. `status` makes the answer to that request.
+    /// left by a daemon that is no more. `respond` makes the answer to every request but `wait`,
+    /// `None` to one that it does not know.
     pub fn start(
         volume: &Path,
-        status: impl Fn() -> String + Send + Sync + 'static,
+        respond: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let name = socket_name(volume)?;
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for dir in directories(effective_user()) {
             match own_directory(&dir).and_then(|()| listen(&dir.join(&name))) {
-                Ok(listener) => return Self::serve(listener, dir.join(&name), status),
+                Ok(listener) => return Self::serve(listener, dir.join(&name), respond),
                 Err(error) => last = error,
             }
         }
@@ -119,18 +132,18 @@ impl ControlServer {
     fn serve(
         listener: UnixListener,
         path: PathBuf,
-        status: impl Fn() -> String + Send + Sync + 'static,
+        respond: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let waiting = Waiting::default();
-        let (theirs, status) = (Arc::clone(&waiting), Arc::new(status));
+        let (theirs, respond) = (Arc::clone(&waiting), Arc::new(respond));
         let answerer = std::thread::Builder::new().name("control".to_owned());
         answerer.spawn(move || {
             for stream in listener.incoming() {
-                let (waiting, status) = (Arc::clone(&theirs), Arc::clone(&status));
+                let (waiting, respond) = (Arc::clone(&theirs), Arc::clone(&respond));
                 // A thread each, so that one who connects and says nothing keeps nobody waiting.
                 let thread = std::thread::Builder::new().name("control-peer".to_owned());
                 let started = stream
-                    .and_then(|stream| thread.spawn(move || answer(&stream, &*status, &waiting)));
+                    .and_then(|stream| thread.spawn(move || answer(&stream, &*respond, &waiting)));
                 if let Err(error) = started {
                     tracing::warn!(%error, "control request not answered");
                     std::thread::sleep(Duration::from_millis(100));
@@ -168,15 +181,15 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers the requests of one connection, until the peer closes it or waits.
-fn answer(stream: &UnixStream, status: &impl Fn() -> String, waiting: &Waiting) {
-    if let Err(error) = try_answer(stream, status, waiting) {
+fn answer(stream: &UnixStream, respond: &impl Fn(&str) -> Option<String>, waiting: &Waiting) {
+    if let Err(error) = try_answer(stream, respond, waiting) {
         tracing::debug!(%error, "control connection ended");
     }
 }
 
 fn try_answer(
     stream: &UnixStream,
-    status: &impl Fn() -> String,
+    respond: &impl Fn(&str) -> Option<String>,
     waiting: &Waiting,
 ) -> io::Result<()> {
     let peer = peer_credentials(stream)?;
@@ -188,7 +201,6 @@ fn try_answer(
     let mut requests = BufReader::new(stream.take(LINE_BYTES));
     loop {
         match read_line(&mut requests)?.as_str() {
-            "status" => (&*stream).write_all((status() + "\n").as_bytes())?,
             "wait" => {
                 // With the lock held: the outcome is announced behind it.
                 let mut waiting = waiting.lock();
@@ -196,7 +208,10 @@ fn try_answer(
                 waiting.push(stream.try_clone()?);
                 return Ok(());
             }
-            _ => return (&*stream).write_all(b"{\"error\":\"unknown request\"}\n"),
+            request => match respond(request) {
+                Some(answer) => (&*stream).write_all((answer + "\n").as_bytes())?,
+                None => return (&*stream).write_all(b"{\"error\":\"unknown request\"}\n"),
+            },
         }
     }
 }
@@ -263,8 +278,10 @@ mod tests {
         let path = dir.path().join("x.sock");
         let listener = listen(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let server =
-            ControlServer::serve(listener, path.clone(), || "{\"a\":1}".to_owned()).unwrap();
+        let server = ControlServer::serve(listener, path.clone(), |request| {
+            (request == "status").then(|| "{\"a\":1}".to_owned())
+        })
+        .unwrap();
         let connect = || {
             let stream = UnixStream::connect(&path).unwrap();
             let peer = peer_credentials(&stream).unwrap();

@@ -18,6 +18,7 @@ pub mod log;
 pub mod mount;
 pub mod options;
 mod paths;
+pub mod remount;
 pub mod status;
 pub mod unmount;
 

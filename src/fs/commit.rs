@@ -125,6 +125,12 @@ impl Filesystem {
         }
     }
 
+    /// Starts it again.
+    pub(super) fn resume_background(self: &Arc<Self>) -> Result<(), FsError> {
+        self.background.lock().stop = false;
+        self.start_background()
+    }
+
     fn wait(&self, interval: std::time::Duration) -> bool {
         let until = Instant::now() + interval;
         let mut background = self.background.lock();
@@ -142,7 +148,12 @@ impl Filesystem {
     /// Removes an orphan at once when it is small, in the background otherwise.
     pub(super) fn remove_or_defer(&self, ino: Ino) {
         const PAGES_AT_ONCE: u64 = 4096;
-        if self.options.read_only || self.meta.check_writable().is_err() {
+        if self.is_read_only() {
+            // Removed when changes may happen again, else by the next mount.
+            self.doomed.lock().push(ino);
+            return;
+        }
+        if self.meta.check_writable().is_err() {
             return;
         }
         let small = matches!(

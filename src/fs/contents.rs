@@ -85,7 +85,7 @@ impl Filesystem {
     /// backing store's cache, and durability is what fsync is for.
     pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {
         self.meta.check_writable().or_else(|error| {
-            if self.options.read_only {
+            if self.is_read_only() {
                 Ok(())
             } else {
                 Err(error)

@@ -3,8 +3,10 @@
 //! An entry's position is the hash of its name ([`crate::meta::keys`]): it stays where it is when
 //! others come and go. Positions 0 and 1 are `.` and `..`; an entry with hash h is at h + 2.
 
+use std::sync::atomic::Ordering;
+
+use super::Filesystem;
 use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
-use super::{AccessTimes, Filesystem};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
@@ -141,8 +143,8 @@ impl Filesystem {
         let stale = record.atime <= record.mtime
             || record.atime <= record.ctime
             || now.secs - record.atime.secs >= DAY_SECS;
-        let may = self.options.access_times == AccessTimes::Relative
-            && !self.options.read_only
+        let may = !self.no_access_times.load(Ordering::Relaxed)
+            && !self.is_read_only()
             && self.meta.check_writable().is_ok();
         if !stale || !may {
             return Ok(());

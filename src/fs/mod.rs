@@ -18,6 +18,7 @@ mod lifecycle;
 mod lookup;
 mod names;
 mod references;
+mod remount;
 mod rename;
 mod room;
 pub mod types;
@@ -152,6 +153,11 @@ pub struct Filesystem {
     background: Mutex<commit::Background>,
     wake: Condvar,
     worker: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Nothing may change for now.
+    held: AtomicBool,
+    /// Held while that changes.
+    remounting: Mutex<()>,
+    no_access_times: AtomicBool,
 }
 
 impl Filesystem {
@@ -172,7 +178,7 @@ impl Filesystem {
 
     /// `Err(EROFS)` where nothing may change, and room for one more change otherwise.
     fn begin_change(&self, node: NodeId) -> Result<(), Errno> {
-        if self.options.read_only || node.view() != ViewId::LIVE {
+        if self.is_read_only() || node.view() != ViewId::LIVE {
             return Err(Errno::EROFS);
         }
         self.meta.check_writable()?;

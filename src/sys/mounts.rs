@@ -84,6 +84,8 @@ pub fn mount_fuse(
 
 /// Changes the flags of what is mounted at `dir`, of the filesystem and of the mount alike.
 pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
+    // Without a word on access times the kernel keeps what it has.
+    let times = if flags.noatime { 0 } else { libc::MS_RELATIME };
     let dir = c_string(dir.as_os_str().as_bytes())?;
     // SAFETY: the path is NUL-terminated; the others may be null for a remount.
     check(unsafe {
@@ -91,7 +93,7 @@ pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
             std::ptr::null(),
             dir.as_ptr(),
             std::ptr::null(),
-            flags.bits() | libc::MS_REMOUNT,
+            flags.bits() | times | libc::MS_REMOUNT,
             std::ptr::null(),
         )
     })

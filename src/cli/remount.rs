@@ -1,0 +1,201 @@
+//! `-o remount`: changes a mount that is there, without a new daemon.
+//!
+//! Order for `ro`: the kernel refuses changes first (EBUSY while a file is open for writing), then
+//! the daemon puts everything on disk and writes nothing more. For `rw` the other way round. If the
+//! second half fails the first is taken back.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::control::{ControlClient, Done};
+use super::error::{CliError, ExitCode};
+use super::options::MountWords;
+use super::paths::without_links;
+use super::status;
+use crate::fs::{AccessTimes, Filesystem};
+use crate::fuse::mountinfo::MountInfo;
+use crate::sys::mounts::{self, MountFlags};
+
+/// Remounts what is mounted on `dir` with these words over what it has now.
+pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
+    let dir = without_links(dir);
+    let mount = MountInfo::at(&dir)
+        .map_err(|error| CliError::io(doing(&dir), &error))?
+        .filter(MountInfo::is_ours)
+        .ok_or_else(|| failed(&dir, "nothing of bilayer is there"))?;
+    let now = flags_of(&mount);
+    let wanted = words.flags_over(now);
+    if !told_to_daemon(now, wanted) {
+        return change(&dir, wanted);
+    }
+    let mut daemon = Daemon::of(&mount).ok_or_else(|| {
+        failed(&dir, "its daemon does not answer").with_hint("unmount it and mount it again")
+    })?;
+    if !wanted.read_only && daemon.opened_read_only {
+        return Err(
+            failed(&dir, "it was mounted read-only and holds no right to write")
+                .with_hint("unmount it and mount it again with rw"),
+        );
+    }
+    if wanted.read_only {
+        change(&dir, wanted)?;
+        daemon.tell(&dir, wanted).inspect_err(|_| {
+            take_back(change(&dir, now));
+        })
+    } else {
+        daemon.tell(&dir, wanted)?;
+        change(&dir, wanted).inspect_err(|_| {
+            take_back(daemon.tell(&dir, now));
+        })
+    }
+}
+
+fn doing(dir: &Path) -> String {
+    format!("cannot remount {}", dir.display())
+}
+
+fn failed(dir: &Path, why: &str) -> CliError {
+    CliError::new(ExitCode::Mount, format!("{}: {why}", doing(dir)))
+}
+
+fn take_back(result: Result<(), CliError>) {
+    if let Err(error) = result {
+        tracing::warn!(
+            "half of a remount could not be taken back: {}",
+            error.message
+        );
+    }
+}
+
+fn flags_of(mount: &MountInfo) -> MountFlags {
+    MountFlags {
+        read_only: mount.has_option("ro"),
+        nodev: mount.has_option("nodev"),
+        nosuid: mount.has_option("nosuid"),
+        noexec: mount.has_option("noexec"),
+        noatime: mount.has_option("noatime"),
+        sync: mount.has_option("sync"),
+        dirsync: mount.has_option("dirsync"),
+    }
+}
+
+/// What the kernel does not do alone.
+fn told_to_daemon(now: MountFlags, wanted: MountFlags) -> bool {
+    (now.read_only, now.noatime) != (wanted.read_only, wanted.noatime)
+}
+
+fn change(dir: &Path, flags: MountFlags) -> Result<(), CliError> {
+    mounts::remount(dir, flags).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => CliError::new(
+            ExitCode::InUse,
+            format!(
+                "{}: a file is open for writing, or was removed and is open",
+                doing(dir)
+            ),
+        )
+        .with_hint(format!("see who uses it: fuser -vm {}", dir.display())),
+        Some(libc::EPERM) => CliError::io(doing(dir), &error).with_hint("only root may remount"),
+        _ => CliError::io(doing(dir), &error),
+    })
+}
+
+/// The daemon of a mount.
+struct Daemon {
+    control: ControlClient,
+    /// It has no right to write, and cannot get it.
+    opened_read_only: bool,
+}
+
+impl Daemon {
+    fn of(mount: &MountInfo) -> Option<Self> {
+        let mut control = ControlClient::connect(&mount.source, mount.owner()?)?;
+        let answer = control.ask("status", Some(super::control::PATIENCE)).ok()?;
+        let report: status::Report = serde_json::from_str(&answer).ok()?;
+        Some(Self {
+            control,
+            opened_read_only: report.daemon?.read_only,
+        })
+    }
+
+    /// However long it takes to put everything on disk.
+    fn tell(&mut self, dir: &Path, flags: MountFlags) -> Result<(), CliError> {
+        let answer = self
+            .control
+            .ask(&request(flags), None)
+            .map_err(|error| CliError::io(doing(dir), &error))?;
+        let done: Done = serde_json::from_str(&answer).unwrap_or_default();
+        if done.done {
+            return Ok(());
+        }
+        let why = done.error.unwrap_or_else(|| "no reason given".to_owned());
+        Err(CliError::new(
+            ExitCode::System,
+            format!("{}: {why}", doing(dir)),
+        ))
+    }
+}
+
+fn request(flags: MountFlags) -> String {
+    let writing = if flags.read_only { "ro" } else { "rw" };
+    let times = if flags.noatime { "noatime" } else { "atime" };
+    format!("remount {writing} {times}")
+}
+
+/// The daemon's side: does what such a request says; `None` if it is none.
+pub(super) fn obey(request: &str, filesystem: Option<&Arc<Filesystem>>) -> Option<Done> {
+    let (read_only, access_times) = match request.strip_prefix("remount ")? {
+        "ro atime" => (true, AccessTimes::Relative),
+        "ro noatime" => (true, AccessTimes::Never),
+        "rw atime" => (false, AccessTimes::Relative),
+        "rw noatime" => (false, AccessTimes::Never),
+        _ => return None,
+    };
+    let Some(filesystem) = filesystem else {
+        return Some(Done {
+            done: false,
+            error: Some("it is being unmounted".to_owned()),
+        });
+    };
+    let turned = match (filesystem.is_read_only(), read_only) {
+        (false, true) => filesystem.make_read_only(),
+        (true, false) => filesystem.make_writable(),
+        _ => Ok(()),
+    };
+    if turned.is_ok() {
+        filesystem.set_access_times(access_times);
+        tracing::info!(read_only, ?access_times, "remounted");
+    }
+    Some(Done {
+        done: turned.is_ok(),
+        error: turned.err().map(|error| error.to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remounts_only_what_is_ours() {
+        let error = remount(Path::new("/"), &MountWords::default()).unwrap_err();
+        assert_eq!(error.code, ExitCode::Mount);
+    }
+
+    #[test]
+    fn what_is_asked_is_understood() {
+        for flags in [
+            MountFlags::default(),
+            MountFlags {
+                read_only: true,
+                noatime: true,
+                ..MountFlags::default()
+            },
+        ] {
+            let error = obey(&request(flags), None).unwrap().error;
+            assert_eq!(error.as_deref(), Some("it is being unmounted"));
+        }
+        for request in ["remount", "remount ro", "remount rw noatime now", "status"] {
+            assert_eq!(obey(request, None), None, "{request}");
+        }
+    }
+}

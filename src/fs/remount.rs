@@ -1,0 +1,80 @@
+//! Changing a filesystem that is in use from writable to read-only and back (`mount -o remount`).
+//!
+//! The kernel is the first to refuse changes: it has seen to it that no file is open for writing
+//! and that none that lost its last name is open. Then everything is made durable, the volume is
+//! marked clean, and nothing is written any more, neither times of access nor what closing and
+//! forgetting would remove. Writable again: marked as in use, durably, before the first change.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{AccessTimes, Filesystem, FsError};
+
+impl Filesystem {
+    /// True while nothing may change: by the way it was opened, or for now.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only || self.held.load(Ordering::SeqCst)
+    }
+
+    /// Lets nothing change any more. Everything is durable when this returns, and the volume is
+    /// marked clean: after a power cut there is nothing to recover.
+    ///
+    /// # Errors
+    /// Not everything could be made durable; then it stays writable.
+    pub fn make_read_only(self: &Arc<Self>) -> Result<(), FsError> {
+        let _turn = self.remounting.lock();
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.held.store(true, Ordering::SeqCst);
+        self.stop_background();
+        let settled = self.settle();
+        if settled.is_err() {
+            self.held.store(false, Ordering::SeqCst);
+            self.resume_background()?;
+        }
+        settled
+    }
+
+    fn settle(&self) -> Result<(), FsError> {
+        self.remove_doomed();
+        self.sync_everything()?;
+        self.contents.objects().sync_unlinked()?;
+        self.meta.set_clean(true);
+        self.commit_now()?;
+        // Not as clean: the database is open, and its next use begins with looking for that.
+        self.try_to_remember(false);
+        Ok(())
+    }
+
+    /// Lets changes happen again.
+    ///
+    /// # Errors
+    /// EROFS where it was opened read-only; else the volume could not be marked as in use, and
+    /// nothing may change still.
+    pub fn make_writable(self: &Arc<Self>) -> Result<(), FsError> {
+        let _turn = self.remounting.lock();
+        if self.options.read_only {
+            return Err(FsError::Io(std::io::Error::from(
+                std::io::ErrorKind::ReadOnlyFilesystem,
+            )));
+        }
+        if !self.is_read_only() {
+            return Ok(());
+        }
+        self.meta.set_clean(false);
+        self.commit_now()?;
+        self.try_to_remember(false);
+        self.resume_background()?;
+        self.held.store(false, Ordering::SeqCst);
+        // What was closed meanwhile waits to be removed.
+        self.wake_background();
+        Ok(())
+    }
+
+    /// When reading changes the time of last access, from now on.
+    pub fn set_access_times(&self, access_times: AccessTimes) {
+        let never = access_times == AccessTimes::Never;
+        self.no_access_times.store(never, Ordering::SeqCst);
+    }
+}
