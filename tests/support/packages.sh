@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside: Debian packages that must be there.
 
 # Installs those of the named packages that are missing; says which they are where it may not.
