@@ -38,10 +38,13 @@ const XATTR_LIST_MAX: usize = 65_536;
 /// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
 const COPY_BYTES: u64 = 1 << 30;
 /// What the kernel is asked for, one by one; what it does not offer is done without.
-const CAPABILITIES: [InitFlags; 11] = [
+///
+/// Not `FUSE_ATOMIC_O_TRUNC`: the kernel then sends OPEN with `O_TRUNC` before it looks whether the
+/// file is a program that runs, so that `open(O_RDONLY | O_TRUNC)` would empty it and fail with
+/// `ETXTBSY` afterwards. Without it, a SETATTR follows that look.
+const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_CACHE_SYMLINKS,
@@ -310,7 +313,7 @@ impl fuser::Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = convert::caller(request, 0);
-        let body = move |fs: &Filesystem| {
+        self.dispatch.inline("open", request, |fs| {
             answer(
                 reply,
                 fs.open_file(&caller, node(ino), flags.0),
@@ -318,13 +321,7 @@ impl fuser::Filesystem for Adapter {
                     reply.opened(FileHandle(opened.0), FopenFlags::FOPEN_KEEP_CACHE);
                 },
             );
-        };
-        if flags.0 & libc::O_TRUNC == 0 {
-            self.dispatch.inline("open", request, body);
-        } else {
-            self.dispatch
-                .hand_over("open", request, (Lane::Lengthy, 0), body);
-        }
+        });
     }
 
     fn create(
