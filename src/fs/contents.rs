@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::types::{Caller, Fallocate, FileKind, Handle, NodeId, SeekWhence, SetAttr, Timespec};
+use super::types::{Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec};
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
 use crate::object::{FILE_BYTES_MAX, File};
@@ -54,7 +54,7 @@ impl Filesystem {
     ) -> Result<usize, Errno> {
         let open = self.open_handle(handle)?;
         if !open.accessed.swap(true, Ordering::Relaxed) {
-            self.touch_access(node, &self.inode(node)?)?;
+            self.accessed(node)?;
         }
         Ok(self.contents.read(&open.file, offset, out)?)
     }
@@ -179,21 +179,6 @@ impl Filesystem {
         self.references.has_writers(node.ino())
     }
 
-    /// The next data or hole from `offset` on (`lseek(2)`).
-    pub fn seek(
-        &self,
-        node: NodeId,
-        handle: Handle,
-        offset: u64,
-        whence: SeekWhence,
-    ) -> Result<u64, Errno> {
-        let file = self.file(node, handle)?;
-        let found = self
-            .contents
-            .seek(&file, offset, whence == SeekWhence::Hole)?;
-        found.ok_or(Errno::ENXIO)
-    }
-
     /// Copies within the volume; whole chunks share their objects. Returns the bytes copied.
     pub fn copy_file_range(
         &self,
@@ -237,7 +222,7 @@ impl Filesystem {
     }
 
     /// The file of a handle, or of the node where the kernel sends another handle or none.
-    fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
+    pub(super) fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
         match self.open_handle(handle) {
             Ok(open) if open.file.ino == node.ino() => Ok(Arc::clone(&open.file)),
             _ => self.regular(node),

@@ -23,12 +23,12 @@ use fuser::{
 
 use super::convert;
 use super::dispatch::Dispatch;
-use super::notify::WriteBack;
+use super::notify::Notices;
 use super::replies::{REMEMBER, Refuse, answer, send_attr, send_entry, send_ok, send_sized};
 use super::workers::{Lane, with_scratch};
 use crate::errno::Errno;
 use crate::fs::Filesystem;
-use crate::fs::types::{Handle, NodeId, SetAttr};
+use crate::fs::types::{Handle, NodeId};
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
@@ -66,7 +66,7 @@ pub(super) struct AdapterOptions {
 pub(super) struct Adapter {
     dispatch: Dispatch,
     options: AdapterOptions,
-    write_back: Arc<WriteBack>,
+    notices: Arc<Notices>,
     /// The kernel leaves the umask to us, so that a directory's default ACL can take its place.
     applies_umask: bool,
 }
@@ -88,21 +88,26 @@ fn handle(fh: FileHandle) -> Handle {
 }
 
 impl Adapter {
-    pub(super) fn new(
-        dispatch: Dispatch,
-        options: AdapterOptions,
-        write_back: Arc<WriteBack>,
-    ) -> Self {
+    pub(super) fn new(dispatch: Dispatch, options: AdapterOptions, notices: Arc<Notices>) -> Self {
         Self {
             dispatch,
             options,
-            write_back,
+            notices,
             applies_umask: false,
         }
     }
 
     fn umask(&self, umask: u32) -> u32 {
         if self.applies_umask { umask } else { 0 }
+    }
+
+    /// Somebody opened it for reading.
+    fn accessed(&self, fs: &Filesystem, ino: INodeNo) {
+        match fs.accessed(node(ino)) {
+            Ok(true) => self.notices.forget_attributes(ino),
+            Ok(false) => {}
+            Err(errno) => tracing::debug!(ino = ino.0, ?errno, "no time of access"),
+        }
     }
 }
 
@@ -167,22 +172,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let caller = convert::caller(request, 0);
-        // fuser does not pass FATTR_KILL_SUIDGID on, so it is told from what comes with it:
-        // changes of owner (a chown to the same owner has no field at all), and truncation by
-        // somebody without CAP_FSETID.
-        let chown = uid.is_some()
-            || gid.is_some()
-            || (mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none());
-        let changes = SetAttr {
-            perm: mode.map(|mode| (mode & 0o7777) as u16),
-            uid,
-            gid,
-            size,
-            atime: atime.map(convert::set_time),
-            mtime: mtime.map(convert::set_time),
-            ctime: ctime.map(convert::timespec_from_kernel),
-            kill_privileges: chown || (size.is_some() && caller.uid != 0),
-        };
+        let changes = convert::set_attr(&caller, (mode, uid, gid, size), (atime, mtime, ctime));
         let body = move |fs: &Filesystem| {
             answer(reply, fs.setattr(&caller, node(ino), &changes), send_attr);
         };
@@ -314,13 +304,13 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = convert::caller(request, 0);
         self.dispatch.inline("open", request, |fs| {
-            answer(
-                reply,
-                fs.open_file(&caller, node(ino), flags.0),
-                |reply, opened| {
-                    reply.opened(FileHandle(opened.0), FopenFlags::FOPEN_KEEP_CACHE);
-                },
-            );
+            let opened = fs.open_file(&caller, node(ino), flags.0);
+            if opened.is_ok() && flags.0 & libc::O_ACCMODE == libc::O_RDONLY {
+                self.accessed(fs, ino);
+            }
+            answer(reply, opened, |reply, opened| {
+                reply.opened(FileHandle(opened.0), FopenFlags::FOPEN_KEEP_CACHE);
+            });
         });
     }
 
@@ -443,7 +433,11 @@ impl fuser::Filesystem for Adapter {
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.dispatch.inline("opendir", request, |fs| {
-            answer(reply, fs.open_dir(node(ino)), |reply, opened| {
+            let opened = fs.open_dir(node(ino));
+            if opened.is_ok() {
+                self.accessed(fs, ino);
+            }
+            answer(reply, opened, |reply, opened| {
                 let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
                 reply.opened(FileHandle(opened.0), flags);
             });
@@ -649,7 +643,7 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let write_back = Arc::clone(&self.write_back);
+        let notices = Arc::clone(&self.notices);
         self.dispatch
             .hand_over("lseek", request, (Lane::Lengthy, 0), move |fs| {
                 let Some(whence) = convert::seek_whence(whence) else {
@@ -657,7 +651,7 @@ impl fuser::Filesystem for Adapter {
                 };
                 // What the kernel holds back would look like a hole, and `cp` would lose it.
                 if fs.may_be_dirty(node(ino)) {
-                    write_back.wait_for(ino);
+                    notices.write_back(ino);
                 }
                 // POSIX and lseek(2): beyond the file, on either side, is ENXIO.
                 let found = u64::try_from(offset)

@@ -10,8 +10,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fuser::TimeOrNow;
+
 use crate::fs::types::{
-    Attr, Caller, Fallocate, FileKind, RenameFlags, SeekWhence, SetTime, Timespec, XattrMode,
+    Attr, Caller, Fallocate, FileKind, RenameFlags, SeekWhence, SetAttr, SetTime, Timespec,
+    XattrMode,
 };
 
 /// A point in time as std knows it; beyond what std can hold, the epoch.
@@ -115,6 +118,30 @@ pub(super) fn caller(request: &fuser::Request, umask: u32) -> Caller {
         uid: request.uid(),
         gid: request.gid(),
         umask,
+    }
+}
+
+/// Changes of attributes.
+///
+/// fuser does not pass `FATTR_KILL_SUIDGID` on, so it is told from what comes with it: changes of
+/// owner (a chown to the same owner has no field at all), and truncation by somebody without
+/// `CAP_FSETID`.
+pub(super) fn set_attr(
+    caller: &Caller,
+    (mode, uid, gid, size): (Option<u32>, Option<u32>, Option<u32>, Option<u64>),
+    (atime, mtime, ctime): (Option<TimeOrNow>, Option<TimeOrNow>, Option<SystemTime>),
+) -> SetAttr {
+    let nothing = mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none();
+    let chown = uid.is_some() || gid.is_some() || nothing;
+    SetAttr {
+        perm: mode.map(|mode| (mode & 0o7777) as u16),
+        uid,
+        gid,
+        size,
+        atime: atime.map(set_time),
+        mtime: mtime.map(set_time),
+        ctime: ctime.map(timespec_from_kernel),
+        kill_privileges: chown || (size.is_some() && caller.uid != 0),
     }
 }
 

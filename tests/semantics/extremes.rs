@@ -10,7 +10,7 @@ use bilayer::fs::types::{Fallocate, SeekWhence, XattrMode};
 use bilayer::object::FILE_BYTES_MAX;
 use bilayer::store::{OpenMode, Store, StorePath};
 
-use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern, quiet};
+use crate::support::{BLOCK, CHUNK, Mount, PAGE, ROOT, USER, pattern, quiet};
 
 /// What takes longer than this goes chunk by chunk through something hollow.
 const SOON: Duration = Duration::from_secs(5);
@@ -77,9 +77,9 @@ fn hollow_files_are_not_gone_through_chunk_by_chunk() {
         Fallocate::ZeroRange { keep_size: false },
     );
     let seek = |at, whence| mount.fs.seek(node, handle, at, whence);
-    assert_eq!(seek(2 * PAGE as u64, SeekWhence::Data), Ok(far));
-    assert_eq!(seek(far + PAGE as u64, SeekWhence::Data), Err(Errno::ENXIO));
-    assert_eq!(seek(far, SeekWhence::Hole), Ok(far + PAGE as u64));
+    assert_eq!(seek(2 * BLOCK, SeekWhence::Data), Ok(far));
+    assert_eq!(seek(far + BLOCK, SeekWhence::Data), Err(Errno::ENXIO));
+    assert_eq!(seek(far, SeekWhence::Hole), Ok(far + BLOCK));
     assert!(begin.elapsed() < SOON, "took {:?}", begin.elapsed());
     let mut expected = data;
     expected[PAGE + 100..].fill(0);

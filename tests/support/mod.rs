@@ -27,6 +27,8 @@ use bilayer::volume::{self, CreateOptions, OpenOptions, Volume};
 
 pub const PAGE: usize = 4032;
 pub const CHUNK: usize = 4 << 20;
+/// Unit of `lseek(2)` with `SEEK_DATA` and `SEEK_HOLE`, in bytes.
+pub const BLOCK: u64 = 4096;
 
 /// An ordinary user.
 pub const USER: Caller = Caller {
