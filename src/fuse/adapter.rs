@@ -16,13 +16,15 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::capabilities;
 use super::convert;
 use super::dispatch::Dispatch;
+use super::groups::groups_of;
 use super::notify::WriteBack;
 use super::replies::{REMEMBER, Refuse, answer, send_attr, send_entry, send_ok, send_sized};
 use super::workers::{Lane, with_scratch};
@@ -32,26 +34,9 @@ use crate::fs::types::{Handle, NodeId, SetAttr};
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
-/// Largest listing of extended attributes that Linux passes on (`XATTR_LIST_MAX`).
-const XATTR_LIST_MAX: usize = 65_536;
 /// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
 /// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
 const COPY_BYTES: u64 = 1 << 30;
-/// What the kernel is asked for, one by one; what it does not offer is done without.
-const CAPABILITIES: [InitFlags; 11] = [
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    InitFlags::FUSE_POSIX_ACL,
-    InitFlags::FUSE_DONT_MASK,
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_WRITEBACK_CACHE,
-];
-
 /// How a session is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct AdapterOptions {
@@ -105,23 +90,7 @@ impl Adapter {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
-            if capability == InitFlags::FUSE_WRITEBACK_CACHE && !self.options.writeback {
-                continue;
-            }
-            if config.add_capabilities(capability).is_err() {
-                tracing::info!(?capability, "not offered by this kernel; done without");
-            } else if capability == InitFlags::FUSE_DONT_MASK {
-                self.applies_umask = true;
-            }
-        }
-        let background = self.options.max_background.max(1);
-        // The setters refuse only values out of range, and then name the nearest good one.
-        if let Err(nearest) = config.set_max_write(REQUEST_BYTES) {
-            let _ = config.set_max_write(nearest);
-        }
-        let _ = config.set_max_background(background);
-        let _ = config.set_congestion_threshold(background / 4 * 3 + 1);
+        self.applies_umask = capabilities::ask(config, self.options, REQUEST_BYTES);
         Ok(())
     }
 
@@ -165,11 +134,12 @@ impl fuser::Filesystem for Adapter {
     ) {
         let caller = convert::caller(request, 0);
         // fuser does not pass FATTR_KILL_SUIDGID on, so it is told from what comes with it:
-        // changes of owner (a chown to the same owner has no field at all), and truncation by
-        // somebody without CAP_FSETID.
-        let chown = uid.is_some()
-            || gid.is_some()
-            || (mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none());
+        // changes of owner (a chown to the same owner has no field but the time of the change,
+        // where the kernel keeps that), and truncation by somebody without CAP_FSETID. With no
+        // field at all the kernel has just removed a file's capabilities.
+        let bare = mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none();
+        let same_owner = bare && (ctime.is_some() || !self.options.writeback);
+        let chown = uid.is_some() || gid.is_some() || same_owner;
         let changes = SetAttr {
             perm: mode.map(|mode| (mode & 0o7777) as u16),
             uid,
@@ -412,8 +382,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     /// Inline: one comes with every file that is closed, and waking a worker for it costs more than
-    /// the work (a fifth of all creates, measured). Taking away what an unlinked file held is for
-    /// the filesystem's own collector.
+    /// the work (a fifth of all creates, measured).
     fn release(
         &self,
         request: &Request,
@@ -555,11 +524,20 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = convert::caller(request, 0);
+        // fuser cannot be told FUSE_SETXATTR_ACL_KILL_SGID.
+        let asks = caller.uid != 0 && name == "system.posix_acl_access";
+        let groups = if asks {
+            groups_of(request.pid())
+        } else {
+            Vec::new()
+        };
         self.dispatch.inline("setxattr", request, |fs| {
             let Some(mode) = convert::xattr_mode(flags) else {
                 return reply.refuse(Errno::EINVAL);
             };
-            let done = fs.set_xattr(&caller, node(ino), name.as_bytes(), value, mode);
+            let member = |group| group == caller.gid || groups.contains(&group);
+            let name = name.as_bytes();
+            let done = fs.set_xattr_as(&caller, node(ino), name, value, mode, &member);
             answer(reply, done, send_ok);
         });
     }
@@ -584,13 +562,12 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.dispatch
-            .inline("listxattr", request, |fs| match fs.list_xattr(node(ino)) {
-                Ok(names) if names.len() > XATTR_LIST_MAX => reply.refuse(Errno::E2BIG),
-                result => answer(reply, result, |reply, names| {
-                    send_sized(reply, size, &names);
-                }),
+        let caller = convert::caller(request, 0);
+        self.dispatch.inline("listxattr", request, |fs| {
+            answer(reply, fs.list_xattr(&caller, node(ino)), |reply, names| {
+                send_sized(reply, size, &names);
             });
+        });
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -157,10 +157,12 @@ pub(super) fn seek_whence(whence: i32) -> Option<SeekWhence> {
 
 /// `setxattr(2)` flags.
 pub(super) fn xattr_mode(flags: i32) -> Option<XattrMode> {
+    const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
     match flags {
         0 => Some(XattrMode::Any),
         libc::XATTR_CREATE => Some(XattrMode::Create),
         libc::XATTR_REPLACE => Some(XattrMode::Replace),
+        BOTH => Some(XattrMode::CreateAndReplace),
         _ => None,
     }
 }
@@ -249,7 +251,8 @@ mod tests {
         assert_eq!(xattr_mode(0), Some(XattrMode::Any));
         assert_eq!(xattr_mode(1), Some(XattrMode::Create));
         assert_eq!(xattr_mode(2), Some(XattrMode::Replace));
-        assert_eq!(xattr_mode(3), None);
+        assert_eq!(xattr_mode(3), Some(XattrMode::CreateAndReplace));
+        assert_eq!(xattr_mode(4), None);
         let flags = fuser::RenameFlags::from_bits_retain(2);
         assert_eq!(
             rename_flags(flags),

@@ -10,7 +10,7 @@ use bilayer::fs::types::{Fallocate, SeekWhence, XattrMode};
 use bilayer::object::FILE_BYTES_MAX;
 use bilayer::store::{OpenMode, Store, StorePath};
 
-use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern, quiet};
+use crate::support::{ADMIN, CHUNK, Mount, PAGE, ROOT, USER, pattern, quiet};
 
 /// What takes longer than this goes chunk by chunk through something hollow.
 const SOON: Duration = Duration::from_secs(5);
@@ -142,7 +142,10 @@ fn attributes_have_limits() {
         assert!(taken < 1000, "names are limited");
     }
     assert_eq!(taken, 65_536 / 256);
-    assert_eq!(mount.fs.list_xattr(node).expect("list").len(), 65_536);
+    assert_eq!(
+        mount.fs.list_xattr(&ADMIN, node).expect("list").len(),
+        65_536
+    );
     assert_eq!(set("user.more", b""), Err(Errno::ENOSPC));
     assert_eq!(set(&format!("user.{:0250}", 0), b"new"), Ok(()));
     // Values that would have to be gone through at every listing.

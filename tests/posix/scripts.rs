@@ -1,0 +1,65 @@
+//! The scripts, and where a mount differs from ext4 in them.
+
+use crate::control::same_as_ext4;
+
+#[test]
+fn access_control_lists() {
+    same_as_ext4("acl", include_str!("acl.py"), &[]);
+}
+
+#[test]
+fn extended_attributes() {
+    same_as_ext4("xattr", include_str!("xattr.py"), &[]);
+}
+
+#[test]
+fn renaming() {
+    same_as_ext4("rename", include_str!("rename.py"), &[]);
+}
+
+#[test]
+fn links() {
+    // The crate fuser has no FUSE_TMPFILE; the kernel says so for it.
+    let unnamed = ("O_TMPFILE opened", "O_TMPFILE ENOTSUP");
+    same_as_ext4("links", include_str!("links.py"), &[unnamed]);
+}
+
+#[test]
+fn files_without_names() {
+    same_as_ext4("nameless", include_str!("unlinked.py"), &[]);
+}
+
+#[test]
+fn reading_and_writing() {
+    same_as_ext4("io", include_str!("io.py"), &[]);
+}
+
+#[test]
+fn locks_and_leases() {
+    same_as_ext4("locks", include_str!("locks.py"), &[]);
+}
+
+#[test]
+fn holes_and_allocation() {
+    same_as_ext4("sparse", include_str!("sparse.py"), &[]);
+}
+
+#[test]
+fn times() {
+    same_as_ext4("times", include_str!("times.py"), &[]);
+}
+
+#[test]
+fn names_targets_and_paths() {
+    same_as_ext4("names", include_str!("names.py"), &[]);
+}
+
+#[test]
+fn special_files_and_programs() {
+    same_as_ext4("special", include_str!("special.py"), &[]);
+}
+
+#[test]
+fn directories() {
+    same_as_ext4("directories", include_str!("directories.py"), &[]);
+}
