@@ -28,7 +28,7 @@ impl Filesystem {
         let open = OpenFile {
             file,
             writable,
-            accessed: AtomicBool::new(false),
+            accessed: AtomicBool::new(flags & libc::O_NOATIME != 0),
         };
         self.open_files.write().insert(handle.0, Arc::new(open));
         if flags & libc::O_TRUNC != 0 {

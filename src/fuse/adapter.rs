@@ -69,6 +69,15 @@ fn handle(fh: FileHandle) -> Handle {
     Handle(fh.0)
 }
 
+/// What a write carries a flag for: a change of contents by anybody but root takes set-id bits and
+/// capabilities away.
+fn without_privileges(fs: &Filesystem, uid: u32, ino: INodeNo) -> Result<(), Errno> {
+    if uid == 0 {
+        return Ok(());
+    }
+    fs.kill_privileges(node(ino))
+}
+
 impl Adapter {
     pub(super) fn new(
         dispatch: Dispatch,
@@ -613,9 +622,11 @@ impl fuser::Filesystem for Adapter {
         let Some(mode) = convert::fallocate_mode(mode) else {
             return reply.refuse(Errno::ENOTSUP);
         };
+        let uid = request.uid();
         self.dispatch
             .hand_over("fallocate", request, (Lane::Lengthy, 0), move |fs| {
-                let done = fs.fallocate(node(ino), handle(fh), offset, length, mode);
+                let done = without_privileges(fs, uid, ino)
+                    .and_then(|()| fs.fallocate(node(ino), handle(fh), offset, length, mode));
                 answer(reply, done, send_ok);
             });
     }
@@ -664,10 +675,13 @@ impl fuser::Filesystem for Adapter {
         if flags.bits() != 0 {
             return reply.refuse(Errno::EINVAL);
         }
+        let uid = request.uid();
         self.dispatch
             .hand_over("copy_file_range", request, (Lane::Lengthy, 0), move |fs| {
                 let len = len.min(COPY_BYTES);
-                let copied = fs.copy_file_range(node(from), from_offset, node(to), to_offset, len);
+                let copied = without_privileges(fs, uid, to).and_then(|()| {
+                    fs.copy_file_range(node(from), from_offset, node(to), to_offset, len)
+                });
                 answer(reply, copied, |reply, len| {
                     reply.written(u32::try_from(len).unwrap_or(u32::MAX));
                 });

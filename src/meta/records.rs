@@ -43,16 +43,10 @@ pub struct Timespec {
 }
 
 impl Timespec {
-    /// The present.
+    /// The present by the clock that the kernel gives files their times from, so that those it
+    /// sets and those that are set here are in order.
     pub fn now() -> Self {
-        let (secs, nanos) = match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)
-        {
-            Ok(after) => (
-                i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-                after.subsec_nanos(),
-            ),
-            Err(_) => (0, 0),
-        };
+        let (secs, nanos) = crate::sys::clock::coarse_time();
         Self { secs, nanos }
     }
 }

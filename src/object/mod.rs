@@ -187,6 +187,18 @@ impl Contents {
         })
     }
 
+    /// True when the file's first bytes are in the metadata, or when that cannot be told.
+    pub fn is_inline(&self, ino: Ino) -> bool {
+        let file = self.files.lock().get(&ino).cloned();
+        if let Some(file) = file
+            && let Some(chunk) = file.state.lock().chunks.get(&0)
+        {
+            return matches!(chunk.extent, file::Extent::Inline(_));
+        }
+        let record = self.meta.extent(ino, ChunkIndex(0), View::LIVE);
+        !matches!(record, Ok(None | Some((_, ExtentRecord::Parts { .. }))))
+    }
+
     /// The time of a write that is not in the file's record, which the caller puts there.
     pub fn take_written(&self, ino: Ino) -> Option<Timespec> {
         let file = Arc::clone(self.files.lock().get(&ino)?);

@@ -74,6 +74,9 @@ say("# capabilities and set-id bits go when a file changes")
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 
 
+make("source", b"12345", 0o644)
+
+
 def privileged(path):
     if os.path.exists(path):
         os.unlink(path)
@@ -106,6 +109,12 @@ def allocated(path):
     os.close(fd)
 
 
+def copied(path):
+    fd = os.open(path, os.O_WRONLY)
+    assert os.copy_file_range(os.open("source", os.O_RDONLY), fd, 5, 0, 0) == 5
+    os.close(fd)
+
+
 def truncated_open(path):
     fd = os.open(path, os.O_WRONLY)
     os.ftruncate(fd, 2)
@@ -123,6 +132,7 @@ for what, change in (
     ("same length", lambda path: os.truncate(path, 10)),
     ("open and truncate", lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))),
     ("allocate", allocated),
+    ("copy", copied),
     ("chown", lambda path: os.chown(path, 4000, 4000)),
     ("chown to nobody new", lambda path: os.chown(path, -1, -1)),
     ("chmod", lambda path: os.chmod(path, 0o6755)),
