@@ -114,14 +114,12 @@ impl Filesystem {
     /// the kernel may hold contents that it has not sent, and what has no unit at all is taken for
     /// a hole by programs that look for holes that way (`tar --sparse`).
     fn units_without_pages(&self, node: NodeId, size: u64) -> u64 {
-        if self.references.has_writers(node.ino()) {
-            return PAGE_UNITS;
-        }
+        let held = u64::from(self.references.has_writers(node.ino()));
         let inline = size <= INLINE_BYTES || self.contents.is_inline(node.ino());
         if inline {
-            size.min(INLINE_BYTES).div_ceil(UNIT_BYTES)
+            held.max(size.min(INLINE_BYTES).div_ceil(UNIT_BYTES))
         } else {
-            0
+            held
         }
     }
 }

@@ -11,7 +11,7 @@ use super::file::{Chunk, File};
 use super::read::page_range;
 use super::write::Target;
 use super::{Contents, ObjectError, chunk_pieces};
-use crate::meta::page_set::{CHUNK_BYTES, PageSet, pages_touching};
+use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, PageSet, pages_touching};
 use crate::meta::records::PartId;
 use crate::sealed::PAGE_BYTES;
 
@@ -56,6 +56,12 @@ impl Contents {
     /// Refuses a promise that cannot be kept before thousands of objects are made for it.
     fn check_promise(&self, file: &File, offset: u64, len: u64) -> Result<(), ObjectError> {
         let available = self.objects.store().space()?.available_bytes / PAGE_BYTES as u64;
+        // Whatever the file has, so much is missing at least.
+        let least = (len / PAYLOAD_BYTES).saturating_sub(file.state.lock().pages);
+        self.check_room(least.cast_signed())?;
+        if least > available {
+            return Err(ObjectError::Full);
+        }
         let mut missing = Missing::default();
         for (index, piece) in chunk_pieces(offset, len) {
             self.add_missing(file, index, &pages_touching(piece), &mut missing)?;

@@ -11,3 +11,4 @@ mod real;
 
 mod control;
 mod scripts;
+mod space;

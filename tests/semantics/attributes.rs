@@ -85,7 +85,7 @@ fn extended_attributes() {
     assert_eq!(set(b"security.c", &[7; 65_536], any), Ok(()));
     assert_eq!(set(b"security.c", &[7; 65_537], any), Err(Errno::E2BIG));
     assert_eq!(set(b"system.x", b"", any), Err(Errno::ENOTSUP));
-    assert_eq!(set(b"user.", b"", any), Err(Errno::ENOTSUP));
+    assert_eq!(set(b"user.", b"", any), Err(Errno::EINVAL));
     assert_eq!(set(&[b'u'; 256], b"", any), Err(Errno::ERANGE));
     assert_eq!(fs.get_xattr(node, b"user.a").unwrap(), b"2");
     assert_eq!(fs.get_xattr(node, b"user.none").err(), Some(Errno::ENODATA));

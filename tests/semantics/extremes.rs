@@ -71,11 +71,11 @@ fn hollow_files_are_not_gone_through_chunk_by_chunk() {
         assert_eq!(done, Ok(()));
     };
     fallocate(PAGE as u64 + 100, far + 50, Fallocate::PunchHole);
-    fallocate(
-        far + 60,
-        FILE_BYTES_MAX,
-        Fallocate::ZeroRange { keep_size: false },
-    );
+    fallocate(far + 60, FILE_BYTES_MAX, Fallocate::PunchHole);
+    // Zeros take room where there is none yet.
+    let zeros = Fallocate::ZeroRange { keep_size: true };
+    let refused = mount.fs.fallocate(node, handle, 0, far, zeros);
+    assert_eq!(refused, Err(Errno::ENOSPC));
     let seek = |at, whence| mount.fs.seek(node, handle, at, whence);
     assert_eq!(seek(2 * PAGE as u64, SeekWhence::Data), Ok(far));
     assert_eq!(seek(far + PAGE as u64, SeekWhence::Data), Err(Errno::ENXIO));
