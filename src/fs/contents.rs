@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::types::{Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec};
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
-use crate::object::{FILE_BYTES_MAX, File};
+use crate::object::{FILE_BYTES_MAX, File, Space};
 
 impl Filesystem {
     /// Opens a file; `O_TRUNC` among the flags empties it.
@@ -28,7 +28,7 @@ impl Filesystem {
         let open = OpenFile {
             file,
             writable,
-            accessed: AtomicBool::new(false),
+            accessed: AtomicBool::new(flags & libc::O_NOATIME != 0),
         };
         self.open_files.write().insert(handle.0, Arc::new(open));
         if flags & libc::O_TRUNC != 0 {
@@ -144,11 +144,12 @@ impl Filesystem {
         let now = Timespec::now();
         let keep_size = match mode {
             Fallocate::PunchHole => {
-                self.contents.punch(&file, offset..end, now)?;
+                self.contents.punch(&file, offset..end, Space::Back, now)?;
                 true
             }
             Fallocate::ZeroRange { keep_size } => {
-                self.contents.punch(&file, offset..end, now)?;
+                self.with_room(|| self.contents.reserve(&file, offset..end))?;
+                self.contents.punch(&file, offset..end, Space::Kept, now)?;
                 keep_size
             }
             Fallocate::Allocate { keep_size } => {
@@ -159,9 +160,6 @@ impl Filesystem {
         if !keep_size && end > file.size() {
             self.contents
                 .truncate(&file, end, &mut |record| record.mtime = now)?;
-        }
-        if mode == (Fallocate::Allocate { keep_size: true }) {
-            return Ok(());
         }
         let _inode = self.meta.lock_inode(node.ino());
         let mut batch = crate::meta::Batch::new();

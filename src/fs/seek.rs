@@ -2,7 +2,8 @@
 //!
 //! Contents are known page by page, and a page holds 4032 bytes, so that a block at the edge of a
 //! hole can be data in part. It is data unless it is all zeros: reading it says so, and holes that
-//! programs made along blocks are found where they were made.
+//! programs made along blocks are found where they were made. A hole of a single block can have
+//! none of its pages missing; it is found by whoever asks for its own offset.
 
 use super::Filesystem;
 use super::types::{Handle, NodeId, SeekWhence};
@@ -33,7 +34,9 @@ impl Filesystem {
         let mut at = offset;
         while at < size {
             let block = at - at % BLOCK_BYTES;
-            if self.is_hole(&file, block)? == hole {
+            let is_hole =
+                self.is_hole(&file, block)? || at == offset && self.is_zero(&file, block)?;
+            if is_hole == hole {
                 return Ok(at);
             }
             let next = block + BLOCK_BYTES;
@@ -56,6 +59,10 @@ impl Filesystem {
         if whole(false)? {
             return Ok(true);
         }
+        self.is_zero(file, block)
+    }
+
+    fn is_zero(&self, file: &File, block: u64) -> Result<bool, Errno> {
         let mut bytes = [0; BLOCK_BYTES as usize];
         let len = self.contents.read(file, block, &mut bytes)?;
         Ok(bytes[..len].iter().all(|&byte| byte == 0))

@@ -21,9 +21,11 @@ use crate::sys::mounts::MountFlags;
 use crate::sys::process::EndSignals;
 
 mod adapter;
+mod capabilities;
 mod convert;
 mod dispatch;
 mod follow;
+mod groups;
 pub mod mountinfo;
 mod mountpoint;
 mod notify;

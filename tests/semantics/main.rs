@@ -11,5 +11,6 @@ mod extremes;
 mod holes;
 mod lifetime;
 mod names;
+mod promises;
 mod rename;
 mod sharing;

@@ -37,6 +37,13 @@ pub const USER: Caller = Caller {
     umask: 0,
 };
 
+/// Root.
+pub const ADMIN: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0,
+};
+
 pub const ROOT: NodeId = NodeId::ROOT;
 
 /// Options under which only fsync, close and renaming over a name commit.
