@@ -97,8 +97,7 @@ Options (-o):
   log_file=FILE              the daemon's log, instead of the system's
   remount                    change ro, rw and the next line's words of a mount
   nodev dev nosuid suid noexec exec noatime atime sync async dirsync
-                             as in mount(8); the default is nodev,nosuid, and in
-                             mount(8) and fstab dev,suid
+                             as in mount(8); nodev,nosuid unless root mounts
   relatime, strictatime      the same as atime
 Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
 

@@ -203,8 +203,9 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
 fn fuse_options(request: &MountRequest, path: &Path) -> MountOptions {
     let words = &request.words;
     let mut options = MountOptions::new(path);
-    options.flags = words.flags();
-    options.allow_other = words.allow_other.unwrap_or(effective_user() == 0);
+    let by_root = effective_user() == 0;
+    options.flags = words.flags(by_root);
+    options.allow_other = words.allow_other.unwrap_or(by_root);
     options.writeback = words.writeback.unwrap_or(options.writeback);
     options.follow_caller = words.follow_caller.unwrap_or(options.follow_caller);
     options.workers = words.workers.unwrap_or(options.workers);
@@ -338,7 +339,7 @@ mod tests {
     fn words_reach_both_sides() {
         let mut request = request(Path::new("/v"), Path::new("/d"));
         let text = "ro,commit=7,meta_cache=2M,pending=3M,open_objects=9,workers=4,nowriteback,\
-                    follow_caller=off,max_background=5,allow_other,exec,suid";
+                    follow_caller=off,max_background=5,allow_other,exec,suid,nodev";
         request.words = MountWords::parse([text], Path::new("/")).unwrap();
         let inner = filesystem_options(&request);
         assert!(inner.read_only);

@@ -20,7 +20,7 @@
 //! | `meta_cache=SIZE`, `pending=SIZE` | memory for metadata, and for changes not yet on disk |
 //! | `open_objects=N` | files of the volume held open |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
-//! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); the default is `nodev,nosuid`, in mount(8) and fstab `dev,suid` |
+//! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); a mount that root does not make is `nodev,nosuid` |
 //! | `relatime`, `strictatime` | the same as `atime`: times of access are kept as by `relatime` |
 //! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
 //!
@@ -259,11 +259,12 @@ impl MountWords {
         }
     }
 
-    /// Flags of a new mount.
-    pub fn flags(&self) -> MountFlags {
+    /// Flags of a new mount. Root's begins like that of any disk: mount(8) keeps the words `suid`
+    /// and `dev` to itself, so that their absence cannot mean the opposite.
+    pub fn flags(&self, by_root: bool) -> MountFlags {
         self.flags_over(MountFlags {
-            nodev: true,
-            nosuid: true,
+            nodev: !by_root,
+            nosuid: !by_root,
             ..MountFlags::default()
         })
     }
@@ -484,15 +485,17 @@ mod tests {
 
     #[test]
     fn flags() {
-        let default = MountFlags {
+        let theirs = MountFlags {
             nodev: true,
             nosuid: true,
             ..MountFlags::default()
         };
-        assert_eq!(parse("").unwrap().flags(), default);
+        assert_eq!(parse("").unwrap().flags(false), theirs);
+        assert_eq!(parse("").unwrap().flags(true), MountFlags::default());
+        assert_eq!(parse("nodev,nosuid").unwrap().flags(true), theirs);
         let flags = parse("dev,suid,noexec,noatime,sync,dirsync,ro")
             .unwrap()
-            .flags();
+            .flags(false);
         let all = MountFlags {
             read_only: true,
             nodev: false,
@@ -508,7 +511,7 @@ mod tests {
             nosuid: true,
             ..MountFlags::default()
         };
-        assert_eq!(by_mount.flags(), nosuid);
+        assert_eq!(by_mount.flags(true), nosuid);
         assert_eq!(by_mount.flags_over(all), nosuid);
         let remount = parse("remount,rw,exec").unwrap();
         assert!(remount.remount);

@@ -83,7 +83,8 @@ impl Filesystem {
     }
 
     /// Takes the set-id bits and capabilities off a file that somebody without rights writes.
-    pub(super) fn kill_privileges(&self, node: NodeId) -> Result<(), Errno> {
+    pub fn kill_privileges(&self, node: NodeId) -> Result<(), Errno> {
+        self.begin_change(node)?;
         let record = self.inode(node)?;
         if without_privileges(record.perm) != record.perm {
             let _inode = self.meta.lock_inode(node.ino());

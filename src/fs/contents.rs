@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::types::{Caller, Fallocate, FileKind, Handle, NodeId, SeekWhence, SetAttr, Timespec};
+use super::types::{Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec};
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
-use crate::object::{FILE_BYTES_MAX, File};
+use crate::object::{FILE_BYTES_MAX, File, Space};
 
 impl Filesystem {
     /// Opens a file; `O_TRUNC` among the flags empties it.
@@ -28,7 +28,7 @@ impl Filesystem {
         let open = OpenFile {
             file,
             writable,
-            accessed: AtomicBool::new(false),
+            accessed: AtomicBool::new(flags & libc::O_NOATIME != 0),
         };
         self.open_files.write().insert(handle.0, Arc::new(open));
         if flags & libc::O_TRUNC != 0 {
@@ -54,7 +54,7 @@ impl Filesystem {
     ) -> Result<usize, Errno> {
         let open = self.open_handle(handle)?;
         if !open.accessed.swap(true, Ordering::Relaxed) {
-            self.touch_access(node, &self.inode(node)?)?;
+            self.accessed(node)?;
         }
         Ok(self.contents.read(&open.file, offset, out)?)
     }
@@ -144,11 +144,12 @@ impl Filesystem {
         let now = Timespec::now();
         let keep_size = match mode {
             Fallocate::PunchHole => {
-                self.contents.punch(&file, offset..end, now)?;
+                self.contents.punch(&file, offset..end, Space::Back, now)?;
                 true
             }
             Fallocate::ZeroRange { keep_size } => {
-                self.contents.punch(&file, offset..end, now)?;
+                self.with_room(|| self.contents.reserve(&file, offset..end))?;
+                self.contents.punch(&file, offset..end, Space::Kept, now)?;
                 keep_size
             }
             Fallocate::Allocate { keep_size } => {
@@ -159,9 +160,6 @@ impl Filesystem {
         if !keep_size && end > file.size() {
             self.contents
                 .truncate(&file, end, &mut |record| record.mtime = now)?;
-        }
-        if mode == (Fallocate::Allocate { keep_size: true }) {
-            return Ok(());
         }
         let _inode = self.meta.lock_inode(node.ino());
         let mut batch = crate::meta::Batch::new();
@@ -177,21 +175,6 @@ impl Filesystem {
     /// for writing, which a mapping keeps up too.
     pub fn may_be_dirty(&self, node: NodeId) -> bool {
         self.references.has_writers(node.ino())
-    }
-
-    /// The next data or hole from `offset` on (`lseek(2)`).
-    pub fn seek(
-        &self,
-        node: NodeId,
-        handle: Handle,
-        offset: u64,
-        whence: SeekWhence,
-    ) -> Result<u64, Errno> {
-        let file = self.file(node, handle)?;
-        let found = self
-            .contents
-            .seek(&file, offset, whence == SeekWhence::Hole)?;
-        found.ok_or(Errno::ENXIO)
     }
 
     /// Copies within the volume; whole chunks share their objects. Returns the bytes copied.
@@ -237,7 +220,7 @@ impl Filesystem {
     }
 
     /// The file of a handle, or of the node where the kernel sends another handle or none.
-    fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
+    pub(super) fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
         match self.open_handle(handle) {
             Ok(open) if open.file.ino == node.ino() => Ok(Arc::clone(&open.file)),
             _ => self.regular(node),

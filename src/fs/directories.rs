@@ -3,8 +3,6 @@
 //! An entry's position is the hash of its name ([`crate::meta::keys`]): it stays where it is when
 //! others come and go. Positions 0 and 1 are `.` and `..`; an entry with hash h is at h + 2.
 
-use std::sync::atomic::Ordering;
-
 use super::Filesystem;
 use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
 use crate::errno::Errno;
@@ -51,9 +49,6 @@ impl Filesystem {
             return Err(Errno::ENOTDIR);
         }
         let view = self.view(node)?;
-        if offset == 0 {
-            self.touch_access(node, &directory)?;
-        }
         let dots: [(&[u8], Ino); 2] = [(b".", node.ino()), (b"..", directory.parent)];
         for (at, (name, ino)) in dots.into_iter().enumerate().skip(offset as usize) {
             let entry = DirEntry {
@@ -130,29 +125,5 @@ impl Filesystem {
     /// Makes the directory's names durable.
     pub fn fsync_dir(&self, _node: NodeId, _handle: Handle, _datasync: bool) -> Result<(), Errno> {
         self.with_room(|| self.commit_now().map_err(|error| error.errno()))
-    }
-
-    /// Sets the time of last access where the mount asks for it and it is out of date.
-    pub(super) fn touch_access(
-        &self,
-        node: NodeId,
-        record: &crate::meta::records::InodeRecord,
-    ) -> Result<(), Errno> {
-        const DAY_SECS: i64 = 86_400;
-        let now = super::types::Timespec::now();
-        let stale = record.atime <= record.mtime
-            || record.atime <= record.ctime
-            || now.secs - record.atime.secs >= DAY_SECS;
-        let may = !self.no_access_times.load(Ordering::Relaxed)
-            && !self.is_read_only()
-            && self.meta.check_writable().is_ok();
-        if !stale || !may {
-            return Ok(());
-        }
-        let _inode = self.meta.lock_inode(node.ino());
-        let mut batch = crate::meta::Batch::new();
-        self.amend_inode(&mut batch, node.ino(), |record| record.atime = now)?;
-        self.meta.apply(batch)?;
-        Ok(())
     }
 }

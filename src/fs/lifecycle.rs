@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use super::access_times::AccessTimesNow;
 use super::references::References;
 use super::types::{FileKind, Timespec};
-use super::{AccessTimes, Filesystem, FilesystemOptions, FsError};
+use super::{Filesystem, FilesystemOptions, FsError};
 use crate::ids::{FolderNumber, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
@@ -117,7 +118,7 @@ impl Filesystem {
         let meta = Arc::new(Meta::open(file, options.meta_cache_bytes, recovering)?);
         let keys = Arc::clone(&volume.keys);
         let contents = Contents::new(Arc::clone(&meta), store, keys, options.open_objects);
-        let no_access_times = options.access_times == AccessTimes::Never;
+        let access_times = AccessTimesNow::new(options.access_times);
         let this = Arc::new(Self {
             volume,
             options,
@@ -135,7 +136,7 @@ impl Filesystem {
             worker: Mutex::new(None),
             held: AtomicBool::new(false),
             remounting: Mutex::new(()),
-            no_access_times: AtomicBool::new(no_access_times),
+            access_times,
         });
         if !this.options.read_only {
             this.take_into_use()?;

@@ -5,7 +5,7 @@ use super::{Filesystem, NAME_BYTES_MAX};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::records::InodeRecord;
-use crate::object::LiveAttr;
+use crate::object::{INLINE_BYTES, LiveAttr};
 use crate::sealed::PAGE_BYTES;
 
 impl Filesystem {
@@ -52,6 +52,7 @@ impl Filesystem {
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
         let record = self.inode(node)?;
         if record.kind == FileKind::Symlink {
+            self.accessed(node)?;
             Ok(record.target)
         } else {
             Err(Errno::EINVAL)
@@ -100,21 +101,33 @@ impl Filesystem {
                 attr.ctime = attr.ctime.max(written);
             }
         }
-        attr.blocks = blocks(record.kind, attr.size, pages);
+        attr.blocks = match record.kind {
+            FileKind::Directory => PAGE_UNITS,
+            FileKind::Regular if pages > 0 => pages * PAGE_UNITS,
+            FileKind::Regular => self.units_without_pages(node, attr.size),
+            _ => 0,
+        };
         attr
+    }
+
+    /// Units of a file without pages. A small one lives in its record. While somebody may write,
+    /// the kernel may hold contents that it has not sent, and what has no unit at all is taken for
+    /// a hole by programs that look for holes that way (`tar --sparse`).
+    fn units_without_pages(&self, node: NodeId, size: u64) -> u64 {
+        let held = u64::from(self.references.has_writers(node.ino()));
+        let inline = size <= INLINE_BYTES || self.contents.is_inline(node.ino());
+        if inline {
+            held.max(size.min(INLINE_BYTES).div_ceil(UNIT_BYTES))
+        } else {
+            held
+        }
     }
 }
 
 /// Preferred unit of I/O: what one request of the kernel carries without loss.
 const BLOCK_BYTES: u32 = 4096;
 
-/// Allocated units of 512 bytes. A small file lives in its record.
-fn blocks(kind: FileKind, size: u64, pages: u64) -> u64 {
-    const UNIT: u64 = 512;
-    match kind {
-        FileKind::Directory => PAGE_BYTES as u64 / UNIT,
-        FileKind::Regular if pages > 0 => pages * (PAGE_BYTES as u64 / UNIT),
-        FileKind::Regular => size.min(crate::object::INLINE_BYTES).div_ceil(UNIT),
-        _ => 0,
-    }
-}
+/// Bytes of the units in which allocation is counted (POSIX `st_blocks` on Linux).
+const UNIT_BYTES: u64 = 512;
+/// Such units of a sealed page.
+const PAGE_UNITS: u64 = PAGE_BYTES as u64 / UNIT_BYTES;

@@ -9,6 +9,7 @@
 //!
 //! One file per group of operations.
 
+mod access_times;
 mod acl;
 mod attributes;
 mod commit;
@@ -21,6 +22,7 @@ mod references;
 mod remount;
 mod rename;
 mod room;
+mod seek;
 pub mod types;
 mod xattrs;
 
@@ -38,9 +40,11 @@ use crate::meta::{Meta, MetaError, View};
 use crate::object::{Contents, File, ObjectError};
 use crate::sealed::SealedError;
 use crate::volume::Volume;
+use access_times::AccessTimesNow;
 use references::References;
 use types::{Handle, NodeId};
 
+pub use access_times::AccessTimes;
 pub use lifecycle::Usage;
 
 /// The longest name, in bytes (`NAME_MAX`).
@@ -49,16 +53,6 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const TARGET_BYTES_MAX: usize = 4095;
 /// The most names of one inode, as on ext4.
 pub const LINKS_MAX: u32 = 65_000;
-
-/// When reading changes the time of last access.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum AccessTimes {
-    /// When it is older than the last change or than a day.
-    #[default]
-    Relative,
-    /// Never.
-    Never,
-}
 
 /// How a volume is used.
 #[derive(Clone, Debug)]
@@ -157,7 +151,7 @@ pub struct Filesystem {
     held: AtomicBool,
     /// Held while that changes.
     remounting: Mutex<()>,
-    no_access_times: AtomicBool,
+    access_times: AccessTimesNow,
 }
 
 impl Filesystem {

@@ -105,7 +105,8 @@ impl Filesystem {
     ) -> Result<(Attr, Handle), Errno> {
         let attr = self.mknod(caller, parent, name, (mode & 0o7777) | libc::S_IFREG, 0)?;
         let handle = self.open_file(caller, attr.node, flags & !libc::O_TRUNC)?;
-        Ok((attr, handle))
+        // Open for writing now, which shows in what it is said to take.
+        Ok((self.getattr(attr.node)?, handle))
     }
 
     fn make(

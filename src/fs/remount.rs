@@ -74,7 +74,6 @@ impl Filesystem {
 
     /// When reading changes the time of last access, from now on.
     pub fn set_access_times(&self, access_times: AccessTimes) {
-        let never = access_times == AccessTimes::Never;
-        self.no_access_times.store(never, Ordering::SeqCst);
+        self.access_times.set(access_times);
     }
 }

@@ -152,6 +152,8 @@ pub enum XattrMode {
     Create,
     /// `XATTR_REPLACE`: must exist.
     Replace,
+    /// Both, which nothing satisfies.
+    CreateAndReplace,
 }
 
 /// One entry of a directory listing.

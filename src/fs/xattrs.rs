@@ -1,12 +1,13 @@
 //! Extended attributes. Who may see and set which is the kernel's business (`xattr(7)`).
 
-use super::types::{Caller, NodeId, Timespec, XattrMode};
+use super::types::{Caller, FileKind, NodeId, Timespec, XattrMode};
 use super::{Filesystem, acl};
 use crate::errno::Errno;
 use crate::meta::Batch;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::decode_xattr;
 
+const SETGID: u16 = 0o2000;
 /// The longest name, in bytes (`XATTR_NAME_MAX`).
 const NAME_BYTES_MAX: usize = 255;
 /// The longest value, in bytes (`XATTR_SIZE_MAX`).
@@ -20,11 +21,25 @@ impl Filesystem {
     /// Sets an attribute.
     pub fn set_xattr(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         node: NodeId,
         name: &[u8],
         value: &[u8],
         mode: XattrMode,
+    ) -> Result<(), Errno> {
+        self.set_xattr_as(caller, node, name, value, mode, &|_| true)
+    }
+
+    /// The same for a caller who is in a group if `is_member` says so: an access ACL set by
+    /// somebody outside the file's group takes its set-group-id bit away.
+    pub fn set_xattr_as(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        is_member: &dyn Fn(u32) -> bool,
     ) -> Result<(), Errno> {
         check_name(name)?;
         self.begin_change(node)?;
@@ -34,21 +49,29 @@ impl Filesystem {
         let _inode = self.meta.lock_inode(node.ino());
         let there = self.value(node, name)?.is_some();
         match mode {
-            XattrMode::Create if there => return Err(Errno::EEXIST),
-            XattrMode::Replace if !there => return Err(Errno::ENODATA),
+            XattrMode::Create | XattrMode::CreateAndReplace if there => return Err(Errno::EEXIST),
+            XattrMode::Replace | XattrMode::CreateAndReplace if !there => {
+                return Err(Errno::ENODATA);
+            }
             _ => {}
         }
         self.check_room(node, name, value)?;
         let mut batch = Batch::new();
         let mut perm = None;
+        let mut outsider = false;
         let mut value = Some(value);
         if name == acl::ACCESS {
             perm = self.mode_of_acl(node, value.unwrap_or_default())?;
+            let record = self.inode(node)?;
+            outsider = record.perm & SETGID != 0 && caller.uid != 0 && !is_member(record.gid);
             // An ACL that says no more than the mode is the mode.
             if perm.is_some_and(|(_, minimal)| minimal) {
                 value = None;
             }
         } else if name == acl::DEFAULT {
+            if self.inode(node)?.kind != FileKind::Directory {
+                return Err(Errno::EACCES);
+            }
             acl::Acl::parse(value.unwrap_or_default())?;
         }
         self.meta.put_xattr(&mut batch, node.ino(), name, value)?;
@@ -56,6 +79,9 @@ impl Filesystem {
             record.ctime = Timespec::now();
             if let Some((perm, _)) = perm {
                 record.perm = record.perm & !0o777 | perm;
+            }
+            if outsider {
+                record.perm &= !SETGID;
             }
         })?;
         self.meta.apply(batch)?;
@@ -88,11 +114,15 @@ impl Filesystem {
         }
     }
 
-    /// Names of all attributes, each with a NUL behind it.
-    pub fn list_xattr(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+    /// Names of all attributes that the caller may see, each with a NUL behind it. The kernel
+    /// refuses to read a `trusted.` attribute to all but root; here it must not be named either.
+    pub fn list_xattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>, Errno> {
         self.inode(node)?;
         let mut list = Vec::new();
         for name in self.meta.xattr_names(node.ino(), self.view(node)?)? {
+            if caller.uid != 0 && name.starts_with(b"trusted.") {
+                continue;
+            }
             list.extend_from_slice(&name);
             list.push(0);
         }
@@ -109,7 +139,9 @@ impl Filesystem {
         self.begin_change(node)?;
         let _inode = self.meta.lock_inode(node.ino());
         if self.value(node, name)?.is_none() {
-            return Err(Errno::ENODATA);
+            // There is always an access ACL: the mode. Linux takes away what is not there.
+            let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
+            return if is_acl { Ok(()) } else { Err(Errno::ENODATA) };
         }
         let mut batch = Batch::new();
         self.meta.put_xattr(&mut batch, node.ino(), name, None)?;
@@ -136,9 +168,10 @@ fn check_name(name: &[u8]) -> Result<(), Errno> {
         return Err(Errno::ERANGE);
     }
     let namespaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    let known = namespaces
-        .iter()
-        .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+    if namespaces.contains(&name) {
+        return Err(Errno::EINVAL);
+    }
+    let known = namespaces.iter().any(|prefix| name.starts_with(prefix))
         || name == acl::ACCESS
         || name == acl::DEFAULT;
     if known && !name.contains(&0) {

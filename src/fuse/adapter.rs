@@ -16,42 +16,27 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::capabilities;
 use super::convert;
 use super::dispatch::Dispatch;
-use super::notify::WriteBack;
+use super::groups::groups_of;
+use super::notify::Notices;
 use super::replies::{REMEMBER, Refuse, answer, send_attr, send_entry, send_ok, send_sized};
 use super::workers::{Lane, with_scratch};
 use crate::errno::Errno;
 use crate::fs::Filesystem;
-use crate::fs::types::{Handle, NodeId, SetAttr};
+use crate::fs::types::{Handle, NodeId};
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
-/// Largest listing of extended attributes that Linux passes on (`XATTR_LIST_MAX`).
-const XATTR_LIST_MAX: usize = 65_536;
 /// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
 /// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
 const COPY_BYTES: u64 = 1 << 30;
-/// What the kernel is asked for, one by one; what it does not offer is done without.
-const CAPABILITIES: [InitFlags; 11] = [
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    InitFlags::FUSE_POSIX_ACL,
-    InitFlags::FUSE_DONT_MASK,
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_WRITEBACK_CACHE,
-];
-
 /// How a session is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct AdapterOptions {
@@ -63,7 +48,7 @@ pub(super) struct AdapterOptions {
 pub(super) struct Adapter {
     dispatch: Dispatch,
     options: AdapterOptions,
-    write_back: Arc<WriteBack>,
+    notices: Arc<Notices>,
     /// The kernel leaves the umask to us, so that a directory's default ACL can take its place.
     applies_umask: bool,
 }
@@ -84,16 +69,21 @@ fn handle(fh: FileHandle) -> Handle {
     Handle(fh.0)
 }
 
+/// What a write carries a flag for: a change of contents by anybody but root takes set-id bits and
+/// capabilities away.
+fn without_privileges(fs: &Filesystem, uid: u32, ino: INodeNo) -> Result<(), Errno> {
+    if uid == 0 {
+        return Ok(());
+    }
+    fs.kill_privileges(node(ino))
+}
+
 impl Adapter {
-    pub(super) fn new(
-        dispatch: Dispatch,
-        options: AdapterOptions,
-        write_back: Arc<WriteBack>,
-    ) -> Self {
+    pub(super) fn new(dispatch: Dispatch, options: AdapterOptions, notices: Arc<Notices>) -> Self {
         Self {
             dispatch,
             options,
-            write_back,
+            notices,
             applies_umask: false,
         }
     }
@@ -101,27 +91,20 @@ impl Adapter {
     fn umask(&self, umask: u32) -> u32 {
         if self.applies_umask { umask } else { 0 }
     }
+
+    /// Somebody opened it for reading.
+    fn accessed(&self, fs: &Filesystem, ino: INodeNo) {
+        match fs.accessed(node(ino)) {
+            Ok(true) => self.notices.forget_attributes(ino),
+            Ok(false) => {}
+            Err(errno) => tracing::debug!(ino = ino.0, ?errno, "no time of access"),
+        }
+    }
 }
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
-            if capability == InitFlags::FUSE_WRITEBACK_CACHE && !self.options.writeback {
-                continue;
-            }
-            if config.add_capabilities(capability).is_err() {
-                tracing::info!(?capability, "not offered by this kernel; done without");
-            } else if capability == InitFlags::FUSE_DONT_MASK {
-                self.applies_umask = true;
-            }
-        }
-        let background = self.options.max_background.max(1);
-        // The setters refuse only values out of range, and then name the nearest good one.
-        if let Err(nearest) = config.set_max_write(REQUEST_BYTES) {
-            let _ = config.set_max_write(nearest);
-        }
-        let _ = config.set_max_background(background);
-        let _ = config.set_congestion_threshold(background / 4 * 3 + 1);
+        self.applies_umask = capabilities::ask(config, self.options, REQUEST_BYTES);
         Ok(())
     }
 
@@ -164,22 +147,12 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let caller = convert::caller(request, 0);
-        // fuser does not pass FATTR_KILL_SUIDGID on, so it is told from what comes with it:
-        // changes of owner (a chown to the same owner has no field at all), and truncation by
-        // somebody without CAP_FSETID.
-        let chown = uid.is_some()
-            || gid.is_some()
-            || (mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none());
-        let changes = SetAttr {
-            perm: mode.map(|mode| (mode & 0o7777) as u16),
-            uid,
-            gid,
-            size,
-            atime: atime.map(convert::set_time),
-            mtime: mtime.map(convert::set_time),
-            ctime: ctime.map(convert::timespec_from_kernel),
-            kill_privileges: chown || (size.is_some() && caller.uid != 0),
-        };
+        let changes = convert::set_attr(
+            &caller,
+            self.options.writeback,
+            (mode, uid, gid, size),
+            (atime, mtime, ctime),
+        );
         let body = move |fs: &Filesystem| {
             answer(reply, fs.setattr(&caller, node(ino), &changes), send_attr);
         };
@@ -310,21 +283,16 @@ impl fuser::Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = convert::caller(request, 0);
-        let body = move |fs: &Filesystem| {
-            answer(
-                reply,
-                fs.open_file(&caller, node(ino), flags.0),
-                |reply, opened| {
-                    reply.opened(FileHandle(opened.0), FopenFlags::FOPEN_KEEP_CACHE);
-                },
-            );
-        };
-        if flags.0 & libc::O_TRUNC == 0 {
-            self.dispatch.inline("open", request, body);
-        } else {
-            self.dispatch
-                .hand_over("open", request, (Lane::Lengthy, 0), body);
-        }
+        self.dispatch.inline("open", request, |fs| {
+            let opened = fs.open_file(&caller, node(ino), flags.0);
+            let reads = flags.0 & (libc::O_ACCMODE | libc::O_NOATIME) == libc::O_RDONLY;
+            if reads && opened.is_ok() {
+                self.accessed(fs, ino);
+            }
+            answer(reply, opened, |reply, opened| {
+                reply.opened(FileHandle(opened.0), FopenFlags::FOPEN_KEEP_CACHE);
+            });
+        });
     }
 
     fn create(
@@ -412,8 +380,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     /// Inline: one comes with every file that is closed, and waking a worker for it costs more than
-    /// the work (a fifth of all creates, measured). Taking away what an unlinked file held is for
-    /// the filesystem's own collector.
+    /// the work (a fifth of all creates, measured).
     fn release(
         &self,
         request: &Request,
@@ -446,7 +413,11 @@ impl fuser::Filesystem for Adapter {
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.dispatch.inline("opendir", request, |fs| {
-            answer(reply, fs.open_dir(node(ino)), |reply, opened| {
+            let opened = fs.open_dir(node(ino));
+            if opened.is_ok() {
+                self.accessed(fs, ino);
+            }
+            answer(reply, opened, |reply, opened| {
                 let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
                 reply.opened(FileHandle(opened.0), flags);
             });
@@ -555,11 +526,20 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = convert::caller(request, 0);
+        // fuser cannot be told FUSE_SETXATTR_ACL_KILL_SGID.
+        let asks = caller.uid != 0 && name == "system.posix_acl_access";
+        let groups = if asks {
+            groups_of(request.pid())
+        } else {
+            Vec::new()
+        };
         self.dispatch.inline("setxattr", request, |fs| {
             let Some(mode) = convert::xattr_mode(flags) else {
                 return reply.refuse(Errno::EINVAL);
             };
-            let done = fs.set_xattr(&caller, node(ino), name.as_bytes(), value, mode);
+            let member = |group| group == caller.gid || groups.contains(&group);
+            let name = name.as_bytes();
+            let done = fs.set_xattr_as(&caller, node(ino), name, value, mode, &member);
             answer(reply, done, send_ok);
         });
     }
@@ -584,13 +564,12 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.dispatch
-            .inline("listxattr", request, |fs| match fs.list_xattr(node(ino)) {
-                Ok(names) if names.len() > XATTR_LIST_MAX => reply.refuse(Errno::E2BIG),
-                result => answer(reply, result, |reply, names| {
-                    send_sized(reply, size, &names);
-                }),
+        let caller = convert::caller(request, 0);
+        self.dispatch.inline("listxattr", request, |fs| {
+            answer(reply, fs.list_xattr(&caller, node(ino)), |reply, names| {
+                send_sized(reply, size, &names);
             });
+        });
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -636,9 +615,11 @@ impl fuser::Filesystem for Adapter {
         let Some(mode) = convert::fallocate_mode(mode) else {
             return reply.refuse(Errno::ENOTSUP);
         };
+        let uid = request.uid();
         self.dispatch
             .hand_over("fallocate", request, (Lane::Lengthy, 0), move |fs| {
-                let done = fs.fallocate(node(ino), handle(fh), offset, length, mode);
+                let done = without_privileges(fs, uid, ino)
+                    .and_then(|()| fs.fallocate(node(ino), handle(fh), offset, length, mode));
                 answer(reply, done, send_ok);
             });
     }
@@ -652,7 +633,7 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let write_back = Arc::clone(&self.write_back);
+        let notices = Arc::clone(&self.notices);
         self.dispatch
             .hand_over("lseek", request, (Lane::Lengthy, 0), move |fs| {
                 let Some(whence) = convert::seek_whence(whence) else {
@@ -660,7 +641,7 @@ impl fuser::Filesystem for Adapter {
                 };
                 // What the kernel holds back would look like a hole, and `cp` would lose it.
                 if fs.may_be_dirty(node(ino)) {
-                    write_back.wait_for(ino);
+                    notices.write_back(ino);
                 }
                 // POSIX and lseek(2): beyond the file, on either side, is ENXIO.
                 let found = u64::try_from(offset)
@@ -687,10 +668,13 @@ impl fuser::Filesystem for Adapter {
         if flags.bits() != 0 {
             return reply.refuse(Errno::EINVAL);
         }
+        let uid = request.uid();
         self.dispatch
             .hand_over("copy_file_range", request, (Lane::Lengthy, 0), move |fs| {
                 let len = len.min(COPY_BYTES);
-                let copied = fs.copy_file_range(node(from), from_offset, node(to), to_offset, len);
+                let copied = without_privileges(fs, uid, to).and_then(|()| {
+                    fs.copy_file_range(node(from), from_offset, node(to), to_offset, len)
+                });
                 answer(reply, copied, |reply, len| {
                     reply.written(u32::try_from(len).unwrap_or(u32::MAX));
                 });

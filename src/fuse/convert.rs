@@ -10,8 +10,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fuser::TimeOrNow;
+
 use crate::fs::types::{
-    Attr, Caller, Fallocate, FileKind, RenameFlags, SeekWhence, SetTime, Timespec, XattrMode,
+    Attr, Caller, Fallocate, FileKind, RenameFlags, SeekWhence, SetAttr, SetTime, Timespec,
+    XattrMode,
 };
 
 /// A point in time as std knows it; beyond what std can hold, the epoch.
@@ -118,6 +121,33 @@ pub(super) fn caller(request: &fuser::Request, umask: u32) -> Caller {
     }
 }
 
+/// Changes of attributes.
+///
+/// fuser does not pass `FATTR_KILL_SUIDGID` on, so it is told from what comes with it: changes of
+/// owner (a chown to the same owner has no field but the time of the change, where the kernel keeps
+/// that, `writeback`), and truncation by somebody without `CAP_FSETID`. With no field at all the
+/// kernel has just removed a file's capabilities.
+pub(super) fn set_attr(
+    caller: &Caller,
+    writeback: bool,
+    (mode, uid, gid, size): (Option<u32>, Option<u32>, Option<u32>, Option<u64>),
+    (atime, mtime, ctime): (Option<TimeOrNow>, Option<TimeOrNow>, Option<SystemTime>),
+) -> SetAttr {
+    let bare = mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none();
+    let same_owner = bare && (ctime.is_some() || !writeback);
+    let chown = uid.is_some() || gid.is_some() || same_owner;
+    SetAttr {
+        perm: mode.map(|mode| (mode & 0o7777) as u16),
+        uid,
+        gid,
+        size,
+        atime: atime.map(set_time),
+        mtime: mtime.map(set_time),
+        ctime: ctime.map(timespec_from_kernel),
+        kill_privileges: chown || (size.is_some() && caller.uid != 0),
+    }
+}
+
 /// `renameat2` flags.
 pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Option<RenameFlags> {
     if !fuser::RenameFlags::all().contains(flags) {
@@ -157,10 +187,12 @@ pub(super) fn seek_whence(whence: i32) -> Option<SeekWhence> {
 
 /// `setxattr(2)` flags.
 pub(super) fn xattr_mode(flags: i32) -> Option<XattrMode> {
+    const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
     match flags {
         0 => Some(XattrMode::Any),
         libc::XATTR_CREATE => Some(XattrMode::Create),
         libc::XATTR_REPLACE => Some(XattrMode::Replace),
+        BOTH => Some(XattrMode::CreateAndReplace),
         _ => None,
     }
 }
@@ -249,7 +281,8 @@ mod tests {
         assert_eq!(xattr_mode(0), Some(XattrMode::Any));
         assert_eq!(xattr_mode(1), Some(XattrMode::Create));
         assert_eq!(xattr_mode(2), Some(XattrMode::Replace));
-        assert_eq!(xattr_mode(3), None);
+        assert_eq!(xattr_mode(3), Some(XattrMode::CreateAndReplace));
+        assert_eq!(xattr_mode(4), None);
         let flags = fuser::RenameFlags::from_bits_retain(2);
         assert_eq!(
             rename_flags(flags),

@@ -21,9 +21,11 @@ use crate::sys::mounts::MountFlags;
 use crate::sys::process::EndSignals;
 
 mod adapter;
+mod capabilities;
 mod convert;
 mod dispatch;
 mod follow;
+mod groups;
 pub mod mountinfo;
 mod mountpoint;
 mod notify;
@@ -35,7 +37,7 @@ pub use mountpoint::unmount;
 use adapter::{Adapter, AdapterOptions};
 use dispatch::Dispatch;
 use mountpoint::Mounted;
-use notify::WriteBack;
+use notify::Notices;
 use workers::Workers;
 
 /// Background requests (read-ahead, writeback) that the kernel may have under way.
@@ -109,16 +111,16 @@ pub fn mount(
 ) -> Result<(), FuseError> {
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
     let dispatch = Dispatch::new(filesystem, Arc::clone(&workers), options.follow_caller);
-    let write_back = Arc::new(WriteBack::default());
+    let notices = Arc::new(Notices::default());
     let adapter = Adapter::new(
         dispatch,
         AdapterOptions {
             writeback: options.writeback,
             max_background: options.max_background,
         },
-        Arc::clone(&write_back),
+        Arc::clone(&notices),
     );
-    let result = serve(adapter, dir, options, &write_back, signals, ready);
+    let result = serve(adapter, dir, options, &notices, signals, ready);
     workers.finish();
     result
 }
@@ -127,7 +129,7 @@ fn serve(
     adapter: Adapter,
     dir: &Path,
     options: &MountOptions,
-    write_back: &WriteBack,
+    notices: &Notices,
     signals: Option<EndSignals>,
     ready: impl FnOnce(),
 ) -> Result<(), FuseError> {
@@ -140,7 +142,7 @@ fn serve(
         }
     };
     mounted.tune();
-    let result = write_back
+    let result = notices
         .start(session.notifier())
         .and_then(|()| listen_for(signals, &mounted))
         .map_err(FuseError::Thread)

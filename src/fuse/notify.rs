@@ -1,4 +1,4 @@
-//! Asking the kernel to send what it holds back, from a thread that serves no request.
+//! Telling the kernel: to send what it holds back, to forget attributes.
 //!
 //! The kernel keeps dirty pages of files that are open for writing or mapped. Invalidating an
 //! inode writes them back first, and the call returns when the WRITEs have been answered: that is
@@ -13,28 +13,48 @@ use fuser::{INodeNo, Notifier};
 /// An inode to write back, and where to say that it is done.
 type Wish = (INodeNo, SyncSender<()>);
 
-/// Writes back what the kernel holds of an inode.
+/// What the kernel can be told.
 #[derive(Debug, Default)]
-pub(super) struct WriteBack(OnceLock<SyncSender<Wish>>);
+pub(super) struct Notices(OnceLock<Channels>);
 
-impl WriteBack {
+#[derive(Debug)]
+struct Channels {
+    notifier: Notifier,
+    wishes: SyncSender<Wish>,
+}
+
+impl Notices {
     /// Starts the thread; it ends with this object.
     pub(super) fn start(&self, notifier: Notifier) -> io::Result<()> {
         let (wishes, inbox) = sync_channel::<Wish>(64);
         std::thread::Builder::new()
             .name("notifier".to_owned())
-            .spawn(move || serve(&inbox, &notifier))?;
+            .spawn({
+                let notifier = notifier.clone();
+                move || serve(&inbox, &notifier)
+            })?;
         // Started once, before the first request.
-        let _ = self.0.set(wishes);
+        let _ = self.0.set(Channels { notifier, wishes });
         Ok(())
     }
 
     /// Returns when the kernel holds no dirty page of the inode that it held at the call.
-    pub(super) fn wait_for(&self, ino: INodeNo) {
-        let Some(wishes) = self.0.get() else { return };
+    pub(super) fn write_back(&self, ino: INodeNo) {
+        let Some(channels) = self.0.get() else { return };
         let (done, wait) = sync_channel(1);
-        if wishes.send((ino, done)).is_ok() {
+        if channels.wishes.send((ino, done)).is_ok() {
             let _ = wait.recv();
+        }
+    }
+
+    /// Has the kernel ask for the attributes of an inode again. For one that somebody opens at this
+    /// moment: such an inode is not about to go, the kernel waits for nothing, and so the reading
+    /// thread may call this.
+    pub(super) fn forget_attributes(&self, ino: INodeNo) {
+        if let Some(channels) = self.0.get()
+            && let Err(error) = channels.notifier.inval_inode(ino, -1, 0)
+        {
+            tracing::debug!(ino = ino.0, %error, "attributes not forgotten");
         }
     }
 }

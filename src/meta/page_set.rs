@@ -53,6 +53,13 @@ impl PageSet {
         }
     }
 
+    /// Takes all pages of `other` out.
+    pub fn subtract(&mut self, other: &Self) {
+        for (word, less) in self.words.iter_mut().zip(other.words) {
+            *word &= !less;
+        }
+    }
+
     /// Number of pages.
     pub fn len(&self) -> u32 {
         self.words.iter().map(|word| word.count_ones()).sum()

@@ -9,14 +9,14 @@
 //!           atime 12 | mtime 12 | ctime 12 | crtime 12 | parent 8 | symlink target …
 //! dirent    1 | ino 8 | kind 1
 //! xattr     1 | value …
-//! extent    1 | flags 1 (1: shared) | parts 1 | part …
+//! extent    1 | flags 1 (1: shared, 2: reserved) | parts 1 | part … | page set, where reserved
 //!   part    folder 8 | object id 16 | crypto id 16 | epoch 4 | page set ([`super::page_set`])
 //! extent    2 | bytes …                    (a small file, whole)
 //! garbage   1 | folder 8 | object id 16
 //! counters  1 | clean 1 | generation 8 | frozen 8 | next ino 8 | folder 8 | garbage 8 |
 //!           used pages 8 | inodes 8 | size limit 8 (0: none) | name hash key 16
 //! ```
-//! `pages` of an inode counts its sealed pages on disk; `parent` is the directory that holds a
+//! `pages` of an inode counts those of its chunks' pages that are sealed or have space set aside; `parent` is the directory that holds a
 //! directory (0 for others). Decoders take exactly what encoders write and return `None` for
 //! everything else.
 
@@ -28,6 +28,7 @@ pub const TOMBSTONE: &[u8] = &[0];
 const VALUE: u8 = 1;
 const INLINE: u8 = 2;
 const FLAG_SHARED: u8 = 1;
+const FLAG_RESERVED: u8 = 2;
 /// A record never lists more parts than this; longer lists are flattened.
 pub const PARTS_MAX: usize = 8;
 
@@ -42,16 +43,10 @@ pub struct Timespec {
 }
 
 impl Timespec {
-    /// The present.
+    /// The present by the clock that the kernel gives files their times from, so that those it
+    /// sets and those that are set here are in order.
     pub fn now() -> Self {
-        let (secs, nanos) = match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)
-        {
-            Ok(after) => (
-                i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-                after.subsec_nanos(),
-            ),
-            Err(_) => (0, 0),
-        };
+        let (secs, nanos) = crate::sys::clock::coarse_time();
         Self { secs, nanos }
     }
 }
@@ -86,7 +81,7 @@ pub struct InodeRecord {
     pub rdev: u32,
     /// Length in bytes that is durable.
     pub size: u64,
-    /// Sealed pages that are durable.
+    /// Pages that are sealed, durably, or have space set aside.
     pub pages: u64,
     /// Last access.
     pub atime: Timespec,
@@ -140,6 +135,8 @@ pub enum ExtentRecord {
         shared: bool,
         /// Newest first.
         parts: Vec<Part>,
+        /// Pages that the newest part does not have, but space for them.
+        reserved: PageSet,
     },
     /// The bytes themselves: a small file.
     Inline(Vec<u8>),
@@ -169,7 +166,7 @@ pub struct Counters {
     pub folder: FolderNumber,
     /// The next number in `garbage`.
     pub next_garbage: u64,
-    /// Sealed pages of contents that are durable.
+    /// Pages of contents that are sealed, durably, or have space set aside.
     pub used_pages: u64,
     /// Inodes.
     pub inodes: u64,
@@ -360,15 +357,25 @@ impl ExtentRecord {
                 out.put(bytes);
                 out.0
             }
-            Self::Parts { shared, parts } => {
+            Self::Parts {
+                shared,
+                parts,
+                reserved,
+            } => {
                 let mut out = Writer::new(VALUE, 3 + parts.len() * 48);
-                out.put(&[if *shared { FLAG_SHARED } else { 0 }, parts.len() as u8]);
+                let reserves = !reserved.is_empty();
+                let shared = if *shared { FLAG_SHARED } else { 0 };
+                let flags = shared | if reserves { FLAG_RESERVED } else { 0 };
+                out.put(&[flags, parts.len() as u8]);
                 for part in parts {
                     out.put(&part.id.name.folder.0.to_le_bytes())
                         .put(&part.id.name.object.0)
                         .put(&part.id.crypto.0)
                         .put(&part.id.epoch.0.to_le_bytes());
                     part.pages.encode(&mut out.0);
+                }
+                if reserves {
+                    reserved.encode(&mut out.0);
                 }
                 out.0
             }
@@ -381,11 +388,10 @@ impl ExtentRecord {
             return Some(Self::Inline(input.rest().to_vec()));
         }
         let mut input = Reader::new(bytes, VALUE)?;
-        let shared = match input.u8()? {
-            0 => false,
-            FLAG_SHARED => true,
-            _ => return None,
-        };
+        let flags = input.u8()?;
+        if flags & !(FLAG_SHARED | FLAG_RESERVED) != 0 {
+            return None;
+        }
         let count = usize::from(input.u8()?);
         if count > PARTS_MAX {
             return None;
@@ -406,17 +412,38 @@ impl ExtentRecord {
             input.0 = rest;
             parts.push(Part { id, pages });
         }
+        let mut reserved = PageSet::new();
+        if flags & FLAG_RESERVED != 0 {
+            (reserved, input.0) = PageSet::decode(input.0)?;
+            if reserved.is_empty() || parts.is_empty() {
+                return None;
+            }
+        }
         input.end()?;
-        Some(Self::Parts { shared, parts })
+        Some(Self::Parts {
+            shared: flags & FLAG_SHARED != 0,
+            parts,
+            reserved,
+        })
     }
 
-    /// Sealed pages it holds.
+    /// Pages of the chunk that some part has or that have space set aside.
     pub fn pages(&self) -> u64 {
         match self {
             Self::Inline(_) => 0,
-            Self::Parts { parts, .. } => parts.iter().map(|part| u64::from(part.pages.len())).sum(),
+            Self::Parts {
+                parts, reserved, ..
+            } => u64::from(taken(parts, reserved).len()),
         }
     }
+}
+
+/// The pages that some part has or that have space set aside. Each counts once, also where an
+/// older part has it too: writing a page anew takes nothing more of what is counted.
+pub fn taken(parts: &[Part], reserved: &PageSet) -> PageSet {
+    let mut pages = reserved.clone();
+    parts.iter().for_each(|part| pages.union(&part.pages));
+    pages
 }
 
 impl ObjectName {

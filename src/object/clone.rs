@@ -4,12 +4,13 @@
 //! two histories ever write under one crypto id. Order: the source is durable; the links and
 //! their names are durable; then both records change in one batch.
 
+use super::cut::Space;
 use super::file::{Chunk, Extent, File};
 use super::{Contents, FILE_BYTES_MAX, ObjectError};
 use crate::ids::ChunkIndex;
 use crate::meta::Batch;
-use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
-use crate::meta::records::{ObjectName, Part, Timespec};
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
+use crate::meta::records::{ObjectName, Part, Timespec, taken};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -76,7 +77,7 @@ impl Contents {
         bytes: std::ops::Range<u64>,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        self.punch(to, bytes.clone(), now)?;
+        self.punch(to, bytes.clone(), Space::Back, now)?;
         if bytes.end > to.size() {
             self.truncate(to, bytes.end, &mut |record| record.mtime = now)?;
         }
@@ -126,12 +127,17 @@ impl Contents {
             let state = from.state.lock();
             match state.chunks.get(&source) {
                 Some(chunk) if !chunk.needs_sync() => match &chunk.extent {
-                    Extent::Parts { parts, .. } => parts.clone(),
+                    // What is linked is not written in place any more: a promise would be lost.
+                    Extent::Parts { parts, .. } if chunk.reserved.is_empty() => parts.clone(),
                     _ => return Ok(false),
                 },
                 _ => return Ok(false),
             }
         };
+        let promised = |chunk: &Chunk| !chunk.reserved.is_empty();
+        if to.state.lock().chunks.get(&target).is_some_and(promised) {
+            return Ok(false);
+        }
         let Some(parts) = self.link_parts(parts)? else {
             return Ok(false);
         };
@@ -179,8 +185,9 @@ impl Contents {
         parts: Vec<Part>,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        let pages: u64 = parts.iter().map(|part| u64::from(part.pages.len())).sum();
-        self.check_room(pages.cast_signed())?;
+        let old = to.state.lock().chunks.get(&target).map_or(0, Chunk::pages);
+        let new = u64::from(taken(&parts, &PageSet::new()).len());
+        self.check_room(new.cast_signed() - old.cast_signed())?;
         let _inodes = self.meta.lock_inodes(&[from.ino, to.ino]);
         let mut batch = Batch::new();
         {
@@ -204,6 +211,7 @@ impl Contents {
             Some(crate::meta::records::ExtentRecord::Parts {
                 shared: true,
                 parts,
+                reserved: PageSet::new(),
             }),
             pages_touching(0..len).end.min(CHUNK_PAGES),
         );

@@ -10,7 +10,7 @@ use super::{Contents, ObjectError};
 use crate::ids::Ino;
 use crate::meta::commit::BatchNumber;
 use crate::meta::keys::{self, Table};
-use crate::meta::page_set::CHUNK_PAGES;
+use crate::meta::page_set::{CHUNK_PAGES, PageSet};
 use crate::meta::records::{ObjectName, PartId};
 use crate::meta::{Batch, MetaError};
 
@@ -85,7 +85,7 @@ impl Contents {
             match chunk.newest() {
                 // Cut away altogether, shared or replaced: not ours to touch any more.
                 Some(part) if part.id == cut.id && self.writable(chunk) => {
-                    absent_runs(&part.pages, cut.pages.clone())
+                    absent_runs(&chunk.backed(), cut.pages.clone())
                 }
                 _ => return Ok(()),
             }
@@ -132,7 +132,7 @@ impl Contents {
     }
 }
 
-fn absent_runs(present: &crate::meta::page_set::PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
+pub(super) fn absent_runs(present: &PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
     let mut runs = Vec::new();
     let mut page = pages.start;
     while page < pages.end {

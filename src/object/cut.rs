@@ -18,6 +18,15 @@ use crate::meta::{Batch, View};
 /// Extents removed in one batch; removing a larger file takes several.
 const EXTENTS_PER_BATCH: usize = 16_384;
 
+/// What becomes of the room of pages that are taken away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Space {
+    /// It goes back to the disk.
+    Back,
+    /// It stays set aside for the file.
+    Kept,
+}
+
 impl Contents {
     /// Sets the length. `amend` changes the inode's other fields in the same batch.
     pub fn truncate(
@@ -32,7 +41,7 @@ impl Contents {
         // Bytes from the old end to the new one read as zeros, whatever the last page holds.
         self.ready_gap(file, size)?;
         let _gate = file.gate.write();
-        if size < file.size() {
+        if size < file.size() || (size == file.size() && self.reserves_beyond(file, size)?) {
             return self.shrink(file, size, amend);
         }
         let _inode = self.meta.lock_inode(file.ino);
@@ -69,7 +78,7 @@ impl Contents {
         if let Some(index) = boundary {
             let within = size % CHUNK_BYTES;
             let gone = pages_touching(0..within).end..CHUNK_PAGES;
-            cut = self.cut_chunk(file, state, index, gone, &mut batch)?;
+            cut = self.cut_chunk(file, state, index, gone, Space::Back, &mut batch)?;
             if let Some(chunk) = state.chunks.get_mut(&index) {
                 cut_inline(chunk, within as usize);
             }
@@ -84,6 +93,22 @@ impl Contents {
         let number = self.meta.apply(batch)?;
         self.cut_after(number, cut);
         Ok(())
+    }
+
+    /// True when space is set aside behind the end of the file.
+    fn reserves_beyond(&self, file: &File, size: u64) -> Result<bool, ObjectError> {
+        let Ok(last) = u32::try_from(size / CHUNK_BYTES) else {
+            return Ok(false);
+        };
+        self.load_chunk(file, last)?;
+        let end_page = pages_touching(0..size % CHUNK_BYTES).end;
+        let here = file
+            .state
+            .lock()
+            .chunks
+            .get(&last)
+            .is_some_and(|chunk| chunk.reserved.end() > end_page);
+        Ok(here || self.next_chunk(file, last.saturating_add(1))?.is_some())
     }
 
     /// Publishes the state with further changes of the inode.
@@ -102,8 +127,15 @@ impl Contents {
         Ok(self.meta.put_inode(batch, file.ino, &inode)?)
     }
 
-    /// Makes a hole of the bytes, or zeros where a page is shared with bytes that stay.
-    pub fn punch(&self, file: &File, bytes: Range<u64>, now: Timespec) -> Result<(), ObjectError> {
+    /// Makes a hole of the bytes, or zeros where a page is shared with bytes that stay. `space`
+    /// says what becomes of the room.
+    pub fn punch(
+        &self,
+        file: &File,
+        bytes: Range<u64>,
+        space: Space,
+        now: Timespec,
+    ) -> Result<(), ObjectError> {
         let end = bytes.end.min(file.size());
         if bytes.start >= end {
             return Ok(());
@@ -126,12 +158,12 @@ impl Contents {
             self.load_chunk(file, index)?;
             let mut gone = pages_within(piece.clone());
             if reaches_end && u64::from(index) * CHUNK_BYTES + piece.end >= end {
-                gone.end = CHUNK_PAGES.max(gone.start);
+                gone.end = pages_touching(piece.clone()).end.max(gone.start);
             }
             let _inode = self.meta.lock_inode(file.ino);
             let state = &mut *file.state.lock();
             let mut batch = Batch::new();
-            let cut = self.cut_chunk(file, state, index, gone, &mut batch)?;
+            let cut = self.cut_chunk(file, state, index, gone, space, &mut batch)?;
             if let Some(chunk) = state.chunks.get_mut(&index) {
                 zero_inline(chunk, &piece);
             }
@@ -202,6 +234,7 @@ impl Contents {
         state: &mut FileState,
         index: u32,
         gone: Range<u32>,
+        space: Space,
         batch: &mut Batch,
     ) -> Result<Option<Cut>, ObjectError> {
         let Some(chunk) = state.chunks.get_mut(&index) else {
@@ -209,10 +242,13 @@ impl Contents {
         };
         let before = chunk.pages();
         let in_place = self.writable(chunk);
+        let backed = chunk.backed();
+        let keeps = space == Space::Kept && in_place;
         let Extent::Parts { parts, .. } = &mut chunk.extent else {
             return Ok(None);
         };
-        let cut = parts.first().filter(|_| in_place).map(|part| Cut {
+        let cut = parts.first().filter(|_| in_place && !keeps);
+        let cut = cut.map(|part| Cut {
             ino: file.ino,
             index,
             id: part.id,
@@ -233,6 +269,11 @@ impl Contents {
         });
         for set in [&mut chunk.durable, &mut chunk.unsynced, &mut chunk.syncing] {
             set.remove(gone.clone());
+        }
+        chunk.reserved.remove(gone.clone());
+        if keeps {
+            let pages = gone.clone().filter(|page| backed.contains(*page));
+            pages.for_each(|page| chunk.reserved.insert(page..page + 1));
         }
         chunk.changed = true;
         let emptied = gone.start == 0 && chunk.pages() == 0;
@@ -369,6 +410,7 @@ impl Contents {
         chunk.durable = part.pages.clone();
         chunk.unsynced = PageSet::new();
         chunk.syncing = PageSet::new();
+        chunk.reserved = PageSet::new();
         chunk.named = true;
         chunk.changed = true;
         chunk.extent = Extent::Parts {

@@ -6,6 +6,8 @@
 //! - Only the newest part gains pages. The pages of older parts are durable.
 //! - A page that is not present reads as zeros, and so do bytes beyond the size, whatever the
 //!   disk holds.
+//! - The newest part's object has space for the `reserved` pages. A page that is written stays
+//!   reserved until it is durable, so that the promise outlives a power cut between the two.
 //!
 //! Locks, outermost first: `syncing`, `gate`, the inode's lock in [`Meta`](crate::meta::Meta),
 //! `state`; page locks of objects are taken before `state` and held over I/O of contents, `state`
@@ -19,7 +21,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::ids::{Generation, Ino};
 use crate::meta::View;
 use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
-use crate::meta::records::{ExtentRecord, Part, PartId, Timespec};
+use crate::meta::records::{ExtentRecord, Part, PartId, Timespec, taken};
 
 /// What a chunk is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +56,11 @@ pub struct Chunk {
     pub unsynced: PageSet,
     /// Pages of the newest part that the sync under way covers.
     pub syncing: PageSet,
-    /// Sealed pages in the record as published.
+    /// Pages that the newest part has space for, and that are not durable.
+    pub reserved: PageSet,
+    /// Space was set aside since the last sync began.
+    pub allocated: bool,
+    /// Pages taken according to the record as published.
     pub published_pages: u64,
     /// The durable form differs from the published record.
     pub changed: bool,
@@ -68,14 +74,20 @@ impl Chunk {
         end_page: u32,
     ) -> Self {
         let published_pages = record.as_ref().map_or(0, ExtentRecord::pages);
+        let mut promised = PageSet::new();
         let extent = match record {
             None => Extent::Hole,
             Some(ExtentRecord::Inline(bytes)) => Extent::Inline(bytes),
             Some(ExtentRecord::Parts { parts, .. }) if parts.is_empty() => Extent::Hole,
-            Some(ExtentRecord::Parts { shared, mut parts }) => {
+            Some(ExtentRecord::Parts {
+                shared,
+                mut parts,
+                reserved,
+            }) => {
                 for part in &mut parts {
                     part.pages.remove(end_page..CHUNK_PAGES);
                 }
+                promised = reserved;
                 Extent::Parts { shared, parts }
             }
         };
@@ -93,6 +105,8 @@ impl Chunk {
             durable,
             unsynced: PageSet::new(),
             syncing: PageSet::new(),
+            reserved: promised,
+            allocated: false,
             published_pages,
             changed: false,
         }
@@ -128,9 +142,15 @@ impl Chunk {
                     pages.remove(end_page..CHUNK_PAGES);
                     durable.push(Part { id: part.id, pages });
                 }
+                let mut reserved = PageSet::new();
+                if let (true, Some(newest)) = (self.named, durable.first()) {
+                    reserved.clone_from(&self.reserved);
+                    reserved.subtract(&newest.pages);
+                }
                 (!durable.is_empty()).then_some(ExtentRecord::Parts {
                     shared: *shared || !self.named,
                     parts: durable,
+                    reserved,
                 })
             }
         }
@@ -167,14 +187,26 @@ impl Chunk {
         }
     }
 
-    /// Sealed pages it has now.
-    pub fn pages(&self) -> u64 {
+    /// Pages that it has now or has space for.
+    pub fn taken(&self) -> PageSet {
         match &self.extent {
-            Extent::Parts { parts, .. } => {
-                parts.iter().map(|part| u64::from(part.pages.len())).sum()
-            }
-            _ => 0,
+            Extent::Parts { parts, .. } => taken(parts, &self.reserved),
+            _ => PageSet::new(),
         }
+    }
+
+    /// Number of those pages.
+    pub fn pages(&self) -> u64 {
+        u64::from(self.taken().len())
+    }
+
+    /// Pages that can be written without more space on the disk, if the newest part is writable.
+    pub fn backed(&self) -> PageSet {
+        let mut pages = self.reserved.clone();
+        if let Some(newest) = self.newest() {
+            pages.union(&newest.pages);
+        }
+        pages
     }
 
     /// True when there is something that no sync has covered.
@@ -182,6 +214,7 @@ impl Chunk {
         !self.named
             || !self.unsynced.is_empty()
             || !self.syncing.is_empty()
+            || self.allocated
             || self.fallback.is_some()
     }
 }
@@ -195,7 +228,7 @@ pub struct FileState {
     pub durable_size: u64,
     /// Length that the sync under way covers.
     pub syncing_size: u64,
-    /// Sealed pages, now.
+    /// Pages that are sealed or have space set aside, now.
     pub pages: u64,
     /// Time of the last write that is not published.
     pub written: Option<Timespec>,

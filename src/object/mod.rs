@@ -35,6 +35,7 @@ use crate::sealed::{PAGE_BYTES, SealedError};
 use crate::store::Store;
 
 pub use collect::Cut;
+pub use cut::Space;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
@@ -111,7 +112,7 @@ impl ObjectError {
 pub struct LiveAttr {
     /// Length in bytes.
     pub size: u64,
-    /// Sealed pages.
+    /// Pages that are sealed or have space set aside.
     pub pages: u64,
     /// Time of a write that is not in the record.
     pub written: Option<Timespec>,
@@ -129,7 +130,7 @@ pub struct Contents {
     cuts: Mutex<Vec<(BatchNumber, Cut)>>,
     /// Held by who does that work.
     collecting: Mutex<()>,
-    /// Sealed pages, now; the counter in the metadata is the durable one.
+    /// Pages sealed or set aside, now; the counter in the metadata is the durable one.
     used_pages: AtomicI64,
     limit_pages: Option<i64>,
 }
@@ -186,6 +187,18 @@ impl Contents {
         })
     }
 
+    /// True when the file's first bytes are in the metadata, or when that cannot be told.
+    pub fn is_inline(&self, ino: Ino) -> bool {
+        let file = self.files.lock().get(&ino).cloned();
+        if let Some(file) = file
+            && let Some(chunk) = file.state.lock().chunks.get(&0)
+        {
+            return matches!(chunk.extent, file::Extent::Inline(_));
+        }
+        let record = self.meta.extent(ino, ChunkIndex(0), View::LIVE);
+        !matches!(record, Ok(None | Some((_, ExtentRecord::Parts { .. }))))
+    }
+
     /// The time of a write that is not in the file's record, which the caller puts there.
     pub fn take_written(&self, ino: Ino) -> Option<Timespec> {
         let file = Arc::clone(self.files.lock().get(&ino)?);
@@ -204,7 +217,7 @@ impl Contents {
         }
     }
 
-    /// Sealed pages in use, now.
+    /// Pages sealed or set aside, now.
     pub fn used_pages(&self) -> u64 {
         self.used_pages
             .load(Ordering::Relaxed)
@@ -236,7 +249,11 @@ impl Contents {
 
     fn check_room(&self, more_pages: i64) -> Result<(), ObjectError> {
         match self.limit_pages {
-            Some(limit) if self.used_pages.load(Ordering::Relaxed) + more_pages > limit => {
+            // What takes no more room is never refused, however full the volume is.
+            Some(limit)
+                if more_pages > 0
+                    && self.used_pages.load(Ordering::Relaxed) + more_pages > limit =>
+            {
                 Err(ObjectError::Full)
             }
             _ => Ok(()),

@@ -1,36 +1,152 @@
 //! Setting space aside (`fallocate(2)` without a hole).
+//!
+//! A promise is kept twice: pages set aside count as used, so that nobody else gets them below the
+//! volume's limit; and the object that they would be written to has blocks for them on the backing
+//! filesystem, where that can promise it. They read as zeros until they are written.
 
 use std::ops::Range;
 
-use super::file::File;
-use super::{Contents, INLINE_BYTES, ObjectError, chunk_pieces};
-use crate::meta::page_set::pages_touching;
+use super::collect::absent_runs;
+use super::file::{Chunk, File};
+use super::read::page_range;
+use super::write::Target;
+use super::{Contents, ObjectError, chunk_pieces};
+use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, PageSet, pages_touching};
+use crate::meta::records::PartId;
 use crate::sealed::PAGE_BYTES;
 
+/// What is missing for a promise, in pages.
+#[derive(Default)]
+struct Missing {
+    /// Of what is counted.
+    counted: u64,
+    /// On the disk.
+    on_disk: u64,
+}
+
 impl Contents {
-    /// Sets space aside for a range, so that writing it later does not meet a full disk, where the
-    /// backing filesystem can promise that. Pages stay absent: they read as zeros.
+    /// Sets space aside for a range, so that writing it later does not meet a full disk. What is
+    /// set aside when it fails half-way stays so, as on other filesystems.
     pub fn reserve(&self, file: &File, bytes: Range<u64>) -> Result<(), ObjectError> {
-        let len = bytes.end.saturating_sub(bytes.start);
         if bytes.end > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
-        if bytes.end <= INLINE_BYTES && file.size() <= INLINE_BYTES {
+        if self.fits_record(file, bytes.end)? {
             return Ok(());
         }
-        let pages = len.div_ceil(PAGE_BYTES as u64).cast_signed();
-        self.check_room(pages)?;
-        // A promise that cannot be kept is refused before thousands of objects are made for it.
-        if self.objects.store().space()?.available_bytes < len {
-            return Err(ObjectError::Full);
-        }
+        let len = bytes.end.saturating_sub(bytes.start);
+        self.check_promise(file, bytes.start, len)?;
         for (index, piece) in chunk_pieces(bytes.start, len) {
-            let id = self.part_for(file, index)?;
             let pages = pages_touching(piece);
-            let start = u64::from(pages.start) * PAGE_BYTES as u64;
-            let len = u64::from(pages.end - pages.start) * PAGE_BYTES as u64;
-            self.objects.open(id)?.file().reserve(start, len)?;
+            while !self.reserve_pages(file, index, self.part_for(file, index)?, &pages)? {}
         }
         Ok(())
+    }
+
+    /// True when what ends there lives in the metadata.
+    fn fits_record(&self, file: &File, end: u64) -> Result<bool, ObjectError> {
+        if end > CHUNK_BYTES {
+            return Ok(false);
+        }
+        let _gate = file.gate.read();
+        self.load_chunk(file, 0)?;
+        Ok(matches!(self.target(file, 0, end)?, Target::Inline))
+    }
+
+    /// Refuses a promise that cannot be kept before thousands of objects are made for it.
+    fn check_promise(&self, file: &File, offset: u64, len: u64) -> Result<(), ObjectError> {
+        let available = self.objects.store().space()?.available_bytes / PAGE_BYTES as u64;
+        // Whatever the file has, so much is missing at least.
+        let least = (len / PAYLOAD_BYTES).saturating_sub(file.state.lock().pages);
+        self.check_room(least.cast_signed())?;
+        if least > available {
+            return Err(ObjectError::Full);
+        }
+        let mut missing = Missing::default();
+        for (index, piece) in chunk_pieces(offset, len) {
+            self.add_missing(file, index, &pages_touching(piece), &mut missing)?;
+            self.check_room(missing.counted.cast_signed())?;
+            if missing.on_disk > available {
+                return Err(ObjectError::Full);
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunk is only looked at: a range may have more of them than should stay in memory.
+    fn add_missing(
+        &self,
+        file: &File,
+        index: u32,
+        pages: &Range<u32>,
+        missing: &mut Missing,
+    ) -> Result<(), ObjectError> {
+        let mut count = |chunk: &Chunk| {
+            let backed = if self.writable(chunk) {
+                chunk.backed()
+            } else {
+                PageSet::new()
+            };
+            let taken = chunk.taken();
+            let absent = |set: &PageSet| pages.clone().filter(|p| !set.contains(*p)).count() as u64;
+            missing.counted += absent(&taken);
+            missing.on_disk += absent(&backed);
+        };
+        let size = {
+            let state = file.state.lock();
+            if let Some(chunk) = state.chunks.get(&index) {
+                count(chunk);
+                return Ok(());
+            }
+            state.size
+        };
+        let chunk = crate::ids::ChunkIndex(index);
+        let record = self.meta.extent(file.ino, chunk, file.view)?;
+        count(&Self::chunk_of(index, size, record));
+        Ok(())
+    }
+
+    /// Sets space aside in one part. False when it is not the one to be written any more.
+    fn reserve_pages(
+        &self,
+        file: &File,
+        index: u32,
+        id: PartId,
+        pages: &Range<u32>,
+    ) -> Result<bool, ObjectError> {
+        let _gate = file.gate.read();
+        self.load_chunk(file, index)?;
+        let object = self.objects.open(id)?;
+        let guard = object.lock_exclusive(page_range(pages));
+        let (runs, taken) = match file.state.lock().chunks.get(&index) {
+            Some(chunk)
+                if chunk.newest().is_some_and(|part| part.id == id) && self.writable(chunk) =>
+            {
+                (absent_runs(&chunk.backed(), pages.clone()), chunk.taken())
+            }
+            _ => return Ok(false),
+        };
+        let absent = runs.iter().cloned().flatten();
+        let more = absent.filter(|page| !taken.contains(*page)).count();
+        self.check_room(more as i64)?;
+        for run in &runs {
+            object
+                .reserve(&guard, page_range(run))
+                .map_err(|source| ObjectError::Page {
+                    object: id.name,
+                    source,
+                })?;
+        }
+        let state = &mut *file.state.lock();
+        let Some(chunk) = state.chunks.get_mut(&index) else {
+            return Ok(false);
+        };
+        let before = chunk.pages();
+        runs.into_iter().for_each(|run| chunk.reserved.insert(run));
+        chunk.allocated = true;
+        chunk.changed = true;
+        let more = chunk.pages().cast_signed() - before.cast_signed();
+        self.account(state, more);
+        Ok(true)
     }
 }

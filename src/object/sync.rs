@@ -186,6 +186,7 @@ fn begin(file: &File) -> Covered {
         if chunk.needs_sync() {
             let unsynced = std::mem::replace(&mut chunk.unsynced, PageSet::new());
             chunk.syncing.union(&unsynced);
+            chunk.allocated = false;
             covered.push((*index, id));
         }
     }
@@ -196,6 +197,7 @@ fn covered_now(chunk: &mut Chunk) {
     let syncing = std::mem::replace(&mut chunk.syncing, PageSet::new());
     let before = chunk.durable.clone();
     chunk.durable.union(&syncing);
+    chunk.reserved.subtract(&chunk.durable);
     chunk.changed |= !chunk.named || chunk.fallback.is_some() || chunk.durable != before;
     chunk.named = true;
     chunk.fallback = None;

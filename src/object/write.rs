@@ -23,7 +23,7 @@ pub(super) struct Obstacle {
     kind: ObstacleKind,
 }
 
-enum ObstacleKind {
+pub(super) enum ObstacleKind {
     /// Its inline bytes must become an object.
     Inline,
     /// Its list of parts is too long.
@@ -33,7 +33,7 @@ enum ObstacleKind {
 }
 
 /// What stands between a write and a chunk.
-enum Target {
+pub(super) enum Target {
     /// Nothing: its record takes the bytes.
     Inline,
     /// Nothing: this part takes them.
@@ -179,7 +179,7 @@ impl Contents {
     }
 
     /// What stands between the chunk and a write that ends at `end` within it.
-    fn target(&self, file: &File, index: u32, end: u64) -> Result<Target, ObjectError> {
+    pub(super) fn target(&self, file: &File, index: u32, end: u64) -> Result<Target, ObjectError> {
         let state = file.state.lock();
         if state.removed {
             return Err(ObjectError::Removed);
@@ -307,12 +307,9 @@ impl Contents {
         if self.limit_pages.is_none() {
             return Ok(());
         }
-        let state = file.state.lock();
-        let newest = state.chunks.get(&index).and_then(Chunk::newest);
-        let more = pages
-            .clone()
-            .filter(|page| newest.is_none_or(|part| !part.pages.contains(*page)))
-            .count();
+        let taken = file.state.lock().chunks.get(&index).map(Chunk::taken);
+        let taken = taken.unwrap_or_default();
+        let more = pages.clone().filter(|page| !taken.contains(*page)).count();
         self.check_room(more as i64)
     }
 
@@ -428,7 +425,6 @@ impl Contents {
                     .min(CHUNK_BYTES),
             )
         };
-        self.check_room(i64::from(present.len()))?;
         let id = self.objects.create(&self.meta)?;
         let copied = self.copy_pages(file, index, id, &present, chunk_len);
         match copied {
@@ -546,5 +542,6 @@ fn put_on_top(chunk: &mut Chunk, part: Part) {
     chunk.durable = PageSet::new();
     chunk.unsynced = PageSet::new();
     chunk.syncing = PageSet::new();
+    chunk.reserved = PageSet::new();
     chunk.changed = true;
 }

@@ -198,6 +198,27 @@ impl ContentsFile {
         Ok(self.file.punch(start.0, end.0 - start.0)?)
     }
 
+    /// Sets space aside for the pages, so that writing them takes no more; the file is as long as
+    /// they reach at least, so that [`Self::punch`] gives it back. `guard` must be exclusive and
+    /// cover them.
+    ///
+    /// # Errors
+    /// [`SealedError::Io`].
+    pub fn reserve(
+        &self,
+        guard: &PageGuard<'_>,
+        pages: Range<PageIndex>,
+    ) -> Result<(), SealedError> {
+        self.check(guard, &pages, true)?;
+        let start = GEOMETRY.sealed_offset(pages.start, Slot::A)?;
+        let end = GEOMETRY.sealed_offset(pages.end, Slot::A)?;
+        self.file.reserve(start.0, end.0 - start.0)?;
+        if self.file.len()? < end.0 {
+            self.file.set_len(end.0)?;
+        }
+        Ok(())
+    }
+
     /// Makes everything written so far durable.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -57,6 +57,41 @@ fn an_open_file_outlives_its_name() {
     mounted.unmount();
     let objects = walk_files(&place.path("vol/objects"));
     assert!(objects <= 1, "{objects} objects are left of a removed file");
+}
+
+/// Refused before anything is done to it, also by the one way of emptying a file that does not open it
+/// for writing.
+#[test]
+fn a_program_that_runs_is_not_changed() {
+    let Some(place) = Place::new("running", LIMIT) else {
+        return;
+    };
+    for options in ["writeback", "nowriteback"] {
+        let dir = format!("mnt-{options}");
+        place.run(&format!("create vol-{options}")).done();
+        let mounted = place.mount(&format!("vol-{options}"), &dir, options);
+        let path = mounted.path("program");
+        fs::copy("/bin/sleep", &path).unwrap();
+        let before = fs::read(&path).unwrap();
+        let mut child = Command::new(&path).arg("60").spawn().unwrap();
+        for (write, flags) in [(true, 0), (true, libc::O_TRUNC), (false, libc::O_TRUNC)] {
+            let mut open = OpenOptions::new();
+            let opened = open.read(true).write(write).custom_flags(flags).open(&path);
+            let error = opened.expect_err("a program that runs was opened");
+            assert_eq!(error.kind(), std::io::ErrorKind::ExecutableFileBusy);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().len(), before.len() as u64);
+        assert!(
+            fs::read(&path).unwrap() == before,
+            "the program was changed"
+        );
+        assert!(child.try_wait().unwrap().is_none(), "the program died");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Now it can be.
+        fs::write(&path, "").unwrap();
+        mounted.unmount();
+    }
 }
 
 /// While a process is inside execve(2), what `/proc` says of it may have to wait for the end of

@@ -28,13 +28,7 @@ fn the_first_command_makes_and_mounts_a_volume() {
     let words: Vec<&str> = line.split(' ').collect();
     assert_eq!(words[0], place.path("vault").to_str().unwrap());
     assert_eq!(words[2], "fuse.bilayer");
-    for word in [
-        "rw",
-        "nosuid",
-        "nodev",
-        "default_permissions",
-        "allow_other",
-    ] {
+    for word in ["rw", "default_permissions", "allow_other"] {
         assert!(words[3].split(',').any(|found| found == word), "{line}");
     }
     let mode = |path: &str| fs::metadata(place.path(path)).unwrap().permissions().mode() & 0o7777;

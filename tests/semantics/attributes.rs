@@ -3,7 +3,7 @@
 use bilayer::errno::Errno;
 use bilayer::fs::types::{Caller, SetAttr, SetTime, Timespec, XattrMode};
 
-use crate::support::{Mount, ROOT, USER};
+use crate::support::{ADMIN, Mount, ROOT, USER};
 
 #[test]
 fn what_is_set_stays() {
@@ -85,12 +85,12 @@ fn extended_attributes() {
     assert_eq!(set(b"security.c", &[7; 65_536], any), Ok(()));
     assert_eq!(set(b"security.c", &[7; 65_537], any), Err(Errno::E2BIG));
     assert_eq!(set(b"system.x", b"", any), Err(Errno::ENOTSUP));
-    assert_eq!(set(b"user.", b"", any), Err(Errno::ENOTSUP));
+    assert_eq!(set(b"user.", b"", any), Err(Errno::EINVAL));
     assert_eq!(set(&[b'u'; 256], b"", any), Err(Errno::ERANGE));
     assert_eq!(fs.get_xattr(node, b"user.a").unwrap(), b"2");
     assert_eq!(fs.get_xattr(node, b"user.none").err(), Some(Errno::ENODATA));
     let mount = mount.reopen();
-    let list = mount.fs.list_xattr(node).unwrap();
+    let list = mount.fs.list_xattr(&ADMIN, node).unwrap();
     let mut names: Vec<&[u8]> = list.split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
     names.sort_unstable();
     assert_eq!(names, [&b"security.c"[..], b"trusted.b", b"user.a"]);

@@ -3,7 +3,7 @@
 use bilayer::errno::Errno;
 use bilayer::fs::types::{Fallocate, SeekWhence};
 
-use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern};
+use crate::support::{BLOCK, CHUNK, Mount, PAGE, ROOT, USER, pattern};
 
 #[test]
 fn punching_at_all_alignments() {
@@ -77,8 +77,11 @@ fn punching_gives_pages_back() {
         .fs
         .fallocate(node, handle, 0, all, Fallocate::PunchHole)
         .unwrap();
-    assert_eq!(pages(), 0);
+    assert_eq!(mount.fs.usage().used_bytes, 0);
+    // A file that somebody may write to is never said to be all hole.
+    assert_eq!(mount.fs.getattr(node).unwrap().blocks, 1);
     mount.fs.release(node, handle);
+    assert_eq!(mount.fs.getattr(node).unwrap().blocks, 0);
     assert_eq!(mount.finish().objects, 0);
 }
 
@@ -137,14 +140,42 @@ fn data_and_holes_are_found() {
     let handle = mount.fs.open_file(&USER, node, libc::O_RDONLY).unwrap();
     let seek = |at, whence| mount.fs.seek(node, handle, at, whence);
     let (data, hole) = (SeekWhence::Data, SeekWhence::Hole);
-    let page = PAGE as u64;
-    assert_eq!(seek(0, data), Ok(5 * page));
+    // The page written lies in blocks 4 and 5.
+    assert_eq!(seek(0, data), Ok(4 * BLOCK));
     assert_eq!(seek(0, hole), Ok(0));
-    assert_eq!(seek(5 * page + 7, data), Ok(5 * page + 7));
-    assert_eq!(seek(5 * page, hole), Ok(6 * page));
-    assert_eq!(seek(6 * page, data), Ok(far));
-    assert_eq!(seek(far, hole), Ok(far + page));
-    assert_eq!(seek(far + page, data), Err(Errno::ENXIO));
-    assert_eq!(seek(far + 3 * page, hole), Err(Errno::ENXIO));
+    assert_eq!(seek(4 * BLOCK + 7, data), Ok(4 * BLOCK + 7));
+    assert_eq!(seek(4 * BLOCK, hole), Ok(6 * BLOCK));
+    assert_eq!(seek(6 * BLOCK, data), Ok(far));
+    assert_eq!(seek(far, hole), Ok(far + BLOCK));
+    assert_eq!(seek(far + BLOCK - 1, data), Ok(far + BLOCK - 1));
+    assert_eq!(seek(far + BLOCK, data), Err(Errno::ENXIO));
+    assert_eq!(seek(far + 2 * BLOCK, hole), Ok(far + 2 * BLOCK));
+    assert_eq!(seek(far + 3 * PAGE as u64, hole), Err(Errno::ENXIO));
+    mount.fs.release(node, handle);
+}
+
+/// Pages hold less than a block, so that every block here begins and ends within a page.
+#[test]
+fn what_is_written_and_punched_by_blocks_is_found_there() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "f");
+    let size = 3 * CHUNK as u64;
+    mount.truncate(node, size).unwrap();
+    let written = 1_001 * BLOCK..1_100 * BLOCK;
+    let len = (written.end - written.start) as usize;
+    mount.put(node, handle, written.start, &vec![7; len]);
+    let seek = |at, whence| mount.fs.seek(node, handle, at, whence);
+    let (data, hole) = (SeekWhence::Data, SeekWhence::Hole);
+    assert_eq!(seek(0, data), Ok(written.start));
+    assert_eq!(seek(written.start, hole), Ok(written.end));
+    assert_eq!(seek(written.end, data), Err(Errno::ENXIO));
+    let punched = 1_020 * BLOCK..1_030 * BLOCK;
+    let len = punched.end - punched.start;
+    let mode = Fallocate::PunchHole;
+    let done = mount.fs.fallocate(node, handle, punched.start, len, mode);
+    assert_eq!(done, Ok(()));
+    assert_eq!(seek(written.start, hole), Ok(punched.start));
+    assert_eq!(seek(punched.start, data), Ok(punched.end));
+    assert_eq!(seek(punched.end, hole), Ok(written.end));
     mount.fs.release(node, handle);
 }

@@ -11,6 +11,7 @@ mod extremes;
 mod holes;
 mod lifetime;
 mod names;
+mod promises;
 mod remount;
 mod rename;
 mod sharing;

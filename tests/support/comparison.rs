@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bilayer::fs::types::{Attr, FileKind, NodeId};
 
-use super::Mount;
 use super::model::{self, Inode, Model, Number};
 use super::world::{Outcome, World, first_difference};
+use super::{ADMIN, Mount};
 
 fn node(number: Number) -> NodeId {
     NodeId(number)
@@ -98,7 +98,10 @@ pub fn read_model(mount: &Mount) -> Model {
 }
 
 fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let list = mount.fs.list_xattr(node).expect("list of attributes");
+    let list = mount
+        .fs
+        .list_xattr(&ADMIN, node)
+        .expect("list of attributes");
     let names = list
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty());

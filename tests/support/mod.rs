@@ -27,11 +27,20 @@ use bilayer::volume::{self, CreateOptions, OpenOptions, Volume};
 
 pub const PAGE: usize = 4032;
 pub const CHUNK: usize = 4 << 20;
+/// Unit of `lseek(2)` with `SEEK_DATA` and `SEEK_HOLE`, in bytes.
+pub const BLOCK: u64 = 4096;
 
 /// An ordinary user.
 pub const USER: Caller = Caller {
     uid: 1000,
     gid: 1000,
+    umask: 0,
+};
+
+/// Root.
+pub const ADMIN: Caller = Caller {
+    uid: 0,
+    gid: 0,
     umask: 0,
 };
 

@@ -1,0 +1,81 @@
+//! The time of last access.
+//!
+//! A filesystem behind the kernel's caches does not see every read, so opening for reading counts
+//! as reading. A READ counts too, for files that were opened for more.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::Filesystem;
+use super::types::{NodeId, Timespec};
+use crate::errno::Errno;
+use crate::meta::Batch;
+use crate::meta::records::InodeRecord;
+
+/// When reading changes the time of last access (mount(8)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AccessTimes {
+    /// When it is older than the last change, or than a day: `relatime`.
+    #[default]
+    Relative,
+    /// At every opening: `strictatime`.
+    Strict,
+    /// Never: `noatime`.
+    Never,
+}
+
+impl AccessTimes {
+    fn due(self, record: &InodeRecord, now: Timespec) -> bool {
+        const DAY_SECS: i64 = 86_400;
+        match self {
+            Self::Strict => true,
+            Self::Never => false,
+            Self::Relative => {
+                record.atime <= record.mtime
+                    || record.atime <= record.ctime
+                    || now.secs.saturating_sub(record.atime.secs) >= DAY_SECS
+            }
+        }
+    }
+}
+
+/// [`AccessTimes`] that a remount may change.
+#[derive(Debug)]
+pub(super) struct AccessTimesNow(AtomicU8);
+
+impl AccessTimesNow {
+    pub(super) const fn new(times: AccessTimes) -> Self {
+        Self(AtomicU8::new(times as u8))
+    }
+
+    pub(super) fn set(&self, times: AccessTimes) {
+        self.0.store(times as u8, Ordering::SeqCst);
+    }
+
+    fn get(&self) -> AccessTimes {
+        match self.0.load(Ordering::Relaxed) {
+            times if times == AccessTimes::Strict as u8 => AccessTimes::Strict,
+            times if times == AccessTimes::Never as u8 => AccessTimes::Never,
+            _ => AccessTimes::Relative,
+        }
+    }
+}
+
+impl Filesystem {
+    /// To be called when a file or directory was opened for reading. True when its time of last
+    /// access changed, which the kernel does not know then.
+    ///
+    /// # Errors
+    /// Those of reading and changing an inode; reading can go on all the same.
+    pub fn accessed(&self, node: NodeId) -> Result<bool, Errno> {
+        let now = Timespec::now();
+        let due = self.access_times.get().due(&self.inode(node)?, now);
+        if !due || self.is_read_only() || self.meta.check_writable().is_err() {
+            return Ok(false);
+        }
+        let _inode = self.meta.lock_inode(node.ino());
+        let mut batch = Batch::new();
+        self.amend_inode(&mut batch, node.ino(), |record| record.atime = now)?;
+        self.meta.apply(batch)?;
+        Ok(true)
+    }
+}

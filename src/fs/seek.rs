@@ -1,0 +1,70 @@
+//! `lseek(2)` with `SEEK_DATA` and `SEEK_HOLE`, in blocks of 4096 bytes as on other filesystems.
+//!
+//! Contents are known page by page, and a page holds 4032 bytes, so that a block at the edge of a
+//! hole can be data in part. It is data unless it is all zeros: reading it says so, and holes that
+//! programs made along blocks are found where they were made. A hole of a single block can have
+//! none of its pages missing; it is found by whoever asks for its own offset.
+
+use super::Filesystem;
+use super::types::{Handle, NodeId, SeekWhence};
+use crate::errno::Errno;
+use crate::object::File;
+
+/// Unit in which data and holes are told, in bytes: `st_blksize`.
+const BLOCK_BYTES: u64 = 4096;
+
+impl Filesystem {
+    /// The next data or hole from `offset` on. The end of the file is a hole.
+    ///
+    /// # Errors
+    /// `ENXIO`: `offset` is not within the file, or no data follows.
+    pub fn seek(
+        &self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        whence: SeekWhence,
+    ) -> Result<u64, Errno> {
+        let file = self.file(node, handle)?;
+        let hole = whence == SeekWhence::Hole;
+        let size = file.size();
+        if offset >= size {
+            return Err(Errno::ENXIO);
+        }
+        let mut at = offset;
+        while at < size {
+            let block = at - at % BLOCK_BYTES;
+            let is_hole =
+                self.is_hole(&file, block)? || at == offset && self.is_zero(&file, block)?;
+            if is_hole == hole {
+                return Ok(at);
+            }
+            let next = block + BLOCK_BYTES;
+            let found = self.contents.seek(&file, next, hole)?;
+            at = found.map_or(size, |found| (found - found % BLOCK_BYTES).max(next));
+        }
+        if hole { Ok(size) } else { Err(Errno::ENXIO) }
+    }
+
+    /// True for a block of which nothing is data, or some is and all of it is zero.
+    fn is_hole(&self, file: &File, block: u64) -> Result<bool, Errno> {
+        let end = (block + BLOCK_BYTES).min(file.size());
+        let whole = |hole| match self.contents.seek(file, block, hole) {
+            Ok(next) => Ok(next.is_none_or(|next| next >= end)),
+            Err(error) => Err(Errno::from(error)),
+        };
+        if whole(true)? {
+            return Ok(false);
+        }
+        if whole(false)? {
+            return Ok(true);
+        }
+        self.is_zero(file, block)
+    }
+
+    fn is_zero(&self, file: &File, block: u64) -> Result<bool, Errno> {
+        let mut bytes = [0; BLOCK_BYTES as usize];
+        let len = self.contents.read(file, block, &mut bytes)?;
+        Ok(bytes[..len].iter().all(|&byte| byte == 0))
+    }
+}

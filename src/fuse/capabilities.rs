@@ -1,0 +1,47 @@
+//! What the kernel is asked for at the start of a session.
+
+use fuser::{InitFlags, KernelConfig};
+
+use super::adapter::AdapterOptions;
+
+/// What the kernel is asked for, one by one; what it does not offer is done without.
+///
+/// Not `FUSE_ATOMIC_O_TRUNC`: the kernel then sends OPEN with `O_TRUNC` before it looks whether the
+/// file is a program that runs, so that `open(O_RDONLY | O_TRUNC)` would empty it and fail with
+/// `ETXTBSY` afterwards. Without it, a SETATTR follows that look.
+const CAPABILITIES: [InitFlags; 11] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_EXPORT_SUPPORT,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_WRITEBACK_CACHE,
+];
+
+/// Asks for everything. True when the kernel leaves the umask to the filesystem.
+pub(super) fn ask(config: &mut KernelConfig, options: AdapterOptions, request_bytes: u32) -> bool {
+    let mut applies_umask = false;
+    for capability in CAPABILITIES {
+        if capability == InitFlags::FUSE_WRITEBACK_CACHE && !options.writeback {
+            continue;
+        }
+        if config.add_capabilities(capability).is_err() {
+            tracing::info!(?capability, "not offered by this kernel; done without");
+        } else if capability == InitFlags::FUSE_DONT_MASK {
+            applies_umask = true;
+        }
+    }
+    let background = options.max_background.max(1);
+    // The setters refuse only values out of range, and then name the nearest good one.
+    if let Err(nearest) = config.set_max_write(request_bytes) {
+        let _ = config.set_max_write(nearest);
+    }
+    let _ = config.set_max_background(background);
+    let _ = config.set_congestion_threshold(background / 4 * 3 + 1);
+    applies_umask
+}

@@ -1,0 +1,14 @@
+//! Whether a mount behaves as ext4 does: one script runs in a directory of an ext4 filesystem and
+//! on a mount, and must say the same, line for line. What differs for a reason is listed beside the
+//! test that meets it.
+//!
+//! Needs root, /dev/fuse, mkfs.ext4, loop devices and python3; what cannot run says so.
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code, reason = "shared with tests/cli; each uses its part of it")]
+#[path = "../support/real.rs"]
+mod real;
+
+mod control;
+mod scripts;
+mod space;

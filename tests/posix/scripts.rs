@@ -1,0 +1,83 @@
+//! The scripts, and where a mount differs from ext4 in them.
+
+use crate::control::same_as_ext4;
+
+#[test]
+fn access_control_lists() {
+    same_as_ext4("acl", include_str!("acl.py"), &[]);
+}
+
+#[test]
+fn extended_attributes() {
+    same_as_ext4("xattr", include_str!("xattr.py"), &[]);
+}
+
+#[test]
+fn renaming() {
+    same_as_ext4("rename", include_str!("rename.py"), &[]);
+}
+
+#[test]
+fn links() {
+    // The crate fuser has no FUSE_TMPFILE; the kernel says so for it.
+    let unnamed = ("O_TMPFILE opened", "O_TMPFILE ENOTSUP");
+    same_as_ext4("links", include_str!("links.py"), &[unnamed]);
+}
+
+#[test]
+fn files_without_names() {
+    same_as_ext4("nameless", include_str!("unlinked.py"), &[]);
+}
+
+#[test]
+fn reading_and_writing() {
+    same_as_ext4("io", include_str!("io.py"), &[]);
+}
+
+#[test]
+fn locks_and_leases() {
+    same_as_ext4("locks", include_str!("locks.py"), &[]);
+}
+
+#[test]
+fn holes_and_allocation() {
+    // The kernel has neither for FUSE.
+    let differences = [
+        ("collapse 0", "collapse ENOTSUP"),
+        ("insert 0", "insert ENOTSUP"),
+    ];
+    same_as_ext4("sparse", include_str!("sparse.py"), &differences);
+}
+
+#[test]
+fn times() {
+    let differences = [
+        // The kernel keeps these times itself, and moves them with the length alone.
+        (
+            "truncate to the same f:mtime+ctime",
+            "truncate to the same f:none",
+        ),
+        // It reads nothing from a file that it knows to be empty, and what it has in memory it
+        // reads by itself.
+        ("read nothing f:atime", "read nothing f:none"),
+        ("from memory r:atime", "from memory r:none"),
+        // The crate fuser has no FUSE_STATX.
+        ("birth True", "birth False"),
+    ];
+    same_as_ext4("times", include_str!("times.py"), &differences);
+}
+
+#[test]
+fn names_targets_and_paths() {
+    same_as_ext4("names", include_str!("names.py"), &[]);
+}
+
+#[test]
+fn special_files_and_programs() {
+    same_as_ext4("special", include_str!("special.py"), &[]);
+}
+
+#[test]
+fn directories() {
+    same_as_ext4("directories", include_str!("directories.py"), &[]);
+}
