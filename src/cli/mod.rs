@@ -98,7 +98,7 @@ Options (-o):
   remount                    change ro, rw and the next line's words of a mount
   nodev dev nosuid suid noexec exec noatime atime sync async dirsync
                              as in mount(8); nodev,nosuid unless root mounts
-  relatime, strictatime      the same as atime
+  relatime, strictatime      when times of access change; atime is relatime
 Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
 
 Examples:

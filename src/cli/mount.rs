@@ -20,7 +20,7 @@ use super::paths::absolute;
 use super::remount::{obey, remount};
 use super::status::{self, Report};
 use super::utab;
-use crate::fs::{AccessTimes, Filesystem, FilesystemOptions};
+use crate::fs::{Filesystem, FilesystemOptions};
 use crate::fuse::{self, FuseError, MountOptions};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
@@ -193,9 +193,7 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     options.meta_cache_bytes = words.meta_cache_bytes.unwrap_or(options.meta_cache_bytes);
     options.open_objects = words.open_objects.unwrap_or(options.open_objects);
     options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
-    if words.atime == Some(false) {
-        options.access_times = AccessTimes::Never;
-    }
+    options.access_times = words.access_times.unwrap_or_default();
     options
 }
 

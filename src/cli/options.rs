@@ -21,7 +21,7 @@
 //! | `open_objects=N` | files of the volume held open |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
 //! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); a mount that root does not make is `nodev,nosuid` |
-//! | `relatime`, `strictatime` | the same as `atime`: times of access are kept as by `relatime` |
+//! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
 //! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
 //!
 //! Words of mount(8) that mean nothing here are accepted: see [`MEANS_NOTHING`].
@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::CliError;
+use crate::fs::AccessTimes;
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
 
@@ -89,14 +90,16 @@ pub struct MountWords {
     pub suid: Option<bool>,
     /// `exec`, `noexec`.
     pub exec: Option<bool>,
-    /// `atime`, `relatime`, `strictatime`; `noatime`.
-    pub atime: Option<bool>,
+    /// `atime`, `relatime`, `strictatime`, `noatime`.
+    pub access_times: Option<AccessTimes>,
     /// `sync`, `async`.
     pub sync: Option<bool>,
     /// `dirsync`.
     pub dirsync: Option<bool>,
     /// `remount`.
     pub remount: bool,
+    /// They come from mount(8), which leaves words out.
+    pub by_mount: bool,
     /// `allow_other`, `noallow_other`.
     pub allow_other: Option<bool>,
     /// `writeback`, `nowriteback`.
@@ -163,7 +166,7 @@ impl MountWords {
 
     /// False when nobody knows the word.
     fn take(&mut self, word: &str, directory: &Path) -> Result<bool, CliError> {
-        if word.is_empty() || self.take_flag(word) {
+        if word.is_empty() || self.take_flag(word) || self.take_access_times(word) {
             return Ok(true);
         }
         if let Some((name, value)) = word.split_once('=')
@@ -178,6 +181,16 @@ impl MountWords {
         )
     }
 
+    fn take_access_times(&mut self, word: &str) -> bool {
+        self.access_times = Some(match word {
+            "atime" | "relatime" => AccessTimes::Relative,
+            "strictatime" => AccessTimes::Strict,
+            "noatime" => AccessTimes::Never,
+            _ => return false,
+        });
+        true
+    }
+
     fn take_flag(&mut self, word: &str) -> bool {
         let (flag, value) = match word {
             "ro" => (&mut self.read_only, true),
@@ -188,8 +201,6 @@ impl MountWords {
             "nosuid" => (&mut self.suid, false),
             "exec" => (&mut self.exec, true),
             "noexec" => (&mut self.exec, false),
-            "atime" | "relatime" | "strictatime" => (&mut self.atime, true),
-            "noatime" => (&mut self.atime, false),
             "sync" => (&mut self.sync, true),
             "async" => (&mut self.sync, false),
             "dirsync" => (&mut self.dirsync, true),
@@ -252,9 +263,9 @@ impl MountWords {
             dev: self.dev.or(Some(true)),
             suid: self.suid.or(Some(true)),
             exec: self.exec.or(Some(true)),
-            atime: self.atime.or(Some(true)),
             sync: self.sync.or(Some(false)),
             dirsync: self.dirsync.or(Some(false)),
+            by_mount: true,
             ..self
         }
     }
@@ -276,7 +287,15 @@ impl MountWords {
             nodev: self.dev.map_or(now.nodev, |dev| !dev),
             nosuid: self.suid.map_or(now.nosuid, |suid| !suid),
             noexec: self.exec.map_or(now.noexec, |exec| !exec),
-            noatime: self.atime.map_or(now.noatime, |atime| !atime),
+            noatime: match self.access_times {
+                Some(times) => times == AccessTimes::Never,
+                // Of a mount that has it now, mount(8) would say so.
+                None => now.noatime && !self.by_mount,
+            },
+            strictatime: match self.access_times {
+                Some(times) => times == AccessTimes::Strict,
+                None => now.strictatime,
+            },
             sync: self.sync.unwrap_or(now.sync),
             dirsync: self.dirsync.unwrap_or(now.dirsync),
         }
@@ -502,6 +521,7 @@ mod tests {
             nosuid: false,
             noexec: true,
             noatime: true,
+            strictatime: false,
             sync: true,
             dirsync: true,
         };

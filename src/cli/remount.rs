@@ -74,6 +74,7 @@ fn flags_of(mount: &MountInfo) -> MountFlags {
         nosuid: mount.has_option("nosuid"),
         noexec: mount.has_option("noexec"),
         noatime: mount.has_option("noatime"),
+        strictatime: !mount.has_option("noatime") && !mount.has_option("relatime"),
         sync: mount.has_option("sync"),
         dirsync: mount.has_option("dirsync"),
     }
@@ -81,7 +82,8 @@ fn flags_of(mount: &MountInfo) -> MountFlags {
 
 /// What the kernel does not do alone.
 fn told_to_daemon(now: MountFlags, wanted: MountFlags) -> bool {
-    (now.read_only, now.noatime) != (wanted.read_only, wanted.noatime)
+    let told = |flags: MountFlags| (flags.read_only, flags.noatime, flags.strictatime);
+    told(now) != told(wanted)
 }
 
 fn change(dir: &Path, flags: MountFlags) -> Result<(), CliError> {
@@ -137,7 +139,11 @@ impl Daemon {
 
 fn request(flags: MountFlags) -> String {
     let writing = if flags.read_only { "ro" } else { "rw" };
-    let times = if flags.noatime { "noatime" } else { "atime" };
+    let times = match (flags.noatime, flags.strictatime) {
+        (true, _) => "noatime",
+        (false, true) => "strictatime",
+        (false, false) => "atime",
+    };
     format!("remount {writing} {times}")
 }
 
@@ -160,8 +166,10 @@ pub(super) fn obey(request: &str, filesystem: &Arc<Filesystem>) -> Option<Result
 fn understand(request: &str) -> Option<(bool, AccessTimes)> {
     Some(match request.strip_prefix("remount ")? {
         "ro atime" => (true, AccessTimes::Relative),
+        "ro strictatime" => (true, AccessTimes::Strict),
         "ro noatime" => (true, AccessTimes::Never),
         "rw atime" => (false, AccessTimes::Relative),
+        "rw strictatime" => (false, AccessTimes::Strict),
         "rw noatime" => (false, AccessTimes::Never),
         _ => return None,
     })

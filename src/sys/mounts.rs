@@ -20,6 +20,7 @@ pub struct MountFlags {
     pub nosuid: bool,
     pub noexec: bool,
     pub noatime: bool,
+    pub strictatime: bool,
     pub sync: bool,
     pub dirsync: bool,
 }
@@ -32,6 +33,7 @@ impl MountFlags {
             (self.nosuid, libc::MS_NOSUID),
             (self.noexec, libc::MS_NOEXEC),
             (self.noatime, libc::MS_NOATIME),
+            (self.strictatime, libc::MS_STRICTATIME),
             (self.sync, libc::MS_SYNCHRONOUS),
             (self.dirsync, libc::MS_DIRSYNC),
         ]
@@ -85,7 +87,10 @@ pub fn mount_fuse(
 /// Changes the flags of what is mounted at `dir`, of the filesystem and of the mount alike.
 pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
     // Without a word on access times the kernel keeps what it has.
-    let times = if flags.noatime { 0 } else { libc::MS_RELATIME };
+    let times = match (flags.noatime, flags.strictatime) {
+        (false, false) => libc::MS_RELATIME,
+        _ => 0,
+    };
     let dir = c_string(dir.as_os_str().as_bytes())?;
     // SAFETY: the path is NUL-terminated; the others may be null for a remount.
     check(unsafe {

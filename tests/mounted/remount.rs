@@ -195,7 +195,16 @@ fn other_words_of_a_mount_change_too() {
     assert!(read());
     machine.run("mount -o remount,noatime mnt");
     assert!(has("noatime") && !read());
+    machine.run("mount -o remount,strictatime mnt");
+    assert!(!has("noatime") && !has("relatime"), "{}", options());
+    assert!(read() && reading_sets_the_time_of_access(&program));
+    machine.run("mount -o remount,ro mnt");
+    machine.run("mount -o remount,rw mnt");
+    assert!(!has("relatime") && reading_sets_the_time_of_access(&program));
     machine.run("mount -o remount,relatime mnt");
+    assert!(has("relatime") && read() && !reading_sets_the_time_of_access(&program));
+    machine.run("mount -o remount,noatime mnt");
+    machine.run("mount -o remount,atime mnt");
     assert!(!has("noatime") && read(), "{}", options());
 
     machine.refused("mount -o remount,blah mnt", 1, "unknown mount option");
