@@ -10,7 +10,8 @@
 //! | request | answer |
 //! |---|---|
 //! | `status` | a JSON object ([`super::status`]) |
-//! | `remount ro\|rw atime\|noatime` | `{"done":true}` when it is so and, for `ro`, everything is on disk, or `{"error":"..."}` |
+//! | `remount ro\|rw atime\|strictatime\|noatime` | `{"done":true}` when it is so and, for `ro`, everything is on disk, or `{"error":"..."}` |
+//! | `sync` | `{"done":true}` when everything so far is on disk, or `{"error":"..."}` |
 //! | `wait` | `{"waiting":true}` at once, and when the volume is closed `{"closed":true}` or `{"error":"..."}`; must be the last one |
 
 use std::fs::{self, DirBuilder};

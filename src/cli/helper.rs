@@ -8,6 +8,7 @@
 //! Exit codes are mount(8)'s: 0 done, 1 usage, 2 system, 32 failed.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::PathBuf;
 use std::process;
 
@@ -16,8 +17,8 @@ use super::log::Log;
 use super::mount::{MountRequest, mount};
 use super::options::MountWords;
 use super::paths::working_directory;
-use super::unmount::unmount;
-use super::{harden, keystore_dir};
+use super::unmount::{UnmountRequest, unmount};
+use super::{harden, keystore_dir, print, tell_left};
 use crate::sys::mounts::enter_mount_namespace;
 
 /// Which helper.
@@ -111,6 +112,14 @@ impl Arguments {
         Ok(())
     }
 
+    /// Says what was done where `-v` asks for it, since mount(8) leaves that to its helpers.
+    fn tell(&self, done: fmt::Arguments<'_>) -> Result<(), CliError> {
+        if self.has('v') {
+            print(&format!("bilayer: {done}.\n"))?;
+        }
+        Ok(())
+    }
+
     fn has(&self, flag: char) -> bool {
         self.flags.contains(&flag)
     }
@@ -154,12 +163,16 @@ fn run_with(
             .unwrap_or_default()
     };
     if helper == Helper::Unmount {
-        return unmount(&place(0), arguments.has('l'));
+        let request = UnmountRequest {
+            lazy: arguments.has('l'),
+            force: arguments.has('f'),
+            or_read_only: arguments.has('r'),
+        };
+        let left = unmount(&place(0), request)?;
+        tell_left(&place(0), left);
+        return arguments.tell(format_args!("{} unmounted", place(0).display()));
     }
-    let words = MountWords::parse(
-        arguments.options.iter().map(String::as_str),
-        &working_directory()?,
-    )?;
+    let words = mount_words(&arguments)?;
     if arguments.has('f') {
         return Ok(());
     }
@@ -173,7 +186,27 @@ fn run_with(
         words,
         keystore,
     };
-    mount(request, log)
+    let (volume, dir) = (request.volume.clone(), request.dir.clone());
+    mount(request, log)?;
+    arguments.tell(format_args!(
+        "{} mounted on {}",
+        volume.display(),
+        dir.display()
+    ))
+}
+
+/// Words that nobody knows are an error unless `-s` asks to leave them out.
+fn mount_words(arguments: &Arguments) -> Result<MountWords, CliError> {
+    let (options, directory) = (&arguments.options, working_directory()?);
+    let options = options.iter().map(String::as_str);
+    if !arguments.has('s') {
+        return Ok(MountWords::parse(options, &directory)?.with_defaults_of_mount());
+    }
+    let (words, unknown) = MountWords::parse_sloppy(options, &directory)?;
+    if !unknown.is_empty() {
+        tracing::debug!(count = unknown.len(), "unknown mount options left out");
+    }
+    Ok(words.with_defaults_of_mount())
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod paths;
 pub mod remount;
 pub mod status;
 pub mod unmount;
+mod utab;
 
 pub use error::{CliError, ExitCode};
 
@@ -29,6 +30,7 @@ use crate::layers;
 use crate::sys::memory::disable_core_dumps;
 use log::Log;
 use options::MountWords;
+use unmount::{Left, UnmountRequest};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 usage, 2 no such volume or mount, 3 in use, 4 key missing or wrong,
@@ -96,6 +98,7 @@ Options (-o):
   remount                    change ro, rw and the next line's words of a mount
   nodev dev nosuid suid noexec exec noatime atime sync async dirsync
                              as in mount(8); nodev,nosuid unless root mounts
+  relatime, strictatime      when times of access change; atime is relatime
 Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
 
 Examples:
@@ -161,6 +164,9 @@ struct UnmountArgs {
     /// Detach at once, even if it is in use, and do not wait
     #[arg(long)]
     lazy: bool,
+    /// Unmount also if the daemon does not answer any more; what it has not written is lost
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Args, Debug)]
@@ -230,7 +236,14 @@ fn execute(command: Command, log: &Log) -> Result<(), CliError> {
     match command {
         Command::Create(args) => run_create(args),
         Command::Mount(args) => run_mount(args, log),
-        Command::Unmount(args) => unmount::unmount(&args.dir, args.lazy),
+        Command::Unmount(args) => {
+            let request = UnmountRequest {
+                lazy: args.lazy,
+                force: args.force,
+                or_read_only: false,
+            };
+            unmount::unmount(&args.dir, request).map(|left| tell_left(&args.dir, left))
+        }
         Command::Status(args) => {
             let keystore = keystore_dir(args.keystore.platform_keystore.as_deref())?;
             show(&status::status(&args.path, &keystore)?, args.json)
@@ -328,6 +341,17 @@ fn show(report: &status::Report, json: bool) -> Result<(), CliError> {
         print(&(status::to_json(report)? + "\n"))
     } else {
         print(&status::to_text(report))
+    }
+}
+
+/// Says what nobody here can see: that the mount lives on.
+fn tell_left(dir: &Path, left: Left) {
+    if left == Left::OtherNamespaces {
+        eprintln!(
+            "bilayer: {} is unmounted here and everything is on disk; another mount namespace has \
+             the volume mounted still",
+            dir.display()
+        );
     }
 }
 

@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::control::{Closed, ControlServer};
+use super::control::{Closed, ControlServer, Done};
 use super::create::{NewVolume, create};
 use super::daemon::{Readiness, in_background};
 use super::error::{CliError, ExitCode};
@@ -18,8 +18,9 @@ use super::log::Log;
 use super::options::MountWords;
 use super::paths::absolute;
 use super::remount::{obey, remount};
-use super::status;
-use crate::fs::{AccessTimes, Filesystem, FilesystemOptions};
+use super::status::{self, Report};
+use super::utab;
+use crate::fs::{Filesystem, FilesystemOptions};
 use crate::fuse::{self, FuseError, MountOptions};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
@@ -88,9 +89,11 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
         Some(signals),
         || {
             tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
+            utab::add(&path, &dir);
             readiness.ready();
         },
     );
+    utab::remove(&path);
     let closed = filesystem.close();
     drop(filesystem);
     finish(
@@ -190,9 +193,7 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     options.meta_cache_bytes = words.meta_cache_bytes.unwrap_or(options.meta_cache_bytes);
     options.open_objects = words.open_objects.unwrap_or(options.open_objects);
     options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
-    if words.atime == Some(false) {
-        options.access_times = AccessTimes::Never;
-    }
+    options.access_times = words.access_times.unwrap_or_default();
     options
 }
 
@@ -213,21 +214,15 @@ fn fuse_options(request: &MountRequest, path: &Path) -> MountOptions {
 fn start_control(
     path: &Path,
     filesystem: &Arc<Filesystem>,
-    report: status::Report,
+    report: Report,
     read_only: bool,
 ) -> Option<ControlServer> {
     // Held weakly: the volume's lock goes when the filesystem does.
     let filesystem = Arc::downgrade(filesystem);
-    let respond = move |request: &str| {
-        let open = filesystem.upgrade();
-        if request != "status" {
-            return obey(request, open.as_ref()).and_then(|done| serde_json::to_string(&done).ok());
-        }
-        let report = match &open {
-            Some(open) => status::report_mounted(report.clone(), read_only, open),
-            None => report.clone(),
-        };
-        Some(status::to_json(&report).unwrap_or_default())
+    let respond = move |request: &str| match (request, filesystem.upgrade()) {
+        ("status", open) => Some(answer_status(&report, read_only, open.as_deref())),
+        (_, Some(open)) => answer_order(request, &open),
+        (_, None) => None,
     };
     match ControlServer::start(path, respond) {
         Ok(control) => Some(control),
@@ -236,6 +231,27 @@ fn start_control(
             None
         }
     }
+}
+
+fn answer_status(report: &Report, read_only: bool, filesystem: Option<&Filesystem>) -> String {
+    let report = match filesystem {
+        Some(open) => status::report_mounted(report.clone(), read_only, open),
+        None => report.clone(),
+    };
+    status::to_json(&report).unwrap_or_default()
+}
+
+/// Does what was asked and says how it went; `None` to what is unknown.
+fn answer_order(request: &str, filesystem: &Arc<Filesystem>) -> Option<String> {
+    let result = match request {
+        "sync" => filesystem.sync(),
+        _ => obey(request, filesystem)?,
+    };
+    serde_json::to_string(&Done {
+        done: result.is_ok(),
+        error: result.err().map(|error| error.to_string()),
+    })
+    .ok()
 }
 
 fn finish(

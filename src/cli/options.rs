@@ -21,6 +21,7 @@
 //! | `open_objects=N` | files of the volume held open |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
 //! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); a mount that root does not make is `nodev,nosuid` |
+//! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
 //! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
 //!
 //! Words of mount(8) that mean nothing here are accepted: see [`MEANS_NOTHING`].
@@ -29,24 +30,26 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::CliError;
+use crate::fs::AccessTimes;
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
 
 /// Words that others act on (mount(8), systemd) or that change nothing on this filesystem.
-pub const MEANS_NOTHING: [&str; 25] = [
+pub const MEANS_NOTHING: [&str; 27] = [
     "defaults",
     "auto",
     "noauto",
     "user",
     "users",
     "nouser",
+    "nousers",
     "owner",
+    "noowner",
     "group",
+    "nogroup",
     "nofail",
     "_netdev",
-    "relatime",
     "norelatime",
-    "strictatime",
     "nostrictatime",
     "lazytime",
     "nolazytime",
@@ -59,6 +62,7 @@ pub const MEANS_NOTHING: [&str; 25] = [
     "mand",
     "nomand",
     "default_permissions",
+    "seclabel",
 ];
 /// Beginnings of such words. The last four are the kernel's own, which mount(8) repeats when it
 /// remounts.
@@ -86,14 +90,16 @@ pub struct MountWords {
     pub suid: Option<bool>,
     /// `exec`, `noexec`.
     pub exec: Option<bool>,
-    /// `atime`, `noatime`.
-    pub atime: Option<bool>,
+    /// `atime`, `relatime`, `strictatime`, `noatime`.
+    pub access_times: Option<AccessTimes>,
     /// `sync`, `async`.
     pub sync: Option<bool>,
     /// `dirsync`.
     pub dirsync: Option<bool>,
     /// `remount`.
     pub remount: bool,
+    /// They come from mount(8), which leaves words out.
+    pub by_mount: bool,
     /// `allow_other`, `noallow_other`.
     pub allow_other: Option<bool>,
     /// `writeback`, `nowriteback`.
@@ -133,33 +139,56 @@ impl MountWords {
         arguments: impl IntoIterator<Item = &'a str>,
         directory: &Path,
     ) -> Result<Self, CliError> {
-        let mut words = Self::default();
-        for argument in arguments {
-            for word in split(argument) {
-                words.take(&word, directory)?;
-            }
+        let (words, unknown_words) = Self::parse_sloppy(arguments, directory)?;
+        match unknown_words.first() {
+            Some(word) => Err(unknown(word)),
+            None => Ok(words),
         }
-        Ok(words)
     }
 
-    fn take(&mut self, word: &str, directory: &Path) -> Result<(), CliError> {
-        if word.is_empty() || self.take_flag(word) {
-            return Ok(());
+    /// The same; words that nobody knows are handed back (`mount -s`).
+    ///
+    /// # Errors
+    /// A usage error that names a word whose value is wrong.
+    pub fn parse_sloppy<'a>(
+        arguments: impl IntoIterator<Item = &'a str>,
+        directory: &Path,
+    ) -> Result<(Self, Vec<String>), CliError> {
+        let mut words = Self::default();
+        let mut unknown_words = Vec::new();
+        for word in arguments.into_iter().flat_map(split) {
+            if !words.take(&word, directory)? {
+                unknown_words.push(word);
+            }
+        }
+        Ok((words, unknown_words))
+    }
+
+    /// False when nobody knows the word.
+    fn take(&mut self, word: &str, directory: &Path) -> Result<bool, CliError> {
+        if word.is_empty() || self.take_flag(word) || self.take_access_times(word) {
+            return Ok(true);
         }
         if let Some((name, value)) = word.split_once('=')
             && self.take_value(name, value, directory)?
         {
-            return Ok(());
+            return Ok(true);
         }
-        let means_nothing = MEANS_NOTHING.contains(&word)
-            || MEANS_NOTHING_WITH
-                .iter()
-                .any(|beginning| word.starts_with(beginning));
-        if means_nothing {
-            Ok(())
-        } else {
-            Err(unknown(word))
-        }
+        let mut beginnings = MEANS_NOTHING_WITH.iter();
+        Ok(
+            MEANS_NOTHING.contains(&word)
+                || beginnings.any(|beginning| word.starts_with(beginning)),
+        )
+    }
+
+    fn take_access_times(&mut self, word: &str) -> bool {
+        self.access_times = Some(match word {
+            "atime" | "relatime" => AccessTimes::Relative,
+            "strictatime" => AccessTimes::Strict,
+            "noatime" => AccessTimes::Never,
+            _ => return false,
+        });
+        true
     }
 
     fn take_flag(&mut self, word: &str) -> bool {
@@ -172,8 +201,6 @@ impl MountWords {
             "nosuid" => (&mut self.suid, false),
             "exec" => (&mut self.exec, true),
             "noexec" => (&mut self.exec, false),
-            "atime" => (&mut self.atime, true),
-            "noatime" => (&mut self.atime, false),
             "sync" => (&mut self.sync, true),
             "async" => (&mut self.sync, false),
             "dirsync" => (&mut self.dirsync, true),
@@ -227,6 +254,22 @@ impl MountWords {
         Ok(true)
     }
 
+    /// What mount(8) means by words that it leaves out: it hands on none that asks for what is its
+    /// own default (`suid`, `dev`, `exec`, `async`), not even when it remounts.
+    #[must_use]
+    pub fn with_defaults_of_mount(self) -> Self {
+        Self {
+            read_only: self.read_only.or(Some(false)),
+            dev: self.dev.or(Some(true)),
+            suid: self.suid.or(Some(true)),
+            exec: self.exec.or(Some(true)),
+            sync: self.sync.or(Some(false)),
+            dirsync: self.dirsync.or(Some(false)),
+            by_mount: true,
+            ..self
+        }
+    }
+
     /// Flags of a new mount. Root's begins like that of any disk: mount(8) keeps the words `suid`
     /// and `dev` to itself, so that their absence cannot mean the opposite.
     pub fn flags(&self, by_root: bool) -> MountFlags {
@@ -244,7 +287,15 @@ impl MountWords {
             nodev: self.dev.map_or(now.nodev, |dev| !dev),
             nosuid: self.suid.map_or(now.nosuid, |suid| !suid),
             noexec: self.exec.map_or(now.noexec, |exec| !exec),
-            noatime: self.atime.map_or(now.noatime, |atime| !atime),
+            noatime: match self.access_times {
+                Some(times) => times == AccessTimes::Never,
+                // Of a mount that has it now, mount(8) would say so.
+                None => now.noatime && !self.by_mount,
+            },
+            strictatime: match self.access_times {
+                Some(times) => times == AccessTimes::Strict,
+                None => now.strictatime,
+            },
             sync: self.sync.unwrap_or(now.sync),
             dirsync: self.dirsync.unwrap_or(now.dirsync),
         }
@@ -403,6 +454,15 @@ mod tests {
     }
 
     #[test]
+    fn sloppy_hands_unknown_words_back() {
+        let (words, unknown) =
+            MountWords::parse_sloppy(["ro,errors=remount-ro", "quota"], Path::new("/")).unwrap();
+        assert_eq!(words.read_only, Some(true));
+        assert_eq!(unknown, ["errors=remount-ro", "quota"]);
+        assert!(MountWords::parse_sloppy(["workers=none"], Path::new("/")).is_err());
+    }
+
+    #[test]
     fn wrong_words_are_named() {
         for word in [
             "readonly",
@@ -461,10 +521,18 @@ mod tests {
             nosuid: false,
             noexec: true,
             noatime: true,
+            strictatime: false,
             sync: true,
             dirsync: true,
         };
         assert_eq!(flags, all);
+        let by_mount = parse("nosuid").unwrap().with_defaults_of_mount();
+        let nosuid = MountFlags {
+            nosuid: true,
+            ..MountFlags::default()
+        };
+        assert_eq!(by_mount.flags(true), nosuid);
+        assert_eq!(by_mount.flags_over(all), nosuid);
         let remount = parse("remount,rw,exec").unwrap();
         assert!(remount.remount);
         let after = remount.flags_over(all);

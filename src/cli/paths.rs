@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::CliError;
+use crate::fuse::mountinfo::MountInfo;
 
 /// Absolute, against the working directory; nothing of it need exist.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
@@ -26,6 +27,20 @@ pub(super) fn without_links(path: &Path) -> PathBuf {
     }
 }
 
+/// Where something is mounted, by a path to it. The mount itself is looked at only if there is none
+/// at the path: its daemon may not answer.
+pub(super) fn mount_point(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let parent = absolute.parent().map(std::fs::canonicalize);
+    if let (Some(Ok(parent)), Some(name)) = (parent, absolute.file_name()) {
+        let there = parent.join(name);
+        if MountInfo::at(&there).is_ok_and(|mount| mount.is_some()) {
+            return there;
+        }
+    }
+    without_links(path)
+}
+
 /// The working directory, against which relative paths in options are meant.
 pub(super) fn working_directory() -> Result<PathBuf, CliError> {
     std::env::current_dir()
@@ -47,5 +62,17 @@ mod tests {
             without_links(Path::new("/no/such/place")),
             Path::new("/no/such/place")
         );
+    }
+
+    #[test]
+    fn mount_points_are_found_through_links() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("top")).unwrap();
+        std::os::unix::fs::symlink("/proc", dir.path().join("link")).unwrap();
+        for path in ["link", "top/proc", "link/../proc", "top/./proc/"] {
+            let path = dir.path().join(path);
+            assert_eq!(mount_point(&path), Path::new("/proc"), "{}", path.display());
+        }
+        assert_eq!(mount_point(Path::new("/")), Path::new("/"));
     }
 }

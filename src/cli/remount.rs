@@ -10,15 +10,15 @@ use std::sync::Arc;
 use super::control::{ControlClient, Done};
 use super::error::{CliError, ExitCode};
 use super::options::MountWords;
-use super::paths::without_links;
+use super::paths::mount_point;
 use super::status;
-use crate::fs::{AccessTimes, Filesystem};
+use crate::fs::{AccessTimes, Filesystem, FsError};
 use crate::fuse::mountinfo::MountInfo;
 use crate::sys::mounts::{self, MountFlags};
 
 /// Remounts what is mounted on `dir` with these words over what it has now.
 pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
-    let dir = without_links(dir);
+    let dir = mount_point(dir);
     let mount = MountInfo::at(&dir)
         .map_err(|error| CliError::io(doing(&dir), &error))?
         .filter(MountInfo::is_ours)
@@ -74,6 +74,7 @@ fn flags_of(mount: &MountInfo) -> MountFlags {
         nosuid: mount.has_option("nosuid"),
         noexec: mount.has_option("noexec"),
         noatime: mount.has_option("noatime"),
+        strictatime: !mount.has_option("noatime") && !mount.has_option("relatime"),
         sync: mount.has_option("sync"),
         dirsync: mount.has_option("dirsync"),
     }
@@ -81,7 +82,8 @@ fn flags_of(mount: &MountInfo) -> MountFlags {
 
 /// What the kernel does not do alone.
 fn told_to_daemon(now: MountFlags, wanted: MountFlags) -> bool {
-    (now.read_only, now.noatime) != (wanted.read_only, wanted.noatime)
+    let told = |flags: MountFlags| (flags.read_only, flags.noatime, flags.strictatime);
+    told(now) != told(wanted)
 }
 
 fn change(dir: &Path, flags: MountFlags) -> Result<(), CliError> {
@@ -137,25 +139,17 @@ impl Daemon {
 
 fn request(flags: MountFlags) -> String {
     let writing = if flags.read_only { "ro" } else { "rw" };
-    let times = if flags.noatime { "noatime" } else { "atime" };
+    let times = match (flags.noatime, flags.strictatime) {
+        (true, _) => "noatime",
+        (false, true) => "strictatime",
+        (false, false) => "atime",
+    };
     format!("remount {writing} {times}")
 }
 
 /// The daemon's side: does what such a request says; `None` if it is none.
-pub(super) fn obey(request: &str, filesystem: Option<&Arc<Filesystem>>) -> Option<Done> {
-    let (read_only, access_times) = match request.strip_prefix("remount ")? {
-        "ro atime" => (true, AccessTimes::Relative),
-        "ro noatime" => (true, AccessTimes::Never),
-        "rw atime" => (false, AccessTimes::Relative),
-        "rw noatime" => (false, AccessTimes::Never),
-        _ => return None,
-    };
-    let Some(filesystem) = filesystem else {
-        return Some(Done {
-            done: false,
-            error: Some("it is being unmounted".to_owned()),
-        });
-    };
+pub(super) fn obey(request: &str, filesystem: &Arc<Filesystem>) -> Option<Result<(), FsError>> {
+    let (read_only, access_times) = understand(request)?;
     let turned = match (filesystem.is_read_only(), read_only) {
         (false, true) => filesystem.make_read_only(),
         (true, false) => filesystem.make_writable(),
@@ -165,9 +159,19 @@ pub(super) fn obey(request: &str, filesystem: Option<&Arc<Filesystem>>) -> Optio
         filesystem.set_access_times(access_times);
         tracing::info!(read_only, ?access_times, "remounted");
     }
-    Some(Done {
-        done: turned.is_ok(),
-        error: turned.err().map(|error| error.to_string()),
+    Some(turned)
+}
+
+/// Read-only, and when times of access change.
+fn understand(request: &str) -> Option<(bool, AccessTimes)> {
+    Some(match request.strip_prefix("remount ")? {
+        "ro atime" => (true, AccessTimes::Relative),
+        "ro strictatime" => (true, AccessTimes::Strict),
+        "ro noatime" => (true, AccessTimes::Never),
+        "rw atime" => (false, AccessTimes::Relative),
+        "rw strictatime" => (false, AccessTimes::Strict),
+        "rw noatime" => (false, AccessTimes::Never),
+        _ => return None,
     })
 }
 
@@ -183,19 +187,17 @@ mod tests {
 
     #[test]
     fn what_is_asked_is_understood() {
-        for flags in [
-            MountFlags::default(),
-            MountFlags {
-                read_only: true,
-                noatime: true,
-                ..MountFlags::default()
-            },
-        ] {
-            let error = obey(&request(flags), None).unwrap().error;
-            assert_eq!(error.as_deref(), Some("it is being unmounted"));
-        }
+        let read_only = MountFlags {
+            read_only: true,
+            noatime: true,
+            ..MountFlags::default()
+        };
+        let asked = |flags| understand(&request(flags));
+        assert_eq!(asked(read_only), Some((true, AccessTimes::Never)));
+        let writable = MountFlags::default();
+        assert_eq!(asked(writable), Some((false, AccessTimes::Relative)));
         for request in ["remount", "remount ro", "remount rw noatime now", "status"] {
-            assert_eq!(obey(request, None), None, "{request}");
+            assert_eq!(understand(request), None, "{request}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::control;
 use super::error::{CliError, ExitCode};
@@ -27,6 +27,7 @@ use crate::volume::{self, OpenOptions, Volume};
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// The volume's directory.
+    #[serde(serialize_with = "as_text")]
     pub volume: PathBuf,
     /// The superblock was authenticated with the volume's keys.
     pub verified: bool,
@@ -41,6 +42,7 @@ pub struct Report {
     /// Names the customer DEK; needs the keys.
     pub fingerprint: Option<String>,
     /// The platform keystore that was used or looked at.
+    #[serde(serialize_with = "as_text_if_any")]
     pub platform_keystore: Option<PathBuf>,
     /// What the platform keystore remembers of the volume.
     pub record: Option<RecordReport>,
@@ -50,10 +52,23 @@ pub struct Report {
     pub usage: Option<serde_json::Value>,
 }
 
+/// JSON has no bytes: what of a path is not UTF-8 is shown as U+FFFD.
+fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+fn as_text_if_any<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => as_text(path, to),
+        None => to.serialize_none(),
+    }
+}
+
 /// A place where the volume is mounted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct MountReport {
+    #[serde(serialize_with = "as_text")]
     pub dir: PathBuf,
     pub read_only: bool,
     pub options: String,

@@ -2,48 +2,146 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::control::{Closed, ControlClient};
+use super::control::{Closed, ControlClient, Done};
 use super::error::{CliError, ExitCode};
-use super::paths::without_links;
+use super::options::MountWords;
+use super::paths::mount_point;
+use super::remount::remount;
 use crate::fuse;
 use crate::fuse::mountinfo::{MountInfo, mounts_of};
 use crate::store::directory::DirectoryStore;
 use crate::store::{Store, StorePath};
+use crate::sys::identity::effective_user;
+use crate::sys::mounts::Detach;
 use crate::sys::process::WatchedProcess;
 use crate::volume::LOCK_NAME;
 
 /// How often the lock of a volume is looked at whose daemon cannot be asked.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Unmounts. `lazy`: detaches at once and does not wait, since it may last until the last user of
-/// the mount has gone.
-pub fn unmount(dir: &Path, lazy: bool) -> Result<(), CliError> {
+/// How long a mount may live on that nobody here sees: a process that is about to leave the mount
+/// namespace it copied is no reason to say that the mount lives on.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How to unmount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct UnmountRequest {
+    /// Detach at once and do not wait, since it may last until the last user of the mount has gone.
+    pub lazy: bool,
+    /// Unmount also if the daemon does not answer any more; what it has not written is lost.
+    pub force: bool,
+    /// If it is in use, remount it read-only instead.
+    pub or_read_only: bool,
+}
+
+/// What is left of a mount that was taken away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Left {
+    /// Nothing: everything is on disk, the daemon is gone. Or nothing that this waited for.
+    Nothing,
+    /// Everything is on disk; the volume is mounted elsewhere in this mount namespace.
+    OtherPlaces,
+    /// Everything is on disk; another mount namespace has the volume mounted.
+    OtherNamespaces,
+}
+
+/// Unmounts.
+pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
     let mount = find(dir)?;
-    let doing = || format!("cannot unmount {}", mount.dir.display());
-    if lazy {
-        return fuse::unmount(&mount.dir, true).map_err(|error| CliError::io(doing(), &error));
+    if request.lazy {
+        return take_away(&mount, Detach::Lazy).map(|()| Left::Nothing);
     }
+    let filesystem = mount.backing_device();
     // Asked before the mount goes: the daemon ends with it.
     let daemon = Daemon::of(&mount);
-    fuse::unmount(&mount.dir, false).map_err(|error| match error.raw_os_error() {
+    let how = match &daemon {
+        None if request.force => Detach::Abort,
+        _ => Detach::No,
+    };
+    match take_away(&mount, how) {
+        Err(error) if request.or_read_only && error.code == ExitCode::InUse => {
+            let words = MountWords {
+                read_only: Some(true),
+                ..MountWords::default()
+            };
+            return remount(&mount.dir, &words).map(|()| Left::OtherPlaces);
+        }
+        result => result?,
+    }
+    if how == Detach::Abort {
+        return Ok(Left::Nothing);
+    }
+    let left = what_is_left(&mount, filesystem);
+    match (left, daemon) {
+        (Left::Nothing, Some(daemon)) => daemon.wait()?,
+        (Left::Nothing, None) => wait_for_lock(&mount.source)?,
+        (_, daemon) => drop(daemon),
+    }
+    if left != Left::Nothing {
+        sync(&mount)?;
+    }
+    Ok(left)
+}
+
+fn take_away(mount: &MountInfo, how: Detach) -> Result<(), CliError> {
+    let doing = || format!("cannot unmount {}", mount.dir.display());
+    let (user, owner) = (effective_user(), mount.owner().unwrap_or_default());
+    if user != 0 && user != owner {
+        let message = format!("{}: it was mounted by user {owner}", doing());
+        return Err(
+            CliError::new(ExitCode::System, message).with_hint("that user and root may unmount it")
+        );
+    }
+    fuse::unmount(&mount.dir, how).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => CliError::new(ExitCode::InUse, format!("{}: it is in use", doing()))
             .with_hint(format!(
                 "see who uses it: fuser -vm {}",
                 mount.dir.display()
             )),
         _ => CliError::io(doing(), &error),
-    })?;
-    match daemon {
-        Some(daemon) => daemon.wait(),
-        None => wait_for_lock(&mount.source),
+    })
+}
+
+/// Where the filesystem of a mount that was taken away lives on.
+fn what_is_left(mount: &MountInfo, filesystem: Option<u64>) -> Left {
+    let end = Instant::now() + GRACE;
+    while filesystem.is_some() && mount.backing_device() == filesystem {
+        let elsewhere = MountInfo::all().unwrap_or_default();
+        if elsewhere.iter().any(|other| other.device == mount.device) {
+            return Left::OtherPlaces;
+        }
+        if Instant::now() > end {
+            return Left::OtherNamespaces;
+        }
+        std::thread::sleep(LOCK_INTERVAL);
+    }
+    Left::Nothing
+}
+
+/// Has the daemon of a mount that lives on elsewhere put on disk what was done through this one.
+fn sync(mount: &MountInfo) -> Result<(), CliError> {
+    let connected = mount
+        .owner()
+        .and_then(|uid| ControlClient::connect(&mount.source, uid));
+    let Some(mut control) = connected else {
+        return Ok(());
+    };
+    // A daemon that ends now puts everything on disk by itself.
+    let answer = control.ask("sync", None).unwrap_or_default();
+    match serde_json::from_str::<Done>(&answer).map(|done| done.error) {
+        Ok(Some(why)) => Err(CliError::new(
+            ExitCode::System,
+            format!("unmounted, but not everything is on disk: {why}"),
+        )),
+        _ => Ok(()),
     }
 }
 
 /// The mount at that place; also a volume's directory will do if it is mounted once.
 fn find(dir: &Path) -> Result<MountInfo, CliError> {
-    let wanted = without_links(dir);
+    let wanted = mount_point(dir);
     let listed = |error: io::Error| CliError::io("cannot list the mounts", &error);
     if let Some(mount) = MountInfo::at(&wanted).map_err(listed)? {
         if mount.is_ours() {
@@ -142,9 +240,13 @@ mod tests {
             Path::new("/no/such/place"),
             Path::new("/proc"),
         ] {
-            let error = unmount(place, false).unwrap_err();
+            let error = unmount(place, UnmountRequest::default()).unwrap_err();
             assert_eq!(error.code, ExitCode::NotFound, "{}", place.display());
-            assert!(unmount(place, true).is_err());
+            let lazy = UnmountRequest {
+                lazy: true,
+                ..UnmountRequest::default()
+            };
+            assert!(unmount(place, lazy).is_err());
         }
     }
 

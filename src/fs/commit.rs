@@ -59,6 +59,17 @@ impl Filesystem {
         Ok(())
     }
 
+    /// Makes everything durable that was changed before (`sync(2)`).
+    ///
+    /// # Errors
+    /// Not everything could be made durable.
+    pub fn sync(&self) -> Result<(), FsError> {
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.sync_everything()
+    }
+
     /// Begins a commit when much is pending; waits for it when very much is.
     pub(super) fn relieve_pressure(&self) -> Result<(), Errno> {
         let pending = self.meta.pending_bytes();

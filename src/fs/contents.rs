@@ -108,7 +108,7 @@ impl Filesystem {
 
     /// Makes the file and its names durable.
     pub fn fsync(&self, node: NodeId, handle: Handle, _datasync: bool) -> Result<(), Errno> {
-        if self.options.read_only {
+        if self.is_read_only() {
             return Ok(());
         }
         self.meta.check_writable().map_err(|_| Errno::EIO)?;

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{AccessTimes, Filesystem, FsError};
+use crate::errno::Errno;
+use crate::store::os_error;
 
 impl Filesystem {
     /// True while nothing may change: by the way it was opened, or for now.
@@ -55,9 +57,7 @@ impl Filesystem {
     pub fn make_writable(self: &Arc<Self>) -> Result<(), FsError> {
         let _turn = self.remounting.lock();
         if self.options.read_only {
-            return Err(FsError::Io(std::io::Error::from(
-                std::io::ErrorKind::ReadOnlyFilesystem,
-            )));
+            return Err(FsError::Io(os_error(Errno::EROFS)));
         }
         if !self.is_read_only() {
             return Ok(());

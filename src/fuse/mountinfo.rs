@@ -33,6 +33,11 @@ impl MountInfo {
         Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
     }
 
+    /// The mount of that number, wherever it was moved to.
+    pub fn of_id(id: u64) -> io::Result<Option<Self>> {
+        Ok(Self::all()?.into_iter().find(|mount| mount.id == id))
+    }
+
     /// What is mounted exactly at `dir` and not covered by something else: the last of them.
     pub fn at(dir: &Path) -> io::Result<Option<Self>> {
         Ok(Self::all()?.into_iter().rfind(|mount| mount.dir == dir))
@@ -50,6 +55,16 @@ impl MountInfo {
             .find_map(|option| option.strip_prefix("user_id="))?
             .parse()
             .ok()
+    }
+
+    /// The filesystem that is mounted there, as the kernel knows it now; `None` when it is gone, or
+    /// where sysfs does not tell. It outlives this mount while another place or another mount
+    /// namespace has it mounted too, or while somebody uses what was detached.
+    pub fn backing_device(&self) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let entry = Path::new("/sys/class/bdi").join(&self.device);
+        // The number of a device is given again; that of sysfs's directory is not.
+        Some(std::fs::metadata(entry).ok()?.ino())
     }
 
     /// True when the option is among those of the mount or of the filesystem.

@@ -11,12 +11,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::MountOptions;
 use super::mountinfo::MountInfo;
 use crate::sys::identity::effective_user;
+use crate::sys::mounts::Detach;
 use crate::sys::{mounts, process};
 
 /// Names under which the set-uid helper is installed.
@@ -26,10 +27,9 @@ const SUBTYPE: &str = "subtype=bilayer";
 /// How far ahead the kernel reads a file that is read in order: two requests of full size.
 const READ_AHEAD_KIB: u32 = 2048;
 
-/// A mount that was made by this process.
+/// A mount that was made by this process. It is known by its number: it may be moved.
 #[derive(Clone, Debug)]
 pub(super) struct Mounted {
-    dir: PathBuf,
     id: Option<u64>,
 }
 
@@ -48,13 +48,7 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mou
         mount_by_fusermount(dir, options)?
     };
     let id = MountInfo::at(dir)?.map(|mount| mount.id);
-    Ok((
-        device,
-        Mounted {
-            dir: dir.to_path_buf(),
-            id,
-        },
-    ))
+    Ok((device, Mounted { id }))
 }
 
 /// Words for the kernel, in the order in which `/proc/mounts` shows them.
@@ -170,26 +164,30 @@ fn complaint(stderr: &[u8]) -> String {
 }
 
 impl Mounted {
-    /// True while the mount is where it was made; another one in its place does not count.
+    /// The mount as it is now; another one in its place does not count.
+    fn find(&self) -> Option<MountInfo> {
+        let mount = MountInfo::of_id(self.id?).ok()??;
+        mount.is_ours().then_some(mount)
+    }
+
+    /// True while the mount is there.
     pub(super) fn is_there(&self) -> bool {
-        MountInfo::at(&self.dir).is_ok_and(|mount| {
-            mount.is_some_and(|mount| mount.is_ours() && self.id.is_none_or(|id| id == mount.id))
-        })
+        self.find().is_some()
     }
 
     /// Takes it away, unless it has gone already.
     pub(super) fn unmount(&self, lazy: bool) -> io::Result<()> {
-        if self.is_there() {
-            unmount(&self.dir, lazy)
-        } else {
-            Ok(())
+        let how = if lazy { Detach::Lazy } else { Detach::No };
+        match self.find() {
+            Some(mount) => unmount(&mount.dir, how),
+            None => Ok(()),
         }
     }
 
     /// Lifts the limits that the kernel sets to FUSE mounts (1 % of memory dirty, 128 KiB read
     /// ahead). Only root can; others keep the kernel's limits.
     pub(super) fn tune(&self) {
-        let Ok(Some(mount)) = MountInfo::at(&self.dir) else {
+        let Some(mount) = self.find() else {
             return;
         };
         let folder = Path::new("/sys/class/bdi").join(&mount.device);
@@ -206,14 +204,14 @@ impl Mounted {
 }
 
 /// Unmounts what is at `dir`, by `umount2(2)` or, without the right to, by `fusermount3 -u`.
-pub fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
-    match mounts::unmount(dir, lazy) {
+pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
+    match mounts::unmount(dir, how) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
         result => return result,
     }
     let output = run_fusermount(|command| {
         command
-            .args(if lazy {
+            .args(if how == Detach::Lazy {
                 ["-u", "-z", "--"].as_slice()
             } else {
                 &["-u", "--"]
@@ -266,10 +264,8 @@ mod tests {
 
     #[test]
     fn does_not_unmount_what_is_not_ours() {
-        let root = Mounted {
-            dir: PathBuf::from("/"),
-            id: None,
-        };
+        let id = MountInfo::at(Path::new("/")).unwrap().map(|root| root.id);
+        let root = Mounted { id };
         assert!(!root.is_there());
         root.unmount(false).unwrap();
     }

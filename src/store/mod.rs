@@ -20,7 +20,7 @@ pub mod read_only;
 mod tree;
 
 /// An error as the kernel would have reported it.
-fn os_error(errno: Errno) -> io::Error {
+pub(crate) fn os_error(errno: Errno) -> io::Error {
     io::Error::from_raw_os_error(errno.code())
 }
 

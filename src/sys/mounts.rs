@@ -20,6 +20,7 @@ pub struct MountFlags {
     pub nosuid: bool,
     pub noexec: bool,
     pub noatime: bool,
+    pub strictatime: bool,
     pub sync: bool,
     pub dirsync: bool,
 }
@@ -32,6 +33,7 @@ impl MountFlags {
             (self.nosuid, libc::MS_NOSUID),
             (self.noexec, libc::MS_NOEXEC),
             (self.noatime, libc::MS_NOATIME),
+            (self.strictatime, libc::MS_STRICTATIME),
             (self.sync, libc::MS_SYNCHRONOUS),
             (self.dirsync, libc::MS_DIRSYNC),
         ]
@@ -85,7 +87,10 @@ pub fn mount_fuse(
 /// Changes the flags of what is mounted at `dir`, of the filesystem and of the mount alike.
 pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
     // Without a word on access times the kernel keeps what it has.
-    let times = if flags.noatime { 0 } else { libc::MS_RELATIME };
+    let times = match (flags.noatime, flags.strictatime) {
+        (false, false) => libc::MS_RELATIME,
+        _ => 0,
+    };
     let dir = c_string(dir.as_os_str().as_bytes())?;
     // SAFETY: the path is NUL-terminated; the others may be null for a remount.
     check(unsafe {
@@ -99,10 +104,27 @@ pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
     })
 }
 
-/// `umount2(2)`, symbolic links not followed. `lazy`: detach now, end when the last user has gone.
-pub fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
+/// How to unmount what is, or may be, in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detach {
+    /// EBUSY while it is in use.
+    No,
+    /// Detach now, end when the last user has gone (`MNT_DETACH`).
+    Lazy,
+    /// Whoever waits for an answer of the daemon gets an error, what it did not write is lost
+    /// (`MNT_FORCE`); EBUSY while it is in use.
+    Abort,
+}
+
+/// `umount2(2)`, symbolic links not followed.
+pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
     let dir = c_string(dir.as_os_str().as_bytes())?;
-    let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
+    let flags = libc::UMOUNT_NOFOLLOW
+        | match how {
+            Detach::No => 0,
+            Detach::Lazy => libc::MNT_DETACH,
+            Detach::Abort => libc::MNT_FORCE,
+        };
     // SAFETY: the path is NUL-terminated and outlives the call.
     check(unsafe { libc::umount2(dir.as_ptr(), flags) })
 }

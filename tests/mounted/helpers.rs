@@ -1,97 +1,18 @@
 //! mount(8), umount(8) and fstab, with the helpers installed as `mount-helper/install` does it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use crate::namespace::Namespace;
-use crate::real::{Place, command, helper, is_alive, noise, run, run_when_free};
+use crate::machine::Machine;
+use crate::real::{BILAYER, command, is_alive, noise, run};
 
 const TEST: &str = "mount-helpers";
 
-/// A place, and a namespace of its own whose /sbin has the helpers.
-struct Machine {
-    namespace: Namespace,
-    place: Place,
-}
-
-impl Machine {
-    fn new() -> Option<Self> {
-        let place = Place::new(TEST, Duration::from_secs(100))?;
-        let namespace = Namespace::new(&place, TEST)?;
-        let built = helper("mount-bilayer");
-        helper("umount-bilayer");
-        let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper/install");
-        let mut install = command(install, [built.parent().unwrap()]);
-        let outcome = run(install.env("DESTDIR", place.path("stage"))).done();
-        assert!(
-            outcome.stdout.starts_with("installed "),
-            "{}",
-            outcome.stdout
-        );
-        for name in ["mount", "umount"] {
-            for kind in ["bilayer", "fuse.bilayer"] {
-                assert!(place.path(&format!("stage/sbin/{name}.{kind}")).is_file());
-            }
-        }
-        namespace.add_to_sbin(&place.path("stage/sbin"));
-        Some(Self { namespace, place })
-    }
-
-    fn command(&self, words: &str) -> Command {
-        let mut words = words.split_whitespace();
-        let mut command = command(words.next().unwrap(), words);
-        self.place.environment(&mut command);
-        self.namespace.inside(&command)
-    }
-
-    #[track_caller]
-    fn run(&self, words: &str) {
-        run_when_free(&mut self.command(words)).silent();
-    }
-
-    /// Fails with that code and says so in words that begin like this.
-    #[track_caller]
-    fn refused(&self, words: &str, code: i32, beginning: &str) {
-        let outcome = run(&mut self.command(words));
-        assert_eq!(outcome.code, code, "{words}: {}", outcome.stderr);
-        assert!(
-            outcome.stderr.contains(beginning),
-            "{words}: {}",
-            outcome.stderr
-        );
-    }
-
-    /// The daemon of the mount on `mnt`.
-    fn daemon(&self) -> i32 {
-        let bilayer = env!("CARGO_BIN_EXE_bilayer");
-        let outcome = run(&mut self.command(&format!("{bilayer} status --json mnt"))).done();
-        let status: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
-        let pid = status["daemon"]["pid"].as_i64();
-        let pid = pid.unwrap_or_else(|| panic!("no daemon answers: {status}")) as i32;
-        self.place.take_charge(pid);
-        pid
-    }
-
-    fn mount_point(&self) -> PathBuf {
-        self.place.path("mnt").canonicalize().unwrap()
-    }
-
-    fn see(&self, name: &str) -> PathBuf {
-        self.namespace.see(&self.place.path(name))
-    }
-
-    #[track_caller]
-    fn type_of_mount(&self) -> String {
-        let outcome = run(&mut self.command("findmnt -n -o FSTYPE,SOURCE mnt")).done();
-        outcome.stdout.trim().to_owned()
-    }
-}
-
 #[test]
 fn mount_and_umount_know_the_type() {
-    let Some(machine) = Machine::new() else {
+    let Some(machine) = Machine::new(TEST) else {
         return;
     };
     let place = &machine.place;
@@ -101,7 +22,10 @@ fn mount_and_umount_know_the_type() {
     for (number, kind) in ["bilayer", "fuse.bilayer"].into_iter().enumerate() {
         machine.run(&format!("mount -t {kind} vol mnt -o rw,noexec,nofail"));
         let daemon = machine.daemon();
-        let listed = machine.type_of_mount();
+        let listed = machine
+            .output("findmnt -n -o FSTYPE,SOURCE mnt")
+            .trim()
+            .to_owned();
         assert!(listed.starts_with("fuse.bilayer"), "{listed}");
         assert!(listed.ends_with(place.path("vol").canonicalize().unwrap().to_str().unwrap()));
         // Much that is dirty: umount(8) is to come back when it is on disk and not before.
@@ -122,85 +46,136 @@ fn mount_and_umount_know_the_type() {
         assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
         machine.run("umount mnt");
     }
-    machine.refused("mount -t bilayer nowhere mnt", 32, "bilayer: cannot find");
-    machine.refused(
-        "mount -t bilayer vol mnt -o blah",
-        1,
-        "bilayer: unknown mount option",
-    );
-    machine.refused("mount -t bilayer vol/objects mnt", 32, "no bilayer volume");
     machine.run("mount -f -t bilayer vol mnt");
     assert!(!machine.namespace.is_mount_point(&machine.mount_point()));
 }
 
 #[test]
-fn fstab_and_remount() {
-    let Some(machine) = Machine::new() else {
+fn flags_of_mount_and_umount() {
+    let Some(machine) = Machine::new(TEST) else {
         return;
     };
-    let place = &machine.place;
-    place.run("keygen key.pem --bits 2048").done();
-    place.run("create vol --customer-key file:key.pem").done();
-    place.dir("mnt");
-    let path = |name: &str| {
-        place
-            .path(name)
-            .canonicalize()
-            .unwrap()
-            .display()
-            .to_string()
-    };
-    let line = format!(
-        "{} {} bilayer rw,noauto,nofail,_netdev,x-systemd.device-timeout=5,customer_key=file:{},\
-         platform_keystore={} 0 0\n",
-        path("vol"),
-        path("mnt"),
-        path("key.pem"),
-        path("keystore"),
-    );
-    fs::write(place.path("fstab"), line).unwrap();
-    machine.run(&format!("mount --fstab fstab {}", path("mnt")));
-    let daemon = machine.daemon();
-    fs::write(machine.see("mnt/file"), "one").unwrap();
-
-    machine.run("mount -o remount,ro mnt");
-    let error = fs::write(machine.see("mnt/file"), "two").unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
-    assert_eq!(fs::read(machine.see("mnt/file")).unwrap(), b"one");
-    machine.run("mount -o remount,rw,noexec mnt");
-    fs::write(machine.see("mnt/file"), "three").unwrap();
-    assert_eq!(machine.daemon(), daemon, "a remount is no new mount");
-    machine.run("umount mnt");
-    assert!(!is_alive(daemon));
-
-    // A mount that holds no right to write does not get it by a remount.
-    machine.run(&format!("mount --fstab fstab -o ro {}", path("mnt")));
+    machine.place.run("create vol").done();
+    machine.place.dir("mnt");
+    let (vol, mnt) = (machine.path("vol"), machine.path("mnt"));
+    let told = machine.output("mount -v -t bilayer vol mnt");
+    assert_eq!(told, format!("bilayer: {vol} mounted on {mnt}.\n"));
     machine.daemon();
-    machine.refused("mount -o remount,rw mnt", 32, "it was mounted read-only");
-    assert_eq!(fs::read(machine.see("mnt/file")).unwrap(), b"three");
-    machine.run("umount mnt");
+    let told = machine.output("umount -v mnt");
+    assert_eq!(told, format!("bilayer: {mnt} unmounted.\n"));
+    // Fake: everything but the mount.
+    machine.run("mount -f -t bilayer vol mnt");
+    machine.refused(
+        "mount -f -t bilayer vol mnt -o blah",
+        1,
+        "unknown mount option",
+    );
+    assert!(machine.mounted().is_empty());
+    // Sloppy: what nobody knows is left out; not written to mtab.
+    machine.run("mount -s -n -t bilayer vol mnt -o quota,errors=remount-ro,noexec");
+    machine.daemon();
+    let options = machine.output("findmnt -n -o OPTIONS mnt");
+    assert!(options.contains("noexec"), "{options}");
+    machine.run("umount -n mnt");
+    assert!(machine.mounted().is_empty());
 }
 
 #[test]
-fn a_busy_mount_stays_until_it_is_detached() {
-    let Some(machine) = Machine::new() else {
+fn every_tool_shows_type_and_volume() {
+    let Some(machine) = Machine::new(TEST) else {
         return;
     };
     machine.place.run("create vol").done();
     machine.place.dir("mnt");
     machine.run("mount -t bilayer vol mnt");
-    let daemon = machine.daemon();
-    let held = fs::File::create(machine.see("mnt/held")).unwrap();
-    machine.refused("umount mnt", 32, "in use");
-    assert!(is_alive(daemon));
-    machine.run("umount -l mnt");
-    use std::os::unix::fs::FileExt;
-    held.write_all_at(b"to the last", 0).unwrap();
-    drop(held);
-    let gone = crate::real::wait_until(Duration::from_secs(20), || !is_alive(daemon));
-    assert!(gone, "the daemon stays after the last user has gone");
-    machine.run("mount -t bilayer vol mnt");
     machine.daemon();
-    assert_eq!(fs::read(machine.see("mnt/held")).unwrap(), b"to the last");
-    machine.run("umount mnt");
+    let (vol, mnt) = (machine.path("vol"), machine.path("mnt"));
+    let df = machine.output("df -T mnt");
+    let words: Vec<&str> = df.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!((words[0], words[1]), (vol.as_str(), "fuse.bilayer"));
+    assert_eq!(words.last(), Some(&mnt.as_str()));
+    let all = machine.output("mount -t fuse.bilayer");
+    assert!(
+        all.contains(&format!("{vol} on {mnt} type fuse.bilayer (rw,relatime,")),
+        "{all}"
+    );
+    let mounts = machine.output("cat /proc/mounts");
+    assert!(
+        mounts.contains(&format!("{vol} {mnt} fuse.bilayer rw,relatime,")),
+        "{mounts}"
+    );
+    let found = machine.output(&format!("findmnt -n -o TARGET --source {vol}"));
+    assert_eq!(found.trim(), mnt);
+    let kind = machine.output("stat -f -c %T mnt");
+    assert!(kind.starts_with("fuse"), "{kind}");
+    // By the volume as well.
+    machine.run("umount vol");
+    assert!(machine.mounted().is_empty());
+}
+
+#[test]
+fn install_and_uninstall() {
+    let Some(machine) = Machine::new(TEST) else {
+        return;
+    };
+    let place = &machine.place;
+    let built = Path::new(BILAYER).parent().unwrap();
+    let script = |name: &str, built: &Path| {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
+        let mut script = command(scripts.join(name), [built]);
+        run(script.env("DESTDIR", place.path("root")))
+    };
+    let missing = script("install", &place.path("home"));
+    assert_eq!(missing.code, 1);
+    assert!(
+        missing
+            .stderr
+            .contains("hint: cargo build --release --workspace")
+    );
+    assert!(!place.path("root").exists());
+    let names = || {
+        let files = fs::read_dir(place.path("root/sbin")).unwrap();
+        let mut names: Vec<String> = files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    // Also over what is installed, and runs.
+    for _ in 0..2 {
+        script("install", built).done();
+        let all = [
+            "mount.bilayer",
+            "mount.fuse.bilayer",
+            "umount.bilayer",
+            "umount.fuse.bilayer",
+        ];
+        assert_eq!(names(), all);
+        for name in all {
+            let path = place.path("root/sbin").join(name);
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
+            let told = run(&mut Command::new(path));
+            assert!(told.stderr.contains("usage: "), "{name}: {}", told.stderr);
+        }
+    }
+    // Where the system has them, laid over so that they are gone with the test.
+    let sbin = fs::canonicalize("/sbin").unwrap();
+    let sbin = sbin.display();
+    let laid_over = format!(
+        "lowerdir={sbin},upperdir={},workdir={}",
+        place.dir("upper").display(),
+        place.dir("work").display()
+    );
+    machine.run(&format!("mount -t overlay overlay -o {laid_over} {sbin}"));
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/mount-helper");
+    machine.output(&format!("{scripts}/uninstall"));
+    machine.run("test ! -e /sbin/mount.bilayer");
+    machine.output(&format!("{scripts}/install {}", built.display()));
+    machine.run("test -x /sbin/mount.bilayer -a -x /sbin/umount.fuse.bilayer");
+
+    fs::write(place.path("root/sbin/mount.other"), "").unwrap();
+    for _ in 0..2 {
+        script("uninstall", built).done();
+        assert_eq!(names(), ["mount.other"]);
+    }
 }

@@ -10,11 +10,18 @@ mod real;
 
 mod copy;
 mod crash;
+mod errors;
 mod files;
+mod fstab;
 mod full;
 mod helpers;
+mod machine;
 mod namespace;
 mod noise;
+mod permissions;
+mod places;
+mod remount;
 mod transcript;
 mod tree;
+mod umount;
 mod users;

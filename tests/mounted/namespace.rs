@@ -47,12 +47,15 @@ impl Namespace {
         Some(this)
     }
 
-    /// Mounts of tests that run now were copied too, and would live on in here when those tests
-    /// unmount them.
+    /// Mounts of tests that run now, of this run or another, were copied too, and would live on in
+    /// here when those tests unmount them.
     fn leave_mounts_of_others(&self) {
         let tests = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let mounts = self.mounts();
-        for dir in mounts.iter().rev().filter(|dir| dir.starts_with(tests)) {
+        let of_tests = |(dir, kind): &&(PathBuf, String)| {
+            dir.starts_with(tests) || kind == "fuse.bilayer" || dir.starts_with("/var/tmp")
+        };
+        for (dir, _) in mounts.iter().rev().filter(of_tests) {
             let mut umount = command("umount", ["-i", "-l"]);
             // It may have gone meanwhile with what it was mounted in.
             let _ = run(&mut self.inside(umount.arg(dir)));
@@ -88,14 +91,28 @@ impl Namespace {
 
     /// True when something is mounted there in here.
     pub(crate) fn is_mount_point(&self, dir: &Path) -> bool {
-        self.mounts().iter().any(|mounted| mounted == dir)
+        self.mounts().iter().any(|(mounted, _)| mounted == dir)
     }
 
-    fn mounts(&self) -> Vec<PathBuf> {
-        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.holder.id()));
-        let mounts = mounts.unwrap_or_default();
-        let dirs = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        dirs.map(PathBuf::from).collect()
+    /// Where this filesystem is mounted within that directory.
+    pub(crate) fn mounts_in(&self, dir: &Path) -> Vec<PathBuf> {
+        let dir = dir.canonicalize().unwrap();
+        let ours = |(mounted, kind): (PathBuf, String)| {
+            (kind == "fuse.bilayer" && mounted.starts_with(&dir)).then_some(mounted)
+        };
+        self.mounts().into_iter().filter_map(ours).collect()
+    }
+
+    /// Where what type of filesystem is mounted.
+    fn mounts(&self) -> Vec<(PathBuf, String)> {
+        let mounts = fs::read(format!("/proc/{}/mountinfo", self.holder.id()));
+        let mounts = String::from_utf8_lossy(&mounts.unwrap_or_default()).into_owned();
+        let parse = |line: &str| {
+            let (_, behind) = line.split_once(" - ")?;
+            let kind = behind.split(' ').next()?.to_owned();
+            Some((PathBuf::from(line.split(' ').nth(4)?), kind))
+        };
+        mounts.lines().filter_map(parse).collect()
     }
 
     /// Lays these files over /sbin.
@@ -117,12 +134,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let inside: Vec<PathBuf> = self.mounts();
-        for dir in inside
-            .iter()
-            .rev()
-            .filter(|dir| dir.starts_with(&self.root))
-        {
+        let inside = self.mounts();
+        let own = |(dir, _): &&(PathBuf, String)| dir.starts_with(&self.root);
+        for (dir, _) in inside.iter().rev().filter(own) {
             let mut umount = command("umount", ["-i", "-l"]);
             let _ = self.inside(umount.arg(dir)).status();
         }

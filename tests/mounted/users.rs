@@ -6,11 +6,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::machine::Machine;
 use crate::namespace::Namespace;
 use crate::real::{BILAYER, Place, command, have, is_alive, need, run, run_when_free, wait_until};
 
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
+
+/// Begins a command of a user who owns nothing either, and is another one.
+pub(crate) const AS_OTHER: &str = "setpriv --reuid 1 --regid 1 --clear-groups --";
 
 /// Lets nobody work in the place, and puts a copy of the program there, since where it was built
 /// need not be open to others.
@@ -122,4 +126,100 @@ fn a_user_mounts_through_fusermount() {
     );
     place.environment(&mut fusermount);
     run(&mut namespace.inside(&fusermount)).silent();
+}
+
+/// A line with `user`: mount(8), which is set-uid, runs the helper as the user who calls it, and
+/// that one mounts through fusermount3.
+#[test]
+fn a_user_mounts_and_unmounts_by_fstab() {
+    let test = "fstab-user";
+    let Some(machine) = Machine::open_to_users(test) else {
+        return;
+    };
+    if !need(
+        have("fusermount3"),
+        test,
+        "fusermount3 is missing; install fuse3",
+    ) {
+        return;
+    }
+    let place = &machine.place;
+    give_to_nobody(place);
+    machine.namespace.open_fuse_device_to_users(place);
+    let (vol, mnt) = (machine.path("vol"), machine.path("mnt"));
+    let program = machine.path("bilayer");
+    let user = |words: &str| {
+        machine.end_of(&format!(
+            "setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups -- {words}"
+        ))
+    };
+    let other = |words: &str| machine.end_of(&format!("{AS_OTHER} {words}"));
+    user(&format!("mkdir {mnt}")).silent();
+    user(&format!("{program} create {vol}")).done();
+    machine.fstab(&format!(
+        "{vol} {mnt} bilayer user,noauto,x-gvfs-show 0 0\n"
+    ));
+    let daemon = || {
+        let status = user(&format!("{program} status --json {mnt}"))
+            .done()
+            .stdout;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let pid = status["daemon"]["pid"].as_i64().expect("a daemon") as i32;
+        place.take_charge(pid);
+        pid
+    };
+    let ways_to_unmount = [
+        format!("umount {mnt}"),
+        format!("fusermount3 -u {mnt}"),
+        format!("{program} unmount {mnt}"),
+    ];
+    for unmount in &ways_to_unmount {
+        user(&format!("mount {mnt}")).silent();
+        let pid = daemon();
+        let mounts = machine.output("cat /proc/self/mounts");
+        let line = mounts.lines().find(|line| line.contains(&mnt)).unwrap();
+        for word in ["nosuid", "nodev", "noexec", "user_id=65534"] {
+            assert!(line.contains(word), "{line}");
+        }
+        user(&format!("touch {mnt}/file")).silent();
+        // It is that user's alone.
+        for words in [format!("ls {mnt}"), format!("touch {mnt}/theirs")] {
+            let refused = other(&words);
+            assert!(
+                refused.stderr.contains("Permission denied"),
+                "{}",
+                refused.stderr
+            );
+        }
+        for words in &ways_to_unmount {
+            assert_ne!(other(words).code, 0, "{words}");
+        }
+        assert_ne!(user(&format!("mount {mnt}")).code, 0);
+        let remount = user(&format!("mount -o remount,ro {mnt}"));
+        assert!(
+            remount.stderr.contains("only root may remount"),
+            "{}",
+            remount.stderr
+        );
+        assert!(is_alive(pid));
+        user(unmount).silent();
+        let gone = wait_until(Duration::from_secs(10), || !is_alive(pid));
+        assert!(gone, "{unmount}");
+        assert!(machine.mounted().is_empty());
+    }
+    // For others too only where the machine allows it.
+    let refused = user(&format!("{program} mount {vol} {mnt} -o allow_other"));
+    assert_eq!(refused.code, 32);
+    let advice = "hint: put user_allow_other into /etc/fuse.conf";
+    assert!(refused.stderr.contains(advice), "{}", refused.stderr);
+    // Root may do both with what a user has mounted.
+    user(&format!("mount {mnt}")).silent();
+    let pid = daemon();
+    machine.run(&format!("mount -o remount,ro {mnt}"));
+    let refused = user(&format!("touch {mnt}/x"));
+    assert!(refused.stderr.contains("Read-only"), "{}", refused.stderr);
+    machine.run(&format!("mount -o remount,rw {mnt}"));
+    user(&format!("touch {mnt}/x")).silent();
+    machine.run(&format!("umount {mnt}"));
+    assert!(!is_alive(pid));
 }

@@ -12,5 +12,6 @@ mod holes;
 mod lifetime;
 mod names;
 mod promises;
+mod remount;
 mod rename;
 mod sharing;

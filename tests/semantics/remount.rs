@@ -1,0 +1,95 @@
+//! From writable to read-only and back, without closing.
+
+use bilayer::errno::Errno;
+use bilayer::fs::{AccessTimes, FilesystemOptions};
+
+use crate::support::{Mount, ROOT, pattern, quiet};
+
+#[test]
+fn read_only_is_durable_and_refuses_changes() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "f");
+    mount.put(node, handle, 0, &pattern(1, 0, 20_000));
+    mount.fs.release(node, handle);
+    mount.file(ROOT, "removed", &pattern(2, 0, 20_000));
+    mount.fs.unlink(ROOT, b"removed").unwrap();
+    assert!(!mount.fs.is_read_only());
+    mount.fs.make_read_only().unwrap();
+    mount.fs.make_read_only().unwrap();
+    assert!(mount.fs.is_read_only());
+
+    let sequence = mount.fs.usage().sequence;
+    assert_eq!(mount.fs.unlink(ROOT, b"f").err(), Some(Errno::EROFS));
+    assert_eq!(mount.truncate(node, 1).err(), Some(Errno::EROFS));
+    assert!(mount.contents(node) == pattern(1, 0, 20_000));
+    mount.fs.sync().unwrap();
+    assert_eq!(mount.fs.usage().sequence, sequence, "it was written to");
+    for seed in 0..20 {
+        let survivor = mount.store.survivor(seed);
+        let after = Mount::open(survivor, mount.keystore.clone(), quiet()).unwrap();
+        assert!(after.contents(after.at("f")) == pattern(1, 0, 20_000));
+        assert_eq!(after.names(ROOT), ["f"]);
+        let found = after.finish();
+        assert_eq!((found.inodes, found.objects), (2, 1), "seed {seed}");
+    }
+    let found = mount.finish();
+    assert_eq!((found.inodes, found.objects), (2, 1));
+}
+
+#[test]
+fn writable_again_and_an_unclean_stop() {
+    let mount = Mount::new();
+    mount.file(ROOT, "one", &pattern(1, 0, 20_000));
+    mount.fs.make_read_only().unwrap();
+    mount.fs.make_writable().unwrap();
+    mount.fs.make_writable().unwrap();
+    assert!(!mount.fs.is_read_only());
+    mount.file(ROOT, "lost", &pattern(2, 0, 20_000));
+    // Not clean any more: what was never committed is found and swept.
+    let mount = mount.kill();
+    assert_eq!(mount.names(ROOT), ["one"]);
+    assert_eq!(mount.objects(), 1);
+    mount.file(ROOT, "two", &pattern(3, 0, 20_000));
+    let found = mount.finish();
+    assert_eq!((found.inodes, found.objects), (3, 2));
+}
+
+/// The kernel may tell late that it has forgotten a file that was removed before.
+#[test]
+fn what_is_released_meanwhile_is_removed_later() {
+    for comes_back in [true, false] {
+        let mount = Mount::new();
+        let (node, handle) = mount.create(ROOT, "f");
+        mount.put(node, handle, 0, &pattern(1, 0, 20_000));
+        mount.fs.unlink(ROOT, b"f").unwrap();
+        mount.fs.make_read_only().unwrap();
+        mount.fs.release(node, handle);
+        assert_eq!(mount.objects(), 1, "removed from what is read-only");
+        if comes_back {
+            mount.fs.make_writable().unwrap();
+        }
+        let found = mount.finish();
+        assert_eq!((found.inodes, found.objects), (1, 0));
+    }
+}
+
+#[test]
+fn what_was_opened_read_only_stays_so() {
+    let mount = Mount::new();
+    mount.file(ROOT, "f", b"x");
+    let keystore = mount.keystore.clone();
+    let store = mount.store.clone();
+    mount.fs.close().unwrap();
+    drop(mount);
+    let options = FilesystemOptions {
+        read_only: true,
+        ..quiet()
+    };
+    let mount = Mount::open(store, keystore, options).unwrap();
+    mount.fs.make_read_only().unwrap();
+    let error = mount.fs.make_writable().unwrap_err();
+    assert_eq!(error.errno(), Errno::EROFS);
+    mount.fs.set_access_times(AccessTimes::Relative);
+    assert_eq!(mount.names(ROOT), ["f"]);
+    mount.fs.close().unwrap();
+}
