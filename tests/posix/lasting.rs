@@ -213,6 +213,19 @@ fn times_far_away_are_kept() {
     mounted.unmount();
 }
 
+/// Where the kernel does not keep the times, what a mapping writes moves them all the same.
+#[test]
+fn a_mapping_moves_the_times_without_writeback() {
+    let Some(place) = place("times-without-writeback") else {
+        return;
+    };
+    let mounted = place.fresh("", &format!("{OPTIONS},nowriteback"));
+    let said = run_script(&place, mounted.dir(), include_str!("times.py"), &[]);
+    let (_, after) = said.split_once("# through a mapping\n").unwrap();
+    assert_eq!(after.lines().next(), Some("m:mtime+ctime"));
+    mounted.unmount();
+}
+
 /// Reading moves the time of last access as `relatime` says, or never.
 #[test]
 fn options_about_access_times() {
