@@ -107,26 +107,27 @@ fn cargo_builds_what_has_changed() {
     mounted.unmount();
 }
 
-const MAKE: &str = "mkdir make && cd make
+const MAKE: &str = "mkdir make; cd make
     printf '%s\\n' '%.o: %.c part.h' '\t$(CC) -c -o $@ $<' 'program: main.o part.o' \
         '\t$(CC) -o $@ $^' 'counted:' '\techo x >> $@' > Makefile
     echo 'int part(void);' > part.h
     printf '#include \"part.h\"\nint part(void) { return 42; }\n' > part.c
     printf '#include \"part.h\"\nint main(void) { return part(); }\n' > main.c
     is() { code=0; ./program || code=$?; [ $code = $1 ]; }
-    make program && is 42
+    make program
+    is 42
     make -q program
     sleep 0.05; sed -i s/42/43/ part.c
     code=0; make -q program || code=$?; [ $code = 1 ]
     make program | tee log; is 43
-    ! grep -q main.c log
+    not grep -q main.c log
     # A time in the past is older than everything.
-    touch -d 1965-01-01 part.c && make -q program
-    touch -d '1 hour' part.h 2> /dev/null || touch -d '+1 hour' part.h
+    touch -d 1975-01-01 part.c; make -q program
+    touch part.h
     code=0; make -q program || code=$?; [ $code = 1 ]
-    make -j4 -B program && is 43
-    cp program running && ./running & wait $! || [ $? = 43 ]
-    strip program && is 43";
+    make -j4 -B program; is 43
+    cp program running
+    strip program; is 43";
 
 #[test]
 fn make_builds_what_is_older() {

@@ -9,35 +9,35 @@ use crate::script::{TEST_LIMIT, equipped, script};
 
 const LOWER: &str = "mkdir -p lower/dir/deep lower/gone lower/empty
     for n in $(seq 50); do echo $n > lower/dir/$n; done
-    echo below > lower/file && ln lower/file lower/another && ln -s file lower/link
+    echo below > lower/file; ln lower/file lower/another; ln -s file lower/link
     setfattr -n user.of.below -v value lower/file
-    chown 1:2 lower/dir/1 && chmod 4755 lower/dir/2 && touch -d 2001-02-03 lower/dir/3
-    truncate -s 10M lower/large && echo end >> lower/large
-    mkfifo lower/fifo && echo x > lower/gone/x\n";
+    chown 1:2 lower/dir/1; chmod 4755 lower/dir/2; touch -d 2001-02-03 lower/dir/3
+    truncate -s 10M lower/large; echo end >> lower/large
+    mkfifo lower/fifo; echo x > lower/gone/x\n";
 
 const WORK: &str = "cd merged
-    echo above >> file && [ \"$(cat file)\" = $'below\\nabove' ]
+    echo above >> file; [ \"$(cat file)\" = $'below\\nabove' ]
     [ $(getfattr --only-values -n user.of.below file) = value ]
-    touch -c dir/1 dir/2 dir/3 && chmod o+w dir/1
-    [ $(stat -c %u:%g dir/1) = 1:2 ] && [ $(stat -c %a dir/2) = 4755 ]
-    rm dir/4 && ! stat dir/4 2> /dev/null && rm -r gone && [ $(ls dir | wc -l) = 49 ]
+    touch -c dir/1 dir/2 dir/3; chmod o+w dir/1
+    [ $(stat -c %u:%g dir/1) = 1:2 ]; [ $(stat -c %a dir/2) = 4755 ]
+    rm dir/4; not stat dir/4 2> /dev/null; rm -r gone; [ $(ls dir | wc -l) = 49 ]
     # A directory made anew does not show what was there below.
-    mkdir gone && [ -z \"$(ls gone)\" ]
+    mkdir gone; [ -z \"$(ls gone)\" ]
     # Names exchanged and moved over each other, with what is below.
-    mv dir/5 dir/6 && [ $(cat dir/6) = 5 ] && mv dir/deep moved && rmdir empty
-    mv -T moved dir/deep && echo new > dir/deep/new
-    echo 1 >> large && [ $(stat -c %s large) = 10485766 ]
-    rm link && mkdir link && echo x > link/x
-    ln file third && [ $(stat -c %h third) -ge 2 ]
-    exec 3> removed && rm removed && echo still there >&3 && exec 3>&-
-    flock file true && mkfifo another-fifo && cp -a dir copied && diff -r dir copied
-    tar -cf all.tar dir && mkdir untarred && tar -xf all.tar -C untarred && diff -r dir untarred/dir";
+    mv dir/5 dir/6; [ $(cat dir/6) = 5 ]; mv dir/deep moved; rmdir empty
+    mv -T moved dir/deep; echo new > dir/deep/new
+    echo 1 >> large; [ $(stat -c %s large) = 10485766 ]
+    rm link; mkdir link; echo x > link/x
+    ln file third; [ $(stat -c %h third) -ge 2 ]
+    exec 3> removed; rm removed; echo still there >&3; exec 3>&-
+    flock file true; mkfifo another-fifo; cp -a dir copied; diff -r dir copied
+    tar -cf all.tar dir; mkdir untarred; tar -xf all.tar -C untarred; diff -r dir untarred/dir";
 
 const SEEN: &str = "cd merged
-    [ \"$(cat file)\" = $'below\\nabove' ] && [ $(cat dir/6) = 5 ] && [ ! -e dir/4 ]
-    [ ! -e dir/5 ] && [ -z \"$(ls gone)\" ] && [ $(cat link/x) = x ] && [ ! -e empty ]
-    [ $(cat dir/deep/new) = new ] && diff -r dir copied && [ $(tail -n 1 large) = 1 ]
-    rm -r copied untarred all.tar dir && [ ! -e dir ]";
+    [ \"$(cat file)\" = $'below\\nabove' ]; [ $(cat dir/6) = 5 ]; [ ! -e dir/4 ]
+    [ ! -e dir/5 ]; [ -z \"$(ls gone)\" ]; [ $(cat link/x) = x ]; [ ! -e empty ]
+    [ $(cat dir/deep/new) = new ]; diff -r dir copied; [ $(tail -n 1 large) = 1 ]
+    rm -r copied untarred all.tar dir; [ ! -e dir ]";
 
 fn mounting(lower: &str, upper: &str) -> String {
     format!(

@@ -3,19 +3,22 @@
 //!
 //! The server is this test's own, on a socket of its own; the machine's clusters are not touched.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Signal, kill_process};
 
-use crate::real::{Outcome, Place, command, is_alive, need, run_within, wait_until};
+use crate::real::{Outcome, Place, command, need, pid_of, run_within};
 use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, equipped};
 
 /// Any user will do that is not root: the server refuses to be root's.
 const USER: u32 = 65_534;
+/// Time for a server to start; it does so several times.
+const START_LIMIT: Duration = Duration::from_secs(20);
 const CLIENTS: &str = "--client=3";
 
 /// Where the newest of Debian's versions has its programs.
@@ -38,6 +41,7 @@ struct Cluster<'a> {
     place: &'a Place,
     programs: PathBuf,
     data: PathBuf,
+    server: Option<Child>,
 }
 
 impl Cluster<'_> {
@@ -95,40 +99,52 @@ impl Cluster<'_> {
         fs::write(&file, settings).unwrap();
     }
 
+    /// Starts the server. A killed one's children may still have its memory for a moment, and then
+    /// it ends at once.
     #[track_caller]
-    fn start(&self) {
-        let log = self.place.path("socket/log");
-        let log = log.to_str().unwrap();
-        let options = ["--silent", "--wait", "--timeout=60", "--log", log, "start"];
-        let outcome = run_within(&mut self.command("pg_ctl", &options), SCRIPT_LIMIT);
-        let said = fs::read_to_string(log).unwrap_or_default();
-        assert_eq!(outcome.code, 0, "{}\n{said}", outcome.stderr);
+    fn start(&mut self) {
+        let path = self.place.path("socket/log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap();
+        let end = Instant::now() + START_LIMIT;
+        loop {
+            let mut server = self.command("postgres", &[]);
+            server.stdin(Stdio::null()).process_group(0);
+            server
+                .stdout(log.try_clone().unwrap())
+                .stderr(log.try_clone().unwrap());
+            self.server = Some(server.spawn().unwrap());
+            while self.server.as_mut().unwrap().try_wait().unwrap().is_none() {
+                if run_within(&mut self.command("pg_isready", &["--quiet"]), SCRIPT_LIMIT).code == 0
+                {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            let said = fs::read_to_string(&path).unwrap_or_default();
+            assert!(Instant::now() < end, "the server does not start:\n{said}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
+    /// Ends the server in good order, and looks at all its pages.
     #[track_caller]
-    fn stop(&self) {
-        self.run("pg_ctl", &["--silent", "--wait", "--mode=fast", "stop"]);
+    fn stop(&mut self) {
+        let mut server = self.server.take().unwrap();
+        kill_process(pid_of(&server), Signal::INT).unwrap();
+        assert!(server.wait().unwrap().success());
         self.run("pg_checksums", &["--check"]);
     }
 
-    /// The server's process.
-    fn server(&self) -> Option<i32> {
-        // The socket's lock file is not in the mount, which may be dead.
-        let lock = self.place.path("socket/.s.PGSQL.5432.lock");
-        fs::read_to_string(lock).ok()?.lines().next()?.parse().ok()
-    }
-
     /// Kills the server as a crash would; its children notice and go.
-    fn kill(&self) {
-        let Some(pid) = self.server().filter(|&pid| is_ours(pid)) else {
-            return;
-        };
-        let server = Pid::from_raw(pid).unwrap();
-        let _ = kill_process(server, Signal::KILL);
-        assert!(wait_until(Duration::from_secs(20), || !is_alive(pid)));
-        // pg_ctl made the server a session of its own; the children have groups of their own, and
-        // hold the log until they are gone.
-        let _ = kill_process_group(server, Signal::KILL);
+    fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
     }
 
     /// Transactions run until somebody ends them; say how many they were.
@@ -173,12 +189,6 @@ impl Drop for Cluster<'_> {
     }
 }
 
-/// A number in a stale lock file may by now be another process's.
-fn is_ours(pid: i32) -> bool {
-    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    program.file_name().is_some_and(|name| name == "postgres")
-}
-
 /// Waits for the clients, whose connections are gone; returns how many transactions the server told
 /// them were committed.
 #[track_caller]
@@ -211,10 +221,11 @@ fn a_cluster_is_whole_after_every_crash() {
     fs::set_permissions(place.path(""), PermissionsExt::from_mode(0o755)).unwrap();
     chown(place.dir("socket"), Some(USER), Some(USER)).unwrap();
     place.run("create vol").done();
-    let cluster = Cluster {
+    let mut cluster = Cluster {
         place: &place,
         programs: found,
         data: place.path("mnt/data"),
+        server: None,
     };
 
     let mounted = place.mount("vol", "mnt", "");

@@ -19,10 +19,17 @@ pub(crate) fn equipped(test: &str, programs: &[(&str, &str)]) -> bool {
     })
 }
 
+/// `errexit` overlooks what fails before `&&` or after `!`: scripts have one command after the other,
+/// and `not`.
+const PROLOGUE: &str = r#"set -Eeuo pipefail
+trap 'echo "failed: $BASH_COMMAND" >&2' ERR
+not() { ! "$@"; }
+"#;
+
 /// The command that runs a script of bash in a directory. The script ends at the first command that
-/// fails.
+/// fails, and says which one it was.
 pub(crate) fn bash(place: &Place, dir: &Path, text: &str) -> Command {
-    let mut bash = command("bash", ["-euo", "pipefail", "-c", text]);
+    let mut bash = command("bash", ["-c", &format!("{PROLOGUE}{text}")]);
     place.environment(&mut bash);
     bash.current_dir(dir);
     bash

@@ -23,12 +23,12 @@ def write(path, journal, synchronous, first):
     # Checkpoints come into it, and pages that leave the cache before their transaction ends.
     database.execute("PRAGMA wal_autocheckpoint=50")
     database.execute("PRAGMA cache_size=20")
-    database.execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, text BLOB)")
+    database.execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, text TEXT)")
     database.execute("CREATE TABLE IF NOT EXISTS counters (value INTEGER)")
     database.execute("CREATE INDEX IF NOT EXISTS by_text ON rows (text)")
     for number in itertools.count(int(first)):
         database.execute("BEGIN IMMEDIATE")
-        text = (b"%d." % number) * (1 + number * 7919 % 900)
+        text = f"{number}." * (1 + number * 7919 % 900)
         database.execute("INSERT INTO rows VALUES (?, ?)", (number, text))
         database.execute("UPDATE rows SET text = text || 'x' WHERE number = ?", (number // 2,))
         database.execute("COMMIT")
@@ -53,7 +53,7 @@ def whole(path):
 
 def check(path):
     for (number, text) in whole(path).execute("SELECT number, text FROM rows ORDER BY number"):
-        assert text.startswith(b"%d." % number), (number, text)
+        assert text.startswith(f"{number}."), (number, text)
         print(number)
 
 

@@ -72,7 +72,8 @@ fn times(dir: &Path) {
 }
 
 fn rsync(options: &[&str], from: &Path, to: &Path) -> std::process::Command {
-    let mut rsync = command("rsync", ["-aHAX"]);
+    // Times to the nanosecond; the default is whole seconds.
+    let mut rsync = command("rsync", ["-aHAX", "--modify-window=-1"]);
     rsync.args(options);
     rsync.arg(format!("{}/", from.display()));
     rsync.arg(format!("{}/", to.display()));
