@@ -73,7 +73,7 @@ fn packages_and_zip_files_are_unpacked() {
             > package/DEBIAN/control
         printf '#!/bin/sh\necho it runs\n' > package/usr/bin/example
         chmod 4755 package/usr/bin/example
-        ln -s ../usr/bin/example package/usr/share/doc/example/link
+        ln -s ../../../bin/example package/usr/share/doc/example/link
         for n in $(seq 200); do echo $n > package/usr/share/doc/example/$n; done
         dpkg-deb --root-owner-group --build package example.deb
         dpkg-deb --extract example.deb extracted

