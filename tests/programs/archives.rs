@@ -1,4 +1,4 @@
-//! Archives: tar with all attributes and holes, cpio's and Debian's packages, zip.
+//! Archives: tar with all attributes and holes, Debian's packages, zip.
 
 use crate::real::Place;
 use crate::script::{TEST_LIMIT, equipped, script};
@@ -83,7 +83,19 @@ fn packages_and_zip_files_are_unpacked() {
         (cd extracted; python3 -m zipfile -c ../example.zip usr)
         mkdir unzipped; cd unzipped; unzip -q ../example.zip
         cmp usr/share/doc/example/200 ../extracted/usr/share/doc/example/200
-        [ $(find . -type f | wc -l) = 202 ]";
+        [ $(find . -type f | wc -l) = 202 ]
+        cd ..; sed -i 's/Version: 1/Version: 2/' package/DEBIAN/control
+        echo changed > package/usr/share/doc/example/200
+        dpkg-deb --root-owner-group --build package example-2.deb
+        # Installed, another version over it, and removed, in a root of its own.
+        mkdir -p root/var/lib/dpkg/{info,updates,triggers}; touch root/var/lib/dpkg/status
+        for file in example.deb example-2.deb; do
+            PATH=$PATH:/usr/sbin:/sbin dpkg --root=$PWD/root --log=/dev/null --install $file
+            diff -r --no-dereference extracted/usr/bin root/usr/bin
+        done
+        [ $(cat root/usr/share/doc/example/200) = changed ]
+        PATH=$PATH:/usr/sbin:/sbin dpkg --root=$PWD/root --log=/dev/null --purge example
+        [ ! -e root/usr ]";
     script(&place, mounted.dir(), text);
     mounted.unmount();
 }

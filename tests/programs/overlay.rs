@@ -3,8 +3,17 @@
 //! The upper layer needs rename with whiteouts, extended attributes of its own and file types in
 //! directory entries, which the mount has. O_TMPFILE, which it does not have, the kernel does
 //! without: it says so in its log and copies files up by way of the working directory.
+//!
+//! One thing is lost with an upper layer here, as with any FUSE filesystem that clears set-user-id
+//! bits and capabilities itself (`FUSE_HANDLE_KILLPRIV_V2`): overlayfs copies a file up by setting
+//! its mode and then its owner, within the kernel and without the intention to clear anything, and
+//! the request for the owner that arrives here is that of any chown(2), which clears them. Files
+//! made above keep theirs.
 
-use crate::real::Place;
+use std::fs;
+use std::process::Command;
+
+use crate::real::{Place, need};
 use crate::script::{TEST_LIMIT, equipped, script};
 
 const LOWER: &str = "mkdir -p lower/dir/deep lower/gone lower/empty
@@ -45,6 +54,13 @@ fn mounting(lower: &str, upper: &str) -> String {
     )
 }
 
+fn kernel_has_overlay() -> bool {
+    let has =
+        || fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.contains("overlay\n"));
+    // It may be a module that is loaded when it is first mounted.
+    has() || Command::new("modprobe").arg("overlay").output().is_ok() && has()
+}
+
 /// The layers of an overlay on the mount or on the disk.
 fn layers(test: &'static str, lower: &str, upper: &str) {
     let programs = [
@@ -52,7 +68,9 @@ fn layers(test: &'static str, lower: &str, upper: &str) {
         ("flock", "util-linux"),
         ("diff", "diffutils"),
     ];
-    if !equipped(test, &programs) {
+    if !equipped(test, &programs)
+        || !need(kernel_has_overlay(), test, "no overlayfs: modprobe overlay")
+    {
         return;
     }
     let Some(place) = Place::new(test, TEST_LIMIT) else {
@@ -63,10 +81,10 @@ fn layers(test: &'static str, lower: &str, upper: &str) {
     place.dir("merged");
     let in_upper = |name: &str| place.path(upper).join(name);
     for name in ["up", "work"] {
-        std::fs::create_dir_all(in_upper(name)).unwrap();
+        fs::create_dir_all(in_upper(name)).unwrap();
     }
     let in_lower = place.path(lower);
-    std::fs::create_dir_all(&in_lower).unwrap();
+    fs::create_dir_all(&in_lower).unwrap();
     script(&place, &in_lower, LOWER);
     let lower = format!("{lower}/lower");
     let before = script(&place, &root, &format!("ls -lRn {lower}")).stdout;

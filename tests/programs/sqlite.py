@@ -37,6 +37,8 @@ def write(path, journal, synchronous, first):
 
 def count(path, times):
     database = opened(path)
+    # Reads by mmap what others write by other means.
+    database.execute("PRAGMA mmap_size=10000000")
     for _ in range(int(times)):
         database.execute("BEGIN IMMEDIATE")
         value = database.execute("SELECT value FROM counters").fetchone()[0]

@@ -32,6 +32,24 @@ const COUNTS: &str = "mkdir -p counted/{a,b,c}/{1,2,3}; cd counted
     split -l 7 -a 4 numbers part-; cat part-* | cmp - numbers; rm part-*
     df -P . | tail -1 | grep -q /mnt$; stat -f . > /dev/null";
 
+const HOLES: &str = "head -c 3000000 /dev/urandom > random
+    { cat random; head -c 20000000 /dev/zero; cat random; } > full
+    used() { du -k $1 | cut -f1; }
+    [ $(used full) -gt 25000 ]
+    cp --sparse=always full sparse; cp -a sparse copied; cp --reflink=auto sparse linked
+    dd if=full of=written bs=64k conv=sparse,notrunc status=none; truncate -s 26000000 written
+    dd if=full of=past bs=1M oflag=direct iflag=direct status=none
+    for file in sparse copied linked written past; do cmp full $file; done
+    for file in sparse copied written; do [ $(used $file) -lt 7000 ]; done
+    fallocate --dig-holes full; cmp full sparse; [ $(used full) -lt 7000 ]
+    fallocate --punch-hole --offset 1000 --length 2998000 sparse
+    [ $(tail -c +1001 sparse | head -c 2998000 | tr -d '\\0' | wc -c) = 0 ]
+    cmp -n 1000 sparse full; cmp -i 2999000 sparse full; [ $(used sparse) -lt 4000 ]
+    fallocate --length 1M allocated; [ $(stat -c %s allocated) = 1048576 ]
+    fallocate --keep-size --length 2M allocated; [ $(stat -c %s allocated) = 1048576 ]
+    cmp allocated <(head -c 1048576 /dev/zero)
+    shred --size=100000 random; not cmp -s -n 100000 random full";
+
 const LOCKS: &str = "exec 3> locked; flock -n 3
     code=0; flock -n locked true || code=$?; [ $code = 1 ]
     flock -u 3; flock -n locked true
@@ -88,6 +106,15 @@ fn find_du_sort_and_split() {
         "find",
         &[("find", "findutils"), ("sort", "coreutils")],
         COUNTS,
+    );
+}
+
+#[test]
+fn holes_are_kept_made_and_filled() {
+    tool(
+        "holes",
+        &[("fallocate", "util-linux"), ("cmp", "diffutils")],
+        HOLES,
     );
 }
 
