@@ -90,11 +90,11 @@ fn packages_and_zip_files_are_unpacked() {
         # Installed, another version over it, and removed, in a root of its own.
         mkdir -p root/var/lib/dpkg/{info,updates,triggers}; touch root/var/lib/dpkg/status
         for file in example.deb example-2.deb; do
-            PATH=$PATH:/usr/sbin:/sbin dpkg --root=$PWD/root --log=/dev/null --install $file
+            dpkg --root=$PWD/root --log=/dev/null --install $file
             diff -r --no-dereference extracted/usr/bin root/usr/bin
         done
         [ $(cat root/usr/share/doc/example/200) = changed ]
-        PATH=$PATH:/usr/sbin:/sbin dpkg --root=$PWD/root --log=/dev/null --purge example
+        dpkg --root=$PWD/root --log=/dev/null --purge example
         [ ! -e root/usr ]";
     script(&place, mounted.dir(), text);
     mounted.unmount();

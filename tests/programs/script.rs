@@ -24,6 +24,7 @@ pub(crate) fn equipped(test: &str, programs: &[(&str, &str)]) -> bool {
 const PROLOGUE: &str = r#"set -Eeuo pipefail
 trap 'echo "failed: $BASH_COMMAND" >&2' ERR
 not() { ! "$@"; }
+PATH=$PATH:/usr/sbin:/sbin
 "#;
 
 /// The command that runs a script of bash in a directory. The script ends at the first command that
