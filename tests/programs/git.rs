@@ -1,7 +1,11 @@
 //! git: many small files, hard links, renames over what is there, packs read by mmap.
 
-use crate::real::Place;
-use crate::script::{TEST_LIMIT, equipped, script};
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::real::{Place, wait_until};
+use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, bash, equipped, script};
 
 /// Nothing of the user's or the system's configuration has a say.
 const SETUP: &str = "export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null
@@ -78,5 +82,49 @@ fn git_keeps_a_history() {
     mounted.unmount();
     let mounted = place.mount("vol", "mnt", "");
     script(&place, mounted.dir(), &format!("{SETUP}{AFTER}"));
+    mounted.unmount();
+}
+
+/// Commits until it fails, and says what was committed.
+const COMMITS: &str = "[ -d durable ] || git init -q -b main durable; cd durable
+    git config core.fsync all; git config gc.auto 0
+    for n in $(seq 1000); do
+        { date +%N; seq $n; } > file-$((n % 20)); git add .; git commit -q -m $n
+        git rev-parse HEAD >> ../../said
+    done";
+
+/// git syncs its files and no directories: what it synced last has everything before it, and only
+/// the reference's last change of name may be missing.
+const WHOLE: &str = "cd durable
+    whole .
+    head -n -1 ../../said | while read -r commit; do git merge-base --is-ancestor $commit main; done
+    rm -f .git/*.lock .git/refs/heads/*.lock
+    git reset -q --hard; git diff --quiet HEAD";
+
+#[test]
+fn commits_survive_a_killed_daemon() {
+    let test = "git-daemon";
+    if !equipped(test, &[("git", "git")]) {
+        return;
+    }
+    let Some(place) = Place::new(test, TEST_LIMIT) else {
+        return;
+    };
+    let mut mounted = place.fresh("", "");
+    for round in 1..=3 {
+        let said = place.path("said");
+        fs::write(&said, "").unwrap();
+        let mut commits = bash(&place, mounted.dir(), &format!("{SETUP}{COMMITS}"));
+        commits.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut commits = commits.spawn().unwrap();
+        let enough = || fs::read_to_string(&said).unwrap().lines().count() >= 5 * round;
+        let began = wait_until(SCRIPT_LIMIT, enough);
+        std::thread::sleep(Duration::from_millis(10 * round as u64));
+        mounted.kill();
+        assert!(!commits.wait().unwrap().success());
+        assert!(began, "git does not commit");
+        mounted = place.mount("vol", "mnt", "");
+        script(&place, mounted.dir(), &format!("{SETUP}{WHOLE}"));
+    }
     mounted.unmount();
 }
