@@ -3,7 +3,7 @@
 //! Contents are known page by page, and a page holds 4032 bytes, so that a block at the edge of a
 //! hole can be data in part. It is data unless it is all zeros: reading it says so, and holes that
 //! programs made along blocks are found where they were made. A hole of a single block can have
-//! none of its pages missing; it is found by whoever asks for its own offset.
+//! none of its pages missing; whoever asks for data from within it is sent past it.
 
 use super::Filesystem;
 use super::types::{Handle, NodeId, SeekWhence};

@@ -352,7 +352,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        // Without writeback the kernel keeps no times, of what a mapping wrote either.
+        let cached = self.options.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let data: Box<[u8]> = data.into();
         let len = data.len();
         self.dispatch

@@ -1,4 +1,4 @@
-ENTRIES = int(sys.argv[2]) if len(sys.argv) > 2 else 3_000
+ENTRIES = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
 
 say("# links and the names that lead up")
 os.makedirs("a/b/c")

@@ -10,5 +10,6 @@
 mod real;
 
 mod control;
+mod lasting;
 mod scripts;
 mod space;

@@ -194,6 +194,13 @@ pub(crate) fn is_alive(pid: i32) -> bool {
         .unwrap_or(false)
 }
 
+/// True when a process has ended with all its threads: when the first one has, the others may still
+/// be in a system call, and the files they share are open.
+fn has_ended(pid: i32) -> bool {
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    !is_alive(pid) && threads() <= 1
+}
+
 /// Waits until `condition` holds; false when it does not within the time.
 pub(crate) fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
@@ -439,7 +446,7 @@ impl Mounted<'_> {
     #[track_caller]
     pub(crate) fn kill(self) {
         kill(self.pid, Signal::KILL);
-        assert!(wait_until(Duration::from_secs(20), || !is_alive(self.pid)));
+        assert!(wait_until(Duration::from_secs(20), || has_ended(self.pid)));
         run(command("umount", ["-i", "-l"]).arg(&self.dir)).silent();
     }
 

@@ -1,0 +1,289 @@
+//! PostgreSQL with page checksums, by an ordinary user: whole after a clean stop, after a killed
+//! server, and after a killed daemon, with everything that was committed.
+//!
+//! The server is this test's own, on a socket of its own; the machine's clusters are not touched.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
+
+use crate::real::{Outcome, Place, command, need, pid_of, run_within};
+use crate::script::{SCRIPT_LIMIT, TEST_LIMIT, equipped};
+
+/// Any user will do that is not root: the server refuses to be root's.
+const USER: u32 = 65_534;
+/// Time for a server to start; it does so several times.
+const START_LIMIT: Duration = Duration::from_secs(20);
+const CLIENTS: &str = "--client=3";
+
+/// Where the newest of Debian's versions has its programs.
+fn programs() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut versions: Vec<PathBuf> = versions
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .filter(|dir| {
+            ["initdb", "pgbench", "pg_amcheck"]
+                .iter()
+                .all(|name| dir.join(name).exists())
+        })
+        .collect();
+    versions.sort();
+    versions.pop()
+}
+
+/// A cluster in the mount; its server is ended when this goes.
+struct Cluster<'a> {
+    place: &'a Place,
+    programs: PathBuf,
+    data: PathBuf,
+    server: Option<Child>,
+}
+
+impl Cluster<'_> {
+    /// One of the programs as the cluster's user.
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let id = USER.to_string();
+        let mut as_user = command(
+            "setpriv",
+            ["--reuid", &id, "--regid", &id, "--clear-groups"],
+        );
+        as_user.arg(self.programs.join(program)).args(arguments);
+        self.place.environment(&mut as_user);
+        as_user
+            .env("PGDATA", &self.data)
+            .env("PGHOST", self.place.path("socket"))
+            .env("PGUSER", "owner")
+            .env("PGDATABASE", "postgres");
+        as_user
+    }
+
+    #[track_caller]
+    fn run(&self, program: &str, arguments: &[&str]) -> Outcome {
+        run_within(&mut self.command(program, arguments), SCRIPT_LIMIT).done()
+    }
+
+    #[track_caller]
+    fn sql(&self, query: &str) -> String {
+        let options = [
+            "--no-psqlrc",
+            "--quiet",
+            "-At",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+        ];
+        let outcome = self.run("psql", &[&options[..], &[query]].concat());
+        outcome.stdout.trim().to_owned()
+    }
+
+    /// Makes the cluster, with segments of the log small enough for several to be written.
+    fn make(&self) {
+        let options = ["--data-checksums", "--auth=trust", "--username=owner"];
+        self.run(
+            "initdb",
+            &[&options[..], &["--wal-segsize=1", "--no-instructions"]].concat(),
+        );
+        let socket = self.place.path("socket");
+        let settings = format!(
+            "listen_addresses = ''\nunix_socket_directories = '{}'\n\
+             shared_buffers = 4MB\nmax_wal_size = 8MB\nmin_wal_size = 2MB\n\
+             checkpoint_timeout = 30s\nrestart_after_crash = off\n",
+            socket.display()
+        );
+        let file = self.data.join("postgresql.auto.conf");
+        fs::write(&file, settings).unwrap();
+    }
+
+    /// As one does on filesystems that copy on write: nothing of the log is on disk before it is
+    /// synced, neither length nor place, while the default is to write over what is there.
+    fn write_the_log_to_new_files(&self) {
+        let path = self.data.join("postgresql.auto.conf");
+        let mut settings = File::options().append(true).open(path).unwrap();
+        settings
+            .write_all(b"wal_recycle = off\nwal_init_zero = off\n")
+            .unwrap();
+    }
+
+    /// Starts the server. A killed one's children may still have its memory for a moment, and then
+    /// it ends at once.
+    #[track_caller]
+    fn start(&mut self) {
+        let path = self.place.path("socket/log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap();
+        let end = Instant::now() + START_LIMIT;
+        loop {
+            let mut server = self.command("postgres", &[]);
+            server.stdin(Stdio::null()).process_group(0);
+            server
+                .stdout(log.try_clone().unwrap())
+                .stderr(log.try_clone().unwrap());
+            self.server = Some(server.spawn().unwrap());
+            while self.server.as_mut().unwrap().try_wait().unwrap().is_none() {
+                if run_within(&mut self.command("pg_isready", &["--quiet"]), SCRIPT_LIMIT).code == 0
+                {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            let said = fs::read_to_string(&path).unwrap_or_default();
+            assert!(Instant::now() < end, "the server does not start:\n{said}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Ends the server in good order, and looks at all its pages.
+    #[track_caller]
+    fn stop(&mut self) {
+        let mut server = self.server.take().unwrap();
+        kill_process(pid_of(&server), Signal::INT).unwrap();
+        assert!(server.wait().unwrap().success());
+        self.run("pg_checksums", &["--check"]);
+    }
+
+    /// Kills the server as a crash would; its children notice and go.
+    fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    /// Transactions run until somebody ends them; say how many they were.
+    fn bench(&self) -> Child {
+        let options = [CLIENTS, "--no-vacuum", "--time=60"];
+        let mut pgbench = self.command("pgbench", &options);
+        pgbench
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        pgbench.spawn().unwrap()
+    }
+
+    /// Everything is whole, and the transactions are all there or not at all.
+    #[track_caller]
+    fn check(&self, at_least: u64) -> u64 {
+        self.run(
+            "pg_amcheck",
+            &["--heapallindexed", "--parent-check", "postgres"],
+        );
+        let sums = self.sql(
+            "SELECT (SELECT sum(abalance) FROM pgbench_accounts), \
+             (SELECT sum(tbalance) FROM pgbench_tellers), \
+             (SELECT sum(bbalance) FROM pgbench_branches), \
+             (SELECT sum(delta) FROM pgbench_history)",
+        );
+        let mut sums = sums.split('|');
+        let first = sums.next().unwrap();
+        assert!(sums.all(|sum| sum == first), "{first} and others");
+        let count = self
+            .sql("SELECT count(*) FROM pgbench_history")
+            .parse()
+            .unwrap();
+        assert!(count >= at_least, "{count} transactions of {at_least}");
+        count
+    }
+}
+
+impl Drop for Cluster<'_> {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waits for the clients, whose connections are gone; returns how many transactions the server told
+/// them were committed.
+#[track_caller]
+fn committed(bench: Child) -> u64 {
+    let outcome = bench.wait_with_output().unwrap();
+    let said = String::from_utf8(outcome.stdout).unwrap();
+    let line = said
+        .lines()
+        .find_map(|line| line.strip_prefix("number of transactions actually processed: "));
+    let number = line.unwrap_or_else(|| panic!("pgbench said: {said}"));
+    number.split('/').next().unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_cluster_is_whole_after_every_crash() {
+    let test = "postgres";
+    let Some(found) = programs() else {
+        need(
+            false,
+            test,
+            "initdb, pgbench or pg_amcheck is missing; install postgresql",
+        );
+        return;
+    };
+    if !equipped(test, &[("setpriv", "util-linux")]) || Place::new(test, TEST_LIMIT).is_none() {
+        return;
+    }
+    // Where an ordinary user may go.
+    let place = Place::at(test, TEST_LIMIT, Path::new("/var/tmp"));
+    fs::set_permissions(place.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    chown(place.dir("socket"), Some(USER), Some(USER)).unwrap();
+    place.run("create vol").done();
+    let mut cluster = Cluster {
+        place: &place,
+        programs: found,
+        data: place.path("mnt/data"),
+        server: None,
+    };
+
+    let mounted = place.mount("vol", "mnt", "");
+    fs::create_dir(&cluster.data).unwrap();
+    chown(&cluster.data, Some(USER), Some(USER)).unwrap();
+    cluster.make();
+    cluster.start();
+    cluster.run("pgbench", &["--initialize", "--quiet"]);
+    cluster.sql("CREATE EXTENSION amcheck");
+    cluster.run("pgbench", &[CLIENTS, "--transactions=30", "--no-vacuum"]);
+    // Large values, a table rewritten, files truncated and removed.
+    cluster.sql(
+        "CREATE TABLE large AS SELECT n, repeat(md5(n::text), 300) FROM generate_series(1, 500) n",
+    );
+    cluster.sql("DELETE FROM large WHERE n > 250");
+    cluster.sql("VACUUM FULL large");
+    let count = cluster.check(90);
+    cluster.stop();
+    mounted.unmount();
+
+    let mounted = place.mount("vol", "mnt", "");
+    cluster.start();
+    assert_eq!(cluster.check(count), count);
+    let bench = cluster.bench();
+    std::thread::sleep(Duration::from_millis(1500));
+    cluster.kill();
+    let count = count + committed(bench);
+    cluster.start();
+    let count = cluster.check(count);
+    cluster.stop();
+
+    cluster.write_the_log_to_new_files();
+    cluster.start();
+    let bench = cluster.bench();
+    std::thread::sleep(Duration::from_millis(1500));
+    mounted.kill();
+    cluster.kill();
+    let count = count + committed(bench);
+    let mounted = place.mount("vol", "mnt", "");
+    cluster.start();
+    let count = cluster.check(count);
+    cluster.stop();
+    mounted.unmount();
+
+    let mounted = place.mount("vol", "mnt", "");
+    cluster.start();
+    assert_eq!(cluster.check(count), count);
+    cluster.stop();
+    mounted.unmount();
+}
