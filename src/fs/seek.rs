@@ -34,9 +34,8 @@ impl Filesystem {
         let mut at = offset;
         while at < size {
             let block = at - at % BLOCK_BYTES;
-            let is_hole =
-                self.is_hole(&file, block)? || at == offset && self.is_zero(&file, block)?;
-            if is_hole == hole {
+            let skipped = !hole && at == offset && self.is_zero(&file, block)?;
+            if !skipped && self.is_hole(&file, block)? == hole {
                 return Ok(at);
             }
             let next = block + BLOCK_BYTES;
