@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::real::{Place, command, have, need, run, run_within};
 
 /// Time for one test.
-pub(crate) const LIMIT: Duration = Duration::from_secs(150);
+pub(crate) const LIMIT: Duration = Duration::from_secs(400);
 
 const PRELUDE: &str = include_str!("prelude.py");
 
