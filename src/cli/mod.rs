@@ -89,6 +89,7 @@ Options (-o):
   commit=SECONDS             longest time before a change is on disk without fsync
   workers=N                  threads for contents
   follow_caller=on|off       keep the reading thread on its caller's CPU
+  nfs_export=on|off          keep file handles good, for an NFS server; the default is off
   writeback, nowriteback     let the kernel gather writes; the default is writeback
   max_background=N           requests of the kernel's own under way
   meta_cache=SIZE            memory for metadata

@@ -206,6 +206,7 @@ fn fuse_options(request: &MountRequest, path: &Path) -> MountOptions {
     options.allow_other = words.allow_other.unwrap_or(by_root);
     options.writeback = words.writeback.unwrap_or(options.writeback);
     options.follow_caller = words.follow_caller.unwrap_or(options.follow_caller);
+    options.nfs_export = words.nfs_export.unwrap_or(options.nfs_export);
     options.workers = words.workers.unwrap_or(options.workers);
     options.max_background = words.max_background.unwrap_or(options.max_background);
     options
@@ -337,7 +338,7 @@ mod tests {
     fn words_reach_both_sides() {
         let mut request = request(Path::new("/v"), Path::new("/d"));
         let text = "ro,commit=7,meta_cache=2M,pending=3M,open_objects=9,workers=4,nowriteback,\
-                    follow_caller=off,max_background=5,allow_other,exec,suid,nodev";
+                    follow_caller=off,nfs_export=on,max_background=5,allow_other,exec,suid,nodev";
         request.words = MountWords::parse([text], Path::new("/")).unwrap();
         let inner = filesystem_options(&request);
         assert!(inner.read_only);
@@ -346,7 +347,7 @@ mod tests {
         assert_eq!(inner.pending_bytes, 3 << 20);
         assert_eq!(inner.open_objects, 9);
         let outer = fuse_options(&request, Path::new("/v"));
-        assert!(outer.allow_other && !outer.writeback && !outer.follow_caller);
+        assert!(outer.allow_other && !outer.writeback && !outer.follow_caller && outer.nfs_export);
         assert!(outer.flags.read_only && outer.flags.nodev && !outer.flags.nosuid);
         assert_eq!((outer.workers, outer.max_background), (4, 5));
         assert_eq!(outer.source, Path::new("/v"));

@@ -15,6 +15,7 @@
 //! | `commit=SECONDS` | longest time before a change is on disk without fsync |
 //! | `workers=N` | threads for contents |
 //! | `follow_caller=on\|off` | the reading thread stays on its caller's CPU |
+//! | `nfs_export=on\|off` | file handles (NFS export, `open_by_handle_at(2)`) stay good when the kernel has forgotten the file |
 //! | `nowriteback`, `writeback` | every write reaches the filesystem at once, or is gathered |
 //! | `max_background=N` | requests of the kernel's own under way |
 //! | `meta_cache=SIZE`, `pending=SIZE` | memory for metadata, and for changes not yet on disk |
@@ -106,6 +107,8 @@ pub struct MountWords {
     pub writeback: Option<bool>,
     /// `follow_caller=`.
     pub follow_caller: Option<bool>,
+    /// `nfs_export=`.
+    pub nfs_export: Option<bool>,
     /// `customer_key=`.
     pub customer_key: Option<KeyUri>,
     /// `platform_keystore=`.
@@ -242,13 +245,8 @@ impl MountWords {
             "meta_cache" => self.meta_cache_bytes = Some(memory(name, value)?),
             "pending" => self.pending_bytes = Some(memory(name, value)?),
             "log_file" => self.log_file = Some(path(name, value, from)?),
-            "follow_caller" => {
-                self.follow_caller = Some(match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return Err(bad(name, value, "on or off")),
-                });
-            }
+            "follow_caller" => self.follow_caller = Some(on_or_off(name, value)?),
+            "nfs_export" => self.nfs_export = Some(on_or_off(name, value)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -360,6 +358,14 @@ fn number(name: &str, value: &str, least: u64, most: u64) -> Result<u64, CliErro
     parsed.ok_or_else(|| bad(name, value, &format!("a number from {least} to {most}")))
 }
 
+fn on_or_off(name: &str, value: &str) -> Result<bool, CliError> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(bad(name, value, "on or off")),
+    }
+}
+
 fn memory(name: &str, value: &str) -> Result<usize, CliError> {
     const LEAST: u64 = 1 << 20;
     parse_size(value)
@@ -416,7 +422,7 @@ mod tests {
         let words = parse(
             "rw,ro,noallow_other,allow_other,customer_key=file:k.pem,platform_keystore=/p\\,q,\
              passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,\
-             follow_caller=off,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
+             follow_caller=off,nfs_export=on,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
              log_file=/var/log/b,,",
         )
         .unwrap();
@@ -431,6 +437,7 @@ mod tests {
             commit: Some(Duration::from_secs(5)),
             writeback: Some(false),
             follow_caller: Some(false),
+            nfs_export: Some(true),
             max_background: Some(8),
             meta_cache_bytes: Some(64 << 20),
             pending_bytes: Some(1 << 30),
@@ -483,6 +490,7 @@ mod tests {
             "commit=9999",
             "commit=1.5",
             "follow_caller=maybe",
+            "nfs_export=1",
             "max_background=0",
             "meta_cache=4K",
             "meta_cache=big",

@@ -41,6 +41,7 @@ const COPY_BYTES: u64 = 1 << 30;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct AdapterOptions {
     pub(super) writeback: bool,
+    pub(super) nfs_export: bool,
     pub(super) max_background: u16,
 }
 

@@ -9,6 +9,11 @@ use super::adapter::AdapterOptions;
 /// Not `FUSE_ATOMIC_O_TRUNC`: the kernel then sends OPEN with `O_TRUNC` before it looks whether the
 /// file is a program that runs, so that `open(O_RDONLY | O_TRUNC)` would empty it and fail with
 /// `ETXTBSY` afterwards. Without it, a SETATTR follows that look.
+///
+/// `FUSE_EXPORT_SUPPORT` only where asked for: Linux 6.16 and later take what they found by a file
+/// handle for stale when it is looked up again (its `d_time` is older than any epoch), and so
+/// overlayfs, which finds by handle what it has copied up, would lose files in listings where both of
+/// its layers are on one mount.
 const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -27,7 +32,12 @@ const CAPABILITIES: [InitFlags; 11] = [
 pub(super) fn ask(config: &mut KernelConfig, options: AdapterOptions, request_bytes: u32) -> bool {
     let mut applies_umask = false;
     for capability in CAPABILITIES {
-        if capability == InitFlags::FUSE_WRITEBACK_CACHE && !options.writeback {
+        let wanted = match capability {
+            InitFlags::FUSE_WRITEBACK_CACHE => options.writeback,
+            InitFlags::FUSE_EXPORT_SUPPORT => options.nfs_export,
+            _ => true,
+        };
+        if !wanted {
             continue;
         }
         if config.add_capabilities(capability).is_err() {

@@ -58,6 +58,8 @@ pub struct MountOptions {
     pub workers: usize,
     /// The reading thread stays on its caller's CPU.
     pub follow_caller: bool,
+    /// File handles stay good when the kernel has forgotten the file.
+    pub nfs_export: bool,
     /// Background requests that the kernel may have under way.
     pub max_background: u16,
 }
@@ -72,6 +74,7 @@ impl MountOptions {
             writeback: true,
             workers: Workers::default_count(),
             follow_caller: true,
+            nfs_export: false,
             max_background: MAX_BACKGROUND,
         }
     }
@@ -116,6 +119,7 @@ pub fn mount(
         dispatch,
         AdapterOptions {
             writeback: options.writeback,
+            nfs_export: options.nfs_export,
             max_background: options.max_background,
         },
         Arc::clone(&notices),
