@@ -57,10 +57,6 @@ fn times() {
             "truncate to the same f:mtime+ctime",
             "truncate to the same f:none",
         ),
-        // It reads nothing from a file that it knows to be empty, and what it has in memory it
-        // reads by itself.
-        ("read nothing f:atime", "read nothing f:none"),
-        ("from memory r:atime", "from memory r:none"),
         // The crate fuser has no FUSE_STATX.
         ("birth True", "birth False"),
     ];
