@@ -71,16 +71,15 @@ impl Drop for Writer {
     }
 }
 
-/// The database is whole, and has what was committed and at most one transaction for each kill
-/// besides.
+/// The database is whole, and has what was committed and at most `unsaid` transactions besides.
 #[track_caller]
-fn check(file: &Path, committed: &Numbers, kills: usize) {
+fn check(file: &Path, committed: &Numbers, unsaid: usize) {
     let found = run_within(&mut python(&["check"], file), SCRIPT_LIMIT).done();
     let found: Numbers = found.stdout.lines().map(|n| n.parse().unwrap()).collect();
     let lost: Vec<_> = committed.difference(&found).collect();
     assert!(lost.is_empty(), "committed and lost: {lost:?}");
     let more: Vec<_> = found.difference(committed).collect();
-    assert!(more.len() <= kills, "never said to be committed: {more:?}");
+    assert!(more.len() <= unsaid, "never said to be committed: {more:?}");
 }
 
 fn a_writer_is_killed(place: &Place, journal: &str) {
@@ -120,24 +119,31 @@ fn a_writer_is_killed(place: &Place, journal: &str) {
 }
 
 /// With a rollback journal the end of a transaction is the journal's removal, and `FULL` does not
-/// make that durable: SQLite promises it for `EXTRA` alone, on any filesystem.
+/// make that durable: SQLite promises it for `EXTRA` alone, on any filesystem. Even then it takes a
+/// directory that it cannot open, because the daemon is no more, for one that needs no fsync, and
+/// says that the transaction is committed. So the last one said after the kill proves nothing.
 fn the_daemon_is_killed(place: &Place, journal: &str, synchronous: &str) {
     let mut committed = Numbers::new();
     for round in 1..=ROUNDS {
         let mounted = place.mount("vol", "mnt", "commit=1");
         let file = mounted.path(&format!("{journal} and a killed daemon"));
         if round > 1 {
-            check(&file, &committed, round);
+            check(&file, &committed, 2 * round);
         }
         let mut writer = Writer::start(&file, journal, synchronous, &committed);
         assert_eq!(writer.note(3 + round * 9, &mut committed), 3 + round * 9);
         std::thread::sleep(Duration::from_millis(7 * round as u64));
         mounted.kill();
-        writer.end(&mut committed);
+        let mut after = Numbers::new();
+        writer.end(&mut after);
+        if journal == "delete" {
+            after.pop_last();
+        }
+        committed.append(&mut after);
     }
     let mounted = place.mount("vol", "mnt", "");
     let file = mounted.path(&format!("{journal} and a killed daemon"));
-    check(&file, &committed, ROUNDS);
+    check(&file, &committed, 2 * ROUNDS);
     mounted.unmount();
 }
 
