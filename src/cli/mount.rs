@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::control::{Closed, ControlServer, Done};
 use super::create::{NewVolume, create};
@@ -21,12 +22,19 @@ use super::remount::{obey, remount};
 use super::status::{self, Report};
 use super::utab;
 use crate::fs::{Filesystem, FilesystemOptions};
+use crate::fuse::mountinfo::mounts_of;
 use crate::fuse::{self, FuseError, MountOptions};
 use crate::keys::PassphraseSource;
+use crate::store::Store;
 use crate::store::directory::DirectoryStore;
 use crate::sys::identity::effective_user;
 use crate::sys::process::{self, EndSignals};
-use crate::volume::{self, HEADER_NAME, OpenOptions, Volume};
+use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
+
+/// How long a volume may be in use that is mounted, ...
+const MOUNTED_FOR: Duration = Duration::from_secs(1);
+/// ... and one that is not, which somebody mounts or closes.
+const CLOSING_FOR: Duration = Duration::from_secs(5);
 
 /// What to mount where and how.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -182,7 +190,31 @@ fn open_volume(
         read_only: request.words.read_only.unwrap_or(false),
         fingerprint: request.words.fingerprint.clone(),
     };
-    volume::open(Arc::new(store), &options).map_err(|error| CliError::volume(doing(), &error))
+    open_when_free(path, &Arc::new(store), &options)
+        .map_err(|error| CliError::volume(doing(), &error))
+}
+
+/// Somebody may be about to unmount it, or has and it is being closed: waits for that a little.
+fn open_when_free(
+    path: &Path,
+    store: &Arc<DirectoryStore>,
+    options: &OpenOptions,
+) -> Result<Volume, VolumeError> {
+    let begin = Instant::now();
+    loop {
+        let store: Arc<dyn Store> = Arc::clone(store) as _;
+        match volume::open(store, options) {
+            Err(VolumeError::InUse { shared }) => {
+                let mounted = mounts_of(path).is_ok_and(|mounts| !mounts.is_empty());
+                let patience = if mounted { MOUNTED_FOR } else { CLOSING_FOR };
+                if begin.elapsed() > patience {
+                    return Err(VolumeError::InUse { shared });
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn filesystem_options(request: &MountRequest) -> FilesystemOptions {

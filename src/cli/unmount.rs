@@ -25,6 +25,10 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 /// namespace it copied is no reason to say that the mount lives on.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long a mount may be in use by somebody who only looks at it in passing, as whoever mounts on
+/// the same place does.
+const PASSING: Duration = Duration::from_millis(300);
+
 /// How to unmount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct UnmountRequest {
@@ -94,7 +98,7 @@ fn take_away(mount: &MountInfo, how: Detach) -> Result<(), CliError> {
             CliError::new(ExitCode::System, message).with_hint("that user and root may unmount it")
         );
     }
-    fuse::unmount(&mount.dir, how).map_err(|error| match error.raw_os_error() {
+    unmount_when_free(&mount.dir, how).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => CliError::new(ExitCode::InUse, format!("{}: it is in use", doing()))
             .with_hint(format!(
                 "see who uses it: fuser -vm {}",
@@ -102,6 +106,20 @@ fn take_away(mount: &MountInfo, how: Detach) -> Result<(), CliError> {
             )),
         _ => CliError::io(doing(), &error),
     })
+}
+
+fn unmount_when_free(dir: &Path, how: Detach) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        match fuse::unmount(dir, how) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < PASSING =>
+            {
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Where the filesystem of a mount that was taken away lives on.

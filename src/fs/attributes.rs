@@ -1,9 +1,12 @@
 //! Changing attributes (`chmod`, `chown`, `truncate`, `utimensat`).
 
 use super::Filesystem;
-use super::types::{Attr, Caller, FileKind, NodeId, SetAttr, SetTime, StatFs, Timespec};
+use super::types::{
+    Attr, BLOCK_BYTES, Caller, FileKind, NodeId, SetAttr, SetTime, StatFs, Timespec,
+};
 use crate::errno::Errno;
 use crate::meta::Batch;
+use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
 use crate::meta::records::InodeRecord;
 use crate::sealed::PAGE_BYTES;
 
@@ -120,7 +123,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Room in the volume.
+    /// Room in the volume, in what it can hold: a file of as many bytes as are free can be made.
     pub fn statfs(&self) -> Result<StatFs, Errno> {
         let space = self
             .volume
@@ -128,29 +131,21 @@ impl Filesystem {
             .space()
             .map_err(|error| Errno::from_backing(&error))?;
         let counters = self.meta.counters();
-        let block = PAGE_BYTES as u64;
-        let used = self.contents.used_pages();
-        let (total, free, available) = match counters.limit_bytes / block {
-            0 => (
-                space.total_bytes / block,
-                space.free_bytes / block,
-                space.available_bytes / block,
-            ),
-            limit => {
-                let free = limit.saturating_sub(used);
-                (
-                    limit,
-                    free.min(space.free_bytes / block),
-                    free.min(space.available_bytes / block),
-                )
-            }
-        };
+        let pages = |bytes: u64| bytes / PAGE_BYTES as u64;
+        let blocks = |pages: u64| capacity_of_pages(pages) / u64::from(BLOCK_BYTES);
+        let (mut total, mut free) = (pages(space.total_bytes), pages(space.free_bytes));
+        let mut available = pages(space.available_bytes);
+        if counters.limit_bytes > 0 {
+            total = pages_of_capacity(counters.limit_bytes);
+            let left = total.saturating_sub(self.contents.used_pages());
+            (free, available) = (free.min(left), available.min(left));
+        }
         const INODES: u64 = 1 << 47;
         Ok(StatFs {
-            block_bytes: PAGE_BYTES as u32,
-            blocks: total,
-            blocks_free: free,
-            blocks_available: available,
+            block_bytes: BLOCK_BYTES,
+            blocks: blocks(total),
+            blocks_free: blocks(free),
+            blocks_available: blocks(available),
             inodes: INODES,
             inodes_free: INODES - counters.inodes,
             name_max: super::NAME_BYTES_MAX as u32,

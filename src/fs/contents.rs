@@ -1,9 +1,10 @@
 //! Opening, reading and writing files.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::types::{Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec};
+use super::types::{BLOCK_BYTES, Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec};
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
 use crate::object::{FILE_BYTES_MAX, File, Space};
@@ -148,12 +149,12 @@ impl Filesystem {
                 true
             }
             Fallocate::ZeroRange { keep_size } => {
-                self.with_room(|| self.contents.reserve(&file, offset..end))?;
+                self.with_room(|| self.contents.reserve(&file, whole_blocks(offset..end)))?;
                 self.contents.punch(&file, offset..end, Space::Kept, now)?;
                 keep_size
             }
             Fallocate::Allocate { keep_size } => {
-                self.with_room(|| self.contents.reserve(&file, offset..end))?;
+                self.with_room(|| self.contents.reserve(&file, whole_blocks(offset..end)))?;
                 keep_size
             }
         };
@@ -226,4 +227,11 @@ impl Filesystem {
             _ => self.regular(node),
         }
     }
+}
+
+/// The kernel writes whole blocks of its cache, so that is what a promise must cover.
+fn whole_blocks(bytes: Range<u64>) -> Range<u64> {
+    let block = u64::from(BLOCK_BYTES);
+    let end = bytes.end.div_ceil(block).saturating_mul(block);
+    bytes.start - bytes.start % block..end.min(FILE_BYTES_MAX).max(bytes.end)
 }

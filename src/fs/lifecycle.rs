@@ -135,6 +135,7 @@ impl Filesystem {
             wake: Condvar::new(),
             worker: Mutex::new(None),
             held: AtomicBool::new(false),
+            down: AtomicBool::new(false),
             remounting: Mutex::new(()),
             access_times,
         });
@@ -216,15 +217,16 @@ impl Filesystem {
     /// Commits everything and leaves the volume clean. Calling it again does nothing.
     pub fn close(&self) -> Result<(), FsError> {
         self.stop_background();
-        let result = if self.options.read_only || self.meta.latched().is_some() {
-            Ok(())
-        } else {
-            self.leave_clean()
+        let stopped = self.meta.latched();
+        let result = match &stopped {
+            _ if self.options.read_only || self.is_down() => Ok(()),
+            Some(reason) => Err(FsError::Stopped(reason.clone())),
+            None => self.leave_clean(),
         };
         let closed = self.meta.close();
         result?;
         closed?;
-        if !self.options.read_only {
+        if !self.options.read_only && stopped.is_none() {
             self.try_to_remember(true);
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Finding inodes and saying what they are.
 
-use super::types::{Attr, FileKind, NodeId};
+use super::types::{Attr, BLOCK_BYTES, FileKind, NodeId};
 use super::{Filesystem, NAME_BYTES_MAX};
 use crate::errno::Errno;
 use crate::ids::Ino;
@@ -123,9 +123,6 @@ impl Filesystem {
         }
     }
 }
-
-/// Preferred unit of I/O: what one request of the kernel carries without loss.
-const BLOCK_BYTES: u32 = 4096;
 
 /// Bytes of the units in which allocation is counted (POSIX `st_blocks` on Linux).
 const UNIT_BYTES: u64 = 512;

@@ -23,6 +23,7 @@ mod remount;
 mod rename;
 mod room;
 mod seek;
+mod shutdown;
 pub mod types;
 mod xattrs;
 
@@ -100,6 +101,9 @@ pub enum FsError {
     /// The backing store.
     #[error("the backing store failed: {0}")]
     Io(#[from] std::io::Error),
+    /// Writing ended before the filesystem was closed.
+    #[error("writing had ended before, and what was not on disk by then is lost: {0}")]
+    Stopped(String),
     /// The keys or the header of the volume.
     #[error("the volume: {0}")]
     Volume(String),
@@ -113,7 +117,7 @@ impl FsError {
             Self::Object(error) => error.errno(),
             Self::Sealed(error) => error.errno(),
             Self::Io(error) => Errno::from_backing(error),
-            Self::Volume(_) => Errno::EIO,
+            Self::Stopped(_) | Self::Volume(_) => Errno::EIO,
         }
     }
 }
@@ -149,13 +153,16 @@ pub struct Filesystem {
     worker: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Nothing may change for now.
     held: AtomicBool,
-    /// Held while that changes.
+    /// It was shut down.
+    down: AtomicBool,
+    /// Held while `held` changes.
     remounting: Mutex<()>,
     access_times: AccessTimesNow,
 }
 
 impl Filesystem {
     fn view(&self, node: NodeId) -> Result<View, Errno> {
+        self.check_up()?;
         if node.view() == ViewId::LIVE {
             Ok(View::LIVE)
         } else {
@@ -172,6 +179,7 @@ impl Filesystem {
 
     /// `Err(EROFS)` where nothing may change, and room for one more change otherwise.
     fn begin_change(&self, node: NodeId) -> Result<(), Errno> {
+        self.check_up()?;
         if self.is_read_only() || node.view() != ViewId::LIVE {
             return Err(Errno::EROFS);
         }

@@ -6,12 +6,11 @@
 //! none of its pages missing; whoever asks for data from within it is sent past it.
 
 use super::Filesystem;
-use super::types::{Handle, NodeId, SeekWhence};
+use super::types::{self, Handle, NodeId, SeekWhence};
 use crate::errno::Errno;
 use crate::object::File;
 
-/// Unit in which data and holes are told, in bytes: `st_blksize`.
-const BLOCK_BYTES: u64 = 4096;
+const BLOCK_BYTES: u64 = types::BLOCK_BYTES as u64;
 
 impl Filesystem {
     /// The next data or hole from `offset` on. The end of the file is a hole.

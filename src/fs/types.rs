@@ -4,6 +4,9 @@ use crate::ids::{Ino, ViewId};
 
 pub use crate::meta::records::{FileKind, Timespec};
 
+/// Unit of room, of data and holes, and the preferred one of I/O, in bytes, as on other filesystems.
+pub const BLOCK_BYTES: u32 = 4096;
+
 /// Number by which the kernel knows a file: the view (16 bits) above the inode (48 bits), so that
 /// past and present are never mixed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

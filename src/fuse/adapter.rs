@@ -31,12 +31,16 @@ use super::workers::{Lane, with_scratch};
 use crate::errno::Errno;
 use crate::fs::Filesystem;
 use crate::fs::types::{Handle, NodeId};
+use crate::sys::identity::effective_user;
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
 /// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
 /// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
 const COPY_BYTES: u64 = 1 << 30;
+/// `_IOR('X', 125, __u32)` of `linux/fs.h` and XFS. The kernel does not hand on the number behind it,
+/// how much to make durable first, since the command's name says that it is read: nothing is.
+const FS_IOC_SHUTDOWN: u32 = 0x8004_587d;
 /// How a session is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct AdapterOptions {
@@ -592,16 +596,25 @@ impl fuser::Filesystem for Adapter {
 
     fn ioctl(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
-        _: u32,
+        command: u32,
         _: &[u8],
         _: u32,
         reply: ReplyIoctl,
     ) {
-        reply.refuse(Errno::ENOTTY);
+        if command != FS_IOC_SHUTDOWN {
+            return reply.refuse(Errno::ENOTTY);
+        }
+        if ![0, effective_user()].contains(&request.uid()) {
+            return reply.refuse(Errno::EPERM);
+        }
+        self.dispatch.inline("shutdown", request, |fs| {
+            fs.shut_down();
+            reply.ioctl(0, &[]);
+        });
     }
 
     fn fallocate(

@@ -126,7 +126,7 @@ pub(super) fn caller(request: &fuser::Request, umask: u32) -> Caller {
 /// fuser does not pass `FATTR_KILL_SUIDGID` on, so it is told from what comes with it: changes of
 /// owner (a chown to the same owner has no field but the time of the change, where the kernel keeps
 /// that, `writeback`), and truncation by somebody without `CAP_FSETID`. With no field at all the
-/// kernel has just removed a file's capabilities.
+/// kernel announces a write: set-id bits stay with root's alone.
 pub(super) fn set_attr(
     caller: &Caller,
     writeback: bool,
@@ -134,7 +134,7 @@ pub(super) fn set_attr(
     (atime, mtime, ctime): (Option<TimeOrNow>, Option<TimeOrNow>, Option<SystemTime>),
 ) -> SetAttr {
     let bare = mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none();
-    let same_owner = bare && (ctime.is_some() || !writeback);
+    let same_owner = bare && (ctime.is_some() || !writeback || caller.uid != 0);
     let chown = uid.is_some() || gid.is_some() || same_owner;
     SetAttr {
         perm: mode.map(|mode| (mode & 0o7777) as u16),

@@ -17,6 +17,18 @@ const WORDS: usize = (CHUNK_PAGES as usize).div_ceil(64);
 const KIND_PREFIX: u8 = 0;
 const KIND_BITMAP: u8 = 1;
 
+/// Pages of a volume that hold so many bytes of contents in files of whole chunks.
+pub fn pages_of_capacity(bytes: u64) -> u64 {
+    let pages = u128::from(bytes) * u128::from(CHUNK_PAGES);
+    u64::try_from(pages.div_ceil(u128::from(CHUNK_BYTES))).unwrap_or(u64::MAX)
+}
+
+/// Bytes of contents that so many pages can hold in files of whole chunks.
+pub fn capacity_of_pages(pages: u64) -> u64 {
+    let bytes = u128::from(pages) * u128::from(CHUNK_BYTES);
+    u64::try_from(bytes / u128::from(CHUNK_PAGES)).unwrap_or(u64::MAX)
+}
+
 /// Pages of one chunk, by index.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PageSet {

@@ -28,10 +28,10 @@ use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Epoch, Ino};
 use crate::layers::KeyRing;
 use crate::meta::commit::BatchNumber;
-use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, pages_touching};
+use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, pages_of_capacity, pages_touching};
 use crate::meta::records::{ExtentRecord, ObjectName, Timespec};
 use crate::meta::{Meta, MetaError, View};
-use crate::sealed::{PAGE_BYTES, SealedError};
+use crate::sealed::SealedError;
 use crate::store::Store;
 
 pub use collect::Cut;
@@ -144,7 +144,7 @@ impl Contents {
         open_max: usize,
     ) -> Self {
         let counters = meta.counters();
-        let limit = counters.limit_bytes / PAGE_BYTES as u64;
+        let limit = pages_of_capacity(counters.limit_bytes);
         Self {
             objects: Objects::new(store, keys, open_max),
             meta,

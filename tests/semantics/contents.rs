@@ -1,7 +1,8 @@
 //! Reading, writing, truncating.
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Caller, SetAttr};
+use bilayer::fs::types::{Caller, Fallocate, SetAttr};
+use bilayer::meta::page_set::capacity_of_pages;
 
 use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern, quiet};
 
@@ -191,10 +192,10 @@ fn opening_with_truncation() {
 
 #[test]
 fn a_full_volume_refuses_writes_and_allows_removal() {
-    let mount = Mount::with(Some(64 * 4096), quiet());
+    let mount = Mount::with(Some(capacity_of_pages(64)), quiet());
     let (node, handle) = mount.create(ROOT, "f");
     let before = mount.fs.statfs().unwrap();
-    assert_eq!((before.blocks, before.blocks_free), (64, 64));
+    assert_eq!((before.blocks, before.blocks_free), (62, 62));
     mount.put(node, handle, 0, &pattern(1, 0, 60 * PAGE));
     let more = pattern(1, 0, 10 * PAGE);
     let refused = mount
@@ -208,7 +209,7 @@ fn a_full_volume_refuses_writes_and_allows_removal() {
     let mount = mount.reopen();
     assert!(mount.contents(mount.at("f")) == pattern(2, 0, 60 * PAGE));
     mount.fs.unlink(ROOT, b"f").unwrap();
-    assert_eq!(mount.fs.statfs().unwrap().blocks_free, 64);
+    assert_eq!(mount.fs.statfs().unwrap().blocks_free, 62);
     mount.file(ROOT, "g", &pattern(3, 0, 60 * PAGE));
     mount.finish();
 }
@@ -241,4 +242,17 @@ fn set_id_bits_go_with_a_write() {
         ..SetAttr::default()
     };
     assert_eq!(mount.fs.setattr(&root, node, &changes).unwrap().perm, 0o755);
+}
+
+/// What `df` says is free can be had in one file, whatever part of it a page's tags take.
+#[test]
+fn a_file_can_be_as_large_as_what_is_free() {
+    let mount = Mount::with(Some(100 << 20), quiet());
+    let (node, handle) = mount.create(ROOT, "f");
+    let free = mount.fs.statfs().unwrap().blocks_free * 4096;
+    assert_eq!(free, 100 << 20);
+    let mode = Fallocate::Allocate { keep_size: false };
+    assert_eq!(mount.fs.fallocate(node, handle, 0, free, mode), Ok(()));
+    assert_eq!(mount.fs.statfs().unwrap().blocks_free, 0);
+    mount.fs.release(node, handle);
 }
