@@ -16,9 +16,31 @@ const GROUP_EXECUTE: u16 = 0o010;
 /// The attribute that holds a file's capabilities.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
+/// Privileges that a change takes away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kill {
+    Nothing,
+    /// Those that executing the file would give, and its capabilities.
+    Executable,
+    /// The set-group-id bit too that is only a mark.
+    AllSetIds,
+}
+
 impl Filesystem {
     /// Changes what `changes` names.
     pub fn setattr(&self, caller: &Caller, node: NodeId, changes: &SetAttr) -> Result<Attr, Errno> {
+        self.setattr_as(caller, node, changes, &|_| true)
+    }
+
+    /// The same for a caller who is in a group if `is_member` says so. The set-group-id bit of a file
+    /// that the group may not execute outlives a change by a member, and by nobody else but root.
+    pub fn setattr_as(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        changes: &SetAttr,
+        is_member: &dyn Fn(u32) -> bool,
+    ) -> Result<Attr, Errno> {
         self.begin_change(node)?;
         let now = Timespec::now();
         let record = self.inode(node)?;
@@ -27,6 +49,12 @@ impl Filesystem {
             && (changes.kill_privileges
                 || owner_changes
                 || (changes.size.is_some() && caller.uid != 0));
+        let marked = record.perm & (SETGID | GROUP_EXECUTE) == SETGID;
+        let kill = match kill {
+            false => Kill::Nothing,
+            true if marked && caller.uid != 0 && !is_member(record.gid) => Kill::AllSetIds,
+            true => Kill::Executable,
+        };
         match changes.size {
             Some(size) => self.set_size(node, &record, size, changes, kill, now)?,
             None => {
@@ -39,7 +67,7 @@ impl Filesystem {
                 if let Some(perm) = changes.perm {
                     self.acl_after_chmod(&mut batch, node.ino(), perm)?;
                 }
-                if kill {
+                if kill != Kill::Nothing {
                     self.meta
                         .put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
                 }
@@ -55,7 +83,7 @@ impl Filesystem {
         record: &InodeRecord,
         size: u64,
         changes: &SetAttr,
-        kill: bool,
+        kill: Kill,
         now: Timespec,
     ) -> Result<(), Errno> {
         match record.kind {
@@ -79,7 +107,7 @@ impl Filesystem {
         })?;
         drop(file);
         self.contents.forget(node.ino());
-        if kill {
+        if kill != Kill::Nothing {
             self.drop_capability(node)?;
         }
         Ok(())
@@ -154,7 +182,7 @@ impl Filesystem {
 }
 
 /// Applies everything but the size to a record.
-fn change(record: &mut InodeRecord, changes: &SetAttr, kill: bool, now: Timespec) {
+fn change(record: &mut InodeRecord, changes: &SetAttr, kill: Kill, now: Timespec) {
     let time = |set: SetTime| match set {
         SetTime::Now => now,
         SetTime::At(time) => time,
@@ -162,8 +190,12 @@ fn change(record: &mut InodeRecord, changes: &SetAttr, kill: bool, now: Timespec
     record.perm = changes.perm.map_or(record.perm, |perm| perm & 0o7777);
     record.uid = changes.uid.unwrap_or(record.uid);
     record.gid = changes.gid.unwrap_or(record.gid);
-    if kill && changes.perm.is_none() {
-        record.perm = without_privileges(record.perm);
+    if changes.perm.is_none() {
+        record.perm = match kill {
+            Kill::Nothing => record.perm,
+            Kill::Executable => without_privileges(record.perm),
+            Kill::AllSetIds => record.perm & !(SETUID | SETGID),
+        };
     }
     record.atime = changes.atime.map_or(record.atime, time);
     record.mtime = changes.mtime.map_or(record.mtime, time);

@@ -158,8 +158,11 @@ impl fuser::Filesystem for Adapter {
             (mode, uid, gid, size),
             (atime, mtime, ctime),
         );
+        let pid = request.pid();
         let body = move |fs: &Filesystem| {
-            answer(reply, fs.setattr(&caller, node(ino), &changes), send_attr);
+            let member = |group| group == caller.gid || groups_of(pid).contains(&group);
+            let changed = fs.setattr_as(&caller, node(ino), &changes, &member);
+            answer(reply, changed, send_attr);
         };
         if size.is_some() {
             self.dispatch
@@ -533,17 +536,12 @@ impl fuser::Filesystem for Adapter {
     ) {
         let caller = convert::caller(request, 0);
         // fuser cannot be told FUSE_SETXATTR_ACL_KILL_SGID.
-        let asks = caller.uid != 0 && name == "system.posix_acl_access";
-        let groups = if asks {
-            groups_of(request.pid())
-        } else {
-            Vec::new()
-        };
+        let pid = request.pid();
         self.dispatch.inline("setxattr", request, |fs| {
             let Some(mode) = convert::xattr_mode(flags) else {
                 return reply.refuse(Errno::EINVAL);
             };
-            let member = |group| group == caller.gid || groups.contains(&group);
+            let member = |group| group == caller.gid || groups_of(pid).contains(&group);
             let name = name.as_bytes();
             let done = fs.set_xattr_as(&caller, node(ino), name, value, mode, &member);
             answer(reply, done, send_ok);
