@@ -67,6 +67,7 @@ fn kill_while_writing(mounted: Mounted<'_>, round: u64, manifest: &mut Manifest)
         mounted.kill();
         writer.join().unwrap();
     });
+    mounted.take_away();
 }
 
 fn write_until_it_fails(dir: &Path, round: u64, manifest: &mut Manifest) {

@@ -404,6 +404,7 @@ fn a_read_only_mount_needs_no_right_to_write() {
     let mounted = place.fresh("", "");
     write_synced(&mounted.path("file"), &noise(1, 5_000_000)).unwrap();
     mounted.kill();
+    mounted.take_away();
     let volume = place.path("vol");
     run(command("mount", ["--bind"]).arg(&volume).arg(&volume)).silent();
     run(command("mount", ["-o", "remount,bind,ro"]).arg(&volume)).silent();

@@ -51,6 +51,7 @@ fn nameless_files_leave_nothing_after_a_crash() {
     }
     assert_ne!(free(&mounted), before);
     mounted.kill();
+    mounted.take_away();
     drop(files);
     let mounted = place.mount("vol", "mnt", "");
     assert_eq!(fs::read_dir(mounted.dir()).unwrap().count(), 1);
@@ -88,6 +89,7 @@ fn synchronous_writes_outlive_a_crash() {
         std::mem::forget(file.try_clone().unwrap());
     }
     mounted.kill();
+    mounted.take_away();
     let mounted = place.mount("vol", "mnt", "");
     for (name, bytes) in expected {
         assert!(fs::read(mounted.path(name)).unwrap() == bytes, "{name}");

@@ -122,6 +122,7 @@ fn commits_survive_a_killed_daemon() {
         std::thread::sleep(Duration::from_millis(10 * round as u64));
         mounted.kill();
         assert!(!commits.wait().unwrap().success());
+        mounted.take_away();
         assert!(began, "git does not commit");
         mounted = place.mount("vol", "mnt", "");
         script(&place, mounted.dir(), &format!("{SETUP}{WHOLE}"));

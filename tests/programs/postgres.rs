@@ -275,6 +275,7 @@ fn a_cluster_is_whole_after_every_crash() {
     mounted.kill();
     cluster.kill();
     let count = count + committed(bench);
+    mounted.take_away();
     let mounted = place.mount("vol", "mnt", "");
     cluster.start();
     let count = cluster.check(count);

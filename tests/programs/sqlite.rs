@@ -140,6 +140,7 @@ fn the_daemon_is_killed(place: &Place, journal: &str, synchronous: &str) {
             after.pop_last();
         }
         committed.append(&mut after);
+        mounted.take_away();
     }
     let mounted = place.mount("vol", "mnt", "");
     let file = mounted.path(&format!("{journal} and a killed daemon"));

@@ -115,7 +115,7 @@ fn a_promise_outlives_a_remount_and_a_kill() {
         mount.fs.release(node, handle);
         mount.commit();
         let mount = if kill { mount.kill() } else { mount.reopen() };
-        assert_eq!(used(&mount), 1_201);
+        assert_eq!(used(&mount), 1_202);
         fill(&mount);
         let node = mount.at("f");
         let handle = mount.open_rw(node);
@@ -213,7 +213,7 @@ fn zeroing_keeps_room_and_punching_and_cutting_give_it_back() {
         len,
         Fallocate::ZeroRange { keep_size: false },
     );
-    assert_eq!(used(&mount), 1_000);
+    assert_eq!(used(&mount), 1_001);
     assert_eq!(mount.contents(node), vec![0; len]);
     fill(&mount);
     write_all(&mount, node, handle, 0, len, 2);

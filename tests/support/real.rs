@@ -442,11 +442,17 @@ impl Mounted<'_> {
         assert!(!is_alive(self.pid), "the daemon outlived `unmount`");
     }
 
-    /// Kills the daemon, as a crash would, and takes the dead mount away.
+    /// Kills the daemon, as a crash would. The dead mount stays, so that whoever is at work on it gets
+    /// errors, and does not go on in the directory below.
     #[track_caller]
-    pub(crate) fn kill(self) {
+    pub(crate) fn kill(&self) {
         kill(self.pid, Signal::KILL);
         assert!(wait_until(Duration::from_secs(20), || has_ended(self.pid)));
+    }
+
+    /// Takes away a mount whose daemon was killed.
+    #[track_caller]
+    pub(crate) fn take_away(self) {
         run(command("umount", ["-i", "-l"]).arg(&self.dir)).silent();
     }
 
