@@ -11,7 +11,7 @@ use super::file::{Chunk, File};
 use super::read::page_range;
 use super::write::Target;
 use super::{Contents, ObjectError, chunk_pieces};
-use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, PageSet, pages_touching};
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PAYLOAD_BYTES, PageSet, pages_touching};
 use crate::meta::records::PartId;
 use crate::sealed::PAGE_BYTES;
 
@@ -117,7 +117,8 @@ impl Contents {
         let _gate = file.gate.read();
         self.load_chunk(file, index)?;
         let object = self.objects.open(id)?;
-        let guard = object.lock_exclusive(page_range(pages));
+        // Those behind as well: writing them would make the object longer at the same time.
+        let guard = object.lock_exclusive(page_range(&(pages.start..CHUNK_PAGES)));
         let (runs, taken) = match file.state.lock().chunks.get(&index) {
             Some(chunk)
                 if chunk.newest().is_some_and(|part| part.id == id) && self.writable(chunk) =>

@@ -200,7 +200,7 @@ impl ContentsFile {
 
     /// Sets space aside for the pages, so that writing them takes no more; the file is as long as
     /// they reach at least, so that [`Self::punch`] gives it back. `guard` must be exclusive and
-    /// cover them.
+    /// cover them and all that may follow them: nobody else may make the file longer meanwhile.
     ///
     /// # Errors
     /// [`SealedError::Io`].

@@ -1,5 +1,7 @@
 //! What `fallocate` promises: room that nobody else gets, whatever happens to the volume meanwhile.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bilayer::errno::Errno;
 use bilayer::fs::types::{Fallocate, Handle, NodeId};
 use bilayer::meta::page_set::capacity_of_pages;
@@ -269,5 +271,43 @@ fn what_was_punched_and_promised_again_is_not_taken_by_the_collector() {
     mount.fs.release(node, handle);
     let mount = mount.reopen();
     assert!(mount.contents(mount.at("f")) == pattern(2, 0, 800 * PAGE));
+    mount.finish();
+}
+
+/// Setting space aside makes an object longer, and so does writing behind it at the same time.
+#[test]
+fn what_is_written_behind_a_promise_in_the_making_stays() {
+    let mount = Mount::new();
+    let at = |page: usize| page * PAGE + 100;
+    for round in 0..600 {
+        let (node, handle) = mount.create(ROOT, &format!("f{round}"));
+        mount.put(node, handle, 0, &pattern(1, 0, PAGE));
+        let (now, mut written) = (AtomicUsize::new(1), Vec::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for page in (1..1_000).step_by(3) {
+                    now.store(page, Ordering::SeqCst);
+                    allocate(&mount, node, handle, at(page), 1, KEEP);
+                }
+                now.store(0, Ordering::SeqCst);
+            });
+            loop {
+                let page = now.load(Ordering::SeqCst) + 2;
+                if page == 2 {
+                    break;
+                }
+                if written.last() != Some(&page) {
+                    let offset = at(page) as u64;
+                    mount.put(node, handle, offset, &pattern(2, offset, 10));
+                    written.push(page);
+                }
+            }
+        });
+        let contents = mount.contents_of(node, handle).unwrap();
+        for page in written {
+            assert!(contents[at(page)..at(page) + 10] == pattern(2, at(page) as u64, 10));
+        }
+        mount.fs.release(node, handle);
+    }
     mount.finish();
 }
