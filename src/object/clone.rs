@@ -17,8 +17,17 @@ const COPY_BYTES: usize = 1 << 20;
 /// A last chunk shorter than this is copied by bytes: a link costs a sync.
 const LINK_BYTES_MIN: u64 = 1 << 20;
 
+/// How far a copy has come.
+#[derive(Default)]
+struct Copied {
+    bytes: u64,
+    source_synced: bool,
+    buffer: Vec<u8>,
+}
+
 impl Contents {
-    /// Copies up to `len` bytes; returns how many there were.
+    /// Copies up to `len` bytes; returns how many were: fewer at the end of the source, and where
+    /// the rest cannot be copied.
     pub fn copy(
         &self,
         from: &File,
@@ -33,41 +42,54 @@ impl Contents {
             .checked_add(len)
             .filter(|end| *end <= FILE_BYTES_MAX)
             .ok_or(ObjectError::TooLarge)?;
-        let mut done = 0;
-        let mut buffer = Vec::new();
-        let mut synced = false;
-        while done < len {
-            let (source, target, rest) = (from_offset + done, to_offset + done, len - done);
-            if self.may_link(from, source, to, target, rest) {
-                if !synced {
-                    self.sync_file(from)?;
-                    synced = true;
-                }
-                let piece = rest.min(CHUNK_BYTES);
-                if self.link_chunk(from, source, to, target, piece, now)? {
-                    done += piece;
-                    continue;
-                }
+        let mut copied = Copied::default();
+        while copied.bytes < len {
+            let at = copied.bytes;
+            let piece = (from_offset + at, to_offset + at, len - at);
+            match self.copy_piece(from, to, piece, now, &mut copied) {
+                Ok(0) => break,
+                Ok(more) => copied.bytes += more,
+                // What was copied is told, or the kernel's cache goes on showing what was there.
+                Err(_) if at > 0 => break,
+                Err(error) => return Err(error),
             }
-            let hollow = match self.seek(from, source, false)? {
-                Some(data) => (data - source).min(rest),
-                None => rest,
-            };
-            if hollow >= COPY_BYTES as u64 {
-                self.copy_hole(to, target..target + hollow, now)?;
-                done += hollow;
-                continue;
-            }
-            buffer.resize(COPY_BYTES, 0);
-            let room = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(rest) as usize;
-            let got = self.read(from, source, &mut buffer[..room])?;
-            if got == 0 {
-                break;
-            }
-            self.write(to, target, &buffer[..got], Some(now))?;
-            done += got as u64;
         }
-        Ok(done)
+        Ok(copied.bytes)
+    }
+
+    /// Copies some of a piece: offset in the source, in the target, and length in bytes.
+    fn copy_piece(
+        &self,
+        from: &File,
+        to: &File,
+        (source, target, len): (u64, u64, u64),
+        now: Timespec,
+        copied: &mut Copied,
+    ) -> Result<u64, ObjectError> {
+        if self.may_link(from, source, to, target, len) {
+            if !copied.source_synced {
+                self.sync_file(from)?;
+                copied.source_synced = true;
+            }
+            let piece = len.min(CHUNK_BYTES);
+            if self.link_chunk(from, source, to, target, piece, now)? {
+                return Ok(piece);
+            }
+        }
+        let hollow = match self.seek(from, source, false)? {
+            Some(data) => (data - source).min(len),
+            None => len,
+        };
+        if hollow >= COPY_BYTES as u64 {
+            self.copy_hole(to, target..target + hollow, now)?;
+            return Ok(hollow);
+        }
+        let buffer = &mut copied.buffer;
+        buffer.resize(COPY_BYTES, 0);
+        let room = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(len) as usize;
+        let got = self.read(from, source, &mut buffer[..room])?;
+        self.write(to, target, &buffer[..got], Some(now))?;
+        Ok(got as u64)
     }
 
     /// Makes the range a hole: a copy of one.

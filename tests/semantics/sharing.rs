@@ -2,7 +2,7 @@
 
 use bilayer::errno::Errno;
 
-use crate::support::{CHUNK, Mount, ROOT, pattern};
+use crate::support::{CHUNK, Mount, ROOT, pattern, quiet};
 
 /// Two files that share their chunks.
 fn shared(size: usize) -> Mount {
@@ -127,4 +127,25 @@ fn overlap_and_kinds_are_refused() {
     assert_eq!(copy(file, 0, file, 1_000), Ok(1_000));
     assert_eq!(copy(file, 0, dir, 0), Err(Errno::EISDIR));
     assert_eq!(copy(dir, 0, file, 0), Err(Errno::EISDIR));
+}
+
+/// An error in the midst would leave the kernel's cache with what was there before.
+#[test]
+fn a_copy_that_meets_a_full_volume_tells_how_far_it_came() {
+    let size = 2 * CHUNK;
+    let mount = Mount::with(Some((size + CHUNK) as u64), quiet());
+    let from = mount.file(ROOT, "from", &pattern(1, 0, size));
+    let to = mount.file(ROOT, "to", b"");
+    // Not in step with chunks: nothing can be shared.
+    let copy = |done: u64| {
+        let len = size as u64 - done;
+        mount.fs.copy_file_range(from, done, to, 100 + done, len)
+    };
+    let copied = copy(0).unwrap();
+    assert!((1..CHUNK as u64).contains(&copied), "{copied}");
+    assert_eq!(copy(copied), Err(Errno::ENOSPC));
+    let contents = mount.contents(to);
+    assert_eq!(contents.len(), 100 + copied as usize);
+    assert!(contents[100..] == pattern(1, 0, copied as usize));
+    mount.finish();
 }
