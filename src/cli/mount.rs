@@ -101,8 +101,9 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
             readiness.ready();
         },
     );
-    utab::remove(&path);
     let closed = filesystem.close();
+    // Before the volume's lock goes: whoever mounts it next makes a line of his own.
+    utab::remove(&path);
     drop(filesystem);
     finish(
         control,

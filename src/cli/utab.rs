@@ -9,17 +9,20 @@
 //! tabs, newlines and backslashes in octal; `utab.lock` is locked by flock(2) while a new file is
 //! put in its place.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::sys::identity::effective_user;
 
 const DIRECTORY: &str = "/run/mount";
 /// Names the helper that umount(8) is to call.
 const OPTIONS: &[u8] = b"OPTS=uhelper=bilayer";
+/// How long somebody else may have the file locked.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Makes the line of a mount that root has made.
 pub(super) fn add(volume: &Path, dir: &Path) {
@@ -58,13 +61,26 @@ fn field(name: &[u8], path: &Path) -> Vec<u8> {
     field
 }
 
+/// Every user may lock what everybody may read, and keep it so: a mount does not hang on that.
+fn lock_soon(lock: &File) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if begin.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
 /// Puts the file anew without the volume's lines, and with this one if there is one.
 fn rewrite(directory: &Path, volume: &Path, line: Option<&[u8]>) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut lock = OpenOptions::new();
     let lock = lock.read(true).append(true).create(true);
     let lock = lock.open(directory.join("utab.lock"))?;
-    lock.lock()?;
+    lock_soon(&lock)?;
     let path = directory.join("utab");
     let found = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -116,5 +132,16 @@ mod tests {
         rewrite(dir.path(), volume, None).unwrap();
         assert_eq!(utab(), other);
         rewrite(&dir.path().join("new"), volume, None).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_kept_holds_nobody_up_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = File::create(dir.path().join("utab.lock")).unwrap();
+        lock.lock().unwrap();
+        let error = rewrite(dir.path(), Path::new("/srv/a"), None).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(lock);
+        rewrite(dir.path(), Path::new("/srv/a"), None).unwrap();
     }
 }
