@@ -53,6 +53,7 @@ impl Filesystem {
         offset: u64,
         out: &mut [u8],
     ) -> Result<usize, Errno> {
+        self.check_up()?;
         let open = self.open_handle(handle)?;
         if !open.accessed.swap(true, Ordering::Relaxed) {
             self.accessed(node)?;
@@ -85,6 +86,7 @@ impl Filesystem {
     /// Called at every close of a descriptor. Nothing waits for it: what was written is in the
     /// backing store's cache, and durability is what fsync is for.
     pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {
+        self.check_up()?;
         self.meta.check_writable().or_else(|error| {
             if self.is_read_only() {
                 Ok(())

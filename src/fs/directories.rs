@@ -124,6 +124,10 @@ impl Filesystem {
 
     /// Makes the directory's names durable.
     pub fn fsync_dir(&self, _node: NodeId, _handle: Handle, _datasync: bool) -> Result<(), Errno> {
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.meta.check_writable().map_err(|_| Errno::EIO)?;
         self.with_room(|| self.commit_now().map_err(|error| error.errno()))
     }
 }

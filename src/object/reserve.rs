@@ -116,16 +116,26 @@ impl Contents {
     ) -> Result<bool, ObjectError> {
         let _gate = file.gate.read();
         self.load_chunk(file, index)?;
+        let written_to = |chunk: &&Chunk| {
+            chunk.newest().is_some_and(|part| part.id == id) && self.writable(chunk)
+        };
+        // Looked at before it is opened: what left the chunk meanwhile may be gone from the disk.
+        let chunk_has_it = file
+            .state
+            .lock()
+            .chunks
+            .get(&index)
+            .filter(written_to)
+            .is_some();
+        if !chunk_has_it {
+            return Ok(false);
+        }
         let object = self.objects.open(id)?;
         // Those behind as well: writing them would make the object longer at the same time.
         let guard = object.lock_exclusive(page_range(&(pages.start..CHUNK_PAGES)));
-        let (runs, taken) = match file.state.lock().chunks.get(&index) {
-            Some(chunk)
-                if chunk.newest().is_some_and(|part| part.id == id) && self.writable(chunk) =>
-            {
-                (absent_runs(&chunk.backed(), pages.clone()), chunk.taken())
-            }
-            _ => return Ok(false),
+        let (runs, taken) = match file.state.lock().chunks.get(&index).filter(written_to) {
+            Some(chunk) => (absent_runs(&chunk.backed(), pages.clone()), chunk.taken()),
+            None => return Ok(false),
         };
         let absent = runs.iter().cloned().flatten();
         let more = absent.filter(|page| !taken.contains(*page)).count();

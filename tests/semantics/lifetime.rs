@@ -164,3 +164,29 @@ fn a_read_only_filesystem_refuses_changes() {
     fs.release(node, handle);
     fs.close().unwrap();
 }
+
+#[test]
+fn what_was_shut_down_answers_nothing_more() {
+    let mount = Mount::new();
+    let kept = mount.file(ROOT, "kept", b"synced");
+    let handle = mount.open_rw(kept);
+    mount.fs.fsync(kept, handle, false).unwrap();
+    let folder = mount.fs.open_dir(ROOT).unwrap();
+    mount.put(kept, handle, 0, b"unsafe");
+    mount.fs.shut_down();
+    let fs = &mount.fs;
+    let results = [
+        fs.fsync(kept, handle, false),
+        fs.fsync_dir(ROOT, folder, false),
+        fs.flush(kept, handle),
+        fs.getattr(kept).map(drop),
+        fs.read(kept, handle, 0, &mut [0; 6]).map(drop),
+        fs.write(kept, handle, 0, b"more", false, false).map(drop),
+        fs.mkdir(&USER, ROOT, b"d", 0o755).map(drop),
+    ];
+    assert_eq!(results, [Err(Errno::EIO); 7]);
+    fs.release(kept, handle);
+    let mount = mount.kill();
+    assert_eq!(mount.contents(mount.at("kept")), b"synced");
+    mount.finish();
+}
