@@ -1,7 +1,7 @@
 //! The time of last access.
 //!
-//! A filesystem behind the kernel's caches does not see every read, so opening for reading counts
-//! as reading. A READ counts too, for files that were opened for more.
+//! A filesystem behind the kernel's caches does not see every read, so closing what was open for
+//! reading alone counts as reading, and so does opening a directory. A READ counts too.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -17,7 +17,7 @@ pub enum AccessTimes {
     /// When it is older than the last change, or than a day: `relatime`.
     #[default]
     Relative,
-    /// At every opening: `strictatime`.
+    /// Every time: `strictatime`.
     Strict,
     /// Never: `noatime`.
     Never,
@@ -61,8 +61,8 @@ impl AccessTimesNow {
 }
 
 impl Filesystem {
-    /// To be called when a file or directory was opened for reading. True when its time of last
-    /// access changed, which the kernel does not know then.
+    /// To be called when a file or directory was read, as far as can be told. True when its time of
+    /// last access changed, which the kernel does not know then.
     ///
     /// # Errors
     /// Those of reading and changing an inode; reading can go on all the same.

@@ -83,6 +83,19 @@ impl Filesystem {
         Ok(data.len())
     }
 
+    /// Called at every close of a descriptor, before [`Self::flush`]: what was open for reading alone
+    /// counts as read. True when the time of last access changed.
+    ///
+    /// # Errors
+    /// As [`Self::accessed`].
+    pub fn closing(&self, node: NodeId, handle: Handle) -> Result<bool, Errno> {
+        let open = self.open_handle(handle)?;
+        if open.writable || open.accessed.swap(true, Ordering::Relaxed) {
+            return Ok(false);
+        }
+        self.accessed(node)
+    }
+
     /// Called at every close of a descriptor. Nothing waits for it: what was written is in the
     /// backing store's cache, and durability is what fsync is for.
     pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {

@@ -97,9 +97,9 @@ impl Adapter {
         if self.applies_umask { umask } else { 0 }
     }
 
-    /// Somebody opened it for reading.
-    fn accessed(&self, fs: &Filesystem, ino: INodeNo) {
-        match fs.accessed(node(ino)) {
+    /// The time of last access was looked at; the kernel does not know if it changed.
+    fn accessed(&self, ino: INodeNo, changed: Result<bool, Errno>) {
+        match changed {
             Ok(true) => self.notices.forget_attributes(ino),
             Ok(false) => {}
             Err(errno) => tracing::debug!(ino = ino.0, ?errno, "no time of access"),
@@ -293,10 +293,6 @@ impl fuser::Filesystem for Adapter {
         let caller = convert::caller(request, 0);
         self.dispatch.inline("open", request, |fs| {
             let opened = fs.open_file(&caller, node(ino), flags.0);
-            let reads = flags.0 & (libc::O_ACCMODE | libc::O_NOATIME) == libc::O_RDONLY;
-            if reads && opened.is_ok() {
-                self.accessed(fs, ino);
-            }
             answer(reply, opened, |reply, opened| {
                 reply.opened(FileHandle(opened.0), FopenFlags::FOPEN_KEEP_CACHE);
             });
@@ -384,6 +380,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.dispatch.inline("flush", request, |fs| {
+            self.accessed(ino, fs.closing(node(ino), handle(fh)));
             answer(reply, fs.flush(node(ino), handle(fh)), send_ok);
         });
     }
@@ -424,7 +421,7 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("opendir", request, |fs| {
             let opened = fs.open_dir(node(ino));
             if opened.is_ok() {
-                self.accessed(fs, ino);
+                self.accessed(ino, fs.accessed(node(ino)));
             }
             answer(reply, opened, |reply, opened| {
                 let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
