@@ -16,6 +16,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -203,11 +204,19 @@ fn try_answer(
     loop {
         match read_line(&mut requests)?.as_str() {
             "wait" => {
-                // With the lock held: the outcome is announced behind it.
-                let mut waiting = waiting.lock();
-                (&*stream).write_all(b"{\"waiting\":true}\n")?;
-                waiting.push(stream.try_clone()?);
-                return Ok(());
+                let told = stream.try_clone()?;
+                let number = told.as_raw_fd();
+                {
+                    // With the lock held: the outcome is announced behind it.
+                    let mut waiting = waiting.lock();
+                    (&*stream).write_all(b"{\"waiting\":true}\n")?;
+                    waiting.push(told);
+                }
+                // Who leaves, as one whose unmounting is refused, is not kept.
+                stream.set_read_timeout(None)?;
+                let left = read_line(&mut requests).map(drop);
+                waiting.lock().retain(|peer| peer.as_raw_fd() != number);
+                return left;
             }
             request => match respond(request) {
                 Some(answer) => (&*stream).write_all((answer + "\n").as_bytes())?,
@@ -304,6 +313,14 @@ mod tests {
         let _silent = connect();
         let mut waiting = connect();
         assert_eq!(waiting.ask("status", Some(PATIENCE)).unwrap(), "{\"a\":1}");
+        // Nor is somebody kept who waited and left.
+        let mut leaving = connect();
+        leaving.ask("wait", Some(PATIENCE)).unwrap();
+        assert_eq!(server.waiting.lock().len(), 1);
+        drop(leaving);
+        while !server.waiting.lock().is_empty() {
+            std::thread::yield_now();
+        }
         // What was answered once it waits: nothing is announced past it from then on.
         assert_eq!(
             waiting.ask("wait", Some(PATIENCE)).unwrap(),
