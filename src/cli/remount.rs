@@ -14,6 +14,7 @@ use super::paths::mount_point;
 use super::status;
 use crate::fs::{AccessTimes, Filesystem, FsError};
 use crate::fuse::mountinfo::MountInfo;
+use crate::sys::identity::effective_user;
 use crate::sys::mounts::{self, MountFlags};
 
 /// Remounts what is mounted on `dir` with these words over what it has now.
@@ -23,6 +24,9 @@ pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
         .map_err(|error| CliError::io(doing(&dir), &error))?
         .filter(MountInfo::is_ours)
         .ok_or_else(|| failed(&dir, "nothing of bilayer is there"))?;
+    if effective_user() != 0 {
+        return Err(failed(&dir, "only root may").with_hint("unmount it and mount it again"));
+    }
     let now = flags_of(&mount);
     let wanted = words.flags_over(now);
     if !told_to_daemon(now, wanted) {

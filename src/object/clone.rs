@@ -99,7 +99,8 @@ impl Contents {
         bytes: std::ops::Range<u64>,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        self.punch(to, bytes.clone(), Space::Back, now)?;
+        // What was promised to the target, or was there, stays its own, as if zeros had been written.
+        self.punch(to, bytes.clone(), Space::Kept, now)?;
         if bytes.end > to.size() {
             self.truncate(to, bytes.end, &mut |record| record.mtime = now)?;
         }

@@ -311,3 +311,23 @@ fn what_is_written_behind_a_promise_in_the_making_stays() {
     }
     mount.finish();
 }
+
+#[test]
+fn a_hole_copied_over_a_promise_leaves_it() {
+    let mount = small(4_000);
+    let (to, handle) = mount.create(ROOT, "promised");
+    allocate(&mount, to, handle, 0, CHUNK + 500 * PAGE, GROW);
+    let pages = used(&mount);
+    let (from, source) = mount.create(ROOT, "hollow");
+    mount.truncate(from, 2 * CHUNK as u64).unwrap();
+    // Not from the start of a chunk, so that nothing can be shared.
+    let len = CHUNK as u64 + 100_000;
+    let copied = mount.fs.copy_file_range(from, 100, to, 200, len);
+    assert_eq!(copied, Ok(len));
+    assert_eq!(used(&mount), pages);
+    fill(&mount);
+    write_all(&mount, to, handle, 0, CHUNK, 4);
+    mount.fs.release(from, source);
+    mount.fs.release(to, handle);
+    mount.finish();
+}

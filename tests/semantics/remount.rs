@@ -44,14 +44,17 @@ fn writable_again_and_an_unclean_stop() {
     mount.fs.make_writable().unwrap();
     mount.fs.make_writable().unwrap();
     assert!(!mount.fs.is_read_only());
-    mount.file(ROOT, "lost", &pattern(2, 0, 20_000));
-    // Not clean any more: what was never committed is found and swept.
+    mount.file(ROOT, "late", &pattern(2, 0, 20_000));
+    // Not clean any more: what was never committed is found and swept. The committing thread, awake
+    // again, may have been in time for the late one.
     let mount = mount.kill();
-    assert_eq!(mount.names(ROOT), ["one"]);
-    assert_eq!(mount.objects(), 1);
+    let names = mount.names(ROOT);
+    assert!(names == ["one"] || names == ["late", "one"], "{names:?}");
+    assert_eq!(mount.objects(), names.len());
     mount.file(ROOT, "two", &pattern(3, 0, 20_000));
     let found = mount.finish();
-    assert_eq!((found.inodes, found.objects), (3, 2));
+    assert_eq!(found.objects, names.len() + 1);
+    assert_eq!(found.inodes, found.objects + 1);
 }
 
 /// The kernel may tell late that it has forgotten a file that was removed before.
