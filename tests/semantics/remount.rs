@@ -53,7 +53,7 @@ fn writable_again_and_an_unclean_stop() {
     assert_eq!(mount.objects(), names.len());
     mount.file(ROOT, "two", &pattern(3, 0, 20_000));
     let found = mount.finish();
-    assert_eq!(found.objects, names.len() + 1);
+    assert_eq!(found.objects, names.len() as u64 + 1);
     assert_eq!(found.inodes, found.objects + 1);
 }
 
