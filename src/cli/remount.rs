@@ -4,6 +4,7 @@
 //! the daemon puts everything on disk and writes nothing more. For `rw` the other way round. If the
 //! second half fails the first is taken back.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,7 +26,8 @@ pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
         .filter(MountInfo::is_ours)
         .ok_or_else(|| failed(&dir, "nothing of bilayer is there"))?;
     if effective_user() != 0 {
-        return Err(failed(&dir, "only root may").with_hint("unmount it and mount it again"));
+        let refused = io::Error::from_raw_os_error(libc::EPERM);
+        return Err(CliError::io(doing(&dir), &refused).with_hint("only root may remount"));
     }
     let now = flags_of(&mount);
     let wanted = words.flags_over(now);
