@@ -32,6 +32,8 @@ impl Filesystem {
         self.stop_background();
         let settled = self.settle();
         if settled.is_err() {
+            // It may be marked in memory, and goes on being used.
+            self.meta.set_clean(false);
             self.held.store(false, Ordering::SeqCst);
             self.resume_background()?;
         }

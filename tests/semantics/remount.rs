@@ -2,6 +2,7 @@
 
 use bilayer::errno::Errno;
 use bilayer::fs::{AccessTimes, FilesystemOptions};
+use bilayer::store::faulty::{CallKind, Fault};
 
 use crate::support::{Mount, ROOT, pattern, quiet};
 
@@ -95,4 +96,28 @@ fn what_was_opened_read_only_stays_so() {
     mount.fs.set_access_times(AccessTimes::Relative);
     assert_eq!(mount.names(ROOT), ["f"]);
     mount.fs.close().unwrap();
+}
+
+/// It goes on being used, so that nothing later may take it for clean.
+#[test]
+fn a_remount_that_fails_leaves_no_mark_of_being_clean() {
+    let mount = Mount::new();
+    mount.file(ROOT, "one", &pattern(1, 0, 20_000));
+    mount.fs.sync().unwrap();
+    mount
+        .store
+        .fail_kind(CallKind::Reserve, Fault::Error(Errno::ENOSPC));
+    mount.fs.make_read_only().unwrap_err();
+    mount.store.clear_faults();
+    assert!(!mount.fs.is_read_only());
+    mount.file(ROOT, "two", &pattern(2, 0, 20_000));
+    mount.fs.sync().unwrap();
+    // Its object is made, and no commit names it.
+    let (node, handle) = mount.create(ROOT, "lost");
+    mount.put(node, handle, 0, &pattern(3, 0, 20_000));
+    mount.fs.release(node, handle);
+    assert_eq!(mount.objects(), 3);
+    let mount = mount.kill();
+    assert_eq!(mount.objects(), mount.names(ROOT).len());
+    mount.finish();
 }
