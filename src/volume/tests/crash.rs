@@ -117,7 +117,10 @@ fn what_a_power_cut_left_half_made_is_taken_over() {
             let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
             if keys.open(&survivor, None).is_ok() {
                 let lock = read(&*survivor, &lock_path());
-                assert_eq!(lock, b"", "call {call}, seed {seed}: the mark went");
+                assert!(
+                    !lock.starts_with(b"b"),
+                    "call {call}, seed {seed}: the mark went"
+                );
                 survivor
                     .unlink(&header_path())
                     .expect("lose the superblock");
