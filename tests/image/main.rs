@@ -3,8 +3,15 @@
 
 mod crash;
 mod deploy;
+mod disks;
 mod inheritance;
 
+#[allow(
+    dead_code,
+    reason = "shared with tests/mounted; each uses its part of it"
+)]
+#[path = "../support/real.rs"]
+mod real;
 #[path = "../support/mod.rs"]
 mod support;
 
