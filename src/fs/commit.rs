@@ -15,6 +15,10 @@ use crate::object::ObjectError;
 /// How often a commit waits for files that became ordered meanwhile before it keeps changes out.
 const ORDERED_ROUNDS: u32 = 4;
 
+/// Pages that one turn of the background thread copies to shorten lists of parts: 16 MiB. Between
+/// two commits by time that is little beside what a disk can do.
+const FLATTENED_PAGES: u32 = 4096;
+
 /// What the background thread is asked to do.
 #[derive(Debug, Default)]
 pub(super) struct Background {
@@ -121,6 +125,32 @@ impl Filesystem {
         if let Err(error) = self.sync_everything() {
             tracing::error!(%error, "a commit in the background failed; changes wait in memory");
         }
+        self.tend_lists();
+    }
+
+    /// Shortens lists of parts that have become long, until there is something more urgent to do.
+    /// What this changes is part of the next commit.
+    pub fn tend_lists(&self) {
+        if !self.is_read_only() {
+            let asked = || {
+                let background = self.background.lock();
+                background.commit || background.stop
+            };
+            self.contents.flatten_some(FLATTENED_PAGES, &asked);
+        }
+    }
+
+    /// Does now what the background thread does when its time comes.
+    ///
+    /// # Errors
+    /// Not everything could be made durable.
+    pub fn tend(&self) -> Result<(), FsError> {
+        self.remove_doomed();
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.tend_lists();
+        self.sync_everything()
     }
 
     /// Ends that thread.

@@ -8,6 +8,7 @@ mod attributes;
 mod contents;
 mod directories;
 mod extremes;
+mod flattening;
 mod holes;
 mod lifetime;
 mod names;
