@@ -273,7 +273,7 @@ impl Contents {
         };
         let record = self.meta.extent(file.ino, ChunkIndex(index), file.view)?;
         let chunk = Self::chunk_of(index, size, record);
-        self.note_long(file, index, &chunk);
+        self.note_record(file, index, &chunk);
         // Nothing is forgotten here: others hold the gate too and rely on what they loaded.
         file.state.lock().chunks.entry(index).or_insert(chunk);
         Ok(())

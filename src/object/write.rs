@@ -216,7 +216,7 @@ impl Contents {
             return Err(ObjectError::Removed);
         };
         put_on_top(chunk, part);
-        self.note_long(file, index, chunk);
+        self.note_part(file, index, chunk);
         Ok(())
     }
 
