@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Filesystem, FsError};
 use crate::errno::Errno;
@@ -18,6 +18,9 @@ const ORDERED_ROUNDS: u32 = 4;
 /// Pages that one turn of the background thread copies to shorten lists of parts: 16 MiB. Between
 /// two commits by time that is little beside what a disk can do.
 const FLATTENED_PAGES: u32 = 4096;
+
+/// How long what deleted views held is dropped before the next commit.
+const PURGE_TURN: Duration = Duration::from_millis(100);
 
 /// What the background thread is asked to do.
 #[derive(Debug, Default)]
@@ -39,6 +42,7 @@ impl Filesystem {
                 return Ok(());
             }
         }
+        let _permit = self.meta.permit();
         let _namespace = self.namespace.lock();
         loop {
             self.contents.sync_ordered()?;
@@ -124,6 +128,8 @@ impl Filesystem {
         }
         if let Err(error) = self.sync_everything() {
             tracing::error!(%error, "a commit in the background failed; changes wait in memory");
+        } else if self.purge_some() {
+            self.wake_background();
         }
         self.tend_lists();
     }
@@ -150,6 +156,40 @@ impl Filesystem {
             return Ok(());
         }
         self.tend_lists();
+        self.sync_everything()
+    }
+
+    /// Drops some of what only deleted views saw. True when more is left.
+    fn purge_some(&self) -> bool {
+        if self.is_read_only() || self.meta.check_writable().is_err() {
+            return false;
+        }
+        let begin = Instant::now();
+        let mut purge = self.purge.lock();
+        while begin.elapsed() < PURGE_TURN {
+            match purge.step(&self.meta) {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(error) => {
+                    tracing::error!(%error, "what deleted snapshots held could not be dropped yet");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Drops all that only deleted views saw and gives its room back, without waiting for the
+    /// background.
+    ///
+    /// # Errors
+    /// Not all of it could be.
+    pub fn finish_purge(&self) -> Result<(), FsError> {
+        while self.purge.lock().step(&self.meta)? {
+            if self.meta.pending_bytes() > self.options.pending_bytes {
+                self.commit_now()?;
+            }
+        }
         self.sync_everything()
     }
 

@@ -189,6 +189,7 @@ impl Contents {
 
     /// Merges parts of a chunk whose record takes no more of them.
     pub(super) fn flatten_now(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+        let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let Some(plan) = self.plan(file, index)? else {
             return Ok(());
@@ -212,6 +213,7 @@ impl Contents {
     /// Copies what is to be merged. `None` where nothing is, or where the chunk was changed.
     fn merge(&self, file: Arc<File>, index: u32) -> Result<Option<Merged>, ObjectError> {
         let plan = {
+            let _permit = self.meta.permit();
             let _gate = file.gate.read();
             self.plan(&file, index)?
         };
@@ -321,6 +323,7 @@ impl Contents {
     /// Puts a durable merged part into the list. False when the parts are not what they were.
     fn put_in_place(&self, one: Merged) -> Result<bool, ObjectError> {
         let file = Arc::clone(&one.file);
+        let _permit = self.meta.permit();
         let _gate = file.gate.write();
         self.load_chunk(&file, one.index)?;
         if file.state.lock().removed || !older_parts_are(&file, one.index, &one.plan.before) {

@@ -16,3 +16,4 @@ mod promises;
 mod remount;
 mod rename;
 mod sharing;
+mod snapshots;
