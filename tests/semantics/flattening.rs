@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bilayer::fs::types::{Fallocate, NodeId};
+use bilayer::fs::views::ViewKind;
 use bilayer::meta::keys::Table;
 use bilayer::meta::records::ExtentRecord;
 use bilayer::meta::{Meta, View};
@@ -295,6 +296,45 @@ fn merging_beside_writers() {
     }
     layers.mount.fs.tend().unwrap();
     assert!(parts(&layers)[0] <= FLAT);
+    layers.finish();
+}
+
+/// Every view shows what it showed, however often what lies below it is merged.
+#[test]
+fn merging_below_snapshots() {
+    let mut layers = Layers::new(Mount::new(), CHUNK);
+    let mut shown = Vec::new();
+    for round in 0..24u8 {
+        let name = format!("s{round}");
+        let fs = &layers.mount.fs;
+        fs.create_view(ViewKind::Snapshot, &name, None, "").unwrap();
+        shown.push((name, layers.contents.clone()));
+        for piece in 0..3 {
+            let at = (usize::from(round) * 7919 + piece * 1_000_003) % (CHUNK - 3 * PAGE);
+            layers.write(round + 1, at, 2 * PAGE);
+        }
+        if round < 12 {
+            layers.mount.fs.tend().unwrap();
+            assert!(parts(&layers)[0] <= FLAT);
+        }
+        assert!(parts(&layers)[0] <= LONGEST);
+        if round % 5 == 4 {
+            let (name, _) = shown.remove(usize::from(round) * 3 % shown.len());
+            let fs = &layers.mount.fs;
+            fs.delete_view(ViewKind::Snapshot, &name).unwrap();
+            fs.finish_purge().unwrap();
+        }
+        if round % 8 == 7 {
+            layers = layers.reopen();
+        }
+        layers.check();
+        for (name, contents) in &shown {
+            let found = layers
+                .mount
+                .contents(layers.mount.at(&format!(".snapshots/{name}/f")));
+            assert!(&found == contents, "{name}");
+        }
+    }
     layers.finish();
 }
 
