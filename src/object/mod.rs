@@ -17,6 +17,7 @@ mod objects;
 mod read;
 mod reserve;
 mod sync;
+mod trim;
 mod write;
 
 use std::collections::HashMap;

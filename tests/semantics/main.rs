@@ -9,6 +9,7 @@ mod contents;
 mod directories;
 mod extremes;
 mod flattening;
+mod giving_back;
 mod holes;
 mod lifetime;
 mod names;
