@@ -41,6 +41,7 @@ pub use cut::Space;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
+pub(crate) use objects::{folder_path, object_path, root_path};
 
 /// Contents up to this length live in the metadata. Measured: below it a file costs no object,
 /// and a leaf of the database still holds more than one.
@@ -233,6 +234,23 @@ impl Contents {
         {
             files.remove(&(view, ino));
         }
+    }
+
+    /// Takes note that files are as their records say again. Nothing of them waits for the disk, and
+    /// nobody changes anything.
+    pub fn reload(&self, inos: impl Iterator<Item = Ino>) -> Result<(), ObjectError> {
+        for ino in inos {
+            let Some(file) = self.live_file(ino) else {
+                continue;
+            };
+            match self.meta.inode(ino, View::LIVE)? {
+                Some(record) => *file.state.lock() = FileState::new(record.size, record.pages),
+                None => file.state.lock().removed = true,
+            }
+        }
+        let used = self.meta.counters().used_pages;
+        self.used_pages.store(used.cast_signed(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Forgets the files of a view that is gone; nothing in it is open.
