@@ -141,7 +141,8 @@ impl HeaderContents {
         incarnation: IncarnationId,
         meta: CryptoId,
         key_mode: KeyMode,
-        key_set: WrappedKeySet,
+        key_sets: Vec<WrappedKeySet>,
+        provenance: Option<Provenance>,
     ) -> Self {
         Self {
             format: FORMAT_NAME.to_owned(),
@@ -152,8 +153,8 @@ impl HeaderContents {
             sequence: 1,
             meta,
             key_mode,
-            key_sets: vec![key_set],
-            provenance: None,
+            key_sets,
+            provenance,
         }
     }
 
