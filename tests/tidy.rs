@@ -36,23 +36,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "image",
+        &[
+            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+        ],
+    ),
+    (
         "fs",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+            "image",
         ],
     ),
     (
         "fuse",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "fs",
+            "image", "fs",
         ],
     ),
     (
         "cli",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "fs", "fuse",
+            "image", "fs", "fuse",
         ],
     ),
 ];

@@ -11,6 +11,7 @@
 //! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
 
 pub mod commit;
+pub mod copy;
 pub mod database;
 pub mod keys;
 pub mod overlay;

@@ -39,6 +39,7 @@ pub use cut::Space;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
+pub(crate) use objects::{folder_path, object_path, root_path};
 
 /// Contents up to this length live in the metadata. Measured: below it a file costs no object,
 /// and a leaf of the database still holds more than one.
