@@ -27,7 +27,7 @@ use crate::keys::{KeyError, PassphraseSource};
 use crate::layers::{ExportKeys, KeyRing, KeySet};
 use crate::meta::keys::Table;
 use crate::meta::page_set::{CHUNK_PAGES, PageSet};
-use crate::meta::records::{ExtentRecord, ObjectName, Part, Timespec};
+use crate::meta::records::{ExtentRecord, Part, Timespec};
 use crate::meta::{Meta, MetaError, View, keys};
 use crate::object::Objects;
 use crate::sealed::{META_STRIDE_BYTES, MetaFile, PAGE_BYTES};
@@ -249,8 +249,9 @@ struct TransportedMeta {
 
 impl TransportedMeta {
     fn make(source: &Source<'_>, ring: KeyRing, crypto: CryptoId) -> Result<Self, ImageError> {
-        let file = nameless(&*source.volume.store)
-            .map_err(ImageError::io("cannot make a file for the image's metadata"))?;
+        let file = nameless(&*source.volume.store).map_err(ImageError::io(
+            "cannot make a file for the image's metadata",
+        ))?;
         let sealed = MetaFile::create(Arc::clone(&file), &ring, crypto)?;
         let limit_bytes = source.meta.counters().limit_bytes;
         source

@@ -13,17 +13,15 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::export::{
-    CACHE_BYTES, RUN_PAGES, RUN_STRIDES, each_part, nameless, runs, underivable,
-};
+use super::ImageError;
+use super::export::{CACHE_BYTES, RUN_PAGES, RUN_STRIDES, each_part, nameless, runs, underivable};
 use super::stream::{
     Counts, ExportHeader, ExportProvenance, StreamError, StreamReader, TransportedState,
 };
-use super::{ImageError, of_another_key};
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::transport::{self, TransportContext, TransportKeys, TransportMethod};
-use crate::keys::{KeyError, KeyUri, PassphraseSource, PlatformKeystore};
+use crate::keys::{ErrorKind, KeyError, KeyUri, PassphraseSource, PlatformKeystore};
 use crate::layers::{ExportKeys, KeyRing, KeySet};
 use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
 use crate::meta::records::Part;
@@ -293,7 +291,13 @@ fn make_object(
     let name = part.id.name;
     let set = fresh.keys.get(part.id.epoch).ok_or_else(|| {
         let epoch = part.id.epoch;
-        ImageError::of_object(name, ObjectError::NoKeySet { object: name, epoch })
+        ImageError::of_object(
+            name,
+            ObjectError::NoKeySet {
+                object: name,
+                epoch,
+            },
+        )
     })?;
     if folders.insert(name.folder) {
         fresh
@@ -354,7 +358,7 @@ fn transport_keys(
             keystore,
             key_version,
         } => PlatformKeystore::open(&options.keystore)
-            .map_err(|error| of_another_key(error, keystore))?
+            .map_err(|error| of_keystore(error, keystore))?
             .transport_of(keystore, *key_version, claims.export),
         TransportMethod::Passphrase { argon2id, salt } => {
             let passphrase = options.export_passphrase.obtain_for_export(false)?;
@@ -390,4 +394,16 @@ fn unwrap(
         customer,
         infrastructure,
     })
+}
+
+/// Where there is no keystore at all, the export's is not there either.
+fn of_keystore(error: KeyError, wanted: &str) -> KeyError {
+    match error.kind() {
+        ErrorKind::KeystoreMissing => KeyError::new(
+            ErrorKind::KeystoreMissing,
+            format!("the export was made for platform keystore {wanted:?}: {error}"),
+        )
+        .with_hint("import it where that keystore is, or export it anew under a passphrase"),
+        _ => error,
+    }
 }

@@ -55,7 +55,9 @@ pub enum StreamError {
     #[error("this is no exported image")]
     NotAnExport,
     /// It was written by a newer program.
-    #[error("the image was exported by a newer bilayer (format {found}); this one reads {supported}")]
+    #[error(
+        "the image was exported by a newer bilayer (format {found}); this one reads {supported}"
+    )]
     NewerFormat {
         /// Format of the stream.
         found: u64,

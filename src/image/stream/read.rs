@@ -192,7 +192,7 @@ impl<'a> StreamReader<'a> {
     ///
     /// # Errors
     /// `OutOfOrder`, `CutOff`, `Tampered`, `Trailing`, `Io`.
-    pub fn end(mut self, counts: &Counts, keys: &ExportKeys) -> Result<(), StreamError> {
+    pub fn end(&mut self, counts: &Counts, keys: &ExportKeys) -> Result<(), StreamError> {
         let within = "its end mark";
         self.tag(TAG_END, &|| "the end".to_owned())?;
         let told: [u64; 3] = [

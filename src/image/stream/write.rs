@@ -40,14 +40,15 @@ impl<'a> StreamWriter<'a> {
         Ok(this)
     }
 
-    /// Announces `meta`; its strides follow by [`Self::put`].
+    /// Announces `meta`; as many strides as this returns follow by [`Self::put`].
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn meta(&mut self) -> Result<(), StreamError> {
-        let strides = self.counts.meta_strides.to_le_bytes();
+    pub fn meta(&mut self) -> Result<u64, StreamError> {
+        let strides = self.counts.meta_strides;
         self.put(&[TAG_META])?;
-        self.put(&strides)
+        self.put(&strides.to_le_bytes())?;
+        Ok(strides)
     }
 
     /// Announces an object; its pages follow by [`Self::put`].
