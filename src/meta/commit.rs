@@ -182,6 +182,15 @@ impl Meta {
         self.state.read().pending.bytes()
     }
 
+    /// Writes down that extents up to this generation are linked by another volume.
+    pub fn freeze(&self, generation: crate::ids::Generation) {
+        let state = &mut *self.state.write();
+        if state.counters.frozen < generation {
+            state.counters.frozen = generation;
+            state.applied += 1;
+        }
+    }
+
     /// Says whether the volume was left clean; part of the next commit.
     pub fn set_clean(&self, clean: bool) {
         let state = &mut *self.state.write();
