@@ -3,6 +3,7 @@
 
 mod crash;
 mod deploy;
+mod export;
 mod inheritance;
 
 #[path = "../support/mod.rs"]
