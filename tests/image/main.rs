@@ -4,6 +4,7 @@
 mod crash;
 mod deploy;
 mod export;
+mod export_crash;
 mod inheritance;
 
 #[path = "../support/mod.rs"]
