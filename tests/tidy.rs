@@ -36,6 +36,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "snapshot",
+        &[
+            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+        ],
+    ),
+    (
         "image",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
@@ -45,21 +51,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "fs",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "image",
+            "snapshot", "image",
         ],
     ),
     (
         "fuse",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "image", "fs",
+            "snapshot", "image", "fs",
         ],
     ),
     (
         "cli",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "image", "fs", "fuse",
+            "snapshot", "image", "fs", "fuse",
         ],
     ),
 ];

@@ -16,7 +16,7 @@ use super::database::{Loader, Tables};
 use super::keys::{self, Row, Table};
 use super::records::{Counters, ExtentRecord, InodeRecord, ObjectName};
 use super::{FIRST_GENERATION, Meta, MetaError, View};
-use crate::ids::{Generation, Ino};
+use crate::ids::{Generation, Ino, ViewId};
 use crate::meta::page_set::PageSet;
 use crate::sealed::MetaFile;
 
@@ -95,15 +95,20 @@ impl<'a> Copy<'a> {
     }
 
     fn counters(&self, limit_bytes: u64) -> Counters {
+        let source = self.source.counters();
         Counters {
             clean: true,
             generation: Generation(FIRST_GENERATION.0 + 1),
             frozen: FIRST_GENERATION,
+            next_ino: source.next_ino,
+            folder: source.folder,
             next_garbage: 0,
             used_pages: self.copied.used_pages,
             inodes: self.copied.inodes,
             limit_bytes,
-            ..self.source.counters()
+            hash_key: source.hash_key,
+            restoring: Generation(0),
+            newest_view: ViewId::LIVE,
         }
     }
 
@@ -244,8 +249,5 @@ fn insert(
 
 /// The inode that a logical key begins with.
 fn ino_of(logical: &[u8]) -> Result<Ino, MetaError> {
-    let (ino, _) = logical
-        .split_first_chunk::<8>()
-        .ok_or(MetaError::Corrupt("key"))?;
-    Ok(Ino(u64::from_be_bytes(*ino)))
+    keys::ino_of(logical).ok_or(MetaError::Corrupt("key"))
 }

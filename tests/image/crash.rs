@@ -15,6 +15,7 @@ fn small() -> (MemoryStore, Arc<tempfile::TempDir>, Tree) {
         let dir = fs.mkdir(&USER, ROOT, b"dir", 0o755).unwrap().node;
         put(fs, dir, "other", &[(PAGE, &pattern(2, 0, PAGE))]);
         fs.forget(dir, 1);
+        make_image(fs, "copy");
     });
     disk.at("copy");
     let tree = disk.tree("source");

@@ -135,7 +135,10 @@ fn check_case(case: &Case) {
     let key = |name: Option<&str>| name.map(|name| new_key_once(&disk, name));
     let (own, named) = (key(case.source), key(case.named));
     disk.create("source", own.as_ref());
-    disk.with("source", |fs| fill(fs, 1));
+    disk.with("source", |fs| {
+        fill(fs, 1);
+        make_image(fs, "copy");
+    });
     let before = disk.tree("source");
     let options = DeployOptions {
         customer_key: named.clone(),

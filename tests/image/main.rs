@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
 use bilayer::fs::types::{Fallocate, FileKind, NodeId, XattrMode};
+use bilayer::fs::views::{ViewError, ViewKind};
 use bilayer::image::{DeployOptions, Deployed, ImageError, Source, deploy};
 use bilayer::keys::KeyUri;
 use bilayer::meta::{Meta, View};
@@ -24,8 +25,6 @@ use bilayer::store::sub::SubStore;
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::{self, CreateOptions, OpenOptions, Volume, VolumeError};
 use support::{ADMIN, CHUNK, PAGE, ROOT, USER, pattern, quiet};
-
-const IMAGE: &str = "golden";
 
 /// One disk with several volumes, and the keystore of the machine.
 struct Disk {
@@ -95,6 +94,15 @@ impl Disk {
         self.with(name, tree)
     }
 
+    /// Everything an image holds.
+    fn tree_of(&self, name: &str, image: &str) -> Tree {
+        self.with(name, |fs| {
+            let mut found = Tree::new();
+            add(fs, find(fs, &format!(".images/{image}")), "", &mut found);
+            found
+        })
+    }
+
     /// Counts everything in a closed volume again.
     fn audit(&self, name: &str) -> support::audit::Found {
         support::audit::audit_volume(&self.volume(name, None).unwrap())
@@ -107,11 +115,13 @@ impl Disk {
         }
     }
 
-    /// Deploys what a closed volume holds now.
+    /// Makes an image of a closed volume and deploys it.
     fn deploy(&self, from: &str, to: &str) -> Deployed {
+        self.with(from, |fs| make_image(fs, to));
         self.deploy_with(from, to, &self.options()).unwrap()
     }
 
+    /// Deploys the image named as the new volume, of a closed volume.
     fn deploy_with(
         &self,
         from: &str,
@@ -120,19 +130,27 @@ impl Disk {
     ) -> Result<Deployed, ImageError> {
         let volume = self.volume(from, None)?;
         let meta = open_meta(&volume)?;
-        let generation = meta.counters().generation;
-        meta.freeze(generation);
+        let (_, image) = meta.find_view(ViewKind::Image, to).expect("an image");
+        meta.freeze(image.generation);
         meta.commit(meta.newest_batch(), &|| true)?;
         let source = Source {
             volume: &volume,
             meta: &meta,
-            view: View(generation),
-            image: IMAGE,
+            view: View(image.generation),
+            image: to,
         };
         let result = deploy(&source, self.at(to), options);
         // The deployment is what is asked about.
         let _ = meta.close();
         result
+    }
+}
+
+/// Makes an image where there is none of that name.
+fn make_image(fs: &Filesystem, name: &str) {
+    match fs.create_view(ViewKind::Image, name, None, "") {
+        Ok(_) | Err(ViewError::Exists { .. }) => {}
+        Err(error) => panic!("{name}: {error:?}"),
     }
 }
 
