@@ -77,13 +77,15 @@ pub fn import(
     target: Arc<dyn Store>,
     options: &ImportOptions,
 ) -> Result<Imported, ImageError> {
-    let mut opened = Opened::begin(from, options)?;
-    let renamed = options
-        .new_customer_key
-        .as_ref()
-        .map(|uri| customer::open(uri, &options.passphrase))
-        .transpose()
-        .map_err(VolumeError::from)?;
+    let (mut opened, renamed) = open_keys(from, options).inspect_err(|error| {
+        tracing::warn!(
+            target: "audit",
+            action = "import-image",
+            outcome = "refused",
+            kind = ?error.kind(),
+            reason = %error,
+        );
+    })?;
     let provenance = opened.header.provenance.clone();
     let inheritance = Inheritance {
         key_sets: opened.inherited.clone(),
@@ -113,6 +115,21 @@ pub fn import(
         inodes: received.inodes,
         bytes: received.used_pages * PAGE_BYTES as u64,
     })
+}
+
+/// All that keys are needed for; nothing was written when it fails.
+fn open_keys<'a>(
+    from: &'a mut dyn Read,
+    options: &ImportOptions,
+) -> Result<(Opened<'a>, Option<Box<dyn CustomerKeyProvider>>), ImageError> {
+    let opened = Opened::begin(from, options)?;
+    let renamed = options
+        .new_customer_key
+        .as_ref()
+        .map(|uri| customer::open(uri, &options.passphrase))
+        .transpose()
+        .map_err(VolumeError::from)?;
+    Ok((opened, renamed))
 }
 
 /// What has come, so far.

@@ -13,6 +13,8 @@ use bilayer::meta::records::Timespec;
 use bilayer::store::memory::MemoryStore;
 use bilayer::volume::KeyMode;
 
+pub(super) const IMAGE: &str = "golden";
+
 const MADE: Timespec = Timespec {
     secs: 1_700_000_000,
     nanos: 5,
@@ -29,23 +31,35 @@ pub(super) fn passphrase(disk: &Disk, name: &str, text: &str) -> PassphraseSourc
     PassphraseSource::File(path)
 }
 
-/// Exports what a closed volume holds now.
-pub(super) fn export_from(
+/// Makes an image of a closed volume, where there is none, and exports it.
+fn export_from(
+    disk: &Disk,
+    name: &str,
+    transport: Transport,
+) -> Result<(Vec<u8>, Exported), ImageError> {
+    disk.with(name, |fs| make_image(fs, IMAGE));
+    export_image(disk, name, transport)
+}
+
+/// Exports the image of a closed volume.
+pub(super) fn export_image(
     disk: &Disk,
     name: &str,
     transport: Transport,
 ) -> Result<(Vec<u8>, Exported), ImageError> {
     let volume = disk.volume(name, None)?;
     let meta = open_meta(&volume)?;
+    let (_, image) = meta.find_view(ViewKind::Image, IMAGE).expect("an image");
     let source = Source {
         volume: &volume,
         meta: &meta,
-        view: View(meta.counters().generation),
+        view: View(image.generation),
         image: IMAGE,
     };
     let mut stream = Vec::new();
     let result = export(&source, MADE, &ExportOptions { transport }, &mut stream);
-    meta.close()?;
+    // The export is what is asked about.
+    let _ = meta.close();
     result.map(|told| (stream, told))
 }
 
@@ -239,6 +253,29 @@ fn an_export_of_an_import_and_of_a_deployed_volume() {
     assert_eq!(epochs, [1, 2, 3, 4]);
 }
 
+/// What was written since the image was made stays at home, on top of what travels.
+#[test]
+fn an_image_of_the_past() {
+    let disk = Disk::new();
+    disk.create("source", None);
+    disk.with("source", |fs| {
+        fill(fs, 1);
+        make_image(fs, IMAGE);
+        put(fs, ROOT, "second", &[(5, &pattern(3, 0, 2 * PAGE))]);
+        put(fs, ROOT, "small", &[(0, &pattern(3, 0, 3000))]);
+        put(fs, ROOT, "new", &[(0, &pattern(3, 0, PAGE))]);
+        fs.unlink(ROOT, b"link").unwrap();
+    });
+    let (now, past) = (disk.tree("source"), disk.tree_of("source", IMAGE));
+    assert_ne!(now, past);
+    let (stream, _) = export_image(&disk, "source", Transport::Keystore).unwrap();
+    import_to(&disk, "copy", &stream, &import_options(&disk)).unwrap();
+    assert_eq!(disk.tree("copy"), past);
+    disk.audit("copy");
+    assert_eq!(disk.tree("source"), now);
+    assert_eq!(disk.tree_of("source", IMAGE), past);
+}
+
 #[test]
 fn sizes_are_inherited_or_given() {
     let disk = Disk::new();
@@ -250,6 +287,7 @@ fn sizes_are_inherited_or_given() {
         size_bytes: Some(size),
         ..disk.options()
     };
+    disk.with("source", |fs| make_image(fs, "limited"));
     disk.deploy_with("source", "limited", &limited).unwrap();
     let (stream, _) = export_from(&disk, "limited", Transport::Keystore).unwrap();
     import_to(&disk, "same", &stream, &import_options(&disk)).unwrap();

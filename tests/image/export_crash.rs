@@ -1,9 +1,9 @@
 //! The power fails, or the disk does, at every call of an export and of an import.
 
-use super::export::{export_from, import_options};
+use super::export::{IMAGE, export_image, import_options};
 use super::*;
 use bilayer::errno::Errno;
-use bilayer::image::{ImportOptions, Transport, import};
+use bilayer::image::{Transport, import};
 use bilayer::store::faulty::{Fault, WriteUnit};
 use bilayer::store::memory::MemoryStore;
 
@@ -23,10 +23,11 @@ impl Base {
             put(fs, ROOT, "small", &[(0, &pattern(1, 0, 700))]);
             put(fs, ROOT, "pages", &[(0, &pattern(1, 0, 3 * PAGE))]);
             put(fs, ROOT, "sparse", &[(PAGE, &pattern(2, 0, PAGE))]);
+            make_image(fs, IMAGE);
         });
         disk.at("copy");
         let expected = disk.tree("source");
-        let (stream, _) = export_from(&disk, "source", Transport::Keystore).unwrap();
+        let (stream, _) = export_image(&disk, "source", Transport::Keystore).unwrap();
         Self {
             store: disk.store.to_memory(),
             keystore: disk.keystore,
@@ -42,12 +43,8 @@ impl Base {
         }
     }
 
-    fn options(&self, disk: &Disk) -> ImportOptions {
-        import_options(disk)
-    }
-
     fn import(&self, disk: &Disk) -> Result<(), ImageError> {
-        import(&mut &*self.stream, disk.at("copy"), &self.options(disk)).map(drop)
+        import(&mut &*self.stream, disk.at("copy"), &import_options(disk)).map(drop)
     }
 
     /// The target is a whole volume or can be imported into.
@@ -125,7 +122,7 @@ fn a_cut_at_every_call_of_an_export() {
     for call in 1.. {
         let disk = base.disk(WriteUnit::Sector);
         disk.store.cut_at_call(call);
-        let made = export_from(&disk, "source", Transport::Keystore);
+        let made = export_image(&disk, "source", Transport::Keystore);
         let cut = disk.store.is_cut();
         for seed in 0..2 {
             let survivor = Disk {
@@ -150,7 +147,7 @@ fn an_error_at_every_call_of_an_export_leaves_the_volume() {
     for call in 1.. {
         let disk = base.disk(WriteUnit::Page);
         disk.store.fail_call(call, Fault::Error(Errno::EIO));
-        let made = export_from(&disk, "source", Transport::Keystore);
+        let made = export_image(&disk, "source", Transport::Keystore);
         let failed = disk.store.calls() >= call;
         disk.store.clear_faults();
         assert!(failed || made.is_ok(), "call {call}: {made:?}");
