@@ -32,6 +32,9 @@ pub struct Copied {
     pub used_pages: u64,
 }
 
+/// What is done with a logical key and its value.
+type Visit<'v, 'a> = dyn FnMut(&mut Copy<'a>, &[u8], &[u8]) -> Result<(), MetaError> + 'v;
+
 /// A copy under way.
 struct Copy<'a> {
     source: &'a Meta,
@@ -147,7 +150,7 @@ impl<'a> Copy<'a> {
         &mut self,
         table: Table,
         at_a_time: usize,
-        visit: &mut dyn FnMut(&mut Self, &[u8], &[u8]) -> Result<(), MetaError>,
+        visit: &mut Visit<'_, 'a>,
     ) -> Result<(), MetaError> {
         let mut low = Vec::new();
         loop {

@@ -5,8 +5,15 @@ mod crash;
 mod deploy;
 mod export;
 mod export_crash;
+mod disks;
 mod inheritance;
 
+#[allow(
+    dead_code,
+    reason = "shared with tests/mounted; each uses its part of it"
+)]
+#[path = "../support/real.rs"]
+mod real;
 #[path = "../support/mod.rs"]
 mod support;
 
