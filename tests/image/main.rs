@@ -3,9 +3,9 @@
 
 mod crash;
 mod deploy;
+mod disks;
 mod export;
 mod export_crash;
-mod disks;
 mod inheritance;
 
 #[allow(
