@@ -143,6 +143,8 @@ pub(crate) struct TransportContext {
 pub(crate) struct TransportKeys {
     infrastructure: TransportKey,
     customer: TransportCustomerKey,
+    /// They come from a passphrase, which may be the wrong one.
+    guessed: bool,
 }
 
 impl TransportKeys {
@@ -152,7 +154,7 @@ impl TransportKeys {
         customer: &PlatformCustomerKey,
         export: ExportId,
     ) -> Result<Self, KeyError> {
-        Self::derive(infrastructure.expose(), customer.expose(), export)
+        Self::derive(infrastructure.expose(), customer.expose(), export, false)
     }
 
     /// Under a passphrase, for a new export: draws the salt.
@@ -191,10 +193,15 @@ impl TransportKeys {
             ));
         }
         let root = argon2id(passphrase, cost, salt)?;
-        Self::derive(root.as_slice(), root.as_slice(), export)
+        Self::derive(root.as_slice(), root.as_slice(), export, true)
     }
 
-    fn derive(infrastructure: &[u8], customer: &[u8], export: ExportId) -> Result<Self, KeyError> {
+    fn derive(
+        infrastructure: &[u8],
+        customer: &[u8],
+        export: ExportId,
+        guessed: bool,
+    ) -> Result<Self, KeyError> {
         let mut key = Zeroizing::new([0; 32]);
         let info = info(Role::Infrastructure, export);
         infrastructure::hkdf_sha256(infrastructure, &info, key.as_mut_slice())
@@ -206,6 +213,7 @@ impl TransportKeys {
         Ok(Self {
             infrastructure,
             customer,
+            guessed,
         })
     }
 
@@ -234,10 +242,10 @@ impl TransportKeys {
     ) -> Result<InfrastructureDek, KeyError> {
         let role = Role::Infrastructure;
         let unwrap = || {
-            let (nonce, mut text, tag) = split(wrapped)?;
+            let (nonce, mut text, tag) = split(wrapped).ok_or_else(|| self.does_not_open())?;
             self.infrastructure_cipher()?
                 .open(&nonce, &additional_data(role, context), &tag, &mut text)
-                .map_err(|_| does_not_open())?;
+                .map_err(|_| self.does_not_open())?;
             keep(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
         };
         audited(role, context, unwrap())
@@ -268,13 +276,30 @@ impl TransportKeys {
     ) -> Result<CustomerDek, KeyError> {
         let role = Role::Customer;
         let unwrap = || {
-            let (nonce, mut text, tag) = split(wrapped)?;
+            let (nonce, mut text, tag) = split(wrapped).ok_or_else(|| self.does_not_open())?;
             self.customer_cipher()?
                 .open(&nonce, &additional_data(role, context), &tag, &mut text)
-                .map_err(|_| does_not_open())?;
+                .map_err(|_| self.does_not_open())?;
             keep(dek_of(role, context, &text).map(CustomerDek::from_bytes))
         };
         audited(role, context, unwrap())
+    }
+
+    /// Another passphrase and a header that was changed cannot be told apart.
+    fn does_not_open(&self) -> KeyError {
+        if self.guessed {
+            KeyError::new(
+                ErrorKind::WrongKey,
+                "the passphrase does not open the keys of the export",
+            )
+            .with_hint("try again with the right passphrase; or the export was changed")
+        } else {
+            KeyError::new(
+                ErrorKind::Tampered,
+                "the platform key does not open the keys of the export: it was changed",
+            )
+            .with_hint("fetch it again, or export the image anew")
+        }
     }
 
     fn infrastructure_cipher(&self) -> Result<InfrastructureKeys, KeyError> {
@@ -397,23 +422,10 @@ fn dek_of<'a, const N: usize>(
 type Parts = ([u8; NONCE_BYTES], Zeroizing<Vec<u8>>, [u8; TAG_BYTES]);
 
 /// Nonce, ciphertext (to be decrypted in place) and tag.
-fn split(wrapped: &[u8]) -> Result<Parts, KeyError> {
-    wrapped
-        .split_first_chunk::<NONCE_BYTES>()
-        .and_then(|(nonce, rest)| {
-            let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
-            Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
-        })
-        .ok_or_else(does_not_open)
-}
-
-/// Another passphrase, or a header that was changed: nobody can tell these apart.
-fn does_not_open() -> KeyError {
-    KeyError::new(
-        ErrorKind::WrongKey,
-        "a wrapped key of the export does not open",
-    )
-    .with_hint("the passphrase is another one, or the export was changed")
+fn split(wrapped: &[u8]) -> Option<Parts> {
+    let (nonce, rest) = wrapped.split_first_chunk::<NONCE_BYTES>()?;
+    let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
+    Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
 }
 
 fn audit(action: &str, outcome: &str, role: Role, context: &TransportContext) {
