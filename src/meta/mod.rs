@@ -19,6 +19,7 @@ pub mod page_set;
 mod permit;
 mod queries;
 pub mod records;
+pub mod trims;
 mod versions;
 mod views;
 
