@@ -392,16 +392,16 @@ fn not_json(error: serde_json::Error) -> VolumeError {
 }
 
 /// An epoch as a plain number, never 0.
-mod epoch_number {
+pub(crate) mod epoch_number {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     use crate::ids::Epoch;
 
-    pub(super) fn serialize<S: Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_u32(epoch.0)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Epoch, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Epoch, D::Error> {
         match u32::deserialize(from)? {
             0 => Err(D::Error::custom("epochs are counted from 1")),
             number => Ok(Epoch(number)),

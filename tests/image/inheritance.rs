@@ -18,7 +18,7 @@ use bilayer::volume::header::KeySetState;
 const META_STRIDE: usize = 4608;
 
 /// Makes an RSA key below the keystore's directory.
-fn new_key(disk: &Disk, name: &str) -> KeyUri {
+pub(super) fn new_key(disk: &Disk, name: &str) -> KeyUri {
     let path = disk.keystore.path().join(name);
     generate(&path, 2048, None).unwrap();
     KeyUri::from_file(&path).unwrap()
@@ -36,7 +36,7 @@ fn mixed(customer: &KeySet, infrastructure: &KeySet) -> Arc<KeySet> {
 }
 
 /// All parts that the live view of a closed volume names.
-fn parts(volume: &Volume) -> Vec<Part> {
+pub(super) fn parts(volume: &Volume) -> Vec<Part> {
     let meta = open_meta(volume).unwrap();
     let rows = meta
         .scan(Table::Extent, &[], &[0xFF; 9], View::LIVE, usize::MAX)
@@ -53,7 +53,7 @@ fn parts(volume: &Volume) -> Vec<Part> {
 }
 
 /// The epoch that the header of a sealed page says.
-fn epoch_of(page: &[u8]) -> u32 {
+pub(super) fn epoch_of(page: &[u8]) -> u32 {
     u32::from_le_bytes(page[44..48].try_into().unwrap())
 }
 
@@ -83,7 +83,7 @@ fn opening(volume: &Volume, part: &Part, set: &Arc<KeySet>) -> u32 {
 }
 
 /// Every page that `part` has is sealed under `set` in both layers, and says its epoch.
-fn check_part(volume: &Volume, part: &Part, set: &Arc<KeySet>, others: &[Arc<KeySet>]) {
+pub(super) fn check_part(volume: &Volume, part: &Part, set: &Arc<KeySet>, others: &[Arc<KeySet>]) {
     assert_eq!(part.id.epoch, set.epoch);
     let path = format!(
         "objects/{:08x}/{}",
@@ -110,7 +110,7 @@ fn check_part(volume: &Volume, part: &Part, set: &Arc<KeySet>, others: &[Arc<Key
 }
 
 /// Every page of the metadata is sealed under the active set.
-fn check_meta(volume: &Volume) {
+pub(super) fn check_meta(volume: &Volume) {
     let bytes = bytes_of(volume, volume::META_NAME);
     let written = bytes
         .chunks(META_STRIDE)

@@ -4,6 +4,8 @@
 mod crash;
 mod deploy;
 mod disks;
+mod export;
+mod export_crash;
 mod inheritance;
 
 #[allow(
