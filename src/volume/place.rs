@@ -28,7 +28,7 @@ const ATTEMPTS: usize = 8;
 /// What a directory is to a new volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ground {
-    /// Nothing is there.
+    /// Nothing is there, or a lock that nobody has written anything into but a mark.
     Free,
     /// Something that was cut off is there.
     LeftBehind,
@@ -228,6 +228,9 @@ fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
     let unmarked = contents.len() <= MARK.len() && contents.iter().all(|byte| *byte == 0);
     if contents != MARK && !(unmarked && entries.len() == 1) {
         return Err(occupied(first.as_ref()));
+    }
+    if entries.len() == 1 {
+        return Ok(Ground::Free);
     }
     if entries.iter().all(|(name, _)| name != OBJECTS_NAME) {
         return Ok(Ground::LeftBehind);

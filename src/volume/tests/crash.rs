@@ -140,3 +140,51 @@ fn what_a_power_cut_left_half_made_is_taken_over() {
         }
     }
 }
+
+/// What an attempt that was cut off just before the superblock leaves.
+fn half_made(keys: &Keys) -> crate::store::memory::MemoryStore {
+    let store = FaultyStore::new();
+    store.fail_when(
+        |call| call.path.as_str() == "volume.json.new" && call.kind == CallKind::Create,
+        Fault::Error(Errno::EIO),
+    );
+    // Nor can it be taken away.
+    store.fail_kind(CallKind::Unlink, Fault::Error(Errno::EIO));
+    let made = create(
+        Arc::new(store.clone()),
+        &keys.create_options(None),
+        &mut write_meta,
+    );
+    made.expect_err("no superblock");
+    store.restart_process();
+    store.sync_all().expect("sync");
+    let left = store.list(&StorePath::root()).expect("list");
+    assert_eq!(left.len(), 3, "{left:?}");
+    store.to_memory()
+}
+
+#[test]
+fn taking_over_survives_power_cuts_too() {
+    let keys = Keys::new();
+    let base = half_made(&keys);
+    for call in 1.. {
+        let store = FaultyStore::from_memory(&base, crate::store::faulty::WriteUnit::Sector);
+        store.cut_at_call(call);
+        let options = keys.create_options(None);
+        let made = create(Arc::new(store.clone()), &options, &mut write_meta);
+        for seed in 0..10 {
+            let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
+            let whole = keys.open(&survivor, None).is_ok();
+            assert!(whole || made.is_err(), "call {call}, seed {seed}");
+            if !whole {
+                keys.create(&survivor, None);
+            }
+            keys.open(&survivor, None).expect("open");
+            assert_eq!(read(&*survivor, &meta_path()), META);
+        }
+        if !store.is_cut() {
+            assert!(made.is_ok());
+            break;
+        }
+    }
+}
