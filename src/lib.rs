@@ -16,6 +16,7 @@ pub mod layers;
 pub mod meta;
 pub mod object;
 pub mod sealed;
+pub mod snapshot;
 pub mod store;
 pub mod sys;
 pub mod volume;

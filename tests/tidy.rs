@@ -36,23 +36,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "snapshot",
+        &[
+            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+        ],
+    ),
+    (
         "fs",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+            "snapshot",
         ],
     ),
     (
         "fuse",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "fs",
+            "snapshot", "fs",
         ],
     ),
     (
         "cli",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "fs", "fuse",
+            "snapshot", "fs", "fuse",
         ],
     ),
 ];

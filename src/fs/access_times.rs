@@ -5,8 +5,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::Filesystem;
 use super::types::{NodeId, Timespec};
+use super::{Filesystem, ViewsDirectory};
 use crate::errno::Errno;
 use crate::meta::Batch;
 use crate::meta::records::InodeRecord;
@@ -69,9 +69,11 @@ impl Filesystem {
     pub fn accessed(&self, node: NodeId) -> Result<bool, Errno> {
         let now = Timespec::now();
         let due = self.access_times.get().due(&self.inode(node)?, now);
-        if !due || self.is_read_only() || self.meta.check_writable().is_err() {
+        let may_change = node.is_live() && ViewsDirectory::of(node).is_none();
+        if !due || !may_change || self.is_read_only() || self.meta.check_writable().is_err() {
             return Ok(false);
         }
+        let _permit = self.meta.permit();
         let _inode = self.meta.lock_inode(node.ino());
         let mut batch = Batch::new();
         self.amend_inode(&mut batch, node.ino(), |record| record.atime = now)?;

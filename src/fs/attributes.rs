@@ -41,7 +41,7 @@ impl Filesystem {
         changes: &SetAttr,
         is_member: &dyn Fn(u32) -> bool,
     ) -> Result<Attr, Errno> {
-        self.begin_change(node)?;
+        self.check_change(node)?;
         let now = Timespec::now();
         let record = self.inode(node)?;
         let owner_changes = changes.uid.is_some() || changes.gid.is_some();
@@ -58,6 +58,7 @@ impl Filesystem {
         match changes.size {
             Some(size) => self.set_size(node, &record, size, changes, kill, now)?,
             None => {
+                let _permit = self.meta.permit();
                 let _inode = self.meta.lock_inode(node.ino());
                 let mut batch = Batch::new();
                 self.take_written(&mut batch, node)?;
@@ -115,7 +116,7 @@ impl Filesystem {
 
     /// Takes the set-id bits and capabilities off a file that somebody without rights writes.
     pub fn kill_privileges(&self, node: NodeId) -> Result<(), Errno> {
-        self.begin_change(node)?;
+        let _permit = self.begin_change(node)?;
         let record = self.inode(node)?;
         if without_privileges(record.perm) != record.perm {
             let _inode = self.meta.lock_inode(node.ino());
@@ -130,6 +131,7 @@ impl Filesystem {
     }
 
     fn drop_capability(&self, node: NodeId) -> Result<(), Errno> {
+        let _permit = self.meta.permit();
         let mut batch = Batch::new();
         self.meta
             .put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;

@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Filesystem, FsError};
 use crate::errno::Errno;
@@ -14,6 +14,9 @@ use crate::object::ObjectError;
 
 /// How often a commit waits for files that became ordered meanwhile before it keeps changes out.
 const ORDERED_ROUNDS: u32 = 4;
+
+/// How long what deleted views held is dropped before the next commit.
+const PURGE_TURN: Duration = Duration::from_millis(100);
 
 /// What the background thread is asked to do.
 #[derive(Debug, Default)]
@@ -35,6 +38,7 @@ impl Filesystem {
                 return Ok(());
             }
         }
+        let _permit = self.meta.permit();
         let _namespace = self.namespace.lock();
         loop {
             self.contents.sync_ordered()?;
@@ -120,7 +124,43 @@ impl Filesystem {
         }
         if let Err(error) = self.sync_everything() {
             tracing::error!(%error, "a commit in the background failed; changes wait in memory");
+        } else if self.purge_some() {
+            self.wake_background();
         }
+    }
+
+    /// Drops some of what only deleted views saw. True when more is left.
+    fn purge_some(&self) -> bool {
+        if self.is_read_only() || self.meta.check_writable().is_err() {
+            return false;
+        }
+        let begin = Instant::now();
+        let mut purge = self.purge.lock();
+        while begin.elapsed() < PURGE_TURN {
+            match purge.step(&self.meta) {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(error) => {
+                    tracing::error!(%error, "what deleted snapshots held could not be dropped yet");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Drops all that only deleted views saw and gives its room back, without waiting for the
+    /// background.
+    ///
+    /// # Errors
+    /// Not all of it could be.
+    pub fn finish_purge(&self) -> Result<(), FsError> {
+        while self.purge.lock().step(&self.meta)? {
+            if self.meta.pending_bytes() > self.options.pending_bytes {
+                self.commit_now()?;
+            }
+        }
+        self.sync_everything()
     }
 
     /// Ends that thread.

@@ -14,17 +14,13 @@ impl Filesystem {
     pub fn open_file(&self, caller: &Caller, node: NodeId, flags: i32) -> Result<Handle, Errno> {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if writable || flags & libc::O_TRUNC != 0 {
-            self.begin_change(node)?;
+            self.check_change(node)?;
         }
-        let record = self.inode(node)?;
-        match record.kind {
-            FileKind::Regular => {}
-            FileKind::Directory => return Err(Errno::EISDIR),
-            _ => return Err(Errno::ENXIO),
-        }
-        self.view(node)?;
-        let file = self.contents.file(node.ino())?;
-        self.references.opened(node.ino(), writable);
+        // In this order: a view that is being deleted is looked for in the opposite one.
+        self.references.opened(node, writable);
+        let file = self.file_to_open(node).inspect_err(|_| {
+            self.closed(node, writable);
+        })?;
         let handle = self.handle();
         let open = OpenFile {
             file,
@@ -43,6 +39,15 @@ impl Filesystem {
             }
         }
         Ok(handle)
+    }
+
+    fn file_to_open(&self, node: NodeId) -> Result<Arc<File>, Errno> {
+        let view = self.view(node)?;
+        match self.inode(node)?.kind {
+            FileKind::Regular => Ok(self.contents.file_in(view, node.ino())?),
+            FileKind::Directory => Err(Errno::EISDIR),
+            _ => Err(Errno::ENXIO),
+        }
     }
 
     /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
@@ -72,7 +77,7 @@ impl Filesystem {
         kill_privileges: bool,
         cached: bool,
     ) -> Result<usize, Errno> {
-        self.begin_change(node)?;
+        self.check_change(node)?;
         if kill_privileges {
             self.kill_privileges(node)?;
         }
@@ -115,11 +120,10 @@ impl Filesystem {
             return;
         };
         let writable = open.writable;
+        let view = open.file.view;
         drop(open);
-        self.contents.forget(node.ino());
-        if self.references.closed(node.ino(), writable) {
-            self.remove_or_defer(node.ino());
-        }
+        self.contents.forget_in(view, node.ino());
+        self.closed(node, writable);
     }
 
     /// Makes the file and its names durable.
@@ -142,7 +146,7 @@ impl Filesystem {
         len: u64,
         mode: Fallocate,
     ) -> Result<(), Errno> {
-        self.begin_change(node)?;
+        self.check_change(node)?;
         let file = self.file(node, handle)?;
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         if len == 0 {
@@ -177,6 +181,7 @@ impl Filesystem {
             self.contents
                 .truncate(&file, end, &mut |record| record.mtime = now)?;
         }
+        let _permit = self.meta.permit();
         let _inode = self.meta.lock_inode(node.ino());
         let mut batch = crate::meta::Batch::new();
         self.amend_inode(&mut batch, node.ino(), |record| {
@@ -190,7 +195,7 @@ impl Filesystem {
     /// True when the kernel may hold pages of the file that it has not sent: somebody has it open
     /// for writing, which a mapping keeps up too.
     pub fn may_be_dirty(&self, node: NodeId) -> bool {
-        self.references.has_writers(node.ino())
+        self.references.has_writers(node)
     }
 
     /// Copies within the volume; whole chunks share their objects. Returns the bytes copied.
@@ -202,7 +207,7 @@ impl Filesystem {
         to_offset: u64,
         len: u64,
     ) -> Result<u64, Errno> {
-        self.begin_change(to)?;
+        self.check_change(to)?;
         let overlaps = from_offset < to_offset.saturating_add(len)
             && to_offset < from_offset.saturating_add(len);
         if from == to && overlaps {
@@ -219,9 +224,9 @@ impl Filesystem {
     }
 
     fn regular(&self, node: NodeId) -> Result<Arc<File>, Errno> {
-        let record = self.inode(node)?;
-        match record.kind {
-            FileKind::Regular => Ok(self.contents.file(node.ino())?),
+        let view = self.view(node)?;
+        match self.inode(node)?.kind {
+            FileKind::Regular => Ok(self.contents.file_in(view, node.ino())?),
             FileKind::Directory => Err(Errno::EISDIR),
             _ => Err(Errno::EINVAL),
         }
@@ -238,7 +243,9 @@ impl Filesystem {
     /// The file of a handle, or of the node where the kernel sends another handle or none.
     pub(super) fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
         match self.open_handle(handle) {
-            Ok(open) if open.file.ino == node.ino() => Ok(Arc::clone(&open.file)),
+            Ok(open) if open.file.ino == node.ino() && open.file.view == self.view(node)? => {
+                Ok(Arc::clone(&open.file))
+            }
             _ => self.regular(node),
         }
     }

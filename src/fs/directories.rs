@@ -4,6 +4,7 @@
 //! others come and go. Positions 0 and 1 are `.` and `..`; an entry with hash h is at h + 2.
 
 use super::Filesystem;
+use super::ViewsDirectory;
 use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
 use crate::errno::Errno;
 use crate::ids::Ino;
@@ -18,20 +19,31 @@ const FIRST_NAME: u64 = 2;
 impl Filesystem {
     /// Opens a directory.
     pub fn open_dir(&self, node: NodeId) -> Result<Handle, Errno> {
-        if self.inode(node)?.kind != FileKind::Directory {
-            return Err(Errno::ENOTDIR);
+        // In this order: a view that is being deleted is looked for in the opposite one.
+        self.references.opened(node, false);
+        let found = self.inode(node);
+        let result = match found {
+            Ok(record) if record.kind == FileKind::Directory => Ok(self.handle()),
+            Ok(_) => Err(Errno::ENOTDIR),
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(handle) => drop(self.open_directories.lock().insert(handle.0, node)),
+            Err(_) => self.closed(node, false),
         }
-        let handle = self.handle();
-        self.references.opened(node.ino(), false);
-        self.open_directories.lock().insert(handle.0, node.ino());
-        Ok(handle)
+        result
     }
 
     /// Closes a directory.
     pub fn release_dir(&self, node: NodeId, handle: Handle) {
-        if self.open_directories.lock().remove(&handle.0).is_some()
-            && self.references.closed(node.ino(), false)
-        {
+        if self.open_directories.lock().remove(&handle.0).is_some() {
+            self.closed(node, false);
+        }
+    }
+
+    /// Something is open no longer.
+    pub(super) fn closed(&self, node: NodeId, writable: bool) {
+        if self.references.closed(node, writable) {
             self.remove_or_defer(node.ino());
         }
     }
@@ -60,6 +72,10 @@ impl Filesystem {
             if !emit(&entry) {
                 return Ok(());
             }
+        }
+        if let Some(directory) = ViewsDirectory::of(node) {
+            self.list_views(directory, offset, emit);
+            return Ok(());
         }
         let high = keys::after_ino(node.ino());
         let mut low = keys::dirent_from(node.ino(), offset.saturating_sub(FIRST_NAME));
@@ -111,7 +127,7 @@ impl Filesystem {
             };
             let counted = !matches!(entry.name, b"." | b"..");
             if counted {
-                self.references.looked_up(entry.node.ino());
+                self.references.looked_up(entry.node);
             }
             let taken = emit(entry, &attr);
             if counted && !taken {

@@ -138,6 +138,9 @@ impl Filesystem {
             down: AtomicBool::new(false),
             remounting: Mutex::new(()),
             access_times,
+            viewing: Mutex::default(),
+            purge: Mutex::default(),
+            cache: RwLock::default(),
         });
         if !this.options.read_only {
             this.take_into_use()?;

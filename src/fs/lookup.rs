@@ -15,6 +15,9 @@ impl Filesystem {
             return Err(Errno::ENAMETOOLONG);
         }
         let view = self.view(parent)?;
+        if let Some(node) = self.lookup_views(parent, name)? {
+            return self.getattr(node);
+        }
         let ino = match name {
             b"." => parent.ino(),
             b".." => self.parent_of(parent)?,
@@ -28,13 +31,13 @@ impl Filesystem {
         };
         let node = NodeId::new(parent.view(), ino);
         let attr = self.getattr(node)?;
-        self.references.looked_up(ino);
+        self.references.looked_up(node);
         Ok(attr)
     }
 
     /// The kernel drops `count` references.
     pub fn forget(&self, node: NodeId, count: u64) {
-        if self.references.forgotten(node.ino(), count) {
+        if self.references.forgotten(node, count) {
             self.remove_or_defer(node.ino());
         }
     }
@@ -43,7 +46,7 @@ impl Filesystem {
     pub fn getattr(&self, node: NodeId) -> Result<Attr, Errno> {
         // A file is forgotten only after it has published what it knows: asked in this order, a
         // file that is not in memory any more has said it all in the record.
-        let live = self.contents.live(node.ino());
+        let live = self.live(node);
         let record = self.inode(node)?;
         Ok(self.attr_with(node, &record, live))
     }
@@ -70,7 +73,12 @@ impl Filesystem {
 
     /// What `stat` shows, from the record and from what of a live file is not in it yet.
     pub(super) fn attr(&self, node: NodeId, record: &InodeRecord) -> Attr {
-        self.attr_with(node, record, self.contents.live(node.ino()))
+        self.attr_with(node, record, self.live(node))
+    }
+
+    fn live(&self, node: NodeId) -> Option<LiveAttr> {
+        let live = node.is_live().then(|| self.contents.live(node.ino()));
+        live.flatten()
     }
 
     fn attr_with(&self, node: NodeId, record: &InodeRecord, live: Option<LiveAttr>) -> Attr {
@@ -114,8 +122,12 @@ impl Filesystem {
     /// the kernel may hold contents that it has not sent, and what has no unit at all is taken for
     /// a hole by programs that look for holes that way (`tar --sparse`).
     fn units_without_pages(&self, node: NodeId, size: u64) -> u64 {
-        let held = u64::from(self.references.has_writers(node.ino()));
-        let inline = size <= INLINE_BYTES || self.contents.is_inline(node.ino());
+        let held = u64::from(self.references.has_writers(node));
+        let is_inline = || {
+            let view = self.view(node);
+            view.is_ok_and(|view| self.contents.is_inline(view, node.ino()))
+        };
+        let inline = size <= INLINE_BYTES || is_inline();
         if inline {
             held.max(size.min(INLINE_BYTES).div_ceil(UNIT_BYTES))
         } else {

@@ -25,6 +25,8 @@ mod room;
 mod seek;
 mod shutdown;
 pub mod types;
+pub mod views;
+mod views_directory;
 mod xattrs;
 
 use std::collections::HashMap;
@@ -35,15 +37,17 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::errno::Errno;
-use crate::ids::{Ino, ViewId};
+use crate::ids::Ino;
 use crate::meta::records::InodeRecord;
-use crate::meta::{Meta, MetaError, View};
+use crate::meta::{Meta, MetaError, Permit, View};
 use crate::object::{Contents, File, ObjectError};
 use crate::sealed::SealedError;
+use crate::snapshot::purge::Purge;
 use crate::volume::Volume;
 use access_times::AccessTimesNow;
 use references::References;
 use types::{Handle, NodeId};
+use views_directory::ViewsDirectory;
 
 pub use access_times::AccessTimes;
 pub use lifecycle::Usage;
@@ -142,7 +146,7 @@ pub struct Filesystem {
     namespace: Mutex<()>,
     references: References,
     open_files: RwLock<HashMap<u64, Arc<OpenFile>>>,
-    open_directories: Mutex<HashMap<u64, Ino>>,
+    open_directories: Mutex<HashMap<u64, NodeId>>,
     next_handle: AtomicU64,
     /// Inodes that are to be removed in the background.
     doomed: Mutex<Vec<Ino>>,
@@ -158,33 +162,71 @@ pub struct Filesystem {
     /// Held while `held` changes.
     remounting: Mutex<()>,
     access_times: AccessTimesNow,
+    /// Held while views are taken, renamed or deleted.
+    viewing: Mutex<()>,
+    purge: Mutex<Purge>,
+    cache: RwLock<Option<Arc<dyn KernelCache>>>,
+}
+
+/// What holds copies of the filesystem's state in front of it: the kernel. Its calls may wait for
+/// requests to be answered, WRITE among them.
+pub trait KernelCache: Send + Sync + std::fmt::Debug {
+    /// Returns when nothing is held back any more of what was written to these files before.
+    fn write_back(&self, nodes: &[NodeId]);
+    /// Returns when nothing is remembered any more of these files and names (directory and name).
+    fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]);
 }
 
 impl Filesystem {
     fn view(&self, node: NodeId) -> Result<View, Errno> {
         self.check_up()?;
-        if node.view() == ViewId::LIVE {
+        if node.is_live() {
             Ok(View::LIVE)
         } else {
-            Err(Errno::ESTALE)
+            self.meta.view(node.view()).ok_or(Errno::ESTALE)
         }
     }
 
     /// The inode of a node.
     fn inode(&self, node: NodeId) -> Result<InodeRecord, Errno> {
-        self.meta
-            .inode(node.ino(), self.view(node)?)?
-            .ok_or(Errno::ESTALE)
+        let view = self.view(node)?;
+        if let Some(directory) = ViewsDirectory::of(node) {
+            return self.views_inode(directory);
+        }
+        self.meta.inode(node.ino(), view)?.ok_or(Errno::ESTALE)
     }
 
     /// `Err(EROFS)` where nothing may change, and room for one more change otherwise.
-    fn begin_change(&self, node: NodeId) -> Result<(), Errno> {
+    fn check_change(&self, node: NodeId) -> Result<(), Errno> {
         self.check_up()?;
-        if self.is_read_only() || node.view() != ViewId::LIVE {
+        if self.is_read_only() || !node.is_live() {
             return Err(Errno::EROFS);
+        }
+        if ViewsDirectory::of(node).is_some() {
+            return Err(Errno::EPERM);
         }
         self.meta.check_writable()?;
         self.relieve_pressure()
+    }
+
+    /// The same, and the right to change it, which is to be held until the change is applied.
+    fn begin_change(&self, node: NodeId) -> Result<Permit<'_>, Errno> {
+        self.check_change(node)?;
+        Ok(self.meta.permit())
+    }
+
+    /// Connects it with the cache that is in front of it.
+    pub fn attach(&self, cache: Arc<dyn KernelCache>) {
+        *self.cache.write() = Some(cache);
+    }
+
+    /// There is no cache in front of it any more.
+    pub fn detach(&self) {
+        *self.cache.write() = None;
+    }
+
+    fn cache(&self) -> Option<Arc<dyn KernelCache>> {
+        self.cache.read().clone()
     }
 
     fn handle(&self) -> Handle {

@@ -1,7 +1,8 @@
 //! Making and removing names.
 
 use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec};
-use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, check_name};
+use super::views_directory::{check_free, check_removable};
+use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, ViewsDirectory, check_name};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::keys::Table;
@@ -54,6 +55,9 @@ impl Filesystem {
         name: &[u8],
         mode: u32,
     ) -> Result<Attr, Errno> {
+        if let Some(directory) = ViewsDirectory::of(parent) {
+            return self.make_view(caller, directory, name);
+        }
         let perm = (mode & 0o7777) as u16;
         let new = NewInode {
             kind: FileKind::Directory,
@@ -117,7 +121,8 @@ impl Filesystem {
         new: &NewInode<'_>,
     ) -> Result<Attr, Errno> {
         check_name(name)?;
-        self.begin_change(parent)?;
+        check_free(parent, name)?;
+        let _permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let _namespace = self.namespace.lock();
         let _parent = self.meta.lock_inode(parent.ino());
@@ -171,8 +176,8 @@ impl Filesystem {
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         batch.inodes += 1;
         self.meta.apply(batch)?;
-        self.references.looked_up(ino);
         let node = NodeId::new(parent.view(), ino);
+        self.references.looked_up(node);
         Ok(self.attr(node, &record))
     }
 
@@ -197,8 +202,13 @@ impl Filesystem {
     /// Makes another name for an inode.
     pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
         check_name(name)?;
-        self.begin_change(parent)?;
-        self.begin_change(node)?;
+        check_free(parent, name)?;
+        // Between views as between filesystems.
+        if node.is_live() != parent.is_live() {
+            return Err(Errno::EXDEV);
+        }
+        self.check_change(node)?;
+        let _permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let _namespace = self.namespace.lock();
         let _inodes = self.meta.lock_inodes(&[parent.ino(), node.ino()]);
@@ -227,14 +237,15 @@ impl Filesystem {
         self.meta.put_inode(&mut batch, node.ino(), &record)?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         self.meta.apply(batch)?;
-        self.references.looked_up(node.ino());
+        self.references.looked_up(node);
         Ok(self.attr(node, &record))
     }
 
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         check_name(name)?;
-        self.begin_change(parent)?;
+        check_removable(parent, name)?;
+        let permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let orphan = {
             let _namespace = self.namespace.lock();
@@ -251,6 +262,7 @@ impl Filesystem {
             self.meta.apply(batch)?;
             orphan
         };
+        drop(permit);
         self.after_drop(orphan);
         Ok(())
     }
@@ -262,7 +274,11 @@ impl Filesystem {
             b".." => return Err(Errno::ENOTEMPTY),
             _ => check_name(name)?,
         }
-        self.begin_change(parent)?;
+        check_removable(parent, name)?;
+        if let Some(directory) = ViewsDirectory::of(parent) {
+            return self.drop_view(directory, name);
+        }
+        let permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let orphan = {
             let _namespace = self.namespace.lock();
@@ -283,6 +299,7 @@ impl Filesystem {
             self.meta.apply(batch)?;
             orphan
         };
+        drop(permit);
         self.after_drop(orphan);
         Ok(())
     }

@@ -1,10 +1,12 @@
-//! Who still needs an inode: the kernel (lookups not yet forgotten) and open files.
+//! Who still needs an inode: the kernel (lookups not yet forgotten) and open files. What a kept view
+//! shows stays without that; of those it is counted how much is open in them.
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use crate::ids::Ino;
+use super::types::NodeId;
+use crate::ids::{Ino, ViewId};
 
 #[derive(Debug, Default)]
 struct Count {
@@ -20,34 +22,55 @@ impl Count {
     }
 }
 
-/// References to inodes of the live view.
+/// References to inodes of the live view, and to kept views.
 #[derive(Debug, Default)]
-pub(super) struct References(Mutex<HashMap<Ino, Count>>);
+pub(super) struct References {
+    live: Mutex<HashMap<Ino, Count>>,
+    /// Open files and directories of kept views.
+    kept: Mutex<HashMap<ViewId, u64>>,
+}
 
 impl References {
     /// The kernel learned of the inode.
-    pub(super) fn looked_up(&self, ino: Ino) {
-        self.0.lock().entry(ino).or_default().lookups += 1;
+    pub(super) fn looked_up(&self, node: NodeId) {
+        if node.is_live() {
+            self.live.lock().entry(node.ino()).or_default().lookups += 1;
+        }
     }
 
     /// The inode was opened.
-    pub(super) fn opened(&self, ino: Ino, writable: bool) {
-        let mut counts = self.0.lock();
-        let count = counts.entry(ino).or_default();
+    pub(super) fn opened(&self, node: NodeId, writable: bool) {
+        if !node.is_live() {
+            *self.kept.lock().entry(node.view()).or_default() += 1;
+            return;
+        }
+        let mut counts = self.live.lock();
+        let count = counts.entry(node.ino()).or_default();
         count.opens += 1;
         count.writers += u64::from(writable);
     }
 
     /// The kernel forgot some lookups. True when the inode is an orphan that nobody needs now.
-    pub(super) fn forgotten(&self, ino: Ino, lookups: u64) -> bool {
-        self.release(ino, |count| {
-            count.lookups = count.lookups.saturating_sub(lookups);
-        })
+    pub(super) fn forgotten(&self, node: NodeId, lookups: u64) -> bool {
+        node.is_live()
+            && self.release(node.ino(), |count| {
+                count.lookups = count.lookups.saturating_sub(lookups);
+            })
     }
 
     /// An open file was closed. True when the inode is an orphan that nobody needs now.
-    pub(super) fn closed(&self, ino: Ino, writable: bool) -> bool {
-        self.release(ino, |count| {
+    pub(super) fn closed(&self, node: NodeId, writable: bool) -> bool {
+        if !node.is_live() {
+            let mut kept = self.kept.lock();
+            if let Some(count) = kept.get_mut(&node.view()) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    kept.remove(&node.view());
+                }
+            }
+            return false;
+        }
+        self.release(node.ino(), |count| {
             count.opens = count.opens.saturating_sub(1);
             count.writers = count.writers.saturating_sub(u64::from(writable));
         })
@@ -55,7 +78,7 @@ impl References {
 
     /// The inode lost its last name. True when nobody needs it.
     pub(super) fn orphaned(&self, ino: Ino) -> bool {
-        let mut counts = self.0.lock();
+        let mut counts = self.live.lock();
         match counts.get_mut(&ino) {
             Some(count) => {
                 count.orphan = true;
@@ -66,15 +89,26 @@ impl References {
     }
 
     /// True when somebody has the inode open for writing.
-    pub(super) fn has_writers(&self, ino: Ino) -> bool {
-        self.0
-            .lock()
-            .get(&ino)
-            .is_some_and(|count| count.writers > 0)
+    pub(super) fn has_writers(&self, node: NodeId) -> bool {
+        let counts = self.live.lock();
+        let count = counts.get(&node.ino()).filter(|_| node.is_live());
+        count.is_some_and(|count| count.writers > 0)
+    }
+
+    /// Inodes that somebody has open for writing.
+    pub(super) fn writers(&self) -> Vec<NodeId> {
+        let counts = self.live.lock();
+        let writers = counts.iter().filter(|(_, count)| count.writers > 0);
+        writers.map(|(ino, _)| NodeId::live(*ino)).collect()
+    }
+
+    /// True when a file or directory of the kept view is open.
+    pub(super) fn view_in_use(&self, view: ViewId) -> bool {
+        self.kept.lock().contains_key(&view)
     }
 
     fn release(&self, ino: Ino, change: impl FnOnce(&mut Count)) -> bool {
-        let mut counts = self.0.lock();
+        let mut counts = self.live.lock();
         let Some(count) = counts.get_mut(&ino) else {
             return false;
         };

@@ -31,8 +31,11 @@ impl Filesystem {
         if flags.exchange && (flags.no_replace || flags.whiteout) {
             return Err(Errno::EINVAL);
         }
-        self.begin_change(parent)?;
-        self.begin_change(new_parent)?;
+        if let Some(done) = self.rename_of_view((parent, name), (new_parent, new_name), flags) {
+            return done;
+        }
+        self.check_change(new_parent)?;
+        let permit = self.begin_change(parent)?;
         let (from, to) = (
             Place { parent, name },
             Place {
@@ -48,6 +51,7 @@ impl Filesystem {
                 self.move_over(caller, from, to, flags)?
             }
         };
+        drop(permit);
         self.after_drop(orphan);
         Ok(())
     }

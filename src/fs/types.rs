@@ -21,6 +21,27 @@ impl NodeId {
         Self(((view.0 as u64) << 48) | (ino.0 & ((1 << 48) - 1)))
     }
 
+    /// An inode of the live view.
+    pub const fn live(ino: Ino) -> Self {
+        Self::new(ViewId::LIVE, ino)
+    }
+
+    /// True for what is there now, and not as a kept view shows it.
+    pub const fn is_live(self) -> bool {
+        self.view().0 == ViewId::LIVE.0
+    }
+
+    /// True for a directory that holds kept views, and for what one shows as its root: what is
+    /// known of those under their names may change at any time.
+    pub fn is_of_views(self) -> bool {
+        self.holds_views() || (!self.is_live() && self.ino() == Ino::ROOT)
+    }
+
+    /// True for a directory that holds kept views: making, removing and renaming in it takes long.
+    pub fn holds_views(self) -> bool {
+        super::ViewsDirectory::of(self).is_some()
+    }
+
     /// The view.
     pub const fn view(self) -> ViewId {
         ViewId((self.0 >> 48) as u16)

@@ -42,7 +42,7 @@ impl Filesystem {
         is_member: &dyn Fn(u32) -> bool,
     ) -> Result<(), Errno> {
         check_name(name)?;
-        self.begin_change(node)?;
+        let _permit = self.begin_change(node)?;
         if value.len() > VALUE_BYTES_MAX {
             return Err(Errno::E2BIG);
         }
@@ -136,7 +136,7 @@ impl Filesystem {
     /// Removes an attribute.
     pub fn remove_xattr(&self, _caller: &Caller, node: NodeId, name: &[u8]) -> Result<(), Errno> {
         check_name(name)?;
-        self.begin_change(node)?;
+        let _permit = self.begin_change(node)?;
         let _inode = self.meta.lock_inode(node.ino());
         if self.value(node, name)?.is_none() {
             // There is always an access ACL: the mode. Linux takes away what is not there.

@@ -25,22 +25,23 @@ use super::capabilities;
 use super::convert;
 use super::dispatch::Dispatch;
 use super::groups::groups_of;
+use super::ioctl;
 use super::notify::Notices;
-use super::replies::{REMEMBER, Refuse, answer, send_attr, send_entry, send_ok, send_sized};
+use super::replies::{
+    REMEMBER, Refuse, answer, remember, remember_absence, send_attr, send_entry, send_ok,
+    send_sized,
+};
+use super::views;
 use super::workers::{Lane, with_scratch};
 use crate::errno::Errno;
 use crate::fs::Filesystem;
 use crate::fs::types::{Handle, NodeId};
-use crate::sys::identity::effective_user;
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
 /// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
 /// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
 const COPY_BYTES: u64 = 1 << 30;
-/// `_IOR('X', 125, __u32)` of `linux/fs.h` and XFS. The kernel does not hand on the number behind it,
-/// how much to make durable first, since the command's name says that it is read: nothing is.
-const FS_IOC_SHUTDOWN: u32 = 0x8004_587d;
 /// How a session is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct AdapterOptions {
@@ -116,7 +117,10 @@ impl fuser::Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.dispatch.inline("lookup", request, |fs| {
             match fs.lookup(node(parent), name.as_bytes()) {
-                Err(Errno::ENOENT) => reply.entry(&REMEMBER, &convert::absent(), Generation(0)),
+                Err(Errno::ENOENT) => {
+                    let time = remember_absence(node(parent));
+                    reply.entry(&time, &convert::absent(), Generation(0));
+                }
                 result => answer(reply, result, send_entry),
             }
         });
@@ -207,6 +211,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let caller = convert::caller(request, self.umask(umask));
+        if node(parent).holds_views() {
+            return views::make(&self.dispatch, request, (caller, node(parent), name), reply);
+        }
         self.dispatch.inline("mkdir", request, |fs| {
             let made = fs.mkdir(&caller, node(parent), name.as_bytes(), mode);
             answer(reply, made, send_entry);
@@ -220,6 +227,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if node(parent).holds_views() {
+            return views::remove(&self.dispatch, request, (node(parent), name), reply);
+        }
         self.dispatch.inline("rmdir", request, |fs| {
             answer(reply, fs.rmdir(node(parent), name.as_bytes()), send_ok);
         });
@@ -424,7 +434,10 @@ impl fuser::Filesystem for Adapter {
                 self.accessed(ino, fs.accessed(node(ino)));
             }
             answer(reply, opened, |reply, opened| {
-                let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+                let mut flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+                if node(ino).holds_views() {
+                    flags = FopenFlags::empty();
+                }
                 reply.opened(FileHandle(opened.0), flags);
             });
         });
@@ -458,15 +471,8 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("readdirplus", request, |fs| {
             let result = fs.read_dir_plus(node(ino), handle(fh), offset, &mut |entry, attr| {
                 let (ino, name) = (INodeNo(entry.node.0), OsStr::from_bytes(entry.name));
-                let attr = convert::file_attr(attr);
-                !reply.add(
-                    ino,
-                    entry.next_offset,
-                    name,
-                    &REMEMBER,
-                    &attr,
-                    Generation(0),
-                )
+                let (time, attr) = (remember(entry.node), convert::file_attr(attr));
+                !reply.add(ino, entry.next_offset, name, &time, &attr, Generation(0))
             });
             answer(reply, result, |reply, ()| reply.ok());
         });
@@ -600,16 +606,7 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        if command != FS_IOC_SHUTDOWN {
-            return reply.refuse(Errno::ENOTTY);
-        }
-        if ![0, effective_user()].contains(&request.uid()) {
-            return reply.refuse(Errno::EPERM);
-        }
-        self.dispatch.inline("shutdown", request, |fs| {
-            fs.shut_down();
-            reply.ioctl(0, &[]);
-        });
+        ioctl::obey(&self.dispatch, request, command, reply);
     }
 
     fn fallocate(

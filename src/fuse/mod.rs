@@ -26,10 +26,12 @@ mod convert;
 mod dispatch;
 mod follow;
 mod groups;
+mod ioctl;
 pub mod mountinfo;
 mod mountpoint;
 mod notify;
 mod replies;
+mod views;
 mod workers;
 
 pub use mountpoint::unmount;
@@ -113,8 +115,13 @@ pub fn mount(
     ready: impl FnOnce(),
 ) -> Result<(), FuseError> {
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
-    let dispatch = Dispatch::new(filesystem, Arc::clone(&workers), options.follow_caller);
     let notices = Arc::new(Notices::default());
+    filesystem.attach(Arc::clone(&notices) as _);
+    let dispatch = Dispatch::new(
+        Arc::clone(&filesystem),
+        Arc::clone(&workers),
+        options.follow_caller,
+    );
     let adapter = Adapter::new(
         dispatch,
         AdapterOptions {
@@ -126,6 +133,7 @@ pub fn mount(
     );
     let result = serve(adapter, dir, options, &notices, signals, ready);
     workers.finish();
+    filesystem.detach();
     result
 }
 

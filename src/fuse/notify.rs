@@ -4,11 +4,16 @@
 //! inode writes them back first, and the call returns when the WRITEs have been answered: that is
 //! why it must not be made by the reading thread, and why a worker must be free for WRITE.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use fuser::{INodeNo, Notifier};
+
+use crate::fs::KernelCache;
+use crate::fs::types::NodeId;
 
 /// An inode to write back, and where to say that it is done.
 type Wish = (INodeNo, SyncSender<()>);
@@ -55,6 +60,27 @@ impl Notices {
             && let Err(error) = channels.notifier.inval_inode(ino, -1, 0)
         {
             tracing::debug!(ino = ino.0, %error, "attributes not forgotten");
+        }
+    }
+}
+
+impl KernelCache for Notices {
+    fn write_back(&self, nodes: &[NodeId]) {
+        for node in nodes {
+            Self::write_back(self, INodeNo(node.0));
+        }
+    }
+
+    /// Not to be called by a thread that serves requests: the kernel waits for those.
+    fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]) {
+        let Some(channels) = self.0.get() else { return };
+        for (directory, name) in names {
+            let name = OsStr::from_bytes(name);
+            // What the kernel does not know, it need not forget.
+            let _ = channels.notifier.inval_entry(INodeNo(directory.0), name);
+        }
+        for node in nodes {
+            let _ = channels.notifier.inval_inode(INodeNo(node.0), 0, 0);
         }
     }
 }

@@ -10,10 +10,32 @@ use fuser::{
 
 use super::convert;
 use crate::errno::Errno;
-use crate::fs::types::Attr;
+use crate::fs::types::{Attr, NodeId};
 
 /// How long the kernel may keep what it was told.
 pub(super) const REMEMBER: Duration = Duration::from_secs(24 * 60 * 60);
+/// What is asked for anew every time.
+const NOT_AT_ALL: Duration = Duration::ZERO;
+
+/// How long the kernel may keep what it is told of a node. Views come and go also by other ways than
+/// through the mount.
+pub(super) fn remember(node: NodeId) -> Duration {
+    if node.is_of_views() {
+        NOT_AT_ALL
+    } else {
+        REMEMBER
+    }
+}
+
+/// How long it may keep that a directory has no such name.
+pub(super) fn remember_absence(parent: NodeId) -> Duration {
+    if parent.holds_views() {
+        NOT_AT_ALL
+    } else {
+        REMEMBER
+    }
+}
+
 fn fuser_errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.code())
 }
@@ -60,12 +82,16 @@ pub(super) fn answer<R: Refuse, T>(reply: R, result: Result<T, Errno>, accept: i
 
 /// A name and what it stands for.
 pub(super) fn send_entry(reply: ReplyEntry, attr: Attr) {
-    reply.entry(&REMEMBER, &convert::file_attr(&attr), Generation(0));
+    reply.entry(
+        &remember(attr.node),
+        &convert::file_attr(&attr),
+        Generation(0),
+    );
 }
 
 /// Attributes.
 pub(super) fn send_attr(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&REMEMBER, &convert::file_attr(&attr));
+    reply.attr(&remember(attr.node), &convert::file_attr(&attr));
 }
 
 /// Done.

@@ -5,10 +5,8 @@ use std::sync::atomic::Ordering;
 
 use super::keys::{self, Table};
 use super::overlay::Overlay;
-use super::records::{
-    DirentRecord, ExtentRecord, InodeRecord, ObjectName, TOMBSTONE, encode_xattr,
-};
-use super::{Batch, FIRST_GENERATION, HEADROOM_BYTES, Meta, MetaError, View};
+use super::records::{DirentRecord, ExtentRecord, InodeRecord, ObjectName, encode_xattr};
+use super::{Batch, HEADROOM_BYTES, Meta, MetaError, View};
 use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Ino};
 
@@ -17,40 +15,6 @@ use crate::ids::{ChunkIndex, Ino};
 pub struct BatchNumber(pub u64);
 
 impl Meta {
-    /// Adds "the record of `logical` is now `value`" (`None`: it is gone) to the batch.
-    ///
-    /// The record is written under the live generation. Records of older generations stay: they
-    /// belong to the views that see them, and go with those. A delete leaves a tombstone where
-    /// an older record would otherwise come to light.
-    fn write(
-        &self,
-        batch: &mut Batch,
-        table: Table,
-        logical: &[u8],
-        value: Option<Vec<u8>>,
-    ) -> Result<(), MetaError> {
-        let generation = self.counters_generation();
-        let key = keys::versioned(logical, generation);
-        if generation == FIRST_GENERATION {
-            batch.change(table, key, value);
-            return Ok(());
-        }
-        let older = self.newest(
-            table,
-            logical,
-            View(crate::ids::Generation(generation.0 - 1)),
-        )?;
-        match (older, value) {
-            (Some(_), None) => batch.change(table, key, Some(TOMBSTONE.to_vec())),
-            (_, value) => batch.change(table, key, value),
-        }
-        Ok(())
-    }
-
-    fn counters_generation(&self) -> crate::ids::Generation {
-        self.state.read().counters.generation
-    }
-
     /// Sets an inode.
     pub fn put_inode(
         &self,

@@ -11,7 +11,8 @@
 //! | `dirent` | parent ino (8), name hash (8), name, NUL | yes | ino (8), kind (1) |
 //! | `xattr` | ino (8), name, NUL | yes | the value |
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
-//! | `view` | view id (2) | no | reserved for kept views |
+//! | `view` | view id (2) | no | a kept view |
+//! | `change` | generation (8), table (1), logical key | no | one byte, 1: first written in that generation while a view was kept |
 //! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
 //! | `counters` | empty | no | counters |
@@ -21,7 +22,7 @@
 //! It gives every entry a position that stays where it is when others come and go, which is what
 //! `telldir` and `seekdir` need; a secret key keeps users from making names that collide.
 
-use crate::ids::{ChunkIndex, Generation, Ino};
+use crate::ids::{ChunkIndex, Generation, Ino, ViewId};
 
 /// The tables.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -35,11 +36,12 @@ pub enum Table {
     Orphan,
     Garbage,
     Counters,
+    Change,
 }
 
 impl Table {
     /// All of them, in the order of [`Table::index`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Inode,
         Self::Dirent,
         Self::Xattr,
@@ -48,6 +50,7 @@ impl Table {
         Self::Orphan,
         Self::Garbage,
         Self::Counters,
+        Self::Change,
     ];
 
     /// Position in [`Table::ALL`].
@@ -66,6 +69,7 @@ impl Table {
             Self::Orphan => "orphan",
             Self::Garbage => "garbage",
             Self::Counters => "counters",
+            Self::Change => "change",
         }
     }
 }
@@ -129,6 +133,40 @@ pub fn extent_parts(logical: &[u8]) -> Option<(Ino, ChunkIndex)> {
         Ino(u64::from_be_bytes(*ino)),
         ChunkIndex(u32::from_be_bytes(*chunk)),
     ))
+}
+
+/// Key of a view.
+pub fn view(id: ViewId) -> Vec<u8> {
+    id.0.to_be_bytes().to_vec()
+}
+
+/// The view of such a key.
+pub fn view_of(key: &[u8]) -> Option<ViewId> {
+    Some(ViewId(u16::from_be_bytes(key.try_into().ok()?)))
+}
+
+/// Key that says that a record was first written in a generation.
+pub fn change(generation: Generation, table: Table, logical: &[u8]) -> Vec<u8> {
+    let table = table.index() as u8;
+    with_room(&[&generation.0.to_be_bytes(), &[table], logical])
+}
+
+/// Generation, table and logical key of such a key.
+pub fn change_parts(key: &[u8]) -> Option<(Generation, Table, &[u8])> {
+    let (generation, rest) = key.split_first_chunk::<8>()?;
+    let (table, logical) = rest.split_first()?;
+    let table = *Table::ALL.get(usize::from(*table))?;
+    let versioned = matches!(
+        table,
+        Table::Inode | Table::Dirent | Table::Xattr | Table::Extent
+    );
+    versioned.then_some((Generation(u64::from_be_bytes(*generation)), table, logical))
+}
+
+/// The inode that a versioned table's logical key belongs to: for a directory entry its directory.
+pub fn ino_of(logical: &[u8]) -> Option<Ino> {
+    let (ino, _) = logical.split_first_chunk::<8>()?;
+    Some(Ino(u64::from_be_bytes(*ino)))
 }
 
 /// A number as an unversioned key.

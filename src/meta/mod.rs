@@ -15,8 +15,11 @@ pub mod database;
 pub mod keys;
 pub mod overlay;
 pub mod page_set;
+mod permit;
 mod queries;
 pub mod records;
+mod versions;
+mod views;
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -26,13 +29,15 @@ use parking_lot::{Mutex, RwLock};
 use sha2::{Digest, Sha256};
 
 use crate::errno::Errno;
-use crate::ids::{FolderNumber, Generation, Ino, Sequence};
+use crate::ids::{FolderNumber, Generation, Ino, Sequence, ViewId};
 use crate::sealed::{MetaFile, SealedError};
 use database::{Committed, Tables};
 use keys::{Row, Table};
 pub use overlay::Batch;
 use overlay::{Overlay, TableOverlay};
+pub use permit::{Pause, Permit};
 use records::{Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
+pub use versions::ChangedKey;
 
 /// What can go wrong with the metadata.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +97,7 @@ impl MetaError {
 }
 
 /// The filesystem as of a generation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct View(pub Generation);
 
 impl View {
@@ -129,6 +134,8 @@ pub struct Meta {
     latched: RwLock<Option<String>>,
     hash_key: [u8; 16],
     inode_locks: queries::InodeLocks,
+    permits: permit::PermitLock,
+    views: RwLock<views::Views>,
 }
 
 impl std::fmt::Debug for Meta {
@@ -153,6 +160,8 @@ impl Meta {
             inodes: 1,
             limit_bytes,
             hash_key,
+            restoring: Generation(0),
+            newest_view: ViewId::LIVE,
         };
         let tables = Tables::open(Arc::new(file), 4 << 20)?;
         let mut overlay = Overlay::default();
@@ -182,6 +191,12 @@ impl Meta {
             .and_then(|bytes| Counters::decode(&bytes))
             .ok_or(MetaError::Corrupt("counters"))?;
         let hash_key = counters.hash_key;
+        let mut views = Vec::new();
+        committed.visit(Table::View, &[], &[0xFF; 3], &mut |key, value| {
+            views.push((key.to_vec(), value.to_vec()));
+            true
+        })?;
+        let views = views::Views::from_rows(views).ok_or(MetaError::Corrupt("view"))?;
         let state = State {
             pending: Overlay::default(),
             pending_removes: false,
@@ -198,6 +213,8 @@ impl Meta {
             latched: RwLock::new(None),
             hash_key,
             inode_locks: queries::InodeLocks::default(),
+            permits: permit::PermitLock::default(),
+            views: RwLock::new(views),
         })
     }
 
@@ -413,24 +430,40 @@ impl Meta {
         logical: &[u8],
         view: View,
     ) -> Result<Option<(Generation, Vec<u8>)>, MetaError> {
-        let generation = self.state.read().counters.generation;
+        let generation = self.generation();
+        let mut key = keys::versioned(logical, generation);
         if generation == FIRST_GENERATION {
-            let key = keys::versioned(logical, generation);
             return Ok(self.physical(table, &key)?.map(|value| (generation, value)));
         }
+        if view.0 >= generation
+            && let Some(value) = self.uncommitted(table, &key)
+        {
+            return Ok(Some((generation, value)));
+        }
+        // There is nothing newer than the live generation.
+        set_version(&mut key, view.0.min(generation));
         let low = keys::versioned(logical, Generation(0));
-        let mut high = keys::versioned(logical, view.0);
         loop {
-            let Some((key, value)) = self.last_physical(table, &low, &high)? else {
+            let Some((found, value)) = self.last_physical(table, &low, &key)? else {
                 return Ok(None);
             };
-            let (_, generation) = keys::split_version(&key).ok_or(MetaError::Corrupt("key"))?;
+            let (_, at) = keys::split_version(&found).ok_or(MetaError::Corrupt("key"))?;
             match value {
-                Some(value) => return Ok(Some((generation, value))),
-                None if generation.0 == 0 => return Ok(None),
-                None => high = keys::versioned(logical, Generation(generation.0 - 1)),
+                Some(value) => return Ok(Some((at, value))),
+                None if at.0 == 0 => return Ok(None),
+                None => set_version(&mut key, Generation(at.0 - 1)),
             }
         }
+    }
+
+    /// The value of a physical record that a change sets which is not in the database yet.
+    fn uncommitted(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
+        let state = self.state.read();
+        let pending = state.pending.table(table).get(key);
+        pending
+            .or_else(|| state.committing.table(table).get(key))
+            .cloned()
+            .flatten()
     }
 
     fn physical(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
@@ -552,6 +585,13 @@ impl Meta {
             key
         });
         Ok((merged, next))
+    }
+}
+
+/// Makes a physical key that of another version.
+fn set_version(key: &mut [u8], generation: Generation) {
+    if let Some(version) = key.last_chunk_mut::<{ keys::GENERATION_BYTES }>() {
+        *version = generation.0.to_be_bytes();
     }
 }
 

@@ -92,6 +92,22 @@ impl PageSet {
         0
     }
 
+    /// The runs of pages that it has, in order.
+    pub fn runs(&self) -> impl Iterator<Item = Range<u32>> + '_ {
+        let end = self.end();
+        let mut page = 0;
+        std::iter::from_fn(move || {
+            while page < end {
+                let start = page;
+                page = self.run_end(page, end);
+                if self.contains(start) {
+                    return Some(start..page);
+                }
+            }
+            None
+        })
+    }
+
     /// The end of the run of pages, all in or all out of the set as `start` is, that begins at
     /// `start`; at most `limit`.
     pub fn run_end(&self, start: u32, limit: u32) -> u32 {

@@ -3,7 +3,7 @@
 use parking_lot::{Mutex, MutexGuard};
 
 use super::keys::{self, Row, Table};
-use super::records::{ExtentRecord, InodeRecord};
+use super::records::{ExtentRecord, InodeRecord, TOMBSTONE};
 use super::{Batch, Meta, MetaError, View};
 use crate::ids::{ChunkIndex, Ino};
 
@@ -46,8 +46,9 @@ impl Meta {
 
     /// The live inode as the batch leaves it.
     pub fn inode_after(&self, batch: &Batch, ino: Ino) -> Result<Option<InodeRecord>, MetaError> {
-        let key = keys::versioned(&keys::inode(ino), self.counters().generation);
+        let key = keys::versioned(&keys::inode(ino), self.generation());
         match batch.pending(Table::Inode, &key) {
+            Some(Some(TOMBSTONE)) => Ok(None),
             Some(Some(bytes)) => InodeRecord::decode(bytes)
                 .map(Some)
                 .ok_or(MetaError::Corrupt("inode")),

@@ -13,15 +13,19 @@
 //!   part    folder 8 | object id 16 | crypto id 16 | epoch 4 | page set ([`super::page_set`])
 //! extent    2 | bytes …                    (a small file, whole)
 //! garbage   1 | folder 8 | object id 16
+//! view      1 | kind 1 (1: snapshot, 2: image) | state 1 (1: kept, 2: leaving) | generation 8 |
+//!           created 12 | pages 8 | inodes 8 | length 2, name | length 2, from | description …
+//! change    1
 //! counters  1 | clean 1 | generation 8 | frozen 8 | next ino 8 | folder 8 | garbage 8 |
-//!           used pages 8 | inodes 8 | size limit 8 (0: none) | name hash key 16
+//!           used pages 8 | inodes 8 | size limit 8 (0: none) | name hash key 16 | restoring 8 |
+//!           newest view 2
 //! ```
 //! `pages` of an inode counts those of its chunks' pages that are sealed or have space set aside; `parent` is the directory that holds a
 //! directory (0 for others). Decoders take exactly what encoders write and return `None` for
 //! everything else.
 
 use super::page_set::PageSet;
-use crate::ids::{CryptoId, Epoch, FolderNumber, Generation, Ino, ObjectId};
+use crate::ids::{CryptoId, Epoch, FolderNumber, Generation, Ino, ObjectId, ViewId};
 
 /// The value of a key that was deleted in the live generation but exists in an older one.
 pub const TOMBSTONE: &[u8] = &[0];
@@ -142,8 +146,49 @@ pub enum ExtentRecord {
     Inline(Vec<u8>),
 }
 
+/// What a view is kept for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum ViewKind {
+    /// To look back.
+    Snapshot,
+    /// To make volumes from.
+    Image,
+}
+
+/// Where a view is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ViewState {
+    /// What it sees is kept.
+    Kept,
+    /// It was deleted; what only it saw goes in the background.
+    Leaving,
+}
+
+/// A view that is or was kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ViewRecord {
+    /// What for.
+    pub kind: ViewKind,
+    /// Where in its life.
+    pub state: ViewState,
+    /// It sees records up to this generation.
+    pub generation: Generation,
+    /// When it was taken.
+    pub created: Timespec,
+    /// Pages of contents that it sees, or that had space set aside.
+    pub pages: u64,
+    /// Inodes that it sees.
+    pub inodes: u64,
+    /// Its name, unique among those of its kind.
+    pub name: String,
+    /// The snapshot that it was made from; empty for the live view.
+    pub from: String,
+    /// What people say of it.
+    pub description: String,
+}
+
 /// Name of an object's file.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ObjectName {
     /// Folder under `objects/`.
     pub folder: FolderNumber,
@@ -174,6 +219,10 @@ pub struct Counters {
     pub limit_bytes: u64,
     /// Key of the name hash.
     pub hash_key: [u8; 16],
+    /// The generation that the live view is being taken back to; 0 for none.
+    pub restoring: Generation,
+    /// Number of the newest view.
+    pub newest_view: ViewId,
 }
 
 /// Writes the fields of a record one after the other.
@@ -189,6 +238,12 @@ impl Writer {
     fn put(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);
         self
+    }
+
+    /// At most 65 535 bytes of text.
+    fn text(&mut self, text: &str) -> &mut Self {
+        let bytes = &text.as_bytes()[..text.floor_char_boundary(usize::from(u16::MAX))];
+        self.put(&(bytes.len() as u16).to_le_bytes()).put(bytes)
     }
 
     fn time(&mut self, time: Timespec) -> &mut Self {
@@ -234,6 +289,13 @@ impl<'a> Reader<'a> {
         let secs = i64::from_le_bytes(self.array()?);
         let nanos = self.u32()?;
         (nanos < 1_000_000_000).then_some(Timespec { secs, nanos })
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let len = usize::from(self.u16()?);
+        let (text, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        String::from_utf8(text.to_vec()).ok()
     }
 
     fn rest(self) -> &'a [u8] {
@@ -427,6 +489,14 @@ impl ExtentRecord {
         })
     }
 
+    /// Objects that it names.
+    pub fn names(&self) -> Vec<ObjectName> {
+        match self {
+            Self::Parts { parts, .. } => parts.iter().map(|part| part.id.name).collect(),
+            Self::Inline(_) => Vec::new(),
+        }
+    }
+
     /// Pages of the chunk that some part has or that have space set aside.
     pub fn pages(&self) -> u64 {
         match self {
@@ -466,10 +536,58 @@ impl ObjectName {
     }
 }
 
+impl ViewRecord {
+    /// The encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::new(VALUE, 64);
+        let kind = match self.kind {
+            ViewKind::Snapshot => 1,
+            ViewKind::Image => 2,
+        };
+        let state = match self.state {
+            ViewState::Kept => 1,
+            ViewState::Leaving => 2,
+        };
+        out.put(&[kind, state])
+            .put(&self.generation.0.to_le_bytes())
+            .time(self.created)
+            .put(&self.pages.to_le_bytes())
+            .put(&self.inodes.to_le_bytes())
+            .text(&self.name)
+            .text(&self.from)
+            .put(self.description.as_bytes());
+        out.0
+    }
+
+    /// The record, or `None` when these are not its bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut input = Reader::new(bytes, VALUE)?;
+        Some(Self {
+            kind: match input.u8()? {
+                1 => ViewKind::Snapshot,
+                2 => ViewKind::Image,
+                _ => return None,
+            },
+            state: match input.u8()? {
+                1 => ViewState::Kept,
+                2 => ViewState::Leaving,
+                _ => return None,
+            },
+            generation: Generation(input.u64()?),
+            created: input.time()?,
+            pages: input.u64()?,
+            inodes: input.u64()?,
+            name: input.text()?,
+            from: input.text()?,
+            description: String::from_utf8(input.rest().to_vec()).ok()?,
+        })
+    }
+}
+
 impl Counters {
     /// The encoding.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::new(VALUE, 90);
+        let mut out = Writer::new(VALUE, 100);
         out.put(&[u8::from(self.clean)])
             .put(&self.generation.0.to_le_bytes())
             .put(&self.frozen.0.to_le_bytes())
@@ -479,7 +597,9 @@ impl Counters {
             .put(&self.used_pages.to_le_bytes())
             .put(&self.inodes.to_le_bytes())
             .put(&self.limit_bytes.to_le_bytes())
-            .put(&self.hash_key);
+            .put(&self.hash_key)
+            .put(&self.restoring.0.to_le_bytes())
+            .put(&self.newest_view.0.to_le_bytes());
         out.0
     }
 
@@ -501,6 +621,8 @@ impl Counters {
             inodes: input.u64()?,
             limit_bytes: input.u64()?,
             hash_key: input.array()?,
+            restoring: Generation(input.u64()?),
+            newest_view: ViewId(input.u16()?),
         };
         input.end()?;
         Some(counters)

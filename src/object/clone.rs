@@ -137,6 +137,7 @@ impl Contents {
         } else {
             (to, from)
         };
+        let _permit = self.meta.permit();
         let _first = first.gate.write();
         let _second = second.gate.write();
         // Either may have changed since it was looked at.
@@ -230,7 +231,7 @@ impl Contents {
         };
         self.discard_chunk(to, target, &old, &mut batch)?;
         let mut chunk = Chunk::from_record(
-            self.meta.counters().generation,
+            self.meta.generation(),
             Some(crate::meta::records::ExtentRecord::Parts {
                 shared: true,
                 parts,

@@ -60,6 +60,7 @@ impl Contents {
             Err(ObjectError::Removed) => return Ok(()),
             other => other?,
         };
+        let _permit = self.meta.permit();
         let _gate = file.gate.read();
         // Pages that came back, were committed and went again are still in the committed record:
         // with the gate held, who took them away has queued a cut of the object that waits.
@@ -111,6 +112,7 @@ impl Contents {
         if rows.is_empty() {
             return Ok(());
         }
+        let _permit = self.meta.permit();
         let mut batch = Batch::new();
         for (key, value) in rows {
             let (Some(number), Some(name)) = (keys::number_of(&key), ObjectName::decode(&value))

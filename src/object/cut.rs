@@ -10,10 +10,10 @@ use super::collect::Cut;
 use super::file::{Chunk, Extent, File, FileState};
 use super::write::trim_state;
 use super::{Contents, ObjectError, page_bytes};
-use crate::ids::{ChunkIndex, Generation};
+use crate::ids::ChunkIndex;
+use crate::meta::Batch;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching, pages_within};
-use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName, Part, Timespec};
-use crate::meta::{Batch, View};
+use crate::meta::records::{InodeRecord, ObjectName, Part, Timespec};
 
 /// Extents removed in one batch; removing a larger file takes several.
 const EXTENTS_PER_BATCH: usize = 16_384;
@@ -40,6 +40,7 @@ impl Contents {
         }
         // Bytes from the old end to the new one read as zeros, whatever the last page holds.
         self.ready_gap(file, size)?;
+        let _permit = self.meta.permit();
         let _gate = file.gate.write();
         if size < file.size() || (size == file.size() && self.reserves_beyond(file, size)?) {
             return self.shrink(file, size, amend);
@@ -141,6 +142,7 @@ impl Contents {
             return Ok(());
         }
         self.zero_edges(file, bytes.start..end)?;
+        let _permit = self.meta.permit();
         let _gate = file.gate.write();
         // Whole pages: those up to the end of the file count as whole when it ends in the range.
         let reaches_end = bytes.end >= file.size();
@@ -308,7 +310,7 @@ impl Contents {
             let chunk = state.chunks.remove(&index.0);
             let (names, pages, published) = match chunk {
                 Some(chunk) => (names_of(&chunk), chunk.pages(), chunk.published_pages),
-                None => (recorded_names(&record), record.pages(), record.pages()),
+                None => (record.names(), record.pages(), record.pages()),
             };
             self.discard(file, index.0, names, batch)?;
             self.meta.put_extent(batch, file.ino, index, None)?;
@@ -357,13 +359,9 @@ impl Contents {
         mut names: Vec<ObjectName>,
         batch: &mut Batch,
     ) -> Result<(), ObjectError> {
-        let generation = self.meta.counters().generation;
-        if generation.0 > 1 && !names.is_empty() {
-            let older = View(Generation(generation.0 - 1));
-            if let Some((_, older)) = self.meta.extent(file.ino, ChunkIndex(index), older)? {
-                let kept = recorded_names(&older);
-                names.retain(|name| !kept.contains(name));
-            }
+        if !names.is_empty() {
+            let kept = self.meta.older_names(file.ino, ChunkIndex(index))?;
+            names.retain(|name| !kept.contains(name));
         }
         for name in names {
             self.meta.put_garbage(batch, name);
@@ -374,6 +372,7 @@ impl Contents {
     /// Removes everything that an inode without names has. False when some is left for another
     /// call, so that no batch grows without bound.
     pub fn remove(&self, file: &File) -> Result<bool, ObjectError> {
+        let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
@@ -413,6 +412,7 @@ impl Contents {
         chunk.reserved = PageSet::new();
         chunk.named = true;
         chunk.changed = true;
+        chunk.generation = self.meta.generation();
         chunk.extent = Extent::Parts {
             shared: false,
             parts: vec![part],
@@ -430,13 +430,6 @@ fn names_of(chunk: &Chunk) -> Vec<ObjectName> {
     match &chunk.extent {
         Extent::Parts { parts, .. } => parts.iter().map(|part| part.id.name).collect(),
         _ => Vec::new(),
-    }
-}
-
-fn recorded_names(record: &ExtentRecord) -> Vec<ObjectName> {
-    match record {
-        ExtentRecord::Parts { parts, .. } => parts.iter().map(|part| part.id.name).collect(),
-        ExtentRecord::Inline(_) => Vec::new(),
     }
 }
 

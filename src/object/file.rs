@@ -42,7 +42,8 @@ pub enum Extent {
 /// One chunk of a live file.
 #[derive(Debug)]
 pub struct Chunk {
-    /// Generation of the record it was read from or last published as.
+    /// Generation of the record it was read from or last published as, or in which its newest part
+    /// was made: no view that is older sees that part as it is now.
     pub generation: Generation,
     /// What it is made of now.
     pub extent: Extent,

@@ -123,7 +123,8 @@ pub struct LiveAttr {
 pub struct Contents {
     meta: Arc<Meta>,
     objects: Objects,
-    files: Mutex<HashMap<Ino, Arc<File>>>,
+    /// Of the live view and of kept ones.
+    files: Mutex<HashMap<(View, Ino), Arc<File>>>,
     /// Files whose contents must be durable before the next commit, and how often that was asked.
     ordered: Mutex<HashMap<Ino, u64>>,
     /// Physical work that waits for the next commit.
@@ -165,20 +166,29 @@ impl Contents {
     /// The live file of an inode. Its record is read while nobody can forget the file: one that
     /// was read before may be older than what a file forgotten meanwhile has published.
     pub fn file(&self, ino: Ino) -> Result<Arc<File>, ObjectError> {
+        self.file_in(View::LIVE, ino)
+    }
+
+    /// The same in any view. Nothing but reading may be done with a file of a kept one.
+    pub fn file_in(&self, view: View, ino: Ino) -> Result<Arc<File>, ObjectError> {
         let mut files = self.files.lock();
-        if let Some(file) = files.get(&ino) {
+        if let Some(file) = files.get(&(view, ino)) {
             return Ok(Arc::clone(file));
         }
-        let inode = self.meta.inode(ino, View::LIVE)?;
+        let inode = self.meta.inode(ino, view)?;
         let inode = inode.ok_or(ObjectError::Removed)?;
-        let file = Arc::new(File::new(ino, View::LIVE, inode.size, inode.pages));
-        files.insert(ino, Arc::clone(&file));
+        let file = Arc::new(File::new(ino, view, inode.size, inode.pages));
+        files.insert((view, ino), Arc::clone(&file));
         Ok(file)
+    }
+
+    fn live_file(&self, ino: Ino) -> Option<Arc<File>> {
+        self.files.lock().get(&(View::LIVE, ino)).cloned()
     }
 
     /// What a live file's record does not say yet.
     pub fn live(&self, ino: Ino) -> Option<LiveAttr> {
-        let file = Arc::clone(self.files.lock().get(&ino)?);
+        let file = self.live_file(ino)?;
         let state = file.state.lock();
         Some(LiveAttr {
             size: state.size,
@@ -188,33 +198,44 @@ impl Contents {
     }
 
     /// True when the file's first bytes are in the metadata, or when that cannot be told.
-    pub fn is_inline(&self, ino: Ino) -> bool {
-        let file = self.files.lock().get(&ino).cloned();
+    pub fn is_inline(&self, view: View, ino: Ino) -> bool {
+        let file = self.files.lock().get(&(view, ino)).cloned();
         if let Some(file) = file
             && let Some(chunk) = file.state.lock().chunks.get(&0)
         {
             return matches!(chunk.extent, file::Extent::Inline(_));
         }
-        let record = self.meta.extent(ino, ChunkIndex(0), View::LIVE);
+        let record = self.meta.extent(ino, ChunkIndex(0), view);
         !matches!(record, Ok(None | Some((_, ExtentRecord::Parts { .. }))))
     }
 
     /// The time of a write that is not in the file's record, which the caller puts there.
     pub fn take_written(&self, ino: Ino) -> Option<Timespec> {
-        let file = Arc::clone(self.files.lock().get(&ino)?);
+        let file = self.live_file(ino)?;
         let mut state = file.state.lock();
         state.written.take()
     }
 
     /// Forgets a file that nobody uses and that has nothing to sync.
     pub fn forget(&self, ino: Ino) {
+        self.forget_in(View::LIVE, ino);
+    }
+
+    /// The same in any view.
+    pub fn forget_in(&self, view: View, ino: Ino) {
         let mut files = self.files.lock();
-        if let Some(file) = files.get(&ino)
+        if let Some(file) = files.get(&(view, ino))
             && Arc::strong_count(file) == 1
             && !file.state.lock().is_dirty()
         {
-            files.remove(&ino);
+            files.remove(&(view, ino));
         }
+    }
+
+    /// Forgets the files of a view that is gone; nothing in it is open.
+    pub fn forget_view(&self, generation: crate::ids::Generation) {
+        let mut files = self.files.lock();
+        files.retain(|(view, _), _| *view != View(generation));
     }
 
     /// Pages sealed or set aside, now.
@@ -298,12 +319,9 @@ impl Contents {
         else {
             return false;
         };
-        let counters = self.meta.counters();
-        parts
-            .first()
-            .is_some_and(|part| part.id.epoch == self.objects.keys().active().epoch)
-            && (!chunk.named || chunk.generation == counters.generation)
-            && (!chunk.named || chunk.generation > counters.frozen)
+        let active = self.objects.keys().active().epoch;
+        parts.first().is_some_and(|part| part.id.epoch == active)
+            && chunk.generation > self.meta.newest_shared()
     }
 }
 

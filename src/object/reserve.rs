@@ -114,6 +114,7 @@ impl Contents {
         id: PartId,
         pages: &Range<u32>,
     ) -> Result<bool, ObjectError> {
+        let _permit = self.meta.permit();
         let _gate = file.gate.read();
         self.load_chunk(file, index)?;
         let written_to = |chunk: &&Chunk| {

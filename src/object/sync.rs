@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use super::file::{Chunk, File, FileState};
+use super::file::{Chunk, Extent, File, FileState};
 use super::{Contents, ObjectError, bytes_here};
 use crate::ids::ChunkIndex;
-use crate::meta::Batch;
 use crate::meta::page_set::PageSet;
 use crate::meta::records::PartId;
+use crate::meta::{Batch, Pause};
 
 /// Objects that one sync covers.
 type Covered = Vec<(u32, PartId)>;
@@ -23,18 +23,16 @@ impl Contents {
     /// Makes everything written to the file so far durable and publishes it.
     pub fn sync_file(&self, file: &File) -> Result<(), ObjectError> {
         let _one = file.syncing.lock();
-        let covered = begin(file);
+        let covered = self.begin(file);
         self.flush(&covered)?;
         self.finish(file, &covered)
     }
 
     /// The same for every file with something to sync.
     pub fn sync_all(&self) -> Result<(), ObjectError> {
-        let mut dirty: Vec<Arc<File>> = self.files.lock().values().cloned().collect();
-        dirty.retain(|file| file.state.lock().is_dirty());
-        dirty.sort_by_key(|file| file.ino);
+        let dirty = self.dirty_files();
         let guards: Vec<_> = dirty.iter().map(|file| file.syncing.lock_arc()).collect();
-        let covered: Vec<Covered> = dirty.iter().map(|file| begin(file)).collect();
+        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin(file)).collect();
         self.flush(&covered.concat())?;
         for (file, covered) in dirty.iter().zip(&covered) {
             self.finish(file, covered)?;
@@ -46,13 +44,43 @@ impl Contents {
         Ok(())
     }
 
+    /// The same while nobody changes anything. Syncs under way elsewhere are not waited for: what they
+    /// cover is covered here too, and they find nothing left to publish.
+    pub fn sync_paused(&self, _pause: &Pause<'_>) -> Result<(), ObjectError> {
+        let dirty = self.dirty_files();
+        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin(file)).collect();
+        self.flush(&covered.concat())?;
+        for (file, covered) in dirty.iter().zip(&covered) {
+            self.finish(file, covered)?;
+        }
+        Ok(())
+    }
+
+    /// Pages that a sync would have to write.
+    pub fn unsynced_pages(&self) -> u64 {
+        let files: Vec<Arc<File>> = self.files.lock().values().cloned().collect();
+        let pages = |file: Arc<File>| {
+            let state = file.state.lock();
+            let chunks = state.chunks.values();
+            let pages = chunks.map(|chunk| u64::from(chunk.unsynced.len() + chunk.syncing.len()));
+            pages.sum::<u64>()
+        };
+        files.into_iter().map(pages).sum()
+    }
+
+    fn dirty_files(&self) -> Vec<Arc<File>> {
+        let mut dirty: Vec<Arc<File>> = self.files.lock().values().cloned().collect();
+        dirty.retain(|file| file.state.lock().is_dirty());
+        dirty.sort_by_key(|file| file.ino);
+        dirty
+    }
+
     /// Makes the files that the next commit must not outrun durable.
     pub fn sync_ordered(&self) -> Result<(), ObjectError> {
         // A file stays in the set until it is synced: other commits wait for it meanwhile.
         let ordered = self.ordered.lock().clone();
         for (ino, asked) in ordered {
-            let file = self.files.lock().get(&ino).cloned();
-            if let Some(file) = file {
+            if let Some(file) = self.live_file(ino) {
                 self.sync_file(&file)?;
                 drop(file);
                 self.forget(ino);
@@ -68,6 +96,7 @@ impl Contents {
     /// Publishes a file in which nothing waits for the disk: a small one, or one whose length
     /// alone has changed.
     pub fn publish_synced(&self, file: &File) -> Result<(), ObjectError> {
+        let _permit = self.meta.permit();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
         if !state.is_synced() || !state.is_dirty() {
@@ -91,10 +120,17 @@ impl Contents {
         let Some(mut inode) = self.meta.inode_after(batch, file.ino)? else {
             return Ok(());
         };
-        let generation = self.meta.counters().generation;
+        let generation = self.meta.generation();
+        let shared_up_to = self.meta.newest_shared();
         let size = state.durable_size;
         for (index, chunk) in state.chunks.iter_mut().filter(|(_, chunk)| chunk.changed) {
             let len = bytes_here(size, *index);
+            if chunk.generation <= shared_up_to
+                && let Extent::Parts { shared, .. } = &mut chunk.extent
+            {
+                // The record gets a newer generation, and its newest part stays what others see.
+                *shared = true;
+            }
             let record = chunk.durable_record(len);
             self.meta
                 .put_extent(batch, file.ino, ChunkIndex(*index), record.as_ref())?;
@@ -116,6 +152,27 @@ impl Contents {
         }
         self.meta.put_inode(batch, file.ino, &inode)?;
         Ok(())
+    }
+
+    /// Takes note of what is not durable. The gate keeps out whoever restructures chunks.
+    fn begin(&self, file: &File) -> Covered {
+        let _permit = self.meta.permit_within();
+        let _gate = file.gate.read();
+        let state = &mut *file.state.lock();
+        state.syncing_size = state.size;
+        let mut covered = Vec::new();
+        for (index, chunk) in &mut state.chunks {
+            let Some(id) = chunk.newest().map(|part| part.id) else {
+                continue;
+            };
+            if chunk.needs_sync() {
+                let unsynced = std::mem::replace(&mut chunk.unsynced, PageSet::new());
+                chunk.syncing.union(&unsynced);
+                chunk.allocated = false;
+                covered.push((*index, id));
+            }
+        }
+        covered
     }
 
     fn flush(&self, covered: &Covered) -> Result<(), ObjectError> {
@@ -151,6 +208,7 @@ impl Contents {
     }
 
     fn finish(&self, file: &File, covered: &Covered) -> Result<(), ObjectError> {
+        let _permit = self.meta.permit_within();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
         if state.removed {
@@ -171,26 +229,6 @@ impl Contents {
         self.meta.apply(batch)?;
         Ok(())
     }
-}
-
-/// Takes note of what is not durable. The gate keeps out whoever restructures chunks.
-fn begin(file: &File) -> Covered {
-    let _gate = file.gate.read();
-    let state = &mut *file.state.lock();
-    state.syncing_size = state.size;
-    let mut covered = Vec::new();
-    for (index, chunk) in &mut state.chunks {
-        let Some(id) = chunk.newest().map(|part| part.id) else {
-            continue;
-        };
-        if chunk.needs_sync() {
-            let unsynced = std::mem::replace(&mut chunk.unsynced, PageSet::new());
-            chunk.syncing.union(&unsynced);
-            chunk.allocated = false;
-            covered.push((*index, id));
-        }
-    }
-    covered
 }
 
 fn covered_now(chunk: &mut Chunk) {

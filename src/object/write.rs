@@ -12,7 +12,7 @@ use super::{
     CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, PARTS_BEFORE_FLATTENING,
     chunk_pieces, page_bytes,
 };
-use crate::ids::PageIndex;
+use crate::ids::{Generation, PageIndex};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{Part, PartId, Timespec};
 use crate::sealed::{ContentsFile, PAYLOAD_BYTES, PageGuard, SealedError};
@@ -79,6 +79,7 @@ impl Contents {
         data: &[u8],
         now: Option<Timespec>,
     ) -> Result<Option<Obstacle>, ObjectError> {
+        let _permit = self.meta.permit();
         let _gate = file.gate.read();
         if let Some(obstacle) =
             self.clear_gap(file, u64::from(index) * CHUNK_BYTES + bytes.start)?
@@ -145,6 +146,7 @@ impl Contents {
     pub(super) fn ready_gap(&self, file: &File, beyond: u64) -> Result<(), ObjectError> {
         loop {
             let obstacle = {
+                let _permit = self.meta.permit();
                 let _gate = file.gate.read();
                 self.clear_gap(file, beyond)?
             };
@@ -159,6 +161,7 @@ impl Contents {
     pub(super) fn part_for(&self, file: &File, index: u32) -> Result<PartId, ObjectError> {
         loop {
             let obstacle = {
+                let _permit = self.meta.permit();
                 let _gate = file.gate.read();
                 self.load_chunk(file, index)?;
                 match self.target(file, index, CHUNK_BYTES)? {
@@ -204,21 +207,45 @@ impl Contents {
         })
     }
 
-    /// Puts a fresh, empty part on top of the chunk, unless somebody else just has.
+    /// Puts a fresh, empty part on top of the chunk, unless somebody else just has. What space was
+    /// promised is set aside in it.
     fn add_part(&self, file: &File, index: u32) -> Result<(), ObjectError> {
         let _growing = file.growing.lock();
         if !matches!(self.target(file, index, CHUNK_BYTES)?, Target::NewPart) {
             return Ok(());
         }
-        let part = Part {
-            id: self.objects.create(&self.meta)?,
-            pages: PageSet::new(),
-        };
+        let id = self.objects.create(&self.meta)?;
+        if let Err(error) = self.move_promise(file, index, id) {
+            self.objects.unlink(id.name)?;
+            return Err(error);
+        }
         let mut state = file.state.lock();
         let Some(chunk) = state.chunks.get_mut(&index) else {
             return Err(ObjectError::Removed);
         };
-        put_on_top(chunk, part);
+        let promised = std::mem::take(&mut chunk.reserved);
+        put_on_top(chunk, id, self.meta.generation());
+        chunk.allocated = !promised.is_empty();
+        chunk.reserved = promised;
+        Ok(())
+    }
+
+    /// Sets space aside in an object for what was promised to the chunk.
+    fn move_promise(&self, file: &File, index: u32, id: PartId) -> Result<(), ObjectError> {
+        let promised = match file.state.lock().chunks.get(&index) {
+            Some(chunk) if !chunk.reserved.is_empty() => chunk.reserved.clone(),
+            _ => return Ok(()),
+        };
+        let object = self.objects.open(id)?;
+        let guard = object.lock_exclusive(page_range(&(0..CHUNK_PAGES)));
+        for run in promised.runs() {
+            object
+                .reserve(&guard, page_range(&run))
+                .map_err(|source| ObjectError::Page {
+                    object: id.name,
+                    source,
+                })?;
+        }
         Ok(())
     }
 
@@ -358,6 +385,7 @@ impl Contents {
 
     /// Does what a write past the inline limit needs before it.
     pub(super) fn inline_to_object(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+        let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let bytes = match file
             .state
@@ -376,13 +404,7 @@ impl Contents {
                 return Ok(());
             };
             chunk.extent = Extent::Hole;
-            put_on_top(
-                chunk,
-                Part {
-                    id,
-                    pages: PageSet::new(),
-                },
-            );
+            put_on_top(chunk, id, self.meta.generation());
             // Until the pages are durable, the record keeps the bytes.
             chunk.fallback = Some(bytes.clone());
         }
@@ -406,6 +428,7 @@ impl Contents {
 
     /// Seals all pages of a chunk anew into one object and makes it durable.
     fn flatten(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+        let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let (present, chunk_len) = {
             let state = file.state.lock();
@@ -525,7 +548,13 @@ fn write_inline(
     true
 }
 
-fn put_on_top(chunk: &mut Chunk, part: Part) {
+/// Puts an empty part on top, made in the live generation.
+fn put_on_top(chunk: &mut Chunk, id: PartId, generation: Generation) {
+    let part = Part {
+        id,
+        pages: PageSet::new(),
+    };
+    chunk.generation = generation;
     match &mut chunk.extent {
         Extent::Parts { parts, shared } => {
             parts.insert(0, part);

@@ -15,3 +15,4 @@ mod promises;
 mod remount;
 mod rename;
 mod sharing;
+mod snapshots;

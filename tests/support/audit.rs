@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use bilayer::ids::Ino;
+use bilayer::ids::{Generation, Ino};
 use bilayer::meta::keys::{self, Table};
-use bilayer::meta::records::{DirentRecord, ExtentRecord, FileKind, InodeRecord};
+use bilayer::meta::records::{DirentRecord, ExtentRecord, FileKind, InodeRecord, TOMBSTONE};
 use bilayer::meta::{Meta, View};
 use bilayer::sealed::MetaFile;
 use bilayer::store::faulty::FaultyStore;
@@ -15,6 +15,8 @@ use bilayer::store::{OpenMode, Store, StorePath};
 #[derive(Debug, Default)]
 pub struct Found {
     pub inodes: u64,
+    /// Without a name; only in kept views.
+    pub orphans: u64,
     pub pages: u64,
     pub objects: u64,
 }
@@ -43,8 +45,32 @@ pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
     assert!(counters.clean, "the volume was closed");
     assert_eq!(meta.rows(Table::Orphan).expect("orphans"), [], "orphans");
     assert_eq!(meta.rows(Table::Garbage).expect("garbage"), [], "garbage");
+    let live = check_view(&meta, View::LIVE);
+    assert_eq!(counters.used_pages, live.pages, "used pages");
+    assert_eq!(counters.inodes, live.inodes, "inodes");
+    for (id, record) in meta.views() {
+        let found = check_view(&meta, View(record.generation));
+        assert_eq!(record.pages, found.pages, "pages of view {id}");
+        assert_eq!(
+            record.inodes,
+            found.inodes + found.orphans,
+            "inodes of view {id}"
+        );
+    }
+    check_versions(&meta);
+    let named = check_objects(&meta);
+    assert_eq!(objects(store), named, "objects in the store and in extents");
+    meta.close().expect("close");
+    Found {
+        objects: named.len() as u64,
+        ..live
+    }
+}
+
+/// Checks what one view sees.
+fn check_view(meta: &Meta, view: View) -> Found {
     let all = |table| {
-        meta.scan(table, &[], &[0xFF; 9], View::LIVE, usize::MAX)
+        meta.scan(table, &[], &[0xFF; 9], view, usize::MAX)
             .expect("scan")
     };
     let inodes: BTreeMap<u64, InodeRecord> = all(Table::Inode)
@@ -60,35 +86,85 @@ pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
         assert!(inodes.contains_key(&ino), "attribute of no inode {ino}");
     }
     let mut pages: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut named = BTreeSet::new();
     for (key, value) in all(Table::Extent) {
         let (Ino(ino), chunk) = keys::extent_parts(&key).expect("key");
         let record = ExtentRecord::decode(&value).expect("extent");
         let inode = inodes.get(&ino).expect("an extent's inode");
         check_extent(ino, u64::from(chunk.0), inode.size, &record);
         *pages.entry(ino).or_default() += record.pages();
-        if let ExtentRecord::Parts { parts, .. } = &record {
-            for part in parts {
-                let name = part.id.name;
-                let text = format!("{:08x}/{}", name.folder.0, name.object);
-                assert!(named.insert(text.clone()), "{text} is named twice");
-            }
-        }
     }
     for (ino, inode) in &inodes {
         let counted = pages.get(ino).copied().unwrap_or(0);
         assert_eq!(inode.pages, counted, "pages of inode {ino}");
     }
-    let total: u64 = pages.values().sum();
-    assert_eq!(counters.used_pages, total, "used pages");
-    assert_eq!(counters.inodes, inodes.len() as u64, "inodes");
-    assert_eq!(objects(store), named, "objects in the store and in extents");
-    meta.close().expect("close");
+    // What was unlinked and open when a view was taken is in it, without a name.
+    let orphans = inodes.values().filter(|inode| inode.nlink == 0).count() as u64;
+    assert!(orphans == 0 || view != View::LIVE, "orphans");
     Found {
-        inodes: inodes.len() as u64,
-        pages: total,
-        objects: named.len() as u64,
+        inodes: inodes.len() as u64 - orphans,
+        orphans,
+        pages: pages.values().sum(),
+        objects: 0,
     }
+}
+
+/// Every version is needed by some view, and every row of `change` may be needed still; what only
+/// deleted views hold is left out while it is being dropped.
+fn check_versions(meta: &Meta) {
+    if !meta.leaving_views().is_empty() {
+        return;
+    }
+    let kept = meta.kept_generations();
+    for table in [Table::Inode, Table::Dirent, Table::Xattr, Table::Extent] {
+        let mut versions: BTreeMap<Vec<u8>, Vec<(Generation, bool)>> = BTreeMap::new();
+        for (key, value) in meta.rows(table).expect("rows") {
+            let (logical, generation) = keys::split_version(&key).expect("version");
+            let is_tombstone = value == TOMBSTONE;
+            let of_key = versions.entry(logical.to_vec()).or_default();
+            of_key.push((generation, is_tombstone));
+        }
+        for (logical, versions) in versions {
+            assert!(
+                !versions[0].1,
+                "{table:?} {logical:x?}: a tombstone over nothing"
+            );
+            for pair in versions.windows(2) {
+                let needed = kept.iter().any(|g| (pair[0].0..pair[1].0).contains(g));
+                assert!(
+                    needed,
+                    "{table:?} {logical:x?}: nobody needs {:?} of {versions:?}, kept are {kept:?}",
+                    pair[0]
+                );
+            }
+        }
+    }
+    for (key, _) in meta.rows(Table::Change).expect("rows") {
+        let (generation, table, logical) = keys::change_parts(&key).expect("change");
+        let needed = kept.first().is_some_and(|oldest| *oldest < generation);
+        assert!(
+            needed,
+            "nobody needs to know of {table:?} {logical:x?} in {generation}"
+        );
+    }
+}
+
+/// Names of the objects of all versions; none belongs to two extents.
+fn check_objects(meta: &Meta) -> BTreeSet<String> {
+    let mut owners: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for (key, value) in meta.rows(Table::Extent).expect("rows") {
+        let (logical, _) = keys::split_version(&key).expect("version");
+        if value == TOMBSTONE {
+            continue;
+        }
+        for name in ExtentRecord::decode(&value).expect("extent").names() {
+            let text = format!("{:08x}/{}", name.folder.0, name.object);
+            let owner = owners
+                .entry(text.clone())
+                .or_insert_with(|| logical.to_vec());
+            assert_eq!(owner, logical, "{text} belongs to two extents");
+        }
+    }
+    owners.into_keys().collect()
 }
 
 /// Nothing is recorded beyond the size: it would come to light when the file grows.
@@ -136,12 +212,10 @@ fn check_names(inodes: &BTreeMap<u64, InodeRecord>, dirents: &[(Vec<u8>, Vec<u8>
         let named = names.get(ino).copied().unwrap_or(0);
         if inode.kind == FileKind::Directory {
             let below = subdirectories.get(ino).copied().unwrap_or(0);
-            assert_eq!(inode.nlink, 2 + below, "links of directory {ino}");
-            assert_eq!(
-                named,
-                u32::from(*ino != Ino::ROOT.0),
-                "names of directory {ino}"
-            );
+            let links = if inode.nlink == 0 { 0 } else { 2 + below };
+            assert_eq!(inode.nlink, links, "links of directory {ino}");
+            let names = u32::from(*ino != Ino::ROOT.0 && inode.nlink > 0);
+            assert_eq!(named, names, "names of directory {ino}");
         } else {
             assert_eq!(inode.nlink, named, "links of inode {ino}");
         }

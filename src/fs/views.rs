@@ -1,0 +1,342 @@
+//! Taking, dropping, renaming and listing views: snapshots and images.
+//!
+//! A view holds everything that any program had written when it was taken. Order: the kernel sends
+//! what it holds back; contents are made durable in rounds, while writing goes on, until little is
+//! left; everybody is kept out for as long as that little takes; the generation is raised and the
+//! view's row added; the commit that says so; the answer. It is one instant for all files, and what
+//! was fsynced after another write is never there without it.
+//!
+//! Dropping: the view is not found any more; the commit that says it is leaving; only then what it
+//! alone sees may be written over and dropped, which the background thread does
+//! ([`crate::snapshot::purge`]).
+
+use super::views_directory::now;
+use super::{Filesystem, FsError};
+use crate::errno::Errno;
+use crate::ids::{Generation, ViewId};
+use crate::meta::records::{ViewRecord, ViewState};
+use crate::meta::{MetaError, Pause};
+use crate::object::ObjectError;
+use crate::sealed::PAGE_BYTES;
+use crate::snapshot;
+
+pub use crate::meta::records::{Timespec, ViewKind};
+
+/// The longest name of a view, in bytes, as that of a file.
+pub const VIEW_NAME_BYTES_MAX: usize = super::NAME_BYTES_MAX;
+/// The longest description, in bytes.
+pub const DESCRIPTION_BYTES_MAX: usize = 4096;
+/// How often contents are made durable while writing goes on ...
+const ROUNDS: u32 = 8;
+/// ... unless so few pages were left by the last time.
+const FEW_PAGES: u64 = 256;
+
+/// What can go wrong with a view.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// There is none of that name.
+    #[error("there is no {} {name:?}", .kind.noun())]
+    NotFound {
+        /// What was looked for.
+        kind: ViewKind,
+        /// By this name.
+        name: String,
+    },
+    /// There is one of that name.
+    #[error("there is a {} {name:?} already", .kind.noun())]
+    Exists {
+        /// What is there.
+        kind: ViewKind,
+        /// By this name.
+        name: String,
+    },
+    /// It cannot be called that.
+    #[error("{name:?} is no name for a snapshot or image: {why}")]
+    BadName {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A file or directory in it is open.
+    #[error("the {} {name:?} is in use: something in it is open", .kind.noun())]
+    Busy {
+        /// What is in use.
+        kind: ViewKind,
+        /// By this name.
+        name: String,
+    },
+    /// There are as many as can be.
+    #[error("the volume has as many snapshots and images as it can have")]
+    TooMany,
+    /// Nothing may change.
+    #[error("the volume is read-only")]
+    ReadOnly,
+    /// The path is not in the view.
+    #[error("there is no {path:?} in the {} {name:?}", .kind.noun())]
+    NoSuchPath {
+        /// Where it was looked for.
+        kind: ViewKind,
+        /// By this name.
+        name: String,
+        /// What was looked for.
+        path: String,
+    },
+    /// The filesystem failed.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+}
+
+impl ViewKind {
+    /// What people call it.
+    pub const fn noun(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Image => "image",
+        }
+    }
+}
+
+impl ViewError {
+    /// What a caller of the filesystem is told.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NotFound { .. } | Self::NoSuchPath { .. } => Errno::ENOENT,
+            Self::Exists { .. } => Errno::EEXIST,
+            Self::BadName { name, .. } if name.len() > VIEW_NAME_BYTES_MAX => Errno::ENAMETOOLONG,
+            Self::BadName { .. } => Errno::EINVAL,
+            Self::Busy { .. } => Errno::EBUSY,
+            Self::TooMany => Errno::EMLINK,
+            Self::ReadOnly => Errno::EROFS,
+            Self::Fs(error) => error.errno(),
+        }
+    }
+}
+
+macro_rules! by_way_of_fs_error {
+    ($($error:ty),*) => {
+        $(impl From<$error> for ViewError {
+            fn from(error: $error) -> Self {
+                Self::Fs(error.into())
+            }
+        })*
+    };
+}
+by_way_of_fs_error!(MetaError, ObjectError);
+
+/// What is known of a view.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ViewInfo {
+    /// Its number.
+    pub id: u16,
+    /// What it is kept for.
+    pub kind: ViewKind,
+    /// Its name.
+    pub name: String,
+    /// When it was taken.
+    pub created: Timespec,
+    /// The newest generation that it sees.
+    pub generation: u64,
+    /// Bytes of sealed pages that it sees.
+    pub refers_bytes: u64,
+    /// Bytes of them that nothing else sees: what deleting it gives back.
+    pub used_bytes: u64,
+    /// Inodes that it sees.
+    pub inodes: u64,
+    /// The snapshot that it was made from; empty for the live view.
+    pub from: String,
+    /// What people say of it.
+    pub description: String,
+}
+
+impl ViewInfo {
+    fn new(id: ViewId, record: &ViewRecord, used_pages: u64) -> Self {
+        Self {
+            id: id.0,
+            kind: record.kind,
+            name: record.name.clone(),
+            created: record.created,
+            generation: record.generation.0,
+            refers_bytes: record.pages * PAGE_BYTES as u64,
+            used_bytes: used_pages * PAGE_BYTES as u64,
+            inodes: record.inodes,
+            from: record.from.clone(),
+            description: record.description.clone(),
+        }
+    }
+}
+
+impl Filesystem {
+    /// Keeps a view of what is there now, or, with `from`, of what that snapshot shows. It is
+    /// durable when this returns.
+    pub fn create_view(
+        &self,
+        kind: ViewKind,
+        name: &str,
+        from: Option<&str>,
+        description: &str,
+    ) -> Result<ViewInfo, ViewError> {
+        check_name(name)?;
+        if description.len() > DESCRIPTION_BYTES_MAX {
+            return Err(bad_name(
+                description,
+                "a description has at most 4096 bytes",
+            ));
+        }
+        let _turn = self.viewing.lock();
+        self.check_views_change()?;
+        self.check_free_name(kind, name)?;
+        let record = ViewRecord {
+            kind,
+            state: ViewState::Kept,
+            generation: Generation(0),
+            created: now(),
+            pages: 0,
+            inodes: 0,
+            name: name.to_owned(),
+            from: from.unwrap_or_default().to_owned(),
+            description: description.to_owned(),
+        };
+        let made = match from {
+            None => self.take_view(record)?,
+            Some(from) => {
+                let (_, source) = self.found_view(ViewKind::Snapshot, from)?;
+                let record = ViewRecord {
+                    generation: source.generation,
+                    pages: source.pages,
+                    inodes: source.inodes,
+                    ..record
+                };
+                self.meta.add_view(&record)?.map(|id| (id, record))
+            }
+        };
+        let (id, record) = made.ok_or(ViewError::TooMany)?;
+        self.commit_now()?;
+        tracing::info!(target: "audit", action = "create-view", kind = kind.noun(), name, generation = record.generation.0);
+        Ok(ViewInfo::new(id, &record, 0))
+    }
+
+    fn take_view(&self, record: ViewRecord) -> Result<Option<(ViewId, ViewRecord)>, ViewError> {
+        self.write_back();
+        let pause = self.settle_contents()?;
+        Ok(self.meta.take_view(&pause, record)?)
+    }
+
+    /// Has the kernel send what it holds back.
+    pub(super) fn write_back(&self) {
+        if let Some(cache) = self.cache() {
+            cache.write_back(&self.references.writers());
+        }
+    }
+
+    /// Makes all contents durable and keeps everybody from changing anything from then on.
+    pub(super) fn settle_contents(&self) -> Result<Pause<'_>, FsError> {
+        for _ in 0..ROUNDS {
+            self.contents.sync_all()?;
+            if self.contents.unsynced_pages() <= FEW_PAGES {
+                break;
+            }
+        }
+        let pause = self.meta.pause();
+        self.contents.sync_paused(&pause)?;
+        Ok(pause)
+    }
+
+    /// Drops a view. That it is gone is durable when this returns; what only it held goes in the
+    /// background.
+    pub fn delete_view(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
+        let _turn = self.viewing.lock();
+        self.check_views_change()?;
+        let (id, record) = self.found_view(kind, name)?;
+        self.meta.hide_view(id, true);
+        if self.references.view_in_use(id) {
+            self.meta.hide_view(id, false);
+            return Err(ViewError::Busy {
+                kind,
+                name: name.to_owned(),
+            });
+        }
+        let gone = self.meta.write_leaving(id).map_err(FsError::from);
+        if let Err(error) = gone.and_then(|()| self.commit_now()) {
+            self.meta.hide_view(id, false);
+            return Err(error.into());
+        }
+        self.meta.release_view(id);
+        self.contents.forget_view(record.generation);
+        self.wake_background();
+        tracing::info!(target: "audit", action = "delete-view", kind = kind.noun(), name, generation = record.generation.0);
+        Ok(())
+    }
+
+    /// Gives a view another name. Durable when this returns.
+    pub fn rename_view(&self, kind: ViewKind, name: &str, to: &str) -> Result<(), ViewError> {
+        check_name(to)?;
+        let _turn = self.viewing.lock();
+        self.check_views_change()?;
+        let (id, record) = self.found_view(kind, name)?;
+        if name == to {
+            return Ok(());
+        }
+        self.check_free_name(kind, to)?;
+        let renamed = ViewRecord {
+            name: to.to_owned(),
+            ..record
+        };
+        self.meta.put_view(id, &renamed)?;
+        self.commit_now()?;
+        tracing::info!(target: "audit", action = "rename-view", kind = kind.noun(), name, to);
+        Ok(())
+    }
+
+    /// The views of that kind, oldest first.
+    pub fn views(&self, kind: ViewKind) -> Result<Vec<ViewInfo>, ViewError> {
+        let mut views = self.meta.views();
+        views.retain(|(_, record)| record.kind == kind);
+        views.sort_by_key(|(id, record)| (record.created, record.generation, *id));
+        let used = snapshot::usage::held_alone(&self.meta)?;
+        let infos = views.iter().map(|(id, record)| {
+            let used = used.get(&record.generation).copied().unwrap_or(0);
+            ViewInfo::new(*id, record, used)
+        });
+        Ok(infos.collect())
+    }
+
+    fn check_free_name(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
+        match self.meta.find_view(kind, name) {
+            Some(_) => Err(ViewError::Exists {
+                kind,
+                name: name.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn check_views_change(&self) -> Result<(), ViewError> {
+        self.check_up()
+            .map_err(|_| super::views_directory::down())?;
+        if self.is_read_only() || self.meta.check_writable().is_err() {
+            return Err(ViewError::ReadOnly);
+        }
+        Ok(())
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ViewError> {
+    match name {
+        "" => Err(bad_name(name, "it is empty")),
+        "." | ".." => Err(bad_name(name, "it has a meaning of its own")),
+        _ if name.len() > VIEW_NAME_BYTES_MAX => Err(bad_name(name, "it is longer than 255 bytes")),
+        _ if name.contains('/') => Err(bad_name(name, "it has a / in it")),
+        _ if name.contains(char::is_control) => {
+            Err(bad_name(name, "it has a control character in it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn bad_name(name: &str, why: &'static str) -> ViewError {
+    ViewError::BadName {
+        name: name.to_owned(),
+        why,
+    }
+}

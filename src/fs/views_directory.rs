@@ -1,0 +1,239 @@
+//! `.snapshots` and `.images`: directories of the live root that hold the kept views.
+//!
+//! They are in no listing, have no record, and nothing but views is in them: making a directory in
+//! one takes a view, removing it drops the view, renaming it renames it. Their inode numbers lie
+//! above all that a volume gives to files.
+
+use super::types::{Attr, Caller, DirEntry, FileKind, NodeId, RenameFlags, Timespec};
+use super::views::ViewError;
+use super::{Filesystem, FsError};
+use crate::errno::Errno;
+use crate::ids::{Ino, ViewId};
+use crate::meta::MetaError;
+use crate::meta::View;
+use crate::meta::records::{InodeRecord, ViewKind, ViewRecord};
+
+/// Position of the first entry that is not `.` or `..`, less one: views are numbered from 1.
+const BEFORE_FIRST: u64 = 1;
+
+/// One of the directories.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ViewsDirectory(pub(super) ViewKind);
+
+impl ViewsDirectory {
+    const ALL: [Self; 2] = [Self(ViewKind::Snapshot), Self(ViewKind::Image)];
+
+    /// Its name in the root.
+    const fn name(self) -> &'static [u8] {
+        match self.0 {
+            ViewKind::Snapshot => b".snapshots",
+            ViewKind::Image => b".images",
+        }
+    }
+
+    pub(super) const fn node(self) -> NodeId {
+        let below_top = match self.0 {
+            ViewKind::Snapshot => 2,
+            ViewKind::Image => 3,
+        };
+        NodeId::live(Ino((1 << 48) - below_top))
+    }
+
+    /// The directory of that node.
+    pub(super) fn of(node: NodeId) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.node() == node)
+    }
+
+    /// The directory of that name.
+    fn named(parent: NodeId, name: &[u8]) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|one| parent == NodeId::ROOT && one.name() == name)
+    }
+}
+
+/// `Err(EEXIST)` for names that are taken though no listing shows them.
+pub(super) fn check_free(parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+    match ViewsDirectory::named(parent, name) {
+        Some(_) => Err(Errno::EEXIST),
+        None => Ok(()),
+    }
+}
+
+/// `Err(EBUSY)` for what cannot be removed.
+pub(super) fn check_removable(parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+    match ViewsDirectory::named(parent, name) {
+        Some(_) => Err(Errno::EBUSY),
+        None => Ok(()),
+    }
+}
+
+impl Filesystem {
+    /// The node of a name that leads to, into or out of one of the directories.
+    pub(super) fn lookup_views(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<Option<NodeId>, Errno> {
+        if let Some(directory) = ViewsDirectory::named(parent, name) {
+            return Ok(Some(directory.node()));
+        }
+        if !parent.is_live() && parent.ino() == Ino::ROOT && name == b".." {
+            let views = self.meta.views();
+            let found = views.iter().find(|(id, _)| *id == parent.view());
+            let (_, record) = found.ok_or(Errno::ESTALE)?;
+            return Ok(Some(ViewsDirectory(record.kind).node()));
+        }
+        let Some(directory) = ViewsDirectory::of(parent) else {
+            return Ok(None);
+        };
+        match name {
+            b"." => Ok(Some(parent)),
+            b".." => Ok(Some(NodeId::ROOT)),
+            _ => {
+                let found = std::str::from_utf8(name).ok();
+                let found = found.and_then(|name| self.meta.find_view(directory.0, name));
+                let (id, _) = found.ok_or(Errno::ENOENT)?;
+                Ok(Some(NodeId::new(id, Ino::ROOT)))
+            }
+        }
+    }
+
+    /// What `stat` shows of such a directory. It belongs to whom the root belongs, who alone may
+    /// take and drop views.
+    pub(super) fn views_inode(&self, directory: ViewsDirectory) -> Result<InodeRecord, Errno> {
+        let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
+        let root = root.ok_or(Errno::EIO)?;
+        let mut count = 0;
+        let mut changed = root.crtime;
+        for (_, record) in self.meta.views() {
+            if record.kind == directory.0 {
+                count += 1;
+                changed = changed.max(record.created);
+            }
+        }
+        Ok(InodeRecord {
+            perm: 0o755,
+            nlink: 2 + count,
+            size: 0,
+            pages: 0,
+            atime: changed,
+            mtime: changed,
+            ctime: changed,
+            parent: Ino::ROOT,
+            ..root
+        })
+    }
+
+    /// Emits views from a position on until `emit` says that there is no room. An entry's position
+    /// follows from the view's number, so it stays where it is when others come and go.
+    pub(super) fn list_views(
+        &self,
+        directory: ViewsDirectory,
+        offset: u64,
+        emit: &mut dyn FnMut(&DirEntry<'_>) -> bool,
+    ) {
+        for (id, record) in self.meta.views() {
+            let position = u64::from(id.0) + BEFORE_FIRST;
+            if record.kind != directory.0 || position < offset {
+                continue;
+            }
+            let entry = DirEntry {
+                node: NodeId::new(id, Ino::ROOT),
+                kind: FileKind::Directory,
+                next_offset: position + 1,
+                name: record.name.as_bytes(),
+            };
+            if !emit(&entry) {
+                return;
+            }
+        }
+    }
+
+    /// `mkdir` in such a directory.
+    pub(super) fn make_view(
+        &self,
+        caller: &Caller,
+        directory: ViewsDirectory,
+        name: &[u8],
+    ) -> Result<Attr, Errno> {
+        let owner = self.views_inode(directory)?.uid;
+        if ![0, owner].contains(&caller.uid) {
+            return Err(Errno::EPERM);
+        }
+        let name = text(name)?;
+        let made = self.create_view(directory.0, name, None, "");
+        let made = made.map_err(|error| error.errno())?;
+        self.getattr(NodeId::new(ViewId(made.id), Ino::ROOT))
+    }
+
+    /// `rmdir` in such a directory.
+    pub(super) fn drop_view(&self, directory: ViewsDirectory, name: &[u8]) -> Result<(), Errno> {
+        let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
+        self.delete_view(directory.0, name)
+            .map_err(|error| error.errno())
+    }
+
+    /// `rename` that has to do with such a directory; `None` for any other.
+    pub(super) fn rename_of_view(
+        &self,
+        (parent, name): (NodeId, &[u8]),
+        (new_parent, new_name): (NodeId, &[u8]),
+        flags: RenameFlags,
+    ) -> Option<Result<(), Errno>> {
+        if let Err(error) = check_removable(parent, name).and(check_removable(new_parent, new_name))
+        {
+            return Some(Err(error));
+        }
+        let places = (ViewsDirectory::of(parent), ViewsDirectory::of(new_parent));
+        let result = match places {
+            (None, None) => return None,
+            (Some(one), Some(other)) if one == other => one,
+            _ => return Some(Err(Errno::EXDEV)),
+        };
+        Some(self.rename_view_at(result, (name, new_name), flags))
+    }
+
+    fn rename_view_at(
+        &self,
+        directory: ViewsDirectory,
+        (name, new_name): (&[u8], &[u8]),
+        flags: RenameFlags,
+    ) -> Result<(), Errno> {
+        if flags.exchange || flags.whiteout {
+            return Err(Errno::EINVAL);
+        }
+        let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
+        match self.rename_view(directory.0, name, text(new_name)?) {
+            // What is there is a directory with something in it.
+            Err(ViewError::Exists { .. }) if !flags.no_replace => Err(Errno::ENOTEMPTY),
+            result => result.map_err(|error| error.errno()),
+        }
+    }
+
+    /// The record of a view that must be there.
+    pub(super) fn found_view(
+        &self,
+        kind: ViewKind,
+        name: &str,
+    ) -> Result<(ViewId, ViewRecord), ViewError> {
+        self.check_up().map_err(|_| down())?;
+        let found = self.meta.find_view(kind, name);
+        found.ok_or_else(|| ViewError::NotFound {
+            kind,
+            name: name.to_owned(),
+        })
+    }
+}
+
+pub(super) fn down() -> ViewError {
+    ViewError::Fs(FsError::Meta(MetaError::Latched("shut down".to_owned())))
+}
+
+fn text(name: &[u8]) -> Result<&str, Errno> {
+    std::str::from_utf8(name).map_err(|_| Errno::EINVAL)
+}
+
+/// The present, for a view that is taken now.
+pub(super) fn now() -> Timespec {
+    Timespec::now()
+}

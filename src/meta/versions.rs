@@ -1,0 +1,263 @@
+//! Versions of records: which there are, which are needed, what changed when.
+//!
+//! The rule: of one key's versions r1 < r2 < ..., the version r(i) is needed when a kept view has
+//! a generation g with r(i) <= g < r(i+1), and the last one is needed because the live view sees
+//! it. A tombstone is needed only while an older version is.
+//!
+//! Versions go in two ways: the first write in a generation drops those before it that nobody needs
+//! ([`Meta::write`]); and after a view was deleted, those that only it saw are looked up in `change`
+//! and dropped ([`Meta::prune`]). With an extent's version go the objects that no other version of
+//! it names.
+//!
+//! A row of `change` is written with the first write of a key in a generation while some view is kept. So
+//! what differs between two kept views, or a kept one and the live one, is among the rows with
+//! generations after the older and up to the newer. A key of which no row says so is the same in both.
+
+use std::collections::BTreeSet;
+
+use super::keys::{self, Table};
+use super::records::{ExtentRecord, ObjectName, TOMBSTONE};
+use super::{Batch, FIRST_GENERATION, Meta, MetaError, View};
+use crate::ids::{ChunkIndex, Generation, Ino};
+
+/// The versions of a key, oldest first.
+pub(super) type Versions = Vec<(Generation, Vec<u8>)>;
+
+/// A key that changed: its table and logical key.
+pub type ChangedKey = (Table, Vec<u8>);
+
+impl Meta {
+    /// Adds "the record of `logical` is now `value`" (`None`: it is gone) to the batch. Whoever
+    /// calls it holds a permit until the batch is applied.
+    pub(super) fn write(
+        &self,
+        batch: &mut Batch,
+        table: Table,
+        logical: &[u8],
+        value: Option<Vec<u8>>,
+    ) -> Result<(), MetaError> {
+        let generation = self.generation();
+        let key = keys::versioned(logical, generation);
+        if generation == FIRST_GENERATION {
+            batch.change(table, key, value);
+            return Ok(());
+        }
+        let newest = self.newest(table, logical, View::LIVE)?;
+        let is_first = newest.as_ref().is_none_or(|(at, _)| *at != generation);
+        if !is_first && value.is_some() {
+            batch.change(table, key, value);
+            return Ok(());
+        }
+        let older = match newest {
+            Some(older) if is_first => Some(older),
+            _ => self.newest(table, logical, View(Generation(generation.0 - 1)))?,
+        };
+        let (any_kept, older_needed) = {
+            let views = self.views.read();
+            let needed = |(at, _): &(Generation, Vec<u8>)| views.keeps(*at, generation);
+            (
+                views.newest() > Generation(0),
+                older.as_ref().is_some_and(needed),
+            )
+        };
+        if is_first && any_kept {
+            let row = keys::change(generation, table, logical);
+            batch.change(Table::Change, row, Some(vec![1]));
+        }
+        let buried = match older {
+            None => false,
+            Some((_, value)) if older_needed => value != TOMBSTONE,
+            Some(_) => self.drop_older(batch, table, logical, value.as_deref())?,
+        };
+        let value = value.or_else(|| buried.then(|| TOMBSTONE.to_vec()));
+        batch.change(table, key, value);
+        Ok(())
+    }
+
+    /// Drops the versions below the live generation that nobody needs, the newest of which is among
+    /// them. True when what is left ends with a value, which a removal has to cover.
+    fn drop_older(
+        &self,
+        batch: &mut Batch,
+        table: Table,
+        logical: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<bool, MetaError> {
+        let generation = self.generation();
+        let mut versions = self.versions(table, logical)?;
+        versions.retain(|(at, _)| *at < generation);
+        let needed = self.needed(&versions, generation);
+        let names = |value: Option<&[u8]>| match (table, value) {
+            (Table::Extent, Some(value)) => object_names(value),
+            _ => Ok(Vec::new()),
+        };
+        let mut keep: BTreeSet<ObjectName> = names(value)?.into_iter().collect();
+        let mut gone = BTreeSet::new();
+        let mut ends_with_value = false;
+        for ((at, value), needed) in versions.iter().zip(&needed) {
+            let names = names(Some(value))?;
+            if *needed {
+                ends_with_value = value != TOMBSTONE;
+                keep.extend(names);
+            } else {
+                gone.extend(names);
+                batch.change(table, keys::versioned(logical, *at), None);
+            }
+        }
+        for name in gone.difference(&keep) {
+            self.put_garbage(batch, *name);
+        }
+        Ok(ends_with_value)
+    }
+
+    /// Which of the versions are needed, if the next one after them has generation `next`.
+    fn needed(&self, versions: &[(Generation, Vec<u8>)], next: Generation) -> Vec<bool> {
+        let views = self.views.read();
+        let ends = versions.iter().skip(1).map(|(at, _)| *at).chain([next]);
+        let mut older = false;
+        versions
+            .iter()
+            .zip(ends)
+            .map(|((at, value), end)| {
+                let needed = views.keeps(*at, end) && (older || value != TOMBSTONE);
+                older |= needed;
+                needed
+            })
+            .collect()
+    }
+
+    /// All versions of a key, oldest first.
+    pub fn versions(&self, table: Table, logical: &[u8]) -> Result<Versions, MetaError> {
+        let mut versions = Versions::new();
+        let low = keys::versioned(logical, Generation(0));
+        let high = keys::versioned(logical, Generation(u64::MAX));
+        let mut corrupt = false;
+        self.visit_physical(table, &low, &high, &mut |key, value| {
+            match keys::split_version(key) {
+                Some((_, generation)) => versions.push((generation, value.to_vec())),
+                None => corrupt = true,
+            }
+            !corrupt
+        })?;
+        if corrupt {
+            return Err(MetaError::Corrupt("key"));
+        }
+        Ok(versions)
+    }
+
+    /// Objects that versions of the extent before the live generation name.
+    pub fn older_names(
+        &self,
+        ino: Ino,
+        chunk: ChunkIndex,
+    ) -> Result<BTreeSet<ObjectName>, MetaError> {
+        let generation = self.generation();
+        let mut names = BTreeSet::new();
+        if generation == FIRST_GENERATION {
+            return Ok(names);
+        }
+        for (at, value) in self.versions(Table::Extent, &keys::extent(ino, chunk))? {
+            if at < generation {
+                names.extend(object_names(&value)?);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Drops the versions of a key that nobody needs any more. The lock of its inode must be held
+    /// and a permit. True when something was dropped.
+    pub fn prune(
+        &self,
+        batch: &mut Batch,
+        table: Table,
+        logical: &[u8],
+    ) -> Result<bool, MetaError> {
+        let versions = self.versions(table, logical)?;
+        let Some(((live, newest), older)) = versions.split_last() else {
+            return Ok(false);
+        };
+        let needed = self.needed(older, *live);
+        let mut keep = BTreeSet::new();
+        let mut gone = BTreeSet::new();
+        let mut dropped = false;
+        let is_extent = table == Table::Extent;
+        for ((at, value), needed) in older.iter().zip(&needed) {
+            let names = if is_extent {
+                object_names(value)?
+            } else {
+                Vec::new()
+            };
+            if *needed {
+                keep.extend(names);
+            } else {
+                dropped = true;
+                gone.extend(names);
+                batch.change(table, keys::versioned(logical, *at), None);
+            }
+        }
+        // A removal has nothing to cover where nothing older is left.
+        if newest == TOMBSTONE && !needed.contains(&true) {
+            dropped = true;
+            batch.change(table, keys::versioned(logical, *live), None);
+        }
+        if is_extent {
+            keep.extend(object_names(newest)?);
+        }
+        for name in gone.difference(&keep) {
+            self.put_garbage(batch, *name);
+        }
+        Ok(dropped)
+    }
+
+    /// Some keys that were first written in generations after `after` and up to `through`, and where
+    /// to go on from. A key may come several times.
+    #[allow(clippy::type_complexity)]
+    pub fn changes(
+        &self,
+        after: Generation,
+        through: Generation,
+        from: Option<Vec<u8>>,
+        limit: usize,
+    ) -> Result<(Vec<(Generation, ChangedKey)>, Option<Vec<u8>>), MetaError> {
+        let low = from.unwrap_or_else(|| keys::number(after.0.saturating_add(1)));
+        let high = keys::number(through.0.saturating_add(1));
+        let mut found = Vec::new();
+        let mut next = None;
+        let mut corrupt = false;
+        self.visit_physical(Table::Change, &low, &high, &mut |key, _| {
+            if found.len() == limit {
+                next = Some(key.to_vec());
+                return false;
+            }
+            match keys::change_parts(key) {
+                Some((at, table, logical)) => found.push((at, (table, logical.to_vec()))),
+                None => corrupt = true,
+            }
+            !corrupt
+        })?;
+        if corrupt {
+            return Err(MetaError::Corrupt("change"));
+        }
+        Ok((found, next))
+    }
+
+    /// Drops a row of `change` that nobody needs any more.
+    pub fn remove_change(
+        &self,
+        batch: &mut Batch,
+        generation: Generation,
+        (table, logical): &ChangedKey,
+    ) {
+        let key = keys::change(generation, *table, logical);
+        batch.change(Table::Change, key, None);
+    }
+}
+
+/// Objects that an extent's record names.
+fn object_names(value: &[u8]) -> Result<Vec<ObjectName>, MetaError> {
+    if value == TOMBSTONE {
+        return Ok(Vec::new());
+    }
+    let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
+    Ok(record.names())
+}

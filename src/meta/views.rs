@@ -1,0 +1,255 @@
+//! The views that are kept.
+//!
+//! Invariants:
+//! - A view is kept in memory from the moment the generation is raised, and for as long as its row
+//!   says so durably: what it alone sees is neither dropped nor written over before the commit
+//!   that says it was deleted.
+//! - A number is given again only when all others have been, so that the kernel never mixes two
+//!   views up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::keys::{self, Table};
+use super::permit::{Pause, Permit};
+use super::records::{ViewKind, ViewRecord, ViewState};
+use super::{Batch, Meta, MetaError, View};
+use crate::ids::{Generation, ViewId};
+
+/// The most views there can be at a time: their numbers have 16 bits, and 0 is the live view.
+const VIEWS_MAX: usize = 60_000;
+
+/// What is known of the views.
+#[derive(Debug, Default)]
+pub(super) struct Views {
+    rows: BTreeMap<ViewId, ViewRecord>,
+    /// Being deleted: not to be found any more, but kept.
+    hidden: BTreeSet<ViewId>,
+    /// Generations of those that are kept.
+    kept: BTreeSet<Generation>,
+}
+
+impl Views {
+    /// Those of the rows of the table.
+    pub(super) fn from_rows(rows: Vec<keys::Row>) -> Option<Self> {
+        let rows = rows.into_iter();
+        let rows = rows.map(|(key, value)| keys::view_of(&key).zip(ViewRecord::decode(&value)));
+        let mut this = Self {
+            rows: rows.collect::<Option<_>>()?,
+            ..Self::default()
+        };
+        this.count();
+        Some(this)
+    }
+
+    fn count(&mut self) {
+        let kept = self.rows.values().filter(|r| r.state == ViewState::Kept);
+        self.kept = kept.map(|record| record.generation).collect();
+    }
+
+    /// True when a kept view has a generation from `from` on and below `below`.
+    pub(super) fn keeps(&self, from: Generation, below: Generation) -> bool {
+        from < below && self.kept.range(from..below).next().is_some()
+    }
+
+    pub(super) fn newest(&self) -> Generation {
+        self.kept.last().copied().unwrap_or_default()
+    }
+
+    fn next_id(&self, after: ViewId) -> Option<ViewId> {
+        let free = |id: &u16| *id != ViewId::LIVE.0 && !self.rows.contains_key(&ViewId(*id));
+        (after.0.saturating_add(1)..=u16::MAX)
+            .chain(1..=after.0)
+            .find(free)
+            .map(ViewId)
+    }
+}
+
+impl Meta {
+    /// The right to change something, to be held while it happens.
+    pub fn permit(&self) -> Permit<'_> {
+        self.permits.shared()
+    }
+
+    /// The same for one who holds locks that others may wait for who have a permit.
+    pub fn permit_within(&self) -> Permit<'_> {
+        self.permits.shared_within()
+    }
+
+    /// Waits until nobody changes anything, and keeps it so.
+    pub fn pause(&self) -> Pause<'_> {
+        self.permits.exclusive()
+    }
+
+    /// The live generation.
+    pub fn generation(&self) -> Generation {
+        self.state.read().counters.generation
+    }
+
+    /// An extent up to this generation must not be written in place: a view or another volume may
+    /// see it.
+    pub fn newest_shared(&self) -> Generation {
+        let frozen = self.state.read().counters.frozen;
+        self.views.read().newest().max(frozen)
+    }
+
+    /// The views that can be found, by their numbers.
+    pub fn views(&self) -> Vec<(ViewId, ViewRecord)> {
+        let views = self.views.read();
+        let seen = views
+            .rows
+            .iter()
+            .filter(|(id, record)| record.state == ViewState::Kept && !views.hidden.contains(id));
+        seen.map(|(id, record)| (*id, record.clone())).collect()
+    }
+
+    /// The view of that kind and name.
+    pub fn find_view(&self, kind: ViewKind, name: &str) -> Option<(ViewId, ViewRecord)> {
+        let mut views = self.views().into_iter();
+        views.find(|(_, record)| record.kind == kind && record.name == name)
+    }
+
+    /// What a view sees, if it can be found.
+    pub fn view(&self, id: ViewId) -> Option<View> {
+        let views = self.views.read();
+        let record = views
+            .rows
+            .get(&id)
+            .filter(|_| !views.hidden.contains(&id))?;
+        (record.state == ViewState::Kept).then_some(View(record.generation))
+    }
+
+    /// Views that were deleted, whose records may still be there.
+    pub fn leaving_views(&self) -> Vec<(ViewId, Generation)> {
+        let views = self.views.read();
+        let leaving = views
+            .rows
+            .iter()
+            .filter(|(_, r)| r.state == ViewState::Leaving);
+        leaving.map(|(id, r)| (*id, r.generation)).collect()
+    }
+
+    /// Generations of the kept views, in order.
+    pub fn kept_generations(&self) -> Vec<Generation> {
+        self.views.read().kept.iter().copied().collect()
+    }
+
+    /// Keeps what is visible now. Everything must have been made durable since `pause` began. The
+    /// view is durable after the next commit.
+    ///
+    /// # Errors
+    /// `None`: there are too many.
+    pub fn take_view(
+        &self,
+        _pause: &Pause<'_>,
+        mut record: ViewRecord,
+    ) -> Result<Option<(ViewId, ViewRecord)>, MetaError> {
+        let mut views = self.views.write();
+        let counters = self.counters();
+        record.generation = counters.generation;
+        record.pages = counters.used_pages;
+        record.inodes = counters.inodes;
+        let Some(id) = self.add_row(&mut views, &record)? else {
+            return Ok(None);
+        };
+        self.state.write().counters.generation.0 += 1;
+        Ok(Some((id, record)))
+    }
+
+    /// Keeps once more what another kept view sees, whose record this is but for name and kind.
+    ///
+    /// # Errors
+    /// `None`: there are too many.
+    pub fn add_view(&self, record: &ViewRecord) -> Result<Option<ViewId>, MetaError> {
+        self.add_row(&mut self.views.write(), record)
+    }
+
+    fn add_row(&self, views: &mut Views, record: &ViewRecord) -> Result<Option<ViewId>, MetaError> {
+        if views.rows.len() >= VIEWS_MAX {
+            return Ok(None);
+        }
+        let Some(id) = views.next_id(self.counters().newest_view) else {
+            return Ok(None);
+        };
+        let mut batch = Batch::new();
+        batch.change(Table::View, keys::view(id), Some(record.encode()));
+        self.apply(batch)?;
+        self.state.write().counters.newest_view = id;
+        views.rows.insert(id, record.clone());
+        views.count();
+        Ok(Some(id))
+    }
+
+    /// Changes what is said of a view; its generation and state stay.
+    pub fn put_view(&self, id: ViewId, record: &ViewRecord) -> Result<(), MetaError> {
+        let mut views = self.views.write();
+        let mut batch = Batch::new();
+        batch.change(Table::View, keys::view(id), Some(record.encode()));
+        self.apply(batch)?;
+        views.rows.insert(id, record.clone());
+        Ok(())
+    }
+
+    /// Lets a view not be found any more, or again. It is kept all the same.
+    pub fn hide_view(&self, id: ViewId, hidden: bool) {
+        let mut views = self.views.write();
+        if hidden {
+            views.hidden.insert(id);
+        } else {
+            views.hidden.remove(&id);
+        }
+    }
+
+    /// Writes down that a hidden view is deleted. It is kept until [`Self::release_view`].
+    pub fn write_leaving(&self, id: ViewId) -> Result<(), MetaError> {
+        let views = self.views.read();
+        let Some(record) = views.rows.get(&id) else {
+            return Ok(());
+        };
+        let record = ViewRecord {
+            state: ViewState::Leaving,
+            ..record.clone()
+        };
+        let mut batch = Batch::new();
+        batch.change(Table::View, keys::view(id), Some(record.encode()));
+        self.apply(batch)?;
+        Ok(())
+    }
+
+    /// Stops keeping a view of which it is durable that it is deleted.
+    pub fn release_view(&self, id: ViewId) {
+        let mut views = self.views.write();
+        views.hidden.remove(&id);
+        if let Some(record) = views.rows.get_mut(&id) {
+            record.state = ViewState::Leaving;
+        }
+        views.count();
+    }
+
+    /// Forgets a view of which nothing is left.
+    pub fn remove_view(&self, batch: &mut Batch, id: ViewId) {
+        batch.change(Table::View, keys::view(id), None);
+    }
+
+    /// The same in memory, once the batch is applied.
+    pub fn forget_view(&self, id: ViewId) {
+        self.views.write().rows.remove(&id);
+    }
+
+    /// Writes down that extents up to this generation are linked by another volume.
+    pub fn freeze(&self, generation: Generation) {
+        let state = &mut *self.state.write();
+        if state.counters.frozen < generation {
+            state.counters.frozen = generation;
+            state.applied += 1;
+        }
+    }
+
+    /// Writes down which generation the live view is being taken back to; 0 for none.
+    pub fn set_restoring(&self, generation: Generation) {
+        let state = &mut *self.state.write();
+        if state.counters.restoring != generation {
+            state.counters.restoring = generation;
+            state.applied += 1;
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Kept views of the filesystem.
+
+use bilayer::errno::Errno;
+use bilayer::fs::types::{Fallocate, RenameFlags};
+use bilayer::fs::views::{ViewError, ViewKind};
+
+use crate::support::{ADMIN, CHUNK, Mount, PAGE, ROOT, USER, pattern};
+
+fn take(mount: &Mount, name: &str) {
+    let made = mount
+        .fs
+        .create_view(ViewKind::Snapshot, name, None, "")
+        .unwrap();
+    assert_eq!(made.name, name);
+}
+
+fn drop_it(mount: &Mount, name: &str) {
+    mount.fs.delete_view(ViewKind::Snapshot, name).unwrap();
+}
+
+fn overwrite(mount: &Mount, name: &str, offset: usize, bytes: &[u8]) {
+    let node = mount.at(name);
+    let handle = mount.open_rw(node);
+    mount.put(node, handle, offset as u64, bytes);
+    mount.fs.release(node, handle);
+}
+
+#[test]
+fn a_snapshot_stays_as_it_was() {
+    let mount = Mount::new();
+    let dir = mount.mkdir(ROOT, "dir");
+    let large = pattern(1, 0, 2 * CHUNK + 70_000);
+    mount.file(dir, "large", &large);
+    mount.file(dir, "small", b"before");
+    mount.file(ROOT, "gone", b"still here");
+    take(&mount, "one");
+    overwrite(&mount, "dir/large", 5_000, &pattern(9, 0, 3 * PAGE));
+    overwrite(&mount, "dir/large", 2 * CHUNK, b"more");
+    overwrite(&mount, "dir/small", 0, b"after!");
+    mount.truncate(mount.at("dir/large"), CHUNK as u64).unwrap();
+    mount.fs.unlink(ROOT, b"gone").unwrap();
+    mount
+        .fs
+        .rename(&USER, dir, b"small", ROOT, b"moved", RenameFlags::default())
+        .unwrap();
+    mount.file(dir, "new", b"new");
+
+    let check = |mount: &Mount| {
+        assert_eq!(mount.names(mount.at(".snapshots/one")), ["dir", "gone"]);
+        assert_eq!(
+            mount.names(mount.at(".snapshots/one/dir")),
+            ["large", "small"]
+        );
+        assert!(mount.contents(mount.at(".snapshots/one/dir/large")) == large);
+        assert_eq!(
+            mount.contents(mount.at(".snapshots/one/dir/small")),
+            b"before"
+        );
+        assert_eq!(
+            mount.contents(mount.at(".snapshots/one/gone")),
+            b"still here"
+        );
+        assert_eq!(mount.names(ROOT), ["dir", "moved"]);
+        assert_eq!(mount.names(mount.at("dir")), ["large", "new"]);
+        assert_eq!(mount.contents(mount.at("moved")), b"after!");
+        let mut now = large[..CHUNK].to_vec();
+        now[5_000..5_000 + 3 * PAGE].copy_from_slice(&pattern(9, 0, 3 * PAGE));
+        assert!(mount.contents(mount.at("dir/large")) == now);
+    };
+    check(&mount);
+    let mount = mount.reopen();
+    check(&mount);
+    let mount = mount.kill();
+    check(&mount);
+    drop_it(&mount, "one");
+    mount.fs.finish_purge().unwrap();
+    assert_eq!(mount.lookup(ROOT, b".snapshots").unwrap().nlink, 2);
+    // One object is left for the one chunk, and the part on top of it.
+    assert_eq!(mount.objects(), 2);
+    let mount = mount.reopen();
+    assert_eq!(mount.names(ROOT), ["dir", "moved"]);
+    mount.finish();
+}
+
+/// Everything in a snapshot refuses to change.
+#[test]
+fn nothing_in_a_snapshot_changes() {
+    let mount = Mount::new();
+    mount.file(ROOT, "file", b"bytes");
+    take(&mount, "one");
+    let (top, file) = (mount.at(".snapshots/one"), mount.at(".snapshots/one/file"));
+    let fs = &mount.fs;
+    assert_eq!(fs.open_file(&ADMIN, file, libc::O_RDWR), Err(Errno::EROFS));
+    assert_eq!(fs.mkdir(&ADMIN, top, b"x", 0o755), Err(Errno::EROFS));
+    assert_eq!(fs.unlink(top, b"file"), Err(Errno::EROFS));
+    assert_eq!(mount.truncate(file, 0), Err(Errno::EROFS));
+    let flags = RenameFlags::default();
+    let moved = fs.rename(&ADMIN, top, b"file", top, b"other", flags);
+    assert_eq!(moved, Err(Errno::EROFS));
+    assert_eq!(fs.link(file, ROOT, b"link"), Err(Errno::EXDEV));
+    assert_eq!(fs.link(file, top, b"link"), Err(Errno::EROFS));
+    assert_eq!(
+        fs.fallocate(
+            file,
+            fs.open_file(&USER, file, 0).unwrap(),
+            0,
+            1,
+            Fallocate::PunchHole
+        ),
+        Err(Errno::EROFS)
+    );
+    mount.finish();
+}
+
+#[test]
+fn the_directory_of_snapshots_takes_nothing_else() {
+    let mount = Mount::new();
+    let fs = &mount.fs;
+    let dir = mount.at(".snapshots");
+    assert!(mount.names(ROOT).is_empty());
+    assert_eq!(
+        fs.mknod(&ADMIN, dir, b"x", libc::S_IFREG, 0),
+        Err(Errno::EPERM)
+    );
+    assert_eq!(fs.mkdir(&USER, dir, b"x", 0o755), Err(Errno::EPERM));
+    let made = fs.mkdir(&ADMIN, dir, b"x", 0o755).unwrap();
+    assert_eq!(made.node, mount.at(".snapshots/x"));
+    assert_eq!(fs.mkdir(&ADMIN, dir, b"x", 0o755), Err(Errno::EEXIST));
+    assert_eq!(mount.names(dir), ["x"]);
+    let flags = RenameFlags::default();
+    fs.rename(&ADMIN, dir, b"x", dir, b"y", flags).unwrap();
+    assert_eq!(mount.names(dir), ["y"]);
+    let images = mount.at(".images");
+    assert_eq!(
+        fs.rename(&ADMIN, dir, b"y", images, b"y", flags),
+        Err(Errno::EXDEV)
+    );
+    assert_eq!(
+        fs.rename(&ADMIN, dir, b"y", ROOT, b"y", flags),
+        Err(Errno::EXDEV)
+    );
+    assert_eq!(fs.rmdir(ROOT, b".snapshots"), Err(Errno::EBUSY));
+    assert_eq!(fs.mkdir(&USER, ROOT, b".images", 0o755), Err(Errno::EEXIST));
+    // In a snapshot these names mean nothing.
+    assert_eq!(
+        mount.lookup(mount.at(".snapshots/y"), b".snapshots"),
+        Err(Errno::ENOENT)
+    );
+    assert_eq!(
+        mount.lookup(mount.at(".snapshots/y"), b".."),
+        mount.lookup(ROOT, b".snapshots")
+    );
+    fs.rmdir(dir, b"y").unwrap();
+    assert_eq!(fs.rmdir(dir, b"y"), Err(Errno::ENOENT));
+    mount.finish();
+}
+
+#[test]
+fn what_is_open_keeps_its_snapshot() {
+    let mount = Mount::new();
+    mount.file(ROOT, "file", b"bytes");
+    take(&mount, "one");
+    let file = mount.at(".snapshots/one/file");
+    let handle = mount.fs.open_file(&USER, file, libc::O_RDONLY).unwrap();
+    let refused = mount.fs.delete_view(ViewKind::Snapshot, "one");
+    assert!(matches!(refused, Err(ViewError::Busy { .. })));
+    assert_eq!(mount.contents_of(file, handle).unwrap(), b"bytes");
+    mount.fs.release(file, handle);
+    drop_it(&mount, "one");
+    assert_eq!(mount.fs.getattr(file), Err(Errno::ESTALE));
+    assert_eq!(
+        mount.fs.open_file(&USER, file, libc::O_RDONLY),
+        Err(Errno::ESTALE)
+    );
+    assert_eq!(mount.fs.open_dir(file), Err(Errno::ESTALE));
+    mount.finish();
+}
+
+/// Whatever the order in which views go, the others stay, and at the end nothing is left.
+#[test]
+fn views_go_in_any_order() {
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]] {
+        let mut mount = Mount::new();
+        let mut expected = Vec::new();
+        mount.file(ROOT, "file", &pattern(0, 0, CHUNK + 50_000));
+        mount.file(ROOT, "deleted-0", b"x");
+        for number in 0..4u8 {
+            take(&mount, &format!("s{number}"));
+            expected.push((mount.contents(mount.at("file")), mount.names(ROOT)));
+            overwrite(
+                &mount,
+                "file",
+                usize::from(number) * 9_000,
+                &pattern(number + 1, 0, 20_000),
+            );
+            let old = format!("deleted-{number}");
+            mount.fs.unlink(ROOT, old.as_bytes()).unwrap();
+            mount.file(
+                ROOT,
+                &format!("deleted-{}", number + 1),
+                &pattern(number, 0, 9_000),
+            );
+        }
+        let live = mount.contents(mount.at("file"));
+        let mut left = vec![0, 1, 2, 3];
+        for gone in order {
+            drop_it(&mount, &format!("s{gone}"));
+            mount.fs.finish_purge().unwrap();
+            left.retain(|number| *number != gone);
+            mount = mount.reopen();
+            for number in &left {
+                let top = mount.at(&format!(".snapshots/s{number}"));
+                let (contents, names) = &expected[*number];
+                assert_eq!(mount.names(top), *names);
+                assert!(mount.contents(mount.lookup(top, b"file").unwrap().node) == *contents);
+            }
+            assert!(mount.contents(mount.at("file")) == live);
+        }
+        assert_eq!(mount.fs.views(ViewKind::Snapshot).unwrap(), []);
+        mount.finish();
+    }
+}
+
+#[test]
+fn what_a_snapshot_holds_is_told() {
+    let mount = Mount::new();
+    mount.file(ROOT, "file", &pattern(0, 0, 100 * PAGE));
+    take(&mount, "one");
+    take(&mount, "two");
+    let used = |mount: &Mount| -> Vec<(u64, u64)> {
+        let views = mount.fs.views(ViewKind::Snapshot).unwrap();
+        let pages = |bytes| bytes / 4096;
+        views
+            .iter()
+            .map(|v| (pages(v.refers_bytes), pages(v.used_bytes)))
+            .collect()
+    };
+    assert_eq!(used(&mount), [(100, 0), (100, 0)]);
+    mount.fs.unlink(ROOT, b"file").unwrap();
+    mount.commit();
+    assert_eq!(used(&mount), [(100, 0), (100, 0)]);
+    drop_it(&mount, "one");
+    assert_eq!(used(&mount), [(100, 100)]);
+    let info = mount
+        .fs
+        .create_view(ViewKind::Image, "image", Some("two"), "for all")
+        .unwrap();
+    assert_eq!((info.from.as_str(), info.refers_bytes / 4096), ("two", 100));
+    assert_eq!(used(&mount), [(100, 0)]);
+    drop_it(&mount, "two");
+    mount.fs.finish_purge().unwrap();
+    assert_eq!(
+        mount.contents(mount.at(".images/image/file")).len(),
+        100 * PAGE
+    );
+    mount.fs.delete_view(ViewKind::Image, "image").unwrap();
+    mount.fs.finish_purge().unwrap();
+    assert_eq!(mount.objects(), 0);
+    mount.finish();
+}
+
+/// What `fallocate` promised before a snapshot is kept after it.
+#[test]
+fn a_promise_outlives_a_snapshot() {
+    let mount = Mount::with(Some(8 << 20), crate::support::quiet());
+    let (node, handle) = mount.create(ROOT, "file");
+    let mode = Fallocate::Allocate { keep_size: false };
+    mount.fs.fallocate(node, handle, 0, 1 << 20, mode).unwrap();
+    mount.put(node, handle, 0, &pattern(1, 0, 100_000));
+    let used = mount.fs.usage().used_bytes;
+    take(&mount, "one");
+    mount.put(node, handle, 50_000, &pattern(2, 0, 100_000));
+    assert_eq!(mount.fs.usage().used_bytes, used);
+    mount.fs.fsync(node, handle, false).unwrap();
+    mount.fs.release(node, handle);
+    let mount = mount.reopen();
+    assert_eq!(mount.fs.usage().used_bytes, used);
+    assert!(mount.contents(mount.at(".snapshots/one/file"))[..100_000] == pattern(1, 0, 100_000));
+    drop_it(&mount, "one");
+    mount.fs.finish_purge().unwrap();
+    mount.finish();
+}
