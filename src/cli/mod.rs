@@ -486,6 +486,22 @@ mod tests {
     }
 
     #[test]
+    fn the_timers_service_runs_a_command_that_there_is() {
+        let unit = include_str!("../../mount-helper/systemd/bilayer-snapshot@.service");
+        let value = |beginning| {
+            let line = unit.lines().find_map(|line| line.strip_prefix(beginning));
+            line.unwrap_or_else(|| panic!("no {beginning}"))
+        };
+        let keep = value("Environment=\"BILAYER_KEEP=").trim_end_matches('"');
+        let line = value("ExecStart=").replace("$BILAYER_KEEP", keep);
+        let words = line.split(' ').map(|word| match word {
+            "%f" => "/srv/a vault",
+            word => word,
+        });
+        Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+
+    #[test]
     fn every_option_of_mount_is_in_its_help() {
         let documented = include_str!("options.rs");
         let table = documented

@@ -101,12 +101,12 @@ pub(super) fn answer(
     let last = match serve(filesystem, &request, &mut lines) {
         Ok(outcome) => {
             if !request.only_reads() {
-                tracing::info!(?request, "done");
+                tracing::debug!(?request, "done");
             }
             Message::Done(outcome)
         }
         Err(error) => {
-            tracing::info!(?request, error = %error.message, "refused");
+            tracing::debug!(?request, error = %error.message, "refused");
             Message::Failed(error.into())
         }
     };
