@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -138,7 +137,7 @@ fn failures() {
     fs::write(place.path("noise"), noise(2, 5000)).unwrap();
     fs::write(place.path("kept"), "kept").unwrap();
     for (words, code, says) in [
-        ("create vol base", 3, "an image \"base\" already"),
+        ("create vol base", 3, "image \"base\" already"),
         ("create vol new --from gone", 2, "no snapshot \"gone\""),
         ("create vol a/b", 1, "a/b"),
         ("create gone base", 2, "cannot find gone"),
