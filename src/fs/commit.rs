@@ -226,6 +226,7 @@ impl Filesystem {
             Err(ObjectError::Removed) => return Ok(()),
             other => other?,
         };
+        self.empty_orphan(ino)?;
         while !self.contents.remove(&file)? {}
         drop(file);
         self.contents.forget(ino);
@@ -233,11 +234,15 @@ impl Filesystem {
     }
 
     pub(super) fn remove_doomed(&self) {
-        let doomed = std::mem::take(&mut *self.doomed.lock());
-        for ino in doomed {
+        // Removing a directory can doom what was in it.
+        while let Some(ino) = self.next_doomed() {
             if let Err(error) = self.remove_inode(ino) {
                 tracing::warn!(ino = ino.0, %error, "an unlinked file could not be removed yet");
             }
         }
+    }
+
+    fn next_doomed(&self) -> Option<Ino> {
+        self.doomed.lock().pop()
     }
 }

@@ -158,6 +158,7 @@ impl Filesystem {
             self.volume.store.sync_all()?;
             self.sweep()?;
         }
+        self.finish_restore()?;
         let newest = self.contents.objects().folders()?.into_iter().max();
         self.contents
             .objects()
@@ -176,6 +177,7 @@ impl Filesystem {
                 self.meta.apply(batch)?;
             }
         }
+        self.remove_doomed();
         self.meta.set_clean(false);
         self.commit_now()?;
         self.contents.collect()?;
@@ -241,6 +243,7 @@ impl Filesystem {
             let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;
             self.remove_inode(Ino(ino))?;
         }
+        self.remove_doomed();
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
         self.meta.set_clean(true);

@@ -21,6 +21,8 @@ mod names;
 mod references;
 mod remount;
 mod rename;
+mod restore;
+mod restore_path;
 mod room;
 mod seek;
 mod shutdown;
@@ -43,6 +45,7 @@ use crate::meta::{Meta, MetaError, Permit, View};
 use crate::object::{Contents, File, ObjectError};
 use crate::sealed::SealedError;
 use crate::snapshot::purge::Purge;
+use crate::store::os_error;
 use crate::volume::Volume;
 use access_times::AccessTimesNow;
 use references::References;
@@ -111,6 +114,12 @@ pub enum FsError {
     /// The keys or the header of the volume.
     #[error("the volume: {0}")]
     Volume(String),
+}
+
+impl From<Errno> for FsError {
+    fn from(errno: Errno) -> Self {
+        Self::Io(os_error(errno))
+    }
 }
 
 impl FsError {

@@ -102,6 +102,13 @@ impl References {
         writers.map(|(ino, _)| NodeId::live(*ino)).collect()
     }
 
+    /// The inode has a name again.
+    pub(super) fn named_again(&self, ino: Ino) {
+        if let Some(count) = self.live.lock().get_mut(&ino) {
+            count.orphan = false;
+        }
+    }
+
     /// True when a file or directory of the kept view is open.
     pub(super) fn view_in_use(&self, view: ViewId) -> bool {
         self.kept.lock().contains_key(&view)

@@ -21,6 +21,7 @@ use crate::sealed::PAGE_BYTES;
 use crate::snapshot;
 
 pub use crate::meta::records::{Timespec, ViewKind};
+pub use crate::snapshot::diff::{Change, ChangeKind};
 
 /// The longest name of a view, in bytes, as that of a file.
 pub const VIEW_NAME_BYTES_MAX: usize = super::NAME_BYTES_MAX;
@@ -82,6 +83,12 @@ pub enum ViewError {
         /// What was looked for.
         path: String,
     },
+    /// There is no place for what is to be restored.
+    #[error("there is no directory {path:?} now to restore into")]
+    NoDirectory {
+        /// The directory that held it.
+        path: String,
+    },
     /// The filesystem failed.
     #[error(transparent)]
     Fs(#[from] FsError),
@@ -101,7 +108,9 @@ impl ViewError {
     /// What a caller of the filesystem is told.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::NotFound { .. } | Self::NoSuchPath { .. } => Errno::ENOENT,
+            Self::NotFound { .. } | Self::NoSuchPath { .. } | Self::NoDirectory { .. } => {
+                Errno::ENOENT
+            }
             Self::Exists { .. } => Errno::EEXIST,
             Self::BadName { name, .. } if name.len() > VIEW_NAME_BYTES_MAX => Errno::ENAMETOOLONG,
             Self::BadName { .. } => Errno::EINVAL,
@@ -123,6 +132,12 @@ macro_rules! by_way_of_fs_error {
     };
 }
 by_way_of_fs_error!(MetaError, ObjectError);
+
+impl From<Errno> for ViewError {
+    fn from(errno: Errno) -> Self {
+        Self::Fs(errno.into())
+    }
+}
 
 /// What is known of a view.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -125,6 +125,21 @@ impl Meta {
         }
     }
 
+    /// Gives an inode the extended attributes that another one has in a view.
+    pub fn copy_xattrs(
+        &self,
+        batch: &mut Batch,
+        from: Ino,
+        view: View,
+        to: Ino,
+    ) -> Result<(), MetaError> {
+        for name in self.xattr_names(from, view)? {
+            let value = self.get(Table::Xattr, &keys::xattr(from, &name), view)?;
+            self.put_back(batch, Table::Xattr, &keys::xattr(to, &name), value)?;
+        }
+        Ok(())
+    }
+
     /// Rows of `garbage` that are durable, so that what they name may be unlinked.
     pub fn committed_garbage(&self) -> Result<Vec<Row>, MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);

@@ -126,6 +126,17 @@ impl Meta {
             .collect()
     }
 
+    /// Writes a record as it was in another view.
+    pub fn put_back(
+        &self,
+        batch: &mut Batch,
+        table: Table,
+        logical: &[u8],
+        value: Option<Vec<u8>>,
+    ) -> Result<(), MetaError> {
+        self.write(batch, table, logical, value)
+    }
+
     /// All versions of a key, oldest first.
     pub fn versions(&self, table: Table, logical: &[u8]) -> Result<Versions, MetaError> {
         let mut versions = Versions::new();

@@ -7,10 +7,12 @@
 use super::cut::Space;
 use super::file::{Chunk, Extent, File};
 use super::{Contents, FILE_BYTES_MAX, ObjectError};
+use std::sync::Arc;
+
 use crate::ids::ChunkIndex;
-use crate::meta::Batch;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ObjectName, Part, Timespec, taken};
+use crate::meta::{Batch, View};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -132,10 +134,13 @@ impl Contents {
         self.ready_gap(to, target)?;
         let (source_offset, target_offset) = (source, target);
         let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
+        // What a kept view shows does not change; but the live file may have the same parts.
+        let live = self.live_of(from)?;
+        let changing = live.as_deref().unwrap_or(from);
         let (first, second) = if from.ino < to.ino {
-            (from, to)
+            (changing, to)
         } else {
-            (to, from)
+            (to, changing)
         };
         let _permit = self.meta.permit();
         let _first = first.gate.write();
@@ -146,6 +151,7 @@ impl Contents {
             return Ok(false);
         }
         self.load_chunk(from, source)?;
+        self.load_chunk(changing, source)?;
         self.load_chunk(to, target)?;
         let parts = {
             let state = from.state.lock();
@@ -166,11 +172,22 @@ impl Contents {
             return Ok(false);
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
-        if let Err(error) = self.record_link(from, source, to, target, len, parts, now) {
+        if let Err(error) = self.record_link(changing, source, to, target, len, parts, now) {
             self.unlink_all(names.into_iter())?;
             return Err(error);
         }
         Ok(true)
+    }
+
+    /// The live file of one in a kept view; `None` of a live one, or where there is none any more.
+    fn live_of(&self, file: &File) -> Result<Option<Arc<File>>, ObjectError> {
+        if file.view == View::LIVE {
+            return Ok(None);
+        }
+        match self.file(file.ino) {
+            Err(ObjectError::Removed) => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// Second names for all parts, durable; or none where the backing filesystem has no more.
@@ -219,11 +236,15 @@ impl Contents {
             let Some(chunk) = state.chunks.get_mut(&source) else {
                 return Err(ObjectError::Removed);
             };
-            if let Extent::Parts { shared, .. } = &mut chunk.extent {
-                *shared = true;
+            let newest = chunk.newest().map(|part| part.id.crypto);
+            let is_linked = parts.iter().any(|part| Some(part.id.crypto) == newest);
+            if from.view == View::LIVE && is_linked {
+                if let Extent::Parts { shared, .. } = &mut chunk.extent {
+                    *shared = true;
+                }
+                chunk.changed = true;
+                self.publish(from, state, &mut batch)?;
             }
-            chunk.changed = true;
-            self.publish(from, state, &mut batch)?;
         }
         let state = &mut *to.state.lock();
         let Some(old) = state.chunks.remove(&target) else {

@@ -376,6 +376,12 @@ impl Contents {
         let _gate = file.gate.write();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
+        // It may have been given a name again since it was decided to remove it.
+        if let Some(record) = self.meta.inode(file.ino, file.view)?
+            && record.nlink > 0
+        {
+            return Ok(true);
+        }
         let mut batch = Batch::new();
         let complete = self.drop_chunks(file, state, 0, EXTENTS_PER_BATCH, &mut batch)?;
         if complete {

@@ -240,6 +240,19 @@ pub struct FileState {
 }
 
 impl FileState {
+    /// The state of a file as its inode's record says.
+    pub fn new(size: u64, pages: u64) -> Self {
+        Self {
+            size,
+            durable_size: size,
+            syncing_size: size,
+            pages,
+            written: None,
+            chunks: HashMap::new(),
+            removed: false,
+        }
+    }
+
     /// True when a sync or a publication has something to do.
     pub fn is_dirty(&self) -> bool {
         !self.removed
@@ -278,22 +291,13 @@ pub struct File {
 impl File {
     /// A file as its inode's record says.
     pub fn new(ino: Ino, view: View, size: u64, pages: u64) -> Self {
-        let state = FileState {
-            size,
-            durable_size: size,
-            syncing_size: size,
-            pages,
-            written: None,
-            chunks: HashMap::new(),
-            removed: false,
-        };
         Self {
             ino,
             view,
             gate: RwLock::new(()),
             syncing: Arc::default(),
             growing: Mutex::new(()),
-            state: Mutex::new(state),
+            state: Mutex::new(FileState::new(size, pages)),
         }
     }
 

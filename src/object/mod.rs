@@ -232,6 +232,23 @@ impl Contents {
         }
     }
 
+    /// Takes note that files are as their records say again. Nothing of them waits for the disk, and
+    /// nobody changes anything.
+    pub fn reload(&self, inos: impl Iterator<Item = Ino>) -> Result<(), ObjectError> {
+        for ino in inos {
+            let Some(file) = self.live_file(ino) else {
+                continue;
+            };
+            match self.meta.inode(ino, View::LIVE)? {
+                Some(record) => *file.state.lock() = FileState::new(record.size, record.pages),
+                None => file.state.lock().removed = true,
+            }
+        }
+        let used = self.meta.counters().used_pages;
+        self.used_pages.store(used.cast_signed(), Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Forgets the files of a view that is gone; nothing in it is open.
     pub fn forget_view(&self, generation: crate::ids::Generation) {
         let mut files = self.files.lock();

@@ -1,0 +1,328 @@
+//! Putting one path back: what a snapshot shows there is copied, and the copy takes the place of what
+//! is there now by one renaming.
+//!
+//! The copy is made in a directory without a name, an orphan, so that a power cut half-way leaves
+//! nothing but what the next mount removes. It has inodes of its own and shares the sealed objects
+//! ([`crate::object`], copying). What is replaced becomes an orphan too; it goes when nobody has it
+//! open, with all that is below it.
+
+use std::collections::HashMap;
+
+use super::Filesystem;
+use super::types::{FileKind, NodeId, Timespec};
+use super::views::{ViewError, ViewKind};
+use crate::errno::Errno;
+use crate::ids::Ino;
+use crate::meta::keys::{self, Table};
+use crate::meta::records::{DirentRecord, InodeRecord, ViewRecord};
+use crate::meta::{Batch, MetaError, View};
+
+/// Name of the copy while it is made.
+const COPY_NAME: &[u8] = b"copy";
+/// Entries of a directory that are read, or removed, at a time.
+const ENTRIES: usize = 128;
+
+/// One inode to be copied: which, into which directory, under what name.
+struct Task {
+    from: DirentRecord,
+    parent: Ino,
+    name: Vec<u8>,
+}
+
+/// A copy under way.
+struct Copying {
+    view: View,
+    now: Timespec,
+    tasks: Vec<Task>,
+    /// Copies of files with several names.
+    linked: HashMap<Ino, Ino>,
+}
+
+impl Filesystem {
+    /// Puts back what the view shows at a path: its directories and its name.
+    pub(super) fn restore_path(
+        &self,
+        record: &ViewRecord,
+        (parents, name): (&[&[u8]], &[u8]),
+    ) -> Result<(), ViewError> {
+        let view = View(record.generation);
+        let text = |parts: &[&[u8]]| String::from_utf8_lossy(&parts.join(&b'/')).into_owned();
+        let missing = || ViewError::NoSuchPath {
+            kind: ViewKind::Snapshot,
+            name: record.name.clone(),
+            path: text(&[parents, &[name]].concat()),
+        };
+        let there = self.walk(view, parents)?.ok_or_else(missing)?;
+        let from = self.meta.dirent(there, name, view)?.ok_or_else(missing)?;
+        let parent = self.walk(View::LIVE, parents)?;
+        let parent = parent.ok_or_else(|| ViewError::NoDirectory {
+            path: text(parents),
+        })?;
+        let holder = self.make_holder()?;
+        let placed = self.copy_tree(view, from, holder).and_then(|()| {
+            self.contents.sync_all()?;
+            self.put_in_place(holder, NodeId::live(parent), name)
+        });
+        if let Err(error) = self.remove_inode(holder) {
+            tracing::warn!(%error, "the rest of a restore goes at the next mount");
+        }
+        self.remove_doomed();
+        self.after_drop(placed?);
+        self.commit_now()?;
+        if let Some(cache) = self.cache() {
+            let parent = NodeId::live(parent);
+            cache.forget(&[parent], &[(parent, name.to_vec())]);
+        }
+        Ok(())
+    }
+
+    /// The directory at a path.
+    fn walk(&self, view: View, parts: &[&[u8]]) -> Result<Option<Ino>, MetaError> {
+        let mut at = Ino::ROOT;
+        for part in parts {
+            match self.meta.dirent(at, part, view)? {
+                Some(entry) if entry.kind == FileKind::Directory => at = entry.ino,
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// Makes a directory without a name.
+    fn make_holder(&self) -> Result<Ino, MetaError> {
+        let _permit = self.meta.permit();
+        let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
+        let root = root.ok_or(MetaError::Corrupt("inode"))?;
+        let ino = self.meta.allocate_ino();
+        let mut batch = Batch::new();
+        let record = InodeRecord { nlink: 0, ..root };
+        self.meta.put_inode(&mut batch, ino, &record)?;
+        self.meta.put_orphan(&mut batch, ino, true);
+        batch.inodes += 1;
+        self.meta.apply(batch)?;
+        Ok(ino)
+    }
+
+    fn copy_tree(&self, view: View, from: DirentRecord, holder: Ino) -> Result<(), ViewError> {
+        let first = Task {
+            from,
+            parent: holder,
+            name: COPY_NAME.to_vec(),
+        };
+        let mut copying = Copying {
+            view,
+            now: Timespec::now(),
+            tasks: vec![first],
+            linked: HashMap::new(),
+        };
+        while let Some(task) = copying.tasks.pop() {
+            self.copy_one(&mut copying, &task)?;
+            self.relieve_pressure()?;
+        }
+        Ok(())
+    }
+
+    fn copy_one(&self, copying: &mut Copying, task: &Task) -> Result<(), ViewError> {
+        let old = self.meta.inode(task.from.ino, copying.view)?;
+        let old = old.ok_or(MetaError::Corrupt("inode"))?;
+        if let Some(ino) = copying.linked.get(&task.from.ino).copied() {
+            return Ok(self.add_link(ino, task)?);
+        }
+        let ino = self.meta.allocate_ino();
+        self.make_copy(copying, task, ino, &old)?;
+        match old.kind {
+            FileKind::Directory => self.add_tasks(copying, task.from.ino, ino)?,
+            FileKind::Regular => {
+                if old.nlink > 1 {
+                    copying.linked.insert(task.from.ino, ino);
+                }
+                self.copy_contents(copying, task.from.ino, ino, &old)?;
+            }
+            _ if old.nlink > 1 => drop(copying.linked.insert(task.from.ino, ino)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Another name for a copy that has one.
+    fn add_link(&self, ino: Ino, task: &Task) -> Result<(), Errno> {
+        let _permit = self.meta.permit();
+        let mut batch = Batch::new();
+        self.amend_inode(&mut batch, ino, |record| record.nlink += 1)?;
+        let entry = DirentRecord { ino, ..task.from };
+        self.name(&mut batch, task.parent, &task.name, Some(entry))?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+
+    /// The inode with its name and extended attributes, without contents.
+    fn make_copy(
+        &self,
+        copying: &Copying,
+        task: &Task,
+        ino: Ino,
+        old: &InodeRecord,
+    ) -> Result<(), Errno> {
+        let _permit = self.meta.permit();
+        let is_directory = old.kind == FileKind::Directory;
+        let is_file = old.kind == FileKind::Regular;
+        let record = InodeRecord {
+            nlink: if is_directory { 2 } else { 1 },
+            size: if is_file { 0 } else { old.size },
+            pages: 0,
+            ctime: copying.now,
+            parent: if is_directory { task.parent } else { Ino(0) },
+            ..old.clone()
+        };
+        let mut batch = Batch::new();
+        self.meta.put_inode(&mut batch, ino, &record)?;
+        self.meta
+            .copy_xattrs(&mut batch, task.from.ino, copying.view, ino)?;
+        let entry = DirentRecord { ino, ..task.from };
+        self.name(&mut batch, task.parent, &task.name, Some(entry))?;
+        if is_directory {
+            self.amend_inode(&mut batch, task.parent, |record| {
+                // The holder has no name, and is counted as such.
+                record.nlink += u32::from(record.nlink > 0);
+            })?;
+        }
+        batch.inodes += 1;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+
+    fn add_tasks(&self, copying: &mut Copying, from: Ino, parent: Ino) -> Result<(), ViewError> {
+        let mut low = keys::number(from.0);
+        loop {
+            let high = keys::after_ino(from);
+            let rows = self
+                .meta
+                .scan(Table::Dirent, &low, &high, copying.view, ENTRIES)?;
+            let Some((last, _)) = rows.last() else {
+                return Ok(());
+            };
+            low.clone_from(last);
+            low.push(0xFF);
+            for (key, value) in &rows {
+                let corrupt = MetaError::Corrupt("dirent");
+                let parts = keys::dirent_parts(key).zip(DirentRecord::decode(value));
+                let ((_, name), from) = parts.ok_or(corrupt)?;
+                copying.tasks.push(Task {
+                    from,
+                    parent,
+                    name: name.to_vec(),
+                });
+            }
+        }
+    }
+
+    fn copy_contents(
+        &self,
+        copying: &Copying,
+        from: Ino,
+        to: Ino,
+        old: &InodeRecord,
+    ) -> Result<(), ViewError> {
+        let source = self.contents.file_in(copying.view, from)?;
+        let target = self.contents.file(to)?;
+        let mut done = 0;
+        while done < old.size {
+            let copied = self.with_room(|| {
+                let left = old.size - done;
+                self.contents
+                    .copy(&source, done, &target, done, left, copying.now)
+            })?;
+            if copied == 0 {
+                return Err(Errno::EIO.into());
+            }
+            done += copied;
+        }
+        self.contents.publish_synced(&target)?;
+        let _permit = self.meta.permit();
+        let _inode = self.meta.lock_inode(to);
+        // What the sync writes down of the time of writing must not come after this.
+        let _ = self.contents.take_written(to);
+        let mut batch = Batch::new();
+        self.amend_inode(&mut batch, to, |record| record.mtime = old.mtime)?;
+        self.meta.apply(batch)?;
+        drop((source, target));
+        self.contents.forget_in(copying.view, from);
+        Ok(())
+    }
+
+    /// Gives the copy its name. What had it is returned if it is an orphan now.
+    fn put_in_place(
+        &self,
+        holder: Ino,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<Option<Ino>, ViewError> {
+        let _permit = self.begin_change(parent)?;
+        let now = Timespec::now();
+        let _namespace = self.namespace.lock();
+        let copy = self.meta.dirent(holder, COPY_NAME, View::LIVE)?;
+        let copy = copy.ok_or(MetaError::Corrupt("dirent"))?;
+        let replaced = self.meta.dirent(parent.ino(), name, View::LIVE)?;
+        let mut inos = vec![holder, parent.ino(), copy.ino];
+        inos.extend(replaced.map(|entry| entry.ino));
+        let _inodes = self.meta.lock_inodes(&inos);
+        // It may have lost its name meanwhile.
+        let mut directory = self.directory(parent)?;
+        let is_directory = |entry: DirentRecord| u32::from(entry.kind == FileKind::Directory);
+        directory.nlink += is_directory(copy);
+        directory.nlink -= replaced.map_or(0, is_directory);
+        let mut batch = Batch::new();
+        self.name(&mut batch, holder, COPY_NAME, None)?;
+        self.name(&mut batch, parent.ino(), name, Some(copy))?;
+        self.touch_directory(&mut batch, parent.ino(), directory, now)?;
+        if copy.kind == FileKind::Directory {
+            self.amend_inode(&mut batch, copy.ino, |record| record.parent = parent.ino())?;
+        }
+        let orphan = match replaced {
+            Some(entry) => self.drop_link(&mut batch, entry, now)?,
+            None => None,
+        };
+        self.meta.apply(batch)?;
+        Ok(orphan)
+    }
+
+    /// Takes the names out of a directory that has none itself.
+    pub(super) fn empty_orphan(&self, ino: Ino) -> Result<(), Errno> {
+        loop {
+            let permit = self.meta.permit();
+            let namespace = self.namespace.lock();
+            match self.meta.inode(ino, View::LIVE)? {
+                Some(record) if record.kind == FileKind::Directory && record.nlink == 0 => {}
+                _ => return Ok(()),
+            }
+            let (low, high) = (keys::number(ino.0), keys::after_ino(ino));
+            let rows = self
+                .meta
+                .scan(Table::Dirent, &low, &high, View::LIVE, ENTRIES)?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let mut entries = Vec::with_capacity(rows.len());
+            for (key, value) in &rows {
+                let parts = keys::dirent_parts(key).zip(DirentRecord::decode(value));
+                let ((_, name), entry) = parts.ok_or(Errno::EIO)?;
+                entries.push((name, entry));
+            }
+            let inos: Vec<Ino> = entries.iter().map(|(_, entry)| entry.ino).collect();
+            let inodes = self.meta.lock_inodes(&[&inos[..], &[ino]].concat());
+            let mut batch = Batch::new();
+            let mut orphans = Vec::new();
+            for (name, entry) in entries {
+                self.name(&mut batch, ino, name, None)?;
+                orphans.extend(self.drop_link(&mut batch, entry, Timespec::now())?);
+            }
+            self.meta.apply(batch)?;
+            drop((inodes, namespace, permit));
+            for orphan in orphans {
+                if self.references.orphaned(orphan) {
+                    self.doomed.lock().push(orphan);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! What differs between two views, from the records alone.
+//!
+//! Which keys may differ is in `change`. Names of files that changed, and the paths of directories,
+//! come from one pass over the names of each view: a record of a file does not say where it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Generation, Ino};
+use crate::meta::keys::{self, Table};
+use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec};
+use crate::meta::{Meta, MetaError, View};
+
+/// Rows read at a time.
+const ROWS: usize = 1024;
+
+/// How a path differs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum ChangeKind {
+    /// It is in the second view alone.
+    Added,
+    /// It is in the first view alone.
+    Removed,
+    /// Contents, attributes or what the name leads to.
+    Changed,
+    /// What was elsewhere in the first view is here in the second, with all that is below it.
+    Renamed,
+}
+
+/// A path that differs.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Change {
+    /// The path from the root, without a `/` in front. The root itself is empty.
+    pub path: Vec<u8>,
+    /// How.
+    pub kind: ChangeKind,
+    /// Where it was, of what was renamed.
+    pub from: Option<Vec<u8>>,
+    /// A directory or not.
+    pub is_directory: bool,
+}
+
+/// A name: its directory and itself.
+type Name = (Ino, Vec<u8>);
+
+/// What may differ between two views.
+#[derive(Default)]
+struct Candidates {
+    inodes: BTreeSet<Ino>,
+    names: BTreeSet<Name>,
+}
+
+/// Names of one view.
+#[derive(Default)]
+struct Names {
+    /// Where each directory is.
+    directories: BTreeMap<Ino, Name>,
+    /// Names of the inodes that were asked for.
+    of: BTreeMap<Ino, Vec<Name>>,
+}
+
+/// Everything that differs, in the order of paths.
+///
+/// # Errors
+/// The metadata could not be read.
+pub fn diff(meta: &Meta, from: View, to: View) -> Result<Vec<Change>, MetaError> {
+    let mut changes = if from.0 <= to.0 {
+        forward(meta, from, to, false)?
+    } else {
+        let changes = forward(meta, to, from, true)?;
+        changes.into_iter().map(reverse).collect()
+    };
+    changes.sort();
+    Ok(changes)
+}
+
+fn reverse(change: Change) -> Change {
+    match (change.kind, change.from) {
+        (ChangeKind::Renamed, Some(from)) => Change {
+            path: from,
+            from: Some(change.path),
+            ..change
+        },
+        (kind, from) => Change {
+            path: change.path,
+            kind: match kind {
+                ChangeKind::Added => ChangeKind::Removed,
+                ChangeKind::Removed => ChangeKind::Added,
+                other => other,
+            },
+            from,
+            is_directory: change.is_directory,
+        },
+    }
+}
+
+/// What differs between an older and a newer view. `backward`: paths of what is in both are those in the older one.
+fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Change>, MetaError> {
+    let candidates = candidates(meta, from.0, to.0.min(meta.generation()))?;
+    let mut changed = BTreeSet::new();
+    for ino in candidates.inodes {
+        if let (Some(old), Some(new)) = (meta.inode(ino, from)?, meta.inode(ino, to)?)
+            && essence(old) != essence(new)
+        {
+            changed.insert(ino);
+        }
+    }
+    let (old, new) = (names(meta, from, &changed)?, names(meta, to, &changed)?);
+    let (here, elsewhere) = if backward { (&old, to) } else { (&new, from) };
+    let mut changes = Vec::new();
+    let mut gone: BTreeMap<Ino, Vec<Name>> = BTreeMap::new();
+    let mut come: BTreeMap<Ino, Vec<(Name, FileKind)>> = BTreeMap::new();
+    for (parent, name) in candidates.names {
+        let before = meta.dirent(parent, &name, from)?;
+        let after = meta.dirent(parent, &name, to)?;
+        let place = (parent, name);
+        match (before, after) {
+            (Some(before), Some(after)) if before.ino == after.ino => {}
+            (Some(before), Some(after)) => {
+                let is_directory = is_directory(before) || is_directory(after);
+                here.add(&mut changes, ChangeKind::Changed, &place, is_directory);
+            }
+            (Some(before), None) => gone.entry(before.ino).or_default().push(place),
+            (None, Some(after)) => {
+                let come = come.entry(after.ino).or_default();
+                come.push((place, after.kind));
+            }
+            (None, None) => {}
+        }
+    }
+    pair(meta, from, &old, &new, gone, come, &mut changes)?;
+    for ino in changed {
+        if ino == Ino::ROOT {
+            changes.push(Change {
+                path: Vec::new(),
+                kind: ChangeKind::Changed,
+                from: None,
+                is_directory: true,
+            });
+        }
+        for place in here.of.get(&ino).into_iter().flatten() {
+            // What has another name there is told as that.
+            let before = meta.dirent(place.0, &place.1, elsewhere)?;
+            if let Some(before) = before.filter(|before| before.ino == ino) {
+                here.add(
+                    &mut changes,
+                    ChangeKind::Changed,
+                    place,
+                    is_directory(before),
+                );
+            }
+        }
+    }
+    Ok(changes)
+}
+
+/// Tells names that went and came: of one inode, together they are a renaming.
+fn pair(
+    meta: &Meta,
+    from: View,
+    old: &Names,
+    new: &Names,
+    mut gone: BTreeMap<Ino, Vec<Name>>,
+    come: BTreeMap<Ino, Vec<(Name, FileKind)>>,
+    changes: &mut Vec<Change>,
+) -> Result<(), MetaError> {
+    for (ino, places) in come {
+        for (place, kind) in places {
+            let is_directory = kind == FileKind::Directory;
+            let was = gone.get_mut(&ino).and_then(Vec::pop);
+            match (was.and_then(|was| old.path(&was)), new.path(&place)) {
+                (Some(was), Some(path)) => changes.push(Change {
+                    path,
+                    kind: ChangeKind::Renamed,
+                    from: Some(was),
+                    is_directory,
+                }),
+                _ => new.add(changes, ChangeKind::Added, &place, is_directory),
+            }
+        }
+    }
+    for (_, places) in gone {
+        for place in places {
+            let before = meta.dirent(place.0, &place.1, from)?;
+            let is_directory = before.is_some_and(is_directory);
+            old.add(changes, ChangeKind::Removed, &place, is_directory);
+        }
+    }
+    Ok(())
+}
+
+fn is_directory(entry: DirentRecord) -> bool {
+    entry.kind == FileKind::Directory
+}
+
+/// An inode without what reading changes and without what says how its contents are kept.
+fn essence(record: InodeRecord) -> InodeRecord {
+    InodeRecord {
+        atime: Timespec::default(),
+        pages: 0,
+        ..record
+    }
+}
+
+fn candidates(
+    meta: &Meta,
+    after: Generation,
+    through: Generation,
+) -> Result<Candidates, MetaError> {
+    let mut found = Candidates::default();
+    let mut from = None;
+    loop {
+        let (changed, more) = meta.changes(after, through, from, ROWS)?;
+        for (_, (table, logical)) in changed {
+            let ino = keys::ino_of(&logical).ok_or(MetaError::Corrupt("change"))?;
+            if table == Table::Dirent {
+                let (_, name) = keys::dirent_parts(&logical).ok_or(MetaError::Corrupt("change"))?;
+                found.names.insert((ino, name.to_vec()));
+            } else {
+                found.inodes.insert(ino);
+            }
+        }
+        match more {
+            Some(more) => from = Some(more),
+            None => return Ok(found),
+        }
+    }
+}
+
+/// One pass over all names of a view.
+fn names(meta: &Meta, view: View, wanted: &BTreeSet<Ino>) -> Result<Names, MetaError> {
+    let mut names = Names::default();
+    let mut low = Vec::new();
+    loop {
+        let rows = meta.scan(Table::Dirent, &low, &[0xFF; 9], view, ROWS)?;
+        let Some((last, _)) = rows.last() else {
+            return Ok(names);
+        };
+        low.clone_from(last);
+        low.push(0xFF);
+        for (key, value) in &rows {
+            let entry = DirentRecord::decode(value).ok_or(MetaError::Corrupt("dirent"))?;
+            let parent = keys::ino_of(key).ok_or(MetaError::Corrupt("dirent"))?;
+            let (_, name) = keys::dirent_parts(key).ok_or(MetaError::Corrupt("dirent"))?;
+            if is_directory(entry) {
+                names.directories.insert(entry.ino, (parent, name.to_vec()));
+            }
+            if wanted.contains(&entry.ino) {
+                let of = names.of.entry(entry.ino).or_default();
+                of.push((parent, name.to_vec()));
+            }
+        }
+    }
+}
+
+impl Names {
+    /// The path of a name; `None` where it leads to no root, as below what was removed while it was
+    /// open.
+    fn path(&self, place: &Name) -> Option<Vec<u8>> {
+        let mut parts = vec![place.1.as_slice()];
+        let mut at = place.0;
+        while at != Ino::ROOT {
+            let (parent, name) = self.directories.get(&at)?;
+            parts.push(name);
+            at = *parent;
+            // Deeper than there are directories is in a circle, which no filesystem has.
+            if parts.len() > self.directories.len() + 1 {
+                return None;
+            }
+        }
+        parts.reverse();
+        Some(parts.join(&b'/'))
+    }
+
+    fn add(&self, changes: &mut Vec<Change>, kind: ChangeKind, place: &Name, is_directory: bool) {
+        changes.extend(self.path(place).map(|path| Change {
+            path,
+            kind,
+            from: None,
+            is_directory,
+        }));
+    }
+}

@@ -1,0 +1,169 @@
+//! Taking the live view back to a kept one.
+//!
+//! What was written since then is in `change`; of each such key the record that the kept view sees is
+//! written forward into the live generation, or the key is removed. So it costs as much as has
+//! changed; newer views stay. Extents are marked *shared*: the kept view sees their parts too.
+//!
+//! An inode that is not in the kept view becomes an orphan, which goes when nobody has it open.
+//!
+//! Nobody changes anything meanwhile. It goes in steps; the counters say from before the first
+//! until after the last one that it is under way, and a mount that finds that goes on with it:
+//! doing a step twice does no harm.
+
+use std::collections::BTreeSet;
+
+use crate::ids::{Generation, Ino};
+use crate::meta::keys::{self, Table};
+use crate::meta::records::{ExtentRecord, InodeRecord};
+use crate::meta::{Batch, Meta, MetaError, View};
+
+/// Keys in one step.
+const KEYS_PER_STEP: usize = 512;
+
+/// What was changed, for those who remember it.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Inodes that are as they were, or gone.
+    pub inodes: BTreeSet<Ino>,
+    /// Directory and name of entries that changed.
+    pub names: Vec<(Ino, Vec<u8>)>,
+    /// Inodes that have no name any more.
+    pub orphans: Vec<Ino>,
+    /// Inodes that have one, and may have had none.
+    pub named: BTreeSet<Ino>,
+}
+
+/// Takes the live view back to `target`. Nobody else may change anything. `relieve` is called after every step.
+///
+/// # Errors
+/// The metadata could not be read or changed; it is half-done, and the next mount finishes it.
+pub fn restore(
+    meta: &Meta,
+    target: Generation,
+    relieve: &dyn Fn() -> Result<(), MetaError>,
+) -> Result<Restored, MetaError> {
+    meta.set_restoring(target);
+    let mut restored = Restored::default();
+    let mut from = None;
+    loop {
+        let (changed, more) = meta.changes(target, meta.generation(), from, KEYS_PER_STEP)?;
+        let mut batch = Batch::new();
+        let mut seen = BTreeSet::new();
+        for (_, (table, logical)) in &changed {
+            if seen.insert((table, logical)) {
+                let view = View(target);
+                restore_key(meta, &mut batch, view, (*table, logical), &mut restored)?;
+            }
+        }
+        meta.apply(batch)?;
+        relieve()?;
+        match more {
+            Some(more) => from = Some(more),
+            None => break,
+        }
+    }
+    meta.set_restoring(Generation(0));
+    Ok(restored)
+}
+
+fn restore_key(
+    meta: &Meta,
+    batch: &mut Batch,
+    view: View,
+    (table, logical): (Table, &[u8]),
+    restored: &mut Restored,
+) -> Result<(), MetaError> {
+    let ino = keys::ino_of(logical).ok_or(MetaError::Corrupt("change"))?;
+    let then = meta.get(table, logical, view)?;
+    let now = meta.get(table, logical, View::LIVE)?;
+    if then == now {
+        return Ok(());
+    }
+    match table {
+        Table::Inode => restore_inode(meta, batch, ino, (then, now), restored),
+        Table::Dirent => {
+            let (_, name) = keys::dirent_parts(logical).ok_or(MetaError::Corrupt("change"))?;
+            restored.names.push((ino, name.to_vec()));
+            meta.put_back(batch, table, logical, then)
+        }
+        // What belongs to an orphan goes with it.
+        _ if !is_there(meta, ino, view)? => Ok(()),
+        Table::Extent => {
+            restored.inodes.insert(ino);
+            restore_extent(meta, batch, logical, (then, now))
+        }
+        _ => {
+            restored.inodes.insert(ino);
+            meta.put_back(batch, table, logical, then)
+        }
+    }
+}
+
+/// True when the view has a name of the inode.
+fn is_there(meta: &Meta, ino: Ino, view: View) -> Result<bool, MetaError> {
+    Ok(meta
+        .inode(ino, view)?
+        .is_some_and(|record| record.nlink > 0))
+}
+
+fn restore_inode(
+    meta: &Meta,
+    batch: &mut Batch,
+    ino: Ino,
+    (then, now): (Option<Vec<u8>>, Option<Vec<u8>>),
+    restored: &mut Restored,
+) -> Result<(), MetaError> {
+    let decode = |bytes: Option<Vec<u8>>| match bytes {
+        Some(bytes) => InodeRecord::decode(&bytes)
+            .map(Some)
+            .ok_or(MetaError::Corrupt("inode")),
+        None => Ok(None),
+    };
+    let then = decode(then)?.filter(|record| record.nlink > 0);
+    restored.inodes.insert(ino);
+    match (then, decode(now)?) {
+        (Some(record), now) => {
+            batch.inodes += i64::from(now.is_none());
+            meta.put_orphan(batch, ino, false);
+            restored.named.insert(ino);
+            meta.put_inode(batch, ino, &record)
+        }
+        (None, Some(record)) => {
+            meta.put_orphan(batch, ino, true);
+            restored.orphans.push(ino);
+            meta.put_inode(batch, ino, &InodeRecord { nlink: 0, ..record })
+        }
+        (None, None) => Ok(()),
+    }
+}
+
+fn restore_extent(
+    meta: &Meta,
+    batch: &mut Batch,
+    logical: &[u8],
+    (then, now): (Option<Vec<u8>>, Option<Vec<u8>>),
+) -> Result<(), MetaError> {
+    let decode = |bytes: Option<Vec<u8>>| match bytes {
+        Some(bytes) => ExtentRecord::decode(&bytes)
+            .map(Some)
+            .ok_or(MetaError::Corrupt("extent")),
+        None => Ok(None),
+    };
+    let (mut then, now) = (decode(then)?, decode(now)?);
+    if let Some(ExtentRecord::Parts { shared, .. }) = &mut then {
+        *shared = true;
+    }
+    let pages = |record: &Option<ExtentRecord>| {
+        record.as_ref().map_or(0, ExtentRecord::pages).cast_signed()
+    };
+    batch.used_pages += pages(&then) - pages(&now);
+    let (ino, chunk) = keys::extent_parts(logical).ok_or(MetaError::Corrupt("change"))?;
+    let kept = meta.older_names(ino, chunk)?;
+    let stays = then.as_ref().map(ExtentRecord::names).unwrap_or_default();
+    for name in now.as_ref().map(ExtentRecord::names).unwrap_or_default() {
+        if !kept.contains(&name) && !stays.contains(&name) {
+            meta.put_garbage(batch, name);
+        }
+    }
+    meta.put_extent(batch, ino, chunk, then.as_ref())
+}
