@@ -176,6 +176,10 @@ impl CliError {
             ViewError::NoSuchPath { .. } => {
                 Self::new(ExitCode::NotFound, format!("{doing}: {error}"))
             }
+            ViewError::NoDirectory { .. } => told(
+                ExitCode::NotFound,
+                "make the directory, or restore the one that held it",
+            ),
             ViewError::Image(error) => Self::image(doing, error),
             ViewError::Fs(error) => Self::filesystem(doing, error),
         }

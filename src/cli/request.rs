@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::fs::types::{FileKind, Timespec};
+use crate::fs::types::Timespec;
 use crate::fs::views::{Change, ChangeKind, ViewInfo, ViewKind};
 use crate::keys::PassphraseSource;
 
@@ -242,6 +242,7 @@ pub(super) enum Difference {
     Added,
     Removed,
     Changed,
+    Renamed,
 }
 
 /// One path that differs.
@@ -250,7 +251,9 @@ pub(super) enum Difference {
 pub(super) struct ChangeReport {
     pub change: Difference,
     pub path: PathBytes,
-    pub kind: String,
+    /// Where it was, of what was renamed.
+    pub from: Option<PathBytes>,
+    pub directory: bool,
 }
 
 impl From<Change> for ChangeReport {
@@ -260,22 +263,12 @@ impl From<Change> for ChangeReport {
                 ChangeKind::Added => Difference::Added,
                 ChangeKind::Removed => Difference::Removed,
                 ChangeKind::Changed => Difference::Changed,
+                ChangeKind::Renamed => Difference::Renamed,
             },
             path: PathBytes(change.path),
-            kind: file_kind(change.file_kind).to_owned(),
+            from: change.from.map(PathBytes),
+            directory: change.is_directory,
         }
-    }
-}
-
-const fn file_kind(kind: FileKind) -> &'static str {
-    match kind {
-        FileKind::Regular => "file",
-        FileKind::Directory => "directory",
-        FileKind::Symlink => "symlink",
-        FileKind::Fifo => "fifo",
-        FileKind::Socket => "socket",
-        FileKind::CharDevice => "char-device",
-        FileKind::BlockDevice => "block-device",
     }
 }
 

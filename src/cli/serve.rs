@@ -8,7 +8,6 @@ use super::create::Place;
 use super::error::CliError;
 use super::request::{DeployReport, ExportReport, Outcome, PathBytes, Receiver, Request};
 use crate::fs::Filesystem;
-use crate::fs::views::Change;
 use crate::image::{DeployOptions, ExportOptions, Transport};
 use crate::keys::{KeyUri, PassphraseSource};
 
@@ -52,16 +51,15 @@ pub(super) fn serve(
                 .map_err(failed)?;
         }
         Request::Diff { from, to: until } => {
-            let mut told = Ok(());
-            let mut tell = |change: Change| {
-                if told.is_ok() {
-                    told = to.change(change.into());
-                }
-            };
+            // Told afterwards: who reads slowly keeps nobody from taking a snapshot meanwhile.
+            let mut changes = Vec::new();
             filesystem
-                .diff_views(from, until.as_deref(), &mut tell)
+                .diff_views(from, until.as_deref(), &mut |change| changes.push(change))
                 .map_err(failed)?;
-            told.map_err(|error| lost(request, &error))?;
+            for change in changes {
+                to.change(change.into())
+                    .map_err(|error| lost(request, &error))?;
+            }
         }
         Request::Restore { snapshot, path } => {
             let path = path.as_ref().map(PathBytes::path);

@@ -1,7 +1,7 @@
 //! `bilayer snapshot`: taking, listing, comparing, restoring and dropping snapshots.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
@@ -46,7 +46,7 @@ pub(super) enum SnapshotCommand {
     /// Show which paths differ between two snapshots, or between one and the present
     #[command(
         after_help = "Lines begin with + for what is new, - for what is gone, M for what changed \
-        (contents or attributes).\n\nExample:\n  bilayer snapshot diff /mnt monday tuesday"
+        (contents or attributes), R for what was renamed. The root is an empty path.\n\nExample:\n  bilayer snapshot diff /mnt monday tuesday"
     )]
     Diff(DiffArgs),
     /// Take the volume, or one path of it, back to a snapshot
@@ -358,9 +358,17 @@ impl<W: Write> Receiver for Shown<W> {
             Difference::Added => '+',
             Difference::Removed => '-',
             Difference::Changed => 'M',
+            Difference::Renamed => 'R',
         };
-        let slash = if change.kind == "directory" { "/" } else { "" };
-        writeln!(self.to, "{sign} {}{slash}", format::path(&change.path.0))
+        let shown = |path: &PathBytes| {
+            let slash = if change.directory { "/" } else { "" };
+            format!("{}{slash}", format::path(&path.0))
+        };
+        let path = shown(&change.path);
+        match &change.from {
+            Some(from) => writeln!(self.to, "{sign} {} -> {path}", shown(from)),
+            None => writeln!(self.to, "{sign} {path}"),
+        }
     }
 
     fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
@@ -370,19 +378,22 @@ impl<W: Write> Receiver for Shown<W> {
 
 /// JSON has no bytes: a path that is not UTF-8 is there a second time, in hexadecimal digits.
 fn change_json(change: &ChangeReport) -> serde_json::Value {
-    let mut object = json!({
-        "change": change.change,
-        "kind": change.kind,
-        "path": String::from_utf8_lossy(&change.path.0),
-    });
-    if std::str::from_utf8(&change.path.0).is_err() {
-        object["path_bytes"] = hex::encode(&change.path.0).into();
+    let mut object = json!({ "change": change.change, "directory": change.directory });
+    for (name, path) in [("path", Some(&change.path)), ("from", change.from.as_ref())] {
+        let Some(path) = path else {
+            continue;
+        };
+        object[name] = String::from_utf8_lossy(&path.0).into();
+        if std::str::from_utf8(&path.0).is_err() {
+            object[format!("{name}_bytes")] = hex::encode(&path.0).into();
+        }
     }
     object
 }
 
 fn restore(args: RestoreArgs) -> Result<(), CliError> {
-    if args.path.is_none() && !args.yes {
+    let whole = args.path.as_deref().is_none_or(names_the_root);
+    if whole && !args.yes {
         confirm(&args.volume, &args.name)?;
     }
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
@@ -395,6 +406,12 @@ fn restore(args: RestoreArgs) -> Result<(), CliError> {
     drop(progress);
     let closed = session.close();
     outcome.and(closed)
+}
+
+/// `/` and `.` are the whole volume, whose restoring is asked about.
+fn names_the_root(path: &Path) -> bool {
+    let mut components = path.components();
+    components.all(|part| matches!(part, Component::RootDir | Component::CurDir))
 }
 
 /// Asks who sits there; without a terminal nothing is asked and nothing done.
@@ -528,15 +545,17 @@ mod tests {
 
     #[test]
     fn differences_are_lines() {
-        let change = |change, path: &[u8], kind: &str| ChangeReport {
+        let change = |change, path: &[u8], from: Option<&[u8]>, directory| ChangeReport {
             change,
             path: PathBytes(path.to_vec()),
-            kind: kind.to_owned(),
+            from: from.map(|from| PathBytes(from.to_vec())),
+            directory,
         };
         let changes = [
-            change(Difference::Added, b"a b", "directory"),
-            change(Difference::Removed, b"x\ny", "file"),
-            change(Difference::Changed, b"\xff", "file"),
+            change(Difference::Added, b"a b", None, true),
+            change(Difference::Removed, b"x\ny", None, false),
+            change(Difference::Changed, b"\xff", None, false),
+            change(Difference::Renamed, b"new", Some(b"old"), true),
         ];
         let show = |json| {
             let mut shown = Shown {
@@ -548,15 +567,30 @@ mod tests {
             }
             String::from_utf8(shown.to).unwrap()
         };
-        assert_eq!(show(false).lines().next(), Some("+ a b/"));
-        assert_eq!(show(false).lines().nth(1), Some("- x\\012y"));
-        assert_eq!(show(false).lines().nth(2), Some("M \\377"));
+        let lines = "+ a b/\n- x\\012y\nM \\377\nR old/ -> new/\n";
+        assert_eq!(show(false), lines);
         let json = show(true);
-        let last: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
-        assert_eq!(last["change"], "changed");
-        assert_eq!(last["path_bytes"], "ff");
-        assert_eq!(json.lines().count(), 3);
-        assert!(!json.lines().next().unwrap().contains("path_bytes"));
+        let lines: Vec<serde_json::Value> = json
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let expected = [
+            json!({"change": "added", "directory": true, "path": "a b"}),
+            json!({"change": "removed", "directory": false, "path": "x\ny"}),
+            json!({"change": "changed", "directory": false, "path": "\u{fffd}", "path_bytes": "ff"}),
+            json!({"change": "renamed", "directory": true, "path": "new", "from": "old"}),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn the_whole_volume_has_many_names() {
+        for root in ["", "/", ".", "/.", "././/"] {
+            assert!(names_the_root(Path::new(root)), "{root}");
+        }
+        for path in ["a", "/a", "./a", ".."] {
+            assert!(!names_the_root(Path::new(path)), "{path}");
+        }
     }
 
     #[test]

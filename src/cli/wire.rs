@@ -261,7 +261,8 @@ mod tests {
         let change = ChangeReport {
             change: Difference::Removed,
             path: PathBytes(b"a\xff\n/b".to_vec()),
-            kind: "file".to_owned(),
+            from: Some(PathBytes(b"c\xfe".to_vec())),
+            directory: false,
         };
         let mut lines = Lines(Vec::new());
         lines.view(view.clone()).unwrap();

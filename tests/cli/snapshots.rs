@@ -219,6 +219,8 @@ fn failures() {
         ("diff vol monday gone", 2, "no snapshot \"gone\""),
         ("restore vol gone --yes", 2, "no snapshot \"gone\""),
         ("restore vol monday", 1, "--yes"),
+        ("restore vol monday --path .", 1, "--yes"),
+        ("restore vol monday --path gone", 2, "no \"gone\""),
         ("list vol --platform-keystore nowhere", 4, "nowhere"),
     ] {
         fails(&place.run(&format!("snapshot {words}")), code, says);
