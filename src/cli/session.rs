@@ -143,7 +143,7 @@ fn for_daemon(request: &Request) -> Result<Request, CliError> {
         _ => None,
     };
     match file {
-        Some(path) if !fs::metadata(&path).is_ok_and(|found| found.is_file()) => {
+        Some(path) if fs::metadata(&path).is_ok_and(|found| !found.is_file()) => {
             Err(CliError::new(
                 ExitCode::Key,
                 format!(

@@ -1,6 +1,7 @@
 //! `bilayer snapshot` on volumes that are not mounted: what it says, what is there afterwards, and
 //! how it fails.
 
+use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -191,6 +192,98 @@ fn pruned() {
     assert_eq!(names(&place), ["auto-3"]);
     place.run("snapshot prune vol --keep-last 0").done();
     assert_eq!(names(&place), [""; 0]);
+}
+
+#[test]
+fn compared_and_restored() {
+    let Some(place) = place("cli-snapshot-diff") else {
+        return;
+    };
+    let mounted = place.mount("vol", "mnt", "");
+    for name in ["changed", "removed", "old"] {
+        fs::write(mounted.path(name), "before").unwrap();
+    }
+    fs::create_dir(mounted.path("dir")).unwrap();
+    place.run("snapshot create mnt monday").done();
+    fs::write(mounted.path("changed"), "after").unwrap();
+    fs::write(mounted.path("dir/a b"), "after").unwrap();
+    fs::remove_file(mounted.path("removed")).unwrap();
+    fs::rename(mounted.path("old"), mounted.path("new")).unwrap();
+    place.run("snapshot create mnt tuesday").done();
+    mounted.unmount();
+
+    let diff = place.run("snapshot diff vol monday").done().stdout;
+    for line in ["M changed", "- removed", "+ dir/a b", "R old -> new"] {
+        assert!(diff.lines().any(|found| found == line), "{line}: {diff}");
+    }
+    assert_eq!(
+        place.run("snapshot diff vol monday tuesday").done().stdout,
+        diff
+    );
+    let lines = place.run("snapshot diff vol monday --json").done().stdout;
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let renamed = serde_json::json!(
+        {"change": "renamed", "directory": false, "path": "new", "from": "old"}
+    );
+    assert!(lines.collect::<Vec<Value>>().contains(&renamed));
+    place.run("snapshot diff vol tuesday").silent();
+
+    place
+        .run("snapshot restore vol monday --path changed")
+        .silent();
+    let diff = place.run("snapshot diff vol tuesday").done().stdout;
+    assert!(diff.lines().any(|line| line == "M changed"), "{diff}");
+    place.run("snapshot restore vol monday --yes").silent();
+    let mounted = place.mount("vol", "mnt", "");
+    for name in ["changed", "removed", "old"] {
+        assert_eq!(fs::read(mounted.path(name)).unwrap(), b"before", "{name}");
+    }
+    assert!(!mounted.path("new").exists());
+    mounted.unmount();
+}
+
+/// What a command says does not depend on who opens the volume: it or the daemon.
+#[test]
+fn mounted_or_not_is_the_same() {
+    let Some(place) = place("cli-snapshot-mounted") else {
+        return;
+    };
+    let commands = [
+        "snapshot create vol monday",
+        "snapshot create vol monday",
+        "snapshot create vol a/b",
+        "snapshot rename vol monday tuesday",
+        "snapshot rename vol monday tuesday",
+        "snapshot diff vol gone",
+        "snapshot diff vol tuesday",
+        "snapshot restore vol gone --yes",
+        "snapshot restore vol tuesday --path gone",
+        "snapshot restore vol tuesday --yes",
+        "image create vol base --from tuesday --description d",
+        "image create vol base",
+        "image deploy vol gone new",
+        "image deploy vol base vol",
+        "image deploy vol base new --customer-key file:gone.pem",
+        "image export vol gone out",
+        "image export vol base out --transport-passphrase-file gone",
+        "image delete vol base",
+        "image delete vol base",
+        "snapshot prune vol --keep-last 0",
+        "snapshot list vol",
+    ];
+    let say = || {
+        let outcomes = commands.map(|words| place.run(words));
+        outcomes.map(|outcome| (outcome.code, outcome.stdout, outcome.stderr))
+    };
+    let alone = say();
+    let mounted = place.mount("vol", "mnt", "");
+    let by_daemon = say();
+    mounted.unmount();
+    for (words, (alone, by_daemon)) in commands.iter().zip(alone.iter().zip(&by_daemon)) {
+        assert_eq!(alone, by_daemon, "{words}");
+    }
 }
 
 #[test]

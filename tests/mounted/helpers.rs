@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::machine::Machine;
-use crate::real::{BILAYER, command, is_alive, noise, run};
+use crate::real::{BILAYER, command, have, is_alive, noise, run};
 
 const TEST: &str = "mount-helpers";
 
