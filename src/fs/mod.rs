@@ -15,6 +15,7 @@ mod attributes;
 mod commit;
 mod contents;
 mod directories;
+mod images;
 mod lifecycle;
 mod lookup;
 mod names;

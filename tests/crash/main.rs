@@ -154,6 +154,10 @@ fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Opera
         _ => None,
     };
     let result = world.apply(operation);
+    if matches!(operation, Operation::Copy { .. } | Operation::Seek(_)) {
+        // The background merges parts at its own times; errors are the cut's.
+        world.mount().fs.tend_lists();
+    }
     if std::env::var_os("BILAYER_CRASH_TRACE").is_some() {
         eprintln!(
             "{operation:?} of {:?}: {result:?}",

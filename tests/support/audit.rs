@@ -10,6 +10,7 @@ use bilayer::meta::{Meta, View};
 use bilayer::sealed::MetaFile;
 use bilayer::store::faulty::FaultyStore;
 use bilayer::store::{OpenMode, Store, StorePath};
+use bilayer::volume::Volume;
 
 /// What there is.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub struct Found {
 }
 
 /// Names of all objects in the store.
-pub fn objects(store: &FaultyStore) -> BTreeSet<String> {
+pub fn objects(store: &dyn Store) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (folder, _) in store.list(&StorePath::new("objects")).expect("list") {
         let path = StorePath::new(&format!("objects/{folder}"));
@@ -35,7 +36,12 @@ pub fn objects(store: &FaultyStore) -> BTreeSet<String> {
 
 /// Checks a volume that was closed cleanly: counters, link counts, parents, objects.
 pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
-    let volume = super::open_volume(store, keystore, false);
+    audit_volume(&super::open_volume(store, keystore, false))
+}
+
+/// The same for an open volume without a filesystem on it.
+pub fn audit_volume(volume: &Volume) -> Found {
+    let store = &*volume.store;
     let file = store
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("open meta");
