@@ -155,6 +155,9 @@ impl Filesystem {
         if self.is_read_only() || self.meta.check_writable().is_err() {
             return;
         }
+        let Some(_turn) = self.trimming.try_write() else {
+            return;
+        };
         let begin = Instant::now();
         let enough = || begin.elapsed() >= PURGE_TURN;
         if let Err(error) = self.contents.trim_some(&enough) {
@@ -210,6 +213,7 @@ impl Filesystem {
         }
         self.sync_everything()?;
         // Records first; what they name no more when that is durable.
+        let _turn = self.trimming.write();
         for _ in 0..TRIM_ROUNDS {
             if !self.contents.trim_some(&|| false)? {
                 break;

@@ -1,14 +1,18 @@
 //! Making volumes from images.
 //!
-//! An image counts as in use while something is made from it, so it cannot be deleted meanwhile.
+//! An image counts as in use while something is made from it, so it cannot be deleted meanwhile; and
+//! nothing is trimmed: what its records name must be there when its objects are taken over.
 
+use std::io::Write;
 use std::sync::Arc;
+
+use parking_lot::RwLockReadGuard;
 
 use super::Filesystem;
 use super::types::NodeId;
 use super::views::{ViewError, ViewKind};
 use crate::ids::{Ino, ViewId};
-use crate::image::{DeployOptions, Deployed, Source, deploy};
+use crate::image::{DeployOptions, Deployed, ExportOptions, Exported, Source, deploy, export};
 use crate::meta::View;
 use crate::meta::records::ViewRecord;
 use crate::store::Store;
@@ -18,6 +22,7 @@ struct InUse<'a> {
     filesystem: &'a Filesystem,
     node: NodeId,
     record: ViewRecord,
+    _no_trimming: RwLockReadGuard<'a, ()>,
 }
 
 impl Drop for InUse<'_> {
@@ -57,6 +62,18 @@ impl Filesystem {
         Ok(deployed)
     }
 
+    /// Writes an image as one sealed stream; see [`crate::image`].
+    pub fn export_image(
+        &self,
+        name: &str,
+        options: &ExportOptions,
+        to: &mut dyn Write,
+    ) -> Result<Exported, ViewError> {
+        let image = self.use_image(name)?;
+        let exported = export(&image.source(), image.record.created, options, to)?;
+        Ok(exported)
+    }
+
     fn use_image(&self, name: &str) -> Result<InUse<'_>, ViewError> {
         let _turn = self.viewing.lock();
         let (id, record): (ViewId, ViewRecord) = self.found_view(ViewKind::Image, name)?;
@@ -66,6 +83,7 @@ impl Filesystem {
             filesystem: self,
             node,
             record,
+            _no_trimming: self.trimming.read(),
         })
     }
 }
