@@ -385,6 +385,24 @@ fn the_whole_goes_back() {
     mount.finish();
 }
 
+/// What is written counts at once, and also when nothing but the contents changed.
+#[test]
+fn what_was_just_written_differs() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "file");
+    mount.put(node, handle, 0, &pattern(1, 0, 10_000));
+    for number in 0..10 {
+        let name = number.to_string();
+        take(&mount, &name);
+        assert_eq!(differences(&mount, &name, None), [""; 0]);
+        mount.put(node, handle, 5_000, &[number; 10]);
+        assert_eq!(differences(&mount, &name, None), ["M file"]);
+    }
+    assert_eq!(differences(&mount, "9", Some("8")), ["M file"]);
+    mount.fs.release(node, handle);
+    mount.finish();
+}
+
 #[test]
 fn one_path_goes_back() {
     let mount = Mount::new();
