@@ -286,7 +286,12 @@ impl Filesystem {
             self.meta.hide_view(id, false);
             return Err(error.into());
         }
-        self.meta.release_view(id);
+        {
+            // What is about to be applied may keep something for this view alone. Whoever drops what
+            // nobody needs comes after it.
+            let _pause = self.meta.pause();
+            self.meta.release_view(id);
+        }
         self.contents.forget_view(record.generation);
         self.wake_background();
         tracing::info!(target: "audit", action = "delete-view", kind = kind.noun(), name, generation = record.generation.0);

@@ -25,6 +25,9 @@ struct Gap {
     through: Generation,
     /// No older view is kept.
     is_first: bool,
+    /// The deleted views in it. One that is deleted while their keys are looked at is none of them: what
+    /// was looked at before may be needed no more since.
+    ids: Vec<ViewId>,
 }
 
 /// How far the dropping has come.
@@ -68,15 +71,17 @@ impl Purge {
                 meta.remove_change(&mut batch, *generation, key);
             }
         }
-        let left = if next.is_none() {
-            finished(meta, &mut batch, &gap)
-        } else {
-            Vec::new()
+        let left = match next {
+            None => gap.ids.as_slice(),
+            Some(_) => &[],
         };
+        for id in left {
+            meta.remove_view(&mut batch, *id);
+        }
         if !batch.is_empty() {
             meta.apply(batch)?;
         }
-        left.into_iter().for_each(|id| meta.forget_view(id));
+        left.iter().for_each(|id| meta.forget_view(*id));
         if next.is_some() {
             self.under_way = Some((gap, next));
         }
@@ -85,23 +90,17 @@ impl Purge {
 }
 
 fn oldest_gap(meta: &Meta) -> Option<Gap> {
-    let after = meta.leaving_views().into_iter().map(|(_, at)| at).min()?;
+    // In this order: what is deleted meanwhile is in the gap by its generation and not among these.
+    let leaving = meta.leaving_views();
+    let after = leaving.iter().map(|(_, at)| *at).min()?;
     let kept = meta.kept_generations();
     let through = kept.iter().copied().find(|kept| *kept >= after);
+    let through = through.unwrap_or_else(|| meta.generation());
+    let in_gap = leaving.into_iter().filter(|(_, at)| *at <= through);
     Some(Gap {
         after,
-        through: through.unwrap_or_else(|| meta.generation()),
+        through,
         is_first: kept.first().is_none_or(|first| *first > after),
+        ids: in_gap.map(|(id, _)| id).collect(),
     })
-}
-
-/// Takes the rows of the views in the gap away; the answer is which they were.
-fn finished(meta: &Meta, batch: &mut Batch, gap: &Gap) -> Vec<ViewId> {
-    let leaving = meta.leaving_views().into_iter();
-    let in_gap = leaving.filter(|(_, at)| (gap.after..=gap.through).contains(at));
-    let ids: Vec<_> = in_gap.map(|(id, _)| id).collect();
-    for id in &ids {
-        meta.remove_view(batch, *id);
-    }
-    ids
 }

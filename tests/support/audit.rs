@@ -33,14 +33,19 @@ pub fn objects(store: &FaultyStore) -> BTreeSet<String> {
     found
 }
 
-/// Checks a volume that was closed cleanly: counters, link counts, parents, objects.
-pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
+/// The metadata of a volume that nobody has open.
+pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
     let volume = super::open_volume(store, keystore, false);
     let file = store
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("open meta");
     let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
-    let meta = Meta::open(file, 4 << 20, true).expect("metadata");
+    Meta::open(file, 4 << 20, true).expect("metadata")
+}
+
+/// Checks a volume that was closed cleanly: counters, link counts, parents, objects.
+pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
+    let meta = open_meta(store, keystore);
     let counters = meta.counters();
     assert!(counters.clean, "the volume was closed");
     assert_eq!(meta.rows(Table::Orphan).expect("orphans"), [], "orphans");
@@ -110,7 +115,7 @@ fn check_view(meta: &Meta, view: View) -> Found {
 
 /// Every version is needed by some view, and every row of `change` may be needed still; what only
 /// deleted views hold is left out while it is being dropped.
-fn check_versions(meta: &Meta) {
+pub fn check_versions(meta: &Meta) {
     if !meta.leaving_views().is_empty() {
         return;
     }
