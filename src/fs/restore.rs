@@ -26,6 +26,11 @@ impl Filesystem {
             Ok::<_, ViewError>(View(record.generation))
         };
         let from = view(from)?;
+        if to.is_none() && self.check_views_change().is_ok() {
+            // The records know of a write once it is durable.
+            self.write_back();
+            self.contents.sync_all()?;
+        }
         let to = to.map_or(Ok(View::LIVE), view)?;
         diff::diff(&self.meta, from, to)?.into_iter().for_each(emit);
         Ok(())

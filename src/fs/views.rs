@@ -10,6 +10,8 @@
 //! alone sees may be written over and dropped, which the background thread does
 //! ([`crate::snapshot::purge`]).
 
+use std::time::Duration;
+
 use super::views_directory::now;
 use super::{Filesystem, FsError};
 use crate::errno::Errno;
@@ -32,6 +34,8 @@ pub const DESCRIPTION_BYTES_MAX: usize = 4096;
 const ROUNDS: u32 = 8;
 /// ... unless so few pages were left by the last time.
 const FEW_PAGES: u64 = 256;
+/// Less than the time between two ticks of the kernel's clock.
+const TICK_FRACTION: Duration = Duration::from_micros(250);
 
 /// What can go wrong with a view.
 #[derive(Debug, thiserror::Error)]
@@ -258,7 +262,13 @@ impl Filesystem {
             }
         }
         let pause = self.meta.pause();
+        let paused = Timespec::now();
         self.contents.sync_paused(&pause)?;
+        // Times are those of the clock's ticks: what is written next must have another one than what
+        // was written last, or nobody who compares times would see that it changed.
+        while Timespec::now() == paused {
+            std::thread::sleep(TICK_FRACTION);
+        }
         Ok(pause)
     }
 
@@ -281,7 +291,12 @@ impl Filesystem {
             self.meta.hide_view(id, false);
             return Err(error.into());
         }
-        self.meta.release_view(id);
+        {
+            // What is about to be applied may keep something for this view alone. Whoever drops what
+            // nobody needs comes after it.
+            let _pause = self.meta.pause();
+            self.meta.release_view(id);
+        }
         self.contents.forget_view(record.generation);
         self.wake_background();
         tracing::info!(target: "audit", action = "delete-view", kind = kind.noun(), name, generation = record.generation.0);

@@ -148,7 +148,8 @@ impl Contents {
         inode.size = state.durable_size;
         if let Some(written) = state.written.take() {
             inode.mtime = written;
-            inode.ctime = written;
+            // The record may have been changed after the write.
+            inode.ctime = inode.ctime.max(written);
         }
         self.meta.put_inode(batch, file.ino, &inode)?;
         Ok(())

@@ -25,16 +25,41 @@ fn run(operations: &[Operation]) {
         if std::env::var_os("BILAYER_MODEL_TRACE").is_some() {
             eprintln!("{number} {operation:?}");
         }
+        let target = operation.target().and_then(|target| world.file(target));
         if let Err(mismatch) = world.apply(operation) {
             panic!("operation {number}, {operation:?}: {mismatch:?}");
         }
-        if number % COMPARE_EVERY == COMPARE_EVERY - 1 {
+        world.compare_attributes();
+        world.glance_at_kept(target, number);
+        if number % COMPARE_EVERY == COMPARE_EVERY - 1 || returns(operation) {
             world.compare();
+            world.compare_kept();
         }
     }
     world.compare();
+    world.compare_kept();
     world.reopen();
     world.compare();
+    world.compare_kept();
+    leave_nothing(world);
+}
+
+/// True for what may have lost or mixed up anything.
+fn returns(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Reopen | Operation::Kill | Operation::Restore(_)
+    )
+}
+
+/// When all views have gone, what only they held has gone too: the audit says so.
+fn leave_nothing(mut world: World) {
+    while let Some(kept) = world.kept.pop() {
+        world.mount().fs.delete_view(kept.kind, &kept.name).unwrap();
+    }
+    world.mount().fs.finish_purge().unwrap();
+    world.compare();
+    world.mount.take().unwrap().finish();
 }
 
 /// `n` operations of a seed.

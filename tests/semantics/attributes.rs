@@ -47,6 +47,30 @@ fn a_time_set_after_a_write_is_not_overwritten_by_it() {
     assert!(mount.fs.getattr(node).unwrap().mtime > time);
 }
 
+/// A write is told to the record later, and must not take the inode's own time back with it.
+#[test]
+fn the_time_of_change_never_goes_back() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "f");
+    mount.put(node, handle, 0, &[7; 10_000]);
+    let written = mount.fs.getattr(node).unwrap().ctime;
+    let changed = loop {
+        mount
+            .fs
+            .set_xattr(&USER, node, b"user.x", b"y", XattrMode::Any)
+            .unwrap();
+        let now = mount.fs.getattr(node).unwrap().ctime;
+        if now > written {
+            break now;
+        }
+    };
+    mount.fs.fsync(node, handle, false).unwrap();
+    let attr = mount.fs.getattr(node).unwrap();
+    assert_eq!((attr.mtime, attr.ctime), (written, changed));
+    mount.fs.release(node, handle);
+    mount.finish();
+}
+
 #[test]
 fn mode_and_group_of_new_inodes() {
     let mount = Mount::new();

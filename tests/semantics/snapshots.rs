@@ -4,7 +4,9 @@ use bilayer::errno::Errno;
 use bilayer::fs::types::{Fallocate, RenameFlags};
 use bilayer::fs::views::{Change, ChangeKind, ViewError, ViewKind};
 
-use crate::support::{ADMIN, CHUNK, Mount, PAGE, ROOT, USER, pattern};
+use bilayer::snapshot::purge::Purge;
+
+use crate::support::{ADMIN, CHUNK, Mount, PAGE, ROOT, USER, audit, pattern};
 
 fn take(mount: &Mount, name: &str) {
     let made = mount
@@ -385,6 +387,24 @@ fn the_whole_goes_back() {
     mount.finish();
 }
 
+/// What is written counts at once, and also when nothing but the contents changed.
+#[test]
+fn what_was_just_written_differs() {
+    let mount = Mount::new();
+    let (node, handle) = mount.create(ROOT, "file");
+    mount.put(node, handle, 0, &pattern(1, 0, 10_000));
+    for number in 0..10 {
+        let name = number.to_string();
+        take(&mount, &name);
+        assert_eq!(differences(&mount, &name, None), [""; 0]);
+        mount.put(node, handle, 5_000, &[number; 10]);
+        assert_eq!(differences(&mount, &name, None), ["M file"]);
+    }
+    assert_eq!(differences(&mount, "9", Some("8")), ["M file"]);
+    mount.fs.release(node, handle);
+    mount.finish();
+}
+
 #[test]
 fn one_path_goes_back() {
     let mount = Mount::new();
@@ -469,4 +489,32 @@ fn a_copy_out_of_a_snapshot_is_a_file_of_its_own() {
     let mount = mount.reopen();
     assert!(mount.contents(mount.at("copy")) == large);
     mount.finish();
+}
+
+/// A view that is deleted while what another one held is being dropped gets its own turn.
+#[test]
+fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
+    let mount = Mount::new();
+    for name in ["one", "two"] {
+        take(&mount, name);
+        for number in 0..200 {
+            let file = format!("{number}");
+            let _ = mount.fs.unlink(ROOT, file.as_bytes());
+            mount.file(ROOT, &file, name.as_bytes());
+        }
+    }
+    mount.fs.close().unwrap();
+    drop(mount.fs);
+    let meta = audit::open_meta(&mount.store, mount.keystore.path());
+    let mut purge = Purge::default();
+    for (id, _) in meta.views() {
+        meta.hide_view(id, true);
+        meta.write_leaving(id).unwrap();
+        meta.release_view(id);
+        assert!(purge.step(&meta).unwrap());
+        assert!(!meta.leaving_views().is_empty(), "there is more to drop");
+    }
+    while purge.step(&meta).unwrap() {}
+    assert_eq!(meta.kept_generations(), []);
+    audit::check_versions(&meta);
 }

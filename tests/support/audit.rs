@@ -34,6 +34,20 @@ pub fn objects(store: &dyn Store) -> BTreeSet<String> {
     found
 }
 
+/// The metadata of a volume that nobody has open.
+pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
+    meta_of(&super::open_volume(store, keystore, false))
+}
+
+fn meta_of(volume: &Volume) -> Meta {
+    let file = volume
+        .store
+        .open(&StorePath::new("meta"), OpenMode::ReadWrite)
+        .expect("open meta");
+    let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
+    Meta::open(file, 4 << 20, true).expect("metadata")
+}
+
 /// Checks a volume that was closed cleanly: counters, link counts, parents, objects.
 pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
     audit_volume(&super::open_volume(store, keystore, false))
@@ -42,11 +56,7 @@ pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
 /// The same for an open volume without a filesystem on it.
 pub fn audit_volume(volume: &Volume) -> Found {
     let store = &*volume.store;
-    let file = store
-        .open(&StorePath::new("meta"), OpenMode::ReadWrite)
-        .expect("open meta");
-    let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
-    let meta = Meta::open(file, 4 << 20, true).expect("metadata");
+    let meta = meta_of(volume);
     let counters = meta.counters();
     assert!(counters.clean, "the volume was closed");
     assert_eq!(meta.rows(Table::Orphan).expect("orphans"), [], "orphans");
@@ -116,7 +126,7 @@ fn check_view(meta: &Meta, view: View) -> Found {
 
 /// Every version is needed by some view, and every row of `change` may be needed still; what only
 /// deleted views hold is left out while it is being dropped.
-fn check_versions(meta: &Meta) {
+pub fn check_versions(meta: &Meta) {
     if !meta.leaving_views().is_empty() {
         return;
     }

@@ -48,6 +48,15 @@ impl World {
         );
     }
 
+    /// Compares what `stat` shows of everything.
+    pub fn compare_attributes(&self) {
+        for (number, inode) in &self.model.inodes {
+            let attr = self.mount().fs.getattr(node(*number));
+            let attr = attr.unwrap_or_else(|error| panic!("getattr of {number}: {error:?}"));
+            compare_attr(*number, &attr, inode);
+        }
+    }
+
     fn compare_names(&self, number: Number, inode: &Inode) {
         if inode.nlink == 0 {
             return;
@@ -97,7 +106,7 @@ pub fn read_model(mount: &Mount) -> Model {
     model
 }
 
-fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
+pub fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let list = mount
         .fs
         .list_xattr(&ADMIN, node)
@@ -115,7 +124,7 @@ fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
-fn compare_attr(number: Number, attr: &Attr, inode: &Inode) {
+pub fn compare_attr(number: Number, attr: &Attr, inode: &Inode) {
     let found = (attr.kind, attr.perm, attr.uid, attr.gid, attr.nlink);
     let expected = (inode.kind, inode.perm, inode.uid, inode.gid, inode.nlink);
     assert_eq!(found, expected, "attributes of {number}");

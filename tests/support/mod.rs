@@ -10,6 +10,8 @@
 
 pub mod audit;
 pub mod comparison;
+pub mod differences;
+pub mod kept;
 pub mod model;
 pub mod operation;
 pub mod world;

@@ -19,6 +19,26 @@ pub struct Place {
 #[derive(Clone, Copy, Debug)]
 pub struct Target(pub u8);
 
+/// Names of views are few, too.
+const TITLES: [&str; 4] = ["one", "two", "three", "four"];
+
+/// The name of a view.
+#[derive(Clone, Copy, Debug)]
+pub struct Title(u8);
+
+impl Title {
+    pub const fn text(self) -> &'static str {
+        TITLES[self.0 as usize]
+    }
+}
+
+/// What a view is kept for.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    Snapshot,
+    Image,
+}
+
 #[derive(Clone, Debug)]
 pub enum Operation {
     Create {
@@ -91,6 +111,69 @@ pub enum Operation {
     Fsync(Target),
     Commit,
     Reopen,
+    /// Everything durable, then the end of the process without notice.
+    Kill,
+    Keep(Kind, Title),
+    /// An image of what a snapshot shows.
+    KeepAgain {
+        from: Title,
+        title: Title,
+    },
+    Drop(Kind, Title),
+    RenameKept(Kind, Title, Title),
+    /// What dropped views held goes.
+    Purge,
+    /// Opens a file of a view, so that it is not to be dropped.
+    OpenKept(u8, Target),
+    CloseKept(u8),
+    Restore(Title),
+    /// One path: a directory of the snapshot and an entry in it.
+    RestorePath(Title, u8, u8),
+    /// What differs between a snapshot and another, or the live view.
+    Diff(Title, Option<Title>),
+}
+
+impl Operation {
+    /// The file that the operation is done to.
+    pub const fn target(&self) -> Option<Target> {
+        match self {
+            Self::Open(file)
+            | Self::Write { file, .. }
+            | Self::Truncate { file, .. }
+            | Self::Punch { file, .. }
+            | Self::Zero { file, .. }
+            | Self::Allocate { file, .. }
+            | Self::Fsync(file) => Some(*file),
+            Self::Copy { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+}
+
+fn title() -> impl Strategy<Value = Title> {
+    (0..TITLES.len() as u8).prop_map(Title)
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![3 => Just(Kind::Snapshot), 1 => Just(Kind::Image)]
+}
+
+/// One operation that has to do with views.
+fn of_views() -> impl Strategy<Value = Operation> {
+    use Operation as O;
+    prop_oneof![
+        8 => (kind(), title()).prop_map(|(kind, title)| O::Keep(kind, title)),
+        2 => (title(), title()).prop_map(|(from, title)| O::KeepAgain { from, title }),
+        7 => (kind(), title()).prop_map(|(kind, title)| O::Drop(kind, title)),
+        2 => (kind(), title(), title()).prop_map(|(kind, a, b)| O::RenameKept(kind, a, b)),
+        3 => Just(O::Purge),
+        2 => (any::<u8>(), target()).prop_map(|(view, file)| O::OpenKept(view, file)),
+        2 => any::<u8>().prop_map(O::CloseKept),
+        2 => title().prop_map(O::Restore),
+        4 => (title(), any::<u8>(), any::<u8>()).prop_map(|(a, b, c)| O::RestorePath(a, b, c)),
+        3 => (title(), prop::option::of(title())).prop_map(|(a, b)| O::Diff(a, b)),
+        1 => Just(O::Kill),
+    ]
 }
 
 fn place() -> impl Strategy<Value = Place> {
@@ -179,5 +262,6 @@ pub fn operation(largest: usize) -> impl Strategy<Value = Operation> {
         6 => target().prop_map(O::Fsync),
         2 => Just(O::Commit),
         1 => Just(O::Reopen),
+        14 => of_views(),
     ]
 }

@@ -8,6 +8,7 @@ use bilayer::fs::types::{
     XattrMode,
 };
 
+use super::kept::{Kept, KeptOpen};
 use super::model::{Inode, Model, Number};
 use super::operation::{NAMES, Operation, Place, Target, XATTRS};
 use super::{Mount, USER, pattern};
@@ -24,6 +25,8 @@ pub struct World {
     pub mount: Option<Mount>,
     pub model: Model,
     pub open: Vec<Open>,
+    pub kept: Vec<Kept>,
+    pub kept_open: Vec<KeptOpen>,
     pub largest: usize,
 }
 
@@ -37,6 +40,8 @@ impl World {
             mount: Some(mount),
             model: Model::new(),
             open: Vec::new(),
+            kept: Vec::new(),
+            kept_open: Vec::new(),
             largest,
         }
     }
@@ -190,6 +195,17 @@ impl World {
                 self.reopen();
                 same()
             }
+            O::Kill => self.kill(),
+            O::Keep(kind, title) => self.keep(kind, title),
+            O::KeepAgain { from, title } => self.keep_again(from, title),
+            O::Drop(kind, title) => self.drop_kept(kind, title),
+            O::RenameKept(kind, title, to) => self.rename_kept(kind, title, to),
+            O::Purge => self.purge(),
+            O::OpenKept(view, file) => self.open_kept(view, file),
+            O::CloseKept(choice) => self.close_kept(choice),
+            O::Restore(title) => self.restore(title),
+            O::RestorePath(title, directory, entry) => self.restore_path(title, directory, entry),
+            O::Diff(from, to) => self.diff(from, to),
             _ => self.on_file(operation),
         }
     }
@@ -408,12 +424,11 @@ impl World {
         let (start, len) = (offset as usize, len as usize);
         if !matches!(mode, Fallocate::Allocate { .. }) {
             self.model.zero(number, start, len);
-            self.model.touch(number);
         }
         if !keep {
             self.model.extend(number, start + len);
-            self.model.touch(number);
         }
+        self.model.touch(number);
         (of(found), Outcome::Done)
     }
 
@@ -503,11 +518,27 @@ impl World {
 
     /// Closes all files and the filesystem, counts, and opens it again.
     pub fn reopen(&mut self) {
-        self.open.clear();
-        self.model.forget_unused(&[]);
+        self.end_of_life();
         if let Some(mount) = self.mount.take() {
             self.mount = Some(mount.reopen());
         }
+    }
+
+    fn end_of_life(&mut self) {
+        self.open.clear();
+        self.kept_open.clear();
+        self.model.forget_unused(&[]);
+    }
+
+    fn kill(&mut self) -> (Outcome, Outcome) {
+        let done = self.mount().fs.sync().map_err(|error| error.errno());
+        if done.is_ok()
+            && let Some(mount) = self.mount.take()
+        {
+            self.end_of_life();
+            self.mount = Some(mount.kill());
+        }
+        (of(done), Outcome::Done)
     }
 }
 
@@ -532,11 +563,11 @@ pub struct Mismatch {
     pub expected: Outcome,
 }
 
-fn of(result: Result<(), Errno>) -> Outcome {
+pub fn of(result: Result<(), Errno>) -> Outcome {
     result.map_or_else(Outcome::Failed, |()| Outcome::Done)
 }
 
-fn same() -> (Outcome, Outcome) {
+pub fn same() -> (Outcome, Outcome) {
     (Outcome::Done, Outcome::Done)
 }
 
