@@ -11,7 +11,7 @@ use super::{Contents, ObjectError, bytes_here};
 use crate::ids::ChunkIndex;
 use crate::meta::page_set::PageSet;
 use crate::meta::records::PartId;
-use crate::meta::{Batch, Pause};
+use crate::meta::{Batch, Pause, View};
 
 /// Objects that one sync covers.
 type Covered = Vec<(u32, PartId)>;
@@ -20,8 +20,12 @@ type Covered = Vec<(u32, PartId)>;
 const SYNC_ALL_FROM: usize = 32;
 
 impl Contents {
-    /// Makes everything written to the file so far durable and publishes it.
+    /// Makes everything written to the file so far durable and publishes it. What a kept view shows
+    /// is durable, and its size is not that of the live file.
     pub fn sync_file(&self, file: &File) -> Result<(), ObjectError> {
+        if file.view != View::LIVE {
+            return Ok(());
+        }
         let _one = file.syncing.lock();
         let covered = self.begin(file);
         self.flush(&covered)?;
