@@ -68,12 +68,12 @@ impl Filesystem {
         }
         self.remove_doomed();
         self.after_drop(placed?);
-        self.commit_now()?;
+        let committed = self.commit_with_room();
         if let Some(cache) = self.cache() {
             let parent = NodeId::live(parent);
             cache.forget(&[parent], &[(parent, name.to_vec())]);
         }
-        Ok(())
+        Ok(committed?)
     }
 
     /// The directory at a path.
