@@ -25,6 +25,9 @@ struct Gap {
     through: Generation,
     /// No older view is kept.
     is_first: bool,
+    /// The deleted views in it. One that leaves while this gap is worked on has a gap of its own:
+    /// what it needed was still kept.
+    leaving: Vec<ViewId>,
 }
 
 /// How far the dropping has come.
@@ -85,23 +88,26 @@ impl Purge {
 }
 
 fn oldest_gap(meta: &Meta) -> Option<Gap> {
-    let after = meta.leaving_views().into_iter().map(|(_, at)| at).min()?;
+    let leaving = meta.leaving_views();
+    let after = leaving.iter().map(|(_, at)| *at).min()?;
     let kept = meta.kept_generations();
     let through = kept.iter().copied().find(|kept| *kept >= after);
+    let through = through.unwrap_or_else(|| meta.generation());
+    let in_gap = leaving
+        .iter()
+        .filter(|(_, at)| *at == after || *at < through);
     Some(Gap {
         after,
-        through: through.unwrap_or_else(|| meta.generation()),
+        through,
         is_first: kept.first().is_none_or(|first| *first > after),
+        leaving: in_gap.map(|(id, _)| *id).collect(),
     })
 }
 
 /// Takes the rows of the views in the gap away; the answer is which they were.
 fn finished(meta: &Meta, batch: &mut Batch, gap: &Gap) -> Vec<ViewId> {
-    let leaving = meta.leaving_views().into_iter();
-    let in_gap = leaving.filter(|(_, at)| (gap.after..=gap.through).contains(at));
-    let ids: Vec<_> = in_gap.map(|(id, _)| id).collect();
-    for id in &ids {
+    for id in &gap.leaving {
         meta.remove_view(batch, *id);
     }
-    ids
+    gap.leaving.clone()
 }
