@@ -470,6 +470,23 @@ fn one_path_goes_back() {
     mount.finish();
 }
 
+/// What is deep in a tree that was replaced has lost its name there when the restore returns.
+#[test]
+fn a_tree_that_is_replaced_goes_as_a_whole() {
+    let mount = Mount::new();
+    let dir = mount.mkdir(ROOT, "dir");
+    take(&mount, "one");
+    let deep = mount.mkdir(mount.mkdir(dir, "a"), "b");
+    let file = mount.file(deep, "file", &pattern(1, 0, 10_000));
+    mount.fs.link(file, ROOT, b"link").unwrap();
+    mount.fs.forget(file, 1);
+    restore(&mount, "one", Some("dir"));
+    assert_eq!(mount.names(mount.at("dir")), [""; 0]);
+    assert_eq!(mount.fs.getattr(file).unwrap().nlink, 1);
+    assert_eq!(mount.fs.usage().inodes, 3);
+    mount.finish();
+}
+
 /// A file copied out of a snapshot shares its objects, also with the live file that is still the
 /// same, and neither is written over when the snapshot has gone.
 #[test]

@@ -190,6 +190,11 @@ impl World {
         seen
     }
 
+    /// True when there is a snapshot of that name.
+    pub fn shows(&self, title: Title) -> bool {
+        self.find(ViewKind::Snapshot, title.text()).is_some()
+    }
+
     fn find(&self, kind: ViewKind, name: &str) -> Option<usize> {
         let mut kept = self.kept.iter();
         kept.position(|kept| kept.kind == kind && kept.name == name)
@@ -355,6 +360,7 @@ impl World {
         }
         let mut numbers = BTreeMap::new();
         self.numbers_of(NodeId(parent), &name, &seen.model, *copied, &mut numbers);
+        eprintln!("DEBUG {text:?} {copied} -> {numbers:?} live had {:?} in_use {:?} {:?}", self.model.entry(parent,&name), self.in_use(), self.model.inodes.iter().map(|(n,i)|(n,i.kind,i.nlink)).collect::<Vec<_>>());
         self.model.remove_tree(parent, &name);
         self.model
             .copy_tree(&seen.model, *copied, parent, &name, &numbers);
