@@ -60,6 +60,10 @@ random_id!(
     CryptoId
 );
 random_id!(
+    /// Names one export of an image: what is wrapped for it opens in it alone.
+    ExportId
+);
+random_id!(
     /// Name of an object's file.
     ObjectId
 );

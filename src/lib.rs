@@ -11,6 +11,7 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod ids;
+pub mod image;
 pub mod keys;
 pub mod layers;
 pub mod meta;

@@ -42,24 +42,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "image",
+        &[
+            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+        ],
+    ),
+    (
         "fs",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot",
+            "snapshot", "image",
         ],
     ),
     (
         "fuse",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot", "fs",
+            "snapshot", "image", "fs",
         ],
     ),
     (
         "cli",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot", "fs", "fuse",
+            "snapshot", "image", "fs", "fuse",
         ],
     ),
 ];

@@ -3,7 +3,8 @@
 //! A Unix socket, mode 0600, in a directory of the user's own: `/run/bilayer` for root, else
 //! `$XDG_RUNTIME_DIR/bilayer`, `/run/user/UID/bilayer` or `/tmp/bilayer-UID`. Its name is the
 //! device and inode of the volume's directory, so that every spelling of the path finds it. Only
-//! root and the daemon's own user are answered. Nothing secret passes through it.
+//! root and the daemon's own user are answered. Nothing secret passes through it: passphrases are
+//! named by their files, and an exported image is sealed.
 //!
 //! Requests and answers are lines; a connection may carry several:
 //!
@@ -12,6 +13,7 @@
 //! | `status` | a JSON object ([`super::status`]) |
 //! | `remount ro\|rw atime\|strictatime\|noatime` | `{"done":true}` when it is so and, for `ro`, everything is on disk, or `{"error":"..."}` |
 //! | `sync` | `{"done":true}` when everything so far is on disk, or `{"error":"..."}` |
+//! | a JSON object with a `verb` | see [`super::wire`] |
 //! | `wait` | `{"waiting":true}` at once, and when the volume is closed `{"closed":true}` or `{"error":"..."}`; must be the last one |
 
 use std::fs::{self, DirBuilder};
@@ -26,6 +28,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::wire::Answers;
 use crate::fuse::mountinfo::identity;
 use crate::sys::identity::effective_user;
 use crate::sys::process::{PeerCredentials, peer_credentials};
@@ -98,6 +101,17 @@ fn own_directory(dir: &Path) -> io::Result<()> {
 /// Those who are told when the volume is closed.
 type Waiting = Arc<Mutex<Vec<UnixStream>>>;
 
+/// What answers a request: writes to the peer; `None` to what it does not know.
+pub trait Respond:
+    Fn(&str, &mut dyn Write) -> Option<io::Result<()>> + Send + Sync + 'static
+{
+}
+
+impl<F> Respond for F where
+    F: Fn(&str, &mut dyn Write) -> Option<io::Result<()>> + Send + Sync + 'static
+{
+}
+
 /// The daemon's side. The socket goes when it is dropped.
 pub struct ControlServer {
     path: PathBuf,
@@ -114,12 +128,9 @@ impl std::fmt::Debug for ControlServer {
 
 impl ControlServer {
     /// Starts answering for a volume whose lock this process holds; a socket that is there was
-    /// left by a daemon that is no more. `respond` makes the answer to every request but `wait`,
+    /// left by a daemon that is no more. `respond` writes the answer to every request but `wait`;
     /// `None` to one that it does not know.
-    pub fn start(
-        volume: &Path,
-        respond: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
-    ) -> io::Result<Self> {
+    pub fn start(volume: &Path, respond: impl Respond) -> io::Result<Self> {
         let name = socket_name(volume)?;
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for dir in directories(effective_user()) {
@@ -131,11 +142,7 @@ impl ControlServer {
         Err(last)
     }
 
-    fn serve(
-        listener: UnixListener,
-        path: PathBuf,
-        respond: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
-    ) -> io::Result<Self> {
+    fn serve(listener: UnixListener, path: PathBuf, respond: impl Respond) -> io::Result<Self> {
         let waiting = Waiting::default();
         let (theirs, respond) = (Arc::clone(&waiting), Arc::new(respond));
         let answerer = std::thread::Builder::new().name("control".to_owned());
@@ -183,26 +190,25 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers the requests of one connection, until the peer closes it or waits.
-fn answer(stream: &UnixStream, respond: &impl Fn(&str) -> Option<String>, waiting: &Waiting) {
+fn answer(stream: &UnixStream, respond: &impl Respond, waiting: &Waiting) {
     if let Err(error) = try_answer(stream, respond, waiting) {
         tracing::debug!(%error, "control connection ended");
     }
 }
 
-fn try_answer(
-    stream: &UnixStream,
-    respond: &impl Fn(&str) -> Option<String>,
-    waiting: &Waiting,
-) -> io::Result<()> {
+fn try_answer(stream: &UnixStream, respond: &impl Respond, waiting: &Waiting) -> io::Result<()> {
     let peer = peer_credentials(stream)?;
     if peer.uid != 0 && peer.uid != effective_user() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut requests = BufReader::new(stream.take(LINE_BYTES));
+    let mut requests = BufReader::new(stream);
     loop {
-        match read_line(&mut requests)?.as_str() {
+        let request = read_line(&mut (&mut requests).take(LINE_BYTES))?;
+        // A stream goes as slowly as who takes it.
+        let streams = request.starts_with('{');
+        stream.set_write_timeout((!streams).then_some(PATIENCE))?;
+        match request.as_str() {
             "wait" => {
                 let told = stream.try_clone()?;
                 let number = told.as_raw_fd();
@@ -214,12 +220,12 @@ fn try_answer(
                 }
                 // Who leaves, as one whose unmounting is refused, is not kept.
                 stream.set_read_timeout(None)?;
-                let left = read_line(&mut requests).map(drop);
+                let left = read_line(&mut (&mut requests).take(LINE_BYTES)).map(drop);
                 waiting.lock().retain(|peer| peer.as_raw_fd() != number);
                 return left;
             }
-            request => match respond(request) {
-                Some(answer) => (&*stream).write_all((answer + "\n").as_bytes())?,
+            request => match respond(request, &mut &*stream) {
+                Some(answered) => answered?,
                 None => return (&*stream).write_all(b"{\"error\":\"unknown request\"}\n"),
             },
         }
@@ -264,6 +270,14 @@ impl ControlClient {
         read_line(&mut (&mut self.stream).take(LINE_BYTES))
     }
 
+    /// Sends a request whose answer is read with [`Answers`], and sets how long each line of it may
+    /// take to come.
+    pub(super) fn send(&mut self, request: &str, timeout: Option<Duration>) -> io::Result<()> {
+        let mut stream = self.stream.get_ref();
+        stream.set_read_timeout(timeout)?;
+        stream.write_all(format!("{request}\n").as_bytes())
+    }
+
     /// Reads a further line of the answer, however long it takes to come.
     pub fn receive(&mut self) -> io::Result<String> {
         self.stream.get_ref().set_read_timeout(None)?;
@@ -271,11 +285,16 @@ impl ControlClient {
     }
 }
 
-/// What the daemon of that volume says of itself.
-pub fn ask_status(volume: &Path, uid: u32) -> Option<String> {
-    ControlClient::connect(volume, uid)?
-        .ask("status", Some(PATIENCE))
-        .ok()
+impl Answers for ControlClient {
+    fn line(&mut self) -> io::Result<String> {
+        read_line(&mut (&mut self.stream).take(LINE_BYTES))
+    }
+
+    fn raw(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
 }
 
 #[cfg(test)]
@@ -288,9 +307,13 @@ mod tests {
         let path = dir.path().join("x.sock");
         let listener = listen(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let server = ControlServer::serve(listener, path.clone(), |request| {
-            (request == "status").then(|| "{\"a\":1}".to_owned())
-        })
+        let server = ControlServer::serve(
+            listener,
+            path.clone(),
+            |request: &str, to: &mut dyn Write| {
+                (request == "status").then(|| to.write_all(b"{\"a\":1}\n"))
+            },
+        )
         .unwrap();
         let connect = || {
             let stream = UnixStream::connect(&path).unwrap();

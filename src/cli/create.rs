@@ -10,6 +10,7 @@ use crate::fs::Filesystem;
 use crate::ids::VolumeId;
 use crate::keys::customer::file;
 use crate::keys::{KeyDescription, KeyUri, PassphraseSource};
+use crate::store::Store;
 use crate::store::directory::DirectoryStore;
 use crate::sys::identity::effective_user;
 use crate::sys::process::effective_gid;
@@ -34,10 +35,7 @@ pub struct NewVolume {
 /// Makes a volume with an empty filesystem, whose root belongs to who makes it.
 pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
-    refuse_occupied_directory(&new.path).map_err(|error| CliError::volume(doing(), &error))?;
-    let existed = new.path.exists();
-    let store =
-        DirectoryStore::open_or_create(&new.path).map_err(|error| CliError::io(doing(), &error))?;
+    let place = Place::take(&new.path, doing())?;
     let options = CreateOptions {
         customer_key: new.customer_key.clone(),
         size_bytes: new.size_bytes,
@@ -45,20 +43,61 @@ pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
         passphrase: new.passphrase.clone(),
     };
     let owner = (effective_user(), effective_gid());
-    let made = volume::create(Arc::new(store), &options, &mut |fresh| {
+    let made = volume::create(place.store(), &options, &mut |fresh| {
         Filesystem::format(fresh, owner).map_err(|error| match error.errno() {
             // By whatever way it came: so that it is told as what it is.
             Errno::ENOSPC => io::Error::from_raw_os_error(Errno::ENOSPC.code()).into(),
             _ => error.into(),
         })
     });
-    made.map_err(|error| {
-        if !existed {
-            // Goes only if it is empty, as it was found.
-            let _ = std::fs::remove_dir(&new.path);
+    let id = made.map_err(|error| CliError::volume(doing(), &error))?;
+    place.keep();
+    Ok(id)
+}
+
+/// The directory of a volume that is being made. Unless it is kept it is left as it was found.
+pub(super) struct Place {
+    path: PathBuf,
+    store: Arc<DirectoryStore>,
+    /// It was made for this, and goes if nothing comes of it.
+    fresh: bool,
+}
+
+impl Place {
+    /// An absolute path at which there is nothing, or a directory with nothing in it.
+    pub(super) fn take(path: &Path, doing: String) -> Result<Self, CliError> {
+        if let Err(error) = refuse_occupied_directory(path) {
+            return Err(CliError::volume(doing, &error));
         }
-        CliError::volume(doing(), &error)
-    })
+        let fresh = !path.exists();
+        match DirectoryStore::open_or_create(path) {
+            Ok(store) => Ok(Self {
+                path: path.to_path_buf(),
+                store: Arc::new(store),
+                fresh,
+            }),
+            Err(error) => Err(CliError::io(doing, &error)),
+        }
+    }
+
+    /// The directory as a store.
+    pub(super) fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store) as _
+    }
+
+    /// The volume was made.
+    pub(super) fn keep(mut self) {
+        self.fresh = false;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.fresh {
+            // Goes only if it is empty.
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
 }
 
 /// Makes a customer key in a file of its own.

@@ -71,15 +71,9 @@ fn encode(error: &CliError) -> Vec<u8> {
 
 fn decode(record: &[u8]) -> Option<Result<(), CliError>> {
     let (&code, text) = record.split_first()?;
-    let code = match code {
-        0 => return Some(Ok(())),
-        1 => ExitCode::Usage,
-        2 => ExitCode::NotFound,
-        3 => ExitCode::InUse,
-        4 => ExitCode::Key,
-        5 => ExitCode::Integrity,
-        32 => ExitCode::Mount,
-        _ => ExitCode::System,
+    let code = match ExitCode::of_number(code) {
+        ExitCode::Done => return Some(Ok(())),
+        code => code,
     };
     let text = String::from_utf8_lossy(text);
     let (message, hint) = match text.split_once('\n') {

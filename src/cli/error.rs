@@ -10,6 +10,8 @@ use std::io;
 
 use crate::errno::Errno;
 use crate::fs::FsError;
+use crate::fs::views::ViewError;
+use crate::image::ImageError;
 use crate::keys::{ErrorKind, KeyError};
 use crate::volume::VolumeError;
 
@@ -21,9 +23,9 @@ pub enum ExitCode {
     Done = 0,
     /// The command line is wrong.
     Usage = 1,
-    /// There is no such volume or mount.
+    /// There is no such volume, mount, snapshot or image.
     NotFound = 2,
-    /// The volume or the mount is in use.
+    /// The volume, the mount or the name is in use.
     InUse = 3,
     /// A key is missing, cannot be had or is the wrong one.
     Key = 4,
@@ -43,6 +45,20 @@ impl ExitCode {
             Self::Usage => 1,
             Self::System => 2,
             _ => 32,
+        }
+    }
+
+    /// The code of that number; what is unknown is the operating system's.
+    pub fn of_number(number: u8) -> Self {
+        match number {
+            0 => Self::Done,
+            1 => Self::Usage,
+            2 => Self::NotFound,
+            3 => Self::InUse,
+            4 => Self::Key,
+            5 => Self::Integrity,
+            32 => Self::Mount,
+            _ => Self::System,
         }
     }
 
@@ -133,6 +149,49 @@ impl CliError {
             ),
         };
         Self::new(code, format!("{doing}: {error}")).with_hint(hint)
+    }
+
+    /// Something with snapshots or images failed.
+    pub fn view(doing: impl fmt::Display, error: &ViewError) -> Self {
+        let told = |code, hint: &str| Self::new(code, format!("{doing}: {error}")).with_hint(hint);
+        match error {
+            ViewError::NotFound { kind, .. } => told(
+                ExitCode::NotFound,
+                &format!("see which there are: bilayer {} list VOLUME", kind.noun()),
+            ),
+            ViewError::Exists { .. } => told(
+                ExitCode::InUse,
+                "choose another name, or delete the one that has it",
+            ),
+            ViewError::BadName { .. } => Self::usage(format!("{doing}: {error}")),
+            ViewError::Busy { .. } => told(
+                ExitCode::InUse,
+                "somebody works in it; see who: fuser -vm MOUNTPOINT",
+            ),
+            ViewError::TooMany => told(ExitCode::System, "delete some: bilayer snapshot prune"),
+            ViewError::ReadOnly => told(
+                ExitCode::System,
+                "mount it for writing: mount -o remount,rw MOUNTPOINT",
+            ),
+            ViewError::NoSuchPath { .. } => {
+                Self::new(ExitCode::NotFound, format!("{doing}: {error}"))
+            }
+            ViewError::NoDirectory { .. } => told(
+                ExitCode::NotFound,
+                "make the directory, or restore the one that held it",
+            ),
+            ViewError::Image(error) => Self::image(doing, error),
+            ViewError::Fs(error) => Self::filesystem(doing, error),
+        }
+    }
+
+    /// Making, streaming or reading an image failed.
+    pub fn image(doing: impl fmt::Display, error: &ImageError) -> Self {
+        Self {
+            code: ExitCode::of_kind(error.kind()),
+            message: format!("{doing}: {error}"),
+            hint: error.hint(),
+        }
     }
 
     /// Something with keys failed.

@@ -1,6 +1,7 @@
 //! The command line: `bilayer` and the helpers of mount(8).
 //!
-//! Each command is a module that returns a value or a [`CliError`]; only this one prints.
+//! Each command is a module that returns a value or a [`CliError`]. Only this one prints, and those
+//! of commands with verbs of their own, `snapshot` and `image`.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,15 +14,24 @@ pub mod control;
 pub mod create;
 mod daemon;
 pub mod error;
+mod format;
 pub mod helper;
+mod image;
 pub mod log;
 pub mod mount;
 pub mod options;
 mod paths;
+mod progress;
+mod prune;
 pub mod remount;
+pub mod request;
+mod serve;
+mod session;
+mod snapshot;
 pub mod status;
 pub mod unmount;
 mod utab;
+mod wire;
 
 pub use error::{CliError, ExitCode};
 
@@ -33,8 +43,8 @@ use options::MountWords;
 use unmount::{Left, UnmountRequest};
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 usage, 2 no such volume or mount, 3 in use, 4 key missing or wrong,
-5 damaged, not authentic or too new, 6 the operating system refused.
+Exit codes: 0 done, 1 usage, 2 no such volume, mount, snapshot or image, 3 in use,
+4 key missing or wrong, 5 damaged, not authentic or too new, 6 the operating system refused.
 `mount` has those of mount(8): 0 done, 1 usage, 2 the operating system refused, 32 failed.";
 
 /// A filesystem that keeps everything it stores under two independent layers of encryption.
@@ -66,8 +76,26 @@ enum Command {
         after_help = "Example:\n  bilayer unmount ~/private"
     )]
     Unmount(UnmountArgs),
+    /// Take, list, compare, restore and delete snapshots
+    #[command(
+        subcommand,
+        visible_alias = "snap",
+        after_help = "Example:\n  bilayer snapshot create /mnt before-upgrade\n\n\
+        On a mounted volume plain tools do too: mkdir /mnt/.snapshots/NAME takes one, rmdir drops it,\n\
+        mv renames it, and ls, cp, diff, rsync read it."
+    )]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Make images, and volumes of them, here or on another machine
+    #[command(
+        subcommand,
+        after_help = "Example:\n  bilayer image create /srv/vault base\n  \
+        bilayer image deploy /srv/vault base /srv/copy"
+    )]
+    Image(image::ImageCommand),
     /// Show a volume: keys, layers, usage, where it is mounted
-    #[command(after_help = "Example:\n  bilayer status /srv/vault --json")]
+    #[command(
+        after_help = "Examples:\n  bilayer status /srv/vault --json\n  bilayer status /srv/vault@monday"
+    )]
     Status(StatusArgs),
     /// Show what a volume's superblock says, without any key
     #[command(after_help = "Example:\n  bilayer inspect /srv/vault")]
@@ -123,6 +151,24 @@ struct PassphraseArg {
     passphrase_file: Option<PathBuf>,
 }
 
+/// What it takes to open a volume that is not mounted.
+#[derive(Args, Debug)]
+struct OpenArgs {
+    #[command(flatten)]
+    keystore: KeystoreArg,
+    #[command(flatten)]
+    passphrase: PassphraseArg,
+}
+
+impl OpenArgs {
+    fn keys(&self) -> Result<session::Keys, CliError> {
+        Ok(session::Keys {
+            keystore: keystore_dir(self.keystore.platform_keystore.as_deref())?,
+            passphrase: passphrase_source(&self.passphrase)?,
+        })
+    }
+}
+
 #[derive(Args, Debug)]
 struct CreateArgs {
     /// Directory of the volume: made if missing, empty otherwise
@@ -172,7 +218,8 @@ struct UnmountArgs {
 
 #[derive(Args, Debug)]
 struct StatusArgs {
-    /// Directory of the volume, or where it is mounted
+    /// Directory of the volume, or where it is mounted; VOLUME@NAME or DIR/.snapshots/NAME for a
+    /// snapshot or an image
     #[arg(value_name = "VOLUME|DIR")]
     path: PathBuf,
     /// One JSON object
@@ -250,6 +297,8 @@ fn execute(command: Command, log: &Log) -> Result<(), CliError> {
             show(&status::status(&args.path, &keystore)?, args.json)
         }
         Command::Inspect(args) => show(&status::inspect(&args.volume)?, args.json),
+        Command::Snapshot(command) => snapshot::run(command),
+        Command::Image(command) => image::run(command),
         Command::Keygen(args) => run_keygen(&args),
     }
 }
@@ -290,14 +339,7 @@ fn run_create(args: CreateArgs) -> Result<(), CliError> {
         Some(uri) => Some(options::key_uri(uri, &paths::working_directory()?)?),
         None => None,
     };
-    let size_bytes = match &args.size {
-        Some(text) => Some(options::parse_size(text).ok_or_else(|| {
-            CliError::usage(format!(
-                "--size {text}: a number of bytes, or such as 10G, is wanted"
-            ))
-        })?),
-        None => None,
-    };
+    let size_bytes = options::size_option(args.size.as_deref())?;
     let new = create::NewVolume {
         path: paths::absolute(&args.volume)?,
         customer_key,
@@ -335,6 +377,13 @@ fn run_keygen(args: &KeygenArgs) -> Result<(), CliError> {
         "{} ({} bits, version {})\n",
         key.uri, key.bits, key.key_version
     ))
+}
+
+/// One line of JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let line = serde_json::to_string(value)
+        .map_err(|error| CliError::new(ExitCode::System, format!("cannot write JSON: {error}")))?;
+    print(&(line + "\n"))
 }
 
 fn show(report: &status::Report, json: bool) -> Result<(), CliError> {
@@ -393,6 +442,24 @@ mod tests {
             "status v --json",
             "inspect v",
             "keygen f --bits 4096",
+            "snapshot create v n",
+            "snapshot create v --prefix auto",
+            "snapshot create v --prefix auto --prune --keep-hourly 24 --keep-daily 7",
+            "snap ls v --json --platform-keystore p --passphrase-file f",
+            "snapshot delete v n m",
+            "snapshot rename v n m",
+            "snapshot diff v a",
+            "snapshot diff v a b --json",
+            "snapshot restore v n --path p/q",
+            "snapshot restore v n --yes",
+            "snapshot prune v --keep-last 1 --keep-weekly 2 --prefix auto --dry-run --json",
+            "image create v n --from s --description d",
+            "image list v",
+            "image delete v n",
+            "image deploy v n w --customer-key file:/k --size 10G --json",
+            "image export v n - --transport-passphrase-file f",
+            "image deploy v n w --customer-key file:/k --customer-key-passphrase-file p",
+            "image import f w --customer-key file:/k --new-customer-key file:/l --size 1G",
         ] {
             let words = std::iter::once("bilayer").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -405,10 +472,33 @@ mod tests {
             "mount v d e",
             "keygen f --bits x",
             "frob",
+            "snapshot",
+            "snapshot create v",
+            "snapshot create v n --prefix auto",
+            "snapshot delete v",
+            "snapshot prune v --keep-last -1",
+            "image export v n",
+            "image deploy v n w --customer-key-passphrase-file p",
         ] {
             let words = std::iter::once("bilayer").chain(line.split_whitespace());
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn the_timers_service_runs_a_command_that_there_is() {
+        let unit = include_str!("../../mount-helper/systemd/bilayer-snapshot@.service");
+        let value = |beginning| {
+            let line = unit.lines().find_map(|line| line.strip_prefix(beginning));
+            line.unwrap_or_else(|| panic!("no {beginning}"))
+        };
+        let keep = value("Environment=\"BILAYER_KEEP=").trim_end_matches('"');
+        let line = value("ExecStart=").replace("$BILAYER_KEEP", keep);
+        let words = line.split(' ').map(|word| match word {
+            "%f" => "/srv/a vault",
+            word => word,
+        });
+        Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
     }
 
     #[test]
@@ -432,8 +522,11 @@ mod tests {
     #[test]
     fn every_command_has_an_example() {
         for command in Cli::command().get_subcommands() {
-            let help = command.clone().render_long_help().to_string();
-            assert!(help.contains("Example"), "{}", command.get_name());
+            let verbs = command.get_subcommands();
+            for command in std::iter::once(command).chain(verbs) {
+                let help = command.clone().render_long_help().to_string();
+                assert!(help.contains("Example"), "{}", command.get_name());
+            }
         }
     }
 }

@@ -196,7 +196,7 @@ fn open_volume(
 }
 
 /// Somebody may be about to unmount it, or has and it is being closed: waits for that a little.
-fn open_when_free(
+pub(super) fn open_when_free(
     path: &Path,
     store: &Arc<DirectoryStore>,
     options: &OpenOptions,
@@ -253,10 +253,16 @@ fn start_control(
 ) -> Option<ControlServer> {
     // Held weakly: the volume's lock goes when the filesystem does.
     let filesystem = Arc::downgrade(filesystem);
-    let respond = move |request: &str| match (request, filesystem.upgrade()) {
-        ("status", open) => Some(answer_status(&report, read_only, open.as_deref())),
-        (_, Some(open)) => answer_order(request, &open),
-        (_, None) => None,
+    let respond = move |request: &str, to: &mut dyn io::Write| {
+        let line = match (request, filesystem.upgrade()) {
+            ("status", open) => answer_status(&report, read_only, open.as_deref()),
+            (_, Some(open)) if request.starts_with('{') => {
+                return super::wire::answer(request, &open, to);
+            }
+            (_, Some(open)) => answer_order(request, &open)?,
+            (_, None) => return None,
+        };
+        Some(to.write_all((line + "\n").as_bytes()))
     };
     match ControlServer::start(path, respond) {
         Ok(control) => Some(control),

@@ -409,6 +409,17 @@ pub fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(1024u64.pow(power))
 }
 
+/// What `--size` says.
+pub fn size_option(text: Option<&str>) -> Result<Option<u64>, CliError> {
+    let wrong = |text: &str| {
+        CliError::usage(format!(
+            "--size {text}: a number of bytes, or such as 10G, is wanted"
+        ))
+    };
+    text.map(|text| parse_size(text).ok_or_else(|| wrong(text)))
+        .transpose()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,9 @@
 //! that option and keystore give and says so, or says why it cannot and shows what the superblock
 //! merely claims. `inspect` never touches a key.
 //!
+//! A snapshot or an image is named as `VOLUME@NAME`, or by its path, `MOUNT/.snapshots/NAME`; then
+//! the report is of its volume, whose keys it is under, with what is known of it besides.
+//!
 //! The JSON is one object with stable names ([`Report`]); a name that has no value is null.
 
 use std::fmt::Write as _;
@@ -12,9 +15,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::control;
+use super::control::{ControlClient, PATIENCE};
 use super::error::{CliError, ExitCode};
-use crate::fs::Filesystem;
+use super::format;
+use super::request::{Kind, Outcome, Request, ViewReport, Views};
+use super::serve::serve;
+use super::wire;
+use crate::fs::{Filesystem, FilesystemOptions};
 use crate::fuse::mountinfo::{MountInfo, mounts_of};
 use crate::keys::wrap::WrapRecord;
 use crate::keys::{PassphraseSource, PlatformKeystore, VolumeRecord};
@@ -33,6 +40,8 @@ pub struct Report {
     pub verified: bool,
     /// Why it was not.
     pub not_verified_because: Option<String>,
+    /// The snapshot or image that was asked for.
+    pub view: Option<ViewReport>,
     /// Where it is mounted.
     pub mounts: Vec<MountReport>,
     /// The process that has it mounted.
@@ -50,6 +59,10 @@ pub struct Report {
     pub layers: Vec<LayerReport>,
     /// What the filesystem counts; only while it is mounted.
     pub usage: Option<serde_json::Value>,
+    /// How many snapshots there are; needs the keys.
+    pub snapshots: Option<usize>,
+    /// How many images there are; needs the keys.
+    pub images: Option<usize>,
 }
 
 /// JSON has no bytes: what of a path is not UTF-8 is shown as U+FFFD.
@@ -261,15 +274,89 @@ pub fn inspect(path: &Path) -> Result<Report, CliError> {
 
 /// What `bilayer status` shows.
 pub fn status(path: &Path, keystore: &Path) -> Result<Report, CliError> {
-    let path = volume_of(path)?;
+    let named = Named::parse(path);
+    let path = volume_of(&named.volume)?;
     let store = open_store(&path)?;
     let claims = report_claims(&path, &store)?;
     let mounts = mounts_of(&path).unwrap_or_default();
-    let mut report = ask_daemon(&path, &mounts)
+    let (mut report, views) = ask_daemon(&path, &mounts)
         .unwrap_or_else(|| open_or_claims(&path, store, keystore, claims));
     report.volume = path;
     report.mounts = mounts.iter().map(mount_report).collect();
+    let count = |kind| {
+        let views = views.as_ref()?.iter();
+        Some(views.filter(|view| view.kind == kind).count())
+    };
+    (report.snapshots, report.images) = (count(Kind::Snapshot), count(Kind::Image));
+    if let Some((kind, name)) = &named.view {
+        report.view = Some(find_view(&report, views, *kind, name)?);
+    }
     Ok(report)
+}
+
+/// A volume by its directory or a mount of it, perhaps with a view.
+#[derive(Debug, PartialEq, Eq)]
+struct Named {
+    volume: PathBuf,
+    /// Its kind, where the path says it, and its name.
+    view: Option<(Option<Kind>, String)>,
+}
+
+impl Named {
+    fn parse(path: &Path) -> Self {
+        let within = |kind: Kind| {
+            let (name, parent) = (path.file_name()?, path.parent()?);
+            (parent.file_name()? == kind.directory()).then(|| Self {
+                volume: Path::new(".").join(parent.parent().unwrap_or(Path::new("."))),
+                view: Some((Some(kind), name.to_string_lossy().into_owned())),
+            })
+        };
+        let behind_at = || {
+            let (volume, name) = path.to_str()?.rsplit_once('@')?;
+            let named = !volume.is_empty() && !name.is_empty() && !name.contains('/');
+            (named && path.symlink_metadata().is_err()).then(|| Self {
+                volume: volume.into(),
+                view: Some((None, name.to_owned())),
+            })
+        };
+        within(Kind::Snapshot)
+            .or_else(|| within(Kind::Image))
+            .or_else(behind_at)
+            .unwrap_or_else(|| Self {
+                volume: path.to_path_buf(),
+                view: None,
+            })
+    }
+}
+
+/// A snapshot comes before an image of the same name.
+fn find_view(
+    report: &Report,
+    views: Option<Vec<ViewReport>>,
+    kind: Option<Kind>,
+    name: &str,
+) -> Result<ViewReport, CliError> {
+    let what = kind.map_or("snapshot or image", Kind::name);
+    let Some(views) = views else {
+        let why = report.not_verified_because.as_deref();
+        let why = why.unwrap_or("the volume's views cannot be read");
+        return Err(CliError::new(
+            ExitCode::Key,
+            format!("cannot show the {what} {name}: {why}"),
+        ));
+    };
+    let mut views = views.into_iter();
+    let is_it = |view: &ViewReport| view.name == name && kind.is_none_or(|kind| kind == view.kind);
+    views.find(is_it).ok_or_else(|| {
+        let volume = report.volume.display();
+        CliError::new(
+            ExitCode::NotFound,
+            format!("there is no {what} {name} in {volume}"),
+        )
+        .with_hint(format!(
+            "see which there are: bilayer snapshot list {volume}"
+        ))
+    })
 }
 
 fn mount_report(mount: &MountInfo) -> MountReport {
@@ -280,16 +367,46 @@ fn mount_report(mount: &MountInfo) -> MountReport {
     }
 }
 
-fn ask_daemon(path: &Path, mounts: &[MountInfo]) -> Option<Report> {
-    let owners = mounts.iter().filter_map(MountInfo::owner);
-    let answers = owners.filter_map(|uid| control::ask_status(path, uid));
-    answers
-        .filter_map(|text| serde_json::from_str(&text).ok())
-        .next()
+/// A report, and all views where they could be listed: snapshots before images.
+type Known = (Report, Option<Vec<ViewReport>>);
+
+fn ask_daemon(path: &Path, mounts: &[MountInfo]) -> Option<Known> {
+    let mut owners = mounts.iter().filter_map(MountInfo::owner);
+    owners.find_map(|uid| {
+        let mut daemon = ControlClient::connect(path, uid)?;
+        let answer = daemon.ask("status", Some(PATIENCE)).ok()?;
+        let report = serde_json::from_str(&answer).ok()?;
+        let views = list_views(|request, to| wire::ask(&mut daemon, request, Some(PATIENCE), to));
+        Some((report, views))
+    })
+}
+
+fn list_views(
+    mut ask: impl FnMut(&Request, &mut Views) -> Result<Outcome, CliError>,
+) -> Option<Vec<ViewReport>> {
+    let mut views = Views::default();
+    for kind in [Kind::Snapshot, Kind::Image] {
+        ask(&Request::List { kind }, &mut views)
+            .inspect_err(|error| tracing::warn!("{}", error.message))
+            .ok()?;
+    }
+    Some(views.0)
+}
+
+/// Opens what is in a volume that is open. That it cannot be is no reason not to show the rest.
+fn views_of(volume: Volume) -> Option<Vec<ViewReport>> {
+    let options = FilesystemOptions {
+        read_only: true,
+        ..FilesystemOptions::default()
+    };
+    let filesystem = Filesystem::open(volume, options)
+        .inspect_err(|error| tracing::warn!(%error, "snapshots and images are not counted"))
+        .ok()?;
+    list_views(|request, to| serve(&filesystem, request, to))
 }
 
 /// Opens the volume if that needs nobody to type anything; otherwise says why not.
-fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: Report) -> Report {
+fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: Report) -> Known {
     let options = OpenOptions {
         customer_key: None,
         keystore: keystore.to_path_buf(),
@@ -298,7 +415,7 @@ fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: R
         fingerprint: None,
     };
     match volume::open(Arc::new(store), &options) {
-        Ok(volume) => report_open(path, &volume),
+        Ok(volume) => (report_open(path, &volume), views_of(volume)),
         Err(error) => {
             let id = crate::ids::VolumeId::from_hex(&claims.header.volume_id);
             let record = id.and_then(|id| {
@@ -308,12 +425,13 @@ fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: R
                     .ok()
                     .flatten()
             });
-            Report {
+            let report = Report {
                 not_verified_because: Some(error.to_string()),
                 platform_keystore: Some(keystore.to_path_buf()),
                 record: record.as_ref().map(record_report),
                 ..claims
-            }
+            };
+            (report, None)
         }
     }
 }
@@ -335,6 +453,9 @@ pub fn to_text(report: &Report) -> String {
         // Writing to a String does not fail.
         let _ = writeln!(text, "{name:<18} {value}");
     };
+    if let Some(view) = &report.view {
+        view_lines(view, &mut line);
+    }
     line("volume", &report.volume.display().to_string());
     for mount in &report.mounts {
         let mode = if mount.read_only { " (read-only)" } else { "" };
@@ -352,7 +473,7 @@ pub fn to_text(report: &Report) -> String {
         (None, false) => "no".to_owned(),
     };
     line("verified", &state);
-    header_lines(&report.header, &mut line);
+    header_lines(&report.header, report.verified, &mut line);
     if let Some(fingerprint) = &report.fingerprint {
         line("fingerprint", fingerprint);
     }
@@ -381,6 +502,11 @@ pub fn to_text(report: &Report) -> String {
             &how,
         );
     }
+    for (name, count) in [("snapshots", report.snapshots), ("images", report.images)] {
+        if let Some(count) = count {
+            line(name, &count.to_string());
+        }
+    }
     if let Some(serde_json::Value::Object(usage)) = &report.usage {
         for (name, value) in usage.iter().filter(|(_, value)| !value.is_null()) {
             line(&name.replace('_', " "), value.to_string().trim_matches('"'));
@@ -389,7 +515,28 @@ pub fn to_text(report: &Report) -> String {
     text
 }
 
-fn header_lines(header: &HeaderReport, line: &mut impl FnMut(&str, &str)) {
+fn view_lines(view: &ViewReport, line: &mut impl FnMut(&str, &str)) {
+    line(view.kind.name(), &view.name);
+    if let Some(from) = &view.from {
+        line("made from", &format!("snapshot {from}"));
+    }
+    if !view.description.is_empty() {
+        line("description", &view.description);
+    }
+    if let Some(created) = view.created {
+        line("created", &format::local_time(created));
+    }
+    for (name, bytes) in [("refers", view.refers_bytes), ("used", view.used_bytes)] {
+        if let Some(bytes) = bytes {
+            line(name, &format::size(bytes));
+        }
+    }
+    if let Some(inodes) = view.inodes {
+        line("inodes in it", &inodes.to_string());
+    }
+}
+
+fn header_lines(header: &HeaderReport, verified: bool, line: &mut impl FnMut(&str, &str)) {
     line("volume id", &header.volume_id);
     line("incarnation", &header.incarnation);
     line(
@@ -398,7 +545,8 @@ fn header_lines(header: &HeaderReport, line: &mut impl FnMut(&str, &str)) {
     );
     line("key mode", &header.key_mode);
     if let Some(provenance) = &header.provenance {
-        line("deployed from", provenance);
+        let mark = if verified { "" } else { " (unverified)" };
+        line("deployed from", &format!("{provenance}{mark}"));
     }
     for set in &header.key_sets {
         let state = if set.active { "active" } else { "read-only" };
@@ -424,6 +572,26 @@ fn header_lines(header: &HeaderReport, line: &mut impl FnMut(&str, &str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn snapshots_and_images_are_named_in_two_ways() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = dir.path().join("vol@ume");
+        std::fs::create_dir(&there).unwrap();
+        let named = |path: &Path| Named::parse(path);
+        assert_eq!(named(&there).view, None);
+        let behind = named(&dir.path().join("vol@ume@monday"));
+        assert_eq!(behind.volume, there);
+        assert_eq!(behind.view, Some((None, "monday".to_owned())));
+        let within = named(&there.join(".images/base"));
+        assert_eq!(within.volume, there);
+        assert_eq!(within.view, Some((Some(Kind::Image), "base".to_owned())));
+        let here = named(Path::new(".snapshots/monday"));
+        assert_eq!(here.volume, Path::new("./"));
+        for plain in ["vol", "@", "vol@", "@monday", "a@b/c", "/.snapshots"] {
+            assert_eq!(named(Path::new(plain)).view, None, "{plain}");
+        }
+    }
 
     #[test]
     fn json_goes_both_ways_and_text_is_printable() {

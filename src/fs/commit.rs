@@ -15,8 +15,15 @@ use crate::object::ObjectError;
 /// How often a commit waits for files that became ordered meanwhile before it keeps changes out.
 const ORDERED_ROUNDS: u32 = 4;
 
+/// Pages that one turn of the background thread copies to shorten lists of parts: 16 MiB. Between
+/// two commits by time that is little beside what a disk can do.
+const FLATTENED_PAGES: u32 = 4096;
+
 /// How long what deleted views held is dropped before the next commit.
 const PURGE_TURN: Duration = Duration::from_millis(100);
+
+/// How often pages that wait for a commit are looked at again by one who waits for them.
+const TRIM_ROUNDS: u32 = 3;
 
 /// What the background thread is asked to do.
 #[derive(Debug, Default)]
@@ -127,6 +134,50 @@ impl Filesystem {
         } else if self.purge_some() {
             self.wake_background();
         }
+        self.tend_lists();
+        self.trim_some();
+    }
+
+    /// Shortens lists of parts that have become long, until there is something more urgent to do.
+    /// What this changes is part of the next commit.
+    pub fn tend_lists(&self) {
+        if !self.is_read_only() {
+            let asked = || {
+                let background = self.background.lock();
+                background.commit || background.stop
+            };
+            self.contents.flatten_some(FLATTENED_PAGES, &asked);
+        }
+    }
+
+    /// Gives back pages that only deleted views saw, for a while.
+    fn trim_some(&self) {
+        if self.is_read_only() || self.meta.check_writable().is_err() {
+            return;
+        }
+        let Some(_turn) = self.trimming.try_write() else {
+            return;
+        };
+        let begin = Instant::now();
+        let enough = || begin.elapsed() >= PURGE_TURN;
+        if let Err(error) = self.contents.trim_some(&enough) {
+            tracing::error!(%error, "pages of deleted snapshots could not be given back yet");
+        } else if enough() {
+            self.wake_background();
+        }
+    }
+
+    /// Does now what the background thread does when its time comes.
+    ///
+    /// # Errors
+    /// Not everything could be made durable.
+    pub fn tend(&self) -> Result<(), FsError> {
+        self.remove_doomed();
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.tend_lists();
+        self.sync_everything()
     }
 
     /// Drops some of what only deleted views saw. True when more is left.
@@ -159,6 +210,15 @@ impl Filesystem {
             if self.meta.pending_bytes() > self.options.pending_bytes {
                 self.commit_now()?;
             }
+        }
+        self.sync_everything()?;
+        // Records first; what they name no more when that is durable.
+        let _turn = self.trimming.write();
+        for _ in 0..TRIM_ROUNDS {
+            if !self.contents.trim_some(&|| false)? {
+                break;
+            }
+            self.sync_everything()?;
         }
         self.sync_everything()
     }

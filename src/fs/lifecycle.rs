@@ -140,6 +140,7 @@ impl Filesystem {
             access_times,
             viewing: Mutex::default(),
             purge: Mutex::default(),
+            trimming: RwLock::default(),
             cache: RwLock::default(),
         });
         if !this.options.read_only {

@@ -15,6 +15,7 @@ mod attributes;
 mod commit;
 mod contents;
 mod directories;
+mod images;
 mod lifecycle;
 mod lookup;
 mod names;
@@ -174,6 +175,8 @@ pub struct Filesystem {
     /// Held while views are taken, renamed or deleted.
     viewing: Mutex<()>,
     purge: Mutex<Purge>,
+    /// Held exclusively while pages that nobody reads are given back.
+    trimming: RwLock<()>,
     cache: RwLock<Option<Arc<dyn KernelCache>>>,
 }
 

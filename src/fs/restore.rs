@@ -117,6 +117,6 @@ impl Filesystem {
         let restored = self.restore_paused(target);
         drop(pause);
         restored?;
-        Ok(self.commit_now()?)
+        self.commit_now()
     }
 }

@@ -16,6 +16,7 @@ use super::views_directory::now;
 use super::{Filesystem, FsError};
 use crate::errno::Errno;
 use crate::ids::{Generation, ViewId};
+use crate::image::ImageError;
 use crate::meta::records::{ViewRecord, ViewState};
 use crate::meta::{MetaError, Pause};
 use crate::object::ObjectError;
@@ -93,6 +94,9 @@ pub enum ViewError {
         /// The directory that held it.
         path: String,
     },
+    /// Nothing can be made from an image, or nothing imported.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The filesystem failed.
     #[error(transparent)]
     Fs(#[from] FsError),
@@ -121,6 +125,7 @@ impl ViewError {
             Self::Busy { .. } => Errno::EBUSY,
             Self::TooMany => Errno::EMLINK,
             Self::ReadOnly => Errno::EROFS,
+            Self::Image(error) => error.errno(),
             Self::Fs(error) => error.errno(),
         }
     }

@@ -155,7 +155,7 @@ fn serve(
     };
     mounted.tune();
     let result = notices
-        .start(session.notifier())
+        .start(session.notifier(), mounted.clone())
         .and_then(|()| listen_for(signals, &mounted))
         .map_err(FuseError::Thread)
         .and_then(|()| {

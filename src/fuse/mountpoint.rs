@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 
 use super::MountOptions;
 use super::mountinfo::MountInfo;
+use crate::sys::files::sync_filesystem;
 use crate::sys::identity::effective_user;
 use crate::sys::mounts::Detach;
 use crate::sys::{mounts, process};
@@ -175,6 +176,18 @@ impl Mounted {
         self.find().is_some()
     }
 
+    /// Has the kernel send everything that it holds back, contents in large requests and times of
+    /// writing, without a wait for the answers.
+    pub(super) fn send_all(&self) -> io::Result<()> {
+        let mount = self.find().ok_or(io::ErrorKind::NotFound)?;
+        let dir = File::open(&mount.dir)?;
+        // Something else may be mounted over it.
+        if device_name(dir.metadata()?.dev()) != mount.device {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        sync_filesystem(&dir)
+    }
+
     /// Takes it away, unless it has gone already.
     pub(super) fn unmount(&self, lazy: bool) -> io::Result<()> {
         let how = if lazy { Detach::Lazy } else { Detach::No };
@@ -201,6 +214,11 @@ impl Mounted {
             }
         }
     }
+}
+
+/// A device number as mountinfo shows it.
+fn device_name(device: u64) -> String {
+    format!("{}:{}", libc::major(device), libc::minor(device))
 }
 
 /// Unmounts what is at `dir`, by `umount2(2)` or, without the right to, by `fusermount3 -u`.

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use fuser::{INodeNo, Notifier};
 
+use super::mountpoint::Mounted;
 use crate::fs::KernelCache;
 use crate::fs::types::NodeId;
 
@@ -26,11 +27,12 @@ pub(super) struct Notices(OnceLock<Channels>);
 struct Channels {
     notifier: Notifier,
     wishes: SyncSender<Wish>,
+    mounted: Mounted,
 }
 
 impl Notices {
     /// Starts the thread; it ends with this object.
-    pub(super) fn start(&self, notifier: Notifier) -> io::Result<()> {
+    pub(super) fn start(&self, notifier: Notifier, mounted: Mounted) -> io::Result<()> {
         let (wishes, inbox) = sync_channel::<Wish>(64);
         std::thread::Builder::new()
             .name("notifier".to_owned())
@@ -39,7 +41,11 @@ impl Notices {
                 move || serve(&inbox, &notifier)
             })?;
         // Started once, before the first request.
-        let _ = self.0.set(Channels { notifier, wishes });
+        let _ = self.0.set(Channels {
+            notifier,
+            wishes,
+            mounted,
+        });
         Ok(())
     }
 
@@ -66,6 +72,11 @@ impl Notices {
 
 impl KernelCache for Notices {
     fn write_back(&self, nodes: &[NodeId]) {
+        // Inode by inode, the kernel would send page by page, and no times.
+        let sent = self.0.get().map(|channels| channels.mounted.send_all());
+        if let Some(Err(error)) = sent {
+            tracing::debug!(%error, "the kernel sends what it holds back file by file");
+        }
         for node in nodes {
             Self::write_back(self, INodeNo(node.0));
         }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-use crate::ids::{CryptoId, IncarnationId, KeySetId, VolumeId};
+use crate::ids::{CryptoId, ExportId, IncarnationId, KeySetId, VolumeId};
 
 /// An id with 32 hexadecimal digits as its text.
 pub(crate) trait HexId: Sized + std::fmt::Display {
@@ -21,7 +21,7 @@ macro_rules! hex_ids {
     };
 }
 
-hex_ids!(CryptoId, IncarnationId, KeySetId, VolumeId);
+hex_ids!(CryptoId, ExportId, IncarnationId, KeySetId, VolumeId);
 
 /// `#[serde(with = "hex_id")]` for ids.
 pub(crate) mod hex_id {

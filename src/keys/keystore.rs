@@ -33,6 +33,7 @@ use crate::sys::identity::effective_user;
 
 mod files;
 mod record;
+mod transport;
 
 pub use record::VolumeRecord;
 

@@ -4,11 +4,12 @@
 //! customer RSA key (provider) ──RSA-OAEP-256──────► customer DEK
 //! platform key vN  (keystore) ──ChaCha20-Poly1305─► infrastructure DEK
 //! second key of vN (keystore) ──ChaCha20-Poly1305─► customer DEK of a platform-managed volume
+//! passphrase ──Argon2id──► for an export, in the place of the platform keys
 //! ```
 //!
 //! Where to look: [`secret`] has one type per role, [`uri`] names a customer key, [`customer`]
 //! holds the providers, [`passphrase`] says where a passphrase comes from, [`wrap`] is the wrapped
-//! form of a DEK, [`keystore`] the machine's own keys.
+//! form of a DEK in a volume, [`transport`] the one in an export, [`keystore`] the machine's own keys.
 //!
 //! Invariants: a secret has one type per role and is never printed, cloned or logged; no secret,
 //! PIN or passphrase is ever part of a URI; every wrap, unwrap and refusal is an event of target
@@ -23,6 +24,7 @@ pub mod error;
 pub mod keystore;
 pub mod passphrase;
 pub mod secret;
+pub mod transport;
 pub mod uri;
 pub mod wrap;
 

@@ -55,6 +55,39 @@ impl PassphraseSource {
     }
 }
 
+impl PassphraseSource {
+    /// Gets the passphrase that the keys of an export are under. `twice`: it is a new one, and
+    /// whoever is asked for it on a terminal is asked again.
+    ///
+    /// # Errors
+    /// Kind `KeyUnavailable` when there is none to be had, it is empty or too long, `Usage` when
+    /// the two differ.
+    pub fn obtain_for_export(&self, twice: bool) -> Result<Passphrase, KeyError> {
+        const ASKED: &str = "the export";
+        let hint = |error: KeyError| {
+            error.with_hint("name a file whose first line is the passphrase of the export")
+        };
+        match self {
+            Self::None => Err(hint(KeyError::new(
+                ErrorKind::KeyUnavailable,
+                "the export is under a passphrase and none was given",
+            ))),
+            Self::File(_) | Self::Descriptor(_) => self.obtain(Path::new(ASKED)).map_err(hint),
+            Self::Prompt => {
+                let first = self.obtain(Path::new(ASKED)).map_err(hint)?;
+                if twice && self.obtain(Path::new("the export, again"))?.expose() != first.expose()
+                {
+                    return Err(KeyError::new(
+                        ErrorKind::Usage,
+                        "the two passphrases differ",
+                    ));
+                }
+                Ok(first)
+            }
+        }
+    }
+}
+
 fn unavailable(message: String) -> KeyError {
     KeyError::new(ErrorKind::KeyUnavailable, message)
         .with_hint("name a file that holds the passphrase: -o passphrase_file=PATH")

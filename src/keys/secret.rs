@@ -60,7 +60,16 @@ platform_key!(
     PlatformCustomerKey
 );
 
-/// What opens an encrypted private key.
+platform_key!(
+    /// Wraps the infrastructure DEKs of one export.
+    TransportKey
+);
+platform_key!(
+    /// Wraps the customer DEKs of one export of a platform-managed image.
+    TransportCustomerKey
+);
+
+/// What opens an encrypted private key, or the keys of an export.
 pub struct Passphrase(SecretMemory);
 
 impl Passphrase {

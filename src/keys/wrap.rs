@@ -55,7 +55,7 @@ pub const PLATFORM_ALGORITHM: &str = "ChaCha20-Poly1305";
 pub const PLATFORM_PREFIX: &str = "platform:";
 
 /// Longest ciphertext in a wrap record, in bytes.
-const MAX_CIPHERTEXT_BYTES: usize = 1024;
+pub(super) const MAX_CIPHERTEXT_BYTES: usize = 1024;
 /// Longest text in a wrap record, in bytes.
 const MAX_TEXT_BYTES: usize = super::uri::MAX_URI_BYTES;
 
@@ -69,7 +69,7 @@ pub enum Role {
 }
 
 impl Role {
-    const fn byte(self) -> u8 {
+    pub(super) const fn byte(self) -> u8 {
         match self {
             Self::Customer => 1,
             Self::Infrastructure => 2,
@@ -322,7 +322,7 @@ fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
 }
 
 /// No memory to keep a key in is an error of the machine, not of the key.
-fn keep<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
+pub(super) fn keep<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
     kept?.map_err(KeyError::memory)
 }
 
@@ -376,14 +376,14 @@ fn split(record: &WrapRecord) -> Result<PlatformParts, KeyError> {
         .ok_or_else(|| does_not_open(record))
 }
 
-fn fresh_nonce() -> Result<[u8; NONCE_BYTES], KeyError> {
+pub(super) fn fresh_nonce() -> Result<[u8; NONCE_BYTES], KeyError> {
     let mut nonce = [0; NONCE_BYTES];
     getrandom::fill(&mut nonce)
         .map_err(|error| KeyError::random(std::io::Error::other(error.to_string())))?;
     Ok(nonce)
 }
 
-fn cipher_failed() -> KeyError {
+pub(super) fn cipher_failed() -> KeyError {
     KeyError::new(ErrorKind::Io, "the cipher of the platform keys refused")
 }
 

@@ -115,11 +115,23 @@ impl CustomerKeys {
         tag: &[u8; TAG_BYTES],
         blocks: InOutBuf<'_, '_, Block>,
     ) -> Result<(), TagMismatch> {
-        if !bool::from(self.tag(aad, blocks.get_in()).ct_eq(tag)) {
-            return Err(TagMismatch);
-        }
+        self.verify(aad, tag, blocks.get_in())?;
         self.0.xts.decrypt(u128::from(unit), blocks);
         Ok(())
+    }
+
+    /// Verifies, and decrypts nothing: the tag is of the ciphertext.
+    ///
+    /// # Errors
+    /// When the tag does not match.
+    pub fn verify(
+        &self,
+        aad: &[u8],
+        tag: &[u8; TAG_BYTES],
+        blocks: &[Block],
+    ) -> Result<(), TagMismatch> {
+        let matches: bool = self.tag(aad, blocks).ct_eq(tag).into();
+        matches.then_some(()).ok_or(TagMismatch)
     }
 
     fn tag(&self, aad: &[u8], ciphertext: &[Block]) -> [u8; TAG_BYTES] {

@@ -113,6 +113,14 @@ impl KeyRing {
         Self { sets, active }
     }
 
+    /// A ring of a fresh active set over sets that another volume holds too.
+    pub fn inheriting(active: KeySet, inherited: &[Arc<KeySet>]) -> Self {
+        let active = Arc::new(active);
+        let mut sets = vec![Arc::clone(&active)];
+        sets.extend(inherited.iter().map(Arc::clone));
+        Self { sets, active }
+    }
+
     /// The set that new bytes are sealed under.
     pub fn active(&self) -> &Arc<KeySet> {
         &self.active

@@ -20,6 +20,9 @@
 //! | `bilayer header` | 1 | customer DEK | zero | 32 bytes |
 //! | `bilayer header` | 2 | infrastructure DEK | zero | 32 bytes |
 //! | `bilayer header` | 3 | the two above, one after the other | zero | 32 bytes: HMAC-SHA-256 key of the superblock |
+//! | `bilayer export` | 1 | customer DEK | export id, 0 | 32 bytes |
+//! | `bilayer export` | 2 | infrastructure DEK | export id, 0 | 32 bytes |
+//! | `bilayer export` | 3 | the two above of every key set of the stream, in its order | export id, 1 or 2; key-set id and epoch zero | 32 bytes: HMAC-SHA-256 key of the stream's header, of its end |
 //! | `bilayer print` | 1 | customer DEK | zero, and epoch 0 | 16 bytes: the fingerprint |
 //!
 //! The segment of a page is its index divided by [`SEGMENT_PAGES`]. So no key meets more than 2048
@@ -70,6 +73,7 @@ pub(crate) enum Purpose {
     Page,
     Header,
     Fingerprint,
+    Export,
 }
 
 impl Purpose {
@@ -78,6 +82,7 @@ impl Purpose {
             Self::Page => b"bilayer page\0\0\0\0",
             Self::Header => b"bilayer header\0\0",
             Self::Fingerprint => b"bilayer print\0\0\0",
+            Self::Export => b"bilayer export\0\0",
         }
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! Where to look: [`dek`] holds the keys, [`derivation`] says what every derived key is derived
 //! from (with the byte table), [`xts`] and [`customer`] are the inner layer, [`infrastructure`] is
-//! the outer one, [`header`] authenticates the superblock, [`self_test`](mod@self_test) compares
+//! the outer one, [`header`] authenticates the superblock, [`export`] the stream of an image, [`self_test`](mod@self_test) compares
 //! everything with published answers and with a second implementation.
 //!
 //! Invariants: a derived key serves one purpose, one layer, one key set, one crypto id and one
@@ -23,6 +23,7 @@ compile_error!("choose an implementation: feature `aws-lc` (the default) or `pur
 pub mod customer;
 pub mod dek;
 pub mod derivation;
+pub mod export;
 pub mod header;
 pub mod infrastructure;
 pub mod self_test;
@@ -33,6 +34,7 @@ pub mod xts;
 pub use customer::CustomerKeys;
 pub use dek::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
 pub use derivation::{DerivationError, FORMAT, Segment};
+pub use export::ExportKeys;
 pub use header::{fingerprint, header_mac, verify_header_mac};
 pub use infrastructure::InfrastructureKeys;
 pub use self_test::{SelfTestError, self_test};

@@ -237,12 +237,56 @@ impl Tables {
         })
     }
 
+    /// Fills an empty database in one durable transaction, of any size in bounded memory: `fill`
+    /// inserts the rows, best in the order of their keys, and gives the counters. Nothing is
+    /// written that counts when it fails.
+    pub fn load(
+        &self,
+        fill: &mut dyn FnMut(&mut Loader<'_>) -> Result<Vec<u8>, MetaError>,
+    ) -> Result<(), MetaError> {
+        guarded(|| {
+            let mut transaction = self.database()?.begin_write()?;
+            transaction.set_durability(Durability::Immediate)?;
+            transaction.set_two_phase_commit(true);
+            transaction.set_quick_repair(true);
+            let mut tables = Vec::with_capacity(Table::ALL.len());
+            for table in Table::ALL {
+                tables.push(transaction.open_table(definition(table))?);
+            }
+            let mut loader = Loader(tables);
+            let counters = fill(&mut loader)?;
+            loader.insert(Table::Counters, &[], &counters)?;
+            drop(loader);
+            transaction.commit()?;
+            Ok(())
+        })
+    }
+
     /// Ends the use of the database and marks it clean.
     pub fn close(mut self) -> Result<(), MetaError> {
         match self.database.take() {
             Some(database) => guarded(|| Ok(database.close()?)),
             None => Ok(()),
         }
+    }
+}
+
+/// The tables of a database that is being filled, in the order of [`Table::index`].
+pub struct Loader<'a>(Vec<redb::Table<'a, &'static [u8], &'static [u8]>>);
+
+impl fmt::Debug for Loader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Loader")
+    }
+}
+
+impl Loader<'_> {
+    /// Sets a row.
+    pub fn insert(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
+        let rows = self.0.get_mut(table.index());
+        rows.ok_or(MetaError::Corrupt("tables"))?
+            .insert(key, value)?;
+        Ok(())
     }
 }
 

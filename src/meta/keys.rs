@@ -13,6 +13,7 @@
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
 //! | `view` | view id (2) | no | a kept view |
 //! | `change` | generation (8), table (1), logical key | no | one byte, 1: first written in that generation while a view was kept |
+//! | `trim` | ino (8), chunk (4) | no | one byte, 1: objects may hold pages that nobody reads |
 //! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
 //! | `counters` | empty | no | counters |
@@ -37,11 +38,12 @@ pub enum Table {
     Garbage,
     Counters,
     Change,
+    Trim,
 }
 
 impl Table {
     /// All of them, in the order of [`Table::index`].
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Inode,
         Self::Dirent,
         Self::Xattr,
@@ -51,6 +53,7 @@ impl Table {
         Self::Garbage,
         Self::Counters,
         Self::Change,
+        Self::Trim,
     ];
 
     /// Position in [`Table::ALL`].
@@ -70,6 +73,7 @@ impl Table {
             Self::Garbage => "garbage",
             Self::Counters => "counters",
             Self::Change => "change",
+            Self::Trim => "trim",
         }
     }
 }

@@ -11,6 +11,7 @@
 //! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
 
 pub mod commit;
+pub mod copy;
 pub mod database;
 pub mod keys;
 pub mod overlay;
@@ -18,6 +19,7 @@ pub mod page_set;
 mod permit;
 mod queries;
 pub mod records;
+pub mod trims;
 mod versions;
 mod views;
 

@@ -16,6 +16,7 @@
 //! view      1 | kind 1 (1: snapshot, 2: image) | state 1 (1: kept, 2: leaving) | generation 8 |
 //!           created 12 | pages 8 | inodes 8 | length 2, name | length 2, from | description …
 //! change    1
+//! trim      1
 //! counters  1 | clean 1 | generation 8 | frozen 8 | next ino 8 | folder 8 | garbage 8 |
 //!           used pages 8 | inodes 8 | size limit 8 (0: none) | name hash key 16 | restoring 8 |
 //!           newest view 2

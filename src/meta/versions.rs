@@ -104,9 +104,7 @@ impl Meta {
                 batch.change(table, keys::versioned(logical, *at), None);
             }
         }
-        for name in gone.difference(&keep) {
-            self.put_garbage(batch, *name);
-        }
+        self.let_go(batch, logical, &gone, &keep);
         Ok(ends_with_value)
     }
 
@@ -214,10 +212,25 @@ impl Meta {
         if is_extent {
             keep.extend(object_names(newest)?);
         }
-        for name in gone.difference(&keep) {
+        self.let_go(batch, logical, &gone, &keep);
+        Ok(dropped)
+    }
+
+    /// Lets go of objects that dropped versions of an extent named and no other one does, and of
+    /// pages in those that stay.
+    fn let_go(
+        &self,
+        batch: &mut Batch,
+        logical: &[u8],
+        gone: &BTreeSet<ObjectName>,
+        keep: &BTreeSet<ObjectName>,
+    ) {
+        for name in gone.difference(keep) {
             self.put_garbage(batch, *name);
         }
-        Ok(dropped)
+        if !gone.is_disjoint(keep) {
+            Self::put_trim(batch, logical);
+        }
     }
 
     /// Some keys that were first written in generations after `after` and up to `through`, and where

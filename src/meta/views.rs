@@ -235,9 +235,12 @@ impl Meta {
         self.views.write().rows.remove(&id);
     }
 
-    /// Writes down that extents up to this generation are linked by another volume.
+    /// Writes down that extents up to this generation, that of a kept view, are linked by another
+    /// volume.
     pub fn freeze(&self, generation: Generation) {
         let state = &mut *self.state.write();
+        // What is written from now on is nobody else's: frozen, it could never be written in place.
+        let generation = generation.min(Generation(state.counters.generation.0 - 1));
         if state.counters.frozen < generation {
             state.counters.frozen = generation;
             state.applied += 1;

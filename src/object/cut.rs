@@ -12,8 +12,8 @@ use super::write::trim_state;
 use super::{Contents, ObjectError, page_bytes};
 use crate::ids::ChunkIndex;
 use crate::meta::Batch;
-use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching, pages_within};
-use crate::meta::records::{InodeRecord, ObjectName, Part, Timespec};
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching, pages_within};
+use crate::meta::records::{InodeRecord, ObjectName, Timespec};
 
 /// Extents removed in one batch; removing a larger file takes several.
 const EXTENTS_PER_BATCH: usize = 16_384;
@@ -352,7 +352,7 @@ impl Contents {
     }
 
     /// Queues names that no other version of the extent has.
-    fn discard(
+    pub(super) fn discard(
         &self,
         file: &File,
         index: u32,
@@ -395,40 +395,6 @@ impl Contents {
         }
         self.meta.apply(batch)?;
         Ok(complete)
-    }
-
-    /// Puts one durable part in the place of all parts of a chunk.
-    pub(super) fn replace_parts(
-        &self,
-        file: &File,
-        index: u32,
-        part: Part,
-    ) -> Result<(), ObjectError> {
-        let _inode = self.meta.lock_inode(file.ino);
-        let state = &mut *file.state.lock();
-        let mut batch = Batch::new();
-        let Some(chunk) = state.chunks.get_mut(&index) else {
-            return Err(ObjectError::Removed);
-        };
-        let names = names_of(chunk);
-        let before = chunk.pages();
-        chunk.durable = part.pages.clone();
-        chunk.unsynced = PageSet::new();
-        chunk.syncing = PageSet::new();
-        chunk.reserved = PageSet::new();
-        chunk.named = true;
-        chunk.changed = true;
-        chunk.generation = self.meta.generation();
-        chunk.extent = Extent::Parts {
-            shared: false,
-            parts: vec![part],
-        };
-        let more = chunk.pages().cast_signed() - before.cast_signed();
-        self.account(state, more);
-        self.discard(file, index, names, &mut batch)?;
-        self.publish(file, state, &mut batch)?;
-        self.meta.apply(batch)?;
-        Ok(())
     }
 }
 

@@ -12,10 +12,12 @@ mod clone;
 mod collect;
 mod cut;
 mod file;
+mod flatten;
 mod objects;
 mod read;
 mod reserve;
 mod sync;
+mod trim;
 mod write;
 
 use std::collections::HashMap;
@@ -39,12 +41,11 @@ pub use cut::Space;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
+pub(crate) use objects::{folder_path, object_path, root_path};
 
 /// Contents up to this length live in the metadata. Measured: below it a file costs no object,
 /// and a leaf of the database still holds more than one.
 pub const INLINE_BYTES: u64 = 2048;
-/// Parts of one extent before they are flattened.
-const PARTS_BEFORE_FLATTENING: usize = 4;
 /// Chunks of one file kept in memory beyond those that are dirty.
 const CHUNKS_KEPT: usize = 1024;
 /// The largest file: chunks are numbered with 32 bits, offsets are signed 64-bit numbers.
@@ -131,6 +132,8 @@ pub struct Contents {
     cuts: Mutex<Vec<(BatchNumber, Cut)>>,
     /// Held by who does that work.
     collecting: Mutex<()>,
+    /// Chunks with lists of parts that have become long.
+    waiting: Mutex<flatten::Waiting>,
     /// Pages sealed or set aside, now; the counter in the metadata is the durable one.
     used_pages: AtomicI64,
     limit_pages: Option<i64>,
@@ -153,6 +156,7 @@ impl Contents {
             ordered: Mutex::default(),
             cuts: Mutex::default(),
             collecting: Mutex::default(),
+            waiting: Mutex::default(),
             used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
             limit_pages: (counters.limit_bytes > 0).then_some(limit.cast_signed()),
         }
@@ -309,6 +313,7 @@ impl Contents {
         };
         let record = self.meta.extent(file.ino, ChunkIndex(index), file.view)?;
         let chunk = Self::chunk_of(index, size, record);
+        self.note_record(file, index, &chunk);
         // Nothing is forgotten here: others hold the gate too and rely on what they loaded.
         file.state.lock().chunks.entry(index).or_insert(chunk);
         Ok(())

@@ -54,7 +54,7 @@ pub struct Objects {
 }
 
 /// The directory of all objects.
-fn root_path() -> StorePath {
+pub(crate) fn root_path() -> StorePath {
     StorePath::new("objects")
 }
 
@@ -62,11 +62,11 @@ fn folder_name(folder: FolderNumber) -> String {
     format!("{:08x}", folder.0)
 }
 
-fn folder_path(folder: FolderNumber) -> StorePath {
+pub(crate) fn folder_path(folder: FolderNumber) -> StorePath {
     StorePath::new(&format!("objects/{}", folder_name(folder)))
 }
 
-fn object_path(name: ObjectName) -> StorePath {
+pub(crate) fn object_path(name: ObjectName) -> StorePath {
     StorePath::new(&format!("objects/{:08x}/{}", name.folder.0, name.object))
 }
 

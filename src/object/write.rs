@@ -9,12 +9,11 @@ use std::ops::Range;
 use super::file::{Chunk, Extent, File, FileState};
 use super::read::page_range;
 use super::{
-    CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, PARTS_BEFORE_FLATTENING,
-    chunk_pieces, page_bytes,
+    CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, chunk_pieces, page_bytes,
 };
 use crate::ids::{Generation, PageIndex};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
-use crate::meta::records::{Part, PartId, Timespec};
+use crate::meta::records::{PARTS_MAX, Part, PartId, Timespec};
 use crate::sealed::{ContentsFile, PAYLOAD_BYTES, PageGuard, SealedError};
 
 /// Why a chunk cannot be written yet.
@@ -199,9 +198,7 @@ impl Contents {
             Extent::Parts { parts, .. } => match parts.first() {
                 Some(part) if self.writable(chunk) => Target::Part(part.id),
                 _ if chunk.needs_sync() => Target::Blocked(ObstacleKind::Unsynced),
-                _ if parts.len() >= PARTS_BEFORE_FLATTENING => {
-                    Target::Blocked(ObstacleKind::TooManyParts)
-                }
+                _ if parts.len() >= PARTS_MAX => Target::Blocked(ObstacleKind::TooManyParts),
                 _ => Target::NewPart,
             },
         })
@@ -227,6 +224,7 @@ impl Contents {
         put_on_top(chunk, id, self.meta.generation());
         chunk.allocated = !promised.is_empty();
         chunk.reserved = promised;
+        self.note_part(file, index, chunk);
         Ok(())
     }
 
@@ -379,7 +377,7 @@ impl Contents {
         match obstacle.kind {
             ObstacleKind::Unsynced => self.sync_file(file),
             ObstacleKind::Inline => self.inline_to_object(file, obstacle.index),
-            ObstacleKind::TooManyParts => self.flatten(file, obstacle.index),
+            ObstacleKind::TooManyParts => self.flatten_now(file, obstacle.index),
         }
     }
 
@@ -424,79 +422,6 @@ impl Contents {
             self.objects.unlink(id.name)?;
         }
         written
-    }
-
-    /// Seals all pages of a chunk anew into one object and makes it durable.
-    fn flatten(&self, file: &File, index: u32) -> Result<(), ObjectError> {
-        let _permit = self.meta.permit();
-        let _gate = file.gate.write();
-        let (present, chunk_len) = {
-            let state = file.state.lock();
-            let Some(Extent::Parts { parts, .. }) = state.chunks.get(&index).map(|c| &c.extent)
-            else {
-                return Ok(());
-            };
-            let mut present = PageSet::new();
-            for part in parts {
-                present.union(&part.pages);
-            }
-            (
-                present,
-                state
-                    .size
-                    .saturating_sub(u64::from(index) * CHUNK_BYTES)
-                    .min(CHUNK_BYTES),
-            )
-        };
-        let id = self.objects.create(&self.meta)?;
-        let copied = self.copy_pages(file, index, id, &present, chunk_len);
-        match copied {
-            Ok(()) => self.replace_parts(file, index, Part { id, pages: present }),
-            Err(error) => {
-                self.objects.unlink(id.name)?;
-                Err(error)
-            }
-        }
-    }
-
-    fn copy_pages(
-        &self,
-        file: &File,
-        index: u32,
-        to: PartId,
-        present: &PageSet,
-        chunk_len: u64,
-    ) -> Result<(), ObjectError> {
-        let object = self.objects.open(to)?;
-        let sequence = self.meta.sequence();
-        let mut payload = [0; PAYLOAD_BYTES];
-        for page in (0..CHUNK_PAGES).filter(|page| present.contains(*page)) {
-            let source = file
-                .state
-                .lock()
-                .chunks
-                .get(&index)
-                .and_then(|chunk| chunk.part_with(page));
-            let bytes = page_bytes(page);
-            if let Some(source) = source {
-                self.read_part(source, bytes.start, &mut payload)?;
-            }
-            payload[chunk_len.clamp(bytes.start, bytes.start + PAYLOAD_BYTES as u64) as usize
-                - bytes.start as usize..]
-                .fill(0);
-            let guard = object.lock_exclusive(page_range(&(page..page + 1)));
-            object
-                .write_at(&guard, bytes.start, &payload, sequence, &mut |_, _| Ok(()))
-                .map_err(|source| ObjectError::Page {
-                    object: to.name,
-                    source,
-                })?;
-        }
-        object.sync().map_err(|source| ObjectError::Page {
-            object: to.name,
-            source,
-        })?;
-        self.objects.sync_names()
     }
 
     /// Forgets chunks that can be read again, when there are many. Only with the file to itself:

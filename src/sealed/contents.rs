@@ -163,6 +163,65 @@ impl ContentsFile {
         Ok(())
     }
 
+    /// Reads pages as they are on the disk, both layers on, into `out`, and verifies that each is
+    /// the page of this object that it should be. Nothing is left decrypted.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`]; [`SealedError::OutOfRange`] when `out` is not so many whole pages.
+    pub fn read_sealed(
+        &self,
+        guard: &PageGuard<'_>,
+        pages: Range<PageIndex>,
+        out: &mut [u8],
+    ) -> Result<(), SealedError> {
+        self.check(guard, &pages, false)?;
+        refuse_other_length(&pages, out)?;
+        let mut opener = Opener::new(&self.keys);
+        let (mut next, mut out) = (pages.start, out);
+        while next < pages.end {
+            let count = run_pages(next, pages.end);
+            let mut run = RunBuffer::take(GEOMETRY, count);
+            let read = run.fill(&*self.file, GEOMETRY.sealed_offset(next, Slot::A)?)?;
+            if read < count * PAGE_BYTES {
+                let page = PageIndex(next.0 + (read / PAGE_BYTES) as u64);
+                return Err(SealedError::ShortRead { page });
+            }
+            let (now, later) = out.split_at_mut(count * PAGE_BYTES);
+            now.copy_from_slice(run.bytes());
+            run.verify(&mut opener, next)?;
+            next.0 += count as u64;
+            out = later;
+        }
+        Ok(())
+    }
+
+    /// Writes pages that were sealed for this very object elsewhere, as they are, each run of them
+    /// after both layers of every page in it were verified.
+    ///
+    /// # Errors
+    /// As [`Self::read_sealed`].
+    pub fn write_sealed(
+        &self,
+        guard: &PageGuard<'_>,
+        pages: Range<PageIndex>,
+        sealed: &[u8],
+    ) -> Result<(), SealedError> {
+        self.check(guard, &pages, true)?;
+        refuse_other_length(&pages, sealed)?;
+        let mut opener = Opener::new(&self.keys);
+        let (mut next, mut sealed) = (pages.start, sealed);
+        while next < pages.end {
+            let count = run_pages(next, pages.end);
+            let (now, later) = sealed.split_at(count * PAGE_BYTES);
+            let mut run = RunBuffer::take(GEOMETRY, count);
+            let verified = run.verify_received(now, &mut opener, next)?;
+            verified.write(&*self.file, GEOMETRY.sealed_offset(next, Slot::A)?)?;
+            next.0 += count as u64;
+            sealed = later;
+        }
+        Ok(())
+    }
+
     /// Cuts the file to so many pages; a file that is no longer stays as it is. `guard` must be
     /// exclusive and cover all pages that go.
     ///
@@ -236,4 +295,10 @@ impl ContentsFile {
         let enough = guard.covers(&self.locks, pages) && (guard.is_exclusive() || !exclusive);
         enough.then_some(()).ok_or(SealedError::NotLocked)
     }
+}
+
+fn refuse_other_length(pages: &Range<PageIndex>, bytes: &[u8]) -> Result<(), SealedError> {
+    let count = pages.end.0.saturating_sub(pages.start.0);
+    let fits = count.checked_mul(PAGE_BYTES as u64) == Some(bytes.len() as u64);
+    fits.then_some(()).ok_or(SealedError::OutOfRange)
 }

@@ -12,7 +12,8 @@
 //!
 //! Invariants:
 //! - a file is written by [`run::SealedRun::write`] alone, and what it writes has been through
-//!   `Plain` → `CustomerSealed` → `Sealed`; no other type can be written;
+//!   `Plain` → `CustomerSealed` → `Sealed`; no other type can be written, but for a
+//!   [`run::VerifiedRun`] of pages that were sealed for the same object elsewhere;
 //! - every page is sealed under a fresh random nonce and the keys of its own segment;
 //! - a page that does not open, whatever the reason, is an error that names the page and the layer
 //!   that refused it, and no byte of it reaches the caller; a page of zeros is such a page.

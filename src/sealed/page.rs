@@ -260,6 +260,14 @@ impl<'a> OuterOpened<'a> {
         self.place.sequence
     }
 
+    /// Verifies by the inner layer, and leaves it as it is.
+    pub(super) fn verify_customer(self, keys: &SegmentKeys) -> Result<(), Refusal> {
+        let payload = self.page[HEADER_BYTES..].as_chunks().0;
+        keys.customer
+            .verify(&self.aad, &self.inner_tag, payload)
+            .map_err(|_| Refusal::Inner)
+    }
+
     /// Verifies and decrypts by the inner layer, in place.
     pub(super) fn open_customer(self, keys: &SegmentKeys) -> Result<&'a mut [u8], Refusal> {
         let payload = &mut self.page[HEADER_BYTES..];

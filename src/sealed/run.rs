@@ -105,6 +105,40 @@ impl RunBuffer {
         Ok(result)
     }
 
+    /// The run's bytes as they were read.
+    pub(super) fn bytes(&mut self) -> &[u8] {
+        self.used()
+    }
+
+    /// Verifies both layers of every page of a run of contents that starts at `first`; decrypts
+    /// nothing of the inner one. What the run holds is of no use afterwards.
+    pub(super) fn verify(
+        &mut self,
+        opener: &mut Opener<'_>,
+        first: PageIndex,
+    ) -> Result<(), SealedError> {
+        for index in 0..self.pages {
+            let page = PageIndex(first.0 + index as u64);
+            let (opened, keys) = opener.outer(self.page(index), page, Slot::A)?;
+            opened
+                .verify_customer(&keys)
+                .map_err(|layer| SealedError::Authentication { page, layer })?;
+        }
+        Ok(())
+    }
+
+    /// [`Self::verify`] of pages that came from elsewhere, as many as the run has.
+    pub(super) fn verify_received<'data>(
+        &mut self,
+        sealed: &'data [u8],
+        opener: &mut Opener<'_>,
+        first: PageIndex,
+    ) -> Result<VerifiedRun<'data>, SealedError> {
+        self.used().copy_from_slice(sealed);
+        self.verify(opener, first)?;
+        Ok(VerifiedRun(sealed))
+    }
+
     /// Seals all the pages. `source` says where each one's plaintext is.
     pub(super) fn seal<'data>(
         &mut self,
@@ -203,8 +237,18 @@ pub(super) struct SealedRun<'a> {
     first_tag: [u8; TAG_BYTES],
 }
 
+/// A run that was sealed elsewhere, every page of which was verified under both layers.
+pub(super) struct VerifiedRun<'a>(&'a [u8]);
+
+impl VerifiedRun<'_> {
+    /// Writes the run as it came.
+    pub(super) fn write(&self, file: &dyn StoreFile, at: SealedOffset) -> io::Result<()> {
+        file.write_at(self.0, at.0)
+    }
+}
+
 impl SealedRun<'_> {
-    /// Writes the run. The only place that writes to a sealed file.
+    /// Writes the run. With [`VerifiedRun::write`] the only place that writes to a sealed file.
     pub(super) fn write(&self, file: &dyn StoreFile) -> io::Result<()> {
         file.write_at(self.bytes, self.offset.0)
     }

@@ -25,9 +25,9 @@ struct Gap {
     through: Generation,
     /// No older view is kept.
     is_first: bool,
-    /// The deleted views in it. One that is deleted while their keys are looked at is none of them: what
-    /// was looked at before may be needed no more since.
-    ids: Vec<ViewId>,
+    /// The deleted views in it. One that leaves while this gap is worked on has a gap of its own:
+    /// what it needed was still kept.
+    leaving: Vec<ViewId>,
 }
 
 /// How far the dropping has come.
@@ -71,17 +71,15 @@ impl Purge {
                 meta.remove_change(&mut batch, *generation, key);
             }
         }
-        let left = match next {
-            None => gap.ids.as_slice(),
-            Some(_) => &[],
+        let left = if next.is_none() {
+            finished(meta, &mut batch, &gap)
+        } else {
+            Vec::new()
         };
-        for id in left {
-            meta.remove_view(&mut batch, *id);
-        }
         if !batch.is_empty() {
             meta.apply(batch)?;
         }
-        left.iter().for_each(|id| meta.forget_view(*id));
+        left.into_iter().for_each(|id| meta.forget_view(id));
         if next.is_some() {
             self.under_way = Some((gap, next));
         }
@@ -90,17 +88,26 @@ impl Purge {
 }
 
 fn oldest_gap(meta: &Meta) -> Option<Gap> {
-    // In this order: what is deleted meanwhile is in the gap by its generation and not among these.
     let leaving = meta.leaving_views();
     let after = leaving.iter().map(|(_, at)| *at).min()?;
     let kept = meta.kept_generations();
     let through = kept.iter().copied().find(|kept| *kept >= after);
     let through = through.unwrap_or_else(|| meta.generation());
-    let in_gap = leaving.into_iter().filter(|(_, at)| *at <= through);
+    let in_gap = leaving
+        .iter()
+        .filter(|(_, at)| *at == after || *at < through);
     Some(Gap {
         after,
         through,
         is_first: kept.first().is_none_or(|first| *first > after),
-        ids: in_gap.map(|(id, _)| id).collect(),
+        leaving: in_gap.map(|(id, _)| *id).collect(),
     })
+}
+
+/// Takes the rows of the views in the gap away; the answer is which they were.
+fn finished(meta: &Meta, batch: &mut Batch, gap: &Gap) -> Vec<ViewId> {
+    for id in &gap.leaving {
+        meta.remove_view(batch, *id);
+    }
+    gap.leaving.clone()
 }

@@ -11,6 +11,7 @@
 //! Descriptors of folders are kept in a small cache, so that opening an object costs one
 //! `openat`. A folder that someone renames while it is cached stays the folder it was.
 
+use std::any::Any;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::num::NonZeroUsize;
@@ -23,8 +24,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
-    is_component, os_error,
+    Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
+    adopt, is_component, os_error,
 };
 use crate::errno::Errno;
 use crate::sys::files::{self, Access, FileType};
@@ -95,6 +96,30 @@ impl DirectoryStore {
         }
     }
 
+    /// Hard-links a file of another directory store.
+    fn link_from(&self, source: &Self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        source.in_folder(&from.parent(), |source| {
+            self.in_folder(&to.parent(), |target| {
+                files::link_at(source, from.name(), target, to.name())
+            })
+        })
+    }
+
+    /// Makes a file that shares the blocks of one of another directory store.
+    fn reflink_from(&self, source: &Self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        let old = source.open_plain(from, Access::Read)?;
+        let new = self.open_plain(to, Access::CreateNew)?;
+        files::reflink(&old, &new).inspect_err(|_| {
+            let _ = self.unlink(to);
+        })
+    }
+
+    /// Refuses what is no plain file.
+    fn check_plain(&self, path: &StorePath) -> io::Result<()> {
+        let stat = self.in_folder(&path.parent(), |folder| files::stat_at(folder, path.name()))?;
+        refusal(path, stat.file_type).map_or(Ok(()), Err)
+    }
+
     /// Opens a plain file, or says what is there instead.
     fn open_plain(&self, path: &StorePath, access: Access) -> io::Result<File> {
         if path.is_root() {
@@ -116,6 +141,21 @@ impl DirectoryStore {
             }
         })
     }
+}
+
+/// True where the backing filesystem does not let two files share blocks.
+fn cannot_reflink(error: &io::Error) -> bool {
+    const CANNOT: [Errno; 6] = [
+        Errno::EXDEV,
+        Errno::ENOTSUP,
+        Errno::ENOTTY,
+        Errno::ENOSYS,
+        Errno::EINVAL,
+        Errno::EPERM,
+    ];
+    CANNOT
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.code()))
 }
 
 /// Why an entry of this type is not opened as a file.
@@ -190,11 +230,25 @@ impl Store for DirectoryStore {
         if to.is_root() {
             return Err(os_error(Errno::EEXIST));
         }
-        self.in_folder(&from.parent(), |source| {
-            self.in_folder(&to.parent(), |target| {
-                files::link_at(source, from.name(), target, to.name())
-            })
-        })
+        self.link_from(self, from, to)
+    }
+
+    fn adopt(&self, source: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<Adopted> {
+        let (source, from) = adopt::resolve(source, from);
+        let Some(directory) = (source as &dyn Any).downcast_ref::<Self>() else {
+            return adopt::copy(source, &from, self, to).map(|()| Adopted::Copied);
+        };
+        // A link to a symbolic link, a pipe or a device would be one.
+        directory.check_plain(&from)?;
+        match self.link_from(directory, &from, to) {
+            Err(error) if adopt::cannot_link(&error) => {}
+            other => return other.map(|()| Adopted::Linked),
+        }
+        match self.reflink_from(directory, &from, to) {
+            Err(error) if cannot_reflink(&error) => {}
+            other => return other.map(|()| Adopted::Reflinked),
+        }
+        adopt::copy(source, &from, self, to).map(|()| Adopted::Copied)
     }
 
     fn unlink(&self, path: &StorePath) -> io::Result<()> {

@@ -7,16 +7,19 @@
 //! Invariants: a clone is another handle to the same tree; [`MemoryStore::snapshot`] is a tree of
 //! its own (bytes are shared until written). ENOSPC leaves a file as it was.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use super::adopt;
 use super::contents::{Contents, Room};
 use super::tree::{Entry, FileNode, Tree};
 use super::{
-    EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath, os_error,
+    Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
+    os_error,
 };
 use crate::errno::Errno;
 
@@ -118,6 +121,16 @@ impl Store for MemoryStore {
 
     fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
         self.0.tree.write().link(from, to).map(drop)
+    }
+
+    fn adopt(&self, source: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<Adopted> {
+        let (source, from) = adopt::resolve(source, from);
+        match (source as &dyn Any).downcast_ref::<Self>() {
+            Some(same) if Arc::ptr_eq(&same.0, &self.0) => {
+                self.link(&from, to).map(|()| Adopted::Linked)
+            }
+            _ => adopt::copy(source, &from, self, to).map(|()| Adopted::Copied),
+        }
     }
 
     fn unlink(&self, path: &StorePath) -> io::Result<()> {

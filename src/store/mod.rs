@@ -1,22 +1,26 @@
 //! The backing store: plain files and directories that hold sealed bytes and nothing else.
 //!
 //! A narrow trait with three implementations: [`directory`], [`memory`] and [`faulty`] (power
-//! cuts, torn pages, lost directory entries, EIO, ENOSPC). [`read_only`] goes over any of them.
+//! cuts, torn pages, lost directory entries, EIO, ENOSPC). [`read_only`] goes over any of them,
+//! [`sub`] is a directory of any of them.
 //!
 //! Order of writes is the caller's business; the store promises only what POSIX promises: bytes
 //! are durable after `sync`, a directory entry is durable after `sync_dir` of its directory.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
 use crate::errno::Errno;
 
+mod adopt;
 mod contents;
 pub mod directory;
 pub mod faulty;
 pub mod memory;
 pub mod read_only;
+pub mod sub;
 mod tree;
 
 /// An error as the kernel would have reported it.
@@ -24,7 +28,11 @@ pub(crate) fn os_error(errno: Errno) -> io::Error {
     io::Error::from_raw_os_error(errno.code())
 }
 
-/// A path below the volume directory: one to three components of `[0-9a-z.-]`, none of them
+/// Most components of a path: three below a volume's directory, and one where that is a directory
+/// of another store.
+const COMPONENTS_MAX: usize = 4;
+
+/// A path below the volume directory: one to four components of `[0-9a-z.-]`, none of them
 /// empty, `.` or `..`. The empty path names the volume directory itself.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct StorePath(String);
@@ -40,7 +48,7 @@ impl StorePath {
     /// from a volume.
     pub fn new(text: &str) -> Self {
         assert!(
-            text.split('/').all(is_component) && text.split('/').count() <= 3,
+            text.split('/').all(is_component) && text.split('/').count() <= COMPONENTS_MAX,
             "not a store path: {text:?}"
         );
         Self(text.to_owned())
@@ -155,8 +163,19 @@ pub trait StoreFile: Send + Sync + Debug {
     fn info(&self) -> io::Result<EntryInfo>;
 }
 
+/// How a file of another store came here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Adopted {
+    /// It is the same file under another name.
+    Linked,
+    /// It is a file of its own that shares its blocks until one of the two is written.
+    Reflinked,
+    /// Its bytes were copied.
+    Copied,
+}
+
 /// A directory tree that holds a volume.
-pub trait Store: Send + Sync + Debug {
+pub trait Store: Send + Sync + Debug + Any {
     /// Opens or creates a file. Symbolic links are never followed.
     fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>>;
     /// Atomically renames a file, replacing the file at `to`. EISDIR when either is a directory.
@@ -164,6 +183,10 @@ pub trait Store: Send + Sync + Debug {
     fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;
     /// Makes a hard link; `to` must not exist.
     fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;
+    /// Gives a plain file of the store `source` the name `to` here, which must not exist: by a hard
+    /// link, where there can be none by sharing its blocks, else by copying its bytes. Neither the
+    /// name nor copied bytes are durable before a sync.
+    fn adopt(&self, source: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<Adopted>;
     /// Removes a file's name.
     fn unlink(&self, path: &StorePath) -> io::Result<()>;
     /// Makes a directory (mode 0700); it must not exist.

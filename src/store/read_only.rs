@@ -13,7 +13,8 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::{
-    EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath, os_error,
+    Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
+    os_error,
 };
 use crate::errno::Errno;
 
@@ -28,6 +29,11 @@ impl ReadOnlyStore {
     /// Over this store.
     pub fn over(store: Arc<dyn Store>) -> Self {
         Self(store)
+    }
+
+    /// The store that is read from.
+    pub(super) fn inner(&self) -> &dyn Store {
+        &*self.0
     }
 }
 
@@ -48,6 +54,10 @@ impl Store for ReadOnlyStore {
     }
 
     fn link(&self, _: &StorePath, _: &StorePath) -> io::Result<()> {
+        Err(refused())
+    }
+
+    fn adopt(&self, _: &dyn Store, _: &StorePath, _: &StorePath) -> io::Result<Adopted> {
         Err(refused())
     }
 
@@ -246,6 +256,7 @@ mod tests {
             store.open(&other, OpenMode::CreateNew).map(drop),
             store.rename(&path, &other),
             store.link(&path, &other),
+            store.adopt(&*inner, &path, &other).map(drop),
             store.unlink(&path),
             store.create_dir(&other),
             store.remove_dir(&other),

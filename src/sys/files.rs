@@ -5,7 +5,7 @@
 //! Every descriptor is opened close-on-exec. Calls that a signal may interrupt are repeated.
 //!
 //! Source: POSIX.1-2017 `openat`, `renameat`, `linkat`, `unlinkat`, `mkdirat`, `fstatat`,
-//! `fdopendir`; Linux `fallocate(2)`, `syncfs(2)`, `statvfs(3)`.
+//! `fdopendir`; Linux `fallocate(2)`, `FICLONE` of `ioctl_ficlone(2)`, `syncfs(2)`, `statvfs(3)`.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -221,6 +221,22 @@ fn allocate_raw(file: impl AsFd, mode: libc::c_int, offset: u64, len: u64) -> io
     repeat(|| {
         // SAFETY: takes no pointers; the descriptor is open for the call.
         unsafe { libc::fallocate64(file.as_fd().as_raw_fd(), mode, offset, len) }
+    })
+    .map(drop)
+}
+
+/// Makes `new`, an empty file, share the blocks of `old` until one of the two is written.
+pub fn reflink(old: impl AsFd, new: impl AsFd) -> io::Result<()> {
+    repeat(|| {
+        // SAFETY: FICLONE takes a descriptor as its argument and no pointer; both are open for the
+        // call.
+        unsafe {
+            libc::ioctl(
+                new.as_fd().as_raw_fd(),
+                libc::FICLONE as _,
+                old.as_fd().as_raw_fd(),
+            )
+        }
     })
     .map(drop)
 }

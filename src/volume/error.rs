@@ -73,6 +73,17 @@ pub enum VolumeError {
         /// Asked for.
         pinned: String,
     },
+    /// A volume with a customer key is to give one without.
+    #[error("a volume that has a customer key never gives one without")]
+    WouldDowngrade,
+    /// The volume that keys are inherited from holds as many key sets as a volume may have.
+    #[error("the source has {found} key sets already, and a volume has at most {most}")]
+    TooManyKeySets {
+        /// Of the source.
+        found: usize,
+        /// Of any volume.
+        most: usize,
+    },
     /// Keys or keystore.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -99,7 +110,9 @@ impl VolumeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotAVolume => ErrorKind::NotAVolume,
-            Self::Occupied(_) => ErrorKind::Usage,
+            Self::Occupied(_) | Self::WouldDowngrade | Self::TooManyKeySets { .. } => {
+                ErrorKind::Usage
+            }
             Self::InUse { .. } => ErrorKind::InUse,
             Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
@@ -135,6 +148,10 @@ impl VolumeError {
             Self::WrongCustomerKey { .. } => "name the right key: -o customer_key=URI",
             Self::FingerprintMismatch { .. } => {
                 "do not use this volume unless you know why its keys changed"
+            }
+            Self::WouldDowngrade => "name the customer key of the new volume: --customer-key URI",
+            Self::TooManyKeySets { .. } => {
+                "copy the files into a volume made by bilayer create: it starts with one key set"
             }
             Self::Key(error) => return error.hint().map(str::to_owned),
             Self::Format(_) | Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {

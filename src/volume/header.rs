@@ -141,7 +141,8 @@ impl HeaderContents {
         incarnation: IncarnationId,
         meta: CryptoId,
         key_mode: KeyMode,
-        key_set: WrappedKeySet,
+        key_sets: Vec<WrappedKeySet>,
+        provenance: Option<Provenance>,
     ) -> Self {
         Self {
             format: FORMAT_NAME.to_owned(),
@@ -152,8 +153,8 @@ impl HeaderContents {
             sequence: 1,
             meta,
             key_mode,
-            key_sets: vec![key_set],
-            provenance: None,
+            key_sets,
+            provenance,
         }
     }
 
@@ -391,16 +392,16 @@ fn not_json(error: serde_json::Error) -> VolumeError {
 }
 
 /// An epoch as a plain number, never 0.
-mod epoch_number {
+pub(crate) mod epoch_number {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     use crate::ids::Epoch;
 
-    pub(super) fn serialize<S: Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_u32(epoch.0)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Epoch, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Epoch, D::Error> {
         match u32::deserialize(from)? {
             0 => Err(D::Error::custom("epochs are counted from 1")),
             number => Ok(Epoch(number)),

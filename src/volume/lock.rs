@@ -10,6 +10,7 @@
 use std::io;
 
 use super::error::VolumeError;
+use super::place::clear_mark;
 use super::superblock::{discard_aside, unshare};
 use super::{HEADER_NAME, LOCK_NAME, META_NAME, lock_path};
 use crate::store::{OpenMode, Store, StoreLock};
@@ -41,6 +42,8 @@ pub(super) fn acquire(
         unshare(store, name).map_err(VolumeError::io("cannot copy a shared file"))?;
         discard_aside(store, name).map_err(VolumeError::io("cannot tidy the volume"))?;
     }
+    // Left by a cut after the superblock: it says that this is no volume.
+    clear_mark(store).map_err(VolumeError::io("cannot tidy the volume"))?;
     Ok(lock)
 }
 

@@ -3,13 +3,13 @@
 //! ```text
 //! volume/
 //!   volume.json      superblock (see [`header`])
-//!   lock             locked while the volume is open
+//!   lock             locked while the volume is open; marked while it is being made
 //!   meta             sealed file: the metadata database
 //!   objects/         sealed files: contents
 //! ```
 //!
-//! [`create`](create()) makes one, [`open`](open()) opens one, [`inspect`] shows what a superblock
-//! claims without any key.
+//! [`create`](create()) makes an empty one, [`found`](found()) any, [`open`](open()) opens one,
+//! [`inspect`] shows what a superblock claims without any key.
 //!
 //! Invariants: the superblock is written last and atomically, so a directory with a `volume.json`
 //! is a whole volume; what an unverified superblock says decides nothing but which wraps are tried
@@ -21,20 +21,25 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::ids::{CryptoId, Sequence};
-use crate::keys::{KeyError, KeyUri, PassphraseSource, PlatformKeystore, VolumeRecord};
+use crate::keys::{
+    CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, PlatformKeystore, VolumeRecord,
+};
 use crate::layers::KeyRing;
 use crate::store::{Store, StoreLock, StorePath};
 
 pub mod create;
 pub mod error;
+pub mod found;
 pub mod header;
 pub mod lock;
 pub mod open;
+pub mod place;
 mod superblock;
 
 pub use create::create;
 pub use error::VolumeError;
-pub use header::{KeyMode, UnverifiedHeader, VerifiedHeader};
+pub use found::{Founding, Inheritance, found};
+pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
 pub use open::open;
 pub use superblock::inspect;
 
@@ -96,7 +101,7 @@ pub struct OpenOptions {
 pub struct FreshVolume {
     /// Where it is.
     pub store: Arc<dyn Store>,
-    /// Its keys: one active set.
+    /// Its keys: a fresh active set, and those it inherits.
     pub keys: Arc<KeyRing>,
     /// Crypto id of `meta`.
     pub meta_crypto: CryptoId,
@@ -113,6 +118,8 @@ pub struct Volume {
     pub keys: Arc<KeyRing>,
     /// Its superblock.
     pub header: VerifiedHeader,
+    /// The public half of its customer key; `None` for a platform-managed volume.
+    pub customer_key: Option<Arc<dyn CustomerKeyProvider>>,
     /// The platform keystore.
     pub keystore: Arc<PlatformKeystore>,
     /// What the keystore remembered when the volume was opened; `None` when it knew nothing.

@@ -10,10 +10,14 @@ use crate::store::OpenMode;
 use crate::store::memory::MemoryStore;
 
 mod crash;
+mod inheriting;
 mod opening;
+mod place;
 mod superblock;
 
 const META: &[u8] = b"metadata of the new volume";
+const FOLDER: &str = "objects/00000001";
+const OBJECT: &str = "objects/00000001/0123456789abcdef0123456789abcdef";
 
 /// Directory of keys and keystore, and options that name them.
 struct Keys {
@@ -80,12 +84,12 @@ fn write_meta(fresh: &FreshVolume) -> Result<(), Failure> {
     let file = fresh.store.open(&meta_path(), OpenMode::CreateNew)?;
     file.write_at(META, 0)?;
     file.sync()?;
-    fresh.store.create_dir(&StorePath::new("objects/1"))?;
+    fresh.store.create_dir(&StorePath::new(FOLDER))?;
     let object = fresh
         .store
-        .open(&StorePath::new("objects/1/0"), OpenMode::CreateNew)?;
+        .open(&StorePath::new(OBJECT), OpenMode::CreateNew)?;
     object.sync()?;
-    fresh.store.sync_dir(&StorePath::new("objects/1"))?;
+    fresh.store.sync_dir(&StorePath::new(FOLDER))?;
     fresh.store.sync_dir(&objects_path())?;
     Ok(())
 }

@@ -9,6 +9,8 @@
 //! `BILAYER_TESTS_REQUIRE_ALL=1`. `BILAYER_TESTS_PYTHON` names another interpreter.
 #![allow(clippy::unwrap_used)]
 
+mod export;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
@@ -71,7 +73,17 @@ fn python() -> Option<String> {
 }
 
 fn run(python: &str, command: &str, request: &Value) -> Result<Value, String> {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format/open_volume.py");
+    run_program("open_volume.py", python, command, request)
+}
+
+fn run_program(
+    program: &str,
+    python: &str,
+    command: &str,
+    request: &Value,
+) -> Result<Value, String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format");
+    let program = directory.join(program);
     let mut child = Command::new(python)
         .arg(program)
         .arg(command)

@@ -298,10 +298,13 @@ def unwrap_all(header, keystore, private):
 
 
 def open_meta(path, key_sets, crypto):
+    with open(path, "rb") as opened:
+        return open_strides(opened.read(), key_sets, crypto)
+
+
+def open_strides(data, key_sets, crypto):
     """Page 0 from its newest authentic slot, then every page that was ever written."""
     file = SealedFile(key_sets, crypto)
-    with open(path, "rb") as opened:
-        data = opened.read()
 
     def stride(number):
         return data[number * META_STRIDE_BYTES : (number + 1) * META_STRIDE_BYTES]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::machine::Machine;
-use crate::real::{BILAYER, command, is_alive, noise, run};
+use crate::real::{BILAYER, command, have, is_alive, noise, run};
 
 const TEST: &str = "mount-helpers";
 
@@ -141,6 +141,10 @@ fn install_and_uninstall() {
         names.sort();
         names
     };
+    let units = || {
+        let system = place.path("root/usr/local/lib/systemd/system");
+        fs::read_dir(system).map_or(Vec::new(), Iterator::collect)
+    };
     // Also over what is installed, and runs.
     for _ in 0..2 {
         script("install", built).done();
@@ -157,6 +161,7 @@ fn install_and_uninstall() {
             let told = run(&mut Command::new(path));
             assert!(told.stderr.contains("usage: "), "{name}: {}", told.stderr);
         }
+        assert_eq!(units().len(), if have("systemctl") { 2 } else { 0 });
     }
     // Where the system has them, laid over so that they are gone with the test.
     let sbin = fs::canonicalize("/sbin").unwrap();
@@ -167,6 +172,7 @@ fn install_and_uninstall() {
         place.dir("work").display()
     );
     machine.run(&format!("mount -t overlay overlay -o {laid_over} {sbin}"));
+    machine.run("mount -t tmpfs tmpfs /usr/local/lib");
     let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/mount-helper");
     machine.output(&format!("{scripts}/uninstall"));
     machine.run("test ! -e /sbin/mount.bilayer");
@@ -177,5 +183,6 @@ fn install_and_uninstall() {
     for _ in 0..2 {
         script("uninstall", built).done();
         assert_eq!(names(), ["mount.other"]);
+        assert!(units().is_empty());
     }
 }

@@ -21,6 +21,7 @@ mod noise;
 mod permissions;
 mod places;
 mod remount;
+mod snapshots;
 mod transcript;
 mod tree;
 mod umount;

@@ -8,6 +8,8 @@ mod attributes;
 mod contents;
 mod directories;
 mod extremes;
+mod flattening;
+mod giving_back;
 mod holes;
 mod lifetime;
 mod names;

@@ -1,6 +1,7 @@
 //! The backing store: one set of rules for all implementations, then what only one of them does.
 #![allow(clippy::unwrap_used)]
 
+mod adopt;
 mod conformance;
 mod directory;
 mod faulty;

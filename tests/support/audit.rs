@@ -10,6 +10,7 @@ use bilayer::meta::{Meta, View};
 use bilayer::sealed::MetaFile;
 use bilayer::store::faulty::FaultyStore;
 use bilayer::store::{OpenMode, Store, StorePath};
+use bilayer::volume::Volume;
 
 /// What there is.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub struct Found {
 }
 
 /// Names of all objects in the store.
-pub fn objects(store: &FaultyStore) -> BTreeSet<String> {
+pub fn objects(store: &dyn Store) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (folder, _) in store.list(&StorePath::new("objects")).expect("list") {
         let path = StorePath::new(&format!("objects/{folder}"));
@@ -35,8 +36,12 @@ pub fn objects(store: &FaultyStore) -> BTreeSet<String> {
 
 /// The metadata of a volume that nobody has open.
 pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
-    let volume = super::open_volume(store, keystore, false);
-    let file = store
+    meta_of(&super::open_volume(store, keystore, false))
+}
+
+fn meta_of(volume: &Volume) -> Meta {
+    let file = volume
+        .store
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("open meta");
     let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
@@ -45,7 +50,13 @@ pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
 
 /// Checks a volume that was closed cleanly: counters, link counts, parents, objects.
 pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
-    let meta = open_meta(store, keystore);
+    audit_volume(&super::open_volume(store, keystore, false))
+}
+
+/// The same for an open volume without a filesystem on it.
+pub fn audit_volume(volume: &Volume) -> Found {
+    let store = &*volume.store;
+    let meta = meta_of(volume);
     let counters = meta.counters();
     assert!(counters.clean, "the volume was closed");
     assert_eq!(meta.rows(Table::Orphan).expect("orphans"), [], "orphans");

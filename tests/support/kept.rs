@@ -360,7 +360,6 @@ impl World {
         }
         let mut numbers = BTreeMap::new();
         self.numbers_of(NodeId(parent), &name, &seen.model, *copied, &mut numbers);
-        eprintln!("DEBUG {text:?} {copied} -> {numbers:?} live had {:?} in_use {:?} {:?}", self.model.entry(parent,&name), self.in_use(), self.model.inodes.iter().map(|(n,i)|(n,i.kind,i.nlink)).collect::<Vec<_>>());
         self.model.remove_tree(parent, &name);
         self.model
             .copy_tree(&seen.model, *copied, parent, &name, &numbers);

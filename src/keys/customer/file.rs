@@ -100,6 +100,17 @@ impl CustomerKeyProvider for FileKey {
         }
         private.decrypt(wrapped).ok_or_else(|| self.does_not_open())
     }
+
+    fn public_half(&self) -> Box<dyn CustomerKeyProvider> {
+        Box::new(Self {
+            description: KeyDescription {
+                can_unwrap: false,
+                ..self.description.clone()
+            },
+            public: self.public.clone(),
+            private: None,
+        })
+    }
 }
 
 impl FileKey {

@@ -54,6 +54,10 @@ pub trait CustomerKeyProvider: Send + Sync + fmt::Debug {
     /// Kind `KeyUnavailable` when only the public half is there, `WrongKey` when the ciphertext
     /// does not decrypt. No more is said about why it does not: that would be an oracle.
     fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError>;
+
+    /// The same key without its private half: it wraps and does not unwrap. What an open volume
+    /// keeps, to wrap further DEKs without a passphrase and without a secret in memory.
+    fn public_half(&self) -> Box<dyn CustomerKeyProvider>;
 }
 
 /// Opens the key that the URI names. The passphrase is asked for only when it is needed.

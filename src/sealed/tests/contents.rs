@@ -1,5 +1,6 @@
 //! Reading and writing objects: any offset, any length, runs, locks.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -179,4 +180,91 @@ fn many_threads_on_one_object() {
             });
         }
     });
+}
+
+/// What an export reads and an import writes: the same bytes, verified, and no others.
+#[test]
+fn sealed_pages_move_as_they_are() {
+    let file = DamageableFile::new();
+    let object = contents(&file);
+    let data = pattern(300 * PAYLOAD_BYTES, 9);
+    write(&object, 0, &data).expect("write");
+    let pages = |range: Range<u64>| PageIndex(range.start)..PageIndex(range.end);
+    let read_sealed = |object: &ContentsFile, range: Range<u64>| {
+        let mut out = vec![0; (range.end - range.start) as usize * PAGE_BYTES];
+        let guard = object.lock_shared(pages(range.clone()));
+        object
+            .read_sealed(&guard, pages(range), &mut out)
+            .map(|()| out)
+    };
+    assert_eq!(read_sealed(&object, 0..300).expect("read"), file.bytes());
+    assert_eq!(
+        read_sealed(&object, 7..9).expect("read"),
+        file.bytes()[7 * PAGE_BYTES..9 * PAGE_BYTES]
+    );
+    assert!(matches!(
+        read_sealed(&object, 299..302),
+        Err(SealedError::ShortRead {
+            page: PageIndex(300)
+        })
+    ));
+
+    let target = DamageableFile::new();
+    let copy = contents(&target);
+    let write_sealed = |range: Range<u64>, bytes: &[u8]| {
+        let guard = copy.lock_exclusive(pages(range.clone()));
+        copy.write_sealed(&guard, pages(range), bytes)
+    };
+    write_sealed(0..300, &file.bytes()).expect("write");
+    assert_eq!(target.bytes(), file.bytes());
+    assert_eq!(read(&copy, 0, data.len()).expect("read"), data);
+
+    let sealed = file.bytes();
+    assert!(write_sealed(0..2, &sealed[..PAGE_BYTES]).is_err());
+    assert!(write_sealed(0..1, &sealed[PAGE_BYTES..2 * PAGE_BYTES]).is_err());
+    for byte in [0, 12, 28, 44, 48, 56, 64, PAGE_BYTES - 1] {
+        let mut forged = sealed[..2 * PAGE_BYTES].to_vec();
+        forged[PAGE_BYTES + byte] ^= 1;
+        let refused = write_sealed(0..2, &forged);
+        assert!(
+            matches!(
+                refused,
+                Err(SealedError::Authentication {
+                    page: PageIndex(1),
+                    ..
+                })
+            ),
+            "{byte}: {refused:?}"
+        );
+    }
+    assert_eq!(target.bytes(), file.bytes(), "nothing was written");
+
+    file.change(|bytes| bytes[PAGE_BYTES * 3 + 100] ^= 1);
+    assert!(matches!(
+        read_sealed(&object, 0..5),
+        Err(SealedError::Authentication {
+            page: PageIndex(3),
+            layer: Refusal::Outer
+        })
+    ));
+}
+
+/// The inner layer is verified too, though it is not decrypted.
+#[test]
+fn sealed_pages_are_verified_under_both_layers() {
+    let file = DamageableFile::new();
+    let object = contents(&file);
+    write(&object, 0, &pattern(PAYLOAD_BYTES, 9)).expect("write");
+    let other = Arc::new(key_set(9, 2, 3, 1));
+    let other = ContentsFile::new(file, &other, CRYPTO);
+    let page = PageIndex(0)..PageIndex(1);
+    let guard = other.lock_shared(page.clone());
+    let refused = other.read_sealed(&guard, page, &mut [0; PAGE_BYTES]);
+    assert!(matches!(
+        refused,
+        Err(SealedError::Authentication {
+            layer: Refusal::Inner,
+            ..
+        })
+    ));
 }

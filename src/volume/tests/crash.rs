@@ -21,9 +21,7 @@ fn a_power_cut_leaves_no_volume_or_a_whole_one() {
             match keys.open(&survivor, None) {
                 Ok(volume) => {
                     assert_eq!(read(&*survivor, &meta_path()), META);
-                    survivor
-                        .info(&StorePath::new("objects/1/0"))
-                        .expect("its objects");
+                    survivor.info(&StorePath::new(OBJECT)).expect("its objects");
                     drop(volume);
                     whole += 1;
                 }
@@ -105,4 +103,88 @@ fn a_lock_that_fails_is_an_error_of_the_disk() {
     store.fail_kind(CallKind::Read, Fault::Error(Errno::EIO));
     let error = keys.open(&(Arc::new(store) as Arc<dyn Store>), None);
     assert_eq!(kind_of(error), ErrorKind::Io);
+}
+
+#[test]
+fn what_a_power_cut_left_half_made_is_taken_over() {
+    let keys = Keys::new();
+    for call in 1.. {
+        let store = FaultyStore::new();
+        store.cut_at_call(call);
+        let options = keys.create_options(None);
+        let made = create(Arc::new(store.clone()), &options, &mut write_meta);
+        for seed in 0..10 {
+            let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
+            if keys.open(&survivor, None).is_ok() {
+                let lock = read(&*survivor, &lock_path());
+                assert!(
+                    !lock.starts_with(b"b"),
+                    "call {call}, seed {seed}: the mark went"
+                );
+                survivor
+                    .unlink(&header_path())
+                    .expect("lose the superblock");
+                let error = create(survivor, &options, &mut write_meta).expect_err("lost");
+                assert!(matches!(error, VolumeError::Occupied(_)), "{error:?}");
+                continue;
+            }
+            let volume = keys.create(&survivor, None);
+            let opened = keys.open(&survivor, None).expect("open");
+            assert_eq!(opened.header.volume_id(), volume);
+            let objects = survivor.list(&StorePath::new(FOLDER)).expect("list");
+            assert_eq!(objects.len(), 1, "call {call}, seed {seed}");
+        }
+        if !store.is_cut() {
+            assert!(made.is_ok());
+            break;
+        }
+    }
+}
+
+/// What an attempt that was cut off just before the superblock leaves.
+fn half_made(keys: &Keys) -> crate::store::memory::MemoryStore {
+    let store = FaultyStore::new();
+    store.fail_when(
+        |call| call.path.as_str() == "volume.json.new" && call.kind == CallKind::Create,
+        Fault::Error(Errno::EIO),
+    );
+    // Nor can it be taken away.
+    store.fail_kind(CallKind::Unlink, Fault::Error(Errno::EIO));
+    let made = create(
+        Arc::new(store.clone()),
+        &keys.create_options(None),
+        &mut write_meta,
+    );
+    made.expect_err("no superblock");
+    store.restart_process();
+    store.sync_all().expect("sync");
+    let left = store.list(&StorePath::root()).expect("list");
+    assert_eq!(left.len(), 3, "{left:?}");
+    store.to_memory()
+}
+
+#[test]
+fn taking_over_survives_power_cuts_too() {
+    let keys = Keys::new();
+    let base = half_made(&keys);
+    for call in 1.. {
+        let store = FaultyStore::from_memory(&base, crate::store::faulty::WriteUnit::Sector);
+        store.cut_at_call(call);
+        let options = keys.create_options(None);
+        let made = create(Arc::new(store.clone()), &options, &mut write_meta);
+        for seed in 0..10 {
+            let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
+            let whole = keys.open(&survivor, None).is_ok();
+            assert!(whole || made.is_err(), "call {call}, seed {seed}");
+            if !whole {
+                keys.create(&survivor, None);
+            }
+            keys.open(&survivor, None).expect("open");
+            assert_eq!(read(&*survivor, &meta_path()), META);
+        }
+        if !store.is_cut() {
+            assert!(made.is_ok());
+            break;
+        }
+    }
 }

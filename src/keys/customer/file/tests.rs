@@ -268,3 +268,10 @@ fn encrypted_keys_go_to_and_come_from_openssl() {
         );
     }
 }
+
+/// Another key, which opens nothing of the first one's.
+pub(crate) fn other_private_pem() -> Zeroizing<String> {
+    static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
+    let key = KEY.get_or_init(|| RsaPrivateKey::new(&mut OsRng, 2048).expect("key"));
+    key.to_pkcs8_pem(LineEnding::LF).expect("pem")
+}

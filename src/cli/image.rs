@@ -1,0 +1,473 @@
+//! `bilayer image`: making images, and volumes of them, here or on another machine.
+
+use std::fs::File;
+use std::io::{self, BufReader, IsTerminal, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::create::Place;
+use super::error::{CliError, ExitCode};
+use super::format;
+use super::progress::{Counted, Progress};
+use super::request::{
+    ChangeReport, Kind, Nobody, Outcome, Passphrase, PathBytes, Receiver, Request, ViewReport,
+};
+use super::session::Session;
+use super::snapshot::{self, DeleteArgs, ListArgs};
+use super::{
+    KeystoreArg, OpenArgs, keystore_dir, options, passphrase_source, paths, print, print_json,
+};
+use crate::fuse::mountinfo::mounts_of;
+use crate::image::{self, ImportOptions};
+use crate::keys::{KeyUri, PassphraseSource};
+
+/// Stands for standard input or output.
+const STANDARD: &str = "-";
+
+/// `bilayer image …`
+#[derive(Subcommand, Debug)]
+pub(super) enum ImageCommand {
+    /// Make an image of a volume, or of one of its snapshots
+    #[command(
+        after_help = "Example:\n  bilayer image create /srv/vault base --description 'before the first user'"
+    )]
+    Create(CreateArgs),
+    /// List images, oldest first
+    #[command(
+        visible_alias = "ls",
+        after_help = "Example:\n  bilayer image list /srv/vault"
+    )]
+    List(ListArgs),
+    /// Delete images; volumes that were deployed from them stay
+    #[command(
+        visible_alias = "rm",
+        after_help = "Example:\n  bilayer image delete /srv/vault base"
+    )]
+    Delete(DeleteArgs),
+    /// Make an independent volume of an image, under both layers and the keys of its source
+    #[command(after_help = "Example:\n  bilayer image deploy /srv/vault base /srv/copy")]
+    Deploy(DeployArgs),
+    /// Write an image to a file, as one sealed stream for another machine
+    #[command(after_help = "Examples:\n  \
+        bilayer image export /srv/vault base base.bilayer --transport-passphrase-file p\n  \
+        bilayer image export /srv/vault base - | ssh there bilayer image import - /srv/copy")]
+    Export(ExportArgs),
+    /// Make a volume of an exported image
+    #[command(
+        after_help = "Example:\n  bilayer image import base.bilayer /srv/copy --transport-passphrase-file p"
+    )]
+    Import(ImportArgs),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CreateArgs {
+    /// Directory of the volume, or where it is mounted
+    volume: PathBuf,
+    /// Name of the image
+    name: String,
+    /// Of this snapshot [default: of the present]
+    #[arg(long, value_name = "SNAPSHOT")]
+    from: Option<String>,
+    /// What it is
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    description: String,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct DeployArgs {
+    /// Directory of the volume, or where it is mounted
+    volume: PathBuf,
+    /// The image
+    name: String,
+    /// Directory of the new volume: made if missing, empty otherwise; on the filesystem of the
+    /// source nothing is copied
+    new_volume: PathBuf,
+    #[command(flatten)]
+    new: NewArgs,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// What a new volume can have of its own.
+#[derive(Args, Debug)]
+pub(super) struct NewArgs {
+    /// Customer key of the new volume [default: that of the source]
+    #[arg(long, value_name = "URI")]
+    customer_key: Option<String>,
+    /// File whose first line is the passphrase of that key [default: --passphrase-file]
+    #[arg(long, value_name = "FILE", requires = "customer_key")]
+    customer_key_passphrase_file: Option<PathBuf>,
+    /// Largest size of the contents, in bytes or as 10G [default: that of the source]
+    #[arg(long, value_name = "BYTES")]
+    size: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ExportArgs {
+    /// Directory of the volume, or where it is mounted
+    volume: PathBuf,
+    /// The image
+    name: String,
+    /// File to write, or - for standard output
+    file: PathBuf,
+    /// File whose first line is a passphrase under which the platform's key travels [default: it
+    /// travels under the platform keystore, which the other machine must have]
+    #[arg(long, value_name = "FILE")]
+    transport_passphrase_file: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ImportArgs {
+    /// File to read, or - for standard input
+    file: PathBuf,
+    /// Directory of the new volume: made if missing, empty otherwise
+    new_volume: PathBuf,
+    /// File whose first line is the passphrase that the image was exported under
+    #[arg(long, value_name = "FILE")]
+    transport_passphrase_file: Option<PathBuf>,
+    /// Customer key that the image is under, with its private half
+    #[arg(long, value_name = "URI")]
+    customer_key: Option<String>,
+    /// Customer key of the new volume [default: that of the image]
+    #[arg(long, value_name = "URI")]
+    new_customer_key: Option<String>,
+    /// Largest size of the contents, in bytes or as 10G [default: that of the source]
+    #[arg(long, value_name = "BYTES")]
+    size: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// Runs one of them.
+pub(super) fn run(command: ImageCommand) -> Result<(), CliError> {
+    match command {
+        ImageCommand::Create(args) => create(args),
+        ImageCommand::List(args) => snapshot::list(Kind::Image, &args),
+        ImageCommand::Delete(args) => snapshot::delete(Kind::Image, &args),
+        ImageCommand::Deploy(args) => deploy(&args),
+        ImageCommand::Export(args) => export(&args),
+        ImageCommand::Import(args) => import(&args),
+    }
+}
+
+fn unexpected(request: &Request, outcome: &Outcome) -> CliError {
+    CliError::new(
+        ExitCode::System,
+        format!("{}: unexpected answer {outcome:?}", request.doing()),
+    )
+}
+
+fn create(args: CreateArgs) -> Result<(), CliError> {
+    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let request = Request::Create {
+        kind: Kind::Image,
+        name: args.name,
+        from: args.from,
+        description: args.description,
+    };
+    let made = match session.ask(&request, &mut Nobody)? {
+        Outcome::Created(made) => made,
+        other => return Err(unexpected(&request, &other)),
+    };
+    session.close()?;
+    if args.json {
+        return print_json(&made);
+    }
+    print(&format!("image {} made\n", format::printable(&made.name)))
+}
+
+impl NewArgs {
+    /// The passphrase of the new volume's customer key.
+    fn passphrase(&self, open: &OpenArgs) -> Result<PassphraseSource, CliError> {
+        match &self.customer_key_passphrase_file {
+            Some(path) => Ok(PassphraseSource::File(paths::absolute(path)?)),
+            None => passphrase_source(&open.passphrase),
+        }
+    }
+}
+
+fn named_key(uri: Option<&str>) -> Result<Option<KeyUri>, CliError> {
+    let directory = paths::working_directory()?;
+    uri.map(|uri| options::key_uri(uri, &directory)).transpose()
+}
+
+fn deploy(args: &DeployArgs) -> Result<(), CliError> {
+    let target = paths::absolute(&args.new_volume)?;
+    let request = Request::Deploy {
+        image: args.name.clone(),
+        target: PathBytes::of(&target),
+        customer_key: named_key(args.new.customer_key.as_deref())?.map(|uri| uri.to_string()),
+        passphrase: match args.new.passphrase(&args.open)? {
+            PassphraseSource::File(path) => Passphrase::File(PathBytes::of(&path)),
+            PassphraseSource::Prompt => Passphrase::Prompt,
+            PassphraseSource::None | PassphraseSource::Descriptor(_) => Passphrase::None,
+        },
+        size_bytes: options::size_option(args.new.size.as_deref())?,
+        keystore: args.open.keystore.named()?.as_deref().map(PathBytes::of),
+    };
+    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    refuse_inside(&session.volume, &target, &request)?;
+    let progress = Progress::start("deploying", None);
+    let outcome = session.ask(&request, &mut Nobody);
+    let how_long = match &outcome {
+        Ok(Outcome::Deployed(made)) => progress.finish(made.bytes),
+        _ => {
+            drop(progress);
+            String::new()
+        }
+    };
+    let closed = session.close();
+    let made = match outcome? {
+        Outcome::Deployed(made) => made,
+        other => return Err(unexpected(&request, &other)),
+    };
+    closed?;
+    if args.json {
+        return print_json(&made);
+    }
+    let ways = [
+        (made.linked, "linked"),
+        (made.reflinked, "reflinked"),
+        (made.copied, "copied"),
+    ];
+    let ways = ways.iter().filter(|(count, _)| *count > 0);
+    let ways: String = ways
+        .map(|(count, way)| format!(", {count} {way}"))
+        .collect();
+    print(&format!(
+        "volume {} made in {}: {how_long}{ways}\n",
+        made.volume,
+        target.display()
+    ))
+}
+
+/// A volume within its own source would be in the next image of it, and in the way of the daemon
+/// that makes it.
+fn refuse_inside(source: &Path, target: &Path, request: &Request) -> Result<(), CliError> {
+    let parent = target
+        .ancestors()
+        .find_map(|dir| std::fs::canonicalize(dir).ok());
+    let Some(parent) = parent else {
+        return Ok(());
+    };
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+    let mounts = mounts_of(source).unwrap_or_default();
+    let in_mount = mounts
+        .iter()
+        .any(|mount| device(&mount.dir).is_some() && device(&mount.dir) == device(&parent));
+    if parent.starts_with(source) || in_mount {
+        return Err(
+            CliError::usage(format!("{}: that is inside its source", request.doing()))
+                .with_hint("choose a directory elsewhere"),
+        );
+    }
+    Ok(())
+}
+
+fn export(args: &ExportArgs) -> Result<(), CliError> {
+    let standard = args.file == Path::new(STANDARD);
+    if standard && args.json {
+        return Err(CliError::usage(
+            "--json and the image cannot both go to standard output",
+        ));
+    }
+    if standard && io::stdout().is_terminal() {
+        return Err(CliError::usage("an image is not written to a terminal")
+            .with_hint("name a file, or redirect the output"));
+    }
+    let passphrase_file = match &args.transport_passphrase_file {
+        Some(path) => Some(PathBytes::of(&paths::absolute(path)?)),
+        None => None,
+    };
+    let request = Request::Export {
+        image: args.name.clone(),
+        passphrase_file,
+    };
+    let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
+    let progress = Progress::start("exporting", None);
+    let outcome = if standard {
+        stream(&mut session, &request, &mut io::stdout().lock(), &progress)
+    } else {
+        stream_to_file(&mut session, &request, &args.file, &progress)
+    };
+    let how_long = match &outcome {
+        Ok(Outcome::Exported(made)) => progress.finish(made.bytes),
+        _ => {
+            drop(progress);
+            String::new()
+        }
+    };
+    let closed = session.close();
+    let made = match outcome? {
+        Outcome::Exported(made) => made,
+        other => return Err(unexpected(&request, &other)),
+    };
+    closed?;
+    if args.json {
+        return print_json(&made);
+    }
+    let told = format!(
+        "image {} exported: {how_long}",
+        format::printable(&args.name)
+    );
+    if standard {
+        eprintln!("{told}");
+        return Ok(());
+    }
+    print(&format!("{told}\n"))
+}
+
+fn stream(
+    session: &mut Session,
+    request: &Request,
+    to: &mut dyn Write,
+    progress: &Progress,
+) -> Result<Outcome, CliError> {
+    let mut stream = Stream { to, progress };
+    let outcome = session.ask(request, &mut stream)?;
+    let flushed = stream.to.flush();
+    flushed.map_err(|error| CliError::io(request.doing(), &error))?;
+    Ok(outcome)
+}
+
+/// Written aside, for its owner alone, and given its name when it is whole and on disk. A name that
+/// is no plain file (`/dev/stdout`, a pipe) is written to as it is.
+fn stream_to_file(
+    session: &mut Session,
+    request: &Request,
+    path: &Path,
+    progress: &Progress,
+) -> Result<Outcome, CliError> {
+    let failed =
+        |error: io::Error| CliError::io(format_args!("cannot write {}", path.display()), &error);
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        Ok(found) if !found.is_file() => {
+            let mut file = File::options().write(true).open(path).map_err(failed)?;
+            return stream(session, request, &mut file, progress);
+        }
+        _ => {}
+    }
+    let path = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    let path = path.map_err(failed)?;
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    // Made with mode 0600, and taken away if it does not get its name.
+    let mut aside = tempfile::Builder::new()
+        .prefix(".bilayer-export-")
+        .tempfile_in(parent)
+        .map_err(failed)?;
+    let outcome = stream(session, request, aside.as_file_mut(), progress)?;
+    aside.as_file().sync_all().map_err(failed)?;
+    aside.persist(&path).map_err(|error| failed(error.error))?;
+    File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(failed)?;
+    Ok(outcome)
+}
+
+struct Stream<'a> {
+    to: &'a mut dyn Write,
+    progress: &'a Progress,
+}
+
+impl Receiver for Stream<'_> {
+    fn view(&mut self, _: ViewReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.progress.add(bytes.len() as u64);
+        self.to.write_all(bytes)
+    }
+}
+
+fn import(args: &ImportArgs) -> Result<(), CliError> {
+    let target = paths::absolute(&args.new_volume)?;
+    let doing = || {
+        let (from, to) = (args.file.display(), target.display());
+        format!("cannot import {from} to {to}")
+    };
+    let options = ImportOptions {
+        customer_key: named_key(args.customer_key.as_deref())?,
+        new_customer_key: named_key(args.new_customer_key.as_deref())?,
+        passphrase: passphrase_source(&args.open.passphrase)?,
+        export_passphrase: match &args.transport_passphrase_file {
+            Some(path) => PassphraseSource::File(paths::absolute(path)?),
+            None => PassphraseSource::Prompt,
+        },
+        size_bytes: options::size_option(args.size.as_deref())?,
+        keystore: keystore_dir(args.open.keystore.platform_keystore.as_deref())?,
+    };
+    let (from, length) = source(&args.file)?;
+    let place = Place::take(&target, doing())?;
+    let progress = Progress::start("importing", length);
+    let mut from = Counted {
+        from: BufReader::with_capacity(1 << 20, from),
+        progress: &progress,
+    };
+    let made = image::import(&mut from, place.store(), &options)
+        .map_err(|error| CliError::image(doing(), &error))?;
+    place.keep();
+    let how_long = progress.finish(made.bytes);
+    if args.json {
+        return print_json(&json!({
+            "volume": made.volume.to_string(),
+            "inodes": made.inodes,
+            "objects": made.objects,
+            "bytes": made.bytes,
+        }));
+    }
+    print(&format!(
+        "volume {} made in {}: {how_long}\n",
+        made.volume,
+        target.display()
+    ))
+}
+
+/// What to read, and its length where that is known.
+fn source(path: &Path) -> Result<(Box<dyn Read>, Option<u64>), CliError> {
+    if path == Path::new(STANDARD) {
+        if io::stdin().is_terminal() {
+            return Err(CliError::usage("an image is not read from a terminal")
+                .with_hint("name a file, or redirect the input"));
+        }
+        return Ok((Box::new(io::stdin().lock()), None));
+    }
+    let file = File::open(path)
+        .map_err(|error| CliError::io(format_args!("cannot read {}", path.display()), &error))?;
+    let length = file.metadata().ok().filter(std::fs::Metadata::is_file);
+    Ok((Box::new(file), length.map(|metadata| metadata.len())))
+}
+
+/// Where the platform keystore is, if an option says so.
+impl KeystoreArg {
+    fn named(&self) -> Result<Option<PathBuf>, CliError> {
+        let named = self.platform_keystore.as_deref();
+        named.map(paths::absolute).transpose()
+    }
+}

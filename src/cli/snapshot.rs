@@ -1,0 +1,617 @@
+//! `bilayer snapshot`: taking, listing, comparing, restoring and dropping snapshots.
+
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Component, Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::json;
+
+use super::error::{CliError, ExitCode};
+use super::format::{self, dated_name};
+use super::prune::Keep;
+use super::request::{
+    ChangeReport, Difference, Kind, Nobody, Outcome, PathBytes, Receiver, Request, ViewReport,
+};
+use super::session::Session;
+use super::{OpenArgs, print, print_json};
+
+/// Snapshots that `--prefix` names in one second, before it is given up.
+const MOST_IN_A_SECOND: u32 = 1000;
+
+/// `bilayer snapshot …`
+#[derive(Subcommand, Debug)]
+pub(super) enum SnapshotCommand {
+    /// Take a snapshot: at once, however large the volume is
+    #[command(after_help = "Examples:\n  \
+        bilayer snapshot create /srv/vault before-upgrade\n  \
+        bilayer snapshot create /srv/vault --prefix auto --prune --keep-hourly 24 --keep-daily 7")]
+    Create(CreateArgs),
+    /// List snapshots, oldest first, with what each holds alone (used) and shows (refers)
+    #[command(
+        visible_alias = "ls",
+        after_help = "Example:\n  bilayer snapshot list /mnt --json"
+    )]
+    List(ListArgs),
+    /// Delete snapshots; what no other one needs becomes free in the background
+    #[command(
+        visible_alias = "rm",
+        after_help = "Example:\n  bilayer snapshot delete /mnt before-upgrade"
+    )]
+    Delete(DeleteArgs),
+    /// Rename a snapshot
+    #[command(after_help = "Example:\n  bilayer snapshot rename /mnt monday last-monday")]
+    Rename(RenameArgs),
+    /// Show which paths differ between two snapshots, or between one and the present
+    #[command(
+        after_help = "Lines begin with + for what is new, - for what is gone, M for what changed \
+        (contents or attributes), R for what was renamed. The root is an empty path.\n\nExample:\n  bilayer snapshot diff /mnt monday tuesday"
+    )]
+    Diff(DiffArgs),
+    /// Take the volume, or one path of it, back to a snapshot
+    #[command(after_help = "Examples:\n  \
+        bilayer snapshot restore /mnt monday --path etc/fstab\n  \
+        bilayer snapshot restore /mnt before-upgrade --yes")]
+    Restore(RestoreArgs),
+    /// Delete the snapshots that no --keep option keeps
+    #[command(
+        after_help = "Each option keeps the newest snapshot of each of the last N hours (days, ...) that \
+        have one; what any of them keeps stays. Days are those of the local time zone.\n\n\
+        Example:\n  bilayer snapshot prune /mnt --prefix auto --keep-hourly 24 --keep-daily 7 --dry-run"
+    )]
+    Prune(PruneArgs),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CreateArgs {
+    /// Directory of the volume, or where it is mounted
+    volume: PathBuf,
+    /// Name of the snapshot [default: PREFIX and the time in UTC]
+    #[arg(conflicts_with = "prefix", required_unless_present = "prefix")]
+    name: Option<String>,
+    /// Name it after the time: PREFIX-2026-11-22T04-30-00Z
+    #[arg(long)]
+    prefix: Option<String>,
+    /// Then delete those with this prefix that no --keep option keeps
+    #[arg(long)]
+    prune: bool,
+    #[command(flatten)]
+    keep: Keep,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ListArgs {
+    /// Directory of the volume, or where it is mounted
+    pub(super) volume: PathBuf,
+    /// A JSON array, sizes in bytes and times in UTC
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) open: OpenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct DeleteArgs {
+    /// Directory of the volume, or where it is mounted
+    pub(super) volume: PathBuf,
+    /// Which
+    #[arg(required = true, value_name = "NAME")]
+    pub(super) names: Vec<String>,
+    #[command(flatten)]
+    pub(super) open: OpenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RenameArgs {
+    /// Directory of the volume, or where it is mounted
+    volume: PathBuf,
+    /// Its name now
+    name: String,
+    /// Its name from now on
+    new_name: String,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct DiffArgs {
+    /// Directory of the volume, or where it is mounted
+    volume: PathBuf,
+    /// A snapshot
+    #[arg(value_name = "A")]
+    from: String,
+    /// A later one [default: the present]
+    #[arg(value_name = "B")]
+    to: Option<String>,
+    /// One JSON object for each path, each on a line of its own
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RestoreArgs {
+    /// Directory of the volume, or where it is mounted
+    volume: PathBuf,
+    /// The snapshot
+    name: String,
+    /// Only this file or directory, by its path within the volume
+    #[arg(long)]
+    path: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct PruneArgs {
+    /// Directory of the volume, or where it is mounted
+    volume: PathBuf,
+    #[command(flatten)]
+    keep: Keep,
+    /// Look only at snapshots whose names begin with PREFIX and a hyphen
+    #[arg(long)]
+    prefix: Option<String>,
+    /// Only say what would be deleted
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON object: what was kept, and what was deleted
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// Runs one of them.
+pub(super) fn run(command: SnapshotCommand) -> Result<(), CliError> {
+    match command {
+        SnapshotCommand::Create(args) => create(args),
+        SnapshotCommand::List(args) => list(Kind::Snapshot, &args),
+        SnapshotCommand::Delete(args) => delete(Kind::Snapshot, &args),
+        SnapshotCommand::Rename(args) => rename(args),
+        SnapshotCommand::Diff(args) => diff(args),
+        SnapshotCommand::Restore(args) => restore(args),
+        SnapshotCommand::Prune(args) => prune(&args),
+    }
+}
+
+fn create(args: CreateArgs) -> Result<(), CliError> {
+    // Before anything is done: what is kept must have been said where something may be deleted.
+    if !args.prune && !args.keep.is_empty() {
+        return Err(CliError::usage("--keep options go with --prune"));
+    }
+    if args.prune && (args.prefix.is_none() || args.keep.is_empty()) {
+        return Err(CliError::usage(
+            "--prune goes with --prefix and at least one --keep option",
+        ));
+    }
+    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let made = match &args.prefix {
+        Some(prefix) => take_dated(&mut session, prefix)?,
+        None => take(&mut session, args.name.unwrap_or_default())?,
+    };
+    let mut pruned = Pruned::default();
+    if args.prune {
+        pruned = delete_unkept(&mut session, &args.keep, args.prefix.as_deref(), false)?;
+    }
+    session.close()?;
+    if args.json {
+        return print_json(&json!({ "snapshot": made, "deleted": pruned.deleted }));
+    }
+    let deleted = pruned.deleted.iter();
+    let deleted: String = deleted
+        .map(|name| format!("snapshot {} deleted\n", format::printable(name)))
+        .collect();
+    print(&format!(
+        "snapshot {} taken\n{deleted}",
+        format::printable(&made.name)
+    ))
+}
+
+fn take(session: &mut Session, name: String) -> Result<ViewReport, CliError> {
+    let request = Request::Create {
+        kind: Kind::Snapshot,
+        name,
+        from: None,
+        description: String::new(),
+    };
+    match session.ask(&request, &mut Nobody)? {
+        Outcome::Created(made) => Ok(made),
+        other => Err(CliError::new(
+            ExitCode::System,
+            format!("{}: unexpected answer {other:?}", request.doing()),
+        )),
+    }
+}
+
+/// Names it after this second; if one has that name, with a number behind it.
+fn take_dated(session: &mut Session, prefix: &str) -> Result<ViewReport, CliError> {
+    let name = dated_name(prefix, Timestamp::now());
+    let mut made = take(session, name.clone());
+    for number in 2..MOST_IN_A_SECOND {
+        match &made {
+            Err(error) if error.code == ExitCode::InUse => {
+                made = take(session, format!("{name}-{number}"));
+            }
+            _ => break,
+        }
+    }
+    made
+}
+
+/// Lists views of either kind.
+pub(super) fn list(kind: Kind, args: &ListArgs) -> Result<(), CliError> {
+    let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
+    let views = session.list(kind)?;
+    session.close()?;
+    if args.json {
+        return print_json(&views);
+    }
+    print(&listing(kind, &views))
+}
+
+fn listing(kind: Kind, views: &[ViewReport]) -> String {
+    if views.is_empty() {
+        return String::new();
+    }
+    let heading = ["NAME", "CREATED", "USED", "REFERS", "FROM", "DESCRIPTION"];
+    let columns = match kind {
+        Kind::Snapshot => 4,
+        Kind::Image => heading.len(),
+    };
+    let mut rows = vec![
+        heading[..columns]
+            .iter()
+            .map(|&text| text.to_owned())
+            .collect(),
+    ];
+    let size = |bytes: Option<u64>| bytes.map_or_else(unknown, format::size);
+    for view in views {
+        let from = view.from.as_deref().map(format::printable);
+        let row = [
+            format::printable(&view.name),
+            view.created.map_or_else(unknown, format::local_time),
+            size(view.used_bytes),
+            size(view.refers_bytes),
+            from.unwrap_or_else(unknown),
+            format::printable(&view.description),
+        ];
+        rows.push(row[..columns].to_vec());
+    }
+    format::table(&rows, &[2, 3])
+}
+
+fn unknown() -> String {
+    "-".to_owned()
+}
+
+/// Deletes views of either kind; at the first that cannot be, it ends.
+pub(super) fn delete(kind: Kind, args: &DeleteArgs) -> Result<(), CliError> {
+    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let deleted = args.names.iter().try_for_each(|name| {
+        let name = name.clone();
+        let request = Request::Delete { kind, name };
+        session.ask(&request, &mut Nobody).map(drop)
+    });
+    let closed = session.close();
+    deleted.and(closed)
+}
+
+fn rename(args: RenameArgs) -> Result<(), CliError> {
+    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let request = Request::Rename {
+        kind: Kind::Snapshot,
+        name: args.name,
+        to: args.new_name,
+    };
+    session.ask(&request, &mut Nobody)?;
+    session.close()
+}
+
+fn diff(args: DiffArgs) -> Result<(), CliError> {
+    let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
+    let request = Request::Diff {
+        from: args.from,
+        to: args.to,
+    };
+    let mut shown = Shown {
+        to: BufWriter::new(io::stdout().lock()),
+        json: args.json,
+    };
+    let shown = session
+        .ask(&request, &mut shown)
+        .and_then(|_| shown.to.flush().map_err(|error| written(&error)));
+    let closed = session.close();
+    shown.and(closed)
+}
+
+fn written(error: &io::Error) -> CliError {
+    CliError::io("cannot write to standard output", error)
+}
+
+/// Prints differences as they come.
+struct Shown<W: Write> {
+    to: W,
+    json: bool,
+}
+
+impl<W: Write> Receiver for Shown<W> {
+    fn view(&mut self, _: ViewReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn change(&mut self, change: ChangeReport) -> io::Result<()> {
+        if self.json {
+            let line = change_json(&change);
+            return writeln!(self.to, "{line}");
+        }
+        let sign = match change.change {
+            Difference::Added => '+',
+            Difference::Removed => '-',
+            Difference::Changed => 'M',
+            Difference::Renamed => 'R',
+        };
+        let shown = |path: &PathBytes| {
+            let slash = if change.directory { "/" } else { "" };
+            format!("{}{slash}", format::path(&path.0))
+        };
+        let path = shown(&change.path);
+        match &change.from {
+            Some(from) => writeln!(self.to, "{sign} {} -> {path}", shown(from)),
+            None => writeln!(self.to, "{sign} {path}"),
+        }
+    }
+
+    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// JSON has no bytes: a path that is not UTF-8 is there a second time, in hexadecimal digits.
+fn change_json(change: &ChangeReport) -> serde_json::Value {
+    let mut object = json!({ "change": change.change, "directory": change.directory });
+    for (name, path) in [("path", Some(&change.path)), ("from", change.from.as_ref())] {
+        let Some(path) = path else {
+            continue;
+        };
+        object[name] = String::from_utf8_lossy(&path.0).into();
+        if std::str::from_utf8(&path.0).is_err() {
+            object[format!("{name}_bytes")] = hex::encode(&path.0).into();
+        }
+    }
+    object
+}
+
+fn restore(args: RestoreArgs) -> Result<(), CliError> {
+    let whole = args.path.as_deref().is_none_or(names_the_root);
+    if whole && !args.yes {
+        confirm(&args.volume, &args.name)?;
+    }
+    let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
+    let request = Request::Restore {
+        snapshot: args.name,
+        path: args.path.as_deref().map(PathBytes::of),
+    };
+    let progress = super::progress::Progress::start("restoring", None);
+    let outcome = session.ask(&request, &mut Nobody);
+    drop(progress);
+    let closed = session.close();
+    outcome.and(closed)
+}
+
+/// `/` and `.` are the whole volume, whose restoring is asked about.
+fn names_the_root(path: &Path) -> bool {
+    let mut components = path.components();
+    components.all(|part| matches!(part, Component::RootDir | Component::CurDir))
+}
+
+/// Asks who sits there; without a terminal nothing is asked and nothing done.
+fn confirm(volume: &Path, name: &str) -> Result<(), CliError> {
+    if !io::stdin().is_terminal() {
+        return Err(CliError::usage(format!(
+            "restoring all of {} needs --yes where there is no terminal to ask",
+            volume.display()
+        )));
+    }
+    eprint!(
+        "Everything changed in {} since the snapshot {} will be lost. Restore it? [y/N] ",
+        format::printable(&volume.to_string_lossy()),
+        format::printable(name)
+    );
+    let mut answer = String::new();
+    io::stdin()
+        .read_line(&mut answer)
+        .map_err(|error| CliError::io("cannot read the answer", &error))?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(CliError::usage("not restored")),
+    }
+}
+
+/// What pruning did.
+#[derive(Default)]
+struct Pruned {
+    kept: Vec<String>,
+    deleted: Vec<String>,
+}
+
+fn prune(args: &PruneArgs) -> Result<(), CliError> {
+    if args.keep.is_empty() {
+        return Err(
+            CliError::usage("nothing says which snapshots are kept").with_hint(
+                "name at least one of --keep-last, --keep-hourly, --keep-daily, --keep-weekly, \
+             --keep-monthly, --keep-yearly",
+            ),
+        );
+    }
+    let mut session = Session::open(&args.volume, !args.dry_run, &args.open.keys()?)?;
+    let pruned = delete_unkept(
+        &mut session,
+        &args.keep,
+        args.prefix.as_deref(),
+        args.dry_run,
+    );
+    let closed = session.close();
+    let pruned = pruned.and_then(|pruned| closed.map(|()| pruned))?;
+    if args.json {
+        return print_json(&json!({
+            "kept": pruned.kept,
+            "deleted": pruned.deleted,
+            "dry_run": args.dry_run,
+        }));
+    }
+    let verb = match args.dry_run {
+        true => "would be deleted",
+        false => "deleted",
+    };
+    let lines = pruned.deleted.iter();
+    let lines: String = lines
+        .map(|name| format!("snapshot {} {verb}\n", format::printable(name)))
+        .collect();
+    print(&lines)
+}
+
+/// Deletes what no rule keeps. One that is in use or gone by now is passed over; another prune may
+/// be at work.
+fn delete_unkept(
+    session: &mut Session,
+    keep: &Keep,
+    prefix: Option<&str>,
+    dry_run: bool,
+) -> Result<Pruned, CliError> {
+    let mut views = session.list(Kind::Snapshot)?;
+    views.retain(|view| prefix.is_none_or(|prefix| has_prefix(&view.name, prefix)));
+    let times: Option<Vec<Timestamp>> = views.iter().map(|view| view.created).collect();
+    let times = times.ok_or_else(|| {
+        CliError::new(
+            ExitCode::System,
+            "cannot prune: the times of the snapshots are not known",
+        )
+        .with_hint("prune as root, or as the user who mounted the volume")
+    })?;
+    let kept = keep.kept(&times, &TimeZone::system());
+    let mut pruned = Pruned::default();
+    for (view, kept) in views.into_iter().zip(kept) {
+        if kept {
+            pruned.kept.push(view.name);
+            continue;
+        }
+        let request = Request::Delete {
+            kind: Kind::Snapshot,
+            name: view.name.clone(),
+        };
+        let deleted = match dry_run {
+            true => Ok(Outcome::Nothing),
+            false => session.ask(&request, &mut Nobody),
+        };
+        match deleted {
+            Ok(_) => pruned.deleted.push(view.name),
+            Err(error) if error.code == ExitCode::NotFound => {}
+            Err(error) if error.code == ExitCode::InUse => {
+                eprintln!("{error}");
+                pruned.kept.push(view.name);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(pruned)
+}
+
+fn has_prefix(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix)
+        .is_some_and(|rest| rest.starts_with('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_at_its_hyphen() {
+        assert!(has_prefix("auto-2026-11-22T04-30-00Z", "auto"));
+        assert!(!has_prefix("automatic-2026", "auto"));
+        assert!(!has_prefix("auto", "auto"));
+        assert!(has_prefix("a-b-c", "a-b"));
+    }
+
+    #[test]
+    fn differences_are_lines() {
+        let change = |change, path: &[u8], from: Option<&[u8]>, directory| ChangeReport {
+            change,
+            path: PathBytes(path.to_vec()),
+            from: from.map(|from| PathBytes(from.to_vec())),
+            directory,
+        };
+        let changes = [
+            change(Difference::Added, b"a b", None, true),
+            change(Difference::Removed, b"x\ny", None, false),
+            change(Difference::Changed, b"\xff", None, false),
+            change(Difference::Renamed, b"new", Some(b"old"), true),
+        ];
+        let show = |json| {
+            let mut shown = Shown {
+                to: Vec::new(),
+                json,
+            };
+            for change in changes.clone() {
+                shown.change(change).unwrap();
+            }
+            String::from_utf8(shown.to).unwrap()
+        };
+        let lines = "+ a b/\n- x\\012y\nM \\377\nR old/ -> new/\n";
+        assert_eq!(show(false), lines);
+        let json = show(true);
+        let lines: Vec<serde_json::Value> = json
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let expected = [
+            json!({"change": "added", "directory": true, "path": "a b"}),
+            json!({"change": "removed", "directory": false, "path": "x\ny"}),
+            json!({"change": "changed", "directory": false, "path": "\u{fffd}", "path_bytes": "ff"}),
+            json!({"change": "renamed", "directory": true, "path": "new", "from": "old"}),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn the_whole_volume_has_many_names() {
+        for root in ["", "/", ".", "/.", "././/"] {
+            assert!(names_the_root(Path::new(root)), "{root}");
+        }
+        for path in ["a", "/a", "./a", ".."] {
+            assert!(!names_the_root(Path::new(path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn lists_are_tables() {
+        let view = ViewReport {
+            kind: Kind::Image,
+            name: "base".to_owned(),
+            created: None,
+            generation: None,
+            used_bytes: Some(2048),
+            refers_bytes: None,
+            inodes: None,
+            from: Some("monday".to_owned()),
+            description: "a\nb".to_owned(),
+        };
+        assert_eq!(
+            listing(Kind::Image, std::slice::from_ref(&view)),
+            "NAME  CREATED     USED  REFERS  FROM    DESCRIPTION\n\
+             base  -        2.0 KiB       -  monday  a b\n"
+        );
+        assert!(!listing(Kind::Snapshot, &[view]).contains("FROM"));
+        assert_eq!(listing(Kind::Image, &[]), "");
+    }
+}

@@ -1,0 +1,426 @@
+//! Importing an image: a new volume out of a stream.
+//!
+//! Order: the header is parsed, its keys are unwrapped, its MAC is verified, all before anything is
+//! written. Then the volume is founded ([`crate::volume::found`]) with the stream's key sets as
+//! inherited ones and a fresh active set; the stream's `meta` goes into a file without a name, its
+//! records into the volume's own, and the objects come under the names that the records give them.
+//! Every page is verified under both layers before it is written. Then the end mark has to vouch
+//! for everything; only after that the superblock is written. Whatever fails before takes away what
+//! was made, and a cut leaves what the next attempt takes away.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::ImageError;
+use super::export::{CACHE_BYTES, RUN_PAGES, RUN_STRIDES, each_part, nameless, runs, underivable};
+use super::stream::{
+    Counts, ExportHeader, ExportProvenance, StreamError, StreamReader, TransportedState,
+};
+use crate::ids::{FolderNumber, VolumeId};
+use crate::keys::customer::{self, CustomerKeyProvider};
+use crate::keys::transport::{self, TransportContext, TransportKeys, TransportMethod};
+use crate::keys::{ErrorKind, KeyError, KeyUri, PassphraseSource, PlatformKeystore};
+use crate::layers::{ExportKeys, KeyRing, KeySet};
+use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
+use crate::meta::records::Part;
+use crate::meta::{Meta, MetaError, View};
+use crate::object::{ObjectError, folder_path, object_path};
+use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES};
+use crate::store::{OpenMode, Store, StoreFile, StorePath};
+use crate::volume::{
+    Founding, FreshVolume, Inheritance, KeyMode, META_NAME, Provenance, VolumeError, found,
+};
+
+/// How an image is imported.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// The customer key that a customer-managed image is under; its private half.
+    pub customer_key: Option<KeyUri>,
+    /// The customer key of the new volume, where it is to be another one. Its public half is
+    /// enough.
+    pub new_customer_key: Option<KeyUri>,
+    /// Where the passphrase of an encrypted customer key comes from.
+    pub passphrase: PassphraseSource,
+    /// Where the passphrase of an export under one comes from.
+    pub export_passphrase: PassphraseSource,
+    /// Largest size of the contents; without one it is that of the image's volume.
+    pub size_bytes: Option<u64>,
+    /// Directory of the platform keystore. Made where missing, if the export is under a passphrase.
+    pub keystore: PathBuf,
+}
+
+/// What was made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Imported {
+    /// The new volume.
+    pub volume: VolumeId,
+    /// Where it comes from.
+    pub provenance: ExportProvenance,
+    /// Objects in it.
+    pub objects: u64,
+    /// Inodes.
+    pub inodes: u64,
+    /// Sealed pages of contents in use, in bytes.
+    pub bytes: u64,
+}
+
+/// Makes a volume from a stream in an empty directory, or in one that an earlier attempt left half
+/// made. It is durable on return.
+///
+/// # Errors
+/// When a key cannot be had, the stream is not exactly what was exported, or something cannot be
+/// read or written. What was made is then taken away again.
+pub fn import(
+    from: &mut dyn Read,
+    target: Arc<dyn Store>,
+    options: &ImportOptions,
+) -> Result<Imported, ImageError> {
+    let (mut opened, renamed) = open_keys(from, options).inspect_err(|error| {
+        tracing::warn!(
+            target: "audit",
+            action = "import-image",
+            outcome = "refused",
+            kind = ?error.kind(),
+            reason = %error,
+        );
+    })?;
+    let provenance = opened.header.provenance.clone();
+    let inheritance = Inheritance {
+        key_sets: opened.inherited.clone(),
+        key_mode: opened.header.key_mode,
+        provenance: Provenance {
+            volume: provenance.volume,
+            image: provenance.image.clone(),
+        },
+    };
+    let customer = opened.customer.take();
+    let founding = Founding {
+        action: "import-image",
+        customer_key: renamed.as_deref().or(customer.as_deref()),
+        keystore: &options.keystore,
+        size_bytes: options.size_bytes,
+        inherited: Some(&inheritance),
+    };
+    let mut received = Received::default();
+    let founded = found(target, &founding, &mut |fresh| {
+        received = opened.receive(fresh)?;
+        Ok(())
+    });
+    Ok(Imported {
+        volume: founded.map_err(ImageError::of_founding)?,
+        provenance,
+        objects: received.objects,
+        inodes: received.inodes,
+        bytes: received.used_pages * PAGE_BYTES as u64,
+    })
+}
+
+/// All that keys are needed for; nothing was written when it fails.
+fn open_keys<'a>(
+    from: &'a mut dyn Read,
+    options: &ImportOptions,
+) -> Result<(Opened<'a>, Option<Box<dyn CustomerKeyProvider>>), ImageError> {
+    let opened = Opened::begin(from, options)?;
+    let renamed = options
+        .new_customer_key
+        .as_ref()
+        .map(|uri| customer::open(uri, &options.passphrase))
+        .transpose()
+        .map_err(VolumeError::from)?;
+    Ok((opened, renamed))
+}
+
+/// What has come, so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Received {
+    objects: u64,
+    pages: u64,
+    inodes: u64,
+    used_pages: u64,
+}
+
+/// A stream whose header was verified.
+struct Opened<'a> {
+    stream: StreamReader<'a>,
+    header: ExportHeader,
+    customer: Option<Box<dyn CustomerKeyProvider>>,
+    mac_keys: ExportKeys,
+    inherited: Vec<Arc<KeySet>>,
+    /// Of the stream's `meta`.
+    ring: KeyRing,
+}
+
+impl<'a> Opened<'a> {
+    fn begin(from: &'a mut dyn Read, options: &ImportOptions) -> Result<Self, ImageError> {
+        let (stream, unverified) = StreamReader::begin(from)?;
+        let claims = unverified.claims();
+        let customer = customer_key(claims, options)?;
+        let transport = transport_keys(claims, options).map_err(StreamError::from)?;
+        let mut sets = Vec::with_capacity(claims.key_sets.len());
+        for index in 0..claims.key_sets.len() {
+            let set = unwrap(claims, index, &transport, customer.as_deref())?;
+            sets.push(set);
+        }
+        let all: Vec<&KeySet> = sets.iter().collect();
+        let mac_keys = ExportKeys::derive(claims.export, &all).map_err(|_| underivable())?;
+        let header = unverified.verify(&mac_keys)?;
+        let mut own = None;
+        let mut inherited = Vec::new();
+        for (set, told) in sets.into_iter().zip(&header.key_sets) {
+            match told.state {
+                TransportedState::Transport => own = Some(set),
+                TransportedState::ReadOnly => inherited.push(Arc::new(set)),
+            }
+        }
+        // The parser has seen to it that there is exactly one.
+        let own = own.ok_or_else(underivable)?;
+        Ok(Self {
+            stream,
+            header,
+            customer,
+            mac_keys,
+            inherited,
+            ring: KeyRing::new(own, Vec::new()),
+        })
+    }
+
+    /// Receives everything. All of it is verified and durable on return, apart from the names at
+    /// the top of the volume.
+    fn receive(&mut self, fresh: &FreshVolume) -> Result<Received, ImageError> {
+        let counts = self.header.counts;
+        let transported = self.metadata(fresh, &counts)?;
+        let limit_bytes = match fresh.size_bytes {
+            Some(bytes) => bytes,
+            None => transported.counters().limit_bytes,
+        };
+        let mut received = copy_records(&transported, fresh, limit_bytes)?;
+        if limit_bytes > 0 && received.used_pages > pages_of_capacity(limit_bytes) {
+            return Err(ImageError::TooSmall {
+                needed_bytes: capacity_of_pages(received.used_pages),
+                size_bytes: limit_bytes,
+            });
+        }
+        let mut folders = BTreeSet::new();
+        let mut buffer = vec![0; RUN_PAGES as usize * PAGE_BYTES];
+        each_part(&transported, &mut |part| {
+            received.objects += 1;
+            received.pages += u64::from(part.pages.len());
+            self.object(part, fresh, &mut folders, &mut buffer)
+        })?;
+        if (received.objects, received.pages) != (counts.objects, counts.pages) {
+            return Err(StreamError::Tampered {
+                what: "counts are others",
+            }
+            .into());
+        }
+        self.stream.end(&counts, &self.mac_keys)?;
+        // Files would each need an fsync: one for all is faster.
+        fresh
+            .store
+            .sync_all()
+            .map_err(ImageError::io("cannot sync the new volume"))?;
+        Ok(received)
+    }
+
+    /// The stream's `meta`, opened.
+    fn metadata(&mut self, fresh: &FreshVolume, counts: &Counts) -> Result<Meta, ImageError> {
+        const WRITING: &str = "cannot write the metadata that come";
+        self.stream.meta(counts)?;
+        let file = nameless(&*fresh.store).map_err(ImageError::io(WRITING))?;
+        let mut buffer = vec![0; RUN_STRIDES as usize * META_STRIDE_BYTES];
+        let mut next = 0;
+        while next < counts.meta_strides {
+            let count = (counts.meta_strides - next).min(RUN_STRIDES);
+            let bytes = &mut buffer[..count as usize * META_STRIDE_BYTES];
+            self.stream.fill(bytes, "its metadata")?;
+            file.write_at(bytes, next * META_STRIDE_BYTES as u64)
+                .map_err(ImageError::io(WRITING))?;
+            next += count;
+        }
+        open_transported(file, &self.ring, &self.header).map_err(ImageError::of_transported)
+    }
+
+    fn object(
+        &mut self,
+        part: &Part,
+        fresh: &FreshVolume,
+        folders: &mut BTreeSet<FolderNumber>,
+        buffer: &mut [u8],
+    ) -> Result<(), ImageError> {
+        let name = part.id.name;
+        self.stream.object(name, part.pages.len())?;
+        let object = make_object(part, fresh, folders)?;
+        for run in runs(&part.pages) {
+            let bytes = &mut buffer[..(run.end.0 - run.start.0) as usize * PAGE_BYTES];
+            self.stream.fill(bytes, "an object's pages")?;
+            let guard = object.lock_exclusive(run.clone());
+            object
+                .write_sealed(&guard, run, bytes)
+                .map_err(|source| ImageError::Page {
+                    object: name,
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+}
+
+fn open_transported(
+    file: Arc<dyn StoreFile>,
+    ring: &KeyRing,
+    header: &ExportHeader,
+) -> Result<Meta, MetaError> {
+    let sealed = MetaFile::open(file, ring, header.meta)?;
+    Meta::open(sealed, CACHE_BYTES, false)
+}
+
+/// Writes the volume's own metadata.
+fn copy_records(
+    transported: &Meta,
+    fresh: &FreshVolume,
+    limit_bytes: u64,
+) -> Result<Received, ImageError> {
+    let file = fresh
+        .store
+        .open(&StorePath::new(META_NAME), OpenMode::CreateNew)
+        .map_err(ImageError::io("cannot make the metadata file"))?;
+    let file = MetaFile::create(file, &fresh.keys, fresh.meta_crypto)?;
+    let copied = transported
+        .copy_view(View::LIVE, file, limit_bytes, &mut |_| {
+            Ok::<(), MetaError>(())
+        })
+        .map_err(ImageError::of_transported)?;
+    Ok(Received {
+        inodes: copied.inodes,
+        used_pages: copied.used_pages,
+        ..Received::default()
+    })
+}
+
+/// An empty file for an object that comes.
+fn make_object(
+    part: &Part,
+    fresh: &FreshVolume,
+    folders: &mut BTreeSet<FolderNumber>,
+) -> Result<ContentsFile, ImageError> {
+    let name = part.id.name;
+    let set = fresh.keys.get(part.id.epoch).ok_or_else(|| {
+        let epoch = part.id.epoch;
+        ImageError::of_object(
+            name,
+            ObjectError::NoKeySet {
+                object: name,
+                epoch,
+            },
+        )
+    })?;
+    if folders.insert(name.folder) {
+        fresh
+            .store
+            .create_dir(&folder_path(name.folder))
+            .map_err(ImageError::io("cannot make a folder of objects"))?;
+    }
+    let file = fresh
+        .store
+        .open(&object_path(name), OpenMode::CreateNew)
+        .map_err(|source| ImageError::Object {
+            object: name,
+            source,
+        })?;
+    Ok(ContentsFile::new(file, set, part.id.crypto))
+}
+
+/// Opens the customer key that was named; `None` for a platform-managed image.
+fn customer_key(
+    claims: &ExportHeader,
+    options: &ImportOptions,
+) -> Result<Option<Box<dyn CustomerKeyProvider>>, StreamError> {
+    let named = options.customer_key.as_ref();
+    let (wanted, uri) = match (&claims.customer_key, named) {
+        (None, None) => return Ok(None),
+        (None, Some(_)) => return Err(StreamError::Downgraded),
+        (Some(wanted), Some(uri)) => (wanted, uri),
+        (Some(wanted), None) => {
+            return Err(StreamError::CustomerKeyNeeded {
+                claimed: wanted.provider.clone(),
+            });
+        }
+    };
+    let provider = customer::open(uri, &options.passphrase)?;
+    let found = provider.describe();
+    if found.key_version != wanted.key_version {
+        return Err(StreamError::WrongCustomerKey {
+            given: found.uri.to_string(),
+            found: found.key_version.clone(),
+            wanted: wanted.key_version.clone(),
+        });
+    }
+    if found.algorithm != wanted.algorithm {
+        return Err(StreamError::HeaderInvalid(format!(
+            "its keys are wrapped by {:?}",
+            wanted.algorithm
+        )));
+    }
+    Ok(Some(provider))
+}
+
+fn transport_keys(
+    claims: &ExportHeader,
+    options: &ImportOptions,
+) -> Result<TransportKeys, KeyError> {
+    match &claims.transport {
+        TransportMethod::Keystore {
+            keystore,
+            key_version,
+        } => PlatformKeystore::open(&options.keystore)
+            .map_err(|error| of_keystore(error, keystore))?
+            .transport_of(keystore, *key_version, claims.export),
+        TransportMethod::Passphrase { argon2id, salt } => {
+            let passphrase = options.export_passphrase.obtain_for_export(false)?;
+            TransportKeys::from_passphrase(&passphrase, *argon2id, salt, claims.export)
+        }
+    }
+}
+
+/// Unwraps both DEKs of a set.
+fn unwrap(
+    claims: &ExportHeader,
+    index: usize,
+    keys: &TransportKeys,
+    customer: Option<&dyn CustomerKeyProvider>,
+) -> Result<KeySet, StreamError> {
+    let set = claims.key_sets.get(index).ok_or_else(underivable)?;
+    let context = TransportContext {
+        export: claims.export,
+        key_set: set.id,
+        epoch: set.epoch,
+    };
+    let infrastructure = keys.unwrap_infrastructure(&context, &set.infrastructure)?;
+    let customer = match (claims.key_mode, customer) {
+        (KeyMode::PlatformAndCustomer, Some(provider)) => {
+            transport::unwrap_with_customer_key(provider, &context, &set.customer)?
+        }
+        (KeyMode::PlatformManaged, None) => keys.unwrap_customer(&context, &set.customer)?,
+        _ => return Err(underivable()),
+    };
+    Ok(KeySet {
+        id: set.id,
+        epoch: set.epoch,
+        customer,
+        infrastructure,
+    })
+}
+
+/// Where there is no keystore at all, the export's is not there either.
+fn of_keystore(error: KeyError, wanted: &str) -> KeyError {
+    match error.kind() {
+        ErrorKind::KeystoreMissing => KeyError::new(
+            ErrorKind::KeystoreMissing,
+            format!("the export was made for platform keystore {wanted:?}: {error}"),
+        )
+        .with_hint("import it where that keystore is, or export it anew under a passphrase"),
+        _ => error,
+    }
+}

@@ -1,0 +1,186 @@
+//! Images: kept views that new volumes are made from.
+//!
+//! A volume made from an image inherits what the image is sealed under: key mode, customer key and
+//! the key sets of both layers, which become read-only in it. Inherited bytes are shared or copied
+//! as they are, sealed; no plaintext of contents is made on the way.
+//!
+//! [`deploy`](deploy()) makes the volume at once, beside its source; [`export`](export()) writes a
+//! [`stream`] that [`import`](import()) makes a volume of elsewhere.
+
+mod deploy;
+mod export;
+mod import;
+pub mod stream;
+
+use std::io;
+
+use crate::errno::Errno;
+use crate::keys::ErrorKind;
+use crate::keys::error::kind_of_io;
+use crate::meta::MetaError;
+use crate::meta::records::ObjectName;
+use crate::object::ObjectError;
+use crate::sealed::SealedError;
+use crate::volume::VolumeError;
+use stream::StreamError;
+
+pub use deploy::{DeployOptions, Deployed, Source, deploy};
+pub use export::{ExportOptions, Exported, Transport, export};
+pub use import::{ImportOptions, Imported, import};
+
+/// What can go wrong with an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The new volume cannot be made.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// Metadata cannot be read or written.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// A stream cannot be written, read or trusted.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The metadata of a stream are not what was exported.
+    #[error("the export is damaged: {0}")]
+    Transported(#[source] MetaError),
+    /// A page of an object does not open, or cannot be read or written.
+    #[error("object {} of folder {:08x}: {source}", .object.object, .object.folder.0)]
+    Page {
+        /// The object.
+        object: ObjectName,
+        /// What happened.
+        source: SealedError,
+    },
+    /// An object is sealed under a key set that nobody has.
+    #[error("object {} of folder {:08x} is sealed under a key set that is not at hand", .object.object, .object.folder.0)]
+    NoKeySet {
+        /// The object.
+        object: ObjectName,
+    },
+    /// An object that the image names is not there.
+    #[error("object {} of the image is missing from folder {:08x}", .object.object, .object.folder.0)]
+    MissingObject {
+        /// The object.
+        object: ObjectName,
+    },
+    /// An object cannot be linked or copied.
+    #[error("cannot take over object {} of folder {:08x}: {source}", .object.object, .object.folder.0)]
+    Object {
+        /// The object.
+        object: ObjectName,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The image does not fit the size that was asked for.
+    #[error("the image holds {needed_bytes} bytes of contents, more than the size of {size_bytes}")]
+    TooSmall {
+        /// Contents of the image.
+        needed_bytes: u64,
+        /// Asked for.
+        size_bytes: u64,
+    },
+    /// The backing store failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done to what.
+        doing: &'static str,
+        /// What the operating system says.
+        source: io::Error,
+    },
+}
+
+impl From<SealedError> for ImageError {
+    fn from(error: SealedError) -> Self {
+        Self::Meta(error.into())
+    }
+}
+
+impl ImageError {
+    /// A closure that says what was being done.
+    pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, source }
+    }
+
+    /// What was wrong with an object that was to be opened.
+    fn of_object(object: ObjectName, error: ObjectError) -> Self {
+        match error {
+            ObjectError::Meta(error) => Self::Meta(error),
+            ObjectError::Missing { .. } => Self::MissingObject { object },
+            ObjectError::NoKeySet { .. } => Self::NoKeySet { object },
+            ObjectError::Page { source, .. } => Self::Page { object, source },
+            ObjectError::Io(source) => Self::Object { object, source },
+            ObjectError::Full | ObjectError::TooLarge | ObjectError::Removed => {
+                Self::Meta(MetaError::Corrupt("extent"))
+            }
+        }
+    }
+
+    /// What was wrong while metadata of a stream were read, where it was not the machine: only its
+    /// errors have numbers.
+    fn of_transported(error: MetaError) -> Self {
+        let numbered = |error: &io::Error| error.raw_os_error().is_some();
+        let machine = match &error {
+            MetaError::Io(error) | MetaError::Sealed(SealedError::Io(error)) => numbered(error),
+            MetaError::Database(error) => {
+                matches!(error.as_ref(), redb::Error::Io(error) if numbered(error))
+            }
+            MetaError::Latched(_) => true,
+            MetaError::Sealed(_) | MetaError::Panic(_) | MetaError::Corrupt(_) => false,
+        };
+        if machine {
+            Self::Meta(error)
+        } else {
+            Self::Transported(error)
+        }
+    }
+
+    /// What sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Volume(error) => error.kind(),
+            Self::Stream(error) => error.kind(),
+            Self::Page {
+                source: SealedError::Io(error),
+                ..
+            } => kind_of_io(error),
+            Self::Transported(_) | Self::Page { .. } => ErrorKind::Tampered,
+            Self::Meta(error) if error.errno() == Errno::ENOSPC => ErrorKind::NoSpace,
+            Self::Meta(_) | Self::MissingObject { .. } | Self::NoKeySet { .. } => ErrorKind::Io,
+            Self::Object { source, .. } | Self::Io { source, .. } => kind_of_io(source),
+            Self::TooSmall { .. } => ErrorKind::Usage,
+        }
+    }
+
+    /// What to do next, where there is something to do.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::Volume(error) => return error.hint(),
+            Self::Stream(error) => return error.hint(),
+            Self::Transported(_) => "fetch it again, or export the image anew",
+            Self::TooSmall { .. } => "ask for a larger size: --size",
+            Self::MissingObject { .. } => {
+                "somebody removed it from the volume's directory; restore it from a backup"
+            }
+            _ if self.kind() == ErrorKind::NoSpace => "make room on the backing filesystem",
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+
+    /// What the caller of the filesystem is told.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Volume(_) | Self::Stream(_) => match self.kind() {
+                ErrorKind::Usage => Errno::EINVAL,
+                ErrorKind::InUse => Errno::EBUSY,
+                ErrorKind::NoSpace => Errno::ENOSPC,
+                _ => Errno::EIO,
+            },
+            Self::Meta(error) => error.errno(),
+            Self::Page { source, .. } => source.errno(),
+            Self::MissingObject { .. } | Self::Transported(_) | Self::NoKeySet { .. } => Errno::EIO,
+            Self::Object { source, .. } | Self::Io { source, .. } => Errno::from_backing(source),
+            Self::TooSmall { .. } => Errno::EINVAL,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The stream that an image travels in: bytes and their order, nothing of where they come from.
+//!
+//! ```text
+//! bilayer-export 1\n                                  the format
+//! {"features":[],"export":…}\n                        header: one line of JSON ([`header`])
+//! <64 lower-case hexadecimal digits>\n                HMAC-SHA-256 of the bytes of both lines
+//! "M" | strides 8 | sealed file `meta`                strides of 4608 bytes
+//! "O" | folder 8 | object id 16 | pages 4 | pages     each page 4096 bytes; any number of these
+//! "E" | objects 8 | pages 8 | bytes 8 | MAC 32        HMAC-SHA-256 of the SHA-256 of all before it
+//! ```
+//!
+//! Numbers little-endian. `meta` says which objects follow, in which order, and which of their
+//! pages. Every page of either is sealed by both layers. The keys of the MACs need both DEKs of
+//! every key set ([`crate::layers::export`]).
+//!
+//! Invariants: no number of the stream decides how much memory is taken; a reader takes the
+//! sections in this one order, and nothing before or after them. [`StreamReader::end`] alone vouches
+//! for the whole: what was read before it is to be given up if it does not come to that.
+
+mod header;
+mod read;
+mod write;
+
+use std::io;
+
+use crate::keys::error::kind_of_io;
+use crate::keys::{ErrorKind, KeyError};
+use crate::sealed::META_STRIDE_BYTES;
+
+pub use header::{
+    Counts, CustomerKeyClaim, ExportHeader, ExportProvenance, TransportedKeySet, TransportedState,
+    UnverifiedExport,
+};
+pub use read::StreamReader;
+pub use write::StreamWriter;
+
+/// Format that is written, and the newest that is read.
+pub const STREAM_VERSION: u32 = 1;
+/// What the first line starts with.
+const FIRST_WORD: &str = "bilayer-export ";
+/// Longest header line, in bytes.
+pub const MAX_HEADER_BYTES: usize = 256 * 1024;
+
+const TAG_META: u8 = b'M';
+const TAG_OBJECT: u8 = b'O';
+const TAG_END: u8 = b'E';
+
+/// Bytes of one stride of `meta`.
+const STRIDE: u64 = META_STRIDE_BYTES as u64;
+
+/// A stream that cannot be written, read or trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// It begins with something else.
+    #[error("this is no exported image")]
+    NotAnExport,
+    /// It was written by a newer program.
+    #[error(
+        "the image was exported by a newer bilayer (format {found}); this one reads {supported}"
+    )]
+    NewerFormat {
+        /// Format of the stream.
+        found: u64,
+        /// Newest format that is read.
+        supported: u32,
+    },
+    /// It names features that are not known.
+    #[error("the export needs features that this bilayer does not have: {0}")]
+    UnknownFeatures(String),
+    /// Its header cannot be understood.
+    #[error("the export's header is not valid: {0}")]
+    HeaderInvalid(String),
+    /// Its header is not the one that was written.
+    #[error("the export's header does not authenticate: it is not the one that was written")]
+    HeaderTampered,
+    /// It ends too early.
+    #[error("the export is cut off within {within}")]
+    CutOff {
+        /// What was being read.
+        within: &'static str,
+    },
+    /// A section is not the one that must come here.
+    #[error("the export is damaged: {found} where {wanted} should follow")]
+    OutOfOrder {
+        /// What must come.
+        wanted: String,
+        /// What is there.
+        found: String,
+    },
+    /// The end does not vouch for what came before it.
+    #[error("the export does not authenticate as a whole: its {what}")]
+    Tampered {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// Something follows the end.
+    #[error("the export is damaged: something follows its end")]
+    Trailing,
+    /// Its keys.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The image is under a customer key, and none was named.
+    #[error("the image needs its customer key")]
+    CustomerKeyNeeded {
+        /// What the unverified header says about where it is.
+        claimed: String,
+    },
+    /// A customer key was named for an image that is not under one.
+    #[error("the export says that it is platform-managed, and its customer key was named")]
+    Downgraded,
+    /// The customer key is another one.
+    #[error(
+        "the customer key {given} (fingerprint {found}) is not the one of the image ({wanted})"
+    )]
+    WrongCustomerKey {
+        /// The key that was named.
+        given: String,
+        /// Its fingerprint.
+        found: String,
+        /// The fingerprint that the unverified header names.
+        wanted: String,
+    },
+    /// Reading or writing the stream failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// What the operating system says.
+        source: io::Error,
+    },
+}
+
+impl StreamError {
+    /// What sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotAnExport | Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
+            Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
+            Self::HeaderTampered
+            | Self::CutOff { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Tampered { .. }
+            | Self::Downgraded
+            | Self::Trailing => ErrorKind::Tampered,
+            Self::Key(error) => error.kind(),
+            Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
+            Self::WrongCustomerKey { .. } => ErrorKind::WrongKey,
+            Self::Io { source, .. } => kind_of_io(source),
+        }
+    }
+
+    /// What to do next, where there is something to do.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::NotAnExport => "make one: bilayer image export VOLUME NAME FILE",
+            Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
+            Self::HeaderInvalid(_)
+            | Self::HeaderTampered
+            | Self::CutOff { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Tampered { .. }
+            | Self::Trailing => "fetch it again, or export the image anew",
+            Self::Downgraded => {
+                "somebody may have put another image in its place; if it is the right one, leave \
+                 the customer key out"
+            }
+            Self::CustomerKeyNeeded { claimed } => {
+                return Some(format!(
+                    "pass it: --customer-key URI (unverified: the export names {claimed:?})"
+                ));
+            }
+            Self::WrongCustomerKey { .. } => "name the right key: --customer-key URI",
+            Self::Key(error) => return error.hint().map(str::to_owned),
+            Self::Io { .. } if self.kind() == ErrorKind::NoSpace => "make room where it goes",
+            Self::Io { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+
+    fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, source }
+    }
+}
+
+fn invalid(why: impl Into<String>) -> StreamError {
+    StreamError::HeaderInvalid(why.into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,282 @@
+//! The header of a stream: one line of JSON, read strictly.
+//!
+//! | field | value |
+//! |---|---|
+//! | `features` | names of features that a reader must know; none are defined |
+//! | `export` | id of this export, 32 hexadecimal digits |
+//! | `key_mode` | that of the volume: `"platform-managed"` or `"platform-and-customer"` |
+//! | `transport` | who holds the keys of the wraps ([`TransportMethod`]) |
+//! | `customer_key` | null, or `{provider, key_version, algorithm}` of the customer key |
+//! | `meta` | crypto id of the `meta` that follows |
+//! | `key_sets` | 2 to 64 of `{id, epoch, state, customer, infrastructure}`, the two wraps as digits |
+//! | `provenance` | `{volume, image, created}`: seconds since 1970 |
+//! | `counts` | `{meta_strides, objects, pages}` of what follows |
+//!
+//! `state` is `"transport"` for exactly the set with the highest epoch, which was made for this
+//! stream and seals its `meta`, and `"read-only"` for those that the image's contents are sealed
+//! under.
+//!
+//! Invariants: one parse of exactly the bytes that are authenticated; duplicate or unknown fields
+//! and whatever is too large is refused; an [`UnverifiedExport`] says nothing that is acted upon
+//! but who may hold the keys.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_HEADER_BYTES, STREAM_VERSION, StreamError, invalid};
+use crate::ids::{CryptoId, Epoch, ExportId, KeySetId, VolumeId};
+use crate::keys::encoding::{hex_bytes, hex_id};
+use crate::keys::transport::{MAX_WRAP_BYTES, TransportMethod};
+use crate::layers::ExportKeys;
+use crate::layers::export::MAC_BYTES;
+use crate::volume::KeyMode;
+use crate::volume::header::{MAX_KEY_SETS, epoch_number};
+
+const MAX_NAME_BYTES: usize = 255;
+const MAX_TEXT_BYTES: usize = 4096;
+/// More pages than any volume can hold, and far from where lengths in bytes overflow.
+const MAX_PAGES: u64 = 1 << 48;
+
+/// What a key set of the stream is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransportedState {
+    /// The stream's `meta` is sealed under it, and nothing else.
+    Transport,
+    /// Contents of the image are sealed under it.
+    ReadOnly,
+}
+
+/// A key set, wrapped for transport.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransportedKeySet {
+    /// Its id, the same as in the volume.
+    #[serde(with = "hex_id")]
+    pub id: KeySetId,
+    /// Its number, the same as in the volume.
+    #[serde(with = "epoch_number")]
+    pub epoch: Epoch,
+    /// What it is for.
+    pub state: TransportedState,
+    /// The customer DEK, wrapped.
+    #[serde(with = "hex_bytes")]
+    pub customer: Vec<u8>,
+    /// The infrastructure DEK, wrapped.
+    #[serde(with = "hex_bytes")]
+    pub infrastructure: Vec<u8>,
+}
+
+/// Which customer key it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CustomerKeyClaim {
+    /// Its URI where the image was exported; shown to people and never acted upon.
+    pub provider: String,
+    /// Its fingerprint.
+    pub key_version: String,
+    /// How it wraps.
+    pub algorithm: String,
+}
+
+/// Where the image came from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportProvenance {
+    /// The volume that it was an image of.
+    #[serde(with = "hex_id")]
+    pub volume: VolumeId,
+    /// Name of the image.
+    pub image: String,
+    /// When the image was made: seconds since 1970.
+    pub created: i64,
+}
+
+/// How much follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counts {
+    /// Strides of `meta`.
+    pub meta_strides: u64,
+    /// Objects.
+    pub objects: u64,
+    /// Pages of all objects.
+    pub pages: u64,
+}
+
+/// What a header says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportHeader {
+    /// Features that a reader must know.
+    pub features: Vec<String>,
+    /// Names this export.
+    #[serde(with = "hex_id")]
+    pub export: ExportId,
+    /// Key mode of the volume.
+    pub key_mode: KeyMode,
+    /// Who holds the keys of the wraps.
+    pub transport: TransportMethod,
+    /// The customer key of a customer-managed image.
+    pub customer_key: Option<CustomerKeyClaim>,
+    /// Crypto id of `meta`.
+    #[serde(with = "hex_id")]
+    pub meta: CryptoId,
+    /// The key sets.
+    pub key_sets: Vec<TransportedKeySet>,
+    /// Where the image came from.
+    pub provenance: ExportProvenance,
+    /// How much follows.
+    pub counts: Counts,
+}
+
+impl ExportHeader {
+    /// Parses and checks one line of JSON.
+    fn parse(line: &[u8]) -> Result<Self, StreamError> {
+        let header: Self =
+            serde_json::from_slice(line).map_err(|error| invalid(error.to_string()))?;
+        header.check()?;
+        Ok(header)
+    }
+
+    /// Whether everything is within bounds and fits together.
+    fn check(&self) -> Result<(), StreamError> {
+        self.check_features()?;
+        if !self.transport.is_well_formed() {
+            return Err(invalid("its keys are wrapped in a way that nobody uses"));
+        }
+        self.check_customer_key()?;
+        self.check_key_sets()?;
+        let name = &self.provenance.image;
+        if name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
+            return Err(invalid("its provenance is not a name"));
+        }
+        let counts = [
+            self.counts.meta_strides,
+            self.counts.objects,
+            self.counts.pages,
+        ];
+        if counts.iter().any(|count| *count > MAX_PAGES) || self.counts.meta_strides < 2 {
+            return Err(invalid("its counts are out of range"));
+        }
+        Ok(())
+    }
+
+    fn check_features(&self) -> Result<(), StreamError> {
+        let name_ok = |name: &String| {
+            (1..=64).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        if self.features.is_empty() {
+            Ok(())
+        } else if self.features.len() > 32 || !self.features.iter().all(name_ok) {
+            Err(invalid("its features are not names"))
+        } else {
+            Err(StreamError::UnknownFeatures(self.features.join(", ")))
+        }
+    }
+
+    fn check_customer_key(&self) -> Result<(), StreamError> {
+        let managed = self.key_mode == KeyMode::PlatformAndCustomer;
+        let Some(key) = &self.customer_key else {
+            let fits = if managed { Err(()) } else { Ok(()) };
+            return fits.map_err(|()| invalid("its customer key is not named"));
+        };
+        let text_ok = |text: &String| {
+            (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.contains(char::is_control)
+        };
+        let texts = [&key.provider, &key.key_version, &key.algorithm];
+        if !managed || !texts.into_iter().all(text_ok) {
+            return Err(invalid("its customer key does not fit its key mode"));
+        }
+        Ok(())
+    }
+
+    fn check_key_sets(&self) -> Result<(), StreamError> {
+        let sets = &self.key_sets;
+        // One of them at least has contents; an importing volume adds one in the transport's place.
+        if !(2..=MAX_KEY_SETS).contains(&sets.len()) {
+            return Err(invalid("it has no key sets or too many"));
+        }
+        let epochs: BTreeSet<Epoch> = sets.iter().map(|set| set.epoch).collect();
+        let ids: BTreeSet<KeySetId> = sets.iter().map(|set| set.id).collect();
+        if epochs.len() != sets.len() || ids.len() != sets.len() {
+            return Err(invalid("two of its key sets have the same id or epoch"));
+        }
+        for set in sets {
+            let newest = epochs.last() == Some(&set.epoch);
+            if (set.state == TransportedState::Transport) != newest {
+                return Err(invalid("its newest key set is not the transport's"));
+            }
+            let wraps = [&set.customer, &set.infrastructure];
+            if !wraps
+                .iter()
+                .all(|wrap| (1..=MAX_WRAP_BYTES).contains(&wrap.len()))
+            {
+                return Err(invalid("a wrapped key is empty or too long"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Both lines, and the line of their MAC.
+    ///
+    /// # Errors
+    /// When the contents break a rule or become too long.
+    pub(super) fn seal(&self, keys: &ExportKeys) -> Result<Vec<u8>, StreamError> {
+        self.check()?;
+        let line = serde_json::to_vec(self).map_err(|error| invalid(error.to_string()))?;
+        if line.len() > MAX_HEADER_BYTES {
+            return Err(invalid("it would be too long"));
+        }
+        let mut bytes = first_line(STREAM_VERSION).into_bytes();
+        bytes.extend_from_slice(&line);
+        bytes.push(b'\n');
+        let mac = keys
+            .header_mac(&bytes)
+            .map_err(|_| invalid("its MAC cannot be computed"))?;
+        bytes.extend_from_slice(hex::encode(mac).as_bytes());
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+}
+
+fn first_line(version: u32) -> String {
+    format!("{}{version}\n", super::FIRST_WORD)
+}
+
+/// A header that nobody has vouched for: what it says is a claim.
+#[derive(Clone, Debug)]
+pub struct UnverifiedExport {
+    /// Both lines, newlines included.
+    bytes: Vec<u8>,
+    mac: [u8; MAC_BYTES],
+    header: ExportHeader,
+}
+
+impl UnverifiedExport {
+    /// Parses the second line, without its newline.
+    pub(super) fn parse(line: &[u8], mac: [u8; MAC_BYTES]) -> Result<Self, StreamError> {
+        let header = ExportHeader::parse(line)?;
+        let bytes = [first_line(STREAM_VERSION).as_bytes(), line, b"\n"].concat();
+        Ok(Self { bytes, mac, header })
+    }
+
+    /// What it claims.
+    pub fn claims(&self) -> &ExportHeader {
+        &self.header
+    }
+
+    /// Checks the MAC.
+    ///
+    /// # Errors
+    /// [`StreamError::HeaderTampered`].
+    pub fn verify(self, keys: &ExportKeys) -> Result<ExportHeader, StreamError> {
+        if keys.verify_header(&self.bytes, &self.mac) {
+            Ok(self.header)
+        } else {
+            Err(StreamError::HeaderTampered)
+        }
+    }
+}

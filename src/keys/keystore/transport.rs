@@ -1,0 +1,54 @@
+//! The platform keys as the holders of an export's keys: the destination has the same keystore.
+
+use super::PlatformKeystore;
+use crate::ids::ExportId;
+use crate::keys::error::{ErrorKind, KeyError};
+use crate::keys::transport::{TransportKeys, TransportMethod};
+
+impl PlatformKeystore {
+    /// Keys for a new export under the current version, and what its header says of them.
+    pub(crate) fn transport(
+        &self,
+        export: ExportId,
+    ) -> Result<(TransportMethod, TransportKeys), KeyError> {
+        let (version, keys) = self.current()?;
+        let method = TransportMethod::Keystore {
+            keystore: hex::encode(version.keystore),
+            key_version: version.version,
+        };
+        let keys = TransportKeys::from_platform(&keys.infrastructure, &keys.customer, export)?;
+        Ok((method, keys))
+    }
+
+    /// The keys of an export that was made with the version of this number of the keystore with
+    /// this id.
+    pub(crate) fn transport_of(
+        &self,
+        keystore: &str,
+        key_version: u32,
+        export: ExportId,
+    ) -> Result<TransportKeys, KeyError> {
+        let directory = self.directory.display();
+        if keystore != self.id() {
+            return Err(KeyError::new(
+                ErrorKind::WrongKey,
+                format!(
+                    "the export was made for platform keystore {keystore:?}, and {directory} is {}",
+                    self.id()
+                ),
+            )
+            .with_hint("import it where that keystore is, or export it anew under a passphrase"));
+        }
+        let keys = self.versions.get(&key_version).ok_or_else(|| {
+            KeyError::new(
+                ErrorKind::KeystoreMissing,
+                format!(
+                    "platform key version {key_version}, which the export was made with, is not in \
+                     {directory}"
+                ),
+            )
+            .with_hint("restore the keystore from a backup that has this version")
+        })?;
+        TransportKeys::from_platform(&keys.infrastructure, &keys.customer, export)
+    }
+}

@@ -1,0 +1,454 @@
+//! The wrapped form of a DEK in an export, and the keys that wrap it there.
+//!
+//! ```text
+//! platform keys vN  ──HKDF────────────┐
+//!                                     ├─► transport keys, one per role ──ChaCha20-Poly1305─► DEK
+//! passphrase ──Argon2id──► ──HKDF─────┘
+//! customer RSA key ──RSA-OAEP-256──────────────────────────────────────────────► customer DEK
+//! ```
+//!
+//! The customer DEKs of a customer-managed image are wrapped for the customer key and for nothing
+//! else; the infrastructure DEKs never are. What is wrapped (offsets in bytes, little-endian):
+//!
+//! ```text
+//! 0       8      9            25      29          45
+//! | magic | role | key-set id | epoch | export id | DEK (customer 64, infrastructure 32) |
+//! ```
+//!
+//! HKDF-SHA-256 without salt: input the platform key of the role (see
+//! [`keystore`](super::keystore)) or the 32 bytes of Argon2id, `info` and additional data
+//!
+//! ```text
+//! 0       24     25          41           57      61
+//! | label | role | export id |                         info
+//! | label | role | export id | key-set id | epoch |    additional data
+//! ```
+//!
+//! As in volumes the infrastructure role uses AWS-LC for all of it and the customer role RustCrypto.
+//! Argon2id (RFC 9106): what a header asks for is bounded before anything is computed, so that a
+//! hostile one costs neither the memory nor the hour.
+
+use std::io;
+
+use argon2::{Algorithm, Argon2, Block, Params, Version};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::customer::CustomerKeyProvider;
+use super::encoding::hex_array;
+use super::error::{ErrorKind, KeyError};
+use super::secret::{
+    Passphrase, PlatformCustomerKey, PlatformKey, TransportCustomerKey, TransportKey,
+};
+use super::wrap::{Role, cipher_failed, fresh_nonce, keep};
+use crate::ids::{Epoch, ExportId, KeySetId};
+use crate::layers::derivation::hkdf_sha256;
+use crate::layers::infrastructure::{self, InfrastructureKeys, NONCE_BYTES, rustcrypto};
+use crate::layers::{CustomerDek, InfrastructureDek, TAG_BYTES};
+
+/// First bytes of every payload.
+const MAGIC: [u8; 8] = *b"bilayerX";
+/// First bytes of `info` and additional data.
+const LABEL: [u8; 24] = *b"bilayer transport 1\0\0\0\0\0";
+/// Bytes in front of the DEK.
+const PREFIX_BYTES: usize = 45;
+const INFO_BYTES: usize = 41;
+const AAD_BYTES: usize = 61;
+const _: () = assert!(PREFIX_BYTES == MAGIC.len() + 1 + 16 + 4 + 16);
+const _: () = assert!(INFO_BYTES == LABEL.len() + 1 + 16 && AAD_BYTES == INFO_BYTES + 16 + 4);
+// What OAEP with SHA-256 leaves room for in the smallest RSA key: 256 - 2 * 32 - 2.
+const _: () = assert!(PREFIX_BYTES + CustomerDek::BYTES <= 190);
+
+/// Longest wrap, in bytes: that of a 4096-bit key.
+pub const MAX_WRAP_BYTES: usize = 512;
+
+/// Most memory that a header may ask for, in KiB.
+const MAX_MEMORY_KIB: u32 = 1 << 20;
+/// Most memory times passes, in KiB: a few seconds.
+const MAX_WORK_KIB: u64 = 4 << 20;
+const MAX_LANES: u32 = 16;
+
+/// What Argon2id is computed with (RFC 9106 section 3.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Argon2idCost {
+    /// Memory in KiB.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+impl Argon2idCost {
+    /// The second recommended option of RFC 9106 section 4: 64 MiB, three passes, four lanes.
+    pub const DEFAULT: Self = Self {
+        memory_kib: 64 << 10,
+        passes: 3,
+        lanes: 4,
+    };
+
+    /// Whether a reader goes along with it.
+    fn is_bearable(self) -> bool {
+        (1..=MAX_LANES).contains(&self.lanes)
+            && (8 * self.lanes..=MAX_MEMORY_KIB).contains(&self.memory_kib)
+            && self.passes > 0
+            && u64::from(self.memory_kib) * u64::from(self.passes) <= MAX_WORK_KIB
+    }
+}
+
+/// Who holds the keys that the DEKs of an export are wrapped with, as its header says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TransportMethod {
+    /// A platform keystore, which the destination must have.
+    Keystore {
+        /// Its id, 32 hexadecimal digits.
+        keystore: String,
+        /// Number of the version.
+        key_version: u32,
+    },
+    /// Whoever knows a passphrase.
+    Passphrase {
+        /// What Argon2id is computed with.
+        argon2id: Argon2idCost,
+        /// Random.
+        #[serde(with = "hex_array")]
+        salt: [u8; 16],
+    },
+}
+
+impl TransportMethod {
+    /// Whether everything is within bounds and safe to print.
+    pub(crate) fn is_well_formed(&self) -> bool {
+        match self {
+            Self::Keystore { keystore, .. } => {
+                super::encoding::strict(keystore).is_some_and(|id| id.len() == 16)
+            }
+            Self::Passphrase { argon2id, .. } => argon2id.is_bearable(),
+        }
+    }
+}
+
+/// Which DEK of which export a wrap is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct TransportContext {
+    pub(crate) export: ExportId,
+    pub(crate) key_set: KeySetId,
+    pub(crate) epoch: Epoch,
+}
+
+/// The keys that wrap the DEKs of one export, one per role.
+#[derive(Debug)]
+pub(crate) struct TransportKeys {
+    infrastructure: TransportKey,
+    customer: TransportCustomerKey,
+    /// They come from a passphrase, which may be the wrong one.
+    guessed: bool,
+}
+
+impl TransportKeys {
+    /// From the two keys of a version of the platform keystore.
+    pub(super) fn from_platform(
+        infrastructure: &PlatformKey,
+        customer: &PlatformCustomerKey,
+        export: ExportId,
+    ) -> Result<Self, KeyError> {
+        Self::derive(infrastructure.expose(), customer.expose(), export, false)
+    }
+
+    /// Under a passphrase, for a new export: draws the salt.
+    pub(crate) fn from_new_passphrase(
+        passphrase: &Passphrase,
+        cost: Argon2idCost,
+        export: ExportId,
+    ) -> Result<(TransportMethod, Self), KeyError> {
+        let mut salt = [0; 16];
+        getrandom::fill(&mut salt)
+            .map_err(|error| KeyError::random(io::Error::other(error.to_string())))?;
+        let method = TransportMethod::Passphrase {
+            argon2id: cost,
+            salt,
+        };
+        Ok((
+            method,
+            Self::from_passphrase(passphrase, cost, &salt, export)?,
+        ))
+    }
+
+    /// Under a passphrase. What wraps it is not known to be the right one before a DEK opens.
+    ///
+    /// # Errors
+    /// Kind `HeaderInvalid` when the computation would take more than anybody asks for.
+    pub(crate) fn from_passphrase(
+        passphrase: &Passphrase,
+        cost: Argon2idCost,
+        salt: &[u8; 16],
+        export: ExportId,
+    ) -> Result<Self, KeyError> {
+        if !cost.is_bearable() {
+            return Err(KeyError::new(
+                ErrorKind::HeaderInvalid,
+                "the export asks for an Argon2id beyond all reason",
+            ));
+        }
+        let root = argon2id(passphrase, cost, salt)?;
+        Self::derive(root.as_slice(), root.as_slice(), export, true)
+    }
+
+    fn derive(
+        infrastructure: &[u8],
+        customer: &[u8],
+        export: ExportId,
+        guessed: bool,
+    ) -> Result<Self, KeyError> {
+        let mut key = Zeroizing::new([0; 32]);
+        let info = info(Role::Infrastructure, export);
+        infrastructure::hkdf_sha256(infrastructure, &info, key.as_mut_slice())
+            .map_err(|_| cipher_failed())?;
+        let infrastructure = TransportKey::from_bytes(&key).map_err(KeyError::memory)?;
+        let info = self::info(Role::Customer, export);
+        hkdf_sha256(customer, &info, key.as_mut_slice()).map_err(|_| cipher_failed())?;
+        let customer = TransportCustomerKey::from_bytes(&key).map_err(KeyError::memory)?;
+        Ok(Self {
+            infrastructure,
+            customer,
+            guessed,
+        })
+    }
+
+    /// Wraps an infrastructure DEK.
+    pub(crate) fn wrap_infrastructure(
+        &self,
+        context: &TransportContext,
+        dek: &InfrastructureDek,
+    ) -> Result<Vec<u8>, KeyError> {
+        let role = Role::Infrastructure;
+        let mut text = payload(role, context, dek.expose());
+        let nonce = fresh_nonce()?;
+        let tag = self
+            .infrastructure_cipher()?
+            .seal(&nonce, &additional_data(role, context), &mut text)
+            .map_err(|_| cipher_failed())?;
+        audit("wrap", "done", role, context);
+        Ok([&nonce[..], &text, &tag].concat())
+    }
+
+    /// Unwraps an infrastructure DEK.
+    pub(crate) fn unwrap_infrastructure(
+        &self,
+        context: &TransportContext,
+        wrapped: &[u8],
+    ) -> Result<InfrastructureDek, KeyError> {
+        let role = Role::Infrastructure;
+        let unwrap = || {
+            let (nonce, mut text, tag) = split(wrapped).ok_or_else(|| self.does_not_open())?;
+            self.infrastructure_cipher()?
+                .open(&nonce, &additional_data(role, context), &tag, &mut text)
+                .map_err(|_| self.does_not_open())?;
+            keep(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
+        };
+        audited(role, context, unwrap())
+    }
+
+    /// Wraps the customer DEK of a platform-managed image.
+    pub(crate) fn wrap_customer(
+        &self,
+        context: &TransportContext,
+        dek: &CustomerDek,
+    ) -> Result<Vec<u8>, KeyError> {
+        let role = Role::Customer;
+        let mut text = payload(role, context, dek.expose());
+        let nonce = fresh_nonce()?;
+        let tag = self
+            .customer_cipher()?
+            .seal(&nonce, &additional_data(role, context), &mut text)
+            .map_err(|_| cipher_failed())?;
+        audit("wrap", "done", role, context);
+        Ok([&nonce[..], &text, &tag].concat())
+    }
+
+    /// Unwraps the customer DEK of a platform-managed image.
+    pub(crate) fn unwrap_customer(
+        &self,
+        context: &TransportContext,
+        wrapped: &[u8],
+    ) -> Result<CustomerDek, KeyError> {
+        let role = Role::Customer;
+        let unwrap = || {
+            let (nonce, mut text, tag) = split(wrapped).ok_or_else(|| self.does_not_open())?;
+            self.customer_cipher()?
+                .open(&nonce, &additional_data(role, context), &tag, &mut text)
+                .map_err(|_| self.does_not_open())?;
+            keep(dek_of(role, context, &text).map(CustomerDek::from_bytes))
+        };
+        audited(role, context, unwrap())
+    }
+
+    /// Another passphrase and a header that was changed cannot be told apart.
+    fn does_not_open(&self) -> KeyError {
+        if self.guessed {
+            KeyError::new(
+                ErrorKind::WrongKey,
+                "the passphrase does not open the keys of the export",
+            )
+            .with_hint("try again with the right passphrase; or the export was changed")
+        } else {
+            KeyError::new(
+                ErrorKind::Tampered,
+                "the platform key does not open the keys of the export: it was changed",
+            )
+            .with_hint("fetch it again, or export the image anew")
+        }
+    }
+
+    fn infrastructure_cipher(&self) -> Result<InfrastructureKeys, KeyError> {
+        let key = self.infrastructure.expose().first_chunk();
+        InfrastructureKeys::from_key(key.ok_or_else(cipher_failed)?).map_err(|_| cipher_failed())
+    }
+
+    fn customer_cipher(&self) -> Result<rustcrypto::Cipher, KeyError> {
+        let key = self.customer.expose().first_chunk();
+        rustcrypto::Cipher::new(key.ok_or_else(cipher_failed)?).map_err(|_| cipher_failed())
+    }
+}
+
+/// Wraps the customer DEK of a customer-managed image to the customer key.
+pub(crate) fn wrap_with_customer_key(
+    provider: &dyn CustomerKeyProvider,
+    context: &TransportContext,
+    dek: &CustomerDek,
+) -> Result<Vec<u8>, KeyError> {
+    let wrapped = provider.wrap(&payload(Role::Customer, context, dek.expose()))?;
+    audit("wrap", "done", Role::Customer, context);
+    Ok(wrapped)
+}
+
+/// Unwraps the customer DEK of a customer-managed image.
+pub(crate) fn unwrap_with_customer_key(
+    provider: &dyn CustomerKeyProvider,
+    context: &TransportContext,
+    wrapped: &[u8],
+) -> Result<CustomerDek, KeyError> {
+    let role = Role::Customer;
+    let unwrap = || {
+        let payload = provider.unwrap(wrapped)?;
+        keep(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
+    };
+    audited(role, context, unwrap())
+}
+
+/// 32 bytes of Argon2id; its memory is wiped.
+fn argon2id(
+    passphrase: &Passphrase,
+    cost: Argon2idCost,
+    salt: &[u8; 16],
+) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+    let refused = || KeyError::new(ErrorKind::HeaderInvalid, "Argon2id refuses its parameters");
+    let params =
+        Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).map_err(|_| refused())?;
+    let mut memory: Vec<Block> = Vec::new();
+    memory
+        .try_reserve_exact(params.block_count())
+        .map_err(|error| KeyError::memory(io::Error::other(error.to_string())))?;
+    memory.resize(params.block_count(), Block::new());
+    let mut root = Zeroizing::new([0; 32]);
+    let computed = Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password_into_with_memory(
+            passphrase.expose(),
+            salt,
+            root.as_mut_slice(),
+            memory.as_mut_slice(),
+        );
+    memory.iter_mut().for_each(Zeroize::zeroize);
+    computed.map_err(|_| refused())?;
+    Ok(root)
+}
+
+fn info(role: Role, export: ExportId) -> [u8; INFO_BYTES] {
+    let mut bytes = [0; INFO_BYTES];
+    bytes[..24].copy_from_slice(&LABEL);
+    bytes[24] = role.byte();
+    bytes[25..].copy_from_slice(&export.0);
+    bytes
+}
+
+fn additional_data(role: Role, context: &TransportContext) -> [u8; AAD_BYTES] {
+    let mut bytes = [0; AAD_BYTES];
+    bytes[..INFO_BYTES].copy_from_slice(&info(role, context.export));
+    bytes[41..57].copy_from_slice(&context.key_set.0);
+    bytes[57..].copy_from_slice(&context.epoch.0.to_le_bytes());
+    bytes
+}
+
+fn prefix(role: Role, context: &TransportContext) -> [u8; PREFIX_BYTES] {
+    let mut bytes = [0; PREFIX_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8] = role.byte();
+    bytes[9..25].copy_from_slice(&context.key_set.0);
+    bytes[25..29].copy_from_slice(&context.epoch.0.to_le_bytes());
+    bytes[29..].copy_from_slice(&context.export.0);
+    bytes
+}
+
+/// Full width at once, so that no smaller buffer with a DEK in it is left behind.
+fn payload(role: Role, context: &TransportContext, dek: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(PREFIX_BYTES + dek.len()));
+    bytes.extend_from_slice(&prefix(role, context));
+    bytes.extend_from_slice(dek);
+    bytes
+}
+
+/// The DEK of a payload that is exactly what `context` says.
+fn dek_of<'a, const N: usize>(
+    role: Role,
+    context: &TransportContext,
+    payload: &'a [u8],
+) -> Result<&'a [u8; N], KeyError> {
+    payload
+        .strip_prefix(&prefix(role, context))
+        .and_then(|dek| <&[u8; N]>::try_from(dek).ok())
+        .ok_or_else(|| {
+            KeyError::new(
+                ErrorKind::Tampered,
+                format!(
+                    "the wrapped {role} key of epoch {} is another key than this export's",
+                    context.epoch
+                ),
+            )
+        })
+}
+
+type Parts = ([u8; NONCE_BYTES], Zeroizing<Vec<u8>>, [u8; TAG_BYTES]);
+
+/// Nonce, ciphertext (to be decrypted in place) and tag.
+fn split(wrapped: &[u8]) -> Option<Parts> {
+    let (nonce, rest) = wrapped.split_first_chunk::<NONCE_BYTES>()?;
+    let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
+    Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
+}
+
+fn audit(action: &str, outcome: &str, role: Role, context: &TransportContext) {
+    tracing::info!(
+        target: "audit",
+        action,
+        outcome,
+        role = %role,
+        export = %context.export,
+        key_set = %context.key_set,
+        epoch = context.epoch.0,
+    );
+}
+
+fn audited<T>(
+    role: Role,
+    context: &TransportContext,
+    result: Result<T, KeyError>,
+) -> Result<T, KeyError> {
+    let outcome = if result.is_ok() { "done" } else { "refused" };
+    audit("unwrap", outcome, role, context);
+    result
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! Keys that authenticate the stream of an exported image.
+//!
+//! Both come from both DEKs of *every* key set that the stream carries, each derived from by its
+//! own layer's implementation and all joined by one more HKDF (see the table in
+//! [`derivation`](super::derivation)). So nobody can put a key set of his own beside others that he
+//! only has the wraps of, and who holds one layer's keys can neither make a stream nor change one.
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::dek::KeySet;
+use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
+use super::infrastructure;
+use crate::ids::{CryptoId, Epoch, ExportId, KeySetId};
+
+/// Bytes of a MAC.
+pub const MAC_BYTES: usize = 32;
+
+const OF_HEADER: Segment = Segment(1);
+const OF_END: Segment = Segment(2);
+
+/// Authenticates one stream.
+pub struct ExportKeys {
+    header: Zeroizing<[u8; 32]>,
+    end: Zeroizing<[u8; 32]>,
+}
+
+impl std::fmt::Debug for ExportKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ExportKeys(secret)")
+    }
+}
+
+impl ExportKeys {
+    /// The keys of the export that carries these sets, in this order.
+    ///
+    /// # Errors
+    /// When they cannot be derived.
+    pub fn derive(export: ExportId, sets: &[&KeySet]) -> Result<Self, DerivationError> {
+        // Full width at once: a growing buffer leaves copies behind.
+        let mut joined = Zeroizing::new(vec![0; sets.len() * 64]);
+        for (set, both) in sets.iter().zip(joined.chunks_exact_mut(64)) {
+            let (customer, machine) = both.split_at_mut(32);
+            let info = |origin| context(export, origin, set.id, set.epoch, Segment(0)).info();
+            hkdf_sha256(set.customer.expose(), &info(Origin::Customer), customer)?;
+            infrastructure::hkdf_sha256(
+                set.infrastructure.expose(),
+                &info(Origin::Infrastructure),
+                machine,
+            )?;
+        }
+        let of = |segment| {
+            let info = context(export, Origin::Both, KeySetId([0; 16]), Epoch(0), segment);
+            let mut key = Zeroizing::new([0; 32]);
+            hkdf_sha256(&joined, &info.info(), key.as_mut_slice()).map(|()| key)
+        };
+        Ok(Self {
+            header: of(OF_HEADER)?,
+            end: of(OF_END)?,
+        })
+    }
+
+    /// HMAC-SHA-256 of the header's bytes.
+    ///
+    /// # Errors
+    /// None that is expected ever to be seen.
+    pub fn header_mac(&self, bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
+        mac(&self.header, bytes)
+    }
+
+    /// HMAC-SHA-256 of the digest of all that comes before the end.
+    ///
+    /// # Errors
+    /// None that is expected ever to be seen.
+    pub fn end_mac(&self, digest: &[u8; 32]) -> Result<[u8; MAC_BYTES], DerivationError> {
+        mac(&self.end, digest)
+    }
+
+    /// Whether `mac` is that of the header; compared in constant time.
+    pub fn verify_header(&self, bytes: &[u8], mac: &[u8; MAC_BYTES]) -> bool {
+        self.header_mac(bytes)
+            .is_ok_and(|expected| expected.ct_eq(mac).into())
+    }
+
+    /// Whether `mac` is that of the end; compared in constant time.
+    pub fn verify_end(&self, digest: &[u8; 32], mac: &[u8; MAC_BYTES]) -> bool {
+        self.end_mac(digest)
+            .is_ok_and(|expected| expected.ct_eq(mac).into())
+    }
+}
+
+fn mac(key: &[u8; 32], bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
+    let mut mac =
+        <Hmac<Sha256> as KeyInit>::new_from_slice(key).map_err(|_| DerivationError::Refused)?;
+    mac.update(bytes);
+    Ok(mac.finalize().into_bytes().into())
+}
+
+fn context(
+    export: ExportId,
+    origin: Origin,
+    key_set: KeySetId,
+    epoch: Epoch,
+    segment: Segment,
+) -> Context {
+    Context {
+        purpose: Purpose::Export,
+        origin,
+        key_set,
+        epoch,
+        crypto: CryptoId(export.0),
+        segment,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::dek::{CustomerDek, InfrastructureDek};
+
+    fn set(customer: u8, machine: u8, id: u8, epoch: u32) -> KeySet {
+        KeySet {
+            id: KeySetId([id; 16]),
+            epoch: Epoch(epoch),
+            customer: CustomerDek::from_bytes(&[customer; 64]).expect("memory"),
+            infrastructure: InfrastructureDek::from_bytes(&[machine; 32]).expect("memory"),
+        }
+    }
+
+    #[test]
+    fn every_key_of_every_set_and_the_export_count() {
+        let export = ExportId([7; 16]);
+        let (one, two) = (set(1, 2, 3, 4), set(5, 6, 7, 8));
+        let keys = ExportKeys::derive(export, &[&one, &two]).expect("keys");
+        let mac = keys.header_mac(b"header").expect("mac");
+        assert!(keys.verify_header(b"header", &mac));
+        assert!(!keys.verify_header(b"headex", &mac));
+        let of_end = keys.end_mac(&[9; 32]).expect("mac");
+        assert!(keys.verify_end(&[9; 32], &of_end));
+        assert!(!keys.verify_end(&[8; 32], &of_end));
+        assert!(
+            !keys.verify_header(&[9; 32], &of_end),
+            "header and end have keys of their own"
+        );
+        for others in [
+            [set(9, 2, 3, 4), set(5, 6, 7, 8)],
+            [set(1, 9, 3, 4), set(5, 6, 7, 8)],
+            [set(1, 2, 3, 4), set(9, 6, 7, 8)],
+            [set(1, 2, 3, 4), set(5, 9, 7, 8)],
+            [set(1, 2, 3, 9), set(5, 6, 7, 8)],
+            [set(1, 2, 9, 4), set(5, 6, 7, 8)],
+            [set(5, 6, 7, 8), set(1, 2, 3, 4)],
+        ] {
+            let [a, b] = &others;
+            let other = ExportKeys::derive(export, &[a, b]).expect("keys");
+            assert!(!other.verify_header(b"header", &mac));
+            assert!(!other.verify_end(&[9; 32], &of_end));
+        }
+        for (export, sets) in [
+            (ExportId([8; 16]), vec![&one, &two]),
+            (export, vec![&one]),
+            (export, vec![&one, &two, &two]),
+        ] {
+            let other = ExportKeys::derive(export, &sets).expect("keys");
+            assert!(!other.verify_header(b"header", &mac));
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let keys = ExportKeys::derive(ExportId([7; 16]), &[&set(1, 2, 3, 4)]).expect("keys");
+        assert_eq!(format!("{keys:?}"), "ExportKeys(secret)");
+    }
+}

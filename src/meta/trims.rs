@@ -1,0 +1,106 @@
+//! Extents of which some version was dropped, and whose objects may hold pages that nobody reads
+//! any more.
+//!
+//! A row of `trim` is written with the batch that drops a version and goes when the pages have
+//! been given back, so that a power cut costs nothing but time. Its key is the extent's.
+
+use super::keys::{self, Table};
+use super::records::{ExtentRecord, TOMBSTONE};
+use super::{Batch, Meta, MetaError};
+use crate::ids::{ChunkIndex, Generation, Ino};
+
+/// Versions of an extent, oldest first; `None` where it was removed.
+pub type ExtentVersions = Vec<(Generation, Option<ExtentRecord>)>;
+
+impl Meta {
+    /// Takes note of an extent of which a version was dropped.
+    pub(super) fn put_trim(batch: &mut Batch, logical: &[u8]) {
+        batch.change(Table::Trim, logical.to_vec(), Some(vec![1]));
+    }
+
+    /// The extent's pages are given back.
+    pub fn remove_trim(&self, batch: &mut Batch, ino: Ino, chunk: ChunkIndex) {
+        batch.change(Table::Trim, keys::extent(ino, chunk), None);
+    }
+
+    /// Up to `limit` extents that were noted, after the one given.
+    pub fn trims(
+        &self,
+        after: Option<(Ino, ChunkIndex)>,
+        limit: usize,
+    ) -> Result<Vec<(Ino, ChunkIndex)>, MetaError> {
+        let low = after.map_or_else(Vec::new, |(ino, chunk)| {
+            let mut key = keys::extent(ino, chunk);
+            key.push(0);
+            key
+        });
+        let mut found = Vec::new();
+        let mut corrupt = false;
+        self.visit_physical(Table::Trim, &low, &[0xFF; 9], &mut |key, _| {
+            match keys::extent_parts(key) {
+                Some(extent) => found.push(extent),
+                None => corrupt = true,
+            }
+            !corrupt && found.len() < limit
+        })?;
+        if corrupt {
+            return Err(MetaError::Corrupt("trim"));
+        }
+        Ok(found)
+    }
+
+    /// The versions of an extent as they are now.
+    pub fn extent_versions(
+        &self,
+        ino: Ino,
+        chunk: ChunkIndex,
+    ) -> Result<ExtentVersions, MetaError> {
+        decoded(self.versions(Table::Extent, &keys::extent(ino, chunk))?)
+    }
+
+    /// The versions of an extent as a power cut would leave them now.
+    pub fn committed_versions(
+        &self,
+        ino: Ino,
+        chunk: ChunkIndex,
+    ) -> Result<ExtentVersions, MetaError> {
+        let committed = std::sync::Arc::clone(&self.state.read().committed);
+        let logical = keys::extent(ino, chunk);
+        let low = keys::versioned(&logical, Generation(0));
+        let high = keys::versioned(&logical, Generation(u64::MAX));
+        let mut versions = Vec::new();
+        self.watch(
+            committed.visit(Table::Extent, &low, &high, &mut |key, value| {
+                let generation = keys::split_version(key).map(|(_, at)| at);
+                versions.extend(generation.map(|at| (at, value.to_vec())));
+                true
+            }),
+        )?;
+        decoded(versions)
+    }
+
+    /// Says the same of an extent's version in another way. The lock of its inode must be held
+    /// and a permit.
+    pub fn reword_extent(
+        &self,
+        batch: &mut Batch,
+        ino: Ino,
+        chunk: ChunkIndex,
+        version: Generation,
+        record: &ExtentRecord,
+    ) {
+        let key = keys::versioned(&keys::extent(ino, chunk), version);
+        batch.change(Table::Extent, key, Some(record.encode()));
+    }
+}
+
+fn decoded(versions: Vec<(Generation, Vec<u8>)>) -> Result<ExtentVersions, MetaError> {
+    let records = versions.into_iter().map(|(at, value)| {
+        if value == TOMBSTONE {
+            return Ok((at, None));
+        }
+        let record = ExtentRecord::decode(&value).ok_or(MetaError::Corrupt("extent"))?;
+        Ok((at, Some(record)))
+    });
+    records.collect()
+}

@@ -1,0 +1,571 @@
+//! Flattening: keeping the lists of parts short.
+//!
+//! A part is put on top of a chunk whenever its newest one must not be written any more: after
+//! each snapshot and each copy, once. Reads look through the whole list, and a record takes only
+//! [`PARTS_MAX`](crate::meta::records::PARTS_MAX) parts, so older parts are merged now and then:
+//! what is visible of them is sealed anew into one fresh object under the active key set.
+//!
+//! **The newest part is never touched.** Older parts gain no pages and are durable, so they are
+//! read while writers go on with the newest; its promises, its unsynced pages and its mark of
+//! being shared stay what they are. The gate is held shared for a run of pages at a time, and
+//! exclusively only for the instant in which the list is replaced; when the older parts are not
+//! what they were by then (cut, or merged by somebody else), the copy is thrown away.
+//!
+//! Order: pages of the merged object, fdatasync, `sync_dir` of its name, then one batch with the
+//! record that names it and with the old names as garbage. A page below is left out only where a
+//! *durable* page of the newest part hides it: that one is part of the same record.
+//!
+//! **How much is merged** ([`how_many`]) is size-tiered. A part of which nothing is visible
+//! leaves the list at once. Nothing else happens while the list has [`PARTS_FLAT`] parts. Then the
+//! parts below the newest are gathered from the top: as many as bring the list back to that length,
+//! and on, while what is visible of the next is at most [`GROWTH`] times what has been gathered
+//! above it. So a large old part is not rewritten for the sake of a few pages: beyond what the
+//! length forces, which are the small parts on top, a page is copied only into an object at least
+//! 1½ times as large as its former one, and so a few times until it is in the largest. For a chunk
+//! of 1041 pages with a snapshot between any two rounds of writing, pages copied for each page
+//! written (the test below has the bounds): 13 where each round changes one page, 7 for five
+//! pages, 3 for fifty, less than one for three hundred, none where all are overwritten.
+//!
+//! **Space**: hidden pages are not copied. The parts of one list hold at most about 2½ times the
+//! pages that are visible in it. While views are kept that see the former parts, what is copied is
+//! taken twice, which is the other reason for copying little.
+//!
+//! In the background a turn copies a bounded number of pages; in the foreground, with the file to
+//! itself, a writer merges only where the record could not take one more part.
+
+use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::file::{Chunk, Extent, File};
+use super::read::page_range;
+use super::{Contents, ObjectError, page_bytes};
+use crate::ids::Ino;
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet};
+use crate::meta::records::{Part, PartId};
+use crate::meta::{Batch, View};
+use crate::sealed::PAYLOAD_BYTES;
+
+/// Parts of a list that is left alone.
+const PARTS_FLAT: usize = 5;
+/// How much larger than what lies above it a part may be to be merged without need.
+const GROWTH: u32 = 2;
+/// Chunks that wait for the background at most. One that finds no place is noted again when it
+/// is next read from its record, or gets a part.
+const WAITING_MAX: usize = 1 << 14;
+/// Chunks of one turn: their objects are made durable together.
+const AT_ONCE: usize = 32;
+/// Pages copied with one write.
+const RUN_PAGES: u32 = 256;
+/// With less room than this on the backing filesystem it is left to those who write.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
+
+/// Chunks with long lists, in the order in which they were noted.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    order: VecDeque<(Ino, u32)>,
+    known: HashSet<(Ino, u32)>,
+}
+
+impl Waiting {
+    fn put(&mut self, chunk: (Ino, u32)) {
+        if self.order.len() < WAITING_MAX && self.known.insert(chunk) {
+            self.order.push_back(chunk);
+        }
+    }
+
+    fn take(&mut self) -> Option<(Ino, u32)> {
+        let chunk = self.order.pop_front()?;
+        self.known.remove(&chunk);
+        Some(chunk)
+    }
+}
+
+/// What is to become of the parts below the newest one.
+#[derive(Debug, PartialEq)]
+struct Plan {
+    /// Those parts.
+    before: Vec<Part>,
+    /// Pages to be copied, by part; empty where parts only leave the list.
+    copies: Vec<(PartId, PageSet)>,
+    /// What stays below the merged part.
+    rest: Vec<Part>,
+}
+
+impl Plan {
+    /// All pages of the merged part.
+    fn pages(&self) -> PageSet {
+        let mut pages = PageSet::new();
+        self.copies.iter().for_each(|(_, more)| pages.union(more));
+        pages
+    }
+}
+
+/// A plan whose pages are copied, though not durably.
+struct Merged {
+    file: Arc<File>,
+    index: u32,
+    plan: Plan,
+    part: Option<Part>,
+}
+
+impl Contents {
+    /// Takes note of a chunk that got a part, for the background.
+    pub(super) fn note_part(&self, file: &File, index: u32, chunk: &Chunk) {
+        // With two, the older one is hidden by nothing but what is being written.
+        self.note(file, index, chunk, 3);
+    }
+
+    /// Takes note of a chunk as its record says, for the background.
+    pub(super) fn note_record(&self, file: &File, index: u32, chunk: &Chunk) {
+        self.note(file, index, chunk, PARTS_FLAT + 1);
+    }
+
+    fn note(&self, file: &File, index: u32, chunk: &Chunk, least: usize) {
+        let long = matches!(&chunk.extent, Extent::Parts { parts, .. } if parts.len() >= least);
+        if long && file.view == View::LIVE {
+            self.waiting.lock().put((file.ino, index));
+        }
+    }
+
+    /// Merges parts of chunks that were noted, until about so many pages are copied or `enough`
+    /// says so. Errors cost time and space and nothing else.
+    pub fn flatten_some(&self, budget_pages: u32, enough: &dyn Fn() -> bool) {
+        let room = self.objects.store().space();
+        let roomy = room.is_ok_and(|room| room.available_bytes >= ROOM_BYTES_MIN);
+        if self.meta.check_writable().is_err() || !roomy {
+            return;
+        }
+        // One that is put back waits for another turn.
+        let mut waiting = self.waiting.lock().order.len();
+        let mut left = budget_pages;
+        while waiting > 0 && left > 0 && !enough() {
+            let count = waiting.min(AT_ONCE);
+            waiting -= count;
+            left = self.flatten_group(count, left);
+        }
+    }
+
+    /// Merges parts of some chunks whose objects are made durable together. What is left of the
+    /// budget.
+    fn flatten_group(&self, chunks: usize, mut left_pages: u32) -> u32 {
+        let mut merged = Vec::new();
+        for _ in 0..chunks {
+            if left_pages == 0 {
+                break;
+            }
+            let Some((ino, index)) = self.waiting.lock().take() else {
+                break;
+            };
+            match self.file(ino).and_then(|file| self.merge(file, index)) {
+                Ok(None) | Err(ObjectError::Removed) => {}
+                Ok(Some(one)) => {
+                    let copied = one.part.as_ref().map_or(0, |part| part.pages.len());
+                    left_pages = left_pages.saturating_sub(copied);
+                    merged.push(one);
+                }
+                Err(error) => {
+                    tracing::warn!(ino = ino.0, index, %error, "parts could not be merged");
+                }
+            }
+            self.forget(ino);
+        }
+        for one in self.make_durable(merged) {
+            let (file, index) = (Arc::clone(&one.file), one.index);
+            match self.put_in_place(one) {
+                Ok(true) => {}
+                Ok(false) => self.waiting.lock().put((file.ino, index)),
+                Err(error) => {
+                    let ino = file.ino.0;
+                    tracing::warn!(ino, index, %error, "merged parts could not be recorded");
+                }
+            }
+            let ino = file.ino;
+            drop(file);
+            self.forget(ino);
+        }
+        left_pages
+    }
+
+    /// Merges parts of a chunk whose record takes no more of them.
+    pub(super) fn flatten_now(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+        let _permit = self.meta.permit();
+        let _gate = file.gate.write();
+        let Some(plan) = self.plan(file, index)? else {
+            return Ok(());
+        };
+        if plan.copies.is_empty() {
+            return self.replace_older(file, index, &plan, None);
+        }
+        let id = self.objects.create(&self.meta)?;
+        let made = self
+            .copy_runs(file, index, &plan, id, true)
+            .and_then(|_| self.sync_merged(id))
+            .and_then(|()| self.objects.sync_names());
+        if let Err(error) = made {
+            self.objects.unlink(id.name)?;
+            return Err(error);
+        }
+        let pages = plan.pages();
+        self.replace_older(file, index, &plan, Some(Part { id, pages }))
+    }
+
+    /// Copies what is to be merged. `None` where nothing is, or where the chunk was changed.
+    fn merge(&self, file: Arc<File>, index: u32) -> Result<Option<Merged>, ObjectError> {
+        let plan = {
+            let _permit = self.meta.permit();
+            let _gate = file.gate.read();
+            self.plan(&file, index)?
+        };
+        let Some(plan) = plan else {
+            return Ok(None);
+        };
+        let mut part = None;
+        if !plan.copies.is_empty() {
+            let id = self.objects.create(&self.meta)?;
+            let copied = self.copy_runs(&file, index, &plan, id, false);
+            if !matches!(copied, Ok(true)) {
+                self.objects.unlink(id.name)?;
+                copied?;
+                self.waiting.lock().put((file.ino, index));
+                return Ok(None);
+            }
+            let pages = plan.pages();
+            part = Some(Part { id, pages });
+        }
+        Ok(Some(Merged {
+            file,
+            index,
+            plan,
+            part,
+        }))
+    }
+
+    /// The gate must be held.
+    fn plan(&self, file: &File, index: u32) -> Result<Option<Plan>, ObjectError> {
+        self.load_chunk(file, index)?;
+        let state = file.state.lock();
+        let chunk = state.chunks.get(&index).filter(|_| !state.removed);
+        Ok(chunk.and_then(plan_of))
+    }
+
+    /// Copies the plan's pages into a fresh object. False when the parts are not what they were.
+    /// `alone`: the caller holds the gate exclusively.
+    fn copy_runs(
+        &self,
+        file: &File,
+        index: u32,
+        plan: &Plan,
+        to: PartId,
+        alone: bool,
+    ) -> Result<bool, ObjectError> {
+        let object = self.objects.open(to)?;
+        let mut buffer = Vec::new();
+        for run in runs(&plan.pages(), 0..CHUNK_PAGES) {
+            let start = page_bytes(run.start).start;
+            buffer.resize((run.end - run.start) as usize * PAYLOAD_BYTES, 0);
+            {
+                let _gate = (!alone).then(|| file.gate.read());
+                if !older_parts_are(file, index, &plan.before) {
+                    return Ok(false);
+                }
+                for (id, visible) in &plan.copies {
+                    for piece in runs(visible, run.clone()) {
+                        let at = (piece.start - run.start) as usize * PAYLOAD_BYTES;
+                        let len = (piece.end - piece.start) as usize * PAYLOAD_BYTES;
+                        let from = page_bytes(piece.start).start;
+                        self.read_part(*id, from, &mut buffer[at..at + len])?;
+                    }
+                }
+                // Bytes beyond the size are zeros in every page that is sealed. One that grows
+                // meanwhile has the page that its old end is in sealed in the newest part.
+                let base = u64::from(index) * CHUNK_BYTES + start;
+                let here = file.size().saturating_sub(base).min(buffer.len() as u64);
+                buffer[here as usize..].fill(0);
+            }
+            let guard = object.lock_exclusive(page_range(&run));
+            let sequence = self.meta.sequence();
+            object
+                .write_at(&guard, start, &buffer, sequence, &mut |_, _| Ok(()))
+                .map_err(|source| Self::page_error(to.name, source))?;
+        }
+        Ok(true)
+    }
+
+    fn sync_merged(&self, id: PartId) -> Result<(), ObjectError> {
+        let synced = self.objects.open(id)?.sync();
+        synced.map_err(|source| Self::page_error(id.name, source))
+    }
+
+    /// Makes fresh objects durable. What could not be is thrown away.
+    fn make_durable(&self, mut merged: Vec<Merged>) -> Vec<Merged> {
+        merged.retain(|one| match &one.part {
+            None => true,
+            Some(part) => self.sync_merged(part.id).is_ok() || self.throw_away(one),
+        });
+        if let Err(error) = self.objects.sync_names() {
+            tracing::warn!(%error, "merged parts could not be made durable");
+            merged.retain(|one| self.throw_away(one));
+        }
+        merged
+    }
+
+    /// Removes an object that no record names; always false.
+    fn throw_away(&self, one: &Merged) -> bool {
+        if let Some(part) = &one.part
+            && let Err(error) = self.objects.unlink(part.id.name)
+        {
+            tracing::warn!(object = %part.id.name.object, %error, "an object could not be removed");
+        }
+        false
+    }
+
+    /// Puts a durable merged part into the list. False when the parts are not what they were.
+    fn put_in_place(&self, one: Merged) -> Result<bool, ObjectError> {
+        let file = Arc::clone(&one.file);
+        let _permit = self.meta.permit();
+        let _gate = file.gate.write();
+        self.load_chunk(&file, one.index)?;
+        if file.state.lock().removed || !older_parts_are(&file, one.index, &one.plan.before) {
+            return Ok(self.throw_away(&one));
+        }
+        self.replace_older(&file, one.index, &one.plan, one.part)?;
+        Ok(true)
+    }
+
+    /// The gate must be held exclusively since the parts were found to be those of the plan.
+    fn replace_older(
+        &self,
+        file: &File,
+        index: u32,
+        plan: &Plan,
+        part: Option<Part>,
+    ) -> Result<(), ObjectError> {
+        let _inode = self.meta.lock_inode(file.ino);
+        let state = &mut *file.state.lock();
+        let mut batch = Batch::new();
+        let Some(chunk) = state.chunks.get_mut(&index) else {
+            return Err(ObjectError::Removed);
+        };
+        if let Extent::Parts { parts, .. } = &mut chunk.extent {
+            parts.truncate(parts.len().saturating_sub(plan.before.len()));
+            parts.extend(part);
+            parts.extend(plan.rest.iter().cloned());
+        }
+        chunk.changed = true;
+        let stays = |part: &Part| plan.rest.iter().any(|other| other.id == part.id);
+        let gone = plan.before.iter().filter(|part| !stays(part));
+        let names = gone.map(|part| part.id.name).collect();
+        self.discard(file, index, names, &mut batch)?;
+        self.publish(file, state, &mut batch)?;
+        self.meta.apply(batch)?;
+        Ok(())
+    }
+}
+
+/// True while these are the parts at the end of the list, below one that is newer.
+fn older_parts_are(file: &File, index: u32, before: &[Part]) -> bool {
+    let state = file.state.lock();
+    match state.chunks.get(&index).map(|chunk| &chunk.extent) {
+        Some(Extent::Parts { parts, .. }) => parts.len() > before.len() && parts.ends_with(before),
+        _ => false,
+    }
+}
+
+/// What is to become of the parts below the newest one, if anything.
+fn plan_of(chunk: &Chunk) -> Option<Plan> {
+    let Extent::Parts { parts, .. } = &chunk.extent else {
+        return None;
+    };
+    let before = parts.get(1..)?;
+    // Until a page of the newest part is durable, the one below it is what a power cut leaves.
+    let mut hidden = chunk.durable.clone();
+    let mut seen = Vec::with_capacity(before.len());
+    for part in before {
+        let mut visible = part.pages.clone();
+        visible.subtract(&hidden);
+        hidden.union(&part.pages);
+        if !visible.is_empty() {
+            seen.push((part, visible));
+        }
+    }
+    let sizes: Vec<u32> = seen.iter().map(|(_, visible)| visible.len()).collect();
+    let merged = how_many(&sizes);
+    if merged == 0 && seen.len() == before.len() {
+        return None;
+    }
+    let rest = seen.split_off(merged);
+    Some(Plan {
+        before: before.to_vec(),
+        copies: seen.into_iter().map(|(part, v)| (part.id, v)).collect(),
+        rest: rest.into_iter().map(|(part, _)| part.clone()).collect(),
+    })
+}
+
+/// How many parts to merge of those below the newest, from the top, given the number of pages
+/// that are visible of each: none, or two and more.
+fn how_many(visible: &[u32]) -> usize {
+    // The newest one and the merged one are parts of the list too.
+    let forced = (visible.len() + 2).saturating_sub(PARTS_FLAT);
+    if forced < 2 {
+        return 0;
+    }
+    let mut gathered: u32 = visible.iter().take(forced).sum();
+    let more = visible.iter().skip(forced).take_while(|next| {
+        let merges = **next <= gathered.saturating_mul(GROWTH);
+        gathered = gathered.saturating_add(**next);
+        merges
+    });
+    forced + more.count()
+}
+
+/// The runs of pages of a set within a range, none longer than is copied at a time.
+fn runs(set: &PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
+    let mut runs = Vec::new();
+    let mut page = pages.start;
+    while page < pages.end {
+        let present = set.contains(page);
+        let limit = if present {
+            pages.end.min(page + RUN_PAGES)
+        } else {
+            pages.end
+        };
+        let end = set.run_end(page, limit);
+        if present {
+            runs.push(page..end);
+        }
+        page = end;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_merged() {
+        assert_eq!(how_many(&[]), 0);
+        assert_eq!(how_many(&[1, 1, 1, 1]), 0);
+        // One too many: the two on top, and what is not much larger than they are.
+        assert_eq!(how_many(&[1, 1, 5, 100, 1041]), 2);
+        assert_eq!(how_many(&[1, 1, 4, 100, 1041]), 3);
+        assert_eq!(how_many(&[50, 50, 100, 400, 1041]), 5);
+        assert_eq!(how_many(&[1, 1041, 1, 1, 1]), 5);
+        assert_eq!(how_many(&[1, 10, 100, 1041, 1041]), 2);
+        assert_eq!(how_many(&[1, 2, 3, 40, 400, 1041]), 3);
+        assert_eq!(how_many(&[1, 2, 3, 4, 40, 400, 1041]), 4);
+    }
+
+    #[test]
+    fn runs_are_bounded() {
+        let mut set = PageSet::new();
+        for run in [0..3, 10..11, 300..700] {
+            set.insert(run);
+        }
+        assert_eq!(
+            runs(&set, 0..CHUNK_PAGES),
+            [0..3, 10..11, 300..556, 556..700]
+        );
+        assert_eq!(runs(&set, 2..301), [2..3, 10..11, 300..301]);
+        assert_eq!(runs(&set, 11..300), []);
+    }
+
+    /// Rounds of writes with something between them that ends the newest part. Pages written and
+    /// copied, and the most pages that one list had.
+    fn rounds(count: u32, changed: impl Fn(u32) -> PageSet) -> (u32, u32, u32) {
+        let part = |pages: PageSet| Part {
+            id: PartId {
+                name: crate::meta::records::ObjectName {
+                    folder: crate::ids::FolderNumber(0),
+                    object: crate::ids::ObjectId([0; 16]),
+                },
+                crypto: crate::ids::CryptoId([0; 16]),
+                epoch: crate::ids::Epoch(1),
+            },
+            pages,
+        };
+        let mut all = PageSet::new();
+        all.insert(0..CHUNK_PAGES);
+        let mut parts = vec![part(all)];
+        let (mut written, mut copied, mut most) = (0, 0, 0);
+        for round in 0..count {
+            let newest = changed(round);
+            written += newest.len();
+            parts.insert(0, part(newest.clone()));
+            let mut chunk = Chunk::from_record(crate::ids::Generation(1), None, CHUNK_PAGES);
+            chunk.durable = newest;
+            chunk.extent = Extent::Parts {
+                shared: false,
+                parts: parts.clone(),
+            };
+            if let Some(plan) = plan_of(&chunk) {
+                copied += plan.pages().len();
+                parts.truncate(1);
+                if !plan.copies.is_empty() {
+                    parts.push(part(plan.pages()));
+                }
+                parts.extend(plan.rest);
+            }
+            assert!(parts.len() <= PARTS_FLAT);
+            most = most.max(parts.iter().map(|part| part.pages.len()).sum());
+        }
+        (written, copied, most)
+    }
+
+    /// Pages that differ from round to round, spread over the chunk.
+    fn spread(round: u32, pages: u32) -> PageSet {
+        let mut set = PageSet::new();
+        for number in round * pages..(round + 1) * pages {
+            let page = number.wrapping_mul(619) % CHUNK_PAGES;
+            set.insert(page..page + 1);
+        }
+        set
+    }
+
+    #[test]
+    fn little_is_copied_for_what_is_written() {
+        for (pages, times) in [(1, 13), (5, 7), (50, 4), (300, 1), (1041, 0)] {
+            for neighbours in [false, true] {
+                let (written, copied, most) = rounds(1000, |round| {
+                    if neighbours {
+                        let start = (round * pages) % CHUNK_PAGES;
+                        let mut set = PageSet::new();
+                        set.insert(start..start + pages);
+                        set
+                    } else {
+                        spread(round, pages)
+                    }
+                });
+                assert!(
+                    copied <= written * times,
+                    "{pages} pages a round: {copied} copied for {written}"
+                );
+                assert!(most * 2 <= 5 * CHUNK_PAGES, "{most} pages of {CHUNK_PAGES}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_gets_short_and_large_old_parts_stay(
+            visible in prop::collection::vec(1..=CHUNK_PAGES, 0..8)
+        ) {
+            let merged = how_many(&visible);
+            prop_assert!(merged <= visible.len());
+            prop_assert!(merged != 1);
+            let after = 1 + visible.len() - merged + usize::from(merged > 0);
+            prop_assert!(after <= PARTS_FLAT);
+            let forced = (visible.len() + 2).saturating_sub(PARTS_FLAT);
+            for last in forced..merged {
+                let above: u32 = visible[..last].iter().sum();
+                prop_assert!(visible[last] <= GROWTH * above);
+            }
+            if let Some(next) = visible.get(merged).filter(|_| merged > 0) {
+                let above: u32 = visible[..merged].iter().sum();
+                prop_assert!(*next > GROWTH * above);
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Taking files of another store: what all stores share.
+
+use std::any::Any;
+use std::io;
+
+use super::read_only::ReadOnlyStore;
+use super::sub::SubStore;
+use super::{OpenMode, Store, StorePath};
+use crate::errno::Errno;
+
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+/// What is zero throughout stays a hole, by this unit in bytes.
+const BLOCK_BYTES: usize = 4096;
+
+/// The store that really holds a file, and its path there: views of stores are looked through.
+pub(super) fn resolve<'a>(store: &'a dyn Store, path: &StorePath) -> (&'a dyn Store, StorePath) {
+    let (mut store, mut path) = (store, path.clone());
+    loop {
+        let any = store as &dyn Any;
+        if let Some(sub) = any.downcast_ref::<SubStore>() {
+            (store, path) = (sub.inner(), sub.inside(&path));
+        } else if let Some(read_only) = any.downcast_ref::<ReadOnlyStore>() {
+            store = read_only.inner();
+        } else {
+            return (store, path);
+        }
+    }
+}
+
+/// True for errors that say "no link here" and not "no file here": another filesystem, no more
+/// links of this file, a filesystem without links or a file that must not have any.
+pub(super) fn cannot_link(error: &io::Error) -> bool {
+    const CANNOT: [Errno; 5] = [
+        Errno::EXDEV,
+        Errno::EMLINK,
+        Errno::EPERM,
+        Errno::ENOTSUP,
+        Errno::ENOSYS,
+    ];
+    let found = error.raw_os_error();
+    CANNOT.iter().any(|errno| found == Some(errno.code()))
+}
+
+/// Copies the bytes of a file into a new one; holes stay holes. What was begun goes when it fails.
+pub(super) fn copy(
+    source: &dyn Store,
+    from: &StorePath,
+    target: &dyn Store,
+    to: &StorePath,
+) -> io::Result<()> {
+    let old = source.open(from, OpenMode::Read)?;
+    let new = target.open(to, OpenMode::CreateNew)?;
+    let copied = (|| {
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut offset = 0;
+        loop {
+            let count = old.read_at(&mut buffer, offset)?;
+            if count == 0 {
+                return new.set_len(offset);
+            }
+            for (start, end) in filled(&buffer[..count]) {
+                new.write_at(&buffer[start..end], offset + start as u64)?;
+            }
+            offset += count as u64;
+        }
+    })();
+    copied.inspect_err(|_| {
+        let _ = target.unlink(to);
+    })
+}
+
+/// Runs of blocks that are not zero throughout: start and end.
+fn filled(bytes: &[u8]) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (index, block) in bytes.chunks(BLOCK_BYTES).enumerate() {
+        if block.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        let start = index * BLOCK_BYTES;
+        match runs.last_mut() {
+            Some((_, end)) if *end == start => *end += block.len(),
+            _ => runs.push((start, start + block.len())),
+        }
+    }
+    runs
+}

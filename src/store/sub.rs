@@ -1,0 +1,94 @@
+//! A directory of a store as a store of its own: several volumes in one store.
+//!
+//! A power cut of the store below hits all of them at the same moment, and one can adopt the files
+//! of another by a link.
+
+use std::io;
+use std::sync::Arc;
+
+use super::{
+    Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
+};
+
+/// A directory of another store.
+#[derive(Clone, Debug)]
+pub struct SubStore {
+    inner: Arc<dyn Store>,
+    prefix: StorePath,
+}
+
+impl SubStore {
+    /// The directory at `prefix`, which must exist when it is used. Its paths have so many
+    /// components less.
+    pub fn over(inner: Arc<dyn Store>, prefix: StorePath) -> Self {
+        Self { inner, prefix }
+    }
+
+    /// The store that it is a directory of.
+    pub(super) fn inner(&self) -> &dyn Store {
+        &*self.inner
+    }
+
+    /// The path in the store below.
+    pub(super) fn inside(&self, path: &StorePath) -> StorePath {
+        match (self.prefix.is_root(), path.is_root()) {
+            (true, _) => path.clone(),
+            (_, true) => self.prefix.clone(),
+            _ => StorePath::new(&format!("{}/{}", self.prefix.as_str(), path.as_str())),
+        }
+    }
+}
+
+impl Store for SubStore {
+    fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
+        self.inner.open(&self.inside(path), mode)
+    }
+
+    fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        self.inner.rename(&self.inside(from), &self.inside(to))
+    }
+
+    fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+        self.inner.link(&self.inside(from), &self.inside(to))
+    }
+
+    fn adopt(&self, source: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<Adopted> {
+        self.inner.adopt(source, from, &self.inside(to))
+    }
+
+    fn unlink(&self, path: &StorePath) -> io::Result<()> {
+        self.inner.unlink(&self.inside(path))
+    }
+
+    fn create_dir(&self, path: &StorePath) -> io::Result<()> {
+        self.inner.create_dir(&self.inside(path))
+    }
+
+    fn remove_dir(&self, path: &StorePath) -> io::Result<()> {
+        self.inner.remove_dir(&self.inside(path))
+    }
+
+    fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
+        self.inner.list(&self.inside(dir))
+    }
+
+    fn sync_dir(&self, dir: &StorePath) -> io::Result<()> {
+        self.inner.sync_dir(&self.inside(dir))
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.inner.sync_all()
+    }
+
+    fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
+        self.inner.info(&self.inside(path))
+    }
+
+    fn space(&self) -> io::Result<SpaceInfo> {
+        self.inner.space()
+    }
+
+    fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.inner.lock(&self.inside(path))
+    }
+}

@@ -1,0 +1,155 @@
+//! Volumes that take key sets over from another.
+
+use super::*;
+use crate::ids::Epoch;
+use crate::keys::customer;
+use crate::keys::customer::file::tests::other_private_pem;
+use crate::volume::header::{KeySetState, MAX_KEY_SETS};
+
+fn inheritance(volume: &Volume) -> Inheritance {
+    Inheritance {
+        key_sets: volume.keys.iter().map(Arc::clone).collect(),
+        key_mode: volume.header.key_mode(),
+        provenance: Provenance {
+            volume: volume.header.volume_id(),
+            image: "golden".to_owned(),
+        },
+    }
+}
+
+/// Founds a volume that inherits, in memory.
+fn inherit(
+    keys: &Keys,
+    from: &Inheritance,
+    customer_key: Option<&dyn CustomerKeyProvider>,
+) -> Result<Arc<dyn Store>, VolumeError> {
+    let store = memory();
+    let founding = Founding {
+        action: "deploy-image",
+        customer_key,
+        keystore: &keys.at().join("platform"),
+        size_bytes: None,
+        inherited: Some(from),
+    };
+    found(Arc::clone(&store), &founding, &mut write_meta)?;
+    Ok(store)
+}
+
+/// The new volume holds the source's sets, read-only, and a fresh one.
+fn check(new: &Volume, source: &Volume) {
+    let (count, newest) = (source.keys.iter().count(), source.keys.active().epoch);
+    assert_eq!(new.keys.iter().count(), count + 1);
+    assert_eq!(new.keys.active().epoch, Epoch(newest.0 + 1));
+    for set in source.keys.iter() {
+        let same = new.keys.get(set.epoch).expect("inherited");
+        assert_eq!(same.id, set.id);
+        assert_eq!(same.customer.expose(), set.customer.expose());
+        assert_eq!(same.infrastructure.expose(), set.infrastructure.expose());
+        let fresh = new.keys.active();
+        assert_ne!(fresh.id, set.id);
+        assert_ne!(fresh.customer.expose(), set.customer.expose());
+        assert_ne!(fresh.infrastructure.expose(), set.infrastructure.expose());
+    }
+    for set in new.header.key_sets() {
+        let active = set.epoch == new.keys.active().epoch;
+        assert_eq!(set.state == KeySetState::Active, active);
+        let old = source.header.key_sets().iter().find(|old| old.id == set.id);
+        let wraps = old.map(|old| (&old.customer, &old.infrastructure));
+        assert_ne!(
+            wraps,
+            Some((&set.customer, &set.infrastructure)),
+            "wrapped anew"
+        );
+    }
+    let from = new.header.provenance().expect("provenance");
+    assert_eq!(from.volume, source.header.volume_id());
+    assert_eq!(from.image, "golden");
+    assert_ne!(new.header.volume_id(), source.header.volume_id());
+    assert_ne!(new.header.meta_crypto(), source.header.meta_crypto());
+    assert_ne!(
+        new.fingerprint().expect("print"),
+        source.fingerprint().expect("print")
+    );
+}
+
+#[test]
+fn a_platform_managed_volume_gives_either() {
+    let keys = Keys::new();
+    let store = memory();
+    keys.create(&store, None);
+    let source = keys.open(&store, None).expect("open");
+    assert!(source.customer_key.is_none());
+    let from = inheritance(&source);
+    let same = inherit(&keys, &from, None).expect("found");
+    let same = keys.open(&same, None).expect("open");
+    assert_eq!(same.header.key_mode(), KeyMode::PlatformManaged);
+    check(&same, &source);
+    let key = customer::open(&keys.public(), &PassphraseSource::None).expect("key");
+    let managed = inherit(&keys, &from, Some(&*key)).expect("found");
+    let managed = keys.open(&managed, Some(keys.private())).expect("open");
+    assert_eq!(managed.header.key_mode(), KeyMode::PlatformAndCustomer);
+    check(&managed, &source);
+    // And so on: a volume deployed from a deployed one.
+    let again = inherit(&keys, &inheritance(&same), None).expect("found");
+    check(&keys.open(&again, None).expect("open"), &same);
+}
+
+#[test]
+fn a_customer_managed_volume_gives_its_like_or_another_keys() {
+    let keys = Keys::new();
+    let store = memory();
+    keys.create(&store, Some(keys.public()));
+    let source = keys.open(&store, Some(keys.private())).expect("open");
+    let from = inheritance(&source);
+    let refused = inherit(&keys, &from, None).expect_err("refused");
+    assert!(
+        matches!(refused, VolumeError::WouldDowngrade),
+        "{refused:?}"
+    );
+    assert!(refused.hint().is_some());
+    // What an open volume keeps wraps and does not unwrap.
+    let own = source.customer_key.as_deref().expect("kept");
+    assert!(!own.describe().can_unwrap && own.unwrap(&[0; 256]).is_err());
+    let new = inherit(&keys, &from, Some(own)).expect("found");
+    // The keystore remembers the key.
+    let new = keys.open(&new, None).expect("open");
+    check(&new, &source);
+    // Another key: that one opens it, and the source's does not.
+    let other = key_file(keys.at(), "other.pem", &other_private_pem());
+    let other_key = customer::open(&other, &PassphraseSource::None).expect("key");
+    let new = inherit(&keys, &from, Some(&*other_key)).expect("found");
+    let error = keys.open(&new, Some(keys.private()));
+    assert_eq!(kind_of(error), ErrorKind::WrongKey);
+    check(&keys.open(&new, Some(other)).expect("open"), &source);
+}
+
+#[test]
+fn there_is_an_end_to_key_sets() {
+    let keys = Keys::new();
+    let store = memory();
+    keys.create(&store, None);
+    let source = keys.open(&store, None).expect("open");
+    let mut from = inheritance(&source);
+    let set = |epoch| Arc::new(crate::layers::KeySet::random(Epoch(epoch)).expect("random"));
+    from.key_sets = (1..MAX_KEY_SETS as u32).map(set).collect();
+    let most = inherit(&keys, &from, None).expect("as many as there may be");
+    assert_eq!(
+        keys.open(&most, None).expect("open").keys.iter().count(),
+        MAX_KEY_SETS
+    );
+    from.key_sets.push(set(MAX_KEY_SETS as u32));
+    let error = inherit(&keys, &from, None).expect_err("one too many");
+    assert!(matches!(
+        error,
+        VolumeError::TooManyKeySets {
+            found: 64,
+            most: 64
+        }
+    ));
+    assert!(error.hint().is_some());
+    from.key_sets = vec![set(u32::MAX)];
+    assert!(inherit(&keys, &from, None).is_err(), "no epoch is left");
+    // Two sets of one epoch: refused before anything is written.
+    from.key_sets = vec![set(5), set(5)];
+    assert!(inherit(&keys, &from, None).is_err());
+}

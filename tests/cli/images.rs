@@ -1,0 +1,190 @@
+//! `bilayer image` on volumes that are not mounted: what it says, what is there afterwards, and how
+//! it fails.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::Value;
+
+use crate::real::{Place, noise, run, write_synced};
+use crate::{Victim, fails};
+
+#[track_caller]
+fn json(place: &Place, words: &str) -> Value {
+    let outcome = place.run(&format!("{words} --json")).done();
+    serde_json::from_str(&outcome.stdout).unwrap()
+}
+
+/// The volume has the file of its source, and says where it comes from.
+#[track_caller]
+fn came_from(place: &Place, volume: &str, source: &str) {
+    let mounted = place.mount(volume, "mnt", "");
+    assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
+    fs::write(mounted.path("new"), "new").unwrap();
+    mounted.unmount();
+    let status = place.status(&place.path(volume));
+    assert_eq!(status["verified"], true);
+    assert_eq!(status["header"]["provenance"], source);
+    let sets = status["header"]["key_sets"].as_array().unwrap();
+    let active: Vec<bool> = sets.iter().map(|set| set["active"] == true).collect();
+    assert_eq!(active, [false, true]);
+    let inspect = place.run(&format!("inspect {volume}")).done().stdout;
+    let line = inspect
+        .lines()
+        .find(|line| line.starts_with("deployed from"));
+    let line = line.unwrap_or_else(|| panic!("{inspect}"));
+    assert!(
+        line.contains(source) && line.ends_with("(unverified)"),
+        "{line}"
+    );
+}
+
+#[test]
+fn made_deployed_exported_and_imported() {
+    for customer in [false, true] {
+        let Some(victim) = Victim::new("cli-images", customer) else {
+            return;
+        };
+        let place = &victim.place;
+        let id = place.status(&place.path("vol"))["header"]["volume_id"].clone();
+        let source = format!("{}/base", id.as_str().unwrap());
+        place.run("snapshot create vol monday").done();
+        let made = place.run("image create vol base --from monday --description first");
+        assert_eq!(made.done().stdout, "image base made\n");
+        let listed = json(place, "image list vol");
+        assert_eq!(listed[0]["from"], "monday");
+        assert_eq!(listed[0]["description"], "first");
+        let list = place.run("image list vol").done().stdout;
+        assert!(
+            list.lines().nth(1).unwrap().ends_with("monday  first"),
+            "{list}"
+        );
+
+        let made = json(place, "image deploy vol base copy");
+        let ways = ["linked", "reflinked", "copied"].map(|way| made[way].as_u64().unwrap());
+        assert_eq!(made["objects"], ways.iter().sum::<u64>());
+        came_from(place, "copy", &source);
+
+        write_synced(&place.path("pass"), b"between us\n").unwrap();
+        let words = "image export vol base out --transport-passphrase-file pass";
+        let told = place.run(words).done().stdout;
+        assert!(told.starts_with("image base exported: "), "{told}");
+        let mode = fs::metadata(place.path("out"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        let key = if customer {
+            "--customer-key file:key.pem"
+        } else {
+            ""
+        };
+        let import = format!("image import out import --transport-passphrase-file pass {key}");
+        let told = place.run(&import).done().stdout;
+        assert!(
+            told.starts_with("volume ") && told.contains(" made in "),
+            "{told}"
+        );
+        came_from(place, "import", &source);
+
+        place.run("image delete vol base").silent();
+        place.run("image list vol").silent();
+        came_from(place, "copy", &source);
+        victim.is_unharmed();
+    }
+}
+
+#[test]
+fn a_stream_goes_through_a_pipe() {
+    let Some(victim) = Victim::new("cli-image-pipe", false) else {
+        return;
+    };
+    let place = &victim.place;
+    let mounted = place.mount("vol", "mnt", "");
+    write_synced(&mounted.path("large"), &noise(1, 3 << 20)).unwrap();
+    mounted.unmount();
+    place.run("image create vol base").done();
+    let mut pipe = crate::real::command(
+        "sh",
+        [
+            "-c",
+            "\"$0\" image export vol base - | \"$0\" image import - copy",
+        ],
+    );
+    place.environment(pipe.arg(crate::real::BILAYER));
+    let said = run(&mut pipe).done();
+    assert!(
+        said.stderr.starts_with("image base exported: "),
+        "{}",
+        said.stderr
+    );
+    assert!(said.stdout.starts_with("volume "), "{}", said.stdout);
+    let mounted = place.mount("copy", "mnt", "");
+    assert!(fs::read(mounted.path("large")).unwrap() == noise(1, 3 << 20));
+    mounted.unmount();
+}
+
+#[test]
+fn failures() {
+    let Some(victim) = Victim::new("cli-image-failures", true) else {
+        return;
+    };
+    let place = &victim.place;
+    place.run("image create vol base").done();
+    place.dir("full");
+    place.dir("dir");
+    fs::write(place.path("full/file"), "x").unwrap();
+    fs::write(place.path("noise"), noise(2, 5000)).unwrap();
+    fs::write(place.path("kept"), "kept").unwrap();
+    for (words, code, says) in [
+        ("create vol base", 3, "image \"base\" already"),
+        ("create vol new --from gone", 2, "no snapshot \"gone\""),
+        ("create vol a/b", 1, "a/b"),
+        ("create gone base", 2, "cannot find gone"),
+        ("delete vol gone", 2, "no image \"gone\""),
+        ("deploy vol gone new", 2, "no image \"gone\""),
+        ("deploy vol base full", 1, "file"),
+        ("deploy vol base vol", 1, "vol"),
+        ("deploy vol base vol/objects/new", 1, "inside its source"),
+        ("deploy vol base gone/new", 2, "gone/new"),
+        ("deploy vol base new --size much", 1, "--size"),
+        (
+            "deploy vol base new --customer-key key.pem",
+            1,
+            "customer key",
+        ),
+        (
+            "deploy vol base new --customer-key file:gone.pem",
+            4,
+            "gone.pem",
+        ),
+        ("export vol gone kept", 2, "no image \"gone\""),
+        ("export vol base gone/out", 2, "gone/out"),
+        ("export vol base dir", 6, "dir"),
+        ("export vol base - --json", 1, "standard output"),
+        (
+            "export vol base kept --transport-passphrase-file gone",
+            4,
+            "gone",
+        ),
+        ("import gone new", 2, "gone"),
+        ("import noise full", 1, "file"),
+    ] {
+        fails(&place.run(&format!("image {words}")), code, says);
+        assert!(!place.path("new").exists(), "{words}");
+        assert!(!place.path("vol/objects/new").exists(), "{words}");
+    }
+    let noise = place.run("image import noise new");
+    assert!([4, 5].contains(&noise.code), "{}", noise.stderr);
+    fails(&noise, noise.code, "noise");
+    assert!(!place.path("new").exists());
+    // What a failed export would have replaced is there, and nothing else.
+    assert_eq!(fs::read(place.path("kept")).unwrap(), b"kept");
+    let left = fs::read_dir(place.path("")).unwrap();
+    let left = left.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with('.')
+    });
+    assert_eq!(left.count(), 0);
+    victim.is_unharmed();
+}

@@ -1,0 +1,645 @@
+//! Exports and imports: what arrives, under which keys, and that nothing but what was exported does.
+
+use std::path::Path;
+
+use super::inheritance::{check_meta, check_part, epoch_of, new_key, parts};
+use super::*;
+use bilayer::ids::Epoch;
+use bilayer::image::stream::StreamError;
+use bilayer::image::{ExportOptions, Exported, ImportOptions, Imported, Transport, export, import};
+use bilayer::keys::{ErrorKind, PassphraseSource};
+use bilayer::layers::KeySet;
+use bilayer::meta::records::Timespec;
+use bilayer::store::memory::MemoryStore;
+use bilayer::volume::KeyMode;
+
+pub(super) const IMAGE: &str = "golden";
+
+const MADE: Timespec = Timespec {
+    secs: 1_700_000_000,
+    nanos: 5,
+};
+
+/// A passphrase in a file.
+pub(super) fn passphrase(disk: &Disk, name: &str, text: &str) -> PassphraseSource {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = disk.keystore.path().join(name);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&path).unwrap();
+    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    PassphraseSource::File(path)
+}
+
+/// Makes an image of a closed volume, where there is none, and exports it.
+fn export_from(
+    disk: &Disk,
+    name: &str,
+    transport: Transport,
+) -> Result<(Vec<u8>, Exported), ImageError> {
+    disk.with(name, |fs| make_image(fs, IMAGE));
+    export_image(disk, name, transport)
+}
+
+/// Exports the image of a closed volume.
+pub(super) fn export_image(
+    disk: &Disk,
+    name: &str,
+    transport: Transport,
+) -> Result<(Vec<u8>, Exported), ImageError> {
+    let volume = disk.volume(name, None)?;
+    let meta = open_meta(&volume)?;
+    let (_, image) = meta.find_view(ViewKind::Image, IMAGE).expect("an image");
+    let source = Source {
+        volume: &volume,
+        meta: &meta,
+        view: View(image.generation),
+        image: IMAGE,
+    };
+    let mut stream = Vec::new();
+    let result = export(&source, MADE, &ExportOptions { transport }, &mut stream);
+    // The export is what is asked about.
+    let _ = meta.close();
+    result.map(|told| (stream, told))
+}
+
+pub(super) fn import_options(disk: &Disk) -> ImportOptions {
+    ImportOptions {
+        keystore: disk.keystore.path().join("platform"),
+        ..ImportOptions::default()
+    }
+}
+
+fn import_to(
+    disk: &Disk,
+    name: &str,
+    stream: &[u8],
+    options: &ImportOptions,
+) -> Result<Imported, ImageError> {
+    import(&mut &*stream, disk.at(name), options)
+}
+
+/// An import that must fail, and leave nothing.
+#[track_caller]
+fn refused(disk: &Disk, stream: &[u8], options: &ImportOptions) -> ImageError {
+    let error = import_to(disk, "refused", stream, options).expect_err("refused");
+    let left = disk.at("refused").list(&StorePath::root()).unwrap();
+    assert_eq!(left, [], "{error}");
+    error
+}
+
+/// How an image travels.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    /// The image is under a customer key.
+    customer: bool,
+    /// It travels under a passphrase, to a machine with another keystore.
+    passphrase: bool,
+    /// It is put under another customer key on arrival.
+    another: bool,
+}
+
+fn check_case(case: Case) {
+    let here = Disk::new();
+    let key = case.customer.then(|| new_key(&here, "a.pem"));
+    here.create("source", key.as_ref());
+    here.with("source", |fs| fill(fs, 1));
+    let (before, counted) = (here.tree("source"), here.audit("source"));
+    let transport = match case.passphrase {
+        false => Transport::Keystore,
+        true => Transport::Passphrase(passphrase(&here, "words", "correct horse\n")),
+    };
+    let listed = here.at("source").list(&StorePath::root()).unwrap();
+    let (stream, told) = export_from(&here, "source", transport).unwrap();
+    assert_eq!(
+        here.at("source").list(&StorePath::root()).unwrap(),
+        listed,
+        "nothing is left behind"
+    );
+    assert_eq!(told.bytes, stream.len() as u64);
+    assert_eq!(here.tree("source"), before);
+
+    let there = Disk::new();
+    let there = if case.passphrase { &there } else { &here };
+    let another = case.another.then(|| new_key(there, "b.pem"));
+    let options = ImportOptions {
+        customer_key: key.clone(),
+        new_customer_key: another.clone(),
+        export_passphrase: passphrase(there, "again", "correct horse\n"),
+        ..import_options(there)
+    };
+    let made = import_to(there, "copy", &stream, &options).unwrap();
+    assert_eq!(made.objects, counted.objects - 1, "one was for a promise");
+    assert_eq!((made.objects, made.inodes), (told.objects, counted.inodes));
+    assert_eq!(there.tree("copy"), before);
+    let found = there.audit("copy");
+    assert_eq!((found.objects, found.inodes), (made.objects, made.inodes));
+    assert_eq!(found.pages * 4096, made.bytes);
+    check_keys(&here, there, &made);
+    // It is a volume like any other.
+    there.with("copy", |fs| {
+        put(fs, ROOT, "second", &[(PAGE + 5, &pattern(7, 0, 2 * PAGE))]);
+        put(fs, ROOT, "new", &[(0, &pattern(7, 0, 4 * PAGE))]);
+    });
+    there.deploy("copy", "third");
+    assert_eq!(there.tree("third"), there.tree("copy"));
+    assert_eq!(here.tree("source"), before);
+    // Dropping the customer key closes it.
+    if let Some(uri) = another.or(key) {
+        let path = uri.to_string();
+        std::fs::remove_file(Path::new(path.strip_prefix("file:").unwrap())).unwrap();
+        assert!(there.volume("copy", None).is_err());
+    }
+}
+
+/// Inherited bytes under the source's keys in both layers, new ones under a set of its own.
+fn check_keys(here: &Disk, there: &Disk, made: &Imported) {
+    let source = here.volume("source", None).unwrap();
+    let copy = there.volume("copy", None).unwrap();
+    assert_eq!(copy.header.volume_id(), made.volume);
+    assert_ne!(copy.header.volume_id(), source.header.volume_id());
+    assert_ne!(copy.header.meta_crypto(), source.header.meta_crypto());
+    let from = copy.header.provenance().unwrap();
+    assert_eq!(
+        (from.volume, &*from.image),
+        (source.header.volume_id(), IMAGE)
+    );
+    assert_eq!(made.provenance.created, MADE.secs);
+    let less = source.header.key_mode() == KeyMode::PlatformAndCustomer
+        && copy.header.key_mode() == KeyMode::PlatformManaged;
+    assert!(!less, "never less than the source");
+    let sets: Vec<Arc<KeySet>> = copy.keys.iter().map(Arc::clone).collect();
+    assert_eq!(sets.len(), 2);
+    let (old, fresh) = (source.keys.active(), copy.keys.active());
+    assert_eq!((old.epoch, fresh.epoch), (Epoch(1), Epoch(2)));
+    let inherited = parts(&source);
+    let now = parts(&copy);
+    assert_eq!(now.len() as u64, made.objects);
+    for part in &now {
+        assert!(inherited.iter().any(|of| of == part), "the source's");
+        check_part(&copy, part, old, &sets);
+    }
+    check_meta(&copy);
+}
+
+#[test]
+fn platform_managed_to_the_same_keystore() {
+    check_case(Case {
+        customer: false,
+        passphrase: false,
+        another: false,
+    });
+}
+
+#[test]
+fn platform_managed_under_a_passphrase() {
+    check_case(Case {
+        customer: false,
+        passphrase: true,
+        another: false,
+    });
+}
+
+#[test]
+fn customer_managed_to_the_same_keystore() {
+    check_case(Case {
+        customer: true,
+        passphrase: false,
+        another: false,
+    });
+}
+
+#[test]
+fn customer_managed_under_a_passphrase() {
+    check_case(Case {
+        customer: true,
+        passphrase: true,
+        another: false,
+    });
+}
+
+#[test]
+fn another_customer_key_on_arrival() {
+    for customer in [false, true] {
+        check_case(Case {
+            customer,
+            passphrase: true,
+            another: true,
+        });
+    }
+}
+
+#[test]
+fn an_export_of_an_import_and_of_a_deployed_volume() {
+    let disk = Disk::new();
+    disk.create("source", None);
+    disk.with("source", |fs| fill(fs, 1));
+    disk.deploy("source", "second");
+    disk.with("second", |fs| {
+        put(fs, ROOT, "second", &[(5, &pattern(3, 0, 2 * PAGE))]);
+    });
+    let (stream, _) = export_from(&disk, "second", Transport::Keystore).unwrap();
+    import_to(&disk, "third", &stream, &import_options(&disk)).unwrap();
+    disk.with("third", |fs| {
+        put(fs, ROOT, "second", &[(9, &pattern(4, 0, 3 * PAGE))]);
+    });
+    let before = disk.tree("third");
+    let (stream, _) = export_from(&disk, "third", Transport::Keystore).unwrap();
+    import_to(&disk, "fourth", &stream, &import_options(&disk)).unwrap();
+    assert_eq!(disk.tree("fourth"), before);
+    let volume = disk.volume("fourth", None).unwrap();
+    let mut epochs: Vec<u32> = volume.keys.iter().map(|set| set.epoch.0).collect();
+    epochs.sort_unstable();
+    assert_eq!(epochs, [1, 2, 3, 4]);
+}
+
+/// What was written since the image was made stays at home, on top of what travels.
+#[test]
+fn an_image_of_the_past() {
+    let disk = Disk::new();
+    disk.create("source", None);
+    disk.with("source", |fs| {
+        fill(fs, 1);
+        make_image(fs, IMAGE);
+        put(fs, ROOT, "second", &[(5, &pattern(3, 0, 2 * PAGE))]);
+        put(fs, ROOT, "small", &[(0, &pattern(3, 0, 3000))]);
+        put(fs, ROOT, "new", &[(0, &pattern(3, 0, PAGE))]);
+        fs.unlink(ROOT, b"link").unwrap();
+    });
+    let (now, past) = (disk.tree("source"), disk.tree_of("source", IMAGE));
+    assert_ne!(now, past);
+    let (stream, _) = export_image(&disk, "source", Transport::Keystore).unwrap();
+    import_to(&disk, "copy", &stream, &import_options(&disk)).unwrap();
+    assert_eq!(disk.tree("copy"), past);
+    disk.audit("copy");
+    assert_eq!(disk.tree("source"), now);
+    assert_eq!(disk.tree_of("source", IMAGE), past);
+}
+
+#[test]
+fn sizes_are_inherited_or_given() {
+    let disk = Disk::new();
+    disk.create("source", None);
+    disk.with("source", |fs| fill(fs, 1));
+    let made = disk.deploy("source", "plain");
+    let size = 4 * made.bytes;
+    let limited = DeployOptions {
+        size_bytes: Some(size),
+        ..disk.options()
+    };
+    disk.with("source", |fs| make_image(fs, "limited"));
+    disk.deploy_with("source", "limited", &limited).unwrap();
+    let (stream, _) = export_from(&disk, "limited", Transport::Keystore).unwrap();
+    import_to(&disk, "same", &stream, &import_options(&disk)).unwrap();
+    disk.with("same", |fs| assert_eq!(fs.usage().limit_bytes, Some(size)));
+    let with = |size| ImportOptions {
+        size_bytes: Some(size),
+        ..import_options(&disk)
+    };
+    import_to(&disk, "larger", &stream, &with(2 * size)).unwrap();
+    disk.with("larger", |fs| {
+        assert_eq!(fs.usage().limit_bytes, Some(2 * size));
+    });
+    let error = refused(&disk, &stream, &with(made.bytes / 4));
+    assert!(matches!(error, ImageError::TooSmall { .. }), "{error:?}");
+}
+
+/// Neither plaintext nor a page of one layer: contents as on the disk, metadata under the stream's
+/// own set.
+#[test]
+fn the_stream_holds_sealed_bytes_alone() {
+    let disk = Disk::new();
+    disk.create("source", None);
+    let secret = b"a line that nobody but its owner is to see, in a file and in a name";
+    disk.with("source", |fs| {
+        put(fs, ROOT, "inline", &[(0, secret)]);
+        put(fs, ROOT, "object", &[(0, &secret.repeat(200))]);
+        let name: Vec<u8> = secret[..40].to_vec();
+        put(fs, ROOT, std::str::from_utf8(&name).unwrap(), &[]);
+    });
+    let (stream, _) = export_from(&disk, "source", Transport::Keystore).unwrap();
+    let holds = |part: &[u8]| stream.windows(part.len()).any(|window| window == part);
+    for len in [16, 40] {
+        assert!(!holds(&secret[..len]));
+    }
+    let volume = disk.volume("source", None).unwrap();
+    for set in volume.keys.iter() {
+        assert!(!holds(&set.customer.expose()[..16]));
+        assert!(!holds(&set.infrastructure.expose()[..16]));
+    }
+    let borders = Borders::of(&stream);
+    for stride in stream[borders.strides()].chunks(4608) {
+        if stride.iter().any(|byte| *byte != 0) {
+            assert_eq!(epoch_of(stride), 2, "the stream's own set");
+        }
+    }
+    for part in parts(&volume) {
+        let path = format!(
+            "objects/{:08x}/{}",
+            part.id.name.folder.0, part.id.name.object
+        );
+        let file = volume
+            .store
+            .open(&StorePath::new(&path), OpenMode::Read)
+            .unwrap();
+        let mut page = vec![0; 4096];
+        file.read_at(&mut page, 0).unwrap();
+        assert!(holds(&page), "verbatim");
+    }
+}
+
+#[test]
+fn a_damaged_image_is_not_exported() {
+    let disk = Disk::new();
+    disk.create("source", None);
+    disk.with("source", |fs| {
+        put(fs, ROOT, "file", &[(0, &pattern(1, 0, 3 * PAGE))]);
+    });
+    let volume = disk.volume("source", None).unwrap();
+    let name = parts(&volume)[0].id.name;
+    let path = StorePath::new(&format!("objects/{:08x}/{}", name.folder.0, name.object));
+    let file = volume.store.open(&path, OpenMode::ReadWrite).unwrap();
+    drop(volume);
+    let mut byte = [0];
+    file.read_at(&mut byte, 4096 + 100).unwrap();
+    file.write_at(&[byte[0] ^ 1], 4096 + 100).unwrap();
+    let error = export_from(&disk, "source", Transport::Keystore).unwrap_err();
+    assert!(matches!(error, ImageError::Page { .. }), "{error:?}");
+    let told = error.to_string();
+    assert!(
+        told.contains(&name.object.to_string()) && told.contains("page 1"),
+        "{told}"
+    );
+    disk.at("source").unlink(&path).unwrap();
+    let error = export_from(&disk, "source", Transport::Keystore).unwrap_err();
+    assert!(
+        matches!(error, ImageError::MissingObject { .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn keys_that_are_not_the_right_ones() {
+    let (here, there) = (Disk::new(), Disk::new());
+    here.create("source", None);
+    let (stream, _) = export_from(&here, "source", Transport::Keystore).unwrap();
+    // No keystore, and another one.
+    for kind in [ErrorKind::KeystoreMissing, ErrorKind::WrongKey] {
+        let error = refused(&there, &stream, &import_options(&there));
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.hint().unwrap().contains("under a passphrase"));
+        if kind == ErrorKind::KeystoreMissing {
+            there.create("other", None);
+        }
+    }
+    let named = ImportOptions {
+        customer_key: Some(new_key(&here, "a.pem")),
+        ..import_options(&here)
+    };
+    let error = refused(&here, &stream, &named);
+    assert!(
+        matches!(error, ImageError::Stream(StreamError::Downgraded)),
+        "{error:?}"
+    );
+
+    let words = Transport::Passphrase(passphrase(&here, "words", "correct horse"));
+    let (stream, _) = export_from(&here, "source", words).unwrap();
+    let with = |export_passphrase| ImportOptions {
+        export_passphrase,
+        ..import_options(&there)
+    };
+    let error = refused(&there, &stream, &with(PassphraseSource::None));
+    assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
+    let wrong = passphrase(&there, "wrong", "correct horsf");
+    let error = refused(&there, &stream, &with(wrong));
+    assert_eq!(error.kind(), ErrorKind::WrongKey);
+    assert!(error.hint().unwrap().contains("passphrase"), "{error}");
+}
+
+#[test]
+fn customer_keys_that_are_not_the_right_ones() {
+    let disk = Disk::new();
+    let (own, other) = (new_key(&disk, "a.pem"), new_key(&disk, "b.pem"));
+    disk.create("source", Some(&own));
+    let (stream, _) = export_from(&disk, "source", Transport::Keystore).unwrap();
+    let with = |customer_key, new_customer_key| ImportOptions {
+        customer_key,
+        new_customer_key,
+        ..import_options(&disk)
+    };
+    // Another key on arrival does not do without the one it is under.
+    for options in [with(None, None), with(None, Some(other.clone()))] {
+        let error = refused(&disk, &stream, &options);
+        assert_eq!(error.kind(), ErrorKind::KeyUnavailable, "{error}");
+        assert!(error.hint().unwrap().contains("a.pem"));
+    }
+    let error = refused(&disk, &stream, &with(Some(other), None));
+    assert_eq!(error.kind(), ErrorKind::WrongKey, "{error}");
+    import_to(&disk, "copy", &stream, &with(Some(own), None)).unwrap();
+}
+
+/// Where the sections of a stream begin.
+struct Borders {
+    metadata: usize,
+    /// Objects, each with its announcement.
+    objects: Vec<usize>,
+    end: usize,
+}
+
+impl Borders {
+    fn of(stream: &[u8]) -> Self {
+        let number = |at: usize| u64::from_le_bytes(stream[at..at + 8].try_into().unwrap());
+        let lines = stream
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'\n');
+        let (third, _) = lines.clone().nth(2).unwrap();
+        let metadata = third + 1;
+        assert_eq!(stream[metadata], b'M');
+        let mut at = metadata + 9 + number(metadata + 1) as usize * 4608;
+        let mut objects = Vec::new();
+        while stream[at] == b'O' {
+            objects.push(at);
+            let pages = u32::from_le_bytes(stream[at + 25..at + 29].try_into().unwrap());
+            at += 29 + pages as usize * 4096;
+        }
+        assert_eq!((stream[at], at + 57), (b'E', stream.len()));
+        Self {
+            metadata,
+            objects,
+            end: at,
+        }
+    }
+
+    fn strides(&self) -> std::ops::Range<usize> {
+        self.metadata + 9..*self.objects.first().unwrap_or(&self.end)
+    }
+}
+
+/// A stream with a few small objects, and where it was made.
+fn small() -> (Disk, Vec<u8>) {
+    let disk = Disk::new();
+    disk.create("source", None);
+    disk.with("source", |fs| {
+        put(fs, ROOT, "inline", &[(0, &pattern(1, 0, 700))]);
+        put(fs, ROOT, "one", &[(0, &pattern(1, 0, 2 * PAGE))]);
+        put(fs, ROOT, "two", &[(0, &pattern(2, 0, 2 * PAGE))]);
+        put(fs, ROOT, "three", &[(PAGE, &pattern(3, 0, PAGE))]);
+    });
+    let (stream, _) = export_from(&disk, "source", Transport::Keystore).unwrap();
+    (disk, stream)
+}
+
+#[test]
+fn every_change_is_refused_and_nothing_is_left() {
+    let (disk, stream) = small();
+    let borders = Borders::of(&stream);
+    assert_eq!(borders.objects.len(), 3);
+    let options = import_options(&disk);
+    let strides = borders.strides();
+    let mut places: Vec<usize> = (0..borders.metadata).step_by(97).collect();
+    places.extend(borders.metadata..strides.start);
+    places.extend(strides.clone().step_by(strides.len() / 40 + 1));
+    // Padding between pages, which no page's tag covers.
+    places.push(strides.start + 4608 - 10);
+    for &object in &borders.objects {
+        places.extend((object..object + 29).step_by(5));
+        places.extend((object + 29..object + 29 + 4096).step_by(701));
+    }
+    places.extend((borders.end..stream.len()).step_by(3));
+    for at in places {
+        let mut forged = stream.clone();
+        forged[at] ^= 1 << (at % 8);
+        let error = refused(&disk, &forged, &options);
+        let damaged = matches!(
+            error.kind(),
+            ErrorKind::Tampered
+                | ErrorKind::HeaderInvalid
+                | ErrorKind::NewerFormat
+                | ErrorKind::WrongKey
+                | ErrorKind::KeystoreMissing
+        );
+        assert!(damaged, "byte {at}: {error:?}");
+    }
+    import_to(&disk, "copy", &stream, &options).unwrap();
+    assert_eq!(disk.tree("copy"), disk.tree("source"));
+}
+
+#[test]
+fn every_end_but_the_right_one_is_refused() {
+    let (disk, stream) = small();
+    let borders = Borders::of(&stream);
+    let options = import_options(&disk);
+    let mut ends = vec![0, 5, 17, 100, borders.metadata - 65, borders.metadata - 1];
+    ends.extend([
+        borders.metadata,
+        borders.metadata + 1,
+        borders.strides().start,
+    ]);
+    ends.extend([borders.strides().start + 4608, borders.strides().end - 1]);
+    for &object in &borders.objects {
+        ends.extend([object, object + 1, object + 29, object + 29 + 4095]);
+    }
+    ends.extend([
+        borders.end,
+        borders.end + 1,
+        stream.len() - 32,
+        stream.len() - 1,
+    ]);
+    for end in ends {
+        let error = refused(&disk, &stream[..end], &options);
+        let cut = matches!(
+            error,
+            ImageError::Stream(StreamError::CutOff { .. } | StreamError::NotAnExport)
+        );
+        assert!(cut, "{end}: {error:?}");
+    }
+    for more in [&b"\0"[..], &stream] {
+        let error = refused(&disk, &[&*stream, more].concat(), &options);
+        assert!(
+            matches!(error, ImageError::Stream(StreamError::Trailing)),
+            "{error:?}"
+        );
+    }
+}
+
+/// Objects of the same length change places: names say so, and without them the pages do.
+#[test]
+fn objects_and_pages_stay_where_they_are() {
+    let (disk, stream) = small();
+    let borders = Borders::of(&stream);
+    let options = import_options(&disk);
+    let [one, two, three] = borders.objects[..] else {
+        panic!("three objects");
+    };
+    let (first, second) = (&stream[one..two], &stream[two..three]);
+    let of = |parts: &[&[u8]]| parts.concat();
+    let (before, after) = (&stream[..one], &stream[three..]);
+    assert_eq!(of(&[before, first, second, after]), stream);
+    for changed in [
+        of(&[before, second, first, after]),
+        of(&[before, first, first, second, after]),
+        of(&[before, first, first, after]),
+        of(&[before, first, after]),
+        of(&[before, first, second, &stream[borders.end..]]),
+    ] {
+        let error = refused(&disk, &changed, &options);
+        assert!(
+            matches!(error, ImageError::Stream(StreamError::OutOfOrder { .. })),
+            "{error:?}"
+        );
+    }
+    let (page, next) = (&first[29..29 + 4096], &first[29 + 4096..]);
+    for changed in [
+        of(&[before, &first[..29], &second[29..], second, after]),
+        of(&[before, &first[..29], next, page, second, after]),
+        of(&[before, &first[..29], page, page, second, after]),
+        of(&[before, &first[..29], page, &[0; 4096], second, after]),
+    ] {
+        let error = refused(&disk, &changed, &options);
+        assert!(matches!(error, ImageError::Page { .. }), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Tampered);
+    }
+}
+
+/// Two exports of one image have nothing in common but the contents: parts of one do not do in the
+/// other.
+#[test]
+fn parts_of_two_exports_do_not_mix() {
+    let (disk, stream) = small();
+    let (other, _) = export_from(&disk, "source", Transport::Keystore).unwrap();
+    let options = import_options(&disk);
+    let (a, b) = (Borders::of(&stream), Borders::of(&other));
+    let mixtures = [
+        [&stream[..a.metadata], &other[b.metadata..]].concat(),
+        [&stream[..a.strides().end], &other[b.strides().end..]].concat(),
+        [&stream[..a.end], &other[b.end..]].concat(),
+    ];
+    for mixture in mixtures {
+        let error = refused(&disk, &mixture, &options);
+        assert_eq!(error.kind(), ErrorKind::Tampered, "{error:?}");
+    }
+    // Contents are the same bytes, and so may come from either.
+    let same = [
+        &stream[..a.objects[0]],
+        &other[b.objects[0]..b.end],
+        &stream[a.end..],
+    ];
+    assert_eq!(same.concat(), stream);
+}
+
+#[test]
+fn a_place_that_is_taken_is_refused_and_left_alone() {
+    let (disk, stream) = small();
+    let before = disk.tree("source");
+    let error = import_to(&disk, "source", &stream, &import_options(&disk)).unwrap_err();
+    assert!(
+        matches!(error, ImageError::Volume(VolumeError::Occupied(_))),
+        "{error:?}"
+    );
+    assert_eq!(disk.tree("source"), before);
+    let full: Arc<dyn Store> = Arc::new(MemoryStore::with_capacity_bytes(100 << 10));
+    let error = import(&mut &*stream, Arc::clone(&full), &import_options(&disk)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
+    assert_eq!(full.list(&StorePath::root()).unwrap(), []);
+}

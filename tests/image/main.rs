@@ -1,0 +1,337 @@
+//! Volumes made from images: what they hold, what it is sealed under, and that they are independent.
+#![allow(clippy::unwrap_used)]
+
+mod crash;
+mod deploy;
+mod disks;
+mod export;
+mod export_crash;
+mod inheritance;
+
+#[allow(
+    dead_code,
+    reason = "shared with tests/mounted; each uses its part of it"
+)]
+#[path = "../support/real.rs"]
+mod real;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bilayer::fs::Filesystem;
+use bilayer::fs::types::{Fallocate, FileKind, NodeId, XattrMode};
+use bilayer::fs::views::{ViewError, ViewKind};
+use bilayer::image::{DeployOptions, Deployed, ImageError, Source, deploy};
+use bilayer::keys::KeyUri;
+use bilayer::meta::{Meta, View};
+use bilayer::sealed::MetaFile;
+use bilayer::store::faulty::FaultyStore;
+use bilayer::store::sub::SubStore;
+use bilayer::store::{OpenMode, Store, StorePath};
+use bilayer::volume::{self, CreateOptions, OpenOptions, Volume, VolumeError};
+use support::{ADMIN, CHUNK, PAGE, ROOT, USER, pattern, quiet};
+
+/// One disk with several volumes, and the keystore of the machine.
+struct Disk {
+    store: FaultyStore,
+    keystore: Arc<tempfile::TempDir>,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self {
+            store: FaultyStore::new(),
+            keystore: support::keystore(),
+        }
+    }
+
+    /// The directory of a volume; made where missing.
+    fn at(&self, name: &str) -> Arc<dyn Store> {
+        let path = StorePath::new(name);
+        match self.store.info(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.store.create_dir(&path).unwrap();
+                self.store.sync_dir(&StorePath::root()).unwrap();
+            }
+            // A store that fails says so to whoever uses it.
+            _ => {}
+        }
+        Arc::new(SubStore::over(Arc::new(self.store.clone()), path))
+    }
+
+    /// Makes a volume with an empty filesystem.
+    fn create(&self, name: &str, key: Option<&KeyUri>) {
+        let options = CreateOptions {
+            customer_key: key.cloned(),
+            keystore: self.keystore.path().join("platform"),
+            ..CreateOptions::default()
+        };
+        volume::create(self.at(name), &options, &mut |fresh| {
+            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        })
+        .unwrap();
+    }
+
+    fn volume(&self, name: &str, key: Option<&KeyUri>) -> Result<Volume, VolumeError> {
+        let options = OpenOptions {
+            customer_key: key.cloned(),
+            keystore: self.keystore.path().join("platform"),
+            ..OpenOptions::default()
+        };
+        volume::open(self.at(name), &options)
+    }
+
+    /// Opens the filesystem with the key that the keystore remembers.
+    fn open(&self, name: &str) -> Arc<Filesystem> {
+        Filesystem::open(self.volume(name, None).unwrap(), quiet()).unwrap()
+    }
+
+    /// Opens, works and closes.
+    fn with<T>(&self, name: &str, work: impl FnOnce(&Filesystem) -> T) -> T {
+        let fs = self.open(name);
+        let result = work(&fs);
+        fs.close().unwrap();
+        result
+    }
+
+    /// Everything a filesystem holds.
+    fn tree(&self, name: &str) -> Tree {
+        self.with(name, tree)
+    }
+
+    /// Everything an image holds.
+    fn tree_of(&self, name: &str, image: &str) -> Tree {
+        self.with(name, |fs| {
+            let mut found = Tree::new();
+            add(fs, find(fs, &format!(".images/{image}")), "", &mut found);
+            found
+        })
+    }
+
+    /// Counts everything in a closed volume again.
+    fn audit(&self, name: &str) -> support::audit::Found {
+        support::audit::audit_volume(&self.volume(name, None).unwrap())
+    }
+
+    fn options(&self) -> DeployOptions {
+        DeployOptions {
+            keystore: self.keystore.path().join("platform"),
+            ..DeployOptions::default()
+        }
+    }
+
+    /// Makes an image of a closed volume and deploys it.
+    fn deploy(&self, from: &str, to: &str) -> Deployed {
+        self.with(from, |fs| make_image(fs, to));
+        self.deploy_with(from, to, &self.options()).unwrap()
+    }
+
+    /// Deploys the image named as the new volume, of a closed volume.
+    fn deploy_with(
+        &self,
+        from: &str,
+        to: &str,
+        options: &DeployOptions,
+    ) -> Result<Deployed, ImageError> {
+        let volume = self.volume(from, None)?;
+        let meta = open_meta(&volume)?;
+        let (_, image) = meta.find_view(ViewKind::Image, to).expect("an image");
+        meta.freeze(image.generation);
+        meta.commit(meta.newest_batch(), &|| true)?;
+        let source = Source {
+            volume: &volume,
+            meta: &meta,
+            view: View(image.generation),
+            image: to,
+        };
+        let result = deploy(&source, self.at(to), options);
+        // The deployment is what is asked about.
+        let _ = meta.close();
+        result
+    }
+}
+
+/// Makes an image where there is none of that name.
+fn make_image(fs: &Filesystem, name: &str) {
+    match fs.create_view(ViewKind::Image, name, None, "") {
+        Ok(_) | Err(ViewError::Exists { .. }) => {}
+        Err(error) => panic!("{name}: {error:?}"),
+    }
+}
+
+/// The metadata of an open volume without a filesystem on it.
+fn open_meta(volume: &Volume) -> Result<Meta, ImageError> {
+    let path = StorePath::new(volume::META_NAME);
+    let file = volume.store.open(&path, OpenMode::ReadWrite);
+    let file = file.map_err(bilayer::meta::MetaError::from)?;
+    let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
+    Ok(Meta::open(file, 4 << 20, true)?)
+}
+
+/// Path, and all that can be seen of the file there.
+type Tree = BTreeMap<String, (String, Vec<u8>)>;
+
+fn tree(fs: &Filesystem) -> Tree {
+    let mut found = Tree::new();
+    add(fs, ROOT, "", &mut found);
+    found
+}
+
+fn add(fs: &Filesystem, node: NodeId, path: &str, found: &mut Tree) {
+    let attr = fs.getattr(node).unwrap();
+    let mut xattrs = Vec::new();
+    for name in fs.list_xattr(&ADMIN, node).unwrap().split(|b| *b == 0) {
+        if !name.is_empty() {
+            xattrs.push((name.to_vec(), fs.get_xattr(node, name).unwrap()));
+        }
+    }
+    let bytes = match attr.kind {
+        FileKind::Regular => read(fs, node),
+        FileKind::Symlink => fs.readlink(node).unwrap(),
+        _ => Vec::new(),
+    };
+    // Blocks are not compared: promises of space are not inherited. Nor is the time of access.
+    let seen = format!(
+        "{:?} {:o} {} {} {} {} {:?} {:?} {:?} {xattrs:?}",
+        attr.kind,
+        attr.perm,
+        attr.nlink,
+        attr.uid,
+        attr.gid,
+        attr.size,
+        attr.mtime,
+        attr.ctime,
+        attr.crtime
+    );
+    found.insert(path.to_owned(), (seen, bytes));
+    if attr.kind != FileKind::Directory {
+        return;
+    }
+    for name in names(fs, node) {
+        let child = fs.lookup(node, name.as_bytes()).unwrap().node;
+        add(fs, child, &format!("{path}/{name}"), found);
+        fs.forget(child, 1);
+    }
+}
+
+fn names(fs: &Filesystem, node: NodeId) -> Vec<String> {
+    let handle = fs.open_dir(node).unwrap();
+    let mut names = Vec::new();
+    fs.read_dir(node, handle, 2, &mut |entry| {
+        names.push(String::from_utf8_lossy(entry.name).into_owned());
+        true
+    })
+    .unwrap();
+    fs.release_dir(node, handle);
+    names
+}
+
+fn read(fs: &Filesystem, node: NodeId) -> Vec<u8> {
+    let handle = fs.open_file(&ADMIN, node, libc::O_RDONLY).unwrap();
+    let size = fs.getattr(node).unwrap().size as usize;
+    let mut bytes = vec![0xEE; size + 10];
+    let count = fs.read(node, handle, 0, &mut bytes).unwrap();
+    fs.release(node, handle);
+    assert_eq!(count, size);
+    bytes.truncate(size);
+    bytes
+}
+
+/// Makes a file, or writes to one that is there, and makes it durable.
+fn put(fs: &Filesystem, parent: NodeId, name: &str, pieces: &[(usize, &[u8])]) -> NodeId {
+    let (node, handle) = match fs.lookup(parent, name.as_bytes()) {
+        Ok(attr) => (
+            attr.node,
+            fs.open_file(&ADMIN, attr.node, libc::O_RDWR).unwrap(),
+        ),
+        Err(_) => {
+            let made = fs.create(&USER, parent, name.as_bytes(), 0o644, libc::O_RDWR);
+            let (attr, handle) = made.unwrap();
+            (attr.node, handle)
+        }
+    };
+    for (at, bytes) in pieces {
+        let written = fs.write(node, handle, *at as u64, bytes, false, false);
+        assert_eq!(written, Ok(bytes.len()));
+    }
+    fs.fsync(node, handle, false).unwrap();
+    fs.release(node, handle);
+    fs.forget(node, 1);
+    node
+}
+
+/// Files of every sort.
+fn fill(fs: &Filesystem, seed: u8) {
+    let dir = fs.mkdir(&USER, ROOT, b"dir", 0o750).unwrap().node;
+    put(fs, ROOT, "empty", &[]);
+    put(fs, ROOT, "small", &[(0, &pattern(seed, 0, 700))]);
+    let pages = put(fs, dir, "pages", &[(0, &pattern(seed, 0, 9 * PAGE + 50))]);
+    let tail = pattern(seed, 1, PAGE);
+    put(fs, dir, "sparse", &[(PAGE, &tail), (CHUNK + 10, &tail)]);
+    let large = put(fs, dir, "large", &[(0, &pattern(seed, 7, CHUNK + PAGE))]);
+    fs.set_xattr(
+        &USER,
+        pages,
+        b"user.long",
+        &pattern(seed, 0, 5000),
+        XattrMode::Any,
+    )
+    .unwrap();
+    fs.link(pages, ROOT, b"second").unwrap();
+    let link = fs.symlink(&USER, ROOT, b"link", b"dir/pages").unwrap();
+    let fifo = fs.mknod(&USER, dir, b"fifo", libc::S_IFIFO | 0o600, 0);
+    // A copy, whose first chunk is a link to an object of the same volume.
+    let (copy, handle) = fs.create(&USER, dir, b"copy", 0o600, libc::O_RDWR).unwrap();
+    let len = (CHUNK + PAGE) as u64;
+    let mut done = 0;
+    while done < len {
+        let more = fs.copy_file_range(large, done, copy.node, done, len - done);
+        done += more.unwrap();
+    }
+    fs.fsync(copy.node, handle, false).unwrap();
+    fs.release(copy.node, handle);
+    // Promised, in part written, in part beyond the end.
+    let (promised, handle) = fs
+        .create(&USER, ROOT, b"promised", 0o600, libc::O_RDWR)
+        .unwrap();
+    let keep = Fallocate::Allocate { keep_size: true };
+    fs.fallocate(promised.node, handle, 0, 2 * CHUNK as u64, keep)
+        .unwrap();
+    let written = fs.write(
+        promised.node,
+        handle,
+        0,
+        &pattern(seed, 3, 3 * PAGE),
+        false,
+        false,
+    );
+    written.unwrap();
+    fs.fsync(promised.node, handle, false).unwrap();
+    fs.release(promised.node, handle);
+    for node in [
+        dir,
+        link.node,
+        pages,
+        copy.node,
+        promised.node,
+        fifo.unwrap().node,
+    ] {
+        fs.forget(node, 1);
+    }
+}
+
+/// The node at a path below the root.
+fn find(fs: &Filesystem, path: &str) -> NodeId {
+    path.split('/')
+        .filter(|part| !part.is_empty())
+        .fold(ROOT, |node, part| {
+            let found = fs.lookup(node, part.as_bytes());
+            let found = found
+                .unwrap_or_else(|error| panic!("{path}: {error:?}"))
+                .node;
+            fs.forget(found, 1);
+            found
+        })
+}
