@@ -190,6 +190,11 @@ impl World {
         seen
     }
 
+    /// True when there is a snapshot of that name.
+    pub fn shows(&self, title: Title) -> bool {
+        self.find(ViewKind::Snapshot, title.text()).is_some()
+    }
+
     fn find(&self, kind: ViewKind, name: &str) -> Option<usize> {
         let mut kept = self.kept.iter();
         kept.position(|kept| kept.kind == kind && kept.name == name)
