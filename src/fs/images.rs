@@ -6,10 +6,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use parking_lot::RwLockReadGuard;
-
 use super::Filesystem;
-use super::types::NodeId;
 use super::views::{ViewError, ViewKind};
 use crate::image::{DeployOptions, Deployed, ExportOptions, Exported, Source, deploy, export};
 use crate::meta::View;

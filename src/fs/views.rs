@@ -50,7 +50,7 @@ pub enum ViewError {
         name: String,
     },
     /// There is one of that name.
-    #[error("there is a {} {name:?} already", .kind.noun())]
+    #[error("there is {} {name:?} already", .kind.with_article())]
     Exists {
         /// What is there.
         kind: ViewKind,
@@ -109,6 +109,15 @@ impl ViewKind {
         match self {
             Self::Snapshot => "snapshot",
             Self::Image => "image",
+        }
+    }
+}
+
+impl ViewKind {
+    const fn with_article(self) -> &'static str {
+        match self {
+            Self::Snapshot => "a snapshot",
+            Self::Image => "an image",
         }
     }
 }
