@@ -135,8 +135,9 @@ fn check_matrix(mode: KeyMode) {
     let own = imported.keys.active().epoch;
     drop(imported);
     assert!(own > Epoch(1));
+    let epochs = [1, own.0];
     for view in [None, Some((SNAPSHOT, "after"))] {
-        check_view(&disk, &expected("imported", view, &[1, own.0]));
+        check_view(&disk, &expected("imported", view, &epochs));
     }
     let source = set_ids(&disk, "source");
     let deployed = set_ids(&disk, "deployed");
