@@ -84,6 +84,7 @@ impl Filesystem {
     fn attr_with(&self, node: NodeId, record: &InodeRecord, live: Option<LiveAttr>) -> Attr {
         let mut attr = Attr {
             node,
+            generation: self.references.generation(node),
             size: record.size,
             blocks: 0,
             atime: record.atime,

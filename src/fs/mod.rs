@@ -185,6 +185,9 @@ pub struct Filesystem {
 pub trait KernelCache: Send + Sync + std::fmt::Debug {
     /// Returns when nothing is held back any more of what was written to these files before.
     fn write_back(&self, nodes: &[NodeId]);
+    /// True when it believes its own size and times of a file that it remembers over what it is
+    /// told of them.
+    fn believes_itself(&self) -> bool;
     /// Returns when nothing is remembered any more of these files and names (directory and name).
     fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]);
 }

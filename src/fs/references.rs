@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::types::NodeId;
 use crate::ids::{Ino, ViewId};
@@ -28,6 +28,8 @@ pub(super) struct References {
     live: Mutex<HashMap<Ino, Count>>,
     /// Open files and directories of kept views.
     kept: Mutex<HashMap<ViewId, u64>>,
+    /// How often inodes became something that the kernel must not take for what it knew.
+    renewed: RwLock<HashMap<Ino, u64>>,
 }
 
 impl References {
@@ -93,6 +95,24 @@ impl References {
         let counts = self.live.lock();
         let count = counts.get(&node.ino()).filter(|_| node.is_live());
         count.is_some_and(|count| count.writers > 0)
+    }
+
+    /// True when the kernel knows the inode.
+    pub(super) fn is_known(&self, ino: Ino) -> bool {
+        self.live.lock().contains_key(&ino)
+    }
+
+    /// Has the kernel take the inode for another one when it next looks it up: what it knows of it
+    /// is used by nobody but those who have it open, who get EIO then.
+    pub(super) fn renew(&self, ino: Ino) {
+        *self.renewed.write().entry(ino).or_default() += 1;
+    }
+
+    /// How often that was.
+    pub(super) fn generation(&self, node: NodeId) -> u64 {
+        let renewed = self.renewed.read();
+        let count = renewed.get(&node.ino()).filter(|_| node.is_live());
+        count.copied().unwrap_or(0)
     }
 
     /// Inodes that somebody has open for writing.

@@ -1,12 +1,15 @@
 //! Taking the live view, or one path of it, back to what a snapshot shows; and what differs.
 
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::types::NodeId;
+use super::types::{FileKind, NodeId};
 use super::views::{ViewError, ViewKind};
 use super::{Filesystem, FsError};
 use crate::ids::{Generation, Ino};
+use crate::meta::keys::{self, Table};
+use crate::meta::records::DirentRecord;
 use crate::meta::{MetaError, View};
 use crate::snapshot::diff::{self, Change};
 use crate::snapshot::restore::{self, Restored};
@@ -58,7 +61,8 @@ impl Filesystem {
     }
 
     /// Takes the live view back to what a snapshot shows. Newer snapshots stay. Whoever has a file
-    /// open goes on with it as it is then, or as one without a name. Durable when this returns.
+    /// open that is not in the snapshot goes on with it as one without a name; who has one open that
+    /// changes may get EIO from it. Durable when this returns.
     fn restore_all(&self, target: Generation) -> Result<(), ViewError> {
         let _turn = self.viewing.lock();
         self.write_back();
@@ -77,15 +81,64 @@ impl Filesystem {
         for ino in &restored.orphans {
             self.after_drop(Some(*ino));
         }
-        if let Some(cache) = self.cache() {
-            let nodes: Vec<_> = restored
-                .inodes
-                .iter()
-                .map(|ino| NodeId::live(*ino))
-                .collect();
-            let names = restored.names.into_iter();
-            let names: Vec<_> = names.map(|(ino, name)| (NodeId::live(ino), name)).collect();
-            cache.forget(&nodes, &names);
+        self.forget_restored(restored)
+    }
+
+    /// Has the kernel forget what is not so any more.
+    fn forget_restored(&self, restored: Restored) -> Result<(), ViewError> {
+        let Some(cache) = self.cache() else {
+            return Ok(());
+        };
+        let mut names = restored.names;
+        let mut renewed = BTreeSet::new();
+        if cache.believes_itself() {
+            for ino in &restored.inodes {
+                let record = self.meta.inode(*ino, View::LIVE)?;
+                let is_file = record
+                    .is_some_and(|record| record.kind == FileKind::Regular && record.nlink > 0);
+                if is_file && self.references.is_known(*ino) {
+                    self.references.renew(*ino);
+                    renewed.insert(*ino);
+                }
+            }
+            self.names_of(&renewed, &mut names)?;
+        }
+        let live = |ino: Ino| NodeId::live(ino);
+        let nodes: Vec<_> = restored.inodes.into_iter().map(live).collect();
+        let names: Vec<_> = names
+            .into_iter()
+            .map(|(at, name)| (live(at), name))
+            .collect();
+        cache.forget(&nodes, &names);
+        Ok(())
+    }
+
+    /// Adds the directories and names in which these inodes are. Files do not say where they are, so
+    /// all names are looked at.
+    fn names_of(
+        &self,
+        inos: &BTreeSet<Ino>,
+        names: &mut Vec<(Ino, Vec<u8>)>,
+    ) -> Result<(), MetaError> {
+        const ENTRIES: usize = 1024;
+        let mut low = Vec::new();
+        while !inos.is_empty() {
+            let rows = self
+                .meta
+                .scan(Table::Dirent, &low, &[0xFF; 9], View::LIVE, ENTRIES)?;
+            for (key, value) in &rows {
+                let entry = DirentRecord::decode(value).ok_or(MetaError::Corrupt("dirent"))?;
+                if inos.contains(&entry.ino) {
+                    let parts = keys::dirent_parts(key).zip(keys::ino_of(key));
+                    let ((_, name), parent) = parts.ok_or(MetaError::Corrupt("dirent"))?;
+                    names.push((parent, name.to_vec()));
+                }
+            }
+            match rows.into_iter().next_back() {
+                Some((last, _)) => low = last,
+                None => break,
+            }
+            low.push(0xFF);
         }
         Ok(())
     }

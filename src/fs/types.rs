@@ -58,6 +58,8 @@ impl NodeId {
 pub struct Attr {
     /// Number for the kernel.
     pub node: NodeId,
+    /// Which of the files that the number has stood for it is (FUSE: generation).
+    pub generation: u64,
     /// Length in bytes.
     pub size: u64,
     /// Allocated, in units of 512 bytes.

@@ -265,10 +265,14 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = convert::caller(request, 0);
+        let Some(flags) = convert::rename_flags(flags) else {
+            return reply.refuse(Errno::EINVAL);
+        };
+        if node(parent).holds_views() {
+            let (from, to) = ((node(parent), name), (node(new_parent), new_name));
+            return views::rename(&self.dispatch, request, caller, (from, to, flags), reply);
+        }
         self.dispatch.inline("rename", request, |fs| {
-            let Some(flags) = convert::rename_flags(flags) else {
-                return reply.refuse(Errno::EINVAL);
-            };
             let (name, new_name) = (name.as_bytes(), new_name.as_bytes());
             let done = fs.rename(
                 &caller,
@@ -471,8 +475,9 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("readdirplus", request, |fs| {
             let result = fs.read_dir_plus(node(ino), handle(fh), offset, &mut |entry, attr| {
                 let (ino, name) = (INodeNo(entry.node.0), OsStr::from_bytes(entry.name));
-                let (time, attr) = (remember(entry.node), convert::file_attr(attr));
-                !reply.add(ino, entry.next_offset, name, &time, &attr, Generation(0))
+                let (time, generation) = (remember(entry.node), Generation(attr.generation));
+                let attr = convert::file_attr(attr);
+                !reply.add(ino, entry.next_offset, name, &time, &attr, generation)
             });
             answer(reply, result, |reply, ()| reply.ok());
         });

@@ -155,7 +155,7 @@ fn serve(
     };
     mounted.tune();
     let result = notices
-        .start(session.notifier(), mounted.clone())
+        .start(session.notifier(), mounted.clone(), options.writeback)
         .and_then(|()| listen_for(signals, &mounted))
         .map_err(FuseError::Thread)
         .and_then(|()| {

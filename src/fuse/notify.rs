@@ -28,11 +28,17 @@ struct Channels {
     notifier: Notifier,
     wishes: SyncSender<Wish>,
     mounted: Mounted,
+    writeback: bool,
 }
 
 impl Notices {
     /// Starts the thread; it ends with this object.
-    pub(super) fn start(&self, notifier: Notifier, mounted: Mounted) -> io::Result<()> {
+    pub(super) fn start(
+        &self,
+        notifier: Notifier,
+        mounted: Mounted,
+        writeback: bool,
+    ) -> io::Result<()> {
         let (wishes, inbox) = sync_channel::<Wish>(64);
         std::thread::Builder::new()
             .name("notifier".to_owned())
@@ -45,6 +51,7 @@ impl Notices {
             notifier,
             wishes,
             mounted,
+            writeback,
         });
         Ok(())
     }
@@ -80,6 +87,12 @@ impl KernelCache for Notices {
         for node in nodes {
             Self::write_back(self, INodeNo(node.0));
         }
+    }
+
+    /// With writeback the kernel has the newest size and times of files, while it has the inode
+    /// (`fuse_get_cache_mask` of Linux).
+    fn believes_itself(&self) -> bool {
+        self.0.get().is_some_and(|channels| channels.writeback)
     }
 
     /// Not to be called by a thread that serves requests: the kernel waits for those.

@@ -85,7 +85,7 @@ pub(super) fn send_entry(reply: ReplyEntry, attr: Attr) {
     reply.entry(
         &remember(attr.node),
         &convert::file_attr(&attr),
-        Generation(0),
+        Generation(attr.generation),
     );
 }
 

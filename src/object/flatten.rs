@@ -84,6 +84,8 @@ impl Waiting {
 /// What is to become of the parts below the newest one.
 #[derive(Debug, PartialEq)]
 struct Plan {
+    /// The newest one, which hides pages of theirs.
+    newest: PartId,
     /// Those parts.
     before: Vec<Part>,
     /// Pages to be copied, by part; empty where parts only leave the list.
@@ -266,7 +268,7 @@ impl Contents {
             buffer.resize((run.end - run.start) as usize * PAYLOAD_BYTES, 0);
             {
                 let _gate = (!alone).then(|| file.gate.read());
-                if !older_parts_are(file, index, &plan.before) {
+                if !is_as_planned(file, index, plan) {
                     return Ok(false);
                 }
                 for (id, visible) in &plan.copies {
@@ -326,7 +328,7 @@ impl Contents {
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
         self.load_chunk(&file, one.index)?;
-        if file.state.lock().removed || !older_parts_are(&file, one.index, &one.plan.before) {
+        if file.state.lock().removed || !is_as_planned(&file, one.index, &one.plan) {
             return Ok(self.throw_away(&one));
         }
         self.replace_older(&file, one.index, &one.plan, one.part)?;
@@ -363,13 +365,17 @@ impl Contents {
     }
 }
 
-/// True while these are the parts at the end of the list, below one that is newer.
-fn older_parts_are(file: &File, index: u32, before: &[Part]) -> bool {
+/// True while the plan's parts are at the end of the list, below the one that hides pages of theirs:
+/// after a restore there may be another one on top of them.
+fn is_as_planned(file: &File, index: u32, plan: &Plan) -> bool {
     let state = file.state.lock();
-    match state.chunks.get(&index).map(|chunk| &chunk.extent) {
-        Some(Extent::Parts { parts, .. }) => parts.len() > before.len() && parts.ends_with(before),
-        _ => false,
-    }
+    let Some(Extent::Parts { parts, .. }) = state.chunks.get(&index).map(|chunk| &chunk.extent)
+    else {
+        return false;
+    };
+    let above = parts.strip_suffix(&plan.before[..]);
+    let above = above.and_then(|above| above.last());
+    above.is_some_and(|part| part.id == plan.newest)
 }
 
 /// What is to become of the parts below the newest one, if anything.
@@ -377,7 +383,7 @@ fn plan_of(chunk: &Chunk) -> Option<Plan> {
     let Extent::Parts { parts, .. } = &chunk.extent else {
         return None;
     };
-    let before = parts.get(1..)?;
+    let (newest, before) = parts.split_first()?;
     // Until a page of the newest part is durable, the one below it is what a power cut leaves.
     let mut hidden = chunk.durable.clone();
     let mut seen = Vec::with_capacity(before.len());
@@ -396,6 +402,7 @@ fn plan_of(chunk: &Chunk) -> Option<Plan> {
     }
     let rest = seen.split_off(merged);
     Some(Plan {
+        newest: newest.id,
         before: before.to_vec(),
         copies: seen.into_iter().map(|(part, v)| (part.id, v)).collect(),
         rest: rest.into_iter().map(|(part, _)| part.clone()).collect(),

@@ -237,12 +237,13 @@ impl Contents {
     }
 
     /// Takes note that files are as their records say again. Nothing of them waits for the disk, and
-    /// nobody changes anything.
+    /// nobody changes anything; who reads one relies on the chunks that he loaded.
     pub fn reload(&self, inos: impl Iterator<Item = Ino>) -> Result<(), ObjectError> {
         for ino in inos {
             let Some(file) = self.live_file(ino) else {
                 continue;
             };
+            let _gate = file.gate.write();
             match self.meta.inode(ino, View::LIVE)? {
                 Some(record) => *file.state.lock() = FileState::new(record.size, record.pages),
                 None => file.state.lock().removed = true,

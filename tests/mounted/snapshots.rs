@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::real::{Mounted, Place, command, have, need, noise, run};
@@ -304,6 +305,98 @@ fn deleted_snapshots_give_their_room_back() {
     assert!(back, "{} bytes, and {before} before", allocated());
     drop(file);
     mounted.unmount();
+}
+
+/// While a snapshot waits for what the kernel holds back, others are renamed.
+#[test]
+fn renaming_waits_for_taking_and_not_the_other_way_round() {
+    let Some(place) = Place::new("snapshot-rename", LIMIT) else {
+        return;
+    };
+    let mounted = place.fresh("", "");
+    fs::create_dir(mounted.path(".snapshots/a")).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Not by way of the directory: in there the kernel lets one at a time change something.
+        scope.spawn(|| {
+            let bytes = noise(1, 30_000_000);
+            for round in 0..10 {
+                fs::write(mounted.path("large"), &bytes).unwrap();
+                place.run(&format!("snapshot create vol s{round}")).done();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        while !done.load(Ordering::Relaxed) {
+            for (from, to) in [("a", "b"), ("b", "a")] {
+                let path = |name: &str| mounted.path(".snapshots").join(name);
+                fs::rename(path(from), path(to)).unwrap();
+            }
+        }
+    });
+    mounted.unmount();
+}
+
+/// The kernel shows what is there after a restore, not what it remembers.
+#[test]
+fn a_restore_is_seen_through_the_kernel() {
+    for options in ["", "nowriteback"] {
+        let Some(place) = Place::new("snapshot-restore", LIMIT) else {
+            return;
+        };
+        let mounted = place.fresh("", options);
+        let path = |name: &str| mounted.path(name);
+        fs::create_dir(path("dir")).unwrap();
+        for name in ["dir/longer", "dir/shorter", "touched", "removed"] {
+            fs::write(path(name), noise(1, 100_000)).unwrap();
+        }
+        fs::hard_link(path("dir/shorter"), path("other")).unwrap();
+        let seen = || {
+            let names = ["dir/longer", "dir/shorter", "other", "touched", "removed"];
+            names.map(|name| {
+                let metadata = fs::metadata(path(name)).unwrap();
+                let times = (metadata.mtime(), metadata.mtime_nsec());
+                let contents = fs::read(path(name)).unwrap();
+                assert_eq!(metadata.len(), contents.len() as u64, "{name}");
+                assert!(contents == noise(1, 100_000), "{name}");
+                (times, metadata.mode(), metadata.nlink(), metadata.blocks())
+            })
+        };
+        place.run("snapshot create vol one").done();
+        let before = seen();
+        let held = File::open(path("dir/longer")).unwrap();
+        let mut longer = OpenOptions::new()
+            .append(true)
+            .open(path("dir/longer"))
+            .unwrap();
+        longer.write_all(&noise(2, 9_000_000)).unwrap();
+        OpenOptions::new()
+            .write(true)
+            .open(path("other"))
+            .unwrap()
+            .set_len(10)
+            .unwrap();
+        fs::set_permissions(path("touched"), PermissionsExt::from_mode(0o600)).unwrap();
+        File::options()
+            .write(true)
+            .open(path("touched"))
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH)
+            .unwrap();
+        fs::remove_file(path("removed")).unwrap();
+        fs::write(path("new"), b"new").unwrap();
+        assert!(!path("removed").exists());
+        assert_eq!(fs::read_dir(mounted.dir()).unwrap().count(), 4);
+        place.run("snapshot restore vol one --yes").done();
+        assert_eq!(seen(), before);
+        assert!(!path("new").exists());
+        assert_eq!(fs::read_dir(mounted.dir()).unwrap().count(), 4);
+        drop((held, longer));
+        assert_eq!(seen(), before);
+        mounted.unmount();
+        let mounted = place.mount("vol", "mnt", options);
+        assert!(fs::read(mounted.path("dir/longer")).unwrap() == noise(1, 100_000));
+        mounted.unmount();
+    }
 }
 
 fn walk(dir: &Path) -> Vec<fs::Metadata> {
