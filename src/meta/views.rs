@@ -227,6 +227,7 @@ impl Meta {
             ..record.clone()
         };
         let mut batch = Batch::new();
+        batch.frees = true;
         batch.change(Table::View, keys::view(id), Some(record.encode()));
         self.apply(batch)?;
         Ok(())
