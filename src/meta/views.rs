@@ -41,6 +41,13 @@ impl Views {
         Some(this)
     }
 
+    fn found(&self) -> impl Iterator<Item = (&ViewId, &ViewRecord)> {
+        let mut rows = self.rows.iter();
+        std::iter::from_fn(move || {
+            rows.find(|(id, row)| row.state == ViewState::Kept && !self.hidden.contains(id))
+        })
+    }
+
     fn count(&mut self) {
         let kept = self.rows.values().filter(|r| r.state == ViewState::Kept);
         self.kept = kept.map(|record| record.generation).collect();
@@ -95,17 +102,16 @@ impl Meta {
     /// The views that can be found, by their numbers.
     pub fn views(&self) -> Vec<(ViewId, ViewRecord)> {
         let views = self.views.read();
-        let seen = views
-            .rows
-            .iter()
-            .filter(|(id, record)| record.state == ViewState::Kept && !views.hidden.contains(id));
-        seen.map(|(id, record)| (*id, record.clone())).collect()
+        let found = views.found();
+        found.map(|(id, record)| (*id, record.clone())).collect()
     }
 
     /// The view of that kind and name.
     pub fn find_view(&self, kind: ViewKind, name: &str) -> Option<(ViewId, ViewRecord)> {
-        let mut views = self.views().into_iter();
-        views.find(|(_, record)| record.kind == kind && record.name == name)
+        let views = self.views.read();
+        let mut found = views.found();
+        let found = found.find(|(_, record)| record.kind == kind && record.name == name);
+        found.map(|(id, record)| (*id, record.clone()))
     }
 
     /// What a view sees, if it can be found.
@@ -151,7 +157,9 @@ impl Meta {
         let Some(id) = self.add_row(&mut views, &record)? else {
             return Ok(None);
         };
-        self.state.write().counters.generation.0 += 1;
+        let state = &mut *self.state.write();
+        state.counters.generation.0 += 1;
+        state.first_fresh = state.counters.next_ino;
         Ok(Some((id, record)))
     }
 
