@@ -168,7 +168,9 @@ impl Meta {
         let Some(id) = self.add_row(&mut views, &record)? else {
             return Ok(None);
         };
-        self.state.write().counters.generation.0 += 1;
+        let state = &mut *self.state.write();
+        state.counters.generation.0 += 1;
+        state.first_fresh = state.counters.next_ino;
         Ok(Some((id, record)))
     }
 
