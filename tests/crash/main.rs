@@ -276,6 +276,10 @@ fn run(seed: u64) {
             }
         }
         world = after_the_end(seed, round, world);
+        // What was copied has numbers that only the survivor knows.
+        if let Some(model) = world.doubt.take().and_then(|copy| world.with_copy(&copy)) {
+            history.note(&model);
+        }
         if std::env::var_os("BILAYER_CRASH_TRACE").is_some() {
             eprintln!("seed {seed}, round {round} ended");
         }
@@ -307,7 +311,9 @@ fn after_the_end(seed: u64, round: u64, mut world: World) -> World {
         Mount::open(survivor, keystore, options)
             .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"))
     };
-    World::new(mount, CHUNK)
+    let mut after = World::new(mount, CHUNK);
+    (after.model, after.doubt) = (world.model, world.doubt);
+    after
 }
 
 fn mix(seed: u64) -> u64 {
