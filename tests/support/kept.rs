@@ -180,6 +180,10 @@ impl World {
 
     /// What `stat` shows in a view is taken down when it is first seen; later it must not change.
     fn first_sight(&self, id: u16, mut seen: Seen) -> Seen {
+        if ViewId(id) == ViewId::LIVE {
+            // It is not known whether there is one.
+            seen.attrs.clear();
+        }
         for (number, then) in &mut seen.attrs {
             let node = NodeId::new(ViewId(id), Ino(*number));
             if let Ok(attr) = self.mount().fs.getattr(node) {
