@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use clap::error::ErrorKind as ClapError;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub mod control;
 pub mod create;
 mod daemon;
 pub mod error;
 mod format;
+mod generate;
 pub mod helper;
 mod image;
 pub mod log;
@@ -103,6 +104,15 @@ enum Command {
     /// Make a customer key: RSA, in a file that only its owner may read
     #[command(after_help = "Example:\n  bilayer keygen /media/key.pem --bits 4096")]
     Keygen(KeygenArgs),
+    /// Write man pages and completions for shells below a directory
+    #[command(
+        hide = true,
+        after_help = "Example:\n  bilayer generate /usr/local/share"
+    )]
+    Generate {
+        /// Such as /usr/local/share
+        dir: PathBuf,
+    },
 }
 
 const MOUNT_HELP: &str = "\
@@ -300,6 +310,7 @@ fn execute(command: Command, log: &Log) -> Result<(), CliError> {
         Command::Snapshot(command) => snapshot::run(command),
         Command::Image(command) => image::run(command),
         Command::Keygen(args) => run_keygen(&args),
+        Command::Generate { dir } => generate::generate(Cli::command(), &dir),
     }
 }
 
@@ -422,7 +433,6 @@ fn print(text: &str) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_parser_is_sound() {

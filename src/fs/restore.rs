@@ -23,27 +23,28 @@ impl Filesystem {
         to: Option<&str>,
         emit: &mut dyn FnMut(Change),
     ) -> Result<(), ViewError> {
-        let _turn = self.viewing.lock();
-        let view = |name: &str| {
-            let (_, record) = self.found_view(ViewKind::Snapshot, name)?;
-            Ok::<_, ViewError>(View(record.generation))
-        };
-        let from = view(from)?;
+        let from = self.hold_view(ViewKind::Snapshot, from)?;
+        let to = to
+            .map(|to| self.hold_view(ViewKind::Snapshot, to))
+            .transpose()?;
         if to.is_none() && self.check_views_change().is_ok() {
             // The records know of a write once it is durable.
             self.write_back();
             self.contents.sync_all()?;
         }
-        let to = to.map_or(Ok(View::LIVE), view)?;
+        let from = View(from.record.generation);
+        let to = to
+            .as_ref()
+            .map_or(View::LIVE, |to| View(to.record.generation));
         diff::diff(&self.meta, from, to)?.into_iter().for_each(emit);
         Ok(())
     }
 
     /// Takes the live view, or with `path` what is at that path in it, back to what a snapshot shows.
     pub fn restore(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
-        let _turn = self.viewing.lock();
         self.check_views_change()?;
-        let (_, record) = self.found_view(ViewKind::Snapshot, snapshot)?;
+        let held = self.hold_view(ViewKind::Snapshot, snapshot)?;
+        let record = &held.record;
         let path = path.map_or(&[][..], |path| path.as_os_str().as_bytes());
         let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
         let parts: Vec<&[u8]> = parts
@@ -52,7 +53,7 @@ impl Filesystem {
             .collect();
         match parts.split_last() {
             None => self.restore_all(record.generation)?,
-            Some((name, parents)) => self.restore_path(&record, (parents, name))?,
+            Some((name, parents)) => self.restore_path(record, (parents, name))?,
         }
         let path = String::from_utf8_lossy(path);
         tracing::info!(target: "audit", action = "restore", snapshot, path = &*path, generation = record.generation.0);
@@ -63,6 +64,7 @@ impl Filesystem {
     /// open that is not in the snapshot goes on with it as one without a name; who has one open that
     /// changes may get EIO from it. Durable when this returns.
     fn restore_all(&self, target: Generation) -> Result<(), ViewError> {
+        let _turn = self.viewing.lock();
         self.write_back();
         let restored = {
             let pause = self.settle_contents()?;

@@ -66,8 +66,10 @@ impl Filesystem {
         if let Err(error) = self.remove_inode(holder) {
             tracing::warn!(%error, "the rest of a restore goes at the next mount");
         }
+        let replaced = placed.inspect_err(|_| self.remove_doomed())?;
+        self.after_drop(replaced);
+        // With what was replaced goes what was below it, and other names of that say so.
         self.remove_doomed();
-        self.after_drop(placed?);
         let committed = self.commit_with_room();
         if let Some(cache) = self.cache() {
             let parent = NodeId::live(parent);

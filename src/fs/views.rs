@@ -12,10 +12,11 @@
 
 use std::time::Duration;
 
+use super::types::NodeId;
 use super::views_directory::now;
 use super::{Filesystem, FsError};
 use crate::errno::Errno;
-use crate::ids::{Generation, ViewId};
+use crate::ids::{Generation, Ino, ViewId};
 use crate::image::ImageError;
 use crate::meta::records::{ViewRecord, ViewState};
 use crate::meta::{MetaError, Pause};
@@ -49,7 +50,7 @@ pub enum ViewError {
         name: String,
     },
     /// There is one of that name.
-    #[error("there is a {} {name:?} already", .kind.noun())]
+    #[error("there is {} {name:?} already", .kind.with_article())]
     Exists {
         /// What is there.
         kind: ViewKind,
@@ -108,6 +109,15 @@ impl ViewKind {
         match self {
             Self::Snapshot => "snapshot",
             Self::Image => "image",
+        }
+    }
+}
+
+impl ViewKind {
+    const fn with_article(self) -> &'static str {
+        match self {
+            Self::Snapshot => "a snapshot",
+            Self::Image => "an image",
         }
     }
 }
@@ -190,7 +200,34 @@ impl ViewInfo {
     }
 }
 
+/// A view that cannot be deleted for as long as this is there.
+#[derive(Debug)]
+pub(super) struct HeldView<'a> {
+    filesystem: &'a Filesystem,
+    node: NodeId,
+    pub(super) record: ViewRecord,
+}
+
+impl Drop for HeldView<'_> {
+    fn drop(&mut self) {
+        self.filesystem.references.closed(self.node, false);
+    }
+}
+
 impl Filesystem {
+    /// Finds a view and holds it, as one does who opens a file in it.
+    pub(super) fn hold_view(&self, kind: ViewKind, name: &str) -> Result<HeldView<'_>, ViewError> {
+        let _turn = self.viewing.lock();
+        let (id, record) = self.found_view(kind, name)?;
+        let node = NodeId::new(id, Ino::ROOT);
+        self.references.opened(node, false);
+        Ok(HeldView {
+            filesystem: self,
+            node,
+            record,
+        })
+    }
+
     /// Keeps a view of what is there now, or, with `from`, of what that snapshot shows. It is
     /// durable when this returns.
     pub fn create_view(

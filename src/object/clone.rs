@@ -167,7 +167,7 @@ impl Contents {
         if to.state.lock().chunks.get(&target).is_some_and(promised) {
             return Ok(false);
         }
-        let Some(parts) = self.link_parts(parts)? else {
+        let Some(parts) = self.link_parts(visible(parts))? else {
             return Ok(false);
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
@@ -275,6 +275,18 @@ impl Contents {
         self.meta.apply(batch)?;
         Ok(())
     }
+}
+
+/// Parts without pages that newer ones hide, which may have been given back.
+fn visible(mut parts: Vec<Part>) -> Vec<Part> {
+    let mut hidden = PageSet::new();
+    for part in &mut parts {
+        let pages = part.pages.clone();
+        part.pages.subtract(&hidden);
+        hidden.union(&pages);
+    }
+    parts.retain(|part| !part.pages.is_empty());
+    parts
 }
 
 /// The parts of a chunk, if they may be linked as they are.

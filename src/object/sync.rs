@@ -20,10 +20,10 @@ type Covered = Vec<(u32, PartId)>;
 const SYNC_ALL_FROM: usize = 32;
 
 impl Contents {
-    /// Makes everything written to the file so far durable and publishes it. What a kept view shows
-    /// is durable, and its size is not that of the live file.
+    /// Makes everything written to the file so far durable and publishes it.
     pub fn sync_file(&self, file: &File) -> Result<(), ObjectError> {
         if file.view != View::LIVE {
+            // What a kept view shows is durable, and its length is none of the live file's.
             return Ok(());
         }
         let _one = file.syncing.lock();

@@ -3,7 +3,8 @@
 //! What must hold afterwards: the volume opens by itself; names and attributes are as they were
 //! after some operation no older than the last commit that was reported done; every page of every
 //! file is as some operation since the file's last reported fsync left it; everything reads; and
-//! nothing is left over that nothing names.
+//! nothing is left over that nothing names. A kept view whose taking was reported done is there and
+//! whole, byte for byte; none that was reported dropped comes back; one in doubt is whole or not there.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]
@@ -15,7 +16,10 @@ use std::sync::Arc;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+mod snapshots;
+
 use support::comparison::read_model;
+use support::kept::{Kept, listed};
 use support::model::{Model, Number};
 use support::operation::{Operation, operation};
 use support::world::World;
@@ -31,14 +35,17 @@ type Versions = BTreeMap<Number, Vec<Arc<Vec<u8>>>>;
 
 /// What may be found after a cut.
 struct History {
+    /// Views before the last operation on them and after it.
+    kept: [Vec<Kept>; 2],
     /// Namespaces since the last commit.
     namespaces: Vec<BTreeMap<String, String>>,
     versions: Versions,
 }
 
 impl History {
-    fn new(model: &Model) -> Self {
+    fn new(model: &Model, kept: &[Kept]) -> Self {
         let mut this = Self {
+            kept: [kept.to_vec(), kept.to_vec()],
             namespaces: vec![model.namespace()],
             versions: Versions::new(),
         };
@@ -76,6 +83,15 @@ impl History {
 
     fn committed(&mut self, model: &Model) {
         self.namespaces = vec![model.namespace()];
+    }
+
+    /// All contents are durable, and the metadata too.
+    fn all_synced(&mut self, model: &Model) {
+        self.committed(model);
+        let numbers: Vec<Number> = model.inodes.keys().copied().collect();
+        for number in numbers {
+            self.synced(model, number);
+        }
     }
 
     fn synced(&mut self, model: &Model, number: Number) {
@@ -148,6 +164,7 @@ fn check(seed: u64, mount: &Mount, history: &History) {
 
 fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Operation) -> bool {
     let before = world.model.clone();
+    history.kept[0].clone_from(&world.kept);
     let target = match operation {
         Operation::Fsync(file) => world.file(*file),
         Operation::Copy { to, .. } => world.file(*to),
@@ -158,6 +175,7 @@ fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Opera
         // The background merges parts at its own times; errors are the cut's.
         world.mount().fs.tend_lists();
     }
+    history.kept[1].clone_from(&world.kept);
     if std::env::var_os("BILAYER_CRASH_TRACE").is_some() {
         eprintln!(
             "{operation:?} of {:?}: {result:?}",
@@ -182,22 +200,45 @@ fn settle(seed: u64, world: &mut World, history: &mut History, operation: &Opera
             }
         }
         (Operation::Commit, Ok(())) => history.committed(model),
+        // All that is there is in the view, and so durable.
+        (Operation::Keep(..), Ok(())) if history.kept[0].len() < history.kept[1].len() => {
+            history.all_synced(model);
+        }
+        (Operation::Restore(title), Ok(())) if world.shows(*title) => history.all_synced(model),
         _ => {}
     }
     true
 }
 
 fn number_of(world: &World, operation: &Operation) -> Option<Number> {
-    match operation {
-        Operation::Write { file, .. }
-        | Operation::Truncate { file, .. }
-        | Operation::Punch { file, .. }
-        | Operation::Zero { file, .. }
-        | Operation::Allocate { file, .. }
-        | Operation::Fsync(file) => world.file(*file),
-        Operation::Copy { to, .. } => world.file(*to),
-        _ => None,
+    operation.target().and_then(|target| world.file(target))
+}
+
+/// The views after a cut are those before or after the operation that it met, and whole.
+fn settle_views(seed: u64, mount: &Mount, history: &History) -> Vec<Kept> {
+    let found = listed(mount);
+    let is_one = |kept: &&Vec<Kept>| {
+        let there = |kept: &Kept| {
+            found
+                .iter()
+                .any(|v| (v.kind, &v.name) == (kept.kind, &kept.name))
+        };
+        kept.len() == found.len() && kept.iter().all(there)
+    };
+    let kept = history.kept.iter().find(is_one);
+    let labels = history
+        .kept
+        .each_ref()
+        .map(|kept| kept.iter().map(Kept::label).collect::<Vec<_>>());
+    let kept = kept.unwrap_or_else(|| panic!("seed {seed}: {found:?}, not one of {labels:?}"));
+    let mut kept = kept.clone();
+    for one in &mut kept {
+        let mut found = found.iter();
+        let found = found.find(|v| (v.kind, &v.name) == (one.kind, &one.name));
+        one.id = found.unwrap().id;
+        one.compare(mount);
     }
+    kept
 }
 
 fn operations(seed: u64) -> Vec<Operation> {
@@ -214,7 +255,7 @@ fn operations(seed: u64) -> Vec<Operation> {
     let strategy = operation(largest);
     let drawn = std::iter::repeat_with(|| strategy.new_tree(&mut runner).unwrap().current());
     drawn
-        .filter(|operation| !matches!(operation, Operation::Reopen))
+        .filter(|operation| !matches!(operation, Operation::Reopen | Operation::Kill))
         .take(OPERATIONS)
         .collect()
 }
@@ -224,7 +265,7 @@ fn run(seed: u64) {
     let mut world = World::new(Mount::with(None, quiet()), CHUNK);
     for round in 0..ROUNDS {
         world.adopt();
-        let mut history = History::new(&world.model);
+        let mut history = History::new(&world.model, &world.kept);
         let calls = world.mount().store.calls();
         // Drawn from the seed; beyond the work now and then.
         let within = mix(seed * ROUNDS + round) % 260;
@@ -235,12 +276,26 @@ fn run(seed: u64) {
             }
         }
         world = after_the_end(seed, round, world);
+        // What was copied has numbers that only the survivor knows.
+        if let Some(model) = world.doubt.take().and_then(|copy| world.with_copy(&copy)) {
+            history.note(&model);
+        }
+        if std::env::var_os("BILAYER_CRASH_TRACE").is_some() {
+            eprintln!("seed {seed}, round {round} ended");
+        }
+        world.kept = settle_views(seed, world.mount(), &history);
         check(seed, world.mount(), &history);
         // Once more from the beginning: what was recovered lasts.
         world.adopt();
         world.reopen();
         world.compare();
+        world.compare_kept();
     }
+    for kept in &world.kept {
+        world.mount().fs.delete_view(kept.kind, &kept.name).unwrap();
+    }
+    world.mount().fs.finish_purge().unwrap();
+    world.compare();
     world.mount.take().unwrap().finish();
 }
 
@@ -256,7 +311,9 @@ fn after_the_end(seed: u64, round: u64, mut world: World) -> World {
         Mount::open(survivor, keystore, options)
             .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"))
     };
-    World::new(mount, CHUNK)
+    let mut after = World::new(mount, CHUNK);
+    (after.model, after.doubt) = (world.model, world.doubt);
+    after
 }
 
 fn mix(seed: u64) -> u64 {

@@ -37,9 +37,14 @@ fn mixed(customer: &KeySet, infrastructure: &KeySet) -> Arc<KeySet> {
 
 /// All parts that the live view of a closed volume names.
 pub(super) fn parts(volume: &Volume) -> Vec<Part> {
+    parts_of(volume, View::LIVE)
+}
+
+/// The same of any view.
+pub(super) fn parts_of(volume: &Volume, view: View) -> Vec<Part> {
     let meta = open_meta(volume).unwrap();
     let rows = meta
-        .scan(Table::Extent, &[], &[0xFF; 9], View::LIVE, usize::MAX)
+        .scan(Table::Extent, &[], &[0xFF; 9], view, usize::MAX)
         .unwrap();
     meta.close().unwrap();
     let extents = rows.iter().map(|(_, value)| ExtentRecord::decode(value));

@@ -7,6 +7,7 @@ mod disks;
 mod export;
 mod export_crash;
 mod inheritance;
+mod matrix;
 
 #[allow(
     dead_code,

@@ -5,6 +5,7 @@
 mod support;
 
 mod stress;
+mod views;
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

@@ -470,6 +470,46 @@ fn one_path_goes_back() {
     mount.finish();
 }
 
+/// Syncing and copying what a snapshot shows says nothing of the live file.
+#[test]
+fn the_live_file_keeps_its_length_when_a_snapshot_is_synced_or_copied() {
+    let mount = Mount::new();
+    let before = pattern(1, 0, CHUNK + 1_500_000);
+    let live = mount.file(ROOT, "file", &before);
+    let copy = mount.file(ROOT, "copy", b"");
+    take(&mount, "one");
+    mount.truncate(live, 20_000).unwrap();
+    let old = mount.at(".snapshots/one/file");
+    let handle = mount.fs.open_file(&USER, old, libc::O_RDONLY).unwrap();
+    mount.fs.fsync(old, handle, false).unwrap();
+    assert!(mount.contents(live) == before[..20_000]);
+    let all = before.len() as u64;
+    let copied = mount.fs.copy_file_range(old, 0, copy, 0, all);
+    assert!(copied.unwrap() > 0);
+    mount.fs.release(old, handle);
+    assert!(mount.contents(live) == before[..20_000]);
+    let mount = mount.reopen();
+    assert!(mount.contents(mount.at("file")) == before[..20_000]);
+    mount.finish();
+}
+
+/// What is deep in a tree that was replaced has lost its name there when the restore returns.
+#[test]
+fn a_tree_that_is_replaced_goes_as_a_whole() {
+    let mount = Mount::new();
+    let dir = mount.mkdir(ROOT, "dir");
+    take(&mount, "one");
+    let deep = mount.mkdir(mount.mkdir(dir, "a"), "b");
+    let file = mount.file(deep, "file", &pattern(1, 0, 10_000));
+    mount.fs.link(file, ROOT, b"link").unwrap();
+    mount.fs.forget(file, 1);
+    restore(&mount, "one", Some("dir"));
+    assert_eq!(mount.names(mount.at("dir")), [""; 0]);
+    assert_eq!(mount.fs.getattr(file).unwrap().nlink, 1);
+    assert_eq!(mount.fs.usage().inodes, 3);
+    mount.finish();
+}
+
 /// A file copied out of a snapshot shares its objects, also with the live file that is still the
 /// same, and neither is written over when the snapshot has gone.
 #[test]

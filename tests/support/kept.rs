@@ -180,6 +180,10 @@ impl World {
 
     /// What `stat` shows in a view is taken down when it is first seen; later it must not change.
     fn first_sight(&self, id: u16, mut seen: Seen) -> Seen {
+        if ViewId(id) == ViewId::LIVE {
+            // It is not known whether there is one.
+            seen.attrs.clear();
+        }
         for (number, then) in &mut seen.attrs {
             let node = NodeId::new(ViewId(id), Ino(*number));
             if let Ok(attr) = self.mount().fs.getattr(node) {
@@ -188,6 +192,11 @@ impl World {
             }
         }
         seen
+    }
+
+    /// True when there is a snapshot of that name.
+    pub fn shows(&self, title: Title) -> bool {
+        self.find(ViewKind::Snapshot, title.text()).is_some()
     }
 
     fn find(&self, kind: ViewKind, name: &str) -> Option<usize> {
@@ -350,18 +359,37 @@ impl World {
         let (Some(copied), Some(parent)) = (entries.get(&name), parent) else {
             return (found, failed(Errno::ENOENT));
         };
-        if found != Outcome::Done {
-            return (found, Outcome::Done);
+        let copy = Copy {
+            from: *copied,
+            seen: Arc::clone(&seen),
+            parent,
+            name,
+        };
+        if found == Outcome::Done {
+            self.model = self.with_copy(&copy).expect("the copy is in its place");
+        } else {
+            self.doubt = Some(copy);
         }
-        let mut numbers = BTreeMap::new();
-        self.numbers_of(NodeId(parent), &name, &seen.model, *copied, &mut numbers);
-        self.model.remove_tree(parent, &name);
-        self.model
-            .copy_tree(&seen.model, *copied, parent, &name, &numbers);
         (found, Outcome::Done)
     }
 
-    /// Numbers that the copy of a tree got.
+    /// The model after a copy has taken its place; `None` where the filesystem does not show it.
+    pub fn with_copy(&self, copy: &Copy) -> Option<Model> {
+        let (parent, name, then) = (NodeId(copy.parent), &copy.name, &copy.seen.model);
+        let mut numbers = BTreeMap::new();
+        let there = self.numbers_of(parent, name, then, copy.from, &mut numbers);
+        // Copies are inodes of their own.
+        let mut fresh = numbers.values();
+        if !there || fresh.any(|number| self.model.inodes.contains_key(number)) {
+            return None;
+        }
+        let mut model = self.model.clone();
+        model.remove_tree(copy.parent, name);
+        model.copy_tree(then, copy.from, copy.parent, name, &numbers);
+        Some(model)
+    }
+
+    /// Numbers that the copy of a tree got. False where it is not there.
     fn numbers_of(
         &self,
         parent: NodeId,
@@ -369,15 +397,24 @@ impl World {
         model: &Model,
         from: Number,
         numbers: &mut BTreeMap<Number, Number>,
-    ) {
-        let found = self.mount().lookup(parent, name);
-        let node = found.expect("a name of the copy").node;
-        let known = *numbers.entry(from).or_insert(node.0);
-        assert_eq!(known, node.0, "names of one file");
-        for (name, child) in &model.inode(from).entries {
-            self.numbers_of(node, name, model, *child, numbers);
-        }
+    ) -> bool {
+        let Ok(found) = self.mount().lookup(parent, name) else {
+            return false;
+        };
+        let known = *numbers.entry(from).or_insert(found.node.0);
+        let mut below = model.inode(from).entries.iter();
+        known == found.node.0
+            && below.all(|(name, child)| self.numbers_of(found.node, name, model, *child, numbers))
     }
+}
+
+/// A copy of what a view shows, in the place of what was there.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    seen: Arc<Seen>,
+    from: Number,
+    parent: Number,
+    name: Vec<u8>,
 }
 
 /// An open file of a view.

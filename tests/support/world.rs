@@ -8,7 +8,7 @@ use bilayer::fs::types::{
     XattrMode,
 };
 
-use super::kept::{Kept, KeptOpen};
+use super::kept::{Copy, Kept, KeptOpen};
 use super::model::{Inode, Model, Number};
 use super::operation::{NAMES, Operation, Place, Target, XATTRS};
 use super::{Mount, USER, pattern};
@@ -27,6 +27,8 @@ pub struct World {
     pub open: Vec<Open>,
     pub kept: Vec<Kept>,
     pub kept_open: Vec<KeptOpen>,
+    /// Whether this was done is not known.
+    pub doubt: Option<Copy>,
     pub largest: usize,
 }
 
@@ -42,6 +44,7 @@ impl World {
             open: Vec::new(),
             kept: Vec::new(),
             kept_open: Vec::new(),
+            doubt: None,
             largest,
         }
     }
