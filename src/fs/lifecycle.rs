@@ -139,6 +139,7 @@ impl Filesystem {
             remounting: Mutex::new(()),
             access_times,
             viewing: Mutex::default(),
+            restoring: Mutex::default(),
             purge: Mutex::default(),
             trimming: RwLock::default(),
             cache: RwLock::default(),

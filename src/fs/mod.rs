@@ -174,6 +174,9 @@ pub struct Filesystem {
     access_times: AccessTimesNow,
     /// Held while views are taken, renamed or deleted.
     viewing: Mutex<()>,
+    /// Held while something is taken back to what a snapshot shows; before `viewing`. The whole would
+    /// take the copy away that one path is to become.
+    restoring: Mutex<()>,
     purge: Mutex<Purge>,
     /// Held exclusively while pages that nobody reads are given back.
     trimming: RwLock<()>,

@@ -43,6 +43,7 @@ impl Filesystem {
     /// Takes the live view, or with `path` what is at that path in it, back to what a snapshot shows.
     pub fn restore(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
         self.check_views_change()?;
+        let _one = self.restoring.lock();
         let held = self.hold_view(ViewKind::Snapshot, snapshot)?;
         let record = &held.record;
         let path = path.map_or(&[][..], |path| path.as_os_str().as_bytes());

@@ -573,6 +573,33 @@ fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
     mount.finish();
 }
 
+/// The copy that a path is to become is not in the snapshot that the whole goes back to.
+#[test]
+fn the_whole_and_one_path_go_back_one_after_the_other() {
+    let mount = Mount::new();
+    let dir = mount.mkdir(ROOT, "dir");
+    for number in 0..300 {
+        mount.file(dir, &format!("f{number}"), b"before");
+    }
+    take(&mount, "one");
+    std::thread::scope(|scope| {
+        let path = scope.spawn(|| {
+            for _ in 0..20 {
+                restore(&mount, "one", Some("dir"));
+            }
+        });
+        while !path.is_finished() {
+            restore(&mount, "one", None);
+        }
+        path.join().unwrap();
+    });
+    let names = mount.names(mount.at("dir"));
+    assert_eq!(names.len(), 300);
+    drop_it(&mount, "one");
+    mount.fs.finish_purge().unwrap();
+    mount.finish();
+}
+
 #[test]
 fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
     let mount = Mount::new();
