@@ -181,7 +181,7 @@ impl Filesystem {
     }
 
     /// Drops some of what only deleted views saw. True when more is left.
-    fn purge_some(&self) -> bool {
+    pub(super) fn purge_some(&self) -> bool {
         if self.is_read_only() || self.meta.check_writable().is_err() {
             return false;
         }

@@ -77,11 +77,13 @@ impl Filesystem {
                 ));
             })?
         };
-        self.commit_now()?;
+        let committed = self.commit_with_room();
         for ino in &restored.orphans {
             self.after_drop(Some(*ino));
         }
-        self.forget_restored(restored)
+        // It is so, durably or not yet.
+        self.forget_restored(restored)?;
+        Ok(committed?)
     }
 
     /// Has the kernel forget what is not so any more.

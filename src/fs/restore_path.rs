@@ -70,12 +70,12 @@ impl Filesystem {
         self.after_drop(replaced);
         // With what was replaced goes what was below it, and other names of that say so.
         self.remove_doomed();
-        self.commit_now()?;
+        let committed = self.commit_with_room();
         if let Some(cache) = self.cache() {
             let parent = NodeId::live(parent);
             cache.forget(&[parent], &[(parent, name.to_vec())]);
         }
-        Ok(())
+        Ok(committed?)
     }
 
     /// The directory at a path.

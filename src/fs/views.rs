@@ -272,7 +272,15 @@ impl Filesystem {
             }
         };
         let (id, record) = made.ok_or(ViewError::TooMany)?;
-        self.commit_now()?;
+        if let Err(error) = self.commit_with_room() {
+            // Who is told that there is none finds none.
+            self.meta.hide_view(id, true);
+            if self.meta.write_leaving(id).is_ok() {
+                let _pause = self.meta.pause();
+                self.meta.release_view(id);
+            }
+            return Err(error.into());
+        }
         tracing::info!(target: "audit", action = "create-view", kind = kind.noun(), name, generation = record.generation.0);
         Ok(ViewInfo::new(id, &record, 0))
     }
@@ -324,7 +332,9 @@ impl Filesystem {
             });
         }
         let gone = self.meta.write_leaving(id).map_err(FsError::from);
-        if let Err(error) = gone.and_then(|()| self.commit_now()) {
+        if let Err(error) = gone.and_then(|()| self.commit_with_room()) {
+            // As it was; what cannot be written any more is not there after the next mount either.
+            let _ = self.meta.put_view(id, &record);
             self.meta.hide_view(id, false);
             return Err(error.into());
         }
@@ -352,10 +362,12 @@ impl Filesystem {
         self.check_free_name(kind, to)?;
         let renamed = ViewRecord {
             name: to.to_owned(),
-            ..record
+            ..record.clone()
         };
         self.meta.put_view(id, &renamed)?;
-        self.commit_now()?;
+        self.commit_with_room().inspect_err(|_| {
+            let _ = self.meta.put_view(id, &record);
+        })?;
         tracing::info!(target: "audit", action = "rename-view", kind = kind.noun(), name, to);
         Ok(())
     }

@@ -103,14 +103,8 @@ impl Filesystem {
     pub(super) fn views_inode(&self, directory: ViewsDirectory) -> Result<InodeRecord, Errno> {
         let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
         let root = root.ok_or(Errno::EIO)?;
-        let mut count = 0;
-        let mut changed = root.crtime;
-        for (_, record) in self.meta.views() {
-            if record.kind == directory.0 {
-                count += 1;
-                changed = changed.max(record.created);
-            }
-        }
+        let (count, newest) = self.meta.count_views(directory.0);
+        let changed = newest.unwrap_or(root.crtime);
         Ok(InodeRecord {
             perm: 0o755,
             nlink: 2 + count,

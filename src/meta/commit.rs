@@ -102,6 +102,7 @@ impl Meta {
 
     /// Queues an object's name to be unlinked once the batch is durable.
     pub fn put_garbage(&self, batch: &mut Batch, name: ObjectName) {
+        batch.frees = true;
         batch.change(
             Table::Garbage,
             keys::number(self.allocate_garbage()),
@@ -125,7 +126,7 @@ impl Meta {
             .used_pages
             .saturating_add_signed(batch.used_pages);
         state.counters.inodes = state.counters.inodes.saturating_add_signed(batch.inodes);
-        state.pending_removes |= batch.used_pages < 0 || batch.inodes < 0;
+        state.pending_removes |= batch.frees || batch.used_pages < 0 || batch.inodes < 0;
         state.pending.apply(batch);
         state.applied += 1;
         Ok(BatchNumber(state.applied))

@@ -122,6 +122,9 @@ struct State {
     committing: Arc<Overlay>,
     committed: Arc<Committed>,
     counters: Counters,
+    /// From this inode on all have been made in the live generation, and so has every record that
+    /// is theirs: to look for older versions would be in vain.
+    first_fresh: Ino,
     /// Number of the newest batch.
     applied: u64,
 }
@@ -204,6 +207,7 @@ impl Meta {
             pending_removes: false,
             committing: Arc::default(),
             committed,
+            first_fresh: counters.next_ino,
             counters,
             applied: 0,
         };
@@ -432,10 +436,17 @@ impl Meta {
         logical: &[u8],
         view: View,
     ) -> Result<Option<(Generation, Vec<u8>)>, MetaError> {
-        let generation = self.generation();
+        let (generation, first_fresh) = {
+            let state = self.state.read();
+            (state.counters.generation, state.first_fresh)
+        };
         let mut key = keys::versioned(logical, generation);
-        if generation == FIRST_GENERATION {
+        let is_fresh = keys::ino_of(logical).is_some_and(|ino| ino >= first_fresh);
+        if generation == FIRST_GENERATION || (is_fresh && view.0 >= generation) {
             return Ok(self.physical(table, &key)?.map(|value| (generation, value)));
+        }
+        if is_fresh {
+            return Ok(None);
         }
         if view.0 >= generation
             && let Some(value) = self.uncommitted(table, &key)

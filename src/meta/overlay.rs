@@ -27,6 +27,8 @@ pub struct Batch {
     pub used_pages: i64,
     /// By how much the number of inodes changes.
     pub inodes: i64,
+    /// It makes room on the disk once it is durable.
+    pub(super) frees: bool,
 }
 
 impl Batch {

@@ -212,6 +212,7 @@ impl Meta {
         if is_extent {
             keep.extend(object_names(newest)?);
         }
+        batch.frees |= dropped;
         self.let_go(batch, logical, &gone, &keep);
         Ok(dropped)
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::keys::{self, Table};
 use super::permit::{Pause, Permit};
-use super::records::{ViewKind, ViewRecord, ViewState};
+use super::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use super::{Batch, Meta, MetaError, View};
 use crate::ids::{Generation, ViewId};
 
@@ -55,6 +55,15 @@ impl Views {
         self.kept.last().copied().unwrap_or_default()
     }
 
+    /// Those that can be found.
+    fn seen(&self) -> impl Iterator<Item = (ViewId, &ViewRecord)> {
+        let seen = self
+            .rows
+            .iter()
+            .filter(|(id, record)| record.state == ViewState::Kept && !self.hidden.contains(id));
+        seen.map(|(id, record)| (*id, record))
+    }
+
     fn next_id(&self, after: ViewId) -> Option<ViewId> {
         let free = |id: &u16| *id != ViewId::LIVE.0 && !self.rows.contains_key(&ViewId(*id));
         (after.0.saturating_add(1)..=u16::MAX)
@@ -95,17 +104,25 @@ impl Meta {
     /// The views that can be found, by their numbers.
     pub fn views(&self) -> Vec<(ViewId, ViewRecord)> {
         let views = self.views.read();
-        let seen = views
-            .rows
-            .iter()
-            .filter(|(id, record)| record.state == ViewState::Kept && !views.hidden.contains(id));
-        seen.map(|(id, record)| (*id, record.clone())).collect()
+        let seen = views.seen();
+        seen.map(|(id, record)| (id, record.clone())).collect()
+    }
+
+    /// How many views of that kind there are, and when the newest was taken.
+    pub fn count_views(&self, kind: ViewKind) -> (u32, Option<Timespec>) {
+        let views = self.views.read();
+        let of_kind = views.seen().filter(|(_, record)| record.kind == kind);
+        of_kind.fold((0, None), |(count, newest), (_, record)| {
+            (count + 1, newest.max(Some(record.created)))
+        })
     }
 
     /// The view of that kind and name.
     pub fn find_view(&self, kind: ViewKind, name: &str) -> Option<(ViewId, ViewRecord)> {
-        let mut views = self.views().into_iter();
-        views.find(|(_, record)| record.kind == kind && record.name == name)
+        let views = self.views.read();
+        let mut seen = views.seen();
+        let found = seen.find(|(_, record)| record.kind == kind && record.name == name);
+        found.map(|(id, record)| (id, record.clone()))
     }
 
     /// What a view sees, if it can be found.
@@ -151,7 +168,9 @@ impl Meta {
         let Some(id) = self.add_row(&mut views, &record)? else {
             return Ok(None);
         };
-        self.state.write().counters.generation.0 += 1;
+        let state = &mut *self.state.write();
+        state.counters.generation.0 += 1;
+        state.first_fresh = state.counters.next_ino;
         Ok(Some((id, record)))
     }
 
@@ -210,6 +229,7 @@ impl Meta {
             ..record.clone()
         };
         let mut batch = Batch::new();
+        batch.frees = true;
         batch.change(Table::View, keys::view(id), Some(record.encode()));
         self.apply(batch)?;
         Ok(())

@@ -150,19 +150,18 @@ impl Contents {
         if !there || !self.may_link(from, source_offset, to, target_offset, len) {
             return Ok(false);
         }
-        self.load_chunk(from, source)?;
         self.load_chunk(changing, source)?;
         self.load_chunk(to, target)?;
-        let parts = {
+        let parts = if from.view == View::LIVE {
             let state = from.state.lock();
-            match state.chunks.get(&source) {
-                Some(chunk) if !chunk.needs_sync() => match &chunk.extent {
-                    // What is linked is not written in place any more: a promise would be lost.
-                    Extent::Parts { parts, .. } if chunk.reserved.is_empty() => parts.clone(),
-                    _ => return Ok(false),
-                },
-                _ => return Ok(false),
-            }
+            state.chunks.get(&source).and_then(parts_to_link)
+        } else {
+            // As recorded now: hidden pages may have been given back since it was read.
+            let record = self.meta.extent(from.ino, ChunkIndex(source), from.view)?;
+            parts_to_link(&Self::chunk_of(source, from.size(), record))
+        };
+        let Some(parts) = parts else {
+            return Ok(false);
         };
         let promised = |chunk: &Chunk| !chunk.reserved.is_empty();
         if to.state.lock().chunks.get(&target).is_some_and(promised) {
@@ -288,6 +287,17 @@ fn visible(mut parts: Vec<Part>) -> Vec<Part> {
     }
     parts.retain(|part| !part.pages.is_empty());
     parts
+}
+
+/// The parts of a chunk, if they may be linked as they are.
+fn parts_to_link(chunk: &Chunk) -> Option<Vec<Part>> {
+    match &chunk.extent {
+        // What is linked is not written in place any more: a promise would be lost.
+        Extent::Parts { parts, .. } if !chunk.needs_sync() && chunk.reserved.is_empty() => {
+            Some(parts.clone())
+        }
+        _ => None,
+    }
 }
 
 /// True for errors that say "no link here" and not "no store here".

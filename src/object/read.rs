@@ -8,6 +8,13 @@ use crate::ids::PageIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
 use crate::meta::records::PartId;
 
+/// A read as long as this is one of a program, or of the kernel, that reads in order ...
+const LONG_READ_BYTES: u64 = 64 << 10;
+/// ... and with so many stretches it goes back and forth between objects.
+const SEVERAL: usize = 3;
+/// Pages behind such a read that are read ahead: half a MiB.
+const AHEAD_PAGES: u32 = 128;
+
 /// Where the bytes of a stretch of a chunk come from.
 enum Source {
     /// Nowhere: zeros.
@@ -64,6 +71,7 @@ impl Contents {
             }
             plan(&state, index, bytes, &mut stretches);
         }
+        self.read_ahead(&stretches)?;
         for Stretch { bytes, source } in stretches {
             let piece = &mut out[(bytes.start - start) as usize..(bytes.end - start) as usize];
             match source {
@@ -75,6 +83,32 @@ impl Contents {
         let size_here = file.size().saturating_sub(u64::from(index) * CHUNK_BYTES);
         if size_here < start + out.len() as u64 {
             out[size_here.saturating_sub(start) as usize..].fill(0);
+        }
+        Ok(())
+    }
+
+    /// Where a long read takes pages from several objects in turn, the backing filesystem sees
+    /// single pages of each, and would read them one after the other.
+    fn read_ahead(&self, stretches: &[Stretch]) -> Result<(), ObjectError> {
+        let (Some(first), Some(last)) = (stretches.first(), stretches.last()) else {
+            return Ok(());
+        };
+        if stretches.len() < SEVERAL || last.bytes.end - first.bytes.start < LONG_READ_BYTES {
+            return Ok(());
+        }
+        let mut spans: Vec<(PartId, Range<u32>)> = Vec::new();
+        for Stretch { bytes, source } in stretches {
+            let Source::Part(id) = source else { continue };
+            let pages = pages_touching(bytes.clone());
+            match spans.iter_mut().find(|(one, _)| one == id) {
+                Some((_, span)) => span.end = pages.end,
+                None => spans.push((*id, pages)),
+            }
+        }
+        for (id, span) in spans {
+            // A sequential reader comes for what follows next.
+            let span = span.start..(span.end + AHEAD_PAGES).min(CHUNK_PAGES);
+            self.objects.open(id)?.will_need(&page_range(&span));
         }
         Ok(())
     }

@@ -75,6 +75,16 @@ impl ContentsFile {
         GEOMETRY.pages(PlainOffset(offset), len_bytes)
     }
 
+    /// Has pages read ahead that are soon to be read. Nothing is waited for, and no lock is needed.
+    pub fn will_need(&self, pages: &Range<PageIndex>) {
+        if let (Ok(start), Ok(end)) = (
+            GEOMETRY.sealed_offset(pages.start, Slot::A),
+            GEOMETRY.sealed_offset(pages.end, Slot::A),
+        ) {
+            self.file.will_need(start.0, end.0.saturating_sub(start.0));
+        }
+    }
+
     /// Fills `out` from `offset`. Every page overlapped must exist and open.
     ///
     /// # Errors

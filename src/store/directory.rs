@@ -389,6 +389,10 @@ impl StoreFile for DirectoryFile {
         allow_unsupported(files::reserve(&self.0, offset, len_bytes))
     }
 
+    fn will_need(&self, offset: u64, len_bytes: u64) {
+        files::will_need(&self.0, offset, len_bytes);
+    }
+
     fn sync(&self) -> io::Result<()> {
         loop {
             match self.0.sync_data() {

@@ -157,6 +157,9 @@ pub trait StoreFile: Send + Sync + Debug {
     /// Sets space aside for the range without changing the length. ENOSPC when there is none; Ok
     /// where the backing filesystem cannot reserve.
     fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()>;
+    /// Has the range read ahead, without waiting for it, where the backing filesystem can: whoever
+    /// reads from several files in turn waits once for all of them then.
+    fn will_need(&self, _offset: u64, _len_bytes: u64) {}
     /// `fdatasync`: bytes and length are durable when it returns.
     fn sync(&self) -> io::Result<()>;
     /// What `fstat` says.

@@ -208,6 +208,18 @@ pub fn punch_hole(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()
     allocate_raw(file, mode, offset, len_bytes)
 }
 
+/// Has a range read ahead. That it cannot be does no harm.
+pub fn will_need(file: impl AsFd, offset: u64, len_bytes: u64) {
+    if let (Ok(offset), Ok(len)) = (
+        libc::off64_t::try_from(offset),
+        libc::off64_t::try_from(len_bytes),
+    ) {
+        let file = file.as_fd().as_raw_fd();
+        // SAFETY: takes no pointers; the descriptor is open for the call.
+        unsafe { libc::posix_fadvise64(file, offset, len, libc::POSIX_FADV_WILLNEED) };
+    }
+}
+
 /// Sets space aside for a range; the length stays.
 pub fn reserve(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
     allocate_raw(file, libc::FALLOC_FL_KEEP_SIZE, offset, len_bytes)

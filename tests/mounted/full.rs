@@ -156,3 +156,60 @@ fn a_disk_that_others_fill_does_not_break_the_volume() {
     assert!(fs::read(mounted.path("after")).unwrap() == noise(2, 500_000));
     mounted.unmount();
 }
+
+/// What is refused for want of room has not happened, and deleting makes room.
+#[test]
+fn views_of_a_full_disk() {
+    let test = "full-views";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(disk) = SmallDisk::new(&place, 100, test) else {
+        return;
+    };
+    place.run("create disk/vol").done();
+    let mounted = place.mount("disk/vol", "mnt", "commit=1");
+    let before = fill_some(mounted.dir());
+    place.run("snapshot create mnt one").done();
+    for (name, _) in &before {
+        fs::remove_file(mounted.path(name)).unwrap();
+    }
+    fill(mounted.dir(), "after", 300_000);
+    // What is left is less than a commit sets aside.
+    fs::write(disk.0.join("other"), vec![1; 100 << 20]).unwrap_err();
+    let names = |dir: &str| -> Vec<_> {
+        let entries = fs::read_dir(mounted.path(dir)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let mut taken = vec![std::ffi::OsString::from("one")];
+    for number in 0..40 {
+        // The times of a directory are a change of the metadata.
+        fs::create_dir(mounted.path(&format!("dir{number}"))).ok();
+        let name = format!("two{number:02}");
+        match fs::create_dir(mounted.path(".snapshots").join(&name)) {
+            Ok(()) => taken.push(name.into()),
+            Err(error) => assert!(is_full(&error), "{error}"),
+        }
+        assert_eq!(names(".snapshots"), taken);
+    }
+    for name in &taken {
+        fs::remove_dir(mounted.path(".snapshots").join(name)).unwrap();
+    }
+    assert!(names(".snapshots").is_empty());
+    // As much as was there before fits again.
+    for (name, seed) in &before {
+        write_synced(&mounted.path(name), &noise(*seed, 1_000_000)).unwrap();
+    }
+    mounted.unmount();
+}
+
+fn fill_some(dir: &Path) -> Vec<(String, u64)> {
+    let names = (0..30).map(|seed| (format!("before-{seed}"), seed));
+    let names: Vec<_> = names.collect();
+    for (name, seed) in &names {
+        write_synced(&dir.join(name), &noise(*seed, 1_000_000)).unwrap();
+    }
+    names
+}

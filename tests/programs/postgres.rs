@@ -1,5 +1,6 @@
 //! PostgreSQL with page checksums, by an ordinary user: whole after a clean stop, after a killed
-//! server, and after a killed daemon, with everything that was committed.
+//! server, and after a killed daemon, with everything that was committed; and so is what a snapshot
+//! shows that is taken in the middle of it all.
 //!
 //! The server is this test's own, on a socket of its own; the machine's clusters are not touched.
 
@@ -21,6 +22,9 @@ const USER: u32 = 65_534;
 /// Time for a server to start; it does so several times.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const CLIENTS: &str = "--client=3";
+/// How many snapshots are taken while the server is at work, unless [`ROUNDS`] says otherwise.
+const SNAPSHOTS: u32 = 2;
+const ROUNDS: &str = "BILAYER_TESTS_POSTGRES_SNAPSHOTS";
 
 /// Where the newest of Debian's versions has its programs.
 fn programs() -> Option<PathBuf> {
@@ -42,10 +46,33 @@ struct Cluster<'a> {
     place: &'a Place,
     programs: PathBuf,
     data: PathBuf,
+    /// Directory of its socket and log.
+    socket: PathBuf,
     server: Option<Child>,
 }
 
-impl Cluster<'_> {
+impl<'a> Cluster<'a> {
+    /// One that is yet to be made, in a directory of the mount.
+    fn new(place: &'a Place, programs: PathBuf) -> Self {
+        let data = place.path("mnt/data");
+        fs::create_dir(&data).unwrap();
+        chown(&data, Some(USER), Some(USER)).unwrap();
+        Self::of(place, programs, data, "socket")
+    }
+
+    /// The one of that directory.
+    fn of(place: &'a Place, programs: PathBuf, data: PathBuf, socket: &str) -> Self {
+        let socket = place.dir(socket);
+        chown(&socket, Some(USER), Some(USER)).unwrap();
+        Self {
+            place,
+            programs,
+            data,
+            socket,
+            server: None,
+        }
+    }
+
     /// One of the programs as the cluster's user.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let id = USER.to_string();
@@ -57,7 +84,7 @@ impl Cluster<'_> {
         self.place.environment(&mut as_user);
         as_user
             .env("PGDATA", &self.data)
-            .env("PGHOST", self.place.path("socket"))
+            .env("PGHOST", &self.socket)
             .env("PGUSER", "owner")
             .env("PGDATABASE", "postgres");
         as_user
@@ -89,32 +116,34 @@ impl Cluster<'_> {
             "initdb",
             &[&options[..], &["--wal-segsize=1", "--no-instructions"]].concat(),
         );
-        let socket = self.place.path("socket");
         let settings = format!(
             "listen_addresses = ''\nunix_socket_directories = '{}'\n\
              shared_buffers = 4MB\nmax_wal_size = 8MB\nmin_wal_size = 2MB\n\
              checkpoint_timeout = 30s\nrestart_after_crash = off\n",
-            socket.display()
+            self.socket.display()
         );
         let file = self.data.join("postgresql.auto.conf");
         fs::write(&file, settings).unwrap();
     }
 
+    /// The last of equal settings counts.
+    fn set(&self, settings: &str) {
+        let path = self.data.join("postgresql.auto.conf");
+        let mut file = File::options().append(true).open(path).unwrap();
+        file.write_all(settings.as_bytes()).unwrap();
+    }
+
     /// As one does on filesystems that copy on write: nothing of the log is on disk before it is
     /// synced, neither length nor place, while the default is to write over what is there.
     fn write_the_log_to_new_files(&self) {
-        let path = self.data.join("postgresql.auto.conf");
-        let mut settings = File::options().append(true).open(path).unwrap();
-        settings
-            .write_all(b"wal_recycle = off\nwal_init_zero = off\n")
-            .unwrap();
+        self.set("wal_recycle = off\nwal_init_zero = off\n");
     }
 
     /// Starts the server. A killed one's children may still have its memory for a moment, and then
     /// it ends at once.
     #[track_caller]
     fn start(&mut self) {
-        let path = self.place.path("socket/log");
+        let path = self.socket.join("log");
         let log = File::options()
             .create(true)
             .append(true)
@@ -169,6 +198,13 @@ impl Cluster<'_> {
         pgbench.spawn().unwrap()
     }
 
+    /// How many were committed so far.
+    #[track_caller]
+    fn transactions(&self) -> u64 {
+        let count = self.sql("SELECT count(*) FROM pgbench_history");
+        count.parse().unwrap()
+    }
+
     /// Everything is whole, and the transactions are all there or not at all.
     #[track_caller]
     fn check(&self, at_least: u64) -> u64 {
@@ -185,10 +221,7 @@ impl Cluster<'_> {
         let mut sums = sums.split('|');
         let first = sums.next().unwrap();
         assert!(sums.all(|sum| sum == first), "{first} and others");
-        let count = self
-            .sql("SELECT count(*) FROM pgbench_history")
-            .parse()
-            .unwrap();
+        let count = self.transactions();
         assert!(count >= at_least, "{count} transactions of {at_least}");
         count
     }
@@ -213,35 +246,32 @@ fn committed(bench: Child) -> u64 {
     number.split('/').next().unwrap().trim().parse().unwrap()
 }
 
-#[test]
-fn a_cluster_is_whole_after_every_crash() {
-    let test = "postgres";
+/// Where an ordinary user may go, with an empty volume; and the server's programs.
+fn prepared(test: &'static str, limit: Duration) -> Option<(Place, PathBuf)> {
     let Some(found) = programs() else {
         need(
             false,
             test,
             "initdb, pgbench or pg_amcheck is missing; install postgresql",
         );
-        return;
+        return None;
     };
-    if !equipped(test, &[("setpriv", "util-linux")]) || Place::new(test, TEST_LIMIT).is_none() {
-        return;
+    if !equipped(test, &[("setpriv", "util-linux")]) || Place::new(test, limit).is_none() {
+        return None;
     }
-    // Where an ordinary user may go.
-    let place = Place::at(test, TEST_LIMIT, Path::new("/var/tmp"));
+    let place = Place::at(test, limit, Path::new("/var/tmp"));
     fs::set_permissions(place.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-    chown(place.dir("socket"), Some(USER), Some(USER)).unwrap();
     place.run("create vol").done();
-    let mut cluster = Cluster {
-        place: &place,
-        programs: found,
-        data: place.path("mnt/data"),
-        server: None,
-    };
+    Some((place, found))
+}
 
+#[test]
+fn a_cluster_is_whole_after_every_crash() {
+    let Some((place, found)) = prepared("postgres", TEST_LIMIT) else {
+        return;
+    };
     let mounted = place.mount("vol", "mnt", "");
-    fs::create_dir(&cluster.data).unwrap();
-    chown(&cluster.data, Some(USER), Some(USER)).unwrap();
+    let mut cluster = Cluster::new(&place, found);
     cluster.make();
     cluster.start();
     cluster.run("pgbench", &["--initialize", "--quiet"]);
@@ -279,6 +309,64 @@ fn a_cluster_is_whole_after_every_crash() {
     let mounted = place.mount("vol", "mnt", "");
     cluster.start();
     let count = cluster.check(count);
+    cluster.stop();
+    mounted.unmount();
+
+    let mounted = place.mount("vol", "mnt", "");
+    cluster.start();
+    assert_eq!(cluster.check(count), count);
+    cluster.stop();
+    mounted.unmount();
+}
+
+/// Copied out of the snapshot it is what a crash at that moment would have left, with all that was
+/// committed before, and nothing of what came later.
+#[test]
+fn what_a_snapshot_shows_starts_up() {
+    let rounds = std::env::var(ROUNDS).map_or(SNAPSHOTS, |rounds| rounds.parse().unwrap());
+    let limit = TEST_LIMIT + rounds * SCRIPT_LIMIT;
+    let Some((place, found)) = prepared("postgres-snapshot", limit) else {
+        return;
+    };
+    let mounted = place.mount("vol", "mnt", "");
+    let mut cluster = Cluster::new(&place, found.clone());
+    cluster.make();
+    cluster.start();
+    cluster.run("pgbench", &["--initialize", "--quiet"]);
+    cluster.sql("CREATE EXTENSION amcheck");
+
+    for round in 0..rounds {
+        let mut bench = cluster.bench();
+        // Not always at the same moment of what the server does by time.
+        std::thread::sleep(Duration::from_millis(1000 + u64::from(round) * 137));
+        let before = cluster.transactions();
+        let snapshot = place.path(&format!("mnt/.snapshots/round-{round}"));
+        fs::create_dir(&snapshot).unwrap();
+        let after = cluster.transactions();
+        std::thread::sleep(Duration::from_millis(300));
+
+        let name = format!("copy-{round}");
+        let copied = place.path(&name);
+        let mut cp = command("cp", ["-a".as_ref(), snapshot.join("data").as_os_str()]);
+        run_within(cp.arg(&copied), SCRIPT_LIMIT).done();
+        bench.kill().unwrap();
+        bench.wait().unwrap();
+
+        // It names the server that runs.
+        fs::remove_file(copied.join("postmaster.pid")).unwrap();
+        let mut copy = Cluster::of(&place, found.clone(), copied, &format!("socket-{name}"));
+        let socket = copy.socket.display();
+        copy.set(&format!("unix_socket_directories = '{socket}'\n"));
+        copy.start();
+        let count = copy.check(before);
+        assert!(count <= after, "{count} transactions, later {after}");
+        copy.stop();
+        fs::remove_dir_all(&copy.data).unwrap();
+        if round % 2 == 1 {
+            fs::remove_dir(&snapshot).unwrap();
+        }
+    }
+    let count = cluster.check(1);
     cluster.stop();
     mounted.unmount();
 

@@ -532,6 +532,47 @@ fn a_copy_out_of_a_snapshot_is_a_file_of_its_own() {
 }
 
 /// A view that is deleted while what another one held is being dropped gets its own turn.
+/// Whole chunks of it are linked, which makes their source durable first: the live file under the
+/// same number is another one.
+#[test]
+fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
+    let mount = Mount::new();
+    let before = pattern(1, 0, 2 * CHUNK);
+    mount.file(ROOT, "f", &before);
+    take(&mount, "one");
+    let now = pattern(2, 0, 3 * CHUNK + 1000);
+    overwrite(&mount, "f", 0, &now);
+    mount.fs.sync().unwrap();
+    let to = mount.file(ROOT, "copy", b"");
+    let from = mount.at(".snapshots/one/f");
+    let len = before.len() as u64;
+    assert_eq!(mount.fs.copy_file_range(from, 0, to, 0, len), Ok(len));
+    restore(&mount, "one", Some("f"));
+    mount.fs.link(mount.at("copy"), ROOT, b"other").unwrap();
+    take(&mount, "two");
+    mount.truncate(mount.at("other"), 10).unwrap();
+    restore(&mount, "two", Some("copy"));
+    let check = |mount: &Mount| {
+        assert!(mount.contents(mount.at("f")) == before);
+        assert!(mount.contents(mount.at("copy")) == before);
+        assert!(mount.contents(mount.at("other")) == before[..10]);
+        assert!(mount.contents(mount.at(".snapshots/two/other")) == before);
+    };
+    check(&mount);
+    let mount = mount.reopen();
+    check(&mount);
+    // And without a restore in between.
+    overwrite(&mount, "other", 0, &now);
+    mount.fs.sync().unwrap();
+    let to = mount.file(ROOT, "third", b"");
+    let from = mount.at(".snapshots/two/other");
+    assert_eq!(mount.fs.copy_file_range(from, 0, to, 0, len), Ok(len));
+    let mount = mount.reopen();
+    assert!(mount.contents(mount.at("other")) == now);
+    assert!(mount.contents(mount.at("third")) == before);
+    mount.finish();
+}
+
 #[test]
 fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
     let mount = Mount::new();

@@ -11,24 +11,21 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use bilayer_bench::Outcome;
+use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
+use bilayer_bench::image::Image;
 use clap::Parser;
 
-mod filesystems;
-mod image;
 mod report;
-mod tree;
 mod workloads;
 
-use filesystems::{Filesystem, Kind, Programs};
-use image::Image;
 use report::Report;
 use workloads::{Inputs, Sizes};
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+const IMAGE_BYTES: u64 = 6 << 30;
 
 /// Compare a plain directory, gocryptfs and bilayer.
 #[derive(Parser, Debug)]
@@ -49,6 +46,9 @@ struct Arguments {
     /// The program to measure [default: `bilayer` beside this program]
     #[arg(long, value_name = "FILE")]
     bilayer: Option<PathBuf>,
+    /// Another version of the program, to be compared as `before`
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
     /// Filesystems to compare
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kind::ALL)]
     only: Vec<Kind>,
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
-    let programs = Programs::find(arguments.bilayer.clone())?;
+    let programs = Programs::find(arguments.bilayer.clone(), arguments.before.clone())?;
     let mut kinds = Vec::new();
     for &kind in &arguments.only {
         if kind == Kind::Gocryptfs && !programs.has_gocryptfs() {
@@ -73,6 +73,9 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         } else if !kinds.contains(&kind) {
             kinds.push(kind);
         }
+    }
+    if programs.has_before() && !kinds.contains(&Kind::Before) {
+        kinds.push(Kind::Before);
     }
     let top = tempfile::Builder::new()
         .prefix("bilayer-compare-")
@@ -107,7 +110,9 @@ fn one(
     report: &mut Report,
 ) -> Outcome<()> {
     let place = tempfile::Builder::new().prefix("round-").tempdir_in(top)?;
-    let image = ext4.then(|| Image::make(place.path())).transpose()?;
+    let image = ext4
+        .then(|| Image::make(place.path(), IMAGE_BYTES))
+        .transpose()?;
     let backing = image.as_ref().map_or(place.path(), Image::root);
     let mut filesystem = Filesystem::make(kind, programs, backing)?;
     workloads::run(&mut filesystem, inputs, &mut |workload, measured| {
@@ -116,7 +121,7 @@ fn one(
     drop(filesystem);
     drop(image);
     place.close()?;
-    filesystems::sync_backing(top)
+    sync_backing(top)
 }
 
 /// Processes that were running during the last minute, on average.

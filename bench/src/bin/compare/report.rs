@@ -4,7 +4,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::filesystems::Kind;
+use bilayer_bench::filesystems::Kind;
+use bilayer_bench::spread::Spread;
+
 use crate::workloads::{Measured, Sizes, Workload};
 
 /// Of each filesystem and workload the rounds in their order.
@@ -97,7 +99,7 @@ impl fmt::Display for Report {
         self.table(out, "median", &self.kinds, &|kind, workload| {
             self.absolute(kind, workload)
         })?;
-        for base in [Kind::Plain, Kind::Gocryptfs] {
+        for base in [Kind::Plain, Kind::Gocryptfs, Kind::Before] {
             let others: Vec<Kind> = self
                 .kinds
                 .iter()
@@ -131,42 +133,6 @@ impl fmt::Display for Report {
     }
 }
 
-/// Of several samples.
-struct Spread {
-    smallest: f64,
-    median: f64,
-    largest: f64,
-}
-
-impl Spread {
-    fn of(mut samples: Vec<f64>) -> Option<Self> {
-        samples.sort_by(f64::total_cmp);
-        let (&smallest, &largest) = (samples.first()?, samples.last()?);
-        let middle = samples.len() / 2;
-        let median = if samples.len().is_multiple_of(2) {
-            samples[middle - 1].midpoint(samples[middle])
-        } else {
-            samples[middle]
-        };
-        Some(Self {
-            smallest,
-            median,
-            largest,
-        })
-    }
-}
-
-impl fmt::Display for Spread {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            smallest,
-            median,
-            largest,
-        } = self;
-        write!(out, "{median:.2} [{smallest:.2}, {largest:.2}]")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,12 +157,5 @@ mod tests {
                 .starts_with("3.00 s")
         );
         assert!(report.absolute(Kind::Plain, Workload::Write).is_empty());
-    }
-
-    #[test]
-    fn median_of_an_even_number() {
-        let spread = Spread::of(vec![4.0, 1.0, 2.0, 9.0]).unwrap();
-        assert!((spread.median - 3.0).abs() < 1e-9);
-        assert!(Spread::of(Vec::new()).is_none());
     }
 }

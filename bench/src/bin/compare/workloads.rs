@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::Outcome;
-use crate::filesystems::{Filesystem, caches_can_be_dropped, done, sync_backing};
-use crate::tree::{self, Bytes, TreeSize};
+use bilayer_bench::Outcome;
+use bilayer_bench::filesystems::{Filesystem, caches_can_be_dropped, done, sync_backing};
+use bilayer_bench::tree::{self, Bytes, TreeSize};
 
 /// Bytes of one read or write call on the large file.
 const CALL_BYTES: usize = 1 << 20;

@@ -13,21 +13,23 @@ use rustix::fs::FallocateFlags;
 use crate::Outcome;
 use crate::filesystems::done;
 
-const IMAGE_BYTES: u64 = 6 << 30;
-
 /// Dropping it unmounts and frees the device.
-pub(crate) struct Image {
+#[derive(Debug)]
+pub struct Image {
     device: String,
     root: PathBuf,
 }
 
 impl Image {
-    /// Makes it in a directory, and mounts it there.
-    pub(crate) fn make(place: &Path) -> Outcome<Self> {
+    /// Makes one of that size in a directory, and mounts it there.
+    ///
+    /// # Errors
+    /// There is no room, or no loop device, or this is not root.
+    pub fn make(place: &Path, bytes: u64) -> Outcome<Self> {
         let path = place.join("image");
         let root = place.join("ext4");
         let file = File::create(&path)?;
-        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, IMAGE_BYTES)?;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
         fs::create_dir(&root)?;
         // No work left for a thread of the kernel's while others are measured.
         let mut mkfs = Command::new("mkfs.ext4");
@@ -49,7 +51,8 @@ impl Image {
         Ok(image)
     }
 
-    pub(crate) fn root(&self) -> &Path {
+    /// Its root directory.
+    pub fn root(&self) -> &Path {
         &self.root
     }
 }

@@ -1,4 +1,4 @@
-//! The filesystems that are compared: how each is made, mounted and unmounted.
+//! The filesystems that are measured: how each is made, mounted and unmounted.
 //!
 //! Daemons stay in the foreground as children of this program: it knows when they have ended and
 //! what processor time they took.
@@ -20,7 +20,7 @@ const GLANCE: Duration = Duration::from_millis(2);
 const PASSPHRASE: &str = "a passphrase for a benchmark\n";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// A directory of the backing filesystem
     Plain,
     /// gocryptfs with its defaults
@@ -29,34 +29,45 @@ pub(crate) enum Kind {
     Bilayer,
     /// bilayer, a volume with a customer key
     BilayerCustomer,
+    /// Another version of bilayer, a platform-managed volume
+    Before,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 4] = [
+    /// What is compared unless said otherwise.
+    pub const ALL: [Self; 4] = [
         Self::Plain,
         Self::Gocryptfs,
         Self::Bilayer,
         Self::BilayerCustomer,
     ];
 
-    pub(crate) fn label(self) -> &'static str {
+    /// What tables call it.
+    pub fn label(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Gocryptfs => "gocryptfs",
             Self::Bilayer => "bilayer",
             Self::BilayerCustomer => "bilayer+key",
+            Self::Before => "before",
         }
     }
 }
 
 /// The programs that are measured.
-pub(crate) struct Programs {
+#[derive(Debug)]
+pub struct Programs {
     bilayer: PathBuf,
+    before: Option<PathBuf>,
     gocryptfs_version: Option<String>,
 }
 
 impl Programs {
-    pub(crate) fn find(bilayer: Option<PathBuf>) -> Outcome<Self> {
+    /// `bilayer`: unless given, the one beside this program. `before`: the other version.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn find(bilayer: Option<PathBuf>, before: Option<PathBuf>) -> Outcome<Self> {
         let bilayer = match bilayer {
             Some(path) => fs::canonicalize(path)?,
             None => std::env::current_exe()?.with_file_name("bilayer"),
@@ -67,15 +78,23 @@ impl Programs {
         }
         Ok(Self {
             bilayer,
+            before: before.map(fs::canonicalize).transpose()?,
             gocryptfs_version: first_line(Command::new("gocryptfs").arg("-version")),
         })
     }
 
-    pub(crate) fn has_gocryptfs(&self) -> bool {
+    /// Whether gocryptfs is installed.
+    pub fn has_gocryptfs(&self) -> bool {
         self.gocryptfs_version.is_some()
     }
 
-    pub(crate) fn describe(&self, kinds: &[Kind]) -> String {
+    /// Whether there is another version of bilayer.
+    pub fn has_before(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// Their versions.
+    pub fn describe(&self, kinds: &[Kind]) -> String {
         let mut text = first_line(Command::new(&self.bilayer).arg("--version")).unwrap_or_default();
         if let Some(version) = &self.gocryptfs_version
             && kinds.contains(&Kind::Gocryptfs)
@@ -87,11 +106,14 @@ impl Programs {
 }
 
 /// One filesystem, empty at first. Dropping it unmounts.
-pub(crate) struct Filesystem {
+#[derive(Debug)]
+pub struct Filesystem {
     kind: Kind,
     bilayer: PathBuf,
     /// Holds all the rest.
     place: PathBuf,
+    /// What the names of this one's files and directories in there begin with.
+    prefix: String,
     /// Its root as a user sees it.
     root: PathBuf,
     daemon: Option<Child>,
@@ -99,11 +121,20 @@ pub(crate) struct Filesystem {
 
 impl Filesystem {
     /// Makes one in an empty directory and mounts it.
-    pub(crate) fn make(kind: Kind, programs: &Programs, place: &Path) -> Outcome<Self> {
+    ///
+    /// # Errors
+    /// A program fails, or says nothing for too long.
+    pub fn make(kind: Kind, programs: &Programs, place: &Path) -> Outcome<Self> {
+        let bilayer = match (kind, &programs.before) {
+            (Kind::Before, Some(before)) => before,
+            (Kind::Before, None) => return Err("there is no other version of bilayer".into()),
+            _ => &programs.bilayer,
+        };
         let mut filesystem = Self {
             kind,
-            bilayer: programs.bilayer.clone(),
+            bilayer: bilayer.clone(),
             place: place.to_path_buf(),
+            prefix: String::new(),
             root: place.join("root"),
             daemon: None,
         };
@@ -116,13 +147,39 @@ impl Filesystem {
         Ok(filesystem)
     }
 
-    pub(crate) fn root(&self) -> &Path {
+    /// One more volume under the same keys, in directories beside those of this one. It is not
+    /// mounted, and its directory is not made.
+    ///
+    /// # Errors
+    /// The directory to mount it in could not be made.
+    pub fn beside(&self, prefix: &str) -> Outcome<Self> {
+        let root = self.place.join(format!("{prefix}root"));
+        fs::create_dir(&root)?;
+        Ok(Self {
+            kind: self.kind,
+            bilayer: self.bilayer.clone(),
+            place: self.place.clone(),
+            prefix: prefix.to_owned(),
+            root,
+            daemon: None,
+        })
+    }
+
+    /// A command of bilayer, to which its own words are still to be added.
+    pub fn bilayer(&self) -> Command {
+        let mut command = Command::new(&self.bilayer);
+        command.env("BILAYER_PLATFORM_KEYSTORE", self.place.join("keystore"));
+        command
+    }
+
+    /// Its root as a user sees it.
+    pub fn root(&self) -> &Path {
         &self.root
     }
 
     /// The directory that holds what the daemon writes.
-    fn sealed(&self) -> PathBuf {
-        self.place.join("sealed")
+    pub fn sealed(&self) -> PathBuf {
+        self.place.join(format!("{}sealed", self.prefix))
     }
 
     fn passphrase(&self) -> PathBuf {
@@ -134,7 +191,7 @@ impl Filesystem {
     }
 
     fn log(&self) -> PathBuf {
-        self.place.join("log")
+        self.place.join(format!("{}log", self.prefix))
     }
 
     fn format(&self) -> Outcome<()> {
@@ -145,7 +202,7 @@ impl Filesystem {
                 init.args(["-init", "-q", "-passfile"]);
                 return done(init.arg(self.passphrase()).arg(self.sealed()));
             }
-            Kind::Bilayer => {}
+            Kind::Bilayer | Kind::Before => {}
             Kind::BilayerCustomer => {
                 let mut keygen = Command::new(&self.bilayer);
                 keygen.arg("keygen").arg(self.key());
@@ -174,7 +231,7 @@ impl Filesystem {
                 command.arg(self.passphrase());
                 command
             }
-            Kind::Bilayer | Kind::BilayerCustomer => {
+            Kind::Bilayer | Kind::BilayerCustomer | Kind::Before => {
                 let mut command = Command::new(&self.bilayer);
                 command.args(["mount", "--foreground", "--platform-keystore"]);
                 command.arg(self.place.join("keystore"));
@@ -213,7 +270,10 @@ impl Filesystem {
     }
 
     /// Unmounts, and returns when the daemon has ended.
-    pub(crate) fn unmount(&mut self) -> Outcome<()> {
+    ///
+    /// # Errors
+    /// The daemon failed.
+    pub fn unmount(&mut self) -> Outcome<()> {
         let Some(mut daemon) = self.daemon.take() else {
             return Ok(());
         };
@@ -246,19 +306,25 @@ impl Filesystem {
     }
 
     /// Unmounts and waits until all of it is on disk.
-    pub(crate) fn settle(&mut self) -> Outcome<()> {
+    ///
+    /// # Errors
+    /// The daemon failed, or the disk.
+    pub fn settle(&mut self) -> Outcome<()> {
         self.unmount()?;
         sync_backing(&self.place)
     }
 
     /// Mounts again, with cold caches where that is permitted.
-    pub(crate) fn mount_cold(&mut self) -> Outcome<()> {
+    ///
+    /// # Errors
+    /// The daemon does not mount.
+    pub fn mount_cold(&mut self) -> Outcome<()> {
         drop_caches();
         self.mount()
     }
 
     /// Processor time of the daemon so far.
-    pub(crate) fn daemon_time(&self) -> Duration {
+    pub fn daemon_time(&self) -> Duration {
         let text = self.daemon.as_ref().and_then(|daemon| {
             let path = format!("/proc/{}/stat", daemon.id());
             fs::read_to_string(path).ok()
@@ -287,23 +353,29 @@ impl Drop for Filesystem {
 }
 
 /// Forgets what the kernel has cached.
-fn drop_caches() {
+pub fn drop_caches() {
     // Where it is refused, `caches_can_be_dropped` has said so.
     let _ = fs::write("/proc/sys/vm/drop_caches", "3");
 }
 
 /// Whether caches are really cold where they should be.
-pub(crate) fn caches_can_be_dropped() -> bool {
+pub fn caches_can_be_dropped() -> bool {
     fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
 /// Waits until everything on the backing filesystem is on disk.
-pub(crate) fn sync_backing(place: &Path) -> Outcome<()> {
+///
+/// # Errors
+/// The disk failed.
+pub fn sync_backing(place: &Path) -> Outcome<()> {
     Ok(rustix::fs::syncfs(File::open(place)?)?)
 }
 
 /// Runs a command that must succeed; what it prints is shown only if it does not.
-pub(crate) fn done(command: &mut Command) -> Outcome<()> {
+///
+/// # Errors
+/// It does not run, or fails.
+pub fn done(command: &mut Command) -> Outcome<()> {
     let output = command.stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(());

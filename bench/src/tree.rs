@@ -14,14 +14,17 @@ const ONE_LINK_IN: u64 = 50;
 const ONE_EXECUTABLE_IN: u64 = 20;
 
 /// SplitMix64 (Steele, Lea and Flood 2014): small, fast, and incompressible enough.
-pub(crate) struct Bytes(u64);
+#[derive(Debug)]
+pub struct Bytes(u64);
 
 impl Bytes {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// Seeds differ, and so do the bytes.
+    pub fn new(seed: u64) -> Self {
         Self(SEED ^ seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// The next 8 of them.
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -29,11 +32,13 @@ impl Bytes {
         word ^ (word >> 31)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit.max(1) as u64) as usize
     }
 
-    pub(crate) fn fill(&mut self, out: &mut [u8]) {
+    /// Fills `out`.
+    pub fn fill(&mut self, out: &mut [u8]) {
         for chunk in out.chunks_mut(8) {
             chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
         }
@@ -42,16 +47,20 @@ impl Bytes {
 
 /// What a tree has.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TreeSize {
+pub struct TreeSize {
     /// Files, links included.
-    pub(crate) files: usize,
+    pub files: usize,
     /// Directories, the tree's own included.
-    pub(crate) directories: usize,
-    pub(crate) bytes: u64,
+    pub directories: usize,
+    /// Bytes of all files.
+    pub bytes: u64,
 }
 
 /// Makes the tree at `top`, which must not exist.
-pub(crate) fn make(top: &Path, files: usize) -> io::Result<TreeSize> {
+///
+/// # Errors
+/// Something could not be written.
+pub fn make(top: &Path, files: usize) -> io::Result<TreeSize> {
     let mut random = Bytes::new(1);
     fs::create_dir(top)?;
     let directories = make_directories(top, files.div_ceil(FILES_PER_DIRECTORY), &mut random)?;

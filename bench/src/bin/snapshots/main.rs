@@ -1,0 +1,156 @@
+//! Times snapshots and images.
+//!
+//! ```text
+//! cargo build --release && cargo run --release -p bilayer-bench --bin snapshots -- --dir /srv/tmp --ext4
+//! ```
+//! What is compared is measured in one run, in turns, so that what else the machine does meets all
+//! of it alike; figures are medians, with the smallest and the largest beside them. Nothing is
+//! asserted about time; that contents are right is. `bench/README.md` tells what the figures mean.
+
+#![allow(clippy::print_stdout)]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use bilayer_bench::Outcome;
+use bilayer_bench::filesystems::{Filesystem, Kind, Programs, sync_backing};
+use bilayer_bench::image::Image;
+use clap::{Parser, ValueEnum};
+
+mod data;
+mod deploying;
+mod holdup;
+mod many;
+mod taking;
+mod writing;
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Part {
+    /// What taking one costs, by size of the volume, and how long writers are held up
+    Taking,
+    /// Random writes before and after a snapshot
+    Writing,
+    /// A volume with many snapshots beside one with none
+    Many,
+    /// Deploying an image, and both volumes after random writes
+    Deploying,
+}
+
+/// Measure snapshots and images.
+#[derive(Parser, Debug)]
+#[command(name = "bilayer-snapshots", version)]
+struct Arguments {
+    /// What to measure [default: everything]
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Where everything is made, in a directory of its own that is removed at the end
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+    /// Small and few: shows that it works, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// A fresh ext4 for each part, in an image file of this size below DIR; for root only
+    #[arg(long, value_name = "GIB", num_args = 0..=1, default_missing_value = "12")]
+    ext4: Option<u64>,
+    /// The program to measure [default: `bilayer` beside this program]
+    #[arg(long, value_name = "FILE")]
+    bilayer: Option<PathBuf>,
+    /// How often everything is repeated
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Taking: files of the volumes
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 50_000, 500_000])]
+    files: Vec<u64>,
+    /// Taking: bytes in large files of the largest volume, and less in the others accordingly
+    #[arg(long, value_name = "GIB", default_value_t = 4)]
+    gib: u64,
+    /// Taking: snapshots of each volume
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    times: u32,
+    /// Writing: size of the file
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    write_mib: u64,
+    /// Writing: how long each rate is measured
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    write_seconds: u64,
+    /// Many: how many
+    #[arg(long, default_value_t = 1_000)]
+    snapshots: u32,
+    /// Deploying: size of the image
+    #[arg(long, value_name = "GIB", default_value_t = 4)]
+    deploy_gib: u64,
+    /// Deploying: how long both volumes are written to
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    deploy_seconds: u64,
+}
+
+impl Arguments {
+    fn made_quick(mut self) -> Self {
+        if self.quick {
+            self.files = vec![100, 1_000];
+            (self.gib, self.deploy_gib) = (0, 0);
+            (self.times, self.rounds, self.snapshots) = (3, 1, 20);
+            self.write_mib = 64;
+            (self.write_seconds, self.deploy_seconds) = (1, 2);
+        }
+        self
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().made_quick()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("bilayer-snapshots: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Outcome<()> {
+    let programs = Programs::find(arguments.bilayer.clone(), None)?;
+    println!("{}", programs.describe(&[Kind::Bilayer]));
+    let top = tempfile::Builder::new()
+        .prefix("bilayer-snapshots-")
+        .tempdir_in(&arguments.dir)?;
+    for part in Part::value_variants() {
+        if !arguments.parts.is_empty() && !arguments.parts.contains(part) {
+            continue;
+        }
+        let place = tempfile::Builder::new()
+            .prefix("part-")
+            .tempdir_in(top.path())?;
+        let image = arguments
+            .ext4
+            .map(|gib| Image::make(place.path(), gib << 30))
+            .transpose()?;
+        let backing = image.as_ref().map_or(place.path(), Image::root);
+        let name = part.to_possible_value();
+        let name = name.as_ref().map_or("", |name| name.get_name());
+        println!("\n{name} (load {})", load());
+        match part {
+            Part::Taking => taking::run(&programs, backing, arguments)?,
+            Part::Writing => writing::run(&programs, backing, arguments)?,
+            Part::Many => many::run(&programs, backing, arguments)?,
+            Part::Deploying => deploying::run(&programs, backing, arguments)?,
+        }
+        drop(image);
+        place.close()?;
+        sync_backing(top.path())?;
+    }
+    Ok(())
+}
+
+/// An empty volume in a directory of its own, mounted.
+fn volume(programs: &Programs, backing: &Path, name: &str) -> Outcome<Filesystem> {
+    let place = backing.join(name);
+    std::fs::create_dir(&place)?;
+    Filesystem::make(Kind::Bilayer, programs, &place)
+}
+
+/// Processes that were running during the last minute, on average.
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("unknown").to_owned()
+}
