@@ -521,6 +521,47 @@ mod tests {
         (written, copied, most)
     }
 
+    /// A restore can put another part on top of the same older ones.
+    #[test]
+    fn a_plan_holds_below_the_part_that_hides_pages() {
+        let part = |number: u8, page: u32| {
+            let mut pages = PageSet::new();
+            pages.insert(page..page + 1);
+            Part {
+                id: PartId {
+                    name: crate::meta::records::ObjectName {
+                        folder: crate::ids::FolderNumber(0),
+                        object: crate::ids::ObjectId([number; 16]),
+                    },
+                    crypto: crate::ids::CryptoId([number; 16]),
+                    epoch: crate::ids::Epoch(1),
+                },
+                pages,
+            }
+        };
+        let older: Vec<Part> = (0..5).map(|number| part(number, number.into())).collect();
+        let file = File::new(Ino(2), View::LIVE, CHUNK_BYTES, 6);
+        let below = |above: &[Part]| {
+            let mut chunk = Chunk::from_record(crate::ids::Generation(1), None, CHUNK_PAGES);
+            chunk.durable.union(&above[0].pages);
+            chunk.extent = Extent::Parts {
+                shared: false,
+                parts: [above, &older[..]].concat(),
+            };
+            let plan = plan_of(&chunk);
+            file.state.lock().chunks.insert(0, chunk);
+            plan
+        };
+        let plan = below(&[part(10, 1)]).unwrap();
+        assert!(!plan.pages().contains(1));
+        assert!(is_as_planned(&file, 0, &plan));
+        below(&[part(11, 9), part(10, 1)]);
+        assert!(is_as_planned(&file, 0, &plan));
+        // Here page 1 comes from below.
+        below(&[part(12, 7)]);
+        assert!(!is_as_planned(&file, 0, &plan));
+    }
+
     /// Pages that differ from round to round, spread over the chunk.
     fn spread(round: u32, pages: u32) -> PageSet {
         let mut set = PageSet::new();
