@@ -11,6 +11,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use proptest::strategy::{Strategy, ValueTree};
@@ -39,6 +40,8 @@ struct History {
     kept: [Vec<Kept>; 2],
     /// Namespaces since the last commit.
     namespaces: Vec<BTreeMap<String, String>>,
+    /// Lengths that copies took a file through: holes are pieces of their own, and end anywhere.
+    grown: BTreeMap<Number, Range<usize>>,
     versions: Versions,
 }
 
@@ -48,6 +51,7 @@ impl History {
             kept: [kept.to_vec(), kept.to_vec()],
             namespaces: vec![model.namespace()],
             versions: Versions::new(),
+            grown: BTreeMap::new(),
         };
         this.note(model);
         this
@@ -70,6 +74,9 @@ impl History {
         let (Some(old), new) = (before.inodes.get(&number), after.inode(number)) else {
             return;
         };
+        let grown = self.grown.entry(number);
+        let grown = grown.or_insert(old.data.len()..new.data.len());
+        *grown = grown.start.min(old.data.len())..grown.end.max(new.data.len());
         let mut border = (start / COPY_BYTES + 1) * COPY_BYTES;
         while border < new.data.len() {
             let mut mixed = new.data[..border].to_vec();
@@ -97,6 +104,7 @@ impl History {
     fn synced(&mut self, model: &Model, number: Number) {
         let data = Arc::clone(&model.inode(number).data);
         self.versions.insert(number, vec![data]);
+        self.grown.remove(&number);
     }
 }
 
@@ -108,11 +116,17 @@ fn page_of(version: &[u8], at: usize, len: usize) -> Vec<u8> {
     bytes
 }
 
-fn check_contents(seed: u64, number: Number, found: &[u8], versions: &[Arc<Vec<u8>>]) {
+fn check_contents(
+    seed: u64,
+    number: Number,
+    found: &[u8],
+    versions: &[Arc<Vec<u8>>],
+    copied: bool,
+) {
     let sizes: BTreeSet<usize> = versions.iter().map(|version| version.len()).collect();
     let torn = found.len().is_multiple_of(CHUNK) && sizes.iter().any(|size| *size > found.len());
     assert!(
-        sizes.contains(&found.len()) || torn,
+        sizes.contains(&found.len()) || torn || copied,
         "seed {seed}: file {number} is {} long, and was {sizes:?}",
         found.len()
     );
@@ -158,7 +172,10 @@ fn check(seed: u64, mount: &Mount, history: &History) {
     for number in found.files() {
         let versions = history.versions.get(&number);
         let versions = versions.unwrap_or_else(|| panic!("seed {seed}: a file of nobody"));
-        check_contents(seed, number, &found.inode(number).data, versions);
+        let data = &found.inode(number).data;
+        let grown = history.grown.get(&number);
+        let copied = grown.is_some_and(|grown| grown.contains(&data.len()));
+        check_contents(seed, number, data, versions, copied);
     }
 }
 

@@ -15,6 +15,9 @@ use bilayer_bench::tree::Bytes;
 use crate::data::BLOCK_BYTES;
 use crate::{Arguments, volume};
 
+/// What is done with a block: number of its file, offset in bytes, and its bytes.
+type Visit<'a> = dyn FnMut(usize, u64, &[u8]) -> Outcome<()> + 'a;
+
 const FILE_BYTES: u64 = 128 << 20;
 const CALL_BLOCKS: usize = 256;
 /// Who has written a block last: both in the beginning, one of the volumes later.
@@ -149,7 +152,7 @@ impl Contents {
     }
 
     /// Every file's contents, in calls of 1 MiB at their offsets.
-    fn visit(&self, visit: &mut dyn FnMut(usize, u64, &[u8]) -> Outcome<()>) -> Outcome<()> {
+    fn visit(&self, visit: &mut Visit<'_>) -> Outcome<()> {
         let mut call = vec![0; CALL_BLOCKS * BLOCK_BYTES];
         for (file, blocks) in self.files.iter().enumerate() {
             for first in (0..blocks.len()).step_by(CALL_BLOCKS) {
