@@ -24,7 +24,7 @@ impl Bytes {
     }
 
     /// The next 8 of them.
-    pub fn number(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -34,13 +34,13 @@ impl Bytes {
 
     /// A number below `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
-        (self.number() % limit.max(1) as u64) as usize
+        (self.word() % limit.max(1) as u64) as usize
     }
 
     /// Fills `out`.
     pub fn fill(&mut self, out: &mut [u8]) {
         for chunk in out.chunks_mut(8) {
-            chunk.copy_from_slice(&self.number().to_le_bytes()[..chunk.len()]);
+            chunk.copy_from_slice(&self.word().to_le_bytes()[..chunk.len()]);
         }
     }
 }
@@ -69,7 +69,7 @@ pub fn make(top: &Path, files: usize) -> io::Result<TreeSize> {
     for number in 0..files {
         let directory = &directories[random.below(directories.len())];
         let name = directory.join(format!("{}-{number}.c", name(&mut random)));
-        if random.number().is_multiple_of(ONE_LINK_IN) {
+        if random.word().is_multiple_of(ONE_LINK_IN) {
             symlink(format!("../{number:x}/target"), name)?;
             continue;
         }
@@ -78,7 +78,7 @@ pub fn make(top: &Path, files: usize) -> io::Result<TreeSize> {
         random.fill(contents);
         fs::write(&name, &*contents)?;
         bytes += contents.len() as u64;
-        if random.number().is_multiple_of(ONE_EXECUTABLE_IN) {
+        if random.word().is_multiple_of(ONE_EXECUTABLE_IN) {
             fs::set_permissions(&name, fs::Permissions::from_mode(0o755))?;
         }
     }

@@ -42,7 +42,7 @@ pub(crate) fn make_large(path: &Path, length: u64) -> Outcome<File> {
     random.fill(&mut call);
     let mut left = length;
     while left > 0 {
-        call[..8].copy_from_slice(&random.number().to_le_bytes());
+        call[..8].copy_from_slice(&random.word().to_le_bytes());
         let piece = (left as usize).min(CALL_BYTES);
         file.write_all(&call[..piece])?;
         left -= piece as u64;
@@ -98,7 +98,7 @@ pub(crate) fn write_randomly(
     let begin = Instant::now();
     let mut count = 0_u32;
     while begin.elapsed() < time {
-        block[..8].copy_from_slice(&random.number().to_le_bytes());
+        block[..8].copy_from_slice(&random.word().to_le_bytes());
         let at = random.below(blocks) as u64;
         file.write_all_at(&block, at * BLOCK_BYTES as u64)?;
         count += 1;

@@ -80,7 +80,7 @@ impl Volumes {
         let mut block = vec![0; BLOCK_BYTES];
         for number in 0..count {
             random.fill(&mut block);
-            let seed = random.number();
+            let seed = random.word();
             for root in [self.many.root(), self.none.root()] {
                 change(root, number, &block, &mut Bytes::new(seed))?;
             }
