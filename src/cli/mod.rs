@@ -186,7 +186,7 @@ struct CreateArgs {
     /// Customer key that wraps the customer's half of the keys; without one the platform wraps both
     #[arg(long, value_name = "URI")]
     customer_key: Option<String>,
-    /// Largest size of the contents, in bytes or as 10G
+    /// Largest size of the contents, in bytes or as 10G; what snapshots alone hold does not count
     #[arg(long, value_name = "BYTES")]
     size: Option<String>,
     #[command(flatten)]

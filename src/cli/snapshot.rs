@@ -50,9 +50,13 @@ pub(super) enum SnapshotCommand {
     )]
     Diff(DiffArgs),
     /// Take the volume, or one path of it, back to a snapshot
-    #[command(after_help = "Examples:\n  \
+    #[command(
+        after_help = "Newer snapshots stay. Of one path a copy is made that shares the stored bytes and \
+        takes the place\nof what is there. When all of a mounted volume goes back, programs that have a file open \
+        which changes\nhave to open it again.\n\nExamples:\n  \
         bilayer snapshot restore /mnt monday --path etc/fstab\n  \
-        bilayer snapshot restore /mnt before-upgrade --yes")]
+        bilayer snapshot restore /mnt before-upgrade --yes"
+    )]
     Restore(RestoreArgs),
     /// Delete the snapshots that no --keep option keeps
     #[command(
