@@ -26,6 +26,17 @@ pub(super) type Versions = Vec<(Generation, Vec<u8>)>;
 /// A key that changed: its table and logical key.
 pub type ChangedKey = (Table, Vec<u8>);
 
+/// What was left of versions when those that nobody needs were dropped.
+#[derive(Default)]
+struct Left {
+    /// Some are left.
+    any: bool,
+    /// The newest of them has a value, which a removal has to cover.
+    ends_with_value: bool,
+    /// Some were dropped.
+    dropped: bool,
+}
+
 impl Meta {
     /// Adds "the record of `logical` is now `value`" (`None`: it is gone) to the batch. Whoever
     /// calls it holds a permit until the batch is applied.
@@ -67,45 +78,49 @@ impl Meta {
         let buried = match older {
             None => false,
             Some((_, value)) if older_needed => value != TOMBSTONE,
-            Some(_) => self.drop_older(batch, table, logical, value.as_deref())?,
+            Some(_) => {
+                let mut versions = self.versions(table, logical)?;
+                versions.retain(|(at, _)| *at < generation);
+                let after = (generation, value.as_deref());
+                let left = self.drop_unneeded(batch, (table, logical), &versions, after)?;
+                left.ends_with_value
+            }
         };
         let value = value.or_else(|| buried.then(|| TOMBSTONE.to_vec()));
         batch.change(table, key, value);
         Ok(())
     }
 
-    /// Drops the versions below the live generation that nobody needs, the newest of which is among
-    /// them. True when what is left ends with a value, which a removal has to cover.
-    fn drop_older(
+    /// Drops those of the versions that nobody needs. After them comes one of generation `next`,
+    /// with that value. A permit must be held.
+    fn drop_unneeded(
         &self,
         batch: &mut Batch,
-        table: Table,
-        logical: &[u8],
-        value: Option<&[u8]>,
-    ) -> Result<bool, MetaError> {
-        let generation = self.generation();
-        let mut versions = self.versions(table, logical)?;
-        versions.retain(|(at, _)| *at < generation);
-        let needed = self.needed(&versions, generation);
-        let names = |value: Option<&[u8]>| match (table, value) {
-            (Table::Extent, Some(value)) => object_names(value),
+        (table, logical): (Table, &[u8]),
+        versions: &[(Generation, Vec<u8>)],
+        (next, newest): (Generation, Option<&[u8]>),
+    ) -> Result<Left, MetaError> {
+        let names = |value: &[u8]| match table {
+            Table::Extent => object_names(value),
             _ => Ok(Vec::new()),
         };
-        let mut keep: BTreeSet<ObjectName> = names(value)?.into_iter().collect();
+        let newest = newest.map(names).transpose()?.unwrap_or_default();
+        let mut keep: BTreeSet<ObjectName> = newest.into_iter().collect();
         let mut gone = BTreeSet::new();
-        let mut ends_with_value = false;
-        for ((at, value), needed) in versions.iter().zip(&needed) {
-            let names = names(Some(value))?;
-            if *needed {
-                ends_with_value = value != TOMBSTONE;
-                keep.extend(names);
+        let mut left = Left::default();
+        for ((at, value), needed) in versions.iter().zip(self.needed(versions, next)) {
+            if needed {
+                left.any = true;
+                left.ends_with_value = value != TOMBSTONE;
+                keep.extend(names(value)?);
             } else {
-                gone.extend(names);
+                left.dropped = true;
+                gone.extend(names(value)?);
                 batch.change(table, keys::versioned(logical, *at), None);
             }
         }
         self.let_go(batch, logical, &gone, &keep);
-        Ok(ends_with_value)
+        Ok(left)
     }
 
     /// Which of the versions are needed, if the next one after them has generation `next`.
@@ -185,36 +200,15 @@ impl Meta {
         let Some(((live, newest), older)) = versions.split_last() else {
             return Ok(false);
         };
-        let needed = self.needed(older, *live);
-        let mut keep = BTreeSet::new();
-        let mut gone = BTreeSet::new();
-        let mut dropped = false;
-        let is_extent = table == Table::Extent;
-        for ((at, value), needed) in older.iter().zip(&needed) {
-            let names = if is_extent {
-                object_names(value)?
-            } else {
-                Vec::new()
-            };
-            if *needed {
-                keep.extend(names);
-            } else {
-                dropped = true;
-                gone.extend(names);
-                batch.change(table, keys::versioned(logical, *at), None);
-            }
-        }
+        let after = (*live, Some(newest.as_slice()));
+        let mut left = self.drop_unneeded(batch, (table, logical), older, after)?;
         // A removal has nothing to cover where nothing older is left.
-        if newest == TOMBSTONE && !needed.contains(&true) {
-            dropped = true;
+        if newest == TOMBSTONE && !left.any {
+            left.dropped = true;
             batch.change(table, keys::versioned(logical, *live), None);
         }
-        if is_extent {
-            keep.extend(object_names(newest)?);
-        }
-        batch.frees |= dropped;
-        self.let_go(batch, logical, &gone, &keep);
-        Ok(dropped)
+        batch.frees |= left.dropped;
+        Ok(left.dropped)
     }
 
     /// Lets go of objects that dropped versions of an extent named and no other one does, and of
