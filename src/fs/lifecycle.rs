@@ -15,7 +15,7 @@ use super::access_times::AccessTimesNow;
 use super::references::References;
 use super::types::{FileKind, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
-use crate::ids::{FolderNumber, Ino};
+use crate::ids::{FolderNumber, Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
 use crate::meta::{Batch, Meta, MetaError};
@@ -116,6 +116,9 @@ impl Filesystem {
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
         let recovering = !left_clean(&volume, &file);
         let meta = Arc::new(Meta::open(file, options.meta_cache_bytes, recovering)?);
+        if options.read_only && meta.counters().restoring != Generation(0) {
+            return Err(FsError::HalfRestored);
+        }
         let keys = Arc::clone(&volume.keys);
         let contents = Contents::new(Arc::clone(&meta), store, keys, options.open_objects);
         let access_times = AccessTimesNow::new(options.access_times);

@@ -112,6 +112,11 @@ pub enum FsError {
     /// Writing ended before the filesystem was closed.
     #[error("writing had ended before, and what was not on disk by then is lost: {0}")]
     Stopped(String),
+    /// It cannot be shown as it is, and nothing may be changed.
+    #[error(
+        "it is being taken back to a snapshot, which was cut off; use it writable once, and that is finished"
+    )]
+    HalfRestored,
     /// The keys or the header of the volume.
     #[error("the volume: {0}")]
     Volume(String),
@@ -131,6 +136,7 @@ impl FsError {
             Self::Object(error) => error.errno(),
             Self::Sealed(error) => error.errno(),
             Self::Io(error) => Errno::from_backing(error),
+            Self::HalfRestored => Errno::EROFS,
             Self::Stopped(_) | Self::Volume(_) => Errno::EIO,
         }
     }

@@ -272,7 +272,8 @@ impl Filesystem {
         let mut directory = self.directory(parent)?;
         let is_directory = |entry: DirentRecord| u32::from(entry.kind == FileKind::Directory);
         directory.nlink += is_directory(copy);
-        directory.nlink -= replaced.map_or(0, is_directory);
+        let less = replaced.map_or(0, is_directory);
+        directory.nlink = directory.nlink.saturating_sub(less);
         let mut batch = Batch::new();
         self.name(&mut batch, holder, COPY_NAME, None)?;
         self.name(&mut batch, parent.ino(), name, Some(copy))?;

@@ -626,3 +626,33 @@ fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
     assert_eq!(meta.kept_generations(), []);
     audit::check_versions(&meta);
 }
+
+/// A restore that a power cut ended half-way is finished by the next use, and until then nothing is
+/// shown that is half of each.
+#[test]
+fn a_restore_that_was_cut_off_is_finished() {
+    let mount = Mount::new();
+    mount.file(ROOT, "file", b"before");
+    take(&mount, "one");
+    let record = mount.fs.views(ViewKind::Snapshot).unwrap().remove(0);
+    overwrite(&mount, "file", 0, b"after!");
+    mount.file(ROOT, "new", &pattern(1, 0, 9_000));
+    let (store, keystore) = (mount.store.clone(), mount.keystore.clone());
+    mount.finish();
+    let meta = audit::open_meta(&store, keystore.path());
+    meta.set_restoring(bilayer::ids::Generation(record.generation));
+    meta.commit(meta.newest_batch(), &|| true).unwrap();
+    meta.close().unwrap();
+    let read_only = bilayer::fs::FilesystemOptions {
+        read_only: true,
+        ..crate::support::quiet()
+    };
+    let refused = Mount::open(store.clone(), keystore.clone(), read_only);
+    assert!(matches!(refused, Err(bilayer::fs::FsError::HalfRestored)));
+    let mount = Mount::open(store, keystore, crate::support::quiet()).unwrap();
+    assert_eq!(mount.names(ROOT), ["file"]);
+    assert_eq!(mount.contents(mount.at("file")), b"before");
+    let mount = mount.reopen();
+    assert_eq!(mount.contents(mount.at("file")), b"before");
+    mount.finish();
+}
