@@ -135,6 +135,9 @@ impl CliError {
     /// The filesystem within a volume could not be used.
     pub fn filesystem(doing: impl fmt::Display, error: &FsError) -> Self {
         let (code, hint) = match error.errno() {
+            _ if matches!(error, FsError::HalfRestored) => {
+                (ExitCode::System, "mount it once without -o ro")
+            }
             Errno::ENOSPC | Errno::EDQUOT => (
                 ExitCode::System,
                 "make room on the filesystem that holds the volume, then try again",

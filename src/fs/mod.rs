@@ -114,7 +114,7 @@ pub enum FsError {
     Stopped(String),
     /// It cannot be shown as it is, and nothing may be changed.
     #[error(
-        "it is being taken back to a snapshot, which was cut off; use it writable once, and that is finished"
+        "it is being taken back to a snapshot, which was cut off and is finished by the next use that may write"
     )]
     HalfRestored,
     /// The keys or the header of the volume.
