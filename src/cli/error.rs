@@ -13,7 +13,7 @@ use crate::fs::FsError;
 use crate::fs::views::ViewError;
 use crate::image::ImageError;
 use crate::keys::{ErrorKind, KeyError};
-use crate::volume::VolumeError;
+use crate::volume::{Rollback, VolumeError};
 
 /// Exit codes of every command but `mount`, which has mount(8)'s ([`ExitCode::for_mount`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,10 +134,14 @@ impl CliError {
 
     /// The filesystem within a volume could not be used.
     pub fn filesystem(doing: impl fmt::Display, error: &FsError) -> Self {
+        if let FsError::Volume(error) = error {
+            return Self::volume(doing, error);
+        }
         let (code, hint) = match error.errno() {
             _ if matches!(error, FsError::HalfRestored) => {
                 (ExitCode::System, "mount it once without -o ro")
             }
+            _ if matches!(error, FsError::RolledBack(_)) => (ExitCode::Integrity, Rollback::HINT),
             Errno::ENOSPC | Errno::EDQUOT => (
                 ExitCode::System,
                 "make room on the filesystem that holds the volume, then try again",

@@ -182,6 +182,8 @@ fn run_with(
         volume: place(0),
         dir: place(1),
         create: false,
+        // Never from fstab: a restored copy is taken once, by somebody who knows.
+        accept_restored: false,
         foreground: false,
         words,
         keystore,

@@ -204,6 +204,10 @@ struct MountArgs {
     /// Make the volume and DIR where there is none
     #[arg(long)]
     create: bool,
+    /// Take a volume that was restored from a backup as it is, though it is older than this machine
+    /// knows it to be. Other copies of it are refused from then on
+    #[arg(long)]
+    accept_restored: bool,
     /// Do not go into the background
     #[arg(long)]
     foreground: bool,
@@ -371,6 +375,7 @@ fn run_mount(args: MountArgs, log: &Log) -> Result<(), CliError> {
         volume: args.volume,
         dir: args.dir,
         create: args.create,
+        accept_restored: args.accept_restored,
         foreground: args.foreground,
         words,
         keystore,

@@ -45,6 +45,8 @@ pub struct MountRequest {
     pub dir: PathBuf,
     /// Make the volume and the directory where there is none.
     pub create: bool,
+    /// Take the volume as it is where it is older than the platform keystore knows it to be.
+    pub accept_restored: bool,
     /// Stay in the foreground.
     pub foreground: bool,
     /// The words of `-o`.
@@ -58,6 +60,12 @@ pub struct MountRequest {
 pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     if request.words.remount {
         return remount(&request.dir, &request.words);
+    }
+    if request.accept_restored && request.words.read_only == Some(true) {
+        return Err(CliError::usage(
+            "--accept-restored changes the volume: it cannot be mounted with -o ro at the same time",
+        )
+        .with_hint("mount it once without -o ro"));
     }
     let request = MountRequest {
         volume: absolute(&request.volume)?,
@@ -79,6 +87,7 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     let (path, dir) = prepare_places(request)?;
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
     let volume = open_volume(request, &path, &doing)?;
+    let volume = accept(request, volume, &doing)?;
     // All threads that follow inherit both.
     let signals = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
     if let Err(error) = process::set_io_flusher() {
@@ -190,9 +199,23 @@ fn open_volume(
         passphrase: passphrase(request),
         read_only: request.words.read_only.unwrap_or(false),
         fingerprint: request.words.fingerprint.clone(),
+        accept_restored: request.accept_restored,
     };
     open_when_free(path, &Arc::new(store), &options)
         .map_err(|error| CliError::volume(doing(), &error))
+}
+
+fn accept(
+    request: &MountRequest,
+    volume: Volume,
+    doing: &impl Fn() -> String,
+) -> Result<Volume, CliError> {
+    if !request.accept_restored {
+        return Ok(volume);
+    }
+    let cache = filesystem_options(request).meta_cache_bytes;
+    Filesystem::accept_restored(volume, cache)
+        .map_err(|error| CliError::filesystem(doing(), &error))
 }
 
 /// Somebody may be about to unmount it, or has and it is being closed: waits for that a little.
@@ -341,6 +364,7 @@ mod tests {
             volume: volume.to_path_buf(),
             dir: dir.to_path_buf(),
             create: false,
+            accept_restored: false,
             foreground: true,
             words: MountWords::default(),
             keystore: "/no/such/keystore".into(),

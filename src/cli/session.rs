@@ -108,11 +108,10 @@ fn open_here(path: &Path, writes: bool, keys: &Keys) -> Result<Arc<Filesystem>, 
     let doing = || format!("cannot open the volume {}", path.display());
     let store = DirectoryStore::open(path).map_err(|error| CliError::io(doing(), &error))?;
     let options = OpenOptions {
-        customer_key: None,
         keystore: keys.keystore.clone(),
         passphrase: keys.passphrase.clone(),
         read_only: !writes,
-        fingerprint: None,
+        ..OpenOptions::default()
     };
     let volume = open_when_free(path, &Arc::new(store), &options)
         .map_err(|error| CliError::volume(doing(), &error))?;

@@ -408,11 +408,10 @@ fn views_of(volume: Volume) -> Option<Vec<ViewReport>> {
 /// Opens the volume if that needs nobody to type anything; otherwise says why not.
 fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: Report) -> Known {
     let options = OpenOptions {
-        customer_key: None,
         keystore: keystore.to_path_buf(),
         passphrase: PassphraseSource::None,
         read_only: true,
-        fingerprint: None,
+        ..OpenOptions::default()
     };
     match volume::open(Arc::new(store), &options) {
         Ok(volume) => (report_open(path, &volume), views_of(volume)),

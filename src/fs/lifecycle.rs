@@ -42,40 +42,6 @@ pub struct Usage {
     pub latched: Option<String>,
 }
 
-/// True when the platform keystore knows that the metadata file is as a clean unmount left it.
-/// A file that is older than what it knows is told in the log.
-fn left_clean(volume: &Volume, file: &MetaFile) -> bool {
-    let Some(record) = volume
-        .record
-        .as_ref()
-        .filter(|record| record.sequence.0 > 0)
-    else {
-        return false;
-    };
-    let slots = file.slots();
-    let newest = slots
-        .iter()
-        .map(|slot| slot.sequence)
-        .max()
-        .unwrap_or_default();
-    if newest < record.sequence {
-        tracing::warn!(
-            found = newest.0,
-            known = record.sequence.0,
-            "the volume is older than the platform keystore remembers: an older copy was put back"
-        );
-        return false;
-    }
-    let same = slots.iter().all(|slot| slot.authentic)
-        && slots.map(|slot| slot.outer_tag) == record.page0_tags;
-    if record.clean && !same {
-        tracing::warn!(
-            "the metadata file was changed after a clean unmount: opening it as unclean"
-        );
-    }
-    record.clean && same
-}
-
 impl Filesystem {
     /// Makes an empty filesystem whose root directory belongs to `owner` (user, group).
     pub fn format(fresh: &FreshVolume, owner: (u32, u32)) -> Result<(), FsError> {
@@ -114,7 +80,7 @@ impl Filesystem {
             file = Arc::new(Scratch::over(file)?);
         }
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
-        let recovering = !left_clean(&volume, &file);
+        let recovering = !volume.judge(&file.slots())?;
         let meta = Arc::new(Meta::open(file, options.meta_cache_bytes, recovering)?);
         if options.read_only && meta.counters().restoring != Generation(0) {
             return Err(FsError::HalfRestored);
@@ -152,6 +118,28 @@ impl Filesystem {
             this.start_background()?;
         }
         Ok(this)
+    }
+
+    /// Takes a volume that is older than the platform keystore knows it to be as it is: a new
+    /// incarnation begins. One that is not older stays what it is.
+    ///
+    /// # Errors
+    /// When its metadata cannot be read or written anew.
+    pub fn accept_restored(volume: Volume, meta_cache_bytes: usize) -> Result<Volume, FsError> {
+        let store = &*volume.store;
+        let file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
+        let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
+        match volume.judge(&file.slots()) {
+            Ok(_) => {
+                tracing::warn!("the volume is not older than it is known to be: nothing to accept");
+                return Ok(volume);
+            }
+            Err(older) => tracing::warn!(%older, "accepted as it is, as was asked for"),
+        }
+        let meta = Meta::open(file, meta_cache_bytes, true)?;
+        let renewed = volume.renew(&mut |file| Ok(meta.copy_committed(file)?))?;
+        meta.close()?;
+        Ok(renewed)
     }
 
     fn take_into_use(&self) -> Result<(), FsError> {
@@ -259,16 +247,10 @@ impl Filesystem {
 
     /// Tells the platform keystore where the volume's history stands.
     fn remember(&self, clean: bool) -> Result<(), FsError> {
-        let slots = self.meta.file().slots();
-        let tags = slots.map(|slot| slot.outer_tag);
-        let newest = slots
-            .iter()
-            .map(|slot| slot.sequence)
-            .max()
-            .unwrap_or_default();
+        let (newest, tags) = self.meta.file().durable();
         self.volume
             .remember(newest, tags, clean)
-            .map_err(|error| FsError::Volume(error.to_string()))
+            .map_err(|error| FsError::Volume(error.into()))
     }
 
     /// What the volume holds, for `status`.

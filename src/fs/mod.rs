@@ -47,7 +47,7 @@ use crate::object::{Contents, File, ObjectError};
 use crate::sealed::SealedError;
 use crate::snapshot::purge::Purge;
 use crate::store::os_error;
-use crate::volume::Volume;
+use crate::volume::{Rollback, Volume, VolumeError};
 use access_times::AccessTimesNow;
 use references::References;
 use types::{Handle, NodeId};
@@ -117,9 +117,12 @@ pub enum FsError {
         "it is being taken back to a snapshot, which was cut off and is finished by the next use that may write"
     )]
     HalfRestored,
+    /// The volume is older than the platform keystore knows it to be.
+    #[error("the volume is not the newest state that this machine knows: {0}")]
+    RolledBack(#[from] Rollback),
     /// The keys or the header of the volume.
     #[error("the volume: {0}")]
-    Volume(String),
+    Volume(#[from] VolumeError),
 }
 
 impl From<Errno> for FsError {
@@ -137,7 +140,7 @@ impl FsError {
             Self::Sealed(error) => error.errno(),
             Self::Io(error) => Errno::from_backing(error),
             Self::HalfRestored => Errno::EROFS,
-            Self::Stopped(_) | Self::Volume(_) => Errno::EIO,
+            Self::Stopped(_) | Self::RolledBack(_) | Self::Volume(_) => Errno::EIO,
         }
     }
 }

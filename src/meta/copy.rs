@@ -86,6 +86,36 @@ impl Meta {
     }
 }
 
+impl Meta {
+    /// Writes all rows as of the newest commit into an empty sealed file, as the metadata of the same
+    /// volume, which is not marked clean there. Durable when it returns.
+    ///
+    /// # Errors
+    /// Those of reading here and of writing there. The file is worth nothing then.
+    pub fn copy_committed(&self, file: MetaFile) -> Result<(), MetaError> {
+        let committed = std::sync::Arc::clone(&self.state.read().committed);
+        let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
+        tables.load(&mut |loader| {
+            for table in Table::ALL {
+                let mut inserted = Ok(());
+                committed.visit(table, &[], &[0xFF; 9], &mut |key, value| {
+                    inserted = loader.insert(table, key, value);
+                    inserted.is_ok()
+                })?;
+                inserted?;
+            }
+            let counters = committed.get(Table::Counters, &[])?;
+            let counters = counters.and_then(|bytes| Counters::decode(&bytes));
+            Ok(Counters {
+                clean: false,
+                ..counters.ok_or(MetaError::Corrupt("counters"))?
+            }
+            .encode())
+        })?;
+        tables.close()
+    }
+}
+
 impl<'a> Copy<'a> {
     fn new(source: &'a Meta, view: View) -> Self {
         Self {

@@ -305,6 +305,14 @@ impl MetaFile {
         self.state.lock().sequence
     }
 
+    /// The newest state that is durable: its sequence, and the outer tags of both slots, A first. The
+    /// other slot's may be of a state that is not durable yet.
+    pub fn durable(&self) -> (Sequence, [[u8; TAG_BYTES]; 2]) {
+        let state = self.state.lock();
+        let current = state.slots[usize::from(state.current.number())];
+        (current.sequence, state.slots.map(|slot| slot.outer_tag))
+    }
+
     /// What is known of both slots of page 0, A first.
     pub fn slots(&self) -> [SlotState; 2] {
         self.state.lock().slots

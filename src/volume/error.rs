@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::io;
 
+use super::history::Rollback;
 use crate::keys::error::kind_of_io;
 use crate::keys::{ErrorKind, KeyError};
 
@@ -47,6 +48,12 @@ pub enum VolumeError {
         /// What is known.
         known: &'static str,
     },
+    /// It is older than the keystore knows it to be.
+    #[error("the volume is not the newest state that this machine knows: {0}")]
+    RolledBack(#[from] Rollback),
+    /// Taking a restored copy as it is was cut off; only a use that may write can finish it.
+    #[error("taking the restored volume as it is was cut off")]
+    HalfRenewed,
     /// The volume needs its customer key and nobody named one.
     #[error("this volume needs its customer key")]
     CustomerKeyNeeded {
@@ -116,7 +123,8 @@ impl VolumeError {
             Self::InUse { .. } => ErrorKind::InUse,
             Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
-            Self::Tampered | Self::Downgraded { .. } => ErrorKind::Tampered,
+            Self::Tampered | Self::Downgraded { .. } | Self::RolledBack(_) => ErrorKind::Tampered,
+            Self::HalfRenewed => ErrorKind::Io,
             Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
             Self::Key(error) => error.kind(),
@@ -140,6 +148,8 @@ impl VolumeError {
             Self::Downgraded { .. } => {
                 "somebody may have put another volume in its place; restore it from a backup"
             }
+            Self::RolledBack(_) => Rollback::HINT,
+            Self::HalfRenewed => "mount it once without -o ro",
             Self::CustomerKeyNeeded { claimed } => {
                 return Some(format!(
                     "pass it: -o customer_key=URI (unverified: volume.json names {claimed:?})"

@@ -189,6 +189,7 @@ fn make(
         volume,
         &VolumeRecord {
             incarnation,
+            becoming: None,
             sequence: Sequence(0),
             page0_tags: [[0; 16]; 2],
             header_sequence: header.header_sequence(),
@@ -228,7 +229,7 @@ fn wrap_key_sets(
 }
 
 /// Wraps both DEKs of a set and proves, as far as the keys at hand allow, that the wraps open.
-fn wrap_key_set(
+pub(super) fn wrap_key_set(
     keystore: &PlatformKeystore,
     customer: Option<&dyn CustomerKeyProvider>,
     volume: VolumeId,

@@ -158,6 +158,30 @@ impl HeaderContents {
         }
     }
 
+    /// The contents of the superblock that begins a new incarnation with another `meta`: `active`
+    /// is the new active key set, all others only read. `above`: the number of a superblock that the
+    /// new one must be newer than, beside this one.
+    pub(crate) fn renewed(
+        &self,
+        incarnation: IncarnationId,
+        meta: CryptoId,
+        active: WrappedKeySet,
+        above: u64,
+    ) -> Self {
+        let mut key_sets = self.key_sets.clone();
+        for set in &mut key_sets {
+            set.state = KeySetState::ReadOnly;
+        }
+        key_sets.push(active);
+        Self {
+            incarnation,
+            sequence: self.sequence.max(above).saturating_add(1),
+            meta,
+            key_sets,
+            ..self.clone()
+        }
+    }
+
     /// Names the volume.
     pub fn volume_id(&self) -> VolumeId {
         self.volume

@@ -25,22 +25,27 @@ use crate::keys::{
     CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, PlatformKeystore, VolumeRecord,
 };
 use crate::layers::KeyRing;
+use crate::sealed::SlotState;
 use crate::store::{Store, StoreLock, StorePath};
 
 pub mod create;
 pub mod error;
 pub mod found;
 pub mod header;
+mod history;
 pub mod lock;
 pub mod open;
 pub mod place;
+mod renew;
 mod superblock;
 
 pub use create::create;
 pub use error::VolumeError;
 pub use found::{Founding, Inheritance, found};
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
+pub use history::Rollback;
 pub use open::open;
+pub use renew::RenewFn;
 pub use superblock::inspect;
 
 /// Name of the superblock's file.
@@ -49,6 +54,8 @@ pub const HEADER_NAME: &str = "volume.json";
 pub const LOCK_NAME: &str = "lock";
 /// Name of the metadata database's file.
 pub const META_NAME: &str = "meta";
+/// Name of the metadata database's file that is about to take the place of [`META_NAME`].
+pub const NEXT_META_NAME: &str = "meta.next";
 /// Name of the directory with the objects.
 pub const OBJECTS_NAME: &str = "objects";
 
@@ -62,6 +69,10 @@ fn lock_path() -> StorePath {
 
 fn meta_path() -> StorePath {
     StorePath::new(META_NAME)
+}
+
+fn next_meta_path() -> StorePath {
+    StorePath::new(NEXT_META_NAME)
 }
 
 fn objects_path() -> StorePath {
@@ -94,6 +105,9 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// The fingerprint that the active key set must have.
     pub fingerprint: Option<String>,
+    /// A volume that is older than the keystore knows it is opened all the same, to be taken as it
+    /// is ([`Volume::renew`]).
+    pub accept_restored: bool,
 }
 
 /// A volume that is being made: all that is needed to write its metadata database.
@@ -122,8 +136,11 @@ pub struct Volume {
     pub customer_key: Option<Arc<dyn CustomerKeyProvider>>,
     /// The platform keystore.
     pub keystore: Arc<PlatformKeystore>,
-    /// What the keystore remembered when the volume was opened; `None` when it knew nothing.
+    /// What the keystore remembered when the volume was opened; `None` when it knew nothing of this
+    /// incarnation.
     pub record: Option<VolumeRecord>,
+    /// How the superblock is older than the keystore knows; only where that was to be accepted.
+    older_header: Option<Rollback>,
     /// The record as it is in the keystore now.
     current: Mutex<VolumeRecord>,
     #[expect(dead_code, reason = "held, never read")]
@@ -137,6 +154,18 @@ impl Volume {
     /// When it cannot be derived.
     pub fn fingerprint(&self) -> Result<String, VolumeError> {
         open::fingerprint_of(&self.keys)
+    }
+
+    /// Compares the slots of page 0 of `meta` with what the keystore knows. True when they are
+    /// exactly as a clean unmount left them.
+    ///
+    /// # Errors
+    /// When the volume is older than it is known to be.
+    pub fn judge(&self, slots: &[SlotState; 2]) -> Result<bool, Rollback> {
+        match &self.older_header {
+            Some(older) => Err(older.clone()),
+            None => history::judge_metadata(slots, self.record.as_ref()),
+        }
     }
 
     /// Tells the keystore where the volume's history stands: the newest durable commit, the tags of

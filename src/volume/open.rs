@@ -12,9 +12,10 @@ use parking_lot::Mutex;
 
 use super::error::VolumeError;
 use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
+use super::history::judge_header;
+use super::renew::settle_meta;
 use super::superblock::inspect;
 use super::{OpenOptions, Volume, header_path, lock};
-use crate::ids::Sequence;
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::wrap::{self, WrapContext, WrapRecord};
@@ -65,14 +66,23 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
     let header = unverified.verify(keys.active())?;
     check_pin(options.fingerprint.as_deref(), &keys)?;
-    warn_if_older(&header, record.as_ref());
-    let current = remember(
-        &keystore,
-        &header,
-        record.as_ref(),
-        customer.as_deref(),
-        options,
-    )?;
+    let older_header = match judge_header(&header, record.as_ref()) {
+        Err(older) if options.accept_restored => Some(older),
+        result => result.map(|()| None)?,
+    };
+    settle_meta(&*store, &keys, &header, options.read_only)?;
+    let current = match (&older_header, &record) {
+        // Left as it is until the volume has been taken as it is.
+        (Some(_), Some(record)) => record.clone(),
+        _ => remember(
+            &keystore,
+            &header,
+            record.as_ref(),
+            customer.as_deref(),
+            options,
+        )?,
+    };
+    let record = record.filter(|record| record.incarnation == header.incarnation());
     Ok(Volume {
         store,
         keys: Arc::new(keys),
@@ -80,6 +90,7 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         customer_key: customer.map(|provider| Arc::from(provider.public_half())),
         keystore: Arc::new(keystore),
         record,
+        older_header,
         current: Mutex::new(current),
         lock,
     })
@@ -251,28 +262,6 @@ fn check_pin(pinned: Option<&str>, keys: &KeyRing) -> Result<(), VolumeError> {
     })
 }
 
-fn warn_if_older(header: &VerifiedHeader, record: Option<&VolumeRecord>) {
-    let Some(record) = record else {
-        return;
-    };
-    if header.incarnation() != record.incarnation {
-        tracing::warn!(
-            volume = %header.volume_id(),
-            found = %header.incarnation(),
-            known = %record.incarnation,
-            "volume.json is of another incarnation than the one the platform keystore knows"
-        );
-    }
-    if header.header_sequence() < record.header_sequence {
-        tracing::warn!(
-            volume = %header.volume_id(),
-            found = header.header_sequence(),
-            known = record.header_sequence,
-            "volume.json is older than the one the platform keystore knows"
-        );
-    }
-}
-
 /// Brings the record up to date; only ever after the superblock was authenticated.
 fn remember(
     keystore: &PlatformKeystore,
@@ -281,14 +270,12 @@ fn remember(
     customer: Option<&dyn CustomerKeyProvider>,
     options: &OpenOptions,
 ) -> Result<VolumeRecord, VolumeError> {
-    let mut next = record.cloned().unwrap_or_else(|| VolumeRecord {
-        incarnation: header.incarnation(),
-        sequence: Sequence(0),
-        page0_tags: [[0; 16]; 2],
-        header_sequence: header.header_sequence(),
-        customer_key: None,
-        clean: false,
-    });
+    let same = record.filter(|record| record.incarnation == header.incarnation());
+    let mut next = same
+        .cloned()
+        .unwrap_or_else(|| VolumeRecord::unknown(header.incarnation()));
+    // One that was to begin and did not: the superblock of before is still there.
+    next.becoming = None;
     next.header_sequence = next.header_sequence.max(header.header_sequence());
     next.customer_key = customer.map(|provider| provider.describe().uri.to_string());
     if record == Some(&next) {

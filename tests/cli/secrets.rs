@@ -33,7 +33,7 @@ fn spellings(place: &Place) -> Vec<String> {
         keystore: place.path("keystore"),
         passphrase: PassphraseSource::File(place.path("passphrase")),
         read_only: true,
-        fingerprint: None,
+        ..OpenOptions::default()
     };
     let store = DirectoryStore::open(&place.path("vol")).unwrap();
     let volume = volume::open(Arc::new(store), &options).unwrap();

@@ -20,6 +20,8 @@ const FORMAT: &str = "bilayer-volume-record";
 pub struct VolumeRecord {
     /// Which incarnation of the volume.
     pub incarnation: IncarnationId,
+    /// The incarnation that an accepted restore is about to begin, or began before it was cut off.
+    pub becoming: Option<IncarnationId>,
     /// Newest commit known to be durable; 0 when none is known.
     pub sequence: Sequence,
     /// Outer tags of the two slots of page 0 of `meta` at that commit.
@@ -32,9 +34,28 @@ pub struct VolumeRecord {
     pub clean: bool,
 }
 
+impl VolumeRecord {
+    /// The record of a volume of which nothing else is known.
+    pub const fn unknown(incarnation: IncarnationId) -> Self {
+        Self {
+            incarnation,
+            becoming: None,
+            sequence: Sequence(0),
+            page0_tags: [[0; 16]; 2],
+            header_sequence: 0,
+            customer_key: None,
+            clean: false,
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 struct Tag(#[serde(with = "hex_array")] [u8; 16]);
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Becoming(#[serde(with = "hex_id")] IncarnationId);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +66,8 @@ struct RecordFile {
     volume: VolumeId,
     #[serde(with = "hex_id")]
     incarnation: IncarnationId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    becoming: Option<Becoming>,
     sequence: u64,
     page0_tags: [Tag; 2],
     header_sequence: u64,
@@ -74,6 +97,7 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
     let [first, second] = file.page0_tags;
     Ok(Some(VolumeRecord {
         incarnation: file.incarnation,
+        becoming: file.becoming.map(|id| id.0),
         sequence: Sequence(file.sequence),
         page0_tags: [first.0, second.0],
         header_sequence: file.header_sequence,
@@ -94,6 +118,7 @@ pub(super) fn write(
         version: 1,
         volume,
         incarnation: record.incarnation,
+        becoming: record.becoming.map(Becoming),
         sequence: record.sequence.0,
         page0_tags: record.page0_tags.map(Tag),
         header_sequence: record.header_sequence,

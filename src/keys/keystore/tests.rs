@@ -25,6 +25,7 @@ fn set_mode(path: &Path, mode: u32) {
 
 fn record() -> VolumeRecord {
     VolumeRecord {
+        becoming: None,
         incarnation: IncarnationId([3; 16]),
         sequence: Sequence(u64::MAX),
         page0_tags: [[4; 16], [5; 16]],

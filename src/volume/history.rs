@@ -1,0 +1,191 @@
+//! Whether a volume is as new as the platform keystore knows it to be.
+//!
+//! The keystore remembers of each volume its incarnation, its newest superblock, and the newest
+//! commit with the tags of page 0 of `meta`. All of that is written after what it tells of is
+//! durable, so a volume may be newer than its record, after a power cut or when the record's own
+//! writing failed, and is never older. A volume that is older was put back, and is refused.
+//!
+//! Not noticed: what was put back to a state that the record does not know better than; an older
+//! keystore beside the older volume; a volume that the keystore has never seen; single pages.
+
+use crate::ids::{IncarnationId, Sequence};
+use crate::keys::VolumeRecord;
+use crate::sealed::SlotState;
+use crate::volume::header::HeaderContents;
+
+/// How a volume is older than it is known to be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Rollback {
+    /// The superblock begins another history.
+    #[error(
+        "volume.json is of incarnation {found}, and this machine knows the volume as incarnation {known}: \
+         it is a copy from before or beside an accepted restore"
+    )]
+    OtherIncarnation {
+        /// Of the superblock.
+        found: IncarnationId,
+        /// Of the record.
+        known: IncarnationId,
+    },
+    /// The superblock is older.
+    #[error(
+        "volume.json is number {found}, and number {known} was on disk: an older copy was put back"
+    )]
+    OlderHeader {
+        /// Of the superblock.
+        found: u64,
+        /// Of the record.
+        known: u64,
+    },
+    /// The metadata are older.
+    #[error(
+        "its metadata are of commit {}, and commit {} was on disk: an older copy was put back, \
+         or the newest state was damaged", .found.0, .known.0
+    )]
+    OlderMetadata {
+        /// Newest authentic commit.
+        found: Sequence,
+        /// Of the record.
+        known: Sequence,
+    },
+    /// The metadata are of the same age and another history.
+    #[error(
+        "its metadata are another commit {} than the one that was on disk: \
+         a copy that lived elsewhere was put in its place", .sequence.0
+    )]
+    OtherMetadata {
+        /// Of both.
+        sequence: Sequence,
+    },
+}
+
+impl Rollback {
+    /// What to do next.
+    pub const HINT: &str = "if you restored a backup, take it as it is: bilayer mount \
+        --accept-restored VOLUME DIR; if you did not, somebody has put an older copy in its place";
+}
+
+/// Compares a superblock with the record.
+pub(super) fn judge_header(
+    header: &HeaderContents,
+    record: Option<&VolumeRecord>,
+) -> Result<(), Rollback> {
+    let Some(record) = record else {
+        return Ok(());
+    };
+    let found = header.incarnation();
+    if record.becoming == Some(found) {
+        return Ok(());
+    }
+    if found != record.incarnation {
+        return Err(Rollback::OtherIncarnation {
+            found,
+            known: record.incarnation,
+        });
+    }
+    if header.header_sequence() < record.header_sequence {
+        return Err(Rollback::OlderHeader {
+            found: header.header_sequence(),
+            known: record.header_sequence,
+        });
+    }
+    Ok(())
+}
+
+/// Compares the slots of page 0 of `meta` with what the record says of this incarnation. True when
+/// they are exactly as a clean unmount left them.
+pub(super) fn judge_metadata(
+    slots: &[SlotState; 2],
+    record: Option<&VolumeRecord>,
+) -> Result<bool, Rollback> {
+    let Some(record) = record.filter(|record| record.sequence.0 > 0) else {
+        return Ok(false);
+    };
+    let newest = usize::from(slots[1].sequence > slots[0].sequence);
+    let found = slots[newest].sequence;
+    if found < record.sequence {
+        return Err(Rollback::OlderMetadata {
+            found,
+            known: record.sequence,
+        });
+    }
+    if found > record.sequence {
+        return Ok(false);
+    }
+    // A commit's number says which slot it is in.
+    if slots[newest].outer_tag != record.page0_tags[newest] {
+        return Err(Rollback::OtherMetadata { sequence: found });
+    }
+    if !record.clean {
+        return Ok(false);
+    }
+    let same = slots.iter().all(|slot| slot.authentic)
+        && slots.map(|slot| slot.outer_tag) == record.page0_tags;
+    if !same {
+        tracing::error!(
+            "the spare slot of page 0 of meta was changed after a clean unmount: opening as unclean"
+        );
+    }
+    Ok(same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(sequence: u64, tag: u8) -> SlotState {
+        SlotState {
+            authentic: sequence > 0,
+            sequence: Sequence(sequence),
+            outer_tag: [tag; 16],
+        }
+    }
+
+    fn record(sequence: u64, tags: [u8; 2], clean: bool) -> VolumeRecord {
+        VolumeRecord {
+            incarnation: IncarnationId([1; 16]),
+            becoming: None,
+            sequence: Sequence(sequence),
+            page0_tags: tags.map(|tag| [tag; 16]),
+            header_sequence: 1,
+            customer_key: None,
+            clean,
+        }
+    }
+
+    #[test]
+    fn older_and_other_metadata_are_refused_newer_are_not() {
+        let known = record(8, [8, 7], false);
+        let judge = |slots| judge_metadata(&slots, Some(&known));
+        assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(false));
+        // The other slot was being written when the power went.
+        assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(false));
+        assert_eq!(judge([slot(8, 8), slot(9, 9)]), Ok(false));
+        assert_eq!(judge([slot(10, 3), slot(9, 9)]), Ok(false));
+        assert_eq!(
+            judge([slot(0, 0), slot(7, 7)]),
+            Err(Rollback::OlderMetadata {
+                found: Sequence(7),
+                known: Sequence(8)
+            })
+        );
+        assert_eq!(
+            judge([slot(8, 5), slot(7, 7)]),
+            Err(Rollback::OtherMetadata {
+                sequence: Sequence(8)
+            })
+        );
+        assert_eq!(judge_metadata(&[slot(1, 1), slot(0, 0)], None), Ok(false));
+    }
+
+    #[test]
+    fn clean_is_exactly_as_it_was_left() {
+        let known = record(8, [8, 7], true);
+        let judge = |slots| judge_metadata(&slots, Some(&known));
+        assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(true));
+        assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(false));
+        assert_eq!(judge([slot(8, 8), slot(7, 1)]), Ok(false));
+        assert_eq!(judge([slot(8, 8), slot(9, 9)]), Ok(false));
+        assert!(judge([slot(6, 6), slot(7, 7)]).is_err());
+    }
+}

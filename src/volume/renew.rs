@@ -1,0 +1,214 @@
+//! Beginning a new incarnation: a restored copy is taken as it is, once.
+//!
+//! Somebody may hold another copy of the volume and go on writing it. So nothing new is written
+//! here under a key set or a crypto id that the other one writes under: there is a fresh active key
+//! set, all others only read, and `meta` is written anew under a crypto id of its own. Objects are
+//! left as they are, since none of an epoch that is not the active one is written in place.
+//!
+//! Order of writes, each durable before the next:
+//! 1. the keystore's record says which incarnation is about to begin;
+//! 2. `meta.next`, the whole of it, and its name;
+//! 3. `volume.json`, which names the incarnation, the key set and the crypto id of that file;
+//! 4. `meta.next` takes the place of `meta`;
+//! 5. the record says that the incarnation has begun.
+//!
+//! A cut before 3 leaves what was there before, refused as before. One after 3 leaves a new
+//! incarnation that the record knows, and a `meta` that the superblock does not open: the next use
+//! that may write finishes that. What `meta.next` holds is looked at only where `meta` does not open,
+//! so that nobody can have a newer `meta` replaced by an older one.
+
+use std::error::Error;
+use std::io;
+
+use parking_lot::Mutex;
+
+use super::error::VolumeError;
+use super::found::wrap_key_set;
+use super::header::{HeaderContents, KeySetState, MAX_KEY_SETS, VerifiedHeader};
+use super::superblock::replace_header;
+use super::{Volume, meta_path, next_meta_path};
+use crate::ids::{CryptoId, Epoch, IncarnationId};
+use crate::keys::{KeyError, VolumeRecord};
+use crate::layers::{KeyRing, KeySet};
+use crate::sealed::{MetaFile, SealedError};
+use crate::store::{OpenMode, Store, StorePath};
+
+/// Writes the metadata of the volume into an empty sealed file, durably.
+pub type RenewFn<'a> = dyn FnMut(MetaFile) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
+
+impl Volume {
+    /// Begins a new incarnation. `fill` writes the metadata as they are into the new `meta`.
+    ///
+    /// # Errors
+    /// When the volume has as many key sets as it may have, a key cannot be had, or something cannot
+    /// be written; what `fill` returns is in [`VolumeError::Format`]. The volume is as it was then,
+    /// or the next use finishes what was begun.
+    pub fn renew(self, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+        let volume = self.header.volume_id();
+        let before = self.header.incarnation();
+        let renewed = self.renew_unaudited(fill);
+        match &renewed {
+            Ok(now) => tracing::warn!(
+                target: "audit",
+                action = "accept-restored",
+                outcome = "done",
+                volume = %volume,
+                incarnation = %now.header.incarnation(),
+                before = %before,
+            ),
+            Err(error) => tracing::warn!(
+                target: "audit",
+                action = "accept-restored",
+                outcome = "refused",
+                volume = %volume,
+                reason = %error,
+            ),
+        }
+        renewed
+    }
+
+    fn renew_unaudited(self, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+        let incarnation = IncarnationId::random().map_err(KeyError::random)?;
+        let meta = CryptoId::random().map_err(KeyError::random)?;
+        let active = next_set(&self.header)?;
+        let wrapped = wrap_key_set(
+            &self.keystore,
+            self.customer_key.as_deref(),
+            self.header.volume_id(),
+            &active,
+            KeySetState::Active,
+        )?;
+        let known = self.current.lock().clone();
+        let contents = self
+            .header
+            .renewed(incarnation, meta, wrapped, known.header_sequence);
+        let sets: Vec<_> = self.keys.iter().map(std::sync::Arc::clone).collect();
+        let keys = KeyRing::inheriting(active, &sets);
+        // Sealed before the long part, since it may break a rule.
+        let (header, bytes) = VerifiedHeader::seal(contents, keys.active())?;
+
+        let announced = VolumeRecord {
+            becoming: Some(incarnation),
+            ..known
+        };
+        let id = header.volume_id();
+        self.keystore.update_record(id, &announced)?;
+        write_next(&*self.store, &keys, meta, fill)?;
+        replace_header(&*self.store, &bytes)?;
+        take_place(&*self.store)?;
+        let begun = VolumeRecord {
+            header_sequence: header.header_sequence(),
+            customer_key: announced.customer_key,
+            ..VolumeRecord::unknown(incarnation)
+        };
+        self.keystore.update_record(id, &begun)?;
+        Ok(Self {
+            keys: std::sync::Arc::new(keys),
+            header,
+            record: Some(begun.clone()),
+            older_header: None,
+            current: Mutex::new(begun),
+            ..self
+        })
+    }
+}
+
+/// A fresh key set after all that there are.
+fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
+    let sets = header.key_sets();
+    if sets.len() >= MAX_KEY_SETS {
+        return Err(VolumeError::TooManyKeySets {
+            found: sets.len(),
+            most: MAX_KEY_SETS,
+        });
+    }
+    let newest = sets.iter().map(|set| set.epoch.0).max().unwrap_or(0);
+    let epoch = newest
+        .checked_add(1)
+        .ok_or_else(|| VolumeError::HeaderInvalid("its epochs are used up".to_owned()))?;
+    Ok(KeySet::random(Epoch(epoch)).map_err(KeyError::random)?)
+}
+
+fn write_next(
+    store: &dyn Store,
+    keys: &KeyRing,
+    crypto: CryptoId,
+    fill: &mut RenewFn<'_>,
+) -> Result<(), VolumeError> {
+    let make = || {
+        discard_next(store)?;
+        store.open(&next_meta_path(), OpenMode::CreateNew)
+    };
+    let file = make().map_err(VolumeError::io("cannot make the new metadata file"))?;
+    let filled = MetaFile::create(file, keys, crypto)
+        .map_err(Into::into)
+        .and_then(fill);
+    if let Err(error) = filled {
+        // Worth nothing, and the next attempt would take it away.
+        let _ = discard_next(store);
+        return Err(VolumeError::Format(error));
+    }
+    store
+        .sync_dir(&StorePath::root())
+        .map_err(VolumeError::io("cannot sync the volume directory"))
+}
+
+fn discard_next(store: &dyn Store) -> io::Result<()> {
+    match store.unlink(&next_meta_path()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn take_place(store: &dyn Store) -> Result<(), VolumeError> {
+    let rename = || {
+        store.rename(&next_meta_path(), &meta_path())?;
+        store.sync_dir(&StorePath::root())
+    };
+    rename().map_err(VolumeError::io("cannot put the new metadata file in place"))
+}
+
+/// Finishes what a cut has left of a renewal: one of two files belongs to the superblock.
+pub(super) fn settle_meta(
+    store: &dyn Store,
+    keys: &KeyRing,
+    header: &VerifiedHeader,
+    read_only: bool,
+) -> Result<(), VolumeError> {
+    match store.info(&next_meta_path()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result.map_err(VolumeError::io("cannot look at the metadata file"))?,
+    };
+    if opens(store, &meta_path(), keys, header)? {
+        if !read_only {
+            discard_next(store).map_err(VolumeError::io("cannot tidy the volume"))?;
+        }
+        return Ok(());
+    }
+    if !opens(store, &next_meta_path(), keys, header)? {
+        // Whoever reads `meta` next says what is wrong with it.
+        return Ok(());
+    }
+    if read_only {
+        return Err(VolumeError::HalfRenewed);
+    }
+    take_place(store)
+}
+
+/// Whether page 0 of the file opens under the superblock's crypto id.
+fn opens(
+    store: &dyn Store,
+    path: &StorePath,
+    keys: &KeyRing,
+    header: &VerifiedHeader,
+) -> Result<bool, VolumeError> {
+    let file = match store.open(path, OpenMode::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        result => result.map_err(VolumeError::io("cannot open the metadata file"))?,
+    };
+    match MetaFile::open(file, keys, header.meta_crypto()) {
+        Ok(_) => Ok(true),
+        Err(SealedError::Io(error)) => Err(VolumeError::io("cannot read the metadata file")(error)),
+        Err(_) => Ok(false),
+    }
+}
