@@ -186,7 +186,8 @@ impl Volume {
             clean,
             ..current.clone()
         };
-        if *current != next {
+        // Somebody who asked later may have been faster.
+        if *current != next && sequence >= current.sequence {
             self.keystore
                 .update_record(self.header.volume_id(), &next)?;
             *current = next;

@@ -220,6 +220,7 @@ fn a_volume_is_mounted_once() {
     fails(&place.run("create vol"), 1, "a volume already");
     // A copy that shares its files has the lock of the original.
     run(command("cp", ["-al", "vol", "twin"]).current_dir(place.path(""))).silent();
+    run(command("cp", ["-a", "keystore", "elsewhere"]).current_dir(place.path(""))).silent();
     fails(&place.run("mount twin second"), 32, "in use");
     let held = fs::File::open(mounted.path("file")).unwrap();
     fails(&place.run("unmount mnt"), 3, "in use");
@@ -227,7 +228,8 @@ fn a_volume_is_mounted_once() {
     assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
     mounted.unmount();
     fails(&place.run("unmount mnt"), 2, "nothing of bilayer");
-    let twin = place.mount("twin", "second", "");
+    // On another machine: this one would take the original for an older copy of its twin then.
+    let twin = place.mount("twin", "second", "platform_keystore=elsewhere");
     fs::write(twin.path("file"), "of the twin").unwrap();
     victim.is_unharmed();
     twin.unmount();

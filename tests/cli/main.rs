@@ -13,6 +13,7 @@ mod real;
 mod failures;
 mod header;
 mod images;
+mod rollback;
 mod secrets;
 mod snapshots;
 mod units;

@@ -50,14 +50,14 @@ fn cut_everywhere(links: bool) {
         store.cut_at_call(call);
         let disk = Disk {
             store,
-            keystore: Arc::clone(&keystore),
+            keystore: fork(&keystore),
         };
         let made = disk.deploy_with("source", "copy", &disk.options());
         let cut = disk.store.is_cut();
         for seed in 0..3 {
             let survivor = Disk {
                 store: disk.store.survivor(seed),
-                keystore: Arc::clone(&keystore),
+                keystore: fork(&disk.keystore),
             };
             let what = format!("links {links}, call {call}, seed {seed}");
             whole += u32::from(survivor.volume("copy", None).is_ok());
@@ -88,7 +88,7 @@ fn an_error_at_every_call_takes_the_target_away() {
         let store = FaultyStore::from_memory(&base, WriteUnit::Page);
         let disk = Disk {
             store: store.clone(),
-            keystore: Arc::clone(&keystore),
+            keystore: fork(&keystore),
         };
         store.fail_call(call, Fault::Error(Errno::ENOSPC));
         let made = disk.deploy_with("source", "copy", &disk.options());

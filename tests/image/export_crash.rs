@@ -39,7 +39,7 @@ impl Base {
     fn disk(&self, write_unit: WriteUnit) -> Disk {
         Disk {
             store: FaultyStore::from_memory(&self.store, write_unit),
-            keystore: Arc::clone(&self.keystore),
+            keystore: fork(&self.keystore),
         }
     }
 
@@ -81,7 +81,7 @@ fn a_cut_at_every_call_of_an_import() {
         for seed in 0..3 {
             let survivor = Disk {
                 store: disk.store.survivor(seed),
-                keystore: Arc::clone(&base.keystore),
+                keystore: fork(&disk.keystore),
             };
             let what = format!("call {call}, seed {seed}");
             whole += u32::from(base.check(&survivor, made.is_ok(), &what));
@@ -127,7 +127,7 @@ fn a_cut_at_every_call_of_an_export() {
         for seed in 0..2 {
             let survivor = Disk {
                 store: disk.store.survivor(seed),
-                keystore: Arc::clone(&base.keystore),
+                keystore: fork(&disk.keystore),
             };
             let what = format!("call {call}, seed {seed}");
             assert_eq!(survivor.tree("source"), base.expected, "{what}");

@@ -32,7 +32,7 @@ use bilayer::store::faulty::FaultyStore;
 use bilayer::store::sub::SubStore;
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::{self, CreateOptions, OpenOptions, Volume, VolumeError};
-use support::{ADMIN, CHUNK, PAGE, ROOT, USER, pattern, quiet};
+use support::{ADMIN, CHUNK, PAGE, ROOT, USER, fork, pattern, quiet};
 
 /// One disk with several volumes, and the keystore of the machine.
 struct Disk {

@@ -3,7 +3,7 @@
 use bilayer::errno::Errno;
 use bilayer::fs::types::SetAttr;
 
-use crate::support::{Mount, ROOT, USER, pattern, quiet};
+use crate::support::{Mount, ROOT, USER, fork, pattern, quiet};
 
 #[test]
 fn an_unlinked_file_lives_while_it_is_open() {
@@ -95,7 +95,7 @@ fn what_is_read_after_a_kill_survives_a_power_cut() {
     mount.fs.fsync(node, handle, false).unwrap();
     for seed in 0..30 {
         let survivor = mount.store.survivor(seed);
-        let after = Mount::open(survivor, mount.keystore.clone(), quiet()).unwrap();
+        let after = Mount::open(survivor, fork(&mount.keystore), quiet()).unwrap();
         assert!(after.contents(after.at("f")) == seen, "seed {seed}");
         after.fs.close().unwrap();
     }

@@ -4,7 +4,7 @@ use bilayer::errno::Errno;
 use bilayer::fs::{AccessTimes, FilesystemOptions};
 use bilayer::store::faulty::{CallKind, Fault};
 
-use crate::support::{Mount, ROOT, pattern, quiet};
+use crate::support::{Mount, ROOT, fork, pattern, quiet};
 
 #[test]
 fn read_only_is_durable_and_refuses_changes() {
@@ -27,7 +27,7 @@ fn read_only_is_durable_and_refuses_changes() {
     assert_eq!(mount.fs.usage().sequence, sequence, "it was written to");
     for seed in 0..20 {
         let survivor = mount.store.survivor(seed);
-        let after = Mount::open(survivor, mount.keystore.clone(), quiet()).unwrap();
+        let after = Mount::open(survivor, fork(&mount.keystore), quiet()).unwrap();
         assert!(after.contents(after.at("f")) == pattern(1, 0, 20_000));
         assert_eq!(after.names(ROOT), ["f"]);
         let found = after.finish();

@@ -3,7 +3,7 @@
 use bilayer::errno::Errno;
 use bilayer::fs::types::{FileKind, RenameFlags};
 
-use crate::support::{Mount, ROOT, USER, pattern};
+use crate::support::{Mount, ROOT, USER, fork, pattern};
 
 const PLAIN: RenameFlags = RenameFlags {
     no_replace: false,
@@ -147,7 +147,7 @@ fn renaming_over_commits_contents_first() {
     mount.commit();
     for seed in 0..20 {
         let survivor = mount.store.survivor(seed);
-        let (keystore, options) = (mount.keystore.clone(), mount.options.clone());
+        let (keystore, options) = (fork(&mount.keystore), mount.options.clone());
         let after = Mount::open(survivor, keystore, options).unwrap();
         assert_eq!(after.contents(after.at("name")), pattern(2, 0, 60_000));
         after.fs.close().unwrap();

@@ -16,6 +16,7 @@ pub mod model;
 pub mod operation;
 pub mod world;
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +65,28 @@ pub fn keystore() -> Arc<tempfile::TempDir> {
     let memory = Path::new("/dev/shm");
     let made = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir());
     Arc::new(made.expect("a directory for the keystore"))
+}
+
+/// The keystore as it is now, for one of several futures: in one it gets to know of commits that
+/// never come about in another.
+pub fn fork(keystore: &tempfile::TempDir) -> Arc<tempfile::TempDir> {
+    let fork = self::keystore();
+    copy_tree(keystore.path(), fork.path());
+    fork
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("list") {
+        let entry = entry.expect("entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            let mut private = std::fs::DirBuilder::new();
+            private.mode(0o700).create(&target).expect("mkdir");
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copy");
+        }
+    }
 }
 
 /// Makes a platform-managed volume with an empty filesystem.
