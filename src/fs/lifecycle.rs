@@ -80,8 +80,8 @@ impl Filesystem {
             file = Arc::new(Scratch::over(file)?);
         }
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
-        let recovering = !volume.judge(&file.slots())?;
-        let meta = Arc::new(Meta::open(file, options.meta_cache_bytes, recovering)?);
+        volume.judge(&file.slots())?;
+        let meta = Arc::new(Meta::open(file, options.meta_cache_bytes)?);
         if options.read_only && meta.counters().restoring != Generation(0) {
             return Err(FsError::HalfRestored);
         }
@@ -130,13 +130,13 @@ impl Filesystem {
         let file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
         match volume.judge(&file.slots()) {
-            Ok(_) => {
+            Ok(()) => {
                 tracing::warn!("the volume is not older than it is known to be: nothing to accept");
                 return Ok(volume);
             }
             Err(older) => tracing::warn!(%older, "accepted as it is, as was asked for"),
         }
-        let meta = Meta::open(file, meta_cache_bytes, true)?;
+        let meta = Meta::open(file, meta_cache_bytes)?;
         let renewed = volume.renew(&mut |file| Ok(meta.copy_committed(file)?))?;
         meta.close()?;
         Ok(renewed)

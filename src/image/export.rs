@@ -265,7 +265,7 @@ impl TransportedMeta {
     /// Opens it to be read. What the database writes to its file meanwhile is of no interest.
     fn open(&self) -> Result<Meta, ImageError> {
         let sealed = MetaFile::open(Arc::clone(&self.file), &self.ring, self.crypto)?;
-        Ok(Meta::open(sealed, CACHE_BYTES, false)?)
+        Ok(Meta::open(sealed, CACHE_BYTES)?)
     }
 
     /// Counts what follows in the stream; leaves the file as it is to be sent.

@@ -273,7 +273,7 @@ fn open_transported(
     header: &ExportHeader,
 ) -> Result<Meta, MetaError> {
     let sealed = MetaFile::open(file, ring, header.meta)?;
-    Meta::open(sealed, CACHE_BYTES, false)
+    Meta::open(sealed, CACHE_BYTES)
 }
 
 /// Writes the volume's own metadata.

@@ -180,18 +180,6 @@ impl Tables {
         })
     }
 
-    /// Verifies the checksums of everything that the newest commit names, and finds anew which
-    /// pages are free.
-    pub fn verify(&mut self) -> Result<(), MetaError> {
-        let database = self.database.as_mut().ok_or(MetaError::Corrupt("tables"))?;
-        guarded(|| {
-            if !database.check_integrity()? {
-                tracing::info!("the metadata database was repaired");
-            }
-            Ok(())
-        })
-    }
-
     fn database(&self) -> Result<&Database, MetaError> {
         self.database.as_ref().ok_or(MetaError::Corrupt("tables"))
     }

@@ -178,18 +178,11 @@ impl Meta {
         tables.close()
     }
 
-    /// Opens the metadata. `cache_bytes` bounds redb's cache. `recovering`: the last use may have
-    /// ended by a power cut.
-    pub fn open(file: MetaFile, cache_bytes: usize, recovering: bool) -> Result<Self, MetaError> {
+    /// Opens the metadata, which redb recovers where the last use ended unclean. `cache_bytes` bounds
+    /// redb's cache.
+    pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
         let file = Arc::new(file);
-        let tables = match Tables::open(Arc::clone(&file), cache_bytes) {
-            Err(error) if recovering => {
-                tracing::warn!(%error, "the metadata need to be recovered");
-                Self::recover(&file, cache_bytes)?;
-                Tables::open(Arc::clone(&file), cache_bytes)?
-            }
-            result => result?,
-        };
+        let tables = Tables::open(Arc::clone(&file), cache_bytes)?;
         let committed = Arc::new(tables.committed()?);
         let counters = committed
             .get(Table::Counters, &[])?
@@ -222,20 +215,6 @@ impl Meta {
             permits: permit::PermitLock::default(),
             views: RwLock::new(views),
         })
-    }
-
-    /// Has redb recover with pages that do not open read as garbage, as a power cut may have left
-    /// some that nothing names. A commit in two phases is not verified by redb itself, so it is told
-    /// to; and what it read meanwhile stays in its cache: so this use of the database ends here,
-    /// and the next one is strict.
-    fn recover(file: &Arc<MetaFile>, cache_bytes: usize) -> Result<(), MetaError> {
-        file.set_recovering(true);
-        let recovered = Tables::open(Arc::clone(file), cache_bytes).and_then(|mut tables| {
-            tables.verify()?;
-            tables.close()
-        });
-        file.set_recovering(false);
-        recovered
     }
 
     /// Ends all writing where the database could not be read: what else of it is bad cannot be

@@ -13,8 +13,8 @@
 //!   with every sync that made a new page 0 durable.
 //! - A page the file has grown by and that nothing has been written to since is known to be fresh
 //!   and reads as zeros, until the file is closed. Any other page that does not open is an error:
-//!   zeros on the disk are never taken for an empty page. Only while the database recovers from an
-//!   unclean stop does such a page read as 0xFF bytes, garbage to the database's own checksums.
+//!   zeros on the disk are never taken for an empty page. That holds while the database recovers from
+//!   an unclean stop too: with commits in two phases it reads no page then that was not synced.
 //!
 //! Order of writes: pages; `fdatasync`; then the slot is switched in memory. Page 0 is locked
 //! against writers while the sync runs, so that what becomes current is what was synced.
@@ -22,12 +22,11 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use super::SealedError;
-use super::geometry::{Geometry, META_PAYLOAD_BYTES, META_STRIDE_BYTES, PlainOffset, Slot, Span};
+use super::geometry::{Geometry, META_PAYLOAD_BYTES, META_STRIDE_BYTES, PlainOffset, Slot};
 use super::keys::FileKeys;
 use super::range_lock::RangeLocks;
 use super::run::{Opened, Opener, RunBuffer, Source, Target, run_pages};
@@ -62,7 +61,6 @@ pub struct MetaFile {
     /// each other off.
     length: Mutex<()>,
     state: Mutex<State>,
-    recovering: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -157,7 +155,6 @@ impl MetaFile {
             locks: RangeLocks::default(),
             length: Mutex::new(()),
             state: Mutex::new(state),
-            recovering: AtomicBool::new(false),
         }
     }
 
@@ -262,11 +259,6 @@ impl MetaFile {
         Ok(self.read_pages(PlainOffset(offset), pages, out)?)
     }
 
-    /// While on, a page that does not open reads as 0xFF bytes.
-    pub fn set_recovering(&self, on: bool) {
-        self.recovering.store(on, Ordering::SeqCst);
-    }
-
     /// Writes `data`, growing the file where needed; whole pages as they are, pages covered in part
     /// are read first.
     ///
@@ -362,28 +354,11 @@ impl MetaFile {
                 } else {
                     run.open(index, &mut opener, page, slot, &span, out)
                 };
-                self.accept(opened, &span, out)?;
+                opened?;
             }
             next.0 += count as u64;
         }
         Ok(())
-    }
-
-    /// Garbage instead of an error while the database recovers.
-    fn accept(
-        &self,
-        opened: Result<Opened, SealedError>,
-        span: &Span,
-        out: &mut [u8],
-    ) -> Result<(), SealedError> {
-        match opened {
-            Ok(_) => Ok(()),
-            Err(SealedError::Authentication { .. }) if self.recovering.load(Ordering::SeqCst) => {
-                out[span.caller.clone()].fill(0xFF);
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
     }
 
     fn open_page_0(&self, slot: Slot, offset: u64, out: &mut [u8]) -> Result<Opened, SealedError> {

@@ -92,14 +92,13 @@ pub(super) fn judge_header(
     Ok(())
 }
 
-/// Compares the slots of page 0 of `meta` with what the record says of this incarnation. True when
-/// they are exactly as a clean unmount left them.
+/// Compares the slots of page 0 of `meta` with what the record says of this incarnation.
 pub(super) fn judge_metadata(
     slots: &[SlotState; 2],
     record: Option<&VolumeRecord>,
-) -> Result<bool, Rollback> {
+) -> Result<(), Rollback> {
     let Some(record) = record.filter(|record| record.sequence.0 > 0) else {
-        return Ok(false);
+        return Ok(());
     };
     let newest = usize::from(slots[1].sequence > slots[0].sequence);
     let found = slots[newest].sequence;
@@ -110,23 +109,16 @@ pub(super) fn judge_metadata(
         });
     }
     if found > record.sequence {
-        return Ok(false);
+        return Ok(());
     }
     // A commit's number says which slot it is in.
     if slots[newest].outer_tag != record.page0_tags[newest] {
         return Err(Rollback::OtherMetadata { sequence: found });
     }
-    if !record.clean {
-        return Ok(false);
+    if record.clean && slots.map(|slot| slot.outer_tag) != record.page0_tags {
+        tracing::error!("the older slot of page 0 of meta was changed after a clean unmount");
     }
-    let same = slots.iter().all(|slot| slot.authentic)
-        && slots.map(|slot| slot.outer_tag) == record.page0_tags;
-    if !same {
-        tracing::error!(
-            "the spare slot of page 0 of meta was changed after a clean unmount: opening as unclean"
-        );
-    }
-    Ok(same)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -157,11 +149,11 @@ mod tests {
     fn older_and_other_metadata_are_refused_newer_are_not() {
         let known = record(8, [8, 7], false);
         let judge = |slots| judge_metadata(&slots, Some(&known));
-        assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(false));
+        assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(()));
         // The other slot was being written when the power went.
-        assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(false));
-        assert_eq!(judge([slot(8, 8), slot(9, 9)]), Ok(false));
-        assert_eq!(judge([slot(10, 3), slot(9, 9)]), Ok(false));
+        assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(()));
+        assert_eq!(judge([slot(8, 8), slot(9, 9)]), Ok(()));
+        assert_eq!(judge([slot(10, 3), slot(9, 9)]), Ok(()));
         assert_eq!(
             judge([slot(0, 0), slot(7, 7)]),
             Err(Rollback::OlderMetadata {
@@ -175,17 +167,17 @@ mod tests {
                 sequence: Sequence(8)
             })
         );
-        assert_eq!(judge_metadata(&[slot(1, 1), slot(0, 0)], None), Ok(false));
+        assert_eq!(judge_metadata(&[slot(1, 1), slot(0, 0)], None), Ok(()));
     }
 
     #[test]
-    fn clean_is_exactly_as_it_was_left() {
+    fn what_was_left_clean_may_lose_the_older_slot() {
         let known = record(8, [8, 7], true);
         let judge = |slots| judge_metadata(&slots, Some(&known));
-        assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(true));
-        assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(false));
-        assert_eq!(judge([slot(8, 8), slot(7, 1)]), Ok(false));
-        assert_eq!(judge([slot(8, 8), slot(9, 9)]), Ok(false));
+        assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(()));
+        assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(()));
+        assert_eq!(judge([slot(8, 8), slot(7, 1)]), Ok(()));
+        assert_eq!(judge([slot(8, 8), slot(9, 9)]), Ok(()));
         assert!(judge([slot(6, 6), slot(7, 7)]).is_err());
     }
 }

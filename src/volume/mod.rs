@@ -156,12 +156,11 @@ impl Volume {
         open::fingerprint_of(&self.keys)
     }
 
-    /// Compares the slots of page 0 of `meta` with what the keystore knows. True when they are
-    /// exactly as a clean unmount left them.
+    /// Compares the slots of page 0 of `meta` with what the keystore knows.
     ///
     /// # Errors
     /// When the volume is older than it is known to be.
-    pub fn judge(&self, slots: &[SlotState; 2]) -> Result<bool, Rollback> {
+    pub fn judge(&self, slots: &[SlotState; 2]) -> Result<(), Rollback> {
         match &self.older_header {
             Some(older) => Err(older.clone()),
             None => history::judge_metadata(slots, self.record.as_ref()),

@@ -40,7 +40,7 @@ fn export_all(fixture: &Fixture, transport: Transport) -> (Vec<u8>, Vec<Value>) 
         .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)
         .unwrap();
     let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).unwrap();
-    let meta = Meta::open(file, 4 << 20, false).unwrap();
+    let meta = Meta::open(file, 4 << 20).unwrap();
     let source = Source {
         volume: &volume,
         meta: &meta,

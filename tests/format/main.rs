@@ -213,7 +213,7 @@ impl Fixture {
             .unwrap();
         let meta_file =
             MetaFile::open(meta_file, &volume.keys, volume.header.meta_crypto()).unwrap();
-        let meta = Meta::open(meta_file, 4 << 20, false).unwrap();
+        let meta = Meta::open(meta_file, 4 << 20).unwrap();
         let mut requests = Vec::new();
         for (ino, contents) in files {
             let size = meta.inode(*ino, View::LIVE).unwrap().unwrap().size;

@@ -168,7 +168,7 @@ fn open_meta(volume: &Volume) -> Result<Meta, ImageError> {
     let file = volume.store.open(&path, OpenMode::ReadWrite);
     let file = file.map_err(bilayer::meta::MetaError::from)?;
     let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
-    Ok(Meta::open(file, 4 << 20, true)?)
+    Ok(Meta::open(file, 4 << 20)?)
 }
 
 /// Path, and all that can be seen of the file there.

@@ -45,7 +45,7 @@ fn meta_of(volume: &Volume) -> Meta {
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("open meta");
     let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
-    Meta::open(file, 4 << 20, true).expect("metadata")
+    Meta::open(file, 4 << 20).expect("metadata")
 }
 
 /// Checks a volume that was closed cleanly: counters, link counts, parents, objects.

@@ -104,7 +104,6 @@ fn commits_survive_power_cuts() {
         let survivor = DamageableFile::new();
         survivor.change(|bytes| *bytes = file.synced());
         let meta = open(&survivor);
-        meta.set_recovering(true);
         assert_eq!(rounds(&database(&meta)), round);
         commit(&first, round);
     }
@@ -136,9 +135,7 @@ fn garbage_after_a_power_cut_is_recovered_from() {
         let survivor = DamageableFile::new();
         survivor.change(|bytes| *bytes = torn);
         let meta = open(&survivor);
-        meta.set_recovering(true);
         let recovered = database(&meta);
-        meta.set_recovering(false);
         assert_eq!(rounds(&recovered), 1, "after {cut_after} pages");
         commit(&recovered, 1);
         assert_eq!(rounds(&recovered), 2);
