@@ -125,6 +125,7 @@ Options (-o):
   passphrase_fd=N            the same from an open descriptor
   fingerprint=HEX            refuse the volume unless it has this fingerprint
   commit=SECONDS             longest time before a change is on disk without fsync
+  checkpoint=SECONDS         how often a copy of the metadata is put beside them; 600, 0 for never
   workers=N                  threads for contents
   follow_caller=on|off       keep the reading thread on its caller's CPU
   nfs_export=on|off          keep file handles good, for an NFS server; the default is off

@@ -40,6 +40,8 @@ pub struct Usage {
     pub sequence: u64,
     /// Why nothing can be written any more, if so.
     pub latched: Option<String>,
+    /// Age of the newest checkpoint of the metadata, if one is known.
+    pub checkpoint_age_seconds: Option<u64>,
 }
 
 /// True when the platform keystore knows that the metadata file is as a clean unmount left it.
@@ -137,6 +139,7 @@ impl Filesystem {
             background: Mutex::default(),
             wake: Condvar::new(),
             worker: Mutex::new(None),
+            checkpoints: super::checkpoints::Checkpoints::default(),
             held: AtomicBool::new(false),
             down: AtomicBool::new(false),
             remounting: Mutex::new(()),
@@ -148,8 +151,10 @@ impl Filesystem {
             cache: RwLock::default(),
         });
         if !this.options.read_only {
+            let was_clean = this.meta.counters().clean;
             this.take_into_use()?;
             this.start_background()?;
+            this.begin_checkpoints(was_clean);
         }
         Ok(this)
     }
@@ -251,9 +256,13 @@ impl Filesystem {
         self.remove_doomed();
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
+        let behind = self.checkpoint_is_behind();
         self.meta.set_clean(true);
         self.commit_now()?;
         self.contents.objects().remove_empty_folders()?;
+        if behind {
+            self.checkpoint_at_end();
+        }
         Ok(())
     }
 
@@ -281,6 +290,7 @@ impl Filesystem {
             generation: counters.generation.0,
             sequence: self.meta.sequence().0,
             latched: self.meta.latched(),
+            checkpoint_age_seconds: self.checkpoint_age().map(|age| age.as_secs()),
         }
     }
 

@@ -63,7 +63,7 @@ impl Meta {
         let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
         let mut refused = None;
         let mut copied = Copied::default();
-        let loaded = tables.load(&mut |loader| {
+        let loaded = tables.load(None, &mut |loader| {
             let mut copy = Copy::new(self, view);
             copy.all(loader, &mut |name| match object(name) {
                 Ok(()) => true,

@@ -34,6 +34,7 @@ pub mod header;
 pub mod lock;
 pub mod open;
 pub mod place;
+pub mod spare;
 mod superblock;
 
 pub use create::create;
