@@ -77,8 +77,7 @@ impl Filesystem {
         {
             let mut known = self.checkpoints.known.lock();
             known.newest = found.ok().flatten();
-            known.through =
-                (was_clean && known.newest.is_some()).then(|| self.meta.newest_batch());
+            known.through = (was_clean && known.newest.is_some()).then(|| self.meta.newest_batch());
         }
         self.keep_spare();
         self.start_checkpoints();
@@ -191,9 +190,9 @@ impl Filesystem {
     ) -> Result<Checkpoint, CheckpointError> {
         // What is applied and not committed counts as changed again the next time.
         let through = self.meta.newest_durable_batch();
-        let made =
-            self.meta
-                .write_checkpoint(&*self.volume.store, &self.volume.keys, go_on)?;
+        let made = self
+            .meta
+            .write_checkpoint(&*self.volume.store, &self.volume.keys, go_on)?;
         let mut known = self.checkpoints.known.lock();
         known.newest = Some(made);
         known.through = Some(through);
@@ -224,9 +223,11 @@ impl<'a> Pace<'a> {
     fn slices(mut self) -> impl FnMut() -> bool + use<'a> {
         move || {
             let worked = self.awake.elapsed();
-            let stop = self
-                .orders
-                .wait(if worked < SLICE { Duration::ZERO } else { worked * SLEEPS });
+            let stop = self.orders.wait(if worked < SLICE {
+                Duration::ZERO
+            } else {
+                worked * SLEEPS
+            });
             if worked >= SLICE {
                 self.awake = Instant::now();
             }

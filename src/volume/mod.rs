@@ -34,6 +34,7 @@ pub mod header;
 pub mod lock;
 pub mod open;
 pub mod place;
+pub mod rescue;
 pub mod spare;
 mod superblock;
 
@@ -42,6 +43,7 @@ pub use error::VolumeError;
 pub use found::{Founding, Inheritance, found};
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
 pub use open::open;
+pub use rescue::{Rescue, rescue};
 pub use superblock::inspect;
 
 /// Name of the superblock's file.
