@@ -48,6 +48,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "salvage",
+        &[
+            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+        ],
+    ),
+    (
         "fs",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
@@ -65,7 +71,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot", "image", "fs", "fuse",
+            "snapshot", "image", "salvage", "fs", "fuse",
         ],
     ),
 ];

@@ -26,6 +26,7 @@ mod progress;
 mod prune;
 pub mod remount;
 pub mod request;
+mod salvage;
 mod serve;
 mod session;
 mod snapshot;
@@ -101,6 +102,9 @@ enum Command {
     /// Show what a volume's superblock says, without any key
     #[command(after_help = "Example:\n  bilayer inspect /srv/vault")]
     Inspect(InspectArgs),
+    /// Take out of a damaged volume what can be read of it, as plain files
+    #[command(after_help = salvage::HELP)]
+    Salvage(salvage::SalvageArgs),
     /// Make a customer key: RSA, in a file that only its owner may read
     #[command(after_help = "Example:\n  bilayer keygen /media/key.pem --bits 4096")]
     Keygen(KeygenArgs),
@@ -125,6 +129,7 @@ Options (-o):
   passphrase_fd=N            the same from an open descriptor
   fingerprint=HEX            refuse the volume unless it has this fingerprint
   commit=SECONDS             longest time before a change is on disk without fsync
+  checkpoint=SECONDS         how often a copy of the metadata is put beside them; 600, 0 for never
   workers=N                  threads for contents
   follow_caller=on|off       keep the reading thread on its caller's CPU
   nfs_export=on|off          keep file handles good, for an NFS server; the default is off
@@ -313,6 +318,7 @@ fn execute(command: Command, log: &Log) -> Result<(), CliError> {
         Command::Inspect(args) => show(&status::inspect(&args.volume)?, args.json),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Image(command) => image::run(command),
+        Command::Salvage(args) => salvage::run(&args),
         Command::Keygen(args) => run_keygen(&args),
         Command::Generate { dir } => generate::generate(Cli::command(), &dir),
     }
@@ -457,6 +463,9 @@ mod tests {
             "status v --json",
             "inspect v",
             "keygen f --bits 4096",
+            "salvage v o",
+            "salvage v o --view a --view b --header h --customer-key file:/k --json --quiet",
+            "salvage v o --all-views --platform-keystore p --passphrase-file f",
             "snapshot create v n",
             "snapshot create v --prefix auto",
             "snapshot create v --prefix auto --prune --keep-hourly 24 --keep-daily 7",
@@ -486,6 +495,8 @@ mod tests {
             "status",
             "mount v d e",
             "keygen f --bits x",
+            "salvage v",
+            "salvage v o --view a --all-views",
             "frob",
             "snapshot",
             "snapshot create v",

@@ -31,6 +31,9 @@ use crate::sys::identity::effective_user;
 use crate::sys::process::{self, EndSignals};
 use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
 
+/// How often a copy of the metadata is put beside them, unless `checkpoint=` says otherwise.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
+
 /// How long a volume may be in use that is mounted, ...
 const MOUNTED_FOR: Duration = Duration::from_secs(1);
 /// ... and one that is not, which somebody mounts or closes.
@@ -250,6 +253,8 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     options.open_objects = words.open_objects.unwrap_or(options.open_objects);
     options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
     options.access_times = words.access_times.unwrap_or_default();
+    let checkpoint = words.checkpoint.unwrap_or(CHECKPOINT_INTERVAL);
+    options.checkpoint_interval = (!checkpoint.is_zero()).then_some(checkpoint);
     options
 }
 
@@ -400,12 +405,13 @@ mod tests {
     #[test]
     fn words_reach_both_sides() {
         let mut request = request(Path::new("/v"), Path::new("/d"));
-        let text = "ro,commit=7,meta_cache=2M,pending=3M,open_objects=9,workers=4,nowriteback,\
+        let text = "ro,commit=7,checkpoint=8,meta_cache=2M,pending=3M,open_objects=9,workers=4,nowriteback,\
                     follow_caller=off,nfs_export=on,max_background=5,allow_other,exec,suid,nodev";
         request.words = MountWords::parse([text], Path::new("/")).unwrap();
         let inner = filesystem_options(&request);
         assert!(inner.read_only);
         assert_eq!(inner.commit_interval.as_secs(), 7);
+        assert_eq!(inner.checkpoint_interval, Some(Duration::from_secs(8)));
         assert_eq!(inner.meta_cache_bytes, 2 << 20);
         assert_eq!(inner.pending_bytes, 3 << 20);
         assert_eq!(inner.open_objects, 9);

@@ -13,6 +13,7 @@
 //! | `passphrase_file=FILE`, `passphrase_fd=N` | where the customer key's passphrase is |
 //! | `fingerprint=HEX` | the volume must have this fingerprint |
 //! | `commit=SECONDS` | longest time before a change is on disk without fsync |
+//! | `checkpoint=SECONDS` | how often a copy of the metadata is put beside them at the most; 0 for never |
 //! | `workers=N` | threads for contents |
 //! | `follow_caller=on\|off` | the reading thread stays on its caller's CPU |
 //! | `nfs_export=on\|off` | file handles (NFS export, `open_by_handle_at(2)`) stay good when the kernel has forgotten the file |
@@ -119,6 +120,8 @@ pub struct MountWords {
     pub fingerprint: Option<String>,
     /// `commit=`.
     pub commit: Option<Duration>,
+    /// `checkpoint=`; zero for never.
+    pub checkpoint: Option<Duration>,
     /// `workers=`.
     pub workers: Option<usize>,
     /// `max_background=`.
@@ -235,6 +238,10 @@ impl MountWords {
             }
             "fingerprint" => self.fingerprint = Some(fingerprint(value)?),
             "commit" => self.commit = Some(Duration::from_secs(number(name, value, 1, 3600)?)),
+            "checkpoint" => {
+                let most = 365 * 24 * 3600;
+                self.checkpoint = Some(Duration::from_secs(number(name, value, 0, most)?));
+            }
             "workers" => self.workers = Some(number(name, value, 2, 256)? as usize),
             "max_background" => {
                 self.max_background = Some(number(name, value, 1, 4096)? as u16);
@@ -432,7 +439,7 @@ mod tests {
     fn words_and_values() {
         let words = parse(
             "rw,ro,noallow_other,allow_other,customer_key=file:k.pem,platform_keystore=/p\\,q,\
-             passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,\
+             passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,checkpoint=0,\
              follow_caller=off,nfs_export=on,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
              log_file=/var/log/b,,",
         )
@@ -446,6 +453,7 @@ mod tests {
             fingerprint: Some("00112233-44556677".to_owned()),
             workers: Some(3),
             commit: Some(Duration::from_secs(5)),
+            checkpoint: Some(Duration::ZERO),
             writeback: Some(false),
             follow_caller: Some(false),
             nfs_export: Some(true),
@@ -500,6 +508,8 @@ mod tests {
             "commit=0",
             "commit=9999",
             "commit=1.5",
+            "checkpoint=-1",
+            "checkpoint=often",
             "follow_caller=maybe",
             "nfs_export=1",
             "max_background=0",

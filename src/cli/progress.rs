@@ -30,7 +30,7 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(total, hidden);
         let template = match total {
             Some(_) => {
-                "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}"
+                "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}, {eta} left"
             }
             None => "{spinner} {msg} {elapsed}",
         };

@@ -223,6 +223,7 @@ impl Filesystem {
 
     /// Ends that thread.
     pub(super) fn stop_background(&self) {
+        self.stop_checkpoints();
         self.background.lock().stop = true;
         self.wake.notify_one();
         let worker = self.worker.lock().take();
@@ -237,7 +238,9 @@ impl Filesystem {
     /// Starts it again.
     pub(super) fn resume_background(self: &Arc<Self>) -> Result<(), FsError> {
         self.background.lock().stop = false;
-        self.start_background()
+        self.start_background()?;
+        self.start_checkpoints();
+        Ok(())
     }
 
     fn wait(&self, interval: std::time::Duration) -> bool {

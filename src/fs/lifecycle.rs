@@ -15,7 +15,7 @@ use super::access_times::AccessTimesNow;
 use super::references::References;
 use super::types::{FileKind, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
-use crate::ids::{FolderNumber, Generation, Ino};
+use crate::ids::{FolderNumber, Generation, Ino, Sequence};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
 use crate::meta::{Batch, Meta, MetaError};
@@ -40,6 +40,8 @@ pub struct Usage {
     pub sequence: u64,
     /// Why nothing can be written any more, if so.
     pub latched: Option<String>,
+    /// Age of the newest checkpoint of the metadata, if one is known.
+    pub checkpoint_age_seconds: Option<u64>,
 }
 
 impl Filesystem {
@@ -103,6 +105,7 @@ impl Filesystem {
             background: Mutex::default(),
             wake: Condvar::new(),
             worker: Mutex::new(None),
+            checkpoints: super::checkpoints::Checkpoints::default(),
             held: AtomicBool::new(false),
             down: AtomicBool::new(false),
             remounting: Mutex::new(()),
@@ -114,8 +117,10 @@ impl Filesystem {
             cache: RwLock::default(),
         });
         if !this.options.read_only {
+            let was_clean = this.meta.counters().clean;
             this.take_into_use()?;
             this.start_background()?;
+            this.begin_checkpoints(was_clean);
         }
         Ok(this)
     }
@@ -136,8 +141,10 @@ impl Filesystem {
             }
             Err(older) => tracing::warn!(%older, "accepted as it is, as was asked for"),
         }
+        let known = volume.record.as_ref().map_or(Sequence(0), |r| r.sequence);
         let meta = Meta::open(file, meta_cache_bytes)?;
-        let renewed = volume.renew(&mut |file| Ok(meta.copy_committed(file)?))?;
+        let first = Sequence(meta.sequence().max(known).0.saturating_add(1));
+        let renewed = volume.renew(first, &mut |file| Ok(meta.copy_committed(file)?))?;
         meta.close()?;
         Ok(renewed)
     }
@@ -239,9 +246,13 @@ impl Filesystem {
         self.remove_doomed();
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
+        let behind = self.checkpoint_is_behind();
         self.meta.set_clean(true);
         self.commit_now()?;
         self.contents.objects().remove_empty_folders()?;
+        if behind {
+            self.checkpoint_at_end();
+        }
         Ok(())
     }
 
@@ -263,6 +274,7 @@ impl Filesystem {
             generation: counters.generation.0,
             sequence: self.meta.sequence().0,
             latched: self.meta.latched(),
+            checkpoint_age_seconds: self.checkpoint_age().map(|age| age.as_secs()),
         }
     }
 

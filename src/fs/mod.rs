@@ -12,6 +12,7 @@
 mod access_times;
 mod acl;
 mod attributes;
+mod checkpoints;
 mod commit;
 mod contents;
 mod directories;
@@ -78,6 +79,8 @@ pub struct FilesystemOptions {
     pub pending_bytes: usize,
     /// When reading changes the time of last access.
     pub access_times: AccessTimes,
+    /// How often a copy of the metadata is put beside them, at the most; `None`: never.
+    pub checkpoint_interval: Option<Duration>,
 }
 
 impl Default for FilesystemOptions {
@@ -90,6 +93,7 @@ impl Default for FilesystemOptions {
             open_objects: 512,
             pending_bytes: 32 << 20,
             access_times: AccessTimes::Relative,
+            checkpoint_interval: None,
         }
     }
 }
@@ -174,6 +178,7 @@ pub struct Filesystem {
     background: Mutex<commit::Background>,
     wake: Condvar,
     worker: Mutex<Option<std::thread::JoinHandle<()>>>,
+    checkpoints: checkpoints::Checkpoints,
     /// Nothing may change for now.
     held: AtomicBool,
     /// It was shut down.

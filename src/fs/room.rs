@@ -2,7 +2,8 @@
 //!
 //! A removed file's objects go after the commit that removes their names, in the background, and what
 //! only deleted views saw after that. Until then they take room that the caller believes to be free. So whoever meets a full disk has this
-//! done at once and tries again; several who meet it share one turn.
+//! done at once and tries again; several who meet it share one turn. Of checkpoints the older one goes
+//! too.
 //!
 //! Nothing may be held that a commit waits for: no inode, no file's gate, not the namespace.
 
@@ -36,7 +37,8 @@ impl Filesystem {
         let waits = leaving
             || !self.doomed.lock().is_empty()
             || self.contents.has_garbage().unwrap_or(false);
-        if !waits {
+        let gave_way = self.checkpoint_gives_way();
+        if !waits && !gave_way {
             return false;
         }
         self.remove_doomed();
@@ -47,7 +49,7 @@ impl Filesystem {
         // What is committed already can go even if there is no room for a commit; and then there is.
         let freed = self.contents.collect().is_ok();
         let committed = self.commit_now().is_ok();
-        let freed = self.contents.collect().is_ok() || freed;
+        let freed = self.contents.collect().is_ok() || freed || gave_way;
         tracing::info!(
             committed,
             freed,

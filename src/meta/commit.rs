@@ -137,6 +137,11 @@ impl Meta {
         BatchNumber(self.state.read().applied)
     }
 
+    /// Number of the newest batch that is durable.
+    pub fn newest_durable_batch(&self) -> BatchNumber {
+        BatchNumber(self.durable.load(Ordering::Acquire))
+    }
+
     /// True when the batch is durable.
     pub fn is_durable(&self, batch: BatchNumber) -> bool {
         self.durable.load(Ordering::Acquire) >= batch.0

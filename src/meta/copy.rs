@@ -63,7 +63,7 @@ impl Meta {
         let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
         let mut refused = None;
         let mut copied = Copied::default();
-        let loaded = tables.load(&mut |loader| {
+        let loaded = tables.load(None, &mut |loader| {
             let mut copy = Copy::new(self, view);
             copy.all(loader, &mut |name| match object(name) {
                 Ok(()) => true,
@@ -95,7 +95,7 @@ impl Meta {
     pub fn copy_committed(&self, file: MetaFile) -> Result<(), MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);
         let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
-        tables.load(&mut |loader| {
+        tables.load(None, &mut |loader| {
             for table in Table::ALL {
                 let mut inserted = Ok(());
                 committed.visit(table, &[], &[0xFF; 9], &mut |key, value| {

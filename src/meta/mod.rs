@@ -10,6 +10,7 @@
 //! Order of a commit: the pending map is set aside, written in one two-phase transaction, and
 //! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
 
+pub mod checkpoint;
 pub mod commit;
 pub mod copy;
 pub mod database;
@@ -18,6 +19,7 @@ pub mod overlay;
 pub mod page_set;
 mod permit;
 mod queries;
+pub mod raw;
 pub mod records;
 pub mod trims;
 mod versions;

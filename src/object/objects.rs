@@ -1,7 +1,9 @@
 //! Objects as files of the store: making, opening, naming, unlinking.
 //!
 //! Layout: `objects/<folder>/<id>`, folder a counter in hexadecimal that is new every 4096
-//! objects and at every mount, id 32 random hexadecimal digits.
+//! objects and at every mount, id 32 random hexadecimal digits. An object that is made here is named
+//! by its crypto id, which is no secret, so that it can be opened when `meta` is lost
+//! (`bilayer salvage`); one that is linked has a name that says nothing.
 //!
 //! Invariants: an object's file is made once and its crypto id is drawn with it; open files are a
 //! bounded cache and never tied to descriptors of users. A new object may be named by a commit
@@ -99,14 +101,15 @@ impl Objects {
     /// Makes an empty object under the active key set.
     pub fn create(&self, meta: &Meta) -> Result<PartId, ObjectError> {
         let folder = self.next_place(meta)?;
+        let crypto = CryptoId::random()?;
         let name = ObjectName {
             folder,
-            object: ObjectId::random()?,
+            object: ObjectId(crypto.0),
         };
         let set = self.keys.active();
         let id = PartId {
             name,
-            crypto: CryptoId::random()?,
+            crypto,
             epoch: set.epoch,
         };
         let file = self.store.open(&object_path(name), OpenMode::CreateNew)?;

@@ -93,9 +93,22 @@ impl MetaFile {
         keys: &KeyRing,
         crypto: CryptoId,
     ) -> Result<Self, SealedError> {
+        Self::create_at(file, keys, crypto, Sequence(1))
+    }
+
+    /// The same, whose first pages are sealed under this sequence.
+    ///
+    /// # Errors
+    /// [`SealedError::Io`].
+    pub fn create_at(
+        file: Arc<dyn StoreFile>,
+        keys: &KeyRing,
+        crypto: CryptoId,
+        sequence: Sequence,
+    ) -> Result<Self, SealedError> {
         file.set_len(0)?;
         let state = State {
-            sequence: Sequence(1),
+            sequence,
             slots: [SlotState::default(); 2],
             // Slot A is written first.
             current: Slot::B,
@@ -308,6 +321,19 @@ impl MetaFile {
     /// What is known of both slots of page 0, A first.
     pub fn slots(&self) -> [SlotState; 2] {
         self.state.lock().slots
+    }
+
+    /// What stands in both slots of page 0, the newer one first; those that do not open are left out.
+    pub fn pages_0(&self) -> Vec<(Sequence, Vec<u8>)> {
+        let open = |slot| {
+            let mut payload = vec![0; META_PAYLOAD_BYTES];
+            let opened = self.open_page_0(slot, 0, &mut payload).ok()?;
+            Some((opened.sequence, payload))
+        };
+        let slots = [Slot::A, Slot::B].into_iter().filter_map(open);
+        let mut slots: Vec<(Sequence, Vec<u8>)> = slots.collect();
+        slots.sort_by_key(|(sequence, _)| std::cmp::Reverse(*sequence));
+        slots
     }
 
     /// The slot that page 0 is read from now.

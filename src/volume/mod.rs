@@ -37,6 +37,8 @@ pub mod lock;
 pub mod open;
 pub mod place;
 mod renew;
+pub mod rescue;
+pub mod spare;
 mod superblock;
 
 pub use create::create;
@@ -46,6 +48,7 @@ pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
 pub use history::Rollback;
 pub use open::open;
 pub use renew::RenewFn;
+pub use rescue::{Rescue, rescue};
 pub use superblock::inspect;
 
 /// Name of the superblock's file.

@@ -104,7 +104,7 @@ pub(super) fn fingerprint_of(keys: &KeyRing) -> Result<String, VolumeError> {
 }
 
 /// Opens the customer key that option or record names; `None` for a platform-managed volume.
-fn customer_key(
+pub(super) fn customer_key(
     claims: &HeaderContents,
     options: &OpenOptions,
     record: Option<&VolumeRecord>,
@@ -144,7 +144,7 @@ fn claimed_provider(claims: &HeaderContents) -> String {
         .unwrap_or_default()
 }
 
-fn unwrap_all(
+pub(super) fn unwrap_all(
     claims: &HeaderContents,
     keystore: &PlatformKeystore,
     customer: Option<&dyn CustomerKeyProvider>,
@@ -244,7 +244,7 @@ fn first_that_opens<'a, T>(
 }
 
 /// Compares by digits: grouping and case are how people copy, not what they pin.
-fn check_pin(pinned: Option<&str>, keys: &KeyRing) -> Result<(), VolumeError> {
+pub(super) fn check_pin(pinned: Option<&str>, keys: &KeyRing) -> Result<(), VolumeError> {
     let Some(pinned) = pinned else {
         return Ok(());
     };

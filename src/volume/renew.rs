@@ -27,7 +27,7 @@ use super::found::wrap_key_set;
 use super::header::{HeaderContents, KeySetState, MAX_KEY_SETS, VerifiedHeader};
 use super::superblock::replace_header;
 use super::{Volume, meta_path, next_meta_path};
-use crate::ids::{CryptoId, Epoch, IncarnationId};
+use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence};
 use crate::keys::{KeyError, VolumeRecord};
 use crate::layers::{KeyRing, KeySet};
 use crate::sealed::{MetaFile, SealedError};
@@ -37,16 +37,17 @@ use crate::store::{OpenMode, Store, StorePath};
 pub type RenewFn<'a> = dyn FnMut(MetaFile) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
 
 impl Volume {
-    /// Begins a new incarnation. `fill` writes the metadata as they are into the new `meta`.
+    /// Begins a new incarnation, whose commits are counted from `first` on. `fill` writes the metadata
+    /// as they are into the new `meta`.
     ///
     /// # Errors
     /// When the volume has as many key sets as it may have, a key cannot be had, or something cannot
     /// be written; what `fill` returns is in [`VolumeError::Format`]. The volume is as it was then,
     /// or the next use finishes what was begun.
-    pub fn renew(self, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+    pub fn renew(self, first: Sequence, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
         let volume = self.header.volume_id();
         let before = self.header.incarnation();
-        let renewed = self.renew_unaudited(fill);
+        let renewed = self.renew_unaudited(first, fill);
         match &renewed {
             Ok(now) => tracing::warn!(
                 target: "audit",
@@ -67,7 +68,7 @@ impl Volume {
         renewed
     }
 
-    fn renew_unaudited(self, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+    fn renew_unaudited(self, first: Sequence, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
         let incarnation = IncarnationId::random().map_err(KeyError::random)?;
         let meta = CryptoId::random().map_err(KeyError::random)?;
         let active = next_set(&self.header)?;
@@ -93,7 +94,7 @@ impl Volume {
         };
         let id = header.volume_id();
         self.keystore.update_record(id, &announced)?;
-        write_next(&*self.store, &keys, meta, fill)?;
+        write_next(&*self.store, &keys, (meta, first), fill)?;
         replace_header(&*self.store, &bytes)?;
         take_place(&*self.store)?;
         let begun = VolumeRecord {
@@ -132,7 +133,7 @@ fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
 fn write_next(
     store: &dyn Store,
     keys: &KeyRing,
-    crypto: CryptoId,
+    (crypto, first): (CryptoId, Sequence),
     fill: &mut RenewFn<'_>,
 ) -> Result<(), VolumeError> {
     let make = || {
@@ -140,7 +141,7 @@ fn write_next(
         store.open(&next_meta_path(), OpenMode::CreateNew)
     };
     let file = make().map_err(VolumeError::io("cannot make the new metadata file"))?;
-    let filled = MetaFile::create(file, keys, crypto)
+    let filled = MetaFile::create_at(file, keys, crypto, first)
         .map_err(Into::into)
         .and_then(fill);
     if let Err(error) = filled {

@@ -1,0 +1,237 @@
+//! When checkpoints of the metadata are made, and the spare copy of the superblock beside them.
+//!
+//! A thread of its own makes one when the interval is over, something was changed since the last one,
+//! and a hundred times as long has gone by as the last one took. It works for a quarter of the time
+//! and sleeps for the rest, so that it takes no more than that from anybody. At a clean end one is made if that is done at
+//! once. No failure of any of this is one of the filesystem's: it is said in the log, once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Filesystem;
+use super::types::Timespec;
+use crate::meta::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::meta::commit::BatchNumber;
+use crate::volume::spare;
+
+/// No more than one part in so many of the time is spent on checkpoints.
+const TIME_SHARE: u32 = 100;
+/// A turn of work, and how often as long it sleeps after it.
+const SLICE: Duration = Duration::from_millis(10);
+const SLEEPS: u32 = 3;
+/// A use that begins with an old checkpoint, or none, makes one after so long.
+const FIRST_AFTER: Duration = Duration::from_secs(30);
+/// At the end one is made if the metadata have no more bytes than this.
+const CHEAP_BYTES: u64 = 48 << 20;
+
+/// What is known of the checkpoints.
+#[derive(Debug, Default)]
+struct Known {
+    newest: Option<Checkpoint>,
+    /// It has all that was changed up to this batch.
+    through: Option<BatchNumber>,
+    warned: bool,
+}
+
+/// What the thread is told.
+#[derive(Debug, Default)]
+struct Orders {
+    stop: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Orders {
+    /// Waits for so long, or until it is to stop: true then.
+    fn wait(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut stop = self.stop.lock();
+        while !*stop {
+            if self.wake.wait_until(&mut stop, until).timed_out() {
+                break;
+            }
+        }
+        *stop
+    }
+}
+
+/// Checkpoints of a filesystem in use.
+#[derive(Debug, Default)]
+pub(super) struct Checkpoints {
+    known: Mutex<Known>,
+    worker: Mutex<Option<(Arc<Orders>, std::thread::JoinHandle<()>)>>,
+}
+
+impl Filesystem {
+    /// Finds out what there is, and begins to make more. `was_clean`: the last use ended well, so
+    /// that its checkpoint has everything.
+    pub(super) fn begin_checkpoints(self: &Arc<Self>, was_clean: bool) {
+        if self.options.checkpoint_interval.is_none() {
+            return;
+        }
+        let store = &*self.volume.store;
+        let found = checkpoint::tidy(store)
+            .and_then(|()| checkpoint::newest(store, &self.volume.keys))
+            .inspect_err(|error| tracing::warn!(%error, "the checkpoints cannot be read"));
+        {
+            let mut known = self.checkpoints.known.lock();
+            known.newest = found.ok().flatten();
+            known.through = (was_clean && known.newest.is_some()).then(|| self.meta.newest_batch());
+        }
+        self.keep_spare();
+        self.start_checkpoints();
+    }
+
+    fn keep_spare(&self) {
+        if let Err(error) = spare::keep(&*self.volume.store) {
+            tracing::warn!(%error, "there is no spare copy of volume.json");
+        }
+    }
+
+    pub(super) fn start_checkpoints(self: &Arc<Self>) {
+        let Some(interval) = self.options.checkpoint_interval else {
+            return;
+        };
+        let orders = Arc::new(Orders::default());
+        let (this, told) = (Arc::downgrade(self), Arc::clone(&orders));
+        let mut wait = match self.checkpoint_age() {
+            Some(age) if age < interval => interval - age,
+            _ => interval.min(FIRST_AFTER),
+        };
+        let work = move || {
+            while !told.wait(wait) {
+                let Some(this) = this.upgrade() else {
+                    return;
+                };
+                let begin = Instant::now();
+                if this.checkpoint_is_behind() {
+                    this.try_checkpoint(&mut Pace::new(&told).slices());
+                }
+                wait = interval.max(begin.elapsed() * TIME_SHARE);
+            }
+        };
+        let thread = std::thread::Builder::new().name("checkpoints".into());
+        match thread.spawn(work) {
+            Ok(handle) => *self.checkpoints.worker.lock() = Some((orders, handle)),
+            Err(error) => tracing::warn!(%error, "no checkpoints will be made"),
+        }
+    }
+
+    pub(super) fn stop_checkpoints(&self) {
+        let Some((orders, worker)) = self.checkpoints.worker.lock().take() else {
+            return;
+        };
+        *orders.stop.lock() = true;
+        orders.wake.notify_all();
+        if worker.thread().id() != std::thread::current().id() && worker.join().is_err() {
+            tracing::error!("the thread that makes checkpoints ended with a panic");
+        }
+    }
+
+    /// Age of the newest checkpoint; one from the future has none.
+    pub(super) fn checkpoint_age(&self) -> Option<Duration> {
+        let created = self.checkpoints.known.lock().newest?.created;
+        let seconds = Timespec::now().secs.checked_sub(created.secs)?;
+        u64::try_from(seconds).ok().map(Duration::from_secs)
+    }
+
+    /// True when something was changed that the newest checkpoint does not have.
+    pub(super) fn checkpoint_is_behind(&self) -> bool {
+        let through = self.checkpoints.known.lock().through;
+        through.is_none_or(|through| through < self.meta.newest_batch())
+    }
+
+    /// At a clean end: makes one if that is done at once.
+    pub(super) fn checkpoint_at_end(&self) {
+        let cheap = self
+            .meta
+            .checkpoint_bytes()
+            .is_ok_and(|bytes| bytes <= CHEAP_BYTES);
+        if self.options.checkpoint_interval.is_some() && cheap {
+            self.try_checkpoint(&mut || true);
+        }
+    }
+
+    fn try_checkpoint(&self, go_on: &mut dyn FnMut() -> bool) {
+        self.keep_spare();
+        match self.write_checkpoint(go_on) {
+            Ok(made) => {
+                let (bytes, sequence) = (made.bytes, made.sequence.0);
+                tracing::debug!(bytes, sequence, "a checkpoint of the metadata was made");
+                self.checkpoints.known.lock().warned = false;
+            }
+            Err(CheckpointError::Stopped) => {}
+            Err(error) if !std::mem::replace(&mut self.checkpoints.known.lock().warned, true) => {
+                match error {
+                    CheckpointError::Damaged { .. } => tracing::error!(
+                        %error,
+                        "no checkpoint: the metadata are damaged; unmount the volume and check it"
+                    ),
+                    error => tracing::warn!(%error, "no checkpoint of the metadata could be made"),
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Makes a checkpoint of what is committed now, without waiting for its time.
+    ///
+    /// # Errors
+    /// None was made. The filesystem goes on as it did.
+    pub fn checkpoint_now(&self) -> Result<Checkpoint, CheckpointError> {
+        spare::keep(&*self.volume.store)?;
+        self.write_checkpoint(&mut || true)
+    }
+
+    fn write_checkpoint(
+        &self,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Checkpoint, CheckpointError> {
+        // What is applied and not committed counts as changed again the next time.
+        let through = self.meta.newest_durable_batch();
+        let made = self
+            .meta
+            .write_checkpoint(&*self.volume.store, &self.volume.keys, go_on)?;
+        let mut known = self.checkpoints.known.lock();
+        known.newest = Some(made);
+        known.through = Some(through);
+        Ok(made)
+    }
+
+    /// On a full disk: takes the older checkpoint away. True when there was one.
+    pub(super) fn checkpoint_gives_way(&self) -> bool {
+        self.options.checkpoint_interval.is_some()
+            && checkpoint::give_way(&*self.volume.store, &self.volume.keys, 1).unwrap_or(false)
+    }
+}
+
+/// Work in turns, with sleep in between.
+struct Pace<'a> {
+    orders: &'a Orders,
+    awake: Instant,
+}
+
+impl<'a> Pace<'a> {
+    fn new(orders: &'a Orders) -> Self {
+        Self {
+            orders,
+            awake: Instant::now(),
+        }
+    }
+
+    fn slices(mut self) -> impl FnMut() -> bool + use<'a> {
+        move || {
+            let worked = self.awake.elapsed();
+            let stop = self.orders.wait(if worked < SLICE {
+                Duration::ZERO
+            } else {
+                worked * SLEEPS
+            });
+            if worked >= SLICE {
+                self.awake = Instant::now();
+            }
+            !stop
+        }
+    }
+}

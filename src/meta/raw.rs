@@ -1,0 +1,518 @@
+//! The tables as they stand in the pages of a sealed file, read without the database: for making
+//! checkpoints of a file that is in use and for taking out what can be read of one that is damaged.
+//!
+//! The layout is redb's (file format 3): page 0 is a header with two commit slots; each names the
+//! root of a B-tree of table definitions, and each of those the root of a table.
+//!
+//! ```text
+//! header     magic 9 | flags 1 (1: slot 1 is the newer) | 2 | page size 4 | region header pages 4 |
+//!            region data pages 4 | ...; at 64 and 192: slot 0 and slot 1
+//! slot       version 1 | has root 1 | 6 | root 32 | ... | checksum 16, of the 112 bytes before it
+//! root       page number 8 | checksum 16 | length 8
+//! page no.   index within the region, in pages of that order, 20 bits | region 20 | 19 | order 5
+//! leaf       1 | 1 | pairs 2 | ends of keys 4 each | ends of values 4 each | keys | values
+//! branch     2 | 1 | keys 2 | 4 | checksums 16 each | page numbers 8 each | ends of keys 4 each | keys
+//! ```
+//! Child i of a branch has the keys above key i - 1, up to and including key i. Numbers are
+//! little-endian; a checksum is XXH3 with 128 bits of the bytes that are in use.
+//!
+//! Invariants: a page counts only if it opens, has the checksum that its parent gives and holds
+//! nothing but keys in order within the bounds that its parent gives. So an older page that was put
+//! in its place is not taken for it, and whatever a file holds, each of its keys is visited once.
+//! What does not count is a [`Gap`] with the bounds of what is missing.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::keys::Table;
+use crate::ids::Sequence;
+use crate::sealed::{META_PAYLOAD_BYTES, MetaFile};
+
+const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
+const PAGE_BYTES: u64 = META_PAYLOAD_BYTES as u64;
+const SLOT_BYTES: usize = 128;
+const SLOTS_AT: usize = 64;
+const SLOT_CHECKSUM_AT: usize = SLOT_BYTES - 16;
+const SLOT_VERSION: u8 = 3;
+const LEAF: u8 = 1;
+const BRANCH: u8 = 2;
+/// The type of a table definition that is no multimap.
+const NORMAL: u8 = 3;
+/// Pages of this order have 64 MiB, more than any row.
+const ORDER_MAX: u8 = 14;
+/// No tree is so deep: each level has two children at least.
+const DEPTH_MAX: usize = 48;
+/// Pages kept in memory: 8 MiB.
+const PAGES_KEPT: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
+/// Name of the table that only a checkpoint has.
+pub const NOTE_TABLE: &str = "checkpoint";
+
+/// A stretch of keys of which nothing can be said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gap {
+    /// The keys above this one ...
+    pub after: Option<Vec<u8>>,
+    /// ... up to and including this one.
+    pub through: Option<Vec<u8>>,
+    /// The page that does not count; `None` where not even its number is known.
+    pub page: Option<u64>,
+    /// Why.
+    pub reason: String,
+}
+
+impl Gap {
+    /// All keys.
+    pub fn all(reason: &str) -> Self {
+        Self {
+            after: None,
+            through: None,
+            page: None,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// What is found on the way through a table.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// A key and its value.
+    Row(&'a [u8], &'a [u8]),
+    /// A stretch that cannot be read.
+    Gap(&'a Gap),
+}
+
+/// Root of a tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Root {
+    page: u64,
+    checksum: u128,
+}
+
+/// What is known of a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum TableRoot {
+    Unknown,
+    Empty,
+    At(Root),
+}
+
+/// Where pages are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Regions {
+    header_pages: u64,
+    data_pages: u64,
+}
+
+/// The tables as of one commit.
+pub struct RawTables {
+    file: Arc<MetaFile>,
+    regions: Regions,
+    tables: [TableRoot; Table::ALL.len()],
+    /// What a checkpoint says of itself.
+    note: Option<Vec<u8>>,
+    sequence: Sequence,
+    cache: Mutex<LruCache<u64, Arc<Node>>>,
+}
+
+impl std::fmt::Debug for RawTables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawTables")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RawTables {
+    /// Every commit that the file still names, the newest first. Pages of all but the newest may have
+    /// been written over: those do not count, by their checksums.
+    pub fn all(file: &Arc<MetaFile>) -> Vec<Self> {
+        let mut found: Vec<Self> = Vec::new();
+        for (sequence, page) in file.pages_0() {
+            let Some(header) = Header::parse(&page) else {
+                continue;
+            };
+            for root in header.roots.into_iter().flatten() {
+                let tables = Self::at(file, header.regions, root, sequence);
+                let known = |other: &Self| other.tables == tables.tables;
+                if tables.knows_any() && !found.iter().any(known) {
+                    found.push(tables);
+                }
+            }
+        }
+        found
+    }
+
+    /// The newest commit of a file that is in use. Whoever asks keeps it from changing meanwhile.
+    pub(super) fn newest(file: &Arc<MetaFile>) -> Option<Self> {
+        let mut page = vec![0; META_PAYLOAD_BYTES];
+        file.read(0, &mut page).ok()?;
+        let header = Header::parse(&page)?;
+        let tables = Self::at(file, header.regions, header.roots[0]?, file.sequence());
+        Some(tables)
+    }
+
+    fn at(file: &Arc<MetaFile>, regions: Regions, root: Root, sequence: Sequence) -> Self {
+        let mut this = Self {
+            file: Arc::clone(file),
+            regions,
+            tables: [TableRoot::Empty; Table::ALL.len()],
+            note: None,
+            sequence,
+            cache: Mutex::new(LruCache::new(PAGES_KEPT)),
+        };
+        let mut tables = this.tables;
+        let mut note = TableRoot::Empty;
+        this.walk(root, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
+            match found {
+                Found::Row(name, definition) => {
+                    let is_it = |table: &Table| table.name().as_bytes() == name;
+                    let table = Table::ALL.iter().find(|table| is_it(table));
+                    match table {
+                        Some(table) => tables[table.index()] = TableRoot::parse(definition),
+                        None if name == NOTE_TABLE.as_bytes() => {
+                            note = TableRoot::parse(definition);
+                        }
+                        None => {}
+                    }
+                }
+                Found::Gap(_) => {
+                    for table in &mut tables {
+                        if *table == TableRoot::Empty {
+                            *table = TableRoot::Unknown;
+                        }
+                    }
+                }
+            }
+            true
+        });
+        this.tables = tables;
+        if let TableRoot::At(root) = note {
+            let mut value = None;
+            this.walk(root, &(Vec::new()..vec![0xFF]), &mut |found| {
+                if let Found::Row(_, bytes) = found {
+                    value = Some(bytes.to_vec());
+                }
+                true
+            });
+            this.note = value;
+        }
+        this
+    }
+
+    fn knows_any(&self) -> bool {
+        self.tables.iter().any(|table| *table != TableRoot::Unknown)
+    }
+
+    /// What a checkpoint says of itself.
+    pub fn note(&self) -> Option<&[u8]> {
+        self.note.as_deref()
+    }
+
+    /// The commit number that page 0 was sealed under.
+    pub fn sequence(&self) -> Sequence {
+        self.sequence
+    }
+
+    /// Calls `visit` with what is found of a table's keys in the range, in order, until it says false.
+    /// False when it did.
+    pub fn visit(
+        &self,
+        table: Table,
+        keys: &Range<Vec<u8>>,
+        visit: &mut dyn FnMut(Found<'_>) -> bool,
+    ) -> bool {
+        match self.tables[table.index()] {
+            TableRoot::Empty => true,
+            TableRoot::Unknown => visit(Found::Gap(&Gap::all("the table is not to be found"))),
+            TableRoot::At(root) => self.walk(root, keys, visit),
+        }
+    }
+
+    fn walk(
+        &self,
+        root: Root,
+        keys: &Range<Vec<u8>>,
+        visit: &mut dyn FnMut(Found<'_>) -> bool,
+    ) -> bool {
+        self.walk_below(root, (None, None), keys, DEPTH_MAX, visit)
+    }
+
+    /// `bounds`: keys are above the first and at most the second.
+    fn walk_below(
+        &self,
+        root: Root,
+        bounds: (Option<&[u8]>, Option<&[u8]>),
+        keys: &Range<Vec<u8>>,
+        depth: usize,
+        visit: &mut dyn FnMut(Found<'_>) -> bool,
+    ) -> bool {
+        let gap = |reason: String| Gap {
+            after: bounds.0.map(<[u8]>::to_vec),
+            through: bounds.1.map(<[u8]>::to_vec),
+            page: self.regions.offset(root.page).map(|at| at / PAGE_BYTES),
+            reason,
+        };
+        let node = match self.node(root).and_then(|node| {
+            let fits = depth > 0 && node.fits(bounds);
+            fits.then_some(node)
+                .ok_or_else(|| "it holds keys of another place".to_owned())
+        }) {
+            Ok(node) => node,
+            Err(reason) => return visit(Found::Gap(&gap(reason))),
+        };
+        if node.is_leaf {
+            return node.rows().all(|(key, value)| {
+                let wanted = key >= &keys.start[..] && key < &keys.end[..];
+                !wanted || visit(Found::Row(key, value))
+            });
+        }
+        for (child, low, high) in node.children(bounds) {
+            // A key in it is above `low` and at most `high`.
+            if high.is_some_and(|high| high < &keys.start[..]) {
+                continue;
+            }
+            if low.is_some_and(|low| low >= &keys.end[..]) {
+                break;
+            }
+            if !self.walk_below(child, (low, high), keys, depth - 1, visit) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn node(&self, root: Root) -> Result<Arc<Node>, String> {
+        if let Some(node) = self.cache.lock().get(&root.page)
+            && node.checksum == root.checksum
+        {
+            return Ok(Arc::clone(node));
+        }
+        let offset = self.regions.offset(root.page);
+        let offset = offset.ok_or("there is no such page")?;
+        let mut bytes = vec![0; PAGE_BYTES as usize];
+        let read = |at: u64, out: &mut [u8]| self.file.read(at, out).map_err(|e| e.to_string());
+        read(offset, &mut bytes)?;
+        for more in 1..(1u64 << order_of(root.page)) {
+            // Page by page: a number that is wrong takes no more memory than the file has.
+            let start = bytes.len();
+            bytes.resize(start + PAGE_BYTES as usize, 0);
+            read(offset + more * PAGE_BYTES, &mut bytes[start..])?;
+        }
+        let node = Node::parse(bytes).ok_or("it is no page of a table")?;
+        if node.checksum != root.checksum {
+            return Err("it is not the page that was written there last".to_owned());
+        }
+        let node = Arc::new(node);
+        if order_of(root.page) == 0 {
+            self.cache.lock().put(root.page, Arc::clone(&node));
+        }
+        Ok(node)
+    }
+}
+
+const fn order_of(page: u64) -> u8 {
+    (page >> 59) as u8
+}
+
+impl Regions {
+    /// Where a page of this number begins in the flat file.
+    fn offset(&self, page: u64) -> Option<u64> {
+        let order = order_of(page);
+        if order > ORDER_MAX {
+            return None;
+        }
+        let index = page & (0xF_FFFF >> order);
+        let region = (page >> 20) & 0xF_FFFF;
+        let pages = region
+            .checked_mul(self.header_pages + self.data_pages)?
+            .checked_add(1 + self.header_pages)?
+            .checked_add(index << order)?;
+        pages.checked_mul(PAGE_BYTES)
+    }
+}
+
+struct Header {
+    regions: Regions,
+    /// Of the slot that counts, and of the other one.
+    roots: [Option<Root>; 2],
+}
+
+impl Header {
+    fn parse(page: &[u8]) -> Option<Self> {
+        if !page.starts_with(MAGIC) || u64::from(number(page, 12)?) != PAGE_BYTES {
+            return None;
+        }
+        let newer = usize::from(page.get(MAGIC.len())? & 1);
+        let regions = Regions {
+            header_pages: u64::from(number(page, 16)?),
+            data_pages: u64::from(number(page, 20)?),
+        };
+        Some(Self {
+            regions,
+            roots: [newer, 1 - newer].map(|slot| root_of_slot(page, slot)),
+        })
+    }
+}
+
+fn root_of_slot(page: &[u8], slot: usize) -> Option<Root> {
+    let start = SLOTS_AT + slot * SLOT_BYTES;
+    let slot = page.get(start..start + SLOT_BYTES)?;
+    let (bytes, checksum) = slot.split_at(SLOT_CHECKSUM_AT);
+    let whole = xxh3_128(bytes) == u128::from_le_bytes(checksum.try_into().ok()?);
+    (whole && bytes[0] == SLOT_VERSION && bytes[1] != 0)
+        .then(|| Root::parse(&bytes[8..]))
+        .flatten()
+}
+
+impl Root {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        Some(Self {
+            page: u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
+            checksum: u128::from_le_bytes(bytes.get(8..24)?.try_into().ok()?),
+        })
+    }
+}
+
+impl TableRoot {
+    /// Of a table's definition: type 1, length 8, has root 1, root 32, width of keys and of values
+    /// (each 1 and 4), and more.
+    fn parse(definition: &[u8]) -> Self {
+        let any_width = |at: usize| definition.get(at) == Some(&0);
+        if definition.first() != Some(&NORMAL) || !any_width(42) || !any_width(47) {
+            return Self::Unknown;
+        }
+        match definition.get(9) {
+            Some(0) => Self::Empty,
+            Some(_) => Root::parse(&definition[10..]).map_or(Self::Unknown, Self::At),
+            None => Self::Unknown,
+        }
+    }
+}
+
+/// A page of a tree, of which all offsets lie within it.
+struct Node {
+    bytes: Vec<u8>,
+    is_leaf: bool,
+    /// Pairs of a leaf, keys of a branch.
+    count: usize,
+    checksum: u128,
+}
+
+impl Node {
+    /// `None` for what is no page of a tree.
+    fn parse(bytes: Vec<u8>) -> Option<Self> {
+        let is_leaf = match bytes.first()? {
+            &LEAF => true,
+            &BRANCH => false,
+            _ => return None,
+        };
+        let count = u16::from_le_bytes(bytes.get(2..4)?.try_into().ok()?);
+        let mut node = Self {
+            bytes,
+            is_leaf,
+            count: usize::from(count),
+            checksum: 0,
+        };
+        let end = node.ends_ascend()?;
+        node.checksum = xxh3_128(node.bytes.get(..end)?);
+        Some(node)
+    }
+
+    /// Where the ends of the keys stand.
+    fn ends_at(&self) -> usize {
+        if self.is_leaf {
+            4
+        } else {
+            8 + 24 * (self.count + 1)
+        }
+    }
+
+    /// Numbers in the table of ends: keys, and values in a leaf.
+    fn ends(&self) -> usize {
+        if self.is_leaf {
+            2 * self.count
+        } else {
+            self.count
+        }
+    }
+
+    fn end(&self, index: usize) -> Option<usize> {
+        number(&self.bytes, self.ends_at() + 4 * index).map(|end| end as usize)
+    }
+
+    /// The end of all, if there is anything and each piece begins where the one before ends.
+    fn ends_ascend(&self) -> Option<usize> {
+        let mut at = self.ends_at() + 4 * self.ends();
+        for index in 0..self.ends() {
+            let end = self.end(index)?;
+            if end < at {
+                return None;
+            }
+            at = end;
+        }
+        (self.count > 0 && at <= self.bytes.len()).then_some(at)
+    }
+
+    /// The piece that ends with that number of the table of ends.
+    fn piece(&self, index: usize) -> &[u8] {
+        let start = match index.checked_sub(1) {
+            Some(before) => self.end(before),
+            None => Some(self.ends_at() + 4 * self.ends()),
+        };
+        let range = start.zip(self.end(index)).map(|(start, end)| start..end);
+        range
+            .and_then(|range| self.bytes.get(range))
+            .unwrap_or_default()
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        (0..self.count).map(|index| (self.piece(index), self.piece(self.count + index)))
+    }
+
+    /// True when its keys are in order, above the first bound and at most the second.
+    fn fits(&self, (after, through): (Option<&[u8]>, Option<&[u8]>)) -> bool {
+        let mut before = after;
+        let mut keys = (0..self.count).map(|index| self.piece(index));
+        keys.all(|key| {
+            let ascends = before.is_none_or(|before| before < key);
+            before = Some(key);
+            ascends && through.is_none_or(|through| key <= through)
+        })
+    }
+
+    /// Children with the bounds of their keys.
+    #[allow(clippy::type_complexity)]
+    fn children<'a>(
+        &'a self,
+        (after, through): (Option<&'a [u8]>, Option<&'a [u8]>),
+    ) -> impl Iterator<Item = (Root, Option<&'a [u8]>, Option<&'a [u8]>)> {
+        (0..=self.count).filter_map(move |index| {
+            let low = match index.checked_sub(1) {
+                Some(before) => Some(self.piece(before)),
+                None => after,
+            };
+            let high = match index < self.count {
+                true => Some(self.piece(index)),
+                false => through,
+            };
+            let checksum = self.bytes.get(8 + 16 * index..)?.first_chunk::<16>()?;
+            let pages = 8 + 16 * (self.count + 1);
+            let page = self.bytes.get(pages + 8 * index..)?.first_chunk::<8>()?;
+            let root = Root {
+                page: u64::from_le_bytes(*page),
+                checksum: u128::from_le_bytes(*checksum),
+            };
+            Some((root, low, high))
+        })
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..)?.first_chunk::<4>()?;
+    Some(u32::from_le_bytes(*bytes))
+}

@@ -1,0 +1,365 @@
+//! The directory that everything is written to.
+//!
+//! Every name is made relative to an open directory, as something that was not there before; no
+//! symbolic link is followed in the last component, and there is no other component. So whatever the
+//! records say, nothing outside is touched.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Timespec as FileTime, Timestamps, Uid,
+    XattrFlags,
+};
+
+use crate::errno::Errno;
+use crate::meta::records::{FileKind, InodeRecord, Timespec};
+use crate::store::os_error;
+use crate::sys::identity::effective_user;
+
+/// The longest name that any filesystem takes.
+const NAME_BYTES_MAX: usize = 255;
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// What belongs to a file beside its contents.
+#[derive(Debug)]
+pub struct Attributes<'a> {
+    /// Its inode.
+    pub inode: &'a InodeRecord,
+    /// Names and values of its extended attributes.
+    pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
+}
+
+/// Something that could not be set, and why.
+pub type Unset = (String, io::Error);
+
+/// The directory, mode 0700.
+#[derive(Debug)]
+pub struct Out {
+    root: OwnedFd,
+    path: PathBuf,
+    /// Owners can be set and devices made.
+    pub privileged: bool,
+}
+
+/// True for an error after which nothing more can be written.
+pub fn is_fatal(error: &io::Error) -> bool {
+    let fatal = [Errno::ENOSPC, Errno::EDQUOT, Errno::EIO, Errno::EROFS];
+    fatal
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.code()))
+}
+
+impl Out {
+    /// Makes the directory, or takes one that is empty.
+    ///
+    /// # Errors
+    /// `DirectoryNotEmpty`, or what the operating system says.
+    pub fn take(path: &Path) -> io::Result<Self> {
+        match rustix::fs::mkdirat(CWD, path, Mode::RWXU) {
+            Err(error) if error != rustix::io::Errno::EXIST => return Err(error.into()),
+            _ => {}
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        if !names_in(&root)?.is_empty() {
+            return Err(os_error(Errno::ENOTEMPTY));
+        }
+        rustix::fs::fchmod(&root, Mode::RWXU)?;
+        Ok(Self {
+            root,
+            path: path.to_path_buf(),
+            privileged: effective_user() == 0,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Makes a directory below it where there is none, one component after the other.
+    pub fn directory(&self, path: &[&[u8]]) -> io::Result<OwnedFd> {
+        let mut at = open_directory(self.root(), b".")?;
+        for name in path {
+            at = match make_directory(at.as_fd(), name) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    open_directory(at.as_fd(), name)?
+                }
+                made => made?,
+            };
+        }
+        Ok(at)
+    }
+}
+
+/// True for a name that may stand in a directory.
+pub fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= NAME_BYTES_MAX
+        && !name.contains(&b'/')
+        && !name.contains(&0)
+}
+
+fn checked(name: &[u8]) -> io::Result<&OsStr> {
+    if is_name(name) {
+        Ok(OsStr::from_bytes(name))
+    } else {
+        Err(os_error(Errno::EINVAL))
+    }
+}
+
+fn names_in(dir: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
+fn open_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    let name = OsStr::from_bytes(name);
+    Ok(rustix::fs::openat(at, name, DIRECTORY, Mode::empty())?)
+}
+
+/// Makes a directory, mode 0700, and opens it.
+pub fn make_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    let name = checked(name)?;
+    rustix::fs::mkdirat(at, name, Mode::RWXU)?;
+    open_directory(at, name.as_bytes())
+}
+
+/// The directory that this one is in. Whoever made this one has moved nothing since.
+pub fn parent(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    open_directory(of, b"..")
+}
+
+/// Makes a plain file, mode 0600, to be written.
+pub fn make_file(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    Ok(rustix::fs::openat(at, checked(name)?, flags, mode)?.into())
+}
+
+/// Makes what is neither a plain file nor a directory.
+pub fn make_other(at: BorrowedFd<'_>, name: &[u8], inode: &InodeRecord) -> io::Result<()> {
+    let name = checked(name)?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let kind = match inode.kind {
+        FileKind::Symlink => {
+            let target = OsStr::from_bytes(&inode.target);
+            return Ok(rustix::fs::symlinkat(target, at, name)?);
+        }
+        FileKind::Fifo => FileType::Fifo,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharacterDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::Regular | FileKind::Directory => return Err(os_error(Errno::EINVAL)),
+    };
+    Ok(rustix::fs::mknodat(
+        at,
+        name,
+        kind,
+        mode,
+        device(inode.rdev),
+    )?)
+}
+
+/// A device number of a record (minor bits 0 to 7 at 0, major at 8, the other minor bits at 20).
+fn device(rdev: u32) -> u64 {
+    let major = (rdev >> 8) & 0xFFF;
+    let minor = (rdev & 0xFF) | ((rdev >> 12) & 0xF_FF00);
+    rustix::fs::makedev(major, minor)
+}
+
+/// Gives a file a further name.
+pub fn link(
+    from: BorrowedFd<'_>,
+    name: &[u8],
+    to: BorrowedFd<'_>,
+    new_name: &[u8],
+) -> io::Result<()> {
+    let (name, new_name) = (checked(name)?, checked(new_name)?);
+    Ok(rustix::fs::linkat(
+        from,
+        name,
+        to,
+        new_name,
+        AtFlags::empty(),
+    )?)
+}
+
+/// Takes away a name that is no directory's.
+pub fn unlink(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::unlinkat(at, checked(name)?, AtFlags::empty())?)
+}
+
+/// Takes away an empty directory.
+pub fn remove_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::unlinkat(
+        at,
+        checked(name)?,
+        AtFlags::REMOVEDIR,
+    )?)
+}
+
+fn mode_of(inode: &InodeRecord) -> Mode {
+    Mode::from_raw_mode(u32::from(inode.perm & 0o7777))
+}
+
+fn times_of(inode: &InodeRecord) -> Timestamps {
+    let time = |time: Timespec| FileTime {
+        tv_sec: time.secs,
+        tv_nsec: time.nanos.into(),
+    };
+    Timestamps {
+        last_access: time(inode.atime),
+        last_modification: time(inode.mtime),
+    }
+}
+
+fn owner_of(inode: &InodeRecord) -> (Option<Uid>, Option<Gid>) {
+    (
+        Some(Uid::from_raw(inode.uid)),
+        Some(Gid::from_raw(inode.gid)),
+    )
+}
+
+/// Access control lists come after the mode, which would change them.
+fn is_acl(name: &[u8]) -> bool {
+    name.starts_with(b"system.posix_acl_")
+}
+
+/// Owner, attributes, mode and times of an open file or directory, in this order: each may change what
+/// was set after it. `chown` says whether to set the owner.
+pub fn finish_open(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool) -> Vec<Unset> {
+    let inode = attributes.inode;
+    let mut unset = Vec::new();
+    let mut note = |what: &str, result: rustix::io::Result<()>| {
+        if let Err(error) = result {
+            unset.push((what.to_owned(), error.into()));
+        }
+    };
+    if chown {
+        let (user, group) = owner_of(inode);
+        note("owner", rustix::fs::fchown(fd, user, group));
+    }
+    let set = |lists: bool, note: &mut dyn FnMut(&str, rustix::io::Result<()>)| {
+        let xattrs = attributes.xattrs.iter();
+        for (name, value) in xattrs.filter(|(name, _)| is_acl(name) == lists) {
+            let result =
+                rustix::fs::fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty());
+            note(&attribute(name), result);
+        }
+    };
+    set(false, &mut note);
+    note("mode", rustix::fs::fchmod(fd, mode_of(inode)));
+    set(true, &mut note);
+    note("times", rustix::fs::futimens(fd, &times_of(inode)));
+    unset
+}
+
+/// The same for what cannot be opened.
+pub fn finish_at(
+    at: BorrowedFd<'_>,
+    name: &[u8],
+    attributes: &Attributes<'_>,
+    chown: bool,
+) -> Vec<Unset> {
+    let inode = attributes.inode;
+    let mut unset = Vec::new();
+    let Ok(file) = checked(name) else {
+        return unset;
+    };
+    let mut note = |what: &str, result: rustix::io::Result<()>| {
+        if let Err(error) = result {
+            unset.push((what.to_owned(), error.into()));
+        }
+    };
+    if chown {
+        let (user, group) = owner_of(inode);
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        note("owner", rustix::fs::chownat(at, file, user, group, flags));
+    }
+    // There is no call that takes an open directory; the descriptor's own entry is one.
+    let path = Path::new("/proc/self/fd")
+        .join(at.as_raw_fd().to_string())
+        .join(file);
+    for (name, value) in attributes.xattrs {
+        let result =
+            rustix::fs::lsetxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty());
+        note(&attribute(name), result);
+    }
+    if inode.kind != FileKind::Symlink {
+        let flags = AtFlags::empty();
+        note("mode", rustix::fs::chmodat(at, file, mode_of(inode), flags));
+    }
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    note(
+        "times",
+        rustix::fs::utimensat(at, file, &times_of(inode), flags),
+    );
+    unset
+}
+
+fn attribute(name: &[u8]) -> String {
+    format!("extended attribute {}", String::from_utf8_lossy(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = Out::take(&dir.path().join("out")).unwrap();
+        for name in [
+            &b".."[..],
+            b".",
+            b"",
+            b"a/b",
+            b"/etc",
+            b"a\0b",
+            &[b'x'; 256],
+        ] {
+            assert!(make_file(out.root(), name).is_err());
+            assert!(make_directory(out.root(), name).is_err());
+            assert!(unlink(out.root(), name).is_err());
+        }
+        make_file(out.root(), &[0xFF, b'\n']).unwrap();
+        // What is there already is neither opened nor followed.
+        std::os::unix::fs::symlink("/etc", dir.path().join("out/link")).unwrap();
+        assert!(make_file(out.root(), b"link").is_err());
+        assert!(make_directory(out.root(), b"link").is_err());
+        assert!(out.directory(&[b"link"]).is_err());
+        assert!(Out::take(&dir.path().join("out")).is_err());
+    }
+
+    #[test]
+    fn device_numbers() {
+        // As glibc's makedev(3) has it: 8:1 and 259:0x12345.
+        assert_eq!(device(0x801), 0x801);
+        assert_eq!(
+            device((259 << 8) | 0x45 | (0x123 << 20)),
+            rustix::fs::makedev(259, 0x12345)
+        );
+    }
+}

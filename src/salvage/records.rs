@@ -1,0 +1,287 @@
+//! The records of a volume from whatever of them can be read.
+//!
+//! The sources stand in order: the newest commit of `meta`, what `meta` still names of commits before
+//! it, then the checkpoints, newest first. A stretch of keys that a source cannot give is taken from
+//! those after it. Where the first source is whole, nothing else is looked at.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::ids::{Generation, Ino};
+use crate::layers::KeyRing;
+use crate::meta::checkpoint::{self, Checkpoint};
+use crate::meta::keys::{self, Table};
+use crate::meta::raw::{Found, Gap, RawTables};
+use crate::meta::records::TOMBSTONE;
+use crate::sealed::MetaFile;
+use crate::store::{OpenMode, Store, StorePath};
+use crate::volume::{META_NAME, VerifiedHeader};
+
+/// Where records come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The newest commit of `meta`.
+    Meta,
+    /// A commit of `meta` before that.
+    Before,
+    /// A checkpoint.
+    Checkpoint(Checkpoint),
+}
+
+struct Source {
+    origin: Origin,
+    tables: RawTables,
+}
+
+/// What is known of the records in a stretch of keys.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum State {
+    /// All of them.
+    Whole,
+    /// As they were at an earlier time.
+    Older,
+    /// Not all of them.
+    Missing,
+}
+
+/// A stretch of keys that the first source cannot give.
+#[derive(Debug)]
+pub struct Stretch {
+    /// What is wrong with it there.
+    pub gap: Gap,
+    /// Whether another source gives it.
+    pub state: State,
+}
+
+/// The records.
+pub struct Records {
+    sources: Vec<Source>,
+    /// By table, in the order of their keys.
+    stretches: Vec<Vec<Stretch>>,
+    /// Why `meta` gives nothing at all.
+    pub meta_lost: Option<String>,
+    /// Checkpoints that do not open, with why.
+    pub checkpoints_refused: Vec<(String, String)>,
+}
+
+impl Records {
+    /// Opens all sources there are and looks at every page of the first one.
+    pub fn open(store: &dyn Store, keys: &KeyRing, header: &VerifiedHeader) -> Self {
+        let meta = store
+            .open(&StorePath::new(META_NAME), OpenMode::Read)
+            .map_err(|error| error.to_string())
+            .and_then(|file| {
+                MetaFile::open(file, keys, header.meta_crypto()).map_err(|error| error.to_string())
+            });
+        let (commits, meta_lost) = match meta {
+            Err(error) => (Vec::new(), Some(error)),
+            Ok(file) => match RawTables::all(&Arc::new(file)) {
+                none if none.is_empty() => (none, Some("no commit in it can be read".to_owned())),
+                commits => (commits, None),
+            },
+        };
+        let (checkpoints, refused) = checkpoint::list(store, keys).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the checkpoints cannot be listed");
+            Default::default()
+        });
+        let of_meta = commits.into_iter().enumerate().map(|(index, tables)| {
+            let origin = if index == 0 {
+                Origin::Meta
+            } else {
+                Origin::Before
+            };
+            Source { origin, tables }
+        });
+        let of_checkpoints = checkpoints.into_iter().map(|(checkpoint, tables)| Source {
+            origin: Origin::Checkpoint(checkpoint),
+            tables,
+        });
+        let mut this = Self {
+            sources: of_meta.chain(of_checkpoints).collect(),
+            stretches: Vec::new(),
+            meta_lost,
+            checkpoints_refused: refused
+                .into_iter()
+                .map(|(name, error)| (name.to_string(), error.to_string()))
+                .collect(),
+        };
+        this.stretches = Table::ALL.map(|table| this.survey(table)).into();
+        this
+    }
+
+    /// Where the first source comes from; `None` where there is none.
+    pub fn base(&self) -> Option<Origin> {
+        self.sources.first().map(|source| source.origin)
+    }
+
+    /// The checkpoint that comes next after what there is of `meta`.
+    pub fn checkpoint(&self) -> Option<Checkpoint> {
+        self.sources.iter().find_map(|source| match source.origin {
+            Origin::Checkpoint(checkpoint) => Some(checkpoint),
+            _ => None,
+        })
+    }
+
+    /// What the first source cannot give, by table.
+    pub fn stretches(&self, table: Table) -> &[Stretch] {
+        self.stretches.get(table.index()).map_or(&[], Vec::as_slice)
+    }
+
+    /// What is known of all records.
+    pub fn state(&self) -> State {
+        let stretches = self.stretches.iter().flatten();
+        let worst = stretches.map(|stretch| stretch.state).max();
+        let base = match self.base() {
+            Some(Origin::Meta) => State::Whole,
+            Some(_) => State::Older,
+            None => State::Missing,
+        };
+        base.max(worst.unwrap_or(State::Whole))
+    }
+
+    /// What is known of a table's records of an inode, apart from what holds for all of them.
+    pub fn state_of(&self, table: Table, ino: Ino) -> State {
+        let (start, end) = (keys::number(ino.0), keys::after_ino(ino));
+        let stretches = self.stretches(table);
+        let from = stretches.partition_point(|stretch| {
+            let through = stretch.gap.through.as_ref();
+            through.is_some_and(|through| through[..] < start[..])
+        });
+        let touching = stretches[from..].iter().take_while(|stretch| {
+            let after = stretch.gap.after.as_ref();
+            after.is_none_or(|after| after[..] < end[..])
+        });
+        touching
+            .map(|stretch| stretch.state)
+            .max()
+            .unwrap_or(State::Whole)
+    }
+
+    fn survey(&self, table: Table) -> Vec<Stretch> {
+        let all = Vec::new()..vec![0xFF; 9];
+        let Some(first) = self.sources.first() else {
+            return vec![Stretch {
+                gap: Gap::all("there are no metadata"),
+                state: State::Missing,
+            }];
+        };
+        let mut stretches = Vec::new();
+        first.tables.visit(table, &all, &mut |found| {
+            if let Found::Gap(gap) = found {
+                let mut state = State::Older;
+                let within = within(&all, gap);
+                self.visit_from(1, table, &within, &mut |_, _| true, &mut || {
+                    state = State::Missing;
+                });
+                stretches.push(Stretch {
+                    gap: gap.clone(),
+                    state,
+                });
+            }
+            true
+        });
+        stretches
+    }
+
+    /// Calls `visit` with every record of a table in a range of physical keys, in order, until it says
+    /// false; false then.
+    pub fn visit(
+        &self,
+        table: Table,
+        range: &Range<Vec<u8>>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> bool {
+        self.visit_from(0, table, range, visit, &mut || {})
+    }
+
+    fn visit_from(
+        &self,
+        source: usize,
+        table: Table,
+        range: &Range<Vec<u8>>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        missing: &mut dyn FnMut(),
+    ) -> bool {
+        let Some(this) = self.sources.get(source) else {
+            missing();
+            return true;
+        };
+        this.tables.visit(table, range, &mut |found| match found {
+            Found::Row(key, value) => visit(key, value),
+            Found::Gap(gap) => {
+                let range = within(range, gap);
+                self.visit_from(source + 1, table, &range, visit, missing)
+            }
+        })
+    }
+
+    /// Calls `visit` with the logical key and the value of every record of a versioned table, in order,
+    /// that counts in a generation, until it says false.
+    pub fn each(
+        &self,
+        table: Table,
+        range: &Range<Vec<u8>>,
+        view: Generation,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) {
+        let mut newest: Option<(Vec<u8>, Vec<u8>)> = None;
+        let mut emit = |record: Option<(Vec<u8>, Vec<u8>)>| match record {
+            Some((logical, value)) if value != TOMBSTONE => visit(&logical, &value),
+            _ => true,
+        };
+        let whole = self.visit(table, range, &mut |key, value| {
+            let Some((logical, generation)) = keys::split_version(key) else {
+                return true;
+            };
+            if generation > view {
+                return true;
+            }
+            match &mut newest {
+                Some((last, older)) if last == logical => {
+                    older.clear();
+                    older.extend_from_slice(value);
+                    true
+                }
+                other => emit(other.replace((logical.to_vec(), value.to_vec()))),
+            }
+        });
+        if whole {
+            emit(newest);
+        }
+    }
+
+    /// The record of a logical key in a generation.
+    pub fn get(&self, table: Table, logical: &[u8], view: Generation) -> Option<Vec<u8>> {
+        let mut end = keys::versioned(logical, Generation(u64::MAX));
+        end.push(0);
+        let range = keys::versioned(logical, Generation(0))..end;
+        let mut found = None;
+        self.each(table, &range, view, &mut |_, value| {
+            found = Some(value.to_vec());
+            false
+        });
+        found
+    }
+
+    /// The row of an unversioned table.
+    pub fn row(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
+        let range = key.to_vec()..[key, &[0]].concat();
+        let mut found = None;
+        self.visit(table, &range, &mut |_, value| {
+            found = Some(value.to_vec());
+            false
+        });
+        found
+    }
+}
+
+/// The keys of a range that lie in a gap.
+fn within(range: &Range<Vec<u8>>, gap: &Gap) -> Range<Vec<u8>> {
+    let behind = |key: &Vec<u8>| [key.as_slice(), &[0]].concat();
+    let start = gap.after.as_ref().map(behind);
+    let end = gap.through.as_ref().map(behind);
+    let start = start.map_or_else(|| range.start.clone(), |at| at.max(range.start.clone()));
+    let end = end.map_or_else(|| range.end.clone(), |at| at.min(range.end.clone()));
+    let end = end.max(start.clone());
+    start..end
+}

@@ -1,0 +1,532 @@
+//! The tree of a view: directories, files and what belongs to them.
+//!
+//! One directory is open at a time; the way back is `..`, as nobody moves what is made here. A directory
+//! is gone into once, so that records which are no tree end too. A file with several names is kept
+//! under its inode's number in a directory of its own until the end, to link further names to.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::contents::{Copy, least_size};
+use super::out::{self, Attributes, Out, Unset, is_fatal};
+use super::records::State;
+use super::report::{Loss, Report};
+use super::{Source, Wanted};
+use crate::ids::{Generation, Ino};
+use crate::meta::keys::{self, Table};
+use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec, decode_xattr};
+
+/// Entries of a directory that are read at a time.
+const ENTRIES_AT_A_TIME: usize = 64;
+/// Inodes that are looked at at a time.
+const INODES_AT_A_TIME: usize = 256;
+/// Directories above one that has no place are looked for so far.
+const CLIMB_MAX: usize = 4096;
+/// Where files with several names are kept meanwhile.
+const STAGING: &[u8] = b".salvage-links";
+
+/// One bit for each inode.
+#[derive(Default)]
+struct InoSet(HashMap<u64, u64>);
+
+impl InoSet {
+    /// True when it was not in there.
+    fn insert(&mut self, ino: Ino) -> bool {
+        let word = self.0.entry(ino.0 / 64).or_default();
+        let bit = 1 << (ino.0 % 64);
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+
+    fn contains(&self, ino: Ino) -> bool {
+        let word = self.0.get(&(ino.0 / 64));
+        word.is_some_and(|word| word >> (ino.0 % 64) & 1 == 1)
+    }
+}
+
+/// A directory that is being filled.
+struct Frame {
+    ino: Ino,
+    inode: InodeRecord,
+    entries: VecDeque<(Vec<u8>, DirentRecord)>,
+    /// Where to read on; `None` at the end.
+    next: Option<Vec<u8>>,
+    /// Bytes of the path that are its own.
+    path_bytes: usize,
+}
+
+struct Walk<'a, 'r> {
+    source: &'a Source<'a>,
+    out: &'a Out,
+    view: Generation,
+    report: &'r mut Report,
+    seen: InoSet,
+    staging: OwnedFd,
+    staged: HashSet<Ino>,
+    path: Vec<u8>,
+}
+
+/// Takes out a view and what has no place in it.
+pub(super) fn take(
+    source: &Source<'_>,
+    out: &Out,
+    wanted: &Wanted,
+    report: &mut Report,
+) -> io::Result<()> {
+    let mut walk = Walk {
+        source,
+        out,
+        view: wanted.view,
+        report,
+        seen: InoSet::default(),
+        staging: out::make_directory(out.root(), STAGING)?,
+        staged: HashSet::new(),
+        path: wanted.path.join(&b'/'),
+    };
+    let place: Vec<&[u8]> = wanted.path.iter().map(Vec::as_slice).collect();
+    match out.directory(&place) {
+        Ok(root) => walk.tree(Ino::ROOT, None, root)?,
+        Err(error) => walk.lose("file", error.to_string())?,
+    }
+    walk.rest(&wanted.lost)?;
+    for ino in &walk.staged {
+        out::unlink(walk.staging.as_fd(), ino.to_string().as_bytes())?;
+    }
+    out::remove_directory(out.root(), STAGING)
+}
+
+/// Numbers of inodes have 48 bits.
+fn is_ino(ino: Ino) -> bool {
+    (1..1 << 48).contains(&ino.0)
+}
+
+/// What stands for an inode of which only the kind is known.
+fn unknown(kind: FileKind) -> InodeRecord {
+    let now = Timespec::now();
+    InodeRecord {
+        kind,
+        perm: if kind == FileKind::Directory {
+            0o700
+        } else {
+            0o600
+        },
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        pages: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        crtime: now,
+        parent: Ino(0),
+        target: Vec::new(),
+    }
+}
+
+impl Walk<'_, '_> {
+    fn lose(&mut self, what: &'static str, reason: String) -> io::Result<()> {
+        self.report.lose(&Loss {
+            path: String::from_utf8_lossy(&self.path).into_owned(),
+            what,
+            offset: None,
+            length: None,
+            reason,
+        })
+    }
+
+    /// What could not be made: all ends where nothing more can be written.
+    fn give_up(&mut self, error: io::Error) -> io::Result<()> {
+        if is_fatal(&error) {
+            return Err(error);
+        }
+        self.lose("file", error.to_string())
+    }
+
+    fn inode(&self, ino: Ino) -> Option<InodeRecord> {
+        let records = self.source.records;
+        let bytes = records.get(Table::Inode, &keys::inode(ino), self.view)?;
+        InodeRecord::decode(&bytes)
+    }
+
+    fn xattrs(&self, ino: Ino) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut xattrs = Vec::new();
+        let range = keys::number(ino.0)..keys::after_ino(ino);
+        let records = self.source.records;
+        records.each(Table::Xattr, &range, self.view, &mut |key, value| {
+            let both = keys::xattr_name(key).zip(decode_xattr(value));
+            xattrs.extend(both.map(|(name, value)| (name.to_vec(), value.to_vec())));
+            true
+        });
+        xattrs
+    }
+
+    /// Says what of an inode's records is not as it was last.
+    fn report_state(&mut self, ino: Ino, kind: FileKind) -> io::Result<()> {
+        let of_kind = match kind {
+            FileKind::Regular => Some((Table::Extent, "contents", "where its contents are")),
+            FileKind::Directory => Some((Table::Dirent, "names", "the names in it")),
+            _ => None,
+        };
+        let xattrs = (Table::Xattr, "attributes", "its extended attributes");
+        let mut older = self.source.records.state_of(Table::Inode, ino) == State::Older;
+        for (table, what, which) in of_kind.into_iter().chain([xattrs]) {
+            match self.source.records.state_of(table, ino) {
+                State::Whole => {}
+                State::Older => older = true,
+                State::Missing => {
+                    self.lose(what, format!("not all records of {which} can be read"))?;
+                }
+            }
+        }
+        if older {
+            let reason = "some of its records are as they were at an earlier time".to_owned();
+            self.lose("older", reason)?;
+        }
+        Ok(())
+    }
+
+    fn report_unset(&mut self, unset: Vec<Unset>) -> io::Result<()> {
+        for (what, error) in unset {
+            self.lose("unset", format!("{what}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Fills a directory that was made with what is below an inode. `inode` stands for one whose record
+    /// is lost.
+    fn tree(&mut self, ino: Ino, inode: Option<InodeRecord>, at: OwnedFd) -> io::Result<()> {
+        let mut at = at;
+        let mut stack = vec![self.enter(ino, inode)?];
+        while let Some(frame) = stack.last_mut() {
+            if let Some((name, entry)) = self.next_entry(frame) {
+                let path_bytes = self.path.len();
+                self.path.push(b'/');
+                self.path.extend_from_slice(&name);
+                let child = self.entry(at.as_fd(), &name, entry, path_bytes)?;
+                if let Some((child, frame)) = child {
+                    at = child;
+                    stack.push(frame);
+                } else {
+                    self.path.truncate(path_bytes);
+                }
+                continue;
+            }
+            let Some(frame) = stack.pop() else {
+                break;
+            };
+            // Before its mode is set, which may not let anybody through.
+            let parent = out::parent(at.as_fd())?;
+            self.finish_directory(&frame, at.as_fd())?;
+            self.path.truncate(frame.path_bytes);
+            at = parent;
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, ino: Ino, inode: Option<InodeRecord>) -> io::Result<Frame> {
+        self.seen.insert(ino);
+        let inode = match inode.or_else(|| self.inode(ino)) {
+            Some(inode) => inode,
+            None => {
+                self.lose("attributes", LOST_INODE.to_owned())?;
+                unknown(FileKind::Directory)
+            }
+        };
+        Ok(Frame {
+            ino,
+            inode,
+            entries: VecDeque::new(),
+            next: Some(keys::number(ino.0)),
+            path_bytes: self.path.len(),
+        })
+    }
+
+    fn next_entry(&self, frame: &mut Frame) -> Option<(Vec<u8>, DirentRecord)> {
+        if frame.entries.is_empty() {
+            let start = frame.next.take()?;
+            let mut last = None;
+            let range = start..keys::after_ino(frame.ino);
+            let records = self.source.records;
+            records.each(Table::Dirent, &range, self.view, &mut |key, value| {
+                if let Some(((_, name), entry)) =
+                    keys::dirent_parts(key).zip(DirentRecord::decode(value))
+                {
+                    frame.entries.push_back((name.to_vec(), entry));
+                }
+                if frame.entries.len() < ENTRIES_AT_A_TIME {
+                    return true;
+                }
+                last = Some(keys::versioned(key, Generation(u64::MAX)));
+                false
+            });
+            frame.next = last.map(|mut key| {
+                key.push(0);
+                key
+            });
+        }
+        frame.entries.pop_front()
+    }
+
+    fn finish_directory(&mut self, frame: &Frame, at: BorrowedFd<'_>) -> io::Result<()> {
+        self.report.counts.directories += 1;
+        let xattrs = self.xattrs(frame.ino);
+        let attributes = Attributes {
+            inode: &frame.inode,
+            xattrs: &xattrs,
+        };
+        let unset = out::finish_open(at, &attributes, self.out.privileged);
+        self.report_unset(unset)?;
+        self.report_state(frame.ino, FileKind::Directory)
+    }
+
+    /// Makes what an entry names. A directory is handed back, to be filled.
+    fn entry(
+        &mut self,
+        at: BorrowedFd<'_>,
+        name: &[u8],
+        entry: DirentRecord,
+        path_bytes: usize,
+    ) -> io::Result<Option<(OwnedFd, Frame)>> {
+        if !out::is_name(name) {
+            self.lose(
+                "name",
+                "no file can have this name; see lost+found".to_owned(),
+            )?;
+            return Ok(None);
+        }
+        let ino = entry.ino;
+        if !is_ino(ino) {
+            self.lose("name", "it names no inode".to_owned())?;
+            return Ok(None);
+        }
+        let inode = match self.inode(ino) {
+            Some(inode) => inode,
+            None => {
+                self.lose("attributes", LOST_INODE.to_owned())?;
+                match entry.kind {
+                    FileKind::Directory => unknown(FileKind::Directory),
+                    FileKind::Regular => InodeRecord {
+                        size: least_size(self.source, ino, self.view),
+                        ..unknown(FileKind::Regular)
+                    },
+                    _ => return Ok(None),
+                }
+            }
+        };
+        if inode.kind != FileKind::Directory {
+            self.file(at, name, ino, &inode)?;
+            return Ok(None);
+        }
+        if self.seen.contains(ino) {
+            self.lose("name", "the directory has another name already".to_owned())?;
+            return Ok(None);
+        }
+        match out::make_directory(at, name) {
+            Ok(made) => {
+                let frame = Frame {
+                    path_bytes,
+                    ..self.enter(ino, Some(inode))?
+                };
+                Ok(Some((made, frame)))
+            }
+            Err(error) => self.give_up(error).map(|()| None),
+        }
+    }
+
+    fn file(
+        &mut self,
+        at: BorrowedFd<'_>,
+        name: &[u8],
+        ino: Ino,
+        inode: &InodeRecord,
+    ) -> io::Result<()> {
+        self.seen.insert(ino);
+        let number = ino.to_string();
+        if self.staged.contains(&ino) {
+            return match out::link(self.staging.as_fd(), number.as_bytes(), at, name) {
+                Ok(()) => {
+                    self.report.counts.links += 1;
+                    Ok(())
+                }
+                Err(error) => self.give_up(error),
+            };
+        }
+        let made = match inode.kind {
+            FileKind::Regular => self.regular(at, name, ino, inode),
+            _ => self.other(at, name, ino, inode),
+        };
+        if let Err(error) = made {
+            return self.give_up(error);
+        }
+        if inode.nlink > 1 {
+            match out::link(at, name, self.staging.as_fd(), number.as_bytes()) {
+                Ok(()) => _ = self.staged.insert(ino),
+                Err(error) => self.lose("unset", format!("further names: {error}"))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn regular(
+        &mut self,
+        at: BorrowedFd<'_>,
+        name: &[u8],
+        ino: Ino,
+        inode: &InodeRecord,
+    ) -> io::Result<()> {
+        let file = out::make_file(at, name)?;
+        let path = String::from_utf8_lossy(&self.path).into_owned();
+        let copy = Copy {
+            source: self.source,
+            report: self.report,
+            path: &path,
+            to: &file,
+            size: inode.size,
+            pending: None,
+        };
+        copy.all(ino, self.view)?;
+        self.report.counts.files += 1;
+        let xattrs = self.xattrs(ino);
+        let attributes = Attributes {
+            inode,
+            xattrs: &xattrs,
+        };
+        let unset = out::finish_open(file.as_fd(), &attributes, self.out.privileged);
+        self.report_unset(unset)?;
+        self.report_state(ino, FileKind::Regular)
+    }
+
+    fn other(
+        &mut self,
+        at: BorrowedFd<'_>,
+        name: &[u8],
+        ino: Ino,
+        inode: &InodeRecord,
+    ) -> io::Result<()> {
+        out::make_other(at, name, inode)?;
+        match inode.kind {
+            FileKind::Symlink => self.report.counts.symlinks += 1,
+            _ => self.report.counts.special += 1,
+        }
+        let xattrs = self.xattrs(ino);
+        let attributes = Attributes {
+            inode,
+            xattrs: &xattrs,
+        };
+        let unset = out::finish_at(at, name, &attributes, self.out.privileged);
+        self.report_unset(unset)?;
+        self.report_state(ino, inode.kind)
+    }
+
+    // ---- what the tree does not reach -----------------------------------------------------------
+
+    /// Directories first, by what is in them and by their inodes, so that what they hold has a place;
+    /// then all other inodes, then contents without one.
+    fn rest(&mut self, place: &[u8]) -> io::Result<()> {
+        self.rest_of(
+            Table::Inode,
+            place,
+            &mut |this, ino| match this.inode(ino) {
+                Some(inode) if inode.kind == FileKind::Directory && inode.nlink > 0 => {
+                    Some(this.top_of(ino, inode))
+                }
+                _ => None,
+            },
+        )?;
+        self.rest_of(Table::Dirent, place, &mut |_, ino| {
+            Some((ino, unknown(FileKind::Directory)))
+        })?;
+        self.rest_of(Table::Inode, place, &mut |this, ino| {
+            // One without a name was removed, and only waited to be closed.
+            let inode = this.inode(ino).filter(|inode| inode.nlink > 0);
+            inode.map(|inode| (ino, inode))
+        })?;
+        self.rest_of(Table::Extent, place, &mut |this, ino| {
+            let is_removed = this.inode(ino).is_some();
+            let size = least_size(this.source, ino, this.view);
+            let inode = InodeRecord {
+                size,
+                ..unknown(FileKind::Regular)
+            };
+            (!is_removed).then_some((ino, inode))
+        })
+    }
+
+    /// The topmost directory that has no place, above one that has none.
+    fn top_of(&self, ino: Ino, inode: InodeRecord) -> (Ino, InodeRecord) {
+        let (mut top, mut record) = (ino, inode);
+        for _ in 0..CLIMB_MAX {
+            let parent = record.parent;
+            let above = self.inode(parent).filter(|above| {
+                above.kind == FileKind::Directory && parent != ino && !self.seen.contains(parent)
+            });
+            match above {
+                Some(above) => (top, record) = (parent, above),
+                None => break,
+            }
+        }
+        (top, record)
+    }
+
+    /// Takes out what `what` says for each inode of a table that has no place yet.
+    fn rest_of(
+        &mut self,
+        table: Table,
+        place: &[u8],
+        what: &mut dyn FnMut(&Self, Ino) -> Option<(Ino, InodeRecord)>,
+    ) -> io::Result<()> {
+        let mut next = Some(Vec::new());
+        while let Some(start) = next.take() {
+            let mut inos: Vec<Ino> = Vec::new();
+            let range = start..vec![0xFF; 9];
+            let (records, seen) = (self.source.records, &self.seen);
+            records.each(table, &range, self.view, &mut |key, _| {
+                let fits = |ino: &Ino| is_ino(*ino) && !seen.contains(*ino);
+                let ino = keys::ino_of(key).filter(fits);
+                if let Some(ino) = ino.filter(|ino| inos.last() != Some(ino)) {
+                    inos.push(ino);
+                }
+                inos.len() < INODES_AT_A_TIME
+            });
+            if inos.len() == INODES_AT_A_TIME {
+                next = inos.last().map(|ino| keys::after_ino(*ino));
+            }
+            for ino in inos {
+                if self.seen.contains(ino) {
+                    continue;
+                }
+                let Some((top, inode)) = what(self, ino) else {
+                    continue;
+                };
+                self.without_name(place, top, inode)?;
+                // The way down from there may be lost too.
+                if let Some(inode) = self.inode(ino).filter(|_| !self.seen.contains(ino)) {
+                    self.without_name(place, ino, inode)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn without_name(&mut self, place: &[u8], ino: Ino, inode: InodeRecord) -> io::Result<()> {
+        let path: [&[u8]; 2] = [b"lost+found", place];
+        let at = self.out.directory(&path)?;
+        let name = ino.to_string();
+        self.path = [path[0], path[1], name.as_bytes()].join(&b'/');
+        self.report.counts.without_name += 1;
+        self.lose("name", "no directory that can be read names it".to_owned())?;
+        if inode.kind != FileKind::Directory {
+            return self.file(at.as_fd(), name.as_bytes(), ino, &inode);
+        }
+        match out::make_directory(at.as_fd(), name.as_bytes()) {
+            Ok(made) => self.tree(ino, Some(inode), made),
+            Err(error) => self.give_up(error),
+        }
+    }
+}
+
+const LOST_INODE: &str = "its inode cannot be read: owner, mode, times and length are not known";

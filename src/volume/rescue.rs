@@ -1,0 +1,137 @@
+//! Opening a damaged volume to take out what is left of it. Nothing of it is written, not even what
+//! every other use tidies away, nor is the keystore told; so it works on a medium that nobody can
+//! write to, and changes nothing that somebody may want to look at later.
+//!
+//! The superblock is the first of these that authenticates with the keys at hand: a file that was
+//! named, `volume.json`, the spare copy ([`super::spare`]).
+
+use std::io;
+use std::sync::Arc;
+
+use super::error::VolumeError;
+use super::header::{UnverifiedHeader, VerifiedHeader};
+use super::open::{check_pin, customer_key, unwrap_all};
+use super::{OpenOptions, header_path, lock_path, spare};
+use crate::keys::PlatformKeystore;
+use crate::keys::error::ErrorKind;
+use crate::layers::KeyRing;
+use crate::store::read_only::ReadOnlyStore;
+use crate::store::{Store, StoreLock};
+
+/// Where the superblock was read from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeaderSource {
+    /// A file that was named.
+    Given,
+    /// `volume.json`.
+    Volume,
+    /// The spare copy.
+    Spare,
+}
+
+impl HeaderSource {
+    /// What people call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Given => "the file that was named",
+            Self::Volume => "volume.json",
+            Self::Spare => "the spare copy checkpoints/volume.json",
+        }
+    }
+}
+
+/// A volume whose keys are open. Its lock is held until it is dropped.
+#[derive(Debug)]
+pub struct Rescue {
+    /// The volume, to be read only.
+    pub store: Arc<dyn Store>,
+    /// Its keys.
+    pub keys: KeyRing,
+    /// Its superblock.
+    pub header: VerifiedHeader,
+    /// Where that was read from.
+    pub source: HeaderSource,
+    /// Superblocks that came before it and were refused, with why.
+    pub refused: Vec<(HeaderSource, VolumeError)>,
+    #[expect(dead_code, reason = "held, never read")]
+    lock: Option<Box<dyn StoreLock>>,
+}
+
+/// Opens the keys of a volume. `given` are the bytes of a superblock that was named.
+///
+/// # Errors
+/// The volume is in use; no superblock authenticates; a key cannot be had.
+pub fn rescue(
+    store: Arc<dyn Store>,
+    given: Option<Vec<u8>>,
+    options: &OpenOptions,
+) -> Result<Rescue, VolumeError> {
+    let lock = match store.lock(&lock_path()) {
+        Ok(lock) => Some(lock),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(VolumeError::InUse { shared: false });
+        }
+        // The lock may be lost too, or nobody can write here.
+        Err(error) => {
+            tracing::warn!(%error, "the volume cannot be locked; going on without");
+            None
+        }
+    };
+    let store: Arc<dyn Store> = Arc::new(ReadOnlyStore::over(store));
+    let given = given.map(|bytes| (HeaderSource::Given, Ok(bytes)));
+    let own = [
+        (HeaderSource::Volume, spare::read(&*store, &header_path())),
+        (
+            HeaderSource::Spare,
+            spare::read(&*store, &spare::spare_path()),
+        ),
+    ];
+    let mut refused = Vec::new();
+    for (source, bytes) in given.into_iter().chain(own) {
+        match verified(bytes, options) {
+            Ok((keys, header)) => {
+                return Ok(Rescue {
+                    store,
+                    keys,
+                    header,
+                    source,
+                    refused,
+                    lock,
+                });
+            }
+            Err(error) => refused.push((source, error)),
+        }
+    }
+    Err(worst(refused))
+}
+
+/// Of several refusals that which says most: a key that cannot be had is to be told rather than
+/// that there is no spare copy.
+fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
+    let rank = |error: &VolumeError| match error.kind() {
+        ErrorKind::NotAVolume => 2,
+        ErrorKind::HeaderInvalid | ErrorKind::Tampered => 1,
+        _ => 0,
+    };
+    let errors = refused.into_iter().map(|(_, error)| error);
+    errors.min_by_key(rank).unwrap_or(VolumeError::NotAVolume)
+}
+
+fn verified(
+    bytes: io::Result<Vec<u8>>,
+    options: &OpenOptions,
+) -> Result<(KeyRing, VerifiedHeader), VolumeError> {
+    let bytes = bytes.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => VolumeError::NotAVolume,
+        _ => VolumeError::io("cannot read the superblock")(error),
+    })?;
+    let unverified = UnverifiedHeader::parse(&bytes)?;
+    let claims = unverified.claims();
+    let keystore = PlatformKeystore::open(&options.keystore)?;
+    let record = keystore.record(claims.volume_id())?;
+    let customer = customer_key(claims, options, record.as_ref())?;
+    let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
+    let header = unverified.verify(keys.active())?;
+    check_pin(options.fingerprint.as_deref(), &keys)?;
+    Ok((keys, header))
+}

@@ -1,0 +1,59 @@
+//! The spare copy of the superblock, for the day on which `volume.json` cannot be read: the same
+//! bytes, its MAC included, in the directory of the checkpoints. It is looked at only by those who
+//! take out what is left of a damaged volume, and only when it authenticates.
+
+use std::io;
+
+use super::header::{MAX_HEADER_BYTES, UnverifiedHeader};
+use super::header_path;
+use crate::store::{OpenMode, Store, StorePath};
+
+/// The directory that it is in.
+const DIRECTORY: &str = "checkpoints";
+
+/// Where it is.
+pub fn spare_path() -> StorePath {
+    StorePath::new("checkpoints/volume.json")
+}
+
+/// Makes the spare copy what `volume.json` is, if that is a superblock. Durable on return.
+///
+/// # Errors
+/// Those of the store. An older copy is still there then.
+pub fn keep(store: &dyn Store) -> io::Result<()> {
+    let header = read(store, &header_path())?;
+    if UnverifiedHeader::parse(&header).is_err() {
+        return Ok(());
+    }
+    match read(store, &spare_path()) {
+        Ok(spare) if spare == header => return Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    match store.create_dir(&StorePath::new(DIRECTORY)) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => {
+            made?;
+            store.sync_dir(&StorePath::root())?;
+        }
+    }
+    let aside = StorePath::new("checkpoints/volume.json.new");
+    match store.unlink(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = store.open(&aside, OpenMode::CreateNew)?;
+    file.write_at(&header, 0)?;
+    file.sync()?;
+    store.rename(&aside, &spare_path())?;
+    store.sync_dir(&StorePath::new(DIRECTORY))
+}
+
+/// The bytes of a superblock, one more than it may have at most.
+pub(super) fn read(store: &dyn Store, path: &StorePath) -> io::Result<Vec<u8>> {
+    let file = store.open(path, OpenMode::Read)?;
+    let mut bytes = vec![0; MAX_HEADER_BYTES + 1];
+    let len = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(len);
+    Ok(bytes)
+}
