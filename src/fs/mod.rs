@@ -78,6 +78,9 @@ pub struct FilesystemOptions {
     pub pending_bytes: usize,
     /// When reading changes the time of last access.
     pub access_times: AccessTimes,
+    /// A thread of its own commits by time and cleans up. Without it, nothing happens but what is
+    /// asked for ([`Filesystem::tend`]), always in the same order.
+    pub background: bool,
 }
 
 impl Default for FilesystemOptions {
@@ -90,6 +93,7 @@ impl Default for FilesystemOptions {
             open_objects: 512,
             pending_bytes: 32 << 20,
             access_times: AccessTimes::Relative,
+            background: true,
         }
     }
 }
