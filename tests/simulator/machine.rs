@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use bilayer::volume::{CreateOptions, FreshVolume, META_NAME, create};
 
 use crate::plan::Again;
 use crate::stats::Stats;
-use crate::support::{Mount, directory_of, keystore, quiet};
+use crate::support::{Mount, copy_tree, directory_of, keystore, quiet};
 
 /// Records of a keystore, by their files.
 type Records = BTreeMap<PathBuf, Vec<u8>>;
@@ -85,21 +85,8 @@ pub fn mount_fresh(unit: WriteUnit, options: FilesystemOptions) -> Mount {
     let template = &*TEMPLATE;
     let store = FaultyStore::from_memory(&template.store, unit);
     let keystore = keystore();
-    copy_directory(template.keystore.path(), keystore.path());
+    copy_tree(template.keystore.path(), keystore.path());
     Mount::open_at(store, volume_path(), keystore, options).unwrap()
-}
-
-fn copy_directory(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            let mut builder = fs::DirBuilder::new();
-            builder.mode(0o700).create(&target).unwrap();
-            copy_directory(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// What the keystore remembered of its volumes in the life that is going on, oldest first.

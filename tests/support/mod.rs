@@ -77,7 +77,7 @@ pub fn fork(keystore: &tempfile::TempDir) -> Arc<tempfile::TempDir> {
     fork
 }
 
-fn copy_tree(from: &Path, to: &Path) {
+pub fn copy_tree(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).expect("list") {
         let entry = entry.expect("entry");
         let target = to.join(entry.file_name());
@@ -173,8 +173,7 @@ impl Mount {
         options: FilesystemOptions,
     ) -> Result<Self, FsError> {
         let directory = directory_of(&store, &at);
-        let volume = try_open_volume(directory, keystore.path(), options.read_only)
-            .map_err(|error| FsError::Volume(error.to_string()))?;
+        let volume = try_open_volume(directory, keystore.path(), options.read_only)?;
         let fs = Filesystem::open(volume, options.clone())?;
         Ok(Self {
             keystore,
