@@ -16,6 +16,7 @@ pub mod keys;
 pub mod layers;
 pub mod meta;
 pub mod object;
+pub mod planted;
 pub mod salvage;
 pub mod sealed;
 pub mod snapshot;

@@ -14,10 +14,14 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("errno", &[]),
+    ("planted", &[]),
     ("sys", &["errno", "ids"]),
     ("store", &["errno", "ids", "sys"]),
     ("layers", &["errno", "ids", "sys", "store"]),
-    ("sealed", &["errno", "ids", "sys", "store", "layers"]),
+    (
+        "sealed",
+        &["errno", "ids", "planted", "sys", "store", "layers"],
+    ),
     ("keys", &["errno", "ids", "sys", "store", "layers"]),
     (
         "volume",
@@ -32,7 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "object",
         &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta",
+            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume", "meta",
         ],
     ),
     (
@@ -44,7 +48,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "image",
         &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
+            "meta", "object",
         ],
     ),
     (
@@ -56,8 +61,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "fs",
         &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot", "image",
+            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
+            "meta", "object", "snapshot", "image",
         ],
     ),
     (

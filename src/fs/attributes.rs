@@ -8,6 +8,7 @@ use crate::errno::Errno;
 use crate::meta::Batch;
 use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
 use crate::meta::records::InodeRecord;
+use crate::planted::{Bug, planted};
 use crate::sealed::PAGE_BYTES;
 
 const SETUID: u16 = 0o4000;
@@ -97,7 +98,9 @@ impl Filesystem {
             // A commit that could not catch up with those who order keeps them out.
             let _namespace = self.namespace.lock();
             // "Truncate, then write anew" must not lose both old and new to a power cut.
-            self.contents.order(node.ino());
+            if !planted(Bug::TruncationUnordered) {
+                self.contents.order(node.ino());
+            }
         }
         let resizes = size != file.size();
         self.contents.truncate(&file, size, &mut |record| {

@@ -100,6 +100,9 @@ impl Filesystem {
 
     /// Starts the thread that commits by time and cleans up.
     pub(super) fn start_background(self: &Arc<Self>) -> Result<(), FsError> {
+        if !self.options.background {
+            return Ok(());
+        }
         let this = Arc::downgrade(self);
         let interval = self.options.commit_interval;
         let handle = std::thread::Builder::new()

@@ -8,6 +8,7 @@ use super::types::{BLOCK_BYTES, Caller, Fallocate, FileKind, Handle, NodeId, Set
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
 use crate::object::{FILE_BYTES_MAX, File, Space};
+use crate::planted::{Bug, planted};
 
 impl Filesystem {
     /// Opens a file; `O_TRUNC` among the flags empties it.
@@ -134,6 +135,9 @@ impl Filesystem {
         self.meta.check_writable().map_err(|_| Errno::EIO)?;
         let file = self.file(node, handle)?;
         self.contents.sync_file(&file)?;
+        if planted(Bug::FsyncWithoutCommit) {
+            return Ok(());
+        }
         self.with_room(|| self.commit_now().map_err(|error| error.errno()))
     }
 

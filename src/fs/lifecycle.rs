@@ -20,6 +20,7 @@ use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
 use crate::meta::{Batch, Meta, MetaError};
 use crate::object::Contents;
+use crate::planted::{Bug, planted};
 use crate::sealed::{MetaFile, PAGE_BYTES};
 use crate::store::read_only::{ReadOnlyStore, Scratch};
 use crate::store::{OpenMode, Store, StorePath};
@@ -155,7 +156,9 @@ impl Filesystem {
             tracing::info!("the volume was not left clean: looking for what nothing names");
             // After the end of the process alone, pages that it wrote may be in the kernel's
             // memory only. They are read from now on, so an fsync must find them on the disk.
-            self.volume.store.sync_all()?;
+            if !planted(Bug::NoSyncAfterKill) {
+                self.volume.store.sync_all()?;
+            }
             self.sweep()?;
         }
         self.finish_restore()?;
@@ -178,7 +181,7 @@ impl Filesystem {
             }
         }
         self.remove_doomed();
-        self.meta.set_clean(false);
+        self.meta.set_clean(planted(Bug::NotMarkedInUse));
         self.commit_now()?;
         self.contents.collect()?;
         self.try_to_remember(false);

@@ -81,6 +81,9 @@ pub struct FilesystemOptions {
     pub access_times: AccessTimes,
     /// How often a copy of the metadata is put beside them, at the most; `None`: never.
     pub checkpoint_interval: Option<Duration>,
+    /// A thread of its own commits by time and cleans up. Without it, nothing happens but what is
+    /// asked for ([`Filesystem::tend`]), always in the same order.
+    pub background: bool,
 }
 
 impl Default for FilesystemOptions {
@@ -94,6 +97,7 @@ impl Default for FilesystemOptions {
             pending_bytes: 32 << 20,
             access_times: AccessTimes::Relative,
             checkpoint_interval: None,
+            background: true,
         }
     }
 }

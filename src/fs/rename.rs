@@ -6,6 +6,7 @@ use crate::errno::Errno;
 use crate::ids::{Ino, ViewId};
 use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
+use crate::planted::{Bug, planted};
 
 /// One of the two names.
 #[derive(Clone, Copy)]
@@ -97,7 +98,9 @@ impl Filesystem {
         self.name(&mut batch, to.parent.ino(), to.name, Some(moved))?;
         if replaced.is_some() {
             // Contents reach the disk before the commit that puts them in the other's place.
-            self.contents.order(moved.ino);
+            if !planted(Bug::RenameUnordered) {
+                self.contents.order(moved.ino);
+            }
             self.wake_background();
         }
         self.meta.apply(batch)?;

@@ -183,6 +183,10 @@ impl Meta {
     /// Opens the metadata, which redb recovers where the last use ended unclean. `cache_bytes` bounds
     /// redb's cache.
     pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+        // What a process wrote that was killed may be in the kernel's memory only, the slot of page 0
+        // that is now taken for the durable one too: it must be on the disk before redb writes the
+        // other, or a power cut may take both.
+        file.sync()?;
         let file = Arc::new(file);
         let tables = Tables::open(Arc::clone(&file), cache_bytes)?;
         let committed = Arc::new(tables.committed()?);

@@ -13,6 +13,7 @@ use crate::ids::ChunkIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ObjectName, Part, Timespec, taken};
 use crate::meta::{Batch, View};
+use crate::planted::{Bug, planted};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -237,6 +238,7 @@ impl Contents {
             };
             let newest = chunk.newest().map(|part| part.id.crypto);
             let is_linked = parts.iter().any(|part| Some(part.id.crypto) == newest);
+            let is_linked = is_linked && !planted(Bug::CloneNotMarkedShared);
             if from.view == View::LIVE && is_linked {
                 if let Extent::Parts { shared, .. } = &mut chunk.extent {
                     *shared = true;

@@ -13,6 +13,7 @@ use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet};
 use crate::meta::records::{ObjectName, PartId};
 use crate::meta::{Batch, MetaError};
+use crate::planted::{Bug, planted};
 
 /// Pages that are to go from the disk.
 #[derive(Debug)]
@@ -39,9 +40,9 @@ impl Contents {
         let _one = self.collecting.lock();
         let due = {
             let mut cuts = self.cuts.lock();
-            let (due, wait) = cuts
-                .drain(..)
-                .partition(|(batch, _)| self.meta.is_durable(*batch));
+            let (due, wait) = cuts.drain(..).partition(|(batch, _)| {
+                planted(Bug::CutBeforeCommit) || self.meta.is_durable(*batch)
+            });
             *cuts = wait;
             let due: Vec<(BatchNumber, Cut)> = due;
             due
@@ -108,7 +109,11 @@ impl Contents {
     }
 
     fn unlink_garbage(&self) -> Result<(), ObjectError> {
-        let rows = self.meta.committed_garbage()?;
+        let rows = if planted(Bug::UnlinkBeforeCommit) {
+            self.meta.rows(Table::Garbage)?
+        } else {
+            self.meta.committed_garbage()?
+        };
         if rows.is_empty() {
             return Ok(());
         }

@@ -13,7 +13,7 @@
 //! `state`; page locks of objects are taken before `state` and held over I/O of contents, `state`
 //! never is. Publishing reads records of the metadata, mostly from memory, with `state` held.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -22,6 +22,7 @@ use crate::ids::{Generation, Ino};
 use crate::meta::View;
 use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ExtentRecord, Part, PartId, Timespec, taken};
+use crate::planted::{Bug, planted};
 
 /// What a chunk is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +139,11 @@ impl Chunk {
                     if newest && !self.named {
                         continue;
                     }
-                    let pages = if newest { &self.durable } else { &part.pages };
+                    let pages = if newest && !planted(Bug::PresenceAhead) {
+                        &self.durable
+                    } else {
+                        &part.pages
+                    };
                     let mut pages = pages.clone();
                     pages.remove(end_page..CHUNK_PAGES);
                     durable.push(Part { id: part.id, pages });
@@ -234,7 +239,7 @@ pub struct FileState {
     /// Time of the last write that is not published.
     pub written: Option<Timespec>,
     /// Chunks looked at so far; one that is not here is as its record says.
-    pub chunks: HashMap<u32, Chunk>,
+    pub chunks: BTreeMap<u32, Chunk>,
     /// The inode is gone.
     pub removed: bool,
 }
@@ -248,7 +253,7 @@ impl FileState {
             syncing_size: size,
             pages,
             written: None,
-            chunks: HashMap::new(),
+            chunks: BTreeMap::new(),
             removed: false,
         }
     }

@@ -20,7 +20,7 @@ mod sync;
 mod trim;
 mod write;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -33,6 +33,7 @@ use crate::meta::commit::BatchNumber;
 use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, pages_of_capacity, pages_touching};
 use crate::meta::records::{ExtentRecord, ObjectName, Timespec};
 use crate::meta::{Meta, MetaError, View};
+use crate::planted::{Bug, planted};
 use crate::sealed::SealedError;
 use crate::store::Store;
 
@@ -127,7 +128,7 @@ pub struct Contents {
     /// Of the live view and of kept ones.
     files: Mutex<HashMap<(View, Ino), Arc<File>>>,
     /// Files whose contents must be durable before the next commit, and how often that was asked.
-    ordered: Mutex<HashMap<Ino, u64>>,
+    ordered: Mutex<BTreeMap<Ino, u64>>,
     /// Physical work that waits for the next commit.
     cuts: Mutex<Vec<(BatchNumber, Cut)>>,
     /// Held by who does that work.
@@ -344,7 +345,8 @@ impl Contents {
         };
         let active = self.objects.keys().active().epoch;
         parts.first().is_some_and(|part| part.id.epoch == active)
-            && chunk.generation > self.meta.newest_shared()
+            && (chunk.generation > self.meta.newest_shared()
+                || planted(Bug::KeptViewWrittenInPlace))
     }
 }
 

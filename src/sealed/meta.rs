@@ -32,6 +32,7 @@ use super::range_lock::RangeLocks;
 use super::run::{Opened, Opener, RunBuffer, Source, Target, run_pages};
 use crate::ids::{CryptoId, PageIndex, Sequence};
 use crate::layers::{KeyRing, TAG_BYTES};
+use crate::planted::{Bug, planted};
 use crate::store::StoreFile;
 
 const GEOMETRY: Geometry = Geometry::Meta;
@@ -339,7 +340,9 @@ impl MetaFile {
     /// The slot that page 0 is read from now.
     fn slot_to_read(&self) -> Slot {
         let state = self.state.lock();
-        if state.page_0_written {
+        if planted(Bug::OneSlotOfPage0) {
+            Slot::A
+        } else if state.page_0_written {
             state.current.other()
         } else {
             state.current
@@ -462,7 +465,7 @@ impl MetaFile {
         let state = self.state.lock();
         Target {
             first,
-            slot: if first.0 == 0 {
+            slot: if first.0 == 0 && !planted(Bug::OneSlotOfPage0) {
                 state.current.other()
             } else {
                 Slot::A

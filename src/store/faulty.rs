@@ -59,7 +59,7 @@ mod file;
 mod names;
 mod random;
 
-pub use faults::{Call, CallKind, Fault};
+pub use faults::{Call, CallKind, CutCall, Fault};
 use faults::{FaultPlan, Verdict};
 use file::FaultyContents;
 use names::NameJournal;
@@ -219,6 +219,11 @@ impl FaultyStore {
     /// True once the power has failed.
     pub fn is_cut(&self) -> bool {
         self.0.state.lock().faults.stopped()
+    }
+
+    /// The call into which the last cut of [`Self::cut_at_call`] fell.
+    pub fn cut_call(&self) -> Option<CutCall> {
+        self.0.state.lock().faults.cut_call().cloned()
     }
 
     /// Cuts the power for good and returns what the machine finds when it starts again. Every

@@ -22,14 +22,17 @@ pub(super) const ROOT: DirectoryNumber = DirectoryNumber(0);
 /// A file with any number of names.
 #[derive(Debug)]
 pub(super) struct FileNode<F> {
+    /// Counts the files of a tree in the order in which they were made.
+    number: u64,
     links: AtomicU64,
     locked: AtomicBool,
     pub(super) data: F,
 }
 
 impl<F> FileNode<F> {
-    fn new(data: F) -> Arc<Self> {
+    fn new(number: u64, data: F) -> Arc<Self> {
         Arc::new(Self {
+            number,
             links: AtomicU64::new(0),
             locked: AtomicBool::new(false),
             data,
@@ -110,18 +113,19 @@ impl<F> Tree<F> {
         directories: &HashMap<DirectoryNumber, Entries<F>>,
         mut transform: impl FnMut(&F) -> G,
     ) -> Tree<G> {
-        let mut copies: HashMap<*const FileNode<F>, Arc<FileNode<G>>> = HashMap::new();
         let mut tree = Tree::new();
+        // In the order of their making, so that a transformation that draws random numbers repeats:
+        // names may be random themselves.
+        let mut copies: BTreeMap<u64, Arc<FileNode<G>>> = BTreeMap::new();
+        for (number, node) in files_below(directories) {
+            let copy = FileNode::new(tree.next_number(), transform(&node.data));
+            copies.insert(number, copy);
+        }
         let mut waiting = vec![(ROOT, ROOT)];
         while let Some((old, new)) = waiting.pop() {
-            // In the order of names, so that a transformation that draws random numbers repeats.
             for (name, entry) in directories.get(&old).into_iter().flatten() {
                 let entry = match entry {
-                    Entry::File(node) => Entry::File(Arc::clone(
-                        copies
-                            .entry(Arc::as_ptr(node))
-                            .or_insert_with(|| FileNode::new(transform(&node.data))),
-                    )),
+                    Entry::File(node) => Entry::File(Arc::clone(&copies[&node.number])),
                     Entry::Directory(child) => {
                         let number = tree.add_directory();
                         waiting.push((*child, number));
@@ -165,19 +169,23 @@ impl<F> Tree<F> {
         }
     }
 
-    /// Entries of a directory.
+    /// Entries of a directory, in the order of their making.
     pub(super) fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
         let entries = self.directories.get(&self.directory(dir)?);
-        Ok(entries
-            .into_iter()
-            .flatten()
+        let mut entries: Vec<_> = entries.into_iter().flatten().collect();
+        entries.sort_by_key(|(_, entry)| match entry {
+            Entry::File(node) => node.number,
+            Entry::Directory(number) => number.0,
+        });
+        let listed = entries.into_iter();
+        Ok(listed
             .map(|(name, entry)| (name.clone(), entry.kind()))
             .collect())
     }
 
     pub(super) fn create_file(&mut self, path: &StorePath, data: F) -> io::Result<Created<F>> {
         let directory = self.free_name(path)?;
-        let node = FileNode::new(data);
+        let node = FileNode::new(self.next_number(), data);
         let entry = Entry::File(Arc::clone(&node));
         Ok((node, vec![self.set(directory, path.name(), Some(entry))]))
     }
@@ -261,10 +269,14 @@ impl<F> Tree<F> {
     }
 
     fn add_directory(&mut self) -> DirectoryNumber {
-        let number = DirectoryNumber(self.next);
-        self.next += 1;
+        let number = DirectoryNumber(self.next_number());
         self.directories.insert(number, BTreeMap::new());
         number
+    }
+
+    const fn next_number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
     }
 
     /// Gives or takes a name and counts links.
@@ -291,4 +303,25 @@ impl<F> Tree<F> {
             entry,
         }
     }
+}
+
+/// Files that have a name below the root, by number.
+fn files_below<F>(
+    directories: &HashMap<DirectoryNumber, Entries<F>>,
+) -> BTreeMap<u64, &Arc<FileNode<F>>> {
+    let mut files = BTreeMap::new();
+    let mut waiting = vec![ROOT];
+    while let Some(directory) = waiting.pop() {
+        for entry in directories
+            .get(&directory)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+        {
+            match entry {
+                Entry::File(node) => drop(files.insert(node.number, node)),
+                Entry::Directory(child) => waiting.push(*child),
+            }
+        }
+    }
+    files
 }

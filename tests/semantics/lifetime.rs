@@ -1,7 +1,10 @@
 //! How long inodes live, and what is left of them.
 
+use std::sync::Arc;
+
 use bilayer::errno::Errno;
 use bilayer::fs::types::SetAttr;
+use bilayer::store::StorePath;
 
 use crate::support::{Mount, ROOT, USER, fork, pattern, quiet};
 
@@ -189,4 +192,51 @@ fn what_was_shut_down_answers_nothing_more() {
     let mount = mount.kill();
     assert_eq!(mount.contents(mount.at("kept")), b"synced");
     mount.finish();
+}
+
+/// A process that is killed in the middle of a commit leaves pages that may be in the kernel's memory
+/// only. The next one reads them, and the power fails while it opens the volume.
+#[test]
+fn a_kill_in_a_commit_and_a_power_cut_while_opening() {
+    let bytes = pattern(1, 0, 5_000);
+    for call in (1..).step_by(2) {
+        let mut ended = true;
+        for opening in (1..).step_by(2) {
+            let mount = Mount::new();
+            let (node, handle) = mount.create(ROOT, "f");
+            mount.put(node, handle, 0, &bytes);
+            let store = mount.store.clone();
+            store.cut_at_call(store.calls() + call);
+            let synced = mount.fs.fsync(node, handle, false);
+            ended = store.is_cut();
+            store.restart_process();
+            let _ = mount.fs.close();
+            let keystore = Arc::clone(&mount.keystore);
+            drop(mount);
+
+            store.cut_at_call(store.calls() + opening);
+            let opened = Mount::open_at(
+                store.clone(),
+                StorePath::root(),
+                Arc::clone(&keystore),
+                quiet(),
+            );
+            let whole = !store.is_cut();
+            let survivor = store.power_cut(call * 64 + opening);
+            drop(opened);
+            let mount = Mount::open(survivor, keystore, quiet()).unwrap_or_else(|error| {
+                panic!("killed in call {call}, cut in call {opening}: {error}")
+            });
+            if synced.is_ok() {
+                assert_eq!(mount.contents(mount.at("f")), bytes);
+            }
+            mount.finish();
+            if whole {
+                break;
+            }
+        }
+        if !ended {
+            break;
+        }
+    }
 }

@@ -53,6 +53,13 @@ pub fn audit(store: &FaultyStore, keystore: &Path) -> Found {
     audit_volume(&super::open_volume(store, keystore, false))
 }
 
+/// The same for a volume in a directory of the store.
+pub fn audit_at(store: &FaultyStore, at: &StorePath, keystore: &Path) -> Found {
+    let directory = super::directory_of(store, at);
+    let volume = super::try_open_volume(directory, keystore, false);
+    audit_volume(&volume.expect("open the volume"))
+}
+
 /// The same for an open volume without a filesystem on it.
 pub fn audit_volume(volume: &Volume) -> Found {
     let store = &*volume.store;

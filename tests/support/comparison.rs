@@ -80,6 +80,11 @@ impl World {
 
 /// The filesystem as a model.
 pub fn read_model(mount: &Mount) -> Model {
+    read_model_by(mount, &mut |node| mount.contents(node))
+}
+
+/// The same with another way to read contents.
+pub fn read_model_by(mount: &Mount, contents: &mut dyn FnMut(NodeId) -> Vec<u8>) -> Model {
     let mut model = Model::new();
     model.inodes.clear();
     let mut queue = vec![(model::ROOT, model::ROOT)];
@@ -97,7 +102,7 @@ pub fn read_model(mount: &Mount) -> Model {
                     queue.push((child.node.0, number));
                 }
             }
-            FileKind::Regular => inode.data = Arc::new(mount.contents(attr.node)),
+            FileKind::Regular => inode.data = Arc::new(contents(attr.node)),
             FileKind::Symlink => inode.target = mount.fs.readlink(attr.node).expect("readlink"),
             _ => {}
         }

@@ -62,6 +62,21 @@ impl Kept {
         }
     }
 
+    /// Takes down what `stat` shows in it, where that could not be asked when it was taken.
+    pub fn see_attributes(&mut self, mount: &Mount) {
+        let known = &self.seen.model;
+        if self.seen.attrs.len() == known.inodes.len() {
+            return;
+        }
+        let attr = |number: &Number| {
+            let attr = mount.fs.getattr(self.node(*number));
+            (*number, attr.expect("getattr in a view"))
+        };
+        let attrs = known.inodes.keys().map(attr).collect();
+        let model = known.clone();
+        self.seen = Arc::new(Seen { model, attrs });
+    }
+
     /// Compares names, targets and extended attributes of one inode.
     pub fn compare_inode(&self, mount: &Mount, number: Number) {
         let (inode, node) = (self.seen.model.inode(number), self.node(number));
@@ -199,7 +214,7 @@ impl World {
         self.find(ViewKind::Snapshot, title.text()).is_some()
     }
 
-    fn find(&self, kind: ViewKind, name: &str) -> Option<usize> {
+    pub fn find(&self, kind: ViewKind, name: &str) -> Option<usize> {
         let mut kept = self.kept.iter();
         kept.position(|kept| kept.kind == kind && kept.name == name)
     }
@@ -425,11 +440,11 @@ pub struct KeptOpen {
     pub data: Arc<Vec<u8>>,
 }
 
-fn failed(errno: Errno) -> Outcome {
+pub fn failed(errno: Errno) -> Outcome {
     Outcome::Failed(errno)
 }
 
-fn views_answer(result: Result<(), bilayer::fs::views::ViewError>) -> Outcome {
+pub fn views_answer(result: Result<(), bilayer::fs::views::ViewError>) -> Outcome {
     of(result.map_err(|error| error.errno()))
 }
 

@@ -10,6 +10,7 @@
 
 pub mod audit;
 pub mod comparison;
+pub mod deployed;
 pub mod differences;
 pub mod kept;
 pub mod model;
@@ -24,9 +25,10 @@ use std::time::Duration;
 use bilayer::errno::Errno;
 use bilayer::fs::types::{Attr, Caller, Handle, NodeId, SetAttr};
 use bilayer::fs::{Filesystem, FilesystemOptions, FsError};
-use bilayer::store::Store;
 use bilayer::store::faulty::FaultyStore;
-use bilayer::volume::{self, CreateOptions, OpenOptions, Volume};
+use bilayer::store::sub::SubStore;
+use bilayer::store::{Store, StorePath};
+use bilayer::volume::{self, CreateOptions, OpenOptions, Volume, VolumeError};
 
 pub const PAGE: usize = 4032;
 pub const CHUNK: usize = 4 << 20;
@@ -75,7 +77,7 @@ pub fn fork(keystore: &tempfile::TempDir) -> Arc<tempfile::TempDir> {
     fork
 }
 
-fn copy_tree(from: &Path, to: &Path) {
+pub fn copy_tree(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).expect("list") {
         let entry = entry.expect("entry");
         let target = to.join(entry.file_name());
@@ -96,8 +98,12 @@ pub fn format(store: &FaultyStore, keystore: &Path, size_bytes: Option<u64>) {
         size_bytes,
         ..CreateOptions::default()
     };
-    let store: Arc<dyn Store> = Arc::new(store.clone());
-    volume::create(store, &options, &mut |fresh| {
+    format_in(Arc::new(store.clone()), &options);
+}
+
+/// The same anywhere.
+pub fn format_in(store: Arc<dyn Store>, options: &CreateOptions) {
+    volume::create(store, options, &mut |fresh| {
         Filesystem::format(fresh, (0, 0)).map_err(Into::into)
     })
     .expect("create");
@@ -105,18 +111,37 @@ pub fn format(store: &FaultyStore, keystore: &Path, size_bytes: Option<u64>) {
 
 /// Opens the volume below a filesystem.
 pub fn open_volume(store: &FaultyStore, keystore: &Path, read_only: bool) -> Volume {
+    try_open_volume(Arc::new(store.clone()), keystore, read_only).expect("open the volume")
+}
+
+/// The same where it may fail.
+pub fn try_open_volume(
+    store: Arc<dyn Store>,
+    keystore: &Path,
+    read_only: bool,
+) -> Result<Volume, VolumeError> {
     let options = OpenOptions {
         keystore: keystore.join("platform"),
         read_only,
         ..OpenOptions::default()
     };
-    volume::open(Arc::new(store.clone()), &options).expect("open the volume")
+    volume::open(store, &options)
+}
+
+/// A directory of a store.
+pub fn directory_of(store: &FaultyStore, at: &StorePath) -> Arc<dyn Store> {
+    match at.is_root() {
+        true => Arc::new(store.clone()),
+        false => Arc::new(SubStore::over(Arc::new(store.clone()), at.clone())),
+    }
 }
 
 /// A filesystem in use.
 pub struct Mount {
     pub keystore: Arc<tempfile::TempDir>,
     pub store: FaultyStore,
+    /// The volume's directory in the store.
+    pub at: StorePath,
     pub options: FilesystemOptions,
     pub fs: Arc<Filesystem>,
 }
@@ -137,11 +162,23 @@ impl Mount {
         keystore: Arc<tempfile::TempDir>,
         options: FilesystemOptions,
     ) -> Result<Self, FsError> {
-        let volume = open_volume(&store, keystore.path(), options.read_only);
+        Self::open_at(store, StorePath::root(), keystore, options)
+    }
+
+    /// Opens a volume in a directory of the store.
+    pub fn open_at(
+        store: FaultyStore,
+        at: StorePath,
+        keystore: Arc<tempfile::TempDir>,
+        options: FilesystemOptions,
+    ) -> Result<Self, FsError> {
+        let directory = directory_of(&store, &at);
+        let volume = try_open_volume(directory, keystore.path(), options.read_only)?;
         let fs = Filesystem::open(volume, options.clone())?;
         Ok(Self {
             keystore,
             store,
+            at,
             options,
             fs,
         })
@@ -149,35 +186,46 @@ impl Mount {
 
     /// Closes and opens again; in between everything that is counted is counted again.
     pub fn reopen(self) -> Self {
-        let (store, keystore, options) = (self.store, self.keystore, self.options);
-        self.fs.close().expect("close");
-        drop(self.fs);
-        let found = audit::audit(&store, keystore.path());
-        let again = Self::open(store, keystore, options).expect("open again");
-        assert_eq!(
-            again.fs.usage().used_bytes,
-            found.pages * 4096,
-            "used bytes"
-        );
-        assert_eq!(again.fs.usage().inodes, found.inodes, "inodes");
+        let (store, at, keystore, options) = self.end();
+        let found = audit::audit_at(&store, &at, keystore.path());
+        let again = Self::open_at(store, at, keystore, options).expect("open again");
+        again.compare_usage(&found);
         again
+    }
+
+    fn end(
+        self,
+    ) -> (
+        FaultyStore,
+        StorePath,
+        Arc<tempfile::TempDir>,
+        FilesystemOptions,
+    ) {
+        self.fs.close().expect("close");
+        (self.store, self.at, self.keystore, self.options)
+    }
+
+    /// What the filesystem says it holds is what was counted.
+    pub fn compare_usage(&self, found: &audit::Found) {
+        let usage = self.fs.usage();
+        assert_eq!(usage.used_bytes, found.pages * 4096, "used bytes");
+        assert_eq!(usage.inodes, found.inodes, "inodes");
     }
 
     /// Ends the process without notice and opens again.
     pub fn kill(self) -> Self {
-        let (store, keystore, options) = (self.store, self.keystore, self.options);
-        store.restart_process();
+        self.store.restart_process();
         // Only ends its thread: the store refuses everything that belongs to the former life.
         let _ = self.fs.close();
+        let (store, at, keystore, options) = (self.store, self.at, self.keystore, self.options);
         drop(self.fs);
-        Self::open(store, keystore, options).expect("open after a kill")
+        Self::open_at(store, at, keystore, options).expect("open after a kill")
     }
 
     /// Closes and counts.
     pub fn finish(self) -> audit::Found {
-        self.fs.close().expect("close");
-        drop(self.fs);
-        audit::audit(&self.store, self.keystore.path())
+        let (store, at, keystore, _) = self.end();
+        audit::audit_at(&store, &at, keystore.path())
     }
 
     /// Makes all metadata applied so far durable.

@@ -108,7 +108,17 @@ pub enum Operation {
     },
     List(u8),
     Seek(Target),
+    /// At the end of the file.
+    Append {
+        file: Target,
+        len: u32,
+        seed: u8,
+    },
     Fsync(Target),
+    Fdatasync(Target),
+    FsyncDir(u8),
+    /// What the commit timer does.
+    Tend,
     Commit,
     Reopen,
     /// Everything durable, then the end of the process without notice.
@@ -121,6 +131,8 @@ pub enum Operation {
     },
     Drop(Kind, Title),
     RenameKept(Kind, Title, Title),
+    /// A volume of its own is made from an image, beside this one.
+    Deploy(Title),
     /// What dropped views held goes.
     Purge,
     /// Opens a file of a view, so that it is not to be dropped.
@@ -143,6 +155,8 @@ impl Operation {
             | Self::Punch { file, .. }
             | Self::Zero { file, .. }
             | Self::Allocate { file, .. }
+            | Self::Append { file, .. }
+            | Self::Fdatasync(file)
             | Self::Fsync(file) => Some(*file),
             Self::Copy { to, .. } => Some(*to),
             _ => None,
@@ -150,7 +164,7 @@ impl Operation {
     }
 }
 
-fn title() -> impl Strategy<Value = Title> {
+pub fn title() -> impl Strategy<Value = Title> {
     (0..TITLES.len() as u8).prop_map(Title)
 }
 
@@ -259,7 +273,12 @@ pub fn operation(largest: usize) -> impl Strategy<Value = Operation> {
         2 => (place(), 0..3u8).prop_map(|(at, name)| O::RemoveXattr { at, name }),
         3 => any::<u8>().prop_map(O::List),
         3 => target().prop_map(O::Seek),
-        6 => target().prop_map(O::Fsync),
+        4 => (target(), length(), any::<u8>())
+            .prop_map(|(file, len, seed)| O::Append { file, len, seed }),
+        5 => target().prop_map(O::Fsync),
+        2 => target().prop_map(O::Fdatasync),
+        1 => any::<u8>().prop_map(O::FsyncDir),
+        1 => Just(O::Tend),
         2 => Just(O::Commit),
         1 => Just(O::Reopen),
         14 => of_views(),

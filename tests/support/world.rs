@@ -8,6 +8,7 @@ use bilayer::fs::types::{
     XattrMode,
 };
 
+use super::deployed::DeployedCopy;
 use super::kept::{Copy, Kept, KeptOpen};
 use super::model::{Inode, Model, Number};
 use super::operation::{NAMES, Operation, Place, Target, XATTRS};
@@ -18,6 +19,8 @@ use super::{Mount, USER, pattern};
 pub struct Open {
     pub number: Number,
     pub handle: Handle,
+    /// Who opened it.
+    pub user: u8,
 }
 
 /// The filesystem beside its model.
@@ -27,8 +30,12 @@ pub struct World {
     pub open: Vec<Open>,
     pub kept: Vec<Kept>,
     pub kept_open: Vec<KeptOpen>,
+    /// Who acts now; everybody has open files of his own.
+    pub user: u8,
     /// Whether this was done is not known.
     pub doubt: Option<Copy>,
+    /// Volumes made from images.
+    pub deployed: Vec<DeployedCopy>,
     pub largest: usize,
 }
 
@@ -44,7 +51,9 @@ impl World {
             open: Vec::new(),
             kept: Vec::new(),
             kept_open: Vec::new(),
+            user: 0,
             doubt: None,
+            deployed: Vec::new(),
             largest,
         }
     }
@@ -58,7 +67,7 @@ impl World {
         all[usize::from(choice) % all.len()]
     }
 
-    fn place(&self, place: Place) -> (Number, &'static [u8]) {
+    pub fn place(&self, place: Place) -> (Number, &'static [u8]) {
         (
             self.directory(place.directory),
             NAMES[usize::from(place.name)],
@@ -76,9 +85,12 @@ impl World {
         self.open.iter().map(|open| open.number).collect()
     }
 
-    /// A handle of the file: one that is open, or one opened for the purpose.
+    /// A handle of the file: one that the user has open, or one opened for the purpose. What has no
+    /// name any more is open already, and then it is anybody's handle.
     pub fn with<T>(&self, number: Number, action: impl FnOnce(Handle) -> T) -> T {
-        if let Some(open) = self.open.iter().find(|open| open.number == number) {
+        let mut handles = self.open.iter().filter(|open| open.number == number);
+        let nameless = self.model.inode(number).nlink == 0;
+        if let Some(open) = handles.find(|open| open.user == self.user || nameless) {
             return action(open.handle);
         }
         let handle = match self.mount().fs.open_file(&USER, node(number), libc::O_RDWR) {
@@ -140,8 +152,10 @@ impl World {
             O::Rename(from, to, flags) => self.rename(from, to, flags),
             O::Open(file) => self.open(file),
             O::Close(choice) => {
-                if !self.open.is_empty() {
-                    let open = self.open.remove(usize::from(choice) % self.open.len());
+                let own = (0..self.open.len()).filter(|at| self.open[*at].user == self.user);
+                let own: Vec<usize> = own.collect();
+                if !own.is_empty() {
+                    let open = self.open.remove(own[usize::from(choice) % own.len()]);
                     let fs = &self.mount().fs;
                     let _ = fs.flush(node(open.number), open.handle);
                     fs.release(node(open.number), open.handle);
@@ -184,14 +198,10 @@ impl World {
                 let expected = expected.map(|name| String::from_utf8_lossy(name).into_owned());
                 (Outcome::Names(names), Outcome::Names(expected.collect()))
             }
-            O::Commit => {
-                let handle = self.mount().fs.open_dir(NodeId::ROOT);
-                let done = handle.and_then(|handle| {
-                    let fs = &self.mount().fs;
-                    let done = fs.fsync_dir(NodeId::ROOT, handle, false);
-                    fs.release_dir(NodeId::ROOT, handle);
-                    done
-                });
+            O::Commit => self.fsync_dir(super::ROOT),
+            O::FsyncDir(choice) => self.fsync_dir(node(self.directory(choice))),
+            O::Tend => {
+                let done = self.mount().fs.tend().map_err(|error| error.errno());
                 (of(done), Outcome::Done)
             }
             O::Reopen => {
@@ -203,6 +213,7 @@ impl World {
             O::KeepAgain { from, title } => self.keep_again(from, title),
             O::Drop(kind, title) => self.drop_kept(kind, title),
             O::RenameKept(kind, title, to) => self.rename_kept(kind, title, to),
+            O::Deploy(title) => self.deploy(title),
             O::Purge => self.purge(),
             O::OpenKept(view, file) => self.open_kept(view, file),
             O::CloseKept(choice) => self.close_kept(choice),
@@ -222,7 +233,9 @@ impl World {
         | O::Zero { file, .. }
         | O::Allocate { file, .. }
         | O::Copy { from: file, .. }
+        | O::Append { file, .. }
         | O::Seek(file)
+        | O::Fdatasync(file)
         | O::Fsync(file)) = *operation
         else {
             return same();
@@ -233,21 +246,12 @@ impl World {
         match *operation {
             O::Write {
                 offset, len, seed, ..
-            } => {
-                let bytes = pattern(seed, u64::from(offset), len as usize);
-                let found = self.with(number, |handle| {
-                    let fs = &self.mount().fs;
-                    fs.write(
-                        node(number),
-                        handle,
-                        u64::from(offset),
-                        &bytes,
-                        false,
-                        false,
-                    )
-                });
-                self.model.write(number, offset as usize, &bytes);
-                (of(found.map(|_| ())), Outcome::Done)
+            } => self.write(number, offset as usize, len as usize, seed),
+            O::Append { len, seed, .. } => {
+                let end = self.model.inode(number).data.len();
+                // It would grow without end where nobody truncates.
+                let offset = end.min(self.largest);
+                self.write(number, offset, len as usize, seed)
             }
             O::Read { offset, len, .. } => self.read(number, offset as usize, len as usize),
             O::Truncate { size, .. } => {
@@ -274,12 +278,33 @@ impl World {
             } => self.copy(number, to, at, to_at, len),
             O::Seek(_) => self.seek(number),
             _ => {
+                let datasync = matches!(operation, O::Fdatasync(_));
                 let found = self.with(number, |handle| {
-                    self.mount().fs.fsync(node(number), handle, false)
+                    self.mount().fs.fsync(node(number), handle, datasync)
                 });
                 (of(found), Outcome::Done)
             }
         }
+    }
+
+    fn write(&mut self, number: Number, offset: usize, len: usize, seed: u8) -> (Outcome, Outcome) {
+        let bytes = pattern(seed, offset as u64, len);
+        let found = self.with(number, |handle| {
+            let fs = &self.mount().fs;
+            fs.write(node(number), handle, offset as u64, &bytes, false, false)
+        });
+        self.model.write(number, offset, &bytes);
+        (of(found.map(|_| ())), Outcome::Done)
+    }
+
+    fn fsync_dir(&self, directory: NodeId) -> (Outcome, Outcome) {
+        let fs = &self.mount().fs;
+        let done = fs.open_dir(directory).and_then(|handle| {
+            let done = fs.fsync_dir(directory, handle, false);
+            fs.release_dir(directory, handle);
+            done
+        });
+        (of(done), Outcome::Done)
     }
 
     fn create(&mut self, at: Place, perm: u16, keep: bool) -> (Outcome, Outcome) {
@@ -294,7 +319,12 @@ impl World {
             fs.forget(attr.node, 1);
             if keep {
                 let handle = *handle;
-                self.open.push(Open { number, handle });
+                let user = self.user;
+                self.open.push(Open {
+                    number,
+                    handle,
+                    user,
+                });
             } else {
                 fs.release(attr.node, *handle);
             }
@@ -349,7 +379,12 @@ impl World {
         };
         let found = self.mount().fs.open_file(&USER, node(number), libc::O_RDWR);
         if let Ok(handle) = found {
-            self.open.push(Open { number, handle });
+            let user = self.user;
+            self.open.push(Open {
+                number,
+                handle,
+                user,
+            });
         }
         (of(found.map(|_| ())), Outcome::Done)
     }

@@ -86,6 +86,17 @@ pub struct Call<'a> {
     pub path: &'a StorePath,
 }
 
+/// The call into which a cut fell.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CutCall {
+    /// Counted from 1 since the store was made.
+    pub number: u64,
+    /// What it does.
+    pub kind: CallKind,
+    /// What it is about, as in [`Call`].
+    pub path: StorePath,
+}
+
 /// How a call fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
@@ -122,6 +133,8 @@ struct Rule {
 pub(super) struct FaultPlan {
     calls: u64,
     cut_at: Option<u64>,
+    /// The call into which the cut fell.
+    cut_call: Option<CutCall>,
     stopped: bool,
     rules: Vec<Rule>,
 }
@@ -144,6 +157,10 @@ impl FaultPlan {
 
     pub(super) const fn stopped(&self) -> bool {
         self.stopped
+    }
+
+    pub(super) const fn cut_call(&self) -> Option<&CutCall> {
+        self.cut_call.as_ref()
     }
 
     pub(super) const fn stop(&mut self) {
@@ -187,6 +204,11 @@ impl FaultPlan {
         };
         if self.cut_at.is_some_and(|number| call.number >= number) {
             self.stopped = true;
+            self.cut_call = Some(CutCall {
+                number: call.number,
+                kind,
+                path: path.clone(),
+            });
             return match kind.changes() {
                 true => Verdict::CutAfter,
                 false => Verdict::Refuse(Errno::EIO),

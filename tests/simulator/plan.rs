@@ -1,0 +1,188 @@
+//! What happens in one life of a volume, drawn from a seed before anything of it happens, so that it
+//! can be taken apart afterwards.
+
+use bilayer::store::faulty::WriteUnit;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::support::CHUNK;
+use crate::support::operation::{Operation, operation, title};
+
+/// Operations of one round, and rounds of one life.
+const OPERATIONS: usize = 60;
+const ROUNDS: u64 = 3;
+/// Users of one volume at most.
+const USERS: u64 = 3;
+/// Calls of the store in which a cut is drawn; a round's work has about so many, some have less.
+const CALLS: u64 = 320;
+/// Calls of the store that opening a volume takes, about.
+const OPENING_CALLS: u64 = 34;
+
+/// One operation of one user.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Stays when steps before it are taken away.
+    pub number: usize,
+    pub user: u8,
+    pub operation: Operation,
+}
+
+/// When the end comes.
+#[derive(Clone, Copy, Debug)]
+pub enum Cut {
+    /// In this call of the store, counted from the beginning of the round.
+    Call(u64),
+    /// In this call of one step, counted from 1.
+    Within { step: usize, call: u64 },
+}
+
+/// How it ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// The power fails.
+    Power,
+    /// The process dies and the machine goes on.
+    Kill,
+}
+
+/// The power fails again while the volume is being opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Again {
+    /// Counted from the beginning of the opening.
+    pub call: u64,
+    pub survivor: u64,
+    /// Which of the records that the keystore had is there; of many the newest is 0.
+    pub record: u64,
+}
+
+/// Work, the end of it, and what comes then.
+#[derive(Clone, Debug)]
+pub struct Round {
+    pub steps: Vec<Step>,
+    pub cut: Cut,
+    pub end: End,
+    /// Draws what of the disk survives.
+    pub survivor: u64,
+    pub record: u64,
+    /// Cuts in the openings that follow, one each.
+    pub recovery: Vec<Again>,
+    /// Then it is unmounted. The power fails after that, or not.
+    pub after_unmount: Option<u64>,
+    /// Cuts in the openings that follow that.
+    pub reopening: Vec<Again>,
+}
+
+/// A life.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub unit: WriteUnit,
+    pub rounds: Vec<Round>,
+}
+
+/// A stream of numbers that a seed determines.
+pub struct Draw(u64);
+
+impl Draw {
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub const fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub const fn one_in(&mut self, number: u64) -> bool {
+        self.below(number) == 0
+    }
+}
+
+impl Plan {
+    pub fn new(seed: u64) -> Self {
+        let mut draw = Draw::new(seed);
+        let users = 1 + draw.below(USERS);
+        // Large files now and then: each version of a file is kept.
+        let largest = if draw.one_in(4) {
+            CHUNK + 9_000
+        } else {
+            60_000
+        };
+        let unit = if draw.one_in(4) {
+            WriteUnit::Sector
+        } else {
+            WriteUnit::Page
+        };
+        let mut operations = operations(seed, largest);
+        let rounds = (0..ROUNDS).map(|_| {
+            let steps = operations.by_ref().take(OPERATIONS).enumerate();
+            let steps = steps.map(|(number, operation)| Step {
+                number,
+                user: draw.below(users) as u8,
+                operation,
+            });
+            let steps = steps.collect();
+            Round::new(steps, &mut draw)
+        });
+        let rounds = rounds.collect();
+        Self { seed, unit, rounds }
+    }
+}
+
+impl Round {
+    fn new(steps: Vec<Step>, draw: &mut Draw) -> Self {
+        Self {
+            steps,
+            cut: Cut::Call(1 + draw.below(CALLS)),
+            end: if draw.one_in(4) {
+                End::Kill
+            } else {
+                End::Power
+            },
+            survivor: draw.next(),
+            record: record(draw),
+            recovery: openings(draw),
+            after_unmount: draw.one_in(3).then(|| draw.next()),
+            reopening: openings(draw),
+        }
+    }
+}
+
+/// In a third of the cuts the keystore's newest record was lost.
+const fn record(draw: &mut Draw) -> u64 {
+    if draw.one_in(3) { 1 + draw.below(3) } else { 0 }
+}
+
+fn openings(draw: &mut Draw) -> Vec<Again> {
+    let times = if draw.one_in(2) { draw.below(4) } else { 0 };
+    let again = |_| Again {
+        call: 1 + draw.below(OPENING_CALLS),
+        survivor: draw.next(),
+        record: record(draw),
+    };
+    (0..times).map(again).collect()
+}
+
+/// What the users do, without an end.
+fn operations(seed: u64, largest: usize) -> impl Iterator<Item = Operation> {
+    let mut bytes = [7; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let strategy = prop_oneof![
+        60 => operation(largest),
+        1 => title().prop_map(Operation::Deploy),
+    ];
+    let drawn =
+        std::iter::repeat_with(move || strategy.new_tree(&mut runner).map(|tree| tree.current()));
+    drawn
+        .filter_map(Result::ok)
+        .filter(|operation| !matches!(operation, Operation::Reopen | Operation::Kill))
+}

@@ -1,0 +1,133 @@
+//! The shortest history that still fails: rounds, then steps, are taken away for as long as the
+//! failure stays.
+
+use std::time::{Duration, Instant};
+
+use crate::life::{Lived, live};
+use crate::panics::{Failure, caught};
+use crate::plan::{Cut, Plan};
+use crate::stats::Stats;
+
+/// How long is looked for something shorter.
+const EFFORT: Duration = Duration::from_secs(40);
+
+/// What came of a plan.
+pub struct Outcome {
+    pub lived: Lived,
+    pub failure: Option<Failure>,
+}
+
+/// Lives a plan.
+pub fn attempt(plan: &Plan, trace: bool) -> Outcome {
+    let mut lived = Lived {
+        stats: Stats::default(),
+        trace: Vec::new(),
+        met: Vec::new(),
+    };
+    let failure = caught(|| live(plan, &mut lived, trace)).err();
+    Outcome { lived, failure }
+}
+
+/// A failing plan made shorter, and how it fails.
+pub fn shrink(plan: &Plan, first: &Outcome) -> (Plan, Outcome) {
+    let until = Instant::now() + EFFORT;
+    let mut best = without_what_follows(plan, first);
+    let mut found = first.failure.clone();
+    let fails = |plan: &Plan, found: &mut Option<Failure>| {
+        let outcome = attempt(plan, false);
+        let place = |failure: &Option<Failure>| failure.as_ref().map(|f| f.place.clone());
+        let same = outcome.failure.is_some() && place(&outcome.failure) == place(found);
+        if same {
+            *found = outcome.failure;
+        }
+        same
+    };
+    if !fails(&best, &mut found) {
+        best = plan.clone();
+    }
+    let mut size = best.rounds.iter().map(|round| round.steps.len()).max();
+    while let Some(piece) = size.filter(|piece| *piece > 0 && Instant::now() < until) {
+        let mut shorter = false;
+        for candidate in candidates(&best, piece) {
+            if Instant::now() > until {
+                break;
+            }
+            if fails(&candidate, &mut found) {
+                best = candidate;
+                shorter = true;
+                break;
+            }
+        }
+        if !shorter {
+            size = Some(piece / 2);
+        }
+    }
+    let outcome = attempt(&best, true);
+    (best, outcome)
+}
+
+/// Rounds after the failure go; the cuts of those that stay are told by step, so that they stay in
+/// their places.
+fn without_what_follows(plan: &Plan, outcome: &Outcome) -> Plan {
+    let mut plan = plan.clone();
+    plan.rounds.truncate(outcome.lived.met.len());
+    for (round, met) in plan.rounds.iter_mut().zip(&outcome.lived.met) {
+        if let Some((step, call)) = *met {
+            round.cut = Cut::Within { step, call };
+            round.steps.retain(|other| other.number <= step);
+        }
+    }
+    plan
+}
+
+/// The plan without one round, without one of the later cuts, or without so many steps.
+fn candidates(plan: &Plan, piece: usize) -> Vec<Plan> {
+    let mut found = Vec::new();
+    for at in 0..plan.rounds.len() {
+        let mut shorter = plan.clone();
+        if plan.rounds.len() > 1 {
+            shorter.rounds.remove(at);
+            found.push(shorter.clone());
+            shorter = plan.clone();
+        }
+        let round = &mut shorter.rounds[at];
+        if !round.recovery.is_empty() || !round.reopening.is_empty() {
+            round.recovery.pop();
+            round.reopening.pop();
+            found.push(shorter.clone());
+        }
+        let steps = plan.rounds[at].steps.len();
+        let kept = match plan.rounds[at].cut {
+            Cut::Within { step, .. } => Some(step),
+            Cut::Call(_) => None,
+        };
+        for start in (0..steps).step_by(piece) {
+            let mut shorter = plan.clone();
+            let gone = start..(start + piece).min(steps);
+            let mut index = 0;
+            shorter.rounds[at].steps.retain(|step| {
+                index += 1;
+                !gone.contains(&(index - 1)) || Some(step.number) == kept
+            });
+            if shorter.rounds[at].steps.len() < steps {
+                found.push(shorter);
+            }
+        }
+    }
+    found
+}
+
+/// What people read of a failure.
+pub fn report(plan: &Plan, (shorter, outcome): &(Plan, Outcome)) -> String {
+    let none = Failure::default();
+    let failure = outcome.failure.as_ref().unwrap_or(&none);
+    let steps: usize = shorter.rounds.iter().map(|round| round.steps.len()).sum();
+    format!(
+        "seed {} fails: {}\n  {}\nthe shortest history found has {steps} operations ({:?} writes):\n  {}\n",
+        plan.seed,
+        failure.place,
+        failure.message,
+        plan.unit,
+        outcome.lived.trace.join("\n  "),
+    )
+}
