@@ -59,24 +59,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "check",
+        &[
+            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+        ],
+    ),
+    (
         "fs",
         &[
             "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
-            "meta", "object", "snapshot", "image",
+            "meta", "object", "snapshot", "image", "check",
         ],
     ),
     (
         "fuse",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot", "image", "fs",
+            "snapshot", "image", "check", "fs",
         ],
     ),
     (
         "cli",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot", "image", "salvage", "fs", "fuse",
+            "snapshot", "image", "salvage", "check", "fs", "fuse",
         ],
     ),
 ];

@@ -173,6 +173,22 @@ impl Tables {
             file,
             ended: Arc::clone(&ended),
         };
+        Self::over(backend, ended, cache_bytes)
+    }
+
+    /// Opens the database through something that keeps what is written to itself.
+    pub(super) fn open_apart(
+        backend: impl StorageBackend,
+        cache_bytes: usize,
+    ) -> Result<Self, MetaError> {
+        Self::over(backend, Arc::default(), cache_bytes)
+    }
+
+    fn over(
+        backend: impl StorageBackend,
+        ended: Arc<AtomicBool>,
+        cache_bytes: usize,
+    ) -> Result<Self, MetaError> {
         let database = guarded(|| {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
@@ -182,6 +198,13 @@ impl Tables {
             database: Some(database),
             ended,
         })
+    }
+
+    /// Verifies the checksums of everything that the newest commit names, and finds anew which
+    /// pages are free. False when that was not as recorded, and is now.
+    pub fn verify(&mut self) -> Result<bool, MetaError> {
+        let database = self.database.as_mut().ok_or(MetaError::Corrupt("tables"))?;
+        guarded(|| Ok(database.check_integrity()?))
     }
 
     fn database(&self) -> Result<&Database, MetaError> {

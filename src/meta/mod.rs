@@ -21,6 +21,7 @@ mod permit;
 mod queries;
 pub mod raw;
 pub mod records;
+pub mod stored;
 pub mod trims;
 mod versions;
 mod views;
@@ -249,13 +250,7 @@ impl Meta {
 
     /// The position of a name among its directory's entries: 62 bits.
     pub fn name_hash(&self, name: &[u8]) -> u64 {
-        let digest = Sha256::new()
-            .chain_update(self.hash_key)
-            .chain_update(name)
-            .finalize();
-        let mut first = [0; 8];
-        first.copy_from_slice(&digest[..8]);
-        u64::from_be_bytes(first) >> 2
+        name_hash(&self.hash_key, name)
     }
 
     /// The number of the next inode.
@@ -584,6 +579,17 @@ impl Meta {
         });
         Ok((merged, next))
     }
+}
+
+/// The position of a name among its directory's entries, under a volume's key: 62 bits.
+pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u64 {
+    let digest = Sha256::new()
+        .chain_update(key)
+        .chain_update(name)
+        .finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_be_bytes(first) >> 2
 }
 
 /// Makes a physical key that of another version.

@@ -18,6 +18,7 @@ mod read;
 mod reserve;
 mod sync;
 mod trim;
+mod verify;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};
@@ -43,6 +44,7 @@ pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
 pub(crate) use objects::{folder_path, object_path, root_path};
+pub use verify::{Fault, FaultKind};
 
 /// Contents up to this length live in the metadata. Measured: below it a file costs no object,
 /// and a leaf of the database still holds more than one.

@@ -208,16 +208,19 @@ impl Objects {
     pub fn names(&self) -> Result<Vec<ObjectName>, ObjectError> {
         let mut names = Vec::new();
         for folder in self.folders()? {
-            for (name, kind) in self.store.list(&folder_path(folder))? {
-                if kind == EntryKind::Directory {
-                    continue;
-                }
-                if let Some(object) = ObjectId::from_hex(&name) {
-                    names.push(ObjectName { folder, object });
-                }
-            }
+            let objects = self.in_folder(folder)?.into_iter();
+            names.extend(objects.map(|object| ObjectName { folder, object }));
         }
         Ok(names)
+    }
+
+    /// The objects in a folder.
+    pub fn in_folder(&self, folder: FolderNumber) -> Result<Vec<ObjectId>, ObjectError> {
+        let entries = self.store.list(&folder_path(folder))?.into_iter();
+        let files = entries.filter(|(_, kind)| *kind != EntryKind::Directory);
+        Ok(files
+            .filter_map(|(name, _)| ObjectId::from_hex(&name))
+            .collect())
     }
 
     /// Makes new objects in folders after this one.

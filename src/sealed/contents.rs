@@ -205,6 +205,52 @@ impl ContentsFile {
         Ok(())
     }
 
+    /// Verifies both layers of pages, and calls `refused` with each that is not the page of this
+    /// object that it should be, or could not be read. Nothing is left decrypted.
+    ///
+    /// # Errors
+    /// The pages are not locked, or there is no such page.
+    pub fn verify(
+        &self,
+        guard: &PageGuard<'_>,
+        pages: Range<PageIndex>,
+        refused: &mut dyn FnMut(PageIndex, SealedError),
+    ) -> Result<(), SealedError> {
+        self.check(guard, &pages, false)?;
+        let mut opener = Opener::new(&self.keys);
+        let mut next = pages.start;
+        while next < pages.end {
+            let mut count = run_pages(next, pages.end);
+            let mut run = RunBuffer::take(GEOMETRY, count);
+            let offset = GEOMETRY.sealed_offset(next, Slot::A)?;
+            let mut read = run.fill(&*self.file, offset);
+            if read.is_err() && count > 1 {
+                // One page that the disk cannot read keeps no other from being verified.
+                count = 1;
+                run = RunBuffer::take(GEOMETRY, count);
+                read = run.fill(&*self.file, offset);
+            }
+            match read {
+                Ok(read) => {
+                    for index in 0..count {
+                        let page = PageIndex(next.0 + index as u64);
+                        let verified = if read < (index + 1) * PAGE_BYTES {
+                            Err(SealedError::ShortRead { page })
+                        } else {
+                            run.verify_page(index, &mut opener, page)
+                        };
+                        if let Err(error) = verified {
+                            refused(page, error);
+                        }
+                    }
+                }
+                Err(error) => refused(next, error.into()),
+            }
+            next.0 += count as u64;
+        }
+        Ok(())
+    }
+
     /// Writes pages that were sealed for this very object elsewhere, as they are, each run of them
     /// after both layers of every page in it were verified.
     ///

@@ -118,13 +118,22 @@ impl RunBuffer {
         first: PageIndex,
     ) -> Result<(), SealedError> {
         for index in 0..self.pages {
-            let page = PageIndex(first.0 + index as u64);
-            let (opened, keys) = opener.outer(self.page(index), page, Slot::A)?;
-            opened
-                .verify_customer(&keys)
-                .map_err(|layer| SealedError::Authentication { page, layer })?;
+            self.verify_page(index, opener, PageIndex(first.0 + index as u64))?;
         }
         Ok(())
+    }
+
+    /// The same of one page of the run.
+    pub(super) fn verify_page(
+        &mut self,
+        index: usize,
+        opener: &mut Opener<'_>,
+        page: PageIndex,
+    ) -> Result<(), SealedError> {
+        let (opened, keys) = opener.outer(self.page(index), page, Slot::A)?;
+        opened
+            .verify_customer(&keys)
+            .map_err(|layer| SealedError::Authentication { page, layer })
     }
 
     /// [`Self::verify`] of pages that came from elsewhere, as many as the run has.

@@ -102,6 +102,25 @@ impl CpuSet {
     }
 }
 
+/// Lets everybody else's work go before that of this thread: the CPU and, where the scheduler of the
+/// disk knows such a thing, I/O (`setpriority(2)`, `ioprio_set(2)`). Where that is refused it stays
+/// as it is.
+pub fn lower_thread_priority() {
+    const NICEST: libc::c_int = 19;
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
+    // SAFETY: plain numbers; 0 means the calling thread, of which alone Linux changes it.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICEST);
+        libc::syscall(
+            libc::SYS_ioprio_set,
+            IOPRIO_WHO_PROCESS,
+            0,
+            IOPRIO_CLASS_IDLE,
+        );
+    }
+}
+
 /// Tells the kernel that this thread, and those it makes from now on, serve writeback: their own
 /// writes are throttled against their own device only, not against the dirty pages that wait for
 /// them. Needs CAP_SYS_RESOURCE.

@@ -1,0 +1,56 @@
+//! Checkpoints of the metadata: whether they could be used.
+
+use super::report::{Finding, Kind};
+use super::{CheckError, Place, Run};
+use crate::ids::CryptoId;
+use crate::meta::MetaError;
+use crate::meta::checkpoint;
+use crate::meta::keys::Table;
+use crate::meta::raw::{Found, RawTables};
+
+impl Run<'_> {
+    /// Reads all rows of all checkpoints.
+    pub(super) fn check_checkpoints(&mut self) -> Result<(), CheckError> {
+        let objects = &self.subject.objects;
+        let (found, refused) = checkpoint::list(&**objects.store(), objects.keys())?;
+        for (checkpoint, tables) in found {
+            self.report.bytes += checkpoint.bytes;
+            if let Some(reason) = self.first_gap(&tables)? {
+                self.found_checkpoint(checkpoint.name, &reason);
+            }
+        }
+        for (name, error) in refused {
+            // An older one goes when there is a new one.
+            let gone = matches!(&error, MetaError::Io(error) if error.kind() == std::io::ErrorKind::NotFound);
+            if !gone {
+                self.found_checkpoint(name, &error.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    fn first_gap(&self, tables: &RawTables) -> Result<Option<String>, CheckError> {
+        let mut reason = None;
+        let mut ended = Ok(());
+        for table in Table::ALL {
+            let mut rows = 0u32;
+            tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
+                if let Found::Gap(gap) = found {
+                    reason.get_or_insert_with(|| gap.reason.clone());
+                }
+                rows = rows.wrapping_add(1);
+                if rows.is_multiple_of(1024) {
+                    ended = self.go_on();
+                }
+                ended.is_ok() && reason.is_none()
+            });
+        }
+        ended.map(|()| reason)
+    }
+
+    fn found_checkpoint(&mut self, name: CryptoId, reason: &str) {
+        let path = checkpoint::checkpoint_path(name);
+        let message = format!("{} cannot be used: {reason}", path.as_str());
+        self.found(Finding::new(Kind::Checkpoint, message), Place::None, 0..0);
+    }
+}

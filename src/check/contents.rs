@@ -1,0 +1,174 @@
+//! Contents: every page that a version of an extent names, read from the disk and verified under
+//! both layers, by several threads. Extents are read in their order and handed out one at a time;
+//! an object is opened once, and its pages are read in runs.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use parking_lot::Mutex;
+
+use super::objects::parts_of;
+use super::report::{Finding, Kind};
+use super::stream::Groups;
+use super::{CheckError, CheckProgress, Place, Run, Stage, Subject};
+use crate::ids::{ChunkIndex, Ino};
+use crate::meta::keys::{self, Table};
+use crate::meta::page_set::PageSet;
+use crate::meta::records::PartId;
+use crate::object::{Fault, FaultKind};
+use crate::sealed::PAGE_BYTES;
+
+/// Objects that wait for a thread.
+const WAITING: usize = 64;
+
+/// An object to be verified.
+struct Job {
+    ino: Ino,
+    chunk: ChunkIndex,
+    id: PartId,
+    pages: PageSet,
+    seen: Range<usize>,
+}
+
+/// What the threads share.
+struct Shared<'a> {
+    subject: &'a Subject<'a>,
+    progress: &'a dyn CheckProgress,
+    jobs: Mutex<Receiver<Job>>,
+    faults: Mutex<Vec<(Job, Vec<Fault>)>>,
+    failed: Mutex<Option<CheckError>>,
+    pages: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Run<'_> {
+    /// Verifies all contents.
+    pub(super) fn check_contents(&mut self) -> Result<(), CheckError> {
+        let bytes = self.pages_to_verify * PAGE_BYTES as u64;
+        self.progress.begin(Stage::Contents, Some(bytes));
+        let (to, jobs) = sync_channel(WAITING);
+        let shared = Shared {
+            subject: self.subject,
+            progress: self.progress,
+            jobs: Mutex::new(jobs),
+            faults: Mutex::default(),
+            failed: Mutex::default(),
+            pages: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        };
+        let threads = self.options.threads();
+        let handed = std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| work(&shared));
+            }
+            let handed = self.hand_out(&shared, &to);
+            if handed.is_err() {
+                shared.stop.store(true, Ordering::Relaxed);
+            }
+            drop(to);
+            handed
+        });
+        handed?;
+        if let Some(error) = shared.failed.into_inner() {
+            return Err(error);
+        }
+        self.report.pages = shared.pages.into_inner();
+        self.report.bytes += self.report.pages * PAGE_BYTES as u64;
+        self.report.contents_checked = true;
+        let mut faults = shared.faults.into_inner();
+        faults.sort_by_key(|(job, _)| (job.ino, job.chunk, job.id.name));
+        for (job, faults) in faults {
+            faults
+                .into_iter()
+                .for_each(|fault| self.found_fault(&job, fault));
+        }
+        Ok(())
+    }
+
+    fn hand_out(&self, shared: &Shared<'_>, to: &SyncSender<Job>) -> Result<(), CheckError> {
+        let mut groups = Groups::new(self.stored, &self.views, Table::Extent, Vec::new());
+        while let Some(group) = groups.next()? {
+            let Some((ino, chunk)) = keys::extent_parts(&group.logical) else {
+                continue;
+            };
+            for (id, pages, seen) in parts_of(&group) {
+                self.go_on()?;
+                let job = Job {
+                    ino,
+                    chunk,
+                    id,
+                    pages,
+                    seen,
+                };
+                if shared.stop.load(Ordering::Relaxed) || to.send(job).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn found_fault(&mut self, job: &Job, fault: Fault) {
+        let kind = match fault.kind {
+            FaultKind::Missing => Kind::ObjectMissing,
+            FaultKind::NoKeySet => Kind::KeySetMissing,
+            FaultKind::Short => Kind::ObjectShort,
+            FaultKind::Damaged => Kind::PageDamaged,
+            FaultKind::Unreadable => Kind::Unreadable,
+        };
+        let finding = Finding {
+            pages: fault
+                .pages
+                .runs()
+                .map(|run| u64::from(run.start)..u64::from(run.end))
+                .collect(),
+            ..Finding::new(kind, format!("chunk {}: {}", job.chunk, fault.message))
+        };
+        let finding = finding.object(job.id.name).inode(job.ino.0);
+        self.found(finding, Place::Inode(job.ino.0), job.seen.clone());
+    }
+}
+
+fn work(shared: &Shared<'_>) {
+    if shared.subject.live.is_some() {
+        crate::sys::process::lower_thread_priority();
+    }
+    loop {
+        // The lock is held while waiting: another thread waits for this one then.
+        let job = shared.jobs.lock().recv();
+        let Ok(job) = job else { return };
+        // A thread that ended would leave the one that hands out waiting.
+        let verified = catch_unwind(AssertUnwindSafe(|| verify(shared, job)));
+        if let Err(error) = verified.unwrap_or(Err(CheckError::Fault)) {
+            shared.failed.lock().get_or_insert(error);
+            shared.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn verify(shared: &Shared<'_>, job: Job) -> Result<(), CheckError> {
+    if shared.stop.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let mut seen = |pages: u32| {
+        shared.pages.fetch_add(u64::from(pages), Ordering::Relaxed);
+        shared
+            .progress
+            .advance(u64::from(pages) * PAGE_BYTES as u64);
+        !shared.stop.load(Ordering::Relaxed) && !shared.progress.cancelled()
+    };
+    let mut faults = shared.subject.objects.verify(job.id, &job.pages, &mut seen);
+    if !faults.is_empty()
+        && let Some(live) = shared.subject.live
+    {
+        let mut pages = PageSet::new();
+        faults.iter().for_each(|fault| pages.union(&fault.pages));
+        faults = live.verify_again(job.ino, job.chunk, job.id, &pages)?;
+    }
+    if !faults.is_empty() {
+        shared.faults.lock().push((job, faults));
+    }
+    Ok(())
+}

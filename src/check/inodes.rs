@@ -1,0 +1,532 @@
+//! Inodes, with everything that is theirs, in all views at once: records, names, contents,
+//! attributes. All tables are read in the order of inode numbers, side by side.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::names::{Event, Events, Role};
+use super::report::{Finding, Kind};
+use super::stream::{Group, Groups};
+use super::tree::Directory;
+use super::{CheckError, Mend, Place, Run};
+use crate::ids::Ino;
+use crate::meta::keys::{self, Table};
+use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES};
+use crate::meta::records::{ExtentRecord, FileKind, InodeRecord, decode_xattr};
+
+/// Differences from a view on.
+type Steps = BTreeMap<usize, i64>;
+
+/// All of one inode.
+#[derive(Default)]
+struct Whole<'e> {
+    ino: u64,
+    records: Vec<(Range<usize>, InodeRecord)>,
+    /// Views that see a record which could not be decoded.
+    unclear: Vec<Range<usize>>,
+    names: &'e [Event],
+    /// Pages of all extents.
+    pages: Steps,
+    /// Extents, and where they end.
+    contents: Vec<Range<usize>>,
+    contents_end: u64,
+    attributes: Vec<Range<usize>>,
+}
+
+impl Whole<'_> {
+    fn record(&self, view: usize) -> Option<&InodeRecord> {
+        let found = self.records.iter().find(|(seen, _)| seen.contains(&view));
+        found.map(|(_, record)| record)
+    }
+
+    fn is_unclear(&self, view: usize) -> bool {
+        self.unclear.iter().any(|seen| seen.contains(&view))
+    }
+
+    /// Runs of views in which nothing of it differs.
+    fn stretches(&self, views: usize) -> Vec<Range<usize>> {
+        let mut cuts = vec![0, views];
+        let seen = self.records.iter().map(|(seen, _)| seen);
+        let seen = seen.chain(&self.contents).chain(&self.attributes);
+        for seen in seen.chain(&self.unclear) {
+            cuts.extend([seen.start, seen.end]);
+        }
+        cuts.extend(self.names.iter().map(|event| usize::from(event.view)));
+        cuts.extend(self.pages.keys());
+        cuts.sort_unstable();
+        cuts.dedup();
+        cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
+    }
+
+    fn names_in(&self, view: usize) -> Names {
+        let mut names = Names::default();
+        for event in self.names.iter().filter(|e| usize::from(e.view) <= view) {
+            let more = i64::from(event.more);
+            match event.role {
+                Role::Name => {
+                    names.total += more;
+                    *names.kinds.entry(event.kind).or_default() += more;
+                    *names.parents.entry(event.parent).or_default() += more;
+                }
+                Role::Subdirectory => names.subdirectories += more,
+                Role::Other => names.others += more,
+            }
+        }
+        names.kinds.retain(|_, count| *count != 0);
+        names.parents.retain(|_, count| *count != 0);
+        names
+    }
+}
+
+/// Names that lead to an inode or are in it, in one view.
+#[derive(Default)]
+struct Names {
+    total: i64,
+    kinds: BTreeMap<u8, i64>,
+    parents: BTreeMap<u64, i64>,
+    subdirectories: i64,
+    others: i64,
+}
+
+/// The tables by inode.
+struct Tables<'a> {
+    inodes: Groups<'a>,
+    extents: Groups<'a>,
+    attributes: Groups<'a>,
+}
+
+impl Tables<'_> {
+    fn next_ino(&mut self) -> Result<Option<u64>, CheckError> {
+        let next = [
+            self.inodes.peek_ino()?,
+            self.extents.peek_ino()?,
+            self.attributes.peek_ino()?,
+        ];
+        Ok(next.into_iter().flatten().min())
+    }
+}
+
+impl Run<'_> {
+    /// Compares all inodes with everything that is theirs.
+    pub(super) fn check_inodes(&mut self) -> Result<(), CheckError> {
+        let (stored, views) = (self.stored, self.views.clone());
+        let groups = |table| Groups::new(stored, &views, table, Vec::new());
+        let mut tables = Tables {
+            inodes: groups(Table::Inode),
+            extents: groups(Table::Extent),
+            attributes: groups(Table::Xattr),
+        };
+        let limit = (self.options.memory_bytes / size_of::<Event>()).max(64);
+        let mut from = 0;
+        loop {
+            let mut events = Events::new(limit, from);
+            let mut names = groups(Table::Dirent);
+            while let Some(group) = names.next()? {
+                self.go_on()?;
+                self.count_names(&group, from == 0, &mut events)?;
+            }
+            if from == 0 {
+                self.malformed += names.malformed;
+            }
+            let (list, until) = events.finish();
+            self.compare(&mut tables, &list, until)?;
+            if until == u64::MAX {
+                break;
+            }
+            from = until;
+        }
+        self.malformed += tables.inodes.malformed;
+        self.malformed += tables.extents.malformed + tables.attributes.malformed;
+        Ok(())
+    }
+
+    /// Compares inodes below `until` with the events, which are theirs.
+    fn compare(
+        &mut self,
+        tables: &mut Tables<'_>,
+        mut events: &[Event],
+        until: u64,
+    ) -> Result<(), CheckError> {
+        loop {
+            self.go_on()?;
+            let named = events.first().map(|event| event.ino);
+            let next = [tables.next_ino()?, named].into_iter().flatten().min();
+            let Some(ino) = next.filter(|ino| *ino < until) else {
+                return Ok(());
+            };
+            let theirs = events.partition_point(|event| event.ino == ino);
+            let (names, later) = events.split_at(theirs);
+            events = later;
+            let mut whole = Whole {
+                ino,
+                names,
+                ..Whole::default()
+            };
+            while tables.inodes.peek_ino()? == Some(ino) {
+                if let Some(group) = tables.inodes.next()? {
+                    self.add_inode(&mut whole, &group)?;
+                }
+            }
+            while tables.extents.peek_ino()? == Some(ino) {
+                self.go_on()?;
+                if let Some(group) = tables.extents.next()? {
+                    self.add_extent(&mut whole, &group)?;
+                }
+            }
+            while tables.attributes.peek_ino()? == Some(ino) {
+                if let Some(group) = tables.attributes.next()? {
+                    self.add_attribute(&mut whole, &group)?;
+                }
+            }
+            self.check_inode(&whole);
+        }
+    }
+
+    fn add_inode(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
+        self.check_history(Table::Inode, group)?;
+        if keys::number_of(&group.logical).is_none() {
+            self.malformed += 1;
+            return Ok(());
+        }
+        for (version, value) in group.present() {
+            match InodeRecord::decode(value) {
+                Some(record) => whole.records.push((version.seen.clone(), record)),
+                None => {
+                    whole.unclear.push(version.seen.clone());
+                    self.undecodable(Table::Inode, group, version, Ino(whole.ino));
+                }
+            }
+        }
+        if !whole.records.is_empty() && whole.ino >= self.stored.counters().next_ino.0 {
+            let next = self.stored.counters().next_ino.0;
+            let message = format!("new inodes begin at {next}");
+            let seen = whole.records[0].0.clone();
+            let mend = Mend::NextInode(whole.ino + 1);
+            self.found_of(whole.ino, Kind::InodeNumber, message, seen, Some(mend));
+        }
+        Ok(())
+    }
+
+    fn add_attribute(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
+        self.check_history(Table::Xattr, group)?;
+        if keys::xattr_name(&group.logical).is_none() {
+            self.malformed += 1;
+            return Ok(());
+        }
+        for (version, value) in group.present() {
+            if decode_xattr(value).is_none() {
+                self.undecodable(Table::Xattr, group, version, Ino(whole.ino));
+            } else if !version.seen.is_empty() && whole.attributes.last() != Some(&version.seen) {
+                whole.attributes.push(version.seen.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn add_extent(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
+        self.check_history(Table::Extent, group)?;
+        let Some((_, chunk)) = keys::extent_parts(&group.logical) else {
+            self.malformed += 1;
+            return Ok(());
+        };
+        for (version, value) in group.present() {
+            let Some(record) = ExtentRecord::decode(value) else {
+                self.undecodable(Table::Extent, group, version, Ino(whole.ino));
+                continue;
+            };
+            let seen = version.seen.clone();
+            if seen.is_empty() {
+                continue;
+            }
+            *whole.pages.entry(seen.start).or_default() += record.pages().cast_signed();
+            *whole.pages.entry(seen.end).or_default() -= record.pages().cast_signed();
+            if whole.contents.last() != Some(&seen) {
+                whole.contents.push(seen.clone());
+            }
+            let end = end_within(&record) + u64::from(chunk.0) * CHUNK_BYTES;
+            whole.contents_end = whole.contents_end.max(end);
+            self.check_extent(whole, chunk.0, &record, seen);
+        }
+        Ok(())
+    }
+
+    /// Nothing is recorded beyond the size: it would come to light when the file grows.
+    fn check_extent(
+        &mut self,
+        whole: &Whole<'_>,
+        chunk: u32,
+        record: &ExtentRecord,
+        seen: Range<usize>,
+    ) {
+        let base = u64::from(chunk) * CHUNK_BYTES;
+        let end = match record {
+            ExtentRecord::Inline(bytes) => bytes.len() as u64,
+            ExtentRecord::Parts { parts, .. } => {
+                if parts.is_empty() {
+                    let message = format!("chunk {chunk} has a record that names nothing");
+                    self.found_of(whole.ino, Kind::EmptyExtent, message, seen.clone(), None);
+                }
+                let ends = parts.iter().map(|part| u64::from(part.pages.end()));
+                ends.max().unwrap_or(0)
+            }
+        };
+        let mut short: Option<(Range<usize>, u64)> = None;
+        for (with, inode) in &whole.records {
+            let both = with.start.max(seen.start)..with.end.min(seen.end);
+            let here = inode.size.saturating_sub(base).min(CHUNK_BYTES);
+            let most = match record {
+                ExtentRecord::Inline(_) => here,
+                ExtentRecord::Parts { .. } => here.div_ceil(PAYLOAD_BYTES),
+            };
+            if !both.is_empty() && end > most {
+                short = Some((both, inode.size));
+            }
+        }
+        if let Some((both, size)) = short {
+            let message = format!("chunk {chunk} has contents behind the size {size}");
+            let mend = Mend::Size {
+                ino: whole.ino,
+                at_least: base + end_within(record),
+                seen: both.clone(),
+            };
+            self.found_of(whole.ino, Kind::BeyondSize, message, both, Some(mend));
+        }
+    }
+
+    fn check_inode(&mut self, whole: &Whole<'_>) {
+        let live = self.views.live();
+        let mut pages = 0;
+        let mut last_steps = 0;
+        for stretch in whole.stretches(live + 1) {
+            for (_, more) in whole.pages.range(last_steps..=stretch.start) {
+                pages += more;
+            }
+            last_steps = stretch.start + 1;
+            if whole.is_unclear(stretch.start) {
+                continue;
+            }
+            let names = whole.names_in(stretch.start);
+            match whole.record(stretch.start) {
+                Some(record) => {
+                    self.totals.add(stretch.clone(), 1, pages);
+                    self.check_record(whole.ino, record, &names, stretch.clone());
+                    if record.pages.cast_signed() != pages {
+                        let message =
+                            format!("{} pages are counted, {pages} are there", record.pages);
+                        let mend = Mend::Pages {
+                            ino: whole.ino,
+                            pages: pages.max(0).cast_unsigned(),
+                            seen: stretch.clone(),
+                        };
+                        self.found_of(whole.ino, Kind::PageCount, message, stretch, Some(mend));
+                    }
+                }
+                None => self.check_absent(whole, &names, stretch),
+            }
+        }
+        for (seen, record) in &whole.records {
+            if record.kind == FileKind::Directory && !seen.is_empty() {
+                self.tree.add(Directory {
+                    ino: whole.ino,
+                    parent: record.parent.0,
+                    seen: seen.start as u32..seen.end as u32,
+                    named: record.nlink > 0,
+                });
+            }
+        }
+    }
+
+    /// What belongs to an inode that is not there.
+    fn check_absent(&mut self, whole: &Whole<'_>, names: &Names, seen: Range<usize>) {
+        let ino = whole.ino;
+        let has = |some: &[Range<usize>]| some.iter().any(|other| other.contains(&seen.start));
+        if names.total != 0 {
+            let message = format!("{} lead to inode {ino}, which is not there", names.total);
+            let mend = Mend::NamesOf {
+                ino,
+                seen: seen.clone(),
+            };
+            self.found_of(
+                ino,
+                Kind::NameLeadsNowhere,
+                message,
+                seen.clone(),
+                Some(mend),
+            );
+        }
+        if names.subdirectories + names.others != 0 {
+            let message = format!("there are names in directory {ino}, which is not there");
+            let mend = Mend::NamesIn {
+                ino,
+                seen: seen.clone(),
+            };
+            let kind = Kind::NamesOfNoDirectory;
+            self.found_of(ino, kind, message, seen.clone(), Some(mend));
+        }
+        let contents = has(&whole.contents);
+        if contents {
+            let message = format!("there are contents of inode {ino}, which is not there");
+            let mend = Mend::Remake {
+                ino,
+                size: whole.contents_end,
+                seen: seen.clone(),
+            };
+            let kind = Kind::ContentsOfNothing;
+            self.found_of(ino, kind, message, seen.clone(), Some(mend));
+        }
+        if has(&whole.attributes) {
+            let message = format!("there are attributes of inode {ino}, which is not there");
+            let mend = (!contents).then_some(Mend::AttributesOf {
+                ino,
+                seen: seen.clone(),
+            });
+            self.found_of(ino, Kind::AttributeOfNothing, message, seen, mend);
+        }
+    }
+
+    fn check_record(&mut self, ino: u64, record: &InodeRecord, names: &Names, seen: Range<usize>) {
+        let is_directory = record.kind == FileKind::Directory;
+        if !is_directory && names.subdirectories + names.others != 0 {
+            let message = "there are names in it, though it is no directory".to_owned();
+            let mend = Mend::NamesIn {
+                ino,
+                seen: seen.clone(),
+            };
+            let kind = Kind::NamesOfNoDirectory;
+            self.found_of(ino, kind, message, seen.clone(), Some(mend));
+        }
+        if names.kinds.keys().any(|kind| *kind != record.kind as u8) {
+            let message = "a name says another kind of file than it is".to_owned();
+            let mend = Mend::KindOf {
+                ino,
+                kind: record.kind,
+                seen: seen.clone(),
+            };
+            self.found_of(ino, Kind::NameKind, message, seen.clone(), Some(mend));
+        }
+        if seen.end > self.views.live() {
+            self.check_orphan(ino, record);
+        }
+        if is_directory {
+            self.check_directory(ino, record, names, seen);
+        } else if names.total == 0 && record.nlink > 0 {
+            self.nameless(ino, seen);
+        } else if i64::from(record.nlink) != names.total {
+            self.link_count(ino, record.nlink, names.total, seen);
+        }
+    }
+
+    fn nameless(&mut self, ino: u64, seen: Range<usize>) {
+        let live = seen.end > self.views.live();
+        let mend = live.then_some(Mend::Name { ino });
+        let message = "no name leads to it".to_owned();
+        self.found_of(ino, Kind::NoName, message, seen, mend);
+    }
+
+    fn link_count(&mut self, ino: u64, nlink: u32, links: i64, seen: Range<usize>) {
+        let message = format!("it counts {nlink} links and has {links}");
+        let mend = Mend::Links {
+            ino,
+            nlink: u32::try_from(links).unwrap_or(0),
+            seen: seen.clone(),
+        };
+        self.found_of(ino, Kind::LinkCount, message, seen, Some(mend));
+    }
+
+    fn check_directory(
+        &mut self,
+        ino: u64,
+        record: &InodeRecord,
+        names: &Names,
+        seen: Range<usize>,
+    ) {
+        let is_root = ino == Ino::ROOT.0;
+        let is_gone = record.nlink == 0 && names.total == 0 && !is_root;
+        let links = if is_gone { 0 } else { 2 + names.subdirectories };
+        let should = i64::from(!is_root && !is_gone);
+        if names.total > should {
+            let message = if is_root {
+                "the root has a name".to_owned()
+            } else {
+                format!("it has {} names", names.total)
+            };
+            let mend = Mend::OneName {
+                ino,
+                parent: record.parent.0,
+                seen: seen.clone(),
+            };
+            self.found_of(ino, Kind::DirectoryNames, message, seen, Some(mend));
+        } else if names.total < should {
+            self.nameless(ino, seen);
+        } else if i64::from(record.nlink) != links {
+            self.link_count(ino, record.nlink, links, seen.clone());
+            self.check_parent(ino, record, names, seen);
+        } else {
+            self.check_parent(ino, record, names, seen);
+        }
+    }
+
+    fn check_parent(&mut self, ino: u64, record: &InodeRecord, names: &Names, seen: Range<usize>) {
+        let parent = match names.parents.keys().next() {
+            _ if ino == Ino::ROOT.0 => ino,
+            Some(parent) => *parent,
+            None => return,
+        };
+        if record.parent.0 != parent {
+            let said = record.parent.0;
+            let message = format!("it says that it is in directory {said} and is in {parent}");
+            let mend = Mend::Parent {
+                ino,
+                parent,
+                seen: seen.clone(),
+            };
+            self.found_of(ino, Kind::Parent, message, seen, Some(mend));
+        }
+    }
+
+    fn check_orphan(&mut self, ino: u64, record: &InodeRecord) {
+        let listed = self.orphans.binary_search(&ino).is_ok();
+        if listed {
+            self.orphans_met.insert(ino);
+        }
+        let live = self.views.live();
+        let seen = live..live + 1;
+        match (record.nlink, listed) {
+            (0, false) => self.nameless(ino, seen),
+            (0, true) => {
+                let message = "it was unlinked while it was in use, and waits to be removed";
+                self.found_of(ino, Kind::Orphan, message.to_owned(), seen, None);
+            }
+            (_, true) => {
+                let message = "it has a name and is listed to be removed".to_owned();
+                let mend = Mend::ForgetOrphan(ino);
+                self.found_of(ino, Kind::OrphanInUse, message, seen, Some(mend));
+            }
+            (_, false) => {}
+        }
+    }
+
+    pub(super) fn found_of(
+        &mut self,
+        ino: u64,
+        kind: Kind,
+        message: String,
+        seen: Range<usize>,
+        mend: Option<Mend>,
+    ) {
+        let finding = Finding::new(kind, message).inode(ino);
+        self.found(finding, Place::Inode(ino), seen);
+        self.mend(mend);
+    }
+}
+
+/// Where what an extent has ends, in bytes from its beginning.
+fn end_within(record: &ExtentRecord) -> u64 {
+    match record {
+        ExtentRecord::Inline(bytes) => bytes.len() as u64,
+        ExtentRecord::Parts { parts, .. } => {
+            let end = parts.iter().map(|part| part.pages.end()).max();
+            (u64::from(end.unwrap_or(0)) * PAYLOAD_BYTES).min(CHUNK_BYTES)
+        }
+    }
+}

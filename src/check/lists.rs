@@ -1,0 +1,247 @@
+//! The short tables: kept views, what waits to be removed, and what the volume counts.
+
+use std::collections::BTreeSet;
+
+use super::report::{Finding, Kind};
+use super::stream::{Rows, Views};
+use super::{CheckError, Mend, Place, Run};
+use crate::ids::{Generation, Ino};
+use crate::meta::keys::{self, Table};
+use crate::meta::records::{Counters, ObjectName, ViewKind, ViewRecord, ViewState};
+use crate::meta::stored::Stored;
+
+/// Inodes and pages in each view: differences from one view to the next.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    inodes: Vec<i64>,
+    pages: Vec<i64>,
+}
+
+impl Totals {
+    pub(super) fn new(views: usize) -> Self {
+        Self {
+            inodes: vec![0; views + 1],
+            pages: vec![0; views + 1],
+        }
+    }
+
+    /// So many more in these views.
+    pub(super) fn add(&mut self, seen: std::ops::Range<usize>, inodes: i64, pages: i64) {
+        for (totals, more) in [(&mut self.inodes, inodes), (&mut self.pages, pages)] {
+            if let Some(step) = totals.get_mut(seen.start) {
+                *step += more;
+            }
+            if let Some(step) = totals.get_mut(seen.end) {
+                *step -= more;
+            }
+        }
+    }
+
+    /// Inodes and pages of a view.
+    pub(super) fn of(&self, view: usize) -> (u64, u64) {
+        let sum = |steps: &[i64]| {
+            steps
+                .iter()
+                .take(view + 1)
+                .sum::<i64>()
+                .max(0)
+                .cast_unsigned()
+        };
+        (sum(&self.inodes), sum(&self.pages))
+    }
+}
+
+/// A kept view by its number among generations, and how its paths begin.
+#[derive(Debug)]
+pub(super) struct KeptView {
+    pub(super) key: Vec<u8>,
+    pub(super) record: ViewRecord,
+}
+
+impl KeptView {
+    /// What comes before a path in it.
+    pub(super) fn prefix(&self) -> Vec<u8> {
+        let directory = match self.record.kind {
+            ViewKind::Snapshot => ".snapshots",
+            ViewKind::Image => ".images",
+        };
+        format!("{directory}/{}", self.record.name).into_bytes()
+    }
+}
+
+/// The rows of the table of views.
+#[derive(Debug, Default)]
+pub(super) struct ViewRows {
+    pub(super) kept: Vec<KeptView>,
+    /// Some are being dropped.
+    pub(super) leaving: bool,
+    /// Rows that could not be read.
+    pub(super) unreadable: u64,
+}
+
+impl ViewRows {
+    pub(super) fn read(stored: &Stored) -> Result<Self, CheckError> {
+        let mut this = Self::default();
+        let mut rows = Rows::new(stored, Table::View, Vec::new());
+        while let Some((key, value)) = rows.next()? {
+            match (keys::view_of(&key), ViewRecord::decode(&value)) {
+                (Some(_), Some(record)) if record.state == ViewState::Leaving => {
+                    this.leaving = true;
+                }
+                (Some(_), Some(record)) => this.kept.push(KeptView { key, record }),
+                _ => this.unreadable += 1,
+            }
+        }
+        Ok(this)
+    }
+
+    pub(super) fn views(&self) -> Views {
+        let mut kept: Vec<Generation> = self.kept.iter().map(|v| v.record.generation).collect();
+        kept.sort_unstable();
+        kept.dedup();
+        Views { kept }
+    }
+}
+
+impl Run<'_> {
+    /// Views that are kept, when everything has been counted.
+    pub(super) fn check_views(&mut self, rows: &ViewRows) {
+        if rows.unreadable > 0 {
+            let message = format!("{} rows of the table view cannot be read", rows.unreadable);
+            self.found(Finding::new(Kind::Record, message), Place::None, 0..0);
+        }
+        let live = self.stored.counters().generation;
+        let mut names = BTreeSet::new();
+        for view in &rows.kept {
+            let record = &view.record;
+            let shown = String::from_utf8_lossy(&view.prefix()).into_owned();
+            if record.generation >= live {
+                let at = record.generation;
+                let message = format!("{shown} is of generation {at}, the live view of {live}");
+                self.found(Finding::new(Kind::View, message), Place::None, 0..0);
+                self.mend(Some(Mend::Generation(Generation(record.generation.0 + 1))));
+            }
+            if !names.insert((record.kind, record.name.clone())) {
+                let message = format!("there are two of the name {shown}");
+                self.found(Finding::new(Kind::View, message), Place::None, 0..0);
+            }
+            let number = self.views.kept.partition_point(|g| *g < record.generation);
+            let (inodes, pages) = self.totals.of(number);
+            if (record.inodes, record.pages) != (inodes, pages) {
+                let message = format!(
+                    "{shown} counts {} inodes and {} pages, and has {inodes} and {pages}",
+                    record.inodes, record.pages
+                );
+                self.found(Finding::new(Kind::ViewCount, message), Place::None, 0..0);
+                let record = ViewRecord {
+                    inodes,
+                    pages,
+                    ..record.clone()
+                };
+                let row = Mend::Row(Table::View, view.key.clone(), Some(record.encode()));
+                self.mend(Some(row));
+            }
+        }
+    }
+
+    /// What the volume counts, when everything has been counted.
+    pub(super) fn check_counters(&mut self, counters: &Counters) {
+        let (inodes, pages) = self.totals.of(self.views.live());
+        self.report.inodes = inodes;
+        self.report.used_pages = pages;
+        if counters.used_pages != pages {
+            let message = format!(
+                "the volume counts {} pages of contents and has {pages}",
+                counters.used_pages
+            );
+            self.found(
+                Finding::new(Kind::UsedPages, message),
+                Place::None,
+                self.live_only(),
+            );
+            self.mend(Some(Mend::UsedPages(pages)));
+        }
+        if counters.inodes != inodes {
+            let message = format!(
+                "the volume counts {} inodes and has {inodes}",
+                counters.inodes
+            );
+            self.found(
+                Finding::new(Kind::InodeCount, message),
+                Place::None,
+                self.live_only(),
+            );
+            self.mend(Some(Mend::Inodes(inodes)));
+        }
+    }
+
+    /// Unlinked files that are in use, by inode.
+    pub(super) fn read_orphans(&mut self) -> Result<(), CheckError> {
+        let mut rows = Rows::new(self.stored, Table::Orphan, Vec::new());
+        while let Some((key, _)) = rows.next()? {
+            match keys::number_of(&key) {
+                Some(ino) => self.orphans.push(ino),
+                None => self.malformed_row(Table::Orphan, key),
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of orphans that are not there.
+    pub(super) fn check_orphan_rows(&mut self) {
+        for ino in std::mem::take(&mut self.orphans) {
+            if !self.orphans_met.contains(&ino) {
+                let message = format!("inode {ino} is listed to be removed and is not there");
+                let finding = Finding::new(Kind::OrphanInUse, message).inode(ino);
+                self.found(finding, Place::None, self.live_only());
+                self.mend(Some(Mend::ForgetOrphan(ino)));
+            }
+        }
+    }
+
+    /// Objects that wait to be removed.
+    pub(super) fn read_garbage(&mut self) -> Result<(), CheckError> {
+        let mut rows = Rows::new(self.stored, Table::Garbage, Vec::new());
+        while let Some((key, value)) = rows.next()? {
+            match (keys::number_of(&key), ObjectName::decode(&value)) {
+                (Some(_), Some(name)) => {
+                    self.garbage.insert(name, key);
+                }
+                _ => self.malformed_row(Table::Garbage, key),
+            }
+        }
+        Ok(())
+    }
+
+    /// Extents whose pages are to be looked at.
+    pub(super) fn check_trims(&mut self) -> Result<(), CheckError> {
+        let mut rows = Rows::new(self.stored, Table::Trim, Vec::new());
+        while let Some((key, _)) = rows.next()? {
+            if keys::extent_parts(&key).is_none() {
+                self.malformed_row(Table::Trim, key);
+            }
+        }
+        Ok(())
+    }
+
+    /// The root is there in every view.
+    pub(super) fn check_root(&mut self) -> Result<(), CheckError> {
+        let views = self.views.clone();
+        let low = keys::inode(Ino::ROOT);
+        let mut groups = super::stream::Groups::new(self.stored, &views, Table::Inode, low.clone());
+        let group = groups.next()?.filter(|group| group.logical == low);
+        let versions = group.map(|group| group.versions).unwrap_or_default();
+        let there = |view| {
+            let mut versions = versions.iter();
+            versions.any(|version| version.value.is_some() && version.seen.contains(&view))
+        };
+        for view in 0..=views.live() {
+            if !there(view) {
+                let message = "there is no root directory";
+                let finding = Finding::new(Kind::NoRoot, message).inode(Ino::ROOT.0);
+                self.found(finding, Place::None, view..view + 1);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,262 @@
+//! Names: what they say, and what follows from them for the inodes that they lead to.
+//!
+//! Every version of a name counts for its inode, and for its directory, from the first view that
+//! sees it to the last: an *event* where it begins to, and one where it ends. Sorted by inode they
+//! are compared with the inodes in one go, for all views at once. They take 24 bytes each, one for
+//! a name of a file and two for one of a directory, and one more where it is in kept views alone.
+//! When there are more than fit into the memory that may be used, those of the larger inodes wait
+//! for another reading of the names.
+
+use crate::ids::Ino;
+use crate::meta::keys;
+use crate::meta::records::{DirentRecord, FileKind};
+
+use super::report::{Finding, Kind};
+use super::stream::{Group, Version};
+use super::{CheckError, Place, Run};
+
+/// What an event counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Role {
+    /// Names that lead to the inode.
+    Name,
+    /// Names in it, of directories.
+    Subdirectory,
+    /// Names in it, of anything else.
+    Other,
+}
+
+/// From a view on, so many more (or fewer) of something.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Event {
+    pub(super) ino: u64,
+    /// The directory that the name is in, of names of directories.
+    pub(super) parent: u64,
+    pub(super) view: u16,
+    pub(super) role: Role,
+    /// The kind that a name says.
+    pub(super) kind: u8,
+    pub(super) more: i32,
+}
+
+const _: () = assert!(size_of::<Event>() == 24);
+
+/// Events of the inodes of a range, in order and in bounded memory.
+pub(super) struct Events {
+    list: Vec<Event>,
+    limit: usize,
+    from: u64,
+    /// Those of this inode and larger ones wait for another reading.
+    pub(super) until: u64,
+}
+
+impl Events {
+    pub(super) fn new(limit: usize, from: u64) -> Self {
+        Self {
+            list: Vec::new(),
+            limit,
+            from,
+            until: u64::MAX,
+        }
+    }
+
+    fn push(&mut self, event: Event) {
+        if event.ino < self.from || event.ino >= self.until {
+            return;
+        }
+        self.list.push(event);
+        if self.list.len() >= self.limit {
+            self.compact();
+            if self.list.len() > self.limit / 2 {
+                self.cut();
+            }
+        }
+    }
+
+    fn compact(&mut self) {
+        self.list.sort_unstable();
+        self.list.dedup_by(|next, first| {
+            let same =
+                |event: &Event| (event.ino, event.parent, event.view, event.role, event.kind);
+            let equal = same(next) == same(first);
+            if equal {
+                first.more += next.more;
+            }
+            equal
+        });
+        self.list.retain(|event| event.more != 0);
+    }
+
+    fn cut(&mut self) {
+        let (Some(first), Some(middle)) = (self.list.first(), self.list.get(self.list.len() / 2))
+        else {
+            return;
+        };
+        if first.ino == middle.ino {
+            // One inode with very many events needs them all.
+            self.limit *= 2;
+            return;
+        }
+        self.until = middle.ino;
+        let until = self.until;
+        self.list.retain(|event| event.ino < until);
+    }
+
+    /// All of them, by inode.
+    pub(super) fn finish(mut self) -> (Vec<Event>, u64) {
+        self.compact();
+        (self.list, self.until)
+    }
+}
+
+/// A name as its key has it.
+pub(super) struct Named<'a> {
+    pub(super) parent: u64,
+    pub(super) hash: u64,
+    pub(super) name: &'a [u8],
+}
+
+pub(super) fn named(logical: &[u8]) -> Option<Named<'_>> {
+    let (hash, name) = keys::dirent_parts(logical)?;
+    let Ino(parent) = keys::ino_of(logical)?;
+    Some(Named { parent, hash, name })
+}
+
+impl Run<'_> {
+    /// Takes note of a name's versions.
+    pub(super) fn count_names(
+        &mut self,
+        group: &Group,
+        first_reading: bool,
+        events: &mut Events,
+    ) -> Result<(), CheckError> {
+        let Some(named) = named(&group.logical) else {
+            self.malformed += u64::from(first_reading);
+            return Ok(());
+        };
+        if first_reading {
+            self.check_name(group, &named);
+            self.check_history(keys::Table::Dirent, group)?;
+        }
+        for (version, value) in group.present() {
+            let Some(entry) = DirentRecord::decode(value) else {
+                if first_reading {
+                    self.undecodable(keys::Table::Dirent, group, version, Ino(named.parent));
+                }
+                continue;
+            };
+            self.count_name(&named, entry, version, events);
+        }
+        Ok(())
+    }
+
+    fn count_name(
+        &self,
+        named: &Named<'_>,
+        entry: DirentRecord,
+        version: &Version,
+        events: &mut Events,
+    ) {
+        let is_directory = entry.kind == FileKind::Directory;
+        let ends = version.seen.end <= self.views.live();
+        let steps = [(version.seen.start, 1), (version.seen.end, -1)];
+        for (view, more) in steps.into_iter().take(1 + usize::from(ends)) {
+            if version.seen.is_empty() {
+                break;
+            }
+            let view = view as u16;
+            events.push(Event {
+                ino: entry.ino.0,
+                parent: if is_directory { named.parent } else { 0 },
+                view,
+                role: Role::Name,
+                kind: entry.kind as u8,
+                more,
+            });
+            events.push(Event {
+                ino: named.parent,
+                parent: 0,
+                view,
+                role: if is_directory {
+                    Role::Subdirectory
+                } else {
+                    Role::Other
+                },
+                kind: 0,
+                more,
+            });
+        }
+    }
+
+    fn check_name(&mut self, group: &Group, named: &Named<'_>) {
+        let Some((version, _)) = group.present().next() else {
+            return;
+        };
+        let why = match named.name {
+            b"" => "it is empty",
+            b"." | b".." => "it has a meaning of its own",
+            name if name.len() > 255 => "it is longer than 255 bytes",
+            name if name.contains(&0) || name.contains(&b'/') => "it has a NUL or a / in it",
+            name if self.name_hash(name) != named.hash => "it is not where looking it up looks",
+            _ => return,
+        };
+        let finding = Finding::new(Kind::NameMisplaced, format!("a name cannot be used: {why}"));
+        let place = Place::Entry {
+            parent: named.parent,
+            name: named.name.to_vec(),
+        };
+        self.found(finding, place, version.seen.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(ino: u64, view: u16, more: i32) -> Event {
+        Event {
+            ino,
+            parent: 0,
+            view,
+            role: Role::Name,
+            kind: 1,
+            more,
+        }
+    }
+
+    #[test]
+    fn events_of_one_place_add_up_and_may_vanish() {
+        let mut events = Events::new(100, 0);
+        for (ino, view, more) in [(2, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, 1), (3, 1, -1)] {
+            events.push(event(ino, view, more));
+        }
+        let (list, until) = events.finish();
+        assert_eq!(list, [event(1, 0, 1), event(2, 0, 2)]);
+        assert_eq!(until, u64::MAX);
+    }
+
+    #[test]
+    fn what_does_not_fit_waits_and_nothing_is_lost() {
+        let (mut from, mut seen, mut readings) = (0, Vec::new(), 0);
+        loop {
+            let mut events = Events::new(64, from);
+            for ino in 0..1000u64 {
+                events.push(event(ino * 7 % 1000, 0, 1));
+                events.push(event(500, (ino % 50) as u16, 1));
+            }
+            let (list, until) = events.finish();
+            assert!(list.iter().all(|event| (from..until).contains(&event.ino)));
+            seen.extend(list);
+            readings += 1;
+            if until == u64::MAX {
+                break;
+            }
+            from = until;
+        }
+        assert!(readings > 10, "{readings}");
+        assert!(seen.is_sorted());
+        let total: i64 = seen.iter().map(|event| i64::from(event.more)).sum();
+        assert_eq!(total, 2000);
+        assert_eq!(seen.iter().filter(|event| event.ino == 500).count(), 50);
+    }
+}

@@ -1,0 +1,210 @@
+//! Objects: those that records name, and those that there are.
+//!
+//! Forty bytes for each object that is named, in a bounded memory: when there are more than fit,
+//! those in later folders wait for another reading of the extents.
+
+use super::report::{Finding, Kind};
+use super::stream::{Group, Groups};
+use super::{CheckError, Mend, Place, Run};
+use crate::ids::{FolderNumber, Ino, ObjectId};
+use crate::meta::keys::{self, Table};
+use crate::meta::page_set::PageSet;
+use crate::meta::records::{ExtentRecord, ObjectName, PartId};
+
+/// That an extent names an object.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct NamedBy {
+    folder: u64,
+    object: [u8; 16],
+    ino: u64,
+    chunk: u32,
+}
+
+/// What extents name in the folders of a range.
+struct Names {
+    list: Vec<NamedBy>,
+    limit: usize,
+    from: u64,
+    until: u64,
+}
+
+impl Names {
+    fn push(&mut self, named: NamedBy) {
+        if named.folder < self.from || named.folder >= self.until {
+            return;
+        }
+        self.list.push(named);
+        if self.list.len() < self.limit {
+            return;
+        }
+        self.compact();
+        if self.list.len() <= self.limit / 2 {
+            return;
+        }
+        match (self.list.first(), self.list.get(self.list.len() / 2)) {
+            (Some(first), Some(middle)) if first.folder < middle.folder => {
+                self.until = middle.folder;
+                let until = self.until;
+                self.list.retain(|named| named.folder < until);
+            }
+            // A folder has a few thousand objects.
+            _ => self.limit *= 2,
+        }
+    }
+
+    fn compact(&mut self) {
+        self.list.sort_unstable();
+        self.list.dedup();
+    }
+}
+
+/// Pages of each object that some version of an extent names, with the views of those versions.
+pub(super) fn parts_of(group: &Group) -> Vec<(PartId, PageSet, std::ops::Range<usize>)> {
+    let mut parts: Vec<(PartId, PageSet, std::ops::Range<usize>)> = Vec::new();
+    for (version, value) in group.present() {
+        let Some(ExtentRecord::Parts { parts: named, .. }) = ExtentRecord::decode(value) else {
+            continue;
+        };
+        for part in named {
+            match parts.iter_mut().find(|(id, _, _)| *id == part.id) {
+                Some((_, pages, seen)) => {
+                    pages.union(&part.pages);
+                    *seen = seen.start.min(version.seen.start)..seen.end.max(version.seen.end);
+                }
+                None => parts.push((part.id, part.pages, version.seen.clone())),
+            }
+        }
+    }
+    parts
+}
+
+impl Run<'_> {
+    /// Compares the objects that are named with those that there are.
+    pub(super) fn check_objects(&mut self) -> Result<(), CheckError> {
+        let limit = (self.options.memory_bytes / size_of::<NamedBy>()).max(64);
+        let mut from = 0;
+        let mut folders = self.subject.objects.folders()?;
+        folders.sort_unstable();
+        loop {
+            let mut names = Names {
+                list: Vec::new(),
+                limit,
+                from,
+                until: u64::MAX,
+            };
+            self.read_names(&mut names, from == 0)?;
+            names.compact();
+            self.check_named(&names.list);
+            let here = |folder: &&FolderNumber| (from..names.until).contains(&folder.0);
+            for folder in folders.iter().filter(here) {
+                self.go_on()?;
+                self.check_folder(*folder, &names.list)?;
+            }
+            if names.until == u64::MAX {
+                return Ok(());
+            }
+            from = names.until;
+        }
+    }
+
+    fn read_names(&mut self, names: &mut Names, first: bool) -> Result<(), CheckError> {
+        let views = self.views.clone();
+        let mut groups = Groups::new(self.stored, &views, Table::Extent, Vec::new());
+        while let Some(group) = groups.next()? {
+            self.go_on()?;
+            let Some((Ino(ino), chunk)) = keys::extent_parts(&group.logical) else {
+                continue;
+            };
+            for (id, pages, _) in parts_of(&group) {
+                if first {
+                    self.report.objects += 1;
+                    self.pages_to_verify += u64::from(pages.len());
+                }
+                names.push(NamedBy {
+                    folder: id.name.folder.0,
+                    object: id.name.object.0,
+                    ino,
+                    chunk: chunk.0,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_named(&mut self, names: &[NamedBy]) {
+        for pair in names.windows(2) {
+            let [first, second] = pair else { continue };
+            if (first.folder, first.object) == (second.folder, second.object) {
+                let message = format!(
+                    "it is named by chunk {} of inode {} and by chunk {} of inode {}",
+                    first.chunk, first.ino, second.chunk, second.ino
+                );
+                let finding = Finding::new(Kind::ObjectTwice, message)
+                    .object(name_of(second))
+                    .inode(second.ino);
+                let live = self.live_only();
+                self.found(finding, Place::Inode(second.ino), live);
+            }
+        }
+        let mut used = Vec::new();
+        for (name, row) in &self.garbage {
+            if contains(names, *name) {
+                used.push((*name, row.clone()));
+            }
+        }
+        for (name, row) in used {
+            let message = "it is to be removed, and an extent names it";
+            let finding = Finding::new(Kind::GarbageInUse, message).object(name);
+            self.found(finding, Place::None, 0..0);
+            self.mend(Some(Mend::Row(Table::Garbage, row, None)));
+            self.garbage.remove(&name);
+        }
+    }
+
+    fn check_folder(&mut self, folder: FolderNumber, names: &[NamedBy]) -> Result<(), CheckError> {
+        for object in self.subject.objects.in_folder(folder)? {
+            let name = ObjectName { folder, object };
+            if contains(names, name) {
+                continue;
+            }
+            if self.garbage.contains_key(&name) {
+                if self.subject.live.is_none() {
+                    let message = "it waits to be removed";
+                    let finding = Finding::new(Kind::Garbage, message).object(name);
+                    self.found(finding, Place::None, 0..0);
+                }
+                continue;
+            }
+            // What is made while the volume is mounted is named later.
+            let fresh = self
+                .subject
+                .live
+                .is_some_and(|live| folder >= live.first_folder());
+            if fresh || self.malformed > 0 || self.undecodable_extents {
+                continue;
+            }
+            let message = "no extent names it";
+            let mut finding = Finding::new(Kind::ObjectUnnamed, message).object(name);
+            if !self.stored.counters().clean {
+                finding.severity = super::report::Severity::Note;
+            }
+            self.found(finding, Place::None, 0..0);
+            self.mend(Some(Mend::Unlink(name)));
+        }
+        Ok(())
+    }
+}
+
+fn name_of(named: &NamedBy) -> ObjectName {
+    ObjectName {
+        folder: FolderNumber(named.folder),
+        object: ObjectId(named.object),
+    }
+}
+
+fn contains(names: &[NamedBy], name: ObjectName) -> bool {
+    let key = (name.folder.0, name.object.0);
+    let first = names.partition_point(|named| (named.folder, named.object) < key);
+    let found = names.get(first);
+    found.is_some_and(|named| (named.folder, named.object) == key)
+}

@@ -1,0 +1,198 @@
+//! Where an inode is: paths for people, looked up when everything has been found.
+//!
+//! Files do not say where they are, so all names are read once more, and only when something was
+//! found. Directories say it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use super::names::named;
+use super::stream::{Group, Groups};
+use super::{CheckError, Place, Run};
+use crate::ids::Ino;
+use crate::meta::keys::{self, Table};
+use crate::meta::records::{DirentRecord, InodeRecord};
+
+/// Paths told of one finding.
+const PATHS_MAX: usize = 8;
+/// Names remembered of one inode.
+const NAMES_MAX: usize = 16;
+/// Deeper than any tree that was made by calls.
+const DEPTH_MAX: usize = 4096;
+
+/// A name and where it is, for some views.
+#[derive(Clone, Debug)]
+struct NameAt {
+    parent: u64,
+    name: Vec<u8>,
+    seen: Range<usize>,
+}
+
+/// Directories by number and view, with where they are.
+type Known = HashMap<(u64, usize), Option<(u64, Vec<u8>)>>;
+
+impl Run<'_> {
+    /// Adds paths to all findings.
+    pub(super) fn find_paths(&mut self) -> Result<(), CheckError> {
+        let mut names: BTreeMap<u64, Vec<NameAt>> = BTreeMap::new();
+        for pending in &self.pending {
+            if let Place::Inode(ino) = pending.place {
+                names.insert(ino, Vec::new());
+            }
+        }
+        if !names.is_empty() {
+            self.read_names_of(&mut names)?;
+        }
+        let mut known = Known::new();
+        for index in 0..self.pending.len() {
+            self.go_on()?;
+            let pending = &self.pending[index];
+            let at: Vec<NameAt> = match &pending.place {
+                Place::None => continue,
+                Place::Entry { parent, name } => vec![NameAt {
+                    parent: *parent,
+                    name: name.clone(),
+                    seen: pending.seen.clone(),
+                }],
+                Place::Inode(ino) => names.get(ino).cloned().unwrap_or_default(),
+            };
+            let seen = pending.seen.clone();
+            let is_root = matches!(pending.place, Place::Inode(ino) if ino == Ino::ROOT.0);
+            let paths = self.paths_of(&at, seen, is_root, &mut known)?;
+            self.pending[index].finding.paths = paths;
+        }
+        Ok(())
+    }
+
+    fn read_names_of(&self, names: &mut BTreeMap<u64, Vec<NameAt>>) -> Result<(), CheckError> {
+        let mut groups = Groups::new(self.stored, &self.views, Table::Dirent, Vec::new());
+        while let Some(group) = groups.next()? {
+            self.go_on()?;
+            for (version, value) in group.present() {
+                let Some(entry) = DirentRecord::decode(value) else {
+                    continue;
+                };
+                let (Some(list), Some(named)) =
+                    (names.get_mut(&entry.ino.0), named(&group.logical))
+                else {
+                    continue;
+                };
+                if list.len() < NAMES_MAX {
+                    list.push(NameAt {
+                        parent: named.parent,
+                        name: named.name.to_vec(),
+                        seen: version.seen.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Paths of some names: of the live view first, then of the newest kept ones.
+    fn paths_of(
+        &self,
+        names: &[NameAt],
+        seen: Range<usize>,
+        is_root: bool,
+        known: &mut Known,
+    ) -> Result<Vec<Vec<u8>>, CheckError> {
+        let mut paths = Vec::new();
+        for view in seen.rev() {
+            if is_root {
+                paths.push(self.prefixed(view, &[]));
+            }
+            for name in names.iter().filter(|name| name.seen.contains(&view)) {
+                if paths.len() < PATHS_MAX
+                    && let Some(path) = self.path_to(name, view, known)?
+                {
+                    paths.push(self.prefixed(view, &path));
+                }
+            }
+            if paths.len() >= PATHS_MAX {
+                break;
+            }
+        }
+        Ok(paths)
+    }
+
+    fn prefixed(&self, view: usize, path: &[u8]) -> Vec<u8> {
+        let mut whole = Vec::new();
+        if let Some(prefix) = self.prefixes.get(view) {
+            whole.push(b'/');
+            whole.extend_from_slice(prefix);
+        }
+        whole.extend_from_slice(path);
+        if whole.is_empty() {
+            whole.push(b'/');
+        }
+        whole
+    }
+
+    /// The path to a name in a view, with a slash before each component. `None` when it does not
+    /// hang together.
+    fn path_to(
+        &self,
+        name: &NameAt,
+        view: usize,
+        known: &mut Known,
+    ) -> Result<Option<Vec<u8>>, CheckError> {
+        let mut parts = vec![name.name.clone()];
+        let mut at = name.parent;
+        while at != Ino::ROOT.0 {
+            if parts.len() > DEPTH_MAX {
+                return Ok(None);
+            }
+            let place = match known.get(&(at, view)) {
+                Some(place) => place.clone(),
+                None => {
+                    let place = self.directory_in(at, view)?;
+                    known.insert((at, view), place.clone());
+                    place
+                }
+            };
+            let Some((parent, name)) = place else {
+                return Ok(None);
+            };
+            parts.push(name);
+            at = parent;
+        }
+        let mut path = Vec::new();
+        for part in parts.iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(part);
+        }
+        Ok(Some(path))
+    }
+
+    /// The directory that holds a directory, and its name in it.
+    fn directory_in(&self, ino: u64, view: usize) -> Result<Option<(u64, Vec<u8>)>, CheckError> {
+        let low = keys::inode(Ino(ino));
+        let mut inodes = Groups::new(self.stored, &self.views, Table::Inode, low.clone());
+        let Some(group) = inodes.next()?.filter(|group| group.logical == low) else {
+            return Ok(None);
+        };
+        let record = seen_by(&group, view).and_then(InodeRecord::decode);
+        let Some(Ino(parent)) = record.map(|record| record.parent) else {
+            return Ok(None);
+        };
+        let low = keys::number(parent);
+        let mut names = Groups::new(self.stored, &self.views, Table::Dirent, low);
+        while names.peek_ino()? == Some(parent) {
+            let Some(group) = names.next()? else { break };
+            let entry = seen_by(&group, view).and_then(DirentRecord::decode);
+            if entry.is_some_and(|entry| entry.ino.0 == ino)
+                && let Some(named) = named(&group.logical)
+            {
+                return Ok(Some((parent, named.name.to_vec())));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn seen_by(group: &Group, view: usize) -> Option<&[u8]> {
+    let mut present = group.present();
+    let found = present.find(|(version, _)| version.seen.contains(&view));
+    found.map(|(_, value)| value)
+}

@@ -1,0 +1,182 @@
+//! Tables as streams of groups: all versions of one key at a time, with who sees which.
+
+use std::ops::Range;
+
+use super::CheckError;
+use crate::ids::Generation;
+use crate::meta::keys::{self, Row, Table};
+use crate::meta::records::TOMBSTONE;
+use crate::meta::stored::Stored;
+
+/// Rows read at a time.
+const ROWS: usize = 1024;
+/// Bytes read at a time, but for the last row.
+const BYTES: usize = 1 << 20;
+
+/// The kept generations by number from 0 on, and behind them the live view.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Views {
+    pub(super) kept: Vec<Generation>,
+}
+
+impl Views {
+    /// Number of the live view.
+    pub(super) fn live(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// The views that see a version, if the next one has the generation `next`.
+    fn seeing(&self, from: Generation, next: Option<Generation>) -> Range<usize> {
+        let first = |generation| self.kept.partition_point(|kept| *kept < generation);
+        first(from)..next.map_or(self.live() + 1, first)
+    }
+
+    /// True when a view is kept that is older than the generation.
+    pub(super) fn keeps_before(&self, generation: Generation) -> bool {
+        self.kept.first().is_some_and(|oldest| *oldest < generation)
+    }
+}
+
+/// A version of a record.
+#[derive(Debug)]
+pub(super) struct Version {
+    pub(super) generation: Generation,
+    /// `None` where the key was removed.
+    pub(super) value: Option<Vec<u8>>,
+    /// Who sees it.
+    pub(super) seen: Range<usize>,
+}
+
+/// All versions of a key, oldest first.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) logical: Vec<u8>,
+    pub(super) versions: Vec<Version>,
+}
+
+impl Group {
+    /// Versions that are there for somebody.
+    pub(super) fn present(&self) -> impl Iterator<Item = (&Version, &[u8])> {
+        self.versions
+            .iter()
+            .filter_map(|version| version.value.as_deref().map(|value| (version, value)))
+    }
+}
+
+/// Physical records of a table in the order of their keys.
+pub(super) struct Rows<'a> {
+    stored: &'a Stored,
+    table: Table,
+    low: Vec<u8>,
+    ready: std::vec::IntoIter<Row>,
+    done: bool,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(stored: &'a Stored, table: Table, low: Vec<u8>) -> Self {
+        Self {
+            stored,
+            table,
+            low,
+            ready: Vec::new().into_iter(),
+            done: false,
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Row>, CheckError> {
+        if let Some(row) = self.ready.next() {
+            return Ok(Some(row));
+        }
+        if self.done {
+            return Ok(None);
+        }
+        let rows = self.stored.some(self.table, &self.low, ROWS, BYTES);
+        match rows.last() {
+            Some((last, _)) => {
+                self.low.clone_from(last);
+                self.low.push(0);
+            }
+            None => self.done = true,
+        }
+        self.ready = rows.into_iter();
+        Ok(self.ready.next())
+    }
+}
+
+/// Groups of a versioned table, in the order of their keys.
+pub(super) struct Groups<'a> {
+    rows: Rows<'a>,
+    views: &'a Views,
+    ahead: Option<Row>,
+    started: bool,
+    /// Keys that are none.
+    pub(super) malformed: u64,
+}
+
+impl<'a> Groups<'a> {
+    /// From the logical key `low` on.
+    pub(super) fn new(stored: &'a Stored, views: &'a Views, table: Table, low: Vec<u8>) -> Self {
+        Self {
+            rows: Rows::new(stored, table, low),
+            views,
+            ahead: None,
+            started: false,
+            malformed: 0,
+        }
+    }
+
+    fn next_row(&mut self) -> Result<Option<Row>, CheckError> {
+        loop {
+            match self.rows.next()? {
+                Some((key, _)) if keys::split_version(&key).is_none() => self.malformed += 1,
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// The logical key of the next group.
+    pub(super) fn peek(&mut self) -> Result<Option<&[u8]>, CheckError> {
+        if !self.started {
+            self.started = true;
+            self.ahead = self.next_row()?;
+        }
+        let ahead = self.ahead.as_ref();
+        Ok(ahead.and_then(|(key, _)| keys::split_version(key).map(|(logical, _)| logical)))
+    }
+
+    /// The inode that the next group belongs to.
+    pub(super) fn peek_ino(&mut self) -> Result<Option<u64>, CheckError> {
+        Ok(self
+            .peek()?
+            .map(|logical| keys::ino_of(logical).map_or(0, |ino| ino.0)))
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Group>, CheckError> {
+        let Some(logical) = self.peek()?.map(<[u8]>::to_vec) else {
+            return Ok(None);
+        };
+        let mut versions: Vec<Version> = Vec::new();
+        while let Some((key, value)) = self.ahead.take() {
+            match keys::split_version(&key) {
+                Some((of, generation)) if of == logical => {
+                    versions.push(Version {
+                        generation,
+                        value: (value != TOMBSTONE).then_some(value),
+                        seen: 0..0,
+                    });
+                    self.ahead = self.next_row()?;
+                }
+                _ => {
+                    self.ahead = Some((key, value));
+                    break;
+                }
+            }
+        }
+        let mut next = None;
+        for version in versions.iter_mut().rev() {
+            version.seen = self.views.seeing(version.generation, next);
+            next = Some(version.generation);
+        }
+        Ok(Some(Group { logical, versions }))
+    }
+}

@@ -1,0 +1,146 @@
+//! Whether every directory is below the root.
+//!
+//! Each directory with one name in the directory that it says is not enough: two of them can hold
+//! one another. For each view that differs from the one before it, every directory is followed
+//! upwards once. A directory takes 32 bytes for each of its versions.
+
+use std::ops::Range;
+
+use super::report::Kind;
+use super::{CheckError, Mend, Run};
+use crate::ids::Ino;
+
+/// A version of a directory.
+#[derive(Clone, Debug)]
+pub(super) struct Directory {
+    pub(super) ino: u64,
+    pub(super) parent: u64,
+    /// Views that see it.
+    pub(super) seen: Range<u32>,
+    /// It counts links; one that does not was unlinked, and ends a way upwards.
+    pub(super) named: bool,
+}
+
+/// All directories, by inode.
+#[derive(Debug, Default)]
+pub(super) struct Tree(Vec<Directory>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    New,
+    /// On the way that is being followed.
+    Way,
+    Done,
+}
+
+impl Tree {
+    pub(super) fn add(&mut self, directory: Directory) {
+        self.0.push(directory);
+    }
+
+    /// Views in which something begins or ends to be seen.
+    fn views(&self, live: usize) -> Vec<u32> {
+        let ends = self.0.iter().flat_map(|d| [d.seen.start, d.seen.end]);
+        let mut views: Vec<u32> = ends.filter(|view| *view as usize <= live).collect();
+        views.sort_unstable();
+        views.dedup();
+        views
+    }
+
+    fn find(&self, ino: u64, view: u32) -> Option<usize> {
+        let first = self.0.partition_point(|directory| directory.ino < ino);
+        let theirs = self.0[first..].iter().take_while(|d| d.ino == ino);
+        let found = theirs.into_iter().position(|d| d.seen.contains(&view));
+        found.map(|position| first + position)
+    }
+
+    /// One directory of each circle in a view.
+    fn circles(&self, view: u32) -> Vec<u64> {
+        let mut marks = vec![Mark::New; self.0.len()];
+        let mut found = Vec::new();
+        let mut way: Vec<usize> = Vec::new();
+        for start in 0..self.0.len() {
+            let mut at = Some(start).filter(|at| self.0[*at].seen.contains(&view));
+            while let Some(here) = at {
+                let directory = &self.0[here];
+                match marks[here] {
+                    Mark::Done => break,
+                    Mark::Way => {
+                        let begin = way
+                            .iter()
+                            .position(|other: &usize| *other == here)
+                            .unwrap_or(0);
+                        let inos = way[begin..].iter().map(|at| self.0[*at].ino);
+                        found.extend(inos.min());
+                        break;
+                    }
+                    Mark::New => {}
+                }
+                marks[here] = Mark::Way;
+                way.push(here);
+                if directory.ino == Ino::ROOT.0 || !directory.named {
+                    break;
+                }
+                // One whose parent is not there is told of as such.
+                at = self.find(directory.parent, view);
+            }
+            for at in way.drain(..) {
+                marks[at] = Mark::Done;
+            }
+        }
+        found
+    }
+}
+
+impl Run<'_> {
+    /// Looks for directories that hold one another.
+    pub(super) fn check_tree(&mut self) -> Result<(), CheckError> {
+        let live = self.views.live();
+        let tree = std::mem::take(&mut self.tree);
+        let views = tree.views(live);
+        for (position, view) in views.iter().enumerate() {
+            self.go_on()?;
+            let until = views
+                .get(position + 1)
+                .map_or(live + 1, |next| *next as usize);
+            for ino in tree.circles(*view) {
+                let seen = *view as usize..until;
+                let mend = (until > live).then_some(Mend::Detach { ino });
+                let message = "it is in a circle of directories that none of the others leads to";
+                self.found_of(ino, Kind::Detached, message.to_owned(), seen, mend);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn circles_are_found_once_and_in_their_views() {
+        let mut tree = Tree::default();
+        let mut add = |ino, parent, seen: Range<u32>| {
+            tree.add(Directory {
+                ino,
+                parent,
+                seen,
+                named: ino != 9,
+            });
+        };
+        add(1, 1, 0..3);
+        add(2, 1, 0..3);
+        add(3, 2, 0..1);
+        add(3, 4, 1..2);
+        add(3, 1, 2..3);
+        add(4, 5, 0..3);
+        add(5, 3, 0..3);
+        add(6, 5, 0..3);
+        add(9, 7, 0..3);
+        assert_eq!(tree.views(2), [0, 1, 2]);
+        assert_eq!(tree.circles(0), []);
+        assert_eq!(tree.circles(1), [3]);
+        assert_eq!(tree.circles(2), []);
+    }
+}

@@ -1,0 +1,260 @@
+//! The metadata as the newest commit left them on the disk, read past every cache.
+//!
+//! Rows are read by [`RawTables`], each page with both its layers and its checksum, whether the file
+//! is in use or not. What only the database itself makes sense of, its record of free pages, is
+//! verified by having it open the file: what it would write then (it marks its file as in use, and
+//! may have to recover) stays in memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use redb::StorageBackend;
+
+use super::database::{Committed, Tables};
+use super::keys::{Row, Table};
+use super::raw::{Found, Gap, RawTables};
+use super::records::Counters;
+use super::{Meta, MetaError};
+use crate::sealed::{META_PAYLOAD_BYTES, MetaFile};
+
+const PAGE: u64 = META_PAYLOAD_BYTES as u64;
+
+/// What was written over the file, in memory.
+#[derive(Debug)]
+struct Over {
+    pages: BTreeMap<u64, Box<[u8]>>,
+    len: u64,
+    /// The file's own bytes end here.
+    own: u64,
+}
+
+/// redb's view of a sealed file that it does not write to.
+struct Apart {
+    file: Arc<MetaFile>,
+    over: Mutex<Over>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Apart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Apart")
+    }
+}
+
+impl Apart {
+    fn new(file: Arc<MetaFile>, cancelled: Arc<AtomicBool>) -> io::Result<Self> {
+        let len = file.len()?;
+        let over = Over {
+            pages: BTreeMap::new(),
+            len,
+            own: len,
+        };
+        Ok(Self {
+            file,
+            over: Mutex::new(over),
+            cancelled,
+        })
+    }
+
+    fn read_page(&self, over: &Over, page: u64, out: &mut [u8], within: usize) -> io::Result<()> {
+        if let Some(bytes) = over.pages.get(&page) {
+            out.copy_from_slice(&bytes[within..within + out.len()]);
+            return Ok(());
+        }
+        if page * PAGE >= over.own {
+            out.fill(0);
+            return Ok(());
+        }
+        self.file.read(page * PAGE + within as u64, out)
+    }
+}
+
+/// The pieces of a range that lie in one page each: page, start within it, start within the range,
+/// bytes.
+fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        if done == len {
+            return None;
+        }
+        let at = offset + done as u64;
+        let within = (at % PAGE) as usize;
+        let count = (len - done).min(META_PAYLOAD_BYTES - within);
+        let piece = (at / PAGE, within, done, count);
+        done += count;
+        Some(piece)
+    })
+}
+
+impl StorageBackend for Apart {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.over.lock().len)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(io::Error::other("cancelled"));
+        }
+        let over = self.over.lock();
+        let end = offset + out.len() as u64;
+        if end > over.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let written = offset / PAGE..end.div_ceil(PAGE);
+        if end <= over.own && over.pages.range(written).next().is_none() {
+            drop(over);
+            return self.file.read(offset, out);
+        }
+        for (page, within, at, count) in pieces(offset, out.len()) {
+            self.read_page(&over, page, &mut out[at..at + count], within)?;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let over = &mut *self.over.lock();
+        over.pages.split_off(&len.div_ceil(PAGE));
+        over.own = over.own.min(len);
+        over.len = len;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut over = self.over.lock();
+        for (page, within, at, count) in pieces(offset, data.len()) {
+            let mut bytes = vec![0; META_PAYLOAD_BYTES];
+            if count < META_PAYLOAD_BYTES {
+                self.read_page(&over, page, &mut bytes, 0)?;
+            }
+            bytes[within..within + count].copy_from_slice(&data[at..at + count]);
+            over.pages.insert(page, bytes.into());
+        }
+        over.len = over.len.max(offset + data.len() as u64);
+        Ok(())
+    }
+}
+
+/// Has the database open the file, and verify its own bookkeeping and the checksums of everything
+/// that its newest commit names, without writing to the file. False when it made its record of free
+/// pages anew. Once `cancelled` is set, reading fails.
+///
+/// # Errors
+/// A page does not open, or the database is not what its checksums say.
+pub fn verify_database(
+    file: Arc<MetaFile>,
+    cache_bytes: usize,
+    cancelled: Arc<AtomicBool>,
+) -> Result<bool, MetaError> {
+    let apart = Apart::new(file, cancelled)?;
+    let mut tables = Tables::open_apart(apart, cache_bytes)?;
+    tables.verify()
+}
+
+/// The rows of one commit.
+pub struct Stored {
+    rows: RawTables,
+    counters: Counters,
+    gaps: Mutex<BTreeMap<Option<u64>, String>>,
+    /// Keeps the pages of the commit, where the file is in use.
+    _commit: Option<Arc<Committed>>,
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stored")
+    }
+}
+
+impl Stored {
+    /// The newest commit in a file that nobody uses.
+    ///
+    /// # Errors
+    /// Page 0 is no database's, or the counters cannot be read.
+    pub fn open(file: &Arc<MetaFile>) -> Result<Self, MetaError> {
+        let rows = RawTables::newest(file).ok_or(MetaError::Corrupt("page 0"))?;
+        Self::of(rows, None)
+    }
+
+    pub(super) fn of(rows: RawTables, commit: Option<Arc<Committed>>) -> Result<Self, MetaError> {
+        let mut counters = None;
+        rows.visit(Table::Counters, &(Vec::new()..vec![0xFF]), &mut |found| {
+            if let Found::Row(_, value) = found {
+                counters = Counters::decode(value);
+            }
+            true
+        });
+        Ok(Self {
+            rows,
+            counters: counters.ok_or(MetaError::Corrupt("counters"))?,
+            gaps: Mutex::default(),
+            _commit: commit,
+        })
+    }
+
+    /// What the volume counts.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Pages that were read and do not count (`None` where not even the number is known), and why.
+    pub fn gaps(&self) -> BTreeMap<Option<u64>, String> {
+        self.gaps.lock().clone()
+    }
+
+    fn note(&self, gap: &Gap) {
+        self.gaps.lock().insert(gap.page, gap.reason.clone());
+    }
+
+    /// The value of a physical key.
+    pub fn get(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
+        let mut end = key.to_vec();
+        end.push(0);
+        let mut found = None;
+        self.rows.visit(table, &(key.to_vec()..end), &mut |row| {
+            match row {
+                Found::Row(_, value) => found = Some(value.to_vec()),
+                Found::Gap(gap) => self.note(gap),
+            }
+            true
+        });
+        found
+    }
+
+    /// Some physical records from `low` on, in order: at most `rows` and, but for the last one, so
+    /// many `bytes`. Fewer than both only at the end.
+    pub fn some(&self, table: Table, low: &[u8], rows: usize, bytes: usize) -> Vec<Row> {
+        // Higher than any key: numbers of inodes, chunks and generations begin with zeros.
+        let range = low.to_vec()..vec![0xFF; 9];
+        let (mut found, mut taken) = (Vec::new(), 0);
+        self.rows.visit(table, &range, &mut |row| {
+            match row {
+                Found::Row(key, value) => {
+                    taken += key.len() + value.len();
+                    found.push((key.to_vec(), value.to_vec()));
+                }
+                Found::Gap(gap) => self.note(gap),
+            }
+            found.len() < rows && taken < bytes
+        });
+        found
+    }
+}
+
+impl Meta {
+    /// The newest commit. Its pages are not used for others as long as it is held.
+    ///
+    /// # Errors
+    /// Page 0 cannot be read, or the counters.
+    pub fn stored(&self) -> Result<Stored, MetaError> {
+        let (commit, rows) = self.as_committed()?;
+        Stored::of(rows, Some(commit))
+    }
+}

@@ -1,0 +1,174 @@
+//! Verifying objects: every page that is named is there and is the one that was written.
+
+use std::sync::Arc;
+
+use super::objects::object_path;
+use super::read::page_range;
+use super::{Contents, ObjectError, Objects};
+use crate::ids::{ChunkIndex, Ino, PageIndex};
+use crate::meta::page_set::{CHUNK_PAGES, PageSet};
+use crate::meta::records::{ExtentRecord, PartId};
+use crate::sealed::{ContentsFile, SealedError};
+use crate::store::OpenMode;
+
+/// What is wrong with pages of an object.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum FaultKind {
+    /// The object is not there.
+    Missing,
+    /// It is sealed under a key set that the volume does not have.
+    NoKeySet,
+    /// It ends before they do.
+    Short,
+    /// They are not the pages that were written.
+    Damaged,
+    /// The backing filesystem could not read them.
+    Unreadable,
+}
+
+/// Pages of an object with which something is wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// What.
+    pub kind: FaultKind,
+    /// Which.
+    pub pages: PageSet,
+    /// The first one's error, for people.
+    pub message: String,
+}
+
+impl Objects {
+    /// Verifies pages of an object, past the objects that are open. `seen` is told how many pages
+    /// have been read, and says whether to go on.
+    pub fn verify(
+        &self,
+        id: PartId,
+        pages: &PageSet,
+        seen: &mut dyn FnMut(u32) -> bool,
+    ) -> Vec<Fault> {
+        let Some(set) = self.keys().get(id.epoch) else {
+            let message = format!("key set {} is not among those of the volume", id.epoch);
+            return whole(FaultKind::NoKeySet, pages, message);
+        };
+        let file = match self.store().open(&object_path(id.name), OpenMode::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return whole(FaultKind::Missing, pages, "it is not there".to_owned());
+            }
+            Err(error) => return whole(FaultKind::Unreadable, pages, error.to_string()),
+        };
+        let object = ContentsFile::new(file, set, id.crypto);
+        if pages.len() > 1 {
+            object.will_need(&page_range(&(0..pages.end())));
+        }
+        verify_pages(&object, pages, seen)
+    }
+}
+
+impl Contents {
+    /// Looks again at pages of an object that seemed wrong while the volume was in use. What the
+    /// committed record of an extent does not name any more may be gone; everything else is there
+    /// while whoever gives space back is kept from it, and is read under its lock. The caller sees
+    /// to it that [`Self::trim_some`] does not run.
+    ///
+    /// # Errors
+    /// The metadata could not be read.
+    pub fn verify_again(
+        &self,
+        ino: Ino,
+        chunk: ChunkIndex,
+        id: PartId,
+        pages: &PageSet,
+    ) -> Result<Vec<Fault>, ObjectError> {
+        let _nobody = self.collecting.lock();
+        let mut named = PageSet::new();
+        let mut is_named = false;
+        for (_, record) in self.meta.committed_versions(ino, chunk)? {
+            let Some(ExtentRecord::Parts { parts, .. }) = record else {
+                continue;
+            };
+            for part in parts.iter().filter(|part| part.id == id) {
+                named.union(&part.pages);
+                is_named = true;
+            }
+        }
+        let mut absent = pages.clone();
+        absent.subtract(&named);
+        let mut pages = pages.clone();
+        pages.subtract(&absent);
+        if !is_named {
+            return Ok(Vec::new());
+        }
+        let object: Arc<ContentsFile> = match self.objects.open(id) {
+            Ok(object) => object,
+            Err(ObjectError::Missing { .. }) => {
+                let message = "it is not there".to_owned();
+                return Ok(whole(FaultKind::Missing, &pages, message));
+            }
+            Err(error @ ObjectError::NoKeySet { .. }) => {
+                return Ok(whole(FaultKind::NoKeySet, &pages, error.to_string()));
+            }
+            Err(error) => {
+                return Ok(whole(FaultKind::Unreadable, &pages, error.to_string()));
+            }
+        };
+        Ok(verify_pages(&object, &pages, &mut |_| true))
+    }
+}
+
+fn whole(kind: FaultKind, pages: &PageSet, message: String) -> Vec<Fault> {
+    let pages = pages.clone();
+    vec![Fault {
+        kind,
+        pages,
+        message,
+    }]
+}
+
+fn verify_pages(
+    object: &ContentsFile,
+    pages: &PageSet,
+    seen: &mut dyn FnMut(u32) -> bool,
+) -> Vec<Fault> {
+    /// Pages whose lock is held at a time.
+    const RUN_PAGES: u32 = 256;
+    let mut faults: Vec<Fault> = Vec::new();
+    let mut refused = |page: PageIndex, error: SealedError| {
+        let kind = match &error {
+            SealedError::ShortRead { .. } => FaultKind::Short,
+            SealedError::Authentication { .. } => FaultKind::Damaged,
+            _ => FaultKind::Unreadable,
+        };
+        let index = match faults.iter().position(|fault| fault.kind == kind) {
+            Some(index) => index,
+            None => {
+                faults.push(Fault {
+                    kind,
+                    pages: PageSet::new(),
+                    message: error.to_string(),
+                });
+                faults.len() - 1
+            }
+        };
+        // A page of a chunk.
+        let page = page.0.min(u64::from(CHUNK_PAGES)) as u32;
+        faults[index].pages.insert(page..page + 1);
+    };
+    for run in pages.runs() {
+        let mut next = run.start;
+        while next < run.end {
+            let some = next..run.end.min(next + RUN_PAGES);
+            let range = page_range(&some);
+            let guard = object.lock_shared(range.clone());
+            if let Err(error) = object.verify(&guard, range.clone(), &mut refused) {
+                refused(range.start, error);
+            }
+            drop(guard);
+            next = some.end;
+            if !seen(some.end - some.start) {
+                return faults;
+            }
+        }
+    }
+    faults
+}
