@@ -128,8 +128,9 @@ impl std::fmt::Debug for RawTables {
 }
 
 impl RawTables {
-    /// Every commit that the file still names, the newest first. Pages of all but the newest may have
-    /// been written over: those do not count, by their checksums.
+    /// The commits that the file still names: the newest one that page 0 tells of, whatever is left of
+    /// it, and those before it of which something is. Their pages may have been written over: those do
+    /// not count, by their checksums.
     pub fn all(file: &Arc<MetaFile>) -> Vec<Self> {
         let mut found: Vec<Self> = Vec::new();
         for (sequence, page) in file.pages_0() {
@@ -139,7 +140,7 @@ impl RawTables {
             for root in header.roots.into_iter().flatten() {
                 let tables = Self::at(file, header.regions, root, sequence);
                 let known = |other: &Self| other.tables == tables.tables;
-                if tables.knows_any() && !found.iter().any(known) {
+                if found.is_empty() || (tables.knows_any() && !found.iter().any(known)) {
                     found.push(tables);
                 }
             }
@@ -516,3 +517,6 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
     let bytes = bytes.get(at..)?.first_chunk::<4>()?;
     Some(u32::from_le_bytes(*bytes))
 }
+
+#[cfg(test)]
+mod tests;

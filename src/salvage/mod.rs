@@ -243,7 +243,7 @@ fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
         (all, more)
     };
     let meta = match records.base() {
-        Some(Origin::Meta) if damage.is_empty() => "whole",
+        Some(Origin::Meta) if damage.is_empty() && !records.slot_lost => "whole",
         Some(Origin::Meta) => "damaged",
         _ => "lost",
     };
@@ -296,6 +296,11 @@ fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
                 format!("meta cannot be read ({reason}), and there is no checkpoint of it"),
             )?,
         }
+    }
+    if records.slot_lost {
+        let reason =
+            "one slot of page 0 of meta cannot be used: what was committed last may be missing";
+        say("older", reason.to_owned())?;
     }
     if records.base().is_none() {
         return Ok(());

@@ -60,6 +60,8 @@ pub struct Records {
     stretches: Vec<Vec<Stretch>>,
     /// Why `meta` gives nothing at all.
     pub meta_lost: Option<String>,
+    /// One slot of its page 0 does not open, and may have been the newer one.
+    pub slot_lost: bool,
     /// Checkpoints that do not open, with why.
     pub checkpoints_refused: Vec<(String, String)>,
 }
@@ -73,12 +75,18 @@ impl Records {
             .and_then(|file| {
                 MetaFile::open(file, keys, header.meta_crypto()).map_err(|error| error.to_string())
             });
+        let mut slot_lost = false;
         let (commits, meta_lost) = match meta {
             Err(error) => (Vec::new(), Some(error)),
-            Ok(file) => match RawTables::all(&Arc::new(file)) {
-                none if none.is_empty() => (none, Some("no commit in it can be read".to_owned())),
-                commits => (commits, None),
-            },
+            Ok(file) => {
+                slot_lost = file.slots().iter().any(|slot| !slot.authentic);
+                match RawTables::all(&Arc::new(file)) {
+                    none if none.is_empty() => {
+                        (none, Some("no commit in it can be read".to_owned()))
+                    }
+                    commits => (commits, None),
+                }
+            }
         };
         let (checkpoints, refused) = checkpoint::list(store, keys).unwrap_or_else(|error| {
             tracing::warn!(%error, "the checkpoints cannot be listed");
@@ -100,6 +108,7 @@ impl Records {
             sources: of_meta.chain(of_checkpoints).collect(),
             stretches: Vec::new(),
             meta_lost,
+            slot_lost,
             checkpoints_refused: refused
                 .into_iter()
                 .map(|(name, error)| (name.to_string(), error.to_string()))

@@ -1,0 +1,241 @@
+//! Checkpoints: what is in them, how many are kept, and that nothing that happens while one is made
+//! costs anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bilayer::errno::Errno;
+use bilayer::meta::checkpoint::{self, CheckpointError};
+use bilayer::meta::records::ViewKind;
+use bilayer::store::faulty::{CallKind, Fault, FaultyOptions, FaultyStore, WriteUnit};
+use bilayer::store::{Store, StorePath};
+
+use crate::support::{Mount, ROOT, format, keystore, open_volume, pattern, quiet};
+use crate::victim::Victim;
+
+fn names(store: &dyn Store) -> Vec<String> {
+    let entries = store
+        .list(&StorePath::new("checkpoints"))
+        .unwrap_or_default();
+    let mut names: Vec<String> = entries.into_iter().map(|(name, _)| name).collect();
+    names.retain(|name| name != "volume.json");
+    names.sort();
+    names
+}
+
+#[test]
+fn the_two_newest_are_kept_and_never_written_again() {
+    let mount = Mount::new();
+    let mut made = Vec::new();
+    for round in 0..4u8 {
+        mount.file(ROOT, &format!("file-{round}"), &pattern(round, 0, 9000));
+        mount.fs.sync().unwrap();
+        made.push(mount.fs.checkpoint_now().unwrap());
+    }
+    assert!(
+        made.windows(2)
+            .all(|pair| pair[0].sequence < pair[1].sequence)
+    );
+    let mut kept: Vec<String> = made[2..].iter().map(|made| made.name.to_string()).collect();
+    kept.sort();
+    assert_eq!(names(&mount.store), kept);
+    let keys = Arc::clone(&mount.fs.volume().keys);
+    let (found, refused) = checkpoint::list(&mount.store, &keys).unwrap();
+    assert!(refused.is_empty());
+    let found: Vec<_> = found
+        .into_iter()
+        .map(|(checkpoint, _)| checkpoint)
+        .collect();
+    assert_eq!(found, [made[3], made[2]]);
+    mount.finish();
+}
+
+#[test]
+fn kept_views_come_with_it() {
+    let mount = Mount::new();
+    mount.file(ROOT, "then", b"as it was");
+    let taken = mount.fs.create_view(ViewKind::Snapshot, "monday", None, "");
+    taken.unwrap();
+    mount.fs.unlink(ROOT, b"then").unwrap();
+    mount.fs.sync().unwrap();
+    mount.fs.checkpoint_now().unwrap();
+    let (store, keystore) = (mount.store.clone(), Arc::clone(&mount.keystore));
+    mount.fs.close().unwrap();
+    drop(mount);
+    store.unlink(&StorePath::new("meta")).unwrap();
+    let victim = Victim::of(&store, keystore);
+    let options = bilayer::salvage::Options {
+        all_views: true,
+        ..Default::default()
+    };
+    let taken = victim.salvage_with(&store, None, &options).unwrap();
+    assert!(taken.files.is_empty());
+    let then = std::fs::read(taken.path("snapshots/monday/then")).unwrap();
+    assert_eq!(then, b"as it was");
+}
+
+/// A volume with one checkpoint and a change since, durable.
+fn with_one() -> (FaultyStore, Arc<tempfile::TempDir>) {
+    let mount = Mount::new();
+    mount.file(ROOT, "first", &pattern(1, 0, 9000));
+    mount.fs.sync().unwrap();
+    mount.fs.checkpoint_now().unwrap();
+    mount.file(ROOT, "second", b"second");
+    mount.fs.close().unwrap();
+    let keystore = Arc::clone(&mount.keystore);
+    (mount.store.clone(), keystore)
+}
+
+/// One of the checkpoints opens, and all of it can be read.
+fn whole_checkpoint(store: &FaultyStore, keystore: &Arc<tempfile::TempDir>) {
+    let copy = FaultyStore::from_memory(&store.to_memory(), WriteUnit::Page);
+    copy.unlink(&StorePath::new("meta")).unwrap();
+    let victim = Victim::of(&copy, Arc::clone(keystore));
+    let taken = victim.salvage(&copy).unwrap();
+    let first = taken.files.get(std::path::Path::new("first"));
+    assert!(first == Some(&pattern(1, 0, 9000)), "{}", taken.report);
+}
+
+/// Lets something happen at each call of making a checkpoint in turn; `after` gets the store as it
+/// is left.
+fn at_each_call(
+    happens: impl Fn(&FaultyStore, u64),
+    after: impl Fn(u64, Mount, Result<(), CheckpointError>) -> Option<FaultyStore>,
+) -> u64 {
+    let (origin, keystore) = with_one();
+    let origin = origin.to_memory();
+    for number in 1.. {
+        let store = FaultyStore::from_memory(&origin, WriteUnit::Page);
+        let mount = Mount::open(store, Arc::clone(&keystore), quiet()).unwrap();
+        mount.file(ROOT, "third", b"third");
+        mount.fs.sync().unwrap();
+        let calls = mount.store.calls();
+        happens(&mount.store, calls + number);
+        let made = mount.fs.checkpoint_now().map(drop);
+        if made.is_ok() && mount.store.calls() < calls + number {
+            mount.fs.close().unwrap();
+            return number;
+        }
+        if let Some(left) = after(number, mount, made) {
+            whole_checkpoint(&left, &keystore);
+            let mount = Mount::open(left, Arc::clone(&keystore), quiet()).unwrap();
+            for name in ["first", "second", "third"] {
+                mount.at(name);
+            }
+            mount.fs.checkpoint_now().unwrap();
+            let names = names(&mount.store);
+            assert!(names.len() <= 2 && names.iter().all(|name| !name.ends_with(".new")));
+            mount.finish();
+        }
+    }
+    unreachable!("numbers do not end")
+}
+
+#[test]
+fn the_power_may_fail_at_any_call() {
+    let calls = at_each_call(
+        |store, call| store.cut_at_call(call),
+        |number, mount, made| {
+            let survivor = mount.store.power_cut(number * 7);
+            drop(made);
+            let _ = mount.fs.close();
+            Some(survivor)
+        },
+    );
+    assert!(calls > 30, "{calls}");
+}
+
+#[test]
+fn any_call_may_fail_and_the_volume_goes_on() {
+    for errno in [Errno::EIO, Errno::ENOSPC] {
+        let fault = Fault::Error(errno);
+        at_each_call(
+            |store, call| store.fail_call(call, fault),
+            |_, mount, _| {
+                mount.store.clear_faults();
+                // Not latched: everything goes on.
+                mount.file(ROOT, "fourth", b"fourth");
+                mount.fs.sync().unwrap();
+                mount.fs.close().unwrap();
+                Some(mount.store.clone())
+            },
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_gives_it_up_and_takes_nothing_from_the_volume() {
+    let store = FaultyStore::with_options(FaultyOptions {
+        capacity_bytes: Some(24 << 20),
+        ..FaultyOptions::default()
+    });
+    let keystore = keystore();
+    format(&store, keystore.path(), None);
+    let options = bilayer::fs::FilesystemOptions {
+        checkpoint_interval: Some(Duration::from_secs(100_000)),
+        ..quiet()
+    };
+    let mount = Mount::open(store, keystore, options).unwrap();
+    mount.fs.checkpoint_now().unwrap();
+    mount.file(ROOT, "one", b"one");
+    mount.fs.sync().unwrap();
+    mount.fs.checkpoint_now().unwrap();
+    assert_eq!(names(&mount.store).len(), 2);
+    let (node, handle) = mount.create(ROOT, "fill");
+    let block = pattern(3, 0, 1 << 20);
+    let mut at = 0;
+    while mount
+        .fs
+        .write(node, handle, at, &block, false, false)
+        .is_ok()
+    {
+        at += block.len() as u64;
+    }
+    mount.fs.release(node, handle);
+    assert!(at > 0);
+    assert_eq!(names(&mount.store).len(), 1, "the older one gives way");
+    assert!(matches!(
+        mount.fs.checkpoint_now(),
+        Err(CheckpointError::NoRoom)
+    ));
+    mount.fs.unlink(ROOT, b"fill").unwrap();
+    mount.fs.sync().unwrap();
+    mount.finish();
+}
+
+#[test]
+fn one_is_made_at_a_clean_end_if_something_was_changed() {
+    let options = bilayer::fs::FilesystemOptions {
+        checkpoint_interval: Some(Duration::from_secs(100_000)),
+        ..quiet()
+    };
+    let mount = Mount::with(None, options);
+    mount.file(ROOT, "file", b"contents");
+    let mount = mount.reopen();
+    let first = names(&mount.store);
+    assert_eq!(first.len(), 1);
+    let mount = mount.reopen();
+    assert_eq!(names(&mount.store), first, "nothing was changed");
+    mount.file(ROOT, "more", b"contents");
+    let mount = mount.reopen();
+    assert_eq!(names(&mount.store).len(), 2);
+    assert!(mount.fs.usage().checkpoint_age_seconds.is_some());
+    mount.finish();
+}
+
+#[test]
+fn an_unreadable_page_ends_the_attempt_and_keeps_what_there_is() {
+    let (store, keystore) = with_one();
+    let before = names(&store);
+    let mount = Mount::open(store, keystore, quiet()).unwrap();
+    mount
+        .store
+        .fail_kind(CallKind::Read, Fault::Error(Errno::EIO));
+    let made = mount.fs.checkpoint_now();
+    mount.store.clear_faults();
+    assert!(made.is_err());
+    assert_eq!(names(&mount.store), before);
+    mount.file(ROOT, "after", b"it goes on");
+    mount.fs.close().unwrap();
+    drop(open_volume(&mount.store, mount.keystore.path(), true));
+}
