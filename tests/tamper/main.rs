@@ -13,7 +13,14 @@
 //! The counts go to standard error. `BILAYER_TAMPER_FULL=1` tries every bit of every header and
 //! every byte of every page.
 #![allow(unreachable_pub, reason = "modules of one test program")]
+#![allow(clippy::unwrap_used)]
 
+#[allow(
+    dead_code,
+    reason = "shared with tests/mounted; each uses its part of it"
+)]
+#[path = "../support/real.rs"]
+mod real;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -22,6 +29,7 @@ mod changes;
 mod hostile;
 mod log;
 mod matrix;
+mod mounted;
 mod pieces;
 mod table;
 mod victim;
