@@ -21,7 +21,7 @@ use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
 use crate::meta::{Batch, Meta, MetaError};
 use crate::object::Contents;
 use crate::planted::{Bug, planted};
-use crate::sealed::{MetaFile, PAGE_BYTES};
+use crate::sealed::{MetaFile, PAGE_BYTES, SealedError};
 use crate::store::read_only::{ReadOnlyStore, Scratch};
 use crate::store::{OpenMode, Store, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
@@ -78,7 +78,9 @@ impl Filesystem {
             true => Arc::new(ReadOnlyStore::over(Arc::clone(&volume.store))),
             false => Arc::clone(&volume.store),
         };
-        let mut file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
+        let file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite);
+        // What cannot be opened is named.
+        let mut file = file.map_err(SealedError::from)?;
         if options.read_only {
             file = Arc::new(Scratch::over(file)?);
         }

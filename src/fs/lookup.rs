@@ -30,9 +30,22 @@ impl Filesystem {
             },
         };
         let node = NodeId::new(parent.view(), ino);
-        let attr = self.getattr(node)?;
+        let attr = match self.getattr(node) {
+            // Removed meanwhile, unless the name is still there.
+            Err(Errno::ESTALE) if self.names_it_still(parent, name, ino)? => {
+                self.meta.tell_missing(ino);
+                return Err(Errno::EIO);
+            }
+            attr => attr?,
+        };
         self.references.looked_up(node);
         Ok(attr)
+    }
+
+    /// True when the directory has the name, and it leads to that inode.
+    fn names_it_still(&self, parent: NodeId, name: &[u8], ino: Ino) -> Result<bool, Errno> {
+        let entry = self.meta.dirent(parent.ino(), name, self.view(parent)?)?;
+        Ok(entry.is_some_and(|entry| entry.ino == ino))
     }
 
     /// The kernel drops `count` references.

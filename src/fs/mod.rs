@@ -229,7 +229,15 @@ impl Filesystem {
         if let Some(directory) = ViewsDirectory::of(node) {
             return self.views_inode(directory);
         }
-        self.meta.inode(node.ino(), view)?.ok_or(Errno::ESTALE)
+        match self.meta.inode(node.ino(), view)? {
+            Some(record) => Ok(record),
+            // Nobody can have removed the root.
+            None if node == NodeId::ROOT => {
+                self.meta.tell_missing(Ino::ROOT);
+                Err(Errno::EIO)
+            }
+            None => Err(Errno::ESTALE),
+        }
     }
 
     /// `Err(EROFS)` where nothing may change, and room for one more change otherwise.

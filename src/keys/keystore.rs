@@ -208,7 +208,7 @@ impl PlatformKeystore {
                 return Err(KeyError::new(
                     ErrorKind::WrongKey,
                     format!(
-                        "the volume belongs to platform keystore {id:?}, and {directory} is {}",
+                        "volume.json names platform keystore {id:?}, and {directory} is {}",
                         self.id()
                     ),
                 )
@@ -219,7 +219,7 @@ impl PlatformKeystore {
             None => {
                 return Err(KeyError::new(
                     ErrorKind::HeaderInvalid,
-                    "a platform wrap of the volume names no platform keystore",
+                    "volume.json has a platform wrap that names no platform keystore",
                 ));
             }
         }
@@ -232,7 +232,7 @@ impl PlatformKeystore {
                 KeyError::new(
                     ErrorKind::KeystoreMissing,
                     format!(
-                        "platform key version {:?}, which the volume needs, is not in {directory}",
+                        "volume.json names platform key version {:?}, which is not in {directory}",
                         record.key_version
                     ),
                 )

@@ -390,7 +390,10 @@ pub(super) fn cipher_failed() -> KeyError {
 fn foreign_algorithm(record: &WrapRecord) -> KeyError {
     KeyError::new(
         ErrorKind::HeaderInvalid,
-        format!("a key of the volume is wrapped by {:?}", record.algorithm),
+        format!(
+            "volume.json has a key that is wrapped by {:?}",
+            record.algorithm
+        ),
     )
     .with_hint("this version unwraps RSA-OAEP-256 and ChaCha20-Poly1305")
 }
@@ -399,7 +402,7 @@ fn does_not_open(record: &WrapRecord) -> KeyError {
     KeyError::new(
         ErrorKind::Tampered,
         format!(
-            "platform key version {} does not open the volume's wrapped key",
+            "volume.json has a wrapped key that platform key version {} does not open",
             record.key_version
         ),
     )

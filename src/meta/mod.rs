@@ -35,7 +35,7 @@ use sha2::{Digest, Sha256};
 
 use crate::errno::Errno;
 use crate::ids::{FolderNumber, Generation, Ino, Sequence, ViewId};
-use crate::sealed::{MetaFile, SealedError};
+use crate::sealed::{MetaFile, SealedError, Told};
 use database::{Committed, Tables};
 use keys::{Row, Table};
 pub use overlay::Batch;
@@ -144,6 +144,8 @@ pub struct Meta {
     inode_locks: queries::InodeLocks,
     permits: permit::PermitLock,
     views: RwLock<views::Views>,
+    /// Inodes that the log knows to be missing.
+    told: Told<Ino>,
 }
 
 impl std::fmt::Debug for Meta {
@@ -202,6 +204,7 @@ impl Meta {
             true
         })?;
         let views = views::Views::from_rows(views).ok_or(MetaError::Corrupt("view"))?;
+        check_counters(&counters, &committed, &views)?;
         let state = State {
             pending: Overlay::default(),
             pending_removes: false,
@@ -221,6 +224,7 @@ impl Meta {
             inode_locks: queries::InodeLocks::default(),
             permits: permit::PermitLock::default(),
             views: RwLock::new(views),
+            told: Told::default(),
         })
     }
 
@@ -231,6 +235,16 @@ impl Meta {
             self.latch(&format!("the metadata could not be read: {error}"));
         }
         read
+    }
+
+    /// Says in the log, once, that a name leads to an inode that is not there.
+    pub fn tell_missing(&self, ino: Ino) {
+        if self.told.is_news(ino) {
+            tracing::error!(
+                ino = ino.0,
+                "the metadata are damaged: a name leads to an inode that is not there"
+            );
+        }
     }
 
     /// The counters as they are now.
@@ -590,6 +604,25 @@ pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
     u64::from_be_bytes(first) >> 2
+}
+
+/// Counters that lag behind what they count are of another time than the other records. With them, a
+/// write would look for an extent that no view sees, and never find one; or a new file would get the
+/// number of another.
+fn check_counters(
+    counters: &Counters,
+    committed: &Committed,
+    views: &views::Views,
+) -> Result<(), MetaError> {
+    let last_number = |table| -> Result<Option<u64>, MetaError> {
+        let last = committed.last_between(table, &[], &[0xFF; 16])?;
+        Ok(last.and_then(|(key, _)| key.first_chunk().map(|number| u64::from_be_bytes(*number))))
+    };
+    let newest_shared = views.newest().max(counters.frozen);
+    let in_order = newest_shared < counters.generation
+        && last_number(Table::Inode)? < Some(counters.next_ino.0)
+        && last_number(Table::Garbage)? < Some(counters.next_garbage);
+    in_order.then_some(()).ok_or(MetaError::Corrupt("counters"))
 }
 
 /// Makes a physical key that of another version.

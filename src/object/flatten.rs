@@ -261,7 +261,7 @@ impl Contents {
         to: PartId,
         alone: bool,
     ) -> Result<bool, ObjectError> {
-        let object = self.objects.open(to)?;
+        let object = self.open_object(to)?;
         let mut buffer = Vec::new();
         for run in runs(&plan.pages(), 0..CHUNK_PAGES) {
             let start = page_bytes(run.start).start;
@@ -289,14 +289,14 @@ impl Contents {
             let sequence = self.meta.sequence();
             object
                 .write_at(&guard, start, &buffer, sequence, &mut |_, _| Ok(()))
-                .map_err(|source| Self::page_error(to.name, source))?;
+                .map_err(|source| self.page_error(to.name, source))?;
         }
         Ok(true)
     }
 
     fn sync_merged(&self, id: PartId) -> Result<(), ObjectError> {
-        let synced = self.objects.open(id)?.sync();
-        synced.map_err(|source| Self::page_error(id.name, source))
+        let synced = self.open_object(id)?.sync();
+        synced.map_err(|source| self.page_error(id.name, source))
     }
 
     /// Makes fresh objects durable. What could not be is thrown away.

@@ -28,14 +28,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use parking_lot::Mutex;
 
 use crate::errno::Errno;
-use crate::ids::{ChunkIndex, Epoch, Ino};
+use crate::ids::{ChunkIndex, Epoch, Ino, PageIndex};
 use crate::layers::KeyRing;
 use crate::meta::commit::BatchNumber;
 use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, pages_of_capacity, pages_touching};
-use crate::meta::records::{ExtentRecord, ObjectName, Timespec};
+use crate::meta::records::{ExtentRecord, ObjectName, PartId, Timespec};
 use crate::meta::{Meta, MetaError, View};
 use crate::planted::{Bug, planted};
-use crate::sealed::SealedError;
+use crate::sealed::{ContentsFile, SealedError, Told};
 use crate::store::Store;
 
 pub use collect::Cut;
@@ -140,6 +140,8 @@ pub struct Contents {
     /// Pages sealed or set aside, now; the counter in the metadata is the durable one.
     used_pages: AtomicI64,
     limit_pages: Option<i64>,
+    /// Objects, and pages of them, that the log knows not to open.
+    told: Told<(ObjectName, Option<PageIndex>)>,
 }
 
 impl Contents {
@@ -162,6 +164,7 @@ impl Contents {
             waiting: Mutex::default(),
             used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
             limit_pages: (counters.limit_bytes > 0).then_some(limit.cast_signed()),
+            told: Told::default(),
         }
     }
 
@@ -281,10 +284,27 @@ impl Contents {
         self.ordered.lock().is_empty()
     }
 
-    /// Says in the log which object a page of which did not open.
-    fn page_error(object: ObjectName, source: SealedError) -> ObjectError {
+    /// Opens an object whose pages are asked for. If it cannot be, the log is told.
+    fn open_object(&self, id: PartId) -> Result<Arc<ContentsFile>, ObjectError> {
+        self.objects.open(id).inspect_err(|error| {
+            if self.told.is_news((id.name, None)) {
+                let folder = format_args!("{:08x}", id.name.folder.0);
+                tracing::error!(object = %id.name.object, %folder, %error, "an object cannot be used");
+            }
+        })
+    }
+
+    /// Says in the log, once a page, which object and which page of it cannot be used.
+    fn page_error(&self, object: ObjectName, source: SealedError) -> ObjectError {
+        let page = source.page();
         let error = ObjectError::Page { object, source };
-        tracing::error!(object = %object.object, folder = object.folder.0, %error, "a page of contents cannot be used");
+        if self.told.is_news((object, page)) {
+            let (folder, page) = (
+                format_args!("{:08x}", object.folder.0),
+                page.map(|page| page.0),
+            );
+            tracing::error!(object = %object.object, %folder, page, %error, "a page of contents cannot be used");
+        }
         error
     }
 

@@ -234,7 +234,10 @@ impl Objects {
     /// The folders there are. What is in `objects/` is anybody's to put there: a name that this
     /// program would not have given, or a number that it would never reach, is not one of them.
     pub fn folders(&self) -> Result<Vec<FolderNumber>, ObjectError> {
-        let entries = self.store.list(&root_path())?;
+        let entries = self.store.list(&root_path()).map_err(|error| {
+            let named = format!("{}: {error}", root_path().as_str());
+            std::io::Error::new(error.kind(), named)
+        })?;
         let number = |name: &str| u64::from_str_radix(name, 16).ok().map(FolderNumber);
         Ok(entries
             .iter()

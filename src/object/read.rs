@@ -108,7 +108,7 @@ impl Contents {
         for (id, span) in spans {
             // A sequential reader comes for what follows next.
             let span = span.start..(span.end + AHEAD_PAGES).min(CHUNK_PAGES);
-            self.objects.open(id)?.will_need(&page_range(&span));
+            self.open_object(id)?.will_need(&page_range(&span));
         }
         Ok(())
     }
@@ -120,12 +120,12 @@ impl Contents {
         offset: u64,
         out: &mut [u8],
     ) -> Result<(), ObjectError> {
-        let object = self.objects.open(id)?;
+        let object = self.open_object(id)?;
         let pages = pages_touching(offset..offset + out.len() as u64);
         let guard = object.lock_shared(page_range(&pages));
         object
             .read_at(&guard, offset, out)
-            .map_err(|source| Self::page_error(id.name, source))
+            .map_err(|source| self.page_error(id.name, source))
     }
 
     /// The next offset from `offset` on that is data (or, with `hole`, that is not). `None` when

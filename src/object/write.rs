@@ -234,7 +234,7 @@ impl Contents {
             Some(chunk) if !chunk.reserved.is_empty() => chunk.reserved.clone(),
             _ => return Ok(()),
         };
-        let object = self.objects.open(id)?;
+        let object = self.open_object(id)?;
         let guard = object.lock_exclusive(page_range(&(0..CHUNK_PAGES)));
         for run in promised.runs() {
             object
@@ -258,7 +258,7 @@ impl Contents {
         data: &[u8],
         now: Option<Timespec>,
     ) -> Result<(), ObjectError> {
-        let object = self.objects.open(id)?;
+        let object = self.open_object(id)?;
         let end = start + data.len() as u64;
         let pages = pages_touching(start..end.max(start + 1));
         let guard = object.lock_exclusive(page_range(&pages));
@@ -360,7 +360,7 @@ impl Contents {
             None => payload.fill(0),
             Some(part) if part == id => object
                 .read_at(guard, bytes.start, payload)
-                .map_err(|source| Self::page_error(id.name, source))?,
+                .map_err(|source| self.page_error(id.name, source))?,
             Some(part) => self.read_part(part, bytes.start, payload)?,
         }
         let size_here = file

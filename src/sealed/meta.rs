@@ -25,11 +25,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::SealedError;
 use super::geometry::{Geometry, META_PAYLOAD_BYTES, META_STRIDE_BYTES, PlainOffset, Slot};
 use super::keys::FileKeys;
 use super::range_lock::RangeLocks;
 use super::run::{Opened, Opener, RunBuffer, Source, Target, run_pages};
+use super::{SealedError, Told};
 use crate::ids::{CryptoId, PageIndex, Sequence};
 use crate::layers::{KeyRing, TAG_BYTES};
 use crate::planted::{Bug, planted};
@@ -62,6 +62,8 @@ pub struct MetaFile {
     /// each other off.
     length: Mutex<()>,
     state: Mutex<State>,
+    /// Pages that the log knows not to open.
+    told: Told<Option<PageIndex>>,
 }
 
 #[derive(Debug)]
@@ -169,6 +171,7 @@ impl MetaFile {
             locks: RangeLocks::default(),
             length: Mutex::new(()),
             state: Mutex::new(state),
+            told: Told::default(),
         }
     }
 
@@ -270,7 +273,18 @@ impl MetaFile {
     pub fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let pages = GEOMETRY.pages(PlainOffset(offset), out.len())?;
         let _guard = self.locks.lock_shared(pages.clone());
-        Ok(self.read_pages(PlainOffset(offset), pages, out)?)
+        let read = self.read_pages(PlainOffset(offset), pages, out);
+        Ok(read.inspect_err(|error| self.tell(error))?)
+    }
+
+    /// Says in the log, once a page, what cannot be read.
+    fn tell(&self, error: &SealedError) {
+        let page = error.page();
+        if self.told.is_news(page) {
+            let page = page.map(|page| page.0);
+            let crypto = self.keys.crypto();
+            tracing::error!(%crypto, page, %error, "a page of the metadata cannot be used");
+        }
     }
 
     /// Writes `data`, growing the file where needed; whole pages as they are, pages covered in part

@@ -27,6 +27,7 @@ pub mod range_lock;
 mod run;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::io;
 
@@ -34,6 +35,7 @@ pub use contents::{ContentsFile, OldPlaintext};
 pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
 pub use meta::{MetaFile, SlotState};
 pub use range_lock::PageGuard;
+pub use told::Told;
 
 use crate::errno::Errno;
 use crate::ids::PageIndex;
@@ -107,6 +109,18 @@ impl SealedError {
             Self::Io(error) => Errno::from_backing(error),
             Self::OutOfRange => Errno::EFBIG,
             _ => Errno::EIO,
+        }
+    }
+
+    /// The page that it is about, if it is about one.
+    pub const fn page(&self) -> Option<PageIndex> {
+        match self {
+            Self::Authentication { page, .. }
+            | Self::ShortRead { page }
+            | Self::Cipher { page } => Some(*page),
+            Self::Io(_) | Self::Nonce(_) | Self::Keys(_) | Self::OutOfRange | Self::NotLocked => {
+                None
+            }
         }
     }
 }

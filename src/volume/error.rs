@@ -27,7 +27,7 @@ pub enum VolumeError {
     #[error("volume.json is not a valid superblock: {0}")]
     HeaderInvalid(String),
     /// The superblock needs a newer program.
-    #[error("the volume was made by a newer bilayer (format {found}); this one reads {supported}")]
+    #[error("volume.json is of a newer bilayer (format {found}); this one reads {supported}")]
     NewerFormat {
         /// Format of the volume.
         found: u64,
@@ -35,7 +35,7 @@ pub enum VolumeError {
         supported: u32,
     },
     /// The superblock names features that are not known.
-    #[error("the volume needs features that this bilayer does not have: {0}")]
+    #[error("volume.json names features that this bilayer does not have: {0}")]
     UnknownFeatures(String),
     /// The superblock does not authenticate.
     #[error("volume.json does not authenticate: it is not the superblock that was written")]

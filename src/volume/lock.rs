@@ -39,12 +39,21 @@ pub(super) fn acquire(
         drop(std::mem::replace(&mut lock, own));
     }
     for name in [META_NAME, HEADER_NAME] {
-        unshare(store, name).map_err(VolumeError::io("cannot copy a shared file"))?;
-        discard_aside(store, name).map_err(VolumeError::io("cannot tidy the volume"))?;
+        unshare(store, name)
+            .map_err(naming(name))
+            .map_err(VolumeError::io("cannot copy a shared file"))?;
+        discard_aside(store, name)
+            .map_err(naming(&format!("{name}.new")))
+            .map_err(VolumeError::io("cannot tidy the volume"))?;
     }
     // Left by a cut after the superblock: it says that this is no volume.
     clear_mark(store).map_err(VolumeError::io("cannot tidy the volume"))?;
     Ok(lock)
+}
+
+/// The same error, with the name of what it is about.
+fn naming(name: &str) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
 /// Takes the lock; a volume that lost its lock file (an empty file, which some copies leave out)

@@ -53,7 +53,7 @@ pub(super) fn unshare(store: &dyn Store, name: &str) -> io::Result<bool> {
         Ok(info) if info.links > 1 && is_hollow(&info) => {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("{name} is nearly all holes: not a file of this program's"),
+                "nearly all holes: not a file of this program's",
             ));
         }
         Ok(info) if info.links > 1 => {}

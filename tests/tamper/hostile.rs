@@ -2,13 +2,18 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bilayer::store::Store;
 use bilayer::store::directory::DirectoryStore;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
-use crate::victim::{self, Outcome, Victim, keystore};
+use crate::case::{Case, Edit, Stale, attempt, run};
+use crate::matrix::PLAIN;
+use crate::table::{Outcome, Table};
+use crate::victim::{self, Keystore, State};
 
 /// A copy of the victim in a directory, beside a file that must not be touched.
 struct Scene {
@@ -18,11 +23,7 @@ struct Scene {
 const OUTSIDE: &[u8] = b"not to be touched";
 
 impl Scene {
-    fn new(victim: &Victim) -> Self {
-        Self::with(&victim.files)
-    }
-
-    fn with(files: &victim::Files) -> Self {
+    fn new(state: &State) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .expect("a directory");
@@ -30,7 +31,7 @@ impl Scene {
         fs::write(dir.path().join("outside/file"), OUTSIDE).expect("write");
         let scene = Self { dir };
         let store = DirectoryStore::open_or_create(&scene.volume()).expect("store");
-        victim::restore(&store, files);
+        victim::restore(&store, &state.files);
         scene
     }
 
@@ -42,12 +43,17 @@ impl Scene {
         self.dir.path().join("outside/file")
     }
 
-    /// Opens it; nothing outside may have changed.
-    fn attack(self, what: &str, victim: &Victim) -> Outcome {
+    /// Opens it, as a case of the table; nothing outside may have changed.
+    fn attack(
+        self,
+        table: &mut Table,
+        keystore: &Arc<Keystore>,
+        state: &State,
+        case: &Case,
+    ) -> Outcome {
         let store: Arc<dyn Store> = Arc::new(DirectoryStore::open(&self.volume()).expect("open"));
-        let keystore = victim.keystore.path();
-        let outcome = victim::attack(what, &store, keystore, &victim.stored, None);
-        eprintln!("{what:48} {outcome:?}");
+        let (outcome, what) = attempt(&PLAIN, state, keystore, store, case, true);
+        table.add(&case.of, case.change, outcome, &what);
         assert_eq!(fs::read(self.outside()).expect("read"), OUTSIDE, "{what}");
         let beside = fs::read_dir(self.dir.path().join("outside")).expect("list");
         assert_eq!(beside.count(), 1, "{what}: something was made outside");
@@ -57,8 +63,28 @@ impl Scene {
     }
 }
 
+fn case(of: &str, change: &'static str, name: &str) -> Case {
+    Case {
+        of: of.to_owned(),
+        change,
+        what: name.to_owned(),
+        edits: Vec::new(),
+        stale: Stale::Nothing,
+        names: vec![name.to_owned()],
+    }
+}
+
 /// What to put in the place of a file.
-const STRANGE: [&str; 6] = ["symlink", "dangling", "fifo", "directory", "device", "huge"];
+const STRANGE: [&str; 8] = [
+    "symbolic link",
+    "dangling link",
+    "link to itself",
+    "pipe",
+    "socket",
+    "directory",
+    "device",
+    "huge and empty",
+];
 
 fn replace(path: &Path, by: &str, outside: &Path) {
     match fs::symlink_metadata(path) {
@@ -66,56 +92,69 @@ fn replace(path: &Path, by: &str, outside: &Path) {
         Ok(_) => fs::remove_file(path).expect("remove"),
         Err(_) => {}
     }
+    let mode = Mode::RUSR | Mode::WUSR;
     match by {
-        "symlink" => symlink(outside, path).expect("symlink"),
-        "dangling" => symlink(outside.with_file_name("nobody"), path).expect("symlink"),
+        "symbolic link" => symlink(outside, path).expect("symlink"),
+        "dangling link" => symlink(outside.with_file_name("nobody"), path).expect("symlink"),
+        "link to itself" => symlink(path, path).expect("symlink"),
         "directory" => fs::create_dir(path).expect("mkdir"),
-        "device" => symlink("/dev/zero", path).expect("symlink"),
-        "huge" => fs::File::create(path)
+        // Its name may be too long to be bound: then it goes without.
+        "socket" => drop(UnixListener::bind(path)),
+        "device" => {
+            let zero = makedev(1, 5);
+            if mknodat(CWD, path, FileType::CharacterDevice, mode, zero).is_err() {
+                symlink("/dev/zero", path).expect("symlink");
+            }
+        }
+        "huge and empty" => fs::File::create(path)
             .and_then(|file| file.set_len(1 << 40))
             .expect("sparse"),
-        _ => {
-            let made = std::process::Command::new("mkfifo").arg(path).status();
-            assert!(made.expect("mkfifo").success());
-        }
+        _ => mknodat(CWD, path, FileType::Fifo, mode, 0).expect("mkfifo"),
     }
 }
 
 #[test]
 fn strange_things_in_the_place_of_files() {
-    let victim = Victim::new(keystore());
-    let object = victim.files.keys().find(|path| path.starts_with("objects"));
+    let state = &PLAIN.closed;
+    let keystore = Arc::new(PLAIN.keystore.copy());
+    let mut table = Table::default();
+    let object = state.files.keys().find(|path| path.starts_with("objects"));
     let object = object.expect("an object").clone();
     let folder = Path::new(&object).parent().expect("folder");
     let folder = folder.to_str().expect("text").to_owned();
+    let (mut refused, mut errors) = (0, 0);
+    let names = [
+        ("volume.json", "volume.json"),
+        ("meta", "meta"),
+        ("lock", "lock"),
+        ("volume.json.new", "volume.json.new"),
+        ("meta.new", "meta.new"),
+        ("lock.new", "lock.new"),
+        ("objects", "objects"),
+        ("a folder of objects", &folder),
+        ("an object", &object),
+    ];
     for by in STRANGE {
-        for name in [
-            "volume.json",
-            "meta",
-            "lock",
-            "volume.json.new",
-            "meta.new",
-            "lock.new",
-            "objects",
-            &folder,
-            &object,
-        ] {
-            let scene = Scene::new(&victim);
+        for (of, name) in names {
+            let scene = Scene::new(state);
             replace(&scene.volume().join(name), by, &scene.outside());
-            let outcome = scene.attack(&format!("{by} for {name}"), &victim);
-            if ["volume.json", "meta"].contains(&name) {
-                assert_eq!(outcome, Outcome::Refused, "{by} for {name}");
-            }
-            if name == object {
-                assert_eq!(outcome, Outcome::PartlyRefused, "{by} for {name}");
+            let outcome = scene.attack(&mut table, &keystore, state, &case(of, by, name));
+            match name {
+                "volume.json" | "meta" => refused += u64::from(outcome == Outcome::Refused),
+                _ if name == object => errors += u64::from(outcome == Outcome::Error),
+                _ => {}
             }
         }
     }
+    table.finish("Strange things in the place of files");
+    let many = STRANGE.len() as u64;
+    assert_eq!((refused, errors), (2 * many, many));
 }
 
 #[test]
 fn names_that_nobody_gave() {
-    let victim = Victim::new(keystore());
+    let keystore = Arc::new(PLAIN.keystore.copy());
+    let mut table = Table::default();
     let id = "0123456789abcdef0123456789abcdef";
     let names = [
         "objects/zzzz",
@@ -126,57 +165,68 @@ fn names_that_nobody_gave() {
         "objects/0000000A/x",
         &format!("objects/00000001/{id}"),
         &format!("objects/00000077/{id}"),
+        &format!("checkpoints/{id}"),
         "extra",
     ];
     for name in names {
-        let kinds = ["symlink", "directory", "huge", "fifo"];
-        // Left unclean, the folders are searched for what nothing names.
-        let states = [&victim.files, &victim.killed];
-        for (by, files) in kinds.iter().flat_map(|by| states.map(|files| (*by, files))) {
-            let scene = Scene::with(files);
-            let path = scene.volume().join(name);
-            fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
-            replace(&path, by, &scene.outside());
-            let outcome = scene.attack(&format!("{by} as {name}"), &victim);
-            assert_eq!(outcome, Outcome::Whole, "{by} as {name}");
+        for by in ["symbolic link", "directory", "huge and empty", "pipe"] {
+            // Left unclean, the folders are searched for what nothing names.
+            for state in [&PLAIN.closed, &PLAIN.killed] {
+                let scene = Scene::new(state);
+                let path = scene.volume().join(name);
+                fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+                replace(&path, by, &scene.outside());
+                let case = case("a name that nobody gave", by, name);
+                let outcome = scene.attack(&mut table, &keystore, state, &case);
+                assert_eq!(outcome, Outcome::Right, "{by} as {name}");
+            }
         }
     }
+    table.finish("Names that nobody gave");
 }
 
 #[test]
 fn files_that_have_other_names_outside() {
-    let victim = Victim::new(keystore());
+    let state = &PLAIN.closed;
+    let keystore = Arc::new(PLAIN.keystore.copy());
+    let mut table = Table::default();
     for name in ["lock", "meta", "volume.json"] {
-        let scene = Scene::new(&victim);
+        let scene = Scene::new(state);
         let beside = scene.dir.path().join("outside/file");
         let before = fs::read(scene.volume().join(name)).expect("read");
         fs::remove_file(&beside).expect("remove");
         fs::hard_link(scene.volume().join(name), &beside).expect("link");
         let store: Arc<dyn Store> = Arc::new(DirectoryStore::open(&scene.volume()).expect("open"));
-        let outcome = victim::attack(name, &store, victim.keystore.path(), &victim.stored, None);
-        assert_eq!(outcome, Outcome::Whole, "{name}");
+        let case = case(name, "shared with a copy", name);
+        let (outcome, _) = attempt(&PLAIN, state, &keystore, store, &case, true);
+        assert_eq!(outcome, Outcome::Right, "{name}");
         assert_eq!(fs::read(&beside).expect("read"), before, "{name} stays");
     }
     // Holes that would be copied for hours.
     for name in ["lock", "meta", "volume.json"] {
-        let scene = Scene::new(&victim);
+        let scene = Scene::new(state);
         let path = scene.volume().join(name);
-        replace(&path, "huge", &scene.outside());
+        replace(&path, "huge and empty", &scene.outside());
         fs::hard_link(&path, scene.volume().join("copy")).expect("link");
-        let outcome = scene.attack(&format!("huge and shared {name}"), &victim);
+        let case = case(name, "huge and shared", name);
+        let outcome = scene.attack(&mut table, &keystore, state, &case);
         assert_eq!(outcome, Outcome::Refused, "{name}");
     }
     // A lock that is somebody else's file: taken apart, not written.
-    let scene = Scene::new(&victim);
+    let scene = Scene::new(state);
     fs::remove_file(scene.volume().join("lock")).expect("remove");
     fs::hard_link(scene.outside(), scene.volume().join("lock")).expect("link");
-    assert_eq!(scene.attack("foreign lock", &victim), Outcome::Whole);
+    let case = case("lock", "somebody else's file", "lock");
+    assert_eq!(
+        scene.attack(&mut table, &keystore, state, &case),
+        Outcome::Right
+    );
+    table.finish("Files with other names");
 }
 
 #[test]
 fn claims_of_a_superblock() {
-    let victim = Victim::new(keystore());
-    let text = String::from_utf8(victim.files["volume.json"].clone()).expect("text");
+    let text = String::from_utf8(PLAIN.closed.files["volume.json"].clone()).expect("text");
     let (line, mac) = text.split_once('\n').expect("two lines");
     let changes: Vec<String> = vec![
         String::new(),
@@ -201,18 +251,15 @@ fn claims_of_a_superblock() {
         line.to_owned() + "\n" + &"\u{e9}".repeat(32) + "\n",
         text.clone() + &" ".repeat(300_000),
     ];
-    for (number, change) in changes.into_iter().enumerate() {
-        let mut files = victim.files.clone();
-        let shown: String = change.chars().take(60).collect();
-        files.insert("volume.json".to_owned(), change.into_bytes());
-        let outcome = victim.attack(&format!("claim {number}"), &files, false);
-        assert_eq!(outcome, Outcome::Refused, "{number}: {shown}");
-    }
-    // Every byte of it.
-    for at in 0..text.len() {
-        let mut files = victim.files.clone();
-        files.get_mut("volume.json").expect("there")[at] ^= 1;
-        let outcome = victim.attack(&format!("byte {at}"), &files, false);
-        assert_eq!(outcome, Outcome::Refused, "byte {at}");
-    }
+    let many = changes.len() as u64;
+    let cases = changes.into_iter().enumerate().map(|(number, change)| {
+        let (path, bytes) = ("volume.json".to_owned(), change.into_bytes());
+        Case {
+            edits: vec![Edit::Whole { path, bytes }],
+            ..case("volume.json", "claims", &format!("claim {number}"))
+        }
+    });
+    let table = run(&PLAIN, |victim| &victim.closed, cases.collect());
+    table.finish("What a superblock claims");
+    assert_eq!(table.count("volume.json", "claims", Outcome::Refused), many);
 }

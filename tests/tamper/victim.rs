@@ -1,44 +1,34 @@
-//! The small volume that is attacked, and what is found in it afterwards.
+//! The small volumes that are attacked: what they hold, held before, and what others have that an
+//! enemy may put into them.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use bilayer::errno::Errno;
 use bilayer::fs::types::{NodeId, XattrMode};
+use bilayer::fs::views::ViewKind;
 use bilayer::fs::{Filesystem, FilesystemOptions};
+use bilayer::image::{DeployOptions, Source, deploy};
+use bilayer::meta::{Meta, View};
+use bilayer::sealed::MetaFile;
+use bilayer::store::memory::MemoryStore;
+use bilayer::store::sub::SubStore;
 use bilayer::store::{EntryKind, OpenMode, Store, StorePath};
-use bilayer::volume::{self, CreateOptions, OpenOptions};
+use bilayer::volume::{self, CreateOptions, META_NAME, OpenOptions, Volume};
 
-use crate::support::{self, CHUNK, PAGE, ROOT, USER, pattern};
-
-/// A case that takes longer than this hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::pieces::{self, Held, SCRATCH, Uses};
+use crate::support::{self, ADMIN, CHUNK, PAGE, ROOT, USER, pattern};
 
 /// Files of a volume's directory, by path.
 pub type Files = BTreeMap<String, Vec<u8>>;
+/// What a platform keystore remembers, by the name of the file.
+type Records = BTreeMap<String, Vec<u8>>;
 
-/// What is stored: path of a file, its contents.
-pub type Contents = BTreeMap<&'static str, Vec<u8>>;
-
-/// What came of opening and reading a volume.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Outcome {
-    /// Everything that was stored.
-    Whole,
-    /// Everything that was stored at an earlier time.
-    Older,
-    /// Errors, and beside them only what was stored.
-    PartlyRefused,
-    /// It does not open.
-    Refused,
-}
-
-pub fn options() -> FilesystemOptions {
+fn options() -> FilesystemOptions {
     FilesystemOptions {
         commit_interval: Duration::from_secs(3600),
         meta_cache_bytes: 1 << 20,
@@ -46,84 +36,173 @@ pub fn options() -> FilesystemOptions {
     }
 }
 
-pub fn create(store: &Arc<dyn Store>, keystore: &Path) {
-    let options = CreateOptions {
-        keystore: keystore.join("platform"),
-        ..CreateOptions::default()
-    };
-    volume::create(Arc::clone(store), &options, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0)).map_err(Into::into)
-    })
-    .expect("create");
+/// A platform keystore of a case's own: opening a volume changes what it remembers.
+pub struct Keystore(Arc<tempfile::TempDir>);
+
+impl Keystore {
+    fn new() -> Self {
+        Self(support::keystore())
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("platform")
+    }
+
+    fn volumes(&self) -> PathBuf {
+        self.path().join("volumes")
+    }
+
+    /// One with the same keys.
+    pub fn copy(&self) -> Self {
+        fn copy(from: &Path, to: &Path) {
+            fs::DirBuilder::new().mode(0o700).create(to).expect("make");
+            for entry in fs::read_dir(from).expect("list") {
+                let from = entry.expect("entry").path();
+                let to = to.join(from.file_name().expect("a name"));
+                if from.is_dir() {
+                    copy(&from, &to);
+                } else {
+                    fs::copy(&from, &to).expect("copy");
+                }
+            }
+        }
+        let new = Self::new();
+        copy(&self.path(), &new.path());
+        new
+    }
+
+    fn records(&self) -> Records {
+        let entries = fs::read_dir(self.volumes()).expect("records");
+        let entries = entries.map(|entry| entry.expect("record"));
+        entries
+            .map(|entry| {
+                let name = entry.file_name().into_string().expect("text");
+                (name, fs::read(entry.path()).expect("record"))
+            })
+            .collect()
+    }
+
+    /// Lets it remember this and nothing else.
+    pub fn remember(&self, records: &Records) {
+        for name in self.records().keys() {
+            fs::remove_file(self.volumes().join(name)).expect("remove");
+        }
+        for (name, bytes) in records {
+            let mut file = fs::OpenOptions::new();
+            let file = file.write(true).create_new(true).mode(0o600);
+            let mut file = file.open(self.volumes().join(name)).expect("make");
+            file.write_all(bytes).expect("write");
+        }
+    }
 }
 
-pub fn open(store: &Arc<dyn Store>, keystore: &Path) -> Result<Arc<Filesystem>, String> {
-    let open = OpenOptions {
-        keystore: keystore.join("platform"),
+fn volume(store: Arc<dyn Store>, keystore: &Keystore) -> Result<Volume, String> {
+    let options = OpenOptions {
+        keystore: keystore.path(),
         ..OpenOptions::default()
     };
-    let volume = volume::open(Arc::clone(store), &open).map_err(|error| error.to_string())?;
+    volume::open(store, &options).map_err(|error| error.to_string())
+}
+
+/// Opens a volume; the error is what its user is told.
+pub fn open(store: Arc<dyn Store>, keystore: &Keystore) -> Result<Arc<Filesystem>, String> {
+    let volume = volume(store, keystore)?;
     Filesystem::open(volume, options()).map_err(|error| error.to_string())
 }
 
-/// Makes files of every sort: inline, of several pages, of two chunks with a hole.
-pub fn fill(fs: &Filesystem, seed: u8) -> Contents {
-    let mut contents = Contents::new();
-    let dir = fs.mkdir(&USER, ROOT, b"dir", 0o755).expect("mkdir").node;
-    let put = |parent: NodeId, name: &str, pieces: &[(usize, usize)]| {
-        let made = fs.create(&USER, parent, name.as_bytes(), 0o644, libc::O_RDWR);
-        let (attr, handle) = made.expect("create");
-        let mut expected = Vec::new();
-        for (at, len) in pieces {
-            let data = pattern(seed, *at as u64, *len);
-            let written = fs.write(attr.node, handle, *at as u64, &data, false, false);
-            assert_eq!(written, Ok(*len));
-            expected.resize(expected.len().max(at + len), 0);
-            expected[*at..at + len].copy_from_slice(&data);
-        }
-        fs.fsync(attr.node, handle, false).expect("fsync");
-        fs.release(attr.node, handle);
-        expected
-    };
-    contents.insert("small", put(ROOT, "small", &[(0, 700)]));
-    contents.insert("dir/pages", put(dir, "pages", &[(0, 3 * PAGE + 50)]));
-    let sparse = [(PAGE, 2 * PAGE), (CHUNK + 10, PAGE)];
-    contents.insert("dir/sparse", put(dir, "sparse", &sparse));
-    let twin = put(dir, "twin", &[(0, 2 * PAGE)]);
-    contents.insert("dir/twin", twin);
-    let value = pattern(seed, 0, 5000);
-    let node = fs.lookup(dir, b"twin").expect("lookup").node;
-    fs.set_xattr(&USER, node, b"user.long", &value, XattrMode::Any)
-        .expect("xattr");
-    contents.insert("dir/twin:user.long", value);
-    contents
+/// One disk with several volumes.
+#[derive(Clone)]
+pub struct Disk(MemoryStore);
+
+impl Disk {
+    /// The same bytes, changed independently.
+    fn snapshot(&self) -> Self {
+        Self(self.0.snapshot())
+    }
+
+    /// A copy of a volume, to be changed.
+    pub fn copy_at(&self, name: &str) -> Arc<dyn Store> {
+        self.snapshot().at(name)
+    }
+
+    /// The directory of a volume.
+    pub fn at(&self, name: &str) -> Arc<dyn Store> {
+        let path = StorePath::new(name);
+        let _ = self.0.create_dir(&path);
+        Arc::new(SubStore::over(Arc::new(self.0.clone()), path))
+    }
+
+    fn create(&self, name: &str, keystore: &Keystore) {
+        let options = CreateOptions {
+            keystore: keystore.path(),
+            ..CreateOptions::default()
+        };
+        volume::create(self.at(name), &options, &mut |fresh| {
+            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        })
+        .expect("create");
+    }
+
+    fn open(&self, name: &str, keystore: &Keystore) -> Arc<Filesystem> {
+        open(self.at(name), keystore).expect("open")
+    }
+
+    /// Makes a volume of the image of that name, which a volume has.
+    fn deploy(&self, from: &str, image: &str, keystore: &Keystore) {
+        let volume = volume(self.at(from), keystore).expect("open");
+        let meta = open_meta(&volume);
+        let (_, record) = meta.find_view(ViewKind::Image, image).expect("an image");
+        meta.freeze(record.generation);
+        meta.commit(meta.newest_batch(), &|| true).expect("commit");
+        let source = Source {
+            volume: &volume,
+            meta: &meta,
+            view: View(record.generation),
+            image,
+        };
+        let options = DeployOptions {
+            keystore: keystore.path(),
+            ..DeployOptions::default()
+        };
+        deploy(&source, self.at(image), &options).expect("deploy");
+        meta.close().expect("close");
+    }
+}
+
+fn open_meta(volume: &Volume) -> Arc<Meta> {
+    let path = StorePath::new(META_NAME);
+    let file = volume.store.open(&path, OpenMode::ReadWrite).expect("meta");
+    let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
+    Arc::new(Meta::open(file, 4 << 20, true).expect("metadata"))
 }
 
 /// All bytes of a closed volume.
 pub fn files(store: &dyn Store) -> Files {
-    fn add(store: &dyn Store, dir: &str, files: &mut Files) {
-        let here = if dir.is_empty() {
-            StorePath::root()
-        } else {
-            StorePath::new(dir)
-        };
-        for (name, kind) in store.list(&here).expect("list") {
-            let path = format!("{dir}{}{name}", if dir.is_empty() { "" } else { "/" });
-            if kind == EntryKind::Directory {
-                add(store, &path, files);
-                continue;
+    fn add(store: &dyn Store, dir: &StorePath, files: &mut Files) {
+        for (name, kind) in store.list(dir).expect("list") {
+            let path = match dir.is_root() {
+                true => StorePath::new(&name),
+                false => StorePath::new(&format!("{}/{name}", dir.as_str())),
+            };
+            match kind {
+                EntryKind::Directory => add(store, &path, files),
+                EntryKind::File => {
+                    files.insert(path.as_str().to_owned(), bytes(store, &path));
+                }
+                EntryKind::Other => {}
             }
-            let file = store
-                .open(&StorePath::new(&path), OpenMode::Read)
-                .expect("open");
-            let mut bytes = vec![0; file.len().expect("len") as usize];
-            file.read_at(&mut bytes, 0).expect("read");
-            files.insert(path, bytes);
         }
     }
     let mut found = Files::new();
-    add(store, "", &mut found);
+    add(store, &StorePath::root(), &mut found);
     found
+}
+
+fn bytes(store: &dyn Store, path: &StorePath) -> Vec<u8> {
+    let file = store.open(path, OpenMode::Read).expect("open");
+    let mut bytes = vec![0; file.len().expect("len") as usize];
+    file.read_at(&mut bytes, 0).expect("read");
+    bytes
 }
 
 /// Puts them into an empty store.
@@ -142,198 +221,279 @@ pub fn restore(store: &dyn Store, files: &Files) {
     }
 }
 
-/// Reads one stored thing: a file, or `file:attribute`.
-fn read(fs: &Filesystem, path: &str) -> Result<Vec<u8>, Errno> {
-    let (path, attribute) = match path.split_once(':') {
-        Some((path, attribute)) => (path, Some(attribute)),
-        None => (path, None),
-    };
-    let mut attr = fs.getattr(ROOT)?;
-    for name in path.split('/') {
-        let mut names = Vec::new();
-        fs.read_dir(attr.node, fs.open_dir(attr.node)?, 2, &mut |entry| {
-            names.push(entry.name.to_vec());
-            true
-        })?;
-        let listed = names.iter().any(|listed| listed == name.as_bytes());
-        let found = fs.lookup(attr.node, name.as_bytes());
-        // A name may be refused; it must not be gone.
-        assert_ne!(found.as_ref().err(), Some(&Errno::ENOENT), "{path} is gone");
-        assert!(listed, "{path} is not listed");
-        attr = found?;
-    }
-    if let Some(attribute) = attribute {
-        let value = fs.get_xattr(attr.node, attribute.as_bytes());
-        assert_ne!(value.as_ref().err(), Some(&Errno::ENODATA), "{path}");
-        return value;
-    }
-    let handle = fs.open_file(&USER, attr.node, libc::O_RDONLY)?;
-    let mut bytes = vec![0xEE; attr.size as usize];
-    let read = fs.read(attr.node, handle, 0, &mut bytes);
-    fs.release(attr.node, handle);
-    assert_eq!(read?, bytes.len(), "{path} is as long as it says");
-    Ok(bytes)
-}
-
-/// Opens the volume, reads everything, changes something, closes it.
-fn examine(
-    store: &Arc<dyn Store>,
-    keystore: &Path,
-    stored: &Contents,
-    older: Option<&Contents>,
-) -> Outcome {
-    let Ok(fs) = open(store, keystore) else {
-        return Outcome::Refused;
-    };
-    let (mut whole, mut refused) = (true, false);
-    for (path, expected) in stored {
-        match read(&fs, path) {
-            Err(_) => refused = true,
-            Ok(found) if found == *expected => {}
-            Ok(found) => {
-                let before = older.and_then(|older| older.get(path));
-                assert!(
-                    before.is_some_and(|before| is_mixture(&found, expected, before)),
-                    "{path} holds what was never stored there"
-                );
-                whole = false;
-            }
-        }
-    }
-    // It must bear being used, too.
-    if let Ok((attr, handle)) = fs.create(&USER, ROOT, b"new", 0o644, libc::O_RDWR) {
-        let _ = fs.write(attr.node, handle, 0, &pattern(9, 0, 9000), false, false);
-        let _ = fs.fsync(attr.node, handle, false);
-        fs.release(attr.node, handle);
-    }
-    let _ = fs.close();
-    match (refused, whole) {
-        (true, _) => Outcome::PartlyRefused,
-        (false, true) => Outcome::Whole,
-        (false, false) => Outcome::Older,
-    }
-}
-
-/// True when each page is as it is now, as it was before, or as it was when the file was made:
-/// any length, nothing but zeros.
-fn is_mixture(found: &[u8], now: &[u8], before: &[u8]) -> bool {
-    found.chunks(PAGE).enumerate().all(|(index, page)| {
-        let stored = |bytes: &[u8]| {
-            bytes
-                .get(index * PAGE..)
-                .is_some_and(|b| b.starts_with(page))
-        };
-        stored(now) || stored(before) || page.iter().all(|byte| *byte == 0)
+fn at(fs: &Filesystem, path: &str) -> NodeId {
+    path.split('/').fold(ROOT, |node, name| {
+        fs.lookup(node, name.as_bytes()).expect("lookup").node
     })
 }
 
-/// The same, with a panic or a hang told as what it is.
-pub fn attack(
-    what: &str,
-    store: &Arc<dyn Store>,
-    keystore: &Path,
-    stored: &Contents,
-    older: Option<&Contents>,
-) -> Outcome {
-    let (done, wait) = channel();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let outcome =
-                catch_unwind(AssertUnwindSafe(|| examine(store, keystore, stored, older)));
-            let _ = done.send(outcome);
-        });
-        match wait.recv_timeout(PATIENCE) {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(panic)) => {
-                let said = panic.downcast_ref::<String>().cloned();
-                let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-                panic!("{what}: {}", said.unwrap_or_default())
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                eprintln!("{what}: hangs");
-                std::process::abort()
-            }
-            Err(RecvTimeoutError::Disconnected) => panic!("{what}: ended"),
+/// Writes into a file, which is made where missing, and syncs it.
+fn put(fs: &Filesystem, path: &str, offset: usize, data: &[u8]) {
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let parent = if parent.is_empty() {
+        ROOT
+    } else {
+        at(fs, parent)
+    };
+    let (node, handle) = match fs.lookup(parent, name.as_bytes()) {
+        Ok(attr) => {
+            let handle = fs.open_file(&ADMIN, attr.node, libc::O_RDWR);
+            (attr.node, handle.expect("open"))
         }
-    })
+        Err(_) => {
+            let made = fs.create(&USER, parent, name.as_bytes(), 0o640, libc::O_RDWR);
+            let (attr, handle) = made.expect("create");
+            (attr.node, handle)
+        }
+    };
+    let written = fs.write(node, handle, offset as u64, data, false, false);
+    assert_eq!(written, Ok(data.len()));
+    fs.fsync(node, handle, false).expect("fsync");
+    fs.release(node, handle);
 }
 
-/// A volume in memory with what it holds.
-pub struct Victim {
-    pub keystore: Arc<tempfile::TempDir>,
-    pub stored: Contents,
-    /// As it was before its last use.
-    pub older: (Contents, Files),
+/// Makes files of every sort: inline, of one object and of two, with holes, with attributes, with
+/// objects that are shared.
+fn fill(fs: &Filesystem, seed: u8) {
+    fs.mkdir(&USER, ROOT, b"dir", 0o755).expect("mkdir");
+    fs.mkdir(&USER, ROOT, SCRATCH.as_bytes(), 0o755)
+        .expect("mkdir");
+    put(fs, "small", 0, &pattern(seed, 0, 700));
+    put(fs, "dir/pages", 0, &pattern(seed, 0, 3 * PAGE + 50));
+    put(fs, "dir/sparse", PAGE, &pattern(seed, 7, 2 * PAGE));
+    put(fs, "dir/sparse", CHUNK + 10, &pattern(seed, 8, PAGE));
+    put(fs, "dir/twin", 0, &pattern(seed, 9, 2 * PAGE));
+    put(fs, "dir/quiet", 0, &pattern(seed, 10, 2 * PAGE));
+    let dir = at(fs, "dir");
+    let twin = at(fs, "dir/twin");
+    let value = pattern(seed, 11, 5000);
+    fs.set_xattr(&USER, twin, b"user.long", &value, XattrMode::Any)
+        .expect("xattr");
+    fs.symlink(&USER, dir, b"link", b"some/where/else")
+        .expect("symlink");
+    // Shares the object.
+    put(fs, "dir/clone", 0, b"");
+    let (from, to) = (at(fs, "dir/quiet"), at(fs, "dir/clone"));
+    let copied = fs.copy_file_range(from, 0, to, 0, 2 * PAGE as u64);
+    assert_eq!(copied, Ok(2 * PAGE as u64));
+    fs.sync().expect("sync");
+}
+
+/// Overwrites pages of most files; after each, what there is then joins the history.
+fn change(fs: &Filesystem, seed: u8, history: &mut Vec<Held>) {
+    let changes = [
+        ("small", 5, 600),
+        ("dir/pages", 5, PAGE + 295),
+        ("dir/sparse", PAGE + 5, PAGE),
+        ("dir/sparse", CHUNK + 5, 300),
+        ("dir/twin", PAGE, PAGE),
+    ];
+    for (path, offset, len) in changes {
+        put(fs, path, offset, &pattern(seed, offset as u64, len));
+        history.push(pieces::survey(fs));
+    }
+}
+
+/// A volume as somebody left it.
+pub struct State {
+    pub disk: Disk,
     pub files: Files,
+    pub uses: Uses,
+    pub records: Records,
+}
+
+impl State {
+    fn of(disk: &Disk, name: &str, keystore: &Keystore, held: &Held) -> Self {
+        let state = Self {
+            disk: disk.snapshot(),
+            files: files(&*disk.at(name)),
+            uses: Uses::new(),
+            records: keystore.records(),
+        };
+        let copy = keystore.copy();
+        let fs = open(state.disk.snapshot().at(name), &copy).expect("open");
+        let of = pieces::files_of(&fs, held);
+        fs.close().expect("close");
+        drop(fs);
+        copy.remember(&state.records);
+        let volume = volume(state.disk.snapshot().at(name), &copy).expect("open");
+        let uses = pieces::uses(&open_meta(&volume), &of, held);
+        Self { uses, ..state }
+    }
+
+    /// With a keystore that has never seen the volume.
+    fn as_stranger(&self) -> Self {
+        Self {
+            disk: self.disk.clone(),
+            files: self.files.clone(),
+            uses: self.uses.clone(),
+            records: Records::new(),
+        }
+    }
+}
+
+/// A volume whose pages an enemy may put into the victim.
+pub struct Foreign {
+    pub what: &'static str,
+    pub files: Files,
+    /// The same keys and ids: what it wrote is authentic in the victim.
+    pub same_ids: bool,
+}
+
+/// A volume to be attacked.
+pub struct Victim {
+    /// Its directory on the disk.
+    pub name: &'static str,
+    pub keystore: Keystore,
+    pub held: Held,
+    /// All that was ever committed.
+    pub history: Vec<Held>,
+    /// What the copy that lived on has committed.
+    pub other_history: Vec<Held>,
+    /// At an earlier time, closed.
+    pub older: Files,
+    /// After a clean unmount, known to the keystore.
+    pub closed: State,
+    /// The same, on a machine that has never seen it.
+    pub stranger: State,
     /// As the end of the process left it.
-    pub killed: Files,
-    /// What the platform keystore knows after the clean unmount.
-    records: Vec<(PathBuf, Vec<u8>)>,
+    pub killed: State,
+    pub foreign: Vec<Foreign>,
 }
 
 impl Victim {
-    /// Writes every file twice, with a clean unmount in between.
-    pub fn new(keystore: Arc<tempfile::TempDir>) -> Self {
-        use bilayer::store::memory::MemoryStore;
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        create(&store, keystore.path());
-        let fs = open(&store, keystore.path()).expect("open");
-        let before = fill(&fs, 1);
+    /// A volume that was written twice in place, gave an image, and was written again beside a
+    /// snapshot.
+    pub fn new() -> Self {
+        let (disk, keystore) = (Disk(MemoryStore::new()), Keystore::new());
+        let mut history = Vec::new();
+        disk.create("volume", &keystore);
+        let fs = disk.open("volume", &keystore);
+        fill(&fs, 1);
+        history.push(pieces::survey(&fs));
         fs.close().expect("close");
         drop(fs);
-        let old_files = files(&*store);
-        let fs = open(&store, keystore.path()).expect("open again");
-        let mut stored = before.clone();
-        for (path, data) in &mut stored {
-            if path.contains(':') {
-                continue;
-            }
-            let node = path.split('/').fold(ROOT, |node, name| {
-                fs.lookup(node, name.as_bytes()).expect("lookup").node
-            });
-            let handle = fs.open_file(&USER, node, libc::O_RDWR).expect("open");
-            let end = data.len().min(PAGE + 300);
-            let new = pattern(2, 5, end - 5);
-            data[5..end].copy_from_slice(&new);
-            let written = fs.write(node, handle, 5, &new, false, false);
-            assert_eq!(written, Ok(new.len()));
-            fs.fsync(node, handle, false).expect("fsync");
-            fs.release(node, handle);
-        }
-        let killed = files(&*store);
+        let older = files(&*disk.at("volume"));
+        let (copy, other_history) = live_on(&disk, &keystore);
+
+        let fs = disk.open("volume", &keystore);
+        change(&fs, 2, &mut history);
+        fs.create_view(ViewKind::Image, "deployed", None, "")
+            .expect("image");
         fs.close().expect("close");
         drop(fs);
-        let records = fs::read_dir(keystore.path().join("platform/volumes")).expect("records");
-        let records = records
-            .map(|entry| entry.expect("record").path())
-            .map(|path| (path.clone(), fs::read(&path).expect("record")))
-            .collect();
+        disk.deploy("volume", "deployed", &keystore);
+        let fs = disk.open("deployed", &keystore);
+        change(&fs, 4, &mut Vec::new());
+        fs.close().expect("close");
+        drop(fs);
+
+        let foreign = vec![
+            another(&keystore),
+            Foreign {
+                what: "a deployed volume",
+                files: files(&*disk.at("deployed")),
+                same_ids: false,
+            },
+            Foreign {
+                what: "a copy that lived on",
+                files: copy,
+                same_ids: true,
+            },
+        ];
+        let mut this = Self::finish(disk, "volume", keystore, history, older, foreign);
+        this.other_history = other_history;
+        this
+    }
+
+    /// The volume that was deployed from the other one, which goes on.
+    pub fn deployed() -> Self {
+        let (disk, keystore) = (Disk(MemoryStore::new()), Keystore::new());
+        disk.create("volume", &keystore);
+        let fs = disk.open("volume", &keystore);
+        fill(&fs, 1);
+        fs.create_view(ViewKind::Image, "deployed", None, "")
+            .expect("image");
+        fs.close().expect("close");
+        drop(fs);
+        disk.deploy("volume", "deployed", &keystore);
+        let fs = disk.open("deployed", &keystore);
+        let mut history = vec![pieces::survey(&fs)];
+        change(&fs, 2, &mut history);
+        fs.close().expect("close");
+        drop(fs);
+        let older = files(&*disk.at("deployed"));
+        let fs = disk.open("volume", &keystore);
+        change(&fs, 6, &mut Vec::new());
+        fs.close().expect("close");
+        drop(fs);
+        let source = Foreign {
+            what: "its source",
+            files: files(&*disk.at("volume")),
+            same_ids: false,
+        };
+        let foreign = vec![another(&keystore), source];
+        Self::finish(disk, "deployed", keystore, history, older, foreign)
+    }
+
+    /// The last use: a snapshot, and changes after it.
+    fn finish(
+        disk: Disk,
+        name: &'static str,
+        keystore: Keystore,
+        mut history: Vec<Held>,
+        older: Files,
+        foreign: Vec<Foreign>,
+    ) -> Self {
+        let fs = disk.open(name, &keystore);
+        fs.create_view(ViewKind::Snapshot, "one", None, "")
+            .expect("snapshot");
+        history.push(pieces::survey(&fs));
+        put(&fs, "dir/new", 0, &pattern(3, 0, PAGE + 1));
+        history.push(pieces::survey(&fs));
+        put(&fs, "dir/twin", 10, &pattern(3, 10, 400));
+        let held = pieces::survey(&fs);
+        history.push(held.clone());
+        let killed = State::of(&disk, name, &keystore, &held);
+        fs.close().expect("close");
+        drop(fs);
+        let closed = State::of(&disk, name, &keystore, &held);
         Self {
+            name,
             keystore,
-            stored,
-            older: (before, old_files),
-            files: files(&*store),
+            held,
+            history,
+            other_history: Vec::new(),
+            older,
+            stranger: closed.as_stranger(),
+            closed,
             killed,
-            records,
+            foreign,
         }
-    }
-
-    /// Lets the platform keystore know again what it knew before the attacks.
-    pub fn remind(&self) {
-        for (path, bytes) in &self.records {
-            fs::write(path, bytes).expect("record");
-        }
-    }
-
-    /// Opens a changed copy in memory.
-    pub fn attack(&self, what: &str, files: &Files, older: bool) -> Outcome {
-        let store: Arc<dyn Store> = Arc::new(bilayer::store::memory::MemoryStore::new());
-        restore(&*store, files);
-        let older = older.then_some(&self.older.0);
-        attack(what, &store, self.keystore.path(), &self.stored, older)
     }
 }
 
-pub fn keystore() -> Arc<tempfile::TempDir> {
-    support::keystore()
+/// What `cp -a` of the volume, taken now, is after a use of its own, and what it held.
+fn live_on(disk: &Disk, keystore: &Keystore) -> (Files, Vec<Held>) {
+    let (disk, keystore) = (disk.snapshot(), keystore.copy());
+    let fs = disk.open("volume", &keystore);
+    let mut history = Vec::new();
+    change(&fs, 5, &mut history);
+    fs.close().expect("close");
+    (files(&*disk.at("volume")), history)
+}
+
+/// A volume with keys of its own, under the same keystore.
+fn another(keystore: &Keystore) -> Foreign {
+    let disk = Disk(MemoryStore::new());
+    disk.create("volume", keystore);
+    let fs = disk.open("volume", keystore);
+    fill(&fs, 1);
+    change(&fs, 2, &mut Vec::new());
+    fs.close().expect("close");
+    Foreign {
+        what: "another volume",
+        files: files(&*disk.at("volume")),
+        same_ids: false,
+    }
 }

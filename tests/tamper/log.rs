@@ -1,0 +1,56 @@
+//! What the program says while one case is tried, as its log would show it.
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::sync::Once;
+
+thread_local! {
+    /// Lines of the case that this thread tries; none where it tries none.
+    static LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+}
+
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LINES.with_borrow_mut(|lines| {
+            if let Some(lines) = lines {
+                lines.extend_from_slice(bytes);
+            }
+        });
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// From here on this thread's lines are kept.
+pub fn begin() {
+    static START: Once = Once::new();
+    START.call_once(|| {
+        tracing_subscriber::fmt()
+            .with_ansi(false)
+            .without_time()
+            .with_max_level(tracing::Level::WARN)
+            .with_writer(|| Lines)
+            .init();
+        // As the program does; it also saves the time that a backtrace takes.
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if LINES.with_borrow(Option::is_some) {
+                tracing::error!("{panic}");
+            } else {
+                usual(panic);
+            }
+        }));
+    });
+    LINES.set(Some(Vec::new()));
+}
+
+/// What was said since then.
+pub fn end() -> String {
+    let lines = LINES.take().unwrap_or_default();
+    String::from_utf8_lossy(&lines).into_owned()
+}
