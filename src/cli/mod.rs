@@ -33,7 +33,7 @@ mod snapshot;
 pub mod status;
 pub mod unmount;
 mod utab;
-mod wire;
+pub mod wire;
 
 pub use error::{CliError, ExitCode};
 

@@ -91,7 +91,7 @@ impl<W: Write> Receiver for Lines<W> {
 }
 
 /// The daemon's side: serves a line of a connection, if it is a request of this kind.
-pub(super) fn answer(
+pub fn answer(
     line: &str,
     filesystem: &Arc<Filesystem>,
     to: &mut dyn Write,

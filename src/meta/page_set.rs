@@ -159,7 +159,9 @@ impl PageSet {
                     *word = u64::from_le_bytes(*bytes);
                     rest = after;
                 }
-                (set.end() <= CHUNK_PAGES).then_some((set, rest))
+                // One encoding for each set: a prefix has the short one.
+                let ours = set.end() <= CHUNK_PAGES && set.len() != set.end();
+                ours.then_some((set, rest))
             }
             _ => None,
         }
@@ -245,6 +247,14 @@ mod tests {
     fn refuses_pages_beyond_the_chunk() {
         assert_eq!(PageSet::decode(&[KIND_PREFIX, 0x12, 0x04]), None);
         assert_eq!(PageSet::decode(&[KIND_BITMAP; 137]).map(|_| ()), None);
+        // A bitmap of what is a prefix, and of nothing.
+        let mut prefix = [0; 137];
+        prefix[0] = KIND_BITMAP;
+        assert_eq!(PageSet::decode(&prefix).map(|_| ()), None);
+        prefix[1] = 0x0F;
+        assert_eq!(PageSet::decode(&prefix).map(|_| ()), None);
+        prefix[1] = 0x0E;
+        assert!(PageSet::decode(&prefix).is_some());
         assert_eq!(PageSet::decode(&[9]), None);
         assert_eq!(PageSet::decode(&[]), None);
     }

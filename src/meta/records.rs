@@ -36,6 +36,15 @@ const FLAG_SHARED: u8 = 1;
 const FLAG_RESERVED: u8 = 2;
 /// A record never lists more parts than this; longer lists are flattened.
 pub const PARTS_MAX: usize = 8;
+// What is counted stays far below these, and what is computed from it cannot overflow then.
+/// Inodes have their number's lower 48 bits in the kernel; folders are no more.
+const NUMBER_MAX: u64 = 1 << 48;
+/// Bytes of a file, its last chunk's number being 32 bits long.
+const SIZE_MAX: u64 = 1 << 54;
+/// Pages of a file, and of all.
+const PAGES_MAX: u64 = 1 << 48;
+/// Generations and the like.
+const COUNT_MAX: u64 = 1 << 62;
 
 /// A point in time: seconds since 1970-01-01 UTC (negative before) and 0..1 000 000 000
 /// nanoseconds that always count forward.
@@ -286,6 +295,10 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
+    fn up_to(&mut self, most: u64) -> Option<u64> {
+        self.u64().filter(|number| *number <= most)
+    }
+
     fn time(&mut self) -> Option<Timespec> {
         let secs = i64::from_le_bytes(self.array()?);
         let nanos = self.u32()?;
@@ -364,13 +377,13 @@ impl InodeRecord {
             uid: input.u32()?,
             gid: input.u32()?,
             rdev: input.u32()?,
-            size: input.u64()?,
-            pages: input.u64()?,
+            size: input.up_to(SIZE_MAX)?,
+            pages: input.up_to(PAGES_MAX)?,
             atime: input.time()?,
             mtime: input.time()?,
             ctime: input.time()?,
             crtime: input.time()?,
-            parent: Ino(input.u64()?),
+            parent: Ino(input.up_to(NUMBER_MAX)?),
             target: input.rest().to_vec(),
         };
         (record.perm <= 0o7777 && (record.kind == FileKind::Symlink || record.target.is_empty()))
@@ -391,7 +404,7 @@ impl DirentRecord {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
         let record = Self {
-            ino: Ino(input.u64()?),
+            ino: Ino(input.up_to(NUMBER_MAX)?),
             kind: kind_of(input.u8()?)?,
         };
         input.end()?;
@@ -574,10 +587,10 @@ impl ViewRecord {
                 2 => ViewState::Leaving,
                 _ => return None,
             },
-            generation: Generation(input.u64()?),
+            generation: Generation(input.up_to(COUNT_MAX)?),
             created: input.time()?,
-            pages: input.u64()?,
-            inodes: input.u64()?,
+            pages: input.up_to(PAGES_MAX)?,
+            inodes: input.up_to(COUNT_MAX)?,
             name: input.text()?,
             from: input.text()?,
             description: String::from_utf8(input.rest().to_vec()).ok()?,
@@ -613,16 +626,16 @@ impl Counters {
                 1 => true,
                 _ => return None,
             },
-            generation: Generation(input.u64()?),
-            frozen: Generation(input.u64()?),
-            next_ino: Ino(input.u64()?),
-            folder: FolderNumber(input.u64()?),
-            next_garbage: input.u64()?,
-            used_pages: input.u64()?,
-            inodes: input.u64()?,
+            generation: Generation(input.up_to(COUNT_MAX)?),
+            frozen: Generation(input.up_to(COUNT_MAX)?),
+            next_ino: Ino(input.up_to(NUMBER_MAX)?),
+            folder: FolderNumber(input.up_to(NUMBER_MAX)?),
+            next_garbage: input.up_to(COUNT_MAX)?,
+            used_pages: input.up_to(PAGES_MAX)?,
+            inodes: input.up_to(COUNT_MAX)?,
             limit_bytes: input.u64()?,
             hash_key: input.array()?,
-            restoring: Generation(input.u64()?),
+            restoring: Generation(input.up_to(COUNT_MAX)?),
             newest_view: ViewId(input.u16()?),
         };
         input.end()?;
@@ -673,6 +686,39 @@ mod tests {
             assert_eq!(ExtentRecord::decode(&bytes[..bytes.len() - 1]), None);
             assert_eq!(ExtentRecord::decode(&[&bytes[..], &[0]].concat()), None);
         }
+    }
+
+    #[test]
+    fn refuses_numbers_that_would_overflow() {
+        let inode = InodeRecord {
+            kind: FileKind::Regular,
+            perm: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: SIZE_MAX,
+            pages: PAGES_MAX,
+            atime: Timespec::default(),
+            mtime: Timespec::default(),
+            ctime: Timespec::default(),
+            crtime: Timespec::default(),
+            parent: Ino(NUMBER_MAX),
+            target: Vec::new(),
+        };
+        let bytes = inode.encode();
+        assert_eq!(InodeRecord::decode(&bytes), Some(inode));
+        // size, pages, parent: the lowest bit of what is as large as may be.
+        for at in [20, 28, 84] {
+            let mut larger = bytes.clone();
+            larger[at] += 1;
+            assert_eq!(InodeRecord::decode(&larger), None, "{at}");
+        }
+        let entry = DirentRecord {
+            ino: Ino(NUMBER_MAX + 1),
+            kind: FileKind::Regular,
+        };
+        assert_eq!(DirentRecord::decode(&entry.encode()), None);
     }
 
     #[test]

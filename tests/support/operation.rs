@@ -20,11 +20,11 @@ pub struct Place {
 pub struct Target(pub u8);
 
 /// Names of views are few, too.
-const TITLES: [&str; 4] = ["one", "two", "three", "four"];
+pub const TITLES: [&str; 4] = ["one", "two", "three", "four"];
 
 /// The name of a view.
 #[derive(Clone, Copy, Debug)]
-pub struct Title(u8);
+pub struct Title(pub u8);
 
 impl Title {
     pub const fn text(self) -> &'static str {

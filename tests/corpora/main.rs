@@ -1,0 +1,48 @@
+//! The inputs that fuzzing has kept, without a fuzzer: each target takes each of its own.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../fuzz/targets/mod.rs"]
+mod targets;
+
+/// Has a target take every input of its corpus; says which one it was that it does not take.
+fn replay(name: &str) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    let (_, target) = targets::TARGETS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .unwrap();
+    let mut inputs: Vec<_> = fs::read_dir(corpus.join(name))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    inputs.sort();
+    assert!(!inputs.is_empty(), "no input is kept for {name}");
+    for input in &inputs {
+        let data = fs::read(input).unwrap();
+        eprintln!("{}", input.display());
+        target(&data);
+    }
+    target(&[]);
+}
+
+macro_rules! corpora {
+    ($($name:ident),*) => {
+        $(#[test]
+        fn $name() {
+            replay(stringify!($name));
+        })*
+
+        #[test]
+        fn every_target_has_a_test() {
+            let names: Vec<_> = targets::TARGETS.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+corpora!(
+    superblock, keystore, wraps, page, records, rows, database, control, export, operations
+);
