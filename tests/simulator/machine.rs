@@ -81,6 +81,7 @@ pub fn options() -> FilesystemOptions {
         background: false,
         access_times: AccessTimes::Never,
         commit_interval: Duration::from_secs(3600),
+        checkpoint_interval: Some(Duration::from_secs(3600)),
         ..quiet()
     }
 }

@@ -58,7 +58,7 @@ struct Options {
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
     /// How many lives with users that work at the same time
-    #[arg(long, value_name = "N", default_value_t = 40)]
+    #[arg(long, value_name = "N", default_value_t = 200)]
     threads: u64,
     /// Single faults in a scripted life
     #[arg(long, value_enum, default_value_t = Faults::Some)]
@@ -86,7 +86,7 @@ struct Options {
 enum Faults {
     /// None
     None,
-    /// A cut and EIO at every call, ENOSPC and short writes at some
+    /// A cut and EIO at every other call, ENOSPC and short writes at some
     Some,
     /// All of them at every call
     Full,
@@ -118,7 +118,7 @@ fn passes(options: &Options) -> bool {
     let lived = lives(seeds);
     let faults = match options.faults {
         Faults::None => true,
-        Faults::Some => faults::run(4),
+        Faults::Some => faults::run(8),
         Faults::Full => faults::run(1),
     };
     lived & faults & (options.threads == 0 || threads::run(options.threads))

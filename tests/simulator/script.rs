@@ -113,6 +113,10 @@ pub const STEPS: &[Step] = &[
         s.image("image", Some("one"))
     }),
     step(DEPLOYMENT, &[], |s| s.deploy("image")),
+    step("a checkpoint", &[], |s| {
+        let made = s.0.fs.checkpoint_now();
+        made.map(|_| ()).map_err(|_| Errno::EIO)
+    }),
     step("the older snapshot goes", &[], |s| {
         s.drop(ViewKind::Snapshot, "one")
     }),
