@@ -93,6 +93,9 @@ impl Filesystem {
         let Some(interval) = self.options.checkpoint_interval else {
             return;
         };
+        if !self.options.background {
+            return;
+        }
         let orders = Arc::new(Orders::default());
         let (this, told) = (Arc::downgrade(self), Arc::clone(&orders));
         let mut wait = match self.checkpoint_age() {

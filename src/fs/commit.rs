@@ -11,6 +11,7 @@ use super::{Filesystem, FsError};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::object::ObjectError;
+use crate::planted::{Bug, planted};
 
 /// How often a commit waits for files that became ordered meanwhile before it keeps changes out.
 const ORDERED_ROUNDS: u32 = 4;
@@ -61,6 +62,9 @@ impl Filesystem {
     /// Makes everything durable, contents included, and does what that allows.
     pub(super) fn sync_everything(&self) -> Result<(), FsError> {
         self.contents.sync_all()?;
+        if planted(Bug::UnlinkBeforeCommit) || planted(Bug::CutBeforeCommit) {
+            self.contents.collect()?;
+        }
         self.commit_now()?;
         // Also where an fsync was faster than this: what is new to the keystore is written, no more.
         self.try_to_remember(false);

@@ -299,24 +299,34 @@ fn read_torn(mount: &Mount, node: NodeId, torn: &mut Torn) -> Vec<u8> {
     bytes
 }
 
-/// Unmounts and mounts again; in between everything is counted, and the power may fail.
+/// Unmounts and mounts again; in between everything is counted, unless the power fails meanwhile.
 fn unmount(round: &Round, world: &mut World, life: &mut Life<'_>) {
     world.open.clear();
     let mount = world.mount.take().unwrap();
-    mount
-        .fs
-        .close()
-        .unwrap_or_else(|error| panic!("unmounting: {error}"));
+    let store = mount.store.clone();
+    let call = round.unmount.and_then(|unmount| unmount.call);
+    if let Some(call) = call {
+        store.cut_at_call(store.calls() + call);
+    }
+    let closed = mount.fs.close();
+    assert!(closed.is_ok() || store.is_cut(), "unmounting: {closed:?}");
     life.remembered.note(&mount);
-    let usage = mount.fs.usage();
-    let machine = match round.after_unmount {
+    let (usage, met) = (mount.fs.usage(), store.is_cut());
+    let machine = match round.unmount {
         None => Machine::of(mount),
-        Some(survivor) => {
+        Some(unmount) => {
             life.stats.cuts_after_unmount += 1;
-            life.tell(|| format!("the power fails after it was unmounted, survivor {survivor:#x}"));
-            cut(mount, (survivor, 0), life)
+            let call = store.cut_call().filter(|_| met);
+            life.tell(|| format!("the power fails when it is unmounted: {call:?}, {unmount:?}"));
+            // The record of an orderly end is written when all of it is over.
+            let record = if closed.is_ok() { 0 } else { unmount.record };
+            cut(mount, (unmount.survivor, record), life)
         }
     };
+    if met {
+        world.mount = Some(machine.open(&round.reopening, life));
+        return;
+    }
     let found = machine.audit();
     assert_eq!(usage.used_bytes, found.pages * 4096, "used bytes");
     assert_eq!(usage.inodes, found.inodes, "inodes");

@@ -66,6 +66,11 @@ fn repeat_hashes(fresh: &FreshVolume) -> Result<(), MetaError> {
     tables.close()
 }
 
+/// Makes the volume that all lives begin with.
+pub fn prepare() {
+    LazyLock::force(&TEMPLATE);
+}
+
 fn volume_path() -> StorePath {
     StorePath::new("vol")
 }
@@ -76,6 +81,7 @@ pub fn options() -> FilesystemOptions {
         background: false,
         access_times: AccessTimes::Never,
         commit_interval: Duration::from_secs(3600),
+        checkpoint_interval: Some(Duration::from_secs(3600)),
         ..quiet()
     }
 }
@@ -167,7 +173,16 @@ pub struct Life<'a> {
     pub trace: Option<Vec<String>>,
 }
 
-impl Life<'_> {
+impl<'a> Life<'a> {
+    /// One of which nothing is told.
+    pub fn new(stats: &'a mut Stats) -> Self {
+        Self {
+            remembered: Remembered::default(),
+            stats,
+            trace: None,
+        }
+    }
+
     pub fn tell(&mut self, text: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             trace.push(text());

@@ -16,14 +16,19 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bugs;
+mod faults;
 mod history;
 mod life;
 mod machine;
 mod panics;
 mod plan;
+mod script;
 mod shrink;
 mod stats;
+mod threads;
 
+use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +36,7 @@ use std::time::Instant;
 
 use clap::Parser;
 
+use panics::Failure;
 use plan::Plan;
 use shrink::{attempt, report, shrink};
 use stats::Stats;
@@ -51,6 +57,15 @@ struct Options {
     /// This life alone, told step by step
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
+    /// How many lives with users that work at the same time
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    threads: u64,
+    /// Single faults in a scripted life
+    #[arg(long, value_enum, default_value_t = Faults::Some)]
+    faults: Faults,
+    /// Plants this mistake, or each ("all"), and says at which seed it was found
+    #[arg(long, value_name = "NAME")]
+    bug: Option<String>,
     /// What cargo passes on to every test program
     #[arg(hide = true)]
     filters: Vec<String>,
@@ -66,6 +81,17 @@ struct Options {
     test_threads: Option<usize>,
 }
 
+/// How many of the single faults.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Faults {
+    /// None
+    None,
+    /// A cut and EIO at every other call, ENOSPC and short writes at some
+    Some,
+    /// All of them at every call
+    Full,
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     let wanted = |filter: &String| "simulator".contains(filter.as_str());
@@ -73,15 +99,29 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     panics::install();
-    let passed = match options.seed {
-        Some(seed) => tell(seed),
-        None => lives(&options),
-    };
-    if passed {
+    if passes(&options) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
+}
+
+fn passes(options: &Options) -> bool {
+    let seeds = options.first..options.first + options.seeds;
+    if let Some(seed) = options.seed {
+        return tell(seed);
+    }
+    if let Some(name) = &options.bug {
+        return bugs::find(name, seeds);
+    }
+    machine::prepare();
+    let lived = lives(seeds);
+    let faults = match options.faults {
+        Faults::None => true,
+        Faults::Some => faults::run(8),
+        Faults::Full => faults::run(1),
+    };
+    lived & faults & (options.threads == 0 || threads::run(options.threads))
 }
 
 /// One life, step by step.
@@ -96,54 +136,81 @@ fn tell(seed: u64) -> bool {
     outcome.failure.is_none()
 }
 
-fn lives(options: &Options) -> bool {
+fn lives(seeds: Range<u64>) -> bool {
     let begin = Instant::now();
-    let (stats, failed) = search(options.first..options.first + options.seeds);
-    let failures = failed.len();
-    for seed in failed.iter().take(3) {
+    let Searched { stats, failed } = search(seeds, 5, true);
+    for (seed, _) in failed.iter().take(3) {
         let plan = Plan::new(*seed);
         let outcome = attempt(&plan, false);
         println!("{}", report(&plan, &shrink(&plan, &outcome)));
     }
-    let secs = begin.elapsed().as_secs();
+    let (failures, secs) = (failed.len(), begin.elapsed().as_secs());
     println!("simulator: {stats}: {failures} failures, {secs} s");
     failed.is_empty()
 }
 
-/// Lives these seeds on all cores. Returns the counts and those that failed, in order; after some
-/// failures it stops.
-fn search(seeds: std::ops::Range<u64>) -> (Stats, Vec<u64>) {
-    const ENOUGH: usize = 5;
-    let next = AtomicU64::new(seeds.start);
+/// What came of many lives.
+struct Searched {
+    stats: Stats,
+    /// Seeds that failed, in order.
+    failed: Vec<(u64, Failure)>,
+}
+
+/// Lives these seeds, on all cores, until so many have failed.
+fn search(seeds: Range<u64>, enough: usize, tells: bool) -> Searched {
+    let found = Mutex::new(Searched {
+        stats: Stats::default(),
+        failed: Vec::new(),
+    });
+    on_lanes(lanes(), seeds, |seed| {
+        let outcome = attempt(&Plan::new(seed), false);
+        let found = &mut *found.lock().unwrap();
+        found.stats += outcome.lived.stats;
+        if let Some(failure) = outcome.failure {
+            if tells {
+                println!("seed {seed}: {}: {}", failure.place, failure.message);
+            }
+            found.failed.push((seed, failure));
+        }
+        found.failed.len() < enough
+    });
+    let mut found = found.into_inner().unwrap();
+    found.failed.sort_by_key(|(seed, _)| *seed);
+    found
+}
+
+/// Runs the work for each number, several at a time, until it says false.
+fn on_lanes(lanes: usize, numbers: Range<u64>, work: impl Fn(u64) -> bool + Sync) {
+    let next = AtomicU64::new(numbers.start);
     let stop = AtomicBool::new(false);
-    let found = Mutex::new((Stats::default(), Vec::new()));
     let lane = || {
         while !stop.load(Ordering::Relaxed) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= numbers.end {
                 break;
             }
-            let outcome = attempt(&Plan::new(seed), false);
-            let found = &mut *found.lock().unwrap();
-            found.0 += outcome.lived.stats;
-            if let Some(failure) = outcome.failure {
-                println!("seed {seed}: {}: {}", failure.place, failure.message);
-                found.1.push(seed);
-                stop.store(found.1.len() >= ENOUGH, Ordering::Relaxed);
+            if !work(number) {
+                stop.store(true, Ordering::Relaxed);
             }
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..lanes() {
+        for _ in 0..lanes {
             scope.spawn(lane);
         }
     });
-    let (stats, mut failed) = found.into_inner().unwrap();
-    failed.sort_unstable();
-    (stats, failed)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// More than there are cores: taking a view waits for the clock.
 fn lanes() -> usize {
-    2 * std::thread::available_parallelism().map_or(1, usize::from)
+    2 * cores()
+}
+
+/// Lives with threads of their own at a time.
+fn threaded_lanes() -> usize {
+    cores()
 }

@@ -19,6 +19,9 @@ const CALLS: u64 = 320;
 /// Calls of the store that opening a volume takes, about.
 const OPENING_CALLS: u64 = 34;
 
+/// Calls of the store that unmounting takes, about.
+const UNMOUNT_CALLS: u64 = 60;
+
 /// One operation of one user.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -56,6 +59,15 @@ pub struct Again {
     pub record: u64,
 }
 
+/// The power fails at the end of an orderly use.
+#[derive(Clone, Copy, Debug)]
+pub struct Unmount {
+    /// In this call of the unmounting; `None` after it.
+    pub call: Option<u64>,
+    pub survivor: u64,
+    pub record: u64,
+}
+
 /// Work, the end of it, and what comes then.
 #[derive(Clone, Debug)]
 pub struct Round {
@@ -67,8 +79,8 @@ pub struct Round {
     pub record: u64,
     /// Cuts in the openings that follow, one each.
     pub recovery: Vec<Again>,
-    /// Then it is unmounted. The power fails after that, or not.
-    pub after_unmount: Option<u64>,
+    /// Then it is unmounted. The power fails in this call of it, or afterwards, or not.
+    pub unmount: Option<Unmount>,
     /// Cuts in the openings that follow that.
     pub reopening: Vec<Again>,
 }
@@ -79,6 +91,15 @@ pub struct Plan {
     pub seed: u64,
     pub unit: WriteUnit,
     pub rounds: Vec<Round>,
+}
+
+/// What files are like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Small,
+    Large,
+    /// Large, and copied often.
+    Clones,
 }
 
 /// A stream of numbers that a seed determines.
@@ -120,7 +141,7 @@ impl Plan {
         } else {
             WriteUnit::Page
         };
-        let mut operations = operations(seed, largest);
+        let mut operations = operations(seed, kind);
         let rounds = (0..ROUNDS).map(|_| {
             let steps = operations.by_ref().take(OPERATIONS).enumerate();
             let steps = steps.map(|(number, operation)| Step {
@@ -149,7 +170,11 @@ impl Round {
             survivor: draw.next(),
             record: record(draw),
             recovery: openings(draw),
-            after_unmount: draw.one_in(3).then(|| draw.next()),
+            unmount: draw.one_in(2).then(|| Unmount {
+                call: draw.one_in(2).then(|| 1 + draw.below(UNMOUNT_CALLS)),
+                survivor: draw.next(),
+                record: record(draw),
+            }),
             reopening: openings(draw),
         }
     }
@@ -171,18 +196,39 @@ fn openings(draw: &mut Draw) -> Vec<Again> {
 }
 
 /// What the users do, without an end.
-fn operations(seed: u64, largest: usize) -> impl Iterator<Item = Operation> {
+fn operations(seed: u64, kind: Kind) -> impl Iterator<Item = Operation> {
     let mut bytes = [7; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let (largest, clones) = match kind {
+        Kind::Small => (60_000, 0),
+        Kind::Large => (CHUNK + 9_000, 0),
+        Kind::Clones => (CHUNK + 9_000, 60),
+    };
     let strategy = prop_oneof![
-        60 => operation(largest),
-        1 => title().prop_map(Operation::Deploy),
+        120 => operation(largest),
+        2 => title().prop_map(Operation::Deploy),
+        4 => target().prop_map(|file| Operation::Truncate { file, size: 0 }),
+        1 => Just(Operation::Checkpoint),
+        clones => cloning(),
     ];
     let drawn =
         std::iter::repeat_with(move || strategy.new_tree(&mut runner).map(|tree| tree.current()));
     drawn
         .filter_map(Result::ok)
         .filter(|operation| !matches!(operation, Operation::Reopen | Operation::Kill))
+}
+
+/// Files long enough to be linked when they are copied, their copies, and writing to both.
+fn cloning() -> impl Strategy<Value = Operation> {
+    use Operation as O;
+    prop_oneof![
+        2 => (target(), 1_050_000..1_200_000u32, any::<u8>())
+            .prop_map(|(file, offset, seed)| O::Write { file, offset, len: 4_000, seed }),
+        2 => (target(), target())
+            .prop_map(|(from, to)| O::Copy { from, to, at: 0, to_at: 0, len: 20_000_000 }),
+        3 => (target(), 0..9_000u32, 1..9_000u32, any::<u8>())
+            .prop_map(|(file, offset, len, seed)| O::Write { file, offset, len, seed }),
+    ]
 }

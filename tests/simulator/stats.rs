@@ -34,7 +34,7 @@ counts! {
     torn_devices: "of them on devices that tear pages",
     kills: "kills",
     cuts_in_recovery: "cuts while opening",
-    cuts_after_unmount: "cuts after unmounting",
+    cuts_after_unmount: "cuts while unmounting or after it",
     older_records: "times with an older keystore record",
     files: "files checked",
     torn_pages: "pages torn and reported",

@@ -137,6 +137,7 @@ pub fn directory_of(store: &FaultyStore, at: &StorePath) -> Arc<dyn Store> {
 }
 
 /// A filesystem in use.
+#[derive(Clone)]
 pub struct Mount {
     pub keystore: Arc<tempfile::TempDir>,
     pub store: FaultyStore,

@@ -131,6 +131,8 @@ pub enum Operation {
     },
     Drop(Kind, Title),
     RenameKept(Kind, Title, Title),
+    /// A copy of the metadata, for who would have to do without them.
+    Checkpoint,
     /// A volume of its own is made from an image, beside this one.
     Deploy(Title),
     /// What dropped views held goes.
@@ -194,7 +196,7 @@ fn place() -> impl Strategy<Value = Place> {
     (any::<u8>(), 0..NAMES.len() as u8).prop_map(|(directory, name)| Place { directory, name })
 }
 
-fn target() -> impl Strategy<Value = Target> {
+pub fn target() -> impl Strategy<Value = Target> {
     any::<u8>().prop_map(Target)
 }
 

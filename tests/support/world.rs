@@ -213,6 +213,10 @@ impl World {
             O::KeepAgain { from, title } => self.keep_again(from, title),
             O::Drop(kind, title) => self.drop_kept(kind, title),
             O::RenameKept(kind, title, to) => self.rename_kept(kind, title, to),
+            O::Checkpoint => {
+                let made = self.mount().fs.checkpoint_now();
+                (of(made.map(|_| ()).map_err(|_| Errno::EIO)), Outcome::Done)
+            }
             O::Deploy(title) => self.deploy(title),
             O::Purge => self.purge(),
             O::OpenKept(view, file) => self.open_kept(view, file),
