@@ -387,8 +387,10 @@ fn line(finding: &FindingReport) -> String {
             _ => format!("{first}-{}", end - 1),
         });
         let runs: Vec<String> = runs.collect();
+        let single = matches!(finding.pages[..], [(first, end)] if end - first == 1);
         about.push(match runs.len() {
             0 => file.clone(),
+            _ if single => format!("{file} page {}", runs.join(",")),
             _ => format!("{file} pages {}", runs.join(",")),
         });
     }
