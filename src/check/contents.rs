@@ -4,8 +4,10 @@
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -13,7 +15,7 @@ use super::objects::parts_of;
 use super::report::{Finding, Kind};
 use super::stream::Groups;
 use super::{CheckError, CheckProgress, Place, Run, Stage, Subject};
-use crate::ids::{ChunkIndex, Ino};
+use crate::ids::{ChunkIndex, Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
 use crate::meta::records::PartId;
@@ -22,6 +24,9 @@ use crate::sealed::PAGE_BYTES;
 
 /// Objects that wait for a thread.
 const WAITING: usize = 64;
+
+/// How long one commit of a volume in use is held while contents are read.
+const COMMIT_HELD: Duration = Duration::from_secs(20);
 
 /// An object to be verified.
 struct Job {
@@ -87,9 +92,21 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn hand_out(&self, shared: &Shared<'_>, to: &SyncSender<Job>) -> Result<(), CheckError> {
-        let mut groups = Groups::new(self.stored, &self.views, Table::Extent, Vec::new());
+    fn hand_out(&mut self, shared: &Shared<'_>, to: &SyncSender<Job>) -> Result<(), CheckError> {
+        let views = self.views.clone();
+        let mut groups = Groups::new(&self.stored, &views, Table::Extent, Vec::new());
+        let mut begin = Instant::now();
         while let Some(group) = groups.next()? {
+            if begin.elapsed() > COMMIT_HELD
+                && let Some(live) = self.subject.live
+            {
+                // Pages of the metadata that are not used any more wait for this to let go of them.
+                self.gaps.append(&mut self.stored.gaps());
+                self.stored = Arc::new(live.stored()?);
+                let after = keys::versioned(&group.logical, Generation(u64::MAX));
+                groups = Groups::new(&self.stored, &views, Table::Extent, after);
+                begin = Instant::now();
+            }
             let Some((ino, chunk)) = keys::extent_parts(&group.logical) else {
                 continue;
             };

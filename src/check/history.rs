@@ -61,7 +61,7 @@ impl Run<'_> {
 
     /// Notes of changes.
     pub(super) fn check_changes(&mut self) -> Result<(), CheckError> {
-        let mut rows = Rows::new(self.stored, Table::Change, Vec::new());
+        let mut rows = Rows::new(&self.stored, Table::Change, Vec::new());
         while let Some((key, _)) = rows.next()? {
             self.go_on()?;
             let Some((generation, table, _)) = keys::change_parts(&key) else {

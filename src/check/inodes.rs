@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::names::{Event, Events, Role};
 use super::report::{Finding, Kind};
@@ -109,8 +110,8 @@ impl Tables<'_> {
 impl Run<'_> {
     /// Compares all inodes with everything that is theirs.
     pub(super) fn check_inodes(&mut self) -> Result<(), CheckError> {
-        let (stored, views) = (self.stored, self.views.clone());
-        let groups = |table| Groups::new(stored, &views, table, Vec::new());
+        let (stored, views) = (Arc::clone(&self.stored), self.views.clone());
+        let groups = |table| Groups::new(&stored, &views, table, Vec::new());
         let mut tables = Tables {
             inodes: groups(Table::Inode),
             extents: groups(Table::Extent),
@@ -493,6 +494,8 @@ impl Run<'_> {
         let seen = live..live + 1;
         match (record.nlink, listed) {
             (0, false) => self.nameless(ino, seen),
+            // While the volume is in use that is as it should be.
+            (0, true) if self.subject.live.is_some() => {}
             (0, true) => {
                 let message = "it was unlinked while it was in use, and waits to be removed";
                 self.found_of(ino, Kind::Orphan, message.to_owned(), seen, None);

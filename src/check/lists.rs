@@ -1,6 +1,7 @@
 //! The short tables: kept views, what waits to be removed, and what the volume counts.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::report::{Finding, Kind};
 use super::stream::{Rows, Views};
@@ -80,7 +81,7 @@ pub(super) struct ViewRows {
 }
 
 impl ViewRows {
-    pub(super) fn read(stored: &Stored) -> Result<Self, CheckError> {
+    pub(super) fn read(stored: &Arc<Stored>) -> Result<Self, CheckError> {
         let mut this = Self::default();
         let mut rows = Rows::new(stored, Table::View, Vec::new());
         while let Some((key, value)) = rows.next()? {
@@ -177,7 +178,7 @@ impl Run<'_> {
 
     /// Unlinked files that are in use, by inode.
     pub(super) fn read_orphans(&mut self) -> Result<(), CheckError> {
-        let mut rows = Rows::new(self.stored, Table::Orphan, Vec::new());
+        let mut rows = Rows::new(&self.stored, Table::Orphan, Vec::new());
         while let Some((key, _)) = rows.next()? {
             match keys::number_of(&key) {
                 Some(ino) => self.orphans.push(ino),
@@ -201,7 +202,7 @@ impl Run<'_> {
 
     /// Objects that wait to be removed.
     pub(super) fn read_garbage(&mut self) -> Result<(), CheckError> {
-        let mut rows = Rows::new(self.stored, Table::Garbage, Vec::new());
+        let mut rows = Rows::new(&self.stored, Table::Garbage, Vec::new());
         while let Some((key, value)) = rows.next()? {
             match (keys::number_of(&key), ObjectName::decode(&value)) {
                 (Some(_), Some(name)) => {
@@ -215,7 +216,7 @@ impl Run<'_> {
 
     /// Extents whose pages are to be looked at.
     pub(super) fn check_trims(&mut self) -> Result<(), CheckError> {
-        let mut rows = Rows::new(self.stored, Table::Trim, Vec::new());
+        let mut rows = Rows::new(&self.stored, Table::Trim, Vec::new());
         while let Some((key, _)) = rows.next()? {
             if keys::extent_parts(&key).is_none() {
                 self.malformed_row(Table::Trim, key);
@@ -228,7 +229,8 @@ impl Run<'_> {
     pub(super) fn check_root(&mut self) -> Result<(), CheckError> {
         let views = self.views.clone();
         let low = keys::inode(Ino::ROOT);
-        let mut groups = super::stream::Groups::new(self.stored, &views, Table::Inode, low.clone());
+        let mut groups =
+            super::stream::Groups::new(&self.stored, &views, Table::Inode, low.clone());
         let group = groups.next()?.filter(|group| group.logical == low);
         let versions = group.map(|group| group.versions).unwrap_or_default();
         let there = |view| {

@@ -12,6 +12,7 @@
 //! | `contents` | pages of objects, on the disk |
 //! | `checkpoints` | nothing: whether the copies of the metadata could be used |
 //! | `paths` | nothing: where what was found is |
+//! | `repair` | nothing: mends what can be mended without losing anything |
 //!
 //! What is read is one commit, by a use of the database of its own ([`Stored`]): past every cache,
 //! and without a byte being written. A volume in use goes on being used meanwhile. Its newest commit
@@ -30,6 +31,7 @@ mod lists;
 mod names;
 mod objects;
 mod paths;
+mod repair;
 pub mod report;
 mod stream;
 mod tree;
@@ -51,6 +53,7 @@ use crate::store::read_only::ReadOnlyStore;
 use crate::store::{OpenMode, Store, StorePath};
 use crate::volume::{META_NAME, Volume};
 use lists::{Totals, ViewRows};
+pub use repair::repair;
 pub use report::{Finding, Kind, Report, Severity};
 use stream::{Group, Version, Views};
 use tree::Tree;
@@ -141,8 +144,13 @@ pub enum CheckError {
 
 /// A volume in use.
 pub trait Live: Sync {
-    /// The first folder that objects may be made in at this moment.
+    /// The first folder of objects that this use has made, or may have.
     fn first_folder(&self) -> FolderNumber;
+    /// The newest commit.
+    ///
+    /// # Errors
+    /// The metadata could not be read.
+    fn stored(&self) -> Result<Stored, MetaError>;
     /// Looks again at pages that seemed wrong: what of them should be there now, and is not.
     ///
     /// # Errors
@@ -227,6 +235,8 @@ pub(crate) enum Mend {
     ForgetOrphan(u64),
     /// A row of an unversioned table.
     Row(Table, Vec<u8>, Option<Vec<u8>>),
+    /// A name goes where it is looked for.
+    Rehash(Vec<u8>),
     /// Versions that nobody needs go.
     Prune(Table, Vec<u8>),
     /// What the volume counts.
@@ -256,7 +266,9 @@ struct Pending {
 
 /// A check under way.
 struct Run<'a> {
-    stored: &'a Stored,
+    stored: Arc<Stored>,
+    /// Of metadata that were read before.
+    gaps: BTreeMap<Option<u64>, String>,
     subject: &'a Subject<'a>,
     options: &'a CheckOptions,
     progress: &'a dyn CheckProgress,
@@ -312,7 +324,7 @@ pub(crate) fn run_offline(
         live: None,
     };
     match opened {
-        (Some(stored), notes) => run(&stored, &subject, options, progress, notes),
+        (Some(stored), notes) => run(Arc::new(stored), &subject, options, progress, notes),
         (None, report) => Ok(Outcome {
             report,
             mends: Vec::new(),
@@ -392,13 +404,13 @@ fn check_slots(file: &MetaFile, is_clean: bool, report: &mut Report) {
 
 /// Checks what was opened.
 pub(crate) fn run(
-    stored: &Stored,
+    stored: Arc<Stored>,
     subject: &Subject<'_>,
     options: &CheckOptions,
     progress: &dyn CheckProgress,
     mut report: Report,
 ) -> Result<Outcome, CheckError> {
-    let rows = ViewRows::read(stored)?;
+    let rows = ViewRows::read(&stored)?;
     let views = rows.views();
     let prefix = |generation: &Generation| {
         let found = rows
@@ -411,6 +423,7 @@ pub(crate) fn run(
     let counters = stored.counters().clone();
     let run = Run {
         stored,
+        gaps: BTreeMap::new(),
         subject,
         options,
         progress,
@@ -492,7 +505,8 @@ impl Run<'_> {
 
     /// Pages of the metadata that were met and do not count.
     fn tell_gaps(&mut self) {
-        for (page, reason) in self.stored.gaps() {
+        self.gaps.append(&mut self.stored.gaps());
+        for (page, reason) in std::mem::take(&mut self.gaps) {
             let pages = page.map(|page| page..page + 1).into_iter().collect();
             let finding = Finding::new(Kind::Metadata, reason);
             self.report.findings.push(Finding { pages, ..finding });

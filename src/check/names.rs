@@ -13,7 +13,7 @@ use crate::meta::records::{DirentRecord, FileKind};
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Version};
-use super::{CheckError, Place, Run};
+use super::{CheckError, Mend, Place, Run};
 
 /// What an event counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -206,7 +206,18 @@ impl Run<'_> {
             name: named.name.to_vec(),
         };
         self.found(finding, place, version.seen.clone());
+        if usable(named.name) {
+            self.mend(Some(Mend::Rehash(group.logical.clone())));
+        }
     }
+}
+
+/// True for a name that a call could have given.
+fn usable(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= 255
+        && !name.contains(&0)
+        && !name.contains(&b'/')
 }
 
 #[cfg(test)]

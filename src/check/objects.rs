@@ -109,7 +109,7 @@ impl Run<'_> {
 
     fn read_names(&mut self, names: &mut Names, first: bool) -> Result<(), CheckError> {
         let views = self.views.clone();
-        let mut groups = Groups::new(self.stored, &views, Table::Extent, Vec::new());
+        let mut groups = Groups::new(&self.stored, &views, Table::Extent, Vec::new());
         while let Some(group) = groups.next()? {
             self.go_on()?;
             let Some((Ino(ino), chunk)) = keys::extent_parts(&group.logical) else {

@@ -65,7 +65,7 @@ impl Run<'_> {
     }
 
     fn read_names_of(&self, names: &mut BTreeMap<u64, Vec<NameAt>>) -> Result<(), CheckError> {
-        let mut groups = Groups::new(self.stored, &self.views, Table::Dirent, Vec::new());
+        let mut groups = Groups::new(&self.stored, &self.views, Table::Dirent, Vec::new());
         while let Some(group) = groups.next()? {
             self.go_on()?;
             for (version, value) in group.present() {
@@ -168,7 +168,7 @@ impl Run<'_> {
     /// The directory that holds a directory, and its name in it.
     fn directory_in(&self, ino: u64, view: usize) -> Result<Option<(u64, Vec<u8>)>, CheckError> {
         let low = keys::inode(Ino(ino));
-        let mut inodes = Groups::new(self.stored, &self.views, Table::Inode, low.clone());
+        let mut inodes = Groups::new(&self.stored, &self.views, Table::Inode, low.clone());
         let Some(group) = inodes.next()?.filter(|group| group.logical == low) else {
             return Ok(None);
         };
@@ -177,7 +177,7 @@ impl Run<'_> {
             return Ok(None);
         };
         let low = keys::number(parent);
-        let mut names = Groups::new(self.stored, &self.views, Table::Dirent, low);
+        let mut names = Groups::new(&self.stored, &self.views, Table::Dirent, low);
         while names.peek_ino()? == Some(parent) {
             let Some(group) = names.next()? else { break };
             let entry = seen_by(&group, view).and_then(DirentRecord::decode);

@@ -1,6 +1,7 @@
 //! Tables as streams of groups: all versions of one key at a time, with who sees which.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::CheckError;
 use crate::ids::Generation;
@@ -26,7 +27,7 @@ impl Views {
     }
 
     /// The views that see a version, if the next one has the generation `next`.
-    fn seeing(&self, from: Generation, next: Option<Generation>) -> Range<usize> {
+    pub(super) fn seeing(&self, from: Generation, next: Option<Generation>) -> Range<usize> {
         let first = |generation| self.kept.partition_point(|kept| *kept < generation);
         first(from)..next.map_or(self.live() + 1, first)
     }
@@ -61,21 +62,30 @@ impl Group {
             .iter()
             .filter_map(|version| version.value.as_deref().map(|value| (version, value)))
     }
+
+    /// Finds out who sees which of them.
+    pub(super) fn see(versions: &mut [Version], views: &Views) {
+        let mut next = None;
+        for version in versions.iter_mut().rev() {
+            version.seen = views.seeing(version.generation, next);
+            next = Some(version.generation);
+        }
+    }
 }
 
 /// Physical records of a table in the order of their keys.
-pub(super) struct Rows<'a> {
-    stored: &'a Stored,
+pub(super) struct Rows {
+    stored: Arc<Stored>,
     table: Table,
     low: Vec<u8>,
     ready: std::vec::IntoIter<Row>,
     done: bool,
 }
 
-impl<'a> Rows<'a> {
-    pub(super) fn new(stored: &'a Stored, table: Table, low: Vec<u8>) -> Self {
+impl Rows {
+    pub(super) fn new(stored: &Arc<Stored>, table: Table, low: Vec<u8>) -> Self {
         Self {
-            stored,
+            stored: Arc::clone(stored),
             table,
             low,
             ready: Vec::new().into_iter(),
@@ -105,7 +115,7 @@ impl<'a> Rows<'a> {
 
 /// Groups of a versioned table, in the order of their keys.
 pub(super) struct Groups<'a> {
-    rows: Rows<'a>,
+    rows: Rows,
     views: &'a Views,
     ahead: Option<Row>,
     started: bool,
@@ -115,7 +125,7 @@ pub(super) struct Groups<'a> {
 
 impl<'a> Groups<'a> {
     /// From the logical key `low` on.
-    pub(super) fn new(stored: &'a Stored, views: &'a Views, table: Table, low: Vec<u8>) -> Self {
+    pub(super) fn new(stored: &Arc<Stored>, views: &'a Views, table: Table, low: Vec<u8>) -> Self {
         Self {
             rows: Rows::new(stored, table, low),
             views,
@@ -172,11 +182,7 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        let mut next = None;
-        for version in versions.iter_mut().rev() {
-            version.seen = self.views.seeing(version.generation, next);
-            next = Some(version.generation);
-        }
+        Group::see(&mut versions, self.views);
         Ok(Some(Group { logical, versions }))
     }
 }

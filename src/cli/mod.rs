@@ -1,7 +1,7 @@
 //! The command line: `bilayer` and the helpers of mount(8).
 //!
 //! Each command is a module that returns a value or a [`CliError`]. Only this one prints, and those
-//! of commands with verbs of their own, `snapshot` and `image`.
+//! of commands with verbs of their own, `snapshot` and `image`, and `check`.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::process;
 use clap::error::ErrorKind as ClapError;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+mod check;
 pub mod control;
 pub mod create;
 mod daemon;
@@ -47,7 +48,8 @@ use unmount::{Left, UnmountRequest};
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 usage, 2 no such volume, mount, snapshot or image, 3 in use,
 4 key missing or wrong, 5 damaged, not authentic or too new, 6 the operating system refused.
-`mount` has those of mount(8): 0 done, 1 usage, 2 the operating system refused, 32 failed.";
+`mount` has those of mount(8): 0 done, 1 usage, 2 the operating system refused, 32 failed;
+`check` those of fsck(8).";
 
 /// A filesystem that keeps everything it stores under two independent layers of encryption.
 #[derive(Parser, Debug)]
@@ -99,6 +101,9 @@ enum Command {
         after_help = "Examples:\n  bilayer status /srv/vault --json\n  bilayer status /srv/vault@monday"
     )]
     Status(StatusArgs),
+    /// Verify everything in a volume, mounted or not, and mend what can be mended
+    #[command(after_help = check::HELP)]
+    Check(check::CheckArgs),
     /// Show what a volume's superblock says, without any key
     #[command(after_help = "Example:\n  bilayer inspect /srv/vault")]
     Inspect(InspectArgs),
@@ -275,17 +280,16 @@ pub fn run() -> process::ExitCode {
         Err(error) => return refuse(&error),
     };
     let foreground = matches!(&cli.command, Command::Mount(args) if args.foreground);
-    let mounts = matches!(cli.command, Command::Mount(_));
-    let log = Log::start(foreground);
-    let Err(error) = execute(cli.command, &log) else {
-        return process::ExitCode::SUCCESS;
+    let code_of: fn(&CliError) -> u8 = match cli.command {
+        Command::Mount(_) => |error| error.code.for_mount(),
+        Command::Check(_) => check::exit_code,
+        _ => |error| error.code as u8,
     };
-    eprintln!("{error}");
-    process::ExitCode::from(if mounts {
-        error.code.for_mount()
-    } else {
-        error.code as u8
-    })
+    let log = Log::start(foreground);
+    process::ExitCode::from(execute(cli.command, &log).unwrap_or_else(|error| {
+        eprintln!("{error}");
+        code_of(&error)
+    }))
 }
 
 /// Help and version are no failures; everything else is a usage error.
@@ -294,13 +298,21 @@ fn refuse(error: &clap::Error) -> process::ExitCode {
     let _ = error.print();
     match error.kind() {
         ClapError::DisplayHelp | ClapError::DisplayVersion => process::ExitCode::SUCCESS,
+        _ if std::env::args_os()
+            .nth(1)
+            .is_some_and(|verb| verb == "check") =>
+        {
+            process::ExitCode::from(check::exit_code(&CliError::usage("")))
+        }
         _ => process::ExitCode::from(ExitCode::Usage as u8),
     }
 }
 
-fn execute(command: Command, log: &Log) -> Result<(), CliError> {
+/// Runs a command that ended well, with its exit code.
+fn execute(command: Command, log: &Log) -> Result<u8, CliError> {
     harden()?;
     match command {
+        Command::Check(args) => return check::run(&args),
         Command::Create(args) => run_create(args),
         Command::Mount(args) => run_mount(args, log),
         Command::Unmount(args) => {
@@ -321,7 +333,8 @@ fn execute(command: Command, log: &Log) -> Result<(), CliError> {
         Command::Salvage(args) => salvage::run(&args),
         Command::Keygen(args) => run_keygen(&args),
         Command::Generate { dir } => generate::generate(Cli::command(), &dir),
-    }
+    }?;
+    Ok(ExitCode::Done as u8)
 }
 
 /// What every process that may hold keys does first: no core dumps, and a test that both layers
@@ -461,6 +474,8 @@ mod tests {
             "unmount d",
             "umount d --lazy",
             "status v --json",
+            "check v",
+            "check v --repair --jobs 2 --json --quiet --quick",
             "inspect v",
             "keygen f --bits 4096",
             "salvage v o",
@@ -502,6 +517,8 @@ mod tests {
             "snapshot create v",
             "snapshot create v n --prefix auto",
             "snapshot delete v",
+            "check",
+            "check v --jobs x",
             "snapshot prune v --keep-last -1",
             "image export v n",
             "image deploy v n w --customer-key-passphrase-file p",

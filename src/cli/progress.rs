@@ -57,6 +57,11 @@ impl Progress {
         }
     }
 
+    /// So many bytes are done.
+    pub(super) fn set(&self, bytes: u64) {
+        self.bar.set_position(bytes);
+    }
+
     /// So many bytes more.
     pub(super) fn add(&self, bytes: u64) {
         self.bar.inc(bytes);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::check::{Finding, Report};
 use crate::fs::types::Timespec;
 use crate::fs::views::{Change, ChangeKind, ViewInfo, ViewKind};
 use crate::keys::PassphraseSource;
@@ -136,6 +137,12 @@ pub(super) enum Request {
         image: String,
         passphrase_file: Option<PathBytes>,
     },
+    /// Checks everything.
+    Check {
+        jobs: usize,
+        /// Metadata alone.
+        quick: bool,
+    },
 }
 
 impl Request {
@@ -143,7 +150,7 @@ impl Request {
     pub(super) fn only_reads(&self) -> bool {
         matches!(
             self,
-            Self::List { .. } | Self::Diff { .. } | Self::Export { .. }
+            Self::List { .. } | Self::Diff { .. } | Self::Export { .. } | Self::Check { .. }
         )
     }
 
@@ -163,6 +170,7 @@ impl Request {
                 format!("cannot deploy the image {image} to {}", target.display())
             }
             Self::Export { image, .. } => format!("cannot export the image {image}"),
+            Self::Check { .. } => "cannot check the volume".to_owned(),
         }
     }
 }
@@ -298,6 +306,79 @@ pub(super) struct ExportReport {
     pub bytes: u64,
 }
 
+/// Something that a check found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub(super) struct FindingReport {
+    pub kind: String,
+    pub severity: String,
+    /// What is wrong, for people.
+    pub message: String,
+    /// The file in the volume's directory.
+    pub file: Option<String>,
+    /// Ranges of its pages: first, and the one behind the last.
+    pub pages: Vec<(u64, u64)>,
+    pub inode: Option<u64>,
+    pub paths: Vec<PathBytes>,
+    pub repaired: bool,
+}
+
+impl From<Finding> for FindingReport {
+    fn from(finding: Finding) -> Self {
+        Self {
+            kind: finding.kind.name().to_owned(),
+            severity: finding.severity.name().to_owned(),
+            file: finding.file(),
+            message: finding.message,
+            pages: finding
+                .pages
+                .into_iter()
+                .map(|r| (r.start, r.end))
+                .collect(),
+            inode: finding.ino.map(|ino| ino.0),
+            paths: finding.paths.into_iter().map(PathBytes).collect(),
+            repaired: finding.repaired,
+        }
+    }
+}
+
+/// How far a check is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub(super) struct CheckedSoFar {
+    pub bytes: u64,
+    /// Of so many; none while the metadata are compared.
+    pub total_bytes: Option<u64>,
+}
+
+/// What a check came to, beside its findings.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub(super) struct CheckSummary {
+    pub inodes: u64,
+    pub snapshots: u64,
+    pub objects: u64,
+    pub pages: u64,
+    pub bytes: u64,
+    /// Findings that there was no room to tell, and how many of them are faults.
+    pub omitted: u64,
+    pub omitted_faults: u64,
+}
+
+impl From<&Report> for CheckSummary {
+    fn from(report: &Report) -> Self {
+        Self {
+            inodes: report.inodes,
+            snapshots: report.views,
+            objects: report.objects,
+            pages: report.pages,
+            bytes: report.bytes,
+            omitted: report.omitted,
+            omitted_faults: report.omitted_faults,
+        }
+    }
+}
+
 /// How a request ended that went well.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -307,6 +388,7 @@ pub(super) enum Outcome {
     Created(ViewReport),
     Deployed(DeployReport),
     Exported(ExportReport),
+    Checked(CheckSummary),
 }
 
 /// Who gets what comes before the outcome. What fails here ends the request where that is
@@ -318,6 +400,14 @@ pub(super) trait Receiver {
     fn change(&mut self, change: ChangeReport) -> io::Result<()>;
     /// Some of a stream.
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Something that a check found.
+    fn finding(&mut self, _: FindingReport) -> io::Result<()> {
+        Ok(())
+    }
+    /// How far a check is, several times a second.
+    fn progress(&mut self, _: CheckedSoFar) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// For requests that answer with nothing but their outcome.

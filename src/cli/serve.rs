@@ -3,10 +3,16 @@
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use super::create::Place;
-use super::error::CliError;
-use super::request::{DeployReport, ExportReport, Outcome, PathBytes, Receiver, Request};
+use super::error::{CliError, ExitCode};
+use super::request::{
+    CheckedSoFar, DeployReport, ExportReport, Outcome, PathBytes, Receiver, Request,
+};
+use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
 use crate::fs::Filesystem;
 use crate::image::{DeployOptions, ExportOptions, Transport};
 use crate::keys::{KeyUri, PassphraseSource};
@@ -69,6 +75,15 @@ pub(super) fn serve(
         }
         Request::Deploy { .. } => return deploy(filesystem, request),
         Request::Export { .. } => return export(filesystem, request, to),
+        Request::Check { jobs, quick } => {
+            let options = CheckOptions {
+                jobs: *jobs,
+                contents: !quick,
+                ..CheckOptions::default()
+            };
+            let report = watched(to, &|watch| filesystem.check(&options, watch));
+            return tell(report.map_err(|error| unchecked(request, &error))?, to);
+        }
     }
     Ok(Outcome::Nothing)
 }
@@ -143,6 +158,78 @@ fn export(
         objects: made.objects,
         bytes: made.bytes,
     }))
+}
+
+/// What the threads of a check count, and whether they are to end.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    bytes: AtomicU64,
+    /// One more than the bytes in all, where they are known.
+    total: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Watch {
+    fn so_far(&self) -> CheckedSoFar {
+        CheckedSoFar {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            total_bytes: self.total.load(Ordering::Relaxed).checked_sub(1),
+        }
+    }
+}
+
+impl CheckProgress for Watch {
+    fn begin(&self, _: Stage, total_bytes: Option<u64>) {
+        let total = total_bytes.map_or(0, |total| total.saturating_add(1));
+        self.bytes.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Checks while somebody is told how far it is; when they cannot be told any more, it ends.
+pub(super) fn watched(
+    to: &mut dyn Receiver,
+    check: &(dyn Fn(&Watch) -> Result<Report, CheckError> + Sync),
+) -> Result<Report, CheckError> {
+    const EVERY: Duration = Duration::from_millis(200);
+    let watch = Watch::default();
+    std::thread::scope(|scope| {
+        let (ends, ended) = mpsc::channel::<()>();
+        let watch = &watch;
+        let checking = scope.spawn(move || {
+            let _ends = ends;
+            check(watch)
+        });
+        while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+            if to.progress(watch.so_far()).is_err() {
+                watch.cancelled.store(true, Ordering::Relaxed);
+            }
+        }
+        checking.join().unwrap_or(Err(CheckError::Fault))
+    })
+}
+
+/// Tells what was found.
+pub(super) fn tell(report: Report, to: &mut dyn Receiver) -> Result<Outcome, CliError> {
+    let summary = (&report).into();
+    for finding in report.findings {
+        to.finding(finding.into())
+            .map_err(|error| CliError::io("cannot tell what was found", &error))?;
+    }
+    Ok(Outcome::Checked(summary))
+}
+
+/// A check that did not come to its end.
+fn unchecked(request: &Request, error: &CheckError) -> CliError {
+    CliError::new(ExitCode::System, format!("{}: {error}", request.doing()))
 }
 
 /// A receiver as something to write to.

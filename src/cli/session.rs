@@ -25,7 +25,7 @@ use crate::fuse::mountinfo::{MountInfo, mounts_of};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
 use crate::sys::identity::effective_user;
-use crate::volume::OpenOptions;
+use crate::volume::{OpenOptions, Volume};
 
 /// What it takes to open a volume that is not mounted.
 #[derive(Clone, Debug)]
@@ -43,6 +43,51 @@ pub(super) struct Session {
     way: Way,
 }
 
+/// Who uses a volume.
+pub(super) enum Used {
+    /// A daemon that answers this user.
+    Daemon(ControlClient),
+    /// Somebody else, who has it mounted there.
+    Mount(PathBuf),
+    /// Nobody, as far as can be seen.
+    No,
+}
+
+/// Finds a volume by its directory or by where it is mounted, and who uses it.
+pub(super) fn find(path: &Path) -> Result<(PathBuf, Used), CliError> {
+    let volume = volume_of(path)?;
+    let named = MountInfo::at(&mount_point(path)).ok().flatten();
+    let named = named.filter(MountInfo::is_ours);
+    let mounts: Vec<MountInfo> = named
+        .into_iter()
+        .chain(mounts_of(&volume).unwrap_or_default())
+        .collect();
+    let owners = mounts.iter().filter_map(MountInfo::owner);
+    let daemon = owners
+        .chain([effective_user()])
+        .find_map(|uid| ControlClient::connect(&volume, uid));
+    let used = match (daemon, mounts.first()) {
+        (Some(daemon), _) => Used::Daemon(daemon),
+        (None, Some(mount)) => Used::Mount(mount.dir.clone()),
+        (None, None) => Used::No,
+    };
+    Ok((volume, used))
+}
+
+/// Opens the volume below a filesystem.
+pub(super) fn open_volume(path: &Path, writes: bool, keys: &Keys) -> Result<Volume, CliError> {
+    let doing = || format!("cannot open the volume {}", path.display());
+    let store = DirectoryStore::open(path).map_err(|error| CliError::io(doing(), &error))?;
+    let options = OpenOptions {
+        keystore: keys.keystore.clone(),
+        passphrase: keys.passphrase.clone(),
+        read_only: !writes,
+        ..OpenOptions::default()
+    };
+    open_when_free(path, &Arc::new(store), &options)
+        .map_err(|error| CliError::volume(doing(), &error))
+}
+
 enum Way {
     Daemon(ControlClient),
     Mount(PathBuf),
@@ -53,21 +98,11 @@ impl Session {
     /// Finds the way to a volume by its directory or by where it is mounted. `writes`: what will be
     /// asked changes the volume.
     pub(super) fn open(path: &Path, writes: bool, keys: &Keys) -> Result<Self, CliError> {
-        let volume = volume_of(path)?;
-        let named = MountInfo::at(&mount_point(path)).ok().flatten();
-        let named = named.filter(MountInfo::is_ours);
-        let mounts: Vec<MountInfo> = named
-            .into_iter()
-            .chain(mounts_of(&volume).unwrap_or_default())
-            .collect();
-        let owners = mounts.iter().filter_map(MountInfo::owner);
-        let daemon = owners
-            .chain([effective_user()])
-            .find_map(|uid| ControlClient::connect(&volume, uid));
-        let way = match (daemon, mounts.first()) {
-            (Some(daemon), _) => Way::Daemon(daemon),
-            (None, Some(mount)) => Way::Mount(mount.dir.clone()),
-            (None, None) => Way::Own(open_here(&volume, writes, keys)?),
+        let (volume, used) = find(path)?;
+        let way = match used {
+            Used::Daemon(daemon) => Way::Daemon(daemon),
+            Used::Mount(dir) => Way::Mount(dir),
+            Used::No => Way::Own(open_here(&volume, writes, keys)?),
         };
         Ok(Self { volume, way })
     }
@@ -106,15 +141,7 @@ impl Session {
 
 fn open_here(path: &Path, writes: bool, keys: &Keys) -> Result<Arc<Filesystem>, CliError> {
     let doing = || format!("cannot open the volume {}", path.display());
-    let store = DirectoryStore::open(path).map_err(|error| CliError::io(doing(), &error))?;
-    let options = OpenOptions {
-        keystore: keys.keystore.clone(),
-        passphrase: keys.passphrase.clone(),
-        read_only: !writes,
-        ..OpenOptions::default()
-    };
-    let volume = open_when_free(path, &Arc::new(store), &options)
-        .map_err(|error| CliError::volume(doing(), &error))?;
+    let volume = open_volume(path, writes, keys)?;
     let options = FilesystemOptions {
         read_only: !writes,
         ..FilesystemOptions::default()

@@ -7,6 +7,10 @@
 //! {"verb":"list","kind":"snapshot"}
 //!                                     {"view":{"name":"monday",…}}
 //!                                     {"done":"nothing"}
+//! {"verb":"check","jobs":0,"quick":false}
+//!                                     {"progress":{"bytes":0,"total_bytes":null}}
+//!                                     {"finding":{"kind":"page-damaged",…}}
+//!                                     {"done":{"checked":{"inodes":3,…}}}
 //! {"verb":"export","image":"base","passphrase_file":null}
 //!                                     {"bytes":262144}     so many raw bytes follow the newline
 //!                                     {"done":{"exported":{"objects":3,…}}}
@@ -20,7 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use super::control::ControlClient;
 use super::error::{CliError, ExitCode};
-use super::request::{ChangeReport, Outcome, Receiver, Request, ViewReport};
+use super::request::{
+    ChangeReport, CheckedSoFar, FindingReport, Outcome, Receiver, Request, ViewReport,
+};
 use super::serve::{CHUNK_BYTES, serve};
 use crate::fs::Filesystem;
 
@@ -59,6 +65,8 @@ impl From<Failure> for CliError {
 pub(super) enum Message {
     View(ViewReport),
     Change(ChangeReport),
+    Finding(FindingReport),
+    Progress(CheckedSoFar),
     /// So many raw bytes follow.
     Bytes(usize),
     Done(Outcome),
@@ -87,6 +95,16 @@ impl<W: Write> Receiver for Lines<W> {
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.send(&Message::Bytes(bytes.len()))?;
         self.0.write_all(bytes)
+    }
+
+    fn finding(&mut self, finding: FindingReport) -> io::Result<()> {
+        self.send(&Message::Finding(finding))
+    }
+
+    fn progress(&mut self, progress: CheckedSoFar) -> io::Result<()> {
+        self.send(&Message::Progress(progress))?;
+        // So that who asked sees it, and who is gone is noticed.
+        self.0.flush()
     }
 }
 
@@ -154,6 +172,8 @@ fn receive(
         match message {
             Message::View(view) => to.view(view).map_err(here)?,
             Message::Change(change) => to.change(change).map_err(here)?,
+            Message::Finding(finding) => to.finding(finding).map_err(here)?,
+            Message::Progress(progress) => to.progress(progress).map_err(here)?,
             Message::Bytes(count) if count <= CHUNK_BYTES => {
                 let bytes = from.raw(count).map_err(|error| ended(request, &error))?;
                 to.bytes(&bytes).map_err(here)?;

@@ -12,6 +12,7 @@
 mod access_times;
 mod acl;
 mod attributes;
+mod check;
 mod checkpoints;
 mod commit;
 mod contents;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::keys::{self, Table};
 use super::overlay::Overlay;
 use super::records::{DirentRecord, ExtentRecord, InodeRecord, ObjectName, encode_xattr};
-use super::{Batch, HEADROOM_BYTES, Meta, MetaError, View};
+use super::{Batch, HEADROOM_BYTES, Meta, MetaError, State, View};
 use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Ino};
 
@@ -117,6 +117,15 @@ impl Meta {
 
     /// Applies a batch in memory. It is durable after the next commit.
     pub fn apply(&self, batch: Batch) -> Result<BatchNumber, MetaError> {
+        self.apply_and(batch, &|_| ())
+    }
+
+    /// The same, and something else with it that no commit may come between.
+    pub(super) fn apply_and(
+        &self,
+        batch: Batch,
+        and: &dyn Fn(&mut State),
+    ) -> Result<BatchNumber, MetaError> {
         if let Some(reason) = &*self.latched.read() {
             return Err(MetaError::Latched(reason.clone()));
         }
@@ -128,6 +137,7 @@ impl Meta {
         state.counters.inodes = state.counters.inodes.saturating_add_signed(batch.inodes);
         state.pending_removes |= batch.frees || batch.used_pages < 0 || batch.inodes < 0;
         state.pending.apply(batch);
+        and(state);
         state.applied += 1;
         Ok(BatchNumber(state.applied))
     }

@@ -15,6 +15,7 @@ pub mod commit;
 pub mod copy;
 pub mod database;
 pub mod keys;
+pub mod mend;
 pub mod overlay;
 pub mod page_set;
 mod permit;

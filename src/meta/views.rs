@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::keys::{self, Table};
 use super::permit::{Pause, Permit};
 use super::records::{Timespec, ViewKind, ViewRecord, ViewState};
-use super::{Batch, Meta, MetaError, View};
+use super::{Batch, Meta, MetaError, State, View};
 use crate::ids::{Generation, ViewId};
 
 /// The most views there can be at a time: their numbers have 16 bits, and 0 is the live view.
@@ -165,13 +165,13 @@ impl Meta {
         record.generation = counters.generation;
         record.pages = counters.used_pages;
         record.inodes = counters.inodes;
-        let Some(id) = self.add_row(&mut views, &record)? else {
-            return Ok(None);
+        // In one step: a commit between the two would keep a view that changes with the live one.
+        let raise = |state: &mut State| {
+            state.counters.generation.0 += 1;
+            state.first_fresh = state.counters.next_ino;
         };
-        let state = &mut *self.state.write();
-        state.counters.generation.0 += 1;
-        state.first_fresh = state.counters.next_ino;
-        Ok(Some((id, record)))
+        let id = self.add_row(&mut views, &record, &raise)?;
+        Ok(id.map(|id| (id, record)))
     }
 
     /// Keeps once more what another kept view sees, whose record this is but for name and kind.
@@ -179,10 +179,15 @@ impl Meta {
     /// # Errors
     /// `None`: there are too many.
     pub fn add_view(&self, record: &ViewRecord) -> Result<Option<ViewId>, MetaError> {
-        self.add_row(&mut self.views.write(), record)
+        self.add_row(&mut self.views.write(), record, &|_| ())
     }
 
-    fn add_row(&self, views: &mut Views, record: &ViewRecord) -> Result<Option<ViewId>, MetaError> {
+    fn add_row(
+        &self,
+        views: &mut Views,
+        record: &ViewRecord,
+        and: &dyn Fn(&mut State),
+    ) -> Result<Option<ViewId>, MetaError> {
         if views.rows.len() >= VIEWS_MAX {
             return Ok(None);
         }
@@ -191,8 +196,10 @@ impl Meta {
         };
         let mut batch = Batch::new();
         batch.change(Table::View, keys::view(id), Some(record.encode()));
-        self.apply(batch)?;
-        self.state.write().counters.newest_view = id;
+        self.apply_and(batch, &|state| {
+            state.counters.newest_view = id;
+            and(state);
+        })?;
         views.rows.insert(id, record.clone());
         views.count();
         Ok(Some(id))

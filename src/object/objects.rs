@@ -54,6 +54,8 @@ pub struct Objects {
     unlinked: Mutex<BTreeSet<FolderNumber>>,
     /// Held while names are made durable.
     syncing: Mutex<()>,
+    /// Folders from this one on are of this use.
+    first_folder: Mutex<FolderNumber>,
 }
 
 /// The directory of all objects.
@@ -86,6 +88,7 @@ impl Objects {
             root_unsynced: Mutex::default(),
             unlinked: Mutex::default(),
             syncing: Mutex::default(),
+            first_folder: Mutex::default(),
         }
     }
 
@@ -225,10 +228,16 @@ impl Objects {
 
     /// Makes new objects in folders after this one.
     pub fn begin_after(&self, newest: FolderNumber) {
+        *self.first_folder.lock() = FolderNumber(newest.0.saturating_add(1));
         *self.folder.lock() = Folder {
             number: newest,
             used: 0,
         };
+    }
+
+    /// Objects in folders before this one were made by earlier uses.
+    pub fn first_folder(&self) -> FolderNumber {
+        *self.first_folder.lock()
     }
 
     /// The folders there are. What is in `objects/` is anybody's to put there: a name that this

@@ -165,6 +165,17 @@ impl EndSignals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut()) };
     }
 
+    /// True when one of them has come, which it takes. Does not wait.
+    pub fn arrived(&self) -> bool {
+        let now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the set was initialised by `block`; a null pointer is permitted for what is known
+        // of the signal; the time lives for the call.
+        unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &now) > 0 }
+    }
+
     /// Waits for one of them and returns its name.
     pub fn wait(&self) -> io::Result<&'static str> {
         let mut signal: libc::c_int = 0;

@@ -1,0 +1,513 @@
+//! `bilayer check`: verifying everything, and mending what can be mended.
+//!
+//! Exit codes are those of fsck(8), and each finding is one line on standard output:
+//!
+//! ```text
+//! error: /a/b (inode 12): it counts 3 links and has 2 [link-count]
+//! error: objects/00000001/… pages 3-5: /a/b (inode 12): chunk 0: page 3 was refused by … [page-damaged]
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+
+use super::error::{CliError, ExitCode};
+use super::progress::Progress;
+use super::request::{
+    ChangeReport, CheckSummary, CheckedSoFar, FindingReport, Outcome, Receiver, Request, ViewReport,
+};
+use super::serve::{tell, watched};
+use super::session::{Used, find, open_volume};
+use super::{OpenArgs, format, print, print_json, wire};
+use crate::check::{self, CheckError, CheckOptions};
+use crate::sys::process::EndSignals;
+
+/// Exit codes of fsck(8).
+mod code {
+    pub(super) const CLEAN: u8 = 0;
+    pub(super) const CORRECTED: u8 = 1;
+    pub(super) const UNCORRECTED: u8 = 4;
+    pub(super) const OPERATIONAL: u8 = 8;
+    pub(super) const USAGE: u8 = 16;
+    pub(super) const CANCELLED: u8 = 32;
+}
+
+/// What `--help` says beside the options.
+pub(super) const HELP: &str = "\
+Each finding is a line: error (something is lost, cannot be reached or would go wrong), warning (a
+number that is off, space that nobody gives back) or note (nothing wrong); what it is about, and in
+brackets its kind. Nothing is written without --repair. A mounted volume is checked while it is used;
+to be repaired it must be unmounted.
+
+What --repair does: counts and links are set right, names that lead nowhere go, what has lost its
+name gets one in lost+found, objects that nobody names are removed. Pages that do not open are not
+replaced: reading them stays an error. Take them from a snapshot, a backup, or with bilayer salvage.
+
+With --json one object: volume, mounted, result (clean, corrected, uncorrected, cancelled), inodes,
+snapshots, objects, pages, bytes, seconds, omitted, and findings: an array of objects with kind,
+severity, message, repaired, and where they are known file, pages (pairs: first, behind the last),
+inode, paths (those that are not UTF-8 also in paths_bytes, in hexadecimal digits).
+
+Exit codes, as fsck(8): 0 nothing wrong, 1 all that was wrong is repaired, 4 something is wrong,
+8 it could not be checked, 16 usage, 32 cancelled.
+
+Examples:
+  bilayer check /srv/vault
+  bilayer check /mnt --jobs 1 --json
+  bilayer check /srv/vault --repair";
+
+/// `bilayer check …`
+#[derive(Args, Debug)]
+pub(super) struct CheckArgs {
+    /// Directory of the volume, or where it is mounted
+    #[arg(value_name = "VOLUME|DIR")]
+    path: PathBuf,
+    /// Mend what can be mended without losing anything; the volume must not be mounted
+    #[arg(long)]
+    repair: bool,
+    /// Compare metadata alone, and read no contents
+    #[arg(long)]
+    quick: bool,
+    /// Threads that verify contents [default: one for each CPU]
+    #[arg(
+        long,
+        short,
+        default_value_t = 0,
+        hide_default_value = true,
+        value_name = "N"
+    )]
+    jobs: usize,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    /// No progress bar, and nothing to say when nothing is wrong
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// What is known when it has ended.
+struct Checked {
+    volume: PathBuf,
+    mounted: bool,
+    findings: Vec<FindingReport>,
+    /// `None` when it was cancelled.
+    summary: Option<CheckSummary>,
+    seconds: f64,
+}
+
+/// Collects what comes, shows how far it is, and notices when somebody wants it to end.
+struct Watching {
+    findings: Vec<FindingReport>,
+    quiet: bool,
+    shown: Option<(Option<u64>, Progress)>,
+    signals: Option<EndSignals>,
+    interrupted: bool,
+}
+
+impl Receiver for Watching {
+    fn view(&mut self, _: ViewReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn finding(&mut self, finding: FindingReport) -> io::Result<()> {
+        self.findings.push(finding);
+        Ok(())
+    }
+
+    fn progress(&mut self, progress: CheckedSoFar) -> io::Result<()> {
+        if self.signals.is_some_and(|signals| signals.arrived()) {
+            self.interrupted = true;
+        }
+        if self.interrupted {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        if self.quiet {
+            return Ok(());
+        }
+        let total = progress.total_bytes;
+        if self.shown.as_ref().is_none_or(|(shown, _)| *shown != total) {
+            self.shown = None;
+            let what = match total {
+                Some(_) => "verifying contents",
+                None => "comparing metadata",
+            };
+            self.shown = Some((total, Progress::start(what, total)));
+        }
+        if let Some((_, shown)) = &self.shown {
+            shown.set(progress.bytes);
+        }
+        Ok(())
+    }
+}
+
+/// The exit code of a check that could not be done.
+pub(super) fn exit_code(error: &CliError) -> u8 {
+    match error.code {
+        ExitCode::Usage => code::USAGE,
+        _ => code::OPERATIONAL,
+    }
+}
+
+/// Checks, tells, and says how the process ends.
+pub(super) fn run(args: &CheckArgs) -> Result<u8, CliError> {
+    let checked = check(args)?;
+    let code = checked.code();
+    if args.json {
+        print_json(&checked.json())?;
+    } else {
+        print(&checked.text(args.quiet))?;
+    }
+    Ok(code)
+}
+
+fn check(args: &CheckArgs) -> Result<Checked, CliError> {
+    let keys = args.open.keys()?;
+    let (volume, used) = find(&args.path)?;
+    let mut watching = Watching {
+        findings: Vec::new(),
+        quiet: args.quiet,
+        shown: None,
+        signals: None,
+        interrupted: false,
+    };
+    let begin = Instant::now();
+    let (mounted, outcome) = match used {
+        _ if args.repair && !matches!(used, Used::No) => {
+            return Err(CliError::new(
+                ExitCode::InUse,
+                format!("cannot repair {}: it is mounted", volume.display()),
+            )
+            .with_hint("unmount it first: bilayer unmount DIR"));
+        }
+        Used::Daemon(mut daemon) => {
+            watching.signals = EndSignals::block().ok();
+            let request = Request::Check {
+                jobs: args.jobs,
+                quick: args.quick,
+            };
+            (true, wire::ask(&mut daemon, &request, None, &mut watching))
+        }
+        Used::Mount(dir) => {
+            return Err(CliError::new(
+                ExitCode::System,
+                format!(
+                    "cannot check the volume mounted on {}: its daemon does not answer this user",
+                    dir.display()
+                ),
+            )
+            .with_hint("root and the user who mounted it may"));
+        }
+        Used::No => (false, offline(&volume, args, &keys, &mut watching)),
+    };
+    drop(watching.shown.take());
+    let summary = match outcome {
+        Ok(Outcome::Checked(summary)) => Some(summary),
+        _ if watching.interrupted => None,
+        Ok(other) => {
+            let message = format!("cannot check the volume: unexpected answer {other:?}");
+            return Err(CliError::new(ExitCode::System, message));
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Checked {
+        volume,
+        mounted,
+        findings: watching.findings,
+        summary,
+        seconds: begin.elapsed().as_secs_f64(),
+    })
+}
+
+fn offline(
+    path: &Path,
+    args: &CheckArgs,
+    keys: &super::session::Keys,
+    watching: &mut Watching,
+) -> Result<Outcome, CliError> {
+    let volume = open_volume(path, args.repair, keys)?;
+    watching.signals = EndSignals::block().ok();
+    let options = CheckOptions {
+        jobs: args.jobs,
+        contents: !args.quick,
+        ..CheckOptions::default()
+    };
+    let report = watched(watching, &|watch| match args.repair {
+        true => check::repair(&volume, &options, watch),
+        false => check::check(&volume, &options, watch),
+    });
+    let report = report.map_err(|error: CheckError| {
+        let doing = if args.repair { "repair" } else { "check" };
+        let message = format!("cannot {doing} the volume {}: {error}", path.display());
+        CliError::new(ExitCode::System, message)
+    })?;
+    tell(report, watching)
+}
+
+impl Checked {
+    fn faults(&self, repaired: bool) -> u64 {
+        let faults = self.findings.iter().filter(|f| f.severity != "note");
+        faults
+            .filter(|finding| finding.repaired == repaired)
+            .count() as u64
+    }
+
+    fn omitted_faults(&self) -> u64 {
+        self.summary.as_ref().map_or(0, |s| s.omitted_faults)
+    }
+
+    fn code(&self) -> u8 {
+        if self.summary.is_none() {
+            return code::CANCELLED;
+        }
+        if self.faults(false) + self.omitted_faults() > 0 {
+            return code::UNCORRECTED;
+        }
+        match self.faults(true) {
+            0 => code::CLEAN,
+            _ => code::CORRECTED,
+        }
+    }
+
+    fn result(&self) -> &'static str {
+        match self.code() {
+            code::CLEAN => "clean",
+            code::CORRECTED => "corrected",
+            code::CANCELLED => "cancelled",
+            _ => "uncorrected",
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let findings: Vec<_> = self.findings.iter().map(finding_json).collect();
+        let mut object = json!({
+            "volume": self.volume.to_string_lossy(),
+            "mounted": self.mounted,
+            "result": self.result(),
+            "seconds": self.seconds,
+            "findings": findings,
+        });
+        if let Some(summary) = &self.summary {
+            object["inodes"] = summary.inodes.into();
+            object["snapshots"] = summary.snapshots.into();
+            object["objects"] = summary.objects.into();
+            object["pages"] = summary.pages.into();
+            object["bytes"] = summary.bytes.into();
+            object["omitted"] = summary.omitted.into();
+        }
+        object
+    }
+
+    fn text(&self, quiet: bool) -> String {
+        let mut text: String = self.findings.iter().map(line).collect();
+        let Some(summary) = &self.summary else {
+            return text + "cancelled\n";
+        };
+        if summary.omitted > 0 {
+            text += &format!("and {} more\n", summary.omitted);
+        }
+        if quiet {
+            return text;
+        }
+        let rate = format::size((summary.bytes as f64 / self.seconds.max(0.001)) as u64);
+        let left = self.faults(false) + self.omitted_faults();
+        let mended = match self.faults(true) {
+            0 => String::new(),
+            mended => format!("{mended} repaired, "),
+        };
+        text += &match left {
+            0 => format!("{}: {mended}", self.result()),
+            left => format!("{mended}{left} left: "),
+        };
+        text += &format!(
+            "{} inodes, {} objects, {} read in {:.1} s, {rate}/s\n",
+            summary.inodes,
+            summary.objects,
+            format::size(summary.bytes),
+            self.seconds
+        );
+        text
+    }
+}
+
+/// JSON has no bytes: paths that are not UTF-8 are there a second time, in hexadecimal digits.
+fn finding_json(finding: &FindingReport) -> serde_json::Value {
+    let mut object = json!({
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "message": finding.message,
+        "repaired": finding.repaired,
+    });
+    if let Some(file) = &finding.file {
+        object["file"] = file.as_str().into();
+    }
+    if !finding.pages.is_empty() {
+        object["pages"] = json!(finding.pages);
+    }
+    if let Some(inode) = finding.inode {
+        object["inode"] = inode.into();
+    }
+    if !finding.paths.is_empty() {
+        let paths = finding.paths.iter();
+        let paths: Vec<_> = paths.map(|path| String::from_utf8_lossy(&path.0)).collect();
+        object["paths"] = json!(paths);
+        if finding
+            .paths
+            .iter()
+            .any(|path| std::str::from_utf8(&path.0).is_err())
+        {
+            let bytes: Vec<_> = finding
+                .paths
+                .iter()
+                .map(|path| hex::encode(&path.0))
+                .collect();
+            object["paths_bytes"] = json!(bytes);
+        }
+    }
+    object
+}
+
+fn line(finding: &FindingReport) -> String {
+    let mut about = Vec::new();
+    if let Some(file) = &finding.file {
+        let runs = finding.pages.iter().map(|&(first, end)| match end - first {
+            1 => first.to_string(),
+            _ => format!("{first}-{}", end - 1),
+        });
+        let runs: Vec<String> = runs.collect();
+        let single = matches!(finding.pages[..], [(first, end)] if end - first == 1);
+        about.push(match runs.len() {
+            0 => file.clone(),
+            _ if single => format!("{file} page {}", runs.join(",")),
+            _ => format!("{file} pages {}", runs.join(",")),
+        });
+    }
+    if let Some(inode) = finding.inode {
+        let mut what = match finding.paths.as_slice() {
+            [] => format!("inode {inode}"),
+            [first, ..] => format!("{} (inode {inode})", format::path(&first.0)),
+        };
+        if finding.paths.len() > 1 {
+            what += &format!(" and {} more", finding.paths.len() - 1);
+        }
+        about.push(what);
+    } else {
+        about.extend(finding.paths.first().map(|path| format::path(&path.0)));
+    }
+    about.push(format::printable(&finding.message));
+    let repaired = if finding.repaired { ", repaired" } else { "" };
+    format!(
+        "{}: {} [{}]{repaired}\n",
+        finding.severity,
+        about.join(": "),
+        finding.kind
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::request::PathBytes;
+
+    fn finding(severity: &str, repaired: bool) -> FindingReport {
+        FindingReport {
+            kind: "page-damaged".to_owned(),
+            severity: severity.to_owned(),
+            message: "it is\nbad".to_owned(),
+            file: Some("objects/00000001/ab".to_owned()),
+            pages: vec![(3, 4), (7, 10)],
+            inode: Some(12),
+            paths: vec![PathBytes(b"/a\xff".to_vec()), PathBytes(b"/b".to_vec())],
+            repaired,
+        }
+    }
+
+    fn checked(findings: Vec<FindingReport>, ended: bool) -> Checked {
+        let summary = CheckSummary {
+            inodes: 1,
+            snapshots: 0,
+            objects: 2,
+            pages: 3,
+            bytes: 4096,
+            omitted: 0,
+            omitted_faults: 0,
+        };
+        Checked {
+            volume: PathBuf::from("/v"),
+            mounted: false,
+            findings,
+            summary: ended.then_some(summary),
+            seconds: 2.0,
+        }
+    }
+
+    #[test]
+    fn findings_are_lines() {
+        assert_eq!(
+            line(&finding("error", true)),
+            "error: objects/00000001/ab pages 3,7-9: /a\\377 (inode 12) and 1 more: it is bad \
+             [page-damaged], repaired\n"
+        );
+        let plain = FindingReport {
+            file: None,
+            inode: None,
+            paths: Vec::new(),
+            ..finding("note", false)
+        };
+        assert_eq!(line(&plain), "note: it is bad [page-damaged]\n");
+    }
+
+    #[test]
+    fn it_ends_as_fsck_does() {
+        for (findings, ended, code, result) in [
+            (vec![], true, 0, "clean"),
+            (vec![finding("note", false)], true, 0, "clean"),
+            (vec![finding("warning", true)], true, 1, "corrected"),
+            (
+                vec![finding("error", true), finding("warning", false)],
+                true,
+                4,
+                "uncorrected",
+            ),
+            (vec![finding("error", false)], false, 32, "cancelled"),
+        ] {
+            let checked = checked(findings, ended);
+            assert_eq!((checked.code(), checked.result()), (code, result));
+        }
+        let more = CheckSummary {
+            omitted: 2,
+            omitted_faults: 1,
+            ..checked(vec![], true).summary.unwrap()
+        };
+        let more = Checked {
+            summary: Some(more),
+            ..checked(vec![], true)
+        };
+        assert_eq!(more.code(), 4);
+        assert!(more.text(true).contains("and 2 more"));
+    }
+
+    #[test]
+    fn programs_get_all_of_it() {
+        let json = checked(vec![finding("error", false)], true).json();
+        assert_eq!(json["findings"][0]["pages"], json!([[3, 4], [7, 10]]));
+        assert_eq!(
+            json["findings"][0]["paths_bytes"],
+            json!(["2f61ff", "2f62"])
+        );
+        assert_eq!(json["result"], "uncorrected");
+        assert_eq!(json["bytes"], 4096);
+    }
+}

@@ -1,0 +1,66 @@
+//! Checking a filesystem in use. What is checked is its newest commit, while it goes on being used.
+
+use std::sync::Arc;
+
+use super::Filesystem;
+use crate::check::{self, CheckError, CheckOptions, CheckProgress, Live, Report, Subject};
+use crate::ids::{ChunkIndex, FolderNumber, Ino};
+use crate::meta::MetaError;
+use crate::meta::page_set::PageSet;
+use crate::meta::records::PartId;
+use crate::meta::stored::Stored;
+use crate::object::{Fault, ObjectError, Objects};
+use crate::store::Store;
+use crate::store::read_only::ReadOnlyStore;
+
+struct InUse<'a>(&'a Filesystem);
+
+impl Live for InUse<'_> {
+    fn first_folder(&self) -> FolderNumber {
+        self.0.contents.objects().first_folder()
+    }
+
+    fn stored(&self) -> Result<Stored, MetaError> {
+        self.0.meta.stored()
+    }
+
+    fn verify_again(
+        &self,
+        ino: Ino,
+        chunk: ChunkIndex,
+        id: PartId,
+        pages: &PageSet,
+    ) -> Result<Vec<Fault>, ObjectError> {
+        let _no_trimming = self.0.trimming.read();
+        self.0.contents.verify_again(ino, chunk, id, pages)
+    }
+}
+
+impl Filesystem {
+    /// Checks everything that is on the disk.
+    ///
+    /// # Errors
+    /// It was cancelled, or the backing store failed. What is wrong is no error.
+    pub fn check(
+        &self,
+        options: &CheckOptions,
+        progress: &dyn CheckProgress,
+    ) -> Result<Report, CheckError> {
+        progress.begin(check::Stage::Metadata, None);
+        if let Err(error) = self.sync() {
+            // What is there can be looked at all the same.
+            tracing::warn!(%error, "not everything could be made durable before checking");
+        }
+        let report = Report {
+            bytes: self.meta.file().len()?,
+            ..Report::default()
+        };
+        let store: Arc<dyn Store> = Arc::new(ReadOnlyStore::over(Arc::clone(&self.volume.store)));
+        let subject = Subject {
+            objects: Objects::new(store, Arc::clone(&self.volume.keys), 1),
+            live: Some(&InUse(self)),
+        };
+        let stored = Arc::new(self.meta.stored()?);
+        Ok(check::run(stored, &subject, options, progress, report)?.report)
+    }
+}

@@ -1,0 +1,51 @@
+//! Setting right what a check found wrong: single physical records and what the volume counts. To be
+//! used where nobody else changes anything.
+
+use super::keys::{self, Table};
+use super::{Batch, Meta};
+use crate::ids::{Generation, Ino};
+
+/// What the volume is to count from now on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Corrections {
+    /// Pages of contents.
+    pub used_pages: Option<u64>,
+    /// Inodes.
+    pub inodes: Option<u64>,
+    /// New inodes begin here at least.
+    pub next_ino: Option<Ino>,
+    /// The live generation is this one at least.
+    pub generation: Option<Generation>,
+}
+
+impl Meta {
+    /// Sets or removes one version of a record.
+    pub fn set_version(
+        &self,
+        batch: &mut Batch,
+        (table, logical): (Table, &[u8]),
+        generation: Generation,
+        value: Option<Vec<u8>>,
+    ) {
+        batch.change(table, keys::versioned(logical, generation), value);
+    }
+
+    /// Sets or removes a row of a table without versions.
+    pub fn set_row(&self, batch: &mut Batch, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
+        batch.change(table, key, value);
+    }
+
+    /// Sets what the volume counts; part of the next commit.
+    pub fn correct(&self, to: &Corrections) {
+        let state = &mut *self.state.write();
+        let counters = &mut state.counters;
+        counters.used_pages = to.used_pages.unwrap_or(counters.used_pages);
+        counters.inodes = to.inodes.unwrap_or(counters.inodes);
+        let next = to.next_ino.unwrap_or_default();
+        counters.next_ino = counters.next_ino.max(next);
+        let generation = to.generation.unwrap_or_default();
+        counters.generation = counters.generation.max(generation);
+        state.first_fresh = counters.next_ino;
+        state.applied += 1;
+    }
+}

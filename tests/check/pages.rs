@@ -1,0 +1,152 @@
+//! Objects and pages that are not what they should be: which, and whose.
+
+use bilayer::check::{Kind, Severity};
+use bilayer::ids::{ChunkIndex, Epoch, Ino};
+use bilayer::meta::records::ExtentRecord;
+use bilayer::meta::{Batch, View};
+use bilayer::store::{OpenMode, Store, StorePath};
+
+use crate::{Closed, kinds, large};
+
+const PAGE: u64 = 4096;
+
+/// The one finding of that kind, which a repair leaves as it is.
+#[track_caller]
+fn found(closed: &Closed, kind: Kind) -> bilayer::check::Finding {
+    let report = closed.repair();
+    assert!(report.is_uncorrected() && !report.is_corrected());
+    assert_eq!(kinds(&report), [kind], "{:#?}", report.findings);
+    let report = closed.check();
+    let mut found = report.findings;
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let found = found.remove(0);
+    assert_eq!((found.kind, found.severity), (kind, Severity::Error));
+    assert_eq!(found.paths, [b"/large".to_vec()]);
+    assert!(found.file().unwrap().starts_with("objects/"));
+    found
+}
+
+#[test]
+fn damaged_pages_are_named() {
+    let closed = Closed::new();
+    let file = closed.open(&closed.largest());
+    for at in [3 * PAGE + 100, 4 * PAGE + 4095, 9 * PAGE] {
+        let mut byte = [0];
+        file.read_at(&mut byte, at).unwrap();
+        file.write_at(&[byte[0] ^ 1], at).unwrap();
+    }
+    file.write_at(&[0; 4096], 20 * PAGE).unwrap();
+    assert_eq!(
+        found(&closed, Kind::PageDamaged).pages,
+        [3..5, 9..10, 20..21]
+    );
+}
+
+#[test]
+fn short_and_missing_objects_are_named() {
+    let closed = Closed::new();
+    let path = closed.largest();
+    let file = closed.open(&path);
+    let pages = file.len().unwrap() / PAGE;
+    file.set_len(7 * PAGE + 1).unwrap();
+    let short = found(&closed, Kind::ObjectShort);
+    assert_eq!(short.pages, std::slice::from_ref(&(7..pages)));
+    assert_eq!(short.file().as_deref(), Some(path.as_str()));
+    closed.store.unlink(&StorePath::new(&path)).unwrap();
+    found(&closed, Kind::ObjectMissing);
+}
+
+#[test]
+fn a_key_set_that_nobody_has_is_told() {
+    let closed = Closed::new();
+    closed.tamper(|meta| {
+        let name = b"large";
+        let file = meta
+            .dirent(Ino::ROOT, name, View::LIVE)
+            .unwrap()
+            .unwrap()
+            .ino;
+        let (_, mut extent) = meta
+            .extent(file, ChunkIndex(0), View::LIVE)
+            .unwrap()
+            .unwrap();
+        if let ExtentRecord::Parts { parts, .. } = &mut extent {
+            parts[0].id.epoch = Epoch(77);
+        }
+        let mut batch = Batch::new();
+        meta.put_extent(&mut batch, file, ChunkIndex(0), Some(&extent))
+            .unwrap();
+        meta.apply(batch).unwrap();
+    });
+    found(&closed, Kind::KeySetMissing);
+}
+
+#[test]
+fn objects_that_nobody_names_are_removed() {
+    let closed = Closed::new();
+    let largest = closed.largest();
+    let folder = largest.rsplit_once('/').unwrap().0;
+    let path = StorePath::new(&format!("{folder}/00112233445566778899aabbccddeeff"));
+    let file = closed.store.open(&path, OpenMode::CreateNew).unwrap();
+    file.write_at(&[1; 5000], 0).unwrap();
+    assert_eq!(kinds(&closed.check()), [Kind::ObjectUnnamed]);
+    assert!(closed.check().is_uncorrected());
+    let repaired = closed.repair();
+    assert!(repaired.is_corrected() && !repaired.is_uncorrected());
+    assert!(closed.store.info(&path).is_err());
+    assert_eq!(closed.check().findings, []);
+    let mount = closed.mount();
+    assert_eq!(mount.contents(mount.at("large")), large());
+    mount.finish();
+}
+
+/// Every page of the metadata that is in use is told when it is damaged; nothing is repaired then,
+/// and nothing else said that would follow from what is missing.
+#[test]
+fn damaged_pages_of_the_metadata_are_named() {
+    const STRIDE: u64 = 4608;
+    let closed = Closed::new();
+    let file = closed.open("meta");
+    let pages = file.len().unwrap() / STRIDE;
+    let mut told = 0;
+    for page in 2..pages {
+        let mut page_bytes = vec![0; STRIDE as usize];
+        file.read_at(&mut page_bytes, page * STRIDE).unwrap();
+        if page_bytes.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        file.write_at(&[page_bytes[700] ^ 1], page * STRIDE + 700)
+            .unwrap();
+        let report = closed.check();
+        if !report.is_clean() {
+            told += 1;
+            let named = report.findings.iter().flat_map(|f| f.pages.clone());
+            let named: Vec<_> = named.collect();
+            let kinds = kinds(&report);
+            assert!(kinds.contains(&Kind::Metadata), "{page}: {kinds:?}");
+            assert!(
+                kinds
+                    .iter()
+                    .all(|kind| matches!(kind, Kind::Metadata | Kind::NotCompared)),
+                "{page}: {kinds:?}"
+            );
+            assert!(
+                named.iter().all(|run| *run == (page - 1..page)),
+                "{named:?}"
+            );
+            assert!(!closed.repair().is_corrected());
+        }
+        file.write_at(&page_bytes, page * STRIDE).unwrap();
+    }
+    assert!(told > 3, "{told} of {pages}");
+    assert_eq!(closed.check().findings, []);
+    for slot in 0..2 {
+        let mut bytes = vec![0; STRIDE as usize];
+        file.read_at(&mut bytes, slot * STRIDE).unwrap();
+        file.write_at(&[0; 64], slot * STRIDE).unwrap();
+        let kinds = kinds(&closed.check());
+        assert!(kinds.contains(&Kind::MetadataSlot), "{kinds:?}");
+        file.write_at(&bytes, slot * STRIDE).unwrap();
+    }
+    assert_eq!(closed.check().findings, []);
+}
