@@ -57,6 +57,9 @@ struct Frame {
     path_bytes: usize,
 }
 
+/// Says what to take out for an inode that has no place.
+type Choice<'c, W> = dyn FnMut(&W, Ino) -> Option<(Ino, InodeRecord)> + 'c;
+
 struct Walk<'a, 'r> {
     source: &'a Source<'a>,
     out: &'a Out,
@@ -484,7 +487,7 @@ impl Walk<'_, '_> {
         &mut self,
         table: Table,
         place: &[u8],
-        what: &mut dyn FnMut(&Self, Ino) -> Option<(Ino, InodeRecord)>,
+        what: &mut Choice<'_, Self>,
     ) -> io::Result<()> {
         let mut next = Some(Vec::new());
         while let Some(start) = next.take() {

@@ -98,6 +98,15 @@ fn make(filesystem: &Filesystem, name: &str, files: u64) -> Outcome<f64> {
     Ok(files as f64 / begin.elapsed().as_secs_f64())
 }
 
+/// Of this thread.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
 fn newest(dir: &Path) -> Outcome<Option<(u64, u64)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir.join("volume/checkpoints"))? {
@@ -133,19 +142,23 @@ fn measure_in(dir: &Path, rounds: u32, files: u64) -> Outcome<()> {
     make(&filesystem, "first", files)?;
     filesystem.sync()?;
     let meta = std::fs::metadata(dir.join("volume/meta"))?.blocks() * 512;
-    let mut times = Vec::new();
+    let (mut times, mut works) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let begin = Instant::now();
+        let (begin, worked) = (Instant::now(), processor_time());
         filesystem.checkpoint_now()?;
         times.push(begin.elapsed().as_secs_f64());
+        works.push((processor_time() - worked).as_secs_f64());
     }
-    times.sort_by(f64::total_cmp);
+    for times in [&mut times, &mut works] {
+        times.sort_by(f64::total_cmp);
+    }
     let (length, allocated) = newest(dir)?.ok_or("no checkpoint was made")?;
     println!(
-        "{files} files: {:.2} s ({:.2} to {:.2}), {:.1} MiB on disk (length {:.1}), meta {:.1} MiB",
+        "{files} files: {:.2} s ({:.2} to {:.2}), {:.2} s of a processor; {:.1} MiB on disk (length {:.1}), meta {:.1} MiB",
         times[times.len() / 2],
         times[0],
         times[times.len() - 1],
+        works[works.len() / 2],
         allocated as f64 / 1_048_576.0,
         length as f64 / 1_048_576.0,
         meta as f64 / 1_048_576.0,
@@ -158,7 +171,7 @@ fn measure_in(dir: &Path, rounds: u32, files: u64) -> Outcome<()> {
 /// Files made per second with nothing beside it, and beside checkpoints in the pace of the
 /// background, one after the other.
 fn beside(filesystem: &Arc<Filesystem>, rounds: u32) -> Outcome<()> {
-    const FILES: u64 = 20_000;
+    const FILES: u64 = 60_000;
     let (mut alone, mut with, mut made) = (Vec::new(), Vec::new(), 0);
     for round in 0..rounds {
         alone.push(make(filesystem, &format!("alone-{round}"), FILES)?);
