@@ -152,7 +152,8 @@ impl CliError {
             ),
             _ => (
                 ExitCode::Integrity,
-                "copy the volume's directory before anything else; the log says which page it was",
+                "copy the volume's directory before anything else; the log says which page it was; what \
+                 can be read comes out with: bilayer salvage VOLUME OUT",
             ),
         };
         Self::new(code, format!("{doing}: {error}")).with_hint(hint)

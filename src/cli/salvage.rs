@@ -15,7 +15,6 @@ use super::status::volume_of;
 use super::{OpenArgs, options, paths, print, print_json};
 use crate::fuse::mountinfo::mounts_of;
 use crate::salvage::out::Out;
-use crate::salvage::report::Counts;
 use crate::salvage::{self, Options, REPORT_NAME, SalvageError, Summary};
 use crate::store::directory::DirectoryStore;
 use crate::volume::{self, OpenOptions, Rescue};
@@ -176,7 +175,7 @@ fn tell(
             "source": summary.source,
         }))?;
     } else if !args.quiet {
-        print(&in_words(to, &counts, took))?;
+        print(&in_words(to, summary, took))?;
     }
     if counts.lost + counts.older + counts.unset == 0 {
         return Ok(());
@@ -202,7 +201,8 @@ fn tell(
         .with_hint(format!("{} names each of them", report.display())))
 }
 
-fn in_words(to: &Path, counts: &Counts, took: Option<String>) -> String {
+fn in_words(to: &Path, summary: &Summary, took: Option<String>) -> String {
+    let counts = &summary.counts;
     let took = took.unwrap_or_else(|| size(counts.bytes));
     let mut text = format!(
         "{} files in {} directories taken to {}: {took}\n",
@@ -223,6 +223,9 @@ fn in_words(to: &Path, counts: &Counts, took: Option<String>) -> String {
         if count > 0 {
             text += &format!("{count} {what}\n");
         }
+    }
+    if summary.source["owners_set"] == false {
+        text += "owners are not set: that takes root\n";
     }
     text
 }

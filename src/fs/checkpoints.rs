@@ -109,7 +109,7 @@ impl Filesystem {
                 };
                 let begin = Instant::now();
                 if this.checkpoint_is_behind() {
-                    this.try_checkpoint(&mut Pace::new(&told).slices());
+                    this.try_checkpoint(&mut in_turns(|time| told.wait(time)));
                 }
                 wait = interval.max(begin.elapsed() * TIME_SHARE);
             }
@@ -187,6 +187,20 @@ impl Filesystem {
         self.write_checkpoint(&mut || true)
     }
 
+    /// The same in the pace of the background, unless `stop` says so before it is done.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint_now`].
+    pub fn checkpoint_in_turns(
+        &self,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Checkpoint, CheckpointError> {
+        self.write_checkpoint(&mut in_turns(|time| {
+            std::thread::sleep(time);
+            stop()
+        }))
+    }
+
     fn write_checkpoint(
         &self,
         go_on: &mut dyn FnMut() -> bool,
@@ -209,32 +223,17 @@ impl Filesystem {
     }
 }
 
-/// Work in turns, with sleep in between.
-struct Pace<'a> {
-    orders: &'a Orders,
-    awake: Instant,
-}
-
-impl<'a> Pace<'a> {
-    fn new(orders: &'a Orders) -> Self {
-        Self {
-            orders,
-            awake: Instant::now(),
+/// Work in turns, with sleep in between: what it returns is asked whether to go on. `wait` waits for
+/// so long and says whether to stop.
+fn in_turns(wait: impl Fn(Duration) -> bool) -> impl FnMut() -> bool {
+    let mut awake = Instant::now();
+    move || {
+        let worked = awake.elapsed();
+        if worked < SLICE {
+            return !wait(Duration::ZERO);
         }
-    }
-
-    fn slices(mut self) -> impl FnMut() -> bool + use<'a> {
-        move || {
-            let worked = self.awake.elapsed();
-            let stop = self.orders.wait(if worked < SLICE {
-                Duration::ZERO
-            } else {
-                worked * SLEEPS
-            });
-            if worked >= SLICE {
-                self.awake = Instant::now();
-            }
-            !stop
-        }
+        let stop = wait(worked * SLEEPS);
+        awake = Instant::now();
+        !stop
     }
 }

@@ -312,10 +312,13 @@ fn check_room(store: &dyn Store, needed_bytes: u64) -> Result<(), CheckpointErro
     Ok(())
 }
 
+/// Takes a key and its value.
+type Insert<'i> = dyn FnMut(&[u8], &[u8]) -> Result<(), CheckpointError> + 'i;
+
 fn copy_rows(
     rows: &RawTables,
     table: Table,
-    insert: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), CheckpointError>,
+    insert: &mut Insert<'_>,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<(), CheckpointError> {
     let mut outcome = Ok(());

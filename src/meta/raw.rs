@@ -407,9 +407,9 @@ struct Node {
 impl Node {
     /// `None` for what is no page of a tree.
     fn parse(bytes: Vec<u8>) -> Option<Self> {
-        let is_leaf = match bytes.first()? {
-            &LEAF => true,
-            &BRANCH => false,
+        let is_leaf = match *bytes.first()? {
+            LEAF => true,
+            BRANCH => false,
             _ => return None,
         };
         let count = u16::from_le_bytes(bytes.get(2..4)?.try_into().ok()?);

@@ -115,7 +115,8 @@ pub fn salvage(
     let records = Records::open(store, &rescue.keys, &rescue.header);
     let views = views_of(&records);
     let wanted = wanted(&views, options)?;
-    let known = describe(rescue, &records, &views);
+    let mut known = describe(rescue, &records, &views);
+    known["owners_set"] = out.privileged.into();
     let report = out::make_file(out.root(), REPORT_NAME.as_bytes())?;
     let mut report = Report::begin(report, &known)?;
     report_records(&records, &mut report)?;

@@ -4,7 +4,7 @@
 //! is gone into once, so that records which are no tree end too. A file with several names is kept
 //! under its inode's number in a directory of its own until the end, to link further names to.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -57,6 +57,9 @@ struct Frame {
     path_bytes: usize,
 }
 
+/// Says what to take out for an inode that has no place.
+type Choice<'c, W> = dyn FnMut(&W, Ino) -> Option<(Ino, InodeRecord)> + 'c;
+
 struct Walk<'a, 'r> {
     source: &'a Source<'a>,
     out: &'a Out,
@@ -64,7 +67,8 @@ struct Walk<'a, 'r> {
     report: &'r mut Report,
     seen: InoSet,
     staging: OwnedFd,
-    staged: HashSet<Ino>,
+    /// Files with several names, and whether something of them was lost.
+    staged: HashMap<Ino, bool>,
     path: Vec<u8>,
 }
 
@@ -82,7 +86,7 @@ pub(super) fn take(
         report,
         seen: InoSet::default(),
         staging: out::make_directory(out.root(), STAGING)?,
-        staged: HashSet::new(),
+        staged: HashMap::new(),
         path: wanted.path.join(&b'/'),
     };
     let place: Vec<&[u8]> = wanted.path.iter().map(Vec::as_slice).collect();
@@ -91,7 +95,7 @@ pub(super) fn take(
         Err(error) => walk.lose("file", error.to_string())?,
     }
     walk.rest(&wanted.lost)?;
-    for ino in &walk.staged {
+    for ino in walk.staged.keys() {
         out::unlink(walk.staging.as_fd(), ino.to_string().as_bytes())?;
     }
     out::remove_directory(out.root(), STAGING)
@@ -346,15 +350,17 @@ impl Walk<'_, '_> {
     ) -> io::Result<()> {
         self.seen.insert(ino);
         let number = ino.to_string();
-        if self.staged.contains(&ino) {
-            return match out::link(self.staging.as_fd(), number.as_bytes(), at, name) {
-                Ok(()) => {
-                    self.report.counts.links += 1;
-                    Ok(())
-                }
-                Err(error) => self.give_up(error),
+        if let Some(harmed) = self.staged.get(&ino).copied() {
+            if let Err(error) = out::link(self.staging.as_fd(), number.as_bytes(), at, name) {
+                return self.give_up(error);
+            }
+            self.report.counts.links += 1;
+            return match harmed {
+                true => self.lose("contents", "lost under another of its names".to_owned()),
+                false => Ok(()),
             };
         }
+        let before = self.report.counts;
         let made = match inode.kind {
             FileKind::Regular => self.regular(at, name, ino, inode),
             _ => self.other(at, name, ino, inode),
@@ -362,9 +368,13 @@ impl Walk<'_, '_> {
         if let Err(error) = made {
             return self.give_up(error);
         }
+        let after = self.report.counts;
         if inode.nlink > 1 {
             match out::link(at, name, self.staging.as_fd(), number.as_bytes()) {
-                Ok(()) => _ = self.staged.insert(ino),
+                Ok(()) => {
+                    let harmed = (before.lost, before.older) != (after.lost, after.older);
+                    self.staged.insert(ino, harmed);
+                }
                 Err(error) => self.lose("unset", format!("further names: {error}"))?,
             }
         }
@@ -477,7 +487,7 @@ impl Walk<'_, '_> {
         &mut self,
         table: Table,
         place: &[u8],
-        what: &mut dyn FnMut(&Self, Ino) -> Option<(Ino, InodeRecord)>,
+        what: &mut Choice<'_, Self>,
     ) -> io::Result<()> {
         let mut next = Some(Vec::new());
         while let Some(start) = next.take() {

@@ -135,7 +135,8 @@ impl VolumeError {
 
     /// What to do next, where there is something to do.
     pub fn hint(&self) -> Option<String> {
-        const RESTORE: &str = "restore volume.json from a backup of this volume";
+        const RESTORE: &str =
+            "restore volume.json from a backup of this volume or from its checkpoints/volume.json";
         let text = match self {
             Self::NotAVolume => "make one: bilayer create DIR, or check the path",
             Self::Occupied(_) => "choose an empty directory",

@@ -6,10 +6,11 @@
 //!   lock             locked while the volume is open; marked while it is being made
 //!   meta             sealed file: the metadata database
 //!   objects/         sealed files: contents
+//!   checkpoints/     sealed files: copies of the metadata database; a spare superblock ([`spare`])
 //! ```
 //!
 //! [`create`](create()) makes an empty one, [`found`](found()) any, [`open`](open()) opens one,
-//! [`inspect`] shows what a superblock claims without any key.
+//! [`inspect`] shows what a superblock claims without any key, [`rescue`](rescue()) opens the keys of a damaged one.
 //!
 //! Invariants: the superblock is written last and atomically, so a directory with a `volume.json`
 //! is a whole volume; what an unverified superblock says decides nothing but which wraps are tried

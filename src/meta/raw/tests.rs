@@ -7,7 +7,7 @@ use super::{Found, Gap, RawTables};
 use crate::ids::{CryptoId, Epoch};
 use crate::layers::{KeyRing, KeySet};
 use crate::meta::database::Tables;
-use crate::meta::keys::Table;
+use crate::meta::keys::{Row, Table};
 use crate::meta::overlay::{Batch, Overlay};
 use crate::sealed::{META_STRIDE_BYTES, MetaFile};
 use crate::store::memory::MemoryStore;
@@ -85,7 +85,7 @@ impl World {
     }
 }
 
-fn read(tables: &RawTables, table: Table) -> (Vec<(Vec<u8>, Vec<u8>)>, Vec<Gap>) {
+fn read(tables: &RawTables, table: Table) -> (Vec<Row>, Vec<Gap>) {
     let (mut rows, mut gaps) = (Vec::new(), Vec::new());
     tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
         match found {
@@ -199,9 +199,7 @@ fn each_page_damaged(damage: impl Fn(&dyn StoreFile, u64)) {
             let expected = model.iter().filter(|(key, _)| !lost(key));
             let rows_outside = rows.iter().filter(|(key, _)| !lost(key));
             assert!(
-                expected
-                    .map(|(k, v)| (k, v))
-                    .eq(rows_outside.map(|(k, v)| (k, v))),
+                expected.eq(rows_outside.map(|(key, value)| (key, value))),
                 "{table:?}, stride {stride}"
             );
             assert!(
