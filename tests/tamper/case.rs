@@ -28,7 +28,7 @@ pub const OBJECT_STRIDE: usize = 4096;
 
 /// The metadata, or a checkpoint of them.
 pub fn is_meta(path: &str) -> bool {
-    path == "meta" || path.starts_with("checkpoints")
+    path == "meta" || (path.starts_with("checkpoints") && !path.ends_with(".json"))
 }
 
 pub fn stride(path: &str) -> usize {
@@ -64,7 +64,7 @@ pub enum Edit {
 }
 
 impl Edit {
-    fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         match self {
             Self::Write { path, .. }
             | Self::Len { path, .. }
@@ -175,7 +175,7 @@ pub fn attempt(
     std::thread::spawn(move || {
         log::begin();
         let seen = catch_unwind(AssertUnwindSafe(|| {
-            examine(&store, &keystore, &victim_there.held, again)
+            examine(&store, &keystore, &victim_there, again)
         }));
         let _ = done.send((seen, log::end()));
     });
@@ -189,10 +189,10 @@ pub fn attempt(
 }
 
 /// Opens the volume, reads everything, changes something, closes it.
-fn examine(store: &Arc<dyn Store>, keystore: &Keystore, held: &Held, again: bool) -> Seen {
+fn examine(store: &Arc<dyn Store>, keystore: &Keystore, victim: &Victim, again: bool) -> Seen {
     let mut found = Vec::new();
     for _ in 0..=usize::from(again) {
-        let fs = match victim::open(Arc::clone(store), keystore) {
+        let fs = match victim::open(Arc::clone(store), keystore, victim.checkpoints) {
             Ok(fs) => fs,
             // That it does not open any more was told when it was used.
             Err(_) if !found.is_empty() => break,
@@ -201,7 +201,7 @@ fn examine(store: &Arc<dyn Store>, keystore: &Keystore, held: &Held, again: bool
                 return Seen { refused, found };
             }
         };
-        found.push(pieces::look(&fs, held));
+        found.push(pieces::look(&fs, &victim.held));
         let _ = make_something(&fs);
         let _ = fs.close();
     }

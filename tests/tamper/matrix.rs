@@ -162,6 +162,22 @@ fn a_deployed_volume() {
     check(&table);
 }
 
+/// Nothing is read from a checkpoint while the volume is whole.
+#[test]
+fn checkpoints_of_the_metadata() {
+    let victim = Arc::new(Victim::with_checkpoints());
+    let mut cases = everything(&victim, &victim.closed, Extent::Some);
+    cases.retain(|case| {
+        let mut paths = case.edits.iter().map(Edit::path);
+        paths.all(|path| path.starts_with("checkpoints"))
+    });
+    let many = cases.len() as u64;
+    let table = run(&victim, |victim| &victim.closed, cases);
+    table.finish("Checkpoints of the metadata");
+    assert_eq!(table.all(Outcome::Right), many);
+    assert!(table.changes("checkpoint").contains("zeros"));
+}
+
 #[test]
 fn every_bit_of_the_superblock() {
     let cases = changes::of_superblock(&PLAIN.closed);

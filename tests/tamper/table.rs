@@ -115,6 +115,12 @@ impl Table {
         rows.filter_map(|(_, counts)| counts.get(&outcome)).sum()
     }
 
+    /// Of everything.
+    pub fn all(&self, outcome: Outcome) -> u64 {
+        let rows = self.counts.values();
+        rows.filter_map(|counts| counts.get(&outcome)).sum()
+    }
+
     pub fn changes(&self, of: &str) -> BTreeSet<&'static str> {
         let rows = self
             .counts

@@ -28,8 +28,9 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 /// What a platform keystore remembers, by the name of the file.
 type Records = BTreeMap<String, Vec<u8>>;
 
-fn options() -> FilesystemOptions {
+fn options(checkpoints: bool) -> FilesystemOptions {
     FilesystemOptions {
+        checkpoint_interval: checkpoints.then_some(Duration::from_secs(3600)),
         commit_interval: Duration::from_secs(3600),
         meta_cache_bytes: 1 << 20,
         ..FilesystemOptions::default()
@@ -104,10 +105,14 @@ fn volume(store: Arc<dyn Store>, keystore: &Keystore) -> Result<Volume, String> 
     volume::open(store, &options).map_err(|error| error.to_string())
 }
 
-/// Opens a volume; the error is what its user is told.
-pub fn open(store: Arc<dyn Store>, keystore: &Keystore) -> Result<Arc<Filesystem>, String> {
+/// Opens a volume, with checkpoints of its metadata or without; the error is what its user is told.
+pub fn open(
+    store: Arc<dyn Store>,
+    keystore: &Keystore,
+    checkpoints: bool,
+) -> Result<Arc<Filesystem>, String> {
     let volume = volume(store, keystore)?;
-    Filesystem::open(volume, options()).map_err(|error| error.to_string())
+    Filesystem::open(volume, options(checkpoints)).map_err(|error| error.to_string())
 }
 
 /// One disk with several volumes.
@@ -144,7 +149,7 @@ impl Disk {
     }
 
     fn open(&self, name: &str, keystore: &Keystore) -> Arc<Filesystem> {
-        open(self.at(name), keystore).expect("open")
+        open(self.at(name), keystore, false).expect("open")
     }
 
     /// Makes a volume of the image of that name, which a volume has.
@@ -173,7 +178,7 @@ fn open_meta(volume: &Volume) -> Arc<Meta> {
     let path = StorePath::new(META_NAME);
     let file = volume.store.open(&path, OpenMode::ReadWrite).expect("meta");
     let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
-    Arc::new(Meta::open(file, 4 << 20, true).expect("metadata"))
+    Arc::new(Meta::open(file, 4 << 20).expect("metadata"))
 }
 
 /// All bytes of a closed volume.
@@ -311,7 +316,7 @@ impl State {
             records: keystore.records(),
         };
         let copy = keystore.copy();
-        let fs = open(state.disk.snapshot().at(name), &copy).expect("open");
+        let fs = open(state.disk.snapshot().at(name), &copy, false).expect("open");
         let of = pieces::files_of(&fs, held);
         fs.close().expect("close");
         drop(fs);
@@ -359,6 +364,8 @@ pub struct Victim {
     /// As the end of the process left it.
     pub killed: State,
     pub foreign: Vec<Foreign>,
+    /// It is used with checkpoints of its metadata.
+    pub checkpoints: bool,
 }
 
 impl Victim {
@@ -401,7 +408,7 @@ impl Victim {
                 same_ids: true,
             },
         ];
-        let mut this = Self::finish(disk, "volume", keystore, history, older, foreign);
+        let mut this = Self::finish(disk, "volume", keystore, history, older, foreign, false);
         this.other_history = other_history;
         this
     }
@@ -433,7 +440,22 @@ impl Victim {
             same_ids: false,
         };
         let foreign = vec![another(&keystore), source];
-        Self::finish(disk, "deployed", keystore, history, older, foreign)
+        Self::finish(disk, "deployed", keystore, history, older, foreign, false)
+    }
+
+    /// One beside whose metadata there are checkpoints.
+    pub fn with_checkpoints() -> Self {
+        let (disk, keystore) = (Disk(MemoryStore::new()), Keystore::new());
+        disk.create("volume", &keystore);
+        let fs = open(disk.at("volume"), &keystore, true).expect("open");
+        fill(&fs, 1);
+        let history = vec![pieces::survey(&fs)];
+        fs.close().expect("close");
+        drop(fs);
+        let older = files(&*disk.at("volume"));
+        let foreign = vec![another(&keystore)];
+        let name = "volume";
+        Self::finish(disk, name, keystore, history, older, foreign, true)
     }
 
     /// The last use: a snapshot, and changes after it.
@@ -444,8 +466,9 @@ impl Victim {
         mut history: Vec<Held>,
         older: Files,
         foreign: Vec<Foreign>,
+        checkpoints: bool,
     ) -> Self {
-        let fs = disk.open(name, &keystore);
+        let fs = open(disk.at(name), &keystore, checkpoints).expect("open");
         fs.create_view(ViewKind::Snapshot, "one", None, "")
             .expect("snapshot");
         history.push(pieces::survey(&fs));
@@ -469,6 +492,7 @@ impl Victim {
             closed,
             killed,
             foreign,
+            checkpoints,
         }
     }
 }

@@ -1,0 +1,77 @@
+//! What it would cost to notice that a single page was put back to an older state.
+//!
+//! ```text
+//! cargo run --release -p bilayer-bench --bin freshness -- --dir /srv/tmp
+//! ```
+//! Pages are authentic at their place for ever: an older one opens (`docs/THREAT-MODEL.md`). Several
+//! ways to tie a page to its time are computed and written here beside what a volume writes today,
+//! over traces of real volumes: which pages of `meta` each commit changed is found by comparing
+//! their tags. Nothing of this is in the program. `bench/README.md` tells what the figures mean.
+
+#![allow(clippy::print_stdout)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bilayer_bench::Outcome;
+use clap::Parser;
+
+mod accumulator;
+mod contents;
+mod database;
+mod metadata;
+mod tree;
+mod volume;
+
+/// Measure ways to notice that single pages were put back.
+#[derive(Parser, Debug)]
+#[command(name = "bilayer-freshness", version)]
+struct Arguments {
+    /// Where everything is made, in a directory of its own that is removed at the end
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+    /// Files of the volumes
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 100_000])]
+    files: Vec<u64>,
+    /// Commits of each sort
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    commits: u32,
+    /// Size of the file that is written at random places
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    mib: u64,
+    /// Small and few: shows that it works, not how fast
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Arguments {
+    fn made_quick(mut self) -> Self {
+        if self.quick {
+            self.files = vec![200, 1_000];
+            (self.commits, self.mib) = (5, 32);
+        }
+        self
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().made_quick()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("bilayer-freshness: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Outcome<()> {
+    let top = tempfile::Builder::new()
+        .prefix("bilayer-freshness-")
+        .tempdir_in(&arguments.dir)?;
+    for files in &arguments.files {
+        metadata::run(top.path(), *files, arguments.commits)?;
+    }
+    contents::run(top.path(), arguments.mib, arguments.commits)?;
+    top.close()?;
+    Ok(())
+}
