@@ -7,7 +7,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::support::CHUNK;
-use crate::support::operation::{Operation, operation, title};
+use crate::support::operation::{Operation, operation, target, title};
 
 /// Operations of one round, and rounds of one life.
 const OPERATIONS: usize = 60;
@@ -131,10 +131,10 @@ impl Plan {
         let mut draw = Draw::new(seed);
         let users = 1 + draw.below(USERS);
         // Large files now and then: each version of a file is kept.
-        let largest = if draw.one_in(4) {
-            CHUNK + 9_000
-        } else {
-            60_000
+        let kind = match draw.below(8) {
+            0 => Kind::Large,
+            1 => Kind::Clones,
+            _ => Kind::Small,
         };
         let unit = if draw.one_in(4) {
             WriteUnit::Sector
