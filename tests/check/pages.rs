@@ -150,3 +150,45 @@ fn damaged_pages_of_the_metadata_are_named() {
     }
     assert_eq!(closed.check().findings, []);
 }
+
+/// A page of the metadata that was put back to what it was earlier opens, and has another checksum than
+/// the page that names it says.
+#[test]
+fn older_pages_of_the_metadata_are_named() {
+    const STRIDE: u64 = 4608;
+    let closed = Closed::new();
+    let copy = || {
+        let file = closed.open("meta");
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    let before = copy();
+    let mount = closed.mount();
+    for number in 0..300 {
+        mount.file(crate::ROOT, &format!("more-{number}"), b"and more");
+        mount.commit();
+    }
+    mount.finish();
+    let after = copy();
+    let file = closed.open("meta");
+    let (mut zeroed, mut put_back) = (Vec::new(), Vec::new());
+    let pages = before.len().min(after.len()) as u64 / STRIDE;
+    for page in 2..pages {
+        let range = (page * STRIDE) as usize..((page + 1) * STRIDE) as usize;
+        let (old, new) = (&before[range.clone()], &after[range]);
+        if old == new || old.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        for (bytes, found) in [(&[0; 4608][..], &mut zeroed), (old, &mut put_back)] {
+            file.write_at(bytes, page * STRIDE).unwrap();
+            if !closed.check().is_clean() {
+                found.push(page);
+            }
+        }
+        file.write_at(new, page * STRIDE).unwrap();
+    }
+    assert!(!zeroed.is_empty());
+    assert_eq!(zeroed, put_back);
+    assert_eq!(closed.check().findings, []);
+}
