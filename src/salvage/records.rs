@@ -15,7 +15,7 @@ use crate::meta::raw::{Found, Gap, RawTables};
 use crate::meta::records::TOMBSTONE;
 use crate::sealed::MetaFile;
 use crate::store::{OpenMode, Store, StorePath};
-use crate::volume::{META_NAME, VerifiedHeader};
+use crate::volume::{META_NAME, NEXT_META_NAME, VerifiedHeader};
 
 /// Where records come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,12 +69,14 @@ pub struct Records {
 impl Records {
     /// Opens all sources there are and looks at every page of the first one.
     pub fn open(store: &dyn Store, keys: &KeyRing, header: &VerifiedHeader) -> Self {
-        let meta = store
-            .open(&StorePath::new(META_NAME), OpenMode::Read)
-            .map_err(|error| error.to_string())
-            .and_then(|file| {
-                MetaFile::open(file, keys, header.meta_crypto()).map_err(|error| error.to_string())
-            });
+        let open = |name| {
+            let file = store.open(&StorePath::new(name), OpenMode::Read);
+            let file = file.map_err(|error| error.to_string())?;
+            let opened = MetaFile::open(file, keys, header.meta_crypto());
+            opened.map_err(|error| error.to_string())
+        };
+        // The second is the one where an incarnation was about to begin; only one can open.
+        let meta = open(META_NAME).or_else(|error| open(NEXT_META_NAME).map_err(|_| error));
         let mut slot_lost = false;
         let (commits, meta_lost) = match meta {
             Err(error) => (Vec::new(), Some(error)),

@@ -268,6 +268,17 @@ fn without_the_keystore_the_error_says_so() {
 }
 
 #[test]
+fn metadata_that_were_about_to_take_their_place_are_found() {
+    let victim = Victim::make(false);
+    let store = victim.copy();
+    store
+        .rename(&StorePath::new("meta"), &StorePath::new("meta.next"))
+        .unwrap();
+    let taken = victim.salvage(&store).unwrap();
+    assert!(taken.files == victim.now && taken.is_whole());
+}
+
+#[test]
 fn a_volume_that_lost_its_lock_comes_out() {
     let victim = Victim::make(false);
     let store = victim.copy();
