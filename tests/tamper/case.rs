@@ -81,7 +81,7 @@ impl Edit {
         path == "meta" && *at < 2 * META_STRIDE
     }
 
-    fn apply(&self, store: &dyn Store) {
+    pub fn apply(&self, store: &dyn Store) {
         let path = StorePath::new(self.path());
         let file = || store.open(&path, OpenMode::ReadWrite).expect("open");
         match self {

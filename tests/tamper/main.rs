@@ -26,6 +26,7 @@ mod support;
 
 mod case;
 mod changes;
+mod checked;
 mod hostile;
 mod log;
 mod matrix;

@@ -24,6 +24,37 @@ const PAYLOAD: u64 = META_PAYLOAD_BYTES as u64;
 const LOOKUPS: u64 = 40;
 const KEY: [u8; 32] = [0x5A; 32];
 
+/// What is done between two commits.
+#[derive(Clone, Copy)]
+enum Work {
+    New(u64),
+    Rewritten(u64),
+}
+
+const WORK: [Work; 4] = [
+    Work::New(1),
+    Work::Rewritten(1),
+    Work::Rewritten(100),
+    Work::Rewritten(5_000),
+];
+
+impl Work {
+    fn name(self) -> String {
+        match self {
+            Self::New(many) => format!("{many} new files"),
+            Self::Rewritten(many) => format!("{many} small files rewritten, at random,"),
+        }
+    }
+
+    /// In a volume of so many files.
+    fn run(self, bench: &mut Bench, files: u64) -> Outcome<()> {
+        match self {
+            Self::New(many) => bench.add_files(many),
+            Self::Rewritten(many) => bench.rewrite(many, files),
+        }
+    }
+}
+
 pub(crate) fn run(top: &Path, files: u64, commits: u32) -> Outcome<()> {
     let place = top.join(format!("files-{files}"));
     let mut bench = Bench::create(&place)?;
@@ -32,17 +63,16 @@ pub(crate) fn run(top: &Path, files: u64, commits: u32) -> Outcome<()> {
         bench.fs.sync()?;
     }
     let mut traces = Vec::new();
-    for new in [1, 100, 5_000] {
-        let times = if new > 1_000 {
-            commits.div_ceil(6)
-        } else {
-            commits
+    for work in WORK {
+        let times = match work {
+            Work::Rewritten(many) if many > 1_000 => commits.div_ceil(6),
+            _ => commits,
         };
         let mut trace = Vec::new();
         for _ in 0..times {
-            trace.push(bench.commit(&mut |bench| bench.add_files(new))?);
+            trace.push(bench.commit(&mut |bench| work.run(bench, files))?);
         }
-        traces.push((new, trace));
+        traces.push((work, trace));
     }
     bench.close()?;
     let pages = used_pages(&place)?;
@@ -57,18 +87,18 @@ pub(crate) fn run(top: &Path, files: u64, commits: u32) -> Outcome<()> {
         tree.nodes() * 2 * 4608 / 1024,
         pages * 16 / 1024
     );
-    for (new, trace) in traces {
-        replay(&place, &format!("{new} new files"), pages, &trace)?;
+    for (number, (work, trace)) in traces.iter().enumerate() {
+        println!("  {} a commit:", work.name());
+        replay(&place, &format!("replay-{number}"), pages, trace)?;
     }
     look_up(&place, &tree, files)?;
     verify_all(&place)
 }
 
 /// Writes what a commit wrote, once as it is and once with the nodes above it, in turns.
-fn replay(place: &Path, what: &str, pages: u64, trace: &[Commit]) -> Outcome<()> {
+fn replay(place: &Path, name: &str, pages: u64, trace: &[Commit]) -> Outcome<()> {
     let keys = keys(place)?;
-    let name = format!("replay-{}", what.split(' ').next().unwrap_or(what));
-    let (_, meta) = sealed_file(place, &name, &keys)?;
+    let (_, meta) = sealed_file(place, name, &keys)?;
     // A commit of the trace may have made the file longer than it is in the end.
     let most = trace.iter().flat_map(|commit| &commit.pages).max().copied();
     let pages = pages.max(most.unwrap_or(0) + 1);
@@ -117,7 +147,7 @@ fn replay(place: &Path, what: &str, pages: u64, trace: &[Commit]) -> Outcome<()>
     let seconds = trace.iter().map(|commit| commit.seconds * 1e3).collect();
     let count = trace.len() as f64;
     println!(
-        "  {what} a commit, {:.1} pages of meta (median [smallest, largest]):",
+        "    {:.1} pages of meta (median [smallest, largest]):",
         written as f64 / count
     );
     println!(

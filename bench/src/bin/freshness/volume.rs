@@ -131,6 +131,26 @@ impl Bench {
         Ok(())
     }
 
+    /// Writes random ones of the first files anew.
+    pub(crate) fn rewrite(&mut self, count: u64, among: u64) -> Outcome<()> {
+        let mut data = [0; SMALL_BYTES];
+        for _ in 0..count {
+            let number = self.random.below(among as usize) as u64;
+            let directory = format!("directory-{}", number / FILES_PER_DIRECTORY);
+            let parent = self.fs.lookup(NodeId::ROOT, directory.as_bytes());
+            let parent = parent.map_err(error)?.node;
+            let name = format!("file-{number}");
+            let node = self.fs.lookup(parent, name.as_bytes()).map_err(error)?.node;
+            let handle = self.fs.open_file(&CALLER, node, OFlags::RDWR.bits() as i32);
+            let handle = handle.map_err(error)?;
+            self.random.fill(&mut data);
+            let written = self.fs.write(node, handle, 0, &data, false, false);
+            written.map_err(error)?;
+            self.fs.release(node, handle);
+        }
+        Ok(())
+    }
+
     /// Makes a file of so many MiB, durable, and opens it.
     pub(crate) fn large(&mut self, mib: u64) -> Outcome<(NodeId, Handle)> {
         let flags = OFlags::RDWR.bits() as i32;
