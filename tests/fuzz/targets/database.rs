@@ -51,7 +51,7 @@ enum Change<'a> {
 /// The first byte says whether the last use ended by a power cut, the others what becomes of the
 /// pages.
 pub fn target(data: &[u8]) {
-    let Some((how, rest)) = data.split_first() else {
+    let Some((_, rest)) = data.split_first() else {
         return;
     };
     spare_caught_panics();
@@ -65,7 +65,7 @@ pub fn target(data: &[u8]) {
     let Ok(changed) = open(&store, &volume) else {
         return;
     };
-    if let Ok(meta) = Meta::open(changed, 1 << 18, how & 1 == 1) {
+    if let Ok(meta) = Meta::open(changed, 1 << 18) {
         let _ = use_it(&meta);
         let _ = meta.close();
     }
