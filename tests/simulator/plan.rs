@@ -7,7 +7,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::support::CHUNK;
-use crate::support::operation::{Operation, operation, target, title};
+use crate::support::operation::{Operation, operation, place, target, title};
 
 /// Operations of one round, and rounds of one life.
 const OPERATIONS: usize = 60;
@@ -19,6 +19,8 @@ const CALLS: u64 = 320;
 /// Calls of the store that opening a volume takes, about.
 const OPENING_CALLS: u64 = 34;
 
+/// A renaming that replaces what is there.
+const PLAIN: u8 = 9;
 /// Calls of the store that unmounting takes, about.
 const UNMOUNT_CALLS: u64 = 60;
 
@@ -211,6 +213,9 @@ fn operations(seed: u64, kind: Kind) -> impl Iterator<Item = Operation> {
         2 => title().prop_map(Operation::Deploy),
         4 => target().prop_map(|file| Operation::Truncate { file, size: 0 }),
         1 => Just(Operation::Checkpoint),
+        // Commits that make no contents durable but those that they must not outrun.
+        6 => any::<u8>().prop_map(Operation::FsyncDir),
+        8 => (place(), place()).prop_map(|(from, to)| Operation::Rename(from, to, PLAIN)),
         clones => cloning(),
     ];
     let drawn =

@@ -192,7 +192,7 @@ fn of_views() -> impl Strategy<Value = Operation> {
     ]
 }
 
-fn place() -> impl Strategy<Value = Place> {
+pub fn place() -> impl Strategy<Value = Place> {
     (any::<u8>(), 0..NAMES.len() as u8).prop_map(|(directory, name)| Place { directory, name })
 }
 
