@@ -32,6 +32,9 @@ enum Kind {
 
 const KINDS: [Kind; 4] = [Kind::Cut, Kind::Eio, Kind::Enospc, Kind::Short];
 
+/// Bytes that a write which is cut short stores. A kernel stores whole pages, or none of one.
+const SHORT_BYTES: usize = 4096;
+
 /// A call as it was when nothing failed.
 type Known = (CallKind, String);
 
@@ -48,10 +51,7 @@ struct Counts {
 /// nothing was found.
 pub fn run(stride: usize) -> bool {
     let begin = std::time::Instant::now();
-    let (calls, failures, counts) = search(stride, &KINDS, usize::MAX);
-    for failure in failures.iter().take(5) {
-        println!("{failure}");
-    }
+    let (calls, failures, counts) = search(stride, &KINDS, 20);
     let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
     let [cuts, eio, enospc, short] = counts.tried.each_ref().map(count);
     println!(
@@ -99,6 +99,9 @@ fn search(stride: usize, kinds: &[Kind], enough: usize) -> (usize, Vec<String>, 
             let (step, path) = &calls[call as usize - 1];
             let Failure { place, message } = failure;
             let text = format!("{kind:?} in call {call} ({step:?} of {path}): {place}: {message}");
+            if enough > 1 {
+                println!("{text}");
+            }
             failures.lock().unwrap().push(text);
         }
         failures.lock().unwrap().len() < enough
@@ -205,7 +208,7 @@ fn arm(mount: &Mount, call: u64, kind: Kind) -> Arc<Mutex<Option<Known>>> {
         }
         Kind::Eio => Fault::Error(Errno::EIO),
         Kind::Enospc => Fault::Error(Errno::ENOSPC),
-        Kind::Short => Fault::ShortWrite { bytes: 700 },
+        Kind::Short => Fault::ShortWrite { bytes: SHORT_BYTES },
     };
     let noted = Arc::clone(&met);
     let rule = move |call: &Call<'_>| {

@@ -86,7 +86,7 @@ struct Options {
 enum Faults {
     /// None
     None,
-    /// A cut and EIO at every other call, ENOSPC and short writes at some
+    /// A cut and EIO at every sixth call, ENOSPC and short writes at fewer
     Some,
     /// All of them at every call
     Full,
@@ -118,7 +118,7 @@ fn passes(options: &Options) -> bool {
     let lived = lives(seeds);
     let faults = match options.faults {
         Faults::None => true,
-        Faults::Some => faults::run(8),
+        Faults::Some => faults::run(24),
         Faults::Full => faults::run(1),
     };
     lived & faults & (options.threads == 0 || threads::run(options.threads))
