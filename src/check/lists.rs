@@ -150,6 +150,18 @@ impl Run<'_> {
         let (inodes, pages) = self.totals.of(self.views.live());
         self.report.inodes = inodes;
         self.report.used_pages = pages;
+        if counters.frozen >= counters.generation {
+            let frozen = counters.frozen;
+            let message = format!("everything up to generation {frozen} is another volume's too");
+            self.found(
+                Finding::new(Kind::FutureRecord, message),
+                Place::None,
+                self.live_only(),
+            );
+            self.mend(Some(Mend::Generation(Generation(
+                frozen.0.saturating_add(1),
+            ))));
+        }
         if counters.used_pages != pages {
             let message = format!(
                 "the volume counts {} pages of contents and has {pages}",
@@ -205,7 +217,13 @@ impl Run<'_> {
         let mut rows = Rows::new(&self.stored, Table::Garbage, Vec::new());
         while let Some((key, value)) = rows.next()? {
             match (keys::number_of(&key), ObjectName::decode(&value)) {
-                (Some(_), Some(name)) => {
+                (Some(number), Some(name)) => {
+                    if number >= self.stored.counters().next_garbage {
+                        let message = format!("row {number} of garbage is one of those to come");
+                        let finding = Finding::new(Kind::GarbageNumber, message).object(name);
+                        self.found(finding, Place::None, 0..0);
+                        self.mend(Some(Mend::NextGarbage(number.saturating_add(1))));
+                    }
                     self.garbage.insert(name, key);
                 }
                 _ => self.malformed_row(Table::Garbage, key),

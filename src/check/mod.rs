@@ -229,6 +229,8 @@ pub(crate) enum Mend {
     AttributesOf { ino: u64, seen: Range<usize> },
     /// New inodes begin here at least.
     NextInode(u64),
+    /// New rows of `garbage` begin here at least.
+    NextGarbage(u64),
     /// The live generation is this one at least.
     Generation(Generation),
     /// An inode is not to be removed.

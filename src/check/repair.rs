@@ -134,7 +134,10 @@ impl<'a> Mending<'a> {
             .store
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto());
-        let meta = Arc::new(Meta::open(file.map_err(std::io::Error::from)?, 16 << 20)?);
+        let meta = Arc::new(Meta::open_to_mend(
+            file.map_err(std::io::Error::from)?,
+            16 << 20,
+        )?);
         let was_clean = meta.counters().clean;
         if !was_clean {
             // After the end of a process alone, what it wrote may be in the kernel's memory only.
@@ -200,6 +203,16 @@ impl<'a> Mending<'a> {
     fn round(&self, mends: &[Mend]) -> Result<(), CheckError> {
         let stored = Arc::new(self.meta.stored()?);
         let views = ViewRows::read(&stored)?.views();
+        // Numbers that are given out must be right before any is.
+        let is_number = |mend: &&Mend| {
+            matches!(
+                mend,
+                Mend::NextInode(_) | Mend::NextGarbage(_) | Mend::Generation(_)
+            )
+        };
+        for mend in mends.iter().filter(is_number) {
+            self.meta.correct(&correction(mend));
+        }
         self.change_names(&stored, &views, mends)?;
         let mut unlink = Vec::new();
         for mend in mends {
@@ -254,7 +267,11 @@ impl<'a> Mending<'a> {
             }
             Mend::Rehash(logical) => self.rehash(&mut batch, logical)?,
             Mend::Unlink(name) => unlink.push(*name),
-            Mend::UsedPages(_) | Mend::Inodes(_) | Mend::NextInode(_) | Mend::Generation(_) => {
+            Mend::UsedPages(_)
+            | Mend::Inodes(_)
+            | Mend::NextInode(_)
+            | Mend::NextGarbage(_)
+            | Mend::Generation(_) => {
                 self.meta.correct(&correction(mend));
             }
             Mend::Remake { .. }
@@ -548,6 +565,7 @@ fn correction(mend: &Mend) -> Corrections {
         Mend::UsedPages(pages) => to.used_pages = Some(*pages),
         Mend::Inodes(inodes) => to.inodes = Some(*inodes),
         Mend::NextInode(ino) => to.next_ino = Some(Ino(*ino)),
+        Mend::NextGarbage(number) => to.next_garbage = Some(*number),
         Mend::Generation(generation) => to.generation = Some(Generation(generation.0)),
         _ => {}
     }

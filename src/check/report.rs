@@ -118,6 +118,8 @@ kinds! {
     ObjectTwice => "object-twice", Error;
     /// An object that is named is to be removed.
     GarbageInUse => "garbage-in-use", Error;
+    /// A row of `garbage` that a new one may take the place of.
+    GarbageNumber => "garbage-number", Error;
     /// An object waits to be removed.
     Garbage => "garbage", Note;
     /// An unlinked file waits to be removed.

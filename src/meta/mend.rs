@@ -16,6 +16,8 @@ pub struct Corrections {
     pub next_ino: Option<Ino>,
     /// The live generation is this one at least.
     pub generation: Option<Generation>,
+    /// New rows of `garbage` begin here at least.
+    pub next_garbage: Option<u64>,
 }
 
 impl Meta {
@@ -45,6 +47,7 @@ impl Meta {
         counters.next_ino = counters.next_ino.max(next);
         let generation = to.generation.unwrap_or_default();
         counters.generation = counters.generation.max(generation);
+        counters.next_garbage = counters.next_garbage.max(to.next_garbage.unwrap_or(0));
         state.first_fresh = counters.next_ino;
         state.applied += 1;
     }

@@ -187,6 +187,15 @@ impl Meta {
     /// Opens the metadata, which redb recovers where the last use ended unclean. `cache_bytes` bounds
     /// redb's cache.
     pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+        Self::open_as(file, cache_bytes, true)
+    }
+
+    /// The same for one who sets right what the volume counts: nothing else may be changed before.
+    pub fn open_to_mend(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+        Self::open_as(file, cache_bytes, false)
+    }
+
+    fn open_as(file: MetaFile, cache_bytes: usize, sound: bool) -> Result<Self, MetaError> {
         // What a process wrote that was killed may be in the kernel's memory only, the slot of page 0
         // that is now taken for the durable one too: it must be on the disk before redb writes the
         // other, or a power cut may take both.
@@ -205,7 +214,9 @@ impl Meta {
             true
         })?;
         let views = views::Views::from_rows(views).ok_or(MetaError::Corrupt("view"))?;
-        check_counters(&counters, &committed, &views)?;
+        if sound {
+            check_counters(&counters, &committed, &views)?;
+        }
         let state = State {
             pending: Overlay::default(),
             pending_removes: false,

@@ -251,7 +251,12 @@ fn lists_of_what_is_to_go_name_nothing_that_is_used() {
             meta.set_row(batch, Table::Trim, vec![1, 2, 3], Some(vec![1]));
         });
     });
-    let expected = [Kind::GarbageInUse, Kind::OrphanInUse, Kind::Record];
+    let expected = [
+        Kind::GarbageInUse,
+        Kind::GarbageNumber,
+        Kind::OrphanInUse,
+        Kind::Record,
+    ];
     is_unharmed(is_mended(&closed, &expected));
 }
 
