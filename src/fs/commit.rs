@@ -83,17 +83,26 @@ impl Filesystem {
         self.sync_everything()
     }
 
-    /// Begins a commit when much is pending; waits for it when very much is.
+    /// Begins a commit when much is pending; waits for it when very much is. What is pending are
+    /// changes of the metadata, and files that were written and wait for their sync.
     pub(super) fn relieve_pressure(&self) -> Result<(), Errno> {
         let pending = self.meta.pending_bytes();
-        if pending > self.options.pending_bytes.saturating_mul(2) {
-            self.commit_now().map_err(|error| error.errno())
-        } else {
-            if pending > self.options.pending_bytes {
-                self.wake_background();
-            }
-            Ok(())
+        let files = self.contents.recent_bytes();
+        let most = self.options.pending_bytes.saturating_mul(2);
+        if pending > most {
+            return self.commit_now().map_err(|error| error.errno());
         }
+        if files > most {
+            return match self.sync_everything().map_err(|error| error.errno()) {
+                // Who deletes something makes room.
+                Err(Errno::ENOSPC) => Ok(()),
+                result => result,
+            };
+        }
+        if pending.max(files) > self.options.pending_bytes {
+            self.wake_background();
+        }
+        Ok(())
     }
 
     /// Has the background thread commit now.

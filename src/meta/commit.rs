@@ -194,7 +194,8 @@ impl Meta {
         }
         // Copy-on-write B-trees rewrite a path per change in the worst case.
         let bytes = self.pending_bytes() as u64;
-        self.file.reserve(self.headroom_bytes() + bytes * 4)?;
+        let reserved = self.file.reserve(self.headroom_bytes() + bytes * 4);
+        reserved.map_err(|error| self.refused(error))?;
         let (overlay, counters, applied) = {
             let state = &mut *self.state.write();
             if !ready() {
@@ -227,6 +228,14 @@ impl Meta {
                 Err(error)
             }
         }
+    }
+
+    /// Nothing was written. A full disk may have room again; any other refusal is the end of writing.
+    fn refused(&self, error: std::io::Error) -> MetaError {
+        if !matches!(Errno::from_backing(&error), Errno::ENOSPC | Errno::EDQUOT) {
+            self.latch(&format!("the backing store cannot be written: {error}"));
+        }
+        error.into()
     }
 
     /// Space to set aside beside what the pending changes need. A commit that removes something may

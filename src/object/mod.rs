@@ -23,7 +23,7 @@ mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -129,6 +129,8 @@ pub struct Contents {
     objects: Objects,
     /// Of the live view and of kept ones.
     files: Mutex<HashMap<(View, Ino), Arc<File>>>,
+    /// Files that became known since the last sync of all of them began.
+    recent: AtomicUsize,
     /// Files whose contents must be durable before the next commit, and how often that was asked.
     ordered: Mutex<BTreeMap<Ino, u64>>,
     /// Physical work that waits for the next commit.
@@ -158,6 +160,7 @@ impl Contents {
             objects: Objects::new(store, keys, open_max),
             meta,
             files: Mutex::default(),
+            recent: AtomicUsize::new(0),
             ordered: Mutex::default(),
             cuts: Mutex::default(),
             collecting: Mutex::default(),
@@ -189,7 +192,15 @@ impl Contents {
         let inode = inode.ok_or(ObjectError::Removed)?;
         let file = Arc::new(File::new(ino, view, inode.size, inode.pages));
         files.insert((view, ino), Arc::clone(&file));
+        self.recent.fetch_add(1, Ordering::Relaxed);
         Ok(file)
+    }
+
+    /// About the memory held by files that became known since the last sync of all of them began,
+    /// in bytes: small ones have their contents there until then.
+    pub fn recent_bytes(&self) -> usize {
+        let files = self.recent.load(Ordering::Relaxed);
+        files.saturating_mul(INLINE_BYTES as usize)
     }
 
     fn live_file(&self, ino: Ino) -> Option<Arc<File>> {

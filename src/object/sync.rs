@@ -5,6 +5,7 @@
 //! What is cut away meanwhile is taken out of the note too, so nothing comes back.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::file::{Chunk, Extent, File, FileState};
 use super::{Contents, ObjectError, bytes_here};
@@ -35,6 +36,7 @@ impl Contents {
 
     /// The same for every file with something to sync.
     pub fn sync_all(&self) -> Result<(), ObjectError> {
+        self.recent.store(0, Ordering::Relaxed);
         let dirty = self.dirty_files();
         let guards: Vec<_> = dirty.iter().map(|file| file.syncing.lock_arc()).collect();
         let covered: Vec<Covered> = dirty.iter().map(|file| self.begin(file)).collect();

@@ -9,11 +9,9 @@
 mod real;
 
 mod copy;
-mod crash;
 mod errors;
 mod files;
 mod fstab;
-mod full;
 mod helpers;
 mod machine;
 mod namespace;

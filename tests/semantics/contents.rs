@@ -256,3 +256,32 @@ fn a_file_can_be_as_large_as_what_is_free() {
     assert_eq!(mount.fs.statfs().unwrap().blocks_free, 0);
     mount.fs.release(node, handle);
 }
+
+/// Small files have their contents in memory until they are synced. Writing many of them anew
+/// changes nothing of the metadata that would be counted, and must not hold ever more memory.
+#[test]
+fn files_that_wait_for_a_sync_are_bounded() {
+    const FILES: usize = 1000;
+    let options = bilayer::fs::FilesystemOptions {
+        pending_bytes: 64 << 10,
+        ..quiet()
+    };
+    let mount = Mount::with(None, options);
+    let name = |number: usize| format!("f{number}");
+    let nodes: Vec<_> = (0..FILES)
+        .map(|number| mount.file(ROOT, &name(number), &pattern(1, 0, 300)))
+        .collect();
+    mount.fs.sync().unwrap();
+    for node in nodes {
+        let handle = mount.open_rw(node);
+        mount.put(node, handle, 0, &pattern(2, 0, 300));
+        mount.fs.release(node, handle);
+    }
+    // Nobody has asked for a sync; who went over the bound has waited for one.
+    let mount = mount.kill();
+    let contents = (0..FILES).map(|number| mount.contents(mount.at(&name(number))));
+    let new = contents
+        .filter(|found| *found == pattern(2, 0, 300))
+        .count();
+    assert!(new > FILES * 9 / 10, "{new}");
+}

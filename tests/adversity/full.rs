@@ -3,44 +3,16 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
-use crate::real::{Mounted, Place, command, have, need, noise, run, write_synced};
+use crate::disk::SmallDisk;
+use crate::real::{Mounted, Place, noise, write_synced};
+use crate::writers::Writer;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A small ext4 filesystem in a file, mounted.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn new(place: &Place, megabytes: u64, test: &str) -> Option<Self> {
-        if !need(
-            have("mkfs.ext4"),
-            test,
-            "mkfs.ext4 is missing; install e2fsprogs",
-        ) {
-            return None;
-        }
-        let image = place.path("image");
-        let file = fs::File::create(&image).unwrap();
-        file.set_len(megabytes << 20).unwrap();
-        run(command("mkfs.ext4", ["-q", "-m", "0"]).arg(&image)).done();
-        let dir = place.dir("disk");
-        let mounted = run(command("mount", ["-o", "loop"]).arg(&image).arg(&dir));
-        let why = format!("an image cannot be mounted: {}", mounted.stderr.trim());
-        need(mounted.code == 0, test, &why).then_some(Self(dir))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-fn is_full(error: &io::Error) -> bool {
+pub(crate) fn is_full(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::StorageFull
 }
 
@@ -135,7 +107,7 @@ fn a_disk_that_others_fill_does_not_break_the_volume() {
     place.run("create disk/vol").done();
     let mounted = place.mount("disk/vol", "mnt", "commit=1");
     write_synced(&mounted.path("kept"), &noise(1, 500_000)).unwrap();
-    let ballast = disk.0.join("ballast");
+    let ballast = disk.dir.join("ballast");
     let filled = fs::write(&ballast, vec![1; 40 << 20]).unwrap_err();
     assert!(is_full(&filled), "{filled}");
     // Names need no contents: they may still be made, or be refused for want of room.
@@ -176,7 +148,7 @@ fn views_of_a_full_disk() {
     }
     fill(mounted.dir(), "after", 300_000);
     // What is left is less than a commit sets aside.
-    fs::write(disk.0.join("other"), vec![1; 100 << 20]).unwrap_err();
+    fs::write(disk.dir.join("other"), vec![1; 100 << 20]).unwrap_err();
     let names = |dir: &str| -> Vec<_> {
         let entries = fs::read_dir(mounted.path(dir)).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
@@ -212,4 +184,51 @@ fn fill_some(dir: &Path) -> Vec<(String, u64)> {
         write_synced(&dir.join(name), &noise(*seed, 1_000_000)).unwrap();
     }
     names
+}
+
+/// Several write, sync, rename, append, and take snapshots, while somebody else fills the disk and
+/// makes room again.
+#[test]
+fn full_in_the_middle_of_everything() {
+    let test = "full-middle";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(disk) = SmallDisk::new(&place, 192, test) else {
+        return;
+    };
+    place.run("create disk/vol").done();
+    let mounted = place.mount("disk/vol", "mnt", "commit=1");
+    let mut writers: Vec<_> = (0..3)
+        .map(|number| Writer::new(mounted.dir(), number))
+        .collect();
+    for round in 0..3 {
+        std::thread::scope(|scope| {
+            for writer in &mut writers {
+                scope.spawn(|| {
+                    // Until it is full; a disk that is never full is noticed at the end.
+                    let stopped = writer.work(100_000);
+                    assert!(is_full(&stopped.unwrap_err()));
+                });
+            }
+            std::thread::sleep(Duration::from_millis(400));
+            let snapshot = place.run(&format!("snapshot create mnt round-{round}"));
+            std::thread::sleep(Duration::from_millis(200));
+            disk.fill(200);
+            eprintln!("snapshot {round}: {}", snapshot.code);
+        });
+        disk.empty();
+        writers.iter_mut().for_each(Writer::check);
+        // Whatever they left half written, removing makes room and all goes on.
+        for snapshot in fs::read_dir(mounted.path(".snapshots")).unwrap() {
+            fs::remove_dir(snapshot.unwrap().path()).unwrap();
+        }
+    }
+    mounted.unmount();
+    let mounted = place.mount("disk/vol", "mnt", "");
+    writers.iter_mut().for_each(Writer::check);
+    writers
+        .iter_mut()
+        .for_each(|writer| writer.work(20).unwrap());
+    mounted.unmount();
 }

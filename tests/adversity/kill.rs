@@ -1,0 +1,74 @@
+//! The daemon killed in the middle of work: the next mount needs no help, and what a completed
+//! fsync covered is there byte for byte.
+//!
+//! `BILAYER_TESTS_KILL_ROUNDS` sets how often (5).
+
+use std::fs;
+use std::time::Duration;
+
+use crate::real::{Mounted, Place, noise};
+use crate::writers::Writer;
+
+const WRITERS: u64 = 4;
+
+fn rounds() -> u64 {
+    let rounds = std::env::var("BILAYER_TESTS_KILL_ROUNDS");
+    rounds.map_or(5, |text| text.parse().expect("a number of rounds"))
+}
+
+#[test]
+fn what_was_synced_survives_a_killed_daemon() {
+    let Some(place) = Place::new("kill", Duration::from_secs(60 + 30 * rounds())) else {
+        return;
+    };
+    place.run("keygen key.pem --bits 2048").done();
+    place.run("create vol --customer-key file:key.pem").done();
+    let mounted = place.mount("vol", "mnt", "");
+    let mut writers: Vec<_> = (0..WRITERS)
+        .map(|number| Writer::new(mounted.dir(), number))
+        .collect();
+    mounted.unmount();
+    let mut promised = 0;
+    for round in 0..rounds() {
+        // The commit timer, too, meets some of the kills.
+        let mounted = place.mount("vol", "mnt", "commit=1");
+        writers.iter_mut().for_each(Writer::check);
+        kill_while_writing(&place, mounted, round, &mut writers);
+        promised = writers.iter().map(Writer::promised).sum();
+        eprintln!("round {round}: {promised} files were promised");
+    }
+    let mounted = place.mount("vol", "mnt", "");
+    writers.iter_mut().for_each(Writer::check);
+    assert!(promised > 20, "{promised}");
+    mounted.unmount();
+    // It is an ordinary filesystem still.
+    let mounted = place.mount("vol", "mnt", "");
+    writers.iter_mut().for_each(Writer::check);
+    for number in 0..WRITERS {
+        fs::remove_dir_all(mounted.path(&format!("writer-{number}"))).unwrap();
+    }
+    mounted.unmount();
+}
+
+/// All write until the daemon is killed.
+fn kill_while_writing(place: &Place, mounted: Mounted<'_>, round: u64, writers: &mut [Writer]) {
+    let millis = 200 + u64::from(noise(round + 77, 1)[0]) * 6;
+    std::thread::scope(|scope| {
+        for writer in writers {
+            scope.spawn(|| {
+                let stopped = writer.work(u64::MAX >> 1);
+                assert!(stopped.is_err());
+            });
+        }
+        std::thread::sleep(Duration::from_millis(millis / 2));
+        if round % 3 == 1 {
+            // What a snapshot holds is never written in place.
+            place
+                .run(&format!("snapshot create mnt round-{round}"))
+                .done();
+        }
+        std::thread::sleep(Duration::from_millis(millis / 2));
+        mounted.kill();
+    });
+    mounted.take_away();
+}

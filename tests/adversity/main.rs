@@ -1,0 +1,23 @@
+//! What goes wrong around the daemon, with the built program and a mount through the kernel: it is
+//! killed, memory runs out, the disk is full, becomes read-only, is slow. Needs root and /dev/fuse;
+//! what cannot run says so.
+//!
+//! A disk that gives I/O errors takes a device mapper, which few machines that run tests offer: the
+//! faulty store of `tests/simulator` fails every single call instead.
+#![allow(clippy::unwrap_used)]
+
+#[allow(
+    dead_code,
+    reason = "shared with other tests; each uses its part of it"
+)]
+#[path = "../support/real.rs"]
+mod real;
+
+mod cgroup;
+mod disk;
+mod full;
+mod kill;
+mod memory;
+mod read_only;
+mod slow;
+mod writers;

@@ -1,0 +1,75 @@
+//! The backing filesystem becomes read-only below a mount, as ext4 does when something is wrong with
+//! its disk.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use crate::disk::SmallDisk;
+use crate::real::{Place, need, noise, run, wait_until, write_synced};
+
+#[test]
+fn a_backing_filesystem_that_becomes_read_only() {
+    let test = "read-only-below";
+    let Some(place) = Place::new(test, Duration::from_secs(100)) else {
+        return;
+    };
+    let Some(disk) = SmallDisk::new(&place, 64, test) else {
+        return;
+    };
+    let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device());
+    let there = fs::exists(&trigger).unwrap_or(false);
+    if !need(there, test, "ext4 cannot be told that something is wrong") {
+        return;
+    }
+    place.run("create disk/vol").done();
+    let log = place.path("log");
+    let options = format!("log_file={},commit=1", log.display());
+    let mounted = place.mount("disk/vol", "mnt", &options);
+    for seed in 0..20 {
+        let path = mounted.path(&format!("synced-{seed}"));
+        write_synced(&path, &noise(seed, 40_000)).unwrap();
+    }
+    let open = File::options()
+        .write(true)
+        .open(mounted.path("synced-0"))
+        .unwrap();
+
+    fs::write(&trigger, "1").unwrap();
+    // Callers are told, and from then on nothing may be changed.
+    open.write_all_at(&[1; 5000], 100_000).ok();
+    assert!(is_told(open.sync_all()), "fsync");
+    let latched = || matches!(fs::write(mounted.path("new"), b"x"), Err(e) if e.raw_os_error() == Some(libc::EROFS));
+    assert!(wait_until(Duration::from_secs(20), latched), "not latched");
+    assert!(is_told(write_synced(&mounted.path("other"), b"y")));
+    // What was synced can be read all the while.
+    for seed in 0..20 {
+        let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
+        assert!(found[..40_000] == noise(seed, 40_000), "synced-{seed}");
+    }
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("read-only from now on"), "{said}");
+    drop(open);
+    // It says that not everything could be kept.
+    let unmounted = run(place.bilayer(["unmount"]).arg(mounted.dir()));
+    assert_ne!(unmounted.code, 0, "{unmounted:?}");
+    assert!(wait_until(Duration::from_secs(20), || !mounted.is_there()));
+    drop(mounted);
+
+    disk.repair();
+    disk.mount().unwrap();
+    let mounted = place.mount("disk/vol", "mnt", "");
+    for seed in 0..20 {
+        let found = fs::read(mounted.path(&format!("synced-{seed}"))).unwrap();
+        assert!(found[..40_000] == noise(seed, 40_000), "synced-{seed}");
+        assert!(seed == 0 || found.len() == 40_000);
+    }
+    write_synced(&mounted.path("after"), &noise(99, 50_000)).unwrap();
+    mounted.unmount();
+}
+
+fn is_told(result: io::Result<()>) -> bool {
+    let code = result.err().and_then(|error| error.raw_os_error());
+    matches!(code, Some(libc::EIO | libc::EROFS))
+}

@@ -1,0 +1,236 @@
+//! Writers that are interrupted, and what they were promised.
+//!
+//! Each keeps outside of the volume what a completed fsync covered, and what it has done since that
+//! nobody was promised: a file that was written over in place is the old or the new one, page by page.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::real::noise;
+
+/// Files of one writer.
+const FILES: u64 = 60;
+/// A page of the kernel's, and the contents of a sealed one: only at these a write is cut in two.
+const PAGES: [usize; 2] = [4096, 4032];
+
+/// What a file may hold.
+#[derive(Clone, Debug, Default)]
+struct Promise {
+    /// What was synced.
+    synced: Vec<u8>,
+    /// What was written over it since, from its start on.
+    newer: Option<Vec<u8>>,
+    /// What was appended since.
+    appended: Vec<u8>,
+}
+
+/// One writer with its own directory.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    dir: PathBuf,
+    number: u64,
+    turn: u64,
+    promises: BTreeMap<String, Promise>,
+    /// It was being changed when it failed: before and after.
+    doubts: BTreeMap<String, [Promise; 2]>,
+}
+
+/// Lengths as they come in real trees, few of them beyond a chunk.
+fn length(seed: u64) -> usize {
+    let random = u64::from_le_bytes(noise(seed, 8).try_into().unwrap());
+    match random % 24 {
+        0 => 4_194_304 + (random >> 8) as usize % 300_000,
+        1..=5 => (random >> 8) as usize % 200_000,
+        _ => (random >> 8) as usize % 9_000,
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(mount: &Path, number: u64) -> Self {
+        let dir = mount.join(format!("writer-{number}"));
+        fs::create_dir(&dir).unwrap();
+        File::open(mount).unwrap().sync_all().unwrap();
+        Self {
+            dir,
+            number,
+            turn: 0,
+            promises: BTreeMap::new(),
+            doubts: BTreeMap::new(),
+        }
+    }
+
+    /// Files that were promised.
+    pub(crate) fn promised(&self) -> usize {
+        self.promises.len()
+    }
+
+    /// Works until something fails, or for so many turns; gives what failed.
+    pub(crate) fn work(&mut self, turns: u64) -> io::Result<()> {
+        let end = self.turn + turns;
+        while self.turn < end {
+            self.turn += 1;
+            self.take_turn()?;
+        }
+        Ok(())
+    }
+
+    fn take_turn(&mut self) -> io::Result<()> {
+        let seed = self.number << 40 | self.turn << 8;
+        let random = noise(seed ^ 0x5EED, 8);
+        let name = format!("file-{}", u64::from(random[0]) % FILES);
+        let data = noise(seed, length(seed));
+        match random[1] % 8 {
+            0..=2 => self.write(&name, data),
+            3 => self.replace(&name, data),
+            4 | 5 => self.overwrite(&name, &data),
+            6 => self.append(&name, &data),
+            _ => self.remove(&name),
+        }
+    }
+
+    /// From here on it is as before or holds this, until the caller says which. Where nothing was
+    /// promised before, nothing is.
+    fn doubt(&mut self, name: &str, newer: &[u8]) {
+        if let Some(before) = self.promises.remove(name) {
+            let newer = Promise {
+                synced: newer.to_vec(),
+                ..Promise::default()
+            };
+            self.doubts.insert(name.to_owned(), [before, newer]);
+        }
+    }
+
+    fn promise(&mut self, name: &str, synced: Vec<u8>) {
+        self.doubts.remove(name);
+        let promise = Promise {
+            synced,
+            ..Promise::default()
+        };
+        self.promises.insert(name.to_owned(), promise);
+    }
+
+    /// Makes it, or writes it anew in place, and syncs it.
+    fn write(&mut self, name: &str, data: Vec<u8>) -> io::Result<()> {
+        let path = self.dir.join(name);
+        let synced = |data: &[u8]| {
+            let mut file = File::create(&path)?;
+            file.write_all(data)?;
+            file.sync_all()
+        };
+        // Truncated and half written is what nobody promises anything of.
+        self.promises.remove(name);
+        self.doubts.remove(name);
+        synced(&data)?;
+        self.promise(name, data);
+        Ok(())
+    }
+
+    /// Writes it aside and renames it over, as editors do.
+    fn replace(&mut self, name: &str, data: Vec<u8>) -> io::Result<()> {
+        let (path, aside) = (self.dir.join(name), self.dir.join("aside"));
+        let mut file = File::create(&aside)?;
+        file.write_all(&data)?;
+        file.sync_all()?;
+        self.doubt(name, &data);
+        fs::rename(&aside, &path)?;
+        File::open(&self.dir)?.sync_all()?;
+        self.promise(name, data);
+        Ok(())
+    }
+
+    /// Writes over what is synced and leaves it at that.
+    fn overwrite(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
+        let Some(promise) = self.promises.get_mut(name) else {
+            return Ok(());
+        };
+        if promise.newer.is_some() {
+            return Ok(());
+        }
+        let data = &data[..data.len().min(promise.synced.len())];
+        promise.newer = Some(data.to_vec());
+        let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
+        file.write_all_at(data, 0)
+    }
+
+    fn append(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
+        let Some(promise) = self.promises.get_mut(name) else {
+            return Ok(());
+        };
+        if !promise.appended.is_empty() {
+            // Where the end is now is not known any more after a kill.
+            return Ok(());
+        }
+        promise.appended = data.to_vec();
+        let mut file = OpenOptions::new().append(true).open(self.dir.join(name))?;
+        file.write_all(data)
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        if !self.promises.contains_key(name) {
+            return Ok(());
+        }
+        self.promises.remove(name);
+        fs::remove_file(self.dir.join(name))
+    }
+
+    /// Everything that was promised is there, and whatever else there is can be read.
+    pub(crate) fn check(&mut self) {
+        let number = self.number;
+        let read = |name: &str| fs::read(self.dir.join(name));
+        for (name, promise) in &self.promises {
+            let found = read(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Err(why) = promise.check(&found) {
+                panic!("{name} of writer {number}: {why}");
+            }
+        }
+        for (name, may_be) in std::mem::take(&mut self.doubts) {
+            let found = read(&name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let fits = may_be.iter().find(|promise| promise.check(&found).is_ok());
+            let promise = fits.unwrap_or_else(|| {
+                panic!("{name} of writer {number} is neither as before nor as after")
+            });
+            self.promises.insert(name, promise.clone());
+        }
+        for entry in fs::read_dir(&self.dir).unwrap() {
+            fs::read(entry.unwrap().path()).unwrap();
+        }
+    }
+}
+
+impl Promise {
+    fn check(&self, found: &[u8]) -> Result<(), String> {
+        let kept = self.synced.len();
+        if found.len() < kept || found.len() > kept + self.appended.len() {
+            return Err(format!("{} bytes of {kept} that were synced", found.len()));
+        }
+        let newer = self.newer.as_deref().unwrap_or_default();
+        let mut at = 0;
+        while at < found.len() {
+            let next = PAGES.map(|page| (at / page + 1) * page);
+            let mut end = next[0].min(next[1]).min(found.len());
+            for border in [kept, newer.len()] {
+                if at < border && border < end {
+                    end = border;
+                }
+            }
+            let piece = &found[at..end];
+            let right = if at < kept {
+                piece == &self.synced[at..end] || newer.get(at..end) == Some(piece)
+            } else {
+                // Of what was appended, pages may be missing: then they are zeros.
+                piece == &self.appended[at - kept..end - kept] || piece.iter().all(|b| *b == 0)
+            };
+            if !right {
+                return Err(format!(
+                    "bytes {at} to {end} of {} are neither old nor new",
+                    found.len()
+                ));
+            }
+            at = end;
+        }
+        Ok(())
+    }
+}
