@@ -356,7 +356,7 @@ fn open_stored(
     report.bytes = file.len()?;
     let file = match MetaFile::open(file, &volume.keys, volume.header.meta_crypto()) {
         Err(SealedError::Io(error)) => return Err(error.into()),
-        Err(error) => return unreadable(report, &error, Vec::from([0..1])),
+        Err(error) => return unreadable(report, &error, vec![Range { start: 0, end: 1 }]),
         Ok(file) => Arc::new(file),
     };
     if let Err(older) = volume.judge(&file.slots()) {

@@ -122,6 +122,9 @@ struct Mending<'a> {
     was_clean: bool,
 }
 
+/// The directory that a name is in, its key, and who sees it.
+type NameIn = (u64, Vec<u8>, Range<usize>);
+
 /// What is to become of a name.
 enum NameChange {
     Remove,
@@ -369,7 +372,7 @@ impl<'a> Mending<'a> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let mut several: BTreeMap<u64, Vec<(u64, Vec<u8>, Range<usize>)>> = BTreeMap::new();
+        let mut several: BTreeMap<u64, Vec<NameIn>> = BTreeMap::new();
         let mut groups = Groups::new(stored, views, Table::Dirent, Vec::new());
         while let Some(group) = groups.next()? {
             let Some(named) = named(&group.logical) else {

@@ -116,7 +116,7 @@ fn nothing_is_found_in_a_volume_that_is_written_to() {
                     let handle = mount.open_rw(node);
                     let at = round * 7919 % 90_000;
                     mount.put(node, handle, at, &pattern(number, at, 9_000));
-                    if round % 3 == 0 {
+                    if round.is_multiple_of(3) {
                         mount.fs.fsync(node, handle, false).unwrap();
                     }
                     mount.fs.release(node, handle);
