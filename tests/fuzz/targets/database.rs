@@ -3,8 +3,7 @@
 //!
 //! One kind cannot be: where a page that a commit frees is none that was in use, redb 4.5 panics while
 //! it looks through a table of such pages, and again in a destructor on the way out, which ends the
-//! process. That is as a kill: nothing durable is lost, and the same happens at the next commit until
-//! the page is mended (`bilayer check` finds it). An input that does it is a finding here all the same.
+//! process, as a kill does. An input that does it is a finding here all the same.
 
 use std::sync::{Arc, Once};
 
