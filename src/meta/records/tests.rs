@@ -1,0 +1,92 @@
+//! Records: what is written is read, and nothing else is.
+
+use super::*;
+
+fn record(shared: bool, present: u32, promised: std::ops::Range<u32>) -> ExtentRecord {
+    let mut part = Part {
+        id: PartId {
+            name: ObjectName {
+                folder: FolderNumber(7),
+                object: ObjectId([1; 16]),
+            },
+            crypto: CryptoId([2; 16]),
+            epoch: Epoch(1),
+        },
+        pages: PageSet::new(),
+    };
+    part.pages.insert(0..present);
+    let mut reserved = PageSet::new();
+    reserved.insert(promised);
+    ExtentRecord::Parts {
+        shared,
+        parts: vec![part],
+        reserved,
+    }
+}
+
+#[test]
+fn extents_say_what_is_promised() {
+    for (shared, present, promised, flags, pages) in [
+        (false, 5, 0..0, 0, 5),
+        (true, 5, 0..0, 1, 5),
+        (false, 0, 0..1041, 2, 1041),
+        (true, 5, 7..9, 3, 7),
+    ] {
+        let record = record(shared, present, promised);
+        let bytes = record.encode();
+        assert_eq!((bytes[0], bytes[1], bytes[2]), (VALUE, flags, 1));
+        assert_eq!(ExtentRecord::decode(&bytes).as_ref(), Some(&record));
+        assert_eq!(record.pages(), pages);
+        // Nothing may be missing, and nothing may follow.
+        assert_eq!(ExtentRecord::decode(&bytes[..bytes.len() - 1]), None);
+        assert_eq!(ExtentRecord::decode(&[&bytes[..], &[0]].concat()), None);
+    }
+}
+
+#[test]
+fn refuses_numbers_that_would_overflow() {
+    let inode = InodeRecord {
+        kind: FileKind::Regular,
+        perm: 0o644,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: SIZE_MAX,
+        pages: PAGES_MAX,
+        atime: Timespec::default(),
+        mtime: Timespec::default(),
+        ctime: Timespec::default(),
+        crtime: Timespec::default(),
+        parent: Ino(NUMBER_MAX),
+        target: Vec::new(),
+    };
+    let bytes = inode.encode();
+    assert_eq!(InodeRecord::decode(&bytes), Some(inode));
+    // size, pages, parent: the lowest bit of what is as large as may be.
+    for at in [20, 28, 84] {
+        let mut larger = bytes.clone();
+        larger[at] += 1;
+        assert_eq!(InodeRecord::decode(&larger), None, "{at}");
+    }
+    let entry = DirentRecord {
+        ino: Ino(NUMBER_MAX + 1),
+        kind: FileKind::Regular,
+    };
+    assert_eq!(DirentRecord::decode(&entry.encode()), None);
+}
+
+#[test]
+fn refuses_promises_of_nothing_and_unknown_flags() {
+    let plain = record(false, 5, 0..0).encode();
+    let flagged = |flags: u8, tail: &[u8]| {
+        let mut bytes = [&plain[..], tail].concat();
+        bytes[1] = flags;
+        ExtentRecord::decode(&bytes)
+    };
+    assert!(flagged(2, &[0, 3, 0]).is_some());
+    assert_eq!(flagged(2, &[0, 0, 0]), None);
+    assert_eq!(flagged(2, &[]), None);
+    assert_eq!(flagged(4, &[]), None);
+    assert_eq!(ExtentRecord::decode(&[VALUE, 2, 0, 0, 3, 0]), None);
+}
