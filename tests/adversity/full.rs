@@ -231,4 +231,5 @@ fn full_in_the_middle_of_everything() {
         .iter_mut()
         .for_each(|writer| writer.work(20).unwrap());
     mounted.unmount();
+    place.run("check disk/vol").done();
 }

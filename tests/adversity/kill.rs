@@ -32,6 +32,7 @@ fn what_was_synced_survives_a_killed_daemon() {
     for round in 0..rounds() {
         // The commit timer, too, meets some of the kills.
         let mounted = place.mount("vol", "mnt", "commit=1");
+        place.run("check mnt").done();
         writers.iter_mut().for_each(Writer::check);
         kill_while_writing(&place, mounted, round, &mut writers);
         promised = writers.iter().map(Writer::promised).sum();
@@ -43,6 +44,7 @@ fn what_was_synced_survives_a_killed_daemon() {
     mounted.unmount();
     // It is an ordinary filesystem still.
     let mounted = place.mount("vol", "mnt", "");
+    place.run("check mnt").done();
     writers.iter_mut().for_each(Writer::check);
     for number in 0..WRITERS {
         fs::remove_dir_all(mounted.path(&format!("writer-{number}"))).unwrap();

@@ -11,7 +11,7 @@ use crate::cgroup::Cgroup;
 use crate::real::{Place, is_alive, noise, wait_until, write_synced};
 
 /// What docs/DURABILITY.md says is enough with default options.
-const ENOUGH: u64 = 256 << 20;
+const ENOUGH: u64 = 384 << 20;
 const SMALL_FILES: u64 = 20_000;
 const OPEN_FILES: u64 = 3_000;
 
@@ -131,4 +131,5 @@ fn a_daemon_killed_for_want_of_memory_loses_nothing() {
         assert!(found == noise(seed, 9_000), "synced-{seed}");
     }
     mounted.unmount();
+    place.run("check vol").done();
 }

@@ -67,6 +67,7 @@ fn a_backing_filesystem_that_becomes_read_only() {
     }
     write_synced(&mounted.path("after"), &noise(99, 50_000)).unwrap();
     mounted.unmount();
+    place.run("check disk/vol").done();
 }
 
 fn is_told(result: io::Result<()>) -> bool {

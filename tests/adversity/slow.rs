@@ -104,4 +104,5 @@ fn a_disk_slower_than_who_writes() {
         assert!(found == noise(number, 3000), "small-{number}");
     }
     mounted.unmount();
+    place.run("check disk/vol").done();
 }

@@ -83,7 +83,7 @@ fn with_one() -> (FaultyStore, Arc<tempfile::TempDir>) {
     mount.file(ROOT, "second", b"second");
     mount.fs.close().unwrap();
     let keystore = Arc::clone(&mount.keystore);
-    (mount.store.clone(), keystore)
+    (mount.store, keystore)
 }
 
 /// One of the checkpoints opens, and all of it can be read.
@@ -158,7 +158,7 @@ fn any_call_may_fail_and_the_volume_goes_on() {
                 mount.file(ROOT, "fourth", b"fourth");
                 mount.fs.sync().unwrap();
                 mount.fs.close().unwrap();
-                Some(mount.store.clone())
+                Some(mount.store)
             },
         );
     }

@@ -288,7 +288,7 @@ fn fill(fresh: &FreshVolume) {
         let mut rows = rows();
         for number in 0..40 * (COMMITS - commit) {
             let key = keys::xattr(SMALL, format!("user.{number:04}").as_bytes());
-            let value = encode_xattr(&vec![commit as u8; 100]);
+            let value = encode_xattr(&[commit as u8; 100]);
             rows.push((Table::Xattr, (keys::versioned(&key, Generation(1)), value)));
         }
         load(meta.unwrap(), &rows).unwrap();

@@ -96,7 +96,7 @@ fn operation(input: &mut Unstructured<'_>) -> Result<Operation> {
         8 => O::Rename(place(input)?, place(input)?, input.arbitrary::<u8>()? % 10),
         9 => O::Open(file(input)?),
         10 => O::Close(input.arbitrary()?),
-        11 | 12 | 13 => O::Write {
+        11..=13 => O::Write {
             file: file(input)?,
             offset: at(input)?,
             len: short(input)?,

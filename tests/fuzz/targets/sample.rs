@@ -41,11 +41,14 @@ pub struct Sample {
     pub customer: Option<KeyUri>,
 }
 
+/// What makes the metadata of a volume.
+pub type Fill<'a> = dyn FnMut(&FreshVolume) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
+
 impl Sample {
     /// Makes a volume; `fill` makes its metadata.
     pub fn new(
         customer: bool,
-        fill: &mut dyn FnMut(&FreshVolume) -> Result<(), Box<dyn Error + Send + Sync>>,
+        fill: &mut Fill<'_>,
     ) -> Self {
         let directory = directory();
         let customer = customer.then(|| {
