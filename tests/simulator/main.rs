@@ -115,7 +115,7 @@ fn passes(options: &Options) -> bool {
         return bugs::find(name, seeds);
     }
     machine::prepare();
-    let lived = lives(seeds);
+    let lived = seeds.is_empty() || lives(seeds);
     let faults = match options.faults {
         Faults::None => true,
         Faults::Some => faults::run(24),

@@ -46,10 +46,7 @@ pub type Fill<'a> = dyn FnMut(&FreshVolume) -> Result<(), Box<dyn Error + Send +
 
 impl Sample {
     /// Makes a volume; `fill` makes its metadata.
-    pub fn new(
-        customer: bool,
-        fill: &mut Fill<'_>,
-    ) -> Self {
+    pub fn new(customer: bool, fill: &mut Fill<'_>) -> Self {
         let directory = directory();
         let customer = customer.then(|| {
             let path = directory.path().join("customer.pem");
