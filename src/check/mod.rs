@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::ids::{ChunkIndex, FolderNumber, Generation, Ino};
+use crate::meta::checkpoint;
 use crate::meta::keys::Table;
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{FileKind, ObjectName, PartId};
@@ -67,7 +68,7 @@ const CACHE_BYTES: usize = 16 << 20;
 /// How to check.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckOptions {
-    /// Threads that verify contents; 0 for as many as there are CPUs.
+    /// Threads that verify contents; 0 for as many as there are CPUs, and at most four for each.
     pub jobs: usize,
     /// Verify contents too, which takes as long as reading them.
     pub contents: bool,
@@ -87,10 +88,10 @@ impl Default for CheckOptions {
 
 impl CheckOptions {
     fn threads(&self) -> usize {
-        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        let all = std::thread::available_parallelism().map_or(1, usize::from);
         match self.jobs {
-            0 => all(),
-            jobs => jobs,
+            0 => all,
+            jobs => jobs.min(4 * all),
         }
     }
 }
@@ -363,6 +364,17 @@ fn open_stored(
         report
             .findings
             .push(Finding::new(Kind::RolledBack, older.to_string()));
+    }
+    let newest = file.slots().iter().map(|slot| slot.sequence).max();
+    let ahead = checkpoint::newest(store, &volume.keys)?;
+    if let Some(ahead) = ahead.filter(|it| Some(it.sequence) > newest) {
+        let (known, found) = (ahead.sequence.0, newest.unwrap_or_default().0);
+        let message = format!(
+            "its metadata are of commit {found}, and there is a checkpoint of commit {known}"
+        );
+        report
+            .findings
+            .push(Finding::new(Kind::RolledBack, message));
     }
     let stored = match Stored::open(&file) {
         Ok(stored) => stored,

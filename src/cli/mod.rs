@@ -215,7 +215,8 @@ struct MountArgs {
     #[arg(long)]
     create: bool,
     /// Take a volume that was restored from a backup as it is, though it is older than this machine
-    /// knows it to be. Other copies of it are refused from then on
+    /// knows it to be. Other copies of it are refused from then on, and objects that it does not know are
+    /// removed. With -o ro it is only looked at
     #[arg(long)]
     accept_restored: bool,
     /// Do not go into the background

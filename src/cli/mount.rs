@@ -64,12 +64,6 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     if request.words.remount {
         return remount(&request.dir, &request.words);
     }
-    if request.accept_restored && request.words.read_only == Some(true) {
-        return Err(CliError::usage(
-            "--accept-restored changes the volume: it cannot be mounted with -o ro at the same time",
-        )
-        .with_hint("mount it once without -o ro"));
-    }
     let request = MountRequest {
         volume: absolute(&request.volume)?,
         dir: absolute(&request.dir)?,
@@ -213,7 +207,7 @@ fn accept(
     volume: Volume,
     doing: &impl Fn() -> String,
 ) -> Result<Volume, CliError> {
-    if !request.accept_restored {
+    if !request.accept_restored || request.words.read_only == Some(true) {
         return Ok(volume);
     }
     let cache = filesystem_options(request).meta_cache_bytes;

@@ -77,14 +77,21 @@ impl Filesystem {
         {
             let mut known = self.checkpoints.known.lock();
             known.newest = found.ok().flatten();
-            known.through = (was_clean && known.newest.is_some()).then(|| self.meta.newest_batch());
+            // A large one may not have been made at the end.
+            let made = was_clean && known.newest.is_some() && self.checkpoint_is_cheap();
+            known.through = made.then(|| self.meta.newest_batch());
         }
         self.keep_spare();
         self.start_checkpoints();
     }
 
+    fn write_spare(&self) -> std::io::Result<()> {
+        let volume = &self.volume;
+        spare::keep(&*volume.store, volume.keys.active(), &volume.header)
+    }
+
     fn keep_spare(&self) {
-        if let Err(error) = spare::keep(&*self.volume.store) {
+        if let Err(error) = self.write_spare() {
             tracing::warn!(%error, "there is no spare copy of volume.json");
         }
     }
@@ -147,13 +154,14 @@ impl Filesystem {
 
     /// At a clean end: makes one if that is done at once.
     pub(super) fn checkpoint_at_end(&self) {
-        let cheap = self
-            .meta
-            .checkpoint_bytes()
-            .is_ok_and(|bytes| bytes <= CHEAP_BYTES);
-        if self.options.checkpoint_interval.is_some() && cheap {
+        if self.options.checkpoint_interval.is_some() && self.checkpoint_is_cheap() {
             self.try_checkpoint(&mut || true);
         }
+    }
+
+    fn checkpoint_is_cheap(&self) -> bool {
+        let bytes = self.meta.checkpoint_bytes();
+        bytes.is_ok_and(|bytes| bytes <= CHEAP_BYTES)
     }
 
     fn try_checkpoint(&self, go_on: &mut dyn FnMut() -> bool) {
@@ -183,7 +191,7 @@ impl Filesystem {
     /// # Errors
     /// None was made. The filesystem goes on as it did.
     pub fn checkpoint_now(&self) -> Result<Checkpoint, CheckpointError> {
-        spare::keep(&*self.volume.store)?;
+        self.write_spare()?;
         self.write_checkpoint(&mut || true)
     }
 
@@ -218,7 +226,9 @@ impl Filesystem {
 
     /// On a full disk: takes the older checkpoint away. True when there was one.
     pub(super) fn checkpoint_gives_way(&self) -> bool {
+        // Where the disk is full, and not the volume's own size.
         self.options.checkpoint_interval.is_some()
+            && checkpoint::is_short(&*self.volume.store).unwrap_or(false)
             && checkpoint::give_way(&*self.volume.store, &self.volume.keys, 1).unwrap_or(false)
     }
 }

@@ -16,6 +16,7 @@ use super::references::References;
 use super::types::{FileKind, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
 use crate::ids::{FolderNumber, Generation, Ino, Sequence};
+use crate::meta::checkpoint;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
 use crate::meta::{Batch, Meta, MetaError};
@@ -23,7 +24,7 @@ use crate::object::Contents;
 use crate::planted::{Bug, planted};
 use crate::sealed::{MetaFile, PAGE_BYTES, SealedError};
 use crate::store::read_only::{ReadOnlyStore, Scratch};
-use crate::store::{OpenMode, Store, StorePath};
+use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
 
 /// What a volume holds.
@@ -44,6 +45,9 @@ pub struct Usage {
     /// Age of the newest checkpoint of the metadata, if one is known.
     pub checkpoint_age_seconds: Option<u64>,
 }
+
+/// Folders that may have been made since the last commit, and more.
+const FOLDERS_AHEAD: u64 = 1 << 20;
 
 impl Filesystem {
     /// Makes an empty filesystem whose root directory belongs to `owner` (user, group).
@@ -85,7 +89,13 @@ impl Filesystem {
             file = Arc::new(Scratch::over(file)?);
         }
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
-        volume.judge(&file.slots())?;
+        match volume.judge(&file.slots()) {
+            // To look only: nothing is written, and nobody is told that this is the volume.
+            Err(older) if options.read_only && volume.accepts_restored => {
+                tracing::warn!(%older, "shown as it is, as was asked for");
+            }
+            judged => judged?,
+        }
         let meta = Arc::new(Meta::open(file, options.meta_cache_bytes)?);
         if options.read_only && meta.counters().restoring != Generation(0) {
             return Err(FsError::HalfRestored);
@@ -135,7 +145,10 @@ impl Filesystem {
     /// When its metadata cannot be read or written anew.
     pub fn accept_restored(volume: Volume, meta_cache_bytes: usize) -> Result<Volume, FsError> {
         let store = &*volume.store;
-        let file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
+        let file = store.open(&StorePath::new(META_NAME), OpenMode::Read)?;
+        // What the database writes when it opens stays in memory: an attempt that fails must not make
+        // the old metadata look newer than they are.
+        let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
         let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
         match volume.judge(&file.slots()) {
             Ok(()) => {
@@ -149,6 +162,10 @@ impl Filesystem {
         let first = Sequence(meta.sequence().max(known).0.saturating_add(1));
         let renewed = volume.renew(first, &mut |file| Ok(meta.copy_committed(file)?))?;
         meta.close()?;
+        // They are of what was given up.
+        if let Err(error) = checkpoint::discard_from(&*renewed.store, &renewed.keys, first) {
+            tracing::warn!(%error, "newer checkpoints could not be taken away");
+        }
         Ok(renewed)
     }
 
@@ -164,7 +181,12 @@ impl Filesystem {
             self.sweep()?;
         }
         self.finish_restore()?;
-        let newest = self.contents.objects().folders()?.into_iter().max();
+        // A name far beyond those that there were is nobody's of ours.
+        let known = self.meta.counters().folder.0;
+        let folders = self.contents.objects().folders()?.into_iter();
+        let newest = folders
+            .filter(|folder| folder.0 <= known.saturating_add(FOLDERS_AHEAD))
+            .max();
         self.contents
             .objects()
             .begin_after(newest.unwrap_or(FolderNumber(0)));

@@ -29,7 +29,7 @@ use super::records::Timespec;
 use super::{Meta, MetaError};
 use crate::ids::{CryptoId, Sequence};
 use crate::layers::KeyRing;
-use crate::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile};
+use crate::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile, SealedError};
 use crate::store::{EntryKind, OpenMode, Store, StorePath};
 
 /// Name of the directory.
@@ -175,7 +175,7 @@ pub fn give_way(store: &dyn Store, keys: &KeyRing, keep: usize) -> io::Result<bo
     let (found, _) = list(store, keys)?;
     let mut gone = false;
     for (checkpoint, _) in found.iter().skip(keep) {
-        store.unlink(&checkpoint_path(checkpoint.name))?;
+        take_away(store, checkpoint.name)?;
         gone = true;
     }
     Ok(gone)
@@ -193,10 +193,46 @@ fn rotate(store: &dyn Store, keys: &KeyRing, newest: &Checkpoint) -> io::Result<
         others.partition(|other| other.sequence > newest.sequence);
     let unneeded = ahead.into_iter().chain(older.into_iter().skip(KEPT - 1));
     let unneeded = unneeded.map(|other| other.name);
-    for name in unneeded.chain(refused.into_iter().map(|(name, _)| name)) {
-        store.unlink(&checkpoint_path(name))?;
+    // One that could not be read may be good.
+    let refused = refused
+        .into_iter()
+        .filter(|(_, error)| !is_of_the_store(error))
+        .map(|(name, _)| name);
+    for name in unneeded.chain(refused) {
+        take_away(store, name)?;
     }
     Ok(())
+}
+
+/// True for an error of reading, which says nothing of what is there.
+fn is_of_the_store(error: &MetaError) -> bool {
+    matches!(
+        error,
+        MetaError::Io(_) | MetaError::Sealed(SealedError::Io(_))
+    )
+}
+
+/// Somebody else may have been faster.
+fn take_away(store: &dyn Store, name: CryptoId) -> io::Result<()> {
+    match store.unlink(&checkpoint_path(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Takes away checkpoints of commits from this number on: they are of a history that was given up.
+pub fn discard_from(store: &dyn Store, keys: &KeyRing, first: Sequence) -> io::Result<()> {
+    let (found, _) = list(store, keys)?;
+    for (checkpoint, _) in found.iter().filter(|(it, _)| it.sequence >= first) {
+        take_away(store, checkpoint.name)?;
+    }
+    Ok(())
+}
+
+/// True where the backing filesystem has little room left.
+pub fn is_short(store: &dyn Store) -> io::Result<bool> {
+    let space = store.space()?;
+    Ok(space.available_bytes < HEADROOM_BYTES.min(space.total_bytes / 20))
 }
 
 impl Meta {
@@ -211,6 +247,10 @@ impl Meta {
         keys: &KeyRing,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Checkpoint, CheckpointError> {
+        // What page 0 says after a failed commit was not synced, and the disk may be failing.
+        if self.latched().is_some() {
+            return Err(CheckpointError::Stopped);
+        }
         check_room(store, self.checkpoint_bytes()?)?;
         make_directory(store)?;
         tidy(store)?;
@@ -228,7 +268,9 @@ impl Meta {
             let _ = store.unlink(&aside);
         })?;
         store.sync_dir(&directory_path())?;
-        if let Err(error) = rotate(store, keys, &checkpoint) {
+        if self.latched().is_none()
+            && let Err(error) = rotate(store, keys, &checkpoint)
+        {
             tracing::warn!(%error, "older checkpoints could not be taken away");
         }
         Ok(checkpoint)

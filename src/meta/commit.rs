@@ -230,9 +230,10 @@ impl Meta {
         }
     }
 
-    /// Nothing was written. A full disk may have room again; any other refusal is the end of writing.
+    /// Nothing was written. A full disk, or memory, may have room again; any other refusal is the end of writing.
     fn refused(&self, error: std::io::Error) -> MetaError {
-        if !matches!(Errno::from_backing(&error), Errno::ENOSPC | Errno::EDQUOT) {
+        let passes = [Errno::ENOSPC, Errno::EDQUOT, Errno::ENOMEM];
+        if !passes.contains(&Errno::from_backing(&error)) {
             self.latch(&format!("the backing store cannot be written: {error}"));
         }
         error.into()

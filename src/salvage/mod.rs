@@ -120,6 +120,15 @@ pub fn salvage(
     let report = out::make_file(out.root(), REPORT_NAME.as_bytes())?;
     let mut report = Report::begin(report, &known)?;
     report_records(&records, &mut report)?;
+    if let Err(older) = rescue.judge(records.slots.as_ref()) {
+        report.lose(&Loss {
+            path: String::new(),
+            what: "older",
+            offset: None,
+            length: None,
+            reason: older.to_string(),
+        })?;
+    }
     let counters = records.row(Table::Counters, &[]);
     let counters = counters.and_then(|bytes| Counters::decode(&bytes));
     if counters

@@ -13,7 +13,7 @@ use crate::meta::checkpoint::{self, Checkpoint};
 use crate::meta::keys::{self, Table};
 use crate::meta::raw::{Found, Gap, RawTables};
 use crate::meta::records::TOMBSTONE;
-use crate::sealed::MetaFile;
+use crate::sealed::{MetaFile, SlotState};
 use crate::store::{OpenMode, Store, StorePath};
 use crate::volume::{META_NAME, NEXT_META_NAME, VerifiedHeader};
 
@@ -62,9 +62,14 @@ pub struct Records {
     pub meta_lost: Option<String>,
     /// One slot of its page 0 does not open, and may have been the newer one.
     pub slot_lost: bool,
+    /// What is known of both slots, where `meta` opens.
+    pub slots: Option<[SlotState; 2]>,
     /// Checkpoints that do not open, with why.
     pub checkpoints_refused: Vec<(String, String)>,
 }
+
+const OLDER_THAN_CHECKPOINT: &str =
+    "it is older than a checkpoint beside it: an older copy was put back";
 
 impl Records {
     /// Opens all sources there are and looks at every page of the first one.
@@ -77,11 +82,12 @@ impl Records {
         };
         // The second is the one where an incarnation was about to begin; only one can open.
         let meta = open(META_NAME).or_else(|error| open(NEXT_META_NAME).map_err(|_| error));
-        let mut slot_lost = false;
+        let (mut slot_lost, mut slots) = (false, None);
         let (commits, meta_lost) = match meta {
             Err(error) => (Vec::new(), Some(error)),
             Ok(file) => {
                 slot_lost = file.slots().iter().any(|slot| !slot.authentic);
+                slots = Some(file.slots());
                 match RawTables::all(&Arc::new(file)) {
                     none if none.is_empty() => {
                         (none, Some("no commit in it can be read".to_owned()))
@@ -94,6 +100,16 @@ impl Records {
             tracing::warn!(%error, "the checkpoints cannot be listed");
             Default::default()
         });
+        let newest = checkpoints
+            .first()
+            .map(|(checkpoint, _)| checkpoint.sequence);
+        let is_older = commits
+            .first()
+            .is_some_and(|commit| Some(commit.sequence()) < newest);
+        let meta_lost = match is_older {
+            true => Some(OLDER_THAN_CHECKPOINT.to_owned()),
+            false => meta_lost,
+        };
         let of_meta = commits.into_iter().enumerate().map(|(index, tables)| {
             let origin = if index == 0 {
                 Origin::Meta
@@ -106,11 +122,16 @@ impl Records {
             origin: Origin::Checkpoint(checkpoint),
             tables,
         });
+        let sources = match is_older {
+            true => of_checkpoints.chain(of_meta).collect(),
+            false => of_meta.chain(of_checkpoints).collect(),
+        };
         let mut this = Self {
-            sources: of_meta.chain(of_checkpoints).collect(),
+            sources,
             stretches: Vec::new(),
             meta_lost,
             slot_lost,
+            slots,
             checkpoints_refused: refused
                 .into_iter()
                 .map(|(name, error)| (name.to_string(), error.to_string()))

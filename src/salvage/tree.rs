@@ -53,6 +53,8 @@ struct Frame {
     entries: VecDeque<(Vec<u8>, DirentRecord)>,
     /// Where to read on; `None` at the end.
     next: Option<Vec<u8>>,
+    /// Records of names that are not of this format, and not told yet.
+    strange: u64,
     /// Bytes of the path that are its own.
     path_bytes: usize,
 }
@@ -222,6 +224,9 @@ impl Walk<'_, '_> {
             let Some(frame) = stack.pop() else {
                 break;
             };
+            for _ in 0..frame.strange {
+                self.lose("name", STRANGE_NAME.to_owned())?;
+            }
             // Before its mode is set, which may not let anybody through.
             let parent = out::parent(at.as_fd())?;
             self.finish_directory(&frame, at.as_fd())?;
@@ -245,6 +250,7 @@ impl Walk<'_, '_> {
             inode,
             entries: VecDeque::new(),
             next: Some(keys::number(ino.0)),
+            strange: 0,
             path_bytes: self.path.len(),
         })
     }
@@ -260,6 +266,8 @@ impl Walk<'_, '_> {
                     keys::dirent_parts(key).zip(DirentRecord::decode(value))
                 {
                     frame.entries.push_back((name.to_vec(), entry));
+                } else {
+                    frame.strange += 1;
                 }
                 if frame.entries.len() < ENTRIES_AT_A_TIME {
                     return true;
@@ -539,4 +547,5 @@ impl Walk<'_, '_> {
     }
 }
 
+const STRANGE_NAME: &str = "the record of a name in it is not of this format";
 const LOST_INODE: &str = "its inode cannot be read: owner, mode, times and length are not known";

@@ -18,7 +18,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -38,6 +38,7 @@ const CACHED_FOLDERS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 pub struct DirectoryStore {
     root: Arc<OwnedFd>,
     folders: Mutex<LruCache<StorePath, Arc<OwnedFd>>>,
+    directory_lock: Mutex<Weak<File>>,
 }
 
 impl DirectoryStore {
@@ -47,6 +48,7 @@ impl DirectoryStore {
         Ok(Self {
             root: Arc::new(files::open_directory(path)?),
             folders: Mutex::new(LruCache::new(CACHED_FOLDERS)),
+            directory_lock: Mutex::new(Weak::new()),
         })
     }
 
@@ -334,13 +336,41 @@ impl Store for DirectoryStore {
         // Opened for writing, since NFS makes an exclusive flock a write lock of the range.
         let file = self.open_plain(path, Access::ReadWrite)?;
         file.try_lock()?;
-        Ok(Box::new(DirectoryLock { _file: file }))
+        Ok(Box::new(DirectoryLock {
+            _file: file,
+            _directory: self.lock_directory()?,
+        }))
+    }
+}
+
+impl DirectoryStore {
+    /// Locks the directory too, which nobody can take away unnoticed as he can the file. Shared by
+    /// all locks of this store. Not every filesystem can: NFS locks plain files only.
+    fn lock_directory(&self) -> io::Result<Option<Arc<File>>> {
+        let mut held = self.directory_lock.lock();
+        if let Some(lock) = held.upgrade() {
+            return Ok(Some(lock));
+        }
+        let directory = File::from(files::open_directory_at(&*self.root, ".")?);
+        match directory.try_lock() {
+            Ok(()) => {
+                let lock = Arc::new(directory);
+                *held = Arc::downgrade(&lock);
+                Ok(Some(lock))
+            }
+            Err(std::fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(std::fs::TryLockError::Error(error)) => {
+                tracing::debug!(%error, "the volume's directory cannot be locked");
+                Ok(None)
+            }
+        }
     }
 }
 
 #[derive(Debug)]
 struct DirectoryLock {
     _file: File,
+    _directory: Option<Arc<File>>,
 }
 
 impl StoreLock for DirectoryLock {}

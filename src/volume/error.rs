@@ -138,7 +138,9 @@ impl VolumeError {
         const RESTORE: &str =
             "restore volume.json from a backup of this volume or from its checkpoints/volume.json";
         let text = match self {
-            Self::NotAVolume => "make one: bilayer create DIR, or check the path",
+            Self::NotAVolume => {
+                "make one: bilayer create DIR, or check the path; if it has lost its volume.json: bilayer salvage"
+            }
             Self::Occupied(_) => "choose an empty directory",
             Self::InUse { shared: true } => {
                 "unmount it; if it is a copy made with cp -al, unmount the original first"

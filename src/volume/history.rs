@@ -62,7 +62,8 @@ pub enum Rollback {
 impl Rollback {
     /// What to do next.
     pub const HINT: &str = "if you restored a backup, take it as it is: bilayer mount \
-        --accept-restored VOLUME DIR; if you did not, somebody has put an older copy in its place";
+        --accept-restored VOLUME DIR (with -o ro to look only, which changes nothing); if you did not, \
+        somebody has put an older copy in its place";
 }
 
 /// Compares a superblock with the record.

@@ -110,7 +110,7 @@ pub struct OpenOptions {
     /// The fingerprint that the active key set must have.
     pub fingerprint: Option<String>,
     /// A volume that is older than the keystore knows it is opened all the same, to be taken as it
-    /// is ([`Volume::renew`]).
+    /// is ([`Volume::renew`]), or only looked at.
     pub accept_restored: bool,
 }
 
@@ -143,6 +143,8 @@ pub struct Volume {
     /// What the keystore remembered when the volume was opened; `None` when it knew nothing of this
     /// incarnation.
     pub record: Option<VolumeRecord>,
+    /// It may be older than the keystore knows.
+    pub accepts_restored: bool,
     /// How the superblock is older than the keystore knows; only where that was to be accepted.
     older_header: Option<Rollback>,
     /// The record as it is in the keystore now.

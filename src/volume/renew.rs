@@ -25,8 +25,8 @@ use parking_lot::Mutex;
 use super::error::VolumeError;
 use super::found::wrap_key_set;
 use super::header::{HeaderContents, KeySetState, MAX_KEY_SETS, VerifiedHeader};
-use super::superblock::replace_header;
-use super::{Volume, meta_path, next_meta_path};
+use super::superblock::{replace_header, unshare};
+use super::{NEXT_META_NAME, Volume, meta_path, next_meta_path};
 use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence};
 use crate::keys::{KeyError, VolumeRecord};
 use crate::layers::{KeyRing, KeySet};
@@ -193,6 +193,8 @@ pub(super) fn settle_meta(
     if read_only {
         return Err(VolumeError::HalfRenewed);
     }
+    // It may be shared with a copy (`cp -al`) that finishes the same.
+    unshare(store, NEXT_META_NAME).map_err(VolumeError::io("cannot copy a shared file"))?;
     take_place(store)
 }
 

@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use super::error::VolumeError;
 use super::header::{UnverifiedHeader, VerifiedHeader};
+use super::history::{Rollback, judge_header, judge_metadata};
 use super::open::{check_pin, customer_key, unwrap_all};
 use super::{OpenOptions, header_path, lock_path, spare};
-use crate::keys::PlatformKeystore;
 use crate::keys::error::ErrorKind;
+use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::KeyRing;
+use crate::sealed::SlotState;
 use crate::store::read_only::ReadOnlyStore;
 use crate::store::{Store, StoreLock};
 
@@ -53,8 +55,24 @@ pub struct Rescue {
     pub source: HeaderSource,
     /// Superblocks that came before it and were refused, with why.
     pub refused: Vec<(HeaderSource, VolumeError)>,
+    /// What the keystore knows of the volume.
+    record: Option<VolumeRecord>,
     #[expect(dead_code, reason = "held, never read")]
     lock: Option<Box<dyn StoreLock>>,
+}
+
+impl Rescue {
+    /// Compares the superblock, and the slots of page 0 of `meta` where it opens, with what the
+    /// keystore knows.
+    ///
+    /// # Errors
+    /// When the volume is older than it is known to be.
+    pub fn judge(&self, slots: Option<&[SlotState; 2]>) -> Result<(), Rollback> {
+        let record = self.record.as_ref();
+        judge_header(&self.header, record)?;
+        let same = record.filter(|record| record.incarnation == self.header.incarnation());
+        slots.map_or(Ok(()), |slots| judge_metadata(slots, same))
+    }
 }
 
 /// Opens the keys of a volume. `given` are the bytes of a superblock that was named.
@@ -89,8 +107,9 @@ pub fn rescue(
     let mut refused = Vec::new();
     for (source, bytes) in given.into_iter().chain(own) {
         match verified(bytes, options) {
-            Ok((keys, header)) => {
+            Ok((keys, header, record)) => {
                 return Ok(Rescue {
+                    record,
                     store,
                     keys,
                     header,
@@ -120,7 +139,7 @@ fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
 fn verified(
     bytes: io::Result<Vec<u8>>,
     options: &OpenOptions,
-) -> Result<(KeyRing, VerifiedHeader), VolumeError> {
+) -> Result<(KeyRing, VerifiedHeader, Option<VolumeRecord>), VolumeError> {
     let bytes = bytes.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => VolumeError::NotAVolume,
         _ => VolumeError::io("cannot read the superblock")(error),
@@ -133,5 +152,5 @@ fn verified(
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
     let header = unverified.verify(keys.active())?;
     check_pin(options.fingerprint.as_deref(), &keys)?;
-    Ok((keys, header))
+    Ok((keys, header, record))
 }

@@ -4,8 +4,9 @@
 
 use std::io;
 
-use super::header::{MAX_HEADER_BYTES, UnverifiedHeader};
+use super::header::{MAX_HEADER_BYTES, UnverifiedHeader, VerifiedHeader};
 use super::header_path;
+use crate::layers::KeySet;
 use crate::store::{OpenMode, Store, StorePath};
 
 /// The directory that it is in.
@@ -16,19 +17,23 @@ pub fn spare_path() -> StorePath {
     StorePath::new("checkpoints/volume.json")
 }
 
-/// Makes the spare copy what `volume.json` is, if that is a superblock. Durable on return.
+/// Makes the spare copy what `volume.json` is, if that is still what `own` was read from: a damaged
+/// one never takes the place of a good spare. Durable on return.
 ///
 /// # Errors
 /// Those of the store. An older copy is still there then.
-pub fn keep(store: &dyn Store) -> io::Result<()> {
+pub fn keep(store: &dyn Store, active: &KeySet, own: &VerifiedHeader) -> io::Result<()> {
     let header = read(store, &header_path())?;
-    if UnverifiedHeader::parse(&header).is_err() {
+    let found = UnverifiedHeader::parse(&header).and_then(|header| header.verify(active));
+    if !found.is_ok_and(|found| found == *own) {
+        tracing::error!(
+            "volume.json is not what it was when the volume was opened: its spare copy stays"
+        );
         return Ok(());
     }
-    match read(store, &spare_path()) {
-        Ok(spare) if spare == header => return Ok(()),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    // One that cannot be read is made anew.
+    if read(store, &spare_path()).is_ok_and(|spare| spare == header) {
+        return Ok(());
     }
     match store.create_dir(&StorePath::new(DIRECTORY)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

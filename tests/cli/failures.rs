@@ -222,6 +222,9 @@ fn a_volume_is_mounted_once() {
     run(command("cp", ["-al", "vol", "twin"]).current_dir(place.path(""))).silent();
     run(command("cp", ["-a", "keystore", "elsewhere"]).current_dir(place.path(""))).silent();
     fails(&place.run("mount twin second"), 32, "in use");
+    // The lock's file can be taken away, the lock cannot.
+    fs::remove_file(place.path("vol/lock")).unwrap();
+    fails(&place.run("mount vol second"), 32, "in use");
     let held = fs::File::open(mounted.path("file")).unwrap();
     fails(&place.run("unmount mnt"), 3, "in use");
     drop(held);

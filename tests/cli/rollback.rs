@@ -38,7 +38,14 @@ fn an_older_copy_is_refused_until_it_is_accepted() {
         1,
         "accept_restored",
     );
-    fails(&place.run("mount vol mnt --accept-restored -o ro"), 1, "ro");
+    // To look only, which changes nothing.
+    let header = fs::read(place.path("vol/volume.json")).unwrap();
+    place.run("mount vol mnt --accept-restored -o ro").done();
+    let mounted = place.mounted(&place.path("mnt"));
+    assert_eq!(fs::read(mounted.path("file")).unwrap(), b"of then");
+    mounted.unmount();
+    assert_eq!(fs::read(place.path("vol/volume.json")).unwrap(), header);
+    fails(&place.run("mount vol mnt"), 32, "not the newest state");
 
     place.run("mount vol mnt --accept-restored").done();
     let mounted = place.mounted(&place.path("mnt"));

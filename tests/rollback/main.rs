@@ -7,11 +7,12 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
+use bilayer::errno::Errno;
 use bilayer::fs::views::ViewKind;
 use bilayer::fs::{Filesystem, FsError};
 use bilayer::ids::VolumeId;
 use bilayer::keys::{PlatformKeystore, VolumeRecord};
-use bilayer::store::faulty::{FaultyStore, WriteUnit};
+use bilayer::store::faulty::{Call, CallKind, Fault, FaultyStore, WriteUnit};
 use bilayer::store::memory::MemoryStore;
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::{self, OpenOptions, Rollback, VolumeError};
@@ -365,6 +366,22 @@ fn a_cut_at_every_call_of_accepting() {
         }
     }
     assert!(refused > 20 && begun > 20, "{refused}, {begun}");
+}
+
+/// However often it is begun and fails, the old metadata look no newer.
+#[test]
+fn attempts_that_fail_leave_what_was_refused_refused() {
+    let past = Past::new();
+    let store = past.old();
+    let before = bytes_of(&store, "meta");
+    for _ in 0..12 {
+        let made = |call: &Call<'_>| call.kind == CallKind::Create;
+        store.fail_when(made, Fault::Error(Errno::ENOSPC));
+        accept(&store, past.keystore.path()).unwrap_err();
+        store.clear_faults();
+    }
+    assert!(bytes_of(&store, "meta") == before);
+    older(use_it(&store, past.keystore.path()));
 }
 
 /// A file that only looks like the metadata to come does not take the place of those there are.

@@ -10,7 +10,7 @@ use bilayer::meta::records::ViewKind;
 use bilayer::store::faulty::{CallKind, Fault, FaultyOptions, FaultyStore, WriteUnit};
 use bilayer::store::{Store, StorePath};
 
-use crate::support::{Mount, ROOT, format, keystore, open_volume, pattern, quiet};
+use crate::support::{Mount, ROOT, fork, format, keystore, open_volume, pattern, quiet};
 use crate::victim::Victim;
 
 fn names(store: &dyn Store) -> Vec<String> {
@@ -106,7 +106,7 @@ fn at_each_call(
     let origin = origin.to_memory();
     for number in 1.. {
         let store = FaultyStore::from_memory(&origin, WriteUnit::Page);
-        let mount = Mount::open(store, Arc::clone(&keystore), quiet()).unwrap();
+        let mount = Mount::open(store, fork(&keystore), quiet()).unwrap();
         mount.file(ROOT, "third", b"third");
         mount.fs.sync().unwrap();
         let calls = mount.store.calls();
@@ -119,7 +119,7 @@ fn at_each_call(
         }
         if let Some(left) = after(number, mount, made) {
             whole_checkpoint(&left, &keystore);
-            let mount = Mount::open(left, Arc::clone(&keystore), quiet()).unwrap();
+            let mount = Mount::open(left, fork(&keystore), quiet()).unwrap();
             for name in ["first", "second", "third"] {
                 mount.at(name);
             }

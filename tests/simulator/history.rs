@@ -301,7 +301,8 @@ fn written(operation: &Operation, before: usize, after: usize) -> Option<Range<u
         | Operation::Punch { offset, len, .. }
         | Operation::Zero { offset, len, .. }
         | Operation::Allocate { offset, len, .. } => (offset as usize, len as usize),
-        Operation::Append { len, .. } => (before, len as usize),
+        // Not beyond the largest size: see where it is done.
+        Operation::Append { len, .. } => (before.min(CHUNK), len as usize),
         Operation::Truncate { size, .. } => (size as usize, 0),
         Operation::Copy { to_at, len, .. } => (to_at as usize, len as usize),
         _ => return None,
