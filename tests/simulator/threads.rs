@@ -60,6 +60,8 @@ struct User {
     directory: NodeId,
     model: Model,
     history: History,
+    /// A file that was being made when the power went: only who finds it knows its number.
+    doubt: Option<Vec<u8>>,
 }
 
 /// What the one who takes snapshots knows of them.
@@ -109,6 +111,7 @@ fn live(seed: u64, stats: &mut Stats) {
             directory,
             model,
             history,
+            doubt: None,
         });
     }
     let node = mount.file(ROOT, std::str::from_utf8(COMMON).unwrap(), b"");
@@ -136,7 +139,7 @@ fn live(seed: u64, stats: &mut Stats) {
         cut(mount, (survivor, 0), &mut life)
     };
     let mount = machine.open(&[], &mut life);
-    look(&mount, &users, &counts, &snapshots, life.stats);
+    look(&mount, &mut users, &counts, &snapshots, life.stats);
     mount.fs.sync().unwrap();
     mount.finish();
 }
@@ -249,7 +252,8 @@ impl User {
 
     fn create(&mut self, mount: &Mount, name: &[u8]) -> Result<(), Errno> {
         let fs = &mount.fs;
-        let (attr, handle) = fs.create(&USER, self.directory, name, 0o640, libc::O_RDWR)?;
+        let made = fs.create(&USER, self.directory, name, 0o640, libc::O_RDWR);
+        let (attr, handle) = made.inspect_err(|_| self.doubt = Some(name.to_vec()))?;
         fs.forget(attr.node, 1);
         fs.release(attr.node, handle);
         let inode = Inode::new(FileKind::Regular, 0o640);
@@ -273,7 +277,7 @@ impl User {
     }
 
     /// What is found of the user's directory.
-    fn look(&self, mount: &Mount, stats: &mut Stats) {
+    fn look(&mut self, mount: &Mount, stats: &mut Stats) {
         let mut found = Model::new();
         for name in mount.names(self.directory) {
             let attr = mount.lookup(self.directory, name.as_bytes()).unwrap();
@@ -286,6 +290,13 @@ impl User {
             inode.data = Arc::new(mount.contents(attr.node));
             found.make(1, name.as_bytes(), number, inode);
             stats.files += 1;
+        }
+        let made = self.doubt.as_ref();
+        let made = made.and_then(|name| Some((name, found.entry(1, name).ok()?)));
+        if let Some((name, number)) = made {
+            let inode = Inode::new(FileKind::Regular, 0o640);
+            self.model.make(1, name, number, inode);
+            self.history.note(&self.model);
         }
         self.history.check(&found, &BTreeMap::new());
     }
@@ -392,8 +403,14 @@ impl Snapshots {
 }
 
 /// Compares what there is with what may be there.
-fn look(mount: &Mount, users: &[User], counts: &[Count], snapshots: &Snapshots, stats: &mut Stats) {
-    users.iter().for_each(|user| user.look(mount, stats));
+fn look(
+    mount: &Mount,
+    users: &mut [User],
+    counts: &[Count],
+    snapshots: &Snapshots,
+    stats: &mut Stats,
+) {
+    users.iter_mut().for_each(|user| user.look(mount, stats));
     let common = mount.lookup(ROOT, COMMON).unwrap().node;
     let now = counts.iter().map(|count| {
         let load = |of: &AtomicU64| of.load(Ordering::SeqCst);
