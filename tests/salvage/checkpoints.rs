@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bilayer::check::{CheckOptions, Finding, Kind, Unwatched, repair};
 use bilayer::errno::Errno;
 use bilayer::meta::checkpoint::{self, CheckpointError};
 use bilayer::meta::records::ViewKind;
 use bilayer::store::faulty::{CallKind, Fault, FaultyOptions, FaultyStore, WriteUnit};
-use bilayer::store::{Store, StorePath};
+use bilayer::store::{OpenMode, Store, StorePath};
 
-use crate::support::{Mount, ROOT, fork, format, keystore, open_volume, pattern, quiet};
+use crate::support::{Mount, ROOT, audit, fork, format, keystore, open_volume, pattern, quiet};
 use crate::victim::Victim;
 
 fn names(store: &dyn Store) -> Vec<String> {
@@ -246,4 +247,71 @@ fn an_unreadable_page_ends_the_attempt_and_keeps_what_there_is() {
     } = mount;
     drop(fs);
     drop(open_volume(&store, keystore.path(), true));
+}
+
+fn bytes_of(store: &FaultyStore, path: &str) -> Vec<u8> {
+    let file = store.open(&StorePath::new(path), OpenMode::Read).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    assert_eq!(file.read_at(&mut bytes, 0).unwrap(), bytes.len());
+    bytes
+}
+
+fn put_back(store: &FaultyStore, path: &str, bytes: &[u8]) {
+    let path = StorePath::new(path);
+    let file = store.open(&path, OpenMode::ReadWrite).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    file.write_at(bytes, 0).unwrap();
+}
+
+/// Also where the keystore does not know it: the checkpoint does.
+#[test]
+fn metadata_older_than_a_checkpoint_are_told() {
+    let mount = Mount::new();
+    mount.file(ROOT, "first", &pattern(1, 0, 9000));
+    let mount = mount.reopen();
+    let (store, keystore) = (mount.store.clone(), Arc::clone(&mount.keystore));
+    mount.fs.close().unwrap();
+    drop(mount);
+    let (old, unknowing) = (bytes_of(&store, "meta"), fork(&keystore));
+    let mount = Mount::open(store.clone(), keystore, quiet()).unwrap();
+    mount.file(ROOT, "second", &pattern(2, 0, 9000));
+    mount.fs.sync().unwrap();
+    mount.fs.checkpoint_now().unwrap();
+    mount.fs.close().unwrap();
+    drop(mount);
+    put_back(&store, "meta", &old);
+
+    let victim = Victim::of(&store, Arc::clone(&unknowing));
+    let taken = victim.salvage(&store).unwrap();
+    assert!(taken.report.contains("an older copy was put back"));
+    let second = taken.files.get(std::path::Path::new("second"));
+    assert!(second == Some(&pattern(2, 0, 9000)), "{}", taken.report);
+
+    let objects = audit::objects(&store);
+    let volume = open_volume(&store, unknowing.path(), false);
+    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let told = |finding: &Finding| finding.kind == Kind::RolledBack;
+    assert!(report.findings.iter().any(told), "{:?}", report.findings);
+    assert_eq!(audit::objects(&store), objects, "nothing is removed then");
+}
+
+#[test]
+fn a_damaged_superblock_never_takes_the_place_of_its_spare() {
+    let mount = Mount::new();
+    mount.file(ROOT, "first", b"first");
+    mount.fs.sync().unwrap();
+    mount.fs.checkpoint_now().unwrap();
+    let spare = bytes_of(&mount.store, "checkpoints/volume.json");
+    assert_eq!(bytes_of(&mount.store, "volume.json"), spare);
+    // It still parses: one digit of its MAC is another.
+    let mut damaged = spare.clone();
+    let digit = damaged.len() - 5;
+    damaged[digit] = if damaged[digit] == b'0' { b'1' } else { b'0' };
+    put_back(&mount.store, "volume.json", &damaged);
+    mount.file(ROOT, "second", b"second");
+    mount.fs.sync().unwrap();
+    mount.fs.checkpoint_now().unwrap();
+    assert_eq!(bytes_of(&mount.store, "checkpoints/volume.json"), spare);
+    put_back(&mount.store, "volume.json", &spare);
+    mount.finish();
 }
