@@ -543,22 +543,9 @@ impl<'a> Mending<'a> {
 
 /// An inode that was made for what was found, for root alone.
 fn lost(kind: FileKind, size: u64) -> InodeRecord {
-    let now = Timespec::now();
     InodeRecord {
-        kind,
-        perm: 0o600,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
         size,
-        pages: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        crtime: now,
-        parent: Ino(0),
-        target: Vec::new(),
+        ..InodeRecord::new(kind, 0o600, Timespec::now())
     }
 }
 

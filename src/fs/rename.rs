@@ -211,20 +211,9 @@ impl Filesystem {
     ) -> Result<DirentRecord, Errno> {
         let kind = FileKind::CharDevice;
         let record = InodeRecord {
-            kind,
-            perm: 0,
-            nlink: 1,
             uid: caller.uid,
             gid: caller.gid,
-            rdev: 0,
-            size: 0,
-            pages: 0,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            crtime: now,
-            parent: Ino(0),
-            target: Vec::new(),
+            ..InodeRecord::new(kind, 0, now)
         };
         let ino = self.meta.allocate_ino();
         self.meta.put_inode(batch, ino, &record)?;

@@ -347,6 +347,26 @@ const fn kind_of(code: u8) -> Option<FileKind> {
 }
 
 impl InodeRecord {
+    /// An empty one with one name, of user and group 0, whose times are all `now`.
+    pub const fn new(kind: FileKind, perm: u16, now: Timespec) -> Self {
+        Self {
+            kind,
+            perm,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            pages: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            crtime: now,
+            parent: Ino(0),
+            target: Vec::new(),
+        }
+    }
+
     /// The encoding.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::new(VALUE, 96 + self.target.len());

@@ -110,27 +110,11 @@ fn is_ino(ino: Ino) -> bool {
 
 /// What stands for an inode of which only the kind is known.
 fn unknown(kind: FileKind) -> InodeRecord {
-    let now = Timespec::now();
-    InodeRecord {
-        kind,
-        perm: if kind == FileKind::Directory {
-            0o700
-        } else {
-            0o600
-        },
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size: 0,
-        pages: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        crtime: now,
-        parent: Ino(0),
-        target: Vec::new(),
-    }
+    let perm = match kind {
+        FileKind::Directory => 0o700,
+        _ => 0o600,
+    };
+    InodeRecord::new(kind, perm, Timespec::now())
 }
 
 impl Walk<'_, '_> {
