@@ -154,6 +154,19 @@ impl Walk<'_, '_> {
         xattrs
     }
 
+    /// Records of extended attributes that are not of this format.
+    fn strange_xattrs(&self, ino: Ino) -> usize {
+        let mut strange = 0;
+        let range = keys::number(ino.0)..keys::after_ino(ino);
+        let records = self.source.records;
+        records.each(Table::Xattr, &range, self.view, &mut |key, value| {
+            let both = keys::xattr_name(key).zip(decode_xattr(value));
+            strange += usize::from(both.is_none());
+            true
+        });
+        strange
+    }
+
     /// Says what of an inode's records is not as it was last.
     fn report_state(&mut self, ino: Ino, kind: FileKind) -> io::Result<()> {
         let of_kind = match kind {
@@ -171,6 +184,10 @@ impl Walk<'_, '_> {
                     self.lose(what, format!("not all records of {which} can be read"))?;
                 }
             }
+        }
+        for _ in 0..self.strange_xattrs(ino) {
+            let reason = "the record of an extended attribute is not of this format".to_owned();
+            self.lose("attributes", reason)?;
         }
         if older {
             let reason = "some of its records are as they were at an earlier time".to_owned();
