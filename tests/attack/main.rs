@@ -1,0 +1,16 @@
+//! Attacks from the attacker's side, each refused.
+//!
+//! One file for each attacker: what they hold, what they do with it, and what stops them. The table
+//! in `docs/ATTACKS.md` names every test of this folder.
+#![allow(clippy::unwrap_used)]
+
+mod read_only_set;
+
+#[allow(
+    dead_code,
+    reason = "shared with other test programs; each uses its part of it"
+)]
+#[path = "../support/real.rs"]
+mod real;
+#[path = "../support/mod.rs"]
+mod support;
