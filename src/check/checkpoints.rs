@@ -12,7 +12,7 @@ impl Run<'_> {
     /// Reads all rows of all checkpoints.
     pub(super) fn check_checkpoints(&mut self) -> Result<(), CheckError> {
         let objects = &self.subject.objects;
-        let (found, refused) = checkpoint::list(&**objects.store(), objects.keys())?;
+        let (found, refused) = checkpoint::list(&**objects.store(), objects.keys().active())?;
         for (checkpoint, tables) in found {
             self.report.bytes += checkpoint.bytes;
             if let Some(reason) = self.first_gap(&tables)? {

@@ -355,7 +355,7 @@ fn open_stored(
         other => other?,
     };
     report.bytes = file.len()?;
-    let file = match MetaFile::open(file, &volume.keys, volume.header.meta_crypto()) {
+    let file = match MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()) {
         Err(SealedError::Io(error)) => return Err(error.into()),
         Err(error) => return unreadable(report, &error, vec![Range { start: 0, end: 1 }]),
         Ok(file) => Arc::new(file),
@@ -366,7 +366,7 @@ fn open_stored(
             .push(Finding::new(Kind::RolledBack, older.to_string()));
     }
     let newest = file.slots().iter().map(|slot| slot.sequence).max();
-    let ahead = checkpoint::newest(store, &volume.keys)?;
+    let ahead = checkpoint::newest(store, volume.keys.active())?;
     if let Some(ahead) = ahead.filter(|it| Some(it.sequence) > newest) {
         let (known, found) = (ahead.sequence.0, newest.unwrap_or_default().0);
         let message = format!(

@@ -136,7 +136,7 @@ impl<'a> Mending<'a> {
         let file = volume
             .store
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
-        let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto());
+        let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto());
         let meta = Arc::new(Meta::open_to_mend(
             file.map_err(std::io::Error::from)?,
             16 << 20,

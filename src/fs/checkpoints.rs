@@ -72,7 +72,7 @@ impl Filesystem {
         }
         let store = &*self.volume.store;
         let found = checkpoint::tidy(store)
-            .and_then(|()| checkpoint::newest(store, &self.volume.keys))
+            .and_then(|()| checkpoint::newest(store, self.volume.keys.active()))
             .inspect_err(|error| tracing::warn!(%error, "the checkpoints cannot be read"));
         {
             let mut known = self.checkpoints.known.lock();
@@ -215,9 +215,9 @@ impl Filesystem {
     ) -> Result<Checkpoint, CheckpointError> {
         // What is applied and not committed counts as changed again the next time.
         let through = self.meta.newest_durable_batch();
-        let made = self
-            .meta
-            .write_checkpoint(&*self.volume.store, &self.volume.keys, go_on)?;
+        let made =
+            self.meta
+                .write_checkpoint(&*self.volume.store, self.volume.keys.active(), go_on)?;
         let mut known = self.checkpoints.known.lock();
         known.newest = Some(made);
         known.through = Some(through);
@@ -229,7 +229,8 @@ impl Filesystem {
         // Where the disk is full, and not the volume's own size.
         self.options.checkpoint_interval.is_some()
             && checkpoint::is_short(&*self.volume.store).unwrap_or(false)
-            && checkpoint::give_way(&*self.volume.store, &self.volume.keys, 1).unwrap_or(false)
+            && checkpoint::give_way(&*self.volume.store, self.volume.keys.active(), 1)
+                .unwrap_or(false)
     }
 }
 

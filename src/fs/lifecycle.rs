@@ -55,7 +55,7 @@ impl Filesystem {
         let file = fresh
             .store
             .open(&StorePath::new(META_NAME), OpenMode::CreateNew)?;
-        let file = MetaFile::create(file, &fresh.keys, fresh.meta_crypto)?;
+        let file = MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto)?;
         let now = Timespec::now();
         let root = InodeRecord {
             kind: FileKind::Directory,
@@ -88,7 +88,7 @@ impl Filesystem {
         if options.read_only {
             file = Arc::new(Scratch::over(file)?);
         }
-        let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
+        let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         match volume.judge(&file.slots()) {
             // To look only: nothing is written, and nobody is told that this is the volume.
             Err(older) if options.read_only && volume.accepts_restored => {
@@ -149,7 +149,7 @@ impl Filesystem {
         // What the database writes when it opens stays in memory: an attempt that fails must not make
         // the old metadata look newer than they are.
         let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
-        let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto())?;
+        let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         match volume.judge(&file.slots()) {
             Ok(()) => {
                 tracing::warn!("the volume is not older than it is known to be: nothing to accept");
@@ -163,8 +163,8 @@ impl Filesystem {
         let renewed = volume.renew(first, &mut |file| Ok(meta.copy_committed(file)?))?;
         meta.close()?;
         // They are of what was given up.
-        if let Err(error) = checkpoint::discard_from(&*renewed.store, &renewed.keys, first) {
-            tracing::warn!(%error, "newer checkpoints could not be taken away");
+        if let Err(error) = checkpoint::discard_all(&*renewed.store) {
+            tracing::warn!(%error, "checkpoints of before could not be removed");
         }
         Ok(renewed)
     }

@@ -154,7 +154,7 @@ fn fill(source: &Source<'_>, fresh: &FreshVolume) -> Result<(Adoption, Copied), 
     let file = target
         .open(&StorePath::new(META_NAME), OpenMode::CreateNew)
         .map_err(ImageError::io("cannot make the metadata file"))?;
-    let file = MetaFile::create(file, &fresh.keys, fresh.meta_crypto)?;
+    let file = MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto)?;
     let limit_bytes = fresh.size_bytes.unwrap_or(0);
     let mut adoption = Adoption::default();
     let copied = source

@@ -252,7 +252,7 @@ impl TransportedMeta {
         let file = nameless(&*source.volume.store).map_err(ImageError::io(
             "cannot make a file for the image's metadata",
         ))?;
-        let sealed = MetaFile::create(Arc::clone(&file), &ring, crypto)?;
+        let sealed = MetaFile::create(Arc::clone(&file), ring.active(), crypto)?;
         let limit_bytes = source.meta.counters().limit_bytes;
         source
             .meta
@@ -264,7 +264,7 @@ impl TransportedMeta {
 
     /// Opens it to be read. What the database writes to its file meanwhile is of no interest.
     fn open(&self) -> Result<Meta, ImageError> {
-        let sealed = MetaFile::open(Arc::clone(&self.file), &self.ring, self.crypto)?;
+        let sealed = MetaFile::open(Arc::clone(&self.file), self.ring.active(), self.crypto)?;
         Ok(Meta::open(sealed, CACHE_BYTES)?)
     }
 

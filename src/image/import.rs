@@ -272,7 +272,7 @@ fn open_transported(
     ring: &KeyRing,
     header: &ExportHeader,
 ) -> Result<Meta, MetaError> {
-    let sealed = MetaFile::open(file, ring, header.meta)?;
+    let sealed = MetaFile::open(file, ring.active(), header.meta)?;
     Meta::open(sealed, CACHE_BYTES)
 }
 
@@ -286,7 +286,7 @@ fn copy_records(
         .store
         .open(&StorePath::new(META_NAME), OpenMode::CreateNew)
         .map_err(ImageError::io("cannot make the metadata file"))?;
-    let file = MetaFile::create(file, &fresh.keys, fresh.meta_crypto)?;
+    let file = MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto)?;
     let copied = transported
         .copy_view(View::LIVE, file, limit_bytes, &mut |_| {
             Ok::<(), MetaError>(())

@@ -8,7 +8,8 @@
 //! 1 | sequence 8 | created 12
 //! ```
 //! Its pages are sealed under the sequence of the commit and those that follow, so that which of two
-//! is newer stands in what is authenticated.
+//! is newer stands in what is authenticated. They are sealed under the active key set, and only what
+//! is sealed under that opens as a checkpoint: when the active set changes, all checkpoints go.
 //!
 //! Order of writes: `checkpoints/`, durable; the file under its name with `.new` behind it, synced;
 //! renamed; the directory synced; then older ones go. A file that has its name is never written again,
@@ -28,7 +29,7 @@ use super::raw::{Found, RawTables};
 use super::records::Timespec;
 use super::{Meta, MetaError};
 use crate::ids::{CryptoId, Sequence};
-use crate::layers::KeyRing;
+use crate::layers::KeySet;
 use crate::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile, SealedError};
 use crate::store::{EntryKind, OpenMode, Store, StorePath};
 
@@ -113,15 +114,15 @@ fn names(store: &dyn Store) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Opens a checkpoint as of its commit.
+/// Opens a checkpoint as of its commit, sealed under the volume's active key set and no other.
 pub fn open(
     store: &dyn Store,
-    keys: &KeyRing,
+    active: &Arc<KeySet>,
     name: CryptoId,
 ) -> Result<(Checkpoint, RawTables), MetaError> {
     let file = store.open(&checkpoint_path(name), OpenMode::Read)?;
     let bytes = file.len()?;
-    let file = Arc::new(MetaFile::open(file, keys, name)?);
+    let file = Arc::new(MetaFile::open(file, active, name)?);
     let mut commits = RawTables::all(&file).into_iter();
     let (sequence, created, tables) = commits
         .find_map(|tables| {
@@ -142,12 +143,12 @@ pub fn open(
 #[allow(clippy::type_complexity)]
 pub fn list(
     store: &dyn Store,
-    keys: &KeyRing,
+    active: &Arc<KeySet>,
 ) -> io::Result<(Vec<(Checkpoint, RawTables)>, Vec<(CryptoId, MetaError)>)> {
     let names = names(store)?;
     let (mut found, mut refused) = (Vec::new(), Vec::new());
     for name in names.iter().filter_map(|name| CryptoId::from_hex(name)) {
-        match open(store, keys, name) {
+        match open(store, active, name) {
             Ok(checkpoint) => found.push(checkpoint),
             Err(error) => refused.push((name, error)),
         }
@@ -157,8 +158,8 @@ pub fn list(
 }
 
 /// The newest one.
-pub fn newest(store: &dyn Store, keys: &KeyRing) -> io::Result<Option<Checkpoint>> {
-    let (found, _) = list(store, keys)?;
+pub fn newest(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<Checkpoint>> {
+    let (found, _) = list(store, active)?;
     Ok(found.first().map(|(checkpoint, _)| *checkpoint))
 }
 
@@ -171,8 +172,8 @@ pub fn tidy(store: &dyn Store) -> io::Result<()> {
 }
 
 /// Takes away all but so many of the newest, for the room. True when there was any.
-pub fn give_way(store: &dyn Store, keys: &KeyRing, keep: usize) -> io::Result<bool> {
-    let (found, _) = list(store, keys)?;
+pub fn give_way(store: &dyn Store, active: &Arc<KeySet>, keep: usize) -> io::Result<bool> {
+    let (found, _) = list(store, active)?;
     let mut gone = false;
     for (checkpoint, _) in found.iter().skip(keep) {
         take_away(store, checkpoint.name)?;
@@ -183,8 +184,8 @@ pub fn give_way(store: &dyn Store, keys: &KeyRing, keep: usize) -> io::Result<bo
 
 /// Takes away those that are older than the two newest, those that do not open, and those from a
 /// time that the volume was taken back from: `newest` is the newest there can be.
-fn rotate(store: &dyn Store, keys: &KeyRing, newest: &Checkpoint) -> io::Result<()> {
-    let (found, refused) = list(store, keys)?;
+fn rotate(store: &dyn Store, active: &Arc<KeySet>, newest: &Checkpoint) -> io::Result<()> {
+    let (found, refused) = list(store, active)?;
     let others = found
         .iter()
         .filter(|(other, _)| other.name != newest.name)
@@ -220,11 +221,18 @@ fn take_away(store: &dyn Store, name: CryptoId) -> io::Result<()> {
     }
 }
 
-/// Takes away checkpoints of commits from this number on: they are of a history that was given up.
-pub fn discard_from(store: &dyn Store, keys: &KeyRing, first: Sequence) -> io::Result<()> {
-    let (found, _) = list(store, keys)?;
-    for (checkpoint, _) in found.iter().filter(|(it, _)| it.sequence >= first) {
-        take_away(store, checkpoint.name)?;
+/// Removes all checkpoints: they are of a history that was given up, or of another volume's, and
+/// sealed under key sets that authenticate no metadata any more.
+///
+/// # Errors
+/// Those of the store.
+pub fn discard_all(store: &dyn Store) -> io::Result<()> {
+    tidy(store)?;
+    for name in names(store)?
+        .iter()
+        .filter_map(|name| CryptoId::from_hex(name))
+    {
+        take_away(store, name)?;
     }
     Ok(())
 }
@@ -244,7 +252,7 @@ impl Meta {
     pub fn write_checkpoint(
         &self,
         store: &dyn Store,
-        keys: &KeyRing,
+        active: &Arc<KeySet>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Checkpoint, CheckpointError> {
         // What page 0 says after a failed commit was not synced, and the disk may be failing.
@@ -258,7 +266,7 @@ impl Meta {
         let path = checkpoint_path(name);
         let aside = StorePath::new(&format!("{}.new", path.as_str()));
         let written = self
-            .write_aside(store, keys, name, &aside, go_on)
+            .write_aside(store, active, name, &aside, go_on)
             .and_then(|checkpoint| {
                 store.rename(&aside, &path)?;
                 Ok(checkpoint)
@@ -269,7 +277,7 @@ impl Meta {
         })?;
         store.sync_dir(&directory_path())?;
         if self.latched().is_none()
-            && let Err(error) = rotate(store, keys, &checkpoint)
+            && let Err(error) = rotate(store, active, &checkpoint)
         {
             tracing::warn!(%error, "older checkpoints could not be taken away");
         }
@@ -285,7 +293,7 @@ impl Meta {
     fn write_aside(
         &self,
         store: &dyn Store,
-        keys: &KeyRing,
+        active: &Arc<KeySet>,
         name: CryptoId,
         aside: &StorePath,
         go_on: &mut dyn FnMut() -> bool,
@@ -294,7 +302,7 @@ impl Meta {
         let created = Timespec::now();
         let sequence = rows.sequence();
         let file = store.open(aside, OpenMode::CreateNew)?;
-        let sealed = MetaFile::create_at(Arc::clone(&file), keys, name, sequence)
+        let sealed = MetaFile::create_at(Arc::clone(&file), active, name, sequence)
             .map_err(MetaError::from)?;
         let tables = Tables::open(Arc::new(sealed), CACHE_BYTES)?;
         let mut failure = None;

@@ -112,7 +112,7 @@ pub fn salvage(
     progress: &dyn Progress,
 ) -> Result<Summary, SalvageError> {
     let store = &*rescue.store;
-    let records = Records::open(store, &rescue.keys, &rescue.header);
+    let records = Records::open(store, rescue.keys.active(), &rescue.header);
     let views = views_of(&records);
     let wanted = wanted(&views, options)?;
     let mut known = describe(rescue, &records, &views);

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::ids::{Generation, Ino};
-use crate::layers::KeyRing;
+use crate::layers::KeySet;
 use crate::meta::checkpoint::{self, Checkpoint};
 use crate::meta::keys::{self, Table};
 use crate::meta::raw::{Found, Gap, RawTables};
@@ -73,11 +73,11 @@ const OLDER_THAN_CHECKPOINT: &str =
 
 impl Records {
     /// Opens all sources there are and looks at every page of the first one.
-    pub fn open(store: &dyn Store, keys: &KeyRing, header: &VerifiedHeader) -> Self {
+    pub fn open(store: &dyn Store, active: &Arc<KeySet>, header: &VerifiedHeader) -> Self {
         let open = |name| {
             let file = store.open(&StorePath::new(name), OpenMode::Read);
             let file = file.map_err(|error| error.to_string())?;
-            let opened = MetaFile::open(file, keys, header.meta_crypto());
+            let opened = MetaFile::open(file, active, header.meta_crypto());
             opened.map_err(|error| error.to_string())
         };
         // The second is the one where an incarnation was about to begin; only one can open.
@@ -96,7 +96,7 @@ impl Records {
                 }
             }
         };
-        let (checkpoints, refused) = checkpoint::list(store, keys).unwrap_or_else(|error| {
+        let (checkpoints, refused) = checkpoint::list(store, active).unwrap_or_else(|error| {
             tracing::warn!(%error, "the checkpoints cannot be listed");
             Default::default()
         });

@@ -47,7 +47,7 @@ impl ContentsFile {
     pub fn new(file: Arc<dyn StoreFile>, keys: &Arc<KeySet>, crypto: CryptoId) -> Self {
         Self {
             file,
-            keys: FileKeys::new(vec![Arc::clone(keys)], crypto),
+            keys: FileKeys::new(Arc::clone(keys), crypto),
             locks: RangeLocks::default(),
         }
     }

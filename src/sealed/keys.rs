@@ -1,4 +1,8 @@
-//! Derived keys of one sealed file, expanded once per key set and segment.
+//! Derived keys of one sealed file, expanded once per segment.
+//!
+//! A sealed file belongs to exactly one key set, which its opener names: a page that says it was
+//! sealed under another is refused, whoever else may hold that set and whether or not the volume
+//! still reads with it.
 //!
 //! Looking up takes a lock shared and briefly; deriving happens outside of it. The number of
 //! entries is bounded, so a large file cannot fill the memory with keys.
@@ -14,7 +18,7 @@ use crate::layers::{CustomerKeys, DerivationError, InfrastructureKeys, KeySet, S
 /// Entries kept: segments of 8 MiB, so 4 GiB of one file.
 const KEPT_SEGMENTS: usize = 512;
 
-/// Both layers' keys of one segment under one key set.
+/// Both layers' keys of one segment.
 pub(super) struct SegmentKeys {
     pub(super) epoch: Epoch,
     pub(super) segment: Segment,
@@ -23,24 +27,23 @@ pub(super) struct SegmentKeys {
     pub(super) infrastructure: InfrastructureKeys,
 }
 
-/// The keys of one sealed file under all the key sets it may be read with.
+/// The keys of one sealed file under its key set.
 pub(super) struct FileKeys {
     crypto: CryptoId,
-    /// The one to seal under first.
-    sets: Vec<Arc<KeySet>>,
-    derived: RwLock<HashMap<(Epoch, Segment), Arc<SegmentKeys>>>,
+    set: Arc<KeySet>,
+    derived: RwLock<HashMap<Segment, Arc<SegmentKeys>>>,
 }
 
 impl FileKeys {
-    /// Derives the keys of segment 0 of the first set at once, the others when they are needed.
-    pub(super) fn new(sets: Vec<Arc<KeySet>>, crypto: CryptoId) -> Self {
+    /// Derives the keys of segment 0 at once, the others when they are needed.
+    pub(super) fn new(set: Arc<KeySet>, crypto: CryptoId) -> Self {
         let keys = Self {
             crypto,
-            sets,
+            set,
             derived: RwLock::new(HashMap::new()),
         };
         // A refusal comes up again, and is reported, at the first use.
-        let _ = keys.to_seal(PageIndex(0));
+        let _ = keys.of_page(PageIndex(0));
         keys
     }
 
@@ -48,30 +51,18 @@ impl FileKeys {
         self.crypto
     }
 
-    /// The keys to seal a page with.
-    pub(super) fn to_seal(&self, page: PageIndex) -> Result<Arc<SegmentKeys>, DerivationError> {
-        let set = self.sets.first().ok_or(DerivationError::Refused)?;
-        self.keys(set, Segment::of(page))
+    /// The only key set that pages of this file are sealed under.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.set.epoch
     }
 
-    /// The keys to open a page with, if its key set is at hand.
-    pub(super) fn to_open(
-        &self,
-        page: PageIndex,
-        epoch: Epoch,
-    ) -> Result<Option<Arc<SegmentKeys>>, DerivationError> {
-        self.sets
-            .iter()
-            .find(|set| set.epoch == epoch)
-            .map(|set| self.keys(set, Segment::of(page)))
-            .transpose()
-    }
-
-    fn keys(&self, set: &KeySet, segment: Segment) -> Result<Arc<SegmentKeys>, DerivationError> {
-        let key = (set.epoch, segment);
-        if let Some(keys) = self.derived.read().get(&key) {
+    /// The keys of the segment that a page belongs to.
+    pub(super) fn of_page(&self, page: PageIndex) -> Result<Arc<SegmentKeys>, DerivationError> {
+        let segment = Segment::of(page);
+        if let Some(keys) = self.derived.read().get(&segment) {
             return Ok(Arc::clone(keys));
         }
+        let set = &*self.set;
         let keys = Arc::new(SegmentKeys {
             epoch: set.epoch,
             segment,
@@ -83,7 +74,7 @@ impl FileKeys {
         if derived.len() >= KEPT_SEGMENTS {
             derived.clear();
         }
-        derived.insert(key, Arc::clone(&keys));
+        derived.insert(segment, Arc::clone(&keys));
         Ok(keys)
     }
 }

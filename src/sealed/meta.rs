@@ -8,7 +8,9 @@
 //! - The database never overwrites a committed page but page 0, its header. Page 0 has two slots;
 //!   all writes of it between two syncs go to the slot that is not current, and it becomes the
 //!   current one only after a sync that succeeded. So one slot is whole and durable at any time.
-//! - The newest authentic slot counts when the file is opened.
+//! - The newest authentic slot counts when the file is opened. Authentic is what was sealed under
+//!   the one key set that the opener names (the volume's active set): who holds a read-only set
+//!   can make no metadata.
 //! - `sequence` starts at 1, is one more than the newest slot's after opening, and grows by one
 //!   with every sync that made a new page 0 durable.
 //! - A page the file has grown by and that nothing has been written to since is known to be fresh
@@ -31,7 +33,7 @@ use super::range_lock::RangeLocks;
 use super::run::{Opened, Opener, RunBuffer, Source, Target, run_pages};
 use super::{SealedError, Told};
 use crate::ids::{CryptoId, PageIndex, Sequence};
-use crate::layers::{KeyRing, TAG_BYTES};
+use crate::layers::{KeySet, TAG_BYTES};
 use crate::planted::{Bug, planted};
 use crate::store::StoreFile;
 
@@ -93,7 +95,7 @@ impl MetaFile {
     /// [`SealedError::Io`].
     pub fn create(
         file: Arc<dyn StoreFile>,
-        keys: &KeyRing,
+        keys: &Arc<KeySet>,
         crypto: CryptoId,
     ) -> Result<Self, SealedError> {
         Self::create_at(file, keys, crypto, Sequence(1))
@@ -105,7 +107,7 @@ impl MetaFile {
     /// [`SealedError::Io`].
     pub fn create_at(
         file: Arc<dyn StoreFile>,
-        keys: &KeyRing,
+        keys: &Arc<KeySet>,
         crypto: CryptoId,
         sequence: Sequence,
     ) -> Result<Self, SealedError> {
@@ -128,7 +130,7 @@ impl MetaFile {
     /// the file has no room for them, [`SealedError::Io`].
     pub fn open(
         file: Arc<dyn StoreFile>,
-        keys: &KeyRing,
+        keys: &Arc<KeySet>,
         crypto: CryptoId,
     ) -> Result<Self, SealedError> {
         let state = State {
@@ -161,13 +163,13 @@ impl MetaFile {
 
     fn with_state(
         file: Arc<dyn StoreFile>,
-        keys: &KeyRing,
+        keys: &Arc<KeySet>,
         crypto: CryptoId,
         state: State,
     ) -> Self {
         Self {
             file,
-            keys: FileKeys::new(keys.iter().map(Arc::clone).collect(), crypto),
+            keys: FileKeys::new(Arc::clone(keys), crypto),
             locks: RangeLocks::default(),
             length: Mutex::new(()),
             state: Mutex::new(state),

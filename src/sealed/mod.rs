@@ -44,7 +44,7 @@ use crate::layers::DerivationError;
 /// What refused a page.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Refusal {
-    /// The header: reserved bytes are not zero, or the key set it names is not at hand.
+    /// The header: reserved bytes are not zero, or it names another key set than the file's.
     Header,
     /// The tag of the infrastructure layer.
     Outer,

@@ -15,7 +15,7 @@ use super::geometry::{Geometry, HEADER_BYTES, META_STRIDE_BYTES, SealedOffset, S
 use super::keys::{FileKeys, SegmentKeys};
 use super::page::{Nonce, OuterOpened, Place, Plain, Received, Sealed};
 use super::{Refusal, SealedError};
-use crate::ids::{Epoch, PageIndex, Sequence};
+use crate::ids::{PageIndex, Sequence};
 use crate::layers::derivation::SEGMENT_PAGES;
 use crate::layers::{Segment, TAG_BYTES};
 use crate::store::StoreFile;
@@ -155,7 +155,7 @@ impl RunBuffer {
         target: Target,
         source: impl Fn(usize) -> Source<'data>,
     ) -> Result<SealedRun<'_>, SealedError> {
-        let segment = keys.to_seal(target.first)?;
+        let segment = keys.of_page(target.first)?;
         let mut nonces = [Nonce::default(); RUN_PAGES];
         let nonces = &mut nonces[..self.pages];
         getrandom::fill(nonces.as_flattened_mut())
@@ -268,7 +268,7 @@ impl SealedRun<'_> {
     }
 }
 
-/// Finds the keys of one page after the other; neighbours mostly have the same.
+/// Looks up the keys of one page after the other; neighbours mostly have the same.
 pub(super) struct Opener<'a> {
     keys: &'a FileKeys,
     last: Option<Arc<SegmentKeys>>,
@@ -288,27 +288,25 @@ impl<'a> Opener<'a> {
     ) -> Result<(OuterOpened<'page>, Arc<SegmentKeys>), SealedError> {
         let refused = |layer| SealedError::Authentication { page, layer };
         let received = Received::parse(bytes).map_err(refused)?;
-        let keys = self
-            .segment(page, received.epoch())?
-            .ok_or(refused(Refusal::Header))?;
+        // The opener says which key set it was, never the page.
+        if received.epoch() != self.keys.epoch() {
+            return Err(refused(Refusal::Header));
+        }
+        let keys = self.segment(page)?;
         let opened = received
             .open_infrastructure(&keys, self.keys.crypto(), page, slot)
             .map_err(refused)?;
         Ok((opened, keys))
     }
 
-    fn segment(
-        &mut self,
-        page: PageIndex,
-        epoch: Epoch,
-    ) -> Result<Option<Arc<SegmentKeys>>, SealedError> {
-        let fits =
-            |keys: &&Arc<SegmentKeys>| keys.epoch == epoch && keys.segment == Segment::of(page);
-        if let Some(keys) = self.last.as_ref().filter(fits) {
-            return Ok(Some(Arc::clone(keys)));
+    fn segment(&mut self, page: PageIndex) -> Result<Arc<SegmentKeys>, SealedError> {
+        match &self.last {
+            Some(keys) if keys.segment == Segment::of(page) => Ok(Arc::clone(keys)),
+            _ => {
+                let keys = self.keys.of_page(page)?;
+                self.last = Some(Arc::clone(&keys));
+                Ok(keys)
+            }
         }
-        let keys = self.keys.to_open(page, epoch)?;
-        self.last.clone_from(&keys);
-        Ok(keys)
     }
 }

@@ -141,7 +141,7 @@ fn write_next(
         store.open(&next_meta_path(), OpenMode::CreateNew)
     };
     let file = make().map_err(VolumeError::io("cannot make the new metadata file"))?;
-    let filled = MetaFile::create_at(file, keys, crypto, first)
+    let filled = MetaFile::create_at(file, keys.active(), crypto, first)
         .map_err(Into::into)
         .and_then(fill);
     if let Err(error) = filled {
@@ -209,7 +209,7 @@ fn opens(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         result => result.map_err(VolumeError::io("cannot open the metadata file"))?,
     };
-    match MetaFile::open(file, keys, header.meta_crypto()) {
+    match MetaFile::open(file, keys.active(), header.meta_crypto()) {
         Ok(_) => Ok(true),
         Err(SealedError::Io(error)) => Err(VolumeError::io("cannot read the metadata file")(error)),
         Err(_) => Ok(false),

@@ -39,7 +39,7 @@ fn export_all(fixture: &Fixture, transport: Transport) -> (Vec<u8>, Vec<Value>) 
         .store
         .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)
         .unwrap();
-    let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).unwrap();
+    let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).unwrap();
     let meta = Meta::open(file, 4 << 20).unwrap();
     let source = Source {
         volume: &volume,

@@ -212,7 +212,7 @@ impl Fixture {
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)
             .unwrap();
         let meta_file =
-            MetaFile::open(meta_file, &volume.keys, volume.header.meta_crypto()).unwrap();
+            MetaFile::open(meta_file, volume.keys.active(), volume.header.meta_crypto()).unwrap();
         let meta = Meta::open(meta_file, 4 << 20).unwrap();
         let mut requests = Vec::new();
         for (ino, contents) in files {

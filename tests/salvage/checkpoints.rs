@@ -41,7 +41,7 @@ fn the_two_newest_are_kept_and_never_written_again() {
     kept.sort();
     assert_eq!(names(&mount.store), kept);
     let keys = Arc::clone(&mount.fs.volume().keys);
-    let (found, refused) = checkpoint::list(&mount.store, &keys).unwrap();
+    let (found, refused) = checkpoint::list(&mount.store, keys.active()).unwrap();
     assert!(refused.is_empty());
     let found: Vec<_> = found
         .into_iter()

@@ -55,7 +55,11 @@ fn repeat_hashes(fresh: &FreshVolume) -> Result<(), MetaError> {
     let open = || -> Result<MetaFile, MetaError> {
         let path = StorePath::new(META_NAME);
         let file = fresh.store.open(&path, OpenMode::ReadWrite)?;
-        Ok(MetaFile::open(file, &fresh.keys, fresh.meta_crypto)?)
+        Ok(MetaFile::open(
+            file,
+            fresh.keys.active(),
+            fresh.meta_crypto,
+        )?)
     };
     let meta = Meta::open(open()?, 4 << 20)?;
     let mut counters = meta.counters();

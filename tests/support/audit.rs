@@ -37,7 +37,8 @@ pub fn open_meta(store: &FaultyStore, keystore: &Path) -> Meta {
         .store
         .open(&StorePath::new("meta"), OpenMode::ReadWrite)
         .expect("open meta");
-    let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
+    let file =
+        MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).expect("meta");
     Meta::open(file, 4 << 20).expect("metadata")
 }
 

@@ -177,7 +177,8 @@ impl Disk {
 fn open_meta(volume: &Volume) -> Arc<Meta> {
     let path = StorePath::new(META_NAME);
     let file = volume.store.open(&path, OpenMode::ReadWrite).expect("meta");
-    let file = MetaFile::open(file, &volume.keys, volume.header.meta_crypto()).expect("meta");
+    let file =
+        MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).expect("meta");
     Arc::new(Meta::open(file, 4 << 20).expect("metadata"))
 }
 

@@ -31,7 +31,7 @@ impl World {
         let store = MemoryStore::new();
         let bytes = store.open(&StorePath::new("meta"), OpenMode::CreateNew);
         let bytes = bytes.unwrap();
-        let file = MetaFile::create(Arc::clone(&bytes), &keys, crypto).unwrap();
+        let file = MetaFile::create(Arc::clone(&bytes), keys.active(), crypto).unwrap();
         Self {
             tables: Some(Tables::open(Arc::new(file), 1 << 20).unwrap()),
             keys,
@@ -78,7 +78,7 @@ impl World {
     }
 
     fn opened(&self) -> Vec<RawTables> {
-        match MetaFile::open(Arc::clone(&self.bytes), &self.keys, self.crypto) {
+        match MetaFile::open(Arc::clone(&self.bytes), self.keys.active(), self.crypto) {
             Ok(file) => RawTables::all(&Arc::new(file)),
             Err(_) => Vec::new(),
         }

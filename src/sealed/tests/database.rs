@@ -71,12 +71,12 @@ fn rounds(database: &Database) -> u64 {
 
 fn open(file: &Arc<DamageableFile>) -> Arc<MetaFile> {
     let file = Arc::clone(file) as Arc<dyn StoreFile>;
-    Arc::new(MetaFile::open(file, &ring(), CRYPTO).expect("opens"))
+    Arc::new(MetaFile::open(file, &keys(), CRYPTO).expect("opens"))
 }
 
 fn create(file: &Arc<DamageableFile>) -> Arc<MetaFile> {
     let file = Arc::clone(file) as Arc<dyn StoreFile>;
-    Arc::new(MetaFile::create(file, &ring(), CRYPTO).expect("creates"))
+    Arc::new(MetaFile::create(file, &keys(), CRYPTO).expect("creates"))
 }
 
 #[test]

@@ -14,7 +14,7 @@ const CONTENTS: &str = include_str!("golden/contents-page.hex");
 const META: &str = include_str!("golden/meta-page-0-slot-b.hex");
 
 fn check(geometry: Geometry, slot: Slot, page: u64, committed: &str) {
-    let keys = FileKeys::new(vec![keys()], CRYPTO);
+    let keys = FileKeys::new(keys(), CRYPTO);
     let place = Place {
         key_set: KeySetId([3; 16]),
         crypto: CRYPTO,
@@ -24,7 +24,7 @@ fn check(geometry: Geometry, slot: Slot, page: u64, committed: &str) {
         sequence: Sequence(0x0102_0304_0506_0708),
     };
     let plain = pattern(geometry.payload_bytes(), 21);
-    let segment = keys.to_seal(place.page).expect("keys");
+    let segment = keys.of_page(place.page).expect("keys");
     let mut bytes = vec![0; geometry.page_bytes()];
     Plain::from_elsewhere(&mut bytes, &plain)
         .seal_customer(&segment, &place)

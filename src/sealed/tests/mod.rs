@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::ids::{CryptoId, Epoch, KeySetId, Sequence};
-use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
+use crate::layers::{CustomerDek, InfrastructureDek, KeySet};
 use crate::store::{EntryInfo, EntryKind, StoreFile};
 
 pub(super) const CRYPTO: CryptoId = CryptoId([0xC0; 16]);
@@ -162,10 +162,6 @@ pub(super) fn key_set(customer: u8, machine: u8, id: u8, epoch: u32) -> KeySet {
 
 pub(super) fn keys() -> Arc<KeySet> {
     Arc::new(key_set(1, 2, 3, 1))
-}
-
-pub(super) fn ring() -> KeyRing {
-    KeyRing::new(key_set(1, 2, 3, 1), Vec::new())
 }
 
 pub(super) fn contents(file: &Arc<DamageableFile>) -> ContentsFile {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::*;
 
 fn create(file: &Arc<DamageableFile>) -> MetaFile {
-    MetaFile::create(Arc::clone(file) as Arc<dyn StoreFile>, &ring(), CRYPTO).expect("create")
+    MetaFile::create(Arc::clone(file) as Arc<dyn StoreFile>, &keys(), CRYPTO).expect("create")
 }
 
 fn open(file: &Arc<DamageableFile>) -> Result<MetaFile, SealedError> {
-    MetaFile::open(Arc::clone(file) as Arc<dyn StoreFile>, &ring(), CRYPTO)
+    MetaFile::open(Arc::clone(file) as Arc<dyn StoreFile>, &keys(), CRYPTO)
 }
 
 fn page_0(meta: &MetaFile) -> u8 {
@@ -196,23 +196,31 @@ fn large_writes_cross_runs_and_segments() {
     assert_eq!(out, data);
 }
 
+/// Whoever holds a set that the volume only reads with can seal pages for the same file; its opener
+/// names the active set, and nothing else is authentic.
 #[test]
-fn pages_of_a_read_only_key_set_open_and_are_rewritten_under_the_active_one() {
+fn pages_sealed_under_another_key_set_are_refused() {
     let file = DamageableFile::new();
     let meta = create(&file);
     meta.write(0, &pattern(3 * 4096, 1)).expect("write");
     meta.sync().expect("sync");
-    let both = KeyRing::new(key_set(7, 8, 9, 2), vec![key_set(1, 2, 3, 1)]);
-    let meta =
-        MetaFile::open(Arc::clone(&file) as Arc<dyn StoreFile>, &both, CRYPTO).expect("open");
-    meta.write(4096, &[5; 4096]).expect("write");
-    let mut out = vec![0; 3 * 4096];
-    meta.read(0, &mut out)
-        .expect("a run of pages of two key sets");
-    assert_eq!(out[4096..8192], [5; 4096]);
-    let old_alone = open(&file).expect("open");
-    assert!(old_alone.read(4096, &mut [0; 1]).is_err());
-    assert!(old_alone.read(8192, &mut [0; 1]).is_ok());
+    let active = Arc::new(key_set(7, 8, 9, 2));
+    let opened = MetaFile::open(Arc::clone(&file) as Arc<dyn StoreFile>, &active, CRYPTO);
+    assert_eq!(refused(opened), (0, Refusal::Header));
+
+    // One page under the other set beside page 0 under the active one.
+    let own = DamageableFile::new();
+    let meta = MetaFile::create(Arc::clone(&own) as Arc<dyn StoreFile>, &active, CRYPTO);
+    let meta = meta.expect("create");
+    meta.write(0, &pattern(3 * 4096, 2)).expect("write");
+    meta.sync().expect("sync");
+    let (stride, foreign) = (META_STRIDE_BYTES, file.bytes());
+    let page_1 = 2 * stride..3 * stride;
+    own.change(|bytes| bytes[page_1.clone()].copy_from_slice(&foreign[page_1.clone()]));
+    let meta = MetaFile::open(Arc::clone(&own) as Arc<dyn StoreFile>, &active, CRYPTO);
+    let meta = meta.expect("open");
+    assert!(meta.read(4096, &mut [0; 1]).is_err());
+    assert!(meta.read(8192, &mut [0; 1]).is_ok());
 }
 
 #[test]

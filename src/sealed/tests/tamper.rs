@@ -107,7 +107,7 @@ const STRIDE: usize = META_STRIDE_BYTES;
 fn meta_pages_moved_zeroed_and_flipped() {
     let file = DamageableFile::new();
     let meta =
-        MetaFile::create(Arc::clone(&file) as Arc<dyn StoreFile>, &ring(), CRYPTO).expect("create");
+        MetaFile::create(Arc::clone(&file) as Arc<dyn StoreFile>, &keys(), CRYPTO).expect("create");
     let data = pattern(4 * META_PAYLOAD_BYTES, 3);
     meta.write(0, &data).expect("write");
     let whole = file.bytes();

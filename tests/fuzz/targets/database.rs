@@ -82,7 +82,11 @@ pub fn target(data: &[u8]) {
 
 fn open(store: &MemoryStore, volume: &Volume) -> std::result::Result<MetaFile, SealedError> {
     let file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite);
-    MetaFile::open(file.unwrap(), &volume.keys, volume.header.meta_crypto())
+    MetaFile::open(
+        file.unwrap(),
+        volume.keys.active(),
+        volume.header.meta_crypto(),
+    )
 }
 
 fn mutate(file: &MetaFile, data: &[u8]) -> Result<()> {

@@ -277,13 +277,13 @@ fn fill(fresh: &FreshVolume) {
     written.unwrap();
     let path = StorePath::new(META_NAME);
     let file = fresh.store.open(&path, OpenMode::CreateNew).unwrap();
-    drop(MetaFile::create(file, &fresh.keys, fresh.meta_crypto).unwrap());
+    drop(MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto).unwrap());
     // Several times, so that the file holds pages of earlier times too.
     for commit in 0..COMMITS {
         let file = fresh.store.open(&path, OpenMode::ReadWrite).unwrap();
         let meta = match commit {
-            0 => MetaFile::create(file, &fresh.keys, fresh.meta_crypto),
-            _ => MetaFile::open(file, &fresh.keys, fresh.meta_crypto),
+            0 => MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto),
+            _ => MetaFile::open(file, fresh.keys.active(), fresh.meta_crypto),
         };
         let mut rows = rows();
         for number in 0..40 * (COMMITS - commit) {

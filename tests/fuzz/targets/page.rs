@@ -86,7 +86,7 @@ impl Samples {
             unit: PAGE_BYTES,
         };
         let file = file_of(&[]);
-        let meta = MetaFile::create(Arc::clone(&file), &ring, CRYPTO).unwrap();
+        let meta = MetaFile::create(Arc::clone(&file), ring.active(), CRYPTO).unwrap();
         for page in 0..PAGES {
             let data = plain(page, META_PAYLOAD_BYTES);
             meta.write((page * META_PAYLOAD_BYTES) as u64, &data)
@@ -188,7 +188,7 @@ fn read_meta(samples: &Samples, bytes: &[u8]) {
     // What follows a page in its stride is no part of it.
     let sealed_bytes = META_PAYLOAD_BYTES + 64;
     let slots = [0, 1].map(|slot| unchanged(&samples.meta, bytes, slot, sealed_bytes));
-    let opened = MetaFile::open(file_of(bytes), &samples.ring, CRYPTO);
+    let opened = MetaFile::open(file_of(bytes), samples.ring.active(), CRYPTO);
     let Ok(meta) = opened else {
         let whole = bytes.len() >= 2 * META_STRIDE_BYTES;
         assert!(!whole || slots == [false, false], "{:?}", opened.err());

@@ -69,7 +69,11 @@ pub fn target(data: &[u8]) {
     let store = sample.store.snapshot();
     let volume = sample.open(&store).unwrap();
     let file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite);
-    let meta = MetaFile::create(file.unwrap(), &volume.keys, volume.header.meta_crypto());
+    let meta = MetaFile::create(
+        file.unwrap(),
+        volume.keys.active(),
+        volume.header.meta_crypto(),
+    );
     if hostile::load(meta.unwrap(), &rows).is_err() {
         return;
     }

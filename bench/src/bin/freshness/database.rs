@@ -53,7 +53,7 @@ pub(crate) fn sealed_file(
 ) -> Outcome<(Arc<Watched>, MetaFile)> {
     let store = DirectoryStore::open_or_create(place)?;
     let watched = Watched::over(store.open(&StorePath::new(name), OpenMode::CreateNew)?);
-    let file = MetaFile::create(watched.clone(), keys, CryptoId::random()?)?;
+    let file = MetaFile::create(watched.clone(), keys.active(), CryptoId::random()?)?;
     Ok((watched, file))
 }
 

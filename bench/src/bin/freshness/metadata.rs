@@ -190,7 +190,11 @@ fn look_up(place: &Path, tree: &Tree, files: u64) -> Outcome<()> {
             .store
             .open(&StorePath::new(META_NAME), OpenMode::Read)?;
         let watched = Watched::over(Arc::new(Scratch::over(file)?));
-        let file = MetaFile::open(watched.clone(), &volume.keys, volume.header.meta_crypto())?;
+        let file = MetaFile::open(
+            watched.clone(),
+            volume.keys.active(),
+            volume.header.meta_crypto(),
+        )?;
         let meta = Meta::open(file, 64 << 20)?;
         watched.take_read();
         let number = turn * (files / LOOKUPS);
@@ -230,7 +234,7 @@ fn verify_all(place: &Path) -> Outcome<()> {
     let start = Instant::now();
     let file = MetaFile::open(
         Arc::new(Scratch::over(file)?),
-        &volume.keys,
+        volume.keys.active(),
         volume.header.meta_crypto(),
     )?;
     let mut database = open(Arc::new(file))?;
