@@ -87,7 +87,7 @@ impl Filesystem {
 
     fn write_spare(&self) -> std::io::Result<()> {
         let volume = &self.volume;
-        spare::keep(&*volume.store, volume.keys.active(), &volume.header)
+        spare::keep(&*volume.store, &volume.keys, &volume.header)
     }
 
     fn keep_spare(&self) {

@@ -150,7 +150,8 @@ impl Filesystem {
         // the old metadata look newer than they are.
         let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
-        match volume.judge(&file.slots()) {
+        let slots = file.slots();
+        match volume.judge(&slots) {
             Ok(()) => {
                 tracing::warn!("the volume is not older than it is known to be: nothing to accept");
                 return Ok(volume);
@@ -160,7 +161,16 @@ impl Filesystem {
         let known = volume.record.as_ref().map_or(Sequence(0), |r| r.sequence);
         let meta = Meta::open(file, meta_cache_bytes)?;
         let first = Sequence(meta.sequence().max(known).0.saturating_add(1));
-        let renewed = volume.renew(first, &mut |file| Ok(meta.copy_committed(file)?))?;
+        let carried_on = slots
+            .iter()
+            .map(|slot| slot.sequence)
+            .max()
+            .unwrap_or_default();
+        let renewed = volume.renew(
+            carried_on,
+            first,
+            &mut |file| Ok(meta.copy_committed(file)?),
+        )?;
         meta.close()?;
         // They are of what was given up.
         if let Err(error) = checkpoint::discard_all(&*renewed.store) {

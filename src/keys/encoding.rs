@@ -51,19 +51,24 @@ pub(crate) mod hex_bytes {
     }
 }
 
-/// `#[serde(with = "hex_array")]` for 16 bytes.
+/// `#[serde(with = "hex_array")]` for a fixed number of bytes.
 pub(crate) mod hex_array {
     use super::*;
 
-    pub(crate) fn serialize<S: Serializer>(bytes: &[u8; 16], to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<const N: usize, S: Serializer>(
+        bytes: &[u8; N],
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.serialize_str(&hex::encode(bytes))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<[u8; 16], D::Error> {
+    pub(crate) fn deserialize<'de, const N: usize, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<[u8; N], D::Error> {
         let text = String::deserialize(from)?;
         strict(&text)
             .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| D::Error::custom("not 32 lower-case hex digits"))
+            .ok_or_else(|| D::Error::custom("not lower-case hex digits, or not as many as needed"))
     }
 }
 

@@ -81,6 +81,11 @@ impl KeyError {
         }
     }
 
+    /// A key could not be derived from another.
+    pub(crate) fn derivation() -> Self {
+        Self::new(ErrorKind::Io, "a key of the volume cannot be derived")
+    }
+
     /// There is no randomness to be had.
     pub(crate) fn random(error: io::Error) -> Self {
         Self {

@@ -35,7 +35,7 @@ mod files;
 mod record;
 mod transport;
 
-pub use record::VolumeRecord;
+pub use record::{KnownKeySet, VolumeRecord};
 
 /// Environment variable that names the keystore's directory.
 pub const ENVIRONMENT: &str = "BILAYER_PLATFORM_KEYSTORE";

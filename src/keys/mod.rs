@@ -30,6 +30,6 @@ pub mod wrap;
 
 pub use customer::{CustomerKeyProvider, KeyDescription};
 pub use error::{ErrorKind, KeyError};
-pub use keystore::{PlatformKeystore, VolumeRecord};
+pub use keystore::{KnownKeySet, PlatformKeystore, VolumeRecord};
 pub use passphrase::PassphraseSource;
 pub use uri::KeyUri;

@@ -3,11 +3,12 @@
 //! What is wrapped, by whichever key, is not the bare DEK but (offsets in bytes, little-endian):
 //!
 //! ```text
-//! 0       8      9            25      29
-//! | magic | role | key-set id | epoch | DEK (customer 64, infrastructure 32) |
+//! 0       8      9           25           41      45
+//! | magic | role | volume id | key-set id | epoch | DEK (customer 64, infrastructure 32) |
 //! ```
 //!
-//! so that nobody can pass one DEK off as another. The role fixes the width; every field is checked
+//! so that nobody can pass one DEK off as another, or one volume's as another's: a customer key has
+//! no additional data to bind, and its public half is anybody's. The role fixes the width; every field is checked
 //! against what is expected.
 //!
 //! Platform wraps are ChaCha20-Poly1305 (RFC 8439): a fresh random 12-byte nonce, the ciphertext,
@@ -41,10 +42,10 @@ const MAGIC: [u8; 8] = *b"bilayerK";
 /// First bytes of a platform wrap's additional data.
 const LABEL: [u8; 24] = *b"bilayer platform wrap 1\0";
 /// Bytes in front of the DEK.
-const PREFIX_BYTES: usize = 29;
+const PREFIX_BYTES: usize = 45;
 /// Bytes of a platform wrap's additional data.
 const AAD_BYTES: usize = 81;
-const _: () = assert!(PREFIX_BYTES == MAGIC.len() + 1 + 16 + 4);
+const _: () = assert!(PREFIX_BYTES == MAGIC.len() + 1 + 16 + 16 + 4);
 const _: () = assert!(AAD_BYTES == LABEL.len() + 1 + 16 + 16 + 16 + 4 + 4);
 // What OAEP with SHA-256 leaves room for in the smallest RSA key: 256 - 2 * 32 - 2.
 const _: () = assert!(PREFIX_BYTES + CustomerDek::BYTES <= 190);
@@ -316,8 +317,9 @@ fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
     let mut bytes = [0; PREFIX_BYTES];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8] = role.byte();
-    bytes[9..25].copy_from_slice(&context.key_set.0);
-    bytes[25..].copy_from_slice(&context.epoch.0.to_le_bytes());
+    bytes[9..25].copy_from_slice(&context.volume.0);
+    bytes[25..41].copy_from_slice(&context.key_set.0);
+    bytes[41..].copy_from_slice(&context.epoch.0.to_le_bytes());
     bytes
 }
 
@@ -339,7 +341,7 @@ fn dek_of<'a, const N: usize>(
             KeyError::new(
                 ErrorKind::Tampered,
                 format!(
-                    "the wrapped {role} key of epoch {} is another key",
+                    "the wrapped {role} key of epoch {} is another key, or another volume's",
                     context.epoch
                 ),
             )
@@ -478,7 +480,12 @@ mod tests {
         assert!(dek_of::<32>(Role::Infrastructure, &context(), &text).is_ok());
         assert!(dek_of::<32>(Role::Customer, &context(), &text).is_err());
         assert!(dek_of::<64>(Role::Infrastructure, &context(), &text).is_err());
-        assert!(dek_of::<32>(Role::Infrastructure, &context(), &text[..60]).is_err());
+        let elsewhere = WrapContext {
+            volume: VolumeId([4; 16]),
+            ..context()
+        };
+        assert!(dek_of::<32>(Role::Infrastructure, &elsewhere, &text).is_err());
+        assert!(dek_of::<32>(Role::Infrastructure, &context(), &text[..76]).is_err());
     }
 
     #[test]
@@ -486,7 +493,7 @@ mod tests {
         let key = PlatformCustomerKey::random().expect("key");
         let dek = CustomerDek::random().expect("dek");
         let record = wrap_customer(&key, VERSION, &context(), &dek).expect("wrap");
-        assert_eq!(record.ciphertext.len(), 12 + 93 + 16);
+        assert_eq!(record.ciphertext.len(), 12 + 109 + 16);
         for bit in 0..record.ciphertext.len() * 8 {
             let mut changed = record.clone();
             changed.ciphertext[bit / 8] ^= 1 << (bit % 8);

@@ -19,7 +19,10 @@
 //! | `bilayer page` | 2 | infrastructure DEK | of the page | 32 bytes: ChaCha20-Poly1305 key |
 //! | `bilayer header` | 1 | customer DEK | zero | 32 bytes |
 //! | `bilayer header` | 2 | infrastructure DEK | zero | 32 bytes |
-//! | `bilayer header` | 3 | the two above, one after the other | zero | 32 bytes: HMAC-SHA-256 key of the superblock |
+//! | `bilayer header` | 3 | the two above of every key set of the superblock, in its order | zero; key-set id and epoch zero | 32 bytes: HMAC-SHA-256 key of the superblock |
+//! | `bilayer succeed` | 1 | customer DEK | zero | 32 bytes |
+//! | `bilayer succeed` | 2 | infrastructure DEK | zero | 32 bytes |
+//! | `bilayer succeed` | 3 | the two above | zero; key-set id and epoch zero | 32 bytes: verification key of the set (see [`succession`](super::succession)) |
 //! | `bilayer export` | 1 | customer DEK | export id, 0 | 32 bytes |
 //! | `bilayer export` | 2 | infrastructure DEK | export id, 0 | 32 bytes |
 //! | `bilayer export` | 3 | the two above of every key set of the stream, in its order | export id, 1 or 2; key-set id and epoch zero | 32 bytes: HMAC-SHA-256 key of the stream's header, of its end |
@@ -72,6 +75,7 @@ pub enum DerivationError {
 pub(crate) enum Purpose {
     Page,
     Header,
+    Succession,
     Fingerprint,
     Export,
 }
@@ -81,6 +85,7 @@ impl Purpose {
         match self {
             Self::Page => b"bilayer page\0\0\0\0",
             Self::Header => b"bilayer header\0\0",
+            Self::Succession => b"bilayer succeed\0",
             Self::Fingerprint => b"bilayer print\0\0\0",
             Self::Export => b"bilayer export\0\0",
         }

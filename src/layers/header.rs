@@ -1,9 +1,10 @@
 //! Keys and codes of the superblock: its MAC, and the fingerprint that pins the customer's key.
 //!
-//! The MAC is HMAC-SHA-256 (RFC 2104) under a key that needs both DEKs of the active set: each is
-//! derived from by its own implementation, and the two results are joined by one more HKDF (see
-//! the table in [`derivation`](super::derivation)). Who holds one DEK can neither make a header
-//! nor check one.
+//! The MAC is HMAC-SHA-256 (RFC 2104) under a key that needs both DEKs of *every* key set that the
+//! superblock lists: each DEK is derived from by its own implementation, and all results are joined
+//! by one more HKDF (see the table in [`derivation`](super::derivation)). Whoever lacks one DEK of
+//! one set can neither make a superblock that lists it nor check one, so nobody puts an active set
+//! of their own beside sets that they only have the wraps of.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -13,14 +14,15 @@ use zeroize::Zeroizing;
 use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
 use super::infrastructure;
-use crate::ids::{CryptoId, Epoch};
+use crate::ids::{CryptoId, Epoch, KeySetId};
 
-/// HMAC-SHA-256 of exactly `bytes` under the key derived from both DEKs.
+/// HMAC-SHA-256 of exactly `bytes` under the key derived from both DEKs of all sets, in the order
+/// in which the superblock lists them.
 ///
 /// # Errors
 /// When the keys cannot be derived.
-pub fn header_mac(set: &KeySet, bytes: &[u8]) -> Result<[u8; 32], DerivationError> {
-    let key = header_key(set)?;
+pub fn header_mac(sets: &[&KeySet], bytes: &[u8]) -> Result<[u8; 32], DerivationError> {
+    let key = joint_key(sets, Purpose::Header)?;
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice())
         .map_err(|_| DerivationError::Refused)?;
     mac.update(bytes);
@@ -29,8 +31,8 @@ pub fn header_mac(set: &KeySet, bytes: &[u8]) -> Result<[u8; 32], DerivationErro
 
 /// Whether `mac` is [`header_mac`] of `bytes`; compared in constant time. False too when the keys
 /// cannot be derived.
-pub fn verify_header_mac(set: &KeySet, bytes: &[u8], mac: &[u8; 32]) -> bool {
-    header_mac(set, bytes).is_ok_and(|expected| expected.ct_eq(mac).into())
+pub fn verify_header_mac(sets: &[&KeySet], bytes: &[u8], mac: &[u8; 32]) -> bool {
+    header_mac(sets, bytes).is_ok_and(|expected| expected.ct_eq(mac).into())
 }
 
 /// 16 bytes derived one-way from the customer DEK and the key set's id, as hexadecimal digits in
@@ -51,25 +53,39 @@ pub fn fingerprint(set: &KeySet) -> Result<String, DerivationError> {
     Ok(groups.join("-"))
 }
 
-fn header_key(set: &KeySet) -> Result<Zeroizing<[u8; 32]>, DerivationError> {
-    let mut both = Zeroizing::new([0; 64]);
-    let (customer, machine) = both.split_at_mut(32);
-    hkdf_sha256(
-        set.customer.expose(),
-        &header_context(set, Origin::Customer).info(),
-        customer,
-    )?;
-    infrastructure::hkdf_sha256(
-        set.infrastructure.expose(),
-        &header_context(set, Origin::Infrastructure).info(),
-        machine,
-    )?;
-    let mut key = Zeroizing::new([0; 32]);
-    hkdf_sha256(
-        both.as_slice(),
-        &header_context(set, Origin::Both).info(),
-        key.as_mut_slice(),
-    )?;
+/// A key of 32 bytes that takes both DEKs of all of these sets.
+pub(super) fn joint_key(
+    sets: &[&KeySet],
+    purpose: Purpose,
+) -> Result<Zeroizing<Vec<u8>>, DerivationError> {
+    // Full width at once: a growing buffer leaves copies behind.
+    let mut joined = Zeroizing::new(vec![0; sets.len() * 64]);
+    for (set, both) in sets.iter().zip(joined.chunks_exact_mut(64)) {
+        let (customer, machine) = both.split_at_mut(32);
+        let info = |origin| {
+            let context = Context {
+                purpose,
+                ..header_context(set, origin)
+            };
+            context.info()
+        };
+        hkdf_sha256(set.customer.expose(), &info(Origin::Customer), customer)?;
+        infrastructure::hkdf_sha256(
+            set.infrastructure.expose(),
+            &info(Origin::Infrastructure),
+            machine,
+        )?;
+    }
+    let joint = Context {
+        purpose,
+        origin: Origin::Both,
+        key_set: KeySetId([0; 16]),
+        epoch: Epoch(0),
+        crypto: CryptoId([0; 16]),
+        segment: Segment(0),
+    };
+    let mut key = Zeroizing::new(vec![0; 32]);
+    hkdf_sha256(&joined, &joint.info(), key.as_mut_slice())?;
     Ok(key)
 }
 
@@ -87,7 +103,6 @@ fn header_context(set: &KeySet, origin: Origin) -> Context {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::KeySetId;
     use crate::layers::dek::{CustomerDek, InfrastructureDek};
 
     fn set(customer: u8, machine: u8, id: u8, epoch: u32) -> KeySet {
@@ -101,21 +116,39 @@ mod tests {
 
     #[test]
     fn mac_needs_both_keys_the_set_and_the_bytes() {
-        let mac = header_mac(&set(1, 2, 3, 4), b"header").expect("mac");
-        assert!(verify_header_mac(&set(1, 2, 3, 4), b"header", &mac));
-        assert!(!verify_header_mac(&set(1, 2, 3, 4), b"headex", &mac));
+        let own = set(1, 2, 3, 4);
+        let mac = header_mac(&[&own], b"header").expect("mac");
+        assert!(verify_header_mac(&[&own], b"header", &mac));
+        assert!(!verify_header_mac(&[&own], b"headex", &mac));
         for other in [
             set(9, 2, 3, 4),
             set(1, 9, 3, 4),
             set(1, 2, 9, 4),
             set(1, 2, 3, 9),
         ] {
-            assert!(!verify_header_mac(&other, b"header", &mac));
+            assert!(!verify_header_mac(&[&other], b"header", &mac));
         }
         for bit in 0..256 {
             let mut forged = mac;
             forged[bit / 8] ^= 1 << (bit % 8);
-            assert!(!verify_header_mac(&set(1, 2, 3, 4), b"header", &forged));
+            assert!(!verify_header_mac(&[&own], b"header", &forged));
+        }
+    }
+
+    #[test]
+    fn mac_needs_every_set_in_its_order() {
+        let (one, two, other) = (set(1, 2, 3, 4), set(5, 6, 7, 8), set(5, 9, 7, 8));
+        let mac = header_mac(&[&one, &two], b"header").expect("mac");
+        assert!(verify_header_mac(&[&one, &two], b"header", &mac));
+        for sets in [
+            &[&one][..],
+            &[&two],
+            &[&two, &one],
+            &[&one, &other],
+            &[&one, &two, &two],
+            &[],
+        ] {
+            assert!(!verify_header_mac(sets, b"header", &mac));
         }
     }
 

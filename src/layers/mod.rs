@@ -10,7 +10,7 @@
 //!
 //! Where to look: [`dek`] holds the keys, [`derivation`] says what every derived key is derived
 //! from (with the byte table), [`xts`] and [`customer`] are the inner layer, [`infrastructure`] is
-//! the outer one, [`header`] authenticates the superblock, [`export`] the stream of an image, [`self_test`](mod@self_test) compares
+//! the outer one, [`header`] authenticates the superblock, [`succession`] the set that follows another, [`export`] the stream of an image, [`self_test`](mod@self_test) compares
 //! everything with published answers and with a second implementation.
 //!
 //! Invariants: a derived key serves one purpose, one layer, one key set, one crypto id and one
@@ -27,6 +27,7 @@ pub mod export;
 pub mod header;
 pub mod infrastructure;
 pub mod self_test;
+pub mod succession;
 #[cfg(test)]
 mod tests;
 pub mod xts;
@@ -38,6 +39,7 @@ pub use export::ExportKeys;
 pub use header::{fingerprint, header_mac, verify_header_mac};
 pub use infrastructure::InfrastructureKeys;
 pub use self_test::{SelfTestError, self_test};
+pub use succession::{ActiveSet, Succession, VerificationKey};
 
 /// Bytes of a tag, of either layer.
 pub const TAG_BYTES: usize = 16;

@@ -51,6 +51,12 @@ pub enum VolumeError {
     /// It is older than the keystore knows it to be.
     #[error("the volume is not the newest state that this machine knows: {0}")]
     RolledBack(#[from] Rollback),
+    /// Its keys are not those that the keystore knows, and those do not vouch for them.
+    #[error(
+        "the volume's active key set is not one that this machine's platform keystore knows, nor \
+         does one that it knows vouch for it"
+    )]
+    Stranger,
     /// Taking a restored copy as it is was cut off; only a use that may write can finish it.
     #[error("taking the restored volume as it is was cut off")]
     HalfRenewed,
@@ -123,7 +129,9 @@ impl VolumeError {
             Self::InUse { .. } => ErrorKind::InUse,
             Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
-            Self::Tampered | Self::Downgraded { .. } | Self::RolledBack(_) => ErrorKind::Tampered,
+            Self::Tampered | Self::Downgraded { .. } | Self::RolledBack(_) | Self::Stranger => {
+                ErrorKind::Tampered
+            }
             Self::HalfRenewed => ErrorKind::Io,
             Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
@@ -152,6 +160,10 @@ impl VolumeError {
                 "somebody may have put another volume in its place; restore it from a backup"
             }
             Self::RolledBack(_) => Rollback::HINT,
+            Self::Stranger => {
+                "somebody made a volume of the same id with keys of their own: restore the \
+                 directory from a backup"
+            }
             Self::HalfRenewed => "mount it once without -o ro",
             Self::CustomerKeyNeeded { claimed } => {
                 return Some(format!(

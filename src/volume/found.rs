@@ -19,6 +19,7 @@ use super::error::VolumeError;
 use super::header::{
     HeaderContents, KeyMode, KeySetState, MAX_KEY_SETS, Provenance, VerifiedHeader, WrappedKeySet,
 };
+use super::succession::known;
 use super::superblock::replace_header;
 use super::{FreshVolume, objects_path, place};
 use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence, VolumeId};
@@ -179,7 +180,7 @@ fn make(
         size_bytes: founding.size_bytes,
     };
     // Sealed before the long part, since it may break a rule.
-    let (header, bytes) = VerifiedHeader::seal(contents, fresh.keys.active())?;
+    let (header, bytes) = VerifiedHeader::seal(contents, &fresh.keys)?;
     fill(&fresh).map_err(VolumeError::Format)?;
     store
         .sync_dir(&StorePath::root())
@@ -193,6 +194,7 @@ fn make(
             sequence: Sequence(0),
             page0_tags: [[0; 16]; 2],
             header_sequence: header.header_sequence(),
+            key_sets: vec![known(fresh.keys.active())?],
             customer_key: founding
                 .customer_key
                 .map(|provider| provider.describe().uri.to_string()),
@@ -250,6 +252,7 @@ pub(super) fn wrap_key_set(
         id: set.id,
         epoch: set.epoch,
         state,
+        succeeds: None,
         customer: vec![wrap_customer_dek(keystore, customer, &context, set)?],
         infrastructure: vec![infrastructure],
     })

@@ -4,7 +4,7 @@
 //! {"format":"bilayer","version":1,…}\n       one line of JSON
 //! <64 lower-case hexadecimal digits>\n       HMAC-SHA-256 of exactly the bytes of the first line
 //!                                            (without its newline), under a key derived from
-//!                                            both DEKs of the active key set
+//!                                            both DEKs of every key set it lists, in its order
 //! ```
 //!
 //! | field | value |
@@ -14,11 +14,13 @@
 //! | `volume`, `incarnation`, `meta` | ids, 32 hexadecimal digits |
 //! | `sequence` | number of this superblock, raised whenever it is rewritten |
 //! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
-//! | `key_sets` | 1 to 64 of `{id, epoch, state, customer: [wrap…], infrastructure: [wrap…]}` |
+//! | `key_sets` | 1 to 64 of `{id, epoch, state, succeeds, customer: [wrap…], infrastructure: [wrap…]}` |
 //! | `provenance` | null, or the volume and image it was deployed from |
 //!
 //! `state` is `"active"` for exactly the set with the highest epoch and `"read-only"` for all
-//! others. A wrap is `{provider, key_version, algorithm, ciphertext}` (see `keys::wrap`); a DEK has
+//! others. `succeeds` is null, or `{key_set, incarnation, commit, mac}` for a set that became active
+//! in this volume after another: which set that was, in which incarnation, at which commit of it, and
+//! the MAC of the set before that says so (see [`crate::layers::succession`]). A wrap is `{provider, key_version, algorithm, ciphertext}` (see `keys::wrap`); a DEK has
 //! one to eight, any of which gives it.
 //!
 //! Invariants: one parse of exactly the authenticated bytes; duplicate or unknown fields, too many
@@ -31,9 +33,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::VolumeError;
 use crate::ids::{CryptoId, Epoch, IncarnationId, KeySetId, VolumeId};
-use crate::keys::encoding::{hex_id, strict};
+use crate::keys::encoding::{hex_array, hex_id, strict};
 use crate::keys::wrap::WrapRecord;
-use crate::layers::{KeySet, header_mac, verify_header_mac};
+use crate::layers::{KeyRing, KeySet, header_mac, verify_header_mac};
 
 /// Format that is written, and the newest that is read.
 pub const FORMAT_VERSION: u32 = 1;
@@ -79,6 +81,23 @@ pub enum KeySetState {
     ReadOnly,
 }
 
+/// The statement of a key set that another one follows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SuccessionStatement {
+    /// The set that was active before.
+    #[serde(with = "hex_id")]
+    pub key_set: KeySetId,
+    /// The incarnation that it was active in.
+    #[serde(with = "hex_id")]
+    pub incarnation: IncarnationId,
+    /// The newest commit of the state that is carried on.
+    pub commit: u64,
+    /// HMAC-SHA-256 under the verification key of the set before.
+    #[serde(with = "hex_array")]
+    pub mac: [u8; 32],
+}
+
 /// A key set, wrapped.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,6 +110,8 @@ pub struct WrappedKeySet {
     pub epoch: Epoch,
     /// Whether new bytes are sealed under it.
     pub state: KeySetState,
+    /// The set that it follows, as that set states.
+    pub succeeds: Option<SuccessionStatement>,
     /// Wraps of the customer DEK.
     pub customer: Vec<WrapRecord>,
     /// Wraps of the infrastructure DEK.
@@ -262,6 +283,17 @@ impl HeaderContents {
         }
         for set in &self.key_sets {
             self.check_key_set(set, epochs.last() == Some(&set.epoch))?;
+            let follows = |statement: &SuccessionStatement| {
+                let mut others = self.key_sets.iter();
+                others.any(|before| before.id == statement.key_set && before.epoch < set.epoch)
+            };
+            if set
+                .succeeds
+                .as_ref()
+                .is_some_and(|statement| !follows(statement))
+            {
+                return Err(invalid("a key set follows one that is not there"));
+            }
         }
         let bad_name = |name: &str| name.len() > MAX_NAME_BYTES || name.contains(char::is_control);
         if self
@@ -361,12 +393,13 @@ impl UnverifiedHeader {
         serde_json::json!({ "verified": false, "claims": self.contents })
     }
 
-    /// Checks the MAC under the active key set.
+    /// Checks the MAC under all key sets that it lists.
     ///
     /// # Errors
     /// `Tampered`.
-    pub fn verify(self, active: &KeySet) -> Result<VerifiedHeader, VolumeError> {
-        if !verify_header_mac(active, &self.line, &self.mac) {
+    pub fn verify(self, keys: &KeyRing) -> Result<VerifiedHeader, VolumeError> {
+        let listed = listed_sets(&self.contents, keys).ok_or(VolumeError::Tampered)?;
+        if !verify_header_mac(&listed, &self.line, &self.mac) {
             return Err(VolumeError::Tampered);
         }
         Ok(VerifiedHeader(self.contents))
@@ -384,11 +417,13 @@ impl VerifiedHeader {
     /// When the contents break a rule or become too long.
     pub(crate) fn seal(
         contents: HeaderContents,
-        active: &KeySet,
+        keys: &KeyRing,
     ) -> Result<(Self, Vec<u8>), VolumeError> {
         contents.check()?;
         let mut bytes = serde_json::to_vec(&contents).map_err(not_json)?;
-        let mac = header_mac(active, &bytes).map_err(|_| invalid("its MAC cannot be computed"))?;
+        let listed = listed_sets(&contents, keys)
+            .ok_or_else(|| invalid("a key set of it is not at hand"))?;
+        let mac = header_mac(&listed, &bytes).map_err(|_| invalid("its MAC cannot be computed"))?;
         bytes.push(b'\n');
         bytes.extend_from_slice(hex::encode(mac).as_bytes());
         bytes.push(b'\n');
@@ -405,6 +440,15 @@ impl std::ops::Deref for VerifiedHeader {
     fn deref(&self) -> &HeaderContents {
         &self.0
     }
+}
+
+/// The key sets that a superblock lists, in its order; `None` when one is not at hand.
+fn listed_sets<'a>(contents: &HeaderContents, keys: &'a KeyRing) -> Option<Vec<&'a KeySet>> {
+    let held = |wrapped: &WrappedKeySet| {
+        let set = keys.get(wrapped.epoch).filter(|set| set.id == wrapped.id)?;
+        Some(&**set)
+    };
+    contents.key_sets.iter().map(held).collect()
 }
 
 fn invalid(why: &str) -> VolumeError {

@@ -5,6 +5,10 @@
 //! durable, so a volume may be newer than its record, after a power cut or when the record's own
 //! writing failed, and is never older. A volume that is older was put back, and is refused.
 //!
+//! A volume that another machine has renewed (an accepted restore there) comes back with another
+//! incarnation. It is accepted where the set that is known vouches for it, and it carries on a state
+//! that is no older than the record.
+//!
 //! Not noticed: what was put back to a state that the record does not know better than; an older
 //! keystore beside the older volume; a volume that the keystore has never seen; single pages.
 
@@ -12,6 +16,7 @@ use crate::ids::{IncarnationId, Sequence};
 use crate::keys::VolumeRecord;
 use crate::sealed::SlotState;
 use crate::volume::header::HeaderContents;
+use crate::volume::succession::Ancestry;
 
 /// How a volume is older than it is known to be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -26,6 +31,17 @@ pub enum Rollback {
         found: IncarnationId,
         /// Of the record.
         known: IncarnationId,
+    },
+    /// The superblock begins another history, from a state that is older than what is known.
+    #[error(
+        "it was renewed elsewhere from commit {}, and commit {} was on disk: what came in between \
+         is not in it", .carried_on.0, .known.0
+    )]
+    RenewedFromOlder {
+        /// Newest commit of the state that was carried on.
+        carried_on: Sequence,
+        /// Of the record.
+        known: Sequence,
     },
     /// The superblock is older.
     #[error(
@@ -69,6 +85,7 @@ impl Rollback {
 /// Compares a superblock with the record.
 pub(super) fn judge_header(
     header: &HeaderContents,
+    ancestry: &Ancestry,
     record: Option<&VolumeRecord>,
 ) -> Result<(), Rollback> {
     let Some(record) = record else {
@@ -79,10 +96,17 @@ pub(super) fn judge_header(
         return Ok(());
     }
     if found != record.incarnation {
-        return Err(Rollback::OtherIncarnation {
-            found,
-            known: record.incarnation,
-        });
+        return match ancestry.handover_of(record.incarnation) {
+            None => Err(Rollback::OtherIncarnation {
+                found,
+                known: record.incarnation,
+            }),
+            Some(carried_on) if carried_on < record.sequence => Err(Rollback::RenewedFromOlder {
+                carried_on,
+                known: record.sequence,
+            }),
+            Some(_) => Ok(()),
+        };
     }
     if header.header_sequence() < record.header_sequence {
         return Err(Rollback::OlderHeader {
@@ -141,6 +165,7 @@ mod tests {
             sequence: Sequence(sequence),
             page0_tags: tags.map(|tag| [tag; 16]),
             header_sequence: 1,
+            key_sets: Vec::new(),
             customer_key: None,
             clean,
         }

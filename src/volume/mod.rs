@@ -40,6 +40,7 @@ pub mod place;
 mod renew;
 pub mod rescue;
 pub mod spare;
+mod succession;
 mod superblock;
 
 pub use create::create;

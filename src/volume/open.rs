@@ -14,12 +14,13 @@ use super::error::VolumeError;
 use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
 use super::history::judge_header;
 use super::renew::settle_meta;
+use super::succession::Ancestry;
 use super::superblock::inspect;
 use super::{OpenOptions, Volume, header_path, lock};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::wrap::{self, WrapContext, WrapRecord};
-use crate::keys::{KeyUri, PlatformKeystore, VolumeRecord};
+use crate::keys::{KeyUri, KnownKeySet, PlatformKeystore, VolumeRecord};
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet, fingerprint};
 use crate::store::Store;
 
@@ -64,9 +65,9 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
     let record = keystore.record(claims.volume_id())?;
     let customer = customer_key(claims, options, record.as_ref())?;
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
-    let header = unverified.verify(keys.active())?;
-    check_pin(options.fingerprint.as_deref(), &keys)?;
-    let older_header = match judge_header(&header, record.as_ref()) {
+    let header = unverified.verify(&keys)?;
+    let ancestry = vouched_for(&header, &keys, options, record.as_ref())?;
+    let older_header = match judge_header(&header, &ancestry, record.as_ref()) {
         Err(older) if options.accept_restored => Some(older),
         result => result.map(|()| None)?,
     };
@@ -77,6 +78,7 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         _ => remember(
             &keystore,
             &header,
+            ancestry.active(),
             record.as_ref(),
             customer.as_deref(),
             options,
@@ -99,9 +101,25 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
 
 /// The fingerprint of the active key set.
 pub(super) fn fingerprint_of(keys: &KeyRing) -> Result<String, VolumeError> {
-    fingerprint(keys.active()).map_err(|_| {
-        KeyError::new(ErrorKind::Io, "the volume's fingerprint cannot be derived").into()
-    })
+    Ok(fingerprint(keys.active()).map_err(|_| KeyError::derivation())?)
+}
+
+/// Refuses a volume whose active key set is a stranger to the platform keystore's record, or does
+/// not have, and does not follow one that has, the pinned fingerprint.
+pub(super) fn vouched_for(
+    header: &VerifiedHeader,
+    keys: &KeyRing,
+    options: &OpenOptions,
+    record: Option<&VolumeRecord>,
+) -> Result<Ancestry, VolumeError> {
+    let ancestry = Ancestry::of(header, keys)?;
+    if let Some(pinned) = options.fingerprint.as_deref() {
+        check_pin(pinned, &ancestry, keys)?;
+    }
+    if let Some(record) = record {
+        ancestry.refuse_stranger(&record.key_sets)?;
+    }
+    Ok(ancestry)
 }
 
 /// Opens the customer key that option or record names; `None` for a platform-managed volume.
@@ -245,36 +263,48 @@ fn first_that_opens<'a, T>(
 }
 
 /// Compares by digits: grouping and case are how people copy, not what they pin.
-pub(super) fn check_pin(pinned: Option<&str>, keys: &KeyRing) -> Result<(), VolumeError> {
-    let Some(pinned) = pinned else {
-        return Ok(());
-    };
+fn check_pin(pinned: &str, ancestry: &Ancestry, keys: &KeyRing) -> Result<(), VolumeError> {
     let digits = |text: &str| -> String {
         let kept = text.chars().filter(|c| !matches!(c, '-' | ':' | ' '));
         kept.map(|c| c.to_ascii_lowercase()).collect()
     };
-    let found = fingerprint_of(keys)?;
-    if digits(pinned) == digits(&found) {
-        return Ok(());
+    let wanted = digits(pinned);
+    match ancestry.find_fingerprint(|found| digits(found) == wanted) {
+        Some(ancestor) => {
+            if ancestor.is_past() {
+                let now = fingerprint_of(keys)?;
+                tracing::warn!(
+                    pinned,
+                    now,
+                    "the pinned key set was followed by another, for which it vouches"
+                );
+            }
+            Ok(())
+        }
+        None => Err(VolumeError::FingerprintMismatch {
+            found: fingerprint_of(keys)?,
+            pinned: pinned.to_owned(),
+        }),
     }
-    Err(VolumeError::FingerprintMismatch {
-        found,
-        pinned: pinned.to_owned(),
-    })
 }
 
 /// Brings the record up to date; only ever after the superblock was authenticated.
 fn remember(
     keystore: &PlatformKeystore,
     header: &VerifiedHeader,
+    active: Option<KnownKeySet>,
     record: Option<&VolumeRecord>,
     customer: Option<&dyn CustomerKeyProvider>,
     options: &OpenOptions,
 ) -> Result<VolumeRecord, VolumeError> {
     let same = record.filter(|record| record.incarnation == header.incarnation());
-    let mut next = same
-        .cloned()
-        .unwrap_or_else(|| VolumeRecord::unknown(header.incarnation()));
+    let mut next = same.cloned().unwrap_or_else(|| VolumeRecord {
+        key_sets: record.map_or_else(Vec::new, |record| record.key_sets.clone()),
+        ..VolumeRecord::unknown(header.incarnation())
+    });
+    if let Some(active) = active {
+        next.remember_key_set(active);
+    }
     // One that was to begin and did not: the superblock of before is still there.
     next.becoming = None;
     next.header_sequence = next.header_sequence.max(header.header_sequence());

@@ -10,7 +10,11 @@
 //! 2. `meta.next`, the whole of it, and its name;
 //! 3. `volume.json`, which names the incarnation, the key set and the crypto id of that file;
 //! 4. `meta.next` takes the place of `meta`;
-//! 5. the record says that the incarnation has begun.
+//! 5. the record says that the incarnation has begun, and knows the new key set;
+//! 6. the spare copy of the superblock is the new one.
+//!
+//! The new key set carries a statement of the one before that it follows it ([`super::succession`]),
+//! so that another machine, or a pinned fingerprint, can tell it from a stranger's.
 //!
 //! A cut before 3 leaves what was there before, refused as before. One after 3 leaves a new
 //! incarnation that the record knows, and a `meta` that the superblock does not open: the next use
@@ -24,12 +28,16 @@ use parking_lot::Mutex;
 
 use super::error::VolumeError;
 use super::found::wrap_key_set;
-use super::header::{HeaderContents, KeySetState, MAX_KEY_SETS, VerifiedHeader};
+use super::header::{
+    HeaderContents, KeySetState, MAX_KEY_SETS, SuccessionStatement, VerifiedHeader,
+};
+use super::spare;
+use super::succession::{known, verification_key};
 use super::superblock::{replace_header, unshare};
 use super::{NEXT_META_NAME, Volume, meta_path, next_meta_path};
 use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence};
 use crate::keys::{KeyError, VolumeRecord};
-use crate::layers::{KeyRing, KeySet};
+use crate::layers::{ActiveSet, KeyRing, KeySet, Succession};
 use crate::sealed::{MetaFile, SealedError};
 use crate::store::{OpenMode, Store, StorePath};
 
@@ -37,17 +45,22 @@ use crate::store::{OpenMode, Store, StorePath};
 pub type RenewFn<'a> = dyn FnMut(MetaFile) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
 
 impl Volume {
-    /// Begins a new incarnation, whose commits are counted from `first` on. `fill` writes the metadata
-    /// as they are into the new `meta`.
+    /// Begins a new incarnation, which carries on the state of commit `carried_on` and whose commits
+    /// are counted from `first` on. `fill` writes the metadata as it is into the new `meta`.
     ///
     /// # Errors
     /// When the volume has as many key sets as it may have, a key cannot be had, or something cannot
     /// be written; what `fill` returns is in [`VolumeError::Format`]. The volume is as it was then,
     /// or the next use finishes what was begun.
-    pub fn renew(self, first: Sequence, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+    pub fn renew(
+        self,
+        carried_on: Sequence,
+        first: Sequence,
+        fill: &mut RenewFn<'_>,
+    ) -> Result<Self, VolumeError> {
         let volume = self.header.volume_id();
         let before = self.header.incarnation();
-        let renewed = self.renew_unaudited(first, fill);
+        let renewed = self.renew_unaudited(carried_on, first, fill);
         match &renewed {
             Ok(now) => tracing::warn!(
                 target: "audit",
@@ -68,41 +81,53 @@ impl Volume {
         renewed
     }
 
-    fn renew_unaudited(self, first: Sequence, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+    fn renew_unaudited(
+        self,
+        carried_on: Sequence,
+        first: Sequence,
+        fill: &mut RenewFn<'_>,
+    ) -> Result<Self, VolumeError> {
         let incarnation = IncarnationId::random().map_err(KeyError::random)?;
         let meta = CryptoId::random().map_err(KeyError::random)?;
         let active = next_set(&self.header)?;
-        let wrapped = wrap_key_set(
+        let mut wrapped = wrap_key_set(
             &self.keystore,
             self.customer_key.as_deref(),
             self.header.volume_id(),
             &active,
             KeySetState::Active,
         )?;
-        let known = self.current.lock().clone();
+        wrapped.succeeds = Some(self.state_succession(&active, incarnation, carried_on)?);
+        let remembered = self.current.lock().clone();
         let contents = self
             .header
-            .renewed(incarnation, meta, wrapped, known.header_sequence);
+            .renewed(incarnation, meta, wrapped, remembered.header_sequence);
         let sets: Vec<_> = self.keys.iter().map(std::sync::Arc::clone).collect();
         let keys = KeyRing::inheriting(active, &sets);
         // Sealed before the long part, since it may break a rule.
-        let (header, bytes) = VerifiedHeader::seal(contents, keys.active())?;
+        let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
         let announced = VolumeRecord {
             becoming: Some(incarnation),
-            ..known
+            ..remembered
         };
         let id = header.volume_id();
         self.keystore.update_record(id, &announced)?;
         write_next(&*self.store, &keys, (meta, first), fill)?;
         replace_header(&*self.store, &bytes)?;
         take_place(&*self.store)?;
-        let begun = VolumeRecord {
+        let mut begun = VolumeRecord {
             header_sequence: header.header_sequence(),
+            key_sets: announced.key_sets,
             customer_key: announced.customer_key,
             ..VolumeRecord::unknown(incarnation)
         };
+        begun.remember_key_set(known(keys.active())?);
         self.keystore.update_record(id, &begun)?;
+        // The spare copy is the superblock of before, which opens nothing any more.
+        spare::keep(&*self.store, &keys, &header).map_err(VolumeError::io(
+            "cannot replace the spare copy of volume.json",
+        ))?;
         Ok(Self {
             keys: std::sync::Arc::new(keys),
             header,
@@ -110,6 +135,39 @@ impl Volume {
             older_header: None,
             current: Mutex::new(begun),
             ..self
+        })
+    }
+}
+
+impl Volume {
+    /// The statement of the active set that `next` follows it.
+    fn state_succession(
+        &self,
+        next: &KeySet,
+        incarnation: IncarnationId,
+        commit: Sequence,
+    ) -> Result<SuccessionStatement, VolumeError> {
+        let active = self.keys.active();
+        let succession = Succession {
+            volume: self.header.volume_id(),
+            before: ActiveSet {
+                key_set: active.id,
+                epoch: active.epoch,
+                incarnation: self.header.incarnation(),
+            },
+            commit,
+            after: ActiveSet {
+                key_set: next.id,
+                epoch: next.epoch,
+                incarnation,
+            },
+        };
+        let mac = succession.mac(&verification_key(active)?, &verification_key(next)?);
+        Ok(SuccessionStatement {
+            key_set: active.id,
+            incarnation: self.header.incarnation(),
+            commit: commit.0,
+            mac: mac.map_err(|_| KeyError::derivation())?,
         })
     }
 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use super::error::VolumeError;
 use super::header::{UnverifiedHeader, VerifiedHeader};
 use super::history::{Rollback, judge_header, judge_metadata};
-use super::open::{check_pin, customer_key, unwrap_all};
+use super::open::{customer_key, unwrap_all, vouched_for};
+use super::succession::Ancestry;
 use super::{OpenOptions, header_path, lock_path, spare};
 use crate::keys::error::ErrorKind;
 use crate::keys::{PlatformKeystore, VolumeRecord};
@@ -57,6 +58,8 @@ pub struct Rescue {
     pub refused: Vec<(HeaderSource, VolumeError)>,
     /// What the keystore knows of the volume.
     record: Option<VolumeRecord>,
+    /// The active key set and those that it follows.
+    ancestry: Ancestry,
     #[expect(dead_code, reason = "held, never read")]
     lock: Option<Box<dyn StoreLock>>,
 }
@@ -69,7 +72,7 @@ impl Rescue {
     /// When the volume is older than it is known to be.
     pub fn judge(&self, slots: Option<&[SlotState; 2]>) -> Result<(), Rollback> {
         let record = self.record.as_ref();
-        judge_header(&self.header, record)?;
+        judge_header(&self.header, &self.ancestry, record)?;
         let same = record.filter(|record| record.incarnation == self.header.incarnation());
         slots.map_or(Ok(()), |slots| judge_metadata(slots, same))
     }
@@ -107,9 +110,15 @@ pub fn rescue(
     let mut refused = Vec::new();
     for (source, bytes) in given.into_iter().chain(own) {
         match verified(bytes, options) {
-            Ok((keys, header, record)) => {
+            Ok(Verified {
+                keys,
+                header,
+                record,
+                ancestry,
+            }) => {
                 return Ok(Rescue {
                     record,
+                    ancestry,
                     store,
                     keys,
                     header,
@@ -136,10 +145,15 @@ fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
     errors.min_by_key(rank).unwrap_or(VolumeError::NotAVolume)
 }
 
-fn verified(
-    bytes: io::Result<Vec<u8>>,
-    options: &OpenOptions,
-) -> Result<(KeyRing, VerifiedHeader, Option<VolumeRecord>), VolumeError> {
+/// A superblock that authenticates, and what it was judged by.
+struct Verified {
+    keys: KeyRing,
+    header: VerifiedHeader,
+    record: Option<VolumeRecord>,
+    ancestry: Ancestry,
+}
+
+fn verified(bytes: io::Result<Vec<u8>>, options: &OpenOptions) -> Result<Verified, VolumeError> {
     let bytes = bytes.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => VolumeError::NotAVolume,
         _ => VolumeError::io("cannot read the superblock")(error),
@@ -150,7 +164,12 @@ fn verified(
     let record = keystore.record(claims.volume_id())?;
     let customer = customer_key(claims, options, record.as_ref())?;
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
-    let header = unverified.verify(keys.active())?;
-    check_pin(options.fingerprint.as_deref(), &keys)?;
-    Ok((keys, header, record))
+    let header = unverified.verify(&keys)?;
+    let ancestry = vouched_for(&header, &keys, options, record.as_ref())?;
+    Ok(Verified {
+        keys,
+        header,
+        record,
+        ancestry,
+    })
 }

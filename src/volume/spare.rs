@@ -6,7 +6,7 @@ use std::io;
 
 use super::header::{MAX_HEADER_BYTES, UnverifiedHeader, VerifiedHeader};
 use super::header_path;
-use crate::layers::KeySet;
+use crate::layers::KeyRing;
 use crate::store::{OpenMode, Store, StorePath};
 
 /// The directory that it is in.
@@ -22,9 +22,9 @@ pub fn spare_path() -> StorePath {
 ///
 /// # Errors
 /// Those of the store. An older copy is still there then.
-pub fn keep(store: &dyn Store, active: &KeySet, own: &VerifiedHeader) -> io::Result<()> {
+pub fn keep(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -> io::Result<()> {
     let header = read(store, &header_path())?;
-    let found = UnverifiedHeader::parse(&header).and_then(|header| header.verify(active));
+    let found = UnverifiedHeader::parse(&header).and_then(|header| header.verify(keys));
     if !found.is_ok_and(|found| found == *own) {
         tracing::error!(
             "volume.json is not what it was when the volume was opened: its spare copy stays"

@@ -400,7 +400,7 @@ fn vectors_of_the_document_are_the_library_s() {
         customer: CustomerDek::from_bytes(&[1; 64]).unwrap(),
         infrastructure: InfrastructureDek::from_bytes(&[2; 32]).unwrap(),
     };
-    let mac = header_mac(&set, br#"{"format":"bilayer"}"#).unwrap();
+    let mac = header_mac(&[&set], br#"{"format":"bilayer"}"#).unwrap();
     assert_eq!(in_document("header-mac"), hex::encode(mac));
     assert_eq!(in_document("fingerprint"), fingerprint(&set).unwrap());
     for (name, page) in [("contents-page", CONTENTS_PAGE), ("meta-page", META_PAGE)] {

@@ -1,16 +1,19 @@
-//! What the keystore remembers of a volume: where its history stood, and which customer key opens
-//! it. An older copy of the volume is told by it, and a header cannot name a key of its own.
+//! What the keystore remembers of a volume: where its history stood, which key sets were active, and
+//! which customer key opens it. So an older copy of the volume is noticed, a stranger's key set is
+//! refused, and a header cannot name a customer key of its own.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::damaged;
 use super::files::{self, Replace, VOLUMES};
-use crate::ids::{IncarnationId, Sequence, VolumeId};
+use crate::ids::{IncarnationId, KeySetId, Sequence, VolumeId};
 use crate::keys::encoding::{hex_array, hex_id};
 use crate::keys::error::KeyError;
 use crate::keys::uri::KeyUri;
+use crate::layers::VerificationKey;
 
 const FORMAT: &str = "bilayer-volume-record";
 
@@ -28,13 +31,36 @@ pub struct VolumeRecord {
     pub page0_tags: [[u8; 16]; 2],
     /// Newest header known to be durable.
     pub header_sequence: u64,
+    /// The key sets that were active when it was opened here, the newest last; at most
+    /// [`MAX_KEY_SETS`](Self::MAX_KEY_SETS).
+    pub key_sets: Vec<KnownKeySet>,
     /// URI of the customer key that opened it last; `None` for a platform-managed volume.
     pub customer_key: Option<String>,
     /// True when it was unmounted cleanly after that commit.
     pub clean: bool,
 }
 
+/// A key set that was active in a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KnownKeySet {
+    /// Its id.
+    pub key_set: KeySetId,
+    /// What tells it from another of the same id, and its successors from strangers.
+    pub verification_key: VerificationKey,
+}
+
 impl VolumeRecord {
+    /// Most key sets that are remembered; older ones are forgotten.
+    pub const MAX_KEY_SETS: usize = 64;
+
+    /// Remembers the set as the newest that is active.
+    pub fn remember_key_set(&mut self, active: KnownKeySet) {
+        self.key_sets.retain(|known| *known != active);
+        self.key_sets.push(active);
+        let surplus = self.key_sets.len().saturating_sub(Self::MAX_KEY_SETS);
+        self.key_sets.drain(..surplus);
+    }
+
     /// The record of a volume of which nothing else is known.
     pub const fn unknown(incarnation: IncarnationId) -> Self {
         Self {
@@ -43,6 +69,7 @@ impl VolumeRecord {
             sequence: Sequence(0),
             page0_tags: [[0; 16]; 2],
             header_sequence: 0,
+            key_sets: Vec::new(),
             customer_key: None,
             clean: false,
         }
@@ -59,6 +86,41 @@ struct Becoming(#[serde(with = "hex_id")] IncarnationId);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct KeySetEntry {
+    #[serde(with = "hex_id")]
+    id: KeySetId,
+    #[serde(with = "hex_array")]
+    verification_key: [u8; VerificationKey::BYTES],
+}
+
+impl KeySetEntry {
+    fn of(known: &KnownKeySet) -> Self {
+        let mut entry = Self {
+            id: known.key_set,
+            verification_key: [0; VerificationKey::BYTES],
+        };
+        entry
+            .verification_key
+            .copy_from_slice(known.verification_key.expose());
+        entry
+    }
+
+    fn known(&self) -> KnownKeySet {
+        KnownKeySet {
+            key_set: self.id,
+            verification_key: VerificationKey::from_bytes(&self.verification_key),
+        }
+    }
+}
+
+impl Drop for KeySetEntry {
+    fn drop(&mut self) {
+        self.verification_key.zeroize();
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RecordFile {
     format: String,
     version: u32,
@@ -71,6 +133,7 @@ struct RecordFile {
     sequence: u64,
     page0_tags: [Tag; 2],
     header_sequence: u64,
+    key_sets: Vec<KeySetEntry>,
     customer_key: Option<String>,
     clean: bool,
 }
@@ -94,6 +157,9 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
     if let Some(uri) = &file.customer_key {
         KeyUri::parse(uri).map_err(|_| damaged(&path, "names a key that cannot be"))?;
     }
+    if file.key_sets.len() > VolumeRecord::MAX_KEY_SETS {
+        return Err(damaged(&path, "has too many key sets"));
+    }
     let [first, second] = file.page0_tags;
     Ok(Some(VolumeRecord {
         incarnation: file.incarnation,
@@ -101,6 +167,7 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
         sequence: Sequence(file.sequence),
         page0_tags: [first.0, second.0],
         header_sequence: file.header_sequence,
+        key_sets: file.key_sets.iter().map(KeySetEntry::known).collect(),
         customer_key: file.customer_key,
         clean: file.clean,
     }))
@@ -122,11 +189,14 @@ pub(super) fn write(
         sequence: record.sequence.0,
         page0_tags: record.page0_tags.map(Tag),
         header_sequence: record.header_sequence,
+        key_sets: record.key_sets.iter().map(KeySetEntry::of).collect(),
         customer_key: record.customer_key.clone(),
         clean: record.clean,
     };
-    let mut text = serde_json::to_vec(&file)
-        .map_err(|error| damaged(&path, &format!("cannot be written ({error})")))?;
+    let mut text = Zeroizing::new(
+        serde_json::to_vec(&file)
+            .map_err(|error| damaged(&path, &format!("cannot be written ({error})")))?,
+    );
     text.push(b'\n');
     files::make_directory(&directory.join(VOLUMES))?;
     files::write_file(&path, &text, Replace::Always).map(|_| ())

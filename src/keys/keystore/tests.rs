@@ -3,6 +3,7 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::ids::{Epoch, IncarnationId, KeySetId, Sequence};
+use crate::layers::VerificationKey;
 
 fn context() -> WrapContext {
     WrapContext {
@@ -26,6 +27,10 @@ fn set_mode(path: &Path, mode: u32) {
 fn record() -> VolumeRecord {
     VolumeRecord {
         becoming: None,
+        key_sets: vec![KnownKeySet {
+            key_set: KeySetId([5; 16]),
+            verification_key: VerificationKey::from_bytes(&[6; 32]),
+        }],
         incarnation: IncarnationId([3; 16]),
         sequence: Sequence(u64::MAX),
         page0_tags: [[4; 16], [5; 16]],

@@ -11,7 +11,7 @@ use bilayer::fs::types::{Caller, NodeId};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::keys::KeyUri;
 use bilayer::keys::customer::file::generate;
-use bilayer::layers::KeySet;
+use bilayer::layers::{KeyRing, KeySet};
 use bilayer::store::memory::MemoryStore;
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::{
@@ -35,8 +35,8 @@ pub struct Sample {
     pub store: MemoryStore,
     /// Its superblock, all bytes.
     pub header: Vec<u8>,
-    /// Its active key set.
-    pub keys: Arc<KeySet>,
+    /// Its key sets.
+    pub keys: Arc<KeyRing>,
     /// Its customer key, private half.
     pub customer: Option<KeyUri>,
 }
@@ -64,10 +64,13 @@ impl Sample {
             directory,
             header: contents(&store, HEADER_NAME),
             store,
-            keys: Arc::new(KeySet::random(bilayer::ids::Epoch(1)).unwrap()),
+            keys: Arc::new(KeyRing::new(
+                KeySet::random(bilayer::ids::Epoch(1)).unwrap(),
+                Vec::new(),
+            )),
             customer,
         };
-        sample.keys = Arc::clone(sample.open(&sample.store.snapshot()).unwrap().keys.active());
+        sample.keys = Arc::clone(&sample.open(&sample.store.snapshot()).unwrap().keys);
         sample
     }
 

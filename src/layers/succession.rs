@@ -1,0 +1,197 @@
+//! What authenticates the successor of a key set: the *verification key*, derived from both DEKs of
+//! the set (see the table in [`derivation`](super::derivation)), and the MACs made with it.
+//!
+//! A verification key opens nothing and wraps nothing. Whoever remembers that of a volume's active
+//! set (the platform keystore's record does) can tell a set that its holder named as the next one from
+//! one that a stranger put there, long after the DEKs are gone.
+//!
+//! ```text
+//! 0       24       40           56          60                  76
+//! | label | volume | set before | its epoch | incarnation before |
+//!
+//! 76      84          100         104                 120
+//! | commit | set after | its epoch | incarnation after | SHA-256(label ‖ its verification key) |
+//! ```
+//! is what the verification key of the set before authenticates by HMAC-SHA-256; numbers are
+//! little-endian. The last field binds the set after to its DEKs: its id alone is no secret.
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::dek::KeySet;
+use super::derivation::{DerivationError, Purpose};
+use super::header::joint_key;
+use crate::ids::{Epoch, IncarnationId, KeySetId, Sequence, VolumeId};
+
+/// First bytes of what is authenticated.
+const LABEL: &[u8; 24] = b"bilayer succession 1\0\0\0\0";
+const MESSAGE_BYTES: usize = 152;
+const _: () = assert!(MESSAGE_BYTES == LABEL.len() + 16 + 16 + 4 + 16 + 8 + 16 + 4 + 16 + 32);
+
+/// Derived from both DEKs of a key set; verifies, and lets make, statements about its successor.
+#[derive(Clone)]
+pub struct VerificationKey(Zeroizing<Vec<u8>>);
+
+impl VerificationKey {
+    /// Length in bytes.
+    pub const BYTES: usize = 32;
+
+    /// That of a key set.
+    ///
+    /// # Errors
+    /// When it cannot be derived.
+    pub fn of(set: &KeySet) -> Result<Self, DerivationError> {
+        joint_key(&[set], Purpose::Succession).map(Self)
+    }
+
+    /// As it was remembered.
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        Self(Zeroizing::new(bytes.to_vec()))
+    }
+
+    /// To remember it.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl PartialEq for VerificationKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for VerificationKey {}
+
+impl fmt::Debug for VerificationKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("VerificationKey(secret)")
+    }
+}
+
+/// A key set at one point of a volume's history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ActiveSet {
+    /// The active key set.
+    pub key_set: KeySetId,
+    /// Its number.
+    pub epoch: Epoch,
+    /// The incarnation that it was active in.
+    pub incarnation: IncarnationId,
+}
+
+/// That one key set of a volume follows another.
+#[derive(Clone, Copy, Debug)]
+pub struct Succession {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The set that was active.
+    pub before: ActiveSet,
+    /// The newest commit of the state that is carried on.
+    pub commit: Sequence,
+    /// The set that is active from then on.
+    pub after: ActiveSet,
+}
+
+impl Succession {
+    /// The MAC that states it.
+    ///
+    /// # Errors
+    /// None that is expected ever to be seen.
+    pub fn mac(
+        &self,
+        before: &VerificationKey,
+        after: &VerificationKey,
+    ) -> Result<[u8; 32], DerivationError> {
+        let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(before.expose())
+            .map_err(|_| DerivationError::Refused)?;
+        hmac.update(&self.message(after));
+        Ok(hmac.finalize().into_bytes().into())
+    }
+
+    /// Whether `mac` states it; compared in constant time.
+    pub fn is_stated_in(
+        &self,
+        before: &VerificationKey,
+        after: &VerificationKey,
+        mac: &[u8; 32],
+    ) -> bool {
+        self.mac(before, after)
+            .is_ok_and(|expected| expected.ct_eq(mac).into())
+    }
+
+    fn message(&self, after: &VerificationKey) -> Vec<u8> {
+        let digest = Sha256::new()
+            .chain_update(LABEL)
+            .chain_update(after.expose())
+            .finalize();
+        let mut message = Vec::with_capacity(MESSAGE_BYTES);
+        message.extend_from_slice(LABEL);
+        message.extend_from_slice(&self.volume.0);
+        message.extend_from_slice(&self.before.key_set.0);
+        message.extend_from_slice(&self.before.epoch.0.to_le_bytes());
+        message.extend_from_slice(&self.before.incarnation.0);
+        message.extend_from_slice(&self.commit.0.to_le_bytes());
+        message.extend_from_slice(&self.after.key_set.0);
+        message.extend_from_slice(&self.after.epoch.0.to_le_bytes());
+        message.extend_from_slice(&self.after.incarnation.0);
+        message.extend_from_slice(&digest);
+        message
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key_of(epoch: u32) -> VerificationKey {
+        VerificationKey::of(&KeySet::random(Epoch(epoch)).expect("random")).expect("key")
+    }
+
+    fn succession() -> Succession {
+        let active = |number: u8| ActiveSet {
+            key_set: KeySetId([number; 16]),
+            epoch: Epoch(u32::from(number)),
+            incarnation: IncarnationId([number; 16]),
+        };
+        Succession {
+            volume: VolumeId([9; 16]),
+            before: active(1),
+            commit: Sequence(7),
+            after: active(2),
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_succession_is_bound() {
+        let (before, after) = (key_of(1), key_of(2));
+        let stated = succession();
+        let mac = stated.mac(&before, &after).expect("mac");
+        assert_eq!(stated.message(&after).len(), MESSAGE_BYTES);
+        assert!(stated.is_stated_in(&before, &after, &mac));
+        // Another set under the same id and number.
+        assert!(!stated.is_stated_in(&before, &key_of(2), &mac));
+        assert!(!stated.is_stated_in(&key_of(1), &after, &mac));
+        let mut others = [stated; 8];
+        others[0].volume.0[0] ^= 1;
+        others[1].before.key_set.0[15] ^= 1;
+        others[2].before.epoch.0 += 1;
+        others[3].before.incarnation.0[0] ^= 1;
+        others[4].commit.0 += 1;
+        others[5].after.key_set.0[0] ^= 1;
+        others[6].after.epoch.0 += 1;
+        others[7].after.incarnation.0[15] ^= 1;
+        for other in others {
+            assert!(!other.is_stated_in(&before, &after, &mac), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        assert_eq!(format!("{:?}", key_of(1)), "VerificationKey(secret)");
+    }
+}

@@ -1,0 +1,153 @@
+//! Which key sets a volume may have active: the one that is known, or one that follows it.
+//!
+//! A superblock's MAC shows that whoever made it holds all key sets that it lists. It does not show
+//! that they are the volume's: anybody who can wrap keys (the customer's public key and the platform
+//! keystore will do) makes a volume of the same name with sets of their own. So:
+//! - a key set that became active after another carries a statement of the set before (see
+//!   [`crate::layers::succession`]), which only a holder of that set's DEKs can make;
+//! - the platform keystore's record keeps the active sets that it has seen, with their verification
+//!   keys; a volume whose active set neither is one of them nor follows one is a stranger's;
+//! - a pinned fingerprint is that of the active set or of one that it follows.
+//!
+//! A set that was inherited by deploying or importing is no predecessor: somebody else may hold it.
+
+use super::error::VolumeError;
+use super::header::{HeaderContents, WrappedKeySet};
+use crate::ids::{IncarnationId, Sequence};
+use crate::keys::{KeyError, KnownKeySet};
+use crate::layers::{ActiveSet, KeyRing, KeySet, Succession, VerificationKey, fingerprint};
+
+/// A key set that was active in this volume, and vouches for the next one.
+#[derive(Debug)]
+pub(super) struct Ancestor {
+    /// The set, and the incarnation that it was active in.
+    pub(super) active: ActiveSet,
+    verification_key: VerificationKey,
+    /// The newest commit of the state that the next set carried on; `None` for the active set.
+    pub(super) handed_over_at: Option<Sequence>,
+    fingerprint: String,
+}
+
+/// The active set and all that it verifiably follows, newest first.
+#[derive(Debug)]
+pub(super) struct Ancestry(Vec<Ancestor>);
+
+impl Ancestry {
+    /// Walks from the active set back, as far as the statements verify. Epochs fall at each step, so
+    /// it ends.
+    pub(super) fn of(header: &HeaderContents, keys: &KeyRing) -> Result<Self, VolumeError> {
+        let entry = |epoch| header.key_sets().iter().find(|set| set.epoch == epoch);
+        let mut newest_first = Vec::new();
+        let mut next = entry(keys.active().epoch);
+        let mut incarnation = header.incarnation();
+        let mut handed_over_at = None;
+        while let Some(wrapped) = next {
+            let Some(set) = keys.get(wrapped.epoch) else {
+                break;
+            };
+            let ancestor = ancestor(wrapped, set, incarnation, handed_over_at)?;
+            next = None;
+            if let Some(statement) = &wrapped.succeeds {
+                let before = header
+                    .key_sets()
+                    .iter()
+                    .filter(|set| set.epoch < wrapped.epoch)
+                    .find(|set| set.id == statement.key_set);
+                let held = before.and_then(|before| keys.get(before.epoch));
+                if let (Some(before), Some(held)) = (before, held) {
+                    let succession = Succession {
+                        volume: header.volume_id(),
+                        before: ActiveSet {
+                            key_set: before.id,
+                            epoch: before.epoch,
+                            incarnation: statement.incarnation,
+                        },
+                        commit: Sequence(statement.commit),
+                        after: ancestor.active,
+                    };
+                    let key = verification_key(held)?;
+                    if succession.is_stated_in(&key, &ancestor.verification_key, &statement.mac) {
+                        next = Some(before);
+                        incarnation = statement.incarnation;
+                        handed_over_at = Some(Sequence(statement.commit));
+                    }
+                }
+            }
+            newest_first.push(ancestor);
+        }
+        Ok(Self(newest_first))
+    }
+
+    /// Refuses a volume whose active key set is neither known nor follows one that is.
+    pub(super) fn refuse_stranger(&self, known: &[KnownKeySet]) -> Result<(), VolumeError> {
+        let is_known = |ancestor: &Ancestor| {
+            known.iter().any(|known| {
+                known.key_set == ancestor.active.key_set
+                    && known.verification_key == ancestor.verification_key
+            })
+        };
+        if known.is_empty() || self.0.iter().any(is_known) {
+            return Ok(());
+        }
+        Err(VolumeError::Stranger)
+    }
+
+    /// The commit at which the incarnation handed over to the next one, if it verifiably did.
+    pub(super) fn handover_of(&self, incarnation: IncarnationId) -> Option<Sequence> {
+        let of_it = |ancestor: &&Ancestor| ancestor.active.incarnation == incarnation;
+        self.0.iter().find(of_it)?.handed_over_at
+    }
+
+    /// The newest set whose fingerprint `matches`: the active one, or one that it follows.
+    pub(super) fn find_fingerprint(&self, matches: impl Fn(&str) -> bool) -> Option<&Ancestor> {
+        self.0
+            .iter()
+            .find(|ancestor| matches(&ancestor.fingerprint))
+    }
+
+    /// The active set, to be remembered.
+    pub(super) fn active(&self) -> Option<KnownKeySet> {
+        self.0.first().map(|ancestor| KnownKeySet {
+            key_set: ancestor.active.key_set,
+            verification_key: ancestor.verification_key.clone(),
+        })
+    }
+}
+
+impl Ancestor {
+    /// True for a set that another has followed.
+    pub(super) const fn is_past(&self) -> bool {
+        self.handed_over_at.is_some()
+    }
+}
+
+fn ancestor(
+    wrapped: &WrappedKeySet,
+    set: &KeySet,
+    incarnation: IncarnationId,
+    handed_over_at: Option<Sequence>,
+) -> Result<Ancestor, VolumeError> {
+    Ok(Ancestor {
+        active: ActiveSet {
+            key_set: wrapped.id,
+            epoch: wrapped.epoch,
+            incarnation,
+        },
+        verification_key: verification_key(set)?,
+        handed_over_at,
+        fingerprint: fingerprint(set).map_err(|_| KeyError::derivation())?,
+    })
+}
+
+/// The verification key of a set.
+pub(super) fn verification_key(set: &KeySet) -> Result<VerificationKey, VolumeError> {
+    Ok(VerificationKey::of(set).map_err(|_| KeyError::derivation())?)
+}
+
+/// What the record is to keep of a set.
+pub(super) fn known(set: &KeySet) -> Result<KnownKeySet, VolumeError> {
+    Ok(KnownKeySet {
+        key_set: set.id,
+        verification_key: verification_key(set)?,
+    })
+}
