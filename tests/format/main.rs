@@ -20,10 +20,13 @@ use std::sync::Arc;
 
 use bilayer::fs::types::{Caller, NodeId};
 use bilayer::fs::{Filesystem, FilesystemOptions};
-use bilayer::ids::{Epoch, Ino, KeySetId};
+use bilayer::ids::{Epoch, IncarnationId, Ino, KeySetId, Sequence, VolumeId};
 use bilayer::keys::KeyUri;
 use bilayer::keys::customer::file;
-use bilayer::layers::{CustomerDek, InfrastructureDek, KeySet, fingerprint, header_mac};
+use bilayer::layers::{
+    ActiveSet, CustomerDek, InfrastructureDek, KeySet, Succession, VerificationKey, fingerprint,
+    header_mac,
+};
 use bilayer::meta::keys::{Table, extent_parts};
 use bilayer::meta::page_set::CHUNK_PAGES;
 use bilayer::meta::records::ExtentRecord;
@@ -392,6 +395,29 @@ fn in_document(name: &str) -> String {
     )
 }
 
+/// The MAC of the statement that the document has: `set` is followed by another one.
+fn succession_of(set: &KeySet) -> [u8; 32] {
+    let next = KeySet {
+        id: KeySetId([9; 16]),
+        epoch: Epoch(2),
+        customer: CustomerDek::from_bytes(&[10; 64]).unwrap(),
+        infrastructure: InfrastructureDek::from_bytes(&[11; 32]).unwrap(),
+    };
+    let active = |set: &KeySet, incarnation| ActiveSet {
+        key_set: set.id,
+        epoch: set.epoch,
+        incarnation: IncarnationId([incarnation; 16]),
+    };
+    let succession = Succession {
+        volume: VolumeId([5; 16]),
+        before: active(set, 6),
+        commit: Sequence(7),
+        after: active(&next, 8),
+    };
+    let key = |set| VerificationKey::of(set).unwrap();
+    succession.mac(&key(set), &key(&next)).unwrap()
+}
+
 #[test]
 fn vectors_of_the_document_are_the_library_s() {
     let set = KeySet {
@@ -402,6 +428,12 @@ fn vectors_of_the_document_are_the_library_s() {
     };
     let mac = header_mac(&[&set], br#"{"format":"bilayer"}"#).unwrap();
     assert_eq!(in_document("header-mac"), hex::encode(mac));
+    let key = VerificationKey::of(&set).unwrap();
+    assert_eq!(in_document("verification-key"), hex::encode(key.expose()));
+    assert_eq!(
+        in_document("succession-mac"),
+        hex::encode(succession_of(&set))
+    );
     assert_eq!(in_document("fingerprint"), fingerprint(&set).unwrap());
     for (name, page) in [("contents-page", CONTENTS_PAGE), ("meta-page", META_PAGE)] {
         let bytes = hex::decode(digits(page)).unwrap();

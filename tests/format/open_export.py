@@ -158,7 +158,7 @@ def open_object(stream, part, key_sets):
     tag, folder, identifier, pages = stream.numbers("cQ16sI")
     require((tag, folder, identifier.hex()) == (b"O", part["folder"], part["object"]), "object")
     require(pages == len(part["pages"]), "pages of an object")
-    file = SealedFile({part["epoch"]: key_sets[part["epoch"]]}, bytes.fromhex(part["crypto"]))
+    file = SealedFile(key_sets[part["epoch"]], bytes.fromhex(part["crypto"]))
     for index in part["pages"]:
         file.open(stream.take(PAGE_BYTES), index)
     return pages
@@ -188,7 +188,7 @@ def open_export(request):
         tag, strides = stream.numbers("cQ")
         require((tag, strides) == (b"M", counts["meta_strides"]), "metadata")
         data = stream.take(strides * META_STRIDE_BYTES)
-        meta = open_strides(data, {own.epoch: own}, bytes.fromhex(header["meta"]))
+        meta = open_strides(data, own, bytes.fromhex(header["meta"]))
 
         key_sets = {one.epoch: one for one in sets if one is not own}
         pages = sum(open_object(stream, part, key_sets) for part in request["parts"])

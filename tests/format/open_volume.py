@@ -66,19 +66,45 @@ class KeySet:
         self.id, self.epoch = identifier, epoch
         self.customer, self.infrastructure = customer, infrastructure
 
-    def header_key(self):
-        def part(key, layer):
-            return hkdf(key, info(b"bilayer header", layer, self.id, self.epoch), 32)
-
-        both = part(self.customer, CUSTOMER) + part(self.infrastructure, INFRASTRUCTURE)
-        return part(both, BOTH)
-
-    def header_mac(self, line):
-        return hmac.new(self.header_key(), line, hashlib.sha256).digest()
+    def verification_key(self):
+        return joint_key([self], b"bilayer succeed")
 
     def fingerprint(self):
         digits = hkdf(self.customer, info(b"bilayer print", CUSTOMER, self.id, 0), 16).hex()
         return "-".join(digits[i : i + 4] for i in range(0, 32, 4))
+
+
+def joint_key(key_sets, purpose):
+    """A key that takes both DEKs of all key sets, in their order."""
+    parts = b""
+    for keys in key_sets:
+        parts += hkdf(keys.customer, info(purpose, CUSTOMER, keys.id, keys.epoch), 32)
+        parts += hkdf(keys.infrastructure, info(purpose, INFRASTRUCTURE, keys.id, keys.epoch), 32)
+    return hkdf(parts, info(purpose, BOTH, bytes(16), 0), 32)
+
+
+def header_mac(key_sets, line):
+    return hmac.new(joint_key(key_sets, b"bilayer header"), line, hashlib.sha256).digest()
+
+
+def succession_mac(volume, before, incarnation_before, commit, after, incarnation_after):
+    label = b"bilayer succession 1".ljust(24, b"\0")
+    digest = hashlib.sha256(label + after.verification_key()).digest()
+    message = struct.pack(
+        "<24s16s16sI16sQ16sI16s32s",
+        label,
+        volume,
+        before.id,
+        before.epoch,
+        incarnation_before,
+        commit,
+        after.id,
+        after.epoch,
+        incarnation_after,
+        digest,
+    )
+    assert len(message) == 152
+    return hmac.new(before.verification_key(), message, hashlib.sha256).digest()
 
 
 # ---- section 4: the page ------------------------------------------------------------------------
@@ -153,15 +179,15 @@ def additional_data(key_set, crypto, index, slot, fields):
 class SealedFile:
     """Opens pages of one sealed file."""
 
-    def __init__(self, key_sets, crypto):
-        self.key_sets, self.crypto, self.segments = key_sets, crypto, {}
+    def __init__(self, key_set, crypto):
+        self.key_set, self.crypto, self.segments = key_set, crypto, {}
 
     def keys(self, epoch, index):
-        require(epoch in self.key_sets, "a page names a key set that is not there")
-        name = (epoch, index // SEGMENT_PAGES)
-        if name not in self.segments:
-            self.segments[name] = SegmentKeys(self.key_sets[epoch], self.crypto, name[1])
-        return self.segments[name]
+        require(epoch == self.key_set.epoch, "a page names another key set than the file's")
+        segment = index // SEGMENT_PAGES
+        if segment not in self.segments:
+            self.segments[segment] = SegmentKeys(self.key_set, self.crypto, segment)
+        return self.segments[segment]
 
     def open(self, page, index, slot=0):
         """Returns plaintext and sequence."""
@@ -170,7 +196,7 @@ class SealedFile:
         epoch, sequence, reserved = struct.unpack("<IQQ", fields)
         require(reserved == 0, "reserved bytes of a page")
         keys = self.keys(epoch, index)
-        aad = additional_data(self.key_sets[epoch], self.crypto, index, slot, fields)
+        aad = additional_data(self.key_set, self.crypto, index, slot, fields)
         try:
             message = keys.outer.decrypt(nonce, inner_tag + ciphertext + outer_tag, aad)
         except InvalidTag:
@@ -183,7 +209,7 @@ class SealedFile:
     def seal(self, plain, index, slot, epoch, sequence, nonce):
         """The other way round, for the vectors."""
         keys, fields = self.keys(epoch, index), struct.pack("<IQQ", epoch, sequence, 0)
-        aad = additional_data(self.key_sets[epoch], self.crypto, index, slot, fields)
+        aad = additional_data(self.key_set, self.crypto, index, slot, fields)
         encryptor = keys.xts(index).encryptor()
         inner = encryptor.update(plain) + encryptor.finalize()
         message = keys.outer.encrypt(nonce, keys.inner_tag(aad, inner) + inner, aad)
@@ -235,11 +261,11 @@ class Keystore:
         return bytes.fromhex(keys["infrastructure"]), bytes.fromhex(keys["customer"])
 
 
-def dek_of(payload, role, key_set, epoch, width):
-    prefix = struct.pack("<8sB16sI", b"bilayerK", role, key_set, epoch)
-    require(payload[:29] == prefix, "a wrap holds another key")
-    require(len(payload) == 29 + width, "width of a wrapped DEK")
-    return payload[29:]
+def dek_of(payload, role, volume, key_set, epoch, width):
+    prefix = struct.pack("<8sB16s16sI", b"bilayerK", role, volume, key_set, epoch)
+    require(payload[:45] == prefix, "a wrap holds another key")
+    require(len(payload) == 45 + width, "width of a wrapped DEK")
+    return payload[45:]
 
 
 def unwrap_platform(keystore, wrap, role, volume, key_set, epoch, width):
@@ -261,17 +287,18 @@ def unwrap_platform(keystore, wrap, role, volume, key_set, epoch, width):
     assert len(aad) == 81
     sealed = bytes.fromhex(wrap["ciphertext"])
     payload = ChaCha20Poly1305(key).decrypt(sealed[:12], sealed[12:], aad)
-    return dek_of(payload, role, key_set, epoch, width)
+    return dek_of(payload, role, volume, key_set, epoch, width)
 
 
-def unwrap_customer(private, wrap, key_set, epoch):
+def unwrap_customer(private, wrap, volume, key_set, epoch):
     require(wrap["algorithm"] == "RSA-OAEP-256", "algorithm of a customer wrap")
     public = private.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     require(wrap["key_version"] == hashlib.sha256(public).hexdigest(), "another customer key")
     oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
-    return dek_of(private.decrypt(bytes.fromhex(wrap["ciphertext"]), oaep), 1, key_set, epoch, 64)
+    payload = private.decrypt(bytes.fromhex(wrap["ciphertext"]), oaep)
+    return dek_of(payload, 1, volume, key_set, epoch, 64)
 
 
 def unwrap_all(header, keystore, private):
@@ -285,7 +312,7 @@ def unwrap_all(header, keystore, private):
         )
         wrap = entry["customer"][0]
         if managed:
-            customer = unwrap_customer(private, wrap, identifier, epoch)
+            customer = unwrap_customer(private, wrap, volume, identifier, epoch)
         else:
             customer = unwrap_platform(keystore, wrap, 1, volume, identifier, epoch, 64)
         key_sets[epoch] = KeySet(identifier, epoch, customer, machine)
@@ -294,17 +321,35 @@ def unwrap_all(header, keystore, private):
     return key_sets, key_sets[active[0]]
 
 
+def check_successions(header, key_sets):
+    """Verifies every statement that one key set follows another; returns how many there are."""
+    volume, incarnation = bytes.fromhex(header["volume"]), bytes.fromhex(header["incarnation"])
+    by_id = {keys.id: keys for keys in key_sets.values()}
+    stated = 0
+    entries = {entry["id"]: entry for entry in header["key_sets"]}
+    entry = max(header["key_sets"], key=lambda entry: entry["epoch"])
+    while entry["succeeds"] is not None:
+        statement = entry["succeeds"]
+        before, after = by_id[bytes.fromhex(statement["key_set"])], key_sets[entry["epoch"]]
+        require(before.epoch < after.epoch, "a key set follows a newer one")
+        earlier = bytes.fromhex(statement["incarnation"])
+        mac = succession_mac(volume, before, earlier, statement["commit"], after, incarnation)
+        require(hmac.compare_digest(mac.hex(), statement["mac"]), "MAC of a succession")
+        stated, incarnation, entry = stated + 1, earlier, entries[statement["key_set"]]
+    return stated
+
+
 # ---- sections 7 and 9: `meta` and objects -------------------------------------------------------
 
 
-def open_meta(path, key_sets, crypto):
+def open_meta(path, key_set, crypto):
     with open(path, "rb") as opened:
-        return open_strides(opened.read(), key_sets, crypto)
+        return open_strides(opened.read(), key_set, crypto)
 
 
-def open_strides(data, key_sets, crypto):
+def open_strides(data, key_set, crypto):
     """Page 0 from its newest authentic slot, then every page that was ever written."""
-    file = SealedFile(key_sets, crypto)
+    file = SealedFile(key_set, crypto)
 
     def stride(number):
         return data[number * META_STRIDE_BYTES : (number + 1) * META_STRIDE_BYTES]
@@ -312,7 +357,8 @@ def open_strides(data, key_sets, crypto):
     slots = []
     for slot in (0, 1):
         try:
-            slots.append((*file.open(stride(slot)[: HEADER_BYTES + META_PAYLOAD_BYTES], 0, slot), slot))
+            page = stride(slot)[: HEADER_BYTES + META_PAYLOAD_BYTES]
+            slots.append((*file.open(page, 0, slot), slot))
         except Refused:
             slots.append(None)
     authentic = [slot for slot in slots if slot is not None]
@@ -348,9 +394,8 @@ def read_file(volume, key_sets, request):
                     continue
                 path = os.path.join(volume, "objects", f"{part['folder']:08x}", part["object"])
                 if path not in objects:
-                    sealed = SealedFile(
-                        {part["epoch"]: key_sets[part["epoch"]]}, bytes.fromhex(part["crypto"])
-                    )
+                    crypto = bytes.fromhex(part["crypto"])
+                    sealed = SealedFile(key_sets[part["epoch"]], crypto)
                     with open(path, "rb") as opened:
                         objects[path] = (sealed, opened.read())
                 sealed, data = objects[path]
@@ -368,7 +413,7 @@ def read_file(volume, key_sets, request):
 def open_volume(request):
     """Request: {volume, keystore, customer_key (path of a PEM file, or null),
     files: [{size, chunks: {"0": [{folder, object, crypto, epoch, pages: [index]}]}}]}, parts newest
-    first. Answer: {fingerprint, meta, files: [{sha256, pages_opened}]}."""
+    first. Answer: {fingerprint, successions, meta, files: [{sha256, pages_opened}]}."""
     private = None
     if request["customer_key"] is not None:
         with open(request["customer_key"], "rb") as file:
@@ -376,11 +421,13 @@ def open_volume(request):
     volume = request["volume"]
     line, header, mac = read_superblock(os.path.join(volume, "volume.json"))
     key_sets, active = unwrap_all(header, Keystore(request["keystore"]), private)
-    require(hmac.compare_digest(active.header_mac(line), mac), "MAC of the superblock")
-    require(active.header_mac(line + b" ") != mac, "the MAC covers the line")
+    listed = [key_sets[entry["epoch"]] for entry in header["key_sets"]]
+    require(hmac.compare_digest(header_mac(listed, line), mac), "MAC of the superblock")
+    require(header_mac(listed, line + b" ") != mac, "the MAC covers the line")
     return {
         "fingerprint": active.fingerprint(),
-        "meta": open_meta(os.path.join(volume, "meta"), key_sets, bytes.fromhex(header["meta"])),
+        "successions": check_successions(header, key_sets),
+        "meta": open_meta(os.path.join(volume, "meta"), active, bytes.fromhex(header["meta"])),
         "files": [read_file(volume, key_sets, file) for file in request["files"]],
     }
 
@@ -395,11 +442,12 @@ def vectors():
     )
     assert polyval.hex() == "f7a3b47b846119fae5b7866cf5e5b77e", "RFC 8452, appendix A"
     keys = KeySet(b"\x03" * 16, 1, b"\x01" * 64, b"\x02" * 32)
+    after = KeySet(b"\x09" * 16, 2, b"\x0a" * 64, b"\x0b" * 32)
     crypto, sequence, nonce = b"\xc0" * 16, 0x0102030405060708, b"\x4e" * 12
 
     def page(index, slot, length):
         plain = bytes((i * 31 + i // 251 + 21 * 97) % 251 for i in range(length))
-        file = SealedFile({1: keys}, crypto)
+        file = SealedFile(keys, crypto)
         sealed = file.seal(plain, index, slot, 1, sequence, nonce)
         assert file.open(sealed, index, slot) == (plain, sequence)
         return sealed
@@ -418,8 +466,12 @@ def vectors():
         "meta-page": meta.hex(),
         "meta-page-header": meta[:64].hex(),
         "meta-page-sha256": hashlib.sha256(meta).hexdigest(),
-        "header-key": keys.header_key().hex(),
-        "header-mac": keys.header_mac(line).hex(),
+        "header-key": joint_key([keys], b"bilayer header").hex(),
+        "header-mac": header_mac([keys], line).hex(),
+        "verification-key": keys.verification_key().hex(),
+        "succession-mac": succession_mac(
+            b"\x05" * 16, keys, b"\x06" * 16, 7, after, b"\x08" * 16
+        ).hex(),
         "fingerprint": keys.fingerprint(),
     }
 
