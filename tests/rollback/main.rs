@@ -1,6 +1,8 @@
 //! Copies of a volume that are older than it was: refused, and taken as they are when asked to.
 #![allow(clippy::unwrap_used)]
 
+mod succession;
+
 #[path = "../support/mod.rs"]
 mod support;
 
