@@ -24,11 +24,12 @@ pub enum Bug {
     DeployedWithoutSync,
     UnlinkedNotSynced,
     FailedSyncForgotten,
+    PageUnderAnySet,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::CommitBeforeDataSync,
         Self::FolderNotSynced,
         Self::UnlinkBeforeCommit,
@@ -45,6 +46,7 @@ impl Bug {
         Self::DeployedWithoutSync,
         Self::UnlinkedNotSynced,
         Self::FailedSyncForgotten,
+        Self::PageUnderAnySet,
     ];
 }
 

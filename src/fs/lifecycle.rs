@@ -15,7 +15,8 @@ use super::access_times::AccessTimesNow;
 use super::references::References;
 use super::types::{FileKind, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
-use crate::ids::{FolderNumber, Generation, Ino, Sequence};
+use crate::ids::{Epoch, FolderNumber, Generation, Ino, Sequence};
+use crate::layers::KeySet;
 use crate::meta::checkpoint;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
@@ -48,6 +49,18 @@ pub struct Usage {
 
 /// Folders that may have been made since the last commit, and more.
 const FOLDERS_AHEAD: u64 = 1 << 20;
+
+/// The key set that the metadata is sealed under: the active one, whatever the file says of itself.
+fn metadata_set(volume: &Volume, file: &dyn StoreFile) -> Arc<KeySet> {
+    let active = volume.keys.active();
+    if planted(Bug::PageUnderAnySet) {
+        let mut epoch = [0; 4];
+        let claimed = file.read_at(&mut epoch, 44).ok();
+        let claimed = claimed.and_then(|_| volume.keys.get(Epoch(u32::from_le_bytes(epoch))));
+        return Arc::clone(claimed.unwrap_or(active));
+    }
+    Arc::clone(active)
+}
 
 impl Filesystem {
     /// Makes an empty filesystem whose root directory belongs to `owner` (user, group).
@@ -88,7 +101,8 @@ impl Filesystem {
         if options.read_only {
             file = Arc::new(Scratch::over(file)?);
         }
-        let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
+        let set = metadata_set(&volume, &*file);
+        let file = MetaFile::open(file, &set, volume.header.meta_crypto())?;
         match volume.judge(&file.slots()) {
             // To look only: nothing is written, and nobody is told that this is the volume.
             Err(older) if options.read_only && volume.accepts_restored => {

@@ -53,8 +53,8 @@ pub enum VolumeError {
     RolledBack(#[from] Rollback),
     /// Its keys are not those that the keystore knows, and those do not vouch for them.
     #[error(
-        "the volume's active key set is not one that this machine's platform keystore knows, nor \
-         does one that it knows vouch for it"
+        "the active key set that volume.json names is not one that this machine's platform keystore \
+         knows, nor does one that it knows vouch for it"
     )]
     Stranger,
     /// Taking a restored copy as it is was cut off; only a use that may write can finish it.

@@ -1,1 +1,168 @@
-//! The attacker holds a key set that the victim's volume only reads with.
+//! The attacker holds a key set that the victim's volume only reads with (its source's owner does,
+//! and whoever knows the passphrase of the export that it was imported from), and can write to the
+//! victim's directory while it is not mounted. They seal metadata of their own under it.
+
+use std::sync::Arc;
+
+use bilayer::check::{self, CheckOptions, Kind, Unwatched};
+use bilayer::fs::Filesystem;
+use bilayer::fs::views::ViewKind;
+use bilayer::ids::{CryptoId, Sequence};
+use bilayer::image::DeployOptions;
+use bilayer::layers::KeySet;
+use bilayer::meta::{Meta, checkpoint};
+use bilayer::sealed::MetaFile;
+use bilayer::store::memory::MemoryStore;
+use bilayer::store::{OpenMode, Store, StorePath};
+use bilayer::volume::{self, OpenOptions, Volume, VolumeError};
+
+use crate::support::{self, Mount, ROOT, forge, pattern, quiet};
+
+/// A commit that is newer than any.
+const NEWEST: Sequence = Sequence(1 << 40);
+
+/// A volume deployed from an image: the set of its source is read-only in it.
+struct Victim {
+    mount: Mount,
+    store: Arc<dyn Store>,
+    pin: String,
+    /// What the attacker holds.
+    inherited: Arc<KeySet>,
+    meta: CryptoId,
+}
+
+impl Victim {
+    fn new() -> Self {
+        let mount = Mount::new();
+        mount.file(ROOT, "kept", &pattern(1, 0, 9000));
+        mount
+            .fs
+            .create_view(ViewKind::Image, "base", None, "")
+            .unwrap();
+        let at = StorePath::new("victim");
+        mount.store.create_dir(&at).unwrap();
+        let store = support::directory_of(&mount.store, &at);
+        let options = DeployOptions {
+            keystore: mount.keystore.path().join("platform"),
+            ..DeployOptions::default()
+        };
+        mount
+            .fs
+            .deploy_image("base", Arc::clone(&store), &options)
+            .unwrap();
+        let volume = support::try_open_volume(Arc::clone(&store), mount.keystore.path(), false);
+        let volume = volume.unwrap();
+        let active = volume.keys.active().epoch;
+        let inherited = volume.keys.iter().find(|set| set.epoch != active);
+        let inherited = Arc::clone(inherited.unwrap());
+        let (pin, meta) = (volume.fingerprint().unwrap(), volume.header.meta_crypto());
+        // Used once, with a checkpoint of its metadata.
+        let fs = Filesystem::open(volume, quiet()).unwrap();
+        fs.mkdir(&support::USER, ROOT, b"own", 0o755).unwrap();
+        fs.checkpoint_now().unwrap();
+        fs.close().unwrap();
+        Self {
+            mount,
+            store,
+            pin,
+            inherited,
+            meta,
+        }
+    }
+
+    /// With its own keystore, and its fingerprint pinned.
+    fn open(&self) -> Result<Volume, VolumeError> {
+        let options = OpenOptions {
+            keystore: self.mount.keystore.path().join("platform"),
+            fingerprint: Some(self.pin.clone()),
+            ..OpenOptions::default()
+        };
+        volume::open(Arc::clone(&self.store), &options)
+    }
+
+    fn put(&self, path: &str, bytes: &[u8]) {
+        let path = StorePath::new(path);
+        let file = match self.store.open(&path, OpenMode::ReadWrite) {
+            Err(_) => self.store.open(&path, OpenMode::CreateNew),
+            opened => opened,
+        };
+        let file = file.unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+        file.write_at(bytes, 0).unwrap();
+    }
+
+    fn findings(&self) -> Vec<Kind> {
+        let options = CheckOptions {
+            jobs: 1,
+            contents: true,
+            memory_bytes: 1 << 20,
+        };
+        let report = check::check(&self.open().unwrap(), &options, &Unwatched).unwrap();
+        report.findings.iter().map(|found| found.kind).collect()
+    }
+}
+
+#[test]
+fn metadata_under_a_read_only_set_are_not_mounted() {
+    let victim = Victim::new();
+    assert!(victim.findings().is_empty());
+    victim.put(
+        "meta",
+        &forge::meta_of_an_empty_tree(&victim.inherited, victim.meta, NEWEST),
+    );
+    let opened = Filesystem::open(victim.open().unwrap(), quiet());
+    let message = opened.expect_err("forged metadata").to_string();
+    assert!(message.contains("page 0 was refused"), "{message}");
+    let found = victim.findings();
+    assert!(found.contains(&Kind::Metadata), "{found:?}");
+    victim.mount.finish();
+}
+
+/// `meta.next` is looked at where `meta` does not open: it opens under the active set, too, or not.
+#[test]
+fn metadata_about_to_take_over_are_not_taken() {
+    let victim = Victim::new();
+    victim.put("meta", &[0; 3 * 4608]);
+    victim.put(
+        "meta.next",
+        &forge::meta_of_an_empty_tree(&victim.inherited, victim.meta, NEWEST),
+    );
+    let opened = Filesystem::open(victim.open().unwrap(), quiet());
+    assert!(opened.is_err());
+    victim.mount.finish();
+}
+
+/// Whoever takes out what is left of a damaged volume takes nothing that the attacker put there.
+#[test]
+fn a_checkpoint_under_a_read_only_set_is_not_believed() {
+    let victim = Victim::new();
+    // Made as the program would, by the attacker's own metadata and under the set that they hold.
+    let scratch = MemoryStore::new();
+    let own = forge::meta_of_an_empty_tree(&victim.inherited, victim.meta, NEWEST);
+    let path = StorePath::new("meta");
+    let file = scratch.open(&path, OpenMode::CreateNew).unwrap();
+    file.write_at(&own, 0).unwrap();
+    let file = MetaFile::open(file, &victim.inherited, victim.meta).unwrap();
+    let meta = Meta::open(file, 1 << 20).unwrap();
+    let made = meta
+        .write_checkpoint(&scratch, &victim.inherited, &mut || true)
+        .unwrap();
+    meta.close().unwrap();
+    let path = checkpoint::checkpoint_path(made.name);
+    let file = scratch.open(&path, OpenMode::Read).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_at(&mut bytes, 0).unwrap();
+    victim.put(path.as_str(), &bytes);
+
+    let volume = victim.open().unwrap();
+    let (good, refused) = checkpoint::list(&*victim.store, volume.keys.active()).unwrap();
+    assert_eq!(good.len(), 1, "the volume's own is there still");
+    assert!(good.iter().all(|(found, _)| found.name != made.name));
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0].0, made.name);
+    drop(volume);
+    let found = victim.findings();
+    assert!(found.contains(&Kind::Checkpoint), "{found:?}");
+    assert!(!found.contains(&Kind::RolledBack), "{found:?}");
+    victim.mount.finish();
+}

@@ -2,7 +2,7 @@
 
 use bilayer::planted::Bug;
 
-use crate::faults;
+use crate::{faults, forged};
 use crate::{machine, search};
 
 /// Plants these and looks for them. True when each was found.
@@ -31,6 +31,8 @@ pub fn find(name: &str, seeds: std::ops::Range<u64>) -> bool {
         let found = match bug {
             // What fails and is not a cut.
             Bug::FailedSyncForgotten => faults::find(),
+            // What no power cut does, and an attacker may.
+            Bug::PageUnderAnySet => forged::find(),
             _ => search(seeds.clone(), 1, false)
                 .failed
                 .first()

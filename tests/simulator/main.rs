@@ -18,6 +18,7 @@ mod support;
 
 mod bugs;
 mod faults;
+mod forged;
 mod history;
 mod life;
 mod machine;

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod comparison;
 pub mod deployed;
 pub mod differences;
+pub mod forge;
 pub mod kept;
 pub mod model;
 pub mod operation;

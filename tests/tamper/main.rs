@@ -24,6 +24,7 @@ mod real;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod authority;
 mod case;
 mod changes;
 mod checked;

@@ -12,7 +12,9 @@ use std::time::Duration;
 use bilayer::fs::types::{NodeId, XattrMode};
 use bilayer::fs::views::ViewKind;
 use bilayer::fs::{Filesystem, FilesystemOptions};
+use bilayer::ids::{CryptoId, VolumeId};
 use bilayer::image::{DeployOptions, Source, deploy};
+use bilayer::layers::KeyRing;
 use bilayer::meta::{Meta, View};
 use bilayer::sealed::MetaFile;
 use bilayer::store::memory::MemoryStore;
@@ -338,6 +340,14 @@ impl State {
     }
 }
 
+/// What a volume is sealed under.
+pub struct Keyed {
+    pub volume: VolumeId,
+    pub keys: Arc<KeyRing>,
+    /// Crypto id of `meta`.
+    pub meta: CryptoId,
+}
+
 /// A volume whose pages an enemy may put into the victim.
 pub struct Foreign {
     pub what: &'static str,
@@ -414,8 +424,29 @@ impl Victim {
         this
     }
 
+    /// The keys of the volume, which no attacker has all of.
+    pub fn keyed(&self, state: &State) -> Keyed {
+        let keystore = self.keystore.copy();
+        keystore.remember(&state.records);
+        let volume = volume(state.disk.copy_at(self.name), &keystore).expect("open");
+        Keyed {
+            volume: volume.header.volume_id(),
+            keys: Arc::clone(&volume.keys),
+            meta: volume.header.meta_crypto(),
+        }
+    }
+
     /// The volume that was deployed from the other one, which goes on.
     pub fn deployed() -> Self {
+        Self::deployed_and_used(false)
+    }
+
+    /// The same, used with checkpoints of its metadata.
+    pub fn deployed_with_checkpoints() -> Self {
+        Self::deployed_and_used(true)
+    }
+
+    fn deployed_and_used(checkpoints: bool) -> Self {
         let (disk, keystore) = (Disk(MemoryStore::new()), Keystore::new());
         disk.create("volume", &keystore);
         let fs = disk.open("volume", &keystore);
@@ -441,7 +472,15 @@ impl Victim {
             same_ids: false,
         };
         let foreign = vec![another(&keystore), source];
-        Self::finish(disk, "deployed", keystore, history, older, foreign, false)
+        Self::finish(
+            disk,
+            "deployed",
+            keystore,
+            history,
+            older,
+            foreign,
+            checkpoints,
+        )
     }
 
     /// One beside whose metadata there are checkpoints.
