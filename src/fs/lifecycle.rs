@@ -19,6 +19,7 @@ use crate::ids::{Epoch, FolderNumber, Generation, Ino, Sequence};
 use crate::layers::KeySet;
 use crate::meta::checkpoint;
 use crate::meta::keys::{self, Table};
+use crate::meta::page_set::PageSet;
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
 use crate::meta::{Batch, Meta, MetaError};
 use crate::object::Contents;
@@ -35,6 +36,10 @@ pub struct Usage {
     pub inodes: u64,
     /// Bytes of sealed pages in use.
     pub used_bytes: u64,
+    /// Of the sealed pages of all kept views, those under key sets that the volume only reads with:
+    /// whoever else holds such a set can forge them. `None` where there is no such set, or they could
+    /// not be counted.
+    pub read_only_set_bytes: Option<u64>,
     /// Limit of the contents, if there is one.
     pub limit_bytes: Option<u64>,
     /// The live generation.
@@ -321,12 +326,37 @@ impl Filesystem {
         Usage {
             inodes: counters.inodes,
             used_bytes: self.contents.used_pages() * PAGE_BYTES as u64,
+            read_only_set_bytes: self.read_only_set_bytes(),
             limit_bytes: (counters.limit_bytes > 0).then_some(counters.limit_bytes),
             generation: counters.generation.0,
             sequence: self.meta.sequence().0,
             latched: self.meta.latched(),
             checkpoint_age_seconds: self.checkpoint_age().map(|age| age.as_secs()),
         }
+    }
+
+    fn read_only_set_bytes(&self) -> Option<u64> {
+        let active = self.volume.keys.active().epoch;
+        if self.volume.keys.iter().all(|set| set.epoch == active) {
+            return None;
+        }
+        let mut pages = 0;
+        let visited = self.meta.visit_extents(&mut |_, extent| {
+            let ExtentRecord::Parts { parts, .. } = extent else {
+                return;
+            };
+            // A page is read from the first part that has it.
+            let mut newer = PageSet::new();
+            for part in parts {
+                if part.id.epoch != active {
+                    let mut read_from_it = part.pages.clone();
+                    read_from_it.subtract(&newer);
+                    pages += u64::from(read_from_it.len());
+                }
+                newer.union(&part.pages);
+            }
+        });
+        visited.ok().map(|()| pages * PAGE_BYTES as u64)
     }
 
     /// The volume below.

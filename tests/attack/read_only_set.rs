@@ -166,3 +166,26 @@ fn a_checkpoint_under_a_read_only_set_is_not_believed() {
     assert!(!found.contains(&Kind::RolledBack), "{found:?}");
     victim.mount.finish();
 }
+
+/// What was inherited and not written since can be forged by whoever else holds its set; so `status`
+/// says how much that is.
+#[test]
+fn what_can_still_be_forged_is_counted() {
+    let victim = Victim::new();
+    let fs = Filesystem::open(victim.open().unwrap(), quiet()).unwrap();
+    // 9000 bytes in pages of 4032.
+    assert_eq!(fs.usage().read_only_set_bytes, Some(3 * 4096));
+    let node = fs.lookup(ROOT, b"kept").unwrap().node;
+    let handle = fs.open_file(&support::USER, node, libc::O_RDWR).unwrap();
+    let written = pattern(2, 0, 9000);
+    assert_eq!(fs.write(node, handle, 0, &written, false, false), Ok(9000));
+    fs.fsync(node, handle, false).unwrap();
+    fs.release(node, handle);
+    fs.tend().unwrap();
+    fs.tend_lists();
+    assert_eq!(fs.usage().read_only_set_bytes, Some(0));
+    fs.forget(node, 1);
+    fs.close().unwrap();
+    assert_eq!(victim.mount.fs.usage().read_only_set_bytes, None);
+    victim.mount.finish();
+}
