@@ -8,6 +8,7 @@ use bilayer::layers::{KeyRing, KeySet};
 use serde_json::{Value, json};
 
 use crate::case::{Case, Edit, OBJECT_STRIDE, Stale, is_meta, run, stride};
+use crate::matrix;
 use crate::support::forge::{self, Forger};
 use crate::table::Outcome;
 use crate::victim::{Keyed, State, Victim};
@@ -187,24 +188,35 @@ fn superblocks_with_wraps_of_another_volume(victim: &Victim, state: &State) -> V
     cases
 }
 
+/// In every state: clean, after a kill, and under a keystore that knows nothing newer.
 #[test]
 fn who_holds_a_read_only_set_can_seal_nothing_that_is_new() {
-    let state = &DEPLOYED.closed;
-    let keyed = DEPLOYED.keyed(state);
-    let mut cases = pages_under_a_read_only_set(state, &keyed);
-    cases.push(meta_under_a_read_only_set(&keyed));
-    let table = run(&DEPLOYED, |victim| &victim.closed, cases);
-    table.finish("Sealed under a set that the volume only reads with");
     const CHANGE: &str = "page under a read-only set";
-    assert!(table.count("object", CHANGE, Outcome::Error) > 3);
-    assert!(
-        table.count("meta", CHANGE, Outcome::Refused) + table.count("meta", CHANGE, Outcome::Error)
-            > 3
-    );
-    assert_eq!(
-        table.count("meta", "file under a read-only set", Outcome::Refused),
-        1
-    );
+    let states: [(&str, fn(&Victim) -> &State); 3] = [
+        ("closed", |victim| &victim.closed),
+        ("killed", |victim| &victim.killed),
+        ("never seen", |victim| &victim.stranger),
+    ];
+    for (name, of) in states {
+        let state = of(&DEPLOYED);
+        let keyed = DEPLOYED.keyed(state);
+        let mut cases = pages_under_a_read_only_set(state, &keyed);
+        cases.push(meta_under_a_read_only_set(&keyed));
+        if name != "closed" {
+            // Without its newest slot the database is as the commit before left it.
+            matrix::page_0_may_be_torn(&mut cases);
+        }
+        let table = run(&DEPLOYED, of, cases);
+        table.finish(&format!(
+            "Sealed under a set that is only read with ({name})"
+        ));
+        let count = |of, change, outcome| table.count(of, change, outcome);
+        assert!(count("object", CHANGE, Outcome::Error) > 3);
+        let of_meta = [Outcome::Refused, Outcome::Error].map(|it| count("meta", CHANGE, it));
+        assert!(of_meta.iter().sum::<u64>() > 3);
+        let file = "file under a read-only set";
+        assert_eq!(count("meta", file, Outcome::Refused), 1);
+    }
 }
 
 /// Checkpoints are not looked at while the volume is whole.

@@ -42,7 +42,7 @@ fn everything(victim: &Victim, state: &State, extent: Extent) -> Vec<Case> {
 
 /// Without the newest slot of page 0 the database is as the commit before left it. After a power
 /// cut nobody can tell that from a torn write, unless the platform keystore knows better.
-fn page_0_may_be_torn(cases: &mut [Case]) {
+pub fn page_0_may_be_torn(cases: &mut [Case]) {
     for case in cases {
         if case.stale == Stale::Nothing && case.edits.iter().any(Edit::touches_page_0) {
             case.stale = Stale::Older;
