@@ -149,6 +149,10 @@ impl Filesystem {
             cache: RwLock::default(),
         });
         if !this.options.read_only {
+            tracing::info!(
+                "what is written is synced {}",
+                this.volume.store.sync_policy()
+            );
             let was_clean = this.meta.counters().clean;
             this.take_into_use()?;
             this.start_background()?;

@@ -181,6 +181,8 @@ struct Adoption {
     linked: u64,
     reflinked: u64,
     copied: u64,
+    /// Bytes of some are not durable.
+    unsynced: bool,
 }
 
 impl Adoption {
@@ -197,10 +199,17 @@ impl Adoption {
                 .map_err(ImageError::io("cannot make a folder of objects"))?;
         }
         let path = object_path(object);
+        let waits = target.sync_policy().is_at_once();
         match target.adopt(source, &path, &path) {
             Ok(Adopted::Linked) => self.linked += 1,
-            Ok(Adopted::Reflinked) => self.reflinked += 1,
-            Ok(Adopted::Copied) => self.copied += 1,
+            Ok(Adopted::Reflinked) => {
+                self.reflinked += 1;
+                self.unsynced |= waits;
+            }
+            Ok(Adopted::Copied) => {
+                self.copied += 1;
+                self.unsynced |= waits;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(ImageError::MissingObject { object });
             }
@@ -210,12 +219,13 @@ impl Adoption {
     }
 
     /// Makes it all durable. A link needs nothing but its directory: the bytes have been durable
-    /// since before the image. Other files would each need an fsync: one for all is faster.
+    /// since before the image. Other files would each need an fsync: one for all is faster, where
+    /// it proves something, and elsewhere they were synced before they were closed.
     fn sync(&self, target: &dyn Store) -> io::Result<()> {
         if planted(Bug::DeployedWithoutSync) {
             return Ok(());
         }
-        if self.reflinked + self.copied > 0 {
+        if self.unsynced {
             return target.sync_all();
         }
         for folder in &self.folders {

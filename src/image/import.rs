@@ -9,7 +9,7 @@
 //! was made, and a cut leaves what the next attempt takes away.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::layers::{ExportKeys, KeyRing, KeySet};
 use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
 use crate::meta::records::Part;
 use crate::meta::{Meta, MetaError, View};
-use crate::object::{ObjectError, folder_path, object_path};
+use crate::object::{ObjectError, folder_path, object_path, root_path};
 use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{
@@ -204,10 +204,12 @@ impl<'a> Opened<'a> {
         }
         let mut folders = BTreeSet::new();
         let mut buffer = vec![0; RUN_PAGES as usize * PAGE_BYTES];
+        let mut unsynced = false;
         each_part(&transported, &mut |part| {
             received.objects += 1;
             received.pages += u64::from(part.pages.len());
-            self.object(part, fresh, &mut folders, &mut buffer)
+            unsynced |= !self.object(part, fresh, &mut folders, &mut buffer)?;
+            Ok(())
         })?;
         if (received.objects, received.pages) != (counts.objects, counts.pages) {
             return Err(StreamError::Tampered {
@@ -216,10 +218,7 @@ impl<'a> Opened<'a> {
             .into());
         }
         self.stream.end(&counts, &self.mac_keys)?;
-        // Files would each need an fsync: one for all is faster.
-        fresh
-            .store
-            .sync_all()
+        make_durable(&*fresh.store, &folders, unsynced)
             .map_err(ImageError::io("cannot sync the new volume"))?;
         Ok(received)
     }
@@ -242,13 +241,14 @@ impl<'a> Opened<'a> {
         open_transported(file, &self.ring, &self.header).map_err(ImageError::of_transported)
     }
 
+    /// Receives one object. True when its bytes are durable already.
     fn object(
         &mut self,
         part: &Part,
         fresh: &FreshVolume,
         folders: &mut BTreeSet<FolderNumber>,
         buffer: &mut [u8],
-    ) -> Result<(), ImageError> {
+    ) -> Result<bool, ImageError> {
         let name = part.id.name;
         self.stream.object(name, part.pages.len())?;
         let object = make_object(part, fresh, folders)?;
@@ -263,8 +263,33 @@ impl<'a> Opened<'a> {
                     source,
                 })?;
         }
-        Ok(())
+        if fresh.store.sync_policy().is_at_once() {
+            return Ok(false);
+        }
+        // Closed and opened again it may not tell of a failed write.
+        let synced = object.sync();
+        synced.map_err(|source| ImageError::Page {
+            object: name,
+            source,
+        })?;
+        Ok(true)
     }
+}
+
+/// Makes the objects' names durable, and their bytes where some are not.
+fn make_durable(
+    store: &dyn Store,
+    folders: &BTreeSet<FolderNumber>,
+    unsynced: bool,
+) -> io::Result<()> {
+    if unsynced {
+        // Files would each need an fsync: one for all is faster.
+        return store.sync_all();
+    }
+    for folder in folders {
+        store.sync_dir(&folder_path(*folder))?;
+    }
+    store.sync_dir(&root_path())
 }
 
 fn open_transported(

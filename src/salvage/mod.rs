@@ -26,7 +26,6 @@ pub mod report;
 mod tree;
 
 use std::io;
-use std::os::fd::AsFd;
 
 use serde_json::{Value, json};
 
@@ -159,7 +158,7 @@ pub fn salvage(
         objects::take(&source, out, &mut report)?;
     }
     let counts = report.end()?;
-    rustix::fs::syncfs(out.root().as_fd()).map_err(io::Error::from)?;
+    out.sync_all()?;
     Ok(Summary {
         counts,
         source: known,

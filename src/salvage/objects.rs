@@ -106,8 +106,8 @@ fn take_one(
         let reason = "no page of it opens by its name: it is a copy's, or damaged";
         return lose(report, path, reason.to_owned());
     };
-    let to = out.directory(&PLACE)?;
-    let to = out::make_file(to.as_fd(), file_name.as_bytes())?;
+    let directory = out.directory(&PLACE)?;
+    let to = out::make_file(directory.as_fd(), file_name.as_bytes())?;
     let mut written = 0;
     for page in 0..pages {
         let offset = u64::from(page) * PAYLOAD_BYTES;
@@ -124,6 +124,8 @@ fn take_one(
             })?;
         }
     }
+    out.complete(&to)?;
+    out.complete(&directory)?;
     report.counts.objects += 1;
     report.counts.bytes += written * PAYLOAD_BYTES;
     source.progress.add(written * PAYLOAD_BYTES);

@@ -18,7 +18,8 @@ use rustix::fs::{
 
 use crate::errno::Errno;
 use crate::meta::records::{FileKind, InodeRecord, Timespec};
-use crate::store::os_error;
+use crate::store::{SyncPolicy, os_error};
+use crate::sys::files::{sync, sync_filesystem};
 use crate::sys::identity::effective_user;
 
 /// The longest name that any filesystem takes.
@@ -48,6 +49,8 @@ pub struct Out {
     path: PathBuf,
     /// Owners can be set and devices made.
     pub privileged: bool,
+    /// How what was written gets on the disk.
+    syncs: SyncPolicy,
 }
 
 /// True for an error after which nothing more can be written.
@@ -74,11 +77,41 @@ impl Out {
             return Err(os_error(Errno::ENOTEMPTY));
         }
         rustix::fs::fchmod(&root, Mode::RWXU)?;
+        let syncs = SyncPolicy::of_directory(&root);
         Ok(Self {
             root,
             path: path.to_path_buf(),
             privileged: effective_user() == 0,
+            syncs,
         })
+    }
+
+    /// To be called with what is complete and about to be closed: it is on disk on return where it
+    /// has to be synced by itself.
+    pub fn complete(&self, file: impl AsFd) -> io::Result<()> {
+        match self.syncs {
+            SyncPolicy::AtOnce => Ok(()),
+            SyncPolicy::EachFile { .. } => sync(file),
+        }
+    }
+
+    /// Makes everything durable, once all but the outermost directories has been [`complete`].
+    ///
+    /// [`complete`]: Self::complete
+    pub fn sync_all(&self) -> io::Result<()> {
+        if self.syncs.is_at_once() {
+            return sync_filesystem(&self.root);
+        }
+        for name in names_in(&self.root)? {
+            match open_directory(self.root(), &name) {
+                Ok(directory) => sync(directory)?,
+                // A file.
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+                Err(error) => return Err(error),
+            }
+        }
+        sync(&self.root)?;
+        sync(parent(self.root())?)
     }
 
     /// Where it is.

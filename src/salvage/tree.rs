@@ -293,6 +293,7 @@ impl Walk<'_, '_> {
         };
         let unset = out::finish_open(at, &attributes, self.out.privileged);
         self.report_unset(unset)?;
+        self.out.complete(at)?;
         self.report_state(frame.ino, FileKind::Directory)
     }
 
@@ -416,6 +417,7 @@ impl Walk<'_, '_> {
         };
         let unset = out::finish_open(file.as_fd(), &attributes, self.out.privileged);
         self.report_unset(unset)?;
+        self.out.complete(&file)?;
         self.report_state(ino, FileKind::Regular)
     }
 

@@ -5,7 +5,7 @@ use std::io;
 
 use super::read_only::ReadOnlyStore;
 use super::sub::SubStore;
-use super::{OpenMode, Store, StorePath};
+use super::{OpenMode, Store, StorePath, SyncPolicy};
 use crate::errno::Errno;
 
 /// Bytes copied at a time.
@@ -42,7 +42,8 @@ pub(super) fn cannot_link(error: &io::Error) -> bool {
     CANNOT.iter().any(|errno| found == Some(errno.code()))
 }
 
-/// Copies the bytes of a file into a new one; holes stay holes. What was begun goes when it fails.
+/// Copies the bytes of a file into a new one; holes stay holes. Durable where each file is synced
+/// by itself. What was begun goes when it fails.
 pub(super) fn copy(
     source: &dyn Store,
     from: &StorePath,
@@ -57,7 +58,12 @@ pub(super) fn copy(
         loop {
             let count = old.read_at(&mut buffer, offset)?;
             if count == 0 {
-                return new.set_len(offset);
+                new.set_len(offset)?;
+                // Later, by another descriptor, a failed write might not be reported.
+                return match target.sync_policy() {
+                    SyncPolicy::AtOnce => Ok(()),
+                    SyncPolicy::EachFile { .. } => new.sync(),
+                };
             }
             for (start, end) in filled(&buffer[..count]) {
                 new.write_at(&buffer[start..end], offset + start as u64)?;

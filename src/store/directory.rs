@@ -8,6 +8,9 @@
 //!   error ([`io::ErrorKind::InvalidData`]) that says what it is, and never blocks.
 //! - Files are made with mode 0600, directories with 0700; descriptors are close-on-exec.
 //!
+//! - Many files are synced by one `syncfs` only where that proves something ([`SyncPolicy`]): the
+//!   type of the directory's filesystem decides, and nothing in the volume may lie on another one.
+//!
 //! Descriptors of folders are kept in a small cache, so that opening an object costs one
 //! `openat`. A folder that someone renames while it is cached stays the folder it was.
 
@@ -18,6 +21,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use lru::LruCache;
@@ -25,7 +29,7 @@ use parking_lot::Mutex;
 
 use super::{
     Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
-    adopt, is_component, os_error,
+    SyncPolicy, adopt, is_component, os_error, sync,
 };
 use crate::errno::Errno;
 use crate::sys::files::{self, Access, FileType};
@@ -39,17 +43,37 @@ pub struct DirectoryStore {
     root: Arc<OwnedFd>,
     folders: Mutex<LruCache<StorePath, Arc<OwnedFd>>>,
     directory_lock: Mutex<Weak<File>>,
+    /// `st_dev` of the directory.
+    device: u64,
+    /// For the directory's own filesystem.
+    policy: SyncPolicy,
+    /// Something in the volume was seen to lie on another filesystem.
+    spans_filesystems: AtomicBool,
+    /// Held during a `syncfs`; what a failed one said. The kernel says it once.
+    failed_syncfs: Mutex<Option<i32>>,
 }
 
 impl DirectoryStore {
     /// Opens an existing directory. Symbolic links in `path` itself are followed, as it is what a
     /// person typed.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let root = files::open_directory(path)?;
         Ok(Self {
-            root: Arc::new(files::open_directory(path)?),
+            device: files::stat(&root)?.device,
+            policy: SyncPolicy::of_directory(&root),
+            root: Arc::new(root),
             folders: Mutex::new(LruCache::new(CACHED_FOLDERS)),
             directory_lock: Mutex::new(Weak::new()),
+            spans_filesystems: AtomicBool::new(false),
+            failed_syncfs: Mutex::new(None),
         })
+    }
+
+    /// Takes note of a file or folder that a `syncfs` of the directory does not reach.
+    fn note_device(&self, stat: &files::Stat) {
+        if stat.device != self.device {
+            self.spans_filesystems.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Opens the directory; its last component is made (mode 0700, durably) where missing.
@@ -68,6 +92,16 @@ impl DirectoryStore {
         Ok(created)
     }
 
+    /// Takes note of what is mounted on directories of the volume that nobody has looked into yet.
+    fn note_mounts(&self) {
+        let entries = self.list(&StorePath::root()).unwrap_or_default();
+        for (name, kind) in entries {
+            if kind == EntryKind::Directory {
+                let _ = self.folder(&StorePath::new(&name));
+            }
+        }
+    }
+
     /// The open descriptor of a directory of the store.
     fn folder(&self, path: &StorePath) -> io::Result<Arc<OwnedFd>> {
         if path.is_root() {
@@ -78,6 +112,7 @@ impl DirectoryStore {
         }
         let parent = self.folder(&path.parent())?;
         let folder = Arc::new(files::open_directory_at(&*parent, path.name())?);
+        self.note_device(&files::stat(&*folder)?);
         self.folders.lock().put(path.clone(), Arc::clone(&folder));
         Ok(folder)
     }
@@ -111,7 +146,11 @@ impl DirectoryStore {
     fn reflink_from(&self, source: &Self, from: &StorePath, to: &StorePath) -> io::Result<()> {
         let old = source.open_plain(from, Access::Read)?;
         let new = self.open_plain(to, Access::CreateNew)?;
-        files::reflink(&old, &new).inspect_err(|_| {
+        let shared = files::reflink(&old, &new).and_then(|()| match self.sync_policy() {
+            SyncPolicy::AtOnce => Ok(()),
+            SyncPolicy::EachFile { .. } => files::sync(&new),
+        });
+        shared.inspect_err(|_| {
             let _ = self.unlink(to);
         })
     }
@@ -137,7 +176,9 @@ impl DirectoryStore {
                     _ => error,
                 }
             })?;
-            match refusal(path, files::stat(&file)?.file_type) {
+            let stat = files::stat(&file)?;
+            self.note_device(&stat);
+            match refusal(path, stat.file_type) {
                 Some(refused) => Err(refused),
                 None => Ok(file),
             }
@@ -308,8 +349,28 @@ impl Store for DirectoryStore {
         self.in_folder(dir, |folder| files::sync(folder))
     }
 
+    fn sync_policy(&self) -> SyncPolicy {
+        if self.spans_filesystems.load(Ordering::SeqCst) {
+            return SyncPolicy::each_file("the volume lies on more than one filesystem");
+        }
+        self.policy.clone()
+    }
+
+    /// The descriptor has been open since before anything was written, so that a `syncfs` of it
+    /// reports every write that failed, also of files that were closed since.
     fn sync_all(&self) -> io::Result<()> {
-        files::sync_filesystem(&*self.root)
+        self.note_mounts();
+        if !self.sync_policy().is_at_once() {
+            return sync::sync_tree(self, &StorePath::root());
+        }
+        // Whoever comes second must not take silence for success.
+        let mut failed = self.failed_syncfs.lock();
+        if let Some(code) = *failed {
+            return Err(io::Error::from_raw_os_error(code));
+        }
+        files::sync_filesystem(&*self.root).inspect_err(|error| {
+            *failed = Some(error.raw_os_error().unwrap_or(Errno::EIO.code()));
+        })
     }
 
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {

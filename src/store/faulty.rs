@@ -25,15 +25,19 @@
 //! later successful `sync` does *not* cover them unless they were written again: the kernel counts
 //! them as clean. A `sync_dir` that fails leaves its operations pending.
 //!
-//! `sync_all` makes everything durable. Reserved space is no content and is not kept. Choices are
-//! drawn by SplitMix64 in a fixed order: the same calls and the same seed leave the same survivor.
-//! Per file, and for all names together, a chance between 0 and 1 (both included, in eighths) is
-//! drawn first, so that cuts which lose nothing or everything are as likely as those in between.
+//! `sync_all` makes everything durable, or, after [`FaultyStore::sync_each_file`], syncs file by
+//! file: that is no call of its own then, and what it calls is counted. Reserved space is no
+//! content and is not kept. Choices are drawn by SplitMix64 in a fixed order: the same calls and
+//! the same seed leave the same survivor. Per file, and for all names together, a chance between 0
+//! and 1 (both included, in eighths) is drawn first, so that cuts which lose nothing or everything
+//! are as likely as those in between.
 //!
 //! Faults: [`FaultyStore::fail_call`], [`fail_kind`](FaultyStore::fail_kind) and
 //! [`fail_when`](FaultyStore::fail_when). Calls are counted from 1;
 //! [`FaultyStore::cut_at_call`] lets the power fail *during* a call: what the call does is pending
 //! like anything else not synced, the caller gets EIO, and so does every call from then on.
+//!
+//! A [`Stall`] keeps one call waiting before it is let in ([`FaultyStore::stall_when`]).
 //!
 //! One lock around everything: a call is either before a cut or after it, on whichever thread.
 
@@ -41,6 +45,7 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -50,7 +55,7 @@ use super::memory::{DIRECTORY_INFO, MemoryStore, file_info, space_of};
 use super::tree::{Change, Entry, FileNode, Tree};
 use super::{
     Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
-    os_error,
+    SyncPolicy, os_error, sync,
 };
 use crate::errno::Errno;
 
@@ -58,12 +63,15 @@ mod faults;
 mod file;
 mod names;
 mod random;
+mod stalls;
 
 pub use faults::{Call, CallKind, CutCall, Fault};
 use faults::{FaultPlan, Verdict};
 use file::FaultyContents;
 use names::NameJournal;
 use random::Random;
+pub use stalls::Stall;
+use stalls::Stalls;
 
 /// What the disk writes whole or not at all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -126,6 +134,8 @@ impl State {
 struct Shared {
     state: Mutex<State>,
     write_unit: WriteUnit,
+    stalls: Stalls,
+    each_file: AtomicBool,
 }
 
 /// A directory tree in memory that separates what is durable from what is not. Clones are handles
@@ -177,6 +187,8 @@ impl FaultyStore {
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             write_unit,
+            stalls: Stalls::default(),
+            each_file: AtomicBool::new(false),
         }))
     }
 
@@ -203,6 +215,21 @@ impl FaultyStore {
         fault: Fault,
     ) {
         self.0.state.lock().faults.add(rule, fault);
+    }
+
+    /// Keeps the next call that the rule matches waiting, from its begin until what is returned is
+    /// released or dropped. The rule runs on the caller's thread and must not call the store.
+    pub fn stall_when(
+        &self,
+        rule: impl Fn(CallKind, &StorePath) -> bool + Send + Sync + 'static,
+    ) -> Stall {
+        self.0.stalls.add(rule)
+    }
+
+    /// Has files synced one by one from now on, as on a filesystem whose `syncfs` proves nothing.
+    /// What a cut leaves is a store that does the same.
+    pub fn sync_each_file(&self) {
+        self.0.each_file.store(true, Ordering::SeqCst);
     }
 
     /// Forgets all rules; a cut stays.
@@ -250,7 +277,11 @@ impl FaultyStore {
             let bytes: Contents = file.lock().survivor(Arc::clone(&room), unit, &mut random);
             Mutex::new(FaultyContents::durable(bytes))
         });
-        Self::from_state(State::durable(tree, room), unit)
+        let survivor = Self::from_state(State::durable(tree, room), unit);
+        if !self.sync_policy().is_at_once() {
+            survivor.sync_each_file();
+        }
+        survivor
     }
 
     /// Ends the process and not the machine: nothing is lost and nothing becomes durable, open
@@ -268,6 +299,7 @@ impl FaultyStore {
 
     /// Lets a call in, or says why not.
     fn begin(&self, life: Option<u64>, kind: CallKind, path: &StorePath) -> io::Result<Turn<'_>> {
+        self.0.stalls.pass(kind, path);
         let mut state = self.0.state.lock();
         if life.is_some_and(|life| life != state.life) {
             return Err(os_error(Errno::EIO));
@@ -408,7 +440,17 @@ impl Store for FaultyStore {
         })
     }
 
+    fn sync_policy(&self) -> SyncPolicy {
+        match self.0.each_file.load(Ordering::SeqCst) {
+            true => SyncPolicy::each_file("configured so"),
+            false => SyncPolicy::AtOnce,
+        }
+    }
+
     fn sync_all(&self) -> io::Result<()> {
+        if !self.sync_policy().is_at_once() {
+            return sync::sync_tree(self, &StorePath::root());
+        }
         self.begin(None, CallKind::SyncAll, &StorePath::root())?
             .run(|state, effect| {
                 state.each_file(|node| node.data.lock().end_sync(effect));

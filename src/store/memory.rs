@@ -11,6 +11,7 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
@@ -19,7 +20,7 @@ use super::contents::{Contents, Room};
 use super::tree::{Entry, FileNode, Tree};
 use super::{
     Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
-    os_error,
+    SyncPolicy, os_error, sync,
 };
 use crate::errno::Errno;
 
@@ -32,6 +33,7 @@ type MemoryNode = FileNode<RwLock<Contents>>;
 struct Inner {
     tree: RwLock<MemoryTree>,
     room: Arc<Room>,
+    each_file: AtomicBool,
 }
 
 /// A directory tree in memory. Clones are handles to the same tree.
@@ -64,6 +66,11 @@ impl MemoryStore {
         Self::with_room(Room::new(Some(capacity_bytes)))
     }
 
+    /// Has files synced one by one from now on, as on a filesystem whose `syncfs` proves nothing.
+    pub fn sync_each_file(&self) {
+        self.0.each_file.store(true, Ordering::SeqCst);
+    }
+
     /// A tree of its own with the same names and bytes, and the same limit.
     pub fn snapshot(&self) -> Self {
         let room = Room::new(self.0.room.limit_bytes());
@@ -84,6 +91,7 @@ impl MemoryStore {
         Self(Arc::new(Inner {
             tree: RwLock::new(tree),
             room,
+            each_file: AtomicBool::new(false),
         }))
     }
 
@@ -153,8 +161,18 @@ impl Store for MemoryStore {
         self.0.tree.read().directory(dir).map(drop)
     }
 
+    fn sync_policy(&self) -> SyncPolicy {
+        match self.0.each_file.load(Ordering::SeqCst) {
+            true => SyncPolicy::each_file("configured so"),
+            false => SyncPolicy::AtOnce,
+        }
+    }
+
     fn sync_all(&self) -> io::Result<()> {
-        Ok(())
+        match self.sync_policy() {
+            SyncPolicy::AtOnce => Ok(()),
+            SyncPolicy::EachFile { .. } => sync::sync_tree(self, &StorePath::root()),
+        }
     }
 
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {

@@ -21,7 +21,10 @@ pub mod faulty;
 pub mod memory;
 pub mod read_only;
 pub mod sub;
+mod sync;
 mod tree;
+
+pub use sync::SyncPolicy;
 
 /// An error as the kernel would have reported it.
 pub(crate) fn os_error(errno: Errno) -> io::Error {
@@ -188,7 +191,8 @@ pub trait Store: Send + Sync + Debug + Any {
     fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;
     /// Gives a plain file of the store `source` the name `to` here, which must not exist: by a hard
     /// link, where there can be none by sharing its blocks, else by copying its bytes. Neither the
-    /// name nor copied bytes are durable before a sync.
+    /// name nor copied bytes are durable before a sync; but where each file is synced by itself
+    /// ([`SyncPolicy`]), bytes that are the new file's own are durable on return.
     fn adopt(&self, source: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<Adopted>;
     /// Removes a file's name.
     fn unlink(&self, path: &StorePath) -> io::Result<()>;
@@ -201,7 +205,12 @@ pub trait Store: Send + Sync + Debug + Any {
     fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>>;
     /// Makes the directory's entries durable (`fsync` of the directory).
     fn sync_dir(&self, dir: &StorePath) -> io::Result<()>;
-    /// Makes everything written so far durable, files and directories alike (`syncfs`).
+    /// What [`Self::sync_all`] does. It may change to syncing each file, never back.
+    fn sync_policy(&self) -> SyncPolicy;
+    /// Makes everything written so far durable, files and directories alike: by one `syncfs` where
+    /// that proves it, else file by file, which takes long. Who knows which files were written
+    /// asks [`Self::sync_policy`] first. A failed write is reported for sure only while the file
+    /// that was written has not been closed.
     fn sync_all(&self) -> io::Result<()>;
     /// What `lstat` says.
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo>;

@@ -14,7 +14,7 @@ use parking_lot::RwLock;
 
 use super::{
     Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
-    os_error,
+    SyncPolicy, os_error,
 };
 use crate::errno::Errno;
 
@@ -79,6 +79,10 @@ impl Store for ReadOnlyStore {
 
     fn sync_dir(&self, _: &StorePath) -> io::Result<()> {
         Ok(())
+    }
+
+    fn sync_policy(&self) -> SyncPolicy {
+        self.0.sync_policy()
     }
 
     fn sync_all(&self) -> io::Result<()> {

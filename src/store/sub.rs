@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{
     Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
+    SyncPolicy, sync,
 };
 
 /// A directory of another store.
@@ -76,8 +77,16 @@ impl Store for SubStore {
         self.inner.sync_dir(&self.inside(dir))
     }
 
+    fn sync_policy(&self) -> SyncPolicy {
+        self.inner.sync_policy()
+    }
+
     fn sync_all(&self) -> io::Result<()> {
-        self.inner.sync_all()
+        if self.sync_policy().is_at_once() {
+            return self.inner.sync_all();
+        }
+        // Nobody else's files.
+        sync::sync_tree(self, &StorePath::root())
     }
 
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {

@@ -72,6 +72,8 @@ pub struct Stat {
     pub links: u64,
     /// Bytes allocated.
     pub allocated_bytes: u64,
+    /// The filesystem that it is on (`st_dev`).
+    pub device: u64,
 }
 
 /// Room on a filesystem, in bytes.
@@ -199,6 +201,7 @@ fn stat_raw(dir: impl AsFd, name: &CStr, flags: libc::c_int) -> io::Result<Stat>
         len_bytes: u64::try_from(out.st_size).unwrap_or(0),
         links: out.st_nlink as _,
         allocated_bytes: u64::try_from(out.st_blocks).unwrap_or(0) * 512,
+        device: out.st_dev as _,
     })
 }
 

@@ -4,6 +4,7 @@
 //! `io::Result`, and each `unsafe` block says why it is sound. No policy lives here.
 #![allow(unsafe_code)]
 
+pub mod backing;
 pub mod clock;
 pub mod files;
 pub mod identity;

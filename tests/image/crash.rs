@@ -39,13 +39,16 @@ fn check(disk: &Disk, expected: &Tree, reported: bool, what: &str) {
     disk.audit("source");
 }
 
-fn cut_everywhere(links: bool) {
+fn cut_everywhere(links: bool, each_file: bool) {
     let (base, keystore, expected) = small();
     let mut whole = 0;
     for call in 1.. {
         let store = FaultyStore::from_memory(&base, WriteUnit::Sector);
         if !links {
             store.fail_kind(CallKind::Link, Fault::Error(Errno::EXDEV));
+        }
+        if each_file {
+            store.sync_each_file();
         }
         store.cut_at_call(call);
         let disk = Disk {
@@ -59,7 +62,7 @@ fn cut_everywhere(links: bool) {
                 store: disk.store.survivor(seed),
                 keystore: fork(&disk.keystore),
             };
-            let what = format!("links {links}, call {call}, seed {seed}");
+            let what = format!("links {links}, each file {each_file}, call {call}, seed {seed}");
             whole += u32::from(survivor.volume("copy", None).is_ok());
             check(&survivor, &expected, made.is_ok(), &what);
         }
@@ -73,12 +76,17 @@ fn cut_everywhere(links: bool) {
 
 #[test]
 fn a_cut_at_every_call_of_a_deployment_by_links() {
-    cut_everywhere(true);
+    cut_everywhere(true, false);
 }
 
 #[test]
 fn a_cut_at_every_call_of_a_deployment_by_copies() {
-    cut_everywhere(false);
+    cut_everywhere(false, false);
+}
+
+#[test]
+fn a_cut_at_every_call_of_a_deployment_by_copies_that_are_synced_one_by_one() {
+    cut_everywhere(false, true);
 }
 
 #[test]

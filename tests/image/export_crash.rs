@@ -71,10 +71,22 @@ fn has_name(disk: &Disk, volume: &str, name: &str) -> bool {
 
 #[test]
 fn a_cut_at_every_call_of_an_import() {
+    cut_import_everywhere(false);
+}
+
+#[test]
+fn a_cut_at_every_call_of_an_import_whose_files_are_synced_one_by_one() {
+    cut_import_everywhere(true);
+}
+
+fn cut_import_everywhere(each_file: bool) {
     let base = Base::new();
     let mut whole = 0;
     for call in 1.. {
         let disk = base.disk(WriteUnit::Sector);
+        if each_file {
+            disk.store.sync_each_file();
+        }
         disk.store.cut_at_call(call);
         let made = base.import(&disk);
         let cut = disk.store.is_cut();

@@ -20,6 +20,7 @@ mod permissions;
 mod places;
 mod remount;
 mod snapshots;
+mod stacked;
 mod transcript;
 mod tree;
 mod umount;

@@ -94,6 +94,10 @@ pub fn options() -> FilesystemOptions {
 pub fn mount_fresh(unit: WriteUnit, options: FilesystemOptions) -> Mount {
     let template = &*TEMPLATE;
     let store = FaultyStore::from_memory(&template.store, unit);
+    if unit == WriteUnit::Sector {
+        // As on a filesystem whose `syncfs` proves nothing.
+        store.sync_each_file();
+    }
     let keystore = keystore();
     copy_tree(template.keystore.path(), keystore.path());
     Mount::open_at(store, volume_path(), keystore, options).unwrap()

@@ -6,6 +6,7 @@ mod conformance;
 mod directory;
 mod faulty;
 mod memory;
+mod sync;
 
 use std::sync::Arc;
 
