@@ -295,8 +295,7 @@ impl Contents {
     }
 
     fn sync_merged(&self, id: PartId) -> Result<(), ObjectError> {
-        let synced = self.open_object(id)?.sync();
-        synced.map_err(|source| self.page_error(id.name, source))
+        self.objects.sync(std::iter::once(id.name))
     }
 
     /// Makes fresh objects durable. What could not be is thrown away.

@@ -14,6 +14,7 @@ mod cut;
 mod file;
 mod flatten;
 mod objects;
+mod open_objects;
 mod read;
 mod reserve;
 mod sync;
@@ -157,7 +158,7 @@ impl Contents {
         let counters = meta.counters();
         let limit = pages_of_capacity(counters.limit_bytes);
         Self {
-            objects: Objects::new(store, keys, open_max),
+            objects: Objects::in_use(&meta, store, keys, open_max),
             meta,
             files: Mutex::default(),
             recent: AtomicUsize::new(0),

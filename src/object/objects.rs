@@ -7,16 +7,18 @@
 //!
 //! Invariants: an object's file is made once and its crypto id is drawn with it; open files are a
 //! bounded cache and never tied to descriptors of users. A new object may be named by a commit
-//! only after [`Objects::sync_names`].
+//! only after [`Objects::sync_names`]. An object that was written stays open until it is synced:
+//! the kernel reports a failed write to the descriptors that are open then, so an object that is
+//! closed and opened again to be synced may never hear of it. When all open ones wait for their
+//! sync, whoever needs another one syncs some first ([`super::open_objects`]).
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::ObjectError;
+use super::open_objects::OpenObjects;
 use crate::ids::{CryptoId, FolderNumber, ObjectId};
 use crate::layers::KeyRing;
 use crate::meta::Meta;
@@ -44,7 +46,7 @@ struct Folder {
 pub struct Objects {
     store: Arc<dyn Store>,
     keys: Arc<KeyRing>,
-    open: Mutex<LruCache<ObjectName, Arc<ContentsFile>>>,
+    open: OpenObjects,
     folder: Mutex<Folder>,
     /// Folders with names that are not durable yet.
     unsynced: Mutex<BTreeSet<FolderNumber>>,
@@ -76,13 +78,28 @@ pub(crate) fn object_path(name: ObjectName) -> StorePath {
 }
 
 impl Objects {
-    /// `open_max` bounds the files kept open.
+    /// Objects that are only read. `open_max` bounds the files kept open.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyRing>, open_max: usize) -> Self {
-        let open_max = NonZeroUsize::new(open_max).unwrap_or(NonZeroUsize::MIN);
+        let open = OpenObjects::new(Arc::clone(&store), open_max, None);
+        Self::with_open(store, keys, open)
+    }
+
+    /// The objects of a volume in use, whose writing ends when a sync fails.
+    pub fn in_use(
+        meta: &Arc<Meta>,
+        store: Arc<dyn Store>,
+        keys: Arc<KeyRing>,
+        open_max: usize,
+    ) -> Self {
+        let open = OpenObjects::new(Arc::clone(&store), open_max, Some(Arc::clone(meta)));
+        Self::with_open(store, keys, open)
+    }
+
+    fn with_open(store: Arc<dyn Store>, keys: Arc<KeyRing>, open: OpenObjects) -> Self {
         Self {
             store,
             keys,
-            open: Mutex::new(LruCache::new(open_max)),
+            open,
             folder: Mutex::default(),
             unsynced: Mutex::default(),
             root_unsynced: Mutex::default(),
@@ -119,7 +136,7 @@ impl Objects {
         let file = self.store.open(&object_path(name), OpenMode::CreateNew)?;
         self.unsynced.lock().insert(folder);
         let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
-        self.remember(name, contents);
+        self.open.put(name, contents);
         Ok(id)
     }
 
@@ -136,8 +153,8 @@ impl Objects {
 
     /// Opens an object, or finds it open.
     pub fn open(&self, id: PartId) -> Result<Arc<ContentsFile>, ObjectError> {
-        if let Some(open) = self.open.lock().get(&id.name) {
-            return Ok(Arc::clone(open));
+        if let Some(open) = self.open.get(id.name) {
+            return Ok(open);
         }
         let set = self.keys.get(id.epoch).ok_or(ObjectError::NoKeySet {
             object: id.name,
@@ -150,7 +167,16 @@ impl Objects {
             other => other?,
         };
         let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
-        Ok(self.remember(id.name, contents))
+        Ok(self.open.put(id.name, contents))
+    }
+
+    /// Makes everything written so far to these objects durable. One that is not open was synced
+    /// before it was closed, or removed.
+    ///
+    /// # Errors
+    /// Not all of it is. The caller sees to it that nothing is built on it.
+    pub fn sync(&self, names: impl Iterator<Item = ObjectName>) -> Result<(), ObjectError> {
+        self.open.sync(names)
     }
 
     /// Makes the names of all objects made so far durable.
@@ -183,7 +209,7 @@ impl Objects {
     /// Removes an object's name. A name that is gone already is no error: a power cut can leave
     /// the order to unlink it behind.
     pub fn unlink(&self, name: ObjectName) -> Result<(), ObjectError> {
-        self.open.lock().pop(&name);
+        self.open.close(name);
         self.unlinked.lock().insert(name.folder);
         match self.store.unlink(&object_path(name)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -283,30 +309,5 @@ impl Objects {
         }
         folder.used += 1;
         Ok(folder.number)
-    }
-
-    fn remember(&self, name: ObjectName, contents: Arc<ContentsFile>) -> Arc<ContentsFile> {
-        let mut open = self.open.lock();
-        // Two threads may have opened the same object: both must use one set of page locks.
-        if let Some(first) = open.get(&name) {
-            return Arc::clone(first);
-        }
-        // Page locks belong to the open object: one in use must not be forgotten and opened anew.
-        while open.len() >= open.cap().get() {
-            let idle = open
-                .iter()
-                .rev()
-                .find(|(_, o)| Arc::strong_count(o) == 1)
-                .map(|(n, _)| *n);
-            match idle {
-                Some(idle) => drop(open.pop(&idle)),
-                None => {
-                    let larger = open.cap().saturating_add(16);
-                    open.resize(larger);
-                }
-            }
-        }
-        open.put(name, Arc::clone(&contents));
-        contents
     }
 }

@@ -18,9 +18,6 @@ use crate::planted::{Bug, planted};
 /// Objects that one sync covers.
 type Covered = Vec<(u32, PartId)>;
 
-/// From so many objects on, one `syncfs` is cheaper than an fdatasync each.
-const SYNC_ALL_FROM: usize = 32;
-
 impl Contents {
     /// Makes everything written to the file so far durable and publishes it.
     pub fn sync_file(&self, file: &File) -> Result<(), ObjectError> {
@@ -34,9 +31,16 @@ impl Contents {
         self.finish(file, &covered)
     }
 
-    /// The same for every file with something to sync.
+    /// Makes everything written so far to any file durable and publishes it.
     pub fn sync_all(&self) -> Result<(), ObjectError> {
-        self.recent.store(0, Ordering::Relaxed);
+        let recent = self.recent.swap(0, Ordering::Relaxed);
+        self.sync_dirty_files().inspect_err(|_| {
+            // They are in memory still.
+            self.recent.fetch_add(recent, Ordering::Relaxed);
+        })
+    }
+
+    fn sync_dirty_files(&self) -> Result<(), ObjectError> {
         let dirty = self.dirty_files();
         let guards: Vec<_> = dirty.iter().map(|file| file.syncing.lock_arc()).collect();
         let covered: Vec<Covered> = dirty.iter().map(|file| self.begin(file)).collect();
@@ -202,21 +206,7 @@ impl Contents {
         if planted(Bug::CommitBeforeDataSync) {
             return self.objects.sync_names();
         }
-        if covered.len() >= SYNC_ALL_FROM {
-            self.objects.store().sync_all()?;
-        } else {
-            for (_, id) in covered {
-                let object = match self.objects.open(*id) {
-                    // Removed meanwhile, with its file or its chunk.
-                    Err(ObjectError::Missing { .. }) => continue,
-                    other => other?,
-                };
-                object.sync().map_err(|source| ObjectError::Page {
-                    object: id.name,
-                    source,
-                })?;
-            }
-        }
+        self.objects.sync(covered.iter().map(|(_, id)| id.name))?;
         self.objects.sync_names()
     }
 
@@ -236,7 +226,12 @@ impl Contents {
             }
         }
         // Both were cut with the file; one that grew meanwhile may have published more.
+        let grown = state.syncing_size > state.durable_size;
         state.durable_size = state.durable_size.max(state.syncing_size);
+        if !grown && !state.is_dirty() {
+            // Somebody else has published all of it.
+            return Ok(());
+        }
         let mut batch = Batch::new();
         self.publish(file, state, &mut batch)?;
         self.meta.apply(batch)?;

@@ -4,20 +4,29 @@
 //! both authentic. Which pages are present is the caller's knowledge (the extents in `meta`); here
 //! a page that is asked for must exist and open.
 //!
+//! A failed write reaches whoever syncs the descriptor that it was written through, once. So the
+//! object knows whether it has been written since its last sync ([`ContentsFile::is_unsynced`]):
+//! it must not be closed then. Its syncs exclude each other, and after a failed one all fail.
+//!
 //! Locks: every call names the pages it is about by the guard it is given. A caller who reads,
 //! changes and writes holds one exclusive guard over all of it.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use super::geometry::{Geometry, PlainOffset, Slot};
 use super::keys::FileKeys;
 use super::range_lock::{PageGuard, RangeLocks};
 use super::run::{Opener, RunBuffer, Source, Target, run_pages};
 use super::{PAGE_BYTES, PAYLOAD_BYTES, SealedError};
+use crate::errno::Errno;
 use crate::ids::{CryptoId, PageIndex, Sequence};
 use crate::layers::KeySet;
-use crate::store::StoreFile;
+use crate::planted::{Bug, planted};
+use crate::store::{StoreFile, os_error};
 
 const GEOMETRY: Geometry = Geometry::Contents;
 
@@ -30,6 +39,21 @@ pub struct ContentsFile {
     file: Arc<dyn StoreFile>,
     keys: FileKeys,
     locks: RangeLocks,
+    /// Calls that may have written something; counted when they end.
+    writes: AtomicU64,
+    /// So many of them are durable.
+    durable_writes: AtomicU64,
+    /// Held during a sync; true after one has failed.
+    sync_failed: Mutex<bool>,
+}
+
+/// Counts a write when it ends, however it ends.
+struct Writing<'a>(&'a AtomicU64);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl std::fmt::Debug for ContentsFile {
@@ -49,6 +73,9 @@ impl ContentsFile {
             file,
             keys: FileKeys::new(Arc::clone(keys), crypto),
             locks: RangeLocks::default(),
+            writes: AtomicU64::new(0),
+            durable_writes: AtomicU64::new(0),
+            sync_failed: Mutex::new(false),
         }
     }
 
@@ -136,6 +163,7 @@ impl ContentsFile {
         let offset = PlainOffset(offset);
         let pages = GEOMETRY.pages(offset, data.len())?;
         self.check(guard, &pages, true)?;
+        let _writing = Writing(&self.writes);
         let mut next = pages.start;
         while next < pages.end {
             let count = run_pages(next, pages.end);
@@ -264,6 +292,7 @@ impl ContentsFile {
     ) -> Result<(), SealedError> {
         self.check(guard, &pages, true)?;
         refuse_other_length(&pages, sealed)?;
+        let _writing = Writing(&self.writes);
         let mut opener = Opener::new(&self.keys);
         let (mut next, mut sealed) = (pages.start, sealed);
         while next < pages.end {
@@ -327,6 +356,7 @@ impl ContentsFile {
         self.check(guard, &pages, true)?;
         let start = GEOMETRY.sealed_offset(pages.start, Slot::A)?;
         let end = GEOMETRY.sealed_offset(pages.end, Slot::A)?;
+        let _writing = Writing(&self.writes);
         self.file.reserve(start.0, end.0 - start.0)?;
         if self.file.len()? < end.0 {
             self.file.set_len(end.0)?;
@@ -339,7 +369,33 @@ impl ContentsFile {
     /// # Errors
     /// [`SealedError::Io`]; what was written since the last success may be lost then.
     pub fn sync(&self) -> Result<(), SealedError> {
-        Ok(self.file.sync()?)
+        let mut failed = self.sync_failed.lock();
+        if *failed && !planted(Bug::FailedSyncForgotten) {
+            return Err(os_error(Errno::EIO).into());
+        }
+        let covered = self.writes();
+        if let Err(error) = self.file.sync() {
+            *failed = true;
+            return Err(error.into());
+        }
+        self.synced(covered);
+        Ok(())
+    }
+
+    /// True when something was written that no sync has covered: closed now, it would not tell of a
+    /// failed write. Space that was given back does not count.
+    pub fn is_unsynced(&self) -> bool {
+        self.durable_writes.load(Ordering::SeqCst) != self.writes()
+    }
+
+    /// Writes so far: what a sync of the whole store covers that begins now.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::SeqCst)
+    }
+
+    /// So many writes were covered by a sync of the whole store.
+    pub fn synced(&self, writes: u64) {
+        self.durable_writes.fetch_max(writes, Ordering::SeqCst);
     }
 
     fn check(

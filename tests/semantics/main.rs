@@ -18,3 +18,4 @@ mod remount;
 mod rename;
 mod sharing;
 mod snapshots;
+mod syncing;

@@ -1,0 +1,186 @@
+//! The objects that are open: a bounded cache that never closes what waits for its sync.
+//!
+//! Invariants:
+//! - There is one [`ContentsFile`] for an object at a time: its page locks are those of all who use
+//!   it, so one in use is never closed.
+//! - An object that is not open has nothing that waits for a sync, unless writing has ended.
+//! - No lock of the cache is held over I/O, closing a file included; whoever waits for a `syncfs`
+//!   has [`OpenObjects::making_space`], which nobody takes who does not need that very sync.
+//!
+//! The bound is exceeded only by objects that are in use at the same moment.
+
+use std::sync::{Arc, Weak};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::ObjectError;
+use crate::meta::Meta;
+use crate::meta::records::ObjectName;
+use crate::sealed::ContentsFile;
+use crate::store::Store;
+
+/// From so many objects on, one `syncfs` is cheaper than an fdatasync each.
+const SYNC_ALL_FROM: usize = 32;
+/// How often one who opens an object makes space before he exceeds the bound.
+const ROUNDS: u32 = 16;
+
+/// The open objects of a volume.
+#[derive(Debug)]
+pub(super) struct OpenObjects {
+    store: Arc<dyn Store>,
+    open: Mutex<LruCache<ObjectName, Arc<ContentsFile>>>,
+    open_max: usize,
+    /// What a failed sync ends; `None` where nothing is written.
+    meta: Option<Arc<Meta>>,
+    /// Held by the one who syncs many to make space.
+    making_space: Mutex<()>,
+}
+
+/// Whether there is space for one more.
+enum Space {
+    Found(Arc<ContentsFile>),
+    /// Those that nobody uses wait for their sync.
+    AfterSync,
+}
+
+impl OpenObjects {
+    pub(super) fn new(store: Arc<dyn Store>, open_max: usize, meta: Option<Arc<Meta>>) -> Self {
+        Self {
+            store,
+            open: Mutex::new(LruCache::unbounded()),
+            open_max: open_max.max(1),
+            meta,
+            making_space: Mutex::default(),
+        }
+    }
+
+    /// The object, if it is open.
+    pub(super) fn get(&self, name: ObjectName) -> Option<Arc<ContentsFile>> {
+        self.open.lock().get(&name).cloned()
+    }
+
+    /// Adds an object that was just opened, and returns the one to use: two threads may have opened
+    /// the same.
+    pub(super) fn put(&self, name: ObjectName, contents: Arc<ContentsFile>) -> Arc<ContentsFile> {
+        for _ in 0..ROUNDS {
+            match self.try_put(name, &contents, false) {
+                Space::Found(open) => return open,
+                Space::AfterSync => self.make_space(),
+            }
+        }
+        match self.try_put(name, &contents, true) {
+            Space::Found(open) => open,
+            Space::AfterSync => contents,
+        }
+    }
+
+    /// Closes an object, whatever waits for a sync: it is removed.
+    pub(super) fn close(&self, name: ObjectName) {
+        let closed = self.open.lock().pop(&name);
+        drop(closed);
+    }
+
+    /// Makes everything written so far to these objects durable.
+    pub(super) fn sync(&self, names: impl Iterator<Item = ObjectName>) -> Result<(), ObjectError> {
+        let unsynced: Vec<_> = {
+            let open = self.open.lock();
+            let found = names.filter_map(|name| Some((name, open.peek(&name)?)));
+            let unsynced = found.filter(|(_, object)| object.is_unsynced());
+            unsynced.map(|(name, it)| (name, Arc::clone(it))).collect()
+        };
+        if unsynced.len() >= SYNC_ALL_FROM && self.store.sync_policy().is_at_once() {
+            return self.sync_at_once();
+        }
+        for (name, object) in unsynced {
+            sync_one(name, &object)?;
+        }
+        Ok(())
+    }
+
+    fn try_put(&self, name: ObjectName, contents: &Arc<ContentsFile>, exceed: bool) -> Space {
+        let mut closed = Vec::new();
+        let mut open = self.open.lock();
+        if let Some(first) = open.get(&name) {
+            return Space::Found(Arc::clone(first));
+        }
+        while open.len() >= self.open_max {
+            let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
+            let mut unused = open.iter().rev().filter(|(_, object)| idle(object));
+            let mut wait_for_sync = false;
+            let may_go = unused.find(|(_, object)| {
+                let may_go = self.may_close(object);
+                wait_for_sync |= !may_go;
+                may_go
+            });
+            match may_go.map(|(name, _)| *name) {
+                Some(name) => closed.extend(open.pop(&name)),
+                None if wait_for_sync && !exceed => return Space::AfterSync,
+                None => break,
+            }
+        }
+        open.put(name, Arc::clone(contents));
+        // Closing may be I/O.
+        drop(open);
+        drop(closed);
+        Space::Found(Arc::clone(contents))
+    }
+
+    /// What cannot be synced any more, since writing has ended, may be closed: nothing is ever
+    /// built on it.
+    fn may_close(&self, object: &ContentsFile) -> bool {
+        let writing = self.meta.as_ref();
+        !object.is_unsynced() || writing.is_none_or(|meta| meta.check_writable().is_err())
+    }
+
+    /// Syncs the object that was not used for longest, or many at once where that costs the same.
+    fn make_space(&self) {
+        let at_once = self.store.sync_policy().is_at_once();
+        // Who had to wait finds what another has synced.
+        let _turn = at_once.then(|| self.making_space.lock());
+        let (oldest, unsynced) = {
+            let open = self.open.lock();
+            let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
+            let mut unused = open.iter().rev().filter(|(_, object)| idle(object));
+            if unused.clone().any(|(_, object)| self.may_close(object)) {
+                return;
+            }
+            let oldest = unused.next().map(|(name, it)| (*name, Arc::clone(it)));
+            let unsynced = open.iter().filter(|(_, object)| object.is_unsynced());
+            (oldest, unsynced.count())
+        };
+        let synced = match oldest {
+            _ if at_once && unsynced >= SYNC_ALL_FROM => self.sync_at_once(),
+            Some((name, object)) => sync_one(name, &object),
+            None => Ok(()),
+        };
+        if let (Err(error), Some(meta)) = (synced, &self.meta) {
+            meta.latch(&format!("contents could not be made durable: {error}"));
+        }
+    }
+
+    /// One `syncfs` for all that is open.
+    fn sync_at_once(&self) -> Result<(), ObjectError> {
+        // Not held meanwhile, or they would count as in use.
+        let covered: Vec<(Weak<ContentsFile>, u64)> = {
+            let open = self.open.lock();
+            let unsynced = open.iter().filter(|(_, object)| object.is_unsynced());
+            unsynced
+                .map(|(_, object)| (Arc::downgrade(object), object.writes()))
+                .collect()
+        };
+        self.store.sync_all()?;
+        for (object, writes) in covered {
+            if let Some(object) = object.upgrade() {
+                object.synced(writes);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sync_one(object: ObjectName, contents: &ContentsFile) -> Result<(), ObjectError> {
+    contents
+        .sync()
+        .map_err(|source| ObjectError::Page { object, source })
+}
