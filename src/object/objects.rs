@@ -56,6 +56,8 @@ pub struct Objects {
     unlinked: Mutex<BTreeSet<FolderNumber>>,
     /// Held while names are made durable.
     syncing: Mutex<()>,
+    /// Held while the removal of names is.
+    syncing_unlinked: Mutex<()>,
     /// Folders from this one on are of this use.
     first_folder: Mutex<FolderNumber>,
 }
@@ -105,6 +107,7 @@ impl Objects {
             root_unsynced: Mutex::default(),
             unlinked: Mutex::default(),
             syncing: Mutex::default(),
+            syncing_unlinked: Mutex::default(),
             first_folder: Mutex::default(),
         }
     }
@@ -210,8 +213,11 @@ impl Objects {
     /// the order to unlink it behind.
     pub fn unlink(&self, name: ObjectName) -> Result<(), ObjectError> {
         self.open.close(name);
+        // Before, for one who syncs meanwhile, and after, for what he did not see.
         self.unlinked.lock().insert(name.folder);
-        match self.store.unlink(&object_path(name)) {
+        let unlinked = self.store.unlink(&object_path(name));
+        self.unlinked.lock().insert(name.folder);
+        match unlinked {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => Ok(other?),
         }
@@ -219,16 +225,24 @@ impl Objects {
 
     /// Makes the removal of names durable, so that none comes back to a volume that is clean and
     /// is not searched for such names.
+    ///
+    /// # Errors
+    /// Some folder could not be synced: it and those after it are synced by the next call.
     pub fn sync_unlinked(&self) -> Result<(), ObjectError> {
-        let folders = std::mem::take(&mut *self.unlinked.lock());
+        // Who comes while another does it must not go before it is done.
+        let _one = self.syncing_unlinked.lock();
+        let mut folders = std::mem::take(&mut *self.unlinked.lock());
         if planted(Bug::UnlinkedNotSynced) {
             return Ok(());
         }
-        for folder in folders {
+        while let Some(folder) = folders.first().copied() {
             match self.store.sync_dir(&folder_path(folder)) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                other => other?,
-            }
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    self.unlinked.lock().extend(folders);
+                    return Err(error.into());
+                }
+                _ => folders.remove(&folder),
+            };
         }
         Ok(())
     }

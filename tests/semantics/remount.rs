@@ -121,3 +121,30 @@ fn a_remount_that_fails_leaves_no_mark_of_being_clean() {
     assert_eq!(mount.objects(), mount.names(ROOT).len());
     mount.finish();
 }
+
+/// Names that may come back to a volume that nobody searches for such.
+#[test]
+fn a_folder_whose_removals_could_not_be_synced_is_synced_by_the_next_attempt() {
+    let mount = Mount::new();
+    for name in ["one", "two"] {
+        mount.file(ROOT, name, &pattern(1, 0, 20_000));
+    }
+    mount.fs.sync().unwrap();
+    for name in ["one", "two"] {
+        mount.fs.unlink(ROOT, name.as_bytes()).unwrap();
+    }
+    mount.fs.sync().unwrap();
+    assert_eq!(mount.objects(), 0);
+    mount
+        .store
+        .fail_kind(CallKind::SyncDir, Fault::Error(Errno::EIO));
+    mount.fs.make_read_only().unwrap_err();
+    mount.store.clear_faults();
+    mount.fs.make_read_only().unwrap();
+    for seed in 0..20 {
+        let survivor = mount.store.survivor(seed);
+        let after = Mount::open(survivor, fork(&mount.keystore), quiet()).unwrap();
+        assert_eq!(after.finish().objects, 0, "seed {seed}");
+    }
+    mount.finish();
+}
