@@ -181,9 +181,9 @@ impl Filesystem {
                 keep_size
             }
         };
-        if !keep_size && end > file.size() {
+        if !keep_size {
             self.contents
-                .truncate(&file, end, &mut |record| record.mtime = now)?;
+                .extend(&file, end, &mut |record| record.mtime = now)?;
         }
         let _permit = self.meta.permit();
         let _inode = self.meta.lock_inode(node.ino());

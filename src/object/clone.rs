@@ -6,6 +6,7 @@
 
 use super::cut::Space;
 use super::file::{Chunk, Extent, File};
+use super::write::Attempt;
 use super::{Contents, FILE_BYTES_MAX, ObjectError};
 use std::sync::Arc;
 
@@ -104,10 +105,7 @@ impl Contents {
     ) -> Result<(), ObjectError> {
         // What was promised to the target, or was there, stays its own, as if zeros had been written.
         self.punch(to, bytes.clone(), Space::Kept, now)?;
-        if bytes.end > to.size() {
-            self.truncate(to, bytes.end, &mut |record| record.mtime = now)?;
-        }
-        Ok(())
+        self.extend(to, bytes.end, &mut |record| record.mtime = now)
     }
 
     /// True where a piece is a whole chunk of both files, or the last of both.
@@ -132,7 +130,24 @@ impl Contents {
         if from.ino == to.ino {
             return Ok(false);
         }
-        self.ready_gap(to, target)?;
+        loop {
+            match self.try_link_chunk(from, source, to, target, len, now)? {
+                Attempt::Done(linked) => return Ok(linked),
+                Attempt::Blocked(obstacle) => self.clear(to, &obstacle)?,
+            }
+        }
+    }
+
+    fn try_link_chunk(
+        &self,
+        from: &File,
+        source: u64,
+        to: &File,
+        target: u64,
+        len: u64,
+        now: Timespec,
+    ) -> Result<Attempt<bool>, ObjectError> {
+        const COPIED: Attempt<bool> = Attempt::Done(false);
         let (source_offset, target_offset) = (source, target);
         let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
         // What a kept view shows does not change; but the live file may have the same parts.
@@ -149,7 +164,12 @@ impl Contents {
         // Either may have changed since it was looked at.
         let there = from.size() >= source_offset + len;
         if !there || !self.may_link(from, source_offset, to, target_offset, len) {
-            return Ok(false);
+            return Ok(COPIED);
+        }
+        // Under the gates that are held until the file is longer, or bytes that somebody truncates
+        // in between would show.
+        if let Some(obstacle) = self.zero_tail(to, target_offset)? {
+            return Ok(Attempt::Blocked(obstacle));
         }
         self.load_chunk(changing, source)?;
         self.load_chunk(to, target)?;
@@ -162,21 +182,21 @@ impl Contents {
             parts_to_link(&Self::chunk_of(source, from.size(), record))
         };
         let Some(parts) = parts else {
-            return Ok(false);
+            return Ok(COPIED);
         };
         let promised = |chunk: &Chunk| !chunk.reserved.is_empty();
         if to.state.lock().chunks.get(&target).is_some_and(promised) {
-            return Ok(false);
+            return Ok(COPIED);
         }
         let Some(parts) = self.link_parts(visible(parts))? else {
-            return Ok(false);
+            return Ok(COPIED);
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
         if let Err(error) = self.record_link(changing, source, to, target, len, parts, now) {
             self.unlink_all(names.into_iter())?;
             return Err(error);
         }
-        Ok(true)
+        Ok(Attempt::Done(true))
     }
 
     /// The live file of one in a kept view; `None` of a live one, or where there is none any more.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::collect::Cut;
 use super::file::{Chunk, Extent, File, FileState};
-use super::write::trim_state;
+use super::write::{Attempt, Obstacle, trim_state};
 use super::{Contents, ObjectError, page_bytes};
 use crate::ids::ChunkIndex;
 use crate::meta::Batch;
@@ -38,12 +38,42 @@ impl Contents {
         if size > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
+        self.exclusively(file, &mut || {
+            let now = file.size();
+            if size < now || (size == now && self.reserves_beyond(file, size)?) {
+                return self.shrink(file, size, amend).map(Attempt::Done);
+            }
+            self.grow(file, size, amend)
+        })
+    }
+
+    /// Makes the file at least so long. `amend` changes the inode's other fields in the same batch,
+    /// if it was shorter.
+    pub fn extend(
+        &self,
+        file: &File,
+        size: u64,
+        amend: &mut dyn FnMut(&mut InodeRecord),
+    ) -> Result<(), ObjectError> {
+        if size > super::FILE_BYTES_MAX {
+            return Err(ObjectError::TooLarge);
+        }
+        self.exclusively(file, &mut || match size <= file.size() {
+            true => Ok(Attempt::Done(())),
+            false => self.grow(file, size, amend),
+        })
+    }
+
+    /// Sets a length that is not less. The caller has the file to itself.
+    fn grow(
+        &self,
+        file: &File,
+        size: u64,
+        amend: &mut dyn FnMut(&mut InodeRecord),
+    ) -> Result<Attempt<()>, ObjectError> {
         // Bytes from the old end to the new one read as zeros, whatever the last page holds.
-        self.ready_gap(file, size)?;
-        let _permit = self.meta.permit();
-        let _gate = file.gate.write();
-        if size < file.size() || (size == file.size() && self.reserves_beyond(file, size)?) {
-            return self.shrink(file, size, amend);
+        if let Some(obstacle) = self.zero_tail(file, size)? {
+            return Ok(Attempt::Blocked(obstacle));
         }
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
@@ -54,9 +84,11 @@ impl Contents {
         let mut batch = Batch::new();
         self.amend(file, state, &mut batch, amend)?;
         self.meta.apply(batch)?;
-        Ok(())
+        Ok(Attempt::Done(()))
     }
 
+    /// Sets a length that is less, or gives back what is set aside behind it. The caller has the
+    /// file to itself.
     fn shrink(
         &self,
         file: &File,
@@ -137,13 +169,29 @@ impl Contents {
         space: Space,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        let end = bytes.end.min(file.size());
-        if bytes.start >= end {
-            return Ok(());
-        }
-        self.zero_edges(file, bytes.start..end)?;
-        let _permit = self.meta.permit();
-        let _gate = file.gate.write();
+        self.exclusively(file, &mut || {
+            let end = bytes.end.min(file.size());
+            if bytes.start >= end {
+                return Ok(Attempt::Done(()));
+            }
+            if let Some(obstacle) = self.zero_edges(file, bytes.start..end)? {
+                return Ok(Attempt::Blocked(obstacle));
+            }
+            self.punch_pages(file, &bytes, end, space, now)
+                .map(Attempt::Done)
+        })
+    }
+
+    /// Takes the whole pages of the range away, up to the end of the file. The caller has the file
+    /// to itself.
+    fn punch_pages(
+        &self,
+        file: &File,
+        bytes: &Range<u64>,
+        end: u64,
+        space: Space,
+        now: Timespec,
+    ) -> Result<(), ObjectError> {
         // Whole pages: those up to the end of the file count as whole when it ends in the range.
         let reaches_end = bytes.end >= file.size();
         let mut rest = bytes.start..end;
@@ -197,8 +245,8 @@ impl Contents {
     }
 
     /// Overwrites with zeros what the range has of pages that it covers only in part: the first
-    /// and the last one.
-    fn zero_edges(&self, file: &File, bytes: Range<u64>) -> Result<(), ObjectError> {
+    /// and the last one. The gate must be held.
+    fn zero_edges(&self, file: &File, bytes: Range<u64>) -> Result<Option<Obstacle>, ObjectError> {
         const ZEROS: [u8; crate::sealed::PAYLOAD_BYTES] = [0; crate::sealed::PAYLOAD_BYTES];
         for at in [bytes.start, bytes.end - 1] {
             let (index, within) = ((at / CHUNK_BYTES) as u32, at % CHUNK_BYTES);
@@ -212,13 +260,16 @@ impl Contents {
                 continue;
             }
             let zeros = &ZEROS[..(part.end - part.start) as usize];
-            self.write(file, part.start, zeros, None)?;
+            let within = part.start - base..part.end - base;
+            let blocked = self.write_held(file, index, &within, zeros, None)?;
+            if blocked.is_some() {
+                return Ok(blocked);
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn is_hole(&self, file: &File, index: u32, page: u32) -> Result<bool, ObjectError> {
-        let _gate = file.gate.read();
         self.load_chunk(file, index)?;
         let state = file.state.lock();
         // Inline bytes are zeroed where they are, with the file to itself.

@@ -2,7 +2,10 @@
 //!
 //! A page that a write covers only in part is read, changed and sealed anew under its page lock;
 //! the page becomes present before the lock is released, so that the next writer of the same page
-//! builds on it. Bytes beyond the size are zeros in every page that is sealed.
+//! builds on it. Bytes beyond the size are zeros in every page that is sealed; but a truncated file
+//! keeps what its last page held. So whoever makes a file longer zeroes that page's tail first, and
+//! holds the gate from then until the file is longer: shared is enough for a write, whose page
+//! locks order it among others, and everything else has the file to itself.
 
 use std::ops::Range;
 
@@ -20,6 +23,14 @@ use crate::sealed::{ContentsFile, PAYLOAD_BYTES, PageGuard, SealedError};
 pub(super) struct Obstacle {
     index: u32,
     kind: ObstacleKind,
+}
+
+/// How far a change came.
+pub(super) enum Attempt<T> {
+    /// To its end.
+    Done(T),
+    /// Nowhere: this has to happen first, with the gate free.
+    Blocked(Obstacle),
 }
 
 pub(super) enum ObstacleKind {
@@ -80,9 +91,20 @@ impl Contents {
     ) -> Result<Option<Obstacle>, ObjectError> {
         let _permit = self.meta.permit();
         let _gate = file.gate.read();
-        if let Some(obstacle) =
-            self.clear_gap(file, u64::from(index) * CHUNK_BYTES + bytes.start)?
-        {
+        self.write_held(file, index, bytes, data, now)
+    }
+
+    /// Writes within one chunk, or says what has to happen first. The gate must be held.
+    pub(super) fn write_held(
+        &self,
+        file: &File,
+        index: u32,
+        bytes: &Range<u64>,
+        data: &[u8],
+        now: Option<Timespec>,
+    ) -> Result<Option<Obstacle>, ObjectError> {
+        let start = u64::from(index) * CHUNK_BYTES + bytes.start;
+        if let Some(obstacle) = self.zero_tail(file, start)? {
             return Ok(Some(obstacle));
         }
         self.load_chunk(file, index)?;
@@ -104,8 +126,8 @@ impl Contents {
     }
 
     /// Zeroes what the last page holds beyond the size, when the file is about to grow past it.
-    /// The gate must be held.
-    pub(super) fn clear_gap(
+    /// The gate must be held, until the file has grown.
+    pub(super) fn zero_tail(
         &self,
         file: &File,
         beyond: u64,
@@ -141,18 +163,23 @@ impl Contents {
         }
     }
 
-    /// The same, with the gate free.
-    pub(super) fn ready_gap(&self, file: &File, beyond: u64) -> Result<(), ObjectError> {
+    /// Runs a change with the file to itself, and again from its beginning after what it says has
+    /// to happen first.
+    pub(super) fn exclusively<T>(
+        &self,
+        file: &File,
+        change: &mut dyn FnMut() -> Result<Attempt<T>, ObjectError>,
+    ) -> Result<T, ObjectError> {
         loop {
             let obstacle = {
                 let _permit = self.meta.permit();
-                let _gate = file.gate.read();
-                self.clear_gap(file, beyond)?
+                let _gate = file.gate.write();
+                match change()? {
+                    Attempt::Done(value) => return Ok(value),
+                    Attempt::Blocked(obstacle) => obstacle,
+                }
             };
-            match obstacle {
-                None => return Ok(()),
-                Some(obstacle) => self.clear(file, &obstacle)?,
-            }
+            self.clear(file, &obstacle)?;
         }
     }
 
@@ -373,7 +400,7 @@ impl Contents {
 
     // ---- what needs the file to itself ----------------------------------------------------
 
-    fn clear(&self, file: &File, obstacle: &Obstacle) -> Result<(), ObjectError> {
+    pub(super) fn clear(&self, file: &File, obstacle: &Obstacle) -> Result<(), ObjectError> {
         match obstacle.kind {
             ObstacleKind::Unsynced => self.sync_file(file),
             ObstacleKind::Inline => self.inline_to_object(file, obstacle.index),

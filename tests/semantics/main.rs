@@ -14,6 +14,7 @@ mod holes;
 mod lifetime;
 mod names;
 mod promises;
+mod races;
 mod remount;
 mod rename;
 mod sharing;
