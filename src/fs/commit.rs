@@ -292,6 +292,11 @@ impl Filesystem {
             self.doomed.lock().push(ino);
             self.wake_background();
         } else if let Err(error) = self.remove_inode(ino) {
+            if self.is_read_only() {
+                // It has become so meanwhile.
+                self.doomed.lock().push(ino);
+                return;
+            }
             // The orphan's row stays: the next mount removes it.
             tracing::warn!(ino = ino.0, %error, "an unlinked file could not be removed yet");
         }

@@ -25,7 +25,7 @@ impl Filesystem {
         let image = self.hold_view(ViewKind::Image, name)?;
         let _no_trimming = self.trimming.read();
         if self.meta.counters().frozen < image.record.generation {
-            self.check_views_change()?;
+            let _change = self.begin_view_change()?;
             // From now on nothing of it is written in place, also when the image is gone.
             self.meta.freeze(image.record.generation);
             self.commit_now()?;

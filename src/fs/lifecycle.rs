@@ -141,6 +141,7 @@ impl Filesystem {
             held: AtomicBool::new(false),
             down: AtomicBool::new(false),
             remounting: Mutex::new(()),
+            long_changes: RwLock::new(()),
             access_times,
             viewing: Mutex::default(),
             restoring: Mutex::default(),
@@ -281,6 +282,8 @@ impl Filesystem {
 
     /// Commits everything and leaves the volume clean. Calling it again does nothing.
     pub fn close(&self) -> Result<(), FsError> {
+        // Views in the making are made first, and none is begun.
+        let _alone = self.long_changes.write();
         self.stop_background();
         let stopped = self.meta.latched();
         let result = match &stopped {
@@ -298,6 +301,7 @@ impl Filesystem {
     }
 
     fn leave_clean(&self) -> Result<(), FsError> {
+        self.meta.release();
         // The kernel forgets nothing at the end: what is unlinked goes now.
         for (key, _) in self.meta.rows(Table::Orphan)? {
             let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;
@@ -307,7 +311,7 @@ impl Filesystem {
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
         let behind = self.checkpoint_is_behind();
-        self.meta.set_clean(true);
+        self.meta.hold_clean();
         self.commit_now()?;
         self.contents.objects().remove_empty_folders()?;
         if behind {

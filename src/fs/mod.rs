@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use crate::errno::Errno;
 use crate::ids::Ino;
@@ -190,6 +190,10 @@ pub struct Filesystem {
     down: AtomicBool,
     /// Held while `held` changes.
     remounting: Mutex<()>,
+    /// Held shared by changes that the kernel knows nothing of and that are more than one batch
+    /// (views, restores); exclusively while the volume is being made read-only or closed.
+    /// Outermost.
+    long_changes: RwLock<()>,
     access_times: AccessTimesNow,
     /// Held while views are taken, renamed or deleted.
     viewing: Mutex<()>,
@@ -258,6 +262,22 @@ impl Filesystem {
     fn begin_change(&self, node: NodeId) -> Result<Permit<'_>, Errno> {
         self.check_change(node)?;
         Ok(self.meta.permit())
+    }
+
+    /// The right to make a change of several steps, which ends in a commit. While it is held, the
+    /// volume is not said to be clean.
+    ///
+    /// # Errors
+    /// EROFS where nothing may change, or soon nothing may.
+    fn begin_long_change(&self) -> Result<RwLockReadGuard<'_, ()>, Errno> {
+        // Without waiting: who wants it exclusively waits for others who may wait for the kernel.
+        let turn = self.long_changes.try_read().ok_or(Errno::EROFS)?;
+        self.check_up()?;
+        if self.is_read_only() {
+            return Err(Errno::EROFS);
+        }
+        self.meta.check_writable()?;
+        Ok(turn)
     }
 
     /// Connects it with the cache that is in front of it.

@@ -3,7 +3,10 @@
 //! The kernel is the first to refuse changes: it has seen to it that no file is open for writing
 //! and that none that lost its last name is open. Then everything is made durable, the volume is
 //! marked clean, and nothing is written any more, neither times of access nor what closing and
-//! forgetting would remove. Writable again: marked as in use, durably, before the first change.
+//! forgetting would remove. Views and restores, of which the kernel knows nothing, are waited for,
+//! and none begins meanwhile. From the instant in which the volume is marked clean the metadata
+//! refuse every change, whoever is late with one. Writable again: marked as in use, durably, before
+//! the first change.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,6 +28,7 @@ impl Filesystem {
     /// Not everything could be made durable; then it stays writable.
     pub fn make_read_only(self: &Arc<Self>) -> Result<(), FsError> {
         let _turn = self.remounting.lock();
+        let _alone = self.long_changes.write();
         if self.is_read_only() {
             return Ok(());
         }
@@ -43,9 +47,14 @@ impl Filesystem {
     fn settle(&self) -> Result<(), FsError> {
         self.remove_doomed();
         self.sync_everything()?;
-        self.contents.objects().sync_unlinked()?;
-        self.meta.set_clean(true);
-        self.commit_now()?;
+        {
+            // Whoever is in the middle of a change comes to its end first.
+            let _pause = self.settle_contents()?;
+            self.contents.objects().sync_unlinked()?;
+            self.meta.hold_clean();
+            // All contents are durable, so this waits for none.
+            self.meta.commit(self.meta.newest_batch(), &|| true)?;
+        }
         // Not as clean: the database is open, and its next use begins with looking for that.
         self.try_to_remember(false);
         Ok(())

@@ -27,7 +27,9 @@ impl Filesystem {
         let to = to
             .map(|to| self.hold_view(ViewKind::Snapshot, to))
             .transpose()?;
-        if to.is_none() && self.check_views_change().is_ok() {
+        if to.is_none()
+            && let Ok(_change) = self.begin_view_change()
+        {
             // The records know of a write once it is durable.
             self.write_back();
             self.contents.sync_all()?;
@@ -42,7 +44,7 @@ impl Filesystem {
 
     /// Takes the live view, or with `path` what is at that path in it, back to what a snapshot shows.
     pub fn restore(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
-        self.check_views_change()?;
+        let _change = self.begin_view_change()?;
         let _one = self.restoring.lock();
         let held = self.hold_view(ViewKind::Snapshot, snapshot)?;
         let record = &held.record;

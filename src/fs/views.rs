@@ -12,6 +12,8 @@
 
 use std::time::Duration;
 
+use parking_lot::RwLockReadGuard;
+
 use super::types::NodeId;
 use super::views_directory::now;
 use super::{Filesystem, FsError};
@@ -244,8 +246,8 @@ impl Filesystem {
                 "a description has at most 4096 bytes",
             ));
         }
+        let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
-        self.check_views_change()?;
         self.check_free_name(kind, name)?;
         let record = ViewRecord {
             kind,
@@ -320,8 +322,8 @@ impl Filesystem {
     /// Drops a view. That it is gone is durable when this returns; what only it held goes in the
     /// background.
     pub fn delete_view(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
+        let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
-        self.check_views_change()?;
         let (id, record) = self.found_view(kind, name)?;
         self.meta.hide_view(id, true);
         if self.references.view_in_use(id) {
@@ -353,8 +355,8 @@ impl Filesystem {
     /// Gives a view another name. Durable when this returns.
     pub fn rename_view(&self, kind: ViewKind, name: &str, to: &str) -> Result<(), ViewError> {
         check_name(to)?;
+        let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
-        self.check_views_change()?;
         let (id, record) = self.found_view(kind, name)?;
         if name == to {
             return Ok(());
@@ -395,13 +397,11 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn check_views_change(&self) -> Result<(), ViewError> {
+    /// The right to change views, or by way of them; see [`Self::begin_long_change`].
+    pub(super) fn begin_view_change(&self) -> Result<RwLockReadGuard<'_, ()>, ViewError> {
         self.check_up()
             .map_err(|_| super::views_directory::down())?;
-        if self.is_read_only() || self.meta.check_writable().is_err() {
-            return Err(ViewError::ReadOnly);
-        }
-        Ok(())
+        self.begin_long_change().map_err(|_| ViewError::ReadOnly)
     }
 }
 

@@ -124,7 +124,7 @@ impl ImageError {
             MetaError::Database(error) => {
                 matches!(error.as_ref(), redb::Error::Io(error) if numbered(error))
             }
-            MetaError::Latched(_) => true,
+            MetaError::ReadOnly | MetaError::Latched(_) => true,
             MetaError::Sealed(_) | MetaError::Panic(_) | MetaError::Corrupt(_) => false,
         };
         if machine {

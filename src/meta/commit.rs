@@ -14,6 +14,15 @@ use crate::ids::{ChunkIndex, Ino};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct BatchNumber(pub u64);
 
+impl State {
+    fn say_clean(&mut self, clean: bool) {
+        if self.counters.clean != clean {
+            self.counters.clean = clean;
+            self.applied += 1;
+        }
+    }
+}
+
 impl Meta {
     /// Sets an inode.
     pub fn put_inode(
@@ -130,6 +139,9 @@ impl Meta {
             return Err(MetaError::Latched(reason.clone()));
         }
         let state = &mut *self.state.write();
+        if state.held_at.is_some() {
+            return Err(MetaError::ReadOnly);
+        }
         state.counters.used_pages = state
             .counters
             .used_pages
@@ -162,13 +174,32 @@ impl Meta {
         self.state.read().pending.bytes()
     }
 
+    /// Marks the volume clean and refuses every change from then on, in one instant: the next
+    /// commit says that it is clean, and there is none after it. [`Self::set_clean`] ends that.
+    pub fn hold_clean(&self) {
+        let state = &mut *self.state.write();
+        state.say_clean(true);
+        state.held_at = Some(state.applied);
+    }
+
+    /// Lets changes happen again. What is said of the volume stays.
+    pub fn release(&self) {
+        self.state.write().held_at = None;
+    }
+
+    /// `Err` while nothing may change.
+    pub fn check_not_held(&self) -> Result<(), MetaError> {
+        match self.state.read().held_at {
+            Some(_) => Err(MetaError::ReadOnly),
+            None => Ok(()),
+        }
+    }
+
     /// Says whether the volume was left clean; part of the next commit.
     pub fn set_clean(&self, clean: bool) {
         let state = &mut *self.state.write();
-        if state.counters.clean != clean {
-            state.counters.clean = clean;
-            state.applied += 1;
-        }
+        state.held_at = None;
+        state.say_clean(clean);
     }
 
     /// Commits all batches that were applied before `ready` says yes, unless `through` is durable
@@ -203,6 +234,9 @@ impl Meta {
             }
             if state.applied == self.durable.load(Ordering::Acquire) {
                 return Ok(true);
+            }
+            if state.held_at.is_some_and(|last| state.applied > last) {
+                return Err(MetaError::ReadOnly);
             }
             state.committing = Arc::new(std::mem::take(&mut state.pending));
             state.pending_removes = false;

@@ -63,6 +63,9 @@ pub enum MetaError {
     /// A record that this program did not write.
     #[error("a metadata record in {0} is not what this version writes")]
     Corrupt(&'static str),
+    /// Nothing may change for now.
+    #[error("the volume is read-only")]
+    ReadOnly,
     /// An earlier error ended all writing.
     #[error("the volume is read-only since an earlier error: {0}")]
     Latched(String),
@@ -92,7 +95,7 @@ impl MetaError {
         match self {
             Self::Io(error) => Errno::from_backing(error),
             Self::Sealed(error) => error.errno(),
-            Self::Latched(_) => Errno::EROFS,
+            Self::ReadOnly | Self::Latched(_) => Errno::EROFS,
             Self::Database(error) => match error.as_ref() {
                 redb::Error::Io(error) => Errno::from_backing(error),
                 _ => Errno::EIO,
@@ -131,6 +134,8 @@ struct State {
     first_fresh: Ino,
     /// Number of the newest batch.
     applied: u64,
+    /// The last batch there may be: nothing is to change after it for now.
+    held_at: Option<u64>,
 }
 
 /// The metadata of a volume.
@@ -225,6 +230,7 @@ impl Meta {
             first_fresh: counters.next_ino,
             counters,
             applied: 0,
+            held_at: None,
         };
         Ok(Self {
             file,

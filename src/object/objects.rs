@@ -124,6 +124,7 @@ impl Objects {
 
     /// Makes an empty object under the active key set.
     pub fn create(&self, meta: &Meta) -> Result<PartId, ObjectError> {
+        meta.check_not_held()?;
         let folder = self.next_place(meta)?;
         let crypto = CryptoId::random()?;
         let name = ObjectName {
@@ -145,6 +146,7 @@ impl Objects {
 
     /// Gives an object a second name.
     pub fn link(&self, meta: &Meta, from: ObjectName) -> Result<ObjectName, ObjectError> {
+        meta.check_not_held()?;
         let to = ObjectName {
             folder: self.next_place(meta)?,
             object: ObjectId::random()?,

@@ -1,7 +1,14 @@
 //! From writable to read-only and back, without closing.
 
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use bilayer::errno::Errno;
-use bilayer::fs::{AccessTimes, FilesystemOptions};
+use bilayer::fs::types::NodeId;
+use bilayer::fs::views::{ViewError, ViewKind};
+use bilayer::fs::{AccessTimes, FilesystemOptions, KernelCache};
 use bilayer::store::faulty::{CallKind, Fault};
 
 use crate::support::{Mount, ROOT, fork, pattern, quiet};
@@ -120,6 +127,150 @@ fn a_remount_that_fails_leaves_no_mark_of_being_clean() {
     let mount = mount.kill();
     assert_eq!(mount.objects(), mount.names(ROOT).len());
     mount.finish();
+}
+
+/// Time for a call that nothing keeps.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Time for one that is kept.
+const MOMENT: Duration = Duration::from_millis(300);
+
+/// A kernel that takes its time to send what it holds back.
+#[derive(Debug)]
+struct SlowKernel {
+    arrived: Mutex<Sender<()>>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl KernelCache for SlowKernel {
+    fn write_back(&self, _: &[NodeId]) {
+        let _ = self.arrived.lock().unwrap().send(());
+        let _ = self.go_on.lock().unwrap().recv();
+    }
+
+    fn believes_itself(&self) -> bool {
+        false
+    }
+
+    fn forget(&self, _: &[NodeId], _: &[(NodeId, Vec<u8>)]) {}
+}
+
+/// Lets `change` begin, has the volume made read-only, and lets the change go on: `begun` waits
+/// until it is in the middle, `go_on` ends that. Nothing may be committed, and nothing made, after
+/// it was said that the volume is clean.
+fn remount_during(
+    mount: &Mount,
+    change: impl FnOnce() -> Result<(), ViewError> + Send,
+    begun: impl FnOnce(),
+    go_on: impl FnOnce(),
+) {
+    let (said, clean) = channel();
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(change);
+        begun();
+        let remounting = scope.spawn(|| {
+            mount.fs.make_read_only().unwrap();
+            said.send((mount.fs.usage().sequence, mount.objects()))
+                .unwrap();
+        });
+        let early = clean.recv_timeout(MOMENT).ok();
+        go_on();
+        let changed = changing.join().unwrap();
+        remounting.join().unwrap();
+        let then = early.or_else(|| clean.recv().ok()).unwrap();
+        assert_eq!(
+            (mount.fs.usage().sequence, mount.objects()),
+            then,
+            "something was written to a clean volume: {changed:?}"
+        );
+    });
+    // So it is clean: nobody looks for what nothing names, and there is nothing of that kind.
+    for seed in 0..10 {
+        let survivor = mount.store.survivor(seed);
+        let after = Mount::open(survivor, fork(&mount.keystore), quiet()).unwrap();
+        after.finish();
+    }
+}
+
+fn with_snapshot() -> Mount {
+    let mount = Mount::new();
+    mount.file(ROOT, "f", &pattern(1, 0, 5 << 20));
+    mount
+        .fs
+        .create_view(ViewKind::Snapshot, "old", None, "")
+        .unwrap();
+    mount
+}
+
+#[test]
+fn a_view_is_taken_during_a_remount() {
+    for restores in [false, true] {
+        let mount = with_snapshot();
+        let ((arrived, has_arrived), (send, go_on)) = (channel(), channel());
+        mount.fs.attach(Arc::new(SlowKernel {
+            arrived: Mutex::new(arrived),
+            go_on: Mutex::new(go_on),
+        }));
+        let change = || match restores {
+            true => mount.fs.restore("old", None),
+            false => mount
+                .fs
+                .create_view(ViewKind::Snapshot, "new", None, "")
+                .map(drop),
+        };
+        let begun = || has_arrived.recv_timeout(LIMIT).unwrap();
+        remount_during(&mount, change, begun, || send.send(()).unwrap());
+        let error = mount
+            .fs
+            .create_view(ViewKind::Snapshot, "late", None, "")
+            .unwrap_err();
+        assert!(matches!(error, ViewError::ReadOnly), "{error}");
+        mount.fs.make_writable().unwrap();
+        mount.fs.detach();
+        mount
+            .fs
+            .create_view(ViewKind::Snapshot, "late", None, "")
+            .unwrap();
+        mount.finish();
+    }
+}
+
+#[test]
+fn a_path_is_restored_during_a_remount() {
+    let mount = with_snapshot();
+    let stall = mount.store.stall_when(|kind, _| kind == CallKind::Link);
+    let change = || mount.fs.restore("old", Some(Path::new("f")));
+    let stall = std::cell::Cell::new(Some(stall));
+    let begun = || {
+        let reached = stall.take().unwrap();
+        assert!(reached.is_reached_within(LIMIT));
+        stall.set(Some(reached));
+    };
+    remount_during(&mount, change, begun, || drop(stall.take()));
+    assert!(mount.contents(mount.at("f")) == pattern(1, 0, 5 << 20));
+    mount.fs.make_writable().unwrap();
+    mount.finish();
+}
+
+/// As the former, and the volume is closed altogether.
+#[test]
+fn a_path_is_restored_while_the_volume_is_closed() {
+    let mount = with_snapshot();
+    let stall = mount.store.stall_when(|kind, _| kind == CallKind::Link);
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| mount.fs.restore("old", Some(Path::new("f"))));
+        assert!(stall.is_reached_within(LIMIT));
+        let closing = scope.spawn(|| mount.fs.close());
+        std::thread::sleep(MOMENT);
+        stall.release();
+        let changed = changing.join().unwrap();
+        closing.join().unwrap().unwrap();
+        changed.unwrap();
+    });
+    let (store, keystore) = (mount.store.clone(), mount.keystore.clone());
+    drop(mount);
+    let after = Mount::open(store, keystore, quiet()).unwrap();
+    assert!(after.contents(after.at("f")) == pattern(1, 0, 5 << 20));
+    after.finish();
 }
 
 /// Names that may come back to a volume that nobody searches for such.
