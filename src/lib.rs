@@ -24,3 +24,6 @@ pub mod snapshot;
 pub mod store;
 pub mod sys;
 pub mod volume;
+
+#[global_allocator]
+static ALLOCATOR: sys::wipe::WipingAllocator = sys::wipe::WipingAllocator;

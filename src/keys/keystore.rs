@@ -30,6 +30,7 @@ use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecor
 use crate::ids::VolumeId;
 use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::sys::identity::effective_user;
+use crate::sys::wipe::with_secrets;
 
 mod files;
 mod record;
@@ -133,7 +134,7 @@ impl PlatformKeystore {
     /// # Errors
     /// When the record cannot be read or is damaged.
     pub fn record(&self, volume: VolumeId) -> Result<Option<VolumeRecord>, KeyError> {
-        record::read(&self.directory, volume)
+        with_secrets(|| record::read(&self.directory, volume))
     }
 
     /// Remembers a volume; atomic, and durable on return.
@@ -141,7 +142,7 @@ impl PlatformKeystore {
     /// # Errors
     /// What the operating system refuses.
     pub fn update_record(&self, volume: VolumeId, record: &VolumeRecord) -> Result<(), KeyError> {
-        record::write(&self.directory, volume, record)
+        with_secrets(|| record::write(&self.directory, volume, record))
     }
 
     /// Wraps an infrastructure DEK with the current version.

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::error::{ErrorKind, KeyError};
 use super::secret::Passphrase;
+use crate::sys::wipe::with_secrets;
 
 /// Longest passphrase, in bytes.
 pub const MAX_PASSPHRASE_BYTES: usize = 4096;
@@ -35,6 +36,10 @@ impl PassphraseSource {
     /// # Errors
     /// Kind `KeyUnavailable` when there is none to be had, it is empty or too long.
     pub fn obtain(&self, what: &Path) -> Result<Passphrase, KeyError> {
+        with_secrets(|| self.get(what))
+    }
+
+    fn get(&self, what: &Path) -> Result<Passphrase, KeyError> {
         match self {
             Self::None => Err(unavailable(format!(
                 "the key {} is encrypted and no passphrase was given",

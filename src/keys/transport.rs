@@ -45,6 +45,7 @@ use crate::ids::{Epoch, ExportId, KeySetId};
 use crate::layers::derivation::hkdf_sha256;
 use crate::layers::infrastructure::{self, InfrastructureKeys, NONCE_BYTES, rustcrypto};
 use crate::layers::{CustomerDek, InfrastructureDek, TAG_BYTES};
+use crate::sys::wipe::with_secrets;
 
 /// First bytes of every payload.
 const MAGIC: [u8; 8] = *b"bilayerX";
@@ -154,7 +155,7 @@ impl TransportKeys {
         customer: &PlatformCustomerKey,
         export: ExportId,
     ) -> Result<Self, KeyError> {
-        Self::derive(infrastructure.expose(), customer.expose(), export, false)
+        with_secrets(|| Self::derive(infrastructure.expose(), customer.expose(), export, false))
     }
 
     /// Under a passphrase, for a new export: draws the salt.
@@ -192,8 +193,10 @@ impl TransportKeys {
                 "the export asks for an Argon2id beyond all reason",
             ));
         }
-        let root = argon2id(passphrase, cost, salt)?;
-        Self::derive(root.as_slice(), root.as_slice(), export, true)
+        with_secrets(|| {
+            let root = argon2id(passphrase, cost, salt)?;
+            Self::derive(root.as_slice(), root.as_slice(), export, true)
+        })
     }
 
     fn derive(

@@ -30,6 +30,7 @@ use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf
 use super::xts::{Aes256Xts, Block};
 use super::{TAG_BYTES, TagMismatch};
 use crate::ids::CryptoId;
+use crate::sys::wipe::on_clean_stack;
 
 /// What carries the inner layer in every build.
 pub const IMPLEMENTATION: &str = "RustCrypto (aes, polyval; XTS mode of our own)";
@@ -65,13 +66,15 @@ impl CustomerKeys {
             crypto,
             segment,
         };
-        let mut material = Zeroizing::new([0; KEY_BYTES]);
-        hkdf_sha256(
-            set.customer.expose(),
-            &context.info(),
-            material.as_mut_slice(),
-        )?;
-        Self::from_key_material(&material)
+        on_clean_stack(|| {
+            let mut material = Zeroizing::new([0; KEY_BYTES]);
+            hkdf_sha256(
+                set.customer.expose(),
+                &context.info(),
+                material.as_mut_slice(),
+            )?;
+            Self::from_key_material(&material)
+        })
     }
 
     /// Keys from the raw 112 bytes.
@@ -93,6 +96,9 @@ impl CustomerKeys {
     }
 
     /// Encrypts as data unit `unit`, in place or from one buffer to another, and returns the tag.
+    /// Leaves parts of the keys on the stack, as do opening and verifying: whoever works on pages
+    /// wipes it, once for many ([`StackWipe`](crate::sys::wipe::StackWipe)).
+    #[inline(never)]
     pub fn seal(
         &self,
         unit: u64,
@@ -108,6 +114,7 @@ impl CustomerKeys {
     ///
     /// # Errors
     /// When the tag does not match.
+    #[inline(never)]
     pub fn open(
         &self,
         unit: u64,
@@ -124,6 +131,7 @@ impl CustomerKeys {
     ///
     /// # Errors
     /// When the tag does not match.
+    #[inline(never)]
     pub fn verify(
         &self,
         aad: &[u8],

@@ -38,6 +38,7 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 
 use crate::ids::{CryptoId, Epoch, KeySetId, PageIndex};
+use crate::sys::wipe::on_clean_stack;
 
 /// The on-disk format all of this belongs to.
 pub const FORMAT: u16 = 1;
@@ -126,15 +127,17 @@ impl Context {
     }
 }
 
-/// HKDF-SHA-256 without salt, by RustCrypto.
+/// HKDF-SHA-256 without salt, by RustCrypto. Leaves nothing on the stack.
 pub(crate) fn hkdf_sha256(
     input: &[u8],
     info: &[u8],
     output: &mut [u8],
 ) -> Result<(), DerivationError> {
-    Hkdf::<Sha256>::new(None, input)
-        .expand(info, output)
-        .map_err(|_| DerivationError::Refused)
+    on_clean_stack(|| {
+        Hkdf::<Sha256>::new(None, input)
+            .expand(info, output)
+            .map_err(|_| DerivationError::Refused)
+    })
 }
 
 #[cfg(test)]

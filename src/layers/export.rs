@@ -14,6 +14,7 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
 use super::infrastructure;
 use crate::ids::{CryptoId, Epoch, ExportId, KeySetId};
+use crate::sys::wipe::on_clean_stack;
 
 /// Bytes of a MAC.
 pub const MAC_BYTES: usize = 32;
@@ -23,8 +24,9 @@ const OF_END: Segment = Segment(2);
 
 /// Authenticates one stream.
 pub struct ExportKeys {
-    header: Zeroizing<[u8; 32]>,
-    end: Zeroizing<[u8; 32]>,
+    /// On the heap: moving them leaves no copy.
+    header: Zeroizing<Vec<u8>>,
+    end: Zeroizing<Vec<u8>>,
 }
 
 impl std::fmt::Debug for ExportKeys {
@@ -53,8 +55,8 @@ impl ExportKeys {
         }
         let of = |segment| {
             let info = context(export, Origin::Both, KeySetId([0; 16]), Epoch(0), segment);
-            let mut key = Zeroizing::new([0; 32]);
-            hkdf_sha256(&joined, &info.info(), key.as_mut_slice()).map(|()| key)
+            let mut key = Zeroizing::new(vec![0; 32]);
+            hkdf_sha256(&joined, &info.info(), &mut key).map(|()| key)
         };
         Ok(Self {
             header: of(OF_HEADER)?,
@@ -91,11 +93,13 @@ impl ExportKeys {
     }
 }
 
-fn mac(key: &[u8; 32], bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
-    let mut mac =
-        <Hmac<Sha256> as KeyInit>::new_from_slice(key).map_err(|_| DerivationError::Refused)?;
-    mac.update(bytes);
-    Ok(mac.finalize().into_bytes().into())
+fn mac(key: &[u8], bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
+    on_clean_stack(|| {
+        let mut mac =
+            <Hmac<Sha256> as KeyInit>::new_from_slice(key).map_err(|_| DerivationError::Refused)?;
+        mac.update(bytes);
+        Ok(mac.finalize().into_bytes().into())
+    })
 }
 
 fn context(

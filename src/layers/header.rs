@@ -15,6 +15,7 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
 use super::infrastructure;
 use crate::ids::{CryptoId, Epoch, KeySetId};
+use crate::sys::wipe::on_clean_stack;
 
 /// HMAC-SHA-256 of exactly `bytes` under the key derived from both DEKs of all sets, in the order
 /// in which the superblock lists them.
@@ -22,11 +23,13 @@ use crate::ids::{CryptoId, Epoch, KeySetId};
 /// # Errors
 /// When the keys cannot be derived.
 pub fn header_mac(sets: &[&KeySet], bytes: &[u8]) -> Result<[u8; 32], DerivationError> {
-    let key = joint_key(sets, Purpose::Header)?;
-    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice())
-        .map_err(|_| DerivationError::Refused)?;
-    mac.update(bytes);
-    Ok(mac.finalize().into_bytes().into())
+    on_clean_stack(|| {
+        let key = joint_key(sets, Purpose::Header)?;
+        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice())
+            .map_err(|_| DerivationError::Refused)?;
+        mac.update(bytes);
+        Ok(mac.finalize().into_bytes().into())
+    })
 }
 
 /// Whether `mac` is [`header_mac`] of `bytes`; compared in constant time. False too when the keys

@@ -26,6 +26,7 @@ use super::dek::KeySet;
 use super::derivation::{DerivationError, Purpose};
 use super::header::joint_key;
 use crate::ids::{Epoch, IncarnationId, KeySetId, Sequence, VolumeId};
+use crate::sys::wipe::on_clean_stack;
 
 /// First bytes of what is authenticated.
 const LABEL: &[u8; 24] = b"bilayer succession 1\0\0\0\0";
@@ -107,10 +108,12 @@ impl Succession {
         before: &VerificationKey,
         after: &VerificationKey,
     ) -> Result<[u8; 32], DerivationError> {
-        let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(before.expose())
-            .map_err(|_| DerivationError::Refused)?;
-        hmac.update(&self.message(after));
-        Ok(hmac.finalize().into_bytes().into())
+        on_clean_stack(|| {
+            let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(before.expose())
+                .map_err(|_| DerivationError::Refused)?;
+            hmac.update(&self.message(after));
+            Ok(hmac.finalize().into_bytes().into())
+        })
     }
 
     /// Whether `mac` states it; compared in constant time.

@@ -19,6 +19,7 @@ use crate::ids::{PageIndex, Sequence};
 use crate::layers::derivation::SEGMENT_PAGES;
 use crate::layers::{Segment, TAG_BYTES};
 use crate::store::StoreFile;
+use crate::sys::wipe::StackWipe;
 
 /// Most pages of one call.
 pub(super) const RUN_PAGES: usize = 256;
@@ -155,6 +156,7 @@ impl RunBuffer {
         target: Target,
         source: impl Fn(usize) -> Source<'data>,
     ) -> Result<SealedRun<'_>, SealedError> {
+        let _wipe = StackWipe;
         let segment = keys.of_page(target.first)?;
         let mut nonces = [Nonce::default(); RUN_PAGES];
         let nonces = &mut nonces[..self.pages];
@@ -272,11 +274,17 @@ impl SealedRun<'_> {
 pub(super) struct Opener<'a> {
     keys: &'a FileKeys,
     last: Option<Arc<SegmentKeys>>,
+    /// What the ciphers leave on the stack goes with the run.
+    _wipe: StackWipe,
 }
 
 impl<'a> Opener<'a> {
     pub(super) const fn new(keys: &'a FileKeys) -> Self {
-        Self { keys, last: None }
+        Self {
+            keys,
+            last: None,
+            _wipe: StackWipe,
+        }
     }
 
     /// Opens the outer layer of a page.

@@ -11,3 +11,4 @@ pub mod identity;
 pub mod memory;
 pub mod mounts;
 pub mod process;
+pub mod wipe;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod foreign_set;
+mod memory;
 mod read_only_set;
 
 #[allow(

@@ -25,6 +25,7 @@ use crate::keys::error::{ErrorKind, KeyError, while_doing};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::secret::Passphrase;
 use crate::keys::uri::KeyUri;
+use crate::sys::wipe::with_secrets;
 
 /// Longest key file, in bytes.
 pub const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
@@ -74,14 +75,14 @@ impl CustomerKeyProvider for FileKey {
     }
 
     fn wrap(&self, plain: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.public
-            .encrypt(&mut OsRng, Oaep::new::<rsa::sha2::Sha256>(), plain)
-            .map_err(|error| {
-                KeyError::new(
-                    ErrorKind::KeyUnavailable,
-                    format!("{} cannot wrap: {error}", self.description.uri),
-                )
-            })
+        let padding = Oaep::new::<rsa::sha2::Sha256>();
+        // The padded number is as good as what it holds.
+        with_secrets(|| self.public.encrypt(&mut OsRng, padding, plain)).map_err(|error| {
+            KeyError::new(
+                ErrorKind::KeyUnavailable,
+                format!("{} cannot wrap: {error}", self.description.uri),
+            )
+        })
     }
 
     fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
@@ -98,7 +99,7 @@ impl CustomerKeyProvider for FileKey {
         if wrapped.len() != self.public.size() {
             return Err(self.does_not_open());
         }
-        private.decrypt(wrapped).ok_or_else(|| self.does_not_open())
+        with_secrets(|| private.decrypt(wrapped)).ok_or_else(|| self.does_not_open())
     }
 
     fn public_half(&self) -> Box<dyn CustomerKeyProvider> {
@@ -202,7 +203,7 @@ pub fn generate(
     let uri = KeyUri::from_file(path)?;
     // Opened first: nobody waits for a key that cannot be written.
     let file = create_new(path)?;
-    let written = generate_into(&file, path, bits, passphrase);
+    let written = with_secrets(|| generate_into(&file, path, bits, passphrase));
     match written {
         Ok(public) => Ok(KeyDescription {
             uri,

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::error::KeyError;
 use super::passphrase::PassphraseSource;
 use super::uri::{KeyUri, Scheme};
+use crate::sys::wipe::with_secrets;
 
 pub mod file;
 mod pem;
@@ -70,5 +71,8 @@ pub fn open(
     passphrase: &PassphraseSource,
 ) -> Result<Box<dyn CustomerKeyProvider>, KeyError> {
     let Scheme::File(path) = uri.scheme();
-    Ok(Box::new(file::FileKey::open(uri, path, passphrase)?))
+    with_secrets(|| {
+        let key = file::FileKey::open(uri, path, passphrase)?;
+        Ok(Box::new(key) as _)
+    })
 }

@@ -16,6 +16,7 @@ use crate::keys::encoding::{hex_array, strict};
 use crate::keys::error::{KeyError, while_doing};
 use crate::keys::secret::{PLATFORM_KEY_BYTES, PlatformCustomerKey, PlatformKey};
 use crate::sys::files::{self, Access};
+use crate::sys::wipe::with_secrets;
 
 /// Directory of the versions.
 pub(super) const VERSIONS: &str = "versions";
@@ -109,6 +110,14 @@ pub(super) fn read_version(
     keystore: [u8; 16],
     number: u32,
 ) -> Result<(PlatformKey, PlatformCustomerKey), KeyError> {
+    with_secrets(|| read_keys(directory, keystore, number))
+}
+
+fn read_keys(
+    directory: &Path,
+    keystore: [u8; 16],
+    number: u32,
+) -> Result<(PlatformKey, PlatformCustomerKey), KeyError> {
     let path = version_path(directory, number);
     let text = read_file(&path)?.ok_or_else(|| damaged(&path, "is missing"))?;
     // Serde's message could quote a key.
@@ -142,15 +151,16 @@ pub(super) fn create_version(
     customer: &PlatformCustomerKey,
 ) -> Result<bool, KeyError> {
     let path = version_path(directory, number);
-    let digits = |key: &[u8]| Zeroizing::new(hex::encode(key));
-    let text = Zeroizing::new(format!(
-        "{{\"format\":\"{VERSION_FORMAT}\",\"version\":1,\"keystore\":\"{}\",\"number\":{number},\
-         \"infrastructure\":\"{}\",\"customer\":\"{}\"}}\n",
-        hex::encode(keystore),
-        *digits(infrastructure.expose()),
-        *digits(customer.expose()),
-    ));
-    write_file(&path, text.as_bytes(), Replace::Never)
+    with_secrets(|| {
+        let text = format!(
+            "{{\"format\":\"{VERSION_FORMAT}\",\"version\":1,\"keystore\":\"{}\",\
+             \"number\":{number},\"infrastructure\":\"{}\",\"customer\":\"{}\"}}\n",
+            hex::encode(keystore),
+            hex::encode(infrastructure.expose()),
+            hex::encode(customer.expose()),
+        );
+        write_file(&path, text.as_bytes(), Replace::Never)
+    })
 }
 
 fn version_path(directory: &Path, number: u32) -> std::path::PathBuf {

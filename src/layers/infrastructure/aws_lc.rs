@@ -6,6 +6,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use super::{CipherRefused, NONCE_BYTES};
 use crate::layers::derivation::DerivationError;
 use crate::layers::{TAG_BYTES, TagMismatch};
+use crate::sys::wipe::{on_clean_stack, on_small_clean_stack};
 
 pub(super) const IMPLEMENTATION: &str = "AWS-LC (aws-lc-rs)";
 
@@ -22,20 +23,24 @@ pub(crate) fn hkdf_sha256(
     info: &[u8],
     output: &mut [u8],
 ) -> Result<(), DerivationError> {
-    Salt::new(HKDF_SHA256, &[])
-        .extract(input)
-        .expand(&[info], OutputBytes(output.len()))
-        .and_then(|okm| okm.fill(output))
-        .map_err(|_| DerivationError::Refused)
+    on_clean_stack(|| {
+        Salt::new(HKDF_SHA256, &[])
+            .extract(input)
+            .expand(&[info], OutputBytes(output.len()))
+            .and_then(|okm| okm.fill(output))
+            .map_err(|_| DerivationError::Refused)
+    })
 }
 
-pub(super) struct Cipher(LessSafeKey);
+pub(super) struct Cipher(Box<LessSafeKey>);
 
 impl Cipher {
     pub(super) fn new(key: &[u8; 32]) -> Result<Self, DerivationError> {
-        UnboundKey::new(&CHACHA20_POLY1305, key)
-            .map(|key| Self(LessSafeKey::new(key)))
-            .map_err(|_| DerivationError::Refused)
+        on_clean_stack(|| {
+            UnboundKey::new(&CHACHA20_POLY1305, key)
+                .map(|key| Self(Box::new(LessSafeKey::new(key))))
+                .map_err(|_| DerivationError::Refused)
+        })
     }
 
     pub(super) fn seal(
@@ -44,15 +49,14 @@ impl Cipher {
         aad: &[u8],
         in_out: &mut [u8],
     ) -> Result<[u8; TAG_BYTES], CipherRefused> {
-        let tag = self
-            .0
-            .seal_in_place_separate_tag(
-                Nonce::assume_unique_for_key(*nonce),
-                Aad::from(aad),
-                in_out,
-            )
-            .map_err(|_| CipherRefused)?;
-        tag.as_ref().try_into().map_err(|_| CipherRefused)
+        on_small_clean_stack(|| {
+            let nonce = Nonce::assume_unique_for_key(*nonce);
+            let tag = self
+                .0
+                .seal_in_place_separate_tag(nonce, Aad::from(aad), in_out)
+                .map_err(|_| CipherRefused)?;
+            tag.as_ref().try_into().map_err(|_| CipherRefused)
+        })
     }
 
     pub(super) fn open(
@@ -62,14 +66,12 @@ impl Cipher {
         tag: &[u8; TAG_BYTES],
         in_out: &mut [u8],
     ) -> Result<(), TagMismatch> {
-        self.0
-            .open_in_place_separate_tag(
-                Nonce::assume_unique_for_key(*nonce),
-                Aad::from(aad),
-                tag,
-                in_out,
-            )
-            .map(|_| ())
-            .map_err(|_| TagMismatch)
+        on_small_clean_stack(|| {
+            let nonce = Nonce::assume_unique_for_key(*nonce);
+            self.0
+                .open_in_place_separate_tag(nonce, Aad::from(aad), tag, in_out)
+                .map(|_| ())
+                .map_err(|_| TagMismatch)
+        })
     }
 }

@@ -20,6 +20,7 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment};
 use super::{TAG_BYTES, TagMismatch};
 use crate::ids::CryptoId;
+use crate::sys::wipe::on_clean_stack;
 
 /// What carries the outer layer in this build.
 pub const IMPLEMENTATION: &str = chosen::IMPLEMENTATION;
@@ -36,7 +37,7 @@ pub(crate) use chosen::hkdf_sha256;
 pub struct CipherRefused;
 
 /// The outer layer's keys of one segment of one sealed file, expanded. Zeroised when dropped.
-pub struct InfrastructureKeys(Box<chosen::Cipher>);
+pub struct InfrastructureKeys(chosen::Cipher);
 
 impl InfrastructureKeys {
     /// Derives the keys of a segment.
@@ -56,18 +57,20 @@ impl InfrastructureKeys {
             crypto,
             segment,
         };
-        let mut key = Zeroizing::new([0; 32]);
-        hkdf_sha256(
-            set.infrastructure.expose(),
-            &context.info(),
-            key.as_mut_slice(),
-        )?;
-        Self::from_key(&key)
+        on_clean_stack(|| {
+            let mut key = Zeroizing::new([0; 32]);
+            hkdf_sha256(
+                set.infrastructure.expose(),
+                &context.info(),
+                key.as_mut_slice(),
+            )?;
+            Self::from_key(&key)
+        })
     }
 
     /// Keys from the raw 32 bytes.
     pub(crate) fn from_key(key: &[u8; 32]) -> Result<Self, DerivationError> {
-        Ok(Self(Box::new(chosen::Cipher::new(key)?)))
+        Ok(Self(chosen::Cipher::new(key)?))
     }
 
     /// Encrypts in place and returns the tag. A nonce must never meet the same key twice.

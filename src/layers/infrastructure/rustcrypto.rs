@@ -7,6 +7,7 @@ use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
 use super::{CipherRefused, NONCE_BYTES};
 use crate::layers::derivation::DerivationError;
 use crate::layers::{TAG_BYTES, TagMismatch};
+use crate::sys::wipe::on_clean_stack;
 
 #[cfg(not(feature = "aws-lc"))]
 pub(super) const IMPLEMENTATION: &str = "RustCrypto (chacha20poly1305)";
@@ -14,11 +15,13 @@ pub(super) const IMPLEMENTATION: &str = "RustCrypto (chacha20poly1305)";
 #[cfg(not(feature = "aws-lc"))]
 pub(crate) use crate::layers::derivation::hkdf_sha256;
 
-pub(crate) struct Cipher(ChaCha20Poly1305);
+pub(crate) struct Cipher(Box<ChaCha20Poly1305>);
 
 impl Cipher {
     pub(crate) fn new(key: &[u8; 32]) -> Result<Self, DerivationError> {
-        Ok(Self(ChaCha20Poly1305::new(key.into())))
+        Ok(on_clean_stack(|| {
+            Self(Box::new(ChaCha20Poly1305::new(key.into())))
+        }))
     }
 
     pub(crate) fn seal(
@@ -27,10 +30,12 @@ impl Cipher {
         aad: &[u8],
         in_out: &mut [u8],
     ) -> Result<[u8; TAG_BYTES], CipherRefused> {
-        self.0
-            .encrypt_inout_detached(nonce.into(), aad, in_out.into())
-            .map(Into::into)
-            .map_err(|_| CipherRefused)
+        on_clean_stack(|| {
+            self.0
+                .encrypt_inout_detached(nonce.into(), aad, in_out.into())
+                .map(Into::into)
+                .map_err(|_| CipherRefused)
+        })
     }
 
     pub(crate) fn open(
@@ -40,8 +45,10 @@ impl Cipher {
         tag: &[u8; TAG_BYTES],
         in_out: &mut [u8],
     ) -> Result<(), TagMismatch> {
-        self.0
-            .decrypt_inout_detached(nonce.into(), aad, in_out.into(), tag.into())
-            .map_err(|_| TagMismatch)
+        on_clean_stack(|| {
+            self.0
+                .decrypt_inout_detached(nonce.into(), aad, in_out.into(), tag.into())
+                .map_err(|_| TagMismatch)
+        })
     }
 }

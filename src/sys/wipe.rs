@@ -1,0 +1,240 @@
+//! Leaving no secret behind: on the stack, and in memory that is given back.
+//!
+//! A type that zeroises itself cannot reach the copies that its moves have left, nor what a cipher
+//! spills out of registers, nor the buffers that a library grows and frees. Two functions can:
+//!
+//! - [`on_clean_stack`] wipes the stack that its work used, and [`StackWipe`] the one that was used
+//!   while it was there: once for a whole run of pages.
+//! - [`with_secrets`] does so to a greater depth, and has [`WipingAllocator`] zeroise whatever the
+//!   thread gives back meanwhile.
+//!
+//! What the work returns is the caller's: a pointer to where the secret is, never the secret.
+//! Registers are not wiped; what is in them is overwritten soon, and is in no memory of the process.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::arch::asm;
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+use std::ptr;
+
+/// Stack that deriving, sealing and opening take, with room to spare, in bytes. The widest AES
+/// backend holds expanded keys in frames of 9 KiB.
+const PAGE_WORK_BYTES: usize = 16 * 1024;
+
+/// Stack that ChaCha20-Poly1305 takes over a page, in bytes.
+const CHACHA_WORK_BYTES: usize = 2048;
+
+/// Stack that parsing and using an RSA key takes, with room to spare. In bytes.
+const KEY_WORK_BYTES: usize = 128 * 1024;
+
+thread_local! {
+    /// What this thread gives back is zeroised first. Needs no destructor, so that it can be asked at
+    /// any time of the thread.
+    static WIPES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` and wipes the 16 KiB of stack below the caller.
+#[inline]
+pub fn on_clean_stack<T>(work: impl FnOnce() -> T) -> T {
+    let result = run(work);
+    wipe_stack_below::<PAGE_WORK_BYTES>();
+    result
+}
+
+/// Runs `work`, which needs little stack, and wipes the 2 KiB below the caller. For what is done with
+/// every page.
+#[inline]
+pub fn on_small_clean_stack<T>(work: impl FnOnce() -> T) -> T {
+    let result = run(work);
+    wipe_stack_below::<CHACHA_WORK_BYTES>();
+    result
+}
+
+/// Wipes 16 KiB of stack when it is dropped, below the function that drops it. What handles secrets
+/// meanwhile has to be functions with frames of their own (`#[inline(never)]`).
+#[derive(Debug)]
+pub struct StackWipe;
+
+impl Drop for StackWipe {
+    #[inline]
+    fn drop(&mut self) {
+        wipe_stack_below::<PAGE_WORK_BYTES>();
+    }
+}
+
+/// Runs `work`, zeroises all memory that this thread gives back meanwhile, and wipes the 128 KiB of
+/// stack below the caller.
+pub fn with_secrets<T>(work: impl FnOnce() -> T) -> T {
+    let section = Section {
+        outer: WIPES.replace(true),
+    };
+    let result = run(work);
+    wipe_stack_below::<KEY_WORK_BYTES>();
+    drop(section);
+    result
+}
+
+/// Ends a section, in a panic too.
+struct Section {
+    outer: bool,
+}
+
+impl Drop for Section {
+    fn drop(&mut self) {
+        WIPES.set(self.outer);
+        if std::thread::panicking() {
+            wipe_stack_below::<KEY_WORK_BYTES>();
+        }
+    }
+}
+
+/// A frame of its own for the work, so that all of it is below that of whoever wipes.
+#[inline(never)]
+fn run<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
+
+#[inline(never)]
+fn wipe_stack_below<const BYTES: usize>() {
+    let mut below = MaybeUninit::<[u8; BYTES]>::uninit();
+    // SAFETY: exactly the local variable, which holds nothing yet.
+    unsafe { wipe(below.as_mut_ptr().cast(), BYTES) };
+}
+
+/// Zeroises memory in a way that the compiler must not leave out.
+///
+/// # Safety
+/// `start` must be valid for writes of `bytes` bytes, and nobody may need what is there.
+unsafe fn wipe(start: *mut u8, bytes: usize) {
+    // SAFETY: as the caller promises. The empty assembly may read any memory that it could know of,
+    // so what was written has to be there before it; it touches nothing.
+    unsafe {
+        ptr::write_bytes(start, 0, bytes);
+        asm!("/* {0} */", in(reg) start, options(nostack, preserves_flags));
+    }
+}
+
+/// The system's allocator; within [`with_secrets`] it zeroises what is given back.
+#[derive(Debug)]
+pub struct WipingAllocator;
+
+// SAFETY: every call goes to the system's allocator with the layout that it came with; `realloc` by
+// the other three keeps the contract of the trait.
+unsafe impl GlobalAlloc for WipingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        // SAFETY: the block is as long as its layout says, and its owner gives it up.
+        unsafe {
+            if WIPES.get() {
+                wipe(start, layout.size());
+            }
+            System.dealloc(start, layout);
+        }
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_bytes: usize) -> *mut u8 {
+        if !WIPES.get() {
+            // SAFETY: as the caller promises.
+            return unsafe { System.realloc(start, layout, new_bytes) };
+        }
+        // SAFETY: the caller promises that the new size is valid for the layout's alignment. The old
+        // block and the new one do not overlap, and both have the bytes that are copied.
+        unsafe {
+            let new_layout = Layout::from_size_align_unchecked(new_bytes, layout.align());
+            let new = self.alloc(new_layout);
+            if !new.is_null() {
+                ptr::copy_nonoverlapping(start, new, layout.size().min(new_bytes));
+                self.dealloc(start, layout);
+            }
+            new
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fills a buffer on the stack with a pattern and says where it was.
+    #[inline(never)]
+    fn leave_behind() -> usize {
+        let mut bytes = [0xA5u8; 1024];
+        std::hint::black_box(&mut bytes);
+        bytes.as_ptr() as usize
+    }
+
+    /// How many bytes of the pattern are there, below the caller's frame.
+    #[inline(never)]
+    fn left(address: usize) -> usize {
+        let mut count = 0;
+        for offset in 0..1024 {
+            // SAFETY: mapped memory of this thread's stack, which was written before; volatile,
+            // since no variable of the language is there any more.
+            let byte = unsafe { ptr::read_volatile((address + offset) as *const u8) };
+            count += usize::from(byte == 0xA5);
+        }
+        count
+    }
+
+    #[test]
+    fn stacks_are_wiped() {
+        assert!(left(leave_behind()) > 512, "otherwise this shows nothing");
+        assert_eq!(left(on_clean_stack(leave_behind)), 0);
+        assert_eq!(left(on_small_clean_stack(leave_behind)), 0);
+        assert_eq!(left(with_secrets(leave_behind)), 0);
+        let wipe = StackWipe;
+        let address = leave_behind();
+        drop(wipe);
+        assert_eq!(left(address), 0);
+    }
+
+    /// The wiped block's bytes by way of a second mapping of them are not to be had; the allocator
+    /// is asked before it gives the block to the system.
+    #[test]
+    fn memory_given_back_is_zeroised_within_the_section_alone() {
+        let layout = Layout::from_size_align(64, 8).expect("layout");
+        let allocator = WipingAllocator;
+        // Far larger than what the system keeps its lists in: the last bytes stay as they are.
+        let after = |within: bool| {
+            // SAFETY: a block of this layout, written within its bounds; it is read once after it
+            // was given back, which glibc leaves mapped for blocks of this size.
+            unsafe {
+                let start = allocator.alloc(layout);
+                assert!(!start.is_null());
+                ptr::write_bytes(start, 0xA5, 64);
+                let free = || allocator.dealloc(start, layout);
+                if within {
+                    with_secrets(free)
+                } else {
+                    free()
+                }
+                ptr::read_volatile(start.add(63))
+            }
+        };
+        assert_eq!(after(true), 0);
+        assert_eq!(after(false), 0xA5);
+        let grown = with_secrets(|| {
+            let mut bytes = vec![7u8; 10];
+            bytes.extend_from_slice(&[8; 5000]);
+            bytes.shrink_to_fit();
+            bytes
+        });
+        assert_eq!((grown[9], grown[10], grown.len()), (7, 8, 5010));
+        assert!(!WIPES.get());
+    }
+
+    #[test]
+    fn a_panic_ends_the_section() {
+        let panicked = std::panic::catch_unwind(|| with_secrets(|| panic!("on purpose")));
+        assert!(panicked.is_err() && !WIPES.get());
+    }
+}
