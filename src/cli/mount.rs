@@ -6,6 +6,7 @@
 
 use std::fs::DirBuilder;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,6 +70,9 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
         dir: absolute(&request.dir)?,
         ..request
     };
+    // Before anything is opened here. The daemon outlives its caller, who waits for the ends of pipes.
+    process::close_inherited_descriptors(passphrase_descriptor(&request))
+        .map_err(|error| CliError::io("cannot close inherited descriptors", &error))?;
     if let Some(path) = &request.words.log_file {
         log.to_file(path).map_err(|error| {
             CliError::io(format_args!("cannot log to {}", path.display()), &error)
@@ -85,6 +89,9 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
     let volume = open_volume(request, &path, &doing)?;
     let volume = accept(request, volume, &doing)?;
+    if let Some(descriptor) = passphrase_descriptor(request) {
+        process::close_inherited_descriptor(descriptor);
+    }
     // All threads that follow inherit both.
     let signals = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
     if let Err(error) = process::set_io_flusher() {
@@ -182,6 +189,15 @@ fn passphrase(request: &MountRequest) -> PassphraseSource {
         .passphrase
         .clone()
         .unwrap_or(PassphraseSource::Prompt)
+}
+
+/// The descriptor that the caller has the passphrase come from, unless it is a standard stream, which
+/// is left with the terminal.
+fn passphrase_descriptor(request: &MountRequest) -> Option<RawFd> {
+    match request.words.passphrase {
+        Some(PassphraseSource::Descriptor(descriptor)) if descriptor > 2 => Some(descriptor),
+        _ => None,
+    }
 }
 
 fn open_volume(

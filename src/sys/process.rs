@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, PipeReader, PipeWriter};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -278,6 +278,60 @@ pub fn detach_from_terminal() -> io::Result<()> {
         check(unsafe { libc::dup2(null.as_raw_fd(), standard) })?;
     }
     Ok(())
+}
+
+/// Closes every descriptor that this process was started with, but the standard streams and `keep`.
+/// Only for a process that has opened none of its own yet: it would lose that too.
+///
+/// # Errors
+/// When the descriptors cannot even be listed.
+pub fn close_inherited_descriptors(keep: Option<RawFd>) -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    let kept = keep.and_then(|kept| libc::c_uint::try_from(kept).ok());
+    let closed = match kept.filter(|kept| *kept >= FIRST) {
+        None => close_range(FIRST, libc::c_uint::MAX),
+        Some(kept) => close_range(FIRST, kept.saturating_sub(1))
+            .and_then(|()| close_range(kept.saturating_add(1), libc::c_uint::MAX)),
+    };
+    match closed {
+        // Linux before 5.9.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            for descriptor in open_descriptors()? {
+                if descriptor >= 3 && keep != Some(descriptor) {
+                    close_inherited_descriptor(descriptor);
+                }
+            }
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Closes one descriptor that this process was started with.
+pub fn close_inherited_descriptor(descriptor: RawFd) {
+    // SAFETY: a plain number. No value of this program owns what was there before it started; that
+    // it is not open, which is an error, does no harm.
+    unsafe { libc::close(descriptor) };
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
+    let flags: libc::c_uint = 0;
+    // SAFETY: plain numbers; the caller owns no descriptor within the range.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    check(libc::c_int::try_from(result).unwrap_or(-1)).map(drop)
+}
+
+fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    let listed = std::fs::read_dir("/proc/self/fd")?;
+    // Listed to the end first: the directory is open while it is read.
+    let names: io::Result<Vec<_>> = listed.map(|entry| Ok(entry?.file_name())).collect();
+    let numbers = names?.into_iter();
+    Ok(numbers
+        .filter_map(|name| name.to_str()?.parse().ok())
+        .collect())
 }
 
 /// Gives the calling thread a table of descriptors of its own, with nothing in it, not even the

@@ -4,6 +4,7 @@
 //! in `docs/ATTACKS.md` names every test of this folder.
 #![allow(clippy::unwrap_used)]
 
+mod descriptors;
 mod foreign_set;
 mod memory;
 mod read_only_set;
