@@ -14,7 +14,7 @@ use super::progress::Progress;
 use super::status::volume_of;
 use super::{OpenArgs, options, paths, print, print_json};
 use crate::fuse::mountinfo::mounts_of;
-use crate::salvage::out::Out;
+use crate::salvage::out::{Out, Refused};
 use crate::salvage::{self, Options, REPORT_NAME, SalvageError, Summary};
 use crate::store::directory::DirectoryStore;
 use crate::volume::{self, OpenOptions, Rescue};
@@ -89,7 +89,7 @@ pub(super) fn run(args: &SalvageArgs) -> Result<(), CliError> {
     }
     let to = place(&args.out, &path)?;
     let rescue = open(&path, args, &doing)?;
-    let out = Out::take(&to).map_err(|error| refuse_place(&to, &error))?;
+    let out = Out::take(&to, Some(&path)).map_err(|error| refuse_place(&to, &error))?;
     let bar = Bar {
         quiet: args.quiet || args.json,
         shown: Mutex::default(),
@@ -115,15 +115,19 @@ fn place(out: &Path, volume: &Path) -> Result<PathBuf, CliError> {
     Ok(to)
 }
 
-fn refuse_place(to: &Path, error: &io::Error) -> CliError {
-    let told = CliError::io(format_args!("cannot write to {}", to.display()), error);
-    match error.kind() {
-        io::ErrorKind::DirectoryNotEmpty => CliError {
-            code: ExitCode::Usage,
-            ..told
+fn refuse_place(to: &Path, refused: &Refused) -> CliError {
+    let doing = format!("cannot write to {}", to.display());
+    let usage = || CliError::usage(format!("{doing}: {refused}"));
+    match refused {
+        Refused::System(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            usage().with_hint("choose a directory that is empty, or not there yet")
         }
-        .with_hint("choose a directory that is empty, or not there yet"),
-        _ => told,
+        Refused::System(error) => CliError::io(doing, error),
+        Refused::Foreign { .. } => {
+            usage().with_hint("choose a directory of your own, or one that is not there yet")
+        }
+        Refused::Shared(_) => usage().with_hint(format!("chmod go-w {}", to.display())),
+        Refused::WithinVolume => usage().with_hint("choose a directory elsewhere"),
     }
 }
 

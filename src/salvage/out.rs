@@ -1,18 +1,21 @@
 //! The directory that everything is written to.
 //!
+//! It belongs to whoever runs this, is theirs alone from the start, and lies outside the volume.
 //! Every name is made relative to an open directory, as something that was not there before; no
-//! symbolic link is followed in the last component, and there is no other component. So whatever the
-//! records say, nothing outside is touched.
+//! symbolic link is followed in the last component, and there is no other component. What was made is
+//! opened, looked at, and from then on reached by its descriptor alone: whatever the records say and
+//! whoever exchanges names, nothing outside is touched.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Timespec as FileTime, Timestamps, Uid,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec as FileTime, Timestamps, Uid,
     XattrFlags,
 };
 
@@ -42,6 +45,28 @@ pub struct Attributes<'a> {
 /// Something that could not be set, and why.
 pub type Unset = (String, io::Error);
 
+/// Why a directory is not written to.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The operating system says no; `DirectoryNotEmpty` if something is in it.
+    #[error("{0}")]
+    System(#[from] io::Error),
+    /// What is written there would be in somebody else's hands.
+    #[error("it belongs to user {owner}, not to user {user}")]
+    Foreign {
+        /// Whose it is.
+        owner: u32,
+        /// Who asks.
+        user: u32,
+    },
+    /// Others may have put something there, or may yet.
+    #[error("others may write to it (mode {0:04o})")]
+    Shared(u32),
+    /// Nothing is written to a damaged volume.
+    #[error("it is within the volume")]
+    WithinVolume,
+}
+
 /// The directory, mode 0700.
 #[derive(Debug)]
 pub struct Out {
@@ -62,26 +87,39 @@ pub fn is_fatal(error: &io::Error) -> bool {
 }
 
 impl Out {
-    /// Makes the directory, or takes one that is empty.
+    /// Makes the directory, or takes one that is empty, this user's, and writable by nobody else.
+    /// `volume`: the directory that it must not be within, not even by way of a bind mount.
     ///
     /// # Errors
-    /// `DirectoryNotEmpty`, or what the operating system says.
-    pub fn take(path: &Path) -> io::Result<Self> {
-        match rustix::fs::mkdirat(CWD, path, Mode::RWXU) {
+    /// When it cannot be made or is none of these.
+    pub fn take(path: &Path, volume: Option<&Path>) -> Result<Self, Refused> {
+        let forbidden = volume.map(directories_of).unwrap_or_default();
+        let (parent, name) = open_parent(path, &forbidden)?;
+        match rustix::fs::mkdirat(&parent, &name, Mode::RWXU) {
             Err(error) if error != rustix::io::Errno::EXIST => return Err(error.into()),
             _ => {}
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-        if !names_in(&root)?.is_empty() {
-            return Err(os_error(Errno::ENOTEMPTY));
+        let root = rustix::fs::openat(&parent, &name, DIRECTORY, Mode::empty())?;
+        let found = rustix::fs::fstat(&root)?;
+        refuse_within(&found, &forbidden)?;
+        let user = effective_user();
+        if found.st_uid != user {
+            let owner = found.st_uid;
+            return Err(Refused::Foreign { owner, user });
         }
+        if found.st_mode & 0o022 != 0 {
+            return Err(Refused::Shared(found.st_mode & 0o7777));
+        }
+        // Before it is looked into: from here on nobody else gets in, open descriptor or not.
         rustix::fs::fchmod(&root, Mode::RWXU)?;
+        if !names_in(&root)?.is_empty() {
+            return Err(os_error(Errno::ENOTEMPTY).into());
+        }
         let syncs = SyncPolicy::of_directory(&root);
         Ok(Self {
             root,
             path: path.to_path_buf(),
-            privileged: effective_user() == 0,
+            privileged: user == 0,
             syncs,
         })
     }
@@ -139,6 +177,62 @@ impl Out {
     }
 }
 
+impl From<rustix::io::Errno> for Refused {
+    fn from(error: rustix::io::Errno) -> Self {
+        Self::System(error.into())
+    }
+}
+
+/// What identifies a directory, whatever path leads to it.
+type Identity = (u64, u64);
+
+/// A volume's directory and those in it that could be mounted elsewhere by themselves. Those that
+/// cannot be read are left out: the volume is a damaged one.
+fn directories_of(volume: &Path) -> Vec<Identity> {
+    let mut found = Vec::new();
+    let mut ahead = vec![(volume.to_path_buf(), 0)];
+    while let Some((path, depth)) = ahead.pop() {
+        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+            continue;
+        };
+        if !metadata.is_dir() {
+            continue;
+        }
+        found.push((metadata.dev(), metadata.ino()));
+        // objects/<folder> is the deepest.
+        if depth < 2 {
+            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            ahead.extend(entries.map(|entry| (entry.path(), depth + 1)));
+        }
+    }
+    found
+}
+
+fn refuse_within(found: &Stat, forbidden: &[Identity]) -> Result<(), Refused> {
+    if forbidden.contains(&(found.st_dev, found.st_ino)) {
+        return Err(Refused::WithinVolume);
+    }
+    Ok(())
+}
+
+/// The directory that `path` is in and its name there. No link is followed that was put in a
+/// component's place after the path was looked up.
+fn open_parent(path: &Path, forbidden: &[Identity]) -> Result<(OwnedFd, PathBuf), Refused> {
+    let absolute = std::path::absolute(path)?;
+    let invalid = || Refused::System(io::ErrorKind::InvalidInput.into());
+    let name = PathBuf::from(absolute.file_name().ok_or_else(invalid)?);
+    let parent = std::fs::canonicalize(absolute.parent().ok_or_else(invalid)?)?;
+    let flags = DIRECTORY.union(OFlags::PATH);
+    let mut at = rustix::fs::openat(CWD, "/", flags, Mode::empty())?;
+    for component in parent.components() {
+        if let Component::Normal(name) = component {
+            at = rustix::fs::openat(&at, name, flags, Mode::empty())?;
+            refuse_within(&rustix::fs::fstat(&at)?, forbidden)?;
+        }
+    }
+    Ok((at, name))
+}
+
 /// True for a name that may stand in a directory.
 pub fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..")
@@ -176,7 +270,15 @@ fn open_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
 pub fn make_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     let name = checked(name)?;
     rustix::fs::mkdirat(at, name, Mode::RWXU)?;
-    open_directory(at, name.as_bytes())
+    let made = open_directory(at, name.as_bytes())?;
+    if rustix::fs::fstat(&made)?.st_uid != effective_user() {
+        return Err(exchanged());
+    }
+    Ok(made)
+}
+
+fn exchanged() -> io::Error {
+    io::Error::other("something else is where it was made")
 }
 
 /// The directory that this one is in. Whoever made this one has moved nothing since.
@@ -191,28 +293,35 @@ pub fn make_file(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
     Ok(rustix::fs::openat(at, checked(name)?, flags, mode)?.into())
 }
 
-/// Makes what is neither a plain file nor a directory.
-pub fn make_other(at: BorrowedFd<'_>, name: &[u8], inode: &InodeRecord) -> io::Result<()> {
+/// Makes what is neither a plain file nor a directory; it is not opened, only held (`O_PATH`).
+pub fn make_other(at: BorrowedFd<'_>, name: &[u8], inode: &InodeRecord) -> io::Result<OwnedFd> {
     let name = checked(name)?;
-    let mode = Mode::RUSR | Mode::WUSR;
     let kind = match inode.kind {
-        FileKind::Symlink => {
-            let target = OsStr::from_bytes(&inode.target);
-            return Ok(rustix::fs::symlinkat(target, at, name)?);
-        }
+        FileKind::Symlink => FileType::Symlink,
         FileKind::Fifo => FileType::Fifo,
         FileKind::Socket => FileType::Socket,
         FileKind::CharDevice => FileType::CharacterDevice,
         FileKind::BlockDevice => FileType::BlockDevice,
         FileKind::Regular | FileKind::Directory => return Err(os_error(Errno::EINVAL)),
     };
-    Ok(rustix::fs::mknodat(
-        at,
-        name,
-        kind,
-        mode,
-        device(inode.rdev),
-    )?)
+    let device = device(inode.rdev);
+    if kind == FileType::Symlink {
+        rustix::fs::symlinkat(OsStr::from_bytes(&inode.target), at, name)?;
+    } else {
+        rustix::fs::mknodat(at, name, kind, Mode::RUSR | Mode::WUSR, device)?;
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = rustix::fs::openat(at, name, flags, Mode::empty())?;
+    let found = rustix::fs::fstat(&made)?;
+    let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
+    if FileType::from_raw_mode(found.st_mode) != kind
+        || found.st_uid != effective_user()
+        || found.st_nlink != 1
+        || (is_device && found.st_rdev != device)
+    {
+        return Err(exchanged());
+    }
+    Ok(made)
 }
 
 /// A device number of a record (minor bits 0 to 7 at 0, major at 8, the other minor bits at 20).
@@ -309,18 +418,10 @@ pub fn finish_open(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool)
     unset
 }
 
-/// The same for what cannot be opened.
-pub fn finish_at(
-    at: BorrowedFd<'_>,
-    name: &[u8],
-    attributes: &Attributes<'_>,
-    chown: bool,
-) -> Vec<Unset> {
+/// Owner, attributes, mode and times of what [`make_other`] has made.
+pub fn finish_other(made: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool) -> Vec<Unset> {
     let inode = attributes.inode;
     let mut unset = Vec::new();
-    let Ok(file) = checked(name) else {
-        return unset;
-    };
     let mut note = |what: &str, result: rustix::io::Result<()>| {
         if let Err(error) = result {
             unset.push((what.to_owned(), error.into()));
@@ -328,27 +429,24 @@ pub fn finish_at(
     };
     if chown {
         let (user, group) = owner_of(inode);
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        note("owner", rustix::fs::chownat(at, file, user, group, flags));
+        let flags = AtFlags::EMPTY_PATH;
+        note("owner", rustix::fs::chownat(made, "", user, group, flags));
     }
-    // There is no call that takes an open directory; the descriptor's own entry is one.
-    let path = Path::new("/proc/self/fd")
-        .join(at.as_raw_fd().to_string())
-        .join(file);
+    // There are no calls that take such a descriptor; its entry in /proc leads to the inode itself, be
+    // it a symbolic link.
+    let path = Path::new("/proc/self/fd").join(made.as_raw_fd().to_string());
     for (name, value) in attributes.xattrs {
-        let result =
-            rustix::fs::lsetxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty());
+        let name_of = OsStr::from_bytes(name);
+        let result = rustix::fs::setxattr(&path, name_of, value, XattrFlags::empty());
         note(&attribute(name), result);
     }
+    let flags = AtFlags::empty();
     if inode.kind != FileKind::Symlink {
-        let flags = AtFlags::empty();
-        note("mode", rustix::fs::chmodat(at, file, mode_of(inode), flags));
+        let mode = mode_of(inode);
+        note("mode", rustix::fs::chmodat(CWD, &path, mode, flags));
     }
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    note(
-        "times",
-        rustix::fs::utimensat(at, file, &times_of(inode), flags),
-    );
+    let times = times_of(inode);
+    note("times", rustix::fs::utimensat(CWD, &path, &times, flags));
     unset
 }
 
@@ -363,7 +461,7 @@ mod tests {
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let out = Out::take(&dir.path().join("out")).unwrap();
+        let out = Out::take(&dir.path().join("out"), None).unwrap();
         for name in [
             &b".."[..],
             b".",
@@ -383,7 +481,7 @@ mod tests {
         assert!(make_file(out.root(), b"link").is_err());
         assert!(make_directory(out.root(), b"link").is_err());
         assert!(out.directory(&[b"link"]).is_err());
-        assert!(Out::take(&dir.path().join("out")).is_err());
+        assert!(Out::take(&dir.path().join("out"), None).is_err());
     }
 
     #[test]

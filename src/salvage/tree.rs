@@ -428,7 +428,7 @@ impl Walk<'_, '_> {
         ino: Ino,
         inode: &InodeRecord,
     ) -> io::Result<()> {
-        out::make_other(at, name, inode)?;
+        let made = out::make_other(at, name, inode)?;
         match inode.kind {
             FileKind::Symlink => self.report.counts.symlinks += 1,
             _ => self.report.counts.special += 1,
@@ -438,7 +438,7 @@ impl Walk<'_, '_> {
             inode,
             xattrs: &xattrs,
         };
-        let unset = out::finish_at(at, name, &attributes, self.out.privileged);
+        let unset = out::finish_other(made.as_fd(), &attributes, self.out.privileged);
         self.report_unset(unset)?;
         self.report_state(ino, inode.kind)
     }

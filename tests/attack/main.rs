@@ -8,6 +8,7 @@ mod descriptors;
 mod foreign_set;
 mod memory;
 mod read_only_set;
+mod salvage_out;
 
 #[allow(
     dead_code,
