@@ -1,5 +1,6 @@
 //! Man pages and completions, from the parser that reads the command line.
 
+use std::ffi::OsStr;
 use std::fs::create_dir_all;
 use std::io;
 use std::path::Path;
@@ -24,19 +25,33 @@ pub(super) fn generate(command: Command, dir: &Path) -> Result<(), CliError> {
         .map_err(|error| CliError::io(format_args!("cannot write to {}", dir.display()), &error))
 }
 
+/// Made where nobody else gets at it, then put in its place file by file: a link that has the name of
+/// one is replaced, and what it leads to is not written to.
 fn write_all(mut command: Command, dir: &Path) -> io::Result<()> {
+    create_dir_all(dir)?;
+    let aside = tempfile::Builder::new()
+        .prefix(".bilayer-generate-")
+        .tempdir_in(dir)?;
     for (shell, place) in COMPLETIONS {
-        let place = dir.join(place);
-        create_dir_all(&place)?;
-        let file = generate_to(shell, &mut command, PROGRAM, &place)?;
-        if shell == Shell::Bash {
+        let made = generate_to(shell, &mut command, PROGRAM, aside.path())?;
+        let name = match shell {
             // Where bash looks for it by the name of the program.
-            std::fs::rename(file, place.join(PROGRAM))?;
-        }
+            Shell::Bash => PROGRAM.as_ref(),
+            _ => made.file_name().unwrap_or_default(),
+        };
+        put(&made, &dir.join(place), name)?;
     }
-    let pages = dir.join("man/man1");
-    create_dir_all(&pages)?;
-    clap_mangen::generate_to(command, pages)
+    clap_mangen::generate_to(command, aside.path())?;
+    for page in std::fs::read_dir(aside.path())? {
+        let page = page?;
+        put(&page.path(), &dir.join("man/man1"), &page.file_name())?;
+    }
+    aside.close()
+}
+
+fn put(made: &Path, place: &Path, name: &OsStr) -> io::Result<()> {
+    create_dir_all(place)?;
+    std::fs::rename(made, place.join(name))
 }
 
 #[cfg(test)]
@@ -60,6 +75,17 @@ mod tests {
                 "{name}"
             );
         }
+        // Again, over what is there, one of it a link to something else.
+        let (page, prize) = (
+            dir.path().join("man/man1/bilayer.1"),
+            dir.path().join("prize"),
+        );
+        std::fs::write(&prize, "kept").unwrap();
+        std::fs::remove_file(&page).unwrap();
+        std::os::unix::fs::symlink(&prize, &page).unwrap();
+        generate(crate::cli::Cli::command(), dir.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(&prize).unwrap(), "kept");
+        assert!(std::fs::symlink_metadata(&page).unwrap().is_file());
         let page = read("man/man1/bilayer-snapshot-prune.1");
         assert!(
             page.contains("Example") && page.contains("hourly"),

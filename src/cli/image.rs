@@ -364,13 +364,17 @@ fn stream_to_file(
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
         Ok(found) if !found.is_file() => {
-            let mut file = File::options().write(true).open(path).map_err(failed)?;
+            let file = paths::open_to_write(path, File::options().write(true));
+            let mut file = file.map_err(failed)?;
             return stream(session, request, &mut file, progress);
         }
         _ => {}
     }
-    let path = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
-    let path = path.map_err(failed)?;
+    // A link that others may have put there gives way to the file; one of our own leads to it.
+    let path = match std::fs::canonicalize(path) {
+        Ok(found) if paths::is_ours(path) => found,
+        _ => std::path::absolute(path).map_err(failed)?,
+    };
     let parent = path.parent().unwrap_or(Path::new("/"));
     // Made with mode 0600, and taken away if it does not get its name.
     let mut aside = tempfile::Builder::new()

@@ -82,13 +82,12 @@ impl Log {
         Self(Arc::new(RwLock::new(Sink::Nowhere)))
     }
 
-    /// Goes on in that file, which is made (mode 0600) or added to.
+    /// Goes on in that file, which is made (mode 0600) or added to. It tells what is done with keys:
+    /// nobody else's file, and no link that somebody else may have put there.
     pub fn to_file(&self, path: &Path) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut options = OpenOptions::new();
+        let options = options.append(true).create(true).mode(0o600);
+        let file = super::paths::open_to_write(path, options)?;
         *self.0.write() = Sink::File(file);
         Ok(())
     }
