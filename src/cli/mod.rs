@@ -144,6 +144,9 @@ Options (-o):
   pending=SIZE               memory for changes that are not on disk yet
   open_objects=N             files of the volume held open
   log_file=FILE              the daemon's log, instead of the system's
+  trusted                    suid and dev also for a volume that was imported, or deployed to other
+                             keys: such a one is mounted nosuid,nodev unless suid,dev is asked for
+                             (in fstab only this word reaches bilayer)
   remount                    change ro, rw and the next line's words of a mount
   nodev dev nosuid suid noexec exec noatime atime sync async dirsync
                              as in mount(8); nodev,nosuid unless root mounts

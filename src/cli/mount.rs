@@ -99,10 +99,10 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     }
     let report = status::report_open(&path, &volume);
     let read_only = request.words.read_only.unwrap_or(false);
+    let options = fuse_options(request, &path, volume.header.is_foreign());
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| CliError::filesystem(doing(), &error))?;
     let control = start_control(&path, &filesystem, report, read_only);
-    let options = fuse_options(request, &path);
     let served = fuse::mount(
         Arc::clone(&filesystem),
         &dir,
@@ -269,11 +269,24 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
 }
 
 /// A mount that root makes is for everybody under ordinary permissions, as any disk is.
-fn fuse_options(request: &MountRequest, path: &Path) -> MountOptions {
+/// One that others have filled is mounted without their set-id programs and devices.
+fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOptions {
     let words = &request.words;
     let mut options = MountOptions::new(path);
     let by_root = effective_user() == 0;
     options.flags = words.flags(by_root);
+    if foreign {
+        let wanted = options.flags;
+        options.flags = words.restrained(wanted);
+        if options.flags != wanted {
+            tracing::info!(
+                nosuid = options.flags.nosuid,
+                nodev = options.flags.nodev,
+                "the volume came from elsewhere: no set-id programs and devices of others, unless \
+                 suid,dev (in fstab: trusted) is asked for"
+            );
+        }
+    }
     options.allow_other = words.allow_other.unwrap_or(by_root);
     options.writeback = words.writeback.unwrap_or(options.writeback);
     options.follow_caller = words.follow_caller.unwrap_or(options.follow_caller);
@@ -425,10 +438,15 @@ mod tests {
         assert_eq!(inner.meta_cache_bytes, 2 << 20);
         assert_eq!(inner.pending_bytes, 3 << 20);
         assert_eq!(inner.open_objects, 9);
-        let outer = fuse_options(&request, Path::new("/v"));
+        let outer = fuse_options(&request, Path::new("/v"), false);
         assert!(outer.allow_other && !outer.writeback && !outer.follow_caller && outer.nfs_export);
         assert!(outer.flags.read_only && outer.flags.nodev && !outer.flags.nosuid);
         assert_eq!((outer.workers, outer.max_background), (4, 5));
         assert_eq!(outer.source, Path::new("/v"));
+        // `suid` was asked for.
+        let foreign = fuse_options(&request, Path::new("/v"), true);
+        assert_eq!(foreign.flags, outer.flags);
+        request.words.suid = None;
+        assert!(fuse_options(&request, Path::new("/v"), true).flags.nosuid);
     }
 }

@@ -98,6 +98,8 @@ pub struct MountWords {
     pub sync: Option<bool>,
     /// `dirsync`.
     pub dirsync: Option<bool>,
+    /// `trusted`: a volume that came from elsewhere is mounted as if it had not.
+    pub trusted: bool,
     /// `remount`.
     pub remount: bool,
     /// They come from mount(8), which leaves words out.
@@ -218,6 +220,10 @@ impl MountWords {
                 self.remount = true;
                 return true;
             }
+            "trusted" => {
+                self.trusted = true;
+                return true;
+            }
             _ => return false,
         };
         *flag = Some(value);
@@ -283,6 +289,19 @@ impl MountWords {
             nosuid: !by_root,
             ..MountFlags::default()
         })
+    }
+
+    /// What is wanted, without set-id programs and devices unless they are asked for: flags for a
+    /// volume that others have filled. mount(8) hands on neither `suid` nor `dev`, which is why
+    /// there is `trusted`.
+    #[must_use]
+    pub fn restrained(&self, wanted: MountFlags) -> MountFlags {
+        let asked = |word: Option<bool>| self.trusted || (!self.by_mount && word == Some(true));
+        MountFlags {
+            nosuid: wanted.nosuid || !asked(self.suid),
+            nodev: wanted.nodev || !asked(self.dev),
+            ..wanted
+        }
     }
 
     /// Flags of a mount that has these now.
@@ -555,6 +574,29 @@ mod tests {
             dirsync: true,
         };
         assert_eq!(flags, all);
+        let restrained = |text: &str| {
+            let words = parse(text).unwrap();
+            words.restrained(words.flags(true))
+        };
+        assert_eq!(restrained(""), theirs);
+        assert_eq!(restrained("suid,dev"), MountFlags::default());
+        assert_eq!(restrained("trusted"), MountFlags::default());
+        let nodev = MountFlags {
+            nodev: true,
+            ..MountFlags::default()
+        };
+        assert_eq!(restrained("suid"), nodev);
+        assert_eq!(restrained("trusted,nodev"), nodev);
+        let theirs_by_mount = parse("").unwrap().with_defaults_of_mount();
+        assert_eq!(
+            theirs_by_mount.restrained(theirs_by_mount.flags(true)),
+            theirs
+        );
+        let by_mount = parse("trusted").unwrap().with_defaults_of_mount();
+        assert_eq!(
+            by_mount.restrained(by_mount.flags(true)),
+            MountFlags::default()
+        );
         let by_mount = parse("nosuid").unwrap().with_defaults_of_mount();
         let nosuid = MountFlags {
             nosuid: true,

@@ -30,7 +30,7 @@ pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
         return Err(CliError::io(doing(&dir), &refused).with_hint("only root may remount"));
     }
     let now = flags_of(&mount);
-    let wanted = words.flags_over(now);
+    let wanted = restrain(words, &mount, now, words.flags_over(now));
     if !told_to_daemon(now, wanted) {
         return change(&dir, wanted);
     }
@@ -53,6 +53,29 @@ pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
         change(&dir, wanted).inspect_err(|_| {
             take_back(daemon.tell(&dir, now));
         })
+    }
+}
+
+/// Set-id programs and devices of a volume that came from elsewhere do not come back by the way, as by
+/// a `remount,rw` of mount(8), which never says that it wants them. Nor where nobody says where the
+/// volume came from.
+fn restrain(
+    words: &MountWords,
+    mount: &MountInfo,
+    now: MountFlags,
+    wanted: MountFlags,
+) -> MountFlags {
+    let restrained = words.restrained(wanted);
+    let kept = MountFlags {
+        nosuid: wanted.nosuid || (now.nosuid && restrained.nosuid),
+        nodev: wanted.nodev || (now.nodev && restrained.nodev),
+        ..wanted
+    };
+    let foreign = || Daemon::of(mount).is_none_or(|daemon| daemon.foreign);
+    if kept != wanted && foreign() {
+        kept
+    } else {
+        wanted
     }
 }
 
@@ -112,6 +135,8 @@ struct Daemon {
     control: ControlClient,
     /// It has no right to write, and cannot get it.
     opened_read_only: bool,
+    /// Its volume came from elsewhere.
+    foreign: bool,
 }
 
 impl Daemon {
@@ -121,6 +146,7 @@ impl Daemon {
         let report: status::Report = serde_json::from_str(&answer).ok()?;
         Some(Self {
             control,
+            foreign: report.header.foreign,
             opened_read_only: report.daemon?.read_only,
         })
     }

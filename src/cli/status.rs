@@ -108,6 +108,7 @@ pub struct HeaderReport {
     pub key_mode: String,
     pub key_sets: Vec<KeySetReport>,
     pub provenance: Option<String>,
+    pub foreign: bool,
 }
 
 /// A key set and who can unwrap it.
@@ -178,6 +179,7 @@ fn header_report(header: &HeaderContents) -> HeaderReport {
         provenance: header
             .provenance()
             .map(|from| format!("{}/{}", from.volume, from.image)),
+        foreign: header.is_foreign(),
     }
 }
 
@@ -546,6 +548,10 @@ fn header_lines(header: &HeaderReport, verified: bool, line: &mut impl FnMut(&st
     if let Some(provenance) = &header.provenance {
         let mark = if verified { "" } else { " (unverified)" };
         line("deployed from", &format!("{provenance}{mark}"));
+        if header.foreign {
+            let why = "came from elsewhere: mounts nosuid,nodev unless suid,dev is asked for";
+            line("trust", &format!("{why}{mark}"));
+        }
     }
     for set in &header.key_sets {
         let state = if set.active { "active" } else { "read-only" };

@@ -15,12 +15,12 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ImageError;
 use crate::ids::{FolderNumber, VolumeId};
-use crate::keys::{KeyUri, PassphraseSource, customer};
+use crate::keys::{CustomerKeyProvider, KeyUri, PassphraseSource, PlatformKeystore, customer};
 use crate::meta::copy::Copied;
 use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
 use crate::meta::records::ObjectName;
@@ -79,6 +79,23 @@ pub struct Deployed {
     pub bytes: u64,
 }
 
+/// Whether the new volume's keys are held by whoever holds the source's. Otherwise what is in it was
+/// decided by others than its holder.
+fn same_holder(
+    source: &Source<'_>,
+    named: Option<&dyn CustomerKeyProvider>,
+    keystore: &Path,
+) -> bool {
+    let own = source.volume.customer_key.as_deref();
+    let key_of =
+        |key: Option<&dyn CustomerKeyProvider>| key.map(|key| key.describe().key_version.clone());
+    let same_key = named.is_none() || key_of(named) == key_of(own);
+    let ours = &source.volume.keystore;
+    let same_keystore = keystore == ours.directory()
+        || PlatformKeystore::open(keystore).is_ok_and(|other| other.id() == ours.id());
+    same_key && same_keystore
+}
+
 /// Makes a volume from an image in an empty directory, or in one that an earlier attempt left half
 /// made. It is durable on return.
 ///
@@ -97,6 +114,7 @@ pub fn deploy(
         .map(|uri| customer::open(uri, &options.passphrase))
         .transpose()
         .map_err(VolumeError::from)?;
+    let named = named.as_deref();
     let own = source.volume.customer_key.as_deref();
     let limit_bytes = options
         .size_bytes
@@ -107,11 +125,13 @@ pub fn deploy(
         provenance: Provenance {
             volume: source.volume.header.volume_id(),
             image: source.image.to_owned(),
+            foreign: source.volume.header.is_foreign()
+                || !same_holder(source, named, &options.keystore),
         },
     };
     let founding = Founding {
         action: "deploy-image",
-        customer_key: named.as_deref().or(own),
+        customer_key: named.or(own),
         keystore: &options.keystore,
         size_bytes: (limit_bytes > 0).then_some(limit_bytes),
         inherited: Some(&inheritance),

@@ -93,6 +93,7 @@ pub fn import(
         provenance: Provenance {
             volume: provenance.volume,
             image: provenance.image.clone(),
+            foreign: true,
         },
     };
     let customer = opened.customer.take();

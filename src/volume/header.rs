@@ -15,7 +15,7 @@
 //! | `sequence` | number of this superblock, raised whenever it is rewritten |
 //! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
 //! | `key_sets` | 1 to 64 of `{id, epoch, state, succeeds, customer: [wrap…], infrastructure: [wrap…]}` |
-//! | `provenance` | null, or the volume and image it was deployed from |
+//! | `provenance` | null, or the volume and image it was made from, and whether elsewhere |
 //!
 //! `state` is `"active"` for exactly the set with the highest epoch and `"read-only"` for all
 //! others. `succeeds` is null, or `{key_set, incarnation, commit, mac}` for a set that became active
@@ -127,6 +127,9 @@ pub struct Provenance {
     pub volume: VolumeId,
     /// Name of the image.
     pub image: String,
+    /// It was imported, or made by the holder of other keys: whoever filled it is not whoever holds
+    /// these.
+    pub foreign: bool,
 }
 
 /// What a superblock says.
@@ -246,6 +249,11 @@ impl HeaderContents {
     /// Where the volume came from.
     pub fn provenance(&self) -> Option<&Provenance> {
         self.provenance.as_ref()
+    }
+
+    /// True where others decided what is in it: its set-id programs and devices are theirs.
+    pub fn is_foreign(&self) -> bool {
+        self.provenance.as_ref().is_some_and(|from| from.foreign)
     }
 
     /// Parses and checks one line of JSON.

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod descriptors;
+mod foreign;
 mod foreign_set;
 mod memory;
 mod read_only_set;

@@ -11,6 +11,7 @@ mod real;
 mod copy;
 mod errors;
 mod files;
+mod foreign;
 mod fstab;
 mod helpers;
 mod machine;

@@ -13,6 +13,7 @@ fn inheritance(volume: &Volume) -> Inheritance {
         provenance: Provenance {
             volume: volume.header.volume_id(),
             image: "golden".to_owned(),
+            foreign: false,
         },
     }
 }
