@@ -15,11 +15,11 @@
 //! `openat`. A folder that someone renames while it is cached stays the folder it was.
 
 use std::any::Any;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -28,11 +28,12 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
-    SyncPolicy, adopt, is_component, os_error, sync,
+    Adopted, EntryInfo, EntryKind, HeldLock, OpenMode, SpaceInfo, Store, StoreFile, StoreLock,
+    StorePath, SyncPolicy, adopt, is_component, os_error, sync,
 };
 use crate::errno::Errno;
 use crate::sys::files::{self, Access, FileType};
+use crate::sys::identity::effective_user;
 
 /// Folders kept open, `objects/` among them.
 const CACHED_FOLDERS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
@@ -396,11 +397,42 @@ impl Store for DirectoryStore {
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         // Opened for writing, since NFS makes an exclusive flock a write lock of the range.
         let file = self.open_plain(path, Access::ReadWrite)?;
+        keep_to_owner(&file);
         file.try_lock()?;
         Ok(Box::new(DirectoryLock {
-            _file: file,
+            file,
+            exclusive: true,
+            root: Arc::clone(&self.root),
             _directory: self.lock_directory()?,
         }))
+    }
+
+    fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        let file = self.open_plain(path, Access::Read)?;
+        file.try_lock_shared()?;
+        Ok(Box::new(DirectoryLock {
+            file,
+            exclusive: false,
+            root: Arc::clone(&self.root),
+            _directory: None,
+        }))
+    }
+}
+
+/// Who may open a file may lock it, and keep everybody out: a copy that was made with the modes of
+/// its maker's umask is closed to others again. Where modes cannot be set it stays as it is.
+fn keep_to_owner(file: &File) {
+    let tightened = file.metadata().and_then(|metadata| {
+        let me = effective_user();
+        let may = me == 0 || me == metadata.uid();
+        // One that has other names may be another file altogether, which somebody linked here.
+        if metadata.mode() & 0o077 != 0 && may && metadata.nlink() == 1 {
+            file.set_permissions(Permissions::from_mode(0o600))?;
+        }
+        Ok(())
+    });
+    if let Err(error) = tightened {
+        tracing::debug!(%error, "the lock file stays open to others");
     }
 }
 
@@ -430,11 +462,21 @@ impl DirectoryStore {
 
 #[derive(Debug)]
 struct DirectoryLock {
-    _file: File,
+    file: File,
+    exclusive: bool,
+    root: Arc<OwnedFd>,
     _directory: Option<Arc<File>>,
 }
 
-impl StoreLock for DirectoryLock {}
+impl StoreLock for DirectoryLock {
+    fn held(&self) -> Option<HeldLock<'_>> {
+        Some(HeldLock {
+            file: self.file.as_fd(),
+            directory: self.root.as_fd(),
+            exclusive: self.exclusive,
+        })
+    }
+}
 
 #[derive(Debug)]
 struct DirectoryFile(File);

@@ -10,6 +10,7 @@
 use std::any::Any;
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::errno::Errno;
@@ -137,7 +138,23 @@ pub struct SpaceInfo {
 }
 
 /// A lock that is held until it is dropped.
-pub trait StoreLock: Send + Sync + Debug {}
+pub trait StoreLock: Send + Sync + Debug {
+    /// The descriptors behind it, where it is a lock of the operating system's.
+    fn held(&self) -> Option<HeldLock<'_>> {
+        None
+    }
+}
+
+/// What a process can show of a lock that it holds.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldLock<'a> {
+    /// The open file description that holds the lock.
+    pub file: BorrowedFd<'a>,
+    /// The directory of the store. No lock is on this description.
+    pub directory: BorrowedFd<'a>,
+    /// Nobody else can have it; else others may, who only read.
+    pub exclusive: bool,
+}
 
 /// An open file of the store.
 pub trait StoreFile: Send + Sync + Debug {
@@ -219,4 +236,9 @@ pub trait Store: Send + Sync + Debug + Any {
     /// Takes the exclusive lock on the (existing) file without waiting; `WouldBlock` when another
     /// holder has it. Released when dropped or when the process ends.
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>>;
+    /// Takes a lock that shuts out those who take the exclusive one, for a medium that nobody can
+    /// write to: the file is opened for reading alone.
+    fn lock_shared(&self, _path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }

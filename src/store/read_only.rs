@@ -100,6 +100,10 @@ impl Store for ReadOnlyStore {
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         self.0.lock(path)
     }
+
+    fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.0.lock_shared(path)
+    }
 }
 
 type Block = Box<[u8; BLOCK_BYTES]>;

@@ -100,4 +100,8 @@ impl Store for SubStore {
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         self.inner.lock(&self.inside(path))
     }
+
+    fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.inner.lock_shared(&self.inside(path))
+    }
 }

@@ -15,7 +15,8 @@ use super::superblock::{discard_aside, unshare};
 use super::{HEADER_NAME, LOCK_NAME, META_NAME, lock_path};
 use crate::store::{OpenMode, Store, StoreLock};
 
-/// Stands for the lock of a volume on a filesystem that nobody can write to.
+/// Stands for the lock of a volume on a filesystem that nobody can write to, where even a shared
+/// lock cannot be had.
 #[derive(Debug)]
 struct ReadOnlyMedium;
 
@@ -28,7 +29,7 @@ pub(super) fn acquire(
 ) -> Result<Box<dyn StoreLock>, VolumeError> {
     let mut lock = match lock_or_make(store) {
         Err(error) if read_only && error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            return Ok(Box::new(ReadOnlyMedium));
+            return lock_medium(store);
         }
         result => result.map_err(|error| refused(store, error))?,
     };
@@ -49,6 +50,20 @@ pub(super) fn acquire(
     // Left by a cut after the superblock: it says that this is no volume.
     clear_mark(store).map_err(VolumeError::io("cannot tidy the volume"))?;
     Ok(lock)
+}
+
+/// Shares the lock of a volume on a filesystem that cannot be written to here. It may be that it
+/// can be by another path: whoever has the volume for writing keeps this one out, and the other way
+/// round.
+fn lock_medium(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
+    match store.lock_shared(&lock_path()) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(refused(store, error)),
+        Err(error) => {
+            tracing::debug!(%error, "the lock cannot be shared");
+            Ok(Box::new(ReadOnlyMedium))
+        }
+        result => result.map_err(|error| refused(store, error)),
+    }
 }
 
 /// The same error, with the name of what it is about.

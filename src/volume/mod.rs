@@ -27,7 +27,7 @@ use crate::keys::{
 };
 use crate::layers::KeyRing;
 use crate::sealed::SlotState;
-use crate::store::{Store, StoreLock, StorePath};
+use crate::store::{HeldLock, Store, StoreLock, StorePath};
 
 pub mod create;
 pub mod error;
@@ -150,11 +150,15 @@ pub struct Volume {
     older_header: Option<Rollback>,
     /// The record as it is in the keystore now.
     current: Mutex<VolumeRecord>,
-    #[expect(dead_code, reason = "held, never read")]
     lock: Box<dyn StoreLock>,
 }
 
 impl Volume {
+    /// What this process can show of the lock that it holds; `None` where there is none to show.
+    pub fn held_lock(&self) -> Option<HeldLock<'_>> {
+        self.lock.held()
+    }
+
     /// The fingerprint of the active key set.
     ///
     /// # Errors
