@@ -8,19 +8,20 @@
 //! ```
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
 use serde_json::json;
 
 use super::error::{CliError, ExitCode};
+use super::locate::{Holder, Located, find};
 use super::progress::Progress;
 use super::request::{
     ChangeReport, CheckSummary, CheckedSoFar, FindingReport, Outcome, Receiver, Request, ViewReport,
 };
 use super::serve::{tell, watched};
-use super::session::{Used, find, open_volume};
+use super::session::open_volume;
 use super::{OpenArgs, format, print, print_json, wire};
 use crate::check::{self, CheckError, CheckOptions};
 use crate::sys::process::EndSignals;
@@ -175,7 +176,8 @@ pub(super) fn run(args: &CheckArgs) -> Result<u8, CliError> {
 
 fn check(args: &CheckArgs) -> Result<Checked, CliError> {
     let keys = args.open.keys()?;
-    let (volume, used) = find(&args.path)?;
+    let mut located = find(&args.path)?;
+    let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
     let mut watching = Watching {
         findings: Vec::new(),
         quiet: args.quiet,
@@ -184,33 +186,34 @@ fn check(args: &CheckArgs) -> Result<Checked, CliError> {
         interrupted: false,
     };
     let begin = Instant::now();
-    let (mounted, outcome) = match used {
-        _ if args.repair && !matches!(used, Used::No) => {
+    let (mounted, outcome) = match holder {
+        Holder::Unknown(error) => return Err(error),
+        Holder::Daemon { .. } | Holder::Mount(_) if args.repair => {
             return Err(CliError::new(
                 ExitCode::InUse,
-                format!("cannot repair {}: it is mounted", volume.display()),
+                format!("cannot repair {}: it is mounted", located.path.display()),
             )
             .with_hint("unmount it first: bilayer unmount DIR"));
         }
-        Used::Daemon(mut daemon) => {
+        Holder::Daemon { mut control, .. } => {
             watching.signals = EndSignals::block().ok();
             let request = Request::Check {
                 jobs: args.jobs,
                 quick: args.quick,
             };
-            (true, wire::ask(&mut daemon, &request, None, &mut watching))
+            (true, wire::ask(&mut control, &request, None, &mut watching))
         }
-        Used::Mount(dir) => {
+        Holder::Mount(mount) => {
             return Err(CliError::new(
                 ExitCode::System,
                 format!(
                     "cannot check the volume mounted on {}: its daemon does not answer this user",
-                    dir.display()
+                    mount.info.dir.display()
                 ),
             )
             .with_hint("root and the user who mounted it may"));
         }
-        Used::No => (false, offline(&volume, args, &keys, &mut watching)),
+        Holder::Nobody => (false, offline(&located, args, &keys, &mut watching)),
     };
     drop(watching.shown.take());
     let summary = match outcome {
@@ -223,7 +226,7 @@ fn check(args: &CheckArgs) -> Result<Checked, CliError> {
         Err(error) => return Err(error),
     };
     Ok(Checked {
-        volume,
+        volume: located.path,
         mounted,
         findings: watching.findings,
         summary,
@@ -232,12 +235,12 @@ fn check(args: &CheckArgs) -> Result<Checked, CliError> {
 }
 
 fn offline(
-    path: &Path,
+    located: &Located,
     args: &CheckArgs,
     keys: &super::session::Keys,
     watching: &mut Watching,
 ) -> Result<Outcome, CliError> {
-    let volume = open_volume(path, args.repair, keys)?;
+    let volume = open_volume(located, args.repair, keys)?;
     watching.signals = EndSignals::block().ok();
     let options = CheckOptions {
         jobs: args.jobs,
@@ -250,7 +253,8 @@ fn offline(
     });
     let report = report.map_err(|error: CheckError| {
         let doing = if args.repair { "repair" } else { "check" };
-        let message = format!("cannot {doing} the volume {}: {error}", path.display());
+        let path = located.path.display();
+        let message = format!("cannot {doing} the volume {path}: {error}");
         CliError::new(ExitCode::System, message)
     })?;
     tell(report, watching)

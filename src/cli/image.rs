@@ -12,6 +12,7 @@ use super::create::Place;
 use super::error::{CliError, ExitCode};
 use super::format;
 use super::progress::{Counted, Progress};
+use super::proof::DirectoryId;
 use super::request::{
     ChangeReport, Kind, Nobody, Outcome, Passphrase, PathBytes, Receiver, Request, ViewReport,
 };
@@ -20,7 +21,6 @@ use super::snapshot::{self, DeleteArgs, ListArgs};
 use super::{
     KeystoreArg, OpenArgs, keystore_dir, options, passphrase_source, paths, print, print_json,
 };
-use crate::fuse::mountinfo::mounts_of;
 use crate::image::{self, ImportOptions};
 use crate::keys::{KeyUri, PassphraseSource};
 
@@ -225,7 +225,7 @@ fn deploy(args: &DeployArgs) -> Result<(), CliError> {
         keystore: args.open.keystore.named()?.as_deref().map(PathBytes::of),
     };
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
-    refuse_inside(&session.volume, &target, &request)?;
+    refuse_inside(&session, &target, &request)?;
     let progress = Progress::start("deploying", None);
     let outcome = session.ask(&request, &mut Nobody);
     let how_long = match &outcome {
@@ -262,19 +262,20 @@ fn deploy(args: &DeployArgs) -> Result<(), CliError> {
 
 /// A volume within its own source would be in the next image of it, and in the way of the daemon
 /// that makes it.
-fn refuse_inside(source: &Path, target: &Path, request: &Request) -> Result<(), CliError> {
+fn refuse_inside(session: &Session, target: &Path, request: &Request) -> Result<(), CliError> {
     let parent = target
         .ancestors()
         .find_map(|dir| std::fs::canonicalize(dir).ok());
     let Some(parent) = parent else {
         return Ok(());
     };
-    let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
-    let mounts = mounts_of(source).unwrap_or_default();
-    let in_mount = mounts
-        .iter()
-        .any(|mount| device(&mount.dir).is_some() && device(&mount.dir) == device(&parent));
-    if parent.starts_with(source) || in_mount {
+    let device = std::fs::metadata(&parent).ok().map(|found| found.dev());
+    let in_mount = session.mount.is_some() && session.mount == device;
+    let in_volume = session.directory.is_some()
+        && parent
+            .ancestors()
+            .any(|dir| DirectoryId::of_path(dir).ok() == session.directory);
+    if in_volume || in_mount {
         return Err(
             CliError::usage(format!("{}: that is inside its source", request.doing()))
                 .with_hint("choose a directory elsewhere"),

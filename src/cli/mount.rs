@@ -8,27 +8,30 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use super::control::{Closed, ControlServer, Done};
+use super::control::{Answer, Closed, ControlServer, Done};
 use super::create::{NewVolume, create};
 use super::daemon::{Readiness, in_background};
 use super::error::{CliError, ExitCode};
+use super::locate;
 use super::log::Log;
 use super::options::MountWords;
 use super::paths::absolute;
+use super::proof::{self, DirectoryId, VolumeDirectory};
 use super::remount::{obey, remount};
 use super::status::{self, Report};
 use super::utab;
 use crate::fs::{Filesystem, FilesystemOptions};
-use crate::fuse::mountinfo::mounts_of;
 use crate::fuse::{self, FuseError, MountOptions};
 use crate::keys::PassphraseSource;
 use crate::store::Store;
 use crate::store::directory::DirectoryStore;
 use crate::sys::identity::effective_user;
+use crate::sys::location::Location;
 use crate::sys::process::{self, EndSignals};
 use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
 
@@ -102,21 +105,33 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     let options = fuse_options(request, &path, volume.header.is_foreign());
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| CliError::filesystem(doing(), &error))?;
-    let control = start_control(&path, &filesystem, report, read_only);
+    let mounted_on = Arc::new(OnceLock::new());
+    let control = start_control(&path, &filesystem, report, read_only, &mounted_on);
     let served = fuse::mount(
         Arc::clone(&filesystem),
         &dir,
         &options,
         Some(signals),
-        || {
+        |device| {
             tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
-            utab::add(&path, &dir);
+            if let Some(device) = device {
+                let entry = utab::Entry {
+                    volume: path.clone(),
+                    dir: dir.clone(),
+                    device,
+                };
+                entry.add();
+                let _ = mounted_on.set(entry);
+                answer_for_mount(control.as_ref(), device);
+            }
             readiness.ready();
         },
     );
     let closed = filesystem.close();
-    // Before the volume's lock goes: whoever mounts it next makes a line of his own.
-    utab::remove(&path);
+    // Before the volume's lock goes: whoever mounts it next makes a line of their own.
+    if let Some(entry) = mounted_on.get() {
+        entry.remove();
+    }
     drop(filesystem);
     finish(
         control,
@@ -205,7 +220,10 @@ fn open_volume(
     path: &Path,
     doing: &impl Fn() -> String,
 ) -> Result<Volume, CliError> {
-    let store = DirectoryStore::open(path).map_err(|error| CliError::io(doing(), &error))?;
+    let failed = |error| CliError::io(doing(), &error);
+    let location = Location::open(path).map_err(failed)?;
+    let directory = VolumeDirectory::at(&location).map_err(failed)?;
+    let store = DirectoryStore::open(&directory.access_path()).map_err(failed)?;
     let options = OpenOptions {
         customer_key: request.words.customer_key.clone(),
         keystore: request.keystore.clone(),
@@ -214,7 +232,7 @@ fn open_volume(
         fingerprint: request.words.fingerprint.clone(),
         accept_restored: request.accept_restored,
     };
-    open_when_free(path, &Arc::new(store), &options)
+    open_when_free(Some(&directory), &Arc::new(store), &options)
         .map_err(|error| CliError::volume(doing(), &error))
 }
 
@@ -233,7 +251,7 @@ fn accept(
 
 /// Somebody may be about to unmount it, or has and it is being closed: waits for that a little.
 pub(super) fn open_when_free(
-    path: &Path,
+    directory: Option<&VolumeDirectory>,
     store: &Arc<DirectoryStore>,
     options: &OpenOptions,
 ) -> Result<Volume, VolumeError> {
@@ -242,7 +260,8 @@ pub(super) fn open_when_free(
         let store: Arc<dyn Store> = Arc::clone(store) as _;
         match volume::open(store, options) {
             Err(VolumeError::InUse { shared }) => {
-                let mounted = mounts_of(path).is_ok_and(|mounts| !mounts.is_empty());
+                // No more than a hint, at how long to wait.
+                let mounted = directory.is_some_and(|dir| !locate::hinted(dir).is_empty());
                 let patience = if mounted { MOUNTED_FOR } else { CLOSING_FOR };
                 if begin.elapsed() > patience {
                     return Err(VolumeError::InUse { shared });
@@ -296,17 +315,19 @@ fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOpti
     options
 }
 
-fn start_control(
-    path: &Path,
-    filesystem: &Arc<Filesystem>,
+/// What this process answers other commands with.
+struct Daemon {
+    /// Held weakly: the volume's lock goes when the filesystem does.
+    filesystem: Weak<Filesystem>,
     report: Report,
     read_only: bool,
-) -> Option<ControlServer> {
-    // Held weakly: the volume's lock goes when the filesystem does.
-    let filesystem = Arc::downgrade(filesystem);
-    let respond = move |request: &str, to: &mut dyn io::Write| {
-        let line = match (request, filesystem.upgrade()) {
-            ("status", open) => answer_status(&report, read_only, open.as_deref()),
+    mounted_on: Arc<OnceLock<utab::Entry>>,
+}
+
+impl Answer for Daemon {
+    fn respond(&self, request: &str, to: &mut dyn io::Write) -> Option<io::Result<()>> {
+        let line = match (request, self.filesystem.upgrade()) {
+            ("status", open) => answer_status(&self.report, self.read_only, open.as_deref()),
             (_, Some(open)) if request.starts_with('{') => {
                 return super::wire::answer(request, &open, to);
             }
@@ -314,13 +335,51 @@ fn start_control(
             (_, None) => return None,
         };
         Some(to.write_all((line + "\n").as_bytes()))
+    }
+
+    fn prove(&self, to: &UnixStream) -> io::Result<()> {
+        let open = self.filesystem.upgrade();
+        let volume = open.as_deref().map(Filesystem::volume);
+        let device = self.mounted_on.get().map(|entry| entry.device);
+        proof::prove(to, volume, device)
+    }
+}
+
+fn start_control(
+    path: &Path,
+    filesystem: &Arc<Filesystem>,
+    report: Report,
+    read_only: bool,
+    mounted_on: &Arc<OnceLock<utab::Entry>>,
+) -> Option<ControlServer> {
+    let daemon = Daemon {
+        filesystem: Arc::downgrade(filesystem),
+        report,
+        read_only,
+        mounted_on: Arc::clone(mounted_on),
     };
-    match ControlServer::start(path, respond) {
+    let directory = match filesystem.volume().held_lock() {
+        Some(held) => DirectoryId::of_descriptor(held.directory),
+        None => DirectoryId::of_path(path),
+    };
+    // The mount is none the less a mount: somebody who made a directory where this one's was to be
+    // must not keep a volume from being used. Commands refuse what they cannot be sure of.
+    match directory.and_then(|directory| ControlServer::start(directory, daemon)) {
         Ok(control) => Some(control),
         Err(error) => {
-            tracing::warn!(%error, "no control socket: `bilayer status` will know less");
+            tracing::warn!(
+                %error,
+                "there is no control socket: commands cannot ask this mount, and will say so"
+            );
             None
         }
+    }
+}
+
+fn answer_for_mount(control: Option<&ControlServer>, device: u64) {
+    let answering = control.map(|control| control.answer_for_mount(device));
+    if let Some(Err(error)) = answering {
+        tracing::warn!(%error, "commands that name the mount cannot ask it, and will say so");
     }
 }
 

@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::CliError;
-use crate::fuse::mountinfo::MountInfo;
 use crate::sys::identity::effective_user;
 
 /// Absolute, against the working directory; nothing of it need exist.
@@ -29,20 +28,6 @@ pub(super) fn without_links(path: &Path) -> PathBuf {
         (Some(Ok(parent)), Some(name)) => parent.join(name),
         _ => absolute,
     }
-}
-
-/// Where something is mounted, by a path to it. The mount itself is looked at only if there is none
-/// at the path: its daemon may not answer.
-pub(super) fn mount_point(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    let parent = absolute.parent().map(std::fs::canonicalize);
-    if let (Some(Ok(parent)), Some(name)) = (parent, absolute.file_name()) {
-        let there = parent.join(name);
-        if MountInfo::at(&there).is_ok_and(|mount| mount.is_some()) {
-            return there;
-        }
-    }
-    without_links(path)
 }
 
 /// Whether nobody but root and this user decides what a name leads to: the directory that it is in is
@@ -125,17 +110,5 @@ mod tests {
             assert!(error.to_string().contains("4711"), "{error}");
         }
         open_to_write(Path::new("/dev/null"), OpenOptions::new().write(true)).unwrap();
-    }
-
-    #[test]
-    fn mount_points_are_found_through_links() {
-        let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/", dir.path().join("top")).unwrap();
-        std::os::unix::fs::symlink("/proc", dir.path().join("link")).unwrap();
-        for path in ["link", "top/proc", "link/../proc", "top/./proc/"] {
-            let path = dir.path().join(path);
-            assert_eq!(mount_point(&path), Path::new("/proc"), "{}", path.display());
-        }
-        assert_eq!(mount_point(Path::new("/")), Path::new("/"));
     }
 }

@@ -8,50 +8,60 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::control::{ControlClient, Done};
+use super::control::{ControlClient, Done, Obstacle};
 use super::error::{CliError, ExitCode};
+use super::locate;
 use super::options::MountWords;
-use super::paths::mount_point;
 use super::status;
 use crate::fs::{AccessTimes, Filesystem, FsError};
 use crate::fuse::mountinfo::MountInfo;
 use crate::sys::identity::effective_user;
+use crate::sys::location::Location;
 use crate::sys::mounts::{self, MountFlags};
 
 /// Remounts what is mounted on `dir` with these words over what it has now.
 pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
-    let dir = mount_point(dir);
-    let mount = MountInfo::at(&dir)
-        .map_err(|error| CliError::io(doing(&dir), &error))?
-        .filter(MountInfo::is_ours)
-        .ok_or_else(|| failed(&dir, "nothing of bilayer is there"))?;
+    let nothing = || failed(dir, "nothing of bilayer is there");
+    let location = Location::open(dir).map_err(|_| nothing())?;
+    let mount = locate::mount_at(&location)
+        .map_err(|error| CliError::io(doing(dir), &error))?
+        .ok_or_else(nothing)?;
+    remount_at(&location, &mount, words)
+}
+
+/// Remounts that mount, whatever leads to it.
+pub(super) fn remount_at(
+    location: &Location,
+    mount: &MountInfo,
+    words: &MountWords,
+) -> Result<(), CliError> {
+    let dir = &mount.dir;
     if effective_user() != 0 {
         let refused = io::Error::from_raw_os_error(libc::EPERM);
-        return Err(CliError::io(doing(&dir), &refused).with_hint("only root may remount"));
+        return Err(CliError::io(doing(dir), &refused).with_hint("only root may remount"));
     }
-    let now = flags_of(&mount);
-    let wanted = restrain(words, &mount, now, words.flags_over(now));
-    if !told_to_daemon(now, wanted) {
-        return change(&dir, wanted);
+    let now = flags_of(mount);
+    let wanted = restrain(location, mount, now, words);
+    let change = |flags| change(location, dir, flags);
+    if !needs_daemon(now, wanted) {
+        return change(wanted);
     }
-    let mut daemon = Daemon::of(&mount).ok_or_else(|| {
-        failed(&dir, "its daemon does not answer").with_hint("unmount it and mount it again")
-    })?;
+    let mut daemon = Daemon::of(location, mount)?;
     if !wanted.read_only && daemon.opened_read_only {
         return Err(
-            failed(&dir, "it was mounted read-only and holds no right to write")
+            failed(dir, "it was mounted read-only and holds no right to write")
                 .with_hint("unmount it and mount it again with rw"),
         );
     }
     if wanted.read_only {
-        change(&dir, wanted)?;
-        daemon.tell(&dir, wanted).inspect_err(|_| {
-            take_back(change(&dir, now));
+        change(wanted)?;
+        daemon.tell(dir, wanted).inspect_err(|_| {
+            take_back(change(now));
         })
     } else {
-        daemon.tell(&dir, wanted)?;
-        change(&dir, wanted).inspect_err(|_| {
-            take_back(daemon.tell(&dir, now));
+        daemon.tell(dir, wanted)?;
+        change(wanted).inspect_err(|_| {
+            take_back(daemon.tell(dir, now));
         })
     }
 }
@@ -60,18 +70,19 @@ pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
 /// a `remount,rw` of mount(8), which never says that it wants them. Nor where nobody says where the
 /// volume came from.
 fn restrain(
-    words: &MountWords,
+    location: &Location,
     mount: &MountInfo,
     now: MountFlags,
-    wanted: MountFlags,
+    words: &MountWords,
 ) -> MountFlags {
+    let wanted = words.flags_over(now);
     let restrained = words.restrained(wanted);
     let kept = MountFlags {
         nosuid: wanted.nosuid || (now.nosuid && restrained.nosuid),
         nodev: wanted.nodev || (now.nodev && restrained.nodev),
         ..wanted
     };
-    let foreign = || Daemon::of(mount).is_none_or(|daemon| daemon.foreign);
+    let foreign = || Daemon::of(location, mount).map_or(true, |daemon| daemon.foreign);
     if kept != wanted && foreign() {
         kept
     } else {
@@ -110,13 +121,14 @@ fn flags_of(mount: &MountInfo) -> MountFlags {
 }
 
 /// What the kernel does not do alone.
-fn told_to_daemon(now: MountFlags, wanted: MountFlags) -> bool {
-    let told = |flags: MountFlags| (flags.read_only, flags.noatime, flags.strictatime);
-    told(now) != told(wanted)
+fn needs_daemon(now: MountFlags, wanted: MountFlags) -> bool {
+    let theirs = |flags: MountFlags| (flags.read_only, flags.noatime, flags.strictatime);
+    theirs(now) != theirs(wanted)
 }
 
-fn change(dir: &Path, flags: MountFlags) -> Result<(), CliError> {
-    mounts::remount(dir, flags).map_err(|error| match error.raw_os_error() {
+/// By what is held open: the path may lead elsewhere by now.
+fn change(location: &Location, dir: &Path, flags: MountFlags) -> Result<(), CliError> {
+    mounts::remount(&location.fixed_path(), flags).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => CliError::new(
             ExitCode::InUse,
             format!(
@@ -140,14 +152,26 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn of(mount: &MountInfo) -> Option<Self> {
-        let mut control = ControlClient::connect(&mount.source, mount.owner()?)?;
-        let answer = control.ask("status", Some(super::control::PATIENCE)).ok()?;
-        let report: status::Report = serde_json::from_str(&answer).ok()?;
-        Some(Self {
+    fn of(location: &Location, mount: &MountInfo) -> Result<Self, CliError> {
+        let refuse = |obstacles: &[Obstacle]| CliError {
+            code: ExitCode::Mount,
+            ..locate::refusal(doing(&mount.dir), obstacles)
+        };
+        let mut control = locate::daemon_of_mount(location, mount)
+            .map_err(|obstacles| refuse(&obstacles))?
+            .control;
+        let answer = control.ask("status", Some(super::control::PATIENCE));
+        let answer = answer.map_err(|_| refuse(&[Obstacle::Silent]))?;
+        let report = serde_json::from_str::<status::Report>(&answer).ok();
+        let known = report.and_then(|report| Some((report.daemon?, report.header)));
+        let Some((daemon, header)) = known else {
+            let why = "its status cannot be understood".to_owned();
+            return Err(refuse(&[Obstacle::Unproven(why)]));
+        };
+        Ok(Self {
             control,
-            foreign: report.header.foreign,
-            opened_read_only: report.daemon?.read_only,
+            foreign: header.foreign,
+            opened_read_only: daemon.read_only,
         })
     }
 

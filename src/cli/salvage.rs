@@ -10,10 +10,9 @@ use serde_json::json;
 
 use super::error::{CliError, ExitCode};
 use super::format::size;
+use super::locate::{Holder, Located, find};
 use super::progress::Progress;
-use super::status::volume_of;
 use super::{OpenArgs, options, paths, print, print_json};
-use crate::fuse::mountinfo::mounts_of;
 use crate::salvage::out::{Out, Refused};
 use crate::salvage::{self, Options, REPORT_NAME, SalvageError, Summary};
 use crate::store::directory::DirectoryStore;
@@ -81,14 +80,19 @@ impl salvage::Progress for Bar {
 }
 
 pub(super) fn run(args: &SalvageArgs) -> Result<(), CliError> {
-    let path = volume_of(&args.volume)?;
-    let doing = || format!("cannot salvage {}", path.display());
-    if mounts_of(&path).is_ok_and(|mounts| !mounts.is_empty()) {
-        let told = CliError::new(ExitCode::InUse, format!("{}: it is mounted", doing()));
-        return Err(told.with_hint("unmount it first: umount MOUNTPOINT"));
+    let located = find(&args.volume)?;
+    let doing = || format!("cannot salvage {}", located.path.display());
+    match &located.holder {
+        Holder::Nobody => {}
+        Holder::Unknown(error) => return Err(error.clone()),
+        Holder::Daemon { .. } | Holder::Mount(_) => {
+            let told = CliError::new(ExitCode::InUse, format!("{}: it is mounted", doing()));
+            return Err(told.with_hint("unmount it first: umount MOUNTPOINT"));
+        }
     }
-    let to = place(&args.out, &path)?;
-    let rescue = open(&path, args, &doing)?;
+    let to = place(&args.out, &located.path)?;
+    let rescue = open(&located, args, &doing)?;
+    let path = located.access_path()?;
     let out = Out::take(&to, Some(&path)).map_err(|error| refuse_place(&to, &error))?;
     let bar = Bar {
         quiet: args.quiet || args.json,
@@ -131,13 +135,17 @@ fn refuse_place(to: &Path, refused: &Refused) -> CliError {
     }
 }
 
-fn open(path: &Path, args: &SalvageArgs, doing: &impl Fn() -> String) -> Result<Rescue, CliError> {
+fn open(
+    located: &Located,
+    args: &SalvageArgs,
+    doing: &impl Fn() -> String,
+) -> Result<Rescue, CliError> {
     let keys = args.open.keys()?;
     let directory = paths::working_directory()?;
     let customer_key = args.customer_key.as_deref();
     let given = args.header.as_ref().map(std::fs::read).transpose();
     let given = given.map_err(|error| {
-        let file = args.header.as_deref().unwrap_or(path);
+        let file = args.header.as_deref().unwrap_or(&located.path);
         CliError::io(format_args!("cannot read {}", file.display()), &error)
     })?;
     let options = OpenOptions {
@@ -149,7 +157,8 @@ fn open(path: &Path, args: &SalvageArgs, doing: &impl Fn() -> String) -> Result<
         read_only: true,
         ..OpenOptions::default()
     };
-    let store = DirectoryStore::open(path).map_err(|error| CliError::io(doing(), &error))?;
+    let path = located.access_path()?;
+    let store = DirectoryStore::open(&path).map_err(|error| CliError::io(doing(), &error))?;
     volume::rescue(Arc::new(store), given, &options)
         .map_err(|error| CliError::volume(doing(), &error))
 }

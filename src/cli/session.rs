@@ -2,8 +2,9 @@
 //!
 //! | the volume is | it goes to |
 //! |---|---|
-//! | mounted, and its daemon answers this user | the daemon, over the control socket |
-//! | mounted by somebody else | `mkdir`, `rmdir`, `rename` and `readdir` in the mount, as far as they go; the daemon decides who may |
+//! | mounted, and its daemon proves it ([`super::locate`]) | the daemon, over the control socket |
+//! | named by its mount, root's or this user's, whose daemon does not answer this user | `mkdir`, `rmdir`, `rename` and `readdir` in that mount, as far as they go; the daemon decides who may |
+//! | in use by somebody who cannot be asked | nowhere: it is refused |
 //! | not mounted | the volume, opened by this process under its lock |
 
 use std::fs;
@@ -13,18 +14,17 @@ use std::sync::Arc;
 
 use super::control::ControlClient;
 use super::error::{CliError, ExitCode};
+use super::locate::{Holder, Located, NamedMount, find};
 use super::mount::open_when_free;
-use super::paths::mount_point;
+use super::proof::DirectoryId;
 use super::request::{self, Kind, Outcome, Passphrase, Receiver, Request, ViewReport, Views};
 use super::serve::serve;
-use super::status::volume_of;
 use super::wire;
 use crate::fs::views::ViewError;
 use crate::fs::{Filesystem, FilesystemOptions};
-use crate::fuse::mountinfo::{MountInfo, mounts_of};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
-use crate::sys::identity::effective_user;
+use crate::sys::location::Location;
 use crate::volume::{OpenOptions, Volume};
 
 /// What it takes to open a volume that is not mounted.
@@ -38,73 +38,63 @@ pub(super) struct Keys {
 
 /// A volume that requests can be made of.
 pub(super) struct Session {
-    /// The volume's directory.
+    /// The volume's directory, for people.
     pub volume: PathBuf,
-    way: Way,
-}
-
-/// Who uses a volume.
-pub(super) enum Used {
-    /// A daemon that answers this user.
-    Daemon(ControlClient),
-    /// Somebody else, who has it mounted there.
-    Mount(PathBuf),
-    /// Nobody, as far as can be seen.
-    No,
-}
-
-/// Finds a volume by its directory or by where it is mounted, and who uses it.
-pub(super) fn find(path: &Path) -> Result<(PathBuf, Used), CliError> {
-    let volume = volume_of(path)?;
-    let named = MountInfo::at(&mount_point(path)).ok().flatten();
-    let named = named.filter(MountInfo::is_ours);
-    let mounts: Vec<MountInfo> = named
-        .into_iter()
-        .chain(mounts_of(&volume).unwrap_or_default())
-        .collect();
-    let owners = mounts.iter().filter_map(MountInfo::owner);
-    let daemon = owners
-        .chain([effective_user()])
-        .find_map(|uid| ControlClient::connect(&volume, uid));
-    let used = match (daemon, mounts.first()) {
-        (Some(daemon), _) => Used::Daemon(daemon),
-        (None, Some(mount)) => Used::Mount(mount.dir.clone()),
-        (None, None) => Used::No,
-    };
-    Ok((volume, used))
+    /// Which directory that is, where it is known.
+    pub directory: Option<DirectoryId>,
+    /// Device number of its mount.
+    pub mount: Option<u64>,
+    backend: Backend,
 }
 
 /// Opens the volume below a filesystem.
-pub(super) fn open_volume(path: &Path, writes: bool, keys: &Keys) -> Result<Volume, CliError> {
-    let doing = || format!("cannot open the volume {}", path.display());
-    let store = DirectoryStore::open(path).map_err(|error| CliError::io(doing(), &error))?;
+pub(super) fn open_volume(
+    located: &Located,
+    writes: bool,
+    keys: &Keys,
+) -> Result<Volume, CliError> {
+    let doing = || format!("cannot open the volume {}", located.path.display());
+    let store = DirectoryStore::open(&located.access_path()?)
+        .map_err(|error| CliError::io(doing(), &error))?;
     let options = OpenOptions {
         keystore: keys.keystore.clone(),
         passphrase: keys.passphrase.clone(),
         read_only: !writes,
         ..OpenOptions::default()
     };
-    open_when_free(path, &Arc::new(store), &options)
+    open_when_free(located.directory.as_ref(), &Arc::new(store), &options)
         .map_err(|error| CliError::volume(doing(), &error))
 }
 
-enum Way {
+/// Who does what is asked.
+enum Backend {
     Daemon(ControlClient),
-    Mount(PathBuf),
+    Mount(NamedMount),
     Own(Arc<Filesystem>),
 }
 
 impl Session {
-    /// Finds the way to a volume by its directory or by where it is mounted. `writes`: what will be
-    /// asked changes the volume.
+    /// Finds a volume by its directory or by where it is mounted. `writes`: what will be asked
+    /// changes the volume.
     pub(super) fn open(path: &Path, writes: bool, keys: &Keys) -> Result<Self, CliError> {
-        let (volume, used) = find(path)?;
-        let way = match used {
-            Used::Daemon(daemon) => Way::Daemon(daemon),
-            Used::Mount(dir) => Way::Mount(dir),
-            Used::No => Way::Own(open_here(&volume, writes, keys)?),
+        let mut located = find(path)?;
+        let mut mounted_on = None;
+        let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
+        let backend = match holder {
+            Holder::Daemon { control, mount } => {
+                mounted_on = mount;
+                Backend::Daemon(control)
+            }
+            Holder::Mount(mount) => Backend::Mount(mount),
+            Holder::Unknown(error) => return Err(error),
+            Holder::Nobody => Backend::Own(open_here(&located, writes, keys)?),
         };
-        Ok(Self { volume, way })
+        Ok(Self {
+            volume: located.path,
+            directory: located.directory.map(|directory| directory.id),
+            mount: mounted_on,
+            backend,
+        })
     }
 
     /// Asks, and hands on what is answered before the outcome.
@@ -113,10 +103,10 @@ impl Session {
         request: &Request,
         to: &mut dyn Receiver,
     ) -> Result<Outcome, CliError> {
-        match &mut self.way {
-            Way::Own(filesystem) => serve(filesystem, request, to),
-            Way::Mount(dir) => in_mount(dir, request, to),
-            Way::Daemon(daemon) => wire::ask(daemon, &for_daemon(request)?, None, to),
+        match &mut self.backend {
+            Backend::Own(filesystem) => serve(filesystem, request, to),
+            Backend::Mount(mount) => in_mount(mount, request, to),
+            Backend::Daemon(daemon) => wire::ask(daemon, &for_daemon(request)?, None, to),
         }
     }
 
@@ -129,19 +119,19 @@ impl Session {
 
     /// Lets go of the volume; what was changed is on disk when this returns.
     pub(super) fn close(self) -> Result<(), CliError> {
-        match self.way {
-            Way::Own(filesystem) => filesystem.close().map_err(|error| {
+        match self.backend {
+            Backend::Own(filesystem) => filesystem.close().map_err(|error| {
                 let doing = format!("cannot close the volume {}", self.volume.display());
                 CliError::filesystem(doing, &error)
             }),
-            Way::Daemon(_) | Way::Mount(_) => Ok(()),
+            Backend::Daemon(_) | Backend::Mount(_) => Ok(()),
         }
     }
 }
 
-fn open_here(path: &Path, writes: bool, keys: &Keys) -> Result<Arc<Filesystem>, CliError> {
-    let doing = || format!("cannot open the volume {}", path.display());
-    let volume = open_volume(path, writes, keys)?;
+fn open_here(located: &Located, writes: bool, keys: &Keys) -> Result<Arc<Filesystem>, CliError> {
+    let doing = || format!("cannot open the volume {}", located.path.display());
+    let volume = open_volume(located, writes, keys)?;
     let options = FilesystemOptions {
         read_only: !writes,
         ..FilesystemOptions::default()
@@ -185,45 +175,56 @@ fn for_daemon(request: &Request) -> Result<Request, CliError> {
 }
 
 /// What plain calls can do in a mount whose daemon does not answer this user.
-fn in_mount(dir: &Path, request: &Request, to: &mut dyn Receiver) -> Result<Outcome, CliError> {
-    let place = |kind: Kind, name: &str| dir.join(kind.directory()).join(name);
-    let refused = |kind: Kind, name: &str, error: io::Error| explain(request, kind, name, &error);
+fn in_mount(
+    mount: &NamedMount,
+    request: &Request,
+    to: &mut dyn Receiver,
+) -> Result<Outcome, CliError> {
+    let kind = match request {
+        Request::Create { kind, .. }
+        | Request::Delete { kind, .. }
+        | Request::Rename { kind, .. }
+        | Request::List { kind } => *kind,
+        _ => Kind::Snapshot,
+    };
+    // Reached from the mount that was named, which is held open, and checked to be in it: whatever
+    // is mounted or renamed meanwhile, it is that one.
+    let dir = Location::open_at(&mount.location, Path::new(kind.directory()))
+        .and_then(|dir| within_mount(mount, dir))
+        .map_err(|error| explain(request, kind, "", &error))?;
+    let dir = dir.fixed_path();
+    let place = |name: &str| dir.join(name);
+    let refused = |name: &str, error: io::Error| explain(request, kind, name, &error);
     match request {
         Request::Create {
-            kind,
             name,
             from: None,
             description,
+            ..
         } if description.is_empty() => {
-            check_name(request, *kind, name)?;
-            fs::create_dir(place(*kind, name)).map_err(|error| refused(*kind, name, error))?;
-            Ok(Outcome::Created(only_named(*kind, name.clone())))
+            check_name(request, kind, name)?;
+            fs::create_dir(place(name)).map_err(|error| refused(name, error))?;
+            Ok(Outcome::Created(only_named(kind, name.clone())))
         }
-        Request::Delete { kind, name } => {
-            check_name(request, *kind, name)?;
-            fs::remove_dir(place(*kind, name)).map_err(|error| refused(*kind, name, error))?;
+        Request::Delete { name, .. } => {
+            check_name(request, kind, name)?;
+            fs::remove_dir(place(name)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Nothing)
         }
-        Request::Rename {
-            kind,
-            name,
-            to: new,
-        } => {
-            check_name(request, *kind, name)?;
-            check_name(request, *kind, new)?;
-            if fs::symlink_metadata(place(*kind, new)).is_ok() {
-                return Err(refused(*kind, new, io::ErrorKind::AlreadyExists.into()));
+        Request::Rename { name, to: new, .. } => {
+            check_name(request, kind, name)?;
+            check_name(request, kind, new)?;
+            if fs::symlink_metadata(place(new)).is_ok() {
+                return Err(refused(new, io::ErrorKind::AlreadyExists.into()));
             }
-            fs::rename(place(*kind, name), place(*kind, new))
-                .map_err(|error| refused(*kind, name, error))?;
+            fs::rename(place(name), place(new)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Nothing)
         }
-        Request::List { kind } => {
-            let listed = fs::read_dir(dir.join(kind.directory()));
-            for entry in listed.map_err(|error| refused(*kind, "", error))? {
-                let entry = entry.map_err(|error| refused(*kind, "", error))?;
+        Request::List { .. } => {
+            for entry in fs::read_dir(&dir).map_err(|error| refused("", error))? {
+                let entry = entry.map_err(|error| refused("", error))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                to.view(only_named(*kind, name))
+                to.view(only_named(kind, name))
                     .map_err(|error| CliError::io(request.doing(), &error))?;
             }
             Ok(Outcome::Nothing)
@@ -233,6 +234,15 @@ fn in_mount(dir: &Path, request: &Request, to: &mut dyn Receiver) -> Result<Outc
             format!("{}: its daemon does not answer this user", request.doing()),
         )
         .with_hint(WHO_MAY)),
+    }
+}
+
+/// Refuses what is mounted over a directory of that mount.
+fn within_mount(mount: &NamedMount, dir: Location) -> io::Result<Location> {
+    if dir.info()?.mount_id == mount.info.id {
+        Ok(dir)
+    } else {
+        Err(io::Error::other("something else is mounted there"))
     }
 }
 

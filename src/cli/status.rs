@@ -15,14 +15,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::control::{ControlClient, PATIENCE};
+use super::control::{ControlClient, Obstacle, PATIENCE};
 use super::error::{CliError, ExitCode};
 use super::format;
+use super::locate::{self, Holder, Located, find};
 use super::request::{Kind, Outcome, Request, ViewReport, Views};
 use super::serve::serve;
 use super::wire;
 use crate::fs::{Filesystem, FilesystemOptions};
-use crate::fuse::mountinfo::{MountInfo, mounts_of};
+use crate::fuse::mountinfo::MountInfo;
 use crate::keys::wrap::WrapRecord;
 use crate::keys::{PassphraseSource, PlatformKeystore, VolumeRecord};
 use crate::layers;
@@ -249,27 +250,19 @@ fn report_claims(path: &Path, store: &DirectoryStore) -> Result<Report, CliError
     })
 }
 
-/// The volume that a path names: the volume's directory, or a directory where one is mounted.
-pub fn volume_of(path: &Path) -> Result<PathBuf, CliError> {
-    let wanted = super::paths::without_links(path);
-    if let Ok(Some(mount)) = MountInfo::at(&wanted)
-        && mount.is_ours()
-    {
-        return Ok(mount.source);
-    }
-    std::fs::canonicalize(path)
-        .map_err(|error| CliError::io(format_args!("cannot find {}", path.display()), &error))
-}
-
-fn open_store(path: &Path) -> Result<DirectoryStore, CliError> {
-    DirectoryStore::open(path)
-        .map_err(|error| CliError::io(format_args!("cannot open {}", path.display()), &error))
+fn open_store(located: &Located) -> Result<DirectoryStore, CliError> {
+    DirectoryStore::open(&located.access_path()?).map_err(|error| {
+        CliError::io(
+            format_args!("cannot open {}", located.path.display()),
+            &error,
+        )
+    })
 }
 
 /// What `bilayer inspect` shows.
 pub fn inspect(path: &Path) -> Result<Report, CliError> {
-    let path = volume_of(path)?;
-    let mut report = report_claims(&path, &open_store(&path)?)?;
+    let located = find(path)?;
+    let mut report = report_claims(&located.path, &open_store(&located)?)?;
     report.not_verified_because = Some("inspect uses no key".to_owned());
     Ok(report)
 }
@@ -277,13 +270,38 @@ pub fn inspect(path: &Path) -> Result<Report, CliError> {
 /// What `bilayer status` shows.
 pub fn status(path: &Path, keystore: &Path) -> Result<Report, CliError> {
     let named = Named::parse(path);
-    let path = volume_of(&named.volume)?;
-    let store = open_store(&path)?;
-    let claims = report_claims(&path, &store)?;
-    let mounts = mounts_of(&path).unwrap_or_default();
-    let (mut report, views) = ask_daemon(&path, &mounts)
-        .unwrap_or_else(|| open_or_claims(&path, store, keystore, claims));
-    report.volume = path;
+    let mut located = find(&named.volume)?;
+    let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
+    let mut mounts = None;
+    let (mut report, views) = match holder {
+        Holder::Daemon { control, mount } => {
+            let of = |device| MountInfo::on_device(device).unwrap_or_default();
+            mounts = Some(mount.map(of).unwrap_or_default());
+            ask_daemon(control, &located.path)?
+        }
+        Holder::Mount(_) => {
+            let dir = located.path.display();
+            let message = format!("cannot show {dir}: its daemon does not answer this user");
+            return Err(CliError::new(ExitCode::System, message)
+                .with_hint("root and the user who mounted it may ask"));
+        }
+        Holder::Unknown(error) => {
+            let mut report = report_claims(&located.path, &open_store(&located)?)?;
+            report.not_verified_because = Some(error.message);
+            (report, None)
+        }
+        Holder::Nobody => {
+            let store = open_store(&located)?;
+            let claims = report_claims(&located.path, &store)?;
+            open_or_claims(&located.path, store, keystore, claims)
+        }
+    };
+    // Without a daemon that has proved itself, what the list of mounts hints at.
+    let mounts = mounts.unwrap_or_else(|| {
+        let directory = located.directory.as_ref();
+        directory.map(locate::hinted).unwrap_or_default()
+    });
+    report.volume = located.path;
     report.mounts = mounts.iter().map(mount_report).collect();
     let count = |kind| {
         let views = views.as_ref()?.iter();
@@ -372,15 +390,16 @@ fn mount_report(mount: &MountInfo) -> MountReport {
 /// A report, and all views where they could be listed: snapshots before images.
 type Known = (Report, Option<Vec<ViewReport>>);
 
-fn ask_daemon(path: &Path, mounts: &[MountInfo]) -> Option<Known> {
-    let mut owners = mounts.iter().filter_map(MountInfo::owner);
-    owners.find_map(|uid| {
-        let mut daemon = ControlClient::connect(path, uid)?;
-        let answer = daemon.ask("status", Some(PATIENCE)).ok()?;
-        let report = serde_json::from_str(&answer).ok()?;
-        let views = list_views(|request, to| wire::ask(&mut daemon, request, Some(PATIENCE), to));
-        Some((report, views))
-    })
+fn ask_daemon(mut daemon: ControlClient, path: &Path) -> Result<Known, CliError> {
+    let doing = || format!("cannot show {}", path.display());
+    let answer = daemon.ask("status", Some(PATIENCE));
+    let answer = answer.map_err(|_| locate::refusal(doing(), &[Obstacle::Silent]))?;
+    let report = serde_json::from_str(&answer).map_err(|error| {
+        let message = format!("{}: its daemon is of another version: {error}", doing());
+        CliError::new(ExitCode::System, message).with_hint("unmount it and mount it again")
+    })?;
+    let views = list_views(|request, to| wire::ask(&mut daemon, request, Some(PATIENCE), to));
+    Ok((report, views))
 }
 
 fn list_views(

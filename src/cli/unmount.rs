@@ -1,25 +1,28 @@
 //! `bilayer unmount`: returns when everything is on disk and the daemon is gone.
+//!
+//! The mount is known by its number, and its daemon by the device of the mount: root's or this
+//! user's by what it says, anybody else's by its proof ([`super::proof`]). What happened to names, of the volume's directory or of anything above
+//! it, makes no difference. Where none is found the mount goes, and the command fails: it cannot
+//! say that everything is on disk.
 
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::control::{Closed, ControlClient, Done};
+use super::control::{Address, Closed, ControlClient, Done, Obstacle, PATIENCE};
 use super::error::{CliError, ExitCode};
+use super::locate::{self, Holder};
 use super::options::MountWords;
-use super::paths::mount_point;
-use super::remount::remount;
+use super::remount::remount_at;
 use crate::fuse;
-use crate::fuse::mountinfo::{MountInfo, mounts_of};
-use crate::store::directory::DirectoryStore;
-use crate::store::{Store, StorePath};
+use crate::fuse::mountinfo::MountInfo;
 use crate::sys::identity::effective_user;
+use crate::sys::location::Location;
 use crate::sys::mounts::Detach;
 use crate::sys::process::WatchedProcess;
-use crate::volume::LOCK_NAME;
 
-/// How often the lock of a volume is looked at whose daemon cannot be asked.
-const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often it is looked whether a mount is free or gone.
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a mount may live on that nobody here sees: a process that is about to leave the mount
 /// namespace it copied is no reason to say that the mount lives on.
@@ -28,6 +31,12 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long a mount may be in use by somebody who only looks at it in passing, as whoever mounts on
 /// the same place does.
 const PASSING: Duration = Duration::from_millis(300);
+
+/// How often in a row a daemon that closes its volume may leave a question unanswered.
+const UNANSWERED_MAX: u32 = 3;
+
+/// How long the process may take to end once it has said that everything is on disk.
+const END: Duration = Duration::from_secs(30);
 
 /// How to unmount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -53,24 +62,30 @@ pub enum Left {
 
 /// Unmounts.
 pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
-    let mount = find(dir)?;
+    let (location, mount) = find(dir)?;
     if request.lazy {
+        drop(location);
         return take_away(&mount, Detach::Lazy).map(|()| Left::Nothing);
     }
+    may_unmount(&mount)?;
     let filesystem = mount.backing_device();
     // Asked before the mount goes: the daemon ends with it.
-    let daemon = Daemon::of(&mount);
+    let daemon = Daemon::of(&location, &mount);
     let how = match &daemon {
-        None if request.force => Detach::Abort,
+        Err(_) if request.force => Detach::Abort,
+        Err(Unasked::Silent) => return Err(silent(&mount)),
         _ => Detach::No,
     };
+    // What is held open would be in the way.
+    drop(location);
     match take_away(&mount, how) {
         Err(error) if request.or_read_only && error.code == ExitCode::InUse => {
             let words = MountWords {
                 read_only: Some(true),
                 ..MountWords::default()
             };
-            return remount(&mount.dir, &words).map(|()| Left::OtherPlaces);
+            let (location, mount) = find(dir)?;
+            return remount_at(&location, &mount, &words).map(|()| Left::OtherPlaces);
         }
         result => result?,
     }
@@ -79,26 +94,48 @@ pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
     }
     let left = what_is_left(&mount, filesystem);
     match (left, daemon) {
-        (Left::Nothing, Some(daemon)) => daemon.wait()?,
-        (Left::Nothing, None) => wait_for_lock(&mount.source)?,
-        (_, daemon) => drop(daemon),
-    }
-    if left != Left::Nothing {
-        sync(&mount)?;
+        (_, Err(Unasked::Dead)) => {}
+        (_, Err(Unasked::Silent)) => return Err(silent(&mount)),
+        (_, Err(Unasked::Unproven(obstacles))) => return Err(unsure(&obstacles)),
+        (Left::Nothing, Ok(daemon)) => daemon.wait()?,
+        (_, Ok(daemon)) => daemon.sync()?,
     }
     Ok(left)
 }
 
-fn take_away(mount: &MountInfo, how: Detach) -> Result<(), CliError> {
-    let doing = || format!("cannot unmount {}", mount.dir.display());
+fn silent(mount: &MountInfo) -> CliError {
+    let dir = mount.dir.display();
+    CliError::new(
+        ExitCode::System,
+        format!("cannot unmount {dir}: its daemon does not answer"),
+    )
+    .with_hint(format!(
+        "look at its log; what it has not written is lost with: bilayer unmount --force {dir}"
+    ))
+}
+
+/// The mount is gone, and nobody can be asked how that went.
+fn unsure(obstacles: &[Obstacle]) -> CliError {
+    let what = "unmounted, but it is not known whether everything is on disk";
+    locate::refusal(what.to_owned(), obstacles)
+        .with_hint("look at the daemon's log; the volume recovers at the next mount")
+}
+
+/// Only root and whoever mounted it may.
+fn may_unmount(mount: &MountInfo) -> Result<(), CliError> {
     let (user, owner) = (effective_user(), mount.owner().unwrap_or_default());
-    if user != 0 && user != owner {
-        let message = format!("{}: it was mounted by user {owner}", doing());
-        return Err(
-            CliError::new(ExitCode::System, message).with_hint("that user and root may unmount it")
-        );
+    if user == 0 || user == owner {
+        return Ok(());
     }
-    unmount_when_free(&mount.dir, how).map_err(|error| match error.raw_os_error() {
+    let dir = mount.dir.display();
+    let message = format!("cannot unmount {dir}: it was mounted by user {owner}");
+    Err(CliError::new(ExitCode::System, message).with_hint("that user and root may unmount it"))
+}
+
+fn take_away(mount: &MountInfo, how: Detach) -> Result<(), CliError> {
+    may_unmount(mount)?;
+    let doing = || format!("cannot unmount {}", mount.dir.display());
+    unmount_when_free(mount, how).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => CliError::new(ExitCode::InUse, format!("{}: it is in use", doing()))
             .with_hint(format!(
                 "see who uses it: fuser -vm {}",
@@ -108,14 +145,14 @@ fn take_away(mount: &MountInfo, how: Detach) -> Result<(), CliError> {
     })
 }
 
-fn unmount_when_free(dir: &Path, how: Detach) -> io::Result<()> {
+fn unmount_when_free(mount: &MountInfo, how: Detach) -> io::Result<()> {
     let begin = Instant::now();
     loop {
-        match fuse::unmount(dir, how) {
+        match fuse::unmount(mount, how) {
             Err(error)
                 if error.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < PASSING =>
             {
-                std::thread::sleep(LOCK_INTERVAL);
+                std::thread::sleep(INTERVAL);
             }
             result => return result,
         }
@@ -133,85 +170,146 @@ fn what_is_left(mount: &MountInfo, filesystem: Option<u64>) -> Left {
         if Instant::now() > end {
             return Left::OtherNamespaces;
         }
-        std::thread::sleep(LOCK_INTERVAL);
+        std::thread::sleep(INTERVAL);
     }
     Left::Nothing
 }
 
-/// Has the daemon of a mount that lives on elsewhere put on disk what was done through this one.
-fn sync(mount: &MountInfo) -> Result<(), CliError> {
-    let connected = mount
-        .owner()
-        .and_then(|uid| ControlClient::connect(&mount.source, uid));
-    let Some(mut control) = connected else {
-        return Ok(());
-    };
-    // A daemon that ends now puts everything on disk by itself.
-    let answer = control.ask("sync", None).unwrap_or_default();
-    match serde_json::from_str::<Done>(&answer).map(|done| done.error) {
-        Ok(Some(why)) => Err(CliError::new(
-            ExitCode::System,
-            format!("unmounted, but not everything is on disk: {why}"),
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// The mount at that place; also a volume's directory will do if it is mounted once.
-fn find(dir: &Path) -> Result<MountInfo, CliError> {
-    let wanted = mount_point(dir);
+fn find(dir: &Path) -> Result<(Location, MountInfo), CliError> {
     let listed = |error: io::Error| CliError::io("cannot list the mounts", &error);
-    if let Some(mount) = MountInfo::at(&wanted).map_err(listed)? {
-        if mount.is_ours() {
-            return Ok(mount);
-        }
-        return Err(CliError::new(
+    let Ok(location) = Location::open(dir) else {
+        return Err(nothing_mounted(dir));
+    };
+    let there = MountInfo::beginning_at(&location).map_err(listed)?;
+    let Some(there) = there else {
+        return mount_of_volume(dir);
+    };
+    if there.is_ours() {
+        return Ok((location, there));
+    }
+    // A filesystem of its own may be mounted where the volume is.
+    mount_of_volume(dir).map_err(|error| match error.code {
+        ExitCode::NotFound => CliError::new(
             ExitCode::NotFound,
             format!(
                 "{} is a mount of {}, not of bilayer",
                 dir.display(),
-                mount.filesystem
+                there.filesystem
             ),
-        ));
-    }
-    let mut mounts = mounts_of(&wanted).unwrap_or_default();
-    match (mounts.pop(), mounts.is_empty()) {
-        (Some(mount), true) => Ok(mount),
-        _ => Err(CliError::new(
-            ExitCode::NotFound,
-            format!("nothing of bilayer is mounted on {}", dir.display()),
+        ),
+        _ => error,
+    })
+}
+
+fn nothing_mounted(dir: &Path) -> CliError {
+    CliError::new(
+        ExitCode::NotFound,
+        format!("nothing of bilayer is mounted on {}", dir.display()),
+    )
+    .with_hint("findmnt -t fuse.bilayer lists what is")
+}
+
+/// The one mount of a volume, as its daemon says.
+fn mount_of_volume(dir: &Path) -> Result<(Location, MountInfo), CliError> {
+    let located = locate::find(dir).map_err(|_| nothing_mounted(dir))?;
+    let device = match located.holder {
+        Holder::Unknown(error) => return Err(error),
+        Holder::Daemon { mount, .. } => mount,
+        Holder::Mount(_) | Holder::Nobody => None,
+    };
+    let mounts = device.map(MountInfo::on_device).transpose();
+    let mut mounts = mounts
+        .map_err(|error| CliError::io("cannot list the mounts", &error))?
+        .unwrap_or_default();
+    let (Some(mount), true) = (mounts.pop(), mounts.is_empty()) else {
+        return Err(nothing_mounted(dir));
+    };
+    let covered = || {
+        CliError::new(
+            ExitCode::System,
+            format!(
+                "cannot unmount {}: something else is mounted over it",
+                mount.dir.display()
+            ),
         )
-        .with_hint("findmnt -t fuse.bilayer lists what is")),
+    };
+    let location = Location::open(&mount.dir).map_err(|_| covered())?;
+    match location.info() {
+        Ok(info) if info.mount_id == mount.id => Ok((location, mount)),
+        _ => Err(covered()),
     }
+}
+
+/// Why the daemon of a mount is not asked.
+enum Unasked {
+    /// It is no more; nothing is to be waited for.
+    Dead,
+    /// It does not answer.
+    Silent,
+    /// None has proved that it has the volume.
+    Unproven(Vec<Obstacle>),
 }
 
 /// The daemon of a mount, watched and asked to say how closing went.
 struct Daemon {
     control: ControlClient,
     process: Option<WatchedProcess>,
+    /// Device number of the mount.
+    device: u64,
 }
 
 impl Daemon {
-    fn of(mount: &MountInfo) -> Option<Self> {
-        let mut control = ControlClient::connect(&mount.source, mount.owner()?)?;
+    fn of(location: &Location, mount: &MountInfo) -> Result<Self, Unasked> {
+        let device = location.info().map(|info| info.device);
+        let mut control = locate::server_of_mount(location, mount).map_err(|obstacles| {
+            if obstacles.contains(&Obstacle::Silent) {
+                Unasked::Silent
+            } else if obstacles.contains(&Obstacle::Dead) {
+                // Whoever serves a mount answers under its name, or has nobody's answer there.
+                Unasked::Dead
+            } else {
+                Unasked::Unproven(obstacles)
+            }
+        })?;
         let process = WatchedProcess::open(control.peer.pid).ok();
-        // It answers after the process was taken hold of, so that is the one.
-        control.ask("status", Some(Duration::from_secs(5))).ok()?;
-        // Answered once it waits: a daemon that has little to do may be gone in an instant.
-        control.ask("wait", Some(Duration::from_secs(5))).ok()?;
-        Some(Self { control, process })
+        // Answered once it waits, and after the process was taken hold of, so that is the one: a
+        // daemon that has little to do may be gone in an instant.
+        control
+            .ask("wait", Some(PATIENCE))
+            .map_err(|_| Unasked::Silent)?;
+        Ok(Self {
+            control,
+            process,
+            device: device.unwrap_or_default(),
+        })
     }
 
+    /// Waits until it is gone. That may take long, but not without a sign of life.
     fn wait(mut self) -> Result<(), CliError> {
-        let answer = self.control.receive();
+        let mut unanswered = 0;
+        let answer = loop {
+            match self.control.receive(Some(PATIENCE)) {
+                Err(error) if is_timeout(&error) => {}
+                answer => break answer.ok(),
+            }
+            if locate::is_alive(Address::Mount(self.device), self.control.peer.uid) {
+                unanswered = 0;
+            } else {
+                unanswered += 1;
+            }
+            if unanswered == UNANSWERED_MAX {
+                return Err(unsure(&[Obstacle::Silent]));
+            }
+        };
         if let Some(process) = self.process {
-            process
-                .wait(None)
-                .map_err(|error| CliError::io("cannot wait", &error))?;
+            let ended = process.wait(Some(END));
+            if !ended.map_err(|error| CliError::io("cannot wait", &error))? {
+                return Err(unsure(&[Obstacle::Silent]));
+            }
         }
         let lost = || "the daemon ended without saying that everything is on disk".to_owned();
         let closed: Closed = answer
-            .ok()
             .and_then(|text| serde_json::from_str(&text).ok())
             .unwrap_or_else(|| Closed {
                 closed: false,
@@ -227,22 +325,35 @@ impl Daemon {
         )
         .with_hint("the volume recovers at the next mount; see the daemon's log"))
     }
-}
 
-/// Waits until the daemon lets go of the volume. Somebody who is not allowed to look, or a volume
-/// that cannot be reached, is no reason to fail: the mount is gone.
-fn wait_for_lock(volume: &Path) -> Result<(), CliError> {
-    let Ok(store) = DirectoryStore::open(volume) else {
-        return Ok(());
-    };
-    loop {
-        match store.lock(&StorePath::new(LOCK_NAME)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                std::thread::sleep(LOCK_INTERVAL);
-            }
-            _ => return Ok(()),
+    /// Has it put on disk what was done through a mount that is gone, of a filesystem that lives on
+    /// elsewhere.
+    fn sync(self) -> Result<(), CliError> {
+        // On the first connection it waits; this is the same process.
+        let (address, user) = (Address::Mount(self.device), self.control.peer.uid);
+        let connected = ControlClient::connect(address, user, &mut Vec::new());
+        let Some(mut control) = connected.filter(|other| other.peer == self.control.peer) else {
+            return self.wait();
+        };
+        // A daemon that ends now puts everything on disk by itself.
+        let Ok(answer) = control.ask("sync", None) else {
+            return self.wait();
+        };
+        match serde_json::from_str::<Done>(&answer).map(|done| done.error) {
+            Ok(Some(why)) => Err(CliError::new(
+                ExitCode::System,
+                format!("unmounted, but not everything is on disk: {why}"),
+            )),
+            _ => Ok(()),
         }
     }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
 }
 
 #[cfg(test)]
@@ -266,20 +377,5 @@ mod tests {
             };
             assert!(unmount(place, lazy).is_err());
         }
-    }
-
-    #[test]
-    fn waits_for_the_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(LOCK_NAME), b"").unwrap();
-        let store = DirectoryStore::open(dir.path()).unwrap();
-        let lock = store.lock(&StorePath::new(LOCK_NAME)).unwrap();
-        let path = dir.path().to_path_buf();
-        let waiter = std::thread::spawn(move || wait_for_lock(&path));
-        std::thread::sleep(LOCK_INTERVAL * 3);
-        assert!(!waiter.is_finished());
-        drop(lock);
-        waiter.join().unwrap().unwrap();
-        wait_for_lock(Path::new("/no/such/volume")).unwrap();
     }
 }

@@ -13,9 +13,10 @@ use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::fuse::mountinfo::device_name;
 use crate::sys::identity::effective_user;
 
 const DIRECTORY: &str = "/run/mount";
@@ -24,27 +25,66 @@ const OPTIONS: &[u8] = b"OPTS=uhelper=bilayer";
 /// How long somebody else may have the file locked.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Makes the line of a mount that root has made.
-pub(super) fn add(volume: &Path, dir: &Path) {
-    if effective_user() != 0 {
-        return;
-    }
-    let mut line = field(b"SRC=", volume);
-    line.push(b' ');
-    line.extend(field(b"TARGET=", dir));
-    line.extend_from_slice(b" ROOT=/ ");
-    line.extend_from_slice(OPTIONS);
-    told(rewrite(Path::new(DIRECTORY), volume, Some(&line)));
+/// A mount that root has made, by what does not change: the device number, which no other mount has
+/// while there is this one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    /// The volume's directory, as the mount shows it.
+    pub(super) volume: PathBuf,
+    /// Where it was mounted.
+    pub(super) dir: PathBuf,
+    /// Device number of the mount.
+    pub(super) device: u64,
 }
 
-/// Takes away the lines of that volume's mounts, wherever they were moved to.
-pub(super) fn remove(volume: &Path) {
-    if effective_user() == 0 {
-        told(rewrite(Path::new(DIRECTORY), volume, None));
+impl Entry {
+    /// Makes its line.
+    pub(super) fn add(&self) {
+        if effective_user() == 0 {
+            log_failure(rewrite(Path::new(DIRECTORY), self, true));
+        }
+    }
+
+    /// Takes its lines away, wherever the mount was moved to.
+    pub(super) fn remove(&self) {
+        if effective_user() == 0 {
+            log_failure(rewrite(Path::new(DIRECTORY), self, false));
+        }
+    }
+
+    /// An option that names the mount; those that begin with `x-` are comments.
+    fn mark(&self) -> Vec<u8> {
+        format!("x-bilayer.device={}", device_name(self.device)).into_bytes()
+    }
+
+    fn line(&self) -> Vec<u8> {
+        let fields = [
+            field(b"SRC=", &self.volume),
+            field(b"TARGET=", &self.dir),
+            b"ROOT=/".to_vec(),
+            [OPTIONS, b",", &self.mark()].concat(),
+        ];
+        fields.join(&b' ')
+    }
+
+    /// True for its own line, and for those of a mount of the same on the same place: what mount(8)
+    /// adds, and what a daemon left that was killed.
+    fn has(&self, line: &[u8]) -> bool {
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+        let options = fields.iter().find_map(|field| field.strip_prefix(b"OPTS="));
+        let has_option = |wanted: &[u8]| {
+            let mut options = options.unwrap_or_default().split(|&byte| byte == b',');
+            options.any(|option| option == wanted)
+        };
+        let has_field = |wanted: Vec<u8>| fields.contains(&&wanted[..]);
+        has_option(&self.mark())
+            || (has_option(b"uhelper=bilayer")
+                && has_field(field(b"SRC=", &self.volume))
+                && has_field(field(b"TARGET=", &self.dir)))
     }
 }
 
-fn told(result: io::Result<()>) {
+fn log_failure(result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(%error, "/run/mount/utab stays as it is: umount(8) may not wait");
     }
@@ -74,8 +114,8 @@ fn lock_soon(lock: &File) -> io::Result<()> {
     }
 }
 
-/// Puts the file anew without the volume's lines, and with this one if there is one.
-fn rewrite(directory: &Path, volume: &Path, line: Option<&[u8]>) -> io::Result<()> {
+/// Puts the file anew without the entry's lines, and with a new one if it is to `stay`.
+fn rewrite(directory: &Path, entry: &Entry, stay: bool) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut lock = OpenOptions::new();
     let lock = lock.read(true).append(true).create(true);
@@ -86,18 +126,11 @@ fn rewrite(directory: &Path, volume: &Path, line: Option<&[u8]>) -> io::Result<(
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         result => result?,
     };
-    let source = field(b"SRC=", volume);
-    let is_ours = |line: &&[u8]| {
-        let has = |wanted: &[u8]| {
-            line.split(|&byte| byte == b' ')
-                .any(|field| field == wanted)
-        };
-        has(&source) && (has(OPTIONS) || line.ends_with(b"uhelper=bilayer"))
-    };
+    let own = stay.then(|| entry.line());
     let lines = found.split(|&byte| byte == b'\n');
     let kept: Vec<&[u8]> = lines
-        .filter(|line| !line.is_empty() && !is_ours(line))
-        .chain(line)
+        .filter(|line| !line.is_empty() && !entry.has(line))
+        .chain(own.as_deref())
         .collect();
     let new = directory.join("utab.bilayer");
     let mut file = File::create(&new)?;
@@ -113,25 +146,48 @@ fn rewrite(directory: &Path, volume: &Path, line: Option<&[u8]>) -> io::Result<(
 mod tests {
     use super::*;
 
+    fn entry(volume: &str, dir: &str, minor: u32) -> Entry {
+        Entry {
+            volume: volume.into(),
+            dir: dir.into(),
+            device: libc::makedev(0, minor),
+        }
+    }
+
     #[test]
     fn lines_come_and_go_and_those_of_others_stay() {
         let dir = tempfile::tempdir().unwrap();
         let utab = || fs::read_to_string(dir.path().join("utab")).unwrap();
         let other = "SRC=/dev/sdb TARGET=/media ROOT=/ OPTS=user=me\n";
         fs::write(dir.path().join("utab"), other).unwrap();
-        let volume = Path::new("/srv/a b\\c");
-        let mut line = field(b"SRC=", volume);
-        line.extend_from_slice(b" TARGET=/mnt ROOT=/ OPTS=uhelper=bilayer");
+        let one = entry("/srv/a b\\c", "/mnt", 50);
         for _ in 0..2 {
-            rewrite(dir.path(), volume, Some(&line)).unwrap();
-            let ours = "SRC=/srv/a\\040b\\134c TARGET=/mnt ROOT=/ OPTS=uhelper=bilayer\n";
+            rewrite(dir.path(), &one, true).unwrap();
+            let ours = "SRC=/srv/a\\040b\\134c TARGET=/mnt ROOT=/ \
+                        OPTS=uhelper=bilayer,x-bilayer.device=0:50\n";
             assert_eq!(utab(), format!("{other}{ours}"));
         }
-        rewrite(dir.path(), Path::new("/srv/a"), None).unwrap();
-        assert_eq!(utab().lines().count(), 2);
-        rewrite(dir.path(), volume, None).unwrap();
+        // Another volume in a directory of the same name, on another place.
+        let second = entry("/srv/a b\\c", "/mnt2", 51);
+        rewrite(dir.path(), &second, true).unwrap();
+        rewrite(dir.path(), &one, false).unwrap();
+        assert!(utab().contains("TARGET=/mnt2 ") && !utab().contains("TARGET=/mnt "));
+        rewrite(dir.path(), &second, false).unwrap();
         assert_eq!(utab(), other);
-        rewrite(&dir.path().join("new"), volume, None).unwrap();
+        rewrite(&dir.path().join("new"), &one, false).unwrap();
+    }
+
+    #[test]
+    fn what_mount_adds_and_what_was_moved_goes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = "SRC=/v TARGET=/m ROOT=/ OPTS=x-gvfs-show,uhelper=bilayer\n\
+                     SRC=/v TARGET=/moved ROOT=/ OPTS=uhelper=bilayer,x-bilayer.device=0:50\n\
+                     SRC=/v TARGET=/other ROOT=/ OPTS=uhelper=bilayer,x-bilayer.device=0:5\n";
+        fs::write(dir.path().join("utab"), lines).unwrap();
+        rewrite(dir.path(), &entry("/v", "/m", 50), false).unwrap();
+        let left = fs::read_to_string(dir.path().join("utab")).unwrap();
+        assert_eq!(left.lines().count(), 1);
+        assert!(left.contains("/other"), "{left}");
     }
 
     #[test]
@@ -139,9 +195,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lock = File::create(dir.path().join("utab.lock")).unwrap();
         lock.lock().unwrap();
-        let error = rewrite(dir.path(), Path::new("/srv/a"), None).unwrap_err();
+        let one = entry("/srv/a", "/mnt", 50);
+        let error = rewrite(dir.path(), &one, false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         drop(lock);
-        rewrite(dir.path(), Path::new("/srv/a"), None).unwrap();
+        rewrite(dir.path(), &one, false).unwrap();
     }
 }

@@ -102,7 +102,8 @@ pub enum FuseError {
     Session(#[source] io::Error),
 }
 
-/// Mounts and serves until the mount is gone. `ready` is called once the filesystem answers.
+/// Mounts and serves until the mount is gone. `ready` is called once the filesystem answers, with
+/// its device number where that is known.
 ///
 /// `dir`: absolute, without symbolic links, an existing directory. `signals`: those that unmount;
 /// they must have been blocked before any thread was made, those of `filesystem` included. If a
@@ -112,7 +113,7 @@ pub fn mount(
     dir: &Path,
     options: &MountOptions,
     signals: Option<EndSignals>,
-    ready: impl FnOnce(),
+    ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
     let notices = Arc::new(Notices::default());
@@ -143,7 +144,7 @@ fn serve(
     options: &MountOptions,
     notices: &Notices,
     signals: Option<EndSignals>,
-    ready: impl FnOnce(),
+    ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
     let (device, mounted) = mountpoint::mount(dir, options).map_err(explain_mount)?;
     let session = match start_session(adapter, device) {
@@ -159,7 +160,7 @@ fn serve(
         .and_then(|()| listen_for(signals, &mounted))
         .map_err(FuseError::Thread)
         .and_then(|()| {
-            ready();
+            ready(mounted.device());
             session.run().map_err(FuseError::Session)
         });
     if result.is_err() {

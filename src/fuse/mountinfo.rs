@@ -2,8 +2,10 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+use crate::sys::location::Location;
 
 /// Type that this filesystem's mounts show.
 pub const FILESYSTEM_TYPE: &str = "fuse.bilayer";
@@ -15,13 +17,16 @@ pub struct MountInfo {
     pub id: u64,
     /// Device number, as `major:minor`.
     pub device: String,
+    /// The directory of the filesystem that is seen there: `/`, but for what is bound.
+    pub root: PathBuf,
     /// Where it is.
     pub dir: PathBuf,
     /// Options of the mount itself (`ro`, `nodev`, ...).
     pub options: String,
     /// Type of filesystem.
     pub filesystem: String,
-    /// What is mounted: the volume's directory.
+    /// What whoever mounted said that it is, any text. Of a mount of ours, the path that the volume's
+    /// directory had then.
     pub source: PathBuf,
     /// Options of the filesystem (`rw`, `user_id=0`, ...).
     pub super_options: String,
@@ -38,9 +43,22 @@ impl MountInfo {
         Ok(Self::all()?.into_iter().find(|mount| mount.id == id))
     }
 
-    /// What is mounted exactly at `dir` and not covered by something else: the last of them.
-    pub fn at(dir: &Path) -> io::Result<Option<Self>> {
-        Ok(Self::all()?.into_iter().rfind(|mount| mount.dir == dir))
+    /// The mount that begins at that location; `None` when it is within one.
+    pub fn beginning_at(location: &Location) -> io::Result<Option<Self>> {
+        let info = location.info()?;
+        if info.is_mount_root {
+            Self::of_id(info.mount_id)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// The mounts of this filesystem with that device number: one filesystem, wherever it is bound.
+    pub fn on_device(device: u64) -> io::Result<Vec<Self>> {
+        let name = device_name(device);
+        let mut mounts = Self::all()?;
+        mounts.retain(|mount| mount.is_ours() && mount.device == name);
+        Ok(mounts)
     }
 
     /// True for mounts of this filesystem.
@@ -48,7 +66,7 @@ impl MountInfo {
         self.filesystem == FILESYSTEM_TYPE
     }
 
-    /// The user who mounted it, of FUSE mounts.
+    /// The user who mounted it, of FUSE mounts: the kernel says so, and nobody can choose it.
     pub fn owner(&self) -> Option<u32> {
         self.super_options
             .split(',')
@@ -89,7 +107,7 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let id = text(fields.next()?).parse().ok()?;
     let _parent = fields.next()?;
     let device = text(fields.next()?);
-    let _root = fields.next()?;
+    let root = PathBuf::from(unescape(fields.next()?));
     let dir = PathBuf::from(unescape(fields.next()?));
     let options = text(fields.next()?);
     fields.by_ref().find(|field| *field == b"-")?;
@@ -99,6 +117,7 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
     Some(MountInfo {
         id,
         device,
+        root,
         dir,
         options,
         filesystem,
@@ -123,22 +142,23 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(plain)
 }
 
-/// Device and inode of a directory, which name a volume however its path is written.
-pub fn identity(dir: &Path) -> io::Result<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = std::fs::metadata(dir)?;
-    Ok((metadata.dev(), metadata.ino()))
+/// A device number as mountinfo shows it.
+pub fn device_name(device: u64) -> String {
+    format!("{}:{}", libc::major(device), libc::minor(device))
 }
 
-/// The mounts of the volume in that directory. Only sources that look like paths are looked at.
-pub fn mounts_of(volume: &Path) -> io::Result<Vec<MountInfo>> {
-    let wanted = identity(volume)?;
-    let is_it = |mount: &MountInfo| {
+/// Mounts that were made by one of these users and whose source leads to a directory that `is_it`:
+/// no more than a hint at where it is mounted. What anybody else mounted is not looked at: a source
+/// is any text, and may lead to where nothing answers.
+pub fn hinted(users: &[u32], is_it: impl Fn(&Path) -> bool) -> io::Result<Vec<MountInfo>> {
+    let mut mounts = MountInfo::all()?;
+    mounts.retain(|mount| {
         mount.is_ours()
-            && mount.source.as_os_str().as_bytes().starts_with(b"/")
-            && identity(&mount.source).is_ok_and(|found| found == wanted)
-    };
-    Ok(MountInfo::all()?.into_iter().filter(is_it).collect())
+            && mount.owner().is_some_and(|owner| users.contains(&owner))
+            && mount.source.is_absolute()
+            && is_it(&mount.source)
+    });
+    Ok(mounts)
 }
 
 #[cfg(test)]
@@ -158,6 +178,7 @@ mod tests {
         let ours = &mounts[1];
         assert_eq!(ours.id, 41);
         assert_eq!(ours.device, "0:38");
+        assert_eq!(ours.root, Path::new("/"));
         assert_eq!(ours.dir, Path::new("/mnt/a b\\"));
         assert_eq!(ours.source, Path::new("/srv/vol ume"));
         assert!(ours.is_ours());
@@ -186,9 +207,13 @@ mod tests {
 
     #[test]
     fn finds_the_root() {
-        let root = MountInfo::at(Path::new("/")).unwrap().unwrap();
-        assert!(!root.is_ours());
-        assert_eq!(MountInfo::at(Path::new("/no/such/place")).unwrap(), None);
-        assert!(mounts_of(Path::new("/")).unwrap().is_empty());
+        let at = |path: &str| MountInfo::beginning_at(&Location::open(Path::new(path)).unwrap());
+        let root = at("/").unwrap().unwrap();
+        assert!(!root.is_ours() && root.dir == Path::new("/"));
+        assert_eq!(at("/proc/self").unwrap(), None);
+        let device = Location::open(Path::new("/")).unwrap();
+        let device = device.info().unwrap().device;
+        assert!(MountInfo::on_device(device).unwrap().is_empty());
+        assert_eq!(device_name(libc::makedev(0, 300)), "0:300");
     }
 }

@@ -15,11 +15,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::MountOptions;
-use super::mountinfo::MountInfo;
+use super::mountinfo::{MountInfo, device_name};
 use crate::sys::files::sync_filesystem;
 use crate::sys::identity::effective_user;
+use crate::sys::location::{Location, LocationInfo};
 use crate::sys::mounts::Detach;
-use crate::sys::{mounts, process};
+use crate::sys::{descriptors, mounts, process};
 
 /// Names under which the set-uid helper is installed.
 const FUSERMOUNT: [&str; 2] = ["fusermount3", "fusermount"];
@@ -31,7 +32,7 @@ const READ_AHEAD_KIB: u32 = 2048;
 /// A mount that was made by this process. It is known by its number: it may be moved.
 #[derive(Clone, Debug)]
 pub(super) struct Mounted {
-    id: Option<u64>,
+    location: Option<LocationInfo>,
 }
 
 /// Mounts on `dir`, an absolute path without symbolic links. The kernel's first request waits in
@@ -48,8 +49,9 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mou
     } else {
         mount_by_fusermount(dir, options)?
     };
-    let id = MountInfo::at(dir)?.map(|mount| mount.id);
-    Ok((device, Mounted { id }))
+    let location = Location::open(dir).and_then(|found| found.info()).ok();
+    let location = location.filter(|found| found.is_mount_root);
+    Ok((device, Mounted { location }))
 }
 
 /// Words for the kernel, in the order in which `/proc/mounts` shows them.
@@ -123,7 +125,7 @@ fn mount_by_fusermount(dir: &Path, options: &MountOptions) -> io::Result<File> {
         mounts::pass_descriptor(command, descriptor);
     })?;
     drop(theirs);
-    let received = mounts::receive_descriptor(&ours);
+    let received = descriptors::receive_one(&ours);
     drop(ours);
     let output = child.wait_with_output()?;
     received
@@ -167,8 +169,14 @@ fn complaint(stderr: &[u8]) -> String {
 impl Mounted {
     /// The mount as it is now; another one in its place does not count.
     fn find(&self) -> Option<MountInfo> {
-        let mount = MountInfo::of_id(self.id?).ok()??;
+        let mount = MountInfo::of_id(self.location?.mount_id).ok()??;
         mount.is_ours().then_some(mount)
+    }
+
+    /// Device number of the filesystem.
+    pub(super) fn device(&self) -> Option<u64> {
+        self.find()?;
+        Some(self.location?.device)
     }
 
     /// True while the mount is there.
@@ -192,7 +200,7 @@ impl Mounted {
     pub(super) fn unmount(&self, lazy: bool) -> io::Result<()> {
         let how = if lazy { Detach::Lazy } else { Detach::No };
         match self.find() {
-            Some(mount) => unmount(&mount.dir, how),
+            Some(mount) => unmount(&mount, how),
             None => Ok(()),
         }
     }
@@ -216,14 +224,21 @@ impl Mounted {
     }
 }
 
-/// A device number as mountinfo shows it.
-fn device_name(device: u64) -> String {
-    format!("{}:{}", libc::major(device), libc::minor(device))
-}
-
-/// Unmounts what is at `dir`, by `umount2(2)` or, without the right to, by `fusermount3 -u`.
-pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
-    match mounts::unmount(dir, how) {
+/// Takes that mount away, by `umount2(2)` or, without the right to, by `fusermount3 -u`. It is
+/// looked for where it is now: never what was mounted over it, nor what a path leads to that
+/// somebody changes meanwhile.
+pub fn unmount(mount: &MountInfo, how: Detach) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (mount.dir.parent(), mount.dir.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let parent = Location::open(parent)?;
+    // Closed again before it is unmounted, which it would be in the way of. A name on which
+    // something is mounted cannot be renamed.
+    let found = Location::open_at(&parent, Path::new(name))?.info()?;
+    if found.mount_id != mount.id || !found.is_mount_root {
+        return Err(io::Error::other("something else is mounted over it"));
+    }
+    match mounts::unmount(&parent.fixed_path().join(name), how) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
         result => return result,
     }
@@ -234,7 +249,7 @@ pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
             } else {
                 &["-u", "--"]
             })
-            .arg(dir);
+            .arg(&mount.dir);
     })?
     .wait_with_output()?;
     if output.status.success() {
@@ -282,9 +297,18 @@ mod tests {
 
     #[test]
     fn does_not_unmount_what_is_not_ours() {
-        let id = MountInfo::at(Path::new("/")).unwrap().map(|root| root.id);
-        let root = Mounted { id };
-        assert!(!root.is_there());
+        let location = Location::open(Path::new("/")).unwrap().info().ok();
+        let root = Mounted { location };
+        assert!(!root.is_there() && root.device().is_none());
         root.unmount(false).unwrap();
+    }
+
+    #[test]
+    fn does_not_unmount_what_covers_a_mount() {
+        let at = |path: &str| Location::open(Path::new(path)).unwrap().info().unwrap();
+        let mut proc = MountInfo::of_id(at("/proc").mount_id).unwrap().unwrap();
+        proc.id = at("/").mount_id;
+        let error = unmount(&proc, Detach::No).unwrap_err();
+        assert!(error.to_string().contains("mounted over"), "{error}");
     }
 }

@@ -6,8 +6,10 @@
 
 pub mod backing;
 pub mod clock;
+pub mod descriptors;
 pub mod files;
 pub mod identity;
+pub mod location;
 pub mod memory;
 pub mod mounts;
 pub mod process;

@@ -3,10 +3,8 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -144,55 +142,5 @@ pub fn pass_descriptor(command: &mut Command, descriptor: RawFd) {
     // is async-signal-safe.
     unsafe {
         command.pre_exec(move || check(libc::fcntl(descriptor, libc::F_SETFD, 0)));
-    }
-}
-
-/// Waits for one message that carries one descriptor (`SCM_RIGHTS`). `UnexpectedEof` when the
-/// other end closes without one.
-pub fn receive_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
-    const SPACE: usize = 64;
-    #[repr(C, align(8))]
-    struct Control([u8; SPACE]);
-
-    let mut byte = 0u8;
-    let mut control = Control([0; SPACE]);
-    let mut part = libc::iovec {
-        iov_base: (&raw mut byte).cast(),
-        iov_len: 1,
-    };
-    // SAFETY: all-zero is a valid msghdr.
-    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    message.msg_iov = &mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = SPACE;
-    loop {
-        // SAFETY: `message` points to live buffers of the lengths it gives.
-        let len =
-            unsafe { libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
-        match len {
-            -1 => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => break,
-        }
-    }
-    // SAFETY: the kernel filled in msg_control and msg_controllen; CMSG_FIRSTHDR yields null or a
-    // header within them, whose length says whether a whole descriptor follows.
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(&message);
-        if header.is_null()
-            || (*header).cmsg_level != libc::SOL_SOCKET
-            || (*header).cmsg_type != libc::SCM_RIGHTS
-            || (*header).cmsg_len < libc::CMSG_LEN(size_of::<RawFd>() as u32) as usize
-        {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let descriptor = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
-        Ok(OwnedFd::from_raw_fd(descriptor))
     }
 }

@@ -1,0 +1,184 @@
+//! A place in the tree of mounts that stays what it is, whatever is renamed or mounted meanwhile.
+//!
+//! It is an `O_PATH` descriptor, and what is asked of it is asked in a way that never reaches the
+//! filesystem: one that hangs, that is dead, or that does not let this user in answers nothing and
+//! keeps nobody waiting. (The way there is an ordinary walk: it does ask the filesystems that hold
+//! the directories of the path.)
+//!
+//! Source: open(2) `O_PATH`; statx(2) of Linux 5.8: `STATX_MNT_ID`, `STATX_ATTR_MOUNT_ROOT`. With
+//! an empty mask the kernel gives device and mount alone, to everybody.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// See the module's first lines.
+#[derive(Debug)]
+pub struct Location(OwnedFd);
+
+/// What the kernel knows of a location without asking the filesystem.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocationInfo {
+    /// Device number of the filesystem, as `stat` has it.
+    pub device: u64,
+    /// Number of the mount, as `/proc/self/mountinfo` has it.
+    pub mount_id: u64,
+    /// It is where that mount begins: the mount point, seen from above.
+    pub is_mount_root: bool,
+}
+
+/// What a filesystem last said of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Who owns it.
+    pub owner: u32,
+    /// It is a directory.
+    pub is_directory: bool,
+}
+
+impl Location {
+    /// Where a path leads to. Symbolic links are followed.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        open_path(libc::AT_FDCWD, path, 0)
+    }
+
+    /// The entry `name` of a directory; a symbolic link is the link itself.
+    pub fn open_at(dir: impl AsFd, name: &Path) -> io::Result<Self> {
+        open_path(dir.as_fd().as_raw_fd(), name, libc::O_NOFOLLOW)
+    }
+
+    /// Device and mount.
+    pub fn info(&self) -> io::Result<LocationInfo> {
+        location_info(&self.0)
+    }
+
+    /// A path that leads here and nowhere else while this is open.
+    pub fn fixed_path(&self) -> PathBuf {
+        fixed_path(&self.0)
+    }
+}
+
+/// Device, inode and owner of an open file, as the kernel remembers them: a FUSE filesystem is not
+/// asked, and so cannot keep this process waiting, which nothing would end then.
+pub fn identity(file: impl AsFd) -> io::Result<Identity> {
+    let out = statx(file, libc::STATX_BASIC_STATS)?;
+    Ok(Identity {
+        device: libc::makedev(out.stx_dev_major, out.stx_dev_minor),
+        inode: out.stx_ino,
+        owner: out.stx_uid,
+        is_directory: libc::mode_t::from(out.stx_mode) & libc::S_IFMT == libc::S_IFDIR,
+    })
+}
+
+fn statx(file: impl AsFd, mask: libc::c_uint) -> io::Result<libc::statx> {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let descriptor = file.as_fd().as_raw_fd();
+    let mut out = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the descriptor is open, the path is an empty NUL-terminated string, and `out` is
+    // writable memory of the size of a `statx`.
+    let result = unsafe { libc::statx(descriptor, c"".as_ptr(), flags, mask, out.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all-zero is a valid statx, and the call filled in what it knows.
+    Ok(unsafe { out.assume_init() })
+}
+
+/// Device and mount of what is open.
+pub fn location_info(file: impl AsFd) -> io::Result<LocationInfo> {
+    let out = statx(file, 0)?;
+    let root = libc::STATX_ATTR_MOUNT_ROOT as u64;
+    if out.stx_mask & libc::STATX_MNT_ID == 0 || out.stx_attributes_mask & root == 0 {
+        let told = "this kernel does not tell mounts apart (Linux 5.8 is needed)";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, told));
+    }
+    Ok(LocationInfo {
+        device: libc::makedev(out.stx_dev_major, out.stx_dev_minor),
+        mount_id: out.stx_mnt_id,
+        is_mount_root: out.stx_attributes & root != 0,
+    })
+}
+
+impl AsFd for Location {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A path that leads to what is open there and nowhere else while it is.
+pub fn fixed_path(descriptor: impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()))
+}
+
+fn open_path(dir: libc::c_int, path: &Path, flags: libc::c_int) -> io::Result<Location> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    loop {
+        let flags = libc::O_PATH | libc::O_CLOEXEC | flags;
+        // SAFETY: the path is a NUL-terminated string that outlives the call.
+        let descriptor = unsafe { libc::openat(dir, path.as_ptr(), flags) };
+        if descriptor >= 0 {
+            // SAFETY: the descriptor was just opened and nobody else owns it.
+            return Ok(Location(unsafe { OwnedFd::from_raw_fd(descriptor) }));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn knows_mount_points_from_directories() {
+        let root = Location::open(Path::new("/")).unwrap().info().unwrap();
+        assert!(root.is_mount_root);
+        let proc = Location::open(Path::new("/proc")).unwrap().info().unwrap();
+        assert!(proc.is_mount_root && proc.mount_id != root.mount_id);
+        let inner = Location::open(Path::new("/proc/self")).unwrap();
+        assert!(!inner.info().unwrap().is_mount_root);
+        let metadata = std::fs::metadata("/proc").unwrap();
+        assert_eq!(proc.device, metadata.dev());
+    }
+
+    #[test]
+    fn identities_are_those_of_stat() {
+        let file = tempfile::tempfile().unwrap();
+        let (found, metadata) = (identity(&file).unwrap(), file.metadata().unwrap());
+        assert_eq!(found.device, metadata.dev());
+        assert_eq!(found.inode, metadata.ino());
+        assert!(found.owner == metadata.uid() && !found.is_directory);
+        let proc = Location::open(Path::new("/proc")).unwrap();
+        assert!(identity(&proc).unwrap().is_directory);
+    }
+
+    #[test]
+    fn stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        std::fs::create_dir(&old).unwrap();
+        std::fs::write(old.join("mark"), b"x").unwrap();
+        let location = Location::open(&old).unwrap();
+        std::fs::rename(&old, &new).unwrap();
+        std::fs::create_dir(&old).unwrap();
+        assert!(location.fixed_path().join("mark").exists());
+        let real = std::fs::canonicalize(&new).unwrap();
+        assert_eq!(std::fs::read_link(location.fixed_path()).unwrap(), real);
+        std::os::unix::fs::symlink(&new, dir.path().join("link")).unwrap();
+        let parent = Location::open(dir.path()).unwrap();
+        let link = Location::open_at(&parent, Path::new("link")).unwrap();
+        let kind = std::fs::symlink_metadata(dir.path().join("link")).unwrap();
+        let path = std::fs::read_link(link.fixed_path()).unwrap();
+        assert!(kind.is_symlink() && path.ends_with("link"));
+    }
+}
