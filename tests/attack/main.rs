@@ -4,13 +4,28 @@
 //! in `docs/ATTACKS.md` names every test of this folder.
 #![allow(clippy::unwrap_used)]
 
+mod daemon;
 mod descriptors;
 mod foreign;
 mod foreign_set;
+mod impostor;
 mod memory;
 mod read_only_set;
+mod renamed;
 mod salvage_out;
 
+#[allow(
+    dead_code,
+    reason = "shared with other test programs; each uses its part of it"
+)]
+#[path = "../mounted/machine.rs"]
+mod machine;
+#[allow(
+    dead_code,
+    reason = "shared with other test programs; each uses its part of it"
+)]
+#[path = "../mounted/namespace.rs"]
+mod namespace;
 #[allow(
     dead_code,
     reason = "shared with other test programs; each uses its part of it"

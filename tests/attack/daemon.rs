@@ -1,0 +1,317 @@
+//! The attacker is an ordinary user, who plays the daemon of somebody else's volume to those who ask:
+//! a mount whose source names that volume, and sockets where a daemon's would be.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::impostor::{ATTACKER, Impostor, VICTIM, as_user, bilayer, dir_of, machine};
+use crate::machine::Machine;
+use crate::real::{BILAYER, is_alive, run, run_within, wait_until};
+
+const PROOFS: [&str; 4] = ["none", "own", "theirs", "mixed"];
+
+fn status(machine: &Machine, path: &str) -> Value {
+    let outcome = bilayer(machine, &format!("status --json {path}")).done();
+    serde_json::from_str(&outcome.stdout).unwrap()
+}
+
+fn snapshots(machine: &Machine, path: &str) -> Vec<String> {
+    let outcome = bilayer(machine, &format!("snapshot list --json {path}")).done();
+    let views: Vec<Value> = serde_json::from_str(&outcome.stdout).unwrap();
+    let name = |view: &Value| view["name"].as_str().unwrap().to_owned();
+    views.iter().map(name).collect()
+}
+
+/// Everything that root asks of `vol` is done by whoever has it, and that is not the attacker.
+fn root_asks(machine: &Machine, round: &str) {
+    let fingerprint = status(machine, "vol")["fingerprint"].clone();
+    assert!(
+        fingerprint.as_str().is_some_and(|text| text.contains('-')),
+        "{round}: {fingerprint}"
+    );
+    assert_eq!(
+        status(machine, "vol")["header"]["key_mode"],
+        "platform-managed"
+    );
+    bilayer(machine, &format!("snapshot create vol {round}")).done();
+    let timer = "snapshot create --prefix auto --prune --keep-last 1 -- vol";
+    let taken = bilayer(machine, timer).done().stdout;
+    assert!(taken.starts_with("snapshot auto-"), "{round}: {taken}");
+    let names = snapshots(machine, "vol");
+    assert!(names.contains(&round.to_owned()), "{round}: {names:?}");
+    assert!(
+        !names.contains(&"IMPOSTOR".to_owned()),
+        "{round}: {names:?}"
+    );
+    bilayer(machine, &format!("snapshot delete vol {round}")).done();
+    let checked = bilayer(machine, "check --json vol").done().stdout;
+    let checked: Value = serde_json::from_str(&checked).unwrap();
+    assert!(checked["objects"].as_u64() > Some(0), "{round}: {checked}");
+    let file = format!("export-{round}");
+    bilayer(machine, &format!("image export vol base {file}")).done();
+    let stream = fs::read(machine.place.path(&file)).unwrap();
+    assert!(stream.len() > 100_000, "{round}: the attacker's bytes");
+}
+
+#[test]
+fn root_is_not_answered_by_somebody_elses_process() {
+    let Some(machine) = machine("attack-daemon") else {
+        return;
+    };
+    let place = &machine.place;
+    place.run("create vol").done();
+    fs::set_permissions(place.path("vol"), PermissionsExt::from_mode(0o755)).unwrap();
+    place.dir("mnt");
+    machine.run("mount -t bilayer vol mnt");
+    machine.daemon();
+    fs::write(machine.see("mnt/file"), crate::real::noise(1, 200_000)).unwrap();
+    bilayer(&machine, "image create vol base").done();
+    machine.run("umount mnt");
+    for proof in PROOFS {
+        // As a copy has it that was made with a loose umask: others can open the lock.
+        fs::set_permissions(place.path("vol/lock"), PermissionsExt::from_mode(0o644)).unwrap();
+        let vol = machine.path("vol");
+        let impostor = Impostor::start(&machine, &vol, "vol", proof);
+        root_asks(&machine, &format!("unmounted-{proof}"));
+        // It is not mounted, so nothing is to be unmounted, and it can be salvaged.
+        machine.refused(&format!("{BILAYER} unmount vol"), 2, "nothing of bilayer");
+        let salvage = format!("salvage vol salvaged-{proof}");
+        bilayer(&machine, &salvage).done();
+        machine.run("mount -t bilayer vol mnt");
+        let daemon = machine.daemon();
+        root_asks(&machine, &format!("mounted-{proof}"));
+        assert_eq!(
+            status(&machine, "vol")["mounts"].as_array().unwrap().len(),
+            1
+        );
+        machine.run(&format!("{BILAYER} unmount vol"));
+        assert!(!is_alive(daemon));
+        assert_eq!(impostor.asked(), [""; 0], "{proof}");
+    }
+}
+
+#[test]
+fn a_mount_of_somebody_else_stands_for_no_volume_of_roots() {
+    let Some(machine) = machine("attack-bait") else {
+        return;
+    };
+    machine.place.run("create vol").done();
+    fs::set_permissions(machine.place.path("vol"), PermissionsExt::from_mode(0o755)).unwrap();
+    for proof in ["none", "mixed"] {
+        let impostor = Impostor::start(&machine, &machine.path("vol"), "vol", proof);
+        let bait = format!("bait-{proof}");
+        for words in [
+            format!("status {bait}"),
+            format!("inspect {bait}"),
+            format!("check {bait}"),
+            format!("snapshot create {bait} s1"),
+            format!("snapshot create --prefix auto --prune --keep-last 1 -- {bait}"),
+            format!("snapshot list {bait}"),
+            format!("snapshot delete {bait} s1"),
+            format!("image export {bait} base out"),
+            format!("salvage {bait} out"),
+        ] {
+            let outcome = bilayer(&machine, &words);
+            assert_ne!(outcome.code, 0, "{words}: {}", outcome.stdout);
+            assert!(
+                outcome.stderr.contains("proved"),
+                "{words}: {}",
+                outcome.stderr
+            );
+            assert!(outcome.stderr.contains("\nhint: "), "{words}");
+            assert!(!outcome.stdout.contains("IMPOSTOR"), "{words}");
+        }
+        let remount = format!("mount -o remount,ro {bait}");
+        machine.refused(&remount, 32, "proved");
+        // Nor is anything done in it in place of the volume.
+        assert_eq!(impostor.asked(), [""; 0]);
+        // It goes, and it is not said that all is well.
+        let outcome = bilayer(&machine, &format!("unmount {bait}"));
+        assert_eq!(outcome.code, 6, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("not known"), "{}", outcome.stderr);
+        assert!(machine.mounted().is_empty());
+    }
+    // One who proves that they have a volume of their own speaks for that one alone.
+    let _impostor = Impostor::start(&machine, &machine.path("vol"), "vol", "own");
+    let shown = status(&machine, "bait-own");
+    assert_eq!(shown["volume"], machine.path("own-own"));
+}
+
+#[test]
+fn what_a_mount_says_is_its_source_is_not_looked_at() {
+    let Some(machine) = machine("attack-hang") else {
+        return;
+    };
+    machine.place.run("create vol").done();
+    fs::set_permissions(machine.place.path("vol"), PermissionsExt::from_mode(0o755)).unwrap();
+    // Nothing ever comes back from a look into the first; the second says that this is its source.
+    let silent = Impostor::start(&machine, "/x", "vol", "silent");
+    let trap = machine.path("bait-silent") + "/trap";
+    let _second = Impostor::start(&machine, &trap, "vol", "none");
+    let begin = Instant::now();
+    assert!(status(&machine, "vol")["fingerprint"].is_string());
+    bilayer(&machine, "snapshot create vol one").done();
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    // What is handed over may be of a filesystem that answers nothing.
+    let _third = Impostor::start(&machine, "/x", "vol", "trap");
+    // Nor does anything hang that names one of them; it is not unmounted, and said so.
+    for words in [
+        "status bait-silent",
+        "snapshot create bait-silent s",
+        "status bait-trap",
+        "snapshot create bait-trap s",
+    ] {
+        let outcome = bilayer(&machine, words);
+        assert_ne!(outcome.code, 0, "{words}");
+    }
+    let outcome = bilayer(&machine, "unmount bait-silent");
+    assert_eq!(outcome.code, 6, "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("does not answer"),
+        "{}",
+        outcome.stderr
+    );
+    machine.run(&format!("{BILAYER} unmount --force bait-silent"));
+    assert_eq!(machine.mounted().len(), 2);
+    drop(silent);
+}
+
+#[test]
+fn a_users_directory_for_sockets_is_squatted() {
+    let Some(machine) = machine("attack-squatted") else {
+        return;
+    };
+    let place = &machine.place;
+    let home = dir_of(&machine, "victim", VICTIM);
+    let user = |words: &str| {
+        let mut command = as_user(&machine, VICTIM, words);
+        command.env("HOME", &home);
+        command.env("BILAYER_PLATFORM_KEYSTORE", home.join("keystore"));
+        run_within(&mut command, Duration::from_secs(60))
+    };
+    user("bilayer create victim/vol").done();
+    fs::set_permissions(&home, PermissionsExt::from_mode(0o755)).unwrap();
+    dir_of(&machine, "victim/mnt", VICTIM);
+    // The directory is theirs before the volume is mounted.
+    let impostor = Impostor::start(&machine, "", "victim/vol", "own");
+    let squatted = format!("/tmp/bilayer-{VICTIM} should be user {VICTIM}'s alone");
+    let mounted = user("bilayer mount victim/vol victim/mnt").done();
+    assert!(mounted.stderr.contains(&squatted), "{}", mounted.stderr);
+    assert!(
+        mounted.stderr.contains("no control socket"),
+        "{}",
+        mounted.stderr
+    );
+    let daemon = machine.output(&format!("pgrep -u {VICTIM} -n bilayer"));
+    let daemon = daemon.trim().parse().unwrap();
+    place.take_charge(daemon);
+    for words in [
+        "bilayer snapshot create victim/vol one",
+        "bilayer snapshot list victim/vol",
+        "bilayer check victim/vol",
+    ] {
+        let outcome = user(words);
+        assert_eq!(
+            outcome.code,
+            if words.contains("check") { 8 } else { 3 },
+            "{words}"
+        );
+        assert!(
+            outcome.stderr.contains(&squatted),
+            "{words}: {}",
+            outcome.stderr
+        );
+        assert!(
+            outcome.stderr.contains("hint: "),
+            "{words}: {}",
+            outcome.stderr
+        );
+    }
+    let shown = user("bilayer status --json victim/vol").done();
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["verified"], false);
+    let why = shown["not_verified_because"].as_str().unwrap();
+    assert!(why.contains(&squatted), "{why}");
+    // Root looks there too, for the daemon of the volume's owner.
+    let root = bilayer(&machine, "snapshot create victim/vol two");
+    assert_ne!(root.code, 0);
+    assert!(root.stderr.contains(&squatted), "{}", root.stderr);
+    // In the mount it is sure that it is that volume.
+    user("bilayer snapshot create victim/mnt three").done();
+    let names = user("bilayer snapshot list victim/mnt").done().stdout;
+    assert!(names.contains("three"), "{names}");
+    assert_eq!(impostor.asked(), [""; 0]);
+    // It goes, and nobody can say how that went.
+    let unmounted = user("bilayer unmount victim/mnt");
+    assert_eq!(unmounted.code, 6);
+    assert!(
+        unmounted.stderr.contains("not known"),
+        "{}",
+        unmounted.stderr
+    );
+    assert!(wait_until(Duration::from_secs(20), || !is_alive(daemon)));
+
+    // Without the squatter all of it is as it should be, for the owner and for root.
+    drop(impostor);
+    fs::remove_dir_all(
+        machine
+            .namespace
+            .see(format!("/tmp/bilayer-{VICTIM}").as_ref()),
+    )
+    .unwrap();
+    user("bilayer mount victim/vol victim/mnt").silent();
+    let pid = || {
+        let shown = user("bilayer status --json victim/vol").done();
+        let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+        shown["daemon"]["pid"].as_i64().expect("a daemon") as i32
+    };
+    let daemon = pid();
+    place.take_charge(daemon);
+    user("bilayer snapshot create victim/vol four").done();
+    bilayer(&machine, "snapshot create victim/vol five").done();
+    bilayer(&machine, "snapshot create victim/mnt six").done();
+    let names = snapshots(&machine, "victim/mnt");
+    assert_eq!(names, ["three", "four", "five", "six"]);
+    machine.run(&format!("{BILAYER} unmount victim/mnt"));
+    assert!(!is_alive(daemon));
+}
+
+/// Another user cannot be asked, whatever they hold; a lock that others could hold is closed to
+/// them.
+#[test]
+fn a_lock_that_others_may_open_is_closed_to_them() {
+    let Some(machine) = machine("attack-lock") else {
+        return;
+    };
+    let place = &machine.place;
+    place.run("create vol").done();
+    fs::set_permissions(place.path("vol"), PermissionsExt::from_mode(0o755)).unwrap();
+    let lock = place.path("vol/lock");
+    fs::set_permissions(&lock, PermissionsExt::from_mode(0o666)).unwrap();
+    place.dir("mnt");
+    machine.run("mount -t bilayer vol mnt");
+    let daemon = machine.daemon();
+    let mode = fs::metadata(&lock).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    // A volume that belongs to somebody else, and root's daemon: that one answers root.
+    chown(place.path("vol"), Some(VICTIM), Some(VICTIM)).unwrap();
+    bilayer(&machine, "snapshot create vol one").done();
+    // Its owner is not answered by it, and is told so.
+    let words = format!("bilayer snapshot list {}", machine.path("vol"));
+    let outcome = run(&mut as_user(&machine, VICTIM, &words));
+    assert_eq!(outcome.code, 3, "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("name the mount"),
+        "{}",
+        outcome.stderr
+    );
+    let words = format!("bilayer snapshot list {}", machine.path("mnt"));
+    let listed = run(&mut as_user(&machine, ATTACKER, &words)).done();
+    assert!(listed.stdout.contains("one"), "{}", listed.stdout);
+    machine.run("umount mnt");
+    assert!(!is_alive(daemon));
+}
