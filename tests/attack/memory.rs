@@ -377,7 +377,7 @@ fn use_it(place: &Place, mounted: &Mounted<'_>) {
     .done();
     fs::write(mounted.path("one"), &bytes[..100_000]).unwrap();
     fs::remove_file(mounted.path("two")).unwrap();
-    run(&mut crate::real::command("sync", ["-f"]).arg(mounted.dir())).done();
+    run(crate::real::command("sync", ["-f"]).arg(mounted.dir())).done();
     fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
     assert_eq!(fs::read(mounted.path("three")).unwrap(), bytes);
     let old = mounted.path(".snapshots/s/two");
@@ -472,7 +472,7 @@ fn keys_of_a_daemon_that_has_made_them() {
     let secrets = {
         // What the library opens is what the daemon, which has the lock, has open.
         let copy = place.path("copy");
-        run(&mut crate::real::command("cp", ["-a"])
+        run(crate::real::command("cp", ["-a"])
             .arg(place.path("vol"))
             .arg(&copy))
         .done();
