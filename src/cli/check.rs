@@ -18,7 +18,7 @@ use super::error::{CliError, ExitCode};
 use super::locate::{Holder, Located, find};
 use super::progress::Progress;
 use super::request::{
-    ChangeReport, CheckSummary, CheckedSoFar, FindingReport, Outcome, Receiver, Request, ViewReport,
+    BytesDone, ChangeReport, CheckSummary, FindingReport, Outcome, Receiver, Request, ViewReport,
 };
 use super::serve::{tell, watched};
 use super::session::open_volume;
@@ -128,7 +128,7 @@ impl Receiver for Watching {
         Ok(())
     }
 
-    fn progress(&mut self, progress: CheckedSoFar) -> io::Result<()> {
+    fn progress(&mut self, progress: BytesDone) -> io::Result<()> {
         if self.signals.is_some_and(|signals| signals.arrived()) {
             self.interrupted = true;
         }
@@ -251,6 +251,7 @@ fn offline(
         true => check::repair(&volume, &options, watch),
         false => check::check(&volume, &options, watch),
     });
+    let report = report.unwrap_or(Err(CheckError::Fault));
     let report = report.map_err(|error: CheckError| {
         let doing = if args.repair { "repair" } else { "check" };
         let path = located.path.display();

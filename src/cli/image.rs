@@ -6,15 +6,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::create::Place;
 use super::error::{CliError, ExitCode};
 use super::format;
-use super::progress::{Counted, Progress};
+use super::progress::{Progress, Took};
 use super::proof::DirectoryId;
 use super::request::{
-    ChangeReport, Kind, Nobody, Outcome, Passphrase, PathBytes, Receiver, Request, ViewReport,
+    BytesDone, ChangeReport, Kind, Nobody, Outcome, Passphrase, PathBytes, Receiver, Request,
+    ViewReport,
 };
 use super::session::Session;
 use super::snapshot::{self, DeleteArgs, ListArgs};
@@ -47,10 +49,19 @@ pub(super) enum ImageCommand {
         after_help = "Example:\n  bilayer image delete /srv/vault base"
     )]
     Delete(DeleteArgs),
-    /// Make an independent volume of an image, under both layers and the keys of its source
-    #[command(after_help = "Example:\n  bilayer image deploy /srv/vault base /srv/copy")]
+    /// Make an independent volume of an image, under both layers
+    ///
+    /// Under the customer key and the platform keystore of the source it shares the source's sealed
+    /// bytes. Under any other key or keystore everything is sealed anew on the way: no data key of
+    /// the source leaves.
+    #[command(after_help = "Examples:\n  \
+        bilayer image deploy /srv/vault base /srv/copy\n  \
+        bilayer image deploy /srv/vault base /srv/copy --customer-key file:/keys/other.pem")]
     Deploy(DeployArgs),
     /// Write an image to a file, as one sealed stream for another machine
+    ///
+    /// Everything is sealed anew, under keys that are drawn for this stream: whoever can open it
+    /// has the image and nothing else of the volume.
     #[command(after_help = "Examples:\n  \
         bilayer image export /srv/vault base base.bilayer --transport-passphrase-file p\n  \
         bilayer image export /srv/vault base - | ssh there bilayer image import - /srv/copy")]
@@ -108,6 +119,9 @@ pub(super) struct NewArgs {
     /// File whose first line is the passphrase of that key [default: --passphrase-file]
     #[arg(long, value_name = "FILE", requires = "customer_key")]
     customer_key_passphrase_file: Option<PathBuf>,
+    /// Platform keystore of the new volume; made where missing [default: that of the source]
+    #[arg(long, value_name = "DIR")]
+    new_platform_keystore: Option<PathBuf>,
     /// Largest size of the contents, in bytes or as 10G [default: that of the source]
     #[arg(long, value_name = "BYTES")]
     size: Option<String>,
@@ -205,6 +219,16 @@ impl NewArgs {
     }
 }
 
+impl NewArgs {
+    /// The new volume's platform keystore, if an option says so.
+    fn keystore(&self, open: &OpenArgs) -> Result<Option<PathBuf>, CliError> {
+        match &self.new_platform_keystore {
+            Some(path) => paths::absolute(path).map(Some),
+            None => open.keystore.named(),
+        }
+    }
+}
+
 fn named_key(uri: Option<&str>) -> Result<Option<KeyUri>, CliError> {
     let directory = paths::working_directory()?;
     uri.map(|uri| options::key_uri(uri, &directory)).transpose()
@@ -222,42 +246,47 @@ fn deploy(args: &DeployArgs) -> Result<(), CliError> {
             PassphraseSource::None | PassphraseSource::Descriptor(_) => Passphrase::None,
         },
         size_bytes: options::size_option(args.new.size.as_deref())?,
-        keystore: args.open.keystore.named()?.as_deref().map(PathBytes::of),
+        keystore: args.new.keystore(&args.open)?.as_deref().map(PathBytes::of),
     };
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
     refuse_inside(&session, &target, &request)?;
     let progress = Progress::start("deploying", None);
-    let outcome = session.ask(&request, &mut Nobody);
-    let how_long = match &outcome {
-        Ok(Outcome::Deployed(made)) => progress.finish(made.bytes),
-        _ => {
-            drop(progress);
-            String::new()
-        }
+    let outcome = session.ask(&request, &mut Bar(&progress));
+    let made = match outcome {
+        Ok(Outcome::Deployed(made)) => Ok((progress.finish(made.bytes), made)),
+        Ok(other) => Err(unexpected(&request, &other)),
+        Err(error) => Err(error),
     };
     let closed = session.close();
-    let made = match outcome? {
-        Outcome::Deployed(made) => made,
-        other => return Err(unexpected(&request, &other)),
-    };
+    let (took, made) = made?;
     closed?;
     if args.json {
-        return print_json(&made);
+        return print_json(&with_rate(&made, took)?);
     }
     let ways = [
         (made.linked, "linked"),
         (made.reflinked, "reflinked"),
         (made.copied, "copied"),
+        (made.resealed, "sealed anew"),
     ];
     let ways = ways.iter().filter(|(count, _)| *count > 0);
     let ways: String = ways
         .map(|(count, way)| format!(", {count} {way}"))
         .collect();
     print(&format!(
-        "volume {} made in {}: {how_long}{ways}\n",
+        "volume {} made in {}: {took}{ways}\n",
         made.volume,
         target.display()
     ))
+}
+
+/// A report with how long it took and how fast it was.
+fn with_rate(report: &impl Serialize, took: Took) -> Result<Value, CliError> {
+    let mut value = serde_json::to_value(report)
+        .map_err(|error| CliError::io("cannot print the report", &error.into()))?;
+    value["milliseconds"] = took.milliseconds().into();
+    value["bytes_per_second"] = took.bytes_per_second().into();
+    Ok(value)
 }
 
 /// A volume within its own source would be in the next image of it, and in the way of the daemon
@@ -310,31 +339,23 @@ fn export(args: &ExportArgs) -> Result<(), CliError> {
     } else {
         stream_to_file(&mut session, &request, &args.file, &progress)
     };
-    let how_long = match &outcome {
-        Ok(Outcome::Exported(made)) => progress.finish(made.bytes),
-        _ => {
-            drop(progress);
-            String::new()
-        }
+    let made = match outcome {
+        Ok(Outcome::Exported(made)) => Ok((progress.finish(made.bytes), made)),
+        Ok(other) => Err(unexpected(&request, &other)),
+        Err(error) => Err(error),
     };
     let closed = session.close();
-    let made = match outcome? {
-        Outcome::Exported(made) => made,
-        other => return Err(unexpected(&request, &other)),
-    };
+    let (took, made) = made?;
     closed?;
     if args.json {
-        return print_json(&made);
+        return print_json(&with_rate(&made, took)?);
     }
-    let told = format!(
-        "image {} exported: {how_long}",
-        format::printable(&args.name)
-    );
+    let line = format!("image {} exported: {took}", format::printable(&args.name));
     if standard {
-        eprintln!("{told}");
+        eprintln!("{line}");
         return Ok(());
     }
-    print(&format!("{told}\n"))
+    print(&format!("{line}\n"))
 }
 
 fn stream(
@@ -409,6 +430,38 @@ impl Receiver for Stream<'_> {
         self.progress.add(bytes.len() as u64);
         self.to.write_all(bytes)
     }
+
+    fn progress(&mut self, done: BytesDone) -> io::Result<()> {
+        if let Some(total) = done.total_bytes {
+            self.progress.set_total(total);
+        }
+        Ok(())
+    }
+}
+
+/// Shows how far it is.
+struct Bar<'a>(&'a Progress);
+
+impl Receiver for Bar<'_> {
+    fn view(&mut self, _: ViewReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn progress(&mut self, done: BytesDone) -> io::Result<()> {
+        if let Some(total) = done.total_bytes {
+            self.0.set_total(total);
+        }
+        self.0.set(done.bytes);
+        Ok(())
+    }
 }
 
 fn import(args: &ImportArgs) -> Result<(), CliError> {
@@ -428,45 +481,41 @@ fn import(args: &ImportArgs) -> Result<(), CliError> {
         size_bytes: options::size_option(args.size.as_deref())?,
         keystore: keystore_dir(args.open.keystore.platform_keystore.as_deref())?,
     };
-    let (from, length) = source(&args.file)?;
+    let mut from = BufReader::with_capacity(1 << 20, source(&args.file)?);
     let place = Place::take(&target, doing())?;
-    let progress = Progress::start("importing", length);
-    let mut from = Counted {
-        from: BufReader::with_capacity(1 << 20, from),
-        progress: &progress,
-    };
-    let made = image::import(&mut from, place.store(), &options)
+    let progress = Progress::start("importing", None);
+    let made = image::import(&mut from, place.store(), &options, &progress)
         .map_err(|error| CliError::image(doing(), &error))?;
     place.keep();
-    let how_long = progress.finish(made.bytes);
+    let took = progress.finish(made.bytes);
     if args.json {
-        return print_json(&json!({
+        let report = json!({
             "volume": made.volume.to_string(),
             "inodes": made.inodes,
             "objects": made.objects,
             "bytes": made.bytes,
-        }));
+        });
+        return print_json(&with_rate(&report, took)?);
     }
     print(&format!(
-        "volume {} made in {}: {how_long}\n",
+        "volume {} made in {}: {took}\n",
         made.volume,
         target.display()
     ))
 }
 
-/// What to read, and its length where that is known.
-fn source(path: &Path) -> Result<(Box<dyn Read>, Option<u64>), CliError> {
+/// What to read.
+fn source(path: &Path) -> Result<Box<dyn Read>, CliError> {
     if path == Path::new(STANDARD) {
         if io::stdin().is_terminal() {
             return Err(CliError::usage("an image is not read from a terminal")
                 .with_hint("name a file, or redirect the input"));
         }
-        return Ok((Box::new(io::stdin().lock()), None));
+        return Ok(Box::new(io::stdin().lock()));
     }
     let file = File::open(path)
         .map_err(|error| CliError::io(format_args!("cannot read {}", path.display()), &error))?;
-    let length = file.metadata().ok().filter(std::fs::Metadata::is_file);
-    Ok((Box::new(file), length.map(|metadata| metadata.len())))
+    Ok(Box::new(file))
 }
 
 /// Where the platform keystore is, if an option says so.

@@ -504,6 +504,7 @@ mod tests {
             "image deploy v n w --customer-key file:/k --size 10G --json",
             "image export v n - --transport-passphrase-file f",
             "image deploy v n w --customer-key file:/k --customer-key-passphrase-file p",
+            "image deploy v n w --new-platform-keystore d",
             "image import f w --customer-key file:/k --new-customer-key file:/l --size 1G",
         ] {
             let words = std::iter::once("bilayer").chain(line.split(' '));

@@ -291,8 +291,10 @@ pub(super) struct DeployReport {
     pub linked: u64,
     /// ... by a reflink, ...
     pub reflinked: u64,
-    /// ... or a copy of them.
+    /// ... or a copy of them,
     pub copied: u64,
+    /// and objects that were sealed anew, for another holder.
+    pub resealed: u64,
     pub bytes: u64,
 }
 
@@ -342,12 +344,12 @@ impl From<Finding> for FindingReport {
     }
 }
 
-/// How far a check is.
+/// How far something is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub(super) struct CheckedSoFar {
+pub(super) struct BytesDone {
     pub bytes: u64,
-    /// Of so many; none while the metadata are compared.
+    /// Of so many; none while that is not known, or metadata alone are looked at.
     pub total_bytes: Option<u64>,
 }
 
@@ -404,8 +406,8 @@ pub(super) trait Receiver {
     fn finding(&mut self, _: FindingReport) -> io::Result<()> {
         Ok(())
     }
-    /// How far a check is, several times a second.
-    fn progress(&mut self, _: CheckedSoFar) -> io::Result<()> {
+    /// How far it is, several times a second.
+    fn progress(&mut self, _: BytesDone) -> io::Result<()> {
         Ok(())
     }
 }

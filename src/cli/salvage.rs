@@ -105,7 +105,7 @@ pub(super) fn run(args: &SalvageArgs) -> Result<(), CliError> {
     let summary = salvage::salvage(&rescue, &out, &wanted, &bar);
     let shown = bar.shown.lock().take();
     let summary = summary.map_err(|error| explain(&error, &to))?;
-    let took = shown.map(|progress| progress.finish(summary.counts.bytes));
+    let took = shown.map(|progress| progress.finish(summary.counts.bytes).to_string());
     tell(args, &to, &summary, took)
 }
 

@@ -10,11 +10,11 @@ use std::time::Duration;
 use super::create::Place;
 use super::error::{CliError, ExitCode};
 use super::request::{
-    CheckedSoFar, DeployReport, ExportReport, Outcome, PathBytes, Receiver, Request,
+    BytesDone, DeployReport, ExportReport, Outcome, PathBytes, Receiver, Request,
 };
 use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
 use crate::fs::Filesystem;
-use crate::image::{DeployOptions, ExportOptions, Transport};
+use crate::image::{DeployOptions, ExportOptions, Progress, Transport};
 use crate::keys::{KeyUri, PassphraseSource};
 
 /// Raw bytes of a stream that are handed on at a time.
@@ -73,7 +73,7 @@ pub(super) fn serve(
                 .restore(snapshot, path.as_deref())
                 .map_err(failed)?;
         }
-        Request::Deploy { .. } => return deploy(filesystem, request),
+        Request::Deploy { .. } => return deploy(filesystem, request, to),
         Request::Export { .. } => return export(filesystem, request, to),
         Request::Check { jobs, quick } => {
             let options = CheckOptions {
@@ -82,6 +82,7 @@ pub(super) fn serve(
                 ..CheckOptions::default()
             };
             let report = watched(to, &|watch| filesystem.check(&options, watch));
+            let report = report.unwrap_or(Err(CheckError::Fault));
             return tell(report.map_err(|error| unchecked(request, &error))?, to);
         }
     }
@@ -92,7 +93,11 @@ fn lost(request: &Request, error: &io::Error) -> CliError {
     CliError::io(request.doing(), error)
 }
 
-fn deploy(filesystem: &Arc<Filesystem>, request: &Request) -> Result<Outcome, CliError> {
+fn deploy(
+    filesystem: &Arc<Filesystem>,
+    request: &Request,
+    to: &mut dyn Receiver,
+) -> Result<Outcome, CliError> {
     let Request::Deploy {
         image,
         target,
@@ -115,9 +120,14 @@ fn deploy(filesystem: &Arc<Filesystem>, request: &Request) -> Result<Outcome, Cl
         },
     };
     let place = Place::take(&target.path(), request.doing())?;
-    let made = filesystem
-        .deploy_image(image, place.store(), &options)
-        .map_err(|error| CliError::view(request.doing(), &error))?;
+    let made = watched(to, &|watch| {
+        filesystem.deploy_image(image, place.store(), &options, watch)
+    });
+    let made = made.ok_or_else(|| {
+        let message = format!("{}: a thread failed", request.doing());
+        CliError::new(ExitCode::System, message).with_hint("see the log")
+    })?;
+    let made = made.map_err(|error| CliError::view(request.doing(), &error))?;
     place.keep();
     Ok(Outcome::Deployed(DeployReport {
         volume: made.volume.to_string(),
@@ -126,6 +136,7 @@ fn deploy(filesystem: &Arc<Filesystem>, request: &Request) -> Result<Outcome, Cl
         linked: made.linked,
         reflinked: made.reflinked,
         copied: made.copied,
+        resealed: made.resealed,
         bytes: made.bytes,
     }))
 }
@@ -148,9 +159,15 @@ fn export(
             None => Transport::Keystore,
         },
     };
-    let mut stream = BufWriter::with_capacity(CHUNK_BYTES, Stream(to));
+    let watch = Watch::default();
+    let stream = Stream {
+        to,
+        watch: &watch,
+        announced: false,
+    };
+    let mut stream = BufWriter::with_capacity(CHUNK_BYTES, stream);
     let made = filesystem
-        .export_image(image, &options, &mut stream)
+        .export_image(image, &options, &mut stream, &watch)
         .map_err(|error| CliError::view(request.doing(), &error))?;
     stream.flush().map_err(|error| lost(request, &error))?;
     Ok(Outcome::Exported(ExportReport {
@@ -160,7 +177,7 @@ fn export(
     }))
 }
 
-/// What the threads of a check count, and whether they are to end.
+/// What the threads at work count, and whether they are to end.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     bytes: AtomicU64,
@@ -170,8 +187,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    fn so_far(&self) -> CheckedSoFar {
-        CheckedSoFar {
+    fn so_far(&self) -> BytesDone {
+        BytesDone {
             bytes: self.bytes.load(Ordering::Relaxed),
             total_bytes: self.total.load(Ordering::Relaxed).checked_sub(1),
         }
@@ -194,26 +211,43 @@ impl CheckProgress for Watch {
     }
 }
 
-/// Checks while somebody is told how far it is; when they cannot be told any more, it ends.
-pub(super) fn watched(
+impl Progress for Watch {
+    fn begin(&self, total_bytes: u64) {
+        self.bytes.store(0, Ordering::Relaxed);
+        self.total
+            .store(total_bytes.saturating_add(1), Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Works while the asker is sent how far it is; when nothing can be sent any more, it is to end.
+/// `None` when the work panicked.
+pub(super) fn watched<T: Send>(
     to: &mut dyn Receiver,
-    check: &(dyn Fn(&Watch) -> Result<Report, CheckError> + Sync),
-) -> Result<Report, CheckError> {
+    work: &(dyn Fn(&Watch) -> T + Sync),
+) -> Option<T> {
     const EVERY: Duration = Duration::from_millis(200);
     let watch = Watch::default();
     std::thread::scope(|scope| {
         let (ends, ended) = mpsc::channel::<()>();
         let watch = &watch;
-        let checking = scope.spawn(move || {
+        let working = scope.spawn(move || {
             let _ends = ends;
-            check(watch)
+            work(watch)
         });
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
             if to.progress(watch.so_far()).is_err() {
                 watch.cancelled.store(true, Ordering::Relaxed);
             }
         }
-        checking.join().unwrap_or(Err(CheckError::Fault))
+        working.join().ok()
     })
 }
 
@@ -232,13 +266,26 @@ fn unchecked(request: &Request, error: &CheckError) -> CliError {
     CliError::new(ExitCode::System, format!("{}: {error}", request.doing()))
 }
 
-/// A receiver as something to write to.
-struct Stream<'a>(&'a mut dyn Receiver);
+/// A receiver as something to write a stream to.
+struct Stream<'a> {
+    to: &'a mut dyn Receiver,
+    watch: &'a Watch,
+    /// How long the stream will be was sent.
+    announced: bool,
+}
 
 impl Write for Stream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.announced {
+            self.announced = true;
+            let BytesDone { total_bytes, .. } = self.watch.so_far();
+            self.to.progress(BytesDone {
+                bytes: 0,
+                total_bytes,
+            })?;
+        }
         let some = &bytes[..bytes.len().min(CHUNK_BYTES)];
-        self.0.bytes(some)?;
+        self.to.bytes(some)?;
         Ok(some.len())
     }
 

@@ -12,6 +12,7 @@
 //!                                     {"finding":{"kind":"page-damaged",…}}
 //!                                     {"done":{"checked":{"inodes":3,…}}}
 //! {"verb":"export","image":"base","passphrase_file":null}
+//!                                     {"progress":{"bytes":0,"total_bytes":9437184}}
 //!                                     {"bytes":262144}     so many raw bytes follow the newline
 //!                                     {"done":{"exported":{"objects":3,…}}}
 //! ```
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::control::ControlClient;
 use super::error::{CliError, ExitCode};
 use super::request::{
-    ChangeReport, CheckedSoFar, FindingReport, Outcome, Receiver, Request, ViewReport,
+    BytesDone, ChangeReport, FindingReport, Outcome, Receiver, Request, ViewReport,
 };
 use super::serve::{CHUNK_BYTES, serve};
 use crate::fs::Filesystem;
@@ -66,7 +67,7 @@ pub(super) enum Message {
     View(ViewReport),
     Change(ChangeReport),
     Finding(FindingReport),
-    Progress(CheckedSoFar),
+    Progress(BytesDone),
     /// So many raw bytes follow.
     Bytes(usize),
     Done(Outcome),
@@ -101,7 +102,7 @@ impl<W: Write> Receiver for Lines<W> {
         self.send(&Message::Finding(finding))
     }
 
-    fn progress(&mut self, progress: CheckedSoFar) -> io::Result<()> {
+    fn progress(&mut self, progress: BytesDone) -> io::Result<()> {
         self.send(&Message::Progress(progress))?;
         // So that who asked sees it, and who is gone is noticed.
         self.0.flush()
@@ -240,9 +241,15 @@ mod tests {
         views: Vec<ViewReport>,
         changes: Vec<ChangeReport>,
         bytes: Vec<u8>,
+        progress: Vec<BytesDone>,
     }
 
     impl Receiver for Kept {
+        fn progress(&mut self, done: BytesDone) -> io::Result<()> {
+            self.progress.push(done);
+            Ok(())
+        }
+
         fn view(&mut self, view: ViewReport) -> io::Result<()> {
             self.views.push(view);
             Ok(())
@@ -287,15 +294,21 @@ mod tests {
         let mut lines = Lines(Vec::new());
         lines.view(view.clone()).unwrap();
         lines.change(change.clone()).unwrap();
+        let done = BytesDone {
+            bytes: 5,
+            total_bytes: Some(7),
+        };
+        lines.progress(done).unwrap();
         lines.bytes(b"raw\n{\0").unwrap();
         lines.bytes(b"").unwrap();
-        let done = Message::Done(Outcome::Created(view.clone()));
-        lines.send(&done).unwrap();
+        let last = Message::Done(Outcome::Created(view.clone()));
+        lines.send(&last).unwrap();
         let mut kept = Kept::default();
         let outcome = receive(&mut recorded(lines.0), &list(), &mut kept).unwrap();
         assert_eq!(outcome, Outcome::Created(view.clone()));
         assert_eq!((kept.views, kept.changes), (vec![view], vec![change]));
         assert_eq!(kept.bytes, b"raw\n{\0");
+        assert_eq!(kept.progress, [done]);
     }
 
     #[test]

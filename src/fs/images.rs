@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use super::Filesystem;
 use super::views::{ViewError, ViewKind};
-use crate::image::{DeployOptions, Deployed, ExportOptions, Exported, Source, deploy, export};
+use crate::image::{
+    DeployOptions, Deployed, ExportOptions, Exported, Progress, Source, deploy, export,
+};
 use crate::meta::View;
 use crate::meta::records::ViewRecord;
+use crate::sealed::PAGE_BYTES;
 use crate::store::Store;
 
 impl Filesystem {
@@ -21,6 +24,7 @@ impl Filesystem {
         name: &str,
         target: Arc<dyn Store>,
         options: &DeployOptions,
+        progress: &dyn Progress,
     ) -> Result<Deployed, ViewError> {
         let image = self.hold_view(ViewKind::Image, name)?;
         let _no_trimming = self.trimming.read();
@@ -30,7 +34,10 @@ impl Filesystem {
             self.meta.freeze(image.record.generation);
             self.commit_now()?;
         }
-        let deployed = deploy(&self.source(&image.record), target, options)?;
+        // Pages that have only space set aside count too: it may end a little earlier.
+        let bytes = image.record.pages.saturating_mul(PAGE_BYTES as u64);
+        progress.begin(bytes);
+        let deployed = deploy(&self.source(&image.record), target, options, progress)?;
         Ok(deployed)
     }
 
@@ -40,11 +47,12 @@ impl Filesystem {
         name: &str,
         options: &ExportOptions,
         to: &mut dyn Write,
+        progress: &dyn Progress,
     ) -> Result<Exported, ViewError> {
         let image = self.hold_view(ViewKind::Image, name)?;
         let _no_trimming = self.trimming.read();
         let source = self.source(&image.record);
-        let exported = export(&source, image.record.created, options, to)?;
+        let exported = export(&source, image.record.created, options, to, progress)?;
         Ok(exported)
     }
 

@@ -1,44 +1,49 @@
-//! Exporting an image: one stream that holds it, sealed.
+//! Exporting an image: one stream that holds it, sealed under a key set that is drawn for it.
 //!
-//! What the image sees is copied into a fresh `meta`, as for a volume deployed from it, sealed under
-//! a key set that is drawn for this stream alone. So no plaintext and no byte under one layer is
-//! ever written, here or into the stream, and the stream's metadata open under no key of a volume.
-//! The objects go as they are on the disk, each page verified under both layers on the way: a
-//! damaged image is found where it can still be mended.
+//! What the image sees is copied into a fresh `meta`, as for a volume deployed from it, in which
+//! every chunk has one fresh object; then the pages of these objects are sealed out of the image's
+//! ([`super::reseal`]). No key set of the volume is in the stream: whoever opens it has what was
+//! exported, and nothing else of the volume, not even what is written there later. Every page is
+//! opened through both layers on the way: a damaged image is noticed where it can still be
+//! repaired. No plaintext and no byte under one layer alone is ever written, here or into the
+//! stream.
 //!
 //! The fresh `meta` is a file of the volume's directory that loses its name as soon as it is made;
 //! its name is one that opening a volume tidies away.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::reseal::{
+    FIRST_SEQUENCE, FreshNames, RUN_PAGES, SourceObjects, VisibleChunk, page_range, runs,
+};
 use super::stream::{
     Counts, CustomerKeyClaim, ExportHeader, ExportProvenance, StreamError, StreamWriter,
-    TransportedKeySet, TransportedState,
+    TransportedKeySet,
 };
-use super::{ImageError, Source};
-use crate::ids::{CryptoId, Epoch, ExportId, PageIndex};
+use super::workers::{Work, with_workers};
+use super::{ImageError, Progress, Source};
+use crate::ids::{CryptoId, Epoch, ExportId};
 use crate::keys::transport::{
     self, Argon2idCost, TransportContext, TransportKeys, TransportMethod,
 };
 use crate::keys::{KeyError, PassphraseSource};
-use crate::layers::{ExportKeys, KeyRing, KeySet};
+use crate::layers::{ExportKeys, KeySet};
+use crate::meta::copy::{CopiedChunk, CopyOptions};
 use crate::meta::keys::Table;
-use crate::meta::page_set::{CHUNK_PAGES, PageSet};
-use crate::meta::records::{ExtentRecord, Part, Timespec};
+use crate::meta::records::{ExtentRecord, ObjectName, Part, Timespec};
 use crate::meta::{Meta, MetaError, View, keys};
-use crate::object::Objects;
-use crate::sealed::{META_STRIDE_BYTES, MetaFile, PAGE_BYTES};
+use crate::sealed::{META_STRIDE_BYTES, MetaFile, PAGE_BYTES, PageSealer};
 use crate::store::memory::MemoryStore;
-use crate::store::read_only::ReadOnlyStore;
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
-use crate::volume::header::MAX_KEY_SETS;
 use crate::volume::{KeyMode, META_NAME, Volume, VolumeError};
 
-/// Pages that are moved at a time.
-pub(super) const RUN_PAGES: u32 = 256;
+/// Number of a stream's only key set.
+const EPOCH: Epoch = Epoch(1);
 /// Strides that are moved at a time.
 pub(super) const RUN_STRIDES: u64 = 256;
 /// Cache of a database that is read once, in bytes.
@@ -85,8 +90,9 @@ pub fn export(
     created: Timespec,
     options: &ExportOptions,
     to: &mut dyn Write,
+    progress: &dyn Progress,
 ) -> Result<Exported, ImageError> {
-    let result = export_unaudited(source, created, options, to);
+    let result = export_unaudited(source, created, options, to, progress);
     let volume = source.volume.header.volume_id();
     match &result {
         Ok(exported) => tracing::info!(
@@ -116,18 +122,18 @@ fn export_unaudited(
     created: Timespec,
     options: &ExportOptions,
     to: &mut dyn Write,
+    progress: &dyn Progress,
 ) -> Result<Exported, ImageError> {
     let volume = source.volume;
     let export = ExportId::random().map_err(key_random)?;
     // Before anything is written, since this may ask for a passphrase and be refused.
     let (method, transport) = transport_keys(volume, options, export)?;
-    let ring = KeyRing::new(transport_set(volume)?, Vec::new());
-    let sets = all_sets(volume, &ring);
-    let key_sets = wrap_all(volume, export, &transport, &sets)?;
-    let mac_keys = ExportKeys::derive(export, &sets).map_err(|_| underivable())?;
+    let set = Arc::new(KeySet::random(EPOCH).map_err(key_random)?);
+    let key_set = wrap(volume, export, &transport, &set)?;
+    let mac_keys = ExportKeys::derive(export, &set).map_err(|_| underivable())?;
 
     let meta = CryptoId::random().map_err(key_random)?;
-    let copy = TransportedMeta::make(source, ring, meta)?;
+    let copy = TransportedMeta::make(source, Arc::clone(&set), meta, progress)?;
     let header = ExportHeader {
         features: Vec::new(),
         export,
@@ -142,7 +148,7 @@ fn export_unaudited(
             }
         }),
         meta,
-        key_sets,
+        key_set,
         provenance: ExportProvenance {
             volume: volume.header.volume_id(),
             image: source.image.to_owned(),
@@ -150,40 +156,16 @@ fn export_unaudited(
         },
         counts: copy.counts()?,
     };
+    progress.begin(header.counts.sealed_bytes());
     let mut stream = StreamWriter::begin(to, &header, &mac_keys)?;
-    copy.send(&mut stream)?;
-    send_objects(volume, &copy.open()?, &mut stream)?;
+    copy.send(&mut stream, progress)?;
+    send_objects(source, &copy.open()?, &set, &mut stream, progress)?;
     Ok(Exported {
         export,
         objects: header.counts.objects,
         pages: header.counts.pages,
         bytes: stream.end()?,
     })
-}
-
-/// The set that the stream's metadata are sealed under: newer than all that the image may use.
-fn transport_set(volume: &Volume) -> Result<KeySet, ImageError> {
-    let found = volume.keys.iter().count();
-    if found >= MAX_KEY_SETS {
-        return Err(VolumeError::TooManyKeySets {
-            found,
-            most: MAX_KEY_SETS,
-        }
-        .into());
-    }
-    let newest = volume.keys.iter().map(|set| set.epoch.0).max();
-    let epoch = newest.unwrap_or(0).checked_add(1);
-    let epoch =
-        epoch.ok_or_else(|| VolumeError::HeaderInvalid("its epochs are used up".to_owned()))?;
-    Ok(KeySet::random(Epoch(epoch)).map_err(key_random)?)
-}
-
-/// The sets of the volume by their numbers, then that of the stream.
-fn all_sets<'a>(volume: &'a Volume, ring: &'a KeyRing) -> Vec<&'a KeySet> {
-    let mut sets: Vec<&KeySet> = volume.keys.iter().map(|set| &**set).collect();
-    sets.sort_by_key(|set| set.epoch);
-    sets.push(ring.active());
-    sets
 }
 
 fn transport_keys(
@@ -200,71 +182,72 @@ fn transport_keys(
     Ok(keys.map_err(StreamError::from)?)
 }
 
-/// Wraps both DEKs of every set. The last one is the stream's own.
-fn wrap_all(
+/// Wraps both DEKs of the export's key set.
+fn wrap(
     volume: &Volume,
     export: ExportId,
     keys: &TransportKeys,
-    sets: &[&KeySet],
-) -> Result<Vec<TransportedKeySet>, ImageError> {
-    let customer = match (volume.header.key_mode(), volume.customer_key.as_deref()) {
+    set: &KeySet,
+) -> Result<TransportedKeySet, ImageError> {
+    let provider = match (volume.header.key_mode(), volume.customer_key.as_deref()) {
         (KeyMode::PlatformManaged, _) => None,
         (KeyMode::PlatformAndCustomer, Some(provider)) => Some(provider),
         (KeyMode::PlatformAndCustomer, None) => return Err(VolumeError::WouldDowngrade.into()),
     };
-    let wrap = |(index, set): (usize, &&KeySet)| {
-        let context = TransportContext {
-            export,
-            key_set: set.id,
-            epoch: set.epoch,
-        };
-        let own = index + 1 == sets.len();
-        Ok(TransportedKeySet {
-            id: set.id,
-            epoch: set.epoch,
-            state: if own {
-                TransportedState::Transport
-            } else {
-                TransportedState::ReadOnly
-            },
-            customer: match customer {
-                Some(provider) => {
-                    transport::wrap_with_customer_key(provider, &context, &set.customer)?
-                }
-                None => keys.wrap_customer(&context, &set.customer)?,
-            },
-            infrastructure: keys.wrap_infrastructure(&context, &set.infrastructure)?,
-        })
+    let context = TransportContext {
+        export,
+        key_set: set.id,
+        epoch: set.epoch,
     };
-    let wrapped: Result<Vec<_>, KeyError> = sets.iter().enumerate().map(wrap).collect();
-    Ok(wrapped.map_err(StreamError::from)?)
+    let customer = match provider {
+        Some(provider) => transport::wrap_with_customer_key(provider, &context, &set.customer),
+        None => keys.wrap_customer(&context, &set.customer),
+    };
+    let infrastructure = keys.wrap_infrastructure(&context, &set.infrastructure);
+    Ok(TransportedKeySet {
+        id: set.id,
+        epoch: set.epoch,
+        customer: customer.map_err(StreamError::from)?,
+        infrastructure: infrastructure.map_err(StreamError::from)?,
+    })
 }
 
 /// The metadata of the image in a file without a name.
 struct TransportedMeta {
     file: Arc<dyn StoreFile>,
-    ring: KeyRing,
+    set: Arc<KeySet>,
     crypto: CryptoId,
 }
 
 impl TransportedMeta {
-    fn make(source: &Source<'_>, ring: KeyRing, crypto: CryptoId) -> Result<Self, ImageError> {
+    /// All parts in it are fresh ones, whose pages come later.
+    fn make(
+        source: &Source<'_>,
+        set: Arc<KeySet>,
+        crypto: CryptoId,
+        progress: &dyn Progress,
+    ) -> Result<Self, ImageError> {
         let file = nameless(&*source.volume.store).map_err(ImageError::io(
             "cannot make a file for the image's metadata",
         ))?;
-        let sealed = MetaFile::create(Arc::clone(&file), ring.active(), crypto)?;
-        let limit_bytes = source.meta.counters().limit_bytes;
+        let sealed = MetaFile::create(Arc::clone(&file), &set, crypto)?;
+        let options = CopyOptions {
+            limit_bytes: source.meta.counters().limit_bytes,
+            frozen: true,
+        };
+        let mut names = FreshNames::new(set.epoch);
         source
             .meta
-            .copy_view(source.view, sealed, limit_bytes, &mut |_| {
-                Ok::<(), MetaError>(())
+            .copy_view(source.view, sealed, options, &mut |_, parts| {
+                super::go_on(progress)?;
+                Ok::<_, ImageError>(vec![names.part_for(&parts)?])
             })?;
-        Ok(Self { file, ring, crypto })
+        Ok(Self { file, set, crypto })
     }
 
     /// Opens it to be read. What the database writes to its file meanwhile is of no interest.
     fn open(&self) -> Result<Meta, ImageError> {
-        let sealed = MetaFile::open(Arc::clone(&self.file), self.ring.active(), self.crypto)?;
+        let sealed = MetaFile::open(Arc::clone(&self.file), &self.set, self.crypto)?;
         Ok(Meta::open(sealed, CACHE_BYTES)?)
     }
 
@@ -272,7 +255,7 @@ impl TransportedMeta {
     fn counts(&self) -> Result<Counts, ImageError> {
         let (mut objects, mut pages) = (0, 0);
         let meta = self.open()?;
-        each_part(&meta, &mut |part| {
+        each_part(&meta, &mut |_, part| {
             objects += 1;
             pages += u64::from(part.pages.len());
             Ok(())
@@ -286,7 +269,11 @@ impl TransportedMeta {
         })
     }
 
-    fn send(&self, stream: &mut StreamWriter<'_>) -> Result<(), ImageError> {
+    fn send(
+        &self,
+        stream: &mut StreamWriter<'_>,
+        progress: &dyn Progress,
+    ) -> Result<(), ImageError> {
         let strides = stream.meta()?;
         let mut buffer = vec![0; RUN_STRIDES as usize * META_STRIDE_BYTES];
         let mut next = 0;
@@ -299,6 +286,7 @@ impl TransportedMeta {
                 return Err(ImageError::io(READING)(short));
             }
             stream.put(bytes)?;
+            progress.advance(bytes.len() as u64);
             next += count;
         }
         Ok(())
@@ -307,50 +295,106 @@ impl TransportedMeta {
 
 const READING: &str = "cannot read the image's metadata";
 
+/// A run of pages that is to be sealed anew.
+struct Run {
+    chunk: Arc<VisibleChunk>,
+    sealer: Arc<PageSealer>,
+    pages: Range<u32>,
+    /// What is announced before it: its object, of which it is the first run.
+    object: Option<(ObjectName, u32)>,
+    /// Where it is sealed into.
+    buffer: Vec<u8>,
+}
+
 fn send_objects(
-    volume: &Volume,
+    source: &Source<'_>,
     meta: &Meta,
+    set: &Arc<KeySet>,
     stream: &mut StreamWriter<'_>,
+    progress: &dyn Progress,
 ) -> Result<(), ImageError> {
-    let store = Arc::new(ReadOnlyStore::over(Arc::clone(&volume.store)));
-    let objects = Objects::new(store, Arc::clone(&volume.keys), 1);
-    let mut buffer = vec![0; RUN_PAGES as usize * PAGE_BYTES];
-    each_part(meta, &mut |part| {
-        let name = part.id.name;
-        let object = objects
-            .open(part.id)
-            .map_err(|error| ImageError::of_object(name, error))?;
-        stream.object(name, part.pages.len())?;
-        for run in runs(&part.pages) {
-            let bytes = &mut buffer[..(run.end.0 - run.start.0) as usize * PAGE_BYTES];
-            let guard = object.lock_shared(run.clone());
-            object
-                .read_sealed(&guard, run, bytes)
-                .map_err(|source| ImageError::Page {
-                    object: name,
-                    source,
-                })?;
-            stream.put(bytes)?;
-        }
-        Ok(())
+    let objects = SourceObjects::of(source.volume);
+    let work: &Work<'_, Run, Run> = &|scratch, mut run| {
+        let plain = objects.read(&run.chunk, &run.pages, scratch)?;
+        let out = &mut run.buffer[..run.pages.len() * PAGE_BYTES];
+        let sealed = run
+            .sealer
+            .seal(page_range(&run.pages), plain, FIRST_SEQUENCE, out);
+        sealed?;
+        Ok(run)
+    };
+    with_workers(work, |workers| {
+        let buffers = RefCell::new(Vec::new());
+        let mut put = |run: Run| {
+            super::go_on(progress)?;
+            if let Some((name, pages)) = run.object {
+                stream.object(name, pages)?;
+            }
+            let bytes = run.pages.len() * PAGE_BYTES;
+            stream.put(&run.buffer[..bytes])?;
+            progress.advance(bytes as u64);
+            buffers.borrow_mut().push(run.buffer);
+            Ok(())
+        };
+        each_part(meta, &mut |chunk, part| {
+            let visible = Arc::new(visible_in(source, chunk)?);
+            objects.will_need(&visible);
+            let sealer = Arc::new(PageSealer::new(set, part.id.crypto));
+            let mut object = Some((part.id.name, part.pages.len()));
+            for pages in runs(&part.pages) {
+                let kept = buffers.borrow_mut().pop();
+                let run = Run {
+                    chunk: Arc::clone(&visible),
+                    sealer: Arc::clone(&sealer),
+                    pages,
+                    object: object.take(),
+                    buffer: kept.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
+                };
+                workers.give(run, &mut put)?;
+            }
+            Ok(())
+        })?;
+        workers.finish(&mut put)
     })
 }
 
-/// Calls `visit` with every part that transported metadata name, in the order of the stream: by
-/// inode and chunk, newest first.
+/// What the image sees of a chunk.
+fn visible_in(source: &Source<'_>, chunk: CopiedChunk) -> Result<VisibleChunk, ImageError> {
+    let record = source.meta.extent(chunk.ino, chunk.chunk, source.view)?;
+    match record {
+        Some((_, ExtentRecord::Parts { parts, .. })) => Ok(VisibleChunk::of(&chunk, &parts)),
+        // Its parts were copied a moment ago.
+        _ => Err(MetaError::Corrupt("extent").into()),
+    }
+}
+
+/// Calls `visit` with every chunk that transported metadata have objects of and each of its parts,
+/// in the order of the stream: by inode and chunk.
 pub(super) fn each_part(
     meta: &Meta,
-    visit: &mut dyn FnMut(&Part) -> Result<(), ImageError>,
+    visit: &mut dyn FnMut(CopiedChunk, &Part) -> Result<(), ImageError>,
 ) -> Result<(), ImageError> {
     const AT_A_TIME: usize = 256;
     let mut low = Vec::new();
+    let mut file = None;
     loop {
         let rows = meta.scan(Table::Extent, &low, &[0xFF; 9], View::LIVE, AT_A_TIME)?;
-        for (_, value) in &rows {
+        for (key, value) in &rows {
             let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
-            if let ExtentRecord::Parts { parts, .. } = record {
-                parts.iter().try_for_each(&mut *visit)?;
-            }
+            let ExtentRecord::Parts { parts, .. } = record else {
+                continue;
+            };
+            let (ino, index) = keys::extent_parts(key).ok_or(MetaError::Corrupt("key"))?;
+            let size = match file {
+                Some((of, size)) if of == ino => size,
+                _ => match meta.inode(ino, View::LIVE)? {
+                    Some(inode) => inode.size,
+                    None => return Err(MetaError::Corrupt("extent").into()),
+                },
+            };
+            file = Some((ino, size));
+            let chunk = CopiedChunk::of(ino, index, size);
+            parts.iter().try_for_each(|part| visit(chunk, part))?;
         }
         match rows.into_iter().next_back() {
             // No logical key is the beginning of another one.
@@ -359,23 +403,6 @@ pub(super) fn each_part(
         }
         low.push(0);
     }
-}
-
-/// The set's pages in runs of neighbours, none longer than what is moved at a time.
-pub(super) fn runs(pages: &PageSet) -> impl Iterator<Item = std::ops::Range<PageIndex>> + '_ {
-    let mut next = 0;
-    std::iter::from_fn(move || {
-        while next < CHUNK_PAGES {
-            let start = next;
-            let end = pages.run_end(start, CHUNK_PAGES);
-            if pages.contains(start) {
-                next = end.min(start + RUN_PAGES);
-                return Some(PageIndex(u64::from(start))..PageIndex(u64::from(next)));
-            }
-            next = end;
-        }
-        None
-    })
 }
 
 /// A file in the directory of a volume that is gone with whoever has it open. While it has a name,

@@ -1,33 +1,37 @@
 //! Importing an image: a new volume out of a stream.
 //!
 //! Order: the header is parsed, its keys are unwrapped, its MAC is verified, all before anything is
-//! written. Then the volume is founded ([`crate::volume::found`]) with the stream's key sets as
-//! inherited ones and a fresh active set; the stream's `meta` goes into a file without a name, its
+//! written. Then the volume is made ([`crate::volume::found`]) with the stream's key set as a
+//! read-only one and a fresh active set: whoever can open the stream has what was exported, and
+//! nothing that is written here later. The stream's `meta` goes into a file without a name, its
 //! records into the volume's own, and the objects come under the names that the records give them.
 //! Every page is verified under both layers before it is written. Then the end mark has to vouch
 //! for everything; only after that the superblock is written. Whatever fails before takes away what
 //! was made, and a cut leaves what the next attempt takes away.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::ImageError;
-use super::export::{CACHE_BYTES, RUN_PAGES, RUN_STRIDES, each_part, nameless, runs, underivable};
-use super::stream::{
-    Counts, ExportHeader, ExportProvenance, StreamError, StreamReader, TransportedState,
-};
+use super::export::{CACHE_BYTES, RUN_STRIDES, each_part, nameless, underivable};
+use super::reseal::{RUN_PAGES, page_range, runs};
+use super::stream::{Counts, ExportHeader, ExportProvenance, StreamError, StreamReader};
+use super::workers::{Work, with_workers};
+use super::{ImageError, Progress};
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::transport::{self, TransportContext, TransportKeys, TransportMethod};
 use crate::keys::{ErrorKind, KeyError, KeyUri, PassphraseSource, PlatformKeystore};
-use crate::layers::{ExportKeys, KeyRing, KeySet};
+use crate::layers::{ExportKeys, KeySet};
+use crate::meta::copy::CopyOptions;
 use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
-use crate::meta::records::Part;
+use crate::meta::records::{ObjectName, Part};
 use crate::meta::{Meta, MetaError, View};
 use crate::object::{ObjectError, folder_path, object_path, root_path};
-use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES};
+use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES, SealedError};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{
     Founding, FreshVolume, Inheritance, KeyMode, META_NAME, Provenance, VolumeError, found,
@@ -76,6 +80,7 @@ pub fn import(
     from: &mut dyn Read,
     target: Arc<dyn Store>,
     options: &ImportOptions,
+    progress: &dyn Progress,
 ) -> Result<Imported, ImageError> {
     let (mut opened, renamed) = open_keys(from, options).inspect_err(|error| {
         tracing::warn!(
@@ -88,7 +93,9 @@ pub fn import(
     })?;
     let provenance = opened.header.provenance.clone();
     let inheritance = Inheritance {
-        key_sets: opened.inherited.clone(),
+        key_sets: vec![Arc::clone(&opened.set)],
+        // It was drawn for whoever can open the stream.
+        holder: None,
         key_mode: opened.header.key_mode,
         provenance: Provenance {
             volume: provenance.volume,
@@ -106,7 +113,7 @@ pub fn import(
     };
     let mut received = Received::default();
     let founded = found(target, &founding, &mut |fresh| {
-        received = opened.receive(fresh)?;
+        received = opened.receive(fresh, progress)?;
         Ok(())
     });
     Ok(Imported {
@@ -148,9 +155,8 @@ struct Opened<'a> {
     header: ExportHeader,
     customer: Option<Box<dyn CustomerKeyProvider>>,
     mac_keys: ExportKeys,
-    inherited: Vec<Arc<KeySet>>,
-    /// Of the stream's `meta`.
-    ring: KeyRing,
+    /// All of the stream is sealed under it.
+    set: Arc<KeySet>,
 }
 
 impl<'a> Opened<'a> {
@@ -159,39 +165,28 @@ impl<'a> Opened<'a> {
         let claims = unverified.claims();
         let customer = customer_key(claims, options)?;
         let transport = transport_keys(claims, options).map_err(StreamError::from)?;
-        let mut sets = Vec::with_capacity(claims.key_sets.len());
-        for index in 0..claims.key_sets.len() {
-            let set = unwrap(claims, index, &transport, customer.as_deref())?;
-            sets.push(set);
-        }
-        let all: Vec<&KeySet> = sets.iter().collect();
-        let mac_keys = ExportKeys::derive(claims.export, &all).map_err(|_| underivable())?;
+        let set = unwrap(claims, &transport, customer.as_deref())?;
+        let mac_keys = ExportKeys::derive(claims.export, &set).map_err(|_| underivable())?;
         let header = unverified.verify(&mac_keys)?;
-        let mut own = None;
-        let mut inherited = Vec::new();
-        for (set, told) in sets.into_iter().zip(&header.key_sets) {
-            match told.state {
-                TransportedState::Transport => own = Some(set),
-                TransportedState::ReadOnly => inherited.push(Arc::new(set)),
-            }
-        }
-        // The parser has seen to it that there is exactly one.
-        let own = own.ok_or_else(underivable)?;
         Ok(Self {
             stream,
             header,
             customer,
             mac_keys,
-            inherited,
-            ring: KeyRing::new(own, Vec::new()),
+            set: Arc::new(set),
         })
     }
 
     /// Receives everything. All of it is verified and durable on return, apart from the names at
     /// the top of the volume.
-    fn receive(&mut self, fresh: &FreshVolume) -> Result<Received, ImageError> {
+    fn receive(
+        &mut self,
+        fresh: &FreshVolume,
+        progress: &dyn Progress,
+    ) -> Result<Received, ImageError> {
         let counts = self.header.counts;
-        let transported = self.metadata(fresh, &counts)?;
+        progress.begin(counts.sealed_bytes());
+        let transported = self.metadata(fresh, &counts, progress)?;
         let limit_bytes = match fresh.size_bytes {
             Some(bytes) => bytes,
             None => transported.counters().limit_bytes,
@@ -203,15 +198,7 @@ impl<'a> Opened<'a> {
                 size_bytes: limit_bytes,
             });
         }
-        let mut folders = BTreeSet::new();
-        let mut buffer = vec![0; RUN_PAGES as usize * PAGE_BYTES];
-        let mut unsynced = false;
-        each_part(&transported, &mut |part| {
-            received.objects += 1;
-            received.pages += u64::from(part.pages.len());
-            unsynced |= !self.object(part, fresh, &mut folders, &mut buffer)?;
-            Ok(())
-        })?;
+        let (folders, unsynced) = self.objects(&transported, fresh, &mut received, progress)?;
         if (received.objects, received.pages) != (counts.objects, counts.pages) {
             return Err(StreamError::Tampered {
                 what: "counts are others",
@@ -224,8 +211,61 @@ impl<'a> Opened<'a> {
         Ok(received)
     }
 
+    /// Receives all objects: read here, in their order, verified and written by the workers. Gives
+    /// their folders, and whether bytes of some are not durable.
+    fn objects(
+        &mut self,
+        transported: &Meta,
+        fresh: &FreshVolume,
+        received: &mut Received,
+        progress: &dyn Progress,
+    ) -> Result<(BTreeSet<FolderNumber>, bool), ImageError> {
+        let work: &Work<'_, Run, Run> = &|_, run| run.write(progress);
+        with_workers(work, |workers| {
+            let (mut folders, mut unsynced) = (BTreeSet::new(), false);
+            let buffers = RefCell::new(Vec::new());
+            let mut take = |run: Run| {
+                if fresh.store.sync_policy().is_at_once() {
+                    unsynced = true;
+                } else if run.last {
+                    // Closed and opened again it may not tell of a failed write.
+                    run.object.sync().map_err(|source| run.refused(source))?;
+                }
+                buffers.borrow_mut().push(run.buffer);
+                super::go_on(progress)
+            };
+            each_part(transported, &mut |_, part| {
+                received.objects += 1;
+                received.pages += u64::from(part.pages.len());
+                self.stream.object(part.id.name, part.pages.len())?;
+                let object = Arc::new(make_object(part, fresh, &mut folders)?);
+                let end = part.pages.end();
+                for pages in runs(&part.pages) {
+                    let kept = buffers.borrow_mut().pop();
+                    let mut run = Run {
+                        name: part.id.name,
+                        object: Arc::clone(&object),
+                        last: pages.end == end,
+                        pages,
+                        buffer: kept.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
+                    };
+                    self.stream.fill(run.bytes(), "an object's pages")?;
+                    workers.give(run, &mut take)?;
+                }
+                Ok(())
+            })?;
+            workers.finish(&mut take)?;
+            Ok((folders, unsynced))
+        })
+    }
+
     /// The stream's `meta`, opened.
-    fn metadata(&mut self, fresh: &FreshVolume, counts: &Counts) -> Result<Meta, ImageError> {
+    fn metadata(
+        &mut self,
+        fresh: &FreshVolume,
+        counts: &Counts,
+        progress: &dyn Progress,
+    ) -> Result<Meta, ImageError> {
         const WRITING: &str = "cannot write the metadata that come";
         self.stream.meta(counts)?;
         let file = nameless(&*fresh.store).map_err(ImageError::io(WRITING))?;
@@ -237,43 +277,45 @@ impl<'a> Opened<'a> {
             self.stream.fill(bytes, "its metadata")?;
             file.write_at(bytes, next * META_STRIDE_BYTES as u64)
                 .map_err(ImageError::io(WRITING))?;
+            progress.advance(bytes.len() as u64);
             next += count;
         }
-        open_transported(file, &self.ring, &self.header).map_err(ImageError::of_transported)
+        open_transported(file, &self.set, &self.header).map_err(ImageError::of_transported)
+    }
+}
+
+/// A run of pages that came.
+struct Run {
+    name: ObjectName,
+    object: Arc<ContentsFile>,
+    pages: Range<u32>,
+    /// The object has no more.
+    last: bool,
+    buffer: Vec<u8>,
+}
+
+impl Run {
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.pages.len() * PAGE_BYTES]
     }
 
-    /// Receives one object. True when its bytes are durable already.
-    fn object(
-        &mut self,
-        part: &Part,
-        fresh: &FreshVolume,
-        folders: &mut BTreeSet<FolderNumber>,
-        buffer: &mut [u8],
-    ) -> Result<bool, ImageError> {
-        let name = part.id.name;
-        self.stream.object(name, part.pages.len())?;
-        let object = make_object(part, fresh, folders)?;
-        for run in runs(&part.pages) {
-            let bytes = &mut buffer[..(run.end.0 - run.start.0) as usize * PAGE_BYTES];
-            self.stream.fill(bytes, "an object's pages")?;
-            let guard = object.lock_exclusive(run.clone());
-            object
-                .write_sealed(&guard, run, bytes)
-                .map_err(|source| ImageError::Page {
-                    object: name,
-                    source,
-                })?;
-        }
-        if fresh.store.sync_policy().is_at_once() {
-            return Ok(false);
-        }
-        // Closed and opened again it may not tell of a failed write.
-        let synced = object.sync();
-        synced.map_err(|source| ImageError::Page {
-            object: name,
+    /// Verifies both layers of all of it, and writes it.
+    fn write(mut self, progress: &dyn Progress) -> Result<Self, ImageError> {
+        let (object, pages) = (Arc::clone(&self.object), page_range(&self.pages));
+        let guard = object.lock_exclusive(pages.clone());
+        object
+            .write_sealed(&guard, pages, self.bytes())
+            .map_err(|source| self.refused(source))?;
+        drop(guard);
+        progress.advance(self.bytes().len() as u64);
+        Ok(self)
+    }
+
+    fn refused(&self, source: SealedError) -> ImageError {
+        ImageError::Page {
+            object: self.name,
             source,
-        })?;
-        Ok(true)
+        }
     }
 }
 
@@ -295,10 +337,10 @@ fn make_durable(
 
 fn open_transported(
     file: Arc<dyn StoreFile>,
-    ring: &KeyRing,
+    set: &Arc<KeySet>,
     header: &ExportHeader,
 ) -> Result<Meta, MetaError> {
-    let sealed = MetaFile::open(file, ring.active(), header.meta)?;
+    let sealed = MetaFile::open(file, set, header.meta)?;
     Meta::open(sealed, CACHE_BYTES)
 }
 
@@ -313,9 +355,13 @@ fn copy_records(
         .open(&StorePath::new(META_NAME), OpenMode::CreateNew)
         .map_err(ImageError::io("cannot make the metadata file"))?;
     let file = MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto)?;
+    let options = CopyOptions {
+        limit_bytes,
+        frozen: true,
+    };
     let copied = transported
-        .copy_view(View::LIVE, file, limit_bytes, &mut |_| {
-            Ok::<(), MetaError>(())
+        .copy_view(View::LIVE, file, options, &mut |_, parts| {
+            Ok::<_, MetaError>(parts)
         })
         .map_err(ImageError::of_transported)?;
     Ok(Received {
@@ -410,14 +456,13 @@ fn transport_keys(
     }
 }
 
-/// Unwraps both DEKs of a set.
+/// Unwraps both DEKs.
 fn unwrap(
     claims: &ExportHeader,
-    index: usize,
     keys: &TransportKeys,
     customer: Option<&dyn CustomerKeyProvider>,
 ) -> Result<KeySet, StreamError> {
-    let set = claims.key_sets.get(index).ok_or_else(underivable)?;
+    let set = &claims.key_set;
     let context = TransportContext {
         export: claims.export,
         key_set: set.id,

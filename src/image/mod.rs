@@ -1,8 +1,10 @@
 //! Images: kept views that new volumes are made from.
 //!
-//! A volume made from an image inherits what the image is sealed under: key mode, customer key and
-//! the key sets of both layers, which become read-only in it. Inherited bytes are shared or copied
-//! as they are, sealed; no plaintext of contents is made on the way.
+//! A volume made from an image never has less than the image: key mode and, unless another is
+//! named, customer key are the image's. Under the same customer key and platform keystore it also
+//! has the image's key sets, read-only, and the image's sealed bytes as they are. **A data key
+//! never leaves for another holder:** under any other key or keystore, and in an export, all
+//! contents are re-sealed under a fresh key set on the way.
 //!
 //! [`deploy`](deploy()) makes the volume at once, beside its source; [`export`](export()) writes a
 //! [`stream`] that [`import`](import()) makes a volume of elsewhere.
@@ -10,7 +12,9 @@
 mod deploy;
 mod export;
 mod import;
+mod reseal;
 pub mod stream;
+mod workers;
 
 use std::io;
 
@@ -27,6 +31,35 @@ use stream::StreamError;
 pub use deploy::{DeployOptions, Deployed, Source, deploy};
 pub use export::{ExportOptions, Exported, Transport, export};
 pub use import::{ImportOptions, Imported, import};
+
+/// Is told how far a deployment, an export or an import is, by any thread, and may end it.
+pub trait Progress: Sync {
+    /// So many sealed bytes are to be moved in all.
+    fn begin(&self, total_bytes: u64);
+    /// So many sealed bytes more are done.
+    fn advance(&self, bytes: u64);
+    /// True once nobody waits for it any more.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Nobody wants to know.
+#[derive(Clone, Copy, Debug)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn begin(&self, _: u64) {}
+    fn advance(&self, _: u64) {}
+}
+
+/// An error once nobody waits for it any more.
+fn go_on(progress: &dyn Progress) -> Result<(), ImageError> {
+    if progress.cancelled() {
+        return Err(ImageError::Cancelled);
+    }
+    Ok(())
+}
 
 /// What can go wrong with an image.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +104,20 @@ pub enum ImageError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// An object of the new volume cannot be made or written.
+    #[error(
+        "cannot write object {} of folder {:08x} of the new volume: {source}",
+        .object.object, .object.folder.0
+    )]
+    NewObject {
+        /// The object.
+        object: ObjectName,
+        /// What happened.
+        source: SealedError,
+    },
+    /// Nobody waits for it any more.
+    #[error("it was cancelled")]
+    Cancelled,
     /// The image does not fit the size that was asked for.
     #[error("the image holds {needed_bytes} bytes of contents, more than the size of {size_bytes}")]
     TooSmall {
@@ -142,7 +189,12 @@ impl ImageError {
             Self::Page {
                 source: SealedError::Io(error),
                 ..
+            }
+            | Self::NewObject {
+                source: SealedError::Io(error),
+                ..
             } => kind_of_io(error),
+            Self::NewObject { .. } | Self::Cancelled => ErrorKind::Io,
             Self::Transported(_) | Self::Page { .. } => ErrorKind::Tampered,
             Self::Meta(error) if error.errno() == Errno::ENOSPC => ErrorKind::NoSpace,
             Self::Meta(_) | Self::MissingObject { .. } | Self::NoKeySet { .. } => ErrorKind::Io,
@@ -177,7 +229,8 @@ impl ImageError {
                 _ => Errno::EIO,
             },
             Self::Meta(error) => error.errno(),
-            Self::Page { source, .. } => source.errno(),
+            Self::Page { source, .. } | Self::NewObject { source, .. } => source.errno(),
+            Self::Cancelled => Errno::EINTR,
             Self::MissingObject { .. } | Self::Transported(_) | Self::NoKeySet { .. } => Errno::EIO,
             Self::Object { source, .. } | Self::Io { source, .. } => Errno::from_backing(source),
             Self::TooSmall { .. } => Errno::EINVAL,

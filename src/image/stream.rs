@@ -1,7 +1,7 @@
 //! The stream that an image travels in: bytes and their order, nothing of where they come from.
 //!
 //! ```text
-//! bilayer-export 1\n                                  the format
+//! bilayer-export 2\n                                  the format
 //! {"features":[],"export":…}\n                        header: one line of JSON ([`header`])
 //! <64 lower-case hexadecimal digits>\n                HMAC-SHA-256 of the bytes of both lines
 //! "M" | strides 8 | sealed file `meta`                strides of 4608 bytes
@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Numbers little-endian. `meta` says which objects follow, in which order, and which of their
-//! pages. Every page of either is sealed by both layers. The keys of the MACs need both DEKs of
-//! every key set ([`crate::layers::export`]).
+//! pages. Every page of either is sealed by both layers under one key set, which was drawn for this
+//! stream. The keys of the MACs need both its DEKs ([`crate::layers::export`]).
 //!
 //! Invariants: no number of the stream decides how much memory is taken; a reader takes the
 //! sections in this one order, and nothing before or after them. [`StreamReader::end`] alone vouches
@@ -28,14 +28,14 @@ use crate::keys::{ErrorKind, KeyError};
 use crate::sealed::META_STRIDE_BYTES;
 
 pub use header::{
-    Counts, CustomerKeyClaim, ExportHeader, ExportProvenance, TransportedKeySet, TransportedState,
-    UnverifiedExport,
+    Counts, CustomerKeyClaim, ExportHeader, ExportProvenance, TransportedKeySet, UnverifiedExport,
 };
 pub use read::StreamReader;
 pub use write::StreamWriter;
 
-/// Format that is written, and the newest that is read.
-pub const STREAM_VERSION: u32 = 1;
+/// Format that is written, and the only one that is read. Streams of format 1 carried key sets of
+/// the volume that they came from.
+pub const STREAM_VERSION: u32 = 2;
 /// What the first line starts with.
 const FIRST_WORD: &str = "bilayer-export ";
 /// Longest header line, in bytes.
@@ -62,6 +62,16 @@ pub enum StreamError {
         /// Format of the stream.
         found: u64,
         /// Newest format that is read.
+        supported: u32,
+    },
+    /// It was written by an older program.
+    #[error(
+        "the image was exported by an older bilayer (format {found}); this one reads {supported}"
+    )]
+    OlderFormat {
+        /// Format of the stream.
+        found: u64,
+        /// The format that is read.
         supported: u32,
     },
     /// It names features that are not known.
@@ -135,6 +145,7 @@ impl StreamError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotAnExport | Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
+            Self::OlderFormat { .. } => ErrorKind::HeaderInvalid,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
             Self::HeaderTampered
             | Self::CutOff { .. }
@@ -154,6 +165,7 @@ impl StreamError {
         let text = match self {
             Self::NotAnExport => "make one: bilayer image export VOLUME NAME FILE",
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
+            Self::OlderFormat { .. } => "export the image anew, with this version",
             Self::HeaderInvalid(_)
             | Self::HeaderTampered
             | Self::CutOff { .. }

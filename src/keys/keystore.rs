@@ -33,6 +33,7 @@ use crate::sys::identity::effective_user;
 use crate::sys::wipe::with_secrets;
 
 mod files;
+mod holder;
 mod record;
 mod transport;
 

@@ -7,8 +7,10 @@
 //! customer RSA key ──RSA-OAEP-256──────────────────────────────────────────────► customer DEK
 //! ```
 //!
-//! The customer DEKs of a customer-managed image are wrapped for the customer key and for nothing
-//! else; the infrastructure DEKs never are. What is wrapped (offsets in bytes, little-endian):
+//! What travels is the one key set that was drawn for an export and seals all of it, never one of a
+//! volume. The customer DEK of a customer-managed image is wrapped for the customer key and for
+//! nothing else; the infrastructure DEK never is. What is wrapped (offsets in bytes,
+//! little-endian):
 //!
 //! ```text
 //! 0       8      9            25      29          45

@@ -25,7 +25,7 @@
 //! | `bilayer succeed` | 3 | the two above | zero; key-set id and epoch zero | 32 bytes: verification key of the set (see [`succession`](super::succession)) |
 //! | `bilayer export` | 1 | customer DEK | export id, 0 | 32 bytes |
 //! | `bilayer export` | 2 | infrastructure DEK | export id, 0 | 32 bytes |
-//! | `bilayer export` | 3 | the two above of every key set of the stream, in its order | export id, 1 or 2; key-set id and epoch zero | 32 bytes: HMAC-SHA-256 key of the stream's header, of its end |
+//! | `bilayer export` | 3 | the two above | export id, 1 or 2; key-set id and epoch zero | 32 bytes: HMAC-SHA-256 key of the stream's header, of its end |
 //! | `bilayer print` | 1 | customer DEK | zero, and epoch 0 | 16 bytes: the fingerprint |
 //!
 //! The segment of a page is its index divided by [`SEGMENT_PAGES`]. So no key meets more than 2048

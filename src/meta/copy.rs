@@ -1,8 +1,8 @@
 //! A view of one volume's metadata as the metadata of another.
 //!
-//! All records get the first generation, the counters the second as the live one and the first as
-//! `frozen`: whatever was copied is shared with the source and never written in place. Left out is
-//! what belongs to the source alone: unlinked files that are still in use, kept views, garbage.
+//! All records get the first generation, the counters the second as the live one. Where the copy
+//! has the objects of the source, the first is `frozen`: they are never written in place. Left out
+//! is what belongs to the source alone: unlinked files that are still in use, kept views, garbage.
 //! A promise of space (`fallocate`) is left out too: it has its blocks in an object that is not
 //! written to any more, so nothing would stand behind it.
 //!
@@ -14,14 +14,50 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::database::{Loader, Tables};
 use super::keys::{self, Row, Table};
-use super::records::{Counters, ExtentRecord, InodeRecord, ObjectName};
+use super::page_set::{CHUNK_BYTES, PageSet};
+use super::records::{Counters, ExtentRecord, InodeRecord, Part, PartId, taken};
 use super::{FIRST_GENERATION, Meta, MetaError, View};
-use crate::ids::{Generation, Ino, ViewId};
-use crate::meta::page_set::PageSet;
+use crate::ids::{ChunkIndex, FolderNumber, Generation, Ino, ViewId};
 use crate::sealed::MetaFile;
 
 /// Cache of the database that is filled, in bytes.
 const CACHE_BYTES: usize = 32 << 20;
+
+/// How metadata are copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CopyOptions {
+    /// The limit of the new volume's contents; 0 for none.
+    pub limit_bytes: u64,
+    /// Its objects are those of the source, or nobody writes under their key set any more.
+    pub frozen: bool,
+}
+
+/// A chunk whose record is copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CopiedChunk {
+    /// The file.
+    pub ino: Ino,
+    /// Which chunk of it.
+    pub chunk: ChunkIndex,
+    /// Bytes of the file that are in it.
+    pub len_bytes: u64,
+}
+
+impl CopiedChunk {
+    /// A chunk of a file of that size.
+    pub fn of(ino: Ino, chunk: ChunkIndex, size_bytes: u64) -> Self {
+        let before = u64::from(chunk.0) * CHUNK_BYTES;
+        Self {
+            ino,
+            chunk,
+            len_bytes: size_bytes.saturating_sub(before).min(CHUNK_BYTES),
+        }
+    }
+}
+
+/// Is given the parts of a chunk, of which there is one at least, and says which ones the copy has
+/// in their place: they hold the same pages.
+pub type CopyParts<'a, E> = dyn FnMut(CopiedChunk, Vec<Part>) -> Result<Vec<Part>, E> + 'a;
 
 /// What was copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,10 +66,15 @@ pub struct Copied {
     pub inodes: u64,
     /// Pages of contents.
     pub used_pages: u64,
+    /// The newest folder of objects.
+    pub folder: FolderNumber,
 }
 
 /// What is done with a logical key and its value.
 type Visit<'v, 'a> = dyn FnMut(&mut Copy<'a>, &[u8], &[u8]) -> Result<(), MetaError> + 'v;
+
+/// What a copy does with the parts of a chunk: `None` ends it.
+type Replace<'a> = dyn FnMut(CopiedChunk, Vec<Part>) -> Option<Vec<Part>> + 'a;
 
 /// A copy under way.
 struct Copy<'a> {
@@ -44,36 +85,38 @@ struct Copy<'a> {
     /// Pages that a file was promised and does not have.
     promised: BTreeMap<Ino, u64>,
     copied: Copied,
+    /// The file that chunks were last copied of, and its size.
+    sized: Option<(Ino, u64)>,
 }
 
 impl Meta {
-    /// Writes what `view` sees into an empty sealed file, as the metadata of a volume that may hold
-    /// `limit_bytes` (0: any number). `object` is told the name of every object that the copy
-    /// needs, once each; what it returns as an error ends the copy. Durable when it returns.
+    /// Writes what `view` sees into an empty sealed file, as the metadata of another volume.
+    /// `parts` sees every chunk with objects once, by inode and chunk; what it returns as an error
+    /// ends the copy. Durable when it returns.
     ///
     /// # Errors
-    /// Those of `object`, of reading here and of writing there. The file is worth nothing then.
+    /// Those of `parts`, of reading here and of writing there. The file is worth nothing then.
     pub fn copy_view<E: From<MetaError>>(
         &self,
         view: View,
         file: MetaFile,
-        limit_bytes: u64,
-        object: &mut dyn FnMut(ObjectName) -> Result<(), E>,
+        options: CopyOptions,
+        parts: &mut CopyParts<'_, E>,
     ) -> Result<Copied, E> {
         let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
         let mut refused = None;
         let mut copied = Copied::default();
         let loaded = tables.load(None, &mut |loader| {
             let mut copy = Copy::new(self, view);
-            copy.all(loader, &mut |name| match object(name) {
-                Ok(()) => true,
+            copy.all(loader, &mut |chunk, old| match parts(chunk, old) {
+                Ok(parts) => Some(parts),
                 Err(error) => {
                     refused = Some(error);
-                    false
+                    None
                 }
             })?;
             copied = copy.copied;
-            Ok(copy.counters(limit_bytes).encode())
+            Ok(copy.counters(options).encode())
         });
         match refused {
             Some(error) => Err(error),
@@ -124,33 +167,34 @@ impl<'a> Copy<'a> {
             orphans: HashSet::new(),
             promised: BTreeMap::new(),
             copied: Copied::default(),
+            sized: None,
         }
     }
 
-    fn counters(&self, limit_bytes: u64) -> Counters {
+    fn counters(&self, options: CopyOptions) -> Counters {
         let source = self.source.counters();
+        let frozen = if options.frozen {
+            FIRST_GENERATION
+        } else {
+            Generation(0)
+        };
         Counters {
             clean: true,
             generation: Generation(FIRST_GENERATION.0 + 1),
-            frozen: FIRST_GENERATION,
+            frozen,
             next_ino: source.next_ino,
-            folder: source.folder,
+            folder: self.copied.folder,
             next_garbage: 0,
             used_pages: self.copied.used_pages,
             inodes: self.copied.inodes,
-            limit_bytes,
+            limit_bytes: options.limit_bytes,
             hash_key: source.hash_key,
             restoring: Generation(0),
             newest_view: ViewId::LIVE,
         }
     }
 
-    /// `object` says whether to go on.
-    fn all(
-        &mut self,
-        to: &mut Loader<'_>,
-        object: &mut dyn FnMut(ObjectName) -> bool,
-    ) -> Result<(), MetaError> {
+    fn all(&mut self, to: &mut Loader<'_>, replace: &mut Replace<'_>) -> Result<(), MetaError> {
         let (source, view) = (self.source, self.view);
         if source.inode(Ino::ROOT, view)?.is_none() {
             return Err(MetaError::Corrupt("root"));
@@ -170,7 +214,7 @@ impl<'a> Copy<'a> {
             false => insert(to, Table::Xattr, key, value),
         })?;
         self.each(Table::Extent, 256, &mut |this, key, value| {
-            this.extent(to, key, value, object)
+            this.extent(to, key, value, replace)
         })?;
         self.correct_promises(to)
     }
@@ -215,45 +259,57 @@ impl<'a> Copy<'a> {
         to: &mut Loader<'_>,
         key: &[u8],
         value: &[u8],
-        object: &mut dyn FnMut(ObjectName) -> bool,
+        replace: &mut Replace<'_>,
     ) -> Result<(), MetaError> {
-        let ino = ino_of(key)?;
+        let (ino, chunk) = keys::extent_parts(key).ok_or(MetaError::Corrupt("key"))?;
         if self.orphans.contains(&ino) {
             return Ok(());
         }
         let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
         let before = record.pages();
-        let record = match record {
-            ExtentRecord::Inline(_) => return insert(to, Table::Extent, key, value),
-            ExtentRecord::Parts {
-                shared, mut parts, ..
-            } => {
-                // One without pages was made for a promise.
-                parts.retain(|part| !part.pages.is_empty());
-                ExtentRecord::Parts {
-                    shared,
-                    parts,
-                    reserved: PageSet::new(),
-                }
-            }
+        let ExtentRecord::Parts {
+            shared, mut parts, ..
+        } = record
+        else {
+            return insert(to, Table::Extent, key, value);
         };
-        let pages = record.pages();
+        // One without pages was made for a promise.
+        parts.retain(|part| !part.pages.is_empty());
+        let pages = u64::from(taken(&parts, &PageSet::new()).len());
         if pages < before {
             *self.promised.entry(ino).or_default() += before - pages;
         }
         self.copied.used_pages += pages;
-        let ExtentRecord::Parts { parts, .. } = &record else {
-            return Ok(());
-        };
-        for part in parts {
-            if !object(part.id.name) {
-                return Err(MetaError::Corrupt("an object"));
-            }
-        }
         if parts.is_empty() {
             return Ok(());
         }
+        let chunk = self.sized(ino, chunk)?;
+        let old: Vec<PartId> = parts.iter().map(|part| part.id).collect();
+        let parts = replace(chunk, parts).ok_or(MetaError::Corrupt("an object"))?;
+        for part in &parts {
+            self.copied.folder = self.copied.folder.max(part.id.name.folder);
+        }
+        let same = parts.iter().map(|part| &part.id).eq(&old);
+        let record = ExtentRecord::Parts {
+            // A fresh object is nobody else's.
+            shared: shared && same,
+            parts,
+            reserved: PageSet::new(),
+        };
         insert(to, Table::Extent, key, &record.encode())
+    }
+
+    /// A chunk, with its file's size.
+    fn sized(&mut self, ino: Ino, chunk: ChunkIndex) -> Result<CopiedChunk, MetaError> {
+        let size = match self.sized {
+            Some((of, size)) if of == ino => size,
+            _ => {
+                let inode = self.source.inode(ino, self.view)?;
+                inode.ok_or(MetaError::Corrupt("extent"))?.size
+            }
+        };
+        self.sized = Some((ino, size));
+        Ok(CopiedChunk::of(ino, chunk, size))
     }
 
     /// Takes promises off the pages that inodes count.

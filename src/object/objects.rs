@@ -27,9 +27,6 @@ use crate::planted::{Bug, planted};
 use crate::sealed::ContentsFile;
 use crate::store::{EntryKind, OpenMode, Store, StorePath};
 
-/// Objects in one folder.
-const FOLDER_OBJECTS: u32 = 4096;
-
 /// More folders than a volume can ever have.
 const FOLDERS_MAX: u64 = 1 << 48;
 
@@ -80,6 +77,9 @@ pub(crate) fn object_path(name: ObjectName) -> StorePath {
 }
 
 impl Objects {
+    /// Objects in one folder at most.
+    pub const FOLDER_OBJECTS: u32 = 4096;
+
     /// Objects that are only read. `open_max` bounds the files kept open.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyRing>, open_max: usize) -> Self {
         let open = OpenObjects::new(Arc::clone(&store), open_max, None);
@@ -314,7 +314,7 @@ impl Objects {
 
     fn next_place(&self, meta: &Meta) -> Result<FolderNumber, ObjectError> {
         let mut folder = self.folder.lock();
-        if folder.used == 0 || folder.used >= FOLDER_OBJECTS {
+        if folder.used == 0 || folder.used >= Self::FOLDER_OBJECTS {
             let number = meta.allocate_folder(FolderNumber(folder.number.0 + 1));
             match self.store.create_dir(&folder_path(number)) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

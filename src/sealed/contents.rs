@@ -201,38 +201,6 @@ impl ContentsFile {
         Ok(())
     }
 
-    /// Reads pages as they are on the disk, both layers on, into `out`, and verifies that each is
-    /// the page of this object that it should be. Nothing is left decrypted.
-    ///
-    /// # Errors
-    /// As [`Self::read_at`]; [`SealedError::OutOfRange`] when `out` is not so many whole pages.
-    pub fn read_sealed(
-        &self,
-        guard: &PageGuard<'_>,
-        pages: Range<PageIndex>,
-        out: &mut [u8],
-    ) -> Result<(), SealedError> {
-        self.check(guard, &pages, false)?;
-        refuse_other_length(&pages, out)?;
-        let mut opener = Opener::new(&self.keys);
-        let (mut next, mut out) = (pages.start, out);
-        while next < pages.end {
-            let count = run_pages(next, pages.end);
-            let mut run = RunBuffer::take(GEOMETRY, count);
-            let read = run.fill(&*self.file, GEOMETRY.sealed_offset(next, Slot::A)?)?;
-            if read < count * PAGE_BYTES {
-                let page = PageIndex(next.0 + (read / PAGE_BYTES) as u64);
-                return Err(SealedError::ShortRead { page });
-            }
-            let (now, later) = out.split_at_mut(count * PAGE_BYTES);
-            now.copy_from_slice(run.bytes());
-            run.verify(&mut opener, next)?;
-            next.0 += count as u64;
-            out = later;
-        }
-        Ok(())
-    }
-
     /// Verifies both layers of pages, and calls `refused` with each that is not the page of this
     /// object that it should be, or could not be read. Nothing is left decrypted.
     ///
@@ -283,7 +251,8 @@ impl ContentsFile {
     /// after both layers of every page in it were verified.
     ///
     /// # Errors
-    /// As [`Self::read_sealed`].
+    /// As [`Self::read_at`], and those of the store; [`SealedError::OutOfRange`] when `sealed` is
+    /// not so many whole pages.
     pub fn write_sealed(
         &self,
         guard: &PageGuard<'_>,

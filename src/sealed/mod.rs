@@ -25,6 +25,7 @@ pub mod meta;
 mod page;
 pub mod range_lock;
 mod run;
+mod sealer;
 #[cfg(test)]
 mod tests;
 mod told;
@@ -35,6 +36,7 @@ pub use contents::{ContentsFile, OldPlaintext};
 pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
 pub use meta::{MetaFile, SlotState};
 pub use range_lock::PageGuard;
+pub use sealer::PageSealer;
 pub use told::Told;
 
 use crate::errno::Errno;

@@ -106,11 +106,6 @@ impl RunBuffer {
         Ok(result)
     }
 
-    /// The run's bytes as they were read.
-    pub(super) fn bytes(&mut self) -> &[u8] {
-        self.used()
-    }
-
     /// Verifies both layers of every page of a run of contents that starts at `first`; decrypts
     /// nothing of the inner one. What the run holds is of no use afterwards.
     pub(super) fn verify(
@@ -262,6 +257,11 @@ impl SealedRun<'_> {
     /// Writes the run. With [`VerifiedRun::write`] the only place that writes to a sealed file.
     pub(super) fn write(&self, file: &dyn StoreFile) -> io::Result<()> {
         file.write_at(self.bytes, self.offset.0)
+    }
+
+    /// The run as it would be written.
+    pub(super) const fn bytes(&self) -> &[u8] {
+        self.bytes
     }
 
     /// The outer tag of the run's first page.

@@ -2,9 +2,9 @@
 //! an image or imported.
 //!
 //! Key sets that the volume inherits keep their ids, epochs and DEKs, which the inherited bytes are
-//! sealed under; they are wrapped anew, since platform wraps name the volume, and are read-only.
-//! One fresh set, whose epoch is the next, is the active one: somebody else holds the others, so
-//! nothing new is written under them.
+//! sealed under; they are wrapped anew, since wraps name the volume, and are read-only. Those of
+//! another volume never leave their holder. One fresh set, whose epoch is the next, is the active
+//! one: other volumes have the others, so nothing new is written under them.
 //!
 //! Order of writes: the place is taken and marked ([`super::place`]); `objects/`; then the metadata
 //! database and the objects by the caller, all of it synced; `volume.json` last and atomically;
@@ -21,7 +21,7 @@ use super::header::{
 };
 use super::succession::known;
 use super::superblock::replace_header;
-use super::{FreshVolume, objects_path, place};
+use super::{FreshVolume, Volume, objects_path, place};
 use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence, VolumeId};
 use crate::keys::customer::CustomerKeyProvider;
 use crate::keys::error::{ErrorKind, KeyError};
@@ -33,12 +33,48 @@ use crate::store::{Store, StorePath};
 /// What a volume takes over from another.
 #[derive(Clone, Debug)]
 pub struct Inheritance {
-    /// All key sets of the source, in any order. Their bytes stay readable.
+    /// Key sets whose bytes stay readable, in any order: those of the source where the holders stay
+    /// the same, else those that were drawn for whoever gets the volume.
     pub key_sets: Vec<Arc<KeySet>>,
+    /// Who holds the key sets, where they must not leave them. `None` for sets that were drawn for
+    /// whoever gets the volume.
+    pub holder: Option<Holder>,
     /// Key mode of the source: one with a customer key never gives a volume without.
     pub key_mode: KeyMode,
     /// Where it comes from.
     pub provenance: Provenance,
+}
+
+/// Who holds the keys that the data keys of a volume are wrapped with.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// The platform keystore.
+    pub keystore: Arc<PlatformKeystore>,
+    /// Fingerprint of the customer key; `None` where both layers' keys are the platform's.
+    pub customer_key: Option<String>,
+}
+
+impl Holder {
+    /// That of an open volume.
+    pub fn of(volume: &Volume) -> Self {
+        Self {
+            keystore: Arc::clone(&volume.keystore),
+            customer_key: volume.customer_key.as_deref().map(fingerprint),
+        }
+    }
+
+    /// Whether these two are the same holder. Of the keystore its keys decide: its id is no secret.
+    pub fn is(
+        &self,
+        keystore: &PlatformKeystore,
+        customer_key: Option<&dyn CustomerKeyProvider>,
+    ) -> bool {
+        customer_key.map(fingerprint) == self.customer_key && keystore.holds_keys_of(&self.keystore)
+    }
+}
+
+fn fingerprint(key: &dyn CustomerKeyProvider) -> String {
+    key.describe().key_version.clone()
 }
 
 /// How a volume is founded.
@@ -62,6 +98,17 @@ impl Founding<'_> {
             Some(_) => KeyMode::PlatformAndCustomer,
             None => KeyMode::PlatformManaged,
         }
+    }
+
+    /// A set that must not leave its holder is wrapped for no other. Whoever asked has made sure of
+    /// that; here it is about the very keys that will wrap.
+    fn check_holder(&self, keystore: &PlatformKeystore) -> Result<(), VolumeError> {
+        let holder = self.inherited.and_then(|from| from.holder.as_ref());
+        if holder.is_none_or(|holder| holder.is(keystore, self.customer_key)) {
+            return Ok(());
+        }
+        let message = "these are not the keys of the source's holder: its data keys stay there";
+        Err(KeyError::new(ErrorKind::WrongKey, message).into())
     }
 
     fn inherited_sets(&self) -> &[Arc<KeySet>] {
@@ -160,6 +207,7 @@ fn make(
         .map_err(VolumeError::io("cannot make objects/"))?;
     // Only now: a keystore inside this volume is told by `lock` and `objects/`.
     let keystore = PlatformKeystore::open_or_create(founding.keystore)?;
+    founding.check_holder(&keystore)?;
     let volume = VolumeId::random().map_err(KeyError::random)?;
     let incarnation = IncarnationId::random().map_err(KeyError::random)?;
     let meta_crypto = CryptoId::random().map_err(KeyError::random)?;

@@ -45,7 +45,7 @@ mod superblock;
 
 pub use create::create;
 pub use error::VolumeError;
-pub use found::{Founding, Inheritance, found};
+pub use found::{Founding, Holder, Inheritance, found};
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
 pub use history::Rollback;
 pub use open::open;

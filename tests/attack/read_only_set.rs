@@ -8,7 +8,7 @@ use bilayer::check::{self, CheckOptions, Kind, Unwatched};
 use bilayer::fs::Filesystem;
 use bilayer::fs::views::ViewKind;
 use bilayer::ids::{CryptoId, Sequence};
-use bilayer::image::DeployOptions;
+use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::layers::KeySet;
 use bilayer::meta::{Meta, checkpoint};
 use bilayer::sealed::MetaFile;
@@ -48,7 +48,7 @@ impl Victim {
         };
         mount
             .fs
-            .deploy_image("base", Arc::clone(&store), &options)
+            .deploy_image("base", Arc::clone(&store), &options, &NoProgress)
             .unwrap();
         let volume = support::try_open_volume(Arc::clone(&store), mount.keystore.path(), false);
         let volume = volume.unwrap();

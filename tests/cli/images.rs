@@ -61,8 +61,10 @@ fn made_deployed_exported_and_imported() {
         );
 
         let made = json(place, "image deploy vol base copy");
-        let ways = ["linked", "reflinked", "copied"].map(|way| made[way].as_u64().unwrap());
+        let ways = ["linked", "reflinked", "copied", "resealed"];
+        let ways = ways.map(|way| made[way].as_u64().unwrap());
         assert_eq!(made["objects"], ways.iter().sum::<u64>());
+        assert_eq!(ways[3], 0);
         came_from(place, "copy", &source);
 
         write_synced(&place.path("pass"), b"between us\n").unwrap();
@@ -90,6 +92,77 @@ fn made_deployed_exported_and_imported() {
         place.run("image delete vol base").silent();
         place.run("image list vol").silent();
         came_from(place, "copy", &source);
+        victim.is_unharmed();
+    }
+}
+
+/// Figures of how much, how long and how fast.
+#[track_caller]
+fn is_rated(report: &Value, bytes: u64) {
+    assert_eq!(report["bytes"], bytes, "{report}");
+    let milliseconds = report["milliseconds"].as_u64().unwrap();
+    let rate = report["bytes_per_second"].as_u64().unwrap();
+    let least = bytes * 1000 / (milliseconds + 1);
+    assert!(rate >= least, "{report}");
+    assert!(milliseconds == 0 || rate <= bytes * 1000 / milliseconds);
+}
+
+/// To another key or keystore everything is sealed anew, and said so; with how much and how fast.
+#[test]
+fn to_another_holder() {
+    for mounted in [false, true] {
+        let Some(victim) = Victim::new("cli-image-holder", false) else {
+            return;
+        };
+        let place = &victim.place;
+        let large = noise(1, 3 << 20);
+        let mount = place.mount("vol", "mnt", "");
+        write_synced(&mount.path("large"), &large).unwrap();
+        let mut mount = Some(mount);
+        if !mounted {
+            mount.take().unwrap().unmount();
+        }
+        place.run("image create vol base").done();
+        place.run("keygen key.pem --bits 2048").done();
+        let pages = (3_u64 << 20).div_ceil(4032);
+        let with = "--customer-key file:key.pem --new-platform-keystore theirs";
+        let made = json(place, &format!("image deploy vol base copy {with}"));
+        assert_eq!(made["resealed"], made["objects"]);
+        is_rated(&made, pages * 4096);
+        let line = place.run("image deploy vol base again --new-platform-keystore theirs");
+        let line = line.done();
+        assert_eq!(line.stderr, "", "no progress where there is no terminal");
+        let words = line.stdout;
+        assert!(
+            words.contains("3.1 MiB in ") && words.contains("iB/s, "),
+            "{words}"
+        );
+        assert!(words.ends_with(" sealed anew\n"), "{words}");
+        write_synced(&place.path("pass"), b"between us\n").unwrap();
+        let made = json(
+            place,
+            "image export vol base out --transport-passphrase-file pass",
+        );
+        is_rated(&made, fs::metadata(place.path("out")).unwrap().len());
+        if let Some(mount) = mount {
+            mount.unmount();
+        }
+        let made = json(
+            place,
+            "image import out there --transport-passphrase-file pass --platform-keystore third",
+        );
+        is_rated(&made, pages * 4096);
+        for (volume, keystore) in [("copy", "theirs"), ("again", "theirs"), ("there", "third")] {
+            let options = format!("platform_keystore={keystore}");
+            let options = match volume {
+                "copy" => format!("{options},customer_key=file:key.pem"),
+                _ => options,
+            };
+            let copy = place.mount(volume, "mnt", &options);
+            assert!(fs::read(copy.path("large")).unwrap() == large);
+            assert_eq!(fs::read(copy.path("file")).unwrap(), b"as it was");
+            copy.unmount();
+        }
         victim.is_unharmed();
     }
 }

@@ -2,9 +2,10 @@
 //! (`open_export.py`), which is told only what stands in the database inside `meta`.
 
 use super::*;
-use bilayer::image::{ExportOptions, Source, Transport, export};
+use bilayer::image::{ExportOptions, ImportOptions, NoProgress, Source, Transport, export, import};
 use bilayer::keys::PassphraseSource;
 use bilayer::meta::records::Timespec;
+use bilayer::store::memory::MemoryStore;
 
 const PASSPHRASE: &str = "correct horse";
 
@@ -32,15 +33,10 @@ fn python_with_argon2() -> Option<String> {
     None
 }
 
-/// Exports what a closed volume holds; gives the stream and the parts in its order.
-fn export_all(fixture: &Fixture, transport: Transport) -> (Vec<u8>, Vec<Value>) {
+/// Exports what a closed volume holds.
+fn export_all(fixture: &Fixture, transport: Transport) -> Vec<u8> {
     let volume = fixture.open();
-    let file = volume
-        .store
-        .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)
-        .unwrap();
-    let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).unwrap();
-    let meta = Meta::open(file, 4 << 20).unwrap();
+    let meta = open_meta(&volume);
     let source = Source {
         volume: &volume,
         meta: &meta,
@@ -52,7 +48,43 @@ fn export_all(fixture: &Fixture, transport: Transport) -> (Vec<u8>, Vec<Value>) 
         nanos: 0,
     };
     let mut stream = Vec::new();
-    export(&source, made, &ExportOptions { transport }, &mut stream).unwrap();
+    export(
+        &source,
+        made,
+        &ExportOptions { transport },
+        &mut stream,
+        &NoProgress,
+    )
+    .unwrap();
+    meta.close().unwrap();
+    stream
+}
+
+fn open_meta(volume: &volume::Volume) -> Meta {
+    let file = volume
+        .store
+        .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)
+        .unwrap();
+    let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).unwrap();
+    Meta::open(file, 4 << 20).unwrap()
+}
+
+/// The parts that a stream's metadata name, in their order: an import keeps them as they are.
+fn parts_in(fixture: &Fixture, stream: &[u8], from: PassphraseSource) -> Vec<Value> {
+    let target: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let options = ImportOptions {
+        customer_key: fixture.uri(),
+        export_passphrase: from,
+        keystore: fixture.keystore_path(),
+        ..ImportOptions::default()
+    };
+    import(&mut &*stream, Arc::clone(&target), &options, &NoProgress).unwrap();
+    let options = OpenOptions {
+        customer_key: fixture.uri(),
+        keystore: fixture.keystore_path(),
+        ..OpenOptions::default()
+    };
+    let meta = open_meta(&volume::open(target, &options).unwrap());
     let rows = meta
         .scan(Table::Extent, &[], &[0xFF; 9], View::LIVE, usize::MAX)
         .unwrap();
@@ -62,13 +94,18 @@ fn export_all(fixture: &Fixture, transport: Transport) -> (Vec<u8>, Vec<Value>) 
     });
     let listed = listed.collect();
     meta.close().unwrap();
-    (stream, listed)
+    listed
 }
 
 fn check(python: &str, customer_managed: bool, transport: Transport, kind: &str) {
     let fixture = Fixture::create(customer_managed);
     fixture.fill();
-    let (stream, parts) = export_all(&fixture, transport);
+    let from = match &transport {
+        Transport::Keystore => PassphraseSource::None,
+        Transport::Passphrase(from) => from.clone(),
+    };
+    let stream = export_all(&fixture, transport);
+    let parts = parts_in(&fixture, &stream, from);
     let path = fixture.directory.path().join("stream");
     std::fs::write(&path, &stream).unwrap();
     let request = json!({

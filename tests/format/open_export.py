@@ -117,7 +117,7 @@ def unwrap(key, role, export, entry, wrapped, width):
     return dek_of(payload, role, export, entry, width)
 
 
-def unwrap_all(header, request):
+def unwrap_set(header, request):
     export = bytes.fromhex(header["export"])
     keys = transport_keys(header, export, request)
     managed = {"platform-managed": False, "platform-and-customer": True}[header["key_mode"]]
@@ -125,28 +125,25 @@ def unwrap_all(header, request):
     if managed:
         with open(request["customer_key"], "rb") as file:
             private = serialization.load_pem_private_key(file.read(), None)
-    sets = []
-    for entry in header["key_sets"]:
-        machine = unwrap(keys[2], 2, export, entry, bytes.fromhex(entry["infrastructure"]), 32)
-        wrapped = bytes.fromhex(entry["customer"])
-        if managed:
-            oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
-            customer = dek_of(private.decrypt(wrapped, oaep), 1, export, entry, 64)
-        else:
-            customer = unwrap(keys[1], 1, export, entry, wrapped, 64)
-        sets.append(KeySet(bytes.fromhex(entry["id"]), entry["epoch"], customer, machine))
-    return export, sets
+    entry = header["key_set"]
+    machine = unwrap(keys[2], 2, export, entry, bytes.fromhex(entry["infrastructure"]), 32)
+    wrapped = bytes.fromhex(entry["customer"])
+    if managed:
+        oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+        customer = dek_of(private.decrypt(wrapped, oaep), 1, export, entry, 64)
+    else:
+        customer = unwrap(keys[1], 1, export, entry, wrapped, 64)
+    return export, KeySet(bytes.fromhex(entry["id"]), entry["epoch"], customer, machine)
 
 
-def mac_keys(export, sets):
+def mac_keys(export, key_set):
     """Of the header and of the end."""
     name, joined = b"bilayer export", b""
-    for key_set in sets:
-        for layer, dek in (
-            (CUSTOMER, key_set.customer),
-            (INFRASTRUCTURE, key_set.infrastructure),
-        ):
-            joined += hkdf(dek, info(name, layer, key_set.id, key_set.epoch, export), 32)
+    for layer, dek in (
+        (CUSTOMER, key_set.customer),
+        (INFRASTRUCTURE, key_set.infrastructure),
+    ):
+        joined += hkdf(dek, info(name, layer, key_set.id, key_set.epoch, export), 32)
     return [hkdf(joined, info(name, BOTH, bytes(16), 0, export, segment), 32) for segment in (1, 2)]
 
 
@@ -154,11 +151,12 @@ def check_mac(key, message, mac, what):
     require(hmac.compare_digest(hmac.digest(key, message, "sha256"), mac), what)
 
 
-def open_object(stream, part, key_sets):
+def open_object(stream, part, key_set):
     tag, folder, identifier, pages = stream.numbers("cQ16sI")
     require((tag, folder, identifier.hex()) == (b"O", part["folder"], part["object"]), "object")
     require(pages == len(part["pages"]), "pages of an object")
-    file = SealedFile(key_sets[part["epoch"]], bytes.fromhex(part["crypto"]))
+    require(part["epoch"] == key_set.epoch, "key set of an object")
+    file = SealedFile(key_set, bytes.fromhex(part["crypto"]))
     for index in part["pages"]:
         file.open(stream.take(PAGE_BYTES), index)
     return pages
@@ -171,27 +169,22 @@ def open_export(request):
     with open(request["stream"], "rb") as file:
         stream = Stream(file)
         first = stream.line(40)
-        require(first == b"bilayer-export 1\n", "the first line")
+        require(first == b"bilayer-export 2\n", "the first line")
         line = stream.line(MAX_HEADER_BYTES)
         mac = bytes.fromhex(stream.line(64).decode("ascii").rstrip("\n"))
         header = strict_json(line)
         require(header["features"] == [], "a feature that is not known")
-        export, sets = unwrap_all(header, request)
-        of_header, of_end = mac_keys(export, sets)
+        export, key_set = unwrap_set(header, request)
+        of_header, of_end = mac_keys(export, key_set)
         check_mac(of_header, first + line, mac, "MAC of the header")
 
-        states = [entry["state"] for entry in header["key_sets"]]
-        newest = max(range(len(sets)), key=lambda index: sets[index].epoch)
-        require([state == "transport" for state in states].index(True) == newest, "transport's set")
-        require(states.count("transport") == 1, "one transport's set")
-        own, counts = sets[newest], header["counts"]
+        counts = header["counts"]
         tag, strides = stream.numbers("cQ")
         require((tag, strides) == (b"M", counts["meta_strides"]), "metadata")
         data = stream.take(strides * META_STRIDE_BYTES)
-        meta = open_strides(data, own, bytes.fromhex(header["meta"]))
+        meta = open_strides(data, key_set, bytes.fromhex(header["meta"]))
 
-        key_sets = {one.epoch: one for one in sets if one is not own}
-        pages = sum(open_object(stream, part, key_sets) for part in request["parts"])
+        pages = sum(open_object(stream, part, key_set) for part in request["parts"])
         objects = len(request["parts"])
         told = stream.numbers("cQQQ")
         digest = stream.digest.digest()

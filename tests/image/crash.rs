@@ -1,5 +1,6 @@
 //! The power fails, or the disk does, at every call of a deployment.
 
+use super::inheritance::new_key;
 use super::*;
 use bilayer::errno::Errno;
 use bilayer::store::faulty::{CallKind, Fault, WriteUnit};
@@ -22,49 +23,111 @@ fn small() -> (MemoryStore, Arc<tempfile::TempDir>, Tree) {
     (disk.store.to_memory(), disk.keystore, tree)
 }
 
-/// The source is whole, and the target is a whole volume or can be deployed into.
-fn check(disk: &Disk, expected: &Tree, reported: bool, what: &str) {
-    assert_eq!(&disk.tree("source"), expected, "{what}");
-    let opened = disk.volume("copy", None);
-    assert!(!reported || opened.is_ok(), "{what}: it was reported made");
-    match opened.map(drop) {
-        Ok(()) => {}
-        Err(VolumeError::NotAVolume) => {
-            disk.deploy("source", "copy");
-        }
-        Err(error) => panic!("{what}: {error:?}"),
-    }
-    assert_eq!(&disk.tree("copy"), expected, "{what}");
-    disk.audit("copy");
-    disk.audit("source");
+/// How objects come to the new volume.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum By {
+    Links,
+    Copies,
+    /// Each file is synced by itself.
+    CopiesOneByOne,
+    /// Sealed anew, for another customer key.
+    Resealing,
+    /// So, each file synced by itself.
+    ResealingOneByOne,
 }
 
-fn cut_everywhere(links: bool, each_file: bool) {
-    let (base, keystore, expected) = small();
-    let mut whole = 0;
-    for call in 1.. {
-        let store = FaultyStore::from_memory(&base, WriteUnit::Sector);
-        if !links {
+impl By {
+    fn reseals(self) -> bool {
+        matches!(self, Self::Resealing | Self::ResealingOneByOne)
+    }
+}
+
+/// A deployment, to be tried again and again.
+struct Case {
+    by: By,
+    base: MemoryStore,
+    keystore: Arc<tempfile::TempDir>,
+    expected: Tree,
+    key: Option<KeyUri>,
+}
+
+impl Case {
+    fn new(by: By) -> Self {
+        let (base, keystore, expected) = small();
+        let here = Disk {
+            store: FaultyStore::new(),
+            keystore: Arc::clone(&keystore),
+        };
+        Self {
+            by,
+            base,
+            key: by.reseals().then(|| new_key(&here, "other.pem")),
+            keystore,
+            expected,
+        }
+    }
+
+    fn disk(&self, unit: WriteUnit) -> Disk {
+        let store = FaultyStore::from_memory(&self.base, unit);
+        if matches!(self.by, By::Copies | By::CopiesOneByOne) {
             store.fail_kind(CallKind::Link, Fault::Error(Errno::EXDEV));
         }
-        if each_file {
+        if matches!(self.by, By::CopiesOneByOne | By::ResealingOneByOne) {
             store.sync_each_file();
         }
-        store.cut_at_call(call);
-        let disk = Disk {
+        Disk {
             store,
-            keystore: fork(&keystore),
+            keystore: fork(&self.keystore),
+        }
+    }
+
+    fn deploy(&self, disk: &Disk) -> Result<Deployed, ImageError> {
+        let options = DeployOptions {
+            customer_key: self.key.clone(),
+            ..disk.options()
         };
-        let made = disk.deploy_with("source", "copy", &disk.options());
+        disk.deploy_with("source", "copy", &options)
+    }
+
+    /// The source is whole, and the target is a whole volume or can be deployed into.
+    fn check(&self, disk: &Disk, reported: bool, what: &str) {
+        assert_eq!(disk.tree("source"), self.expected, "{what}");
+        let open = || disk.volume("copy", self.key.as_ref());
+        let opened = open();
+        assert!(!reported || opened.is_ok(), "{what}: it was reported made");
+        match opened.map(drop) {
+            Ok(()) => {}
+            Err(VolumeError::NotAVolume) => {
+                let made = self.deploy(disk).unwrap();
+                assert_eq!(self.by.reseals(), made.resealed > 0);
+            }
+            Err(error) => panic!("{what}: {error:?}"),
+        }
+        let fs = Filesystem::open(open().unwrap(), quiet()).unwrap();
+        assert_eq!(tree(&fs), self.expected, "{what}");
+        fs.close().unwrap();
+        drop(fs);
+        support::audit::audit_volume(&open().unwrap());
+        disk.audit("source");
+    }
+}
+
+fn cut_everywhere(by: By) {
+    let case = Case::new(by);
+    let mut whole = 0;
+    for call in 1.. {
+        let disk = case.disk(WriteUnit::Sector);
+        disk.store.cut_at_call(call);
+        let made = case.deploy(&disk);
         let cut = disk.store.is_cut();
         for seed in 0..3 {
             let survivor = Disk {
                 store: disk.store.survivor(seed),
                 keystore: fork(&disk.keystore),
             };
-            let what = format!("links {links}, each file {each_file}, call {call}, seed {seed}");
-            whole += u32::from(survivor.volume("copy", None).is_ok());
-            check(&survivor, &expected, made.is_ok(), &what);
+            let what = format!("{by:?}, call {call}, seed {seed}");
+            whole += u32::from(survivor.volume("copy", case.key.as_ref()).is_ok());
+            case.check(&survivor, made.is_ok(), &what);
         }
         if !cut {
             assert!(made.is_ok() && call > 50);
@@ -76,40 +139,55 @@ fn cut_everywhere(links: bool, each_file: bool) {
 
 #[test]
 fn a_cut_at_every_call_of_a_deployment_by_links() {
-    cut_everywhere(true, false);
+    cut_everywhere(By::Links);
 }
 
 #[test]
 fn a_cut_at_every_call_of_a_deployment_by_copies() {
-    cut_everywhere(false, false);
+    cut_everywhere(By::Copies);
 }
 
 #[test]
 fn a_cut_at_every_call_of_a_deployment_by_copies_that_are_synced_one_by_one() {
-    cut_everywhere(false, true);
+    cut_everywhere(By::CopiesOneByOne);
 }
 
 #[test]
-fn an_error_at_every_call_takes_the_target_away() {
-    let (base, keystore, expected) = small();
+fn a_cut_at_every_call_of_a_deployment_by_resealing() {
+    cut_everywhere(By::Resealing);
+}
+
+#[test]
+fn a_cut_at_every_call_of_resealing_with_each_file_synced_by_itself() {
+    cut_everywhere(By::ResealingOneByOne);
+}
+
+fn fail_everywhere(by: By) {
+    let case = Case::new(by);
     for call in 1.. {
-        let store = FaultyStore::from_memory(&base, WriteUnit::Page);
-        let disk = Disk {
-            store: store.clone(),
-            keystore: fork(&keystore),
-        };
-        store.fail_call(call, Fault::Error(Errno::ENOSPC));
-        let made = disk.deploy_with("source", "copy", &disk.options());
-        let failed = store.calls() >= call;
-        store.clear_faults();
+        let disk = case.disk(WriteUnit::Page);
+        disk.store.fail_call(call, Fault::Error(Errno::ENOSPC));
+        let made = case.deploy(&disk);
+        let failed = disk.store.calls() >= call;
+        disk.store.clear_faults();
         if made.is_err() {
             assert!(failed, "call {call}: {made:?}");
             let left = disk.at("copy").list(&StorePath::root()).unwrap();
             assert_eq!(left, [], "call {call}: {made:?}");
         }
-        check(&disk, &expected, made.is_ok(), &format!("call {call}"));
+        case.check(&disk, made.is_ok(), &format!("{by:?}, call {call}"));
         if !failed {
             break;
         }
     }
+}
+
+#[test]
+fn an_error_at_every_call_takes_the_target_away() {
+    fail_everywhere(By::Links);
+}
+
+#[test]
+fn an_error_at_every_call_of_resealing_takes_the_target_away() {
+    fail_everywhere(By::Resealing);
 }

@@ -227,7 +227,7 @@ fn into_another_store() {
         image: "any",
     };
     let target: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let made = deploy(&source, Arc::clone(&target), &disk.options()).unwrap();
+    let made = deploy(&source, Arc::clone(&target), &disk.options(), &NoProgress).unwrap();
     assert_eq!(made.copied, made.objects);
     let options = OpenOptions {
         keystore: disk.keystore.path().join("platform"),

@@ -84,7 +84,7 @@ fn deploy_golden(from: &Path, to: &Path, keystore: &Path) -> Deployed {
         keystore: keystore.to_owned(),
         ..DeployOptions::default()
     };
-    let made = deploy(&source, at(to), &options).unwrap();
+    let made = deploy(&source, at(to), &options, &NoProgress).unwrap();
     meta.close().unwrap();
     made
 }

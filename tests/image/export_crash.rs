@@ -44,7 +44,8 @@ impl Base {
     }
 
     fn import(&self, disk: &Disk) -> Result<(), ImageError> {
-        import(&mut &*self.stream, disk.at("copy"), &import_options(disk)).map(drop)
+        let (target, options) = (disk.at("copy"), import_options(disk));
+        import(&mut &*self.stream, target, &options, &NoProgress).map(drop)
     }
 
     /// The target is a whole volume or can be imported into.

@@ -1,5 +1,6 @@
-//! What a deployed volume is sealed under: the source's keys in both layers for what it inherited,
-//! its own fresh set for what it writes, and never less than the source.
+//! What a deployed volume is sealed under: under the source's customer key and keystore the
+//! source's sets in both layers for what it inherited, and its own fresh set for what it writes;
+//! under any other key or keystore its own set alone. Never less than the source.
 
 use std::path::Path;
 
@@ -132,7 +133,11 @@ pub(super) fn check_meta(volume: &Volume) {
 struct Case {
     source: Option<&'static str>,
     named: Option<&'static str>,
+    /// The new volume is for another keystore.
+    elsewhere: bool,
     mode: KeyMode,
+    /// The holders stay the same.
+    inherits: bool,
 }
 
 fn check_case(case: &Case) {
@@ -145,44 +150,36 @@ fn check_case(case: &Case) {
         make_image(fs, "copy");
     });
     let before = disk.tree("source");
+    let there = Disk {
+        store: disk.store.clone(),
+        keystore: match case.elsewhere {
+            true => support::keystore(),
+            false => Arc::clone(&disk.keystore),
+        },
+    };
     let options = DeployOptions {
         customer_key: named.clone(),
         passphrase: PassphraseSource::None,
-        ..disk.options()
+        ..there.options()
     };
-    disk.deploy_with("source", "copy", &options).unwrap();
-    assert_eq!(disk.tree("copy"), before);
-    disk.with("copy", |fs| {
+    let made = disk.deploy_with("source", "copy", &options).unwrap();
+    assert_eq!(made.resealed == 0, case.inherits);
+    assert_eq!(there.tree("copy"), before);
+    there.with("copy", |fs| {
         put(fs, ROOT, "second", &[(PAGE + 5, &pattern(7, 0, 2 * PAGE))]);
         put(fs, ROOT, "new", &[(0, &pattern(7, 0, 4 * PAGE))]);
     });
     let source = disk.volume("source", None).unwrap();
-    let copy = disk.volume("copy", None).unwrap();
+    let copy = there.volume("copy", None).unwrap();
     assert_eq!(copy.header.key_mode(), case.mode);
-    let (old, fresh) = (source.keys.active(), copy.keys.active());
-    assert_eq!((old.epoch, fresh.epoch), (Epoch(1), Epoch(2)));
-    let sets: Vec<Arc<KeySet>> = copy.keys.iter().map(Arc::clone).collect();
-    assert_eq!(sets.len(), 2);
-    // The set of the inherited bytes is the source's, taken from the source itself.
-    let inherited = parts(&source);
-    let now = parts(&copy);
-    for part in &inherited {
-        check_part(&source, part, old, &sets);
-    }
-    let (kept, new): (Vec<&Part>, Vec<&Part>) =
-        now.iter().partition(|part| part.id.epoch == Epoch(1));
-    assert!(kept.len() >= 5 && new.len() >= 2);
-    for part in kept {
-        assert!(inherited.iter().any(|of| of.id == part.id), "the source's");
-        check_part(&copy, part, old, &sets);
-    }
-    for part in new {
-        check_part(&copy, part, fresh, &sets);
+    match case.inherits {
+        true => check_inherited(&source, &copy),
+        false => check_resealed(&source, &copy),
     }
     check_meta(&copy);
     check_meta(&source);
     for set in copy.header.key_sets() {
-        let active = set.id == fresh.id;
+        let active = set.id == copy.keys.active().id;
         assert_eq!(set.state == KeySetState::Active, active);
         let platform = case.mode == KeyMode::PlatformManaged;
         assert!(
@@ -193,12 +190,59 @@ fn check_case(case: &Case) {
         assert!(set.infrastructure.iter().all(|wrap| wrap.is_platform()));
     }
     drop((source, copy));
+    there.audit("copy");
     // Dropping the key closes it, and only it.
     if let Some(uri) = named.or(own) {
         drop_key(disk.keystore.path(), &uri);
-        assert!(disk.volume("copy", None).is_err());
+        assert!(there.volume("copy", None).is_err());
         let expected = case.named.is_some() && case.named != case.source;
         assert_eq!(disk.volume("source", None).is_ok(), expected);
+    }
+}
+
+/// What was inherited is the source's, under the source's set; what is new is under the copy's.
+fn check_inherited(source: &Volume, copy: &Volume) {
+    let (old, fresh) = (source.keys.active(), copy.keys.active());
+    assert_eq!((old.epoch, fresh.epoch), (Epoch(1), Epoch(2)));
+    let sets: Vec<Arc<KeySet>> = copy.keys.iter().map(Arc::clone).collect();
+    assert_eq!(sets.len(), 2);
+    // The set of the inherited bytes is the source's, taken from the source itself.
+    let inherited = parts(source);
+    let now = parts(copy);
+    for part in &inherited {
+        check_part(source, part, old, &sets);
+    }
+    let (kept, new): (Vec<&Part>, Vec<&Part>) =
+        now.iter().partition(|part| part.id.epoch == Epoch(1));
+    assert!(kept.len() >= 5 && new.len() >= 2);
+    for part in kept {
+        assert!(inherited.iter().any(|of| of.id == part.id), "the source's");
+        check_part(copy, part, old, &sets);
+    }
+    for part in new {
+        check_part(copy, part, fresh, &sets);
+    }
+}
+
+/// Nothing of the copy is under a set of the source, and no set of the source is in the copy.
+pub(super) fn check_resealed(source: &Volume, copy: &Volume) {
+    let own = copy.keys.active();
+    for old in source.keys.iter() {
+        for set in copy.keys.iter() {
+            assert_ne!(old.id, set.id);
+            assert_ne!(old.customer.expose(), set.customer.expose());
+            assert_ne!(old.infrastructure.expose(), set.infrastructure.expose());
+        }
+    }
+    assert_eq!(copy.keys.iter().count(), 1);
+    let sets: Vec<Arc<KeySet>> = source.keys.iter().chain([own]).map(Arc::clone).collect();
+    let before = parts(source);
+    let now = parts(copy);
+    assert!(now.len() >= 5);
+    for part in &now {
+        assert!(before.iter().all(|of| of.id.name != part.id.name));
+        assert!(before.iter().all(|of| of.id.crypto != part.id.crypto));
+        check_part(copy, part, own, &sets);
     }
 }
 
@@ -222,6 +266,8 @@ fn platform_managed_gives_platform_managed() {
     check_case(&Case {
         source: None,
         named: None,
+        elsewhere: false,
+        inherits: true,
         mode: KeyMode::PlatformManaged,
     });
 }
@@ -231,6 +277,8 @@ fn platform_managed_gives_customer_managed_when_a_key_is_named() {
     check_case(&Case {
         source: None,
         named: Some("a.pem"),
+        elsewhere: false,
+        inherits: false,
         mode: KeyMode::PlatformAndCustomer,
     });
 }
@@ -240,6 +288,8 @@ fn customer_managed_gives_its_own_key_on() {
     check_case(&Case {
         source: Some("a.pem"),
         named: None,
+        elsewhere: false,
+        inherits: true,
         mode: KeyMode::PlatformAndCustomer,
     });
 }
@@ -249,6 +299,8 @@ fn customer_managed_gives_another_key() {
     check_case(&Case {
         source: Some("a.pem"),
         named: Some("b.pem"),
+        elsewhere: false,
+        inherits: false,
         mode: KeyMode::PlatformAndCustomer,
     });
 }
@@ -258,6 +310,72 @@ fn the_key_itself_may_be_named() {
     check_case(&Case {
         source: Some("a.pem"),
         named: Some("a.pem"),
+        elsewhere: false,
+        inherits: true,
         mode: KeyMode::PlatformAndCustomer,
     });
+}
+
+#[test]
+fn another_keystore_is_another_holder() {
+    for (source, mode) in [
+        (None, KeyMode::PlatformManaged),
+        (Some("a.pem"), KeyMode::PlatformAndCustomer),
+    ] {
+        for named in [None, source, Some("b.pem")] {
+            check_case(&Case {
+                source,
+                named,
+                elsewhere: true,
+                inherits: false,
+                mode: match named {
+                    Some(_) => KeyMode::PlatformAndCustomer,
+                    None => mode,
+                },
+            });
+        }
+    }
+}
+
+/// A copy of the keystore is the same holder. One that only says it is the same, is not: anybody
+/// who may ask for a deployment could make it.
+#[test]
+fn a_keystore_is_known_by_its_keys() {
+    let disk = Disk::new();
+    disk.create("source", None);
+    disk.with("source", |fs| {
+        fill(fs, 1);
+        make_image(fs, "copied");
+        make_image(fs, "namesake");
+    });
+    let with = |keystore: &tempfile::TempDir| DeployOptions {
+        keystore: keystore.path().join("platform"),
+        ..DeployOptions::default()
+    };
+    let copied = fork(&disk.keystore);
+    let made = disk
+        .deploy_with("source", "copied", &with(&copied))
+        .unwrap();
+    assert_eq!((made.resealed, made.linked), (0, made.objects));
+
+    let namesake = support::keystore();
+    let own = disk.keystore.path().join("platform/keystore.json");
+    let theirs = namesake.path().join("platform");
+    std::fs::create_dir_all(&theirs).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&theirs, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::copy(own, theirs.join("keystore.json")).unwrap();
+    let made = disk.deploy_with("source", "namesake", &with(&namesake));
+    assert_eq!(made.unwrap().resealed, made_objects(&disk));
+    let there = Disk {
+        store: disk.store.clone(),
+        keystore: namesake,
+    };
+    let source = disk.volume("source", None).unwrap();
+    check_resealed(&source, &there.volume("namesake", None).unwrap());
+}
+
+/// Chunks with contents in the source.
+fn made_objects(disk: &Disk) -> u64 {
+    parts(&disk.volume("source", None).unwrap()).len() as u64
 }

@@ -8,6 +8,7 @@ mod export;
 mod export_crash;
 mod inheritance;
 mod matrix;
+mod resealing;
 
 #[allow(
     dead_code,
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use bilayer::fs::Filesystem;
 use bilayer::fs::types::{Fallocate, FileKind, NodeId, XattrMode};
 use bilayer::fs::views::{ViewError, ViewKind};
-use bilayer::image::{DeployOptions, Deployed, ImageError, Source, deploy};
+use bilayer::image::{DeployOptions, Deployed, ImageError, NoProgress, Source, deploy};
 use bilayer::keys::KeyUri;
 use bilayer::meta::{Meta, View};
 use bilayer::sealed::MetaFile;
@@ -147,7 +148,7 @@ impl Disk {
             view: View(image.generation),
             image: to,
         };
-        let result = deploy(&source, self.at(to), options);
+        let result = deploy(&source, self.at(to), options, &NoProgress);
         // The deployment is what is asked about.
         let _ = meta.close();
         result

@@ -1,8 +1,9 @@
-//! Inheritance, case by case: both key modes, and of each a snapshot, an image, an image of a snapshot, a
-//! deployed volume, a snapshot of that, a deployment of its image, an import. Of every view every
-//! part is looked at: what was inherited is sealed under the source's keys in both layers, what
-//! was written since under the volume's own fresh set, no volume has less than its source, and
-//! without the customer key nothing of it opens.
+//! Inheritance, case by case: both key modes, and of each a snapshot, an image, an image of a
+//! snapshot, a deployed volume, a snapshot of that, a deployment of its image, a deployment to
+//! another customer key, an import. Of every view every part is looked at: what was inherited is
+//! sealed under the source's keys in both layers, what was written since under the volume's own
+//! fresh set; what went to another holder is under a set that the source never had. No volume has
+//! less than its source, and without the customer key nothing of it opens.
 
 use super::export::{IMAGE, export_image, import_options};
 use super::inheritance::{check_meta, check_part, new_key, parts_of};
@@ -40,7 +41,7 @@ fn take(fs: &Filesystem, kind: ViewKind, name: &str, from: Option<&str>) {
 }
 
 /// Makes all volumes; the sets of a volume are known by their epochs.
-fn make_all(disk: &Disk, key: Option<&KeyUri>) {
+fn make_all(disk: &Disk, key: Option<&KeyUri>, other: &KeyUri) {
     disk.create("source", key);
     disk.with("source", |fs| {
         fill(fs, 1);
@@ -48,14 +49,21 @@ fn make_all(disk: &Disk, key: Option<&KeyUri>) {
         write_more(fs, 2);
         take(fs, IMAGES, "deployed", None);
         take(fs, IMAGES, "older", Some("before"));
+        take(fs, IMAGES, "handed", None);
         take(fs, IMAGES, IMAGE, None);
     });
     let options = disk.options();
     disk.deploy_with("source", "deployed", &options).unwrap();
     disk.deploy_with("source", "older", &options).unwrap();
-    for (seed, name) in [(3, "deployed"), (4, "older")] {
+    let to_other = DeployOptions {
+        customer_key: Some(other.clone()),
+        ..disk.options()
+    };
+    disk.deploy_with("source", "handed", &to_other).unwrap();
+    for (seed, name) in [(3, "deployed"), (4, "older"), (7, "handed")] {
         disk.with(name, |fs| write_more(fs, seed));
     }
+    disk.with("handed", |fs| take(fs, SNAPSHOT, "after", None));
     disk.with("deployed", |fs| {
         take(fs, SNAPSHOT, "after", None);
         take(fs, IMAGES, "again", Some("after"));
@@ -68,7 +76,7 @@ fn make_all(disk: &Disk, key: Option<&KeyUri>) {
         customer_key: key.cloned(),
         ..import_options(disk)
     };
-    import(&mut &*stream, target, &options).unwrap();
+    import(&mut &*stream, target, &options, &NoProgress).unwrap();
     disk.with("imported", |fs| {
         write_more(fs, 6);
         take(fs, SNAPSHOT, "after", None);
@@ -110,14 +118,15 @@ fn set_ids(disk: &Disk, name: &str) -> Vec<String> {
 fn check_matrix(mode: KeyMode) {
     let disk = Disk::new();
     let key = (mode == KeyMode::PlatformAndCustomer).then(|| new_key(&disk, "a.pem"));
-    make_all(&disk, key.as_ref());
+    let other = new_key(&disk, "b.pem");
+    make_all(&disk, key.as_ref(), &other);
     let expected = |volume, view, epochs| Expected {
         volume,
         view,
         epochs,
     };
-    // Epoch 1 is the source's; each volume made of another counts on from what it inherits. What is
-    // imported has the set of the stream between the two, which seals nothing but the stream's records.
+    // Epoch 1 is the source's; each volume made of another counts on from what it inherits. Where
+    // nothing was inherited, epoch 1 is a set of the volume's own, or that of the export.
     for case in [
         expected("source", None, &[1][..]),
         expected("source", Some((SNAPSHOT, "before")), &[1]),
@@ -128,6 +137,8 @@ fn check_matrix(mode: KeyMode) {
         expected("deployed", Some((IMAGES, "again")), &[1, 2]),
         expected("older", None, &[1, 2]),
         expected("again", None, &[1, 2, 3]),
+        expected("handed", None, &[1]),
+        expected("handed", Some((SNAPSHOT, "after")), &[1]),
     ] {
         check_view(&disk, &case);
     }
@@ -143,7 +154,17 @@ fn check_matrix(mode: KeyMode) {
     let deployed = set_ids(&disk, "deployed");
     assert_eq!(source[..], deployed[..1]);
     assert_eq!(deployed[..], set_ids(&disk, "again")[..2]);
-    assert_eq!(source[..], set_ids(&disk, "imported")[..1]);
+    for stranger in ["handed", "imported"] {
+        for set in set_ids(&disk, stranger) {
+            assert!(
+                !deployed.contains(&set),
+                "{stranger} has a set of the source"
+            );
+        }
+    }
+    let handed = disk.volume("handed", None).unwrap();
+    assert_eq!(handed.header.key_mode(), KeyMode::PlatformAndCustomer);
+    drop(handed);
     let all = ["source", "deployed", "older", "again", "imported"];
     for name in all {
         let volume = disk.volume(name, None).unwrap();
@@ -158,6 +179,8 @@ fn check_matrix(mode: KeyMode) {
             assert!(set.infrastructure.iter().all(|wrap| wrap.is_platform()));
         }
     }
+    std::fs::remove_file(disk.keystore.path().join("b.pem")).unwrap();
+    assert!(disk.volume("handed", None).is_err());
     if key.is_some() {
         std::fs::remove_file(disk.keystore.path().join("a.pem")).unwrap();
         for name in all {

@@ -141,7 +141,12 @@ fn a_pinned_fingerprint_does_not_follow_a_deployment() {
     let target = support::directory_of(&mount.store, &at);
     mount
         .fs
-        .deploy_image("base", Arc::clone(&target), &deploy)
+        .deploy_image(
+            "base",
+            Arc::clone(&target),
+            &deploy,
+            &bilayer::image::NoProgress,
+        )
         .unwrap();
     let pinned = OpenOptions {
         fingerprint: Some(source),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bilayer::fs::Filesystem;
 use bilayer::fs::views::ViewKind;
 use bilayer::ids::Sequence;
-use bilayer::image::DeployOptions;
+use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::support::{self, Mount, ROOT, forge, pattern};
@@ -27,7 +27,7 @@ pub fn find() -> Option<String> {
     let target = support::directory_of(&mount.store, &at);
     mount
         .fs
-        .deploy_image("image", Arc::clone(&target), &options)
+        .deploy_image("image", Arc::clone(&target), &options, &NoProgress)
         .unwrap();
     let open = || support::try_open_volume(Arc::clone(&target), mount.keystore.path(), false);
     let volume = open().unwrap();

@@ -11,7 +11,7 @@ use bilayer::errno::Errno;
 use bilayer::fs::FsError;
 use bilayer::fs::types::{Fallocate, FileKind, Handle, NodeId, RenameFlags, XattrMode};
 use bilayer::fs::views::{ViewError, ViewKind};
-use bilayer::image::DeployOptions;
+use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::store::{Store, StorePath};
 
 use crate::support::{Mount, PAGE, ROOT, USER, directory_of, pattern};
@@ -298,7 +298,7 @@ impl Script {
             ..DeployOptions::default()
         };
         let fs = &self.0.fs;
-        let deployed = fs.deploy_image(image, directory_of(store, &at), &options);
+        let deployed = fs.deploy_image(image, directory_of(store, &at), &options, &NoProgress);
         deployed.map(|_| ()).map_err(|error| of_view(&error))
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bilayer::errno::Errno;
 use bilayer::fs::FsError;
 use bilayer::fs::views::ViewKind;
-use bilayer::image::DeployOptions;
+use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::store::{Store, StorePath};
 
 use super::comparison::read_model;
@@ -73,7 +73,9 @@ impl World {
             ..DeployOptions::default()
         };
         let directory = directory_of(&mount.store, at);
-        let deployed = mount.fs.deploy_image(image, directory, &options);
+        let deployed = mount
+            .fs
+            .deploy_image(image, directory, &options, &NoProgress);
         views_answer(deployed.map(|_| ()))
     }
 

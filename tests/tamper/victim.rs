@@ -13,7 +13,7 @@ use bilayer::fs::types::{NodeId, XattrMode};
 use bilayer::fs::views::ViewKind;
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{CryptoId, VolumeId};
-use bilayer::image::{DeployOptions, Source, deploy};
+use bilayer::image::{DeployOptions, NoProgress, Source, deploy};
 use bilayer::layers::KeyRing;
 use bilayer::meta::{Meta, View};
 use bilayer::sealed::MetaFile;
@@ -171,7 +171,7 @@ impl Disk {
             keystore: keystore.path(),
             ..DeployOptions::default()
         };
-        deploy(&source, self.at(image), &options).expect("deploy");
+        deploy(&source, self.at(image), &options, &NoProgress).expect("deploy");
         meta.close().expect("close");
     }
 }

@@ -4,62 +4,48 @@
 //! |---|---|
 //! | `features` | names of features that a reader must know; none are defined |
 //! | `export` | id of this export, 32 hexadecimal digits |
-//! | `key_mode` | that of the volume: `"platform-managed"` or `"platform-and-customer"` |
+//! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
 //! | `transport` | who holds the keys of the wraps ([`TransportMethod`]) |
 //! | `customer_key` | null, or `{provider, key_version, algorithm}` of the customer key |
 //! | `meta` | crypto id of the `meta` that follows |
-//! | `key_sets` | 2 to 64 of `{id, epoch, state, customer, infrastructure}`, the two wraps as digits |
+//! | `key_set` | `{id, epoch, customer, infrastructure}`, the two wraps as digits |
 //! | `provenance` | `{volume, image, created}`: seconds since 1970 |
 //! | `counts` | `{meta_strides, objects, pages}` of what follows |
 //!
-//! `state` is `"transport"` for exactly the set with the highest epoch, which was made for this
-//! stream and seals its `meta`, and `"read-only"` for those that the image's contents are sealed
-//! under.
+//! The one key set was drawn for this stream and seals all of it, metadata and contents. No volume
+//! had it before, and a volume that imports the stream writes nothing under it.
 //!
 //! Invariants: one parse of exactly the bytes that are authenticated; duplicate or unknown fields
 //! and whatever is too large is refused; an [`UnverifiedExport`] says nothing that is acted upon
 //! but who may hold the keys.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_HEADER_BYTES, STREAM_VERSION, StreamError, invalid};
+use super::{MAX_HEADER_BYTES, STREAM_VERSION, STRIDE, StreamError, invalid};
 use crate::ids::{CryptoId, Epoch, ExportId, KeySetId, VolumeId};
 use crate::keys::encoding::{hex_bytes, hex_id};
 use crate::keys::transport::{MAX_WRAP_BYTES, TransportMethod};
 use crate::layers::ExportKeys;
 use crate::layers::export::MAC_BYTES;
+use crate::sealed::PAGE_BYTES;
 use crate::volume::KeyMode;
-use crate::volume::header::{MAX_KEY_SETS, epoch_number};
+use crate::volume::header::epoch_number;
 
 const MAX_NAME_BYTES: usize = 255;
 const MAX_TEXT_BYTES: usize = 4096;
 /// More pages than any volume can hold, and far from where lengths in bytes overflow.
 const MAX_PAGES: u64 = 1 << 48;
 
-/// What a key set of the stream is for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TransportedState {
-    /// The stream's `meta` is sealed under it, and nothing else.
-    Transport,
-    /// Contents of the image are sealed under it.
-    ReadOnly,
-}
-
 /// A key set, wrapped for transport.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransportedKeySet {
-    /// Its id, the same as in the volume.
+    /// Its id.
     #[serde(with = "hex_id")]
     pub id: KeySetId,
-    /// Its number, the same as in the volume.
+    /// Its number, here and in volumes that import it.
     #[serde(with = "epoch_number")]
     pub epoch: Epoch,
-    /// What it is for.
-    pub state: TransportedState,
     /// The customer DEK, wrapped.
     #[serde(with = "hex_bytes")]
     pub customer: Vec<u8>,
@@ -105,6 +91,13 @@ pub struct Counts {
     pub pages: u64,
 }
 
+impl Counts {
+    /// Bytes of all strides and pages.
+    pub const fn sealed_bytes(&self) -> u64 {
+        self.meta_strides * STRIDE + self.pages * PAGE_BYTES as u64
+    }
+}
+
 /// What a header says.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,7 +107,7 @@ pub struct ExportHeader {
     /// Names this export.
     #[serde(with = "hex_id")]
     pub export: ExportId,
-    /// Key mode of the volume.
+    /// Key mode of the image.
     pub key_mode: KeyMode,
     /// Who holds the keys of the wraps.
     pub transport: TransportMethod,
@@ -123,8 +116,8 @@ pub struct ExportHeader {
     /// Crypto id of `meta`.
     #[serde(with = "hex_id")]
     pub meta: CryptoId,
-    /// The key sets.
-    pub key_sets: Vec<TransportedKeySet>,
+    /// The key set that all of it is sealed under.
+    pub key_set: TransportedKeySet,
     /// Where the image came from.
     pub provenance: ExportProvenance,
     /// How much follows.
@@ -147,7 +140,7 @@ impl ExportHeader {
             return Err(invalid("its keys are wrapped in a way that nobody uses"));
         }
         self.check_customer_key()?;
-        self.check_key_sets()?;
+        self.check_key_set()?;
         let name = &self.provenance.image;
         if name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
             return Err(invalid("its provenance is not a name"));
@@ -193,29 +186,17 @@ impl ExportHeader {
         Ok(())
     }
 
-    fn check_key_sets(&self) -> Result<(), StreamError> {
-        let sets = &self.key_sets;
-        // One of them at least has contents; an importing volume adds one in the transport's place.
-        if !(2..=MAX_KEY_SETS).contains(&sets.len()) {
-            return Err(invalid("it has no key sets or too many"));
+    fn check_key_set(&self) -> Result<(), StreamError> {
+        let set = &self.key_set;
+        if set.epoch.0 == u32::MAX {
+            return Err(invalid("no key set can follow its own"));
         }
-        let epochs: BTreeSet<Epoch> = sets.iter().map(|set| set.epoch).collect();
-        let ids: BTreeSet<KeySetId> = sets.iter().map(|set| set.id).collect();
-        if epochs.len() != sets.len() || ids.len() != sets.len() {
-            return Err(invalid("two of its key sets have the same id or epoch"));
-        }
-        for set in sets {
-            let newest = epochs.last() == Some(&set.epoch);
-            if (set.state == TransportedState::Transport) != newest {
-                return Err(invalid("its newest key set is not the transport's"));
-            }
-            let wraps = [&set.customer, &set.infrastructure];
-            if !wraps
-                .iter()
-                .all(|wrap| (1..=MAX_WRAP_BYTES).contains(&wrap.len()))
-            {
-                return Err(invalid("a wrapped key is empty or too long"));
-            }
+        let wraps = [&set.customer, &set.infrastructure];
+        if !wraps
+            .iter()
+            .all(|wrap| (1..=MAX_WRAP_BYTES).contains(&wrap.len()))
+        {
+            return Err(invalid("a wrapped key is empty or too long"));
         }
         Ok(())
     }

@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, ErrorKind, Read};
 use sha2::{Digest, Sha256};
 
 use super::header::{Counts, UnverifiedExport};
-use super::write::sealed_bytes;
 use super::{
     FIRST_WORD, MAX_HEADER_BYTES, STREAM_VERSION, StreamError, TAG_END, TAG_META, TAG_OBJECT,
     invalid,
@@ -69,8 +68,14 @@ impl<'a> StreamReader<'a> {
                 supported: STREAM_VERSION,
             });
         }
-        if line != format!("{FIRST_WORD}{STREAM_VERSION}").into_bytes() {
+        if line != format!("{FIRST_WORD}{found}").into_bytes() || found == 0 {
             return Err(StreamError::NotAnExport);
+        }
+        if found < u64::from(STREAM_VERSION) {
+            return Err(StreamError::OlderFormat {
+                found,
+                supported: STREAM_VERSION,
+            });
         }
         Ok(())
     }
@@ -208,8 +213,7 @@ impl<'a> StreamReader<'a> {
                 what: "end mark is another's",
             });
         }
-        let bytes = sealed_bytes(counts.meta_strides, counts.pages);
-        if told != [counts.objects, counts.pages, bytes] {
+        if told != [counts.objects, counts.pages, counts.sealed_bytes()] {
             return Err(StreamError::Tampered {
                 what: "counts are others",
             });

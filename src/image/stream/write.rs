@@ -5,7 +5,7 @@ use std::io::Write;
 use sha2::{Digest, Sha256};
 
 use super::header::{Counts, ExportHeader};
-use super::{STRIDE, StreamError, TAG_END, TAG_META, TAG_OBJECT, invalid};
+use super::{StreamError, TAG_END, TAG_META, TAG_OBJECT, invalid};
 use crate::layers::ExportKeys;
 use crate::meta::records::ObjectName;
 
@@ -79,13 +79,9 @@ impl<'a> StreamWriter<'a> {
     /// # Errors
     /// Those of the writer.
     pub fn end(mut self) -> Result<u64, StreamError> {
-        let Counts {
-            meta_strides,
-            objects,
-            pages,
-        } = self.counts;
+        let Counts { objects, pages, .. } = self.counts;
         self.put(&[TAG_END])?;
-        for number in [objects, pages, sealed_bytes(meta_strides, pages)] {
+        for number in [objects, pages, self.counts.sealed_bytes()] {
             self.put(&number.to_le_bytes())?;
         }
         let digest = self.digest.clone().finalize().into();
@@ -99,9 +95,4 @@ impl<'a> StreamWriter<'a> {
             .map_err(StreamError::io("cannot write the export"))?;
         Ok(self.bytes)
     }
-}
-
-/// Sealed bytes of so many strides and pages.
-pub(super) fn sealed_bytes(meta_strides: u64, pages: u64) -> u64 {
-    meta_strides * STRIDE + pages * crate::sealed::PAGE_BYTES as u64
 }

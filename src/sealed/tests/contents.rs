@@ -182,32 +182,22 @@ fn many_threads_on_one_object() {
     });
 }
 
-/// What an export reads and an import writes: the same bytes, verified, and no others.
+/// Pages that are sealed into memory are those of the object, and no others are taken for them.
 #[test]
-fn sealed_pages_move_as_they_are() {
-    let file = DamageableFile::new();
-    let object = contents(&file);
+fn pages_are_sealed_away_from_their_object_and_written_later() {
     let data = pattern(300 * PAYLOAD_BYTES, 9);
-    write(&object, 0, &data).expect("write");
     let pages = |range: Range<u64>| PageIndex(range.start)..PageIndex(range.end);
-    let read_sealed = |object: &ContentsFile, range: Range<u64>| {
+    let sealer = PageSealer::new(&keys(), CRYPTO);
+    let seal = |range: Range<u64>| {
+        let plain = &data[range.start as usize * PAYLOAD_BYTES..range.end as usize * PAYLOAD_BYTES];
         let mut out = vec![0; (range.end - range.start) as usize * PAGE_BYTES];
-        let guard = object.lock_shared(pages(range.clone()));
-        object
-            .read_sealed(&guard, pages(range), &mut out)
+        sealer
+            .seal(pages(range), plain, Sequence(5), &mut out)
             .map(|()| out)
     };
-    assert_eq!(read_sealed(&object, 0..300).expect("read"), file.bytes());
-    assert_eq!(
-        read_sealed(&object, 7..9).expect("read"),
-        file.bytes()[7 * PAGE_BYTES..9 * PAGE_BYTES]
-    );
-    assert!(matches!(
-        read_sealed(&object, 299..302),
-        Err(SealedError::ShortRead {
-            page: PageIndex(300)
-        })
-    ));
+    let sealed = seal(0..300).expect("seal");
+    let other = seal(0..300).expect("seal");
+    assert_ne!(sealed[..12], other[..12], "a nonce of its own");
 
     let target = DamageableFile::new();
     let copy = contents(&target);
@@ -215,11 +205,15 @@ fn sealed_pages_move_as_they_are() {
         let guard = copy.lock_exclusive(pages(range.clone()));
         copy.write_sealed(&guard, pages(range), bytes)
     };
-    write_sealed(0..300, &file.bytes()).expect("write");
-    assert_eq!(target.bytes(), file.bytes());
+    write_sealed(0..300, &sealed).expect("write");
+    assert_eq!(target.bytes(), sealed);
     assert_eq!(read(&copy, 0, data.len()).expect("read"), data);
+    // In any pieces.
+    let piece = seal(7..9).expect("seal");
+    write_sealed(7..9, &piece).expect("write");
+    assert_eq!(read(&copy, 0, data.len()).expect("read"), data);
+    target.change(|bytes| bytes.copy_from_slice(&sealed));
 
-    let sealed = file.bytes();
     assert!(write_sealed(0..2, &sealed[..PAGE_BYTES]).is_err());
     assert!(write_sealed(0..1, &sealed[PAGE_BYTES..2 * PAGE_BYTES]).is_err());
     for byte in [0, 12, 28, 44, 48, 56, 64, PAGE_BYTES - 1] {
@@ -237,29 +231,36 @@ fn sealed_pages_move_as_they_are() {
             "{byte}: {refused:?}"
         );
     }
-    assert_eq!(target.bytes(), file.bytes(), "nothing was written");
-
-    file.change(|bytes| bytes[PAGE_BYTES * 3 + 100] ^= 1);
-    assert!(matches!(
-        read_sealed(&object, 0..5),
-        Err(SealedError::Authentication {
-            page: PageIndex(3),
-            layer: Refusal::Outer
-        })
-    ));
+    assert_eq!(target.bytes(), sealed, "nothing was written");
+    // Buffers of another length.
+    let mut out = vec![0; 2 * PAGE_BYTES];
+    let plain = &data[..PAYLOAD_BYTES];
+    assert!(
+        sealer
+            .seal(pages(0..1), plain, Sequence(5), &mut out)
+            .is_err()
+    );
+    assert!(
+        sealer
+            .seal(pages(0..2), plain, Sequence(5), &mut out)
+            .is_err()
+    );
 }
 
 /// The inner layer is verified too, though it is not decrypted.
 #[test]
 fn sealed_pages_are_verified_under_both_layers() {
-    let file = DamageableFile::new();
-    let object = contents(&file);
-    write(&object, 0, &pattern(PAYLOAD_BYTES, 9)).expect("write");
-    let other = Arc::new(key_set(9, 2, 3, 1));
-    let other = ContentsFile::new(file, &other, CRYPTO);
+    let sealer = PageSealer::new(&keys(), CRYPTO);
     let page = PageIndex(0)..PageIndex(1);
-    let guard = other.lock_shared(page.clone());
-    let refused = other.read_sealed(&guard, page, &mut [0; PAGE_BYTES]);
+    let mut sealed = [0; PAGE_BYTES];
+    let plain = pattern(PAYLOAD_BYTES, 9);
+    sealer
+        .seal(page.clone(), &plain, Sequence(1), &mut sealed)
+        .expect("seal");
+    let file = DamageableFile::new();
+    let other = ContentsFile::new(file.clone(), &Arc::new(key_set(9, 2, 3, 1)), CRYPTO);
+    let guard = other.lock_exclusive(page.clone());
+    let refused = other.write_sealed(&guard, page, &sealed);
     assert!(matches!(
         refused,
         Err(SealedError::Authentication {
@@ -267,4 +268,5 @@ fn sealed_pages_are_verified_under_both_layers() {
             ..
         })
     ));
+    assert!(file.bytes().is_empty());
 }

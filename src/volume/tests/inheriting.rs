@@ -9,6 +9,7 @@ use crate::volume::header::{KeySetState, MAX_KEY_SETS};
 fn inheritance(volume: &Volume) -> Inheritance {
     Inheritance {
         key_sets: volume.keys.iter().map(Arc::clone).collect(),
+        holder: None,
         key_mode: volume.header.key_mode(),
         provenance: Provenance {
             volume: volume.header.volume_id(),
@@ -122,6 +123,39 @@ fn a_customer_managed_volume_gives_its_like_or_another_keys() {
     let error = keys.open(&new, Some(keys.private()));
     assert_eq!(kind_of(error), ErrorKind::WrongKey);
     check(&keys.open(&new, Some(other)).expect("open"), &source);
+}
+
+/// Key sets that must not leave their holder are wrapped by the same keys and no others, whoever
+/// asks.
+#[test]
+fn sets_stay_with_their_holder() {
+    for customer in [false, true] {
+        let keys = Keys::new();
+        let store = memory();
+        keys.create(&store, customer.then(|| keys.public()));
+        let source = keys.open(&store, customer.then(|| keys.private()));
+        let source = source.expect("open");
+        let from = Inheritance {
+            holder: Some(Holder::of(&source)),
+            ..inheritance(&source)
+        };
+        let own = source.customer_key.as_deref();
+        inherit(&keys, &from, own).expect("the same holder");
+        let other = key_file(keys.at(), "other.pem", &other_private_pem());
+        let other = customer::open(&other, &PassphraseSource::None).expect("key");
+        let error = inherit(&keys, &from, Some(&*other)).expect_err("another customer key");
+        assert_eq!(error.kind(), ErrorKind::WrongKey);
+        // A keystore that says it is the same one: its file of the id is a copy.
+        let stranger = Keys::new();
+        stranger.create(&memory(), None);
+        let id = |keys: &Keys| keys.at().join("platform/keystore.json");
+        std::fs::copy(id(&keys), id(&stranger)).expect("copy");
+        let versions = stranger.at().join("platform/versions");
+        std::fs::remove_dir_all(versions).expect("remove");
+        std::fs::remove_dir_all(stranger.at().join("platform/volumes")).expect("remove");
+        let error = inherit(&stranger, &from, own).expect_err("another keystore");
+        assert_eq!(error.kind(), ErrorKind::WrongKey, "{error}");
+    }
 }
 
 #[test]

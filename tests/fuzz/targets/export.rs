@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bilayer::fs::Filesystem;
 use bilayer::image::stream::StreamReader;
-use bilayer::image::{ExportOptions, ImportOptions, import};
+use bilayer::image::{ExportOptions, ImportOptions, NoProgress, import};
 use bilayer::keys::PassphraseSource;
 use bilayer::keys::transport::TransportMethod;
 use bilayer::store::memory::MemoryStore;
@@ -51,7 +51,7 @@ fn exported() -> Rc<Vec<u8>> {
         let volume = sample.open(&sample.store.snapshot()).unwrap();
         let fs = Filesystem::open(volume, sample::options()).unwrap();
         let mut stream = Vec::new();
-        let made = fs.export_image("two", &ExportOptions::default(), &mut stream);
+        let made = fs.export_image("two", &ExportOptions::default(), &mut stream, &NoProgress);
         made.unwrap();
         fs.close().unwrap();
         Rc::new(stream)
@@ -123,6 +123,6 @@ fn receive(stream: &[u8], sound: &[u8]) {
         ..ImportOptions::default()
     };
     let target = MemoryStore::new();
-    let imported = import(&mut &*stream, Arc::new(target), &options);
+    let imported = import(&mut &*stream, Arc::new(target), &options, &NoProgress);
     assert_eq!(imported.is_ok(), stream == sound, "{:?}", imported.err());
 }

@@ -1,0 +1,259 @@
+//! Re-sealing: contents of an image under a fresh key set, for another holder.
+//!
+//! A data key of the source must not leave with what the source sealed. So each chunk that the
+//! image sees is opened through both layers and sealed anew, in both layers, under the receiver's
+//! set and a crypto id drawn for it, in runs of pages through the memory of one worker. Its parts
+//! become one; pages that a newer part hides are left behind, holes stay holes, and bytes beyond
+//! the file's end (which truncation leaves in the last page) are zeros. Plaintext is in memory
+//! alone.
+//!
+//! The two users differ in where the pages go: [`deploy`](super::deploy()) writes objects, in any
+//! order; [`export`](super::export()) a stream, in its order.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::ImageError;
+use super::workers::Scratch;
+use crate::ids::{CryptoId, Epoch, FolderNumber, ObjectId, PageIndex, Sequence};
+use crate::meta::copy::CopiedChunk;
+use crate::meta::page_set::{CHUNK_PAGES, PageSet};
+use crate::meta::records::{ObjectName, Part, PartId};
+use crate::object::Objects;
+use crate::sealed::PAYLOAD_BYTES;
+use crate::store::read_only::ReadOnlyStore;
+use crate::volume::Volume;
+
+/// Pages that are moved at a time.
+pub(super) const RUN_PAGES: u32 = 256;
+/// What pages are sealed under that no commit has named yet: the first one does.
+pub(super) const FIRST_SEQUENCE: Sequence = Sequence(1);
+/// Objects of the source kept open.
+const OPEN_MAX: usize = 64;
+
+/// Names of the objects of a volume that is being made: the folders from 1 on, each with as many as
+/// a volume in use puts there; an object is called by its crypto id, as always.
+#[derive(Debug)]
+pub(super) struct FreshNames {
+    epoch: Epoch,
+    given: u64,
+}
+
+impl FreshNames {
+    /// For objects that are sealed under the set with this number.
+    pub(super) const fn new(epoch: Epoch) -> Self {
+        Self { epoch, given: 0 }
+    }
+
+    /// The part that is to hold all pages of these.
+    pub(super) fn part_for(&mut self, parts: &[Part]) -> Result<Part, ImageError> {
+        let crypto = CryptoId::random().map_err(ImageError::io("cannot name an object"))?;
+        let folder = FolderNumber(1 + self.given / u64::from(Objects::FOLDER_OBJECTS));
+        self.given += 1;
+        let mut pages = PageSet::new();
+        parts.iter().for_each(|part| pages.union(&part.pages));
+        Ok(Part {
+            id: PartId {
+                name: ObjectName {
+                    folder,
+                    object: ObjectId(crypto.0),
+                },
+                crypto,
+                epoch: self.epoch,
+            },
+            pages,
+        })
+    }
+}
+
+/// The pages of one chunk that an image sees.
+#[derive(Debug)]
+pub(super) struct VisibleChunk {
+    /// What is visible of each part.
+    parts: Vec<(PartId, PageSet)>,
+    /// Bytes of the file in it.
+    len_bytes: u64,
+}
+
+impl VisibleChunk {
+    /// Of a chunk's parts, newest first.
+    pub(super) fn of(chunk: &CopiedChunk, parts: &[Part]) -> Self {
+        let mut hidden = PageSet::new();
+        let parts = parts.iter().map(|part| {
+            let mut visible = part.pages.clone();
+            visible.subtract(&hidden);
+            hidden.union(&part.pages);
+            (part.id, visible)
+        });
+        Self {
+            parts: parts.filter(|(_, pages)| !pages.is_empty()).collect(),
+            len_bytes: chunk.len_bytes,
+        }
+    }
+}
+
+/// The objects of a source, to be read and nothing else.
+pub(super) struct SourceObjects(Objects);
+
+impl SourceObjects {
+    pub(super) fn of(volume: &Volume) -> Self {
+        let store = Arc::new(ReadOnlyStore::over(Arc::clone(&volume.store)));
+        Self(Objects::new(store, Arc::clone(&volume.keys), OPEN_MAX))
+    }
+
+    /// Has a chunk read ahead that is soon to be read; whoever reads it is told what is wrong.
+    pub(super) fn will_need(&self, chunk: &VisibleChunk) {
+        for (id, pages) in &chunk.parts {
+            let first = pages.runs().next().map_or(0, |run| run.start);
+            if let Ok(object) = self.0.open(*id) {
+                object.will_need(&page_range(&(first..pages.end())));
+            }
+        }
+    }
+
+    /// Reads a run of visible pages, a payload for each.
+    ///
+    /// # Errors
+    /// An object is missing, or a page of it does not open: both are named.
+    pub(super) fn read<'a>(
+        &self,
+        chunk: &VisibleChunk,
+        run: &Range<u32>,
+        scratch: &'a mut Scratch,
+    ) -> Result<&'a [u8], ImageError> {
+        if scratch.is_empty() {
+            // Full width at once: a buffer that grows leaves copies behind.
+            **scratch = vec![0; RUN_PAGES as usize * PAYLOAD_BYTES];
+        }
+        let plain = &mut scratch[..run.len() * PAYLOAD_BYTES];
+        for (id, pages) in &chunk.parts {
+            for piece in pieces(pages, run) {
+                let at = (piece.start - run.start) as usize * PAYLOAD_BYTES;
+                let out = &mut plain[at..at + piece.len() * PAYLOAD_BYTES];
+                self.read_piece(*id, &piece, out)?;
+            }
+        }
+        let base = u64::from(run.start) * PAYLOAD_BYTES as u64;
+        let here = chunk.len_bytes.saturating_sub(base).min(plain.len() as u64);
+        plain[here as usize..].fill(0);
+        Ok(plain)
+    }
+
+    fn read_piece(&self, id: PartId, piece: &Range<u32>, out: &mut [u8]) -> Result<(), ImageError> {
+        let name = id.name;
+        let object = self.0.open(id);
+        let object = object.map_err(|error| ImageError::of_object(name, error))?;
+        let guard = object.lock_shared(page_range(piece));
+        let offset = u64::from(piece.start) * PAYLOAD_BYTES as u64;
+        let read = object.read_at(&guard, offset, out);
+        read.map_err(|source| ImageError::Page {
+            object: name,
+            source,
+        })
+    }
+}
+
+/// The set's pages in runs of neighbours, none longer than what is moved at a time.
+pub(super) fn runs(pages: &PageSet) -> impl Iterator<Item = Range<u32>> + '_ {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        while next < CHUNK_PAGES {
+            let start = next;
+            let end = pages.run_end(start, CHUNK_PAGES);
+            if pages.contains(start) {
+                next = end.min(start + RUN_PAGES);
+                return Some(start..next);
+            }
+            next = end;
+        }
+        None
+    })
+}
+
+/// The set's pages within a range, in runs of neighbours.
+fn pieces<'a>(pages: &'a PageSet, within: &Range<u32>) -> impl Iterator<Item = Range<u32>> + 'a {
+    let (mut next, end) = (within.start, within.end);
+    std::iter::from_fn(move || {
+        while next < end {
+            let start = next;
+            next = pages.run_end(start, end);
+            if pages.contains(start) {
+                return Some(start..next);
+            }
+        }
+        None
+    })
+}
+
+/// Pages of an object by their indices in it.
+pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
+    PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn set_of(ranges: &[Range<u32>]) -> PageSet {
+        let mut set = PageSet::new();
+        ranges.iter().for_each(|range| set.insert(range.clone()));
+        set
+    }
+
+    #[test]
+    fn runs_are_bounded() {
+        let set = set_of(&[0..3, 10..11, 300..700]);
+        let found: Vec<Range<u32>> = runs(&set).collect();
+        assert_eq!(found, [0..3, 10..11, 300..556, 556..700]);
+        assert_eq!(runs(&PageSet::new()).count(), 0);
+        let found: Vec<Range<u32>> = pieces(&set, &(2..301)).collect();
+        assert_eq!(found, [2..3, 10..11, 300..301]);
+    }
+
+    #[test]
+    fn folders_fill_up() {
+        let mut names = FreshNames::new(Epoch(3));
+        let full = u64::from(Objects::FOLDER_OBJECTS);
+        let parts: Vec<Part> = (0..=full).map(|_| names.part_for(&[]).unwrap()).collect();
+        let folder = |index: u64| parts[index as usize].id.name.folder.0;
+        assert_eq!([folder(0), folder(full - 1), folder(full)], [1, 1, 2]);
+        for part in &parts {
+            assert_eq!(part.id.name.object.0, part.id.crypto.0);
+            assert_eq!(part.id.epoch, Epoch(3));
+        }
+        let mut ids: Vec<CryptoId> = parts.iter().map(|part| part.id.crypto).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), parts.len());
+    }
+
+    proptest! {
+        /// Each page comes from the newest part that has it, and from no other.
+        #[test]
+        fn visible_pages_are_those_of_the_newest_part(
+            ranges in prop::collection::vec((0..CHUNK_PAGES, 1u32..400), 1..6),
+        ) {
+            let mut names = FreshNames::new(Epoch(1));
+            let parts: Vec<Part> = ranges
+                .iter()
+                .map(|(start, len)| Part {
+                    pages: set_of(&[*start..(start + len).min(CHUNK_PAGES)]),
+                    ..names.part_for(&[]).unwrap()
+                })
+                .collect();
+            let chunk = CopiedChunk { len_bytes: 1, ..CopiedChunk::default() };
+            let visible = VisibleChunk::of(&chunk, &parts);
+            for page in 0..CHUNK_PAGES {
+                let newest = parts.iter().find(|part| part.pages.contains(page));
+                let from = visible.parts.iter().filter(|(_, pages)| pages.contains(page));
+                let from: Vec<PartId> = from.map(|(id, _)| *id).collect();
+                prop_assert_eq!(from, newest.map(|part| part.id).into_iter().collect::<Vec<_>>());
+            }
+            let whole = names.part_for(&parts).unwrap().pages;
+            let some = |page| parts.iter().any(|part| part.pages.contains(page));
+            let same = (0..CHUNK_PAGES).all(|page| whole.contains(page) == some(page));
+            prop_assert!(same);
+        }
+    }
+}
