@@ -10,6 +10,7 @@ mod foreign;
 mod foreign_set;
 mod impostor;
 mod memory;
+mod other_holder;
 mod read_only_set;
 mod renamed;
 mod salvage_out;

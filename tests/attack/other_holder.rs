@@ -1,0 +1,414 @@
+//! The attacker was given an image: deployed under a customer key and a platform keystore of their
+//! own, or exported under a passphrase they know. They hold every data key of what they were given,
+//! and can read the directory of the volume that it came from. They want more than they were given:
+//! the volume's metadata, its other contents, and what is written there later.
+//!
+//! Nothing of this needs a secret of the volume's: its superblock says the ids of its key sets and
+//! that of `meta`, and objects and checkpoints are named by theirs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bilayer::fs::Filesystem;
+use bilayer::fs::types::NodeId;
+use bilayer::fs::views::ViewKind;
+use bilayer::ids::{CryptoId, PageIndex};
+use bilayer::image::{DeployOptions, ExportOptions, ImportOptions, NoProgress, Transport, import};
+use bilayer::keys::customer::file::generate;
+use bilayer::keys::{KeyUri, PassphraseSource};
+use bilayer::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
+use bilayer::sealed::{ContentsFile, MetaFile, PAGE_BYTES};
+use bilayer::store::directory::DirectoryStore;
+use bilayer::store::memory::MemoryStore;
+use bilayer::store::{OpenMode, Store, StorePath};
+use bilayer::volume::header::HeaderContents;
+use bilayer::volume::{self, CreateOptions, OpenOptions, UnverifiedHeader, Volume};
+
+use crate::real::{Place, noise, write_synced};
+use crate::support::{ADMIN, ROOT, USER, pattern, quiet};
+
+/// Data keys that somebody has.
+#[derive(Default)]
+struct Holdings {
+    customer: Vec<[u8; CustomerDek::BYTES]>,
+    infrastructure: Vec<[u8; InfrastructureDek::BYTES]>,
+}
+
+impl Holdings {
+    /// All of an open volume's.
+    fn of(volume: &Volume) -> Self {
+        let mut this = Self::default();
+        for set in volume.keys.iter() {
+            this.customer.push(*set.customer.expose());
+            this.infrastructure.push(*set.infrastructure.expose());
+        }
+        assert!(!this.customer.is_empty());
+        this
+    }
+
+    /// Every pair of them as every set that a superblock lists.
+    fn as_sets_of(&self, header: &HeaderContents) -> Vec<Vec<Arc<KeySet>>> {
+        let pairs = self.customer.iter().flat_map(|customer| {
+            self.infrastructure
+                .iter()
+                .map(move |other| (customer, other))
+        });
+        pairs
+            .map(|(customer, infrastructure)| {
+                let listed = header.key_sets().iter();
+                listed
+                    .map(|listed| {
+                        Arc::new(KeySet {
+                            id: listed.id,
+                            epoch: listed.epoch,
+                            customer: CustomerDek::from_bytes(customer).unwrap(),
+                            infrastructure: InfrastructureDek::from_bytes(infrastructure).unwrap(),
+                        })
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+}
+
+/// What opened of a volume's directory.
+#[derive(PartialEq, Eq, Debug, Default)]
+struct Opened {
+    superblocks: usize,
+    metadata: usize,
+    checkpoints: usize,
+    objects: usize,
+}
+
+/// Tries everything there is with everything somebody has.
+fn attack(directory: &Path, holdings: &Holdings) -> Opened {
+    let store = DirectoryStore::open(directory).unwrap();
+    let superblock = fs::read(directory.join("volume.json")).unwrap();
+    let header = UnverifiedHeader::parse(&superblock).unwrap();
+    let claims = header.claims().clone();
+    let mut opened = Opened::default();
+    for sets in holdings.as_sets_of(&claims) {
+        for file in ["volume.json", "checkpoints/volume.json"] {
+            let Ok(bytes) = fs::read(directory.join(file)) else {
+                continue;
+            };
+            let header = UnverifiedHeader::parse(&bytes).unwrap();
+            opened.superblocks += usize::from(header.verify(&ring_of(&sets)).is_ok());
+        }
+        for set in &sets {
+            let opens_meta = |path: &str, crypto: CryptoId| {
+                let file = store.open(&StorePath::new(path), OpenMode::Read).unwrap();
+                usize::from(MetaFile::open(file, set, crypto).is_ok())
+            };
+            opened.metadata += opens_meta("meta", claims.meta_crypto());
+            for name in names_in(&directory.join("checkpoints")) {
+                if let Some(crypto) = CryptoId::from_hex(&name) {
+                    opened.checkpoints += opens_meta(&format!("checkpoints/{name}"), crypto);
+                }
+            }
+            opened.objects += objects_that_open(&store, directory, set);
+        }
+    }
+    opened
+}
+
+fn ring_of(sets: &[Arc<KeySet>]) -> KeyRing {
+    let copy = |set: &Arc<KeySet>| KeySet {
+        id: set.id,
+        epoch: set.epoch,
+        customer: CustomerDek::from_bytes(set.customer.expose()).unwrap(),
+        infrastructure: InfrastructureDek::from_bytes(set.infrastructure.expose()).unwrap(),
+    };
+    let (active, others) = sets.split_last().unwrap();
+    KeyRing::new(copy(active), others.iter().map(copy).collect())
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.collect()
+}
+
+/// Objects of which some page opens.
+fn objects_that_open(store: &DirectoryStore, directory: &Path, set: &Arc<KeySet>) -> usize {
+    let mut count = 0;
+    for folder in names_in(&directory.join("objects")) {
+        for name in names_in(&directory.join("objects").join(&folder)) {
+            let path = StorePath::new(&format!("objects/{folder}/{name}"));
+            let crypto = CryptoId::from_hex(&name).unwrap();
+            let file = store.open(&path, OpenMode::Read).unwrap();
+            let pages = file.len().unwrap() / PAGE_BYTES as u64;
+            let object = ContentsFile::new(file, set, crypto);
+            let all = PageIndex(0)..PageIndex(pages);
+            let guard = object.lock_shared(all.clone());
+            let mut refused = 0;
+            object
+                .verify(&guard, all, &mut |_, _| refused += 1)
+                .unwrap();
+            count += usize::from(refused < pages);
+        }
+    }
+    count
+}
+
+/// A machine with a volume that has an image, and another one that is to get it.
+struct Machines {
+    place: tempfile::TempDir,
+}
+
+impl Machines {
+    fn new(customer: bool) -> Self {
+        let this = Self {
+            place: tempfile::tempdir().unwrap(),
+        };
+        for (name, wanted) in [("own.pem", customer), ("other.pem", true)] {
+            if wanted {
+                generate(&this.path(name), 2048, None).unwrap();
+            }
+        }
+        let options = CreateOptions {
+            customer_key: customer.then(|| this.key("own.pem")),
+            keystore: this.path("own-keystore"),
+            ..CreateOptions::default()
+        };
+        volume::create(this.directory("vol"), &options, &mut |fresh| {
+            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        })
+        .unwrap();
+        let fs = this.open_source();
+        put(&fs, "file", 1, 5);
+        put(&fs, "other", 2, 3);
+        fs.create_view(ViewKind::Image, "base", None, "").unwrap();
+        fs.close().unwrap();
+        this
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    fn key(&self, name: &str) -> KeyUri {
+        KeyUri::from_file(&self.path(name)).unwrap()
+    }
+
+    fn directory(&self, name: &str) -> Arc<dyn Store> {
+        Arc::new(DirectoryStore::open_or_create(&self.path(name)).unwrap())
+    }
+
+    fn open_source(&self) -> Arc<Filesystem> {
+        let options = OpenOptions {
+            keystore: self.path("own-keystore"),
+            ..OpenOptions::default()
+        };
+        let volume = volume::open(self.directory("vol"), &options).unwrap();
+        Filesystem::open(volume, quiet()).unwrap()
+    }
+
+    /// What the owner has: the attack's own check.
+    fn owner(&self) -> Holdings {
+        let options = OpenOptions {
+            keystore: self.path("own-keystore"),
+            ..OpenOptions::default()
+        };
+        Holdings::of(&volume::open(self.directory("vol"), &options).unwrap())
+    }
+
+    /// What whoever has this keystore and this key has of a volume.
+    fn receiver(&self, store: Arc<dyn Store>, keystore: &str, key: Option<&str>) -> Holdings {
+        let options = OpenOptions {
+            customer_key: key.map(|key| self.key(key)),
+            keystore: self.path(keystore),
+            ..OpenOptions::default()
+        };
+        Holdings::of(&volume::open(store, &options).unwrap())
+    }
+
+    /// Nothing opens for the attacker, and all of it for the owner, whose volume is in use and has
+    /// checkpoints; nor what is written from now on.
+    fn nothing_opens(&self, attacker: &Holdings) {
+        for round in 0..2u8 {
+            let fs = self.open_source();
+            put(&fs, "file", 10 + round, 7);
+            put(&fs, &format!("new-{round}"), 20 + round, 4);
+            fs.checkpoint_now().unwrap();
+            fs.close().unwrap();
+            drop(fs);
+            let found = attack(&self.path("vol"), &self.owner());
+            assert_eq!((found.superblocks, found.metadata), (2, 1), "{found:?}");
+            assert!(found.checkpoints > 0 && found.objects > 3, "{found:?}");
+            let found = attack(&self.path("vol"), attacker);
+            assert_eq!(found, Opened::default());
+        }
+    }
+}
+
+fn put(fs: &Filesystem, name: &str, seed: u8, pages: usize) {
+    let (node, handle): (NodeId, _) = match fs.lookup(ROOT, name.as_bytes()) {
+        Ok(attr) => {
+            let handle = fs.open_file(&ADMIN, attr.node, libc::O_RDWR).unwrap();
+            (attr.node, handle)
+        }
+        Err(_) => {
+            let made = fs.create(&USER, ROOT, name.as_bytes(), 0o600, libc::O_RDWR);
+            let (attr, handle) = made.unwrap();
+            (attr.node, handle)
+        }
+    };
+    let bytes = pattern(seed, 0, pages * 4032);
+    fs.write(node, handle, 0, &bytes, false, false).unwrap();
+    fs.fsync(node, handle, false).unwrap();
+    fs.release(node, handle);
+    fs.forget(node, 1);
+}
+
+#[test]
+fn an_image_deployed_to_another_holder_opens_nothing_else() {
+    for customer in [false, true] {
+        // Another customer key, another keystore, both.
+        for (key, keystore) in [
+            (Some("other.pem"), "own-keystore"),
+            (None, "other-keystore"),
+            (Some("other.pem"), "other-keystore"),
+        ] {
+            let machines = Machines::new(customer);
+            let options = DeployOptions {
+                customer_key: key.map(|key| machines.key(key)),
+                keystore: machines.path(keystore),
+                ..DeployOptions::default()
+            };
+            let fs = machines.open_source();
+            let made = fs.deploy_image("base", machines.directory("copy"), &options, &NoProgress);
+            assert_eq!(made.unwrap().resealed, 2);
+            fs.close().unwrap();
+            drop(fs);
+            let opens = key.or(customer.then_some("own.pem"));
+            let attacker = machines.receiver(machines.directory("copy"), keystore, opens);
+            machines.nothing_opens(&attacker);
+        }
+    }
+}
+
+/// The other side of the rule, and what shows that the attack is one: under the same key and
+/// keystore the new volume does have the source's keys.
+#[test]
+fn an_image_deployed_to_the_same_holder_shares_its_keys() {
+    let machines = Machines::new(true);
+    let options = DeployOptions {
+        keystore: machines.path("own-keystore"),
+        ..DeployOptions::default()
+    };
+    let fs = machines.open_source();
+    let made = fs.deploy_image("base", machines.directory("copy"), &options, &NoProgress);
+    assert_eq!(made.unwrap().linked, 2);
+    fs.close().unwrap();
+    drop(fs);
+    let copy = machines.directory("copy");
+    let same = machines.receiver(copy, "own-keystore", Some("own.pem"));
+    let found = attack(&machines.path("vol"), &same);
+    assert!(found.metadata > 0 && found.objects > 0, "{found:?}");
+}
+
+#[test]
+fn an_export_under_a_passphrase_opens_nothing_else() {
+    for customer in [false, true] {
+        let machines = Machines::new(customer);
+        let words = machines.path("words");
+        write_synced(&words, b"between us\n").unwrap();
+        let fs = machines.open_source();
+        let mut stream = Vec::new();
+        let options = ExportOptions {
+            transport: Transport::Passphrase(PassphraseSource::File(words.clone())),
+        };
+        fs.export_image("base", &options, &mut stream, &NoProgress)
+            .unwrap();
+        fs.close().unwrap();
+        drop(fs);
+        let target: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let options = ImportOptions {
+            customer_key: customer.then(|| machines.key("own.pem")),
+            export_passphrase: PassphraseSource::File(words),
+            keystore: machines.path("other-keystore"),
+            ..ImportOptions::default()
+        };
+        import(&mut &*stream, Arc::clone(&target), &options, &NoProgress).unwrap();
+        let key = customer.then_some("own.pem");
+        let attacker = machines.receiver(Arc::clone(&target), "other-keystore", key);
+        machines.nothing_opens(&attacker);
+        // Who knows the passphrase has the stream's set, and nothing that the importer writes.
+        let importer = volume::open(
+            target,
+            &OpenOptions {
+                customer_key: key.map(|key| machines.key(key)),
+                keystore: machines.path("other-keystore"),
+                ..OpenOptions::default()
+            },
+        );
+        let importer = importer.unwrap();
+        let sets: Vec<_> = importer.keys.iter().map(|set| set.epoch.0).collect();
+        assert_eq!(sets, [2, 1]);
+        assert_eq!(importer.keys.active().epoch.0, 2);
+    }
+}
+
+/// Any process of the daemon's user can ask its control socket for a deployment, without the
+/// customer key and its passphrase: what it gets is sealed for the keys it named, and no key of the
+/// source.
+#[test]
+fn the_daemon_of_a_mounted_volume_gives_no_key_away() {
+    let Some(place) = Place::new("attack-other-holder", Duration::from_secs(200)) else {
+        return;
+    };
+    for key in ["own.pem", "theirs.pem"] {
+        place.run(&format!("keygen {key} --bits 2048")).done();
+    }
+    let mounted = place.fresh("--customer-key file:own.pem", "");
+    write_synced(&mounted.path("file"), &noise(1, 40_000)).unwrap();
+    place.run("image create vol base").done();
+    // From here on the customer key is out of reach.
+    let aside = place.path("aside");
+    fs::rename(place.path("own.pem"), &aside).unwrap();
+    let words = "image deploy vol base copy --customer-key file:theirs.pem \
+                 --platform-keystore theirs --json";
+    let made = place.run(words).done().stdout;
+    assert!(made.contains("\"resealed\":1"), "{made}");
+    write_synced(&place.path("words"), b"between us\n").unwrap();
+    place
+        .run("image export vol base out --transport-passphrase-file words")
+        .done();
+
+    let open = |directory: &str, keystore: &str, key: &str| {
+        let options = OpenOptions {
+            customer_key: Some(KeyUri::from_file(&place.path(key)).unwrap()),
+            keystore: place.path(keystore),
+            ..OpenOptions::default()
+        };
+        let store = Arc::new(DirectoryStore::open(&place.path(directory)).unwrap());
+        volume::open(store, &options).unwrap()
+    };
+    let attacker = Holdings::of(&open("copy", "theirs", "theirs.pem"));
+    assert_eq!(attack(&place.path("vol"), &attacker), Opened::default());
+    write_synced(&mounted.path("later"), &noise(2, 90_000)).unwrap();
+    write_synced(&mounted.path("file"), &noise(3, 90_000)).unwrap();
+    assert_eq!(attack(&place.path("vol"), &attacker), Opened::default());
+    mounted.unmount();
+    assert_eq!(attack(&place.path("vol"), &attacker), Opened::default());
+    // The export's only set, as whoever imports it has it.
+    fs::rename(&aside, place.path("own.pem")).unwrap();
+    let words = "image import out there --transport-passphrase-file words \
+                 --customer-key file:own.pem --platform-keystore elsewhere";
+    place.run(words).done();
+    let importer = Holdings::of(&open("there", "elsewhere", "own.pem"));
+    assert_eq!(attack(&place.path("vol"), &importer), Opened::default());
+    let owner = Holdings::of(&open("vol", "keystore", "own.pem"));
+    let found = attack(&place.path("vol"), &owner);
+    assert!(found.metadata > 0 && found.objects > 1, "{found:?}");
+    // And they have what they were given.
+    let options = "customer_key=file:theirs.pem,platform_keystore=theirs";
+    let copy = place.mount("copy", "mnt", options);
+    assert!(fs::read(copy.path("file")).unwrap() == noise(1, 40_000));
+    copy.unmount();
+}
