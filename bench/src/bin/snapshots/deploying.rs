@@ -15,7 +15,7 @@ use bilayer_bench::tree::Bytes;
 use crate::data::BLOCK_BYTES;
 use crate::{Arguments, volume};
 
-const FILE_BYTES: u64 = 128 << 20;
+pub(crate) const FILE_BYTES: u64 = 128 << 20;
 const CALL_BLOCKS: usize = 256;
 /// Who has written a block last: both in the beginning, one of the volumes later.
 const COMMON: u32 = 0;
@@ -25,17 +25,14 @@ type Visitor<'a> = dyn FnMut(usize, u64, &[u8]) -> Outcome<()> + 'a;
 
 /// What a volume must hold: of each block of each file a number that no two writes have in common.
 #[derive(Clone)]
-struct Contents {
+pub(crate) struct Contents {
     files: Vec<Vec<u32>>,
 }
 
 pub(crate) fn run(programs: &Programs, backing: &Path, arguments: &Arguments) -> Outcome<()> {
     let mut source = volume(programs, backing, "image")?;
     let files = ((arguments.deploy_gib << 30) / FILE_BYTES).max(1) as usize;
-    let blocks = FILE_BYTES as usize / BLOCK_BYTES;
-    let mut original = Contents {
-        files: vec![vec![COMMON; blocks]; files],
-    };
+    let mut original = Contents::common(files);
     original.make(source.root())?;
     sync_backing(backing)?;
     let command = |words: &[&str]| {
@@ -110,6 +107,14 @@ fn check_both(
 }
 
 impl Contents {
+    /// Of so many files that nobody has changed yet.
+    pub(crate) fn common(files: usize) -> Self {
+        let blocks = FILE_BYTES as usize / BLOCK_BYTES;
+        Self {
+            files: vec![vec![COMMON; blocks]; files],
+        }
+    }
+
     fn path(root: &Path, file: usize) -> PathBuf {
         root.join(format!("file-{file}"))
     }
@@ -120,7 +125,7 @@ impl Contents {
         Bytes::new(place << 32 ^ written).fill(out);
     }
 
-    fn make(&self, root: &Path) -> Outcome<()> {
+    pub(crate) fn make(&self, root: &Path) -> Outcome<()> {
         self.visit(&mut |file, at, call| {
             let path = Self::path(root, file);
             let mut options = File::options();
@@ -134,7 +139,7 @@ impl Contents {
         })
     }
 
-    fn check(&self, root: &Path) -> Outcome<()> {
+    pub(crate) fn check(&self, root: &Path) -> Outcome<()> {
         let mut read = vec![0; CALL_BLOCKS * BLOCK_BYTES];
         self.visit(&mut |file, at, call| {
             let path = Self::path(root, file);

@@ -21,6 +21,7 @@ mod data;
 mod deploying;
 mod holdup;
 mod many;
+mod resealing;
 mod taking;
 mod writing;
 
@@ -35,6 +36,8 @@ enum Part {
     Many,
     /// Deploying an image, and both volumes after random writes
     Deploying,
+    /// Deploying an image to another customer key, exporting and importing it, beside links
+    Resealing,
 }
 
 /// Measure snapshots and images.
@@ -83,13 +86,16 @@ struct Arguments {
     /// Deploying: how long both volumes are written to
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     deploy_seconds: u64,
+    /// Resealing: size of the image
+    #[arg(long, value_name = "GIB", default_value_t = 2)]
+    reseal_gib: u64,
 }
 
 impl Arguments {
     fn made_quick(mut self) -> Self {
         if self.quick {
             self.files = vec![100, 1_000];
-            (self.gib, self.deploy_gib) = (0, 0);
+            (self.gib, self.deploy_gib, self.reseal_gib) = (0, 0, 0);
             (self.times, self.rounds, self.snapshots) = (3, 1, 20);
             self.write_mib = 64;
             (self.write_seconds, self.deploy_seconds) = (1, 2);
@@ -134,6 +140,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
             Part::Writing => writing::run(&programs, backing, arguments)?,
             Part::Many => many::run(&programs, backing, arguments)?,
             Part::Deploying => deploying::run(&programs, backing, arguments)?,
+            Part::Resealing => resealing::run(&programs, backing, arguments)?,
         }
         drop(image);
         place.close()?;
