@@ -113,18 +113,25 @@ pub(super) struct DeployArgs {
 /// What a new volume can have of its own.
 #[derive(Args, Debug)]
 pub(super) struct NewArgs {
-    /// Customer key of the new volume [default: that of the source]
-    #[arg(long, value_name = "URI")]
-    customer_key: Option<String>,
-    /// File whose first line is the passphrase of that key [default: --passphrase-file]
-    #[arg(long, value_name = "FILE", requires = "customer_key")]
-    customer_key_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    key: ReceiverArgs,
     /// Platform keystore of the new volume; made where missing [default: that of the source]
     #[arg(long, value_name = "DIR")]
     new_platform_keystore: Option<PathBuf>,
     /// Largest size of the contents, in bytes or as 10G [default: that of the source]
     #[arg(long, value_name = "BYTES")]
     size: Option<String>,
+}
+
+/// Whose key it is sealed for.
+#[derive(Args, Debug)]
+pub(super) struct ReceiverArgs {
+    /// Customer key of whoever gets it; its public half is enough [default: that of the source]
+    #[arg(long, value_name = "URI")]
+    customer_key: Option<String>,
+    /// File whose first line is the passphrase of that key [default: --passphrase-file]
+    #[arg(long, value_name = "FILE", requires = "customer_key")]
+    customer_key_passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -139,6 +146,8 @@ pub(super) struct ExportArgs {
     /// travels under the platform keystore, which the other machine must have]
     #[arg(long, value_name = "FILE")]
     transport_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    key: ReceiverArgs,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -209,13 +218,23 @@ fn create(args: CreateArgs) -> Result<(), CliError> {
     print(&format!("image {} made\n", format::printable(&made.name)))
 }
 
-impl NewArgs {
-    /// The passphrase of the new volume's customer key.
-    fn passphrase(&self, open: &OpenArgs) -> Result<PassphraseSource, CliError> {
-        match &self.customer_key_passphrase_file {
-            Some(path) => Ok(PassphraseSource::File(paths::absolute(path)?)),
-            None => passphrase_source(&open.passphrase),
-        }
+impl ReceiverArgs {
+    /// The receiver's customer key.
+    fn uri(&self) -> Result<Option<String>, CliError> {
+        Ok(named_key(self.customer_key.as_deref())?.map(|uri| uri.to_string()))
+    }
+
+    /// Its passphrase.
+    fn passphrase(&self, open: &OpenArgs) -> Result<Passphrase, CliError> {
+        let source = match &self.customer_key_passphrase_file {
+            Some(path) => PassphraseSource::File(paths::absolute(path)?),
+            None => passphrase_source(&open.passphrase)?,
+        };
+        Ok(match source {
+            PassphraseSource::File(path) => Passphrase::File(PathBytes::of(&path)),
+            PassphraseSource::Prompt => Passphrase::Prompt,
+            PassphraseSource::None | PassphraseSource::Descriptor(_) => Passphrase::None,
+        })
     }
 }
 
@@ -239,12 +258,8 @@ fn deploy(args: &DeployArgs) -> Result<(), CliError> {
     let request = Request::Deploy {
         image: args.name.clone(),
         target: PathBytes::of(&target),
-        customer_key: named_key(args.new.customer_key.as_deref())?.map(|uri| uri.to_string()),
-        passphrase: match args.new.passphrase(&args.open)? {
-            PassphraseSource::File(path) => Passphrase::File(PathBytes::of(&path)),
-            PassphraseSource::Prompt => Passphrase::Prompt,
-            PassphraseSource::None | PassphraseSource::Descriptor(_) => Passphrase::None,
-        },
+        customer_key: args.new.key.uri()?,
+        passphrase: args.new.key.passphrase(&args.open)?,
         size_bytes: options::size_option(args.new.size.as_deref())?,
         keystore: args.new.keystore(&args.open)?.as_deref().map(PathBytes::of),
     };
@@ -331,6 +346,8 @@ fn export(args: &ExportArgs) -> Result<(), CliError> {
     let request = Request::Export {
         image: args.name.clone(),
         passphrase_file,
+        customer_key: args.key.uri()?,
+        passphrase: args.key.passphrase(&args.open)?,
     };
     let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
     let progress = Progress::start("exporting", None);

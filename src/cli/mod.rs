@@ -505,6 +505,7 @@ mod tests {
             "image export v n - --transport-passphrase-file f",
             "image deploy v n w --customer-key file:/k --customer-key-passphrase-file p",
             "image deploy v n w --new-platform-keystore d",
+            "image export v n f --customer-key file:/k --customer-key-passphrase-file p",
             "image import f w --customer-key file:/k --new-customer-key file:/l --size 1G",
         ] {
             let words = std::iter::once("bilayer").chain(line.split(' '));

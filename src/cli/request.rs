@@ -136,6 +136,8 @@ pub(super) enum Request {
     Export {
         image: String,
         passphrase_file: Option<PathBytes>,
+        customer_key: Option<String>,
+        passphrase: Passphrase,
     },
     /// Checks everything.
     Check {

@@ -149,15 +149,20 @@ fn export(
     let Request::Export {
         image,
         passphrase_file,
+        customer_key,
+        passphrase,
     } = request
     else {
         return Ok(Outcome::Nothing);
     };
+    let customer_key = customer_key.as_deref().map(KeyUri::parse).transpose();
     let options = ExportOptions {
         transport: match passphrase_file {
             Some(path) => Transport::Passphrase(PassphraseSource::File(path.path())),
             None => Transport::Keystore,
         },
+        customer_key: customer_key.map_err(|error| CliError::key(request.doing(), &error))?,
+        passphrase: passphrase.source(),
     };
     let watch = Watch::default();
     let stream = Stream {

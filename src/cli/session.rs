@@ -143,34 +143,41 @@ fn open_here(located: &Located, writes: bool, keys: &Keys) -> Result<Arc<Filesys
 /// files that only this process has open.
 fn for_daemon(request: &Request) -> Result<Request, CliError> {
     let mut request = request.clone();
-    let file = match &mut request {
-        Request::Deploy { passphrase, .. } => {
-            if *passphrase == Passphrase::Prompt {
-                *passphrase = Passphrase::None;
-            }
-            match passphrase {
-                Passphrase::File(path) => Some(path.path()),
-                _ => None,
-            }
-        }
+    let files = match &mut request {
+        Request::Deploy { passphrase, .. } => [without_terminal(passphrase), None],
         Request::Export {
-            passphrase_file, ..
-        } => passphrase_file.as_ref().map(request::PathBytes::path),
-        _ => None,
-    };
-    match file {
-        Some(path) if fs::metadata(&path).is_ok_and(|found| !found.is_file()) => {
-            Err(CliError::new(
-                ExitCode::Key,
-                format!(
-                    "{}: the passphrase file {} is no plain file",
-                    request.doing(),
-                    path.display()
-                ),
-            )
-            .with_hint("the daemon that has the volume mounted reads it: name a plain file"))
+            passphrase_file,
+            passphrase,
+            ..
+        } => {
+            let transport = passphrase_file.as_ref().map(request::PathBytes::path);
+            [without_terminal(passphrase), transport]
         }
-        _ => Ok(request),
+        _ => [None, None],
+    };
+    let special = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| !found.is_file());
+    match files.into_iter().flatten().find(special) {
+        Some(path) => Err(CliError::new(
+            ExitCode::Key,
+            format!(
+                "{}: the passphrase file {} is no plain file",
+                request.doing(),
+                path.display()
+            ),
+        )
+        .with_hint("the daemon that has the volume mounted reads it: name a plain file")),
+        None => Ok(request),
+    }
+}
+
+/// A passphrase as a process without a terminal can have it; its file, if it is in one.
+fn without_terminal(passphrase: &mut Passphrase) -> Option<PathBuf> {
+    if *passphrase == Passphrase::Prompt {
+        *passphrase = Passphrase::None;
+    }
+    match passphrase {
+        Passphrase::File(path) => Some(path.path()),
+        _ => None,
     }
 }
 

@@ -11,7 +11,7 @@
 //!                                     {"progress":{"bytes":0,"total_bytes":null}}
 //!                                     {"finding":{"kind":"page-damaged",…}}
 //!                                     {"done":{"checked":{"inodes":3,…}}}
-//! {"verb":"export","image":"base","passphrase_file":null}
+//! {"verb":"export","image":"base","passphrase_file":null,…}
 //!                                     {"progress":{"bytes":0,"total_bytes":9437184}}
 //!                                     {"bytes":262144}     so many raw bytes follow the newline
 //!                                     {"done":{"exported":{"objects":3,…}}}

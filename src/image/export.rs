@@ -31,7 +31,7 @@ use crate::ids::{CryptoId, Epoch, ExportId};
 use crate::keys::transport::{
     self, Argon2idCost, TransportContext, TransportKeys, TransportMethod,
 };
-use crate::keys::{KeyError, PassphraseSource};
+use crate::keys::{CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, customer};
 use crate::layers::{ExportKeys, KeySet};
 use crate::meta::copy::{CopiedChunk, CopyOptions};
 use crate::meta::keys::Table;
@@ -64,6 +64,11 @@ pub enum Transport {
 pub struct ExportOptions {
     /// Who is to hold the keys.
     pub transport: Transport,
+    /// The customer key of whoever is to import it; without one it is the image's, where that has
+    /// one. Its public half is enough.
+    pub customer_key: Option<KeyUri>,
+    /// Where the passphrase of an encrypted customer key comes from.
+    pub passphrase: PassphraseSource,
 }
 
 /// What was written.
@@ -127,9 +132,16 @@ fn export_unaudited(
     let volume = source.volume;
     let export = ExportId::random().map_err(key_random)?;
     // Before anything is written, since this may ask for a passphrase and be refused.
+    let named = options
+        .customer_key
+        .as_ref()
+        .map(|uri| customer::open(uri, &options.passphrase))
+        .transpose()
+        .map_err(StreamError::from)?;
+    let customer = named.as_deref().or(volume.customer_key.as_deref());
     let (method, transport) = transport_keys(volume, options, export)?;
     let set = Arc::new(KeySet::random(EPOCH).map_err(key_random)?);
-    let key_set = wrap(volume, export, &transport, &set)?;
+    let key_set = wrap(customer, export, &transport, &set)?;
     let mac_keys = ExportKeys::derive(export, &set).map_err(|_| underivable())?;
 
     let meta = CryptoId::random().map_err(key_random)?;
@@ -137,9 +149,9 @@ fn export_unaudited(
     let header = ExportHeader {
         features: Vec::new(),
         export,
-        key_mode: volume.header.key_mode(),
+        key_mode: key_mode(volume, customer)?,
         transport: method,
-        customer_key: volume.customer_key.as_ref().map(|provider| {
+        customer_key: customer.map(|provider| {
             let description = provider.describe();
             CustomerKeyClaim {
                 provider: description.uri.to_string(),
@@ -182,24 +194,31 @@ fn transport_keys(
     Ok(keys.map_err(StreamError::from)?)
 }
 
+/// Key mode of the export: never less than that of the volume.
+fn key_mode(
+    volume: &Volume,
+    customer: Option<&dyn CustomerKeyProvider>,
+) -> Result<KeyMode, ImageError> {
+    match (volume.header.key_mode(), customer) {
+        (_, Some(_)) => Ok(KeyMode::PlatformAndCustomer),
+        (KeyMode::PlatformManaged, None) => Ok(KeyMode::PlatformManaged),
+        (KeyMode::PlatformAndCustomer, None) => Err(VolumeError::WouldDowngrade.into()),
+    }
+}
+
 /// Wraps both DEKs of the export's key set.
 fn wrap(
-    volume: &Volume,
+    customer: Option<&dyn CustomerKeyProvider>,
     export: ExportId,
     keys: &TransportKeys,
     set: &KeySet,
 ) -> Result<TransportedKeySet, ImageError> {
-    let provider = match (volume.header.key_mode(), volume.customer_key.as_deref()) {
-        (KeyMode::PlatformManaged, _) => None,
-        (KeyMode::PlatformAndCustomer, Some(provider)) => Some(provider),
-        (KeyMode::PlatformAndCustomer, None) => return Err(VolumeError::WouldDowngrade.into()),
-    };
     let context = TransportContext {
         export,
         key_set: set.id,
         epoch: set.epoch,
     };
-    let customer = match provider {
+    let customer = match customer {
         Some(provider) => transport::wrap_with_customer_key(provider, &context, &set.customer),
         None => keys.wrap_customer(&context, &set.customer),
     };

@@ -322,6 +322,7 @@ fn an_export_under_a_passphrase_opens_nothing_else() {
         let mut stream = Vec::new();
         let options = ExportOptions {
             transport: Transport::Passphrase(PassphraseSource::File(words.clone())),
+            ..ExportOptions::default()
         };
         fs.export_image("base", &options, &mut stream, &NoProgress)
             .unwrap();

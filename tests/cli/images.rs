@@ -144,6 +144,8 @@ fn to_another_holder() {
             "image export vol base out --transport-passphrase-file pass",
         );
         is_rated(&made, fs::metadata(place.path("out")).unwrap().len());
+        let keyed = "image export vol base keyed --customer-key file:key.pem";
+        place.run(keyed).done();
         if let Some(mount) = mount {
             mount.unmount();
         }
@@ -152,10 +154,22 @@ fn to_another_holder() {
             "image import out there --transport-passphrase-file pass --platform-keystore third",
         );
         is_rated(&made, pages * 4096);
-        for (volume, keystore) in [("copy", "theirs"), ("again", "theirs"), ("there", "third")] {
+        fails(
+            &place.run("image import keyed mine"),
+            4,
+            "needs its customer key",
+        );
+        let import = "image import keyed mine --customer-key file:key.pem";
+        place.run(import).done();
+        for (volume, keystore) in [
+            ("copy", "theirs"),
+            ("again", "theirs"),
+            ("there", "third"),
+            ("mine", "keystore"),
+        ] {
             let options = format!("platform_keystore={keystore}");
             let options = match volume {
-                "copy" => format!("{options},customer_key=file:key.pem"),
+                "copy" | "mine" => format!("{options},customer_key=file:key.pem"),
                 _ => options,
             };
             let copy = place.mount(volume, "mnt", &options);

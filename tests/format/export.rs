@@ -47,15 +47,12 @@ fn export_all(fixture: &Fixture, transport: Transport) -> Vec<u8> {
         secs: 1_700_000_000,
         nanos: 0,
     };
+    let options = ExportOptions {
+        transport,
+        ..ExportOptions::default()
+    };
     let mut stream = Vec::new();
-    export(
-        &source,
-        made,
-        &ExportOptions { transport },
-        &mut stream,
-        &NoProgress,
-    )
-    .unwrap();
+    export(&source, made, &options, &mut stream, &NoProgress).unwrap();
     meta.close().unwrap();
     stream
 }

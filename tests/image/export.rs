@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::export_changed::Borders;
 use super::inheritance::{check_meta, check_part, epoch_of, new_key, parts};
 use super::*;
 use bilayer::ids::Epoch;
@@ -10,7 +11,6 @@ use bilayer::image::{ExportOptions, Exported, ImportOptions, Imported, Transport
 use bilayer::keys::{ErrorKind, PassphraseSource};
 use bilayer::layers::KeySet;
 use bilayer::meta::records::Timespec;
-use bilayer::store::memory::MemoryStore;
 use bilayer::volume::KeyMode;
 
 pub(super) const IMAGE: &str = "golden";
@@ -32,7 +32,7 @@ pub(super) fn passphrase(disk: &Disk, name: &str, text: &str) -> PassphraseSourc
 }
 
 /// Makes an image of a closed volume, where there is none, and exports it.
-fn export_from(
+pub(super) fn export_from(
     disk: &Disk,
     name: &str,
     transport: Transport,
@@ -47,6 +47,18 @@ pub(super) fn export_image(
     name: &str,
     transport: Transport,
 ) -> Result<(Vec<u8>, Exported), ImageError> {
+    let options = ExportOptions {
+        transport,
+        ..ExportOptions::default()
+    };
+    export_with(disk, name, &options)
+}
+
+fn export_with(
+    disk: &Disk,
+    name: &str,
+    options: &ExportOptions,
+) -> Result<(Vec<u8>, Exported), ImageError> {
     let volume = disk.volume(name, None)?;
     let meta = open_meta(&volume)?;
     let (_, image) = meta.find_view(ViewKind::Image, IMAGE).expect("an image");
@@ -57,13 +69,7 @@ pub(super) fn export_image(
         image: IMAGE,
     };
     let mut stream = Vec::new();
-    let result = export(
-        &source,
-        MADE,
-        &ExportOptions { transport },
-        &mut stream,
-        &NoProgress,
-    );
+    let result = export(&source, MADE, options, &mut stream, &NoProgress);
     // The export is what is asked about.
     let _ = meta.close();
     result.map(|told| (stream, told))
@@ -76,7 +82,7 @@ pub(super) fn import_options(disk: &Disk) -> ImportOptions {
     }
 }
 
-fn import_to(
+pub(super) fn import_to(
     disk: &Disk,
     name: &str,
     stream: &[u8],
@@ -87,7 +93,7 @@ fn import_to(
 
 /// An import that must fail, and leave nothing.
 #[track_caller]
-fn refused(disk: &Disk, stream: &[u8], options: &ImportOptions) -> ImageError {
+pub(super) fn refused(disk: &Disk, stream: &[u8], options: &ImportOptions) -> ImageError {
     let error = import_to(disk, "refused", stream, options).expect_err("refused");
     let left = disk.at("refused").list(&StorePath::root()).unwrap();
     assert_eq!(left, [], "{error}");
@@ -455,215 +461,34 @@ fn customer_keys_that_are_not_the_right_ones() {
     import_to(&disk, "copy", &stream, &with(Some(own), None)).unwrap();
 }
 
-/// Where the sections of a stream begin.
-struct Borders {
-    metadata: usize,
-    /// Objects, each with its announcement.
-    objects: Vec<usize>,
-    end: usize,
-}
-
-impl Borders {
-    fn of(stream: &[u8]) -> Self {
-        let number = |at: usize| u64::from_le_bytes(stream[at..at + 8].try_into().unwrap());
-        let lines = stream
-            .iter()
-            .enumerate()
-            .filter(|(_, byte)| **byte == b'\n');
-        let (third, _) = lines.clone().nth(2).unwrap();
-        let metadata = third + 1;
-        assert_eq!(stream[metadata], b'M');
-        let mut at = metadata + 9 + number(metadata + 1) as usize * 4608;
-        let mut objects = Vec::new();
-        while stream[at] == b'O' {
-            objects.push(at);
-            let pages = u32::from_le_bytes(stream[at + 25..at + 29].try_into().unwrap());
-            at += 29 + pages as usize * 4096;
-        }
-        assert_eq!((stream[at], at + 57), (b'E', stream.len()));
-        Self {
-            metadata,
-            objects,
-            end: at,
-        }
-    }
-
-    fn strides(&self) -> std::ops::Range<usize> {
-        self.metadata + 9..*self.objects.first().unwrap_or(&self.end)
-    }
-}
-
-/// A stream with a few small objects, and where it was made.
-fn small() -> (Disk, Vec<u8>) {
-    let disk = Disk::new();
-    disk.create("source", None);
-    disk.with("source", |fs| {
-        put(fs, ROOT, "inline", &[(0, &pattern(1, 0, 700))]);
-        put(fs, ROOT, "one", &[(0, &pattern(1, 0, 2 * PAGE))]);
-        put(fs, ROOT, "two", &[(0, &pattern(2, 0, 2 * PAGE))]);
-        put(fs, ROOT, "three", &[(PAGE, &pattern(3, 0, PAGE))]);
-    });
-    let (stream, _) = export_from(&disk, "source", Transport::Keystore).unwrap();
-    (disk, stream)
-}
-
+/// For somebody else's customer key, of which the public half is there: that one opens it, and the
+/// source's does not.
 #[test]
-fn every_change_is_refused_and_nothing_is_left() {
-    let (disk, stream) = small();
-    let borders = Borders::of(&stream);
-    assert_eq!(borders.objects.len(), 3);
-    let options = import_options(&disk);
-    let strides = borders.strides();
-    let mut places: Vec<usize> = (0..borders.metadata).step_by(97).collect();
-    places.extend(borders.metadata..strides.start);
-    places.extend(strides.clone().step_by(strides.len() / 40 + 1));
-    // Padding between pages, which no page's tag covers.
-    places.push(strides.start + 4608 - 10);
-    for &object in &borders.objects {
-        places.extend((object..object + 29).step_by(5));
-        places.extend((object + 29..object + 29 + 4096).step_by(701));
+fn for_another_customer_key() {
+    for customer in [false, true] {
+        let disk = Disk::new();
+        let (own, other) = (new_key(&disk, "own.pem"), new_key(&disk, "other.pem"));
+        disk.create("source", customer.then_some(&own));
+        disk.with("source", |fs| {
+            fill(fs, 1);
+            make_image(fs, IMAGE);
+        });
+        let options = ExportOptions {
+            customer_key: Some(other.clone()),
+            ..ExportOptions::default()
+        };
+        let (stream, _) = export_with(&disk, "source", &options).unwrap();
+        let with = |customer_key| ImportOptions {
+            customer_key,
+            ..import_options(&disk)
+        };
+        let error = refused(&disk, &stream, &with(Some(own)));
+        assert_eq!(error.kind(), ErrorKind::WrongKey, "{error}");
+        let error = refused(&disk, &stream, &with(None));
+        assert_eq!(error.kind(), ErrorKind::KeyUnavailable, "{error}");
+        import_to(&disk, "copy", &stream, &with(Some(other))).unwrap();
+        assert_eq!(disk.tree("copy"), disk.tree("source"));
+        let copy = disk.volume("copy", None).unwrap();
+        assert_eq!(copy.header.key_mode(), KeyMode::PlatformAndCustomer);
     }
-    places.extend((borders.end..stream.len()).step_by(3));
-    for at in places {
-        let mut forged = stream.clone();
-        forged[at] ^= 1 << (at % 8);
-        let error = refused(&disk, &forged, &options);
-        let damaged = matches!(
-            error.kind(),
-            ErrorKind::Tampered
-                | ErrorKind::HeaderInvalid
-                | ErrorKind::NewerFormat
-                | ErrorKind::WrongKey
-                | ErrorKind::KeystoreMissing
-        );
-        assert!(damaged, "byte {at}: {error:?}");
-    }
-    import_to(&disk, "copy", &stream, &options).unwrap();
-    assert_eq!(disk.tree("copy"), disk.tree("source"));
-}
-
-#[test]
-fn every_end_but_the_right_one_is_refused() {
-    let (disk, stream) = small();
-    let borders = Borders::of(&stream);
-    let options = import_options(&disk);
-    let mut ends = vec![0, 5, 17, 100, borders.metadata - 65, borders.metadata - 1];
-    ends.extend([
-        borders.metadata,
-        borders.metadata + 1,
-        borders.strides().start,
-    ]);
-    ends.extend([borders.strides().start + 4608, borders.strides().end - 1]);
-    for &object in &borders.objects {
-        ends.extend([object, object + 1, object + 29, object + 29 + 4095]);
-    }
-    ends.extend([
-        borders.end,
-        borders.end + 1,
-        stream.len() - 32,
-        stream.len() - 1,
-    ]);
-    for end in ends {
-        let error = refused(&disk, &stream[..end], &options);
-        let cut = matches!(
-            error,
-            ImageError::Stream(StreamError::CutOff { .. } | StreamError::NotAnExport)
-        );
-        assert!(cut, "{end}: {error:?}");
-    }
-    for more in [&b"\0"[..], &stream] {
-        let error = refused(&disk, &[&*stream, more].concat(), &options);
-        assert!(
-            matches!(error, ImageError::Stream(StreamError::Trailing)),
-            "{error:?}"
-        );
-    }
-}
-
-/// Objects of the same length change places: names say so, and without them the pages do.
-#[test]
-fn objects_and_pages_stay_where_they_are() {
-    let (disk, stream) = small();
-    let borders = Borders::of(&stream);
-    let options = import_options(&disk);
-    let [one, two, three] = borders.objects[..] else {
-        panic!("three objects");
-    };
-    let (first, second) = (&stream[one..two], &stream[two..three]);
-    let of = |parts: &[&[u8]]| parts.concat();
-    let (before, after) = (&stream[..one], &stream[three..]);
-    assert_eq!(of(&[before, first, second, after]), stream);
-    for changed in [
-        of(&[before, second, first, after]),
-        of(&[before, first, first, second, after]),
-        of(&[before, first, first, after]),
-        of(&[before, first, after]),
-        of(&[before, first, second, &stream[borders.end..]]),
-    ] {
-        let error = refused(&disk, &changed, &options);
-        assert!(
-            matches!(error, ImageError::Stream(StreamError::OutOfOrder { .. })),
-            "{error:?}"
-        );
-    }
-    let (page, next) = (&first[29..29 + 4096], &first[29 + 4096..]);
-    for changed in [
-        of(&[before, &first[..29], &second[29..], second, after]),
-        of(&[before, &first[..29], next, page, second, after]),
-        of(&[before, &first[..29], page, page, second, after]),
-        of(&[before, &first[..29], page, &[0; 4096], second, after]),
-    ] {
-        let error = refused(&disk, &changed, &options);
-        assert!(matches!(error, ImageError::Page { .. }), "{error:?}");
-        assert_eq!(error.kind(), ErrorKind::Tampered);
-    }
-}
-
-/// Two exports of one image have nothing in common: parts of one do not do in the other.
-#[test]
-fn parts_of_two_exports_do_not_mix() {
-    let (disk, stream) = small();
-    let (other, _) = export_from(&disk, "source", Transport::Keystore).unwrap();
-    let options = import_options(&disk);
-    let (a, b) = (Borders::of(&stream), Borders::of(&other));
-    let mixtures = [
-        [&stream[..a.metadata], &other[b.metadata..]].concat(),
-        [&stream[..a.strides().end], &other[b.strides().end..]].concat(),
-        [&stream[..a.end], &other[b.end..]].concat(),
-    ];
-    for mixture in mixtures {
-        let error = refused(&disk, &mixture, &options);
-        assert_eq!(error.kind(), ErrorKind::Tampered, "{error:?}");
-    }
-    // Not even with the names of the other.
-    let (one, other) = (
-        &mut stream[..a.end].to_vec(),
-        &other[b.objects[0] + 29..b.objects[0] + 29 + 4096],
-    );
-    one[a.objects[0] + 29..a.objects[0] + 29 + 4096].copy_from_slice(other);
-    let mixture = [one, &stream[a.end..]].concat();
-    let error = refused(&disk, &mixture, &options);
-    assert!(matches!(error, ImageError::Page { .. }), "{error:?}");
-}
-
-#[test]
-fn a_place_that_is_taken_is_refused_and_left_alone() {
-    let (disk, stream) = small();
-    let before = disk.tree("source");
-    let error = import_to(&disk, "source", &stream, &import_options(&disk)).unwrap_err();
-    assert!(
-        matches!(error, ImageError::Volume(VolumeError::Occupied(_))),
-        "{error:?}"
-    );
-    assert_eq!(disk.tree("source"), before);
-    let full: Arc<dyn Store> = Arc::new(MemoryStore::with_capacity_bytes(100 << 10));
-    let error = import(
-        &mut &*stream,
-        Arc::clone(&full),
-        &import_options(&disk),
-        &NoProgress,
-    )
-    .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
-    assert_eq!(full.list(&StorePath::root()).unwrap(), []);
 }

@@ -5,6 +5,7 @@ mod crash;
 mod deploy;
 mod disks;
 mod export;
+mod export_changed;
 mod export_crash;
 mod inheritance;
 mod matrix;
