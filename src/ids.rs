@@ -119,6 +119,30 @@ number!(
 impl Ino {
     /// The root directory.
     pub const ROOT: Self = Self(1);
+    /// The first number that no file has. A number has 48 bits; the last of those are left for
+    /// directories that have no record.
+    pub const END: Self = Self((1 << 48) - 16);
+
+    /// The number, where a file may have it.
+    pub const fn checked(number: u64) -> Option<Self> {
+        let ino = Self(number);
+        if ino.is_valid() { Some(ino) } else { None }
+    }
+
+    /// True for a number that a file may have.
+    pub const fn is_valid(self) -> bool {
+        self.0 >= Self::ROOT.0 && self.0 < Self::END.0
+    }
+}
+
+impl FolderNumber {
+    /// The first number that no folder has.
+    pub const END: Self = Self(1 << 48);
+}
+
+impl Generation {
+    /// The last one: it is never raised beyond.
+    pub const MAX: Self = Self(1 << 62);
 }
 
 impl ViewId {

@@ -517,7 +517,7 @@ impl<'a> Mending<'a> {
             return Ok(Some(entry.ino));
         }
         let name = self.free_name(Ino::ROOT, "lost+found")?;
-        let ino = self.meta.allocate_ino();
+        let ino = self.meta.allocate_ino()?;
         let mut batch = Batch::new();
         let record = InodeRecord {
             perm: 0o700,

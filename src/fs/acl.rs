@@ -7,10 +7,10 @@
 //! Layout of the attribute (`linux/posix_acl_xattr.h`): version 2 (4 bytes), then entries of tag
 //! (2), permissions (2), id (4), all little-endian, in order of tag and id.
 
-use super::Filesystem;
 use super::types::{FileKind, NodeId};
+use super::{Filesystem, live};
 use crate::errno::Errno;
-use crate::ids::{Ino, ViewId};
+use crate::ids::Ino;
 use crate::meta::Batch;
 
 /// Attribute of the access ACL.
@@ -140,7 +140,7 @@ impl Filesystem {
         ino: Ino,
         perm: u16,
     ) -> Result<(), Errno> {
-        let Some(value) = self.value(NodeId::new(ViewId::LIVE, ino), ACCESS)? else {
+        let Some(value) = self.value(live(ino)?, ACCESS)? else {
             return Ok(());
         };
         let mut acl = Acl::parse(&value).map_err(|_| Errno::EIO)?;
@@ -159,7 +159,7 @@ impl Filesystem {
         kind: FileKind,
         perm: u16,
     ) -> Result<Option<u16>, Errno> {
-        let Some(value) = self.value(NodeId::new(ViewId::LIVE, parent), DEFAULT)? else {
+        let Some(value) = self.value(live(parent)?, DEFAULT)? else {
             return Ok(None);
         };
         let mut acl = Acl::parse(&value).map_err(|_| Errno::EIO)?;

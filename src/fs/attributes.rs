@@ -180,7 +180,7 @@ impl Filesystem {
             blocks_free: blocks(free),
             blocks_available: blocks(available),
             inodes: INODES,
-            inodes_free: INODES - counters.inodes,
+            inodes_free: INODES.saturating_sub(counters.inodes),
             name_max: super::NAME_BYTES_MAX as u32,
         })
     }

@@ -22,7 +22,7 @@ impl Filesystem {
         let file = self.file_to_open(node).inspect_err(|_| {
             self.closed(node, writable);
         })?;
-        let handle = self.handle();
+        let handle = self.handle().inspect_err(|_| self.closed(node, writable))?;
         let open = OpenFile {
             file,
             writable,

@@ -3,9 +3,8 @@
 //! An entry's position is the hash of its name ([`crate::meta::keys`]): it stays where it is when
 //! others come and go. Positions 0 and 1 are `.` and `..`; an entry with hash h is at h + 2.
 
-use super::Filesystem;
-use super::ViewsDirectory;
 use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
+use super::{Filesystem, ViewsDirectory, check_name, node_in};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
@@ -23,7 +22,7 @@ impl Filesystem {
         self.references.opened(node, false);
         let found = self.inode(node);
         let result = match found {
-            Ok(record) if record.kind == FileKind::Directory => Ok(self.handle()),
+            Ok(record) if record.kind == FileKind::Directory => self.handle(),
             Ok(_) => Err(Errno::ENOTDIR),
             Err(error) => Err(error),
         };
@@ -64,7 +63,7 @@ impl Filesystem {
         let dots: [(&[u8], Ino); 2] = [(b".", node.ino()), (b"..", directory.parent)];
         for (at, (name, ino)) in dots.into_iter().enumerate().skip(offset as usize) {
             let entry = DirEntry {
-                node: NodeId::new(node.view(), ino),
+                node: node_in(node.view(), ino)?,
                 kind: FileKind::Directory,
                 next_offset: at as u64 + 1,
                 name,
@@ -86,8 +85,9 @@ impl Filesystem {
             for (key, value) in &rows {
                 let (hash, name) = keys::dirent_parts(key).ok_or(Errno::EIO)?;
                 let record = DirentRecord::decode(value).ok_or(Errno::EIO)?;
+                check_name(name).map_err(|_| Errno::EIO)?;
                 let entry = DirEntry {
-                    node: NodeId::new(node.view(), record.ino),
+                    node: node_in(node.view(), record.ino)?,
                     kind: record.kind,
                     next_offset: hash + FIRST_NAME + 1,
                     name,
@@ -116,10 +116,20 @@ impl Filesystem {
     ) -> Result<(), Errno> {
         let mut failed = None;
         self.read_dir(node, handle, offset, &mut |entry| {
-            let attr = match self.getattr(entry.node) {
+            let is_name = !matches!(entry.name, b"." | b"..") && !node.holds_views();
+            let attr = if is_name {
+                let record = DirentRecord {
+                    ino: entry.node.ino(),
+                    kind: entry.kind,
+                };
+                self.attr_of_entry(node, entry.name, record)
+            } else {
+                self.getattr(entry.node)
+            };
+            let attr = match attr {
                 Ok(attr) => attr,
                 // Removed since the names were read.
-                Err(Errno::ESTALE) => return true,
+                Err(Errno::ESTALE | Errno::ENOENT) => return true,
                 Err(error) => {
                     failed = Some(error);
                     return false;

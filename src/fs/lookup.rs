@@ -18,34 +18,19 @@ impl Filesystem {
         if let Some(node) = self.lookup_views(parent, name)? {
             return self.getattr(node);
         }
-        let ino = match name {
-            b"." => parent.ino(),
-            b".." => self.parent_of(parent)?,
+        let attr = match name {
+            b"." => self.getattr(parent)?,
+            b".." => self.attr_of_parent(parent)?,
             _ => match self.meta.dirent(parent.ino(), name, view)? {
-                Some(entry) => entry.ino,
+                Some(entry) => self.attr_of_entry(parent, name, entry)?,
                 None if self.inode(parent)?.kind != FileKind::Directory => {
                     return Err(Errno::ENOTDIR);
                 }
                 None => return Err(Errno::ENOENT),
             },
         };
-        let node = NodeId::new(parent.view(), ino);
-        let attr = match self.getattr(node) {
-            // Removed meanwhile, unless the name is still there.
-            Err(Errno::ESTALE) if self.names_it_still(parent, name, ino)? => {
-                self.meta.tell_missing(ino);
-                return Err(Errno::EIO);
-            }
-            attr => attr?,
-        };
-        self.references.looked_up(node);
+        self.references.looked_up(attr.node);
         Ok(attr)
-    }
-
-    /// True when the directory has the name, and it leads to that inode.
-    fn names_it_still(&self, parent: NodeId, name: &[u8], ino: Ino) -> Result<bool, Errno> {
-        let entry = self.meta.dirent(parent.ino(), name, self.view(parent)?)?;
-        Ok(entry.is_some_and(|entry| entry.ino == ino))
     }
 
     /// The kernel drops `count` references.
@@ -57,11 +42,17 @@ impl Filesystem {
 
     /// What `stat` shows.
     pub fn getattr(&self, node: NodeId) -> Result<Attr, Errno> {
+        Ok(self.record_and_attr(node)?.1)
+    }
+
+    /// An inode's record, and what `stat` shows of it.
+    pub(super) fn record_and_attr(&self, node: NodeId) -> Result<(InodeRecord, Attr), Errno> {
         // A file is forgotten only after it has published what it knows: asked in this order, a
         // file that is not in memory any more has said it all in the record.
         let live = self.live(node);
         let record = self.inode(node)?;
-        Ok(self.attr_with(node, &record, live))
+        let attr = self.attr_with(node, &record, live);
+        Ok((record, attr))
     }
 
     /// Target of a symbolic link.

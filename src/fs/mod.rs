@@ -15,6 +15,7 @@ mod attributes;
 mod check;
 mod checkpoints;
 mod commit;
+mod consistency;
 mod contents;
 mod directories;
 mod images;
@@ -42,7 +43,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use crate::errno::Errno;
-use crate::ids::Ino;
+use crate::ids::{Ino, ViewId};
 use crate::meta::records::InodeRecord;
 use crate::meta::{Meta, MetaError, Permit, View};
 use crate::object::{Contents, File, ObjectError};
@@ -238,8 +239,7 @@ impl Filesystem {
             Some(record) => Ok(record),
             // Nobody can have removed the root.
             None if node == NodeId::ROOT => {
-                self.meta.tell_missing(Ino::ROOT);
-                Err(Errno::EIO)
+                Err(self.inconsistent(Ino::ROOT, "the root directory is not there"))
             }
             None => Err(Errno::ESTALE),
         }
@@ -294,9 +294,22 @@ impl Filesystem {
         self.cache.read().clone()
     }
 
-    fn handle(&self) -> Handle {
-        Handle(self.next_handle.fetch_add(1, Ordering::Relaxed))
+    /// A number that no open file had before.
+    fn handle(&self) -> Result<Handle, Errno> {
+        let (order, next) = (Ordering::Relaxed, |number: u64| number.checked_add(1));
+        let drawn = self.next_handle.fetch_update(order, order, next);
+        drawn.map(Handle).map_err(|_| Errno::ENFILE)
     }
+}
+
+/// The node of an inode that a record names.
+fn node_in(view: ViewId, ino: Ino) -> Result<NodeId, Errno> {
+    NodeId::new(view, ino).ok_or(Errno::EIO)
+}
+
+/// The live node of an inode that a record names.
+fn live(ino: Ino) -> Result<NodeId, Errno> {
+    node_in(ViewId::LIVE, ino)
 }
 
 fn check_name(name: &[u8]) -> Result<(), Errno> {

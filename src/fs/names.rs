@@ -2,7 +2,7 @@
 
 use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec};
 use super::views_directory::{check_free, check_removable};
-use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, ViewsDirectory, check_name};
+use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, ViewsDirectory, check_name, node_in};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::keys::Table;
@@ -134,7 +134,8 @@ impl Filesystem {
         if is_directory && directory.nlink >= LINKS_MAX {
             return Err(Errno::EMLINK);
         }
-        let ino = self.meta.allocate_ino();
+        let ino = self.meta.allocate_ino()?;
+        let node = node_in(parent.view(), ino)?;
         let mut batch = Batch::new();
         let perm = self.inherit(&mut batch, caller, parent.ino(), ino, new)?;
         let inherits_group = directory.perm & SETGID != 0;
@@ -176,7 +177,6 @@ impl Filesystem {
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         batch.inodes += 1;
         self.meta.apply(batch)?;
-        let node = NodeId::new(parent.view(), ino);
         self.references.looked_up(node);
         Ok(self.attr(node, &record))
     }
@@ -316,11 +316,27 @@ impl Filesystem {
         }
     }
 
+    /// Where a name leads, which fits what is there. Called by one who holds a permit and
+    /// `namespace`.
     pub(super) fn entry(&self, parent: NodeId, name: &[u8]) -> Result<DirentRecord, Errno> {
-        match self.meta.dirent(parent.ino(), name, View::LIVE)? {
+        match self.entry_if_there(parent.ino(), name)? {
             Some(entry) => Ok(entry),
             None => self.directory(parent).and(Err(Errno::ENOENT)),
         }
+    }
+
+    /// Where a name leads, which fits what is there, if there is such a name. Called by one who holds
+    /// a permit and `namespace`.
+    pub(super) fn entry_if_there(
+        &self,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<Option<DirentRecord>, Errno> {
+        let Some(entry) = self.meta.dirent(parent, name, View::LIVE)? else {
+            return Ok(None);
+        };
+        self.named_inode(parent, entry)?;
+        Ok(Some(entry))
     }
 
     pub(super) fn name(

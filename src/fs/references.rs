@@ -119,7 +119,7 @@ impl References {
     pub(super) fn writers(&self) -> Vec<NodeId> {
         let counts = self.live.lock();
         let writers = counts.iter().filter(|(_, count)| count.writers > 0);
-        writers.map(|(ino, _)| NodeId::live(*ino)).collect()
+        writers.filter_map(|(ino, _)| NodeId::live(*ino)).collect()
     }
 
     /// The inode has a name again.

@@ -3,7 +3,8 @@
 use super::types::{Caller, FileKind, NodeId, RenameFlags, Timespec};
 use super::{Filesystem, LINKS_MAX, check_name};
 use crate::errno::Errno;
-use crate::ids::{Ino, ViewId};
+use crate::ids::Ino;
+use crate::meta::climb::Climb;
 use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
 use crate::planted::{Bug, planted};
@@ -67,7 +68,7 @@ impl Filesystem {
         let now = Timespec::now();
         let moved = self.entry(from.parent, from.name)?;
         self.directory(to.parent)?;
-        let replaced = self.meta.dirent(to.parent.ino(), to.name, View::LIVE)?;
+        let replaced = self.entry_if_there(to.parent.ino(), to.name)?;
         if flags.no_replace && replaced.is_some() {
             return Err(Errno::EEXIST);
         }
@@ -75,7 +76,7 @@ impl Filesystem {
             return Ok(None);
         }
         if moved.kind == FileKind::Directory {
-            self.check_no_loop(moved.ino, to.parent)?;
+            self.check_no_loop(moved.ino, to.parent.ino())?;
         }
         let mut inos = vec![from.parent.ino(), to.parent.ino(), moved.ino];
         inos.extend(replaced.map(|entry| entry.ino));
@@ -113,7 +114,7 @@ impl Filesystem {
         let second = self.entry(to.parent, to.name)?;
         for (entry, parent) in [(first, to.parent), (second, from.parent)] {
             if entry.kind == FileKind::Directory {
-                self.check_no_loop(entry.ino, parent)?;
+                self.check_no_loop(entry.ino, parent.ino())?;
             }
         }
         let inos = [from.parent.ino(), to.parent.ino(), first.ino, second.ino];
@@ -146,7 +147,7 @@ impl Filesystem {
         })?;
         let removes = u32::from(replaced.is_some_and(|entry| entry.kind == FileKind::Directory));
         self.amend_inode(batch, to.parent.ino(), |record| {
-            record.nlink = (record.nlink + leaves).saturating_sub(removes);
+            record.nlink = record.nlink.saturating_add(leaves).saturating_sub(removes);
             record.mtime = now;
             record.ctime = now;
         })?;
@@ -190,15 +191,28 @@ impl Filesystem {
     }
 
     /// A directory must not be moved below itself.
-    fn check_no_loop(&self, moved: Ino, mut below: NodeId) -> Result<(), Errno> {
+    fn check_no_loop(&self, moved: Ino, below: Ino) -> Result<(), Errno> {
+        let mut climb = Climb::from(below);
         loop {
-            if below.ino() == moved {
+            let at = climb.at();
+            if at == moved {
                 return Err(Errno::EINVAL);
             }
-            if below.ino() == Ino::ROOT {
+            if at == Ino::ROOT {
                 return Ok(());
             }
-            below = NodeId::new(ViewId::LIVE, self.parent_of(below)?);
+            let record = self.meta.inode(at, View::LIVE)?;
+            let is_named = |record: &InodeRecord| {
+                record.kind == FileKind::Directory && (record.nlink > 0 || at == below)
+            };
+            let Some(record) = record.filter(is_named) else {
+                let what = "it holds directories and is no directory that has a name";
+                return Err(self.inconsistent(at, what));
+            };
+            if !climb.up(record.parent) {
+                let what = "the directories above it lead in a circle and not to the root";
+                return Err(self.inconsistent(at, what));
+            }
         }
     }
 
@@ -215,7 +229,7 @@ impl Filesystem {
             gid: caller.gid,
             ..InodeRecord::new(kind, 0, now)
         };
-        let ino = self.meta.allocate_ino();
+        let ino = self.meta.allocate_ino()?;
         self.meta.put_inode(batch, ino, &record)?;
         batch.inodes += 1;
         Ok(DirentRecord { ino, kind })

@@ -108,11 +108,14 @@ impl Filesystem {
             }
             self.names_of(&renewed, &mut names)?;
         }
-        let live = |ino: Ino| NodeId::live(ino);
-        let nodes: Vec<_> = restored.inodes.into_iter().map(live).collect();
+        let nodes: Vec<_> = restored
+            .inodes
+            .into_iter()
+            .filter_map(NodeId::live)
+            .collect();
         let names: Vec<_> = names
             .into_iter()
-            .map(|(at, name)| (live(at), name))
+            .filter_map(|(at, name)| Some((NodeId::live(at)?, name)))
             .collect();
         cache.forget(&nodes, &names);
         Ok(())

@@ -6,11 +6,11 @@
 //! ([`crate::object`], copying). What is replaced becomes an orphan too; it goes when nobody has it
 //! open, with all that is below it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::Filesystem;
 use super::types::{FileKind, NodeId, Timespec};
 use super::views::{ViewError, ViewKind};
+use super::{Filesystem, LINKS_MAX, check_name, live};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
@@ -36,6 +36,8 @@ struct Copying {
     tasks: Vec<Task>,
     /// Copies of files with several names.
     linked: HashMap<Ino, Ino>,
+    /// Directories that were copied: none is in two places.
+    directories: HashSet<Ino>,
 }
 
 impl Filesystem {
@@ -61,7 +63,7 @@ impl Filesystem {
         let holder = self.make_holder()?;
         let placed = self.copy_tree(view, from, holder).and_then(|()| {
             self.contents.sync_all()?;
-            self.put_in_place(holder, NodeId::live(parent), name)
+            self.put_in_place(holder, live(parent)?, name)
         });
         if let Err(error) = self.remove_inode(holder) {
             tracing::warn!(%error, "the rest of a restore goes at the next mount");
@@ -72,7 +74,7 @@ impl Filesystem {
         self.remove_doomed();
         let committed = self.commit_with_room();
         if let Some(cache) = self.cache() {
-            let parent = NodeId::live(parent);
+            let parent = live(parent)?;
             cache.forget(&[parent], &[(parent, name.to_vec())]);
         }
         Ok(committed?)
@@ -95,7 +97,7 @@ impl Filesystem {
         let _permit = self.meta.permit();
         let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
         let root = root.ok_or(MetaError::Corrupt("inode"))?;
-        let ino = self.meta.allocate_ino();
+        let ino = self.meta.allocate_ino()?;
         let mut batch = Batch::new();
         let record = InodeRecord { nlink: 0, ..root };
         self.meta.put_inode(&mut batch, ino, &record)?;
@@ -116,6 +118,7 @@ impl Filesystem {
             now: Timespec::now(),
             tasks: vec![first],
             linked: HashMap::new(),
+            directories: HashSet::new(),
         };
         while let Some(task) = copying.tasks.pop() {
             self.copy_one(&mut copying, &task)?;
@@ -126,11 +129,22 @@ impl Filesystem {
 
     fn copy_one(&self, copying: &mut Copying, task: &Task) -> Result<(), ViewError> {
         let old = self.meta.inode(task.from.ino, copying.view)?;
-        let old = old.ok_or(MetaError::Corrupt("inode"))?;
+        let old = old.filter(|old| old.kind == task.from.kind);
+        let is_new = match &old {
+            Some(old) if old.kind == FileKind::Directory => {
+                copying.directories.insert(task.from.ino)
+            }
+            _ => true,
+        };
+        let Some(old) = old.filter(|_| is_new) else {
+            let what = "names in the snapshot contradict it";
+            self.meta.tell_inconsistent(task.from.ino, what);
+            return Err(MetaError::Corrupt("dirent").into());
+        };
         if let Some(ino) = copying.linked.get(&task.from.ino).copied() {
             return Ok(self.add_link(ino, task)?);
         }
-        let ino = self.meta.allocate_ino();
+        let ino = self.meta.allocate_ino()?;
         self.make_copy(copying, task, ino, &old)?;
         match old.kind {
             FileKind::Directory => self.add_tasks(copying, task.from.ino, ino)?,
@@ -150,11 +164,21 @@ impl Filesystem {
     fn add_link(&self, ino: Ino, task: &Task) -> Result<(), Errno> {
         let _permit = self.meta.permit();
         let mut batch = Batch::new();
-        self.amend_inode(&mut batch, ino, |record| record.nlink += 1)?;
+        self.add_links(&mut batch, ino, 1)?;
         let entry = DirentRecord { ino, ..task.from };
         self.name(&mut batch, task.parent, &task.name, Some(entry))?;
         self.meta.apply(batch)?;
         Ok(())
+    }
+
+    /// Counts more names of an inode.
+    fn add_links(&self, batch: &mut Batch, ino: Ino, more: u32) -> Result<(), Errno> {
+        let mut record = self.meta.inode_after(batch, ino)?.ok_or(Errno::ESTALE)?;
+        if record.nlink.saturating_add(more) > LINKS_MAX {
+            return Err(Errno::EMLINK);
+        }
+        record.nlink += more;
+        Ok(self.meta.put_inode(batch, ino, &record)?)
     }
 
     /// The inode with its name and extended attributes, without contents.
@@ -183,10 +207,10 @@ impl Filesystem {
         let entry = DirentRecord { ino, ..task.from };
         self.name(&mut batch, task.parent, &task.name, Some(entry))?;
         if is_directory {
-            self.amend_inode(&mut batch, task.parent, |record| {
-                // The holder has no name, and is counted as such.
-                record.nlink += u32::from(record.nlink > 0);
-            })?;
+            // The holder has no name, and is counted as such.
+            let parent = self.meta.inode_after(&batch, task.parent)?;
+            let parent = parent.ok_or(Errno::ESTALE)?;
+            self.add_links(&mut batch, task.parent, u32::from(parent.nlink > 0))?;
         }
         batch.inodes += 1;
         self.meta.apply(batch)?;
@@ -209,6 +233,9 @@ impl Filesystem {
                 let corrupt = MetaError::Corrupt("dirent");
                 let parts = keys::dirent_parts(key).zip(DirentRecord::decode(value));
                 let ((_, name), from) = parts.ok_or(corrupt)?;
+                if check_name(name).is_err() {
+                    return Err(MetaError::Corrupt("dirent").into());
+                }
                 copying.tasks.push(Task {
                     from,
                     parent,
@@ -262,18 +289,21 @@ impl Filesystem {
         let _permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let _namespace = self.namespace.lock();
-        let copy = self.meta.dirent(holder, COPY_NAME, View::LIVE)?;
+        let copy = self.entry_if_there(holder, COPY_NAME)?;
         let copy = copy.ok_or(MetaError::Corrupt("dirent"))?;
-        let replaced = self.meta.dirent(parent.ino(), name, View::LIVE)?;
+        let replaced = self.entry_if_there(parent.ino(), name)?;
         let mut inos = vec![holder, parent.ino(), copy.ino];
         inos.extend(replaced.map(|entry| entry.ino));
         let _inodes = self.meta.lock_inodes(&inos);
         // It may have lost its name meanwhile.
         let mut directory = self.directory(parent)?;
         let is_directory = |entry: DirentRecord| u32::from(entry.kind == FileKind::Directory);
-        directory.nlink += is_directory(copy);
         let less = replaced.map_or(0, is_directory);
-        directory.nlink = directory.nlink.saturating_sub(less);
+        let nlink = directory.nlink.saturating_sub(less);
+        if is_directory(copy) > less && nlink >= LINKS_MAX {
+            return Err(Errno::EMLINK.into());
+        }
+        directory.nlink = nlink.saturating_add(is_directory(copy));
         let mut batch = Batch::new();
         self.name(&mut batch, holder, COPY_NAME, None)?;
         self.name(&mut batch, parent.ino(), name, Some(copy))?;
@@ -308,7 +338,12 @@ impl Filesystem {
             let mut entries = Vec::with_capacity(rows.len());
             for (key, value) in &rows {
                 let parts = keys::dirent_parts(key).zip(DirentRecord::decode(value));
-                let ((_, name), entry) = parts.ok_or(Errno::EIO)?;
+                let ((hash, name), entry) = parts.ok_or(Errno::EIO)?;
+                if hash != self.meta.name_hash(name) {
+                    let what = "a name in it is not where looking it up looks";
+                    return Err(self.inconsistent(ino, what));
+                }
+                self.named_inode(ino, entry)?;
                 entries.push((name, entry));
             }
             let inos: Vec<Ino> = entries.iter().map(|(_, entry)| entry.ino).collect();

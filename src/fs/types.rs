@@ -6,6 +6,8 @@ pub use crate::meta::records::{FileKind, Timespec};
 
 /// Unit of room, of data and holes, and the preferred one of I/O, in bytes, as on other filesystems.
 pub const BLOCK_BYTES: u32 = 4096;
+/// Bits of a node's number that are the inode's.
+const INO_BITS: u32 = 48;
 
 /// Number by which the kernel knows a file: the view (16 bits) above the inode (48 bits), so that
 /// past and present are never mixed.
@@ -16,14 +18,30 @@ impl NodeId {
     /// The live root directory; FUSE fixes it at 1.
     pub const ROOT: Self = Self(1);
 
-    /// Joins a view and an inode.
-    pub const fn new(view: ViewId, ino: Ino) -> Self {
-        Self(((view.0 as u64) << 48) | (ino.0 & ((1 << 48) - 1)))
+    /// Joins a view and an inode. `None` for a number that no file has: cut to 48 bits it would be
+    /// another file's.
+    pub const fn new(view: ViewId, ino: Ino) -> Option<Self> {
+        if ino.is_valid() {
+            Some(Self(((view.0 as u64) << INO_BITS) | ino.0))
+        } else {
+            None
+        }
     }
 
-    /// An inode of the live view.
-    pub const fn live(ino: Ino) -> Self {
+    /// An inode of the live view; `None` as for [`Self::new`].
+    pub const fn live(ino: Ino) -> Option<Self> {
         Self::new(ViewId::LIVE, ino)
+    }
+
+    /// The root directory as a view shows it.
+    pub const fn root_of(view: ViewId) -> Self {
+        Self(((view.0 as u64) << INO_BITS) | Ino::ROOT.0)
+    }
+
+    /// A directory of the live view that has no record, by its number from [`Ino::END`] on.
+    pub(super) const fn without_record<const NUMBER: u64>() -> Self {
+        const { assert!(Ino::END.0 + NUMBER < 1 << INO_BITS) }
+        Self(Ino::END.0 + NUMBER)
     }
 
     /// True for what is there now, and not as a kept view shows it.
@@ -44,12 +62,12 @@ impl NodeId {
 
     /// The view.
     pub const fn view(self) -> ViewId {
-        ViewId((self.0 >> 48) as u16)
+        ViewId((self.0 >> INO_BITS) as u16)
     }
 
     /// The inode within the view.
     pub const fn ino(self) -> Ino {
-        Ino(self.0 & ((1 << 48) - 1))
+        Ino(self.0 & ((1 << INO_BITS) - 1))
     }
 }
 

@@ -18,7 +18,7 @@ use super::types::NodeId;
 use super::views_directory::now;
 use super::{Filesystem, FsError};
 use crate::errno::Errno;
-use crate::ids::{Generation, Ino, ViewId};
+use crate::ids::{Generation, ViewId};
 use crate::image::ImageError;
 use crate::meta::records::{ViewRecord, ViewState};
 use crate::meta::{MetaError, Pause};
@@ -221,7 +221,7 @@ impl Filesystem {
     pub(super) fn hold_view(&self, kind: ViewKind, name: &str) -> Result<HeldView<'_>, ViewError> {
         let _turn = self.viewing.lock();
         let (id, record) = self.found_view(kind, name)?;
-        let node = NodeId::new(id, Ino::ROOT);
+        let node = NodeId::root_of(id);
         self.references.opened(node, false);
         Ok(HeldView {
             filesystem: self,

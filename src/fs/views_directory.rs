@@ -32,11 +32,10 @@ impl ViewsDirectory {
     }
 
     pub(super) const fn node(self) -> NodeId {
-        let below_top = match self.0 {
-            ViewKind::Snapshot => 2,
-            ViewKind::Image => 3,
-        };
-        NodeId::live(Ino((1 << 48) - below_top))
+        match self.0 {
+            ViewKind::Snapshot => NodeId::without_record::<14>(),
+            ViewKind::Image => NodeId::without_record::<13>(),
+        }
     }
 
     /// The directory of that node.
@@ -93,7 +92,7 @@ impl Filesystem {
                 let found = std::str::from_utf8(name).ok();
                 let found = found.and_then(|name| self.meta.find_view(directory.0, name));
                 let (id, _) = found.ok_or(Errno::ENOENT)?;
-                Ok(Some(NodeId::new(id, Ino::ROOT)))
+                Ok(Some(NodeId::root_of(id)))
             }
         }
     }
@@ -132,7 +131,7 @@ impl Filesystem {
                 continue;
             }
             let entry = DirEntry {
-                node: NodeId::new(id, Ino::ROOT),
+                node: NodeId::root_of(id),
                 kind: FileKind::Directory,
                 next_offset: position + 1,
                 name: record.name.as_bytes(),
@@ -157,7 +156,7 @@ impl Filesystem {
         let name = text(name)?;
         let made = self.create_view(directory.0, name, None, "");
         let made = made.map_err(|error| error.errno())?;
-        self.getattr(NodeId::new(ViewId(made.id), Ino::ROOT))
+        self.getattr(NodeId::root_of(ViewId(made.id)))
     }
 
     /// `rmdir` in such a directory.

@@ -172,7 +172,10 @@ impl ImageError {
                 matches!(error.as_ref(), redb::Error::Io(error) if numbered(error))
             }
             MetaError::ReadOnly | MetaError::Latched(_) => true,
-            MetaError::Sealed(_) | MetaError::Panic(_) | MetaError::Corrupt(_) => false,
+            MetaError::Sealed(_)
+            | MetaError::Panic(_)
+            | MetaError::Corrupt(_)
+            | MetaError::UsedUp(_) => false,
         };
         if machine {
             Self::Meta(error)

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::keys::{self, Table};
 use super::overlay::Overlay;
-use super::records::{DirentRecord, ExtentRecord, InodeRecord, ObjectName, encode_xattr};
+use super::records::{
+    DirentRecord, ExtentRecord, INODES_MAX, InodeRecord, ObjectName, PAGES_MAX, encode_xattr,
+};
 use super::{Batch, HEADROOM_BYTES, Meta, MetaError, State, View};
 use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Ino};
@@ -110,13 +112,11 @@ impl Meta {
     }
 
     /// Queues an object's name to be unlinked once the batch is durable.
-    pub fn put_garbage(&self, batch: &mut Batch, name: ObjectName) {
+    pub fn put_garbage(&self, batch: &mut Batch, name: ObjectName) -> Result<(), MetaError> {
+        let number = self.allocate_garbage()?;
         batch.frees = true;
-        batch.change(
-            Table::Garbage,
-            keys::number(self.allocate_garbage()),
-            Some(name.encode()),
-        );
+        batch.change(Table::Garbage, keys::number(number), Some(name.encode()));
+        Ok(())
     }
 
     /// Takes a row off the queue.
@@ -142,11 +142,13 @@ impl Meta {
         if state.held_at.is_some() {
             return Err(MetaError::ReadOnly);
         }
-        state.counters.used_pages = state
-            .counters
-            .used_pages
-            .saturating_add_signed(batch.used_pages);
-        state.counters.inodes = state.counters.inodes.saturating_add_signed(batch.inodes);
+        let counters = &mut state.counters;
+        let used_pages = raised(counters.used_pages, batch.used_pages, PAGES_MAX);
+        let inodes = raised(counters.inodes, batch.inodes, INODES_MAX);
+        (counters.used_pages, counters.inodes) = (
+            used_pages.ok_or(MetaError::UsedUp("pages"))?,
+            inodes.ok_or(MetaError::UsedUp("inodes"))?,
+        );
         state.pending_removes |= batch.frees || batch.used_pages < 0 || batch.inodes < 0;
         state.pending.apply(batch);
         and(state);
@@ -324,4 +326,10 @@ impl Meta {
             .get_or_insert_with(|| "unmounted".to_owned());
         result
     }
+}
+
+/// A count with so many more, or fewer; `None` where it would be more than can be recorded.
+fn raised(count: u64, more: i64, most: u64) -> Option<u64> {
+    let raised = count.saturating_add_signed(more);
+    (raised <= most || more <= 0).then_some(raised)
 }

@@ -144,9 +144,10 @@ pub fn view(id: ViewId) -> Vec<u8> {
     id.0.to_be_bytes().to_vec()
 }
 
-/// The view of such a key.
+/// The view of such a key; the live one has none.
 pub fn view_of(key: &[u8]) -> Option<ViewId> {
-    Some(ViewId(u16::from_be_bytes(key.try_into().ok()?)))
+    let id = ViewId(u16::from_be_bytes(key.try_into().ok()?));
+    (id != ViewId::LIVE).then_some(id)
 }
 
 /// Key that says that a record was first written in a generation.
@@ -185,7 +186,7 @@ pub fn number_of(key: &[u8]) -> Option<u64> {
 
 /// Everything of inode `ino` in a versioned table lies below this key.
 pub fn after_ino(ino: Ino) -> Vec<u8> {
-    (ino.0 + 1).to_be_bytes().to_vec()
+    ino.0.saturating_add(1).to_be_bytes().to_vec()
 }
 
 /// The physical key: logical key and generation.

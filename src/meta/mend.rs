@@ -2,6 +2,7 @@
 //! used where nobody else changes anything.
 
 use super::keys::{self, Table};
+use super::records::COUNT_MAX;
 use super::{Batch, Meta};
 use crate::ids::{Generation, Ino};
 
@@ -43,11 +44,13 @@ impl Meta {
         let counters = &mut state.counters;
         counters.used_pages = to.used_pages.unwrap_or(counters.used_pages);
         counters.inodes = to.inodes.unwrap_or(counters.inodes);
-        let next = to.next_ino.unwrap_or_default();
+        // Beyond these the counters could not be read any more.
+        let next = to.next_ino.unwrap_or_default().min(Ino::END);
         counters.next_ino = counters.next_ino.max(next);
-        let generation = to.generation.unwrap_or_default();
+        let generation = to.generation.unwrap_or_default().min(Generation::MAX);
         counters.generation = counters.generation.max(generation);
-        counters.next_garbage = counters.next_garbage.max(to.next_garbage.unwrap_or(0));
+        let next = to.next_garbage.unwrap_or(0).min(COUNT_MAX);
+        counters.next_garbage = counters.next_garbage.max(next);
         state.first_fresh = counters.next_ino;
         state.applied += 1;
     }

@@ -11,6 +11,7 @@
 //! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
 
 pub mod checkpoint;
+pub mod climb;
 pub mod commit;
 pub mod copy;
 pub mod database;
@@ -42,7 +43,7 @@ use keys::{Row, Table};
 pub use overlay::Batch;
 use overlay::{Overlay, TableOverlay};
 pub use permit::{Pause, Permit};
-use records::{Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
+use records::{COUNT_MAX, Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
 pub use versions::ChangedKey;
 
 /// What can go wrong with the metadata.
@@ -60,6 +61,9 @@ pub enum MetaError {
     /// redb panicked, which it does on contents it cannot make sense of.
     #[error("the metadata database stopped: {0}")]
     Panic(String),
+    /// All numbers of a kind have been drawn, or a count cannot become larger.
+    #[error("the volume has no more {0} to give")]
+    UsedUp(&'static str),
     /// A record that this program did not write.
     #[error("a metadata record in {0} is not what this version writes")]
     Corrupt(&'static str),
@@ -100,6 +104,7 @@ impl MetaError {
                 redb::Error::Io(error) => Errno::from_backing(error),
                 _ => Errno::EIO,
             },
+            Self::UsedUp(_) => Errno::ENOSPC,
             Self::Panic(_) | Self::Corrupt(_) => Errno::EIO,
         }
     }
@@ -150,7 +155,7 @@ pub struct Meta {
     inode_locks: queries::InodeLocks,
     permits: permit::PermitLock,
     views: RwLock<views::Views>,
-    /// Inodes that the log knows to be missing.
+    /// Inodes of which the log knows that their records contradict others.
     told: Told<Ino>,
 }
 
@@ -255,13 +260,10 @@ impl Meta {
         read
     }
 
-    /// Says in the log, once, that a name leads to an inode that is not there.
-    pub fn tell_missing(&self, ino: Ino) {
+    /// Says in the log, once for each inode, that its records contradict others.
+    pub fn tell_inconsistent(&self, ino: Ino, what: &str) {
         if self.told.is_news(ino) {
-            tracing::error!(
-                ino = ino.0,
-                "the metadata are damaged: a name leads to an inode that is not there"
-            );
+            tracing::error!(ino = ino.0, what, "the metadata is damaged");
         }
     }
 
@@ -286,25 +288,42 @@ impl Meta {
     }
 
     /// The number of the next inode.
-    pub fn allocate_ino(&self) -> Ino {
+    ///
+    /// # Errors
+    /// All have been drawn.
+    pub fn allocate_ino(&self) -> Result<Ino, MetaError> {
         let counters = &mut self.state.write().counters;
-        let ino = counters.next_ino;
-        counters.next_ino.0 += 1;
-        ino
+        let ino = Ino::checked(counters.next_ino.0).ok_or(MetaError::UsedUp("inode numbers"))?;
+        counters.next_ino = Ino(ino.0 + 1);
+        Ok(ino)
     }
 
     /// Begins a new folder of objects and returns its number.
-    pub fn allocate_folder(&self, at_least: FolderNumber) -> FolderNumber {
+    ///
+    /// # Errors
+    /// All have been drawn.
+    pub fn allocate_folder(&self, at_least: FolderNumber) -> Result<FolderNumber, MetaError> {
         let counters = &mut self.state.write().counters;
-        counters.folder = FolderNumber((counters.folder.0 + 1).max(at_least.0));
-        counters.folder
+        let folder = FolderNumber(counters.folder.0.saturating_add(1)).max(at_least);
+        if folder >= FolderNumber::END {
+            return Err(MetaError::UsedUp("folder numbers"));
+        }
+        counters.folder = folder;
+        Ok(folder)
     }
 
     /// The number of the next row of `garbage`.
-    pub fn allocate_garbage(&self) -> u64 {
+    ///
+    /// # Errors
+    /// All have been drawn.
+    pub fn allocate_garbage(&self) -> Result<u64, MetaError> {
         let counters = &mut self.state.write().counters;
-        counters.next_garbage += 1;
-        counters.next_garbage - 1
+        let number = counters.next_garbage;
+        if number >= COUNT_MAX {
+            return Err(MetaError::UsedUp("numbers for garbage"));
+        }
+        counters.next_garbage = number + 1;
+        Ok(number)
     }
 
     // ---- reading -------------------------------------------------------------------------
@@ -375,11 +394,16 @@ impl Meta {
         limit: usize,
     ) -> Result<Vec<Row>, MetaError> {
         let mut found: Vec<Row> = Vec::new();
+        let mut live = self.generation();
         self.visit_physical(table, low, high, &mut |key, value| {
             let Some((logical, generation)) = keys::split_version(key) else {
                 return true;
             };
-            if generation > view.0 {
+            // A snapshot may have raised it since; nothing is newer than the live generation.
+            if generation > live {
+                live = self.generation();
+            }
+            if generation > view.0.min(live) {
                 return true;
             }
             match found.last_mut() {
@@ -626,7 +650,7 @@ pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u64 {
 
 /// Counters that lag behind what they count are of another time than the other records. With them, a
 /// write would look for an extent that no view sees, and never find one; or a new file would get the
-/// number of another.
+/// number of another, or names, attributes and contents that wait under its number.
 fn check_counters(
     counters: &Counters,
     committed: &Committed,
@@ -637,9 +661,13 @@ fn check_counters(
         Ok(last.and_then(|(key, _)| key.first_chunk().map(|number| u64::from_be_bytes(*number))))
     };
     let newest_shared = views.newest().max(counters.frozen);
-    let in_order = newest_shared < counters.generation
-        && last_number(Table::Inode)? < Some(counters.next_ino.0)
+    let restoring = counters.restoring;
+    let mut in_order = newest_shared < counters.generation
+        && (restoring == Generation(0) || views.is_kept(restoring))
         && last_number(Table::Garbage)? < Some(counters.next_garbage);
+    for table in [Table::Inode, Table::Dirent, Table::Xattr, Table::Extent] {
+        in_order &= last_number(table)? < Some(counters.next_ino.0);
+    }
     in_order.then_some(()).ok_or(MetaError::Corrupt("counters"))
 }
 

@@ -36,15 +36,16 @@ const FLAG_SHARED: u8 = 1;
 const FLAG_RESERVED: u8 = 2;
 /// A record never lists more parts than this; longer lists are flattened.
 pub const PARTS_MAX: usize = 8;
-// What is counted stays far below these, and what is computed from it cannot overflow then.
-/// Inodes have their number's lower 48 bits in the kernel; folders are no more.
-const NUMBER_MAX: u64 = 1 << 48;
+// What is counted stays within these bounds, and what is computed from it cannot overflow. Decoders
+// refuse what lies beyond, and whoever draws or raises a number refuses to go beyond.
 /// Bytes of a file, its last chunk's number being 32 bits long.
-const SIZE_MAX: u64 = 1 << 54;
+pub(crate) const SIZE_MAX: u64 = (1 << 54) - 1;
 /// Pages of a file, and of all.
-const PAGES_MAX: u64 = 1 << 48;
-/// Generations and the like.
-const COUNT_MAX: u64 = 1 << 62;
+pub const PAGES_MAX: u64 = 1 << 48;
+/// Inodes, each of which has a number.
+pub(super) const INODES_MAX: u64 = Ino::END.0;
+/// Numbers of rows of `garbage`.
+pub(crate) const COUNT_MAX: u64 = 1 << 62;
 
 /// A point in time: seconds since 1970-01-01 UTC (negative before) and 0..1 000 000 000
 /// nanoseconds that always count forward.
@@ -299,6 +300,21 @@ impl<'a> Reader<'a> {
         self.u64().filter(|number| *number <= most)
     }
 
+    /// A number that a file may have.
+    fn ino(&mut self) -> Option<Ino> {
+        self.u64().and_then(Ino::checked)
+    }
+
+    fn folder(&mut self) -> Option<FolderNumber> {
+        self.u64()
+            .map(FolderNumber)
+            .filter(|folder| *folder < FolderNumber::END)
+    }
+
+    fn generation(&mut self) -> Option<Generation> {
+        self.up_to(Generation::MAX.0).map(Generation)
+    }
+
     fn time(&mut self) -> Option<Timespec> {
         let secs = i64::from_le_bytes(self.array()?);
         let nanos = self.u32()?;
@@ -403,7 +419,7 @@ impl InodeRecord {
             mtime: input.time()?,
             ctime: input.time()?,
             crtime: input.time()?,
-            parent: Ino(input.up_to(NUMBER_MAX)?),
+            parent: Ino(input.up_to(Ino::END.0 - 1)?),
             target: input.rest().to_vec(),
         };
         (record.perm <= 0o7777 && (record.kind == FileKind::Symlink || record.target.is_empty()))
@@ -424,7 +440,7 @@ impl DirentRecord {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
         let record = Self {
-            ino: Ino(input.up_to(NUMBER_MAX)?),
+            ino: input.ino()?,
             kind: kind_of(input.u8()?)?,
         };
         input.end()?;
@@ -494,7 +510,7 @@ impl ExtentRecord {
         }
         let mut parts = Vec::with_capacity(count);
         for _ in 0..count {
-            let folder = FolderNumber(input.u64()?);
+            let folder = input.folder()?;
             let name = ObjectName {
                 folder,
                 object: ObjectId(input.array()?),
@@ -562,7 +578,7 @@ impl ObjectName {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
         let name = Self {
-            folder: FolderNumber(input.u64()?),
+            folder: input.folder()?,
             object: ObjectId(input.array()?),
         };
         input.end()?;
@@ -607,10 +623,10 @@ impl ViewRecord {
                 2 => ViewState::Leaving,
                 _ => return None,
             },
-            generation: Generation(input.up_to(COUNT_MAX)?),
+            generation: input.generation()?,
             created: input.time()?,
             pages: input.up_to(PAGES_MAX)?,
-            inodes: input.up_to(COUNT_MAX)?,
+            inodes: input.up_to(INODES_MAX)?,
             name: input.text()?,
             from: input.text()?,
             description: String::from_utf8(input.rest().to_vec()).ok()?,
@@ -646,16 +662,17 @@ impl Counters {
                 1 => true,
                 _ => return None,
             },
-            generation: Generation(input.up_to(COUNT_MAX)?),
-            frozen: Generation(input.up_to(COUNT_MAX)?),
-            next_ino: Ino(input.up_to(NUMBER_MAX)?),
-            folder: FolderNumber(input.up_to(NUMBER_MAX)?),
+            generation: input.generation()?,
+            frozen: input.generation()?,
+            // The first number that no file has says that all are used up.
+            next_ino: Ino(input.up_to(Ino::END.0)?),
+            folder: input.folder()?,
             next_garbage: input.up_to(COUNT_MAX)?,
             used_pages: input.up_to(PAGES_MAX)?,
-            inodes: input.up_to(COUNT_MAX)?,
+            inodes: input.up_to(INODES_MAX)?,
             limit_bytes: input.u64()?,
             hash_key: input.array()?,
-            restoring: Generation(input.up_to(COUNT_MAX)?),
+            restoring: input.generation()?,
             newest_view: ViewId(input.u16()?),
         };
         input.end()?;

@@ -119,7 +119,7 @@ impl Meta {
                 batch.change(table, keys::versioned(logical, *at), None);
             }
         }
-        self.let_go(batch, logical, &gone, &keep);
+        self.let_go(batch, logical, &gone, &keep)?;
         Ok(left)
     }
 
@@ -219,13 +219,14 @@ impl Meta {
         logical: &[u8],
         gone: &BTreeSet<ObjectName>,
         keep: &BTreeSet<ObjectName>,
-    ) {
+    ) -> Result<(), MetaError> {
         for name in gone.difference(keep) {
-            self.put_garbage(batch, *name);
+            self.put_garbage(batch, *name)?;
         }
         if !gone.is_disjoint(keep) {
             Self::put_trim(batch, logical);
         }
+        Ok(())
     }
 
     /// Some keys that were first written in generations after `after` and up to `through`, and where

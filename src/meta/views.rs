@@ -51,6 +51,11 @@ impl Views {
         from < below && self.kept.range(from..below).next().is_some()
     }
 
+    /// True when a kept view has that generation.
+    pub(super) fn is_kept(&self, generation: Generation) -> bool {
+        self.kept.contains(&generation)
+    }
+
     pub(super) fn newest(&self) -> Generation {
         self.kept.last().copied().unwrap_or_default()
     }
@@ -66,8 +71,12 @@ impl Views {
 
     fn next_id(&self, after: ViewId) -> Option<ViewId> {
         let free = |id: &u16| *id != ViewId::LIVE.0 && !self.rows.contains_key(&ViewId(*id));
-        (after.0.saturating_add(1)..=u16::MAX)
-            .chain(1..=after.0)
+        let later = after.0.checked_add(1).map(|next| next..=u16::MAX);
+        let again = 1..=after.0;
+        later
+            .into_iter()
+            .flatten()
+            .chain(again)
             .find(free)
             .map(ViewId)
     }
@@ -154,7 +163,7 @@ impl Meta {
     /// view is durable after the next commit.
     ///
     /// # Errors
-    /// `None`: there are too many.
+    /// `None`: there are too many, or were.
     pub fn take_view(
         &self,
         _pause: &Pause<'_>,
@@ -162,6 +171,9 @@ impl Meta {
     ) -> Result<Option<(ViewId, ViewRecord)>, MetaError> {
         let mut views = self.views.write();
         let counters = self.counters();
+        if counters.generation >= Generation::MAX {
+            return Ok(None);
+        }
         record.generation = counters.generation;
         record.pages = counters.used_pages;
         record.inodes = counters.inodes;

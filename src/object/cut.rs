@@ -415,7 +415,7 @@ impl Contents {
             names.retain(|name| !kept.contains(name));
         }
         for name in names {
-            self.meta.put_garbage(batch, name);
+            self.meta.put_garbage(batch, name)?;
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ use crate::ids::{ChunkIndex, Epoch, Ino, PageIndex};
 use crate::layers::KeyRing;
 use crate::meta::commit::BatchNumber;
 use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, pages_of_capacity, pages_touching};
-use crate::meta::records::{ExtentRecord, ObjectName, PartId, Timespec};
+use crate::meta::records::{ExtentRecord, ObjectName, PAGES_MAX, PartId, Timespec};
 use crate::meta::{Meta, MetaError, View};
 use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, SealedError, Told};
@@ -54,6 +54,7 @@ pub const INLINE_BYTES: u64 = 2048;
 const CHUNKS_KEPT: usize = 1024;
 /// The largest file: chunks are numbered with 32 bits, offsets are signed 64-bit numbers.
 pub const FILE_BYTES_MAX: u64 = ((u32::MAX as u64) + 1) * CHUNK_BYTES - 1;
+const _: () = assert!(FILE_BYTES_MAX == crate::meta::records::SIZE_MAX);
 
 /// What can go wrong with contents.
 #[derive(Debug, thiserror::Error)]
@@ -321,7 +322,9 @@ impl Contents {
     }
 
     fn account(&self, state: &mut FileState, change: i64) {
-        state.pages = state.pages.saturating_add_signed(change);
+        let pages = state.pages.saturating_add_signed(change);
+        // Beyond that the inode's record could not be read any more.
+        state.pages = pages.min(PAGES_MAX);
         self.used_pages.fetch_add(change, Ordering::Relaxed);
     }
 

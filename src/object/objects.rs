@@ -27,9 +27,6 @@ use crate::planted::{Bug, planted};
 use crate::sealed::ContentsFile;
 use crate::store::{EntryKind, OpenMode, Store, StorePath};
 
-/// More folders than a volume can ever have.
-const FOLDERS_MAX: u64 = 1 << 48;
-
 /// Folder of the newest objects.
 #[derive(Debug, Default)]
 struct Folder {
@@ -294,7 +291,7 @@ impl Objects {
             .iter()
             .filter(|(_, kind)| *kind == EntryKind::Directory)
             .filter_map(|(name, _)| number(name).filter(|folder| folder_name(*folder) == *name))
-            .filter(|folder| folder.0 < FOLDERS_MAX)
+            .filter(|folder| *folder < FolderNumber::END)
             .collect())
     }
 
@@ -315,7 +312,7 @@ impl Objects {
     fn next_place(&self, meta: &Meta) -> Result<FolderNumber, ObjectError> {
         let mut folder = self.folder.lock();
         if folder.used == 0 || folder.used >= Self::FOLDER_OBJECTS {
-            let number = meta.allocate_folder(FolderNumber(folder.number.0 + 1));
+            let number = meta.allocate_folder(FolderNumber(folder.number.0 + 1))?;
             match self.store.create_dir(&folder_path(number)) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 other => other?,

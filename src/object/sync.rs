@@ -11,7 +11,7 @@ use super::file::{Chunk, Extent, File, FileState};
 use super::{Contents, ObjectError, bytes_here};
 use crate::ids::ChunkIndex;
 use crate::meta::page_set::PageSet;
-use crate::meta::records::PartId;
+use crate::meta::records::{PAGES_MAX, PartId};
 use crate::meta::{Batch, Pause, View};
 use crate::planted::{Bug, planted};
 
@@ -150,7 +150,9 @@ impl Contents {
                 .map_or(0, crate::meta::records::ExtentRecord::pages);
             let more = pages.cast_signed() - chunk.published_pages.cast_signed();
             batch.used_pages += more;
-            inode.pages = inode.pages.saturating_add_signed(more);
+            let counted = inode.pages.saturating_add_signed(more);
+            // Beyond that the record could not be read any more.
+            inode.pages = counted.min(PAGES_MAX);
             chunk.published_pages = pages;
             chunk.generation = generation;
             // What the size hides for now is published when the size is.

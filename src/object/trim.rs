@@ -139,7 +139,7 @@ impl Contents {
             self.meta.reword_extent(batch, ino, chunk, *at, &short);
         }
         for name in gone.difference(&named) {
-            self.meta.put_garbage(batch, *name);
+            self.meta.put_garbage(batch, *name)?;
         }
         Ok(true)
     }

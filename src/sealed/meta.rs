@@ -315,9 +315,11 @@ impl MetaFile {
         self.file.sync()?;
         let mut state = self.state.lock();
         if state.page_0_written {
+            let next = state.sequence.0.checked_add(1);
+            let next = next.ok_or_else(|| io::Error::other("its commit numbers are used up"))?;
             state.page_0_written = false;
             state.current = state.current.other();
-            state.sequence.0 += 1;
+            state.sequence = Sequence(next);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Generation, Ino};
+use crate::meta::climb::Climb;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec};
 use crate::meta::{Meta, MetaError, View};
@@ -257,13 +258,11 @@ impl Names {
     /// open.
     fn path(&self, place: &Name) -> Option<Vec<u8>> {
         let mut parts = vec![place.1.as_slice()];
-        let mut at = place.0;
-        while at != Ino::ROOT {
-            let (parent, name) = self.directories.get(&at)?;
+        let mut climb = Climb::from(place.0);
+        while climb.at() != Ino::ROOT {
+            let (parent, name) = self.directories.get(&climb.at())?;
             parts.push(name);
-            at = *parent;
-            // Deeper than there are directories is in a circle, which no filesystem has.
-            if parts.len() > self.directories.len() + 1 {
+            if !climb.up(*parent) {
                 return None;
             }
         }

@@ -162,7 +162,7 @@ fn restore_extent(
     let stays = then.as_ref().map(ExtentRecord::names).unwrap_or_default();
     for name in now.as_ref().map(ExtentRecord::names).unwrap_or_default() {
         if !kept.contains(&name) && !stays.contains(&name) {
-            meta.put_garbage(batch, name);
+            meta.put_garbage(batch, name)?;
         }
     }
     meta.put_extent(batch, ino, chunk, then.as_ref())

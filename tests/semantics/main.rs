@@ -5,6 +5,7 @@
 mod support;
 
 mod attributes;
+mod bounds;
 mod contents;
 mod directories;
 mod extremes;

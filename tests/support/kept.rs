@@ -41,7 +41,7 @@ impl Kept {
     }
 
     pub fn node(&self, number: Number) -> NodeId {
-        NodeId::new(ViewId(self.id), Ino(number))
+        NodeId::new(ViewId(self.id), Ino(number)).expect("a file's number")
     }
 
     /// Compares what `stat` shows of everything in it.
@@ -200,7 +200,7 @@ impl World {
             seen.attrs.clear();
         }
         for (number, then) in &mut seen.attrs {
-            let node = NodeId::new(ViewId(id), Ino(*number));
+            let node = NodeId::new(ViewId(id), Ino(*number)).expect("a file's number");
             if let Ok(attr) = self.mount().fs.getattr(node) {
                 assert_eq!((attr.atime, attr.ctime), (then.atime, then.ctime));
                 *then = attr;

@@ -58,22 +58,68 @@ fn refuses_numbers_that_would_overflow() {
         mtime: Timespec::default(),
         ctime: Timespec::default(),
         crtime: Timespec::default(),
-        parent: Ino(NUMBER_MAX),
+        parent: Ino(Ino::END.0 - 1),
         target: Vec::new(),
     };
     let bytes = inode.encode();
     assert_eq!(InodeRecord::decode(&bytes), Some(inode));
-    // size, pages, parent: the lowest bit of what is as large as may be.
+    // size, pages, parent: one more than what is as large as may be.
     for at in [20, 28, 84] {
         let mut larger = bytes.clone();
-        larger[at] += 1;
+        let (number, _) = larger[at..].split_first_chunk_mut::<8>().unwrap();
+        *number = (u64::from_le_bytes(*number) + 1).to_le_bytes();
         assert_eq!(InodeRecord::decode(&larger), None, "{at}");
     }
-    let entry = DirentRecord {
-        ino: Ino(NUMBER_MAX + 1),
-        kind: FileKind::Regular,
+    for (ino, is_one) in [
+        (0, false),
+        (1, true),
+        (Ino::END.0 - 1, true),
+        (Ino::END.0, false),
+    ] {
+        let entry = DirentRecord {
+            ino: Ino(ino),
+            kind: FileKind::Regular,
+        };
+        let decoded = DirentRecord::decode(&entry.encode());
+        assert_eq!(decoded, is_one.then_some(entry), "{ino}");
+    }
+    for (folder, is_one) in [
+        (FolderNumber::END.0 - 1, true),
+        (FolderNumber::END.0, false),
+    ] {
+        let name = ObjectName {
+            folder: FolderNumber(folder),
+            object: ObjectId([1; 16]),
+        };
+        assert_eq!(ObjectName::decode(&name.encode()), is_one.then_some(name));
+    }
+}
+
+#[test]
+fn counters_are_refused_beyond_their_bounds() {
+    let largest = Counters {
+        clean: true,
+        generation: Generation::MAX,
+        frozen: Generation::MAX,
+        next_ino: Ino::END,
+        folder: FolderNumber(FolderNumber::END.0 - 1),
+        next_garbage: COUNT_MAX,
+        used_pages: PAGES_MAX,
+        inodes: INODES_MAX,
+        limit_bytes: u64::MAX,
+        hash_key: [0; 16],
+        restoring: Generation::MAX,
+        newest_view: ViewId(u16::MAX),
     };
-    assert_eq!(DirentRecord::decode(&entry.encode()), None);
+    let bytes = largest.encode();
+    assert_eq!(Counters::decode(&bytes), Some(largest));
+    // generation, frozen, next inode, folder, garbage, pages, inodes, restoring: one more of each.
+    for at in [2, 10, 18, 26, 34, 42, 50, 82] {
+        let mut larger = bytes.clone();
+        let (number, _) = larger[at..].split_first_chunk_mut::<8>().unwrap();
+        *number = (u64::from_le_bytes(*number) + 1).to_le_bytes();
+        assert_eq!(Counters::decode(&larger), None, "{at}");
+    }
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! Following records that each name the next one, such as directories upwards to the root, where
+//! nothing keeps damaged or hostile records from leading in a circle.
+//!
+//! Brent's algorithm (R. P. Brent, "An improved Monte Carlo factorization algorithm", 1980): one
+//! place is remembered, anew after each doubling of the number of steps. A circle is noticed after at
+//! most three times as many steps as there are records on the way, in constant memory.
+
+use crate::ids::Ino;
+
+/// A way upwards.
+#[derive(Clone, Copy, Debug)]
+pub struct Climb {
+    at: Ino,
+    remembered: Ino,
+    /// Steps since then.
+    steps: u64,
+    /// Steps after which the place is remembered.
+    turn: u64,
+}
+
+impl Climb {
+    /// Begins at an inode.
+    pub const fn from(at: Ino) -> Self {
+        Self {
+            at,
+            remembered: at,
+            steps: 0,
+            turn: 1,
+        }
+    }
+
+    /// Where it is.
+    pub const fn at(&self) -> Ino {
+        self.at
+    }
+
+    /// Goes on to the inode that the record there names. False when the way leads in a circle.
+    #[must_use]
+    pub fn up(&mut self, to: Ino) -> bool {
+        self.at = to;
+        if to == self.remembered {
+            return false;
+        }
+        self.steps += 1;
+        if self.steps == self.turn {
+            self.remembered = to;
+            self.turn = self.turn.saturating_mul(2);
+            self.steps = 0;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps until a circle is noticed that is entered after so many others.
+    fn noticed(before: u64, circle: u64) -> u64 {
+        let next = |at: u64| {
+            if at + 1 < before + circle {
+                at + 1
+            } else {
+                before
+            }
+        };
+        let mut climb = Climb::from(Ino(0));
+        for step in 1.. {
+            if !climb.up(Ino(next(climb.at().0))) {
+                return step;
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn every_circle_is_noticed_soon() {
+        for before in 0..70 {
+            for circle in 1..70 {
+                let steps = noticed(before, circle);
+                assert!(steps <= 3 * (before + circle), "{before} {circle}: {steps}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_way_that_ends_is_followed_to_its_end() {
+        let mut climb = Climb::from(Ino(100_000));
+        for ino in (1..100_000).rev() {
+            assert!(climb.up(Ino(ino)));
+        }
+        assert_eq!(climb.at(), Ino::ROOT);
+    }
+}

@@ -1,0 +1,284 @@
+//! Numbers at their bounds: whoever draws the last one has it, and the next one gets an error number,
+//! not a number that is somebody else's.
+
+use std::sync::Arc;
+
+use bilayer::errno::Errno;
+use bilayer::fs::types::{FileKind, NodeId, RenameFlags};
+use bilayer::fs::views::ViewKind;
+use bilayer::ids::{FolderNumber, Generation, Ino, ViewId};
+use bilayer::meta::commit::BatchNumber;
+use bilayer::meta::database::Tables;
+use bilayer::meta::keys::Table;
+use bilayer::meta::overlay::Overlay;
+use bilayer::meta::records::{Counters, DirentRecord, InodeRecord, PAGES_MAX};
+use bilayer::meta::{Batch, Meta, View};
+use bilayer::sealed::MetaFile;
+use bilayer::store::faulty::FaultyStore;
+use bilayer::store::{OpenMode, Store, StorePath};
+use bilayer::volume::META_NAME;
+
+use crate::support::{ADMIN, Mount, ROOT, open_volume, pattern, quiet};
+
+/// A volume that is not in use.
+struct Closed {
+    store: FaultyStore,
+    keystore: Arc<tempfile::TempDir>,
+}
+
+impl Closed {
+    fn of(mount: Mount) -> Self {
+        // Where writing ended before, that is what it says.
+        let _ = mount.fs.close();
+        let Mount {
+            store, keystore, ..
+        } = mount;
+        Self { store, keystore }
+    }
+
+    fn file(&self) -> MetaFile {
+        let volume = open_volume(&self.store, self.keystore.path(), false);
+        let path = StorePath::new(META_NAME);
+        let file = self.store.open(&path, OpenMode::ReadWrite).unwrap();
+        MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto()).unwrap()
+    }
+
+    fn open(self) -> Mount {
+        Mount::open(self.store, self.keystore, quiet()).unwrap()
+    }
+
+    /// Changes what it counts.
+    fn counting(self, change: impl FnOnce(&mut Counters)) -> Self {
+        let tables = Tables::open(Arc::new(self.file()), 1 << 20).unwrap();
+        let bytes = tables.committed().unwrap().get(Table::Counters, &[]);
+        let mut counters = Counters::decode(&bytes.unwrap().unwrap()).unwrap();
+        change(&mut counters);
+        tables
+            .commit(&Overlay::default(), &counters.encode())
+            .unwrap();
+        tables.close().unwrap();
+        self
+    }
+
+    /// Changes its records.
+    fn changing(self, change: impl FnOnce(&Meta, &mut Batch)) -> Self {
+        let meta = Meta::open(self.file(), 1 << 20).unwrap();
+        let mut batch = Batch::new();
+        change(&meta, &mut batch);
+        meta.apply(batch).unwrap();
+        assert!(meta.commit(BatchNumber(u64::MAX), &|| true).unwrap());
+        meta.close().unwrap();
+        self
+    }
+
+    /// Changes an inode.
+    fn amending(self, node: NodeId, change: impl FnOnce(&mut InodeRecord)) -> Self {
+        self.changing(|meta, batch| {
+            let mut record = meta.inode(node.ino(), View::LIVE).unwrap().unwrap();
+            change(&mut record);
+            meta.put_inode(batch, node.ino(), &record).unwrap();
+        })
+    }
+}
+
+fn counting(mount: Mount, change: impl FnOnce(&mut Counters)) -> Mount {
+    Closed::of(mount).counting(change).open()
+}
+
+#[test]
+fn nodes_are_those_of_numbers_that_files_have() {
+    for number in [
+        0,
+        Ino::END.0,
+        (1 << 48) - 2,
+        1 << 48,
+        (1 << 48) | 1,
+        u64::MAX,
+    ] {
+        assert_eq!(NodeId::live(Ino(number)), None, "{number}");
+        assert_eq!(NodeId::new(ViewId(3), Ino(number)), None, "{number}");
+    }
+    for number in [1, 2, Ino::END.0 - 1] {
+        let node = NodeId::new(ViewId(3), Ino(number)).unwrap();
+        assert_eq!((node.view(), node.ino()), (ViewId(3), Ino(number)));
+    }
+    assert_eq!(NodeId::live(Ino::ROOT), Some(ROOT));
+    assert_eq!(NodeId::root_of(ViewId::LIVE), ROOT);
+}
+
+#[test]
+fn when_inode_numbers_are_used_up_there_is_no_space() {
+    let mount = Mount::new();
+    mount.file(ROOT, "old", b"contents");
+    let snapshot = mount.fs.create_view(ViewKind::Snapshot, "one", None, "");
+    snapshot.unwrap();
+    let mount = counting(mount, |counters| counters.next_ino = Ino(Ino::END.0 - 1));
+    let last = mount.file(ROOT, "last", b"of all");
+    assert_eq!(last.ino(), Ino(Ino::END.0 - 1));
+    let fs = &mount.fs;
+    let used_up = Err(Errno::ENOSPC);
+    assert_eq!(fs.mknod(&ADMIN, ROOT, b"file", 0o100_644, 0), used_up);
+    assert_eq!(fs.mkdir(&ADMIN, ROOT, b"dir", 0o755), used_up);
+    assert_eq!(fs.symlink(&ADMIN, ROOT, b"link", b"to"), used_up);
+    let created = fs.create(&ADMIN, ROOT, b"file", 0o644, libc::O_RDWR);
+    assert_eq!(created.map(|(attr, _)| attr), used_up);
+    let whiteout = RenameFlags {
+        whiteout: true,
+        ..RenameFlags::default()
+    };
+    let renamed = fs.rename(&ADMIN, ROOT, b"old", ROOT, b"new", whiteout);
+    assert_eq!(renamed, Err(Errno::ENOSPC));
+    let restored = fs.restore("one", Some("old".as_ref())).unwrap_err();
+    assert_eq!(restored.errno(), Errno::ENOSPC);
+    // What needs no number goes on.
+    assert_eq!(mount.names(ROOT), ["last", "old"]);
+    fs.link(last, ROOT, b"other").unwrap();
+    fs.unlink(ROOT, b"old").unwrap();
+    let mount = mount.reopen();
+    assert_eq!(mount.contents(mount.at("other")), b"of all");
+    assert_eq!(mount.fs.mkdir(&ADMIN, ROOT, b"dir", 0o755), used_up);
+    mount.finish();
+}
+
+#[test]
+fn when_folders_are_used_up_there_is_no_space() {
+    let mount = Mount::new();
+    let last = FolderNumber(FolderNumber::END.0 - 1);
+    let mount = counting(mount, |counters| counters.folder = last);
+    let (node, handle) = mount.create(ROOT, "file");
+    let large = pattern(1, 0, 100_000);
+    let written = mount.fs.write(node, handle, 0, &large, false, false);
+    assert_eq!(written, Err(Errno::ENOSPC));
+    // What has no object goes on.
+    mount.put(node, handle, 0, b"small");
+    mount.fs.release(node, handle);
+    let mount = mount.reopen();
+    assert_eq!(&mount.contents(mount.at("file"))[..5], b"small");
+    mount.finish();
+}
+
+#[test]
+fn when_generations_are_used_up_there_are_no_more_views() {
+    let mount = counting(Mount::new(), |counters| {
+        counters.generation = Generation::MAX;
+    });
+    for _ in 0..2 {
+        let view = mount.fs.create_view(ViewKind::Snapshot, "one", None, "");
+        assert_eq!(view.unwrap_err().errno(), Errno::EMLINK);
+        mount.file(ROOT, "file", b"contents");
+        mount.fs.unlink(ROOT, b"file").unwrap();
+    }
+    mount.reopen().finish();
+}
+
+#[test]
+fn the_last_view_is_taken_in_the_last_but_one_generation() {
+    let mount = counting(Mount::new(), |counters| {
+        counters.generation = Generation(Generation::MAX.0 - 1);
+        counters.newest_view = ViewId(u16::MAX);
+    });
+    mount.file(ROOT, "file", b"contents");
+    let view = |name| mount.fs.create_view(ViewKind::Snapshot, name, None, "");
+    // After the largest number comes the first, and the live view's is left out.
+    assert_eq!(view("one").unwrap().id, 1);
+    assert_eq!(view("two").unwrap_err().errno(), Errno::EMLINK);
+    mount.fs.unlink(ROOT, b"file").unwrap();
+    let mount = mount.reopen();
+    let node = mount.at(".snapshots/one/file");
+    assert_eq!(mount.contents(node), b"contents");
+    mount.finish();
+}
+
+#[test]
+fn when_garbage_cannot_be_numbered_nothing_is_lost() {
+    let mount = Mount::new();
+    let large = pattern(1, 0, 100_000);
+    mount.file(ROOT, "large", &large);
+    let mount = counting(mount, |counters| counters.next_garbage = 1 << 62);
+    let cut = mount.truncate(mount.at("large"), 0);
+    assert_eq!(cut.err(), Some(Errno::ENOSPC));
+    assert_eq!(mount.contents(mount.at("large")), large);
+    // It loses its name, and waits to be removed.
+    mount.fs.unlink(ROOT, b"large").unwrap();
+    mount.file(ROOT, "small", b"contents");
+    mount.commit();
+}
+
+#[test]
+fn pages_are_counted_up_to_their_bound() {
+    let mount = Mount::new();
+    let node = mount.file(ROOT, "file", &pattern(1, 0, 100_000));
+    // More than there are: what is added must not make the record one that cannot be read.
+    let closed = Closed::of(mount).amending(node, |record| record.pages = PAGES_MAX);
+    let mount = closed.open();
+    let node = mount.at("file");
+    let handle = mount.open_rw(node);
+    mount.put(node, handle, 100_000, &pattern(1, 100_000, 100_000));
+    mount.fs.fsync(node, handle, false).unwrap();
+    mount.fs.release(node, handle);
+    let mount = Closed::of(mount).open();
+    assert_eq!(mount.contents(mount.at("file")), pattern(1, 0, 200_000));
+    // And of the volume: it is full.
+    let mount = counting(mount, |counters| counters.used_pages = PAGES_MAX);
+    let node = mount.at("file");
+    let handle = mount.open_rw(node);
+    let more = pattern(1, 200_000, 100_000);
+    let written = mount.fs.write(node, handle, 200_000, &more, false, false);
+    let synced = written.and_then(|_| mount.fs.fsync(node, handle, false));
+    assert_eq!(synced, Err(Errno::ENOSPC));
+    let mount = Closed::of(mount).open();
+    assert_eq!(mount.contents(mount.at("file")), pattern(1, 0, 200_000));
+}
+
+#[test]
+fn links_are_counted_up_to_their_bound() {
+    for nlink in [65_000, u32::MAX] {
+        let mount = Mount::new();
+        let (from, to) = (mount.mkdir(ROOT, "from"), mount.mkdir(ROOT, "to"));
+        mount.mkdir(from, "moved");
+        mount.mkdir(to, "here");
+        let file = mount.file(ROOT, "file", b"contents");
+        let taken = mount.fs.create_view(ViewKind::Snapshot, "one", None, "");
+        taken.unwrap();
+        mount.fs.rmdir(to, b"here").unwrap();
+        let closed = Closed::of(mount)
+            .amending(to, |record| record.nlink = nlink)
+            .amending(file, |record| record.nlink = nlink);
+        let mount = closed.open();
+        let full = Err(Errno::EMLINK);
+        assert_eq!(mount.fs.mkdir(&ADMIN, to, b"more", 0o755), full);
+        assert_eq!(mount.fs.link(file, to, b"more"), full);
+        let none = RenameFlags::default();
+        let moved = mount.fs.rename(&ADMIN, from, b"moved", to, b"moved", none);
+        assert_eq!(moved, Err(Errno::EMLINK));
+        let restored = mount.fs.restore("one", Some("to/here".as_ref()));
+        let error = restored.unwrap_err().to_string();
+        assert!(error.contains("Too many links"), "{error}");
+        assert!(mount.names(to).is_empty());
+        mount.fs.close().unwrap();
+    }
+}
+
+/// A name that leads to a number which no inode has yet must not become one of that inode's.
+#[test]
+fn a_name_of_an_inode_to_come_ends_writing() {
+    let mount = Mount::new();
+    let node = mount.file(ROOT, "file", b"contents");
+    let mut next = Ino::ROOT;
+    let closed = Closed::of(mount).changing(|meta, batch| {
+        next = meta.counters().next_ino;
+        let entry = DirentRecord {
+            ino: next,
+            kind: FileKind::Regular,
+        };
+        let put = meta.put_dirent(batch, Ino::ROOT, b"evil", Some(entry));
+        put.unwrap();
+    });
+    let mount = closed.open();
+    assert_eq!(mount.fs.lookup(ROOT, b"evil"), Err(Errno::EIO));
+    let latched = mount.fs.usage().latched.unwrap();
+    assert!(latched.contains(&format!("inode {next}")), "{latched}");
+    let made = mount.fs.mknod(&ADMIN, ROOT, b"secret", 0o100_600, 0);
+    assert_eq!(made, Err(Errno::EROFS));
+    assert_eq!(mount.contents(node), b"contents");
+}
