@@ -25,11 +25,12 @@ pub enum Bug {
     UnlinkedNotSynced,
     FailedSyncForgotten,
     PageUnderAnySet,
+    CountersFromStream,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::CommitBeforeDataSync,
         Self::FolderNotSynced,
         Self::UnlinkBeforeCommit,
@@ -47,6 +48,7 @@ impl Bug {
         Self::UnlinkedNotSynced,
         Self::FailedSyncForgotten,
         Self::PageUnderAnySet,
+        Self::CountersFromStream,
     ];
 }
 

@@ -30,7 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "meta",
         &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume",
+            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
         ],
     ),
     (

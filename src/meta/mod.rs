@@ -24,6 +24,7 @@ mod queries;
 pub mod raw;
 pub mod records;
 pub mod stored;
+mod tally;
 pub mod trims;
 mod versions;
 mod views;

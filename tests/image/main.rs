@@ -10,6 +10,7 @@ mod export_crash;
 mod inheritance;
 mod matrix;
 mod resealing;
+mod unlinked;
 
 #[allow(
     dead_code,

@@ -1,0 +1,235 @@
+//! What the records of a database add up to: the numbers that its counters must hold.
+//!
+//! A database that is filled from elsewhere (an image, a stream, an older copy) gets counters that
+//! are computed here from the rows that it is given, and not those that stood beside them. So no
+//! number that is drawn later is one that a record uses already: an inode that a name leads to, a
+//! folder that an extent names.
+//!
+//! Rows come in the order of their keys, each table at once, so that of a key's versions the last
+//! one is what the live view sees.
+
+use super::MetaError;
+use super::keys::{self, Table};
+use super::records::{
+    Counters, DirentRecord, ExtentRecord, InodeRecord, ObjectName, PAGES_MAX, TOMBSTONE, ViewRecord,
+};
+use crate::ids::{FolderNumber, Generation, Ino};
+
+/// Numbers met so far.
+#[derive(Debug)]
+pub(super) struct Tally {
+    /// The largest inode number that anything names.
+    newest_ino: Ino,
+    /// The newest folder that an object is named in.
+    folder: FolderNumber,
+    /// The newest generation of a record, and one more than that of a view.
+    generation: Generation,
+    next_garbage: u64,
+    inodes: u64,
+    used_pages: u64,
+    /// The key whose versions are being met, with what the newest of them counts.
+    last: Option<(Table, Vec<u8>, Share)>,
+}
+
+/// What one record counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    inodes: u64,
+    pages: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            newest_ino: Ino::ROOT,
+            folder: FolderNumber(0),
+            generation: Generation(0),
+            next_garbage: 0,
+            inodes: 0,
+            used_pages: 0,
+            last: None,
+        }
+    }
+}
+
+impl Tally {
+    /// Counts a row.
+    ///
+    /// # Errors
+    /// It names a number that nothing can have.
+    pub(super) fn add(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
+        match table {
+            Table::Inode | Table::Dirent | Table::Xattr | Table::Extent => {
+                self.add_version(table, key, value)
+            }
+            Table::View => {
+                let record = ViewRecord::decode(value).ok_or(MetaError::Corrupt("view"))?;
+                let after = Generation(record.generation.0.saturating_add(1));
+                self.generation = self.generation.max(after);
+                Ok(())
+            }
+            Table::Garbage => {
+                let row = keys::number_of(key).zip(ObjectName::decode(value));
+                let (number, name) = row.ok_or(MetaError::Corrupt("garbage"))?;
+                self.folder = self.folder.max(name.folder);
+                self.next_garbage = self.next_garbage.max(number.saturating_add(1));
+                Ok(())
+            }
+            Table::Orphan | Table::Counters | Table::Change | Table::Trim => Ok(()),
+        }
+    }
+
+    fn add_version(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
+        let (logical, generation) = keys::split_version(key).ok_or(MetaError::Corrupt("key"))?;
+        self.meet(keys::ino_of(logical).ok_or(MetaError::Corrupt("key"))?)?;
+        self.generation = self.generation.max(generation);
+        let is_next_version = self
+            .last
+            .as_ref()
+            .is_some_and(|(of, last, _)| *of == table && last == logical);
+        if !is_next_version {
+            self.settle();
+        }
+        let share = self.share(table, value)?;
+        self.last = Some((table, logical.to_vec(), share));
+        Ok(())
+    }
+
+    /// What a record counts if it is the newest of its key.
+    fn share(&mut self, table: Table, value: &[u8]) -> Result<Share, MetaError> {
+        let mut share = Share::default();
+        if value == TOMBSTONE {
+            return Ok(share);
+        }
+        match table {
+            Table::Inode => {
+                let record = InodeRecord::decode(value).ok_or(MetaError::Corrupt("inode"))?;
+                if record.parent != Ino(0) {
+                    self.meet(record.parent)?;
+                }
+                share.inodes = 1;
+            }
+            Table::Dirent => {
+                let entry = DirentRecord::decode(value).ok_or(MetaError::Corrupt("dirent"))?;
+                self.meet(entry.ino)?;
+            }
+            Table::Extent => {
+                let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
+                for name in record.names() {
+                    self.folder = self.folder.max(name.folder);
+                }
+                share.pages = record.pages();
+            }
+            _ => {}
+        }
+        Ok(share)
+    }
+
+    fn meet(&mut self, ino: Ino) -> Result<(), MetaError> {
+        if !ino.is_valid() {
+            return Err(MetaError::Corrupt("key"));
+        }
+        self.newest_ino = self.newest_ino.max(ino);
+        Ok(())
+    }
+
+    fn settle(&mut self) {
+        if let Some((_, _, share)) = self.last.take() {
+            self.inodes += share.inodes;
+            self.used_pages += share.pages;
+        }
+    }
+
+    /// The counters that the rows demand. Of `others` remain those that do not follow from rows, and
+    /// what was drawn later than any row tells.
+    ///
+    /// # Errors
+    /// There are more than can be counted.
+    pub(super) fn counters(mut self, others: Counters) -> Result<Counters, MetaError> {
+        self.settle();
+        let counters = Counters {
+            generation: others.generation.max(self.generation),
+            next_ino: others.next_ino.max(Ino(self.newest_ino.0 + 1)),
+            folder: others.folder.max(self.folder),
+            next_garbage: others.next_garbage.max(self.next_garbage),
+            used_pages: self.used_pages,
+            inodes: self.inodes,
+            ..others
+        };
+        let fits = counters.generation <= Generation::MAX
+            && counters.next_ino <= Ino::END
+            && counters.used_pages <= PAGES_MAX;
+        fits.then_some(counters)
+            .ok_or(MetaError::Corrupt("counters"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ViewId;
+    use crate::meta::records::{FileKind, Timespec};
+
+    fn nothing() -> Counters {
+        Counters {
+            clean: true,
+            generation: Generation(2),
+            frozen: Generation(1),
+            next_ino: Ino(0),
+            folder: FolderNumber(0),
+            next_garbage: 0,
+            used_pages: 99,
+            inodes: 99,
+            limit_bytes: 0,
+            hash_key: [0; 16],
+            restoring: Generation(0),
+            newest_view: ViewId::LIVE,
+        }
+    }
+
+    fn inode_row(ino: u64, generation: u64) -> (Vec<u8>, Vec<u8>) {
+        let record = InodeRecord::new(FileKind::Regular, 0o600, Timespec::default());
+        let key = keys::versioned(&keys::inode(Ino(ino)), Generation(generation));
+        (key, record.encode())
+    }
+
+    #[test]
+    fn a_key_counts_once_and_as_its_newest_version_says() {
+        let mut tally = Tally::default();
+        for (ino, generation, there) in [(1, 1, true), (4, 1, true), (4, 3, true), (7, 1, true)] {
+            let (key, value) = inode_row(ino, generation);
+            tally
+                .add(Table::Inode, &key, if there { &value } else { TOMBSTONE })
+                .unwrap();
+        }
+        let gone = keys::versioned(&keys::inode(Ino(7)), Generation(5));
+        tally.add(Table::Inode, &gone, TOMBSTONE).unwrap();
+        let counters = tally.counters(nothing()).unwrap();
+        assert_eq!(counters.inodes, 2);
+        assert_eq!(counters.used_pages, 0);
+        assert_eq!(counters.next_ino, Ino(8));
+        assert_eq!(counters.generation, Generation(5));
+    }
+
+    #[test]
+    fn a_name_that_leads_nowhere_keeps_its_number_from_being_drawn() {
+        let mut tally = Tally::default();
+        let key = keys::versioned(&keys::dirent(Ino::ROOT, 5, b"a"), Generation(1));
+        let entry = DirentRecord {
+            ino: Ino(40),
+            kind: FileKind::Regular,
+        };
+        tally.add(Table::Dirent, &key, &entry.encode()).unwrap();
+        assert_eq!(tally.counters(nothing()).unwrap().next_ino, Ino(41));
+    }
+
+    #[test]
+    fn the_last_number_may_be_used_and_none_beyond() {
+        let mut tally = Tally::default();
+        let (key, value) = inode_row(Ino::END.0 - 1, 1);
+        tally.add(Table::Inode, &key, &value).unwrap();
+        let (key, value) = inode_row(Ino::END.0, 1);
+        assert!(tally.add(Table::Inode, &key, &value).is_err());
+        assert_eq!(tally.counters(nothing()).unwrap().next_ino, Ino::END);
+    }
+}
