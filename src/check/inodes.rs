@@ -179,6 +179,7 @@ impl Run<'_> {
                     self.add_attribute(&mut whole, &group)?;
                 }
             }
+            self.check_number(&whole);
             self.check_inode(&whole);
         }
     }
@@ -198,14 +199,28 @@ impl Run<'_> {
                 }
             }
         }
-        if !whole.records.is_empty() && whole.ino >= self.stored.counters().next_ino.0 {
-            let next = self.stored.counters().next_ino.0;
+        Ok(())
+    }
+
+    /// Whatever has the number of an inode to come would be that inode's: its contents, names and
+    /// attributes, or one more name of it.
+    fn check_number(&mut self, whole: &Whole<'_>) {
+        let next = self.stored.counters().next_ino;
+        let has_number = Ino(whole.ino).is_valid();
+        if has_number && whole.ino < next.0 {
+            return;
+        }
+        let records = whole.records.iter().map(|(seen, _)| seen);
+        let mut seen = records.chain(&whole.contents).chain(&whole.attributes);
+        let seen = seen.next().cloned().unwrap_or_else(|| self.live_only());
+        if has_number {
             let message = format!("new inodes begin at {next}");
-            let seen = whole.records[0].0.clone();
             let mend = Mend::NextInode(whole.ino + 1);
             self.found_of(whole.ino, Kind::InodeNumber, message, seen, Some(mend));
+        } else {
+            let message = "no inode can have that number".to_owned();
+            self.found_of(whole.ino, Kind::InodeNumber, message, seen, None);
         }
-        Ok(())
     }
 
     fn add_attribute(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
@@ -367,13 +382,13 @@ impl Run<'_> {
         let contents = has(&whole.contents);
         if contents {
             let message = format!("there are contents of inode {ino}, which is not there");
-            let mend = Mend::Remake {
+            let mend = Ino(ino).is_valid().then(|| Mend::Remake {
                 ino,
                 size: whole.contents_end,
                 seen: seen.clone(),
-            };
+            });
             let kind = Kind::ContentsOfNothing;
-            self.found_of(ino, kind, message, seen.clone(), Some(mend));
+            self.found_of(ino, kind, message, seen.clone(), mend);
         }
         if has(&whole.attributes) {
             let message = format!("there are attributes of inode {ino}, which is not there");

@@ -8,7 +8,7 @@ use super::stream::{Rows, Views};
 use super::{CheckError, Mend, Place, Run};
 use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
-use crate::meta::records::{Counters, ObjectName, ViewKind, ViewRecord, ViewState};
+use crate::meta::records::{COUNT_MAX, Counters, ObjectName, ViewKind, ViewRecord, ViewState};
 use crate::meta::stored::Stored;
 
 /// Inodes and pages in each view: differences from one view to the next.
@@ -222,7 +222,11 @@ impl Run<'_> {
                         let message = format!("row {number} of garbage is one of those to come");
                         let finding = Finding::new(Kind::GarbageNumber, message).object(name);
                         self.found(finding, Place::None, 0..0);
-                        self.mend(Some(Mend::NextGarbage(number.saturating_add(1))));
+                        self.mend(Some(match number {
+                            0..COUNT_MAX => Mend::NextGarbage(number + 1),
+                            // Nothing can come after it.
+                            _ => Mend::Row(Table::Garbage, key.clone(), None),
+                        }));
                     }
                     self.garbage.insert(name, key);
                 }

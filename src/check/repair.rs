@@ -196,6 +196,7 @@ impl<'a> Mending<'a> {
                 Arc::clone(&self.volume.keys),
                 1,
             ),
+            has_objects: true,
             live: None,
         };
         let stored = Arc::new(self.meta.stored()?);

@@ -102,7 +102,7 @@ kinds! {
     NoName => "no-name", Error;
     /// An inode counts other names than it has.
     LinkCount => "link-count", Error;
-    /// An inode that new ones may be mixed up with.
+    /// An inode, or what is one's, that a new one may be mixed up with.
     InodeNumber => "inode-number", Error;
     /// An inode counts other pages than it has.
     PageCount => "page-count", Warning;
@@ -197,6 +197,17 @@ impl Finding {
         self
     }
 
+    /// All of it in one line, for people.
+    pub fn told(&self) -> String {
+        let path = self.paths.first();
+        let path = path.map(|path| format!(" ({:?})", String::from_utf8_lossy(path)));
+        let path = path.unwrap_or_default();
+        match self.ino {
+            Some(ino) => format!("{}: inode {ino}{path}: {}", self.kind.name(), self.message),
+            None => format!("{}: {}", self.kind.name(), self.message),
+        }
+    }
+
     /// The file in the volume's directory that it is about.
     pub fn file(&self) -> Option<String> {
         match (self.object, self.kind) {
@@ -248,7 +259,8 @@ impl Report {
         self.omitted_faults > 0 || self.faults().any(|finding| !finding.repaired)
     }
 
-    fn faults(&self) -> impl Iterator<Item = &Finding> {
+    /// Everything that is wrong.
+    pub fn faults(&self) -> impl Iterator<Item = &Finding> {
         self.findings
             .iter()
             .filter(|finding| finding.severity > Severity::Note)

@@ -58,6 +58,7 @@ impl Filesystem {
         let store: Arc<dyn Store> = Arc::new(ReadOnlyStore::over(Arc::clone(&self.volume.store)));
         let subject = Subject {
             objects: Objects::new(store, Arc::clone(&self.volume.keys), 1),
+            has_objects: true,
             live: Some(&InUse(self)),
         };
         let stored = Arc::new(self.meta.stored()?);

@@ -8,7 +8,7 @@ use bilayer::meta::mend::Corrections;
 use bilayer::meta::records::{DirentRecord, ExtentRecord, FileKind, InodeRecord};
 use bilayer::meta::{Batch, Meta, View};
 
-use crate::support::{Mount, ROOT, pattern};
+use crate::support::{ADMIN, Mount, ROOT, pattern, quiet};
 use crate::{Closed, kinds, large};
 
 const ROOT_INO: Ino = Ino::ROOT;
@@ -287,6 +287,37 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
     let mount = is_mended(&closed, &[Kind::NameMisplaced, Kind::InodeNumber]);
     let next = mount.file(ROOT, "next", b"");
     assert!(next.ino() > NO_INO);
+    is_unharmed(mount);
+}
+
+#[test]
+fn what_waits_for_a_number_to_come_is_named_and_not_met() {
+    let closed = Closed::new();
+    closed.tamper(|meta| {
+        let next = meta.counters().next_ino;
+        let entry = DirentRecord {
+            ino: Ino(next.0 + 1),
+            kind: entry(meta, ROOT_INO, "file").kind,
+        };
+        change(meta, |batch| {
+            meta.put_dirent(batch, ROOT_INO, b"evil", Some(entry))
+                .unwrap();
+            meta.put_xattr(batch, next, b"security.capability", Some(b"all"))
+                .unwrap();
+        });
+    });
+    // Without being repaired it is not used: the next file would get the attribute.
+    let (store, keystore) = (closed.store.clone(), closed.keystore.clone());
+    assert!(Mount::open(store, keystore, quiet()).is_err());
+    let expected = [
+        Kind::InodeNumber,
+        Kind::NameLeadsNowhere,
+        Kind::AttributeOfNothing,
+    ];
+    let mount = is_mended(&closed, &expected);
+    let node = mount.file(ROOT, "next", b"");
+    let names = mount.fs.list_xattr(&ADMIN, node).unwrap();
+    assert!(names.is_empty(), "{names:?}");
     is_unharmed(mount);
 }
 
