@@ -46,20 +46,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "image",
-        &[
-            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
-            "meta", "object",
-        ],
-    ),
-    (
-        "salvage",
+        "check",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
         ],
     ),
     (
-        "check",
+        "image",
+        &[
+            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
+            "meta", "object", "check",
+        ],
+    ),
+    (
+        "salvage",
         &[
             "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
         ],

@@ -27,16 +27,17 @@ use super::stream::{
 };
 use super::workers::{Work, with_workers};
 use super::{ImageError, Progress, Source};
+use crate::check;
 use crate::ids::{CryptoId, Epoch, ExportId};
 use crate::keys::transport::{
     self, Argon2idCost, TransportContext, TransportKeys, TransportMethod,
 };
 use crate::keys::{CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, customer};
 use crate::layers::{ExportKeys, KeySet};
-use crate::meta::copy::{CopiedChunk, CopyOptions};
+use crate::meta::copy::{CopiedChunk, CopyOptions, Records};
 use crate::meta::keys::Table;
 use crate::meta::records::{ExtentRecord, ObjectName, Part, Timespec};
-use crate::meta::{Meta, MetaError, View, keys};
+use crate::meta::{Meta, MetaError, keys};
 use crate::sealed::{META_STRIDE_BYTES, MetaFile, PAGE_BYTES, PageSealer};
 use crate::store::memory::MemoryStore;
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
@@ -261,6 +262,9 @@ impl TransportedMeta {
                 super::go_on(progress)?;
                 Ok::<_, ImageError>(vec![names.part_for(&parts)?])
             })?;
+        // Nobody could import it, and here it can still be repaired.
+        let sealed = MetaFile::open(Arc::clone(&file), &set, crypto)?;
+        ImageError::of_comparison(check::compare_metadata(sealed, source.volume))?;
         Ok(Self { file, set, crypto })
     }
 
@@ -390,14 +394,14 @@ fn visible_in(source: &Source<'_>, chunk: CopiedChunk) -> Result<VisibleChunk, I
 /// Calls `visit` with every chunk that transported metadata have objects of and each of its parts,
 /// in the order of the stream: by inode and chunk.
 pub(super) fn each_part(
-    meta: &Meta,
+    records: &dyn Records,
     visit: &mut dyn FnMut(CopiedChunk, &Part) -> Result<(), ImageError>,
 ) -> Result<(), ImageError> {
     const AT_A_TIME: usize = 256;
     let mut low = Vec::new();
     let mut file = None;
     loop {
-        let rows = meta.scan(Table::Extent, &low, &[0xFF; 9], View::LIVE, AT_A_TIME)?;
+        let rows = records.some(Table::Extent, &low, &[0xFF; 9], AT_A_TIME)?;
         for (key, value) in &rows {
             let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
             let ExtentRecord::Parts { parts, .. } = record else {
@@ -406,7 +410,7 @@ pub(super) fn each_part(
             let (ino, index) = keys::extent_parts(key).ok_or(MetaError::Corrupt("key"))?;
             let size = match file {
                 Some((of, size)) if of == ino => size,
-                _ => match meta.inode(ino, View::LIVE)? {
+                _ => match records.inode(ino)? {
                     Some(inode) => inode.size,
                     None => return Err(MetaError::Corrupt("extent").into()),
                 },

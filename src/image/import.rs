@@ -6,8 +6,8 @@
 //! nothing that is written here later. The stream's `meta` goes into a file without a name, its
 //! records into the volume's own, and the objects come under the names that the records give them.
 //! Every page is verified under both layers before it is written. Then the end mark has to vouch
-//! for everything; only after that the superblock is written. Whatever fails before takes away what
-//! was made, and a cut leaves what the next attempt takes away.
+//! for everything, and what the volume's own metadata say is compared as [`crate::check`] does; only
+//! after that the superblock is written. Whatever fails before takes away what was made, and a cut leaves what the next attempt takes away.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -16,20 +16,22 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::export::{CACHE_BYTES, RUN_STRIDES, each_part, nameless, underivable};
+use super::export::{RUN_STRIDES, each_part, nameless, underivable};
 use super::reseal::{RUN_PAGES, page_range, runs};
 use super::stream::{Counts, ExportHeader, ExportProvenance, StreamError, StreamReader};
 use super::workers::{Work, with_workers};
 use super::{ImageError, Progress};
+use crate::check;
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::transport::{self, TransportContext, TransportKeys, TransportMethod};
 use crate::keys::{ErrorKind, KeyError, KeyUri, PassphraseSource, PlatformKeystore};
 use crate::layers::{ExportKeys, KeySet};
-use crate::meta::copy::CopyOptions;
+use crate::meta::MetaError;
+use crate::meta::copy::{self, CopyOptions};
 use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
 use crate::meta::records::{ObjectName, Part};
-use crate::meta::{Meta, MetaError, View};
+use crate::meta::stored::Stored;
 use crate::object::{ObjectError, folder_path, object_path, root_path};
 use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES, SealedError};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
@@ -208,6 +210,7 @@ impl<'a> Opened<'a> {
         self.stream.end(&counts, &self.mac_keys)?;
         make_durable(&*fresh.store, &folders, unsynced)
             .map_err(ImageError::io("cannot sync the new volume"))?;
+        ImageError::of_comparison(check::compare(fresh))?;
         Ok(received)
     }
 
@@ -215,7 +218,7 @@ impl<'a> Opened<'a> {
     /// their folders, and whether bytes of some are not durable.
     fn objects(
         &mut self,
-        transported: &Meta,
+        transported: &Stored,
         fresh: &FreshVolume,
         received: &mut Received,
         progress: &dyn Progress,
@@ -259,13 +262,13 @@ impl<'a> Opened<'a> {
         })
     }
 
-    /// The stream's `meta`, opened.
+    /// The stream's `meta`, read past the database: it may be made of anything.
     fn metadata(
         &mut self,
         fresh: &FreshVolume,
         counts: &Counts,
         progress: &dyn Progress,
-    ) -> Result<Meta, ImageError> {
+    ) -> Result<Stored, ImageError> {
         const WRITING: &str = "cannot write the metadata that come";
         self.stream.meta(counts)?;
         let file = nameless(&*fresh.store).map_err(ImageError::io(WRITING))?;
@@ -339,14 +342,14 @@ fn open_transported(
     file: Arc<dyn StoreFile>,
     set: &Arc<KeySet>,
     header: &ExportHeader,
-) -> Result<Meta, MetaError> {
+) -> Result<Stored, MetaError> {
     let sealed = MetaFile::open(file, set, header.meta)?;
-    Meta::open(sealed, CACHE_BYTES)
+    Stored::open(&Arc::new(sealed))
 }
 
 /// Writes the volume's own metadata.
 fn copy_records(
-    transported: &Meta,
+    transported: &Stored,
     fresh: &FreshVolume,
     limit_bytes: u64,
 ) -> Result<Received, ImageError> {
@@ -359,11 +362,9 @@ fn copy_records(
         limit_bytes,
         frozen: true,
     };
-    let copied = transported
-        .copy_view(View::LIVE, file, options, &mut |_, parts| {
-            Ok::<_, MetaError>(parts)
-        })
-        .map_err(ImageError::of_transported)?;
+    let mut same = |_, parts| Ok::<_, MetaError>(parts);
+    let copied =
+        copy::copy(transported, file, options, &mut same).map_err(ImageError::of_transported)?;
     Ok(Received {
         inodes: copied.inodes,
         used_pages: copied.used_pages,

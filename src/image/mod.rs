@@ -18,6 +18,7 @@ mod workers;
 
 use std::io;
 
+use crate::check::{CheckError, Finding, Report};
 use crate::errno::Errno;
 use crate::keys::ErrorKind;
 use crate::keys::error::kind_of_io;
@@ -76,6 +77,17 @@ pub enum ImageError {
     /// The metadata of a stream are not what was exported.
     #[error("the export is damaged: {0}")]
     Transported(#[source] MetaError),
+    /// The metadata of an image contradict themselves.
+    #[error(
+        "the image is refused, because its metadata contradict themselves: {first}{}",
+        and_others(*others)
+    )]
+    Inconsistent {
+        /// The first contradiction.
+        first: String,
+        /// How many there are beside it.
+        others: u64,
+    },
     /// A page of an object does not open, or cannot be read or written.
     #[error("object {} of folder {:08x}: {source}", .object.object, .object.folder.0)]
     Page {
@@ -136,6 +148,13 @@ pub enum ImageError {
     },
 }
 
+fn and_others(others: u64) -> String {
+    match others {
+        0 => String::new(),
+        others => format!(" (and {others} more)"),
+    }
+}
+
 impl From<SealedError> for ImageError {
     fn from(error: SealedError) -> Self {
         Self::Meta(error.into())
@@ -184,6 +203,23 @@ impl ImageError {
         }
     }
 
+    /// Refuses metadata that contradict themselves: those of a hostile image, or of a damaged one.
+    fn of_comparison(compared: Result<Report, CheckError>) -> Result<(), Self> {
+        let report = compared.map_err(|error| match error {
+            CheckError::Meta(error) => Self::Meta(error),
+            CheckError::Io(source) => Self::io("cannot compare the metadata")(source),
+            _ => Self::Meta(MetaError::Corrupt("comparison")),
+        })?;
+        if report.is_clean() {
+            return Ok(());
+        }
+        let mut faults = report.faults();
+        Err(Self::Inconsistent {
+            first: faults.next().map_or_else(String::new, Finding::told),
+            others: faults.count() as u64 + report.omitted_faults,
+        })
+    }
+
     /// What sort of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -198,7 +234,9 @@ impl ImageError {
                 ..
             } => kind_of_io(error),
             Self::NewObject { .. } | Self::Cancelled => ErrorKind::Io,
-            Self::Transported(_) | Self::Page { .. } => ErrorKind::Tampered,
+            Self::Transported(_) | Self::Inconsistent { .. } | Self::Page { .. } => {
+                ErrorKind::Tampered
+            }
             Self::Meta(error) if error.errno() == Errno::ENOSPC => ErrorKind::NoSpace,
             Self::Meta(_) | Self::MissingObject { .. } | Self::NoKeySet { .. } => ErrorKind::Io,
             Self::Object { source, .. } | Self::Io { source, .. } => kind_of_io(source),
@@ -212,6 +250,10 @@ impl ImageError {
             Self::Volume(error) => return error.hint(),
             Self::Stream(error) => return error.hint(),
             Self::Transported(_) => "fetch it again, or export the image anew",
+            Self::Inconsistent { .. } => {
+                "run bilayer check on the volume that it is an image of, and export it anew; if that \
+                 is not yours, do not trust it"
+            }
             Self::TooSmall { .. } => "ask for a larger size: --size",
             Self::MissingObject { .. } => {
                 "somebody removed it from the volume's directory; restore it from a backup"
@@ -234,7 +276,10 @@ impl ImageError {
             Self::Meta(error) => error.errno(),
             Self::Page { source, .. } | Self::NewObject { source, .. } => source.errno(),
             Self::Cancelled => Errno::EINTR,
-            Self::MissingObject { .. } | Self::Transported(_) | Self::NoKeySet { .. } => Errno::EIO,
+            Self::MissingObject { .. }
+            | Self::Transported(_)
+            | Self::Inconsistent { .. }
+            | Self::NoKeySet { .. } => Errno::EIO,
             Self::Object { source, .. } | Self::Io { source, .. } => Errno::from_backing(source),
             Self::TooSmall { .. } => Errno::EINVAL,
         }

@@ -8,6 +8,7 @@ mod daemon;
 mod descriptors;
 mod foreign;
 mod foreign_set;
+mod hostile_image;
 mod impostor;
 mod memory;
 mod other_holder;
