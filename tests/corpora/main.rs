@@ -44,5 +44,15 @@ macro_rules! corpora {
 }
 
 corpora!(
-    superblock, keystore, wraps, page, records, rows, database, control, export, operations
+    superblock,
+    keystore,
+    wraps,
+    page,
+    records,
+    rows,
+    contradictions,
+    database,
+    control,
+    export,
+    operations
 );

@@ -71,7 +71,8 @@ fn inode(kind: FileKind, size: u64, parent: Ino) -> InodeRecord {
     }
 }
 
-fn name_hash(name: &[u8]) -> u64 {
+/// Where looking a name up looks.
+pub fn name_hash(name: &[u8]) -> u64 {
     let digest = Sha256::new()
         .chain_update(HASH_KEY)
         .chain_update(name)
@@ -137,7 +138,11 @@ pub fn rows() -> Vec<TableRow> {
         (
             Table::Inode,
             keys::inode(Ino::ROOT),
-            inode(FileKind::Directory, 0, Ino::ROOT).encode(),
+            InodeRecord {
+                nlink: 3,
+                ..inode(FileKind::Directory, 0, Ino::ROOT)
+            }
+            .encode(),
         ),
         (
             Table::Inode,

@@ -3,6 +3,7 @@
 //! kept inputs in an ordinary `cargo test`.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+pub mod contradictions;
 pub mod control;
 pub mod database;
 pub mod exercise;
@@ -28,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("page", page::target),
     ("records", records::target),
     ("rows", rows::target),
+    ("contradictions", contradictions::target),
     ("database", database::target),
     ("control", control::target),
     ("export", export::target),
