@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::ids::{ChunkIndex, FolderNumber, Generation, Ino};
+use crate::keys::KeyError;
 use crate::meta::checkpoint;
 use crate::meta::keys::Table;
 use crate::meta::page_set::PageSet;
@@ -138,6 +139,9 @@ pub enum CheckError {
     /// The backing store failed.
     #[error("the backing store failed: {0}")]
     Io(#[from] std::io::Error),
+    /// What was repaired is on disk, and the platform keystore does not know it.
+    #[error("what was done is on disk, but the platform keystore could not be told of it: {0}")]
+    NotRemembered(#[source] KeyError),
     /// This program is at fault.
     #[error("a fault of this program")]
     Fault,

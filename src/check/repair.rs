@@ -165,11 +165,11 @@ impl<'a> Mending<'a> {
         Ok(())
     }
 
-    fn remember(&self, clean: bool) {
+    fn remember(&self, clean: bool) -> Result<(), CheckError> {
         let (newest, tags) = self.meta.file().durable();
-        if let Err(error) = self.volume.remember(newest, tags, clean) {
-            tracing::warn!(%error, "the platform keystore was not told of the commit");
-        }
+        self.volume
+            .remember(newest, tags, clean)
+            .map_err(CheckError::NotRemembered)
     }
 
     fn close(self) -> Result<(), CheckError> {
@@ -177,8 +177,7 @@ impl<'a> Mending<'a> {
         self.meta.set_clean(self.was_clean);
         self.commit()?;
         self.meta.close()?;
-        self.remember(self.was_clean);
-        Ok(())
+        self.remember(self.was_clean)
     }
 
     fn check(
@@ -225,7 +224,10 @@ impl<'a> Mending<'a> {
         drop(stored);
         self.meta.set_clean(false);
         self.commit()?;
-        self.remember(false);
+        if let Err(error) = self.remember(false) {
+            // The end of it says so too, if it is so then.
+            tracing::warn!(%error, "while the volume is repaired");
+        }
         // Only what was not named before the commit either.
         for name in unlink {
             self.contents.objects().unlink(name)?;

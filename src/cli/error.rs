@@ -142,6 +142,11 @@ impl CliError {
                 (ExitCode::System, "mount it once without -o ro")
             }
             _ if matches!(error, FsError::RolledBack(_)) => (ExitCode::Integrity, Rollback::HINT),
+            _ if error.is_all_on_disk() => (
+                ExitCode::System,
+                "make the keystore's directory writable, with room for a few KiB, and mount and unmount \
+                 the volume once",
+            ),
             Errno::ENOSPC | Errno::EDQUOT => (
                 ExitCode::System,
                 "make room on the filesystem that holds the volume, then try again",

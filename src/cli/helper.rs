@@ -184,6 +184,7 @@ fn run_with(
         create: false,
         // Never from fstab: a restored copy is taken once, by somebody who knows.
         accept_restored: false,
+        new_identity: false,
         foreground: false,
         words,
         keystore,

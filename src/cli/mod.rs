@@ -224,6 +224,10 @@ struct MountArgs {
     /// removed. With -o ro it is only looked at
     #[arg(long)]
     accept_restored: bool,
+    /// Make this copy of a volume a volume of its own, which lives beside the original: with an id, a
+    /// fingerprint and a key for new data of its own. The original is not touched
+    #[arg(long, conflicts_with_all = ["accept_restored", "create"])]
+    new_identity: bool,
     /// Do not go into the background
     #[arg(long)]
     foreground: bool,
@@ -401,6 +405,7 @@ fn run_mount(args: MountArgs, log: &Log) -> Result<(), CliError> {
         dir: args.dir,
         create: args.create,
         accept_restored: args.accept_restored,
+        new_identity: args.new_identity,
         foreground: args.foreground,
         words,
         keystore,
@@ -475,6 +480,7 @@ mod tests {
             "create v",
             "create v --customer-key file:/k --size 10G --platform-keystore p --passphrase-file f",
             "mount v d",
+            "mount v d --new-identity",
             "mount v d --create --foreground -o ro,noexec -o commit=1 --platform-keystore p",
             "mount -o ro v d",
             "unmount d",
@@ -517,6 +523,7 @@ mod tests {
             "mount v",
             "status",
             "mount v d e",
+            "mount v d --new-identity --accept-restored",
             "keygen f --bits x",
             "salvage v",
             "salvage v o --view a --all-views",

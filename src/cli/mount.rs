@@ -25,7 +25,7 @@ use super::proof::{self, DirectoryId, VolumeDirectory};
 use super::remount::{obey, remount};
 use super::status::{self, Report};
 use super::utab;
-use crate::fs::{Filesystem, FilesystemOptions};
+use crate::fs::{Filesystem, FilesystemOptions, FsError};
 use crate::fuse::{self, FuseError, MountOptions};
 use crate::keys::PassphraseSource;
 use crate::store::Store;
@@ -54,6 +54,8 @@ pub struct MountRequest {
     pub create: bool,
     /// Take the volume as it is where it is older than the platform keystore knows it to be.
     pub accept_restored: bool,
+    /// Make the copy of a volume that it is a volume of its own.
+    pub new_identity: bool,
     /// Stay in the foreground.
     pub foreground: bool,
     /// The words of `-o`.
@@ -67,6 +69,11 @@ pub struct MountRequest {
 pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     if request.words.remount {
         return remount(&request.dir, &request.words);
+    }
+    if request.new_identity && request.words.read_only == Some(true) {
+        return Err(CliError::usage(
+            "--new-identity writes to the volume, and -o ro asks that nothing is",
+        ));
     }
     let request = MountRequest {
         volume: absolute(&request.volume)?,
@@ -95,6 +102,7 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     if let Some(descriptor) = passphrase_descriptor(request) {
         process::close_inherited_descriptor(descriptor);
     }
+    let volume = separate(request, volume, &path, &doing)?;
     // All threads that follow inherit both.
     let signals = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
     if let Err(error) = process::set_io_flusher() {
@@ -133,12 +141,7 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
         entry.remove();
     }
     drop(filesystem);
-    finish(
-        control,
-        served,
-        closed.map_err(|error| error.to_string()),
-        &doing,
-    )
+    finish(control, served, closed, &doing)
 }
 
 /// Makes what `--create` asks for, resolves both paths, and refuses pairs that cannot work.
@@ -231,6 +234,7 @@ fn open_volume(
         read_only: request.words.read_only.unwrap_or(false),
         fingerprint: request.words.fingerprint.clone(),
         accept_restored: request.accept_restored,
+        new_identity: request.new_identity,
     };
     open_when_free(Some(&directory), &Arc::new(store), &options)
         .map_err(|error| CliError::volume(doing(), &error))
@@ -249,6 +253,28 @@ fn accept(
         .map_err(|error| CliError::filesystem(doing(), &error))
 }
 
+fn separate(
+    request: &MountRequest,
+    volume: Volume,
+    path: &Path,
+    doing: &impl Fn() -> String,
+) -> Result<Volume, CliError> {
+    if !request.new_identity {
+        return Ok(volume);
+    }
+    let before = volume.header.volume_id();
+    let cache = filesystem_options(request).meta_cache_bytes;
+    let volume = Filesystem::separate(volume, cache)
+        .map_err(|error| CliError::filesystem(doing(), &error))?;
+    tracing::info!(
+        volume = %path.display(),
+        id = %volume.header.volume_id(),
+        copy_of = %before,
+        "the copy is a volume of its own now"
+    );
+    Ok(volume)
+}
+
 /// Somebody may be about to unmount it, or has and it is being closed: waits for that a little.
 pub(super) fn open_when_free(
     directory: Option<&VolumeDirectory>,
@@ -259,6 +285,12 @@ pub(super) fn open_when_free(
     loop {
         let store: Arc<dyn Store> = Arc::clone(store) as _;
         match volume::open(store, options) {
+            Err(error @ VolumeError::WriterElsewhere { .. }) => {
+                if begin.elapsed() > MOUNTED_FOR {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
             Err(VolumeError::InUse { shared }) => {
                 // No more than a hint, at how long to wait.
                 let mounted = directory.is_some_and(|dir| !locate::hinted(dir).is_empty());
@@ -407,22 +439,23 @@ fn answer_order(request: &str, filesystem: &Arc<Filesystem>) -> Option<String> {
 fn finish(
     control: Option<ControlServer>,
     served: Result<(), FuseError>,
-    closed: Result<(), String>,
+    closed: Result<(), FsError>,
     doing: &impl Fn() -> String,
 ) -> Result<(), CliError> {
     if let Some(control) = control {
-        let error = closed.as_ref().err().cloned();
+        let error = closed.as_ref().err();
         control.announce(&Closed {
-            closed: error.is_none(),
-            error,
+            closed: error.is_none_or(FsError::is_all_on_disk),
+            error: error.map(ToString::to_string),
         });
     }
     served.map_err(|error| explain(&error, doing()))?;
-    closed.map_err(|error| {
-        CliError::new(
+    closed.map_err(|error| match error.is_all_on_disk() {
+        true => CliError::filesystem("the volume was closed", &error),
+        false => CliError::new(
             ExitCode::System,
             format!("the volume was not closed cleanly: {error}"),
-        )
+        ),
     })?;
     tracing::info!("unmounted; everything is on disk");
     Ok(())
@@ -452,6 +485,7 @@ mod tests {
             dir: dir.to_path_buf(),
             create: false,
             accept_restored: false,
+            new_identity: false,
             foreground: true,
             words: MountWords::default(),
             keystore: "/no/such/keystore".into(),

@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::control::{ControlClient, Obstacle, PATIENCE};
@@ -47,6 +48,9 @@ pub struct Report {
     pub mounts: Vec<MountReport>,
     /// The process that has it mounted.
     pub daemon: Option<DaemonReport>,
+    /// The directory of the volume that this is a copy of, or may be.
+    #[serde(serialize_with = "as_text_if_any")]
+    pub copy_of: Option<PathBuf>,
     /// What the superblock says.
     pub header: HeaderReport,
     /// Names the customer DEK; needs the keys.
@@ -141,6 +145,11 @@ pub struct RecordReport {
     pub header_sequence: u64,
     pub customer_key: Option<String>,
     pub clean: bool,
+    /// The directory that is the volume.
+    #[serde(serialize_with = "as_text_if_any")]
+    pub directory: Option<PathBuf>,
+    /// When the record was last written by somebody who may write to the volume: RFC 3339, UTC.
+    pub written: Option<String>,
 }
 
 /// One layer of encryption.
@@ -177,9 +186,10 @@ fn header_report(header: &HeaderContents) -> HeaderReport {
         sequence: header.header_sequence(),
         key_mode: header.key_mode().name().to_owned(),
         key_sets: key_sets.collect(),
-        provenance: header
-            .provenance()
-            .map(|from| format!("{}/{}", from.volume, from.image)),
+        provenance: header.provenance().map(|from| match from.image.as_str() {
+            "" => from.volume.to_string(),
+            image => format!("{}/{image}", from.volume),
+        }),
         foreign: header.is_foreign(),
     }
 }
@@ -191,6 +201,11 @@ fn record_report(record: &VolumeRecord) -> RecordReport {
         header_sequence: record.header_sequence,
         customer_key: record.customer_key.clone(),
         clean: record.clean,
+        directory: record.directory.as_ref().map(|it| it.path.clone()),
+        written: record
+            .written
+            .and_then(|secs| Timestamp::from_second(secs).ok())
+            .map(|time| time.to_string()),
     }
 }
 
@@ -211,6 +226,7 @@ pub fn report_open(path: &Path, volume: &Volume) -> Report {
     Report {
         volume: path.to_path_buf(),
         verified: true,
+        copy_of: volume.standing().original().map(Path::to_path_buf),
         header: header_report(&volume.header),
         fingerprint: volume.fingerprint().ok(),
         platform_keystore: Some(volume.keystore.directory().to_path_buf()),
@@ -487,6 +503,10 @@ pub fn to_text(report: &Report) -> String {
             &format!("pid {}, version {}", daemon.pid, daemon.version),
         );
     }
+    if let Some(original) = &report.copy_of {
+        let what = format!("{} (not written to)", original.display());
+        line("copy of", &what);
+    }
     let state = match (&report.not_verified_because, report.verified) {
         (_, true) => "yes".to_owned(),
         (Some(why), false) => format!("no: {why}"),
@@ -506,6 +526,12 @@ pub fn to_text(report: &Report) -> String {
             "last known commit",
             &format!("{} ({clean})", record.commit_sequence),
         );
+        if let Some(directory) = &record.directory {
+            line("known directory", &directory.display().to_string());
+        }
+        if let Some(written) = &record.written {
+            line("record written", written);
+        }
     }
     for layer in &report.layers {
         let hardware = match layer.accelerated {
@@ -566,7 +592,12 @@ fn header_lines(header: &HeaderReport, verified: bool, line: &mut impl FnMut(&st
     line("key mode", &header.key_mode);
     if let Some(provenance) = &header.provenance {
         let mark = if verified { "" } else { " (unverified)" };
-        line("deployed from", &format!("{provenance}{mark}"));
+        // A copy of a whole volume has the name of no image.
+        let how = match provenance.contains('/') {
+            true => "deployed from",
+            false => "was a copy of",
+        };
+        line(how, &format!("{provenance}{mark}"));
         if header.foreign {
             let why = "came from elsewhere: mounts nosuid,nodev unless suid,dev is asked for";
             line("trust", &format!("{why}{mark}"));

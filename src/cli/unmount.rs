@@ -315,8 +315,16 @@ impl Daemon {
                 closed: false,
                 error: Some(lost()),
             });
-        if closed.closed {
-            return Ok(());
+        match (closed.closed, &closed.error) {
+            (true, None) => return Ok(()),
+            (true, Some(why)) => {
+                let message = format!("unmounted: {why}");
+                return Err(CliError::new(ExitCode::System, message).with_hint(
+                    "make the keystore's directory writable, with room for a few KiB, and mount and \
+                     unmount the volume once",
+                ));
+            }
+            (false, _) => {}
         }
         let why = closed.error.unwrap_or_else(lost);
         Err(CliError::new(

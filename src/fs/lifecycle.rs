@@ -17,7 +17,6 @@ use super::types::{FileKind, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
 use crate::ids::{Epoch, FolderNumber, Generation, Ino, Sequence};
 use crate::layers::KeySet;
-use crate::meta::checkpoint;
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{ExtentRecord, InodeRecord, ObjectName};
@@ -48,6 +47,8 @@ pub struct Usage {
     pub sequence: u64,
     /// Why nothing can be written any more, if so.
     pub latched: Option<String>,
+    /// Why the platform keystore does not know of the newest commits, if it does not.
+    pub keystore_failure: Option<String>,
     /// Age of the newest checkpoint of the metadata, if one is known.
     pub checkpoint_age_seconds: Option<u64>,
 }
@@ -96,6 +97,9 @@ impl Filesystem {
 
     /// Opens the filesystem of a volume; an unclean stop is recovered from.
     pub fn open(volume: Volume, options: FilesystemOptions) -> Result<Arc<Self>, FsError> {
+        if !options.read_only {
+            volume.check_writer()?;
+        }
         let store: Arc<dyn Store> = match options.read_only {
             true => Arc::new(ReadOnlyStore::over(Arc::clone(&volume.store))),
             false => Arc::clone(&volume.store),
@@ -112,6 +116,9 @@ impl Filesystem {
             // To look only: nothing is written, and nobody is told that this is the volume.
             Err(older) if options.read_only && volume.accepts_restored => {
                 tracing::warn!(%older, "shown as it is, as was asked for");
+            }
+            Err(older) if options.read_only && volume.is_copy() => {
+                tracing::warn!(%older, "an older copy of the volume is shown as it is");
             }
             judged => judged?,
         }
@@ -148,6 +155,7 @@ impl Filesystem {
             purge: Mutex::default(),
             trimming: RwLock::default(),
             cache: RwLock::default(),
+            keystore: super::remember::KeystoreState::default(),
         });
         if !this.options.read_only {
             tracing::info!(
@@ -176,6 +184,10 @@ impl Filesystem {
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let slots = file.slots();
         match volume.judge(&slots) {
+            // Both may live on, if the original comes back: only one of them is the volume then.
+            Ok(()) if volume.takes_over() => {
+                tracing::warn!("it takes the place of the original, as was asked for");
+            }
             Ok(()) => {
                 tracing::warn!("the volume is not older than it is known to be: nothing to accept");
                 return Ok(volume);
@@ -196,10 +208,6 @@ impl Filesystem {
             &mut |file| Ok(meta.copy_committed(file)?),
         )?;
         meta.close()?;
-        // They are of what was given up.
-        if let Err(error) = checkpoint::discard_all(&*renewed.store) {
-            tracing::warn!(%error, "checkpoints of before could not be removed");
-        }
         Ok(renewed)
     }
 
@@ -246,14 +254,6 @@ impl Filesystem {
         Ok(())
     }
 
-    /// The record is a help to the next mount and no part of the volume: without it nothing here
-    /// stops. One that says less than is true is taken for an unclean stop.
-    pub(super) fn try_to_remember(&self, clean: bool) {
-        if let Err(error) = self.remember(clean) {
-            tracing::warn!(%error, "the platform keystore was not told of the commit");
-        }
-    }
-
     /// Unlinks objects that no extent names: made, but not committed, before an unclean stop.
     fn sweep(&self) -> Result<(), FsError> {
         let mut named: HashSet<ObjectName> = HashSet::new();
@@ -295,7 +295,7 @@ impl Filesystem {
         result?;
         closed?;
         if !self.options.read_only && stopped.is_none() {
-            self.try_to_remember(true);
+            self.remember_at_end()?;
         }
         Ok(())
     }
@@ -320,14 +320,6 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Tells the platform keystore where the volume's history stands.
-    fn remember(&self, clean: bool) -> Result<(), FsError> {
-        let (newest, tags) = self.meta.file().durable();
-        self.volume
-            .remember(newest, tags, clean)
-            .map_err(|error| FsError::Volume(error.into()))
-    }
-
     /// What the volume holds, for `status`.
     pub fn usage(&self) -> Usage {
         let counters = self.meta.counters();
@@ -339,6 +331,7 @@ impl Filesystem {
             generation: counters.generation.0,
             sequence: self.meta.sequence().0,
             latched: self.meta.latched(),
+            keystore_failure: self.keystore_failure(),
             checkpoint_age_seconds: self.checkpoint_age().map(|age| age.as_secs()),
         }
     }

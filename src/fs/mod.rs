@@ -23,12 +23,14 @@ mod lifecycle;
 mod lookup;
 mod names;
 mod references;
+mod remember;
 mod remount;
 mod rename;
 mod restore;
 mod restore_path;
 mod room;
 mod seek;
+mod separate;
 mod shutdown;
 pub mod types;
 pub mod views;
@@ -44,6 +46,7 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use crate::errno::Errno;
 use crate::ids::{Ino, ViewId};
+use crate::keys::KeyError;
 use crate::meta::records::InodeRecord;
 use crate::meta::{Meta, MetaError, Permit, View};
 use crate::object::{Contents, File, ObjectError};
@@ -130,6 +133,12 @@ pub enum FsError {
     /// The volume is older than the platform keystore knows it to be.
     #[error("the volume is not the newest state that this machine knows: {0}")]
     RolledBack(#[from] Rollback),
+    /// Everything is on disk, and the platform keystore does not know it.
+    #[error(
+        "everything is on disk, but the platform keystore could not be told of it, so that an older \
+         copy from after its last record would not be noticed: {0}"
+    )]
+    NotRemembered(#[source] KeyError),
     /// The keys or the header of the volume.
     #[error("the volume: {0}")]
     Volume(#[from] VolumeError),
@@ -142,6 +151,11 @@ impl From<Errno> for FsError {
 }
 
 impl FsError {
+    /// True where nothing but the platform keystore's record is missing.
+    pub fn is_all_on_disk(&self) -> bool {
+        matches!(self, Self::NotRemembered(_))
+    }
+
     /// What a caller of the filesystem is told.
     pub fn errno(&self) -> Errno {
         match self {
@@ -150,7 +164,9 @@ impl FsError {
             Self::Sealed(error) => error.errno(),
             Self::Io(error) => Errno::from_backing(error),
             Self::HalfRestored => Errno::EROFS,
-            Self::Stopped(_) | Self::RolledBack(_) | Self::Volume(_) => Errno::EIO,
+            Self::Stopped(_) | Self::RolledBack(_) | Self::NotRemembered(_) | Self::Volume(_) => {
+                Errno::EIO
+            }
         }
     }
 }
@@ -205,6 +221,7 @@ pub struct Filesystem {
     /// Held exclusively while pages that nobody reads are given back.
     trimming: RwLock<()>,
     cache: RwLock<Option<Arc<dyn KernelCache>>>,
+    keystore: remember::KeystoreState,
 }
 
 /// What holds copies of the filesystem's state in front of it: the kernel. Its calls may wait for

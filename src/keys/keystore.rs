@@ -6,6 +6,7 @@
 //!   versions/00000001.json       {"format":"bilayer-platform-key","version":1,"keystore":…,
 //!                                 "number":1,"infrastructure":…,"customer":…}
 //!   volumes/<volume id>.json     {"format":"bilayer-volume-record","version":1,…}
+//!   volumes/<volume id>.lock     locked while the volume is open for writing
 //! ```
 //!
 //! A version holds two independent random 256-bit keys: one wraps infrastructure DEKs, the other
@@ -32,12 +33,16 @@ use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::sys::identity::effective_user;
 use crate::sys::wipe::with_secrets;
 
+mod directory;
 mod files;
 mod holder;
 mod record;
 mod transport;
+mod writer;
 
+pub use directory::RememberedDirectory;
 pub use record::{KnownKeySet, VolumeRecord};
+pub use writer::{WriterLock, WriterLocked};
 
 /// Environment variable that names the keystore's directory.
 pub const ENVIRONMENT: &str = "BILAYER_PLATFORM_KEYSTORE";
@@ -144,6 +149,26 @@ impl PlatformKeystore {
     /// What the operating system refuses.
     pub fn update_record(&self, volume: VolumeId, record: &VolumeRecord) -> Result<(), KeyError> {
         with_secrets(|| record::write(&self.directory, volume, record))
+    }
+
+    /// Forgets a volume that was announced and has not come to be.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn forget(&self, volume: VolumeId) -> Result<(), KeyError> {
+        record::remove(&self.directory, volume)
+    }
+
+    /// Asks for the right to write to a volume, whose directory is `directory`, without waiting.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn lock_writer(
+        &self,
+        volume: VolumeId,
+        directory: &Path,
+    ) -> Result<WriterLocked, KeyError> {
+        writer::lock(&self.directory, volume, directory)
     }
 
     /// Wraps an infrastructure DEK with the current version.

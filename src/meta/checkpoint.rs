@@ -221,22 +221,6 @@ fn take_away(store: &dyn Store, name: CryptoId) -> io::Result<()> {
     }
 }
 
-/// Removes all checkpoints: they are of a history that was given up, or of another volume's, and
-/// sealed under key sets that authenticate no metadata any more.
-///
-/// # Errors
-/// Those of the store.
-pub fn discard_all(store: &dyn Store) -> io::Result<()> {
-    tidy(store)?;
-    for name in names(store)?
-        .iter()
-        .filter_map(|name| CryptoId::from_hex(name))
-    {
-        take_away(store, name)?;
-    }
-    Ok(())
-}
-
 /// True where the backing filesystem has little room left.
 pub fn is_short(store: &dyn Store) -> io::Result<bool> {
     let space = store.space()?;

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::io;
 
+use super::directory::DirectoryStore;
 use super::read_only::ReadOnlyStore;
 use super::sub::SubStore;
 use super::{OpenMode, Store, StorePath, SyncPolicy};
@@ -74,6 +75,18 @@ pub(super) fn copy(
     copied.inspect_err(|_| {
         let _ = target.unlink(to);
     })
+}
+
+/// Makes a second file with the same contents in one store: it shares the blocks of the first
+/// until one of the two is written where the backing filesystem can, and is a copy elsewhere.
+/// Neither its name nor its bytes are durable before a sync.
+pub(crate) fn duplicate(store: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<()> {
+    if let Some(directory) = (store as &dyn Any).downcast_ref::<DirectoryStore>()
+        && directory.reflink_from(directory, from, to).is_ok()
+    {
+        return Ok(());
+    }
+    copy(store, from, store, to)
 }
 
 /// Runs of blocks that are not zero throughout: start and end.

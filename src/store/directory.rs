@@ -20,7 +20,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -28,8 +28,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    Adopted, EntryInfo, EntryKind, HeldLock, OpenMode, SpaceInfo, Store, StoreFile, StoreLock,
-    StorePath, SyncPolicy, adopt, is_component, os_error, sync,
+    Adopted, EntryInfo, EntryKind, HeldLock, OpenMode, Place, SpaceInfo, Store, StoreFile,
+    StoreLock, StorePath, SyncPolicy, adopt, is_component, os_error, sync,
 };
 use crate::errno::Errno;
 use crate::sys::files::{self, Access, FileType};
@@ -42,6 +42,8 @@ const CACHED_FOLDERS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 #[derive(Debug)]
 pub struct DirectoryStore {
     root: Arc<OwnedFd>,
+    /// The path that it was opened by.
+    path: PathBuf,
     folders: Mutex<LruCache<StorePath, Arc<OwnedFd>>>,
     directory_lock: Mutex<Weak<File>>,
     /// `st_dev` of the directory.
@@ -63,6 +65,7 @@ impl DirectoryStore {
             device: files::stat(&root)?.device,
             policy: SyncPolicy::of_directory(&root),
             root: Arc::new(root),
+            path: std::path::absolute(path)?,
             folders: Mutex::new(LruCache::new(CACHED_FOLDERS)),
             directory_lock: Mutex::new(Weak::new()),
             spans_filesystems: AtomicBool::new(false),
@@ -144,7 +147,12 @@ impl DirectoryStore {
     }
 
     /// Makes a file that shares the blocks of one of another directory store.
-    fn reflink_from(&self, source: &Self, from: &StorePath, to: &StorePath) -> io::Result<()> {
+    pub(super) fn reflink_from(
+        &self,
+        source: &Self,
+        from: &StorePath,
+        to: &StorePath,
+    ) -> io::Result<()> {
         let old = source.open_plain(from, Access::Read)?;
         let new = self.open_plain(to, Access::CreateNew)?;
         let shared = files::reflink(&old, &new).and_then(|()| match self.sync_policy() {
@@ -232,6 +240,7 @@ fn entry_info(stat: files::Stat) -> EntryInfo {
         kind: kind_of(stat.file_type),
         len_bytes: stat.len_bytes,
         links: stat.links,
+        number: stat.inode,
         allocated_bytes: stat.allocated_bytes,
     }
 }
@@ -390,6 +399,14 @@ impl Store for DirectoryStore {
             free_bytes: space.free_bytes,
             available_bytes: space.available_bytes,
         })
+    }
+
+    fn place(&self) -> Option<Place> {
+        Place::of(&*self.root, &self.path)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "the volume's directory cannot be looked at");
+            })
+            .ok()
     }
 
     /// `flock(2)`: it belongs to the open file description, so that two opens in one process

@@ -464,7 +464,7 @@ impl Store for FaultyStore {
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
         self.begin(None, CallKind::Info, path)?.run(|state, _| {
             Ok(match state.tree.entry(path)? {
-                Entry::File(node) => file_info(node.data.lock().current(), node.links()),
+                Entry::File(node) => file_info(node.data.lock().current(), &node),
                 Entry::Directory(_) => DIRECTORY_INFO,
             })
         })
@@ -602,7 +602,7 @@ impl StoreFile for FaultyFile {
 
     fn info(&self) -> io::Result<EntryInfo> {
         self.run(CallKind::Info, |file, _| {
-            Ok(file_info(file.current(), self.node.links()))
+            Ok(file_info(file.current(), &self.node))
         })
     }
 }

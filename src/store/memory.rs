@@ -177,7 +177,7 @@ impl Store for MemoryStore {
 
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
         Ok(match self.0.tree.read().entry(path)? {
-            Entry::File(node) => file_info(&node.data.read(), node.links()),
+            Entry::File(node) => file_info(&node.data.read(), &node),
             Entry::Directory(_) => DIRECTORY_INFO,
         })
     }
@@ -200,15 +200,17 @@ pub(super) const DIRECTORY_INFO: EntryInfo = EntryInfo {
     kind: EntryKind::Directory,
     len_bytes: 0,
     links: 2,
+    number: 0,
     allocated_bytes: 0,
 };
 
 /// What `info` says of a file in memory.
-pub(super) fn file_info(contents: &Contents, links: u64) -> EntryInfo {
+pub(super) fn file_info<F>(contents: &Contents, node: &FileNode<F>) -> EntryInfo {
     EntryInfo {
         kind: EntryKind::File,
         len_bytes: contents.len_bytes(),
-        links,
+        links: node.links(),
+        number: node.number(),
         allocated_bytes: contents.allocated_bytes(),
     }
 }
@@ -292,6 +294,6 @@ impl StoreFile for MemoryFile {
     }
 
     fn info(&self) -> io::Result<EntryInfo> {
-        Ok(file_info(&self.node.data.read(), self.node.links()))
+        Ok(file_info(&self.node.data.read(), &self.node))
     }
 }

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 use crate::errno::Errno;
 
+pub use crate::sys::place::{Place, has_lasting_inodes};
+
 mod adopt;
 mod contents;
 pub mod directory;
@@ -25,6 +27,7 @@ pub mod sub;
 mod sync;
 mod tree;
 
+pub(crate) use adopt::duplicate;
 pub use sync::SyncPolicy;
 
 /// An error as the kernel would have reported it.
@@ -122,6 +125,8 @@ pub struct EntryInfo {
     pub len_bytes: u64,
     /// Number of hard links.
     pub links: u64,
+    /// Number of the file within the store: the same under each of its names.
+    pub number: u64,
     /// Bytes allocated on the backing filesystem.
     pub allocated_bytes: u64,
 }
@@ -240,5 +245,10 @@ pub trait Store: Send + Sync + Debug + Any {
     /// write to: the file is opened for reading alone.
     fn lock_shared(&self, _path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+    /// The directory of the operating system's that it is, as it is found now; `None` for a store
+    /// that is no such directory, and for one that cannot be looked at.
+    fn place(&self) -> Option<Place> {
+        None
     }
 }

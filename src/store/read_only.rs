@@ -13,8 +13,8 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::{
-    Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
-    SyncPolicy, os_error,
+    Adopted, EntryInfo, EntryKind, OpenMode, Place, SpaceInfo, Store, StoreFile, StoreLock,
+    StorePath, SyncPolicy, os_error,
 };
 use crate::errno::Errno;
 
@@ -71,6 +71,10 @@ impl Store for ReadOnlyStore {
 
     fn remove_dir(&self, _: &StorePath) -> io::Result<()> {
         Err(refused())
+    }
+
+    fn place(&self) -> Option<Place> {
+        self.0.place()
     }
 
     fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {

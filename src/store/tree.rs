@@ -39,6 +39,10 @@ impl<F> FileNode<F> {
         })
     }
 
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     pub(super) fn links(&self) -> u64 {
         self.links.load(Ordering::Relaxed)
     }

@@ -70,6 +70,8 @@ pub struct Stat {
     pub len_bytes: u64,
     /// Number of hard links.
     pub links: u64,
+    /// Inode number.
+    pub inode: u64,
     /// Bytes allocated.
     pub allocated_bytes: u64,
     /// The filesystem that it is on (`st_dev`).
@@ -200,6 +202,7 @@ fn stat_raw(dir: impl AsFd, name: &CStr, flags: libc::c_int) -> io::Result<Stat>
         file_type: FileType::from_mode(out.st_mode),
         len_bytes: u64::try_from(out.st_size).unwrap_or(0),
         links: out.st_nlink as _,
+        inode: out.st_ino as _,
         allocated_bytes: u64::try_from(out.st_blocks).unwrap_or(0) * 512,
         device: out.st_dev as _,
     })

@@ -12,5 +12,6 @@ pub mod identity;
 pub mod location;
 pub mod memory;
 pub mod mounts;
+pub mod place;
 pub mod process;
 pub mod wipe;

@@ -3,8 +3,9 @@
 
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 
-use super::history::Rollback;
+use super::history::{LastKnown, Rollback};
 use crate::keys::error::kind_of_io;
 use crate::keys::{ErrorKind, KeyError};
 
@@ -22,6 +23,52 @@ pub enum VolumeError {
     InUse {
         /// The lock is shared with a hard-linked copy.
         shared: bool,
+    },
+    /// The same volume is open for writing elsewhere.
+    #[error("the volume is open for writing already{}", shown_place(.by.as_ref()))]
+    WriterElsewhere {
+        /// The directory that it is open in, if its holder says so.
+        by: Option<PathBuf>,
+    },
+    /// The directory is a copy of a volume, and was to be written to.
+    #[error(
+        "this directory is a copy of the volume in {}{}, and a copy is not written to{}",
+        .original.display(),
+        LastKnown::at(*.written),
+        if *.accepting { ": the original is still there, so this is not what is left of it" } else { "" }
+    )]
+    IsCopy {
+        /// Directory of the volume.
+        original: PathBuf,
+        /// When it was written last: seconds since 1970.
+        written: Option<i64>,
+        /// It was to take the original's place.
+        accepting: bool,
+    },
+    /// The directory may be a copy: where the volume was cannot be seen.
+    #[error(
+        "this directory may be a copy of the volume that was in {}{}: that place cannot be seen now, \
+         so nobody can tell",
+        .original.display(),
+        LastKnown::at(*.written)
+    )]
+    MayBeCopy {
+        /// Directory of the volume.
+        original: PathBuf,
+        /// When it was written last: seconds since 1970.
+        written: Option<i64>,
+    },
+    /// A copy was to become a volume of its own, and this is the volume itself.
+    #[error("this directory is the volume itself and no copy: it has the identity that it needs")]
+    NotACopy,
+    /// A copy shares files with its original, which is in use.
+    #[error(
+        "this copy shares files with the volume{}, which is open for writing",
+        shown_place(.by.as_ref())
+    )]
+    SharesFiles {
+        /// The directory of the original, if its holder says so.
+        by: Option<PathBuf>,
     },
     /// The superblock cannot be understood.
     #[error("volume.json is not a valid superblock: {0}")]
@@ -97,6 +144,12 @@ pub enum VolumeError {
         /// Of any volume.
         most: usize,
     },
+    /// Nothing is written to a volume before the keystore could be told of it.
+    #[error(
+        "the platform keystore cannot be told of the volume, and without that an older copy put in \
+         its place would not be noticed: {0}"
+    )]
+    CannotRemember(#[source] KeyError),
     /// Keys or keystore.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -126,7 +179,12 @@ impl VolumeError {
             Self::Occupied(_) | Self::WouldDowngrade | Self::TooManyKeySets { .. } => {
                 ErrorKind::Usage
             }
-            Self::InUse { .. } => ErrorKind::InUse,
+            Self::InUse { .. }
+            | Self::WriterElsewhere { .. }
+            | Self::IsCopy { .. }
+            | Self::MayBeCopy { .. }
+            | Self::SharesFiles { .. } => ErrorKind::InUse,
+            Self::NotACopy => ErrorKind::Usage,
             Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
             Self::Tampered | Self::Downgraded { .. } | Self::RolledBack(_) | Self::Stranger => {
@@ -135,7 +193,7 @@ impl VolumeError {
             Self::HalfRenewed => ErrorKind::Io,
             Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
-            Self::Key(error) => error.kind(),
+            Self::Key(error) | Self::CannotRemember(error) => error.kind(),
             Self::Format(error) => kind_of_chain(&**error),
             Self::Io { source, .. } => kind_of_io(source),
         }
@@ -153,6 +211,21 @@ impl VolumeError {
             Self::InUse { shared: true } => {
                 "unmount it; if it is a copy made with cp -al, unmount the original first"
             }
+            Self::WriterElsewhere { .. } => {
+                "unmount it there first; a copy becomes a volume of its own by: bilayer mount \
+                 --new-identity VOLUME DIR"
+            }
+            Self::IsCopy { .. } => {
+                "to look at it, which changes nothing of the original: -o ro; to make it a volume of \
+                 its own: bilayer mount --new-identity VOLUME DIR"
+            }
+            Self::MayBeCopy { .. } => {
+                "mount the disk that it was on, and try again. To look only: -o ro; for a volume of \
+                 its own: bilayer mount --new-identity VOLUME DIR; if the original is gone for good: \
+                 bilayer mount --accept-restored VOLUME DIR"
+            }
+            Self::NotACopy => "mount it without --new-identity",
+            Self::SharesFiles { .. } => "unmount the original first, or copy it with cp -a",
             Self::InUse { shared: false } => "unmount it first: umount MOUNTPOINT",
             Self::HeaderInvalid(_) | Self::Tampered => RESTORE,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
@@ -178,6 +251,9 @@ impl VolumeError {
             Self::TooManyKeySets { .. } => {
                 "copy the files into a volume made by bilayer create: it starts with one key set"
             }
+            Self::CannotRemember(_) => {
+                "make the keystore's directory writable, with room for a few KiB, or mount with -o ro"
+            }
             Self::Key(error) => return error.hint().map(str::to_owned),
             Self::Format(_) | Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {
                 "make room on the backing filesystem"
@@ -198,4 +274,9 @@ fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
         cause = error.source();
     }
     ErrorKind::Io
+}
+
+/// A directory behind a word, where there is one.
+fn shown_place(path: Option<&PathBuf>) -> String {
+    path.map_or(String::new(), |path| format!(" in {}", path.display()))
 }

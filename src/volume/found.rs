@@ -22,13 +22,14 @@ use super::header::{
 use super::succession::known;
 use super::superblock::replace_header;
 use super::{FreshVolume, Volume, objects_path, place};
-use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence, VolumeId};
+use crate::ids::{CryptoId, Epoch, IncarnationId, VolumeId};
 use crate::keys::customer::CustomerKeyProvider;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::wrap::{self, WrapContext, WrapRecord};
 use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::{KeyRing, KeySet};
 use crate::store::{Store, StorePath};
+use crate::sys::clock::coarse_time;
 
 /// What a volume takes over from another.
 #[derive(Clone, Debug)]
@@ -237,16 +238,14 @@ fn make(
     keystore.update_record(
         volume,
         &VolumeRecord {
-            incarnation,
-            becoming: None,
-            sequence: Sequence(0),
-            page0_tags: [[0; 16]; 2],
             header_sequence: header.header_sequence(),
             key_sets: vec![known(fresh.keys.active())?],
             customer_key: founding
                 .customer_key
                 .map(|provider| provider.describe().uri.to_string()),
-            clean: false,
+            directory: store.place().as_ref().map(Into::into),
+            written: Some(coarse_time().0),
+            ..VolumeRecord::unknown(incarnation)
         },
     )?;
     place::clear_mark(&**store).map_err(VolumeError::io("cannot write the lock file"))?;

@@ -12,18 +12,66 @@
 //! Not noticed: what was put back to a state that the record does not know better than; an older
 //! keystore beside the older volume; a volume that the keystore has never seen; single pages.
 
+use std::fmt;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
 use crate::ids::{IncarnationId, Sequence};
 use crate::keys::VolumeRecord;
 use crate::sealed::SlotState;
 use crate::volume::header::HeaderContents;
 use crate::volume::succession::Ancestry;
 
+/// When and where the newest state was that the keystore knows.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LastKnown {
+    /// When the keystore was told of it: seconds since 1970.
+    pub written: Option<i64>,
+    /// The volume's directory then.
+    pub directory: Option<PathBuf>,
+}
+
+impl LastKnown {
+    fn of(record: &VolumeRecord) -> Self {
+        Self {
+            written: record.written,
+            directory: record.directory.as_ref().map(|it| it.path.clone()),
+        }
+    }
+
+    /// A time of which no directory is to be said.
+    pub(super) fn at(written: Option<i64>) -> Self {
+        Self {
+            written,
+            directory: None,
+        }
+    }
+}
+
+impl fmt::Display for LastKnown {
+    /// ` (last written 2026-11-22T04:30:00Z in /srv/volume)`, or nothing where nothing is known.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = self
+            .written
+            .and_then(|secs| Timestamp::from_second(secs).ok());
+        match (time, &self.directory) {
+            (None, None) => Ok(()),
+            (Some(time), None) => write!(f, " (last written {time})"),
+            (None, Some(path)) => write!(f, " (in {})", path.display()),
+            (Some(time), Some(path)) => {
+                write!(f, " (last written {time} in {})", path.display())
+            }
+        }
+    }
+}
+
 /// How a volume is older than it is known to be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Rollback {
     /// The superblock begins another history.
     #[error(
-        "volume.json is of incarnation {found}, and this machine knows the volume as incarnation {known}: \
+        "volume.json is of incarnation {found}, and this machine knows the volume as incarnation {known}{last}: \
          it is a copy from before or beside an accepted restore"
     )]
     OtherIncarnation {
@@ -31,10 +79,12 @@ pub enum Rollback {
         found: IncarnationId,
         /// Of the record.
         known: IncarnationId,
+        /// When and where that was.
+        last: LastKnown,
     },
     /// The superblock begins another history, from a state that is older than what is known.
     #[error(
-        "it was renewed elsewhere from commit {}, and commit {} was on disk: what came in between \
+        "it was renewed elsewhere from commit {}, and commit {} was on disk{last}: what came in between \
          is not in it", .carried_on.0, .known.0
     )]
     RenewedFromOlder {
@@ -42,20 +92,24 @@ pub enum Rollback {
         carried_on: Sequence,
         /// Of the record.
         known: Sequence,
+        /// When and where that was.
+        last: LastKnown,
     },
     /// The superblock is older.
     #[error(
-        "volume.json is number {found}, and number {known} was on disk: an older copy was put back"
+        "volume.json is number {found}, and number {known} was on disk{last}: an older copy was put back"
     )]
     OlderHeader {
         /// Of the superblock.
         found: u64,
         /// Of the record.
         known: u64,
+        /// When and where that was.
+        last: LastKnown,
     },
     /// The metadata are older.
     #[error(
-        "its metadata are of commit {}, and commit {} was on disk: an older copy was put back, \
+        "its metadata are of commit {}, and commit {} was on disk{last}: an older copy was put back, \
          or the newest state was damaged", .found.0, .known.0
     )]
     OlderMetadata {
@@ -63,15 +117,19 @@ pub enum Rollback {
         found: Sequence,
         /// Of the record.
         known: Sequence,
+        /// When and where that was.
+        last: LastKnown,
     },
     /// The metadata are of the same age and another history.
     #[error(
-        "its metadata are another commit {} than the one that was on disk: \
+        "its metadata are another commit {} than the one that was on disk{last}: \
          a copy that lived elsewhere was put in its place", .sequence.0
     )]
     OtherMetadata {
         /// Of both.
         sequence: Sequence,
+        /// When and where that was.
+        last: LastKnown,
     },
 }
 
@@ -100,10 +158,12 @@ pub(super) fn judge_header(
             None => Err(Rollback::OtherIncarnation {
                 found,
                 known: record.incarnation,
+                last: LastKnown::of(record),
             }),
             Some(carried_on) if carried_on < record.sequence => Err(Rollback::RenewedFromOlder {
                 carried_on,
                 known: record.sequence,
+                last: LastKnown::of(record),
             }),
             Some(_) => Ok(()),
         };
@@ -112,6 +172,7 @@ pub(super) fn judge_header(
         return Err(Rollback::OlderHeader {
             found: header.header_sequence(),
             known: record.header_sequence,
+            last: LastKnown::of(record),
         });
     }
     Ok(())
@@ -131,6 +192,7 @@ pub(super) fn judge_metadata(
         return Err(Rollback::OlderMetadata {
             found,
             known: record.sequence,
+            last: LastKnown::of(record),
         });
     }
     if found > record.sequence {
@@ -138,7 +200,10 @@ pub(super) fn judge_metadata(
     }
     // A commit's number says which slot it is in.
     if slots[newest].outer_tag != record.page0_tags[newest] {
-        return Err(Rollback::OtherMetadata { sequence: found });
+        return Err(Rollback::OtherMetadata {
+            sequence: found,
+            last: LastKnown::of(record),
+        });
     }
     if record.clean && slots.map(|slot| slot.outer_tag) != record.page0_tags {
         tracing::error!("the older slot of page 0 of meta was changed after a clean unmount");
@@ -160,14 +225,11 @@ mod tests {
 
     fn record(sequence: u64, tags: [u8; 2], clean: bool) -> VolumeRecord {
         VolumeRecord {
-            incarnation: IncarnationId([1; 16]),
-            becoming: None,
             sequence: Sequence(sequence),
             page0_tags: tags.map(|tag| [tag; 16]),
             header_sequence: 1,
-            key_sets: Vec::new(),
-            customer_key: None,
             clean,
+            ..VolumeRecord::unknown(IncarnationId([1; 16]))
         }
     }
 
@@ -184,13 +246,15 @@ mod tests {
             judge([slot(0, 0), slot(7, 7)]),
             Err(Rollback::OlderMetadata {
                 found: Sequence(7),
-                known: Sequence(8)
+                known: Sequence(8),
+                last: LastKnown::default(),
             })
         );
         assert_eq!(
             judge([slot(8, 5), slot(7, 7)]),
             Err(Rollback::OtherMetadata {
-                sequence: Sequence(8)
+                sequence: Sequence(8),
+                last: LastKnown::default(),
             })
         );
         assert_eq!(judge_metadata(&[slot(1, 1), slot(0, 0)], None), Ok(()));
@@ -205,5 +269,29 @@ mod tests {
         assert_eq!(judge([slot(8, 8), slot(7, 1)]), Ok(()));
         assert_eq!(judge([slot(8, 8), slot(9, 9)]), Ok(()));
         assert!(judge([slot(6, 6), slot(7, 7)]).is_err());
+    }
+
+    #[test]
+    fn a_refusal_says_when_and_where_the_newer_state_was() {
+        let known = VolumeRecord {
+            written: Some(1_764_000_000),
+            directory: Some(crate::keys::RememberedDirectory {
+                path: "/srv/volume".into(),
+                inode: 1,
+                filesystem: None,
+                inside: None,
+            }),
+            ..record(8, [8, 7], false)
+        };
+        let older = judge_metadata(&[slot(3, 3), slot(2, 2)], Some(&known)).unwrap_err();
+        let said = older.to_string();
+        assert!(
+            said.contains("commit 3") && said.contains("commit 8"),
+            "{said}"
+        );
+        assert!(
+            said.contains("(last written 2025-11-24T16:00:00Z in /srv/volume)"),
+            "{said}"
+        );
     }
 }

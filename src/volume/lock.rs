@@ -10,6 +10,7 @@
 use std::io;
 
 use super::error::VolumeError;
+use super::identity::OBJECT_NAME;
 use super::place::clear_mark;
 use super::superblock::{discard_aside, unshare};
 use super::{HEADER_NAME, LOCK_NAME, META_NAME, lock_path};
@@ -39,6 +40,7 @@ pub(super) fn acquire(
             .map_err(|error| refused(store, error))?;
         drop(std::mem::replace(&mut lock, own));
     }
+    discard_aside(store, OBJECT_NAME).map_err(VolumeError::io("cannot tidy the volume"))?;
     for name in [META_NAME, HEADER_NAME] {
         unshare(store, name)
             .map_err(naming(name))

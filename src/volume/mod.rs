@@ -24,22 +24,26 @@ use parking_lot::Mutex;
 use crate::ids::{CryptoId, Sequence};
 use crate::keys::{
     CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, PlatformKeystore, VolumeRecord,
+    WriterLock,
 };
 use crate::layers::KeyRing;
 use crate::sealed::SlotState;
 use crate::store::{HeldLock, Store, StoreLock, StorePath};
+use crate::sys::clock::coarse_time;
 
 pub mod create;
 pub mod error;
 pub mod found;
 pub mod header;
 mod history;
+mod identity;
 pub mod lock;
 pub mod open;
 pub mod place;
 mod renew;
 pub mod rescue;
 pub mod spare;
+pub mod standing;
 mod succession;
 mod superblock;
 
@@ -47,10 +51,11 @@ pub use create::create;
 pub use error::VolumeError;
 pub use found::{Founding, Holder, Inheritance, found};
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
-pub use history::Rollback;
+pub use history::{LastKnown, Rollback};
 pub use open::open;
 pub use renew::RenewFn;
 pub use rescue::{Rescue, rescue};
+pub use standing::Standing;
 pub use superblock::inspect;
 
 /// Name of the superblock's file.
@@ -113,6 +118,8 @@ pub struct OpenOptions {
     /// A volume that is older than the keystore knows it is opened all the same, to be taken as it
     /// is ([`Volume::renew`]), or only looked at.
     pub accept_restored: bool,
+    /// A copy of a volume is opened, to become a volume of its own ([`Volume::separate`]).
+    pub new_identity: bool,
 }
 
 /// A volume that is being made: all that is needed to write its metadata database.
@@ -150,6 +157,13 @@ pub struct Volume {
     older_header: Option<Rollback>,
     /// The record as it is in the keystore now.
     current: Mutex<VolumeRecord>,
+    /// What its directory is to the record.
+    standing: Standing,
+    /// It is a copy that is about to become a volume of its own, and nothing is written before.
+    separates: bool,
+    /// The right to write to it; goes before the lock, for which the next one waits.
+    #[expect(dead_code, reason = "held, never read")]
+    writer: Option<WriterLock>,
     lock: Box<dyn StoreLock>,
 }
 
@@ -165,6 +179,34 @@ impl Volume {
     /// When it cannot be derived.
     pub fn fingerprint(&self) -> Result<String, VolumeError> {
         open::fingerprint_of(&self.keys)
+    }
+
+    /// What its directory is to the keystore's record.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// True for a copy, whose age says nothing of the volume that it is a copy of.
+    pub fn is_copy(&self) -> bool {
+        matches!(self.standing, Standing::Copy { .. })
+    }
+
+    /// True where it is to take the place of an original that is gone for good.
+    pub fn takes_over(&self) -> bool {
+        self.accepts_restored && matches!(self.standing, Standing::Unknown { .. })
+    }
+
+    /// Refuses what is not the volume itself, or not yet.
+    ///
+    /// # Errors
+    /// When it is a copy, or may be one.
+    pub fn check_writer(&self) -> Result<(), VolumeError> {
+        let record = self.record.as_ref();
+        match self.standing.refusal(record, false) {
+            Some(refusal) => Err(refusal),
+            None if self.separates => Err(VolumeError::NotACopy),
+            None => Ok(()),
+        }
     }
 
     /// Compares the slots of page 0 of `meta` with what the keystore knows.
@@ -189,15 +231,20 @@ impl Volume {
         page0_tags: [[u8; 16]; 2],
         clean: bool,
     ) -> Result<(), KeyError> {
+        let place = self.store.place();
         let mut current = self.current.lock();
-        let next = VolumeRecord {
+        let mut next = VolumeRecord {
             sequence,
             page0_tags,
             clean,
             ..current.clone()
         };
+        if let Some(place) = &place {
+            next.directory = Some(place.into());
+        }
         // Somebody who asked later may have been faster.
         if *current != next && sequence >= current.sequence {
+            next.written = Some(coarse_time().0);
             self.keystore
                 .update_record(self.header.volume_id(), &next)?;
             *current = next;

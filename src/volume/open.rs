@@ -12,17 +12,19 @@ use parking_lot::Mutex;
 
 use super::error::VolumeError;
 use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
-use super::history::judge_header;
+use super::history::{Rollback, judge_header};
 use super::renew::settle_meta;
+use super::standing::Standing;
 use super::succession::Ancestry;
 use super::superblock::inspect;
-use super::{OpenOptions, Volume, header_path, lock};
+use super::{OpenOptions, Volume, header_path, lock, spare};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::wrap::{self, WrapContext, WrapRecord};
-use crate::keys::{KeyUri, KnownKeySet, PlatformKeystore, VolumeRecord};
+use crate::keys::{KeyUri, KnownKeySet, PlatformKeystore, VolumeRecord, WriterLock, WriterLocked};
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet, fingerprint};
-use crate::store::Store;
+use crate::store::{Place, Store};
+use crate::sys::clock::coarse_time;
 
 /// Opens a volume: takes the lock, gives files shared with a copy (`cp -al`) copies of their own,
 /// unwraps the keys, authenticates the superblock, and remembers the customer key.
@@ -67,23 +69,30 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
     let header = unverified.verify(&keys)?;
     let ancestry = vouched_for(&header, &keys, options, record.as_ref())?;
-    let older_header = match judge_header(&header, &ancestry, record.as_ref()) {
-        Err(older) if options.accept_restored => Some(older),
-        result => result.map(|()| None)?,
-    };
-    settle_meta(&*store, &keys, &header, options.read_only)?;
-    let current = match (&older_header, &record) {
-        // Left as it is until the volume has been taken as it is.
-        (Some(_), Some(record)) => record.clone(),
+    let place = store.place();
+    let (standing, writer, record) = claim(&keystore, &header, place.as_ref(), record, options)?;
+    let older_header = tolerated(
+        judge_header(&header, &ancestry, record.as_ref()),
+        options,
+        &standing,
+    )?;
+    let current = match &record {
+        // Left as it is until the volume has been taken as it is, or for the original.
+        Some(record) if older_header.is_some() || !standing.is_own() => record.clone(),
+        _ if options.new_identity => VolumeRecord::unknown(header.incarnation()),
         _ => remember(
             &keystore,
             &header,
-            ancestry.active(),
+            (ancestry.active(), place.as_ref()),
             record.as_ref(),
             customer.as_deref(),
             options,
         )?,
     };
+    settle_meta(&*store, &keys, &header, options.read_only)?;
+    if !options.read_only && !options.new_identity && older_header.is_none() {
+        spare::settle(&*store, &keys, &header);
+    }
     let record = record.filter(|record| record.incarnation == header.incarnation());
     Ok(Volume {
         store,
@@ -95,8 +104,84 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         accepts_restored: options.accept_restored,
         older_header,
         current: Mutex::new(current),
+        standing,
+        separates: options.new_identity,
+        writer,
         lock,
     })
+}
+
+/// Finds out what the directory is to the record, and takes the right to write to the volume. The
+/// record is the one that is known when that is held.
+fn claim(
+    keystore: &PlatformKeystore,
+    header: &VerifiedHeader,
+    place: Option<&Place>,
+    record: Option<VolumeRecord>,
+    options: &OpenOptions,
+) -> Result<(Standing, Option<WriterLock>, Option<VolumeRecord>), VolumeError> {
+    let id = header.volume_id();
+    let judge = |record: Option<&VolumeRecord>| {
+        let beginning = record.is_some_and(|it| it.becoming == Some(header.incarnation()));
+        // An incarnation that is about to begin does so in one directory.
+        match beginning {
+            true => Standing::Own,
+            false => Standing::of(place, record, id),
+        }
+    };
+    let standing = judge(record.as_ref());
+    if options.read_only {
+        return Ok((standing, None, record));
+    }
+    if options.new_identity {
+        // The keystore may never have seen the volume.
+        let is_itself = standing == Standing::Own && record.is_some() && place.is_some();
+        return match is_itself {
+            true => Err(VolumeError::NotACopy),
+            false => Ok((standing, None, record)),
+        };
+    }
+    let refuse = |standing: &Standing, record: Option<&VolumeRecord>| {
+        let refusal = standing.refusal(record, options.accept_restored);
+        refusal.map_or(Ok(()), Err)
+    };
+    refuse(&standing, record.as_ref())?;
+    let Some(place) = place else {
+        return Ok((standing, None, record));
+    };
+    let locked = keystore.lock_writer(id, &place.path);
+    let writer = match locked.map_err(VolumeError::CannotRemember)? {
+        WriterLocked::Own(writer) => writer,
+        WriterLocked::Held(by) => return Err(VolumeError::WriterElsewhere { by }),
+    };
+    // Whoever had the lock before may have changed it.
+    let record = keystore.record(id)?;
+    let standing = judge(record.as_ref());
+    refuse(&standing, record.as_ref())?;
+    if let Standing::Moved { from } = &standing {
+        tracing::info!(
+            from = %from.display(),
+            to = %place.path.display(),
+            "the volume's directory was moved, and is remembered at its new place"
+        );
+    }
+    Ok((standing, Some(writer), record))
+}
+
+/// Whether an older superblock is opened all the same.
+fn tolerated(
+    judged: Result<(), Rollback>,
+    options: &OpenOptions,
+    standing: &Standing,
+) -> Result<Option<Rollback>, VolumeError> {
+    let is_copy = matches!(standing, Standing::Copy { .. });
+    match judged {
+        Ok(()) => Ok(None),
+        // A copy is as old as it is, and nothing of it becomes the volume.
+        Err(older) if options.new_identity || (options.read_only && is_copy) => Ok(Some(older)),
+        Err(older) if options.accept_restored => Ok(Some(older)),
+        Err(older) => Err(older.into()),
+    }
 }
 
 /// The fingerprint of the active key set.
@@ -288,11 +373,13 @@ fn check_pin(pinned: &str, ancestry: &Ancestry, keys: &KeyRing) -> Result<(), Vo
     }
 }
 
-/// Brings the record up to date; only ever after the superblock was authenticated.
+/// Brings the record up to date; only ever after the superblock was authenticated. Who may write to
+/// the volume has written it then, even if nothing is new: rollback protection that cannot be kept
+/// would lapse unseen.
 fn remember(
     keystore: &PlatformKeystore,
     header: &VerifiedHeader,
-    active: Option<KnownKeySet>,
+    (active, place): (Option<KnownKeySet>, Option<&Place>),
     record: Option<&VolumeRecord>,
     customer: Option<&dyn CustomerKeyProvider>,
     options: &OpenOptions,
@@ -300,6 +387,8 @@ fn remember(
     let same = record.filter(|record| record.incarnation == header.incarnation());
     let mut next = same.cloned().unwrap_or_else(|| VolumeRecord {
         key_sets: record.map_or_else(Vec::new, |record| record.key_sets.clone()),
+        directory: record.and_then(|record| record.directory.clone()),
+        written: record.and_then(|record| record.written),
         ..VolumeRecord::unknown(header.incarnation())
     });
     if let Some(active) = active {
@@ -309,14 +398,20 @@ fn remember(
     next.becoming = None;
     next.header_sequence = next.header_sequence.max(header.header_sequence());
     next.customer_key = customer.map(|provider| provider.describe().uri.to_string());
-    if record == Some(&next) {
-        return Ok(next);
-    }
-    match keystore.update_record(header.volume_id(), &next) {
-        Err(error) if options.read_only => {
+    if options.read_only {
+        if record != Some(&next)
+            && let Err(error) = keystore.update_record(header.volume_id(), &next)
+        {
             tracing::warn!(%error, "the platform keystore's record was not brought up to date");
         }
-        result => result?,
+        return Ok(next);
     }
+    if let Some(place) = place {
+        next.directory = Some(place.into());
+    }
+    next.written = Some(coarse_time().0);
+    keystore
+        .update_record(header.volume_id(), &next)
+        .map_err(VolumeError::CannotRemember)?;
     Ok(next)
 }

@@ -11,7 +11,7 @@
 //! 3. `volume.json`, which names the incarnation, the key set and the crypto id of that file;
 //! 4. `meta.next` takes the place of `meta`;
 //! 5. the record says that the incarnation has begun, and knows the new key set;
-//! 6. the spare copy of the superblock is the new one.
+//! 6. the checkpoints go, and the spare copy of the superblock is the new one.
 //!
 //! The new key set carries a statement of the one before that it follows it ([`super::succession`]),
 //! so that another machine, or a pinned fingerprint, can tell it from a stranger's.
@@ -32,6 +32,7 @@ use super::header::{
     HeaderContents, KeySetState, MAX_KEY_SETS, SuccessionStatement, VerifiedHeader,
 };
 use super::spare;
+use super::standing::Standing;
 use super::succession::{known, verification_key};
 use super::superblock::{replace_header, unshare};
 use super::{NEXT_META_NAME, Volume, meta_path, next_meta_path};
@@ -40,6 +41,7 @@ use crate::keys::{KeyError, VolumeRecord};
 use crate::layers::{ActiveSet, KeyRing, KeySet, Succession};
 use crate::sealed::{MetaFile, SealedError};
 use crate::store::{OpenMode, Store, StorePath};
+use crate::sys::clock::coarse_time;
 
 /// Writes the metadata of the volume into an empty sealed file, durably.
 pub type RenewFn<'a> = dyn FnMut(MetaFile) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
@@ -120,12 +122,14 @@ impl Volume {
             header_sequence: header.header_sequence(),
             key_sets: announced.key_sets,
             customer_key: announced.customer_key,
+            directory: self.store.place().as_ref().map(Into::into),
+            written: Some(coarse_time().0),
             ..VolumeRecord::unknown(incarnation)
         };
         begun.remember_key_set(known(keys.active())?);
         self.keystore.update_record(id, &begun)?;
-        // The spare copy is the superblock of before, which opens nothing any more.
-        spare::keep(&*self.store, &keys, &header).map_err(VolumeError::io(
+        // They are of before, and open for nobody any more.
+        spare::replace(&*self.store, &keys, &header).map_err(VolumeError::io(
             "cannot replace the spare copy of volume.json",
         ))?;
         Ok(Self {
@@ -134,6 +138,7 @@ impl Volume {
             record: Some(begun.clone()),
             older_header: None,
             current: Mutex::new(begun),
+            standing: Standing::Own,
             ..self
         })
     }
@@ -173,7 +178,7 @@ impl Volume {
 }
 
 /// A fresh key set after all that there are.
-fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
+pub(super) fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
     let sets = header.key_sets();
     if sets.len() >= MAX_KEY_SETS {
         return Err(VolumeError::TooManyKeySets {
@@ -188,7 +193,7 @@ fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
     Ok(KeySet::random(Epoch(epoch)).map_err(KeyError::random)?)
 }
 
-fn write_next(
+pub(super) fn write_next(
     store: &dyn Store,
     keys: &KeyRing,
     (crypto, first): (CryptoId, Sequence),
@@ -219,7 +224,7 @@ fn discard_next(store: &dyn Store) -> io::Result<()> {
     }
 }
 
-fn take_place(store: &dyn Store) -> Result<(), VolumeError> {
+pub(super) fn take_place(store: &dyn Store) -> Result<(), VolumeError> {
     let rename = || {
         store.rename(&next_meta_path(), &meta_path())?;
         store.sync_dir(&StorePath::root())

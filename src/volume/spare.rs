@@ -6,8 +6,9 @@ use std::io;
 
 use super::header::{MAX_HEADER_BYTES, UnverifiedHeader, VerifiedHeader};
 use super::header_path;
+use crate::ids::CryptoId;
 use crate::layers::KeyRing;
-use crate::store::{OpenMode, Store, StorePath};
+use crate::store::{EntryKind, OpenMode, Store, StorePath};
 
 /// The directory that it is in.
 const DIRECTORY: &str = "checkpoints";
@@ -51,6 +52,46 @@ pub fn keep(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -> io::Resu
     file.write_at(&header, 0)?;
     file.sync()?;
     store.rename(&aside, &spare_path())?;
+    store.sync_dir(&StorePath::new(DIRECTORY))
+}
+
+/// Replaces what belongs to the superblock of before when another one has taken its place: the
+/// checkpoints go first, which are sealed under the key set that was active then and open for nobody
+/// any more, then the spare copy becomes the new superblock. Durable on return.
+///
+/// # Errors
+/// Those of the store. The next use that may write does it again.
+pub(super) fn replace(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -> io::Result<()> {
+    discard_checkpoints(store)?;
+    keep(store, keys, own)
+}
+
+/// Finishes [`replace`] where a cut came in between: the spare copy is still of another incarnation.
+/// That it cannot be finished is no reason not to use the volume.
+pub(super) fn settle(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) {
+    let spare = read(store, &spare_path()).ok();
+    let spare = spare.and_then(|bytes| UnverifiedHeader::parse(&bytes).ok());
+    // Not verified: whoever can write it can remove the checkpoints without it.
+    let is_former = spare.is_some_and(|spare| {
+        let claims = spare.claims();
+        (claims.volume_id(), claims.incarnation()) != (own.volume_id(), own.incarnation())
+    });
+    if is_former && let Err(error) = replace(store, keys, own) {
+        tracing::warn!(%error, "checkpoints of a former incarnation could not be removed");
+    }
+}
+
+fn discard_checkpoints(store: &dyn Store) -> io::Result<()> {
+    let entries = match store.list(&StorePath::new(DIRECTORY)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for (name, kind) in entries {
+        let id = name.strip_suffix(".new").unwrap_or(&name);
+        if kind == EntryKind::File && CryptoId::from_hex(id).is_some() {
+            store.unlink(&StorePath::new(&format!("{DIRECTORY}/{name}")))?;
+        }
+    }
     store.sync_dir(&StorePath::new(DIRECTORY))
 }
 

@@ -231,8 +231,16 @@ fn a_volume_is_mounted_once() {
     assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
     mounted.unmount();
     fails(&place.run("unmount mnt"), 2, "nothing of bilayer");
-    // On another machine: this one would take the original for an older copy of its twin then.
-    let twin = place.mount("twin", "second", "platform_keystore=elsewhere");
+    // Another machine with the keystore's records knows which of the two is the volume.
+    fails(
+        &place.run("mount twin second -o platform_keystore=elsewhere"),
+        32,
+        "a copy of the volume in",
+    );
+    place
+        .run("mount twin second --new-identity -o platform_keystore=elsewhere")
+        .done();
+    let twin = place.mounted(&place.path("second"));
     fs::write(twin.path("file"), "of the twin").unwrap();
     victim.is_unharmed();
     twin.unmount();

@@ -121,7 +121,7 @@ fn what_is_bound_or_moved_goes_with_its_last_place() {
         .arg(machine.place.path("vol"))
         .arg(&copy))
     .silent();
-    let copied = machine.place.mount("copy", "seen", "");
+    let copied = machine.place.mount("copy", "seen", "ro");
     assert!(fs::read(copied.path("file")).unwrap() == noise(1, 3_000_000));
     copied.unmount();
 
@@ -194,7 +194,7 @@ fn another_namespace_keeps_nobody_waiting() {
         .arg(machine.place.path("vol"))
         .arg(&copy))
     .silent();
-    let copied = machine.place.mount("copy", "seen", "");
+    let copied = machine.place.mount("copy", "seen", "ro");
     assert!(fs::read(copied.path("file")).unwrap() == noise(1, 3_000_000));
     copied.unmount();
     drop(container.stdin.take());

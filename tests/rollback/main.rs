@@ -40,6 +40,7 @@ impl Past {
             .create_view(ViewKind::Snapshot, "then", None, "")
             .unwrap();
         let mount = mount.reopen();
+        mount.fs.checkpoint_now().unwrap();
         mount.fs.close().unwrap();
         let old = mount.store.to_memory();
         let Mount {
@@ -202,7 +203,9 @@ fn the_older_slot_alone_is_refused() {
         put_back(&damaged, "meta", &meta);
         let keystore = fork(&past.keystore);
         match use_it(&damaged, keystore.path()) {
-            Err(Refusal::Older(Rollback::OlderMetadata { found, known: k })) => {
+            Err(Refusal::Older(Rollback::OlderMetadata {
+                found, known: k, ..
+            })) => {
                 assert_eq!((k, found.0 + 1), (known.sequence, known.sequence.0));
                 refused += 1;
             }

@@ -101,7 +101,8 @@ pub(super) fn version_numbers(directory: &Path) -> Result<Vec<u32>, KeyError> {
 
 /// True when a volume is remembered.
 pub(super) fn has_records(directory: &Path) -> Result<bool, KeyError> {
-    Ok(!names(&directory.join(VOLUMES))?.is_empty())
+    let names = names(&directory.join(VOLUMES))?;
+    Ok(names.iter().any(|name| name.ends_with(".json")))
 }
 
 /// The two keys of a version.

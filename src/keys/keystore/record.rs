@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::damaged;
+use super::directory::{DirectoryFile, RememberedDirectory};
 use super::files::{self, Replace, VOLUMES};
 use crate::ids::{IncarnationId, KeySetId, Sequence, VolumeId};
 use crate::keys::encoding::{hex_array, hex_id};
@@ -38,6 +39,10 @@ pub struct VolumeRecord {
     pub customer_key: Option<String>,
     /// True when it was unmounted cleanly after that commit.
     pub clean: bool,
+    /// The directory that is the volume, all others being copies; `None` until it was written to.
+    pub directory: Option<RememberedDirectory>,
+    /// When this was written by somebody who had it open for writing: seconds since 1970.
+    pub written: Option<i64>,
 }
 
 /// A key set that was active in a volume.
@@ -72,6 +77,8 @@ impl VolumeRecord {
             key_sets: Vec::new(),
             customer_key: None,
             clean: false,
+            directory: None,
+            written: None,
         }
     }
 }
@@ -136,6 +143,10 @@ struct RecordFile {
     key_sets: Vec<KeySetEntry>,
     customer_key: Option<String>,
     clean: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    directory: Option<DirectoryFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    written: Option<i64>,
 }
 
 fn path_of(directory: &Path, volume: VolumeId) -> PathBuf {
@@ -160,6 +171,14 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
     if file.key_sets.len() > VolumeRecord::MAX_KEY_SETS {
         return Err(damaged(&path, "has too many key sets"));
     }
+    let directory = match file.directory {
+        Some(directory) => Some(
+            directory
+                .read()
+                .ok_or_else(|| damaged(&path, "names a directory that cannot be"))?,
+        ),
+        None => None,
+    };
     let [first, second] = file.page0_tags;
     Ok(Some(VolumeRecord {
         incarnation: file.incarnation,
@@ -170,6 +189,8 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
         key_sets: file.key_sets.iter().map(KeySetEntry::known).collect(),
         customer_key: file.customer_key,
         clean: file.clean,
+        directory,
+        written: file.written,
     }))
 }
 
@@ -192,6 +213,8 @@ pub(super) fn write(
         key_sets: record.key_sets.iter().map(KeySetEntry::of).collect(),
         customer_key: record.customer_key.clone(),
         clean: record.clean,
+        directory: record.directory.as_ref().map(Into::into),
+        written: record.written,
     };
     let mut text = Zeroizing::new(
         serde_json::to_vec(&file)
@@ -200,4 +223,21 @@ pub(super) fn write(
     text.push(b'\n');
     files::make_directory(&directory.join(VOLUMES))?;
     files::write_file(&path, &text, Replace::Always).map(|_| ())
+}
+
+/// Forgets a volume that has not come to be. That there is nothing to forget is no failure.
+pub(super) fn remove(directory: &Path, volume: VolumeId) -> Result<(), KeyError> {
+    let folder = directory.join(VOLUMES);
+    for path in [
+        path_of(directory, volume),
+        folder.join(super::writer::name_of(volume)),
+    ] {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(KeyError::io("cannot remove", &path, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -37,6 +37,13 @@ fn record() -> VolumeRecord {
         header_sequence: 6,
         customer_key: Some("file:/k.pem".to_owned()),
         clean: true,
+        directory: Some(RememberedDirectory {
+            path: "/srv/a volume\n".into(),
+            inode: 7,
+            filesystem: Some("ext4:0123456789abcdef".to_owned()),
+            inside: Some("/a volume\n".into()),
+        }),
+        written: Some(1_764_000_000),
     }
 }
 
@@ -309,6 +316,8 @@ fn records_are_replaced_whole() {
     let other = VolumeRecord {
         customer_key: None,
         clean: false,
+        directory: None,
+        written: None,
         ..record()
     };
     keystore.update_record(volume, &other).expect("write");
@@ -358,4 +367,55 @@ fn where_it_is_looked_for() {
         is("/h/.local/share/bilayer/platform")
     );
     assert_eq!(default(false, None, None), None);
+}
+
+#[test]
+fn one_process_writes_to_a_volume() {
+    let (_guard, path, keystore) = fresh();
+    let volume = VolumeId([1; 16]);
+    let (one, two) = (Path::new("/srv/one"), Path::new("/srv/two"));
+    let lock = |volume, directory| keystore.lock_writer(volume, directory).expect("lock");
+    let held = match lock(volume, one) {
+        WriterLocked::Own(held) => held,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(&lock(volume, two), WriterLocked::Held(Some(by)) if by == one));
+    assert!(matches!(lock(VolumeId([2; 16]), two), WriterLocked::Own(_)));
+    drop(held);
+    assert!(matches!(lock(volume, two), WriterLocked::Own(_)));
+    let file = path.join(format!("volumes/{volume}.lock"));
+    let mode = std::fs::metadata(&file).expect("stat").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // It is no record, and what holds nothing else has no volumes.
+    assert_eq!(keystore.record(volume).expect("none"), None);
+    // What somebody put there is not followed, nor waited for.
+    std::fs::remove_file(&file).expect("remove");
+    std::os::unix::fs::symlink("/dev/null", &file).expect("link");
+    assert!(keystore.lock_writer(volume, one).is_err());
+}
+
+#[test]
+fn directories_are_remembered_strictly() {
+    let (_guard, path, keystore) = fresh();
+    let volume = VolumeId([1; 16]);
+    keystore.update_record(volume, &record()).expect("write");
+    let file = path.join(format!("volumes/{volume}.json"));
+    let good = std::fs::read_to_string(&file).expect("read");
+    let digits = hex::encode("/srv/a volume\n");
+    for (from, to) in [
+        (digits.as_str(), hex::encode("relative")),
+        (digits.as_str(), hex::encode("/with\0zero")),
+        (digits.as_str(), digits.to_uppercase()),
+        (digits.as_str(), String::new()),
+        ("ext4:0123456789abcdef", String::new()),
+        ("ext4:0123456789abcdef", "ext4\\n".to_owned()),
+        ("\"inode\":7", "\"inode\":-7".to_owned()),
+        ("\"inode\":7", "\"inode\":7,\"more\":1".to_owned()),
+    ] {
+        assert!(good.contains(from), "{from}");
+        std::fs::write(&file, good.replace(from, &to)).expect("write");
+        assert!(keystore.record(volume).is_err(), "{from} {to}");
+    }
+    std::fs::write(&file, &good).expect("write");
+    assert_eq!(keystore.record(volume).expect("read"), Some(record()));
 }

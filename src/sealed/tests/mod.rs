@@ -145,6 +145,7 @@ impl StoreFile for DamageableFile {
             kind: EntryKind::File,
             len_bytes,
             links: 1,
+            number: 1,
             allocated_bytes: len_bytes,
         })
     }

@@ -234,9 +234,14 @@ fn a_hard_linked_copy_gets_files_of_its_own() {
     }
     write(&*first, &meta_path(), b"changed");
     assert_eq!(read(&*second, &meta_path()), META);
-    let other = keys
-        .open(&second, None)
-        .expect("the copy is another volume directory");
+    let error = keys.open(&second, None).expect_err("it is a copy");
+    assert!(matches!(error, VolumeError::IsCopy { .. }), "{error}");
+    let reading = OpenOptions {
+        read_only: true,
+        ..keys.open_options(None)
+    };
+    let other = open(Arc::clone(&second), &reading).expect("to look at");
+    assert!(other.is_copy() && other.check_writer().is_err());
     drop((opened, other));
     assert!(!one.join("meta.new").exists() && !one.join("lock.new").exists());
 }
@@ -258,7 +263,8 @@ fn a_copy_that_shares_the_lock_of_an_open_volume_is_in_use() {
         "{error}"
     );
     drop(opened);
-    keys.open(&second, None).expect("open");
+    let error = keys.open(&second, None).expect_err("it is a copy");
+    assert!(matches!(error, VolumeError::IsCopy { .. }), "{error}");
 }
 
 #[test]

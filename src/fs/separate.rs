@@ -1,0 +1,33 @@
+//! Making a copy of a volume a volume of its own, before it is opened as a filesystem.
+
+use std::sync::Arc;
+
+use super::{Filesystem, FsError};
+use crate::ids::Sequence;
+use crate::meta::Meta;
+use crate::sealed::MetaFile;
+use crate::store::read_only::Scratch;
+use crate::store::{OpenMode, StoreFile, StorePath};
+use crate::volume::{META_NAME, Volume};
+
+impl Filesystem {
+    /// Gives a copy of a volume that was opened for it an identity of its own: see
+    /// [`Volume::separate`]. However old the copy is, its metadata is taken as it is.
+    ///
+    /// # Errors
+    /// When its metadata cannot be read or written anew.
+    pub fn separate(volume: Volume, meta_cache_bytes: usize) -> Result<Volume, FsError> {
+        let file = volume
+            .store
+            .open(&StorePath::new(META_NAME), OpenMode::Read)?;
+        // What the database writes when it opens stays in memory: an attempt that fails changes
+        // nothing.
+        let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
+        let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
+        let meta = Meta::open(file, meta_cache_bytes)?;
+        let first = Sequence(meta.sequence().0.saturating_add(1));
+        let separated = volume.separate(first, &mut |file| Ok(meta.copy_committed(file)?))?;
+        meta.close()?;
+        Ok(separated)
+    }
+}

@@ -1,0 +1,98 @@
+//! Which directory is a volume, as its record remembers it.
+//!
+//! ```text
+//! "directory": {"path": HEX, "inode": N, "filesystem": TEXT | null, "inside": HEX | null}
+//! ```
+//! `path` is the absolute path without symbolic links, `inside` the same within its filesystem, both
+//! as bytes in hexadecimal digits. `filesystem` is what [`crate::store::Place`] gives, and says
+//! together with `inode` which directory it is, whatever is mounted where.
+
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::keys::encoding::hex_bytes;
+use crate::store::Place;
+
+/// Longest path (`PATH_MAX` is 4096) and longest identity of a filesystem, in bytes.
+const PATH_BYTES_MAX: usize = 8192;
+const FILESYSTEM_BYTES_MAX: usize = 1024;
+
+/// The directory that a volume was in when it was last open for writing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RememberedDirectory {
+    /// Absolute path without symbolic links.
+    pub path: PathBuf,
+    /// Its inode number.
+    pub inode: u64,
+    /// Identity of its filesystem, where it has one.
+    pub filesystem: Option<String>,
+    /// Its path within that filesystem, where that is known.
+    pub inside: Option<PathBuf>,
+}
+
+impl From<&Place> for RememberedDirectory {
+    fn from(place: &Place) -> Self {
+        Self {
+            path: place.path.clone(),
+            inode: place.inode,
+            filesystem: place.filesystem.clone(),
+            inside: place.inside.clone(),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct PathDigits(#[serde(with = "hex_bytes")] Vec<u8>);
+
+/// The same as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DirectoryFile {
+    path: PathDigits,
+    inode: u64,
+    filesystem: Option<String>,
+    inside: Option<PathDigits>,
+}
+
+impl From<&RememberedDirectory> for DirectoryFile {
+    fn from(directory: &RememberedDirectory) -> Self {
+        let digits = |path: &PathBuf| PathDigits(path.as_os_str().as_bytes().to_vec());
+        Self {
+            path: digits(&directory.path),
+            inode: directory.inode,
+            filesystem: directory.filesystem.clone(),
+            inside: directory.inside.as_ref().map(digits),
+        }
+    }
+}
+
+impl DirectoryFile {
+    /// `None` for one that no writer makes.
+    pub(super) fn read(self) -> Option<RememberedDirectory> {
+        let filesystem_ok = |text: &String| {
+            (1..=FILESYSTEM_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control)
+        };
+        if !self.filesystem.as_ref().is_none_or(filesystem_ok) {
+            return None;
+        }
+        let inside = match self.inside {
+            Some(digits) => Some(absolute(digits)?),
+            None => None,
+        };
+        Some(RememberedDirectory {
+            path: absolute(self.path)?,
+            inode: self.inode,
+            filesystem: self.filesystem,
+            inside,
+        })
+    }
+}
+
+fn absolute(digits: PathDigits) -> Option<PathBuf> {
+    let bytes = digits.0;
+    let fits = bytes.len() <= PATH_BYTES_MAX && bytes.first() == Some(&b'/');
+    (fits && !bytes.contains(&0)).then(|| PathBuf::from(std::ffi::OsString::from_vec(bytes)))
+}

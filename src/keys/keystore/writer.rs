@@ -1,0 +1,117 @@
+//! The lock of a volume's identity: one process writes to a volume, wherever its copies are.
+//!
+//! `volumes/VOLUME-ID.lock`, mode 0600, is locked (`flock(2)`) while the volume is open for writing,
+//! beside the lock in the volume's own directory, which a copy has its own of. It holds the path of
+//! the directory that has it, for people to read: nothing is decided by what it says. It stays when
+//! the lock goes.
+//!
+//! It is held open for reading only, so that it does not keep the keystore's filesystem from being
+//! remounted read-only.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::files::{self, VOLUMES};
+use crate::ids::VolumeId;
+use crate::keys::error::{KeyError, while_doing};
+use crate::sys::files::{self as sys, Access};
+
+/// The most that is read of what the holder says.
+const HOLDER_BYTES_MAX: u64 = 8192;
+
+/// The right to write to a volume. It goes when this is dropped, or the process ends.
+#[derive(Debug)]
+pub struct WriterLock {
+    #[expect(dead_code, reason = "held, never read")]
+    file: File,
+}
+
+/// What came of asking for it.
+#[derive(Debug)]
+pub enum WriterLocked {
+    /// It is the caller's.
+    Own(WriterLock),
+    /// Another process has it: for the volume in this directory, if it says so.
+    Held(Option<PathBuf>),
+}
+
+/// Asks for the lock, without waiting, for the volume in `directory`.
+pub(super) fn lock(
+    keystore: &Path,
+    volume: VolumeId,
+    directory: &Path,
+) -> Result<WriterLocked, KeyError> {
+    let folder = keystore.join(VOLUMES);
+    files::make_directory(&folder)?;
+    let name = name_of(volume);
+    let taken = || -> io::Result<WriterLocked> {
+        let file = open_or_make(&folder, &name, Access::Read)?;
+        let (file, locked) = match file.try_lock() {
+            // NFS makes an exclusive lock a lock of what is written.
+            Err(TryLockError::Error(_)) => {
+                let file = open_or_make(&folder, &name, Access::ReadWrite)?;
+                let locked = file.try_lock();
+                (file, locked)
+            }
+            locked => (file, locked),
+        };
+        match locked {
+            Ok(()) => {
+                say(&folder, &name, directory);
+                Ok(WriterLocked::Own(WriterLock { file }))
+            }
+            Err(TryLockError::WouldBlock) => Ok(WriterLocked::Held(holder(file))),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    };
+    taken().map_err(while_doing("cannot lock", &folder.join(&name)))
+}
+
+/// The name of the lock's file.
+pub(super) fn name_of(volume: VolumeId) -> String {
+    format!("{volume}.lock")
+}
+
+/// No link is followed, and a pipe does not block.
+fn open_or_make(folder: &Path, name: &str, access: Access) -> io::Result<File> {
+    let folder = sys::open_directory(folder)?;
+    let file = loop {
+        match sys::open_file_at(&folder, name, access) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => break opened?,
+        }
+        match sys::open_file_at(&folder, name, Access::CreateNew) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            // Opened again as it was asked for, whoever made it.
+            _ => {}
+        }
+    };
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is no plain file",
+        )),
+    }
+}
+
+/// For people alone: that it cannot be written is no failure.
+fn say(folder: &Path, name: &str, directory: &Path) {
+    let write = || {
+        let mut file = open_or_make(folder, name, Access::ReadWrite)?;
+        file.set_len(0)?;
+        file.write_all(directory.as_os_str().as_bytes())
+    };
+    if let Err(error) = write() {
+        tracing::debug!(%error, "the lock does not name the volume's directory");
+    }
+}
+
+fn holder(file: File) -> Option<PathBuf> {
+    let mut bytes = Vec::new();
+    file.take(HOLDER_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let path = PathBuf::from(std::ffi::OsString::from_vec(bytes));
+    path.is_absolute().then_some(path)
+}

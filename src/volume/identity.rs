@@ -1,0 +1,245 @@
+//! Making a copy of a volume a volume of its own (`bilayer mount --new-identity`).
+//!
+//! The original lives on, perhaps in use while this is done. So the copy gets what it would share
+//! with it: a volume id, an incarnation, a crypto id of `meta`, a fresh active key set under which
+//! alone anything new is written, and files of its own where the copy was made of hard links. All
+//! other key sets are wrapped anew, since a wrap names the volume, and are read-only. No key set of
+//! the original vouches for the new one: it is another volume, and a fingerprint that was pinned for
+//! the original does not fit it. Its provenance says which volume it is a copy of.
+//!
+//! Order of writes, each durable before the next:
+//! 1. objects that are shared by hard links with another directory are copied, one by one;
+//! 2. the keystore's record of the new id, which nobody has yet;
+//! 3. `meta.next`, the whole of it, and its name;
+//! 4. `volume.json`, which names the id, the incarnation, the key sets and the crypto id of that file;
+//! 5. `meta.next` takes the place of `meta`;
+//! 6. the checkpoints go, and the spare copy of the superblock is the new one.
+//!
+//! A cut before 4 leaves the copy that there was, and perhaps a record of an id that nobody has; one
+//! after 4 a volume of its own, and the next use that may write finishes 5 and 6. The
+//! original's record and directory are not touched.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::error::VolumeError;
+use super::found::wrap_key_set;
+use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
+use super::renew::{RenewFn, next_set, take_place, write_next};
+use super::standing::Standing;
+use super::succession::known;
+use super::superblock::{discard_aside, replace_header};
+use super::{Volume, objects_path, spare};
+use crate::ids::{CryptoId, IncarnationId, Sequence, VolumeId};
+use crate::keys::{KeyError, VolumeRecord, WriterLock, WriterLocked};
+use crate::layers::{KeyRing, KeySet};
+use crate::store::{EntryKind, OpenMode, Store, StorePath, duplicate};
+use crate::sys::clock::coarse_time;
+
+/// What a copy of an object is named, with `.new` behind it, before it takes the object's place.
+pub(super) const OBJECT_NAME: &str = "object";
+
+impl Volume {
+    /// Makes the copy of a volume, which was opened for that
+    /// ([`OpenOptions::new_identity`](super::OpenOptions::new_identity)), a volume of its own. Its
+    /// commits are counted from `first` on; `fill` writes the metadata as it is into the new `meta`.
+    ///
+    /// # Errors
+    /// When the copy has as many key sets as a volume may have, it shares files with a volume that is
+    /// in use, a key cannot be had, or something cannot be written; what `fill` returns is in
+    /// [`VolumeError::Format`]. It is the copy that it was then, or the next use finishes what was
+    /// begun.
+    pub fn separate(self, first: Sequence, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+        let before = self.header.volume_id();
+        let separated = self.separate_unaudited(first, fill);
+        match &separated {
+            Ok(now) => tracing::warn!(
+                target: "audit",
+                action = "new-identity",
+                outcome = "done",
+                volume = %now.header.volume_id(),
+                copy_of = %before,
+            ),
+            Err(error) => tracing::warn!(
+                target: "audit",
+                action = "new-identity",
+                outcome = "refused",
+                copy_of = %before,
+                reason = %error,
+            ),
+        }
+        separated
+    }
+
+    fn separate_unaudited(
+        self,
+        first: Sequence,
+        fill: &mut RenewFn<'_>,
+    ) -> Result<Self, VolumeError> {
+        let id = VolumeId::random().map_err(KeyError::random)?;
+        let incarnation = IncarnationId::random().map_err(KeyError::random)?;
+        let meta = CryptoId::random().map_err(KeyError::random)?;
+        let active = next_set(&self.header)?;
+        let contents = HeaderContents::fresh(
+            id,
+            incarnation,
+            meta,
+            self.header.key_mode(),
+            self.wrap_all(id, &active)?,
+            Some(self.copied_from()),
+        );
+        let sets: Vec<_> = self.keys.iter().map(Arc::clone).collect();
+        let keys = KeyRing::inheriting(active, &sets);
+        // Sealed before the long part, since it may break a rule.
+        let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
+
+        self.unshare_objects()?;
+        let place = self.store.place();
+        let uri = self
+            .customer_key
+            .as_ref()
+            .map(|key| key.describe().uri.to_string());
+        let begun = VolumeRecord {
+            header_sequence: header.header_sequence(),
+            key_sets: vec![known(keys.active())?],
+            customer_key: uri,
+            directory: place.as_ref().map(Into::into),
+            written: Some(coarse_time().0),
+            ..VolumeRecord::unknown(incarnation)
+        };
+        let mut announced = || {
+            let writer = self.lock_identity(id)?;
+            self.keystore
+                .update_record(id, &begun)
+                .map_err(VolumeError::CannotRemember)?;
+            write_next(&*self.store, &keys, (meta, first), fill)?;
+            Ok(writer)
+        };
+        let writer = announced().inspect_err(|_: &VolumeError| {
+            // Nobody has that id. A record of it that stays does no harm.
+            let _ = self.keystore.forget(id);
+        })?;
+        replace_header(&*self.store, &bytes)?;
+        take_place(&*self.store)?;
+        spare::replace(&*self.store, &keys, &header).map_err(VolumeError::io(
+            "cannot replace the spare copy of volume.json",
+        ))?;
+        Ok(Self {
+            keys: Arc::new(keys),
+            header,
+            record: Some(begun.clone()),
+            older_header: None,
+            current: Mutex::new(begun),
+            standing: Standing::Own,
+            separates: false,
+            writer,
+            ..self
+        })
+    }
+
+    /// All key sets of the copy, read-only, and the active one, wrapped for the new id.
+    fn wrap_all(&self, id: VolumeId, active: &KeySet) -> Result<Vec<WrappedKeySet>, VolumeError> {
+        let customer = self.customer_key.as_deref();
+        let wrap = |set: &KeySet, state| wrap_key_set(&self.keystore, customer, id, set, state);
+        let mut sets: Vec<&Arc<KeySet>> = self.keys.iter().collect();
+        sets.sort_by_key(|set| set.epoch);
+        let mut wrapped = Vec::with_capacity(sets.len() + 1);
+        for set in sets {
+            wrapped.push(wrap(set, KeySetState::ReadOnly)?);
+        }
+        wrapped.push(wrap(active, KeySetState::Active)?);
+        Ok(wrapped)
+    }
+
+    /// A copy of the whole volume: no image has the empty name.
+    fn copied_from(&self) -> Provenance {
+        Provenance {
+            volume: self.header.volume_id(),
+            image: String::new(),
+            foreign: self.header.is_foreign(),
+        }
+    }
+
+    fn lock_identity(&self, id: VolumeId) -> Result<Option<WriterLock>, VolumeError> {
+        let Some(place) = self.store.place() else {
+            return Ok(None);
+        };
+        match self.keystore.lock_writer(id, &place.path)? {
+            WriterLocked::Own(writer) => Ok(Some(writer)),
+            WriterLocked::Held(by) => Err(VolumeError::SharesFiles { by }),
+        }
+    }
+
+    /// Gives objects that another directory links too copies of their own. Nobody writes to the
+    /// original meanwhile.
+    fn unshare_objects(&self) -> Result<(), VolumeError> {
+        const DOING: &str = "cannot copy an object that is shared with the original";
+        let shared = shared_objects(&*self.store).map_err(VolumeError::io(DOING))?;
+        if shared.is_empty() {
+            return Ok(());
+        }
+        let _original = self.lock_identity(self.header.volume_id())?;
+        tracing::info!(
+            objects = shared.len(),
+            "objects are shared with another directory, and get copies"
+        );
+        shared
+            .iter()
+            .try_for_each(|names| give_copy(&*self.store, names))
+            .and_then(|()| sync_folders(&*self.store, &shared))
+            .map_err(VolumeError::io(DOING))
+    }
+}
+
+/// Objects that have more links than names in this volume: all names of each.
+fn shared_objects(store: &dyn Store) -> io::Result<Vec<Vec<StorePath>>> {
+    let mut linked: BTreeMap<u64, (u64, Vec<StorePath>)> = BTreeMap::new();
+    for (folder, kind) in store.list(&objects_path())? {
+        let folder = StorePath::new(&format!("{}/{folder}", objects_path().as_str()));
+        if kind != EntryKind::Directory {
+            continue;
+        }
+        for (object, _) in store.list(&folder)? {
+            let path = StorePath::new(&format!("{}/{object}", folder.as_str()));
+            let info = store.info(&path)?;
+            if info.kind == EntryKind::File && info.links > 1 {
+                let entry = linked.entry(info.number).or_default();
+                entry.0 = info.links;
+                entry.1.push(path);
+            }
+        }
+    }
+    let shared = linked
+        .into_values()
+        .filter(|(links, names)| *links > names.len() as u64);
+    Ok(shared.map(|(_, names)| names).collect())
+}
+
+/// Replaces a file under all its names by one copy, which is durable before it has the first.
+fn give_copy(store: &dyn Store, names: &[StorePath]) -> io::Result<()> {
+    let Some((first, others)) = names.split_first() else {
+        return Ok(());
+    };
+    let aside = discard_aside(store, OBJECT_NAME)?;
+    duplicate(store, first, &aside)?;
+    store.open(&aside, OpenMode::ReadWrite)?.sync()?;
+    store.rename(&aside, first)?;
+    for name in others {
+        store.link(first, &aside)?;
+        store.rename(&aside, name)?;
+    }
+    Ok(())
+}
+
+fn sync_folders(store: &dyn Store, shared: &[Vec<StorePath>]) -> io::Result<()> {
+    let mut folders: Vec<StorePath> = shared.iter().flatten().map(StorePath::parent).collect();
+    folders.sort();
+    folders.dedup();
+    folders
+        .iter()
+        .try_for_each(|folder| store.sync_dir(folder))?;
+    store.sync_dir(&StorePath::root())
+}

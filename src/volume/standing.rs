@@ -1,0 +1,309 @@
+//! Whether a directory is the volume itself, or a copy of it: one identity, one writer.
+//!
+//! A copy (`cp -a`) has the volume's id and its keys, and nothing in it says that it is one. So the
+//! platform keystore remembers which directory is the volume ([`RememberedDirectory`]), and holds a
+//! lock for each id that is open for writing. With P the directory that is opened and D the one that
+//! is remembered, the first of these that holds decides:
+//!
+//! | | P is |
+//! |---|---|
+//! | D is P: the same path, or the same directory now (bind mounts, links) | the volume |
+//! | P has D's filesystem and inode number, and no other directory with the id is at D | the volume, moved |
+//! | a directory with the id is at D | a copy |
+//! | D's filesystem is there at D's path, and no volume with the id is at D | the volume, moved |
+//! | else: what was at D cannot be seen | nobody knows |
+//!
+//! A copy, and what nobody knows, is never written to. What `volume.json` at D claims is not
+//! authenticated: it can have a mount refused, and nothing else.
+//!
+//! A store without a directory of the operating system's (memory, in tests) has no copies.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::VolumeError;
+use super::superblock::inspect;
+use crate::ids::VolumeId;
+use crate::keys::{RememberedDirectory, VolumeRecord};
+use crate::store::directory::DirectoryStore;
+use crate::store::{Place, has_lasting_inodes};
+
+/// What a directory is to the keystore's record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// The volume itself, or one of which no directory is remembered.
+    Own,
+    /// The volume itself, which was elsewhere before.
+    Moved {
+        /// Where it was.
+        from: PathBuf,
+    },
+    /// A copy of the volume.
+    Copy {
+        /// Where the volume is.
+        original: PathBuf,
+    },
+    /// The volume or a copy: where the volume was cannot be seen.
+    Unknown {
+        /// Where the volume was.
+        original: PathBuf,
+    },
+}
+
+impl Standing {
+    /// Compares the directory that is opened with the one that is remembered.
+    pub(super) fn of(place: Option<&Place>, record: Option<&VolumeRecord>, id: VolumeId) -> Self {
+        let remembered = record.and_then(|record| record.directory.as_ref());
+        match (place, remembered) {
+            (Some(place), Some(remembered)) => judge(place, remembered, id),
+            _ => Self::Own,
+        }
+    }
+
+    /// True for the volume itself, which may be written to.
+    pub fn is_own(&self) -> bool {
+        matches!(self, Self::Own | Self::Moved { .. })
+    }
+
+    /// The directory of the volume, of what is or may be a copy.
+    pub fn original(&self) -> Option<&Path> {
+        match self {
+            Self::Copy { original } | Self::Unknown { original } => Some(original),
+            Self::Own | Self::Moved { .. } => None,
+        }
+    }
+
+    /// Why what is or may be a copy is not opened for writing; `accept` to take the place of an
+    /// original that is gone.
+    pub(super) fn refusal(
+        &self,
+        record: Option<&VolumeRecord>,
+        accept: bool,
+    ) -> Option<VolumeError> {
+        let written = record.and_then(|record| record.written);
+        match self {
+            Self::Own | Self::Moved { .. } => None,
+            Self::Unknown { .. } if accept => None,
+            Self::Copy { original } => Some(VolumeError::IsCopy {
+                original: original.clone(),
+                written,
+                accepting: accept,
+            }),
+            Self::Unknown { original } => Some(VolumeError::MayBeCopy {
+                original: original.clone(),
+                written,
+            }),
+        }
+    }
+}
+
+/// What is found at the place that is remembered.
+enum AtOriginal {
+    /// The directory that is opened.
+    Same,
+    /// Another one, with a volume of that id or with something that may be one.
+    Another,
+    /// No volume of that id, as far as that can be seen.
+    Nothing,
+}
+
+fn judge(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Standing {
+    let path = || remembered.path.clone();
+    if place.path == remembered.path {
+        return Standing::Own;
+    }
+    match at_original(place, remembered, id) {
+        AtOriginal::Same => Standing::Own,
+        AtOriginal::Another => Standing::Copy { original: path() },
+        AtOriginal::Nothing if is_same_directory(place, remembered) => {
+            Standing::Moved { from: path() }
+        }
+        AtOriginal::Nothing if can_be_seen(remembered) => Standing::Moved { from: path() },
+        AtOriginal::Nothing => Standing::Unknown { original: path() },
+    }
+}
+
+fn at_original(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> AtOriginal {
+    match Place::at(&remembered.path) {
+        Ok(found) if found.is_same_now(place) => return AtOriginal::Same,
+        Ok(_) => {}
+        // What cannot be looked at is not seen: that is told by `can_be_seen`.
+        Err(_) => return AtOriginal::Nothing,
+    }
+    let claimed = DirectoryStore::open(&remembered.path)
+        .map_err(VolumeError::io("cannot open the directory"))
+        .and_then(|store| inspect(&store));
+    match claimed {
+        Ok(header) if header.claims().volume_id() == id => AtOriginal::Another,
+        Ok(_) | Err(VolumeError::NotAVolume) => AtOriginal::Nothing,
+        // A damaged original is one.
+        Err(_) => AtOriginal::Another,
+    }
+}
+
+/// True for the directory that is remembered, whatever its path is now.
+fn is_same_directory(place: &Place, remembered: &RememberedDirectory) -> bool {
+    let lasting = place.filesystem.as_deref().is_some_and(has_lasting_inodes);
+    lasting && place.filesystem == remembered.filesystem && place.inode == remembered.inode
+}
+
+/// True when the filesystem that the volume was on is where it was: what is not there is gone, and
+/// not hidden by a disk that is not mounted, or by one that is mounted over it.
+fn can_be_seen(remembered: &RememberedDirectory) -> bool {
+    for ancestor in remembered.path.ancestors() {
+        match Place::at(ancestor) {
+            Ok(found) => return leads_there(&found, ancestor, remembered),
+            Err(error) if is_absent(&error) => {}
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+fn leads_there(found: &Place, ancestor: &Path, remembered: &RememberedDirectory) -> bool {
+    let inside = remembered
+        .path
+        .strip_prefix(ancestor)
+        .ok()
+        .zip(found.inside.as_ref())
+        .map(|(rest, inside)| inside.join(rest));
+    // A path with nothing behind it ends in a slash, which does not count in comparing.
+    found.filesystem.is_some()
+        && found.filesystem == remembered.filesystem
+        && inside.is_some()
+        && inside == remembered.inside
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const ID: VolumeId = VolumeId([7; 16]);
+
+    fn remembered(path: &Path) -> RememberedDirectory {
+        RememberedDirectory::from(&Place::at(path).unwrap())
+    }
+
+    fn make(path: &Path) -> Place {
+        fs::create_dir_all(path).unwrap();
+        Place::at(path).unwrap()
+    }
+
+    #[test]
+    fn the_same_directory_by_another_path_is_the_volume() {
+        let top = tempfile::tempdir().unwrap();
+        let (volume, link) = (top.path().join("volume"), top.path().join("link"));
+        let place = make(&volume);
+        let own = remembered(&volume);
+        assert_eq!(judge(&place, &own, ID), Standing::Own);
+        // The same path with another inode number, as a network filesystem may show it.
+        let other = Place {
+            inode: place.inode + 1,
+            ..place.clone()
+        };
+        assert_eq!(judge(&other, &own, ID), Standing::Own);
+        std::os::unix::fs::symlink(&volume, &link).unwrap();
+        let by_link = RememberedDirectory { path: link, ..own };
+        assert_eq!(judge(&place, &by_link, ID), Standing::Own);
+    }
+
+    #[test]
+    fn a_directory_that_was_renamed_is_the_volume() {
+        let top = tempfile::tempdir().unwrap();
+        let (one, two) = (top.path().join("one"), top.path().join("two"));
+        make(&one);
+        let own = remembered(&one);
+        fs::rename(&one, &two).unwrap();
+        let moved = Standing::Moved {
+            from: own.path.clone(),
+        };
+        let place = Place::at(&two).unwrap();
+        assert_eq!(judge(&place, &own, ID), moved);
+        // Something else is there now, which is no volume.
+        make(&one);
+        assert_eq!(judge(&place, &own, ID), moved);
+        // A volume that cannot be understood may be the original.
+        fs::write(one.join("volume.json"), "damaged").unwrap();
+        assert!(matches!(judge(&place, &own, ID), Standing::Copy { .. }));
+    }
+
+    #[test]
+    fn nothing_is_known_where_the_place_cannot_be_seen() {
+        let top = tempfile::tempdir().unwrap();
+        let (gone, copy) = (top.path().join("a/b/gone"), top.path().join("copy"));
+        make(&gone);
+        let own = remembered(&gone);
+        fs::remove_dir_all(top.path().join("a")).unwrap();
+        let place = make(&copy);
+        // Its disk is there, and it is not: it went to another one.
+        assert!(matches!(judge(&place, &own, ID), Standing::Moved { .. }));
+        for hidden in [
+            RememberedDirectory {
+                filesystem: Some("ext4:0123456789abcdef".to_owned()),
+                ..own.clone()
+            },
+            RememberedDirectory {
+                filesystem: None,
+                ..own.clone()
+            },
+            RememberedDirectory {
+                inside: Some("/another/subtree".into()),
+                ..own.clone()
+            },
+            RememberedDirectory {
+                inside: None,
+                ..own.clone()
+            },
+        ] {
+            let found = judge(&place, &hidden, ID);
+            assert!(matches!(found, Standing::Unknown { .. }), "{hidden:?}");
+            assert!(found.refusal(None, false).is_some());
+            assert!(found.refusal(None, true).is_none());
+        }
+    }
+
+    #[test]
+    fn inode_numbers_count_where_they_last() {
+        let top = tempfile::tempdir().unwrap();
+        let place = make(&top.path().join("here"));
+        let own = RememberedDirectory {
+            path: "/no/such/place".into(),
+            inside: Some("/elsewhere".into()),
+            ..RememberedDirectory::from(&place)
+        };
+        assert!(matches!(judge(&place, &own, ID), Standing::Moved { .. }));
+        let network = |filesystem: Option<&str>| {
+            let filesystem = filesystem.map(str::to_owned);
+            let place = Place {
+                filesystem: filesystem.clone(),
+                ..place.clone()
+            };
+            let own = RememberedDirectory {
+                filesystem,
+                ..own.clone()
+            };
+            judge(&place, &own, ID)
+        };
+        for without in [None, Some("source:fuse.sshfs:host:/srv")] {
+            assert!(matches!(network(without), Standing::Unknown { .. }));
+        }
+    }
+
+    #[test]
+    fn without_a_directory_there_are_no_copies() {
+        let record = VolumeRecord::unknown(crate::ids::IncarnationId([1; 16]));
+        assert_eq!(Standing::of(None, Some(&record), ID), Standing::Own);
+        let place = Place::at(Path::new("/")).unwrap();
+        assert_eq!(Standing::of(Some(&place), None, ID), Standing::Own);
+        assert_eq!(Standing::of(Some(&place), Some(&record), ID), Standing::Own);
+    }
+}

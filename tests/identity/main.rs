@@ -1,0 +1,41 @@
+//! One identity, one writer: copies of a volume, moved volumes, and a platform keystore that cannot
+//! be written.
+#![allow(clippy::unwrap_used)]
+
+#[allow(
+    dead_code,
+    reason = "shared with other test programs; each uses its part of it"
+)]
+#[path = "../support/real.rs"]
+mod real;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod copies;
+mod cuts;
+mod keystore;
+mod matrix;
+mod unmounted;
+
+use std::time::Duration;
+
+use real::{Mounted, Outcome, command, is_alive, run_when_free, wait_until};
+
+/// Fails unless the command failed as commands should: that code, and one line that says so.
+#[track_caller]
+fn fails(outcome: &Outcome, code: i32, says: &str) {
+    let what = format!("{}\n{}", outcome.what, outcome.stderr);
+    assert_eq!(outcome.code, code, "{what}");
+    assert!(
+        outcome.stderr.contains(says),
+        "{says:?} is not said: {what}"
+    );
+}
+
+/// Unmounts by the mount alone, whatever became of the volume's path, and waits for the daemon.
+#[track_caller]
+fn end(mounted: Mounted<'_>) {
+    run_when_free(command("umount", ["-i"]).arg(mounted.dir())).done();
+    let gone = wait_until(Duration::from_secs(30), || !is_alive(mounted.pid));
+    assert!(gone, "the daemon outlived its mount");
+}
