@@ -192,7 +192,12 @@ fn directories_of(volume: &Path) -> Vec<Identity> {
     let mut found = Vec::new();
     let mut ahead = vec![(volume.to_path_buf(), 0)];
     while let Some((path, depth)) = ahead.pop() {
-        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+        // The volume itself may be named by a descriptor's entry in /proc, which is a link.
+        let metadata = match depth {
+            0 => std::fs::metadata(&path),
+            _ => std::fs::symlink_metadata(&path),
+        };
+        let Ok(metadata) = metadata else {
             continue;
         };
         if !metadata.is_dir() {
