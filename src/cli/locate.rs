@@ -171,10 +171,11 @@ pub(super) fn daemon_of_mount(
 pub(super) fn server_of_mount(
     location: &Location,
     mount: &MountInfo,
-) -> Result<ControlClient, Vec<Obstacle>> {
+) -> Result<(ControlClient, DirectoryId), Vec<Obstacle>> {
     let (me, owner) = (effective_user(), mount.owner().unwrap_or_default());
     if owner != 0 && owner != me {
-        return daemon_of_mount(location, mount).map(|daemon| daemon.control);
+        let proven = daemon_of_mount(location, mount)?;
+        return Ok((proven.control, proven.directory.id));
     }
     let mut obstacles = Vec::new();
     let Ok(info) = location.info() else {
@@ -188,8 +189,8 @@ pub(super) fn server_of_mount(
             &mut obstacles,
             move |control| proof::demand_mount(control, device),
         );
-        if let Some(control) = found {
-            return Ok(control);
+        if let Some(server) = found {
+            return Ok(server);
         }
     }
     Err(obstacles)

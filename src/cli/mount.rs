@@ -127,6 +127,7 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
                     volume: path.clone(),
                     dir: dir.clone(),
                     device,
+                    process: std::process::id(),
                 };
                 entry.add();
                 let _ = mounted_on.set(entry);
@@ -353,6 +354,7 @@ struct Daemon {
     filesystem: Weak<Filesystem>,
     report: Report,
     read_only: bool,
+    directory: DirectoryId,
     mounted_on: Arc<OnceLock<utab::Entry>>,
 }
 
@@ -373,7 +375,7 @@ impl Answer for Daemon {
         let open = self.filesystem.upgrade();
         let volume = open.as_deref().map(Filesystem::volume);
         let device = self.mounted_on.get().map(|entry| entry.device);
-        proof::prove(to, volume, device)
+        proof::prove(to, volume, self.directory, device)
     }
 }
 
@@ -384,19 +386,21 @@ fn start_control(
     read_only: bool,
     mounted_on: &Arc<OnceLock<utab::Entry>>,
 ) -> Option<ControlServer> {
-    let daemon = Daemon {
-        filesystem: Arc::downgrade(filesystem),
-        report,
-        read_only,
-        mounted_on: Arc::clone(mounted_on),
-    };
     let directory = match filesystem.volume().held_lock() {
         Some(held) => DirectoryId::of_descriptor(held.directory),
         None => DirectoryId::of_path(path),
     };
+    let daemon = |directory| Daemon {
+        filesystem: Arc::downgrade(filesystem),
+        report,
+        read_only,
+        directory,
+        mounted_on: Arc::clone(mounted_on),
+    };
     // The mount is none the less a mount: somebody who made a directory where this one's was to be
     // must not keep a volume from being used. Commands refuse what they cannot be sure of.
-    match directory.and_then(|directory| ControlServer::start(directory, daemon)) {
+    let started = directory.and_then(|id| ControlServer::start(id, daemon(id)));
+    match started {
         Ok(control) => Some(control),
         Err(error) => {
             tracing::warn!(

@@ -48,7 +48,7 @@ use crate::volume::{LOCK_NAME, Volume};
 const ANSWER_BYTES: usize = 4096;
 
 /// Device and inode of a directory, which name a volume however its path is written.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct DirectoryId {
     /// Device number.
     pub device: u64,
@@ -176,6 +176,9 @@ fn is_refusal_to_write(error: &io::Error) -> bool {
 struct Claim {
     /// Device number of its mount; none before it has mounted.
     mount: Option<u64>,
+    /// The directory that it is looked for by. That it has it, what is handed over must show.
+    #[serde(default)]
+    volume: Option<DirectoryId>,
     /// Nobody else can have the lock.
     #[serde(default)]
     exclusive: bool,
@@ -191,6 +194,7 @@ struct Claim {
 pub(super) fn prove(
     to: &UnixStream,
     volume: Option<&Volume>,
+    name: DirectoryId,
     mount: Option<u64>,
 ) -> io::Result<()> {
     let held = volume.and_then(Volume::held_lock);
@@ -198,6 +202,7 @@ pub(super) fn prove(
     let why = "it is on a medium that cannot be written to, whose lock cannot be had";
     let claim = Claim {
         mount,
+        volume: Some(name),
         exclusive: held.is_some_and(|held| held.exclusive),
         closing: volume.is_none(),
         error: no_lock.then(|| why.to_owned()),
@@ -261,8 +266,12 @@ pub(super) fn demand(
 }
 
 /// Has a daemon of root's or of this user's say that it serves the mount with that device number.
-/// To wait for its end that is enough, whatever became of its lock.
-pub(super) fn demand_mount(control: ControlClient, device: u64) -> Result<ControlClient, Obstacle> {
+/// To wait for its end that is enough, whatever became of its lock. The directory is the one that it
+/// is found by until then; the device number is given again as soon as the mount is gone.
+pub(super) fn demand_mount(
+    control: ControlClient,
+    device: u64,
+) -> Result<(ControlClient, DirectoryId), Obstacle> {
     let (claim, _) = hear(&control)?;
     let peer = control.peer.uid;
     if claim.mount != Some(device) {
@@ -270,8 +279,10 @@ pub(super) fn demand_mount(control: ControlClient, device: u64) -> Result<Contro
     } else if peer != 0 && peer != effective_user() {
         let why = format!("it is a process of user {peer}");
         Err(Obstacle::Unproven(why))
+    } else if let Some(volume) = claim.volume {
+        Ok((control, volume))
     } else {
-        Ok(control)
+        Err(Obstacle::Unproven("it does not say of what".to_owned()))
     }
 }
 
@@ -499,9 +510,13 @@ mod tests {
     #[test]
     fn what_is_sent_is_what_is_checked() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        prove(&ours, None, Some(7)).unwrap();
+        let name = DirectoryId {
+            device: 1,
+            inode: 2,
+        };
+        prove(&ours, None, name, Some(7)).unwrap();
         let (claim, handed) = receive(&theirs).unwrap();
-        assert_eq!(claim.mount, Some(7));
+        assert_eq!((claim.mount, claim.volume), (Some(7), Some(name)));
         assert!(claim.closing && handed.is_empty());
         // Whoever says nothing, too much or nonsense.
         drop(ours);

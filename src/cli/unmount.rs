@@ -13,6 +13,7 @@ use super::control::{Address, Closed, ControlClient, Done, Obstacle, PATIENCE};
 use super::error::{CliError, ExitCode};
 use super::locate::{self, Holder};
 use super::options::MountWords;
+use super::proof::DirectoryId;
 use super::remount::remount_at;
 use crate::fuse;
 use crate::fuse::mountinfo::MountInfo;
@@ -255,14 +256,17 @@ enum Unasked {
 struct Daemon {
     control: ControlClient,
     process: Option<WatchedProcess>,
-    /// Device number of the mount.
+    /// What it is found by until it ends.
+    volume: DirectoryId,
+    /// Device number of the mount, as long as there is one.
     device: u64,
 }
 
 impl Daemon {
     fn of(location: &Location, mount: &MountInfo) -> Result<Self, Unasked> {
         let device = location.info().map(|info| info.device);
-        let mut control = locate::server_of_mount(location, mount).map_err(|obstacles| {
+        let found = locate::server_of_mount(location, mount);
+        let (mut control, volume) = found.map_err(|obstacles| {
             if obstacles.contains(&Obstacle::Silent) {
                 Unasked::Silent
             } else if obstacles.contains(&Obstacle::Dead) {
@@ -281,6 +285,7 @@ impl Daemon {
         Ok(Self {
             control,
             process,
+            volume,
             device: device.unwrap_or_default(),
         })
     }
@@ -293,7 +298,7 @@ impl Daemon {
                 Err(error) if is_timeout(&error) => {}
                 answer => break answer.ok(),
             }
-            if locate::is_alive(Address::Mount(self.device), self.control.peer.uid) {
+            if locate::is_alive(Address::Volume(self.volume), self.control.peer.uid) {
                 unanswered = 0;
             } else {
                 unanswered += 1;

@@ -22,11 +22,13 @@ use crate::sys::identity::effective_user;
 const DIRECTORY: &str = "/run/mount";
 /// Names the helper that umount(8) is to call.
 const OPTIONS: &[u8] = b"OPTS=uhelper=bilayer";
+/// Begins the option that says which mount a line is of.
+const MARK: &[u8] = b"x-bilayer.mount=";
 /// How long somebody else may have the file locked.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A mount that root has made, by what does not change: the device number, which no other mount has
-/// while there is this one.
+/// A mount that root has made. Its line is known by the process that serves it and the device number:
+/// that number is given again as soon as the mount is gone, and the process ends later.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Entry {
     /// The volume's directory, as the mount shows it.
@@ -35,6 +37,8 @@ pub(super) struct Entry {
     pub(super) dir: PathBuf,
     /// Device number of the mount.
     pub(super) device: u64,
+    /// The daemon.
+    pub(super) process: u32,
 }
 
 impl Entry {
@@ -54,7 +58,8 @@ impl Entry {
 
     /// An option that names the mount; those that begin with `x-` are comments.
     fn mark(&self) -> Vec<u8> {
-        format!("x-bilayer.device={}", device_name(self.device)).into_bytes()
+        let name = format!("{}-{}", device_name(self.device), self.process);
+        [MARK, name.as_bytes()].concat()
     }
 
     fn line(&self) -> Vec<u8> {
@@ -68,17 +73,18 @@ impl Entry {
     }
 
     /// True for its own line, and for those of a mount of the same on the same place: what mount(8)
-    /// adds, and what a daemon left that was killed.
-    fn has(&self, line: &[u8]) -> bool {
+    /// adds, and when a new line is to `stay` also what a daemon left that was killed. When it goes,
+    /// another one may be there already.
+    fn has(&self, line: &[u8], stay: bool) -> bool {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
         let options = fields.iter().find_map(|field| field.strip_prefix(b"OPTS="));
-        let has_option = |wanted: &[u8]| {
-            let mut options = options.unwrap_or_default().split(|&byte| byte == b',');
-            options.any(|option| option == wanted)
-        };
+        let options = options.unwrap_or_default().split(|&byte| byte == b',');
+        let has_option = |wanted: &[u8]| options.clone().any(|option| option == wanted);
+        let is_marked = options.clone().any(|option| option.starts_with(MARK));
         let has_field = |wanted: Vec<u8>| fields.contains(&&wanted[..]);
         has_option(&self.mark())
-            || (has_option(b"uhelper=bilayer")
+            || ((stay || !is_marked)
+                && has_option(b"uhelper=bilayer")
                 && has_field(field(b"SRC=", &self.volume))
                 && has_field(field(b"TARGET=", &self.dir)))
     }
@@ -129,7 +135,7 @@ fn rewrite(directory: &Path, entry: &Entry, stay: bool) -> io::Result<()> {
     let own = stay.then(|| entry.line());
     let lines = found.split(|&byte| byte == b'\n');
     let kept: Vec<&[u8]> = lines
-        .filter(|line| !line.is_empty() && !entry.has(line))
+        .filter(|line| !line.is_empty() && !entry.has(line, stay))
         .chain(own.as_deref())
         .collect();
     let new = directory.join("utab.bilayer");
@@ -151,6 +157,7 @@ mod tests {
             volume: volume.into(),
             dir: dir.into(),
             device: libc::makedev(0, minor),
+            process: 7,
         }
     }
 
@@ -164,15 +171,31 @@ mod tests {
         for _ in 0..2 {
             rewrite(dir.path(), &one, true).unwrap();
             let ours = "SRC=/srv/a\\040b\\134c TARGET=/mnt ROOT=/ \
-                        OPTS=uhelper=bilayer,x-bilayer.device=0:50\n";
+                        OPTS=uhelper=bilayer,x-bilayer.mount=0:50-7\n";
             assert_eq!(utab(), format!("{other}{ours}"));
         }
-        // Another volume in a directory of the same name, on another place.
-        let second = entry("/srv/a b\\c", "/mnt2", 51);
+        // Another volume in a directory of the same name, on another place, whose mount got the
+        // number of the one that is gone.
+        let second = Entry {
+            process: 8,
+            ..entry("/srv/a b\\c", "/mnt2", 50)
+        };
         rewrite(dir.path(), &second, true).unwrap();
         rewrite(dir.path(), &one, false).unwrap();
         assert!(utab().contains("TARGET=/mnt2 ") && !utab().contains("TARGET=/mnt "));
         rewrite(dir.path(), &second, false).unwrap();
+        assert_eq!(utab(), other);
+        // Or on the same place, while the first is still being closed.
+        let third = Entry {
+            process: 9,
+            ..one.clone()
+        };
+        rewrite(dir.path(), &one, true).unwrap();
+        rewrite(dir.path(), &third, true).unwrap();
+        assert_eq!(utab().matches("TARGET=/mnt ").count(), 1);
+        rewrite(dir.path(), &one, false).unwrap();
+        assert!(utab().contains("0:50-9"), "{}", utab());
+        rewrite(dir.path(), &third, false).unwrap();
         assert_eq!(utab(), other);
         rewrite(&dir.path().join("new"), &one, false).unwrap();
     }
@@ -181,8 +204,8 @@ mod tests {
     fn what_mount_adds_and_what_was_moved_goes_too() {
         let dir = tempfile::tempdir().unwrap();
         let lines = "SRC=/v TARGET=/m ROOT=/ OPTS=x-gvfs-show,uhelper=bilayer\n\
-                     SRC=/v TARGET=/moved ROOT=/ OPTS=uhelper=bilayer,x-bilayer.device=0:50\n\
-                     SRC=/v TARGET=/other ROOT=/ OPTS=uhelper=bilayer,x-bilayer.device=0:5\n";
+                     SRC=/v TARGET=/moved ROOT=/ OPTS=uhelper=bilayer,x-bilayer.mount=0:50-7\n\
+                     SRC=/v TARGET=/other ROOT=/ OPTS=uhelper=bilayer,x-bilayer.mount=0:50-77\n";
         fs::write(dir.path().join("utab"), lines).unwrap();
         rewrite(dir.path(), &entry("/v", "/m", 50), false).unwrap();
         let left = fs::read_to_string(dir.path().join("utab")).unwrap();

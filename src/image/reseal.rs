@@ -192,18 +192,20 @@ pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
     use proptest::prelude::*;
 
-    fn set_of(ranges: &[Range<u32>]) -> PageSet {
+    fn set_of(ranges: impl IntoIterator<Item = Range<u32>>) -> PageSet {
         let mut set = PageSet::new();
-        ranges.iter().for_each(|range| set.insert(range.clone()));
+        ranges.into_iter().for_each(|range| set.insert(range));
         set
     }
 
     #[test]
     fn runs_are_bounded() {
-        let set = set_of(&[0..3, 10..11, 300..700]);
+        let set = set_of([0..3, 10..11, 300..700]);
         let found: Vec<Range<u32>> = runs(&set).collect();
         assert_eq!(found, [0..3, 10..11, 300..556, 556..700]);
         assert_eq!(runs(&PageSet::new()).count(), 0);
@@ -238,7 +240,7 @@ mod tests {
             let parts: Vec<Part> = ranges
                 .iter()
                 .map(|(start, len)| Part {
-                    pages: set_of(&[*start..(start + len).min(CHUNK_PAGES)]),
+                    pages: set_of(iter::once(*start..(start + len).min(CHUNK_PAGES))),
                     ..names.part_for(&[]).unwrap()
                 })
                 .collect();

@@ -261,7 +261,7 @@ mod tests {
             },
             RememberedDirectory {
                 inside: None,
-                ..own.clone()
+                ..own
             },
         ] {
             let found = judge(&place, &hidden, ID);
