@@ -289,6 +289,7 @@ impl StoreFile for MemoryFile {
             kind,
             len_bytes,
             links: 1,
+            number: 0,
             allocated_bytes: len_bytes,
         })
     }

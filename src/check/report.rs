@@ -198,7 +198,7 @@ impl Finding {
     }
 
     /// All of it in one line, for people.
-    pub fn told(&self) -> String {
+    pub fn summary(&self) -> String {
         let path = self.paths.first();
         let path = path.map(|path| format!(" ({:?})", String::from_utf8_lossy(path)));
         let path = path.unwrap_or_default();

@@ -80,8 +80,8 @@ impl Filesystem {
         self.attr_if_consistent(parent, entry)?.ok_or(Errno::EIO)
     }
 
-    /// `None` where name and inode do not belong together, perhaps because one of them changed since
-    /// the other was read.
+    /// `None` where name and inode do not belong together, perhaps because one of them changed
+    /// since the other was read.
     fn attr_if_consistent(
         &self,
         parent: NodeId,

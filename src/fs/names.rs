@@ -325,8 +325,8 @@ impl Filesystem {
         }
     }
 
-    /// Where a name leads, which fits what is there, if there is such a name. Called by one who holds
-    /// a permit and `namespace`.
+    /// Where a name leads, which fits what is there, if there is such a name. Called by one who
+    /// holds a permit and `namespace`.
     pub(super) fn entry_if_there(
         &self,
         parent: Ino,

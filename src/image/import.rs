@@ -6,8 +6,9 @@
 //! nothing that is written here later. The stream's `meta` goes into a file without a name, its
 //! records into the volume's own, and the objects come under the names that the records give them.
 //! Every page is verified under both layers before it is written. Then the end mark has to vouch
-//! for everything, and what the volume's own metadata say is compared as [`crate::check`] does; only
-//! after that the superblock is written. Whatever fails before takes away what was made, and a cut leaves what the next attempt takes away.
+//! for everything, and what the volume's own metadata say is compared as [`crate::check`] does;
+//! only after that the superblock is written. Whatever fails before takes away what was made, and a
+//! cut leaves what the next attempt takes away.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

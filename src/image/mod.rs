@@ -215,7 +215,7 @@ impl ImageError {
         }
         let mut faults = report.faults();
         Err(Self::Inconsistent {
-            first: faults.next().map_or_else(String::new, Finding::told),
+            first: faults.next().map_or_else(String::new, Finding::summary),
             others: faults.count() as u64 + report.omitted_faults,
         })
     }
@@ -251,8 +251,8 @@ impl ImageError {
             Self::Stream(error) => return error.hint(),
             Self::Transported(_) => "fetch it again, or export the image anew",
             Self::Inconsistent { .. } => {
-                "run bilayer check on the volume that it is an image of, and export it anew; if that \
-                 is not yours, do not trust it"
+                "run bilayer check on the volume that it is an image of, and export it anew; if \
+                 that is not yours, do not trust it"
             }
             Self::TooSmall { .. } => "ask for a larger size: --size",
             Self::MissingObject { .. } => {

@@ -2,8 +2,8 @@
 //! nothing keeps damaged or hostile records from leading in a circle.
 //!
 //! Brent's algorithm (R. P. Brent, "An improved Monte Carlo factorization algorithm", 1980): one
-//! place is remembered, anew after each doubling of the number of steps. A circle is noticed after at
-//! most three times as many steps as there are records on the way, in constant memory.
+//! place is remembered, anew after each doubling of the number of steps. A circle is noticed after
+//! at most three times as many steps as there are records on the way, in constant memory.
 
 use crate::ids::Ino;
 

@@ -1,13 +1,14 @@
 //! A view of one volume's metadata as the metadata of another.
 //!
 //! All records get the first generation, the counters the second as the live one. Where the copy
-//! has the objects of the source, the first is `frozen`: they are never written in place. Left out is
-//! what belongs to the source alone: unlinked files that are still in use, with all that is below
-//! them, kept views, garbage. A promise of space (`fallocate`) is left out too: it has its blocks in
-//! an object that is not written to any more, so nothing would stand behind it.
+//! has the objects of the source, the first is `frozen`: they are never written in place. Left out
+//! is what belongs to the source alone: unlinked files that are still in use, with all that is
+//! below them, kept views, garbage. A promise of space (`fallocate`) is left out too: it has its
+//! blocks in an object that is not written to any more, so nothing would stand behind it.
 //!
-//! Nothing that the source counts is taken over: inodes, pages and the numbers to be drawn next come
-//! from the records that are copied ([`super::tally`]), and so does the number of pages of each file.
+//! Nothing that the source counts is taken over: inodes, pages and the numbers to be drawn next
+//! come from the records that are copied ([`super::tally`]), and so does the number of pages of
+//! each file.
 //!
 //! Rows are read in pages and inserted in the order of their keys, in one transaction: memory is
 //! bounded by the cache of the database, apart from a few bytes for each inode that has no name or
@@ -223,8 +224,8 @@ impl<'a> Cursor<'a> {
             let (low, high) = (&self.low, &self.high);
             let rows = self.records.some(self.table, low, high, self.at_a_time)?;
             if let Some((last, _)) = rows.last() {
-                // No logical key is the beginning of another one: all versions of the last one begin
-                // with it, and the next one is greater than it with any generation.
+                // No logical key is the beginning of another one: all versions of the last one
+                // begin with it, and the next one is greater than it with any generation.
                 self.low = keys::versioned(last, Generation(u64::MAX));
                 self.low.push(0);
             }
@@ -330,9 +331,9 @@ impl Meta {
         copy(&Seen { meta: self, view }, file, options, parts)
     }
 
-    /// Writes all rows as of the newest commit into an empty sealed file, as the metadata of the same
-    /// volume, which is not marked clean there. What it counts is what the rows add up to. Durable
-    /// when it returns.
+    /// Writes all rows as of the newest commit into an empty sealed file, as the metadata of the
+    /// same volume, which is not marked clean there. What it counts is what the rows add up to.
+    /// Durable when it returns.
     ///
     /// # Errors
     /// Those of reading here and of writing there. The file is worth nothing then.

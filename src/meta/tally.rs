@@ -140,8 +140,8 @@ impl Tally {
         }
     }
 
-    /// The counters that the rows demand. Of `others` remain those that do not follow from rows, and
-    /// what was drawn later than any row tells.
+    /// The counters that the rows demand. Of `others` remain those that do not follow from rows,
+    /// and what was drawn later than any row tells.
     ///
     /// # Errors
     /// There are more than can be counted.

@@ -1,8 +1,8 @@
-//! The attacker exports an image: they hold its keys, so its metadata can say anything, and all of it
-//! is authentic. The victim imports it, and uses the volume as root.
+//! The attacker exports an image: they hold its keys, so its metadata can say anything, and all of
+//! it is authentic. The victim imports it, and uses the volume as root.
 //!
-//! An image is refused, or the volume that comes of it is whole: nothing of what the victim makes in
-//! it is anything of the attacker's, and nothing hangs.
+//! An image is refused, or the volume that comes of it is whole: nothing of what the victim makes
+//! in it is anything of the attacker's, and nothing hangs.
 
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};

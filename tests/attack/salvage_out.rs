@@ -52,7 +52,7 @@ fn a_directory_of_somebody_else_is_not_written_to() {
     // By way of a link of theirs, too.
     symlink(&theirs, place.path("link")).unwrap();
     refused(&place.run("salvage vol link"), "belongs to user 1000");
-    assert_eq!(names(&theirs), [PathBuf::new(); 0]);
+    assert!(names(&theirs).is_empty());
     let mode = fs::metadata(&theirs).unwrap().mode() & 0o7777;
     assert_eq!(mode, 0o700, "it is as it was");
     // Inside a directory of theirs one of our own is made, which they cannot look into.
@@ -71,7 +71,7 @@ fn a_directory_that_others_write_to_is_not_written_to() {
         fs::set_permissions(&open, fs::Permissions::from_mode(mode)).unwrap();
         refused(&place.run("salvage vol open"), "others may write to it");
     }
-    assert_eq!(names(&open), [PathBuf::new(); 0]);
+    assert!(names(&open).is_empty());
     fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
     place.run("salvage vol open").done();
     assert_eq!(fs::metadata(&open).unwrap().mode() & 0o7777, 0o700);

@@ -170,7 +170,7 @@ const CASES: &[Case] = {
                 sh(
                     place,
                     "cp -a srv/vol this; mkdir empty; mount --bind empty srv",
-                )
+                );
             },
             unmounted: [Mounts, CannotTell, OwnVolume],
             mounted: [Mounts, CannotTell, OwnVolume],

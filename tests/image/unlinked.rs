@@ -3,8 +3,8 @@
 use super::*;
 use bilayer::fs::types::Handle;
 
-/// Puts `dir` back from a snapshot while it is open: what was replaced stays, with all its names, as a
-/// directory without a name.
+/// Puts `dir` back from a snapshot while it is open: what was replaced stays, with all its names,
+/// as a directory without a name.
 fn replace_open_directory(fs: &Filesystem) -> (NodeId, Handle) {
     let dir = fs.mkdir(&ADMIN, ROOT, b"dir", 0o755).unwrap();
     let sub = fs.mkdir(&ADMIN, dir.node, b"sub", 0o755).unwrap();

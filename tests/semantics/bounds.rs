@@ -1,5 +1,5 @@
-//! Numbers at their bounds: whoever draws the last one has it, and the next one gets an error number,
-//! not a number that is somebody else's.
+//! Numbers at their bounds: whoever draws the last one has it, and the next one gets an error
+//! number, not a number that is somebody else's.
 
 use std::sync::Arc;
 

@@ -134,7 +134,7 @@ fn superblocks_with_a_foreign_active_set(victim: &Victim, state: &State) -> Vec<
         epoch: active.epoch,
         ..KeySet::random(Epoch(1)).unwrap()
     };
-    let mut same_id = contents.clone();
+    let mut same_id = contents;
     same_id["key_sets"] = json!([forger.key_set(keyed.volume, &twin, "active")]);
     vec![
         superblock(
@@ -188,11 +188,14 @@ fn superblocks_with_wraps_of_another_volume(victim: &Victim, state: &State) -> V
     cases
 }
 
+/// A state of a victim.
+type StateOf = fn(&Victim) -> &State;
+
 /// In every state: clean, after a kill, and under a keystore that knows nothing newer.
 #[test]
 fn who_holds_a_read_only_set_can_seal_nothing_that_is_new() {
     const CHANGE: &str = "page under a read-only set";
-    let states: [(&str, fn(&Victim) -> &State); 3] = [
+    let states: [(&str, StateOf); 3] = [
         ("closed", |victim| &victim.closed),
         ("killed", |victim| &victim.killed),
         ("never seen", |victim| &victim.stranger),

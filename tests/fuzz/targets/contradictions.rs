@@ -1,7 +1,7 @@
 //! Records that are each well-formed and contradict one another: directories in circles, names that
 //! lead nowhere or twice to the same, numbers that were never drawn or are drawn next. A filesystem
-//! over them gives errors and ends; what it makes is its own, and nobody else's. What an import would
-//! accept of them is a whole filesystem.
+//! over them gives errors and ends; what it makes is its own, and nobody else's. What an import
+//! would accept of them is a whole filesystem.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -270,8 +270,8 @@ fn mount(rows: &[TableRow]) {
     }
 }
 
-/// Makes of the rows what an import makes of those of an image. What it accepts has no contradiction;
-/// the answer is whether it does.
+/// Makes of the rows what an import makes of those of an image. What it accepts has no
+/// contradiction; the answer is whether it does.
 fn receive(rows: &[TableRow]) -> bool {
     let sample = hostile::sample();
     let store = sample.store.snapshot();
