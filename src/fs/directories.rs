@@ -6,7 +6,6 @@
 use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
 use super::{Filesystem, ViewsDirectory, check_name, node_in};
 use crate::errno::Errno;
-use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::DirentRecord;
 
@@ -60,10 +59,12 @@ impl Filesystem {
             return Err(Errno::ENOTDIR);
         }
         let view = self.view(node)?;
-        let dots: [(&[u8], Ino); 2] = [(b".", node.ino()), (b"..", directory.parent)];
-        for (at, (name, ino)) in dots.into_iter().enumerate().skip(offset as usize) {
+        // The directories of views have no record, and no number that one could name.
+        let parent = node_in(node.view(), directory.parent)?;
+        let dots: [(&[u8], NodeId); 2] = [(b".", node), (b"..", parent)];
+        for (at, (name, node)) in dots.into_iter().enumerate().skip(offset as usize) {
             let entry = DirEntry {
-                node: node_in(node.view(), ino)?,
+                node,
                 kind: FileKind::Directory,
                 next_offset: at as u64 + 1,
                 name,

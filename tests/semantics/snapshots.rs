@@ -157,6 +157,31 @@ fn the_directory_of_snapshots_takes_nothing_else() {
     mount.finish();
 }
 
+/// From the first position on: the directory itself and the root come before the views.
+#[test]
+fn the_directory_of_snapshots_is_listed_whole() {
+    let mount = Mount::new();
+    take(&mount, "one");
+    for (path, expected) in [
+        (".snapshots", vec![".", "..", "one"]),
+        (".images", vec![".", ".."]),
+    ] {
+        let node = mount.at(path);
+        let handle = mount.fs.open_dir(node).unwrap();
+        let mut listed = Vec::new();
+        let done = mount.fs.read_dir(node, handle, 0, &mut |entry| {
+            listed.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.node));
+            true
+        });
+        mount.fs.release_dir(node, handle);
+        done.unwrap();
+        let names: Vec<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, expected);
+        assert_eq!([listed[0].1, listed[1].1], [node, ROOT]);
+    }
+    mount.finish();
+}
+
 #[test]
 fn what_is_open_keeps_its_snapshot() {
     let mount = Mount::new();
