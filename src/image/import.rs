@@ -211,7 +211,7 @@ impl<'a> Opened<'a> {
         self.stream.end(&counts, &self.mac_keys)?;
         make_durable(&*fresh.store, &folders, unsynced)
             .map_err(ImageError::io("cannot sync the new volume"))?;
-        let _ = ImageError::of_comparison(check::compare(fresh));
+        ImageError::of_comparison(check::compare(fresh))?;
         Ok(received)
     }
 

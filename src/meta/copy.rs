@@ -430,7 +430,7 @@ impl Copy<'_> {
             restoring: Generation(0),
             newest_view: ViewId::LIVE,
         })?;
-        if planted(Bug::CountersFromStream) || true {
+        if planted(Bug::CountersFromStream) {
             return Ok(Counters {
                 next_ino: source.next_ino,
                 folder: source.folder,
