@@ -407,7 +407,10 @@ fn open_stored(
         Err(error) => return unreadable(report, &error, vec![Range { start: 0, end: 1 }]),
         Ok(file) => Arc::new(file),
     };
-    if let Err(older) = volume.judge(&file.slots()) {
+    // A copy is as old as it is.
+    if let Err(older) = volume.judge(&file.slots())
+        && !volume.is_copy()
+    {
         report
             .findings
             .push(Finding::new(Kind::RolledBack, older.to_string()));

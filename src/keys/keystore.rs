@@ -143,11 +143,25 @@ impl PlatformKeystore {
         with_secrets(|| record::read(&self.directory, volume))
     }
 
+    /// What is told to another keystore, or to none, would be told to nobody: its directory may have
+    /// been moved, or mounted over, since it was opened.
+    fn check_still_there(&self) -> Result<(), KeyError> {
+        match files::read_identity(&self.directory)? {
+            Some(id) if id == self.id => Ok(()),
+            Some(_) => Err(missing(
+                &self.directory,
+                "is another one than when it was opened",
+            )),
+            None => Err(missing(&self.directory, "is not there any more")),
+        }
+    }
+
     /// Remembers a volume; atomic, and durable on return.
     ///
     /// # Errors
     /// What the operating system refuses.
     pub fn update_record(&self, volume: VolumeId, record: &VolumeRecord) -> Result<(), KeyError> {
+        self.check_still_there()?;
         with_secrets(|| record::write(&self.directory, volume, record))
     }
 
@@ -168,6 +182,7 @@ impl PlatformKeystore {
         volume: VolumeId,
         directory: &Path,
     ) -> Result<WriterLocked, KeyError> {
+        self.check_still_there()?;
         writer::lock(&self.directory, volume, directory)
     }
 

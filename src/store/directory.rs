@@ -401,12 +401,8 @@ impl Store for DirectoryStore {
         })
     }
 
-    fn place(&self) -> Option<Place> {
-        Place::of(&*self.root, &self.path)
-            .inspect_err(|error| {
-                tracing::warn!(%error, "the volume's directory cannot be looked at");
-            })
-            .ok()
+    fn place(&self) -> io::Result<Option<Place>> {
+        Place::of(&*self.root, &self.path).map(Some)
     }
 
     /// `flock(2)`: it belongs to the open file description, so that two opens in one process

@@ -247,8 +247,11 @@ pub trait Store: Send + Sync + Debug + Any {
         Err(io::ErrorKind::Unsupported.into())
     }
     /// The directory of the operating system's that it is, as it is found now; `None` for a store
-    /// that is no such directory, and for one that cannot be looked at.
-    fn place(&self) -> Option<Place> {
-        None
+    /// that is no such directory.
+    ///
+    /// # Errors
+    /// It is one, and where it is cannot be told.
+    fn place(&self) -> io::Result<Option<Place>> {
+        Ok(None)
     }
 }

@@ -73,7 +73,7 @@ impl Store for ReadOnlyStore {
         Err(refused())
     }
 
-    fn place(&self) -> Option<Place> {
+    fn place(&self) -> io::Result<Option<Place>> {
         self.0.place()
     }
 

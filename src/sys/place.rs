@@ -94,7 +94,17 @@ fn current_path(file: &File, metadata: &Metadata, typed: &Path) -> io::Result<Pa
     };
     match link {
         Ok(path) if path.is_absolute() && is_it(&path) => Ok(path),
-        _ => fs::canonicalize(typed),
+        // What was typed may lead elsewhere by now: a wrong place is worse than none.
+        _ => {
+            let path = fs::canonicalize(typed)?;
+            match is_it(&path) {
+                true => Ok(path),
+                false => Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "no path leads to the directory: something is mounted over it, or it is gone",
+                )),
+            }
+        }
     }
 }
 
@@ -168,19 +178,26 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 
 fn filesystem_identity(file: &File, mount: &Mount) -> Option<String> {
     let kind = &mount.kind;
-    if NAMED_BY_DEVICE.contains(&kind.as_str())
-        && let Some(uuid) = filesystem_uuid(file)
-    {
-        return Some(format!("{kind}:{uuid}"));
+    if NAMED_BY_DEVICE.contains(&kind.as_str()) {
+        // Without one there is only the number of the device, which another disk gets, too.
+        return filesystem_uuid(file).map(|uuid| format!("{kind}:{uuid}"));
     }
     match filesystem_number(file) {
         Ok(number) if number != 0 => Some(format!("{kind}:{number:016x}")),
+        // A device or a path of this machine is another filesystem tomorrow; a server's is not.
+        _ if !names_a_server(&mount.source) => None,
         _ => {
             let text = format!("{SOURCE}{kind}:{}", mount.source);
             let plain = text.chars().filter(|c| !c.is_control()).collect::<String>();
             (plain.len() <= FILESYSTEM_BYTES_MAX).then_some(plain)
         }
     }
+}
+
+/// True for `host:/path` and `//host/share`.
+fn names_a_server(source: &str) -> bool {
+    let host = source.split(':').next().unwrap_or_default();
+    source.starts_with("//") || (source.contains(':') && !host.is_empty() && !host.contains('/'))
 }
 
 /// `f_fsid`; 0 where the filesystem has none.
@@ -275,7 +292,23 @@ mod tests {
     fn only_real_identities_make_inode_numbers_last() {
         assert!(has_lasting_inodes("ext4:7412d06e42551866"));
         assert!(!has_lasting_inodes("source:nfs4:host:/x"));
-        let proc = Place::at(Path::new("/proc")).unwrap();
-        assert!(proc.filesystem.is_some());
+        for source in ["host:/x", "user@host:/x", "[fe80::1]:/x", "//host/share"] {
+            assert!(names_a_server(source), "{source}");
+        }
+        for source in ["/dev/sdb1", "/srv/volume", "proc", ":x", "/a:b", ""] {
+            assert!(!names_a_server(source), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_leads_elsewhere_is_no_place() {
+        let top = tempfile::tempdir().unwrap();
+        let (gone, other) = (top.path().join("gone"), top.path().join("other"));
+        fs::create_dir(&gone).unwrap();
+        fs::create_dir(&other).unwrap();
+        let open = File::open(&gone).unwrap();
+        fs::remove_dir(&gone).unwrap();
+        assert!(Place::of(&open, &gone).is_err());
+        assert!(Place::of(&open, &other).is_err());
     }
 }

@@ -19,6 +19,7 @@ use super::error::VolumeError;
 use super::header::{
     HeaderContents, KeyMode, KeySetState, MAX_KEY_SETS, Provenance, VerifiedHeader, WrappedKeySet,
 };
+use super::open::unknown_place;
 use super::succession::known;
 use super::superblock::replace_header;
 use super::{FreshVolume, Volume, objects_path, place};
@@ -243,7 +244,11 @@ fn make(
             customer_key: founding
                 .customer_key
                 .map(|provider| provider.describe().uri.to_string()),
-            directory: store.place().as_ref().map(Into::into),
+            directory: store
+                .place()
+                .map_err(unknown_place)?
+                .as_ref()
+                .map(Into::into),
             written: Some(coarse_time().0),
             ..VolumeRecord::unknown(incarnation)
         },

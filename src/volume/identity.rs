@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use super::error::VolumeError;
 use super::found::wrap_key_set;
 use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
+use super::open::unknown_place;
 use super::renew::{RenewFn, next_set, take_place, write_next};
 use super::standing::Standing;
 use super::succession::known;
@@ -97,7 +98,7 @@ impl Volume {
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
         self.unshare_objects()?;
-        let place = self.store.place();
+        let place = self.store.place().map_err(unknown_place)?;
         let uri = self
             .customer_key
             .as_ref()
@@ -164,7 +165,7 @@ impl Volume {
     }
 
     fn lock_identity(&self, id: VolumeId) -> Result<Option<WriterLock>, VolumeError> {
-        let Some(place) = self.store.place() else {
+        let Some(place) = self.store.place().map_err(unknown_place)? else {
             return Ok(None);
         };
         match self.keystore.lock_writer(id, &place.path)? {

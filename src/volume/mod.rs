@@ -231,7 +231,11 @@ impl Volume {
         page0_tags: [[u8; 16]; 2],
         clean: bool,
     ) -> Result<(), KeyError> {
-        let place = self.store.place();
+        // Where it cannot be told the old one stays: a wrong one would make a copy the volume.
+        let place = self.store.place().unwrap_or_else(|error| {
+            tracing::warn!(%error, "where the volume's directory is cannot be told now");
+            None
+        });
         let mut current = self.current.lock();
         let mut next = VolumeRecord {
             sequence,

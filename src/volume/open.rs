@@ -69,7 +69,14 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
     let header = unverified.verify(&keys)?;
     let ancestry = vouched_for(&header, &keys, options, record.as_ref())?;
-    let place = store.place();
+    let place = match store.place() {
+        // What is only looked at need be nowhere.
+        Err(error) if options.read_only => {
+            tracing::warn!(%error, "where the volume's directory is cannot be told");
+            None
+        }
+        place => place.map_err(unknown_place)?,
+    };
     let (standing, writer, record) = claim(&keystore, &header, place.as_ref(), record, options)?;
     let older_header = tolerated(
         judge_header(&header, &ancestry, record.as_ref()),
@@ -109,6 +116,13 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         writer,
         lock,
     })
+}
+
+/// Without its place nobody can tell a volume from its copy.
+pub(super) fn unknown_place(error: std::io::Error) -> VolumeError {
+    VolumeError::io("cannot tell where the volume's directory is, so nothing is written to it")(
+        error,
+    )
 }
 
 /// Finds out what the directory is to the record, and takes the right to write to the volume. The

@@ -31,6 +31,7 @@ use super::found::wrap_key_set;
 use super::header::{
     HeaderContents, KeySetState, MAX_KEY_SETS, SuccessionStatement, VerifiedHeader,
 };
+use super::open::unknown_place;
 use super::spare;
 use super::standing::Standing;
 use super::succession::{known, verification_key};
@@ -109,6 +110,7 @@ impl Volume {
         // Sealed before the long part, since it may break a rule.
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
+        let place = self.store.place().map_err(unknown_place)?;
         let announced = VolumeRecord {
             becoming: Some(incarnation),
             ..remembered
@@ -122,7 +124,7 @@ impl Volume {
             header_sequence: header.header_sequence(),
             key_sets: announced.key_sets,
             customer_key: announced.customer_key,
-            directory: self.store.place().as_ref().map(Into::into),
+            directory: place.as_ref().map(Into::into),
             written: Some(coarse_time().0),
             ..VolumeRecord::unknown(incarnation)
         };

@@ -110,6 +110,16 @@ enum AtOriginal {
 fn judge(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Standing {
     let path = || remembered.path.clone();
     if place.path == remembered.path {
+        // Another disk there, or another directory mounted over it, hides the volume.
+        if is_elsewhere(place, remembered) {
+            return Standing::Unknown { original: path() };
+        }
+        if place.inode != remembered.inode {
+            tracing::warn!(
+                path = %place.path.display(),
+                "another directory than before is at the volume's place, and is taken for the volume"
+            );
+        }
         return Standing::Own;
     }
     match at_original(place, remembered, id) {
@@ -138,6 +148,18 @@ fn at_original(place: &Place, remembered: &RememberedDirectory, id: VolumeId) ->
         Ok(_) | Err(VolumeError::NotAVolume) => AtOriginal::Nothing,
         // A damaged original is one.
         Err(_) => AtOriginal::Another,
+    }
+}
+
+/// True when the same path is known to lead to another filesystem, or to another part of it.
+fn is_elsewhere(place: &Place, remembered: &RememberedDirectory) -> bool {
+    match (&place.filesystem, &remembered.filesystem) {
+        (Some(here), Some(there)) if here != there => true,
+        (Some(_), Some(_)) => matches!(
+            (&place.inside, &remembered.inside),
+            (Some(here), Some(there)) if here != there
+        ),
+        _ => false,
     }
 }
 

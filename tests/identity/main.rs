@@ -13,6 +13,7 @@ mod support;
 
 mod copies;
 mod cuts;
+mod hidden;
 mod keystore;
 mod matrix;
 mod unmounted;
