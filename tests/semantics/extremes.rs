@@ -5,8 +5,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use bilayer::errno::Errno;
-use bilayer::fs::FilesystemOptions;
 use bilayer::fs::types::{Fallocate, SeekWhence, XattrMode};
+use bilayer::fs::{FilesystemOptions, FsError};
 use bilayer::object::FILE_BYTES_MAX;
 use bilayer::store::{OpenMode, Store, StorePath};
 
@@ -166,7 +166,7 @@ fn attributes_have_limits() {
 }
 
 #[test]
-fn a_keystore_that_cannot_be_written_stops_nothing() {
+fn a_keystore_that_cannot_be_written_loses_nothing_and_the_end_says_so() {
     let mount = Mount::new();
     let records = mount.keystore.path().join("platform/volumes");
     let aside = mount.keystore.path().join("aside");
@@ -176,7 +176,11 @@ fn a_keystore_that_cannot_be_written_stops_nothing() {
     mount.put(node, handle, 0, &pattern(1, 0, 3 * PAGE));
     assert_eq!(mount.fs.fsync(node, handle, false), Ok(()));
     mount.fs.release(node, handle);
-    mount.fs.close().expect("close");
+    let closed = mount.fs.close();
+    assert!(
+        matches!(closed, Err(FsError::NotRemembered(_))),
+        "{closed:?}"
+    );
     fs::remove_file(&records).expect("remove");
     fs::rename(&aside, &records).expect("rename");
     let (store, keystore) = (mount.store.clone(), mount.keystore.clone());
