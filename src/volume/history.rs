@@ -95,6 +95,15 @@ pub enum Rollback {
         /// When and where that was.
         last: LastKnown,
     },
+    /// The superblock names the known incarnation, and a key set that is not that one's.
+    #[error(
+        "the key set that volume.json has active is not the newest that this machine knows{last}, \
+         nor does that one vouch for it"
+    )]
+    OtherKeySet {
+        /// When and where that was.
+        last: LastKnown,
+    },
     /// The superblock is older.
     #[error(
         "volume.json is number {found}, and number {known} was on disk{last}: an older copy was put back"
@@ -154,7 +163,9 @@ pub(super) fn judge_header(
         return Ok(());
     }
     if found != record.incarnation {
-        return match ancestry.handover_of(record.incarnation) {
+        let followed = ancestry.follows_newest(&record.key_sets);
+        let handover = ancestry.handover_of(record.incarnation);
+        return match handover.filter(|_| followed) {
             None => Err(Rollback::OtherIncarnation {
                 found,
                 known: record.incarnation,
@@ -167,6 +178,11 @@ pub(super) fn judge_header(
             }),
             Some(_) => Ok(()),
         };
+    }
+    if !ancestry.follows_newest(&record.key_sets) {
+        return Err(Rollback::OtherKeySet {
+            last: LastKnown::of(record),
+        });
     }
     if header.header_sequence() < record.header_sequence {
         return Err(Rollback::OlderHeader {

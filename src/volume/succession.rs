@@ -80,16 +80,23 @@ impl Ancestry {
 
     /// Refuses a volume whose active key set is neither known nor follows one that is.
     pub(super) fn refuse_stranger(&self, known: &[KnownKeySet]) -> Result<(), VolumeError> {
-        let is_known = |ancestor: &Ancestor| {
-            known.iter().any(|known| {
-                known.key_set == ancestor.active.key_set
-                    && known.verification_key == ancestor.verification_key
-            })
-        };
-        if known.is_empty() || self.0.iter().any(is_known) {
+        if known.is_empty() || known.iter().any(|known| self.has(known)) {
             return Ok(());
         }
         Err(VolumeError::Stranger)
+    }
+
+    /// Whether the active set is the newest that is known, or follows it. A set that was active
+    /// before may have got into other hands since, and vouches for nothing any more.
+    pub(super) fn follows_newest(&self, known: &[KnownKeySet]) -> bool {
+        known.last().is_none_or(|newest| self.has(newest))
+    }
+
+    fn has(&self, known: &KnownKeySet) -> bool {
+        self.0.iter().any(|ancestor| {
+            known.key_set == ancestor.active.key_set
+                && known.verification_key == ancestor.verification_key
+        })
     }
 
     /// The commit at which the incarnation handed over to the next one, if it verifiably did.

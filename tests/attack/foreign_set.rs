@@ -8,7 +8,7 @@ use bilayer::fs::Filesystem;
 use bilayer::ids::{Epoch, Sequence, VolumeId};
 use bilayer::keys::customer::{self, file::generate};
 use bilayer::keys::{CustomerKeyProvider, ErrorKind, KeyUri, PassphraseSource};
-use bilayer::layers::KeySet;
+use bilayer::layers::{ActiveSet, KeySet, Succession, VerificationKey};
 use bilayer::store::memory::MemoryStore;
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::{self, CreateOptions, OpenOptions, Volume, VolumeError};
@@ -296,4 +296,65 @@ fn a_forged_succession_is_refused() {
         &forge::superblock(&stated, &[&own]),
     );
     refused(machine.open(&victim.store, None), ErrorKind::HeaderInvalid);
+}
+
+/// The attacker holds a set that was active before a renewal, and leaked. It is read-only now, and
+/// its word no longer counts: neither in the known incarnation nor for a new one.
+#[test]
+fn a_former_set_hands_nothing_over_any_more() {
+    let machine = Machine::new();
+    let victim = machine.create();
+    let before = machine.open(&victim.store, None).unwrap();
+    let leaked = Arc::clone(before.keys.active());
+    let first = before.header.incarnation();
+    // Renewed: the machine knows another set as the newest one.
+    let renewed = before
+        .renew(Sequence(1), Sequence(2), &mut |meta| {
+            meta.write(0, &[0; 4096])?;
+            Ok(meta.sync()?)
+        })
+        .unwrap();
+    let now = renewed.header.incarnation();
+    drop(renewed);
+    let genuine = bytes_of(&victim.store, "volume.json");
+    let contents = forge::contents_of(&genuine);
+    for incarnation in [now, bilayer::ids::IncarnationId([9; 16])] {
+        let own = KeySet::random(Epoch(3)).unwrap();
+        let active = |set: &KeySet, incarnation| ActiveSet {
+            key_set: set.id,
+            epoch: set.epoch,
+            incarnation,
+        };
+        for claimed in [first, now] {
+            let succession = Succession {
+                volume: victim.id,
+                before: active(&leaked, claimed),
+                commit: Sequence(1 << 40),
+                after: active(&own, incarnation),
+            };
+            let key = |set: &KeySet| VerificationKey::of(set).unwrap();
+            let mac = succession.mac(&key(&leaked), &key(&own)).unwrap();
+            let mut forged = contents.clone();
+            let sets = forged["key_sets"].as_array_mut().unwrap();
+            sets.remove(1);
+            sets.push(machine.entry(victim.id, &own));
+            forged["key_sets"][1]["succeeds"] = json!({
+                "key_set": leaked.id.to_string(),
+                "incarnation": claimed.to_string(),
+                "commit": 1u64 << 40,
+                "mac": hex::encode(mac),
+            });
+            forged["incarnation"] = json!(incarnation.to_string());
+            forged["sequence"] = json!(1000);
+            put(
+                &victim.store,
+                "volume.json",
+                &forge::superblock(&forged, &[&leaked, &own]),
+            );
+            let error = refused(machine.open(&victim.store, None), ErrorKind::Tampered);
+            assert!(matches!(error, VolumeError::RolledBack(_)), "{error}");
+        }
+    }
+    put(&victim.store, "volume.json", &genuine);
+    machine.open(&victim.store, None).unwrap();
 }
