@@ -78,6 +78,10 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         place => place.map_err(unknown_place)?,
     };
     let (standing, writer, record) = claim(&keystore, &header, place.as_ref(), record, options)?;
+    // Whoever had the right to write before may have changed which sets are known.
+    if let Some(record) = &record {
+        ancestry.refuse_stranger(&record.key_sets)?;
+    }
     let older_header = tolerated(
         judge_header(&header, &ancestry, record.as_ref()),
         options,
