@@ -143,6 +143,11 @@ impl PlatformKeystore {
         with_secrets(|| record::read(&self.directory, volume))
     }
 
+    /// The file with what is remembered of a volume, for people.
+    pub fn record_path(&self, volume: VolumeId) -> PathBuf {
+        record::path_of(&self.directory, volume)
+    }
+
     /// What is told to another keystore, or to none, would be told to nobody: its directory may have
     /// been moved, or mounted over, since it was opened.
     fn check_still_there(&self) -> Result<(), KeyError> {

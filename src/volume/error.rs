@@ -103,7 +103,10 @@ pub enum VolumeError {
         "the active key set that volume.json names is not one that this machine's platform keystore \
          knows, nor does one that it knows vouch for it"
     )]
-    Stranger,
+    Stranger {
+        /// The file with what the keystore knows of the volume.
+        record: PathBuf,
+    },
     /// Taking a restored copy as it is was cut off; only a use that may write can finish it.
     #[error("taking the restored volume as it is was cut off")]
     HalfRenewed,
@@ -187,9 +190,10 @@ impl VolumeError {
             Self::NotACopy => ErrorKind::Usage,
             Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
-            Self::Tampered | Self::Downgraded { .. } | Self::RolledBack(_) | Self::Stranger => {
-                ErrorKind::Tampered
-            }
+            Self::Tampered
+            | Self::Downgraded { .. }
+            | Self::RolledBack(_)
+            | Self::Stranger { .. } => ErrorKind::Tampered,
             Self::HalfRenewed => ErrorKind::Io,
             Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
@@ -233,9 +237,13 @@ impl VolumeError {
                 "somebody may have put another volume in its place; restore it from a backup"
             }
             Self::RolledBack(_) => Rollback::HINT,
-            Self::Stranger => {
-                "somebody made a volume of the same id with keys of their own: restore the \
-                 directory from a backup"
+            Self::Stranger { record } => {
+                return Some(format!(
+                    "somebody made a volume of the same id with keys of their own: restore the \
+                     directory from a backup; if that was you, so that this machine knows the wrong \
+                     one, take away what it knows: mv {0} {0}.wrong",
+                    record.display()
+                ));
             }
             Self::HalfRenewed => "mount it once without -o ro",
             Self::CustomerKeyNeeded { claimed } => {

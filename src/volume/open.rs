@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 
 use super::error::VolumeError;
 use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
-use super::history::{Rollback, judge_header};
-use super::renew::settle_meta;
+use super::history::{Rollback, judge_header, judge_metadata};
+use super::renew::{FoundMeta, find_meta, settle_meta};
 use super::standing::Standing;
 use super::succession::Ancestry;
 use super::superblock::inspect;
 use super::{OpenOptions, Volume, header_path, lock, spare};
+use crate::ids::VolumeId;
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::wrap::{self, WrapContext, WrapRecord};
@@ -68,7 +69,7 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
     let customer = customer_key(claims, options, record.as_ref())?;
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
     let header = unverified.verify(&keys)?;
-    let ancestry = vouched_for(&header, &keys, options, record.as_ref())?;
+    let ancestry = vouched_for(&header, &keys, options, (&keystore, record.as_ref()))?;
     let place = match store.place() {
         // What is only looked at need be nowhere.
         Err(error) if options.read_only => {
@@ -79,29 +80,47 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
     };
     let (standing, writer, record) = claim(&keystore, &header, place.as_ref(), record, options)?;
     // Whoever had the right to write before may have changed which sets are known.
-    if let Some(record) = &record {
-        ancestry.refuse_stranger(&record.key_sets)?;
-    }
+    refuse_stranger(&header, &ancestry, &keystore, record.as_ref())?;
     let older_header = tolerated(
         judge_header(&header, &ancestry, record.as_ref()),
         options,
         &standing,
     )?;
+    let meta = find_meta(&*store, &keys, &header)?;
+    if options.read_only && matches!(meta, FoundMeta::Next(_)) {
+        return Err(VolumeError::HalfRenewed);
+    }
+    let same = record
+        .as_ref()
+        .filter(|record| record.incarnation == header.incarnation());
+    // A superblock without its metadata, or with older ones, will not be mounted: nothing of it is
+    // remembered, or the volume would be a stranger, or a copy, when it is back.
+    let is_whole = meta
+        .slots()
+        .is_some_and(|slots| judge_metadata(slots, same).is_ok());
     let current = match &record {
         // Left as it is until the volume has been taken as it is, or for the original.
         Some(record) if older_header.is_some() || !standing.is_own() => record.clone(),
         _ if options.new_identity => VolumeRecord::unknown(header.incarnation()),
-        _ => remember(
-            &keystore,
-            &header,
-            (ancestry.active(), place.as_ref()),
-            record.as_ref(),
-            customer.as_deref(),
-            options,
-        )?,
+        record => {
+            let known = (ancestry.active(), record.as_ref());
+            let next = brought_up_to_date(&header, known, customer.as_deref());
+            match is_whole {
+                false => next,
+                true => remember(
+                    &keystore,
+                    header.volume_id(),
+                    place.as_ref(),
+                    (record.as_ref(), next),
+                    options,
+                )?,
+            }
+        }
     };
-    settle_meta(&*store, &keys, &header, options.read_only)?;
-    if !options.read_only && !options.new_identity && older_header.is_none() {
+    if !options.read_only {
+        settle_meta(&*store, &meta)?;
+    }
+    if !options.read_only && !options.new_identity && older_header.is_none() && is_whole {
         spare::settle(&*store, &keys, &header);
     }
     let record = record.filter(|record| record.incarnation == header.incarnation());
@@ -213,16 +232,29 @@ pub(super) fn vouched_for(
     header: &VerifiedHeader,
     keys: &KeyRing,
     options: &OpenOptions,
-    record: Option<&VolumeRecord>,
+    (keystore, record): (&PlatformKeystore, Option<&VolumeRecord>),
 ) -> Result<Ancestry, VolumeError> {
     let ancestry = Ancestry::of(header, keys)?;
     if let Some(pinned) = options.fingerprint.as_deref() {
         check_pin(pinned, &ancestry, keys)?;
     }
-    if let Some(record) = record {
-        ancestry.refuse_stranger(&record.key_sets)?;
-    }
+    refuse_stranger(header, &ancestry, keystore, record)?;
     Ok(ancestry)
+}
+
+/// Refuses a volume whose active key set is neither known nor follows one that is.
+fn refuse_stranger(
+    header: &VerifiedHeader,
+    ancestry: &Ancestry,
+    keystore: &PlatformKeystore,
+    record: Option<&VolumeRecord>,
+) -> Result<(), VolumeError> {
+    match record.is_some_and(|record| ancestry.is_stranger_to(&record.key_sets)) {
+        true => Err(VolumeError::Stranger {
+            record: keystore.record_path(header.volume_id()),
+        }),
+        false => Ok(()),
+    }
 }
 
 /// Opens the customer key that option or record names; `None` for a platform-managed volume.
@@ -391,17 +423,12 @@ fn check_pin(pinned: &str, ancestry: &Ancestry, keys: &KeyRing) -> Result<(), Vo
     }
 }
 
-/// Brings the record up to date; only ever after the superblock was authenticated. Who may write to
-/// the volume has written it then, even if nothing is new: rollback protection that cannot be kept
-/// would lapse unseen.
-fn remember(
-    keystore: &PlatformKeystore,
+/// What the record becomes: `known` are the active key set and the record as it is.
+fn brought_up_to_date(
     header: &VerifiedHeader,
-    (active, place): (Option<KnownKeySet>, Option<&Place>),
-    record: Option<&VolumeRecord>,
+    (active, record): (Option<KnownKeySet>, Option<&VolumeRecord>),
     customer: Option<&dyn CustomerKeyProvider>,
-    options: &OpenOptions,
-) -> Result<VolumeRecord, VolumeError> {
+) -> VolumeRecord {
     let same = record.filter(|record| record.incarnation == header.incarnation());
     let mut next = same.cloned().unwrap_or_else(|| VolumeRecord {
         key_sets: record.map_or_else(Vec::new, |record| record.key_sets.clone()),
@@ -416,9 +443,22 @@ fn remember(
     next.becoming = None;
     next.header_sequence = next.header_sequence.max(header.header_sequence());
     next.customer_key = customer.map(|provider| provider.describe().uri.to_string());
+    next
+}
+
+/// Writes the record; only ever after the superblock and page 0 of the metadata were authenticated.
+/// Who may write to the volume has written it then, even if nothing is new: rollback protection that
+/// cannot be kept would lapse unseen.
+fn remember(
+    keystore: &PlatformKeystore,
+    id: VolumeId,
+    place: Option<&Place>,
+    (record, mut next): (Option<&VolumeRecord>, VolumeRecord),
+    options: &OpenOptions,
+) -> Result<VolumeRecord, VolumeError> {
     if options.read_only {
         if record != Some(&next)
-            && let Err(error) = keystore.update_record(header.volume_id(), &next)
+            && let Err(error) = keystore.update_record(id, &next)
         {
             tracing::warn!(%error, "the platform keystore's record was not brought up to date");
         }
@@ -429,7 +469,7 @@ fn remember(
     }
     next.written = Some(coarse_time().0);
     keystore
-        .update_record(header.volume_id(), &next)
+        .update_record(id, &next)
         .map_err(VolumeError::CannotRemember)?;
     Ok(next)
 }

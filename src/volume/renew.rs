@@ -40,7 +40,7 @@ use super::{NEXT_META_NAME, Volume, meta_path, next_meta_path};
 use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence};
 use crate::keys::{KeyError, VolumeRecord};
 use crate::layers::{ActiveSet, KeyRing, KeySet, Succession};
-use crate::sealed::{MetaFile, SealedError};
+use crate::sealed::{MetaFile, SealedError, SlotState};
 use crate::store::{OpenMode, Store, StorePath};
 use crate::sys::clock::coarse_time;
 
@@ -234,49 +234,68 @@ pub(super) fn take_place(store: &dyn Store) -> Result<(), VolumeError> {
     rename().map_err(VolumeError::io("cannot put the new metadata file in place"))
 }
 
-/// Finishes what a cut has left of a renewal: one of two files belongs to the superblock.
-pub(super) fn settle_meta(
+/// Which file holds the metadata that belong to the superblock, with the slots of its page 0.
+pub(super) enum FoundMeta {
+    /// `meta`.
+    InPlace([SlotState; 2]),
+    /// `meta.next`: a cut came before it took the place of `meta`.
+    Next([SlotState; 2]),
+    /// Neither. Whoever reads `meta` next says what is wrong with it.
+    Nowhere,
+}
+
+impl FoundMeta {
+    /// The slots of page 0 of the file that was found.
+    pub(super) const fn slots(&self) -> Option<&[SlotState; 2]> {
+        match self {
+            Self::InPlace(slots) | Self::Next(slots) => Some(slots),
+            Self::Nowhere => None,
+        }
+    }
+}
+
+/// Looks for the metadata that belong to the superblock.
+pub(super) fn find_meta(
     store: &dyn Store,
     keys: &KeyRing,
     header: &VerifiedHeader,
-    read_only: bool,
-) -> Result<(), VolumeError> {
-    match store.info(&next_meta_path()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        result => result.map_err(VolumeError::io("cannot look at the metadata file"))?,
-    };
-    if opens(store, &meta_path(), keys, header)? {
-        if !read_only {
-            discard_next(store).map_err(VolumeError::io("cannot tidy the volume"))?;
-        }
-        return Ok(());
+) -> Result<FoundMeta, VolumeError> {
+    if let Some(slots) = slots_of(store, &meta_path(), keys, header)? {
+        return Ok(FoundMeta::InPlace(slots));
     }
-    if !opens(store, &next_meta_path(), keys, header)? {
-        // Whoever reads `meta` next says what is wrong with it.
-        return Ok(());
-    }
-    if read_only {
-        return Err(VolumeError::HalfRenewed);
-    }
-    // It may be shared with a copy (`cp -al`) that finishes the same.
-    unshare(store, NEXT_META_NAME).map_err(VolumeError::io("cannot copy a shared file"))?;
-    take_place(store)
+    let next = slots_of(store, &next_meta_path(), keys, header)?;
+    Ok(next.map_or(FoundMeta::Nowhere, FoundMeta::Next))
 }
 
-/// Whether page 0 of the file opens under the superblock's crypto id.
-fn opens(
+/// Finishes what a cut has left of a renewal: one of two files belongs to the superblock.
+pub(super) fn settle_meta(store: &dyn Store, found: &FoundMeta) -> Result<(), VolumeError> {
+    match found {
+        FoundMeta::InPlace(_) => {
+            discard_next(store).map_err(VolumeError::io("cannot tidy the volume"))
+        }
+        FoundMeta::Next(_) => {
+            // It may be shared with a copy (`cp -al`) that finishes the same.
+            unshare(store, NEXT_META_NAME).map_err(VolumeError::io("cannot copy a shared file"))?;
+            take_place(store)
+        }
+        FoundMeta::Nowhere => Ok(()),
+    }
+}
+
+/// The slots of page 0 of the file, if one opens under the superblock's crypto id.
+fn slots_of(
     store: &dyn Store,
     path: &StorePath,
     keys: &KeyRing,
     header: &VerifiedHeader,
-) -> Result<bool, VolumeError> {
+) -> Result<Option<[SlotState; 2]>, VolumeError> {
     let file = match store.open(path, OpenMode::Read) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         result => result.map_err(VolumeError::io("cannot open the metadata file"))?,
     };
     match MetaFile::open(file, keys.active(), header.meta_crypto()) {
-        Ok(_) => Ok(true),
+        Ok(meta) => Ok(Some(meta.slots())),
         Err(SealedError::Io(error)) => Err(VolumeError::io("cannot read the metadata file")(error)),
-        Err(_) => Ok(false),
+        Err(_) => Ok(None),
     }
 }

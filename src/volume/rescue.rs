@@ -165,7 +165,7 @@ fn verified(bytes: io::Result<Vec<u8>>, options: &OpenOptions) -> Result<Verifie
     let customer = customer_key(claims, options, record.as_ref())?;
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
     let header = unverified.verify(&keys)?;
-    let ancestry = vouched_for(&header, &keys, options, record.as_ref())?;
+    let ancestry = vouched_for(&header, &keys, options, (&keystore, record.as_ref()))?;
     Ok(Verified {
         keys,
         header,

@@ -78,12 +78,9 @@ impl Ancestry {
         Ok(Self(newest_first))
     }
 
-    /// Refuses a volume whose active key set is neither known nor follows one that is.
-    pub(super) fn refuse_stranger(&self, known: &[KnownKeySet]) -> Result<(), VolumeError> {
-        if known.is_empty() || known.iter().any(|known| self.has(known)) {
-            return Ok(());
-        }
-        Err(VolumeError::Stranger)
+    /// True where the active key set is neither known nor follows one that is.
+    pub(super) fn is_stranger_to(&self, known: &[KnownKeySet]) -> bool {
+        !known.is_empty() && !known.iter().any(|known| self.has(known))
     }
 
     /// Whether the active set is the newest that is known, or follows it. A set that was active

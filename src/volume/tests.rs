@@ -6,6 +6,8 @@ use super::*;
 use crate::ids::VolumeId;
 use crate::keys::customer::file::tests::{key_file, private_pem, public_pem};
 use crate::keys::error::ErrorKind;
+use crate::sealed::MetaFile;
+use crate::sealed::geometry::META_PAYLOAD_BYTES;
 use crate::store::OpenMode;
 use crate::store::memory::MemoryStore;
 
@@ -15,7 +17,8 @@ mod opening;
 mod place;
 mod superblock;
 
-const META: &[u8] = b"metadata of the new volume";
+/// Page 0 of the metadata of a new volume.
+const META: &[u8] = &[0x4d; META_PAYLOAD_BYTES];
 const FOLDER: &str = "objects/00000001";
 const OBJECT: &str = "objects/00000001/0123456789abcdef0123456789abcdef";
 
@@ -82,7 +85,8 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// What the filesystem does for a fresh volume, in small.
 fn write_meta(fresh: &FreshVolume) -> Result<(), Failure> {
     let file = fresh.store.open(&meta_path(), OpenMode::CreateNew)?;
-    file.write_at(META, 0)?;
+    let file = MetaFile::create(file, fresh.keys.active(), fresh.meta_crypto)?;
+    file.write(0, META)?;
     file.sync()?;
     fresh.store.create_dir(&StorePath::new(FOLDER))?;
     let object = fresh
@@ -104,6 +108,19 @@ fn read(store: &dyn Store, path: &StorePath) -> Vec<u8> {
     let mut bytes = vec![0; len];
     assert_eq!(file.read_at(&mut bytes, 0).expect("read"), len);
     bytes
+}
+
+/// Page 0 of the metadata of a volume.
+fn read_meta(volume: &Volume) -> Vec<u8> {
+    let file = volume
+        .store
+        .open(&meta_path(), OpenMode::Read)
+        .expect("open");
+    let crypto = volume.header.meta_crypto();
+    let file = MetaFile::open(file, volume.keys.active(), crypto).expect("meta");
+    let mut page = vec![0; META.len()];
+    file.read(0, &mut page).expect("read");
+    page
 }
 
 fn write(store: &dyn Store, path: &StorePath, bytes: &[u8]) {

@@ -120,6 +120,27 @@ fn an_older_copy_may_be_looked_at_and_not_put_in_its_place() {
     mounted.unmount();
 }
 
+/// Trying a backup that turns out to be too old does not make its directory the volume's.
+#[test]
+fn an_older_copy_that_is_refused_is_not_remembered() {
+    let Some(place) = with_file("identity-tried", "") else {
+        return;
+    };
+    sh(&place, "cp -a vol backup");
+    let mounted = place.mount("vol", "mnt", "");
+    fs::write(mounted.path("file"), "of now").unwrap();
+    mounted.unmount();
+    sh(&place, "mkdir away; mv vol away");
+    for options in ["", "-o ro"] {
+        let refused = place.run(&format!("mount backup mnt {options}"));
+        fails(&refused, 32, "not the newest state that this machine knows");
+    }
+    sh(&place, "mv away/vol .");
+    let mounted = place.mount("vol", "mnt", "");
+    assert_eq!(fs::read(mounted.path("file")).unwrap(), b"of now");
+    mounted.unmount();
+}
+
 #[test]
 fn a_restored_copy_is_taken_where_the_original_is_gone() {
     let Some(place) = with_file("identity-taken", "") else {

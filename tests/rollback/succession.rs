@@ -1,6 +1,7 @@
 //! A volume that was renewed on another machine: followed where the key set that is known here
 //! vouches for it, and nowhere else.
 
+use bilayer::fs::FilesystemOptions;
 use bilayer::volume::{Volume, VolumeError};
 
 use super::*;
@@ -21,6 +22,8 @@ fn open_pinned(
 /// A restored copy that one machine has accepted, and what that machine knew before.
 struct Renewed {
     past: Past,
+    /// The state that was carried on.
+    before: MemoryStore,
     store: FaultyStore,
     /// Fingerprints before and after.
     pins: [String; 2],
@@ -41,12 +44,14 @@ impl Renewed {
         let before = volume.fingerprint().unwrap();
         drop(volume);
         use_it(&old, behind.path()).unwrap().close().unwrap();
-        let store = FaultyStore::from_memory(&old.to_memory(), WriteUnit::Page);
+        let carried_on = old.to_memory();
+        let store = FaultyStore::from_memory(&carried_on, WriteUnit::Page);
         let fs = accept(&store, past.keystore.path()).unwrap();
         let after = fs.volume().fingerprint().unwrap();
         fs.close().unwrap();
         Self {
             past,
+            before: carried_on,
             store,
             pins: [before, after],
             informed,
@@ -88,6 +93,45 @@ fn a_renewal_of_an_older_state_is_refused_where_the_newer_one_is_known() {
         why.to_string()
             .contains("what came in between is not in it")
     );
+}
+
+/// The superblock of a copy that was renewed elsewhere gets into the volume's directory, without the
+/// metadata: the volume cannot be used until its own is back, and then it can.
+#[test]
+fn a_superblock_without_its_metadata_is_not_remembered() {
+    const SUPERBLOCKS: [&str; 2] = ["volume.json", "checkpoints/volume.json"];
+    let renewed = Renewed::new();
+    let volume = FaultyStore::from_memory(&renewed.before, WriteUnit::Page);
+    let keystore = renewed.behind.path();
+    let known = record(&volume, keystore);
+    let own = SUPERBLOCKS.map(|path| bytes_of(&volume, path));
+    put_back(
+        &volume,
+        SUPERBLOCKS[0],
+        &bytes_of(&renewed.store, SUPERBLOCKS[0]),
+    );
+    for read_only in [false, true] {
+        let options = OpenOptions {
+            read_only,
+            ..options(keystore, false)
+        };
+        let opened = volume::open(Arc::new(volume.clone()), &options).unwrap();
+        let opened = Filesystem::open(
+            opened,
+            FilesystemOptions {
+                read_only,
+                ..quiet()
+            },
+        );
+        opened.expect_err("metadata of before");
+    }
+    assert_eq!(record(&volume, keystore), known);
+    // Nor does the spare copy become what was put there.
+    assert_eq!(bytes_of(&volume, SUPERBLOCKS[1]), own[1]);
+    put_back(&volume, SUPERBLOCKS[0], &own[0]);
+    let fs = use_it(&volume, keystore).unwrap();
+    assert_eq!(contents(&fs, "kept"), pattern(1, 0, 5 * PAGE));
+    fs.close().unwrap();
 }
 
 #[test]

@@ -149,7 +149,7 @@ struct RecordFile {
     written: Option<i64>,
 }
 
-fn path_of(directory: &Path, volume: VolumeId) -> PathBuf {
+pub(super) fn path_of(directory: &Path, volume: VolumeId) -> PathBuf {
     directory.join(VOLUMES).join(format!("{volume}.json"))
 }
 

@@ -20,7 +20,7 @@ fn a_power_cut_leaves_no_volume_or_a_whole_one() {
             let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
             match keys.open(&survivor, None) {
                 Ok(volume) => {
-                    assert_eq!(read(&*survivor, &meta_path()), META);
+                    assert_eq!(read_meta(&volume), META);
                     survivor.info(&StorePath::new(OBJECT)).expect("its objects");
                     drop(volume);
                     whole += 1;
@@ -85,7 +85,7 @@ fn replacing_shared_files_survives_power_cuts() {
             let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
             let again = keys.open(&survivor, None).expect("open after the cut");
             assert_eq!(again.header.volume_id(), volume);
-            assert_eq!(read(&*survivor, &meta_path()), META);
+            assert_eq!(read_meta(&again), META);
             assert_eq!(survivor.info(&meta_path()).expect("info").links, 1);
         }
         if !store.is_cut() {
@@ -179,8 +179,8 @@ fn taking_over_survives_power_cuts_too() {
             if !whole {
                 keys.create(&survivor, None);
             }
-            keys.open(&survivor, None).expect("open");
-            assert_eq!(read(&*survivor, &meta_path()), META);
+            let volume = keys.open(&survivor, None).expect("open");
+            assert_eq!(read_meta(&volume), META);
         }
         if !store.is_cut() {
             assert!(made.is_ok());
