@@ -311,8 +311,8 @@ impl Filesystem {
         let pause = self.meta.pause();
         let paused = Timespec::now();
         self.contents.sync_paused(&pause)?;
-        // Times are those of the clock's ticks: what is written next must have another one than what
-        // was written last, or nobody who compares times would see that it changed.
+        // Where files are stamped by the clock's tick, what is written next must have another time than
+        // what was written last, or nobody who compares times would see that it changed.
         while Timespec::now() == paused {
             std::thread::sleep(TICK_FRACTION);
         }

@@ -61,7 +61,7 @@ impl Timespec {
     /// The present by the clock that the kernel gives files their times from, so that those it
     /// sets and those that are set here are in order.
     pub fn now() -> Self {
-        let (secs, nanos) = crate::sys::clock::coarse_time();
+        let (secs, nanos) = crate::sys::clock::file_time();
         Self { secs, nanos }
     }
 }

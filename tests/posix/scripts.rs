@@ -1,6 +1,6 @@
 //! The scripts, and where a mount differs from ext4 in them.
 
-use crate::control::same_as_ext4;
+use crate::control::{Ext4, OPTIONS, place, run_script, same_as_ext4};
 
 #[test]
 fn access_control_lists() {
@@ -61,6 +61,30 @@ fn times() {
         ("birth True", "birth False"),
     ];
     same_as_ext4("times", include_str!("times.py"), &differences);
+}
+
+/// Whoever compares times (make, rsync) must not take what was made later for older, whichever of
+/// kernel and daemon gave them.
+#[test]
+fn times_are_in_order_with_those_of_other_filesystems() {
+    let Some(place) = place("order") else { return };
+    let Some(ext4) = Ext4::new(&place, "order", 64, &[]) else {
+        return;
+    };
+    let script = include_str!("order.py");
+    let words = [ext4.dir().to_str().unwrap()];
+    let mounted = place.fresh("", OPTIONS);
+    for dir in [ext4.dir(), mounted.dir()] {
+        let said = run_script(&place, dir, script, &words);
+        let lines = said.lines().map(str::trim);
+        let wrong: Vec<_> = lines
+            .clone()
+            .filter(|line| !line.ends_with("early 0 late 0"))
+            .collect();
+        assert_eq!(wrong, ["in order"], "{}", dir.display());
+        assert!(lines.count() > 30, "{said}");
+    }
+    mounted.unmount();
 }
 
 #[test]
