@@ -92,11 +92,11 @@ number!(
     Generation, u64
 );
 number!(
-    /// Number of a kept view; 0 is the live one. Never reused.
+    /// Number of a kept view, of 12 bits; 0 is the live one. Used again once it is free.
     ViewId, u16
 );
 number!(
-    /// Inode number within a volume. The root is 1; 48 bits.
+    /// Inode number within a volume. The root is 1; 41 bits.
     Ino, u64
 );
 number!(
@@ -119,9 +119,11 @@ number!(
 impl Ino {
     /// The root directory.
     pub const ROOT: Self = Self(1);
-    /// The first number that no file has. A number has 48 bits; the last of those are left for
-    /// directories that have no record.
-    pub const END: Self = Self((1 << 48) - 16);
+    /// Bits of a number. Together with those of a view they are 53, so that every program can hold
+    /// what stat(2) shows in a floating-point number, as those in JavaScript do.
+    pub const BITS: u32 = 41;
+    /// The first number that no file has: the last ones are left for directories that have no record.
+    pub const END: Self = Self((1 << Self::BITS) - 16);
 
     /// The number, where a file may have it.
     pub const fn checked(number: u64) -> Option<Self> {
@@ -148,4 +150,6 @@ impl Generation {
 impl ViewId {
     /// "Now".
     pub const LIVE: Self = Self(0);
+    /// The largest number, of 12 bits.
+    pub const MAX: Self = Self((1 << (53 - Ino::BITS)) - 1);
 }

@@ -173,7 +173,8 @@ impl Filesystem {
             let left = total.saturating_sub(self.contents.used_pages());
             (free, available) = (free.min(left), available.min(left));
         }
-        const INODES: u64 = 1 << 47;
+        // What programs hold in 32 bits. There can be more, of which this says nothing.
+        const INODES: u64 = u32::MAX as u64;
         Ok(StatFs {
             block_bytes: BLOCK_BYTES,
             blocks: blocks(total),

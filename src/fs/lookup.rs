@@ -4,6 +4,7 @@ use super::types::{Attr, BLOCK_BYTES, FileKind, NodeId};
 use super::{Filesystem, NAME_BYTES_MAX};
 use crate::errno::Errno;
 use crate::ids::Ino;
+use crate::meta::View;
 use crate::meta::records::InodeRecord;
 use crate::object::{INLINE_BYTES, LiveAttr};
 use crate::sealed::PAGE_BYTES;
@@ -80,6 +81,17 @@ impl Filesystem {
         self.attr_with(node, record, self.live(node))
     }
 
+    /// Which of the files that the node's number has stood for it is. Numbers of views are used again,
+    /// and the kernel may still know files of the view that had it before.
+    fn node_generation(&self, node: NodeId) -> u64 {
+        if node.is_live() {
+            return self.references.generation(node);
+        }
+        let view = self.meta.view(node.view());
+        // The kernel keeps 32 bits, and compares them with all that it is told.
+        view.map_or(0, |View(generation)| generation.0 & u64::from(u32::MAX))
+    }
+
     fn live(&self, node: NodeId) -> Option<LiveAttr> {
         let live = node.is_live().then(|| self.contents.live(node.ino()));
         live.flatten()
@@ -88,7 +100,7 @@ impl Filesystem {
     fn attr_with(&self, node: NodeId, record: &InodeRecord, live: Option<LiveAttr>) -> Attr {
         let mut attr = Attr {
             node,
-            generation: self.references.generation(node),
+            generation: self.node_generation(node),
             size: record.size,
             blocks: 0,
             atime: record.atime,

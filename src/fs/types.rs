@@ -7,9 +7,9 @@ pub use crate::meta::records::{FileKind, Timespec};
 /// Unit of room, of data and holes, and the preferred one of I/O, in bytes, as on other filesystems.
 pub const BLOCK_BYTES: u32 = 4096;
 /// Bits of a node's number that are the inode's.
-const INO_BITS: u32 = 48;
+const INO_BITS: u32 = Ino::BITS;
 
-/// Number by which the kernel knows a file: the view (16 bits) above the inode (48 bits), so that
+/// Number by which the kernel knows a file, below 2^53: the view (12 bits) above the inode (41 bits), so that
 /// past and present are never mixed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NodeId(pub u64);
@@ -18,7 +18,7 @@ impl NodeId {
     /// The live root directory; FUSE fixes it at 1.
     pub const ROOT: Self = Self(1);
 
-    /// Joins a view and an inode. `None` for a number that no file has: cut to 48 bits it would be
+    /// Joins a view and an inode. `None` for a number that no file has: cut to 41 bits it would be
     /// another file's.
     pub const fn new(view: ViewId, ino: Ino) -> Option<Self> {
         if ino.is_valid() {

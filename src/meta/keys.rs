@@ -147,7 +147,7 @@ pub fn view(id: ViewId) -> Vec<u8> {
 /// The view of such a key; the live one has none.
 pub fn view_of(key: &[u8]) -> Option<ViewId> {
     let id = ViewId(u16::from_be_bytes(key.try_into().ok()?));
-    (id != ViewId::LIVE).then_some(id)
+    (id != ViewId::LIVE && id <= ViewId::MAX).then_some(id)
 }
 
 /// Key that says that a record was first written in a generation.

@@ -673,7 +673,7 @@ impl Counters {
             limit_bytes: input.u64()?,
             hash_key: input.array()?,
             restoring: input.generation()?,
-            newest_view: ViewId(input.u16()?),
+            newest_view: ViewId(input.u16().filter(|id| *id <= ViewId::MAX.0)?),
         };
         input.end()?;
         Some(counters)

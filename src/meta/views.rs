@@ -15,8 +15,8 @@ use super::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use super::{Batch, Meta, MetaError, State, View};
 use crate::ids::{Generation, ViewId};
 
-/// The most views there can be at a time: their numbers have 16 bits, and 0 is the live view.
-const VIEWS_MAX: usize = 60_000;
+/// The most views there can be at a time. Some numbers are left, so that none is used again at once.
+const VIEWS_MAX: usize = 4_000;
 
 /// What is known of the views.
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ impl Views {
 
     fn next_id(&self, after: ViewId) -> Option<ViewId> {
         let free = |id: &u16| *id != ViewId::LIVE.0 && !self.rows.contains_key(&ViewId(*id));
-        let later = after.0.checked_add(1).map(|next| next..=u16::MAX);
+        let later = after.0.checked_add(1).map(|next| next..=ViewId::MAX.0);
         let again = 1..=after.0;
         later
             .into_iter()

@@ -103,9 +103,9 @@ pub(super) fn take(
     out::remove_directory(out.root(), STAGING)
 }
 
-/// Numbers of inodes have 48 bits.
+/// A number that something of the volume may have, also a directory without a record.
 fn is_ino(ino: Ino) -> bool {
-    (1..1 << 48).contains(&ino.0)
+    (1..1 << Ino::BITS).contains(&ino.0)
 }
 
 /// What stands for an inode of which only the kind is known.

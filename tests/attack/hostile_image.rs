@@ -400,7 +400,12 @@ fn counters_of_an_image_count_for_nothing() {
         let made = attacker.is_harmless(why, attacker.stream(&sound(), &counters));
         assert_eq!(made, [5, 6, 7], "{why}");
     }
-    for next_ino in [Ino::END.0 + 1, 1 << 48, (1 << 48) + 5, u64::MAX] {
+    for next_ino in [
+        Ino::END.0 + 1,
+        1 << Ino::BITS,
+        (1 << Ino::BITS) + 5,
+        u64::MAX,
+    ] {
         let counters = Counters {
             next_ino: Ino(next_ino),
             ..counters()
@@ -457,9 +462,9 @@ fn numbers_that_no_inode_has_are_refused() {
     for number in [
         0,
         Ino::END.0,
-        (1 << 48) - 2,
-        1 << 48,
-        (1 << 48) + 4,
+        (1 << Ino::BITS) - 2,
+        1 << Ino::BITS,
+        (1 << Ino::BITS) + 4,
         u64::MAX,
     ] {
         let mut rows = sound();

@@ -90,9 +90,9 @@ fn nodes_are_those_of_numbers_that_files_have() {
     for number in [
         0,
         Ino::END.0,
-        (1 << 48) - 2,
-        1 << 48,
-        (1 << 48) | 1,
+        (1 << Ino::BITS) - 2,
+        1 << Ino::BITS,
+        (1 << Ino::BITS) | 1,
         u64::MAX,
     ] {
         assert_eq!(NodeId::live(Ino(number)), None, "{number}");
@@ -171,11 +171,36 @@ fn when_generations_are_used_up_there_are_no_more_views() {
     mount.reopen().finish();
 }
 
+/// The kernel may still know files of the view that had the number before, and what was in them.
+#[test]
+fn a_number_that_is_used_again_is_told_from_before() {
+    let before_last = |counters: &mut Counters| counters.newest_view = ViewId(ViewId::MAX.0 - 1);
+    let mut mount = counting(Mount::new(), before_last);
+    mount.file(ROOT, "file", b"contents");
+    let seen = |mount: &Mount| {
+        let view = mount.fs.create_view(ViewKind::Snapshot, "one", None, "");
+        assert_eq!(view.unwrap().id, ViewId::MAX.0);
+        let root = mount.lookup(mount.at(".snapshots"), b"one").unwrap();
+        let file = mount.lookup(root.node, b"file").unwrap();
+        assert!(file.node.0 < 1 << 53, "more than a double holds exactly");
+        [root, file].map(|attr| (attr.node, attr.generation))
+    };
+    let before = seen(&mount);
+    mount.fs.delete_view(ViewKind::Snapshot, "one").unwrap();
+    mount.fs.finish_purge().unwrap();
+    mount = counting(mount, before_last);
+    for (before, now) in before.into_iter().zip(seen(&mount)) {
+        assert_eq!(before.0, now.0);
+        assert_ne!(before.1, now.1);
+    }
+    mount.finish();
+}
+
 #[test]
 fn the_last_view_is_taken_in_the_last_but_one_generation() {
     let mount = counting(Mount::new(), |counters| {
         counters.generation = Generation(Generation::MAX.0 - 1);
-        counters.newest_view = ViewId(u16::MAX);
+        counters.newest_view = ViewId::MAX;
     });
     mount.file(ROOT, "file", b"contents");
     let view = |name| mount.fs.create_view(ViewKind::Snapshot, name, None, "");

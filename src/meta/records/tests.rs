@@ -109,7 +109,7 @@ fn counters_are_refused_beyond_their_bounds() {
         limit_bytes: u64::MAX,
         hash_key: [0; 16],
         restoring: Generation::MAX,
-        newest_view: ViewId(u16::MAX),
+        newest_view: ViewId::MAX,
     };
     let bytes = largest.encode();
     assert_eq!(Counters::decode(&bytes), Some(largest));

@@ -41,8 +41,8 @@ impl<'a> Arbitrary<'a> for Number {
     fn arbitrary(input: &mut Unstructured<'a>) -> Result<Self> {
         Ok(Self(match input.arbitrary::<u8>()? {
             small @ 0..200 => u64::from(small % 12),
-            byte @ 200..230 => (1 << 48) - 24 + u64::from(byte - 200),
-            byte @ 230..240 => (1 << 48) + u64::from(byte - 230),
+            byte @ 200..230 => (1 << Ino::BITS) - 24 + u64::from(byte - 200),
+            byte @ 230..240 => (1 << Ino::BITS) + u64::from(byte - 230),
             byte @ 240..=255 => u64::MAX - u64::from(byte - 240),
         }))
     }
