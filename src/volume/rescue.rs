@@ -13,7 +13,7 @@ use super::header::{UnverifiedHeader, VerifiedHeader};
 use super::history::{Rollback, judge_header, judge_metadata};
 use super::open::{customer_key, unwrap_all, vouched_for};
 use super::succession::Ancestry;
-use super::{OpenOptions, header_path, lock_path, spare};
+use super::{OpenOptions, header_path, lock, lock_path, spare};
 use crate::keys::error::ErrorKind;
 use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::KeyRing;
@@ -87,7 +87,10 @@ pub fn rescue(
     given: Option<Vec<u8>>,
     options: &OpenOptions,
 ) -> Result<Rescue, VolumeError> {
-    let lock = match store.lock(&lock_path()) {
+    let locked = store
+        .lock(&lock_path())
+        .and_then(|file| lock::with_objects(&*store, file));
+    let lock = match locked {
         Ok(lock) => Some(lock),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             return Err(VolumeError::InUse { shared: false });
