@@ -315,3 +315,22 @@ fn the_id_is_locked_while_it_is_written() {
     );
     mounted.unmount();
 }
+
+/// The age of a copy says nothing of what can be read of it.
+#[test]
+fn an_older_copy_is_salvaged_whole() {
+    let Some(place) = with_file("identity-salvage", "") else {
+        return;
+    };
+    sh(&place, "cp -a vol copy");
+    let mounted = place.mount("vol", "mnt", "");
+    fs::write(mounted.path("file"), "goes on").unwrap();
+    mounted.unmount();
+    place.run("check copy").done();
+    place.run("salvage copy out").done();
+    let taken = fs::read(place.path("out/files/file")).unwrap();
+    assert_eq!(taken, b"as it was");
+    // In the volume's own place it is older than it should be.
+    sh(&place, "rm -r vol; mv copy vol");
+    fails(&place.run("salvage vol out2"), 5, "at an earlier time");
+}
