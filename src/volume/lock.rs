@@ -50,6 +50,9 @@ pub(super) fn acquire(
         Err(error) if read_only && error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             return lock_medium(store);
         }
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            return Err(VolumeError::ReadOnlyMedium);
+        }
         result => result.map_err(|error| refused(store, error))?,
     };
     if unshare(store, LOCK_NAME).map_err(VolumeError::io("cannot replace the shared lock"))? {
@@ -130,7 +133,7 @@ pub(super) fn acquire_new(store: &dyn Store) -> Result<Box<dyn StoreLock>, Volum
         .map_err(|error| refused(store, error))
 }
 
-fn refused(store: &dyn Store, error: io::Error) -> VolumeError {
+pub(super) fn refused(store: &dyn Store, error: io::Error) -> VolumeError {
     match error.kind() {
         io::ErrorKind::WouldBlock => VolumeError::InUse {
             shared: store.info(&lock_path()).is_ok_and(|info| info.links > 1),

@@ -99,7 +99,7 @@ pub fn rescue(
     let lock = match locked {
         Ok(lock) => Some(lock),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            return Err(VolumeError::InUse { shared: false });
+            return Err(lock::refused(&*store, error));
         }
         // The lock may be lost too, or nobody can write here.
         Err(error) => {
