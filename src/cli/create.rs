@@ -1,5 +1,6 @@
 //! `bilayer create` and `bilayer keygen`.
 
+use std::fs::Permissions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,6 +62,8 @@ pub(super) struct Place {
     store: Arc<DirectoryStore>,
     /// It was made for this, and goes if nothing comes of it.
     fresh: bool,
+    /// The mode that it had when others could open it.
+    before: Option<Permissions>,
 }
 
 impl Place {
@@ -73,6 +76,7 @@ impl Place {
         match DirectoryStore::open_or_create(path) {
             Ok(store) => Ok(Self {
                 path: path.to_path_buf(),
+                before: store.keep_to_owner(),
                 store: Arc::new(store),
                 fresh,
             }),
@@ -88,11 +92,15 @@ impl Place {
     /// The volume was made.
     pub(super) fn keep(mut self) {
         self.fresh = false;
+        self.before = None;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if let Some(before) = self.before.take() {
+            let _ = self.store.set_permissions(before);
+        }
         if self.fresh {
             // Goes only if it is empty.
             let _ = std::fs::remove_dir(&self.path);

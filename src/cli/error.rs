@@ -10,7 +10,7 @@ use std::io;
 
 use crate::errno::Errno;
 use crate::fs::FsError;
-use crate::fs::views::ViewError;
+use crate::fs::views::{ReadOnlyBecause, ViewError};
 use crate::image::ImageError;
 use crate::keys::{ErrorKind, KeyError};
 use crate::volume::{Rollback, VolumeError};
@@ -138,9 +138,10 @@ impl CliError {
             return Self::volume(doing, error);
         }
         let (code, hint) = match error.errno() {
-            _ if matches!(error, FsError::HalfRestored) => {
-                (ExitCode::System, "mount it once without -o ro")
-            }
+            _ if matches!(error, FsError::HalfRestored) => (
+                ExitCode::System,
+                "mount it once for writing: bilayer mount VOLUME DIR",
+            ),
             _ if matches!(error, FsError::RolledBack(_)) => (ExitCode::Integrity, Rollback::HINT),
             _ if error.is_all_on_disk() => (
                 ExitCode::System,
@@ -153,7 +154,8 @@ impl CliError {
             ),
             Errno::EROFS => (
                 ExitCode::System,
-                "the volume's directory must be writable, also for a read-only mount",
+                "the filesystem that holds the volume is read-only; to look at the volume: bilayer mount \
+                 -o ro VOLUME DIR",
             ),
             _ => (
                 ExitCode::Integrity,
@@ -182,10 +184,7 @@ impl CliError {
                 "somebody works in it; see who: fuser -vm MOUNTPOINT",
             ),
             ViewError::TooMany => told(ExitCode::System, "delete some: bilayer snapshot prune"),
-            ViewError::ReadOnly => told(
-                ExitCode::System,
-                "mount it for writing: mount -o remount,rw MOUNTPOINT",
-            ),
+            ViewError::ReadOnly(because) => told(ExitCode::System, how_to_write(*because)),
             ViewError::NoSuchPath { .. } => {
                 Self::new(ExitCode::NotFound, format!("{doing}: {error}"))
             }
@@ -235,6 +234,24 @@ impl fmt::Display for CliError {
 }
 
 impl std::error::Error for CliError {}
+
+/// What a copy that is looked at can become.
+pub(super) const COPY_HINT: &str = "a copy is not written to; unmount it, and make it a volume of its \
+                                    own: bilayer mount --new-identity VOLUME DIR";
+/// What it takes to write to what was opened to be read.
+pub(super) const OPENED_HINT: &str = "unmount it and mount it again without -o ro";
+
+const fn how_to_write(because: ReadOnlyBecause) -> &'static str {
+    match because {
+        ReadOnlyBecause::Copy => COPY_HINT,
+        ReadOnlyBecause::Opened => OPENED_HINT,
+        ReadOnlyBecause::Remounted => "mount it for writing: mount -o remount,rw MOUNTPOINT",
+        ReadOnlyBecause::Failed => "the log says why; unmount it, then: bilayer check VOLUME",
+        ReadOnlyBecause::Unknown => {
+            "whoever mounted it can see what it is: bilayer status MOUNTPOINT, and mount it for writing"
+        }
+    }
+}
 
 /// Text of others (paths, what fusermount3 said) cannot break the two lines or drive the terminal.
 fn one_line(text: &str) -> String {

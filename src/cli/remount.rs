@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::control::{ControlClient, Done, Obstacle};
-use super::error::{CliError, ExitCode};
+use super::error::{COPY_HINT, CliError, ExitCode, OPENED_HINT};
 use super::locate;
 use super::options::MountWords;
 use super::status;
@@ -48,9 +48,13 @@ pub(super) fn remount_at(
     }
     let mut daemon = Daemon::of(location, mount)?;
     if !wanted.read_only && daemon.opened_read_only {
+        let hint = if daemon.is_copy {
+            COPY_HINT
+        } else {
+            OPENED_HINT
+        };
         return Err(
-            failed(dir, "it was mounted read-only and holds no right to write")
-                .with_hint("unmount it and mount it again with rw"),
+            failed(dir, "it was mounted read-only and holds no right to write").with_hint(hint),
         );
     }
     if wanted.read_only {
@@ -149,6 +153,8 @@ struct Daemon {
     opened_read_only: bool,
     /// Its volume came from elsewhere.
     foreign: bool,
+    /// It is a copy of a volume, or may be one.
+    is_copy: bool,
 }
 
 impl Daemon {
@@ -163,14 +169,15 @@ impl Daemon {
         let answer = control.ask("status", Some(super::control::PATIENCE));
         let answer = answer.map_err(|_| refuse(&[Obstacle::Silent]))?;
         let report = serde_json::from_str::<status::Report>(&answer).ok();
-        let known = report.and_then(|report| Some((report.daemon?, report.header)));
-        let Some((daemon, header)) = known else {
+        let known = report.and_then(|mut report| Some((report.daemon.take()?, report)));
+        let Some((daemon, report)) = known else {
             let why = "its status cannot be understood".to_owned();
             return Err(refuse(&[Obstacle::Unproven(why)]));
         };
         Ok(Self {
             control,
-            foreign: header.foreign,
+            foreign: report.header.foreign,
+            is_copy: report.copy_of.is_some(),
             opened_read_only: daemon.read_only,
         })
     }

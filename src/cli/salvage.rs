@@ -16,7 +16,7 @@ use super::{OpenArgs, options, paths, print, print_json};
 use crate::salvage::out::{Out, Refused};
 use crate::salvage::{self, Options, REPORT_NAME, SalvageError, Summary};
 use crate::store::directory::DirectoryStore;
-use crate::volume::{self, OpenOptions, Rescue};
+use crate::volume::{self, OpenOptions, Rescue, VolumeError};
 
 #[derive(Args, Debug)]
 pub(super) struct SalvageArgs {
@@ -159,8 +159,19 @@ fn open(
     };
     let path = located.access_path()?;
     let store = DirectoryStore::open(&path).map_err(|error| CliError::io(doing(), &error))?;
-    volume::rescue(Arc::new(store), given, &options)
-        .map_err(|error| CliError::volume(doing(), &error))
+    volume::rescue(Arc::new(store), given, &options).map_err(|error| {
+        let told = CliError::volume(doing(), &error);
+        match error {
+            // A damaged volume need not be one that can be mounted.
+            VolumeError::CustomerKeyNeeded { claimed } => told.with_hint(format!(
+                "name it: --customer-key URI (unverified: the superblock names {claimed:?})"
+            )),
+            VolumeError::WrongCustomerKey { .. } => {
+                told.with_hint("name the right key: --customer-key URI")
+            }
+            _ => told,
+        }
+    })
 }
 
 fn explain(error: &SalvageError, to: &Path) -> CliError {

@@ -20,7 +20,7 @@ use super::proof::DirectoryId;
 use super::request::{self, Kind, Outcome, Passphrase, Receiver, Request, ViewReport, Views};
 use super::serve::serve;
 use super::wire;
-use crate::fs::views::ViewError;
+use crate::fs::views::{ReadOnlyBecause, ViewError};
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
@@ -289,7 +289,7 @@ fn explain(request: &Request, kind: Kind, name: &str, error: &io::Error) -> CliE
         Some(libc::ENOENT) => ViewError::NotFound { kind, name },
         Some(libc::EEXIST) => ViewError::Exists { kind, name },
         Some(libc::EBUSY) => ViewError::Busy { kind, name },
-        Some(libc::EROFS) => ViewError::ReadOnly,
+        Some(libc::EROFS) => ViewError::ReadOnly(ReadOnlyBecause::Unknown),
         Some(libc::EACCES | libc::EPERM) => {
             return CliError::io(request.doing(), error).with_hint(WHO_MAY);
         }

@@ -80,7 +80,7 @@ pub enum ViewError {
     TooMany,
     /// Nothing may change.
     #[error("the volume is read-only")]
-    ReadOnly,
+    ReadOnly(ReadOnlyBecause),
     /// The path is not in the view.
     #[error("there is no {path:?} in the {} {name:?}", .kind.noun())]
     NoSuchPath {
@@ -103,6 +103,21 @@ pub enum ViewError {
     /// The filesystem failed.
     #[error(transparent)]
     Fs(#[from] FsError),
+}
+
+/// Why nothing may change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadOnlyBecause {
+    /// It is a copy of a volume, or may be one.
+    Copy,
+    /// It was opened to be read.
+    Opened,
+    /// It was opened for writing, and is read-only for now.
+    Remounted,
+    /// Writing has failed before.
+    Failed,
+    /// The kernel says so, and nothing more.
+    Unknown,
 }
 
 impl ViewKind {
@@ -136,7 +151,7 @@ impl ViewError {
             Self::BadName { .. } => Errno::EINVAL,
             Self::Busy { .. } => Errno::EBUSY,
             Self::TooMany => Errno::EMLINK,
-            Self::ReadOnly => Errno::EROFS,
+            Self::ReadOnly(_) => Errno::EROFS,
             Self::Image(error) => error.errno(),
             Self::Fs(error) => error.errno(),
         }
@@ -401,7 +416,20 @@ impl Filesystem {
     pub(super) fn begin_view_change(&self) -> Result<RwLockReadGuard<'_, ()>, ViewError> {
         self.check_up()
             .map_err(|_| super::views_directory::down())?;
-        self.begin_long_change().map_err(|_| ViewError::ReadOnly)
+        self.begin_long_change()
+            .map_err(|_| ViewError::ReadOnly(self.why_read_only()))
+    }
+
+    fn why_read_only(&self) -> ReadOnlyBecause {
+        if !self.volume.standing().is_own() {
+            ReadOnlyBecause::Copy
+        } else if self.options.read_only {
+            ReadOnlyBecause::Opened
+        } else if self.meta.latched().is_some() {
+            ReadOnlyBecause::Failed
+        } else {
+            ReadOnlyBecause::Remounted
+        }
     }
 }
 

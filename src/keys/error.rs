@@ -120,3 +120,27 @@ pub(crate) fn while_doing(doing: &'static str, path: &Path) -> impl FnOnce(io::E
     let path = PathBuf::from(path);
     move |error| KeyError::io(doing, &path, error)
 }
+
+/// As [`while_doing`], for what the keystore was to be told.
+pub(crate) fn while_writing(
+    doing: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> KeyError {
+    let path = PathBuf::from(path);
+    move |error| {
+        let refused = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded
+                | io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::PermissionDenied
+        );
+        let error = KeyError::io(doing, &path, error);
+        match refused {
+            true => {
+                error.with_hint("make the keystore's directory writable, with room for a few KiB")
+            }
+            false => error,
+        }
+    }
+}

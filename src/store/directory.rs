@@ -15,14 +15,14 @@
 //! `openat`. A folder that someone renames while it is cached stays the folder it was.
 
 use std::any::Any;
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -45,7 +45,6 @@ pub struct DirectoryStore {
     /// The path that it was opened by.
     path: PathBuf,
     folders: Mutex<LruCache<StorePath, Arc<OwnedFd>>>,
-    directory_lock: Mutex<Weak<File>>,
     /// `st_dev` of the directory.
     device: u64,
     /// For the directory's own filesystem.
@@ -67,7 +66,6 @@ impl DirectoryStore {
             root: Arc::new(root),
             path: std::path::absolute(path)?,
             folders: Mutex::new(LruCache::new(CACHED_FOLDERS)),
-            directory_lock: Mutex::new(Weak::new()),
             spans_filesystems: AtomicBool::new(false),
             failed_syncfs: Mutex::new(None),
         })
@@ -412,64 +410,80 @@ impl Store for DirectoryStore {
         let file = self.open_plain(path, Access::ReadWrite)?;
         keep_to_owner(&file);
         file.try_lock()?;
-        Ok(Box::new(DirectoryLock {
-            file,
-            exclusive: true,
-            root: Arc::clone(&self.root),
-            _directory: self.lock_directory()?,
-        }))
+        Ok(self.holding(file, true))
     }
 
     fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         let file = self.open_plain(path, Access::Read)?;
         file.try_lock_shared()?;
-        Ok(Box::new(DirectoryLock {
-            file,
-            exclusive: false,
-            root: Arc::clone(&self.root),
-            _directory: None,
-        }))
+        Ok(self.holding(file, false))
+    }
+
+    fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        let name = if dir.is_root() { "." } else { dir.name() };
+        let directory = self.in_folder(&dir.parent(), |folder| {
+            files::open_directory_at(folder, name)
+        })?;
+        let directory = File::from(directory);
+        keep_to_owner(&directory);
+        match directory.try_lock() {
+            Ok(()) => Ok(self.holding(directory, true)),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, error))
+            }
+        }
     }
 }
 
-/// Who may open a file may lock it, and keep everybody out: a copy that was made with the modes of
-/// its maker's umask is closed to others again. Where modes cannot be set it stays as it is.
-fn keep_to_owner(file: &File) {
-    let tightened = file.metadata().and_then(|metadata| {
+/// Whoever may open a file or a directory may lock it, and keep everybody out: a copy that was made
+/// with the modes of its maker's umask is closed to others again. The mode that it had, where that
+/// was changed. Where modes cannot be set it stays as it is.
+fn keep_to_owner(file: &File) -> Option<Permissions> {
+    let tighten = || {
+        let metadata = file.metadata()?;
         let me = effective_user();
         let may = me == 0 || me == metadata.uid();
-        // One that has other names may be another file altogether, which somebody linked here.
-        if metadata.mode() & 0o077 != 0 && may && metadata.nlink() == 1 {
-            file.set_permissions(Permissions::from_mode(0o600))?;
+        // A file that has other names may be another one altogether, which somebody linked here.
+        let alone = metadata.is_dir() || metadata.nlink() == 1;
+        if metadata.mode() & 0o077 == 0 || !may || !alone {
+            return Ok(None);
         }
-        Ok(())
-    });
-    if let Err(error) = tightened {
-        tracing::debug!(%error, "the lock file stays open to others");
-    }
+        let mode = match metadata.is_dir() {
+            true => metadata.mode() & 0o7700,
+            false => 0o600,
+        };
+        file.set_permissions(Permissions::from_mode(mode))?;
+        Ok(Some(metadata.permissions()))
+    };
+    tighten().unwrap_or_else(|error: io::Error| {
+        tracing::debug!(%error, "others may open what is locked");
+        None
+    })
 }
 
 impl DirectoryStore {
-    /// Locks the directory too, which nobody can take away unnoticed as he can the file. Shared by
-    /// all locks of this store. Not every filesystem can: NFS locks plain files only.
-    fn lock_directory(&self) -> io::Result<Option<Arc<File>>> {
-        let mut held = self.directory_lock.lock();
-        if let Some(lock) = held.upgrade() {
-            return Ok(Some(lock));
-        }
-        let directory = File::from(files::open_directory_at(&*self.root, ".")?);
-        match directory.try_lock() {
-            Ok(()) => {
-                let lock = Arc::new(directory);
-                *held = Arc::downgrade(&lock);
-                Ok(Some(lock))
-            }
-            Err(std::fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(std::fs::TryLockError::Error(error)) => {
-                tracing::debug!(%error, "the volume's directory cannot be locked");
-                Ok(None)
-            }
-        }
+    /// Takes the rights of group and others away from the directory, and returns the mode that it had
+    /// where that was changed. They are of no use: what is in a volume is its owner's alone.
+    pub fn keep_to_owner(&self) -> Option<Permissions> {
+        let root = self.root.try_clone().map(File::from);
+        root.ok().and_then(|root| keep_to_owner(&root))
+    }
+
+    /// Gives the directory a mode that [`Self::keep_to_owner`] has returned.
+    ///
+    /// # Errors
+    /// What the operating system refuses.
+    pub fn set_permissions(&self, permissions: Permissions) -> io::Result<()> {
+        File::from(self.root.try_clone()?).set_permissions(permissions)
+    }
+
+    fn holding(&self, file: File, exclusive: bool) -> Box<dyn StoreLock> {
+        Box::new(DirectoryLock {
+            file,
+            exclusive,
+            root: Arc::clone(&self.root),
+        })
     }
 }
 
@@ -478,7 +492,6 @@ struct DirectoryLock {
     file: File,
     exclusive: bool,
     root: Arc<OwnedFd>,
-    _directory: Option<Arc<File>>,
 }
 
 impl StoreLock for DirectoryLock {

@@ -246,6 +246,11 @@ pub trait Store: Send + Sync + Debug + Any {
     fn lock_shared(&self, _path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// Takes the exclusive lock on a directory without waiting; `WouldBlock` when another holder has
+    /// it, `Unsupported` where directories cannot be locked, as on NFS.
+    fn lock_dir(&self, _dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// The directory of the operating system's that it is, as it is found now; `None` for a store
     /// that is no such directory.
     ///

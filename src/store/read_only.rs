@@ -108,6 +108,10 @@ impl Store for ReadOnlyStore {
     fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         self.0.lock_shared(path)
     }
+
+    fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.0.lock_dir(dir)
+    }
 }
 
 type Block = Box<[u8; BLOCK_BYTES]>;

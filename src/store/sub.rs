@@ -104,4 +104,8 @@ impl Store for SubStore {
     fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         self.inner.lock_shared(&self.inside(path))
     }
+
+    fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.inner.lock_dir(&self.inside(dir))
+    }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::history::{LastKnown, Rollback};
+use super::holder::HolderDirectory;
 use crate::keys::error::kind_of_io;
 use crate::keys::{ErrorKind, KeyError};
 
@@ -19,7 +20,10 @@ pub enum VolumeError {
     #[error("cannot make a volume here: the directory has {0}")]
     Occupied(String),
     /// Another process has it open.
-    #[error("the volume is mounted or otherwise in use")]
+    #[error(
+        "the volume{} is mounted or otherwise in use",
+        if *shared { ", or a directory that shares its files," } else { "" }
+    )]
     InUse {
         /// The lock is shared with a hard-linked copy.
         shared: bool,
@@ -28,8 +32,11 @@ pub enum VolumeError {
     #[error("the volume is open for writing already{}", shown_place(.by.as_ref()))]
     WriterElsewhere {
         /// The directory that it is open in, if its holder says so.
-        by: Option<PathBuf>,
+        by: Option<HolderDirectory>,
     },
+    /// It was to be written to, and its filesystem is mounted read-only.
+    #[error("the volume is on a filesystem that is mounted read-only")]
+    ReadOnlyMedium,
     /// The directory is a copy of a volume, and was to be written to.
     #[error(
         "this directory is a copy of the volume in {}{}, and a copy is not written to{}",
@@ -68,7 +75,7 @@ pub enum VolumeError {
     )]
     SharesFiles {
         /// The directory of the original, if its holder says so.
-        by: Option<PathBuf>,
+        by: Option<HolderDirectory>,
     },
     /// The superblock cannot be understood.
     #[error("volume.json is not a valid superblock: {0}")]
@@ -194,7 +201,7 @@ impl VolumeError {
             | Self::Downgraded { .. }
             | Self::RolledBack(_)
             | Self::Stranger { .. } => ErrorKind::Tampered,
-            Self::HalfRenewed => ErrorKind::Io,
+            Self::HalfRenewed | Self::ReadOnlyMedium => ErrorKind::Io,
             Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
             Self::Key(error) | Self::CannotRemember(error) => error.kind(),
@@ -203,7 +210,8 @@ impl VolumeError {
         }
     }
 
-    /// What to do next, where there is something to do.
+    /// What to do next, where there is something to do. Options are named with their command: the error
+    /// may be another command's, which does not have them.
     pub fn hint(&self) -> Option<String> {
         const RESTORE: &str =
             "restore volume.json from a backup of this volume or from its checkpoints/volume.json";
@@ -213,24 +221,32 @@ impl VolumeError {
             }
             Self::Occupied(_) => "choose an empty directory",
             Self::InUse { shared: true } => {
-                "unmount it; if it is a copy made with cp -al, unmount the original first"
+                "unmount it, or the directory that shares its files with it, as one of the two was \
+                 made with cp -al; see who has it: fuser -v VOLUME/lock"
             }
             Self::WriterElsewhere { .. } => {
                 "unmount it there first; a copy becomes a volume of its own by: bilayer mount \
                  --new-identity VOLUME DIR"
             }
             Self::IsCopy { .. } => {
-                "to look at it, which changes nothing of the original: -o ro; to make it a volume of \
-                 its own: bilayer mount --new-identity VOLUME DIR"
+                "to look at it, which changes nothing of the original: bilayer mount -o ro VOLUME DIR; to \
+                 make it a volume of its own: bilayer mount --new-identity VOLUME DIR"
             }
             Self::MayBeCopy { .. } => {
-                "mount the disk that it was on, and try again. To look only: -o ro; for a volume of \
-                 its own: bilayer mount --new-identity VOLUME DIR; if the original is gone for good: \
-                 bilayer mount --accept-restored VOLUME DIR"
+                "mount the disk that it was on, and try again. To look only: bilayer mount -o ro VOLUME \
+                 DIR; for a volume of its own: bilayer mount --new-identity VOLUME DIR; if the original \
+                 is gone for good: bilayer mount --accept-restored VOLUME DIR"
             }
             Self::NotACopy => "mount it without --new-identity",
             Self::SharesFiles { .. } => "unmount the original first, or copy it with cp -a",
-            Self::InUse { shared: false } => "unmount it first: umount MOUNTPOINT",
+            Self::InUse { shared: false } => {
+                "unmount it first: umount MOUNTPOINT; where nothing is mounted, see who has it: fuser -v \
+                 VOLUME/lock VOLUME/objects"
+            }
+            Self::ReadOnlyMedium => {
+                "to look at it: bilayer mount -o ro VOLUME DIR; to write to it, have its filesystem \
+                 mounted for writing"
+            }
             Self::HeaderInvalid(_) | Self::Tampered => RESTORE,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
             Self::Downgraded { .. } => {
@@ -245,13 +261,16 @@ impl VolumeError {
                     record.display()
                 ));
             }
-            Self::HalfRenewed => "mount it once without -o ro",
+            Self::HalfRenewed => "mount it once for writing: bilayer mount VOLUME DIR",
             Self::CustomerKeyNeeded { claimed } => {
                 return Some(format!(
-                    "pass it: -o customer_key=URI (unverified: volume.json names {claimed:?})"
+                    "name it: bilayer mount -o customer_key=URI VOLUME DIR, which is remembered \
+                     (unverified: volume.json names {claimed:?})"
                 ));
             }
-            Self::WrongCustomerKey { .. } => "name the right key: -o customer_key=URI",
+            Self::WrongCustomerKey { .. } => {
+                "name the right key: bilayer mount -o customer_key=URI VOLUME DIR"
+            }
             Self::FingerprintMismatch { .. } => {
                 "do not use this volume unless you know why its keys changed"
             }
@@ -260,7 +279,8 @@ impl VolumeError {
                 "copy the files into a volume made by bilayer create: it starts with one key set"
             }
             Self::CannotRemember(_) => {
-                "make the keystore's directory writable, with room for a few KiB, or mount with -o ro"
+                "make the keystore's directory writable, with room for a few KiB; to look at the volume \
+                 only: bilayer mount -o ro VOLUME DIR"
             }
             Self::Key(error) => return error.hint().map(str::to_owned),
             Self::Format(_) | Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {
@@ -285,6 +305,6 @@ fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
 }
 
 /// A directory behind a word, where there is one.
-fn shown_place(path: Option<&PathBuf>) -> String {
-    path.map_or(String::new(), |path| format!(" in {}", path.display()))
+fn shown_place(directory: Option<&HolderDirectory>) -> String {
+    directory.map_or(String::new(), ToString::to_string)
 }

@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use super::error::VolumeError;
 use super::found::wrap_key_set;
 use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
+use super::holder::HolderDirectory;
 use super::open::unknown_place;
 use super::renew::{RenewFn, next_set, take_place, write_next};
 use super::standing::Standing;
@@ -170,7 +171,9 @@ impl Volume {
         };
         match self.keystore.lock_writer(id, &place.path)? {
             WriterLocked::Own(writer) => Ok(Some(writer)),
-            WriterLocked::Held(by) => Err(VolumeError::SharesFiles { by }),
+            WriterLocked::Held(by) => Err(VolumeError::SharesFiles {
+                by: by.map(|path| HolderDirectory::of(path, id, &place)),
+            }),
         }
     }
 

@@ -6,6 +6,10 @@
 //! moment can two processes both believe the volume is theirs. Then `meta` and `volume.json` get
 //! copies of their own too. Objects stay shared: they are never taken for the volume's own before
 //! their extents say so.
+//!
+//! A lock file looks like something to be removed. So `objects/` is locked too: whoever removes `lock`
+//! lets nobody else in. The volume's own directory is not, because others may open that: with mode 0755,
+//! or before the volume was made in it. Nobody but its owner ever could open `objects/`.
 
 use std::io;
 
@@ -13,8 +17,8 @@ use super::error::VolumeError;
 use super::identity::OBJECT_NAME;
 use super::place::clear_mark;
 use super::superblock::{discard_aside, unshare};
-use super::{HEADER_NAME, LOCK_NAME, META_NAME, lock_path};
-use crate::store::{OpenMode, Store, StoreLock};
+use super::{HEADER_NAME, LOCK_NAME, META_NAME, lock_path, objects_path};
+use crate::store::{HeldLock, OpenMode, Store, StoreLock};
 
 /// Stands for the lock of a volume on a filesystem that nobody can write to, where even a shared
 /// lock cannot be had.
@@ -22,6 +26,20 @@ use crate::store::{OpenMode, Store, StoreLock};
 struct ReadOnlyMedium;
 
 impl StoreLock for ReadOnlyMedium {}
+
+/// The locks of `lock` and of `objects/`.
+#[derive(Debug)]
+struct BothLocks {
+    file: Box<dyn StoreLock>,
+    #[expect(dead_code, reason = "held, never read")]
+    objects: Option<Box<dyn StoreLock>>,
+}
+
+impl StoreLock for BothLocks {
+    fn held(&self) -> Option<HeldLock<'_>> {
+        self.file.held()
+    }
+}
 
 /// Locks the volume and gives it files of its own.
 pub(super) fn acquire(
@@ -32,6 +50,9 @@ pub(super) fn acquire(
         Err(error) if read_only && error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             return lock_medium(store);
         }
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            return Err(VolumeError::ReadOnlyMedium);
+        }
         result => result.map_err(|error| refused(store, error))?,
     };
     if unshare(store, LOCK_NAME).map_err(VolumeError::io("cannot replace the shared lock"))? {
@@ -40,6 +61,7 @@ pub(super) fn acquire(
             .map_err(|error| refused(store, error))?;
         drop(std::mem::replace(&mut lock, own));
     }
+    let lock = with_objects(store, lock).map_err(|error| refused(store, error))?;
     discard_aside(store, OBJECT_NAME).map_err(VolumeError::io("cannot tidy the volume"))?;
     for name in [META_NAME, HEADER_NAME] {
         unshare(store, name)
@@ -52,6 +74,22 @@ pub(super) fn acquire(
     // Left by a cut after the superblock: it says that this is no volume.
     clear_mark(store).map_err(VolumeError::io("cannot tidy the volume"))?;
     Ok(lock)
+}
+
+/// Locks `objects/` too, where directories can be locked.
+pub(super) fn with_objects(
+    store: &dyn Store,
+    file: Box<dyn StoreLock>,
+) -> io::Result<Box<dyn StoreLock>> {
+    let objects = match store.lock_dir(&objects_path()) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+        Err(error) => {
+            tracing::debug!(%error, "objects/ cannot be locked");
+            None
+        }
+        Ok(objects) => Some(objects),
+    };
+    Ok(Box::new(BothLocks { file, objects }))
 }
 
 /// Shares the lock of a volume on a filesystem that cannot be written to here. It may be that it
@@ -95,7 +133,7 @@ pub(super) fn acquire_new(store: &dyn Store) -> Result<Box<dyn StoreLock>, Volum
         .map_err(|error| refused(store, error))
 }
 
-fn refused(store: &dyn Store, error: io::Error) -> VolumeError {
+pub(super) fn refused(store: &dyn Store, error: io::Error) -> VolumeError {
     match error.kind() {
         io::ErrorKind::WouldBlock => VolumeError::InUse {
             shared: store.info(&lock_path()).is_ok_and(|info| info.links > 1),

@@ -36,6 +36,7 @@ pub mod error;
 pub mod found;
 pub mod header;
 mod history;
+pub mod holder;
 mod identity;
 pub mod lock;
 pub mod open;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::error::VolumeError;
 use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
 use super::history::{Rollback, judge_header, judge_metadata};
+use super::holder::writer_elsewhere;
 use super::renew::{FoundMeta, find_meta, settle_meta};
 use super::standing::Standing;
 use super::succession::Ancestry;
@@ -189,7 +190,7 @@ fn claim(
     let locked = keystore.lock_writer(id, &place.path);
     let writer = match locked.map_err(VolumeError::CannotRemember)? {
         WriterLocked::Own(writer) => writer,
-        WriterLocked::Held(by) => return Err(VolumeError::WriterElsewhere { by }),
+        WriterLocked::Held(by) => return Err(writer_elsewhere(by, id, place)),
     };
     // Whoever had the lock before may have changed it.
     let record = keystore.record(id)?;

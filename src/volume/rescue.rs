@@ -12,8 +12,9 @@ use super::error::VolumeError;
 use super::header::{UnverifiedHeader, VerifiedHeader};
 use super::history::{Rollback, judge_header, judge_metadata};
 use super::open::{customer_key, unwrap_all, vouched_for};
+use super::standing::Standing;
 use super::succession::Ancestry;
-use super::{OpenOptions, header_path, lock_path, spare};
+use super::{OpenOptions, header_path, lock, lock_path, spare};
 use crate::keys::error::ErrorKind;
 use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::KeyRing;
@@ -60,17 +61,22 @@ pub struct Rescue {
     record: Option<VolumeRecord>,
     /// The active key set and those that it follows.
     ancestry: Ancestry,
+    /// What its directory is to the record.
+    standing: Standing,
     #[expect(dead_code, reason = "held, never read")]
     lock: Option<Box<dyn StoreLock>>,
 }
 
 impl Rescue {
     /// Compares the superblock, and the slots of page 0 of `meta` where it opens, with what the
-    /// keystore knows.
+    /// keystore knows. A copy is as old as it is: its age says nothing of its original.
     ///
     /// # Errors
     /// When the volume is older than it is known to be.
     pub fn judge(&self, slots: Option<&[SlotState; 2]>) -> Result<(), Rollback> {
+        if matches!(self.standing, Standing::Copy { .. }) {
+            return Ok(());
+        }
         let record = self.record.as_ref();
         judge_header(&self.header, &self.ancestry, record)?;
         let same = record.filter(|record| record.incarnation == self.header.incarnation());
@@ -87,10 +93,13 @@ pub fn rescue(
     given: Option<Vec<u8>>,
     options: &OpenOptions,
 ) -> Result<Rescue, VolumeError> {
-    let lock = match store.lock(&lock_path()) {
+    let locked = store
+        .lock(&lock_path())
+        .and_then(|file| lock::with_objects(&*store, file));
+    let lock = match locked {
         Ok(lock) => Some(lock),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            return Err(VolumeError::InUse { shared: false });
+            return Err(lock::refused(&*store, error));
         }
         // The lock may be lost too, or nobody can write here.
         Err(error) => {
@@ -116,7 +125,12 @@ pub fn rescue(
                 record,
                 ancestry,
             }) => {
+                let place = store.place().unwrap_or_else(|error| {
+                    tracing::warn!(%error, "where the volume's directory is cannot be told");
+                    None
+                });
                 return Ok(Rescue {
+                    standing: Standing::of(place.as_ref(), record.as_ref(), header.volume_id()),
                     record,
                     ancestry,
                     store,

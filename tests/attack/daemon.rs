@@ -315,3 +315,44 @@ fn a_lock_that_others_may_open_is_closed_to_them() {
     machine.run("umount mnt");
     assert!(!is_alive(daemon));
 }
+
+/// Whoever may open a directory may lock it. The lock on the volume's own directory counts for nothing,
+/// and removing the lock file lets nobody else in all the same.
+#[test]
+fn nobody_locks_a_volume_by_its_directory() {
+    let Some(machine) = machine("attack-flock") else {
+        return;
+    };
+    let place = &machine.place;
+    let vol = place.dir("vol");
+    let set_mode = |mode| fs::set_permissions(&vol, PermissionsExt::from_mode(mode)).unwrap();
+    let mode = || fs::metadata(&vol).unwrap().permissions().mode() & 0o777;
+    set_mode(0o755);
+    let words = format!("flock --no-fork -x {} sleep 90", machine.path("vol"));
+    let mut attacker = as_user(&machine, ATTACKER, &words).spawn().unwrap();
+    let is_locked = || {
+        let directory = fs::File::open(&vol).unwrap();
+        directory.try_lock_shared().is_err()
+    };
+    assert!(wait_until(Duration::from_secs(20), is_locked));
+    place.run("create vol").done();
+    assert_eq!(mode(), 0o700);
+    place.dir("mnt");
+    place.dir("other");
+    for loose in [false, true] {
+        if loose {
+            set_mode(0o755);
+        }
+        machine.run("mount -t bilayer vol mnt");
+        let daemon = machine.daemon();
+        fs::remove_file(place.path("vol/lock")).unwrap();
+        machine.refused(&format!("{BILAYER} mount vol other"), 32, "in use");
+        machine.run("umount mnt");
+        assert!(wait_until(Duration::from_secs(20), || !is_alive(daemon)));
+        bilayer(&machine, &format!("snapshot create vol loose-{loose}")).done();
+        bilayer(&machine, &format!("salvage vol out-{loose}")).done();
+        assert!(is_locked(), "the attacker has let go");
+    }
+    attacker.kill().unwrap();
+    attacker.wait().unwrap();
+}

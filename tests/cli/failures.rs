@@ -39,6 +39,16 @@ fn keys_that_are_missing_or_wrong() {
             assert!(!place.path("new").exists(), "{words}");
         }
     }
+    // A directory that was there is left as it was, its mode too.
+    let there = place.dir("there");
+    fs::set_permissions(&there, PermissionsExt::from_mode(0o755)).unwrap();
+    fails(
+        &place.run("create there --customer-key file:gone.pem"),
+        4,
+        "No such file",
+    );
+    let mode = fs::metadata(&there).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
     for words in [
         "exec:true",
         "https://example.org/key",

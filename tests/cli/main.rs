@@ -12,6 +12,7 @@ mod real;
 
 mod failures;
 mod header;
+mod hints;
 mod images;
 mod rollback;
 mod secrets;

@@ -13,8 +13,9 @@ fn an_older_copy_is_refused_until_it_is_accepted() {
     };
     place.run("create vol").done();
     let copy = |from: &str, to: &str| {
-        run(command("rm", ["-rf", to]).current_dir(place.path(""))).silent();
-        run(command("cp", ["-a", from, to]).current_dir(place.path(""))).silent();
+        // The directory stays the same one, of which nothing is to be said.
+        let script = format!("mkdir -p {to}; rm -rf {to}/*; cp -a {from}/. {to}");
+        run(command("sh", ["-ec", &script]).current_dir(place.path(""))).silent();
     };
     let mounted = place.mount("vol", "mnt", "");
     fs::write(mounted.path("file"), "of then").unwrap();

@@ -336,3 +336,43 @@ fn the_id_is_locked_while_it_is_written() {
     );
     mounted.unmount();
 }
+
+/// Whoever has it open said where it was then, and may have been renamed since.
+#[test]
+fn a_writer_whose_directory_was_renamed_is_named_as_it_was() {
+    let Some(place) = with_file("identity-renamed", "") else {
+        return;
+    };
+    let known = place.path("vol").canonicalize().unwrap();
+    sh(&place, "cp -a vol copy");
+    let mounted = place.mount("vol", "mnt", "commit=3600");
+    sh(&place, "mv vol away; mkdir other");
+    let renamed = format!(
+        "already in a directory that was {} when it was opened",
+        known.display()
+    );
+    fails(&place.run("mount copy other"), 32, &renamed);
+    // Another copy has its place.
+    sh(&place, "mv copy vol");
+    fails(&place.run("mount vol other"), 32, &renamed);
+    end(mounted);
+}
+
+/// The age of a copy says nothing of what can be read of it.
+#[test]
+fn an_older_copy_is_salvaged_whole() {
+    let Some(place) = with_file("identity-salvage", "") else {
+        return;
+    };
+    sh(&place, "cp -a vol copy");
+    let mounted = place.mount("vol", "mnt", "");
+    fs::write(mounted.path("file"), "goes on").unwrap();
+    mounted.unmount();
+    place.run("check copy").done();
+    place.run("salvage copy out").done();
+    let taken = fs::read(place.path("out/files/file")).unwrap();
+    assert_eq!(taken, b"as it was");
+    // In the volume's own place it is older than it should be.
+    sh(&place, "rm -r vol; mv copy vol");
+    fails(&place.run("salvage vol out2"), 5, "at an earlier time");
+}

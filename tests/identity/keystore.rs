@@ -300,3 +300,35 @@ fn a_directory_without_the_right_to_write_is_no_keystore_to_write_under() {
     sh(&place, &format!("chmod 700 {}/volumes", text(&keystore)));
     snapshot("two").done();
 }
+
+/// A volume that is new, and a copy that becomes one, are remembered before they are there.
+#[test]
+fn no_volume_begins_that_the_keystore_cannot_be_told_of() {
+    for ailment in &AILMENTS {
+        let Some(place) = place("keystore-begin") else {
+            return;
+        };
+        sh(&place, "cp -a vol copy; mkdir there");
+        sh(&place, ailment.begin);
+        for (command, code) in [
+            ("mount copy mnt --new-identity", 2),
+            ("create new", 6),
+            ("create there", 6),
+        ] {
+            let refused = place.run(command);
+            fails(&refused, code, ailment.says);
+            assert!(
+                refused.stderr.contains("hint: make the keystore's"),
+                "{}",
+                refused.stderr
+            );
+        }
+        assert!(!place.path("new").exists(), "{}", ailment.name);
+        let left = fs::read_dir(place.path("there")).unwrap().count();
+        assert_eq!(left, 0, "{}", ailment.name);
+        sh(&place, ailment.end);
+        place.run("create new").done();
+        place.run("mount copy mnt --new-identity").done();
+        place.mounted(&place.path("mnt")).unmount();
+    }
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bilayer::errno::Errno;
 use bilayer::fs::types::NodeId;
-use bilayer::fs::views::{ViewError, ViewKind};
+use bilayer::fs::views::{ReadOnlyBecause, ViewError, ViewKind};
 use bilayer::fs::{AccessTimes, FilesystemOptions, KernelCache};
 use bilayer::store::faulty::{CallKind, Fault};
 
@@ -223,7 +223,8 @@ fn a_view_is_taken_during_a_remount() {
             .fs
             .create_view(ViewKind::Snapshot, "late", None, "")
             .unwrap_err();
-        assert!(matches!(error, ViewError::ReadOnly), "{error}");
+        let remounted = ViewError::ReadOnly(ReadOnlyBecause::Remounted);
+        assert_eq!(format!("{error:?}"), format!("{remounted:?}"));
         mount.fs.make_writable().unwrap();
         mount.fs.detach();
         mount

@@ -155,3 +155,35 @@ fn a_lock_excludes_other_processes() {
     drop(held);
     assert!(!second(), "the lock was free, yet refused");
 }
+
+#[test]
+fn a_locked_directory_is_its_owners_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let [store, other] = [(); 2].map(|()| DirectoryStore::open(dir.path()).unwrap());
+    store.create_dir(&path("d")).unwrap();
+    let set_mode = |name: &str, mode| {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(dir.path().join(name), mode).unwrap();
+    };
+    let mode = |name: &str| {
+        let metadata = fs::metadata(dir.path().join(name)).unwrap();
+        metadata.permissions().mode() & 0o7777
+    };
+    set_mode("d", 0o2755);
+    let held = store.lock_dir(&path("d")).unwrap();
+    assert_eq!(mode("d"), 0o2700);
+    for store in [&store, &other] {
+        let refused = store.lock_dir(&path("d")).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::WouldBlock);
+    }
+    drop(held);
+    other.lock_dir(&path("d")).unwrap();
+    let refused = store.lock_dir(&path("none")).map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    set_mode("", 0o755);
+    let before = store.keep_to_owner().unwrap();
+    assert_eq!(mode(""), 0o700);
+    assert_eq!(store.keep_to_owner(), None);
+    store.set_permissions(before).unwrap();
+    assert_eq!(mode(""), 0o755);
+}

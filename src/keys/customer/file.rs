@@ -94,7 +94,7 @@ impl CustomerKeyProvider for FileKey {
                     self.description.uri
                 ),
             )
-            .with_hint("name the private key: -o customer_key=file:/path/to/private.pem"));
+            .with_hint("name the private key: file:/path/to/private.pem"));
         };
         if wrapped.len() != self.public.size() {
             return Err(self.does_not_open());

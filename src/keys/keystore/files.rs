@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{damaged, not_found_is_none};
 use crate::keys::encoding::{hex_array, strict};
-use crate::keys::error::{KeyError, while_doing};
+use crate::keys::error::{KeyError, while_doing, while_writing};
 use crate::keys::secret::{PLATFORM_KEY_BYTES, PlatformCustomerKey, PlatformKey};
 use crate::sys::files::{self, Access};
 use crate::sys::wipe::with_secrets;
@@ -203,7 +203,7 @@ pub(super) enum Replace {
 
 /// Writes a file atomically and durably, mode 0600. False when it exists and may not be replaced.
 pub(super) fn write_file(path: &Path, text: &[u8], replace: Replace) -> Result<bool, KeyError> {
-    let failed = while_doing("cannot write", path);
+    let failed = while_writing("cannot write", path);
     write_inner(path, text, replace).map_err(failed)
 }
 
@@ -272,7 +272,7 @@ pub(super) fn make_directory(path: &Path) -> Result<(), KeyError> {
     }
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(KeyError::io("cannot make directory", path, error))
+            Err(while_writing("cannot make directory", path)(error))
         }
         _ => File::open(parent)
             .and_then(|parent| parent.sync_all())

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{self, VOLUMES};
 use crate::ids::VolumeId;
-use crate::keys::error::{KeyError, while_doing};
+use crate::keys::error::{KeyError, while_writing};
 use crate::sys::files::{self as sys, Access};
 
 /// The most that is read of what the holder says.
@@ -66,7 +66,7 @@ pub(super) fn lock(
             Err(TryLockError::Error(error)) => Err(error),
         }
     };
-    taken().map_err(while_doing("cannot lock", &folder.join(&name)))
+    taken().map_err(while_writing("cannot lock", &folder.join(&name)))
 }
 
 /// The name of the lock's file.
