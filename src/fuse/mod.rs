@@ -22,9 +22,12 @@ use crate::sys::process::EndSignals;
 
 mod adapter;
 mod capabilities;
+mod contents;
 mod convert;
+mod dirty;
 mod dispatch;
 mod follow;
+mod full;
 mod groups;
 mod ioctl;
 pub mod mountinfo;
@@ -37,7 +40,9 @@ mod workers;
 pub use mountpoint::unmount;
 
 use adapter::{Adapter, AdapterOptions};
+use dirty::DirtyLimits;
 use dispatch::Dispatch;
+use full::FullFiles;
 use mountpoint::Mounted;
 use notify::Notices;
 use workers::Workers;
@@ -118,6 +123,7 @@ pub fn mount(
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
     let notices = Arc::new(Notices::default());
     filesystem.attach(Arc::clone(&notices) as _);
+    let limits = Arc::new(DirtyLimits::default());
     let dispatch = Dispatch::new(
         Arc::clone(&filesystem),
         Arc::clone(&workers),
@@ -131,18 +137,23 @@ pub fn mount(
             max_background: options.max_background,
         },
         Arc::clone(&notices),
+        Arc::new(FullFiles::new(Arc::clone(&notices), Arc::clone(&limits))),
     );
-    let result = serve(adapter, dir, options, &notices, signals, ready);
+    let lift = |mounted: &Mounted| {
+        if let Some(folder) = mounted.limits_folder() {
+            limits.lift(folder, &filesystem);
+        }
+    };
+    let result = serve((adapter, dir, options), &notices, &lift, signals, ready);
     workers.finish();
     filesystem.detach();
     result
 }
 
 fn serve(
-    adapter: Adapter,
-    dir: &Path,
-    options: &MountOptions,
+    (adapter, dir, options): (Adapter, &Path, &MountOptions),
     notices: &Notices,
+    lift_limits: &dyn Fn(&Mounted),
     signals: Option<EndSignals>,
     ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
@@ -154,7 +165,7 @@ fn serve(
             return Err(FuseError::Handshake(error));
         }
     };
-    mounted.tune();
+    lift_limits(&mounted);
     let result = notices
         .start(session.notifier(), mounted.clone(), options.writeback)
         .and_then(|()| listen_for(signals, &mounted))
