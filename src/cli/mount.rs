@@ -185,6 +185,9 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
 
 fn make_missing(request: &MountRequest) -> Result<(), CliError> {
     if !request.volume.join(HEADER_NAME).exists() {
+        let doing = || format!("cannot make {}", request.volume.display());
+        volume::refuse_vanished(&request.keystore, &without_links(&request.volume))
+            .map_err(|error| CliError::volume(doing(), &error))?;
         create(&NewVolume {
             path: request.volume.clone(),
             customer_key: request.words.customer_key.clone(),
@@ -200,6 +203,16 @@ fn make_missing(request: &MountRequest) -> Result<(), CliError> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Where a path leads to, its last part being there or not.
+fn without_links(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path)
+        .or_else(|error| match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => Ok(std::fs::canonicalize(parent)?.join(name)),
+            _ => Err(error),
+        })
+        .unwrap_or_else(|_| path.to_owned())
 }
 
 fn passphrase(request: &MountRequest) -> PassphraseSource {
@@ -231,6 +244,7 @@ fn open_volume(
     let options = OpenOptions {
         customer_key: request.words.customer_key.clone(),
         keystore: request.keystore.clone(),
+        path: Some(path.to_owned()),
         passphrase: passphrase(request),
         read_only: request.words.read_only.unwrap_or(false),
         fingerprint: request.words.fingerprint.clone(),

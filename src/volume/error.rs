@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::history::{LastKnown, Rollback};
+use crate::ids::VolumeId;
 use crate::keys::error::kind_of_io;
 use crate::keys::{ErrorKind, KeyError};
 
@@ -104,6 +105,38 @@ pub enum VolumeError {
          knows, nor does one that it knows vouch for it"
     )]
     Stranger,
+    /// The keystore knows another volume at that place.
+    #[error(
+        "this machine knows the volume {known} in {}{}, and another one, {found}, is there now",
+        .path.display(),
+        LastKnown::at(*.written)
+    )]
+    AnotherVolume {
+        /// The volume that is known.
+        known: VolumeId,
+        /// Where.
+        path: PathBuf,
+        /// When it was written last: seconds since 1970.
+        written: Option<i64>,
+        /// The volume that is there.
+        found: VolumeId,
+        /// The fingerprint of that one.
+        fingerprint: String,
+    },
+    /// A volume was to be made because none is there, and the keystore knows one there.
+    #[error(
+        "this machine knows the volume {known} in {}{}, and no volume is there now",
+        .path.display(),
+        LastKnown::at(*.written)
+    )]
+    Vanished {
+        /// The volume that is known.
+        known: VolumeId,
+        /// Where.
+        path: PathBuf,
+        /// When it was written last: seconds since 1970.
+        written: Option<i64>,
+    },
     /// Taking a restored copy as it is was cut off; only a use that may write can finish it.
     #[error("taking the restored volume as it is was cut off")]
     HalfRenewed,
@@ -187,9 +220,12 @@ impl VolumeError {
             Self::NotACopy => ErrorKind::Usage,
             Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => ErrorKind::NewerFormat,
-            Self::Tampered | Self::Downgraded { .. } | Self::RolledBack(_) | Self::Stranger => {
-                ErrorKind::Tampered
-            }
+            Self::Tampered
+            | Self::Downgraded { .. }
+            | Self::RolledBack(_)
+            | Self::Stranger
+            | Self::AnotherVolume { .. }
+            | Self::Vanished { .. } => ErrorKind::Tampered,
             Self::HalfRenewed => ErrorKind::Io,
             Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
@@ -236,6 +272,22 @@ impl VolumeError {
             Self::Stranger => {
                 "somebody made a volume of the same id with keys of their own: restore the \
                  directory from a backup"
+            }
+            Self::AnotherVolume {
+                known, fingerprint, ..
+            } => {
+                return Some(format!(
+                    "somebody may have put another volume in its place. If the volumes were moved, \
+                     mount {known} where it is now; if the one that is here belongs here, mount it \
+                     once with -o fingerprint={fingerprint}"
+                ));
+            }
+            Self::Vanished { path, .. } => {
+                return Some(format!(
+                    "mount the disk that it is on, or restore it from a backup; for a new volume \
+                     in its place: bilayer create {}",
+                    path.display()
+                ));
             }
             Self::HalfRenewed => "mount it once without -o ro",
             Self::CustomerKeyNeeded { claimed } => {

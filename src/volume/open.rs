@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::error::VolumeError;
+use super::expected::Neighbours;
 use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
 use super::history::{Rollback, judge_header};
 use super::renew::settle_meta;
@@ -24,7 +25,6 @@ use crate::keys::wrap::{self, WrapContext, WrapRecord};
 use crate::keys::{KeyUri, KnownKeySet, PlatformKeystore, VolumeRecord, WriterLock, WriterLocked};
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet, fingerprint};
 use crate::store::{Place, Store};
-use crate::sys::clock::coarse_time;
 
 /// Opens a volume: takes the lock, gives files shared with a copy (`cp -al`) copies of their own,
 /// unwraps the keys, authenticates the superblock, and remembers the customer key.
@@ -77,6 +77,11 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         }
         place => place.map_err(unknown_place)?,
     };
+    let path = options.path.as_deref();
+    let neighbours = Neighbours::of(&keystore, header.volume_id(), place.as_ref(), path)?;
+    if !options.new_identity && options.fingerprint.is_none() {
+        refuse_unexpected(&neighbours, record.as_ref(), (&header, &keys))?;
+    }
     let (standing, writer, record) = claim(&keystore, &header, place.as_ref(), record, options)?;
     // Whoever had the right to write before may have changed which sets are known.
     if let Some(record) = &record {
@@ -94,7 +99,7 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         _ => remember(
             &keystore,
             &header,
-            (ancestry.active(), place.as_ref()),
+            (ancestry.active(), place.as_ref(), neighbours.now()),
             record.as_ref(),
             customer.as_deref(),
             options,
@@ -120,6 +125,24 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         writer,
         lock,
     })
+}
+
+/// Refuses a volume where another one is expected.
+fn refuse_unexpected(
+    neighbours: &Neighbours<'_>,
+    record: Option<&VolumeRecord>,
+    (header, keys): (&VerifiedHeader, &KeyRing),
+) -> Result<(), VolumeError> {
+    match neighbours.expected(record) {
+        None => Ok(()),
+        Some(known) => Err(VolumeError::AnotherVolume {
+            known: known.volume,
+            path: known.directory.path.clone(),
+            written: known.written,
+            found: header.volume_id(),
+            fingerprint: fingerprint_of(keys)?,
+        }),
+    }
 }
 
 /// Without its place nobody can tell a volume from its copy.
@@ -397,7 +420,7 @@ fn check_pin(pinned: &str, ancestry: &Ancestry, keys: &KeyRing) -> Result<(), Vo
 fn remember(
     keystore: &PlatformKeystore,
     header: &VerifiedHeader,
-    (active, place): (Option<KnownKeySet>, Option<&Place>),
+    (active, place, now): (Option<KnownKeySet>, Option<&Place>, i64),
     record: Option<&VolumeRecord>,
     customer: Option<&dyn CustomerKeyProvider>,
     options: &OpenOptions,
@@ -427,7 +450,7 @@ fn remember(
     if let Some(place) = place {
         next.directory = Some(place.into());
     }
-    next.written = Some(coarse_time().0);
+    next.written = Some(now);
     keystore
         .update_record(header.volume_id(), &next)
         .map_err(VolumeError::CannotRemember)?;

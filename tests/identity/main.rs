@@ -16,6 +16,7 @@ mod cuts;
 mod hidden;
 mod keystore;
 mod matrix;
+mod replaced;
 mod unmounted;
 
 use std::time::Duration;

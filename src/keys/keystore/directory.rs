@@ -8,7 +8,7 @@
 //! together with `inode` which directory it is, whatever is mounted where.
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,19 @@ pub struct RememberedDirectory {
     pub filesystem: Option<String>,
     /// Its path within that filesystem, where that is known.
     pub inside: Option<PathBuf>,
+}
+
+impl RememberedDirectory {
+    /// True where this is that place: the same path, or the same path within the same filesystem,
+    /// wherever that is mounted now. Inode numbers are reused, so they say nothing of a directory
+    /// that may have been replaced.
+    pub fn names(&self, place: &Place) -> bool {
+        let same_part = self.filesystem.is_some()
+            && self.filesystem == place.filesystem
+            && self.inside.is_some()
+            && self.inside == place.inside;
+        same_part || self.path == place.path
+    }
 }
 
 impl From<&Place> for RememberedDirectory {
@@ -89,6 +102,11 @@ impl DirectoryFile {
             inside,
         })
     }
+}
+
+/// A path as it is written in a record.
+pub(super) fn digits_of(path: &Path) -> String {
+    hex::encode(path.as_os_str().as_bytes())
 }
 
 fn absolute(digits: PathDigits) -> Option<PathBuf> {

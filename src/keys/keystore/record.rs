@@ -155,11 +155,28 @@ fn path_of(directory: &Path, volume: VolumeId) -> PathBuf {
 
 /// Reads a volume's record; `None` when there is none.
 pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRecord>, KeyError> {
+    match read_text(directory, volume)? {
+        Some(text) => parse(directory, volume, &text).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The text of a volume's record; `None` when there is none.
+pub(super) fn read_text(
+    directory: &Path,
+    volume: VolumeId,
+) -> Result<Option<Zeroizing<Vec<u8>>>, KeyError> {
+    files::read_file(&path_of(directory, volume))
+}
+
+/// Understands the text of a volume's record.
+pub(super) fn parse(
+    directory: &Path,
+    volume: VolumeId,
+    text: &[u8],
+) -> Result<VolumeRecord, KeyError> {
     let path = path_of(directory, volume);
-    let Some(text) = files::read_file(&path)? else {
-        return Ok(None);
-    };
-    let file: RecordFile = serde_json::from_slice(&text)
+    let file: RecordFile = serde_json::from_slice(text)
         .map_err(|error| damaged(&path, &format!("cannot be read ({error})")))?;
     files::check_format(&path, &file.format, FORMAT, file.version)?;
     if file.volume != volume {
@@ -180,7 +197,7 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
         None => None,
     };
     let [first, second] = file.page0_tags;
-    Ok(Some(VolumeRecord {
+    Ok(VolumeRecord {
         incarnation: file.incarnation,
         becoming: file.becoming.map(|id| id.0),
         sequence: Sequence(file.sequence),
@@ -191,7 +208,7 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
         clean: file.clean,
         directory,
         written: file.written,
-    }))
+    })
 }
 
 /// Writes a volume's record.
