@@ -10,6 +10,7 @@ use std::process;
 use clap::error::ErrorKind as ClapError;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+mod changed;
 mod check;
 pub mod control;
 pub mod create;

@@ -16,6 +16,7 @@ mod cuts;
 mod hidden;
 mod keystore;
 mod matrix;
+mod refused;
 mod replaced;
 mod unmounted;
 
