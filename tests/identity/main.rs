@@ -18,6 +18,7 @@ mod keystore;
 mod matrix;
 mod refused;
 mod replaced;
+mod silent;
 mod unmounted;
 
 use std::time::Duration;
