@@ -42,7 +42,7 @@ mod record;
 mod transport;
 mod writer;
 
-pub use directory::RememberedDirectory;
+pub use directory::{FormerDirectory, RememberedDirectory};
 pub use neighbours::RememberedVolume;
 pub use record::{KnownKeySet, VolumeRecord};
 pub use writer::{WriterLock, WriterLocked};

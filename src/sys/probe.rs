@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::patience::within;
 
 /// Looks at a directory, or at the nearest one above it that there is, and reads the beginning of a
-/// file in it. True when all of that was answered within the time, whatever the answers were.
+/// plain file in it. True when all of that was answered within the time, whatever the answers were.
 pub fn answers(directory: &Path, file: &str, limit: Duration) -> bool {
     let paths: Result<Vec<CString>, _> = directory
         .ancestors()
@@ -81,9 +81,13 @@ fn ask(paths: &[CString], file: &CString) {
                 continue;
             }
             libc::fstatvfs64(directory, space.as_mut_ptr());
-            let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-            let file = libc::openat(directory, file.as_ptr(), flags);
-            if file >= 0 {
+            let mut found = MaybeUninit::<libc::stat64>::zeroed();
+            let nofollow = libc::AT_SYMLINK_NOFOLLOW;
+            libc::fstatat64(directory, file.as_ptr(), found.as_mut_ptr(), nofollow);
+            // All zero where there is none. Opening a device may do something.
+            if found.assume_init().st_mode & libc::S_IFMT == libc::S_IFREG {
+                let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+                let file = libc::openat(directory, file.as_ptr(), flags);
                 libc::read(file, byte.as_mut_ptr().cast(), byte.len());
             }
             return;

@@ -11,7 +11,7 @@
 //! The other volume is not searched for elsewhere: what a directory claims to be is not
 //! authenticated, and an attacker can swap two genuine volumes as well as their owner can. Once the
 //! other volume was opened for writing at its new place, its record names that one, and the old
-//! place is free.
+//! place is free. That its directory went elsewhere while it was open frees nothing.
 //!
 //! A volume that is made, or becomes one of its own, takes over its place: its record counts as the
 //! later one ([`Neighbours::now`]), whatever the clock says.

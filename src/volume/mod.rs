@@ -249,7 +249,7 @@ impl Volume {
             ..current.clone()
         };
         if let Some(place) = &place {
-            next.directory = Some(place.into());
+            next.follow(place.into());
         }
         // Somebody who asked later may have been faster.
         if *current != next && sequence >= current.sequence {

@@ -449,6 +449,7 @@ fn remember(
     }
     if let Some(place) = place {
         next.directory = Some(place.into());
+        next.former = None;
     }
     next.written = Some(now);
     keystore

@@ -159,9 +159,24 @@ fn a_place_is_free_when_its_volume_is_known_elsewhere() {
     sh(&place, "mv a d");
     fs::write(mounted.path("file"), "moved").unwrap();
     end(mounted);
+    // Somebody else may have moved it: its place is free when it is opened at the new one.
+    let known = id(&place, "d");
     sh(&place, "mv b a");
-    holds(&place, "a", "", "a");
+    refused(&place, "a", &known);
     holds(&place, "d", "", "moved");
+    holds(&place, "a", "", "a");
+    // And once more, there and back.
+    let mounted = place.mount("a", "mnt", "commit=1");
+    for script in ["mv a e", "mv e a"] {
+        sh(&place, script);
+        fs::write(mounted.path("file"), script).unwrap();
+        run(command("sync", ["-f"]).arg(mounted.dir())).done();
+    }
+    mounted.unmount();
+    let record = place.path(&format!("keystore/volumes/{}.json", id(&place, "a")));
+    let record = fs::read_to_string(record).unwrap();
+    assert!(!record.contains("former"), "{record}");
+    holds(&place, "a", "", "mv e a");
 }
 
 /// Whatever makes a volume takes the place of the one that was there.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! "directory": {"path": HEX, "inode": N, "filesystem": TEXT | null, "inside": HEX | null}
+//! "former": {"directory": {…}, "written": SECONDS | null}
 //! ```
 //! `path` is the absolute path without symbolic links, `inside` the same within its filesystem, both
 //! as bytes in hexadecimal digits. `filesystem` is what [`crate::store::Place`] gives, and says
@@ -30,6 +31,16 @@ pub struct RememberedDirectory {
     pub filesystem: Option<String>,
     /// Its path within that filesystem, where that is known.
     pub inside: Option<PathBuf>,
+}
+
+/// The directory that a volume was opened in, where that went elsewhere while it was open: whoever
+/// moved it may not be the one who uses it, so it is remembered until the volume is opened elsewhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FormerDirectory {
+    /// Which directory.
+    pub directory: RememberedDirectory,
+    /// When the volume was last written there, as far as that is known: seconds since 1970.
+    pub written: Option<i64>,
 }
 
 impl RememberedDirectory {
@@ -100,6 +111,33 @@ impl DirectoryFile {
             inode: self.inode,
             filesystem: self.filesystem,
             inside,
+        })
+    }
+}
+
+/// A former directory as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FormerFile {
+    directory: DirectoryFile,
+    written: Option<i64>,
+}
+
+impl From<&FormerDirectory> for FormerFile {
+    fn from(former: &FormerDirectory) -> Self {
+        Self {
+            directory: DirectoryFile::from(&former.directory),
+            written: former.written,
+        }
+    }
+}
+
+impl FormerFile {
+    /// `None` for one that no writer makes.
+    pub(super) fn read(self) -> Option<FormerDirectory> {
+        Some(FormerDirectory {
+            directory: self.directory.read()?,
+            written: self.written,
         })
     }
 }

@@ -16,9 +16,9 @@ use crate::store::Place;
 pub struct RememberedVolume {
     /// Its id.
     pub volume: VolumeId,
-    /// The directory that its record names.
+    /// The directory that its record names: where it is, or where it was opened.
     pub directory: RememberedDirectory,
-    /// When its record was written by somebody who had it open for writing: seconds since 1970.
+    /// When it was last written there: seconds since 1970.
     pub written: Option<i64>,
 }
 
@@ -43,13 +43,16 @@ pub(super) fn find(
     };
     let mut found = Vec::new();
     for volume in files::remembered_volumes(keystore)? {
-        match directory_of(keystore, volume, &digits) {
-            Ok(Some((directory, written))) if is_here(&directory) => found.push(RememberedVolume {
-                volume,
-                directory,
-                written,
-            }),
-            Ok(_) => {}
+        match directories_of(keystore, volume, &digits) {
+            Ok(directories) => {
+                let here = directories.into_iter().flatten();
+                let mut here = here.filter(|(directory, _)| is_here(directory));
+                found.extend(here.next().map(|(directory, written)| RememberedVolume {
+                    volume,
+                    directory,
+                    written,
+                }));
+            }
             Err(error) => {
                 tracing::warn!(%volume, %error, "a record of another volume cannot be read");
             }
@@ -60,22 +63,27 @@ pub(super) fn find(
 
 type Remembered = (RememberedDirectory, Option<i64>);
 
-/// What a record says of the volume's directory, if its text has any of these digits in it.
-fn directory_of(
+/// What a record says of the volume's directory, and of the one that it was opened in, if its text
+/// has any of these digits in it.
+fn directories_of(
     keystore: &Path,
     volume: VolumeId,
     digits: &[String],
-) -> Result<Option<Remembered>, KeyError> {
+) -> Result<[Option<Remembered>; 2], KeyError> {
     let Some(text) = record::read_text(keystore, volume)? else {
-        return Ok(None);
+        return Ok([None, None]);
     };
     let has_one = std::str::from_utf8(&text)
         .is_ok_and(|text| digits.iter().any(|digits| text.contains(digits.as_str())));
     if !has_one {
-        return Ok(None);
+        return Ok([None, None]);
     }
     let record = record::parse(keystore, volume, &text)?;
-    Ok(record
-        .directory
-        .map(|directory| (directory, record.written)))
+    let written = record.written;
+    Ok([
+        record.directory.map(|directory| (directory, written)),
+        record
+            .former
+            .map(|former| (former.directory, former.written)),
+    ])
 }
