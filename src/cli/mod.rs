@@ -217,7 +217,7 @@ struct MountArgs {
     volume: PathBuf,
     /// Where to mount it
     dir: PathBuf,
-    /// Make the volume and DIR where there is none
+    /// Make the volume and DIR where there is none, and none is known
     #[arg(long)]
     create: bool,
     /// Take a volume that was restored from a backup as it is, though it is older than this machine
