@@ -10,6 +10,7 @@ use std::process;
 use clap::error::ErrorKind as ClapError;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+mod changed;
 mod check;
 pub mod control;
 pub mod create;
@@ -216,7 +217,7 @@ struct MountArgs {
     volume: PathBuf,
     /// Where to mount it
     dir: PathBuf,
-    /// Make the volume and DIR where there is none
+    /// Make the volume and DIR where there is none, and none is known
     #[arg(long)]
     create: bool,
     /// Take a volume that was restored from a backup as it is, though it is older than this machine

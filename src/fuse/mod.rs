@@ -107,6 +107,16 @@ pub enum FuseError {
     Session(#[source] io::Error),
 }
 
+/// Refuses what would make a mount on `dir` fail, as far as that can be known before: for somebody
+/// who changes a volume first.
+///
+/// # Errors
+/// The device cannot be opened, or this user may not mount there.
+pub fn check_mountable(dir: &Path) -> Result<(), FuseError> {
+    mountpoint::check_device().map_err(FuseError::Device)?;
+    mountpoint::check_user(dir).map_err(FuseError::Mount)
+}
+
 /// Mounts and serves until the mount is gone. `ready` is called once the filesystem answers, with
 /// its device number where that is known.
 ///

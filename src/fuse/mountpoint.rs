@@ -52,6 +52,30 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mou
     Ok((device, Mounted { location }))
 }
 
+/// Opens the device and closes it again. fusermount3 opens it with this user's rights, too.
+pub(super) fn check_device() -> io::Result<()> {
+    mounts::open_fuse_device().map(drop)
+}
+
+/// Whether this user may mount on `dir`: what fusermount3 asks of it, and that it is there.
+pub(super) fn check_user(dir: &Path) -> io::Result<()> {
+    let user = effective_user();
+    if user == 0 {
+        return Ok(());
+    }
+    let metadata = fs::metadata(dir)?;
+    let sticky = metadata.mode() & libc::S_ISVTX != 0;
+    if (sticky && metadata.uid() != user) || !mounts::may_write(dir)? {
+        let why = "only directories that this user may write to can be mounted on";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    run_fusermount(|command| {
+        command.arg("-V");
+    })?
+    .wait_with_output()
+    .map(drop)
+}
+
 /// Words for the kernel, in the order in which `/proc/mounts` shows them.
 fn filesystem_options(options: &MountOptions) -> Vec<&'static str> {
     let mut words = vec!["default_permissions"];

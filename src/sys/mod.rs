@@ -12,6 +12,8 @@ pub mod identity;
 pub mod location;
 pub mod memory;
 pub mod mounts;
+pub mod patience;
 pub mod place;
+pub mod probe;
 pub mod process;
 pub mod wipe;
