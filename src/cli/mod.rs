@@ -43,6 +43,7 @@ pub use error::{CliError, ExitCode};
 
 use crate::keys::{PassphraseSource, keystore};
 use crate::layers;
+use crate::sys::limits;
 use crate::sys::memory::disable_core_dumps;
 use log::Log;
 use options::MountWords;
@@ -351,6 +352,8 @@ fn execute(command: Command, log: &Log) -> Result<u8, CliError> {
 /// What every process that may hold keys does first: no core dumps, and a test that both layers
 /// still compute what they should.
 fn harden() -> Result<(), CliError> {
+    limits::keep_owners_rights();
+    limits::outlive_large_files();
     if let Err(error) = disable_core_dumps() {
         tracing::warn!(%error, "core dumps could not be turned off");
     }

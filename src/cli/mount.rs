@@ -32,6 +32,7 @@ use crate::keys::PassphraseSource;
 use crate::store::Store;
 use crate::store::directory::DirectoryStore;
 use crate::sys::identity::effective_user;
+use crate::sys::limits;
 use crate::sys::location::Location;
 use crate::sys::process::{self, EndSignals};
 use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
@@ -102,7 +103,14 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     in_background(log, |readiness| daemon(&request, readiness))
 }
 
+/// What the caller's session allows its commands is no measure for a daemon that outlives it.
+fn leave_session() {
+    limits::raise_limits();
+    limits::normal_priority();
+}
+
 fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliError> {
+    leave_session();
     let (path, dir) = prepare_places(request)?;
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
     if !request.changes_identity() {
@@ -135,6 +143,10 @@ fn serve(
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
     if let Some(descriptor) = passphrase_descriptor(request) {
         process::close_inherited_descriptor(descriptor);
+    }
+    // Where it was started may be on a disk that somebody wants to unmount.
+    if let Err(error) = std::env::set_current_dir("/") {
+        tracing::debug!(%error, "the working directory stays where it was");
     }
     // All threads that follow inherit both.
     let signals = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
@@ -364,13 +376,29 @@ pub(super) fn open_when_free(
     }
 }
 
+/// So many objects as may be open, beside what else is: descriptors of requests under way, of the
+/// socket's clients, of directories.
+fn open_objects(wanted: usize) -> usize {
+    const BESIDE: u64 = 128;
+    let most = limits::open_files().saturating_sub(BESIDE).max(8);
+    let allowed = usize::try_from(most).map_or(wanted, |most| wanted.min(most));
+    if allowed < wanted {
+        tracing::warn!(
+            wanted,
+            allowed,
+            "fewer files of the volume are kept open than was asked for: ulimit -n does not allow more"
+        );
+    }
+    allowed
+}
+
 fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     let words = &request.words;
     let mut options = FilesystemOptions::default();
     options.read_only = words.read_only.unwrap_or(false);
     options.commit_interval = words.commit.unwrap_or(options.commit_interval);
     options.meta_cache_bytes = words.meta_cache_bytes.unwrap_or(options.meta_cache_bytes);
-    options.open_objects = words.open_objects.unwrap_or(options.open_objects);
+    options.open_objects = open_objects(words.open_objects.unwrap_or(options.open_objects));
     options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
     options.access_times = words.access_times.unwrap_or_default();
     let checkpoint = words.checkpoint.unwrap_or(CHECKPOINT_INTERVAL);

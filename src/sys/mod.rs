@@ -9,6 +9,7 @@ pub mod clock;
 pub mod descriptors;
 pub mod files;
 pub mod identity;
+pub mod limits;
 pub mod location;
 pub mod memory;
 pub mod mounts;
