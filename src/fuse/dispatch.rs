@@ -102,7 +102,7 @@ impl Dispatch {
                 *self.inline_penalty.lock() = INLINE_PENALTY;
             }
         } else {
-            self.hand_over(what, request, (Lane::Contents, held_bytes), body);
+            self.hand_over(what, request, (Lane::Contents(bytes), held_bytes), body);
         }
     }
 }

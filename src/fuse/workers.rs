@@ -1,13 +1,18 @@
 //! The threads that do what takes long, so that the reading thread is back at once.
 //!
-//! Two lanes: *contents* (READ and WRITE) and *lengthy* (fsync, truncate, copies, ...).
-//! One worker takes contents only. So a WRITE always finds a worker, however many lengthy jobs
-//! wait for something, and an invalidation that waits for a WRITE cannot deadlock with them.
-//! Within these limits the older job goes first.
+//! Two pools. *Contents* (READ and WRITE) is work for CPUs: as many threads as there are. *Lengthy*
+//! (fsync, truncate, copies, ...) waits for disks and for one another: a thread for each job up to
+//! [`LENGTHY_MAX`], started when it is needed and ended when it was not for [`IDLE`]. So a WRITE
+//! always finds a thread, however many lengthy jobs wait for something; an invalidation that waits for a
+//! WRITE cannot deadlock with them; and many fsyncs at a time meet in one commit. Who was busy last is
+//! woken first: its caches are warm, and one caller is served by one thread.
+//!
+//! Small READs and WRITEs go before large ones, though not always: somebody's bulk must not hold up
+//! what others wait for, nor stand still.
 //!
 //! Bounds: the kernel sends at most `max_background` requests beyond those that a caller sleeps
-//! for, and the bytes copied out of WRITE requests are limited here: beyond
-//! [`QUEUED_BYTES_LIMIT`] the reading thread waits for the workers.
+//! for. Beyond [`QUEUED_BYTES_LIMIT`] of WRITEs that wait, the reading thread does the next one
+//! itself: it never waits for the others.
 //!
 //! A job that panics answers EIO (its reply is dropped), is logged and ends nothing else.
 
@@ -17,67 +22,102 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Bytes of WRITE requests that may wait for a worker.
-pub(super) const QUEUED_BYTES_LIMIT: usize = 32 << 20;
+/// Bytes of WRITE requests that may wait for a thread: all that the kernel sends in the background,
+/// as a rule.
+pub(super) const QUEUED_BYTES_LIMIT: usize = 96 << 20;
+/// Threads for lengthy work at most: those that wait for the same flush take no CPU.
+const LENGTHY_MAX: usize = 32;
+/// A thread for lengthy work ends when it has had nothing to do for so long; one stays.
+const IDLE: Duration = Duration::from_secs(10);
+/// READs and WRITEs up to this size go before larger ones ...
+const SMALL_BYTES: usize = 128 << 10;
+/// ... but for one of the latter after so many.
+const SMALL_IN_A_ROW: u32 = 4;
 
-/// Which workers take a job.
+/// Who does a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lane {
-    /// READ and WRITE: every worker.
-    Contents,
-    /// Everything else: all workers but the one kept for contents.
+    /// READ and WRITE, of so many bytes.
+    Contents(usize),
+    /// Everything else.
     Lengthy,
 }
 
 struct Job {
-    ticket: u64,
     bytes: usize,
     run: Box<dyn FnOnce() + Send>,
 }
 
+/// A pool's queue and those of its threads that sleep, the last one to fall asleep at the end.
+#[derive(Default)]
+struct Pool {
+    small: VecDeque<Job>,
+    large: VecDeque<Job>,
+    small_in_a_row: u32,
+    asleep: Vec<Arc<Condvar>>,
+    threads: usize,
+}
+
+impl Pool {
+    fn take(&mut self) -> Option<Job> {
+        let is_large_due = self.small_in_a_row >= SMALL_IN_A_ROW && !self.large.is_empty();
+        if !is_large_due && let Some(job) = self.small.pop_front() {
+            self.small_in_a_row += 1;
+            return Some(job);
+        }
+        self.small_in_a_row = 0;
+        self.large.pop_front()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.small.is_empty() && self.large.is_empty()
+    }
+
+    /// True where somebody was woken.
+    fn wake(&mut self) -> bool {
+        let sleeper = self.asleep.pop();
+        sleeper.is_some_and(|sleeper| {
+            sleeper.notify_one();
+            true
+        })
+    }
+}
+
 #[derive(Default)]
 struct Queues {
-    contents: VecDeque<Job>,
-    lengthy: VecDeque<Job>,
-    next_ticket: u64,
+    contents: Pool,
+    lengthy: Pool,
     queued_bytes: usize,
-    /// Workers of both lanes that sleep and that nobody has been sent to wake. Whoever wakes one
-    /// subtracts it, so that two jobs never count on the same sleeper.
-    idle: usize,
     /// Jobs being run.
     running: usize,
     closing: bool,
 }
 
 impl Queues {
-    fn take(&mut self, lengthy_too: bool) -> Option<Job> {
-        let oldest = |queue: &VecDeque<Job>| queue.front().map_or(u64::MAX, |job| job.ticket);
-        let job = if lengthy_too && oldest(&self.lengthy) < oldest(&self.contents) {
-            self.lengthy.pop_front()
-        } else {
-            self.contents.pop_front()
-        }?;
-        self.queued_bytes -= job.bytes;
-        self.running += 1;
-        Some(job)
+    fn pool(&mut self, kind: Kind) -> &mut Pool {
+        match kind {
+            Kind::Contents => &mut self.contents,
+            Kind::Lengthy => &mut self.lengthy,
+        }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Contents,
+    Lengthy,
 }
 
 #[derive(Default)]
 struct Shared {
     queues: Mutex<Queues>,
-    /// Wakes workers of both lanes.
-    any: Condvar,
-    /// Wakes the worker kept for contents.
-    contents_only: Condvar,
-    /// Wakes the reading thread.
-    room: Condvar,
 }
 
-/// The pool.
+/// Both pools.
 pub(super) struct Workers {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -95,46 +135,75 @@ impl Workers {
         std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8))
     }
 
-    /// Starts the threads, at least two.
+    /// Starts that many threads for contents, at least one, and one for lengthy work.
     pub(super) fn start(count: usize) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let mut threads = Vec::new();
-        for number in 0..count.max(2) {
-            let shared = Arc::clone(&shared);
-            let thread = Builder::new()
-                .name(format!("worker-{number}"))
-                .spawn(move || work(&shared, number > 0))?;
-            threads.push(thread);
+        let this = Self {
+            shared: Arc::default(),
+            threads: Mutex::default(),
+        };
+        for _ in 0..count.max(1) {
+            this.start_one(Kind::Contents)?;
         }
-        Ok(Self {
-            shared,
-            threads: Mutex::new(threads),
-        })
+        this.start_one(Kind::Lengthy)?;
+        Ok(this)
     }
 
-    /// Hands a job over. `bytes` is what it holds in memory; waits while too much of that is
-    /// queued.
-    pub(super) fn submit(&self, lane: Lane, bytes: usize, run: impl FnOnce() + Send + 'static) {
-        let mut queues = self.shared.queues.lock();
-        while queues.queued_bytes > 0 && queues.queued_bytes + bytes > QUEUED_BYTES_LIMIT {
-            self.shared.room.wait(&mut queues);
-        }
-        let job = Job {
-            ticket: queues.next_ticket,
-            bytes,
-            run: Box::new(run),
+    fn start_one(&self, kind: Kind) -> io::Result<()> {
+        let number = {
+            let mut queues = self.shared.queues.lock();
+            let pool = queues.pool(kind);
+            pool.threads += 1;
+            pool.threads
         };
-        queues.next_ticket += 1;
-        queues.queued_bytes += bytes;
-        match lane {
-            Lane::Contents => queues.contents.push_back(job),
-            Lane::Lengthy => queues.lengthy.push_back(job),
+        let shared = Arc::clone(&self.shared);
+        let name = match kind {
+            Kind::Contents => format!("contents-{number}"),
+            Kind::Lengthy => format!("lengthy-{number}"),
+        };
+        let started = Builder::new().name(name).spawn(move || work(&shared, kind));
+        match started {
+            Ok(thread) => {
+                let mut threads = self.threads.lock();
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(thread);
+                Ok(())
+            }
+            Err(error) => {
+                self.shared.queues.lock().pool(kind).threads -= 1;
+                Err(error)
+            }
         }
-        if queues.idle > 0 {
-            queues.idle -= 1;
-            self.shared.any.notify_one();
-        } else if lane == Lane::Contents {
-            self.shared.contents_only.notify_one();
+    }
+
+    /// Hands a job over. `bytes` is what it holds in memory.
+    pub(super) fn submit(&self, lane: Lane, bytes: usize, run: impl FnOnce() + Send + 'static) {
+        let run: Box<dyn FnOnce() + Send> = Box::new(run);
+        let mut queues = self.shared.queues.lock();
+        if queues.queued_bytes > 0 && queues.queued_bytes + bytes > QUEUED_BYTES_LIMIT {
+            drop(queues);
+            return run();
+        }
+        queues.queued_bytes += bytes;
+        let job = Job { bytes, run };
+        match lane {
+            Lane::Contents(len) => {
+                let pool = &mut queues.contents;
+                let queue = match len <= SMALL_BYTES {
+                    true => &mut pool.small,
+                    false => &mut pool.large,
+                };
+                queue.push_back(job);
+                pool.wake();
+            }
+            Lane::Lengthy => {
+                let pool = &mut queues.lengthy;
+                pool.small.push_back(job);
+                let is_more_needed = !pool.wake() && pool.threads < LENGTHY_MAX;
+                drop(queues);
+                if is_more_needed && let Err(error) = self.start_one(Kind::Lengthy) {
+                    tracing::debug!(%error, "no further thread; those that there are do it");
+                }
+            }
         }
     }
 
@@ -146,9 +215,11 @@ impl Workers {
 
     /// Does what is queued, then ends the threads. No job may be handed over afterwards.
     pub(super) fn finish(&self) {
-        self.shared.queues.lock().closing = true;
-        self.shared.any.notify_all();
-        self.shared.contents_only.notify_all();
+        {
+            let mut queues = self.shared.queues.lock();
+            queues.closing = true;
+            while queues.contents.wake() || queues.lengthy.wake() {}
+        }
         for thread in self.threads.lock().drain(..) {
             // A worker does not panic: it catches what its jobs do.
             let _ = thread.join();
@@ -156,24 +227,36 @@ impl Workers {
     }
 }
 
-fn work(shared: &Shared, lengthy_too: bool) {
+fn work(shared: &Shared, kind: Kind) {
+    let wake = Arc::new(Condvar::new());
     let mut queues = shared.queues.lock();
     loop {
-        if let Some(job) = queues.take(lengthy_too) {
-            if job.bytes > 0 {
-                shared.room.notify_one();
-            }
+        if let Some(job) = queues.pool(kind).take() {
+            queues.queued_bytes -= job.bytes;
+            queues.running += 1;
             drop(queues);
             run_guarded("worker", job.run);
             queues = shared.queues.lock();
             queues.running -= 1;
-        } else if queues.closing {
+            continue;
+        }
+        if queues.closing {
             return;
-        } else if lengthy_too {
-            queues.idle += 1;
-            shared.any.wait(&mut queues);
-        } else {
-            shared.contents_only.wait(&mut queues);
+        }
+        queues.pool(kind).asleep.push(Arc::clone(&wake));
+        let timed_out = match kind {
+            Kind::Contents => {
+                wake.wait(&mut queues);
+                false
+            }
+            Kind::Lengthy => wake.wait_for(&mut queues, IDLE).timed_out(),
+        };
+        // Whoever is woken is off the list; one who wakes by himself takes himself off it.
+        let pool = queues.pool(kind);
+        pool.asleep.retain(|sleeper| !Arc::ptr_eq(sleeper, &wake));
+        if timed_out && pool.threads > 1 && pool.is_empty() {
+            pool.threads -= 1;
+            return;
         }
     }
 }
@@ -234,7 +317,7 @@ mod tests {
             }
             for _ in 0..20 {
                 let written = written.clone();
-                workers.submit(Lane::Contents, 1, move || written.send(()).unwrap());
+                workers.submit(Lane::Contents(1), 1, move || written.send(()).unwrap());
             }
             for _ in 0..20 {
                 all_done.recv_timeout(LONG).unwrap();
@@ -247,7 +330,7 @@ mod tests {
     #[test]
     fn a_panic_ends_nothing_but_its_job() {
         let workers = Workers::start(2).unwrap();
-        for lane in [Lane::Contents, Lane::Lengthy] {
+        for lane in [Lane::Contents(10), Lane::Lengthy] {
             for _ in 0..8 {
                 workers.submit(lane, 10, || panic!("on purpose"));
             }
@@ -267,7 +350,7 @@ mod tests {
             let lane = if number % 3 == 0 {
                 Lane::Lengthy
             } else {
-                Lane::Contents
+                Lane::Contents(number)
             };
             workers.submit(lane, 100, move || {
                 done.fetch_add(1, Ordering::Relaxed);
@@ -278,30 +361,71 @@ mod tests {
     }
 
     #[test]
-    fn queued_bytes_are_bounded() {
-        let workers = Arc::new(Workers::start(2).unwrap());
+    fn who_hands_over_never_waits_and_memory_is_bounded() {
+        let workers = Workers::start(2).unwrap();
         let (go, gate) = channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
-        let most = Arc::new(AtomicUsize::new(0));
-        let submitter = {
-            let (workers, most) = (Arc::clone(&workers), Arc::clone(&most));
-            std::thread::spawn(move || {
-                for _ in 0..12 {
-                    let gate = Arc::clone(&gate);
-                    workers.submit(Lane::Contents, QUEUED_BYTES_LIMIT / 4, move || {
-                        gate.lock().recv_timeout(LONG).unwrap();
-                    });
-                    most.fetch_max(workers.shared.queues.lock().queued_bytes, Ordering::Relaxed);
-                }
-            })
-        };
-        for _ in 0..12 {
-            go.send(()).unwrap();
-            std::thread::sleep(Duration::from_millis(2));
+        let done = Arc::new(AtomicUsize::new(0));
+        const SIZE: usize = QUEUED_BYTES_LIMIT / 4;
+        // Two are begun, four wait; then each is done by who hands it over.
+        for number in 0..6 {
+            let (gate, done) = (Arc::clone(&gate), Arc::clone(&done));
+            workers.submit(Lane::Contents(SIZE), SIZE, move || {
+                gate.lock().recv_timeout(LONG).unwrap();
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+            while number < 2 && workers.shared.queues.lock().running <= number {
+                std::thread::yield_now();
+            }
         }
-        submitter.join().unwrap();
+        let here = std::thread::current().id();
+        for _ in 0..3 {
+            let (sender, receiver) = channel();
+            workers.submit(Lane::Contents(SIZE), SIZE, move || {
+                sender.send(std::thread::current().id()).unwrap();
+            });
+            assert_eq!(receiver.try_recv(), Ok(here));
+        }
+        assert!(workers.shared.queues.lock().queued_bytes <= QUEUED_BYTES_LIMIT);
+        (0..6).for_each(|_| go.send(()).unwrap());
         workers.finish();
-        assert!(most.load(Ordering::Relaxed) <= QUEUED_BYTES_LIMIT);
+        assert_eq!(done.load(Ordering::Relaxed), 6);
+    }
+
+    #[test]
+    fn lengthy_jobs_wait_beside_one_another() {
+        let workers = Workers::start(2).unwrap();
+        let meet = Arc::new(std::sync::Barrier::new(LENGTHY_MAX));
+        let (done, all_done) = channel();
+        for _ in 0..LENGTHY_MAX {
+            let (meet, done) = (Arc::clone(&meet), done.clone());
+            workers.submit(Lane::Lengthy, 0, move || {
+                meet.wait();
+                done.send(()).unwrap();
+            });
+        }
+        for _ in 0..LENGTHY_MAX {
+            all_done.recv_timeout(LONG).unwrap();
+        }
+        workers.finish();
+    }
+
+    #[test]
+    fn small_ones_go_first_and_large_ones_go_too() {
+        let mut pool = Pool::default();
+        for number in 0..20 {
+            let job = |bytes| Job {
+                bytes,
+                run: Box::new(|| ()),
+            };
+            pool.large.push_back(job(1_000 + number));
+            pool.small.push_back(job(number));
+        }
+        let order: Vec<usize> = std::iter::from_fn(|| pool.take())
+            .map(|job| job.bytes)
+            .collect();
+        assert_eq!(order[..6], [0, 1, 2, 3, 1_000, 4]);
+        assert_eq!(order.len(), 40);
     }
 
     #[test]
