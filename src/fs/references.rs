@@ -1,42 +1,110 @@
 //! Who still needs an inode: the kernel (lookups not yet forgotten) and open files. What a kept view
 //! shows stays without that; of those it is counted how much is open in them.
+//!
+//! The kernel forgets an inode when it wants its memory, so there may be millions. They are spread
+//! over [`SHARDS`] tables: none is so large that others wait while it grows, each shrinks when the kernel
+//! has forgotten much, and what is open lies apart from what is merely known (16 bytes an inode, and
+//! the table's slack).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::types::NodeId;
 use crate::ids::{Ino, ViewId};
 
-#[derive(Debug, Default)]
-struct Count {
-    lookups: u64,
-    opens: u64,
-    writers: u64,
-    orphan: bool,
+/// Tables of inodes; a power of two.
+const SHARDS: usize = 256;
+/// A table is not made smaller than for so many inodes.
+const SMALL: usize = 64;
+
+/// How much of an inode is open.
+#[derive(Clone, Copy, Debug, Default)]
+struct Open {
+    opens: u32,
+    writers: u32,
 }
 
-impl Count {
-    fn is_unused(&self) -> bool {
-        self.lookups == 0 && self.opens == 0
+/// What is known of some of the inodes.
+#[derive(Debug, Default)]
+struct Shard {
+    /// Lookups that the kernel has not forgotten. One that was counted as far as this goes stays.
+    lookups: HashMap<Ino, u32>,
+    open: HashMap<Ino, Open>,
+    /// Those that have lost their last name.
+    orphans: HashSet<Ino>,
+}
+
+impl Shard {
+    fn is_known(&self, ino: Ino) -> bool {
+        self.lookups.contains_key(&ino) || self.open.contains_key(&ino)
+    }
+
+    fn forget(&mut self, ino: Ino, lookups: u64) {
+        let Some(count) = self.lookups.get_mut(&ino) else {
+            return;
+        };
+        if *count < u32::MAX {
+            let less = u32::try_from(lookups).unwrap_or(u32::MAX);
+            *count = count.saturating_sub(less);
+        }
+        if *count == 0 {
+            self.lookups.remove(&ino);
+            let len = self.lookups.len();
+            if len.max(SMALL) < self.lookups.capacity() / 4 {
+                self.lookups.shrink_to(2 * len.max(SMALL));
+            }
+        }
+    }
+
+    fn close(&mut self, ino: Ino, writable: bool) {
+        if let Some(count) = self.open.get_mut(&ino) {
+            count.opens = count.opens.saturating_sub(1);
+            count.writers = count.writers.saturating_sub(u32::from(writable));
+            if count.opens == 0 {
+                self.open.remove(&ino);
+            }
+        }
+    }
+
+    /// True for an orphan that nobody needs now, which it is no longer afterwards.
+    fn take_unused_orphan(&mut self, ino: Ino) -> bool {
+        !self.is_known(ino) && self.orphans.remove(&ino)
     }
 }
 
 /// References to inodes of the live view, and to kept views.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct References {
-    live: Mutex<HashMap<Ino, Count>>,
+    live: Box<[Mutex<Shard>]>,
     /// Open files and directories of kept views.
     kept: Mutex<HashMap<ViewId, u64>>,
     /// How often inodes became something that the kernel must not take for what it knew.
     renewed: RwLock<HashMap<Ino, u64>>,
 }
 
+impl Default for References {
+    fn default() -> Self {
+        Self {
+            live: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            kept: Mutex::default(),
+            renewed: RwLock::default(),
+        }
+    }
+}
+
 impl References {
+    /// Numbers are given out in order, so neighbours are used together and lie apart.
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+        &self.live[ino.0 as usize % SHARDS]
+    }
+
     /// The kernel learned of the inode.
     pub(super) fn looked_up(&self, node: NodeId) {
         if node.is_live() {
-            self.live.lock().entry(node.ino()).or_default().lookups += 1;
+            let mut shard = self.shard(node.ino()).lock();
+            let count = shard.lookups.entry(node.ino()).or_default();
+            *count = count.saturating_add(1);
         }
     }
 
@@ -46,60 +114,59 @@ impl References {
             *self.kept.lock().entry(node.view()).or_default() += 1;
             return;
         }
-        let mut counts = self.live.lock();
-        let count = counts.entry(node.ino()).or_default();
+        let mut shard = self.shard(node.ino()).lock();
+        let count = shard.open.entry(node.ino()).or_default();
         count.opens += 1;
-        count.writers += u64::from(writable);
+        count.writers += u32::from(writable);
     }
 
     /// The kernel forgot some lookups. True when the inode is an orphan that nobody needs now.
     pub(super) fn forgotten(&self, node: NodeId, lookups: u64) -> bool {
-        node.is_live()
-            && self.release(node.ino(), |count| {
-                count.lookups = count.lookups.saturating_sub(lookups);
-            })
+        if !node.is_live() {
+            return false;
+        }
+        let mut shard = self.shard(node.ino()).lock();
+        shard.forget(node.ino(), lookups);
+        shard.take_unused_orphan(node.ino())
     }
 
     /// An open file was closed. True when the inode is an orphan that nobody needs now.
     pub(super) fn closed(&self, node: NodeId, writable: bool) -> bool {
-        if !node.is_live() {
-            let mut kept = self.kept.lock();
-            if let Some(count) = kept.get_mut(&node.view()) {
-                *count = count.saturating_sub(1);
-                if *count == 0 {
-                    kept.remove(&node.view());
-                }
-            }
-            return false;
+        if node.is_live() {
+            let mut shard = self.shard(node.ino()).lock();
+            shard.close(node.ino(), writable);
+            return shard.take_unused_orphan(node.ino());
         }
-        self.release(node.ino(), |count| {
-            count.opens = count.opens.saturating_sub(1);
-            count.writers = count.writers.saturating_sub(u64::from(writable));
-        })
+        let mut kept = self.kept.lock();
+        if let Some(count) = kept.get_mut(&node.view()) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                kept.remove(&node.view());
+            }
+        }
+        false
     }
 
     /// The inode lost its last name. True when nobody needs it.
     pub(super) fn orphaned(&self, ino: Ino) -> bool {
-        let mut counts = self.live.lock();
-        match counts.get_mut(&ino) {
-            Some(count) => {
-                count.orphan = true;
-                false
-            }
-            None => true,
+        let mut shard = self.shard(ino).lock();
+        let is_known = shard.is_known(ino);
+        if is_known {
+            shard.orphans.insert(ino);
         }
+        !is_known
     }
 
     /// True when somebody has the inode open for writing.
     pub(super) fn has_writers(&self, node: NodeId) -> bool {
-        let counts = self.live.lock();
-        let count = counts.get(&node.ino()).filter(|_| node.is_live());
+        let shard = self.shard(node.ino()).lock();
+        let count = shard.open.get(&node.ino()).filter(|_| node.is_live());
         count.is_some_and(|count| count.writers > 0)
     }
 
     /// True when the kernel knows the inode.
     pub(super) fn is_known(&self, ino: Ino) -> bool {
-        self.live.lock().contains_key(&ino)
+        self.shard(ino).lock().is_known(ino)
     }
 
     /// Has the kernel take the inode for another one when it next looks it up: what it knows of it
@@ -117,34 +184,71 @@ impl References {
 
     /// Inodes that somebody has open for writing.
     pub(super) fn writers(&self) -> Vec<NodeId> {
-        let counts = self.live.lock();
-        let writers = counts.iter().filter(|(_, count)| count.writers > 0);
-        writers.filter_map(|(ino, _)| NodeId::live(*ino)).collect()
+        let mut writers = Vec::new();
+        for shard in &self.live {
+            let shard = shard.lock();
+            let open = shard.open.iter().filter(|(_, count)| count.writers > 0);
+            writers.extend(open.filter_map(|(ino, _)| NodeId::live(*ino)));
+        }
+        writers
     }
 
     /// The inode has a name again.
     pub(super) fn named_again(&self, ino: Ino) {
-        if let Some(count) = self.live.lock().get_mut(&ino) {
-            count.orphan = false;
-        }
+        self.shard(ino).lock().orphans.remove(&ino);
     }
 
     /// True when a file or directory of the kept view is open.
     pub(super) fn view_in_use(&self, view: ViewId) -> bool {
         self.kept.lock().contains_key(&view)
     }
+}
 
-    fn release(&self, ino: Ino, change: impl FnOnce(&mut Count)) -> bool {
-        let mut counts = self.live.lock();
-        let Some(count) = counts.get_mut(&ino) else {
-            return false;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(number: u64) -> NodeId {
+        NodeId::live(Ino(number)).unwrap()
+    }
+
+    #[test]
+    fn an_orphan_goes_with_its_last_user() {
+        let references = References::default();
+        let file = node(300);
+        assert!(references.orphaned(file.ino()));
+        references.looked_up(file);
+        references.looked_up(file);
+        references.opened(file, true);
+        assert!(references.has_writers(file) && references.is_known(file.ino()));
+        assert_eq!(references.writers(), [file]);
+        assert!(!references.orphaned(file.ino()));
+        assert!(!references.forgotten(file, 2));
+        assert!(references.closed(file, true));
+        assert!(!references.is_known(file.ino()) && !references.has_writers(file));
+        // With a name again it stays.
+        references.looked_up(file);
+        assert!(!references.orphaned(file.ino()));
+        references.named_again(file.ino());
+        assert!(!references.forgotten(file, u64::MAX));
+    }
+
+    #[test]
+    fn memory_goes_back_when_the_kernel_forgets() {
+        let references = References::default();
+        const INODES: u64 = 100_000;
+        (1..INODES).for_each(|ino| references.looked_up(node(ino)));
+        let room = |references: &References| -> usize {
+            let shards = references.live.iter();
+            shards.map(|shard| shard.lock().lookups.capacity()).sum()
         };
-        change(count);
-        if !count.is_unused() {
-            return false;
-        }
-        let orphan = count.orphan;
-        counts.remove(&ino);
-        orphan
+        let most = room(&references);
+        assert!(most < 3 * INODES as usize, "{most}");
+        (1..INODES).for_each(|ino| assert!(!references.forgotten(node(ino), 1)));
+        assert!(
+            room(&references) <= SHARDS * 4 * SMALL,
+            "{}",
+            room(&references)
+        );
     }
 }
