@@ -13,6 +13,9 @@ use crate::object::{Fault, ObjectError, Objects};
 use crate::store::Store;
 use crate::store::read_only::ReadOnlyStore;
 
+/// For names and for objects that are compared, each, while the filesystem is in use.
+const MEMORY_BYTES: usize = 16 << 20;
+
 struct InUse<'a>(&'a Filesystem);
 
 impl Live for InUse<'_> {
@@ -46,6 +49,11 @@ impl Filesystem {
         options: &CheckOptions,
         progress: &dyn CheckProgress,
     ) -> Result<Report, CheckError> {
+        // The mount's memory is its users': what does not fit is read more than once.
+        let options = &CheckOptions {
+            memory_bytes: options.memory_bytes.min(MEMORY_BYTES),
+            ..*options
+        };
         progress.begin(check::Stage::Metadata, None);
         if let Err(error) = self.sync() {
             // What is there can be looked at all the same.

@@ -40,6 +40,7 @@ fn memory_stays_within_what_is_said() {
         }
     }
     small_files(mounted.dir());
+    place.run("check mnt").done();
     assert!(is_alive(mounted.pid), "the daemon was killed");
     open.iter()
         .take(50)
