@@ -1,9 +1,10 @@
 //! How much of what was written the kernel may hold back.
 //!
-//! As much as it holds of any disk's, while there is room for all of it. Near the end of the room only
-//! [`NEAR_THE_END_BYTES`]: so much may be lost by programs that never ask whether it was written
-//! (fsync, close), and whoever writes on is told soon. Only root can tell the kernel; others' mounts
-//! have its own limit, 1 % of what memory may be dirty.
+//! [`HELD_BACK_BYTES`], which is work for a fraction of a second: the kernel sends it in the order in
+//! which it was written, so that everybody who closes or syncs a file waits for what others have
+//! written before. Near the end of the room only [`NEAR_THE_END_BYTES`]: so much may be lost by
+//! programs that never ask whether it was written (fsync, close), and whoever writes on is told soon.
+//! Only root can tell the kernel; others' mounts have its own limit, 1 % of what memory may be dirty.
 //!
 //! Source: Documentation/ABI/testing/sysfs-class-bdi of Linux (`max_bytes`: Linux 6.2).
 
@@ -16,6 +17,8 @@ use parking_lot::Mutex;
 
 use crate::fs::Filesystem;
 
+/// What may be held back.
+const HELD_BACK_BYTES: u64 = 128 << 20;
 /// What may be held back near the end of the room.
 const NEAR_THE_END_BYTES: u64 = 32 << 20;
 /// The room is looked at after so many bytes ...
@@ -43,10 +46,13 @@ impl DirtyLimits {
     /// Lifts the limits that the kernel sets to FUSE mounts, in the folder of the mount's device.
     pub(super) fn lift(&self, folder: PathBuf, filesystem: &Filesystem) {
         let folder = self.folder.get_or_init(|| folder);
-        for (name, value) in [("max_ratio", 100), ("read_ahead_kb", READ_AHEAD_KIB)] {
+        for (name, value) in [
+            ("read_ahead_kb", READ_AHEAD_KIB),
+            ("max_bytes", HELD_BACK_BYTES),
+            ("strict_limit", 1),
+        ] {
             tell(folder, name, value);
         }
-        tell(folder, "strict_limit", 0);
         self.look(&mut self.state.lock(), filesystem);
     }
 
@@ -83,12 +89,12 @@ impl DirtyLimits {
             return;
         }
         state.is_near = is_near;
-        if is_near {
-            tell(folder, "max_bytes", NEAR_THE_END_BYTES);
+        let most = if is_near {
+            NEAR_THE_END_BYTES
         } else {
-            tell(folder, "max_ratio", 100);
-        }
-        tell(folder, "strict_limit", is_near.into());
+            HELD_BACK_BYTES
+        };
+        tell(folder, "max_bytes", most);
         tracing::debug!(room, is_near, "what the kernel may hold back was changed");
     }
 }

@@ -49,7 +49,7 @@ use notify::Notices;
 use workers::Workers;
 
 /// Background requests (read-ahead, writeback) that the kernel may have under way.
-const MAX_BACKGROUND: u16 = 64;
+const MAX_BACKGROUND: u16 = 16;
 
 /// Between two attempts to take away a mount that is in use.
 const RETRY: Duration = Duration::from_secs(1);

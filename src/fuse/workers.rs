@@ -8,7 +8,8 @@
 //! woken first: its caches are warm, and one caller is served by one thread.
 //!
 //! Small READs and WRITEs go before large ones, though not always: somebody's bulk must not hold up
-//! what others wait for, nor stand still.
+//! what others wait for, nor stand still. And they have a thread of their own: below, Linux makes the
+//! threads pause that have written much, for up to 200 ms.
 //!
 //! Bounds: the kernel sends at most `max_background` requests beyond those that a caller sleeps
 //! for. Beyond [`QUEUED_BYTES_LIMIT`] of WRITEs that wait, the reading thread does the next one
@@ -22,7 +23,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -37,6 +38,11 @@ const IDLE: Duration = Duration::from_secs(10);
 const SMALL_BYTES: usize = 128 << 10;
 /// ... but for one of the latter after so many.
 const SMALL_IN_A_ROW: u32 = 4;
+
+/// So many large READs and WRITEs that wait are a crowd.
+const CROWD: usize = 3;
+/// It is taken to be there for so long after it was seen.
+const CROWD_LASTS: Duration = Duration::from_secs(1);
 
 /// Who does a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,11 +65,16 @@ struct Pool {
     large: VecDeque<Job>,
     small_in_a_row: u32,
     asleep: Vec<Arc<Condvar>>,
+    /// Of those, the ones for small jobs alone.
+    small_asleep: Vec<Arc<Condvar>>,
     threads: usize,
 }
 
 impl Pool {
-    fn take(&mut self) -> Option<Job> {
+    fn take(&mut self, small_only: bool) -> Option<Job> {
+        if small_only {
+            return self.small.pop_front();
+        }
         let is_large_due = self.small_in_a_row >= SMALL_IN_A_ROW && !self.large.is_empty();
         if !is_large_due && let Some(job) = self.small.pop_front() {
             self.small_in_a_row += 1;
@@ -75,6 +86,17 @@ impl Pool {
 
     fn is_empty(&self) -> bool {
         self.small.is_empty() && self.large.is_empty()
+    }
+
+    /// Wakes one for a small job. True where somebody was woken.
+    fn wake_for_small(&mut self) -> bool {
+        match self.small_asleep.pop() {
+            Some(sleeper) => {
+                sleeper.notify_one();
+                true
+            }
+            None => self.wake(),
+        }
     }
 
     /// True where somebody was woken.
@@ -94,13 +116,15 @@ struct Queues {
     queued_bytes: usize,
     /// Jobs being run.
     running: usize,
+    /// When a crowd was seen last.
+    crowded_at: Option<Instant>,
     closing: bool,
 }
 
 impl Queues {
     fn pool(&mut self, kind: Kind) -> &mut Pool {
         match kind {
-            Kind::Contents => &mut self.contents,
+            Kind::Contents | Kind::Small => &mut self.contents,
             Kind::Lengthy => &mut self.lengthy,
         }
     }
@@ -109,6 +133,8 @@ impl Queues {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Contents,
+    /// Small jobs of that pool alone.
+    Small,
     Lengthy,
 }
 
@@ -135,7 +161,8 @@ impl Workers {
         std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8))
     }
 
-    /// Starts that many threads for contents, at least one, and one for lengthy work.
+    /// Starts that many threads for contents, at least one, one more for small ones, and one for
+    /// lengthy work.
     pub(super) fn start(count: usize) -> io::Result<Self> {
         let this = Self {
             shared: Arc::default(),
@@ -144,6 +171,7 @@ impl Workers {
         for _ in 0..count.max(1) {
             this.start_one(Kind::Contents)?;
         }
+        this.start_one(Kind::Small)?;
         this.start_one(Kind::Lengthy)?;
         Ok(this)
     }
@@ -158,6 +186,7 @@ impl Workers {
         let shared = Arc::clone(&self.shared);
         let name = match kind {
             Kind::Contents => format!("contents-{number}"),
+            Kind::Small => "small-contents".to_owned(),
             Kind::Lengthy => format!("lengthy-{number}"),
         };
         let started = Builder::new().name(name).spawn(move || work(&shared, kind));
@@ -188,12 +217,16 @@ impl Workers {
         match lane {
             Lane::Contents(len) => {
                 let pool = &mut queues.contents;
-                let queue = match len <= SMALL_BYTES {
-                    true => &mut pool.small,
-                    false => &mut pool.large,
-                };
-                queue.push_back(job);
+                if len <= SMALL_BYTES {
+                    pool.small.push_back(job);
+                    pool.wake_for_small();
+                    return;
+                }
+                pool.large.push_back(job);
                 pool.wake();
+                if pool.large.len() >= CROWD {
+                    queues.crowded_at = Some(Instant::now());
+                }
             }
             Lane::Lengthy => {
                 let pool = &mut queues.lengthy;
@@ -207,6 +240,13 @@ impl Workers {
         }
     }
 
+    /// True when large READs or WRITEs wait for one another: what is written now through the kernel's
+    /// memory would wait behind them.
+    pub(super) fn is_crowded(&self) -> bool {
+        let crowded_at = self.shared.queues.lock().crowded_at;
+        crowded_at.is_some_and(|then| then.elapsed() < CROWD_LASTS)
+    }
+
     /// True when no job is queued or running.
     pub(super) fn at_rest(&self) -> bool {
         let queues = self.shared.queues.lock();
@@ -218,7 +258,7 @@ impl Workers {
         {
             let mut queues = self.shared.queues.lock();
             queues.closing = true;
-            while queues.contents.wake() || queues.lengthy.wake() {}
+            while queues.contents.wake_for_small() || queues.lengthy.wake() {}
         }
         for thread in self.threads.lock().drain(..) {
             // A worker does not panic: it catches what its jobs do.
@@ -231,7 +271,7 @@ fn work(shared: &Shared, kind: Kind) {
     let wake = Arc::new(Condvar::new());
     let mut queues = shared.queues.lock();
     loop {
-        if let Some(job) = queues.pool(kind).take() {
+        if let Some(job) = queues.pool(kind).take(kind == Kind::Small) {
             queues.queued_bytes -= job.bytes;
             queues.running += 1;
             drop(queues);
@@ -243,9 +283,14 @@ fn work(shared: &Shared, kind: Kind) {
         if queues.closing {
             return;
         }
-        queues.pool(kind).asleep.push(Arc::clone(&wake));
+        let pool = queues.pool(kind);
+        let asleep = match kind {
+            Kind::Small => &mut pool.small_asleep,
+            _ => &mut pool.asleep,
+        };
+        asleep.push(Arc::clone(&wake));
         let timed_out = match kind {
-            Kind::Contents => {
+            Kind::Contents | Kind::Small => {
                 wake.wait(&mut queues);
                 false
             }
@@ -254,6 +299,8 @@ fn work(shared: &Shared, kind: Kind) {
         // Whoever is woken is off the list; one who wakes by himself takes himself off it.
         let pool = queues.pool(kind);
         pool.asleep.retain(|sleeper| !Arc::ptr_eq(sleeper, &wake));
+        pool.small_asleep
+            .retain(|sleeper| !Arc::ptr_eq(sleeper, &wake));
         if timed_out && pool.threads > 1 && pool.is_empty() {
             pool.threads -= 1;
             return;
@@ -421,7 +468,7 @@ mod tests {
             pool.large.push_back(job(1_000 + number));
             pool.small.push_back(job(number));
         }
-        let order: Vec<usize> = std::iter::from_fn(|| pool.take())
+        let order: Vec<usize> = std::iter::from_fn(|| pool.take(false))
             .map(|job| job.bytes)
             .collect();
         assert_eq!(order[..6], [0, 1, 2, 3, 1_000, 4]);
