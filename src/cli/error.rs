@@ -13,6 +13,7 @@ use crate::fs::FsError;
 use crate::fs::views::{ReadOnlyBecause, ViewError};
 use crate::image::ImageError;
 use crate::keys::{ErrorKind, KeyError};
+use crate::sys::interrupt;
 use crate::volume::{Rollback, VolumeError};
 
 /// Exit codes of every command but `mount`, which has mount(8)'s ([`ExitCode::for_mount`]).
@@ -120,6 +121,13 @@ impl CliError {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Without advice where somebody has ended the command, who needs none.
+    #[must_use]
+    pub fn unless_asked_to_end(self) -> Self {
+        let hint = self.hint.filter(|_| interrupt::arrived().is_none());
+        Self { hint, ..self }
     }
 
     /// Opening, making or reading a volume failed.

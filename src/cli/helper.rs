@@ -18,7 +18,8 @@ use super::mount::{MountRequest, mount};
 use super::options::MountWords;
 use super::paths::working_directory;
 use super::unmount::{UnmountRequest, unmount};
-use super::{harden, keystore_dir, print, tell_left};
+use super::{complain, harden, keystore_dir, print, tell_left};
+use crate::sys::interrupt;
 use crate::sys::mounts::enter_mount_namespace;
 
 /// Which helper.
@@ -135,13 +136,15 @@ fn usage(helper: Helper) -> CliError {
 /// The whole of a helper program.
 pub fn run(helper: Helper) -> process::ExitCode {
     let log = Log::start(false);
-    match run_with(helper, std::env::args_os().skip(1), &log) {
-        Ok(()) => process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            process::ExitCode::from(error.code.for_mount())
-        }
+    let result = run_with(helper, std::env::args_os().skip(1), &log);
+    if let Err(error) = &result {
+        complain(&error.clone().unless_asked_to_end());
     }
+    interrupt::end_as_asked();
+    result.map_or_else(
+        |error| process::ExitCode::from(error.code.for_mount()),
+        |()| process::ExitCode::SUCCESS,
+    )
 }
 
 fn run_with(

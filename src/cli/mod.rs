@@ -3,6 +3,7 @@
 //! Each command is a module that returns a value or a [`CliError`]. Only this one prints, and those
 //! of commands with verbs of their own, `snapshot` and `image`, and `check`.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -42,6 +43,7 @@ pub use error::{CliError, ExitCode};
 
 use crate::keys::{PassphraseSource, keystore};
 use crate::layers;
+use crate::sys::interrupt;
 use crate::sys::memory::disable_core_dumps;
 use log::Log;
 use options::MountWords;
@@ -296,10 +298,13 @@ pub fn run() -> process::ExitCode {
         _ => |error| error.code as u8,
     };
     let log = Log::start(foreground);
-    process::ExitCode::from(execute(cli.command, &log).unwrap_or_else(|error| {
-        eprintln!("{error}");
-        code_of(&error)
-    }))
+    let code = execute(cli.command, &log).unwrap_or_else(|error| {
+        let code = code_of(&error);
+        complain(&error.unless_asked_to_end());
+        code
+    });
+    interrupt::end_as_asked();
+    process::ExitCode::from(code)
 }
 
 /// Help and version are no failures; everything else is a usage error.
@@ -443,12 +448,17 @@ fn show(report: &status::Report, json: bool) -> Result<(), CliError> {
 /// Says what nobody here can see: that the mount lives on.
 fn tell_left(dir: &Path, left: Left) {
     if left == Left::OtherNamespaces {
-        eprintln!(
+        complain(&format_args!(
             "bilayer: {} is unmounted here and everything is on disk; another mount namespace has \
              the volume mounted still",
             dir.display()
-        );
+        ));
     }
+}
+
+/// To standard error, if there is anybody who reads it.
+fn complain(line: &dyn fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// To standard output. A reader that has gone away (`| head`) is no failure.

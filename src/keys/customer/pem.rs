@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use super::RSA_BITS;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::passphrase::PassphraseSource;
+use crate::keys::secret::Passphrase;
 
 /// Most memory that the scrypt parameters of a key file may ask for, in bytes.
 const MAX_SCRYPT_BYTES: u64 = 1 << 30;
@@ -133,7 +134,14 @@ fn decrypt(
     let info = EncryptedPrivateKeyInfo::try_from(der)
         .map_err(|_| refused(path, "is encrypted in a way that is not supported"))?;
     check_cost(&info.encryption_algorithm, path)?;
-    let passphrase = passphrase.obtain(path)?;
+    passphrase.obtain_that_opens(path, |passphrase| decrypt_with(&info, path, passphrase))
+}
+
+fn decrypt_with(
+    info: &EncryptedPrivateKeyInfo<'_>,
+    path: &Path,
+    passphrase: &Passphrase,
+) -> Result<SecretDocument, KeyError> {
     info.decrypt(passphrase.expose()).map_err(|error| {
         // Anything but a wrong algorithm is padding or DER that came out wrong.
         if let pkcs8::Error::EncryptedPrivateKey(
