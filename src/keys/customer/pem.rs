@@ -50,6 +50,11 @@ impl PemKey {
     }
 }
 
+/// True when the first PEM block of `text` is a private key, of whatever kind.
+pub(super) fn is_private(text: &[u8]) -> bool {
+    pem::decode_label(text).is_ok_and(|label| label.ends_with("PRIVATE KEY"))
+}
+
 /// Reads the first PEM block of `text`, the contents of the file at `path`.
 pub(super) fn parse(
     text: &[u8],
