@@ -166,6 +166,9 @@ fn open(
             VolumeError::CustomerKeyNeeded { claimed } => told.with_hint(format!(
                 "name it: --customer-key URI (unverified: the superblock names {claimed:?})"
             )),
+            VolumeError::RememberedKeyGone { .. } => {
+                told.with_hint("name the file that has it now: --customer-key URI")
+            }
             VolumeError::WrongCustomerKey { .. } => {
                 told.with_hint("name the right key: --customer-key URI")
             }

@@ -123,6 +123,15 @@ pub enum VolumeError {
         /// What the unverified superblock says about where it is.
         claimed: String,
     },
+    /// The file with the customer key that the keystore remembers is not there.
+    #[error(
+        "the customer key of this volume is remembered to be in {}, and nothing is there",
+        .path.display()
+    )]
+    RememberedKeyGone {
+        /// Where it was.
+        path: PathBuf,
+    },
     /// The customer key is not the one that the volume's keys are wrapped with.
     #[error(
         "the customer key {given} (fingerprint {found}) is not the one this volume was made with ({wanted})"
@@ -202,7 +211,9 @@ impl VolumeError {
             | Self::RolledBack(_)
             | Self::Stranger { .. } => ErrorKind::Tampered,
             Self::HalfRenewed | Self::ReadOnlyMedium => ErrorKind::Io,
-            Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
+            Self::CustomerKeyNeeded { .. } | Self::RememberedKeyGone { .. } => {
+                ErrorKind::KeyUnavailable
+            }
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
             Self::Key(error) | Self::CannotRemember(error) => error.kind(),
             Self::Format(error) => kind_of_chain(&**error),
@@ -264,8 +275,15 @@ impl VolumeError {
             Self::HalfRenewed => "mount it once for writing: bilayer mount VOLUME DIR",
             Self::CustomerKeyNeeded { claimed } => {
                 return Some(format!(
-                    "name it: bilayer mount -o customer_key=URI VOLUME DIR, which is remembered \
-                     (unverified: volume.json names {claimed:?})"
+                    "name it: bilayer mount -o customer_key=URI VOLUME DIR; the first that opens \
+                     the volume is remembered (unverified: volume.json names {claimed:?})"
+                ));
+            }
+            Self::RememberedKeyGone { path } => {
+                return Some(format!(
+                    "put the key back as {}, or name the file that has it at every mount: \
+                     bilayer mount -o customer_key=URI VOLUME DIR; what is mounted needs none",
+                    path.display()
                 ));
             }
             Self::WrongCustomerKey { .. } => {
