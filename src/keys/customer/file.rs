@@ -204,15 +204,20 @@ pub fn generate(
         .with_hint("choose 2048, 3072 or 4096"));
     }
     let uri = KeyUri::from_file(path)?;
-    // Opened first: nobody waits for a key that cannot be written.
+    // Tried first: nobody waits for a key that cannot be written. Nothing is there while the key is
+    // made, so that nothing is left by whoever does not want to wait.
+    drop(create_new(path)?);
+    std::fs::remove_file(path).map_err(while_doing("cannot create key file", path))?;
+    let key = with_secrets(|| RsaPrivateKey::new(&mut OsRng, bits))
+        .map_err(|_| KeyError::new(ErrorKind::Io, "cannot make an RSA key"))?;
     let file = create_new(path)?;
-    let written = with_secrets(|| generate_into(&file, path, bits, passphrase));
+    let written = with_secrets(|| write_key(&file, path, &key, passphrase));
     match written {
-        Ok(public) => Ok(KeyDescription {
+        Ok(()) => Ok(KeyDescription {
             uri,
             algorithm: ALGORITHM,
             bits,
-            key_version: key_version(&public)?,
+            key_version: key_version(&key.to_public_key())?,
             can_unwrap: true,
         }),
         Err(error) => {
@@ -223,17 +228,16 @@ pub fn generate(
     }
 }
 
-fn generate_into(
+fn write_key(
     mut file: &File,
     path: &Path,
-    bits: usize,
+    key: &RsaPrivateKey,
     passphrase: Option<&Passphrase>,
-) -> Result<RsaPublicKey, KeyError> {
+) -> Result<(), KeyError> {
     let failed = || KeyError::new(ErrorKind::Io, "cannot make an RSA key");
-    let key = RsaPrivateKey::new(&mut OsRng, bits).map_err(|_| failed())?;
     let text = match passphrase {
         None => key.to_pkcs8_pem(LineEnding::LF).map_err(|_| failed())?,
-        Some(passphrase) => encrypted_pem(&key, passphrase)?,
+        Some(passphrase) => encrypted_pem(key, passphrase)?,
     };
     file.write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
@@ -241,8 +245,7 @@ fn generate_into(
     let directory = path.parent().unwrap_or(Path::new("/"));
     File::open(directory)
         .and_then(|directory| directory.sync_all())
-        .map_err(while_doing("cannot sync directory", directory))?;
-    Ok(key.to_public_key())
+        .map_err(while_doing("cannot sync directory", directory))
 }
 
 /// PKCS#8 under PBES2: scrypt (RFC 7914; 16 MiB, five lanes: what OWASP advises and OpenSSL's
