@@ -22,7 +22,8 @@ use super::request::{
 use super::session::Session;
 use super::snapshot::{self, DeleteArgs, ListArgs};
 use super::{
-    KeystoreArg, OpenArgs, keystore_dir, options, passphrase_source, paths, print, print_json,
+    KeystoreArg, OpenArgs, complain, keystore_dir, options, passphrase_source, paths, print,
+    print_json, size,
 };
 use crate::image::{self, ImportOptions};
 use crate::keys::{KeyUri, PassphraseSource};
@@ -121,7 +122,7 @@ pub(super) struct NewArgs {
     #[arg(long, value_name = "DIR")]
     new_platform_keystore: Option<PathBuf>,
     /// Largest size of the contents, in bytes or as 10G [default: that of the source]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     size: Option<String>,
 }
 
@@ -173,7 +174,7 @@ pub(super) struct ImportArgs {
     #[arg(long, value_name = "URI")]
     new_customer_key: Option<String>,
     /// Largest size of the contents, in bytes or as 10G [default: that of the source]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     size: Option<String>,
     /// One JSON object
     #[arg(long)]
@@ -262,7 +263,7 @@ fn deploy(args: &DeployArgs) -> Result<(), CliError> {
         target: PathBytes::of(&target),
         customer_key: args.new.key.uri()?,
         passphrase: args.new.key.passphrase(&args.open)?,
-        size_bytes: options::size_option(args.new.size.as_deref())?,
+        size_bytes: size::size_option(args.new.size.as_deref())?,
         keystore: args.new.keystore(&args.open)?.as_deref().map(PathBytes::of),
     };
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
@@ -373,7 +374,7 @@ fn export(args: &ExportArgs) -> Result<(), CliError> {
     }
     let line = format!("image {} exported: {took}", format::printable(&args.name));
     if standard {
-        eprintln!("{line}");
+        complain(&line);
         return Ok(());
     }
     print(&format!("{line}\n"))
@@ -509,7 +510,7 @@ fn import(args: &ImportArgs) -> Result<(), CliError> {
             Some(path) => PassphraseSource::File(paths::absolute(path)?),
             None => PassphraseSource::Prompt,
         },
-        size_bytes: options::size_option(args.size.as_deref())?,
+        size_bytes: size::size_option(args.size.as_deref())?,
         keystore: keystore_dir(args.open.keystore.platform_keystore.as_deref())?,
     };
     let mut from = BufReader::with_capacity(1 << 20, source(&args.file)?);

@@ -33,6 +33,7 @@ pub mod request;
 mod salvage;
 mod serve;
 mod session;
+pub mod size;
 mod snapshot;
 pub mod status;
 pub mod unmount;
@@ -204,7 +205,7 @@ struct CreateArgs {
     #[arg(long, value_name = "URI")]
     customer_key: Option<String>,
     /// Largest size of the contents, in bytes or as 10G; what snapshots alone hold does not count
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     size: Option<String>,
     #[command(flatten)]
     keystore: KeystoreArg,
@@ -279,7 +280,12 @@ struct KeygenArgs {
     /// File to make; one that exists is never written over
     file: PathBuf,
     /// Size of the key: 2048, 3072 or 4096
-    #[arg(long, default_value_t = 3072)]
+    #[arg(
+        long,
+        default_value_t = 3072,
+        allow_negative_numbers = true,
+        value_parser = size::parse_count
+    )]
     bits: usize,
     #[command(flatten)]
     passphrase: PassphraseArg,
@@ -388,7 +394,7 @@ fn run_create(args: CreateArgs) -> Result<(), CliError> {
         Some(uri) => Some(options::key_uri(uri, &paths::working_directory()?)?),
         None => None,
     };
-    let size_bytes = options::size_option(args.size.as_deref())?;
+    let size_bytes = size::size_option(args.size.as_deref())?;
     let new = create::NewVolume {
         path: paths::absolute(&args.volume)?,
         customer_key,
@@ -504,6 +510,7 @@ mod tests {
             "salvage v o --view a --view b --header h --customer-key file:/k --json --quiet",
             "salvage v o --all-views --platform-keystore p --passphrase-file f",
             "snapshot create v n",
+            "snapshot create v",
             "snapshot create v --prefix auto",
             "snapshot create v --prefix auto --prune --keep-hourly 24 --keep-daily 7",
             "snap ls v --json --platform-keystore p --passphrase-file f",
@@ -539,12 +546,12 @@ mod tests {
             "salvage v o --view a --all-views",
             "frob",
             "snapshot",
-            "snapshot create v",
             "snapshot create v n --prefix auto",
             "snapshot delete v",
             "check",
             "check v --jobs x",
             "snapshot prune v --keep-last -1",
+            "snapshot prune v --keep-last 99999999999999999999",
             "image export v n",
             "image deploy v n w --customer-key-passphrase-file p",
         ] {

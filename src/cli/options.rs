@@ -394,10 +394,11 @@ fn on_or_off(name: &str, value: &str) -> Result<bool, CliError> {
 
 fn memory(name: &str, value: &str) -> Result<usize, CliError> {
     const LEAST: u64 = 1 << 20;
-    parse_size(value)
+    super::size::parse_size(value)
+        .ok()
         .filter(|bytes| *bytes >= LEAST)
         .and_then(|bytes| usize::try_from(bytes).ok())
-        .ok_or_else(|| bad(name, value, "a size of at least 1M"))
+        .ok_or_else(|| bad(name, value, "a size from 1M to less than 8E"))
 }
 
 /// Takes hex digits, grouped by `:` or `-` as people copy them.
@@ -415,35 +416,6 @@ fn fingerprint(value: &str) -> Result<String, CliError> {
             "the hexadecimal digits that `bilayer status` shows",
         ))
     }
-}
-
-/// A number of bytes: plain, or with K, M, G, T or P (also KiB, ...) for powers of 1024.
-pub fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let unit = unit.strip_suffix("iB").unwrap_or(unit);
-    let power = match (unit, text.ends_with("iB")) {
-        ("", false) => 0,
-        ("K" | "k", _) => 1,
-        ("M", _) => 2,
-        ("G", _) => 3,
-        ("T", _) => 4,
-        ("P", _) => 5,
-        _ => return None,
-    };
-    number.checked_mul(1024u64.pow(power))
-}
-
-/// What `--size` says.
-pub fn size_option(text: Option<&str>) -> Result<Option<u64>, CliError> {
-    let wrong = |text: &str| {
-        CliError::usage(format!(
-            "--size {text}: a number of bytes, or such as 10G, is wanted"
-        ))
-    };
-    text.map(|text| parse_size(text).ok_or_else(|| wrong(text)))
-        .transpose()
 }
 
 #[cfg(test)]
@@ -615,30 +587,6 @@ mod tests {
                 ..all
             }
         );
-    }
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("0", Some(0)),
-            ("123", Some(123)),
-            ("1K", Some(1024)),
-            ("1k", Some(1024)),
-            ("10G", Some(10 << 30)),
-            ("2MiB", Some(2 << 20)),
-            ("3T", Some(3 << 40)),
-            ("1P", Some(1 << 50)),
-            ("", None),
-            ("G", None),
-            ("-1", None),
-            ("1iB", None),
-            ("1GB", None),
-            ("1 G", None),
-            ("99999999999P", None),
-            ("18446744073709551616", None),
-        ] {
-            assert_eq!(parse_size(text), bytes, "{text}");
-        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::proof::DirectoryId;
 use super::request::{self, Kind, Outcome, Passphrase, Receiver, Request, ViewReport, Views};
 use super::serve::serve;
 use super::wire;
-use crate::fs::views::{ReadOnlyBecause, ViewError};
+use crate::fs::views::{self, ReadOnlyBecause, ViewError};
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
@@ -209,7 +209,7 @@ fn in_mount(
             description,
             ..
         } if description.is_empty() => {
-            check_name(request, kind, name)?;
+            check_new_name(request, name)?;
             fs::create_dir(place(name)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Created(only_named(kind, name.clone())))
         }
@@ -220,7 +220,7 @@ fn in_mount(
         }
         Request::Rename { name, to: new, .. } => {
             check_name(request, kind, name)?;
-            check_name(request, kind, new)?;
+            check_new_name(request, new)?;
             if fs::symlink_metadata(place(new)).is_ok() {
                 return Err(refused(new, io::ErrorKind::AlreadyExists.into()));
             }
@@ -268,6 +268,11 @@ fn only_named(kind: Kind, name: String) -> ViewReport {
         from: None,
         description: String::new(),
     }
+}
+
+/// Says what is wrong with a name, which the kernel does not.
+fn check_new_name(request: &Request, name: &str) -> Result<(), CliError> {
+    views::check_name(name).map_err(|error| CliError::view(request.doing(), &error))
 }
 
 /// A name that would lead out of the directory is none.
