@@ -148,6 +148,8 @@ Options (-o):
   meta_cache=SIZE            memory for metadata
   pending=SIZE               memory for changes that are not on disk yet
   open_objects=N             files of the volume held open
+  snapshot_dir=NAME|off      the directory of snapshots in the root, instead of .snapshots; off
+                             for none, and no .images
   log_file=FILE              the daemon's log, instead of the system's
   trusted                    suid and dev also for a volume that was imported, or deployed to other
                              keys: such a one is mounted nosuid,nodev unless suid,dev is asked for

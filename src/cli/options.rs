@@ -21,6 +21,7 @@
 //! | `max_background=N` | requests of the kernel's own under way |
 //! | `meta_cache=SIZE`, `pending=SIZE` | memory for metadata, and for changes not yet on disk |
 //! | `open_objects=N` | files of the volume held open |
+//! | `snapshot_dir=NAME\|off` | the directory of snapshots; `off`: none, nor of images |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
 //! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); a mount that root does not make is `nodev,nosuid` |
 //! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
@@ -32,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::CliError;
-use crate::fs::AccessTimes;
+use crate::fs::{AccessTimes, SnapshotDir};
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
 
@@ -134,6 +135,8 @@ pub struct MountWords {
     pub pending_bytes: Option<usize>,
     /// `open_objects=`.
     pub open_objects: Option<usize>,
+    /// `snapshot_dir=`.
+    pub snapshot_dir: Option<SnapshotDir>,
     /// `log_file=`.
     pub log_file: Option<PathBuf>,
 }
@@ -257,6 +260,12 @@ impl MountWords {
             }
             "meta_cache" => self.meta_cache_bytes = Some(memory(name, value)?),
             "pending" => self.pending_bytes = Some(memory(name, value)?),
+            "snapshot_dir" => {
+                let parsed = SnapshotDir::parse(value);
+                self.snapshot_dir = Some(parsed.map_err(|wanted| {
+                    CliError::usage(format!("mount option {name}={value}: {wanted}"))
+                })?);
+            }
             "log_file" => self.log_file = Some(path(name, value, from)?),
             "follow_caller" => self.follow_caller = Some(on_or_off(name, value)?),
             "nfs_export" => self.nfs_export = Some(on_or_off(name, value)?),
@@ -432,7 +441,7 @@ mod tests {
             "rw,ro,noallow_other,allow_other,customer_key=file:k.pem,platform_keystore=/p\\,q,\
              passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,checkpoint=0,\
              follow_caller=off,nfs_export=on,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
-             log_file=/var/log/b,,",
+             log_file=/var/log/b,snapshot_dir=.zeitpunkte,,",
         )
         .unwrap();
         let expected = MountWords {
@@ -453,6 +462,7 @@ mod tests {
             pending_bytes: Some(1 << 30),
             open_objects: Some(100),
             log_file: Some("/var/log/b".into()),
+            snapshot_dir: Some(SnapshotDir::Named(".zeitpunkte".to_owned())),
             ..MountWords::default()
         };
         assert_eq!(words, expected);
@@ -507,6 +517,11 @@ mod tests {
             "meta_cache=4K",
             "meta_cache=big",
             "open_objects=1",
+            "snapshot_dir=",
+            "snapshot_dir=.",
+            "snapshot_dir=..",
+            "snapshot_dir=a/b",
+            "snapshot_dir=.images",
             "exec=1",
             "rw=1",
             "blah=",

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -197,8 +198,8 @@ fn in_mount(
     // Reached from the mount that was named, which is held open, and checked to be in it: whatever
     // is mounted or renamed meanwhile, it is that one.
     let dir = Location::open_at(&mount.location, Path::new(kind.directory()))
-        .and_then(|dir| within_mount(mount, dir))
-        .map_err(|error| explain(request, kind, "", &error))?;
+        .and_then(|dir| within_mount(mount, kind, dir))
+        .map_err(|error| not_by_calls(request, kind, &error))?;
     let dir = dir.fixed_path();
     let place = |name: &str| dir.join(name);
     let refused = |name: &str, error: io::Error| explain(request, kind, name, &error);
@@ -244,13 +245,31 @@ fn in_mount(
     }
 }
 
-/// Refuses what is mounted over a directory of that mount.
-fn within_mount(mount: &NamedMount, dir: Location) -> io::Result<Location> {
-    if dir.info()?.mount_id == mount.info.id {
-        Ok(dir)
-    } else {
+/// Refuses what is mounted over a directory of that mount, and a directory that only has the name:
+/// what is made in there is no snapshot.
+fn within_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<Location> {
+    if dir.info()?.mount_id != mount.info.id {
         Err(io::Error::other("something else is mounted there"))
+    } else if fs::metadata(dir.fixed_path())?.ino()
+        != crate::fs::types::NodeId::of_views(kind.into()).0
+    {
+        Err(io::ErrorKind::NotFound.into())
+    } else {
+        Ok(dir)
     }
+}
+
+/// Without that directory nothing can be done but by the daemon.
+fn not_by_calls(request: &Request, kind: Kind, error: &io::Error) -> CliError {
+    if error.kind() != io::ErrorKind::NotFound {
+        return explain(request, kind, "", error);
+    }
+    let message = format!(
+        "{}: its daemon does not answer this user, and there is no {} in the mount",
+        request.doing(),
+        kind.directory()
+    );
+    CliError::new(ExitCode::System, message).with_hint(WHO_MAY)
 }
 
 const WHO_MAY: &str = "root and the user who mounted it may; the owner of its root directory may \
