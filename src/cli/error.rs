@@ -186,16 +186,23 @@ impl CliError {
                 ExitCode::InUse,
                 "choose another name, or delete the one that has it",
             ),
-            ViewError::BadName { .. } => Self::usage(format!("{doing}: {error}")),
+            ViewError::BadName { .. } => told(
+                ExitCode::Usage,
+                "choose a name of at most 255 bytes without a / or an @ in it",
+            ),
             ViewError::Busy { .. } => told(
                 ExitCode::InUse,
                 "somebody works in it; see who: fuser -vm MOUNTPOINT",
             ),
             ViewError::TooMany => told(ExitCode::System, "delete some: bilayer snapshot prune"),
             ViewError::ReadOnly(because) => told(ExitCode::System, how_to_write(*because)),
-            ViewError::NoSuchPath { .. } => {
-                Self::new(ExitCode::NotFound, format!("{doing}: {error}"))
-            }
+            ViewError::NoSuchPath { name, .. } => told(
+                ExitCode::NotFound,
+                &format!(
+                    "paths begin at the root of the volume; see what it has: ls -a \
+                     MOUNTPOINT/.snapshots/{name}"
+                ),
+            ),
             ViewError::NoDirectory { .. } => told(
                 ExitCode::NotFound,
                 "make the directory, or restore the one that held it",

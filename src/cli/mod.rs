@@ -19,6 +19,8 @@ pub mod error;
 mod format;
 mod generate;
 pub mod helper;
+#[cfg(test)]
+mod hints;
 mod image;
 mod locate;
 pub mod log;

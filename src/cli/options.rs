@@ -264,6 +264,7 @@ impl MountWords {
                 let parsed = SnapshotDir::parse(value);
                 self.snapshot_dir = Some(parsed.map_err(|wanted| {
                     CliError::usage(format!("mount option {name}={value}: {wanted}"))
+                        .with_hint(LISTED)
                 })?);
             }
             "log_file" => self.log_file = Some(path(name, value, from)?),
@@ -335,6 +336,8 @@ impl MountWords {
     }
 }
 
+const LISTED: &str = "bilayer mount --help lists the options";
+
 /// Names the option and not its value: it may be a secret that has no place on a command line, and
 /// what is said here may end in a log.
 fn unknown(word: &str) -> CliError {
@@ -342,12 +345,11 @@ fn unknown(word: &str) -> CliError {
         Some((name, _)) => format!("{name}=..."),
         None => word.to_owned(),
     };
-    CliError::usage(format!("unknown mount option {name:?}"))
-        .with_hint("bilayer mount --help lists the options")
+    CliError::usage(format!("unknown mount option {name:?}")).with_hint(LISTED)
 }
 
 fn bad(name: &str, value: &str, wanted: &str) -> CliError {
-    CliError::usage(format!("mount option {name}={value}: {wanted} is wanted"))
+    CliError::usage(format!("mount option {name}={value}: {wanted} is wanted")).with_hint(LISTED)
 }
 
 /// Splits at commas, `\,` and `\\` taken for themselves. A backslash before anything else stays.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::history::{LastKnown, Rollback};
 use super::holder::HolderDirectory;
-use crate::keys::error::kind_of_io;
+use crate::keys::error::{kind_of_io, usual_hint};
 use crate::keys::{ErrorKind, KeyError};
 
 /// A failure to make, open or read a volume.
@@ -304,7 +304,10 @@ impl VolumeError {
             Self::Format(_) | Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {
                 "make room on the backing filesystem"
             }
-            Self::Format(_) | Self::Io { .. } => return None,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run as the user who owns the volume's directory, or as root"
+            }
+            Self::Format(_) | Self::Io { .. } => usual_hint(ErrorKind::Io),
         };
         Some(text.to_owned())
     }
