@@ -48,7 +48,7 @@ use crate::meta::keys::Table;
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{FileKind, ObjectName, PartId};
 use crate::meta::stored::{Stored, verify_database};
-use crate::meta::{MetaError, name_hash};
+use crate::meta::{MetaError, keys};
 use crate::object::{Fault, ObjectError, Objects};
 use crate::sealed::{MetaFile, SealedError};
 use crate::store::read_only::ReadOnlyStore;
@@ -298,6 +298,8 @@ struct Run<'a> {
     garbage: BTreeMap<ObjectName, Vec<u8>>,
     /// Keys that are none.
     malformed: u64,
+    /// The last place of a name that was met, by whom there is a name in it.
+    last_place: Option<(u64, u32, Vec<Range<usize>>)>,
     undecodable_extents: bool,
     pages_to_verify: u64,
 }
@@ -504,6 +506,7 @@ pub(crate) fn run(
         orphans_met: BTreeSet::new(),
         garbage: BTreeMap::new(),
         malformed: 0,
+        last_place: None,
         undecodable_extents: false,
         pages_to_verify: 0,
     };
@@ -591,8 +594,8 @@ impl Run<'_> {
         }
     }
 
-    fn name_hash(&self, name: &[u8]) -> u64 {
-        name_hash(&self.stored.counters().hash_key, name)
+    fn name_hash(&self, name: &[u8]) -> u32 {
+        keys::name_hash(&self.stored.counters().hash_key, name)
     }
 
     /// Takes note of something about what these views see.

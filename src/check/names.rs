@@ -7,6 +7,8 @@
 //! When there are more than fit into the memory that may be used, those of the larger inodes wait
 //! for another reading of the names.
 
+use std::ops::Range;
+
 use crate::ids::Ino;
 use crate::meta::keys;
 use crate::meta::records::{DirentRecord, FileKind};
@@ -112,14 +114,18 @@ impl Events {
 /// A name as its key has it.
 pub(super) struct Named<'a> {
     pub(super) parent: u64,
-    pub(super) hash: u64,
+    pub(super) position: u32,
     pub(super) name: &'a [u8],
 }
 
 pub(super) fn named(logical: &[u8]) -> Option<Named<'_>> {
-    let (hash, name) = keys::dirent_parts(logical)?;
+    let (position, name) = keys::dirent_parts(logical)?;
     let Ino(parent) = keys::ino_of(logical)?;
-    Some(Named { parent, hash, name })
+    Some(Named {
+        parent,
+        position,
+        name,
+    })
 }
 
 impl Run<'_> {
@@ -188,16 +194,45 @@ impl Run<'_> {
         }
     }
 
+    /// True when somebody sees another name of the directory in the same place, of those that came
+    /// before it: names come in the order of their places.
+    fn shares_its_place(&mut self, group: &Group, named: &Named<'_>) -> bool {
+        let seen = group.present().map(|(version, _)| version.seen.clone());
+        let seen: Vec<_> = seen.filter(|seen| !seen.is_empty()).collect();
+        let place = (named.parent, named.position);
+        match &mut self.last_place {
+            Some((parent, position, before)) if (*parent, *position) == place => {
+                let overlap = |one: &Range<usize>| {
+                    before
+                        .iter()
+                        .any(|other| one.start < other.end && other.start < one.end)
+                };
+                let is_shared = seen.iter().any(overlap);
+                before.extend(seen);
+                is_shared
+            }
+            last => {
+                *last = Some((named.parent, named.position, seen));
+                false
+            }
+        }
+    }
+
     fn check_name(&mut self, group: &Group, named: &Named<'_>) {
         let Some((version, _)) = group.present().next() else {
             return;
         };
+        let hash = self.name_hash(named.name);
+        let is_shared = self.shares_its_place(group, named);
         let why = match named.name {
             b"" => "it is empty",
             b"." | b".." => "it has a meaning of its own",
             name if name.len() > 255 => "it is longer than 255 bytes",
             name if name.contains(&0) || name.contains(&b'/') => "it has a NUL or a / in it",
-            name if self.name_hash(name) != named.hash => "it is not where looking it up looks",
+            _ if !(hash..hash + keys::NEARBY).contains(&named.position) => {
+                "it is not where looking it up looks"
+            }
+            _ if is_shared => "another one has its place in the directory",
             _ => return,
         };
         let finding = Finding::new(Kind::NameMisplaced, format!("a name cannot be used: {why}"));

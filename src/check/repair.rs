@@ -433,16 +433,26 @@ impl<'a> Mending<'a> {
         )
     }
 
-    /// Puts all versions of a name where it is looked for, unless something is there.
+    /// Puts all versions of a name where it is looked for and no other name is, unless it is there too.
     fn rehash(&self, batch: &mut Batch, logical: &[u8]) -> Result<(), CheckError> {
         let Some(named) = named(logical) else {
             return Ok(());
         };
         let parent = Ino(named.parent);
-        let right = keys::dirent(parent, self.meta.name_hash(named.name), named.name);
-        if !self.meta.versions(Table::Dirent, &right)?.is_empty() {
-            return Ok(());
+        let hash = self.meta.name_hash(named.name);
+        let mut free = None;
+        for position in hash..hash + keys::NEARBY {
+            let right = keys::dirent(parent, position, named.name);
+            if right != logical && !self.meta.versions(Table::Dirent, &right)?.is_empty() {
+                return Ok(());
+            }
+            if free.is_none() && self.meta.is_place_free(parent, position)? {
+                free = Some(right);
+            }
         }
+        let Some(right) = free else {
+            return Ok(());
+        };
         for (generation, value) in self.meta.versions(Table::Dirent, logical)? {
             let table = Table::Dirent;
             let value = Some(value);

@@ -15,6 +15,7 @@ use super::error::CliError;
 use super::options::MountWords;
 use crate::fs::FsError;
 use crate::fs::views::{ReadOnlyBecause, ViewError};
+use crate::ids::VolumeId;
 use crate::image::ImageError;
 use crate::image::stream::StreamError;
 use crate::keys::{ErrorKind, KeyError};
@@ -217,6 +218,13 @@ fn volume_errors() -> Vec<VolumeError> {
         VolumeError::RolledBack(_) => VolumeError::RolledBack(Rollback::OtherKeySet {
             last: Default::default(),
         });
+        VolumeError::AnotherVolume { .. } => VolumeError::AnotherVolume {
+            known: VolumeId([1; 16]), path: original.clone(), written: None,
+            found: VolumeId([2; 16]), fingerprint: String::new(),
+        };
+        VolumeError::Vanished { .. } => VolumeError::Vanished {
+            known: VolumeId([1; 16]), path: original.clone(), written: None,
+        };
         VolumeError::Stranger { .. } => VolumeError::Stranger { record: original };
         VolumeError::HalfRenewed => VolumeError::HalfRenewed;
         VolumeError::CustomerKeyNeeded { .. } => VolumeError::CustomerKeyNeeded {

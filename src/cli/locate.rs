@@ -14,7 +14,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::control::{Address, ControlClient, Obstacle, PATIENCE};
@@ -23,6 +22,7 @@ use super::proof::{self, DirectoryId, ProvenDaemon, VolumeDirectory};
 use crate::fuse::mountinfo::{self, MountInfo};
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
+use crate::sys::patience::within;
 
 /// How long a daemon may take to connect and prove itself.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -363,21 +363,6 @@ fn reach<T: Send + 'static>(
     reached
 }
 
-/// Runs something that may never end; `None` when it has not ended in time.
-pub(super) fn within<T: Send + 'static>(
-    limit: Duration,
-    run: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
-    let (sender, receiver) = mpsc::channel();
-    let thread = std::thread::Builder::new().name("asking".to_owned());
-    let started = thread.spawn(move || {
-        // Who has waited long enough hears nothing any more.
-        let _ = sender.send(run());
-    });
-    started.ok()?;
-    receiver.recv_timeout(limit).ok()
-}
-
 /// True when a daemon answers anything at all.
 pub(super) fn is_alive(address: Address, user: u32) -> bool {
     let asked = within(PATIENCE, move || {
@@ -390,16 +375,6 @@ pub(super) fn is_alive(address: Address, user: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_never_ends_is_left() {
-        assert_eq!(within(PATIENCE, || 1), Some(1));
-        let (_keep, ended) = mpsc::channel::<()>();
-        let begin = Instant::now();
-        let limit = Duration::from_millis(30);
-        assert!(within(limit, move || ended.recv()).is_none());
-        assert!(begin.elapsed() >= limit);
-    }
 
     #[test]
     fn a_volume_that_nobody_has() {

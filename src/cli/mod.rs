@@ -11,6 +11,7 @@ use std::process;
 use clap::error::ErrorKind as ClapError;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+mod changed;
 mod check;
 pub mod control;
 pub mod create;
@@ -47,6 +48,7 @@ pub use error::{CliError, ExitCode};
 use crate::keys::{PassphraseSource, keystore};
 use crate::layers;
 use crate::sys::interrupt;
+use crate::sys::limits;
 use crate::sys::memory::disable_core_dumps;
 use log::Log;
 use options::MountWords;
@@ -223,7 +225,7 @@ struct MountArgs {
     volume: PathBuf,
     /// Where to mount it
     dir: PathBuf,
-    /// Make the volume and DIR where there is none
+    /// Make the volume and DIR where there is none, and none is known
     #[arg(long)]
     create: bool,
     /// Take a volume that was restored from a backup as it is, though it is older than this machine
@@ -365,6 +367,8 @@ fn execute(command: Command, log: &Log) -> Result<u8, CliError> {
 /// What every process that may hold keys does first: no core dumps, and a test that both layers
 /// still compute what they should.
 fn harden() -> Result<(), CliError> {
+    limits::keep_owners_rights();
+    limits::outlive_large_files();
     if let Err(error) = disable_core_dumps() {
         tracing::warn!(%error, "core dumps could not be turned off");
     }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use super::changed::FormerIdentity;
 use super::control::{Answer, Closed, ControlServer, Done};
 use super::create::{NewVolume, create};
 use super::daemon::{Readiness, in_background};
@@ -31,6 +32,7 @@ use crate::keys::PassphraseSource;
 use crate::store::Store;
 use crate::store::directory::DirectoryStore;
 use crate::sys::identity::effective_user;
+use crate::sys::limits;
 use crate::sys::location::Location;
 use crate::sys::process::{self, EndSignals};
 use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
@@ -64,6 +66,13 @@ pub struct MountRequest {
     pub keystore: PathBuf,
 }
 
+impl MountRequest {
+    /// The volume is to get another incarnation or id before it is mounted.
+    fn changes_identity(&self) -> bool {
+        self.new_identity || self.accept_restored
+    }
+}
+
 /// Mounts. In the foreground it returns when the mount has gone; otherwise when the filesystem
 /// answers, and then the daemon goes on in a process of its own, which ends in here.
 pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
@@ -94,39 +103,75 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     in_background(log, |readiness| daemon(&request, readiness))
 }
 
+/// What the caller's session allows its commands is no measure for a daemon that outlives it.
+fn leave_session() {
+    limits::raise_limits();
+    limits::normal_priority();
+}
+
 fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliError> {
+    leave_session();
     let (path, dir) = prepare_places(request)?;
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
+    if !request.changes_identity() {
+        let volume = open_volume(request, &path, &doing)?;
+        return serve(request, volume, (&path, &dir), &mut || readiness.ready());
+    }
+    fuse::check_mountable(&dir).map_err(|error| explain(&error, doing()))?;
     let volume = open_volume(request, &path, &doing)?;
-    let volume = accept(request, volume, &doing)?;
+    let former = FormerIdentity::of(&volume);
+    let mut is_ready = false;
+    let mut ready = || {
+        is_ready = true;
+        readiness.ready();
+    };
+    let served = change_identity(request, volume, &path, &doing)
+        .and_then(|volume| serve(request, volume, (&path, &dir), &mut ready));
+    served.map_err(|error| match is_ready {
+        true => error,
+        false => former.explain(error),
+    })
+}
+
+/// Mounts an open volume and returns when the mount has gone. `ready` is called when it answers.
+fn serve(
+    request: &MountRequest,
+    volume: Volume,
+    (path, dir): (&Path, &Path),
+    ready: &mut dyn FnMut(),
+) -> Result<(), CliError> {
+    let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
     if let Some(descriptor) = passphrase_descriptor(request) {
         process::close_inherited_descriptor(descriptor);
     }
-    let volume = separate(request, volume, &path, &doing)?;
+    // Where it was started may be on a disk that somebody wants to unmount.
+    if let Err(error) = std::env::set_current_dir("/") {
+        tracing::debug!(%error, "the working directory stays where it was");
+    }
     // All threads that follow inherit both.
     let signals = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
     if let Err(error) = process::set_io_flusher() {
         tracing::debug!(%error, "not marked as one that serves writeback");
     }
-    let report = status::report_open(&path, &volume);
+    let report = status::report_open(path, &volume);
     let read_only = request.words.read_only.unwrap_or(false);
-    let options = fuse_options(request, &path, volume.header.is_foreign());
+    let options = fuse_options(request, path, volume.header.is_foreign());
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| CliError::filesystem(doing(), &error))?;
     filesystem.warn_of_hidden();
     let mounted_on = Arc::new(OnceLock::new());
-    let control = start_control(&path, &filesystem, report, read_only, &mounted_on);
+    let control = start_control(path, &filesystem, report, read_only, &mounted_on);
     let served = fuse::mount(
         Arc::clone(&filesystem),
-        &dir,
+        dir,
         &options,
         Some(signals),
         |device| {
             tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
             if let Some(device) = device {
                 let entry = utab::Entry {
-                    volume: path.clone(),
-                    dir: dir.clone(),
+                    volume: path.to_owned(),
+                    dir: dir.to_owned(),
                     device,
                     process: std::process::id(),
                 };
@@ -134,7 +179,7 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
                 let _ = mounted_on.set(entry);
                 answer_for_mount(control.as_ref(), device);
             }
-            readiness.ready();
+            ready();
         },
     );
     let closed = filesystem.close();
@@ -186,6 +231,9 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
 
 fn make_missing(request: &MountRequest) -> Result<(), CliError> {
     if !request.volume.join(HEADER_NAME).exists() {
+        let doing = || format!("cannot make {}", request.volume.display());
+        volume::refuse_vanished(&request.keystore, &without_links(&request.volume))
+            .map_err(|error| CliError::volume(doing(), &error))?;
         create(&NewVolume {
             path: request.volume.clone(),
             customer_key: request.words.customer_key.clone(),
@@ -201,6 +249,16 @@ fn make_missing(request: &MountRequest) -> Result<(), CliError> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Where a path leads to, its last part being there or not.
+fn without_links(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path)
+        .or_else(|error| match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => Ok(std::fs::canonicalize(parent)?.join(name)),
+            _ => Err(error),
+        })
+        .unwrap_or_else(|_| path.to_owned())
 }
 
 fn passphrase(request: &MountRequest) -> PassphraseSource {
@@ -232,6 +290,7 @@ fn open_volume(
     let options = OpenOptions {
         customer_key: request.words.customer_key.clone(),
         keystore: request.keystore.clone(),
+        path: Some(path.to_owned()),
         passphrase: passphrase(request),
         read_only: request.words.read_only.unwrap_or(false),
         fingerprint: request.words.fingerprint.clone(),
@@ -240,6 +299,17 @@ fn open_volume(
     };
     open_when_free(Some(&directory), &Arc::new(store), &options)
         .map_err(|error| CliError::volume(doing(), &error))
+}
+
+/// Does what `--accept-restored` or `--new-identity` asks for.
+fn change_identity(
+    request: &MountRequest,
+    volume: Volume,
+    path: &Path,
+    doing: &impl Fn() -> String,
+) -> Result<Volume, CliError> {
+    let volume = accept(request, volume, doing)?;
+    separate(request, volume, path, doing)
 }
 
 fn accept(
@@ -307,13 +377,29 @@ pub(super) fn open_when_free(
     }
 }
 
+/// So many objects as may be open, beside what else is: descriptors of requests under way, of the
+/// socket's clients, of directories.
+fn open_objects(wanted: usize) -> usize {
+    const BESIDE: u64 = 128;
+    let most = limits::open_files().saturating_sub(BESIDE).max(8);
+    let allowed = usize::try_from(most).map_or(wanted, |most| wanted.min(most));
+    if allowed < wanted {
+        tracing::warn!(
+            wanted,
+            allowed,
+            "fewer files of the volume are kept open than was asked for: ulimit -n does not allow more"
+        );
+    }
+    allowed
+}
+
 fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     let words = &request.words;
     let mut options = FilesystemOptions::default();
     options.read_only = words.read_only.unwrap_or(false);
     options.commit_interval = words.commit.unwrap_or(options.commit_interval);
     options.meta_cache_bytes = words.meta_cache_bytes.unwrap_or(options.meta_cache_bytes);
-    options.open_objects = words.open_objects.unwrap_or(options.open_objects);
+    options.open_objects = open_objects(words.open_objects.unwrap_or(options.open_objects));
     options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
     options.access_times = words.access_times.unwrap_or_default();
     options.snapshot_dir = words.snapshot_dir.clone().unwrap_or_default();
@@ -467,12 +553,17 @@ fn finish(
     Ok(())
 }
 
+const OPEN_DEVICE: &str = "let users open the device: chmod 666 /dev/fuse, as is usual";
+
 fn explain(error: &FuseError, doing: String) -> CliError {
     let told = CliError::new(ExitCode::Mount, format!("{doing}: {error}"));
     match error {
+        FuseError::Device(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+            told.with_hint(OPEN_DEVICE)
+        }
         FuseError::Device(_) => told.with_hint("load the kernel's module: modprobe fuse"),
         FuseError::Mount(cause) if cause.to_string().contains("/dev/fuse: Permission") => {
-            told.with_hint("let users open the device: chmod 666 /dev/fuse, as is usual")
+            told.with_hint(OPEN_DEVICE)
         }
         FuseError::Mount(cause) if cause.to_string().contains("user_allow_other") => {
             told.with_hint("put user_allow_other into /etc/fuse.conf, or leave allow_other off")

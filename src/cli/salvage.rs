@@ -153,6 +153,7 @@ fn open(
             .map(|uri| options::key_uri(uri, &directory))
             .transpose()?,
         keystore: keys.keystore,
+        path: Some(located.path.clone()),
         passphrase: keys.passphrase,
         read_only: true,
         ..OpenOptions::default()

@@ -59,6 +59,7 @@ pub(super) fn open_volume(
         .map_err(|error| CliError::io(doing(), &error))?;
     let options = OpenOptions {
         keystore: keys.keystore.clone(),
+        path: Some(located.path.clone()),
         passphrase: keys.passphrase.clone(),
         read_only: !writes,
         ..OpenOptions::default()

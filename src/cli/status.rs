@@ -442,6 +442,7 @@ fn views_of(volume: Volume) -> Option<Vec<ViewReport>> {
 fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: Report) -> Known {
     let options = OpenOptions {
         keystore: keystore.to_path_buf(),
+        path: Some(path.to_path_buf()),
         passphrase: PassphraseSource::None,
         read_only: true,
         ..OpenOptions::default()

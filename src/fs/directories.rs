@@ -1,7 +1,8 @@
 //! Listing directories.
 //!
-//! An entry's position is the hash of its name ([`crate::meta::keys`]): it stays where it is when
-//! others come and go. Positions 0 and 1 are `.` and `..`; an entry with hash h is at h + 2.
+//! An entry's position ([`crate::meta::keys`]) stays where it is when others come and go, and no
+//! other entry of the directory has it. Offsets 0 and 1 are `.` and `..`; an entry at position p has
+//! offset p + 2. All offsets are below 2^31, which is what `off_t` of 32 bits holds.
 
 use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
 use super::{Filesystem, ViewsDirectory, check_name, node_in};
@@ -11,7 +12,7 @@ use crate::meta::records::DirentRecord;
 
 /// Entries read at a time.
 const SCAN_ENTRIES: usize = 128;
-/// Position of the first entry that is not `.` or `..`.
+/// Offset of the first entry that is not `.` or `..`.
 const FIRST_NAME: u64 = 2;
 
 impl Filesystem {
@@ -78,19 +79,22 @@ impl Filesystem {
             return Ok(());
         }
         let high = keys::after_ino(node.ino());
-        let mut low = keys::dirent_from(node.ino(), offset.saturating_sub(FIRST_NAME));
+        let Ok(first) = u32::try_from(offset.saturating_sub(FIRST_NAME)) else {
+            return Ok(());
+        };
+        let mut low = keys::dirent_from(node.ino(), first);
         loop {
             let rows = self
                 .meta
                 .scan(Table::Dirent, &low, &high, view, SCAN_ENTRIES)?;
             for (key, value) in &rows {
-                let (hash, name) = keys::dirent_parts(key).ok_or(Errno::EIO)?;
+                let (position, name) = keys::dirent_parts(key).ok_or(Errno::EIO)?;
                 let record = DirentRecord::decode(value).ok_or(Errno::EIO)?;
                 check_name(name).map_err(|_| Errno::EIO)?;
                 let entry = DirEntry {
                     node: node_in(node.view(), record.ino)?,
                     kind: record.kind,
-                    next_offset: hash + FIRST_NAME + 1,
+                    next_offset: u64::from(position) + FIRST_NAME + 1,
                     name,
                 };
                 if !emit(&entry) {

@@ -22,8 +22,10 @@ use fuser::{
 };
 
 use super::capabilities;
+use super::contents;
 use super::convert;
 use super::dispatch::Dispatch;
+use super::full::FullFiles;
 use super::groups::groups_of;
 use super::ioctl;
 use super::notify::Notices;
@@ -39,9 +41,6 @@ use crate::fs::types::{Handle, NodeId};
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
-/// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
-/// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
-const COPY_BYTES: u64 = 1 << 30;
 /// How a session is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct AdapterOptions {
@@ -55,6 +54,7 @@ pub(super) struct Adapter {
     dispatch: Dispatch,
     options: AdapterOptions,
     notices: Arc<Notices>,
+    full: Arc<FullFiles>,
     /// The kernel leaves the umask to us, so that a directory's default ACL can take its place.
     applies_umask: bool,
 }
@@ -75,21 +75,18 @@ fn handle(fh: FileHandle) -> Handle {
     Handle(fh.0)
 }
 
-/// What a write carries a flag for: a change of contents by anybody but root takes set-id bits and
-/// capabilities away.
-fn without_privileges(fs: &Filesystem, uid: u32, ino: INodeNo) -> Result<(), Errno> {
-    if uid == 0 {
-        return Ok(());
-    }
-    fs.kill_privileges(node(ino))
-}
-
 impl Adapter {
-    pub(super) fn new(dispatch: Dispatch, options: AdapterOptions, notices: Arc<Notices>) -> Self {
+    pub(super) fn new(
+        dispatch: Dispatch,
+        options: AdapterOptions,
+        notices: Arc<Notices>,
+        full: Arc<FullFiles>,
+    ) -> Self {
         Self {
             dispatch,
             options,
             notices,
+            full,
             applies_umask: false,
         }
     }
@@ -121,19 +118,31 @@ impl fuser::Filesystem for Adapter {
                     let time = remember_absence(node(parent));
                     reply.entry(&time, &convert::absent(), Generation(0));
                 }
-                result => answer(reply, result, send_entry),
+                result => {
+                    let found = result.map(|attr| INodeNo(attr.node.0));
+                    answer(reply, result, send_entry);
+                    found.into_iter().for_each(|ino| self.full.ask_again(ino));
+                }
             }
         });
     }
 
     fn forget(&self, request: &Request, ino: INodeNo, count: u64) {
+        self.full.end(node(ino));
         self.dispatch
             .inline("forget", request, |fs| fs.forget(node(ino), count));
     }
 
-    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    /// With writeback the kernel names an open file when it is about to take a write, and then only.
+    fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.dispatch.inline("getattr", request, |fs| {
-            answer(reply, fs.getattr(node(ino)), send_attr);
+            let refusal = fh.and_then(|_| self.full.refusal(fs, node(ino)));
+            answer(
+                reply,
+                refusal.map_or_else(|| fs.getattr(node(ino)), Err),
+                send_attr,
+            );
+            self.full.ask_again(ino);
         });
     }
 
@@ -163,10 +172,12 @@ impl fuser::Filesystem for Adapter {
             (atime, mtime, ctime),
         );
         let pid = request.pid();
+        let full = Arc::clone(&self.full);
         let body = move |fs: &Filesystem| {
             let member = |group| group == caller.gid || groups_of(pid).contains(&group);
             let changed = fs.setattr_as(&caller, node(ino), &changes, &member);
             answer(reply, changed, send_attr);
+            full.ask_again(ino);
         };
         if size.is_some() {
             self.dispatch
@@ -369,18 +380,19 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // Without writeback the kernel keeps no times, of what a mapping wrote either.
         let cached = self.options.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let data: Box<[u8]> = data.into();
-        let len = data.len();
-        self.dispatch
-            .contents("write", request, (len, len), move |fs| {
-                let written = fs.write(node(ino), handle(fh), offset, &data, kill, cached);
-                answer(reply, written, |reply, len| {
-                    reply.written(u32::try_from(len).unwrap_or(u32::MAX));
-                });
-            });
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let to = (ino, handle(fh), offset);
+        contents::write(
+            &self.dispatch,
+            request,
+            to,
+            data,
+            (kill, cached),
+            &self.full,
+            reply,
+        );
     }
 
     /// Inline: it hands over errors of earlier writes and waits for nothing, and every close of a
@@ -630,7 +642,7 @@ impl fuser::Filesystem for Adapter {
         let uid = request.uid();
         self.dispatch
             .hand_over("fallocate", request, (Lane::Lengthy, 0), move |fs| {
-                let done = without_privileges(fs, uid, ino)
+                let done = contents::without_privileges(fs, uid, ino)
                     .and_then(|()| fs.fallocate(node(ino), handle(fh), offset, length, mode));
                 answer(reply, done, send_ok);
             });
@@ -645,23 +657,8 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let notices = Arc::clone(&self.notices);
-        self.dispatch
-            .hand_over("lseek", request, (Lane::Lengthy, 0), move |fs| {
-                let Some(whence) = convert::seek_whence(whence) else {
-                    return reply.refuse(Errno::EINVAL);
-                };
-                // What the kernel holds back would look like a hole, and `cp` would lose it.
-                if fs.may_be_dirty(node(ino)) {
-                    notices.write_back(ino);
-                }
-                // POSIX and lseek(2): beyond the file, on either side, is ENXIO.
-                let found = u64::try_from(offset)
-                    .map_err(|_| Errno::ENXIO)
-                    .and_then(|offset| fs.seek(node(ino), handle(fh), offset, whence))
-                    .and_then(|found| i64::try_from(found).map_err(|_| Errno::EOVERFLOW));
-                answer(reply, found, |reply, found| reply.offset(found));
-            });
+        let at = (ino, handle(fh), offset, whence);
+        contents::seek(&self.dispatch, request, at, &self.notices, reply);
     }
 
     fn copy_file_range(
@@ -680,16 +677,7 @@ impl fuser::Filesystem for Adapter {
         if flags.bits() != 0 {
             return reply.refuse(Errno::EINVAL);
         }
-        let uid = request.uid();
-        self.dispatch
-            .hand_over("copy_file_range", request, (Lane::Lengthy, 0), move |fs| {
-                let len = len.min(COPY_BYTES);
-                let copied = without_privileges(fs, uid, to).and_then(|()| {
-                    fs.copy_file_range(node(from), from_offset, node(to), to_offset, len)
-                });
-                answer(reply, copied, |reply, len| {
-                    reply.written(u32::try_from(len).unwrap_or(u32::MAX));
-                });
-            });
+        let (from, to) = ((node(from), from_offset), (node(to), to_offset));
+        contents::copy(&self.dispatch, request, (from, to, len), reply);
     }
 }

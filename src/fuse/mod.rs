@@ -14,7 +14,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use crate::fs::Filesystem;
 use crate::sys::mounts::MountFlags;
@@ -22,9 +23,12 @@ use crate::sys::process::EndSignals;
 
 mod adapter;
 mod capabilities;
+mod contents;
 mod convert;
+mod dirty;
 mod dispatch;
 mod follow;
+mod full;
 mod groups;
 mod ioctl;
 pub mod mountinfo;
@@ -37,13 +41,20 @@ mod workers;
 pub use mountpoint::unmount;
 
 use adapter::{Adapter, AdapterOptions};
+use dirty::DirtyLimits;
 use dispatch::Dispatch;
+use full::FullFiles;
 use mountpoint::Mounted;
 use notify::Notices;
 use workers::Workers;
 
 /// Background requests (read-ahead, writeback) that the kernel may have under way.
 const MAX_BACKGROUND: u16 = 64;
+
+/// Between two attempts to take away a mount that is in use.
+const RETRY: Duration = Duration::from_secs(1);
+/// A signal that comes sooner after the first is of the same end of a session.
+const SAME_END: Duration = Duration::from_secs(1);
 
 /// How to mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -102,12 +113,22 @@ pub enum FuseError {
     Session(#[source] io::Error),
 }
 
+/// Refuses what would make a mount on `dir` fail, as far as that can be known before: for somebody
+/// who changes a volume first.
+///
+/// # Errors
+/// The device cannot be opened, or this user may not mount there.
+pub fn check_mountable(dir: &Path) -> Result<(), FuseError> {
+    mountpoint::check_device().map_err(FuseError::Device)?;
+    mountpoint::check_user(dir).map_err(FuseError::Mount)
+}
+
 /// Mounts and serves until the mount is gone. `ready` is called once the filesystem answers, with
 /// its device number where that is known.
 ///
 /// `dir`: absolute, without symbolic links, an existing directory. `signals`: those that unmount;
-/// they must have been blocked before any thread was made, those of `filesystem` included. If a
-/// directory is in use, the first signal is refused and the second detaches it.
+/// they must have been blocked before any thread was made, those of `filesystem` included. A mount
+/// that is in use goes when it is free, or at once when another signal comes later.
 pub fn mount(
     filesystem: Arc<Filesystem>,
     dir: &Path,
@@ -118,6 +139,7 @@ pub fn mount(
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
     let notices = Arc::new(Notices::default());
     filesystem.attach(Arc::clone(&notices) as _);
+    let limits = Arc::new(DirtyLimits::default());
     let dispatch = Dispatch::new(
         Arc::clone(&filesystem),
         Arc::clone(&workers),
@@ -131,18 +153,25 @@ pub fn mount(
             max_background: options.max_background,
         },
         Arc::clone(&notices),
+        Arc::new(FullFiles::new(Arc::clone(&notices), Arc::clone(&limits))),
     );
-    let result = serve(adapter, dir, options, &notices, signals, ready);
+    let lift = |mounted: &Mounted| {
+        if let Some(folder) = mounted.limits_folder() {
+            limits.lift(folder, &filesystem);
+        }
+    };
+    let to_serve = (adapter, dir, options);
+    let result = serve(to_serve, &filesystem, &notices, &lift, signals, ready);
     workers.finish();
     filesystem.detach();
     result
 }
 
 fn serve(
-    adapter: Adapter,
-    dir: &Path,
-    options: &MountOptions,
+    (adapter, dir, options): (Adapter, &Path, &MountOptions),
+    filesystem: &Arc<Filesystem>,
     notices: &Notices,
+    lift_limits: &dyn Fn(&Mounted),
     signals: Option<EndSignals>,
     ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
@@ -154,10 +183,10 @@ fn serve(
             return Err(FuseError::Handshake(error));
         }
     };
-    mounted.tune();
+    lift_limits(&mounted);
     let result = notices
         .start(session.notifier(), mounted.clone(), options.writeback)
-        .and_then(|()| listen_for(signals, &mounted))
+        .and_then(|()| listen_for(signals, filesystem, &mounted))
         .map_err(FuseError::Thread)
         .and_then(|()| {
             ready(mounted.device());
@@ -170,13 +199,19 @@ fn serve(
     result
 }
 
-fn listen_for(signals: Option<EndSignals>, mounted: &Mounted) -> io::Result<()> {
+fn listen_for(
+    signals: Option<EndSignals>,
+    filesystem: &Arc<Filesystem>,
+    mounted: &Mounted,
+) -> io::Result<()> {
     let Some(signals) = signals else {
         return Ok(());
     };
+    // Not held while it waits: who has mounted closes the filesystem when the mount has gone.
+    let filesystem = Arc::downgrade(filesystem);
     let mounted = mounted.clone();
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || unmount_on(signals, &mounted))?;
+    thread.spawn(move || unmount_on(signals, &filesystem, &mounted))?;
     Ok(())
 }
 
@@ -204,19 +239,52 @@ fn take_away(mounted: &Mounted) {
     }
 }
 
-/// Unmounts at the first signal if the mount is not in use, at a later one in any case.
-fn unmount_on(signals: EndSignals, mounted: &Mounted) {
-    let mut lazy = false;
-    while let Ok(signal) = signals.wait() {
-        tracing::info!(signal, "unmounting");
+/// Makes everything durable at the first signal, and unmounts then, or when nobody uses the mount any
+/// more. At the end of a session everybody is told to end at once, and whoever works in the mount may
+/// be slower. A signal that comes later detaches it.
+fn unmount_on(signals: EndSignals, filesystem: &Weak<Filesystem>, mounted: &Mounted) {
+    let mut asked: Option<Instant> = None;
+    let mut is_told = false;
+    while let Ok(signal) = signals.wait(asked.map(|_| RETRY)) {
+        let mut lazy = false;
+        match (signal, asked) {
+            (None, None) => continue,
+            (None, Some(_)) => {}
+            (Some(signal), None) => {
+                tracing::info!(signal, "unmounting");
+                asked = Some(Instant::now());
+                save(filesystem, mounted);
+            }
+            (Some(signal), Some(then)) if then.elapsed() > SAME_END => {
+                tracing::info!(signal, "detaching the mount");
+                lazy = true;
+            }
+            (Some(_), Some(_)) => {}
+        }
         match mounted.unmount(lazy) {
             Ok(()) if !mounted.is_there() => return,
             Ok(()) => {}
-            Err(error) => tracing::warn!(
-                %error,
-                "still serving: the mount is in use; a second signal detaches it"
-            ),
+            Err(error) if !is_told => {
+                is_told = true;
+                tracing::warn!(
+                    %error,
+                    "still serving: the mount is in use, and goes when it is free; another signal \
+                     detaches it"
+                );
+            }
+            Err(_) => {}
         }
-        lazy = true;
+    }
+}
+
+fn save(filesystem: &Weak<Filesystem>, mounted: &Mounted) {
+    let Some(filesystem) = filesystem.upgrade() else {
+        return;
+    };
+    if let Err(error) = mounted.send_all() {
+        tracing::debug!(%error, "the kernel may hold something back");
+    }
+    if let Err(error) = filesystem.sync() {
+        tracing::error!(%error, "not everything could be made durable");
     }
 }

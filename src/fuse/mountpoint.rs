@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::MountOptions;
@@ -26,8 +26,6 @@ use crate::sys::{descriptors, mounts, process};
 const FUSERMOUNT: [&str; 2] = ["fusermount3", "fusermount"];
 /// Shown behind the dot of `fuse.bilayer`.
 const SUBTYPE: &str = "subtype=bilayer";
-/// How far ahead the kernel reads a file that is read in order: two requests of full size.
-const READ_AHEAD_KIB: u32 = 2048;
 
 /// A mount that was made by this process. It is known by its number: it may be moved.
 #[derive(Clone, Debug)]
@@ -52,6 +50,30 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mou
     let location = Location::open(dir).and_then(|found| found.info()).ok();
     let location = location.filter(|found| found.is_mount_root);
     Ok((device, Mounted { location }))
+}
+
+/// Opens the device and closes it again. fusermount3 opens it with this user's rights, too.
+pub(super) fn check_device() -> io::Result<()> {
+    mounts::open_fuse_device().map(drop)
+}
+
+/// Whether this user may mount on `dir`: what fusermount3 asks of it, and that it is there.
+pub(super) fn check_user(dir: &Path) -> io::Result<()> {
+    let user = effective_user();
+    if user == 0 {
+        return Ok(());
+    }
+    let metadata = fs::metadata(dir)?;
+    let sticky = metadata.mode() & libc::S_ISVTX != 0;
+    if (sticky && metadata.uid() != user) || !mounts::may_write(dir)? {
+        let why = "only directories that this user may write to can be mounted on";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    run_fusermount(|command| {
+        command.arg("-V");
+    })?
+    .wait_with_output()
+    .map(drop)
 }
 
 /// Words for the kernel, in the order in which `/proc/mounts` shows them.
@@ -205,22 +227,9 @@ impl Mounted {
         }
     }
 
-    /// Lifts the limits that the kernel sets to FUSE mounts (1 % of memory dirty, 128 KiB read
-    /// ahead). Only root can; others keep the kernel's limits.
-    pub(super) fn tune(&self) {
-        let Some(mount) = self.find() else {
-            return;
-        };
-        let folder = Path::new("/sys/class/bdi").join(&mount.device);
-        for (name, value) in [
-            ("max_ratio", 100),
-            ("strict_limit", 0),
-            ("read_ahead_kb", READ_AHEAD_KIB),
-        ] {
-            if let Err(error) = fs::write(folder.join(name), value.to_string()) {
-                tracing::debug!(name, %error, "limit of the kernel not lifted");
-            }
-        }
+    /// Where the kernel keeps the limits of the mount's device, while it is there.
+    pub(super) fn limits_folder(&self) -> Option<PathBuf> {
+        Some(Path::new("/sys/class/bdi").join(self.find()?.device))
     }
 }
 

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use fuser::{INodeNo, Notifier};
 
@@ -27,6 +27,7 @@ pub(super) struct Notices(OnceLock<Channels>);
 struct Channels {
     notifier: Notifier,
     wishes: SyncSender<Wish>,
+    forgotten: Sender<INodeNo>,
     mounted: Mounted,
     writeback: bool,
 }
@@ -46,10 +47,23 @@ impl Notices {
                 let notifier = notifier.clone();
                 move || serve(&inbox, &notifier)
             })?;
+        // One of its own: where the kernel lets go of an inode in this call, it waits for WRITEs.
+        let (forgotten, to_forget) = channel::<INodeNo>();
+        std::thread::Builder::new()
+            .name("forgetter".to_owned())
+            .spawn({
+                let notifier = notifier.clone();
+                move || {
+                    to_forget
+                        .iter()
+                        .for_each(|ino| forget_attributes(&notifier, ino));
+                }
+            })?;
         // Started once, before the first request.
         let _ = self.0.set(Channels {
             notifier,
             wishes,
+            forgotten,
             mounted,
             writeback,
         });
@@ -69,10 +83,16 @@ impl Notices {
     /// moment: such an inode is not about to go, the kernel waits for nothing, and so the reading
     /// thread may call this.
     pub(super) fn forget_attributes(&self, ino: INodeNo) {
-        if let Some(channels) = self.0.get()
-            && let Err(error) = channels.notifier.inval_inode(ino, -1, 0)
-        {
-            tracing::debug!(ino = ino.0, %error, "attributes not forgotten");
+        if let Some(channels) = self.0.get() {
+            forget_attributes(&channels.notifier, ino);
+        }
+    }
+
+    /// The same soon, for any inode; whoever calls waits for nothing.
+    pub(super) fn forget_attributes_soon(&self, ino: INodeNo) {
+        if let Some(channels) = self.0.get() {
+            // It fails where the mount is gone, and with it what was to be forgotten.
+            let _ = channels.forgotten.send(ino);
         }
     }
 }
@@ -106,6 +126,12 @@ impl KernelCache for Notices {
         for node in nodes {
             let _ = channels.notifier.inval_inode(INodeNo(node.0), 0, 0);
         }
+    }
+}
+
+fn forget_attributes(notifier: &Notifier, ino: INodeNo) {
+    if let Err(error) = notifier.inval_inode(ino, -1, 0) {
+        tracing::debug!(ino = ino.0, %error, "attributes not forgotten");
     }
 }
 

@@ -30,17 +30,20 @@ use super::secret::{PlatformCustomerKey, PlatformKey};
 use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecord};
 use crate::ids::VolumeId;
 use crate::layers::{CustomerDek, InfrastructureDek};
+use crate::store::Place;
 use crate::sys::identity::{effective_user, home_of, real_user};
 use crate::sys::wipe::with_secrets;
 
 mod directory;
 mod files;
 mod holder;
+mod neighbours;
 mod record;
 mod transport;
 mod writer;
 
-pub use directory::RememberedDirectory;
+pub use directory::{FormerDirectory, RememberedDirectory};
+pub use neighbours::RememberedVolume;
 pub use record::{KnownKeySet, VolumeRecord};
 pub use writer::{WriterLock, WriterLocked};
 
@@ -146,6 +149,19 @@ impl PlatformKeystore {
     /// The file with what is remembered of a volume, for people.
     pub fn record_path(&self, volume: VolumeId) -> PathBuf {
         record::path_of(&self.directory, volume)
+    }
+
+    /// The volumes that are remembered at a place; `path` is a path that leads there. Records that
+    /// cannot be read are left out, with a line in the log.
+    ///
+    /// # Errors
+    /// When the records cannot be listed.
+    pub fn volumes_at(
+        &self,
+        place: Option<&Place>,
+        path: Option<&Path>,
+    ) -> Result<Vec<RememberedVolume>, KeyError> {
+        with_secrets(|| neighbours::find(&self.directory, place, path))
     }
 
     /// What is told to another keystore, or to none, would be told to nobody: its directory may have

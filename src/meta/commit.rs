@@ -47,6 +47,9 @@ impl Meta {
     }
 
     /// Sets or removes a directory entry.
+    ///
+    /// # Errors
+    /// Also when there are too many entries for another one.
     pub fn put_dirent(
         &self,
         batch: &mut Batch,
@@ -54,8 +57,42 @@ impl Meta {
         name: &[u8],
         entry: Option<DirentRecord>,
     ) -> Result<(), MetaError> {
-        let key = keys::dirent(parent, self.name_hash(name), name);
+        let key = match self.key_of_name(batch, parent, name)? {
+            Some(key) => key,
+            None if entry.is_none() => return Ok(()),
+            None => return Err(MetaError::UsedUp("places in the directory")),
+        };
         self.write(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
+    }
+
+    /// The logical key of a name in the live view: the one that it has, or else the first that is
+    /// free. `None` where none is.
+    fn key_of_name(
+        &self,
+        batch: &Batch,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<Option<Vec<u8>>, MetaError> {
+        let hash = self.name_hash(name);
+        let mut taken = [false; keys::NEARBY as usize];
+        let stored = self.nearby(parent, hash, View::LIVE)?;
+        let stored = stored.iter().map(|(key, _)| key.as_slice());
+        // What the batch removes stays taken: its place is free when the batch is applied.
+        for key in batch.names_in(parent).chain(stored) {
+            let Some((position, found)) = keys::dirent_parts(key) else {
+                return Err(MetaError::Corrupt("dirent"));
+            };
+            let offset = position.checked_sub(hash);
+            let Some(place) = offset.and_then(|offset| taken.get_mut(offset as usize)) else {
+                continue;
+            };
+            if found == name {
+                return Ok(Some(key.to_vec()));
+            }
+            *place = true;
+        }
+        let free = taken.iter().position(|taken| !taken);
+        Ok(free.map(|offset| keys::dirent(parent, hash + offset as u32, name)))
     }
 
     /// Sets or removes an extended attribute.

@@ -8,7 +8,7 @@
 //! | table | logical key | versioned | value ([`super::records`]) |
 //! |---|---|---|---|
 //! | `inode` | ino (8) | yes | inode |
-//! | `dirent` | parent ino (8), name hash (8), name, NUL | yes | ino (8), kind (1) |
+//! | `dirent` | parent ino (8), position (4), name, NUL | yes | ino (8), kind (1) |
 //! | `xattr` | ino (8), name, NUL | yes | the value |
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
 //! | `view` | view id (2) | no | a kept view |
@@ -18,12 +18,33 @@
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
 //! | `counters` | empty | no | counters |
 //!
-//! The *name hash* is the first 8 bytes of SHA-256(hash key ‖ name), as a big-endian number
-//! shifted right by two, where the hash key is 16 random bytes of the volume ([`super::records::Counters`]).
-//! It gives every entry a position that stays where it is when others come and go, which is what
-//! `telldir` and `seekdir` need; a secret key keeps users from making names that collide.
+//! The *name hash* is made of the first 4 bytes of SHA-256(hash key ‖ name), where the hash key is 16
+//! random bytes of the volume ([`super::records::Counters`]); see [`name_hash`]. An entry's
+//! *position* is its name's hash, or the first number after it that no other entry of the directory
+//! has: it stays where it is when others come and go, which is what `telldir` and `seekdir` need, and
+//! fits into the 31 bits that programs with a signed `off_t` of 32 bits can hold. A secret key keeps
+//! users from making names that collide.
+
+use sha2::{Digest, Sha256};
 
 use crate::ids::{ChunkIndex, Generation, Ino, ViewId};
+
+/// Hashes of names are below this number; together with what may be added to them, 31 bits hold them.
+pub const NAME_HASHES: u32 = (1 << 31) - 1024;
+/// An entry lies less than this after its name's hash.
+pub const NEARBY: u32 = 64;
+
+/// Where a name lies among its directory's entries unless another one does.
+pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u32 {
+    let digest = Sha256::new()
+        .chain_update(key)
+        .chain_update(name)
+        .finalize();
+    let mut first = [0; 4];
+    first.copy_from_slice(&digest[..4]);
+    // The high half of the product is below the second factor.
+    ((u64::from(u32::from_be_bytes(first)) * u64::from(NAME_HASHES)) >> 32) as u32
+}
 
 /// The tables.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -90,23 +111,23 @@ pub fn inode(ino: Ino) -> Vec<u8> {
 }
 
 /// Logical key of a directory entry.
-pub fn dirent(parent: Ino, hash: u64, name: &[u8]) -> Vec<u8> {
-    with_room(&[&parent.0.to_be_bytes(), &hash.to_be_bytes(), name, &[0]])
+pub fn dirent(parent: Ino, position: u32, name: &[u8]) -> Vec<u8> {
+    with_room(&[&parent.0.to_be_bytes(), &position.to_be_bytes(), name, &[0]])
 }
 
-/// Where the entries of a directory with a hash of at least `hash` begin.
-pub fn dirent_from(parent: Ino, hash: u64) -> Vec<u8> {
-    with_room(&[&parent.0.to_be_bytes(), &hash.to_be_bytes()])
+/// Where the entries of a directory from that position on begin.
+pub fn dirent_from(parent: Ino, position: u32) -> Vec<u8> {
+    with_room(&[&parent.0.to_be_bytes(), &position.to_be_bytes()])
 }
 
-/// Hash and name in a directory entry's logical key.
-pub fn dirent_parts(logical: &[u8]) -> Option<(u64, &[u8])> {
+/// Position and name in a directory entry's logical key.
+pub fn dirent_parts(logical: &[u8]) -> Option<(u32, &[u8])> {
     let (_, rest) = logical.split_first_chunk::<8>()?;
-    let (hash, rest) = rest.split_first_chunk::<8>()?;
+    let (position, rest) = rest.split_first_chunk::<4>()?;
     let (0, name) = rest.split_last()? else {
         return None;
     };
-    Some((u64::from_be_bytes(*hash), name))
+    Some((u32::from_be_bytes(*position), name))
 }
 
 /// Logical key of an extended attribute.

@@ -3,7 +3,7 @@
 
 use super::keys::{self, Table};
 use super::records::COUNT_MAX;
-use super::{Batch, Meta};
+use super::{Batch, Meta, MetaError};
 use crate::ids::{Generation, Ino};
 
 /// What the volume is to count from now on.
@@ -31,6 +31,23 @@ impl Meta {
         value: Option<Vec<u8>>,
     ) {
         batch.change(table, keys::versioned(logical, generation), value);
+    }
+
+    /// True where no version of any name is at that position of the directory.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn is_place_free(&self, parent: Ino, position: u32) -> Result<bool, MetaError> {
+        let (low, high) = (
+            keys::dirent_from(parent, position),
+            keys::dirent_from(parent, position + 1),
+        );
+        let mut is_free = true;
+        self.visit_physical(Table::Dirent, &low, &high, &mut |_, _| {
+            is_free = false;
+            false
+        })?;
+        Ok(is_free)
     }
 
     /// Sets or removes a row of a table without versions.

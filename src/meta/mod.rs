@@ -34,7 +34,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::{Mutex, RwLock};
-use sha2::{Digest, Sha256};
 
 use crate::errno::Errno;
 use crate::ids::{FolderNumber, Generation, Ino, Sequence, ViewId};
@@ -283,9 +282,9 @@ impl Meta {
         &self.file
     }
 
-    /// The position of a name among its directory's entries: 62 bits.
-    pub fn name_hash(&self, name: &[u8]) -> u64 {
-        name_hash(&self.hash_key, name)
+    /// Where a name lies among its directory's entries unless another one does.
+    pub fn name_hash(&self, name: &[u8]) -> u32 {
+        keys::name_hash(&self.hash_key, name)
     }
 
     /// The number of the next inode.
@@ -359,13 +358,20 @@ impl Meta {
         name: &[u8],
         view: View,
     ) -> Result<Option<DirentRecord>, MetaError> {
-        let key = keys::dirent(parent, self.name_hash(name), name);
-        let Some(bytes) = self.get(Table::Dirent, &key, view)? else {
-            return Ok(None);
-        };
-        DirentRecord::decode(&bytes)
-            .map(Some)
-            .ok_or(MetaError::Corrupt("dirent"))
+        for (key, value) in self.nearby(parent, self.name_hash(name), view)? {
+            if keys::dirent_parts(&key).is_some_and(|(_, found)| found == name) {
+                let record = DirentRecord::decode(&value);
+                return record.map(Some).ok_or(MetaError::Corrupt("dirent"));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The entries that lie where a name of that hash may lie.
+    pub(super) fn nearby(&self, parent: Ino, hash: u32, view: View) -> Result<Vec<Row>, MetaError> {
+        let low = keys::dirent_from(parent, hash);
+        let high = keys::dirent_from(parent, hash.saturating_add(keys::NEARBY));
+        self.scan(Table::Dirent, &low, &high, view, usize::MAX)
     }
 
     /// The extent that `view` sees, with the generation that wrote it.
@@ -636,17 +642,6 @@ impl Meta {
         });
         Ok((merged, next))
     }
-}
-
-/// The position of a name among its directory's entries, under a volume's key: 62 bits.
-pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u64 {
-    let digest = Sha256::new()
-        .chain_update(key)
-        .chain_update(name)
-        .finalize();
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest[..8]);
-    u64::from_be_bytes(first) >> 2
 }
 
 /// Counters that lag behind what they count are of another time than the other records. With them, a

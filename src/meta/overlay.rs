@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::keys::Table;
+use super::keys::{self, Table};
+use crate::ids::Ino;
 
 /// One table's changes.
 pub type TableOverlay = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -45,6 +46,15 @@ impl Batch {
     /// Sets or removes one physical record.
     pub(super) fn change(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
         self.changes.push(Change { table, key, value });
+    }
+
+    /// Logical keys of the names in a directory that were changed by this batch.
+    pub(super) fn names_in(&self, parent: Ino) -> impl Iterator<Item = &[u8]> {
+        let names = self.changes.iter().filter(|c| c.table == Table::Dirent);
+        let logical = names.filter_map(|change| keys::split_version(&change.key));
+        logical
+            .map(|(logical, _)| logical)
+            .filter(move |logical| keys::ino_of(logical) == Some(parent))
     }
 
     /// What an earlier change of this batch does to the physical record.

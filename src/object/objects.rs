@@ -13,7 +13,10 @@
 //! sync, whoever needs another one syncs some first ([`super::open_objects`]).
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -25,7 +28,12 @@ use crate::meta::Meta;
 use crate::meta::records::{ObjectName, PartId};
 use crate::planted::{Bug, planted};
 use crate::sealed::ContentsFile;
-use crate::store::{EntryKind, OpenMode, Store, StorePath};
+use crate::store::{EntryKind, OpenMode, Store, StorePath, too_many_open};
+
+/// How often something for which a file must be opened is tried again.
+const TRIES: u32 = 100;
+/// Between two tries where nothing could be closed here.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Folder of the newest objects.
 #[derive(Debug, Default)]
@@ -54,6 +62,8 @@ pub struct Objects {
     syncing_unlinked: Mutex<()>,
     /// Folders from this one on are of this use.
     first_folder: Mutex<FolderNumber>,
+    /// The log was told that too many files were open.
+    told_of_too_many: AtomicBool,
 }
 
 /// The directory of all objects.
@@ -106,6 +116,31 @@ impl Objects {
             syncing: Mutex::default(),
             syncing_unlinked: Mutex::default(),
             first_folder: Mutex::default(),
+            told_of_too_many: AtomicBool::new(false),
+        }
+    }
+
+    /// Does something for which a file must be opened. Where too many are open, here or on the whole
+    /// machine, others are closed and it is tried again: that is no error of the disk.
+    fn with_files<T>(&self, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut tries = 0;
+        loop {
+            let result = work();
+            let is_too_many = result.as_ref().is_err_and(too_many_open);
+            if !is_too_many || tries == TRIES {
+                return result;
+            }
+            if tries == 0 && !self.told_of_too_many.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "too many files are open: objects are closed, and opened again when they are \
+                     needed (ulimit -n, fs.file-max)"
+                );
+            }
+            if !self.open.close_some() {
+                self.open.sync_some();
+                std::thread::sleep(PAUSE);
+            }
+            tries += 1;
         }
     }
 
@@ -134,7 +169,8 @@ impl Objects {
             crypto,
             epoch: set.epoch,
         };
-        let file = self.store.open(&object_path(name), OpenMode::CreateNew)?;
+        let path = object_path(name);
+        let file = self.with_files(|| self.store.open(&path, OpenMode::CreateNew))?;
         self.unsynced.lock().insert(folder);
         let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
         self.open.put(name, contents);
@@ -148,7 +184,8 @@ impl Objects {
             folder: self.next_place(meta)?,
             object: ObjectId::random()?,
         };
-        self.store.link(&object_path(from), &object_path(to))?;
+        let (old, new) = (object_path(from), object_path(to));
+        self.with_files(|| self.store.link(&old, &new))?;
         self.unsynced.lock().insert(to.folder);
         Ok(to)
     }
@@ -162,7 +199,8 @@ impl Objects {
             object: id.name,
             epoch: id.epoch,
         })?;
-        let file = match self.store.open(&object_path(id.name), OpenMode::ReadWrite) {
+        let path = object_path(id.name);
+        let file = match self.with_files(|| self.store.open(&path, OpenMode::ReadWrite)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(ObjectError::Missing { object: id.name });
             }
@@ -192,10 +230,11 @@ impl Objects {
                 if planted(Bug::FolderNotSynced) {
                     break;
                 }
-                self.store.sync_dir(&folder_path(*folder))?;
+                let path = folder_path(*folder);
+                self.with_files(|| self.store.sync_dir(&path))?;
             }
             if root {
-                self.store.sync_dir(&root_path())
+                self.with_files(|| self.store.sync_dir(&root_path()))
             } else {
                 Ok(())
             }
@@ -214,7 +253,8 @@ impl Objects {
         self.open.close(name);
         // Before, for one who syncs meanwhile, and after, for what he did not see.
         self.unlinked.lock().insert(name.folder);
-        let unlinked = self.store.unlink(&object_path(name));
+        let path = object_path(name);
+        let unlinked = self.with_files(|| self.store.unlink(&path));
         self.unlinked.lock().insert(name.folder);
         match unlinked {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -235,7 +275,8 @@ impl Objects {
             return Ok(());
         }
         while let Some(folder) = folders.first().copied() {
-            match self.store.sync_dir(&folder_path(folder)) {
+            let path = folder_path(folder);
+            match self.with_files(|| self.store.sync_dir(&path)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     self.unlinked.lock().extend(folders);
                     return Err(error.into());
@@ -258,7 +299,9 @@ impl Objects {
 
     /// The objects in a folder.
     pub fn in_folder(&self, folder: FolderNumber) -> Result<Vec<ObjectId>, ObjectError> {
-        let entries = self.store.list(&folder_path(folder))?.into_iter();
+        let entries = self
+            .with_files(|| self.store.list(&folder_path(folder)))?
+            .into_iter();
         let files = entries.filter(|(_, kind)| *kind != EntryKind::Directory);
         Ok(files
             .filter_map(|(name, _)| ObjectId::from_hex(&name))
@@ -313,7 +356,8 @@ impl Objects {
         let mut folder = self.folder.lock();
         if folder.used == 0 || folder.used >= Self::FOLDER_OBJECTS {
             let number = meta.allocate_folder(FolderNumber(folder.number.0 + 1))?;
-            match self.store.create_dir(&folder_path(number)) {
+            let path = folder_path(number);
+            match self.with_files(|| self.store.create_dir(&path)) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 other => other?,
             }

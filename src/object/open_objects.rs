@@ -9,6 +9,7 @@
 //!
 //! The bound is exceeded only by objects that are in use at the same moment.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use lru::LruCache;
@@ -22,6 +23,8 @@ use crate::store::Store;
 
 /// From so many objects on, one `syncfs` is cheaper than an fdatasync each.
 const SYNC_ALL_FROM: usize = 32;
+/// So many are kept open in any case.
+const LEAST: usize = 8;
 /// How often one who opens an object makes space before he exceeds the bound.
 const ROUNDS: u32 = 16;
 
@@ -30,7 +33,8 @@ const ROUNDS: u32 = 16;
 pub(super) struct OpenObjects {
     store: Arc<dyn Store>,
     open: Mutex<LruCache<ObjectName, Arc<ContentsFile>>>,
-    open_max: usize,
+    /// Less than it was at first, once more could not be opened.
+    open_max: AtomicUsize,
     /// What a failed sync ends; `None` where nothing is written.
     meta: Option<Arc<Meta>>,
     /// Held by the one who syncs many to make space.
@@ -49,7 +53,7 @@ impl OpenObjects {
         Self {
             store,
             open: Mutex::new(LruCache::unbounded()),
-            open_max: open_max.max(1),
+            open_max: AtomicUsize::new(open_max.max(1)),
             meta,
             making_space: Mutex::default(),
         }
@@ -104,7 +108,7 @@ impl OpenObjects {
         if let Some(first) = open.get(&name) {
             return Space::Found(Arc::clone(first));
         }
-        while open.len() >= self.open_max {
+        while open.len() >= self.open_max.load(Ordering::Relaxed) {
             let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
             let mut unused = open.iter().rev().filter(|(_, object)| idle(object));
             let mut wait_for_sync = false;
@@ -124,6 +128,33 @@ impl OpenObjects {
         drop(open);
         drop(closed);
         Space::Found(Arc::clone(contents))
+    }
+
+    /// Closes half of what nobody uses and nothing waits for, and keeps fewer open from now on, so
+    /// that others can open files. True where something was closed.
+    pub(super) fn close_some(&self) -> bool {
+        let mut closed = Vec::new();
+        let mut open = self.open.lock();
+        let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
+        let names: Vec<_> = open
+            .iter()
+            .rev()
+            .filter(|(_, object)| idle(object) && self.may_close(object))
+            .map(|(name, _)| *name)
+            .collect();
+        for name in names.iter().take(names.len().div_ceil(2)) {
+            closed.extend(open.pop(name));
+        }
+        let fewer = (open.len() + closed.len()).div_ceil(2).max(LEAST);
+        self.open_max.fetch_min(fewer, Ordering::Relaxed);
+        // Closing may be I/O.
+        drop(open);
+        !closed.is_empty()
+    }
+
+    /// Makes space where nothing could be closed: what waits for a sync is synced.
+    pub(super) fn sync_some(&self) {
+        self.make_space();
     }
 
     /// What cannot be synced any more, since writing has ended, may be closed: nothing is ever

@@ -142,6 +142,12 @@ pub struct SpaceInfo {
     pub available_bytes: u64,
 }
 
+/// True where more files are open than this process, or the whole machine, may have: no error of what
+/// is stored.
+pub fn too_many_open(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// A lock that is held until it is dropped.
 pub trait StoreLock: Send + Sync + Debug {
     /// The descriptors behind it, where it is a lock of the operating system's.

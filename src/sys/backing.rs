@@ -1,7 +1,7 @@
 //! Which filesystem holds an open file or directory.
 //!
 //! `statfs(2)` has one number for all FUSE filesystems, so the type is read where the kernel writes
-//! its name: the mount that the descriptor belongs to (`mnt_id` in `/proc/self/fdinfo`) and that
+//! its name: the mount that the descriptor belongs to (`mnt_id` in `/proc/thread-self/fdinfo`) and that
 //! mount's line in `/proc/self/mountinfo` (proc(5)). A bind mount, a btrfs subvolume and a
 //! directory below a mount point all lead to the filesystem that is really there.
 
@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd};
 /// `/proc` cannot be read.
 pub fn filesystem_type(file: impl AsFd) -> io::Result<Option<String>> {
     let descriptor = file.as_fd().as_raw_fd();
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"))?;
+    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{descriptor}"))?;
     let Some(id) = mount_id(&info) else {
         return Ok(None);
     };

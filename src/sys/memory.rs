@@ -2,7 +2,8 @@
 //!
 //! Each secret has pages of its own from `mmap`, so that locking, exempting from dumps and
 //! unlocking never touch a neighbour, and so that moving the owner moves a pointer and leaves no
-//! copy behind. Locking (`mlock`) and exempting (`MADV_DONTDUMP`) are best effort: without the
+//! copy behind. A process that this one forks has zeros there (`MADV_WIPEONFORK`, Linux 4.14).
+//! Locking (`mlock`) and exempting (`MADV_DONTDUMP`) are best effort: without the
 //! right or the room to lock (`RLIMIT_MEMLOCK`), the secret is held unlocked rather than not at
 //! all. Every byte is zeroised before the pages go back.
 
@@ -55,10 +56,11 @@ impl SecretMemory {
         }
         let start = NonNull::new(address.cast::<u8>())
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        // SAFETY: the range is exactly the mapping made above. Both calls change how the kernel
+        // SAFETY: the range is exactly the mapping made above. All calls change how the kernel
         // treats the pages, not what is in them.
         let locked = unsafe {
             libc::madvise(address, mapped_bytes, libc::MADV_DONTDUMP);
+            libc::madvise(address, mapped_bytes, libc::MADV_WIPEONFORK);
             libc::mlock(address, mapped_bytes) == 0
         };
         Ok(Self {

@@ -58,6 +58,16 @@ pub fn open_fuse_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse")
 }
 
+/// Whether this process's real user may write to a path (access(2)).
+///
+/// # Errors
+/// The path has a zero byte.
+pub fn may_write(path: &Path) -> io::Result<bool> {
+    let path = c_string(path.as_os_str().as_bytes())?;
+    // SAFETY: the pointer is to a NUL-terminated string that outlives the call.
+    Ok(unsafe { libc::access(path.as_ptr(), libc::W_OK) } == 0)
+}
+
 /// `mount(2)` of a FUSE filesystem; `data` is the kernel's own option string without `fd=`.
 /// Needs CAP_SYS_ADMIN.
 pub fn mount_fuse(

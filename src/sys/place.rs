@@ -7,6 +7,8 @@
 //! of Linux 6.9). Network filesystems have neither; of those it is the type and the source of the
 //! mount, which says where a file is and nothing about inode numbers.
 //!
+//! A thread may have descriptors of its own ([`super::patience`]), which `/proc/thread-self` shows.
+//!
 //! Sources: proc(5) `mountinfo` and `fdinfo`, statvfs(3), Linux `include/uapi/linux/fs.h`.
 
 use std::fs::{self, File, Metadata};
@@ -87,7 +89,7 @@ pub fn has_lasting_inodes(filesystem: &str) -> bool {
 
 /// Where the directory is now, which may have been renamed since it was opened.
 fn current_path(file: &File, metadata: &Metadata, typed: &Path) -> io::Result<PathBuf> {
-    let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let link = fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()));
     let is_it = |path: &Path| {
         fs::metadata(path)
             .is_ok_and(|found| (found.dev(), found.ino()) == (metadata.dev(), metadata.ino()))
@@ -129,7 +131,7 @@ impl Mount {
 }
 
 fn mount_of(file: &File) -> Option<Mount> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd())).ok()?;
     let id = info
         .lines()
         .find_map(|line| line.strip_prefix("mnt_id:"))?
@@ -230,7 +232,7 @@ fn filesystem_uuid(file: &File) -> Option<String> {
     /// `_IOR(0x15, 0, struct fsuuid2)`.
     const FS_IOC_GETFSUUID: u64 = 0x8011_1500;
     // An ioctl needs more than a path descriptor.
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
     let opened = File::open(path).ok()?;
     let mut uuid = Uuid {
         len: 0,

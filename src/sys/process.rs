@@ -137,8 +137,14 @@ pub struct EndSignals(libc::sigset_t);
 
 impl EndSignals {
     /// Blocks them in the calling thread and in all threads it makes afterwards, so that
-    /// [`EndSignals::wait`] is the only way they are seen.
+    /// [`EndSignals::wait`] is the only way they are seen. Two of them mean what they mean also where
+    /// whoever started this had them ignored, as shells do for what runs in the background.
     pub fn block() -> io::Result<Self> {
+        // SAFETY: the default action runs none of this program's code.
+        unsafe {
+            libc::signal(libc::SIGTERM, libc::SIG_DFL);
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+        }
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initialises the set before any other use of it; all pointers are to
         // live memory of the right type or null where the call permits it.
@@ -176,17 +182,27 @@ impl EndSignals {
         unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &now) > 0 }
     }
 
-    /// Waits for one of them and returns its name.
-    pub fn wait(&self) -> io::Result<&'static str> {
-        let mut signal: libc::c_int = 0;
-        // SAFETY: both pointers are to live, initialised memory.
-        let result = unsafe { libc::sigwait(&self.0, &mut signal) };
-        match (result, signal) {
-            (0, libc::SIGTERM) => Ok("SIGTERM"),
-            (0, libc::SIGINT) => Ok("SIGINT"),
-            (0, libc::SIGHUP) => Ok("SIGHUP"),
-            (0, _) => Ok("signal"),
-            (error, _) => Err(io::Error::from_raw_os_error(error)),
+    /// Waits for one of them, for so long at most, and returns its name; `None` when none came.
+    pub fn wait(&self, limit: Option<Duration>) -> io::Result<Option<&'static str>> {
+        let limit = limit.map(|limit| libc::timespec {
+            tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the set was initialised by `block`; null pointers are permitted for what is known of
+        // the signal, and for a time without end; a time lives for the call.
+        match unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), limit) } {
+            libc::SIGTERM => Ok(Some("SIGTERM")),
+            libc::SIGINT => Ok(Some("SIGINT")),
+            libc::SIGHUP => Ok(Some("SIGHUP")),
+            -1 => {
+                let error = io::Error::last_os_error();
+                match error.raw_os_error() {
+                    Some(libc::EAGAIN | libc::EINTR) => Ok(None),
+                    _ => Err(error),
+                }
+            }
+            _ => Ok(Some("signal")),
         }
     }
 }
@@ -492,7 +508,7 @@ mod tests {
             let signals = EndSignals::block().unwrap();
             // SAFETY: the signal is blocked in this thread and directed at it.
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGHUP) };
-            assert_eq!(signals.wait().unwrap(), "SIGHUP");
+            assert_eq!(signals.wait(None).unwrap(), Some("SIGHUP"));
             signals.unblock();
         })
         .join()

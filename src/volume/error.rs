@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::history::{LastKnown, Rollback};
 use super::holder::HolderDirectory;
+use crate::ids::VolumeId;
 use crate::keys::error::{kind_of_io, usual_hint};
 use crate::keys::{ErrorKind, KeyError};
 
@@ -114,6 +115,38 @@ pub enum VolumeError {
         /// The file with what the keystore knows of the volume.
         record: PathBuf,
     },
+    /// The keystore knows another volume at that place.
+    #[error(
+        "this machine knows the volume {known} in {}{}, and another one, {found}, is there now",
+        .path.display(),
+        LastKnown::at(*.written)
+    )]
+    AnotherVolume {
+        /// The volume that is known.
+        known: VolumeId,
+        /// Where.
+        path: PathBuf,
+        /// When it was written last: seconds since 1970.
+        written: Option<i64>,
+        /// The volume that is there.
+        found: VolumeId,
+        /// The fingerprint of that one.
+        fingerprint: String,
+    },
+    /// A volume was to be made because none is there, and the keystore knows one there.
+    #[error(
+        "this machine knows the volume {known} in {}{}, and no volume is there now",
+        .path.display(),
+        LastKnown::at(*.written)
+    )]
+    Vanished {
+        /// The volume that is known.
+        known: VolumeId,
+        /// Where.
+        path: PathBuf,
+        /// When it was written last: seconds since 1970.
+        written: Option<i64>,
+    },
     /// Taking a restored copy as it is was cut off; only a use that may write can finish it.
     #[error("taking the restored volume as it is was cut off")]
     HalfRenewed,
@@ -209,7 +242,9 @@ impl VolumeError {
             Self::Tampered
             | Self::Downgraded { .. }
             | Self::RolledBack(_)
-            | Self::Stranger { .. } => ErrorKind::Tampered,
+            | Self::Stranger { .. }
+            | Self::AnotherVolume { .. }
+            | Self::Vanished { .. } => ErrorKind::Tampered,
             Self::HalfRenewed | Self::ReadOnlyMedium => ErrorKind::Io,
             Self::CustomerKeyNeeded { .. } | Self::RememberedKeyGone { .. } => {
                 ErrorKind::KeyUnavailable
@@ -264,6 +299,22 @@ impl VolumeError {
                 "somebody may have put another volume in its place; restore it from a backup"
             }
             Self::RolledBack(_) => Rollback::HINT,
+            Self::AnotherVolume {
+                known, fingerprint, ..
+            } => {
+                return Some(format!(
+                    "somebody may have put another volume in its place. If the volumes were moved, \
+                     mount {known} where it is now; if the one that is here belongs here, mount it \
+                     once with -o fingerprint={fingerprint}"
+                ));
+            }
+            Self::Vanished { path, .. } => {
+                return Some(format!(
+                    "mount the disk that it is on, or restore it from a backup; for a new volume \
+                     in its place: bilayer create {}",
+                    path.display()
+                ));
+            }
             Self::Stranger { record } => {
                 return Some(format!(
                     "somebody made a volume of the same id with keys of their own: restore the \

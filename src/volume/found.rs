@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::create::FormatFn;
 use super::error::VolumeError;
+use super::expected::written_now;
 use super::header::{
     HeaderContents, KeyMode, KeySetState, MAX_KEY_SETS, Provenance, VerifiedHeader, WrappedKeySet,
 };
@@ -30,7 +31,6 @@ use crate::keys::wrap::{self, WrapContext, WrapRecord};
 use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::{KeyRing, KeySet};
 use crate::store::{Store, StorePath};
-use crate::sys::clock::coarse_time;
 
 /// What a volume takes over from another.
 #[derive(Clone, Debug)]
@@ -236,6 +236,8 @@ fn make(
         .sync_dir(&StorePath::root())
         .map_err(VolumeError::io("cannot sync the volume directory"))?;
     replace_header(&**store, &bytes)?;
+    let place = store.place().map_err(unknown_place)?;
+    let written = written_now(&keystore, volume, place.as_ref())?;
     keystore.update_record(
         volume,
         &VolumeRecord {
@@ -244,12 +246,8 @@ fn make(
             customer_key: founding
                 .customer_key
                 .map(|provider| provider.describe().uri.to_string()),
-            directory: store
-                .place()
-                .map_err(unknown_place)?
-                .as_ref()
-                .map(Into::into),
-            written: Some(coarse_time().0),
+            directory: place.as_ref().map(Into::into),
+            written: Some(written),
             ..VolumeRecord::unknown(incarnation)
         },
     )?;

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::HEADER_NAME;
 use super::error::VolumeError;
+use super::standing::PATIENCE;
 use super::superblock::inspect;
 use crate::ids::VolumeId;
 use crate::store::Place;
 use crate::store::directory::DirectoryStore;
+use crate::sys::probe;
 
 /// The directory of a volume that another process has open for writing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +24,13 @@ pub struct HolderDirectory {
 impl HolderDirectory {
     /// `opened_as` is what the holder says, `own` the directory that was to be opened.
     pub(super) fn of(opened_as: PathBuf, id: VolumeId, own: &Place) -> Self {
+        // The filesystem there may not answer, and is not worth waiting for.
+        if !probe::answers(&opened_as, HEADER_NAME, PATIENCE) {
+            return Self {
+                is_there: false,
+                opened_as,
+            };
+        }
         let is_own = || Place::at(&opened_as).is_ok_and(|found| found.is_same_now(own));
         let claimed = DirectoryStore::open(&opened_as)
             .ok()

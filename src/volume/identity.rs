@@ -26,6 +26,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::error::VolumeError;
+use super::expected::written_now;
 use super::found::wrap_key_set;
 use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
 use super::holder::HolderDirectory;
@@ -39,7 +40,6 @@ use crate::ids::{CryptoId, IncarnationId, Sequence, VolumeId};
 use crate::keys::{KeyError, VolumeRecord, WriterLock, WriterLocked};
 use crate::layers::{KeyRing, KeySet};
 use crate::store::{EntryKind, OpenMode, Store, StorePath, duplicate};
-use crate::sys::clock::coarse_time;
 
 /// What a copy of an object is named, with `.new` behind it, before it takes the object's place.
 pub(super) const OBJECT_NAME: &str = "object";
@@ -100,6 +100,7 @@ impl Volume {
 
         self.unshare_objects()?;
         let place = self.store.place().map_err(unknown_place)?;
+        let written = written_now(&self.keystore, id, place.as_ref())?;
         let uri = self
             .customer_key
             .as_ref()
@@ -109,7 +110,7 @@ impl Volume {
             key_sets: vec![known(keys.active())?],
             customer_key: uri,
             directory: place.as_ref().map(Into::into),
-            written: Some(coarse_time().0),
+            written: Some(written),
             ..VolumeRecord::unknown(incarnation)
         };
         let mut announced = || {

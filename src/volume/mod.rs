@@ -33,6 +33,7 @@ use crate::sys::clock::coarse_time;
 
 pub mod create;
 pub mod error;
+mod expected;
 pub mod found;
 pub mod header;
 mod history;
@@ -50,6 +51,7 @@ mod superblock;
 
 pub use create::create;
 pub use error::VolumeError;
+pub use expected::refuse_vanished;
 pub use found::{Founding, Holder, Inheritance, found};
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
 pub use history::{LastKnown, Rollback};
@@ -110,6 +112,9 @@ pub struct OpenOptions {
     pub customer_key: Option<KeyUri>,
     /// Directory of the platform keystore.
     pub keystore: PathBuf,
+    /// The path that the volume is opened by, without links: a volume that the keystore remembers
+    /// there counts even if the directory was renamed since the path was resolved.
+    pub path: Option<PathBuf>,
     /// Where the passphrase of an encrypted customer key comes from.
     pub passphrase: PassphraseSource,
     /// Nothing will be written to the volume.
@@ -245,11 +250,12 @@ impl Volume {
             ..current.clone()
         };
         if let Some(place) = &place {
-            next.directory = Some(place.into());
+            next.follow(place.into());
         }
         // Somebody who asked later may have been faster.
         if *current != next && sequence >= current.sequence {
-            next.written = Some(coarse_time().0);
+            // Never back: the volume that was written last is the one that a place belongs to.
+            next.written = next.written.max(Some(coarse_time().0));
             self.keystore
                 .update_record(self.header.volume_id(), &next)?;
             *current = next;

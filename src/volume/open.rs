@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::error::VolumeError;
+use super::expected::Neighbours;
 use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
 use super::history::{Rollback, judge_header, judge_metadata};
 use super::holder::writer_elsewhere;
@@ -29,7 +30,6 @@ use crate::keys::{
 };
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet, fingerprint};
 use crate::store::{Place, Store};
-use crate::sys::clock::coarse_time;
 
 /// Opens a volume: takes the lock, gives files shared with a copy (`cp -al`) copies of their own,
 /// unwraps the keys, authenticates the superblock, and remembers the customer key where none is
@@ -83,6 +83,11 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         }
         place => place.map_err(unknown_place)?,
     };
+    let path = options.path.as_deref();
+    let neighbours = Neighbours::of(&keystore, header.volume_id(), place.as_ref(), path)?;
+    if !options.new_identity && options.fingerprint.is_none() {
+        refuse_unexpected(&neighbours, record.as_ref(), (&header, &keys))?;
+    }
     let (standing, writer, record) = claim(&keystore, &header, place.as_ref(), record, options)?;
     // Whoever had the right to write before may have changed which sets are known.
     refuse_stranger(&header, &ancestry, &keystore, record.as_ref())?;
@@ -115,7 +120,7 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
                 true => remember(
                     &keystore,
                     header.volume_id(),
-                    place.as_ref(),
+                    (place.as_ref(), neighbours.now()),
                     (record.as_ref(), next),
                     options,
                 )?,
@@ -144,6 +149,24 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         writer,
         lock,
     })
+}
+
+/// Refuses a volume where another one is expected.
+fn refuse_unexpected(
+    neighbours: &Neighbours<'_>,
+    record: Option<&VolumeRecord>,
+    (header, keys): (&VerifiedHeader, &KeyRing),
+) -> Result<(), VolumeError> {
+    match neighbours.expected(record) {
+        None => Ok(()),
+        Some(known) => Err(VolumeError::AnotherVolume {
+            known: known.volume,
+            path: known.directory.path.clone(),
+            written: known.written,
+            found: header.volume_id(),
+            fingerprint: fingerprint_of(keys)?,
+        }),
+    }
 }
 
 /// Without its place nobody can tell a volume from its copy.
@@ -494,7 +517,7 @@ fn is_public_half(uri: &str) -> bool {
 fn remember(
     keystore: &PlatformKeystore,
     id: VolumeId,
-    place: Option<&Place>,
+    (place, now): (Option<&Place>, i64),
     (record, mut next): (Option<&VolumeRecord>, VolumeRecord),
     options: &OpenOptions,
 ) -> Result<VolumeRecord, VolumeError> {
@@ -508,8 +531,9 @@ fn remember(
     }
     if let Some(place) = place {
         next.directory = Some(place.into());
+        next.former = None;
     }
-    next.written = Some(coarse_time().0);
+    next.written = Some(now);
     keystore
         .update_record(id, &next)
         .map_err(VolumeError::CannotRemember)?;

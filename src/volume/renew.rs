@@ -27,6 +27,7 @@ use std::io;
 use parking_lot::Mutex;
 
 use super::error::VolumeError;
+use super::expected::written_now;
 use super::found::wrap_key_set;
 use super::header::{
     HeaderContents, KeySetState, MAX_KEY_SETS, SuccessionStatement, VerifiedHeader,
@@ -42,7 +43,6 @@ use crate::keys::{KeyError, VolumeRecord};
 use crate::layers::{ActiveSet, KeyRing, KeySet, Succession};
 use crate::sealed::{MetaFile, SealedError, SlotState};
 use crate::store::{OpenMode, Store, StorePath};
-use crate::sys::clock::coarse_time;
 
 /// Writes the metadata of the volume into an empty sealed file, durably.
 pub type RenewFn<'a> = dyn FnMut(MetaFile) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
@@ -116,6 +116,7 @@ impl Volume {
             ..remembered
         };
         let id = header.volume_id();
+        let written = written_now(&self.keystore, id, place.as_ref())?;
         self.keystore.update_record(id, &announced)?;
         write_next(&*self.store, &keys, (meta, first), fill)?;
         replace_header(&*self.store, &bytes)?;
@@ -125,7 +126,7 @@ impl Volume {
             key_sets: announced.key_sets,
             customer_key: announced.customer_key,
             directory: place.as_ref().map(Into::into),
-            written: Some(coarse_time().0),
+            written: Some(written),
             ..VolumeRecord::unknown(incarnation)
         };
         begun.remember_key_set(known(keys.active())?);

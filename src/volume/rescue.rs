@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::error::VolumeError;
+use super::expected::Neighbours;
 use super::header::{UnverifiedHeader, VerifiedHeader};
 use super::history::{Rollback, judge_header, judge_metadata};
 use super::open::{customer_key, unwrap_all, vouched_for};
@@ -120,11 +121,13 @@ pub fn rescue(
     for (source, bytes) in given.into_iter().chain(own) {
         match verified(bytes, options) {
             Ok(Verified {
+                keystore,
                 keys,
                 header,
                 record,
                 ancestry,
             }) => {
+                warn_of_another(&keystore, &*store, &header, record.as_ref(), options);
                 let place = store.place().unwrap_or_else(|error| {
                     tracing::warn!(%error, "where the volume's directory is cannot be told");
                     None
@@ -147,6 +150,29 @@ pub fn rescue(
     Err(worst(refused))
 }
 
+/// What can be taken out is taken out, of the wrong volume too; but whoever does it should know.
+fn warn_of_another(
+    keystore: &PlatformKeystore,
+    store: &dyn Store,
+    header: &VerifiedHeader,
+    record: Option<&VolumeRecord>,
+    options: &OpenOptions,
+) {
+    let place = store.place().ok().flatten();
+    let path = options.path.as_deref();
+    let neighbours = Neighbours::of(keystore, header.volume_id(), place.as_ref(), path);
+    match neighbours.as_ref().map(|found| found.expected(record)) {
+        Ok(None) => {}
+        Ok(Some(known)) => tracing::warn!(
+            known = %known.volume,
+            found = %header.volume_id(),
+            path = %known.directory.path.display(),
+            "this machine knows another volume in this place"
+        ),
+        Err(error) => tracing::warn!(%error, "which volume belongs here cannot be told"),
+    }
+}
+
 /// Of several refusals that which says most: a key that cannot be had is to be told rather than
 /// that there is no spare copy.
 fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
@@ -161,6 +187,7 @@ fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
 
 /// A superblock that authenticates, and what it was judged by.
 struct Verified {
+    keystore: PlatformKeystore,
     keys: KeyRing,
     header: VerifiedHeader,
     record: Option<VolumeRecord>,
@@ -181,6 +208,7 @@ fn verified(bytes: io::Result<Vec<u8>>, options: &OpenOptions) -> Result<Verifie
     let header = unverified.verify(&keys)?;
     let ancestry = vouched_for(&header, &keys, options, (&keystore, record.as_ref()))?;
     Ok(Verified {
+        keystore,
         keys,
         header,
         record,

@@ -11,7 +11,7 @@
 //! | P has D's filesystem and inode number, and no other directory with the id is at D | the volume, moved |
 //! | a directory with the id is at D | a copy |
 //! | D's filesystem is there at D's path, and no volume with the id is at D | the volume, moved |
-//! | else: what was at D cannot be seen | nobody knows |
+//! | else: what was at D cannot be seen, or does not answer within 5 seconds | nobody knows |
 //!
 //! A copy, and what nobody knows, is never written to. What `volume.json` at D claims is not
 //! authenticated: it can have a mount refused, and nothing else.
@@ -20,13 +20,20 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::HEADER_NAME;
 use super::error::VolumeError;
 use super::superblock::inspect;
 use crate::ids::VolumeId;
 use crate::keys::{RememberedDirectory, VolumeRecord};
 use crate::store::directory::DirectoryStore;
 use crate::store::{Place, has_lasting_inodes};
+use crate::sys::patience::apart_within;
+use crate::sys::probe;
+
+/// How long the place that is remembered may take to be looked at.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a directory is to the keystore's record.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -122,6 +129,24 @@ fn judge(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Stand
         }
         return Standing::Own;
     }
+    // The filesystem there may not answer: a network or a daemon that is gone.
+    let answers = probe::answers(&remembered.path, HEADER_NAME, PATIENCE);
+    let looked = answers.then(|| {
+        let (place, remembered) = (place.clone(), remembered.clone());
+        apart_within(PATIENCE, move || look(&place, &remembered, id))
+    });
+    looked.flatten().unwrap_or_else(|| {
+        tracing::warn!(
+            path = %remembered.path.display(),
+            "the place where the volume was does not answer"
+        );
+        Standing::Unknown { original: path() }
+    })
+}
+
+/// Looks at the place that is remembered, which is another path than that of `place`.
+fn look(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Standing {
+    let path = || remembered.path.clone();
     match at_original(place, remembered, id) {
         AtOriginal::Same => Standing::Own,
         AtOriginal::Another => Standing::Copy { original: path() },

@@ -20,4 +20,5 @@ mod kill;
 mod memory;
 mod read_only;
 mod slow;
+mod surroundings;
 mod writers;

@@ -22,7 +22,6 @@ use bilayer::keys::ErrorKind;
 use bilayer::layers::{ExportKeys, KeySet};
 use bilayer::meta::database::Tables;
 use bilayer::meta::keys::{self, Table};
-use bilayer::meta::name_hash;
 use bilayer::meta::page_set::PageSet;
 use bilayer::meta::records::{
     Counters, DirentRecord, ExtentRecord, FileKind, InodeRecord, ObjectName, Part, PartId,
@@ -54,7 +53,7 @@ fn inode(kind: FileKind, ino: u64, parent: u64) -> Row {
 }
 
 fn name(parent: u64, name: &str, ino: u64, kind: FileKind) -> Row {
-    let hash = name_hash(&HASH_KEY, name.as_bytes());
+    let hash = keys::name_hash(&HASH_KEY, name.as_bytes());
     let key = keys::dirent(Ino(parent), hash, name.as_bytes());
     let ino = Ino(ino);
     (Table::Dirent, key, DirentRecord { ino, kind }.encode())

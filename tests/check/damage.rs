@@ -266,7 +266,7 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
     closed.tamper(|meta| {
         let hash = meta.name_hash(b"file");
         let right = keys::dirent(ROOT_INO, hash, b"file");
-        let wrong = keys::dirent(ROOT_INO, hash ^ 1, b"file");
+        let wrong = keys::dirent(ROOT_INO, hash + keys::NEARBY, b"file");
         let file = entry(meta, ROOT_INO, "file");
         let far = DirentRecord {
             ino: NO_INO,
@@ -288,6 +288,43 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
     let next = mount.file(ROOT, "next", b"");
     assert!(next.ino() > NO_INO);
     is_unharmed(mount);
+}
+
+#[test]
+fn two_names_in_one_place_are_told_apart() {
+    let closed = Closed::new();
+    closed.tamper(|meta| {
+        let file = entry(meta, ROOT_INO, "file");
+        // Two names of which the first may lie where the second does.
+        let mut names = std::collections::BTreeMap::new();
+        let twins = (0..).find_map(|number| {
+            let name = format!("twin {number}");
+            let hash = meta.name_hash(name.as_bytes());
+            let before = names.range(hash.saturating_sub(keys::NEARBY - 1)..=hash);
+            let before = before
+                .last()
+                .map(|(_, before)| (name.clone(), String::clone(before)));
+            names.insert(hash, name);
+            before
+        });
+        let (second, first) = twins.unwrap();
+        let place = meta.name_hash(second.as_bytes());
+        let key = keys::dirent(ROOT_INO, place, first.as_bytes());
+        let mut record = meta.inode(file.ino, View::LIVE).unwrap().unwrap();
+        record.nlink += 2;
+        change(meta, |batch| {
+            let at = meta.generation();
+            meta.put_dirent(batch, ROOT_INO, second.as_bytes(), Some(file))
+                .unwrap();
+            meta.set_version(batch, (Table::Dirent, &key), at, Some(file.encode()));
+            meta.put_inode(batch, file.ino, &record).unwrap();
+        });
+    });
+    let mount = is_mended(&closed, &[Kind::NameMisplaced]);
+    let twins = mount.names(ROOT);
+    let twins = twins.iter().filter(|name| name.starts_with("twin"));
+    assert_eq!(twins.count(), 2);
+    mount.finish();
 }
 
 #[test]

@@ -16,6 +16,9 @@ mod cuts;
 mod hidden;
 mod keystore;
 mod matrix;
+mod refused;
+mod replaced;
+mod silent;
 mod unmounted;
 
 use std::time::Duration;

@@ -452,3 +452,47 @@ fn a_daemon_that_is_told_to_end_unmounts_cleanly() {
         mounted.unmount();
     }
 }
+
+/// At the end of a session everybody is told to end, and somebody is still at work in the mount.
+#[test]
+fn a_mount_that_is_in_use_goes_when_it_is_free() {
+    let Some(place) = Place::new("signal-in-use", Duration::from_secs(60)) else {
+        return;
+    };
+    let mounted = place.fresh("", "commit=3600");
+    fs::write(mounted.path("file"), "contents").unwrap();
+    let used = File::open(mounted.path("file")).unwrap();
+    mounted.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert!(is_alive(mounted.pid), "it went while it was in use");
+    // What was there at the signal is durable, whatever happens to the daemon now.
+    let copy = place.path("copy");
+    run(command("cp", ["-a"]).arg(place.path("vol")).arg(&copy)).done();
+    drop(used);
+    let ended = wait_until(Duration::from_secs(3), || !is_alive(mounted.pid));
+    assert!(ended, "it stays though nobody uses it");
+    drop(mounted);
+    place.mount("vol", "mnt", "").unmount();
+    let kept = place.mount("copy", "mnt", "ro");
+    assert_eq!(fs::read(kept.path("file")).unwrap(), b"contents");
+    kept.unmount();
+}
+
+/// Shells start what runs in the background with some signals ignored.
+#[test]
+fn a_daemon_ends_though_its_parent_ignores_the_signal() {
+    let Some(place) = Place::new("signal-ignored", Duration::from_secs(60)) else {
+        return;
+    };
+    place.run("create vol").done();
+    place.dir("mnt");
+    let script = "trap '' TERM INT; \"$BILAYER\" mount vol mnt";
+    let mut shell = command("sh", ["-c", script]);
+    place.environment(&mut shell);
+    run(shell.env("BILAYER", crate::real::BILAYER)).done();
+    let mounted = place.mounted(&place.path("mnt"));
+    mounted.signal(Signal::TERM);
+    assert!(wait_until(Duration::from_secs(20), || !is_alive(
+        mounted.pid
+    )));
+}

@@ -10,6 +10,7 @@
 mod real;
 
 mod control;
+mod full;
 mod lasting;
 mod scripts;
 mod space;

@@ -106,6 +106,95 @@ fn nodes_are_those_of_numbers_that_files_have() {
     assert_eq!(NodeId::root_of(ViewId::LIVE), ROOT);
 }
 
+/// Names whose hashes are one, at most so many.
+fn colliding(meta: &Meta, most: usize) -> Vec<String> {
+    let mut by_hash = std::collections::HashMap::<u32, Vec<String>>::new();
+    for number in 0.. {
+        let name = format!("name {number}");
+        let names = by_hash.entry(meta.name_hash(name.as_bytes())).or_default();
+        names.push(name);
+        if names.len() == most {
+            return std::mem::take(names);
+        }
+    }
+    unreachable!()
+}
+
+/// Each has a place of its own, however a listing is cut, whoever comes and goes.
+#[test]
+fn names_of_one_hash_are_all_found_and_listed() {
+    let mut names = Vec::new();
+    let mount = Closed::of(Mount::new())
+        .changing(|meta, _| names = colliding(meta, 2))
+        .open();
+    let dir = mount.mkdir(ROOT, "dir");
+    let [one, two] = [names[0].as_str(), names[1].as_str()];
+    // One entry at a time, as somebody with little room would.
+    let listed = |mount: &Mount, dir| {
+        let handle = mount.fs.open_dir(dir).unwrap();
+        let (mut found, mut offset) = (Vec::new(), 2);
+        loop {
+            let mut next = None;
+            let read = mount.fs.read_dir(dir, handle, offset, &mut |entry| {
+                let is_first = next.is_none();
+                if is_first {
+                    let name = String::from_utf8(entry.name.to_vec()).unwrap();
+                    next = Some((name, entry.next_offset));
+                }
+                is_first
+            });
+            read.unwrap();
+            let Some((name, after)) = next else { break };
+            assert!(offset < after && after < 1 << 31, "{name}");
+            found.push(name);
+            offset = after;
+        }
+        mount.fs.release_dir(dir, handle);
+        found
+    };
+    mount.file(dir, one, b"1");
+    mount.file(dir, two, b"2");
+    assert_eq!(listed(&mount, dir), [one, two]);
+    mount
+        .fs
+        .create_view(ViewKind::Snapshot, "both", None, "")
+        .unwrap();
+    // The second one stays where it is, and is found, when the first goes.
+    mount.fs.unlink(dir, one.as_bytes()).unwrap();
+    assert_eq!(listed(&mount, dir), [two]);
+    assert_eq!(mount.contents(mount.at(&format!("dir/{two}"))), b"2");
+    mount.file(dir, one, b"again");
+    assert_eq!(listed(&mount, dir), [one, two]);
+    // Places change with who comes first, and names are what a diff and a restore go by.
+    for name in [one, two] {
+        mount.fs.unlink(dir, name.as_bytes()).unwrap();
+    }
+    mount.file(dir, two, b"first now");
+    mount.file(dir, one, b"second now");
+    assert_eq!(listed(&mount, dir), [two, one]);
+    let kept = mount.at(".snapshots/both/dir");
+    assert_eq!(listed(&mount, kept), [one, two]);
+    let flags = RenameFlags {
+        exchange: true,
+        ..RenameFlags::default()
+    };
+    let [from, to] = [one.as_bytes(), two.as_bytes()];
+    mount.fs.rename(&ADMIN, dir, from, dir, to, flags).unwrap();
+    assert_eq!(
+        mount.contents(mount.at(&format!("dir/{one}"))),
+        b"first now"
+    );
+    let path = std::path::Path::new("dir");
+    mount.fs.restore("both", Some(path)).unwrap();
+    let dir = mount.at("dir");
+    assert_eq!(listed(&mount, dir).len(), 2);
+    assert_eq!(mount.contents(mount.at(&format!("dir/{one}"))), b"1");
+    let mount = mount.reopen();
+    mount.fs.restore("both", None).unwrap();
+    assert_eq!(listed(&mount, mount.at("dir")), [one, two]);
+    mount.finish();
+}
+
 #[test]
 fn when_inode_numbers_are_used_up_there_is_no_space() {
     let mount = Mount::new();

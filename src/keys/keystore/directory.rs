@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! "directory": {"path": HEX, "inode": N, "filesystem": TEXT | null, "inside": HEX | null}
+//! "former": {"directory": {…}, "written": SECONDS | null}
 //! ```
 //! `path` is the absolute path without symbolic links, `inside` the same within its filesystem, both
 //! as bytes in hexadecimal digits. `filesystem` is what [`crate::store::Place`] gives, and says
 //! together with `inode` which directory it is, whatever is mounted where.
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,29 @@ pub struct RememberedDirectory {
     pub filesystem: Option<String>,
     /// Its path within that filesystem, where that is known.
     pub inside: Option<PathBuf>,
+}
+
+/// The directory that a volume was opened in, where that went elsewhere while it was open: whoever
+/// moved it may not be the one who uses it, so it is remembered until the volume is opened elsewhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FormerDirectory {
+    /// Which directory.
+    pub directory: RememberedDirectory,
+    /// When the volume was last written there, as far as that is known: seconds since 1970.
+    pub written: Option<i64>,
+}
+
+impl RememberedDirectory {
+    /// True where this is that place: the same path, or the same path within the same filesystem,
+    /// wherever that is mounted now. Inode numbers are reused, so they say nothing of a directory
+    /// that may have been replaced.
+    pub fn names(&self, place: &Place) -> bool {
+        let same_part = self.filesystem.is_some()
+            && self.filesystem == place.filesystem
+            && self.inside.is_some()
+            && self.inside == place.inside;
+        same_part || self.path == place.path
+    }
 }
 
 impl From<&Place> for RememberedDirectory {
@@ -89,6 +113,38 @@ impl DirectoryFile {
             inside,
         })
     }
+}
+
+/// A former directory as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FormerFile {
+    directory: DirectoryFile,
+    written: Option<i64>,
+}
+
+impl From<&FormerDirectory> for FormerFile {
+    fn from(former: &FormerDirectory) -> Self {
+        Self {
+            directory: DirectoryFile::from(&former.directory),
+            written: former.written,
+        }
+    }
+}
+
+impl FormerFile {
+    /// `None` for one that no writer makes.
+    pub(super) fn read(self) -> Option<FormerDirectory> {
+        Some(FormerDirectory {
+            directory: self.directory.read()?,
+            written: self.written,
+        })
+    }
+}
+
+/// A path as it is written in a record.
+pub(super) fn digits_of(path: &Path) -> String {
+    hex::encode(path.as_os_str().as_bytes())
 }
 
 fn absolute(digits: PathDigits) -> Option<PathBuf> {

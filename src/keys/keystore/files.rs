@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{damaged, not_found_is_none};
+use crate::ids::VolumeId;
 use crate::keys::encoding::{hex_array, strict};
 use crate::keys::error::{KeyError, while_doing, while_writing};
 use crate::keys::secret::{PLATFORM_KEY_BYTES, PlatformCustomerKey, PlatformKey};
@@ -236,13 +237,17 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyEr
     if !metadata.is_file() {
         return Err(damaged(path, "is no plain file"));
     }
+    let len = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    if len > MAX_FILE_BYTES {
+        return Err(damaged(path, "is too long"));
+    }
     // Of full size at once: a growing buffer leaves copies of keys behind.
-    let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE_BYTES + 2));
-    file.take(MAX_FILE_BYTES as u64 + 1)
+    let mut text = Zeroizing::new(Vec::with_capacity(len + 2));
+    file.take(len as u64 + 1)
         .read_to_end(&mut text)
         .map_err(while_doing("cannot read", path))?;
-    if text.len() > MAX_FILE_BYTES {
-        return Err(damaged(path, "is too long"));
+    if text.len() > len {
+        return Err(damaged(path, "grew while it was read"));
     }
     Ok(Some(text))
 }
@@ -278,6 +283,15 @@ pub(super) fn make_directory(path: &Path) -> Result<(), KeyError> {
             .and_then(|parent| parent.sync_all())
             .map_err(while_doing("cannot sync directory", parent)),
     }
+}
+
+/// The volumes of which there is a record.
+pub(super) fn remembered_volumes(directory: &Path) -> Result<Vec<VolumeId>, KeyError> {
+    let names = names(&directory.join(VOLUMES))?;
+    Ok(names
+        .iter()
+        .filter_map(|name| VolumeId::from_hex(name.strip_suffix(".json")?))
+        .collect())
 }
 
 /// Names in a directory, without those that start with a dot.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::damaged;
-use super::directory::{DirectoryFile, RememberedDirectory};
+use super::directory::{DirectoryFile, FormerDirectory, FormerFile, RememberedDirectory};
 use super::files::{self, Replace, VOLUMES};
 use crate::ids::{IncarnationId, KeySetId, Sequence, VolumeId};
 use crate::keys::encoding::{hex_array, hex_id};
@@ -43,6 +43,8 @@ pub struct VolumeRecord {
     pub clean: bool,
     /// The directory that is the volume, all others being copies; `None` until it was written to.
     pub directory: Option<RememberedDirectory>,
+    /// Where it was opened, if its directory went elsewhere since.
+    pub former: Option<FormerDirectory>,
     /// When this was written by somebody who had it open for writing: seconds since 1970.
     pub written: Option<i64>,
 }
@@ -68,6 +70,19 @@ impl VolumeRecord {
         self.key_sets.drain(..surplus);
     }
 
+    /// Remembers that the directory of the volume, which is open, is this one now.
+    pub fn follow(&mut self, now: RememberedDirectory) {
+        let before = self.directory.replace(now.clone());
+        let left = before.filter(|before| before.path != now.path);
+        if let (None, Some(directory)) = (&self.former, left) {
+            let written = self.written;
+            self.former = Some(FormerDirectory { directory, written });
+        }
+        // It is back.
+        self.former
+            .take_if(|former| former.directory.path == now.path);
+    }
+
     /// The record of a volume of which nothing else is known.
     pub const fn unknown(incarnation: IncarnationId) -> Self {
         Self {
@@ -80,6 +95,7 @@ impl VolumeRecord {
             customer_key: None,
             clean: false,
             directory: None,
+            former: None,
             written: None,
         }
     }
@@ -148,6 +164,8 @@ struct RecordFile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     directory: Option<DirectoryFile>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    former: Option<FormerFile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     written: Option<i64>,
 }
 
@@ -157,11 +175,28 @@ pub(super) fn path_of(directory: &Path, volume: VolumeId) -> PathBuf {
 
 /// Reads a volume's record; `None` when there is none.
 pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRecord>, KeyError> {
+    match read_text(directory, volume)? {
+        Some(text) => parse(directory, volume, &text).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The text of a volume's record; `None` when there is none.
+pub(super) fn read_text(
+    directory: &Path,
+    volume: VolumeId,
+) -> Result<Option<Zeroizing<Vec<u8>>>, KeyError> {
+    files::read_file(&path_of(directory, volume))
+}
+
+/// Understands the text of a volume's record.
+pub(super) fn parse(
+    directory: &Path,
+    volume: VolumeId,
+    text: &[u8],
+) -> Result<VolumeRecord, KeyError> {
     let path = path_of(directory, volume);
-    let Some(text) = files::read_file(&path)? else {
-        return Ok(None);
-    };
-    let file: RecordFile = serde_json::from_slice(&text)
+    let file: RecordFile = serde_json::from_slice(text)
         .map_err(|error| damaged(&path, &format!("cannot be read ({error})")))?;
     files::check_format(&path, &file.format, FORMAT, file.version)?;
     if file.volume != volume {
@@ -173,16 +208,17 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
     if file.key_sets.len() > VolumeRecord::MAX_KEY_SETS {
         return Err(damaged(&path, "has too many key sets"));
     }
+    let bad_directory = || damaged(&path, "names a directory that cannot be");
     let directory = match file.directory {
-        Some(directory) => Some(
-            directory
-                .read()
-                .ok_or_else(|| damaged(&path, "names a directory that cannot be"))?,
-        ),
+        Some(directory) => Some(directory.read().ok_or_else(bad_directory)?),
+        None => None,
+    };
+    let former = match file.former {
+        Some(former) => Some(former.read().ok_or_else(bad_directory)?),
         None => None,
     };
     let [first, second] = file.page0_tags;
-    Ok(Some(VolumeRecord {
+    Ok(VolumeRecord {
         incarnation: file.incarnation,
         becoming: file.becoming.map(|id| id.0),
         sequence: Sequence(file.sequence),
@@ -192,8 +228,9 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
         customer_key: file.customer_key,
         clean: file.clean,
         directory,
+        former,
         written: file.written,
-    }))
+    })
 }
 
 /// Writes a volume's record.
@@ -216,6 +253,7 @@ pub(super) fn write(
         customer_key: record.customer_key.clone(),
         clean: record.clean,
         directory: record.directory.as_ref().map(Into::into),
+        former: record.former.as_ref().map(Into::into),
         written: record.written,
     };
     let mut text = Zeroizing::new(

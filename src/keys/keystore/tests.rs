@@ -43,6 +43,15 @@ fn record() -> VolumeRecord {
             filesystem: Some("ext4:0123456789abcdef".to_owned()),
             inside: Some("/a volume\n".into()),
         }),
+        former: Some(FormerDirectory {
+            directory: RememberedDirectory {
+                path: "/srv/before".into(),
+                inode: 8,
+                filesystem: None,
+                inside: None,
+            },
+            written: Some(1_763_000_000),
+        }),
         written: Some(1_764_000_000),
     }
 }
@@ -418,4 +427,30 @@ fn directories_are_remembered_strictly() {
     }
     std::fs::write(&file, &good).expect("write");
     assert_eq!(keystore.record(volume).expect("read"), Some(record()));
+}
+
+#[test]
+fn a_directory_that_moves_while_it_is_open_leaves_its_place_behind() {
+    let at = |path: &str| RememberedDirectory {
+        path: path.into(),
+        inode: 1,
+        filesystem: None,
+        inside: None,
+    };
+    let mut record = VolumeRecord::unknown(IncarnationId([1; 16]));
+    let left = |record: &VolumeRecord| {
+        let former = record.former.as_ref();
+        former.map(|former| (former.directory.clone(), former.written))
+    };
+    record.follow(at("/a"));
+    record.written = Some(5);
+    record.follow(at("/a"));
+    assert_eq!(left(&record), None);
+    record.follow(at("/b"));
+    record.written = Some(6);
+    record.follow(at("/c"));
+    assert_eq!(left(&record), Some((at("/a"), Some(5))));
+    assert_eq!(record.directory, Some(at("/c")));
+    record.follow(at("/a"));
+    assert_eq!(left(&record), None);
 }

@@ -280,6 +280,38 @@ fn a_hard_linked_copy_gets_files_of_its_own() {
     assert!(!one.join("meta.new").exists() && !one.join("lock.new").exists());
 }
 
+/// The directory was renamed between resolving its path and opening it.
+#[test]
+fn another_volume_is_expected_at_the_path_that_it_is_opened_by() {
+    let keys = Keys::new();
+    let [mine, other] = ["mine", "other"].map(|name| {
+        let path = keys.at().canonicalize().expect("path").join(name);
+        let store: Arc<dyn Store> = Arc::new(DirectoryStore::open_or_create(&path).expect("store"));
+        let id = keys.create(&store, None);
+        (path, store, id)
+    });
+    let by = |path: &Path| {
+        let options = OpenOptions {
+            path: Some(path.to_owned()),
+            read_only: true,
+            ..keys.open_options(None)
+        };
+        open(Arc::clone(&other.1), &options)
+    };
+    by(&other.0).expect("its own path");
+    by(&keys.at().join("link")).expect("a path where nothing is known");
+    match by(&mine.0).expect_err("another one is expected") {
+        VolumeError::AnotherVolume { known, found, .. } => {
+            assert_eq!((known, found), (mine.2, other.2));
+        }
+        error => panic!("{error}"),
+    }
+    let vanished = refuse_vanished(&keys.at().join("platform"), &mine.0);
+    assert!(matches!(vanished, Err(VolumeError::Vanished { .. })));
+    refuse_vanished(&keys.at().join("platform"), &keys.at().join("new")).expect("fresh");
+    refuse_vanished(&keys.at().join("none"), &mine.0).expect("no keystore, nothing known");
+}
+
 #[test]
 fn a_copy_that_shares_the_lock_of_an_open_volume_is_in_use() {
     let keys = Keys::new();

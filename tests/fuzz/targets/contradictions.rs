@@ -91,7 +91,7 @@ enum Change {
         parent: Number,
         name: u8,
         ino: Number,
-        hash: u64,
+        hash: u32,
     },
     /// The sample's row of that number goes.
     Remove {

@@ -19,7 +19,6 @@ use bilayer::meta::records::{
 use bilayer::sealed::{ContentsFile, MetaFile, PAYLOAD_BYTES};
 use bilayer::store::{OpenMode, StorePath};
 use bilayer::volume::{FreshVolume, META_NAME};
-use sha2::{Digest, Sha256};
 
 use super::sample::Sample;
 
@@ -72,12 +71,8 @@ fn inode(kind: FileKind, size: u64, parent: Ino) -> InodeRecord {
 }
 
 /// Where looking a name up looks.
-pub fn name_hash(name: &[u8]) -> u64 {
-    let digest = Sha256::new()
-        .chain_update(HASH_KEY)
-        .chain_update(name)
-        .finalize();
-    u64::from_be_bytes(*digest.first_chunk().unwrap()) >> 2
+pub fn name_hash(name: &[u8]) -> u32 {
+    keys::name_hash(&HASH_KEY, name)
 }
 
 fn entry(parent: Ino, name: &str, ino: Ino, kind: FileKind) -> (Table, Vec<u8>, Vec<u8>) {

@@ -1,0 +1,102 @@
+//! Requests for contents that are more than a call of the filesystem.
+
+use std::sync::Arc;
+
+use fuser::{INodeNo, ReplyLseek, ReplyWrite, Request};
+
+use super::convert;
+use super::dispatch::Dispatch;
+use super::full::FullFiles;
+use super::notify::Notices;
+use super::replies::{Refuse, answer};
+use super::workers::Lane;
+use crate::errno::Errno;
+use crate::fs::Filesystem;
+use crate::fs::types::{Handle, NodeId};
+
+/// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
+/// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
+const COPY_BYTES: u64 = 1 << 30;
+
+/// What a write carries a flag for: a change of contents by anybody but root takes set-id bits and
+/// capabilities away.
+pub(super) fn without_privileges(fs: &Filesystem, uid: u32, ino: INodeNo) -> Result<(), Errno> {
+    if uid == 0 {
+        return Ok(());
+    }
+    fs.kill_privileges(NodeId(ino.0))
+}
+
+/// Writes. `kill`: set-id bits go; `cached`: the kernel had the bytes, and whoever wrote them has
+/// gone on.
+pub(super) fn write(
+    dispatch: &Dispatch,
+    request: &Request,
+    (ino, handle, offset): (INodeNo, Handle, u64),
+    data: &[u8],
+    (kill, cached): (bool, bool),
+    full: &Arc<FullFiles>,
+    reply: ReplyWrite,
+) {
+    let data: Box<[u8]> = data.into();
+    let len = data.len();
+    let full = Arc::clone(full);
+    dispatch.contents("write", request, (len, len), move |fs| {
+        let written = fs.write(NodeId(ino.0), handle, offset, &data, kill, cached);
+        if cached {
+            full.note(ino, len, written);
+        }
+        answer(reply, written, |reply, len| {
+            reply.written(u32::try_from(len).unwrap_or(u32::MAX));
+        });
+        if cached {
+            full.ask_again(ino);
+            full.limits.written(len, fs);
+        }
+    });
+}
+
+/// Seeks to data or a hole.
+pub(super) fn seek(
+    dispatch: &Dispatch,
+    request: &Request,
+    (ino, handle, offset, whence): (INodeNo, Handle, i64, i32),
+    notices: &Arc<Notices>,
+    reply: ReplyLseek,
+) {
+    let notices = Arc::clone(notices);
+    dispatch.hand_over("lseek", request, (Lane::Lengthy, 0), move |fs| {
+        let Some(whence) = convert::seek_whence(whence) else {
+            return reply.refuse(Errno::EINVAL);
+        };
+        let node = NodeId(ino.0);
+        // What the kernel holds back would look like a hole, and `cp` would lose it.
+        if fs.may_be_dirty(node) {
+            notices.write_back(ino);
+        }
+        // POSIX and lseek(2): beyond the file, on either side, is ENXIO.
+        let found = u64::try_from(offset)
+            .map_err(|_| Errno::ENXIO)
+            .and_then(|offset| fs.seek(node, handle, offset, whence))
+            .and_then(|found| i64::try_from(found).map_err(|_| Errno::EOVERFLOW));
+        answer(reply, found, |reply, found| reply.offset(found));
+    });
+}
+
+/// Copies a range of one file to another: each with its offset, and how many bytes.
+pub(super) fn copy(
+    dispatch: &Dispatch,
+    request: &Request,
+    (from, to, len): ((NodeId, u64), (NodeId, u64), u64),
+    reply: ReplyWrite,
+) {
+    let uid = request.uid();
+    dispatch.hand_over("copy_file_range", request, (Lane::Lengthy, 0), move |fs| {
+        let len = len.min(COPY_BYTES);
+        let copied = without_privileges(fs, uid, INodeNo(to.0.0))
+            .and_then(|()| fs.copy_file_range(from.0, from.1, to.0, to.1, len));
+        answer(reply, copied, |reply, len| {
+            reply.written(u32::try_from(len).unwrap_or(u32::MAX));
+        });
+    });
+}

@@ -1,0 +1,71 @@
+//! Work that may never end: on a filesystem or with a process that does not answer.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::process::{EndSignals, close_descriptors_of_this_thread};
+
+/// Runs work in a thread that is left alone when it takes too long; `None` then.
+///
+/// The thread takes none of the signals that end this process: it may be there when somebody else
+/// begins to wait for them.
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("asking".to_owned());
+    let started = thread.spawn(move || {
+        if let Err(error) = EndSignals::block() {
+            tracing::debug!(%error, "signals may end in a thread that waits");
+        }
+        // Nobody listens any more after the limit.
+        let _ = sender.send(work());
+    });
+    started.ok()?;
+    receiver.recv_timeout(limit).ok()
+}
+
+/// Runs work that uses none of this process's descriptors, so that a thread that is left behind
+/// keeps no lock and no file of them open. Paths in `/proc/self/fd` do not lead to the descriptors
+/// that it opens; those in `/proc/thread-self/fd` do.
+pub fn apart_within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    within(limit, move || {
+        if let Err(error) = close_descriptors_of_this_thread() {
+            tracing::debug!(%error, "a thread that waits keeps descriptors open");
+        }
+        work()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn what_never_ends_is_left() {
+        assert_eq!(within(LONG, || 1), Some(1));
+        let (_keep, ended) = mpsc::channel::<()>();
+        let begin = Instant::now();
+        let limit = Duration::from_millis(30);
+        assert!(within(limit, move || ended.recv()).is_none());
+        assert!(begin.elapsed() < LONG);
+    }
+
+    #[test]
+    fn a_thread_apart_has_no_descriptors() {
+        let file = tempfile::tempfile().unwrap();
+        let open = || std::fs::read_dir("/proc/thread-self/fd").map(Iterator::count);
+        let apart = apart_within(LONG, open).unwrap().unwrap();
+        // That of the directory that it lists.
+        assert_eq!(apart, 1);
+        assert!(open().unwrap() > 3);
+        drop(file);
+    }
+}

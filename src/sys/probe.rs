@@ -1,0 +1,112 @@
+//! Asking a filesystem that may never answer, by a process that nobody has to wait for.
+//!
+//! A thread is not enough: one that waits for a FUSE daemon which has read its request cannot be
+//! killed, and the whole process would not end before the daemon does. A process of its own is left
+//! behind alone. It has no descriptor of this one, and secrets are zeros in it
+//! ([`super::memory`]).
+//!
+//! Between `fork(2)` and `_exit(2)` it makes nothing but system calls: other threads may have held
+//! locks when this one forked (signal-safety(7)).
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::patience::within;
+
+/// Looks at a directory, or at the nearest one above it that there is, and reads the beginning of a
+/// plain file in it. True when all of that was answered within the time, whatever the answers were.
+pub fn answers(directory: &Path, file: &str, limit: Duration) -> bool {
+    let paths: Result<Vec<CString>, _> = directory
+        .ancestors()
+        .map(|path| CString::new(path.as_os_str().as_bytes()))
+        .collect();
+    let (Ok(paths), Ok(file)) = (paths, CString::new(file)) else {
+        return false;
+    };
+    // The thread waits for the process, and collects it whenever it ends.
+    let ended = within(limit, move || in_process(&paths, &file));
+    matches!(ended, Some(Ok(())))
+}
+
+/// Forks, and waits for the process that asks.
+fn in_process(paths: &[CString], file: &CString) -> io::Result<()> {
+    // SAFETY: the child runs `ask` alone, which makes system calls only, and then ends.
+    let child = unsafe { libc::fork() };
+    match child {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {
+            ask(paths, file);
+            // SAFETY: a plain number; nothing of the parent's is flushed or freed.
+            unsafe { libc::_exit(0) };
+        }
+        _ => {}
+    }
+    let mut status: libc::c_int = 0;
+    loop {
+        // SAFETY: the pointer is to a live integer, and the child is waited for here alone.
+        if unsafe { libc::waitpid(child, &mut status, 0) } == child {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// In the child: no allocation, no lock, no panic.
+fn ask(paths: &[CString], file: &CString) {
+    const FIRST: libc::c_uint = 0;
+    /// As many as a process has unless it asks for more.
+    const DESCRIPTORS: libc::c_int = 1024;
+    let flags: libc::c_uint = 0;
+    let mut byte = [0u8; 1];
+    let mut space = MaybeUninit::<libc::statvfs64>::uninit();
+    // SAFETY: numbers, NUL-terminated strings, and memory of this function. The descriptors that are
+    // closed are the child's copies; it opens its own afterwards.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, flags) != 0 {
+            // Linux before 5.9.
+            (0..DESCRIPTORS).for_each(|descriptor| {
+                libc::close(descriptor);
+            });
+        }
+        for path in paths {
+            let directory = libc::open(path.as_ptr(), libc::O_DIRECTORY | libc::O_CLOEXEC);
+            if directory < 0 {
+                continue;
+            }
+            libc::fstatvfs64(directory, space.as_mut_ptr());
+            let mut found = MaybeUninit::<libc::stat64>::zeroed();
+            let nofollow = libc::AT_SYMLINK_NOFOLLOW;
+            libc::fstatat64(directory, file.as_ptr(), found.as_mut_ptr(), nofollow);
+            // All zero where there is none. Opening a device may do something.
+            if found.assume_init().st_mode & libc::S_IFMT == libc::S_IFREG {
+                let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+                let file = libc::openat(directory, file.as_ptr(), flags);
+                libc::read(file, byte.as_mut_ptr().cast(), byte.len());
+            }
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_and_what_is_not_answers() {
+        const LONG: Duration = Duration::from_secs(20);
+        let top = tempfile::tempdir().unwrap();
+        std::fs::write(top.path().join("file"), "text").unwrap();
+        for path in [top.path(), &top.path().join("a/b"), Path::new("/")] {
+            assert!(answers(path, "file", LONG), "{}", path.display());
+        }
+        assert!(!answers(top.path(), "no\0file", LONG));
+    }
+}

@@ -1,0 +1,121 @@
+//! Which volume belongs at a place: another one that was put there is noticed.
+//!
+//! An attacker who holds the backing directory can replace a volume by one of another id, which
+//! authenticates by itself. So a directory is refused, for reading too, where the platform keystore
+//! remembers another volume at that place ([`RememberedDirectory::names`]), unless
+//!
+//! - the volume itself is remembered there, and was written there later than the other one;
+//! - both are remembered there, each on a filesystem of its own (disks that take turns);
+//! - the fingerprint is pinned (`-o fingerprint=`): the user has said which volume it is.
+//!
+//! The other volume is not searched for elsewhere: what a directory claims to be is not
+//! authenticated, and an attacker can swap two genuine volumes as well as their owner can. Once the
+//! other volume was opened for writing at its new place, its record names that one, and the old
+//! place is free. That its directory went elsewhere while it was open frees nothing.
+//!
+//! A volume that is made, or becomes one of its own, takes over its place: its record counts as the
+//! later one ([`Neighbours::now`]), whatever the clock says.
+
+use std::path::Path;
+
+use super::error::VolumeError;
+use crate::ids::VolumeId;
+use crate::keys::error::{ErrorKind, KeyError};
+use crate::keys::{PlatformKeystore, RememberedDirectory, RememberedVolume, VolumeRecord};
+use crate::store::Place;
+use crate::sys::clock::coarse_time;
+
+/// The other volumes that the keystore remembers at the place of a volume.
+pub(super) struct Neighbours<'a> {
+    place: Option<&'a Place>,
+    path: Option<&'a Path>,
+    others: Vec<RememberedVolume>,
+}
+
+impl<'a> Neighbours<'a> {
+    /// The neighbours of `volume`; `path` is the path that it is opened by.
+    pub(super) fn of(
+        keystore: &PlatformKeystore,
+        volume: VolumeId,
+        place: Option<&'a Place>,
+        path: Option<&'a Path>,
+    ) -> Result<Self, KeyError> {
+        let mut others = keystore.volumes_at(place, path)?;
+        others.retain(|other| other.volume != volume);
+        Ok(Self {
+            place,
+            path,
+            others,
+        })
+    }
+
+    /// The time, and later than any of them was written.
+    pub(super) fn now(&self) -> i64 {
+        let newest = self.others.iter().filter_map(|other| other.written).max();
+        let after = newest.map_or(i64::MIN, |newest| newest.saturating_add(1));
+        coarse_time().0.max(after)
+    }
+
+    /// The volume that is expected instead of the volume whose record is `own`.
+    pub(super) fn expected(&self, own: Option<&VolumeRecord>) -> Option<&RememberedVolume> {
+        let own = own.and_then(|own| Some((own.directory.as_ref()?, own.written)));
+        let own = own.filter(|(directory, _)| self.is_here(directory));
+        let is_expected = |other: &&RememberedVolume| match own {
+            None => true,
+            Some((directory, written)) => {
+                written <= other.written && !are_elsewhere(directory, &other.directory)
+            }
+        };
+        let others = self.others.iter().filter(is_expected);
+        others.max_by_key(|other| other.written)
+    }
+
+    /// Whether the volume's own record names the place and the path that leads there.
+    fn is_here(&self, own: &RememberedDirectory) -> bool {
+        let Some(place) = self.place else {
+            return false;
+        };
+        let same_disk = match (&own.filesystem, &place.filesystem) {
+            (Some(own), Some(place)) => own == place,
+            _ => true,
+        };
+        let same_path = |path: &Path| path == place.path || path == own.path;
+        same_disk && own.names(place) && self.path.is_none_or(same_path)
+    }
+}
+
+/// True for directories of two filesystems that are known.
+fn are_elsewhere(one: &RememberedDirectory, other: &RememberedDirectory) -> bool {
+    one.filesystem.is_some() && other.filesystem.is_some() && one.filesystem != other.filesystem
+}
+
+/// When the record of a volume that is written at `place` from now on says that it was written.
+pub(super) fn written_now(
+    keystore: &PlatformKeystore,
+    volume: VolumeId,
+    place: Option<&Place>,
+) -> Result<i64, KeyError> {
+    Ok(Neighbours::of(keystore, volume, place, None)?.now())
+}
+
+/// Refuses to make a volume that nobody asked for explicitly at a place where one was: a new and
+/// empty one, perhaps without the customer key of the former, would pass for it.
+///
+/// # Errors
+/// [`VolumeError::Vanished`] where the keystore remembers a volume at `path`, which has no links.
+pub fn refuse_vanished(keystore: &Path, path: &Path) -> Result<(), VolumeError> {
+    let keystore = match PlatformKeystore::open(keystore) {
+        Err(error) if error.kind() == ErrorKind::KeystoreMissing => return Ok(()),
+        result => result?,
+    };
+    let place = Place::at(path).ok();
+    let known = keystore.volumes_at(place.as_ref(), Some(path))?;
+    match known.into_iter().max_by_key(|known| known.written) {
+        None => Ok(()),
+        Some(known) => Err(VolumeError::Vanished {
+            known: known.volume,
+            path: path.to_owned(),
+            written: known.written,
+        }),
+    }
+}

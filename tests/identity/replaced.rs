@@ -1,0 +1,331 @@
+//! A volume of another id in the place of the one that this machine knows there.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::real::{Outcome, Place, command, run};
+use crate::{end, fails};
+
+const LIMIT: Duration = Duration::from_secs(300);
+const SAYS: &str = "this machine knows the volume";
+
+fn sh(place: &Place, script: &str) {
+    run(command("sh", ["-ec", script]).current_dir(place.path(""))).done();
+}
+
+/// Makes volumes, each with a file that has its name in it.
+fn volumes(test: &'static str, names: &[&str]) -> Option<Place> {
+    let place = Place::new(test, LIMIT)?;
+    for name in names {
+        place.run(&format!("create {name}")).done();
+        fill(&place, name, name);
+    }
+    Some(place)
+}
+
+fn fill(place: &Place, volume: &str, text: &str) {
+    let mounted = place.mount(volume, "mnt", "");
+    fs::write(mounted.path("file"), text).unwrap();
+    mounted.unmount();
+}
+
+#[track_caller]
+fn holds(place: &Place, volume: &str, options: &str, text: &str) {
+    let mounted = place.mount(volume, "mnt", options);
+    assert_eq!(fs::read_to_string(mounted.path("file")).unwrap(), text);
+    mounted.unmount();
+}
+
+fn id(place: &Place, volume: &str) -> String {
+    let mut inspect = place.bilayer(["inspect", "--json", volume]);
+    let report: Value = serde_json::from_str(&run(&mut inspect).done().stdout).unwrap();
+    report["header"]["volume_id"].as_str().unwrap().to_owned()
+}
+
+/// Refused for reading and for writing, by every command that opens the volume.
+#[track_caller]
+fn refused(place: &Place, volume: &str, known: &str) -> Outcome {
+    for (words, code) in [
+        ("snapshot list", 5),
+        ("check", 8),
+        ("mount -o ro", 32),
+        ("mount --accept-restored", 32),
+    ] {
+        let dir = if words.starts_with("mount") {
+            "mnt"
+        } else {
+            ""
+        };
+        let outcome = place.run(&format!("{words} {volume} {dir}"));
+        fails(&outcome, code, SAYS);
+    }
+    let status = place.status(&place.path(volume));
+    let why = status["not_verified_because"].as_str().unwrap_or_default();
+    assert!(why.contains(SAYS), "{status}");
+    let outcome = place.run(&format!("mount {volume} mnt"));
+    fails(&outcome, 32, SAYS);
+    for said in [known, &id(place, volume), "fingerprint="] {
+        assert!(outcome.stderr.contains(said), "{said}: {}", outcome.stderr);
+    }
+    outcome
+}
+
+/// The option that the hint gives.
+fn hinted_pin(outcome: &Outcome) -> String {
+    let at = outcome.stderr.find("fingerprint=").unwrap();
+    let pin = outcome.stderr[at..].split_whitespace().next().unwrap();
+    pin.to_owned()
+}
+
+/// A volume that this machine has never had open, made with its platform keys elsewhere.
+#[test]
+fn a_volume_never_seen_does_not_pass_for_another() {
+    for customer in [false, true] {
+        let Some(place) = Place::new("replaced-unseen", LIMIT) else {
+            return;
+        };
+        let create = if customer {
+            place.run("keygen key.pem --bits 2048").done();
+            "--customer-key file:key.pem"
+        } else {
+            ""
+        };
+        let mounted = place.fresh(create, "");
+        fs::write(mounted.path("file"), "genuine").unwrap();
+        mounted.unmount();
+        sh(&place, "cp -a keystore stolen; rm stolen/volumes/*");
+        place.run("create evil --platform-keystore stolen").done();
+        let known = id(&place, "vol");
+        // Whoever has it at a fresh path mounts it as ever, here or there.
+        sh(&place, "cp -a evil fresh");
+        place.mount("fresh", "mnt", "ro").unmount();
+        sh(&place, "rm -r fresh; mv vol aside; mv evil vol");
+        refused(&place, "vol", &known);
+        // By another path to the same place, too.
+        sh(
+            &place,
+            "ln -s vol link; mkdir bound; mount --bind vol bound",
+        );
+        fails(&place.run("mount link mnt -o ro"), 32, SAYS);
+        fails(&place.run("mount bound mnt -o ro"), 32, SAYS);
+        sh(&place, "umount bound; rm -r vol; mv aside vol");
+        holds(&place, "vol", "", "genuine");
+    }
+}
+
+/// Both are this machine's: only whoever moved them can tell a swap from an attack.
+#[test]
+fn two_known_volumes_that_were_swapped() {
+    let Some(place) = volumes("replaced-swapped", &["one", "two"]) else {
+        return;
+    };
+    let (one, two) = (id(&place, "one"), id(&place, "two"));
+    sh(&place, "mv one aside; mv two one; mv aside two");
+    let outcome = refused(&place, "one", &one);
+    refused(&place, "two", &two);
+    let wrong = hinted_pin(&place.run("mount two mnt"));
+    fails(&place.run(&format!("mount one mnt -o {wrong}")), 32, "not");
+    // To look at it changes nothing; once it was mounted for writing it is at home.
+    let pin = hinted_pin(&outcome);
+    holds(&place, "one", &format!("ro,{pin}"), "two");
+    fails(&place.run("mount one mnt"), 32, SAYS);
+    holds(&place, "one", &pin, "two");
+    for _ in 0..2 {
+        holds(&place, "one", "", "two");
+        holds(&place, "two", "", "one");
+    }
+    place.run("check one").done();
+    // What was there before is the stranger now.
+    sh(&place, "mv two aside; mv one gone; mv aside one");
+    refused(&place, "one", &two);
+}
+
+/// `mv A B; mv C A`: where A went is known once it was mounted there.
+#[test]
+fn a_place_is_free_when_its_volume_is_known_elsewhere() {
+    let Some(place) = volumes("replaced-moved", &["a", "c"]) else {
+        return;
+    };
+    let known = id(&place, "a");
+    sh(&place, "mv a b; mv c a");
+    refused(&place, "a", &known);
+    holds(&place, "b", "", "a");
+    holds(&place, "a", "", "c");
+    // A volume whose directory went elsewhere while it was mounted.
+    let mounted = place.mount("a", "mnt", "commit=1");
+    sh(&place, "mv a d");
+    fs::write(mounted.path("file"), "moved").unwrap();
+    end(mounted);
+    // Somebody else may have moved it: its place is free when it is opened at the new one.
+    let known = id(&place, "d");
+    sh(&place, "mv b a");
+    refused(&place, "a", &known);
+    holds(&place, "d", "", "moved");
+    holds(&place, "a", "", "a");
+    // And once more, there and back.
+    let mounted = place.mount("a", "mnt", "commit=1");
+    for script in ["mv a e", "mv e a"] {
+        sh(&place, script);
+        fs::write(mounted.path("file"), script).unwrap();
+        run(command("sync", ["-f"]).arg(mounted.dir())).done();
+    }
+    mounted.unmount();
+    let record = place.path(&format!("keystore/volumes/{}.json", id(&place, "a")));
+    let record = fs::read_to_string(record).unwrap();
+    assert!(!record.contains("former"), "{record}");
+    holds(&place, "a", "", "mv e a");
+}
+
+/// Whatever makes a volume takes the place of the one that was there.
+#[test]
+fn a_volume_that_is_made_takes_the_place() {
+    let Some(place) = volumes("replaced-made", &["vol", "source"]) else {
+        return;
+    };
+    place.run("image create source base").done();
+    for make in ["create vol", "image deploy source base vol", "create vol"] {
+        let before = id(&place, "vol");
+        // As if the clock had gone back since.
+        sh(
+            &place,
+            "sed -i 's/\"written\":[0-9]*/\"written\":9000000000/' keystore/volumes/*.json",
+        );
+        sh(&place, "rm -r vol");
+        place.run(make).done();
+        place.mount("vol", "mnt", "").unmount();
+        assert_ne!(id(&place, "vol"), before);
+        place.mount("vol", "mnt", "ro").unmount();
+        // And it stays there.
+        sh(
+            &place,
+            "sed -i 's/\"clean\":true/\"clean\":false/' keystore/volumes/*.json",
+        );
+        place.mount("vol", "mnt", "").unmount();
+    }
+    // A copy that becomes a volume of its own, each day in the same place.
+    for _ in 0..2 {
+        sh(&place, "rm -rf drill; cp -a source drill");
+        place.run("mount drill mnt --new-identity").done();
+        place.mounted(&place.path("mnt")).unmount();
+        holds(&place, "drill", "", "source");
+        holds(&place, "source", "", "source");
+    }
+    // A copy of another volume is none that belongs there.
+    let known = id(&place, "drill");
+    sh(&place, "rm -r drill; cp -a source drill");
+    refused(&place, "drill", &known);
+}
+
+/// An older volume in the place of the one that was made there later.
+#[test]
+fn the_volume_before_does_not_come_back() {
+    let Some(place) = volumes("replaced-former", &["vol"]) else {
+        return;
+    };
+    sh(&place, "mv vol former");
+    place.run("create vol").done();
+    fill(&place, "vol", "later");
+    let known = id(&place, "vol");
+    sh(&place, "mv vol later; mv former vol");
+    refused(&place, "vol", &known);
+}
+
+/// `--create` makes a volume where none was, not where one was taken away.
+#[test]
+fn a_volume_that_was_taken_away_is_not_made_anew() {
+    let Some(place) = Place::new("replaced-vanished", LIMIT) else {
+        return;
+    };
+    place.run("keygen key.pem --bits 2048").done();
+    place
+        .run("mount vol mnt --create -o customer_key=file:key.pem")
+        .done();
+    place.mounted(&place.path("mnt")).unmount();
+    for script in ["mv vol aside", "mkdir vol"] {
+        sh(&place, script);
+        let outcome = place.run("mount vol mnt --create");
+        fails(&outcome, 32, "and no volume is there now");
+        assert!(
+            outcome.stderr.contains("bilayer create"),
+            "{}",
+            outcome.stderr
+        );
+    }
+    sh(&place, "rmdir vol; mv aside vol");
+    place.run("mount vol mnt --create").done();
+    place.mounted(&place.path("mnt")).unmount();
+}
+
+/// Disks that take turns at one mount point, each with a volume that is known there.
+#[test]
+fn each_disk_has_its_own_volume_at_the_same_path() {
+    let Some(place) = Place::new("replaced-disks", LIMIT) else {
+        return;
+    };
+    sh(
+        &place,
+        "mkdir disk first second; mount -t tmpfs tmpfs first; mount -t tmpfs tmpfs second",
+    );
+    let turn = |name: &str| sh(&place, &format!("mount --bind {name} disk"));
+    for name in ["first", "second"] {
+        turn(name);
+        place.run("create disk/vol").done();
+        fill(&place, "disk/vol", name);
+        sh(&place, "umount disk");
+    }
+    for name in ["first", "second", "first"] {
+        turn(name);
+        holds(&place, "disk/vol", "", name);
+        sh(&place, "umount disk");
+    }
+    // From one disk to the other it is another volume.
+    sh(
+        &place,
+        "mv second/vol second/aside; cp -a first/vol second/vol",
+    );
+    turn("second");
+    fails(&place.run("mount disk/vol mnt -o ro"), 32, SAYS);
+    sh(&place, "umount disk; umount first; umount second");
+}
+
+/// Records of other volumes keep nobody waiting, and block nothing when they cannot be read.
+#[test]
+fn thousands_of_records() {
+    const RECORDS: u32 = 2000;
+    let Some(place) = volumes("replaced-many", &["vol"]) else {
+        return;
+    };
+    let folder = place.path("keystore/volumes");
+    let own = folder.join(format!("{}.json", id(&place, "vol")));
+    let text = fs::read_to_string(&own).unwrap();
+    let known = id(&place, "vol");
+    let path = |path: &Path| hex::encode(path.to_str().unwrap());
+    let vol = place.path("vol").canonicalize().unwrap();
+    let once = || {
+        let begin = Instant::now();
+        for _ in 0..5 {
+            place.run("snapshot list vol").done();
+        }
+        begin.elapsed() / 5
+    };
+    let alone = once();
+    for number in 0..RECORDS {
+        let volume = format!("{number:032x}");
+        let elsewhere = vol.with_file_name(format!("elsewhere{number}"));
+        let text = text.replace(&known, &volume);
+        let text = text.replace(&path(&vol), &path(&elsewhere));
+        fs::write(folder.join(format!("{volume}.json")), text).unwrap();
+    }
+    let among = once();
+    println!("snapshot list: {alone:?} alone, {among:?} among {RECORDS} records");
+    assert!(among < alone + Duration::from_secs(2), "{among:?}");
+    let broken = text
+        .replace(&known, &"f".repeat(32))
+        .replace("\"clean\"", "\"?\"");
+    fs::write(folder.join(format!("{}.json", "f".repeat(32))), broken).unwrap();
+    fs::create_dir(folder.join(format!("{}.json", "e".repeat(32)))).unwrap();
+    holds(&place, "vol", "", "vol");
+}
