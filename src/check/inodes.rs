@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::names::{Event, Events, Role};
-use super::report::{Finding, Kind};
+use super::report::{Finding, Kind, count};
 use super::stream::{Group, Groups};
 use super::tree::Directory;
 use super::{CheckError, Mend, Place, Run};
@@ -327,8 +327,10 @@ impl Run<'_> {
                     self.totals.add(stretch.clone(), 1, pages);
                     self.check_record(whole.ino, record, &names, stretch.clone());
                     if record.pages.cast_signed() != pages {
-                        let message =
-                            format!("{} pages are counted, {pages} are there", record.pages);
+                        let message = format!(
+                            "it counts {}, and {pages} of them there",
+                            count(record.pages, "page")
+                        );
                         let mend = Mend::Pages {
                             ino: whole.ino,
                             pages: pages.max(0).cast_unsigned(),
@@ -357,7 +359,10 @@ impl Run<'_> {
         let ino = whole.ino;
         let has = |some: &[Range<usize>]| some.iter().any(|other| other.contains(&seen.start));
         if names.total != 0 {
-            let message = format!("{} lead to inode {ino}, which is not there", names.total);
+            let message = format!(
+                "{} for inode {ino}, which is not there",
+                count(names.total, "name")
+            );
             let mend = Mend::NamesOf {
                 ino,
                 seen: seen.clone(),
@@ -464,7 +469,7 @@ impl Run<'_> {
             let message = if is_root {
                 "the root has a name".to_owned()
             } else {
-                format!("it has {} names", names.total)
+                format!("it has {}", count(names.total, "name"))
             };
             let mend = Mend::OneName {
                 ino,

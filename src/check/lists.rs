@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::report::{Finding, Kind};
+use super::report::{Finding, Kind, count};
 use super::stream::{Rows, Views};
 use super::{CheckError, Mend, Place, Run};
 use crate::ids::{Generation, Ino};
@@ -130,8 +130,9 @@ impl Run<'_> {
             let (inodes, pages) = self.totals.of(number);
             if (record.inodes, record.pages) != (inodes, pages) {
                 let message = format!(
-                    "{shown} counts {} inodes and {} pages, and has {inodes} and {pages}",
-                    record.inodes, record.pages
+                    "{shown} counts {} and {}, and has {inodes} and {pages}",
+                    count(record.inodes, "inode"),
+                    count(record.pages, "page")
                 );
                 self.found(Finding::new(Kind::ViewCount, message), Place::None, 0..0);
                 let record = ViewRecord {
@@ -164,8 +165,8 @@ impl Run<'_> {
         }
         if counters.used_pages != pages {
             let message = format!(
-                "the volume counts {} pages of contents and has {pages}",
-                counters.used_pages
+                "the volume counts {} of contents and has {pages}",
+                count(counters.used_pages, "page")
             );
             self.found(
                 Finding::new(Kind::UsedPages, message),
@@ -176,8 +177,8 @@ impl Run<'_> {
         }
         if counters.inodes != inodes {
             let message = format!(
-                "the volume counts {} inodes and has {inodes}",
-                counters.inodes
+                "the volume counts {} and has {inodes}",
+                count(counters.inodes, "inode")
             );
             self.found(
                 Finding::new(Kind::InodeCount, message),

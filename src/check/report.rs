@@ -266,3 +266,10 @@ impl Report {
             .filter(|finding| finding.severity > Severity::Note)
     }
 }
+/// So many of something whose name takes an s: `1 page`, `2 pages`.
+pub(super) fn count(number: impl Into<i128>, one: &str) -> String {
+    match number.into() {
+        1 => format!("1 {one}"),
+        number => format!("{number} {one}s"),
+    }
+}

@@ -22,6 +22,7 @@ use super::request::{
 };
 use super::serve::{tell, watched};
 use super::session::open_volume;
+use super::size::parse_count;
 use super::{OpenArgs, format, print, print_json, wire};
 use crate::check::{self, CheckError, CheckOptions};
 use crate::sys::process::EndSignals;
@@ -78,7 +79,9 @@ pub(super) struct CheckArgs {
         short,
         default_value_t = 0,
         hide_default_value = true,
-        value_name = "N"
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
     )]
     jobs: usize,
     /// One JSON object
@@ -337,9 +340,9 @@ impl Checked {
             left => format!("{mended}{left} left: "),
         };
         text += &format!(
-            "{} inodes, {} objects, {} read in {:.1} s, {rate}/s\n",
-            summary.inodes,
-            summary.objects,
+            "{}, {}, {} read in {:.1} s, {rate}/s\n",
+            format::count(summary.inodes, "inode", "inodes"),
+            format::count(summary.objects, "object", "objects"),
             format::size(summary.bytes),
             self.seconds
         );

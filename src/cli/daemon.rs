@@ -8,10 +8,12 @@
 //! exit code (1 byte) | message | newline | hint       nothing behind the code 0
 //! ```
 
-use std::io::{self, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
 
 use super::error::{CliError, ExitCode};
 use super::log::Log;
+use crate::sys::interrupt::{self, Watch};
 use crate::sys::process::{self, Child, Forked};
 
 /// Longest record.
@@ -98,10 +100,27 @@ pub(super) fn in_background(
         Forked::Child { to_parent } => run_child(Some(to_parent), log.clone(), daemon),
         Forked::Parent { child, from_child } => (child, from_child),
     };
-    let mut record = Vec::new();
-    let read = from_child.take(RECORD_BYTES).read_to_end(&mut record);
-    read.map_err(|error| CliError::io("cannot hear from the daemon", &error))?;
+    let record = hear_from(&child, from_child)
+        .map_err(|error| CliError::io("cannot hear from the daemon", &error))?;
     decode(&record).unwrap_or_else(|| Err(died(&child.wait(), &child)))
+}
+
+/// Reads what the child has to say. Who is asked to end hands that on and goes on waiting: the
+/// child may have to give the terminal its echo back, or to take a mount away.
+fn hear_from(child: &Child, mut from_child: PipeReader) -> io::Result<Vec<u8>> {
+    let watch = Watch::begin();
+    if interrupt::wait_readable(from_child.as_fd()).is_err()
+        && let Some(signal) = interrupt::arrived()
+    {
+        child.signal(signal);
+    }
+    let mut record = Vec::new();
+    from_child
+        .by_ref()
+        .take(RECORD_BYTES)
+        .read_to_end(&mut record)?;
+    drop(watch);
+    Ok(record)
 }
 
 fn run_child(

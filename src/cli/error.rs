@@ -13,6 +13,7 @@ use crate::fs::FsError;
 use crate::fs::views::{ReadOnlyBecause, ViewError};
 use crate::image::ImageError;
 use crate::keys::{ErrorKind, KeyError};
+use crate::sys::interrupt;
 use crate::volume::{Rollback, VolumeError};
 
 /// Exit codes of every command but `mount`, which has mount(8)'s ([`ExitCode::for_mount`]).
@@ -122,6 +123,13 @@ impl CliError {
         self
     }
 
+    /// Without advice where somebody has ended the command, who needs none.
+    #[must_use]
+    pub fn unless_asked_to_end(self) -> Self {
+        let hint = self.hint.filter(|_| interrupt::arrived().is_none());
+        Self { hint, ..self }
+    }
+
     /// Opening, making or reading a volume failed.
     pub fn volume(doing: impl fmt::Display, error: &VolumeError) -> Self {
         let code = ExitCode::of_kind(error.kind());
@@ -178,16 +186,23 @@ impl CliError {
                 ExitCode::InUse,
                 "choose another name, or delete the one that has it",
             ),
-            ViewError::BadName { .. } => Self::usage(format!("{doing}: {error}")),
+            ViewError::BadName { .. } => told(
+                ExitCode::Usage,
+                "choose a name of at most 255 bytes without a / or an @ in it",
+            ),
             ViewError::Busy { .. } => told(
                 ExitCode::InUse,
                 "somebody works in it; see who: fuser -vm MOUNTPOINT",
             ),
             ViewError::TooMany => told(ExitCode::System, "delete some: bilayer snapshot prune"),
             ViewError::ReadOnly(because) => told(ExitCode::System, how_to_write(*because)),
-            ViewError::NoSuchPath { .. } => {
-                Self::new(ExitCode::NotFound, format!("{doing}: {error}"))
-            }
+            ViewError::NoSuchPath { name, .. } => told(
+                ExitCode::NotFound,
+                &format!(
+                    "paths begin at the root of the volume; see what it has: ls -a \
+                     MOUNTPOINT/.snapshots/{name}"
+                ),
+            ),
             ViewError::NoDirectory { .. } => told(
                 ExitCode::NotFound,
                 "make the directory, or restore the one that held it",

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::sys::clock;
+
 /// A number of bytes, in units of 1024: `512 B`, `1.5 KiB`, `20.0 GiB`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -22,15 +24,34 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-/// RFC 3339, in local time, to the second.
+/// RFC 3339, in local time, to the second; `unknown` for the time of a clock that was not set.
 pub(super) fn local_time(time: Timestamp) -> String {
+    if !clock::is_set(time.as_second()) {
+        return "unknown".to_owned();
+    }
     let local = time.to_zoned(TimeZone::system());
     local.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
+/// RFC 3339, in UTC; none for the time of a clock that was not set.
+pub(super) fn utc(secs: i64) -> Option<String> {
+    let time = Timestamp::from_second(secs).ok();
+    let time = time.filter(|_| clock::is_set(secs));
+    time.map(|time| time.to_string())
+}
+
 /// The name of a snapshot that was taken then: `auto-2026-11-22T04-30-00Z`.
-pub(super) fn dated_name(prefix: &str, time: Timestamp) -> String {
-    format!("{prefix}-{}", time.strftime("%Y-%m-%dT%H-%M-%SZ"))
+pub(super) fn dated_name(prefix: Option<&str>, time: Timestamp) -> String {
+    let time = time.strftime("%Y-%m-%dT%H-%M-%SZ");
+    prefix.map_or_else(|| time.to_string(), |prefix| format!("{prefix}-{time}"))
+}
+
+/// So many of something: `1 object`, `2 objects`.
+pub(super) fn count(number: u64, one: &str, several: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        _ => format!("{number} {several}"),
+    }
 }
 
 /// A path on one line whatever is in it: a control character, a backslash, or a byte that is not
@@ -111,9 +132,14 @@ mod tests {
     #[test]
     fn names_have_the_time_in_utc() {
         let time: Timestamp = "2026-11-22T05:30:00.9+01:00".parse().unwrap();
-        assert_eq!(dated_name("auto", time), "auto-2026-11-22T04-30-00Z");
+        assert_eq!(dated_name(Some("auto"), time), "auto-2026-11-22T04-30-00Z");
+        assert_eq!(dated_name(None, time), "2026-11-22T04-30-00Z");
         let again: Timestamp = local_time(time).parse().unwrap();
         assert_eq!(again.as_second(), time.as_second());
+        assert_eq!(utc(time.as_second()).unwrap(), "2026-11-22T04:30:00Z");
+        // A clock that nobody has set.
+        let started = Timestamp::from_second(90).unwrap();
+        assert_eq!((utc(90), local_time(started)), (None, "unknown".to_owned()));
     }
 
     #[test]
@@ -121,6 +147,12 @@ mod tests {
         assert_eq!(path(b"a b/\xc3\xa9"), "a b/\u{e9}");
         assert_eq!(path(b"a\nb\\\xff"), "a\\012b\\134\\377");
         assert_eq!(printable("a\x1b[1m"), "a [1m");
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        let counts = [0, 1, 2].map(|number| count(number, "directory", "directories"));
+        assert_eq!(counts, ["0 directories", "1 directory", "2 directories"]);
     }
 
     #[test]

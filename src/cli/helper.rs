@@ -18,7 +18,8 @@ use super::mount::{MountRequest, mount};
 use super::options::MountWords;
 use super::paths::working_directory;
 use super::unmount::{UnmountRequest, unmount};
-use super::{harden, keystore_dir, print, tell_left};
+use super::{MOUNT_HELP, complain, harden, keystore_dir, print, tell_left};
+use crate::sys::interrupt;
 use crate::sys::mounts::enter_mount_namespace;
 
 /// Which helper.
@@ -125,23 +126,67 @@ impl Arguments {
     }
 }
 
+impl Helper {
+    const fn synopsis(self) -> &'static str {
+        match self {
+            Self::Mount => "mount.bilayer VOLUME DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS]",
+            Self::Unmount => "umount.bilayer DIR [-flnrv] [-N NAMESPACE]",
+        }
+    }
+
+    /// What `--help` and `--version` are answered with; none where neither is among the arguments.
+    fn answer(self, arguments: &[OsString]) -> Option<String> {
+        let asked = |words: &[&str]| {
+            let options = arguments.iter().take_while(|argument| *argument != "--");
+            let mut options = options.filter_map(|argument| argument.to_str());
+            options.any(|argument| words.contains(&argument))
+        };
+        if asked(&["--version", "-V"]) {
+            return Some(format!("bilayer {}\n", env!("CARGO_PKG_VERSION")));
+        }
+        if !asked(&["--help", "-h"]) {
+            return None;
+        }
+        let synopsis = self.synopsis();
+        Some(match self {
+            Self::Mount => format!(
+                "Mounts a bilayer volume; called by mount(8).\n\nUsage: {synopsis}\n\n  \
+                 -s  leave out options that nobody knows\n  \
+                 -f  only check the arguments\n  \
+                 -n  accepted; /etc/mtab is never written\n  \
+                 -v  say what was done\n  \
+                 -N  mount in another mount namespace\n\n{MOUNT_HELP}\n"
+            ),
+            Self::Unmount => format!(
+                "Unmounts a bilayer volume; called by umount(8).\n\nUsage: {synopsis}\n\n  \
+                 -f  also if the daemon does not answer any more\n  \
+                 -l  detach at once, even if it is in use, and do not wait\n  \
+                 -n  accepted; /etc/mtab is never written\n  \
+                 -r  if it is in use, remount it read-only instead\n  \
+                 -v  say what was done\n  \
+                 -N  unmount in another mount namespace\n\n\
+                 Example:\n  umount.bilayer /mnt\n"
+            ),
+        })
+    }
+}
+
 fn usage(helper: Helper) -> CliError {
-    CliError::usage(match helper {
-        Helper::Mount => "usage: mount.bilayer VOLUME DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS]",
-        Helper::Unmount => "usage: umount.bilayer DIR [-flnrv] [-N NAMESPACE]",
-    })
+    CliError::usage(format!("usage: {}", helper.synopsis()))
 }
 
 /// The whole of a helper program.
 pub fn run(helper: Helper) -> process::ExitCode {
     let log = Log::start(false);
-    match run_with(helper, std::env::args_os().skip(1), &log) {
-        Ok(()) => process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            process::ExitCode::from(error.code.for_mount())
-        }
+    let result = run_with(helper, std::env::args_os().skip(1), &log);
+    if let Err(error) = &result {
+        complain(&error.clone().unless_asked_to_end());
     }
+    interrupt::end_as_asked();
+    result.map_or_else(
+        |error| process::ExitCode::from(error.code.for_mount()),
+        |()| process::ExitCode::SUCCESS,
+    )
 }
 
 fn run_with(
@@ -149,6 +194,10 @@ fn run_with(
     arguments: impl IntoIterator<Item = OsString>,
     log: &Log,
 ) -> Result<(), CliError> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(text) = helper.answer(&arguments) {
+        return print(&text);
+    }
     let arguments = Arguments::parse(helper, arguments)?;
     if let Some(namespace) = &arguments.namespace {
         enter_mount_namespace(namespace).map_err(|error| {
@@ -272,6 +321,25 @@ mod tests {
                 1,
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn help_is_given_and_not_mounted() {
+        let answer = |helper: Helper, text: &str| {
+            let words: Vec<OsString> = text.split_whitespace().map(OsString::from).collect();
+            helper.answer(&words)
+        };
+        for text in ["--help", "-h", "/v /d --help", "-o ro -h"] {
+            let help = answer(Helper::Mount, text).unwrap();
+            assert!(help.contains("mount.bilayer VOLUME DIR"), "{text}: {help}");
+            assert!(help.contains("customer_key=URI"), "{text}: {help}");
+            let help = answer(Helper::Unmount, text).unwrap();
+            assert!(help.contains("umount.bilayer DIR"), "{text}: {help}");
+        }
+        assert!(answer(Helper::Mount, "-V").unwrap().starts_with("bilayer "));
+        for text in ["", "/v /d -o ro", "-- -h --help", "-fv /v /d"] {
+            assert_eq!(answer(Helper::Mount, text), None, "{text}");
         }
     }
 

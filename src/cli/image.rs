@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -21,10 +22,12 @@ use super::request::{
 use super::session::Session;
 use super::snapshot::{self, DeleteArgs, ListArgs};
 use super::{
-    KeystoreArg, OpenArgs, keystore_dir, options, passphrase_source, paths, print, print_json,
+    KeystoreArg, OpenArgs, complain, keystore_dir, options, passphrase_source, paths, print,
+    print_json, size,
 };
 use crate::image::{self, ImportOptions};
 use crate::keys::{KeyUri, PassphraseSource};
+use crate::sys::interrupt::{self, Watch};
 
 /// Stands for standard input or output.
 const STANDARD: &str = "-";
@@ -119,7 +122,7 @@ pub(super) struct NewArgs {
     #[arg(long, value_name = "DIR")]
     new_platform_keystore: Option<PathBuf>,
     /// Largest size of the contents, in bytes or as 10G [default: that of the source]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     size: Option<String>,
 }
 
@@ -171,7 +174,7 @@ pub(super) struct ImportArgs {
     #[arg(long, value_name = "URI")]
     new_customer_key: Option<String>,
     /// Largest size of the contents, in bytes or as 10G [default: that of the source]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     size: Option<String>,
     /// One JSON object
     #[arg(long)]
@@ -260,11 +263,13 @@ fn deploy(args: &DeployArgs) -> Result<(), CliError> {
         target: PathBytes::of(&target),
         customer_key: args.new.key.uri()?,
         passphrase: args.new.key.passphrase(&args.open)?,
-        size_bytes: options::size_option(args.new.size.as_deref())?,
+        size_bytes: size::size_option(args.new.size.as_deref())?,
         keystore: args.new.keystore(&args.open)?.as_deref().map(PathBytes::of),
     };
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
     refuse_inside(&session, &target, &request)?;
+    // What was made of the volume goes if it does not become one, whatever the reason.
+    let _watch = Watch::begin();
     let progress = Progress::start("deploying", None);
     let outcome = session.ask(&request, &mut Bar(&progress));
     let made = match outcome {
@@ -369,7 +374,7 @@ fn export(args: &ExportArgs) -> Result<(), CliError> {
     }
     let line = format!("image {} exported: {took}", format::printable(&args.name));
     if standard {
-        eprintln!("{line}");
+        complain(&line);
         return Ok(());
     }
     print(&format!("{line}\n"))
@@ -415,7 +420,8 @@ fn stream_to_file(
         _ => std::path::absolute(path).map_err(failed)?,
     };
     let parent = path.parent().unwrap_or(Path::new("/"));
-    // Made with mode 0600, and taken away if it does not get its name.
+    // Made with mode 0600, and taken away if it does not get its name, whatever the reason.
+    let watch = Watch::begin();
     let mut aside = tempfile::Builder::new()
         .prefix(".bilayer-export-")
         .tempfile_in(parent)
@@ -426,6 +432,7 @@ fn stream_to_file(
     File::open(parent)
         .and_then(|parent| parent.sync_all())
         .map_err(failed)?;
+    drop(watch);
     Ok(outcome)
 }
 
@@ -444,16 +451,23 @@ impl Receiver for Stream<'_> {
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        go_on()?;
         self.progress.add(bytes.len() as u64);
         self.to.write_all(bytes)
     }
 
     fn progress(&mut self, done: BytesDone) -> io::Result<()> {
+        go_on()?;
         if let Some(total) = done.total_bytes {
             self.progress.set_total(total);
         }
         Ok(())
     }
+}
+
+/// An error once a signal has come.
+fn go_on() -> io::Result<()> {
+    interrupt::arrived().map_or(Ok(()), |_| Err(interrupt::interrupted()))
 }
 
 /// Shows how far it is.
@@ -473,6 +487,7 @@ impl Receiver for Bar<'_> {
     }
 
     fn progress(&mut self, done: BytesDone) -> io::Result<()> {
+        go_on()?;
         if let Some(total) = done.total_bytes {
             self.0.set_total(total);
         }
@@ -495,10 +510,12 @@ fn import(args: &ImportArgs) -> Result<(), CliError> {
             Some(path) => PassphraseSource::File(paths::absolute(path)?),
             None => PassphraseSource::Prompt,
         },
-        size_bytes: options::size_option(args.size.as_deref())?,
+        size_bytes: size::size_option(args.size.as_deref())?,
         keystore: keystore_dir(args.open.keystore.platform_keystore.as_deref())?,
     };
     let mut from = BufReader::with_capacity(1 << 20, source(&args.file)?);
+    // What was made of the volume goes if it does not become one, whatever the reason.
+    let _watch = Watch::begin();
     let place = Place::take(&target, doing())?;
     let progress = Progress::start("importing", None);
     let made = image::import(&mut from, place.store(), &options, &progress)
@@ -522,17 +539,30 @@ fn import(args: &ImportArgs) -> Result<(), CliError> {
 }
 
 /// What to read.
-fn source(path: &Path) -> Result<Box<dyn Read>, CliError> {
-    if path == Path::new(STANDARD) {
-        if io::stdin().is_terminal() {
-            return Err(CliError::usage("an image is not read from a terminal")
-                .with_hint("name a file, or redirect the input"));
-        }
-        return Ok(Box::new(io::stdin().lock()));
+fn source(path: &Path) -> Result<Source, CliError> {
+    let failed =
+        |error: io::Error| CliError::io(format_args!("cannot read {}", path.display()), &error);
+    if path != Path::new(STANDARD) {
+        return File::open(path).map(Source).map_err(failed);
     }
-    let file = File::open(path)
-        .map_err(|error| CliError::io(format_args!("cannot read {}", path.display()), &error))?;
-    Ok(Box::new(file))
+    let standard = io::stdin();
+    if standard.is_terminal() {
+        return Err(CliError::usage("an image is not read from a terminal")
+            .with_hint("name a file, or redirect the input"));
+    }
+    // Without the buffer of the standard library: what is in there is not waited for.
+    let file = standard.as_fd().try_clone_to_owned().map_err(failed)?;
+    Ok(Source(File::from(file)))
+}
+
+/// A file or a pipe that gives up waiting when a signal has come.
+struct Source(File);
+
+impl Read for Source {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        interrupt::wait_readable(self.0.as_fd())?;
+        self.0.read(bytes)
+    }
 }
 
 /// Where the platform keystore is, if an option says so.

@@ -3,6 +3,7 @@
 //! Each command is a module that returns a value or a [`CliError`]. Only this one prints, and those
 //! of commands with verbs of their own, `snapshot` and `image`, and `check`.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -19,6 +20,8 @@ pub mod error;
 mod format;
 mod generate;
 pub mod helper;
+#[cfg(test)]
+mod hints;
 mod image;
 mod locate;
 pub mod log;
@@ -33,6 +36,7 @@ pub mod request;
 mod salvage;
 mod serve;
 mod session;
+pub mod size;
 mod snapshot;
 pub mod status;
 pub mod unmount;
@@ -43,6 +47,7 @@ pub use error::{CliError, ExitCode};
 
 use crate::keys::{PassphraseSource, keystore};
 use crate::layers;
+use crate::sys::interrupt;
 use crate::sys::limits;
 use crate::sys::memory::disable_core_dumps;
 use log::Log;
@@ -147,6 +152,8 @@ Options (-o):
   meta_cache=SIZE            memory for metadata
   pending=SIZE               memory for changes that are not on disk yet
   open_objects=N             files of the volume held open
+  snapshot_dir=NAME|off      the directory of snapshots in the root, instead of .snapshots; off
+                             for none, and no .images
   log_file=FILE              the daemon's log, instead of the system's
   trusted                    suid and dev also for a volume that was imported, or deployed to other
                              keys: such a one is mounted nosuid,nodev unless suid,dev is asked for
@@ -204,7 +211,7 @@ struct CreateArgs {
     #[arg(long, value_name = "URI")]
     customer_key: Option<String>,
     /// Largest size of the contents, in bytes or as 10G; what snapshots alone hold does not count
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     size: Option<String>,
     #[command(flatten)]
     keystore: KeystoreArg,
@@ -279,7 +286,12 @@ struct KeygenArgs {
     /// File to make; one that exists is never written over
     file: PathBuf,
     /// Size of the key: 2048, 3072 or 4096
-    #[arg(long, default_value_t = 3072)]
+    #[arg(
+        long,
+        default_value_t = 3072,
+        allow_negative_numbers = true,
+        value_parser = size::parse_count
+    )]
     bits: usize,
     #[command(flatten)]
     passphrase: PassphraseArg,
@@ -298,10 +310,13 @@ pub fn run() -> process::ExitCode {
         _ => |error| error.code as u8,
     };
     let log = Log::start(foreground);
-    process::ExitCode::from(execute(cli.command, &log).unwrap_or_else(|error| {
-        eprintln!("{error}");
-        code_of(&error)
-    }))
+    let code = execute(cli.command, &log).unwrap_or_else(|error| {
+        let code = code_of(&error);
+        complain(&error.unless_asked_to_end());
+        code
+    });
+    interrupt::end_as_asked();
+    process::ExitCode::from(code)
 }
 
 /// Help and version are no failures; everything else is a usage error.
@@ -387,7 +402,7 @@ fn run_create(args: CreateArgs) -> Result<(), CliError> {
         Some(uri) => Some(options::key_uri(uri, &paths::working_directory()?)?),
         None => None,
     };
-    let size_bytes = options::size_option(args.size.as_deref())?;
+    let size_bytes = size::size_option(args.size.as_deref())?;
     let new = create::NewVolume {
         path: paths::absolute(&args.volume)?,
         customer_key,
@@ -447,12 +462,17 @@ fn show(report: &status::Report, json: bool) -> Result<(), CliError> {
 /// Says what nobody here can see: that the mount lives on.
 fn tell_left(dir: &Path, left: Left) {
     if left == Left::OtherNamespaces {
-        eprintln!(
+        complain(&format_args!(
             "bilayer: {} is unmounted here and everything is on disk; another mount namespace has \
              the volume mounted still",
             dir.display()
-        );
+        ));
     }
+}
+
+/// To standard error, if there is anybody who reads it.
+fn complain(line: &dyn fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// To standard output. A reader that has gone away (`| head`) is no failure.
@@ -498,6 +518,7 @@ mod tests {
             "salvage v o --view a --view b --header h --customer-key file:/k --json --quiet",
             "salvage v o --all-views --platform-keystore p --passphrase-file f",
             "snapshot create v n",
+            "snapshot create v",
             "snapshot create v --prefix auto",
             "snapshot create v --prefix auto --prune --keep-hourly 24 --keep-daily 7",
             "snap ls v --json --platform-keystore p --passphrase-file f",
@@ -533,12 +554,12 @@ mod tests {
             "salvage v o --view a --all-views",
             "frob",
             "snapshot",
-            "snapshot create v",
             "snapshot create v n --prefix auto",
             "snapshot delete v",
             "check",
             "check v --jobs x",
             "snapshot prune v --keep-last -1",
+            "snapshot prune v --keep-last 99999999999999999999",
             "image export v n",
             "image deploy v n w --customer-key-passphrase-file p",
         ] {

@@ -158,6 +158,7 @@ fn serve(
     let options = fuse_options(request, path, volume.header.is_foreign());
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| CliError::filesystem(doing(), &error))?;
+    filesystem.warn_of_hidden();
     let mounted_on = Arc::new(OnceLock::new());
     let control = start_control(path, &filesystem, report, read_only, &mounted_on);
     let served = fuse::mount(
@@ -401,6 +402,7 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     options.open_objects = open_objects(words.open_objects.unwrap_or(options.open_objects));
     options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
     options.access_times = words.access_times.unwrap_or_default();
+    options.snapshot_dir = words.snapshot_dir.clone().unwrap_or_default();
     let checkpoint = words.checkpoint.unwrap_or(CHECKPOINT_INTERVAL);
     options.checkpoint_interval = (!checkpoint.is_zero()).then_some(checkpoint);
     options
@@ -573,6 +575,7 @@ fn explain(error: &FuseError, doing: String) -> CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::SnapshotDir;
 
     fn request(volume: &Path, dir: &Path) -> MountRequest {
         MountRequest {
@@ -617,7 +620,8 @@ mod tests {
     fn words_reach_both_sides() {
         let mut request = request(Path::new("/v"), Path::new("/d"));
         let text = "ro,commit=7,checkpoint=8,meta_cache=2M,pending=3M,open_objects=9,workers=4,nowriteback,\
-                    follow_caller=off,nfs_export=on,max_background=5,allow_other,exec,suid,nodev";
+                    follow_caller=off,nfs_export=on,max_background=5,allow_other,exec,suid,nodev,\
+                    snapshot_dir=off";
         request.words = MountWords::parse([text], Path::new("/")).unwrap();
         let inner = filesystem_options(&request);
         assert!(inner.read_only);
@@ -626,6 +630,7 @@ mod tests {
         assert_eq!(inner.meta_cache_bytes, 2 << 20);
         assert_eq!(inner.pending_bytes, 3 << 20);
         assert_eq!(inner.open_objects, 9);
+        assert_eq!(inner.snapshot_dir, SnapshotDir::Off);
         let outer = fuse_options(&request, Path::new("/v"), false);
         assert!(outer.allow_other && !outer.writeback && !outer.follow_caller && outer.nfs_export);
         assert!(outer.flags.read_only && outer.flags.nodev && !outer.flags.nosuid);

@@ -21,6 +21,7 @@
 //! | `max_background=N` | requests of the kernel's own under way |
 //! | `meta_cache=SIZE`, `pending=SIZE` | memory for metadata, and for changes not yet on disk |
 //! | `open_objects=N` | files of the volume held open |
+//! | `snapshot_dir=NAME\|off` | the directory of snapshots; `off`: none, nor of images |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
 //! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); a mount that root does not make is `nodev,nosuid` |
 //! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
@@ -32,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::CliError;
-use crate::fs::AccessTimes;
+use crate::fs::{AccessTimes, SnapshotDir};
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
 
@@ -134,6 +135,8 @@ pub struct MountWords {
     pub pending_bytes: Option<usize>,
     /// `open_objects=`.
     pub open_objects: Option<usize>,
+    /// `snapshot_dir=`.
+    pub snapshot_dir: Option<SnapshotDir>,
     /// `log_file=`.
     pub log_file: Option<PathBuf>,
 }
@@ -257,6 +260,13 @@ impl MountWords {
             }
             "meta_cache" => self.meta_cache_bytes = Some(memory(name, value)?),
             "pending" => self.pending_bytes = Some(memory(name, value)?),
+            "snapshot_dir" => {
+                let parsed = SnapshotDir::parse(value);
+                self.snapshot_dir = Some(parsed.map_err(|wanted| {
+                    CliError::usage(format!("mount option {name}={value}: {wanted}"))
+                        .with_hint(LISTED)
+                })?);
+            }
             "log_file" => self.log_file = Some(path(name, value, from)?),
             "follow_caller" => self.follow_caller = Some(on_or_off(name, value)?),
             "nfs_export" => self.nfs_export = Some(on_or_off(name, value)?),
@@ -326,6 +336,8 @@ impl MountWords {
     }
 }
 
+const LISTED: &str = "bilayer mount --help lists the options";
+
 /// Names the option and not its value: it may be a secret that has no place on a command line, and
 /// what is said here may end in a log.
 fn unknown(word: &str) -> CliError {
@@ -333,12 +345,11 @@ fn unknown(word: &str) -> CliError {
         Some((name, _)) => format!("{name}=..."),
         None => word.to_owned(),
     };
-    CliError::usage(format!("unknown mount option {name:?}"))
-        .with_hint("bilayer mount --help lists the options")
+    CliError::usage(format!("unknown mount option {name:?}")).with_hint(LISTED)
 }
 
 fn bad(name: &str, value: &str, wanted: &str) -> CliError {
-    CliError::usage(format!("mount option {name}={value}: {wanted} is wanted"))
+    CliError::usage(format!("mount option {name}={value}: {wanted} is wanted")).with_hint(LISTED)
 }
 
 /// Splits at commas, `\,` and `\\` taken for themselves. A backslash before anything else stays.
@@ -394,10 +405,11 @@ fn on_or_off(name: &str, value: &str) -> Result<bool, CliError> {
 
 fn memory(name: &str, value: &str) -> Result<usize, CliError> {
     const LEAST: u64 = 1 << 20;
-    parse_size(value)
+    super::size::parse_size(value)
+        .ok()
         .filter(|bytes| *bytes >= LEAST)
         .and_then(|bytes| usize::try_from(bytes).ok())
-        .ok_or_else(|| bad(name, value, "a size of at least 1M"))
+        .ok_or_else(|| bad(name, value, "a size from 1M to less than 8E"))
 }
 
 /// Takes hex digits, grouped by `:` or `-` as people copy them.
@@ -417,35 +429,6 @@ fn fingerprint(value: &str) -> Result<String, CliError> {
     }
 }
 
-/// A number of bytes: plain, or with K, M, G, T or P (also KiB, ...) for powers of 1024.
-pub fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let unit = unit.strip_suffix("iB").unwrap_or(unit);
-    let power = match (unit, text.ends_with("iB")) {
-        ("", false) => 0,
-        ("K" | "k", _) => 1,
-        ("M", _) => 2,
-        ("G", _) => 3,
-        ("T", _) => 4,
-        ("P", _) => 5,
-        _ => return None,
-    };
-    number.checked_mul(1024u64.pow(power))
-}
-
-/// What `--size` says.
-pub fn size_option(text: Option<&str>) -> Result<Option<u64>, CliError> {
-    let wrong = |text: &str| {
-        CliError::usage(format!(
-            "--size {text}: a number of bytes, or such as 10G, is wanted"
-        ))
-    };
-    text.map(|text| parse_size(text).ok_or_else(|| wrong(text)))
-        .transpose()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -460,7 +443,7 @@ mod tests {
             "rw,ro,noallow_other,allow_other,customer_key=file:k.pem,platform_keystore=/p\\,q,\
              passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,checkpoint=0,\
              follow_caller=off,nfs_export=on,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
-             log_file=/var/log/b,,",
+             log_file=/var/log/b,snapshot_dir=.zeitpunkte,,",
         )
         .unwrap();
         let expected = MountWords {
@@ -481,6 +464,7 @@ mod tests {
             pending_bytes: Some(1 << 30),
             open_objects: Some(100),
             log_file: Some("/var/log/b".into()),
+            snapshot_dir: Some(SnapshotDir::Named(".zeitpunkte".to_owned())),
             ..MountWords::default()
         };
         assert_eq!(words, expected);
@@ -535,6 +519,11 @@ mod tests {
             "meta_cache=4K",
             "meta_cache=big",
             "open_objects=1",
+            "snapshot_dir=",
+            "snapshot_dir=.",
+            "snapshot_dir=..",
+            "snapshot_dir=a/b",
+            "snapshot_dir=.images",
             "exec=1",
             "rw=1",
             "blah=",
@@ -615,30 +604,6 @@ mod tests {
                 ..all
             }
         );
-    }
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("0", Some(0)),
-            ("123", Some(123)),
-            ("1K", Some(1024)),
-            ("1k", Some(1024)),
-            ("10G", Some(10 << 30)),
-            ("2MiB", Some(2 << 20)),
-            ("3T", Some(3 << 40)),
-            ("1P", Some(1 << 50)),
-            ("", None),
-            ("G", None),
-            ("-1", None),
-            ("1iB", None),
-            ("1GB", None),
-            ("1 G", None),
-            ("99999999999P", None),
-            ("18446744073709551616", None),
-        ] {
-            assert_eq!(parse_size(text), bytes, "{text}");
-        }
     }
 
     #[test]

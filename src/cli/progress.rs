@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::format::size;
 use crate::image;
+use crate::sys::interrupt;
 
 /// What is done sooner is shown by being done.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -129,6 +130,10 @@ impl image::Progress for Progress {
 
     fn advance(&self, bytes: u64) {
         self.add(bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        interrupt::arrived().is_some()
     }
 }
 

@@ -10,26 +10,58 @@ use clap::Args;
 use jiff::tz::{Offset, TimeZone};
 use jiff::{Timestamp, Zoned};
 
+use super::size::parse_count;
+
 /// The rules; `None` keeps nothing by itself.
 #[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Keep {
     /// Keep the newest N
-    #[arg(long = "keep-last", value_name = "N")]
+    #[arg(
+        long = "keep-last",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
     pub last: Option<usize>,
     /// Keep the newest of each of the last N hours that have one
-    #[arg(long = "keep-hourly", value_name = "N")]
+    #[arg(
+        long = "keep-hourly",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
     pub hourly: Option<usize>,
     /// Likewise of days, in local time
-    #[arg(long = "keep-daily", value_name = "N")]
+    #[arg(
+        long = "keep-daily",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
     pub daily: Option<usize>,
     /// Likewise of weeks, which begin on Monday
-    #[arg(long = "keep-weekly", value_name = "N")]
+    #[arg(
+        long = "keep-weekly",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
     pub weekly: Option<usize>,
     /// Likewise of months
-    #[arg(long = "keep-monthly", value_name = "N")]
+    #[arg(
+        long = "keep-monthly",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
     pub monthly: Option<usize>,
     /// Likewise of years
-    #[arg(long = "keep-yearly", value_name = "N")]
+    #[arg(
+        long = "keep-yearly",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
     pub yearly: Option<usize>,
 }
 

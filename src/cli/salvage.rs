@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::error::{CliError, ExitCode};
-use super::format::size;
+use super::format::{self, size};
 use super::locate::{Holder, Located, find};
 use super::progress::Progress;
 use super::{OpenArgs, options, paths, print, print_json};
@@ -167,6 +167,9 @@ fn open(
             VolumeError::CustomerKeyNeeded { claimed } => told.with_hint(format!(
                 "name it: --customer-key URI (unverified: the superblock names {claimed:?})"
             )),
+            VolumeError::RememberedKeyGone { .. } => {
+                told.with_hint("name the file that has it now: --customer-key URI")
+            }
             VolumeError::WrongCustomerKey { .. } => {
                 told.with_hint("name the right key: --customer-key URI")
             }
@@ -230,23 +233,36 @@ fn in_words(to: &Path, summary: &Summary, took: Option<String>) -> String {
     let counts = &summary.counts;
     let took = took.unwrap_or_else(|| size(counts.bytes));
     let mut text = format!(
-        "{} files in {} directories taken to {}: {took}\n",
-        counts.files,
-        counts.directories,
+        "{} in {} taken to {}: {took}\n",
+        format::count(counts.files, "file", "files"),
+        format::count(counts.directories, "directory", "directories"),
         to.display()
     );
-    for (count, what) in [
-        (counts.symlinks, "symbolic links"),
-        (counts.special, "pipes, sockets and devices"),
-        (counts.links, "further names of files"),
-        (counts.without_name, "without a name, in lost+found/inodes"),
+    for (count, one, several) in [
+        (counts.symlinks, "symbolic link", "symbolic links"),
+        (
+            counts.special,
+            "pipe, socket or device",
+            "pipes, sockets and devices",
+        ),
+        (
+            counts.links,
+            "further name of a file",
+            "further names of files",
+        ),
+        (
+            counts.without_name,
+            "without a name, in lost+found/inodes",
+            "without a name, in lost+found/inodes",
+        ),
         (
             counts.objects,
+            "object that nothing names, in lost+found/objects",
             "objects that nothing names, in lost+found/objects",
         ),
     ] {
         if count > 0 {
-            text += &format!("{count} {what}\n");
+            text += &format!("{}\n", format::count(count, one, several));
         }
     }
     if summary.source["owners_set"] == false {

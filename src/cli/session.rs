@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use super::proof::DirectoryId;
 use super::request::{self, Kind, Outcome, Passphrase, Receiver, Request, ViewReport, Views};
 use super::serve::serve;
 use super::wire;
-use crate::fs::views::{ReadOnlyBecause, ViewError};
+use crate::fs::views::{self, ReadOnlyBecause, ViewError};
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
@@ -198,8 +199,8 @@ fn in_mount(
     // Reached from the mount that was named, which is held open, and checked to be in it: whatever
     // is mounted or renamed meanwhile, it is that one.
     let dir = Location::open_at(&mount.location, Path::new(kind.directory()))
-        .and_then(|dir| within_mount(mount, dir))
-        .map_err(|error| explain(request, kind, "", &error))?;
+        .and_then(|dir| within_mount(mount, kind, dir))
+        .map_err(|error| not_by_calls(request, kind, &error))?;
     let dir = dir.fixed_path();
     let place = |name: &str| dir.join(name);
     let refused = |name: &str, error: io::Error| explain(request, kind, name, &error);
@@ -210,7 +211,7 @@ fn in_mount(
             description,
             ..
         } if description.is_empty() => {
-            check_name(request, kind, name)?;
+            check_new_name(request, name)?;
             fs::create_dir(place(name)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Created(only_named(kind, name.clone())))
         }
@@ -221,7 +222,7 @@ fn in_mount(
         }
         Request::Rename { name, to: new, .. } => {
             check_name(request, kind, name)?;
-            check_name(request, kind, new)?;
+            check_new_name(request, new)?;
             if fs::symlink_metadata(place(new)).is_ok() {
                 return Err(refused(new, io::ErrorKind::AlreadyExists.into()));
             }
@@ -245,13 +246,31 @@ fn in_mount(
     }
 }
 
-/// Refuses what is mounted over a directory of that mount.
-fn within_mount(mount: &NamedMount, dir: Location) -> io::Result<Location> {
-    if dir.info()?.mount_id == mount.info.id {
-        Ok(dir)
-    } else {
+/// Refuses what is mounted over a directory of that mount, and a directory that only has the name:
+/// what is made in there is no snapshot.
+fn within_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<Location> {
+    if dir.info()?.mount_id != mount.info.id {
         Err(io::Error::other("something else is mounted there"))
+    } else if fs::metadata(dir.fixed_path())?.ino()
+        != crate::fs::types::NodeId::of_views(kind.into()).0
+    {
+        Err(io::ErrorKind::NotFound.into())
+    } else {
+        Ok(dir)
     }
+}
+
+/// Without that directory nothing can be done but by the daemon.
+fn not_by_calls(request: &Request, kind: Kind, error: &io::Error) -> CliError {
+    if error.kind() != io::ErrorKind::NotFound {
+        return explain(request, kind, "", error);
+    }
+    let message = format!(
+        "{}: its daemon does not answer this user, and there is no {} in the mount",
+        request.doing(),
+        kind.directory()
+    );
+    CliError::new(ExitCode::System, message).with_hint(WHO_MAY)
 }
 
 const WHO_MAY: &str = "root and the user who mounted it may; the owner of its root directory may \
@@ -269,6 +288,11 @@ fn only_named(kind: Kind, name: String) -> ViewReport {
         from: None,
         description: String::new(),
     }
+}
+
+/// Says what is wrong with a name, which the kernel does not.
+fn check_new_name(request: &Request, name: &str) -> Result<(), CliError> {
+    views::check_name(name).map_err(|error| CliError::view(request.doing(), &error))
 }
 
 /// A name that would lead out of the directory is none.

@@ -1,5 +1,6 @@
 //! `bilayer snapshot`: taking, listing, comparing, restoring and dropping snapshots.
 
+use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Component, Path, PathBuf};
 
@@ -15,9 +16,9 @@ use super::request::{
     ChangeReport, Difference, Kind, Nobody, Outcome, PathBytes, Receiver, Request, ViewReport,
 };
 use super::session::Session;
-use super::{OpenArgs, print, print_json};
+use super::{OpenArgs, complain, print, print_json};
 
-/// Snapshots that `--prefix` names in one second, before it is given up.
+/// Snapshots that are named after one second, before it is given up.
 const MOST_IN_A_SECOND: u32 = 1000;
 
 /// `bilayer snapshot …`
@@ -26,6 +27,7 @@ pub(super) enum SnapshotCommand {
     /// Take a snapshot: at once, however large the volume is
     #[command(after_help = "Examples:\n  \
         bilayer snapshot create /srv/vault before-upgrade\n  \
+        bilayer snapshot create /srv/vault\n  \
         bilayer snapshot create /srv/vault --prefix auto --prune --keep-hourly 24 --keep-daily 7")]
     Create(CreateArgs),
     /// List snapshots, oldest first, with what each holds alone (used) and shows (refers)
@@ -71,10 +73,10 @@ pub(super) enum SnapshotCommand {
 pub(super) struct CreateArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
-    /// Name of the snapshot [default: PREFIX and the time in UTC]
-    #[arg(conflicts_with = "prefix", required_unless_present = "prefix")]
+    /// Name of the snapshot, without a / or an @ in it [default: the time in UTC]
+    #[arg(conflicts_with = "prefix")]
     name: Option<String>,
-    /// Name it after the time: PREFIX-2026-11-22T04-30-00Z
+    /// Name it after the time, with this before it: PREFIX-2026-11-22T04-30-00Z
     #[arg(long)]
     prefix: Option<String>,
     /// Then delete those with this prefix that no --keep option keeps
@@ -199,9 +201,9 @@ fn create(args: CreateArgs) -> Result<(), CliError> {
         ));
     }
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
-    let made = match &args.prefix {
-        Some(prefix) => take_dated(&mut session, prefix)?,
-        None => take(&mut session, args.name.unwrap_or_default())?,
+    let made = match args.name {
+        Some(name) => take(&mut session, name)?,
+        None => take_dated(&mut session, args.prefix.as_deref())?,
     };
     let mut pruned = Pruned::default();
     if args.prune {
@@ -238,7 +240,7 @@ fn take(session: &mut Session, name: String) -> Result<ViewReport, CliError> {
 }
 
 /// Names it after this second; if one has that name, with a number behind it.
-fn take_dated(session: &mut Session, prefix: &str) -> Result<ViewReport, CliError> {
+fn take_dated(session: &mut Session, prefix: Option<&str>) -> Result<ViewReport, CliError> {
     let name = dated_name(prefix, Timestamp::now());
     let mut made = take(session, name.clone());
     for number in 2..MOST_IN_A_SECOND {
@@ -327,25 +329,45 @@ fn diff(args: DiffArgs) -> Result<(), CliError> {
         from: args.from,
         to: args.to,
     };
-    let mut shown = Shown {
-        to: BufWriter::new(io::stdout().lock()),
-        json: args.json,
+    let mut shown = Shown::new(BufWriter::new(io::stdout().lock()), args.json);
+    let outcome = session.ask(&request, &mut shown).map(drop);
+    let flushed = shown.to.flush();
+    let outcome = match (shown.failed.or(flushed.err()), outcome) {
+        // A reader that has gone away (`| head`) is no failure.
+        (Some(error), _) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        (Some(error), _) => Err(CliError::io("cannot write to standard output", &error)),
+        (None, outcome) => outcome,
     };
-    let shown = session
-        .ask(&request, &mut shown)
-        .and_then(|_| shown.to.flush().map_err(|error| written(&error)));
+    // What is left in the buffer is for nobody.
+    let _ = shown.to.into_parts();
     let closed = session.close();
-    shown.and(closed)
-}
-
-fn written(error: &io::Error) -> CliError {
-    CliError::io("cannot write to standard output", error)
+    outcome.and(closed)
 }
 
 /// Prints differences as they come.
 struct Shown<W: Write> {
     to: W,
     json: bool,
+    /// Why nothing can be printed any more.
+    failed: Option<io::Error>,
+}
+
+impl<W: Write> Shown<W> {
+    fn new(to: W, json: bool) -> Self {
+        Self {
+            to,
+            json,
+            failed: None,
+        }
+    }
+
+    fn line(&mut self, line: impl Display) -> io::Result<()> {
+        writeln!(self.to, "{line}").map_err(|error| {
+            let kind = error.kind();
+            self.failed = Some(error);
+            kind.into()
+        })
+    }
 }
 
 impl<W: Write> Receiver for Shown<W> {
@@ -356,7 +378,7 @@ impl<W: Write> Receiver for Shown<W> {
     fn change(&mut self, change: ChangeReport) -> io::Result<()> {
         if self.json {
             let line = change_json(&change);
-            return writeln!(self.to, "{line}");
+            return self.line(line);
         }
         let sign = match change.change {
             Difference::Added => '+',
@@ -370,8 +392,8 @@ impl<W: Write> Receiver for Shown<W> {
         };
         let path = shown(&change.path);
         match &change.from {
-            Some(from) => writeln!(self.to, "{sign} {} -> {path}", shown(from)),
-            None => writeln!(self.to, "{sign} {path}"),
+            Some(from) => self.line(format_args!("{sign} {} -> {path}", shown(from))),
+            None => self.line(format_args!("{sign} {path}")),
         }
     }
 
@@ -426,7 +448,9 @@ fn confirm(volume: &Path, name: &str) -> Result<(), CliError> {
             volume.display()
         )));
     }
-    eprint!(
+    // Who does not see it says no.
+    let _ = write!(
+        io::stderr(),
         "Everything changed in {} since the snapshot {} will be lost. Restore it? [y/N] ",
         format::printable(&volume.to_string_lossy()),
         format::printable(name)
@@ -521,7 +545,7 @@ fn delete_unkept(
             Ok(_) => pruned.deleted.push(view.name),
             Err(error) if error.code == ExitCode::NotFound => {}
             Err(error) if error.code == ExitCode::InUse => {
-                eprintln!("{error}");
+                complain(&error);
                 pruned.kept.push(view.name);
             }
             Err(error) => return Err(error),
@@ -562,10 +586,7 @@ mod tests {
             change(Difference::Renamed, b"new", Some(b"old"), true),
         ];
         let show = |json| {
-            let mut shown = Shown {
-                to: Vec::new(),
-                json,
-            };
+            let mut shown = Shown::new(Vec::new(), json);
             for change in changes.clone() {
                 shown.change(change).unwrap();
             }

@@ -13,7 +13,6 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::control::{ControlClient, Obstacle, PATIENCE};
@@ -202,10 +201,7 @@ fn record_report(record: &VolumeRecord) -> RecordReport {
         customer_key: record.customer_key.clone(),
         clean: record.clean,
         directory: record.directory.as_ref().map(|it| it.path.clone()),
-        written: record
-            .written
-            .and_then(|secs| Timestamp::from_second(secs).ok())
-            .map(|time| time.to_string()),
+        written: record.written.and_then(format::utc),
     }
 }
 
@@ -530,9 +526,10 @@ pub fn to_text(report: &Report) -> String {
         if let Some(directory) = &record.directory {
             line("known directory", &directory.display().to_string());
         }
-        if let Some(written) = &record.written {
-            line("record written", written);
-        }
+        line(
+            "record written",
+            record.written.as_deref().unwrap_or("never"),
+        );
     }
     for layer in &report.layers {
         let hardware = match layer.accelerated {

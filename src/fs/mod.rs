@@ -57,6 +57,7 @@ use crate::volume::{Rollback, Volume, VolumeError};
 use access_times::AccessTimesNow;
 use references::References;
 use types::{Handle, NodeId};
+pub use views_directory::SnapshotDir;
 use views_directory::ViewsDirectory;
 
 pub use access_times::AccessTimes;
@@ -84,6 +85,8 @@ pub struct FilesystemOptions {
     pub pending_bytes: usize,
     /// When reading changes the time of last access.
     pub access_times: AccessTimes,
+    /// Where kept views are found in the root.
+    pub snapshot_dir: SnapshotDir,
     /// How often a copy of the metadata is put beside them, at the most; `None`: never.
     pub checkpoint_interval: Option<Duration>,
     /// A thread of its own commits by time and cleans up. Without it, nothing happens but what is
@@ -101,6 +104,7 @@ impl Default for FilesystemOptions {
             open_objects: 512,
             pending_bytes: 32 << 20,
             access_times: AccessTimes::Relative,
+            snapshot_dir: SnapshotDir::default(),
             checkpoint_interval: None,
             background: true,
         }

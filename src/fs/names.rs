@@ -1,7 +1,6 @@
 //! Making and removing names.
 
 use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec};
-use super::views_directory::{check_free, check_removable};
 use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, ViewsDirectory, check_name, node_in};
 use crate::errno::Errno;
 use crate::ids::Ino;
@@ -121,7 +120,7 @@ impl Filesystem {
         new: &NewInode<'_>,
     ) -> Result<Attr, Errno> {
         check_name(name)?;
-        check_free(parent, name)?;
+        self.check_free(parent, name)?;
         let _permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let _namespace = self.namespace.lock();
@@ -202,7 +201,7 @@ impl Filesystem {
     /// Makes another name for an inode.
     pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
         check_name(name)?;
-        check_free(parent, name)?;
+        self.check_free(parent, name)?;
         // Between views as between filesystems.
         if node.is_live() != parent.is_live() {
             return Err(Errno::EXDEV);
@@ -244,7 +243,7 @@ impl Filesystem {
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         check_name(name)?;
-        check_removable(parent, name)?;
+        self.check_removable(parent, name)?;
         let permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let orphan = {
@@ -274,7 +273,7 @@ impl Filesystem {
             b".." => return Err(Errno::ENOTEMPTY),
             _ => check_name(name)?,
         }
-        check_removable(parent, name)?;
+        self.check_removable(parent, name)?;
         if let Some(directory) = ViewsDirectory::of(parent) {
             return self.drop_view(directory, name);
         }

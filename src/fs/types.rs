@@ -2,6 +2,7 @@
 
 use crate::ids::{Ino, ViewId};
 
+use crate::meta::records::ViewKind;
 pub use crate::meta::records::{FileKind, Timespec};
 
 /// Unit of room, of data and holes, and the preferred one of I/O, in bytes, as on other filesystems.
@@ -42,6 +43,11 @@ impl NodeId {
     pub(super) const fn without_record<const NUMBER: u64>() -> Self {
         const { assert!(Ino::END.0 + NUMBER < 1 << INO_BITS) }
         Self(Ino::END.0 + NUMBER)
+    }
+
+    /// The directory that holds the kept views of that kind, whatever its name is.
+    pub fn of_views(kind: ViewKind) -> Self {
+        super::ViewsDirectory(kind).node()
     }
 
     /// True for what is there now, and not as a kept view shows it.

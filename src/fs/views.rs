@@ -433,12 +433,18 @@ impl Filesystem {
     }
 }
 
-fn check_name(name: &str) -> Result<(), ViewError> {
+/// Refuses a name that no snapshot or image can be given.
+///
+/// # Errors
+/// [`ViewError::BadName`].
+pub fn check_name(name: &str) -> Result<(), ViewError> {
     match name {
         "" => Err(bad_name(name, "it is empty")),
         "." | ".." => Err(bad_name(name, "it has a meaning of its own")),
         _ if name.len() > VIEW_NAME_BYTES_MAX => Err(bad_name(name, "it is longer than 255 bytes")),
         _ if name.contains('/') => Err(bad_name(name, "it has a / in it")),
+        // VOLUME@NAME names one, and the directory of a volume may have one in its name.
+        _ if name.contains('@') => Err(bad_name(name, "it has an @ in it")),
         _ if name.contains(char::is_control) => {
             Err(bad_name(name, "it has a control character in it"))
         }

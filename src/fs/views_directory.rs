@@ -3,10 +3,13 @@
 //! They are in no listing, have no record, and nothing but views is in them: making a directory in
 //! one takes a view, removing it drops the view, renaming it renames it. Their inode numbers lie
 //! above all that a volume gives to files.
+//!
+//! [`SnapshotDir`] names the one for snapshots, or leaves both out. A file of the root that has the
+//! name of one is still there, and out of reach as long as that name is taken.
 
 use super::types::{Attr, Caller, DirEntry, FileKind, NodeId, RenameFlags, Timespec};
 use super::views::ViewError;
-use super::{Filesystem, FsError};
+use super::{Filesystem, FsError, NAME_BYTES_MAX};
 use crate::errno::Errno;
 use crate::ids::{Ino, ViewId};
 use crate::meta::MetaError;
@@ -23,14 +26,6 @@ pub(super) struct ViewsDirectory(pub(super) ViewKind);
 impl ViewsDirectory {
     const ALL: [Self; 2] = [Self(ViewKind::Snapshot), Self(ViewKind::Image)];
 
-    /// Its name in the root.
-    const fn name(self) -> &'static [u8] {
-        match self.0 {
-            ViewKind::Snapshot => b".snapshots",
-            ViewKind::Image => b".images",
-        }
-    }
-
     pub(super) const fn node(self) -> NodeId {
         match self.0 {
             ViewKind::Snapshot => NodeId::without_record::<14>(),
@@ -42,38 +37,105 @@ impl ViewsDirectory {
     pub(super) fn of(node: NodeId) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.node() == node)
     }
+}
 
-    /// The directory of that name.
-    fn named(parent: NodeId, name: &[u8]) -> Option<Self> {
-        let mut all = Self::ALL.into_iter();
-        all.find(|one| parent == NodeId::ROOT && one.name() == name)
+/// Name of the directory of images in the root.
+const IMAGES: &str = ".images";
+
+/// Where kept views are found in the root.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SnapshotDir {
+    /// Snapshots in a directory of this name, images in `.images`.
+    Named(String),
+    /// Nowhere: both names are free for files, and views are reached by commands alone.
+    Off,
+}
+
+impl Default for SnapshotDir {
+    fn default() -> Self {
+        Self::Named(".snapshots".to_owned())
     }
 }
 
-/// `Err(EEXIST)` for names that are taken though no listing shows them.
-pub(super) fn check_free(parent: NodeId, name: &[u8]) -> Result<(), Errno> {
-    match ViewsDirectory::named(parent, name) {
-        Some(_) => Err(Errno::EEXIST),
-        None => Ok(()),
+impl SnapshotDir {
+    /// `off`, or a name.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "off" => Ok(Self::Off),
+            "" | "." | ".." => Err("a name, or off, is wanted"),
+            IMAGES => Err("that is where images are; another name is wanted"),
+            _ if text.len() > NAME_BYTES_MAX => Err("a name of at most 255 bytes is wanted"),
+            _ if text.contains('/') => Err("a name in the root, without a /, is wanted"),
+            _ if text.contains(char::is_control) => Err("a name that can be shown is wanted"),
+            name => Ok(Self::Named(name.to_owned())),
+        }
     }
-}
 
-/// `Err(EBUSY)` for what cannot be removed.
-pub(super) fn check_removable(parent: NodeId, name: &[u8]) -> Result<(), Errno> {
-    match ViewsDirectory::named(parent, name) {
-        Some(_) => Err(Errno::EBUSY),
-        None => Ok(()),
+    /// Name in the root of the directory of such views.
+    fn name_of(&self, kind: ViewKind) -> Option<&str> {
+        match (self, kind) {
+            (Self::Off, _) => None,
+            (Self::Named(name), ViewKind::Snapshot) => Some(name),
+            (Self::Named(_), ViewKind::Image) => Some(IMAGES),
+        }
     }
 }
 
 impl Filesystem {
+    /// The directory of that name.
+    fn views_directory(&self, parent: NodeId, name: &[u8]) -> Option<ViewsDirectory> {
+        let named = |one: &ViewsDirectory| {
+            let taken = self.options.snapshot_dir.name_of(one.0);
+            taken.is_some_and(|taken| taken.as_bytes() == name)
+        };
+        let mut all = ViewsDirectory::ALL.into_iter();
+        all.find(|one| parent == NodeId::ROOT && named(one))
+    }
+
+    /// `Err(EEXIST)` for names that are taken though no listing shows them.
+    pub(super) fn check_free(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+        match self.views_directory(parent, name) {
+            Some(_) => Err(Errno::EEXIST),
+            None => Ok(()),
+        }
+    }
+
+    /// `Err(EBUSY)` for what cannot be removed.
+    pub(super) fn check_removable(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+        match self.views_directory(parent, name) {
+            Some(_) => Err(Errno::EBUSY),
+            None => Ok(()),
+        }
+    }
+
+    /// Logs which files of the root are out of reach.
+    pub fn warn_of_hidden(&self) {
+        for directory in ViewsDirectory::ALL {
+            let Some(name) = self.options.snapshot_dir.name_of(directory.0) else {
+                continue;
+            };
+            let entry = self.meta.dirent(Ino::ROOT, name.as_bytes(), View::LIVE);
+            if matches!(entry, Ok(Some(_))) {
+                tracing::warn!(
+                    name,
+                    "a file of the root has this name, and is out of reach while the directory of \
+                     {}s has it: mount with -o snapshot_dir=off, or another name, to reach it",
+                    directory.0.noun()
+                );
+            }
+        }
+    }
+
     /// The node of a name that leads to, into or out of one of the directories.
     pub(super) fn lookup_views(
         &self,
         parent: NodeId,
         name: &[u8],
     ) -> Result<Option<NodeId>, Errno> {
-        if let Some(directory) = ViewsDirectory::named(parent, name) {
+        if let Some(directory) = self.views_directory(parent, name) {
             return Ok(Some(directory.node()));
         }
         if !parent.is_live() && parent.ino() == Ino::ROOT && name == b".." {
@@ -173,8 +235,8 @@ impl Filesystem {
         (new_parent, new_name): (NodeId, &[u8]),
         flags: RenameFlags,
     ) -> Option<Result<(), Errno>> {
-        if let Err(error) = check_removable(parent, name).and(check_removable(new_parent, new_name))
-        {
+        let removable = self.check_removable(parent, name);
+        if let Err(error) = removable.and(self.check_removable(new_parent, new_name)) {
             return Some(Err(error));
         }
         let places = (ViewsDirectory::of(parent), ViewsDirectory::of(new_parent));

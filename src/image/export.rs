@@ -188,7 +188,7 @@ fn transport_keys(
 ) -> Result<(TransportMethod, TransportKeys), ImageError> {
     let keys = match &options.transport {
         Transport::Keystore => volume.keystore.transport(export),
-        Transport::Passphrase(from) => from.obtain_for_export(true).and_then(|passphrase| {
+        Transport::Passphrase(from) => from.obtain_for_export().and_then(|passphrase| {
             TransportKeys::from_new_passphrase(&passphrase, Argon2idCost::DEFAULT, export)
         }),
     };

@@ -452,9 +452,24 @@ fn transport_keys(
             .map_err(|error| of_keystore(error, keystore))?
             .transport_of(keystore, *key_version, claims.export),
         TransportMethod::Passphrase { argon2id, salt } => {
-            let passphrase = options.export_passphrase.obtain_for_export(false)?;
-            TransportKeys::from_passphrase(&passphrase, *argon2id, salt, claims.export)
+            let from = &options.export_passphrase;
+            from.obtain_for_import(|passphrase| {
+                let keys =
+                    TransportKeys::from_passphrase(passphrase, *argon2id, salt, claims.export)?;
+                // Whether it is the right one shows when a key opens.
+                let set = &claims.key_set;
+                keys.unwrap_infrastructure(&context_of(claims), &set.infrastructure)?;
+                Ok(keys)
+            })
         }
+    }
+}
+
+fn context_of(claims: &ExportHeader) -> TransportContext {
+    TransportContext {
+        export: claims.export,
+        key_set: claims.key_set.id,
+        epoch: claims.key_set.epoch,
     }
 }
 
@@ -465,11 +480,7 @@ fn unwrap(
     customer: Option<&dyn CustomerKeyProvider>,
 ) -> Result<KeySet, StreamError> {
     let set = &claims.key_set;
-    let context = TransportContext {
-        export: claims.export,
-        key_set: set.id,
-        epoch: set.epoch,
-    };
+    let context = context_of(claims);
     let infrastructure = keys.unwrap_infrastructure(&context, &set.infrastructure)?;
     let customer = match (claims.key_mode, customer) {
         (KeyMode::PlatformAndCustomer, Some(provider)) => {

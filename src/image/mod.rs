@@ -21,7 +21,7 @@ use std::io;
 use crate::check::{CheckError, Finding, Report};
 use crate::errno::Errno;
 use crate::keys::ErrorKind;
-use crate::keys::error::kind_of_io;
+use crate::keys::error::{kind_of_io, usual_hint};
 use crate::meta::MetaError;
 use crate::meta::records::ObjectName;
 use crate::object::ObjectError;
@@ -259,7 +259,13 @@ impl ImageError {
                 "somebody removed it from the volume's directory; restore it from a backup"
             }
             _ if self.kind() == ErrorKind::NoSpace => "make room on the backing filesystem",
-            _ => return None,
+            Self::Meta(_) | Self::Page { .. } | Self::NoKeySet { .. } => {
+                "see what else is damaged: bilayer check VOLUME"
+            }
+            Self::Cancelled => "nothing is left of it; begin again",
+            Self::Object { .. } | Self::NewObject { .. } | Self::Io { .. } => {
+                usual_hint(ErrorKind::Io)
+            }
         };
         Some(text.to_owned())
     }

@@ -23,7 +23,7 @@ mod write;
 
 use std::io;
 
-use crate::keys::error::kind_of_io;
+use crate::keys::error::{kind_of_io, usual_hint};
 use crate::keys::{ErrorKind, KeyError};
 use crate::sealed::META_STRIDE_BYTES;
 
@@ -184,7 +184,7 @@ impl StreamError {
             Self::WrongCustomerKey { .. } => "name the right key: --customer-key URI",
             Self::Key(error) => return error.hint().map(str::to_owned),
             Self::Io { .. } if self.kind() == ErrorKind::NoSpace => "make room where it goes",
-            Self::Io { .. } => return None,
+            Self::Io { .. } => usual_hint(ErrorKind::Io),
         };
         Some(text.to_owned())
     }

@@ -101,9 +101,28 @@ impl KeyError {
         self.kind
     }
 
-    /// What to do next, where there is something to do.
+    /// What to do next: what was said where it failed, else what usually helps.
     pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+        Some(self.hint.as_deref().unwrap_or(usual_hint(self.kind)))
+    }
+}
+
+/// Advice for a failure that nothing more is known of.
+pub(crate) const fn usual_hint(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Usage => "--help shows how the command is called",
+        ErrorKind::NotAVolume => "make one: bilayer create DIR, or check the path",
+        ErrorKind::InUse => "see who has it: fuser -v VOLUME/lock",
+        ErrorKind::KeyUnavailable => "see that the file is there, and that this user may read it",
+        ErrorKind::WrongKey => "name the key, or give the passphrase, that it was made with",
+        ErrorKind::KeystoreMissing => {
+            "name the keystore that the volume was made with: --platform-keystore DIR"
+        }
+        ErrorKind::KeystoreInvalid => "restore the platform keystore from a backup",
+        ErrorKind::HeaderInvalid | ErrorKind::Tampered => "restore it from a backup",
+        ErrorKind::NewerFormat => "upgrade bilayer",
+        ErrorKind::NoSpace => "make room on the filesystem that it is on",
+        ErrorKind::Io => "the kernel's log may say why: dmesg",
     }
 }
 

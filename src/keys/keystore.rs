@@ -31,7 +31,7 @@ use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecor
 use crate::ids::VolumeId;
 use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::store::Place;
-use crate::sys::identity::effective_user;
+use crate::sys::identity::{effective_user, home_of, real_user};
 use crate::sys::wipe::with_secrets;
 
 mod directory;
@@ -355,12 +355,15 @@ pub fn default_directory(
         .map(|data| data.join("bilayer/platform"))
 }
 
-/// The default directory of this process.
+/// The default directory of this process. mount(8), which users may call, hands on no environment:
+/// then the home directory is the one that the user database has.
 pub fn default_dir() -> Option<PathBuf> {
+    let named = |name| std::env::var_os(name).filter(|path| Path::new(path).is_absolute());
+    let known = || home_of(real_user()).map(PathBuf::into_os_string);
     default_directory(
         effective_user() == 0,
-        std::env::var_os("XDG_DATA_HOME").as_deref(),
-        std::env::var_os("HOME").as_deref(),
+        named("XDG_DATA_HOME").as_deref(),
+        named("HOME").or_else(known).as_deref(),
     )
 }
 

@@ -12,9 +12,12 @@ use zeroize::Zeroizing;
 use super::error::{ErrorKind, KeyError};
 use super::secret::Passphrase;
 use crate::sys::wipe::with_secrets;
+use crate::sys::{interrupt, terminal};
 
 /// Longest passphrase, in bytes.
 pub const MAX_PASSPHRASE_BYTES: usize = 4096;
+/// How often a passphrase is asked for on a terminal.
+pub const TRIES: u32 = 3;
 
 /// Where a passphrase comes from.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -36,10 +39,10 @@ impl PassphraseSource {
     /// # Errors
     /// Kind `KeyUnavailable` when there is none to be had, it is empty or too long.
     pub fn obtain(&self, what: &Path) -> Result<Passphrase, KeyError> {
-        with_secrets(|| self.get(what))
+        with_secrets(|| self.get(what, false))
     }
 
-    fn get(&self, what: &Path) -> Result<Passphrase, KeyError> {
+    fn get(&self, what: &Path, again: bool) -> Result<Passphrase, KeyError> {
         match self {
             Self::None => Err(unavailable(format!(
                 "the key {} is encrypted and no passphrase was given",
@@ -55,47 +58,108 @@ impl PassphraseSource {
                 })?;
                 first_line(file, &format!("descriptor {descriptor}"))
             }
-            Self::Prompt => prompt(what),
+            Self::Prompt => prompt(what, again),
         }
     }
-}
 
-impl PassphraseSource {
-    /// Gets the passphrase that the keys of an export are under. `twice`: it is a new one, and
-    /// whoever is asked for it on a terminal is asked again.
+    /// Gets the passphrase that `open` takes. Whoever is asked for it on a terminal is asked again
+    /// when it is the wrong one, up to [`TRIES`] times in all; what a file says is the same every
+    /// time.
     ///
     /// # Errors
-    /// Kind `KeyUnavailable` when there is none to be had, it is empty or too long, `Usage` when
-    /// the two differ.
-    pub fn obtain_for_export(&self, twice: bool) -> Result<Passphrase, KeyError> {
-        const ASKED: &str = "the export";
-        let hint = |error: KeyError| {
-            error.with_hint("name a file whose first line is the passphrase of the export")
+    /// As [`Self::obtain`], and what `open` returns, the last time of kind `WrongKey`.
+    pub fn obtain_that_opens<T>(
+        &self,
+        what: &Path,
+        mut open: impl FnMut(&Passphrase) -> Result<T, KeyError>,
+    ) -> Result<T, KeyError> {
+        let mut tries = match self {
+            Self::Prompt => 1..=TRIES,
+            _ => 1..=1,
         };
-        match self {
-            Self::None => Err(hint(KeyError::new(
-                ErrorKind::KeyUnavailable,
-                "the export is under a passphrase and none was given",
-            ))),
-            Self::File(_) | Self::Descriptor(_) => self.obtain(Path::new(ASKED)).map_err(hint),
-            Self::Prompt => {
-                let first = self.obtain(Path::new(ASKED)).map_err(hint)?;
-                if twice && self.obtain(Path::new("the export, again"))?.expose() != first.expose()
-                {
-                    return Err(KeyError::new(
-                        ErrorKind::Usage,
-                        "the two passphrases differ",
-                    ));
+        let mut again = false;
+        loop {
+            tries.next();
+            let passphrase = with_secrets(|| self.get(what, again))?;
+            match open(&passphrase) {
+                Err(error) if error.kind() == ErrorKind::WrongKey && !tries.is_empty() => {
+                    again = true;
                 }
-                Ok(first)
+                result => return result,
             }
         }
     }
 }
 
+/// What the passphrase of an export is asked for.
+const EXPORT: &str = "the export";
+
+impl PassphraseSource {
+    /// Gets the new passphrase that the keys of an export are to be under. Whoever is asked for it
+    /// on a terminal is asked twice, and from the beginning where the two differ.
+    ///
+    /// # Errors
+    /// Kind `KeyUnavailable` when there is none to be had, it is empty or too long, `Usage` when
+    /// the two differ.
+    pub fn obtain_for_export(&self) -> Result<Passphrase, KeyError> {
+        if *self != Self::Prompt {
+            return self
+                .of_export()?
+                .obtain(Path::new(EXPORT))
+                .map_err(naming_a_file);
+        }
+        let again = Path::new("the export, again");
+        for _ in 0..TRIES {
+            let first = self.obtain(Path::new(EXPORT)).map_err(naming_a_file)?;
+            if self.obtain(again)?.expose() == first.expose() {
+                return Ok(first);
+            }
+        }
+        let differ = KeyError::new(ErrorKind::Usage, "the two passphrases differ");
+        Err(naming_a_file(differ))
+    }
+
+    /// Gets the passphrase that the keys of an export are under, and gives it to `open`, as
+    /// [`Self::obtain_that_opens`] does.
+    ///
+    /// # Errors
+    /// As [`Self::obtain_that_opens`].
+    pub fn obtain_for_import<T>(
+        &self,
+        open: impl FnMut(&Passphrase) -> Result<T, KeyError>,
+    ) -> Result<T, KeyError> {
+        let source = self.of_export()?;
+        source
+            .obtain_that_opens(Path::new(EXPORT), open)
+            .map_err(|error| match error.kind() {
+                ErrorKind::KeyUnavailable => naming_a_file(error),
+                _ => error,
+            })
+    }
+
+    fn of_export(&self) -> Result<&Self, KeyError> {
+        match self {
+            Self::None => Err(naming_a_file(KeyError::new(
+                ErrorKind::KeyUnavailable,
+                "the export is under a passphrase and none was given",
+            ))),
+            source => Ok(source),
+        }
+    }
+}
+
+fn naming_a_file(error: KeyError) -> KeyError {
+    match interrupt::arrived() {
+        Some(_) => error,
+        None => error.with_hint("name a file: --transport-passphrase-file FILE"),
+    }
+}
+
 fn unavailable(message: String) -> KeyError {
-    KeyError::new(ErrorKind::KeyUnavailable, message)
-        .with_hint("name a file that holds the passphrase: -o passphrase_file=PATH")
+    KeyError::new(ErrorKind::KeyUnavailable, message).with_hint(
+        "name a file that holds the passphrase: --passphrase-file FILE, or for a mount: bilayer \
+         mount -o passphrase_file=FILE VOLUME DIR",
+    )
 }
 
 fn from_file(path: &Path) -> Result<Passphrase, KeyError> {
@@ -128,16 +192,23 @@ fn first_line(mut from: impl Read, named: &str) -> Result<Passphrase, KeyError> 
     passphrase(line, named)
 }
 
-fn prompt(what: &Path) -> Result<Passphrase, KeyError> {
+fn prompt(what: &Path, again: bool) -> Result<Passphrase, KeyError> {
     if !io::stdin().is_terminal() {
         return Err(unavailable(format!(
             "the key {} is encrypted, and there is no terminal to ask for its passphrase",
             what.display()
         )));
     }
-    let text = rpassword::prompt_password(format!("Passphrase of {}: ", what.display()))
-        .map_err(|error| unavailable(format!("cannot ask for the passphrase: {error}")))?;
-    passphrase(Zeroizing::new(text).as_bytes(), "the terminal")
+    let question = match again {
+        false => format!("Passphrase of {}: ", what.display()),
+        true => format!("That is not it. Passphrase of {}: ", what.display()),
+    };
+    let line = terminal::ask_secret(&question, MAX_PASSPHRASE_BYTES);
+    let line = line.map_err(|error| match interrupt::arrived() {
+        Some(_) => KeyError::new(ErrorKind::KeyUnavailable, "no passphrase was given"),
+        None => unavailable(format!("cannot ask for the passphrase: {error}")),
+    })?;
+    passphrase(&line, "the terminal")
 }
 
 fn passphrase(bytes: &[u8], named: &str) -> Result<Passphrase, KeyError> {

@@ -27,6 +27,7 @@ mod tree;
 
 use std::io;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::ids::Generation;
@@ -34,8 +35,9 @@ use crate::layers::KeyRing;
 use crate::meta::View;
 use crate::meta::keys::Table;
 use crate::meta::page_set::PAYLOAD_BYTES;
-use crate::meta::records::{Counters, ViewKind, ViewRecord, ViewState};
+use crate::meta::records::{Counters, Timespec, ViewKind, ViewRecord, ViewState};
 use crate::store::Store;
+use crate::sys::clock::is_set;
 use crate::volume::Rescue;
 use out::Out;
 use records::{Origin, Records, State};
@@ -279,6 +281,15 @@ fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
     })
 }
 
+/// When something was made, for people.
+fn in_words(time: Timespec) -> String {
+    let shown = Timestamp::from_second(time.secs).ok();
+    match shown.filter(|_| is_set(time.secs)) {
+        Some(time) => format!("at {time}"),
+        None => "at a time that is not known".to_owned(),
+    }
+}
+
 /// What is wrong with the records as a whole.
 fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
     let mut say = |what, reason: String| {
@@ -296,8 +307,8 @@ fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
                 "older",
                 format!(
                     "meta cannot be read ({reason}): everything is as it was when the checkpoint was \
-                     made, {} seconds after 1970",
-                    checkpoint.created.secs
+                     made, {}",
+                    in_words(checkpoint.created)
                 ),
             )?,
             None => say(

@@ -13,6 +13,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::OnceLock;
 
+/// False for a time that only a clock shows which nobody has set, in seconds since 1970: in that
+/// year, or before.
+pub fn is_set(secs: i64) -> bool {
+    secs >= 365 * 24 * 3600
+}
+
 /// `CLOCK_REALTIME_COARSE` (clock_gettime(2)): seconds since 1970 and nanoseconds below 10^9. Linux
 /// moves it with the timer's tick. The epoch where the clock cannot be read.
 pub fn coarse_time() -> (i64, u32) {

@@ -248,6 +248,14 @@ impl Child {
     }
 }
 
+impl Child {
+    /// Sends it a signal. One that has ended gets none.
+    pub fn signal(&self, signal: libc::c_int) {
+        // SAFETY: plain numbers. Until it was waited for its number is no other process's.
+        unsafe { libc::kill(self.0, signal) };
+    }
+}
+
 /// Number of threads of this process, from `/proc/self/task`.
 fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())

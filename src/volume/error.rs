@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::history::{LastKnown, Rollback};
 use super::holder::HolderDirectory;
 use crate::ids::VolumeId;
-use crate::keys::error::kind_of_io;
+use crate::keys::error::{kind_of_io, usual_hint};
 use crate::keys::{ErrorKind, KeyError};
 
 /// A failure to make, open or read a volume.
@@ -156,6 +156,15 @@ pub enum VolumeError {
         /// What the unverified superblock says about where it is.
         claimed: String,
     },
+    /// The file with the customer key that the keystore remembers is not there.
+    #[error(
+        "the customer key of this volume is remembered to be in {}, and nothing is there",
+        .path.display()
+    )]
+    RememberedKeyGone {
+        /// Where it was.
+        path: PathBuf,
+    },
     /// The customer key is not the one that the volume's keys are wrapped with.
     #[error(
         "the customer key {given} (fingerprint {found}) is not the one this volume was made with ({wanted})"
@@ -237,7 +246,9 @@ impl VolumeError {
             | Self::AnotherVolume { .. }
             | Self::Vanished { .. } => ErrorKind::Tampered,
             Self::HalfRenewed | Self::ReadOnlyMedium => ErrorKind::Io,
-            Self::CustomerKeyNeeded { .. } => ErrorKind::KeyUnavailable,
+            Self::CustomerKeyNeeded { .. } | Self::RememberedKeyGone { .. } => {
+                ErrorKind::KeyUnavailable
+            }
             Self::WrongCustomerKey { .. } | Self::FingerprintMismatch { .. } => ErrorKind::WrongKey,
             Self::Key(error) | Self::CannotRemember(error) => error.kind(),
             Self::Format(error) => kind_of_chain(&**error),
@@ -315,8 +326,15 @@ impl VolumeError {
             Self::HalfRenewed => "mount it once for writing: bilayer mount VOLUME DIR",
             Self::CustomerKeyNeeded { claimed } => {
                 return Some(format!(
-                    "name it: bilayer mount -o customer_key=URI VOLUME DIR, which is remembered \
-                     (unverified: volume.json names {claimed:?})"
+                    "name it: bilayer mount -o customer_key=URI VOLUME DIR; the first that opens \
+                     the volume is remembered (unverified: volume.json names {claimed:?})"
+                ));
+            }
+            Self::RememberedKeyGone { path } => {
+                return Some(format!(
+                    "put the key back as {}, or name the file that has it at every mount: \
+                     bilayer mount -o customer_key=URI VOLUME DIR; what is mounted needs none",
+                    path.display()
                 ));
             }
             Self::WrongCustomerKey { .. } => {
@@ -337,7 +355,10 @@ impl VolumeError {
             Self::Format(_) | Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {
                 "make room on the backing filesystem"
             }
-            Self::Format(_) | Self::Io { .. } => return None,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run as the user who owns the volume's directory, or as root"
+            }
+            Self::Format(_) | Self::Io { .. } => usual_hint(ErrorKind::Io),
         };
         Some(text.to_owned())
     }

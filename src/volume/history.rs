@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use crate::ids::{IncarnationId, Sequence};
 use crate::keys::VolumeRecord;
 use crate::sealed::SlotState;
+use crate::sys::clock::is_set;
 use crate::volume::header::HeaderContents;
 use crate::volume::succession::Ancestry;
 
@@ -54,6 +55,7 @@ impl fmt::Display for LastKnown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = self
             .written
+            .filter(|secs| is_set(*secs))
             .and_then(|secs| Timestamp::from_second(secs).ok());
         match (time, &self.directory) {
             (None, None) => Ok(()),

@@ -23,13 +23,17 @@ use super::{OpenOptions, Volume, header_path, lock, spare};
 use crate::ids::VolumeId;
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
+use crate::keys::uri::Scheme;
 use crate::keys::wrap::{self, WrapContext, WrapRecord};
-use crate::keys::{KeyUri, KnownKeySet, PlatformKeystore, VolumeRecord, WriterLock, WriterLocked};
+use crate::keys::{
+    KeyUri, KnownKeySet, PassphraseSource, PlatformKeystore, VolumeRecord, WriterLock, WriterLocked,
+};
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet, fingerprint};
 use crate::store::{Place, Store};
 
 /// Opens a volume: takes the lock, gives files shared with a copy (`cp -al`) copies of their own,
-/// unwraps the keys, authenticates the superblock, and remembers the customer key.
+/// unwraps the keys, authenticates the superblock, and remembers the customer key where none is
+/// remembered that could.
 ///
 /// # Errors
 /// See [`VolumeError`]; nothing of the volume has been changed then but files that were shared.
@@ -299,16 +303,32 @@ pub(super) fn customer_key(
             known,
         });
     }
-    let uri = match (&options.customer_key, remembered) {
-        (Some(uri), _) => uri.clone(),
-        (None, Some(text)) => KeyUri::parse(text)?,
+    let opened = match (&options.customer_key, remembered) {
+        (Some(uri), _) => customer::open(uri, &options.passphrase)?,
+        (None, Some(text)) => open_remembered(&KeyUri::parse(text)?, &options.passphrase)?,
         (None, None) => {
             return Err(VolumeError::CustomerKeyNeeded {
                 claimed: claimed_provider(claims),
             });
         }
     };
-    Ok(Some(customer::open(&uri, &options.passphrase)?))
+    Ok(Some(opened))
+}
+
+/// Nobody has named the key now, so a file that is gone is said to be the one that is remembered.
+fn open_remembered(
+    uri: &KeyUri,
+    passphrase: &PassphraseSource,
+) -> Result<Box<dyn CustomerKeyProvider>, VolumeError> {
+    let Scheme::File(path) = uri.scheme();
+    match path.symlink_metadata() {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => {
+            Err(VolumeError::RememberedKeyGone {
+                path: path.to_owned(),
+            })
+        }
+        _ => Ok(customer::open(uri, passphrase)?),
+    }
 }
 
 fn claimed_provider(claims: &HeaderContents) -> String {
@@ -466,8 +486,29 @@ fn brought_up_to_date(
     // One that was to begin and did not: the superblock of before is still there.
     next.becoming = None;
     next.header_sequence = next.header_sequence.max(header.header_sequence());
-    next.customer_key = customer.map(|provider| provider.describe().uri.to_string());
+    next.customer_key = key_to_remember(customer, record);
     next
+}
+
+/// URI of the customer key that is remembered from now on: the one that is, whichever opened the
+/// volume this time. One that only made the volume, being the public half, gives way to the first
+/// that opens it, as none does.
+fn key_to_remember(
+    customer: Option<&dyn CustomerKeyProvider>,
+    record: Option<&VolumeRecord>,
+) -> Option<String> {
+    let opened = customer?.describe().uri.to_string();
+    let remembered = record.and_then(|record| record.customer_key.clone());
+    match remembered {
+        Some(uri) if uri == opened || !is_public_half(&uri) => Some(uri),
+        _ => Some(opened),
+    }
+}
+
+/// True for a key that is there, and is known to open nothing.
+fn is_public_half(uri: &str) -> bool {
+    let key = KeyUri::parse(uri).and_then(|uri| customer::open(&uri, &PassphraseSource::None));
+    key.is_ok_and(|key| !key.describe().can_unwrap)
 }
 
 /// Writes the record; only ever after the superblock and page 0 of the metadata were authenticated.

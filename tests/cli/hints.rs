@@ -201,3 +201,36 @@ fn a_key_that_is_not_remembered_is_named() {
         .unmount();
     place.run("snapshot list vol").done();
 }
+
+#[test]
+fn a_key_that_was_moved_or_is_open_to_others_is_put_right() {
+    let Some(victim) = Victim::new("cli-hints-moved-key", true) else {
+        return;
+    };
+    let place = &victim.place;
+    sh(place, "mv key.pem elsewhere.pem");
+    let named: &[&str] = &["key.pem", "bilayer mount -o customer_key=URI VOLUME DIR"];
+    let gone: &[Case] = &[
+        ("mount vol mnt", 32, named, &[]),
+        ("snapshot list vol", 4, named, &[]),
+        ("salvage vol out", 4, &["--customer-key URI"], &["mount"]),
+    ];
+    judge(place, gone);
+    let mounted = place.mount("vol", "mnt", "customer_key=file:elsewhere.pem");
+    place.run("snapshot list mnt").done();
+    mounted.unmount();
+    // It counted for that mount alone.
+    judge(place, gone);
+    sh(place, "chmod 644 elsewhere.pem");
+    judge(
+        place,
+        &[(
+            "mount vol mnt -o customer_key=file:elsewhere.pem",
+            32,
+            &["chmod 600 ", "elsewhere.pem"],
+            &[],
+        )],
+    );
+    sh(place, "chmod 600 elsewhere.pem; mv elsewhere.pem key.pem");
+    victim.is_unharmed();
+}

@@ -14,6 +14,8 @@ mod failures;
 mod header;
 mod hints;
 mod images;
+mod interrupts;
+mod prompts;
 mod rollback;
 mod secrets;
 mod snapshots;

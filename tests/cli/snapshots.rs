@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fails;
-use crate::real::Place;
+use crate::real::{BILAYER, Place, command, run};
+use crate::{Victim, fails};
 
 fn place(test: &'static str) -> Option<Place> {
     let place = Place::new(test, Duration::from_secs(100))?;
@@ -321,8 +321,115 @@ fn failures() {
     // The first of several is gone, the one that is not there is told.
     fails(&place.run("snapshot delete vol monday gone"), 2, "gone");
     assert_eq!(names(&place), ["tuesday"]);
-    for words in ["snapshot", "snapshot create vol", "snapshot take vol x"] {
+    for words in ["snapshot", "snapshot create", "snapshot take vol x"] {
         let wrong = place.run(words);
         assert_eq!((wrong.code, wrong.stdout.as_str()), (1, ""), "{words}");
+    }
+}
+
+#[test]
+fn every_name_can_be_addressed() {
+    let Some(victim) = Victim::new("cli-snapshot-names", false) else {
+        return;
+    };
+    let place = &victim.place;
+    let says = "it has an @ in it";
+    for words in [
+        "snapshot create vol a@b",
+        "snapshot create vol --prefix a@b",
+        "image create vol a@b",
+    ] {
+        fails(&place.run(words), 1, says);
+    }
+    // Without a name it has that of the time.
+    let taken = place.run("snapshot create vol --json").done().stdout;
+    let taken: Value = serde_json::from_str(&taken).unwrap();
+    let name = taken["snapshot"]["name"].as_str().unwrap();
+    assert!(name.starts_with("20") && name.ends_with('Z'), "{name}");
+    place.run(&format!("status vol@{name}")).done();
+    fails(
+        &place.run(&format!("snapshot rename vol {name} a@b")),
+        1,
+        says,
+    );
+    let mounted = place.mount("vol", "mnt", "");
+    let snapshots = mounted.path(".snapshots");
+    let made = fs::create_dir(snapshots.join("a@b")).unwrap_err();
+    assert_eq!(made.kind(), std::io::ErrorKind::InvalidInput);
+    let renamed = fs::rename(snapshots.join(name), snapshots.join("a@b")).unwrap_err();
+    assert_eq!(renamed.kind(), std::io::ErrorKind::InvalidInput);
+    mounted.unmount();
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let Some(victim) = Victim::new("cli-broken-pipe", false) else {
+        return;
+    };
+    let place = &victim.place;
+    let mounted = place.mount("vol", "mnt", "");
+    place.run("snapshot create mnt before").done();
+    // More than a pipe holds.
+    for number in 0..3000 {
+        fs::write(mounted.path(&format!("{number:060}")), "").unwrap();
+    }
+    place.run("snapshot create mnt after").done();
+    let quiet = |volume: &str| {
+        for words in [
+            "snapshot diff VOLUME before",
+            "snapshot diff VOLUME before after --json",
+            "snapshot list VOLUME",
+            "status VOLUME --json",
+            "check VOLUME",
+            "mount --help",
+        ] {
+            let words = words.replace("VOLUME", volume);
+            let script = format!("{{ {BILAYER} {words}; echo $? >code; }} | true");
+            let mut shell = command("sh", ["-c", &script]);
+            place.environment(&mut shell);
+            run(&mut shell).silent();
+            assert_eq!(
+                fs::read_to_string(place.path("code")).unwrap(),
+                "0\n",
+                "{words}"
+            );
+        }
+    };
+    quiet("mnt");
+    mounted.unmount();
+    quiet("vol");
+}
+
+#[test]
+fn sizes_that_cannot_be_are_said_to_be_so() {
+    let Some(place) = Place::new("cli-sizes", Duration::from_secs(60)) else {
+        return;
+    };
+    for (size, says) in [
+        ("99999999999T", "too large"),
+        ("17E", "too large"),
+        ("8E", "too large"),
+        ("-5", "a number of bytes"),
+        ("-5G", "a number of bytes"),
+        ("1.5G", "a number of bytes"),
+    ] {
+        for words in [
+            format!("create new --size {size}"),
+            format!("image deploy vol base new --size {size}"),
+            format!("image import file new --size {size}"),
+        ] {
+            fails(&place.run(&words), 1, says);
+        }
+        let refused = place.run(&format!("mount vol mnt -o meta_cache={size}"));
+        fails(&refused, 1, "a size from 1M");
+    }
+    assert!(!place.path("new").exists());
+    for words in ["snapshot prune vol --keep-last -1", "check vol --jobs -1"] {
+        let refused = place.run(words);
+        assert!(
+            refused.stderr.contains("whole number"),
+            "{}",
+            refused.stderr
+        );
     }
 }

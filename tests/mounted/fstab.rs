@@ -28,7 +28,8 @@ fn lines_with_the_words_of_others() {
         "# a comment\n\
          {} {} bilayer defaults,nofail,_netdev,x-systemd.automount,x-systemd.requires=a.service,\
          x-systemd.device-timeout=5,comment=mine,customer_key=file:{key},platform_keystore={keystore} 0 2\n\
-         {}\t{}\tfuse.bilayer\trw,users,nouser,auto,noatime,uhelper=bilayer,X-mount.mkdir\t0\t0\n\
+         {}\t{}\tfuse.bilayer\trw,users,nouser,auto,noatime,uhelper=bilayer,X-mount.mkdir,\
+         snapshot_dir=off\t0\t0\n\
          {} {} bilayer ro,noauto,group,owner 0 0\n\
          {} {} bilayer user,noauto,exec 0 0\n",
         path("one"), path("mnt1"),
@@ -46,6 +47,8 @@ fn lines_with_the_words_of_others() {
     let daemons = [machine.daemon_of("mnt1"), machine.daemon_of("mnt2")];
     let options = |dir: &str| machine.output(&format!("findmnt -n -o OPTIONS {}", path(dir)));
     assert!(options("mnt2").contains("noatime"));
+    let hidden = |dir: &str| machine.see(&format!("{dir}/.snapshots")).exists();
+    assert_eq!((hidden("mnt1"), hidden("mnt2")), (true, false));
     for word in [
         "x-systemd",
         "_netdev",

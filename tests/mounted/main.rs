@@ -20,6 +20,7 @@ mod noise;
 mod permissions;
 mod places;
 mod remount;
+mod snapshot_dir;
 mod snapshots;
 mod stacked;
 mod transcript;

@@ -223,3 +223,47 @@ fn a_user_mounts_and_unmounts_by_fstab() {
     machine.run(&format!("umount {mnt}"));
     assert!(!is_alive(pid));
 }
+
+/// What mount(8) hands on to a user's mount may be no environment at all.
+#[test]
+fn the_keystore_of_a_user_without_environment_is_in_their_home() {
+    let test = "fstab-user-home";
+    let Some(machine) = Machine::open_to_users(test) else {
+        return;
+    };
+    if !need(
+        have("fusermount3"),
+        test,
+        "fusermount3 is missing; install fuse3",
+    ) {
+        return;
+    }
+    let place = &machine.place;
+    give_to_nobody(place);
+    machine.namespace.open_fuse_device_to_users(place);
+    let (vol, mnt) = (machine.path("vol"), machine.path("mnt"));
+    let home = machine.path("home");
+    let line = format!("nobody:x:{NOBODY}:{NOBODY}:nobody:{home}:/bin/sh\n");
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    let others = users.lines().filter(|line| !line.starts_with("nobody:"));
+    let users: String = others.map(|line| format!("{line}\n")).collect();
+    fs::write(place.path("passwd"), users + &line).unwrap();
+    machine.run("mount --bind passwd /etc/passwd");
+    machine.fstab(&format!("{vol} {mnt} bilayer user,noauto 0 0\n"));
+    let program = machine.path("bilayer");
+    let user = |words: &str| {
+        machine.end_of(&format!(
+            "setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups -- \
+             env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin {words}"
+        ))
+    };
+    user(&format!("mkdir {mnt}")).silent();
+    user(&format!("{program} create {vol}")).done();
+    let keystore = place.path("home/.local/share/bilayer/platform");
+    assert!(keystore.join("keystore.json").is_file());
+    user(&format!("mount {mnt}")).silent();
+    let status = user(&format!("{program} status --json {mnt}")).done();
+    let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    place.take_charge(status["daemon"]["pid"].as_i64().unwrap() as i32);
+    user(&format!("umount {mnt}")).silent();
+}

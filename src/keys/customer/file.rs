@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use pkcs8::LineEnding;
@@ -25,6 +25,7 @@ use crate::keys::error::{ErrorKind, KeyError, while_doing};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::secret::Passphrase;
 use crate::keys::uri::KeyUri;
+use crate::sys::identity::effective_user;
 use crate::sys::wipe::with_secrets;
 
 /// Longest key file, in bytes.
@@ -44,16 +45,18 @@ impl FileKey {
         path: &Path,
         passphrase: &PassphraseSource,
     ) -> Result<Self, KeyError> {
-        let text = read_bounded(path)?;
+        let file = open(path)?;
+        let text = read_bounded(&file, path)?;
+        // Before a passphrase is typed for it.
+        if pem::is_private(&text) {
+            refuse_shared(&file, path)?;
+        }
         let key = pem::parse(&text, path, passphrase)?;
         let public = key.public();
         let private = match key {
             PemKey::Private(key) => Some(PrivateKey::new(*key)?),
             PemKey::Public(_) => None,
         };
-        if private.is_some() {
-            warn_if_exposed(path);
-        }
         let description = KeyDescription {
             uri: uri.clone(),
             algorithm: ALGORITHM,
@@ -201,15 +204,20 @@ pub fn generate(
         .with_hint("choose 2048, 3072 or 4096"));
     }
     let uri = KeyUri::from_file(path)?;
-    // Opened first: nobody waits for a key that cannot be written.
+    // Tried first: nobody waits for a key that cannot be written. Nothing is there while the key is
+    // made, so that nothing is left by whoever does not want to wait.
+    drop(create_new(path)?);
+    std::fs::remove_file(path).map_err(while_doing("cannot create key file", path))?;
+    let key = with_secrets(|| RsaPrivateKey::new(&mut OsRng, bits))
+        .map_err(|_| KeyError::new(ErrorKind::Io, "cannot make an RSA key"))?;
     let file = create_new(path)?;
-    let written = with_secrets(|| generate_into(&file, path, bits, passphrase));
+    let written = with_secrets(|| write_key(&file, path, &key, passphrase));
     match written {
-        Ok(public) => Ok(KeyDescription {
+        Ok(()) => Ok(KeyDescription {
             uri,
             algorithm: ALGORITHM,
             bits,
-            key_version: key_version(&public)?,
+            key_version: key_version(&key.to_public_key())?,
             can_unwrap: true,
         }),
         Err(error) => {
@@ -220,17 +228,16 @@ pub fn generate(
     }
 }
 
-fn generate_into(
+fn write_key(
     mut file: &File,
     path: &Path,
-    bits: usize,
+    key: &RsaPrivateKey,
     passphrase: Option<&Passphrase>,
-) -> Result<RsaPublicKey, KeyError> {
+) -> Result<(), KeyError> {
     let failed = || KeyError::new(ErrorKind::Io, "cannot make an RSA key");
-    let key = RsaPrivateKey::new(&mut OsRng, bits).map_err(|_| failed())?;
     let text = match passphrase {
         None => key.to_pkcs8_pem(LineEnding::LF).map_err(|_| failed())?,
-        Some(passphrase) => encrypted_pem(&key, passphrase)?,
+        Some(passphrase) => encrypted_pem(key, passphrase)?,
     };
     file.write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
@@ -238,8 +245,7 @@ fn generate_into(
     let directory = path.parent().unwrap_or(Path::new("/"));
     File::open(directory)
         .and_then(|directory| directory.sync_all())
-        .map_err(while_doing("cannot sync directory", directory))?;
-    Ok(key.to_public_key())
+        .map_err(while_doing("cannot sync directory", directory))
 }
 
 /// PKCS#8 under PBES2: scrypt (RFC 7914; 16 MiB, five lanes: what OWASP advises and OpenSSL's
@@ -285,36 +291,60 @@ fn create_new(path: &Path) -> Result<File, KeyError> {
         })
 }
 
-fn read_bounded(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-    let unavailable = |why: String| {
-        KeyError::new(
-            ErrorKind::KeyUnavailable,
-            format!(
-                "cannot read the customer key file {}: {why}",
-                path.display()
-            ),
-        )
-    };
-    let file = File::open(path).map_err(|error| unavailable(error.to_string()))?;
+fn unavailable(path: &Path, why: impl fmt::Display) -> KeyError {
+    KeyError::new(
+        ErrorKind::KeyUnavailable,
+        format!(
+            "cannot read the customer key file {}: {why}",
+            path.display()
+        ),
+    )
+}
+
+fn open(path: &Path) -> Result<File, KeyError> {
+    File::open(path).map_err(|error| unavailable(path, error))
+}
+
+fn read_bounded(file: &File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     // Of full size at once: a growing buffer leaves copies of the key behind.
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE_BYTES as usize + 2));
     file.take(MAX_KEY_FILE_BYTES + 1)
         .read_to_end(&mut text)
-        .map_err(|error| unavailable(error.to_string()))?;
+        .map_err(|error| unavailable(path, error))?;
     if text.len() as u64 > MAX_KEY_FILE_BYTES {
-        return Err(unavailable(format!(
-            "it is longer than {MAX_KEY_FILE_BYTES} bytes"
-        )));
+        let why = format!("it is longer than {MAX_KEY_FILE_BYTES} bytes");
+        return Err(unavailable(path, why));
     }
     Ok(text)
 }
 
-fn warn_if_exposed(path: &Path) {
-    if let Ok(metadata) = std::fs::metadata(path)
-        && metadata.permissions().mode() & 0o077 != 0
-    {
-        tracing::warn!(path = %path.display(), "others may read the private key; chmod 600 it");
+/// Refuses a private key that is not this user's alone, as the keystore's files have to be. What is
+/// no plain file, a pipe for one, nobody else opens to read the same.
+fn refuse_shared(file: &File, path: &Path) -> Result<(), KeyError> {
+    let metadata = file.metadata().map_err(|error| unavailable(path, error))?;
+    if !metadata.is_file() {
+        return Ok(());
     }
+    let shown = path.display();
+    let refused = |why: String, hint: String| {
+        let message = format!("the private key {shown} {why}");
+        Err(KeyError::new(ErrorKind::KeyUnavailable, message).with_hint(hint))
+    };
+    let (owner, user) = (metadata.uid(), effective_user());
+    if owner != user {
+        return refused(
+            format!("belongs to user {owner}, not to user {user}"),
+            format!("run as its owner, or: chown {user} {shown}"),
+        );
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return refused(
+            format!("is open to other users (mode {mode:04o})"),
+            format!("chmod 600 {shown}"),
+        );
+    }
+    Ok(())
 }
 
 fn key_version(key: &RsaPublicKey) -> Result<String, KeyError> {

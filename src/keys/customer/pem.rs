@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use super::RSA_BITS;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::passphrase::PassphraseSource;
+use crate::keys::secret::Passphrase;
 
 /// Most memory that the scrypt parameters of a key file may ask for, in bytes.
 const MAX_SCRYPT_BYTES: u64 = 1 << 30;
@@ -47,6 +48,11 @@ impl PemKey {
             Self::Public(key) => key.clone(),
         }
     }
+}
+
+/// True when the first PEM block of `text` is a private key, of whatever kind.
+pub(super) fn is_private(text: &[u8]) -> bool {
+    pem::decode_label(text).is_ok_and(|label| label.ends_with("PRIVATE KEY"))
 }
 
 /// Reads the first PEM block of `text`, the contents of the file at `path`.
@@ -133,7 +139,14 @@ fn decrypt(
     let info = EncryptedPrivateKeyInfo::try_from(der)
         .map_err(|_| refused(path, "is encrypted in a way that is not supported"))?;
     check_cost(&info.encryption_algorithm, path)?;
-    let passphrase = passphrase.obtain(path)?;
+    passphrase.obtain_that_opens(path, |passphrase| decrypt_with(&info, path, passphrase))
+}
+
+fn decrypt_with(
+    info: &EncryptedPrivateKeyInfo<'_>,
+    path: &Path,
+    passphrase: &Passphrase,
+) -> Result<SecretDocument, KeyError> {
     info.decrypt(passphrase.expose()).map_err(|error| {
         // Anything but a wrong algorithm is padding or DER that came out wrong.
         if let pkcs8::Error::EncryptedPrivateKey(

@@ -35,7 +35,9 @@ pub struct VolumeRecord {
     /// The key sets that were active when it was opened here, the newest last; at most
     /// [`MAX_KEY_SETS`](Self::MAX_KEY_SETS).
     pub key_sets: Vec<KnownKeySet>,
-    /// URI of the customer key that opened it last; `None` for a platform-managed volume.
+    /// URI of the customer key that opens it unless another one is named: the one that it was made
+    /// with, or where that is none, or only a public half, the first that opened it. `None` for a
+    /// platform-managed volume.
     pub customer_key: Option<String>,
     /// True when it was unmounted cleanly after that commit.
     pub clean: bool,

@@ -74,6 +74,39 @@ fn public_key_makes_and_private_key_opens() {
 }
 
 #[test]
+fn a_key_that_is_named_counts_for_that_opening_alone() {
+    let keys = Keys::new();
+    let store = memory();
+    let private = keys.private();
+    let id = keys.create(&store, Some(private.clone()));
+    let remembered = || {
+        let record = keys.keystore().record(id).expect("read").expect("record");
+        record.customer_key
+    };
+    let file = keys.at().join("private.pem");
+    let elsewhere = keys.at().join("elsewhere.pem");
+    fs::copy(&file, &elsewhere).expect("copy");
+    let named = KeyUri::from_file(&elsewhere).expect("uri");
+    drop(keys.open(&store, Some(named.clone())).expect("named"));
+    assert_eq!(remembered(), Some(private.to_string()));
+    fs::remove_file(&file).expect("remove");
+    let error = keys.open(&store, None).expect_err("gone");
+    assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
+    assert!(error.to_string().contains("private.pem"), "{error}");
+    let hint = error.hint().expect("hint");
+    assert!(hint.contains("-o customer_key=URI"), "{hint}");
+    // Where it was is remembered still: it may be a medium that is not there.
+    drop(keys.open(&store, Some(named.clone())).expect("named again"));
+    assert_eq!(remembered(), Some(private.to_string()));
+    assert!(keys.open(&store, None).is_err());
+    // A keystore that has never seen the volume remembers the first.
+    fs::remove_file(keys.keystore().record_path(id)).expect("forget");
+    drop(keys.open(&store, Some(named.clone())).expect("first"));
+    assert_eq!(remembered(), Some(named.to_string()));
+    drop(keys.open(&store, None).expect("remembered"));
+}
+
+#[test]
 fn encrypted_customer_key_with_a_passphrase_file() {
     let keys = Keys::new();
     let store = memory();

@@ -15,7 +15,11 @@ pub(crate) fn test_key() -> &'static RsaPrivateKey {
 /// Writes `text` to a file of its own in `directory` and gives its URI.
 pub(crate) fn key_file(directory: &Path, name: &str, text: &str) -> KeyUri {
     let path = directory.join(name);
-    std::fs::write(&path, text).expect("write key");
+    // Written over where it is there already, as what it was.
+    let mut file = OpenOptions::new();
+    let file = file.create(true).truncate(true).write(true).mode(0o600);
+    let mut file = file.open(&path).expect("key file");
+    file.write_all(text.as_bytes()).expect("write key");
     KeyUri::from_file(&path).expect("absolute")
 }
 
@@ -274,4 +278,45 @@ pub(crate) fn other_private_pem() -> Zeroizing<String> {
     static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
     let key = KEY.get_or_init(|| RsaPrivateKey::new(&mut OsRng, 2048).expect("key"));
     key.to_pkcs8_pem(LineEnding::LF).expect("pem")
+}
+
+#[test]
+fn a_private_key_is_its_owners_alone() {
+    let directory = tempfile::tempdir().expect("dir");
+    let at = directory.path();
+    let passphrase = Passphrase::from_bytes(b"open sesame").expect("memory");
+    let encrypted = encrypted_pem(test_key(), &passphrase).expect("encrypt");
+    let set_mode = |name: &str, mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(at.join(name), permissions).expect("chmod");
+    };
+    for (name, text) in [("plain", &private_pem()), ("encrypted", &encrypted)] {
+        let uri = key_file(at, name, text);
+        for mode in [0o640, 0o604, 0o620, 0o644] {
+            set_mode(name, mode);
+            let error = open(&uri).expect_err("open to others");
+            assert_eq!(error.kind(), ErrorKind::KeyUnavailable, "{error}");
+            assert!(
+                error.to_string().contains(&format!("{mode:04o}")),
+                "{error}"
+            );
+            let hint = error.hint().expect("hint");
+            assert!(
+                hint.starts_with("chmod 600 ") && hint.ends_with(name),
+                "{hint}"
+            );
+        }
+        set_mode(name, 0o400);
+        if name == "plain" {
+            open(&uri).expect("its owner's alone");
+        }
+        if effective_user() == 0 {
+            std::os::unix::fs::chown(at.join(name), Some(1), None).expect("chown");
+            let error = open(&uri).expect_err("of somebody else");
+            assert!(error.to_string().contains("belongs to user 1"), "{error}");
+        }
+    }
+    let uri = key_file(at, "public", &public_pem());
+    set_mode("public", 0o644);
+    open(&uri).expect("public keys are for everybody");
 }

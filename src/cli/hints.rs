@@ -1,0 +1,485 @@
+//! Every error has advice, and what is advised can be typed: each command and each option that a
+//! text of this program names is one of the command line as it is.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::error::ErrorKind as ClapError;
+use clap::{CommandFactory, Parser};
+
+use super::Cli;
+use super::error::CliError;
+use super::options::MountWords;
+use crate::fs::FsError;
+use crate::fs::views::{ReadOnlyBecause, ViewError};
+use crate::ids::VolumeId;
+use crate::image::ImageError;
+use crate::image::stream::StreamError;
+use crate::keys::{ErrorKind, KeyError};
+use crate::meta::MetaError;
+use crate::meta::records::{ObjectName, ViewKind};
+use crate::sealed::SealedError;
+use crate::volume::{Rollback, VolumeError};
+
+/// What stands for something else in a text.
+fn is_placeholder(word: &str) -> bool {
+    !word.is_empty()
+        && word
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || byte == b'-')
+}
+
+/// A word that parses where the placeholder stands.
+fn stand_in(placeholder: &str) -> &str {
+    match placeholder {
+        "URI" => "file:/k",
+        "N" => "1",
+        "BYTES" => "1G",
+        _ => "/p",
+    }
+}
+
+/// The command lines that a text has in it: from `bilayer` on as far as they can go.
+fn command_lines(text: &str) -> Vec<Vec<String>> {
+    // What is filled in when it is shown.
+    let mut plain = String::new();
+    let mut depth = 0;
+    for character in text.chars() {
+        match character {
+            '{' => depth += 1,
+            '}' if depth > 0 => {
+                depth -= 1;
+                plain.push_str("FILLED");
+            }
+            _ if depth > 0 => {}
+            character => plain.push(character),
+        }
+    }
+    let words: Vec<&str> = plain.split_whitespace().collect();
+    let mut lines = Vec::new();
+    for (at, _) in words
+        .iter()
+        .enumerate()
+        .filter(|(_, word)| **word == "bilayer")
+    {
+        let mut line = vec!["bilayer".to_owned()];
+        for word in &words[at + 1..] {
+            let bare = word.trim_end_matches([',', ';', '.', ')', ':', '`']);
+            let is_name = bare.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+            // A command has at most two names; what follows is options and what they are given.
+            let named = lines_names(&line) < 2 && is_name && line.len() == 1 + lines_names(&line);
+            let is_value = line.last().is_some_and(|last| last == "-o");
+            if bare.starts_with('-') && bare.len() > 1 || is_placeholder(bare) || is_value || named
+            {
+                line.push(bare.to_owned());
+            } else {
+                break;
+            }
+            if bare.len() < word.len() {
+                break;
+            }
+        }
+        lines.push(line);
+    }
+    lines
+}
+
+/// Names of commands at the beginning of a line, behind the program's own.
+fn lines_names(line: &[String]) -> usize {
+    let is_name = |word: &&String| word.bytes().all(|b| b.is_ascii_lowercase());
+    line[1..].iter().take_while(is_name).count()
+}
+
+/// Fails unless the line is one that the program takes, as far as it goes.
+#[track_caller]
+fn can_be_typed(line: &[String], text: &str) {
+    let mut line = line.to_vec();
+    // A word of the sentence behind a command is no name of one.
+    while line.len() > 2 && lines_names(&line) == line.len() - 1 && !is_command(&line[1..]) {
+        line.pop();
+    }
+    let words = line.iter().map(|word| match word.split_once('=') {
+        Some((name, value)) if is_placeholder(value) => format!("{name}={}", stand_in(value)),
+        _ if is_placeholder(word) => stand_in(word).to_owned(),
+        _ => word.clone(),
+    });
+    let words: Vec<String> = words.collect();
+    if let Some(at) = words.iter().position(|word| word == "-o")
+        && let Some(options) = words.get(at + 1)
+    {
+        let parsed = MountWords::parse([options.as_str()], Path::new("/"));
+        assert!(parsed.is_ok(), "{options} in {text:?}");
+    }
+    if let Err(error) = Cli::try_parse_from(words.iter().map(OsString::from)) {
+        // A text may name a command, and leave the rest to its help.
+        let is_part = matches!(
+            error.kind(),
+            ClapError::MissingRequiredArgument
+                | ClapError::DisplayHelp
+                | ClapError::DisplayHelpOnMissingArgumentOrSubcommand
+                | ClapError::MissingSubcommand
+        );
+        assert!(is_part, "{words:?} in {text:?}: {error}");
+    }
+}
+
+fn is_command(names: &[String]) -> bool {
+    let mut command = Cli::command();
+    names.iter().all(|name| {
+        let found = command.find_subcommand(name).cloned();
+        found.is_some_and(|found| {
+            command = found;
+            true
+        })
+    })
+}
+
+/// Every option of every command, such as `--size`.
+fn options() -> BTreeSet<String> {
+    fn collect(command: &clap::Command, options: &mut BTreeSet<String>) {
+        let long = command.get_arguments().filter_map(clap::Arg::get_long);
+        options.extend(long.map(|name| format!("--{name}")));
+        for command in command.get_subcommands() {
+            collect(command, options);
+        }
+    }
+    let mut all = BTreeSet::from(["--help".to_owned()]);
+    collect(&Cli::command(), &mut all);
+    all
+}
+
+/// Fails if an option is named that no command has.
+#[track_caller]
+fn options_are_there(text: &str, options: &BTreeSet<String>) {
+    for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) {
+        let is_option = word.starts_with("--") && word.len() > 2;
+        // As in `--keep-hourly` or the beginning of several, `--keep`.
+        let known = options.iter().any(|option| option.starts_with(word));
+        assert!(!is_option || known, "{word} in {text:?}");
+    }
+}
+
+/// Every failure of an area, once, and nothing that is not one: a kind that is new does not
+/// compile until it is among them.
+macro_rules! each {
+    ($($pattern:pat => $($sample:expr),+;)+) => {{
+        let samples = vec![$($($sample),+),+];
+        for sample in &samples {
+            match sample {
+                $($pattern => {})+
+            }
+        }
+        samples
+    }};
+}
+
+fn io_error() -> io::Error {
+    io::Error::from_raw_os_error(libc::EIO)
+}
+
+fn full() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOSPC)
+}
+
+fn key_error() -> KeyError {
+    KeyError::new(ErrorKind::Io, "a key failed")
+}
+
+const OBJECT: ObjectName = ObjectName {
+    folder: crate::ids::FolderNumber(1),
+    object: crate::ids::ObjectId([7; 16]),
+};
+
+fn volume_errors() -> Vec<VolumeError> {
+    let original = PathBuf::from("/srv/volume");
+    each! {
+        VolumeError::NotAVolume => VolumeError::NotAVolume;
+        VolumeError::Occupied(_) => VolumeError::Occupied("a file in it".to_owned());
+        VolumeError::InUse { .. } =>
+            VolumeError::InUse { shared: false }, VolumeError::InUse { shared: true };
+        VolumeError::WriterElsewhere { .. } => VolumeError::WriterElsewhere { by: None };
+        VolumeError::ReadOnlyMedium => VolumeError::ReadOnlyMedium;
+        VolumeError::IsCopy { .. } => VolumeError::IsCopy {
+            original: original.clone(), written: None, accepting: false,
+        };
+        VolumeError::MayBeCopy { .. } => VolumeError::MayBeCopy {
+            original: original.clone(), written: None,
+        };
+        VolumeError::NotACopy => VolumeError::NotACopy;
+        VolumeError::SharesFiles { .. } => VolumeError::SharesFiles { by: None };
+        VolumeError::HeaderInvalid(_) => VolumeError::HeaderInvalid("no JSON".to_owned());
+        VolumeError::NewerFormat { .. } => VolumeError::NewerFormat { found: 9, supported: 1 };
+        VolumeError::UnknownFeatures(_) => VolumeError::UnknownFeatures("x".to_owned());
+        VolumeError::Tampered => VolumeError::Tampered;
+        VolumeError::Downgraded { .. } => VolumeError::Downgraded { found: "a", known: "b" };
+        VolumeError::RolledBack(_) => VolumeError::RolledBack(Rollback::OtherKeySet {
+            last: Default::default(),
+        });
+        VolumeError::AnotherVolume { .. } => VolumeError::AnotherVolume {
+            known: VolumeId([1; 16]), path: original.clone(), written: None,
+            found: VolumeId([2; 16]), fingerprint: String::new(),
+        };
+        VolumeError::Vanished { .. } => VolumeError::Vanished {
+            known: VolumeId([1; 16]), path: original.clone(), written: None,
+        };
+        VolumeError::Stranger { .. } => VolumeError::Stranger { record: original };
+        VolumeError::HalfRenewed => VolumeError::HalfRenewed;
+        VolumeError::CustomerKeyNeeded { .. } => VolumeError::CustomerKeyNeeded {
+            claimed: "file:/k".to_owned(),
+        };
+        VolumeError::RememberedKeyGone { .. } => VolumeError::RememberedKeyGone {
+            path: "/k".into(),
+        };
+        VolumeError::WrongCustomerKey { .. } => VolumeError::WrongCustomerKey {
+            given: String::new(), found: String::new(), wanted: String::new(),
+        };
+        VolumeError::FingerprintMismatch { .. } => VolumeError::FingerprintMismatch {
+            found: String::new(), pinned: String::new(),
+        };
+        VolumeError::WouldDowngrade => VolumeError::WouldDowngrade;
+        VolumeError::TooManyKeySets { .. } => VolumeError::TooManyKeySets { found: 9, most: 8 };
+        VolumeError::CannotRemember(_) => VolumeError::CannotRemember(key_error());
+        VolumeError::Key(_) => VolumeError::Key(key_error());
+        VolumeError::Format(_) =>
+            VolumeError::Format(io_error().into()), VolumeError::Format(full().into());
+        VolumeError::Io { .. } =>
+            VolumeError::io("cannot read")(io_error()), VolumeError::io("cannot read")(full());
+    }
+}
+
+fn stream_errors() -> Vec<StreamError> {
+    each! {
+        StreamError::NotAnExport => StreamError::NotAnExport;
+        StreamError::NewerFormat { .. } => StreamError::NewerFormat { found: 9, supported: 2 };
+        StreamError::OlderFormat { .. } => StreamError::OlderFormat { found: 1, supported: 2 };
+        StreamError::UnknownFeatures(_) => StreamError::UnknownFeatures("x".to_owned());
+        StreamError::HeaderInvalid(_) => StreamError::HeaderInvalid("x".to_owned());
+        StreamError::HeaderTampered => StreamError::HeaderTampered;
+        StreamError::CutOff { .. } => StreamError::CutOff { within: "x" };
+        StreamError::OutOfOrder { .. } => StreamError::OutOfOrder {
+            wanted: String::new(), found: String::new(),
+        };
+        StreamError::Tampered { .. } => StreamError::Tampered { what: "x" };
+        StreamError::Trailing => StreamError::Trailing;
+        StreamError::Key(_) => StreamError::Key(key_error());
+        StreamError::CustomerKeyNeeded { .. } => StreamError::CustomerKeyNeeded {
+            claimed: String::new(),
+        };
+        StreamError::Downgraded => StreamError::Downgraded;
+        StreamError::WrongCustomerKey { .. } => StreamError::WrongCustomerKey {
+            given: String::new(), found: String::new(), wanted: String::new(),
+        };
+        StreamError::Io { .. } =>
+            StreamError::Io { doing: "x", source: io_error() },
+            StreamError::Io { doing: "x", source: full() };
+    }
+}
+
+fn image_errors() -> Vec<ImageError> {
+    let mut errors = each! {
+        ImageError::Volume(_) => ImageError::Volume(VolumeError::NotAVolume);
+        ImageError::Meta(_) => ImageError::Meta(MetaError::Corrupt("key"));
+        ImageError::Stream(_) => ImageError::Stream(StreamError::NotAnExport);
+        ImageError::Transported(_) => ImageError::Transported(MetaError::Corrupt("key"));
+        ImageError::Inconsistent { .. } => ImageError::Inconsistent {
+            first: String::new(), others: 0,
+        };
+        ImageError::Page { .. } =>
+            ImageError::Page { object: OBJECT, source: SealedError::Io(io_error()) };
+        ImageError::NoKeySet { .. } => ImageError::NoKeySet { object: OBJECT };
+        ImageError::MissingObject { .. } => ImageError::MissingObject { object: OBJECT };
+        ImageError::Object { .. } => ImageError::Object { object: OBJECT, source: io_error() };
+        ImageError::NewObject { .. } =>
+            ImageError::NewObject { object: OBJECT, source: SealedError::Io(io_error()) };
+        ImageError::Cancelled => ImageError::Cancelled;
+        ImageError::TooSmall { .. } => ImageError::TooSmall { needed_bytes: 2, size_bytes: 1 };
+        ImageError::Io { .. } =>
+            ImageError::io("x")(io_error()), ImageError::io("x")(full());
+    };
+    errors.extend(volume_errors().into_iter().map(ImageError::Volume));
+    errors.extend(stream_errors().into_iter().map(ImageError::Stream));
+    errors
+}
+
+fn view_errors() -> Vec<ViewError> {
+    let (kind, name) = (ViewKind::Snapshot, || "monday".to_owned());
+    let read_only = each! {
+        ReadOnlyBecause::Copy => ReadOnlyBecause::Copy;
+        ReadOnlyBecause::Opened => ReadOnlyBecause::Opened;
+        ReadOnlyBecause::Remounted => ReadOnlyBecause::Remounted;
+        ReadOnlyBecause::Failed => ReadOnlyBecause::Failed;
+        ReadOnlyBecause::Unknown => ReadOnlyBecause::Unknown;
+    };
+    let mut errors = each! {
+        ViewError::NotFound { .. } =>
+            ViewError::NotFound { kind, name: name() },
+            ViewError::NotFound { kind: ViewKind::Image, name: name() };
+        ViewError::Exists { .. } => ViewError::Exists { kind, name: name() };
+        ViewError::BadName { .. } => ViewError::BadName { name: name(), why: "it is" };
+        ViewError::Busy { .. } => ViewError::Busy { kind, name: name() };
+        ViewError::TooMany => ViewError::TooMany;
+        ViewError::ReadOnly(_) => ViewError::ReadOnly(ReadOnlyBecause::Copy);
+        ViewError::NoSuchPath { .. } => ViewError::NoSuchPath { kind, name: name(), path: name() };
+        ViewError::NoDirectory { .. } => ViewError::NoDirectory { path: name() };
+        ViewError::Image(_) => ViewError::Image(ImageError::Cancelled);
+        ViewError::Fs(_) => ViewError::Fs(FsError::HalfRestored);
+    };
+    errors.extend(read_only.into_iter().map(ViewError::ReadOnly));
+    errors.extend(image_errors().into_iter().map(ViewError::Image));
+    errors
+}
+
+fn key_errors() -> Vec<KeyError> {
+    let kinds = each! {
+        ErrorKind::Usage => ErrorKind::Usage;
+        ErrorKind::NotAVolume => ErrorKind::NotAVolume;
+        ErrorKind::InUse => ErrorKind::InUse;
+        ErrorKind::KeyUnavailable => ErrorKind::KeyUnavailable;
+        ErrorKind::WrongKey => ErrorKind::WrongKey;
+        ErrorKind::KeystoreMissing => ErrorKind::KeystoreMissing;
+        ErrorKind::KeystoreInvalid => ErrorKind::KeystoreInvalid;
+        ErrorKind::HeaderInvalid => ErrorKind::HeaderInvalid;
+        ErrorKind::Tampered => ErrorKind::Tampered;
+        ErrorKind::NewerFormat => ErrorKind::NewerFormat;
+        ErrorKind::NoSpace => ErrorKind::NoSpace;
+        ErrorKind::Io => ErrorKind::Io;
+    };
+    let of_kind = |kind| KeyError::new(kind, "a key failed");
+    kinds.into_iter().map(of_kind).collect()
+}
+
+#[test]
+fn every_failure_has_advice_that_can_be_followed() {
+    let mut errors: Vec<CliError> = Vec::new();
+    errors.extend(
+        volume_errors()
+            .iter()
+            .map(|error| CliError::volume("x", error)),
+    );
+    errors.extend(
+        image_errors()
+            .iter()
+            .map(|error| CliError::image("x", error)),
+    );
+    errors.extend(view_errors().iter().map(|error| CliError::view("x", error)));
+    errors.extend(key_errors().iter().map(|error| CliError::key("x", error)));
+    let options = options();
+    for error in errors {
+        let hint = error.hint.clone();
+        let hint = hint.unwrap_or_else(|| panic!("no advice: {}", error.message));
+        options_are_there(&hint, &options);
+        for line in command_lines(&hint) {
+            can_be_typed(&line, &hint);
+        }
+    }
+}
+
+/// Also those that are made where the failure is.
+#[test]
+fn every_command_that_a_text_names_can_be_typed() {
+    let options = options();
+    let mut seen = 0;
+    for text in texts() {
+        for line in command_lines(&text) {
+            if line.len() > 1 && is_command(&line[1..2]) {
+                can_be_typed(&line, &text);
+                options_are_there(&line.join(" "), &options);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 40, "{seen}");
+}
+
+/// The texts of the whole program, tests and comments left out.
+fn texts() -> Vec<String> {
+    fn collect(dir: &Path, texts: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() {
+                if name != "tests" {
+                    collect(&path, texts);
+                }
+            } else if !["tests.rs", "hints.rs"].contains(&name) && name.ends_with(".rs") {
+                let source = fs::read_to_string(&path).unwrap();
+                let code = source.split("#[cfg(test)]\nmod").next().unwrap();
+                literals(code, texts);
+            }
+        }
+    }
+    let mut texts = Vec::new();
+    collect(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut texts,
+    );
+    texts
+}
+
+/// The string literals of a source, as they are when the program runs.
+fn literals(code: &str, texts: &mut Vec<String>) {
+    let mut rest = code.chars().peekable();
+    while let Some(character) = rest.next() {
+        match character {
+            '/' if rest.peek() == Some(&'/') => {
+                rest.by_ref().find(|c| *c == '\n');
+            }
+            '\'' => {
+                // A quotation mark as a character, or a lifetime.
+                let next = rest.peek().copied();
+                if matches!(next, Some('"' | '\\')) {
+                    rest.next();
+                    rest.next();
+                }
+            }
+            '"' => {
+                let mut text = String::new();
+                while let Some(character) = rest.next().filter(|c| *c != '"') {
+                    if character != '\\' {
+                        text.push(character);
+                        continue;
+                    }
+                    match rest.next() {
+                        Some('\n') => while rest.next_if(|c| c.is_whitespace()).is_some() {},
+                        Some('n') => text.push('\n'),
+                        Some(other) => text.push(other),
+                        None => {}
+                    }
+                }
+                texts.push(text);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn command_lines_are_found_in_texts() {
+    let lines = command_lines(
+        "to look at it: bilayer mount -o ro VOLUME DIR; or see bilayer {} list VOLUME, and bilayer \
+         check. Not bilayers",
+    );
+    let lines: Vec<String> = lines.iter().map(|line| line.join(" ")).collect();
+    assert_eq!(
+        lines,
+        [
+            "bilayer mount -o ro VOLUME DIR",
+            "bilayer FILLED",
+            "bilayer check"
+        ]
+    );
+    let error = std::panic::catch_unwind(|| {
+        let text = "see: bilayer mount --frob VOLUME DIR";
+        can_be_typed(&command_lines(text)[0], text);
+    });
+    assert!(error.is_err());
+    let mut texts = Vec::new();
+    literals(
+        "let a = \"one \\\n   two\"; // \"no\"\nlet q = '\"'; f(\"three\")",
+        &mut texts,
+    );
+    assert_eq!(texts, ["one two", "three"]);
+}

@@ -1,0 +1,176 @@
+//! What is asked for on a terminal: by a program that types, on a terminal of its own.
+
+use crate::Victim;
+use crate::real::{BILAYER, Outcome, Place, command, have, need, run, wait_until};
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+/// Types each answer when its question has come. A shell runs the command, and says afterwards how
+/// it ended and what the terminal is like then.
+const TYPIST: &str = r"
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp('sh', ['sh', '-c', 'trap : INT; ' + sys.argv[1] + '; echo ended $?; stty -a'])
+steps = list(zip(sys.argv[2::2], sys.argv[3::2]))
+seen, since = '', 0
+while True:
+    try:
+        part = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not part:
+        break
+    seen += part.decode(errors='replace')
+    while steps and steps[0][0] in seen[since:]:
+        since += seen[since:].index(steps[0][0]) + len(steps[0][0])
+        os.write(terminal, steps.pop(0)[1].encode())
+os.waitpid(pid, 0)
+sys.stdout.write(seen.replace('\r\n', '\n'))
+";
+
+const RIGHT: &str = "open sesame";
+
+fn write_secret(place: &Place, name: &str, text: &str) {
+    let mut file = fs::OpenOptions::new();
+    let file = file.create_new(true).write(true).mode(0o600);
+    let mut file = file.open(place.path(name)).unwrap();
+    writeln!(file, "{text}").unwrap();
+}
+
+fn typed(place: &Place, words: &str, steps: &[(&str, &str)]) -> Outcome {
+    typed_in_shell(place, &format!("{BILAYER} {words}"), steps)
+}
+
+fn typed_in_shell(place: &Place, script: &str, steps: &[(&str, &str)]) -> Outcome {
+    let mut typist = command("python3", ["-c", TYPIST, script]);
+    for (question, answer) in steps {
+        typist.args([question, answer]);
+    }
+    place.environment(&mut typist);
+    run(&mut typist).done()
+}
+
+/// The terminal shows what is typed, and makes signals of keys, as it did before.
+#[track_caller]
+fn terminal_is_well(outcome: &Outcome, ended: i32) {
+    let text = &outcome.stdout;
+    let after = text.split(&format!("ended {ended}\n")).nth(1);
+    let after = after.unwrap_or_else(|| panic!("not ended with {ended}: {text}"));
+    let words: Vec<&str> = after.split([' ', '\n', ';']).collect();
+    for word in ["echo", "isig", "icanon"] {
+        assert!(words.contains(&word), "{word}: {text}");
+    }
+    assert!(after.contains("susp = ^Z"), "{text}");
+    assert!(!text.contains(RIGHT), "the passphrase is shown: {text}");
+}
+
+fn encrypted(test: &'static str) -> Option<Victim> {
+    let place = Place::new(test, Duration::from_secs(100))?;
+    if !need(have("python3"), test, "python3 is missing; install it") {
+        return None;
+    }
+    write_secret(&place, "right", RIGHT);
+    place
+        .run("keygen key.pem --bits 2048 --passphrase-file right")
+        .done();
+    let mounted = place.fresh(
+        "--customer-key file:key.pem --passphrase-file right",
+        "passphrase_file=right",
+    );
+    fs::write(mounted.path("file"), "as it was").unwrap();
+    mounted.unmount();
+    Some(Victim { place })
+}
+
+#[test]
+fn an_end_at_the_prompt_leaves_the_terminal_as_it_was() {
+    let Some(victim) = encrypted("cli-prompt-end") else {
+        return;
+    };
+    let place = &victim.place;
+    let asked = "key.pem: ";
+    for words in [
+        "mount vol mnt",
+        "mount --foreground vol mnt",
+        "snapshot list vol",
+        "create new --customer-key file:key.pem",
+    ] {
+        let outcome = typed(place, words, &[(asked, "half\x03")]);
+        terminal_is_well(&outcome, 130);
+        assert!(!outcome.stdout.contains("hint"), "{}", outcome.stdout);
+        assert!(!crate::real::is_mount_point(&place.path("mnt")), "{words}");
+    }
+    assert!(!place.path("new").exists());
+    // Not by a key, and only to the one who waits for the daemon.
+    let words = format!("timeout --foreground 1 {BILAYER} mount vol mnt");
+    let outcome = typed_in_shell(place, &words, &[]);
+    terminal_is_well(&outcome, 124);
+    // Suspended it would leave the terminal to others without echo.
+    let outcome = typed(place, "snapshot list vol", &[(asked, "\x1a\x03")]);
+    terminal_is_well(&outcome, 130);
+}
+
+#[test]
+fn a_wrong_passphrase_is_asked_for_again() {
+    let Some(victim) = encrypted("cli-prompt-tries") else {
+        return;
+    };
+    let place = &victim.place;
+    let (asked, again) = ("Passphrase of", "That is not it. Passphrase of");
+    let wrong = "wrong\n";
+    let outcome = typed(
+        place,
+        "mount vol mnt",
+        &[(asked, wrong), (again, wrong), (again, "open sesame\n")],
+    );
+    terminal_is_well(&outcome, 0);
+    place.mounted(&place.path("mnt")).unmount();
+    let outcome = typed(
+        place,
+        "mount vol mnt",
+        &[(asked, wrong), (again, wrong), (again, wrong)],
+    );
+    terminal_is_well(&outcome, 32);
+    let said = "the passphrase does not open the key";
+    assert!(outcome.stdout.contains(said), "{}", outcome.stdout);
+    assert_eq!(outcome.stdout.matches(asked).count(), 3);
+    // A file says the same every time.
+    write_secret(place, "wrong", "wrong");
+    let refused = place.run("mount vol mnt -o passphrase_file=wrong");
+    crate::fails(&refused, 32, said);
+}
+
+#[test]
+fn the_passphrase_of_an_export_is_typed() {
+    let test = "cli-prompt-export";
+    let Some(victim) = Victim::new(test, false) else {
+        return;
+    };
+    if !need(have("python3"), test, "python3 is missing; install it") {
+        return;
+    }
+    let place = &victim.place;
+    place.run("image create vol base").done();
+    write_secret(place, "right", RIGHT);
+    place
+        .run("image export vol base out --transport-passphrase-file right")
+        .done();
+    let (asked, again) = ("Passphrase of the export: ", "That is not it.");
+    let words = "image import out new";
+    let outcome = typed(place, words, &[(asked, "half\x03")]);
+    terminal_is_well(&outcome, 130);
+    assert!(!place.path("new").exists());
+    let outcome = typed(
+        place,
+        words,
+        &[(asked, "wrong\n"), (again, "open sesame\n")],
+    );
+    terminal_is_well(&outcome, 0);
+    assert!(wait_until(Duration::from_secs(1), || place
+        .path("new/volume.json")
+        .exists()));
+}
