@@ -239,8 +239,8 @@ fn secrets_of(place: &Place, set: &KeySet, meta: CryptoId, objects: &[CryptoId])
 
 /// Sealed files that keep the keys of `meta`.
 const META_KEYS: usize = 1;
-/// Copies of what the platform keystore remembers of a volume.
-const RECORDS: usize = 2;
+/// Copies of what the platform keystore remembers of a volume; the third while it is being written.
+const RECORDS: usize = 3;
 /// Sealed files that keep the keys of an object.
 const OBJECT_KEYS: usize = 1;
 

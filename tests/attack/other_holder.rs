@@ -24,7 +24,7 @@ use bilayer::store::directory::DirectoryStore;
 use bilayer::store::memory::MemoryStore;
 use bilayer::store::{OpenMode, Store, StorePath};
 use bilayer::volume::header::HeaderContents;
-use bilayer::volume::{self, CreateOptions, OpenOptions, UnverifiedHeader, Volume};
+use bilayer::volume::{self, CreateOptions, OpenOptions, UnverifiedHeader, Volume, VolumeError};
 
 use crate::real::{Place, noise, write_synced};
 use crate::support::{ADMIN, ROOT, USER, pattern, quiet};
@@ -204,8 +204,19 @@ impl Machines {
             keystore: self.path("own-keystore"),
             ..OpenOptions::default()
         };
-        let volume = volume::open(self.directory("vol"), &options).unwrap();
-        Filesystem::open(volume, quiet()).unwrap()
+        // A process that another test has just begun holds the lock until it begins its program.
+        let free = || match volume::open(self.directory("vol"), &options) {
+            Err(VolumeError::InUse { .. }) => None,
+            opened => Some(opened.unwrap()),
+        };
+        let volume = (0..100).find_map(|_| {
+            let volume = free();
+            if volume.is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            volume
+        });
+        Filesystem::open(volume.unwrap(), quiet()).unwrap()
     }
 
     /// What the owner has: the attack's own check.
