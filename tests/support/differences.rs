@@ -124,6 +124,7 @@ fn differs(number: Number, before: &Seen, after: &Seen) -> bool {
         let (inode, attr) = (seen.model.inode(number), seen.attrs[&number]);
         let attr = Attr {
             node: NodeId(number),
+            generation: 0,
             atime: Timespec::default(),
             blocks: 0,
             ..attr
