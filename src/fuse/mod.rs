@@ -21,6 +21,7 @@ use crate::sys::mounts::MountFlags;
 use crate::sys::process::EndSignals;
 
 mod adapter;
+mod asker;
 mod capabilities;
 mod contents;
 mod convert;
@@ -28,7 +29,6 @@ mod dirty;
 mod dispatch;
 mod follow;
 mod full;
-mod groups;
 mod ioctl;
 pub mod mountinfo;
 mod mountpoint;
