@@ -70,6 +70,12 @@ impl MountRequest {
     fn changes_identity(&self) -> bool {
         self.new_identity || self.accept_restored
     }
+
+    /// Nobody has asked to write. mount(8) passes `rw` on whether anybody said it or not, and mounts
+    /// what cannot be written to read-only itself.
+    fn may_become_read_only(&self) -> bool {
+        self.words.read_only.is_none() || self.words.by_mount
+    }
 }
 
 /// Mounts. In the foreground it returns when the mount has gone; otherwise when the filesystem
@@ -105,12 +111,17 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
 fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliError> {
     let (path, dir) = prepare_places(request)?;
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
+    let failed = |error| CliError::volume(doing(), &error);
     if !request.changes_identity() {
-        let volume = open_volume(request, &path, &doing)?;
+        let opened = open_volume(request, &path, &doing)?;
+        if matches!(opened, Err(VolumeError::ReadOnlyMedium)) && request.may_become_read_only() {
+            return serve_read_only(request, (&path, &dir), readiness);
+        }
+        let volume = opened.map_err(failed)?;
         return serve(request, volume, (&path, &dir), &mut || readiness.ready());
     }
     fuse::check_mountable(&dir).map_err(|error| explain(&error, doing()))?;
-    let volume = open_volume(request, &path, &doing)?;
+    let volume = open_volume(request, &path, &doing)?.map_err(failed)?;
     let former = FormerIdentity::of(&volume);
     let mut is_ready = false;
     let mut ready = || {
@@ -122,6 +133,31 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     served.map_err(|error| match is_ready {
         true => error,
         false => former.explain(error),
+    })
+}
+
+/// Mounts read-only what cannot be written to, and says so on standard error and in the log.
+fn serve_read_only(
+    request: &MountRequest,
+    (path, dir): (&Path, &Path),
+    readiness: &mut Readiness,
+) -> Result<(), CliError> {
+    let mut request = request.clone();
+    request.words.read_only = Some(true);
+    let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
+    let volume =
+        open_volume(&request, path, &doing)?.map_err(|error| CliError::volume(doing(), &error))?;
+    let warning = format!(
+        "{} is write-protected, since its filesystem is mounted read-only: mounted read-only",
+        path.display()
+    );
+    let is_log_elsewhere = !request.foreground || request.words.log_file.is_some();
+    serve(&request, volume, (path, dir), &mut || {
+        if is_log_elsewhere {
+            eprintln!("bilayer: warning: {warning}");
+        }
+        readiness.ready();
+        tracing::warn!("{warning}");
     })
 }
 
@@ -269,7 +305,7 @@ fn open_volume(
     request: &MountRequest,
     path: &Path,
     doing: &impl Fn() -> String,
-) -> Result<Volume, CliError> {
+) -> Result<Result<Volume, VolumeError>, CliError> {
     let failed = |error| CliError::io(doing(), &error);
     let location = Location::open(path).map_err(failed)?;
     let directory = VolumeDirectory::at(&location).map_err(failed)?;
@@ -284,8 +320,7 @@ fn open_volume(
         accept_restored: request.accept_restored,
         new_identity: request.new_identity,
     };
-    open_when_free(Some(&directory), &Arc::new(store), &options)
-        .map_err(|error| CliError::volume(doing(), &error))
+    Ok(open_when_free(Some(&directory), &Arc::new(store), &options))
 }
 
 /// Does what `--accept-restored` or `--new-identity` asks for.

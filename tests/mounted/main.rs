@@ -15,6 +15,7 @@ mod foreign;
 mod fstab;
 mod helpers;
 mod machine;
+mod medium;
 mod namespace;
 mod noise;
 mod permissions;
