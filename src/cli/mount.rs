@@ -14,10 +14,11 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::changed::FormerIdentity;
-use super::control::{Answer, Closed, ControlServer, Done};
+use super::control::{Answer, Closed, ControlServer, Done, Obstacle};
 use super::create::{NewVolume, create};
 use super::daemon::{Readiness, in_background};
 use super::error::{CliError, ExitCode};
+use super::health::{self, Pulse};
 use super::locate;
 use super::log::Log;
 use super::options::MountWords;
@@ -226,6 +227,12 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
     let volume = find(&request.volume).map_err(|error| {
         error.with_hint("make a volume first: bilayer create VOLUME (or mount with --create)")
     })?;
+    let doing = || format!("cannot mount on {}", request.dir.display());
+    match health::mount_and_pulse(&request.dir) {
+        Some((mount, Pulse::Dead)) => return Err(health::dead(&doing(), &mount)),
+        Some((_, Pulse::Silent)) => return Err(locate::refusal(doing(), &[Obstacle::Silent])),
+        _ => {}
+    }
     let dir = find(&request.dir)
         .map_err(|error| error.with_hint(format!("make it: mkdir {}", request.dir.display())))?;
     let refused =
@@ -233,12 +240,6 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
     match std::fs::metadata(&dir) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => return Err(refused(&io::ErrorKind::NotADirectory.into())),
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            return Err(refused(&error).with_hint(format!(
-                "a mount is there whose daemon is no more; take it away: bilayer unmount {}",
-                dir.display()
-            )));
-        }
         Err(error) => return Err(refused(&error)),
     }
     if dir.starts_with(&volume) || volume.starts_with(&dir) {

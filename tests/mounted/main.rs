@@ -23,6 +23,7 @@ mod places;
 mod remount;
 mod snapshots;
 mod stacked;
+mod state;
 mod transcript;
 mod tree;
 mod umount;
