@@ -77,9 +77,10 @@ pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
     let filesystem = mount.backing_device();
     // Asked before the mount goes: the daemon ends with it.
     let daemon = Daemon::of(&location, &mount);
-    let daemon = daemon.map_err(|why| match health::pulse(&location) {
-        Pulse::Dead => Unasked::Dead,
-        _ => why,
+    let daemon = daemon.map_err(|why| match why {
+        Unasked::Silent | Unasked::Dead => why,
+        Unasked::Unproven(_) if health::pulse(&location) == Pulse::Dead => Unasked::Dead,
+        Unasked::Unproven(_) => why,
     });
     let how = match &daemon {
         Err(_) if request.force => Detach::Abort,
