@@ -35,6 +35,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::health::DEAD;
+use super::patient::{Patient, Vigil};
 use super::proof::DirectoryId;
 use super::wire::Answers;
 use crate::fuse::mountinfo::device_name;
@@ -132,7 +134,7 @@ pub enum Obstacle {
         found: u32,
     },
     /// The process that made the socket is no more.
-    #[error("the daemon is no more")]
+    #[error("{DEAD}")]
     Dead,
     /// It is there and says nothing.
     #[error("the daemon does not answer")]
@@ -156,7 +158,7 @@ impl Obstacle {
             Self::Foreign { path, .. } => format!("see who made it: ls -l {}", path.display()),
             Self::Denied(_) => "root and the user who mounted it may ask".to_owned(),
             Self::Closing => "wait until it has ended, and try again".to_owned(),
-            Self::Dead => "take the dead mount away: bilayer unmount DIR".to_owned(),
+            Self::Dead => "bilayer unmount DIR && bilayer mount VOLUME DIR".to_owned(),
             Self::Silent => {
                 "look at the daemon and its log; bilayer unmount --force ends it".to_owned()
             }
@@ -382,7 +384,9 @@ fn read_line(from: &mut impl BufRead) -> io::Result<String> {
 /// A connection to the daemon that has a volume mounted.
 #[derive(Debug)]
 pub struct ControlClient {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<Patient>,
+    /// What it was found by.
+    address: Option<Address>,
     /// Who answers.
     pub peer: PeerCredentials,
 }
@@ -399,7 +403,10 @@ impl ControlClient {
         let dirs = directories(uid).into_iter();
         dirs.map(|dir| connect_in(&dir, &name, uid))
             .find_map(|connected| match connected {
-                Ok(client) => client,
+                Ok(client) => client.map(|client| Self {
+                    address: Some(address),
+                    ..client
+                }),
                 Err(obstacle) => {
                     obstacles.push(obstacle);
                     None
@@ -409,13 +416,23 @@ impl ControlClient {
 
     /// The connection itself, of which nothing has been read ahead.
     pub(super) fn stream(&self) -> &UnixStream {
-        self.stream.get_ref()
+        self.stream.get_ref().stream()
     }
 
-    /// Sends a request and waits for its one line, at most so long.
+    /// How long reading may take; `None`: as long as the daemon lives.
+    fn set_limit(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        let (user, pid) = (self.peer.uid, self.peer.pid);
+        let watched = self.address.filter(|_| limit.is_none());
+        self.stream().set_read_timeout(limit)?;
+        self.stream
+            .get_mut()
+            .keep(watched.map(|address| Vigil { address, user, pid }))
+    }
+
+    /// Sends a request and waits for its one line, at most so long, or as long as the daemon lives.
     pub fn ask(&mut self, request: &str, timeout: Option<Duration>) -> io::Result<String> {
-        let mut stream = self.stream.get_ref();
-        stream.set_read_timeout(timeout)?;
+        self.set_limit(timeout)?;
+        let mut stream = self.stream();
         stream.write_all(format!("{request}\n").as_bytes())?;
         read_line(&mut (&mut self.stream).take(LINE_BYTES))
     }
@@ -423,14 +440,14 @@ impl ControlClient {
     /// Sends a request whose answer is read with [`Answers`], and sets how long each line of it may
     /// take to come.
     pub(super) fn send(&mut self, request: &str, timeout: Option<Duration>) -> io::Result<()> {
-        let mut stream = self.stream.get_ref();
-        stream.set_read_timeout(timeout)?;
+        self.set_limit(timeout)?;
+        let mut stream = self.stream();
         stream.write_all(format!("{request}\n").as_bytes())
     }
 
     /// Reads a further line of the answer, which may take so long to come.
     pub fn receive(&mut self, timeout: Option<Duration>) -> io::Result<String> {
-        self.stream.get_ref().set_read_timeout(timeout)?;
+        self.set_limit(timeout)?;
         read_line(&mut (&mut self.stream).take(LINE_BYTES))
     }
 }
@@ -456,7 +473,8 @@ fn connect_in(dir: &Path, name: &str, uid: u32) -> Result<Option<ControlClient>,
     };
     match peer_credentials(&stream) {
         Ok(peer) if peer.uid == uid => Ok(Some(ControlClient {
-            stream: BufReader::new(stream),
+            stream: BufReader::new(Patient::new(stream)),
+            address: None,
             peer,
         })),
         Ok(peer) => Err(Obstacle::Foreign {

@@ -110,6 +110,19 @@ pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     text
 }
 
+/// Behind a sentence: which processes, if any are known.
+pub(super) fn processes(pids: &[u32]) -> String {
+    let names = pids.iter().map(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let name: String = name.chars().filter(|c| !c.is_control()).collect();
+        format!("process {pid} ({name})")
+    });
+    match names.collect::<Vec<_>>() {
+        none if none.is_empty() => String::new(),
+        names => format!(": {}", names.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -218,7 +218,7 @@ fn run_with(
             or_read_only: arguments.has('r'),
         };
         let left = unmount(&place(0), request)?;
-        tell_left(&place(0), left);
+        tell_left(&place(0), &left);
         return arguments.tell(format_args!("{} unmounted", place(0).display()));
     }
     let words = mount_words(&arguments)?;

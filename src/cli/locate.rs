@@ -18,14 +18,18 @@ use std::time::{Duration, Instant};
 
 use super::control::{Address, ControlClient, Obstacle, PATIENCE};
 use super::error::{CliError, ExitCode};
+use super::health::{self, Pulse};
 use super::proof::{self, DirectoryId, ProvenDaemon, VolumeDirectory};
 use crate::fuse::mountinfo::{self, MountInfo};
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
-use crate::sys::patience::within;
+use crate::sys::patience::{within, within_noting};
+use crate::sys::probe;
 
 /// How long a daemon may take to connect and prove itself.
 const LIMIT: Duration = Duration::from_secs(8);
+/// After how long whoever waits for that is told.
+const NOTED: Duration = Duration::from_secs(2);
 /// How long a volume may be locked by somebody who cannot be asked: a daemon that begins or ends.
 const PASSING: Duration = Duration::from_secs(3);
 /// How often it is looked again.
@@ -99,6 +103,34 @@ pub(super) fn mount_at(location: &Location) -> io::Result<Option<MountInfo>> {
     Ok(MountInfo::beginning_at(location)?.filter(MountInfo::is_ours))
 }
 
+/// Walks to where a path leads.
+///
+/// # Errors
+/// There is nothing; or the way leads through a mount that is dead or does not answer.
+pub(super) fn open(path: &Path) -> Result<Location, CliError> {
+    let doing = format!("cannot find {}", path.display());
+    if !probe::leads(path, LIMIT) {
+        let why = "a filesystem on the way does not answer";
+        return Err(
+            CliError::new(ExitCode::System, format!("{doing}: {why}")).with_hint(format!(
+                "see which mounts are on the way: findmnt -t {}",
+                mountinfo::FILESYSTEM_TYPE
+            )),
+        );
+    }
+    Location::open(path).map_err(|error| {
+        let above = path.ancestors().skip(1);
+        let dead = match health::is_dead(&error) {
+            true => above.filter_map(health::dead_mount).next(),
+            false => None,
+        };
+        match dead {
+            Some(mount) => health::dead(&doing, &mount),
+            None => CliError::io(doing, &error),
+        }
+    })
+}
+
 /// Finds what a path means.
 ///
 /// # Errors
@@ -106,24 +138,47 @@ pub(super) fn mount_at(location: &Location) -> io::Result<Option<MountInfo>> {
 pub(super) fn find(path: &Path) -> Result<Located, CliError> {
     let failed =
         |error: io::Error| CliError::io(format_args!("cannot find {}", path.display()), &error);
-    let location = Location::open(path).map_err(failed)?;
+    let location = open(path)?;
     match mount_at(&location).map_err(failed)? {
         Some(info) => find_mounted(location, info),
         None => find_directory(&location, path),
     }
 }
 
+/// The volume that a mount says that it is of. That is any text: root's and this user's are believed,
+/// for what only looks.
+pub(super) fn by_source(mount: &MountInfo) -> Result<Located, CliError> {
+    let trusted = mount
+        .owner()
+        .is_some_and(|owner| owner == 0 || owner == effective_user());
+    if trusted && mount.source.is_absolute() {
+        find(&mount.source)
+    } else {
+        let dir = mount.dir.display();
+        let message = format!("it is not known which volume was mounted on {dir}");
+        Err(CliError::new(ExitCode::System, message))
+    }
+}
+
 fn find_mounted(location: Location, info: MountInfo) -> Result<Located, CliError> {
     match daemon_of_mount(&location, &info) {
         Ok(daemon) => Ok(Located::proven(daemon)),
-        Err(obstacles) if may_be_worked_in(&info, &obstacles) => Ok(Located {
-            path: info.dir.clone(),
-            directory: None,
-            holder: Holder::Mount(NamedMount { location, info }),
-        }),
         Err(obstacles) => {
             let what = format!("it is not sure which volume is on {}", info.dir.display());
-            Err(refusal(what, &obstacles))
+            let pulse = health::pulse(&location);
+            if pulse == Pulse::Dead {
+                Err(health::dead(&info.dir.display().to_string(), &info))
+            } else if !may_be_worked_in(&info, &obstacles) {
+                Err(refusal(what, &obstacles))
+            } else if pulse == Pulse::Silent {
+                Err(refusal(what, &[Obstacle::Silent]))
+            } else {
+                Ok(Located {
+                    path: info.dir.clone(),
+                    directory: None,
+                    holder: Holder::Mount(NamedMount { location, info }),
+                })
+            }
         }
     }
 }
@@ -348,7 +403,8 @@ fn reach<T: Send + 'static>(
     obstacles: &mut Vec<Obstacle>,
     then: impl FnOnce(ControlClient) -> Result<T, Obstacle> + Send + 'static,
 ) -> Option<T> {
-    let asked = within(LIMIT, move || {
+    let note = || eprintln!("bilayer: waiting for a daemon of user {user} to answer");
+    let asked = within_noting((NOTED, LIMIT), note, move || {
         let mut met = Vec::new();
         let connected = ControlClient::connect(address, user, &mut met);
         let reached =

@@ -19,6 +19,7 @@ mod daemon;
 pub mod error;
 mod format;
 mod generate;
+mod health;
 pub mod helper;
 #[cfg(test)]
 mod hints;
@@ -28,6 +29,7 @@ pub mod log;
 pub mod mount;
 pub mod options;
 mod paths;
+mod patient;
 mod progress;
 pub mod proof;
 mod prune;
@@ -39,6 +41,7 @@ mod session;
 pub mod size;
 mod snapshot;
 pub mod status;
+mod status_text;
 pub mod unmount;
 mod utab;
 pub mod wire;
@@ -348,7 +351,7 @@ fn execute(command: Command, log: &Log) -> Result<u8, CliError> {
                 force: args.force,
                 or_read_only: false,
             };
-            unmount::unmount(&args.dir, request).map(|left| tell_left(&args.dir, left))
+            unmount::unmount(&args.dir, request).map(|left| tell_left(&args.dir, &left))
         }
         Command::Status(args) => {
             let keystore = keystore_dir(args.keystore.platform_keystore.as_deref())?;
@@ -455,18 +458,24 @@ fn show(report: &status::Report, json: bool) -> Result<(), CliError> {
     if json {
         print(&(status::to_json(report)? + "\n"))
     } else {
-        print(&status::to_text(report))
+        print(&status_text::to_text(report))
     }
 }
 
 /// Says what nobody here can see: that the mount lives on.
-fn tell_left(dir: &Path, left: Left) {
-    if left == Left::OtherNamespaces {
-        complain(&format_args!(
-            "bilayer: {} is unmounted here and everything is on disk; another mount namespace has \
-             the volume mounted still",
-            dir.display()
-        ));
+fn tell_left(dir: &Path, left: &Left) {
+    let dir = dir.display();
+    match left {
+        Left::OtherNamespaces(processes) => complain(&format_args!(
+            "bilayer: {dir} is unmounted here and everything is on disk; another mount namespace has \
+             the volume mounted still{}",
+            format::processes(processes)
+        )),
+        Left::Detached => complain(&format_args!(
+            "bilayer: {dir} is detached: its daemon is dead; whoever works in it gets errors until \
+             they leave"
+        )),
+        Left::Nothing | Left::OtherPlaces => {}
     }
 }
 

@@ -14,10 +14,11 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::changed::FormerIdentity;
-use super::control::{Answer, Closed, ControlServer, Done};
+use super::control::{Answer, Closed, ControlServer, Done, Obstacle};
 use super::create::{NewVolume, create};
 use super::daemon::{Readiness, in_background};
 use super::error::{CliError, ExitCode};
+use super::health::{self, Pulse};
 use super::locate;
 use super::log::Log;
 use super::options::MountWords;
@@ -71,6 +72,12 @@ impl MountRequest {
     fn changes_identity(&self) -> bool {
         self.new_identity || self.accept_restored
     }
+
+    /// Nobody has asked to write. mount(8) passes `rw` on whether anybody said it or not, and mounts
+    /// what cannot be written to read-only itself.
+    fn may_become_read_only(&self) -> bool {
+        self.words.read_only.is_none() || self.words.by_mount
+    }
 }
 
 /// Mounts. In the foreground it returns when the mount has gone; otherwise when the filesystem
@@ -113,12 +120,17 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     leave_session();
     let (path, dir) = prepare_places(request)?;
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
+    let failed = |error| CliError::volume(doing(), &error);
     if !request.changes_identity() {
-        let volume = open_volume(request, &path, &doing)?;
+        let opened = open_volume(request, &path, &doing)?;
+        if matches!(opened, Err(VolumeError::ReadOnlyMedium)) && request.may_become_read_only() {
+            return serve_read_only(request, (&path, &dir), readiness);
+        }
+        let volume = opened.map_err(failed)?;
         return serve(request, volume, (&path, &dir), &mut || readiness.ready());
     }
     fuse::check_mountable(&dir).map_err(|error| explain(&error, doing()))?;
-    let volume = open_volume(request, &path, &doing)?;
+    let volume = open_volume(request, &path, &doing)?.map_err(failed)?;
     let former = FormerIdentity::of(&volume);
     let mut is_ready = false;
     let mut ready = || {
@@ -130,6 +142,31 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     served.map_err(|error| match is_ready {
         true => error,
         false => former.explain(error),
+    })
+}
+
+/// Mounts read-only what cannot be written to, and says so on standard error and in the log.
+fn serve_read_only(
+    request: &MountRequest,
+    (path, dir): (&Path, &Path),
+    readiness: &mut Readiness,
+) -> Result<(), CliError> {
+    let mut request = request.clone();
+    request.words.read_only = Some(true);
+    let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
+    let volume =
+        open_volume(&request, path, &doing)?.map_err(|error| CliError::volume(doing(), &error))?;
+    let warning = format!(
+        "{} is write-protected, since its filesystem is mounted read-only: mounted read-only",
+        path.display()
+    );
+    let is_log_elsewhere = !request.foreground || request.words.log_file.is_some();
+    serve(&request, volume, (path, dir), &mut || {
+        if is_log_elsewhere {
+            eprintln!("bilayer: warning: {warning}");
+        }
+        readiness.ready();
+        tracing::warn!("{warning}");
     })
 }
 
@@ -203,6 +240,12 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
     let volume = find(&request.volume).map_err(|error| {
         error.with_hint("make a volume first: bilayer create VOLUME (or mount with --create)")
     })?;
+    let doing = || format!("cannot mount on {}", request.dir.display());
+    match health::mount_and_pulse(&request.dir) {
+        Some((mount, Pulse::Dead)) => return Err(health::dead(&doing(), &mount)),
+        Some((_, Pulse::Silent)) => return Err(locate::refusal(doing(), &[Obstacle::Silent])),
+        _ => {}
+    }
     let dir = find(&request.dir)
         .map_err(|error| error.with_hint(format!("make it: mkdir {}", request.dir.display())))?;
     let refused =
@@ -210,12 +253,6 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
     match std::fs::metadata(&dir) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => return Err(refused(&io::ErrorKind::NotADirectory.into())),
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            return Err(refused(&error).with_hint(format!(
-                "a mount is there whose daemon is no more; take it away: bilayer unmount {}",
-                dir.display()
-            )));
-        }
         Err(error) => return Err(refused(&error)),
     }
     if dir.starts_with(&volume) || volume.starts_with(&dir) {
@@ -282,7 +319,7 @@ fn open_volume(
     request: &MountRequest,
     path: &Path,
     doing: &impl Fn() -> String,
-) -> Result<Volume, CliError> {
+) -> Result<Result<Volume, VolumeError>, CliError> {
     let failed = |error| CliError::io(doing(), &error);
     let location = Location::open(path).map_err(failed)?;
     let directory = VolumeDirectory::at(&location).map_err(failed)?;
@@ -297,8 +334,7 @@ fn open_volume(
         accept_restored: request.accept_restored,
         new_identity: request.new_identity,
     };
-    open_when_free(Some(&directory), &Arc::new(store), &options)
-        .map_err(|error| CliError::volume(doing(), &error))
+    Ok(open_when_free(Some(&directory), &Arc::new(store), &options))
 }
 
 /// Does what `--accept-restored` or `--new-identity` asks for.

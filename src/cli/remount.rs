@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use super::control::{ControlClient, Done, Obstacle};
 use super::error::{COPY_HINT, CliError, ExitCode, OPENED_HINT};
+use super::health::{self, Pulse};
 use super::locate;
 use super::options::MountWords;
+use super::patient::is_timeout;
 use super::status;
 use crate::fs::{AccessTimes, Filesystem, FsError};
 use crate::fuse::mountinfo::MountInfo;
@@ -22,7 +24,13 @@ use crate::sys::mounts::{self, MountFlags};
 /// Remounts what is mounted on `dir` with these words over what it has now.
 pub fn remount(dir: &Path, words: &MountWords) -> Result<(), CliError> {
     let nothing = || failed(dir, "nothing of bilayer is there");
-    let location = Location::open(dir).map_err(|_| nothing())?;
+    let location = locate::open(dir).map_err(|error| match error.code {
+        ExitCode::NotFound => nothing(),
+        _ => CliError {
+            code: ExitCode::Mount,
+            ..error
+        },
+    })?;
     let mount = locate::mount_at(&location)
         .map_err(|error| CliError::io(doing(dir), &error))?
         .ok_or_else(nothing)?;
@@ -39,6 +47,12 @@ pub(super) fn remount_at(
     if effective_user() != 0 {
         let refused = io::Error::from_raw_os_error(libc::EPERM);
         return Err(CliError::io(doing(dir), &refused).with_hint("only root may remount"));
+    }
+    if health::pulse(location) == Pulse::Dead {
+        return Err(CliError {
+            code: ExitCode::Mount,
+            ..health::dead(&doing(dir), mount)
+        });
     }
     let now = flags_of(mount);
     let wanted = restrain(location, mount, now, words);
@@ -184,10 +198,13 @@ impl Daemon {
 
     /// However long it takes to put everything on disk.
     fn tell(&mut self, dir: &Path, flags: MountFlags) -> Result<(), CliError> {
-        let answer = self
-            .control
-            .ask(&request(flags), None)
-            .map_err(|error| CliError::io(doing(dir), &error))?;
+        let answer =
+            self.control
+                .ask(&request(flags), None)
+                .map_err(|error| match is_timeout(&error) {
+                    true => locate::refusal(doing(dir), &[Obstacle::Silent]),
+                    false => CliError::io(doing(dir), &error),
+                })?;
         let done: Done = serde_json::from_str(&answer).unwrap_or_default();
         if done.done {
             return Ok(());

@@ -9,7 +9,6 @@
 //!
 //! The JSON is one object with stable names ([`Report`]); a name that has no value is null.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,13 +16,13 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::control::{ControlClient, Obstacle, PATIENCE};
 use super::error::{CliError, ExitCode};
-use super::format;
+use super::health::{self, Health};
 use super::locate::{self, Holder, Located, find};
 use super::request::{Kind, Outcome, Request, ViewReport, Views};
 use super::serve::serve;
 use super::wire;
 use crate::fs::{Filesystem, FilesystemOptions};
-use crate::fuse::mountinfo::MountInfo;
+use crate::fuse::mountinfo::{self, MountInfo};
 use crate::keys::wrap::WrapRecord;
 use crate::keys::{PassphraseSource, PlatformKeystore, VolumeRecord};
 use crate::layers;
@@ -34,6 +33,12 @@ use crate::volume::{self, OpenOptions, Volume};
 /// Everything that is shown of a volume. No field is secret.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
+    /// Its state, in the words of [`super::health`].
+    #[serde(default)]
+    pub health: String,
+    /// The command to type next, where there is something to do.
+    #[serde(default)]
+    pub next: Option<String>,
     /// The volume's directory.
     #[serde(serialize_with = "as_text")]
     pub volume: PathBuf,
@@ -45,6 +50,9 @@ pub struct Report {
     pub view: Option<ViewReport>,
     /// Where it is mounted.
     pub mounts: Vec<MountReport>,
+    /// Processes in other mount namespaces that keep it mounted, where it is not mounted here.
+    #[serde(default)]
+    pub held_by: Vec<u32>,
     /// The process that has it mounted.
     pub daemon: Option<DaemonReport>,
     /// The directory of the volume that this is a copy of, or may be.
@@ -201,7 +209,7 @@ fn record_report(record: &VolumeRecord) -> RecordReport {
         customer_key: record.customer_key.clone(),
         clean: record.clean,
         directory: record.directory.as_ref().map(|it| it.path.clone()),
-        written: record.written.and_then(format::utc),
+        written: record.written.and_then(super::format::utc),
     }
 }
 
@@ -275,21 +283,38 @@ fn open_store(located: &Located) -> Result<DirectoryStore, CliError> {
 pub fn inspect(path: &Path) -> Result<Report, CliError> {
     let located = find(path)?;
     let mut report = report_claims(&located.path, &open_store(&located)?)?;
-    report.not_verified_because = Some("inspect uses no key".to_owned());
+    let why = "inspect uses no key".to_owned();
+    report.health = Health::Unknown(why.clone()).to_string();
+    report.not_verified_because = Some(why);
     Ok(report)
 }
 
 /// What `bilayer status` shows.
 pub fn status(path: &Path, keystore: &Path) -> Result<Report, CliError> {
     let named = Named::parse(path);
-    let mut located = find(&named.volume)?;
+    let dead = health::dead_mount(&named.volume);
+    let mut located = match &dead {
+        // What it says that it is: nobody can be asked any more.
+        Some(mount) => {
+            let dir = named.volume.display();
+            let refused = |_| health::dead(&format!("cannot show {dir}"), mount);
+            locate::by_source(mount).map_err(refused)?
+        }
+        None => find(&named.volume)?,
+    };
     let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
-    let mut mounts = None;
-    let (mut report, views) = match holder {
+    let (mut mounts, mut held_by) = (None, Vec::new());
+    let (mut report, views, mut health) = match holder {
         Holder::Daemon { control, mount } => {
             let of = |device| MountInfo::on_device(device).unwrap_or_default();
-            mounts = Some(mount.map(of).unwrap_or_default());
-            ask_daemon(control, &located.path)?
+            let here = mount.map(of).unwrap_or_default();
+            if let (Some(device), true) = (mount, here.is_empty()) {
+                held_by = mountinfo::holders_elsewhere(&mountinfo::device_name(device));
+            }
+            mounts = Some(here);
+            let (report, views) = ask_daemon(control, &located.path)?;
+            let health = Health::of_usage(report.usage.as_ref());
+            (report, views, health)
         }
         Holder::Mount(_) => {
             let dir = located.path.display();
@@ -299,8 +324,8 @@ pub fn status(path: &Path, keystore: &Path) -> Result<Report, CliError> {
         }
         Holder::Unknown(error) => {
             let mut report = report_claims(&located.path, &open_store(&located)?)?;
-            report.not_verified_because = Some(error.message);
-            (report, None)
+            report.not_verified_because = Some(error.message.clone());
+            (report, None, Health::Unknown(error.message))
         }
         Holder::Nobody => {
             let store = open_store(&located)?;
@@ -313,6 +338,15 @@ pub fn status(path: &Path, keystore: &Path) -> Result<Report, CliError> {
         let directory = located.directory.as_ref();
         directory.map(locate::hinted).unwrap_or_default()
     });
+    let is_dead = |mount: &&MountInfo| health::dead_mount(&mount.dir).is_some();
+    let dead = dead.or_else(|| mounts.iter().find(is_dead).cloned());
+    if dead.is_some() {
+        health = Health::DaemonDead;
+    }
+    let dir = dead.as_ref().or(mounts.first()).map(|mount| &*mount.dir);
+    report.next = health.next(&located.path, dir);
+    report.health = health.to_string();
+    report.held_by = held_by;
     report.volume = located.path;
     report.mounts = mounts.iter().map(mount_report).collect();
     let count = |kind| {
@@ -401,6 +435,8 @@ fn mount_report(mount: &MountInfo) -> MountReport {
 
 /// A report, and all views where they could be listed: snapshots before images.
 type Known = (Report, Option<Vec<ViewReport>>);
+/// The same with the state of the volume.
+type KnownHealth = (Report, Option<Vec<ViewReport>>, Health);
 
 fn ask_daemon(mut daemon: ControlClient, path: &Path) -> Result<Known, CliError> {
     let doing = || format!("cannot show {}", path.display());
@@ -427,19 +463,39 @@ fn list_views(
 }
 
 /// Opens what is in a volume that is open. That it cannot be is no reason not to show the rest.
-fn views_of(volume: Volume) -> Option<Vec<ViewReport>> {
+fn views_of(volume: Volume) -> (Option<Vec<ViewReport>>, Health) {
     let options = FilesystemOptions {
         read_only: true,
         ..FilesystemOptions::default()
     };
-    let filesystem = Filesystem::open(volume, options)
-        .inspect_err(|error| tracing::warn!(%error, "snapshots and images are not counted"))
-        .ok()?;
-    list_views(|request, to| serve(&filesystem, request, to))
+    let filesystem = match Filesystem::open(volume, options) {
+        Ok(filesystem) => filesystem,
+        Err(error) => {
+            tracing::warn!(%error, "snapshots and images are not counted");
+            let error = CliError::filesystem("the volume cannot be opened", &error);
+            return (None, health_of(error.code, error.message));
+        }
+    };
+    match list_views(|request, to| serve(&filesystem, request, to)) {
+        None => (None, Health::Damaged),
+        views => (views, Health::Ok),
+    }
+}
+
+fn health_of(code: ExitCode, why: String) -> Health {
+    match code {
+        ExitCode::Integrity => Health::Damaged,
+        _ => Health::Unknown(why),
+    }
 }
 
 /// Opens the volume if that needs nobody to type anything; otherwise says why not.
-fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: Report) -> Known {
+fn open_or_claims(
+    path: &Path,
+    store: DirectoryStore,
+    keystore: &Path,
+    claims: Report,
+) -> KnownHealth {
     let options = OpenOptions {
         keystore: keystore.to_path_buf(),
         path: Some(path.to_path_buf()),
@@ -448,8 +504,13 @@ fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: R
         ..OpenOptions::default()
     };
     match volume::open(Arc::new(store), &options) {
-        Ok(volume) => (report_open(path, &volume), views_of(volume)),
+        Ok(volume) => {
+            let report = report_open(path, &volume);
+            let (views, health) = views_of(volume);
+            (report, views, health)
+        }
         Err(error) => {
+            let health = health_of(ExitCode::of_kind(error.kind()), error.to_string());
             let id = crate::ids::VolumeId::from_hex(&claims.header.volume_id);
             let record = id.and_then(|id| {
                 PlatformKeystore::open(keystore)
@@ -464,7 +525,7 @@ fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: R
                 record: record.as_ref().map(record_report),
                 ..claims
             };
-            (report, None)
+            (report, None, health)
         }
     }
 }
@@ -473,153 +534,6 @@ fn open_or_claims(path: &Path, store: DirectoryStore, keystore: &Path, claims: R
 pub fn to_json(report: &Report) -> Result<String, CliError> {
     serde_json::to_string(report)
         .map_err(|error| CliError::new(ExitCode::System, format!("cannot write JSON: {error}")))
-}
-
-/// The report for people.
-pub fn to_text(report: &Report) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: &str| {
-        let value: String = value
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
-        // Writing to a String does not fail.
-        let _ = writeln!(text, "{name:<18} {value}");
-    };
-    if let Some(view) = &report.view {
-        view_lines(view, &mut line);
-    }
-    line("volume", &report.volume.display().to_string());
-    for mount in &report.mounts {
-        let mode = if mount.read_only { " (read-only)" } else { "" };
-        line("mounted on", &format!("{}{mode}", mount.dir.display()));
-    }
-    if let Some(daemon) = &report.daemon {
-        line(
-            "daemon",
-            &format!("pid {}, version {}", daemon.pid, daemon.version),
-        );
-    }
-    if let Some(original) = &report.copy_of {
-        let what = format!("{} (not written to)", original.display());
-        line("copy of", &what);
-    }
-    let state = match (&report.not_verified_because, report.verified) {
-        (_, true) => "yes".to_owned(),
-        (Some(why), false) => format!("no: {why}"),
-        (None, false) => "no".to_owned(),
-    };
-    line("verified", &state);
-    header_lines(&report.header, report.verified, &mut line);
-    if let Some(fingerprint) = &report.fingerprint {
-        line("fingerprint", fingerprint);
-    }
-    if let Some(keystore) = &report.platform_keystore {
-        line("platform keystore", &keystore.display().to_string());
-    }
-    if let Some(record) = &report.record {
-        let clean = if record.clean { "clean" } else { "not clean" };
-        line(
-            "last known commit",
-            &format!("{} ({clean})", record.commit_sequence),
-        );
-        if let Some(directory) = &record.directory {
-            line("known directory", &directory.display().to_string());
-        }
-        line(
-            "record written",
-            record.written.as_deref().unwrap_or("never"),
-        );
-    }
-    for layer in &report.layers {
-        let hardware = match layer.accelerated {
-            Some(true) => ", by the processor's own instructions",
-            Some(false) => ", WITHOUT the processor's own instructions",
-            None => "",
-        };
-        let how = format!("{}, {}{hardware}", layer.algorithm, layer.implementation);
-        line(
-            &format!(
-                "layer {}",
-                layer.layer.split(' ').next().unwrap_or_default()
-            ),
-            &how,
-        );
-    }
-    for (name, count) in [("snapshots", report.snapshots), ("images", report.images)] {
-        if let Some(count) = count {
-            line(name, &count.to_string());
-        }
-    }
-    if let Some(serde_json::Value::Object(usage)) = &report.usage {
-        for (name, value) in usage.iter().filter(|(_, value)| !value.is_null()) {
-            line(&name.replace('_', " "), value.to_string().trim_matches('"'));
-        }
-    }
-    text
-}
-
-fn view_lines(view: &ViewReport, line: &mut impl FnMut(&str, &str)) {
-    line(view.kind.name(), &view.name);
-    if let Some(from) = &view.from {
-        line("made from", &format!("snapshot {from}"));
-    }
-    if !view.description.is_empty() {
-        line("description", &view.description);
-    }
-    if let Some(created) = view.created {
-        line("created", &format::local_time(created));
-    }
-    for (name, bytes) in [("refers", view.refers_bytes), ("used", view.used_bytes)] {
-        if let Some(bytes) = bytes {
-            line(name, &format::size(bytes));
-        }
-    }
-    if let Some(inodes) = view.inodes {
-        line("inodes in it", &inodes.to_string());
-    }
-}
-
-fn header_lines(header: &HeaderReport, verified: bool, line: &mut impl FnMut(&str, &str)) {
-    line("volume id", &header.volume_id);
-    line("incarnation", &header.incarnation);
-    line(
-        "format",
-        &format!("{}, superblock {}", header.format, header.sequence),
-    );
-    line("key mode", &header.key_mode);
-    if let Some(provenance) = &header.provenance {
-        let mark = if verified { "" } else { " (unverified)" };
-        // A copy of a whole volume has the name of no image.
-        let how = match provenance.contains('/') {
-            true => "deployed from",
-            false => "was a copy of",
-        };
-        line(how, &format!("{provenance}{mark}"));
-        if header.foreign {
-            let why = "came from elsewhere: mounts nosuid,nodev unless suid,dev is asked for";
-            line("trust", &format!("{why}{mark}"));
-        }
-    }
-    for set in &header.key_sets {
-        let state = if set.active { "active" } else { "read-only" };
-        line(
-            "key set",
-            &format!("{} (epoch {}, {state})", set.id, set.epoch),
-        );
-        for (role, wraps) in [
-            ("  customer", &set.customer),
-            ("  infrastructure", &set.infrastructure),
-        ] {
-            for wrap in wraps {
-                let version = &wrap.key_version;
-                line(
-                    role,
-                    &format!("{} version {version}, {}", wrap.provider, wrap.algorithm),
-                );
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -666,7 +580,7 @@ mod tests {
         let json = to_json(&report).unwrap();
         assert!(!json.contains('\n'));
         assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
-        let text = to_text(&report);
+        let text = crate::cli::status_text::to_text(&report);
         assert!(
             !text.chars().any(|c| c.is_control() && c != '\n'),
             "{text:?}"

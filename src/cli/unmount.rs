@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use super::control::{Address, Closed, ControlClient, Done, Obstacle, PATIENCE};
 use super::error::{CliError, ExitCode};
+use super::health::{self, Pulse};
 use super::locate::{self, Holder};
 use super::options::MountWords;
+use super::patient::is_timeout;
 use super::proof::DirectoryId;
 use super::remount::remount_at;
 use crate::fuse;
-use crate::fuse::mountinfo::MountInfo;
+use crate::fuse::mountinfo::{MountInfo, holders_elsewhere};
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
 use crate::sys::mounts::Detach;
@@ -51,14 +53,17 @@ pub struct UnmountRequest {
 }
 
 /// What is left of a mount that was taken away.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Left {
     /// Nothing: everything is on disk, the daemon is gone. Or nothing that this waited for.
     Nothing,
     /// Everything is on disk; the volume is mounted elsewhere in this mount namespace.
     OtherPlaces,
-    /// Everything is on disk; another mount namespace has the volume mounted.
-    OtherNamespaces,
+    /// Everything is on disk; another mount namespace has the volume mounted: processes that are in
+    /// one.
+    OtherNamespaces(Vec<u32>),
+    /// Its daemon was dead and it was in use: it is detached, and nobody comes in any more.
+    Detached,
 }
 
 /// Unmounts.
@@ -72,6 +77,11 @@ pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
     let filesystem = mount.backing_device();
     // Asked before the mount goes: the daemon ends with it.
     let daemon = Daemon::of(&location, &mount);
+    let daemon = daemon.map_err(|why| match why {
+        Unasked::Silent | Unasked::Dead => why,
+        Unasked::Unproven(_) if health::pulse(&location) == Pulse::Dead => Unasked::Dead,
+        Unasked::Unproven(_) => why,
+    });
     let how = match &daemon {
         Err(_) if request.force => Detach::Abort,
         Err(Unasked::Silent) => return Err(silent(&mount)),
@@ -80,6 +90,10 @@ pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
     // What is held open would be in the way.
     drop(location);
     match take_away(&mount, how) {
+        // Nothing more can be written, and whoever works in it can do nothing but leave.
+        Err(error) if error.code == ExitCode::InUse && matches!(daemon, Err(Unasked::Dead)) => {
+            return take_away(&mount, Detach::Lazy).map(|()| Left::Detached);
+        }
         Err(error) if request.or_read_only && error.code == ExitCode::InUse => {
             let words = MountWords {
                 read_only: Some(true),
@@ -94,7 +108,7 @@ pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
         return Ok(Left::Nothing);
     }
     let left = what_is_left(&mount, filesystem);
-    match (left, daemon) {
+    match (&left, daemon) {
         (_, Err(Unasked::Dead)) => {}
         (_, Err(Unasked::Silent)) => return Err(silent(&mount)),
         (_, Err(Unasked::Unproven(obstacles))) => return Err(unsure(&obstacles)),
@@ -169,7 +183,7 @@ fn what_is_left(mount: &MountInfo, filesystem: Option<u64>) -> Left {
             return Left::OtherPlaces;
         }
         if Instant::now() > end {
-            return Left::OtherNamespaces;
+            return Left::OtherNamespaces(holders_elsewhere(&mount.device));
         }
         std::thread::sleep(INTERVAL);
     }
@@ -179,8 +193,9 @@ fn what_is_left(mount: &MountInfo, filesystem: Option<u64>) -> Left {
 /// The mount at that place; also a volume's directory will do if it is mounted once.
 fn find(dir: &Path) -> Result<(Location, MountInfo), CliError> {
     let listed = |error: io::Error| CliError::io("cannot list the mounts", &error);
-    let Ok(location) = Location::open(dir) else {
-        return Err(nothing_mounted(dir));
+    let location = match locate::open(dir) {
+        Err(error) if error.code == ExitCode::NotFound => return Err(nothing_mounted(dir)),
+        opened => opened?,
     };
     let there = MountInfo::beginning_at(&location).map_err(listed)?;
     let Some(there) = there else {
@@ -219,10 +234,17 @@ fn mount_of_volume(dir: &Path) -> Result<(Location, MountInfo), CliError> {
         Holder::Daemon { mount, .. } => mount,
         Holder::Mount(_) | Holder::Nobody => None,
     };
-    let mounts = device.map(MountInfo::on_device).transpose();
-    let mut mounts = mounts
-        .map_err(|error| CliError::io("cannot list the mounts", &error))?
-        .unwrap_or_default();
+    let mut mounts = match (device, &located.directory) {
+        (Some(device), _) => MountInfo::on_device(device)
+            .map_err(|error| CliError::io("cannot list the mounts", &error))?,
+        // Of a daemon that is dead the list of mounts alone knows.
+        (None, Some(directory)) => {
+            let mut mounts = locate::hinted(directory);
+            mounts.retain(|mount| health::dead_mount(&mount.dir).is_some());
+            mounts
+        }
+        (None, None) => Vec::new(),
+    };
     let (Some(mount), true) = (mounts.pop(), mounts.is_empty()) else {
         return Err(nothing_mounted(dir));
     };
@@ -292,11 +314,16 @@ impl Daemon {
 
     /// Waits until it is gone. That may take long, but not without a sign of life.
     fn wait(mut self) -> Result<(), CliError> {
-        let mut unanswered = 0;
+        let (mut unanswered, mut is_told) = (0, false);
         let answer = loop {
             match self.control.receive(Some(PATIENCE)) {
                 Err(error) if is_timeout(&error) => {}
                 answer => break answer.ok(),
+            }
+            if !is_told {
+                is_told = true;
+                let pid = self.control.peer.pid;
+                eprintln!("bilayer: waiting until process {pid} has put everything on disk");
             }
             if locate::is_alive(Address::Volume(self.volume), self.control.peer.uid) {
                 unanswered = 0;
@@ -349,8 +376,10 @@ impl Daemon {
             return self.wait();
         };
         // A daemon that ends now puts everything on disk by itself.
-        let Ok(answer) = control.ask("sync", None) else {
-            return self.wait();
+        let answer = match control.ask("sync", None) {
+            Ok(answer) => answer,
+            Err(error) if is_timeout(&error) => return Err(unsure(&[Obstacle::Silent])),
+            Err(_) => return self.wait(),
         };
         match serde_json::from_str::<Done>(&answer).map(|done| done.error) {
             Ok(Some(why)) => Err(CliError::new(
@@ -360,13 +389,6 @@ impl Daemon {
             _ => Ok(()),
         }
     }
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
 }
 
 #[cfg(test)]

@@ -23,8 +23,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::control::ControlClient;
+use super::control::{ControlClient, Obstacle};
 use super::error::{CliError, ExitCode};
+use super::locate;
+use super::patient::is_timeout;
 use super::request::{
     BytesDone, ChangeReport, FindingReport, Outcome, Receiver, Request, ViewReport,
 };
@@ -187,6 +189,9 @@ fn receive(
 }
 
 fn ended(request: &Request, error: &io::Error) -> CliError {
+    if is_timeout(error) {
+        return locate::refusal(request.doing(), &[Obstacle::Silent]);
+    }
     CliError::new(
         ExitCode::System,
         format!(

@@ -1,9 +1,8 @@
 //! Changing attributes (`chmod`, `chown`, `truncate`, `utimensat`).
 
 use super::Filesystem;
-use super::types::{
-    Attr, BLOCK_BYTES, Caller, FileKind, NodeId, SetAttr, SetTime, StatFs, Timespec,
-};
+use super::privileges::{CAPABILITY, Kill, Privileges};
+use super::types::{Attr, BLOCK_BYTES, FileKind, NodeId, SetAttr, SetTime, StatFs, Timespec};
 use crate::errno::Errno;
 use crate::meta::Batch;
 use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
@@ -11,51 +10,18 @@ use crate::meta::records::InodeRecord;
 use crate::planted::{Bug, planted};
 use crate::sealed::PAGE_BYTES;
 
-const SETUID: u16 = 0o4000;
-const SETGID: u16 = 0o2000;
-const GROUP_EXECUTE: u16 = 0o010;
-/// The attribute that holds a file's capabilities.
-pub(super) const CAPABILITY: &[u8] = b"security.capability";
-
-/// Privileges that a change takes away.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kill {
-    Nothing,
-    /// Those that executing the file would give, and its capabilities.
-    Executable,
-    /// The set-group-id bit too that is only a mark.
-    AllSetIds,
-}
-
 impl Filesystem {
-    /// Changes what `changes` names.
-    pub fn setattr(&self, caller: &Caller, node: NodeId, changes: &SetAttr) -> Result<Attr, Errno> {
-        self.setattr_as(caller, node, changes, &|_| true)
-    }
-
-    /// The same for a caller who is in a group if `is_member` says so. The set-group-id bit of a file
-    /// that the group may not execute outlives a change by a member, and by nobody else but root.
-    pub fn setattr_as(
+    /// Changes what `changes` names, for somebody of these privileges.
+    pub fn setattr(
         &self,
-        caller: &Caller,
+        who: &dyn Privileges,
         node: NodeId,
         changes: &SetAttr,
-        is_member: &dyn Fn(u32) -> bool,
     ) -> Result<Attr, Errno> {
         self.check_change(node)?;
         let now = Timespec::now();
         let record = self.inode(node)?;
-        let owner_changes = changes.uid.is_some() || changes.gid.is_some();
-        let kill = record.kind != FileKind::Directory
-            && (changes.kill_privileges
-                || owner_changes
-                || (changes.size.is_some() && caller.uid != 0));
-        let marked = record.perm & (SETGID | GROUP_EXECUTE) == SETGID;
-        let kill = match kill {
-            false => Kill::Nothing,
-            true if marked && caller.uid != 0 && !is_member(record.gid) => Kill::AllSetIds,
-            true => Kill::Executable,
-        };
+        let kill = Kill::by(&record, changes, who)?;
         match changes.size {
             Some(size) => self.set_size(node, &record, size, changes, kill, now)?,
             None => {
@@ -117,15 +83,16 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Takes the set-id bits and capabilities off a file that somebody without rights writes.
-    pub fn kill_privileges(&self, node: NodeId) -> Result<(), Errno> {
+    /// Takes off a file what a change of its contents by somebody of these privileges does.
+    pub fn kill_privileges(&self, who: &dyn Privileges, node: NodeId) -> Result<(), Errno> {
         let _permit = self.begin_change(node)?;
         let record = self.inode(node)?;
-        if without_privileges(record.perm) != record.perm {
+        let kill = Kill::by_writing(&record, who);
+        if kill.leaves(record.perm) != record.perm {
             let _inode = self.meta.lock_inode(node.ino());
             let mut batch = Batch::new();
             self.amend_inode(&mut batch, node.ino(), |record| {
-                record.perm = without_privileges(record.perm);
+                record.perm = kill.leaves(record.perm);
                 record.ctime = Timespec::now();
             })?;
             self.meta.apply(batch)?;
@@ -197,23 +164,9 @@ fn change(record: &mut InodeRecord, changes: &SetAttr, kill: Kill, now: Timespec
     record.uid = changes.uid.unwrap_or(record.uid);
     record.gid = changes.gid.unwrap_or(record.gid);
     if changes.perm.is_none() {
-        record.perm = match kill {
-            Kill::Nothing => record.perm,
-            Kill::Executable => without_privileges(record.perm),
-            Kill::AllSetIds => record.perm & !(SETUID | SETGID),
-        };
+        record.perm = kill.leaves(record.perm);
     }
     record.atime = changes.atime.map_or(record.atime, time);
     record.mtime = changes.mtime.map_or(record.mtime, time);
     record.ctime = changes.ctime.unwrap_or(now);
-}
-
-/// Set-user-id goes; set-group-id goes where it means that (with group execution).
-fn without_privileges(perm: u16) -> u16 {
-    let perm = perm & !SETUID;
-    if perm & GROUP_EXECUTE != 0 {
-        perm & !SETGID
-    } else {
-        perm
-    }
 }

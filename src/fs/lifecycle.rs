@@ -47,6 +47,8 @@ pub struct Usage {
     pub sequence: u64,
     /// Why nothing can be written any more, if so.
     pub latched: Option<String>,
+    /// Something that was read was damaged.
+    pub damaged: bool,
     /// Why the platform keystore does not know of the newest commits, if it does not.
     pub keystore_failure: Option<String>,
     /// Age of the newest checkpoint of the metadata, if one is known.
@@ -331,6 +333,7 @@ impl Filesystem {
             generation: counters.generation.0,
             sequence: self.meta.sequence().0,
             latched: self.meta.latched(),
+            damaged: self.meta.is_damaged() || self.contents.is_damaged(),
             keystore_failure: self.keystore_failure(),
             checkpoint_age_seconds: self.checkpoint_age().map(|age| age.as_secs()),
         }

@@ -22,6 +22,7 @@ mod images;
 mod lifecycle;
 mod lookup;
 mod names;
+pub mod privileges;
 mod references;
 mod remember;
 mod remount;

@@ -1,5 +1,6 @@
 //! Making and removing names.
 
+use super::privileges::SETGID;
 use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec};
 use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, ViewsDirectory, check_name, node_in};
 use crate::errno::Errno;
@@ -7,8 +8,6 @@ use crate::ids::Ino;
 use crate::meta::keys::Table;
 use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
-
-const SETGID: u16 = 0o2000;
 
 /// What a new inode is to be.
 struct NewInode<'a> {

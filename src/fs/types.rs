@@ -1,5 +1,6 @@
 //! What the filesystem says and is told: plain values, no FUSE type among them.
 
+use super::privileges::Touch;
 use crate::ids::{Ino, ViewId};
 
 use crate::meta::records::ViewKind;
@@ -149,8 +150,8 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
     /// Last change of the inode: the kernel's, with the writeback cache.
     pub ctime: Option<Timespec>,
-    /// Set-id bits and `security.capability` go, as after a write by somebody without rights.
-    pub kill_privileges: bool,
+    /// What else it is to set-id bits and `security.capability`.
+    pub touch: Touch,
 }
 
 /// An open file or directory.

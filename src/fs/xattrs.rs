@@ -1,5 +1,6 @@
 //! Extended attributes. Who may see and set which is the kernel's business (`xattr(7)`).
 
+use super::privileges::{Privileges, SETGID};
 use super::types::{Caller, FileKind, NodeId, Timespec, XattrMode};
 use super::{Filesystem, acl};
 use crate::errno::Errno;
@@ -7,7 +8,6 @@ use crate::meta::Batch;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::decode_xattr;
 
-const SETGID: u16 = 0o2000;
 /// The longest name, in bytes (`XATTR_NAME_MAX`).
 const NAME_BYTES_MAX: usize = 255;
 /// The longest value, in bytes (`XATTR_SIZE_MAX`).
@@ -18,28 +18,15 @@ const LIST_BYTES_MAX: usize = 65_536;
 const ALL_BYTES_MAX: usize = 1 << 20;
 
 impl Filesystem {
-    /// Sets an attribute.
+    /// Sets an attribute, for somebody of these privileges: an access ACL set by somebody who is not
+    /// of the file's group takes its set-group-id bit away.
     pub fn set_xattr(
         &self,
-        caller: &Caller,
+        who: &dyn Privileges,
         node: NodeId,
         name: &[u8],
         value: &[u8],
         mode: XattrMode,
-    ) -> Result<(), Errno> {
-        self.set_xattr_as(caller, node, name, value, mode, &|_| true)
-    }
-
-    /// The same for a caller who is in a group if `is_member` says so: an access ACL set by
-    /// somebody outside the file's group takes its set-group-id bit away.
-    pub fn set_xattr_as(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        name: &[u8],
-        value: &[u8],
-        mode: XattrMode,
-        is_member: &dyn Fn(u32) -> bool,
     ) -> Result<(), Errno> {
         check_name(name)?;
         let _permit = self.begin_change(node)?;
@@ -63,7 +50,7 @@ impl Filesystem {
         if name == acl::ACCESS {
             perm = self.mode_of_acl(node, value.unwrap_or_default())?;
             let record = self.inode(node)?;
-            outsider = record.perm & SETGID != 0 && caller.uid != 0 && !is_member(record.gid);
+            outsider = record.perm & SETGID != 0 && !who.is_of_group(record.uid, record.gid);
             // An ACL that says no more than the mode is the mode.
             if perm.is_some_and(|(_, minimal)| minimal) {
                 value = None;
@@ -115,12 +102,12 @@ impl Filesystem {
     }
 
     /// Names of all attributes that the caller may see, each with a NUL behind it. The kernel
-    /// refuses to read a `trusted.` attribute to all but root; here it must not be named either.
-    pub fn list_xattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>, Errno> {
+    /// refuses to read a `trusted.` attribute without a right; here it must not be named either.
+    pub fn list_xattr(&self, who: &dyn Privileges, node: NodeId) -> Result<Vec<u8>, Errno> {
         self.inode(node)?;
         let mut list = Vec::new();
         for name in self.meta.xattr_names(node.ino(), self.view(node)?)? {
-            if caller.uid != 0 && name.starts_with(b"trusted.") {
+            if name.starts_with(b"trusted.") && !who.sees_trusted() {
                 continue;
             }
             list.extend_from_slice(&name);

@@ -21,12 +21,12 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::asker::Asker;
 use super::capabilities;
 use super::contents;
 use super::convert;
 use super::dispatch::Dispatch;
 use super::full::FullFiles;
-use super::groups::groups_of;
 use super::ioctl;
 use super::notify::Notices;
 use super::replies::{
@@ -171,18 +171,15 @@ impl fuser::Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let caller = convert::caller(request, 0);
+        let asker = Asker::of(request);
         let changes = convert::set_attr(
-            &caller,
             self.options.writeback,
             (mode, uid, gid, size),
             (atime, mtime, ctime),
         );
-        let pid = request.pid();
         let full = Arc::clone(&self.full);
         let body = move |fs: &Filesystem| {
-            let member = |group| group == caller.gid || groups_of(pid).contains(&group);
-            let changed = fs.setattr_as(&caller, node(ino), &changes, &member);
+            let changed = fs.setattr(&asker, node(ino), &changes);
             answer(reply, changed, send_attr);
             full.ask_again(ino);
         };
@@ -564,16 +561,13 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let caller = convert::caller(request, 0);
         // fuser cannot be told FUSE_SETXATTR_ACL_KILL_SGID.
-        let pid = request.pid();
+        let asker = Asker::of(request);
         self.dispatch.inline("setxattr", request, |fs| {
             let Some(mode) = convert::xattr_mode(flags) else {
                 return reply.refuse(Errno::EINVAL);
             };
-            let member = |group| group == caller.gid || groups_of(pid).contains(&group);
-            let name = name.as_bytes();
-            let done = fs.set_xattr_as(&caller, node(ino), name, value, mode, &member);
+            let done = fs.set_xattr(&asker, node(ino), name.as_bytes(), value, mode);
             answer(reply, done, send_ok);
         });
     }
@@ -598,9 +592,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let caller = convert::caller(request, 0);
+        let asker = Asker::of(request);
         self.dispatch.inline("listxattr", request, |fs| {
-            answer(reply, fs.list_xattr(&caller, node(ino)), |reply, names| {
+            answer(reply, fs.list_xattr(&asker, node(ino)), |reply, names| {
                 send_sized(reply, size, &names);
             });
         });
@@ -649,10 +643,11 @@ impl fuser::Filesystem for Adapter {
         let Some(mode) = convert::fallocate_mode(mode) else {
             return reply.refuse(Errno::ENOTSUP);
         };
-        let uid = request.uid();
+        let asker = Asker::of(request);
         self.dispatch
             .hand_over("fallocate", request, (Lane::Lengthy, 0), move |fs| {
-                let done = contents::without_privileges(fs, uid, ino)
+                let done = fs
+                    .kill_privileges(&asker, node(ino))
                     .and_then(|()| fs.fallocate(node(ino), handle(fh), offset, length, mode));
                 answer(reply, done, send_ok);
             });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fuser::{INodeNo, ReplyLseek, ReplyWrite, Request};
 
+use super::asker::{Asker, Unprivileged};
 use super::convert;
 use super::dispatch::Dispatch;
 use super::full::FullFiles;
@@ -11,21 +12,11 @@ use super::notify::Notices;
 use super::replies::{Refuse, answer};
 use super::workers::Lane;
 use crate::errno::Errno;
-use crate::fs::Filesystem;
 use crate::fs::types::{Handle, NodeId};
 
 /// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
 /// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
 const COPY_BYTES: u64 = 1 << 30;
-
-/// What a write carries a flag for: a change of contents by anybody but root takes set-id bits and
-/// capabilities away.
-pub(super) fn without_privileges(fs: &Filesystem, uid: u32, ino: INodeNo) -> Result<(), Errno> {
-    if uid == 0 {
-        return Ok(());
-    }
-    fs.kill_privileges(NodeId(ino.0))
-}
 
 /// Writes. `kill`: set-id bits go; `cached`: the kernel had the bytes, and whoever wrote them has
 /// gone on.
@@ -41,8 +32,13 @@ pub(super) fn write(
     let data: Box<[u8]> = data.into();
     let len = data.len();
     let full = Arc::clone(full);
+    let unprivileged = kill.then(|| Unprivileged(Asker::of(request)));
     dispatch.contents("write", request, (len, len), move |fs| {
-        let written = fs.write(NodeId(ino.0), handle, offset, &data, kill, cached);
+        let node = NodeId(ino.0);
+        let killed = unprivileged.map(|asker| fs.kill_privileges(&asker, node));
+        let written = killed
+            .unwrap_or(Ok(()))
+            .and_then(|()| fs.write(node, handle, offset, &data, false, cached));
         if cached {
             full.note(ino, len, written);
         }
@@ -90,10 +86,11 @@ pub(super) fn copy(
     (from, to, len): ((NodeId, u64), (NodeId, u64), u64),
     reply: ReplyWrite,
 ) {
-    let uid = request.uid();
+    let asker = Asker::of(request);
     dispatch.hand_over("copy_file_range", request, (Lane::Lengthy, 0), move |fs| {
         let len = len.min(COPY_BYTES);
-        let copied = without_privileges(fs, uid, INodeNo(to.0.0))
+        let copied = fs
+            .kill_privileges(&asker, to.0)
             .and_then(|()| fs.copy_file_range(from.0, from.1, to.0, to.1, len));
         answer(reply, copied, |reply, len| {
             reply.written(u32::try_from(len).unwrap_or(u32::MAX));

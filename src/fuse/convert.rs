@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::TimeOrNow;
 
+use crate::fs::privileges::Touch;
 use crate::fs::types::{
     Attr, Caller, Fallocate, FileKind, RenameFlags, SeekWhence, SetAttr, SetTime, Timespec,
     XattrMode,
@@ -123,19 +124,21 @@ pub(super) fn caller(request: &fuser::Request, umask: u32) -> Caller {
 
 /// Changes of attributes.
 ///
-/// fuser does not pass `FATTR_KILL_SUIDGID` on, so it is told from what comes with it: changes of
-/// owner (a chown to the same owner has no field but the time of the change, where the kernel keeps
-/// that, `writeback`), and truncation by somebody without `CAP_FSETID`. With no field at all the
-/// kernel announces a write: set-id bits stay with root's alone.
+/// fuser does not pass `FATTR_KILL_SUIDGID` on. A chown to the same owner has no field but the time
+/// of the change, where the kernel keeps that (`writeback`, of files). With no field at all it then
+/// announces a write; without writeback it may be either.
 pub(super) fn set_attr(
-    caller: &Caller,
     writeback: bool,
     (mode, uid, gid, size): (Option<u32>, Option<u32>, Option<u32>, Option<u64>),
     (atime, mtime, ctime): (Option<TimeOrNow>, Option<TimeOrNow>, Option<SystemTime>),
 ) -> SetAttr {
     let bare = mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none();
-    let same_owner = bare && (ctime.is_some() || !writeback || caller.uid != 0);
-    let chown = uid.is_some() || gid.is_some() || same_owner;
+    let touch = match bare {
+        true if ctime.is_some() => Touch::Owner,
+        true if writeback => Touch::Contents,
+        true => Touch::Either,
+        false => Touch::Nothing,
+    };
     SetAttr {
         perm: mode.map(|mode| (mode & 0o7777) as u16),
         uid,
@@ -144,7 +147,7 @@ pub(super) fn set_attr(
         atime: atime.map(set_time),
         mtime: mtime.map(set_time),
         ctime: ctime.map(timespec_from_kernel),
-        kill_privileges: chown || (size.is_some() && caller.uid != 0),
+        touch,
     }
 }
 

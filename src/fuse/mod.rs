@@ -22,6 +22,7 @@ use crate::sys::mounts::MountFlags;
 use crate::sys::process::EndSignals;
 
 mod adapter;
+mod asker;
 mod capabilities;
 mod contents;
 mod convert;
@@ -29,7 +30,6 @@ mod dirty;
 mod dispatch;
 mod follow;
 mod full;
-mod groups;
 mod ioctl;
 pub mod mountinfo;
 mod mountpoint;

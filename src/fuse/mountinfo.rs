@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::sys::location::Location;
 
@@ -79,7 +81,6 @@ impl MountInfo {
     /// where sysfs does not tell. It outlives this mount while another place or another mount
     /// namespace has it mounted too, or while somebody uses what was detached.
     pub fn backing_device(&self) -> Option<u64> {
-        use std::os::unix::fs::MetadataExt;
         let entry = Path::new("/sys/class/bdi").join(&self.device);
         // The number of a device is given again; that of sysfs's directory is not.
         Some(std::fs::metadata(entry).ok()?.ino())
@@ -145,6 +146,43 @@ fn unescape(field: &[u8]) -> OsString {
 /// A device number as mountinfo shows it.
 pub fn device_name(device: u64) -> String {
     format!("{}:{}", libc::major(device), libc::minor(device))
+}
+
+/// Processes that are looked at in search of a mount namespace, and how long.
+const PROCESSES_MAX: usize = 50_000;
+const SEARCH: Duration = Duration::from_secs(2);
+
+/// Processes in other mount namespaces that have the filesystem of that device mounted: one of each
+/// namespace, as far as this user may look.
+pub fn holders_elsewhere(device: &str) -> Vec<u32> {
+    let namespace = |process: &str| {
+        let metadata = std::fs::metadata(format!("/proc/{process}/ns/mnt"));
+        metadata.map(|metadata| metadata.ino()).ok()
+    };
+    let (end, mut seen) = (Instant::now() + SEARCH, vec![namespace("self")]);
+    let mut holders = Vec::new();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return holders;
+    };
+    for entry in entries.flatten().take(PROCESSES_MAX) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Ok(pid) = name.parse::<u32>() else {
+            continue;
+        };
+        let found = namespace(&name);
+        if found.is_none() || seen.contains(&found) {
+            continue;
+        }
+        seen.push(found);
+        let text = std::fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        if parse(&text).iter().any(|mount| mount.device == device) {
+            holders.push(pid);
+        }
+        if Instant::now() > end {
+            break;
+        }
+    }
+    holders
 }
 
 /// Mounts that were made by one of these users and whose source leads to a directory that `is_it`:

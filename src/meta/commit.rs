@@ -339,6 +339,11 @@ impl Meta {
         self.latched.read().clone()
     }
 
+    /// True once the metadata could not be read, or contradicted themselves.
+    pub fn is_damaged(&self) -> bool {
+        self.file.is_damaged() || self.told.is_any()
+    }
+
     /// `Err(EROFS)` once writing has ended.
     pub fn check_writable(&self) -> Result<(), Errno> {
         if self.latched.read().is_some() {

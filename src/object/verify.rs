@@ -66,6 +66,11 @@ impl Objects {
 }
 
 impl Contents {
+    /// True once an object or a page of one could not be used.
+    pub fn is_damaged(&self) -> bool {
+        self.told.is_any()
+    }
+
     /// Looks again at pages of an object that seemed wrong while the volume was in use. What the
     /// committed record of an extent does not name any more may be gone; everything else is there
     /// while whoever gives space back is kept from it, and is read under its lock. The caller sees

@@ -279,6 +279,11 @@ impl MetaFile {
         Ok(read.inspect_err(|error| self.tell(error))?)
     }
 
+    /// True once a page could not be read.
+    pub fn is_damaged(&self) -> bool {
+        self.told.is_any()
+    }
+
     /// Says in the log, once a page, what cannot be read.
     fn tell(&self, error: &SealedError) {
         let page = error.page();

@@ -14,6 +14,13 @@ const REMEMBERED: usize = 1024;
 #[derive(Debug)]
 pub struct Told<K: Hash + Eq>(Mutex<LruCache<K, ()>>);
 
+impl<K: Hash + Eq> Told<K> {
+    /// True once there was any fault.
+    pub fn is_any(&self) -> bool {
+        !self.0.lock().is_empty()
+    }
+}
+
 impl<K: Hash + Eq> Default for Told<K> {
     fn default() -> Self {
         // Empty until there is a fault: a cache of a given size sets memory aside for all of it.

@@ -13,6 +13,15 @@ pub fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
+    within_noting((limit, limit), || {}, work)
+}
+
+/// Runs work as [`within`] does, and calls `note` once when it takes longer than `after`.
+pub fn within_noting<T: Send + 'static>(
+    (after, limit): (Duration, Duration),
+    note: impl FnOnce(),
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::Builder::new().name("asking".to_owned());
     let started = thread.spawn(move || {
@@ -23,7 +32,14 @@ pub fn within<T: Send + 'static>(
         let _ = sender.send(work());
     });
     started.ok()?;
-    receiver.recv_timeout(limit).ok()
+    match receiver.recv_timeout(after.min(limit)) {
+        Ok(value) => Some(value),
+        Err(mpsc::RecvTimeoutError::Disconnected) => None,
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            note();
+            receiver.recv_timeout(limit.saturating_sub(after)).ok()
+        }
+    }
 }
 
 /// Runs work that uses none of this process's descriptors, so that a thread that is left behind

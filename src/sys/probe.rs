@@ -11,11 +11,39 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
 use super::patience::within;
+
+/// Asks the filesystem of an open descriptor for its statistics; `None` when it does not answer
+/// within the time. A FUSE filesystem whose daemon is dead answers `ENOTCONN`.
+pub fn statistics(of: BorrowedFd<'_>, limit: Duration) -> Option<io::Result<()>> {
+    let of = match of.try_clone_to_owned() {
+        Ok(of) => of,
+        Err(error) => return Some(Err(error)),
+    };
+    let asked = within(limit, move || {
+        in_process(|| {
+            let mut space = MaybeUninit::<libc::statfs64>::uninit();
+            // SAFETY: numbers, and memory of this function.
+            unsafe {
+                libc::dup2(of.as_raw_fd(), 0);
+                close_from(1);
+                match libc::fstatfs64(0, space.as_mut_ptr()) {
+                    0 => 0,
+                    _ => *libc::__errno_location(),
+                }
+            }
+        })
+    })?;
+    Some(asked.and_then(|code| match code {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }))
+}
 
 /// Looks at a directory, or at the nearest one above it that there is, and reads the beginning of a
 /// plain file in it. True when all of that was answered within the time, whatever the answers were.
@@ -28,20 +56,43 @@ pub fn answers(directory: &Path, file: &str, limit: Duration) -> bool {
         return false;
     };
     // The thread waits for the process, and collects it whenever it ends.
-    let ended = within(limit, move || in_process(&paths, &file));
-    matches!(ended, Some(Ok(())))
+    let ended = within(limit, move || {
+        in_process(|| {
+            ask(&paths, &file);
+            0
+        })
+    });
+    matches!(ended, Some(Ok(0)))
 }
 
-/// Forks, and waits for the process that asks.
-fn in_process(paths: &[CString], file: &CString) -> io::Result<()> {
+/// True when the way to a path was walked within the time, whatever came of it.
+pub fn leads(path: &Path, limit: Duration) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+        return true;
+    };
+    let ended = within(limit, move || {
+        in_process(|| {
+            // SAFETY: a NUL-terminated string and numbers.
+            unsafe {
+                close_from(0);
+                libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
+            }
+            0
+        })
+    });
+    ended.is_some()
+}
+
+/// Forks, and waits for the process that asks: its exit code. What it does must be system calls only.
+fn in_process(ask: impl FnOnce() -> libc::c_int) -> io::Result<libc::c_int> {
     // SAFETY: the child runs `ask` alone, which makes system calls only, and then ends.
     let child = unsafe { libc::fork() };
     match child {
         -1 => return Err(io::Error::last_os_error()),
         0 => {
-            ask(paths, file);
+            let code = ask();
             // SAFETY: a plain number; nothing of the parent's is flushed or freed.
-            unsafe { libc::_exit(0) };
+            unsafe { libc::_exit(code) };
         }
         _ => {}
     }
@@ -49,7 +100,10 @@ fn in_process(paths: &[CString], file: &CString) -> io::Result<()> {
     loop {
         // SAFETY: the pointer is to a live integer, and the child is waited for here alone.
         if unsafe { libc::waitpid(child, &mut status, 0) } == child {
-            return Ok(());
+            return match libc::WIFEXITED(status) {
+                true => Ok(libc::WEXITSTATUS(status)),
+                false => Err(io::Error::other("the process that asked was killed")),
+            };
         }
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {
@@ -60,21 +114,12 @@ fn in_process(paths: &[CString], file: &CString) -> io::Result<()> {
 
 /// In the child: no allocation, no lock, no panic.
 fn ask(paths: &[CString], file: &CString) {
-    const FIRST: libc::c_uint = 0;
-    /// As many as a process has unless it asks for more.
-    const DESCRIPTORS: libc::c_int = 1024;
-    let flags: libc::c_uint = 0;
     let mut byte = [0u8; 1];
     let mut space = MaybeUninit::<libc::statvfs64>::uninit();
     // SAFETY: numbers, NUL-terminated strings, and memory of this function. The descriptors that are
     // closed are the child's copies; it opens its own afterwards.
     unsafe {
-        if libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, flags) != 0 {
-            // Linux before 5.9.
-            (0..DESCRIPTORS).for_each(|descriptor| {
-                libc::close(descriptor);
-            });
-        }
+        close_from(0);
         for path in paths {
             let directory = libc::open(path.as_ptr(), libc::O_DIRECTORY | libc::O_CLOEXEC);
             if directory < 0 {
@@ -95,9 +140,26 @@ fn ask(paths: &[CString], file: &CString) {
     }
 }
 
+/// In the child: closes its copies of all descriptors from that one on.
+fn close_from(first: libc::c_uint) {
+    /// As many as a process has unless it asks for more.
+    const DESCRIPTORS: libc::c_uint = 1024;
+    let flags: libc::c_uint = 0;
+    // SAFETY: numbers; nothing in the child uses what is closed.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) != 0 {
+            // Linux before 5.9.
+            (first..DESCRIPTORS).for_each(|descriptor| {
+                libc::close(descriptor as libc::c_int);
+            });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn what_is_there_and_what_is_not_answers() {
@@ -108,5 +170,8 @@ mod tests {
             assert!(answers(path, "file", LONG), "{}", path.display());
         }
         assert!(!answers(top.path(), "no\0file", LONG));
+        assert!(leads(top.path(), LONG) && leads(Path::new("no\0file"), LONG));
+        let open = std::fs::File::open(top.path()).unwrap();
+        statistics(open.as_fd(), LONG).unwrap().unwrap();
     }
 }

@@ -50,6 +50,11 @@ fn a_backing_filesystem_that_becomes_read_only() {
     }
     let said = fs::read_to_string(&log).unwrap();
     assert!(said.contains("read-only from now on"), "{said}");
+    let health = place.status(mounted.dir())["health"].to_string();
+    assert!(
+        health.starts_with("\"read-only after an error: "),
+        "{health}"
+    );
     drop(open);
     // It says that not everything could be kept.
     let unmounted = run(place.bilayer(["unmount"]).arg(mounted.dir()));

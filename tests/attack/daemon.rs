@@ -175,7 +175,7 @@ fn what_a_mount_says_is_its_source_is_not_looked_at() {
         "{}",
         outcome.stderr
     );
-    machine.run(&format!("{BILAYER} unmount --force bait-silent"));
+    bilayer(&machine, "unmount --force bait-silent").done();
     assert_eq!(machine.mounted().len(), 2);
     drop(silent);
 }

@@ -126,7 +126,7 @@ fn a_read_only_medium_is_looked_at() {
     judge(
         place,
         &[
-            ("mount bound mnt", 2, look, &[]),
+            ("mount bound mnt -o rw", 2, look, &[]),
             ("snapshot create bound s", 6, look, &[]),
             ("check bound --repair", 8, look, &[]),
         ],

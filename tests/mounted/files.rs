@@ -408,7 +408,7 @@ fn a_read_only_mount_needs_no_right_to_write() {
     let volume = place.path("vol");
     run(command("mount", ["--bind"]).arg(&volume).arg(&volume)).silent();
     run(command("mount", ["-o", "remount,bind,ro"]).arg(&volume)).silent();
-    let refused = place.run("mount vol mnt");
+    let refused = place.run("mount vol mnt -o rw");
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     assert!(
         refused.stderr.starts_with("bilayer: "),

@@ -216,7 +216,12 @@ fn force_takes_away_what_does_not_answer() {
     machine.run(&format!("kill -STOP {daemon}"));
     let forced = machine.end_of("umount -f mnt");
     machine.run(&format!("kill -CONT {daemon}"));
-    forced.silent();
+    assert!(
+        forced
+            .done()
+            .stderr
+            .starts_with("bilayer: waiting for a daemon"),
+    );
     assert!(gone(daemon) && machine.mounted().is_empty());
     machine.run("mount -t bilayer vol mnt");
     machine.daemon();

@@ -12,6 +12,12 @@ fn extended_attributes() {
     same_as_ext4("xattr", include_str!("xattr.py"), &[]);
 }
 
+/// By capability and user namespace, and not by uid 0.
+#[test]
+fn set_ids_and_capabilities() {
+    same_as_ext4("privileges", include_str!("privileges.py"), &[]);
+}
+
 #[test]
 fn renaming() {
     same_as_ext4("rename", include_str!("rename.py"), &[]);
