@@ -33,13 +33,15 @@ use crate::volume::{FreshVolume, META_NAME, Volume};
 pub struct Usage {
     /// Inodes.
     pub inodes: u64,
-    /// Bytes of sealed pages in use.
+    /// Bytes in use, of sealed pages and of records.
     pub used_bytes: u64,
+    /// Bytes of sealed pages in use.
+    pub contents_bytes: u64,
     /// Of the sealed pages of all kept views, those under key sets that the volume only reads with:
     /// whoever else holds such a set can forge them. `None` where there is no such set, or they could
     /// not be counted.
     pub read_only_set_bytes: Option<u64>,
-    /// Limit of the contents, if there is one.
+    /// Limit of what is in use, if there is one.
     pub limit_bytes: Option<u64>,
     /// The live generation.
     pub generation: u64,
@@ -323,9 +325,11 @@ impl Filesystem {
     /// What the volume holds, for `status`.
     pub fn usage(&self) -> Usage {
         let counters = self.meta.counters();
+        let contents_bytes = self.contents.used_pages() * PAGE_BYTES as u64;
         Usage {
             inodes: counters.inodes,
-            used_bytes: self.contents.used_pages() * PAGE_BYTES as u64,
+            used_bytes: contents_bytes + counters.record_bytes,
+            contents_bytes,
             read_only_set_bytes: self.read_only_set_bytes(),
             limit_bytes: (counters.limit_bytes > 0).then_some(counters.limit_bytes),
             generation: counters.generation.0,

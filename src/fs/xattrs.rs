@@ -42,10 +42,23 @@ impl Filesystem {
         is_member: &dyn Fn(u32) -> bool,
     ) -> Result<(), Errno> {
         check_name(name)?;
-        let _permit = self.begin_change(node)?;
         if value.len() > VALUE_BYTES_MAX {
+            self.check_change(node)?;
             return Err(Errno::E2BIG);
         }
+        self.with_room(|| self.set_xattr_once(caller, node, name, value, mode, is_member))
+    }
+
+    fn set_xattr_once(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        is_member: &dyn Fn(u32) -> bool,
+    ) -> Result<(), Errno> {
+        let _permit = self.begin_change(node)?;
         let _inode = self.meta.lock_inode(node.ino());
         let there = self.value(node, name)?.is_some();
         match mode {
@@ -84,6 +97,8 @@ impl Filesystem {
                 record.perm &= !SETGID;
             }
         })?;
+        self.contents
+            .check_room_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use super::keys::{self, Table};
 use super::overlay::Overlay;
 use super::records::{
-    DirentRecord, ExtentRecord, INODES_MAX, InodeRecord, ObjectName, PAGES_MAX, encode_xattr,
+    COUNT_MAX, DirentRecord, ExtentRecord, INODES_MAX, InodeRecord, ObjectName, PAGES_MAX,
+    encode_xattr,
 };
 use super::{Batch, HEADROOM_BYTES, Meta, MetaError, State, View};
 use crate::errno::Errno;
@@ -182,11 +183,14 @@ impl Meta {
         let counters = &mut state.counters;
         let used_pages = raised(counters.used_pages, batch.used_pages, PAGES_MAX);
         let inodes = raised(counters.inodes, batch.inodes, INODES_MAX);
-        (counters.used_pages, counters.inodes) = (
+        let record_bytes = raised(counters.record_bytes, batch.record_bytes, COUNT_MAX);
+        (counters.used_pages, counters.inodes, counters.record_bytes) = (
             used_pages.ok_or(MetaError::UsedUp("pages"))?,
             inodes.ok_or(MetaError::UsedUp("inodes"))?,
+            record_bytes.ok_or(MetaError::UsedUp("bytes of records"))?,
         );
-        state.pending_removes |= batch.frees || batch.used_pages < 0 || batch.inodes < 0;
+        state.pending_removes |=
+            batch.frees || batch.used_pages < 0 || batch.inodes < 0 || batch.record_bytes < 0;
         state.pending.apply(batch);
         and(state);
         state.applied += 1;

@@ -10,6 +10,7 @@
 //! Order of a commit: the pending map is set aside, written in one two-phase transaction, and
 //! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
 
+pub mod charge;
 pub mod checkpoint;
 pub mod climb;
 pub mod commit;
@@ -179,6 +180,7 @@ impl Meta {
             next_garbage: 0,
             used_pages: 0,
             inodes: 1,
+            record_bytes: 0,
             limit_bytes,
             hash_key,
             restoring: Generation(0),

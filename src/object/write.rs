@@ -111,6 +111,7 @@ impl Contents {
         loop {
             match self.target(file, index, bytes.end)? {
                 Target::Inline => {
+                    self.check_inline(file, index, bytes.end)?;
                     if write_inline(file, index, bytes, data, now) {
                         return Ok(None);
                     }
@@ -363,6 +364,18 @@ impl Contents {
         let taken = taken.unwrap_or_default();
         let more = pages.clone().filter(|page| !taken.contains(*page)).count();
         self.check_room(more as i64)
+    }
+
+    /// Refuses bytes of a small file beyond the volume's limit.
+    fn check_inline(&self, file: &File, index: u32, end: u64) -> Result<(), ObjectError> {
+        if self.limit_pages.is_none() {
+            return Ok(());
+        }
+        let there = match file.state.lock().chunks.get(&index).map(|c| &c.extent) {
+            Some(Extent::Inline(bytes)) => bytes.len() as u64,
+            _ => 0,
+        };
+        self.check_room_for_records(end.cast_signed() - there.cast_signed(), false)
     }
 
     /// A page as a reader sees it: from whichever part has it, with zeros beyond the size.
