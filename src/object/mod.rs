@@ -345,7 +345,10 @@ impl Contents {
     ) -> Result<(), ObjectError> {
         match more_bytes {
             ..=0 => Ok(()),
-            more => self.check_limit(i64::from(to_write), more),
+            more => {
+                self.meta.check_ballast()?;
+                self.check_limit(i64::from(to_write), more)
+            }
         }
     }
 

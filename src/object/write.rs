@@ -239,6 +239,7 @@ impl Contents {
         if !matches!(self.target(file, index, CHUNK_BYTES)?, Target::NewPart) {
             return Ok(());
         }
+        self.meta.check_ballast()?;
         let id = self.objects.create(&self.meta)?;
         if let Err(error) = self.move_promise(file, index, id) {
             self.objects.unlink(id.name)?;
@@ -286,6 +287,7 @@ impl Contents {
         data: &[u8],
         now: Option<Timespec>,
     ) -> Result<(), ObjectError> {
+        self.meta.check_ballast_to_overwrite()?;
         let object = self.open_object(id)?;
         let end = start + data.len() as u64;
         let pages = pages_touching(start..end.max(start + 1));
