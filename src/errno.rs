@@ -68,6 +68,11 @@ impl Errno {
         self.0
     }
 
+    /// True where room is missing, on the disk or in somebody's quota.
+    pub fn is_full(self) -> bool {
+        self == Self::ENOSPC || self == Self::EDQUOT
+    }
+
     /// What a failed call on the backing store means to the caller of the filesystem: a full disk
     /// and a read-only one are passed on, everything else is an I/O error, since names such as
     /// ENOENT would be about the backing directory and not about the caller's file.
@@ -78,6 +83,7 @@ impl Errno {
             Some(libc::EROFS) => Self::EROFS,
             Some(libc::ENOMEM) => Self::ENOMEM,
             _ if error.kind() == io::ErrorKind::StorageFull => Self::ENOSPC,
+            _ if error.kind() == io::ErrorKind::QuotaExceeded => Self::EDQUOT,
             _ => Self::EIO,
         }
     }

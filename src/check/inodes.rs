@@ -186,6 +186,7 @@ impl Run<'_> {
 
     fn add_inode(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
         self.check_history(Table::Inode, group)?;
+        self.totals.add_records(Table::Inode, group);
         if keys::number_of(&group.logical).is_none() {
             self.malformed += 1;
             return Ok(());
@@ -225,6 +226,7 @@ impl Run<'_> {
 
     fn add_attribute(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
         self.check_history(Table::Xattr, group)?;
+        self.totals.add_records(Table::Xattr, group);
         if keys::xattr_name(&group.logical).is_none() {
             self.malformed += 1;
             return Ok(());
@@ -241,6 +243,7 @@ impl Run<'_> {
 
     fn add_extent(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
         self.check_history(Table::Extent, group)?;
+        self.totals.add_records(Table::Extent, group);
         let Some((_, chunk)) = keys::extent_parts(&group.logical) else {
             self.malformed += 1;
             return Ok(());

@@ -1,21 +1,24 @@
 //! The short tables: kept views, what waits to be removed, and what the volume counts.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::report::{Finding, Kind, count};
-use super::stream::{Rows, Views};
+use super::stream::{Group, Rows, Views};
 use super::{CheckError, Mend, Place, Run};
 use crate::ids::{Generation, Ino};
+use crate::meta::charge;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{COUNT_MAX, Counters, ObjectName, ViewKind, ViewRecord, ViewState};
 use crate::meta::stored::Stored;
 
-/// Inodes and pages in each view: differences from one view to the next.
+/// Inodes, pages and bytes of records in each view: differences from one view to the next.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     inodes: Vec<i64>,
     pages: Vec<i64>,
+    bytes: Vec<i64>,
 }
 
 impl Totals {
@@ -23,23 +26,26 @@ impl Totals {
         Self {
             inodes: vec![0; views + 1],
             pages: vec![0; views + 1],
+            bytes: vec![0; views + 1],
         }
     }
 
     /// So many more in these views.
-    pub(super) fn add(&mut self, seen: std::ops::Range<usize>, inodes: i64, pages: i64) {
-        for (totals, more) in [(&mut self.inodes, inodes), (&mut self.pages, pages)] {
-            if let Some(step) = totals.get_mut(seen.start) {
-                *step += more;
-            }
-            if let Some(step) = totals.get_mut(seen.end) {
-                *step -= more;
-            }
+    pub(super) fn add(&mut self, seen: Range<usize>, inodes: i64, pages: i64) {
+        add_step(&mut self.inodes, &seen, inodes);
+        add_step(&mut self.pages, &seen, pages);
+    }
+
+    /// The records of a key, for what they take.
+    pub(super) fn add_records(&mut self, table: Table, group: &Group) {
+        for (version, value) in group.present().filter(|(v, _)| !v.seen.is_empty()) {
+            let bytes = charge::record_bytes(table, &group.logical, value);
+            add_step(&mut self.bytes, &version.seen, bytes.cast_signed());
         }
     }
 
-    /// Inodes and pages of a view.
-    pub(super) fn of(&self, view: usize) -> (u64, u64) {
+    /// Inodes, pages and bytes of records of a view.
+    pub(super) fn of(&self, view: usize) -> (u64, u64, u64) {
         let sum = |steps: &[i64]| {
             steps
                 .iter()
@@ -48,7 +54,16 @@ impl Totals {
                 .max(0)
                 .cast_unsigned()
         };
-        (sum(&self.inodes), sum(&self.pages))
+        (sum(&self.inodes), sum(&self.pages), sum(&self.bytes))
+    }
+}
+
+fn add_step(steps: &mut [i64], seen: &Range<usize>, more: i64) {
+    if let Some(step) = steps.get_mut(seen.start) {
+        *step += more;
+    }
+    if let Some(step) = steps.get_mut(seen.end) {
+        *step -= more;
     }
 }
 
@@ -127,17 +142,20 @@ impl Run<'_> {
                 self.found(Finding::new(Kind::View, message), Place::None, 0..0);
             }
             let number = self.views.kept.partition_point(|g| *g < record.generation);
-            let (inodes, pages) = self.totals.of(number);
-            if (record.inodes, record.pages) != (inodes, pages) {
+            let (inodes, pages, record_bytes) = self.totals.of(number);
+            let counted = (record.inodes, record.pages, record.record_bytes);
+            if counted != (inodes, pages, record_bytes) {
                 let message = format!(
-                    "{shown} counts {} and {}, and has {inodes} and {pages}",
+                    "{shown} counts {}, {} and {}, and has {inodes}, {pages} and {record_bytes}",
                     count(record.inodes, "inode"),
-                    count(record.pages, "page")
+                    count(record.pages, "page"),
+                    count(record.record_bytes, "byte") + " of records"
                 );
                 self.found(Finding::new(Kind::ViewCount, message), Place::None, 0..0);
                 let record = ViewRecord {
                     inodes,
                     pages,
+                    record_bytes,
                     ..record.clone()
                 };
                 let row = Mend::Row(Table::View, view.key.clone(), Some(record.encode()));
@@ -148,9 +166,10 @@ impl Run<'_> {
 
     /// What the volume counts, when everything has been counted.
     pub(super) fn check_counters(&mut self, counters: &Counters) {
-        let (inodes, pages) = self.totals.of(self.views.live());
+        let (inodes, pages, record_bytes) = self.totals.of(self.views.live());
         self.report.inodes = inodes;
         self.report.used_pages = pages;
+        self.report.record_bytes = record_bytes;
         if counters.frozen >= counters.generation {
             let frozen = counters.frozen;
             let message = format!("everything up to generation {frozen} is another volume's too");
@@ -174,6 +193,18 @@ impl Run<'_> {
                 self.live_only(),
             );
             self.mend(Some(Mend::UsedPages(pages)));
+        }
+        if counters.record_bytes != record_bytes {
+            let message = format!(
+                "the volume counts {} bytes of records and has {record_bytes}",
+                counters.record_bytes
+            );
+            self.found(
+                Finding::new(Kind::RecordBytes, message),
+                Place::None,
+                self.live_only(),
+            );
+            self.mend(Some(Mend::RecordBytes(record_bytes)));
         }
         if counters.inodes != inodes {
             let message = format!(

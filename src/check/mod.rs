@@ -250,6 +250,8 @@ pub(crate) enum Mend {
     Prune(Table, Vec<u8>),
     /// What the volume counts.
     UsedPages(u64),
+    /// Bytes that records take.
+    RecordBytes(u64),
     /// The same.
     Inodes(u64),
     /// An object goes.

@@ -141,6 +141,7 @@ impl Run<'_> {
             return Ok(());
         };
         if first_reading {
+            self.totals.add_records(keys::Table::Dirent, group);
             self.check_name(group, &named);
             self.check_history(keys::Table::Dirent, group)?;
         }

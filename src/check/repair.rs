@@ -110,6 +110,7 @@ fn merged(mut before: Report, after: Report) -> Report {
     before.omitted_faults = after.omitted_faults;
     before.inodes = after.inodes;
     before.used_pages = after.used_pages;
+    before.record_bytes = after.record_bytes;
     before.objects = after.objects;
     before
 }
@@ -274,6 +275,7 @@ impl<'a> Mending<'a> {
             Mend::Rehash(logical) => self.rehash(&mut batch, logical)?,
             Mend::Unlink(name) => unlink.push(*name),
             Mend::UsedPages(_)
+            | Mend::RecordBytes(_)
             | Mend::Inodes(_)
             | Mend::NextInode(_)
             | Mend::NextGarbage(_)
@@ -566,6 +568,7 @@ fn correction(mend: &Mend) -> Corrections {
     let mut to = Corrections::default();
     match mend {
         Mend::UsedPages(pages) => to.used_pages = Some(*pages),
+        Mend::RecordBytes(bytes) => to.record_bytes = Some(*bytes),
         Mend::Inodes(inodes) => to.inodes = Some(*inodes),
         Mend::NextInode(ino) => to.next_ino = Some(Ino(*ino)),
         Mend::NextGarbage(number) => to.next_garbage = Some(*number),

@@ -136,6 +136,8 @@ kinds! {
     ChangeUnneeded => "change-unneeded", Warning;
     /// The volume counts other pages than it has.
     UsedPages => "used-pages", Warning;
+    /// Another number of bytes of records than is counted.
+    RecordBytes => "record-bytes", Warning;
     /// The volume counts other inodes than it has.
     InodeCount => "inode-count", Warning;
     /// An object that an extent names is not there.
@@ -231,6 +233,8 @@ pub struct Report {
     pub inodes: u64,
     /// Pages of the live view's contents, as they are counted.
     pub used_pages: u64,
+    /// Bytes that the live view's records take, as they are counted.
+    pub record_bytes: u64,
     /// Kept views.
     pub views: u64,
     /// Objects that are named.

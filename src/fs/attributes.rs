@@ -137,7 +137,7 @@ impl Filesystem {
         let mut available = pages(space.available_bytes);
         if counters.limit_bytes > 0 {
             total = pages_of_capacity(counters.limit_bytes);
-            let left = total.saturating_sub(self.contents.used_pages());
+            let left = total.saturating_sub(self.contents.taken_pages());
             (free, available) = (free.min(left), available.min(left));
         }
         // What programs hold in 32 bits. There can be more, of which this says nothing.

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Filesystem;
 use super::types::Timespec;
+use crate::errno::Errno;
 use crate::meta::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::meta::commit::BatchNumber;
 use crate::volume::spare;
@@ -225,10 +226,11 @@ impl Filesystem {
     }
 
     /// On a full disk: takes the older checkpoint away. True when there was one.
-    pub(super) fn checkpoint_gives_way(&self) -> bool {
-        // Where the disk is full, and not the volume's own size.
+    pub(super) fn checkpoint_gives_way(&self, errno: Errno) -> bool {
+        // Where the disk or a quota is full, and not the volume's own size.
+        let is_short = || checkpoint::is_short(&*self.volume.store).unwrap_or(false);
         self.options.checkpoint_interval.is_some()
-            && checkpoint::is_short(&*self.volume.store).unwrap_or(false)
+            && (errno == Errno::EDQUOT || is_short())
             && checkpoint::give_way(&*self.volume.store, self.volume.keys.active(), 1)
                 .unwrap_or(false)
     }

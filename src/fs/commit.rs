@@ -88,21 +88,34 @@ impl Filesystem {
     pub(super) fn relieve_pressure(&self) -> Result<(), Errno> {
         let pending = self.meta.pending_bytes();
         let files = self.contents.recent_bytes();
-        let most = self.options.pending_bytes.saturating_mul(2);
+        let limit = self.pending_limit();
+        let most = limit.saturating_mul(2);
         if pending > most {
-            return self.commit_now().map_err(|error| error.errno());
+            return match self.commit_now().map_err(|error| error.errno()) {
+                // Who deletes something makes room. Others are refused where they ask for it.
+                Err(errno) if errno.is_full() && pending <= self.options.pending_bytes => Ok(()),
+                result => result,
+            };
         }
         if files > most {
             return match self.sync_everything().map_err(|error| error.errno()) {
                 // Who deletes something makes room.
-                Err(Errno::ENOSPC) => Ok(()),
+                Err(errno) if errno.is_full() => Ok(()),
                 result => result,
             };
         }
-        if pending.max(files) > self.options.pending_bytes {
+        if pending.max(files) > limit {
             self.wake_background();
         }
         Ok(())
+    }
+
+    /// Bytes of changes beyond which a commit is begun.
+    pub(super) fn pending_limit(&self) -> usize {
+        let limit = self.options.pending_bytes;
+        self.ballast
+            .pending_bytes()
+            .map_or(limit, |most| most.min(limit))
     }
 
     /// Has the background thread commit now.
@@ -148,6 +161,7 @@ impl Filesystem {
         } else if self.purge_some() {
             self.wake_background();
         }
+        self.ballast.refill();
         self.tend_lists();
         self.trim_some();
     }
@@ -203,6 +217,7 @@ impl Filesystem {
         let mut purge = self.purge.lock();
         while begin.elapsed() < PURGE_TURN {
             match purge.step(&self.meta) {
+                Ok(true) if self.meta.pending_bytes() > self.pending_limit() => return true,
                 Ok(true) => {}
                 Ok(false) => return false,
                 Err(error) => {
@@ -221,7 +236,7 @@ impl Filesystem {
     /// Not all of it could be.
     pub fn finish_purge(&self) -> Result<(), FsError> {
         while self.purge.lock().step(&self.meta)? {
-            if self.meta.pending_bytes() > self.options.pending_bytes {
+            if self.meta.pending_bytes() > self.pending_limit() {
                 self.commit_now()?;
             }
         }

@@ -24,6 +24,7 @@ use crate::meta::{Batch, Meta, MetaError};
 use crate::object::Contents;
 use crate::planted::{Bug, planted};
 use crate::sealed::{MetaFile, PAGE_BYTES, SealedError};
+use crate::store::ballast::{Ballast, WithBallast};
 use crate::store::read_only::{ReadOnlyStore, Scratch};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
@@ -33,13 +34,15 @@ use crate::volume::{FreshVolume, META_NAME, Volume};
 pub struct Usage {
     /// Inodes.
     pub inodes: u64,
-    /// Bytes of sealed pages in use.
+    /// Bytes in use, of sealed pages and of records.
     pub used_bytes: u64,
+    /// Bytes of sealed pages in use.
+    pub contents_bytes: u64,
     /// Of the sealed pages of all kept views, those under key sets that the volume only reads with:
     /// whoever else holds such a set can forge them. `None` where there is no such set, or they could
     /// not be counted.
     pub read_only_set_bytes: Option<u64>,
-    /// Limit of the contents, if there is one.
+    /// Limit of what is in use, if there is one.
     pub limit_bytes: Option<u64>,
     /// The live generation.
     pub generation: u64,
@@ -113,6 +116,10 @@ impl Filesystem {
             file = Arc::new(Scratch::over(file)?);
         }
         let set = metadata_set(&volume, &*file);
+        let ballast = Arc::new(Ballast::of(Arc::clone(&store)));
+        if !options.read_only {
+            file = Arc::new(WithBallast::over(file, Arc::clone(&ballast)));
+        }
         let file = MetaFile::open(file, &set, volume.header.meta_crypto())?;
         match volume.judge(&file.slots()) {
             // To look only: nothing is written, and nobody is told that this is the volume.
@@ -128,6 +135,13 @@ impl Filesystem {
         if options.read_only && meta.counters().restoring != Generation(0) {
             return Err(FsError::HalfRestored);
         }
+        let limit_bytes = meta.counters().limit_bytes;
+        if limit_bytes > 0 {
+            ballast.limit(limit_bytes);
+        }
+        if !options.read_only {
+            meta.keep_ballast(Arc::clone(&ballast));
+        }
         let keys = Arc::clone(&volume.keys);
         let contents = Contents::new(Arc::clone(&meta), store, keys, options.open_objects);
         let access_times = AccessTimesNow::new(options.access_times);
@@ -136,6 +150,7 @@ impl Filesystem {
             options,
             meta,
             contents,
+            ballast,
             namespace: Mutex::new(()),
             references: References::default(),
             open_files: RwLock::new(HashMap::new()),
@@ -252,6 +267,7 @@ impl Filesystem {
         self.meta.set_clean(planted(Bug::NotMarkedInUse));
         self.commit_now()?;
         self.contents.collect()?;
+        self.ballast.refill();
         self.try_to_remember(false);
         Ok(())
     }
@@ -294,6 +310,9 @@ impl Filesystem {
             None => self.leave_clean(),
         };
         let closed = self.meta.close();
+        if !self.options.read_only && stopped.is_none() {
+            self.ballast.refill();
+        }
         result?;
         closed?;
         if !self.options.read_only && stopped.is_none() {
@@ -304,6 +323,7 @@ impl Filesystem {
 
     fn leave_clean(&self) -> Result<(), FsError> {
         self.meta.release();
+        self.meta.come_to_an_end();
         // The kernel forgets nothing at the end: what is unlinked goes now.
         for (key, _) in self.meta.rows(Table::Orphan)? {
             let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;
@@ -312,6 +332,9 @@ impl Filesystem {
         self.remove_doomed();
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
+        // The next use begins with a commit too.
+        self.ballast.room_was_made();
+        self.ballast.refill();
         let behind = self.checkpoint_is_behind();
         self.meta.hold_clean();
         self.commit_now()?;
@@ -325,9 +348,11 @@ impl Filesystem {
     /// What the volume holds, for `status`.
     pub fn usage(&self) -> Usage {
         let counters = self.meta.counters();
+        let contents_bytes = self.contents.used_pages() * PAGE_BYTES as u64;
         Usage {
             inodes: counters.inodes,
-            used_bytes: self.contents.used_pages() * PAGE_BYTES as u64,
+            used_bytes: contents_bytes + counters.record_bytes,
+            contents_bytes,
             read_only_set_bytes: self.read_only_set_bytes(),
             limit_bytes: (counters.limit_bytes > 0).then_some(counters.limit_bytes),
             generation: counters.generation.0,

@@ -53,6 +53,7 @@ use crate::meta::{Meta, MetaError, Permit, View};
 use crate::object::{Contents, File, ObjectError};
 use crate::sealed::SealedError;
 use crate::snapshot::purge::Purge;
+use crate::store::ballast::Ballast;
 use crate::store::os_error;
 use crate::volume::{Rollback, Volume, VolumeError};
 use access_times::AccessTimesNow;
@@ -192,6 +193,8 @@ pub struct Filesystem {
     options: FilesystemOptions,
     meta: Arc<Meta>,
     contents: Contents,
+    /// Room for commits that make room, where it has to be kept.
+    ballast: Arc<Ballast>,
     /// Held while names, link counts or directories change.
     namespace: Mutex<()>,
     references: References,

@@ -120,6 +120,16 @@ impl Filesystem {
     ) -> Result<Attr, Errno> {
         check_name(name)?;
         self.check_free(parent, name)?;
+        self.with_room(|| self.make_once(caller, parent, name, new))
+    }
+
+    fn make_once(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        new: &NewInode<'_>,
+    ) -> Result<Attr, Errno> {
         let _permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let _namespace = self.namespace.lock();
@@ -174,6 +184,9 @@ impl Filesystem {
         )?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         batch.inodes += 1;
+        let to_write = new.kind == FileKind::Regular;
+        self.contents
+            .check_room_for_records(batch.record_bytes(), to_write)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))
@@ -206,6 +219,10 @@ impl Filesystem {
             return Err(Errno::EXDEV);
         }
         self.check_change(node)?;
+        self.with_room(|| self.link_once(node, parent, name))
+    }
+
+    fn link_once(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
         let _permit = self.begin_change(parent)?;
         let now = Timespec::now();
         let _namespace = self.namespace.lock();
@@ -234,6 +251,8 @@ impl Filesystem {
         self.name(&mut batch, parent.ino(), name, Some(entry))?;
         self.meta.put_inode(&mut batch, node.ino(), &record)?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
+        self.contents
+            .check_room_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))

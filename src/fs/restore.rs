@@ -163,7 +163,7 @@ impl Filesystem {
 
     /// All contents are durable, so a commit waits for none.
     fn commit_if_much(&self) -> Result<(), MetaError> {
-        if self.meta.pending_bytes() > self.options.pending_bytes {
+        if self.meta.pending_bytes() > self.pending_limit() {
             self.meta.commit(self.meta.newest_batch(), &|| true)?;
         }
         Ok(())

@@ -167,6 +167,8 @@ impl Filesystem {
         self.add_links(&mut batch, ino, 1)?;
         let entry = DirentRecord { ino, ..task.from };
         self.name(&mut batch, task.parent, &task.name, Some(entry))?;
+        self.contents
+            .check_room_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }
@@ -213,6 +215,8 @@ impl Filesystem {
             self.add_links(&mut batch, task.parent, u32::from(parent.nlink > 0))?;
         }
         batch.inodes += 1;
+        self.contents
+            .check_room_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }

@@ -22,13 +22,15 @@ impl Filesystem {
     ) -> Result<T, Errno> {
         let seen = *self.room_made.lock();
         match change().map_err(Into::into) {
-            Err(Errno::ENOSPC) if self.make_room(seen) => change().map_err(Into::into),
+            Err(errno) if errno.is_full() && self.make_room(seen, errno) => {
+                change().map_err(Into::into)
+            }
             result => result,
         }
     }
 
     /// True when room was made since `seen`.
-    fn make_room(&self, seen: u64) -> bool {
+    fn make_room(&self, seen: u64, errno: Errno) -> bool {
         let mut made = self.room_made.lock();
         if *made != seen {
             return true;
@@ -37,7 +39,7 @@ impl Filesystem {
         let waits = leaving
             || !self.doomed.lock().is_empty()
             || self.contents.has_garbage().unwrap_or(false);
-        let gave_way = self.checkpoint_gives_way();
+        let gave_way = self.checkpoint_gives_way(errno);
         if !waits && !gave_way {
             return false;
         }
@@ -50,6 +52,7 @@ impl Filesystem {
         let freed = self.contents.collect().is_ok();
         let committed = self.commit_now().is_ok();
         let freed = self.contents.collect().is_ok() || freed || gave_way;
+        self.ballast.room_was_made();
         tracing::info!(
             committed,
             freed,

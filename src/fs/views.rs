@@ -25,6 +25,7 @@ use crate::meta::{MetaError, Pause};
 use crate::object::ObjectError;
 use crate::sealed::PAGE_BYTES;
 use crate::snapshot;
+use crate::snapshot::usage::HeldAlone;
 
 pub use crate::meta::records::{Timespec, ViewKind};
 pub use crate::snapshot::diff::{Change, ChangeKind};
@@ -188,7 +189,7 @@ pub struct ViewInfo {
     pub created: Timespec,
     /// The newest generation that it sees.
     pub generation: u64,
-    /// Bytes of sealed pages that it sees.
+    /// Bytes of sealed pages and of records that it sees.
     pub refers_bytes: u64,
     /// Bytes of them that nothing else sees: what deleting it gives back.
     pub used_bytes: u64,
@@ -201,15 +202,15 @@ pub struct ViewInfo {
 }
 
 impl ViewInfo {
-    fn new(id: ViewId, record: &ViewRecord, used_pages: u64) -> Self {
+    fn new(id: ViewId, record: &ViewRecord, alone: HeldAlone) -> Self {
         Self {
             id: id.0,
             kind: record.kind,
             name: record.name.clone(),
             created: record.created,
             generation: record.generation.0,
-            refers_bytes: record.pages * PAGE_BYTES as u64,
-            used_bytes: used_pages * PAGE_BYTES as u64,
+            refers_bytes: record.pages * PAGE_BYTES as u64 + record.record_bytes,
+            used_bytes: alone.pages * PAGE_BYTES as u64 + alone.record_bytes,
             inodes: record.inodes,
             from: record.from.clone(),
             description: record.description.clone(),
@@ -271,6 +272,7 @@ impl Filesystem {
             created: now(),
             pages: 0,
             inodes: 0,
+            record_bytes: 0,
             name: name.to_owned(),
             from: from.unwrap_or_default().to_owned(),
             description: description.to_owned(),
@@ -283,6 +285,7 @@ impl Filesystem {
                     generation: source.generation,
                     pages: source.pages,
                     inodes: source.inodes,
+                    record_bytes: source.record_bytes,
                     ..record
                 };
                 self.meta.add_view(&record)?.map(|id| (id, record))
@@ -299,7 +302,7 @@ impl Filesystem {
             return Err(error.into());
         }
         tracing::info!(target: "audit", action = "create-view", kind = kind.noun(), name, generation = record.generation.0);
-        Ok(ViewInfo::new(id, &record, 0))
+        Ok(ViewInfo::new(id, &record, HeldAlone::default()))
     }
 
     fn take_view(&self, record: ViewRecord) -> Result<Option<(ViewId, ViewRecord)>, ViewError> {
@@ -396,7 +399,7 @@ impl Filesystem {
         views.sort_by_key(|(id, record)| (record.created, record.generation, *id));
         let used = snapshot::usage::held_alone(&self.meta)?;
         let infos = views.iter().map(|(id, record)| {
-            let used = used.get(&record.generation).copied().unwrap_or(0);
+            let used = used.get(&record.generation).copied().unwrap_or_default();
             ViewInfo::new(*id, record, used)
         });
         Ok(infos.collect())

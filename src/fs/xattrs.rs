@@ -29,10 +29,22 @@ impl Filesystem {
         mode: XattrMode,
     ) -> Result<(), Errno> {
         check_name(name)?;
-        let _permit = self.begin_change(node)?;
         if value.len() > VALUE_BYTES_MAX {
+            self.check_change(node)?;
             return Err(Errno::E2BIG);
         }
+        self.with_room(|| self.set_xattr_once(who, node, name, value, mode))
+    }
+
+    fn set_xattr_once(
+        &self,
+        who: &dyn Privileges,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<(), Errno> {
+        let _permit = self.begin_change(node)?;
         let _inode = self.meta.lock_inode(node.ino());
         let there = self.value(node, name)?.is_some();
         match mode {
@@ -71,6 +83,8 @@ impl Filesystem {
                 record.perm &= !SETGID;
             }
         })?;
+        self.contents
+            .check_room_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }

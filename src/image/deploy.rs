@@ -32,7 +32,7 @@ use super::{ImageError, Progress};
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::{KeyUri, PassphraseSource, PlatformKeystore, customer};
 use crate::meta::copy::{Copied, CopyOptions, CopyParts};
-use crate::meta::page_set::{PageSet, capacity_of_pages, pages_of_capacity};
+use crate::meta::page_set::{PageSet, capacity_of_pages, pages_of_capacity, pages_taken};
 use crate::meta::records::{ObjectName, Part, taken};
 use crate::meta::{Meta, View};
 use crate::object::{folder_path, object_path, root_path};
@@ -195,9 +195,10 @@ fn copy_metadata(
         frozen,
     };
     let copied = source.meta.copy_view(source.view, file, options, parts)?;
-    if limit_bytes > 0 && copied.used_pages > pages_of_capacity(limit_bytes) {
+    let taken_pages = pages_taken(copied.used_pages, copied.record_bytes);
+    if limit_bytes > 0 && taken_pages > pages_of_capacity(limit_bytes) {
         return Err(ImageError::TooSmall {
-            needed_bytes: capacity_of_pages(copied.used_pages),
+            needed_bytes: capacity_of_pages(taken_pages),
             size_bytes: limit_bytes,
         });
     }

@@ -30,7 +30,7 @@ use crate::keys::{ErrorKind, KeyError, KeyUri, PassphraseSource, PlatformKeystor
 use crate::layers::{ExportKeys, KeySet};
 use crate::meta::MetaError;
 use crate::meta::copy::{self, CopyOptions};
-use crate::meta::page_set::{capacity_of_pages, pages_of_capacity};
+use crate::meta::page_set::{capacity_of_pages, pages_of_capacity, pages_taken};
 use crate::meta::records::{ObjectName, Part};
 use crate::meta::stored::Stored;
 use crate::object::{ObjectError, folder_path, object_path, root_path};
@@ -150,6 +150,7 @@ struct Received {
     pages: u64,
     inodes: u64,
     used_pages: u64,
+    record_bytes: u64,
 }
 
 /// A stream whose header was verified.
@@ -195,9 +196,10 @@ impl<'a> Opened<'a> {
             None => transported.counters().limit_bytes,
         };
         let mut received = copy_records(&transported, fresh, limit_bytes)?;
-        if limit_bytes > 0 && received.used_pages > pages_of_capacity(limit_bytes) {
+        let taken_pages = pages_taken(received.used_pages, received.record_bytes);
+        if limit_bytes > 0 && taken_pages > pages_of_capacity(limit_bytes) {
             return Err(ImageError::TooSmall {
-                needed_bytes: capacity_of_pages(received.used_pages),
+                needed_bytes: capacity_of_pages(taken_pages),
                 size_bytes: limit_bytes,
             });
         }
@@ -369,6 +371,7 @@ fn copy_records(
     Ok(Received {
         inodes: copied.inodes,
         used_pages: copied.used_pages,
+        record_bytes: copied.record_bytes,
         ..Received::default()
     })
 }

@@ -237,7 +237,7 @@ impl ImageError {
             Self::Transported(_) | Self::Inconsistent { .. } | Self::Page { .. } => {
                 ErrorKind::Tampered
             }
-            Self::Meta(error) if error.errno() == Errno::ENOSPC => ErrorKind::NoSpace,
+            Self::Meta(error) if error.errno().is_full() => ErrorKind::NoSpace,
             Self::Meta(_) | Self::MissingObject { .. } | Self::NoKeySet { .. } => ErrorKind::Io,
             Self::Object { source, .. } | Self::Io { source, .. } => kind_of_io(source),
             Self::TooSmall { .. } => ErrorKind::Usage,

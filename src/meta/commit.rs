@@ -6,11 +6,14 @@ use std::sync::atomic::Ordering;
 use super::keys::{self, Table};
 use super::overlay::Overlay;
 use super::records::{
-    DirentRecord, ExtentRecord, INODES_MAX, InodeRecord, ObjectName, PAGES_MAX, encode_xattr,
+    COUNT_MAX, DirentRecord, ExtentRecord, INODES_MAX, InodeRecord, ObjectName, PAGES_MAX,
+    encode_xattr,
 };
 use super::{Batch, HEADROOM_BYTES, Meta, MetaError, State, View};
 use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Ino};
+use crate::store::ballast::{Ballast, Need};
+use crate::store::{BallastKind, os_error};
 
 /// Number of a batch: batches are durable in the order of their numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -182,11 +185,14 @@ impl Meta {
         let counters = &mut state.counters;
         let used_pages = raised(counters.used_pages, batch.used_pages, PAGES_MAX);
         let inodes = raised(counters.inodes, batch.inodes, INODES_MAX);
-        (counters.used_pages, counters.inodes) = (
+        let record_bytes = raised(counters.record_bytes, batch.record_bytes, COUNT_MAX);
+        (counters.used_pages, counters.inodes, counters.record_bytes) = (
             used_pages.ok_or(MetaError::UsedUp("pages"))?,
             inodes.ok_or(MetaError::UsedUp("inodes"))?,
+            record_bytes.ok_or(MetaError::UsedUp("bytes of records"))?,
         );
-        state.pending_removes |= batch.frees || batch.used_pages < 0 || batch.inodes < 0;
+        state.pending_removes |=
+            batch.frees || batch.used_pages < 0 || batch.inodes < 0 || batch.record_bytes < 0;
         state.pending.apply(batch);
         and(state);
         state.applied += 1;
@@ -221,9 +227,17 @@ impl Meta {
         state.held_at = Some(state.applied);
     }
 
+    /// Nothing will be added before the volume is left: the commits that are missing may take all
+    /// room that is kept for removing.
+    pub fn come_to_an_end(&self) {
+        self.state.write().ends = true;
+    }
+
     /// Lets changes happen again. What is said of the volume stays.
     pub fn release(&self) {
-        self.state.write().held_at = None;
+        let state = &mut *self.state.write();
+        state.held_at = None;
+        state.ends = false;
     }
 
     /// `Err` while nothing may change.
@@ -238,6 +252,7 @@ impl Meta {
     pub fn set_clean(&self, clean: bool) {
         let state = &mut *self.state.write();
         state.held_at = None;
+        state.ends = false;
         state.say_clean(clean);
     }
 
@@ -264,8 +279,8 @@ impl Meta {
         }
         // Copy-on-write B-trees rewrite a path per change in the worst case.
         let bytes = self.pending_bytes() as u64;
-        let reserved = self.file.reserve(self.headroom_bytes() + bytes * 4);
-        reserved.map_err(|error| self.refused(error))?;
+        self.make_sure_of_room(bytes)
+            .map_err(|error| self.refused(error))?;
         let (overlay, counters, applied) = {
             let state = &mut *self.state.write();
             if !ready() {
@@ -305,11 +320,57 @@ impl Meta {
 
     /// Nothing was written. A full disk, or memory, may have room again; any other refusal is the end of writing.
     fn refused(&self, error: std::io::Error) -> MetaError {
-        let passes = [Errno::ENOSPC, Errno::EDQUOT, Errno::ENOMEM];
-        if !passes.contains(&Errno::from_backing(&error)) {
+        let errno = Errno::from_backing(&error);
+        if !errno.is_full() && errno != Errno::ENOMEM {
             self.latch(&format!("the backing store cannot be written: {error}"));
         }
         error.into()
+    }
+
+    /// Has a commit that makes room, or that says how the volume was left, count on the ballast.
+    pub fn keep_ballast(&self, ballast: Arc<Ballast>) {
+        let _ = self.ballast.set(ballast);
+    }
+
+    /// `Err` while the ballast is not whole: what room there is, is for it.
+    pub fn check_ballast(&self) -> Result<(), MetaError> {
+        match self.ballast.get().filter(|ballast| ballast.is_short()) {
+            Some(ballast) => Ok(ballast.require(Need::Whole)?),
+            None => Ok(()),
+        }
+    }
+
+    /// The same where what is there takes more room when it is written anew.
+    pub fn check_ballast_to_overwrite(&self) -> Result<(), MetaError> {
+        match self.ballast.get().map(|ballast| ballast.kind()) {
+            Some(BallastKind::Bytes) => self.check_ballast(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets aside what a commit of so many bytes of changes may take.
+    fn make_sure_of_room(&self, bytes: u64) -> std::io::Result<()> {
+        let ballast = self.ballast.get();
+        let kind = ballast.map_or(BallastKind::None, |ballast| ballast.kind());
+        let set_aside = match kind {
+            BallastKind::Bytes => Err(os_error(Errno::ENOSPC)),
+            _ => self.file.reserve(self.headroom_bytes() + bytes * 4),
+        };
+        let Some(ballast) = ballast.filter(|_| kind != BallastKind::None) else {
+            return set_aside;
+        };
+        let adds = {
+            let state = self.state.read();
+            !state.pending_removes && !state.pending.is_empty() && !state.ends
+        };
+        match set_aside {
+            Err(error) if Errno::from_backing(&error).is_full() => match (adds, kind) {
+                (false, _) => ballast.require(Need::Part(bytes)),
+                (true, BallastKind::Bytes) => ballast.require(Need::Whole),
+                (true, _) => Err(error),
+            },
+            set_aside => set_aside,
+        }
     }
 
     /// Space to set aside beside what the pending changes need. A commit that removes something may

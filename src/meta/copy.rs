@@ -80,6 +80,8 @@ pub struct Copied {
     pub inodes: u64,
     /// Pages of contents.
     pub used_pages: u64,
+    /// Bytes that records take.
+    pub record_bytes: u64,
     /// The newest folder of objects.
     pub folder: FolderNumber,
 }
@@ -394,6 +396,7 @@ pub fn copy<E: From<MetaError>>(
         copied = Copied {
             inodes: counters.inodes,
             used_pages: counters.used_pages,
+            record_bytes: counters.record_bytes,
             folder: counters.folder,
         };
         Ok(counters.encode())
@@ -424,6 +427,7 @@ impl Copy<'_> {
             next_garbage: 0,
             used_pages: 0,
             inodes: 0,
+            record_bytes: 0,
             limit_bytes: options.limit_bytes,
             // Names lie where this key says.
             hash_key: source.hash_key,
@@ -436,6 +440,7 @@ impl Copy<'_> {
                 folder: source.folder,
                 used_pages: source.used_pages,
                 inodes: source.inodes,
+                record_bytes: source.record_bytes,
                 ..counters
             });
         }

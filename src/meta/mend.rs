@@ -11,6 +11,8 @@ use crate::ids::{Generation, Ino};
 pub struct Corrections {
     /// Pages of contents.
     pub used_pages: Option<u64>,
+    /// Bytes that records take.
+    pub record_bytes: Option<u64>,
     /// Inodes.
     pub inodes: Option<u64>,
     /// New inodes begin here at least.
@@ -61,6 +63,7 @@ impl Meta {
         let counters = &mut state.counters;
         counters.used_pages = to.used_pages.unwrap_or(counters.used_pages);
         counters.inodes = to.inodes.unwrap_or(counters.inodes);
+        counters.record_bytes = to.record_bytes.unwrap_or(counters.record_bytes);
         // Beyond these the counters could not be read any more.
         let next = to.next_ino.unwrap_or_default().min(Ino::END);
         counters.next_ino = counters.next_ino.max(next);

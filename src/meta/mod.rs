@@ -10,6 +10,7 @@
 //! Order of a commit: the pending map is set aside, written in one two-phase transaction, and
 //! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
 
+pub mod charge;
 pub mod checkpoint;
 pub mod climb;
 pub mod commit;
@@ -30,14 +31,15 @@ mod versions;
 mod views;
 
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::errno::Errno;
 use crate::ids::{FolderNumber, Generation, Ino, Sequence, ViewId};
 use crate::sealed::{MetaFile, SealedError, Told};
+use crate::store::ballast::Ballast;
 use database::{Committed, Tables};
 use keys::{Row, Table};
 pub use overlay::Batch;
@@ -141,6 +143,8 @@ struct State {
     applied: u64,
     /// The last batch there may be: nothing is to change after it for now.
     held_at: Option<u64>,
+    /// The volume is about to be left.
+    ends: bool,
 }
 
 /// The metadata of a volume.
@@ -155,6 +159,8 @@ pub struct Meta {
     inode_locks: queries::InodeLocks,
     permits: permit::PermitLock,
     views: RwLock<views::Views>,
+    /// What a commit may count on where the backing filesystem copies on write.
+    ballast: OnceLock<Arc<Ballast>>,
     /// Inodes of which the log knows that their records contradict others.
     told: Told<Ino>,
 }
@@ -179,6 +185,7 @@ impl Meta {
             next_garbage: 0,
             used_pages: 0,
             inodes: 1,
+            record_bytes: 0,
             limit_bytes,
             hash_key,
             restoring: Generation(0),
@@ -236,6 +243,7 @@ impl Meta {
             counters,
             applied: 0,
             held_at: None,
+            ends: false,
         };
         Ok(Self {
             file,
@@ -247,6 +255,7 @@ impl Meta {
             inode_locks: queries::InodeLocks::default(),
             permits: permit::PermitLock::default(),
             views: RwLock::new(views),
+            ballast: OnceLock::new(),
             told: Told::default(),
         })
     }

@@ -4,8 +4,9 @@
 //! sum of the batches since the last commit: physical key → new value, or `None` where the
 //! physical record goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use super::charge;
 use super::keys::{self, Table};
 use crate::ids::Ino;
 
@@ -28,6 +29,10 @@ pub struct Batch {
     pub used_pages: i64,
     /// By how much the number of inodes changes.
     pub inodes: i64,
+    /// By how much the bytes that records take change.
+    pub(super) record_bytes: i64,
+    /// Bytes that records count which this batch has changed.
+    pub(super) counted: HashMap<(Table, Vec<u8>), u64>,
     /// It makes room on the disk once it is durable.
     pub(super) frees: bool,
 }
@@ -43,9 +48,32 @@ impl Batch {
         self.changes.is_empty() && self.used_pages == 0 && self.inodes == 0
     }
 
+    /// By how much the bytes that records take change ([`super::charge`]).
+    pub fn record_bytes(&self) -> i64 {
+        self.record_bytes
+    }
+
     /// Sets or removes one physical record.
     pub(super) fn change(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
         self.changes.push(Change { table, key, value });
+    }
+
+    /// Counts what a record takes now. `before` is the one that was applied last.
+    pub(super) fn count_record(
+        &mut self,
+        table: Table,
+        logical: &[u8],
+        before: Option<&[u8]>,
+        now: Option<&[u8]>,
+    ) {
+        let count = |value: Option<&[u8]>| {
+            value.map_or(0, |value| charge::record_bytes(table, logical, value))
+        };
+        let counted = self.counted.entry((table, logical.to_vec()));
+        let counted = counted.or_insert_with(|| count(before));
+        let now = count(now);
+        self.record_bytes += now.cast_signed() - counted.cast_signed();
+        *counted = now;
     }
 
     /// Logical keys of the names in a directory that were changed by this batch.

@@ -23,6 +23,11 @@ pub fn pages_of_capacity(bytes: u64) -> u64 {
     u64::try_from(pages.div_ceil(u128::from(CHUNK_BYTES))).unwrap_or(u64::MAX)
 }
 
+/// Pages that are taken of a volume's limit by so many pages of contents and bytes of records.
+pub fn pages_taken(pages: u64, record_bytes: u64) -> u64 {
+    pages.saturating_add(record_bytes.div_ceil(PAYLOAD_BYTES))
+}
+
 /// Bytes of contents that so many pages can hold in files of whole chunks.
 pub fn capacity_of_pages(pages: u64) -> u64 {
     let bytes = u128::from(pages) * u128::from(CHUNK_BYTES);

@@ -14,12 +14,13 @@
 //! extent    2 | bytes …                    (a small file, whole)
 //! garbage   1 | folder 8 | object id 16
 //! view      1 | kind 1 (1: snapshot, 2: image) | state 1 (1: kept, 2: leaving) | generation 8 |
-//!           created 12 | pages 8 | inodes 8 | length 2, name | length 2, from | description …
+//!           created 12 | pages 8 | inodes 8 | record bytes 8 | length 2, name |
+//!           length 2, from | description …
 //! change    1
 //! trim      1
 //! counters  1 | clean 1 | generation 8 | frozen 8 | next ino 8 | folder 8 | garbage 8 |
-//!           used pages 8 | inodes 8 | size limit 8 (0: none) | name hash key 16 | restoring 8 |
-//!           newest view 2
+//!           used pages 8 | inodes 8 | record bytes 8 | size limit 8 (0: none) |
+//!           name hash key 16 | restoring 8 | newest view 2
 //! ```
 //! `pages` of an inode counts those of its chunks' pages that are sealed or have space set aside; `parent` is the directory that holds a
 //! directory (0 for others). Decoders take exactly what encoders write and return `None` for
@@ -190,6 +191,8 @@ pub struct ViewRecord {
     pub pages: u64,
     /// Inodes that it sees.
     pub inodes: u64,
+    /// Bytes that records take which it sees ([`super::charge`]).
+    pub record_bytes: u64,
     /// Its name, unique among those of its kind.
     pub name: String,
     /// The snapshot that it was made from; empty for the live view.
@@ -226,7 +229,9 @@ pub struct Counters {
     pub used_pages: u64,
     /// Inodes.
     pub inodes: u64,
-    /// Limit of the contents' size; 0 for none.
+    /// Bytes that records take ([`super::charge`]).
+    pub record_bytes: u64,
+    /// Limit of the volume's size; 0 for none.
     pub limit_bytes: u64,
     /// Key of the name hash.
     pub hash_key: [u8; 16],
@@ -460,6 +465,11 @@ pub fn decode_xattr(bytes: &[u8]) -> Option<&[u8]> {
     Reader::new(bytes, VALUE).map(Reader::rest)
 }
 
+/// True for an extent that holds the bytes themselves.
+pub(super) fn is_inline(extent: &[u8]) -> bool {
+    extent.first() == Some(&INLINE)
+}
+
 impl ExtentRecord {
     /// The encoding.
     pub fn encode(&self) -> Vec<u8> {
@@ -603,6 +613,7 @@ impl ViewRecord {
             .time(self.created)
             .put(&self.pages.to_le_bytes())
             .put(&self.inodes.to_le_bytes())
+            .put(&self.record_bytes.to_le_bytes())
             .text(&self.name)
             .text(&self.from)
             .put(self.description.as_bytes());
@@ -627,6 +638,7 @@ impl ViewRecord {
             created: input.time()?,
             pages: input.up_to(PAGES_MAX)?,
             inodes: input.up_to(INODES_MAX)?,
+            record_bytes: input.up_to(COUNT_MAX)?,
             name: input.text()?,
             from: input.text()?,
             description: String::from_utf8(input.rest().to_vec()).ok()?,
@@ -646,6 +658,7 @@ impl Counters {
             .put(&self.next_garbage.to_le_bytes())
             .put(&self.used_pages.to_le_bytes())
             .put(&self.inodes.to_le_bytes())
+            .put(&self.record_bytes.to_le_bytes())
             .put(&self.limit_bytes.to_le_bytes())
             .put(&self.hash_key)
             .put(&self.restoring.0.to_le_bytes())
@@ -670,6 +683,7 @@ impl Counters {
             next_garbage: input.up_to(COUNT_MAX)?,
             used_pages: input.up_to(PAGES_MAX)?,
             inodes: input.up_to(INODES_MAX)?,
+            record_bytes: input.up_to(COUNT_MAX)?,
             limit_bytes: input.u64()?,
             hash_key: input.array()?,
             restoring: input.generation()?,

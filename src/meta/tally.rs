@@ -9,9 +9,11 @@
 //! one is what the live view sees.
 
 use super::MetaError;
+use super::charge;
 use super::keys::{self, Table};
 use super::records::{
-    Counters, DirentRecord, ExtentRecord, InodeRecord, ObjectName, PAGES_MAX, TOMBSTONE, ViewRecord,
+    COUNT_MAX, Counters, DirentRecord, ExtentRecord, InodeRecord, ObjectName, PAGES_MAX, TOMBSTONE,
+    ViewRecord,
 };
 use crate::ids::{FolderNumber, Generation, Ino};
 
@@ -27,6 +29,7 @@ pub(super) struct Tally {
     next_garbage: u64,
     inodes: u64,
     used_pages: u64,
+    record_bytes: u64,
     /// The key whose versions are being met, with what the newest of them counts.
     last: Option<(Table, Vec<u8>, Share)>,
 }
@@ -36,6 +39,7 @@ pub(super) struct Tally {
 struct Share {
     inodes: u64,
     pages: u64,
+    bytes: u64,
 }
 
 impl Default for Tally {
@@ -47,6 +51,7 @@ impl Default for Tally {
             next_garbage: 0,
             inodes: 0,
             used_pages: 0,
+            record_bytes: 0,
             last: None,
         }
     }
@@ -90,7 +95,8 @@ impl Tally {
         if !is_next_version {
             self.settle();
         }
-        let share = self.share(table, value)?;
+        let mut share = self.share(table, value)?;
+        share.bytes = charge::record_bytes(table, logical, value);
         self.last = Some((table, logical.to_vec(), share));
         Ok(())
     }
@@ -137,6 +143,7 @@ impl Tally {
         if let Some((_, _, share)) = self.last.take() {
             self.inodes += share.inodes;
             self.used_pages += share.pages;
+            self.record_bytes += share.bytes;
         }
     }
 
@@ -154,11 +161,13 @@ impl Tally {
             next_garbage: others.next_garbage.max(self.next_garbage),
             used_pages: self.used_pages,
             inodes: self.inodes,
+            record_bytes: self.record_bytes,
             ..others
         };
         let fits = counters.generation <= Generation::MAX
             && counters.next_ino <= Ino::END
-            && counters.used_pages <= PAGES_MAX;
+            && counters.used_pages <= PAGES_MAX
+            && counters.record_bytes <= COUNT_MAX;
         fits.then_some(counters)
             .ok_or(MetaError::Corrupt("counters"))
     }
@@ -180,6 +189,7 @@ mod tests {
             next_garbage: 0,
             used_pages: 99,
             inodes: 99,
+            record_bytes: 99,
             limit_bytes: 0,
             hash_key: [0; 16],
             restoring: Generation(0),
@@ -207,6 +217,13 @@ mod tests {
         let counters = tally.counters(nothing()).unwrap();
         assert_eq!(counters.inodes, 2);
         assert_eq!(counters.used_pages, 0);
+        let bytes = |ino| {
+            let (_, value) = inode_row(ino, 1);
+            charge::record_bytes(Table::Inode, &keys::inode(Ino(ino)), &value)
+        };
+        assert_eq!(bytes(1), 0);
+        assert!(bytes(4) > 100);
+        assert_eq!(counters.record_bytes, bytes(4));
         assert_eq!(counters.next_ino, Ino(8));
         assert_eq!(counters.generation, Generation(5));
     }

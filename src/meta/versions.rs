@@ -49,11 +49,13 @@ impl Meta {
     ) -> Result<(), MetaError> {
         let generation = self.generation();
         let key = keys::versioned(logical, generation);
+        let newest = self.newest(table, logical, View::LIVE)?;
+        let before = newest.as_ref().map(|(_, value)| value.as_slice());
+        batch.count_record(table, logical, before, value.as_deref());
         if generation == FIRST_GENERATION {
             batch.change(table, key, value);
             return Ok(());
         }
-        let newest = self.newest(table, logical, View::LIVE)?;
         let is_first = newest.as_ref().is_none_or(|(at, _)| *at != generation);
         if !is_first && value.is_some() {
             batch.change(table, key, value);

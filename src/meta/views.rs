@@ -177,6 +177,7 @@ impl Meta {
         record.generation = counters.generation;
         record.pages = counters.used_pages;
         record.inodes = counters.inodes;
+        record.record_bytes = counters.record_bytes;
         // In one step: a commit between the two would keep a view that changes with the live one.
         let raise = |state: &mut State| {
             state.counters.generation.0 += 1;

@@ -32,7 +32,9 @@ use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Epoch, Ino, PageIndex};
 use crate::layers::KeyRing;
 use crate::meta::commit::BatchNumber;
-use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES, pages_of_capacity, pages_touching};
+use crate::meta::page_set::{
+    CHUNK_BYTES, PAYLOAD_BYTES, pages_of_capacity, pages_taken, pages_touching,
+};
 use crate::meta::records::{ExtentRecord, ObjectName, PAGES_MAX, PartId, Timespec};
 use crate::meta::{Meta, MetaError, View};
 use crate::planted::{Bug, planted};
@@ -143,7 +145,7 @@ pub struct Contents {
     waiting: Mutex<flatten::Waiting>,
     /// Pages sealed or set aside, now; the counter in the metadata is the durable one.
     used_pages: AtomicI64,
-    limit_pages: Option<i64>,
+    limit_pages: Option<u64>,
     /// Objects, and pages of them, that the log knows not to open.
     told: Told<(ObjectName, Option<PageIndex>)>,
 }
@@ -168,7 +170,7 @@ impl Contents {
             collecting: Mutex::default(),
             waiting: Mutex::default(),
             used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
-            limit_pages: (counters.limit_bytes > 0).then_some(limit.cast_signed()),
+            limit_pages: (counters.limit_bytes > 0).then_some(limit),
             told: Told::default(),
         }
     }
@@ -328,17 +330,48 @@ impl Contents {
         self.used_pages.fetch_add(change, Ordering::Relaxed);
     }
 
+    /// `Err` where the volume's limit leaves no room for so many more pages.
     fn check_room(&self, more_pages: i64) -> Result<(), ObjectError> {
-        match self.limit_pages {
-            // What takes no more room is never refused, however full the volume is.
-            Some(limit)
-                if more_pages > 0
-                    && self.used_pages.load(Ordering::Relaxed) + more_pages > limit =>
-            {
-                Err(ObjectError::Full)
+        self.check_limit(more_pages, 0)
+    }
+
+    /// `Err` where the volume's limit leaves no room for so many more bytes of records. Whoever makes
+    /// something that is to be written asks for a page beside: it would be told too late, as a
+    /// write(2) ends before there is room for its bytes.
+    pub fn check_room_for_records(
+        &self,
+        more_bytes: i64,
+        to_write: bool,
+    ) -> Result<(), ObjectError> {
+        match more_bytes {
+            ..=0 => Ok(()),
+            more => {
+                self.meta.check_ballast()?;
+                self.check_limit(i64::from(to_write), more)
             }
-            _ => Ok(()),
         }
+    }
+
+    fn check_limit(&self, more_pages: i64, more_bytes: i64) -> Result<(), ObjectError> {
+        let Some(limit) = self.limit_pages else {
+            return Ok(());
+        };
+        // What takes no more room is never refused, however full the volume is.
+        if more_pages <= 0 && more_bytes <= 0 {
+            return Ok(());
+        }
+        let pages = self.used_pages().saturating_add_signed(more_pages);
+        let record_bytes = self.meta.counters().record_bytes;
+        let taken = pages_taken(pages, record_bytes.saturating_add_signed(more_bytes));
+        if taken > limit {
+            return Err(ObjectError::Full);
+        }
+        Ok(())
+    }
+
+    /// Pages that are taken of the volume's limit, now.
+    pub fn taken_pages(&self) -> u64 {
+        pages_taken(self.used_pages(), self.meta.counters().record_bytes)
     }
 
     /// Makes sure that the state knows a chunk. The record is read without the state's lock.

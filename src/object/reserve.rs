@@ -31,7 +31,8 @@ impl Contents {
         if bytes.end > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
-        if self.fits_record(file, bytes.end)? {
+        // In a record nothing can be set aside, which counts as much as it holds.
+        if self.limit_pages.is_none() && self.fits_record(file, bytes.end)? {
             return Ok(());
         }
         let len = bytes.end.saturating_sub(bytes.start);

@@ -111,6 +111,7 @@ impl Contents {
         loop {
             match self.target(file, index, bytes.end)? {
                 Target::Inline => {
+                    self.check_inline(file, index, bytes.end)?;
                     if write_inline(file, index, bytes, data, now) {
                         return Ok(None);
                     }
@@ -238,6 +239,7 @@ impl Contents {
         if !matches!(self.target(file, index, CHUNK_BYTES)?, Target::NewPart) {
             return Ok(());
         }
+        self.meta.check_ballast()?;
         let id = self.objects.create(&self.meta)?;
         if let Err(error) = self.move_promise(file, index, id) {
             self.objects.unlink(id.name)?;
@@ -285,6 +287,7 @@ impl Contents {
         data: &[u8],
         now: Option<Timespec>,
     ) -> Result<(), ObjectError> {
+        self.meta.check_ballast_to_overwrite()?;
         let object = self.open_object(id)?;
         let end = start + data.len() as u64;
         let pages = pages_touching(start..end.max(start + 1));
@@ -363,6 +366,18 @@ impl Contents {
         let taken = taken.unwrap_or_default();
         let more = pages.clone().filter(|page| !taken.contains(*page)).count();
         self.check_room(more as i64)
+    }
+
+    /// Refuses bytes of a small file beyond the volume's limit.
+    fn check_inline(&self, file: &File, index: u32, end: u64) -> Result<(), ObjectError> {
+        if self.limit_pages.is_none() {
+            return Ok(());
+        }
+        let there = match file.state.lock().chunks.get(&index).map(|c| &c.extent) {
+            Some(Extent::Inline(bytes)) => bytes.len() as u64,
+            _ => 0,
+        };
+        self.check_room_for_records(end.cast_signed() - there.cast_signed(), false)
     }
 
     /// A page as a reader sees it: from whichever part has it, with zeros beyond the size.

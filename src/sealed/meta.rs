@@ -112,6 +112,9 @@ impl MetaFile {
         sequence: Sequence,
     ) -> Result<Self, SealedError> {
         file.set_len(0)?;
+        // The database overwrites pages all the time. Blocks that are copied each time leave others
+        // behind that hold nothing and are not free.
+        file.write_in_place();
         let state = State {
             sequence,
             slots: [SlotState::default(); 2],

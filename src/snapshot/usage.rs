@@ -1,40 +1,54 @@
 //! How much a view holds alone: what deleting it would give back.
 //!
-//! A version of an extent that one kept view sees and nobody else holds, for that view, the pages
-//! that no other version names. Extents that were not written since the oldest kept view are the
-//! live view's too. Each extent is looked at once, however many views there are.
+//! A version of a record that one kept view sees and nobody else holds what the record itself takes
+//! for that view, and that of an extent the pages that no other version names. Records that were not
+//! written since the oldest kept view are the live view's too. Each key is looked at once, however
+//! many views there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::Generation;
+use crate::meta::charge;
 use crate::meta::keys::Table;
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{ExtentRecord, ObjectName, TOMBSTONE};
-use crate::meta::{Meta, MetaError};
+use crate::meta::{ChangedKey, Meta, MetaError};
 
 /// Rows read at a time.
 const ROWS: usize = 1024;
 
-/// Pages of contents that only the view of that generation sees, for all kept generations. Two views
-/// of one generation hold nothing alone.
+/// What only one view sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HeldAlone {
+    /// Pages of contents.
+    pub pages: u64,
+    /// Bytes of records.
+    pub record_bytes: u64,
+}
+
+/// What only the view of that generation sees, for all kept generations. Two views of one generation
+/// hold nothing alone.
 ///
 /// # Errors
 /// The metadata could not be read.
-pub fn held_alone(meta: &Meta) -> Result<BTreeMap<Generation, u64>, MetaError> {
+pub fn held_alone(meta: &Meta) -> Result<BTreeMap<Generation, HeldAlone>, MetaError> {
     let mut views: BTreeMap<Generation, u32> = BTreeMap::new();
     for (_, record) in meta.views() {
         *views.entry(record.generation).or_default() += 1;
     }
-    let mut held: BTreeMap<Generation, u64> = BTreeMap::new();
+    let mut held: BTreeMap<Generation, HeldAlone> = BTreeMap::new();
     let kept: BTreeSet<Generation> = meta.kept_generations().into_iter().collect();
     let Some(oldest) = kept.first() else {
         return Ok(held);
     };
-    for logical in changed_extents(meta, *oldest)? {
-        let versions = meta.versions(Table::Extent, &logical)?;
+    for (table, logical) in changed_keys(meta, *oldest)? {
+        let versions = meta.versions(table, &logical)?;
         let mut parts = Vec::with_capacity(versions.len());
         for (_, value) in &versions {
-            parts.push(parts_of(value)?);
+            parts.push(match table {
+                Table::Extent => parts_of(value)?,
+                _ => Parts::new(),
+            });
         }
         let shared = named_twice(&parts);
         // The last version is the live view's.
@@ -43,22 +57,22 @@ pub fn held_alone(meta: &Meta) -> Result<BTreeMap<Generation, u64>, MetaError> {
             if let (Some(view), None) = (seen_by.next(), seen_by.next())
                 && views.get(view) == Some(&1)
             {
-                *held.entry(*view).or_default() += alone(parts, &shared);
+                let held = held.entry(*view).or_default();
+                held.pages += alone(parts, &shared);
+                held.record_bytes += charge::record_bytes(table, &logical, &pair[0].1);
             }
         }
     }
     Ok(held)
 }
 
-/// Extents that were written after that generation.
-fn changed_extents(meta: &Meta, after: Generation) -> Result<BTreeSet<Vec<u8>>, MetaError> {
+/// Keys that were written after that generation.
+fn changed_keys(meta: &Meta, after: Generation) -> Result<BTreeSet<ChangedKey>, MetaError> {
     let mut found = BTreeSet::new();
     let mut from = None;
     loop {
         let (changed, more) = meta.changes(after, meta.generation(), from, ROWS)?;
-        let keys = changed.into_iter().map(|(_, key)| key);
-        let extents = keys.filter(|(table, _)| *table == Table::Extent);
-        found.extend(extents.map(|(_, logical)| logical));
+        found.extend(changed.into_iter().map(|(_, key)| key));
         match more {
             Some(more) => from = Some(more),
             None => return Ok(found),

@@ -28,12 +28,18 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    Adopted, EntryInfo, EntryKind, HeldLock, OpenMode, Place, SpaceInfo, Store, StoreFile,
-    StoreLock, StorePath, SyncPolicy, adopt, is_component, os_error, sync,
+    Adopted, BallastKind, EntryInfo, EntryKind, HeldLock, OpenMode, Place, SpaceInfo, Store,
+    StoreFile, StoreLock, StorePath, SyncPolicy, adopt, is_component, os_error, sync,
 };
 use crate::errno::Errno;
+use crate::sys::backing;
 use crate::sys::files::{self, Access, FileType};
 use crate::sys::identity::effective_user;
+
+/// Filesystems that write a block where it is. (XFS copies it where another file shares it.)
+const IN_PLACE: [&str; 10] = [
+    "ext2", "ext3", "ext4", "xfs", "jfs", "tmpfs", "ramfs", "vfat", "exfat", "ntfs3",
+];
 
 /// Folders kept open, `objects/` among them.
 const CACHED_FOLDERS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
@@ -390,6 +396,14 @@ impl Store for DirectoryStore {
         })
     }
 
+    fn ballast_kind(&self) -> BallastKind {
+        let known = backing::filesystem_type(&*self.root).ok().flatten();
+        match known.is_some_and(|name| IN_PLACE.contains(&name.as_str())) {
+            true => BallastKind::Blocks,
+            false => BallastKind::Bytes,
+        }
+    }
+
     fn space(&self) -> io::Result<SpaceInfo> {
         let space = files::space(&*self.root)?;
         Ok(SpaceInfo {
@@ -546,6 +560,10 @@ impl StoreFile for DirectoryFile {
             return Ok(());
         }
         allow_unsupported(files::reserve(&self.0, offset, len_bytes))
+    }
+
+    fn write_in_place(&self) {
+        files::write_in_place(&self.0);
     }
 
     fn will_need(&self, offset: u64, len_bytes: u64) {

@@ -18,6 +18,7 @@ use crate::errno::Errno;
 pub use crate::sys::place::{Place, has_lasting_inodes};
 
 mod adopt;
+pub mod ballast;
 mod contents;
 pub mod directory;
 pub mod faulty;
@@ -148,6 +149,17 @@ pub fn too_many_open(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
+/// What room is kept with, for what makes room ([`ballast`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BallastKind {
+    /// None is kept.
+    None,
+    /// Blocks that are set aside: bytes that are written anew stay where they are.
+    Blocks,
+    /// Bytes that cannot be compressed: what is written anew takes room, or that is not known.
+    Bytes,
+}
+
 /// A lock that is held until it is dropped.
 pub trait StoreLock: Send + Sync + Debug {
     /// The descriptors behind it, where it is a lock of the operating system's.
@@ -188,6 +200,9 @@ pub trait StoreFile: Send + Sync + Debug {
     /// Sets space aside for the range without changing the length. ENOSPC when there is none; Ok
     /// where the backing filesystem cannot reserve.
     fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()>;
+    /// Has a file that is empty written in place from now on, where the backing filesystem copies on
+    /// write and can do without.
+    fn write_in_place(&self) {}
     /// Has the range read ahead, without waiting for it, where the backing filesystem can: whoever
     /// reads from several files in turn waits once for all of them then.
     fn will_need(&self, _offset: u64, _len_bytes: u64) {}
@@ -242,6 +257,10 @@ pub trait Store: Send + Sync + Debug + Any {
     fn sync_all(&self) -> io::Result<()>;
     /// What `lstat` says.
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo>;
+    /// What the ballast of a volume in it is made of.
+    fn ballast_kind(&self) -> BallastKind {
+        BallastKind::None
+    }
     /// Room on the backing filesystem.
     fn space(&self) -> io::Result<SpaceInfo>;
     /// Takes the exclusive lock on the (existing) file without waiting; `WouldBlock` when another

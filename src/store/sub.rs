@@ -7,8 +7,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::{
-    Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
-    SyncPolicy, sync,
+    Adopted, BallastKind, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock,
+    StorePath, SyncPolicy, sync,
 };
 
 /// A directory of another store.
@@ -91,6 +91,10 @@ impl Store for SubStore {
 
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo> {
         self.inner.info(&self.inside(path))
+    }
+
+    fn ballast_kind(&self) -> BallastKind {
+        self.inner.ballast_kind()
     }
 
     fn space(&self) -> io::Result<SpaceInfo> {

@@ -16,6 +16,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
+use super::backing;
+
 /// What an entry is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileType {
@@ -212,6 +214,19 @@ fn stat_raw(dir: impl AsFd, name: &CStr, flags: libc::c_int) -> io::Result<Stat>
 pub fn punch_hole(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     allocate_raw(file, mode, offset, len_bytes)
+}
+
+/// Has an empty file of btrfs written where its blocks are, and not copied on write. That it cannot
+/// be does no harm.
+pub fn write_in_place(file: impl AsFd) {
+    if backing::filesystem_type(&file).ok().flatten().as_deref() == Some("btrfs") {
+        let flags = rustix::fs::ioctl_getflags(&file);
+        let set = flags
+            .and_then(|flags| rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::NOCOW));
+        if let Err(error) = set {
+            tracing::debug!(%error, "a file stays one that is copied on write");
+        }
+    }
 }
 
 /// Has a range read ahead. That it cannot be does no harm.

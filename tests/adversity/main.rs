@@ -18,6 +18,7 @@ mod disk;
 mod full;
 mod kill;
 mod memory;
+mod no_room;
 mod read_only;
 mod slow;
 mod surroundings;

@@ -97,6 +97,7 @@ fn counts_are_set_right() {
         inode(meta, below, |record| record.parent = ROOT_INO);
         meta.correct(&Corrections {
             used_pages: Some(1),
+            record_bytes: Some(5),
             inodes: Some(77),
             ..Corrections::default()
         });
@@ -106,6 +107,7 @@ fn counts_are_set_right() {
         Kind::PageCount,
         Kind::Parent,
         Kind::UsedPages,
+        Kind::RecordBytes,
         Kind::InodeCount,
     ];
     let found = closed.check();
@@ -423,6 +425,7 @@ fn a_view_and_the_live_one_are_not_of_one_generation() {
             created: bilayer::meta::records::Timespec::default(),
             pages: counters.used_pages,
             inodes: counters.inodes,
+            record_bytes: counters.record_bytes,
             name: "one".to_owned(),
             from: String::new(),
             description: String::new(),

@@ -291,7 +291,7 @@ fn sizes() {
     disk.deploy("small", "again");
     disk.with("again", |fs| {
         assert_eq!(fs.usage().limit_bytes, Some(size));
-        assert_eq!(fs.usage().used_bytes, made.bytes);
+        assert_eq!(fs.usage().contents_bytes, made.bytes);
         let (attr, handle) = fs
             .create(&USER, ROOT, b"much", 0o600, libc::O_RDWR)
             .unwrap();

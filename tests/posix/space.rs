@@ -149,3 +149,104 @@ fn a_full_volume_gives_back_what_is_removed() {
     }
     mounted.unmount();
 }
+
+fn refused<T: std::fmt::Debug>(result: std::io::Result<T>) {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+}
+
+/// Files that are too small for a page, names, attributes and links take room like everything else.
+#[test]
+fn small_files_and_names_are_counted() {
+    let Some(place) = place("small-files") else {
+        return;
+    };
+    const LIMIT: u64 = 1 << 20;
+    let mounted = place.fresh("--size 1M", OPTIONS);
+    let free = || {
+        let space = rustix::fs::statvfs(mounted.dir()).unwrap();
+        space.f_bavail * space.f_frsize
+    };
+    let used = || place.status(mounted.dir())["usage"]["used_bytes"].as_u64();
+    assert_eq!(free(), LIMIT);
+    let mut made = 0;
+    while fs::write(mounted.path(&format!("f{made}")), noise(made, 2000)).is_ok() {
+        made += 1;
+        assert!(made < 600, "2000 bytes each are not counted");
+        if made == 100 {
+            let taken = LIMIT - free();
+            assert!((200_000..260_000).contains(&taken), "{taken}");
+        }
+    }
+    assert!(made > 400, "{made}");
+    assert!(free() < 8192, "{}", free());
+    assert!(
+        used().is_none_or(|used| used > LIMIT * 9 / 10),
+        "{:?}",
+        used()
+    );
+    // Whatever is made takes room, the smallest thing too.
+    let at = |name: &str| mounted.path(name);
+    let mut links = 0;
+    while fs::hard_link(at("f0"), at(&format!("link{links}"))).is_ok() {
+        links += 1;
+        assert!(links < 200, "names are not counted");
+    }
+    refused(fs::create_dir(at("dir")));
+    refused(std::os::unix::fs::symlink("where to", at("link")));
+    let attribute = |value: &[u8]| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(at("f1"), "user.it", value, flags)
+    };
+    assert_eq!(attribute(&[1; 500]), Err(rustix::io::Errno::NOSPC));
+    refused(fs::File::create(at("new")));
+    let script = format!("echo x > {}", at("new").display());
+    let shell = crate::real::run(&mut crate::real::command("sh", ["-c", &script]));
+    assert_ne!(shell.code, 0);
+    assert!(shell.stderr.contains("No space left"), "{}", shell.stderr);
+    let append = fs::File::options().append(true).open(at("f2"));
+    let append = append.and_then(|mut file| {
+        std::io::Write::write_all(&mut file, &[1; 5000])?;
+        file.sync_all()
+    });
+    refused(append);
+    // What takes no more than there was goes on.
+    fs::rename(at("f3"), at("renamed to something longer")).unwrap();
+    fs::set_permissions(
+        at("f4"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+    )
+    .unwrap();
+    let file = fs::File::options().write(true).open(at("f4")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &noise(99, 2000), 0).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    assert!(fs::read(at("f4")).unwrap() == noise(99, 2000));
+    place.run("snapshot create mnt one").done();
+    for number in 0..links {
+        fs::remove_file(at(&format!("link{number}"))).unwrap();
+    }
+    for number in 5..105 {
+        fs::remove_file(at(&format!("f{number}"))).unwrap();
+    }
+    assert!((200_000..270_000).contains(&free()), "{}", free());
+    let views = place.run("snapshot list mnt --json").done().stdout;
+    let views: serde_json::Value = serde_json::from_str(&views).unwrap();
+    let view = &views[0];
+    let bytes = |name: &str| view[name].as_u64().unwrap_or_else(|| panic!("{views}"));
+    assert!(bytes("refers_bytes") > LIMIT * 9 / 10, "{view}");
+    assert!((200_000..280_000).contains(&bytes("used_bytes")), "{view}");
+    fs::create_dir(at("dir")).unwrap();
+    fs::write(at("new"), b"x\n").unwrap();
+    attribute(&[1; 500]).unwrap();
+    mounted.unmount();
+    place.run("check vol").done();
+    let mounted = place.mount("vol", "mnt", OPTIONS);
+    fs::remove_dir_all(mounted.path("dir")).unwrap();
+    for entry in fs::read_dir(mounted.dir()).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let space = rustix::fs::statvfs(mounted.dir()).unwrap();
+    assert_eq!(space.f_bavail * space.f_frsize, LIMIT);
+    mounted.unmount();
+}

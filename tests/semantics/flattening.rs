@@ -146,7 +146,7 @@ fn the_background_shortens_lists() {
 #[test]
 fn a_large_old_part_is_not_copied() {
     let mut layers = Layers::new(Mount::new(), CHUNK);
-    let before = layers.mount.fs.usage().used_bytes;
+    let before = layers.mount.fs.usage().contents_bytes;
     for round in 0..10 {
         layers.copy();
         layers.write(round + 1, 200_000 * usize::from(round), PAGE);
@@ -159,7 +159,7 @@ fn a_large_old_part_is_not_copied() {
         .map(|copy| recorded(&layers.mount, copy).len() as u64)
         .sum();
     assert_eq!(written, 10, "each copy has one chunk");
-    assert_eq!(layers.mount.fs.usage().used_bytes, before * 11);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, before * 11);
     let allocated = layers.mount.store.space().unwrap();
     let allocated = allocated.total_bytes - allocated.available_bytes;
     // The metadata, one whole chunk, and less than another.
@@ -240,15 +240,15 @@ fn promises_of_the_newest_part_are_kept() {
         .fs
         .fallocate(node, handle, room, room, promise)
         .unwrap();
-    let promised = layers.mount.fs.usage().used_bytes;
+    let promised = layers.mount.fs.usage().contents_bytes;
     layers.mount.fs.tend().unwrap();
     assert!(parts(&layers)[0] <= FLAT);
-    assert_eq!(layers.mount.fs.usage().used_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
     layers.mount.fs.release(node, handle);
     layers = layers.reopen();
-    assert_eq!(layers.mount.fs.usage().used_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
     layers.write(99, CHUNK / 2, CHUNK / 2);
-    assert_eq!(layers.mount.fs.usage().used_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
     layers.finish();
 }
 

@@ -43,7 +43,7 @@ fn settle(mount: Mount) -> Mount {
 }
 
 fn used(mount: &Mount) -> u64 {
-    mount.fs.usage().used_bytes / 4096
+    mount.fs.usage().contents_bytes / 4096
 }
 
 /// A file with a snapshot before each of its changes, and what each shows.

@@ -71,13 +71,13 @@ fn punching_gives_pages_back() {
         .fallocate(node, handle, at, len, Fallocate::PunchHole)
         .unwrap();
     assert_eq!(pages(), 81);
-    assert_eq!(mount.fs.usage().used_bytes, 81 * 4096);
+    assert_eq!(mount.fs.usage().contents_bytes, 81 * 4096);
     let all = 100 * PAGE as u64;
     mount
         .fs
         .fallocate(node, handle, 0, all, Fallocate::PunchHole)
         .unwrap();
-    assert_eq!(mount.fs.usage().used_bytes, 0);
+    assert_eq!(mount.fs.usage().contents_bytes, 0);
     // A file that somebody may write to is never said to be all hole.
     assert_eq!(mount.fs.getattr(node).unwrap().blocks, 1);
     mount.fs.release(node, handle);

@@ -28,7 +28,7 @@ fn an_unlinked_file_lives_while_it_is_open() {
     assert_eq!(mount.objects(), 1);
     mount.fs.release(node, handle);
     assert_eq!(mount.fs.getattr(node).err(), Some(Errno::ESTALE));
-    assert_eq!(mount.fs.usage().used_bytes, 0);
+    assert_eq!(mount.fs.usage().contents_bytes, 0);
     let found = mount.finish();
     assert_eq!((found.inodes, found.objects), (1, 0));
 }

@@ -294,14 +294,14 @@ fn a_promise_outlives_a_snapshot() {
     let mode = Fallocate::Allocate { keep_size: false };
     mount.fs.fallocate(node, handle, 0, 1 << 20, mode).unwrap();
     mount.put(node, handle, 0, &pattern(1, 0, 100_000));
-    let used = mount.fs.usage().used_bytes;
+    let used = mount.fs.usage().contents_bytes;
     take(&mount, "one");
     mount.put(node, handle, 50_000, &pattern(2, 0, 100_000));
-    assert_eq!(mount.fs.usage().used_bytes, used);
+    assert_eq!(mount.fs.usage().contents_bytes, used);
     mount.fs.fsync(node, handle, false).unwrap();
     mount.fs.release(node, handle);
     let mount = mount.reopen();
-    assert_eq!(mount.fs.usage().used_bytes, used);
+    assert_eq!(mount.fs.usage().contents_bytes, used);
     assert!(mount.contents(mount.at(".snapshots/one/file"))[..100_000] == pattern(1, 0, 100_000));
     drop_it(&mount, "one");
     mount.fs.finish_purge().unwrap();
@@ -396,7 +396,7 @@ fn the_whole_goes_back() {
         pattern(4, 0, 10_000)
     );
     mount.fs.release(open, handle);
-    assert_eq!(mount.fs.usage().used_bytes, used.used_bytes);
+    assert_eq!(mount.fs.usage().contents_bytes, used.contents_bytes);
     assert_eq!(mount.fs.usage().inodes, used.inodes);
     overwrite(&mount, "dir/large", 0, b"again");
     assert!(mount.contents(mount.at(".snapshots/one/dir/large")) == large);

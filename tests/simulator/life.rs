@@ -328,7 +328,7 @@ fn unmount(round: &Round, world: &mut World, life: &mut Life<'_>) {
         return;
     }
     let found = machine.audit();
-    assert_eq!(usage.used_bytes, found.pages * 4096, "used bytes");
+    assert_eq!(usage.contents_bytes, found.pages * 4096, "used bytes");
     assert_eq!(usage.inodes, found.inodes, "inodes");
     let mount = machine.open(&round.reopening, life);
     mount.compare_usage(&found);

@@ -15,6 +15,7 @@ use bilayer::volume::Volume;
 pub struct Found {
     pub inodes: u64,
     pub pages: u64,
+    pub record_bytes: u64,
     pub objects: u64,
 }
 
@@ -65,6 +66,7 @@ pub fn audit_volume(volume: &Volume) -> Found {
     Found {
         inodes: report.inodes,
         pages: report.used_pages,
+        record_bytes: report.record_bytes,
         objects: report.objects,
     }
 }

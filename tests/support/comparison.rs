@@ -42,7 +42,7 @@ impl World {
             assert_eq!(xattrs(self.mount(), node(*number)), inode.xattrs);
         }
         assert_eq!(
-            self.mount().fs.usage().used_bytes,
+            self.mount().fs.usage().contents_bytes,
             used * 4096,
             "used bytes"
         );

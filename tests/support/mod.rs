@@ -210,7 +210,8 @@ impl Mount {
     /// What the filesystem says it holds is what was counted.
     pub fn compare_usage(&self, found: &audit::Found) {
         let usage = self.fs.usage();
-        assert_eq!(usage.used_bytes, found.pages * 4096, "used bytes");
+        let used_bytes = found.pages * 4096 + found.record_bytes;
+        assert_eq!(usage.used_bytes, used_bytes, "used bytes");
         assert_eq!(usage.inodes, found.inodes, "inodes");
     }
 

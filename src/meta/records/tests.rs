@@ -106,6 +106,7 @@ fn counters_are_refused_beyond_their_bounds() {
         next_garbage: COUNT_MAX,
         used_pages: PAGES_MAX,
         inodes: INODES_MAX,
+        record_bytes: COUNT_MAX,
         limit_bytes: u64::MAX,
         hash_key: [0; 16],
         restoring: Generation::MAX,
@@ -113,8 +114,9 @@ fn counters_are_refused_beyond_their_bounds() {
     };
     let bytes = largest.encode();
     assert_eq!(Counters::decode(&bytes), Some(largest));
-    // generation, frozen, next inode, folder, garbage, pages, inodes, restoring: one more of each.
-    for at in [2, 10, 18, 26, 34, 42, 50, 82] {
+    // generation, frozen, next inode, folder, garbage, pages, inodes, bytes of records, restoring:
+    // one more of each.
+    for at in [2, 10, 18, 26, 34, 42, 50, 58, 90] {
         let mut larger = bytes.clone();
         let (number, _) = larger[at..].split_first_chunk_mut::<8>().unwrap();
         *number = (u64::from_le_bytes(*number) + 1).to_le_bytes();

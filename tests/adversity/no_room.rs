@@ -1,0 +1,179 @@
+//! Disks, and a quota, that are full to the last byte: everything that removes makes room, and the
+//! volume is left and used again.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::real::{Mounted, Place, command, have, need, noise, run, wait_until, write_synced};
+
+const LIMIT: Duration = Duration::from_secs(240);
+const LEN: usize = 100_000;
+
+/// A filesystem of some type in a file.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(place: &Place, test: &str, kind: &str, megabytes: u64) -> Option<Self> {
+        let mkfs = format!("mkfs.{kind}");
+        if !need(have(&mkfs), test, &format!("{mkfs} is missing")) {
+            return None;
+        }
+        let image = place.path("image");
+        File::create(&image)
+            .unwrap()
+            .set_len(megabytes << 20)
+            .unwrap();
+        run(command(&mkfs, ["-q"]).arg(&image)).done();
+        let disk = Self(place.dir("disk"));
+        let mounted = run(command("mount", ["-o", "loop"]).arg(&image).arg(&disk.0));
+        need(mounted.code == 0, test, mounted.stderr.trim()).then_some(disk)
+    }
+
+    /// Fills it from beside the volume.
+    fn fill(&self) {
+        let mut seed = 0;
+        while fs::write(self.0.join(format!("other{seed}")), noise(seed, 1 << 20)).is_ok() {
+            seed += 1;
+        }
+        while fs::write(self.0.join(format!("small{seed}")), noise(seed, 4096)).is_ok() {
+            seed += 1;
+        }
+    }
+
+    fn empty(&self) {
+        for entry in fs::read_dir(&self.0).unwrap().map(Result::unwrap) {
+            if entry.path().is_file() {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Writes until there is no room, and some more; how many files were synced.
+fn fill(mounted: &Mounted<'_>, prefix: &str) -> u64 {
+    let (mut number, mut refused) = (0, 0);
+    while refused < 5 {
+        let path = mounted.path(&format!("{prefix}{number}"));
+        match write_synced(&path, &noise(number, LEN)) {
+            Ok(()) => number += 1,
+            Err(_) => refused += 1,
+        }
+        assert!(number < 20_000, "it does not get full");
+    }
+    number
+}
+
+/// Removes all files; the directory is on the disk afterwards.
+fn remove_all(mounted: &Mounted<'_>) {
+    for entry in fs::read_dir(mounted.dir()).unwrap().map(Result::unwrap) {
+        fs::remove_file(entry.path()).unwrap();
+    }
+    File::open(mounted.dir()).unwrap().sync_all().unwrap();
+}
+
+#[track_caller]
+fn is_writable(mounted: &Mounted<'_>) {
+    let path = mounted.path("again");
+    let limit = Duration::from_secs(30);
+    assert!(wait_until(limit, || write_synced(
+        &path,
+        &noise(1, 1 << 20)
+    )
+    .is_ok()));
+}
+
+fn goes_on(place: &Place, disk: Option<&Disk>, volume: &str) {
+    place.run(&format!("create {volume}")).done();
+    let mut mounted = place.mount(volume, "mnt", "commit=1");
+    // Removing files.
+    let first = fill(&mounted, "f");
+    assert!(first > 100, "{first}");
+    assert!(fs::read(mounted.path("f7")).unwrap() == noise(7, LEN));
+    remove_all(&mounted);
+    is_writable(&mounted);
+    // Leaving it full, and coming back; nothing is left beside it either.
+    remove_all(&mounted);
+    fill(&mounted, "g");
+    if let Some(disk) = disk {
+        disk.fill();
+    }
+    mounted.unmount();
+    mounted = place.mount(volume, "mnt", "commit=1");
+    assert!(fs::read(mounted.path("g7")).unwrap() == noise(7, LEN));
+    for number in 0..20 {
+        let file = File::options()
+            .write(true)
+            .open(mounted.path(&format!("g{number}")));
+        file.unwrap().set_len(0).unwrap();
+    }
+    remove_all(&mounted);
+    is_writable(&mounted);
+    if let Some(disk) = disk {
+        disk.empty();
+    }
+    // Deleting a snapshot, which is all that holds anything.
+    remove_all(&mounted);
+    for number in 0..first / 2 {
+        write_synced(&mounted.path(&format!("s{number}")), &noise(number, LEN)).unwrap();
+    }
+    place.run("snapshot create mnt one").done();
+    remove_all(&mounted);
+    fill(&mounted, "h");
+    place.run("snapshot delete mnt one").done();
+    is_writable(&mounted);
+    mounted.unmount();
+    place.run(&format!("check {volume}")).done();
+}
+
+fn on_disk(test: &'static str, kind: &str, megabytes: u64) {
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(disk) = Disk::new(&place, test, kind, megabytes) else {
+        return;
+    };
+    goes_on(&place, Some(&disk), "disk/vol");
+}
+
+#[test]
+fn a_full_ext4() {
+    on_disk("no-room-ext4", "ext4", 100);
+}
+
+#[test]
+fn a_full_xfs() {
+    on_disk("no-room-xfs", "xfs", 320);
+}
+
+#[test]
+fn a_full_btrfs() {
+    on_disk("no-room-btrfs", "btrfs", 256);
+}
+
+/// A quota of btrfs, which is the only one that every kernel with btrfs has.
+#[test]
+fn a_full_quota() {
+    let test = "no-room-quota";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(disk) = Disk::new(&place, test, "btrfs", 600) else {
+        return;
+    };
+    let btrfs = |words: &[&str], path: &Path| run(command("btrfs", words).arg(path)).code == 0;
+    let sub = disk.0.join("sub");
+    let limited = btrfs(&["-q", "subvolume", "create"], &sub)
+        && btrfs(&["quota", "enable"], &disk.0)
+        && btrfs(&["qgroup", "limit", "80M"], &sub);
+    if need(limited, test, "this btrfs has no quota groups") {
+        goes_on(&place, None, "disk/sub/vol");
+    }
+}
