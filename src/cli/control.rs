@@ -290,6 +290,25 @@ impl ControlServer {
         Ok(())
     }
 
+    /// The mount has gone: its device number may be given to another one at any moment, for which
+    /// this daemon must not speak. Who waits for the volume's end goes on waiting.
+    pub fn answer_for_no_mount(&self) {
+        let mut names = self.names.lock();
+        let own = names.len().min(1);
+        let of_mounts = names.split_off(own);
+        drop(names);
+        of_mounts.iter().for_each(|name| self.remove_name(name));
+    }
+
+    /// Takes a name away that is this one's still: whoever shares a read-only medium with this one may
+    /// have taken it over.
+    fn remove_name(&self, name: &Path) {
+        let found = fs::symlink_metadata(name);
+        if found.is_ok_and(|found| (found.dev(), found.ino()) == self.socket) {
+            let _ = fs::remove_file(name);
+        }
+    }
+
     /// Tells those who wait that the volume is closed, or why it could not be.
     pub fn announce(&self, outcome: &Closed) {
         let text = serde_json::to_string(outcome).unwrap_or_default() + "\n";
@@ -303,11 +322,7 @@ impl ControlServer {
 impl Drop for ControlServer {
     fn drop(&mut self) {
         for name in self.names.lock().iter() {
-            let found = fs::symlink_metadata(name);
-            // Whoever shares a read-only medium with this one may have taken over its name.
-            if found.is_ok_and(|found| (found.dev(), found.ino()) == self.socket) {
-                let _ = fs::remove_file(name);
-            }
+            self.remove_name(name);
         }
     }
 }
@@ -581,9 +596,11 @@ mod tests {
         assert_eq!(client.ask("ping", None).unwrap(), "{\"done\":true}");
         // Another daemon takes over the first name, and keeps it.
         let second = ControlServer::serve(listen(&path).unwrap(), path.clone(), Fixed).unwrap();
+        assert!(connect(&name).unwrap().is_some());
+        server.answer_for_no_mount();
+        assert!(connect(&name).unwrap().is_none());
         drop(server);
         assert!(connect("x.sock").unwrap().is_some());
-        assert!(connect(&name).unwrap().is_none());
         drop(second);
         assert!(connect("x.sock").unwrap().is_none());
     }

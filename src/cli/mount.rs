@@ -219,6 +219,9 @@ fn serve(
             ready();
         },
     );
+    if let Some(control) = &control {
+        control.answer_for_no_mount();
+    }
     let closed = filesystem.close();
     // Before the volume's lock goes: whoever mounts it next makes a line of their own.
     if let Some(entry) = mounted_on.get() {
