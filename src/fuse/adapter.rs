@@ -95,13 +95,6 @@ impl Adapter {
         if self.applies_umask { umask } else { 0 }
     }
 
-    /// Whether what is written to a new file comes here at once, past what the kernel holds back of
-    /// others: its close would wait for all of that. Only for who can but write: such a file cannot
-    /// be mapped.
-    fn is_written_at_once(&self, flags: i32) -> bool {
-        flags & libc::O_ACCMODE == libc::O_WRONLY && self.dispatch.is_crowded()
-    }
-
     /// The time of last access was looked at; the kernel does not know if it changed.
     fn accessed(&self, ino: INodeNo, changed: Result<bool, Errno>) {
         match changed {
@@ -343,10 +336,7 @@ impl fuser::Filesystem for Adapter {
             let made = fs.create(&caller, node(parent), name.as_bytes(), mode, flags);
             answer(reply, made, |reply, (attr, opened)| {
                 let (attr, opened) = (convert::file_attr(&attr), FileHandle(opened.0));
-                let flags = match self.is_written_at_once(flags) {
-                    true => FopenFlags::FOPEN_DIRECT_IO,
-                    false => FopenFlags::FOPEN_KEEP_CACHE,
-                };
+                let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 reply.created(&REMEMBER, &attr, Generation(0), opened, flags);
             });
         });

@@ -87,11 +87,6 @@ impl Dispatch {
         self.workers.at_rest()
     }
 
-    /// True when somebody writes more than is done at once.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.workers.is_crowded()
-    }
-
     /// Does contents work inline or hands it over.
     pub(super) fn contents(
         &self,

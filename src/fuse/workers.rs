@@ -23,7 +23,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -38,11 +38,6 @@ const IDLE: Duration = Duration::from_secs(10);
 const SMALL_BYTES: usize = 128 << 10;
 /// ... but for one of the latter after so many.
 const SMALL_IN_A_ROW: u32 = 4;
-
-/// So many large READs and WRITEs that wait are a crowd.
-const CROWD: usize = 3;
-/// It is taken to be there for so long after it was seen.
-const CROWD_LASTS: Duration = Duration::from_secs(1);
 
 /// Who does a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,8 +111,6 @@ struct Queues {
     queued_bytes: usize,
     /// Jobs being run.
     running: usize,
-    /// When a crowd was seen last.
-    crowded_at: Option<Instant>,
     closing: bool,
 }
 
@@ -224,9 +217,6 @@ impl Workers {
                 }
                 pool.large.push_back(job);
                 pool.wake();
-                if pool.large.len() >= CROWD {
-                    queues.crowded_at = Some(Instant::now());
-                }
             }
             Lane::Lengthy => {
                 let pool = &mut queues.lengthy;
@@ -238,13 +228,6 @@ impl Workers {
                 }
             }
         }
-    }
-
-    /// True when large READs or WRITEs wait for one another: what is written now through the kernel's
-    /// memory would wait behind them.
-    pub(super) fn is_crowded(&self) -> bool {
-        let crowded_at = self.shared.queues.lock().crowded_at;
-        crowded_at.is_some_and(|then| then.elapsed() < CROWD_LASTS)
     }
 
     /// True when no job is queued or running.
