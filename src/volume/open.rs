@@ -36,7 +36,8 @@ use crate::store::{Place, Store};
 /// remembered that could.
 ///
 /// # Errors
-/// See [`VolumeError`]; nothing of the volume has been changed then but files that were shared.
+/// See [`VolumeError`]; nothing of the volume has been changed then but files that were shared, and
+/// what a cut had left of a renewal.
 pub fn open(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, VolumeError> {
     let result = open_audited(store, options);
     match &result {
