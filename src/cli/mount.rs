@@ -418,11 +418,14 @@ pub(super) fn open_when_free(
 
 /// So many objects as may be open, beside what else is: descriptors of requests under way, of the
 /// socket's clients, of directories.
-fn open_objects(wanted: usize) -> usize {
+fn open_objects(asked: Option<usize>, default: usize) -> usize {
     const BESIDE: u64 = 128;
+    /// With fewer than these small files are synced in many turns.
+    const FEW: usize = 512;
     let most = limits::open_files().saturating_sub(BESIDE).max(8);
+    let wanted = asked.unwrap_or(default);
     let allowed = usize::try_from(most).map_or(wanted, |most| wanted.min(most));
-    if allowed < wanted {
+    if allowed < asked.unwrap_or(FEW) {
         tracing::warn!(
             wanted,
             allowed,
@@ -438,7 +441,7 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     options.read_only = words.read_only.unwrap_or(false);
     options.commit_interval = words.commit.unwrap_or(options.commit_interval);
     options.meta_cache_bytes = words.meta_cache_bytes.unwrap_or(options.meta_cache_bytes);
-    options.open_objects = open_objects(words.open_objects.unwrap_or(options.open_objects));
+    options.open_objects = open_objects(words.open_objects, options.open_objects);
     options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
     options.access_times = words.access_times.unwrap_or_default();
     options.snapshot_dir = words.snapshot_dir.clone().unwrap_or_default();

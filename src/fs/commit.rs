@@ -84,7 +84,7 @@ impl Filesystem {
     }
 
     /// Begins a commit when much is pending; waits for it when very much is. What is pending are
-    /// changes of the metadata, and files that were written and wait for their sync.
+    /// changes of the metadata, and files and objects that were written and wait for their sync.
     pub(super) fn relieve_pressure(&self) -> Result<(), Errno> {
         let pending = self.meta.pending_bytes();
         let files = self.contents.recent_bytes();
@@ -104,7 +104,7 @@ impl Filesystem {
                 result => result,
             };
         }
-        if pending.max(files) > limit {
+        if pending.max(files) > limit || self.contents.is_sync_due() {
             self.wake_background();
         }
         Ok(())

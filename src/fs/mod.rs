@@ -103,7 +103,7 @@ impl Default for FilesystemOptions {
             read_only: false,
             commit_interval: Duration::from_secs(5),
             meta_cache_bytes: 64 << 20,
-            open_objects: 512,
+            open_objects: 4096,
             pending_bytes: 32 << 20,
             access_times: AccessTimes::Relative,
             snapshot_dir: SnapshotDir::default(),

@@ -1,8 +1,8 @@
 //! How much of what was written the kernel may hold back.
 //!
-//! [`HELD_BACK_BYTES`], which is work for a fraction of a second: the kernel sends it in the order in
-//! which it was written, so that everybody who closes or syncs a file waits for what others have
-//! written before. Near the end of the room only [`NEAR_THE_END_BYTES`]: so much may be lost by
+//! [`HELD_BACK_BYTES`], which is work for a fraction of a second and less than what may wait for a
+//! worker: the kernel sends it in the order in which it was written, so that everybody who closes or
+//! syncs a file waits until what others have written before was read. Near the end of the room only [`NEAR_THE_END_BYTES`]: so much may be lost by
 //! programs that never ask whether it was written (fsync, close), and whoever writes on is told soon.
 //! Only root can tell the kernel; others' mounts have its own limit, 1 % of what memory may be dirty.
 //!
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use crate::fs::Filesystem;
 
 /// What may be held back.
-const HELD_BACK_BYTES: u64 = 128 << 20;
+const HELD_BACK_BYTES: u64 = 64 << 20;
 /// What may be held back near the end of the room.
 const NEAR_THE_END_BYTES: u64 = 32 << 20;
 /// The room is looked at after so many bytes ...

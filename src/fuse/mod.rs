@@ -48,8 +48,10 @@ use mountpoint::Mounted;
 use notify::Notices;
 use workers::Workers;
 
-/// Background requests (read-ahead, writeback) that the kernel may have under way.
-const MAX_BACKGROUND: u16 = 16;
+/// Background requests (read-ahead, writeback) that the kernel may have under way: all that it may
+/// hold back. Those beyond wait in the kernel, where a small file's contents queue behind somebody's
+/// bulk; here they go first.
+const MAX_BACKGROUND: u16 = 128;
 
 /// Between two attempts to take away a mount that is in use.
 const RETRY: Duration = Duration::from_secs(1);

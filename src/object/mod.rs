@@ -207,6 +207,11 @@ impl Contents {
         files.saturating_mul(INLINE_BYTES as usize)
     }
 
+    /// True, once, when many objects wait for their sync ([`Objects::is_sync_due`]).
+    pub fn is_sync_due(&self) -> bool {
+        self.objects.is_sync_due()
+    }
+
     fn live_file(&self, ino: Ino) -> Option<Arc<File>> {
         self.files.lock().get(&(View::LIVE, ino)).cloned()
     }

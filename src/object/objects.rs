@@ -219,6 +219,12 @@ impl Objects {
         self.open.sync(names)
     }
 
+    /// True, once, when so many objects wait for their sync that one should begin before somebody
+    /// has to wait for it.
+    pub fn is_sync_due(&self) -> bool {
+        self.open.is_sync_due()
+    }
+
     /// Makes the names of all objects made so far durable.
     pub fn sync_names(&self) -> Result<(), ObjectError> {
         // Who comes while another does it must not go before it is done.

@@ -8,8 +8,12 @@
 //!   has [`OpenObjects::making_space`], which nobody takes who does not need that very sync.
 //!
 //! The bound is exceeded only by objects that are in use at the same moment.
+//!
+//! Whoever finds the cache full of unsynced objects waits for a sync, behind all that others have
+//! written. So a sync in the background is asked for ([`OpenObjects::is_sync_due`]) when half of the
+//! bound is unsynced: the other half is for what comes meanwhile.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use lru::LruCache;
@@ -25,6 +29,8 @@ use crate::store::Store;
 const SYNC_ALL_FROM: usize = 32;
 /// So many are kept open in any case.
 const LEAST: usize = 8;
+/// Unsynced objects are counted so often while the cache fills once.
+const COUNTS: usize = 16;
 /// How often one who opens an object makes space before he exceeds the bound.
 const ROUNDS: u32 = 16;
 
@@ -35,6 +41,10 @@ pub(super) struct OpenObjects {
     open: Mutex<LruCache<ObjectName, Arc<ContentsFile>>>,
     /// Less than it was at first, once more could not be opened.
     open_max: AtomicUsize,
+    /// Objects added so far.
+    added: AtomicUsize,
+    /// Half of the bound was unsynced when last counted.
+    sync_due: AtomicBool,
     /// What a failed sync ends; `None` where nothing is written.
     meta: Option<Arc<Meta>>,
     /// Held by the one who syncs many to make space.
@@ -54,6 +64,8 @@ impl OpenObjects {
             store,
             open: Mutex::new(LruCache::unbounded()),
             open_max: AtomicUsize::new(open_max.max(1)),
+            added: AtomicUsize::new(0),
+            sync_due: AtomicBool::new(false),
             meta,
             making_space: Mutex::default(),
         }
@@ -124,10 +136,28 @@ impl OpenObjects {
             }
         }
         open.put(name, Arc::clone(contents));
+        self.count_unsynced(&open);
         // Closing may be I/O.
         drop(open);
         drop(closed);
         Space::Found(Arc::clone(contents))
+    }
+
+    /// True, once, when a sync of everything should begin before somebody has to wait for one.
+    pub(super) fn is_sync_due(&self) -> bool {
+        self.sync_due.load(Ordering::Relaxed) && self.sync_due.swap(false, Ordering::Relaxed)
+    }
+
+    /// Looks now and then whether a sync is due.
+    fn count_unsynced(&self, open: &LruCache<ObjectName, Arc<ContentsFile>>) {
+        let open_max = self.open_max.load(Ordering::Relaxed);
+        let added = self.added.fetch_add(1, Ordering::Relaxed);
+        if self.meta.is_some() && added.is_multiple_of(open_max.div_ceil(COUNTS)) {
+            let unsynced = open.iter().filter(|(_, object)| object.is_unsynced());
+            if unsynced.count() > open_max / 2 {
+                self.sync_due.store(true, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Closes half of what nobody uses and nothing waits for, and keeps fewer open from now on, so
