@@ -113,6 +113,15 @@ fn extended_attributes() {
     assert_eq!(set(&[b'u'; 256], b"", any), Err(Errno::ERANGE));
     assert_eq!(fs.get_xattr(node, b"user.a").unwrap(), b"2");
     assert_eq!(fs.get_xattr(node, b"user.none").err(), Some(Errno::ENODATA));
+    let label = b"security.selinux";
+    assert_eq!(fs.get_xattr(node, label).err(), Some(Errno::ENOTSUP));
+    set(label, b"system_u:object_r:etc_t:s0", XattrMode::Create).unwrap();
+    assert_eq!(
+        fs.get_xattr(node, label).unwrap(),
+        b"system_u:object_r:etc_t:s0"
+    );
+    fs.remove_xattr(&USER, node, label).unwrap();
+    assert_eq!(fs.get_xattr(node, label).err(), Some(Errno::ENOTSUP));
     let mount = mount.reopen();
     let list = mount.fs.list_xattr(&ADMIN, node).unwrap();
     let mut names: Vec<&[u8]> = list.split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
