@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bilayer::errno::Errno;
 use bilayer::fs::FilesystemOptions;
@@ -113,6 +114,30 @@ fn many_objects_are_synced_at_once_only_where_that_proves_something() {
         }
         mount.finish();
     }
+}
+
+/// Whoever finds all open objects unsynced waits behind everything that others have written.
+#[test]
+fn half_of_the_open_objects_are_synced_before_anybody_waits() {
+    const OPEN: usize = FILES + FILES / 2;
+    let (store, keystore) = (FaultyStore::new(), keystore());
+    format(&store, keystore.path(), None);
+    let options = FilesystemOptions {
+        open_objects: OPEN,
+        commit_interval: Duration::from_secs(3600),
+        background: true,
+        ..quiet()
+    };
+    let mount = Mount::open(store, keystore, options).expect("open the filesystem");
+    let watch = Watch::over(&mount.store);
+    write_files(&mount, 1);
+    let until = Instant::now() + Duration::from_secs(60);
+    while watch.counts().1 == 0 {
+        assert!(Instant::now() < until, "no sync began by itself");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    check_files(&mount, 1);
+    mount.finish();
 }
 
 /// A failed write is reported to descriptors that were open at the time.
