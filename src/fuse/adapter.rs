@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo,
@@ -173,6 +173,9 @@ impl fuser::Filesystem for Adapter {
         let full = Arc::clone(&self.full);
         let body = move |fs: &Filesystem| {
             let changed = fs.setattr(&asker, node(ino), &changes);
+            if size == Some(0) && changed.is_ok() {
+                full.emptied(fs, node(ino));
+            }
             answer(reply, changed, send_attr);
             full.ask_again(ino);
         };
@@ -335,9 +338,12 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("create", request, |fs| {
             let made = fs.create(&caller, node(parent), name.as_bytes(), mode, flags);
             answer(reply, made, |reply, (attr, opened)| {
+                // What it does not remember it asks for before it takes a write.
+                let asks = self.full.emptied(fs, attr.node);
+                let time = if asks { Duration::ZERO } else { REMEMBER };
                 let (attr, opened) = (convert::file_attr(&attr), FileHandle(opened.0));
                 let flags = FopenFlags::FOPEN_KEEP_CACHE;
-                reply.created(&REMEMBER, &attr, Generation(0), opened, flags);
+                reply.created(&time, &attr, Generation(0), opened, flags);
             });
         });
     }

@@ -10,11 +10,15 @@
 //! there is always room. So a file is let try again after [`PATIENCE`]; one WRITE that succeeds ends
 //! the refusal, another that fails begins it anew.
 //!
+//! An empty file has nothing to write over. One that is made, or truncated to nothing, within that
+//! time of a WRITE that failed is refused at once if there is no room for another like that: somebody
+//! who fills a volume with many files and never asks is told by the next one.
+//!
 //! Source: `fuse_cache_write_iter`, `fuse_update_get_attr` of Linux.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::INodeNo;
@@ -28,6 +32,10 @@ use crate::fs::types::NodeId;
 
 /// So long after a WRITE that failed all writes are refused while there is no room.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// So long the answer to such a WRITE waits for the kernel to forget attributes. As a rule that takes
+/// microseconds.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 /// What must be free beside the bytes of a WRITE that failed, before it may succeed.
 const BESIDE_BYTES: u64 = 128 << 10;
@@ -50,12 +58,23 @@ impl FullFiles {
         }
     }
 
-    /// How a WRITE of so many bytes, which the kernel had taken, went.
+    /// How a WRITE of so many bytes, which the kernel had taken, went. To be called before the answer:
+    /// until then the bytes count as held back, and after it the kernel takes as many more.
     pub(super) fn note(&self, ino: INodeNo, len: usize, written: Result<usize, Errno>) {
         match written {
             Ok(_) => self.marks.end(NodeId(ino.0)),
-            Err(errno) => self.marks.failed(NodeId(ino.0), len as u64, errno),
+            Err(errno) => {
+                self.marks.failed(NodeId(ino.0), len as u64, errno);
+                if self.marks.has(NodeId(ino.0)) {
+                    self.notices.forget_attributes_within(ino, ANSWER_TIME);
+                }
+            }
         }
+    }
+
+    /// A file is empty now. True when its next write is to be asked about.
+    pub(super) fn emptied(&self, fs: &Filesystem, node: NodeId) -> bool {
+        self.marks.emptied(node, || room(fs))
     }
 
     /// Has the kernel ask before it takes the next write of a file that is remembered. To be called
@@ -68,10 +87,7 @@ impl FullFiles {
 
     /// The error of a write that the kernel is about to take.
     pub(super) fn refusal(&self, fs: &Filesystem, node: NodeId) -> Option<Errno> {
-        self.marks.refusal(node, || {
-            let space = fs.statfs().ok()?;
-            Some(space.blocks_available * u64::from(space.block_bytes))
-        })
+        self.marks.refusal(node, || room(fs))
     }
 
     /// Nobody uses the file any more.
@@ -80,9 +96,19 @@ impl FullFiles {
     }
 }
 
+/// The bytes that are free, where that can be told.
+fn room(fs: &Filesystem) -> Option<u64> {
+    let space = fs.statfs().ok()?;
+    Some(space.blocks_available * u64::from(space.block_bytes))
+}
+
 #[derive(Debug, Default)]
 struct Marks {
     marked: Mutex<HashMap<NodeId, Mark>>,
+    /// Of the newest WRITE for which there was no room.
+    newest: Mutex<Option<Mark>>,
+    /// There is one.
+    was_full: AtomicBool,
     /// How many they are; most of the time none, and nobody takes the lock.
     count: AtomicUsize,
 }
@@ -94,6 +120,13 @@ struct Mark {
     len: u64,
     /// When a write is let through again.
     again_at: Instant,
+}
+
+impl Mark {
+    /// Whether there is room for a WRITE like that one.
+    fn fits(&self, room: Option<u64>) -> bool {
+        room.is_some_and(|room| room > self.len.saturating_add(BESIDE_BYTES))
+    }
 }
 
 impl Marks {
@@ -109,7 +142,33 @@ impl Marks {
             };
             marked.insert(node, mark);
             self.count.store(marked.len(), Ordering::Release);
+            drop(marked);
+            if [Errno::ENOSPC, Errno::EDQUOT].contains(&errno) {
+                *self.newest.lock() = Some(mark);
+                self.was_full.store(true, Ordering::Release);
+            }
         }
+    }
+
+    /// Nothing can be written over in that file. True when it is remembered.
+    fn emptied(&self, node: NodeId, room: impl FnOnce() -> Option<u64>) -> bool {
+        if !self.was_full.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut newest = self.newest.lock();
+        let Some(mark) = *newest else {
+            return false;
+        };
+        if Instant::now() >= mark.again_at || mark.fits(room()) {
+            *newest = None;
+            self.was_full.store(false, Ordering::Release);
+            return false;
+        }
+        drop(newest);
+        let mut marked = self.marked.lock();
+        marked.insert(node, mark);
+        self.count.store(marked.len(), Ordering::Release);
+        true
     }
 
     fn end(&self, node: NodeId) {
@@ -134,7 +193,7 @@ impl Marks {
             // Of one place in the file, and the next write may go to another.
             Errno::EFBIG => self.end(node),
             Errno::EROFS => {}
-            _ if room().is_some_and(|room| room > mark.len.saturating_add(BESIDE_BYTES)) => {
+            _ if mark.fits(room()) => {
                 self.end(node);
                 return None;
             }
@@ -166,6 +225,28 @@ mod tests {
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
         files.end(FILE);
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
+    }
+
+    #[test]
+    fn an_empty_file_is_refused_where_another_had_no_room() {
+        let files = Marks::default();
+        let empty = NodeId(8);
+        assert!(!files.emptied(empty, || Some(0)));
+        files.failed(FILE, 1 << 20, Errno::EFBIG);
+        assert!(!files.emptied(empty, || Some(0)));
+        files.failed(FILE, 1 << 20, Errno::ENOSPC);
+        assert!(files.emptied(empty, || Some(1 << 20)));
+        let refusal = files.refusal(empty, || Some(1 << 20));
+        assert_eq!(refusal, Some(Errno::ENOSPC));
+        assert_eq!(files.refusal(empty, || Some(2 << 20)), None);
+        assert!(!files.emptied(empty, || Some(2 << 20)));
+        assert!(
+            !files.emptied(empty, || Some(0)),
+            "there was room meanwhile"
+        );
+        files.failed(FILE, 1 << 20, Errno::ENOSPC);
+        files.newest.lock().as_mut().unwrap().again_at = Instant::now();
+        assert!(!files.emptied(empty, || Some(0)), "it may be tried again");
     }
 
     #[test]

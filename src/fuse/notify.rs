@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
@@ -19,6 +20,9 @@ use crate::fs::types::NodeId;
 /// An inode to write back, and where to say that it is done.
 type Wish = (INodeNo, SyncSender<()>);
 
+/// An inode whose attributes the kernel is to forget, and where to say that it has, if anywhere.
+type Forgotten = (INodeNo, Option<SyncSender<()>>);
+
 /// What the kernel can be told.
 #[derive(Debug, Default)]
 pub(super) struct Notices(OnceLock<Channels>);
@@ -27,7 +31,7 @@ pub(super) struct Notices(OnceLock<Channels>);
 struct Channels {
     notifier: Notifier,
     wishes: SyncSender<Wish>,
-    forgotten: Sender<INodeNo>,
+    forgotten: Sender<Forgotten>,
     mounted: Mounted,
     writeback: bool,
 }
@@ -48,15 +52,19 @@ impl Notices {
                 move || serve(&inbox, &notifier)
             })?;
         // One of its own: where the kernel lets go of an inode in this call, it waits for WRITEs.
-        let (forgotten, to_forget) = channel::<INodeNo>();
+        let (forgotten, to_forget) = channel::<Forgotten>();
         std::thread::Builder::new()
             .name("forgetter".to_owned())
             .spawn({
                 let notifier = notifier.clone();
                 move || {
-                    to_forget
-                        .iter()
-                        .for_each(|ino| forget_attributes(&notifier, ino));
+                    for (ino, done) in to_forget {
+                        forget_attributes(&notifier, ino);
+                        if let Some(done) = done {
+                            // Nobody waits any more.
+                            let _ = done.try_send(());
+                        }
+                    }
                 }
             })?;
         // Started once, before the first request.
@@ -92,7 +100,18 @@ impl Notices {
     pub(super) fn forget_attributes_soon(&self, ino: INodeNo) {
         if let Some(channels) = self.0.get() {
             // It fails where the mount is gone, and with it what was to be forgotten.
-            let _ = channels.forgotten.send(ino);
+            let _ = channels.forgotten.send((ino, None));
+        }
+    }
+
+    /// The same, and waits so long at most until it is done: a thread that serves a request may, for
+    /// which the kernel may be waiting in that very call.
+    pub(super) fn forget_attributes_within(&self, ino: INodeNo, time: Duration) {
+        if let Some(channels) = self.0.get() {
+            let (done, wait) = sync_channel(1);
+            if channels.forgotten.send((ino, Some(done))).is_ok() {
+                let _ = wait.recv_timeout(time);
+            }
         }
     }
 }

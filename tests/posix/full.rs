@@ -135,6 +135,15 @@ fn programs_are_told() {
             "bash alone",
             "while printf '%01000d\\n' {1..100}; do :; done > $M/out; exit 1",
         ),
+        (
+            "bash, many files",
+            "for n in {1..400}; do printf '%01048576d' 1 > $M/$n || exit 1; done",
+        ),
+        (
+            "bash, one file again and again",
+            "printf '%052000000d' 1 > $M/large || exit 1\n\
+             for n in {1..400}; do printf '%01048576d' 1 > $M/again || exit 1; done",
+        ),
         ("cp", "cp large $M/out"),
         ("tar", "tar -cf - large | tar -C $M -xf -"),
         ("rsync", "rsync large $M/out"),

@@ -248,6 +248,11 @@ fn committed(bench: Child) -> u64 {
 
 /// Where an ordinary user may go, with an empty volume; and the server's programs.
 fn prepared(test: &'static str, limit: Duration) -> Option<(Place, PathBuf)> {
+    prepared_of(test, limit, "")
+}
+
+/// As [`prepared`], with options for the volume.
+fn prepared_of(test: &'static str, limit: Duration, options: &str) -> Option<(Place, PathBuf)> {
     let Some(found) = programs() else {
         need(
             false,
@@ -261,7 +266,7 @@ fn prepared(test: &'static str, limit: Duration) -> Option<(Place, PathBuf)> {
     }
     let place = Place::at(test, limit, Path::new("/var/tmp"));
     fs::set_permissions(place.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-    place.run("create vol").done();
+    place.run(&format!("create vol {options}")).done();
     Some((place, found))
 }
 
@@ -317,6 +322,75 @@ fn a_cluster_is_whole_after_every_crash() {
     assert_eq!(cluster.check(count), count);
     cluster.stop();
     mounted.unmount();
+}
+
+/// The server refuses what does not fit, goes on with the rest, and loses nothing that it has
+/// committed, also where its log is what no longer fits and it ends.
+#[test]
+fn a_cluster_survives_a_full_volume() {
+    /// Files of 1 MiB, more than there is room for and than the kernel may hold back.
+    const FILLERS: u32 = 400;
+    let Some((place, found)) = prepared_of("postgres-full", TEST_LIMIT, "--size 160M") else {
+        return;
+    };
+    let mounted = place.mount("vol", "mnt", "");
+    let mut cluster = Cluster::new(&place, found);
+    cluster.make();
+    fs::write(mounted.path("ballast"), vec![1; 8 << 20]).unwrap();
+    cluster.start();
+    cluster.run("pgbench", &["--initialize", "--quiet"]);
+    cluster.sql("CREATE EXTENSION amcheck");
+    cluster.sql("CREATE TABLE filler (bytes text)");
+    cluster.sql("ALTER TABLE filler ALTER bytes SET STORAGE EXTERNAL");
+    let insert =
+        "INSERT INTO filler SELECT repeat(md5(n::text), 1000) FROM generate_series(1, 200) n";
+    let mut rows = 0;
+    loop {
+        let mut psql = cluster.command("psql", &["--no-psqlrc", "--quiet", "-c", insert]);
+        if run_within(&mut psql, SCRIPT_LIMIT).code != 0 {
+            break;
+        }
+        rows += 200;
+        assert!(
+            rows < 20_000,
+            "a volume of 160 MiB holds {rows} times 32 000 bytes"
+        );
+    }
+    let said = fs::read_to_string(cluster.socket.join("log")).unwrap();
+    assert!(said.contains("No space left on device"), "{said}");
+    // What was refused may have been the log, for which a server ends.
+    cluster.kill();
+    fs::remove_file(mounted.path("ballast")).unwrap();
+    cluster.start();
+    assert_eq!(cluster.sql("SELECT count(*) FROM filler"), rows.to_string());
+    cluster.sql("DROP TABLE filler");
+    cluster.sql("CHECKPOINT");
+    cluster.run("pgbench", &[CLIENTS, "--transactions=30", "--no-vacuum"]);
+    let count = cluster.check(90);
+
+    // Somebody else fills the volume while transactions run.
+    let bench = cluster.bench();
+    let filled = (0..FILLERS).try_for_each(|number| {
+        let file = mounted.path(&format!("other-{number}"));
+        fs::write(file, vec![number as u8; 1 << 20])
+    });
+    assert_eq!(filled.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    std::thread::sleep(Duration::from_secs(3));
+    cluster.kill();
+    let count = count + committed(bench);
+    for number in 0..FILLERS {
+        let _ = fs::remove_file(mounted.path(&format!("other-{number}")));
+    }
+    cluster.start();
+    let count = cluster.check(count);
+    cluster.stop();
+    mounted.unmount();
+    let mounted = place.mount("vol", "mnt", "");
+    cluster.start();
+    assert_eq!(cluster.check(count), count);
+    cluster.stop();
+    mounted.unmount();
+    place.run("check vol").done();
 }
 
 /// Copied out of the snapshot it is what a crash at that moment would have left, with all that was
