@@ -276,6 +276,10 @@ pub trait Store: Send + Sync + Debug + Any {
     fn lock_dir(&self, _dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// Takes a lock on a directory that shuts out those who take the exclusive one.
+    fn lock_dir_shared(&self, _dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// The directory of the operating system's that it is, as it is found now; `None` for a store
     /// that is no such directory.
     ///

@@ -402,6 +402,14 @@ fn a_read_only_medium_is_shared_and_proved() {
     let refused = bilayer(&machine, "mount -o ro medium mnt2");
     assert_eq!(refused.code, 32, "{}", refused.stderr);
     assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
+    // Not even where the lock is gone.
+    let lock = machine.place.path("vol/lock");
+    let aside = machine.place.path("aside");
+    fs::rename(&lock, &aside).unwrap();
+    let refused = bilayer(&machine, "mount -o ro medium mnt2");
+    assert_eq!(refused.code, 32, "{}", refused.stderr);
+    assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
+    fs::rename(&aside, &lock).unwrap();
     machine.run("umount mnt");
 
     machine.run("mount -t bilayer medium mnt -o ro");
@@ -419,9 +427,14 @@ fn a_read_only_medium_is_shared_and_proved() {
     assert_eq!(status(&machine, "mnt")["daemon"]["pid"], first);
     let refused = bilayer(&machine, "snapshot create mnt two");
     assert_ne!(refused.code, 0);
-    // Nobody writes to what is being read.
+    // Nobody writes to what is being read, whatever became of the lock.
     let refused = bilayer(&machine, "mount vol vol2 --create");
     assert_eq!(refused.code, 32, "{}", refused.stderr);
+    fs::rename(&lock, &aside).unwrap();
+    let refused = bilayer(&machine, "mount vol vol2");
+    assert_eq!(refused.code, 32, "{}", refused.stderr);
+    assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
+    fs::rename(&aside, &lock).unwrap();
     machine.run("umount mnt2");
     assert!(is_alive(first) && !is_alive(second));
     assert_eq!(snapshots(&machine, "mnt"), ["one"]);

@@ -219,6 +219,31 @@ fn one_opener_at_a_time() {
     }
 }
 
+/// A lock file that is removed lets nobody in, not even to rescue what is left.
+#[test]
+fn a_lost_lock_file_keeps_everybody_out_while_it_is_open() {
+    let keys = Keys::new();
+    let path = keys.at().join("volume");
+    let store: Arc<dyn Store> = Arc::new(DirectoryStore::open_or_create(&path).expect("store"));
+    keys.create(&store, None);
+    let first = keys.open(&store, None).expect("open");
+    store.unlink(&lock_path()).expect("unlink");
+    let rescued = |store: &Arc<dyn Store>| {
+        let options = OpenOptions {
+            read_only: true,
+            ..keys.open_options(None)
+        };
+        rescue(Arc::clone(store), None, &options).map(drop)
+    };
+    let refused = rescued(&store).expect_err("refused");
+    assert_eq!(refused.kind(), ErrorKind::InUse);
+    assert_eq!(kind_of(keys.open(&store, None)), ErrorKind::InUse);
+    drop(first);
+    store.unlink(&lock_path()).expect("made anew");
+    rescued(&store).expect("free again");
+    keys.open(&store, None).expect("free again");
+}
+
 #[test]
 fn a_lost_lock_file_is_made_anew() {
     let keys = Keys::new();
