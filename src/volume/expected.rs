@@ -11,7 +11,8 @@
 //! The other volume is not searched for elsewhere: what a directory claims to be is not
 //! authenticated, and an attacker can swap two genuine volumes as well as their owner can. Once the
 //! other volume was opened for writing at its new place, its record names that one, and the old
-//! place is free. That its directory went elsewhere while it was open frees nothing.
+//! place is free. That its directory went elsewhere while it was open frees nothing, and does
+//! not give it a place where another volume is remembered.
 //!
 //! A volume that is made, or becomes one of its own, takes over its place: its record counts as the
 //! later one ([`Neighbours::now`]), whatever the clock says.
@@ -87,6 +88,24 @@ impl<'a> Neighbours<'a> {
 /// True for directories of two filesystems that are known.
 fn are_elsewhere(one: &RememberedDirectory, other: &RememberedDirectory) -> bool {
     one.filesystem.is_some() && other.filesystem.is_some() && one.filesystem != other.filesystem
+}
+
+/// True when a volume that is open went to a place where another one is remembered, and where it
+/// was not opened. Somebody else than its user may have moved it, so its record must not name that
+/// place.
+pub(super) fn is_of_another(
+    keystore: &PlatformKeystore,
+    volume: VolumeId,
+    record: &VolumeRecord,
+    place: &Place,
+) -> Result<bool, KeyError> {
+    let here = RememberedDirectory::from(place);
+    let former = record.former.as_ref().map(|former| &former.directory);
+    if record.directory.as_ref() == Some(&here) || former == Some(&here) {
+        return Ok(false);
+    }
+    let neighbours = Neighbours::of(keystore, volume, Some(place), None)?;
+    Ok(!neighbours.others.is_empty())
 }
 
 /// When the record of a volume that is written at `place` from now on says that it was written.

@@ -249,7 +249,9 @@ impl Volume {
             clean,
             ..current.clone()
         };
-        if let Some(place) = &place {
+        if let Some(place) = &place
+            && !expected::is_of_another(&self.keystore, self.header.volume_id(), &next, place)?
+        {
             next.follow(place.into());
         }
         // Somebody who asked later may have been faster.

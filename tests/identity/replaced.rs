@@ -179,6 +179,35 @@ fn a_place_is_free_when_its_volume_is_known_elsewhere() {
     holds(&place, "a", "", "mv e a");
 }
 
+/// Somebody moves a volume that is open into the place of another one: only its owner may say that
+/// it belongs there.
+#[test]
+fn a_volume_that_is_moved_while_it_is_mounted_takes_no_place() {
+    let Some(place) = volumes("replaced-taken", &["a", "c"]) else {
+        return;
+    };
+    let known = id(&place, "c");
+    let mounted = place.mount("a", "mnt", "commit=1");
+    sh(&place, "mv c aside; mv a c");
+    fs::write(mounted.path("file"), "moved").unwrap();
+    end(mounted);
+    let pin = hinted_pin(&refused(&place, "c", &known));
+    // Both are at home again, and neither is anywhere else.
+    sh(&place, "mv c a; mv aside c");
+    holds(&place, "a", "", "moved");
+    holds(&place, "c", "", "c");
+    // Whoever has said that it belongs there may go and come back while it is open.
+    sh(&place, "mv c aside; mv a c");
+    let mounted = place.mount("c", "mnt", &format!("commit=1,{pin}"));
+    for script in ["mv c a", "mv a c"] {
+        sh(&place, script);
+        fs::write(mounted.path("file"), script).unwrap();
+        run(command("sync", ["-f"]).arg(mounted.dir())).done();
+    }
+    end(mounted);
+    holds(&place, "c", "", "mv a c");
+}
+
 /// Whatever makes a volume takes the place of the one that was there.
 #[test]
 fn a_volume_that_is_made_takes_the_place() {

@@ -305,6 +305,36 @@ fn a_hard_linked_copy_gets_files_of_its_own() {
     assert!(!one.join("meta.new").exists() && !one.join("lock.new").exists());
 }
 
+/// Whoever moves a directory while a volume is made in it does not choose its place.
+#[test]
+fn a_volume_that_is_made_takes_the_place_where_it_was_begun() {
+    let keys = Keys::new();
+    let top = keys.at().canonicalize().expect("path");
+    let [mine, new] = ["mine", "new"].map(|name| top.join(name));
+    let store: Arc<dyn Store> = Arc::new(DirectoryStore::open_or_create(&mine).expect("store"));
+    keys.create(&store, None);
+    fs::rename(&mine, top.join("aside")).expect("rename");
+    let store: Arc<dyn Store> = Arc::new(DirectoryStore::open_or_create(&new).expect("store"));
+    create(
+        Arc::clone(&store),
+        &keys.create_options(None),
+        &mut |fresh| {
+            write_meta(fresh)?;
+            Ok(fs::rename(&new, &mine)?)
+        },
+    )
+    .expect("create");
+    let refused = keys
+        .open(&store, None)
+        .expect_err("another one is expected");
+    assert!(
+        matches!(refused, VolumeError::AnotherVolume { .. }),
+        "{refused}"
+    );
+    fs::rename(&mine, &new).expect("rename");
+    keys.open(&store, None).expect("where it was made");
+}
+
 /// The directory was renamed between resolving its path and opening it.
 #[test]
 fn another_volume_is_expected_at_the_path_that_it_is_opened_by() {
