@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::errno::Errno;
 
-pub use crate::sys::place::{Place, has_lasting_inodes};
+pub use crate::sys::place::{Place, has_lasting_inodes, may_be_untold};
 
 mod adopt;
 pub mod ballast;
