@@ -22,7 +22,7 @@ use super::health::{self, Pulse};
 use super::locate;
 use super::log::Log;
 use super::options::MountWords;
-use super::paths::absolute;
+use super::paths::{absolute, as_named};
 use super::proof::{self, DirectoryId, VolumeDirectory};
 use super::remount::{obey, remount};
 use super::status::{self, Report};
@@ -272,7 +272,8 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
 fn make_missing(request: &MountRequest) -> Result<(), CliError> {
     if !request.volume.join(HEADER_NAME).exists() {
         let doing = || format!("cannot make {}", request.volume.display());
-        volume::refuse_vanished(&request.keystore, &without_links(&request.volume))
+        let (path, named) = (without_links(&request.volume), as_named(&request.volume));
+        volume::refuse_vanished(&request.keystore, &path, &named)
             .map_err(|error| CliError::volume(doing(), &error))?;
         create(&NewVolume {
             path: request.volume.clone(),
@@ -331,6 +332,7 @@ fn open_volume(
         customer_key: request.words.customer_key.clone(),
         keystore: request.keystore.clone(),
         path: Some(path.to_owned()),
+        named: as_named(&request.volume),
         passphrase: passphrase(request),
         read_only: request.words.read_only.unwrap_or(false),
         fingerprint: request.words.fingerprint.clone(),

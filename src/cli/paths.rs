@@ -30,6 +30,22 @@ pub(super) fn without_links(path: &Path) -> PathBuf {
     }
 }
 
+/// The absolute paths that a path may have been meant as where links are in it: as it is written,
+/// and with a link as its last part alone.
+pub(super) fn as_named(path: &Path) -> Vec<PathBuf> {
+    let Ok(written) = std::path::absolute(path) else {
+        return Vec::new();
+    };
+    // Without a slash at the end.
+    let written: PathBuf = written.components().collect();
+    let in_parent = written.parent().zip(written.file_name());
+    let in_parent =
+        in_parent.and_then(|(parent, name)| Some(std::fs::canonicalize(parent).ok()?.join(name)));
+    let mut named: Vec<PathBuf> = in_parent.into_iter().chain([written]).collect();
+    named.dedup();
+    named
+}
+
 /// Whether nobody but root and this user decides what a name leads to: the directory that it is in is
 /// theirs, and no others write to it.
 pub(super) fn is_ours(path: &Path) -> bool {
@@ -88,6 +104,19 @@ mod tests {
             without_links(Path::new("/no/such/place")),
             Path::new("/no/such/place")
         );
+    }
+
+    #[test]
+    fn paths_as_they_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        let (link, inner) = (real.join("link"), real.join("link/inner"));
+        std::fs::create_dir(real.join("dir")).unwrap();
+        std::os::unix::fs::symlink("dir", &link).unwrap();
+        std::os::unix::fs::symlink("/", &inner).unwrap();
+        assert_eq!(as_named(&link.join(".")), [link.as_path()]);
+        assert_eq!(as_named(&inner), [real.join("dir/inner"), inner]);
+        assert_eq!(as_named(Path::new("/")), [Path::new("/")]);
     }
 
     #[test]

@@ -85,7 +85,9 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         place => place.map_err(unknown_place)?,
     };
     let path = options.path.as_deref();
-    let neighbours = Neighbours::of(&keystore, header.volume_id(), place.as_ref(), path)?;
+    let id = header.volume_id();
+    let neighbours = Neighbours::of(&keystore, id, place.as_ref(), path)?;
+    let neighbours = neighbours.with_named(&keystore, id, &options.named)?;
     if !options.new_identity && options.fingerprint.is_none() {
         refuse_unexpected(&neighbours, record.as_ref(), (&header, &keys))?;
     }

@@ -148,7 +148,9 @@ fn warn_of_another(
 ) {
     let place = store.place().ok().flatten();
     let path = options.path.as_deref();
-    let neighbours = Neighbours::of(keystore, header.volume_id(), place.as_ref(), path);
+    let id = header.volume_id();
+    let neighbours = Neighbours::of(keystore, id, place.as_ref(), path)
+        .and_then(|found| found.with_named(keystore, id, &options.named));
     match neighbours.as_ref().map(|found| found.expected(record)) {
         Ok(None) => {}
         Ok(Some(known)) => tracing::warn!(

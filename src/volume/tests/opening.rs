@@ -361,10 +361,34 @@ fn another_volume_is_expected_at_the_path_that_it_is_opened_by() {
         }
         error => panic!("{error}"),
     }
-    let vanished = refuse_vanished(&keys.at().join("platform"), &mine.0);
-    assert!(matches!(vanished, Err(VolumeError::Vanished { .. })));
-    refuse_vanished(&keys.at().join("platform"), &keys.at().join("new")).expect("fresh");
-    refuse_vanished(&keys.at().join("none"), &mine.0).expect("no keystore, nothing known");
+    let named = |path: &Path| {
+        let options = OpenOptions {
+            named: vec![path.to_owned()],
+            read_only: true,
+            ..keys.open_options(None)
+        };
+        open(Arc::clone(&other.1), &options).map(drop)
+    };
+    named(&other.0).expect("its own path");
+    named(&keys.at().join("link")).expect("a link from where nothing is known");
+    let refused = named(&mine.0).expect_err("a link was put in the place of another one");
+    assert!(
+        matches!(refused, VolumeError::AnotherVolume { .. }),
+        "{refused}"
+    );
+    let vanished = |keystore: &str, path: &str, named: &[PathBuf]| {
+        let top = keys.at().canonicalize().expect("path");
+        refuse_vanished(&top.join(keystore), &top.join(path), named)
+    };
+    let at = std::slice::from_ref(&mine.0);
+    for refused in [
+        vanished("platform", "mine", &[]),
+        vanished("platform", "new", at),
+    ] {
+        assert!(matches!(refused, Err(VolumeError::Vanished { .. })));
+    }
+    vanished("platform", "new", &[]).expect("fresh");
+    vanished("none", "mine", at).expect("no keystore, nothing known");
 }
 
 #[test]
