@@ -22,7 +22,7 @@ use super::health::{self, Pulse};
 use super::locate;
 use super::log::Log;
 use super::options::MountWords;
-use super::paths::{absolute, as_named};
+use super::paths::{absolute, as_named, refuse_to_cover};
 use super::proof::{self, DirectoryId, VolumeDirectory};
 use super::remount::{obey, remount};
 use super::status::{self, Report};
@@ -266,6 +266,7 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
         ))
         .with_hint("mount on an empty directory elsewhere"));
     }
+    refuse_to_cover(&request.keystore, &dir)?;
     Ok((volume, dir))
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::CliError;
+use crate::keys::keystore::ENVIRONMENT;
 use crate::sys::identity::effective_user;
 
 /// Absolute, against the working directory; nothing of it need exist.
@@ -44,6 +45,21 @@ pub(super) fn as_named(path: &Path) -> Vec<PathBuf> {
     let mut named: Vec<PathBuf> = in_parent.into_iter().chain([written]).collect();
     named.dedup();
     named
+}
+
+/// A keystore that the mount covers could not be written while the volume is mounted.
+pub(super) fn refuse_to_cover(keystore: &Path, dir: &Path) -> Result<(), CliError> {
+    match std::fs::canonicalize(keystore) {
+        Ok(keystore) if keystore.starts_with(dir) => Err(CliError::usage(format!(
+            "cannot mount on {}: the platform keystore {} is inside it",
+            dir.display(),
+            keystore.display()
+        ))
+        .with_hint(format!(
+            "keep it elsewhere: --platform-keystore DIR or {ENVIRONMENT}=DIR"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Whether nobody but root and this user decides what a name leads to: the directory that it is in is
@@ -117,6 +133,19 @@ mod tests {
         assert_eq!(as_named(&link.join(".")), [link.as_path()]);
         assert_eq!(as_named(&inner), [real.join("dir/inner"), inner]);
         assert_eq!(as_named(Path::new("/")), [Path::new("/")]);
+    }
+
+    /// As that of a user whose home directory is the mount point.
+    #[test]
+    fn a_keystore_is_not_covered() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().canonicalize().unwrap();
+        let keystore = home.join(".local/platform");
+        refuse_to_cover(&keystore, &home).expect("none is there");
+        std::fs::create_dir_all(&keystore).unwrap();
+        let refused = refuse_to_cover(&keystore, &home).unwrap_err();
+        assert!(refused.message.contains("keystore"), "{}", refused.message);
+        refuse_to_cover(&keystore, &home.join("mnt")).expect("beside it");
     }
 
     #[test]
