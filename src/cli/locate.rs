@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::control::{Address, ControlClient, Obstacle, PATIENCE};
 use super::error::{CliError, ExitCode};
 use super::health::{self, Pulse};
+use super::paths::as_named;
 use super::proof::{self, DirectoryId, ProvenDaemon, VolumeDirectory};
 use crate::fuse::mountinfo::{self, MountInfo};
 use crate::sys::identity::effective_user;
@@ -40,6 +41,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 pub(super) struct Located {
     /// Its directory, for people; of a mount whose volume is not known, the mount.
     pub(super) path: PathBuf,
+    /// Paths that it was named by, which may lead there by links.
+    pub(super) named: Vec<PathBuf>,
     /// Its directory; none of a mount whose daemon does not answer.
     pub(super) directory: Option<VolumeDirectory>,
     pub(super) holder: Holder,
@@ -74,6 +77,7 @@ impl Located {
     fn proven(daemon: ProvenDaemon) -> Self {
         Self {
             path: daemon.directory.path.clone(),
+            named: Vec::new(),
             directory: Some(daemon.directory),
             holder: Holder::Daemon {
                 control: daemon.control,
@@ -175,6 +179,7 @@ fn find_mounted(location: Location, info: MountInfo) -> Result<Located, CliError
             } else {
                 Ok(Located {
                     path: info.dir.clone(),
+                    named: Vec::new(),
                     directory: None,
                     holder: Holder::Mount(NamedMount { location, info }),
                 })
@@ -303,6 +308,7 @@ fn find_directory(location: &Location, path: &Path) -> Result<Located, CliError>
     };
     Ok(Located {
         path: directory.path.clone(),
+        named: as_named(path),
         directory: Some(directory),
         holder,
     })

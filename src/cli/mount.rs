@@ -10,8 +10,10 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::changed::FormerIdentity;
 use super::control::{Answer, Closed, ControlServer, Done, Obstacle};
@@ -22,7 +24,7 @@ use super::health::{self, Pulse};
 use super::locate;
 use super::log::Log;
 use super::options::MountWords;
-use super::paths::absolute;
+use super::paths::{absolute, as_named, refuse_to_cover};
 use super::proof::{self, DirectoryId, VolumeDirectory};
 use super::remount::{obey, remount};
 use super::status::{self, Report};
@@ -196,7 +198,7 @@ fn serve(
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| CliError::filesystem(doing(), &error))?;
     filesystem.warn_of_hidden();
-    let mounted_on = Arc::new(OnceLock::new());
+    let mounted_on = MountedOn::default();
     let control = start_control(path, &filesystem, report, read_only, &mounted_on);
     let served = fuse::mount(
         Arc::clone(&filesystem),
@@ -213,18 +215,19 @@ fn serve(
                     process: std::process::id(),
                 };
                 entry.add();
-                let _ = mounted_on.set(entry);
+                *mounted_on.lock() = Some(entry);
                 answer_for_mount(control.as_ref(), device);
             }
             ready();
         },
     );
+    let ended = mounted_on.lock().take();
     if let Some(control) = &control {
         control.answer_for_no_mount();
     }
     let closed = filesystem.close();
     // Before the volume's lock goes: whoever mounts it next makes a line of their own.
-    if let Some(entry) = mounted_on.get() {
+    if let Some(entry) = ended {
         entry.remove();
     }
     drop(filesystem);
@@ -266,13 +269,15 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
         ))
         .with_hint("mount on an empty directory elsewhere"));
     }
+    refuse_to_cover(&request.keystore, &dir)?;
     Ok((volume, dir))
 }
 
 fn make_missing(request: &MountRequest) -> Result<(), CliError> {
     if !request.volume.join(HEADER_NAME).exists() {
         let doing = || format!("cannot make {}", request.volume.display());
-        volume::refuse_vanished(&request.keystore, &without_links(&request.volume))
+        let (path, named) = (without_links(&request.volume), as_named(&request.volume));
+        volume::refuse_vanished(&request.keystore, &path, &named)
             .map_err(|error| CliError::volume(doing(), &error))?;
         create(&NewVolume {
             path: request.volume.clone(),
@@ -331,6 +336,7 @@ fn open_volume(
         customer_key: request.words.customer_key.clone(),
         keystore: request.keystore.clone(),
         path: Some(path.to_owned()),
+        named: as_named(&request.volume),
         passphrase: passphrase(request),
         read_only: request.words.read_only.unwrap_or(false),
         fingerprint: request.words.fingerprint.clone(),
@@ -478,6 +484,9 @@ fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOpti
     options
 }
 
+/// The mount, while it is there: its device number may be given to another one afterwards.
+type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
+
 /// What this process answers other commands with.
 struct Daemon {
     /// Held weakly: the volume's lock goes when the filesystem does.
@@ -485,7 +494,7 @@ struct Daemon {
     report: Report,
     read_only: bool,
     directory: DirectoryId,
-    mounted_on: Arc<OnceLock<utab::Entry>>,
+    mounted_on: MountedOn,
 }
 
 impl Answer for Daemon {
@@ -504,7 +513,7 @@ impl Answer for Daemon {
     fn prove(&self, to: &UnixStream) -> io::Result<()> {
         let open = self.filesystem.upgrade();
         let volume = open.as_deref().map(Filesystem::volume);
-        let device = self.mounted_on.get().map(|entry| entry.device);
+        let device = self.mounted_on.lock().as_ref().map(|entry| entry.device);
         proof::prove(to, volume, self.directory, device)
     }
 }
@@ -514,7 +523,7 @@ fn start_control(
     filesystem: &Arc<Filesystem>,
     report: Report,
     read_only: bool,
-    mounted_on: &Arc<OnceLock<utab::Entry>>,
+    mounted_on: &MountedOn,
 ) -> Option<ControlServer> {
     let directory = match filesystem.volume().held_lock() {
         Some(held) => DirectoryId::of_descriptor(held.directory),

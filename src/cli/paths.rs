@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::CliError;
+use crate::keys::keystore::ENVIRONMENT;
 use crate::sys::identity::effective_user;
 
 /// Absolute, against the working directory; nothing of it need exist.
@@ -27,6 +28,37 @@ pub(super) fn without_links(path: &Path) -> PathBuf {
     ) {
         (Some(Ok(parent)), Some(name)) => parent.join(name),
         _ => absolute,
+    }
+}
+
+/// The absolute paths that a path may have been meant as where links are in it: as it is written,
+/// and with a link as its last part alone.
+pub(super) fn as_named(path: &Path) -> Vec<PathBuf> {
+    let Ok(written) = std::path::absolute(path) else {
+        return Vec::new();
+    };
+    // Without a slash at the end.
+    let written: PathBuf = written.components().collect();
+    let in_parent = written.parent().zip(written.file_name());
+    let in_parent =
+        in_parent.and_then(|(parent, name)| Some(std::fs::canonicalize(parent).ok()?.join(name)));
+    let mut named: Vec<PathBuf> = in_parent.into_iter().chain([written]).collect();
+    named.dedup();
+    named
+}
+
+/// A keystore that the mount covers could not be written while the volume is mounted.
+pub(super) fn refuse_to_cover(keystore: &Path, dir: &Path) -> Result<(), CliError> {
+    match std::fs::canonicalize(keystore) {
+        Ok(keystore) if keystore.starts_with(dir) => Err(CliError::usage(format!(
+            "cannot mount on {}: the platform keystore {} is inside it",
+            dir.display(),
+            keystore.display()
+        ))
+        .with_hint(format!(
+            "keep it elsewhere: --platform-keystore DIR or {ENVIRONMENT}=DIR"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -88,6 +120,32 @@ mod tests {
             without_links(Path::new("/no/such/place")),
             Path::new("/no/such/place")
         );
+    }
+
+    #[test]
+    fn paths_as_they_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        let (link, inner) = (real.join("link"), real.join("link/inner"));
+        std::fs::create_dir(real.join("dir")).unwrap();
+        std::os::unix::fs::symlink("dir", &link).unwrap();
+        std::os::unix::fs::symlink("/", &inner).unwrap();
+        assert_eq!(as_named(&link.join(".")), [link.as_path()]);
+        assert_eq!(as_named(&inner), [real.join("dir/inner"), inner]);
+        assert_eq!(as_named(Path::new("/")), [Path::new("/")]);
+    }
+
+    /// As that of a user whose home directory is the mount point.
+    #[test]
+    fn a_keystore_is_not_covered() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().canonicalize().unwrap();
+        let keystore = home.join(".local/platform");
+        refuse_to_cover(&keystore, &home).expect("none is there");
+        std::fs::create_dir_all(&keystore).unwrap();
+        let refused = refuse_to_cover(&keystore, &home).unwrap_err();
+        assert!(refused.message.contains("keystore"), "{}", refused.message);
+        refuse_to_cover(&keystore, &home.join("mnt")).expect("beside it");
     }
 
     #[test]

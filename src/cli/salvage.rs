@@ -154,6 +154,7 @@ fn open(
             .transpose()?,
         keystore: keys.keystore,
         path: Some(located.path.clone()),
+        named: located.named.clone(),
         passphrase: keys.passphrase,
         read_only: true,
         ..OpenOptions::default()

@@ -60,6 +60,7 @@ pub(super) fn open_volume(
     let options = OpenOptions {
         keystore: keys.keystore.clone(),
         path: Some(located.path.clone()),
+        named: located.named.clone(),
         passphrase: keys.passphrase.clone(),
         read_only: !writes,
         ..OpenOptions::default()

@@ -330,7 +330,7 @@ pub fn status(path: &Path, keystore: &Path) -> Result<Report, CliError> {
         Holder::Nobody => {
             let store = open_store(&located)?;
             let claims = report_claims(&located.path, &store)?;
-            open_or_claims(&located.path, store, keystore, claims)
+            open_or_claims(&located, store, keystore, claims)
         }
     };
     // Without a daemon that has proved itself, what the list of mounts hints at.
@@ -491,21 +491,22 @@ fn health_of(code: ExitCode, why: String) -> Health {
 
 /// Opens the volume if that needs nobody to type anything; otherwise says why not.
 fn open_or_claims(
-    path: &Path,
+    located: &Located,
     store: DirectoryStore,
     keystore: &Path,
     claims: Report,
 ) -> KnownHealth {
     let options = OpenOptions {
         keystore: keystore.to_path_buf(),
-        path: Some(path.to_path_buf()),
+        path: Some(located.path.clone()),
+        named: located.named.clone(),
         passphrase: PassphraseSource::None,
         read_only: true,
         ..OpenOptions::default()
     };
     match volume::open(Arc::new(store), &options) {
         Ok(volume) => {
-            let report = report_open(path, &volume);
+            let report = report_open(&located.path, &volume);
             let (views, health) = views_of(volume);
             (report, views, health)
         }

@@ -209,6 +209,7 @@ impl Ballast {
     /// Makes it whole as far as there is room, unless that has just been tried.
     pub fn refill(&self) {
         let mut failed = self.failed.lock();
+        self.note_loss();
         if !self.is_short() || failed.is_some_and(|at| at.elapsed() < PATIENCE) {
             return;
         }
@@ -219,6 +220,22 @@ impl Ballast {
                 Some(Instant::now())
             }
         };
+    }
+
+    /// Somebody may have removed or replaced it to make room: then there is nothing of it.
+    fn note_loss(&self) {
+        let bytes = self.bytes();
+        if bytes == 0 {
+            return;
+        }
+        let is_there = match self.store.info(&path()) {
+            Ok(info) => info.kind == EntryKind::File && info.links == 1 && info.len_bytes >= bytes,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        if !is_there {
+            tracing::warn!("the ballast was removed, and is made anew");
+            self.bytes.store(0, Ordering::SeqCst);
+        }
     }
 
     /// There may be room now: it may be tried again at once.
@@ -365,5 +382,52 @@ impl StoreFile for WithBallast {
 
     fn info(&self) -> io::Result<EntryInfo> {
         self.file.info()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::directory::DirectoryStore;
+
+    /// Whoever looks for room on a full disk finds a file that looks as if it could go.
+    #[test]
+    fn one_that_is_removed_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(BALLAST_NAME);
+        let len = || fs::metadata(&file).map_or(0, |metadata| metadata.len());
+        for kind in [BallastKind::Blocks, BallastKind::Bytes] {
+            let ballast = Ballast {
+                store: Arc::new(DirectoryStore::open(dir.path()).unwrap()),
+                kind,
+                whole_bytes: AtomicU64::new(LEAST_BYTES),
+                bytes: AtomicU64::new(0),
+                failed: Mutex::new(None),
+                tight: Mutex::new(None),
+            };
+            for part in [LEAST_BYTES, LEAST_BYTES / 2] {
+                ballast.require(Need::Whole).unwrap();
+                assert_eq!(len(), LEAST_BYTES);
+                // As if there had been room for no more.
+                fs::File::options()
+                    .write(true)
+                    .open(&file)
+                    .unwrap()
+                    .set_len(part)
+                    .unwrap();
+                ballast.bytes.store(part, Ordering::SeqCst);
+                fs::remove_file(&file).unwrap();
+                ballast.require(Need::Whole).unwrap();
+                assert_eq!(len(), LEAST_BYTES);
+            }
+            // Neither is one that a copy of the volume shares.
+            fs::hard_link(&file, dir.path().join("copy")).unwrap();
+            ballast.refill();
+            assert_eq!(ballast.store.info(&path()).unwrap().links, 1);
+            fs::remove_file(dir.path().join("copy")).unwrap();
+            fs::remove_file(&file).unwrap();
+        }
     }
 }

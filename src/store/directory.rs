@@ -434,19 +434,23 @@ impl Store for DirectoryStore {
     }
 
     fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
-        let name = if dir.is_root() { "." } else { dir.name() };
-        let directory = self.in_folder(&dir.parent(), |folder| {
-            files::open_directory_at(folder, name)
-        })?;
-        let directory = File::from(directory);
+        let directory = self.open_dir(dir)?;
         keep_to_owner(&directory);
-        match directory.try_lock() {
-            Ok(()) => Ok(self.holding(directory, true)),
-            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(TryLockError::Error(error)) => {
-                Err(io::Error::new(io::ErrorKind::Unsupported, error))
-            }
-        }
+        directory.try_lock().map_err(refused_dir)?;
+        Ok(self.holding(directory, true))
+    }
+
+    fn lock_dir_shared(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        let directory = self.open_dir(dir)?;
+        directory.try_lock_shared().map_err(refused_dir)?;
+        Ok(self.holding(directory, false))
+    }
+}
+
+fn refused_dir(error: TryLockError) -> io::Error {
+    match error {
+        TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+        TryLockError::Error(error) => io::Error::new(io::ErrorKind::Unsupported, error),
     }
 }
 
@@ -490,6 +494,14 @@ impl DirectoryStore {
     /// What the operating system refuses.
     pub fn set_permissions(&self, permissions: Permissions) -> io::Result<()> {
         File::from(self.root.try_clone()?).set_permissions(permissions)
+    }
+
+    fn open_dir(&self, dir: &StorePath) -> io::Result<File> {
+        let name = if dir.is_root() { "." } else { dir.name() };
+        let directory = self.in_folder(&dir.parent(), |folder| {
+            files::open_directory_at(folder, name)
+        })?;
+        Ok(File::from(directory))
     }
 
     fn holding(&self, file: File, exclusive: bool) -> Box<dyn StoreLock> {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::errno::Errno;
 
-pub use crate::sys::place::{Place, has_lasting_inodes};
+pub use crate::sys::place::{Place, has_lasting_inodes, may_be_untold};
 
 mod adopt;
 pub mod ballast;
@@ -274,6 +274,10 @@ pub trait Store: Send + Sync + Debug + Any {
     /// Takes the exclusive lock on a directory without waiting; `WouldBlock` when another holder has
     /// it, `Unsupported` where directories cannot be locked, as on NFS.
     fn lock_dir(&self, _dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Takes a lock on a directory that shuts out those who take the exclusive one.
+    fn lock_dir_shared(&self, _dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         Err(io::ErrorKind::Unsupported.into())
     }
     /// The directory of the operating system's that it is, as it is found now; `None` for a store

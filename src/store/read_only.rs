@@ -112,6 +112,10 @@ impl Store for ReadOnlyStore {
     fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         self.0.lock_dir(dir)
     }
+
+    fn lock_dir_shared(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.0.lock_dir_shared(dir)
+    }
 }
 
 type Block = Box<[u8; BLOCK_BYTES]>;

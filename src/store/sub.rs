@@ -112,4 +112,8 @@ impl Store for SubStore {
     fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         self.inner.lock_dir(&self.inside(dir))
     }
+
+    fn lock_dir_shared(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
+        self.inner.lock_dir_shared(&self.inside(dir))
+    }
 }

@@ -87,6 +87,12 @@ pub fn has_lasting_inodes(filesystem: &str) -> bool {
     !filesystem.starts_with(SOURCE)
 }
 
+/// True where not every kernel tells that identity.
+pub fn may_be_untold(filesystem: &str) -> bool {
+    let kind = filesystem.split(':').next().unwrap_or_default();
+    NAMED_BY_DEVICE.contains(&kind)
+}
+
 /// Where the directory is now, which may have been renamed since it was opened.
 fn current_path(file: &File, metadata: &Metadata, typed: &Path) -> io::Result<PathBuf> {
     let link = fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()));
@@ -297,6 +303,7 @@ mod tests {
         for source in ["host:/x", "user@host:/x", "[fe80::1]:/x", "//host/share"] {
             assert!(names_a_server(source), "{source}");
         }
+        assert!(may_be_untold("xfs:00ff") && !may_be_untold("ext4:7412d06e42551866"));
         for source in ["/dev/sdb1", "/srv/volume", "proc", ":x", "/a:b", ""] {
             assert!(!names_a_server(source), "{source}");
         }

@@ -8,15 +8,19 @@
 //! - both are remembered there, each on a filesystem of its own (disks that take turns);
 //! - the fingerprint is pinned (`-o fingerprint=`): the user has said which volume it is.
 //!
+//! A link that was put in the place of a directory, or of one above it, makes no difference: the
+//! path that was named counts as it was written, too.
+//!
 //! The other volume is not searched for elsewhere: what a directory claims to be is not
 //! authenticated, and an attacker can swap two genuine volumes as well as their owner can. Once the
 //! other volume was opened for writing at its new place, its record names that one, and the old
-//! place is free. That its directory went elsewhere while it was open frees nothing.
+//! place is free. That its directory went elsewhere while it was open frees nothing, and does
+//! not give it a place where another volume is remembered.
 //!
 //! A volume that is made, or becomes one of its own, takes over its place: its record counts as the
 //! later one ([`Neighbours::now`]), whatever the clock says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::error::VolumeError;
 use crate::ids::VolumeId;
@@ -30,6 +34,8 @@ pub(super) struct Neighbours<'a> {
     place: Option<&'a Place>,
     path: Option<&'a Path>,
     others: Vec<RememberedVolume>,
+    /// Those of each path that was named and leads to the place by a link.
+    by_link: Vec<(&'a Path, Vec<RememberedVolume>)>,
 }
 
 impl<'a> Neighbours<'a> {
@@ -46,7 +52,25 @@ impl<'a> Neighbours<'a> {
             place,
             path,
             others,
+            by_link: Vec::new(),
         })
+    }
+
+    /// With the neighbours of the paths that were named, where a link may have been put.
+    pub(super) fn with_named(
+        mut self,
+        keystore: &PlatformKeystore,
+        volume: VolumeId,
+        named: &'a [PathBuf],
+    ) -> Result<Self, KeyError> {
+        let place = self.place.map(|place| place.path.as_path());
+        let links = named.iter().map(PathBuf::as_path);
+        for path in links.filter(|path| Some(*path) != self.path && Some(*path) != place) {
+            let mut others = keystore.volumes_at(None, Some(path))?;
+            others.retain(|other| other.volume != volume);
+            self.by_link.push((path, others));
+        }
+        Ok(self)
     }
 
     /// The time, and later than any of them was written.
@@ -59,6 +83,14 @@ impl<'a> Neighbours<'a> {
     /// The volume that is expected instead of the volume whose record is `own`.
     pub(super) fn expected(&self, own: Option<&VolumeRecord>) -> Option<&RememberedVolume> {
         let own = own.and_then(|own| Some((own.directory.as_ref()?, own.written)));
+        let at_link = self.by_link.iter().flat_map(|(path, others)| {
+            // The volume's own place: a link was put there when it was moved.
+            let own = own.filter(|(directory, _)| directory.path == *path);
+            let is_later = move |other: &&RememberedVolume| {
+                own.is_none_or(|(_, written)| written <= other.written)
+            };
+            others.iter().filter(is_later)
+        });
         let own = own.filter(|(directory, _)| self.is_here(directory));
         let is_expected = |other: &&RememberedVolume| match own {
             None => true,
@@ -67,7 +99,7 @@ impl<'a> Neighbours<'a> {
             }
         };
         let others = self.others.iter().filter(is_expected);
-        others.max_by_key(|other| other.written)
+        others.chain(at_link).max_by_key(|other| other.written)
     }
 
     /// Whether the volume's own record names the place and the path that leads there.
@@ -89,6 +121,24 @@ fn are_elsewhere(one: &RememberedDirectory, other: &RememberedDirectory) -> bool
     one.filesystem.is_some() && other.filesystem.is_some() && one.filesystem != other.filesystem
 }
 
+/// True when a volume that is open went to a place where another one is remembered, and where it
+/// was not opened. Somebody else than its user may have moved it, so its record must not name that
+/// place.
+pub(super) fn is_of_another(
+    keystore: &PlatformKeystore,
+    volume: VolumeId,
+    record: &VolumeRecord,
+    place: &Place,
+) -> Result<bool, KeyError> {
+    let here = RememberedDirectory::from(place);
+    let former = record.former.as_ref().map(|former| &former.directory);
+    if record.directory.as_ref() == Some(&here) || former == Some(&here) {
+        return Ok(false);
+    }
+    let neighbours = Neighbours::of(keystore, volume, Some(place), None)?;
+    Ok(!neighbours.others.is_empty())
+}
+
 /// When the record of a volume that is written at `place` from now on says that it was written.
 pub(super) fn written_now(
     keystore: &PlatformKeystore,
@@ -102,14 +152,17 @@ pub(super) fn written_now(
 /// empty one, perhaps without the customer key of the former, would pass for it.
 ///
 /// # Errors
-/// [`VolumeError::Vanished`] where the keystore remembers a volume at `path`, which has no links.
-pub fn refuse_vanished(keystore: &Path, path: &Path) -> Result<(), VolumeError> {
+/// [`VolumeError::Vanished`] where the keystore remembers a volume at `path`, which has no links,
+/// or at a path by which it was named.
+pub fn refuse_vanished(keystore: &Path, path: &Path, named: &[PathBuf]) -> Result<(), VolumeError> {
     let keystore = match PlatformKeystore::open(keystore) {
         Err(error) if error.kind() == ErrorKind::KeystoreMissing => return Ok(()),
         result => result?,
     };
-    let place = Place::at(path).ok();
-    let known = keystore.volumes_at(place.as_ref(), Some(path))?;
+    let mut known = keystore.volumes_at(place_of(path).as_ref(), Some(path))?;
+    for path in named {
+        known.extend(keystore.volumes_at(None, Some(path))?);
+    }
     match known.into_iter().max_by_key(|known| known.written) {
         None => Ok(()),
         Some(known) => Err(VolumeError::Vanished {
@@ -118,4 +171,17 @@ pub fn refuse_vanished(keystore: &Path, path: &Path) -> Result<(), VolumeError> 
             written: known.written,
         }),
     }
+}
+
+/// The place of a directory that may be missing: its disk may be mounted elsewhere than before.
+fn place_of(path: &Path) -> Option<Place> {
+    Place::at(path).ok().or_else(|| {
+        let parent = Place::at(path.parent()?).ok()?;
+        let name = path.file_name()?;
+        Some(Place {
+            path: parent.path.join(name),
+            inside: parent.inside.as_ref().map(|inside| inside.join(name)),
+            ..parent
+        })
+    })
 }

@@ -231,12 +231,13 @@ fn make(
     };
     // Sealed before the long part, since it may break a rule.
     let (header, bytes) = VerifiedHeader::seal(contents, &fresh.keys)?;
+    // It takes over this place, and none that the directory may be moved to meanwhile.
+    let place = store.place().map_err(unknown_place)?;
     fill(&fresh).map_err(VolumeError::Format)?;
     store
         .sync_dir(&StorePath::root())
         .map_err(VolumeError::io("cannot sync the volume directory"))?;
     replace_header(&**store, &bytes)?;
-    let place = store.place().map_err(unknown_place)?;
     let written = written_now(&keystore, volume, place.as_ref())?;
     keystore.update_record(
         volume,

@@ -98,8 +98,9 @@ impl Volume {
         // Sealed before the long part, since it may break a rule.
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
-        self.unshare_objects()?;
+        // It takes over this place, and none that the directory may be moved to meanwhile.
         let place = self.store.place().map_err(unknown_place)?;
+        self.unshare_objects()?;
         let written = written_now(&self.keystore, id, place.as_ref())?;
         let uri = self
             .customer_key

@@ -7,9 +7,10 @@
 //! copies of their own too. Objects stay shared: they are never taken for the volume's own before
 //! their extents say so.
 //!
-//! A lock file looks like something to be removed. So `objects/` is locked too: whoever removes `lock`
-//! lets nobody else in. The volume's own directory is not, because others may open that: with mode 0755,
-//! or before the volume was made in it. Nobody but its owner ever could open `objects/`.
+//! A lock file looks like something to be removed. So `objects/` is locked too, shared by those
+//! who only share the lock: whoever removes `lock` lets nobody else in. The volume's own directory
+//! is not, because others may open that: with mode 0755, or before the volume was made in it.
+//! Nobody but its owner ever could open `objects/`.
 
 use std::io;
 
@@ -61,7 +62,8 @@ pub(super) fn acquire(
             .map_err(|error| refused(store, error))?;
         drop(std::mem::replace(&mut lock, own));
     }
-    let lock = with_objects(store, lock).map_err(|error| refused(store, error))?;
+    let lock = with_objects(lock, store.lock_dir(&objects_path()))
+        .map_err(|error| refused(store, error))?;
     discard_aside(store, OBJECT_NAME).map_err(VolumeError::io("cannot tidy the volume"))?;
     for name in [META_NAME, HEADER_NAME] {
         unshare(store, name)
@@ -76,12 +78,12 @@ pub(super) fn acquire(
     Ok(lock)
 }
 
-/// Locks `objects/` too, where directories can be locked.
-pub(super) fn with_objects(
-    store: &dyn Store,
+/// Takes the lock of `objects/` too, where directories can be locked.
+fn with_objects(
     file: Box<dyn StoreLock>,
+    objects: io::Result<Box<dyn StoreLock>>,
 ) -> io::Result<Box<dyn StoreLock>> {
-    let objects = match store.lock_dir(&objects_path()) {
+    let objects = match objects {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
         Err(error) => {
             tracing::debug!(%error, "objects/ cannot be locked");
@@ -92,17 +94,34 @@ pub(super) fn with_objects(
     Ok(Box::new(BothLocks { file, objects }))
 }
 
-/// Shares the lock of a volume on a filesystem that cannot be written to here. It may be that it
+/// Shares the locks of a volume on a filesystem that cannot be written to here. It may be that it
 /// can be by another path: whoever has the volume for writing keeps this one out, and the other way
 /// round.
 fn lock_medium(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
-    match store.lock_shared(&lock_path()) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(refused(store, error)),
+    let file = match store.lock_shared(&lock_path()) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(refused(store, error));
+        }
         Err(error) => {
             tracing::debug!(%error, "the lock cannot be shared");
-            Ok(Box::new(ReadOnlyMedium))
+            Box::new(ReadOnlyMedium)
         }
-        result => result.map_err(|error| refused(store, error)),
+        Ok(file) => file,
+    };
+    with_objects(file, store.lock_dir_shared(&objects_path()))
+        .map_err(|error| refused(store, error))
+}
+
+/// Locks a volume that nothing is written to, whatever is left of it.
+pub(super) fn acquire_damaged(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
+    match store.lock(&lock_path()) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(refused(store, error)),
+        Err(error) => {
+            tracing::warn!(%error, "the volume's lock cannot be had; going on without");
+            lock_medium(store)
+        }
+        Ok(file) => with_objects(file, store.lock_dir(&objects_path()))
+            .map_err(|error| refused(store, error)),
     }
 }
 
@@ -133,7 +152,7 @@ pub(super) fn acquire_new(store: &dyn Store) -> Result<Box<dyn StoreLock>, Volum
         .map_err(|error| refused(store, error))
 }
 
-pub(super) fn refused(store: &dyn Store, error: io::Error) -> VolumeError {
+fn refused(store: &dyn Store, error: io::Error) -> VolumeError {
     match error.kind() {
         io::ErrorKind::WouldBlock => VolumeError::InUse {
             shared: store.info(&lock_path()).is_ok_and(|info| info.links > 1),

@@ -115,6 +115,9 @@ pub struct OpenOptions {
     /// The path that the volume is opened by, without links: a volume that the keystore remembers
     /// there counts even if the directory was renamed since the path was resolved.
     pub path: Option<PathBuf>,
+    /// Paths that were named and may lead to it by links: a volume that the keystore remembers
+    /// there counts too, since a link may have been put in its place.
+    pub named: Vec<PathBuf>,
     /// Where the passphrase of an encrypted customer key comes from.
     pub passphrase: PassphraseSource,
     /// Nothing will be written to the volume.
@@ -249,7 +252,9 @@ impl Volume {
             clean,
             ..current.clone()
         };
-        if let Some(place) = &place {
+        if let Some(place) = &place
+            && !expected::is_of_another(&self.keystore, self.header.volume_id(), &next, place)?
+        {
             next.follow(place.into());
         }
         // Somebody who asked later may have been faster.

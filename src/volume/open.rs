@@ -74,6 +74,9 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
     let record = keystore.record(claims.volume_id())?;
     let customer = customer_key(claims, options, record.as_ref())?;
     let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
+    // The private half is not needed any more. A process that asks a silent filesystem, and is left
+    // behind, would keep a copy of it.
+    let customer = customer.map(|key| key.public_half());
     let header = unverified.verify(&keys)?;
     let ancestry = vouched_for(&header, &keys, options, (&keystore, record.as_ref()))?;
     let place = match store.place() {
@@ -85,7 +88,9 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         place => place.map_err(unknown_place)?,
     };
     let path = options.path.as_deref();
-    let neighbours = Neighbours::of(&keystore, header.volume_id(), place.as_ref(), path)?;
+    let id = header.volume_id();
+    let neighbours = Neighbours::of(&keystore, id, place.as_ref(), path)?;
+    let neighbours = neighbours.with_named(&keystore, id, &options.named)?;
     if !options.new_identity && options.fingerprint.is_none() {
         refuse_unexpected(&neighbours, record.as_ref(), (&header, &keys))?;
     }
@@ -139,7 +144,7 @@ fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, 
         store,
         keys: Arc::new(keys),
         header,
-        customer_key: customer.map(|provider| Arc::from(provider.public_half())),
+        customer_key: customer.map(Arc::from),
         keystore: Arc::new(keystore),
         record,
         accepts_restored: options.accept_restored,

@@ -15,7 +15,7 @@ use super::history::{Rollback, judge_header, judge_metadata};
 use super::open::{customer_key, unwrap_all, vouched_for};
 use super::standing::Standing;
 use super::succession::Ancestry;
-use super::{OpenOptions, header_path, lock, lock_path, spare};
+use super::{OpenOptions, header_path, lock, spare};
 use crate::keys::error::ErrorKind;
 use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::KeyRing;
@@ -65,7 +65,7 @@ pub struct Rescue {
     /// What its directory is to the record.
     standing: Standing,
     #[expect(dead_code, reason = "held, never read")]
-    lock: Option<Box<dyn StoreLock>>,
+    lock: Box<dyn StoreLock>,
 }
 
 impl Rescue {
@@ -94,20 +94,8 @@ pub fn rescue(
     given: Option<Vec<u8>>,
     options: &OpenOptions,
 ) -> Result<Rescue, VolumeError> {
-    let locked = store
-        .lock(&lock_path())
-        .and_then(|file| lock::with_objects(&*store, file));
-    let lock = match locked {
-        Ok(lock) => Some(lock),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            return Err(lock::refused(&*store, error));
-        }
-        // The lock may be lost too, or nobody can write here.
-        Err(error) => {
-            tracing::warn!(%error, "the volume cannot be locked; going on without");
-            None
-        }
-    };
+    // The lock may be lost too, or nobody can write here.
+    let lock = lock::acquire_damaged(&*store)?;
     let store: Arc<dyn Store> = Arc::new(ReadOnlyStore::over(store));
     let given = given.map(|bytes| (HeaderSource::Given, Ok(bytes)));
     let own = [
@@ -160,7 +148,9 @@ fn warn_of_another(
 ) {
     let place = store.place().ok().flatten();
     let path = options.path.as_deref();
-    let neighbours = Neighbours::of(keystore, header.volume_id(), place.as_ref(), path);
+    let id = header.volume_id();
+    let neighbours = Neighbours::of(keystore, id, place.as_ref(), path)
+        .and_then(|found| found.with_named(keystore, id, &options.named));
     match neighbours.as_ref().map(|found| found.expected(record)) {
         Ok(None) => {}
         Ok(Some(known)) => tracing::warn!(

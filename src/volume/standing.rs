@@ -28,7 +28,7 @@ use super::superblock::inspect;
 use crate::ids::VolumeId;
 use crate::keys::{RememberedDirectory, VolumeRecord};
 use crate::store::directory::DirectoryStore;
-use crate::store::{Place, has_lasting_inodes};
+use crate::store::{Place, has_lasting_inodes, may_be_untold};
 use crate::sys::patience::apart_within;
 use crate::sys::probe;
 
@@ -180,6 +180,10 @@ fn at_original(place: &Place, remembered: &RememberedDirectory, id: VolumeId) ->
 fn is_elsewhere(place: &Place, remembered: &RememberedDirectory) -> bool {
     match (&place.filesystem, &remembered.filesystem) {
         (Some(here), Some(there)) if here != there => true,
+        // One without identity is another one, unless an older kernel does not tell it.
+        (None, Some(one)) | (Some(one), None) => {
+            !may_be_untold(one) || place.inode != remembered.inode
+        }
         (Some(_), Some(_)) => matches!(
             (&place.inside, &remembered.inside),
             (Some(here), Some(there)) if here != there
@@ -258,6 +262,27 @@ mod tests {
             ..place.clone()
         };
         assert_eq!(judge(&other, &own, ID), Standing::Own);
+        // On a filesystem whose identity not every kernel tells, the same inode is enough.
+        for (one, two, inode, is_own) in [
+            (None, Some("xfs:00ff"), 0, true),
+            (Some("xfs:00ff"), None, 0, true),
+            (None, Some("xfs:00ff"), 1, false),
+            (None, Some("ext4:00ff"), 0, false),
+            (Some("ext4:00ff"), None, 0, false),
+            (None, None, 1, true),
+        ] {
+            let here = Place {
+                filesystem: one.map(str::to_owned),
+                inode: place.inode + inode,
+                ..place.clone()
+            };
+            let own = RememberedDirectory {
+                filesystem: two.map(str::to_owned),
+                ..own.clone()
+            };
+            let found = judge(&here, &own, ID);
+            assert_eq!(found == Standing::Own, is_own, "{one:?} {two:?} {inode}");
+        }
         std::os::unix::fs::symlink(&volume, &link).unwrap();
         let by_link = RememberedDirectory { path: link, ..own };
         assert_eq!(judge(&place, &by_link, ID), Standing::Own);

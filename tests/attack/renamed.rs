@@ -3,6 +3,10 @@
 //! refused.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -10,7 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::machine::Machine;
-use crate::real::{BILAYER, Outcome, is_alive, noise, run_within, wait_until};
+use crate::real::{
+    BILAYER, Outcome, Place, command, have, is_alive, need, noise, run, run_within, wait_until,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -385,6 +391,63 @@ fn signal_if_there(process: i32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(process).unwrap(), signal);
 }
 
+/// A filesystem on which nothing is written until this is dropped.
+struct Frozen<'a>(&'a Path);
+
+impl<'a> Frozen<'a> {
+    fn new(dir: &'a Path) -> Self {
+        run(command("fsfreeze", ["-f"]).arg(dir)).done();
+        Self(dir)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        run(command("fsfreeze", ["-u"]).arg(self.0));
+    }
+}
+
+/// The device number of a mount is given again once it is gone, and closing the volume may take long.
+#[test]
+fn a_daemon_speaks_for_no_mount_that_is_gone() {
+    const TEST: &str = "attack-gone";
+    let Some(place) = Place::new(TEST, Duration::from_secs(120)) else {
+        return;
+    };
+    let programs = have("mkfs.ext4") && have("fsfreeze");
+    if !need(programs, TEST, "mkfs.ext4 or fsfreeze is missing") {
+        return;
+    }
+    let (image, disk) = (place.path("image"), place.dir("disk"));
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    run(command("mkfs.ext4", ["-q"]).arg(&image)).done();
+    let attached = run(command("mount", ["-o", "loop"]).arg(&image).arg(&disk));
+    if !need(attached.code == 0, TEST, attached.stderr.trim()) {
+        return;
+    }
+    place.run("create disk/vol").done();
+    let mounted = place.mount("disk/vol", "mnt", "");
+    fs::write(mounted.path("file"), "text").unwrap();
+    run(command("sync", ["-f"]).arg(mounted.dir())).done();
+    let volume = fs::metadata(disk.join("vol")).unwrap();
+    let socket = format!("/run/bilayer/{:x}-{:x}.sock", volume.dev(), volume.ino());
+    let claim = || -> Value {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(b"prove\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    };
+    assert!(claim()["mount"].is_u64());
+    {
+        let _frozen = Frozen::new(&disk);
+        run(command("umount", ["-i"]).arg(mounted.dir())).done();
+        assert!(wait_until(LIMIT, || claim()["mount"].is_null()));
+        assert_eq!(claim()["closing"], false);
+    }
+    assert!(wait_until(LIMIT, || !is_alive(mounted.pid)));
+}
+
 #[test]
 fn a_read_only_medium_is_shared_and_proved() {
     let dirs = ["mnt", "mnt2", "medium"];
@@ -402,6 +465,14 @@ fn a_read_only_medium_is_shared_and_proved() {
     let refused = bilayer(&machine, "mount -o ro medium mnt2");
     assert_eq!(refused.code, 32, "{}", refused.stderr);
     assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
+    // Not even where the lock is gone.
+    let lock = machine.place.path("vol/lock");
+    let aside = machine.place.path("aside");
+    fs::rename(&lock, &aside).unwrap();
+    let refused = bilayer(&machine, "mount -o ro medium mnt2");
+    assert_eq!(refused.code, 32, "{}", refused.stderr);
+    assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
+    fs::rename(&aside, &lock).unwrap();
     machine.run("umount mnt");
 
     machine.run("mount -t bilayer medium mnt -o ro");
@@ -419,9 +490,14 @@ fn a_read_only_medium_is_shared_and_proved() {
     assert_eq!(status(&machine, "mnt")["daemon"]["pid"], first);
     let refused = bilayer(&machine, "snapshot create mnt two");
     assert_ne!(refused.code, 0);
-    // Nobody writes to what is being read.
+    // Nobody writes to what is being read, whatever became of the lock.
     let refused = bilayer(&machine, "mount vol vol2 --create");
     assert_eq!(refused.code, 32, "{}", refused.stderr);
+    fs::rename(&lock, &aside).unwrap();
+    let refused = bilayer(&machine, "mount vol vol2");
+    assert_eq!(refused.code, 32, "{}", refused.stderr);
+    assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
+    fs::rename(&aside, &lock).unwrap();
     machine.run("umount mnt2");
     assert!(is_alive(first) && !is_alive(second));
     assert_eq!(snapshots(&machine, "mnt"), ["one"]);

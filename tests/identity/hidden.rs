@@ -58,6 +58,36 @@ fn a_copy_mounted_over_the_volume_is_not_the_volume() {
     place.mount("vol", "mnt", "").unmount();
 }
 
+/// Nor one on a filesystem that does not say which one it is: FUSE, as another volume's mount.
+#[test]
+fn a_copy_on_a_filesystem_without_identity_is_not_the_volume() {
+    let Some(place) = with_file("identity-nameless") else {
+        return;
+    };
+    place.run("create host").done();
+    let host = place.mount("host", "fuse", "");
+    sh(&place, "cp -a vol fuse/cp; mount --bind fuse/cp vol");
+    let refused = place.run("mount vol mnt");
+    let looked_at = place.mount("vol", "mnt", "ro");
+    assert_eq!(fs::read(looked_at.path("file")).unwrap(), b"as it was");
+    looked_at.unmount();
+    sh(&place, "umount vol");
+    fails(&refused, 32, "this directory may be a copy of the volume");
+    place.mount("vol", "mnt", "").unmount();
+    // A volume that lives on such a filesystem is at home there, and nowhere else.
+    place.run("create fuse/vol").done();
+    place.mount("fuse/vol", "mnt", "").unmount();
+    place.mount("fuse/vol", "mnt", "").unmount();
+    sh(&place, "cp -a fuse/vol own");
+    host.unmount();
+    sh(&place, "cp -a own fuse/vol");
+    fails(
+        &place.run("mount fuse/vol mnt"),
+        32,
+        "this directory may be a copy of the volume",
+    );
+}
+
 /// A volume that is covered while it is used keeps the place that was remembered.
 #[test]
 fn the_record_names_no_place_that_was_guessed() {

@@ -179,6 +179,77 @@ fn a_place_is_free_when_its_volume_is_known_elsewhere() {
     holds(&place, "a", "", "mv e a");
 }
 
+/// A link in the place of a volume, or of what is above it, makes that place no other one.
+#[test]
+fn a_link_in_the_place_of_a_volume() {
+    let Some(place) = volumes("replaced-link", &["one", "two"]) else {
+        return;
+    };
+    let one = id(&place, "one");
+    sh(&place, "mkdir top; mv one top");
+    holds(&place, "top/one", "", "one");
+    for (put, back) in [
+        (
+            "mv top/one aside; ln -s ../two top/one",
+            "rm top/one; mv aside top/one",
+        ),
+        (
+            "mv top aside; mkdir new; mv two new/one; ln -s new top",
+            "rm top; mv new/one two; rmdir new; mv aside top",
+        ),
+    ] {
+        sh(&place, put);
+        let pin = hinted_pin(&refused(&place, "top/one", &one));
+        // It is where it is all the same.
+        holds(&place, "top/one", &format!("ro,{pin}"), "two");
+        sh(&place, back);
+        holds(&place, "top/one", "", "one");
+    }
+    holds(&place, "two", "", "two");
+    sh(
+        &place,
+        "mv top/one aside; mkdir empty; ln -s ../empty top/one",
+    );
+    let outcome = place.run("mount top/one mnt --create");
+    fails(&outcome, 32, "and no volume is there now");
+    // The volume itself may be moved and found by a link.
+    sh(&place, "rm top/one; ln -s ../aside top/one");
+    for _ in 0..2 {
+        holds(&place, "top/one", "", "one");
+    }
+    sh(&place, "ln -s aside link");
+    holds(&place, "link", "", "one");
+}
+
+/// Somebody moves a volume that is open into the place of another one: only its owner may say that
+/// it belongs there.
+#[test]
+fn a_volume_that_is_moved_while_it_is_mounted_takes_no_place() {
+    let Some(place) = volumes("replaced-taken", &["a", "c"]) else {
+        return;
+    };
+    let known = id(&place, "c");
+    let mounted = place.mount("a", "mnt", "commit=1");
+    sh(&place, "mv c aside; mv a c");
+    fs::write(mounted.path("file"), "moved").unwrap();
+    end(mounted);
+    let pin = hinted_pin(&refused(&place, "c", &known));
+    // Both are at home again, and neither is anywhere else.
+    sh(&place, "mv c a; mv aside c");
+    holds(&place, "a", "", "moved");
+    holds(&place, "c", "", "c");
+    // Whoever has said that it belongs there may go and come back while it is open.
+    sh(&place, "mv c aside; mv a c");
+    let mounted = place.mount("c", "mnt", &format!("commit=1,{pin}"));
+    for script in ["mv c a", "mv a c"] {
+        sh(&place, script);
+        fs::write(mounted.path("file"), script).unwrap();
+        run(command("sync", ["-f"]).arg(mounted.dir())).done();
+    }
+    end(mounted);
+    holds(&place, "c", "", "mv a c");
+}
+
 /// Whatever makes a volume takes the place of the one that was there.
 #[test]
 fn a_volume_that_is_made_takes_the_place() {
@@ -257,6 +328,26 @@ fn a_volume_that_was_taken_away_is_not_made_anew() {
     sh(&place, "rmdir vol; mv aside vol");
     place.run("mount vol mnt --create").done();
     place.mounted(&place.path("mnt")).unmount();
+}
+
+/// Nor where its disk is mounted elsewhere than before.
+#[test]
+fn a_volume_that_was_taken_away_from_a_disk_is_not_made_anew() {
+    let Some(place) = Place::new("replaced-vanished-disk", LIMIT) else {
+        return;
+    };
+    sh(&place, "mkdir before now; mount -t tmpfs tmpfs before");
+    place.run("create before/vol").done();
+    fill(&place, "before/vol", "text");
+    sh(
+        &place,
+        "mount --bind before now; umount before; mv now/vol now/aside",
+    );
+    let outcome = place.run("mount now/vol mnt --create");
+    fails(&outcome, 32, "and no volume is there now");
+    sh(&place, "mv now/aside now/vol");
+    holds(&place, "now/vol", "", "text");
+    sh(&place, "umount now");
 }
 
 /// Disks that take turns at one mount point, each with a volume that is known there.

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use rsa::pkcs8::DecodePrivateKey;
+use rsa::traits::PrivateKeyParts;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -95,6 +98,74 @@ impl Drop for Mute {
         let _ = self.daemon.wait();
         run(command("umount", ["-i", "-l"]).arg(&self.dir));
     }
+}
+
+/// The process that asked and got no answer is there as long as that filesystem is.
+#[test]
+fn what_is_left_behind_has_no_key() {
+    const TEST: &str = "identity-left-behind";
+    let Some(place) = Place::new(TEST, LIMIT) else {
+        return;
+    };
+    if !need(have("python3"), TEST, "python3 is missing") {
+        return;
+    }
+    place.dir("disk");
+    place.run("keygen key.pem --bits 2048").done();
+    place
+        .run("create disk/vol --customer-key file:key.pem")
+        .done();
+    place.mount("disk/vol", "mnt", "").unmount();
+    sh(&place, "cp -a disk/vol cp");
+    let pem = fs::read_to_string(place.path("key.pem")).unwrap();
+    let key = rsa::RsaPrivateKey::from_pkcs8_pem(&pem).unwrap();
+    let secrets: Vec<Vec<u8>> = key
+        .primes()
+        .iter()
+        .chain([key.d()])
+        .map(|number| number.to_bytes_le()[8..40].to_vec())
+        .collect();
+    let _mute = Mute::mount(&place.path("disk"));
+    let copy = place.mount("cp", "mnt", "ro");
+    let left = children(copy.pid);
+    assert_eq!(left.len(), 1, "one asks for ever");
+    for pid in left {
+        let memory = memory_of(pid);
+        assert!(memory.len() > 1 << 20);
+        for secret in &secrets {
+            let found = memory.windows(secret.len()).any(|bytes| bytes == secret);
+            assert!(!found, "the customer's key is in process {pid}");
+        }
+    }
+    copy.unmount();
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let all = fs::read_dir("/proc").unwrap();
+    let numbers = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let has_parent = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status
+            .lines()
+            .any(|line| line == format!("PPid:\t{parent}"))
+    };
+    numbers.filter(has_parent).collect()
+}
+
+/// All that a process could write to.
+fn memory_of(pid: i32) -> Vec<u8> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut all = Vec::new();
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let range = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [start, end] = [range.0, range.1].map(|at| u64::from_str_radix(at, 16).unwrap());
+        let mut bytes = vec![0; (end - start) as usize];
+        if memory.read_exact_at(&mut bytes, start).is_ok() {
+            all.extend(bytes);
+        }
+    }
+    all
 }
 
 /// Nothing can kill a thread that waits for such a daemon; a process with one does not end.

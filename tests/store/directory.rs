@@ -176,7 +176,13 @@ fn a_locked_directory_is_its_owners_alone() {
         let refused = store.lock_dir(&path("d")).map(drop).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::WouldBlock);
     }
+    let refused = other.lock_dir_shared(&path("d")).map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::WouldBlock);
     drop(held);
+    let shared = [&store, &other].map(|store| store.lock_dir_shared(&path("d")).unwrap());
+    let refused = store.lock_dir(&path("d")).map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::WouldBlock);
+    drop(shared);
     other.lock_dir(&path("d")).unwrap();
     let refused = store.lock_dir(&path("none")).map(drop).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotFound);

@@ -219,6 +219,31 @@ fn one_opener_at_a_time() {
     }
 }
 
+/// A lock file that is removed lets nobody in, not even to rescue what is left.
+#[test]
+fn a_lost_lock_file_keeps_everybody_out_while_it_is_open() {
+    let keys = Keys::new();
+    let path = keys.at().join("volume");
+    let store: Arc<dyn Store> = Arc::new(DirectoryStore::open_or_create(&path).expect("store"));
+    keys.create(&store, None);
+    let first = keys.open(&store, None).expect("open");
+    store.unlink(&lock_path()).expect("unlink");
+    let rescued = |store: &Arc<dyn Store>| {
+        let options = OpenOptions {
+            read_only: true,
+            ..keys.open_options(None)
+        };
+        rescue(Arc::clone(store), None, &options).map(drop)
+    };
+    let refused = rescued(&store).expect_err("refused");
+    assert_eq!(refused.kind(), ErrorKind::InUse);
+    assert_eq!(kind_of(keys.open(&store, None)), ErrorKind::InUse);
+    drop(first);
+    store.unlink(&lock_path()).expect("made anew");
+    rescued(&store).expect("free again");
+    keys.open(&store, None).expect("free again");
+}
+
 #[test]
 fn a_lost_lock_file_is_made_anew() {
     let keys = Keys::new();
@@ -280,6 +305,36 @@ fn a_hard_linked_copy_gets_files_of_its_own() {
     assert!(!one.join("meta.new").exists() && !one.join("lock.new").exists());
 }
 
+/// Whoever moves a directory while a volume is made in it does not choose its place.
+#[test]
+fn a_volume_that_is_made_takes_the_place_where_it_was_begun() {
+    let keys = Keys::new();
+    let top = keys.at().canonicalize().expect("path");
+    let [mine, new] = ["mine", "new"].map(|name| top.join(name));
+    let store: Arc<dyn Store> = Arc::new(DirectoryStore::open_or_create(&mine).expect("store"));
+    keys.create(&store, None);
+    fs::rename(&mine, top.join("aside")).expect("rename");
+    let store: Arc<dyn Store> = Arc::new(DirectoryStore::open_or_create(&new).expect("store"));
+    create(
+        Arc::clone(&store),
+        &keys.create_options(None),
+        &mut |fresh| {
+            write_meta(fresh)?;
+            Ok(fs::rename(&new, &mine)?)
+        },
+    )
+    .expect("create");
+    let refused = keys
+        .open(&store, None)
+        .expect_err("another one is expected");
+    assert!(
+        matches!(refused, VolumeError::AnotherVolume { .. }),
+        "{refused}"
+    );
+    fs::rename(&mine, &new).expect("rename");
+    keys.open(&store, None).expect("where it was made");
+}
+
 /// The directory was renamed between resolving its path and opening it.
 #[test]
 fn another_volume_is_expected_at_the_path_that_it_is_opened_by() {
@@ -306,10 +361,34 @@ fn another_volume_is_expected_at_the_path_that_it_is_opened_by() {
         }
         error => panic!("{error}"),
     }
-    let vanished = refuse_vanished(&keys.at().join("platform"), &mine.0);
-    assert!(matches!(vanished, Err(VolumeError::Vanished { .. })));
-    refuse_vanished(&keys.at().join("platform"), &keys.at().join("new")).expect("fresh");
-    refuse_vanished(&keys.at().join("none"), &mine.0).expect("no keystore, nothing known");
+    let named = |path: &Path| {
+        let options = OpenOptions {
+            named: vec![path.to_owned()],
+            read_only: true,
+            ..keys.open_options(None)
+        };
+        open(Arc::clone(&other.1), &options).map(drop)
+    };
+    named(&other.0).expect("its own path");
+    named(&keys.at().join("link")).expect("a link from where nothing is known");
+    let refused = named(&mine.0).expect_err("a link was put in the place of another one");
+    assert!(
+        matches!(refused, VolumeError::AnotherVolume { .. }),
+        "{refused}"
+    );
+    let vanished = |keystore: &str, path: &str, named: &[PathBuf]| {
+        let top = keys.at().canonicalize().expect("path");
+        refuse_vanished(&top.join(keystore), &top.join(path), named)
+    };
+    let at = std::slice::from_ref(&mine.0);
+    for refused in [
+        vanished("platform", "mine", &[]),
+        vanished("platform", "new", at),
+    ] {
+        assert!(matches!(refused, Err(VolumeError::Vanished { .. })));
+    }
+    vanished("platform", "new", &[]).expect("fresh");
+    vanished("none", "mine", at).expect("no keystore, nothing known");
 }
 
 #[test]
