@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ErrorKind, KeyError, while_doing};
 use super::secret::{PlatformCustomerKey, PlatformKey};
 use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecord};
+use crate::audit::Record;
 use crate::ids::VolumeId;
 use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::store::Place;
@@ -451,13 +452,10 @@ fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<(), Key
     let customer = PlatformCustomerKey::random().map_err(KeyError::random)?;
     let made = files::create_version(directory, id, number, &infrastructure, &customer)?;
     if made {
-        tracing::info!(
-            target: "audit",
-            action = "create-platform-key",
-            outcome = "done",
-            keystore = %hex::encode(id),
-            key_version = number,
-        );
+        Record::new("create-platform-key")
+            .with("keystore", hex::encode(id))
+            .with("key_version", number)
+            .done();
     }
     Ok(())
 }
