@@ -18,7 +18,7 @@ use super::mount::{MountRequest, mount};
 use super::options::MountWords;
 use super::paths::working_directory;
 use super::unmount::{UnmountRequest, unmount};
-use super::{MOUNT_HELP, complain, harden, keystore_dir, print, tell_left};
+use super::{MOUNT_HELP, complain, harden, keystore_dir, print, start_audit, tell_left};
 use crate::sys::interrupt;
 use crate::sys::mounts::enter_mount_namespace;
 
@@ -227,6 +227,7 @@ fn run_with(
     }
     harden()?;
     let keystore = keystore_dir(words.platform_keystore.as_deref())?;
+    start_audit(words.audit_log.clone(), &keystore);
     let request = MountRequest {
         volume: place(0),
         dir: place(1),

@@ -12,6 +12,7 @@ use super::error::{CliError, ExitCode};
 use super::request::{
     BytesDone, DeployReport, ExportReport, Outcome, PathBytes, Receiver, Request,
 };
+use crate::audit;
 use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
 use crate::fs::Filesystem;
 use crate::image::{DeployOptions, ExportOptions, Progress, Transport};
@@ -119,6 +120,7 @@ fn deploy(
             None => filesystem.volume().keystore.directory().to_path_buf(),
         },
     };
+    let _about = audit::about(&target.path());
     let place = Place::take(&target.path(), request.doing())?;
     let made = watched(to, &|watch| {
         filesystem.deploy_image(image, place.store(), &options, watch)
@@ -240,11 +242,13 @@ pub(super) fn watched<T: Send>(
 ) -> Option<T> {
     const EVERY: Duration = Duration::from_millis(200);
     let watch = Watch::default();
+    let context = audit::Context::here();
     std::thread::scope(|scope| {
         let (ends, ended) = mpsc::channel::<()>();
         let watch = &watch;
         let working = scope.spawn(move || {
             let _ends = ends;
+            let _context = context.enter();
             work(watch)
         });
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {

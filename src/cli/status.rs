@@ -21,6 +21,7 @@ use super::locate::{self, Holder, Located, find};
 use super::request::{Kind, Outcome, Request, ViewReport, Views};
 use super::serve::serve;
 use super::wire;
+use crate::audit;
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::fuse::mountinfo::{self, MountInfo};
 use crate::keys::wrap::WrapRecord;
@@ -503,6 +504,7 @@ fn open_or_claims(
         read_only: true,
         ..OpenOptions::default()
     };
+    audit::set_volume(path);
     match volume::open(Arc::new(store), &options) {
         Ok(volume) => {
             let report = report_open(path, &volume);
