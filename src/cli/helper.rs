@@ -85,14 +85,18 @@ impl Arguments {
                 continue;
             }
             if !matches!(flag, 'o' | 'N' | 't') {
-                return Err(CliError::usage(format!("unknown option -{flag}")));
+                let unknown = CliError::usage(format!("unknown option -{flag}"));
+                return Err(unknown.with_hint(format!("it takes these: -{known}, -N, -o and -t")));
             }
             let attached = &flags[at + flag.len_utf8()..];
             let value = match attached {
                 "" => rest.next(),
                 attached => Some(OsString::from(attached)),
             };
-            let missing = || CliError::usage(format!("option -{flag} needs a value"));
+            let missing = || {
+                let told = CliError::usage(format!("option -{flag} needs a value"));
+                told.with_hint("mount.bilayer --help shows what")
+            };
             return self.take_value(flag, &value.ok_or_else(missing)?);
         }
         Ok(())

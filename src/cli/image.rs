@@ -21,6 +21,7 @@ use super::request::{
 };
 use super::session::Session;
 use super::snapshot::{self, DeleteArgs, ListArgs};
+use super::wire::OTHER_VERSION;
 use super::{
     KeystoreArg, OpenArgs, complain, options, passphrase_source, paths, print, print_json, size,
 };
@@ -201,6 +202,7 @@ fn unexpected(request: &Request, outcome: &Outcome) -> CliError {
         ExitCode::System,
         format!("{}: unexpected answer {outcome:?}", request.doing()),
     )
+    .with_hint(OTHER_VERSION)
 }
 
 fn create(args: CreateArgs) -> Result<(), CliError> {
@@ -337,9 +339,10 @@ fn refuse_inside(session: &Session, target: &Path, request: &Request) -> Result<
 fn export(args: &ExportArgs) -> Result<(), CliError> {
     let standard = args.file == Path::new(STANDARD);
     if standard && args.json {
-        return Err(CliError::usage(
-            "--json and the image cannot both go to standard output",
-        ));
+        return Err(
+            CliError::usage("--json and the image cannot both go to standard output")
+                .with_hint("name a file for the image, or leave --json out"),
+        );
     }
     if standard && io::stdout().is_terminal() {
         return Err(CliError::usage("an image is not written to a terminal")

@@ -25,6 +25,7 @@ pub mod helper;
 #[cfg(test)]
 mod hints;
 mod image;
+mod io_hints;
 mod locate;
 pub mod log;
 pub mod mount;

@@ -93,7 +93,8 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     if request.new_identity && request.words.read_only == Some(true) {
         return Err(CliError::usage(
             "--new-identity writes to the volume, and -o ro asks that nothing is",
-        ));
+        )
+        .with_hint("leave -o ro out; or look at the copy as it is, without --new-identity"));
     }
     let request = MountRequest {
         volume: absolute(&request.volume)?,
@@ -568,7 +569,8 @@ fn finish(
         false => CliError::new(
             ExitCode::System,
             format!("the volume was not closed cleanly: {error}"),
-        ),
+        )
+        .with_hint("the volume recovers at the next mount; then: bilayer check VOLUME"),
     })?;
     tracing::info!("unmounted; everything is on disk");
     Ok(())

@@ -211,10 +211,12 @@ impl Daemon {
             return Ok(());
         }
         let why = done.error.unwrap_or_else(|| "no reason given".to_owned());
-        Err(CliError::new(
-            ExitCode::System,
-            format!("{}: {why}", doing(dir)),
-        ))
+        Err(
+            CliError::new(ExitCode::System, format!("{}: {why}", doing(dir))).with_hint(format!(
+                "see what state it is in: bilayer status {}",
+                dir.display()
+            )),
+        )
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use super::check;
 use super::create::Place;
 use super::error::{CliError, ExitCode};
 use super::request::{
@@ -273,6 +274,7 @@ pub(super) fn tell(report: Report, to: &mut dyn Receiver) -> Result<Outcome, Cli
 /// A check that did not come to its end.
 fn unchecked(request: &Request, error: &CheckError) -> CliError {
     CliError::new(ExitCode::System, format!("{}: {error}", request.doing()))
+        .with_hint(check::hint(error))
 }
 
 /// A receiver as something to write a stream to.

@@ -304,6 +304,10 @@ fn check_name(request: &Request, kind: Kind, name: &str) -> Result<(), CliError>
             "{}: {name:?} is no name for a {}",
             request.doing(),
             kind.name()
+        ))
+        .with_hint(format!(
+            "see which there are: bilayer {} list VOLUME",
+            kind.name()
         )));
     }
     Ok(())

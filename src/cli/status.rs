@@ -410,7 +410,8 @@ fn find_view(
         return Err(CliError::new(
             ExitCode::Key,
             format!("cannot show the {what} {name}: {why}"),
-        ));
+        )
+        .with_hint("what is named there is needed; or mount the volume and ask the mount"));
     };
     let mut views = views.into_iter();
     let is_it = |view: &ViewReport| view.name == name && kind.is_none_or(|kind| kind == view.kind);
