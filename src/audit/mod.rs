@@ -38,7 +38,7 @@ use crate::sys::identity::real_user;
 
 mod sink;
 
-pub use sink::{Destination, FILE_NAME};
+pub use sink::Destination;
 
 static PROCESS: RwLock<Context> = RwLock::new(Context::EMPTY);
 

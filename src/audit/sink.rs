@@ -16,15 +16,28 @@ use crate::sys::owned::open_to_append;
 use crate::sys::syslog::{Facility, Severity, SystemLog};
 
 /// Name of the file in the state directory.
-pub const FILE_NAME: &str = "audit.log";
+const FILE_NAME: &str = "audit.log";
 
 /// Where records are to go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Destination {
     /// To the end of a file, which is created where it is missing.
     File(PathBuf),
+    /// The same in a state directory, which is one if it has a file of the second name: what somebody
+    /// named by mistake stays as it is.
+    StateDirectory(PathBuf, &'static str),
     /// To the system's log, facility `auth`.
     SystemLog,
+}
+
+impl Destination {
+    fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::File(path) => Some(path.clone()),
+            Self::StateDirectory(dir, _) => Some(dir.join(FILE_NAME)),
+            Self::SystemLog => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -67,8 +80,8 @@ impl Sink {
     }
 
     fn write(&self, line: &[u8], last_resort: &mut dyn Write) {
-        if let Destination::File(path) = &self.destination {
-            match self.append(path, line) {
+        if let Some(path) = self.destination.path() {
+            match self.append(&path, line) {
                 Ok(()) => return self.is_failing.store(false, Ordering::Relaxed),
                 Err(error) if !self.is_failing.swap(true, Ordering::Relaxed) => tracing::error!(
                     %error,
@@ -96,6 +109,12 @@ impl Sink {
     }
 
     fn append(&self, path: &Path, line: &[u8]) -> io::Result<()> {
+        if let Destination::StateDirectory(dir, has) = &self.destination
+            && !dir.join(has).is_file()
+        {
+            let why = format!("there is no {has} beside it");
+            return Err(io::Error::new(io::ErrorKind::NotFound, why));
+        }
         let mut file = open_to_append(path)?;
         let ended;
         let bytes = match self.is_torn.load(Ordering::Relaxed) {
@@ -180,6 +199,24 @@ mod tests {
         place.sink.write(b"three\n", &mut errors);
         assert_eq!(place.read("missing/audit"), "three\n");
         assert_eq!(errors, b"one\n");
+    }
+
+    #[test]
+    fn a_directory_that_is_none_of_state_stays_as_it_is() {
+        let place = Place::new("");
+        let dir = place.dir.path().to_path_buf();
+        let destination = Destination::StateDirectory(dir, "state");
+        let sink = Sink::new(
+            destination,
+            SystemLog::at(&place.path("log"), Facility::Auth),
+        );
+        let mut errors = Vec::new();
+        sink.write(b"one\n", &mut errors);
+        assert_eq!(errors, b"one\n");
+        assert!(!place.path(FILE_NAME).exists());
+        std::fs::write(place.path("state"), "").unwrap();
+        sink.write(b"two\n", &mut errors);
+        assert_eq!(place.read(FILE_NAME), "two\n");
     }
 
     #[test]

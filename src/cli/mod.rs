@@ -171,6 +171,9 @@ Options (-o):
   relatime, strictatime      when times of access change; atime is relatime
 Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
 
+Signals to the daemon: SIGTERM and SIGINT make everything durable and unmount; SIGHUP has it open
+its log file anew (with --foreground in a terminal it unmounts).
+
 Examples:
   bilayer mount --create ~/vault ~/private
   bilayer mount /srv/vault /mnt -o ro,customer_key=file:/media/key.pem
@@ -201,8 +204,8 @@ impl KeystoreArg {
 }
 
 /// Begins the audit: to where an option says, else to the directory of the platform keystore.
-fn start_audit(chosen: Option<Destination>, keystore: &Path) {
-    let usual = || Destination::File(keystore.join(audit::FILE_NAME));
+fn start_audit(chosen: Option<Destination>, dir: &Path) {
+    let usual = || Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
     audit::start(chosen.unwrap_or_else(usual), Asker::this_process());
 }
 

@@ -48,6 +48,9 @@ pub use neighbours::RememberedVolume;
 pub use record::{KnownKeySet, VolumeRecord};
 pub use writer::{WriterLock, WriterLocked};
 
+/// Name of the file that makes a directory a platform keystore.
+pub const IDENTITY: &str = files::IDENTITY;
+
 /// Environment variable that names the keystore's directory.
 pub const ENVIRONMENT: &str = "BILAYER_PLATFORM_KEYSTORE";
 

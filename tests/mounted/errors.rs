@@ -25,7 +25,12 @@ const TABLE: [(&str, i32, &str, &str); 17] = [
         "none.pem",
         "",
     ),
-    ("vol mnt -o platform_keystore=none", 32, "keystore", ""),
+    (
+        "vol mnt -o platform_keystore=none,audit_log=audit",
+        32,
+        "keystore",
+        "",
+    ),
     (
         "vol mnt -o fingerprint=00112233445566778899",
         32,
