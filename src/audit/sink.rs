@@ -109,11 +109,13 @@ impl Sink {
     }
 
     fn append(&self, path: &Path, line: &[u8]) -> io::Result<()> {
-        if let Destination::StateDirectory(dir, has) = &self.destination
-            && !dir.join(has).is_file()
-        {
-            let why = format!("there is no {has} beside it");
-            return Err(io::Error::new(io::ErrorKind::NotFound, why));
+        if let Destination::StateDirectory(dir, has) = &self.destination {
+            std::fs::metadata(dir.join(has)).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => {
+                    io::Error::new(error.kind(), format!("there is no {has} beside it"))
+                }
+                _ => error,
+            })?;
         }
         let mut file = open_to_append(path)?;
         let ended;
