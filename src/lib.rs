@@ -6,6 +6,7 @@
 //!                 volume, keys beside
 //! ```
 
+pub mod audit;
 pub mod check;
 pub mod cli;
 pub mod errno;

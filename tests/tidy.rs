@@ -16,16 +16,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("errno", &[]),
     ("planted", &[]),
     ("sys", &["errno", "ids"]),
+    ("audit", &["ids", "sys"]),
     ("store", &["errno", "ids", "sys"]),
     ("layers", &["errno", "ids", "sys", "store"]),
     (
         "sealed",
         &["errno", "ids", "planted", "sys", "store", "layers"],
     ),
-    ("keys", &["errno", "ids", "sys", "store", "layers"]),
+    ("keys", &["audit", "errno", "ids", "sys", "store", "layers"]),
     (
         "volume",
-        &["errno", "ids", "sys", "store", "layers", "sealed", "keys"],
+        &[
+            "audit", "errno", "ids", "sys", "store", "layers", "sealed", "keys",
+        ],
     ),
     (
         "meta",
@@ -54,8 +57,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "image",
         &[
-            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
-            "meta", "object", "check",
+            "audit", "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys",
+            "volume", "meta", "object", "check",
         ],
     ),
     (
@@ -67,22 +70,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "fs",
         &[
-            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
-            "meta", "object", "snapshot", "image", "check",
+            "audit", "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys",
+            "volume", "meta", "object", "snapshot", "image", "check",
         ],
     ),
     (
         "fuse",
         &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot", "image", "check", "fs",
+            "audit", "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta",
+            "object", "snapshot", "image", "check", "fs",
         ],
     ),
     (
         "cli",
         &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-            "snapshot", "image", "salvage", "check", "fs", "fuse",
+            "audit", "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta",
+            "object", "snapshot", "image", "salvage", "check", "fs", "fuse",
         ],
     ),
 ];

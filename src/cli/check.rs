@@ -23,7 +23,7 @@ use super::request::{
 use super::serve::{tell, watched};
 use super::session::open_volume;
 use super::size::parse_count;
-use super::{OpenArgs, format, print, print_json, wire};
+use super::{OpenArgs, format, io_hints, print, print_json, wire};
 use crate::check::{self, CheckError, CheckOptions};
 use crate::sys::process::EndSignals;
 
@@ -224,7 +224,7 @@ fn check(args: &CheckArgs) -> Result<Checked, CliError> {
         _ if watching.interrupted => None,
         Ok(other) => {
             let message = format!("cannot check the volume: unexpected answer {other:?}");
-            return Err(CliError::new(ExitCode::System, message));
+            return Err(CliError::new(ExitCode::System, message).with_hint(wire::OTHER_VERSION));
         }
         Err(error) => return Err(error),
     };
@@ -259,9 +259,27 @@ fn offline(
         let doing = if args.repair { "repair" } else { "check" };
         let path = located.path.display();
         let message = format!("cannot {doing} the volume {path}: {error}");
-        CliError::new(ExitCode::System, message)
+        CliError::new(ExitCode::System, message).with_hint(hint(&error))
     })?;
     tell(report, watching)
+}
+
+/// What to do about a check that did not come to its end.
+pub(super) fn hint(error: &CheckError) -> &'static str {
+    match error {
+        CheckError::Cancelled => "begin anew; nothing was changed by halves",
+        CheckError::Meta(_) | CheckError::Object(_) => {
+            "copy the volume's directory; what can be read comes out with: bilayer salvage VOLUME OUT"
+        }
+        CheckError::Io(error) => io_hints::hint(error).unwrap_or("see the kernel's log: dmesg"),
+        CheckError::NotRemembered(_) => {
+            "make the keystore's directory writable, with space for a few KiB, and mount and unmount \
+             the volume once"
+        }
+        CheckError::Fault => {
+            "see the log; mount read-only what is needed: bilayer mount -o ro VOLUME DIR"
+        }
+    }
 }
 
 impl Checked {

@@ -39,6 +39,7 @@ use super::health::DEAD;
 use super::patient::{Patient, Vigil};
 use super::proof::DirectoryId;
 use super::wire::Answers;
+use crate::audit::{self, Asker};
 use crate::fuse::mountinfo::device_name;
 use crate::sys::identity::effective_user;
 use crate::sys::process::{PeerCredentials, peer_credentials};
@@ -309,6 +310,12 @@ impl ControlServer {
         }
     }
 
+    /// Who waits for the volume's end, the first of them.
+    pub fn waits(&self) -> Option<PeerCredentials> {
+        let waiting = self.waiting.lock();
+        peer_credentials(waiting.first()?).ok()
+    }
+
     /// Tells those who wait that the volume is closed, or why it could not be.
     pub fn announce(&self, outcome: &Closed) {
         let text = serde_json::to_string(outcome).unwrap_or_default() + "\n";
@@ -354,6 +361,7 @@ fn try_answer(stream: &UnixStream, with: &impl Answer, waiting: &Waiting) -> io:
     if peer.uid != 0 && peer.uid != effective_user() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
+    let _asked = audit::asked_by(Asker::process(peer.uid, peer.pid as u32));
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut requests = BufReader::new(stream);
     loop {

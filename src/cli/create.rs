@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::{CliError, ExitCode};
+use crate::audit;
 use crate::errno::Errno;
 use crate::fs::Filesystem;
 use crate::ids::VolumeId;
@@ -36,6 +37,7 @@ pub struct NewVolume {
 /// Makes a volume with an empty filesystem, whose root belongs to who makes it.
 pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
+    let _about = audit::about(&new.path);
     let place = Place::take(&new.path, doing())?;
     let options = CreateOptions {
         customer_key: new.customer_key.clone(),

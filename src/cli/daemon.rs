@@ -149,6 +149,7 @@ fn died(end: &io::Result<i32>, child: &Child) -> CliError {
         ExitCode::System,
         format!("the daemon {how} before it was ready"),
     )
+    .with_hint("see what it says: bilayer mount --foreground VOLUME DIR")
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::io;
 
+use super::io_hints;
 use crate::errno::Errno;
 use crate::fs::FsError;
 use crate::fs::views::{ReadOnlyBecause, ViewError};
@@ -234,7 +235,11 @@ impl CliError {
 
     /// The operating system refused.
     pub fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
-        Self::new(ExitCode::of_io(error), format!("{doing}: {error}"))
+        Self {
+            code: ExitCode::of_io(error),
+            message: format!("{doing}: {error}"),
+            hint: io_hints::hint(error).map(str::to_owned),
+        }
     }
 }
 

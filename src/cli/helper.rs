@@ -18,7 +18,7 @@ use super::mount::{MountRequest, mount};
 use super::options::MountWords;
 use super::paths::working_directory;
 use super::unmount::{UnmountRequest, unmount};
-use super::{MOUNT_HELP, complain, harden, keystore_dir, print, tell_left};
+use super::{MOUNT_HELP, complain, harden, keystore_dir, print, start_audit, tell_left};
 use crate::sys::interrupt;
 use crate::sys::mounts::enter_mount_namespace;
 
@@ -85,14 +85,18 @@ impl Arguments {
                 continue;
             }
             if !matches!(flag, 'o' | 'N' | 't') {
-                return Err(CliError::usage(format!("unknown option -{flag}")));
+                let unknown = CliError::usage(format!("unknown option -{flag}"));
+                return Err(unknown.with_hint(format!("it takes these: -{known}, -N, -o and -t")));
             }
             let attached = &flags[at + flag.len_utf8()..];
             let value = match attached {
                 "" => rest.next(),
                 attached => Some(OsString::from(attached)),
             };
-            let missing = || CliError::usage(format!("option -{flag} needs a value"));
+            let missing = || {
+                let told = CliError::usage(format!("option -{flag} needs a value"));
+                told.with_hint("mount.bilayer --help shows what")
+            };
             return self.take_value(flag, &value.ok_or_else(missing)?);
         }
         Ok(())
@@ -227,6 +231,7 @@ fn run_with(
     }
     harden()?;
     let keystore = keystore_dir(words.platform_keystore.as_deref())?;
+    start_audit(words.audit_log.clone(), &keystore);
     let request = MountRequest {
         volume: place(0),
         dir: place(1),

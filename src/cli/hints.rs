@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser};
 use super::Cli;
 use super::error::CliError;
 use super::options::MountWords;
+use crate::check::CheckError;
 use crate::fs::FsError;
 use crate::fs::views::{ReadOnlyBecause, ViewError};
 use crate::ids::VolumeId;
@@ -351,6 +352,69 @@ fn key_errors() -> Vec<KeyError> {
     kinds.into_iter().map(of_kind).collect()
 }
 
+/// Numbers of the operating system that a command may meet, each with what its hint names.
+const SYSTEM_ERRORS: [(i32, &str); 27] = [
+    (libc::ENOENT, "namei -l"),
+    (libc::ENOTDIR, "namei -l"),
+    (libc::EACCES, "namei -l"),
+    (libc::EPERM, "namei -l"),
+    (libc::ELOOP, "namei -l"),
+    (libc::EEXIST, "another name"),
+    (libc::ENOTEMPTY, "empty"),
+    (libc::EISDIR, "a file"),
+    (libc::ENAMETOOLONG, "shorter"),
+    (libc::ENOSPC, "df -h"),
+    (libc::EDQUOT, "df -h"),
+    (libc::EFBIG, "ulimit -f"),
+    (libc::EROFS, "findmnt -T"),
+    (libc::EBUSY, "fuser -vm"),
+    (libc::ETXTBSY, "fuser -vm"),
+    (libc::EMFILE, "ulimit -n"),
+    (libc::ENFILE, "fs.file-max"),
+    (libc::ENOMEM, "ulimit -v"),
+    (libc::EAGAIN, "ulimit -a"),
+    (libc::EIO, "dmesg"),
+    (libc::ENXIO, "dmesg"),
+    (libc::ENOTCONN, "bilayer unmount"),
+    (libc::ESTALE, "mount"),
+    (libc::EOPNOTSUPP, "another place"),
+    (libc::ECONNREFUSED, "bilayer status"),
+    (libc::ECONNRESET, "bilayer status"),
+    (libc::EPIPE, "bilayer status"),
+];
+
+fn check_errors() -> Vec<CheckError> {
+    each! {
+        CheckError::Cancelled => CheckError::Cancelled;
+        CheckError::Meta(_) => CheckError::Meta(MetaError::Corrupt("key"));
+        CheckError::Object(_) => CheckError::Object(MetaError::Corrupt("key").into());
+        CheckError::Io(_) => CheckError::Io(io_error()), CheckError::Io(full());
+        CheckError::NotRemembered(_) => CheckError::NotRemembered(key_error());
+        CheckError::Fault => CheckError::Fault;
+    }
+}
+
+#[test]
+fn what_the_operating_system_refuses_has_advice() {
+    for (number, says) in SYSTEM_ERRORS {
+        let error = CliError::io("x", &io::Error::from_raw_os_error(number));
+        let hint = error
+            .hint
+            .unwrap_or_else(|| panic!("no advice: {}", error.message));
+        assert!(hint.contains(says), "{}: {hint}", error.message);
+        for line in command_lines(&hint) {
+            can_be_typed(&line, &hint);
+        }
+    }
+    // Refused by this program in the words of the operating system.
+    let refused = io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to user 7");
+    assert!(CliError::io("x", &refused).hint.is_some());
+    // Of these nobody can do anything.
+    for nothing in [io::Error::other("x"), io::ErrorKind::Interrupted.into()] {
+        assert_eq!(CliError::io("x", &nothing).hint, None);
+    }
+}
+
 #[test]
 fn every_failure_has_advice_that_can_be_followed() {
     let mut errors: Vec<CliError> = Vec::new();
@@ -366,6 +430,8 @@ fn every_failure_has_advice_that_can_be_followed() {
     );
     errors.extend(view_errors().iter().map(|error| CliError::view("x", error)));
     errors.extend(key_errors().iter().map(|error| CliError::key("x", error)));
+    let of_check = |error: &CheckError| CliError::usage("x").with_hint(super::check::hint(error));
+    errors.extend(check_errors().iter().map(of_check));
     let options = options();
     for error in errors {
         let hint = error.hint.clone();

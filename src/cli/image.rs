@@ -21,13 +21,15 @@ use super::request::{
 };
 use super::session::Session;
 use super::snapshot::{self, DeleteArgs, ListArgs};
+use super::wire::OTHER_VERSION;
 use super::{
-    KeystoreArg, OpenArgs, complain, keystore_dir, options, passphrase_source, paths, print,
-    print_json, size,
+    KeystoreArg, OpenArgs, complain, options, passphrase_source, paths, print, print_json, size,
 };
+use crate::audit;
 use crate::image::{self, ImportOptions};
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::interrupt::{self, Watch};
+use crate::sys::owned;
 
 /// Stands for standard input or output.
 const STANDARD: &str = "-";
@@ -200,6 +202,7 @@ fn unexpected(request: &Request, outcome: &Outcome) -> CliError {
         ExitCode::System,
         format!("{}: unexpected answer {outcome:?}", request.doing()),
     )
+    .with_hint(OTHER_VERSION)
 }
 
 fn create(args: CreateArgs) -> Result<(), CliError> {
@@ -336,9 +339,10 @@ fn refuse_inside(session: &Session, target: &Path, request: &Request) -> Result<
 fn export(args: &ExportArgs) -> Result<(), CliError> {
     let standard = args.file == Path::new(STANDARD);
     if standard && args.json {
-        return Err(CliError::usage(
-            "--json and the image cannot both go to standard output",
-        ));
+        return Err(
+            CliError::usage("--json and the image cannot both go to standard output")
+                .with_hint("name a file for the image, or leave --json out"),
+        );
     }
     if standard && io::stdout().is_terminal() {
         return Err(CliError::usage("an image is not written to a terminal")
@@ -408,7 +412,7 @@ fn stream_to_file(
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
         Ok(found) if !found.is_file() => {
-            let file = paths::open_to_write(path, File::options().write(true));
+            let file = owned::open_to_write(path, File::options().write(true));
             let mut file = file.map_err(failed)?;
             return stream(session, request, &mut file, progress);
         }
@@ -416,7 +420,7 @@ fn stream_to_file(
     }
     // A link that others may have put there gives way to the file; one of our own leads to it.
     let path = match std::fs::canonicalize(path) {
-        Ok(found) if paths::is_ours(path) => found,
+        Ok(found) if owned::is_ours(path) => found,
         _ => std::path::absolute(path).map_err(failed)?,
     };
     let parent = path.parent().unwrap_or(Path::new("/"));
@@ -511,11 +515,12 @@ fn import(args: &ImportArgs) -> Result<(), CliError> {
             None => PassphraseSource::Prompt,
         },
         size_bytes: size::size_option(args.size.as_deref())?,
-        keystore: keystore_dir(args.open.keystore.platform_keystore.as_deref())?,
+        keystore: args.open.keystore.dir()?,
     };
     let mut from = BufReader::with_capacity(1 << 20, source(&args.file)?);
     // What was made of the volume goes if it does not become one, whatever the reason.
     let _watch = Watch::begin();
+    audit::set_volume(&target);
     let place = Place::take(&target, doing())?;
     let progress = Progress::start("importing", None);
     let made = image::import(&mut from, place.store(), &options, &progress)

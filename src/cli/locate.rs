@@ -160,7 +160,7 @@ pub(super) fn by_source(mount: &MountInfo) -> Result<Located, CliError> {
     } else {
         let dir = mount.dir.display();
         let message = format!("it is not known which volume was mounted on {dir}");
-        Err(CliError::new(ExitCode::System, message))
+        Err(CliError::new(ExitCode::System, message).with_hint("name the volume's directory"))
     }
 }
 

@@ -11,6 +11,7 @@ use std::process;
 use clap::error::ErrorKind as ClapError;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+mod answers;
 mod changed;
 mod check;
 pub mod control;
@@ -24,6 +25,7 @@ pub mod helper;
 #[cfg(test)]
 mod hints;
 mod image;
+mod io_hints;
 mod locate;
 pub mod log;
 pub mod mount;
@@ -48,6 +50,7 @@ pub mod wire;
 
 pub use error::{CliError, ExitCode};
 
+use crate::audit::{self, Asker, Destination};
 use crate::keys::{PassphraseSource, keystore};
 use crate::layers;
 use crate::sys::interrupt;
@@ -158,6 +161,7 @@ Options (-o):
   snapshot_dir=NAME|off      the directory of snapshots in the root, instead of .snapshots; off
                              for none, and no .images
   log_file=FILE              the daemon's log, instead of the system's
+  audit_log=FILE|syslog      the audit, instead of audit.log in the platform keystore's directory
   trusted                    suid and dev also for a volume that was imported, or deployed to other
                              keys: such a one is mounted nosuid,nodev unless suid,dev is asked for
                              (in fstab only this word reaches bilayer)
@@ -166,6 +170,9 @@ Options (-o):
                              as in mount(8); nodev,nosuid unless root mounts
   relatime, strictatime      when times of access change; atime is relatime
 Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
+
+Signals to the daemon: SIGTERM and SIGINT make everything durable and unmount; SIGHUP has it open
+its log file anew (with --foreground in a terminal it unmounts).
 
 Examples:
   bilayer mount --create ~/vault ~/private
@@ -179,6 +186,27 @@ struct KeystoreArg {
     /// user's data directory; or $BILAYER_PLATFORM_KEYSTORE]
     #[arg(long, value_name = "DIR")]
     platform_keystore: Option<PathBuf>,
+    /// File that the audit is added to, or syslog for the system's log [default: audit.log in the
+    /// directory of the platform keystore]
+    #[arg(long, value_name = "FILE|syslog")]
+    audit_log: Option<PathBuf>,
+}
+
+impl KeystoreArg {
+    /// Where the platform keystore is. The audit begins.
+    fn dir(&self) -> Result<PathBuf, CliError> {
+        let dir = keystore_dir(self.platform_keystore.as_deref())?;
+        let log = self.audit_log.as_deref();
+        let log = log.map(|log| options::audit_log(log, &paths::working_directory()?));
+        start_audit(log.transpose()?, &dir);
+        Ok(dir)
+    }
+}
+
+/// Begins the audit: to where an option says, else to the directory of the platform keystore.
+fn start_audit(chosen: Option<Destination>, dir: &Path) {
+    let usual = || Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
+    audit::start(chosen.unwrap_or_else(usual), Asker::this_process());
 }
 
 #[derive(Args, Debug)]
@@ -200,7 +228,7 @@ struct OpenArgs {
 impl OpenArgs {
     fn keys(&self) -> Result<session::Keys, CliError> {
         Ok(session::Keys {
-            keystore: keystore_dir(self.keystore.platform_keystore.as_deref())?,
+            keystore: self.keystore.dir()?,
             passphrase: passphrase_source(&self.passphrase)?,
         })
     }
@@ -354,7 +382,7 @@ fn execute(command: Command, log: &Log) -> Result<u8, CliError> {
             unmount::unmount(&args.dir, request).map(|left| tell_left(&args.dir, &left))
         }
         Command::Status(args) => {
-            let keystore = keystore_dir(args.keystore.platform_keystore.as_deref())?;
+            let keystore = args.keystore.dir()?;
             show(&status::status(&args.path, &keystore)?, args.json)
         }
         Command::Inspect(args) => show(&status::inspect(&args.volume)?, args.json),
@@ -410,7 +438,7 @@ fn run_create(args: CreateArgs) -> Result<(), CliError> {
         path: paths::absolute(&args.volume)?,
         customer_key,
         size_bytes,
-        keystore: keystore_dir(args.keystore.platform_keystore.as_deref())?,
+        keystore: args.keystore.dir()?,
         passphrase: passphrase_source(&args.passphrase)?,
     };
     let id = create::create(&new)?;
@@ -422,6 +450,12 @@ fn run_mount(args: MountArgs, log: &Log) -> Result<(), CliError> {
     let words = MountWords::parse(args.options.iter().map(String::as_str), &directory)?;
     let option = args.keystore.platform_keystore.as_deref();
     let keystore = keystore_dir(option.or(words.platform_keystore.as_deref()))?;
+    let named = args.keystore.audit_log.as_deref();
+    let named = named.map(|log| options::audit_log(log, &directory));
+    start_audit(
+        named.transpose()?.or_else(|| words.audit_log.clone()),
+        &keystore,
+    );
     let request = mount::MountRequest {
         volume: args.volume,
         dir: args.dir,

@@ -8,15 +8,14 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
+use super::answers::{MountedOn, answer_for_mount, start_control};
 use super::changed::FormerIdentity;
-use super::control::{Answer, Closed, ControlServer, Done, Obstacle};
+use super::control::{Closed, ControlServer, Obstacle};
 use super::create::{NewVolume, create};
 use super::daemon::{Readiness, in_background};
 use super::error::{CliError, ExitCode};
@@ -25,12 +24,14 @@ use super::locate;
 use super::log::Log;
 use super::options::MountWords;
 use super::paths::{absolute, as_named, refuse_to_cover};
-use super::proof::{self, DirectoryId, VolumeDirectory};
-use super::remount::{obey, remount};
-use super::status::{self, Report};
+use super::proof::VolumeDirectory;
+use super::remount::remount;
+use super::status;
 use super::utab;
+use crate::audit::{self, Asker, Record};
 use crate::fs::{Filesystem, FilesystemOptions, FsError};
-use crate::fuse::{self, FuseError, MountOptions};
+use crate::fuse::{self, FuseError, MountOptions, Signals};
+use crate::ids::VolumeId;
 use crate::keys::PassphraseSource;
 use crate::store::Store;
 use crate::store::directory::DirectoryStore;
@@ -38,6 +39,7 @@ use crate::sys::identity::effective_user;
 use crate::sys::limits;
 use crate::sys::location::Location;
 use crate::sys::process::{self, EndSignals};
+use crate::sys::terminal::has_terminal;
 use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
 
 /// How often a copy of the metadata is put beside them, unless `checkpoint=` says otherwise.
@@ -91,7 +93,8 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
     if request.new_identity && request.words.read_only == Some(true) {
         return Err(CliError::usage(
             "--new-identity writes to the volume, and -o ro asks that nothing is",
-        ));
+        )
+        .with_hint("leave -o ro out; or look at the copy as it is, without --new-identity"));
     }
     let request = MountRequest {
         volume: absolute(&request.volume)?,
@@ -107,9 +110,9 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
         })?;
     }
     if request.foreground {
-        return daemon(&request, &mut Readiness::foreground(log.clone()));
+        return daemon(&request, log, &mut Readiness::foreground(log.clone()));
     }
-    in_background(log, |readiness| daemon(&request, readiness))
+    in_background(log, |readiness| daemon(&request, log, readiness))
 }
 
 /// What the caller's session allows its commands is no measure for a daemon that outlives it.
@@ -118,18 +121,43 @@ fn leave_session() {
     limits::normal_priority();
 }
 
-fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliError> {
+fn daemon(request: &MountRequest, log: &Log, readiness: &mut Readiness) -> Result<(), CliError> {
     leave_session();
+    let mut is_ready = false;
+    let mut ready = || {
+        is_ready = true;
+        readiness.ready();
+    };
+    audit::set_volume(&request.volume);
+    audit::set_mount_point(&request.dir);
+    let served = mount_and_serve(request, log, &mut ready);
+    if let Err(error) = &served
+        && !is_ready
+    {
+        let store = DirectoryStore::open(&request.volume);
+        let claimed = store.ok().and_then(|store| volume::claimed_id(&store));
+        Record::new("mount").volume(claimed).refused(&error.message);
+    }
+    served
+}
+
+fn mount_and_serve(
+    request: &MountRequest,
+    log: &Log,
+    ready: &mut dyn FnMut(),
+) -> Result<(), CliError> {
     let (path, dir) = prepare_places(request)?;
+    audit::set_volume(&path);
+    audit::set_mount_point(&dir);
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
     let failed = |error| CliError::volume(doing(), &error);
     if !request.changes_identity() {
         let opened = open_volume(request, &path, &doing)?;
         if matches!(opened, Err(VolumeError::ReadOnlyMedium)) && request.may_become_read_only() {
-            return serve_read_only(request, (&path, &dir), readiness);
+            return serve_read_only(request, (&path, &dir), log, ready);
         }
         let volume = opened.map_err(failed)?;
-        return serve(request, volume, (&path, &dir), &mut || readiness.ready());
+        return serve(request, volume, (&path, &dir), log, ready);
     }
     fuse::check_mountable(&dir).map_err(|error| explain(&error, doing()))?;
     let volume = open_volume(request, &path, &doing)?.map_err(failed)?;
@@ -137,10 +165,10 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
     let mut is_ready = false;
     let mut ready = || {
         is_ready = true;
-        readiness.ready();
+        ready();
     };
     let served = change_identity(request, volume, &path, &doing)
-        .and_then(|volume| serve(request, volume, (&path, &dir), &mut ready));
+        .and_then(|volume| serve(request, volume, (&path, &dir), log, &mut ready));
     served.map_err(|error| match is_ready {
         true => error,
         false => former.explain(error),
@@ -151,7 +179,8 @@ fn daemon(request: &MountRequest, readiness: &mut Readiness) -> Result<(), CliEr
 fn serve_read_only(
     request: &MountRequest,
     (path, dir): (&Path, &Path),
-    readiness: &mut Readiness,
+    log: &Log,
+    ready: &mut dyn FnMut(),
 ) -> Result<(), CliError> {
     let mut request = request.clone();
     request.words.read_only = Some(true);
@@ -163,11 +192,11 @@ fn serve_read_only(
         path.display()
     );
     let is_log_elsewhere = !request.foreground || request.words.log_file.is_some();
-    serve(&request, volume, (path, dir), &mut || {
+    serve(&request, volume, (path, dir), log, &mut || {
         if is_log_elsewhere {
             eprintln!("bilayer: warning: {warning}");
         }
-        readiness.ready();
+        ready();
         tracing::warn!("{warning}");
     })
 }
@@ -177,6 +206,7 @@ fn serve(
     request: &MountRequest,
     volume: Volume,
     (path, dir): (&Path, &Path),
+    log: &Log,
     ready: &mut dyn FnMut(),
 ) -> Result<(), CliError> {
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
@@ -188,11 +218,17 @@ fn serve(
         tracing::debug!(%error, "the working directory stays where it was");
     }
     // All threads that follow inherit both.
-    let signals = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
+    let end = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
+    let is_serving = Arc::new(AtomicBool::new(false));
+    let signals = Signals {
+        end,
+        on_hangup: reopen_log(request, log, &is_serving),
+    };
     if let Err(error) = process::set_io_flusher() {
         tracing::debug!(%error, "not marked as one that serves writeback");
     }
     let report = status::report_open(path, &volume);
+    let id = volume.header.volume_id();
     let read_only = request.words.read_only.unwrap_or(false);
     let options = fuse_options(request, path, volume.header.is_foreign());
     let filesystem = Filesystem::open(volume, filesystem_options(request))
@@ -207,6 +243,8 @@ fn serve(
         Some(signals),
         |device| {
             tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
+            audited(id, read_only, &options).done();
+            is_serving.store(true, Ordering::SeqCst);
             if let Some(device) = device {
                 let entry = utab::Entry {
                     volume: path.to_owned(),
@@ -231,7 +269,46 @@ fn serve(
         entry.remove();
     }
     drop(filesystem);
+    if is_serving.load(Ordering::SeqCst) {
+        audit_end(id, control.as_ref(), &closed);
+    }
     finish(control, served, closed, &doing)
+}
+
+/// The record of a mount.
+fn audited(volume: VolumeId, read_only: bool, options: &MountOptions) -> Record {
+    Record::new("mount")
+        .volume(volume)
+        .with("read_only", read_only)
+        .with("allow_other", options.allow_other)
+}
+
+/// Whoever unmounts waits for the answer; of those who do not the kernel says nothing.
+fn audit_end(volume: VolumeId, control: Option<&ControlServer>, closed: &Result<(), FsError>) {
+    let waits = control.and_then(ControlServer::waits);
+    let asker = waits.map_or(Asker::UNKNOWN, |peer| {
+        Asker::process(peer.uid, peer.pid as u32)
+    });
+    let _asked = audit::asked_by(asker);
+    Record::new("unmount").volume(volume).outcome(closed);
+}
+
+/// What a hangup means: to a daemon, that its log was renamed. To a process that a person watches, or
+/// one that is not ready yet, it is the end of the terminal.
+fn reopen_log(
+    request: &MountRequest,
+    log: &Log,
+    is_serving: &Arc<AtomicBool>,
+) -> Box<dyn Fn() -> bool + Send> {
+    let is_watched = request.foreground && has_terminal();
+    let (log, is_serving) = (log.clone(), Arc::clone(is_serving));
+    Box::new(move || {
+        let reopens = !is_watched && is_serving.load(Ordering::SeqCst);
+        if reopens {
+            log.reopen();
+        }
+        reopens
+    })
 }
 
 /// Makes what `--create` asks for, resolves both paths, and refuses pairs that cannot work.
@@ -399,27 +476,23 @@ pub(super) fn open_when_free(
     options: &OpenOptions,
 ) -> Result<Volume, VolumeError> {
     let begin = Instant::now();
-    loop {
-        let store: Arc<dyn Store> = Arc::clone(store) as _;
-        match volume::open(store, options) {
-            Err(error @ VolumeError::WriterElsewhere { .. }) => {
-                if begin.elapsed() > MOUNTED_FOR {
-                    return Err(error);
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(VolumeError::InUse { shared }) => {
+    let store: Arc<dyn Store> = Arc::clone(store) as _;
+    volume::open_with_patience(store, options, &mut |error| {
+        let patience = match error {
+            VolumeError::WriterElsewhere { .. } => MOUNTED_FOR,
+            VolumeError::InUse { .. } => {
                 // No more than a hint, at how long to wait.
                 let mounted = directory.is_some_and(|dir| !locate::hinted(dir).is_empty());
-                let patience = if mounted { MOUNTED_FOR } else { CLOSING_FOR };
-                if begin.elapsed() > patience {
-                    return Err(VolumeError::InUse { shared });
-                }
-                std::thread::sleep(Duration::from_millis(20));
+                if mounted { MOUNTED_FOR } else { CLOSING_FOR }
             }
-            result => return result,
+            _ => return false,
+        };
+        let again = begin.elapsed() <= patience;
+        if again {
+            std::thread::sleep(Duration::from_millis(20));
         }
-    }
+        again
+    })
 }
 
 /// So many objects as may be open, beside what else is: descriptors of requests under way, of the
@@ -484,101 +557,6 @@ fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOpti
     options
 }
 
-/// The mount, while it is there: its device number may be given to another one afterwards.
-type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
-
-/// What this process answers other commands with.
-struct Daemon {
-    /// Held weakly: the volume's lock goes when the filesystem does.
-    filesystem: Weak<Filesystem>,
-    report: Report,
-    read_only: bool,
-    directory: DirectoryId,
-    mounted_on: MountedOn,
-}
-
-impl Answer for Daemon {
-    fn respond(&self, request: &str, to: &mut dyn io::Write) -> Option<io::Result<()>> {
-        let line = match (request, self.filesystem.upgrade()) {
-            ("status", open) => answer_status(&self.report, self.read_only, open.as_deref()),
-            (_, Some(open)) if request.starts_with('{') => {
-                return super::wire::answer(request, &open, to);
-            }
-            (_, Some(open)) => answer_order(request, &open)?,
-            (_, None) => return None,
-        };
-        Some(to.write_all((line + "\n").as_bytes()))
-    }
-
-    fn prove(&self, to: &UnixStream) -> io::Result<()> {
-        let open = self.filesystem.upgrade();
-        let volume = open.as_deref().map(Filesystem::volume);
-        let device = self.mounted_on.lock().as_ref().map(|entry| entry.device);
-        proof::prove(to, volume, self.directory, device)
-    }
-}
-
-fn start_control(
-    path: &Path,
-    filesystem: &Arc<Filesystem>,
-    report: Report,
-    read_only: bool,
-    mounted_on: &MountedOn,
-) -> Option<ControlServer> {
-    let directory = match filesystem.volume().held_lock() {
-        Some(held) => DirectoryId::of_descriptor(held.directory),
-        None => DirectoryId::of_path(path),
-    };
-    let daemon = |directory| Daemon {
-        filesystem: Arc::downgrade(filesystem),
-        report,
-        read_only,
-        directory,
-        mounted_on: Arc::clone(mounted_on),
-    };
-    // The mount is none the less a mount: somebody who made a directory where this one's was to be
-    // must not keep a volume from being used. Commands refuse what they cannot be sure of.
-    let started = directory.and_then(|id| ControlServer::start(id, daemon(id)));
-    match started {
-        Ok(control) => Some(control),
-        Err(error) => {
-            tracing::warn!(
-                %error,
-                "there is no control socket: commands cannot ask this mount, and will say so"
-            );
-            None
-        }
-    }
-}
-
-fn answer_for_mount(control: Option<&ControlServer>, device: u64) {
-    let answering = control.map(|control| control.answer_for_mount(device));
-    if let Some(Err(error)) = answering {
-        tracing::warn!(%error, "commands that name the mount cannot ask it, and will say so");
-    }
-}
-
-fn answer_status(report: &Report, read_only: bool, filesystem: Option<&Filesystem>) -> String {
-    let report = match filesystem {
-        Some(open) => status::report_mounted(report.clone(), read_only, open),
-        None => report.clone(),
-    };
-    status::to_json(&report).unwrap_or_default()
-}
-
-/// Does what was asked and says how it went; `None` to what is unknown.
-fn answer_order(request: &str, filesystem: &Arc<Filesystem>) -> Option<String> {
-    let result = match request {
-        "sync" => filesystem.sync(),
-        _ => obey(request, filesystem)?,
-    };
-    serde_json::to_string(&Done {
-        done: result.is_ok(),
-        error: result.err().map(|error| error.to_string()),
-    })
-    .ok()
-}
-
 fn finish(
     control: Option<ControlServer>,
     served: Result<(), FuseError>,
@@ -598,7 +576,8 @@ fn finish(
         false => CliError::new(
             ExitCode::System,
             format!("the volume was not closed cleanly: {error}"),
-        ),
+        )
+        .with_hint("the volume recovers at the next mount; then: bilayer check VOLUME"),
     })?;
     tracing::info!("unmounted; everything is on disk");
     Ok(())

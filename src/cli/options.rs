@@ -23,6 +23,7 @@
 //! | `open_objects=N` | files of the volume held open |
 //! | `snapshot_dir=NAME\|off` | the directory of snapshots; `off`: none, nor of images |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
+//! | `audit_log=FILE\|syslog` | where the audit goes, instead of the platform keystore's directory |
 //! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); a mount that root does not make is `nodev,nosuid` |
 //! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
 //! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::CliError;
+use crate::audit::Destination;
 use crate::fs::{AccessTimes, SnapshotDir};
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
@@ -139,6 +141,8 @@ pub struct MountWords {
     pub snapshot_dir: Option<SnapshotDir>,
     /// `log_file=`.
     pub log_file: Option<PathBuf>,
+    /// `audit_log=`.
+    pub audit_log: Option<Destination>,
 }
 
 impl MountWords {
@@ -268,6 +272,7 @@ impl MountWords {
                 })?);
             }
             "log_file" => self.log_file = Some(path(name, value, from)?),
+            "audit_log" => self.audit_log = Some(audit_log(Path::new(value), from)?),
             "follow_caller" => self.follow_caller = Some(on_or_off(name, value)?),
             "nfs_export" => self.nfs_export = Some(on_or_off(name, value)?),
             _ => return Ok(false),
@@ -380,6 +385,15 @@ pub fn key_uri(value: &str, directory: &Path) -> Result<KeyUri, CliError> {
         .map_err(|error| CliError::key(format_args!("customer key {value}"), &error))
 }
 
+/// Where the audit is to go, as it is named on a command line.
+pub(super) fn audit_log(value: &Path, directory: &Path) -> Result<Destination, CliError> {
+    match value.to_str() {
+        Some("") => Err(bad("audit_log", "", "a path, or syslog,")),
+        Some("syslog") => Ok(Destination::SystemLog),
+        _ => Ok(Destination::File(directory.join(value))),
+    }
+}
+
 fn path(name: &str, value: &str, directory: &Path) -> Result<PathBuf, CliError> {
     if value.is_empty() {
         return Err(bad(name, value, "a path"));
@@ -443,7 +457,7 @@ mod tests {
             "rw,ro,noallow_other,allow_other,customer_key=file:k.pem,platform_keystore=/p\\,q,\
              passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,checkpoint=0,\
              follow_caller=off,nfs_export=on,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
-             log_file=/var/log/b,snapshot_dir=.zeitpunkte,,",
+             log_file=/var/log/b,audit_log=a,snapshot_dir=.zeitpunkte,,",
         )
         .unwrap();
         let expected = MountWords {
@@ -464,6 +478,7 @@ mod tests {
             pending_bytes: Some(1 << 30),
             open_objects: Some(100),
             log_file: Some("/var/log/b".into()),
+            audit_log: Some(Destination::File("/here/a".into())),
             snapshot_dir: Some(SnapshotDir::Named(".zeitpunkte".to_owned())),
             ..MountWords::default()
         };

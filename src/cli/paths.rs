@@ -1,13 +1,9 @@
 //! Paths as people write them.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::CliError;
 use crate::keys::keystore::ENVIRONMENT;
-use crate::sys::identity::effective_user;
 
 /// Absolute, against the working directory; nothing of it need exist.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
@@ -62,43 +58,6 @@ pub(super) fn refuse_to_cover(keystore: &Path, dir: &Path) -> Result<(), CliErro
     }
 }
 
-/// Whether nobody but root and this user decides what a name leads to: the directory that it is in is
-/// theirs, and no others write to it.
-pub(super) fn is_ours(path: &Path) -> bool {
-    let parent = std::path::absolute(path).ok();
-    let parent = parent.as_deref().and_then(Path::parent);
-    parent
-        .and_then(|parent| std::fs::metadata(parent).ok())
-        .is_some_and(|found| is_trusted(found.uid()) && found.mode() & 0o022 == 0)
-}
-
-fn is_trusted(user: u32) -> bool {
-    user == 0 || user == effective_user()
-}
-
-/// Opens what is written to where it lies. A link that others may have put there is not followed,
-/// and what is there has to be root's or this user's.
-pub(super) fn open_to_write(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    let refused = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, why);
-    if !is_ours(path) {
-        options.custom_flags(libc::O_NOFOLLOW);
-    }
-    let file = options
-        .open(path)
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::ELOOP) => {
-                refused("it is a symbolic link in a directory that others write to".to_owned())
-            }
-            _ => error,
-        })?;
-    let owner = file.metadata()?.uid();
-    if is_trusted(owner) {
-        Ok(file)
-    } else {
-        Err(refused(format!("it belongs to user {owner}")))
-    }
-}
-
 /// The working directory, against which relative paths in options are meant.
 pub(super) fn working_directory() -> Result<PathBuf, CliError> {
     std::env::current_dir()
@@ -146,27 +105,5 @@ mod tests {
         let refused = refuse_to_cover(&keystore, &home).unwrap_err();
         assert!(refused.message.contains("keystore"), "{}", refused.message);
         refuse_to_cover(&keystore, &home.join("mnt")).expect("beside it");
-    }
-
-    #[test]
-    fn links_and_files_of_others_are_not_written_to() {
-        let dir = tempfile::tempdir().unwrap();
-        let (prize, link) = (dir.path().join("prize"), dir.path().join("link"));
-        std::fs::write(&prize, "kept").unwrap();
-        std::os::unix::fs::symlink(&prize, &link).unwrap();
-        let open = |path: &Path| open_to_write(path, OpenOptions::new().append(true).create(true));
-        assert!(is_ours(&link) && open(&link).is_ok());
-        let shared = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
-        std::fs::set_permissions(dir.path(), shared).unwrap();
-        assert!(!is_ours(&link));
-        let error = open(&link).unwrap_err();
-        assert!(error.to_string().contains("symbolic link"), "{error}");
-        assert!(open(&prize).is_ok() && open(&dir.path().join("new")).is_ok());
-        if effective_user() == 0 {
-            std::os::unix::fs::chown(&prize, Some(4711), None).unwrap();
-            let error = open(&prize).unwrap_err();
-            assert!(error.to_string().contains("4711"), "{error}");
-        }
-        open_to_write(Path::new("/dev/null"), OpenOptions::new().write(true)).unwrap();
     }
 }

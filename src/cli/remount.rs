@@ -15,6 +15,7 @@ use super::locate;
 use super::options::MountWords;
 use super::patient::is_timeout;
 use super::status;
+use crate::audit::Record;
 use crate::fs::{AccessTimes, Filesystem, FsError};
 use crate::fuse::mountinfo::MountInfo;
 use crate::sys::identity::effective_user;
@@ -210,10 +211,12 @@ impl Daemon {
             return Ok(());
         }
         let why = done.error.unwrap_or_else(|| "no reason given".to_owned());
-        Err(CliError::new(
-            ExitCode::System,
-            format!("{}: {why}", doing(dir)),
-        ))
+        Err(
+            CliError::new(ExitCode::System, format!("{}: {why}", doing(dir))).with_hint(format!(
+                "see what state it is in: bilayer status {}",
+                dir.display()
+            )),
+        )
     }
 }
 
@@ -235,6 +238,10 @@ pub(super) fn obey(request: &str, filesystem: &Arc<Filesystem>) -> Option<Result
         (true, false) => filesystem.make_writable(),
         _ => Ok(()),
     };
+    Record::new("remount")
+        .volume(filesystem.volume().header.volume_id())
+        .with("read_only", read_only)
+        .outcome(&turned);
     if turned.is_ok() {
         filesystem.set_access_times(access_times);
         tracing::info!(read_only, ?access_times, "remounted");

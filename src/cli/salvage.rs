@@ -13,6 +13,7 @@ use super::format::{self, size};
 use super::locate::{Holder, Located, find};
 use super::progress::Progress;
 use super::{OpenArgs, options, paths, print, print_json};
+use crate::audit;
 use crate::salvage::out::{Out, Refused};
 use crate::salvage::{self, Options, REPORT_NAME, SalvageError, Summary};
 use crate::store::directory::DirectoryStore;
@@ -159,6 +160,7 @@ fn open(
         read_only: true,
         ..OpenOptions::default()
     };
+    audit::set_volume(&located.path);
     let path = located.access_path()?;
     let store = DirectoryStore::open(&path).map_err(|error| CliError::io(doing(), &error))?;
     volume::rescue(Arc::new(store), given, &options).map_err(|error| {

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use super::check;
 use super::create::Place;
 use super::error::{CliError, ExitCode};
 use super::request::{
     BytesDone, DeployReport, ExportReport, Outcome, PathBytes, Receiver, Request,
 };
+use crate::audit;
 use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
 use crate::fs::Filesystem;
 use crate::image::{DeployOptions, ExportOptions, Progress, Transport};
@@ -119,6 +121,7 @@ fn deploy(
             None => filesystem.volume().keystore.directory().to_path_buf(),
         },
     };
+    let _about = audit::about(&target.path());
     let place = Place::take(&target.path(), request.doing())?;
     let made = watched(to, &|watch| {
         filesystem.deploy_image(image, place.store(), &options, watch)
@@ -240,11 +243,13 @@ pub(super) fn watched<T: Send>(
 ) -> Option<T> {
     const EVERY: Duration = Duration::from_millis(200);
     let watch = Watch::default();
+    let context = audit::Context::here();
     std::thread::scope(|scope| {
         let (ends, ended) = mpsc::channel::<()>();
         let watch = &watch;
         let working = scope.spawn(move || {
             let _ends = ends;
+            let _context = context.enter();
             work(watch)
         });
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
@@ -269,6 +274,7 @@ pub(super) fn tell(report: Report, to: &mut dyn Receiver) -> Result<Outcome, Cli
 /// A check that did not come to its end.
 fn unchecked(request: &Request, error: &CheckError) -> CliError {
     CliError::new(ExitCode::System, format!("{}: {error}", request.doing()))
+        .with_hint(check::hint(error))
 }
 
 /// A receiver as something to write a stream to.

@@ -21,6 +21,7 @@ use super::proof::DirectoryId;
 use super::request::{self, Kind, Outcome, Passphrase, Receiver, Request, ViewReport, Views};
 use super::serve::serve;
 use super::wire;
+use crate::audit;
 use crate::fs::views::{self, ReadOnlyBecause, ViewError};
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::keys::PassphraseSource;
@@ -55,6 +56,7 @@ pub(super) fn open_volume(
     keys: &Keys,
 ) -> Result<Volume, CliError> {
     let doing = || format!("cannot open the volume {}", located.path.display());
+    audit::set_volume(&located.path);
     let store = DirectoryStore::open(&located.access_path()?)
         .map_err(|error| CliError::io(doing(), &error))?;
     let options = OpenOptions {
@@ -302,6 +304,10 @@ fn check_name(request: &Request, kind: Kind, name: &str) -> Result<(), CliError>
         return Err(CliError::usage(format!(
             "{}: {name:?} is no name for a {}",
             request.doing(),
+            kind.name()
+        ))
+        .with_hint(format!(
+            "see which there are: bilayer {} list VOLUME",
             kind.name()
         )));
     }

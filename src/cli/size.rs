@@ -42,7 +42,10 @@ pub fn parse_size(text: &str) -> Result<u64, &'static str> {
 /// # Errors
 /// A usage error that says what is wanted.
 pub fn size_option(text: Option<&str>) -> Result<Option<u64>, CliError> {
-    let wrong = |text: &str, wanted| CliError::usage(format!("--size {text}: {wanted}"));
+    let wrong = |text: &str, wanted| {
+        CliError::usage(format!("--size {text}: {wanted}"))
+            .with_hint("a number of bytes, or of K, M, G, T: --size 10G")
+    };
     text.map(|text| parse_size(text).map_err(|wanted| wrong(text, wanted)))
         .transpose()
 }

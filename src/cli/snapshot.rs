@@ -16,8 +16,12 @@ use super::request::{
     ChangeReport, Difference, Kind, Nobody, Outcome, PathBytes, Receiver, Request, ViewReport,
 };
 use super::session::Session;
+use super::wire::OTHER_VERSION;
 use super::{OpenArgs, complain, print, print_json};
 
+/// How snapshots are taken and dropped with one command.
+const PRUNING: &str =
+    "such as: bilayer snapshot create VOLUME --prefix NAME --prune --keep-daily N";
 /// Snapshots that are named after one second, before it is given up.
 const MOST_IN_A_SECOND: u32 = 1000;
 
@@ -193,12 +197,13 @@ pub(super) fn run(command: SnapshotCommand) -> Result<(), CliError> {
 fn create(args: CreateArgs) -> Result<(), CliError> {
     // Before anything is done: what is kept must have been said where something may be deleted.
     if !args.prune && !args.keep.is_empty() {
-        return Err(CliError::usage("--keep options go with --prune"));
+        return Err(CliError::usage("--keep options go with --prune").with_hint(PRUNING));
     }
     if args.prune && (args.prefix.is_none() || args.keep.is_empty()) {
-        return Err(CliError::usage(
-            "--prune goes with --prefix and at least one --keep option",
-        ));
+        return Err(
+            CliError::usage("--prune goes with --prefix and at least one --keep option")
+                .with_hint(PRUNING),
+        );
     }
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
     let made = match args.name {
@@ -235,7 +240,8 @@ fn take(session: &mut Session, name: String) -> Result<ViewReport, CliError> {
         other => Err(CliError::new(
             ExitCode::System,
             format!("{}: unexpected answer {other:?}", request.doing()),
-        )),
+        )
+        .with_hint(OTHER_VERSION)),
     }
 }
 
@@ -446,7 +452,8 @@ fn confirm(volume: &Path, name: &str) -> Result<(), CliError> {
         return Err(CliError::usage(format!(
             "restoring all of {} needs --yes where there is no terminal to ask",
             volume.display()
-        )));
+        ))
+        .with_hint("bilayer snapshot restore VOLUME NAME --yes"));
     }
     // Who does not see it says no.
     let _ = write!(

@@ -21,6 +21,7 @@ use super::locate::{self, Holder, Located, find};
 use super::request::{Kind, Outcome, Request, ViewReport, Views};
 use super::serve::serve;
 use super::wire;
+use crate::audit;
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::fuse::mountinfo::{self, MountInfo};
 use crate::keys::wrap::WrapRecord;
@@ -409,7 +410,8 @@ fn find_view(
         return Err(CliError::new(
             ExitCode::Key,
             format!("cannot show the {what} {name}: {why}"),
-        ));
+        )
+        .with_hint("what is named there is needed; or mount the volume and ask the mount"));
     };
     let mut views = views.into_iter();
     let is_it = |view: &ViewReport| view.name == name && kind.is_none_or(|kind| kind == view.kind);
@@ -504,6 +506,7 @@ fn open_or_claims(
         read_only: true,
         ..OpenOptions::default()
     };
+    audit::set_volume(&located.path);
     match volume::open(Arc::new(store), &options) {
         Ok(volume) => {
             let report = report_open(&located.path, &volume);

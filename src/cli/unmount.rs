@@ -213,7 +213,8 @@ fn find(dir: &Path) -> Result<(Location, MountInfo), CliError> {
                 dir.display(),
                 there.filesystem
             ),
-        ),
+        )
+        .with_hint(format!("unmount it with: umount {}", dir.display())),
         _ => error,
     })
 }
@@ -256,6 +257,10 @@ fn mount_of_volume(dir: &Path) -> Result<(Location, MountInfo), CliError> {
                 mount.dir.display()
             ),
         )
+        .with_hint(format!(
+            "unmount that first; see what it is: findmnt {}",
+            mount.dir.display()
+        ))
     };
     let location = Location::open(&mount.dir).map_err(|_| covered())?;
     match location.info() {
@@ -385,6 +390,9 @@ impl Daemon {
             Ok(Some(why)) => Err(CliError::new(
                 ExitCode::System,
                 format!("unmounted, but not everything is on disk: {why}"),
+            )
+            .with_hint(
+                "it is still mounted elsewhere: unmount it there, and see the daemon's log",
             )),
             _ => Ok(()),
         }

@@ -33,6 +33,10 @@ use super::request::{
 use super::serve::{CHUNK_BYTES, serve};
 use crate::fs::Filesystem;
 
+/// What to do about a daemon that answers something else than it should.
+pub(super) const OTHER_VERSION: &str =
+    "the daemon is of another version: unmount the volume and mount it again";
+
 /// How one ended that did not: a [`CliError`], so that the command ends the same either way.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Failure {
@@ -210,7 +214,7 @@ fn strange(request: &Request) -> CliError {
             request.doing()
         ),
     )
-    .with_hint("it is of another version: unmount the volume and mount it again")
+    .with_hint(OTHER_VERSION)
 }
 
 #[cfg(test)]

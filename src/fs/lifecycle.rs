@@ -15,6 +15,7 @@ use super::access_times::AccessTimesNow;
 use super::references::References;
 use super::types::{FileKind, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
+use crate::audit::Record;
 use crate::ids::{Epoch, FolderNumber, Generation, Ino, Sequence};
 use crate::layers::KeySet;
 use crate::meta::keys::{self, Table};
@@ -102,6 +103,12 @@ impl Filesystem {
 
     /// Opens the filesystem of a volume; an unclean stop is recovered from.
     pub fn open(volume: Volume, options: FilesystemOptions) -> Result<Arc<Self>, FsError> {
+        let id = volume.header.volume_id();
+        Self::open_unaudited(volume, options)
+            .inspect_err(|error| Record::new("open-filesystem").volume(id).refused(error))
+    }
+
+    fn open_unaudited(volume: Volume, options: FilesystemOptions) -> Result<Arc<Self>, FsError> {
         if !options.read_only {
             volume.check_writer()?;
         }

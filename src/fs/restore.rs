@@ -7,6 +7,7 @@ use std::path::Path;
 use super::types::{FileKind, NodeId};
 use super::views::{ViewError, ViewKind};
 use super::{Filesystem, FsError};
+use crate::audit::Record;
 use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::DirentRecord;
@@ -44,6 +45,18 @@ impl Filesystem {
 
     /// Takes the live view, or with `path` what is at that path in it, back to what a snapshot shows.
     pub fn restore(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
+        let restored = self.restore_unaudited(snapshot, path);
+        let mut audited = Record::new("restore-snapshot")
+            .volume(self.volume.header.volume_id())
+            .with("name", snapshot);
+        if let Some(path) = path {
+            audited = audited.with_text("restored", path.display());
+        }
+        audited.outcome(&restored);
+        restored
+    }
+
+    fn restore_unaudited(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
         let _change = self.begin_view_change()?;
         let _one = self.restoring.lock();
         let held = self.hold_view(ViewKind::Snapshot, snapshot)?;
@@ -58,8 +71,6 @@ impl Filesystem {
             None => self.restore_all(record.generation)?,
             Some((name, parents)) => self.restore_path(record, (parents, name))?,
         }
-        let path = String::from_utf8_lossy(path);
-        tracing::info!(target: "audit", action = "restore", snapshot, path = &*path, generation = record.generation.0);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use parking_lot::RwLockReadGuard;
 use super::types::NodeId;
 use super::views_directory::now;
 use super::{Filesystem, FsError};
+use crate::audit::Record;
 use crate::errno::Errno;
 use crate::ids::{Generation, ViewId};
 use crate::image::ImageError;
@@ -218,6 +219,14 @@ impl ViewInfo {
     }
 }
 
+/// What is done with a view.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ViewChange {
+    Create,
+    Delete,
+    Rename,
+}
+
 /// A view that cannot be deleted for as long as this is there.
 #[derive(Debug)]
 pub(super) struct HeldView<'a> {
@@ -249,6 +258,25 @@ impl Filesystem {
     /// Keeps a view of what is there now, or, with `from`, of what that snapshot shows. It is
     /// durable when this returns.
     pub fn create_view(
+        &self,
+        kind: ViewKind,
+        name: &str,
+        from: Option<&str>,
+        description: &str,
+    ) -> Result<ViewInfo, ViewError> {
+        let created = self.create_view_unaudited(kind, name, from, description);
+        let mut audited = self.audit_view(ViewChange::Create, kind, name);
+        if let Some(from) = from {
+            audited = audited.with("from", from);
+        }
+        if let Ok(created) = &created {
+            audited = audited.with("generation", created.generation);
+        }
+        audited.outcome(&created);
+        created
+    }
+
+    fn create_view_unaudited(
         &self,
         kind: ViewKind,
         name: &str,
@@ -301,7 +329,6 @@ impl Filesystem {
             }
             return Err(error.into());
         }
-        tracing::info!(target: "audit", action = "create-view", kind = kind.noun(), name, generation = record.generation.0);
         Ok(ViewInfo::new(id, &record, HeldAlone::default()))
     }
 
@@ -340,6 +367,13 @@ impl Filesystem {
     /// Drops a view. That it is gone is durable when this returns; what only it held goes in the
     /// background.
     pub fn delete_view(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
+        let deleted = self.delete_view_unaudited(kind, name);
+        self.audit_view(ViewChange::Delete, kind, name)
+            .outcome(&deleted);
+        deleted
+    }
+
+    fn delete_view_unaudited(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
         let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
         let (id, record) = self.found_view(kind, name)?;
@@ -366,12 +400,34 @@ impl Filesystem {
         }
         self.contents.forget_view(record.generation);
         self.wake_background();
-        tracing::info!(target: "audit", action = "delete-view", kind = kind.noun(), name, generation = record.generation.0);
         Ok(())
     }
 
     /// Gives a view another name. Durable when this returns.
     pub fn rename_view(&self, kind: ViewKind, name: &str, to: &str) -> Result<(), ViewError> {
+        let renamed = self.rename_view_unaudited(kind, name, to);
+        self.audit_view(ViewChange::Rename, kind, name)
+            .with("to", to)
+            .outcome(&renamed);
+        renamed
+    }
+
+    /// The record of what was done with a view.
+    pub(super) fn audit_view(&self, change: ViewChange, kind: ViewKind, name: &str) -> Record {
+        let action = match (change, kind) {
+            (ViewChange::Create, ViewKind::Snapshot) => "create-snapshot",
+            (ViewChange::Create, ViewKind::Image) => "create-image",
+            (ViewChange::Delete, ViewKind::Snapshot) => "delete-snapshot",
+            (ViewChange::Delete, ViewKind::Image) => "delete-image",
+            (ViewChange::Rename, ViewKind::Snapshot) => "rename-snapshot",
+            (ViewChange::Rename, ViewKind::Image) => "rename-image",
+        };
+        Record::new(action)
+            .volume(self.volume.header.volume_id())
+            .with("name", name)
+    }
+
+    fn rename_view_unaudited(&self, kind: ViewKind, name: &str, to: &str) -> Result<(), ViewError> {
         check_name(to)?;
         let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
@@ -388,7 +444,6 @@ impl Filesystem {
         self.commit_with_room().inspect_err(|_| {
             let _ = self.meta.put_view(id, &record);
         })?;
-        tracing::info!(target: "audit", action = "rename-view", kind = kind.noun(), name, to);
         Ok(())
     }
 

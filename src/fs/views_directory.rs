@@ -8,7 +8,7 @@
 //! name of one is still there, and out of reach as long as that name is taken.
 
 use super::types::{Attr, Caller, DirEntry, FileKind, NodeId, RenameFlags, Timespec};
-use super::views::ViewError;
+use super::views::{ViewChange, ViewError};
 use super::{Filesystem, FsError, NAME_BYTES_MAX};
 use crate::errno::Errno;
 use crate::ids::{Ino, ViewId};
@@ -212,10 +212,12 @@ impl Filesystem {
         name: &[u8],
     ) -> Result<Attr, Errno> {
         let owner = self.views_inode(directory)?.uid;
+        let name = text(name)?;
         if ![0, owner].contains(&caller.uid) {
+            self.audit_view(ViewChange::Create, directory.0, name)
+                .refused("only root and the owner of the root directory may");
             return Err(Errno::EPERM);
         }
-        let name = text(name)?;
         let made = self.create_view(directory.0, name, None, "");
         let made = made.map_err(|error| error.errno())?;
         self.getattr(NodeId::root_of(ViewId(made.id)))

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 
 use fuser::Request;
 
+use crate::audit;
 use crate::fs::privileges::Privileges;
 
 /// Inode number of the machine's first user namespace (`PROC_USER_INIT_INO` of `linux/proc_ns.h`).
@@ -97,6 +98,20 @@ impl Privileges for Asker {
     fn sees_trusted(&self) -> bool {
         self.has(CAP_SYS_ADMIN)
     }
+}
+
+/// Who asks, for the audit. A request carries the number of a thread.
+pub(super) fn for_audit(request: &Request) -> audit::Asker {
+    let thread = request.pid();
+    let status = fs::read_to_string(format!("/proc/{thread}/status"));
+    let process = status.ok().and_then(|status| process_of(&status));
+    audit::Asker::process(request.uid(), process.unwrap_or(thread))
+}
+
+/// The process that the status of a thread names.
+fn process_of(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    line.trim().parse().ok()
 }
 
 /// The asker of a write, of whom the kernel has said that set-id bits do not stay.
@@ -234,6 +249,7 @@ mod tests {
         assert_eq!(groups, [4, 24, u32::MAX - 1]);
         assert_eq!(capabilities, 1 << CAP_FSETID);
         assert_eq!(parse_status(""), None);
+        assert_eq!(process_of("Name:\tx\nTgid:\t12\nPid:\t14\n"), Some(12));
         assert_eq!(
             parse_status("Groups:\t \nCapEff:\t0\n"),
             Some((Vec::new(), 0))

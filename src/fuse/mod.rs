@@ -58,6 +58,14 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A signal that comes sooner after the first is of the same end of a session.
 const SAME_END: Duration = Duration::from_secs(1);
 
+/// The signals that unmount.
+pub struct Signals {
+    /// They must have been blocked before any thread was made.
+    pub end: EndSignals,
+    /// Called at SIGHUP; true when it was to have files opened anew, and is no reason to end.
+    pub on_hangup: Box<dyn Fn() -> bool + Send>,
+}
+
 /// How to mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -135,7 +143,7 @@ pub fn mount(
     filesystem: Arc<Filesystem>,
     dir: &Path,
     options: &MountOptions,
-    signals: Option<EndSignals>,
+    signals: Option<Signals>,
     ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
@@ -174,7 +182,7 @@ fn serve(
     filesystem: &Arc<Filesystem>,
     notices: &Notices,
     lift_limits: &dyn Fn(&Mounted),
-    signals: Option<EndSignals>,
+    signals: Option<Signals>,
     ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
     let (device, mounted) = mountpoint::mount(dir, options).map_err(explain_mount)?;
@@ -202,7 +210,7 @@ fn serve(
 }
 
 fn listen_for(
-    signals: Option<EndSignals>,
+    signals: Option<Signals>,
     filesystem: &Arc<Filesystem>,
     mounted: &Mounted,
 ) -> io::Result<()> {
@@ -213,7 +221,7 @@ fn listen_for(
     let filesystem = Arc::downgrade(filesystem);
     let mounted = mounted.clone();
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || unmount_on(signals, &filesystem, &mounted))?;
+    thread.spawn(move || unmount_on(&signals, &filesystem, &mounted))?;
     Ok(())
 }
 
@@ -244,10 +252,13 @@ fn take_away(mounted: &Mounted) {
 /// Makes everything durable at the first signal, and unmounts then, or when nobody uses the mount any
 /// more. At the end of a session everybody is told to end at once, and whoever works in the mount may
 /// be slower. A signal that comes later detaches it.
-fn unmount_on(signals: EndSignals, filesystem: &Weak<Filesystem>, mounted: &Mounted) {
+fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounted) {
     let mut asked: Option<Instant> = None;
     let mut is_told = false;
-    while let Ok(signal) = signals.wait(asked.map(|_| RETRY)) {
+    while let Ok(signal) = signals.end.wait(asked.map(|_| RETRY)) {
+        if signal == Some("SIGHUP") && (signals.on_hangup)() {
+            continue;
+        }
         let mut lazy = false;
         match (signal, asked) {
             (None, None) => continue,

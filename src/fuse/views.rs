@@ -7,9 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 
 use fuser::{ReplyEmpty, ReplyEntry, Request};
 
+use super::asker;
 use super::dispatch::Dispatch;
 use super::replies::{answer, send_entry, send_ok};
 use super::workers::Lane;
+use crate::audit;
 use crate::fs::types::{Caller, NodeId, RenameFlags};
 
 /// `mkdir` in a directory that holds views.
@@ -19,8 +21,9 @@ pub(super) fn make(
     (caller, parent, name): (Caller, NodeId, &OsStr),
     reply: ReplyEntry,
 ) {
-    let name = name.as_bytes().to_vec();
+    let (name, asker) = (name.as_bytes().to_vec(), asker::for_audit(request));
     dispatch.hand_over("mkdir", request, (Lane::Lengthy, 0), move |fs| {
+        let _asked = audit::asked_by(asker);
         answer(reply, fs.mkdir(&caller, parent, &name, 0), send_entry);
     });
 }
@@ -32,8 +35,9 @@ pub(super) fn remove(
     (parent, name): (NodeId, &OsStr),
     reply: ReplyEmpty,
 ) {
-    let name = name.as_bytes().to_vec();
+    let (name, asker) = (name.as_bytes().to_vec(), asker::for_audit(request));
     dispatch.hand_over("rmdir", request, (Lane::Lengthy, 0), move |fs| {
+        let _asked = audit::asked_by(asker);
         answer(reply, fs.rmdir(parent, &name), send_ok);
     });
 }
@@ -47,7 +51,9 @@ pub(super) fn rename(
     reply: ReplyEmpty,
 ) {
     let (name, new_name) = (from.1.as_bytes().to_vec(), to.1.as_bytes().to_vec());
+    let asker = asker::for_audit(request);
     dispatch.hand_over("rename", request, (Lane::Lengthy, 0), move |fs| {
+        let _asked = audit::asked_by(asker);
         let done = fs.rename(&caller, from.0, &name, to.0, &new_name, flags);
         answer(reply, done, send_ok);
     });

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk, page_range, runs};
 use super::workers::{Scratch, Work, with_workers};
 use super::{ImageError, Progress};
+use crate::audit::Record;
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::{KeyUri, PassphraseSource, PlatformKeystore, customer};
 use crate::meta::copy::{Copied, CopyOptions, CopyParts};
@@ -110,7 +111,14 @@ pub fn deploy(
         .as_ref()
         .map(|uri| customer::open(uri, &options.passphrase))
         .transpose()
-        .map_err(VolumeError::from)?;
+        .map_err(VolumeError::from)
+        .inspect_err(|error| {
+            Record::new("deploy-image")
+                .with("kind", error.kind().name())
+                .with_text("source_volume", source.volume.header.volume_id())
+                .with("source_image", source.image)
+                .refused(error);
+        })?;
     let own = source.volume.customer_key.as_deref();
     let customer_key = named.as_deref().or(own);
     let limit_bytes = options

@@ -27,6 +27,7 @@ use super::stream::{
 };
 use super::workers::{Work, with_workers};
 use super::{ImageError, Progress, Source};
+use crate::audit::Record;
 use crate::check;
 use crate::ids::{CryptoId, Epoch, ExportId};
 use crate::keys::transport::{
@@ -99,26 +100,13 @@ pub fn export(
     progress: &dyn Progress,
 ) -> Result<Exported, ImageError> {
     let result = export_unaudited(source, created, options, to, progress);
-    let volume = source.volume.header.volume_id();
+    let audited = Record::new("export-image")
+        .volume(source.volume.header.volume_id())
+        .with("image", source.image)
+        .with("key_mode", source.volume.header.key_mode().name());
     match &result {
-        Ok(exported) => tracing::info!(
-            target: "audit",
-            action = "export-image",
-            outcome = "done",
-            %volume,
-            image = source.image,
-            export = %exported.export,
-            key_mode = source.volume.header.key_mode().name(),
-        ),
-        Err(error) => tracing::warn!(
-            target: "audit",
-            action = "export-image",
-            outcome = "refused",
-            kind = ?error.kind(),
-            reason = %error,
-            %volume,
-            image = source.image,
-        ),
+        Ok(exported) => audited.with_text("export", exported.export).done(),
+        Err(error) => audited.with("kind", error.kind().name()).refused(error),
     }
     result
 }

@@ -22,6 +22,7 @@ use super::reseal::{RUN_PAGES, page_range, runs};
 use super::stream::{Counts, ExportHeader, ExportProvenance, StreamError, StreamReader};
 use super::workers::{Work, with_workers};
 use super::{ImageError, Progress};
+use crate::audit::Record;
 use crate::check;
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::customer::{self, CustomerKeyProvider};
@@ -86,13 +87,9 @@ pub fn import(
     progress: &dyn Progress,
 ) -> Result<Imported, ImageError> {
     let (mut opened, renamed) = open_keys(from, options).inspect_err(|error| {
-        tracing::warn!(
-            target: "audit",
-            action = "import-image",
-            outcome = "refused",
-            kind = ?error.kind(),
-            reason = %error,
-        );
+        Record::new("import-image")
+            .with("kind", error.kind().name())
+            .refused(error);
     })?;
     let provenance = opened.header.provenance.clone();
     let inheritance = Inheritance {

@@ -33,6 +33,26 @@ pub enum ErrorKind {
     Io,
 }
 
+impl ErrorKind {
+    /// Its name in the audit.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::NotAVolume => "not-a-volume",
+            Self::InUse => "in-use",
+            Self::KeyUnavailable => "key-unavailable",
+            Self::WrongKey => "wrong-key",
+            Self::KeystoreMissing => "keystore-missing",
+            Self::KeystoreInvalid => "keystore-invalid",
+            Self::HeaderInvalid => "header-invalid",
+            Self::Tampered => "tampered",
+            Self::NewerFormat => "newer-format",
+            Self::NoSpace => "no-space",
+            Self::Io => "io",
+        }
+    }
+}
+
 /// A failure that has to do with keys.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]

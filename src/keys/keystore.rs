@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ErrorKind, KeyError, while_doing};
 use super::secret::{PlatformCustomerKey, PlatformKey};
 use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecord};
+use crate::audit::Record;
 use crate::ids::VolumeId;
 use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::store::Place;
@@ -46,6 +47,9 @@ pub use directory::{FormerDirectory, RememberedDirectory};
 pub use neighbours::RememberedVolume;
 pub use record::{KnownKeySet, VolumeRecord};
 pub use writer::{WriterLock, WriterLocked};
+
+/// Name of the file that makes a directory a platform keystore.
+pub const IDENTITY: &str = files::IDENTITY;
 
 /// Environment variable that names the keystore's directory.
 pub const ENVIRONMENT: &str = "BILAYER_PLATFORM_KEYSTORE";
@@ -451,13 +455,10 @@ fn create_version(directory: &Path, id: [u8; 16], number: u32) -> Result<(), Key
     let customer = PlatformCustomerKey::random().map_err(KeyError::random)?;
     let made = files::create_version(directory, id, number, &infrastructure, &customer)?;
     if made {
-        tracing::info!(
-            target: "audit",
-            action = "create-platform-key",
-            outcome = "done",
-            keystore = %hex::encode(id),
-            key_version = number,
-        );
+        Record::new("create-platform-key")
+            .with("keystore", hex::encode(id))
+            .with("key_version", number)
+            .done();
     }
     Ok(())
 }

@@ -12,8 +12,8 @@
 //! form of a DEK in a volume, [`transport`] the one in an export, [`keystore`] the machine's own keys.
 //!
 //! Invariants: a secret has one type per role and is never printed, cloned or logged; no secret,
-//! PIN or passphrase is ever part of a URI; every wrap, unwrap and refusal is an event of target
-//! `audit`.
+//! PIN or passphrase is ever part of a URI; every wrap, unwrap and refusal is a record of the
+//! [`audit`](crate::audit).
 //!
 //! The keystore's files are protected by their modes alone: they are not sealed to the machine
 //! (TPM or similar), so whoever reads them as root or from a backup has the platform keys.

@@ -43,6 +43,7 @@ use super::secret::{
     Passphrase, PlatformCustomerKey, PlatformKey, TransportCustomerKey, TransportKey,
 };
 use super::wrap::{Role, cipher_failed, fresh_nonce, keep};
+use crate::audit::Record;
 use crate::ids::{Epoch, ExportId, KeySetId};
 use crate::layers::derivation::hkdf_sha256;
 use crate::layers::infrastructure::{self, InfrastructureKeys, NONCE_BYTES, rustcrypto};
@@ -235,7 +236,7 @@ impl TransportKeys {
             .infrastructure_cipher()?
             .seal(&nonce, &additional_data(role, context), &mut text)
             .map_err(|_| cipher_failed())?;
-        audit("wrap", "done", role, context);
+        audit("wrap", role, context).done();
         Ok([&nonce[..], &text, &tag].concat())
     }
 
@@ -269,7 +270,7 @@ impl TransportKeys {
             .customer_cipher()?
             .seal(&nonce, &additional_data(role, context), &mut text)
             .map_err(|_| cipher_failed())?;
-        audit("wrap", "done", role, context);
+        audit("wrap", role, context).done();
         Ok([&nonce[..], &text, &tag].concat())
     }
 
@@ -325,7 +326,7 @@ pub(crate) fn wrap_with_customer_key(
     dek: &CustomerDek,
 ) -> Result<Vec<u8>, KeyError> {
     let wrapped = provider.wrap(&payload(Role::Customer, context, dek.expose()))?;
-    audit("wrap", "done", Role::Customer, context);
+    audit("wrap", Role::Customer, context).done();
     Ok(wrapped)
 }
 
@@ -433,16 +434,12 @@ fn split(wrapped: &[u8]) -> Option<Parts> {
     Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
 }
 
-fn audit(action: &str, outcome: &str, role: Role, context: &TransportContext) {
-    tracing::info!(
-        target: "audit",
-        action,
-        outcome,
-        role = %role,
-        export = %context.export,
-        key_set = %context.key_set,
-        epoch = context.epoch.0,
-    );
+fn audit(action: &'static str, role: Role, context: &TransportContext) -> Record {
+    Record::new(action)
+        .with_text("role", role)
+        .with_text("export", context.export)
+        .with_text("key_set", context.key_set)
+        .with("epoch", context.epoch.0)
 }
 
 fn audited<T>(
@@ -450,8 +447,7 @@ fn audited<T>(
     context: &TransportContext,
     result: Result<T, KeyError>,
 ) -> Result<T, KeyError> {
-    let outcome = if result.is_ok() { "done" } else { "refused" };
-    audit("unwrap", outcome, role, context);
+    audit("unwrap", role, context).outcome(&result);
     result
 }
 

@@ -33,6 +33,7 @@ use super::customer::CustomerKeyProvider;
 use super::encoding::hex_bytes;
 use super::error::{ErrorKind, KeyError};
 use super::secret::{PlatformCustomerKey, PlatformKey};
+use crate::audit::Record;
 use crate::ids::{Epoch, KeySetId, VolumeId};
 use crate::layers::infrastructure::{InfrastructureKeys, NONCE_BYTES, rustcrypto};
 use crate::layers::{CustomerDek, InfrastructureDek, TAG_BYTES};
@@ -130,31 +131,26 @@ impl WrapRecord {
             && (1..=MAX_CIPHERTEXT_BYTES).contains(&self.ciphertext.len())
     }
 
-    /// Says in the audit log what was done with this wrap.
-    fn audit(&self, action: &str, outcome: &str, role: Role, context: &WrapContext) {
-        tracing::info!(
-            target: "audit",
-            action,
-            outcome,
-            role = %role,
-            volume = %context.volume,
-            key_set = %context.key_set,
-            epoch = context.epoch.0,
-            provider = %self.provider,
-            key_version = %self.key_version,
-            algorithm = %self.algorithm,
-        );
+    /// The record of what was done with this wrap.
+    fn audit(&self, action: &'static str, role: Role, context: &WrapContext) -> Record {
+        Record::new(action)
+            .volume(context.volume)
+            .with_text("role", role)
+            .with_text("key_set", context.key_set)
+            .with("epoch", context.epoch.0)
+            .with_text("provider", &self.provider)
+            .with_text("key_version", &self.key_version)
+            .with_text("algorithm", &self.algorithm)
     }
 
     fn audited<T>(
         &self,
-        action: &str,
+        action: &'static str,
         role: Role,
         context: &WrapContext,
         result: Result<T, KeyError>,
     ) -> Result<T, KeyError> {
-        let outcome = if result.is_ok() { "done" } else { "refused" };
-        self.audit(action, outcome, role, context);
+        self.audit(action, role, context).outcome(&result);
         result
     }
 }
@@ -173,7 +169,7 @@ pub(crate) fn wrap_with_customer_key(
         algorithm: description.algorithm.to_owned(),
         ciphertext: provider.wrap(&payload)?,
     };
-    record.audit("wrap", "done", Role::Customer, context);
+    record.audit("wrap", Role::Customer, context).done();
     Ok(record)
 }
 
@@ -226,7 +222,7 @@ pub(crate) fn wrap_infrastructure(
         .seal(&nonce, &aad, &mut text)
         .map_err(|_| cipher_failed())?;
     let record = version.record([&nonce[..], &text, &tag].concat());
-    record.audit("wrap", "done", role, context);
+    record.audit("wrap", role, context).done();
     Ok(record)
 }
 
@@ -268,7 +264,7 @@ pub(crate) fn wrap_customer(
         .seal(&nonce, &aad, &mut text)
         .map_err(|_| cipher_failed())?;
     let record = version.record([&nonce[..], &text, &tag].concat());
-    record.audit("wrap", "done", role, context);
+    record.audit("wrap", role, context).done();
     Ok(record)
 }
 

@@ -1,4 +1,4 @@
-//! A secret, asked for on the terminal.
+//! The terminal of this process, and a secret that is asked for on it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -8,6 +8,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use zeroize::Zeroizing;
 
 use super::interrupt::{self, Watch};
+
+/// Whether this process has a controlling terminal.
+pub fn has_terminal() -> bool {
+    File::options().read(true).open("/dev/tty").is_ok()
+}
 
 /// Asks on the controlling terminal, which shows nothing of what is typed, and gives the line
 /// without its end, of which no more than `longest_bytes` and one more are kept. The terminal is as

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::error::VolumeError;
 use super::found::{Founding, found};
 use super::{CreateOptions, FreshVolume};
+use crate::audit::Record;
 use crate::ids::VolumeId;
 use crate::keys::customer;
 use crate::store::Store;
@@ -30,7 +31,13 @@ pub fn create(
         .customer_key
         .as_ref()
         .map(|uri| customer::open(uri, &options.passphrase))
-        .transpose()?;
+        .transpose()
+        .map_err(VolumeError::from)
+        .inspect_err(|error| {
+            Record::new("create-volume")
+                .with("kind", error.kind().name())
+                .refused(error);
+        })?;
     let founding = Founding {
         action: "create-volume",
         customer_key: customer.as_deref(),

@@ -24,6 +24,7 @@ use super::open::unknown_place;
 use super::succession::known;
 use super::superblock::replace_header;
 use super::{FreshVolume, Volume, objects_path, place};
+use crate::audit::Record;
 use crate::ids::{CryptoId, Epoch, IncarnationId, VolumeId};
 use crate::keys::customer::CustomerKeyProvider;
 use crate::keys::error::{ErrorKind, KeyError};
@@ -159,27 +160,16 @@ pub fn found(
 ) -> Result<VolumeId, VolumeError> {
     let made = found_unaudited(&store, founding, fill);
     let source = founding.inherited.map(|from| &from.provenance);
-    let source_volume = source.map(|from| tracing::field::display(from.volume));
-    let source_image = source.map(|from| from.image.as_str());
+    let mut audited = Record::new(founding.action).with("key_mode", founding.key_mode().name());
+    if let Some(source) = source {
+        audited = audited
+            .with_text("source_volume", source.volume)
+            .with_text("source_image", &source.image)
+            .with("inherited_key_sets", founding.inherited_sets().len());
+    }
     match &made {
-        Ok(volume) => tracing::info!(
-            target: "audit",
-            action = founding.action,
-            outcome = "done",
-            volume = %volume,
-            key_mode = founding.key_mode().name(),
-            source_volume,
-            source_image,
-        ),
-        Err(error) => tracing::warn!(
-            target: "audit",
-            action = founding.action,
-            outcome = "refused",
-            kind = ?error.kind(),
-            reason = %error,
-            source_volume,
-            source_image,
-        ),
+        Ok(volume) => audited.volume(*volume).done(),
+        Err(error) => audited.with("kind", error.kind().name()).refused(error),
     }
     made
 }

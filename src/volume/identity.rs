@@ -36,6 +36,7 @@ use super::standing::Standing;
 use super::succession::known;
 use super::superblock::{discard_aside, replace_header};
 use super::{Volume, objects_path, spare};
+use crate::audit::Record;
 use crate::ids::{CryptoId, IncarnationId, Sequence, VolumeId};
 use crate::keys::{KeyError, VolumeRecord, WriterLock, WriterLocked};
 use crate::layers::{KeyRing, KeySet};
@@ -57,22 +58,11 @@ impl Volume {
     pub fn separate(self, first: Sequence, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
         let before = self.header.volume_id();
         let separated = self.separate_unaudited(first, fill);
-        match &separated {
-            Ok(now) => tracing::warn!(
-                target: "audit",
-                action = "new-identity",
-                outcome = "done",
-                volume = %now.header.volume_id(),
-                copy_of = %before,
-            ),
-            Err(error) => tracing::warn!(
-                target: "audit",
-                action = "new-identity",
-                outcome = "refused",
-                copy_of = %before,
-                reason = %error,
-            ),
-        }
+        let now = separated.as_ref().map(|now| now.header.volume_id());
+        Record::new("new-identity")
+            .volume(now.unwrap_or(before))
+            .with_text("copy_of", before)
+            .outcome(&separated);
         separated
     }
 

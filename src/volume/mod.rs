@@ -55,7 +55,7 @@ pub use expected::refuse_vanished;
 pub use found::{Founding, Holder, Inheritance, found};
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
 pub use history::{LastKnown, Rollback};
-pub use open::open;
+pub use open::{claimed_id, open, open_with_patience};
 pub use renew::RenewFn;
 pub use rescue::{Rescue, rescue};
 pub use standing::Standing;

@@ -20,6 +20,7 @@ use super::standing::Standing;
 use super::succession::Ancestry;
 use super::superblock::inspect;
 use super::{OpenOptions, Volume, header_path, lock, spare};
+use crate::audit::Record;
 use crate::ids::VolumeId;
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
@@ -39,27 +40,46 @@ use crate::store::{Place, Store};
 /// See [`VolumeError`]; nothing of the volume has been changed then but files that were shared, and
 /// what a cut had left of a renewal.
 pub fn open(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, VolumeError> {
-    let result = open_audited(store, options);
+    open_with_patience(store, options, &mut |_| false)
+}
+
+/// Opens a volume, once more for as long as `again` has it tried after an error. Only what comes of
+/// it in the end is in the audit.
+///
+/// # Errors
+/// As [`open`], the last one.
+pub fn open_with_patience(
+    store: Arc<dyn Store>,
+    options: &OpenOptions,
+    again: &mut dyn FnMut(&VolumeError) -> bool,
+) -> Result<Volume, VolumeError> {
+    let result = loop {
+        match open_unaudited(Arc::clone(&store), options) {
+            Err(error) if again(&error) => {}
+            result => break result,
+        }
+    };
+    let audited = Record::new("open-volume").with("read_only", options.read_only);
     match &result {
-        Ok(volume) => tracing::info!(
-            target: "audit",
-            action = "open-volume",
-            outcome = "done",
-            volume = %volume.header.volume_id(),
-            key_mode = volume.header.key_mode().name(),
-        ),
-        Err(error) => tracing::warn!(
-            target: "audit",
-            action = "open-volume",
-            outcome = "refused",
-            kind = ?error.kind(),
-            reason = %error,
-        ),
+        Ok(volume) => audited
+            .volume(volume.header.volume_id())
+            .with("key_mode", volume.header.key_mode().name())
+            .done(),
+        Err(error) => audited
+            .volume(claimed_id(&*store))
+            .with("kind", error.kind().name())
+            .refused(error),
     }
     result
 }
 
-fn open_audited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, VolumeError> {
+/// The id that the superblock of a refused volume claims, for people.
+pub fn claimed_id(store: &dyn Store) -> Option<VolumeId> {
+    let unverified = inspect(store).ok()?;
+    Some(unverified.claims().volume_id())
+}
+
+fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, VolumeError> {
     match store.info(&header_path()) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -38,6 +38,7 @@ use super::standing::Standing;
 use super::succession::{known, verification_key};
 use super::superblock::{replace_header, unshare};
 use super::{NEXT_META_NAME, Volume, meta_path, next_meta_path};
+use crate::audit::Record;
 use crate::ids::{CryptoId, Epoch, IncarnationId, Sequence};
 use crate::keys::{KeyError, VolumeRecord};
 use crate::layers::{ActiveSet, KeyRing, KeySet, Succession};
@@ -64,23 +65,13 @@ impl Volume {
         let volume = self.header.volume_id();
         let before = self.header.incarnation();
         let renewed = self.renew_unaudited(carried_on, first, fill);
-        match &renewed {
-            Ok(now) => tracing::warn!(
-                target: "audit",
-                action = "accept-restored",
-                outcome = "done",
-                volume = %volume,
-                incarnation = %now.header.incarnation(),
-                before = %before,
-            ),
-            Err(error) => tracing::warn!(
-                target: "audit",
-                action = "accept-restored",
-                outcome = "refused",
-                volume = %volume,
-                reason = %error,
-            ),
+        let mut audited = Record::new("accept-restored")
+            .volume(volume)
+            .with_text("before", before);
+        if let Ok(now) = &renewed {
+            audited = audited.with_text("incarnation", now.header.incarnation());
         }
+        audited.outcome(&renewed);
         renewed
     }
 

@@ -12,10 +12,11 @@ use super::error::VolumeError;
 use super::expected::Neighbours;
 use super::header::{UnverifiedHeader, VerifiedHeader};
 use super::history::{Rollback, judge_header, judge_metadata};
-use super::open::{customer_key, unwrap_all, vouched_for};
+use super::open::{claimed_id, customer_key, unwrap_all, vouched_for};
 use super::standing::Standing;
 use super::succession::Ancestry;
 use super::{OpenOptions, header_path, lock, spare};
+use crate::audit::Record;
 use crate::keys::error::ErrorKind;
 use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::KeyRing;
@@ -90,6 +91,23 @@ impl Rescue {
 /// # Errors
 /// The volume is in use; no superblock authenticates; a key cannot be had.
 pub fn rescue(
+    store: Arc<dyn Store>,
+    given: Option<Vec<u8>>,
+    options: &OpenOptions,
+) -> Result<Rescue, VolumeError> {
+    let rescued = rescue_unaudited(Arc::clone(&store), given, options);
+    let audited = Record::new("open-to-salvage");
+    match &rescued {
+        Ok(rescue) => audited.volume(rescue.header.volume_id()).done(),
+        Err(error) => audited
+            .volume(claimed_id(&*store))
+            .with("kind", error.kind().name())
+            .refused(error),
+    }
+    rescued
+}
+
+fn rescue_unaudited(
     store: Arc<dyn Store>,
     given: Option<Vec<u8>>,
     options: &OpenOptions,

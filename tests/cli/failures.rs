@@ -189,10 +189,11 @@ fn keystores_that_are_missing_or_foreign() {
     place.dir("empty");
     place.run("create other --platform-keystore foreign").done();
     for (keystore, says) in [("gone", "gone"), ("empty", "empty"), ("foreign", "key")] {
-        let words = format!("mount vol mnt --platform-keystore {keystore}");
+        // Where there is no keystore the audit has to go elsewhere, or says so.
+        let words = format!("mount vol mnt --platform-keystore {keystore} --audit-log audit");
         victim.refuses(&words, 32, says);
         assert!(keystore == "foreign" || !place.path(keystore).join("keys").exists());
-        let option = format!("mount vol mnt -o platform_keystore={keystore}");
+        let option = format!("mount vol mnt -o platform_keystore={keystore},audit_log=audit");
         victim.refuses(&option, 32, says);
         // `status` tells why it knows no more.
         let status = place.run(&format!("status vol --json --platform-keystore {keystore}"));
@@ -205,7 +206,7 @@ fn keystores_that_are_missing_or_foreign() {
         "mounting must not make a keystore"
     );
     fails(
-        &place.run("create vol/keystore-inside --platform-keystore vol"),
+        &place.run("create vol/keystore-inside --platform-keystore vol --audit-log audit"),
         1,
         "vol",
     );

@@ -145,7 +145,11 @@ fn secrets_are_shown_nowhere() {
         "log".to_owned(),
         fs::read_to_string(place.path("log")).unwrap(),
     ));
-    for file in ["vol/volume.json", "keystore/keystore.json"] {
+    for file in [
+        "vol/volume.json",
+        "keystore/keystore.json",
+        "keystore/audit.log",
+    ] {
         let text = fs::read_to_string(place.path(file)).unwrap();
         texts.borrow_mut().push((file.to_owned(), text));
     }

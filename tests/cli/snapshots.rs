@@ -113,7 +113,7 @@ fn shown_by_status() {
         ("status vol/.images/monday", 2, "no image monday"),
         ("status gone@monday", 2, "cannot find"),
         (
-            "status vol@monday --platform-keystore nowhere",
+            "status vol@monday --platform-keystore nowhere --audit-log audit",
             4,
             "cannot show the snapshot or image monday",
         ),
@@ -314,7 +314,11 @@ fn failures() {
         ("restore vol monday", 1, "--yes"),
         ("restore vol monday --path .", 1, "--yes"),
         ("restore vol monday --path gone", 2, "no \"gone\""),
-        ("list vol --platform-keystore nowhere", 4, "nowhere"),
+        (
+            "list vol --platform-keystore nowhere --audit-log audit",
+            4,
+            "nowhere",
+        ),
     ] {
         fails(&place.run(&format!("snapshot {words}")), code, says);
     }

@@ -1,0 +1,362 @@
+//! The audit: who had what done with which volume and its keys. A sink of its own, which no level and
+//! no filter of the log turns off.
+//!
+//! A record is one line of JSON, written with one call to the end of a file, so that several
+//! processes may share it:
+//!
+//! | field | |
+//! |---|---|
+//! | `time` | RFC 3339, UTC, microseconds |
+//! | `action` | such as `open-volume` |
+//! | `outcome` | `done`, or `refused` with `reason` |
+//! | `volume` | id of the volume; of a refused one what its superblock claims; or null |
+//! | `path` | the volume's directory, or null |
+//! | `mount_point` | where it is mounted, or null |
+//! | `uid`, `pid` | who asked; null where the kernel does not say |
+//! | `sudo_uid` | who called sudo, where the asker is root by way of it |
+//! | `version` | of this program |
+//!
+//! and what belongs to the action. Nothing of it is ever a secret.
+//!
+//! Where a record is made, volume and details are known; the rest comes from around it. A process
+//! that starts says who called it and which volume it is about ([`start`], [`set_volume`],
+//! [`set_mount_point`]); whoever serves a request says for the time of it who asked ([`asked_by`]),
+//! and which other volume it is about ([`about`]). Those two count for one thread: work that is handed
+//! to another one takes [`Context::here`] along.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use parking_lot::RwLock;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::ids::VolumeId;
+use crate::sys::identity::real_user;
+
+mod sink;
+
+pub use sink::Destination;
+
+static PROCESS: RwLock<Context> = RwLock::new(Context::EMPTY);
+
+thread_local! {
+    static HERE: RefCell<Context> = const { RefCell::new(Context::EMPTY) };
+}
+
+/// Whoever had something done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Asker {
+    uid: Option<u32>,
+    pid: Option<u32>,
+    sudo_uid: Option<u32>,
+}
+
+impl Asker {
+    /// Somebody whom the kernel does not tell.
+    pub const UNKNOWN: Self = Self {
+        uid: None,
+        pid: None,
+        sudo_uid: None,
+    };
+
+    /// A process; of number 0 in another pid namespace.
+    pub fn process(uid: u32, pid: u32) -> Self {
+        Self {
+            uid: Some(uid),
+            pid: Some(pid).filter(|pid| *pid != 0),
+            sudo_uid: None,
+        }
+    }
+
+    /// Whoever started this process: its real user. sudo says in the environment who called it.
+    pub fn this_process() -> Self {
+        let uid = real_user();
+        let sudo = std::env::var("SUDO_UID").ok();
+        Self {
+            sudo_uid: sudo.filter(|_| uid == 0).and_then(|sudo| sudo.parse().ok()),
+            ..Self::process(uid, std::process::id())
+        }
+    }
+}
+
+/// What a record takes from around it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Context {
+    asker: Option<Asker>,
+    place: Option<Place>,
+}
+
+/// Where a volume is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Place {
+    path: PathBuf,
+    mount_point: Option<PathBuf>,
+}
+
+impl Context {
+    const EMPTY: Self = Self {
+        asker: None,
+        place: None,
+    };
+
+    /// That of this thread, for another one.
+    pub fn here() -> Self {
+        HERE.with_borrow(Self::clone)
+    }
+
+    /// Makes it this thread's until the scope ends.
+    pub fn enter(self) -> Scope {
+        Scope {
+            before: HERE.replace(self),
+            not_send: PhantomData,
+        }
+    }
+
+    /// With what the process has where this thread has nothing.
+    fn completed(self) -> Self {
+        let process = PROCESS.read();
+        Self {
+            asker: self.asker.or(process.asker),
+            place: self.place.or_else(|| process.place.clone()),
+        }
+    }
+}
+
+/// What was said of this thread is so until this is dropped.
+#[must_use = "it ends when it is dropped"]
+#[derive(Debug)]
+pub struct Scope {
+    before: Context,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        HERE.set(std::mem::take(&mut self.before));
+    }
+}
+
+/// Begins: records go to `destination`, and are of what `asker` asked for. Before this, records are
+/// dropped.
+pub fn start(destination: Destination, asker: Asker) {
+    PROCESS.write().asker = Some(asker);
+    sink::start(destination);
+}
+
+/// From now on this process is about the volume in that directory.
+pub fn set_volume(path: &Path) {
+    PROCESS.write().place = Some(Place {
+        path: path.to_path_buf(),
+        mount_point: None,
+    });
+}
+
+/// The volume of this process is, or is to be, mounted there.
+pub fn set_mount_point(dir: &Path) {
+    let mut process = PROCESS.write();
+    process.place.get_or_insert_default().mount_point = Some(dir.to_path_buf());
+}
+
+/// What this thread does until the scope ends was asked for by `asker`.
+pub fn asked_by(asker: Asker) -> Scope {
+    Context {
+        asker: Some(asker),
+        ..Context::here()
+    }
+    .enter()
+}
+
+/// What this thread does until the scope ends is about the volume in that directory, which is not
+/// mounted.
+pub fn about(path: &Path) -> Scope {
+    let place = Place {
+        path: path.to_path_buf(),
+        mount_point: None,
+    };
+    Context {
+        place: Some(place),
+        ..Context::here()
+    }
+    .enter()
+}
+
+/// Something that was done or refused, to be written down with [`Self::done`] or [`Self::refused`].
+#[must_use = "it is written by `done` or `refused`"]
+#[derive(Debug)]
+pub struct Record {
+    action: &'static str,
+    volume: Option<VolumeId>,
+    details: Map<String, Value>,
+}
+
+/// A record as it is written.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    action: &'static str,
+    outcome: &'static str,
+    volume: Option<String>,
+    path: Option<String>,
+    mount_point: Option<String>,
+    uid: Option<u32>,
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sudo_uid: Option<u32>,
+    version: &'static str,
+    #[serde(flatten)]
+    details: &'a Map<String, Value>,
+}
+
+impl Record {
+    /// A record of that action.
+    pub fn new(action: &'static str) -> Self {
+        Self {
+            action,
+            volume: None,
+            details: Map::new(),
+        }
+    }
+
+    /// About that volume.
+    pub fn volume(mut self, volume: impl Into<Option<VolumeId>>) -> Self {
+        self.volume = volume.into();
+        self
+    }
+
+    /// A detail that is a number, a text or a truth.
+    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// A detail as people see it.
+    pub fn with_text(self, name: &'static str, value: impl Display) -> Self {
+        self.with(name, value.to_string())
+    }
+
+    /// It was done.
+    pub fn done(self) {
+        self.write("done");
+    }
+
+    /// It was refused, or failed.
+    pub fn refused(self, reason: impl Display) {
+        self.with_text("reason", reason).write("refused");
+    }
+
+    /// Done or refused, as it went.
+    pub fn outcome<T, E: Display>(self, result: &Result<T, E>) {
+        match result {
+            Ok(_) => self.done(),
+            Err(error) => self.refused(error),
+        }
+    }
+
+    fn write(self, outcome: &'static str) {
+        if sink::is_started() {
+            sink::write(&self.line(outcome, Context::here().completed()));
+        }
+    }
+
+    fn line(&self, outcome: &'static str, context: Context) -> Vec<u8> {
+        let asker = context.asker.unwrap_or(Asker::UNKNOWN);
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let (path, mount_point) = context.place.map_or((None, None), |place| {
+            (Some(text(place.path)), place.mount_point.map(text))
+        });
+        let line = Line {
+            time: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%S.%6fZ")
+                .to_string(),
+            action: self.action,
+            outcome,
+            volume: self.volume.map(|volume| volume.to_string()),
+            path,
+            mount_point,
+            uid: asker.uid,
+            pid: asker.pid,
+            sudo_uid: asker.sudo_uid,
+            version: env!("CARGO_PKG_VERSION"),
+            details: &self.details,
+        };
+        // Fails for none of these types.
+        let mut bytes = serde_json::to_vec(&line).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(record: &Record, context: Context) -> Value {
+        let line = record.line("done", context);
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        serde_json::from_slice(&line).unwrap()
+    }
+
+    #[test]
+    fn every_field_is_there_and_in_one_line() {
+        let record = Record::new("test")
+            .volume(VolumeId([7; 16]))
+            .with("name", "two\nlines")
+            .with("count", 3u64);
+        let line = parsed(&record, Context::EMPTY);
+        for field in [
+            "time",
+            "volume",
+            "path",
+            "mount_point",
+            "uid",
+            "pid",
+            "version",
+        ] {
+            assert!(line.get(field).is_some(), "{field} in {line}");
+        }
+        assert_eq!(line["volume"], VolumeId([7; 16]).to_string());
+        assert_eq!(
+            (&line["name"], &line["count"]),
+            (&"two\nlines".into(), &3.into())
+        );
+        let time: jiff::Timestamp = line["time"].as_str().unwrap().parse().unwrap();
+        assert!(time.duration_until(jiff::Timestamp::now()).as_secs() < 60);
+    }
+
+    #[test]
+    fn scopes_end_and_go_along_to_other_threads() {
+        let context = || {
+            let line = parsed(&Record::new("test"), Context::here());
+            (
+                line["uid"].clone(),
+                line["pid"].clone(),
+                line["path"].clone(),
+            )
+        };
+        let nothing = (Value::Null, Value::Null, Value::Null);
+        assert_eq!(context(), nothing);
+        {
+            let _asked = asked_by(Asker::process(7, 8));
+            let both = (7.into(), 8.into(), "/v".into());
+            {
+                let _about = about(Path::new("/v"));
+                assert_eq!(context(), both);
+                let here = Context::here();
+                std::thread::scope(|scope| {
+                    scope.spawn(|| assert_eq!(context(), nothing));
+                    scope.spawn(|| {
+                        let _here = here.enter();
+                        assert_eq!(context(), both);
+                    });
+                });
+            }
+            assert_eq!(context(), (7.into(), 8.into(), Value::Null));
+            let _other = asked_by(Asker::process(9, 0));
+            assert_eq!(context(), (9.into(), Value::Null, Value::Null));
+        }
+        assert_eq!(context(), nothing);
+    }
+}

@@ -1,0 +1,184 @@
+//! Whoever asked is in the record, and not whoever did it.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::real::{Mounted, Place, command, have, need, run};
+use crate::{LIMIT, begin_anew, of_action};
+
+/// Users who own nothing.
+const OWNER: u32 = 65_534;
+const STRANGER: u32 = 1;
+
+/// Runs a command to its end; its process id.
+fn pid_of_run(command: &mut Command) -> u32 {
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    child.wait().unwrap();
+    child.id()
+}
+
+/// `setpriv` becomes the command that it runs, in the mount: the way there is root's.
+fn as_user(mounted: &Mounted<'_>, user: u32, words: &[&str]) -> u32 {
+    let user = user.to_string();
+    let mut as_user = command(
+        "setpriv",
+        ["--reuid", &user, "--regid", &user, "--clear-groups"],
+    );
+    pid_of_run(as_user.args(words).current_dir(mounted.dir()))
+}
+
+/// The only record of that action.
+#[track_caller]
+fn only(place: &Place, action: &str) -> Value {
+    let mut found = of_action(place, action);
+    assert_eq!(found.len(), 1, "{action}: {found:#?}");
+    found.remove(0)
+}
+
+#[track_caller]
+fn asked(record: &Value, uid: u32, pid: u32) {
+    assert_eq!(
+        (&record["uid"], &record["pid"]),
+        (&uid.into(), &pid.into()),
+        "{record}"
+    );
+}
+
+#[test]
+fn an_ordinary_user_in_the_mount() {
+    let test = "audit-user";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    if !need(
+        have("setpriv"),
+        test,
+        "setpriv is missing; install util-linux",
+    ) {
+        return;
+    }
+    let mounted = place.fresh("", "");
+    chown(mounted.dir(), Some(OWNER), Some(OWNER)).unwrap();
+    for (action, words) in [
+        ("create-snapshot", &["mkdir", ".snapshots/x"][..]),
+        ("rename-snapshot", &["mv", ".snapshots/x", ".snapshots/y"]),
+        ("delete-snapshot", &["rmdir", ".snapshots/y"]),
+        ("create-image", &["mkdir", ".images/x"]),
+    ] {
+        begin_anew(&place);
+        let pid = as_user(&mounted, OWNER, words);
+        let record = only(&place, action);
+        assert_eq!(record["outcome"], "done", "{record}");
+        assert_eq!(record["mount_point"], mounted.dir().to_str().unwrap());
+        asked(&record, OWNER, pid);
+    }
+    mounted.unmount();
+}
+
+/// A thread asks, and its process is in the record.
+#[test]
+fn a_thread_of_this_process() {
+    let Some(place) = Place::new("audit-thread", LIMIT) else {
+        return;
+    };
+    let mounted = place.fresh("", "");
+    begin_anew(&place);
+    let path = mounted.path(".snapshots/x");
+    std::thread::spawn(|| fs::create_dir(path).unwrap())
+        .join()
+        .unwrap();
+    asked(&only(&place, "create-snapshot"), 0, std::process::id());
+    mounted.unmount();
+}
+
+#[test]
+fn commands_that_a_daemon_serves() {
+    let Some(place) = Place::new("audit-commands", LIMIT) else {
+        return;
+    };
+    let mounted = place.fresh("", "");
+    begin_anew(&place);
+    let command = |words: &[&str]| pid_of_run(place.bilayer(words).stdout(Stdio::null()));
+    let pid = command(&["snapshot", "create", "mnt", "x"]);
+    asked(&only(&place, "create-snapshot"), 0, pid);
+    command(&["image", "create", "mnt", "base"]);
+    let pid = command(&["image", "deploy", "mnt", "base", "new"]);
+    let record = only(&place, "deploy-image");
+    asked(&record, 0, pid);
+    assert_eq!(record["path"], place.path("new").to_str().unwrap());
+    // What is done on the way is asked for by the same one, in a thread of its own.
+    let wraps = of_action(&place, "wrap");
+    assert!(!wraps.is_empty());
+    wraps.iter().for_each(|wrap| asked(wrap, 0, pid));
+    begin_anew(&place);
+    let pid = command(&["unmount", "mnt"]);
+    asked(&only(&place, "unmount"), 0, pid);
+    // The record of a mount names the command, and not the daemon that goes on.
+    begin_anew(&place);
+    let pid = command(&["mount", "vol", "mnt"]);
+    let record = only(&place, "mount");
+    asked(&record, 0, pid);
+    let mounted_again = place.mounted(mounted.dir());
+    assert_ne!(record["pid"], mounted_again.pid);
+    // umount(8) alone says nothing of itself.
+    begin_anew(&place);
+    run(command_of("umount", "-i").arg(mounted_again.dir())).silent();
+    assert!(crate::real::wait_until(LIMIT, || !of_action(
+        &place, "unmount"
+    )
+    .is_empty()));
+    let record = only(&place, "unmount");
+    assert!(
+        record["uid"].is_null() && record["pid"].is_null(),
+        "{record}"
+    );
+}
+
+fn command_of(program: &str, word: &str) -> Command {
+    command(program, [word])
+}
+
+#[test]
+fn sudo_says_who_called_it() {
+    let Some(place) = Place::new("audit-sudo", LIMIT) else {
+        return;
+    };
+    run(place.bilayer(["create", "vol"]).env("SUDO_UID", "1234")).done();
+    let record = only(&place, "create-volume");
+    assert_eq!(
+        (&record["uid"], &record["sudo_uid"]),
+        (&0.into(), &1234.into())
+    );
+}
+
+#[test]
+fn the_shutdown_ioctl() {
+    let test = "audit-shutdown";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    if !need(have("python3"), test, "python3 is missing") {
+        return;
+    }
+    let mounted = place.fresh("", "");
+    begin_anew(&place);
+    // It is another user from within: the interpreter may be out of that one's reach.
+    let program = "import fcntl, os, sys; root = os.open('.', 0); os.setuid(int(sys.argv[1])); \
+                   fcntl.ioctl(root, 0x8004587d, bytes(4))";
+    let shut_down = |user: u32| {
+        let mut python = command("python3", ["-c", program, &user.to_string()]);
+        pid_of_run(python.current_dir(mounted.dir()))
+    };
+    let found = || of_action(&place, "shut-down");
+    let pid = shut_down(STRANGER);
+    assert!(crate::real::wait_until(LIMIT, || found().len() == 1));
+    assert_eq!(found()[0]["outcome"], "refused");
+    asked(&found()[0], STRANGER, pid);
+    let pid = shut_down(0);
+    assert!(crate::real::wait_until(LIMIT, || found().len() == 2));
+    assert_eq!(found()[1]["outcome"], "done");
+    asked(&found()[1], 0, pid);
+}

@@ -1,0 +1,85 @@
+//! The audit as whoever reads it meets it: which records there are, that all fields are in them,
+//! and where they go. Needs root and /dev/fuse; what cannot run says so.
+#![allow(clippy::unwrap_used)]
+
+#[allow(
+    dead_code,
+    reason = "shared with tests/mounted; each uses its part of it"
+)]
+#[path = "../mounted/namespace.rs"]
+mod namespace;
+#[allow(
+    dead_code,
+    reason = "shared with tests/mounted; each uses its part of it"
+)]
+#[path = "../support/real.rs"]
+mod real;
+
+mod actions;
+mod askers;
+mod places;
+mod system_log;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use real::Place;
+
+/// Time for one test.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The fields of every record.
+const FIELDS: [&str; 9] = [
+    "time",
+    "action",
+    "outcome",
+    "volume",
+    "path",
+    "mount_point",
+    "uid",
+    "pid",
+    "version",
+];
+
+/// The records of a file, each whole and with every field.
+#[track_caller]
+fn records_in(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    assert!(text.is_empty() || text.ends_with('\n'), "{text}");
+    text.lines().map(parse).collect()
+}
+
+#[track_caller]
+fn parse(line: &str) -> Value {
+    let record: Value =
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    for field in FIELDS {
+        assert!(record.get(field).is_some(), "no {field}: {line}");
+    }
+    let time = record["time"].as_str().unwrap();
+    assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok());
+    assert_eq!(record["version"], env!("CARGO_PKG_VERSION"));
+    record
+}
+
+/// The records of a place, where nobody has asked for another file.
+#[track_caller]
+fn records(place: &Place) -> Vec<Value> {
+    records_in(&place.path("keystore/audit.log"))
+}
+
+/// Those of one action.
+#[track_caller]
+fn of_action(place: &Place, action: &str) -> Vec<Value> {
+    let mut records = records(place);
+    records.retain(|record| record["action"] == action);
+    records
+}
+
+/// Forgets what is there.
+fn begin_anew(place: &Place) {
+    let _ = fs::remove_file(place.path("keystore/audit.log"));
+}

@@ -1,0 +1,194 @@
+//! Where records go: a file of nobody else's, that is rotated, shared by several daemons, or that
+//! cannot be written.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::thread;
+
+use rustix::process::Signal;
+
+use crate::real::{Place, is_alive, run, wait_until};
+use crate::{LIMIT, begin_anew, of_action, records, records_in};
+
+#[test]
+fn the_file_is_its_owners_alone() {
+    let Some(place) = Place::new("audit-mode", LIMIT) else {
+        return;
+    };
+    place.run("create vol").done();
+    let mode = fs::metadata(place.path("keystore/audit.log"))
+        .unwrap()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    // Another one, relative to where the command was called.
+    let before = records(&place).len();
+    place.run("create vol2 --audit-log elsewhere").done();
+    let mounted = place.mount("vol2", "mnt", "audit_log=elsewhere2");
+    fs::create_dir(mounted.path(".snapshots/one")).unwrap();
+    mounted.unmount();
+    assert_eq!(records(&place).len(), before);
+    let actions = |file: &str| {
+        let records = records_in(&place.path(file)).into_iter();
+        let names = records.map(|record| record["action"].as_str().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    assert!(actions("elsewhere").contains(&"create-volume".to_owned()));
+    let of_mount = actions("elsewhere2");
+    for action in ["mount", "create-snapshot", "unmount"] {
+        assert!(of_mount.contains(&action.to_owned()), "{of_mount:?}");
+    }
+}
+
+#[test]
+fn links_and_files_of_others_are_not_written_to() {
+    let Some(place) = Place::new("audit-links", LIMIT) else {
+        return;
+    };
+    fs::write(place.path("prize"), "kept").unwrap();
+    symlink(place.path("prize"), place.path("link")).unwrap();
+    fs::write(place.path("foreign"), "kept").unwrap();
+    chown(place.path("foreign"), Some(4711), None).unwrap();
+    for (file, why) in [
+        ("link", "symbolic link"),
+        ("foreign", "belongs to user 4711"),
+    ] {
+        let outcome = place.run(&format!("create vol --audit-log {file}")).done();
+        let said = outcome
+            .stderr
+            .matches("the audit cannot be written to")
+            .count();
+        assert!(
+            said == 1 && outcome.stderr.contains(why),
+            "{}",
+            outcome.stderr
+        );
+        fs::remove_dir_all(place.path("vol")).unwrap();
+    }
+    for file in ["prize", "foreign"] {
+        assert_eq!(fs::read(place.path(file)).unwrap(), b"kept");
+    }
+}
+
+/// It does not stop what is done, is said once, and the records go on elsewhere.
+#[test]
+fn a_state_directory_that_cannot_be_written() {
+    let Some(place) = Place::new("audit-unwritable", LIMIT) else {
+        return;
+    };
+    fs::create_dir_all(place.path("keystore/audit.log")).unwrap();
+    run(std::process::Command::new("chmod")
+        .arg("700")
+        .arg(place.path("keystore")))
+    .silent();
+    let outcome = place.run("create vol").done();
+    let said = outcome
+        .stderr
+        .matches("the audit cannot be written to")
+        .count();
+    assert_eq!(said, 1, "{}", outcome.stderr);
+    if !std::path::Path::new("/dev/log").exists() {
+        let lines = outcome.stderr.lines().filter(|line| line.starts_with('{'));
+        let records: Vec<_> = lines.map(crate::parse).collect();
+        assert!(
+            records
+                .iter()
+                .any(|record| record["action"] == "create-volume")
+        );
+    }
+    let mounted = place.mount("vol", "mnt", "log_file=log");
+    fs::create_dir(mounted.path(".snapshots/one")).unwrap();
+    fs::create_dir(mounted.path(".snapshots/two")).unwrap();
+    // It is tried for every record, and goes on there when it can.
+    fs::remove_dir(place.path("keystore/audit.log")).unwrap();
+    fs::create_dir(mounted.path(".snapshots/three")).unwrap();
+    mounted.unmount();
+    let log = fs::read_to_string(place.path("log")).unwrap();
+    assert_eq!(
+        log.matches("the audit cannot be written to").count(),
+        1,
+        "{log}"
+    );
+    assert_eq!(of_action(&place, "create-snapshot").len(), 1);
+    // There is none at all.
+    let outcome = place.run("mount vol mnt --platform-keystore none");
+    assert_eq!(outcome.code, 32);
+    assert!(
+        outcome.stderr.contains("the audit cannot be written to"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(!place.path("none").exists());
+}
+
+#[test]
+fn a_hangup_has_the_files_made_anew() {
+    let Some(place) = Place::new("audit-rotate", LIMIT) else {
+        return;
+    };
+    let mounted = place.fresh("", "log_file=log");
+    let audit = place.path("keystore/audit.log");
+    let rotated = place.path("keystore/audit.log.1");
+    fs::rename(&audit, &rotated).unwrap();
+    fs::rename(place.path("log"), place.path("log.1")).unwrap();
+    mounted.signal(Signal::HUP);
+    let is_new = || fs::read_to_string(place.path("log")).is_ok_and(|log| log.contains("anew"));
+    assert!(wait_until(LIMIT, is_new));
+    fs::create_dir(mounted.path(".snapshots/one")).unwrap();
+    assert_eq!(of_action(&place, "create-snapshot").len(), 1);
+    let mode = fs::metadata(&audit).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    let of_before = records_in(&rotated);
+    assert!(of_before.iter().any(|record| record["action"] == "mount"));
+    assert!(
+        !of_before
+            .iter()
+            .any(|record| record["action"] == "create-snapshot")
+    );
+    // Removed, and a log that cannot be opened anew.
+    fs::remove_file(&audit).unwrap();
+    fs::rename(place.path("log"), place.path("log.2")).unwrap();
+    fs::create_dir(place.path("log")).unwrap();
+    mounted.signal(Signal::HUP);
+    let log = || fs::read_to_string(place.path("log.2")).unwrap();
+    assert!(wait_until(LIMIT, || log().contains("cannot be opened anew")));
+    fs::create_dir(mounted.path(".snapshots/two")).unwrap();
+    assert_eq!(of_action(&place, "create-snapshot").len(), 1);
+    assert!(is_alive(mounted.pid) && mounted.is_there());
+    mounted.unmount();
+    assert!(log().contains("everything is on disk"));
+}
+
+#[test]
+fn two_daemons_share_a_file() {
+    let Some(place) = Place::new("audit-shared", LIMIT) else {
+        return;
+    };
+    place.run("create one").done();
+    place.run("create two").done();
+    let mounts = [
+        place.mount("one", "mnt1", ""),
+        place.mount("two", "mnt2", ""),
+    ];
+    begin_anew(&place);
+    thread::scope(|scope| {
+        for mounted in &mounts {
+            let dir = mounted.path(".snapshots");
+            scope.spawn(move || {
+                // Long names make long records.
+                let name = "n".repeat(200);
+                for number in 0..40 {
+                    fs::create_dir(dir.join(format!("{name}{number}"))).unwrap();
+                }
+            });
+        }
+    });
+    let found = of_action(&place, "create-snapshot");
+    for dir in ["mnt1", "mnt2"] {
+        let dir = place.path(dir);
+        let of_mount = found
+            .iter()
+            .filter(|record| record["mount_point"] == dir.to_str().unwrap());
+        assert_eq!(of_mount.count(), 40);
+    }
+    mounts.into_iter().for_each(|mounted| mounted.unmount());
+}
