@@ -305,7 +305,7 @@ impl VolumeError {
                 return Some(format!(
                     "somebody may have put another volume in its place. If the volumes were moved, \
                      mount {known} where it is now; if the one that is here belongs here, mount it \
-                     once with -o fingerprint={fingerprint}"
+                     with -o fingerprint={fingerprint}: once, or each time where a link leads to it"
                 ));
             }
             Self::Vanished { path, .. } => {

@@ -209,7 +209,7 @@ fn write_large(root: &Path, bytes: u64) -> Outcome<(Duration, Duration)> {
     let path = root.join("large");
     let mut block = vec![0; CALL_BYTES];
     for (at, byte) in block.iter_mut().enumerate() {
-        *byte = (at * 167 >> 3) as u8;
+        *byte = ((at * 167) >> 3) as u8;
     }
     let begin = Instant::now();
     let mut file = File::create(&path)?;
