@@ -5,6 +5,7 @@
 
 use super::{DEPTH_MAX, Node, ORDER_MAX, PAGE_BYTES, RawTables, Root, TableRoot, order_of};
 use crate::ids::PageIndex;
+use crate::meta::keys::Table;
 use crate::sealed::{META_PAYLOAD_BYTES, PageBits};
 
 /// A page of a tree, which may take several pages of the file.
@@ -69,11 +70,7 @@ pub(in crate::meta) enum NoReach {
 impl RawTables {
     /// What the commit reaches. `go_on` is asked all the time.
     pub(in crate::meta) fn reach(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Reach, NoReach> {
-        let end = self.file.len().map(|bytes| bytes / PAGE_BYTES);
-        let mut reach = Reach {
-            end: end.unwrap_or_default(),
-            ..Reach::default()
-        };
+        let mut reach = self.nothing_yet();
         let damaged = |reason: &str| NoReach::Damaged {
             page: 0,
             reason: reason.to_owned(),
@@ -87,15 +84,47 @@ impl RawTables {
             }
         }
         for tree in trees {
-            let height = self.height(tree)?;
-            let root = self.tree_page(tree)?;
-            reach.add(root)?;
-            match height {
-                0 => reach.single_leaves.push(root),
-                height => self.reach_below(root, height, &mut reach, go_on)?,
-            }
+            self.reach_tree(tree, &mut reach, go_on)?;
         }
         Ok(reach)
+    }
+
+    /// How many pages the leaves of a table take, and how many its branches; `None` where that cannot be
+    /// read.
+    pub fn pages_of(&self, table: Table) -> Option<(u64, u64)> {
+        let root = match self.tables[table.index()] {
+            TableRoot::At(root) => root,
+            TableRoot::Empty => return Some((0, 0)),
+            TableRoot::Unknown => return None,
+        };
+        let mut reach = self.nothing_yet();
+        self.reach_tree(root, &mut reach, &mut || true).ok()?;
+        let branches = reach.branches.iter().map(|branch| branch.page.count).sum();
+        Some((reach.count - branches, branches))
+    }
+
+    fn nothing_yet(&self) -> Reach {
+        let end = self.file.len().map(|bytes| bytes / PAGE_BYTES);
+        Reach {
+            end: end.unwrap_or_default(),
+            ..Reach::default()
+        }
+    }
+
+    fn reach_tree(
+        &self,
+        tree: Root,
+        reach: &mut Reach,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), NoReach> {
+        let height = self.height(tree)?;
+        let root = self.tree_page(tree)?;
+        reach.add(root)?;
+        if height == 0 {
+            reach.single_leaves.push(root);
+            return Ok(());
+        }
+        self.reach_below(root, height, reach, go_on)
     }
 
     /// How many branches are above a leaf of a tree.
