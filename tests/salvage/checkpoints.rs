@@ -2,7 +2,6 @@
 //! costs anything.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bilayer::check::{CheckOptions, Finding, Kind, Unwatched, repair};
@@ -106,8 +105,12 @@ fn with_one_and_a_part() -> (FaultyStore, Arc<tempfile::TempDir>) {
         mount.file(ROOT, &format!("file-{file}"), &pattern(file, 0, 2000));
     }
     mount.fs.sync().unwrap();
-    let asked = AtomicU32::new(0);
-    let stop = || asked.fetch_add(1, Ordering::Relaxed) > 12;
+    let stop = || {
+        let path =
+            unfinished(&mount.store).map(|name| StorePath::new(&format!("checkpoints/{name}")));
+        let info = path.and_then(|path| mount.store.info(&path).ok());
+        info.is_some_and(|info| info.allocated_bytes > 200_000)
+    };
     let made = mount.fs.checkpoint_in_turns(&stop);
     assert!(matches!(made, Err(CheckpointError::Stopped)), "{made:?}");
     assert!(unfinished(&mount.store).is_some());
