@@ -49,6 +49,9 @@ struct Arguments {
     /// Bytes of each file
     #[arg(long, default_value_t = 200)]
     bytes: usize,
+    /// Files that are made beside a checkpoint, each time
+    #[arg(long, default_value_t = 60_000)]
+    beside: u64,
 }
 
 fn main() -> ExitCode {
@@ -170,7 +173,7 @@ fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
         length as f64 / 1_048_576.0,
         meta as f64 / 1_048_576.0,
     );
-    beside(dir, &filesystem, rounds, bytes)?;
+    beside(dir, &filesystem, arguments)?;
     filesystem.close()?;
     drop(filesystem);
     in_short_uses(dir)?;
@@ -253,13 +256,18 @@ fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
 
 /// Files made per second with nothing beside it, and beside checkpoints in the pace of the
 /// background, one after the other.
-fn beside(dir: &Path, filesystem: &Arc<Filesystem>, rounds: u32, bytes: usize) -> Outcome<()> {
-    const FILES: u64 = 60_000;
+fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Outcome<()> {
+    let Arguments {
+        rounds,
+        bytes,
+        beside: files,
+        ..
+    } = *arguments;
     let (mut grown_alone, mut grown_with) = (0, 0);
     let (mut alone, mut with, mut made) = (Vec::new(), Vec::new(), 0);
     for round in 0..rounds {
         let before = meta_bytes(dir)?;
-        alone.push(make(filesystem, &format!("alone-{round}"), FILES, bytes)?);
+        alone.push(make(filesystem, &format!("alone-{round}"), files, bytes)?);
         let between = meta_bytes(dir)?;
         grown_alone += between - before;
         let (other, stop) = (Arc::clone(filesystem), Arc::new(AtomicBool::new(false)));
@@ -272,7 +280,7 @@ fn beside(dir: &Path, filesystem: &Arc<Filesystem>, rounds: u32, bytes: usize) -
             }
             made
         });
-        with.push(make(filesystem, &format!("with-{round}"), FILES, bytes)?);
+        with.push(make(filesystem, &format!("with-{round}"), files, bytes)?);
         grown_with += meta_bytes(dir)? - between;
         stop.store(true, Ordering::Relaxed);
         made += maker
