@@ -421,6 +421,7 @@ fn open_stored(
     }
     let newest = file.slots().iter().map(|slot| slot.sequence).max();
     let ahead = checkpoint::newest(store, volume.keys.active())?;
+    let ahead = ahead.map(|(checkpoint, _)| checkpoint);
     if let Some(ahead) = ahead.filter(|it| Some(it.sequence) > newest) {
         let (known, found) = (ahead.sequence.0, newest.unwrap_or_default().0);
         let message = format!(

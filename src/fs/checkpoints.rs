@@ -2,8 +2,9 @@
 //!
 //! A thread of its own makes one when the interval is over, something was changed since the last one,
 //! and a hundred times as long has gone by as the last one took. It works for a quarter of the time
-//! and sleeps for the rest, so that it takes no more than that from anybody. At a clean end one is made if that is done at
-//! once. No failure of any of this is one of the filesystem's: it is said in the log, once.
+//! and sleeps for the rest, so that it takes no more than that from anybody. At a clean end the work goes
+//! on for a short time. What is not finished then stays, and the next use goes on with it. No failure of
+//! any of this is one of the filesystem's: it is said in the log, once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Filesystem;
 use super::types::Timespec;
 use crate::errno::Errno;
-use crate::meta::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::meta::checkpoint::{self, Checkpoint, CheckpointError, Written};
 use crate::meta::commit::BatchNumber;
 use crate::volume::spare;
 
@@ -24,8 +25,8 @@ const SLICE: Duration = Duration::from_millis(10);
 const SLEEPS: u32 = 3;
 /// A use that begins with an old checkpoint, or none, makes one after so long.
 const FIRST_AFTER: Duration = Duration::from_secs(30);
-/// At the end one is made if the metadata have no more bytes than this.
-const CHEAP_BYTES: u64 = 48 << 20;
+/// At the end it is worked on for so long.
+const AT_END: Duration = Duration::from_secs(2);
 
 /// What is known of the checkpoints.
 #[derive(Debug, Default)]
@@ -65,22 +66,21 @@ pub(super) struct Checkpoints {
 }
 
 impl Filesystem {
-    /// Finds out what there is, and begins to make more. `was_clean`: the last use ended well, so
-    /// that its checkpoint has everything.
-    pub(super) fn begin_checkpoints(self: &Arc<Self>, was_clean: bool) {
+    /// Finds out what there is, and begins to make more.
+    pub(super) fn begin_checkpoints(self: &Arc<Self>) {
         if self.options.checkpoint_interval.is_none() {
             return;
         }
-        let store = &*self.volume.store;
-        let found = checkpoint::tidy(store)
-            .and_then(|()| checkpoint::newest(store, self.volume.keys.active()))
+        let (store, active) = (&*self.volume.store, self.volume.keys.active());
+        let found = checkpoint::tidy(store, active)
+            .and_then(|_| checkpoint::newest(store, active))
             .inspect_err(|error| tracing::warn!(%error, "the checkpoints cannot be read"));
-        {
+        if let Some((newest, rows)) = found.ok().flatten() {
             let mut known = self.checkpoints.known.lock();
-            known.newest = found.ok().flatten();
-            // A large one may not have been made at the end.
-            let made = was_clean && known.newest.is_some() && self.checkpoint_is_cheap();
-            known.through = made.then(|| self.meta.newest_batch());
+            known.newest = Some(newest);
+            let newest_batch = self.meta.newest_batch();
+            let is_current = self.meta.has_rows_of(&rows).unwrap_or(false);
+            known.through = is_current.then_some(newest_batch);
         }
         self.keep_spare();
         self.start_checkpoints();
@@ -153,27 +153,31 @@ impl Filesystem {
         through.is_none_or(|through| through < self.meta.newest_batch())
     }
 
-    /// At a clean end: makes one if that is done at once.
+    /// At a clean end: makes one, or as much of it as is done in a short time.
     pub(super) fn checkpoint_at_end(&self) {
-        if self.options.checkpoint_interval.is_some() && self.checkpoint_is_cheap() {
-            self.try_checkpoint(&mut || true);
+        if self.options.checkpoint_interval.is_some() {
+            let begin = Instant::now();
+            self.try_checkpoint(&mut || begin.elapsed() < AT_END);
         }
-    }
-
-    fn checkpoint_is_cheap(&self) -> bool {
-        let bytes = self.meta.checkpoint_bytes();
-        bytes.is_ok_and(|bytes| bytes <= CHEAP_BYTES)
     }
 
     fn try_checkpoint(&self, go_on: &mut dyn FnMut() -> bool) {
         self.keep_spare();
         match self.write_checkpoint(go_on) {
             Ok(made) => {
-                let (bytes, sequence) = (made.bytes, made.sequence.0);
-                tracing::debug!(bytes, sequence, "a checkpoint of the metadata was made");
+                tracing::debug!(
+                    bytes = made.checkpoint.bytes,
+                    sequence = made.checkpoint.sequence.0,
+                    copied_pages = made.copied_pages,
+                    kept_pages = made.kept_pages,
+                    renewals = made.renewals,
+                    "a checkpoint of the metadata was made"
+                );
                 self.checkpoints.known.lock().warned = false;
             }
-            Err(CheckpointError::Stopped) => {}
+            Err(CheckpointError::Stopped) => {
+                tracing::debug!("a checkpoint of the metadata is not finished yet");
+            }
             Err(error) if !std::mem::replace(&mut self.checkpoints.known.lock().warned, true) => {
                 match error {
                     CheckpointError::Damaged { .. } => tracing::error!(
@@ -193,7 +197,7 @@ impl Filesystem {
     /// None was made. The filesystem goes on as it did.
     pub fn checkpoint_now(&self) -> Result<Checkpoint, CheckpointError> {
         self.write_spare()?;
-        self.write_checkpoint(&mut || true)
+        Ok(self.write_checkpoint(&mut || true)?.checkpoint)
     }
 
     /// The same in the pace of the background, unless `stop` says so before it is done.
@@ -204,35 +208,43 @@ impl Filesystem {
         &self,
         stop: &dyn Fn() -> bool,
     ) -> Result<Checkpoint, CheckpointError> {
-        self.write_checkpoint(&mut in_turns(|time| {
+        let written = self.write_checkpoint(&mut in_turns(|time| {
             std::thread::sleep(time);
             stop()
-        }))
+        }));
+        Ok(written?.checkpoint)
     }
 
     fn write_checkpoint(
         &self,
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Checkpoint, CheckpointError> {
-        // What is applied and not committed counts as changed again the next time.
-        let through = self.meta.newest_durable_batch();
-        let made =
-            self.meta
-                .write_checkpoint(&*self.volume.store, self.volume.keys.active(), go_on)?;
+    ) -> Result<Written, CheckpointError> {
+        let (store, active) = (&*self.volume.store, self.volume.keys.active());
+        let made = self.meta.write_checkpoint(store, active, go_on)?;
         let mut known = self.checkpoints.known.lock();
-        known.newest = Some(made);
-        known.through = Some(through);
+        known.newest = Some(made.checkpoint);
+        // What is applied and not committed counts as changed again the next time.
+        known.through = Some(made.through);
         Ok(made)
     }
 
-    /// On a full disk: takes the older checkpoint away. True when there was one.
+    /// On a full disk: takes the unfinished checkpoint away, and the older one if there is no room yet.
+    /// True when there was any.
     pub(super) fn checkpoint_gives_way(&self, errno: Errno) -> bool {
+        let (store, active) = (&*self.volume.store, self.volume.keys.active());
         // Where the disk or a quota is full, and not the volume's own size.
-        let is_short = || checkpoint::is_short(&*self.volume.store).unwrap_or(false);
-        self.options.checkpoint_interval.is_some()
-            && (errno == Errno::EDQUOT || is_short())
-            && checkpoint::give_way(&*self.volume.store, self.volume.keys.active(), 1)
-                .unwrap_or(false)
+        let is_short = || errno == Errno::EDQUOT || checkpoint::is_short(store).unwrap_or(false);
+        if self.options.checkpoint_interval.is_none() || !is_short() {
+            return false;
+        }
+        let gave_up = self.meta.give_up_checkpoint(store).unwrap_or(false);
+        let gave_way = is_short() && checkpoint::give_way(store, active, 1).unwrap_or(false);
+        gave_up || gave_way
+    }
+
+    /// Bytes that checkpoints take on the backing filesystem.
+    pub(super) fn checkpoint_bytes(&self) -> Option<u64> {
+        checkpoint::allocated_bytes(&*self.volume.store).ok()
     }
 }
 

@@ -57,6 +57,9 @@ pub struct Usage {
     pub keystore_failure: Option<String>,
     /// Age of the newest checkpoint of the metadata, if one is known.
     pub checkpoint_age_seconds: Option<u64>,
+    /// Bytes that checkpoints of the metadata take on the backing filesystem, one that is not finished
+    /// among them; unknown where they cannot be looked at.
+    pub checkpoint_bytes: Option<u64>,
 }
 
 /// Folders that may have been made since the last commit, and more.
@@ -186,10 +189,9 @@ impl Filesystem {
                 "what is written is synced {}",
                 this.volume.store.sync_policy()
             );
-            let was_clean = this.meta.counters().clean;
             this.take_into_use()?;
             this.start_background()?;
-            this.begin_checkpoints(was_clean);
+            this.begin_checkpoints();
         }
         Ok(this)
     }
@@ -368,6 +370,7 @@ impl Filesystem {
             damaged: self.meta.is_damaged() || self.contents.is_damaged(),
             keystore_failure: self.keystore_failure(),
             checkpoint_age_seconds: self.checkpoint_age().map(|age| age.as_secs()),
+            checkpoint_bytes: self.checkpoint_bytes(),
         }
     }
 

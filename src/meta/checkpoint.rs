@@ -1,56 +1,65 @@
 //! Checkpoints: copies of the metadata beside it, for the day on which it cannot be read.
 //!
-//! `checkpoints/<crypto id>` is a sealed file in the geometry of `meta`, with the database of section
-//! 8 of the format, of all rows as of one commit: kept views come with it. One more table in it,
-//! `checkpoint`, has one row, whose key is empty:
+//! `checkpoints/<crypto id>` is a sealed file in the geometry of `meta`. It has the pages that one
+//! commit reaches, each at its place in `meta`, and page 0 as it was then, with a note in it:
 //!
 //! ```text
-//! 1 | sequence 8 | created 12
+//! 512 | "bilayerC" 8 | 1 | created 12
 //! ```
-//! Its pages are sealed under the sequence of the commit and those that follow, so that which of two
-//! is newer stands in what is authenticated. They are sealed under the active key set, and only what
-//! is sealed under that opens as a checkpoint: when the active set changes, all checkpoints go.
+//! Page 0 stands in slot A and is sealed under the sequence that it has in `meta`, so that which of two
+//! checkpoints is newer stands in what is authenticated. Slot B has the mark of
+//! [`PageCopy`]. Other pages are sealed under the sequence of the commit
+//! that they were copied from, an earlier one too: what counts is the checksum that a page's parent
+//! gives, and by these the whole tree hangs on page 0, and on the note in it. So whoever puts back an
+//! older page makes a page that does not count, as in `meta` itself. All pages are sealed under the
+//! active key set, and only what is sealed under that opens as a checkpoint: when the active set
+//! changes, all checkpoints go, and what is unfinished.
 //!
-//! Order of writes: `checkpoints/`, durable; the file under its name with `.new` behind it, synced;
-//! renamed; the directory synced; then older ones go. A file that has its name is never written again,
-//! so a copy of the volume made with `cp -al` may share it. What a cut leaves under `.new` is taken
-//! away by the next use.
+//! Order of writes: `checkpoints/`, durable; the pages of the file under its name with `.new` behind
+//! it, synced; its page 0, synced; renamed; the directory synced; then older ones go. A file that has
+//! its name is never written again, so a copy of the volume made with `cp -al` may share it. One under
+//! `.new` is taken up again by whoever comes next ([`write`]), unless it has more names than that.
 //!
 //! Nothing is held while it is written but, for an instant at the beginning, what keeps a commit out.
-//! The rows are read past the database, whose cache and locks are for others, each page with its
+//! The pages are read past the database, whose cache and locks are for others, each page with its
 //! checksum: what does not count ends the attempt, and the checkpoints that there are stay.
+
+mod write;
 
 use std::io;
 use std::sync::Arc;
 
-use super::database::Tables;
-use super::keys::Table;
-use super::raw::{Found, RawTables};
+use super::MetaError;
+use super::raw::RawTables;
 use super::records::Timespec;
-use super::{Meta, MetaError};
 use crate::ids::{CryptoId, Sequence};
 use crate::layers::KeySet;
-use crate::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile, SealedError};
+use crate::sealed::{META_PAYLOAD_BYTES, MetaFile, PageCopy, SealedError};
 use crate::store::{EntryKind, OpenMode, Store, StorePath};
+
+pub(super) use write::Unfinished;
+pub use write::Written;
 
 /// Name of the directory.
 pub const CHECKPOINTS_NAME: &str = "checkpoints";
 /// How many are kept.
 const KEPT: usize = 2;
-/// Cache of the database that is filled, in bytes.
-const CACHE_BYTES: usize = 8 << 20;
-/// Rows between two questions whether to go on.
-const ROWS_AT_A_TIME: u32 = 128;
+/// What is behind the name of an unfinished one.
+const UNFINISHED: &str = ".new";
 /// Of the backing filesystem's room this is left to others, or a twentieth if that is less.
 const HEADROOM_BYTES: u64 = 1 << 30;
+/// Where the note stands in page 0, of which the database uses 320 bytes.
+const NOTE_AT: usize = 512;
 const NOTE_BYTES: usize = 21;
+const NOTE_BEGINS: &[u8; 9] = b"bilayerC\x01";
+const _: () = assert!(NOTE_AT + NOTE_BYTES <= META_PAYLOAD_BYTES);
 
 /// A checkpoint that opens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Checkpoint {
     /// Its name, and the domain of its keys.
     pub name: CryptoId,
-    /// It is no older than the commit with this number.
+    /// It is of the commit that page 0 of `meta` had this sequence after.
     pub sequence: Sequence,
     /// When it was begun.
     pub created: Timespec,
@@ -89,7 +98,7 @@ fn directory_path() -> StorePath {
 
 /// Path of a checkpoint.
 pub fn checkpoint_path(name: CryptoId) -> StorePath {
-    StorePath::new(&format!("{CHECKPOINTS_NAME}/{name}"))
+    entry_path(&name.to_string())
 }
 
 /// Makes the directory, durably, where there is none.
@@ -123,16 +132,17 @@ pub fn open(
     let file = store.open(&checkpoint_path(name), OpenMode::Read)?;
     let bytes = file.len()?;
     let file = Arc::new(MetaFile::open(file, active, name)?);
-    let mut commits = RawTables::all(&file).into_iter();
-    let (sequence, created, tables) = commits
-        .find_map(|tables| {
-            let (sequence, created) = tables.note().and_then(decode_note)?;
-            Some((sequence, created, tables))
+    let (created, tables) = file
+        .pages_0()
+        .into_iter()
+        .find_map(|(sequence, page)| {
+            let created = read_note(&page)?;
+            Some((created, RawTables::of_page_0(&file, &page, sequence)?))
         })
         .ok_or(MetaError::Corrupt("checkpoint"))?;
     let checkpoint = Checkpoint {
         name,
-        sequence,
+        sequence: tables.sequence(),
         created,
         bytes,
     };
@@ -158,17 +168,70 @@ pub fn list(
 }
 
 /// The newest one.
-pub fn newest(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<Checkpoint>> {
+pub fn newest(
+    store: &dyn Store,
+    active: &Arc<KeySet>,
+) -> io::Result<Option<(Checkpoint, RawTables)>> {
     let (found, _) = list(store, active)?;
-    Ok(found.first().map(|(checkpoint, _)| *checkpoint))
+    Ok(found.into_iter().next())
 }
 
-/// Takes away what a cut has left.
-pub fn tidy(store: &dyn Store) -> io::Result<()> {
-    for name in names(store)?.iter().filter(|name| name.ends_with(".new")) {
-        store.unlink(&StorePath::new(&format!("{CHECKPOINTS_NAME}/{name}")))?;
+/// Bytes that everything in the directory takes on the backing filesystem, unfinished ones too.
+pub fn allocated_bytes(store: &dyn Store) -> io::Result<u64> {
+    let mut bytes = 0u64;
+    for name in names(store)? {
+        match store.info(&entry_path(&name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            info => bytes = bytes.saturating_add(info?.allocated_bytes),
+        }
     }
-    Ok(())
+    Ok(bytes)
+}
+
+/// Opens the unfinished one that has most, to go on with it, and takes all others away: those that are
+/// not sealed under the active key set, and those that have other names too, since they belong to a
+/// copy of the volume as well.
+pub fn tidy(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<PageCopy>> {
+    let mut candidates = Vec::new();
+    for name in unfinished_names(store)? {
+        match name.strip_suffix(UNFINISHED).and_then(CryptoId::from_hex) {
+            Some(crypto) => {
+                let info = store.info(&entry_path(&name))?;
+                candidates.push(((info.links == 1).then_some(info.allocated_bytes), crypto));
+            }
+            None => store.unlink(&entry_path(&name))?,
+        }
+    }
+    candidates.sort_by_key(|candidate| std::cmp::Reverse(*candidate));
+    let mut kept = None;
+    for (has, crypto) in candidates {
+        let path = unfinished_path(crypto);
+        let may_stay = kept.is_none() && has.is_some();
+        let resume = || {
+            let file = store.open(&path, OpenMode::ReadWrite)?;
+            PageCopy::resume(file, active, crypto)
+        };
+        match may_stay.then(resume) {
+            Some(Ok(copy)) => kept = Some(copy),
+            _ => store.unlink(&path)?,
+        }
+    }
+    Ok(kept)
+}
+
+fn unfinished_names(store: &dyn Store) -> io::Result<Vec<String>> {
+    let mut names = names(store)?;
+    names.retain(|name| name.ends_with(UNFINISHED));
+    Ok(names)
+}
+
+fn entry_path(name: &str) -> StorePath {
+    StorePath::new(&format!("{CHECKPOINTS_NAME}/{name}"))
+}
+
+/// Path of one that is not finished.
+fn unfinished_path(name: CryptoId) -> StorePath {
+    entry_path(&format!("{name}{UNFINISHED}"))
 }
 
 /// Takes away all but so many of the newest, for the room. True when there was any.
@@ -227,169 +290,24 @@ pub fn is_short(store: &dyn Store) -> io::Result<bool> {
     Ok(space.available_bytes < HEADROOM_BYTES.min(space.total_bytes / 20))
 }
 
-impl Meta {
-    /// Writes a checkpoint of everything that is committed, and takes older ones away. `go_on` is
-    /// asked all the time; it may wait.
-    ///
-    /// # Errors
-    /// There is no new one, and those that there were are there still.
-    pub fn write_checkpoint(
-        &self,
-        store: &dyn Store,
-        active: &Arc<KeySet>,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Checkpoint, CheckpointError> {
-        // What page 0 says after a failed commit was not synced, and the disk may be failing.
-        if self.latched().is_some() {
-            return Err(CheckpointError::Stopped);
-        }
-        check_room(store, self.checkpoint_bytes()?)?;
-        make_directory(store)?;
-        tidy(store)?;
-        let name = CryptoId::random()?;
-        let path = checkpoint_path(name);
-        let aside = StorePath::new(&format!("{}.new", path.as_str()));
-        let written = self
-            .write_aside(store, active, name, &aside, go_on)
-            .and_then(|checkpoint| {
-                store.rename(&aside, &path)?;
-                Ok(checkpoint)
-            });
-        let checkpoint = written.inspect_err(|_| {
-            // Worth nothing; whoever comes next takes it away otherwise.
-            let _ = store.unlink(&aside);
-        })?;
-        store.sync_dir(&directory_path())?;
-        if self.latched().is_none()
-            && let Err(error) = rotate(store, active, &checkpoint)
-        {
-            tracing::warn!(%error, "older checkpoints could not be taken away");
-        }
-        Ok(checkpoint)
-    }
-
-    /// About the most that a checkpoint may have, in bytes.
-    pub fn checkpoint_bytes(&self) -> io::Result<u64> {
-        let pages = self.file.len()? / META_PAYLOAD_BYTES as u64;
-        Ok((pages + 1) * META_STRIDE_BYTES as u64)
-    }
-
-    fn write_aside(
-        &self,
-        store: &dyn Store,
-        active: &Arc<KeySet>,
-        name: CryptoId,
-        aside: &StorePath,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Checkpoint, CheckpointError> {
-        let (commit, rows) = self.as_committed()?;
-        let created = Timespec::now();
-        let sequence = rows.sequence();
-        let file = store.open(aside, OpenMode::CreateNew)?;
-        let sealed = MetaFile::create_at(Arc::clone(&file), active, name, sequence)
-            .map_err(MetaError::from)?;
-        let tables = Tables::open(Arc::new(sealed), CACHE_BYTES)?;
-        let mut failure = None;
-        let loaded = tables.load(Some(&encode_note(sequence, created)), &mut |to| {
-            let mut counters = None;
-            for table in Table::ALL {
-                let mut insert = |key: &[u8], value: &[u8]| {
-                    if table == Table::Counters {
-                        counters = Some(value.to_vec());
-                        return Ok(());
-                    }
-                    Ok(to.insert(table, key, value)?)
-                };
-                copy_rows(&rows, table, &mut insert, go_on).map_err(|error| {
-                    failure = Some(error);
-                    MetaError::Corrupt("checkpoint")
-                })?;
-            }
-            counters.ok_or(MetaError::Corrupt("counters"))
-        });
-        drop(commit);
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        loaded?;
-        tables.close()?;
-        file.sync()?;
-        let bytes = file.len()?;
-        Ok(Checkpoint {
-            name,
-            sequence,
-            created,
-            bytes,
-        })
-    }
-
-    /// The rows of the newest commit. Its pages are not used for others as long as what comes with
-    /// them is held.
-    pub(super) fn as_committed(
-        &self,
-    ) -> Result<(Arc<super::database::Committed>, RawTables), MetaError> {
-        let _no_commit = self.tables.lock();
-        let committed = Arc::clone(&self.state.read().committed);
-        let rows = RawTables::newest(&self.file).ok_or(MetaError::Corrupt("page 0"))?;
-        Ok((committed, rows))
-    }
-}
-
-fn check_room(store: &dyn Store, needed_bytes: u64) -> Result<(), CheckpointError> {
-    let space = store.space()?;
-    let headroom = HEADROOM_BYTES.min(space.total_bytes / 20);
-    // Once for it, and once more for what the metadata may need meanwhile.
-    let enough = needed_bytes.saturating_mul(2).saturating_add(headroom);
-    if space.available_bytes < enough {
-        return Err(CheckpointError::NoRoom);
-    }
-    Ok(())
-}
-
-/// Takes a key and its value.
-type Insert<'i> = dyn FnMut(&[u8], &[u8]) -> Result<(), CheckpointError> + 'i;
-
-fn copy_rows(
-    rows: &RawTables,
-    table: Table,
-    insert: &mut Insert<'_>,
-    go_on: &mut dyn FnMut() -> bool,
-) -> Result<(), CheckpointError> {
-    let mut outcome = Ok(());
-    let mut count = 0u32;
-    rows.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-        outcome = match found {
-            Found::Row(key, value) => insert(key, value),
-            Found::Gap(gap) => Err(CheckpointError::Damaged {
-                page: gap.page.unwrap_or_default(),
-                reason: gap.reason.clone(),
-            }),
-        };
-        count += 1;
-        if outcome.is_ok() && count.is_multiple_of(ROWS_AT_A_TIME) && !go_on() {
-            outcome = Err(CheckpointError::Stopped);
-        }
-        outcome.is_ok()
-    });
-    outcome
-}
-
-fn encode_note(sequence: Sequence, created: Timespec) -> Vec<u8> {
-    let mut note = vec![1];
-    note.extend_from_slice(&sequence.0.to_le_bytes());
+/// Puts the note into a page 0.
+fn write_note(page_0: &mut [u8], created: Timespec) {
+    let mut note = NOTE_BEGINS.to_vec();
     note.extend_from_slice(&created.secs.to_le_bytes());
     note.extend_from_slice(&created.nanos.to_le_bytes());
-    note
+    page_0[NOTE_AT..NOTE_AT + NOTE_BYTES].copy_from_slice(&note);
 }
 
-fn decode_note(note: &[u8]) -> Option<(Sequence, Timespec)> {
-    let note: &[u8; NOTE_BYTES] = note.try_into().ok()?;
-    let (tag, rest) = note.split_first_chunk::<1>()?;
-    let (sequence, rest) = rest.split_first_chunk::<8>()?;
+/// When a checkpoint was begun, by its page 0; `None` where that is no checkpoint's.
+fn read_note(page_0: &[u8]) -> Option<Timespec> {
+    let note = page_0.get(NOTE_AT..NOTE_AT + NOTE_BYTES)?;
+    let rest = note.strip_prefix(NOTE_BEGINS)?;
     let (secs, nanos) = rest.split_first_chunk::<8>()?;
-    let created = Timespec {
+    Some(Timespec {
         secs: i64::from_le_bytes(*secs),
         nanos: u32::from_le_bytes(nanos.try_into().ok()?),
-    };
-    (tag == &[1]).then_some((Sequence(u64::from_le_bytes(*sequence)), created))
+    })
 }
+
+#[cfg(test)]
+mod tests;

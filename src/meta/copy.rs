@@ -342,7 +342,7 @@ impl Meta {
     pub fn copy_committed(&self, file: MetaFile) -> Result<(), MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);
         let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
-        tables.load(None, &mut |loader| {
+        tables.load(&mut |loader| {
             let mut tally = Tally::default();
             for table in Table::ALL {
                 let mut inserted = Ok(());
@@ -379,7 +379,7 @@ pub fn copy<E: From<MetaError>>(
     let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
     let mut refused = None;
     let mut copied = Copied::default();
-    let loaded = tables.load(None, &mut |loader| {
+    let loaded = tables.load(&mut |loader| {
         let mut copy = Copy {
             records,
             left_out: LeftOut::find(records)?,

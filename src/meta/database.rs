@@ -29,10 +29,6 @@ const fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'s
     TableDefinition::new(table.name())
 }
 
-/// The table that only a checkpoint has.
-const NOTE: TableDefinition<'static, &'static [u8], &'static [u8]> =
-    TableDefinition::new(super::raw::NOTE_TABLE);
-
 /// redb's view of the sealed file.
 #[derive(Debug)]
 struct Backend {
@@ -253,11 +249,10 @@ impl Tables {
     }
 
     /// Fills an empty database in one durable transaction, of any size in bounded memory: `fill`
-    /// inserts the rows, best in the order of their keys, and gives the counters. `note` is what a
-    /// checkpoint says of itself. Nothing is written that counts when it fails.
+    /// inserts the rows, best in the order of their keys, and gives the counters. Nothing is written
+    /// that counts when it fails.
     pub fn load(
         &self,
-        note: Option<&[u8]>,
         fill: &mut dyn FnMut(&mut Loader<'_>) -> Result<Vec<u8>, MetaError>,
     ) -> Result<(), MetaError> {
         guarded(|| {
@@ -273,10 +268,6 @@ impl Tables {
             let counters = fill(&mut loader)?;
             loader.insert(Table::Counters, &[], &counters)?;
             drop(loader);
-            if let Some(note) = note {
-                let mut rows = transaction.open_table(NOTE)?;
-                rows.insert(&[][..], note)?;
-            }
             transaction.commit()?;
             Ok(())
         })

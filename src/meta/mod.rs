@@ -31,7 +31,7 @@ mod versions;
 mod views;
 
 use std::ops::Bound;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -161,6 +161,10 @@ pub struct Meta {
     views: RwLock<views::Views>,
     /// What a commit may count on where the backing filesystem copies on write.
     ballast: OnceLock<Arc<Ballast>>,
+    /// The checkpoint that was begun; held by whoever writes it.
+    unfinished: Mutex<Option<checkpoint::Unfinished>>,
+    /// Its room is needed.
+    gives_up: AtomicBool,
     /// Inodes of which the log knows that their records contradict others.
     told: Told<Ino>,
 }
@@ -256,6 +260,8 @@ impl Meta {
             permits: permit::PermitLock::default(),
             views: RwLock::new(views),
             ballast: OnceLock::new(),
+            unfinished: Mutex::new(None),
+            gives_up: AtomicBool::new(false),
             told: Told::default(),
         })
     }

@@ -33,6 +33,8 @@ use super::keys::Table;
 use crate::ids::Sequence;
 use crate::sealed::{META_PAYLOAD_BYTES, MetaFile};
 
+pub(super) mod reach;
+
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 const PAGE_BYTES: u64 = META_PAYLOAD_BYTES as u64;
 const SLOT_BYTES: usize = 128;
@@ -49,8 +51,6 @@ const ORDER_MAX: u8 = 14;
 const DEPTH_MAX: usize = 48;
 /// Pages kept in memory: 8 MiB.
 const PAGES_KEPT: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
-/// Name of the table that only a checkpoint has.
-pub const NOTE_TABLE: &str = "checkpoint";
 
 /// A stretch of keys of which nothing can be said.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -112,9 +112,9 @@ struct Regions {
 pub struct RawTables {
     file: Arc<MetaFile>,
     regions: Regions,
+    /// The tree of table definitions.
+    definitions: Root,
     tables: [TableRoot; Table::ALL.len()],
-    /// What a checkpoint says of itself.
-    note: Option<Vec<u8>>,
     sequence: Sequence,
     cache: Mutex<LruCache<u64, Arc<Node>>>,
 }
@@ -152,33 +152,31 @@ impl RawTables {
     pub(super) fn newest(file: &Arc<MetaFile>) -> Option<Self> {
         let mut page = vec![0; META_PAYLOAD_BYTES];
         file.read(0, &mut page).ok()?;
-        let header = Header::parse(&page)?;
-        let tables = Self::at(file, header.regions, header.roots[0]?, file.sequence());
-        Some(tables)
+        Self::of_page_0(file, &page, file.sequence())
+    }
+
+    /// The newest commit that a page 0 names, which was sealed under this sequence.
+    pub(super) fn of_page_0(file: &Arc<MetaFile>, page: &[u8], sequence: Sequence) -> Option<Self> {
+        let header = Header::parse(page)?;
+        Some(Self::at(file, header.regions, header.roots[0]?, sequence))
     }
 
     fn at(file: &Arc<MetaFile>, regions: Regions, root: Root, sequence: Sequence) -> Self {
         let mut this = Self {
             file: Arc::clone(file),
             regions,
+            definitions: root,
             tables: [TableRoot::Empty; Table::ALL.len()],
-            note: None,
             sequence,
             cache: Mutex::new(LruCache::new(PAGES_KEPT)),
         };
         let mut tables = this.tables;
-        let mut note = TableRoot::Empty;
         this.walk(root, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
             match found {
                 Found::Row(name, definition) => {
                     let is_it = |table: &Table| table.name().as_bytes() == name;
-                    let table = Table::ALL.iter().find(|table| is_it(table));
-                    match table {
-                        Some(table) => tables[table.index()] = TableRoot::parse(definition),
-                        None if name == NOTE_TABLE.as_bytes() => {
-                            note = TableRoot::parse(definition);
-                        }
-                        None => {}
+                    if let Some(table) = Table::ALL.iter().find(|table| is_it(table)) {
+                        tables[table.index()] = TableRoot::parse(definition);
                     }
                 }
                 Found::Gap(_) => {
@@ -192,16 +190,6 @@ impl RawTables {
             true
         });
         this.tables = tables;
-        if let TableRoot::At(root) = note {
-            let mut value = None;
-            this.walk(root, &(Vec::new()..vec![0xFF]), &mut |found| {
-                if let Found::Row(_, bytes) = found {
-                    value = Some(bytes.to_vec());
-                }
-                true
-            });
-            this.note = value;
-        }
         this
     }
 
@@ -209,9 +197,12 @@ impl RawTables {
         self.tables.iter().any(|table| *table != TableRoot::Unknown)
     }
 
-    /// What a checkpoint says of itself.
-    pub fn note(&self) -> Option<&[u8]> {
-        self.note.as_deref()
+    /// True when all tables but the counters are those of the other commit, page by page: nothing was
+    /// changed between the two.
+    pub(super) fn has_rows_of(&self, other: &Self) -> bool {
+        Table::ALL.iter().all(|table| {
+            *table == Table::Counters || self.tables[table.index()] == other.tables[table.index()]
+        })
     }
 
     /// The commit number that page 0 was sealed under.

@@ -5,8 +5,7 @@
 //! are seconds (8, signed) and nanoseconds (4).
 //!
 //! ```text
-//! inode     1 | kind 1 | perm 2 | nlink 4 | uid 4 | gid 4 | rdev 4 | size 8 | pages 8 |
-//!           atime 12 | mtime 12 | ctime 12 | crtime 12 | parent 8 | symlink target …
+//! inode     1 | …                          ([`inode`])
 //! dirent    1 | ino 8 | kind 1
 //! xattr     1 | value …
 //! extent    1 | flags 1 (1: shared, 2: reserved) | parts 1 | part … | page set, where reserved
@@ -22,9 +21,12 @@
 //!           used pages 8 | inodes 8 | record bytes 8 | size limit 8 (0: none) |
 //!           name hash key 16 | restoring 8 | newest view 2
 //! ```
-//! `pages` of an inode counts those of its chunks' pages that are sealed or have space set aside; `parent` is the directory that holds a
-//! directory (0 for others). Decoders take exactly what encoders write and return `None` for
-//! everything else.
+//! Decoders take exactly what encoders write and return `None` for everything else.
+
+mod inode;
+
+pub use inode::InodeRecord;
+pub(super) use inode::charged_bytes;
 
 use super::page_set::PageSet;
 use crate::ids::{CryptoId, Epoch, FolderNumber, Generation, Ino, ObjectId, ViewId};
@@ -78,39 +80,6 @@ pub enum FileKind {
     Socket,
     CharDevice,
     BlockDevice,
-}
-
-/// An inode.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct InodeRecord {
-    /// Kind of file.
-    pub kind: FileKind,
-    /// `mode & 0o7777`.
-    pub perm: u16,
-    /// Names.
-    pub nlink: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Device number.
-    pub rdev: u32,
-    /// Length in bytes that is durable.
-    pub size: u64,
-    /// Pages that are sealed, durably, or have space set aside.
-    pub pages: u64,
-    /// Last access.
-    pub atime: Timespec,
-    /// Last change of contents.
-    pub mtime: Timespec,
-    /// Last change of the inode.
-    pub ctime: Timespec,
-    /// Birth.
-    pub crtime: Timespec,
-    /// The directory that holds this directory.
-    pub parent: Ino,
-    /// Target of a symbolic link.
-    pub target: Vec<u8>,
 }
 
 /// Where a name leads.
@@ -365,71 +334,6 @@ const fn kind_of(code: u8) -> Option<FileKind> {
         7 => FileKind::BlockDevice,
         _ => return None,
     })
-}
-
-impl InodeRecord {
-    /// An empty one with one name, of user and group 0, whose times are all `now`.
-    pub const fn new(kind: FileKind, perm: u16, now: Timespec) -> Self {
-        Self {
-            kind,
-            perm,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size: 0,
-            pages: 0,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            crtime: now,
-            parent: Ino(0),
-            target: Vec::new(),
-        }
-    }
-
-    /// The encoding.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::new(VALUE, 96 + self.target.len());
-        out.put(&[kind_code(self.kind)])
-            .put(&self.perm.to_le_bytes())
-            .put(&self.nlink.to_le_bytes())
-            .put(&self.uid.to_le_bytes())
-            .put(&self.gid.to_le_bytes())
-            .put(&self.rdev.to_le_bytes())
-            .put(&self.size.to_le_bytes())
-            .put(&self.pages.to_le_bytes())
-            .time(self.atime)
-            .time(self.mtime)
-            .time(self.ctime)
-            .time(self.crtime)
-            .put(&self.parent.0.to_le_bytes())
-            .put(&self.target);
-        out.0
-    }
-
-    /// The record, or `None` when these are not its bytes.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut input = Reader::new(bytes, VALUE)?;
-        let record = Self {
-            kind: kind_of(input.u8()?)?,
-            perm: input.u16()?,
-            nlink: input.u32()?,
-            uid: input.u32()?,
-            gid: input.u32()?,
-            rdev: input.u32()?,
-            size: input.up_to(SIZE_MAX)?,
-            pages: input.up_to(PAGES_MAX)?,
-            atime: input.time()?,
-            mtime: input.time()?,
-            ctime: input.time()?,
-            crtime: input.time()?,
-            parent: Ino(input.up_to(Ino::END.0 - 1)?),
-            target: input.rest().to_vec(),
-        };
-        (record.perm <= 0o7777 && (record.kind == FileKind::Symlink || record.target.is_empty()))
-            .then_some(record)
-    }
 }
 
 impl DirentRecord {

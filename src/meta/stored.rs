@@ -249,6 +249,15 @@ impl Stored {
 }
 
 impl Meta {
+    /// The rows of the newest commit. Its pages are not used for others as long as what comes with
+    /// them is held.
+    pub(super) fn as_committed(&self) -> Result<(Arc<Committed>, RawTables), MetaError> {
+        let _no_commit = self.tables.lock();
+        let committed = Arc::clone(&self.state.read().committed);
+        let rows = RawTables::newest(&self.file).ok_or(MetaError::Corrupt("page 0"))?;
+        Ok((committed, rows))
+    }
+
     /// The newest commit. Its pages are not used for others as long as it is held.
     ///
     /// # Errors

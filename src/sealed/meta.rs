@@ -24,11 +24,13 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::geometry::{Geometry, META_PAYLOAD_BYTES, META_STRIDE_BYTES, PlainOffset, Slot};
 use super::keys::FileKeys;
+use super::page_bits::PageBits;
 use super::range_lock::RangeLocks;
 use super::run::{Opened, Opener, RunBuffer, Source, Target, run_pages};
 use super::{SealedError, Told};
@@ -64,6 +66,8 @@ pub struct MetaFile {
     /// each other off.
     length: Mutex<()>,
     state: Mutex<State>,
+    /// Pages written since the file was opened.
+    written_pages: AtomicU64,
     /// Pages that the log knows not to open.
     told: Told<Option<PageIndex>>,
 }
@@ -76,7 +80,8 @@ struct State {
     current: Slot,
     /// The other slot holds a newer page 0, not yet synced.
     page_0_written: bool,
-    fresh: FreshPages,
+    /// Grown by and not written since.
+    fresh: PageBits,
 }
 
 impl std::fmt::Debug for MetaFile {
@@ -121,7 +126,7 @@ impl MetaFile {
             // Slot A is written first.
             current: Slot::B,
             page_0_written: false,
-            fresh: FreshPages::default(),
+            fresh: PageBits::default(),
         };
         Ok(Self::with_state(file, keys, crypto, state))
     }
@@ -141,7 +146,7 @@ impl MetaFile {
             slots: [SlotState::default(); 2],
             current: Slot::A,
             page_0_written: false,
-            fresh: FreshPages::default(),
+            fresh: PageBits::default(),
         };
         // A file cut so short would look like an empty database, which would then be made anew.
         if GEOMETRY.whole_pages(file.len()?) == 0 {
@@ -176,6 +181,7 @@ impl MetaFile {
             locks: RangeLocks::default(),
             length: Mutex::new(()),
             state: Mutex::new(state),
+            written_pages: AtomicU64::new(0),
             told: Told::default(),
         }
     }
@@ -282,6 +288,11 @@ impl MetaFile {
         Ok(read.inspect_err(|error| self.tell(error))?)
     }
 
+    /// How many pages were written since the file was opened, page 0 among them.
+    pub fn written_pages(&self) -> u64 {
+        self.written_pages.load(Ordering::Relaxed)
+    }
+
     /// True once a page could not be read.
     pub fn is_damaged(&self) -> bool {
         self.told.is_any()
@@ -348,6 +359,14 @@ impl MetaFile {
     /// What is known of both slots of page 0, A first.
     pub fn slots(&self) -> [SlotState; 2] {
         self.state.lock().slots
+    }
+
+    /// Bytes that the file takes on the backing filesystem.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.info()?.allocated_bytes)
     }
 
     /// What stands in both slots of page 0, the newer one first; those that do not open are left out.
@@ -516,6 +535,8 @@ impl MetaFile {
             state.page_0_written = tag.is_some();
         }
         if tag.is_some() {
+            self.written_pages
+                .fetch_add(pages as u64, Ordering::Relaxed);
             state
                 .fresh
                 .remove(target.first.0..target.first.0 + pages as u64);
@@ -526,53 +547,4 @@ impl MetaFile {
 fn is_transient(error: &io::Error) -> bool {
     error.raw_os_error() == Some(crate::errno::Errno::EIO.code())
         || error.kind() == io::ErrorKind::Interrupted
-}
-
-/// One bit per page: grown by and not written since.
-#[derive(Debug, Default)]
-struct FreshPages {
-    words: Vec<u64>,
-}
-
-impl FreshPages {
-    fn contains(&self, page: PageIndex) -> bool {
-        usize::try_from(page.0 / 64)
-            .ok()
-            .and_then(|word| self.words.get(word))
-            .is_some_and(|word| word >> (page.0 % 64) & 1 == 1)
-    }
-
-    fn add(&mut self, pages: Range<u64>) {
-        for page in pages {
-            let Ok(word) = usize::try_from(page / 64) else {
-                return;
-            };
-            if self.words.len() <= word {
-                self.words.resize(word + 1, 0);
-            }
-            self.words[word] |= 1 << (page % 64);
-        }
-    }
-
-    fn remove(&mut self, pages: Range<u64>) {
-        for page in pages {
-            let word = usize::try_from(page / 64).ok();
-            if let Some(word) = word.and_then(|word| self.words.get_mut(word)) {
-                *word &= !(1 << (page % 64));
-            }
-        }
-    }
-
-    /// The first of them.
-    fn first(&self) -> Option<u64> {
-        let word = self.words.iter().position(|&word| word != 0)?;
-        let bit = self.words.get(word)?.trailing_zeros();
-        Some(word as u64 * 64 + u64::from(bit))
-    }
-
-    /// Forgets pages from `end` on.
-    fn cut(&mut self, end: u64) {
-        let covered = self.words.len() as u64 * 64;
-        self.remove(end..covered);
-    }
 }

@@ -10,6 +10,8 @@
 //! | a page is rewritten | in place, whole: old or new, both authentic | never once committed |
 //! | page 0 | as any other | two slots, written alternately |
 //!
+//! A copy of metadata that is made page by page ([`PageCopy`]) has the geometry of metadata.
+//!
 //! Invariants:
 //! - a file is written by [`run::SealedRun::write`] alone, and what it writes has been through
 //!   `Plain` → `CustomerSealed` → `Sealed`; no other type can be written, but for a
@@ -23,6 +25,8 @@ pub mod geometry;
 mod keys;
 pub mod meta;
 mod page;
+mod page_bits;
+mod page_copy;
 pub mod range_lock;
 mod run;
 mod sealer;
@@ -35,6 +39,8 @@ use std::io;
 pub use contents::{ContentsFile, OldPlaintext};
 pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
 pub use meta::{MetaFile, SlotState};
+pub use page_bits::PageBits;
+pub use page_copy::PageCopy;
 pub use range_lock::PageGuard;
 pub use sealer::PageSealer;
 pub use told::Told;

@@ -180,7 +180,7 @@ impl Attacker {
         let file = file.unwrap();
         let sealed = MetaFile::create(Arc::clone(&file), &self.set, self.header.meta).unwrap();
         let tables = Tables::open(Arc::new(sealed), 1 << 20).unwrap();
-        let filled = tables.load(None, &mut |loader| {
+        let filled = tables.load(&mut |loader| {
             for (table, key, value) in rows {
                 loader.insert(*table, key, value)?;
             }
@@ -633,7 +633,7 @@ fn a_volume_whose_directories_lead_in_a_circle_goes_read_only() {
         let tables = Tables::open(Arc::new(file), 1 << 20)?;
         let mut rows = sound();
         amend(&mut rows, 2, |record| record.parent = Ino(3));
-        tables.load(None, &mut |loader| {
+        tables.load(&mut |loader| {
             for (table, key, value) in &rows {
                 loader.insert(*table, &keys::versioned(key, Generation(1)), value)?;
             }

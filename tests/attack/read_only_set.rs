@@ -148,7 +148,7 @@ fn a_checkpoint_under_a_read_only_set_is_not_believed() {
         .write_checkpoint(&scratch, &victim.inherited, &mut || true)
         .unwrap();
     meta.close().unwrap();
-    let path = checkpoint::checkpoint_path(made.name);
+    let path = checkpoint::checkpoint_path(made.checkpoint.name);
     let file = scratch.open(&path, OpenMode::Read).unwrap();
     let mut bytes = vec![0; file.len().unwrap() as usize];
     file.read_at(&mut bytes, 0).unwrap();
@@ -157,9 +157,12 @@ fn a_checkpoint_under_a_read_only_set_is_not_believed() {
     let volume = victim.open().unwrap();
     let (good, refused) = checkpoint::list(&*victim.store, volume.keys.active()).unwrap();
     assert_eq!(good.len(), 1, "the volume's own is there still");
-    assert!(good.iter().all(|(found, _)| found.name != made.name));
+    assert!(
+        good.iter()
+            .all(|(found, _)| found.name != made.checkpoint.name)
+    );
     assert_eq!(refused.len(), 1);
-    assert_eq!(refused[0].0, made.name);
+    assert_eq!(refused[0].0, made.checkpoint.name);
     drop(volume);
     let found = victim.findings();
     assert!(found.contains(&Kind::Checkpoint), "{found:?}");

@@ -27,6 +27,7 @@ use bilayer::layers::{
     ActiveSet, CustomerDek, InfrastructureDek, KeySet, Succession, VerificationKey, fingerprint,
     header_mac,
 };
+use bilayer::meta::checkpoint;
 use bilayer::meta::keys::{Table, extent_parts};
 use bilayer::meta::page_set::CHUNK_PAGES;
 use bilayer::meta::records::ExtentRecord;
@@ -203,6 +204,7 @@ impl Fixture {
             filesystem.release(attr.node, handle);
             files.insert(attr.node.ino(), contents);
         }
+        filesystem.checkpoint_now().unwrap();
         filesystem.close().unwrap();
         files
     }
@@ -316,6 +318,15 @@ fn check(customer_managed: bool) {
     );
     assert_eq!(answer["meta"]["authentic_slots"], 2);
     assert!(answer["meta"]["pages_opened"].as_u64().unwrap() > 0);
+    let volume = fixture.open();
+    let newest = checkpoint::newest(&*volume.store, volume.keys.active()).unwrap();
+    let (newest, _) = newest.unwrap();
+    let created = json!([newest.created.secs, newest.created.nanos]);
+    assert_eq!(
+        answer["checkpoints"],
+        json!([{ "sequence": newest.sequence.0, "created": created }])
+    );
+    drop(volume);
     for (opened, contents) in answer["files"]
         .as_array()
         .unwrap()

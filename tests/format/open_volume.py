@@ -381,6 +381,26 @@ def open_strides(data, key_set, crypto):
     }
 
 
+def open_checkpoints(directory, key_set):
+    """Sequence and time of each finished checkpoint (section 12), in the order of their names."""
+    found = []
+    for name in sorted(os.listdir(directory) if os.path.isdir(directory) else []):
+        if len(name) != 32:
+            continue
+        with open(os.path.join(directory, name), "rb") as opened:
+            data = opened.read()
+        require(data[:META_STRIDE_BYTES], "a checkpoint has a page 0")
+        open_strides(data, key_set, bytes.fromhex(name))
+        file = SealedFile(key_set, bytes.fromhex(name))
+        page_bytes = HEADER_BYTES + META_PAYLOAD_BYTES
+        plain, sequence = file.open(data[:page_bytes], 0, 0)
+        mark, _ = file.open(data[META_STRIDE_BYTES : META_STRIDE_BYTES + page_bytes], 0, 1)
+        require(not any(mark), "the mark of a checkpoint")
+        require(plain[512:521] == b"bilayerC\x01", "the note of a checkpoint")
+        found.append({"sequence": sequence, "created": struct.unpack_from("<qI", plain, 521)})
+    return found
+
+
 def read_file(volume, key_sets, request):
     """The SHA-256 of a file's contents, read part by part as section 9 says."""
     objects, digest, pages_opened = {}, hashlib.sha256(), 0
@@ -413,7 +433,8 @@ def read_file(volume, key_sets, request):
 def open_volume(request):
     """Request: {volume, keystore, customer_key (path of a PEM file, or null),
     files: [{size, chunks: {"0": [{folder, object, crypto, epoch, pages: [index]}]}}]}, parts newest
-    first. Answer: {fingerprint, successions, meta, files: [{sha256, pages_opened}]}."""
+    first. Answer: {fingerprint, successions, meta, checkpoints: [{sequence, created}], files:
+    [{sha256, pages_opened}]}."""
     private = None
     if request["customer_key"] is not None:
         with open(request["customer_key"], "rb") as file:
@@ -428,6 +449,7 @@ def open_volume(request):
         "fingerprint": active.fingerprint(),
         "successions": check_successions(header, key_sets),
         "meta": open_meta(os.path.join(volume, "meta"), active, bytes.fromhex(header["meta"])),
+        "checkpoints": open_checkpoints(os.path.join(volume, "checkpoints"), active),
         "files": [read_file(volume, key_sets, file) for file in request["files"]],
     }
 

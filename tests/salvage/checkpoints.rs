@@ -97,13 +97,41 @@ fn whole_checkpoint(store: &FaultyStore, keystore: &Arc<tempfile::TempDir>) {
     assert!(first == Some(&pattern(1, 0, 9000)), "{}", taken.report);
 }
 
+/// The same, and of a second one a part.
+fn with_one_and_a_part() -> (FaultyStore, Arc<tempfile::TempDir>) {
+    let (store, keystore) = with_one();
+    let mount = Mount::open(store, keystore, quiet()).unwrap();
+    for file in 0..150u8 {
+        mount.file(ROOT, &format!("file-{file}"), &pattern(file, 0, 2000));
+    }
+    mount.fs.sync().unwrap();
+    let stop = || {
+        let path =
+            unfinished(&mount.store).map(|name| StorePath::new(&format!("checkpoints/{name}")));
+        let info = path.and_then(|path| mount.store.info(&path).ok());
+        info.is_some_and(|info| info.allocated_bytes > 200_000)
+    };
+    let made = mount.fs.checkpoint_in_turns(&stop);
+    assert!(matches!(made, Err(CheckpointError::Stopped)), "{made:?}");
+    assert!(unfinished(&mount.store).is_some());
+    mount.fs.close().unwrap();
+    let keystore = Arc::clone(&mount.keystore);
+    (mount.store, keystore)
+}
+
+/// Name of the checkpoint that is not finished.
+fn unfinished(store: &dyn Store) -> Option<String> {
+    names(store).into_iter().find(|name| name.ends_with(".new"))
+}
+
 /// Lets something happen at each call of making a checkpoint in turn; `after` gets the store as it
 /// is left.
 fn at_each_call(
+    origin: (FaultyStore, Arc<tempfile::TempDir>),
     happens: impl Fn(&FaultyStore, u64),
     after: impl Fn(u64, Mount, Result<(), CheckpointError>) -> Option<FaultyStore>,
 ) -> u64 {
-    let (origin, keystore) = with_one();
+    let (origin, keystore) = origin;
     let origin = origin.to_memory();
     for number in 1.. {
         let store = FaultyStore::from_memory(&origin, WriteUnit::Page);
@@ -135,16 +163,19 @@ fn at_each_call(
 
 #[test]
 fn the_power_may_fail_at_any_call() {
-    let calls = at_each_call(
-        |store, call| store.cut_at_call(call),
-        |number, mount, made| {
-            let survivor = mount.store.power_cut(number * 7);
-            drop(made);
-            let _ = mount.fs.close();
-            Some(survivor)
-        },
-    );
-    assert!(calls > 30, "{calls}");
+    for origin in [with_one(), with_one_and_a_part()] {
+        let calls = at_each_call(
+            origin,
+            |store, call| store.cut_at_call(call),
+            |number, mount, made| {
+                let survivor = mount.store.power_cut(number * 7);
+                drop(made);
+                let _ = mount.fs.close();
+                Some(survivor)
+            },
+        );
+        assert!(calls > 20, "{calls}");
+    }
 }
 
 #[test]
@@ -152,6 +183,7 @@ fn any_call_may_fail_and_the_volume_goes_on() {
     for errno in [Errno::EIO, Errno::ENOSPC] {
         let fault = Fault::Error(errno);
         at_each_call(
+            with_one_and_a_part(),
             |store, call| store.fail_call(call, fault),
             |_, mount, _| {
                 mount.store.clear_faults();
@@ -222,6 +254,55 @@ fn one_is_made_at_a_clean_end_if_something_was_changed() {
     let mount = mount.reopen();
     assert_eq!(names(&mount.store).len(), 2);
     assert!(mount.fs.usage().checkpoint_age_seconds.is_some());
+    mount.finish();
+}
+
+#[test]
+fn what_an_unmount_has_left_of_one_is_finished_by_the_next_use() {
+    let (store, keystore) = with_one_and_a_part();
+    let left = unfinished(&store).unwrap();
+    let before = names(&store);
+    // One without checkpoints leaves it.
+    let mount = Mount::open(store, keystore, quiet()).unwrap();
+    let options = bilayer::fs::FilesystemOptions {
+        checkpoint_interval: Some(Duration::from_secs(100_000)),
+        ..quiet()
+    };
+    let (store, keystore) = (mount.store.clone(), Arc::clone(&mount.keystore));
+    mount.fs.close().unwrap();
+    drop(mount);
+    assert_eq!(names(&store), before);
+    let mount = Mount::open(store, keystore, options).unwrap();
+    assert_eq!(names(&mount.store), before);
+    let taken = mount.fs.usage().checkpoint_bytes.unwrap();
+    assert!(taken > 100_000, "{taken}");
+    let mount = mount.reopen();
+    let name = left.strip_suffix(".new").unwrap();
+    assert!(names(&mount.store).iter().any(|made| made == name));
+    assert!(unfinished(&mount.store).is_none());
+    mount.finish();
+}
+
+#[test]
+fn one_that_is_not_finished_is_no_fault() {
+    let (store, keystore) = with_one_and_a_part();
+    let volume = open_volume(&store, keystore.path(), false);
+    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+}
+
+#[test]
+fn metadata_that_end_with_a_checkpoint_are_not_older_than_it() {
+    let mount = Mount::new();
+    mount.file(ROOT, "first", &pattern(1, 0, 9000));
+    mount.fs.sync().unwrap();
+    mount.fs.checkpoint_now().unwrap();
+    let left = FaultyStore::from_memory(&mount.store.to_memory(), WriteUnit::Page);
+    let volume = open_volume(&left, fork(&mount.keystore).path(), false);
+    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let told = |finding: &Finding| finding.kind == Kind::RolledBack;
+    assert!(!report.findings.iter().any(told), "{:?}", report.findings);
+    drop(volume);
     mount.finish();
 }
 

@@ -17,13 +17,16 @@ use std::time::{Duration, Instant};
 
 use bilayer::fs::types::{Caller, NodeId};
 use bilayer::fs::{Filesystem, FilesystemOptions};
+use bilayer::meta::keys::Table;
+use bilayer::meta::raw::{Found, RawTables};
+use bilayer::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile};
 use bilayer::store::directory::DirectoryStore;
-use bilayer::volume::{self, CreateOptions, OpenOptions};
+use bilayer::store::{OpenMode, StorePath};
+use bilayer::volume::{self, CreateOptions, META_NAME, OpenOptions};
 use bilayer_bench::Outcome;
 use clap::Parser;
 
 const FILES_PER_DIRECTORY: u64 = 500;
-const SMALL_BYTES: usize = 200;
 const ROOT: Caller = Caller {
     uid: 0,
     gid: 0,
@@ -43,6 +46,12 @@ struct Arguments {
     /// How often each is repeated
     #[arg(long, default_value_t = 5)]
     rounds: u32,
+    /// Bytes of each file
+    #[arg(long, default_value_t = 200)]
+    bytes: usize,
+    /// Files that are made beside a checkpoint, each time
+    #[arg(long, default_value_t = 60_000)]
+    beside: u64,
 }
 
 fn main() -> ExitCode {
@@ -75,8 +84,8 @@ fn open(dir: &Path, interval: Option<Duration>) -> Outcome<Arc<Filesystem>> {
 }
 
 /// Makes small files; files per second.
-fn make(filesystem: &Filesystem, name: &str, files: u64) -> Outcome<f64> {
-    let contents = [7; SMALL_BYTES];
+fn make(filesystem: &Filesystem, name: &str, files: u64, bytes: usize) -> Outcome<f64> {
+    let contents = vec![7; bytes];
     let begin = Instant::now();
     let told = |errno| format!("making files: {errno:?}");
     let mut directory = NodeId::ROOT;
@@ -126,10 +135,11 @@ fn newest(dir: &Path) -> Outcome<Option<(u64, u64)>> {
 
 fn measure(arguments: &Arguments, files: u64) -> Outcome<()> {
     let place = tempfile::tempdir_in(&arguments.dir)?;
-    measure_in(place.path(), arguments.rounds, files)
+    measure_in(place.path(), arguments, files)
 }
 
-fn measure_in(dir: &Path, rounds: u32, files: u64) -> Outcome<()> {
+fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
+    let Arguments { rounds, bytes, .. } = *arguments;
     let store = Arc::new(DirectoryStore::open_or_create(&dir.join("volume"))?);
     let options = CreateOptions {
         keystore: dir.join("keystore"),
@@ -139,9 +149,9 @@ fn measure_in(dir: &Path, rounds: u32, files: u64) -> Outcome<()> {
         Filesystem::format(fresh, (0, 0)).map_err(Into::into)
     })?;
     let filesystem = open(dir, None)?;
-    make(&filesystem, "first", files)?;
+    make(&filesystem, "first", files, bytes)?;
     filesystem.sync()?;
-    let meta = std::fs::metadata(dir.join("volume/meta"))?.blocks() * 512;
+    let meta = meta_bytes(dir)?;
     let (mut times, mut works) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let (begin, worked) = (Instant::now(), processor_time());
@@ -163,18 +173,103 @@ fn measure_in(dir: &Path, rounds: u32, files: u64) -> Outcome<()> {
         length as f64 / 1_048_576.0,
         meta as f64 / 1_048_576.0,
     );
-    beside(&filesystem, rounds)?;
+    beside(dir, &filesystem, arguments)?;
     filesystem.close()?;
+    drop(filesystem);
+    in_short_uses(dir)?;
+    tables(dir, files, bytes)
+}
+
+/// Bytes that the metadata take on the disk.
+fn meta_bytes(dir: &Path) -> Outcome<u64> {
+    Ok(std::fs::metadata(dir.join("volume/meta"))?.blocks() * 512)
+}
+
+/// How many uses it takes that change something and end at once, and what the end of each costs.
+fn in_short_uses(dir: &Path) -> Outcome<()> {
+    let mut ends = Vec::new();
+    let mut is_made = false;
+    while !is_made && ends.len() < 100 {
+        let filesystem = open(dir, Some(Duration::from_secs(100_000)))?;
+        make(&filesystem, &format!("use-{}", ends.len()), 100, 100)?;
+        let begin = Instant::now();
+        filesystem.close()?;
+        drop(filesystem);
+        ends.push(format!("{:.1}", begin.elapsed().as_secs_f64()));
+        let mut names = std::fs::read_dir(dir.join("volume/checkpoints"))?;
+        is_made = !names.any(|name| {
+            name.is_ok_and(|name| name.file_name().to_string_lossy().ends_with(".new"))
+        });
+    }
+    println!(
+        "  uses that end at once until there is one: {}; their ends took {} s",
+        ends.len(),
+        ends.join(", ")
+    );
+    Ok(())
+}
+
+/// Where the bytes of the metadata are.
+fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
+    let store = Arc::new(DirectoryStore::open_or_create(&dir.join("volume"))?);
+    let options = OpenOptions {
+        keystore: dir.join("keystore"),
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let volume = volume::open(store, &options)?;
+    let file = volume
+        .store
+        .open(&StorePath::new(META_NAME), OpenMode::Read)?;
+    let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
+    let file = Arc::new(file);
+    let commits = RawTables::all(&file);
+    let rows = commits.first().ok_or("no commit can be read")?;
+    println!("  {files} files of {bytes} bytes and those made beside:");
+    println!("  table        rows  key bytes  value bytes   leaf pages  branch pages  filled");
+    let mut pages = 0;
+    for table in Table::ALL {
+        let (mut count, mut keys, mut values) = (0u64, 0u64, 0u64);
+        rows.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
+            if let Found::Row(key, value) = found {
+                count += 1;
+                keys += key.len() as u64;
+                values += value.len() as u64;
+            }
+            true
+        });
+        let (leaves, branches) = rows.pages_of(table).ok_or("a table cannot be read")?;
+        pages += leaves + branches;
+        println!(
+            "  {:<9} {count:>8} {keys:>10} {values:>12} {leaves:>12} {branches:>13} {:>6.0}%",
+            table.name(),
+            (keys + values + 8 * count) as f64 / (leaves.max(1) * 4096) as f64 * 100.0,
+        );
+    }
+    let allocated = meta_bytes(dir)? / META_STRIDE_BYTES as u64;
+    println!(
+        "  {pages} pages of 4096 bytes in tables, {allocated} on the disk, {} in the file; 4608 bytes each",
+        file.len()? / META_PAYLOAD_BYTES as u64,
+    );
     Ok(())
 }
 
 /// Files made per second with nothing beside it, and beside checkpoints in the pace of the
 /// background, one after the other.
-fn beside(filesystem: &Arc<Filesystem>, rounds: u32) -> Outcome<()> {
-    const FILES: u64 = 60_000;
+fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Outcome<()> {
+    let Arguments {
+        rounds,
+        bytes,
+        beside: files,
+        ..
+    } = *arguments;
+    let (mut grown_alone, mut grown_with) = (0, 0);
     let (mut alone, mut with, mut made) = (Vec::new(), Vec::new(), 0);
     for round in 0..rounds {
-        alone.push(make(filesystem, &format!("alone-{round}"), FILES)?);
+        let before = meta_bytes(dir)?;
+        alone.push(make(filesystem, &format!("alone-{round}"), files, bytes)?);
+        let between = meta_bytes(dir)?;
+        grown_alone += between - before;
         let (other, stop) = (Arc::clone(filesystem), Arc::new(AtomicBool::new(false)));
         let told = Arc::clone(&stop);
         let maker = std::thread::spawn(move || {
@@ -185,7 +280,8 @@ fn beside(filesystem: &Arc<Filesystem>, rounds: u32) -> Outcome<()> {
             }
             made
         });
-        with.push(make(filesystem, &format!("with-{round}"), FILES)?);
+        with.push(make(filesystem, &format!("with-{round}"), files, bytes)?);
+        grown_with += meta_bytes(dir)? - between;
         stop.store(true, Ordering::Relaxed);
         made += maker
             .join()
@@ -196,13 +292,15 @@ fn beside(filesystem: &Arc<Filesystem>, rounds: u32) -> Outcome<()> {
     }
     let middle = |rates: &[f64]| rates[rates.len() / 2];
     println!(
-        "  files made per second: {:.0} alone ({:.0} to {:.0}), {:.0} beside ({:.0} to {:.0}) {made} checkpoints",
+        "  files made per second: {:.0} alone ({:.0} to {:.0}), {:.0} beside ({:.0} to {:.0}), {made} checkpoints; meta grew by {:.1} MiB alone, {:.1} MiB beside",
         middle(&alone),
         alone[0],
         alone[alone.len() - 1],
         middle(&with),
         with[0],
         with[with.len() - 1],
+        grown_alone as f64 / 1_048_576.0,
+        grown_with as f64 / 1_048_576.0,
     );
     Ok(())
 }

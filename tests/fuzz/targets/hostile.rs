@@ -254,7 +254,7 @@ pub fn load(file: MetaFile, rows: &[TableRow]) -> Result<(), bilayer::meta::Meta
         .rev()
         .find(|(table, _)| *table == Table::Counters);
     let counters = counters.map_or(Vec::new(), |(_, (_, value))| value.clone());
-    tables.load(None, &mut |loader| {
+    tables.load(&mut |loader| {
         for (table, (key, value)) in rows {
             loader.insert(*table, key, value)?;
         }

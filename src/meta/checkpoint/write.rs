@@ -1,0 +1,471 @@
+//! Writing a checkpoint: a copy of the pages that a commit reaches, made from the branches down.
+//!
+//! For each page that a parent names, the unfinished file is looked at first: a page that opens there
+//! and has the checksum that its parent gives is not read from `meta` and not written. So whatever was
+//! copied before an unmount, a kill or a power cut and has not changed needs no second write, and what a
+//! cut, a disk or an attacker has made of the file is of no matter. It costs one reading of the file.
+//!
+//! As long as a commit is read, the database uses none of its pages for anything else, and `meta` grows
+//! by as much as is written beside it. So it is given up for the newest one after so many pages, more
+//! each time, and the work goes on with that: branches that have not changed since were done with all
+//! that is below them. At each such turn it is remembered only of branches that the commit has: a page
+//! below one is then current, and nothing else is ever written in its place.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{
+    Checkpoint, CheckpointError, HEADROOM_BYTES, checkpoint_path, directory_path, is_short,
+    make_directory, rotate, tidy, unfinished_names, unfinished_path, write_note,
+};
+use crate::ids::{CryptoId, KeySetId, PageIndex, Sequence};
+use crate::layers::KeySet;
+use crate::meta::commit::BatchNumber;
+use crate::meta::database::Committed;
+use crate::meta::raw::RawTables;
+use crate::meta::raw::reach::{Branch, NoReach, Reach, TreePage};
+use crate::meta::records::Timespec;
+use crate::meta::{Meta, MetaError};
+use crate::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PageCopy};
+use crate::store::{OpenMode, Store};
+
+/// Pages that are read with one call at the most, but for one page of the database that has more.
+const RUN_PAGES: u64 = 256;
+/// Pages between two syncs, so that the last one is short.
+const SYNC_PAGES: u64 = 4096;
+/// A commit is given up when so many pages of `meta` were written beside it, or an eighth of what it
+/// has if that is more.
+const RENEW_PAGES: u64 = if cfg!(test) { 64 } else { 16_384 };
+/// Who needs room waits so long for an unfinished checkpoint to be given up.
+const GIVE_UP_WAIT: Duration = Duration::from_millis(500);
+
+/// A checkpoint that was written.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
+    /// It has all batches up to this one.
+    pub through: BatchNumber,
+    /// Pages that were written.
+    pub copied_pages: u64,
+    /// Pages that were looked at and were there already.
+    pub kept_pages: u64,
+    /// How often an older commit was given up for the newest one.
+    pub renewals: u32,
+}
+
+/// One that was begun.
+#[derive(Debug)]
+pub(in crate::meta) struct Unfinished {
+    name: CryptoId,
+    key_set: KeySetId,
+    file: PageCopy,
+    /// First page and checksum of branches that are in it with all leaves below them.
+    complete: HashMap<u64, u128>,
+}
+
+/// A commit whose pages are used for nothing else as long as it is held.
+struct Pin {
+    _commit: Arc<Committed>,
+    rows: RawTables,
+    page_0: Vec<u8>,
+    sequence: Sequence,
+    through: BatchNumber,
+    created: Timespec,
+    /// Pages of `meta` that were written before.
+    written_before: u64,
+}
+
+/// What was done so far.
+#[derive(Default)]
+struct Tally {
+    copied: u64,
+    kept: u64,
+    unsynced: u64,
+}
+
+impl Meta {
+    /// Writes a checkpoint of everything that is committed, and takes older ones away. `go_on` is
+    /// asked all the time; it may wait.
+    ///
+    /// # Errors
+    /// There is no new one, and those that there were are there still. When it was stopped, or the
+    /// metadata are damaged, the next call goes on with what there is of it.
+    pub fn write_checkpoint(
+        &self,
+        store: &dyn Store,
+        active: &Arc<KeySet>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Written, CheckpointError> {
+        // What page 0 says after a failed commit was not synced, and the disk may be failing.
+        if self.latched().is_some() {
+            return Err(CheckpointError::Stopped);
+        }
+        let mut unfinished = self.unfinished.lock();
+        self.gives_up.store(false, Ordering::Release);
+        let mut go_on = || !self.gives_up.load(Ordering::Acquire) && go_on();
+        let mut written = self.work_on(&mut unfinished, store, active, &mut go_on);
+        if self.gives_up.load(Ordering::Acquire) && matches!(written, Err(CheckpointError::Stopped))
+        {
+            written = Err(CheckpointError::NoRoom);
+        }
+        match &written {
+            Err(CheckpointError::Stopped | CheckpointError::Damaged { .. }) => {}
+            Ok(_) => *unfinished = None,
+            Err(_) => {
+                if let Some(unfinished) = unfinished.take() {
+                    let _ = store.unlink(&unfinished_path(unfinished.name));
+                }
+            }
+        }
+        let written = written?;
+        store.sync_dir(&directory_path())?;
+        if self.latched().is_none()
+            && let Err(error) = rotate(store, active, &written.checkpoint)
+        {
+            tracing::warn!(%error, "older checkpoints could not be taken away");
+        }
+        Ok(written)
+    }
+
+    /// Takes an unfinished checkpoint away, for its room. True when there was one.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn give_up_checkpoint(&self, store: &dyn Store) -> io::Result<bool> {
+        let names = unfinished_names(store)?;
+        let mut names = names.iter().filter_map(|name| {
+            let name = name.strip_suffix(super::UNFINISHED)?;
+            CryptoId::from_hex(name)
+        });
+        let Some(first) = names.next() else {
+            return Ok(false);
+        };
+        self.gives_up.store(true, Ordering::Release);
+        // Whoever works on it takes it away, or has finished it.
+        let Some(mut unfinished) = self.unfinished.try_lock_for(GIVE_UP_WAIT) else {
+            return Ok(true);
+        };
+        *unfinished = None;
+        for name in std::iter::once(first).chain(names) {
+            match store.unlink(&unfinished_path(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// True when nothing was changed since the commit that these rows are of.
+    ///
+    /// # Errors
+    /// Page 0 cannot be read.
+    pub fn has_rows_of(&self, rows: &RawTables) -> Result<bool, MetaError> {
+        Ok(self.pin()?.rows.has_rows_of(rows))
+    }
+
+    fn pin(&self) -> Result<Pin, MetaError> {
+        let _no_commit = self.tables.lock();
+        let commit = Arc::clone(&self.state.read().committed);
+        let mut page_0 = vec![0; META_PAYLOAD_BYTES];
+        self.file.read(0, &mut page_0)?;
+        let (sequence, _) = self.file.durable();
+        let rows = RawTables::of_page_0(&self.file, &page_0, sequence);
+        Ok(Pin {
+            _commit: commit,
+            rows: rows.ok_or(MetaError::Corrupt("page 0"))?,
+            page_0,
+            sequence,
+            through: self.newest_durable_batch(),
+            created: Timespec::now(),
+            written_before: self.file.written_pages(),
+        })
+    }
+
+    fn work_on(
+        &self,
+        slot: &mut Option<Unfinished>,
+        store: &dyn Store,
+        active: &Arc<KeySet>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Written, CheckpointError> {
+        let mut tally = Tally::default();
+        let mut renewals = 0;
+        let (mut pin, unfinished) = loop {
+            let pin = self.pin()?;
+            let reach = pin.rows.reach(go_on)?;
+            let unfinished = match slot.take() {
+                Some(one) if one.key_set == active.id => slot.insert(one),
+                _ => slot.insert(Unfinished::resume_or_begin(store, active, pin.sequence)?),
+            };
+            unfinished.forget_all_but(&reach)?;
+            let has_bytes = unfinished.file.allocated_bytes()?;
+            let needed_bytes = (reach.count + 2) * META_STRIDE_BYTES as u64;
+            check_room(store, needed_bytes.saturating_sub(has_bytes))?;
+            let renew_pages = RENEW_PAGES.max(reach.count / 8) << renewals.min(16);
+            let mut copying = Copying {
+                meta: self,
+                store,
+                pin: &pin,
+                to: unfinished,
+                tally: &mut tally,
+            };
+            if copying.copy(&reach, renew_pages, go_on)? {
+                break (pin, unfinished);
+            }
+            renewals += 1;
+        };
+        write_note(&mut pin.page_0, pin.created);
+        if !go_on() {
+            return Err(CheckpointError::Stopped);
+        }
+        let finished = unfinished.file.finish(&pin.page_0, pin.sequence);
+        finished.map_err(MetaError::from)?;
+        let bytes = unfinished.file.sealed_bytes()?;
+        let name = unfinished.name;
+        // From here on it is never written again, whatever comes.
+        store.rename(&unfinished_path(name), &checkpoint_path(name))?;
+        Ok(Written {
+            checkpoint: Checkpoint {
+                name,
+                sequence: pin.sequence,
+                created: pin.created,
+                bytes,
+            },
+            through: pin.through,
+            copied_pages: tally.copied,
+            kept_pages: tally.kept,
+            renewals,
+        })
+    }
+}
+
+impl Unfinished {
+    fn resume_or_begin(
+        store: &dyn Store,
+        active: &Arc<KeySet>,
+        sequence: Sequence,
+    ) -> Result<Self, CheckpointError> {
+        make_directory(store)?;
+        let file = match tidy(store, active)? {
+            Some(file) => file,
+            None => {
+                let name = CryptoId::random()?;
+                let file = store.open(&unfinished_path(name), OpenMode::CreateNew)?;
+                let begun = PageCopy::begin(file, active, name, sequence);
+                begun.map_err(MetaError::from).inspect_err(|_| {
+                    let _ = store.unlink(&unfinished_path(name));
+                })?
+            }
+        };
+        Ok(Self {
+            name: file.crypto(),
+            key_set: active.id,
+            file,
+            complete: HashMap::new(),
+        })
+    }
+
+    /// Gives back pages that the commit does not have, and forgets the branches that it does not have:
+    /// what was below them may become something else.
+    fn forget_all_but(&mut self, reach: &Reach) -> Result<(), CheckpointError> {
+        let mut complete = HashMap::with_capacity(self.complete.len());
+        for Branch { page, .. } in &reach.branches {
+            if self.complete.get(&page.first) == Some(&page.checksum()) {
+                complete.insert(page.first, page.checksum());
+            }
+        }
+        self.complete = complete;
+        for gap in reach.pages.gaps(1, self.file.pages()?) {
+            let discarded = self.file.discard(PageIndex(gap.start)..PageIndex(gap.end));
+            discarded.map_err(MetaError::from)?;
+        }
+        Ok(())
+    }
+}
+
+/// The copying of one commit.
+struct Copying<'a> {
+    meta: &'a Meta,
+    store: &'a dyn Store,
+    pin: &'a Pin,
+    to: &'a mut Unfinished,
+    tally: &'a mut Tally,
+}
+
+impl Copying<'_> {
+    /// False when the commit is given up for a newer one.
+    fn copy(
+        &mut self,
+        reach: &Reach,
+        renew_pages: u64,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, CheckpointError> {
+        for Branch { page, is_bottom } in &reach.branches {
+            if self.to.complete.get(&page.first) == Some(&page.checksum()) {
+                continue;
+            }
+            let written = self.meta.file.written_pages();
+            if written.saturating_sub(self.pin.written_before) > renew_pages {
+                return Ok(false);
+            }
+            self.copy_branch(*page)?;
+            if *is_bottom {
+                let mut leaves = self.pin.rows.children_of(*page)?;
+                self.copy_leaves(&mut leaves, go_on)?;
+            }
+            self.to.complete.insert(page.first, page.checksum());
+            self.sync_some()?;
+        }
+        self.copy_leaves(&mut reach.single_leaves.clone(), go_on)?;
+        Ok(true)
+    }
+
+    fn copy_branch(&mut self, page: TreePage) -> Result<(), CheckpointError> {
+        let bytes = self.pin.rows.bytes_of(page)?;
+        let mut held = vec![0; bytes.len()];
+        let opens = self.to.file.read(PageIndex(page.first), &mut held);
+        let opens = opens.map_err(MetaError::from)?;
+        if opens.iter().all(|opens| *opens) && page.is(&held) {
+            self.tally.kept += page.count;
+            return Ok(());
+        }
+        self.write(page.first, &bytes)
+    }
+
+    fn copy_leaves(
+        &mut self,
+        leaves: &mut [TreePage],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), CheckpointError> {
+        leaves.sort_unstable_by_key(|leaf| leaf.first);
+        let mut rest = &*leaves;
+        while let Some(first) = rest.first() {
+            if !go_on() {
+                return Err(CheckpointError::Stopped);
+            }
+            let mut end = first.first;
+            let fits = rest.iter().take_while(|leaf| {
+                let is_next = leaf.first == end;
+                end += leaf.count;
+                is_next && (end - first.first <= RUN_PAGES || leaf.first == first.first)
+            });
+            let count = fits.count();
+            let (run, after) = rest.split_at(count);
+            self.copy_run(run)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Copies leaves that are neighbours in the file.
+    fn copy_run(&mut self, run: &[TreePage]) -> Result<(), CheckpointError> {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            return Ok(());
+        };
+        let start = first.first;
+        let mut bytes = vec![0; range_of(start, start, last.first + last.count - start).len()];
+        let opens = self.to.file.read(PageIndex(start), &mut bytes);
+        let opens = opens.map_err(MetaError::from)?;
+        let is_there = |leaf: &TreePage| {
+            let pages = (leaf.first - start) as usize..(leaf.first - start + leaf.count) as usize;
+            opens[pages].iter().all(|opens| *opens)
+                && leaf.is_leaf(&bytes[range_of(start, leaf.first, leaf.count)])
+        };
+        let there: Vec<bool> = run.iter().map(is_there).collect();
+        let leaves: Vec<(TreePage, bool)> = run.iter().copied().zip(there).collect();
+        for same in leaves.chunk_by(|one, other| one.1 == other.1) {
+            let (Some((first, is_there)), Some((last, _))) = (same.first(), same.last()) else {
+                continue;
+            };
+            let count = last.first + last.count - first.first;
+            if *is_there {
+                self.tally.kept += count;
+                continue;
+            }
+            let missing = &mut bytes[range_of(start, first.first, count)];
+            self.read_from_meta(same, missing)?;
+            self.write(first.first, missing)?;
+        }
+        Ok(())
+    }
+
+    fn read_from_meta(
+        &self,
+        leaves: &[(TreePage, bool)],
+        bytes: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        let file = &self.meta.file;
+        let start = leaves.first().map_or(0, |(leaf, _)| leaf.first);
+        let read = file.read(start * META_PAYLOAD_BYTES as u64, bytes);
+        for (leaf, _) in leaves {
+            let leaf_bytes = &mut bytes[range_of(start, leaf.first, leaf.count)];
+            let damaged = |reason: String| CheckpointError::Damaged {
+                page: leaf.first,
+                reason,
+            };
+            if read.is_err() {
+                // One of them: which one is to be said.
+                let read = file.read(leaf.first * META_PAYLOAD_BYTES as u64, leaf_bytes);
+                read.map_err(|error| damaged(error.to_string()))?;
+            }
+            if !leaf.is_leaf(leaf_bytes) {
+                let reason = "it is not the page that was written there last";
+                return Err(damaged(reason.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, first: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let written = self
+            .to
+            .file
+            .write(PageIndex(first), bytes, self.pin.sequence);
+        written.map_err(MetaError::from)?;
+        let pages = (bytes.len() / META_PAYLOAD_BYTES) as u64;
+        self.tally.copied += pages;
+        self.tally.unsynced += pages;
+        Ok(())
+    }
+
+    /// Syncs what was written, once it is much, and looks whether there is still room for more.
+    fn sync_some(&mut self) -> Result<(), CheckpointError> {
+        if self.tally.unsynced < SYNC_PAGES {
+            return Ok(());
+        }
+        self.to.file.sync()?;
+        self.tally.unsynced = 0;
+        if is_short(self.store)? {
+            return Err(CheckpointError::NoRoom);
+        }
+        Ok(())
+    }
+}
+
+/// Where pages lie in bytes that begin with page `start`.
+const fn range_of(start: u64, first: u64, count: u64) -> std::ops::Range<usize> {
+    let at = (first - start) as usize * META_PAYLOAD_BYTES;
+    at..at + count as usize * META_PAYLOAD_BYTES
+}
+
+fn check_room(store: &dyn Store, needed_bytes: u64) -> Result<(), CheckpointError> {
+    let space = store.space()?;
+    let headroom_bytes = HEADROOM_BYTES.min(space.total_bytes / 20);
+    if space.available_bytes < needed_bytes.saturating_add(headroom_bytes) {
+        return Err(CheckpointError::NoRoom);
+    }
+    Ok(())
+}
+
+impl From<NoReach> for CheckpointError {
+    fn from(error: NoReach) -> Self {
+        match error {
+            NoReach::Stopped => Self::Stopped,
+            NoReach::Damaged { page, reason } => Self::Damaged { page, reason },
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! All pages that a commit reaches: what a copy of it has to have.
+//!
+//! Only branches are read, about one page in a hundred: all leaves of a tree are equally deep, and
+//! the branches above them name them.
+
+use super::{DEPTH_MAX, Node, ORDER_MAX, PAGE_BYTES, RawTables, Root, TableRoot, order_of};
+use crate::ids::PageIndex;
+use crate::meta::keys::Table;
+use crate::sealed::{META_PAYLOAD_BYTES, PageBits};
+
+/// A page of a tree, which may take several pages of the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::meta) struct TreePage {
+    /// Its first page in the file.
+    pub(in crate::meta) first: u64,
+    /// How many it takes.
+    pub(in crate::meta) count: u64,
+    root: Root,
+}
+
+impl TreePage {
+    /// The checksum that its parent gives.
+    pub(in crate::meta) const fn checksum(&self) -> u128 {
+        self.root.checksum
+    }
+
+    /// True for bytes that are this page.
+    pub(in crate::meta) fn is(&self, bytes: &[u8]) -> bool {
+        Node::parse(bytes.to_vec()).is_some_and(|node| node.checksum == self.root.checksum)
+    }
+
+    /// True for bytes that are this page, if it is a leaf.
+    pub(in crate::meta) fn is_leaf(&self, bytes: &[u8]) -> bool {
+        bytes.first() == Some(&super::LEAF) && self.is(bytes)
+    }
+}
+
+/// A branch that a commit reaches.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::meta) struct Branch {
+    pub(in crate::meta) page: TreePage,
+    /// Its children are leaves.
+    pub(in crate::meta) is_bottom: bool,
+}
+
+/// What a commit reaches.
+#[derive(Debug, Default)]
+pub(in crate::meta) struct Reach {
+    /// All branches, those of a tree in the order of its keys.
+    pub(in crate::meta) branches: Vec<Branch>,
+    /// The leaves that are trees by themselves.
+    pub(in crate::meta) single_leaves: Vec<TreePage>,
+    /// All pages of the file, page 0 not among them.
+    pub(in crate::meta) pages: PageBits,
+    /// How many those are.
+    pub(in crate::meta) count: u64,
+    /// Pages of the file.
+    end: u64,
+}
+
+/// Why it is not known.
+#[derive(Debug)]
+pub(in crate::meta) enum NoReach {
+    /// It was to stop.
+    Stopped,
+    /// A page does not count.
+    Damaged { page: u64, reason: String },
+}
+
+impl RawTables {
+    /// What the commit reaches. `go_on` is asked all the time.
+    pub(in crate::meta) fn reach(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Reach, NoReach> {
+        let mut reach = self.nothing_yet();
+        let damaged = |reason: &str| NoReach::Damaged {
+            page: 0,
+            reason: reason.to_owned(),
+        };
+        let mut trees = vec![self.definitions];
+        for table in self.tables {
+            match table {
+                TableRoot::At(root) => trees.push(root),
+                TableRoot::Empty => {}
+                TableRoot::Unknown => return Err(damaged("a table is not to be found")),
+            }
+        }
+        for tree in trees {
+            self.reach_tree(tree, &mut reach, go_on)?;
+        }
+        Ok(reach)
+    }
+
+    /// How many pages the leaves of a table take, and how many its branches; `None` where that cannot be
+    /// read.
+    pub fn pages_of(&self, table: Table) -> Option<(u64, u64)> {
+        let root = match self.tables[table.index()] {
+            TableRoot::At(root) => root,
+            TableRoot::Empty => return Some((0, 0)),
+            TableRoot::Unknown => return None,
+        };
+        let mut reach = self.nothing_yet();
+        self.reach_tree(root, &mut reach, &mut || true).ok()?;
+        let branches = reach.branches.iter().map(|branch| branch.page.count).sum();
+        Some((reach.count - branches, branches))
+    }
+
+    fn nothing_yet(&self) -> Reach {
+        let end = self.file.len().map(|bytes| bytes / PAGE_BYTES);
+        Reach {
+            end: end.unwrap_or_default(),
+            ..Reach::default()
+        }
+    }
+
+    fn reach_tree(
+        &self,
+        tree: Root,
+        reach: &mut Reach,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), NoReach> {
+        let height = self.height(tree)?;
+        let root = self.tree_page(tree)?;
+        reach.add(root)?;
+        if height == 0 {
+            reach.single_leaves.push(root);
+            return Ok(());
+        }
+        self.reach_below(root, height, reach, go_on)
+    }
+
+    /// How many branches are above a leaf of a tree.
+    fn height(&self, tree: Root) -> Result<usize, NoReach> {
+        let mut page = self.tree_page(tree)?;
+        for height in 0..DEPTH_MAX {
+            let node = self.node_of(page)?;
+            if node.is_leaf {
+                return Ok(height);
+            }
+            let child = node.children((None, None)).next();
+            let (child, ..) = child.ok_or_else(|| damaged_at(page, "it has no children"))?;
+            page = self.tree_page(child)?;
+        }
+        Err(damaged_at(page, "the tree is too deep"))
+    }
+
+    fn reach_below(
+        &self,
+        page: TreePage,
+        height: usize,
+        reach: &mut Reach,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), NoReach> {
+        if !go_on() {
+            return Err(NoReach::Stopped);
+        }
+        let is_bottom = height == 1;
+        reach.branches.push(Branch { page, is_bottom });
+        for child in self.children_of(page)? {
+            reach.add(child)?;
+            if !is_bottom {
+                self.reach_below(child, height - 1, reach, go_on)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The children of a branch.
+    pub(in crate::meta) fn children_of(&self, page: TreePage) -> Result<Vec<TreePage>, NoReach> {
+        let node = self.node_of(page)?;
+        if node.is_leaf {
+            return Err(damaged_at(page, "it is no branch"));
+        }
+        let children = node.children((None, None));
+        children
+            .map(|(child, ..)| self.tree_page(child))
+            .collect::<Result<_, _>>()
+    }
+
+    /// The bytes of a page, verified by its checksum.
+    pub(in crate::meta) fn bytes_of(&self, page: TreePage) -> Result<Vec<u8>, NoReach> {
+        Ok(self.node_of(page)?.bytes.clone())
+    }
+
+    fn node_of(&self, page: TreePage) -> Result<std::sync::Arc<Node>, NoReach> {
+        self.node(page.root)
+            .map_err(|reason| damaged_at(page, &reason))
+    }
+
+    fn tree_page(&self, root: Root) -> Result<TreePage, NoReach> {
+        let order = order_of(root.page);
+        let offset = self.regions.offset(root.page);
+        let first = offset.map_or(0, |offset| offset / PAGE_BYTES);
+        if first == 0 || order > ORDER_MAX {
+            let reason = "there is no such page".to_owned();
+            return Err(NoReach::Damaged {
+                page: first,
+                reason,
+            });
+        }
+        Ok(TreePage {
+            first,
+            count: 1 << order,
+            root,
+        })
+    }
+}
+
+impl Reach {
+    /// Each page has one parent: so whatever a file holds, this ends.
+    fn add(&mut self, page: TreePage) -> Result<(), NoReach> {
+        let pages = page.first..page.first.saturating_add(page.count);
+        if pages.end > self.end {
+            return Err(damaged_at(page, "there is no such page"));
+        }
+        if pages.clone().any(|at| self.pages.contains(PageIndex(at))) {
+            return Err(damaged_at(page, "it has two parents"));
+        }
+        self.pages.add(pages);
+        self.count += page.count;
+        Ok(())
+    }
+}
+
+fn damaged_at(page: TreePage, reason: &str) -> NoReach {
+    NoReach::Damaged {
+        page: page.first,
+        reason: reason.to_owned(),
+    }
+}
+
+const _: () = assert!(PAGE_BYTES == META_PAYLOAD_BYTES as u64);
