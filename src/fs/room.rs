@@ -29,16 +29,21 @@ impl Filesystem {
         }
     }
 
+    /// True while something that was removed has not given its room back: whoever needs it has that
+    /// done.
+    pub fn gives_room_back(&self) -> bool {
+        !self.meta.leaving_views().is_empty()
+            || !self.doomed.lock().is_empty()
+            || self.contents.has_garbage().unwrap_or(false)
+    }
+
     /// True when room was made since `seen`.
     fn make_room(&self, seen: u64, errno: Errno) -> bool {
         let mut made = self.room_made.lock();
         if *made != seen {
             return true;
         }
-        let leaving = !self.meta.leaving_views().is_empty();
-        let waits = leaving
-            || !self.doomed.lock().is_empty()
-            || self.contents.has_garbage().unwrap_or(false);
+        let waits = self.gives_room_back();
         let gave_way = self.checkpoint_gives_way(errno);
         if !waits && !gave_way {
             return false;

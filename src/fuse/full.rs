@@ -96,8 +96,12 @@ impl FullFiles {
     }
 }
 
-/// The bytes that are free, where that can be told.
+/// The bytes that are free, where that can be told: any number, where a WRITE would first have removed
+/// files give back what they took.
 fn room(fs: &Filesystem) -> Option<u64> {
+    if fs.gives_room_back() {
+        return Some(u64::MAX);
+    }
     let space = fs.statfs().ok()?;
     Some(space.blocks_available * u64::from(space.block_bytes))
 }
