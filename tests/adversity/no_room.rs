@@ -158,6 +158,88 @@ fn a_full_btrfs() {
     on_disk("no-room-btrfs", "btrfs", 256);
 }
 
+/// Two layers, of which the upper one is on a full disk.
+#[test]
+fn a_full_overlay() {
+    let test = "no-room-overlay";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(disk) = Disk::new(&place, test, "ext4", 100) else {
+        return;
+    };
+    let lower = place.dir("lower");
+    let [upper, work] = ["upper", "work"].map(|name| {
+        let path = disk.0.join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    });
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    let overlay = Disk(place.dir("overlay"));
+    let mut mount = command("mount", ["-t", "overlay", "overlay", "-o", &layers]);
+    let mounted = run(mount.arg(&overlay.0));
+    if need(mounted.code == 0, test, mounted.stderr.trim()) {
+        goes_on(&place, Some(&overlay), "overlay/vol");
+    }
+}
+
+/// A disk that is larger than the one which holds it: what it took in good faith cannot be written
+/// to it, and its filesystem may end over that. Nothing that was synced is lost, and when there is
+/// room again it all goes on.
+#[test]
+fn a_sparse_disk_on_a_full_one() {
+    let test = "no-room-sparse";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(outer) = Disk::new(&place, test, "ext4", 100) else {
+        return;
+    };
+    let image = outer.0.join("image");
+    File::create(&image).unwrap().set_len(400 << 20).unwrap();
+    run(command("mkfs.ext4", ["-q"]).arg(&image)).done();
+    fs::write(outer.0.join("filler"), noise(1, 30 << 20)).unwrap();
+    let inner = Disk(place.dir("inner"));
+    let mount = || {
+        let options = ["-o", "loop,errors=remount-ro"];
+        run(command("mount", options).arg(&image).arg(&inner.0)).done()
+    };
+    mount();
+    place.run("create inner/vol").done();
+    let mounted = place.mount("inner/vol", "mnt", "commit=1");
+    let mut synced = Vec::new();
+    for number in 0..4000 {
+        let path = mounted.path(&format!("f{number}"));
+        match write_synced(&path, &noise(number, LEN)) {
+            Ok(()) => synced.push(number),
+            Err(_) => break,
+        }
+    }
+    assert!(synced.len() > 50 && synced.len() < 4000, "{}", synced.len());
+    // What it says of itself, and its exit code, are those of a disk that has failed.
+    run(place.bilayer(["unmount"]).arg(mounted.dir()));
+    drop(mounted);
+    fs::remove_file(outer.0.join("filler")).unwrap();
+    let unmount = || run(&mut command("umount", [&inner.0])).code == 0;
+    assert!(wait_until(Duration::from_secs(60), unmount));
+    let checked = run(command("e2fsck", ["-fy"]).arg(&image));
+    assert!(checked.code <= 1, "{checked:?}");
+    mount();
+    let mounted = place.mount("inner/vol", "mnt", "commit=1");
+    for number in synced {
+        let read = fs::read(mounted.path(&format!("f{number}"))).unwrap();
+        assert!(read == noise(number, LEN), "f{number}");
+    }
+    is_writable(&mounted);
+    mounted.unmount();
+    place.run("check inner/vol").done();
+}
+
 /// A quota of btrfs, which is the only one that every kernel with btrfs has.
 #[test]
 fn a_full_quota() {
