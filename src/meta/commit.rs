@@ -191,8 +191,9 @@ impl Meta {
             inodes.ok_or(MetaError::UsedUp("inodes"))?,
             record_bytes.ok_or(MetaError::UsedUp("bytes of records"))?,
         );
-        state.pending_removes |=
-            batch.frees || batch.used_pages < 0 || batch.inodes < 0 || batch.record_bytes < 0;
+        let changes = [batch.used_pages, batch.inodes, batch.record_bytes];
+        state.pending_removes |= batch.frees || changes.iter().any(|change| *change < 0);
+        state.pending_adds |= changes.iter().any(|change| *change > 0);
         state.pending.apply(batch);
         and(state);
         state.applied += 1;
@@ -294,6 +295,7 @@ impl Meta {
             }
             state.committing = Arc::new(std::mem::take(&mut state.pending));
             state.pending_removes = false;
+            state.pending_adds = false;
             (
                 Arc::clone(&state.committing),
                 state.counters.encode(),
@@ -374,12 +376,14 @@ impl Meta {
     }
 
     /// Space to set aside beside what the pending changes need. A commit that removes something may
-    /// use half of what earlier ones have set aside: on a full disk nothing but it makes room.
+    /// use half of what earlier ones have set aside: on a full disk nothing but it makes room. One that
+    /// only changes what is there may use a quarter, as what was promised is written.
     fn headroom_bytes(&self) -> u64 {
-        if self.state.read().pending_removes {
-            HEADROOM_BYTES / 2
-        } else {
-            HEADROOM_BYTES
+        let state = self.state.read();
+        match (state.pending_removes, state.pending_adds) {
+            (true, _) => HEADROOM_BYTES / 2,
+            (false, false) => HEADROOM_BYTES / 4 * 3,
+            (false, true) => HEADROOM_BYTES,
         }
     }
 

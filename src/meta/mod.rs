@@ -132,6 +132,8 @@ struct State {
     pending: Overlay,
     /// Something among them is removed: an inode, or pages.
     pending_removes: bool,
+    /// Some of them take more room than what was there.
+    pending_adds: bool,
     /// Batches of the commit under way.
     committing: Arc<Overlay>,
     committed: Arc<Committed>,
@@ -241,6 +243,7 @@ impl Meta {
         let state = State {
             pending: Overlay::default(),
             pending_removes: false,
+            pending_adds: false,
             committing: Arc::default(),
             committed,
             first_fresh: counters.next_ino,
