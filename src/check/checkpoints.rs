@@ -14,7 +14,7 @@ impl Run<'_> {
         let objects = &self.subject.objects;
         let (found, refused) = checkpoint::list(&**objects.store(), objects.keys().active())?;
         for (checkpoint, tables) in found {
-            self.report.bytes += checkpoint.bytes;
+            self.report.bytes = self.report.bytes.saturating_add(checkpoint.bytes);
             if let Some(reason) = self.first_gap(&tables)? {
                 self.found_checkpoint(checkpoint.name, &reason);
             }

@@ -234,11 +234,13 @@ impl Filesystem {
         let (store, active) = (&*self.volume.store, self.volume.keys.active());
         // Where the disk or a quota is full, and not the volume's own size.
         let is_short = || errno == Errno::EDQUOT || checkpoint::is_short(store).unwrap_or(false);
-        if self.options.checkpoint_interval.is_none() || !is_short() {
+        if !is_short() {
             return false;
         }
         let gave_up = self.meta.give_up_checkpoint(store).unwrap_or(false);
-        let gave_way = is_short() && checkpoint::give_way(store, active, 1).unwrap_or(false);
+        // Where none are made those that there are stay.
+        let may_go = self.options.checkpoint_interval.is_some() && is_short();
+        let gave_way = may_go && checkpoint::give_way(store, active, 1).unwrap_or(false);
         gave_up || gave_way
     }
 

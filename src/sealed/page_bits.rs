@@ -49,6 +49,11 @@ impl PageBits {
         Some(word as u64 * 64 + u64::from(bit))
     }
 
+    /// No page from this one on is in the set.
+    pub const fn end(&self) -> u64 {
+        self.words.len() as u64 * 64
+    }
+
     /// Takes out the pages from `end` on.
     pub fn cut(&mut self, end: u64) {
         let covered = self.words.len() as u64 * 64;

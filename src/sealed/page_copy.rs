@@ -5,7 +5,7 @@
 //! - Page 0 in slot A is written by [`PageCopy::finish`] alone, when everything else is durable.
 //!   Without it the file is no copy of anything.
 //! - Page 0 in slot B is the *mark*: zeros, sealed when the file is begun. Only a file whose mark opens
-//!   is taken up again: it shows that the file was begun under this key set and crypto id.
+//!   and is zeros is taken up again: it shows that the file was begun under this key set and crypto id.
 //! - Any other page is of no worth by itself. It may be missing, torn or of an earlier time; whoever
 //!   goes on compares each with what it is to be.
 //!
@@ -16,11 +16,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::SealedError;
 use super::geometry::{Geometry, META_PAYLOAD_BYTES, META_STRIDE_BYTES, PlainOffset, Slot};
 use super::keys::FileKeys;
 use super::page_bits::PageBits;
 use super::run::{Opener, RunBuffer, Source, Target, run_pages};
+use super::{Refusal, SealedError};
 use crate::ids::{CryptoId, PageIndex, Sequence};
 use crate::layers::KeySet;
 use crate::store::StoreFile;
@@ -90,6 +90,14 @@ impl PageCopy {
         let span = GEOMETRY.span(PlainOffset(0), META_PAYLOAD_BYTES, page);
         let mut opener = Opener::new(&this.keys);
         run.open(0, &mut opener, page, Slot::B, &span, &mut mark)?;
+        // Any other page 0 that opens is not of a copy, but of the file that has this crypto id: two
+        // files must not be sealed under one.
+        if mark != [0; META_PAYLOAD_BYTES] {
+            return Err(SealedError::Authentication {
+                page,
+                layer: Refusal::Header,
+            });
+        }
         Ok(this)
     }
 
@@ -212,6 +220,19 @@ impl PageCopy {
         let start = GEOMETRY.sealed_offset(pages.start, Slot::A)?.0;
         let end = GEOMETRY.sealed_offset(pages.end, Slot::A)?.0;
         Ok(self.file.punch(start, end.saturating_sub(start))?)
+    }
+
+    /// Cuts off what lies behind so many pages. The length of a file that is taken up again is
+    /// whatever somebody has made it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn cut(&self, pages: u64) -> Result<(), SealedError> {
+        let len = GEOMETRY.sealed_len(pages.max(1))?;
+        if self.file.len()? > len {
+            self.file.set_len(len)?;
+        }
+        Ok(())
     }
 
     /// Pages that the file is long enough for, page 0 among them.

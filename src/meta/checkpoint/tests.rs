@@ -319,6 +319,47 @@ fn one_of_another_key_set_is_begun_anew() {
     assert!(unfinished_names(&world.store).unwrap().is_empty());
 }
 
+/// The length is whatever somebody has made it.
+#[test]
+fn a_long_one_is_cut_to_what_it_has() {
+    let mut world = World::new();
+    let before = world.write().checkpoint.bytes;
+    world.set(2..9, 2);
+    world.write_some(50);
+    world.kill();
+    let file = world.unfinished();
+    let long = 40 * before / META_STRIDE_BYTES as u64 * META_STRIDE_BYTES as u64;
+    file.set_len(long).unwrap();
+    let written = world.write();
+    world.is_whole(&written.checkpoint);
+    assert!(
+        written.checkpoint.bytes < long / 4,
+        "{} of {long}",
+        written.checkpoint.bytes
+    );
+}
+
+/// Its page 0 opens under the same keys and crypto id, and two files must not be sealed under one.
+#[test]
+fn a_copy_of_the_metadata_is_none() {
+    let world = World::new();
+    world.set(2..9, 2);
+    let meta = world
+        .store
+        .open(&StorePath::new("meta"), OpenMode::Read)
+        .unwrap();
+    let path = format!("{CHECKPOINTS_NAME}/{}.new", world.crypto);
+    let copy = world
+        .store
+        .open(&StorePath::new(&path), OpenMode::CreateNew)
+        .unwrap();
+    copy.write_at(&bytes_of(&*meta), 0).unwrap();
+    let written = world.write();
+    world.is_whole(&written.checkpoint);
+    assert_ne!(written.checkpoint.name, world.crypto);
+    assert!(unfinished_names(&world.store).unwrap().is_empty());
+}
+
 #[test]
 fn of_several_that_with_most_is_kept() {
     let mut world = World::new();

@@ -39,6 +39,9 @@ const SYNC_PAGES: u64 = 4096;
 /// A commit is given up when so many pages of `meta` were written beside it, or an eighth of what it
 /// has if that is more.
 const RENEW_PAGES: u64 = if cfg!(test) { 64 } else { 16_384 };
+/// Fewer pages that the commit does not have are left as they are: they share their blocks with their
+/// neighbours, and hardly anything would come back.
+const DISCARDED_PAGES: u64 = 16;
 /// Who needs room waits so long for an unfinished checkpoint to be given up.
 const GIVE_UP_WAIT: Duration = Duration::from_millis(500);
 
@@ -142,7 +145,9 @@ impl Meta {
             CryptoId::from_hex(name)
         });
         let Some(first) = names.next() else {
-            return Ok(false);
+            // Somebody may have removed its name, and not the room that it takes.
+            let unfinished = self.unfinished.try_lock();
+            return Ok(unfinished.is_some_and(|mut unfinished| unfinished.take().is_some()));
         };
         self.gives_up.store(true, Ordering::Release);
         // Whoever works on it takes it away, or has finished it.
@@ -196,12 +201,16 @@ impl Meta {
         let mut renewals = 0;
         let (mut pin, unfinished) = loop {
             let pin = self.pin()?;
+            // Page 0 may be that of a commit that has failed meanwhile.
+            if self.latched().is_some() {
+                return Err(CheckpointError::Stopped);
+            }
             let reach = pin.rows.reach(go_on)?;
             let unfinished = match slot.take() {
                 Some(one) if one.key_set == active.id => slot.insert(one),
                 _ => slot.insert(Unfinished::resume_or_begin(store, active, pin.sequence)?),
             };
-            unfinished.forget_all_but(&reach)?;
+            unfinished.forget_all_but(&reach, go_on)?;
             let has_bytes = unfinished.file.allocated_bytes()?;
             let needed_bytes = (reach.count + 2) * META_STRIDE_BYTES as u64;
             check_room(store, needed_bytes.saturating_sub(has_bytes))?;
@@ -271,7 +280,11 @@ impl Unfinished {
 
     /// Gives back pages that the commit does not have, and forgets the branches that it does not have:
     /// what was below them may become something else.
-    fn forget_all_but(&mut self, reach: &Reach) -> Result<(), CheckpointError> {
+    fn forget_all_but(
+        &mut self,
+        reach: &Reach,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), CheckpointError> {
         let mut complete = HashMap::with_capacity(self.complete.len());
         for Branch { page, .. } in &reach.branches {
             if self.complete.get(&page.first) == Some(&page.checksum()) {
@@ -279,7 +292,15 @@ impl Unfinished {
             }
         }
         self.complete = complete;
+        let cut = self.file.cut(reach.pages.end());
+        cut.map_err(MetaError::from)?;
         for gap in reach.pages.gaps(1, self.file.pages()?) {
+            if !go_on() {
+                return Err(CheckpointError::Stopped);
+            }
+            if gap.end - gap.start < DISCARDED_PAGES {
+                continue;
+            }
             let discarded = self.file.discard(PageIndex(gap.start)..PageIndex(gap.end));
             discarded.map_err(MetaError::from)?;
         }
