@@ -464,6 +464,16 @@ impl Meta {
         Ok(rows)
     }
 
+    /// Whether a table has any row.
+    pub fn has_rows(&self, table: Table) -> Result<bool, MetaError> {
+        let mut has_rows = false;
+        self.visit_physical(table, &[], &[0xFF; 9], &mut |_, _| {
+            has_rows = true;
+            false
+        })?;
+        Ok(has_rows)
+    }
+
     /// The value of an unversioned table's row.
     pub fn row(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         self.physical(table, key)

@@ -32,7 +32,7 @@ impl Contents {
 
     /// True when something waits for a commit, or for the collector, to be given back.
     pub fn has_garbage(&self) -> Result<bool, ObjectError> {
-        Ok(!self.cuts.lock().is_empty() || !self.meta.rows(Table::Garbage)?.is_empty())
+        Ok(!self.cuts.lock().is_empty() || self.meta.has_rows(Table::Garbage)?)
     }
 
     /// Does what the last commit allows. Errors cost space and nothing else.
