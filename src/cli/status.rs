@@ -254,6 +254,10 @@ pub fn report_mounted(mut report: Report, read_only: bool, filesystem: &Filesyst
         read_only,
     });
     report.usage = serde_json::to_value(filesystem.usage()).ok();
+    if let Some(serde_json::Value::Object(usage)) = &mut report.usage {
+        let bytes = filesystem.checkpoint_bytes();
+        usage.insert("checkpoint_bytes".to_owned(), bytes.into());
+    }
     report.record = record_of(filesystem.volume());
     report
 }

@@ -244,8 +244,9 @@ impl Filesystem {
         gave_up || gave_way
     }
 
-    /// Bytes that checkpoints take on the backing filesystem.
-    pub(super) fn checkpoint_bytes(&self) -> Option<u64> {
+    /// Bytes that checkpoints of the metadata take on the backing filesystem, one that is not finished
+    /// among them; `None` where they cannot be looked at.
+    pub fn checkpoint_bytes(&self) -> Option<u64> {
         checkpoint::allocated_bytes(&*self.volume.store).ok()
     }
 }

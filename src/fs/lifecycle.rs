@@ -57,9 +57,6 @@ pub struct Usage {
     pub keystore_failure: Option<String>,
     /// Age of the newest checkpoint of the metadata, if one is known.
     pub checkpoint_age_seconds: Option<u64>,
-    /// Bytes that checkpoints of the metadata take on the backing filesystem, one that is not finished
-    /// among them; unknown where they cannot be looked at.
-    pub checkpoint_bytes: Option<u64>,
 }
 
 /// Folders that may have been made since the last commit, and more.
@@ -370,7 +367,6 @@ impl Filesystem {
             damaged: self.meta.is_damaged() || self.contents.is_damaged(),
             keystore_failure: self.keystore_failure(),
             checkpoint_age_seconds: self.checkpoint_age().map(|age| age.as_secs()),
-            checkpoint_bytes: self.checkpoint_bytes(),
         }
     }
 
