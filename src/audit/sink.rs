@@ -3,12 +3,18 @@
 //! The file is opened for each record and not kept open: records are few, a file that was renamed,
 //! removed or could not be written for a while needs nobody's care, and the filesystem that it is on
 //! can be made read-only. A record is one `write` to the end of it (`O_APPEND`), which other
-//! processes' do not break. What stands in the way of it is an error in the log, once until it has
+//! processes' do not break. A file that ends within a record, because the disk was full or the file
+//! as large as it may be, says so itself by its last byte: whoever writes next, of whatever process,
+//! ends that line first. What stands in the way of a record is an error in the log, once until it has
 //! been overcome.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
@@ -17,6 +23,9 @@ use crate::sys::syslog::{Facility, Severity, SystemLog};
 
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "audit.log";
+
+/// How long it takes to write a record, about.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(2);
 
 /// Where records are to go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,8 +57,6 @@ struct Sink {
     is_failing: AtomicBool,
     /// The system's log did not take it, and that was said.
     is_unheard: AtomicBool,
-    /// The file ends within a record.
-    is_torn: AtomicBool,
 }
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
@@ -75,7 +82,6 @@ impl Sink {
             system,
             is_failing: AtomicBool::new(false),
             is_unheard: AtomicBool::new(false),
-            is_torn: AtomicBool::new(false),
         }
     }
 
@@ -119,7 +125,7 @@ impl Sink {
         }
         let mut file = open_to_append(path)?;
         let ended;
-        let bytes = match self.is_torn.load(Ordering::Relaxed) {
+        let bytes = match is_torn(&file) {
             true => {
                 ended = [b"\n", line].concat();
                 &ended
@@ -127,12 +133,36 @@ impl Sink {
             false => line,
         };
         let written = file.write(bytes)?;
-        self.is_torn.store(written < bytes.len(), Ordering::Relaxed);
         if written < bytes.len() {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         Ok(())
     }
+}
+
+/// Whether a file ends within a record. One that may be added to and not read is taken to be whole.
+fn is_torn(file: &File) -> bool {
+    let within = || end_within_line(file).ok().flatten();
+    let Some(end) = within() else {
+        return false;
+    };
+    // A record that somebody is writing grows page by page; a torn one stays as it is. Who is
+    // mistaken all the same leaves an empty line.
+    std::thread::sleep(WRITTEN_WITHIN);
+    within() == Some(end)
+}
+
+/// Length of a file whose last byte ends no line.
+fn end_within_line(file: &File) -> io::Result<Option<u64>> {
+    let len = file.metadata()?.len();
+    let Some(last) = len.checked_sub(1) else {
+        return Ok(None);
+    };
+    // The very file, whatever has its name by now.
+    let readable = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let mut byte = [0];
+    readable.read_exact_at(&mut byte, last)?;
+    Ok((byte != *b"\n").then_some(len))
 }
 
 #[cfg(test)]
@@ -175,6 +205,18 @@ mod tests {
             (place.read("audit.1"), place.read("audit")),
             ("one\n".into(), "three\n".into())
         );
+    }
+
+    /// Whoever tore it is another process, or one that is no more.
+    #[test]
+    fn a_record_after_a_torn_one_begins_a_line() {
+        let place = Place::new("audit");
+        for (before, after) in [("", ""), ("one\n", "one\n"), ("one\ntw", "one\ntw\n")] {
+            std::fs::write(place.path("audit"), before).unwrap();
+            place.sink.write(b"new\n", &mut io::sink());
+            place.sink.write(b"newer\n", &mut io::sink());
+            assert_eq!(place.read("audit"), format!("{after}new\nnewer\n"));
+        }
     }
 
     #[test]
@@ -238,8 +280,9 @@ mod tests {
             }
         });
         let text = place.read("audit");
-        assert_eq!(text.lines().count(), 4 * lines);
-        for line in text.lines() {
+        let records: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(records.len(), 4 * lines);
+        for line in records {
             let first = line.as_bytes()[0];
             assert!(line.len() == 3000 && line.bytes().all(|byte| byte == first));
         }
