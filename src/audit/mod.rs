@@ -139,11 +139,11 @@ impl Drop for Scope {
     }
 }
 
-/// Begins: records go to `destination`, and are of what `asker` asked for. Before this, records are
-/// dropped.
-pub fn start(destination: Destination, asker: Asker) {
+/// Begins: records go to `destination`, and are of what `asker` asked for. Where that is the system's
+/// log, those that it does not take go to `spare`. Before this, records are dropped.
+pub fn start(destination: Destination, spare: Destination, asker: Asker) {
     PROCESS.write().asker = Some(asker);
-    sink::start(destination);
+    sink::start(destination, spare);
 }
 
 /// From now on this process is about the volume in that directory.

@@ -1,4 +1,5 @@
-//! Where records of the audit go: a file, the system's log, standard error, the first that takes it.
+//! Where records of the audit go, the first that takes it: a file, the system's log, standard error; or
+//! where the system's log was asked for that, the file in the state directory, standard error.
 //!
 //! The file is opened for each record and not kept open: records are few, a file that was renamed,
 //! removed or could not be written for a while needs nobody's care, and the filesystem that it is on
@@ -23,6 +24,9 @@ use crate::sys::syslog::{Facility, Severity, SystemLog};
 
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "audit.log";
+
+/// How long a record waits for the system's log to be read.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long it takes to write a record, about.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(2);
@@ -52,6 +56,8 @@ impl Destination {
 #[derive(Debug)]
 struct Sink {
     destination: Destination,
+    /// Instead of the system's log, where that was asked for and takes nothing.
+    spare: Option<Destination>,
     system: SystemLog,
     /// The file could not be written, and that was said.
     is_failing: AtomicBool,
@@ -61,8 +67,11 @@ struct Sink {
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
-pub(super) fn start(destination: Destination) {
-    *SINK.write() = Some(Sink::new(destination, SystemLog::new(Facility::Auth)));
+pub(super) fn start(destination: Destination, spare: Destination) {
+    let system = SystemLog::new(Facility::Auth).patient(PATIENCE);
+    let mut sink = Sink::new(destination, system);
+    sink.spare = Some(spare);
+    *SINK.write() = Some(sink);
 }
 
 pub(super) fn is_started() -> bool {
@@ -79,6 +88,7 @@ impl Sink {
     fn new(destination: Destination, system: SystemLog) -> Self {
         Self {
             destination,
+            spare: None,
             system,
             is_failing: AtomicBool::new(false),
             is_unheard: AtomicBool::new(false),
@@ -87,7 +97,7 @@ impl Sink {
 
     fn write(&self, line: &[u8], last_resort: &mut dyn Write) {
         if let Some(path) = self.destination.path() {
-            match self.append(&path, line) {
+            match append(&self.destination, &path, line) {
                 Ok(()) => return self.is_failing.store(false, Ordering::Relaxed),
                 Err(error) if !self.is_failing.swap(true, Ordering::Relaxed) => tracing::error!(
                     %error,
@@ -100,44 +110,58 @@ impl Sink {
         }
         match self.system.send(Severity::Notice, line) {
             Ok(()) => self.is_unheard.store(false, Ordering::Relaxed),
-            Err(error) => {
-                // There is no place left to report that nobody takes it.
-                let _ = last_resort.write_all(line);
-                let first_choice = self.destination == Destination::SystemLog;
-                if first_choice && !self.is_unheard.swap(true, Ordering::Relaxed) {
-                    tracing::error!(
-                        %error,
-                        "the system's log does not take the audit: it goes to standard error"
-                    );
-                }
+            Err(error) if self.destination == Destination::SystemLog => {
+                self.write_unheard(line, &error, last_resort);
             }
+            // There is no place left to report that nobody takes it.
+            Err(_) => drop(last_resort.write_all(line)),
         }
     }
 
-    fn append(&self, path: &Path, line: &[u8]) -> io::Result<()> {
-        if let Destination::StateDirectory(dir, has) = &self.destination {
-            std::fs::metadata(dir.join(has)).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => {
-                    io::Error::new(error.kind(), format!("there is no {has} beside it"))
-                }
-                _ => error,
-            })?;
-        }
-        let mut file = open_to_append(path)?;
-        let ended;
-        let bytes = match is_torn(&file) {
-            true => {
-                ended = [b"\n", line].concat();
-                &ended
-            }
-            false => line,
+    /// Writes what was to go to the system's log, which did not take it.
+    fn write_unheard(&self, line: &[u8], error: &io::Error, last_resort: &mut dyn Write) {
+        let spare = self.spare.as_ref();
+        let spare = spare.and_then(|spare| Some((spare, spare.path()?)));
+        let kept = spare.filter(|(spare, path)| append(spare, path, line).is_ok());
+        let goes_to = match &kept {
+            Some((_, path)) => path.display().to_string(),
+            None => "standard error".to_owned(),
         };
-        let written = file.write(bytes)?;
-        if written < bytes.len() {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        if kept.is_none() {
+            let _ = last_resort.write_all(line);
         }
-        Ok(())
+        if !self.is_unheard.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                %error,
+                "the system's log does not take the audit: it goes to {goes_to}"
+            );
+        }
     }
+}
+
+fn append(destination: &Destination, path: &Path, line: &[u8]) -> io::Result<()> {
+    if let Destination::StateDirectory(dir, has) = destination {
+        std::fs::metadata(dir.join(has)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                io::Error::new(error.kind(), format!("there is no {has} beside it"))
+            }
+            _ => error,
+        })?;
+    }
+    let mut file = open_to_append(path)?;
+    let ended;
+    let bytes = match is_torn(&file) {
+        true => {
+            ended = [b"\n", line].concat();
+            &ended
+        }
+        false => line,
+    };
+    let written = file.write(bytes)?;
+    if written < bytes.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+    Ok(())
 }
 
 /// Whether a file ends within a record. One that may be added to and not read is taken to be whole.
@@ -243,6 +267,26 @@ mod tests {
         place.sink.write(b"three\n", &mut errors);
         assert_eq!(place.read("missing/audit"), "three\n");
         assert_eq!(errors, b"one\n");
+    }
+
+    #[test]
+    fn what_the_system_log_does_not_take_goes_to_the_state_directory() {
+        let place = Place::new("");
+        let system = SystemLog::at(&place.path("log"), Facility::Auth);
+        let mut sink = Sink::new(Destination::SystemLog, system);
+        let dir = place.dir.path().to_path_buf();
+        sink.spare = Some(Destination::StateDirectory(dir, "state"));
+        let mut errors = Vec::new();
+        sink.write(b"one\n", &mut errors);
+        assert_eq!(errors, b"one\n");
+        std::fs::write(place.path("state"), "").unwrap();
+        sink.write(b"two\n", &mut errors);
+        assert_eq!(errors, b"one\n");
+        assert_eq!(place.read(FILE_NAME), "two\n");
+        let log = UnixDatagram::bind(place.path("log")).unwrap();
+        sink.write(b"three\n", &mut errors);
+        assert_eq!(place.read(FILE_NAME), "two\n");
+        assert!(log.recv(&mut [0; 128]).unwrap() > 0);
     }
 
     #[test]
