@@ -40,6 +40,9 @@ mod sink;
 
 pub use sink::Destination;
 
+const DONE: &str = "done";
+const REFUSED: &str = "refused";
+
 static PROCESS: RwLock<Context> = RwLock::new(Context::EMPTY);
 
 thread_local! {
@@ -139,8 +142,8 @@ impl Drop for Scope {
     }
 }
 
-/// Begins: records go to `destination`, and are of what `asker` asked for. Where that is the system's
-/// log, those that it does not take go to `spare`. Before this, records are dropped.
+/// Begins: records go to `destination`, and are of what `asker` asked for. Where that is the
+/// system's log, those that it does not take go to `spare`. Before this, records are dropped.
 pub fn start(destination: Destination, spare: Destination, asker: Asker) {
     PROCESS.write().asker = Some(asker);
     sink::start(destination, spare);
@@ -239,12 +242,12 @@ impl Record {
 
     /// It was done.
     pub fn done(self) {
-        self.write("done");
+        self.write(DONE);
     }
 
     /// It was refused, or failed.
     pub fn refused(self, reason: impl Display) {
-        self.with_text("reason", reason).write("refused");
+        self.with_text("reason", reason).write(REFUSED);
     }
 
     /// Done or refused, as it went.
@@ -257,7 +260,8 @@ impl Record {
 
     fn write(self, outcome: &'static str) {
         if sink::is_started() {
-            sink::write(&self.line(outcome, Context::here().completed()));
+            let line = self.line(outcome, Context::here().completed());
+            sink::write(&line, outcome == REFUSED);
         }
     }
 

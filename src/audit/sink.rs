@@ -1,13 +1,14 @@
-//! Where records of the audit go, the first that takes it: a file, the system's log, standard error; or
-//! where the system's log was asked for that, the file in the state directory, standard error.
+//! Where records of the audit go, the first that takes it: a file, the system's log, standard
+//! error; or where the system's log was asked for that, the file in the state directory, standard
+//! error.
 //!
 //! The file is opened for each record and not kept open: records are few, a file that was renamed,
-//! removed or could not be written for a while needs nobody's care, and the filesystem that it is on
-//! can be made read-only. A record is one `write` to the end of it (`O_APPEND`), which other
+//! removed or could not be written for a while needs nobody's care, and the filesystem that it is
+//! on can be made read-only. A record is one `write` to the end of it (`O_APPEND`), which other
 //! processes' do not break. A file that ends within a record, because the disk was full or the file
-//! as large as it may be, says so itself by its last byte: whoever writes next, of whatever process,
-//! ends that line first. What stands in the way of a record is an error in the log, once until it has
-//! been overcome.
+//! as large as it may be, says so itself by its last byte: whoever writes next, of whatever
+//! process, ends that line first. What stands in the way of a record is an error in the log, once
+//! until it has been overcome.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -78,9 +79,13 @@ pub(super) fn is_started() -> bool {
     SINK.read().is_some()
 }
 
-pub(super) fn write(line: &[u8]) {
+/// Writes a line, which is of something that was refused, or of something that was done.
+pub(super) fn write(line: &[u8], is_refusal: bool) {
     if let Some(sink) = &*SINK.read() {
-        sink.write(line, &mut io::stderr());
+        match is_refusal && sink.has_no_state() {
+            true => sink.mention(line),
+            false => sink.write(line, &mut io::stderr()),
+        }
     }
 }
 
@@ -93,6 +98,20 @@ impl Sink {
             is_failing: AtomicBool::new(false),
             is_unheard: AtomicBool::new(false),
         }
+    }
+
+    /// There is no state directory to write to: nothing of this user's is audited yet.
+    fn has_no_state(&self) -> bool {
+        let Destination::StateDirectory(dir, has) = &self.destination else {
+            return false;
+        };
+        let found = std::fs::metadata(dir.join(has));
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Sends a line to the system's log, if there is one.
+    fn mention(&self, line: &[u8]) {
+        let _ = self.system.send(Severity::Notice, line);
     }
 
     fn write(&self, line: &[u8], last_resort: &mut dyn Write) {

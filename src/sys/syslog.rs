@@ -1,12 +1,12 @@
-//! The system's log (syslog(3), RFC 3164): datagrams to a socket that may be made anew at any time, or
-//! where that is one for streams (syslog-ng's `unix-stream`), records that end with a NUL.
+//! The system's log (syslog(3), RFC 3164): datagrams to a socket that may be made anew at any time,
+//! or where that is one for streams (syslog-ng's `unix-stream`), records that end with a NUL.
 //!
 //! A daemon of the log that is started again makes its socket anew, and what was connected to the
 //! old one is refused. So a line that cannot be sent has the socket connected once more and is sent
 //! again. Lines that are lost all the same are counted, and the count is the first thing that is
-//! sent when the socket is back. The log itself waits for nobody: a log that is not read must not stop
-//! the filesystem. The audit waits a little ([`SystemLog::patient`]): any user may fill the queue of
-//! the socket for a moment, and must not have a record go lost by it.
+//! sent when the socket is back. The log itself waits for nobody: a log that is not read must not
+//! stop the filesystem. The audit waits a little ([`SystemLog::patient`]): any user may fill the
+//! queue of the socket for a moment, and must not have a record go lost by it.
 
 use std::io;
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -349,7 +349,7 @@ mod tests {
             let listener = UnixListener::bind(&path).unwrap();
             log.send(Severity::Notice, b"one").unwrap();
             log.send(Severity::Notice, b"two\n").unwrap();
-            // More than a socket takes, and nobody reads: the next line is on a connection of its own.
+            // More than a socket takes, and nobody reads: the next line has another connection.
             log.send(Severity::Notice, &vec![b'x'; 1 << 20])
                 .unwrap_err();
             log.send(Severity::Notice, b"three").unwrap();
