@@ -47,6 +47,7 @@ static PROCESS: RwLock<Context> = RwLock::new(Context::EMPTY);
 
 thread_local! {
     static HERE: RefCell<Context> = const { RefCell::new(Context::EMPTY) };
+    static WRITTEN: RefCell<Option<Vec<(&'static str, Record)>>> = const { RefCell::new(None) };
 }
 
 /// Whoever had something done.
@@ -186,9 +187,32 @@ pub fn about(path: &Path) -> Scope {
     .enter()
 }
 
+/// Until this is dropped a record that says what another one has said is not written again.
+#[must_use = "it ends when it is dropped"]
+#[derive(Debug)]
+pub struct Once {
+    before: Option<Vec<(&'static str, Record)>>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Drop for Once {
+    fn drop(&mut self) {
+        WRITTEN.set(self.before.take());
+    }
+}
+
+/// What this thread does until the scope ends may be done in several attempts: each record of it is
+/// written once.
+pub fn in_attempts() -> Once {
+    Once {
+        before: WRITTEN.replace(Some(Vec::new())),
+        not_send: PhantomData,
+    }
+}
+
 /// Something that was done or refused, to be written down with [`Self::done`] or [`Self::refused`].
 #[must_use = "it is written by `done` or `refused`"]
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Record {
     action: &'static str,
     volume: Option<VolumeId>,
@@ -259,10 +283,26 @@ impl Record {
     }
 
     fn write(self, outcome: &'static str) {
-        if sink::is_started() {
+        if sink::is_started() && !self.is_repeated(outcome) {
             let line = self.line(outcome, Context::here().completed());
             sink::write(&line, outcome == REFUSED);
         }
+    }
+
+    /// It was written before, in the attempts of which this is one.
+    fn is_repeated(&self, outcome: &'static str) -> bool {
+        WRITTEN.with_borrow_mut(|written| {
+            let Some(written) = written else {
+                return false;
+            };
+            let is_there = written
+                .iter()
+                .any(|(before, record)| (*before, record) == (outcome, self));
+            if !is_there {
+                written.push((outcome, self.clone()));
+            }
+            is_there
+        })
     }
 
     fn line(&self, outcome: &'static str, context: Context) -> Vec<u8> {
@@ -328,6 +368,17 @@ mod tests {
         );
         let time: jiff::Timestamp = line["time"].as_str().unwrap().parse().unwrap();
         assert!(time.duration_until(jiff::Timestamp::now()).as_secs() < 60);
+    }
+
+    #[test]
+    fn several_attempts_leave_each_record_once() {
+        let record = |epoch: u64| Record::new("unwrap").with("epoch", epoch);
+        assert!(!record(1).is_repeated(DONE) && !record(1).is_repeated(DONE));
+        let once = in_attempts();
+        assert!(!record(1).is_repeated(DONE) && record(1).is_repeated(DONE));
+        assert!(!record(2).is_repeated(DONE) && !record(1).is_repeated(REFUSED));
+        drop(once);
+        assert!(!record(1).is_repeated(DONE) && !record(1).is_repeated(DONE));
     }
 
     #[test]

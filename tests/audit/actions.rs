@@ -253,3 +253,29 @@ fn a_volume_in_use_is_refused_once() {
     );
     mounted.unmount();
 }
+
+/// The same where the keys are unwrapped before it is known.
+#[test]
+fn a_volume_that_is_written_elsewhere_has_its_keys_unwrapped_once() {
+    let Some(place) = Place::new("audit-elsewhere", LIMIT) else {
+        return;
+    };
+    place.run("create vol").done();
+    place.dir("mnt");
+    place.mount("vol", "mnt", "").unmount();
+    let locks = fs::read_dir(place.path("keystore/volumes")).unwrap();
+    let mut locks = locks.map(|entry| entry.unwrap().path());
+    let lock = locks.find(|path| path.extension().is_some_and(|it| it == "lock"));
+    let held = fs::File::open(lock.unwrap()).unwrap();
+    held.lock().unwrap();
+    begin_anew(&place);
+    assert_ne!(place.run("mount vol mnt").code, 0);
+    let refused = of_action(&place, "open-volume");
+    assert_eq!(refused.len(), 1, "{refused:#?}");
+    let reason = refused[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("open for writing"), "{reason}");
+    let unwrapped = of_action(&place, "unwrap");
+    let mut roles: Vec<_> = unwrapped.iter().map(|it| it["role"].as_str()).collect();
+    roles.sort_unstable();
+    assert_eq!(roles, [Some("customer"), Some("infrastructure")]);
+}
