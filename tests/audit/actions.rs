@@ -204,6 +204,44 @@ fn snapshots_and_images() {
     assert_eq!(of_action(&place, "import-image")[0]["outcome"], "refused");
 }
 
+/// Before anything of a volume is there.
+#[test]
+fn what_is_refused_at_once() {
+    let Some(place) = Place::new("audit-at-once", LIMIT) else {
+        return;
+    };
+    let mounted = place.fresh("", "");
+    quietly(&place, "image create mnt base").done();
+    sh(&place, "mkdir occupied; touch occupied/file");
+    for (words, action, path) in [
+        ("create occupied", "create-volume", "occupied"),
+        ("create missing/new", "create-volume", "missing/new"),
+        ("image deploy mnt base occupied", "deploy-image", "occupied"),
+        ("image deploy mnt gone new", "deploy-image", "new"),
+        ("check --repair mnt", "repair", "vol"),
+    ] {
+        begin_anew(&place);
+        assert_ne!(quietly(&place, words).code, 0, "{words}");
+        let found = of_action(&place, action);
+        assert_eq!(found.len(), 1, "{words}: {found:#?}");
+        assert_eq!(found[0]["outcome"], "refused", "{words}");
+        assert_eq!(found[0]["path"], place.path(path).to_str().unwrap());
+        assert!(found[0]["reason"].is_string(), "{words}");
+        if action == "deploy-image" {
+            assert!(found[0]["source_image"].is_string() && found[0]["source_volume"].is_string());
+        }
+    }
+    mounted.unmount();
+    let repaired = leaves(&place, &[("repair", "done", "vol", "")], || {
+        quietly(&place, "check --repair vol").done();
+    });
+    let repaired = repaired.last().unwrap();
+    assert_eq!(
+        (&repaired["repaired"], &repaired["left"]),
+        (&0.into(), &0.into())
+    );
+}
+
 #[test]
 fn no_level_of_the_log_turns_it_off() {
     let Some(place) = Place::new("audit-levels", LIMIT) else {
