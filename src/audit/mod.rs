@@ -40,10 +40,14 @@ mod sink;
 
 pub use sink::Destination;
 
+const DONE: &str = "done";
+const REFUSED: &str = "refused";
+
 static PROCESS: RwLock<Context> = RwLock::new(Context::EMPTY);
 
 thread_local! {
     static HERE: RefCell<Context> = const { RefCell::new(Context::EMPTY) };
+    static WRITTEN: RefCell<Option<Vec<(&'static str, Record)>>> = const { RefCell::new(None) };
 }
 
 /// Whoever had something done.
@@ -139,11 +143,11 @@ impl Drop for Scope {
     }
 }
 
-/// Begins: records go to `destination`, and are of what `asker` asked for. Before this, records are
-/// dropped.
-pub fn start(destination: Destination, asker: Asker) {
+/// Begins: records go to `destination`, and are of what `asker` asked for. Where that is the
+/// system's log, those that it does not take go to `spare`. Before this, records are dropped.
+pub fn start(destination: Destination, spare: Destination, asker: Asker) {
     PROCESS.write().asker = Some(asker);
-    sink::start(destination);
+    sink::start(destination, spare);
 }
 
 /// From now on this process is about the volume in that directory.
@@ -183,9 +187,32 @@ pub fn about(path: &Path) -> Scope {
     .enter()
 }
 
+/// Until this is dropped a record that says what another one has said is not written again.
+#[must_use = "it ends when it is dropped"]
+#[derive(Debug)]
+pub struct Once {
+    before: Option<Vec<(&'static str, Record)>>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Drop for Once {
+    fn drop(&mut self) {
+        WRITTEN.set(self.before.take());
+    }
+}
+
+/// What this thread does until the scope ends may be done in several attempts: each record of it is
+/// written once.
+pub fn in_attempts() -> Once {
+    Once {
+        before: WRITTEN.replace(Some(Vec::new())),
+        not_send: PhantomData,
+    }
+}
+
 /// Something that was done or refused, to be written down with [`Self::done`] or [`Self::refused`].
 #[must_use = "it is written by `done` or `refused`"]
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Record {
     action: &'static str,
     volume: Option<VolumeId>,
@@ -239,12 +266,12 @@ impl Record {
 
     /// It was done.
     pub fn done(self) {
-        self.write("done");
+        self.write(DONE);
     }
 
     /// It was refused, or failed.
     pub fn refused(self, reason: impl Display) {
-        self.with_text("reason", reason).write("refused");
+        self.with_text("reason", reason).write(REFUSED);
     }
 
     /// Done or refused, as it went.
@@ -256,9 +283,26 @@ impl Record {
     }
 
     fn write(self, outcome: &'static str) {
-        if sink::is_started() {
-            sink::write(&self.line(outcome, Context::here().completed()));
+        if sink::is_started() && !self.is_repeated(outcome) {
+            let line = self.line(outcome, Context::here().completed());
+            sink::write(&line, outcome == REFUSED);
         }
+    }
+
+    /// It was written before, in the attempts of which this is one.
+    fn is_repeated(&self, outcome: &'static str) -> bool {
+        WRITTEN.with_borrow_mut(|written| {
+            let Some(written) = written else {
+                return false;
+            };
+            let is_there = written
+                .iter()
+                .any(|(before, record)| (*before, record) == (outcome, self));
+            if !is_there {
+                written.push((outcome, self.clone()));
+            }
+            is_there
+        })
     }
 
     fn line(&self, outcome: &'static str, context: Context) -> Vec<u8> {
@@ -324,6 +368,17 @@ mod tests {
         );
         let time: jiff::Timestamp = line["time"].as_str().unwrap().parse().unwrap();
         assert!(time.duration_until(jiff::Timestamp::now()).as_secs() < 60);
+    }
+
+    #[test]
+    fn several_attempts_leave_each_record_once() {
+        let record = |epoch: u64| Record::new("unwrap").with("epoch", epoch);
+        assert!(!record(1).is_repeated(DONE) && !record(1).is_repeated(DONE));
+        let once = in_attempts();
+        assert!(!record(1).is_repeated(DONE) && record(1).is_repeated(DONE));
+        assert!(!record(2).is_repeated(DONE) && !record(1).is_repeated(REFUSED));
+        drop(once);
+        assert!(!record(1).is_repeated(DONE) && !record(1).is_repeated(DONE));
     }
 
     #[test]

@@ -1,14 +1,22 @@
-//! Where records of the audit go: a file, the system's log, standard error, the first that takes it.
+//! Where records of the audit go, the first that takes it: a file, the system's log, standard
+//! error; or where the system's log was asked for that, the file in the state directory, standard
+//! error.
 //!
 //! The file is opened for each record and not kept open: records are few, a file that was renamed,
-//! removed or could not be written for a while needs nobody's care, and the filesystem that it is on
-//! can be made read-only. A record is one `write` to the end of it (`O_APPEND`), which other
-//! processes' do not break. What stands in the way of it is an error in the log, once until it has
-//! been overcome.
+//! removed or could not be written for a while needs nobody's care, and the filesystem that it is
+//! on can be made read-only. A record is one `write` to the end of it (`O_APPEND`), which other
+//! processes' do not break. A file that ends within a record, because the disk was full or the file
+//! as large as it may be, says so itself by its last byte: whoever writes next, of whatever
+//! process, ends that line first. What stands in the way of a record is an error in the log, once
+//! until it has been overcome.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
@@ -17,6 +25,12 @@ use crate::sys::syslog::{Facility, Severity, SystemLog};
 
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "audit.log";
+
+/// How long a record waits for the system's log to be read.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long it takes to write a record, about.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(2);
 
 /// Where records are to go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,28 +57,35 @@ impl Destination {
 #[derive(Debug)]
 struct Sink {
     destination: Destination,
+    /// Instead of the system's log, where that was asked for and takes nothing.
+    spare: Option<Destination>,
     system: SystemLog,
     /// The file could not be written, and that was said.
     is_failing: AtomicBool,
     /// The system's log did not take it, and that was said.
     is_unheard: AtomicBool,
-    /// The file ends within a record.
-    is_torn: AtomicBool,
 }
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
-pub(super) fn start(destination: Destination) {
-    *SINK.write() = Some(Sink::new(destination, SystemLog::new(Facility::Auth)));
+pub(super) fn start(destination: Destination, spare: Destination) {
+    let system = SystemLog::new(Facility::Auth).patient(PATIENCE);
+    let mut sink = Sink::new(destination, system);
+    sink.spare = Some(spare);
+    *SINK.write() = Some(sink);
 }
 
 pub(super) fn is_started() -> bool {
     SINK.read().is_some()
 }
 
-pub(super) fn write(line: &[u8]) {
+/// Writes a line, which is of something that was refused, or of something that was done.
+pub(super) fn write(line: &[u8], is_refusal: bool) {
     if let Some(sink) = &*SINK.read() {
-        sink.write(line, &mut io::stderr());
+        match is_refusal && sink.has_no_state() {
+            true => sink.mention(line),
+            false => sink.write(line, &mut io::stderr()),
+        }
     }
 }
 
@@ -72,16 +93,30 @@ impl Sink {
     fn new(destination: Destination, system: SystemLog) -> Self {
         Self {
             destination,
+            spare: None,
             system,
             is_failing: AtomicBool::new(false),
             is_unheard: AtomicBool::new(false),
-            is_torn: AtomicBool::new(false),
         }
+    }
+
+    /// There is no state directory to write to: nothing of this user's is audited yet.
+    fn has_no_state(&self) -> bool {
+        let Destination::StateDirectory(dir, has) = &self.destination else {
+            return false;
+        };
+        let found = std::fs::metadata(dir.join(has));
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Sends a line to the system's log, if there is one.
+    fn mention(&self, line: &[u8]) {
+        let _ = self.system.send(Severity::Notice, line);
     }
 
     fn write(&self, line: &[u8], last_resort: &mut dyn Write) {
         if let Some(path) = self.destination.path() {
-            match self.append(&path, line) {
+            match append(&self.destination, &path, line) {
                 Ok(()) => return self.is_failing.store(false, Ordering::Relaxed),
                 Err(error) if !self.is_failing.swap(true, Ordering::Relaxed) => tracing::error!(
                     %error,
@@ -94,45 +129,83 @@ impl Sink {
         }
         match self.system.send(Severity::Notice, line) {
             Ok(()) => self.is_unheard.store(false, Ordering::Relaxed),
-            Err(error) => {
-                // There is no place left to report that nobody takes it.
-                let _ = last_resort.write_all(line);
-                let first_choice = self.destination == Destination::SystemLog;
-                if first_choice && !self.is_unheard.swap(true, Ordering::Relaxed) {
-                    tracing::error!(
-                        %error,
-                        "the system's log does not take the audit: it goes to standard error"
-                    );
-                }
+            Err(error) if self.destination == Destination::SystemLog => {
+                self.write_unheard(line, &error, last_resort);
             }
+            // There is no place left to report that nobody takes it.
+            Err(_) => drop(last_resort.write_all(line)),
         }
     }
 
-    fn append(&self, path: &Path, line: &[u8]) -> io::Result<()> {
-        if let Destination::StateDirectory(dir, has) = &self.destination {
-            std::fs::metadata(dir.join(has)).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => {
-                    io::Error::new(error.kind(), format!("there is no {has} beside it"))
-                }
-                _ => error,
-            })?;
-        }
-        let mut file = open_to_append(path)?;
-        let ended;
-        let bytes = match self.is_torn.load(Ordering::Relaxed) {
-            true => {
-                ended = [b"\n", line].concat();
-                &ended
-            }
-            false => line,
+    /// Writes what was to go to the system's log, which did not take it.
+    fn write_unheard(&self, line: &[u8], error: &io::Error, last_resort: &mut dyn Write) {
+        let spare = self.spare.as_ref();
+        let spare = spare.and_then(|spare| Some((spare, spare.path()?)));
+        let kept = spare.filter(|(spare, path)| append(spare, path, line).is_ok());
+        let goes_to = match &kept {
+            Some((_, path)) => path.display().to_string(),
+            None => "standard error".to_owned(),
         };
-        let written = file.write(bytes)?;
-        self.is_torn.store(written < bytes.len(), Ordering::Relaxed);
-        if written < bytes.len() {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        if kept.is_none() {
+            let _ = last_resort.write_all(line);
         }
-        Ok(())
+        if !self.is_unheard.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                %error,
+                "the system's log does not take the audit: it goes to {goes_to}"
+            );
+        }
     }
+}
+
+fn append(destination: &Destination, path: &Path, line: &[u8]) -> io::Result<()> {
+    if let Destination::StateDirectory(dir, has) = destination {
+        std::fs::metadata(dir.join(has)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                io::Error::new(error.kind(), format!("there is no {has} beside it"))
+            }
+            _ => error,
+        })?;
+    }
+    let mut file = open_to_append(path)?;
+    let ended;
+    let bytes = match is_torn(&file) {
+        true => {
+            ended = [b"\n", line].concat();
+            &ended
+        }
+        false => line,
+    };
+    let written = file.write(bytes)?;
+    if written < bytes.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+    Ok(())
+}
+
+/// Whether a file ends within a record. One that may be added to and not read is taken to be whole.
+fn is_torn(file: &File) -> bool {
+    let within = || end_within_line(file).ok().flatten();
+    let Some(end) = within() else {
+        return false;
+    };
+    // A record that somebody is writing grows page by page; a torn one stays as it is. Who is
+    // mistaken all the same leaves an empty line.
+    std::thread::sleep(WRITTEN_WITHIN);
+    within() == Some(end)
+}
+
+/// Length of a file whose last byte ends no line.
+fn end_within_line(file: &File) -> io::Result<Option<u64>> {
+    let len = file.metadata()?.len();
+    let Some(last) = len.checked_sub(1) else {
+        return Ok(None);
+    };
+    // The very file, whatever has its name by now.
+    let readable = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let mut byte = [0];
+    readable.read_exact_at(&mut byte, last)?;
+    Ok((byte != *b"\n").then_some(len))
 }
 
 #[cfg(test)]
@@ -177,6 +250,18 @@ mod tests {
         );
     }
 
+    /// Whoever tore it is another process, or one that is no more.
+    #[test]
+    fn a_record_after_a_torn_one_begins_a_line() {
+        let place = Place::new("audit");
+        for (before, after) in [("", ""), ("one\n", "one\n"), ("one\ntw", "one\ntw\n")] {
+            std::fs::write(place.path("audit"), before).unwrap();
+            place.sink.write(b"new\n", &mut io::sink());
+            place.sink.write(b"newer\n", &mut io::sink());
+            assert_eq!(place.read("audit"), format!("{after}new\nnewer\n"));
+        }
+    }
+
     #[test]
     fn what_the_file_does_not_take_goes_elsewhere() {
         let place = Place::new("missing/audit");
@@ -201,6 +286,26 @@ mod tests {
         place.sink.write(b"three\n", &mut errors);
         assert_eq!(place.read("missing/audit"), "three\n");
         assert_eq!(errors, b"one\n");
+    }
+
+    #[test]
+    fn what_the_system_log_does_not_take_goes_to_the_state_directory() {
+        let place = Place::new("");
+        let system = SystemLog::at(&place.path("log"), Facility::Auth);
+        let mut sink = Sink::new(Destination::SystemLog, system);
+        let dir = place.dir.path().to_path_buf();
+        sink.spare = Some(Destination::StateDirectory(dir, "state"));
+        let mut errors = Vec::new();
+        sink.write(b"one\n", &mut errors);
+        assert_eq!(errors, b"one\n");
+        std::fs::write(place.path("state"), "").unwrap();
+        sink.write(b"two\n", &mut errors);
+        assert_eq!(errors, b"one\n");
+        assert_eq!(place.read(FILE_NAME), "two\n");
+        let log = UnixDatagram::bind(place.path("log")).unwrap();
+        sink.write(b"three\n", &mut errors);
+        assert_eq!(place.read(FILE_NAME), "two\n");
+        assert!(log.recv(&mut [0; 128]).unwrap() > 0);
     }
 
     #[test]
@@ -238,8 +343,9 @@ mod tests {
             }
         });
         let text = place.read("audit");
-        assert_eq!(text.lines().count(), 4 * lines);
-        for line in text.lines() {
+        let records: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(records.len(), 4 * lines);
+        for line in records {
             let first = line.as_bytes()[0];
             assert!(line.len() == 3000 && line.bytes().all(|byte| byte == first));
         }

@@ -24,7 +24,9 @@ use super::serve::{tell, watched};
 use super::session::open_volume;
 use super::size::parse_count;
 use super::{OpenArgs, format, io_hints, print, print_json, wire};
-use crate::check::{self, CheckError, CheckOptions};
+use crate::audit::{self, Record};
+use crate::check::{self, CheckError, CheckOptions, Report};
+use crate::ids::VolumeId;
 use crate::sys::process::EndSignals;
 
 /// Exit codes of fsck(8).
@@ -192,11 +194,12 @@ fn check(args: &CheckArgs) -> Result<Checked, CliError> {
     let (mounted, outcome) = match holder {
         Holder::Unknown(error) => return Err(error),
         Holder::Daemon { .. } | Holder::Mount(_) if args.repair => {
-            return Err(CliError::new(
-                ExitCode::InUse,
-                format!("cannot repair {}: it is mounted", located.path.display()),
-            )
-            .with_hint("unmount it first: bilayer unmount DIR"));
+            let path = located.path.display();
+            let message = format!("cannot repair {path}: it is mounted");
+            audit::set_volume(&located.path);
+            Record::new("repair").refused(&message);
+            return Err(CliError::new(ExitCode::InUse, message)
+                .with_hint("unmount it first: bilayer unmount DIR"));
         }
         Holder::Daemon { mut control, .. } => {
             watching.signals = EndSignals::block().ok();
@@ -255,6 +258,9 @@ fn offline(
         false => check::check(&volume, &options, watch),
     });
     let report = report.unwrap_or(Err(CheckError::Fault));
+    if args.repair {
+        audit_repair(volume.header.volume_id(), &report);
+    }
     let report = report.map_err(|error: CheckError| {
         let doing = if args.repair { "repair" } else { "check" };
         let path = located.path.display();
@@ -262,6 +268,17 @@ fn offline(
         CliError::new(ExitCode::System, message).with_hint(hint(&error))
     })?;
     tell(report, watching)
+}
+
+/// The record of a repair: how much was mended, and how much is wrong still.
+fn audit_repair(volume: VolumeId, report: &Result<Report, CheckError>) {
+    let mut audited = Record::new("repair").volume(volume);
+    if let Ok(report) = report {
+        let repaired = report.faults().filter(|fault| fault.repaired).count() as u64;
+        let left = report.faults().count() as u64 - repaired + report.omitted_faults;
+        audited = audited.with("repaired", repaired).with("left", left);
+    }
+    audited.outcome(report);
 }
 
 /// What to do about a check that did not come to its end.

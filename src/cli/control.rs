@@ -21,7 +21,8 @@
 //! | `remount ro\|rw atime\|strictatime\|noatime` | `{"done":true}` when it is so and, for `ro`, everything is on disk, or `{"error":"..."}` |
 //! | `sync` | `{"done":true}` when everything so far is on disk, or `{"error":"..."}` |
 //! | a JSON object with a `verb` | see [`super::wire`] |
-//! | `wait` | `{"waiting":true}` at once, and when the volume is closed `{"closed":true}` or `{"error":"..."}`; must be the last one |
+//! | `wait` | `{"waiting":true}` at once, and when the volume is closed `{"closed":true}` or `{"error":"..."}`; only `stays` may follow |
+//! | `stays`, behind `wait` | none: the mount was not taken away, and who waited leaves |
 
 use std::fs::{self, DirBuilder, Metadata};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -30,7 +31,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,8 @@ use crate::fuse::mountinfo::device_name;
 use crate::sys::identity::effective_user;
 use crate::sys::process::{PeerCredentials, peer_credentials};
 
+/// What who waits says where the mount was not taken away.
+pub(super) const STAYS: &str = "stays";
 /// Longest request or answer, in bytes.
 const LINE_BYTES: u64 = 1 << 20;
 /// A peer that says nothing for so long is left.
@@ -205,8 +208,18 @@ fn own_directory(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// How long who waited for the volume's end, and left, is taken to be who has unmounted it.
+const REMEMBERED: Duration = Duration::from_secs(5);
+
 /// Those who are told when the volume is closed.
-type Waiting = Arc<Mutex<Vec<UnixStream>>>;
+#[derive(Debug, Default)]
+struct Waiters {
+    streams: Vec<UnixStream>,
+    /// The last one that left without a word, and when.
+    left: Option<(PeerCredentials, Instant)>,
+}
+
+type Waiting = Arc<Mutex<Waiters>>;
 
 /// What a daemon answers with.
 pub trait Answer: Send + Sync + 'static {
@@ -310,16 +323,21 @@ impl ControlServer {
         }
     }
 
-    /// Who waits for the volume's end, the first of them.
+    /// Who waits for the volume's end, the first of them; or who did a moment ago, and was
+    /// interrupted or did not want to wait to the end.
     pub fn waits(&self) -> Option<PeerCredentials> {
         let waiting = self.waiting.lock();
-        peer_credentials(waiting.first()?).ok()
+        let waits = waiting.streams.first();
+        let waits = waits.and_then(|stream| peer_credentials(stream).ok());
+        let left = waiting.left.as_ref();
+        let left = left.filter(|(_, when)| when.elapsed() < REMEMBERED);
+        waits.or_else(|| left.map(|(peer, _)| *peer))
     }
 
     /// Tells those who wait that the volume is closed, or why it could not be.
     pub fn announce(&self, outcome: &Closed) {
         let text = serde_json::to_string(outcome).unwrap_or_default() + "\n";
-        for mut stream in self.waiting.lock().drain(..) {
+        for mut stream in self.waiting.lock().streams.drain(..) {
             // Who does not wait any more need not be told.
             let _ = stream.write_all(text.as_bytes());
         }
@@ -379,13 +397,19 @@ fn try_answer(stream: &UnixStream, with: &impl Answer, waiting: &Waiting) -> io:
                     // With the lock held: the outcome is announced behind it.
                     let mut waiting = waiting.lock();
                     (&*stream).write_all(b"{\"waiting\":true}\n")?;
-                    waiting.push(told);
+                    waiting.streams.push(told);
                 }
                 // Who leaves, as one whose unmounting is refused, is not kept.
                 stream.set_read_timeout(None)?;
-                let left = read_line(&mut (&mut requests).take(LINE_BYTES)).map(drop);
-                waiting.lock().retain(|peer| peer.as_raw_fd() != number);
-                return left;
+                let said = read_line(&mut (&mut requests).take(LINE_BYTES));
+                let mut waiting = waiting.lock();
+                waiting
+                    .streams
+                    .retain(|stream| stream.as_raw_fd() != number);
+                if !said.as_ref().is_ok_and(|said| said == STAYS) {
+                    waiting.left = Some((peer, Instant::now()));
+                }
+                return said.map(drop);
             }
             request => match with.respond(request, &mut &*stream) {
                 Some(answered) => answered?,
@@ -440,6 +464,11 @@ impl ControlClient {
     /// The connection itself, of which nothing has been read ahead.
     pub(super) fn stream(&self) -> &UnixStream {
         self.stream.get_ref().stream()
+    }
+
+    /// Says something that is not answered.
+    pub(super) fn say(&self, what: &str) -> io::Result<()> {
+        self.stream().write_all(format!("{what}\n").as_bytes())
     }
 
     /// How long reading may take; `None`: as long as the daemon lives.
@@ -567,11 +596,24 @@ mod tests {
         // Nor is somebody kept who waited and left.
         let mut leaving = connect();
         leaving.ask("wait", Some(PATIENCE)).unwrap();
-        assert_eq!(server.waiting.lock().len(), 1);
+        let all_left = || {
+            while !server.waiting.lock().streams.is_empty() {
+                std::thread::yield_now();
+            }
+        };
+        assert_eq!(server.waiting.lock().streams.len(), 1);
+        // Whose unmounting was refused has not unmounted it; who was interrupted may have.
+        leaving.say(STAYS).unwrap();
+        all_left();
+        assert_eq!(server.waits(), None);
         drop(leaving);
-        while !server.waiting.lock().is_empty() {
-            std::thread::yield_now();
-        }
+        let mut leaving = connect();
+        leaving.ask("wait", Some(PATIENCE)).unwrap();
+        drop(leaving);
+        all_left();
+        assert_eq!(server.waits().unwrap().pid as u32, std::process::id());
+        server.waiting.lock().left.as_mut().unwrap().1 -= REMEMBERED;
+        assert_eq!(server.waits(), None);
         // What was answered once it waits: nothing is announced past it from then on.
         assert_eq!(
             waiting.ask("wait", Some(PATIENCE)).unwrap(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::{CliError, ExitCode};
-use crate::audit;
+use crate::audit::{self, Record};
 use crate::errno::Errno;
 use crate::fs::Filesystem;
 use crate::ids::VolumeId;
@@ -38,7 +38,8 @@ pub struct NewVolume {
 pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
     let _about = audit::about(&new.path);
-    let place = Place::take(&new.path, doing())?;
+    let place = Place::take(&new.path, doing())
+        .inspect_err(|error| Record::new("create-volume").refused(&error.message))?;
     let options = CreateOptions {
         customer_key: new.customer_key.clone(),
         size_bytes: new.size_bytes,

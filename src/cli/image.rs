@@ -25,7 +25,7 @@ use super::wire::OTHER_VERSION;
 use super::{
     KeystoreArg, OpenArgs, complain, options, passphrase_source, paths, print, print_json, size,
 };
-use crate::audit;
+use crate::audit::{self, Record};
 use crate::image::{self, ImportOptions};
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::interrupt::{self, Watch};
@@ -521,7 +521,8 @@ fn import(args: &ImportArgs) -> Result<(), CliError> {
     // What was made of the volume goes if it does not become one, whatever the reason.
     let _watch = Watch::begin();
     audit::set_volume(&target);
-    let place = Place::take(&target, doing())?;
+    let place = Place::take(&target, doing())
+        .inspect_err(|error| Record::new("import-image").refused(&error.message))?;
     let progress = Progress::start("importing", None);
     let made = image::import(&mut from, place.store(), &options, &progress)
         .map_err(|error| CliError::image(doing(), &error))?;

@@ -205,8 +205,9 @@ impl KeystoreArg {
 
 /// Begins the audit: to where an option says, else to the directory of the platform keystore.
 fn start_audit(chosen: Option<Destination>, dir: &Path) {
-    let usual = || Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
-    audit::start(chosen.unwrap_or_else(usual), Asker::this_process());
+    let usual = Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
+    let destination = chosen.unwrap_or_else(|| usual.clone());
+    audit::start(destination, usual, Asker::this_process());
 }
 
 #[derive(Args, Debug)]

@@ -122,7 +122,8 @@ fn deploy(
         },
     };
     let _about = audit::about(&target.path());
-    let place = Place::take(&target.path(), request.doing())?;
+    let place = Place::take(&target.path(), request.doing())
+        .inspect_err(|error| filesystem.refused_deployment(image).refused(&error.message))?;
     let made = watched(to, &|watch| {
         filesystem.deploy_image(image, place.store(), &options, watch)
     });

@@ -7,9 +7,10 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::control::{Address, Closed, ControlClient, Done, Obstacle, PATIENCE};
+use super::control::{Address, Closed, ControlClient, Done, Obstacle, PATIENCE, STAYS};
 use super::error::{CliError, ExitCode};
 use super::health::{self, Pulse};
 use super::locate::{self, Holder};
@@ -34,6 +35,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long a mount may be in use by somebody who only looks at it in passing, as whoever mounts on
 /// the same place does.
 const PASSING: Duration = Duration::from_millis(300);
+
+/// How long who does not want to wait waits for a daemon to answer.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// How often in a row a daemon that closes its volume may leave a question unanswered.
 const UNANSWERED_MAX: u32 = 3;
@@ -70,7 +74,7 @@ pub enum Left {
 pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
     let (location, mount) = find(dir)?;
     if request.lazy {
-        drop(location);
+        let _asker = tell_who_asks(location, &mount);
         return take_away(&mount, Detach::Lazy).map(|()| Left::Nothing);
     }
     may_unmount(&mount)?;
@@ -94,11 +98,16 @@ pub fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, CliError> {
         Err(error) if error.code == ExitCode::InUse && matches!(daemon, Err(Unasked::Dead)) => {
             return take_away(&mount, Detach::Lazy).map(|()| Left::Detached);
         }
+        Err(error) if error.code == ExitCode::InUse && !request.or_read_only => {
+            daemon.iter().for_each(Daemon::stays);
+            return Err(error);
+        }
         Err(error) if request.or_read_only && error.code == ExitCode::InUse => {
             let words = MountWords {
                 read_only: Some(true),
                 ..MountWords::default()
             };
+            daemon.iter().for_each(Daemon::stays);
             let (location, mount) = find(dir)?;
             return remount_at(&location, &mount, &words).map(|()| Left::OtherPlaces);
         }
@@ -279,6 +288,21 @@ enum Unasked {
     Unproven(Vec<Obstacle>),
 }
 
+/// Has the daemon know who unmounts, though nobody waits for its end. One that does not answer at
+/// once stays without.
+fn tell_who_asks(location: Location, mount: &MountInfo) -> Option<Daemon> {
+    let mount = mount.clone();
+    let (tells, told) = mpsc::channel();
+    // Left behind where the daemon is silent: this process ends soon.
+    std::thread::spawn(move || {
+        let daemon = Daemon::of(&location, &mount).ok();
+        // What is held open would be in use.
+        drop(location);
+        let _ = tells.send(daemon);
+    });
+    told.recv_timeout(AT_ONCE).ok().flatten()
+}
+
 /// The daemon of a mount, watched and asked to say how closing went.
 struct Daemon {
     control: ControlClient,
@@ -315,6 +339,12 @@ impl Daemon {
             volume,
             device: device.unwrap_or_default(),
         })
+    }
+
+    /// Says that the mount was not taken away.
+    fn stays(&self) {
+        // Who cannot be told has ended.
+        let _ = self.control.say(STAYS);
     }
 
     /// Waits until it is gone. That may take long, but not without a sign of life.
@@ -394,7 +424,10 @@ impl Daemon {
             .with_hint(
                 "it is still mounted elsewhere: unmount it there, and see the daemon's log",
             )),
-            _ => Ok(()),
+            _ => {
+                self.stays();
+                Ok(())
+            }
         }
     }
 }

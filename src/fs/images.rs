@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::Filesystem;
 use super::views::{ViewError, ViewKind};
+use crate::audit::Record;
 use crate::image::{
     DeployOptions, Deployed, ExportOptions, Exported, Progress, Source, deploy, export,
 };
@@ -26,19 +27,33 @@ impl Filesystem {
         options: &DeployOptions,
         progress: &dyn Progress,
     ) -> Result<Deployed, ViewError> {
-        let image = self.hold_view(ViewKind::Image, name)?;
+        let refused = |error: &ViewError| self.refused_deployment(name).refused(error);
+        let held = self.hold_view(ViewKind::Image, name);
+        let image = held.inspect_err(refused)?;
         let _no_trimming = self.trimming.read();
-        if self.meta.counters().frozen < image.record.generation {
-            let _change = self.begin_view_change()?;
-            // From now on nothing of it is written in place, also when the image is gone.
-            self.meta.freeze(image.record.generation);
-            self.commit_now()?;
-        }
+        self.freeze(&image.record).inspect_err(refused)?;
         // Pages that have only space set aside count too: it may end a little earlier.
         let bytes = image.record.pages.saturating_mul(PAGE_BYTES as u64);
         progress.begin(bytes);
         let deployed = deploy(&self.source(&image.record), target, options, progress)?;
         Ok(deployed)
+    }
+
+    /// From now on nothing of an image is written in place, also when the image is gone.
+    fn freeze(&self, image: &ViewRecord) -> Result<(), ViewError> {
+        if self.meta.counters().frozen < image.generation {
+            let _change = self.begin_view_change()?;
+            self.meta.freeze(image.generation);
+            self.commit_now()?;
+        }
+        Ok(())
+    }
+
+    /// The record of a deployment that was refused before a volume was begun.
+    pub fn refused_deployment(&self, image: &str) -> Record {
+        Record::new("deploy-image")
+            .with_text("source_volume", self.volume.header.volume_id())
+            .with("source_image", image)
     }
 
     /// Writes an image as one sealed stream; see [`crate::image`].

@@ -1,19 +1,28 @@
-//! The system's log (syslog(3), RFC 3164): datagrams to a socket that may be made anew at any time.
+//! The system's log (syslog(3), RFC 3164): datagrams to a socket that may be made anew at any time,
+//! or where that is one for streams (syslog-ng's `unix-stream`), records that end with a NUL.
 //!
 //! A daemon of the log that is started again makes its socket anew, and what was connected to the
 //! old one is refused. So a line that cannot be sent has the socket connected once more and is sent
 //! again. Lines that are lost all the same are counted, and the count is the first thing that is
-//! sent when the socket is back. Nothing here waits: a log that is not read must not stop the
-//! filesystem.
+//! sent when the socket is back. The log itself waits for nobody: a log that is not read must not
+//! stop the filesystem. The audit waits a little ([`SystemLog::patient`]): any user may fill the
+//! queue of the socket for a moment, and must not have a record go lost by it.
 
 use std::io;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+};
 
 /// Where the system's log is reached.
 pub const SYSTEM_LOG: &str = "/dev/log";
+
+/// How long one attempt of who is patient may take.
+const ATTEMPT: Duration = Duration::from_millis(250);
 
 /// Who logs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,12 +55,14 @@ pub enum Severity {
 pub struct SystemLog {
     path: PathBuf,
     facility: Facility,
+    /// How long a line may wait for a reader; `None`: not at all.
+    patience: Option<Duration>,
     connection: Mutex<Connection>,
 }
 
 #[derive(Debug, Default)]
 struct Connection {
-    socket: Option<UnixDatagram>,
+    socket: Option<Socket>,
     /// Lines that were lost since the last one that was sent.
     lost: u64,
 }
@@ -67,7 +78,16 @@ impl SystemLog {
         Self {
             path: path.to_path_buf(),
             facility,
+            patience: None,
             connection: Mutex::default(),
+        }
+    }
+
+    /// One whose lines wait for so long, about, where the log is not read at once.
+    pub fn patient(self, patience: Duration) -> Self {
+        Self {
+            patience: Some(patience),
+            ..self
         }
     }
 
@@ -77,16 +97,21 @@ impl SystemLog {
     /// When nobody takes it; the line is counted as lost then.
     pub fn send(&self, severity: Severity, text: &[u8]) -> io::Result<()> {
         let mut connection = self.connection.lock();
+        let until = self.patience.map(|patience| Instant::now() + patience);
         let sent = self
-            .say_what_was_lost(&mut connection)
-            .and_then(|()| self.send_on(&mut connection, severity, text));
+            .say_what_was_lost(&mut connection, until)
+            .and_then(|()| self.send_on(&mut connection, until, severity, text));
         if sent.is_err() {
             connection.lost = connection.lost.saturating_add(1);
         }
         sent
     }
 
-    fn say_what_was_lost(&self, connection: &mut Connection) -> io::Result<()> {
+    fn say_what_was_lost(
+        &self,
+        connection: &mut Connection,
+        until: Option<Instant>,
+    ) -> io::Result<()> {
         if connection.lost == 0 {
             return Ok(());
         }
@@ -94,7 +119,7 @@ impl SystemLog {
             "lines that the system's log did not take before this one: {}",
             connection.lost
         );
-        self.send_on(connection, Severity::Warning, text.as_bytes())?;
+        self.send_on(connection, until, Severity::Warning, text.as_bytes())?;
         connection.lost = 0;
         Ok(())
     }
@@ -102,36 +127,98 @@ impl SystemLog {
     fn send_on(
         &self,
         connection: &mut Connection,
+        until: Option<Instant>,
         severity: Severity,
         text: &[u8],
     ) -> io::Result<()> {
         let line = line(self.facility, severity, text);
         if let Some(socket) = &connection.socket {
-            match socket.send(&line) {
+            match socket.send(&line, until) {
                 Err(error) if is_gone(&error) => connection.socket = None,
-                result => return result.map(drop),
+                result => return result,
             }
         }
-        let socket = connect(&self.path)?;
-        socket.send(&line)?;
+        let socket = Socket::connect(&self.path, until.is_some())?;
+        socket.send(&line, until)?;
         connection.socket = Some(socket);
         Ok(())
     }
 }
 
-/// True where the socket that was connected to is there no more.
+/// True where the socket that was connected to is there no more, or has half a line.
 fn is_gone(error: &io::Error) -> bool {
-    matches!(
+    let is_torn = error.kind() == io::ErrorKind::WriteZero;
+    let is_gone = matches!(
         error.raw_os_error(),
         Some(libc::ECONNREFUSED | libc::ENOTCONN | libc::ENOENT | libc::ECONNRESET | libc::EPIPE)
-    )
+    );
+    is_torn || is_gone
 }
 
-fn connect(path: &Path) -> io::Result<UnixDatagram> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect(path)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+/// A socket that is connected, of the kind that is there.
+#[derive(Debug)]
+enum Socket {
+    Datagram(UnixDatagram),
+    Stream(UnixStream),
+}
+
+impl Socket {
+    /// Connects, as syslog(3) does: with datagrams, unless the socket is one for streams.
+    fn connect(path: &Path, is_patient: bool) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        match socket.connect(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {}
+            Err(error) => return Err(error),
+            Ok(()) if is_patient => {
+                socket.set_write_timeout(Some(ATTEMPT))?;
+                return Ok(Self::Datagram(socket));
+            }
+            Ok(()) => {
+                socket.set_nonblocking(true)?;
+                return Ok(Self::Datagram(socket));
+            }
+        }
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        let socket = UnixStream::from(socket);
+        // Before it connects: nobody may be there to accept it.
+        match is_patient {
+            true => socket.set_write_timeout(Some(ATTEMPT))?,
+            false => socket.set_nonblocking(true)?,
+        }
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Self::Stream(socket))
+    }
+
+    /// Sends a line; where nobody reads, again until that time.
+    fn send(&self, line: &[u8], until: Option<Instant>) -> io::Result<()> {
+        let stream_line;
+        let mut rest = line;
+        if let Self::Stream(_) = self {
+            stream_line = [line, b"\0"].concat();
+            rest = &stream_line;
+        }
+        let mut is_begun = false;
+        loop {
+            let sent = match self {
+                Self::Datagram(socket) => socket.send(rest).map(|_| rest.len()),
+                Self::Stream(socket) => {
+                    send(socket, rest, SendFlags::NOSIGNAL).map_err(io::Error::from)
+                }
+            };
+            match sent {
+                Ok(sent) if sent == rest.len() => return Ok(()),
+                Ok(sent) => (rest, is_begun) = (&rest[sent..], true),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && until.is_some_and(|until| Instant::now() < until) => {}
+                // Another line must not follow half a one: on a connection of its own it is whole.
+                Err(_) if is_begun => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 /// A message of the local syslog protocol: `<priority>name[pid]: text`.
@@ -220,5 +307,68 @@ mod tests {
         log.send(Severity::Info, b"last").unwrap();
         assert!(read(&socket).ends_with("before this one: 1"));
         assert_eq!(read(&socket), "last");
+    }
+
+    /// Whoever fills the queue does not suppress a line of who waits, once somebody reads.
+    #[test]
+    fn a_patient_line_waits_for_the_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let fill = || {
+            let flood = SystemLog::at(&path, Facility::Daemon);
+            while flood.send(Severity::Info, b"flood").is_ok() {}
+        };
+        let patience = Duration::from_secs(1);
+        let log = SystemLog::at(&path, Facility::Auth).patient(patience);
+        fill();
+        let begin = Instant::now();
+        log.send(Severity::Notice, b"nobody reads").unwrap_err();
+        let took = begin.elapsed();
+        assert!(
+            took >= patience && took < patience + 5 * ATTEMPT,
+            "{took:?}"
+        );
+        std::thread::scope(|scope| {
+            let sent = scope.spawn(|| log.send(Severity::Notice, b"a record"));
+            std::thread::sleep(ATTEMPT + ATTEMPT / 2);
+            while read(&socket) != "a record" {}
+            sent.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_socket_for_streams_gets_records_that_end_with_a_nul() {
+        use std::io::Read;
+        use std::os::unix::net::UnixListener;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let log = SystemLog::at(&path, Facility::Auth);
+        for log in [log, SystemLog::at(&path, Facility::Auth).patient(ATTEMPT)] {
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).unwrap();
+            log.send(Severity::Notice, b"one").unwrap();
+            log.send(Severity::Notice, b"two\n").unwrap();
+            // More than a socket takes, and nobody reads: the next line has another connection.
+            log.send(Severity::Notice, &vec![b'x'; 1 << 20])
+                .unwrap_err();
+            log.send(Severity::Notice, b"three").unwrap();
+            drop(log);
+            let text = || {
+                let mut text = String::new();
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.read_to_string(&mut text).unwrap();
+                text
+            };
+            let first = text();
+            let records: Vec<_> = first.split('\0').collect();
+            assert_eq!(records.len(), 3);
+            assert!(records[0].starts_with("<37>bilayer[") && records[0].ends_with("]: one"));
+            assert!(records[1].ends_with("]: two"));
+            assert!(text().ends_with("xxx"));
+            let last = text();
+            assert!(last.contains("before this one: 1\0<37>"), "{last}");
+            assert!(last.ends_with("]: three\0"), "{last}");
+        }
     }
 }

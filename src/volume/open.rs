@@ -20,7 +20,7 @@ use super::standing::Standing;
 use super::succession::Ancestry;
 use super::superblock::inspect;
 use super::{OpenOptions, Volume, header_path, lock, spare};
-use crate::audit::Record;
+use crate::audit::{self, Record};
 use crate::ids::VolumeId;
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
@@ -53,12 +53,15 @@ pub fn open_with_patience(
     options: &OpenOptions,
     again: &mut dyn FnMut(&VolumeError) -> bool,
 ) -> Result<Volume, VolumeError> {
+    // Keys are unwrapped in each attempt.
+    let attempts = audit::in_attempts();
     let result = loop {
         match open_unaudited(Arc::clone(&store), options) {
             Err(error) if again(&error) => {}
             result => break result,
         }
     };
+    drop(attempts);
     let audited = Record::new("open-volume").with("read_only", options.read_only);
     match &result {
         Ok(volume) => audited

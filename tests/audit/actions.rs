@@ -204,6 +204,44 @@ fn snapshots_and_images() {
     assert_eq!(of_action(&place, "import-image")[0]["outcome"], "refused");
 }
 
+/// Before anything of a volume is there.
+#[test]
+fn what_is_refused_at_once() {
+    let Some(place) = Place::new("audit-at-once", LIMIT) else {
+        return;
+    };
+    let mounted = place.fresh("", "");
+    quietly(&place, "image create mnt base").done();
+    sh(&place, "mkdir occupied; touch occupied/file");
+    for (words, action, path) in [
+        ("create occupied", "create-volume", "occupied"),
+        ("create missing/new", "create-volume", "missing/new"),
+        ("image deploy mnt base occupied", "deploy-image", "occupied"),
+        ("image deploy mnt gone new", "deploy-image", "new"),
+        ("check --repair mnt", "repair", "vol"),
+    ] {
+        begin_anew(&place);
+        assert_ne!(quietly(&place, words).code, 0, "{words}");
+        let found = of_action(&place, action);
+        assert_eq!(found.len(), 1, "{words}: {found:#?}");
+        assert_eq!(found[0]["outcome"], "refused", "{words}");
+        assert_eq!(found[0]["path"], place.path(path).to_str().unwrap());
+        assert!(found[0]["reason"].is_string(), "{words}");
+        if action == "deploy-image" {
+            assert!(found[0]["source_image"].is_string() && found[0]["source_volume"].is_string());
+        }
+    }
+    mounted.unmount();
+    let repaired = leaves(&place, &[("repair", "done", "vol", "")], || {
+        quietly(&place, "check --repair vol").done();
+    });
+    let repaired = repaired.last().unwrap();
+    assert_eq!(
+        (&repaired["repaired"], &repaired["left"]),
+        (&0.into(), &0.into())
+    );
+}
+
 #[test]
 fn no_level_of_the_log_turns_it_off() {
     let Some(place) = Place::new("audit-levels", LIMIT) else {
@@ -252,4 +290,30 @@ fn a_volume_in_use_is_refused_once() {
         place.path("mnt2")
     );
     mounted.unmount();
+}
+
+/// The same where the keys are unwrapped before it is known.
+#[test]
+fn a_volume_that_is_written_elsewhere_has_its_keys_unwrapped_once() {
+    let Some(place) = Place::new("audit-elsewhere", LIMIT) else {
+        return;
+    };
+    place.run("create vol").done();
+    place.dir("mnt");
+    place.mount("vol", "mnt", "").unmount();
+    let locks = fs::read_dir(place.path("keystore/volumes")).unwrap();
+    let mut locks = locks.map(|entry| entry.unwrap().path());
+    let lock = locks.find(|path| path.extension().is_some_and(|it| it == "lock"));
+    let held = fs::File::open(lock.unwrap()).unwrap();
+    held.lock().unwrap();
+    begin_anew(&place);
+    assert_ne!(place.run("mount vol mnt").code, 0);
+    let refused = of_action(&place, "open-volume");
+    assert_eq!(refused.len(), 1, "{refused:#?}");
+    let reason = refused[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("open for writing"), "{reason}");
+    let unwrapped = of_action(&place, "unwrap");
+    let mut roles: Vec<_> = unwrapped.iter().map(|it| it["role"].as_str()).collect();
+    roles.sort_unstable();
+    assert_eq!(roles, [Some("customer"), Some("infrastructure")]);
 }

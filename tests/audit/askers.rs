@@ -123,6 +123,17 @@ fn commands_that_a_daemon_serves() {
     asked(&record, 0, pid);
     let mounted_again = place.mounted(mounted.dir());
     assert_ne!(record["pid"], mounted_again.pid);
+    // Who does not wait is known all the same.
+    begin_anew(&place);
+    let pid = command(&["unmount", "--lazy", "mnt"]);
+    let is_recorded = || !of_action(&place, "unmount").is_empty();
+    assert!(crate::real::wait_until(LIMIT, is_recorded));
+    asked(&only(&place, "unmount"), 0, pid);
+    let is_gone = || !crate::real::is_alive(mounted_again.pid);
+    assert!(crate::real::wait_until(LIMIT, is_gone));
+    drop(mounted_again);
+    command(&["mount", "vol", "mnt"]);
+    let mounted_again = place.mounted(mounted.dir());
     // umount(8) alone says nothing of itself.
     begin_anew(&place);
     run(command_of("umount", "-i").arg(mounted_again.dir())).silent();

@@ -49,7 +49,9 @@ const FIELDS: [&str; 9] = [
 fn records_in(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
     assert!(text.is_empty() || text.ends_with('\n'), "{text}");
-    text.lines().map(parse).collect()
+    // Whoever takes a record that is being written for a torn one leaves an empty line.
+    let lines = text.lines().filter(|line| !line.is_empty());
+    lines.map(parse).collect()
 }
 
 #[track_caller]

@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::path::Path;
 use std::thread;
 
 use rustix::process::Signal;
 
-use crate::real::{Place, is_alive, run, wait_until};
+use crate::real::{BILAYER, Place, command, have, is_alive, need, run, wait_until};
 use crate::{LIMIT, begin_anew, of_action, records, records_in};
 
 #[test]
@@ -109,15 +110,56 @@ fn a_state_directory_that_cannot_be_written() {
         "{log}"
     );
     assert_eq!(of_action(&place, "create-snapshot").len(), 1);
-    // There is none at all.
+}
+
+/// Nothing is audited of a user who has none, and a mistyped path is no reason to say so.
+#[test]
+fn no_platform_keystore_at_all() {
+    let Some(place) = Place::new("audit-none", LIMIT) else {
+        return;
+    };
+    place.dir("mnt");
     let outcome = place.run("mount vol mnt --platform-keystore none");
     assert_eq!(outcome.code, 32);
     assert!(
-        outcome.stderr.contains("the audit cannot be written to"),
+        outcome.stderr.contains("cannot find") && !outcome.stderr.contains("the audit"),
         "{}",
         outcome.stderr
     );
+    let is_record = |line: &str| line.starts_with('{');
+    assert!(!outcome.stderr.lines().any(is_record), "{}", outcome.stderr);
     assert!(!place.path("none").exists());
+}
+
+/// Commands under way die of a hangup.
+#[test]
+fn the_example_of_rotation_signals_daemons_alone() {
+    let test = "audit-example";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    if !need(
+        have("findmnt") && have("jq"),
+        test,
+        "findmnt or jq is missing",
+    ) {
+        return;
+    }
+    let mounted = place.fresh("", "log_file=log");
+    let text = include_str!("../../docs/OPERATIONS.md");
+    let example = text.split_once("postrotate\n").unwrap().1;
+    let example = example.split_once("endscript").unwrap().0;
+    assert!(!example.contains("pkill"), "{example}");
+    // Others may have mounts of theirs here: none is signalled by this test.
+    let script = format!("set -e\nkill() {{ echo \"$@\"; }}\n{example}");
+    let programs = Path::new(BILAYER).parent().unwrap().display();
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
+    let outcome = run(command("sh", ["-c", &script]).env("PATH", path)).done();
+    let signalled = format!("-HUP {}", mounted.pid);
+    let is_it = |line: &&str| **line == signalled;
+    let count = outcome.stdout.lines().filter(is_it).count();
+    assert_eq!(count, 1, "{}{}", outcome.stdout, outcome.stderr);
+    mounted.unmount();
 }
 
 #[test]

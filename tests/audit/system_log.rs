@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::LIMIT;
 use crate::namespace::Namespace;
 use crate::real::{Place, command, is_alive, run, wait_until};
+use crate::{LIMIT, of_action};
 
 /// A directory for devices with what a daemon needs, and a log that leads out of it.
 const DEVICES: &str = "mkdir \"$0\"; mount -t tmpfs none \"$0\"; cd \"$0\"; \
@@ -90,6 +90,10 @@ fn a_socket_that_is_made_anew_is_found_again() {
         lines[0].contains("did not take before this one: 2"),
         "{lines:#?}"
     );
+    // What it did not take is in the platform keystore's directory.
+    let kept = of_action(&place, "create-snapshot");
+    let names: Vec<_> = kept.iter().map(|record| record["name"].as_str()).collect();
+    assert_eq!(names, [Some("three"), Some("four")]);
     // The log itself has a connection of its own, which has missed as much.
     let end = rustix::process::Pid::from_raw(pid).unwrap();
     kill_process(end, Signal::TERM).unwrap();
