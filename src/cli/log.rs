@@ -4,9 +4,8 @@
 //! `EnvFilter`). Without it: errors and warnings, and on its way as a daemon also what it does. The
 //! [`audit`](crate::audit) is no part of it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::sys::owned::open_to_write;
+use crate::sys::owned::open_link_to_append;
 use crate::sys::syslog::{Facility, Severity, SystemLog};
 
 /// What is logged unless `BILAYER_LOG` says otherwise. fuser reports replies to requests that the
@@ -76,7 +75,7 @@ impl Log {
     /// Goes on in that file, which is made (mode 0600) or added to. It tells what is done with keys:
     /// nobody else's file, and no link that somebody else may have put there.
     pub fn to_file(&self, path: &Path) -> io::Result<()> {
-        let file = open(path)?;
+        let file = open_link_to_append(path)?;
         let path = path.to_path_buf();
         *self.0.write() = Sink::File { file, path };
         Ok(())
@@ -112,11 +111,6 @@ impl Log {
             *sink = Sink::System(SystemLog::new(Facility::Daemon));
         }
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    open_to_write(path, options.append(true).create(true).mode(0o600))
 }
 
 fn severity(level: Level) -> Severity {
