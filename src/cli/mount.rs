@@ -9,8 +9,9 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::answers::{MountedOn, answer_for_mount, start_control};
@@ -218,12 +219,16 @@ fn serve(
         tracing::debug!(%error, "the working directory stays where it was");
     }
     // All threads that follow inherit both.
+    let is_watched = request.foreground && has_terminal();
     let end = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
     let is_serving = Arc::new(AtomicBool::new(false));
-    let signals = Signals {
-        end,
-        on_hangup: reopen_log(request, log, &is_serving),
+    let mounted_on = MountedOn::default();
+    let on_hangup = match is_watched {
+        true => Ok(Box::new(|| false) as _),
+        false => reopen_log(log, &mounted_on, &is_serving),
     };
+    let on_hangup = on_hangup.map_err(|error| CliError::io(doing(), &error))?;
+    let signals = Signals { end, on_hangup };
     if let Err(error) = process::set_io_flusher() {
         tracing::debug!(%error, "not marked as one that serves writeback");
     }
@@ -234,7 +239,6 @@ fn serve(
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| CliError::filesystem(doing(), &error))?;
     filesystem.warn_of_hidden();
-    let mounted_on = MountedOn::default();
     let control = start_control(path, &filesystem, report, read_only, &mounted_on);
     let served = fuse::mount(
         Arc::clone(&filesystem),
@@ -293,22 +297,34 @@ fn audit_end(volume: VolumeId, control: Option<&ControlServer>, closed: &Result<
     Record::new("unmount").volume(volume).outcome(closed);
 }
 
-/// What a hangup means: to a daemon, that its log was renamed. To a process that a person watches, or
-/// one that is not ready yet, it is the end of the terminal.
+/// What a hangup means to a daemon: its log was renamed. (To a process that a person watches, or one
+/// that is not ready yet, it is the end of the terminal.) Opening a file may take for ever, so that is
+/// for a thread which has nothing else to do, and not for the one that unmounts. It is not asked
+/// twice at a time.
 fn reopen_log(
-    request: &MountRequest,
     log: &Log,
+    mounted_on: &MountedOn,
     is_serving: &Arc<AtomicBool>,
-) -> Box<dyn Fn() -> bool + Send> {
-    let is_watched = request.foreground && has_terminal();
-    let (log, is_serving) = (log.clone(), Arc::clone(is_serving));
-    Box::new(move || {
-        let reopens = !is_watched && is_serving.load(Ordering::SeqCst);
+) -> io::Result<Box<dyn Fn() -> bool + Send>> {
+    let (log, mounted_on) = (log.clone(), Arc::clone(mounted_on));
+    let (ask, asked) = mpsc::sync_channel(1);
+    thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || {
+            for () in asked {
+                let device = mounted_on.lock().as_ref().map(|entry| entry.device);
+                log.reopen(device);
+            }
+        })?;
+    let is_serving = Arc::clone(is_serving);
+    Ok(Box::new(move || {
+        let reopens = is_serving.load(Ordering::SeqCst);
         if reopens {
-            log.reopen();
+            // Full: it will be opened anew after this, whatever it is doing now.
+            let _ = ask.try_send(());
         }
         reopens
-    })
+    }))
 }
 
 /// Makes what `--create` asks for, resolves both paths, and refuses pairs that cannot work.
@@ -489,7 +505,7 @@ pub(super) fn open_when_free(
         };
         let again = begin.elapsed() <= patience;
         if again {
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
         again
     })

@@ -4,10 +4,11 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::real::{Place, is_alive, run, wait_until};
+use crate::real::{Place, command, is_alive, run, wait_until};
 use crate::{LIMIT, begin_anew, of_action, records, records_in};
 
 #[test]
@@ -156,6 +157,58 @@ fn a_hangup_has_the_files_made_anew() {
     assert!(is_alive(mounted.pid) && mounted.is_there());
     mounted.unmount();
     assert!(log().contains("everything is on disk"));
+}
+
+/// A pipe that nobody reads, and a file in the mount itself, which would keep it in use.
+#[test]
+fn a_hangup_leaves_a_log_that_cannot_be_one() {
+    let Some(place) = Place::new("audit-reopen", LIMIT) else {
+        return;
+    };
+    place.dir("logs");
+    let mounted = place.fresh("", "log_file=logs/log");
+    fs::rename(place.path("logs/log"), place.path("logs/log.1")).unwrap();
+    run(command("mkfifo", ["-m", "600"]).arg(place.path("logs/log"))).silent();
+    mounted.signal(Signal::HUP);
+    let refused = |dir: &str, why: &str| {
+        let log = || fs::read_to_string(place.path(dir).join("log.1")).unwrap();
+        assert!(wait_until(LIMIT, || log().contains(why)), "{}", log());
+    };
+    refused("logs", "no plain file");
+    fs::rename(place.path("logs"), place.path("away")).unwrap();
+    symlink(mounted.dir(), place.path("logs")).unwrap();
+    mounted.signal(Signal::HUP);
+    refused("away", "it is in the mount");
+    mounted.unmount();
+    let outcome = place.run("mount vol mnt -o log_file=away/log");
+    assert_eq!(outcome.code, 32);
+    assert!(
+        outcome.stderr.contains("no plain file"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+/// The directory of the log leads into a filesystem that answers nobody.
+#[test]
+fn a_log_that_cannot_be_opened_keeps_no_unmount_waiting() {
+    let Some(place) = Place::new("audit-stuck", LIMIT) else {
+        return;
+    };
+    place.dir("logs");
+    let mounted = place.fresh("", "log_file=logs/log");
+    place.run("create other").done();
+    let other = place.mount("other", "mnt2", "");
+    fs::rename(place.path("logs"), place.path("away")).unwrap();
+    symlink(other.dir(), place.path("logs")).unwrap();
+    other.signal(Signal::STOP);
+    mounted.signal(Signal::HUP);
+    thread::sleep(Duration::from_millis(300));
+    mounted.signal(Signal::TERM);
+    let has_ended = wait_until(LIMIT / 4, || !is_alive(mounted.pid));
+    other.signal(Signal::CONT);
+    assert!(has_ended, "the daemon has not unmounted");
+    other.unmount();
 }
 
 #[test]
