@@ -62,6 +62,10 @@ pub(super) fn is_started() -> bool {
     SINK.read().is_some()
 }
 
+pub(super) fn file() -> Option<PathBuf> {
+    SINK.read().as_ref()?.destination.path()
+}
+
 pub(super) fn write(line: &[u8]) {
     if let Some(sink) = &*SINK.read() {
         sink.write(line, &mut io::stderr());

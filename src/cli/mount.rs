@@ -24,7 +24,7 @@ use super::health::{self, Pulse};
 use super::locate;
 use super::log::Log;
 use super::options::MountWords;
-use super::paths::{absolute, as_named, refuse_to_cover};
+use super::paths::{Written, absolute, as_named, refuse_to_cover};
 use super::proof::VolumeDirectory;
 use super::remount::remount;
 use super::status;
@@ -218,8 +218,8 @@ fn serve(
     if let Err(error) = std::env::set_current_dir("/") {
         tracing::debug!(%error, "the working directory stays where it was");
     }
-    // All threads that follow inherit both.
     let is_watched = request.foreground && has_terminal();
+    // All threads that follow inherit both.
     let end = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
     let is_serving = Arc::new(AtomicBool::new(false));
     let mounted_on = MountedOn::default();
@@ -297,10 +297,9 @@ fn audit_end(volume: VolumeId, control: Option<&ControlServer>, closed: &Result<
     Record::new("unmount").volume(volume).outcome(closed);
 }
 
-/// What a hangup means to a daemon: its log was renamed. (To a process that a person watches, or one
-/// that is not ready yet, it is the end of the terminal.) Opening a file may take for ever, so that is
-/// for a thread which has nothing else to do, and not for the one that unmounts. It is not asked
-/// twice at a time.
+/// What a hangup means to a daemon: its log was renamed. (To a process that a person watches, or
+/// one that is not ready yet, it is the end of the terminal.) Opening a file may take for ever, so
+/// a thread does it that does nothing else, and not the one that unmounts.
 fn reopen_log(
     log: &Log,
     mounted_on: &MountedOn,
@@ -362,7 +361,14 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
         ))
         .with_hint("mount on an empty directory elsewhere"));
     }
-    refuse_to_cover(&request.keystore, &dir)?;
+    let written = [
+        (Written::Keystore, Some(request.keystore.clone())),
+        (Written::Log, request.words.log_file.clone()),
+        (Written::Audit, audit::file()),
+    ];
+    for (what, path) in written {
+        path.map_or(Ok(()), |path| refuse_to_cover(what, &path, &dir))?;
+    }
     Ok((volume, dir))
 }
 

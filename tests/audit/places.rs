@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::real::{Place, command, is_alive, run, wait_until};
+use crate::real::{Place, command, is_alive, is_mount_point, run, wait_until};
 use crate::{LIMIT, begin_anew, of_action, records, records_in};
 
 #[test]
@@ -159,6 +159,26 @@ fn a_hangup_has_the_files_made_anew() {
     assert!(log().contains("everything is on disk"));
 }
 
+/// They could be written through the mount alone, by the process that is to answer for it.
+#[test]
+fn files_that_the_mount_would_cover() {
+    let Some(place) = Place::new("audit-covered", LIMIT) else {
+        return;
+    };
+    place.run("create vol").done();
+    place.dir("mnt");
+    for option in ["audit_log", "log_file"] {
+        let outcome = place.run(&format!("mount vol mnt -o {option}=mnt/file"));
+        assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(option), "{}", outcome.stderr);
+    }
+    // A link in there that leads elsewhere, where it is as long as nothing is mounted.
+    symlink(place.path("keystore"), place.path("mnt/ks")).unwrap();
+    let outcome = place.run("mount vol mnt --platform-keystore mnt/ks");
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    assert!(!is_mount_point(&place.path("mnt")));
+}
+
 /// A pipe that nobody reads, and a file in the mount itself, which would keep it in use.
 #[test]
 fn a_hangup_leaves_a_log_that_cannot_be_one() {
@@ -181,7 +201,7 @@ fn a_hangup_leaves_a_log_that_cannot_be_one() {
     refused("away", "it is in the mount");
     mounted.unmount();
     let outcome = place.run("mount vol mnt -o log_file=away/log");
-    assert_eq!(outcome.code, 32);
+    assert_eq!(outcome.code, 2);
     assert!(
         outcome.stderr.contains("no plain file"),
         "{}",
