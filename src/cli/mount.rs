@@ -46,6 +46,9 @@ use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
 /// How often a copy of the metadata is put beside them, unless `checkpoint=` says otherwise.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
 
+/// How long a mount waits for its record before it is served.
+const RECORD_FOR: Duration = Duration::from_millis(500);
+
 /// How long a volume may be in use that is mounted, ...
 const MOUNTED_FOR: Duration = Duration::from_secs(1);
 /// ... and one that is not, which somebody mounts or closes.
@@ -240,6 +243,7 @@ fn serve(
         .map_err(|error| CliError::filesystem(doing(), &error))?;
     filesystem.warn_of_hidden();
     let control = start_control(path, &filesystem, report, read_only, &mounted_on);
+    let mut recorded = None;
     let served = fuse::mount(
         Arc::clone(&filesystem),
         dir,
@@ -247,7 +251,7 @@ fn serve(
         Some(signals),
         |device| {
             tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
-            audited(id, read_only, &options).done();
+            recorded = record_aside(|| audited(id, read_only, &options));
             is_serving.store(true, Ordering::SeqCst);
             if let Some(device) = device {
                 let entry = utab::Entry {
@@ -274,9 +278,34 @@ fn serve(
     }
     drop(filesystem);
     if is_serving.load(Ordering::SeqCst) {
+        if let Some(thread) = recorded {
+            // It does not panic, and the record of the end is due in any case.
+            let _ = thread.join();
+        }
         audit_end(id, control.as_ref(), &closed);
     }
     finish(control, served, closed, &doing)
+}
+
+/// Writes a record in a thread of its own, since the caller must not wait for it for long: the file
+/// may lead into the mount that the caller is to serve next. As a rule it is written when this
+/// returns.
+fn record_aside(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
+    let (written, is_written) = mpsc::channel::<()>();
+    let (context, taken_along) = (audit::Context::here(), record());
+    let spawned = thread::Builder::new()
+        .name("audit".to_owned())
+        .spawn(move || {
+            let _here = context.enter();
+            taken_along.done();
+            drop(written);
+        });
+    if spawned.is_err() {
+        record().done();
+        return None;
+    }
+    let _ = is_written.recv_timeout(RECORD_FOR);
+    spawned.ok()
 }
 
 /// The record of a mount.

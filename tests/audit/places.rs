@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::namespace::Namespace;
 use crate::real::{Place, command, is_alive, is_mount_point, run, wait_until};
 use crate::{LIMIT, begin_anew, of_action, records, records_in};
 
@@ -177,6 +178,40 @@ fn files_that_the_mount_would_cover() {
     let outcome = place.run("mount vol mnt --platform-keystore mnt/ks");
     assert_eq!(outcome.code, 1, "{}", outcome.stderr);
     assert!(!is_mount_point(&place.path("mnt")));
+}
+
+/// The path of the audit seems to lead elsewhere, and there the mount turns up as well.
+#[test]
+fn an_audit_that_is_in_the_mount_hangs_nobody() {
+    let test = "audit-inside";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(namespace) = Namespace::new(&place, test) else {
+        return;
+    };
+    place.run("create vol").done();
+    let (shared, other) = (place.dir("shared"), place.dir("other"));
+    place.dir("shared/mnt");
+    let script =
+        "mount --bind \"$0\" \"$0\" && mount --make-shared \"$0\" && mount --bind \"$0\" \"$1\"";
+    let mut bind = command("sh", ["-ec", script]);
+    run(&mut namespace.inside(bind.arg(&shared).arg(&other))).silent();
+    let mut mount = place.bilayer(["mount", "vol", "shared/mnt"]);
+    mount.args(["-o", "audit_log=other/mnt/audit.log"]);
+    run(&mut namespace.inside(&mount)).done();
+    let pid = place.status(&place.path("vol"))["daemon"]["pid"].as_i64();
+    place.take_charge(pid.unwrap() as i32);
+    let inside = namespace.see(&place.path("shared/mnt/audit.log"));
+    let is_there = || {
+        records_in(&inside)
+            .iter()
+            .any(|record| record["action"] == "mount")
+    };
+    assert!(wait_until(LIMIT / 4, is_there));
+    run(&mut namespace.inside(&place.bilayer(["unmount", "shared/mnt"]))).done();
+    let below = records_in(&inside);
+    assert_eq!(below.last().unwrap()["action"], "unmount");
 }
 
 /// A pipe that nobody reads, and a file in the mount itself, which would keep it in use.
