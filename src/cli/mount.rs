@@ -222,8 +222,13 @@ fn serve(
         tracing::debug!(%error, "the working directory stays where it was");
     }
     let is_watched = request.foreground && has_terminal();
-    // All threads that follow inherit both.
-    let end = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
+    // All threads that follow inherit both. Of nohup(1): the end of the terminal is not to be that
+    // of the mount. Without a terminal a hangup is what has the log opened anew.
+    let end = match is_watched && process::is_hangup_ignored() {
+        true => EndSignals::block_but_hangup(),
+        false => EndSignals::block(),
+    };
+    let end = end.map_err(|error| CliError::io(doing(), &error))?;
     let is_serving = Arc::new(AtomicBool::new(false));
     let mounted_on = MountedOn::default();
     let on_hangup = match is_watched {

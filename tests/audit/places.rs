@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::namespace::Namespace;
-use crate::real::{Place, command, is_alive, is_mount_point, run, wait_until};
+use crate::real::{BILAYER, Place, command, have, is_alive, is_mount_point, need, run, wait_until};
 use crate::{LIMIT, begin_anew, of_action, records, records_in};
 
 #[test]
@@ -242,6 +243,42 @@ fn a_hangup_leaves_a_log_that_cannot_be_one() {
         "{}",
         outcome.stderr
     );
+}
+
+/// The end of the terminal that it was started from.
+#[test]
+fn nohup_outlives_a_terminal() {
+    let test = "audit-nohup";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    if !need(
+        have("script") && have("nohup"),
+        test,
+        "script or nohup is missing",
+    ) {
+        return;
+    }
+    place.run("create vol").done();
+    let dir = place.dir("mnt");
+    for (before, outlives) in [("nohup ", true), ("", false)] {
+        let words = format!("{before}{BILAYER} mount --foreground vol mnt");
+        let mut script = command("script", ["-qec", &words, "/dev/null"]);
+        place.environment(&mut script);
+        let script = script.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut script = script.spawn().unwrap();
+        assert!(wait_until(LIMIT / 4, || is_mount_point(&dir)));
+        let mounted = place.mounted(&dir);
+        mounted.signal(Signal::HUP);
+        if outlives {
+            thread::sleep(Duration::from_millis(500));
+            assert!(is_alive(mounted.pid) && mounted.is_there());
+            mounted.unmount();
+        } else {
+            assert!(wait_until(LIMIT / 4, || !is_alive(mounted.pid)));
+        }
+        script.wait().unwrap();
+    }
 }
 
 /// The directory of the log leads into a filesystem that answers nobody.
