@@ -150,6 +150,11 @@ pub fn start(destination: Destination, spare: Destination, asker: Asker) {
     sink::start(destination, spare);
 }
 
+/// The file that records go to; `None` before [`start`], and where they go elsewhere.
+pub fn file() -> Option<PathBuf> {
+    sink::file()
+}
+
 /// From now on this process is about the volume in that directory.
 pub fn set_volume(path: &Path) {
     PROCESS.write().place = Some(Place {

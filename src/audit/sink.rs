@@ -79,6 +79,10 @@ pub(super) fn is_started() -> bool {
     SINK.read().is_some()
 }
 
+pub(super) fn file() -> Option<PathBuf> {
+    SINK.read().as_ref()?.destination.path()
+}
+
 /// Writes a line, which is of something that was refused, or of something that was done.
 pub(super) fn write(line: &[u8], is_refusal: bool) {
     if let Some(sink) = &*SINK.read() {

@@ -412,7 +412,7 @@ fn stream_to_file(
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
         Ok(found) if !found.is_file() => {
-            let file = owned::open_to_write(path, File::options().write(true));
+            let file = owned::open_to_write(path);
             let mut file = file.map_err(failed)?;
             return stream(session, request, &mut file, progress);
         }

@@ -4,9 +4,9 @@
 //! `EnvFilter`). Without it: errors and warnings, and on its way as a daemon also what it does. The
 //! [`audit`](crate::audit) is no part of it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::sys::owned::open_to_write;
+use crate::sys::owned::open_link_to_append;
 use crate::sys::syslog::{Facility, Severity, SystemLog};
 
 /// What is logged unless `BILAYER_LOG` says otherwise. fuser reports replies to requests that the
@@ -73,22 +73,34 @@ impl Log {
         Self(Arc::new(RwLock::new(Sink::Nowhere)))
     }
 
-    /// Goes on in that file, which is made (mode 0600) or added to. It tells what is done with keys:
-    /// nobody else's file, and no link that somebody else may have put there.
+    /// Goes on in that file, which is made (mode 0600) or added to. It tells what is done with
+    /// keys: nobody else's file, and no link that somebody else may have put there.
     pub fn to_file(&self, path: &Path) -> io::Result<()> {
-        let file = open(path)?;
-        let path = path.to_path_buf();
-        *self.0.write() = Sink::File { file, path };
+        self.go_on_in(open_link_to_append(path)?, path);
         Ok(())
     }
 
+    fn go_on_in(&self, file: File, path: &Path) {
+        let path = path.to_path_buf();
+        *self.0.write() = Sink::File { file, path };
+    }
+
     /// Opens the file anew, which somebody has renamed or removed. One that cannot be opened is
-    /// said, and the log stays where it was.
-    pub fn reopen(&self) {
+    /// said, and the log stays where it was. Neither is one on `own_device` used, which is that of
+    /// the mount: it would keep the mount in use for ever.
+    pub fn reopen(&self, own_device: Option<u64>) {
         let Some(path) = self.file_path() else {
             return;
         };
-        match self.to_file(&path) {
+        let opened = open_link_to_append(&path).and_then(|file| {
+            match Some(file.metadata()?.dev()) == own_device {
+                true => Err(io::Error::other(
+                    "it is in the mount that this is the log of",
+                )),
+                false => Ok(file),
+            }
+        });
+        match opened.map(|file| self.go_on_in(file, &path)) {
             Ok(()) => tracing::info!("the log was opened anew"),
             Err(error) => tracing::error!(
                 %error,
@@ -112,11 +124,6 @@ impl Log {
             *sink = Sink::System(SystemLog::new(Facility::Daemon));
         }
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    open_to_write(path, options.append(true).create(true).mode(0o600))
 }
 
 fn severity(level: Level) -> Severity {
@@ -196,15 +203,18 @@ mod tests {
         write("kept\n");
         std::fs::rename(&path, &old).unwrap();
         write("kept there\n");
-        log.reopen();
+        log.reopen(None);
         write("new\n");
         assert_eq!(std::fs::read(&old).unwrap(), b"kept\nkept there\n");
         assert_eq!(std::fs::read(&path).unwrap(), b"new\n");
         // What cannot be opened is no reason to lose what there is.
         std::fs::rename(&path, &old).unwrap();
         std::fs::create_dir(&path).unwrap();
-        log.reopen();
+        log.reopen(None);
         write("still\n");
-        assert_eq!(std::fs::read(&old).unwrap(), b"new\nstill\n");
+        std::fs::remove_dir(&path).unwrap();
+        log.reopen(Some(dir.path().metadata().unwrap().dev()));
+        write("there\n");
+        assert_eq!(std::fs::read(&old).unwrap(), b"new\nstill\nthere\n");
     }
 }

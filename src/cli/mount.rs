@@ -9,8 +9,9 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::answers::{MountedOn, answer_for_mount, start_control};
@@ -23,7 +24,7 @@ use super::health::{self, Pulse};
 use super::locate;
 use super::log::Log;
 use super::options::MountWords;
-use super::paths::{absolute, as_named, refuse_to_cover};
+use super::paths::{Written, absolute, as_named, refuse_to_cover};
 use super::proof::VolumeDirectory;
 use super::remount::remount;
 use super::status;
@@ -44,6 +45,9 @@ use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
 
 /// How often a copy of the metadata is put beside them, unless `checkpoint=` says otherwise.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// How long a mount waits for its record before it is served.
+const RECORD_FOR: Duration = Duration::from_millis(500);
 
 /// How long a volume may be in use that is mounted, ...
 const MOUNTED_FOR: Duration = Duration::from_secs(1);
@@ -217,13 +221,22 @@ fn serve(
     if let Err(error) = std::env::set_current_dir("/") {
         tracing::debug!(%error, "the working directory stays where it was");
     }
-    // All threads that follow inherit both.
-    let end = EndSignals::block().map_err(|error| CliError::io(doing(), &error))?;
-    let is_serving = Arc::new(AtomicBool::new(false));
-    let signals = Signals {
-        end,
-        on_hangup: reopen_log(request, log, &is_serving),
+    let is_watched = request.foreground && has_terminal();
+    // All threads that follow inherit both. Of nohup(1): the end of the terminal is not to be that
+    // of the mount. Without a terminal a hangup is what has the log opened anew.
+    let end = match is_watched && process::is_hangup_ignored() {
+        true => EndSignals::block_but_hangup(),
+        false => EndSignals::block(),
     };
+    let end = end.map_err(|error| CliError::io(doing(), &error))?;
+    let is_serving = Arc::new(AtomicBool::new(false));
+    let mounted_on = MountedOn::default();
+    let on_hangup = match is_watched {
+        true => Ok(Box::new(|| false) as _),
+        false => reopen_log(log, &mounted_on, &is_serving),
+    };
+    let on_hangup = on_hangup.map_err(|error| CliError::io(doing(), &error))?;
+    let signals = Signals { end, on_hangup };
     if let Err(error) = process::set_io_flusher() {
         tracing::debug!(%error, "not marked as one that serves writeback");
     }
@@ -234,8 +247,8 @@ fn serve(
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| CliError::filesystem(doing(), &error))?;
     filesystem.warn_of_hidden();
-    let mounted_on = MountedOn::default();
     let control = start_control(path, &filesystem, report, read_only, &mounted_on);
+    let mut recorded = None;
     let served = fuse::mount(
         Arc::clone(&filesystem),
         dir,
@@ -243,7 +256,7 @@ fn serve(
         Some(signals),
         |device| {
             tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
-            audited(id, read_only, &options).done();
+            recorded = record_aside(|| audited(id, read_only, &options));
             is_serving.store(true, Ordering::SeqCst);
             if let Some(device) = device {
                 let entry = utab::Entry {
@@ -270,9 +283,34 @@ fn serve(
     }
     drop(filesystem);
     if is_serving.load(Ordering::SeqCst) {
+        if let Some(thread) = recorded {
+            // It does not panic, and the record of the end is due in any case.
+            let _ = thread.join();
+        }
         audit_end(id, control.as_ref(), &closed);
     }
     finish(control, served, closed, &doing)
+}
+
+/// Writes a record in a thread of its own, since the caller must not wait for it for long: the file
+/// may lead into the mount that the caller is to serve next. As a rule it is written when this
+/// returns.
+fn record_aside(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
+    let (written, is_written) = mpsc::channel::<()>();
+    let (context, taken_along) = (audit::Context::here(), record());
+    let spawned = thread::Builder::new()
+        .name("audit".to_owned())
+        .spawn(move || {
+            let _here = context.enter();
+            taken_along.done();
+            drop(written);
+        });
+    if spawned.is_err() {
+        record().done();
+        return None;
+    }
+    let _ = is_written.recv_timeout(RECORD_FOR);
+    spawned.ok()
 }
 
 /// The record of a mount.
@@ -293,22 +331,33 @@ fn audit_end(volume: VolumeId, control: Option<&ControlServer>, closed: &Result<
     Record::new("unmount").volume(volume).outcome(closed);
 }
 
-/// What a hangup means: to a daemon, that its log was renamed. To a process that a person watches, or
-/// one that is not ready yet, it is the end of the terminal.
+/// What a hangup means to a daemon: its log was renamed. (To a process that a person watches, or
+/// one that is not ready yet, it is the end of the terminal.) Opening a file may take for ever, so
+/// a thread does it that does nothing else, and not the one that unmounts.
 fn reopen_log(
-    request: &MountRequest,
     log: &Log,
+    mounted_on: &MountedOn,
     is_serving: &Arc<AtomicBool>,
-) -> Box<dyn Fn() -> bool + Send> {
-    let is_watched = request.foreground && has_terminal();
-    let (log, is_serving) = (log.clone(), Arc::clone(is_serving));
-    Box::new(move || {
-        let reopens = !is_watched && is_serving.load(Ordering::SeqCst);
+) -> io::Result<Box<dyn Fn() -> bool + Send>> {
+    let (log, mounted_on) = (log.clone(), Arc::clone(mounted_on));
+    let (ask, asked) = mpsc::sync_channel(1);
+    thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || {
+            for () in asked {
+                let device = mounted_on.lock().as_ref().map(|entry| entry.device);
+                log.reopen(device);
+            }
+        })?;
+    let is_serving = Arc::clone(is_serving);
+    Ok(Box::new(move || {
+        let reopens = is_serving.load(Ordering::SeqCst);
         if reopens {
-            log.reopen();
+            // Full: it will be opened anew after this, whatever it is doing now.
+            let _ = ask.try_send(());
         }
         reopens
-    })
+    }))
 }
 
 /// Makes what `--create` asks for, resolves both paths, and refuses pairs that cannot work.
@@ -346,7 +395,14 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), CliError
         ))
         .with_hint("mount on an empty directory elsewhere"));
     }
-    refuse_to_cover(&request.keystore, &dir)?;
+    let written = [
+        (Written::Keystore, Some(request.keystore.clone())),
+        (Written::Log, request.words.log_file.clone()),
+        (Written::Audit, audit::file()),
+    ];
+    for (what, path) in written {
+        path.map_or(Ok(()), |path| refuse_to_cover(what, &path, &dir))?;
+    }
     Ok((volume, dir))
 }
 
@@ -489,7 +545,7 @@ pub(super) fn open_when_free(
         };
         let again = begin.elapsed() <= patience;
         if again {
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
         again
     })

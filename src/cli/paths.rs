@@ -43,19 +43,66 @@ pub(super) fn as_named(path: &Path) -> Vec<PathBuf> {
     named
 }
 
-/// A keystore that the mount covers could not be written while the volume is mounted.
-pub(super) fn refuse_to_cover(keystore: &Path, dir: &Path) -> Result<(), CliError> {
-    match std::fs::canonicalize(keystore) {
-        Ok(keystore) if keystore.starts_with(dir) => Err(CliError::usage(format!(
-            "cannot mount on {}: the platform keystore {} is inside it",
-            dir.display(),
-            keystore.display()
-        ))
-        .with_hint(format!(
-            "keep it elsewhere: --platform-keystore DIR or {ENVIRONMENT}=DIR"
-        ))),
-        _ => Ok(()),
+/// What is written to while a volume is mounted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Written {
+    Keystore,
+    Log,
+    Audit,
+}
+
+/// What the mount covers could not be written while the volume is mounted; or only through the
+/// mount, by the process that is to answer for it.
+pub(super) fn refuse_to_cover(written: Written, path: &Path, dir: &Path) -> Result<(), CliError> {
+    if !leads_through(path, dir) {
+        return Ok(());
     }
+    let (what, elsewhere) = match written {
+        Written::Keystore => (
+            "platform keystore",
+            format!("--platform-keystore DIR or {ENVIRONMENT}=DIR"),
+        ),
+        Written::Log => ("log file", "-o log_file=FILE".to_owned()),
+        Written::Audit => ("file of the audit", "-o audit_log=FILE".to_owned()),
+    };
+    Err(CliError::usage(format!(
+        "cannot mount on {}: the {what} {} is inside it, or its path leads through it",
+        dir.display(),
+        path.display()
+    ))
+    .with_hint(format!("keep it elsewhere: {elsewhere}")))
+}
+
+/// Whether the way to a file passes through a directory, also where a symbolic link in there leads
+/// out of it again. Nothing of the path need exist.
+fn leads_through(path: &Path, dir: &Path) -> bool {
+    /// As many as the kernel follows.
+    const LINKS_MAX: usize = 40;
+    let steps_of = |path: &Path| {
+        let steps = path.components().rev();
+        steps.map(|step| step.as_os_str().to_owned()).collect()
+    };
+    let mut steps: Vec<_> = std::path::absolute(path)
+        .as_deref()
+        .map_or_else(|_| Vec::new(), steps_of);
+    let (mut reached, mut links) = (PathBuf::from("/"), 0);
+    while let Some(step) = steps.pop() {
+        match step == ".." {
+            true => drop(reached.pop()),
+            false => reached.push(&step),
+        }
+        if reached.starts_with(dir) {
+            return true;
+        }
+        if links < LINKS_MAX
+            && let Ok(target) = std::fs::read_link(&reached)
+        {
+            links += 1;
+            reached.pop();
+            steps.extend(steps_of(&target));
+        }
+    }
+    false
 }
 
 /// The working directory, against which relative paths in options are meant.
@@ -100,10 +147,37 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().canonicalize().unwrap();
         let keystore = home.join(".local/platform");
-        refuse_to_cover(&keystore, &home).expect("none is there");
-        std::fs::create_dir_all(&keystore).unwrap();
-        let refused = refuse_to_cover(&keystore, &home).unwrap_err();
+        let check = |path: &Path, dir: &Path| refuse_to_cover(Written::Keystore, path, dir);
+        let refused = check(&keystore, &home).unwrap_err();
         assert!(refused.message.contains("keystore"), "{}", refused.message);
-        refuse_to_cover(&keystore, &home.join("mnt")).expect("beside it");
+        std::fs::create_dir_all(&keystore).unwrap();
+        check(&keystore, &home).unwrap_err();
+        check(&keystore, &home.join("mnt")).expect("beside it");
+    }
+
+    #[test]
+    fn paths_that_lead_through_the_mount_are_covered() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        let (mnt, there) = (top.join("mnt"), top.join("there"));
+        std::fs::create_dir(&mnt).unwrap();
+        std::fs::create_dir(&there).unwrap();
+        std::os::unix::fs::symlink("../there", mnt.join("out")).unwrap();
+        std::os::unix::fs::symlink("mnt/out", top.join("by-mnt")).unwrap();
+        std::os::unix::fs::symlink("../mnt/../mnt/log", there.join("log")).unwrap();
+        std::os::unix::fs::symlink("loop", top.join("loop")).unwrap();
+        for path in ["mnt", "mnt/log", "mnt/out/log", "by-mnt", "there/log"] {
+            assert!(leads_through(&top.join(path), &mnt), "{path}");
+            refuse_to_cover(Written::Audit, &top.join(path), &mnt).unwrap_err();
+        }
+        for path in [
+            "there",
+            "there/../audit",
+            "mnt2/log",
+            "loop/log",
+            "none/log",
+        ] {
+            assert!(!leads_through(&top.join(path), &mnt), "{path}");
+        }
     }
 }

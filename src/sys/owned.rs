@@ -1,20 +1,26 @@
 //! Files of this program's own in directories where somebody else may have put something.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use super::identity::effective_user;
 
-/// Whether nobody but root and this user decides what a name leads to: the directory that it is in is
-/// theirs, and no others write to it.
+/// Symbolic links that one path may lead through, as many as the kernel follows.
+const LINKS_MAX: usize = 40;
+const LOOK_UP: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
+/// Whether nobody but root and this user decides what a name leads to: the directory that it is in
+/// is theirs and no others write to it, and nobody else can put another one in its place.
 pub fn is_ours(path: &Path) -> bool {
-    let parent = std::path::absolute(path).ok();
-    let parent = parent.as_deref().and_then(Path::parent);
-    parent
-        .and_then(|parent| std::fs::metadata(parent).ok())
-        .is_some_and(|found| is_trusted(found.uid()) && found.mode() & 0o022 == 0)
+    Parent::of(path).is_ok_and(|parent| parent.is_ours)
 }
 
 fn is_trusted(user: u32) -> bool {
@@ -25,15 +31,122 @@ fn refused(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, why.into())
 }
 
-/// Opens what is written to where it lies. A link that others may have put there is not followed,
-/// and what is there has to be root's or this user's.
+/// The directory of a path's last name, opened once: whatever is renamed on the way there
+/// meanwhile, what was found out of it is true of the directory that the name is then opened in.
+struct Parent {
+    dir: OwnedFd,
+    name: OsString,
+    /// See [`is_ours`].
+    is_ours: bool,
+}
+
+impl Parent {
+    fn of(path: &Path) -> io::Result<Self> {
+        let root = rustix::fs::openat(CWD, "/", LOOK_UP | OFlags::DIRECTORY, Mode::empty())?;
+        Self::walk(root, true, &std::path::absolute(path)?)
+    }
+
+    /// The same of what the name leads to, which is a symbolic link.
+    fn of_target(self) -> io::Result<Self> {
+        let target = rustix::fs::readlinkat(&self.dir, &self.name, Vec::new())?;
+        let target = OsString::from_vec(target.into_bytes());
+        Self::walk(self.dir, self.is_ours, Path::new(&target))
+    }
+
+    /// Name by name, since every directory that a name is looked up in decides where that leads.
+    fn walk(mut dir: OwnedFd, mut is_ours: bool, path: &Path) -> io::Result<Self> {
+        let Some(name) = path.file_name() else {
+            return Err(io::ErrorKind::IsADirectory.into());
+        };
+        let mut steps = Vec::new();
+        push_steps(&mut steps, path.parent().unwrap_or(Path::new("")));
+        let mut links = 0;
+        while let Some(step) = steps.pop() {
+            is_ours &= is_way_ours(&rustix::fs::fstat(&dir)?);
+            match enter(&dir, &step)? {
+                Step::Directory(next) => dir = next,
+                Step::Link(target) => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return Err(Errno::LOOP.into());
+                    }
+                    push_steps(&mut steps, Path::new(&target));
+                }
+            }
+        }
+        let found = rustix::fs::fstat(&dir)?;
+        is_ours &= is_trusted(found.st_uid) && found.st_mode & 0o022 == 0;
+        let name = name.to_owned();
+        Ok(Self { dir, name, is_ours })
+    }
+
+    fn open(&self, flags: OFlags) -> rustix::io::Result<File> {
+        let flags = flags | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, &self.name, flags, Mode::from_raw_mode(0o600))?;
+        Ok(File::from(file))
+    }
+}
+
+enum Step {
+    Directory(OwnedFd),
+    Link(OsString),
+}
+
+/// One name further. As a directory first, which has an automounter mount it.
+fn enter(dir: &OwnedFd, name: &OsStr) -> io::Result<Step> {
+    let flags = LOOK_UP | OFlags::NOFOLLOW;
+    match rustix::fs::openat(dir, name, flags | OFlags::DIRECTORY, Mode::empty()) {
+        Err(Errno::NOTDIR | Errno::LOOP) => {}
+        found => return Ok(Step::Directory(found?)),
+    }
+    let link = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let found = rustix::fs::fstat(&link)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    if !is_trusted(found.st_uid) {
+        let owner = found.st_uid;
+        return Err(refused(format!(
+            "a symbolic link on the way to it belongs to user {owner}"
+        )));
+    }
+    let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
+    Ok(Step::Link(OsString::from_vec(target.into_bytes())))
+}
+
+/// Puts the names of a path on the stack of those to look up; the first comes off first.
+fn push_steps(steps: &mut Vec<OsString>, path: &Path) {
+    let names = path.components().rev();
+    let names = names.filter(|name| *name != Component::CurDir);
+    steps.extend(names.map(|name| name.as_os_str().to_owned()));
+}
+
+/// Whether others can put nothing in the place of what root and this user have in a directory. In a
+/// sticky one that is so, and what they have added belongs to them.
+fn is_way_ours(dir: &Stat) -> bool {
+    let is_sticky = dir.st_mode & libc::S_ISVTX != 0;
+    is_trusted(dir.st_uid) && (dir.st_mode & 0o022 == 0 || is_sticky)
+}
+
+/// Opens what is written to where it lies: a pipe, which waits for its reader, or a device. A link
+/// that others may have put there is not followed, and what is there has to be root's or this
+/// user's.
 ///
 /// # Errors
 /// What the operating system refuses; permission denied for what others may have put there.
-pub fn open_to_write(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    let flags = if is_ours(path) { 0 } else { libc::O_NOFOLLOW };
-    let link = "it is a symbolic link in a directory that others write to";
-    open_checked(path, options.custom_flags(flags), link)
+pub fn open_to_write(path: &Path) -> io::Result<File> {
+    let parent = Parent::of(path)?;
+    let links = match parent.is_ours {
+        // Left to the kernel: those of `/proc/self/fd` lead where no path does.
+        true => OFlags::empty(),
+        false => OFlags::NOFOLLOW,
+    };
+    let file = match parent.open(OFlags::WRONLY | links) {
+        Err(Errno::LOOP) => Err(refused(LINK_OF_OTHERS)),
+        result => result.map_err(io::Error::from),
+    }?;
+    check_owner(&file)?;
+    Ok(file)
 }
 
 /// Opens a plain file to append to, or creates it with mode 0600. No link is followed, and a pipe
@@ -43,34 +156,64 @@ pub fn open_to_write(path: &Path, options: &mut OpenOptions) -> io::Result<File>
 /// As [`open_to_write`]; permission denied also for a symbolic link of the user's own, for what is
 /// no plain file, and for a file with a second name that others may have given it.
 pub fn open_to_append(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600);
-    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = open_checked(path, &mut options, "it is a symbolic link")?;
+    open_plain(&Parent::of(path)?).map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => refused("it is a symbolic link"),
+        _ => error,
+    })
+}
+
+/// As [`open_to_append`], but a symbolic link that only root and this user can have put there may
+/// lead to the file.
+///
+/// # Errors
+/// As [`open_to_append`], but for such a link.
+pub fn open_link_to_append(path: &Path) -> io::Result<File> {
+    let mut parent = Parent::of(path)?;
+    for _ in 0..LINKS_MAX {
+        match open_plain(&parent) {
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                if !parent.is_ours {
+                    return Err(refused(LINK_OF_OTHERS));
+                }
+                parent = parent.of_target()?;
+            }
+            result => return result,
+        }
+    }
+    Err(Errno::LOOP.into())
+}
+
+const LINK_OF_OTHERS: &str = "it is a symbolic link in a directory that others write to";
+const NOT_PLAIN: &str = "it is no plain file";
+
+fn open_plain(parent: &Parent) -> io::Result<File> {
+    let append = OFlags::WRONLY | OFlags::APPEND;
+    let file =
+        parent.open(append | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY);
+    let file = match file {
+        // A pipe that nobody reads, or a socket.
+        Err(Errno::NXIO) => Err(refused(NOT_PLAIN)),
+        result => result.map_err(io::Error::from),
+    }?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(refused("it is no plain file"));
+        return Err(refused(NOT_PLAIN));
     }
-    if metadata.nlink() > 1 && !is_ours(path) {
+    check_owner(&file)?;
+    if metadata.nlink() > 1 && !parent.is_ours {
         return Err(refused(
             "it has other names, and others write to its directory",
         ));
     }
+    rustix::fs::fcntl_setfl(&file, append)?;
     Ok(file)
 }
 
-fn open_checked(path: &Path, options: &mut OpenOptions, link: &str) -> io::Result<File> {
-    let file = options
-        .open(path)
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::ELOOP) => refused(link),
-            _ => error,
-        })?;
+fn check_owner(file: &File) -> io::Result<()> {
     let owner = file.metadata()?.uid();
-    if is_trusted(owner) {
-        Ok(file)
-    } else {
-        Err(refused(format!("it belongs to user {owner}")))
+    match is_trusted(owner) {
+        true => Ok(()),
+        false => Err(refused(format!("it belongs to user {owner}"))),
     }
 }
 
@@ -78,10 +221,18 @@ fn open_checked(path: &Path, options: &mut OpenOptions, link: &str) -> io::Resul
 mod tests {
     use super::*;
     use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
-    fn share(dir: &Path) {
-        std::fs::set_permissions(dir, Permissions::from_mode(0o1777)).unwrap();
+    use rustix::fs::RenameFlags;
+
+    fn share(dir: &Path, mode: u32) {
+        std::fs::set_permissions(dir, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn make_pipe(path: &Path) {
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0).unwrap();
     }
 
     #[test]
@@ -89,40 +240,130 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (prize, link) = (dir.path().join("prize"), dir.path().join("link"));
         std::fs::write(&prize, "kept").unwrap();
-        symlink(&prize, &link).unwrap();
-        let open = |path: &Path| open_to_write(path, OpenOptions::new().append(true).create(true));
-        assert!(is_ours(&link) && open(&link).is_ok());
-        share(dir.path());
+        symlink("prize", &link).unwrap();
+        let opens = [open_to_write, open_link_to_append];
+        for open in opens {
+            assert!(is_ours(&link) && open(&link).is_ok());
+        }
+        share(dir.path(), 0o1777);
         assert!(!is_ours(&link));
-        let error = open(&link).unwrap_err();
-        assert!(error.to_string().contains("symbolic link"), "{error}");
-        assert!(open(&prize).is_ok() && open(&dir.path().join("new")).is_ok());
+        for open in opens {
+            let error = open(&link).unwrap_err();
+            assert!(error.to_string().contains("symbolic link"), "{error}");
+            assert!(open(&prize).is_ok());
+        }
         if effective_user() == 0 {
-            std::os::unix::fs::chown(&prize, Some(4711), None).unwrap();
-            for error in [open(&prize), open_to_append(&prize)].map(Result::unwrap_err) {
+            chown(&prize, Some(4711), None).unwrap();
+            for open in [open_to_write, open_link_to_append, open_to_append] {
+                let error = open(&prize).unwrap_err();
                 assert!(error.to_string().contains("4711"), "{error}");
             }
         }
-        open_to_write(Path::new("/dev/null"), OpenOptions::new().write(true)).unwrap();
+        open_to_write(Path::new("/dev/null")).unwrap();
     }
 
     #[test]
     fn only_a_plain_file_of_one_name_is_appended_to() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
-        let mode = open_to_append(&file).unwrap().metadata().unwrap().mode();
-        assert_eq!(mode & 0o7777, 0o600);
-        let refused = |name: &str| {
-            let error = open_to_append(&dir.path().join(name)).unwrap_err();
+        let opened = open_to_append(&file).unwrap();
+        assert_eq!(opened.metadata().unwrap().mode() & 0o7777, 0o600);
+        let flags = rustix::fs::fcntl_getfl(&opened).unwrap();
+        assert!(flags.contains(OFlags::APPEND) && !flags.contains(OFlags::NONBLOCK));
+        let refused = |open: fn(&Path) -> io::Result<File>, name: &str| {
+            let error = open(&dir.path().join(name)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
             error.to_string()
         };
         symlink(&file, dir.path().join("link")).unwrap();
-        assert!(refused("link").contains("symbolic link"));
-        assert!(open_to_append(Path::new("/dev/null")).is_err());
+        assert!(refused(open_to_append, "link").contains("symbolic link"));
+        make_pipe(&dir.path().join("pipe"));
         std::fs::hard_link(&file, dir.path().join("second")).unwrap();
-        open_to_append(&file).unwrap();
-        share(dir.path());
-        assert!(refused("second").contains("other names"));
+        for open in [open_to_append, open_link_to_append] {
+            open(&file).unwrap();
+            assert!(open(Path::new("/dev/null")).is_err());
+            assert!(refused(open, "pipe").contains("no plain file"));
+        }
+        share(dir.path(), 0o1777);
+        for open in [open_to_append, open_link_to_append] {
+            assert!(refused(open, "second").contains("other names"));
+        }
+    }
+
+    #[test]
+    fn links_of_the_own_lead_on_and_are_looked_at_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir(path("inner")).unwrap();
+        symlink("inner", path("to-inner")).unwrap();
+        symlink("to-inner/../second", path("first")).unwrap();
+        symlink(path("inner/log"), path("second")).unwrap();
+        open_link_to_append(&path("first")).unwrap();
+        assert!(path("inner/log").is_file());
+        symlink("loop", path("loop")).unwrap();
+        for name in ["loop", "loop/log"] {
+            let error = open_link_to_append(&path(name)).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ELOOP), "{error}");
+        }
+        // The target is in a directory that others write to, and has a second name.
+        std::fs::hard_link(path("inner/log"), path("again")).unwrap();
+        share(&path("inner"), 0o777);
+        assert!(open_link_to_append(&path("first")).is_err());
+    }
+
+    #[test]
+    fn whoever_writes_above_decides_what_a_name_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("outer/inner");
+        std::fs::create_dir_all(&inner).unwrap();
+        let file = inner.join("file");
+        assert!(is_ours(&file));
+        share(dir.path(), 0o1777);
+        assert!(is_ours(&file));
+        share(dir.path(), 0o777);
+        assert!(!is_ours(&file));
+        share(dir.path(), 0o700);
+        if effective_user() == 0 {
+            symlink(&inner, dir.path().join("way")).unwrap();
+            let by_link = dir.path().join("way/file");
+            open_to_append(&by_link).unwrap();
+            std::os::unix::fs::lchown(dir.path().join("way"), Some(4711), None).unwrap();
+            let error = open_to_append(&by_link).unwrap_err();
+            assert!(error.to_string().contains("4711"), "{error}");
+            chown(dir.path().join("outer"), Some(4711), None).unwrap();
+            assert!(!is_ours(&file));
+        }
+    }
+
+    /// Somebody exchanges a directory of theirs and a link to one of ours, again and again.
+    #[test]
+    fn a_directory_that_is_exchanged_meanwhile_leads_to_no_file_of_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["ours", "shared", "shared/theirs"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        share(&path("shared"), 0o777);
+        share(&path("shared/theirs"), 0o777);
+        std::fs::write(path("prize"), "kept").unwrap();
+        symlink(path("prize"), path("shared/theirs/log")).unwrap();
+        symlink(path("ours"), path("shared/link")).unwrap();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, two) = (path("shared/theirs"), path("shared/link"));
+                while !is_over.load(Ordering::Relaxed) {
+                    let both = RenameFlags::EXCHANGE;
+                    rustix::fs::renameat_with(CWD, &one, CWD, &two, both).unwrap();
+                }
+            });
+            for _ in 0..5000 {
+                if let Ok(mut file) = open_link_to_append(&path("shared/theirs/log")) {
+                    io::Write::write_all(&mut file, b"line").unwrap();
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(std::fs::read(path("prize")).unwrap(), b"kept");
     }
 }

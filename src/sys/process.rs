@@ -140,6 +140,15 @@ impl EndSignals {
     /// [`EndSignals::wait`] is the only way they are seen. Two of them mean what they mean also where
     /// whoever started this had them ignored, as shells do for what runs in the background.
     pub fn block() -> io::Result<Self> {
+        Self::block_these(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+    }
+
+    /// As [`Self::block`], but SIGHUP stays what it is, such as ignored.
+    pub fn block_but_hangup() -> io::Result<Self> {
+        Self::block_these(&[libc::SIGTERM, libc::SIGINT])
+    }
+
+    fn block_these(signals: &[libc::c_int]) -> io::Result<Self> {
         // SAFETY: the default action runs none of this program's code.
         unsafe {
             libc::signal(libc::SIGTERM, libc::SIG_DFL);
@@ -151,8 +160,8 @@ impl EndSignals {
         let (result, set) = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             let mut set = set.assume_init();
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-                libc::sigaddset(&mut set, signal);
+            for signal in signals {
+                libc::sigaddset(&mut set, *signal);
             }
             (
                 libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()),
@@ -205,6 +214,15 @@ impl EndSignals {
             _ => Ok(Some("signal")),
         }
     }
+}
+
+/// Whether this process ignores SIGHUP, as nohup(1) starts it.
+pub fn is_hangup_ignored() -> bool {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null pointer changes nothing; the other one is to a live sigaction.
+    let result = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), now.as_mut_ptr()) };
+    // SAFETY: all-zero is a valid sigaction, and the call fills it in.
+    result == 0 && unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 /// Which side of a fork the caller finds itself on.

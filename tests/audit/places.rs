@@ -4,11 +4,14 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::Path;
+use std::process::Stdio;
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::real::{BILAYER, Place, command, have, is_alive, need, run, wait_until};
+use crate::namespace::Namespace;
+use crate::real::{BILAYER, Place, command, have, is_alive, is_mount_point, need, run, wait_until};
 use crate::{LIMIT, begin_anew, of_action, records, records_in};
 
 #[test]
@@ -198,6 +201,148 @@ fn a_hangup_has_the_files_made_anew() {
     assert!(is_alive(mounted.pid) && mounted.is_there());
     mounted.unmount();
     assert!(log().contains("everything is on disk"));
+}
+
+/// They could be written through the mount alone, by the process that is to answer for it.
+#[test]
+fn files_that_the_mount_would_cover() {
+    let Some(place) = Place::new("audit-covered", LIMIT) else {
+        return;
+    };
+    place.run("create vol").done();
+    place.dir("mnt");
+    for option in ["audit_log", "log_file"] {
+        let outcome = place.run(&format!("mount vol mnt -o {option}=mnt/file"));
+        assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(option), "{}", outcome.stderr);
+    }
+    // A link in there that leads elsewhere, where it is as long as nothing is mounted.
+    symlink(place.path("keystore"), place.path("mnt/ks")).unwrap();
+    let outcome = place.run("mount vol mnt --platform-keystore mnt/ks");
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    assert!(!is_mount_point(&place.path("mnt")));
+}
+
+/// The path of the audit seems to lead elsewhere, and there the mount turns up as well.
+#[test]
+fn an_audit_that_is_in_the_mount_hangs_nobody() {
+    let test = "audit-inside";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    let Some(namespace) = Namespace::new(&place, test) else {
+        return;
+    };
+    place.run("create vol").done();
+    let (shared, other) = (place.dir("shared"), place.dir("other"));
+    place.dir("shared/mnt");
+    let script =
+        "mount --bind \"$0\" \"$0\" && mount --make-shared \"$0\" && mount --bind \"$0\" \"$1\"";
+    let mut bind = command("sh", ["-ec", script]);
+    run(&mut namespace.inside(bind.arg(&shared).arg(&other))).silent();
+    let mut mount = place.bilayer(["mount", "vol", "shared/mnt"]);
+    mount.args(["-o", "audit_log=other/mnt/audit.log"]);
+    run(&mut namespace.inside(&mount)).done();
+    let pid = place.status(&place.path("vol"))["daemon"]["pid"].as_i64();
+    place.take_charge(pid.unwrap() as i32);
+    let inside = namespace.see(&place.path("shared/mnt/audit.log"));
+    let is_there = || {
+        records_in(&inside)
+            .iter()
+            .any(|record| record["action"] == "mount")
+    };
+    assert!(wait_until(LIMIT / 4, is_there));
+    run(&mut namespace.inside(&place.bilayer(["unmount", "shared/mnt"]))).done();
+    let below = records_in(&inside);
+    assert_eq!(below.last().unwrap()["action"], "unmount");
+}
+
+/// A pipe that nobody reads, and a file in the mount itself, which would keep it in use.
+#[test]
+fn a_hangup_leaves_a_log_that_cannot_be_one() {
+    let Some(place) = Place::new("audit-reopen", LIMIT) else {
+        return;
+    };
+    place.dir("logs");
+    let mounted = place.fresh("", "log_file=logs/log");
+    fs::rename(place.path("logs/log"), place.path("logs/log.1")).unwrap();
+    run(command("mkfifo", ["-m", "600"]).arg(place.path("logs/log"))).silent();
+    mounted.signal(Signal::HUP);
+    let refused = |dir: &str, why: &str| {
+        let log = || fs::read_to_string(place.path(dir).join("log.1")).unwrap();
+        assert!(wait_until(LIMIT, || log().contains(why)), "{}", log());
+    };
+    refused("logs", "no plain file");
+    fs::rename(place.path("logs"), place.path("away")).unwrap();
+    symlink(mounted.dir(), place.path("logs")).unwrap();
+    mounted.signal(Signal::HUP);
+    refused("away", "it is in the mount");
+    mounted.unmount();
+    let outcome = place.run("mount vol mnt -o log_file=away/log");
+    assert_eq!(outcome.code, 2);
+    assert!(
+        outcome.stderr.contains("no plain file"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+/// The end of the terminal that it was started from.
+#[test]
+fn nohup_outlives_a_terminal() {
+    let test = "audit-nohup";
+    let Some(place) = Place::new(test, LIMIT) else {
+        return;
+    };
+    if !need(
+        have("script") && have("nohup"),
+        test,
+        "script or nohup is missing",
+    ) {
+        return;
+    }
+    place.run("create vol").done();
+    let dir = place.dir("mnt");
+    for (before, outlives) in [("nohup ", true), ("", false)] {
+        let words = format!("{before}{BILAYER} mount --foreground vol mnt");
+        let mut script = command("script", ["-qec", &words, "/dev/null"]);
+        place.environment(&mut script);
+        let script = script.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut script = script.spawn().unwrap();
+        assert!(wait_until(LIMIT / 4, || is_mount_point(&dir)));
+        let mounted = place.mounted(&dir);
+        mounted.signal(Signal::HUP);
+        if outlives {
+            thread::sleep(Duration::from_millis(500));
+            assert!(is_alive(mounted.pid) && mounted.is_there());
+            mounted.unmount();
+        } else {
+            assert!(wait_until(LIMIT / 4, || !is_alive(mounted.pid)));
+        }
+        script.wait().unwrap();
+    }
+}
+
+/// The directory of the log leads into a filesystem that answers nobody.
+#[test]
+fn a_log_that_cannot_be_opened_keeps_no_unmount_waiting() {
+    let Some(place) = Place::new("audit-stuck", LIMIT) else {
+        return;
+    };
+    place.dir("logs");
+    let mounted = place.fresh("", "log_file=logs/log");
+    place.run("create other").done();
+    let other = place.mount("other", "mnt2", "");
+    fs::rename(place.path("logs"), place.path("away")).unwrap();
+    symlink(other.dir(), place.path("logs")).unwrap();
+    other.signal(Signal::STOP);
+    mounted.signal(Signal::HUP);
+    thread::sleep(Duration::from_millis(300));
+    mounted.signal(Signal::TERM);
+    let has_ended = wait_until(LIMIT / 4, || !is_alive(mounted.pid));
+    other.signal(Signal::CONT);
+    assert!(has_ended, "the daemon has not unmounted");
+    other.unmount();
 }
 
 #[test]
