@@ -29,6 +29,7 @@ mod io_hints;
 mod locate;
 pub mod log;
 pub mod mount;
+mod mount_record;
 pub mod options;
 mod paths;
 mod patient;

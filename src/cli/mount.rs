@@ -9,8 +9,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,16 +23,16 @@ use super::error::{CliError, ExitCode};
 use super::health::{self, Pulse};
 use super::locate;
 use super::log::Log;
+use super::mount_record::{audit_end, audited, record_aside, reopen_log};
 use super::options::MountWords;
 use super::paths::{Written, absolute, as_named, refuse_to_cover};
 use super::proof::VolumeDirectory;
 use super::remount::remount;
 use super::status;
 use super::utab;
-use crate::audit::{self, Asker, Record};
+use crate::audit::{self, Record};
 use crate::fs::{Filesystem, FilesystemOptions, FsError};
 use crate::fuse::{self, FuseError, MountOptions, Signals};
-use crate::ids::VolumeId;
 use crate::keys::PassphraseSource;
 use crate::store::Store;
 use crate::store::directory::DirectoryStore;
@@ -45,9 +45,6 @@ use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
 
 /// How often a copy of the metadata is put beside them, unless `checkpoint=` says otherwise.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
-
-/// How long a mount waits for its record before it is served.
-const RECORD_FOR: Duration = Duration::from_millis(500);
 
 /// How long a volume may be in use that is mounted, ...
 const MOUNTED_FOR: Duration = Duration::from_secs(1);
@@ -290,74 +287,6 @@ fn serve(
         audit_end(id, control.as_ref(), &closed);
     }
     finish(control, served, closed, &doing)
-}
-
-/// Writes a record in a thread of its own, since the caller must not wait for it for long: the file
-/// may lead into the mount that the caller is to serve next. As a rule it is written when this
-/// returns.
-fn record_aside(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
-    let (written, is_written) = mpsc::channel::<()>();
-    let (context, taken_along) = (audit::Context::here(), record());
-    let spawned = thread::Builder::new()
-        .name("audit".to_owned())
-        .spawn(move || {
-            let _here = context.enter();
-            taken_along.done();
-            drop(written);
-        });
-    if spawned.is_err() {
-        record().done();
-        return None;
-    }
-    let _ = is_written.recv_timeout(RECORD_FOR);
-    spawned.ok()
-}
-
-/// The record of a mount.
-fn audited(volume: VolumeId, read_only: bool, options: &MountOptions) -> Record {
-    Record::new("mount")
-        .volume(volume)
-        .with("read_only", read_only)
-        .with("allow_other", options.allow_other)
-}
-
-/// Whoever unmounts waits for the answer; of those who do not the kernel says nothing.
-fn audit_end(volume: VolumeId, control: Option<&ControlServer>, closed: &Result<(), FsError>) {
-    let waits = control.and_then(ControlServer::waits);
-    let asker = waits.map_or(Asker::UNKNOWN, |peer| {
-        Asker::process(peer.uid, peer.pid as u32)
-    });
-    let _asked = audit::asked_by(asker);
-    Record::new("unmount").volume(volume).outcome(closed);
-}
-
-/// What a hangup means to a daemon: its log was renamed. (To a process that a person watches, or
-/// one that is not ready yet, it is the end of the terminal.) Opening a file may take for ever, so
-/// a thread does it that does nothing else, and not the one that unmounts.
-fn reopen_log(
-    log: &Log,
-    mounted_on: &MountedOn,
-    is_serving: &Arc<AtomicBool>,
-) -> io::Result<Box<dyn Fn() -> bool + Send>> {
-    let (log, mounted_on) = (log.clone(), Arc::clone(mounted_on));
-    let (ask, asked) = mpsc::sync_channel(1);
-    thread::Builder::new()
-        .name("log".to_owned())
-        .spawn(move || {
-            for () in asked {
-                let device = mounted_on.lock().as_ref().map(|entry| entry.device);
-                log.reopen(device);
-            }
-        })?;
-    let is_serving = Arc::clone(is_serving);
-    Ok(Box::new(move || {
-        let reopens = is_serving.load(Ordering::SeqCst);
-        if reopens {
-            // Full: it will be opened anew after this, whatever it is doing now.
-            let _ = ask.try_send(());
-        }
-        reopens
-    }))
 }
 
 /// Makes what `--create` asks for, resolves both paths, and refuses pairs that cannot work.

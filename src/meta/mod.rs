@@ -454,31 +454,6 @@ impl Meta {
         Ok(found)
     }
 
-    /// All physical records of an unversioned table.
-    pub fn rows(&self, table: Table) -> Result<Vec<Row>, MetaError> {
-        let mut rows = Vec::new();
-        self.visit_physical(table, &[], &[0xFF; 9], &mut |key, value| {
-            rows.push((key.to_vec(), value.to_vec()));
-            true
-        })?;
-        Ok(rows)
-    }
-
-    /// Whether a table has any row.
-    pub fn has_rows(&self, table: Table) -> Result<bool, MetaError> {
-        let mut has_rows = false;
-        self.visit_physical(table, &[], &[0xFF; 9], &mut |_, _| {
-            has_rows = true;
-            false
-        })?;
-        Ok(has_rows)
-    }
-
-    /// The value of an unversioned table's row.
-    pub fn row(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
-        self.physical(table, key)
-    }
-
     /// Calls `visit` with every extent of every generation: what exists, whoever sees it.
     pub fn visit_extents(&self, visit: &mut dyn FnMut(Ino, ExtentRecord)) -> Result<(), MetaError> {
         let mut corrupt = false;

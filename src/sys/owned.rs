@@ -1,11 +1,11 @@
 //! Files of this program's own in directories where somebody else may have put something.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
@@ -196,7 +196,8 @@ fn open_plain(parent: &Parent) -> io::Result<File> {
         result => result.map_err(io::Error::from),
     }?;
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
+    // `/dev/null` takes whatever it is given; a terminal or a pipe makes its writer wait.
+    if !metadata.is_file() && !is_null_device(&metadata) {
         return Err(refused(NOT_PLAIN));
     }
     check_owner(&file)?;
@@ -207,6 +208,11 @@ fn open_plain(parent: &Parent) -> io::Result<File> {
     }
     rustix::fs::fcntl_setfl(&file, append)?;
     Ok(file)
+}
+
+/// Memory device 3 of null(4).
+fn is_null_device(metadata: &Metadata) -> bool {
+    metadata.file_type().is_char_device() && metadata.rdev() == rustix::fs::makedev(1, 3)
 }
 
 fn check_owner(file: &File) -> io::Result<()> {
@@ -260,6 +266,8 @@ mod tests {
             }
         }
         open_to_write(Path::new("/dev/null")).unwrap();
+        open_link_to_append(Path::new("/dev/null")).unwrap();
+        assert!(open_link_to_append(Path::new("/dev/zero")).is_err());
     }
 
     #[test]
@@ -281,7 +289,7 @@ mod tests {
         std::fs::hard_link(&file, dir.path().join("second")).unwrap();
         for open in [open_to_append, open_link_to_append] {
             open(&file).unwrap();
-            assert!(open(Path::new("/dev/null")).is_err());
+            assert!(open(Path::new("/dev/zero")).is_err());
             assert!(refused(open, "pipe").contains("no plain file"));
         }
         share(dir.path(), 0o1777);
