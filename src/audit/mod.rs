@@ -1,5 +1,5 @@
-//! The audit: who had what done with which volume and its keys. A sink of its own, which no level and
-//! no filter of the log turns off.
+//! The audit: who had what done with which volume and its keys. A sink of its own, which no level
+//! and no filter of the log turns off.
 //!
 //! A record is one line of JSON, written with one call to the end of a file, so that several
 //! processes may share it:
@@ -21,8 +21,8 @@
 //! Where a record is made, volume and details are known; the rest comes from around it. A process
 //! that starts says who called it and which volume it is about ([`start`], [`set_volume`],
 //! [`set_mount_point`]); whoever serves a request says for the time of it who asked ([`asked_by`]),
-//! and which other volume it is about ([`about`]). Those two count for one thread: work that is handed
-//! to another one takes [`Context::here`] along.
+//! and which other volume it is about ([`about`]). Those two count for one thread: work that is
+//! handed to another one takes [`Context::here`] along.
 
 use std::cell::RefCell;
 use std::fmt::Display;

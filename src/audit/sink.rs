@@ -37,8 +37,8 @@ const WRITTEN_WITHIN: Duration = Duration::from_millis(2);
 pub enum Destination {
     /// To the end of a file, which is created where it is missing.
     File(PathBuf),
-    /// The same in a state directory, which is one if it has a file of the second name: what somebody
-    /// named by mistake stays as it is.
+    /// The same in a state directory, which is one if it has a file of the second name: what
+    /// somebody named by mistake stays as it is.
     StateDirectory(PathBuf, &'static str),
     /// To the system's log, facility `auth`.
     SystemLog,

@@ -1,10 +1,10 @@
 //! When checkpoints of the metadata are made, and the spare copy of the superblock beside them.
 //!
-//! A thread of its own makes one when the interval is over, something was changed since the last one,
-//! and a hundred times as long has gone by as the last one took. It works for a quarter of the time
-//! and sleeps for the rest, so that it takes no more than that from anybody. At a clean end the work goes
-//! on for a short time. What is not finished then stays, and the next use goes on with it. No failure of
-//! any of this is one of the filesystem's: it is said in the log, once.
+//! A thread of its own makes one when the interval is over, something was changed since the last
+//! one, and a hundred times as long has gone by as the last one took. It works for a quarter of the
+//! time and sleeps for the rest, so that it takes no more than that from anybody. At a clean end
+//! the work goes on for a short time. What is not finished then stays, and the next use goes on
+//! with it. No failure of any of this is one of the filesystem's: it is said in the log, once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -228,8 +228,8 @@ impl Filesystem {
         Ok(made)
     }
 
-    /// On a full disk: takes the unfinished checkpoint away, and the older one if there is no room yet.
-    /// True when there was any.
+    /// On a full disk: takes the unfinished checkpoint away, and the older one if there is no room
+    /// yet. True when there was any.
     pub(super) fn checkpoint_gives_way(&self, errno: Errno) -> bool {
         let (store, active) = (&*self.volume.store, self.volume.keys.active());
         // Where the disk or a quota is full, and not the volume's own size.
@@ -244,15 +244,15 @@ impl Filesystem {
         gave_up || gave_way
     }
 
-    /// Bytes that checkpoints of the metadata take on the backing filesystem, one that is not finished
-    /// among them; `None` where they cannot be looked at.
+    /// Bytes that checkpoints of the metadata take on the backing filesystem, one that is not
+    /// finished among them; `None` where they cannot be looked at.
     pub fn checkpoint_bytes(&self) -> Option<u64> {
         checkpoint::allocated_bytes(&*self.volume.store).ok()
     }
 }
 
-/// Work in turns, with sleep in between: what it returns is asked whether to go on. `wait` waits for
-/// so long and says whether to stop.
+/// Work in turns, with sleep in between: what it returns is asked whether to go on. `wait` waits
+/// for so long and says whether to stop.
 fn in_turns(wait: impl Fn(Duration) -> bool) -> impl FnMut() -> bool {
     let mut awake = Instant::now();
     move || {

@@ -16,13 +16,13 @@ const VALUE_BYTES_MAX: usize = 65_536;
 const LIST_BYTES_MAX: usize = 65_536;
 /// All values of one inode together, in bytes.
 const ALL_BYTES_MAX: usize = 1 << 20;
-/// SELinux's label. Where SELinux is in use the kernel answers for it, from its policy, and nobody is
-/// asked here.
+/// SELinux's label. Where SELinux is in use the kernel answers for it, from its policy, and nobody
+/// is asked here.
 const SELINUX: &[u8] = b"security.selinux";
 
 impl Filesystem {
-    /// Sets an attribute, for somebody of these privileges: an access ACL set by somebody who is not
-    /// of the file's group takes its set-group-id bit away.
+    /// Sets an attribute, for somebody of these privileges: an access ACL set by somebody who is
+    /// not of the file's group takes its set-group-id bit away.
     pub fn set_xattr(
         &self,
         who: &dyn Privileges,
@@ -112,8 +112,8 @@ impl Filesystem {
     /// An attribute's value.
     ///
     /// # Errors
-    /// `ENODATA` where there is none, but for SELinux's label `ENOTSUP`: GNU `ls -l` asks for that of
-    /// each file, which the kernel does not cache, and stops asking a filesystem that has none.
+    /// `ENODATA` where there is none, but for SELinux's label `ENOTSUP`: GNU `ls -l` asks for that
+    /// of each file, which the kernel does not cache, and stops asking a filesystem that has none.
     pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
         check_name(name)?;
         match self.value(node, name)? {

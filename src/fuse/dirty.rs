@@ -1,10 +1,11 @@
 //! How much of what was written the kernel may hold back.
 //!
 //! [`HELD_BACK_BYTES`], which is work for a fraction of a second and less than what may wait for a
-//! worker: the kernel sends it in the order in which it was written, so that everybody who closes or
-//! syncs a file waits until what others have written before was read. Near the end of the room only [`NEAR_THE_END_BYTES`]: so much may be lost by
-//! programs that never ask whether it was written (fsync, close), and whoever writes on is told soon.
-//! Only root can tell the kernel; others' mounts have its own limit, 1 % of what memory may be dirty.
+//! worker: the kernel sends it in the order in which it was written, so that everybody who closes
+//! or syncs a file waits until what others have written before was read. Near the end of the room
+//! only [`NEAR_THE_END_BYTES`]: so much may be lost by programs that never ask whether it was
+//! written (fsync, close), and whoever writes on is told soon. Only root can tell the kernel;
+//! others' mounts have its own limit, 1 % of what memory may be dirty.
 //!
 //! Source: Documentation/ABI/testing/sysfs-class-bdi of Linux (`max_bytes`: Linux 6.2).
 

@@ -1,18 +1,18 @@
 //! Files whose writes are refused, because what the kernel has taken already cannot be kept.
 //!
-//! With writeback a write(2) ends when the kernel has the bytes; that there is no room for them shows
-//! when it sends them, much later and to nobody in particular. So a file for which that has happened
-//! is remembered here, and its attributes are taken away from the kernel. It asks for them before it
-//! takes the next write, naming the open file, and an error there becomes that write's. stat(2),
-//! reads and seeks do not ask in that way, and go on.
+//! With writeback a write(2) ends when the kernel has the bytes; that there is no room for them
+//! shows when it sends them, much later and to nobody in particular. So a file for which that has
+//! happened is remembered here, and its attributes are taken away from the kernel. It asks for them
+//! before it takes the next write, naming the open file, and an error there becomes that write's.
+//! stat(2), reads and seeks do not ask in that way, and go on.
 //!
 //! The kernel does not say where the next write is to go: it may be into what exists, for which
-//! there is always room. So a file is let try again after [`PATIENCE`]; one WRITE that succeeds ends
-//! the refusal, another that fails begins it anew.
+//! there is always room. So a file is let try again after [`PATIENCE`]; one WRITE that succeeds
+//! ends the refusal, another that fails begins it anew.
 //!
 //! An empty file has nothing to write over. One that is made, or truncated to nothing, within that
-//! time of a WRITE that failed is refused at once if there is no room for another like that: somebody
-//! who fills a volume with many files and never asks is told by the next one.
+//! time of a WRITE that failed is refused at once if there is no room for another like that:
+//! somebody who fills a volume with many files and never asks is told by the next one.
 //!
 //! Source: `fuse_cache_write_iter`, `fuse_update_get_attr` of Linux.
 
@@ -33,8 +33,8 @@ use crate::fs::types::NodeId;
 /// So long after a WRITE that failed all writes are refused while there is no room.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// So long the answer to such a WRITE waits for the kernel to forget attributes. As a rule that takes
-/// microseconds.
+/// So long the answer to such a WRITE waits for the kernel to forget attributes. As a rule that
+/// takes microseconds.
 const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 /// What must be free beside the bytes of a WRITE that failed, before it may succeed.
@@ -58,8 +58,8 @@ impl FullFiles {
         }
     }
 
-    /// How a WRITE of so many bytes, which the kernel had taken, went. To be called before the answer:
-    /// until then the bytes count as held back, and after it the kernel takes as many more.
+    /// How a WRITE of so many bytes, which the kernel had taken, went. To be called before the
+    /// answer: until then the bytes count as held back, and after it the kernel takes as many more.
     pub(super) fn note(&self, ino: INodeNo, len: usize, written: Result<usize, Errno>) {
         match written {
             Ok(_) => self.marks.end(NodeId(ino.0)),
@@ -96,8 +96,8 @@ impl FullFiles {
     }
 }
 
-/// The bytes that are free, where that can be told: any number, where a WRITE would first have removed
-/// files give back what they took.
+/// The bytes that are free, where that can be told: any number, where a WRITE would first have
+/// removed files give back what they took.
 fn room(fs: &Filesystem) -> Option<u64> {
     if fs.gives_room_back() {
         return Some(u64::MAX);

@@ -49,8 +49,8 @@ use notify::Notices;
 use workers::Workers;
 
 /// Background requests (read-ahead, writeback) that the kernel may have under way: all that it may
-/// hold back. Those beyond wait in the kernel, where a small file's contents queue behind somebody's
-/// bulk; here they go first.
+/// hold back. Those beyond wait in the kernel, where a small file's contents queue behind
+/// somebody's bulk; here they go first.
 const MAX_BACKGROUND: u16 = 128;
 
 /// Between two attempts to take away a mount that is in use.
@@ -249,9 +249,9 @@ fn take_away(mounted: &Mounted) {
     }
 }
 
-/// Makes everything durable at the first signal, and unmounts then, or when nobody uses the mount any
-/// more. At the end of a session everybody is told to end at once, and whoever works in the mount may
-/// be slower. A signal that comes later detaches it.
+/// Makes everything durable at the first signal, and unmounts then, or when nobody uses the mount
+/// any more. At the end of a session everybody is told to end at once, and whoever works in the
+/// mount may be slower. A signal that comes later detaches it.
 fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounted) {
     let mut asked: Option<Instant> = None;
     let mut is_told = false;

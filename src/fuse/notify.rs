@@ -104,8 +104,8 @@ impl Notices {
         }
     }
 
-    /// The same, and waits so long at most until it is done: a thread that serves a request may, for
-    /// which the kernel may be waiting in that very call.
+    /// The same, and waits so long at most until it is done: a thread that serves a request may,
+    /// for which the kernel may be waiting in that very call.
     pub(super) fn forget_attributes_within(&self, ino: INodeNo, time: Duration) {
         if let Some(channels) = self.0.get() {
             let (done, wait) = sync_channel(1);

@@ -3,10 +3,10 @@
 //! A file's pages are counted one by one. Everything else of it lies in records: its inode, its
 //! names, its extended attributes, the target of a symbolic link, and contents so short that they
 //! are inline. Each such record counts its key and value as they are encoded and [`ROW_BYTES`]
-//! more; but that of an inode as if it had all fields, so that none but the target of a symbolic link
-//! changes what it counts. It is the same number whatever the tree of the database looks like, so that it can be
-//! computed again from the records alone. Not counted are extents that name objects, whose pages
-//! are, and the inode of the root directory, which no volume is without.
+//! more; but that of an inode as if it had all fields, so that none but the target of a symbolic
+//! link changes what it counts. It is the same number whatever the tree of the database looks like,
+//! so that it can be computed again from the records alone. Not counted are extents that name
+//! objects, whose pages are, and the inode of the root directory, which no volume is without.
 
 use super::keys::{self, Table};
 use super::records::{TOMBSTONE, charged_bytes, is_inline};

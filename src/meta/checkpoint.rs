@@ -6,23 +6,24 @@
 //! ```text
 //! 512 | "bilayerC" 8 | 1 | created 12
 //! ```
-//! Page 0 stands in slot A and is sealed under the sequence that it has in `meta`, so that which of two
-//! checkpoints is newer stands in what is authenticated. Slot B has the mark of
+//! Page 0 stands in slot A and is sealed under the sequence that it has in `meta`, so that which of
+//! two checkpoints is newer stands in what is authenticated. Slot B has the mark of
 //! [`PageCopy`]. Other pages are sealed under the sequence of the commit
 //! that they were copied from, an earlier one too: what counts is the checksum that a page's parent
-//! gives, and by these the whole tree hangs on page 0, and on the note in it. So whoever puts back an
-//! older page makes a page that does not count, as in `meta` itself. All pages are sealed under the
-//! active key set, and only what is sealed under that opens as a checkpoint: when the active set
-//! changes, all checkpoints go, and what is unfinished.
+//! gives, and by these the whole tree hangs on page 0, and on the note in it. So whoever puts back
+//! an older page makes a page that does not count, as in `meta` itself. All pages are sealed under
+//! the active key set, and only what is sealed under that opens as a checkpoint: when the active
+//! set changes, all checkpoints go, and what is unfinished.
 //!
-//! Order of writes: `checkpoints/`, durable; the pages of the file under its name with `.new` behind
-//! it, synced; its page 0, synced; renamed; the directory synced; then older ones go. A file that has
-//! its name is never written again, so a copy of the volume made with `cp -al` may share it. One under
+//! Order of writes: `checkpoints/`, durable; the pages of the file under its name with `.new`
+//! behind it, synced; its page 0, synced; renamed; the directory synced; then older ones go. A file
+//! that has its name is never written again, so a copy of the volume made with `cp -al` may share
+//! it. One under
 //! `.new` is taken up again by whoever comes next ([`write`]), unless it has more names than that.
 //!
-//! Nothing is held while it is written but, for an instant at the beginning, what keeps a commit out.
-//! The pages are read past the database, whose cache and locks are for others, each page with its
-//! checksum: what does not count ends the attempt, and the checkpoints that there are stay.
+//! Nothing is held while it is written but, for an instant at the beginning, what keeps a commit
+//! out. The pages are read past the database, whose cache and locks are for others, each page with
+//! its checksum: what does not count ends the attempt, and the checkpoints that there are stay.
 
 mod write;
 
@@ -188,9 +189,9 @@ pub fn allocated_bytes(store: &dyn Store) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Opens the unfinished one that has most, to go on with it, and takes all others away: those that are
-/// not sealed under the active key set, and those that have other names too, since they belong to a
-/// copy of the volume as well.
+/// Opens the unfinished one that has most, to go on with it, and takes all others away: those that
+/// are not sealed under the active key set, and those that have other names too, since they belong
+/// to a copy of the volume as well.
 pub fn tidy(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<PageCopy>> {
     let mut candidates = Vec::new();
     for name in unfinished_names(store)? {

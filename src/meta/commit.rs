@@ -258,8 +258,8 @@ impl Meta {
     }
 
     /// Commits all batches that were applied before `ready` says yes, unless `through` is durable
-    /// already; it is when this returns true. `ready` is asked at the instant at which the commit's contents are fixed; when it
-    /// says no, nothing happens and the answer is false.
+    /// already; it is when this returns true. `ready` is asked at the instant at which the commit's
+    /// contents are fixed; when it says no, nothing happens and the answer is false.
     ///
     /// A full disk is reported before anything is written and loses nothing: the batches stay
     /// pending. Any other failure latches.
@@ -320,7 +320,8 @@ impl Meta {
         }
     }
 
-    /// Nothing was written. A full disk, or memory, may have room again; any other refusal is the end of writing.
+    /// Nothing was written. A full disk, or memory, may have room again; any other refusal is the
+    /// end of writing.
     fn refused(&self, error: std::io::Error) -> MetaError {
         let errno = Errno::from_backing(&error);
         if !errno.is_full() && errno != Errno::ENOMEM {
@@ -376,8 +377,8 @@ impl Meta {
     }
 
     /// Space to set aside beside what the pending changes need. A commit that removes something may
-    /// use half of what earlier ones have set aside: on a full disk nothing but it makes room. One that
-    /// only changes what is there may use a quarter, as what was promised is written.
+    /// use half of what earlier ones have set aside: on a full disk nothing but it makes room. One
+    /// that only changes what is there may use a quarter, as what was promised is written.
     fn headroom_bytes(&self) -> u64 {
         let state = self.state.read();
         match (state.pending_removes, state.pending_adds) {

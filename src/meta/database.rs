@@ -1,9 +1,10 @@
 //! redb over the sealed file `meta`.
 //!
 //! Invariants: every durable commit is two-phase; a panic inside redb is caught and is an error
-//! like any other, also where something of redb's is dropped (it locks mutexes that an earlier panic
-//! has poisoned); after an error of a write the database is not used again (the caller latches); a
-//! database that is dropped instead of closed writes nothing, as if the process had ended.
+//! like any other, also where something of redb's is dropped (it locks mutexes that an earlier
+//! panic has poisoned); after an error of a write the database is not used again (the caller
+//! latches); a database that is dropped instead of closed writes nothing, as if the process had
+//! ended.
 //!
 //! Order of writes of a commit: new pages, sync, the other commit slot in page 0, sync. Page 0
 //! has two slots of its own in the sealed file, so that a torn write of it leaves the other.
@@ -249,8 +250,8 @@ impl Tables {
     }
 
     /// Fills an empty database in one durable transaction, of any size in bounded memory: `fill`
-    /// inserts the rows, best in the order of their keys, and gives the counters. Nothing is written
-    /// that counts when it fails.
+    /// inserts the rows, best in the order of their keys, and gives the counters. Nothing is
+    /// written that counts when it fails.
     pub fn load(
         &self,
         fill: &mut dyn FnMut(&mut Loader<'_>) -> Result<Vec<u8>, MetaError>,

@@ -10,8 +10,8 @@
 //! The bound is exceeded only by objects that are in use at the same moment.
 //!
 //! Whoever finds the cache full of unsynced objects waits for a sync, behind all that others have
-//! written. So a sync in the background is asked for ([`OpenObjects::is_sync_due`]) when half of the
-//! bound is unsynced: the other half is for what comes meanwhile.
+//! written. So a sync in the background is asked for ([`OpenObjects::is_sync_due`]) when half of
+//! the bound is unsynced: the other half is for what comes meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};

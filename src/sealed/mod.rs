@@ -52,8 +52,8 @@ use crate::layers::DerivationError;
 /// What refused a page.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Refusal {
-    /// The header: reserved bytes are not zero, or it names another key set than the file's; or page 0
-    /// is of another kind of file.
+    /// The header: reserved bytes are not zero, or it names another key set than the file's; or
+    /// page 0 is of another kind of file.
     Header,
     /// The tag of the infrastructure layer.
     Outer,

@@ -4,8 +4,9 @@
 //! Invariants:
 //! - Page 0 in slot A is written by [`PageCopy::finish`] alone, when everything else is durable.
 //!   Without it the file is no copy of anything.
-//! - Page 0 in slot B is the *mark*: zeros, sealed when the file is begun. Only a file whose mark opens
-//!   and is zeros is taken up again: it shows that the file was begun under this key set and crypto id.
+//! - Page 0 in slot B is the *mark*: zeros, sealed when the file is begun. Only a file whose mark
+//!   opens and is zeros is taken up again: it shows that the file was begun under this key set and
+//!   crypto id.
 //! - Any other page is of no worth by itself. It may be missing, torn or of an earlier time; whoever
 //!   goes on compares each with what it is to be.
 //!
@@ -90,8 +91,8 @@ impl PageCopy {
         let span = GEOMETRY.span(PlainOffset(0), META_PAYLOAD_BYTES, page);
         let mut opener = Opener::new(&this.keys);
         run.open(0, &mut opener, page, Slot::B, &span, &mut mark)?;
-        // Any other page 0 that opens is not of a copy, but of the file that has this crypto id: two
-        // files must not be sealed under one.
+        // Any other page 0 that opens is not of a copy, but of the file that has this crypto id:
+        // two files must not be sealed under one.
         if mark != [0; META_PAYLOAD_BYTES] {
             return Err(SealedError::Authentication {
                 page,
@@ -251,8 +252,8 @@ impl PageCopy {
         self.file.sync()
     }
 
-    /// Writes page 0, under the sequence of the commit that everything else is of. Durable on return,
-    /// with everything before it.
+    /// Writes page 0, under the sequence of the commit that everything else is of. Durable on
+    /// return, with everything before it.
     ///
     /// # Errors
     /// Those of the store. It is unfinished then.

@@ -407,7 +407,8 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// The device number of a mount is given again once it is gone, and closing the volume may take long.
+/// The device number of a mount is given again once it is gone, and closing the volume may take
+/// long.
 #[test]
 fn a_daemon_speaks_for_no_mount_that_is_gone() {
     const TEST: &str = "attack-gone";

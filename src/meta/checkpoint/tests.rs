@@ -1,5 +1,5 @@
-//! Checkpoints are taken up again where they were left, and whatever becomes of an unfinished one in
-//! between, a finished one has every row of its commit.
+//! Checkpoints are taken up again where they were left, and whatever becomes of an unfinished one
+//! in between, a finished one has every row of its commit.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,15 +1,16 @@
 //! Writing a checkpoint: a copy of the pages that a commit reaches, made from the branches down.
 //!
-//! For each page that a parent names, the unfinished file is looked at first: a page that opens there
-//! and has the checksum that its parent gives is not read from `meta` and not written. So whatever was
-//! copied before an unmount, a kill or a power cut and has not changed needs no second write, and what a
-//! cut, a disk or an attacker has made of the file is of no matter. It costs one reading of the file.
+//! For each page that a parent names, the unfinished file is looked at first: a page that opens
+//! there and has the checksum that its parent gives is not read from `meta` and not written. So
+//! whatever was copied before an unmount, a kill or a power cut and has not changed needs no second
+//! write, and what a cut, a disk or an attacker has made of the file is of no matter. It costs one
+//! reading of the file.
 //!
-//! As long as a commit is read, the database uses none of its pages for anything else, and `meta` grows
-//! by as much as is written beside it. So it is given up for the newest one after so many pages, more
-//! each time, and the work goes on with that: branches that have not changed since were done with all
-//! that is below them. At each such turn it is remembered only of branches that the commit has: a page
-//! below one is then current, and nothing else is ever written in its place.
+//! As long as a commit is read, the database uses none of its pages for anything else, and `meta`
+//! grows by as much as is written beside it. So it is given up for the newest one after so many
+//! pages, more each time, and the work goes on with that: branches that have not changed since were
+//! done with all that is below them. At each such turn it is remembered only of branches that the
+//! commit has: a page below one is then current, and nothing else is ever written in its place.
 
 use std::collections::HashMap;
 use std::io;
@@ -36,11 +37,11 @@ use crate::store::{OpenMode, Store};
 const RUN_PAGES: u64 = 256;
 /// Pages between two syncs, so that the last one is short.
 const SYNC_PAGES: u64 = 4096;
-/// A commit is given up when so many pages of `meta` were written beside it, or an eighth of what it
-/// has if that is more.
+/// A commit is given up when so many pages of `meta` were written beside it, or an eighth of what
+/// it has if that is more.
 const RENEW_PAGES: u64 = if cfg!(test) { 64 } else { 16_384 };
-/// Fewer pages that the commit does not have are left as they are: they share their blocks with their
-/// neighbours, and hardly anything would come back.
+/// Fewer pages that the commit does not have are left as they are: they share their blocks with
+/// their neighbours, and hardly anything would come back.
 const DISCARDED_PAGES: u64 = 16;
 /// Who needs room waits so long for an unfinished checkpoint to be given up.
 const GIVE_UP_WAIT: Duration = Duration::from_millis(500);
@@ -278,8 +279,8 @@ impl Unfinished {
         })
     }
 
-    /// Gives back pages that the commit does not have, and forgets the branches that it does not have:
-    /// what was below them may become something else.
+    /// Gives back pages that the commit does not have, and forgets the branches that it does not
+    /// have: what was below them may become something else.
     fn forget_all_but(
         &mut self,
         reach: &Reach,

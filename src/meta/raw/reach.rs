@@ -89,8 +89,8 @@ impl RawTables {
         Ok(reach)
     }
 
-    /// How many pages the leaves of a table take, and how many its branches; `None` where that cannot be
-    /// read.
+    /// How many pages the leaves of a table take, and how many its branches; `None` where that
+    /// cannot be read.
     pub fn pages_of(&self, table: Table) -> Option<(u64, u64)> {
         let root = match self.tables[table.index()] {
             TableRoot::At(root) => root,

@@ -7,20 +7,20 @@
 //! flags  bits 0 and 1 for size, then two each for pages, mtime, ctime and atime: how it is there;
 //!        then a bit each for uid, gid, nlink, rdev and parent, set where it is there; bit 15 is 0
 //! ```
-//! A number is not there (0) where it is zero, has 4 bytes (1), or 8 (2) where it does not fit. A time is
-//! not there (0) where it is what it starts from: the birth for mtime and atime, mtime for ctime. It has
-//! its nanoseconds alone (1) where it is of the second of the birth, and all of it else (2). uid, rdev and
-//! parent are there where they are not zero, gid where it is not uid, nlink where it is not 1. So each
-//! record has one encoding.
+//! A number is not there (0) where it is zero, has 4 bytes (1), or 8 (2) where it does not fit. A
+//! time is not there (0) where it is what it starts from: the birth for mtime and atime, mtime for
+//! ctime. It has its nanoseconds alone (1) where it is of the second of the birth, and all of it
+//! else (2). uid, rdev and parent are there where they are not zero, gid where it is not uid, nlink
+//! where it is not 1. So each record has one encoding.
 //!
-//! `pages` counts those of its chunks' pages that are sealed or have space set aside; `parent` is the
-//! directory that holds a directory (0 for others).
+//! `pages` counts those of its chunks' pages that are sealed or have space set aside; `parent` is
+//! the directory that holds a directory (0 for others).
 
 use super::{FileKind, PAGES_MAX, Reader, SIZE_MAX, Timespec, VALUE, Writer, kind_code, kind_of};
 use crate::ids::Ino;
 
-/// What a record counts beside the target of a symbolic link, whatever of it is there: the same before
-/// and after a change of its times, which must not be refused for want of room.
+/// What a record counts beside the target of a symbolic link, whatever of it is there: the same
+/// before and after a change of its times, which must not be refused for want of room.
 const CHARGED_BYTES: usize = 92;
 
 const ABSENT: u16 = 0;
