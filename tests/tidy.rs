@@ -127,6 +127,7 @@ fn the_repository_is_tidy() {
     assert!(sources.len() > 10, "found too few sources: {sources:?}");
     for source in sources {
         let path = source.strip_prefix(root).unwrap().to_str().unwrap();
+        complaints.extend(check_module_style(path, source.with_extension("").is_dir()));
         complaints.extend(check_source(path, &fs::read_to_string(&source).unwrap()));
     }
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
@@ -146,6 +147,11 @@ fn collect_sources(dir: &Path, sources: &mut Vec<PathBuf>) {
 fn check_top_level(name: &str) -> Option<String> {
     let known = name.starts_with('.') || TOP_LEVEL.contains(&name);
     (!known).then(|| format!("{name}: not something for the top level of the repository"))
+}
+
+/// A module with modules of its own is `name/mod.rs`, so that a folder is whole by itself.
+fn check_module_style(path: &str, has_folder: bool) -> Option<String> {
+    has_folder.then(|| format!("{path}: a module that has a folder is the folder's mod.rs"))
 }
 
 /// All complaints about one file; `path` is relative to the repository.

@@ -10,8 +10,8 @@ use super::keys::FileKeys;
 use super::page::{Place, Plain, Received};
 use super::*;
 
-const CONTENTS: &str = include_str!("golden/contents-page.hex");
-const META: &str = include_str!("golden/meta-page-0-slot-b.hex");
+const CONTENTS: &str = include_str!("contents-page.hex");
+const META: &str = include_str!("meta-page-0-slot-b.hex");
 
 fn check(geometry: Geometry, slot: Slot, page: u64, committed: &str) {
     let keys = FileKeys::new(keys(), CRYPTO);
