@@ -1,7 +1,8 @@
-//! Physical work that waits for a commit: unlinking, punching, cutting.
+//! Space that is given back after a commit: objects are unlinked, pages are punched, and object
+//! files are truncated.
 //!
-//! Before any of it is done the commit that made the pages unreachable is durable, and presence
-//! is looked up again under the page lock: a page may have been written anew meanwhile.
+//! This happens only after the commit that made the pages unreachable is durable. Presence is
+//! checked again under the page lock, since a page may have been written again meanwhile.
 
 use std::ops::Range;
 
@@ -15,7 +16,7 @@ use crate::meta::records::{ObjectName, PartId};
 use crate::meta::{Batch, MetaError};
 use crate::planted::{Bug, planted};
 
-/// Pages that are to go from the disk.
+/// Pages to remove from an object's file once a batch is durable.
 #[derive(Debug)]
 pub struct Cut {
     pub(super) ino: Ino,
@@ -25,17 +26,24 @@ pub struct Cut {
 }
 
 impl Contents {
-    /// Queues a cut that waits for the batch to be durable.
+    /// Queues pages to be punched once the batch is durable.
     pub(super) fn cut_after(&self, batch: BatchNumber, cut: Option<Cut>) {
         self.cuts.lock().extend(cut.map(|cut| (batch, cut)));
     }
 
-    /// True when something waits for a commit, or for the collector, to be given back.
+    /// True if something waits for a commit, or for [`Self::collect`], to be given back.
+    ///
+    /// # Errors
+    /// The metadata cannot be read.
     pub fn has_garbage(&self) -> Result<bool, ObjectError> {
         Ok(!self.cuts.lock().is_empty() || self.meta.has_rows(Table::Garbage)?)
     }
 
-    /// Does what the last commit allows. Errors cost space and nothing else.
+    /// Gives back the space that the last commit made unreachable. A failure for one object is
+    /// logged and wastes its space.
+    ///
+    /// # Errors
+    /// The metadata cannot be read or changed.
     pub fn collect(&self) -> Result<(), ObjectError> {
         let _one = self.collecting.lock();
         let due = {
@@ -63,8 +71,9 @@ impl Contents {
         };
         let _permit = self.meta.permit();
         let _gate = file.gate.read();
-        // Pages that came back, were committed and went again are still in the committed record:
-        // with the gate held, who took them away has queued a cut of the object that waits.
+        // Pages that were written again, committed and removed again are still in the committed
+        // record. With the gate held, whoever removed them has queued a later entry for this
+        // object, so this one waits for that batch too.
         {
             let mut cuts = self.cuts.lock();
             let waiting = cuts.iter().filter(|(_, other)| other.id == cut.id);
@@ -85,7 +94,7 @@ impl Contents {
                 return Ok(());
             };
             match chunk.newest() {
-                // Cut away altogether, shared or replaced: not ours to touch any more.
+                // The part was removed, shared or replaced: it must not be touched any more.
                 Some(part) if part.id == cut.id && self.writable(chunk) => {
                     absent_runs(&chunk.backed(), cut.pages.clone())
                 }
@@ -124,7 +133,7 @@ impl Contents {
             else {
                 return Err(MetaError::Corrupt("garbage").into());
             };
-            // What somebody put in its place, or a store that fails now, keeps nobody else waiting.
+            // One object that cannot be removed does not keep the others waiting.
             match self.objects.unlink(name) {
                 Ok(()) => self.meta.remove_garbage(&mut batch, number),
                 Err(error) => {

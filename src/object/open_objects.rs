@@ -1,17 +1,19 @@
-//! The objects that are open: a bounded cache that never closes what waits for its sync.
+//! The cache of open objects. It is bounded and never closes an object that waits for its sync.
 //!
 //! Invariants:
-//! - There is one [`ContentsFile`] for an object at a time: its page locks are those of all who use
-//!   it, so one in use is never closed.
+//! - There is at most one [`ContentsFile`] for an object at a time. Its page locks are shared by
+//!   all its users, so an object in use is never closed.
 //! - An object that is not open has nothing that waits for a sync, unless writing has ended.
-//! - No lock of the cache is held over I/O, closing a file included; whoever waits for a `syncfs`
-//!   has [`OpenObjects::making_space`], which nobody takes who does not need that very sync.
+//! - No lock of the cache is held during I/O, closing a file included. A thread that waits for a
+//!   `syncfs` holds [`OpenObjects::making_space`], which is taken only by threads that need that
+//!   very sync.
 //!
 //! The bound is exceeded only by objects that are in use at the same moment.
 //!
-//! Whoever finds the cache full of unsynced objects waits for a sync, behind all that others have
-//! written. So a sync in the background is asked for ([`OpenObjects::is_sync_due`]) when half of
-//! the bound is unsynced: the other half is for what comes meanwhile.
+//! A thread that finds the cache full of unsynced objects waits for a sync, behind everything that
+//! others have written. Therefore a sync in the background is requested
+//! ([`OpenObjects::is_sync_due`]) when half of the bound is unsynced: the other half is for objects
+//! that are opened meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -25,13 +27,13 @@ use crate::meta::records::ObjectName;
 use crate::sealed::ContentsFile;
 use crate::store::Store;
 
-/// From so many objects on, one `syncfs` is cheaper than an fdatasync each.
+/// From this number of objects on, one `syncfs` is cheaper than an fdatasync each.
 const SYNC_ALL_FROM: usize = 32;
-/// So many are kept open in any case.
+/// Lower bound of the objects kept open.
 const LEAST: usize = 8;
-/// Unsynced objects are counted so often while the cache fills once.
+/// How often unsynced objects are counted while the cache fills once.
 const COUNTS: usize = 16;
-/// How often one who opens an object makes space before he exceeds the bound.
+/// How often a thread that opens an object makes space before it exceeds the bound.
 const ROUNDS: u32 = 16;
 
 /// The open objects of a volume.
@@ -39,22 +41,22 @@ const ROUNDS: u32 = 16;
 pub(super) struct OpenObjects {
     store: Arc<dyn Store>,
     open: Mutex<LruCache<ObjectName, Arc<ContentsFile>>>,
-    /// Less than it was at first, once more could not be opened.
+    /// The bound. It shrinks once the process or machine could not open more files.
     open_max: AtomicUsize,
     /// Objects added so far.
     added: AtomicUsize,
-    /// Half of the bound was unsynced when last counted.
+    /// True if half of the bound was unsynced at the last count.
     sync_due: AtomicBool,
-    /// What a failed sync ends; `None` where nothing is written.
+    /// Where a failed sync ends all writing; `None` if nothing is written.
     meta: Option<Arc<Meta>>,
-    /// Held by the one who syncs many to make space.
+    /// Held by the thread that syncs many objects to make space.
     making_space: Mutex<()>,
 }
 
-/// Whether there is space for one more.
+/// Outcome of adding an object to the cache.
 enum Space {
     Found(Arc<ContentsFile>),
-    /// Those that nobody uses wait for their sync.
+    /// All idle objects wait for their sync.
     AfterSync,
 }
 
@@ -71,13 +73,13 @@ impl OpenObjects {
         }
     }
 
-    /// The object, if it is open.
+    /// Returns the object if it is open.
     pub(super) fn get(&self, name: ObjectName) -> Option<Arc<ContentsFile>> {
         self.open.lock().get(&name).cloned()
     }
 
-    /// Adds an object that was just opened, and returns the one to use: two threads may have opened
-    /// the same.
+    /// Adds an object that was just opened and returns the one to use: another thread may have
+    /// opened the same object.
     pub(super) fn put(&self, name: ObjectName, contents: Arc<ContentsFile>) -> Arc<ContentsFile> {
         for _ in 0..ROUNDS {
             match self.try_put(name, &contents, false) {
@@ -91,7 +93,7 @@ impl OpenObjects {
         }
     }
 
-    /// Closes an object, whatever waits for a sync: it is removed.
+    /// Closes a removed object, even if it waits for a sync.
     pub(super) fn close(&self, name: ObjectName) {
         let closed = self.open.lock().pop(&name);
         drop(closed);
@@ -137,18 +139,18 @@ impl OpenObjects {
         }
         open.put(name, Arc::clone(contents));
         self.count_unsynced(&open);
-        // Closing may be I/O.
+        // Closing a file may cause I/O.
         drop(open);
         drop(closed);
         Space::Found(Arc::clone(contents))
     }
 
-    /// True, once, when a sync of everything should begin before somebody has to wait for one.
+    /// Returns true once when a sync of everything should begin before anyone has to wait for one.
     pub(super) fn is_sync_due(&self) -> bool {
         self.sync_due.load(Ordering::Relaxed) && self.sync_due.swap(false, Ordering::Relaxed)
     }
 
-    /// Looks now and then whether a sync is due.
+    /// Counts the unsynced objects from time to time, to decide whether a sync is due.
     fn count_unsynced(&self, open: &LruCache<ObjectName, Arc<ContentsFile>>) {
         let open_max = self.open_max.load(Ordering::Relaxed);
         let added = self.added.fetch_add(1, Ordering::Relaxed);
@@ -160,8 +162,8 @@ impl OpenObjects {
         }
     }
 
-    /// Closes half of what nobody uses and nothing waits for, and keeps fewer open from now on, so
-    /// that others can open files. True where something was closed.
+    /// Closes half of the idle objects that wait for no sync and lowers the bound, so that others
+    /// can open files. True if something was closed.
     pub(super) fn close_some(&self) -> bool {
         let mut closed = Vec::new();
         let mut open = self.open.lock();
@@ -177,27 +179,27 @@ impl OpenObjects {
         }
         let fewer = (open.len() + closed.len()).div_ceil(2).max(LEAST);
         self.open_max.fetch_min(fewer, Ordering::Relaxed);
-        // Closing may be I/O.
+        // Closing a file may cause I/O.
         drop(open);
         !closed.is_empty()
     }
 
-    /// Makes space where nothing could be closed: what waits for a sync is synced.
+    /// Syncs objects so that some can be closed.
     pub(super) fn sync_some(&self) {
         self.make_space();
     }
 
-    /// What cannot be synced any more, since writing has ended, may be closed: nothing is ever
-    /// built on it.
+    /// Objects that cannot be synced any more, since writing has ended, may be closed: nothing is
+    /// ever built on them.
     fn may_close(&self, object: &ContentsFile) -> bool {
         let writing = self.meta.as_ref();
         !object.is_unsynced() || writing.is_none_or(|meta| meta.check_writable().is_err())
     }
 
-    /// Syncs the object that was not used for longest, or many at once where that costs the same.
+    /// Syncs the least recently used object, or many at once if that costs the same.
     fn make_space(&self) {
         let at_once = self.store.sync_policy().is_at_once();
-        // Who had to wait finds what another has synced.
+        // A thread that had to wait here benefits from the sync of another.
         let _turn = at_once.then(|| self.making_space.lock());
         let (oldest, unsynced) = {
             let open = self.open.lock();
@@ -220,9 +222,9 @@ impl OpenObjects {
         }
     }
 
-    /// One `syncfs` for all that is open.
+    /// Syncs all open objects with one `syncfs`.
     fn sync_at_once(&self) -> Result<(), ObjectError> {
-        // Not held meanwhile, or they would count as in use.
+        // Weak references, or the objects would count as in use during the sync.
         let covered: Vec<(Weak<ContentsFile>, u64)> = {
             let open = self.open.lock();
             let unsynced = open.iter().filter(|(_, object)| object.is_unsynced());

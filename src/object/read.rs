@@ -8,29 +8,33 @@ use crate::ids::PageIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
 use crate::meta::records::PartId;
 
-/// A read as long as this is one of a program, or of the kernel, that reads in order ...
+/// A read of at least this length comes from a sequential reader, be it a program or the kernel ...
 const LONG_READ_BYTES: u64 = 64 << 10;
-/// ... and with so many stretches it goes back and forth between objects.
+/// ... and with this many segments it alternates between objects.
 const SEVERAL: usize = 3;
 /// Pages behind such a read that are read ahead: half a MiB.
 const AHEAD_PAGES: u32 = 128;
 
-/// Where the bytes of a stretch of a chunk come from.
+/// Where the bytes of a segment come from.
 enum Source {
-    /// Nowhere: zeros.
+    /// They are zeros.
     Zeros,
-    /// From pages of an object.
+    /// Pages of an object.
     Part(PartId),
 }
 
-/// A stretch of a chunk with one source.
+/// A byte range of a chunk with one source.
 struct Stretch {
     bytes: Range<u64>,
     source: Source,
 }
 
 impl Contents {
-    /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
+    /// Reads from `offset` until `out` is full or the file ends. Returns the number of bytes read.
+    ///
+    /// # Errors
+    /// A page cannot be read or does not authenticate, an object is missing, or the metadata cannot
+    /// be read.
     pub fn read(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<usize, ObjectError> {
         self.trim(file);
         let _gate = file.gate.read();
@@ -87,8 +91,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Where a long read takes pages from several objects in turn, the backing filesystem sees
-    /// single pages of each, and would read them one after the other.
+    /// Reads ahead if a long read takes pages from several objects in turn. The backing filesystem
+    /// sees single pages of each and would otherwise read them one after the other.
     fn read_ahead(&self, stretches: &[Stretch]) -> Result<(), ObjectError> {
         let (Some(first), Some(last)) = (stretches.first(), stretches.last()) else {
             return Ok(());
@@ -106,14 +110,14 @@ impl Contents {
             }
         }
         for (id, span) in spans {
-            // A sequential reader comes for what follows next.
+            // A sequential reader asks for the following pages next.
             let span = span.start..(span.end + AHEAD_PAGES).min(CHUNK_PAGES);
             self.open_object(id)?.will_need(&page_range(&span));
         }
         Ok(())
     }
 
-    /// Reads pages that the part has.
+    /// Reads pages that the part contains.
     pub(super) fn read_part(
         &self,
         id: PartId,
@@ -128,8 +132,11 @@ impl Contents {
             .map_err(|source| self.page_error(id.name, source))
     }
 
-    /// The next offset from `offset` on that is data (or, with `hole`, that is not). `None` when
+    /// The next offset from `offset` on that is data, or, with `hole`, that is a hole. `None` if
     /// the file ends before.
+    ///
+    /// # Errors
+    /// The metadata cannot be read.
     pub fn seek(&self, file: &File, offset: u64, hole: bool) -> Result<Option<u64>, ObjectError> {
         self.trim(file);
         let _gate = file.gate.read();
@@ -161,8 +168,8 @@ impl Contents {
         Ok(if hole { Some(size) } else { None })
     }
 
-    /// Where the next chunk that is not a hole may be, if this one is a hole: whole stretches of
-    /// nothing are skipped by the keys of the records, not chunk by chunk.
+    /// Index of the next chunk that may not be a hole, if this one is a hole. Ranges without
+    /// extents are skipped by the keys of the records, not chunk by chunk.
     fn skip_empty_chunks(&self, file: &File, index: u32) -> Result<Option<u64>, ObjectError> {
         self.load_chunk(file, index)?;
         let in_memory = {
@@ -193,7 +200,7 @@ impl Contents {
     }
 }
 
-/// Divides bytes of a chunk by where they come from.
+/// Divides a byte range of a chunk by its sources.
 fn plan(state: &FileState, index: u32, bytes: Range<u64>, stretches: &mut Vec<Stretch>) {
     let pages = pages_touching(bytes.clone());
     let chunk = state.chunks.get(&index);
@@ -234,7 +241,7 @@ fn is_data(state: &FileState, index: u32, page: u32) -> bool {
     }
 }
 
-/// Pages of a chunk as the sealed file counts them.
+/// Pages of a chunk as page indices of its sealed file.
 pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
     PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end))
 }

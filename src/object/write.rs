@@ -1,11 +1,12 @@
 //! Writing contents.
 //!
-//! A page that a write covers only in part is read, changed and sealed anew under its page lock;
-//! the page becomes present before the lock is released, so that the next writer of the same page
-//! builds on it. Bytes beyond the size are zeros in every page that is sealed; but a truncated file
-//! keeps what its last page held. So whoever makes a file longer zeroes that page's tail first, and
-//! holds the gate from then until the file is longer: shared is enough for a write, whose page
-//! locks order it among others, and everything else has the file to itself.
+//! A page that a write covers only in part is read, changed and sealed again under its page lock.
+//! The page becomes present before the lock is released, so that the next writer of the same page
+//! builds on it. Bytes beyond the size are zeros in every page that is sealed, but a truncated file
+//! keeps the old bytes of its last page. So every operation that extends a file first zeroes the
+//! tail of that page, and holds the gate from then until the file is longer. A write holds it
+//! shared, since its page locks order it among other writes; every other operation holds it
+//! exclusively.
 
 use std::ops::Range;
 
@@ -19,44 +20,49 @@ use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{PARTS_MAX, Part, PartId, Timespec};
 use crate::sealed::{ContentsFile, PAYLOAD_BYTES, PageGuard, SealedError};
 
-/// Why a chunk cannot be written yet.
+/// Something that must be resolved before a chunk can be written.
 pub(super) struct Obstacle {
     index: u32,
     kind: ObstacleKind,
 }
 
-/// How far a change came.
+/// Outcome of an attempt to change contents.
 pub(super) enum Attempt<T> {
-    /// To its end.
+    /// The change was made.
     Done(T),
-    /// Nowhere: this has to happen first, with the gate free.
+    /// Nothing was changed: this has to be resolved first, with the gate released.
     Blocked(Obstacle),
 }
 
 pub(super) enum ObstacleKind {
-    /// Its inline bytes must become an object.
+    /// The chunk's inline bytes must be moved into an object.
     Inline,
-    /// Its list of parts is too long.
+    /// The chunk's list of parts is full.
     TooManyParts,
-    /// Its newest part is not to be written any more, but is not durable either.
+    /// The chunk's newest part must not be written any more, but is not durable yet.
     Unsynced,
 }
 
-/// What stands between a write and a chunk.
+/// Where a write to a chunk goes.
 pub(super) enum Target {
-    /// Nothing: its record takes the bytes.
+    /// Into the extent's record.
     Inline,
-    /// Nothing: this part takes them.
+    /// Into this part.
     Part(PartId),
-    /// A part on top is missing.
+    /// Into a new part, which has to be added first.
     NewPart,
-    /// Something that needs the file to itself.
+    /// Nowhere yet: this needs the gate exclusively.
     Blocked(ObstacleKind),
 }
 
 impl Contents {
-    /// Writes all of `data` at `offset`. `now` is the time of the write, `None` where the kernel
-    /// keeps the time itself.
+    /// Writes all of `data` at `offset`. `now` is the time of the write; `None` if the kernel
+    /// maintains the times itself.
+    ///
+    /// # Errors
+    /// [`ObjectError::TooLarge`] beyond [`FILE_BYTES_MAX`], [`ObjectError::Full`] at the volume's
+    /// limit, or an error of reading, sealing and writing pages. Earlier chunks of the range may
+    /// have been written.
     pub fn write(
         &self,
         file: &File,
@@ -94,7 +100,7 @@ impl Contents {
         self.write_held(file, index, bytes, data, now)
     }
 
-    /// Writes within one chunk, or says what has to happen first. The gate must be held.
+    /// Writes within one chunk, or returns what has to be resolved first. The gate must be held.
     pub(super) fn write_held(
         &self,
         file: &File,
@@ -126,8 +132,8 @@ impl Contents {
         }
     }
 
-    /// Zeroes what the last page holds beyond the size, when the file is about to grow past it.
-    /// The gate must be held, until the file has grown.
+    /// Zeroes the bytes beyond the size in the last page, if the file is about to grow past them.
+    /// The gate must be held until the file has grown.
     pub(super) fn zero_tail(
         &self,
         file: &File,
@@ -153,7 +159,7 @@ impl Contents {
         loop {
             match self.target(file, index, CHUNK_BYTES)? {
                 Target::Part(id) => {
-                    // Writing nothing seals the page as it reads: with zeros beyond the size.
+                    // An empty write seals the page as it reads: with zeros beyond the size.
                     self.write_pages(file, index, id, within, &[], None)?;
                     return Ok(None);
                 }
@@ -164,8 +170,8 @@ impl Contents {
         }
     }
 
-    /// Runs a change with the file to itself, and again from its beginning after what it says has
-    /// to happen first.
+    /// Runs a change with the gate held exclusively. If the change is blocked, resolves that and
+    /// runs it again from its beginning.
     pub(super) fn exclusively<T>(
         &self,
         file: &File,
@@ -184,7 +190,7 @@ impl Contents {
         }
     }
 
-    /// The part of a chunk that may be written, made where there is none.
+    /// The part of a chunk that may be written in place. Adds one if there is none.
     pub(super) fn part_for(&self, file: &File, index: u32) -> Result<PartId, ObjectError> {
         loop {
             let obstacle = {
@@ -208,7 +214,7 @@ impl Contents {
         }
     }
 
-    /// What stands between the chunk and a write that ends at `end` within it.
+    /// Where a write that ends at `end` within the chunk goes.
     pub(super) fn target(&self, file: &File, index: u32, end: u64) -> Result<Target, ObjectError> {
         let state = file.state.lock();
         if state.removed {
@@ -232,8 +238,8 @@ impl Contents {
         })
     }
 
-    /// Puts a fresh, empty part on top of the chunk, unless somebody else just has. What space was
-    /// promised is set aside in it.
+    /// Adds an empty part on top of the chunk, unless another thread has just done so. The chunk's
+    /// reserved pages get space in it.
     fn add_part(&self, file: &File, index: u32) -> Result<(), ObjectError> {
         let _growing = file.growing.lock();
         if !matches!(self.target(file, index, CHUNK_BYTES)?, Target::NewPart) {
@@ -257,7 +263,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Sets space aside in an object for what was promised to the chunk.
+    /// Reserves space in a new object for the chunk's reserved pages.
     fn move_promise(&self, file: &File, index: u32, id: PartId) -> Result<(), ObjectError> {
         let promised = match file.state.lock().chunks.get(&index) {
             Some(chunk) if !chunk.reserved.is_empty() => chunk.reserved.clone(),
@@ -276,7 +282,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Seals and writes pages of the chunk's newest part `id`. Without data, seals the page at
+    /// Seals pages and writes them to the chunk's newest part `id`. Without data, seals the page at
     /// `start` as it reads. The gate must be held.
     fn write_pages(
         &self,
@@ -325,12 +331,13 @@ impl Contents {
         }
         let end = (!data.is_empty()).then_some(u64::from(index) * CHUNK_BYTES + end);
         self.pages_written(file, index, &pages, end, now);
-        // Present before the page lock goes: the next writer of these pages builds on them.
+        // Marked present before the page lock is released: the next writer of these pages builds on
+        // them.
         drop(guard);
         Ok(())
     }
 
-    /// Takes note of pages that are on the disk now, though not durably. The file is at least as
+    /// Marks pages as present. They are on the disk, though not durably. The file is at least as
     /// long as `end`.
     fn pages_written(
         &self,
@@ -380,8 +387,8 @@ impl Contents {
         self.check_room_for_records(end.cast_signed() - there.cast_signed(), false)
     }
 
-    /// A page as a reader sees it: from whichever part has it, with zeros beyond the size.
-    /// `locked` is the newest part, whose page lock is held.
+    /// Reads a page as a reader sees it: from the newest part that contains it, with zeros beyond
+    /// the size. `locked` is the newest part, whose page lock is held.
     fn page_as_read(
         &self,
         file: &File,
@@ -413,7 +420,7 @@ impl Contents {
         Ok(())
     }
 
-    // ---- what needs the file to itself ----------------------------------------------------
+    // ---- operations with the gate held exclusively ---------------------------------------
 
     pub(super) fn clear(&self, file: &File, obstacle: &Obstacle) -> Result<(), ObjectError> {
         match obstacle.kind {
@@ -423,7 +430,7 @@ impl Contents {
         }
     }
 
-    /// Does what a write past the inline limit needs before it.
+    /// Moves a chunk's inline bytes into an object, which a write past the inline limit requires.
     pub(super) fn inline_to_object(&self, file: &File, index: u32) -> Result<(), ObjectError> {
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
@@ -445,7 +452,7 @@ impl Contents {
             };
             chunk.extent = Extent::Hole;
             put_on_top(chunk, id, self.meta.generation());
-            // Until the pages are durable, the record keeps the bytes.
+            // The record keeps the bytes until the pages are durable.
             chunk.fallback = Some(bytes.clone());
         }
         let written = if bytes.is_empty() {
@@ -466,8 +473,8 @@ impl Contents {
         written
     }
 
-    /// Forgets chunks that can be read again, when there are many. Only with the file to itself:
-    /// whoever holds the gate relies on the chunks that it loaded.
+    /// Evicts clean chunks from memory if there are many. Takes the gate exclusively: a thread that
+    /// holds the gate relies on the chunks it loaded.
     pub(super) fn trim(&self, file: &File) {
         if file.state.lock().chunks.len() < super::CHUNKS_KEPT {
             return;
@@ -478,7 +485,7 @@ impl Contents {
     }
 }
 
-/// The same for one who has the file to himself.
+/// Evicts clean chunks if there are many. The caller holds the gate exclusively.
 pub(super) fn trim_state(state: &mut FileState) {
     if state.chunks.len() >= super::CHUNKS_KEPT {
         state
@@ -487,7 +494,7 @@ pub(super) fn trim_state(state: &mut FileState) {
     }
 }
 
-/// Puts bytes into the record of a small file. False when the chunk is not inline any more.
+/// Writes bytes into the record of a small file. False if the chunk is no longer inline.
 fn write_inline(
     file: &File,
     index: u32,
@@ -515,7 +522,7 @@ fn write_inline(
     true
 }
 
-/// Puts an empty part on top, made in the live generation.
+/// Adds an empty part on top, as of the live generation.
 fn put_on_top(chunk: &mut Chunk, id: PartId, generation: Generation) {
     let part = Part {
         id,
