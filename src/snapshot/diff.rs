@@ -1,7 +1,8 @@
-//! What differs between two views, from the records alone.
+//! Differences between two views, from the records alone.
 //!
-//! Which keys may differ is in `change`. Names of files that changed, and the paths of directories,
-//! come from one pass over the names of each view: a record of a file does not say where it is.
+//! The table `change` lists the keys that may differ. The names of changed files and the paths of
+//! directories come from one pass over the names of each view, since the record of a file does not
+//! say where it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,55 +15,55 @@ use crate::meta::{Meta, MetaError, View};
 /// Rows read at a time.
 const ROWS: usize = 1024;
 
-/// How a path differs.
+/// How a path differs between two views.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ChangeKind {
-    /// It is in the second view alone.
+    /// It exists only in the second view.
     Added,
-    /// It is in the first view alone.
+    /// It exists only in the first view.
     Removed,
-    /// Contents, attributes or what the name leads to.
+    /// Its contents, attributes or inode differ.
     Changed,
-    /// What was elsewhere in the first view is here in the second, with all that is below it.
+    /// It had another path in the first view, with everything below it.
     Renamed,
 }
 
-/// A path that differs.
+/// A path that differs between two views.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Change {
-    /// The path from the root, without a `/` in front. The root itself is empty.
+    /// The path from the root, without a leading `/`. The root itself is empty.
     pub path: Vec<u8>,
-    /// How.
+    /// How it differs.
     pub kind: ChangeKind,
-    /// Where it was, of what was renamed.
+    /// The former path, if it was renamed.
     pub from: Option<Vec<u8>>,
-    /// A directory or not.
+    /// Whether it is a directory.
     pub is_directory: bool,
 }
 
-/// A name: its directory and itself.
+/// A directory entry: the directory and the name in it.
 type Name = (Ino, Vec<u8>);
 
-/// What may differ between two views.
+/// Inodes and names that may differ between two views.
 #[derive(Default)]
 struct Candidates {
     inodes: BTreeSet<Ino>,
     names: BTreeSet<Name>,
 }
 
-/// Names of one view.
+/// Directory entries of one view.
 #[derive(Default)]
 struct Names {
-    /// Where each directory is.
+    /// The entry of each directory.
     directories: BTreeMap<Ino, Name>,
-    /// Names of the inodes that were asked for.
+    /// Entries of the requested inodes.
     of: BTreeMap<Ino, Vec<Name>>,
 }
 
-/// Everything that differs, in the order of paths.
+/// Lists everything that differs, in the order of paths.
 ///
 /// # Errors
-/// The metadata could not be read.
+/// The metadata cannot be read.
 pub fn diff(meta: &Meta, from: View, to: View) -> Result<Vec<Change>, MetaError> {
     let mut changes = if from.0 <= to.0 {
         forward(meta, from, to, false)?
@@ -94,7 +95,8 @@ fn reverse(change: Change) -> Change {
     }
 }
 
-/// What differs between an older and a newer view. `backward`: paths of what is in both are those in the older one.
+/// Lists what differs between an older and a newer view. With `backward`, a path that exists in
+/// both is the one in the older view.
 fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Change>, MetaError> {
     let candidates = candidates(meta, from.0, to.0.min(meta.generation()))?;
     let mut changed = BTreeSet::new();
@@ -139,7 +141,7 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
             });
         }
         for place in here.of.get(&ino).into_iter().flatten() {
-            // What has another name there is told as that.
+            // A renamed file is reported as renamed only.
             let before = meta.dirent(place.0, &place.1, elsewhere)?;
             if let Some(before) = before.filter(|before| before.ino == ino) {
                 here.add(
@@ -154,7 +156,7 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
     Ok(changes)
 }
 
-/// Tells names that went and came: of one inode, together they are a renaming.
+/// Reports names that disappeared and appeared. Two of one inode are a rename.
 fn pair(
     meta: &Meta,
     from: View,
@@ -193,7 +195,8 @@ fn is_directory(entry: DirentRecord) -> bool {
     entry.kind == FileKind::Directory
 }
 
-/// An inode without what reading changes and without what says how its contents are kept.
+/// An inode record without the fields that reading changes or that describe how its contents are
+/// stored.
 fn essence(record: InodeRecord) -> InodeRecord {
     InodeRecord {
         atime: Timespec::default(),
@@ -227,7 +230,7 @@ fn candidates(
     }
 }
 
-/// One pass over all names of a view.
+/// Reads all names of a view in one pass.
 fn names(meta: &Meta, view: View, wanted: &BTreeSet<Ino>) -> Result<Names, MetaError> {
     let mut names = Names::default();
     let mut low = Vec::new();
