@@ -1,4 +1,4 @@
-//! Checkpoints of the metadata: whether they could be used.
+//! Checks whether the checkpoints of the metadata could be used.
 
 use super::report::{Finding, Kind};
 use super::{CheckError, Place, Run};
@@ -20,7 +20,7 @@ impl Run<'_> {
             }
         }
         for (name, error) in refused {
-            // An older one goes when there is a new one.
+            // A new checkpoint replaces an older one.
             let gone = matches!(&error, MetaError::Io(error) if error.kind() == std::io::ErrorKind::NotFound);
             if !gone {
                 self.found_checkpoint(name, &error.to_string());

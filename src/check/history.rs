@@ -1,4 +1,4 @@
-//! Versions of records, and notes of when they changed.
+//! Checks versions of records, and the rows of `change` that record when they changed.
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Rows};
@@ -6,8 +6,8 @@ use super::{CheckError, Mend, Place, Run};
 use crate::meta::keys::{self, Table};
 
 impl Run<'_> {
-    /// Every version of a record is needed by some view, and it is noted when it changed while an
-    /// older view was kept, which is how dropping that view finds it.
+    /// Every version of a record must be needed by some view. If it changed while an older view was
+    /// kept, that must be recorded, since dropping that view relies on it.
     pub(super) fn check_history(&mut self, table: Table, group: &Group) -> Result<(), CheckError> {
         let newest = self.stored.counters().generation;
         let mut unneeded = group.versions.first().is_some_and(|v| v.value.is_none());
@@ -59,7 +59,7 @@ impl Run<'_> {
         );
     }
 
-    /// Notes of changes.
+    /// Checks the rows of `change`.
     pub(super) fn check_changes(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Change, Vec::new());
         while let Some((key, _)) = rows.next()? {
@@ -82,7 +82,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A row of a table that follows from others, which cannot be read and is not needed.
+    /// Reports an undecodable row of a table that follows from others, which makes it unnecessary.
     pub(super) fn malformed_row(&mut self, table: Table, key: Vec<u8>) {
         let message = format!("a row of the table {} cannot be read", table.name());
         self.found(Finding::new(Kind::Record, message), Place::None, 0..0);

@@ -1,5 +1,5 @@
-//! Inodes, with everything that is theirs, in all views at once: records, names, contents,
-//! attributes. All tables are read in the order of inode numbers, side by side.
+//! Checks inodes with everything that belongs to them, in all views at once: records, names,
+//! contents, attributes. All tables are read side by side, in the order of inode numbers.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,20 +15,20 @@ use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES};
 use crate::meta::records::{ExtentRecord, FileKind, InodeRecord, decode_xattr};
 
-/// Differences from a view on.
+/// Differences of a count, by the view from which on they apply.
 type Steps = BTreeMap<usize, i64>;
 
-/// All of one inode.
+/// Everything that belongs to one inode.
 #[derive(Default)]
 struct Whole<'e> {
     ino: u64,
     records: Vec<(Range<usize>, InodeRecord)>,
-    /// Views that see a record which could not be decoded.
+    /// Views that see a record that cannot be decoded.
     unclear: Vec<Range<usize>>,
     names: &'e [Event],
     /// Pages of all extents.
     pages: Steps,
-    /// Extents, and where they end.
+    /// Views of each extent, and where the extents end.
     contents: Vec<Range<usize>>,
     contents_end: u64,
     attributes: Vec<Range<usize>>,
@@ -44,7 +44,7 @@ impl Whole<'_> {
         self.unclear.iter().any(|seen| seen.contains(&view))
     }
 
-    /// Runs of views in which nothing of it differs.
+    /// Ranges of views in which nothing of the inode differs.
     fn stretches(&self, views: usize) -> Vec<Range<usize>> {
         let mut cuts = vec![0, views];
         let seen = self.records.iter().map(|(seen, _)| seen);
@@ -89,7 +89,7 @@ struct Names {
     others: i64,
 }
 
-/// The tables by inode.
+/// The tables, read in the order of inodes.
 struct Tables<'a> {
     inodes: Groups<'a>,
     extents: Groups<'a>,
@@ -108,7 +108,7 @@ impl Tables<'_> {
 }
 
 impl Run<'_> {
-    /// Compares all inodes with everything that is theirs.
+    /// Compares all inodes with everything that belongs to them.
     pub(super) fn check_inodes(&mut self) -> Result<(), CheckError> {
         let (stored, views) = (Arc::clone(&self.stored), self.views.clone());
         let groups = |table| Groups::new(&stored, &views, table, Vec::new());
@@ -141,7 +141,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Compares inodes below `until` with the events, which are theirs.
+    /// Compares the inodes below `until` with their events.
     fn compare(
         &mut self,
         tables: &mut Tables<'_>,
@@ -203,8 +203,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whatever has the number of an inode to come would be that inode's: its contents, names and
-    /// attributes, or one more name of it.
+    /// Reports numbers that a new inode may get: existing contents, names and attributes would
+    /// become part of it.
     fn check_number(&mut self, whole: &Whole<'_>) {
         let next = self.stored.counters().next_ino;
         let has_number = Ino(whole.ino).is_valid();
@@ -269,7 +269,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Nothing is recorded beyond the size: it would come to light when the file grows.
+    /// Nothing may be recorded beyond the size: it would become visible when the file grows.
     fn check_extent(
         &mut self,
         whole: &Whole<'_>,
@@ -357,7 +357,7 @@ impl Run<'_> {
         }
     }
 
-    /// What belongs to an inode that is not there.
+    /// Reports what belongs to an inode that does not exist.
     fn check_absent(&mut self, whole: &Whole<'_>, names: &Names, seen: Range<usize>) {
         let ino = whole.ino;
         let has = |some: &[Range<usize>]| some.iter().any(|other| other.contains(&seen.start));
@@ -517,7 +517,7 @@ impl Run<'_> {
         let seen = live..live + 1;
         match (record.nlink, listed) {
             (0, false) => self.nameless(ino, seen),
-            // While the volume is in use that is as it should be.
+            // This is normal while the volume is in use.
             (0, true) if self.subject.live.is_some() => {}
             (0, true) => {
                 let message = "it was unlinked while it was in use, and waits to be removed";
@@ -546,7 +546,7 @@ impl Run<'_> {
     }
 }
 
-/// Where what an extent has ends, in bytes from its beginning.
+/// The end of an extent's contents, in bytes from its start.
 fn end_within(record: &ExtentRecord) -> u64 {
     match record {
         ExtentRecord::Inline(bytes) => bytes.len() as u64,

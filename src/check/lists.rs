@@ -1,4 +1,4 @@
-//! The short tables: kept views, what waits to be removed, and what the volume counts.
+//! Checks the short tables: kept views, orphans and garbage, and the volume's counters.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -13,7 +13,8 @@ use crate::meta::keys::{self, Table};
 use crate::meta::records::{COUNT_MAX, Counters, ObjectName, ViewKind, ViewRecord, ViewState};
 use crate::meta::stored::Stored;
 
-/// Inodes, pages and bytes of records in each view: differences from one view to the next.
+/// Inodes, pages and bytes of records in each view, stored as differences from one view to the
+/// next.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     inodes: Vec<i64>,
@@ -30,13 +31,13 @@ impl Totals {
         }
     }
 
-    /// So many more in these views.
+    /// Adds to the counts of these views.
     pub(super) fn add(&mut self, seen: Range<usize>, inodes: i64, pages: i64) {
         add_step(&mut self.inodes, &seen, inodes);
         add_step(&mut self.pages, &seen, pages);
     }
 
-    /// The records of a key, for what they take.
+    /// Adds the bytes that the records of a key take.
     pub(super) fn add_records(&mut self, table: Table, group: &Group) {
         for (version, value) in group.present().filter(|(v, _)| !v.seen.is_empty()) {
             let bytes = charge::record_bytes(table, &group.logical, value);
@@ -67,7 +68,7 @@ fn add_step(steps: &mut [i64], seen: &Range<usize>, more: i64) {
     }
 }
 
-/// A kept view by its number among generations, and how its paths begin.
+/// A kept view.
 #[derive(Debug)]
 pub(super) struct KeptView {
     pub(super) key: Vec<u8>,
@@ -75,7 +76,7 @@ pub(super) struct KeptView {
 }
 
 impl KeptView {
-    /// What comes before a path in it.
+    /// The prefix of paths in the view.
     pub(super) fn prefix(&self) -> Vec<u8> {
         let directory = match self.record.kind {
             ViewKind::Snapshot => ".snapshots",
@@ -89,9 +90,9 @@ impl KeptView {
 #[derive(Debug, Default)]
 pub(super) struct ViewRows {
     pub(super) kept: Vec<KeptView>,
-    /// Some are being dropped.
+    /// True if views are being dropped.
     pub(super) leaving: bool,
-    /// Rows that could not be read.
+    /// Number of rows that cannot be decoded.
     pub(super) unreadable: u64,
 }
 
@@ -120,7 +121,7 @@ impl ViewRows {
 }
 
 impl Run<'_> {
-    /// Views that are kept, when everything has been counted.
+    /// Checks the kept views, after everything has been counted.
     pub(super) fn check_views(&mut self, rows: &ViewRows) {
         if rows.unreadable > 0 {
             let message = format!("{} rows of the table view cannot be read", rows.unreadable);
@@ -164,7 +165,7 @@ impl Run<'_> {
         }
     }
 
-    /// What the volume counts, when everything has been counted.
+    /// Checks the volume's counters, after everything has been counted.
     pub(super) fn check_counters(&mut self, counters: &Counters) {
         let (inodes, pages, record_bytes) = self.totals.of(self.views.live());
         self.report.inodes = inodes;
@@ -220,7 +221,7 @@ impl Run<'_> {
         }
     }
 
-    /// Unlinked files that are in use, by inode.
+    /// Reads the orphans, in the order of inodes.
     pub(super) fn read_orphans(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Orphan, Vec::new());
         while let Some((key, _)) = rows.next()? {
@@ -232,7 +233,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Rows of orphans that are not there.
+    /// Reports orphans that do not exist.
     pub(super) fn check_orphan_rows(&mut self) {
         for ino in std::mem::take(&mut self.orphans) {
             if !self.orphans_met.contains(&ino) {
@@ -244,7 +245,7 @@ impl Run<'_> {
         }
     }
 
-    /// Objects that wait to be removed.
+    /// Reads the objects that wait to be removed.
     pub(super) fn read_garbage(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Garbage, Vec::new());
         while let Some((key, value)) = rows.next()? {
@@ -256,7 +257,7 @@ impl Run<'_> {
                         self.found(finding, Place::None, 0..0);
                         self.mend(Some(match number {
                             0..COUNT_MAX => Mend::NextGarbage(number + 1),
-                            // Nothing can come after it.
+                            // No row can follow it.
                             _ => Mend::Row(Table::Garbage, key.clone(), None),
                         }));
                     }
@@ -268,7 +269,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Extents whose pages are to be looked at.
+    /// Checks the rows of `trim`.
     pub(super) fn check_trims(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Trim, Vec::new());
         while let Some((key, _)) = rows.next()? {
@@ -279,7 +280,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The root is there in every view.
+    /// Checks that the root exists in every view.
     pub(super) fn check_root(&mut self) -> Result<(), CheckError> {
         let views = self.views.clone();
         let low = keys::inode(Ino::ROOT);

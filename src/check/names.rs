@@ -1,11 +1,11 @@
-//! Names: what they say, and what follows from them for the inodes that they lead to.
+//! Checks names, and counts them for the inodes that they lead to.
 //!
-//! Every version of a name counts for its inode, and for its directory, from the first view that
-//! sees it to the last: an *event* where it begins to, and one where it ends. Sorted by inode they
-//! are compared with the inodes in one go, for all views at once. They take 24 bytes each, one for
-//! a name of a file and two for one of a directory, and one more where it is in kept views alone.
-//! When there are more than fit into the memory that may be used, those of the larger inodes wait
-//! for another reading of the names.
+//! Every version of a name counts for its inode and for its directory, from the first view that
+//! sees it to the last: one *event* marks the beginning, another one the end. Sorted by inode, the
+//! events are compared with the inodes in one pass, for all views at once. An event takes 24 bytes;
+//! a name of a file needs one, a name of a directory two, and one more if it is in kept views only.
+//! If there are more events than fit into the available memory, those of the larger inodes wait for
+//! another pass over the names.
 
 use std::ops::Range;
 
@@ -22,33 +22,33 @@ use super::{CheckError, Mend, Place, Run};
 pub(super) enum Role {
     /// Names that lead to the inode.
     Name,
-    /// Names in it, of directories.
+    /// Names of directories in the inode.
     Subdirectory,
-    /// Names in it, of anything else.
+    /// Names of other files in the inode.
     Other,
 }
 
-/// From a view on, so many more (or fewer) of something.
+/// A change of a count, from a view on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Event {
     pub(super) ino: u64,
-    /// The directory that the name is in, of names of directories.
+    /// The directory that the name is in, for names of directories.
     pub(super) parent: u64,
     pub(super) view: u16,
     pub(super) role: Role,
-    /// The kind that a name says.
+    /// The kind that the name records.
     pub(super) kind: u8,
     pub(super) more: i32,
 }
 
 const _: () = assert!(size_of::<Event>() == 24);
 
-/// Events of the inodes of a range, in order and in bounded memory.
+/// Events of a range of inodes, in order and in bounded memory.
 pub(super) struct Events {
     list: Vec<Event>,
     limit: usize,
     from: u64,
-    /// Those of this inode and larger ones wait for another reading.
+    /// Events of this inode and of larger ones wait for another pass.
     pub(super) until: u64,
 }
 
@@ -95,7 +95,7 @@ impl Events {
             return;
         };
         if first.ino == middle.ino {
-            // One inode with very many events needs them all.
+            // All events of one inode must fit.
             self.limit *= 2;
             return;
         }
@@ -104,14 +104,14 @@ impl Events {
         self.list.retain(|event| event.ino < until);
     }
 
-    /// All of them, by inode.
+    /// All events, ordered by inode.
     pub(super) fn finish(mut self) -> (Vec<Event>, u64) {
         self.compact();
         (self.list, self.until)
     }
 }
 
-/// A name as its key has it.
+/// The fields of a name's key.
 pub(super) struct Named<'a> {
     pub(super) parent: u64,
     pub(super) position: u32,
@@ -129,7 +129,7 @@ pub(super) fn named(logical: &[u8]) -> Option<Named<'_>> {
 }
 
 impl Run<'_> {
-    /// Takes note of a name's versions.
+    /// Counts the versions of a name.
     pub(super) fn count_names(
         &mut self,
         group: &Group,
@@ -195,8 +195,8 @@ impl Run<'_> {
         }
     }
 
-    /// True when somebody sees another name of the directory in the same place, of those that came
-    /// before it: names come in the order of their places.
+    /// True if a view sees another name of the directory at the same position. Only names that came
+    /// before are compared: names are read in the order of positions.
     fn shares_its_place(&mut self, group: &Group, named: &Named<'_>) -> bool {
         let seen = group.present().map(|(version, _)| version.seen.clone());
         let seen: Vec<_> = seen.filter(|seen| !seen.is_empty()).collect();
@@ -248,7 +248,7 @@ impl Run<'_> {
     }
 }
 
-/// True for a name that a call could have given.
+/// True for a name that a system call could have created.
 fn usable(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..")
         && name.len() <= 255

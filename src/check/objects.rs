@@ -1,7 +1,7 @@
-//! Objects: those that records name, and those that there are.
+//! Compares the objects that records name with those that exist.
 //!
-//! Forty bytes for each object that is named, in a bounded memory: when there are more than fit,
-//! those in later folders wait for another reading of the extents.
+//! Each named object takes 40 bytes, in bounded memory: if there are more than fit, those in later
+//! folders wait for another pass over the extents.
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Groups};
@@ -11,7 +11,7 @@ use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{ExtentRecord, ObjectName, PartId};
 
-/// That an extent names an object.
+/// An object that an extent names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct NamedBy {
     folder: u64,
@@ -20,7 +20,7 @@ struct NamedBy {
     chunk: u32,
 }
 
-/// What extents name in the folders of a range.
+/// The objects that extents name, for a range of folders.
 struct Names {
     list: Vec<NamedBy>,
     limit: usize,
@@ -47,7 +47,7 @@ impl Names {
                 let until = self.until;
                 self.list.retain(|named| named.folder < until);
             }
-            // A folder has a few thousand objects.
+            // A folder has at most a few thousand objects.
             _ => self.limit *= 2,
         }
     }
@@ -79,7 +79,7 @@ pub(super) fn parts_of(group: &Group) -> Vec<(PartId, PageSet, std::ops::Range<u
 }
 
 impl Run<'_> {
-    /// Compares the objects that are named with those that there are.
+    /// Compares the objects that are named with those that exist.
     pub(super) fn check_objects(&mut self) -> Result<(), CheckError> {
         let limit = (self.options.memory_bytes / size_of::<NamedBy>()).max(64);
         let mut from = 0;
@@ -175,7 +175,7 @@ impl Run<'_> {
                 }
                 continue;
             }
-            // What is made while the volume is mounted is named later.
+            // Objects that are created while the volume is mounted are named later.
             let fresh = self
                 .subject
                 .live

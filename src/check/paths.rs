@@ -1,7 +1,7 @@
-//! Where an inode is: paths for people, looked up when everything has been found.
+//! Looks up the paths of inodes, for people, after all findings are known.
 //!
-//! Files do not say where they are, so all names are read once more, and only when something was
-//! found. Directories say it.
+//! A file's record does not say where it is, so all names are read once more, and only if there are
+//! findings. A directory's record names its parent.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -13,14 +13,14 @@ use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{DirentRecord, InodeRecord};
 
-/// Paths told of one finding.
+/// Maximum number of paths of one finding.
 const PATHS_MAX: usize = 8;
-/// Names remembered of one inode.
+/// Maximum number of names kept for one inode.
 const NAMES_MAX: usize = 16;
-/// Deeper than any tree that was made by calls.
+/// Deeper than any tree that system calls could have made.
 const DEPTH_MAX: usize = 4096;
 
-/// A name and where it is, for some views.
+/// A name and its directory, in some views.
 #[derive(Clone, Debug)]
 struct NameAt {
     parent: u64,
@@ -28,7 +28,7 @@ struct NameAt {
     seen: Range<usize>,
 }
 
-/// Directories by number and view, with where they are.
+/// Parent and name of directories, by inode and view.
 type Known = HashMap<(u64, usize), Option<(u64, Vec<u8>)>>;
 
 impl Run<'_> {
@@ -89,7 +89,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Paths of some names: of the live view first, then of the newest kept ones.
+    /// Paths of some names: first in the live view, then in the newest kept views.
     fn paths_of(
         &self,
         names: &[NameAt],
@@ -129,8 +129,8 @@ impl Run<'_> {
         whole
     }
 
-    /// The path to a name in a view, with a slash before each component. `None` when it does not
-    /// hang together.
+    /// The path to a name in a view, with a slash before each component. `None` if the directories
+    /// above do not lead to the root.
     fn path_to(
         &self,
         name: &NameAt,
@@ -165,7 +165,7 @@ impl Run<'_> {
         Ok(Some(path))
     }
 
-    /// The directory that holds a directory, and its name in it.
+    /// The parent of a directory, and its name there.
     fn directory_in(&self, ino: u64, view: usize) -> Result<Option<(u64, Vec<u8>)>, CheckError> {
         let low = keys::inode(Ino(ino));
         let mut inodes = Groups::new(&self.stored, &self.views, Table::Inode, low.clone());

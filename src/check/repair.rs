@@ -1,13 +1,13 @@
-//! Mending what can be mended without losing anything.
+//! Repairs what can be repaired without losing anything.
 //!
-//! Each round checks the metadata, changes what the findings ask for, and commits that, all of it or
-//! nothing; what follows from a change (how often something is linked, what is counted) is found by
-//! the next round. A power cut leaves what the rounds before it made of the volume, or the next one
-//! too. What is true when nothing more can be done is what counts as mended.
+//! Each round checks the metadata, makes the changes that the findings ask for, and commits them,
+//! all or none. What follows from a change (link counts, counters) is found by the next round. A
+//! power cut leaves the volume as the rounds before it made it, possibly including the current one.
+//! A finding counts as repaired if it is gone when nothing more can be done.
 //!
-//! Nothing is guessed: pages that do not open stay as they are, and records that cannot be read;
-//! and while some of the metadata cannot be read, nothing is changed at all. What has lost its name
-//! gets one in `lost+found`.
+//! Nothing is guessed: pages that do not open and records that cannot be decoded stay as they are,
+//! and while some of the metadata cannot be read, nothing is changed at all. An inode that has lost
+//! its name gets one in `lost+found`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,18 +31,19 @@ use crate::sealed::MetaFile;
 use crate::store::{OpenMode, StorePath};
 use crate::volume::{META_NAME, Volume};
 
-/// Rounds after which it is given up: what is left then does not get less.
+/// Maximum number of rounds: what is left after them cannot be repaired.
 const ROUNDS: usize = 16;
-/// The directory in the root for what has lost its name.
+/// The directory in the root for inodes that have lost their name.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
-/// Memory for the objects that are open meanwhile.
+/// Maximum number of objects that are open meanwhile.
 const OPEN_OBJECTS: usize = 16;
 
-/// Checks a volume that nobody uses, and mends what can be mended. Who calls has it open for
-/// writing and no filesystem on it.
+/// Checks a volume that is not in use, and repairs what can be repaired. The caller has it open for
+/// writing, without a filesystem on it.
 ///
 /// # Errors
-/// As [`super::check`], or a change could not be made durable; those of earlier rounds are then.
+/// The check was cancelled, the backing store failed, or a change could not be made durable.
+/// Changes of earlier rounds are durable then.
 pub fn repair(
     volume: &Volume,
     options: &CheckOptions,
@@ -78,7 +79,7 @@ pub fn repair(
     Ok(merged(before, after))
 }
 
-/// The first report, with what was found at the end.
+/// The first report, updated with the findings of the last one.
 fn merged(mut before: Report, after: Report) -> Report {
     let of_contents = |kind: Kind| {
         matches!(
@@ -115,7 +116,7 @@ fn merged(mut before: Report, after: Report) -> Report {
     before
 }
 
-/// A volume that is being mended.
+/// A volume that is being repaired.
 struct Mending<'a> {
     volume: &'a Volume,
     meta: Arc<Meta>,
@@ -123,10 +124,10 @@ struct Mending<'a> {
     was_clean: bool,
 }
 
-/// The directory that a name is in, its key, and who sees it.
+/// The directory of a name, its key, and the views that see it.
 type NameIn = (u64, Vec<u8>, Range<usize>);
 
-/// What is to become of a name.
+/// A change of a name.
 enum NameChange {
     Remove,
     Kind(FileKind),
@@ -144,7 +145,7 @@ impl<'a> Mending<'a> {
         )?);
         let was_clean = meta.counters().clean;
         if !was_clean {
-            // After the end of a process alone, what it wrote may be in the kernel's memory only.
+            // If only the process ended, what it wrote may be in the kernel's memory only.
             volume.store.sync_all()?;
         }
         let contents = Contents::new(
@@ -203,11 +204,11 @@ impl<'a> Mending<'a> {
         run(stored, &subject, &options, progress, Report::default())
     }
 
-    /// Does what was asked for, in one commit.
+    /// Carries out the actions, in one commit.
     fn round(&self, mends: &[Mend]) -> Result<(), CheckError> {
         let stored = Arc::new(self.meta.stored()?);
         let views = ViewRows::read(&stored)?.views();
-        // Numbers that are given out must be right before any is.
+        // Counters that allocate numbers must be right before any number is allocated.
         let is_number = |mend: &&Mend| {
             matches!(
                 mend,
@@ -226,10 +227,10 @@ impl<'a> Mending<'a> {
         self.meta.set_clean(false);
         self.commit()?;
         if let Err(error) = self.remember(false) {
-            // The end of it says so too, if it is so then.
+            // If this persists, closing reports it too.
             tracing::warn!(%error, "while the volume is repaired");
         }
-        // Only what was not named before the commit either.
+        // Only objects that were not named before the commit either.
         for name in unlink {
             self.contents.objects().unlink(name)?;
         }
@@ -294,7 +295,7 @@ impl<'a> Mending<'a> {
         Ok(())
     }
 
-    /// The versions of a key with who sees them.
+    /// The versions of a key with the views that see them.
     fn versions(
         &self,
         views: &Views,
@@ -313,8 +314,8 @@ impl<'a> Mending<'a> {
         Ok(versions)
     }
 
-    /// Changes what these views see of a key: a version that others see too gets a newer one on top,
-    /// for the live view; for kept ones alone it stays as it is. `None` removes it.
+    /// Changes what these views see of a key; `None` removes it. If others see the version too, the
+    /// live view gets a newer version on top, and kept views keep theirs.
     fn amend(
         &self,
         views: &Views,
@@ -366,7 +367,7 @@ impl<'a> Mending<'a> {
         })
     }
 
-    /// Changes all names that lead where they should not, in one reading.
+    /// Changes all names that are affected, in one pass.
     fn change_names(
         &self,
         stored: &Arc<Stored>,
@@ -435,7 +436,8 @@ impl<'a> Mending<'a> {
         )
     }
 
-    /// Puts all versions of a name where it is looked for and no other name is, unless it is there too.
+    /// Moves all versions of a name to a position where a lookup finds it and no other name is,
+    /// unless it is there too.
     fn rehash(&self, batch: &mut Batch, logical: &[u8]) -> Result<(), CheckError> {
         let Some(named) = named(logical) else {
             return Ok(());
@@ -520,7 +522,7 @@ impl<'a> Mending<'a> {
         Ok(free.into_bytes())
     }
 
-    /// The directory for what has lost its name, made where there is none. `None` without a root.
+    /// The directory `lost+found`, created if it does not exist. `None` without a root.
     fn lost_and_found(&self) -> Result<Option<Ino>, CheckError> {
         let Some(root) = self.meta.inode(Ino::ROOT, View::LIVE)? else {
             return Ok(None);
@@ -556,7 +558,7 @@ impl<'a> Mending<'a> {
     }
 }
 
-/// An inode that was made for what was found, for root alone.
+/// An inode for recovered contents, accessible to root only.
 fn lost(kind: FileKind, size: u64) -> InodeRecord {
     InodeRecord {
         size,
@@ -578,12 +580,12 @@ fn correction(mend: &Mend) -> Corrections {
     to
 }
 
-/// What is to become of names, by what they lead to and what they are in.
+/// Changes of names, by the inode that they lead to or by the directory that they are in.
 struct Wanted {
     of: BTreeMap<u64, Range<usize>>,
     within: BTreeMap<u64, Range<usize>>,
     kind: BTreeMap<u64, (FileKind, Range<usize>)>,
-    /// Directories that keep one name, the one in that directory if there is one.
+    /// Directories that keep one name, with the directory in which the name is preferred.
     one: BTreeMap<u64, (u64, Range<usize>)>,
 }
 

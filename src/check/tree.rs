@@ -1,8 +1,8 @@
-//! Whether every directory is below the root.
+//! Checks that every directory is below the root.
 //!
-//! Each directory with one name in the directory that it says is not enough: two of them can hold
-//! one another. For each view that differs from the one before it, every directory is followed
-//! upwards once. A directory takes 32 bytes for each of its versions.
+//! It is not enough that each directory has one name, in its recorded parent: two directories can
+//! contain one another. For each view that differs from the one before it, every directory is
+//! followed upwards once. A directory takes 32 bytes for each of its versions.
 
 use std::ops::Range;
 
@@ -17,18 +17,18 @@ pub(super) struct Directory {
     pub(super) parent: u64,
     /// Views that see it.
     pub(super) seen: Range<u32>,
-    /// It counts links; one that does not was unlinked, and ends a way upwards.
+    /// True if its link count is not 0. An unlinked directory ends a path upwards.
     pub(super) named: bool,
 }
 
-/// All directories, by inode.
+/// All directories, ordered by inode.
 #[derive(Debug, Default)]
 pub(super) struct Tree(Vec<Directory>);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mark {
     New,
-    /// On the way that is being followed.
+    /// On the path that is being followed.
     Way,
     Done,
 }
@@ -38,7 +38,7 @@ impl Tree {
         self.0.push(directory);
     }
 
-    /// Views in which something begins or ends to be seen.
+    /// Views in which the visible directories change.
     fn views(&self, live: usize) -> Vec<u32> {
         let ends = self.0.iter().flat_map(|d| [d.seen.start, d.seen.end]);
         let mut views: Vec<u32> = ends.filter(|view| *view as usize <= live).collect();
@@ -54,7 +54,7 @@ impl Tree {
         found.map(|position| first + position)
     }
 
-    /// One directory of each circle in a view.
+    /// One directory of each cycle in a view.
     fn circles(&self, view: u32) -> Vec<u64> {
         let mut marks = vec![Mark::New; self.0.len()];
         let mut found = Vec::new();
@@ -81,7 +81,7 @@ impl Tree {
                 if directory.ino == Ino::ROOT.0 || !directory.named {
                     break;
                 }
-                // One whose parent is not there is told of as such.
+                // A missing parent is reported elsewhere.
                 at = self.find(directory.parent, view);
             }
             for at in way.drain(..) {
@@ -93,7 +93,7 @@ impl Tree {
 }
 
 impl Run<'_> {
-    /// Looks for directories that hold one another.
+    /// Looks for directories that contain one another.
     pub(super) fn check_tree(&mut self) -> Result<(), CheckError> {
         let live = self.views.live();
         let tree = std::mem::take(&mut self.tree);
