@@ -1,7 +1,8 @@
-//! When changes become durable: on fsync, by time, under pressure.
+//! When changes become durable: on fsync, by time, and under memory pressure.
 //!
-//! A commit contains every change applied before it. Files whose contents it must not outrun
-//! (renamed over others, truncated and written anew) are synced before its contents are fixed.
+//! A commit contains every change applied before it. Files whose contents must be durable first
+//! (renamed over others, or truncated and written again) are synced before the commit's contents
+//! are fixed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,20 +14,20 @@ use crate::ids::Ino;
 use crate::object::ObjectError;
 use crate::planted::{Bug, planted};
 
-/// How often a commit waits for files that became ordered meanwhile before it keeps changes out.
+/// How often a commit waits for files that were ordered meanwhile, before it keeps changes out.
 const ORDERED_ROUNDS: u32 = 4;
 
-/// Pages that one turn of the background thread copies to shorten lists of parts: 16 MiB. Between
-/// two commits by time that is little beside what a disk can do.
+/// Pages that one turn of the background thread copies to shorten lists of parts: 16 MiB, which is
+/// little between two commits by time, compared with what a disk can do.
 const FLATTENED_PAGES: u32 = 4096;
 
-/// How long what deleted views held is dropped before the next commit.
+/// Maximum time for dropping records of deleted views between two commits.
 const PURGE_TURN: Duration = Duration::from_millis(100);
 
-/// How often pages that wait for a commit are looked at again by one who waits for them.
+/// How often a caller that waits for trimming runs it again after a commit.
 const TRIM_ROUNDS: u32 = 3;
 
-/// What the background thread is asked to do.
+/// Requests to the background thread.
 #[derive(Debug, Default)]
 pub(super) struct Background {
     stop: bool,
@@ -34,7 +35,7 @@ pub(super) struct Background {
 }
 
 impl Filesystem {
-    /// Makes every change applied so far durable. Many callers share one commit.
+    /// Commits every change applied so far. Many callers share one commit.
     pub(super) fn commit_now(&self) -> Result<(), FsError> {
         let through = self.meta.newest_batch();
         for _ in 0..ORDERED_ROUNDS {
@@ -59,14 +60,14 @@ impl Filesystem {
         }
     }
 
-    /// Makes everything durable, contents included, and does what that allows.
+    /// Makes everything durable, contents included, and gives back the space that this frees.
     pub(super) fn sync_everything(&self) -> Result<(), FsError> {
         self.contents.sync_all()?;
         if planted(Bug::UnlinkBeforeCommit) || planted(Bug::CutBeforeCommit) {
             self.contents.collect()?;
         }
         self.commit_now()?;
-        // Also where an fsync was faster than this: what is new to the keystore is written, no more.
+        // Even if an fsync has committed already: this writes only what is new to the keystore.
         self.try_to_remember(false);
         self.contents.collect()?;
         Ok(())
@@ -83,8 +84,8 @@ impl Filesystem {
         self.sync_everything()
     }
 
-    /// Begins a commit when much is pending; waits for it when very much is. What is pending are
-    /// changes of the metadata, and files and objects that were written and wait for their sync.
+    /// Starts a commit if much is pending, and waits for it if very much is. Pending are changes of
+    /// the metadata, and written files and objects that wait for their sync.
     pub(super) fn relieve_pressure(&self) -> Result<(), Errno> {
         let pending = self.meta.pending_bytes();
         let files = self.contents.recent_bytes();
@@ -92,14 +93,14 @@ impl Filesystem {
         let most = limit.saturating_mul(2);
         if pending > most {
             return match self.commit_now().map_err(|error| error.errno()) {
-                // Who deletes something makes room. Others are refused where they ask for it.
+                // A deletion frees space. Other operations are refused where they request space.
                 Err(errno) if errno.is_full() && pending <= self.options.pending_bytes => Ok(()),
                 result => result,
             };
         }
         if files > most {
             return match self.sync_everything().map_err(|error| error.errno()) {
-                // Who deletes something makes room.
+                // A deletion frees space.
                 Err(errno) if errno.is_full() => Ok(()),
                 result => result,
             };
@@ -110,7 +111,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Bytes of changes beyond which a commit is begun.
+    /// Bytes of changes beyond which a commit is started.
     pub(super) fn pending_limit(&self) -> usize {
         let limit = self.options.pending_bytes;
         self.ballast
@@ -118,7 +119,7 @@ impl Filesystem {
             .map_or(limit, |most| most.min(limit))
     }
 
-    /// Has the background thread commit now.
+    /// Makes the background thread commit now.
     pub(super) fn wake_background(&self) {
         self.background.lock().commit = true;
         self.wake.notify_one();
@@ -138,7 +139,7 @@ impl Filesystem {
                     let stop = this.wait(interval);
                     let turn = catch_unwind(AssertUnwindSafe(|| this.take_turn(stop)));
                     if turn.is_err() {
-                        // Without this thread nothing would ever be committed by time.
+                        // Without this thread nothing would be committed by time any more.
                         this.meta
                             .latch("a fault of this program in the committing thread");
                     }
@@ -166,8 +167,8 @@ impl Filesystem {
         self.trim_some();
     }
 
-    /// Shortens lists of parts that have become long, until there is something more urgent to do.
-    /// What this changes is part of the next commit.
+    /// Shortens long lists of parts until something more urgent is requested. The changes are part
+    /// of the next commit.
     pub fn tend_lists(&self) {
         if !self.is_read_only() {
             let asked = || {
@@ -178,7 +179,7 @@ impl Filesystem {
         }
     }
 
-    /// Gives back pages that only deleted views saw, for a while.
+    /// Gives back pages that only deleted views could see, for a limited time.
     fn trim_some(&self) {
         if self.is_read_only() || self.meta.check_writable().is_err() {
             return;
@@ -195,7 +196,7 @@ impl Filesystem {
         }
     }
 
-    /// Does now what the background thread does when its time comes.
+    /// Runs the work of the background thread once, now.
     ///
     /// # Errors
     /// Not everything could be made durable.
@@ -208,7 +209,7 @@ impl Filesystem {
         self.sync_everything()
     }
 
-    /// Drops some of what only deleted views saw. True when more is left.
+    /// Drops some records that only deleted views could see. True if more is left.
     pub(super) fn purge_some(&self) -> bool {
         if self.is_read_only() || self.meta.check_writable().is_err() {
             return false;
@@ -229,11 +230,11 @@ impl Filesystem {
         true
     }
 
-    /// Drops all that only deleted views saw and gives its room back, without waiting for the
-    /// background.
+    /// Drops everything that only deleted views could see and gives its space back, without waiting
+    /// for the background thread.
     ///
     /// # Errors
-    /// Not all of it could be.
+    /// Something could not be dropped or made durable.
     pub fn finish_purge(&self) -> Result<(), FsError> {
         while self.purge.lock().step(&self.meta)? {
             if self.meta.pending_bytes() > self.pending_limit() {
@@ -241,7 +242,8 @@ impl Filesystem {
             }
         }
         self.sync_everything()?;
-        // Records first; what they name no more when that is durable.
+        // First the records change; once that is durable, the pages that they no longer name are
+        // punched.
         let _turn = self.trimming.write();
         for _ in 0..TRIM_ROUNDS {
             if !self.contents.trim_some(&|| false)? {
@@ -252,7 +254,7 @@ impl Filesystem {
         self.sync_everything()
     }
 
-    /// Ends that thread.
+    /// Stops the background threads.
     pub(super) fn stop_background(&self) {
         self.stop_checkpoints();
         self.background.lock().stop = true;
@@ -266,7 +268,7 @@ impl Filesystem {
         }
     }
 
-    /// Starts it again.
+    /// Starts the background threads again.
     pub(super) fn resume_background(self: &Arc<Self>) -> Result<(), FsError> {
         self.background.lock().stop = false;
         self.start_background()?;
@@ -288,11 +290,11 @@ impl Filesystem {
 
     // ---- removal of inodes ------------------------------------------------------------------
 
-    /// Removes an orphan at once when it is small, in the background otherwise.
+    /// Removes a small orphan at once, and a larger one in the background.
     pub(super) fn remove_or_defer(&self, ino: Ino) {
         const PAGES_AT_ONCE: u64 = 4096;
         if self.is_read_only() {
-            // Removed when changes may happen again, else by the next mount.
+            // It is removed when the filesystem is writable again, or by the next mount.
             self.doomed.lock().push(ino);
             return;
         }
@@ -308,7 +310,7 @@ impl Filesystem {
             self.wake_background();
         } else if let Err(error) = self.remove_inode(ino) {
             if self.is_read_only() {
-                // It has become so meanwhile.
+                // It has been remounted read-only meanwhile.
                 self.doomed.lock().push(ino);
                 return;
             }
@@ -331,7 +333,7 @@ impl Filesystem {
     }
 
     pub(super) fn remove_doomed(&self) {
-        // Removing a directory can doom what was in it.
+        // Removing a directory can add its entries.
         while let Some(ino) = self.next_doomed() {
             if let Err(error) = self.remove_inode(ino) {
                 tracing::warn!(ino = ino.0, %error, "an unlinked file could not be removed yet");

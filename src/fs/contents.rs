@@ -10,7 +10,7 @@ use crate::errno::Errno;
 use crate::object::{FILE_BYTES_MAX, File, Space};
 use crate::planted::{Bug, planted};
 
-/// Of whom nothing is known but that root's rights are not theirs.
+/// A caller of which nothing is known except that it does not have root's rights.
 const NOBODY: Caller = Caller {
     uid: u32::MAX,
     gid: u32::MAX,
@@ -19,12 +19,16 @@ const NOBODY: Caller = Caller {
 
 impl Filesystem {
     /// Opens a file; `O_TRUNC` among the flags empties it.
+    ///
+    /// # Errors
+    /// EISDIR for a directory, ENXIO for a device or pipe, EROFS, ESTALE if the inode is gone, or
+    /// an error of the metadata.
     pub fn open_file(&self, caller: &Caller, node: NodeId, flags: i32) -> Result<Handle, Errno> {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if writable || flags & libc::O_TRUNC != 0 {
             self.check_change(node)?;
         }
-        // In this order: a view that is being deleted is looked for in the opposite one.
+        // In this order, since deleting a view checks in the opposite one.
         self.references.opened(node, writable);
         let file = self.file_to_open(node).inspect_err(|_| {
             self.closed(node, writable);
@@ -58,7 +62,10 @@ impl Filesystem {
         }
     }
 
-    /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
+    /// Reads from `offset` until `out` is full or the file ends. Returns the number of bytes read.
+    ///
+    /// # Errors
+    /// EBADF for an unknown handle, or EIO if a page cannot be read or does not authenticate.
     pub fn read(
         &self,
         node: NodeId,
@@ -74,8 +81,10 @@ impl Filesystem {
         Ok(self.contents.read(&open.file, offset, out)?)
     }
 
-    /// Writes all of `data`. `kill_privileges`: set-id bits go, as with a writer without any right;
-    /// `cached`: the kernel's cache writes, which keeps the times itself.
+    /// Writes all of `data` and returns its length.
+    ///
+    /// # Errors
+    /// EFBIG beyond the maximum size, ENOSPC, EROFS, or an error of contents or metadata.
     pub fn write(
         &self,
         node: NodeId,
@@ -96,11 +105,11 @@ impl Filesystem {
         Ok(data.len())
     }
 
-    /// Called at every close of a descriptor, before [`Self::flush`]: what was open for reading alone
-    /// counts as read. True when the time of last access changed.
+    /// Called at every close of a descriptor, before [`Self::flush`]: a file that was opened only
+    /// for reading counts as read. True if the access time was updated.
     ///
     /// # Errors
-    /// As [`Self::accessed`].
+    /// EBADF for an unknown handle, or the inode cannot be read or changed.
     pub fn closing(&self, node: NodeId, handle: Handle) -> Result<bool, Errno> {
         let open = self.open_handle(handle)?;
         if open.writable || open.accessed.swap(true, Ordering::Relaxed) {
@@ -109,8 +118,11 @@ impl Filesystem {
         self.accessed(node)
     }
 
-    /// Called at every close of a descriptor. Nothing waits for it: what was written is in the
-    /// backing store's cache, and durability is what fsync is for.
+    /// Called at every close of a descriptor. It does not wait: what was written is in the backing
+    /// store's cache, and fsync makes it durable.
+    ///
+    /// # Errors
+    /// EIO after a shutdown, EROFS if writing has ended.
     pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {
         self.check_up()?;
         self.meta.check_writable().or_else(|error| {
@@ -135,6 +147,10 @@ impl Filesystem {
     }
 
     /// Makes the file and its names durable.
+    ///
+    /// # Errors
+    /// EIO if writing has ended or something could not be made durable, ENOSPC if there is no space
+    /// for the commit.
     pub fn fsync(&self, node: NodeId, handle: Handle, _datasync: bool) -> Result<(), Errno> {
         if self.is_read_only() {
             return Ok(());
@@ -149,6 +165,10 @@ impl Filesystem {
     }
 
     /// Allocates, punches or zeroes a range (`fallocate(2)`).
+    ///
+    /// # Errors
+    /// EINVAL for an empty range, EFBIG beyond the maximum size, EROFS, ENOSPC, or an error of
+    /// contents or metadata.
     pub fn fallocate(
         &self,
         node: NodeId,
@@ -203,13 +223,18 @@ impl Filesystem {
         Ok(())
     }
 
-    /// True when the kernel may hold pages of the file that it has not sent: somebody has it open
-    /// for writing, which a mapping keeps up too.
+    /// True if the kernel may hold dirty pages of the file: it is open for writing, or mapped after
+    /// it was.
     pub fn may_be_dirty(&self, node: NodeId) -> bool {
         self.references.has_writers(node)
     }
 
-    /// Copies within the volume; whole chunks share their objects. Returns the bytes copied.
+    /// Copies within the volume; whole chunks share their objects. Returns the number of bytes
+    /// copied.
+    ///
+    /// # Errors
+    /// EINVAL for overlapping ranges of one file or for anything that is not a file, EISDIR for a
+    /// directory, EFBIG, EROFS, ENOSPC, or an error of contents or metadata.
     pub fn copy_file_range(
         &self,
         from: NodeId,
@@ -251,7 +276,7 @@ impl Filesystem {
             .ok_or(Errno::EBADF)
     }
 
-    /// The file of a handle, or of the node where the kernel sends another handle or none.
+    /// The file of a handle; or that of the node, if the kernel sends another handle or none.
     pub(super) fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
         match self.open_handle(handle) {
             Ok(open) if open.file.ino == node.ino() && open.file.view == self.view(node)? => {
@@ -262,7 +287,7 @@ impl Filesystem {
     }
 }
 
-/// The kernel writes whole blocks of its cache, so that is what a promise must cover.
+/// The kernel writes whole blocks of its cache, so a reservation must cover whole blocks.
 fn whole_blocks(bytes: Range<u64>) -> Range<u64> {
     let block = u64::from(BLOCK_BYTES);
     let end = bytes.end.div_ceil(block).saturating_mul(block);

@@ -1,4 +1,4 @@
-//! Making and removing names.
+//! Creating and removing names.
 
 use super::privileges::SETGID;
 use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec};
@@ -9,7 +9,7 @@ use crate::meta::keys::Table;
 use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
 
-/// What a new inode is to be.
+/// The attributes of a new inode.
 struct NewInode<'a> {
     kind: FileKind,
     perm: u16,
@@ -18,7 +18,11 @@ struct NewInode<'a> {
 }
 
 impl Filesystem {
-    /// Makes a file, fifo, socket or device (`mknod(2)`).
+    /// Creates a file, fifo, socket or device (`mknod(2)`).
+    ///
+    /// # Errors
+    /// EEXIST if the name exists, EPERM for a directory, EINVAL for an unknown kind, EROFS, ENOSPC,
+    /// or an error of the metadata.
     pub fn mknod(
         &self,
         caller: &Caller,
@@ -45,7 +49,11 @@ impl Filesystem {
         self.make(caller, parent, name, &new)
     }
 
-    /// Makes a directory.
+    /// Creates a directory; in a directory that holds views, takes a view.
+    ///
+    /// # Errors
+    /// EEXIST if the name exists, EMLINK if the parent has too many subdirectories, EROFS, ENOSPC,
+    /// or an error of the metadata.
     pub fn mkdir(
         &self,
         caller: &Caller,
@@ -66,7 +74,11 @@ impl Filesystem {
         self.make(caller, parent, name, &new)
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
+    ///
+    /// # Errors
+    /// ENOENT for an empty target, ENAMETOOLONG for a long one, EEXIST if the name exists, EROFS,
+    /// ENOSPC, or an error of the metadata.
     pub fn symlink(
         &self,
         caller: &Caller,
@@ -96,7 +108,10 @@ impl Filesystem {
         )
     }
 
-    /// Makes a file and opens it.
+    /// Creates a file and opens it.
+    ///
+    /// # Errors
+    /// Those of [`Self::mknod`] and [`Self::open_file`].
     pub fn create(
         &self,
         caller: &Caller,
@@ -107,7 +122,7 @@ impl Filesystem {
     ) -> Result<(Attr, Handle), Errno> {
         let attr = self.mknod(caller, parent, name, (mode & 0o7777) | libc::S_IFREG, 0)?;
         let handle = self.open_file(caller, attr.node, flags & !libc::O_TRUNC)?;
-        // Open for writing now, which shows in what it is said to take.
+        // It is open for writing now, which affects its allocated blocks.
         Ok((self.getattr(attr.node)?, handle))
     }
 
@@ -210,11 +225,15 @@ impl Filesystem {
         }
     }
 
-    /// Makes another name for an inode.
+    /// Creates a further name for an inode.
+    ///
+    /// # Errors
+    /// EEXIST if the name exists, EPERM for a directory, EMLINK at the maximum number of links,
+    /// EXDEV between views, EROFS, ENOSPC, or an error of the metadata.
     pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
         check_name(name)?;
         self.check_free(parent, name)?;
-        // Between views as between filesystems.
+        // As between filesystems.
         if node.is_live() != parent.is_live() {
             return Err(Errno::EXDEV);
         }
@@ -259,6 +278,9 @@ impl Filesystem {
     }
 
     /// Removes a name of anything but a directory.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such name, EISDIR for a directory, EROFS, or an error of the metadata.
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         check_name(name)?;
         self.check_removable(parent, name)?;
@@ -284,7 +306,11 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory; in a directory that holds views, deletes a view.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such name, ENOTDIR for anything else, ENOTEMPTY, EBUSY for a view in
+    /// use, EROFS, or an error of the metadata.
     pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         match name {
             b"." => return Err(Errno::EINVAL),
@@ -323,7 +349,7 @@ impl Filesystem {
 
     // ---- shared with rename ----------------------------------------------------------------
 
-    /// The directory's inode; it must still have a name.
+    /// The directory's inode record. The directory must still have a name.
     pub(super) fn directory(&self, node: NodeId) -> Result<InodeRecord, Errno> {
         let record = self.inode(node)?;
         match record.kind {
@@ -333,7 +359,7 @@ impl Filesystem {
         }
     }
 
-    /// Where a name leads, which fits what is there. Called by one who holds a permit and
+    /// The entry of a name, which is checked against its inode. The caller holds a permit and
     /// `namespace`.
     pub(super) fn entry(&self, parent: NodeId, name: &[u8]) -> Result<DirentRecord, Errno> {
         match self.entry_if_there(parent.ino(), name)? {
@@ -342,8 +368,8 @@ impl Filesystem {
         }
     }
 
-    /// Where a name leads, which fits what is there, if there is such a name. Called by one who
-    /// holds a permit and `namespace`.
+    /// The entry of a name if it exists, which is checked against its inode. The caller holds a
+    /// permit and `namespace`.
     pub(super) fn entry_if_there(
         &self,
         parent: Ino,
@@ -387,7 +413,8 @@ impl Filesystem {
             .is_empty())
     }
 
-    /// Takes one name off an inode; the last one makes it an orphan, which is returned.
+    /// Removes one link of an inode. Returns the inode if that was the last one, which makes it an
+    /// orphan.
     pub(super) fn drop_link(
         &self,
         batch: &mut Batch,
@@ -405,7 +432,7 @@ impl Filesystem {
         Ok(last.then_some(entry.ino))
     }
 
-    /// Removes an orphan that nobody needs.
+    /// Removes an orphan that is not in use.
     pub(super) fn after_drop(&self, orphan: Option<Ino>) {
         if let Some(ino) = orphan
             && self.references.orphaned(ino)

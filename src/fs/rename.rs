@@ -17,7 +17,12 @@ struct Place<'a> {
 }
 
 impl Filesystem {
-    /// Gives `name` in `parent` the name `new_name` in `new_parent`.
+    /// Renames `from` to `to`. In a directory that holds views, renames a view.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such name, EEXIST, ENOTEMPTY, EISDIR or ENOTDIR depending on what is
+    /// replaced, EINVAL if a directory would be moved below itself or for contradictory flags,
+    /// EXDEV between views, EROFS, or an error of the metadata.
     #[allow(clippy::too_many_arguments)]
     pub fn rename(
         &self,
@@ -98,7 +103,7 @@ impl Filesystem {
         self.name(&mut batch, from.parent.ino(), from.name, left)?;
         self.name(&mut batch, to.parent.ino(), to.name, Some(moved))?;
         if replaced.is_some() {
-            // Contents reach the disk before the commit that puts them in the other's place.
+            // Contents must be durable before the commit that moves the file over another one.
             if !planted(Bug::RenameUnordered) {
                 self.contents.order(moved.ino);
             }
@@ -128,7 +133,7 @@ impl Filesystem {
         Ok(None)
     }
 
-    /// Changes the inodes that a move touches: both directories and what is moved.
+    /// Changes the inodes that a move affects: both directories and the moved inode.
     fn move_links(
         &self,
         batch: &mut Batch,
@@ -190,7 +195,7 @@ impl Filesystem {
         }
     }
 
-    /// A directory must not be moved below itself.
+    /// Fails if a directory would be moved below itself.
     fn check_no_loop(&self, moved: Ino, below: Ino) -> Result<(), Errno> {
         let mut climb = Climb::from(below);
         loop {
@@ -216,7 +221,7 @@ impl Filesystem {
         }
     }
 
-    /// What overlayfs takes for "nothing here": a character device 0:0.
+    /// Creates a whiteout of overlayfs: a character device 0:0.
     fn whiteout(
         &self,
         batch: &mut Batch,

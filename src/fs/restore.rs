@@ -1,4 +1,4 @@
-//! Taking the live view, or one path of it, back to what a snapshot shows; and what differs.
+//! Restoring the live view, or one path of it, from a snapshot; and differences between snapshots.
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -16,8 +16,11 @@ use crate::snapshot::diff::{self, Change};
 use crate::snapshot::restore::{self, Restored};
 
 impl Filesystem {
-    /// Calls `emit` with everything that differs between two snapshots, or between one and the live
-    /// view (`to` is `None`), in the order of paths.
+    /// Calls `emit` with every difference between two snapshots, or between one and the live view
+    /// (`to` is `None`), in the order of paths.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or the metadata cannot be read.
     pub fn diff_views(
         &self,
         from: &str,
@@ -31,7 +34,7 @@ impl Filesystem {
         if to.is_none()
             && let Ok(_change) = self.begin_view_change()
         {
-            // The records know of a write once it is durable.
+            // Records contain a write only once it is durable.
             self.write_back();
             self.contents.sync_all()?;
         }
@@ -43,7 +46,11 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Takes the live view, or with `path` what is at that path in it, back to what a snapshot shows.
+    /// Restores the live view, or with `path` only what is at that path, from a snapshot.
+    ///
+    /// # Errors
+    /// There is no such snapshot, path or target directory, the volume is read-only, or it is full;
+    /// or the restore failed, and the next mount continues that of the whole view.
     pub fn restore(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
         let restored = self.restore_unaudited(snapshot, path);
         let mut audited = Record::new("restore-snapshot")
@@ -74,9 +81,9 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Takes the live view back to what a snapshot shows. Newer snapshots stay. Whoever has a file
-    /// open that is not in the snapshot goes on with it as one without a name; who has one open that
-    /// changes may get EIO from it. Durable when this returns.
+    /// Restores the live view from a snapshot. Newer snapshots stay. An open file that is not in
+    /// the snapshot remains usable without a name; an open file that changes may return EIO.
+    /// Durable on return.
     fn restore_all(&self, target: Generation) -> Result<(), ViewError> {
         let _turn = self.viewing.lock();
         self.write_back();
@@ -95,12 +102,12 @@ impl Filesystem {
         for ino in &restored.orphans {
             self.after_drop(Some(*ino));
         }
-        // It is so, durably or not yet.
+        // It is restored, whether durably or not.
         self.forget_restored(restored)?;
         Ok(committed?)
     }
 
-    /// Has the kernel forget what is not so any more.
+    /// Makes the kernel drop what has changed from its cache.
     fn forget_restored(&self, restored: Restored) -> Result<(), ViewError> {
         let Some(cache) = self.cache() else {
             return Ok(());
@@ -132,8 +139,8 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Adds the directories and names in which these inodes are. Files do not say where they are, so
-    /// all names are looked at.
+    /// Adds the directories and names of these inodes. The record of a file does not say where it
+    /// is, so all names are read.
     fn names_of(
         &self,
         inos: &BTreeSet<Ino>,
@@ -172,7 +179,7 @@ impl Filesystem {
         Ok(restored)
     }
 
-    /// All contents are durable, so a commit waits for none.
+    /// Commits if much is pending. All contents are durable, so the commit waits for none.
     fn commit_if_much(&self) -> Result<(), MetaError> {
         if self.meta.pending_bytes() > self.pending_limit() {
             self.meta.commit(self.meta.newest_batch(), &|| true)?;
@@ -180,7 +187,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Goes on with a restore that was cut off.
+    /// Continues a restore that was interrupted.
     pub(super) fn finish_restore(&self) -> Result<(), FsError> {
         let target = self.meta.counters().restoring;
         if target == Generation(0) {

@@ -1,10 +1,10 @@
-//! Putting one path back: what a snapshot shows there is copied, and the copy takes the place of what
-//! is there now by one renaming.
+//! Restoring one path: what a snapshot contains there is copied, and the copy replaces what is
+//! there now in one rename.
 //!
-//! The copy is made in a directory without a name, an orphan, so that a power cut half-way leaves
-//! nothing but what the next mount removes. It has inodes of its own and shares the sealed objects
-//! ([`crate::object`], copying). What is replaced becomes an orphan too; it goes when nobody has it
-//! open, with all that is below it.
+//! The copy is made in a directory without a name, an orphan, so a power cut half-way leaves only
+//! what the next mount removes. It has inodes of its own and shares the sealed objects
+//! ([`crate::object`]). What is replaced becomes an orphan too; it is removed with everything below
+//! it when nobody has it open.
 
 use std::collections::{HashMap, HashSet};
 
@@ -22,26 +22,26 @@ const COPY_NAME: &[u8] = b"copy";
 /// Entries of a directory that are read, or removed, at a time.
 const ENTRIES: usize = 128;
 
-/// One inode to be copied: which, into which directory, under what name.
+/// One inode to copy: its entry, and the target directory and name.
 struct Task {
     from: DirentRecord,
     parent: Ino,
     name: Vec<u8>,
 }
 
-/// A copy under way.
+/// State of a copy.
 struct Copying {
     view: View,
     now: Timespec,
     tasks: Vec<Task>,
     /// Copies of files with several names.
     linked: HashMap<Ino, Ino>,
-    /// Directories that were copied: none is in two places.
+    /// Directories that were copied: none may be in two places.
     directories: HashSet<Ino>,
 }
 
 impl Filesystem {
-    /// Puts back what the view shows at a path: its directories and its name.
+    /// Restores what a view contains at a path.
     pub(super) fn restore_path(
         &self,
         record: &ViewRecord,
@@ -70,7 +70,7 @@ impl Filesystem {
         }
         let replaced = placed.inspect_err(|_| self.remove_doomed())?;
         self.after_drop(replaced);
-        // With what was replaced goes what was below it, and other names of that say so.
+        // Removes what was below the replaced directory too.
         self.remove_doomed();
         let committed = self.commit_with_room();
         if let Some(cache) = self.cache() {
@@ -92,7 +92,7 @@ impl Filesystem {
         Ok(Some(at))
     }
 
-    /// Makes a directory without a name.
+    /// Creates a directory without a name.
     fn make_holder(&self) -> Result<Ino, MetaError> {
         let _permit = self.meta.permit();
         let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
@@ -160,7 +160,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Another name for a copy that has one.
+    /// Adds a further name for an inode that has been copied.
     fn add_link(&self, ino: Ino, task: &Task) -> Result<(), Errno> {
         let _permit = self.meta.permit();
         let mut batch = Batch::new();
@@ -173,7 +173,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Counts more names of an inode.
+    /// Raises the link count of an inode.
     fn add_links(&self, batch: &mut Batch, ino: Ino, more: u32) -> Result<(), Errno> {
         let mut record = self.meta.inode_after(batch, ino)?.ok_or(Errno::ESTALE)?;
         if record.nlink.saturating_add(more) > LINKS_MAX {
@@ -183,7 +183,7 @@ impl Filesystem {
         Ok(self.meta.put_inode(batch, ino, &record)?)
     }
 
-    /// The inode with its name and extended attributes, without contents.
+    /// Copies the inode with its name and extended attributes, without contents.
     fn make_copy(
         &self,
         copying: &Copying,
@@ -209,7 +209,7 @@ impl Filesystem {
         let entry = DirentRecord { ino, ..task.from };
         self.name(&mut batch, task.parent, &task.name, Some(entry))?;
         if is_directory {
-            // The holder has no name, and is counted as such.
+            // The temporary directory has no name and a link count of 0.
             let parent = self.meta.inode_after(&batch, task.parent)?;
             let parent = parent.ok_or(Errno::ESTALE)?;
             self.add_links(&mut batch, task.parent, u32::from(parent.nlink > 0))?;
@@ -273,7 +273,7 @@ impl Filesystem {
         self.contents.publish_synced(&target)?;
         let _permit = self.meta.permit();
         let _inode = self.meta.lock_inode(to);
-        // What the sync writes down of the time of writing must not come after this.
+        // Discard the time of writing, so that a later sync does not overwrite the restored one.
         let _ = self.contents.take_written(to);
         let mut batch = Batch::new();
         self.amend_inode(&mut batch, to, |record| record.mtime = old.mtime)?;
@@ -283,7 +283,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Gives the copy its name. What had it is returned if it is an orphan now.
+    /// Gives the copy its name. Returns what had that name if it is an orphan now.
     fn put_in_place(
         &self,
         holder: Ino,
@@ -299,7 +299,7 @@ impl Filesystem {
         let mut inos = vec![holder, parent.ino(), copy.ino];
         inos.extend(replaced.map(|entry| entry.ino));
         let _inodes = self.meta.lock_inodes(&inos);
-        // It may have lost its name meanwhile.
+        // The directory may have lost its name meanwhile.
         let mut directory = self.directory(parent)?;
         let is_directory = |entry: DirentRecord| u32::from(entry.kind == FileKind::Directory);
         let less = replaced.map_or(0, is_directory);
@@ -323,7 +323,7 @@ impl Filesystem {
         Ok(orphan)
     }
 
-    /// Takes the names out of a directory that has none itself.
+    /// Removes the entries of a directory without a name.
     pub(super) fn empty_orphan(&self, ino: Ino) -> Result<(), Errno> {
         loop {
             let permit = self.meta.permit();

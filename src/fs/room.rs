@@ -1,21 +1,24 @@
-//! Room on a full disk: what was removed is given back before anybody is told that there is none.
+//! Reclaiming space on a full disk: space of removed files is given back before an operation fails
+//! with ENOSPC.
 //!
-//! A removed file's objects go after the commit that removes their names, in the background, and what
-//! only deleted views saw after that. Until then they take room that the caller believes to be free. So whoever meets a full disk has this
-//! done at once and tries again; several who meet it share one turn. Of checkpoints the older one goes
-//! too.
+//! The objects of a removed file are unlinked after the commit that removes its names, in the
+//! background, and space that only deleted views used is given back after that. Until then it is
+//! used, although the caller believes it to be free. So an operation that meets a full disk has
+//! this done at once and tries again. Several that meet it at the same time share one run. The
+//! older one of two checkpoints is removed too.
 //!
-//! Nothing may be held that a commit waits for: no inode, no file's gate, not the namespace.
+//! The caller must hold nothing that a commit waits for: no inode lock, no file's gate, not the
+//! namespace.
 
 use super::{Filesystem, FsError};
 use crate::errno::Errno;
 
-/// How often views that were deleted are worked on by one who waits for room.
+/// Maximum number of purge steps that an operation waits for.
 const PURGE_TURNS: u32 = 20;
 
 impl Filesystem {
-    /// Runs a change; when there is no room for it, makes room and runs it once more. It must be
-    /// one that may be run twice.
+    /// Runs a change. If there is no space for it, reclaims space and runs it once more. The change
+    /// must be one that can be run twice.
     pub(super) fn with_room<T, E: Into<Errno>>(
         &self,
         mut change: impl FnMut() -> Result<T, E>,
@@ -29,15 +32,14 @@ impl Filesystem {
         }
     }
 
-    /// True while something that was removed has not given its room back: whoever needs it has that
-    /// done.
+    /// True while removed files or deleted views still use space that can be reclaimed.
     pub fn gives_room_back(&self) -> bool {
         !self.meta.leaving_views().is_empty()
             || !self.doomed.lock().is_empty()
             || self.contents.has_garbage().unwrap_or(false)
     }
 
-    /// True when room was made since `seen`.
+    /// Reclaims space, unless another thread did so since `seen`. True if there may be space now.
     fn make_room(&self, seen: u64, errno: Errno) -> bool {
         let mut made = self.room_made.lock();
         if *made != seen {
@@ -53,7 +55,8 @@ impl Filesystem {
         while turns < PURGE_TURNS && self.purge_some() {
             turns += 1;
         }
-        // What is committed already can go even if there is no room for a commit; and then there is.
+        // Objects whose removal is committed can be unlinked even if there is no space for a
+        // commit; then there is.
         let freed = self.contents.collect().is_ok();
         let committed = self.commit_now().is_ok();
         let freed = self.contents.collect().is_ok() || freed || gave_way;
@@ -67,10 +70,13 @@ impl Filesystem {
         freed
     }
 
-    /// Makes every change applied so far durable, and room for that if there is none.
+    /// Commits every change applied so far, and reclaims space if there is none for that.
+    ///
+    /// # Errors
+    /// The commit failed, and again after space was reclaimed.
     pub(super) fn commit_with_room(&self) -> Result<(), FsError> {
         let committed = self.with_room(|| self.commit_now().map_err(|error| error.errno()));
-        // What went wrong is told in its own words.
+        // Commits again to return the full error.
         committed.or_else(|_| self.commit_now())
     }
 }

@@ -1,8 +1,8 @@
 //! Stopping a filesystem at once, as a power cut would: what is not durable is lost.
 //!
-//! It is what `FS_IOC_SHUTDOWN` does elsewhere for those who test what survives. Every request that
-//! follows gets EIO; unmounting writes nothing and leaves the volume to be recovered by the next
-//! mount.
+//! This is what `FS_IOC_SHUTDOWN` does on other filesystems, for tests of what survives. Every
+//! later request gets EIO. Unmounting writes nothing and leaves the volume to the recovery of the
+//! next mount.
 
 use std::sync::atomic::Ordering;
 
@@ -10,13 +10,13 @@ use super::Filesystem;
 use crate::errno::Errno;
 
 impl Filesystem {
-    /// Stops it. There is no way back but the next mount.
+    /// Stops the filesystem until the next mount.
     pub fn shut_down(&self) {
         self.meta.latch("shut down on request");
         self.down.store(true, Ordering::SeqCst);
     }
 
-    /// `Err(EIO)` once it was shut down.
+    /// Fails with EIO after a shutdown.
     pub(super) fn check_up(&self) -> Result<(), Errno> {
         if self.is_down() {
             Err(Errno::EIO)

@@ -1,13 +1,13 @@
-//! Taking, dropping, renaming and listing views: snapshots and images.
+//! Taking, deleting, renaming and listing views: snapshots and images.
 //!
-//! A view holds everything that any program had written when it was taken. Order: the kernel sends
-//! what it holds back; contents are made durable in rounds, while writing goes on, until little is
-//! left; everybody is kept out for as long as that little takes; the generation is raised and the
-//! view's row added; the commit that says so; the answer. It is one instant for all files, and what
-//! was fsynced after another write is never there without it.
+//! A view contains everything that any program had written when it was taken. Order: the kernel
+//! sends its dirty pages; contents are made durable in rounds, while writing goes on, until little
+//! is left; all changes are paused for the rest; the generation is raised and the view's row added;
+//! that is committed; the caller gets the answer. The view is one instant for all files, and it
+//! never contains a write without an earlier one that was synced.
 //!
-//! Dropping: the view is not found any more; the commit that says it is leaving; only then what it
-//! alone sees may be written over and dropped, which the background thread does
+//! Deletion: the view is hidden from lookups; the commit that marks it as leaving; only then may
+//! what only this view saw be overwritten and dropped, which the background thread does
 //! ([`crate::snapshot::purge`]).
 
 use std::time::Duration;
@@ -31,75 +31,75 @@ use crate::snapshot::usage::HeldAlone;
 pub use crate::meta::records::{Timespec, ViewKind};
 pub use crate::snapshot::diff::{Change, ChangeKind};
 
-/// The longest name of a view, in bytes, as that of a file.
+/// The longest name of a view, in bytes, as for a file.
 pub const VIEW_NAME_BYTES_MAX: usize = super::NAME_BYTES_MAX;
 /// The longest description, in bytes.
 pub const DESCRIPTION_BYTES_MAX: usize = 4096;
 /// How often contents are made durable while writing goes on ...
 const ROUNDS: u32 = 8;
-/// ... unless so few pages were left by the last time.
+/// ... unless at most this number of pages is left.
 const FEW_PAGES: u64 = 256;
-/// Less than the time between two ticks of the kernel's clock.
+/// Less than the period of the kernel's clock.
 const TICK_FRACTION: Duration = Duration::from_micros(250);
 
-/// What can go wrong with a view.
+/// Errors of operations on views.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
-    /// There is none of that name.
+    /// There is no view of that name.
     #[error("there is no {} {name:?}", .kind.noun())]
     NotFound {
-        /// What was looked for.
+        /// Kind of the view.
         kind: ViewKind,
-        /// By this name.
+        /// Its name.
         name: String,
     },
-    /// There is one of that name.
+    /// There is a view of that name already.
     #[error("there is {} {name:?} already", .kind.with_article())]
     Exists {
-        /// What is there.
+        /// Kind of the view.
         kind: ViewKind,
-        /// By this name.
+        /// Its name.
         name: String,
     },
-    /// It cannot be called that.
+    /// The name is not allowed.
     #[error("{name:?} is no name for a snapshot or image: {why}")]
     BadName {
-        /// What was given.
+        /// The name.
         name: String,
-        /// What is wrong with it.
+        /// Why it is not allowed.
         why: &'static str,
     },
     /// A file or directory in it is open.
     #[error("the {} {name:?} is in use: something in it is open", .kind.noun())]
     Busy {
-        /// What is in use.
+        /// Kind of the view.
         kind: ViewKind,
-        /// By this name.
+        /// Its name.
         name: String,
     },
-    /// There are as many as can be.
+    /// The volume has the maximum number of views.
     #[error("the volume has as many snapshots and images as it can have")]
     TooMany,
-    /// Nothing may change.
+    /// The volume is read-only.
     #[error("the volume is read-only")]
     ReadOnly(ReadOnlyBecause),
-    /// The path is not in the view.
+    /// The path does not exist in the view.
     #[error("there is no {path:?} in the {} {name:?}", .kind.noun())]
     NoSuchPath {
-        /// Where it was looked for.
+        /// Kind of the view.
         kind: ViewKind,
-        /// By this name.
+        /// Its name.
         name: String,
-        /// What was looked for.
+        /// The path.
         path: String,
     },
-    /// There is no place for what is to be restored.
+    /// The directory to restore into does not exist.
     #[error("there is no directory {path:?} now to restore into")]
     NoDirectory {
-        /// The directory that held it.
+        /// The directory.
         path: String,
     },
-    /// Nothing can be made from an image, or nothing imported.
+    /// An image cannot be deployed, exported or imported.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The filesystem failed.
@@ -107,23 +107,23 @@ pub enum ViewError {
     Fs(#[from] FsError),
 }
 
-/// Why nothing may change.
+/// Why a volume is read-only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReadOnlyBecause {
     /// It is a copy of a volume, or may be one.
     Copy,
-    /// It was opened to be read.
+    /// It was opened read-only.
     Opened,
-    /// It was opened for writing, and is read-only for now.
+    /// It was opened for writing and remounted read-only.
     Remounted,
     /// Writing has failed before.
     Failed,
-    /// The kernel says so, and nothing more.
+    /// The kernel reports it without a reason.
     Unknown,
 }
 
 impl ViewKind {
-    /// What people call it.
+    /// The word for it in messages.
     pub const fn noun(self) -> &'static str {
         match self {
             Self::Snapshot => "snapshot",
@@ -142,7 +142,7 @@ impl ViewKind {
 }
 
 impl ViewError {
-    /// What a caller of the filesystem is told.
+    /// The error number that a caller of the filesystem receives.
     pub fn errno(&self) -> Errno {
         match self {
             Self::NotFound { .. } | Self::NoSuchPath { .. } | Self::NoDirectory { .. } => {
@@ -177,12 +177,12 @@ impl From<Errno> for ViewError {
     }
 }
 
-/// What is known of a view.
+/// Properties of a view.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ViewInfo {
-    /// Its number.
+    /// Its id.
     pub id: u16,
-    /// What it is kept for.
+    /// Its kind.
     pub kind: ViewKind,
     /// Its name.
     pub name: String,
@@ -190,15 +190,15 @@ pub struct ViewInfo {
     pub created: Timespec,
     /// The newest generation that it sees.
     pub generation: u64,
-    /// Bytes of sealed pages and of records that it sees.
+    /// Bytes of sealed pages and records that it refers to.
     pub refers_bytes: u64,
-    /// Bytes of them that nothing else sees: what deleting it gives back.
+    /// Bytes of them that nothing else refers to: what deleting it would give back.
     pub used_bytes: u64,
-    /// Inodes that it sees.
+    /// Number of its inodes.
     pub inodes: u64,
     /// The snapshot that it was made from; empty for the live view.
     pub from: String,
-    /// What people say of it.
+    /// Its description.
     pub description: String,
 }
 
@@ -219,7 +219,7 @@ impl ViewInfo {
     }
 }
 
-/// What is done with a view.
+/// A change of a view, for the audit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum ViewChange {
     Create,
@@ -227,7 +227,7 @@ pub(super) enum ViewChange {
     Rename,
 }
 
-/// A view that cannot be deleted for as long as this is there.
+/// A view that cannot be deleted while this value exists.
 #[derive(Debug)]
 pub(super) struct HeldView<'a> {
     filesystem: &'a Filesystem,
@@ -242,7 +242,7 @@ impl Drop for HeldView<'_> {
 }
 
 impl Filesystem {
-    /// Finds a view and holds it, as one does who opens a file in it.
+    /// Finds a view and holds it, as an open file in it would.
     pub(super) fn hold_view(&self, kind: ViewKind, name: &str) -> Result<HeldView<'_>, ViewError> {
         let _turn = self.viewing.lock();
         let (id, record) = self.found_view(kind, name)?;
@@ -255,8 +255,11 @@ impl Filesystem {
         })
     }
 
-    /// Keeps a view of what is there now, or, with `from`, of what that snapshot shows. It is
-    /// durable when this returns.
+    /// Takes a view of the current state or, with `from`, of that snapshot. Durable on return.
+    ///
+    /// # Errors
+    /// The name is not allowed or exists, there is no such snapshot, the volume has too many views,
+    /// is read-only or full, or something could not be made durable.
     pub fn create_view(
         &self,
         kind: ViewKind,
@@ -321,7 +324,7 @@ impl Filesystem {
         };
         let (id, record) = made.ok_or(ViewError::TooMany)?;
         if let Err(error) = self.commit_with_room() {
-            // Who is told that there is none finds none.
+            // A caller that gets an error must not find the view.
             self.meta.hide_view(id, true);
             if self.meta.write_leaving(id).is_ok() {
                 let _pause = self.meta.pause();
@@ -338,14 +341,14 @@ impl Filesystem {
         Ok(self.meta.take_view(&pause, record)?)
     }
 
-    /// Has the kernel send what it holds back.
+    /// Makes the kernel send its dirty pages.
     pub(super) fn write_back(&self) {
         if let Some(cache) = self.cache() {
             cache.write_back(&self.references.writers());
         }
     }
 
-    /// Makes all contents durable and keeps everybody from changing anything from then on.
+    /// Makes all contents durable, and pauses all changes from then on.
     pub(super) fn settle_contents(&self) -> Result<Pause<'_>, FsError> {
         for _ in 0..ROUNDS {
             self.contents.sync_all()?;
@@ -356,16 +359,20 @@ impl Filesystem {
         let pause = self.meta.pause();
         let paused = Timespec::now();
         self.contents.sync_paused(&pause)?;
-        // Where files are stamped by the clock's tick, what is written next must have another time than
-        // what was written last, or nobody who compares times would see that it changed.
+        // If files get their times from the clock's tick, the next write must have another time
+        // than the last one. Otherwise programs that compare times would miss the change.
         while Timespec::now() == paused {
             std::thread::sleep(TICK_FRACTION);
         }
         Ok(pause)
     }
 
-    /// Drops a view. That it is gone is durable when this returns; what only it held goes in the
-    /// background.
+    /// Deletes a view. The deletion is durable on return; space that only the view used is given
+    /// back in the background.
+    ///
+    /// # Errors
+    /// There is no such view, something in it is open, the volume is read-only, or the deletion
+    /// could not be made durable.
     pub fn delete_view(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
         let deleted = self.delete_view_unaudited(kind, name);
         self.audit_view(ViewChange::Delete, kind, name)
@@ -387,14 +394,14 @@ impl Filesystem {
         }
         let gone = self.meta.write_leaving(id).map_err(FsError::from);
         if let Err(error) = gone.and_then(|()| self.commit_with_room()) {
-            // As it was; what cannot be written any more is not there after the next mount either.
+            // Undo. If that cannot be written any more, the next mount shows the view anyway.
             let _ = self.meta.put_view(id, &record);
             self.meta.hide_view(id, false);
             return Err(error.into());
         }
         {
-            // What is about to be applied may keep something for this view alone. Whoever drops what
-            // nobody needs comes after it.
+            // Changes that are about to be applied may still keep something for this view only. The
+            // purge comes after them.
             let _pause = self.meta.pause();
             self.meta.release_view(id);
         }
@@ -403,7 +410,11 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Gives a view another name. Durable when this returns.
+    /// Renames a view. Durable on return.
+    ///
+    /// # Errors
+    /// There is no such view, the new name is not allowed or exists, the volume is read-only, or
+    /// the change could not be made durable.
     pub fn rename_view(&self, kind: ViewKind, name: &str, to: &str) -> Result<(), ViewError> {
         let renamed = self.rename_view_unaudited(kind, name, to);
         self.audit_view(ViewChange::Rename, kind, name)
@@ -412,7 +423,7 @@ impl Filesystem {
         renamed
     }
 
-    /// The record of what was done with a view.
+    /// The audit record of a change of a view.
     pub(super) fn audit_view(&self, change: ViewChange, kind: ViewKind, name: &str) -> Record {
         let action = match (change, kind) {
             (ViewChange::Create, ViewKind::Snapshot) => "create-snapshot",
@@ -447,7 +458,10 @@ impl Filesystem {
         Ok(())
     }
 
-    /// The views of that kind, oldest first.
+    /// Lists the views of a kind, oldest first.
+    ///
+    /// # Errors
+    /// The metadata cannot be read.
     pub fn views(&self, kind: ViewKind) -> Result<Vec<ViewInfo>, ViewError> {
         let mut views = self.meta.views();
         views.retain(|(_, record)| record.kind == kind);
@@ -470,7 +484,7 @@ impl Filesystem {
         }
     }
 
-    /// The right to change views, or by way of them; see [`Self::begin_long_change`].
+    /// The permit for a change of views, or that uses views; see [`Self::begin_long_change`].
     pub(super) fn begin_view_change(&self) -> Result<RwLockReadGuard<'_, ()>, ViewError> {
         self.check_up()
             .map_err(|_| super::views_directory::down())?;
@@ -501,7 +515,7 @@ pub fn check_name(name: &str) -> Result<(), ViewError> {
         "." | ".." => Err(bad_name(name, "it has a meaning of its own")),
         _ if name.len() > VIEW_NAME_BYTES_MAX => Err(bad_name(name, "it is longer than 255 bytes")),
         _ if name.contains('/') => Err(bad_name(name, "it has a / in it")),
-        // VOLUME@NAME names one, and the directory of a volume may have one in its name.
+        // VOLUME@NAME names a view, and the directory of a volume may contain an @.
         _ if name.contains('@') => Err(bad_name(name, "it has an @ in it")),
         _ if name.contains(char::is_control) => {
             Err(bad_name(name, "it has a control character in it"))

@@ -1,11 +1,11 @@
 //! `.snapshots` and `.images`: directories of the live root that hold the kept views.
 //!
-//! They are in no listing, have no record, and nothing but views is in them: making a directory in
-//! one takes a view, removing it drops the view, renaming it renames it. Their inode numbers lie
-//! above all that a volume gives to files.
+//! They appear in no listing, have no record, and contain only views: creating a directory in one
+//! takes a view, removing it deletes the view, renaming it renames the view. Their inode numbers
+//! are above all that a volume gives to files.
 //!
-//! [`SnapshotDir`] names the one for snapshots, or leaves both out. A file of the root that has the
-//! name of one is still there, and out of reach as long as that name is taken.
+//! [`SnapshotDir`] names the one for snapshots, or disables both. A file of the root that has the
+//! name of one still exists, and is hidden as long as the name is used.
 
 use super::types::{Attr, Caller, DirEntry, FileKind, NodeId, RenameFlags, Timespec};
 use super::views::{ViewChange, ViewError};
@@ -16,10 +16,10 @@ use crate::meta::MetaError;
 use crate::meta::View;
 use crate::meta::records::{InodeRecord, ViewKind, ViewRecord};
 
-/// Position of the first entry that is not `.` or `..`, less one: views are numbered from 1.
+/// One less than the position of the first entry that is not `.` or `..`; ids of views start at 1.
 const BEFORE_FIRST: u64 = 1;
 
-/// One of the directories.
+/// A directory that holds the kept views of one kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ViewsDirectory(pub(super) ViewKind);
 
@@ -33,7 +33,7 @@ impl ViewsDirectory {
         }
     }
 
-    /// The directory of that node.
+    /// The directory that a node stands for, if any.
     pub(super) fn of(node: NodeId) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.node() == node)
     }
@@ -42,12 +42,12 @@ impl ViewsDirectory {
 /// Name of the directory of images in the root.
 const IMAGES: &str = ".images";
 
-/// Where kept views are found in the root.
+/// Where kept views appear in the root directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SnapshotDir {
     /// Snapshots in a directory of this name, images in `.images`.
     Named(String),
-    /// Nowhere: both names are free for files, and views are reached by commands alone.
+    /// Nowhere: both names are free for files, and views are accessible by commands only.
     Off,
 }
 
@@ -58,10 +58,10 @@ impl Default for SnapshotDir {
 }
 
 impl SnapshotDir {
-    /// `off`, or a name.
+    /// Parses `off` or a name.
     ///
     /// # Errors
-    /// Why it is none.
+    /// Why the text is not a valid name.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         match text {
             "off" => Ok(Self::Off),
@@ -74,7 +74,7 @@ impl SnapshotDir {
         }
     }
 
-    /// Name in the root of the directory of such views.
+    /// Name in the root of the directory for views of that kind.
     fn name_of(&self, kind: ViewKind) -> Option<&str> {
         match (self, kind) {
             (Self::Off, _) => None,
@@ -85,7 +85,7 @@ impl SnapshotDir {
 }
 
 impl Filesystem {
-    /// The directory of that name.
+    /// The directory that holds views and has that name, if any.
     fn views_directory(&self, parent: NodeId, name: &[u8]) -> Option<ViewsDirectory> {
         let named = |one: &ViewsDirectory| {
             let taken = self.options.snapshot_dir.name_of(one.0);
@@ -95,7 +95,7 @@ impl Filesystem {
         all.find(|one| parent == NodeId::ROOT && named(one))
     }
 
-    /// `Err(EEXIST)` for names that are taken though no listing shows them.
+    /// Fails with EEXIST for names that are in use although no listing shows them.
     pub(super) fn check_free(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         match self.views_directory(parent, name) {
             Some(_) => Err(Errno::EEXIST),
@@ -103,7 +103,7 @@ impl Filesystem {
         }
     }
 
-    /// `Err(EBUSY)` for what cannot be removed.
+    /// Fails with EBUSY for a directory that cannot be removed.
     pub(super) fn check_removable(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         match self.views_directory(parent, name) {
             Some(_) => Err(Errno::EBUSY),
@@ -111,7 +111,7 @@ impl Filesystem {
         }
     }
 
-    /// Logs which files of the root are out of reach.
+    /// Logs a warning for each file of the root that is hidden by a directory of views.
     pub fn warn_of_hidden(&self) {
         for directory in ViewsDirectory::ALL {
             let Some(name) = self.options.snapshot_dir.name_of(directory.0) else {
@@ -129,7 +129,7 @@ impl Filesystem {
         }
     }
 
-    /// The node of a name that leads to, into or out of one of the directories.
+    /// The node of a name that leads to, into or out of a directory that holds views.
     pub(super) fn lookup_views(
         &self,
         parent: NodeId,
@@ -159,8 +159,8 @@ impl Filesystem {
         }
     }
 
-    /// What `stat` shows of such a directory. It belongs to whom the root belongs, who alone may
-    /// take and drop views.
+    /// The inode of a directory that holds views. It belongs to the owner of the root, who alone
+    /// may take and delete views.
     pub(super) fn views_inode(&self, directory: ViewsDirectory) -> Result<InodeRecord, Errno> {
         let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
         let root = root.ok_or(Errno::EIO)?;
@@ -179,8 +179,9 @@ impl Filesystem {
         })
     }
 
-    /// Emits views from a position on until `emit` says that there is no room. An entry's position
-    /// follows from the view's number, so it stays where it is when others come and go.
+    /// Emits views from a position on until `emit` returns false, which means that it has no space.
+    /// An entry's position follows from the view's id, so it does not change when others are added
+    /// or removed.
     pub(super) fn list_views(
         &self,
         directory: ViewsDirectory,
@@ -204,7 +205,7 @@ impl Filesystem {
         }
     }
 
-    /// `mkdir` in such a directory.
+    /// `mkdir` in a directory that holds views.
     pub(super) fn make_view(
         &self,
         caller: &Caller,
@@ -223,14 +224,14 @@ impl Filesystem {
         self.getattr(NodeId::root_of(ViewId(made.id)))
     }
 
-    /// `rmdir` in such a directory.
+    /// `rmdir` in a directory that holds views.
     pub(super) fn drop_view(&self, directory: ViewsDirectory, name: &[u8]) -> Result<(), Errno> {
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
         self.delete_view(directory.0, name)
             .map_err(|error| error.errno())
     }
 
-    /// `rename` that has to do with such a directory; `None` for any other.
+    /// `rename` from, to or within directories that hold views; `None` for any other.
     pub(super) fn rename_of_view(
         &self,
         (parent, name): (NodeId, &[u8]),
@@ -261,13 +262,13 @@ impl Filesystem {
         }
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
         match self.rename_view(directory.0, name, text(new_name)?) {
-            // What is there is a directory with something in it.
+            // The existing view is a directory that is not empty.
             Err(ViewError::Exists { .. }) if !flags.no_replace => Err(Errno::ENOTEMPTY),
             result => result.map_err(|error| error.errno()),
         }
     }
 
-    /// The record of a view that must be there.
+    /// The id and record of an existing view.
     pub(super) fn found_view(
         &self,
         kind: ViewKind,
@@ -290,7 +291,7 @@ fn text(name: &[u8]) -> Result<&str, Errno> {
     std::str::from_utf8(name).map_err(|_| Errno::EINVAL)
 }
 
-/// The present, for a view that is taken now.
+/// The current time, for a view that is taken now.
 pub(super) fn now() -> Timespec {
     Timespec::now()
 }
