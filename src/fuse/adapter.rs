@@ -1,11 +1,12 @@
-//! `fuser::Filesystem` for [`crate::fs::Filesystem`]: translates and owns no semantics.
+//! Implements `fuser::Filesystem` on [`crate::fs::Filesystem`]: it translates and contains no
+//! semantics.
 //!
 //! - A reply is sent when the work is done and not before: the kernel orders truncate and fsync
-//!   behind unanswered writes, and only so.
-//! - Nobody else writes the volume, so the kernel may remember names, their absence, attributes,
-//!   listings and contents for as long as it likes ([`REMEMBER`]); what changes through the mount
-//!   it forgets by itself.
-//! - Who may do what is checked by the kernel (`default_permissions`, which POSIX ACLs imply).
+//!   behind unanswered writes, and in no other way.
+//! - Nothing else writes the volume, so the kernel may cache names, their absence, attributes,
+//!   listings and contents without limit ([`CACHE_TTL`]). It drops by itself what changes through
+//!   the mount.
+//! - The kernel checks permissions (`default_permissions`, which POSIX ACLs imply).
 
 use std::ffi::OsStr;
 use std::io;
@@ -49,13 +50,14 @@ pub(super) struct AdapterOptions {
     pub(super) max_background: u16,
 }
 
-/// See the module's first lines.
+/// The FUSE adapter.
 pub(super) struct Adapter {
     dispatch: Dispatch,
     options: AdapterOptions,
     notices: Arc<Notices>,
     full: Arc<FullFiles>,
-    /// The kernel leaves the umask to us, so that a directory's default ACL can take its place.
+    /// The kernel leaves the umask to the filesystem, so that a directory's default ACL can replace
+    /// it.
     applies_umask: bool,
 }
 
@@ -95,7 +97,7 @@ impl Adapter {
         if self.applies_umask { umask } else { 0 }
     }
 
-    /// The time of last access was looked at; the kernel does not know if it changed.
+    /// Handles the result of an access-time check: the kernel does not know of an update.
     fn accessed(&self, ino: INodeNo, changed: Result<bool, Errno>) {
         match changed {
             Ok(true) => self.notices.forget_attributes(ino),
@@ -133,7 +135,7 @@ impl fuser::Filesystem for Adapter {
             .inline("forget", request, |fs| fs.forget(node(ino), count));
     }
 
-    /// With writeback the kernel names an open file when it is about to take a write, and then only.
+    /// With writeback, the kernel passes a file handle only when it is about to accept a write.
     fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.dispatch.inline("getattr", request, |fs| {
             let refusal = fh.and_then(|_| self.full.refusal(fs, node(ino)));
@@ -338,7 +340,7 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("create", request, |fs| {
             let made = fs.create(&caller, node(parent), name.as_bytes(), mode, flags);
             answer(reply, made, |reply, (attr, opened)| {
-                // What it does not remember it asks for before it takes a write.
+                // The kernel asks for attributes that it has not cached before it accepts a write.
                 let asks = self.full.emptied(fs, attr.node);
                 let time = if asks { Duration::ZERO } else { REMEMBER };
                 let (attr, opened) = (convert::file_attr(&attr), FileHandle(opened.0));
@@ -383,7 +385,7 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Without writeback the kernel keeps no times, of what a mapping wrote either.
+        // Without writeback the kernel maintains no times, not even for what a mapping wrote.
         let cached = self.options.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let to = (ino, handle(fh), offset);
@@ -398,8 +400,8 @@ impl fuser::Filesystem for Adapter {
         );
     }
 
-    /// Inline: it hands over errors of earlier writes and waits for nothing, and every close of a
-    /// file waits for it.
+    /// Inline: it reports errors of earlier writes and waits for nothing, and every close of a file
+    /// waits for it.
     fn flush(
         &self,
         request: &Request,
@@ -414,8 +416,8 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    /// Inline: one comes with every file that is closed, and waking a worker for it costs more than
-    /// the work (a fifth of all creates, measured).
+    /// Inline: one arrives with every closed file, and waking a worker costs more than the work
+    /// (measured: a fifth of the time of all creates).
     fn release(
         &self,
         request: &Request,
@@ -557,7 +559,7 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        // fuser cannot be told FUSE_SETXATTR_ACL_KILL_SGID.
+        // fuser does not support FUSE_SETXATTR_ACL_KILL_SGID.
         let asker = Asker::of(request);
         self.dispatch.inline("setxattr", request, |fs| {
             let Some(mode) = convert::xattr_mode(flags) else {

@@ -1,4 +1,4 @@
-//! Requests for contents that are more than a call of the filesystem.
+//! Requests on contents that take more than one call of the filesystem.
 
 use std::sync::Arc;
 
@@ -14,12 +14,11 @@ use super::workers::Lane;
 use crate::errno::Errno;
 use crate::fs::types::{Handle, NodeId};
 
-/// Largest `copy_file_range` done by one request: the reply has 32 bits, and a request that takes
-/// seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
+/// Maximum bytes copied by one `copy_file_range` request: the reply has 32 bits, and a request that
+/// takes seconds cannot be interrupted. A multiple of the filesystem's 4 MiB chunks.
 const COPY_BYTES: u64 = 1 << 30;
 
-/// Writes. `kill`: set-id bits go; `cached`: the kernel had the bytes, and whoever wrote them has
-/// gone on.
+/// Serves WRITE.
 pub(super) fn write(
     dispatch: &Dispatch,
     request: &Request,
@@ -52,7 +51,7 @@ pub(super) fn write(
     });
 }
 
-/// Seeks to data or a hole.
+/// Serves LSEEK to data or a hole.
 pub(super) fn seek(
     dispatch: &Dispatch,
     request: &Request,
@@ -66,11 +65,11 @@ pub(super) fn seek(
             return reply.refuse(Errno::EINVAL);
         };
         let node = NodeId(ino.0);
-        // What the kernel holds back would look like a hole, and `cp` would lose it.
+        // Dirty pages in the kernel would look like a hole, and `cp` would lose them.
         if fs.may_be_dirty(node) {
             notices.write_back(ino);
         }
-        // POSIX and lseek(2): beyond the file, on either side, is ENXIO.
+        // POSIX and lseek(2): an offset outside of the file, on either side, is ENXIO.
         let found = u64::try_from(offset)
             .map_err(|_| Errno::ENXIO)
             .and_then(|offset| fs.seek(node, handle, offset, whence))
@@ -79,7 +78,7 @@ pub(super) fn seek(
     });
 }
 
-/// Copies a range of one file to another: each with its offset, and how many bytes.
+/// Serves COPY_FILE_RANGE.
 pub(super) fn copy(
     dispatch: &Dispatch,
     request: &Request,

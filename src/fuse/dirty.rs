@@ -1,11 +1,12 @@
-//! How much of what was written the kernel may hold back.
+//! Limits of the kernel's dirty pages for the mount.
 //!
-//! [`HELD_BACK_BYTES`], which is work for a fraction of a second and less than what may wait for a
-//! worker: the kernel sends it in the order in which it was written, so that everybody who closes
-//! or syncs a file waits until what others have written before was read. Near the end of the room
-//! only [`NEAR_THE_END_BYTES`]: so much may be lost by programs that never ask whether it was
-//! written (fsync, close), and whoever writes on is told soon. Only root can tell the kernel;
-//! others' mounts have its own limit, 1 % of what memory may be dirty.
+//! The limit is [`DIRTY_BYTES_MAX`], which is work for a fraction of a second and less than what
+//! may wait for a worker. The kernel sends dirty pages in the order in which they were written, so
+//! a close or sync of a file waits until what others have written before was received. Near the end
+//! of the free space the limit is [`DIRTY_BYTES_NEAR_FULL`]: programs that never check whether a
+//! write succeeded (fsync, close) may lose that much, and programs that write on get an error soon.
+//! Only root can set the limit. Mounts of other users have the kernel's own, 1 % of the memory that
+//! may be dirty.
 //!
 //! Source: Documentation/ABI/testing/sysfs-class-bdi of Linux (`max_bytes`: Linux 6.2).
 
@@ -18,15 +19,15 @@ use parking_lot::Mutex;
 
 use crate::fs::Filesystem;
 
-/// What may be held back.
+/// Maximum dirty bytes of the mount.
 const HELD_BACK_BYTES: u64 = 64 << 20;
-/// What may be held back near the end of the room.
+/// Maximum dirty bytes near the end of the free space.
 const NEAR_THE_END_BYTES: u64 = 32 << 20;
-/// The room is looked at after so many bytes ...
+/// The free space is checked after this number of written bytes ...
 const STEP_BYTES: u64 = 16 << 20;
-/// ... and for the first write after so long.
+/// ... and at the first write after this time.
 const STEP_TIME: Duration = Duration::from_secs(1);
-/// How far ahead the kernel reads a file that is read in order: two requests of full size.
+/// Read-ahead of the kernel for sequential readers: two requests of full size.
 const READ_AHEAD_KIB: u64 = 2048;
 
 /// The kernel's limits of one mount.
@@ -44,7 +45,8 @@ struct State {
 }
 
 impl DirtyLimits {
-    /// Lifts the limits that the kernel sets to FUSE mounts, in the folder of the mount's device.
+    /// Raises the limits that the kernel sets for FUSE mounts, in the sysfs folder of the mount's
+    /// device.
     pub(super) fn lift(&self, folder: PathBuf, filesystem: &Filesystem) {
         let folder = self.folder.get_or_init(|| folder);
         for (name, value) in [
@@ -57,9 +59,9 @@ impl DirtyLimits {
         self.look(&mut self.state.lock(), filesystem);
     }
 
-    /// So many bytes came that the kernel had held back.
+    /// Notes that the kernel has sent that many dirty bytes.
     pub(super) fn written(&self, bytes: usize, filesystem: &Filesystem) {
-        // Somebody else looks.
+        // Another thread checks at this moment.
         let Some(mut state) = self.state.try_lock() else {
             return;
         };
@@ -106,7 +108,7 @@ fn tell(folder: &std::path::Path, name: &str, value: u64) {
     }
 }
 
-/// What of memory may be dirty at most: `vm.dirty_bytes`, or `vm.dirty_ratio` percent of all.
+/// Maximum dirty memory of the machine: `vm.dirty_bytes`, or `vm.dirty_ratio` percent of all.
 fn most_dirty_bytes() -> u64 {
     let number = |path: &str| -> Option<u64> { fs::read_to_string(path).ok()?.trim().parse().ok() };
     match number("/proc/sys/vm/dirty_bytes") {

@@ -1,4 +1,4 @@
-//! The one `ioctl` that is known.
+//! The one supported `ioctl`.
 
 use fuser::{ReplyIoctl, Request};
 
@@ -10,11 +10,12 @@ use crate::audit::{self, Asker, Record};
 use crate::errno::Errno;
 use crate::sys::identity::effective_user;
 
-/// `_IOR('X', 125, __u32)` of `linux/fs.h` and XFS. The kernel does not hand on the number behind it,
-/// how much to make durable first, since the command's name says that it is read: nothing is.
+/// `_IOR('X', 125, __u32)` of `linux/fs.h` and XFS. The argument says how much to make durable
+/// first, but the kernel does not pass it on, since the command is declared as one that returns
+/// data. Nothing is made durable.
 const FS_IOC_SHUTDOWN: u32 = 0x8004_587d;
 
-/// Stops the filesystem, for root and for whoever runs it.
+/// Shuts the filesystem down, for root and for the user that runs the daemon.
 pub(super) fn obey(dispatch: &Dispatch, request: &Request, command: u32, reply: ReplyIoctl) {
     if command != FS_IOC_SHUTDOWN {
         return reply.refuse(Errno::ENOTTY);
@@ -31,7 +32,7 @@ pub(super) fn obey(dispatch: &Dispatch, request: &Request, command: u32, reply: 
     write_down(dispatch, request, asker, true);
 }
 
-/// By a worker: the reading thread waits for no other filesystem.
+/// On a worker: the reading thread does not wait for other filesystems.
 fn write_down(dispatch: &Dispatch, request: &Request, asker: Asker, done: bool) {
     let lane = (Lane::Lengthy, 0);
     dispatch.hand_over("audit of the shutdown", request, lane, move |fs| {

@@ -1,6 +1,8 @@
-//! Taking, dropping and renaming views through the mount. It makes contents durable and commits, so workers do
-//! it; and the kernel is asked to send what it holds back, which the reading thread must take in
-//! meanwhile. So that thread must not wait for its turn among those who change views either.
+//! Taking, deleting and renaming views through the mount.
+//!
+//! This makes contents durable and commits, so workers do it. The kernel is also asked to send its
+//! dirty pages, which the reading thread must receive meanwhile; so that thread must not wait for
+//! other changes of views either.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +16,7 @@ use super::workers::Lane;
 use crate::audit;
 use crate::fs::types::{Caller, NodeId, RenameFlags};
 
-/// `mkdir` in a directory that holds views.
+/// Serves `mkdir` in a directory that holds views.
 pub(super) fn make(
     dispatch: &Dispatch,
     request: &Request,
@@ -28,7 +30,7 @@ pub(super) fn make(
     });
 }
 
-/// `rmdir` in such a directory.
+/// Serves `rmdir` in a directory that holds views.
 pub(super) fn remove(
     dispatch: &Dispatch,
     request: &Request,
@@ -42,7 +44,7 @@ pub(super) fn remove(
     });
 }
 
-/// `rename` out of such a directory: within it, or refused.
+/// Serves `rename` from a directory that holds views: within it, or refused.
 pub(super) fn rename(
     dispatch: &Dispatch,
     request: &Request,
