@@ -1,4 +1,4 @@
-//! Contents of files out of their objects.
+//! Extracts contents of files from their objects.
 
 use std::fs::File;
 use std::io;
@@ -18,19 +18,19 @@ use crate::store::OpenMode;
 /// Pages that are read with one call.
 const RUN_PAGES: u32 = 256;
 
-/// A file that is being written, and what of it was lost.
+/// A file that is being extracted.
 pub(super) struct Copy<'a, 'r> {
     pub(super) source: &'a Source<'a>,
     pub(super) report: &'r mut Report,
-    /// Below the directory.
+    /// Path below the output directory.
     pub(super) path: &'a str,
     pub(super) to: &'a File,
     pub(super) size: u64,
-    /// The last loss, to which the next may belong.
+    /// The last loss, which the next one may extend.
     pub(super) pending: Option<Loss>,
 }
 
-/// The length that a file has at least, by its extents.
+/// The minimum length of a file, from its extents.
 pub(super) fn least_size(source: &Source<'_>, ino: Ino, view: Generation) -> u64 {
     let mut size = 0;
     let range = keys::number(ino.0)..keys::after_ino(ino);
@@ -53,7 +53,7 @@ pub(super) fn least_size(source: &Source<'_>, ino: Ino, view: Generation) -> u64
 }
 
 impl Copy<'_, '_> {
-    /// Writes all of it that can be read. What fails here is of the file that is written.
+    /// Writes everything that can be read. An error here concerns the output file.
     pub(super) fn all(mut self, ino: Ino, view: Generation) -> io::Result<()> {
         self.to.set_len(self.size)?;
         let range = keys::number(ino.0)..keys::after_ino(ino);
@@ -91,7 +91,7 @@ impl Copy<'_, '_> {
         Ok(())
     }
 
-    /// `here`: bytes of the chunk that belong to the file.
+    /// `here`: number of bytes of the chunk that belong to the file.
     fn parts(&mut self, base: u64, here: u64, parts: &[Part]) -> io::Result<()> {
         let mut objects: Vec<Option<Result<ContentsFile, String>>> = Vec::new();
         objects.resize_with(parts.len(), || None);
@@ -120,7 +120,7 @@ impl Copy<'_, '_> {
         Ok(())
     }
 
-    /// Writes pages of one object, or what of them opens.
+    /// Writes pages of one object; if they do not open together, each that opens.
     fn run(
         &mut self,
         base: u64,
@@ -174,7 +174,7 @@ impl Copy<'_, '_> {
     }
 }
 
-/// Bytes of the file in those pages.
+/// The bytes of the file in these pages.
 fn bytes_of(base: u64, here: u64, pages: &Range<u32>) -> Range<u64> {
     let at = |page: u32| base + (u64::from(page) * PAYLOAD_BYTES).min(here);
     at(pages.start)..at(pages.end)
@@ -201,7 +201,8 @@ pub(super) fn read(object: &ContentsFile, pages: &Range<u32>) -> Result<Vec<u8>,
     Ok(plain)
 }
 
-/// The same words for all pages with the same trouble.
+/// Describes an error in the same words for all pages with the same problem, so that losses can be
+/// joined.
 fn reason_of(error: &SealedError) -> String {
     match error {
         SealedError::Authentication { layer, .. } => format!("refused by {layer}"),

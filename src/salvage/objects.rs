@@ -1,8 +1,8 @@
-//! Objects that no record names, each as a file of its own.
+//! Extracts objects that no record names, each to a file of its own.
 //!
-//! An object that was not copied under another name has its crypto id as its name, and each page
-//! says which key set it is sealed under: so its pages open without any record. What a page is of, and
-//! whether it is the newest there was, nobody can say any more.
+//! An object that is not a linked copy has its crypto id as its name, and each page says which key
+//! set it is sealed under, so its pages open without any record. Which file a page belongs to, and
+//! whether it is the newest version, is unknown.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,10 +24,10 @@ use crate::store::{EntryKind, OpenMode, StoreFile};
 
 /// Names that are compared with the records at a time: 24 MiB.
 const AT_A_TIME: usize = 1 << 20;
-/// The directory they go to.
+/// The output directory of objects.
 const PLACE: [&[u8]; 2] = [b"lost+found", b"objects"];
 
-/// Takes out all objects that no record names.
+/// Extracts all objects that no record names.
 pub(super) fn take(source: &Source<'_>, out: &Out, report: &mut Report) -> io::Result<()> {
     let folders = match source.store.list(&root_path()) {
         Ok(entries) => entries,
@@ -132,7 +132,7 @@ fn take_one(
     Ok(())
 }
 
-/// Zeros throughout: nothing was written there, or it was given back.
+/// True if the page is all zeros: nothing was written there, or it was punched.
 fn is_hole(file: &dyn StoreFile, page: u32) -> bool {
     let mut bytes = [0; PAGE_BYTES];
     let read = file.read_at(&mut bytes, u64::from(page) * PAGE_BYTES as u64);

@@ -1,8 +1,9 @@
-//! The tree of a view: directories, files and what belongs to them.
+//! Extracts the tree of a view: directories, files and their attributes.
 //!
-//! One directory is open at a time; the way back is `..`, as nobody moves what is made here. A directory
-//! is gone into once, so that records which are no tree end too. A file with several names is kept
-//! under its inode's number in a directory of its own until the end, to link further names to.
+//! One directory is open at a time, and `..` leads back, since nobody moves what is created here. A
+//! directory is entered only once, so that records which do not form a tree end too. A file with
+//! several names is kept under its inode's number in a directory of its own until the end, as the
+//! source of further links.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -19,19 +20,19 @@ use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec, decode
 
 /// Entries of a directory that are read at a time.
 const ENTRIES_AT_A_TIME: usize = 64;
-/// Inodes that are looked at at a time.
+/// Inodes that are read at a time.
 const INODES_AT_A_TIME: usize = 256;
-/// Directories above one that has no place are looked for so far.
+/// Maximum number of directories that are followed upwards from one without a name.
 const CLIMB_MAX: usize = 4096;
-/// Where files with several names are kept meanwhile.
+/// Temporary directory of files with several names.
 const STAGING: &[u8] = b".salvage-links";
 
-/// One bit for each inode.
+/// A set of inodes, one bit each.
 #[derive(Default)]
 struct InoSet(HashMap<u64, u64>);
 
 impl InoSet {
-    /// True when it was not in there.
+    /// Inserts an inode. True if it is new.
     fn insert(&mut self, ino: Ino) -> bool {
         let word = self.0.entry(ino.0 / 64).or_default();
         let bit = 1 << (ino.0 % 64);
@@ -46,20 +47,20 @@ impl InoSet {
     }
 }
 
-/// A directory that is being filled.
+/// A directory that is being extracted.
 struct Frame {
     ino: Ino,
     inode: InodeRecord,
     entries: VecDeque<(Vec<u8>, DirentRecord)>,
-    /// Where to read on; `None` at the end.
+    /// The key from which to read on; `None` at the end.
     next: Option<Vec<u8>>,
-    /// Records of names that are not of this format, and not told yet.
+    /// Number of undecodable records of names that have not been reported.
     strange: u64,
-    /// Bytes of the path that are its own.
+    /// Length of the path that is its own.
     path_bytes: usize,
 }
 
-/// Says what to take out for an inode that has no place.
+/// Decides what to extract for an inode that no directory names.
 type Choice<'c, W> = dyn FnMut(&W, Ino) -> Option<(Ino, InodeRecord)> + 'c;
 
 struct Walk<'a, 'r> {
@@ -69,12 +70,12 @@ struct Walk<'a, 'r> {
     report: &'r mut Report,
     seen: InoSet,
     staging: OwnedFd,
-    /// Files with several names, and whether something of them was lost.
+    /// Extracted files with several names, and whether something of them was lost.
     staged: HashMap<Ino, bool>,
     path: Vec<u8>,
 }
 
-/// Takes out a view and what has no place in it.
+/// Extracts a view and the inodes that no directory of it names.
 pub(super) fn take(
     source: &Source<'_>,
     out: &Out,
@@ -103,12 +104,12 @@ pub(super) fn take(
     out::remove_directory(out.root(), STAGING)
 }
 
-/// A number that something of the volume may have, also a directory without a record.
+/// True for an inode number that the volume may use, also for directories without a record.
 fn is_ino(ino: Ino) -> bool {
     (1..1 << Ino::BITS).contains(&ino.0)
 }
 
-/// What stands for an inode of which only the kind is known.
+/// Substitute for the record of an inode of which only the kind is known.
 fn unknown(kind: FileKind) -> InodeRecord {
     let perm = match kind {
         FileKind::Directory => 0o700,
@@ -128,7 +129,7 @@ impl Walk<'_, '_> {
         })
     }
 
-    /// What could not be made: all ends where nothing more can be written.
+    /// Reports something that could not be created. Fails only if nothing more can be written.
     fn give_up(&mut self, error: io::Error) -> io::Result<()> {
         if is_fatal(&error) {
             return Err(error);
@@ -154,7 +155,7 @@ impl Walk<'_, '_> {
         xattrs
     }
 
-    /// Records of extended attributes that are not of this format.
+    /// Number of undecodable records of extended attributes.
     fn strange_xattrs(&self, ino: Ino) -> usize {
         let mut strange = 0;
         let range = keys::number(ino.0)..keys::after_ino(ino);
@@ -167,7 +168,7 @@ impl Walk<'_, '_> {
         strange
     }
 
-    /// Says what of an inode's records is not as it was last.
+    /// Reports which records of an inode are missing or older.
     fn report_state(&mut self, ino: Ino, kind: FileKind) -> io::Result<()> {
         let of_kind = match kind {
             FileKind::Regular => Some((Table::Extent, "contents", "where its contents are")),
@@ -203,8 +204,7 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// Fills a directory that was made with what is below an inode. `inode` stands for one whose record
-    /// is lost.
+    /// Extracts everything below an inode into a directory. `inode` replaces a lost record.
     fn tree(&mut self, ino: Ino, inode: Option<InodeRecord>, at: OwnedFd) -> io::Result<()> {
         let mut at = at;
         let mut stack = vec![self.enter(ino, inode)?];
@@ -228,7 +228,7 @@ impl Walk<'_, '_> {
             for _ in 0..frame.strange {
                 self.lose("name", STRANGE_NAME.to_owned())?;
             }
-            // Before its mode is set, which may not let anybody through.
+            // Before the mode is set, which may deny access.
             let parent = out::parent(at.as_fd())?;
             self.finish_directory(&frame, at.as_fd())?;
             self.path.truncate(frame.path_bytes);
@@ -297,7 +297,7 @@ impl Walk<'_, '_> {
         self.report_state(frame.ino, FileKind::Directory)
     }
 
-    /// Makes what an entry names. A directory is handed back, to be filled.
+    /// Extracts what an entry names. A directory is returned, to be filled.
     fn entry(
         &mut self,
         at: BorrowedFd<'_>,
@@ -443,10 +443,10 @@ impl Walk<'_, '_> {
         self.report_state(ino, inode.kind)
     }
 
-    // ---- what the tree does not reach -----------------------------------------------------------
+    // ---- inodes that no directory names ---------------------------------------------------------
 
-    /// Directories first, by what is in them and by their inodes, so that what they hold has a place;
-    /// then all other inodes, then contents without one.
+    /// Extracts directories first, found by their inodes and by their entries, so that their
+    /// contents get a place; then all other inodes, then contents without an inode.
     fn rest(&mut self, place: &[u8]) -> io::Result<()> {
         self.rest_of(
             Table::Inode,
@@ -462,7 +462,7 @@ impl Walk<'_, '_> {
             Some((ino, unknown(FileKind::Directory)))
         })?;
         self.rest_of(Table::Inode, place, &mut |this, ino| {
-            // One without a name was removed, and only waited to be closed.
+            // An inode without links was removed and only waited to be closed.
             let inode = this.inode(ino).filter(|inode| inode.nlink > 0);
             inode.map(|inode| (ino, inode))
         })?;
@@ -477,7 +477,7 @@ impl Walk<'_, '_> {
         })
     }
 
-    /// The topmost directory that has no place, above one that has none.
+    /// The topmost directory without a name above a directory without one.
     fn top_of(&self, ino: Ino, inode: InodeRecord) -> (Ino, InodeRecord) {
         let (mut top, mut record) = (ino, inode);
         for _ in 0..CLIMB_MAX {
@@ -493,7 +493,7 @@ impl Walk<'_, '_> {
         (top, record)
     }
 
-    /// Takes out what `what` says for each inode of a table that has no place yet.
+    /// Extracts what `what` returns for each inode of a table that has no place yet.
     fn rest_of(
         &mut self,
         table: Table,
@@ -524,7 +524,7 @@ impl Walk<'_, '_> {
                     continue;
                 };
                 self.without_name(place, top, inode)?;
-                // The way down from there may be lost too.
+                // The path down from there may be lost too.
                 if let Some(inode) = self.inode(ino).filter(|_| !self.seen.contains(ino)) {
                     self.without_name(place, ino, inode)?;
                 }
