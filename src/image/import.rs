@@ -3,12 +3,12 @@
 //! Order: the header is parsed, its keys are unwrapped, its MAC is verified, all before anything is
 //! written. Then the volume is made ([`crate::volume::found`]) with the stream's key set as a
 //! read-only one and a fresh active set: whoever can open the stream has what was exported, and
-//! nothing that is written here later. The stream's `meta` goes into a file without a name, its
-//! records into the volume's own, and the objects come under the names that the records give them.
-//! Every page is verified under both layers before it is written. Then the end mark has to vouch
-//! for everything, and what the volume's own metadata say is compared as [`crate::check`] does;
-//! only after that the superblock is written. Whatever fails before takes away what was made, and a
-//! cut leaves what the next attempt takes away.
+//! nothing that is written here later. The stream's `meta` goes into an unlinked file, its records
+//! into the volume's own, and the objects come under the names that the records give them. Every
+//! page is verified under both layers before it is written. Then the end mark has to vouch for
+//! everything, and what the volume's own metadata say is compared as [`crate::check`] does; only
+//! after that the superblock is written. A failure before that removes what was created, and what a
+//! power cut leaves is removed by the next attempt.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -41,30 +41,29 @@ use crate::volume::{
     Founding, FreshVolume, Inheritance, KeyMode, META_NAME, Provenance, VolumeError, found,
 };
 
-/// How an image is imported.
+/// Options of an import.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
-    /// The customer key that a customer-managed image is under; its private half.
+    /// The customer key of a customer-managed image; its private half.
     pub customer_key: Option<KeyUri>,
-    /// The customer key of the new volume, where it is to be another one. Its public half is
-    /// enough.
+    /// The customer key of the new volume, if it is another one. Its public half is sufficient.
     pub new_customer_key: Option<KeyUri>,
     /// Where the passphrase of an encrypted customer key comes from.
     pub passphrase: PassphraseSource,
-    /// Where the passphrase of an export under one comes from.
+    /// Where the passphrase of an export comes from.
     pub export_passphrase: PassphraseSource,
-    /// Largest size of the contents; without one it is that of the image's volume.
+    /// Maximum size of the contents; by default that of the image's volume.
     pub size_bytes: Option<u64>,
-    /// Directory of the platform keystore. Made where missing, if the export is under a passphrase.
+    /// Directory of the platform keystore. Created if missing and the export is under a passphrase.
     pub keystore: PathBuf,
 }
 
-/// What was made.
+/// Result of an import.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Imported {
     /// The new volume.
     pub volume: VolumeId,
-    /// Where it comes from.
+    /// The origin of the image.
     pub provenance: ExportProvenance,
     /// Objects in it.
     pub objects: u64,
@@ -74,12 +73,12 @@ pub struct Imported {
     pub bytes: u64,
 }
 
-/// Makes a volume from a stream in an empty directory, or in one that an earlier attempt left half
-/// made. It is durable on return.
+/// Creates a volume from a stream in an empty directory, or in one that an earlier attempt left
+/// incomplete. It is durable on return.
 ///
 /// # Errors
-/// When a key cannot be had, the stream is not exactly what was exported, or something cannot be
-/// read or written. What was made is then taken away again.
+/// A key is not available, the stream is not exactly what was exported, or something cannot be read
+/// or written. Everything that was created is removed.
 pub fn import(
     from: &mut dyn Read,
     target: Arc<dyn Store>,
@@ -125,7 +124,7 @@ pub fn import(
     })
 }
 
-/// All that keys are needed for; nothing was written when it fails.
+/// Does everything that needs keys. Nothing has been written if it fails.
 fn open_keys<'a>(
     from: &'a mut dyn Read,
     options: &ImportOptions,
@@ -140,7 +139,7 @@ fn open_keys<'a>(
     Ok((opened, renamed))
 }
 
-/// What has come, so far.
+/// What has been received so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Received {
     objects: u64,
@@ -156,7 +155,7 @@ struct Opened<'a> {
     header: ExportHeader,
     customer: Option<Box<dyn CustomerKeyProvider>>,
     mac_keys: ExportKeys,
-    /// All of the stream is sealed under it.
+    /// The key set of the whole stream.
     set: Arc<KeySet>,
 }
 
@@ -178,7 +177,7 @@ impl<'a> Opened<'a> {
         })
     }
 
-    /// Receives everything. All of it is verified and durable on return, apart from the names at
+    /// Receives everything. All of it is verified and durable on return, except for the names at
     /// the top of the volume.
     fn receive(
         &mut self,
@@ -214,8 +213,8 @@ impl<'a> Opened<'a> {
         Ok(received)
     }
 
-    /// Receives all objects: read here, in their order, verified and written by the workers. Gives
-    /// their folders, and whether bytes of some are not durable.
+    /// Receives all objects: reads them in their order, and lets the workers verify and write them.
+    /// Returns their folders, and whether bytes of some are not durable.
     fn objects(
         &mut self,
         transported: &Stored,
@@ -231,7 +230,7 @@ impl<'a> Opened<'a> {
                 if fresh.store.sync_policy().is_at_once() {
                     unsynced = true;
                 } else if run.last {
-                    // Closed and opened again it may not tell of a failed write.
+                    // After it is closed and opened again, it may not report a failed write.
                     run.object.sync().map_err(|source| run.refused(source))?;
                 }
                 buffers.borrow_mut().push(run.buffer);
@@ -262,7 +261,8 @@ impl<'a> Opened<'a> {
         })
     }
 
-    /// The stream's `meta`, read past the database: it may be made of anything.
+    /// Receives the stream's `meta`. It is read without the database, since it may contain
+    /// anything.
     fn metadata(
         &mut self,
         fresh: &FreshVolume,
@@ -287,12 +287,12 @@ impl<'a> Opened<'a> {
     }
 }
 
-/// A run of pages that came.
+/// A run of received pages.
 struct Run {
     name: ObjectName,
     object: Arc<ContentsFile>,
     pages: Range<u32>,
-    /// The object has no more.
+    /// Whether it is the last run of the object.
     last: bool,
     buffer: Vec<u8>,
 }
@@ -302,7 +302,7 @@ impl Run {
         &mut self.buffer[..self.pages.len() * PAGE_BYTES]
     }
 
-    /// Verifies both layers of all of it, and writes it.
+    /// Verifies both layers of all pages, and writes them.
     fn write(mut self, progress: &dyn Progress) -> Result<Self, ImageError> {
         let (object, pages) = (Arc::clone(&self.object), page_range(&self.pages));
         let guard = object.lock_exclusive(pages.clone());
@@ -322,14 +322,14 @@ impl Run {
     }
 }
 
-/// Makes the objects' names durable, and their bytes where some are not.
+/// Makes the objects' names durable, and their bytes if some are not.
 fn make_durable(
     store: &dyn Store,
     folders: &BTreeSet<FolderNumber>,
     unsynced: bool,
 ) -> io::Result<()> {
     if unsynced {
-        // Files would each need an fsync: one for all is faster.
+        // Each file would need an fsync: one sync for all is faster.
         return store.sync_all();
     }
     for folder in folders {
@@ -373,7 +373,7 @@ fn copy_records(
     })
 }
 
-/// An empty file for an object that comes.
+/// Creates an empty file for a received object.
 fn make_object(
     part: &Part,
     fresh: &FreshVolume,
@@ -406,7 +406,7 @@ fn make_object(
     Ok(ContentsFile::new(file, set, part.id.crypto))
 }
 
-/// Opens the customer key that was named; `None` for a platform-managed image.
+/// Opens the given customer key; `None` for a platform-managed image.
 fn customer_key(
     claims: &ExportHeader,
     options: &ImportOptions,
@@ -456,7 +456,7 @@ fn transport_keys(
             from.obtain_for_import(|passphrase| {
                 let keys =
                     TransportKeys::from_passphrase(passphrase, *argon2id, salt, claims.export)?;
-                // Whether it is the right one shows when a key opens.
+                // A wrong passphrase shows when a key does not open.
                 let set = &claims.key_set;
                 keys.unwrap_infrastructure(&context_of(claims), &set.infrastructure)?;
                 Ok(keys)
@@ -497,7 +497,7 @@ fn unwrap(
     })
 }
 
-/// Where there is no keystore at all, the export's is not there either.
+/// If there is no keystore at all, the export's is missing too.
 fn of_keystore(error: KeyError, wanted: &str) -> KeyError {
     match error.kind() {
         ErrorKind::KeystoreMissing => KeyError::new(
