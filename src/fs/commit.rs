@@ -63,7 +63,7 @@ impl Filesystem {
     /// Makes everything durable, contents included, and gives back the space that this frees.
     pub(super) fn sync_everything(&self) -> Result<(), FsError> {
         self.contents.sync_all()?;
-        if planted(Bug::UnlinkBeforeCommit) || planted(Bug::CutBeforeCommit) {
+        if planted(Bug::UnlinkBeforeCommit) || planted(Bug::PunchBeforeCommit) {
             self.contents.collect()?;
         }
         self.commit_now()?;

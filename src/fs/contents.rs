@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::types::{BLOCK_BYTES, Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec};
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
-use crate::object::{FILE_BYTES_MAX, File, Space};
+use crate::object::{FILE_BYTES_MAX, File, FreedSpace};
 use crate::planted::{Bug, planted};
 
 /// A caller of which nothing is known except that it does not have root's rights.
@@ -195,12 +195,14 @@ impl Filesystem {
         let now = Timespec::now();
         let keep_size = match mode {
             Fallocate::PunchHole => {
-                self.contents.punch(&file, offset..end, Space::Back, now)?;
+                self.contents
+                    .punch(&file, offset..end, FreedSpace::Released, now)?;
                 true
             }
             Fallocate::ZeroRange { keep_size } => {
                 self.with_room(|| self.contents.reserve(&file, whole_blocks(offset..end)))?;
-                self.contents.punch(&file, offset..end, Space::Kept, now)?;
+                self.contents
+                    .punch(&file, offset..end, FreedSpace::Reserved, now)?;
                 keep_size
             }
             Fallocate::Allocate { keep_size } => {

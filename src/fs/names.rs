@@ -201,7 +201,7 @@ impl Filesystem {
         batch.inodes += 1;
         let to_write = new.kind == FileKind::Regular;
         self.contents
-            .check_room_for_records(batch.record_bytes(), to_write)?;
+            .check_space_for_records(batch.record_bytes(), to_write)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))
@@ -271,7 +271,7 @@ impl Filesystem {
         self.meta.put_inode(&mut batch, node.ino(), &record)?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         self.contents
-            .check_room_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))

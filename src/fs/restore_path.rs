@@ -168,7 +168,7 @@ impl Filesystem {
         let entry = DirentRecord { ino, ..task.from };
         self.name(&mut batch, task.parent, &task.name, Some(entry))?;
         self.contents
-            .check_room_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }
@@ -216,7 +216,7 @@ impl Filesystem {
         }
         batch.inodes += 1;
         self.contents
-            .check_room_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }

@@ -92,7 +92,7 @@ impl Filesystem {
             }
         })?;
         self.contents
-            .check_room_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }

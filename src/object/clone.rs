@@ -4,8 +4,8 @@
 //! two histories ever write under one crypto id. Order: the source is durable; the links and their
 //! names are durable; then both records change in one batch.
 
-use super::cut::Space;
 use super::file::{Chunk, Extent, File};
+use super::truncate::FreedSpace;
 use super::write::Attempt;
 use super::{Contents, FILE_BYTES_MAX, ObjectError};
 use std::sync::Arc;
@@ -85,13 +85,13 @@ impl Contents {
                 return Ok(piece);
             }
         }
-        let hollow = match self.seek(from, source, false)? {
+        let hole_bytes = match self.seek(from, source, false)? {
             Some(data) => (data - source).min(len),
             None => len,
         };
-        if hollow >= COPY_BYTES as u64 {
-            self.copy_hole(to, target..target + hollow, now)?;
-            return Ok(hollow);
+        if hole_bytes >= COPY_BYTES as u64 {
+            self.copy_hole(to, target..target + hole_bytes, now)?;
+            return Ok(hole_bytes);
         }
         let buffer = &mut copied.buffer;
         buffer.resize(COPY_BYTES, 0);
@@ -110,7 +110,7 @@ impl Contents {
     ) -> Result<(), ObjectError> {
         // Space that the target had reserved or used stays reserved for it, as if zeros had been
         // written.
-        self.punch(to, bytes.clone(), Space::Kept, now)?;
+        self.punch(to, bytes.clone(), FreedSpace::Reserved, now)?;
         self.extend(to, bytes.end, &mut |record| record.mtime = now)
     }
 
@@ -139,7 +139,7 @@ impl Contents {
         loop {
             match self.try_link_chunk(from, source, to, target, len, now)? {
                 Attempt::Done(linked) => return Ok(linked),
-                Attempt::Blocked(obstacle) => self.clear(to, &obstacle)?,
+                Attempt::Blocked(blocker) => self.resolve(to, &blocker)?,
             }
         }
     }
@@ -157,7 +157,7 @@ impl Contents {
         let (source_offset, target_offset) = (source, target);
         let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
         // A kept view does not change, but the live file may use the same parts.
-        let live = self.live_of(from)?;
+        let live = self.live_file_of(from)?;
         let changing = live.as_deref().unwrap_or(from);
         let (first, second) = if from.ino < to.ino {
             (changing, to)
@@ -174,8 +174,8 @@ impl Contents {
         }
         // Both gates stay held until the file is longer. Otherwise bytes that a concurrent truncate
         // leaves behind would become visible.
-        if let Some(obstacle) = self.zero_tail(to, target_offset)? {
-            return Ok(Attempt::Blocked(obstacle));
+        if let Some(blocker) = self.zero_tail(to, target_offset)? {
+            return Ok(Attempt::Blocked(blocker));
         }
         self.load_chunk(changing, source)?;
         self.load_chunk(to, target)?;
@@ -190,8 +190,8 @@ impl Contents {
         let Some(parts) = parts else {
             return Ok(COPIED);
         };
-        let promised = |chunk: &Chunk| !chunk.reserved.is_empty();
-        if to.state.lock().chunks.get(&target).is_some_and(promised) {
+        let is_reserved = |chunk: &Chunk| !chunk.reserved.is_empty();
+        if to.state.lock().chunks.get(&target).is_some_and(is_reserved) {
             return Ok(COPIED);
         }
         let Some(parts) = self.link_parts(visible(parts))? else {
@@ -207,7 +207,7 @@ impl Contents {
 
     /// The live file that belongs to a file of a kept view. `None` for a live file, or if there is
     /// no live one any more.
-    fn live_of(&self, file: &File) -> Result<Option<Arc<File>>, ObjectError> {
+    fn live_file_of(&self, file: &File) -> Result<Option<Arc<File>>, ObjectError> {
         if file.view == View::LIVE {
             return Ok(None);
         }
@@ -256,7 +256,7 @@ impl Contents {
     ) -> Result<(), ObjectError> {
         let old = to.state.lock().chunks.get(&target).map_or(0, Chunk::pages);
         let new = u64::from(taken(&parts, &PageSet::new()).len());
-        self.check_room(new.cast_signed() - old.cast_signed())?;
+        self.check_space(new.cast_signed() - old.cast_signed())?;
         let _inodes = self.meta.lock_inodes(&[from.ino, to.ino]);
         let mut batch = Batch::new();
         {

@@ -18,7 +18,7 @@ use crate::planted::{Bug, planted};
 
 /// Pages to remove from an object's file once a batch is durable.
 #[derive(Debug)]
-pub struct Cut {
+pub struct DeferredPunch {
     pub(super) ino: Ino,
     pub(super) index: u32,
     pub(super) id: PartId,
@@ -27,8 +27,10 @@ pub struct Cut {
 
 impl Contents {
     /// Queues pages to be punched once the batch is durable.
-    pub(super) fn cut_after(&self, batch: BatchNumber, cut: Option<Cut>) {
-        self.cuts.lock().extend(cut.map(|cut| (batch, cut)));
+    pub(super) fn punch_after(&self, batch: BatchNumber, punch: Option<DeferredPunch>) {
+        self.deferred_punches
+            .lock()
+            .extend(punch.map(|punch| (batch, punch)));
     }
 
     /// True if something waits for a commit, or for [`Self::collect`], to be given back.
@@ -36,7 +38,7 @@ impl Contents {
     /// # Errors
     /// The metadata cannot be read.
     pub fn has_garbage(&self) -> Result<bool, ObjectError> {
-        Ok(!self.cuts.lock().is_empty() || self.meta.has_rows(Table::Garbage)?)
+        Ok(!self.deferred_punches.lock().is_empty() || self.meta.has_rows(Table::Garbage)?)
     }
 
     /// Gives back the space that the last commit made unreachable. A failure for one object is
@@ -47,25 +49,25 @@ impl Contents {
     pub fn collect(&self) -> Result<(), ObjectError> {
         let _one = self.collecting.lock();
         let due = {
-            let mut cuts = self.cuts.lock();
-            let (due, wait) = cuts.drain(..).partition(|(batch, _)| {
-                planted(Bug::CutBeforeCommit) || self.meta.is_durable(*batch)
+            let mut deferred_punches = self.deferred_punches.lock();
+            let (due, wait) = deferred_punches.drain(..).partition(|(batch, _)| {
+                planted(Bug::PunchBeforeCommit) || self.meta.is_durable(*batch)
             });
-            *cuts = wait;
-            let due: Vec<(BatchNumber, Cut)> = due;
+            *deferred_punches = wait;
+            let due: Vec<(BatchNumber, DeferredPunch)> = due;
             due
         };
-        for (_, cut) in due {
-            let object = cut.id.name.object;
-            if let Err(error) = self.cut(cut) {
+        for (_, punch) in due {
+            let object = punch.id.name.object;
+            if let Err(error) = self.punch_deferred(punch) {
                 tracing::warn!(%object, %error, "space of an object could not be given back");
             }
         }
         self.unlink_garbage()
     }
 
-    fn cut(&self, cut: Cut) -> Result<(), ObjectError> {
-        let file = match self.file(cut.ino) {
+    fn punch_deferred(&self, punch: DeferredPunch) -> Result<(), ObjectError> {
+        let file = match self.file(punch.ino) {
             Err(ObjectError::Removed) => return Ok(()),
             other => other?,
         };
@@ -75,34 +77,36 @@ impl Contents {
         // record. With the gate held, whoever removed them has queued a later entry for this
         // object, so this one waits for that batch too.
         {
-            let mut cuts = self.cuts.lock();
-            let waiting = cuts.iter().filter(|(_, other)| other.id == cut.id);
+            let mut deferred_punches = self.deferred_punches.lock();
+            let waiting = deferred_punches
+                .iter()
+                .filter(|(_, other)| other.id == punch.id);
             if let Some(batch) = waiting.map(|(batch, _)| *batch).max() {
-                cuts.push((batch, cut));
+                deferred_punches.push((batch, punch));
                 return Ok(());
             }
         }
-        self.load_chunk(&file, cut.index)?;
-        let object = match self.objects.open(cut.id) {
+        self.load_chunk(&file, punch.index)?;
+        let object = match self.objects.open(punch.id) {
             Err(ObjectError::Missing { .. }) => return Ok(()),
             other => other?,
         };
-        let guard = object.lock_exclusive(page_range(&cut.pages));
+        let guard = object.lock_exclusive(page_range(&punch.pages));
         let runs = {
             let state = file.state.lock();
-            let Some(chunk) = state.chunks.get(&cut.index) else {
+            let Some(chunk) = state.chunks.get(&punch.index) else {
                 return Ok(());
             };
             match chunk.newest() {
                 // The part was removed, shared or replaced: it must not be touched any more.
-                Some(part) if part.id == cut.id && self.writable(chunk) => {
-                    absent_runs(&chunk.backed(), cut.pages.clone())
+                Some(part) if part.id == punch.id && self.writable(chunk) => {
+                    absent_runs(&chunk.backed(), punch.pages.clone())
                 }
                 _ => return Ok(()),
             }
         };
         let page_error = |source| ObjectError::Page {
-            object: cut.id.name,
+            object: punch.id.name,
             source,
         };
         for run in runs {

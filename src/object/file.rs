@@ -77,7 +77,7 @@ impl Chunk {
         end_page: u32,
     ) -> Self {
         let published_pages = record.as_ref().map_or(0, ExtentRecord::pages);
-        let mut promised = PageSet::new();
+        let mut reserved_pages = PageSet::new();
         let extent = match record {
             None => Extent::Hole,
             Some(ExtentRecord::Inline(bytes)) => Extent::Inline(bytes),
@@ -90,7 +90,7 @@ impl Chunk {
                 for part in &mut parts {
                     part.pages.remove(end_page..CHUNK_PAGES);
                 }
-                promised = reserved;
+                reserved_pages = reserved;
                 Extent::Parts { shared, parts }
             }
         };
@@ -108,7 +108,7 @@ impl Chunk {
             durable,
             unsynced: PageSet::new(),
             syncing: PageSet::new(),
-            reserved: promised,
+            reserved: reserved_pages,
             allocated: false,
             published_pages,
             changed: false,

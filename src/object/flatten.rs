@@ -53,24 +53,24 @@ const PARTS_FLAT: usize = 5;
 const GROWTH: u32 = 2;
 /// Maximum number of queued chunks. A chunk that does not fit is queued again when its record is
 /// next read, or when it gets a part.
-const WAITING_MAX: usize = 1 << 14;
+const QUEUE_MAX: usize = 1 << 14;
 /// Chunks of one group, whose merged objects are made durable together.
-const AT_ONCE: usize = 32;
+const GROUP_CHUNKS: usize = 32;
 /// Pages copied with one write.
 const RUN_PAGES: u32 = 256;
 /// Minimum free space on the backing filesystem; with less, the space is left to writers.
-const ROOM_BYTES_MIN: u64 = 64 << 20;
+const FREE_BYTES_MIN: u64 = 64 << 20;
 
 /// Chunks with long lists, in the order in which they were queued.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct FlattenQueue {
     order: VecDeque<(Ino, u32)>,
     known: HashSet<(Ino, u32)>,
 }
 
-impl Waiting {
+impl FlattenQueue {
     fn put(&mut self, chunk: (Ino, u32)) {
-        if self.order.len() < WAITING_MAX && self.known.insert(chunk) {
+        if self.order.len() < QUEUE_MAX && self.known.insert(chunk) {
             self.order.push_back(chunk);
         }
     }
@@ -114,36 +114,36 @@ struct Merged {
 
 impl Contents {
     /// Queues a chunk that got a part, if its list is long enough.
-    pub(super) fn note_part(&self, file: &File, index: u32, chunk: &Chunk) {
+    pub(super) fn queue_new_part(&self, file: &File, index: u32, chunk: &Chunk) {
         // Of two parts, the older one is hidden only by what is being written.
-        self.note(file, index, chunk, 3);
+        self.queue_if_long(file, index, chunk, 3);
     }
 
     /// Queues a chunk that was loaded from its record, if its list is long enough.
-    pub(super) fn note_record(&self, file: &File, index: u32, chunk: &Chunk) {
-        self.note(file, index, chunk, PARTS_FLAT + 1);
+    pub(super) fn queue_loaded(&self, file: &File, index: u32, chunk: &Chunk) {
+        self.queue_if_long(file, index, chunk, PARTS_FLAT + 1);
     }
 
-    fn note(&self, file: &File, index: u32, chunk: &Chunk, least: usize) {
+    fn queue_if_long(&self, file: &File, index: u32, chunk: &Chunk, least: usize) {
         let long = matches!(&chunk.extent, Extent::Parts { parts, .. } if parts.len() >= least);
         if long && file.view == View::LIVE {
-            self.waiting.lock().put((file.ino, index));
+            self.flatten_queue.lock().put((file.ino, index));
         }
     }
 
     /// Merges parts of queued chunks until about `budget_pages` pages are copied or `enough`
     /// returns true. A failure wastes time and space only.
     pub fn flatten_some(&self, budget_pages: u32, enough: &dyn Fn() -> bool) {
-        let room = self.objects.store().space();
-        let roomy = room.is_ok_and(|room| room.available_bytes >= ROOM_BYTES_MIN);
-        if self.meta.check_writable().is_err() || !roomy {
+        let space = self.objects.store().space();
+        let has_space = space.is_ok_and(|space| space.available_bytes >= FREE_BYTES_MIN);
+        if self.meta.check_writable().is_err() || !has_space {
             return;
         }
         // A chunk that is queued again waits for the next call.
-        let mut waiting = self.waiting.lock().order.len();
+        let mut waiting = self.flatten_queue.lock().order.len();
         let mut left = budget_pages;
         while waiting > 0 && left > 0 && !enough() {
-            let count = waiting.min(AT_ONCE);
+            let count = waiting.min(GROUP_CHUNKS);
             waiting -= count;
             left = self.flatten_group(count, left);
         }
@@ -157,7 +157,7 @@ impl Contents {
             if left_pages == 0 {
                 break;
             }
-            let Some((ino, index)) = self.waiting.lock().take() else {
+            let Some((ino, index)) = self.flatten_queue.lock().take() else {
                 break;
             };
             match self.file(ino).and_then(|file| self.merge(file, index)) {
@@ -175,9 +175,9 @@ impl Contents {
         }
         for one in self.make_durable(merged) {
             let (file, index) = (Arc::clone(&one.file), one.index);
-            match self.put_in_place(one) {
+            match self.install_merged(one) {
                 Ok(true) => {}
-                Ok(false) => self.waiting.lock().put((file.ino, index)),
+                Ok(false) => self.flatten_queue.lock().put((file.ino, index)),
                 Err(error) => {
                     let ino = file.ino.0;
                     tracing::warn!(ino, index, %error, "merged parts could not be recorded");
@@ -230,7 +230,7 @@ impl Contents {
             if !matches!(copied, Ok(true)) {
                 self.objects.unlink(id.name)?;
                 copied?;
-                self.waiting.lock().put((file.ino, index));
+                self.flatten_queue.lock().put((file.ino, index));
                 return Ok(None);
             }
             let pages = plan.pages();
@@ -249,7 +249,7 @@ impl Contents {
         self.load_chunk(file, index)?;
         let state = file.state.lock();
         let chunk = state.chunks.get(&index).filter(|_| !state.removed);
-        Ok(chunk.and_then(plan_of))
+        Ok(chunk.and_then(plan_merge))
     }
 
     /// Copies the plan's pages into a fresh object. False if the parts have changed. `alone`: the
@@ -303,17 +303,17 @@ impl Contents {
     fn make_durable(&self, mut merged: Vec<Merged>) -> Vec<Merged> {
         merged.retain(|one| match &one.part {
             None => true,
-            Some(part) => self.sync_merged(part.id).is_ok() || self.throw_away(one),
+            Some(part) => self.sync_merged(part.id).is_ok() || self.discard_merged(one),
         });
         if let Err(error) = self.objects.sync_names() {
             tracing::warn!(%error, "merged parts could not be made durable");
-            merged.retain(|one| self.throw_away(one));
+            merged.retain(|one| self.discard_merged(one));
         }
         merged
     }
 
     /// Removes a merged object that no record names. Always returns false.
-    fn throw_away(&self, one: &Merged) -> bool {
+    fn discard_merged(&self, one: &Merged) -> bool {
         if let Some(part) = &one.part
             && let Err(error) = self.objects.unlink(part.id.name)
         {
@@ -323,13 +323,13 @@ impl Contents {
     }
 
     /// Puts a durable merged part into the list. False if the parts have changed.
-    fn put_in_place(&self, one: Merged) -> Result<bool, ObjectError> {
+    fn install_merged(&self, one: Merged) -> Result<bool, ObjectError> {
         let file = Arc::clone(&one.file);
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
         self.load_chunk(&file, one.index)?;
         if file.state.lock().removed || !is_as_planned(&file, one.index, &one.plan) {
-            return Ok(self.throw_away(&one));
+            return Ok(self.discard_merged(&one));
         }
         self.replace_older(&file, one.index, &one.plan, one.part)?;
         Ok(true)
@@ -380,7 +380,7 @@ fn is_as_planned(file: &File, index: u32, plan: &Plan) -> bool {
 }
 
 /// Plans what happens to the parts below the newest one, if anything.
-fn plan_of(chunk: &Chunk) -> Option<Plan> {
+fn plan_merge(chunk: &Chunk) -> Option<Plan> {
     let Extent::Parts { parts, .. } = &chunk.extent else {
         return None;
     };
@@ -397,7 +397,7 @@ fn plan_of(chunk: &Chunk) -> Option<Plan> {
         }
     }
     let sizes: Vec<u32> = seen.iter().map(|(_, visible)| visible.len()).collect();
-    let merged = how_many(&sizes);
+    let merged = merge_count(&sizes);
     if merged == 0 && seen.len() == before.len() {
         return None;
     }
@@ -412,7 +412,7 @@ fn plan_of(chunk: &Chunk) -> Option<Plan> {
 
 /// How many of the parts below the newest are merged, from the top, given the number of visible
 /// pages of each: none, or at least two.
-fn how_many(visible: &[u32]) -> usize {
+fn merge_count(visible: &[u32]) -> usize {
     // The newest part and the merged one are in the list too.
     let forced = (visible.len() + 2).saturating_sub(PARTS_FLAT);
     if forced < 2 {
@@ -454,16 +454,16 @@ mod tests {
 
     #[test]
     fn what_is_merged() {
-        assert_eq!(how_many(&[]), 0);
-        assert_eq!(how_many(&[1, 1, 1, 1]), 0);
+        assert_eq!(merge_count(&[]), 0);
+        assert_eq!(merge_count(&[1, 1, 1, 1]), 0);
         // One part too many: the two on top are merged, and those that are not much larger.
-        assert_eq!(how_many(&[1, 1, 5, 100, 1041]), 2);
-        assert_eq!(how_many(&[1, 1, 4, 100, 1041]), 3);
-        assert_eq!(how_many(&[50, 50, 100, 400, 1041]), 5);
-        assert_eq!(how_many(&[1, 1041, 1, 1, 1]), 5);
-        assert_eq!(how_many(&[1, 10, 100, 1041, 1041]), 2);
-        assert_eq!(how_many(&[1, 2, 3, 40, 400, 1041]), 3);
-        assert_eq!(how_many(&[1, 2, 3, 4, 40, 400, 1041]), 4);
+        assert_eq!(merge_count(&[1, 1, 5, 100, 1041]), 2);
+        assert_eq!(merge_count(&[1, 1, 4, 100, 1041]), 3);
+        assert_eq!(merge_count(&[50, 50, 100, 400, 1041]), 5);
+        assert_eq!(merge_count(&[1, 1041, 1, 1, 1]), 5);
+        assert_eq!(merge_count(&[1, 10, 100, 1041, 1041]), 2);
+        assert_eq!(merge_count(&[1, 2, 3, 40, 400, 1041]), 3);
+        assert_eq!(merge_count(&[1, 2, 3, 4, 40, 400, 1041]), 4);
     }
 
     #[test]
@@ -508,7 +508,7 @@ mod tests {
                 shared: false,
                 parts: parts.clone(),
             };
-            if let Some(plan) = plan_of(&chunk) {
+            if let Some(plan) = plan_merge(&chunk) {
                 copied += plan.pages().len();
                 parts.truncate(1);
                 if !plan.copies.is_empty() {
@@ -549,7 +549,7 @@ mod tests {
                 shared: false,
                 parts: [above, &older[..]].concat(),
             };
-            let plan = plan_of(&chunk);
+            let plan = plan_merge(&chunk);
             file.state.lock().chunks.insert(0, chunk);
             plan
         };
@@ -601,7 +601,7 @@ mod tests {
         fn a_list_gets_short_and_large_old_parts_stay(
             visible in prop::collection::vec(1..=CHUNK_PAGES, 0..8)
         ) {
-            let merged = how_many(&visible);
+            let merged = merge_count(&visible);
             prop_assert!(merged <= visible.len());
             prop_assert!(merged != 1);
             let after = 1 + visible.len() - merged + usize::from(merged > 0);

@@ -11,7 +11,6 @@
 
 mod clone;
 mod collect;
-mod cut;
 mod file;
 mod flatten;
 mod objects;
@@ -20,6 +19,7 @@ mod read;
 mod reserve;
 mod sync;
 mod trim;
+mod truncate;
 mod verify;
 mod write;
 
@@ -42,12 +42,12 @@ use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, SealedError, Told};
 use crate::store::Store;
 
-pub use collect::Cut;
-pub use cut::Space;
+pub use collect::DeferredPunch;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
 pub(crate) use objects::{folder_path, object_path, root_path};
+pub use truncate::FreedSpace;
 pub use verify::{Fault, FaultKind};
 
 /// Contents up to this length are stored in the metadata. Measured: below it a file needs no
@@ -140,11 +140,11 @@ pub struct Contents {
     /// requests.
     ordered: Mutex<BTreeMap<Ino, u64>>,
     /// Pages to give back to the backing filesystem once a batch is durable.
-    cuts: Mutex<Vec<(BatchNumber, Cut)>>,
+    deferred_punches: Mutex<Vec<(BatchNumber, DeferredPunch)>>,
     /// Held while `deferred_punches` and garbage are processed.
     collecting: Mutex<()>,
     /// Chunks whose lists of parts are long.
-    waiting: Mutex<flatten::Waiting>,
+    flatten_queue: Mutex<flatten::FlattenQueue>,
     /// Pages that are sealed or reserved now. The counter in the metadata is the durable one.
     used_pages: AtomicI64,
     limit_pages: Option<u64>,
@@ -168,9 +168,9 @@ impl Contents {
             files: Mutex::default(),
             recent: AtomicUsize::new(0),
             ordered: Mutex::default(),
-            cuts: Mutex::default(),
+            deferred_punches: Mutex::default(),
             collecting: Mutex::default(),
-            waiting: Mutex::default(),
+            flatten_queue: Mutex::default(),
             used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
             limit_pages: (counters.limit_bytes > 0).then_some(limit),
             told: Told::default(),
@@ -353,7 +353,7 @@ impl Contents {
     }
 
     /// Fails if the volume's limit does not allow that many more pages.
-    fn check_room(&self, more_pages: i64) -> Result<(), ObjectError> {
+    fn check_space(&self, more_pages: i64) -> Result<(), ObjectError> {
         self.check_limit(more_pages, 0)
     }
 
@@ -364,7 +364,7 @@ impl Contents {
     /// # Errors
     /// [`ObjectError::Full`] if the volume's limit is reached; [`ObjectError::Meta`] if the ballast
     /// on the backing filesystem is not complete.
-    pub fn check_room_for_records(
+    pub fn check_space_for_records(
         &self,
         more_bytes: i64,
         to_write: bool,
@@ -411,7 +411,7 @@ impl Contents {
         };
         let record = self.meta.extent(file.ino, ChunkIndex(index), file.view)?;
         let chunk = Self::chunk_of(index, size, record);
-        self.note_record(file, index, &chunk);
+        self.queue_loaded(file, index, &chunk);
         // No chunk is evicted here: other threads hold the gate too and rely on the chunks they
         // loaded.
         file.state.lock().chunks.entry(index).or_insert(chunk);

@@ -31,9 +31,9 @@ use crate::sealed::ContentsFile;
 use crate::store::{EntryKind, OpenMode, Store, StorePath, too_many_open};
 
 /// How often an operation that must open a file is retried.
-const TRIES: u32 = 100;
+const OPEN_ATTEMPTS_MAX: u32 = 100;
 /// Delay between two attempts if nothing could be closed here.
-const PAUSE: Duration = Duration::from_millis(10);
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// The folder of the newest objects.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ pub struct Objects {
     /// Folders from this one on were created by this mount.
     first_folder: Mutex<FolderNumber>,
     /// Whether the log has a warning that too many files are open.
-    told_of_too_many: AtomicBool,
+    warned_too_many_open: AtomicBool,
 }
 
 /// The directory of all objects.
@@ -116,21 +116,24 @@ impl Objects {
             syncing: Mutex::default(),
             syncing_unlinked: Mutex::default(),
             first_folder: Mutex::default(),
-            told_of_too_many: AtomicBool::new(false),
+            warned_too_many_open: AtomicBool::new(false),
         }
     }
 
     /// Runs an operation that must open a file. If too many files are open, in this process or on
     /// the whole machine, closes some and runs it again: this is not an error of the disk.
-    fn with_files<T>(&self, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    fn retry_when_too_many_open<T>(
+        &self,
+        mut work: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut tries = 0;
         loop {
             let result = work();
             let is_too_many = result.as_ref().is_err_and(too_many_open);
-            if !is_too_many || tries == TRIES {
+            if !is_too_many || tries == OPEN_ATTEMPTS_MAX {
                 return result;
             }
-            if tries == 0 && !self.told_of_too_many.swap(true, Ordering::Relaxed) {
+            if tries == 0 && !self.warned_too_many_open.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     "too many files are open: objects are closed, and opened again when they are \
                      needed (ulimit -n, fs.file-max)"
@@ -138,7 +141,7 @@ impl Objects {
             }
             if !self.open.close_some() {
                 self.open.sync_some();
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(RETRY_DELAY);
             }
             tries += 1;
         }
@@ -160,7 +163,7 @@ impl Objects {
     /// The store refuses to create it, or no folder number can be allocated.
     pub fn create(&self, meta: &Meta) -> Result<PartId, ObjectError> {
         meta.check_not_held()?;
-        let folder = self.next_place(meta)?;
+        let folder = self.allocate_folder_slot(meta)?;
         let crypto = CryptoId::random()?;
         let name = ObjectName {
             folder,
@@ -173,7 +176,7 @@ impl Objects {
             epoch: set.epoch,
         };
         let path = object_path(name);
-        let file = self.with_files(|| self.store.open(&path, OpenMode::CreateNew))?;
+        let file = self.retry_when_too_many_open(|| self.store.open(&path, OpenMode::CreateNew))?;
         self.unsynced.lock().insert(folder);
         let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
         self.open.put(name, contents);
@@ -187,11 +190,11 @@ impl Objects {
     pub fn link(&self, meta: &Meta, from: ObjectName) -> Result<ObjectName, ObjectError> {
         meta.check_not_held()?;
         let to = ObjectName {
-            folder: self.next_place(meta)?,
+            folder: self.allocate_folder_slot(meta)?,
             object: ObjectId::random()?,
         };
         let (old, new) = (object_path(from), object_path(to));
-        self.with_files(|| self.store.link(&old, &new))?;
+        self.retry_when_too_many_open(|| self.store.link(&old, &new))?;
         self.unsynced.lock().insert(to.folder);
         Ok(to)
     }
@@ -210,12 +213,13 @@ impl Objects {
             epoch: id.epoch,
         })?;
         let path = object_path(id.name);
-        let file = match self.with_files(|| self.store.open(&path, OpenMode::ReadWrite)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(ObjectError::Missing { object: id.name });
-            }
-            other => other?,
-        };
+        let file =
+            match self.retry_when_too_many_open(|| self.store.open(&path, OpenMode::ReadWrite)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(ObjectError::Missing { object: id.name });
+                }
+                other => other?,
+            };
         let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
         Ok(self.open.put(id.name, contents))
     }
@@ -250,10 +254,10 @@ impl Objects {
                     break;
                 }
                 let path = folder_path(*folder);
-                self.with_files(|| self.store.sync_dir(&path))?;
+                self.retry_when_too_many_open(|| self.store.sync_dir(&path))?;
             }
             if root {
-                self.with_files(|| self.store.sync_dir(&root_path()))
+                self.retry_when_too_many_open(|| self.store.sync_dir(&root_path()))
             } else {
                 Ok(())
             }
@@ -277,7 +281,7 @@ impl Objects {
         // unlink.
         self.unlinked.lock().insert(name.folder);
         let path = object_path(name);
-        let unlinked = self.with_files(|| self.store.unlink(&path));
+        let unlinked = self.retry_when_too_many_open(|| self.store.unlink(&path));
         self.unlinked.lock().insert(name.folder);
         match unlinked {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -299,7 +303,7 @@ impl Objects {
         }
         while let Some(folder) = folders.first().copied() {
             let path = folder_path(folder);
-            match self.with_files(|| self.store.sync_dir(&path)) {
+            match self.retry_when_too_many_open(|| self.store.sync_dir(&path)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     self.unlinked.lock().extend(folders);
                     return Err(error.into());
@@ -329,7 +333,7 @@ impl Objects {
     /// The directory cannot be listed.
     pub fn in_folder(&self, folder: FolderNumber) -> Result<Vec<ObjectId>, ObjectError> {
         let entries = self
-            .with_files(|| self.store.list(&folder_path(folder)))?
+            .retry_when_too_many_open(|| self.store.list(&folder_path(folder)))?
             .into_iter();
         let files = entries.filter(|(_, kind)| *kind != EntryKind::Directory);
         Ok(files
@@ -387,12 +391,12 @@ impl Objects {
         Ok(())
     }
 
-    fn next_place(&self, meta: &Meta) -> Result<FolderNumber, ObjectError> {
+    fn allocate_folder_slot(&self, meta: &Meta) -> Result<FolderNumber, ObjectError> {
         let mut folder = self.folder.lock();
         if folder.used == 0 || folder.used >= Self::FOLDER_OBJECTS {
             let number = meta.allocate_folder(FolderNumber(folder.number.0 + 1))?;
             let path = folder_path(number);
-            match self.with_files(|| self.store.create_dir(&path)) {
+            match self.retry_when_too_many_open(|| self.store.create_dir(&path)) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 other => other?,
             }

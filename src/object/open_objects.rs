@@ -30,11 +30,11 @@ use crate::store::Store;
 /// From this number of objects on, one `syncfs` is cheaper than an fdatasync each.
 const SYNC_ALL_FROM: usize = 32;
 /// Lower bound of the objects kept open.
-const LEAST: usize = 8;
+const OPEN_MIN: usize = 8;
 /// How often unsynced objects are counted while the cache fills once.
-const COUNTS: usize = 16;
+const COUNTS_PER_FILL: usize = 16;
 /// How often a thread that opens an object makes space before it exceeds the bound.
-const ROUNDS: u32 = 16;
+const MAKE_SPACE_ATTEMPTS: u32 = 16;
 
 /// The open objects of a volume.
 #[derive(Debug)]
@@ -54,10 +54,10 @@ pub(super) struct OpenObjects {
 }
 
 /// Outcome of adding an object to the cache.
-enum Space {
-    Found(Arc<ContentsFile>),
+enum PutOutcome {
+    Open(Arc<ContentsFile>),
     /// All idle objects wait for their sync.
-    AfterSync,
+    NeedsSync,
 }
 
 impl OpenObjects {
@@ -81,15 +81,15 @@ impl OpenObjects {
     /// Adds an object that was just opened and returns the one to use: another thread may have
     /// opened the same object.
     pub(super) fn put(&self, name: ObjectName, contents: Arc<ContentsFile>) -> Arc<ContentsFile> {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAKE_SPACE_ATTEMPTS {
             match self.try_put(name, &contents, false) {
-                Space::Found(open) => return open,
-                Space::AfterSync => self.make_space(),
+                PutOutcome::Open(open) => return open,
+                PutOutcome::NeedsSync => self.make_space(),
             }
         }
         match self.try_put(name, &contents, true) {
-            Space::Found(open) => open,
-            Space::AfterSync => contents,
+            PutOutcome::Open(open) => open,
+            PutOutcome::NeedsSync => contents,
         }
     }
 
@@ -116,11 +116,11 @@ impl OpenObjects {
         Ok(())
     }
 
-    fn try_put(&self, name: ObjectName, contents: &Arc<ContentsFile>, exceed: bool) -> Space {
+    fn try_put(&self, name: ObjectName, contents: &Arc<ContentsFile>, exceed: bool) -> PutOutcome {
         let mut closed = Vec::new();
         let mut open = self.open.lock();
         if let Some(first) = open.get(&name) {
-            return Space::Found(Arc::clone(first));
+            return PutOutcome::Open(Arc::clone(first));
         }
         while open.len() >= self.open_max.load(Ordering::Relaxed) {
             let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
@@ -133,7 +133,7 @@ impl OpenObjects {
             });
             match may_go.map(|(name, _)| *name) {
                 Some(name) => closed.extend(open.pop(&name)),
-                None if wait_for_sync && !exceed => return Space::AfterSync,
+                None if wait_for_sync && !exceed => return PutOutcome::NeedsSync,
                 None => break,
             }
         }
@@ -142,7 +142,7 @@ impl OpenObjects {
         // Closing a file may cause I/O.
         drop(open);
         drop(closed);
-        Space::Found(Arc::clone(contents))
+        PutOutcome::Open(Arc::clone(contents))
     }
 
     /// Returns true once when a sync of everything should begin before anyone has to wait for one.
@@ -154,7 +154,7 @@ impl OpenObjects {
     fn count_unsynced(&self, open: &LruCache<ObjectName, Arc<ContentsFile>>) {
         let open_max = self.open_max.load(Ordering::Relaxed);
         let added = self.added.fetch_add(1, Ordering::Relaxed);
-        if self.meta.is_some() && added.is_multiple_of(open_max.div_ceil(COUNTS)) {
+        if self.meta.is_some() && added.is_multiple_of(open_max.div_ceil(COUNTS_PER_FILL)) {
             let unsynced = open.iter().filter(|(_, object)| object.is_unsynced());
             if unsynced.count() > open_max / 2 {
                 self.sync_due.store(true, Ordering::Relaxed);
@@ -177,7 +177,7 @@ impl OpenObjects {
         for name in names.iter().take(names.len().div_ceil(2)) {
             closed.extend(open.pop(name));
         }
-        let fewer = (open.len() + closed.len()).div_ceil(2).max(LEAST);
+        let fewer = (open.len() + closed.len()).div_ceil(2).max(OPEN_MIN);
         self.open_max.fetch_min(fewer, Ordering::Relaxed);
         // Closing a file may cause I/O.
         drop(open);

@@ -11,7 +11,7 @@ use crate::meta::records::PartId;
 /// A read of at least this length comes from a sequential reader, be it a program or the kernel ...
 const LONG_READ_BYTES: u64 = 64 << 10;
 /// ... and with this many segments it alternates between objects.
-const SEVERAL: usize = 3;
+const READ_AHEAD_SEGMENTS_MIN: usize = 3;
 /// Pages behind such a read that are read ahead: half a MiB.
 const AHEAD_PAGES: u32 = 128;
 
@@ -24,7 +24,7 @@ enum Source {
 }
 
 /// A byte range of a chunk with one source.
-struct Stretch {
+struct ReadSegment {
     bytes: Range<u64>,
     source: Source,
 }
@@ -36,7 +36,7 @@ impl Contents {
     /// A page cannot be read or does not authenticate, an object is missing, or the metadata cannot
     /// be read.
     pub fn read(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<usize, ObjectError> {
-        self.trim(file);
+        self.evict_chunks(file);
         let _gate = file.gate.read();
         let size = file.size();
         if offset >= size || out.is_empty() {
@@ -61,7 +61,7 @@ impl Contents {
     ) -> Result<(), ObjectError> {
         self.load_chunk(file, index)?;
         let start = bytes.start;
-        let mut stretches = Vec::new();
+        let mut segments = Vec::new();
         {
             let state = file.state.lock();
             if let Some(Extent::Inline(inline)) =
@@ -73,10 +73,10 @@ impl Contents {
                 out[have..].fill(0);
                 return Ok(());
             }
-            plan(&state, index, bytes, &mut stretches);
+            plan_read(&state, index, bytes, &mut segments);
         }
-        self.read_ahead(&stretches)?;
-        for Stretch { bytes, source } in stretches {
+        self.read_ahead(&segments)?;
+        for ReadSegment { bytes, source } in segments {
             let piece = &mut out[(bytes.start - start) as usize..(bytes.end - start) as usize];
             match source {
                 Source::Zeros => piece.fill(0),
@@ -93,15 +93,17 @@ impl Contents {
 
     /// Reads ahead if a long read takes pages from several objects in turn. The backing filesystem
     /// sees single pages of each and would otherwise read them one after the other.
-    fn read_ahead(&self, stretches: &[Stretch]) -> Result<(), ObjectError> {
-        let (Some(first), Some(last)) = (stretches.first(), stretches.last()) else {
+    fn read_ahead(&self, segments: &[ReadSegment]) -> Result<(), ObjectError> {
+        let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
             return Ok(());
         };
-        if stretches.len() < SEVERAL || last.bytes.end - first.bytes.start < LONG_READ_BYTES {
+        if segments.len() < READ_AHEAD_SEGMENTS_MIN
+            || last.bytes.end - first.bytes.start < LONG_READ_BYTES
+        {
             return Ok(());
         }
         let mut spans: Vec<(PartId, Range<u32>)> = Vec::new();
-        for Stretch { bytes, source } in stretches {
+        for ReadSegment { bytes, source } in segments {
             let Source::Part(id) = source else { continue };
             let pages = pages_touching(bytes.clone());
             match spans.iter_mut().find(|(one, _)| one == id) {
@@ -138,7 +140,7 @@ impl Contents {
     /// # Errors
     /// The metadata cannot be read.
     pub fn seek(&self, file: &File, offset: u64, hole: bool) -> Result<Option<u64>, ObjectError> {
-        self.trim(file);
+        self.evict_chunks(file);
         let _gate = file.gate.read();
         let size = file.size();
         if offset >= size {
@@ -201,7 +203,7 @@ impl Contents {
 }
 
 /// Divides a byte range of a chunk by its sources.
-fn plan(state: &FileState, index: u32, bytes: Range<u64>, stretches: &mut Vec<Stretch>) {
+fn plan_read(state: &FileState, index: u32, bytes: Range<u64>, segments: &mut Vec<ReadSegment>) {
     let pages = pages_touching(bytes.clone());
     let chunk = state.chunks.get(&index);
     let mut page = pages.start;
@@ -210,7 +212,7 @@ fn plan(state: &FileState, index: u32, bytes: Range<u64>, stretches: &mut Vec<St
         let end = run_end(chunk.map(|chunk| &chunk.extent), page, pages.end);
         let start = page_bytes(page).start.max(bytes.start);
         let stop = page_bytes(end - 1).end.min(bytes.end);
-        stretches.push(Stretch {
+        segments.push(ReadSegment {
             bytes: start..stop,
             source: id.map_or(Source::Zeros, Source::Part),
         });

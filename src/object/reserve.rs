@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::collect::absent_runs;
 use super::file::{Chunk, File};
 use super::read::page_range;
-use super::write::Target;
+use super::write::WriteTarget;
 use super::{Contents, ObjectError, chunk_pieces};
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PAYLOAD_BYTES, PageSet, pages_touching};
 use crate::meta::records::PartId;
@@ -40,7 +40,7 @@ impl Contents {
             return Ok(());
         }
         let len = bytes.end.saturating_sub(bytes.start);
-        self.check_promise(file, bytes.start, len)?;
+        self.check_reservation(file, bytes.start, len)?;
         for (index, piece) in chunk_pieces(bytes.start, len) {
             let pages = pages_touching(piece);
             while !self.reserve_pages(file, index, self.part_for(file, index)?, &pages)? {}
@@ -55,22 +55,25 @@ impl Contents {
         }
         let _gate = file.gate.read();
         self.load_chunk(file, 0)?;
-        Ok(matches!(self.target(file, 0, end)?, Target::Inline))
+        Ok(matches!(
+            self.write_target(file, 0, end)?,
+            WriteTarget::Inline
+        ))
     }
 
     /// Refuses a reservation that cannot be met before thousands of objects are made for it.
-    fn check_promise(&self, file: &File, offset: u64, len: u64) -> Result<(), ObjectError> {
+    fn check_reservation(&self, file: &File, offset: u64, len: u64) -> Result<(), ObjectError> {
         let available = self.objects.store().space()?.available_bytes / PAGE_BYTES as u64;
         // A lower bound, whatever pages the file has.
         let least = (len / PAYLOAD_BYTES).saturating_sub(file.state.lock().pages);
-        self.check_room(least.cast_signed())?;
+        self.check_space(least.cast_signed())?;
         if least > available {
             return Err(ObjectError::Full);
         }
         let mut missing = Missing::default();
         for (index, piece) in chunk_pieces(offset, len) {
             self.add_missing(file, index, &pages_touching(piece), &mut missing)?;
-            self.check_room(missing.counted.cast_signed())?;
+            self.check_space(missing.counted.cast_signed())?;
             if missing.on_disk > available {
                 return Err(ObjectError::Full);
             }
@@ -147,7 +150,7 @@ impl Contents {
         };
         let absent = runs.iter().cloned().flatten();
         let more = absent.filter(|page| !taken.contains(*page)).count();
-        self.check_room(more as i64)?;
+        self.check_space(more as i64)?;
         for run in &runs {
             object
                 .reserve(&guard, page_range(run))

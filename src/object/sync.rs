@@ -30,9 +30,9 @@ impl Contents {
             return Ok(());
         }
         let _one = file.syncing.lock();
-        let covered = self.begin(file);
-        self.flush(&covered)?;
-        self.finish(file, &covered)
+        let covered = self.begin_sync(file);
+        self.sync_covered(&covered)?;
+        self.finish_sync(file, &covered)
     }
 
     /// Makes everything written so far to any file durable and publishes it.
@@ -50,10 +50,10 @@ impl Contents {
     fn sync_dirty_files(&self) -> Result<(), ObjectError> {
         let dirty = self.dirty_files();
         let guards: Vec<_> = dirty.iter().map(|file| file.syncing.lock_arc()).collect();
-        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin(file)).collect();
-        self.flush(&covered.concat())?;
+        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin_sync(file)).collect();
+        self.sync_covered(&covered.concat())?;
         for (file, covered) in dirty.iter().zip(&covered) {
-            self.finish(file, covered)?;
+            self.finish_sync(file, covered)?;
         }
         drop(guards);
         let inos: Vec<_> = dirty.iter().map(|file| file.ino).collect();
@@ -70,10 +70,10 @@ impl Contents {
     /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
     pub fn sync_paused(&self, _pause: &Pause<'_>) -> Result<(), ObjectError> {
         let dirty = self.dirty_files();
-        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin(file)).collect();
-        self.flush(&covered.concat())?;
+        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin_sync(file)).collect();
+        self.sync_covered(&covered.concat())?;
         for (file, covered) in dirty.iter().zip(&covered) {
-            self.finish(file, covered)?;
+            self.finish_sync(file, covered)?;
         }
         Ok(())
     }
@@ -187,7 +187,7 @@ impl Contents {
     }
 
     /// Notes what is not durable. The gate keeps out operations that restructure chunks.
-    fn begin(&self, file: &File) -> Covered {
+    fn begin_sync(&self, file: &File) -> Covered {
         let _permit = self.meta.permit_within();
         let _gate = file.gate.read();
         let state = &mut *file.state.lock();
@@ -207,7 +207,7 @@ impl Contents {
         covered
     }
 
-    fn flush(&self, covered: &Covered) -> Result<(), ObjectError> {
+    fn sync_covered(&self, covered: &Covered) -> Result<(), ObjectError> {
         let result = self.flush_objects(covered);
         if let Err(error) = &result
             && !planted(Bug::FailedSyncForgotten)
@@ -230,7 +230,7 @@ impl Contents {
         self.objects.sync_names()
     }
 
-    fn finish(&self, file: &File, covered: &Covered) -> Result<(), ObjectError> {
+    fn finish_sync(&self, file: &File, covered: &Covered) -> Result<(), ObjectError> {
         let _permit = self.meta.permit_within();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
@@ -242,7 +242,7 @@ impl Contents {
                 continue;
             };
             if chunk.newest().is_some_and(|part| part.id == *id) {
-                covered_now(chunk);
+                mark_durable(chunk);
             }
         }
         // A truncate has limited both sizes; if the file grew meanwhile, more may have been
@@ -260,7 +260,7 @@ impl Contents {
     }
 }
 
-fn covered_now(chunk: &mut Chunk) {
+fn mark_durable(chunk: &mut Chunk) {
     let syncing = std::mem::replace(&mut chunk.syncing, PageSet::new());
     let before = chunk.durable.clone();
     chunk.durable.union(&syncing);

@@ -77,14 +77,14 @@ impl Contents {
         let _inode = self.meta.lock_inode(ino);
         let versions = self.meta.extent_versions(ino, chunk)?;
         let mut batch = Batch::new();
-        if !self.reword(ino, chunk, file.as_deref(), &versions, &mut batch)? {
+        if !self.remove_hidden_pages(ino, chunk, file.as_deref(), &versions, &mut batch)? {
             return Ok(false);
         }
         if !batch.is_empty() {
             self.meta.apply(batch)?;
             return Ok(false);
         }
-        let mut named = Named::default();
+        let mut named = NamedPages::default();
         named.add_versions(&versions);
         let now = named.0.clone();
         named.add_versions(&self.meta.committed_versions(ino, chunk)?);
@@ -108,7 +108,7 @@ impl Contents {
 
     /// Removes hidden pages from every version and from the chunk in memory. False if the chunk's
     /// older parts differ from the record; they agree after the next sync.
-    fn reword(
+    fn remove_hidden_pages(
         &self,
         ino: Ino,
         chunk: ChunkIndex,
@@ -125,13 +125,13 @@ impl Contents {
                 continue;
             };
             let kept = *at <= shared_up_to || position != last;
-            let Some(short) = reworded(record, !kept) else {
+            let Some(short) = without_hidden_pages(record, !kept) else {
                 named.extend(record.names());
                 continue;
             };
             if position == last
                 && let Some(file) = file
-                && !follow(file, chunk.0, record, &short)
+                && !sync_chunk(file, chunk.0, record, &short)
             {
                 return Ok(false);
             }
@@ -173,9 +173,9 @@ impl Contents {
 
 /// Pages that records name, by part.
 #[derive(Default)]
-struct Named(Vec<(PartId, PageSet)>);
+struct NamedPages(Vec<(PartId, PageSet)>);
 
-impl Named {
+impl NamedPages {
     fn add_versions(&mut self, versions: &ExtentVersions) {
         for (_, record) in versions {
             if let Some(ExtentRecord::Parts {
@@ -208,7 +208,7 @@ impl Named {
 
 /// The record without pages that are hidden in it, if it has any; with `whole_parts` also without
 /// parts of which nothing is left.
-fn reworded(record: &ExtentRecord, whole_parts: bool) -> Option<ExtentRecord> {
+fn without_hidden_pages(record: &ExtentRecord, whole_parts: bool) -> Option<ExtentRecord> {
     let mut short = record.clone();
     let ExtentRecord::Parts { parts, .. } = &mut short else {
         return None;
@@ -231,7 +231,7 @@ fn reworded(record: &ExtentRecord, whole_parts: bool) -> Option<ExtentRecord> {
 
 /// Updates the chunk in memory to the record's new form. False if its older parts differ from the
 /// record's.
-fn follow(file: &File, index: u32, record: &ExtentRecord, short: &ExtentRecord) -> bool {
+fn sync_chunk(file: &File, index: u32, record: &ExtentRecord, short: &ExtentRecord) -> bool {
     let mut state = file.state.lock();
     let Some(chunk) = state.chunks.get_mut(&index) else {
         return true;
@@ -312,13 +312,16 @@ mod tests {
             part(4, &[9]),
         ]);
         let live = record(vec![part(1, &[1]), part(2, &[2]), part(4, &[9])]);
-        assert_eq!(reworded(&before, false), Some(kept.clone()));
-        assert_eq!(reworded(&before, true), Some(live.clone()));
-        assert_eq!(reworded(&kept, false), None);
-        assert_eq!(reworded(&live, true), None);
+        assert_eq!(without_hidden_pages(&before, false), Some(kept.clone()));
+        assert_eq!(without_hidden_pages(&before, true), Some(live.clone()));
+        assert_eq!(without_hidden_pages(&kept, false), None);
+        assert_eq!(without_hidden_pages(&live, true), None);
         let empty = record(vec![part(1, &[])]);
-        assert_eq!(reworded(&empty, true), None);
-        assert_eq!(reworded(&ExtentRecord::Inline(vec![1]), true), None);
+        assert_eq!(without_hidden_pages(&empty, true), None);
+        assert_eq!(
+            without_hidden_pages(&ExtentRecord::Inline(vec![1]), true),
+            None
+        );
     }
 
     proptest! {
@@ -335,7 +338,7 @@ mod tests {
             };
             let parts = lists.iter().enumerate().map(|(number, pages)| part(number as u8, pages));
             let before = record(parts.collect());
-            let after = reworded(&before, whole_parts).unwrap_or_else(|| before.clone());
+            let after = without_hidden_pages(&before, whole_parts).unwrap_or_else(|| before.clone());
             for page in 0..40 {
                 prop_assert_eq!(source(&before, page), source(&after, page));
             }

@@ -48,14 +48,14 @@ impl Objects {
     ) -> Vec<Fault> {
         let Some(set) = self.keys().get(id.epoch) else {
             let message = format!("key set {} is not among those of the volume", id.epoch);
-            return whole(FaultKind::NoKeySet, pages, message);
+            return fault_of_all(FaultKind::NoKeySet, pages, message);
         };
         let file = match self.store().open(&object_path(id.name), OpenMode::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return whole(FaultKind::Missing, pages, "it is not there".to_owned());
+                return fault_of_all(FaultKind::Missing, pages, "it is not there".to_owned());
             }
-            Err(error) => return whole(FaultKind::Unreadable, pages, error.to_string()),
+            Err(error) => return fault_of_all(FaultKind::Unreadable, pages, error.to_string()),
         };
         let object = ContentsFile::new(file, set, id.crypto);
         if pages.len() > 1 {
@@ -108,20 +108,24 @@ impl Contents {
             Ok(object) => object,
             Err(ObjectError::Missing { .. }) => {
                 let message = "it is not there".to_owned();
-                return Ok(whole(FaultKind::Missing, &pages, message));
+                return Ok(fault_of_all(FaultKind::Missing, &pages, message));
             }
             Err(error @ ObjectError::NoKeySet { .. }) => {
-                return Ok(whole(FaultKind::NoKeySet, &pages, error.to_string()));
+                return Ok(fault_of_all(FaultKind::NoKeySet, &pages, error.to_string()));
             }
             Err(error) => {
-                return Ok(whole(FaultKind::Unreadable, &pages, error.to_string()));
+                return Ok(fault_of_all(
+                    FaultKind::Unreadable,
+                    &pages,
+                    error.to_string(),
+                ));
             }
         };
         Ok(verify_pages(&object, &pages, &mut |_| true))
     }
 }
 
-fn whole(kind: FaultKind, pages: &PageSet, message: String) -> Vec<Fault> {
+fn fault_of_all(kind: FaultKind, pages: &PageSet, message: String) -> Vec<Fault> {
     let pages = pages.clone();
     vec![Fault {
         kind,

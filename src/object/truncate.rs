@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use super::collect::Cut;
+use super::collect::DeferredPunch;
 use super::file::{Chunk, Extent, File, FileState};
-use super::write::{Attempt, Obstacle, trim_state};
+use super::write::{Attempt, WriteBlocker, evict_clean_chunks};
 use super::{Contents, ObjectError, page_bytes};
 use crate::ids::ChunkIndex;
 use crate::meta::Batch;
@@ -20,11 +20,11 @@ const EXTENTS_PER_BATCH: usize = 16_384;
 
 /// The fate of the space of pages that are removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Space {
+pub enum FreedSpace {
     /// It returns to the backing filesystem.
-    Back,
+    Released,
     /// It stays reserved for the file.
-    Kept,
+    Reserved,
 }
 
 impl Contents {
@@ -43,7 +43,7 @@ impl Contents {
         if size > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
-        self.exclusively(file, &mut || {
+        self.with_exclusive_gate(file, &mut || {
             let now = file.size();
             if size < now || (size == now && self.reserves_beyond(file, size)?) {
                 return self.shrink(file, size, amend).map(Attempt::Done);
@@ -68,7 +68,7 @@ impl Contents {
         if size > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
-        self.exclusively(file, &mut || match size <= file.size() {
+        self.with_exclusive_gate(file, &mut || match size <= file.size() {
             true => Ok(Attempt::Done(())),
             false => self.grow(file, size, amend),
         })
@@ -83,8 +83,8 @@ impl Contents {
         amend: &mut dyn FnMut(&mut InodeRecord),
     ) -> Result<Attempt<()>, ObjectError> {
         // Bytes from the old end to the new one read as zeros, whatever the last page contains.
-        if let Some(obstacle) = self.zero_tail(file, size)? {
-            return Ok(Attempt::Blocked(obstacle));
+        if let Some(blocker) = self.zero_tail(file, size)? {
+            return Ok(Attempt::Blocked(blocker));
         }
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
@@ -115,16 +115,17 @@ impl Contents {
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
         let mut batch = Batch::new();
-        let mut cut = None;
+        let mut punch = None;
         if let Some(first_gone) = first_gone {
             self.drop_chunks(file, state, first_gone, usize::MAX, &mut batch)?;
         }
         if let Some(index) = boundary {
             let within = size % CHUNK_BYTES;
             let gone = pages_touching(0..within).end..CHUNK_PAGES;
-            cut = self.cut_chunk(file, state, index, gone, Space::Back, &mut batch)?;
+            punch =
+                self.remove_pages(file, state, index, gone, FreedSpace::Released, &mut batch)?;
             if let Some(chunk) = state.chunks.get_mut(&index) {
-                cut_inline(chunk, within as usize);
+                truncate_inline(chunk, within as usize);
             }
         }
         state.size = size;
@@ -135,7 +136,7 @@ impl Contents {
         }
         self.amend(file, state, &mut batch, amend)?;
         let number = self.meta.apply(batch)?;
-        self.cut_after(number, cut);
+        self.punch_after(number, punch);
         Ok(())
     }
 
@@ -181,16 +182,16 @@ impl Contents {
         &self,
         file: &File,
         bytes: Range<u64>,
-        space: Space,
+        space: FreedSpace,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        self.exclusively(file, &mut || {
+        self.with_exclusive_gate(file, &mut || {
             let end = bytes.end.min(file.size());
             if bytes.start >= end {
                 return Ok(Attempt::Done(()));
             }
-            if let Some(obstacle) = self.zero_edges(file, bytes.start..end)? {
-                return Ok(Attempt::Blocked(obstacle));
+            if let Some(blocker) = self.zero_edges(file, bytes.start..end)? {
+                return Ok(Attempt::Blocked(blocker));
             }
             self.punch_pages(file, &bytes, end, space, now)
                 .map(Attempt::Done)
@@ -204,7 +205,7 @@ impl Contents {
         file: &File,
         bytes: &Range<u64>,
         end: u64,
-        space: Space,
+        space: FreedSpace,
         now: Timespec,
     ) -> Result<(), ObjectError> {
         // If the file ends in the range, its last page counts as whole.
@@ -219,7 +220,7 @@ impl Contents {
             }
             rest.start = piece.end;
             let piece = piece.start - base..piece.end - base;
-            trim_state(&mut file.state.lock());
+            evict_clean_chunks(&mut file.state.lock());
             self.load_chunk(file, index)?;
             let mut gone = pages_within(piece.clone());
             if reaches_end && u64::from(index) * CHUNK_BYTES + piece.end >= end {
@@ -228,14 +229,14 @@ impl Contents {
             let _inode = self.meta.lock_inode(file.ino);
             let state = &mut *file.state.lock();
             let mut batch = Batch::new();
-            let cut = self.cut_chunk(file, state, index, gone, space, &mut batch)?;
+            let punch = self.remove_pages(file, state, index, gone, space, &mut batch)?;
             if let Some(chunk) = state.chunks.get_mut(&index) {
                 zero_inline(chunk, &piece);
             }
             state.written = Some(now);
             self.publish(file, state, &mut batch)?;
             let number = self.meta.apply(batch)?;
-            self.cut_after(number, cut);
+            self.punch_after(number, punch);
             if rest.is_empty() {
                 break;
             }
@@ -261,7 +262,11 @@ impl Contents {
 
     /// Overwrites with zeros those bytes of the range that lie in partly covered pages, which are
     /// its first and its last one. The gate must be held.
-    fn zero_edges(&self, file: &File, bytes: Range<u64>) -> Result<Option<Obstacle>, ObjectError> {
+    fn zero_edges(
+        &self,
+        file: &File,
+        bytes: Range<u64>,
+    ) -> Result<Option<WriteBlocker>, ObjectError> {
         const ZEROS: [u8; crate::sealed::PAYLOAD_BYTES] = [0; crate::sealed::PAYLOAD_BYTES];
         for at in [bytes.start, bytes.end - 1] {
             let (index, within) = ((at / CHUNK_BYTES) as u32, at % CHUNK_BYTES);
@@ -276,7 +281,7 @@ impl Contents {
             }
             let zeros = &ZEROS[..(part.end - part.start) as usize];
             let within = part.start - base..part.end - base;
-            let blocked = self.write_held(file, index, &within, zeros, None)?;
+            let blocked = self.write_chunk_gated(file, index, &within, zeros, None)?;
             if blocked.is_some() {
                 return Ok(blocked);
             }
@@ -296,27 +301,27 @@ impl Contents {
 
     /// Removes pages from a chunk in memory; the caller publishes. Returns what to punch on the
     /// disk once that is durable.
-    fn cut_chunk(
+    fn remove_pages(
         &self,
         file: &File,
         state: &mut FileState,
         index: u32,
         gone: Range<u32>,
-        space: Space,
+        space: FreedSpace,
         batch: &mut Batch,
-    ) -> Result<Option<Cut>, ObjectError> {
+    ) -> Result<Option<DeferredPunch>, ObjectError> {
         let Some(chunk) = state.chunks.get_mut(&index) else {
             return Ok(None);
         };
         let before = chunk.pages();
         let in_place = self.writable(chunk);
         let backed = chunk.backed();
-        let keeps = space == Space::Kept && in_place;
+        let keeps = space == FreedSpace::Reserved && in_place;
         let Extent::Parts { parts, .. } = &mut chunk.extent else {
             return Ok(None);
         };
-        let cut = parts.first().filter(|_| in_place && !keeps);
-        let cut = cut.map(|part| Cut {
+        let punch = parts.first().filter(|_| in_place && !keeps);
+        let punch = punch.map(|part| DeferredPunch {
             ino: file.ino,
             index,
             id: part.id,
@@ -355,7 +360,7 @@ impl Contents {
         let less = chunk.pages().cast_signed() - before.cast_signed();
         self.account(state, less);
         self.discard(file, index, dropped, batch)?;
-        Ok(cut)
+        Ok(punch)
     }
 
     /// Removes whole chunks from `first` on, at most `limit` recorded ones. True if none is left.
@@ -474,7 +479,7 @@ fn names_of(chunk: &Chunk) -> Vec<ObjectName> {
     }
 }
 
-fn cut_inline(chunk: &mut Chunk, len: usize) {
+fn truncate_inline(chunk: &mut Chunk, len: usize) {
     if let Extent::Inline(bytes) = &mut chunk.extent {
         bytes.truncate(len);
         chunk.changed = true;
