@@ -24,13 +24,13 @@ const TIME_SHARE: u32 = 100;
 const SLICE: Duration = Duration::from_millis(10);
 const SLEEPS: u32 = 3;
 /// Delay of the first checkpoint after a mount, if there is none or an old one.
-const FIRST_AFTER: Duration = Duration::from_secs(30);
+const FIRST_DELAY: Duration = Duration::from_secs(30);
 /// Maximum time spent on a checkpoint while closing.
-const AT_END: Duration = Duration::from_secs(2);
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// State of the checkpoints.
 #[derive(Debug, Default)]
-struct Known {
+struct CheckpointState {
     newest: Option<Checkpoint>,
     /// The newest batch that the newest checkpoint contains.
     through: Option<BatchNumber>,
@@ -39,12 +39,12 @@ struct Known {
 
 /// Requests to the thread.
 #[derive(Debug, Default)]
-struct Orders {
+struct ThreadControl {
     stop: Mutex<bool>,
     wake: Condvar,
 }
 
-impl Orders {
+impl ThreadControl {
     /// Waits that long, or until the thread is to stop. True in the latter case.
     fn wait(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
@@ -61,8 +61,8 @@ impl Orders {
 /// The checkpoints of a filesystem in use.
 #[derive(Debug, Default)]
 pub(super) struct Checkpoints {
-    known: Mutex<Known>,
-    worker: Mutex<Option<(Arc<Orders>, std::thread::JoinHandle<()>)>>,
+    known: Mutex<CheckpointState>,
+    worker: Mutex<Option<(Arc<ThreadControl>, std::thread::JoinHandle<()>)>>,
 }
 
 impl Filesystem {
@@ -104,20 +104,20 @@ impl Filesystem {
         if !self.options.background {
             return;
         }
-        let orders = Arc::new(Orders::default());
-        let (this, told) = (Arc::downgrade(self), Arc::clone(&orders));
+        let orders = Arc::new(ThreadControl::default());
+        let (this, control) = (Arc::downgrade(self), Arc::clone(&orders));
         let mut wait = match self.checkpoint_age() {
             Some(age) if age < interval => interval - age,
-            _ => interval.min(FIRST_AFTER),
+            _ => interval.min(FIRST_DELAY),
         };
         let work = move || {
-            while !told.wait(wait) {
+            while !control.wait(wait) {
                 let Some(this) = this.upgrade() else {
                     return;
                 };
                 let begin = Instant::now();
                 if this.checkpoint_is_behind() {
-                    this.try_checkpoint(&mut in_turns(|time| told.wait(time)));
+                    this.try_checkpoint(&mut throttled(|time| control.wait(time)));
                 }
                 wait = interval.max(begin.elapsed() * TIME_SHARE);
             }
@@ -154,10 +154,10 @@ impl Filesystem {
     }
 
     /// Makes a checkpoint while closing, or as much of it as a short time allows.
-    pub(super) fn checkpoint_at_end(&self) {
+    pub(super) fn checkpoint_on_close(&self) {
         if self.options.checkpoint_interval.is_some() {
             let begin = Instant::now();
-            self.try_checkpoint(&mut || begin.elapsed() < AT_END);
+            self.try_checkpoint(&mut || begin.elapsed() < CLOSE_TIME_MAX);
         }
     }
 
@@ -206,11 +206,11 @@ impl Filesystem {
     /// # Errors
     /// [`CheckpointError::Stopped`] if `stop` ended it; otherwise no checkpoint could be made. The
     /// filesystem is not affected.
-    pub fn checkpoint_in_turns(
+    pub fn checkpoint_throttled(
         &self,
         stop: &dyn Fn() -> bool,
     ) -> Result<Checkpoint, CheckpointError> {
-        let written = self.write_checkpoint(&mut in_turns(|time| {
+        let written = self.write_checkpoint(&mut throttled(|time| {
             std::thread::sleep(time);
             stop()
         }));
@@ -232,7 +232,7 @@ impl Filesystem {
 
     /// Frees space on a full disk: removes the unfinished checkpoint, and then the older of two if
     /// that was not enough. True if one was removed.
-    pub(super) fn checkpoint_gives_way(&self, errno: Errno) -> bool {
+    pub(super) fn free_checkpoint_space(&self, errno: Errno) -> bool {
         let (store, active) = (&*self.volume.store, self.volume.keys.active());
         // Only if the disk or a quota is full, and not the volume's own size.
         let is_short = || errno == Errno::EDQUOT || checkpoint::is_short(store).unwrap_or(false);
@@ -255,7 +255,7 @@ impl Filesystem {
 
 /// Divides work into turns with sleep in between. The returned closure is asked whether to go on.
 /// `wait` waits that long and returns whether to stop.
-fn in_turns(wait: impl Fn(Duration) -> bool) -> impl FnMut() -> bool {
+fn throttled(wait: impl Fn(Duration) -> bool) -> impl FnMut() -> bool {
     let mut awake = Instant::now();
     move || {
         let worked = awake.elapsed();

@@ -68,7 +68,7 @@ impl Filesystem {
         }
         self.commit_now()?;
         // Even if an fsync has committed already: this writes only what is new to the keystore.
-        self.try_to_remember(false);
+        self.record_in_keystore(false);
         self.contents.collect()?;
         Ok(())
     }
@@ -137,7 +137,7 @@ impl Filesystem {
             .spawn(move || {
                 while let Some(this) = this.upgrade() {
                     let stop = this.wait(interval);
-                    let turn = catch_unwind(AssertUnwindSafe(|| this.take_turn(stop)));
+                    let turn = catch_unwind(AssertUnwindSafe(|| this.background_tick(stop)));
                     if turn.is_err() {
                         // Without this thread nothing would be committed by time any more.
                         this.meta
@@ -152,8 +152,8 @@ impl Filesystem {
         Ok(())
     }
 
-    fn take_turn(&self, stop: bool) {
-        self.remove_doomed();
+    fn background_tick(&self, stop: bool) {
+        self.remove_pending();
         if stop {
             return;
         }
@@ -163,13 +163,13 @@ impl Filesystem {
             self.wake_background();
         }
         self.ballast.refill();
-        self.tend_lists();
+        self.compact_parts();
         self.trim_some();
     }
 
     /// Shortens long lists of parts until something more urgent is requested. The changes are part
     /// of the next commit.
-    pub fn tend_lists(&self) {
+    pub fn compact_parts(&self) {
         if !self.is_read_only() {
             let asked = || {
                 let background = self.background.lock();
@@ -200,12 +200,12 @@ impl Filesystem {
     ///
     /// # Errors
     /// Not everything could be made durable.
-    pub fn tend(&self) -> Result<(), FsError> {
-        self.remove_doomed();
+    pub fn run_maintenance(&self) -> Result<(), FsError> {
+        self.remove_pending();
         if self.is_read_only() {
             return Ok(());
         }
-        self.tend_lists();
+        self.compact_parts();
         self.sync_everything()
     }
 
@@ -295,7 +295,7 @@ impl Filesystem {
         const PAGES_AT_ONCE: u64 = 4096;
         if self.is_read_only() {
             // It is removed when the filesystem is writable again, or by the next mount.
-            self.doomed.lock().push(ino);
+            self.pending_removals.lock().push(ino);
             return;
         }
         if self.meta.check_writable().is_err() {
@@ -306,12 +306,12 @@ impl Filesystem {
             Ok(Some(record)) if record.pages < PAGES_AT_ONCE
         );
         if !small {
-            self.doomed.lock().push(ino);
+            self.pending_removals.lock().push(ino);
             self.wake_background();
         } else if let Err(error) = self.remove_inode(ino) {
             if self.is_read_only() {
                 // It has been remounted read-only meanwhile.
-                self.doomed.lock().push(ino);
+                self.pending_removals.lock().push(ino);
                 return;
             }
             // The orphan's row stays: the next mount removes it.
@@ -332,16 +332,16 @@ impl Filesystem {
         Ok(())
     }
 
-    pub(super) fn remove_doomed(&self) {
+    pub(super) fn remove_pending(&self) {
         // Removing a directory can add its entries.
-        while let Some(ino) = self.next_doomed() {
+        while let Some(ino) = self.next_pending_removal() {
             if let Err(error) = self.remove_inode(ino) {
                 tracing::warn!(ino = ino.0, %error, "an unlinked file could not be removed yet");
             }
         }
     }
 
-    fn next_doomed(&self) -> Option<Ino> {
-        self.doomed.lock().pop()
+    fn next_pending_removal(&self) -> Option<Ino> {
+        self.pending_removals.lock().pop()
     }
 }

@@ -73,7 +73,7 @@ impl Filesystem {
         offset: u64,
         out: &mut [u8],
     ) -> Result<usize, Errno> {
-        self.check_up()?;
+        self.check_running()?;
         let open = self.open_handle(handle)?;
         if !open.accessed.swap(true, Ordering::Relaxed) {
             self.accessed(node)?;
@@ -100,7 +100,7 @@ impl Filesystem {
         }
         let file = self.file(node, handle)?;
         let now = (!cached).then(Timespec::now);
-        self.with_room(|| self.contents.write(&file, offset, data, now))?;
+        self.retry_after_reclaim(|| self.contents.write(&file, offset, data, now))?;
         self.contents.publish_synced(&file)?;
         Ok(data.len())
     }
@@ -124,7 +124,7 @@ impl Filesystem {
     /// # Errors
     /// EIO after a shutdown, EROFS if writing has ended.
     pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {
-        self.check_up()?;
+        self.check_running()?;
         self.meta.check_writable().or_else(|error| {
             if self.is_read_only() {
                 Ok(())
@@ -161,7 +161,7 @@ impl Filesystem {
         if planted(Bug::FsyncWithoutCommit) {
             return Ok(());
         }
-        self.with_room(|| self.commit_now().map_err(|error| error.errno()))
+        self.retry_after_reclaim(|| self.commit_now().map_err(|error| error.errno()))
     }
 
     /// Allocates, punches or zeroes a range (`fallocate(2)`).
@@ -200,13 +200,17 @@ impl Filesystem {
                 true
             }
             Fallocate::ZeroRange { keep_size } => {
-                self.with_room(|| self.contents.reserve(&file, whole_blocks(offset..end)))?;
+                self.retry_after_reclaim(|| {
+                    self.contents.reserve(&file, whole_blocks(offset..end))
+                })?;
                 self.contents
                     .punch(&file, offset..end, FreedSpace::Reserved, now)?;
                 keep_size
             }
             Fallocate::Allocate { keep_size } => {
-                self.with_room(|| self.contents.reserve(&file, whole_blocks(offset..end)))?;
+                self.retry_after_reclaim(|| {
+                    self.contents.reserve(&file, whole_blocks(offset..end))
+                })?;
                 keep_size
             }
         };
@@ -253,7 +257,7 @@ impl Filesystem {
         }
         let (source, target) = (self.regular(from)?, self.regular(to)?);
         let now = Timespec::now();
-        let copied = self.with_room(|| {
+        let copied = self.retry_after_reclaim(|| {
             self.contents
                 .copy(&source, from_offset, &target, to_offset, len, now)
         })?;

@@ -175,6 +175,6 @@ impl Filesystem {
             return Ok(());
         }
         self.meta.check_writable().map_err(|_| Errno::EIO)?;
-        self.with_room(|| self.commit_now().map_err(|error| error.errno()))
+        self.retry_after_reclaim(|| self.commit_now().map_err(|error| error.errno()))
     }
 }

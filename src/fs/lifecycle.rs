@@ -170,14 +170,14 @@ impl Filesystem {
             open_files: RwLock::new(HashMap::new()),
             open_directories: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
-            doomed: Mutex::default(),
-            room_made: Mutex::default(),
+            pending_removals: Mutex::default(),
+            reclaims: Mutex::default(),
             background: Mutex::default(),
             wake: Condvar::new(),
             worker: Mutex::new(None),
             checkpoints: super::checkpoints::Checkpoints::default(),
-            held: AtomicBool::new(false),
-            down: AtomicBool::new(false),
+            remounted_read_only: AtomicBool::new(false),
+            was_shut_down: AtomicBool::new(false),
             remounting: Mutex::new(()),
             long_changes: RwLock::new(()),
             access_times,
@@ -193,7 +193,7 @@ impl Filesystem {
                 "what is written is synced {}",
                 this.volume.store.sync_policy()
             );
-            this.take_into_use()?;
+            this.recover_and_mark_in_use()?;
             this.start_background()?;
             this.begin_checkpoints();
         }
@@ -242,7 +242,7 @@ impl Filesystem {
         Ok(renewed)
     }
 
-    fn take_into_use(&self) -> Result<(), FsError> {
+    fn recover_and_mark_in_use(&self) -> Result<(), FsError> {
         self.meta.file().reserve_holes();
         if !self.meta.counters().clean {
             tracing::info!("the volume was not left clean: looking for what nothing names");
@@ -251,7 +251,7 @@ impl Filesystem {
             if !planted(Bug::NoSyncAfterKill) {
                 self.volume.store.sync_all()?;
             }
-            self.sweep()?;
+            self.remove_unnamed_objects()?;
         }
         self.finish_restore()?;
         // A folder number far beyond the known ones was not given by this program.
@@ -277,18 +277,18 @@ impl Filesystem {
                 self.meta.apply(batch)?;
             }
         }
-        self.remove_doomed();
+        self.remove_pending();
         self.meta.set_clean(planted(Bug::NotMarkedInUse));
         self.commit_now()?;
         self.contents.collect()?;
         self.ballast.refill();
-        self.try_to_remember(false);
+        self.record_in_keystore(false);
         Ok(())
     }
 
     /// Unlinks objects that no extent names: they were created, but not committed, before an
     /// unclean stop.
-    fn sweep(&self) -> Result<(), FsError> {
+    fn remove_unnamed_objects(&self) -> Result<(), FsError> {
         let mut named: HashSet<ObjectName> = HashSet::new();
         self.meta.visit_extents(&mut |_, extent| {
             if let ExtentRecord::Parts { parts, .. } = extent {
@@ -324,9 +324,9 @@ impl Filesystem {
         self.stop_background();
         let stopped = self.meta.latched();
         let result = match &stopped {
-            _ if self.options.read_only || self.is_down() => Ok(()),
+            _ if self.options.read_only || self.is_shut_down() => Ok(()),
             Some(reason) => Err(FsError::Stopped(reason.clone())),
-            None => self.leave_clean(),
+            None => self.close_clean(),
         };
         let closed = self.meta.close();
         if !self.options.read_only && stopped.is_none() {
@@ -335,12 +335,12 @@ impl Filesystem {
         result?;
         closed?;
         if !self.options.read_only && stopped.is_none() {
-            self.remember_at_end()?;
+            self.record_close_in_keystore()?;
         }
         Ok(())
     }
 
-    fn leave_clean(&self) -> Result<(), FsError> {
+    fn close_clean(&self) -> Result<(), FsError> {
         self.meta.release();
         self.meta.come_to_an_end();
         // The kernel does not send its last forgets at an unmount, so unlinked files are removed
@@ -349,7 +349,7 @@ impl Filesystem {
             let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;
             self.remove_inode(Ino(ino))?;
         }
-        self.remove_doomed();
+        self.remove_pending();
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
         // The next mount begins with a commit too.
@@ -360,7 +360,7 @@ impl Filesystem {
         self.commit_now()?;
         self.contents.objects().remove_empty_folders()?;
         if behind {
-            self.checkpoint_at_end();
+            self.checkpoint_on_close();
         }
         Ok(())
     }

@@ -23,13 +23,13 @@ mod lifecycle;
 mod lookup;
 mod names;
 pub mod privileges;
+mod reclaim;
 mod references;
 mod remember;
 mod remount;
 mod rename;
 mod restore;
 mod restore_path;
-mod room;
 mod seek;
 mod separate;
 mod shutdown;
@@ -202,17 +202,17 @@ pub struct Filesystem {
     open_directories: Mutex<HashMap<u64, NodeId>>,
     next_handle: AtomicU64,
     /// Unlinked inodes that are to be removed in the background.
-    doomed: Mutex<Vec<Ino>>,
+    pending_removals: Mutex<Vec<Ino>>,
     /// How often space was reclaimed on a full disk. Held while it is.
-    room_made: Mutex<u64>,
+    reclaims: Mutex<u64>,
     background: Mutex<commit::Background>,
     wake: Condvar,
     worker: Mutex<Option<std::thread::JoinHandle<()>>>,
     checkpoints: checkpoints::Checkpoints,
     /// The filesystem was remounted read-only.
-    held: AtomicBool,
+    remounted_read_only: AtomicBool,
     /// The filesystem was shut down.
-    down: AtomicBool,
+    was_shut_down: AtomicBool,
     /// Held while the filesystem is remounted.
     remounting: Mutex<()>,
     /// Held shared by changes that the kernel does not know of and that take more than one batch
@@ -237,7 +237,7 @@ pub trait KernelCache: Send + Sync + std::fmt::Debug {
     /// Returns when the kernel has sent everything that was written to these files before.
     fn write_back(&self, nodes: &[NodeId]);
     /// True if the kernel trusts its cached size and times of a file over those in replies.
-    fn believes_itself(&self) -> bool;
+    fn trusts_cached_attrs(&self) -> bool;
     /// Returns when the kernel has dropped these files and names (directory and name) from its
     /// cache.
     fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]);
@@ -245,7 +245,7 @@ pub trait KernelCache: Send + Sync + std::fmt::Debug {
 
 impl Filesystem {
     fn view(&self, node: NodeId) -> Result<View, Errno> {
-        self.check_up()?;
+        self.check_running()?;
         if node.is_live() {
             Ok(View::LIVE)
         } else {
@@ -272,7 +272,7 @@ impl Filesystem {
     /// Fails with EROFS if nothing may change. Otherwise makes sure that there is memory for one
     /// more change.
     fn check_change(&self, node: NodeId) -> Result<(), Errno> {
-        self.check_up()?;
+        self.check_running()?;
         if self.is_read_only() || !node.is_live() {
             return Err(Errno::EROFS);
         }
@@ -299,7 +299,7 @@ impl Filesystem {
         // Does not wait: a thread that wants it exclusively may wait for others that wait for the
         // kernel.
         let turn = self.long_changes.try_read().ok_or(Errno::EROFS)?;
-        self.check_up()?;
+        self.check_running()?;
         if self.is_read_only() {
             return Err(Errno::EROFS);
         }

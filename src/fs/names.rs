@@ -46,7 +46,7 @@ impl Filesystem {
             rdev,
             target: &[],
         };
-        self.make(caller, parent, name, &new)
+        self.create_inode(caller, parent, name, &new)
     }
 
     /// Creates a directory; in a directory that holds views, takes a view.
@@ -62,7 +62,7 @@ impl Filesystem {
         mode: u32,
     ) -> Result<Attr, Errno> {
         if let Some(directory) = ViewsDirectory::of(parent) {
-            return self.make_view(caller, directory, name);
+            return self.mkdir_view(caller, directory, name);
         }
         let perm = (mode & 0o7777) as u16;
         let new = NewInode {
@@ -71,7 +71,7 @@ impl Filesystem {
             rdev: 0,
             target: &[],
         };
-        self.make(caller, parent, name, &new)
+        self.create_inode(caller, parent, name, &new)
     }
 
     /// Creates a symbolic link.
@@ -97,7 +97,7 @@ impl Filesystem {
             rdev: 0,
             target,
         };
-        self.make(
+        self.create_inode(
             &Caller {
                 umask: 0,
                 ..*caller
@@ -126,7 +126,7 @@ impl Filesystem {
         Ok((self.getattr(attr.node)?, handle))
     }
 
-    fn make(
+    fn create_inode(
         &self,
         caller: &Caller,
         parent: NodeId,
@@ -135,10 +135,10 @@ impl Filesystem {
     ) -> Result<Attr, Errno> {
         check_name(name)?;
         self.check_free(parent, name)?;
-        self.with_room(|| self.make_once(caller, parent, name, new))
+        self.retry_after_reclaim(|| self.create_inode_once(caller, parent, name, new))
     }
 
-    fn make_once(
+    fn create_inode_once(
         &self,
         caller: &Caller,
         parent: NodeId,
@@ -188,7 +188,7 @@ impl Filesystem {
         };
         directory.nlink += u32::from(is_directory);
         self.meta.put_inode(&mut batch, ino, &record)?;
-        self.name(
+        self.meta.put_dirent(
             &mut batch,
             parent.ino(),
             name,
@@ -238,7 +238,7 @@ impl Filesystem {
             return Err(Errno::EXDEV);
         }
         self.check_change(node)?;
-        self.with_room(|| self.link_once(node, parent, name))
+        self.retry_after_reclaim(|| self.link_once(node, parent, name))
     }
 
     fn link_once(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
@@ -267,7 +267,8 @@ impl Filesystem {
             ino: node.ino(),
             kind: record.kind,
         };
-        self.name(&mut batch, parent.ino(), name, Some(entry))?;
+        self.meta
+            .put_dirent(&mut batch, parent.ino(), name, Some(entry))?;
         self.meta.put_inode(&mut batch, node.ino(), &record)?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         self.contents
@@ -295,14 +296,14 @@ impl Filesystem {
             let _inodes = self.meta.lock_inodes(&[parent.ino(), entry.ino]);
             let directory = self.directory(parent)?;
             let mut batch = Batch::new();
-            self.name(&mut batch, parent.ino(), name, None)?;
+            self.meta.put_dirent(&mut batch, parent.ino(), name, None)?;
             self.touch_directory(&mut batch, parent.ino(), directory, now)?;
             let orphan = self.drop_link(&mut batch, entry, now)?;
             self.meta.apply(batch)?;
             orphan
         };
         drop(permit);
-        self.after_drop(orphan);
+        self.after_unlink(orphan);
         Ok(())
     }
 
@@ -319,7 +320,7 @@ impl Filesystem {
         }
         self.check_removable(parent, name)?;
         if let Some(directory) = ViewsDirectory::of(parent) {
-            return self.drop_view(directory, name);
+            return self.rmdir_view(directory, name);
         }
         let permit = self.begin_change(parent)?;
         let now = Timespec::now();
@@ -336,14 +337,14 @@ impl Filesystem {
             let mut directory = self.directory(parent)?;
             directory.nlink = directory.nlink.saturating_sub(1);
             let mut batch = Batch::new();
-            self.name(&mut batch, parent.ino(), name, None)?;
+            self.meta.put_dirent(&mut batch, parent.ino(), name, None)?;
             self.touch_directory(&mut batch, parent.ino(), directory, now)?;
             let orphan = self.drop_link(&mut batch, entry, now)?;
             self.meta.apply(batch)?;
             orphan
         };
         drop(permit);
-        self.after_drop(orphan);
+        self.after_unlink(orphan);
         Ok(())
     }
 
@@ -380,16 +381,6 @@ impl Filesystem {
         };
         self.named_inode(parent, entry)?;
         Ok(Some(entry))
-    }
-
-    pub(super) fn name(
-        &self,
-        batch: &mut Batch,
-        parent: Ino,
-        name: &[u8],
-        entry: Option<DirentRecord>,
-    ) -> Result<(), Errno> {
-        Ok(self.meta.put_dirent(batch, parent, name, entry)?)
     }
 
     pub(super) fn touch_directory(
@@ -433,7 +424,7 @@ impl Filesystem {
     }
 
     /// Removes an orphan that is not in use.
-    pub(super) fn after_drop(&self, orphan: Option<Ino>) {
+    pub(super) fn after_unlink(&self, orphan: Option<Ino>) {
         if let Some(ino) = orphan
             && self.references.orphaned(ino)
         {

@@ -64,7 +64,7 @@ impl Privileges for Caller {
 /// The kind of a change of attributes, as far as privileges are concerned and its fields do not
 /// show it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Touch {
+pub enum ImpliedChange {
     /// Nothing.
     #[default]
     Nothing,
@@ -98,21 +98,23 @@ impl Kill {
         changes: &SetAttr,
         who: &dyn Privileges,
     ) -> Result<Self, Errno> {
-        let touch = match changes.touch {
-            _ if record.kind == FileKind::Directory => Touch::Nothing,
-            _ if changes.uid.is_some() || changes.gid.is_some() => Touch::Owner,
+        let touch = match changes.implied {
+            _ if record.kind == FileKind::Directory => ImpliedChange::Nothing,
+            _ if changes.uid.is_some() || changes.gid.is_some() => ImpliedChange::Owner,
             // Only files have contents that somebody can be about to write.
-            Touch::Contents | Touch::Either if record.kind != FileKind::Regular => Touch::Owner,
+            ImpliedChange::Contents | ImpliedChange::Either if record.kind != FileKind::Regular => {
+                ImpliedChange::Owner
+            }
             // If it announces a write, the write itself will remove them.
-            Touch::Either if !who.is_owner(record.uid) => Touch::Nothing,
-            Touch::Either => Touch::Owner,
-            Touch::Nothing if changes.size.is_some() => Touch::Contents,
+            ImpliedChange::Either if !who.is_owner(record.uid) => ImpliedChange::Nothing,
+            ImpliedChange::Either => ImpliedChange::Owner,
+            ImpliedChange::Nothing if changes.size.is_some() => ImpliedChange::Contents,
             touch => touch,
         };
         match touch {
-            Touch::Nothing => Ok(Self::Nothing),
-            Touch::Contents => Ok(Self::by_writing(record, who)),
-            Touch::Owner | Touch::Either => Self::by_owning(record, changes, who),
+            ImpliedChange::Nothing => Ok(Self::Nothing),
+            ImpliedChange::Contents => Ok(Self::by_writing(record, who)),
+            ImpliedChange::Owner | ImpliedChange::Either => Self::by_owning(record, changes, who),
         }
     }
 

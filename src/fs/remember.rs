@@ -45,8 +45,8 @@ impl KeystoreState {
 
 impl Filesystem {
     /// Records the newest commit in the keystore while the volume is in use. A failure is logged.
-    pub(super) fn try_to_remember(&self, clean: bool) {
-        match self.remember(clean) {
+    pub(super) fn record_in_keystore(&self, clean: bool) {
+        match self.write_keystore_record(clean) {
             Ok(()) if self.keystore.succeeded() => {
                 tracing::info!("the platform keystore knows of the newest commit again");
             }
@@ -62,8 +62,9 @@ impl Filesystem {
     }
 
     /// Records the last commit in the keystore, after which nothing is recorded any more.
-    pub(super) fn remember_at_end(&self) -> Result<(), FsError> {
-        self.remember(true).map_err(FsError::NotRemembered)
+    pub(super) fn record_close_in_keystore(&self) -> Result<(), FsError> {
+        self.write_keystore_record(true)
+            .map_err(FsError::NotRemembered)
     }
 
     /// Why the keystore does not have the newest commit, if that is so.
@@ -71,7 +72,7 @@ impl Filesystem {
         self.keystore.0.lock().failure.clone()
     }
 
-    fn remember(&self, clean: bool) -> Result<(), KeyError> {
+    fn write_keystore_record(&self, clean: bool) -> Result<(), KeyError> {
         let (newest, tags) = self.meta.file().durable();
         self.volume.remember(newest, tags, clean)
     }

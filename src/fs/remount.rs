@@ -17,7 +17,7 @@ use crate::store::os_error;
 impl Filesystem {
     /// True while nothing may change, because the filesystem was opened or remounted read-only.
     pub fn is_read_only(&self) -> bool {
-        self.options.read_only || self.held.load(Ordering::SeqCst)
+        self.options.read_only || self.remounted_read_only.load(Ordering::SeqCst)
     }
 
     /// Makes the filesystem read-only. On return everything is durable and the volume is marked
@@ -31,31 +31,31 @@ impl Filesystem {
         if self.is_read_only() {
             return Ok(());
         }
-        self.held.store(true, Ordering::SeqCst);
+        self.remounted_read_only.store(true, Ordering::SeqCst);
         self.stop_background();
-        let settled = self.settle();
-        if settled.is_err() {
+        let quiesced = self.quiesce();
+        if quiesced.is_err() {
             // It may be marked clean in memory, and stays in use.
             self.meta.set_clean(false);
-            self.held.store(false, Ordering::SeqCst);
+            self.remounted_read_only.store(false, Ordering::SeqCst);
             self.resume_background()?;
         }
-        settled
+        quiesced
     }
 
-    fn settle(&self) -> Result<(), FsError> {
-        self.remove_doomed();
+    fn quiesce(&self) -> Result<(), FsError> {
+        self.remove_pending();
         self.sync_everything()?;
         {
             // Changes that are under way finish first.
-            let _pause = self.settle_contents()?;
+            let _pause = self.sync_and_pause()?;
             self.contents.objects().sync_unlinked()?;
             self.meta.hold_clean();
             // All contents are durable, so this commit waits for none.
             self.meta.commit(self.meta.newest_batch(), &|| true)?;
         }
         // Not as clean: the database is open, and opening it again begins with recovery.
-        self.try_to_remember(false);
+        self.record_in_keystore(false);
         Ok(())
     }
 
@@ -74,9 +74,9 @@ impl Filesystem {
         }
         self.meta.set_clean(false);
         self.commit_now()?;
-        self.try_to_remember(false);
+        self.record_in_keystore(false);
         self.resume_background()?;
-        self.held.store(false, Ordering::SeqCst);
+        self.remounted_read_only.store(false, Ordering::SeqCst);
         // Files that were closed meanwhile wait to be removed.
         self.wake_background();
         Ok(())

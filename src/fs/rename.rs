@@ -11,7 +11,7 @@ use crate::planted::{Bug, planted};
 
 /// One of the two names.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct DirentRef<'a> {
     parent: NodeId,
     name: &'a [u8],
 }
@@ -38,14 +38,14 @@ impl Filesystem {
         if flags.exchange && (flags.no_replace || flags.whiteout) {
             return Err(Errno::EINVAL);
         }
-        if let Some(done) = self.rename_of_view((parent, name), (new_parent, new_name), flags) {
+        if let Some(done) = self.rename_view_entry((parent, name), (new_parent, new_name), flags) {
             return done;
         }
         self.check_change(new_parent)?;
         let permit = self.begin_change(parent)?;
         let (from, to) = (
-            Place { parent, name },
-            Place {
+            DirentRef { parent, name },
+            DirentRef {
                 parent: new_parent,
                 name: new_name,
             },
@@ -59,15 +59,15 @@ impl Filesystem {
             }
         };
         drop(permit);
-        self.after_drop(orphan);
+        self.after_unlink(orphan);
         Ok(())
     }
 
     fn move_over(
         &self,
         caller: &Caller,
-        from: Place<'_>,
-        to: Place<'_>,
+        from: DirentRef<'_>,
+        to: DirentRef<'_>,
         flags: RenameFlags,
     ) -> Result<Option<Ino>, Errno> {
         let now = Timespec::now();
@@ -100,8 +100,10 @@ impl Filesystem {
         } else {
             None
         };
-        self.name(&mut batch, from.parent.ino(), from.name, left)?;
-        self.name(&mut batch, to.parent.ino(), to.name, Some(moved))?;
+        self.meta
+            .put_dirent(&mut batch, from.parent.ino(), from.name, left)?;
+        self.meta
+            .put_dirent(&mut batch, to.parent.ino(), to.name, Some(moved))?;
         if replaced.is_some() {
             // Contents must be durable before the commit that moves the file over another one.
             if !planted(Bug::RenameUnordered) {
@@ -113,7 +115,7 @@ impl Filesystem {
         Ok(orphan)
     }
 
-    fn exchange(&self, from: Place<'_>, to: Place<'_>) -> Result<Option<Ino>, Errno> {
+    fn exchange(&self, from: DirentRef<'_>, to: DirentRef<'_>) -> Result<Option<Ino>, Errno> {
         let now = Timespec::now();
         let first = self.entry(from.parent, from.name)?;
         let second = self.entry(to.parent, to.name)?;
@@ -127,8 +129,10 @@ impl Filesystem {
         let mut batch = Batch::new();
         self.move_links(&mut batch, from, to, first, None, now)?;
         self.move_links(&mut batch, to, from, second, None, now)?;
-        self.name(&mut batch, from.parent.ino(), from.name, Some(second))?;
-        self.name(&mut batch, to.parent.ino(), to.name, Some(first))?;
+        self.meta
+            .put_dirent(&mut batch, from.parent.ino(), from.name, Some(second))?;
+        self.meta
+            .put_dirent(&mut batch, to.parent.ino(), to.name, Some(first))?;
         self.meta.apply(batch)?;
         Ok(None)
     }
@@ -137,8 +141,8 @@ impl Filesystem {
     fn move_links(
         &self,
         batch: &mut Batch,
-        from: Place<'_>,
-        to: Place<'_>,
+        from: DirentRef<'_>,
+        to: DirentRef<'_>,
         moved: DirentRecord,
         replaced: Option<DirentRecord>,
         now: Timespec,

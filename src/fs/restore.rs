@@ -88,7 +88,7 @@ impl Filesystem {
         let _turn = self.viewing.lock();
         self.write_back();
         let restored = {
-            let pause = self.settle_contents()?;
+            let pause = self.sync_and_pause()?;
             let restored = self.restore_paused(target);
             drop(pause);
             restored.inspect_err(|error| {
@@ -98,23 +98,23 @@ impl Filesystem {
                 ));
             })?
         };
-        let committed = self.commit_with_room();
+        let committed = self.commit_with_reclaim();
         for ino in &restored.orphans {
-            self.after_drop(Some(*ino));
+            self.after_unlink(Some(*ino));
         }
         // It is restored, whether durably or not.
-        self.forget_restored(restored)?;
+        self.invalidate_restored(restored)?;
         Ok(committed?)
     }
 
     /// Makes the kernel drop what has changed from its cache.
-    fn forget_restored(&self, restored: Restored) -> Result<(), ViewError> {
+    fn invalidate_restored(&self, restored: Restored) -> Result<(), ViewError> {
         let Some(cache) = self.cache() else {
             return Ok(());
         };
         let mut names = restored.names;
         let mut renewed = BTreeSet::new();
-        if cache.believes_itself() {
+        if cache.trusts_cached_attrs() {
             for ino in &restored.inodes {
                 let record = self.meta.inode(*ino, View::LIVE)?;
                 let is_file = record
@@ -174,7 +174,7 @@ impl Filesystem {
         let named = restored.named.iter();
         named.for_each(|ino| self.references.named_again(*ino));
         let is_named = |ino: &Ino| restored.named.contains(ino);
-        self.doomed.lock().retain(|ino| !is_named(ino));
+        self.pending_removals.lock().retain(|ino| !is_named(ino));
         self.contents.reload(restored.inodes.iter().copied())?;
         Ok(restored)
     }

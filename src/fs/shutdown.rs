@@ -13,19 +13,19 @@ impl Filesystem {
     /// Stops the filesystem until the next mount.
     pub fn shut_down(&self) {
         self.meta.latch("shut down on request");
-        self.down.store(true, Ordering::SeqCst);
+        self.was_shut_down.store(true, Ordering::SeqCst);
     }
 
     /// Fails with EIO after a shutdown.
-    pub(super) fn check_up(&self) -> Result<(), Errno> {
-        if self.is_down() {
+    pub(super) fn check_running(&self) -> Result<(), Errno> {
+        if self.is_shut_down() {
             Err(Errno::EIO)
         } else {
             Ok(())
         }
     }
 
-    pub(super) fn is_down(&self) -> bool {
-        self.down.load(Ordering::SeqCst)
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.was_shut_down.load(Ordering::SeqCst)
     }
 }

@@ -1,6 +1,6 @@
 //! Types of the filesystem's interface: plain values without any FUSE type.
 
-use super::privileges::Touch;
+use super::privileges::ImpliedChange;
 use crate::ids::{Ino, ViewId};
 
 use crate::meta::records::ViewKind;
@@ -154,7 +154,7 @@ pub struct SetAttr {
     pub ctime: Option<Timespec>,
     /// The kind of change that the fields do not show, as far as set-id bits and
     /// `security.capability` are concerned.
-    pub touch: Touch,
+    pub implied: ImpliedChange,
 }
 
 /// Handle of an open file or directory.

@@ -160,7 +160,7 @@ impl ViewError {
     }
 }
 
-macro_rules! by_way_of_fs_error {
+macro_rules! from_fs_error {
     ($($error:ty),*) => {
         $(impl From<$error> for ViewError {
             fn from(error: $error) -> Self {
@@ -169,7 +169,7 @@ macro_rules! by_way_of_fs_error {
         })*
     };
 }
-by_way_of_fs_error!(MetaError, ObjectError);
+from_fs_error!(MetaError, ObjectError);
 
 impl From<Errno> for ViewError {
     fn from(errno: Errno) -> Self {
@@ -245,7 +245,7 @@ impl Filesystem {
     /// Finds a view and holds it, as an open file in it would.
     pub(super) fn hold_view(&self, kind: ViewKind, name: &str) -> Result<HeldView<'_>, ViewError> {
         let _turn = self.viewing.lock();
-        let (id, record) = self.found_view(kind, name)?;
+        let (id, record) = self.existing_view(kind, name)?;
         let node = NodeId::root_of(id);
         self.references.opened(node, false);
         Ok(HeldView {
@@ -311,7 +311,7 @@ impl Filesystem {
         let made = match from {
             None => self.take_view(record)?,
             Some(from) => {
-                let (_, source) = self.found_view(ViewKind::Snapshot, from)?;
+                let (_, source) = self.existing_view(ViewKind::Snapshot, from)?;
                 let record = ViewRecord {
                     generation: source.generation,
                     pages: source.pages,
@@ -323,7 +323,7 @@ impl Filesystem {
             }
         };
         let (id, record) = made.ok_or(ViewError::TooMany)?;
-        if let Err(error) = self.commit_with_room() {
+        if let Err(error) = self.commit_with_reclaim() {
             // A caller that gets an error must not find the view.
             self.meta.hide_view(id, true);
             if self.meta.write_leaving(id).is_ok() {
@@ -337,7 +337,7 @@ impl Filesystem {
 
     fn take_view(&self, record: ViewRecord) -> Result<Option<(ViewId, ViewRecord)>, ViewError> {
         self.write_back();
-        let pause = self.settle_contents()?;
+        let pause = self.sync_and_pause()?;
         Ok(self.meta.take_view(&pause, record)?)
     }
 
@@ -349,7 +349,7 @@ impl Filesystem {
     }
 
     /// Makes all contents durable, and pauses all changes from then on.
-    pub(super) fn settle_contents(&self) -> Result<Pause<'_>, FsError> {
+    pub(super) fn sync_and_pause(&self) -> Result<Pause<'_>, FsError> {
         for _ in 0..ROUNDS {
             self.contents.sync_all()?;
             if self.contents.unsynced_pages() <= FEW_PAGES {
@@ -383,7 +383,7 @@ impl Filesystem {
     fn delete_view_unaudited(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
         let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
-        let (id, record) = self.found_view(kind, name)?;
+        let (id, record) = self.existing_view(kind, name)?;
         self.meta.hide_view(id, true);
         if self.references.view_in_use(id) {
             self.meta.hide_view(id, false);
@@ -393,7 +393,7 @@ impl Filesystem {
             });
         }
         let gone = self.meta.write_leaving(id).map_err(FsError::from);
-        if let Err(error) = gone.and_then(|()| self.commit_with_room()) {
+        if let Err(error) = gone.and_then(|()| self.commit_with_reclaim()) {
             // Undo. If that cannot be written any more, the next mount shows the view anyway.
             let _ = self.meta.put_view(id, &record);
             self.meta.hide_view(id, false);
@@ -442,7 +442,7 @@ impl Filesystem {
         check_name(to)?;
         let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
-        let (id, record) = self.found_view(kind, name)?;
+        let (id, record) = self.existing_view(kind, name)?;
         if name == to {
             return Ok(());
         }
@@ -452,7 +452,7 @@ impl Filesystem {
             ..record.clone()
         };
         self.meta.put_view(id, &renamed)?;
-        self.commit_with_room().inspect_err(|_| {
+        self.commit_with_reclaim().inspect_err(|_| {
             let _ = self.meta.put_view(id, &record);
         })?;
         Ok(())
@@ -486,8 +486,8 @@ impl Filesystem {
 
     /// The permit for a change of views, or that uses views; see [`Self::begin_long_change`].
     pub(super) fn begin_view_change(&self) -> Result<RwLockReadGuard<'_, ()>, ViewError> {
-        self.check_up()
-            .map_err(|_| super::views_directory::down())?;
+        self.check_running()
+            .map_err(|_| super::views_directory::shut_down_error())?;
         self.begin_long_change()
             .map_err(|_| ViewError::ReadOnly(self.why_read_only()))
     }

@@ -206,7 +206,7 @@ impl Filesystem {
     }
 
     /// `mkdir` in a directory that holds views.
-    pub(super) fn make_view(
+    pub(super) fn mkdir_view(
         &self,
         caller: &Caller,
         directory: ViewsDirectory,
@@ -225,14 +225,14 @@ impl Filesystem {
     }
 
     /// `rmdir` in a directory that holds views.
-    pub(super) fn drop_view(&self, directory: ViewsDirectory, name: &[u8]) -> Result<(), Errno> {
+    pub(super) fn rmdir_view(&self, directory: ViewsDirectory, name: &[u8]) -> Result<(), Errno> {
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
         self.delete_view(directory.0, name)
             .map_err(|error| error.errno())
     }
 
     /// `rename` from, to or within directories that hold views; `None` for any other.
-    pub(super) fn rename_of_view(
+    pub(super) fn rename_view_entry(
         &self,
         (parent, name): (NodeId, &[u8]),
         (new_parent, new_name): (NodeId, &[u8]),
@@ -269,12 +269,12 @@ impl Filesystem {
     }
 
     /// The id and record of an existing view.
-    pub(super) fn found_view(
+    pub(super) fn existing_view(
         &self,
         kind: ViewKind,
         name: &str,
     ) -> Result<(ViewId, ViewRecord), ViewError> {
-        self.check_up().map_err(|_| down())?;
+        self.check_running().map_err(|_| shut_down_error())?;
         let found = self.meta.find_view(kind, name);
         found.ok_or_else(|| ViewError::NotFound {
             kind,
@@ -283,7 +283,7 @@ impl Filesystem {
     }
 }
 
-pub(super) fn down() -> ViewError {
+pub(super) fn shut_down_error() -> ViewError {
     ViewError::Fs(FsError::Meta(MetaError::Latched("shut down".to_owned())))
 }
 

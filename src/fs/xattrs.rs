@@ -41,7 +41,7 @@ impl Filesystem {
             self.check_change(node)?;
             return Err(Errno::E2BIG);
         }
-        self.with_room(|| self.set_xattr_once(who, node, name, value, mode))
+        self.retry_after_reclaim(|| self.set_xattr_once(who, node, name, value, mode))
     }
 
     fn set_xattr_once(
@@ -62,7 +62,7 @@ impl Filesystem {
             }
             _ => {}
         }
-        self.check_room(node, name, value)?;
+        self.check_limits(node, name, value)?;
         let mut batch = Batch::new();
         let mut perm = None;
         let mut outsider = false;
@@ -98,7 +98,7 @@ impl Filesystem {
     }
 
     /// Fails if the attributes could not be listed, or would make every listing long.
-    fn check_room(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<(), Errno> {
+    fn check_limits(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<(), Errno> {
         let (mut names, mut bytes) = (name.len() + 1, value.len());
         self.meta
             .visit_xattrs(node.ino(), self.view(node)?, &mut |other, len| {

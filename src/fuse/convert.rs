@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::TimeOrNow;
 
-use crate::fs::privileges::Touch;
+use crate::fs::privileges::ImpliedChange;
 use crate::fs::types::{
     Attr, Caller, Fallocate, FileKind, RenameFlags, SeekWhence, SetAttr, SetTime, Timespec,
     XattrMode,
@@ -134,11 +134,11 @@ pub(super) fn set_attr(
     (atime, mtime, ctime): (Option<TimeOrNow>, Option<TimeOrNow>, Option<SystemTime>),
 ) -> SetAttr {
     let bare = mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none();
-    let touch = match bare {
-        true if ctime.is_some() => Touch::Owner,
-        true if writeback => Touch::Contents,
-        true => Touch::Either,
-        false => Touch::Nothing,
+    let implied = match bare {
+        true if ctime.is_some() => ImpliedChange::Owner,
+        true if writeback => ImpliedChange::Contents,
+        true => ImpliedChange::Either,
+        false => ImpliedChange::Nothing,
     };
     SetAttr {
         perm: mode.map(|mode| (mode & 0o7777) as u16),
@@ -148,7 +148,7 @@ pub(super) fn set_attr(
         atime: atime.map(set_time),
         mtime: mtime.map(set_time),
         ctime: ctime.map(timespec_from_kernel),
-        touch,
+        implied,
     }
 }
 

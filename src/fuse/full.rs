@@ -99,7 +99,7 @@ impl FullFiles {
 
 /// Free bytes, if known: unlimited if a WRITE would first reclaim space of removed files.
 fn room(fs: &Filesystem) -> Option<u64> {
-    if fs.gives_room_back() {
+    if fs.has_reclaimable_space() {
         return Some(u64::MAX);
     }
     let space = fs.statfs().ok()?;

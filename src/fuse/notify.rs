@@ -132,7 +132,7 @@ impl KernelCache for Notices {
 
     /// With writeback the kernel has the newest size and times of files while it has the inode
     /// (`fuse_get_cache_mask` of Linux).
-    fn believes_itself(&self) -> bool {
+    fn trusts_cached_attrs(&self) -> bool {
         self.0.get().is_some_and(|channels| channels.writeback)
     }
 

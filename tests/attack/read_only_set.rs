@@ -184,8 +184,8 @@ fn what_can_still_be_forged_is_counted() {
     assert_eq!(fs.write(node, handle, 0, &written, false, false), Ok(9000));
     fs.fsync(node, handle, false).unwrap();
     fs.release(node, handle);
-    fs.tend().unwrap();
-    fs.tend_lists();
+    fs.run_maintenance().unwrap();
+    fs.compact_parts();
     assert_eq!(fs.usage().read_only_set_bytes, Some(0));
     fs.forget(node, 1);
     fs.close().unwrap();

@@ -146,7 +146,7 @@ fn nothing_is_found_in_a_volume_that_is_written_to() {
                     mount.fs.delete_view(ViewKind::Snapshot, &old).unwrap();
                 }
                 round += 1;
-                mount.fs.tend().unwrap();
+                mount.fs.run_maintenance().unwrap();
             }
         });
         for _ in 0..40 {

@@ -111,7 +111,7 @@ fn with_one_and_a_part() -> (FaultyStore, Arc<tempfile::TempDir>) {
         let info = path.and_then(|path| mount.store.info(&path).ok());
         info.is_some_and(|info| info.allocated_bytes > 200_000)
     };
-    let made = mount.fs.checkpoint_in_turns(&stop);
+    let made = mount.fs.checkpoint_throttled(&stop);
     assert!(matches!(made, Err(CheckpointError::Stopped)), "{made:?}");
     assert!(unfinished(&mount.store).is_some());
     mount.fs.close().unwrap();

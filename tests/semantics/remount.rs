@@ -147,7 +147,7 @@ impl KernelCache for SlowKernel {
         let _ = self.go_on.lock().unwrap().recv();
     }
 
-    fn believes_itself(&self) -> bool {
+    fn trusts_cached_attrs(&self) -> bool {
         false
     }
 

@@ -127,7 +127,7 @@ fn settle(world: &mut World, history: &mut History, step: &Step, life: &mut Life
     };
     if matches!(operation, Operation::Copy { .. } | Operation::Seek(_)) {
         // The background merges parts at its own times; errors are the cut's.
-        world.mount().fs.tend_lists();
+        world.mount().fs.compact_parts();
     }
     history.kept[1].clone_from(&world.kept);
     life.tell(|| {
@@ -196,7 +196,7 @@ fn promised(
             life.stats.syncs += 1;
             history.committed(model);
         }
-        Operation::Tend | Operation::Purge => history.all_synced(model),
+        Operation::Maintain | Operation::Purge => history.all_synced(model),
         // All that is there is in the view, and so durable.
         Operation::Keep(..) if history.kept[0].len() < history.kept[1].len() => {
             history.all_synced(model);

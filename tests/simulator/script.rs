@@ -128,7 +128,7 @@ pub const STEPS: &[Step] = &[
     step("writing on", &["d/large"], |s| {
         s.write("d/large", 20_000, &pattern(4, 0, 40_000))
     }),
-    step("what the timer does", &[], Script::tend),
+    step("what the timer does", &[], Script::run_maintenance),
     step("another name", &[], |s| {
         let renamed = s.0.fs.rename_view(ViewKind::Snapshot, "two", "three");
         renamed.map_err(|error| error.errno())
@@ -199,8 +199,8 @@ impl Script {
         self.0.fs.sync().map_err(|error| of_fs(&error))
     }
 
-    fn tend(&self) -> Answer {
-        self.0.fs.tend().map_err(|error| of_fs(&error))
+    fn run_maintenance(&self) -> Answer {
+        self.0.fs.run_maintenance().map_err(|error| of_fs(&error))
     }
 
     fn fsync_dir(&self) -> Answer {

@@ -200,8 +200,12 @@ impl World {
             }
             O::Commit => self.fsync_dir(super::ROOT),
             O::FsyncDir(choice) => self.fsync_dir(node(self.directory(choice))),
-            O::Tend => {
-                let done = self.mount().fs.tend().map_err(|error| error.errno());
+            O::Maintain => {
+                let done = self
+                    .mount()
+                    .fs
+                    .run_maintenance()
+                    .map_err(|error| error.errno());
                 (of(done), Outcome::Done)
             }
             O::Reopen => {

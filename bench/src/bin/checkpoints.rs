@@ -276,7 +276,7 @@ fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Ou
             let mut made = 0;
             while !told.load(Ordering::Relaxed) {
                 let stop = || told.load(Ordering::Relaxed);
-                made += u32::from(other.checkpoint_in_turns(&stop).is_ok());
+                made += u32::from(other.checkpoint_throttled(&stop).is_ok());
             }
             made
         });

@@ -22,7 +22,7 @@ pub fn exercise(fs: &Filesystem) {
     }
     let _ = views(fs);
     let _ = names(fs);
-    let _ = fs.tend();
+    let _ = fs.run_maintenance();
     let _ = fs.finish_purge();
     let _ = fs.sync();
     let _ = fs.statfs();

@@ -19,13 +19,13 @@ const PURGE_TURNS: u32 = 20;
 impl Filesystem {
     /// Runs a change. If there is no space for it, reclaims space and runs it once more. The change
     /// must be one that can be run twice.
-    pub(super) fn with_room<T, E: Into<Errno>>(
+    pub(super) fn retry_after_reclaim<T, E: Into<Errno>>(
         &self,
         mut change: impl FnMut() -> Result<T, E>,
     ) -> Result<T, Errno> {
-        let seen = *self.room_made.lock();
+        let seen = *self.reclaims.lock();
         match change().map_err(Into::into) {
-            Err(errno) if errno.is_full() && self.make_room(seen, errno) => {
+            Err(errno) if errno.is_full() && self.reclaim_space(seen, errno) => {
                 change().map_err(Into::into)
             }
             result => result,
@@ -33,24 +33,24 @@ impl Filesystem {
     }
 
     /// True while removed files or deleted views still use space that can be reclaimed.
-    pub fn gives_room_back(&self) -> bool {
+    pub fn has_reclaimable_space(&self) -> bool {
         !self.meta.leaving_views().is_empty()
-            || !self.doomed.lock().is_empty()
+            || !self.pending_removals.lock().is_empty()
             || self.contents.has_garbage().unwrap_or(false)
     }
 
     /// Reclaims space, unless another thread did so since `seen`. True if there may be space now.
-    fn make_room(&self, seen: u64, errno: Errno) -> bool {
-        let mut made = self.room_made.lock();
+    fn reclaim_space(&self, seen: u64, errno: Errno) -> bool {
+        let mut made = self.reclaims.lock();
         if *made != seen {
             return true;
         }
-        let waits = self.gives_room_back();
-        let gave_way = self.checkpoint_gives_way(errno);
+        let waits = self.has_reclaimable_space();
+        let gave_way = self.free_checkpoint_space(errno);
         if !waits && !gave_way {
             return false;
         }
-        self.remove_doomed();
+        self.remove_pending();
         let mut turns = 0;
         while turns < PURGE_TURNS && self.purge_some() {
             turns += 1;
@@ -74,8 +74,9 @@ impl Filesystem {
     ///
     /// # Errors
     /// The commit failed, and again after space was reclaimed.
-    pub(super) fn commit_with_room(&self) -> Result<(), FsError> {
-        let committed = self.with_room(|| self.commit_now().map_err(|error| error.errno()));
+    pub(super) fn commit_with_reclaim(&self) -> Result<(), FsError> {
+        let committed =
+            self.retry_after_reclaim(|| self.commit_now().map_err(|error| error.errno()));
         // Commits again to return the full error.
         committed.or_else(|_| self.commit_now())
     }
