@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::objects::parts_of;
 use super::report::{Finding, Kind};
 use super::stream::Groups;
-use super::{CheckError, CheckProgress, Place, Run, Stage, Subject};
+use super::{CheckError, CheckProgress, PathHint, Run, Stage, Subject};
 use crate::ids::{ChunkIndex, Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
@@ -66,7 +66,7 @@ impl Run<'_> {
         let threads = self.options.threads();
         let handed = std::thread::scope(|scope| {
             for _ in 0..threads {
-                scope.spawn(|| work(&shared));
+                scope.spawn(|| worker_loop(&shared));
             }
             let handed = self.hand_out(&shared, &to);
             if handed.is_err() {
@@ -87,7 +87,7 @@ impl Run<'_> {
         for (job, faults) in faults {
             faults
                 .into_iter()
-                .for_each(|fault| self.found_fault(&job, fault));
+                .for_each(|fault| self.report_fault(&job, fault));
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Run<'_> {
                 continue;
             };
             for (id, pages, seen) in parts_of(&group) {
-                self.go_on()?;
+                self.check_cancelled()?;
                 let job = Job {
                     ino,
                     chunk,
@@ -127,7 +127,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn found_fault(&mut self, job: &Job, fault: Fault) {
+    fn report_fault(&mut self, job: &Job, fault: Fault) {
         let kind = match fault.kind {
             FaultKind::Missing => Kind::ObjectMissing,
             FaultKind::NoKeySet => Kind::KeySetMissing,
@@ -144,11 +144,11 @@ impl Run<'_> {
             ..Finding::new(kind, format!("chunk {}: {}", job.chunk, fault.message))
         };
         let finding = finding.object(job.id.name).inode(job.ino.0);
-        self.found(finding, Place::Inode(job.ino.0), job.seen.clone());
+        self.report(finding, PathHint::Inode(job.ino.0), job.seen.clone());
     }
 }
 
-fn work(shared: &Shared<'_>) {
+fn worker_loop(shared: &Shared<'_>) {
     if shared.subject.live.is_some() {
         crate::sys::process::lower_thread_priority();
     }

@@ -2,7 +2,7 @@
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Rows};
-use super::{CheckError, Mend, Place, Run};
+use super::{CheckError, PathHint, RepairAction, Run};
 use crate::meta::keys::{self, Table};
 
 impl Run<'_> {
@@ -19,8 +19,8 @@ impl Run<'_> {
                     table.name(),
                     version.generation
                 );
-                self.found_record(Kind::FutureRecord, message, group, version.seen.clone());
-                self.mend(Some(Mend::Generation(version.generation)));
+                self.report_record(Kind::FutureRecord, message, group, version.seen.clone());
+                self.set_repair(Some(RepairAction::Generation(version.generation)));
             }
             if self.views.keeps_before(version.generation) {
                 let row = keys::change(version.generation, table, &group.logical);
@@ -30,21 +30,21 @@ impl Run<'_> {
                         table.name(),
                         version.generation
                     );
-                    self.found_record(Kind::ChangeMissing, message, group, version.seen.clone());
-                    self.mend(Some(Mend::Row(Table::Change, row, Some(vec![1]))));
+                    self.report_record(Kind::ChangeMissing, message, group, version.seen.clone());
+                    self.set_repair(Some(RepairAction::Row(Table::Change, row, Some(vec![1]))));
                 }
             }
         }
         if unneeded && !self.leaving {
             let message = format!("a record of the table {} is needed by nobody", table.name());
             let live = self.views.live();
-            self.found_record(Kind::RecordUnneeded, message, group, live..live + 1);
-            self.mend(Some(Mend::Prune(table, group.logical.clone())));
+            self.report_record(Kind::RecordUnneeded, message, group, live..live + 1);
+            self.set_repair(Some(RepairAction::Prune(table, group.logical.clone())));
         }
         Ok(())
     }
 
-    fn found_record(
+    fn report_record(
         &mut self,
         kind: Kind,
         message: String,
@@ -52,9 +52,9 @@ impl Run<'_> {
         seen: std::ops::Range<usize>,
     ) {
         let ino = keys::ino_of(&group.logical).map_or(0, |ino| ino.0);
-        self.found(
+        self.report(
             Finding::new(kind, message).inode(ino),
-            Place::Inode(ino),
+            PathHint::Inode(ino),
             seen,
         );
     }
@@ -63,7 +63,7 @@ impl Run<'_> {
     pub(super) fn check_changes(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Change, Vec::new());
         while let Some((key, _)) = rows.next()? {
-            self.go_on()?;
+            self.check_cancelled()?;
             let Some((generation, table, _)) = keys::change_parts(&key) else {
                 self.malformed_row(Table::Change, key);
                 continue;
@@ -75,8 +75,8 @@ impl Run<'_> {
                     table.name()
                 );
                 let finding = Finding::new(Kind::ChangeUnneeded, message);
-                self.found(finding, Place::None, 0..0);
-                self.mend(Some(Mend::Row(Table::Change, key, None)));
+                self.report(finding, PathHint::None, 0..0);
+                self.set_repair(Some(RepairAction::Row(Table::Change, key, None)));
             }
         }
         Ok(())
@@ -85,7 +85,7 @@ impl Run<'_> {
     /// Reports an undecodable row of a table that follows from others, which makes it unnecessary.
     pub(super) fn malformed_row(&mut self, table: Table, key: Vec<u8>) {
         let message = format!("a row of the table {} cannot be read", table.name());
-        self.found(Finding::new(Kind::Record, message), Place::None, 0..0);
-        self.mend(Some(Mend::Row(table, key, None)));
+        self.report(Finding::new(Kind::Record, message), PathHint::None, 0..0);
+        self.set_repair(Some(RepairAction::Row(table, key, None)));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::report::{Finding, Kind, count};
 use super::stream::{Group, Rows, Views};
-use super::{CheckError, Mend, Place, Run};
+use super::{CheckError, PathHint, RepairAction, Run};
 use crate::ids::{Generation, Ino};
 use crate::meta::charge;
 use crate::meta::keys::{self, Table};
@@ -125,7 +125,7 @@ impl Run<'_> {
     pub(super) fn check_views(&mut self, rows: &ViewRows) {
         if rows.unreadable > 0 {
             let message = format!("{} rows of the table view cannot be read", rows.unreadable);
-            self.found(Finding::new(Kind::Record, message), Place::None, 0..0);
+            self.report(Finding::new(Kind::Record, message), PathHint::None, 0..0);
         }
         let live = self.stored.counters().generation;
         let mut names = BTreeSet::new();
@@ -135,12 +135,14 @@ impl Run<'_> {
             if record.generation >= live {
                 let at = record.generation;
                 let message = format!("{shown} is of generation {at}, the live view of {live}");
-                self.found(Finding::new(Kind::View, message), Place::None, 0..0);
-                self.mend(Some(Mend::Generation(Generation(record.generation.0 + 1))));
+                self.report(Finding::new(Kind::View, message), PathHint::None, 0..0);
+                self.set_repair(Some(RepairAction::Generation(Generation(
+                    record.generation.0 + 1,
+                ))));
             }
             if !names.insert((record.kind, record.name.clone())) {
                 let message = format!("there are two of the name {shown}");
-                self.found(Finding::new(Kind::View, message), Place::None, 0..0);
+                self.report(Finding::new(Kind::View, message), PathHint::None, 0..0);
             }
             let number = self.views.kept.partition_point(|g| *g < record.generation);
             let (inodes, pages, record_bytes) = self.totals.of(number);
@@ -152,15 +154,15 @@ impl Run<'_> {
                     count(record.pages, "page"),
                     count(record.record_bytes, "byte") + " of records"
                 );
-                self.found(Finding::new(Kind::ViewCount, message), Place::None, 0..0);
+                self.report(Finding::new(Kind::ViewCount, message), PathHint::None, 0..0);
                 let record = ViewRecord {
                     inodes,
                     pages,
                     record_bytes,
                     ..record.clone()
                 };
-                let row = Mend::Row(Table::View, view.key.clone(), Some(record.encode()));
-                self.mend(Some(row));
+                let row = RepairAction::Row(Table::View, view.key.clone(), Some(record.encode()));
+                self.set_repair(Some(row));
             }
         }
     }
@@ -174,12 +176,12 @@ impl Run<'_> {
         if counters.frozen >= counters.generation {
             let frozen = counters.frozen;
             let message = format!("everything up to generation {frozen} is another volume's too");
-            self.found(
+            self.report(
                 Finding::new(Kind::FutureRecord, message),
-                Place::None,
+                PathHint::None,
                 self.live_only(),
             );
-            self.mend(Some(Mend::Generation(Generation(
+            self.set_repair(Some(RepairAction::Generation(Generation(
                 frozen.0.saturating_add(1),
             ))));
         }
@@ -188,36 +190,36 @@ impl Run<'_> {
                 "the volume counts {} of contents and has {pages}",
                 count(counters.used_pages, "page")
             );
-            self.found(
+            self.report(
                 Finding::new(Kind::UsedPages, message),
-                Place::None,
+                PathHint::None,
                 self.live_only(),
             );
-            self.mend(Some(Mend::UsedPages(pages)));
+            self.set_repair(Some(RepairAction::UsedPages(pages)));
         }
         if counters.record_bytes != record_bytes {
             let message = format!(
                 "the volume counts {} bytes of records and has {record_bytes}",
                 counters.record_bytes
             );
-            self.found(
+            self.report(
                 Finding::new(Kind::RecordBytes, message),
-                Place::None,
+                PathHint::None,
                 self.live_only(),
             );
-            self.mend(Some(Mend::RecordBytes(record_bytes)));
+            self.set_repair(Some(RepairAction::RecordBytes(record_bytes)));
         }
         if counters.inodes != inodes {
             let message = format!(
                 "the volume counts {} and has {inodes}",
                 count(counters.inodes, "inode")
             );
-            self.found(
+            self.report(
                 Finding::new(Kind::InodeCount, message),
-                Place::None,
+                PathHint::None,
                 self.live_only(),
             );
-            self.mend(Some(Mend::Inodes(inodes)));
+            self.set_repair(Some(RepairAction::Inodes(inodes)));
         }
     }
 
@@ -236,11 +238,11 @@ impl Run<'_> {
     /// Reports orphans that do not exist.
     pub(super) fn check_orphan_rows(&mut self) {
         for ino in std::mem::take(&mut self.orphans) {
-            if !self.orphans_met.contains(&ino) {
+            if !self.orphans_seen.contains(&ino) {
                 let message = format!("inode {ino} is listed to be removed and is not there");
                 let finding = Finding::new(Kind::OrphanInUse, message).inode(ino);
-                self.found(finding, Place::None, self.live_only());
-                self.mend(Some(Mend::ForgetOrphan(ino)));
+                self.report(finding, PathHint::None, self.live_only());
+                self.set_repair(Some(RepairAction::ForgetOrphan(ino)));
             }
         }
     }
@@ -254,11 +256,11 @@ impl Run<'_> {
                     if number >= self.stored.counters().next_garbage {
                         let message = format!("row {number} of garbage is one of those to come");
                         let finding = Finding::new(Kind::GarbageNumber, message).object(name);
-                        self.found(finding, Place::None, 0..0);
-                        self.mend(Some(match number {
-                            0..COUNT_MAX => Mend::NextGarbage(number + 1),
+                        self.report(finding, PathHint::None, 0..0);
+                        self.set_repair(Some(match number {
+                            0..COUNT_MAX => RepairAction::NextGarbage(number + 1),
                             // No row can follow it.
-                            _ => Mend::Row(Table::Garbage, key.clone(), None),
+                            _ => RepairAction::Row(Table::Garbage, key.clone(), None),
                         }));
                     }
                     self.garbage.insert(name, key);
@@ -296,7 +298,7 @@ impl Run<'_> {
             if !there(view) {
                 let message = "there is no root directory";
                 let finding = Finding::new(Kind::NoRoot, message).inode(Ino::ROOT.0);
-                self.found(finding, Place::None, view..view + 1);
+                self.report(finding, PathHint::None, view..view + 1);
             }
         }
         Ok(())

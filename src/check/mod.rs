@@ -120,9 +120,9 @@ pub trait CheckProgress: Sync {
 
 /// Ignores progress.
 #[derive(Clone, Copy, Debug)]
-pub struct Unwatched;
+pub struct NoProgress;
 
-impl CheckProgress for Unwatched {}
+impl CheckProgress for NoProgress {}
 
 /// Why a check did not complete.
 #[derive(Debug, thiserror::Error)]
@@ -181,7 +181,7 @@ pub struct Subject<'a> {
 
 /// An action that would repair a finding.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Mend {
+pub(crate) enum RepairAction {
     /// Sets the number of links.
     Links {
         ino: u64,
@@ -260,7 +260,7 @@ pub(crate) enum Mend {
 
 /// Where the paths of a finding can be found.
 #[derive(Clone, Debug)]
-enum Place {
+enum PathHint {
     None,
     Inode(u64),
     Entry { parent: u64, name: Vec<u8> },
@@ -270,9 +270,9 @@ enum Place {
 #[derive(Debug)]
 struct Pending {
     finding: Finding,
-    place: Place,
+    path_hint: PathHint,
     seen: Range<usize>,
-    mend: Option<Mend>,
+    repair: Option<RepairAction>,
 }
 
 /// A check under way.
@@ -296,13 +296,13 @@ struct Run<'a> {
     totals: Totals,
     tree: Tree,
     orphans: Vec<u64>,
-    orphans_met: BTreeSet<u64>,
+    orphans_seen: BTreeSet<u64>,
     garbage: BTreeMap<ObjectName, Vec<u8>>,
     /// Number of malformed keys.
     malformed: u64,
     /// The last position of a name in a directory that was read, and the views that see a name
     /// there.
-    last_place: Option<(u64, u32, Vec<Range<usize>>)>,
+    last_position: Option<(u64, u32, Vec<Range<usize>>)>,
     undecodable_extents: bool,
     pages_to_verify: u64,
 }
@@ -310,7 +310,7 @@ struct Run<'a> {
 /// Result of a check.
 pub(crate) struct Outcome {
     pub(crate) report: Report,
-    pub(crate) mends: Vec<Mend>,
+    pub(crate) repairs: Vec<RepairAction>,
 }
 
 /// Checks a volume that is not in use. The caller has it open, without a filesystem on it. Nothing
@@ -362,7 +362,7 @@ fn compare_with(file: MetaFile, objects: Objects, has_objects: bool) -> Result<R
         ..CheckOptions::default()
     };
     let report = Report::default();
-    let outcome = run(Arc::new(stored), &subject, &options, &Unwatched, report)?;
+    let outcome = run(Arc::new(stored), &subject, &options, &NoProgress, report)?;
     Ok(outcome.report)
 }
 
@@ -382,7 +382,7 @@ pub(crate) fn run_offline(
         (Some(stored), notes) => run(Arc::new(stored), &subject, options, progress, notes),
         (None, report) => Ok(Outcome {
             report,
-            mends: Vec::new(),
+            repairs: Vec::new(),
         }),
     }
 }
@@ -462,7 +462,7 @@ fn check_slots(file: &MetaFile, is_clean: bool, report: &mut Report) {
     }
     for (slot, name) in file.slots().iter().zip(["first", "second"]) {
         if !slot.authentic {
-            let message = format!("the {name} place of its page 0 does not open");
+            let message = format!("the {name} slot of its page 0 does not open");
             let mut finding = Finding::new(Kind::MetadataSlot, message);
             if !is_clean {
                 finding.severity = Severity::Note;
@@ -507,10 +507,10 @@ pub(crate) fn run(
         report,
         tree: Tree::default(),
         orphans: Vec::new(),
-        orphans_met: BTreeSet::new(),
+        orphans_seen: BTreeSet::new(),
         garbage: BTreeMap::new(),
         malformed: 0,
-        last_place: None,
+        last_position: None,
         undecodable_extents: false,
         pages_to_verify: 0,
     };
@@ -526,7 +526,7 @@ impl Run<'_> {
         if self.half_restored {
             let message = "it is being taken back to a snapshot, which the next mount goes on with";
             let finding = Finding::new(Kind::HalfRestored, message);
-            self.found(finding, Place::None, 0..0);
+            self.report(finding, PathHint::None, 0..0);
         }
         self.read_orphans()?;
         self.read_garbage()?;
@@ -543,7 +543,7 @@ impl Run<'_> {
         }
         if self.malformed > 0 {
             let message = format!("{} keys are not those of records", self.malformed);
-            self.found(Finding::new(Kind::Record, message), Place::None, 0..0);
+            self.report(Finding::new(Kind::Record, message), PathHint::None, 0..0);
         }
         self.leave_out_what_is_guessed();
         if self.options.contents {
@@ -551,15 +551,15 @@ impl Run<'_> {
             self.check_checkpoints()?;
         }
         self.find_paths()?;
-        self.tell_gaps();
-        let mut mends = Vec::new();
+        self.report_gaps();
+        let mut repairs = Vec::new();
         for pending in self.pending {
             self.report.findings.push(pending.finding);
-            mends.extend(pending.mend);
+            repairs.extend(pending.repair);
         }
         Ok(Outcome {
             report: self.report,
-            mends,
+            repairs,
         })
     }
 
@@ -572,12 +572,16 @@ impl Run<'_> {
             self.report.omitted_faults = 0;
             let message =
                 "some records cannot be read: the others are not compared with each other";
-            self.found(Finding::new(Kind::NotCompared, message), Place::None, 0..0);
+            self.report(
+                Finding::new(Kind::NotCompared, message),
+                PathHint::None,
+                0..0,
+            );
         }
     }
 
     /// Reports unreadable pages of the metadata.
-    fn tell_gaps(&mut self) {
+    fn report_gaps(&mut self) {
         self.gaps.append(&mut self.stored.gaps());
         for (page, reason) in std::mem::take(&mut self.gaps) {
             let pages = page.map(|page| page..page + 1).into_iter().collect();
@@ -590,7 +594,7 @@ impl Run<'_> {
         self.views.live()..self.views.live() + 1
     }
 
-    fn go_on(&self) -> Result<(), CheckError> {
+    fn check_cancelled(&self) -> Result<(), CheckError> {
         if self.progress.cancelled() {
             Err(CheckError::Cancelled)
         } else {
@@ -603,7 +607,7 @@ impl Run<'_> {
     }
 
     /// Adds a finding about what these views see.
-    fn found(&mut self, finding: Finding, place: Place, seen: Range<usize>) {
+    fn report(&mut self, finding: Finding, path_hint: PathHint, seen: Range<usize>) {
         self.dropped = true;
         // One half of the live view is restored already and the other is not.
         let of_half = self.half_restored && seen == self.live_only();
@@ -618,16 +622,16 @@ impl Run<'_> {
         self.dropped = false;
         self.pending.push(Pending {
             finding,
-            place,
+            path_hint,
             seen,
-            mend: None,
+            repair: None,
         });
     }
 
     /// Sets the action that would repair the last finding.
-    fn mend(&mut self, mend: Option<Mend>) {
+    fn set_repair(&mut self, repair: Option<RepairAction>) {
         if let Some(last) = self.pending.last_mut().filter(|_| !self.dropped) {
-            last.mend = mend;
+            last.repair = repair;
         }
     }
 
@@ -641,6 +645,6 @@ impl Run<'_> {
             hex::encode(&group.logical)
         );
         let finding = Finding::new(Kind::Record, message).inode(ino.0);
-        self.found(finding, Place::Inode(ino.0), version.seen.clone());
+        self.report(finding, PathHint::Inode(ino.0), version.seen.clone());
     }
 }

@@ -15,7 +15,7 @@ use crate::meta::records::{DirentRecord, FileKind};
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Version};
-use super::{CheckError, Mend, Place, Run};
+use super::{CheckError, PathHint, RepairAction, Run};
 
 /// What an event counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -70,7 +70,7 @@ impl Events {
         if self.list.len() >= self.limit {
             self.compact();
             if self.list.len() > self.limit / 2 {
-                self.cut();
+                self.drop_upper_half();
             }
         }
     }
@@ -89,7 +89,7 @@ impl Events {
         self.list.retain(|event| event.more != 0);
     }
 
-    fn cut(&mut self) {
+    fn drop_upper_half(&mut self) {
         let (Some(first), Some(middle)) = (self.list.first(), self.list.get(self.list.len() / 2))
         else {
             return;
@@ -112,16 +112,16 @@ impl Events {
 }
 
 /// The fields of a name's key.
-pub(super) struct Named<'a> {
+pub(super) struct DirentKey<'a> {
     pub(super) parent: u64,
     pub(super) position: u32,
     pub(super) name: &'a [u8],
 }
 
-pub(super) fn named(logical: &[u8]) -> Option<Named<'_>> {
+pub(super) fn dirent_key(logical: &[u8]) -> Option<DirentKey<'_>> {
     let (position, name) = keys::dirent_parts(logical)?;
     let Ino(parent) = keys::ino_of(logical)?;
-    Some(Named {
+    Some(DirentKey {
         parent,
         position,
         name,
@@ -136,7 +136,7 @@ impl Run<'_> {
         first_reading: bool,
         events: &mut Events,
     ) -> Result<(), CheckError> {
-        let Some(named) = named(&group.logical) else {
+        let Some(named) = dirent_key(&group.logical) else {
             self.malformed += u64::from(first_reading);
             return Ok(());
         };
@@ -159,7 +159,7 @@ impl Run<'_> {
 
     fn count_name(
         &self,
-        named: &Named<'_>,
+        named: &DirentKey<'_>,
         entry: DirentRecord,
         version: &Version,
         events: &mut Events,
@@ -197,11 +197,11 @@ impl Run<'_> {
 
     /// True if a view sees another name of the directory at the same position. Only names that came
     /// before are compared: names are read in the order of positions.
-    fn shares_its_place(&mut self, group: &Group, named: &Named<'_>) -> bool {
+    fn shares_position(&mut self, group: &Group, named: &DirentKey<'_>) -> bool {
         let seen = group.present().map(|(version, _)| version.seen.clone());
         let seen: Vec<_> = seen.filter(|seen| !seen.is_empty()).collect();
         let place = (named.parent, named.position);
-        match &mut self.last_place {
+        match &mut self.last_position {
             Some((parent, position, before)) if (*parent, *position) == place => {
                 let overlap = |one: &Range<usize>| {
                     before
@@ -219,12 +219,12 @@ impl Run<'_> {
         }
     }
 
-    fn check_name(&mut self, group: &Group, named: &Named<'_>) {
+    fn check_name(&mut self, group: &Group, named: &DirentKey<'_>) {
         let Some((version, _)) = group.present().next() else {
             return;
         };
         let hash = self.name_hash(named.name);
-        let is_shared = self.shares_its_place(group, named);
+        let is_shared = self.shares_position(group, named);
         let why = match named.name {
             b"" => "it is empty",
             b"." | b".." => "it has a meaning of its own",
@@ -233,23 +233,23 @@ impl Run<'_> {
             _ if !(hash..hash + keys::NEARBY).contains(&named.position) => {
                 "it is not where looking it up looks"
             }
-            _ if is_shared => "another one has its place in the directory",
+            _ if is_shared => "another name has its position in the directory",
             _ => return,
         };
         let finding = Finding::new(Kind::NameMisplaced, format!("a name cannot be used: {why}"));
-        let place = Place::Entry {
+        let path_hint = PathHint::Entry {
             parent: named.parent,
             name: named.name.to_vec(),
         };
-        self.found(finding, place, version.seen.clone());
-        if usable(named.name) {
-            self.mend(Some(Mend::Rehash(group.logical.clone())));
+        self.report(finding, path_hint, version.seen.clone());
+        if is_usable(named.name) {
+            self.set_repair(Some(RepairAction::Rehash(group.logical.clone())));
         }
     }
 }
 
 /// True for a name that a system call could have created.
-fn usable(name: &[u8]) -> bool {
+fn is_usable(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..")
         && name.len() <= 255
         && !name.contains(&0)
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_one_place_add_up_and_may_vanish() {
+    fn events_of_one_inode_and_view_add_up_and_may_cancel() {
         let mut events = Events::new(100, 0);
         for (ino, view, more) in [(2, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, 1), (3, 1, -1)] {
             events.push(event(ino, view, more));

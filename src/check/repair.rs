@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::names::named;
+use super::names::dirent_key;
 use super::report::{Finding, Kind, Report};
 use super::stream::{Group, Groups, Version, Views};
 use super::{
-    CheckError, CheckOptions, CheckProgress, Mend, Outcome, Subject, lists::ViewRows, run,
+    CheckError, CheckOptions, CheckProgress, Outcome, RepairAction, Subject, lists::ViewRows, run,
     run_offline,
 };
 use crate::ids::{Generation, Ino};
@@ -56,26 +56,26 @@ pub fn repair(
             Kind::Metadata | Kind::RolledBack | Kind::HalfRestored
         )
     };
-    if first.mends.is_empty() || first.report.findings.iter().any(unsure) {
+    if first.repairs.is_empty() || first.report.findings.iter().any(unsure) {
         return Ok(first.report);
     }
-    let mending = Mending::open(volume)?;
+    let repairer = Repairer::open(volume)?;
     let before = first.report;
-    let mut mends = first.mends;
+    let mut repairs = first.repairs;
     let mut after = before.clone();
     for _ in 0..ROUNDS {
-        if mends.is_empty() {
+        if repairs.is_empty() {
             break;
         }
-        mending.round(&mends)?;
-        let outcome = mending.check(options, progress)?;
+        repairer.run_round(&repairs)?;
+        let outcome = repairer.check(options, progress)?;
         after = outcome.report;
-        if outcome.mends == mends {
+        if outcome.repairs == repairs {
             break;
         }
-        mends = outcome.mends;
+        repairs = outcome.repairs;
     }
-    mending.close()?;
+    repairer.close()?;
     Ok(merged(before, after))
 }
 
@@ -117,7 +117,7 @@ fn merged(mut before: Report, after: Report) -> Report {
 }
 
 /// A volume that is being repaired.
-struct Mending<'a> {
+struct Repairer<'a> {
     volume: &'a Volume,
     meta: Arc<Meta>,
     contents: Contents,
@@ -133,7 +133,7 @@ enum NameChange {
     Kind(FileKind),
 }
 
-impl<'a> Mending<'a> {
+impl<'a> Repairer<'a> {
     fn open(volume: &'a Volume) -> Result<Self, CheckError> {
         let file = volume
             .store
@@ -167,7 +167,7 @@ impl<'a> Mending<'a> {
         Ok(())
     }
 
-    fn remember(&self, clean: bool) -> Result<(), CheckError> {
+    fn record_in_keystore(&self, clean: bool) -> Result<(), CheckError> {
         let (newest, tags) = self.meta.file().durable();
         self.volume
             .remember(newest, tags, clean)
@@ -179,7 +179,7 @@ impl<'a> Mending<'a> {
         self.meta.set_clean(self.was_clean);
         self.commit()?;
         self.meta.close()?;
-        self.remember(self.was_clean)
+        self.record_in_keystore(self.was_clean)
     }
 
     fn check(
@@ -205,28 +205,30 @@ impl<'a> Mending<'a> {
     }
 
     /// Carries out the actions, in one commit.
-    fn round(&self, mends: &[Mend]) -> Result<(), CheckError> {
+    fn run_round(&self, repairs: &[RepairAction]) -> Result<(), CheckError> {
         let stored = Arc::new(self.meta.stored()?);
         let views = ViewRows::read(&stored)?.views();
         // Counters that allocate numbers must be right before any number is allocated.
-        let is_number = |mend: &&Mend| {
+        let is_number = |repair: &&RepairAction| {
             matches!(
-                mend,
-                Mend::NextInode(_) | Mend::NextGarbage(_) | Mend::Generation(_)
+                repair,
+                RepairAction::NextInode(_)
+                    | RepairAction::NextGarbage(_)
+                    | RepairAction::Generation(_)
             )
         };
-        for mend in mends.iter().filter(is_number) {
-            self.meta.correct(&correction(mend));
+        for repair in repairs.iter().filter(is_number) {
+            self.meta.correct(&correction(repair));
         }
-        self.change_names(&stored, &views, mends)?;
+        self.change_names(&stored, &views, repairs)?;
         let mut unlink = Vec::new();
-        for mend in mends {
-            self.one(&views, mend, &mut unlink)?;
+        for repair in repairs {
+            self.apply_action(&views, repair, &mut unlink)?;
         }
         drop(stored);
         self.meta.set_clean(false);
         self.commit()?;
-        if let Err(error) = self.remember(false) {
+        if let Err(error) = self.record_in_keystore(false) {
             // If this persists, closing reports it too.
             tracing::warn!(%error, "while the volume is repaired");
         }
@@ -238,56 +240,64 @@ impl<'a> Mending<'a> {
         self.commit()
     }
 
-    fn one(
+    fn apply_action(
         &self,
         views: &Views,
-        mend: &Mend,
+        repair: &RepairAction,
         unlink: &mut Vec<ObjectName>,
     ) -> Result<(), CheckError> {
         let inode = |ino: &u64, seen: &Range<usize>, change: &dyn Fn(&mut InodeRecord)| {
             self.amend_inode(views, Ino(*ino), seen, change)
         };
         let mut batch = Batch::new();
-        match mend {
-            Mend::Links { ino, nlink, seen } => inode(ino, seen, &|inode| inode.nlink = *nlink)?,
-            Mend::Pages { ino, pages, seen } => inode(ino, seen, &|inode| inode.pages = *pages)?,
-            Mend::Parent { ino, parent, seen } => {
+        match repair {
+            RepairAction::Links { ino, nlink, seen } => {
+                inode(ino, seen, &|inode| inode.nlink = *nlink)?
+            }
+            RepairAction::Pages { ino, pages, seen } => {
+                inode(ino, seen, &|inode| inode.pages = *pages)?
+            }
+            RepairAction::Parent { ino, parent, seen } => {
                 inode(ino, seen, &|inode| inode.parent = Ino(*parent))?;
             }
-            Mend::Size {
+            RepairAction::Size {
                 ino,
                 at_least,
                 seen,
             } => inode(ino, seen, &|inode| inode.size = inode.size.max(*at_least))?,
-            Mend::Name { ino } | Mend::Detach { ino } => self.give_name(Ino(*ino))?,
-            Mend::Remake { ino, size, seen } if seen.contains(&views.live()) => {
-                let record = lost(FileKind::Regular, *size);
+            RepairAction::Name { ino } | RepairAction::Detach { ino } => {
+                self.give_name(Ino(*ino))?
+            }
+            RepairAction::Remake { ino, size, seen } if seen.contains(&views.live()) => {
+                let record = recovered_inode(FileKind::Regular, *size);
                 self.meta.put_inode(&mut batch, Ino(*ino), &record)?;
             }
-            Mend::AttributesOf { ino, seen } => self.remove_attributes(views, *ino, seen)?,
-            Mend::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, Ino(*ino), false),
-            Mend::Row(table, key, value) => {
+            RepairAction::AttributesOf { ino, seen } => {
+                self.remove_attributes(views, *ino, seen)?
+            }
+            RepairAction::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, Ino(*ino), false),
+            RepairAction::Row(table, key, value) => {
                 let value = value.clone();
                 self.meta.set_row(&mut batch, *table, key.clone(), value);
             }
-            Mend::Prune(table, logical) => {
+            RepairAction::Prune(table, logical) => {
                 self.meta.prune(&mut batch, *table, logical)?;
             }
-            Mend::Rehash(logical) => self.rehash(&mut batch, logical)?,
-            Mend::Unlink(name) => unlink.push(*name),
-            Mend::UsedPages(_)
-            | Mend::RecordBytes(_)
-            | Mend::Inodes(_)
-            | Mend::NextInode(_)
-            | Mend::NextGarbage(_)
-            | Mend::Generation(_) => {
-                self.meta.correct(&correction(mend));
+            RepairAction::Rehash(logical) => self.rehash(&mut batch, logical)?,
+            RepairAction::Unlink(name) => unlink.push(*name),
+            RepairAction::UsedPages(_)
+            | RepairAction::RecordBytes(_)
+            | RepairAction::Inodes(_)
+            | RepairAction::NextInode(_)
+            | RepairAction::NextGarbage(_)
+            | RepairAction::Generation(_) => {
+                self.meta.correct(&correction(repair));
             }
-            Mend::Remake { .. }
-            | Mend::NamesOf { .. }
-            | Mend::NamesIn { .. }
-            | Mend::KindOf { .. }
-            | Mend::OneName { .. } => {}
+            RepairAction::Remake { .. }
+            | RepairAction::NamesOf { .. }
+            | RepairAction::NamesIn { .. }
+            | RepairAction::KindOf { .. }
+            | RepairAction::OneName { .. } => {}
         }
         if !batch.is_empty() {
             self.meta.apply(batch)?;
@@ -372,16 +382,16 @@ impl<'a> Mending<'a> {
         &self,
         stored: &Arc<Stored>,
         views: &Views,
-        mends: &[Mend],
+        repairs: &[RepairAction],
     ) -> Result<(), CheckError> {
-        let wanted = Wanted::of(mends, views);
+        let wanted = NameChanges::of(repairs, views);
         if wanted.is_empty() {
             return Ok(());
         }
         let mut several: BTreeMap<u64, Vec<NameIn>> = BTreeMap::new();
         let mut groups = Groups::new(stored, views, Table::Dirent, Vec::new());
         while let Some(group) = groups.next()? {
-            let Some(named) = named(&group.logical) else {
+            let Some(named) = dirent_key(&group.logical) else {
                 continue;
             };
             for (version, value) in group.present() {
@@ -439,7 +449,7 @@ impl<'a> Mending<'a> {
     /// Moves all versions of a name to a position where a lookup finds it and no other name is,
     /// unless it is there too.
     fn rehash(&self, batch: &mut Batch, logical: &[u8]) -> Result<(), CheckError> {
-        let Some(named) = named(logical) else {
+        let Some(named) = dirent_key(logical) else {
             return Ok(());
         };
         let parent = Ino(named.parent);
@@ -540,7 +550,7 @@ impl<'a> Mending<'a> {
             perm: 0o700,
             nlink: 2,
             parent: Ino::ROOT,
-            ..lost(FileKind::Directory, 0)
+            ..recovered_inode(FileKind::Directory, 0)
         };
         self.meta.put_inode(&mut batch, ino, &record)?;
         let root = InodeRecord {
@@ -559,29 +569,29 @@ impl<'a> Mending<'a> {
 }
 
 /// An inode for recovered contents, accessible to root only.
-fn lost(kind: FileKind, size: u64) -> InodeRecord {
+fn recovered_inode(kind: FileKind, size: u64) -> InodeRecord {
     InodeRecord {
         size,
         ..InodeRecord::new(kind, 0o600, Timespec::now())
     }
 }
 
-fn correction(mend: &Mend) -> Corrections {
+fn correction(repair: &RepairAction) -> Corrections {
     let mut to = Corrections::default();
-    match mend {
-        Mend::UsedPages(pages) => to.used_pages = Some(*pages),
-        Mend::RecordBytes(bytes) => to.record_bytes = Some(*bytes),
-        Mend::Inodes(inodes) => to.inodes = Some(*inodes),
-        Mend::NextInode(ino) => to.next_ino = Some(Ino(*ino)),
-        Mend::NextGarbage(number) => to.next_garbage = Some(*number),
-        Mend::Generation(generation) => to.generation = Some(Generation(generation.0)),
+    match repair {
+        RepairAction::UsedPages(pages) => to.used_pages = Some(*pages),
+        RepairAction::RecordBytes(bytes) => to.record_bytes = Some(*bytes),
+        RepairAction::Inodes(inodes) => to.inodes = Some(*inodes),
+        RepairAction::NextInode(ino) => to.next_ino = Some(Ino(*ino)),
+        RepairAction::NextGarbage(number) => to.next_garbage = Some(*number),
+        RepairAction::Generation(generation) => to.generation = Some(Generation(generation.0)),
         _ => {}
     }
     to
 }
 
 /// Changes of names, by the inode that they lead to or by the directory that they are in.
-struct Wanted {
+struct NameChanges {
     of: BTreeMap<u64, Range<usize>>,
     within: BTreeMap<u64, Range<usize>>,
     kind: BTreeMap<u64, (FileKind, Range<usize>)>,
@@ -589,8 +599,8 @@ struct Wanted {
     one: BTreeMap<u64, (u64, Range<usize>)>,
 }
 
-impl Wanted {
-    fn of(mends: &[Mend], views: &Views) -> Self {
+impl NameChanges {
+    fn of(repairs: &[RepairAction], views: &Views) -> Self {
         let mut this = Self {
             of: BTreeMap::new(),
             within: BTreeMap::new(),
@@ -598,13 +608,15 @@ impl Wanted {
             one: BTreeMap::new(),
         };
         let live = views.live()..views.live() + 1;
-        for mend in mends {
-            match mend.clone() {
-                Mend::NamesOf { ino, seen } => drop(this.of.insert(ino, seen)),
-                Mend::Detach { ino } => drop(this.of.insert(ino, live.clone())),
-                Mend::NamesIn { ino, seen } => drop(this.within.insert(ino, seen)),
-                Mend::KindOf { ino, kind, seen } => drop(this.kind.insert(ino, (kind, seen))),
-                Mend::OneName { ino, parent, seen } if seen.contains(&views.live()) => {
+        for repair in repairs {
+            match repair.clone() {
+                RepairAction::NamesOf { ino, seen } => drop(this.of.insert(ino, seen)),
+                RepairAction::Detach { ino } => drop(this.of.insert(ino, live.clone())),
+                RepairAction::NamesIn { ino, seen } => drop(this.within.insert(ino, seen)),
+                RepairAction::KindOf { ino, kind, seen } => {
+                    drop(this.kind.insert(ino, (kind, seen)))
+                }
+                RepairAction::OneName { ino, parent, seen } if seen.contains(&views.live()) => {
                     this.one.insert(ino, (parent, seen));
                 }
                 _ => {}

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::report::Kind;
-use super::{CheckError, Mend, Run};
+use super::{CheckError, RepairAction, Run};
 use crate::ids::Ino;
 
 /// A version of a directory.
@@ -29,7 +29,7 @@ pub(super) struct Tree(Vec<Directory>);
 enum Mark {
     New,
     /// On the path that is being followed.
-    Way,
+    OnPath,
     Done,
 }
 
@@ -55,36 +55,36 @@ impl Tree {
     }
 
     /// One directory of each cycle in a view.
-    fn circles(&self, view: u32) -> Vec<u64> {
+    fn cycles(&self, view: u32) -> Vec<u64> {
         let mut marks = vec![Mark::New; self.0.len()];
         let mut found = Vec::new();
-        let mut way: Vec<usize> = Vec::new();
+        let mut path: Vec<usize> = Vec::new();
         for start in 0..self.0.len() {
             let mut at = Some(start).filter(|at| self.0[*at].seen.contains(&view));
             while let Some(here) = at {
                 let directory = &self.0[here];
                 match marks[here] {
                     Mark::Done => break,
-                    Mark::Way => {
-                        let begin = way
+                    Mark::OnPath => {
+                        let begin = path
                             .iter()
                             .position(|other: &usize| *other == here)
                             .unwrap_or(0);
-                        let inos = way[begin..].iter().map(|at| self.0[*at].ino);
+                        let inos = path[begin..].iter().map(|at| self.0[*at].ino);
                         found.extend(inos.min());
                         break;
                     }
                     Mark::New => {}
                 }
-                marks[here] = Mark::Way;
-                way.push(here);
+                marks[here] = Mark::OnPath;
+                path.push(here);
                 if directory.ino == Ino::ROOT.0 || !directory.named {
                     break;
                 }
                 // A missing parent is reported elsewhere.
                 at = self.find(directory.parent, view);
             }
-            for at in way.drain(..) {
+            for at in path.drain(..) {
                 marks[at] = Mark::Done;
             }
         }
@@ -99,15 +99,15 @@ impl Run<'_> {
         let tree = std::mem::take(&mut self.tree);
         let views = tree.views(live);
         for (position, view) in views.iter().enumerate() {
-            self.go_on()?;
+            self.check_cancelled()?;
             let until = views
                 .get(position + 1)
                 .map_or(live + 1, |next| *next as usize);
-            for ino in tree.circles(*view) {
+            for ino in tree.cycles(*view) {
                 let seen = *view as usize..until;
-                let mend = (until > live).then_some(Mend::Detach { ino });
+                let repair = (until > live).then_some(RepairAction::Detach { ino });
                 let message = "it is in a circle of directories that none of the others leads to";
-                self.found_of(ino, Kind::Detached, message.to_owned(), seen, mend);
+                self.report_inode(ino, Kind::Detached, message.to_owned(), seen, repair);
             }
         }
         Ok(())
@@ -139,8 +139,8 @@ mod tests {
         add(6, 5, 0..3);
         add(9, 7, 0..3);
         assert_eq!(tree.views(2), [0, 1, 2]);
-        assert!(tree.circles(0).is_empty());
-        assert_eq!(tree.circles(1), [3]);
-        assert!(tree.circles(2).is_empty());
+        assert!(tree.cycles(0).is_empty());
+        assert_eq!(tree.cycles(1), [3]);
+        assert!(tree.cycles(2).is_empty());
     }
 }

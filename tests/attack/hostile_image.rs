@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use bilayer::check::{CheckOptions, Unwatched};
+use bilayer::check::{self, CheckOptions};
 use bilayer::errno::Errno;
 use bilayer::fs::types::{NodeId, RenameFlags};
 use bilayer::fs::views::ViewKind;
@@ -332,7 +332,9 @@ fn work_as_root(volume: &MemoryStore, keystore: &tempfile::TempDir, why: &str) -
     let nodes = everything(&fs);
     let distinct: std::collections::BTreeSet<u64> = nodes.iter().map(|node| node.0).collect();
     assert_eq!(nodes.len(), distinct.len(), "{why}: two names of one inode");
-    let report = fs.check(&CheckOptions::default(), &Unwatched).unwrap();
+    let report = fs
+        .check(&CheckOptions::default(), &check::NoProgress)
+        .unwrap();
     assert!(report.is_clean(), "{why}: {:?}", report.findings);
     assert_eq!(fs.usage().latched, None, "{why}");
     fs.close().unwrap();

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use bilayer::check::{self, CheckOptions, Kind, Unwatched};
+use bilayer::check::{self, CheckOptions, Kind};
 use bilayer::fs::Filesystem;
 use bilayer::fs::views::ViewKind;
 use bilayer::ids::{CryptoId, Sequence};
@@ -97,7 +97,7 @@ impl Victim {
             contents: true,
             memory_bytes: 1 << 20,
         };
-        let report = check::check(&self.open().unwrap(), &options, &Unwatched).unwrap();
+        let report = check::check(&self.open().unwrap(), &options, &check::NoProgress).unwrap();
         report.findings.iter().map(|found| found.kind).collect()
     }
 }

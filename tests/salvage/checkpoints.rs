@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bilayer::check::{CheckOptions, Finding, Kind, Unwatched, repair};
+use bilayer::check::{CheckOptions, Finding, Kind, NoProgress, repair};
 use bilayer::errno::Errno;
 use bilayer::meta::checkpoint::{self, CheckpointError};
 use bilayer::meta::records::ViewKind;
@@ -287,7 +287,7 @@ fn what_an_unmount_has_left_of_one_is_finished_by_the_next_use() {
 fn one_that_is_not_finished_is_no_fault() {
     let (store, keystore) = with_one_and_a_part();
     let volume = open_volume(&store, keystore.path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 
@@ -299,7 +299,7 @@ fn metadata_that_end_with_a_checkpoint_are_not_older_than_it() {
     mount.fs.checkpoint_now().unwrap();
     let left = FaultyStore::from_memory(&mount.store.to_memory(), WriteUnit::Page);
     let volume = open_volume(&left, fork(&mount.keystore).path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     let told = |finding: &Finding| finding.kind == Kind::RolledBack;
     assert!(!report.findings.iter().any(told), "{:?}", report.findings);
     drop(volume);
@@ -370,7 +370,7 @@ fn metadata_older_than_a_checkpoint_are_told() {
 
     let objects = audit::objects(&store);
     let volume = open_volume(&store, unknowing.path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     let told = |finding: &Finding| finding.kind == Kind::RolledBack;
     assert!(report.findings.iter().any(told), "{:?}", report.findings);
     assert_eq!(audit::objects(&store), objects, "nothing is removed then");
