@@ -150,7 +150,7 @@ pub fn deploy(
         size_bytes: (limit_bytes > 0).then_some(limit_bytes),
         inherited: Some(&inheritance),
     };
-    let mut made = (Taken::default(), Copied::default());
+    let mut made = (TargetObjects::default(), Copied::default());
     let founded = found(target, &founding, &mut |fresh| {
         made = match inherits {
             true => inherit(source, fresh, progress)?,
@@ -158,7 +158,7 @@ pub fn deploy(
         };
         Ok(())
     });
-    let volume = founded.map_err(ImageError::of_founding)?;
+    let volume = founded.map_err(ImageError::from_create_error)?;
     let (taken, copied) = made;
     Ok(Deployed {
         volume,
@@ -174,7 +174,7 @@ pub fn deploy(
 
 impl ImageError {
     /// Converts the error of creating a volume: an error of filling it is returned as it was.
-    pub(super) fn of_founding(error: VolumeError) -> Self {
+    pub(super) fn from_create_error(error: VolumeError) -> Self {
         match error {
             VolumeError::Format(inner) => match inner.downcast::<Self>() {
                 Ok(own) => *own,
@@ -219,11 +219,11 @@ fn inherit(
     source: &Source<'_>,
     fresh: &FreshVolume,
     progress: &dyn Progress,
-) -> Result<(Taken, Copied), ImageError> {
+) -> Result<(TargetObjects, Copied), ImageError> {
     let target = &*fresh.store;
-    let mut made = Taken::default();
+    let mut made = TargetObjects::default();
     let copied = copy_metadata(source, fresh, true, &mut |_, parts| {
-        super::go_on(progress)?;
+        super::check_cancelled(progress)?;
         for part in &parts {
             made.adopt(&*source.volume.store, target, part.id.name)?;
         }
@@ -241,12 +241,12 @@ fn reseal(
     source: &Source<'_>,
     fresh: &FreshVolume,
     progress: &dyn Progress,
-) -> Result<(Taken, Copied), ImageError> {
+) -> Result<(TargetObjects, Copied), ImageError> {
     let objects = SourceObjects::of(source.volume);
     let target = &*fresh.store;
     let work: &Work<'_, (VisibleChunk, Part), bool> =
         &|scratch, (chunk, part)| write_object(&objects, &chunk, fresh, &part, progress, scratch);
-    let mut made = Taken::default();
+    let mut made = TargetObjects::default();
     let mut names = FreshNames::new(fresh.keys.active().epoch);
     let most_pages = match fresh.size_bytes {
         Some(bytes) if bytes > 0 => pages_of_capacity(bytes),
@@ -255,7 +255,7 @@ fn reseal(
     let (mut pages, mut unsynced) = (0, false);
     let copied = with_workers(work, |workers| {
         let copied = copy_metadata(source, fresh, false, &mut |chunk, parts| {
-            super::go_on(progress)?;
+            super::check_cancelled(progress)?;
             let part = names.part_for(&parts)?;
             pages += u64::from(part.pages.len());
             // Pages beyond the size are counted, for the error, and not written.
@@ -264,7 +264,7 @@ fn reseal(
                 made.resealed += 1;
                 let chunk = VisibleChunk::of(&chunk, &parts);
                 objects.will_need(&chunk);
-                workers.give((chunk, part.clone()), &mut |durable| {
+                workers.submit((chunk, part.clone()), &mut |durable| {
                     unsynced |= !durable;
                     Ok(())
                 })?;
@@ -300,7 +300,7 @@ fn write_object(
     let file = file.map_err(|error| failed(error.into()))?;
     let object = ContentsFile::new(file, fresh.keys.active(), part.id.crypto);
     for run in runs(&part.pages) {
-        super::go_on(progress)?;
+        super::check_cancelled(progress)?;
         let plain = from.read(chunk, &run, scratch)?;
         let pages = page_range(&run);
         let offset = pages.start.0 * PAYLOAD_BYTES as u64;
@@ -320,7 +320,7 @@ fn write_object(
 
 /// Objects of the new volume so far.
 #[derive(Debug, Default)]
-struct Taken {
+struct TargetObjects {
     folders: BTreeSet<FolderNumber>,
     linked: u64,
     reflinked: u64,
@@ -330,7 +330,7 @@ struct Taken {
     unsynced: bool,
 }
 
-impl Taken {
+impl TargetObjects {
     /// Creates a folder of objects if it does not exist yet.
     fn folder(&mut self, target: &dyn Store, folder: FolderNumber) -> Result<(), ImageError> {
         if self.folders.insert(folder) {

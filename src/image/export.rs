@@ -131,7 +131,7 @@ fn export_unaudited(
     let (method, transport) = transport_keys(volume, options, export)?;
     let set = Arc::new(KeySet::random(EPOCH).map_err(key_random)?);
     let key_set = wrap(customer, export, &transport, &set)?;
-    let mac_keys = ExportKeys::derive(export, &set).map_err(|_| underivable())?;
+    let mac_keys = ExportKeys::derive(export, &set).map_err(|_| keys_not_derivable())?;
 
     let meta = CryptoId::random().map_err(key_random)?;
     let copy = TransportedMeta::make(source, Arc::clone(&set), meta, progress)?;
@@ -235,7 +235,7 @@ impl TransportedMeta {
         crypto: CryptoId,
         progress: &dyn Progress,
     ) -> Result<Self, ImageError> {
-        let file = nameless(&*source.volume.store).map_err(ImageError::io(
+        let file = create_unlinked_file(&*source.volume.store).map_err(ImageError::io(
             "cannot make a file for the image's metadata",
         ))?;
         let sealed = MetaFile::create(Arc::clone(&file), &set, crypto)?;
@@ -247,12 +247,12 @@ impl TransportedMeta {
         source
             .meta
             .copy_view(source.view, sealed, options, &mut |_, parts| {
-                super::go_on(progress)?;
+                super::check_cancelled(progress)?;
                 Ok::<_, ImageError>(vec![names.part_for(&parts)?])
             })?;
         // An import would refuse it, and here it can still be repaired.
         let sealed = MetaFile::open(Arc::clone(&file), &set, crypto)?;
-        ImageError::of_comparison(check::compare_metadata(sealed, source.volume))?;
+        ImageError::check_consistent(check::compare_metadata(sealed, source.volume))?;
         Ok(Self { file, set, crypto })
     }
 
@@ -307,7 +307,7 @@ impl TransportedMeta {
 const READING: &str = "cannot read the image's metadata";
 
 /// A run of pages to re-seal.
-struct Run {
+struct PageRun {
     chunk: Arc<VisibleChunk>,
     sealer: Arc<PageSealer>,
     pages: Range<u32>,
@@ -325,7 +325,7 @@ fn send_objects(
     progress: &dyn Progress,
 ) -> Result<(), ImageError> {
     let objects = SourceObjects::of(source.volume);
-    let work: &Work<'_, Run, Run> = &|scratch, mut run| {
+    let work: &Work<'_, PageRun, PageRun> = &|scratch, mut run| {
         let plain = objects.read(&run.chunk, &run.pages, scratch)?;
         let out = &mut run.buffer[..run.pages.len() * PAGE_BYTES];
         let sealed = run
@@ -336,8 +336,8 @@ fn send_objects(
     };
     with_workers(work, |workers| {
         let buffers = RefCell::new(Vec::new());
-        let mut put = |run: Run| {
-            super::go_on(progress)?;
+        let mut put = |run: PageRun| {
+            super::check_cancelled(progress)?;
             if let Some((name, pages)) = run.object {
                 stream.object(name, pages)?;
             }
@@ -354,14 +354,14 @@ fn send_objects(
             let mut object = Some((part.id.name, part.pages.len()));
             for pages in runs(&part.pages) {
                 let kept = buffers.borrow_mut().pop();
-                let run = Run {
+                let run = PageRun {
                     chunk: Arc::clone(&visible),
                     sealer: Arc::clone(&sealer),
                     pages,
                     object: object.take(),
                     buffer: kept.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
                 };
-                workers.give(run, &mut put)?;
+                workers.submit(run, &mut put)?;
             }
             Ok(())
         })?;
@@ -419,7 +419,7 @@ pub(super) fn each_part(
 /// Creates an unlinked file in the directory of a volume, which disappears when it is closed. For a
 /// moment it has the name of a replacement of `meta`, which opening or creating a volume there
 /// removes. On a read-only medium it is in memory.
-pub(super) fn nameless(store: &dyn Store) -> io::Result<Arc<dyn StoreFile>> {
+pub(super) fn create_unlinked_file(store: &dyn Store) -> io::Result<Arc<dyn StoreFile>> {
     static NAME: Mutex<()> = Mutex::new(());
     let _one = NAME.lock();
     let path = StorePath::new(&format!("{META_NAME}.new"));
@@ -443,6 +443,6 @@ fn key_random(error: io::Error) -> StreamError {
 }
 
 /// HKDF never fails with these inputs.
-pub(super) fn underivable() -> StreamError {
+pub(super) fn keys_not_derivable() -> StreamError {
     StreamError::HeaderInvalid("its keys cannot be derived".to_owned())
 }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::export::{RUN_STRIDES, each_part, nameless, underivable};
+use super::export::{RUN_STRIDES, create_unlinked_file, each_part, keys_not_derivable};
 use super::reseal::{RUN_PAGES, page_range, runs};
 use super::stream::{Counts, ExportHeader, ExportProvenance, StreamError, StreamReader};
 use super::workers::{Work, with_workers};
@@ -110,13 +110,13 @@ pub fn import(
         size_bytes: options.size_bytes,
         inherited: Some(&inheritance),
     };
-    let mut received = Received::default();
+    let mut received = ReceivedCounts::default();
     let founded = found(target, &founding, &mut |fresh| {
         received = opened.receive(fresh, progress)?;
         Ok(())
     });
     Ok(Imported {
-        volume: founded.map_err(ImageError::of_founding)?,
+        volume: founded.map_err(ImageError::from_create_error)?,
         provenance,
         objects: received.objects,
         inodes: received.inodes,
@@ -128,8 +128,8 @@ pub fn import(
 fn open_keys<'a>(
     from: &'a mut dyn Read,
     options: &ImportOptions,
-) -> Result<(Opened<'a>, Option<Box<dyn CustomerKeyProvider>>), ImageError> {
-    let opened = Opened::begin(from, options)?;
+) -> Result<(OpenedStream<'a>, Option<Box<dyn CustomerKeyProvider>>), ImageError> {
+    let opened = OpenedStream::begin(from, options)?;
     let renamed = options
         .new_customer_key
         .as_ref()
@@ -141,7 +141,7 @@ fn open_keys<'a>(
 
 /// What has been received so far.
 #[derive(Clone, Copy, Debug, Default)]
-struct Received {
+struct ReceivedCounts {
     objects: u64,
     pages: u64,
     inodes: u64,
@@ -150,7 +150,7 @@ struct Received {
 }
 
 /// A stream whose header was verified.
-struct Opened<'a> {
+struct OpenedStream<'a> {
     stream: StreamReader<'a>,
     header: ExportHeader,
     customer: Option<Box<dyn CustomerKeyProvider>>,
@@ -159,14 +159,14 @@ struct Opened<'a> {
     set: Arc<KeySet>,
 }
 
-impl<'a> Opened<'a> {
+impl<'a> OpenedStream<'a> {
     fn begin(from: &'a mut dyn Read, options: &ImportOptions) -> Result<Self, ImageError> {
         let (stream, unverified) = StreamReader::begin(from)?;
         let claims = unverified.claims();
         let customer = customer_key(claims, options)?;
         let transport = transport_keys(claims, options).map_err(StreamError::from)?;
         let set = unwrap(claims, &transport, customer.as_deref())?;
-        let mac_keys = ExportKeys::derive(claims.export, &set).map_err(|_| underivable())?;
+        let mac_keys = ExportKeys::derive(claims.export, &set).map_err(|_| keys_not_derivable())?;
         let header = unverified.verify(&mac_keys)?;
         Ok(Self {
             stream,
@@ -183,7 +183,7 @@ impl<'a> Opened<'a> {
         &mut self,
         fresh: &FreshVolume,
         progress: &dyn Progress,
-    ) -> Result<Received, ImageError> {
+    ) -> Result<ReceivedCounts, ImageError> {
         let counts = self.header.counts;
         progress.begin(counts.sealed_bytes());
         let transported = self.metadata(fresh, &counts, progress)?;
@@ -209,7 +209,7 @@ impl<'a> Opened<'a> {
         self.stream.end(&counts, &self.mac_keys)?;
         make_durable(&*fresh.store, &folders, unsynced)
             .map_err(ImageError::io("cannot sync the new volume"))?;
-        ImageError::of_comparison(check::compare(fresh))?;
+        ImageError::check_consistent(check::compare(fresh))?;
         Ok(received)
     }
 
@@ -219,14 +219,14 @@ impl<'a> Opened<'a> {
         &mut self,
         transported: &Stored,
         fresh: &FreshVolume,
-        received: &mut Received,
+        received: &mut ReceivedCounts,
         progress: &dyn Progress,
     ) -> Result<(BTreeSet<FolderNumber>, bool), ImageError> {
-        let work: &Work<'_, Run, Run> = &|_, run| run.write(progress);
+        let work: &Work<'_, PageRun, PageRun> = &|_, run| run.write(progress);
         with_workers(work, |workers| {
             let (mut folders, mut unsynced) = (BTreeSet::new(), false);
             let buffers = RefCell::new(Vec::new());
-            let mut take = |run: Run| {
+            let mut take = |run: PageRun| {
                 if fresh.store.sync_policy().is_at_once() {
                     unsynced = true;
                 } else if run.last {
@@ -234,7 +234,7 @@ impl<'a> Opened<'a> {
                     run.object.sync().map_err(|source| run.refused(source))?;
                 }
                 buffers.borrow_mut().push(run.buffer);
-                super::go_on(progress)
+                super::check_cancelled(progress)
             };
             each_part(transported, &mut |_, part| {
                 received.objects += 1;
@@ -244,7 +244,7 @@ impl<'a> Opened<'a> {
                 let end = part.pages.end();
                 for pages in runs(&part.pages) {
                     let kept = buffers.borrow_mut().pop();
-                    let mut run = Run {
+                    let mut run = PageRun {
                         name: part.id.name,
                         object: Arc::clone(&object),
                         last: pages.end == end,
@@ -252,7 +252,7 @@ impl<'a> Opened<'a> {
                         buffer: kept.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
                     };
                     self.stream.fill(run.bytes(), "an object's pages")?;
-                    workers.give(run, &mut take)?;
+                    workers.submit(run, &mut take)?;
                 }
                 Ok(())
             })?;
@@ -271,7 +271,7 @@ impl<'a> Opened<'a> {
     ) -> Result<Stored, ImageError> {
         const WRITING: &str = "cannot write the metadata that come";
         self.stream.meta(counts)?;
-        let file = nameless(&*fresh.store).map_err(ImageError::io(WRITING))?;
+        let file = create_unlinked_file(&*fresh.store).map_err(ImageError::io(WRITING))?;
         let mut buffer = vec![0; RUN_STRIDES as usize * META_STRIDE_BYTES];
         let mut next = 0;
         while next < counts.meta_strides {
@@ -283,12 +283,13 @@ impl<'a> Opened<'a> {
             progress.advance(bytes.len() as u64);
             next += count;
         }
-        open_transported(file, &self.set, &self.header).map_err(ImageError::of_transported)
+        open_transported(file, &self.set, &self.header)
+            .map_err(ImageError::from_stream_metadata_error)
     }
 }
 
 /// A run of received pages.
-struct Run {
+struct PageRun {
     name: ObjectName,
     object: Arc<ContentsFile>,
     pages: Range<u32>,
@@ -297,7 +298,7 @@ struct Run {
     buffer: Vec<u8>,
 }
 
-impl Run {
+impl PageRun {
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.pages.len() * PAGE_BYTES]
     }
@@ -352,7 +353,7 @@ fn copy_records(
     transported: &Stored,
     fresh: &FreshVolume,
     limit_bytes: u64,
-) -> Result<Received, ImageError> {
+) -> Result<ReceivedCounts, ImageError> {
     let file = fresh
         .store
         .open(&StorePath::new(META_NAME), OpenMode::CreateNew)
@@ -363,13 +364,13 @@ fn copy_records(
         frozen: true,
     };
     let mut same = |_, parts| Ok::<_, MetaError>(parts);
-    let copied =
-        copy::copy(transported, file, options, &mut same).map_err(ImageError::of_transported)?;
-    Ok(Received {
+    let copied = copy::copy(transported, file, options, &mut same)
+        .map_err(ImageError::from_stream_metadata_error)?;
+    Ok(ReceivedCounts {
         inodes: copied.inodes,
         used_pages: copied.used_pages,
         record_bytes: copied.record_bytes,
-        ..Received::default()
+        ..ReceivedCounts::default()
     })
 }
 
@@ -382,7 +383,7 @@ fn make_object(
     let name = part.id.name;
     let set = fresh.keys.get(part.id.epoch).ok_or_else(|| {
         let epoch = part.id.epoch;
-        ImageError::of_object(
+        ImageError::from_object_error(
             name,
             ObjectError::NoKeySet {
                 object: name,
@@ -449,7 +450,7 @@ fn transport_keys(
             keystore,
             key_version,
         } => PlatformKeystore::open(&options.keystore)
-            .map_err(|error| of_keystore(error, keystore))?
+            .map_err(|error| keystore_error(error, keystore))?
             .transport_of(keystore, *key_version, claims.export),
         TransportMethod::Passphrase { argon2id, salt } => {
             let from = &options.export_passphrase;
@@ -487,7 +488,7 @@ fn unwrap(
             transport::unwrap_with_customer_key(provider, &context, &set.customer)?
         }
         (KeyMode::PlatformManaged, None) => keys.unwrap_customer(&context, &set.customer)?,
-        _ => return Err(underivable()),
+        _ => return Err(keys_not_derivable()),
     };
     Ok(KeySet {
         id: set.id,
@@ -498,7 +499,7 @@ fn unwrap(
 }
 
 /// If there is no keystore at all, the export's is missing too.
-fn of_keystore(error: KeyError, wanted: &str) -> KeyError {
+fn keystore_error(error: KeyError, wanted: &str) -> KeyError {
     match error.kind() {
         ErrorKind::KeystoreMissing => KeyError::new(
             ErrorKind::KeystoreMissing,

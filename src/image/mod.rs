@@ -56,7 +56,7 @@ impl Progress for NoProgress {
 }
 
 /// Fails once the operation is cancelled.
-fn go_on(progress: &dyn Progress) -> Result<(), ImageError> {
+fn check_cancelled(progress: &dyn Progress) -> Result<(), ImageError> {
     if progress.cancelled() {
         return Err(ImageError::Cancelled);
     }
@@ -169,7 +169,7 @@ impl ImageError {
     }
 
     /// Converts the error of opening an object.
-    fn of_object(object: ObjectName, error: ObjectError) -> Self {
+    fn from_object_error(object: ObjectName, error: ObjectError) -> Self {
         match error {
             ObjectError::Meta(error) => Self::Meta(error),
             ObjectError::Missing { .. } => Self::MissingObject { object },
@@ -184,7 +184,7 @@ impl ImageError {
 
     /// Converts an error of reading a stream's metadata: the stream's, unless the machine failed.
     /// Only errors of the machine have error numbers.
-    fn of_transported(error: MetaError) -> Self {
+    fn from_stream_metadata_error(error: MetaError) -> Self {
         let numbered = |error: &io::Error| error.raw_os_error().is_some();
         let machine = match &error {
             MetaError::Io(error) | MetaError::Sealed(SealedError::Io(error)) => numbered(error),
@@ -205,7 +205,7 @@ impl ImageError {
     }
 
     /// Refuses metadata that contradicts itself, as that of a hostile or damaged image does.
-    fn of_comparison(compared: Result<Report, CheckError>) -> Result<(), Self> {
+    fn check_consistent(compared: Result<Report, CheckError>) -> Result<(), Self> {
         let report = compared.map_err(|error| match error {
             CheckError::Meta(error) => Self::Meta(error),
             CheckError::Io(source) => Self::io("cannot compare the metadata")(source),

@@ -141,7 +141,7 @@ impl SourceObjects {
     fn read_piece(&self, id: PartId, piece: &Range<u32>, out: &mut [u8]) -> Result<(), ImageError> {
         let name = id.name;
         let object = self.0.open(id);
-        let object = object.map_err(|error| ImageError::of_object(name, error))?;
+        let object = object.map_err(|error| ImageError::from_object_error(name, error))?;
         let guard = object.lock_shared(page_range(piece));
         let offset = u64::from(piece.start) * PAYLOAD_BYTES as u64;
         let read = object.read_at(&guard, offset, out);

@@ -63,7 +63,7 @@ pub(super) fn with_workers<J: Send, R: Send, T>(
         for _ in 0..threads {
             let (to_do, done) = (&to_do, done.clone());
             let thread = Builder::new().name("image-worker".to_owned());
-            match thread.spawn_scoped(scope, move || work_off(work, to_do, &done)) {
+            match thread.spawn_scoped(scope, move || worker_loop(work, to_do, &done)) {
                 Ok(_) => started += 1,
                 // Fewer threads are sufficient.
                 Err(error) => refused = Some(error),
@@ -86,7 +86,7 @@ pub(super) fn with_workers<J: Send, R: Send, T>(
 }
 
 /// One thread: runs until there are no more items, or nobody takes the results.
-fn work_off<J, R>(
+fn worker_loop<J, R>(
     work: &Work<'_, J, R>,
     to_do: &Mutex<Receiver<Numbered<J>>>,
     done: &Sender<Numbered<Option<Result<R, ImageError>>>>,
@@ -112,7 +112,7 @@ impl<J, R> Workers<J, R> {
     ///
     /// # Errors
     /// The first error of the work or of `take`.
-    pub(super) fn give(
+    pub(super) fn submit(
         &mut self,
         item: J,
         take: &mut dyn FnMut(R) -> Result<(), ImageError>,
@@ -175,7 +175,7 @@ mod tests {
                 Ok(())
             };
             for item in 0..count {
-                workers.give(item, &mut take)?;
+                workers.submit(item, &mut take)?;
             }
             workers.finish(&mut take)
         });
@@ -210,7 +210,7 @@ mod tests {
                 Ok(())
             };
             for item in 0..1000 {
-                workers.give(item, &mut take)?;
+                workers.submit(item, &mut take)?;
             }
             workers.finish(&mut take)?;
             Ok(workers.window)

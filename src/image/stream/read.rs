@@ -174,13 +174,13 @@ impl<'a> StreamReader<'a> {
     /// Another section follows, or the stream ends too early or cannot be read.
     pub fn object(&mut self, name: ObjectName, pages: u32) -> Result<(), StreamError> {
         let within = "the list of its objects";
-        let told = |name: ObjectName, pages: u32| {
+        let describe = |name: ObjectName, pages: u32| {
             format!(
                 "object {} of folder {:08x} with {pages} pages",
                 name.object, name.folder.0
             )
         };
-        self.tag(TAG_OBJECT, &|| told(name, pages))?;
+        self.tag(TAG_OBJECT, &|| describe(name, pages))?;
         let found_name = ObjectName {
             folder: FolderNumber(self.number(within)?),
             object: ObjectId(self.array(within)?),
@@ -188,8 +188,8 @@ impl<'a> StreamReader<'a> {
         let found_pages = u32::from_le_bytes(self.array(within)?);
         if (found_name, found_pages) != (name, pages) {
             return Err(StreamError::OutOfOrder {
-                wanted: told(name, pages),
-                found: told(found_name, found_pages),
+                wanted: describe(name, pages),
+                found: describe(found_name, found_pages),
             });
         }
         Ok(())
@@ -204,7 +204,7 @@ impl<'a> StreamReader<'a> {
     pub fn end(&mut self, counts: &Counts, keys: &ExportKeys) -> Result<(), StreamError> {
         let within = "its end mark";
         self.tag(TAG_END, &|| "the end".to_owned())?;
-        let told: [u64; 3] = [
+        let claimed: [u64; 3] = [
             self.number(within)?,
             self.number(within)?,
             self.number(within)?,
@@ -217,7 +217,7 @@ impl<'a> StreamReader<'a> {
                 what: "end mark is another's",
             });
         }
-        if told != [counts.objects, counts.pages, counts.sealed_bytes()] {
+        if claimed != [counts.objects, counts.pages, counts.sealed_bytes()] {
             return Err(StreamError::Tampered {
                 what: "counts are others",
             });
