@@ -14,7 +14,7 @@ use super::locate::{Holder, Located, find};
 use super::progress::Progress;
 use super::{OpenArgs, options, paths, print, print_json};
 use crate::audit;
-use crate::salvage::out::{Out, Refused};
+use crate::salvage::output::{OutputDir, OutputRefused};
 use crate::salvage::{self, Options, REPORT_NAME, SalvageError, Summary};
 use crate::store::directory::DirectoryStore;
 use crate::volume::{self, OpenOptions, Rescue, VolumeError};
@@ -94,7 +94,7 @@ pub(super) fn run(args: &SalvageArgs) -> Result<(), CliError> {
     let to = place(&args.out, &located.path)?;
     let rescue = open(&located, args, &doing)?;
     let path = located.access_path()?;
-    let out = Out::take(&to, Some(&path)).map_err(|error| refuse_place(&to, &error))?;
+    let out = OutputDir::prepare(&to, Some(&path)).map_err(|error| refuse_place(&to, &error))?;
     let bar = Bar {
         quiet: args.quiet || args.json,
         shown: Mutex::default(),
@@ -120,19 +120,19 @@ fn place(out: &Path, volume: &Path) -> Result<PathBuf, CliError> {
     Ok(to)
 }
 
-fn refuse_place(to: &Path, refused: &Refused) -> CliError {
+fn refuse_place(to: &Path, refused: &OutputRefused) -> CliError {
     let doing = format!("cannot write to {}", to.display());
     let usage = || CliError::usage(format!("{doing}: {refused}"));
     match refused {
-        Refused::System(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+        OutputRefused::System(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
             usage().with_hint("choose a directory that is empty, or not there yet")
         }
-        Refused::System(error) => CliError::io(doing, error),
-        Refused::Foreign { .. } => {
+        OutputRefused::System(error) => CliError::io(doing, error),
+        OutputRefused::Foreign { .. } => {
             usage().with_hint("choose a directory of your own, or one that is not there yet")
         }
-        Refused::Shared(_) => usage().with_hint(format!("chmod go-w {}", to.display())),
-        Refused::WithinVolume => usage().with_hint("choose a directory elsewhere"),
+        OutputRefused::Shared(_) => usage().with_hint(format!("chmod go-w {}", to.display())),
+        OutputRefused::WithinVolume => usage().with_hint("choose a directory elsewhere"),
     }
 }
 
@@ -185,7 +185,7 @@ fn explain(error: &SalvageError, to: &Path) -> CliError {
     match error {
         SalvageError::NoSuchView(_) => CliError::new(ExitCode::NotFound, error.to_string())
             .with_hint("the names that can be read are in the report of a run without --view"),
-        SalvageError::Out(cause) => CliError::io(format_args!("in {}", to.display()), cause)
+        SalvageError::Output(cause) => CliError::io(format_args!("in {}", to.display()), cause)
             .with_hint("make room there or choose another place, then begin anew"),
     }
 }

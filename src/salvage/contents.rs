@@ -19,7 +19,7 @@ use crate::store::OpenMode;
 const RUN_PAGES: u32 = 256;
 
 /// A file that is being extracted.
-pub(super) struct Copy<'a, 'r> {
+pub(super) struct FileCopy<'a, 'r> {
     pub(super) source: &'a Source<'a>,
     pub(super) report: &'r mut Report,
     /// Path below the output directory.
@@ -52,7 +52,7 @@ pub(super) fn least_size(source: &Source<'_>, ino: Ino, view: Generation) -> u64
     size
 }
 
-impl Copy<'_, '_> {
+impl FileCopy<'_, '_> {
     /// Writes everything that can be read. An error here concerns the output file.
     pub(super) fn all(mut self, ino: Ino, view: Generation) -> io::Result<()> {
         self.to.set_len(self.size)?;
@@ -75,7 +75,7 @@ impl Copy<'_, '_> {
         let here = self.size.saturating_sub(base).min(CHUNK_BYTES);
         match ExtentRecord::decode(value) {
             _ if here == 0 => Ok(()),
-            None => self.lose(base..base + here, "its record is not one of this format"),
+            None => self.report_loss(base..base + here, "its record is not one of this format"),
             Some(ExtentRecord::Inline(bytes)) => {
                 let bytes = &bytes[..bytes.len().min(here as usize)];
                 self.write(bytes, base)
@@ -112,7 +112,7 @@ impl Copy<'_, '_> {
                 Ok(object) => self.run(base, here, object, page..stop)?,
                 Err(reason) => {
                     let reason = reason.clone();
-                    self.lose(bytes_of(base, here, &(page..stop)), &reason)?;
+                    self.report_loss(bytes_of(base, here, &(page..stop)), &reason)?;
                 }
             }
             page = stop;
@@ -136,7 +136,7 @@ impl Copy<'_, '_> {
             }
             Err(error) if pages.len() == 1 => {
                 let reason = reason_of(&error);
-                self.lose(bytes, &reason)
+                self.report_loss(bytes, &reason)
             }
             Err(_) => pages
                 .map(|page| page..page + 1)
@@ -144,7 +144,7 @@ impl Copy<'_, '_> {
         }
     }
 
-    fn lose(&mut self, bytes: Range<u64>, reason: &str) -> io::Result<()> {
+    fn report_loss(&mut self, bytes: Range<u64>, reason: &str) -> io::Result<()> {
         let length = bytes.end - bytes.start;
         self.source.progress.add(length);
         if let Some(last) = &mut self.pending
@@ -168,7 +168,7 @@ impl Copy<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         match self.pending.take() {
-            Some(loss) => self.report.lose(&loss),
+            Some(loss) => self.report.add_loss(&loss),
             None => Ok(()),
         }
     }
@@ -182,13 +182,13 @@ fn bytes_of(base: u64, here: u64, pages: &Range<u32>) -> Range<u64> {
 
 fn open(source: &Source<'_>, part: &Part) -> Result<ContentsFile, String> {
     let name = part.id.name;
-    let told = |why: &str| format!("object {:08x}-{}: {why}", name.folder.0, name.object);
+    let describe = |why: &str| format!("object {:08x}-{}: {why}", name.folder.0, name.object);
     let keys = source.keys.get(part.id.epoch);
-    let keys = keys.ok_or_else(|| told("it is sealed under a key set that is not there"))?;
+    let keys = keys.ok_or_else(|| describe("it is sealed under a key set that is not there"))?;
     let file = source.store.open(&object_path(name), OpenMode::Read);
     let file = file.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => told("it is gone"),
-        _ => told(&error.to_string()),
+        io::ErrorKind::NotFound => describe("it is gone"),
+        _ => describe(&error.to_string()),
     })?;
     Ok(ContentsFile::new(file, keys, part.id.crypto))
 }

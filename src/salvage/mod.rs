@@ -10,7 +10,7 @@
 //! salvage-report.json           what was extracted and what was lost
 //! ```
 //! Invariants: nothing is written to the volume ([`crate::volume::rescue()`]) or outside the output
-//! directory ([`out`]). Every byte of the output came from a page that opened under both layers,
+//! directory ([`output`]). Every byte of the output came from a page that opened under both layers,
 //! and is at the place where the records say. Every other byte is zero and is in the report, unless
 //! it was a hole. Memory is bounded by the number of directories and of files with several names: 8
 //! bytes each, and one bit for each inode.
@@ -20,7 +20,7 @@
 
 mod contents;
 mod objects;
-pub mod out;
+pub mod output;
 pub mod records;
 pub mod report;
 mod tree;
@@ -39,14 +39,14 @@ use crate::meta::records::{Counters, Timespec, ViewKind, ViewRecord, ViewState};
 use crate::store::Store;
 use crate::sys::clock::is_set;
 use crate::volume::Rescue;
-use out::Out;
-use records::{Origin, Records, State};
+use output::OutputDir;
+use records::{Completeness, Origin, Records};
 use report::{Counts, Loss, Report};
 
 /// Name of the report.
 pub const REPORT_NAME: &str = "salvage-report.json";
 /// Maximum number of damaged key ranges that are listed one by one.
-const LISTED: usize = 1000;
+const LISTED_MAX: usize = 1000;
 
 /// What to extract.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -73,7 +73,7 @@ pub enum SalvageError {
     NoSuchView(String),
     /// The output directory cannot be written.
     #[error("cannot write: {0}")]
-    Out(#[from] io::Error),
+    Output(#[from] io::Error),
 }
 
 /// Result of an extraction.
@@ -95,7 +95,7 @@ struct Source<'a> {
 }
 
 /// A view to extract, and where to.
-struct Wanted {
+struct WantedView {
     path: Vec<Vec<u8>>,
     /// Directory below `lost+found` for inodes that no directory of the view names.
     lost: Vec<u8>,
@@ -109,7 +109,7 @@ struct Wanted {
 /// correct, but the report is incomplete.
 pub fn salvage(
     rescue: &Rescue,
-    out: &Out,
+    out: &OutputDir,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Summary, SalvageError> {
@@ -119,11 +119,11 @@ pub fn salvage(
     let wanted = wanted(&views, options)?;
     let mut known = describe(rescue, &records, &views);
     known["owners_set"] = out.privileged.into();
-    let report = out::make_file(out.root(), REPORT_NAME.as_bytes())?;
+    let report = output::make_file(out.root(), REPORT_NAME.as_bytes())?;
     let mut report = Report::begin(report, &known)?;
     report_records(&records, &mut report)?;
     if let Err(older) = rescue.judge(records.slots.as_ref()) {
-        report.lose(&Loss {
+        report.add_loss(&Loss {
             path: String::new(),
             what: "older",
             offset: None,
@@ -137,7 +137,7 @@ pub fn salvage(
         .as_ref()
         .is_some_and(|counters| counters.restoring != Generation(0))
     {
-        report.lose(&Loss {
+        report.add_loss(&Loss {
             path: "files".to_owned(),
             what: "older",
             offset: None,
@@ -154,11 +154,11 @@ pub fn salvage(
         progress,
     };
     for view in &wanted {
-        tree::take(&source, out, view, &mut report)?;
+        tree::extract_view(&source, out, view, &mut report)?;
     }
     // If no records are missing, a mount would remove the objects that none names.
-    if records.state() != State::Whole {
-        objects::take(&source, out, &mut report)?;
+    if records.state() != Completeness::Whole {
+        objects::extract_unnamed(&source, out, &mut report)?;
     }
     let counts = report.end()?;
     out.sync_all()?;
@@ -189,19 +189,19 @@ const fn directory_of(kind: ViewKind) -> &'static str {
     }
 }
 
-fn wanted(views: &[ViewRecord], options: &Options) -> Result<Vec<Wanted>, SalvageError> {
-    let live = || Wanted {
+fn wanted(views: &[ViewRecord], options: &Options) -> Result<Vec<WantedView>, SalvageError> {
+    let live = || WantedView {
         path: vec![b"files".to_vec()],
         lost: b"inodes".to_vec(),
         view: View::LIVE.0,
     };
     let kept = |view: &ViewRecord| {
         let directory = directory_of(view.kind);
-        let name = match out::is_name(view.name.as_bytes()) {
+        let name = match output::is_name(view.name.as_bytes()) {
             true => view.name.clone(),
             false => format!("generation-{}", view.generation),
         };
-        Wanted {
+        WantedView {
             path: vec![directory.into(), name.into()],
             lost: format!("{directory}-{}", view.generation).into(),
             view: view.generation,
@@ -235,21 +235,21 @@ fn checkpoint_json(checkpoint: &crate::meta::checkpoint::Checkpoint) -> Value {
 /// Describes the sources, before anything is extracted.
 fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
     let damage = Table::ALL.iter().flat_map(|table| {
-        let stretches = records.stretches(*table).iter();
-        stretches.map(|stretch| {
+        let ranges = records.damaged_ranges(*table).iter();
+        ranges.map(|damaged| {
             json!({
                 "table": table.name(),
-                "page": stretch.gap.page,
-                "reason": stretch.gap.reason,
-                "filled": stretch.state == State::Older,
+                "page": damaged.gap.page,
+                "reason": damaged.gap.reason,
+                "filled": damaged.state == Completeness::Older,
             })
         })
     });
     let (damage, more): (Vec<Value>, usize) = {
-        let all: Vec<Value> = damage.take(LISTED).collect();
+        let all: Vec<Value> = damage.take(LISTED_MAX).collect();
         let total: usize = Table::ALL
             .iter()
-            .map(|table| records.stretches(*table).len())
+            .map(|table| records.damaged_ranges(*table).len())
             .sum();
         let more = total - all.len();
         (all, more)
@@ -294,7 +294,7 @@ fn in_words(time: Timespec) -> String {
 /// Reports damage of the records as a whole.
 fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
     let mut say = |what, reason: String| {
-        report.lose(&Loss {
+        report.add_loss(&Loss {
             path: String::new(),
             what,
             offset: None,
@@ -327,9 +327,9 @@ fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
         return Ok(());
     }
     for table in Table::ALL {
-        let missing = records.stretches(table).iter();
-        for stretch in missing.filter(|stretch| stretch.state == State::Missing) {
-            let gap = &stretch.gap;
+        let missing = records.damaged_ranges(table).iter();
+        for damaged in missing.filter(|damaged| damaged.state == Completeness::Missing) {
+            let gap = &damaged.gap;
             let page = gap
                 .page
                 .map_or_else(String::new, |page| format!("page {page} of "));

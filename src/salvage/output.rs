@@ -47,7 +47,7 @@ pub type Unset = (String, io::Error);
 
 /// Why an output directory is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum OutputRefused {
     /// The operating system refuses; `DirectoryNotEmpty` if the directory is not empty.
     #[error("{0}")]
     System(#[from] io::Error),
@@ -69,7 +69,7 @@ pub enum Refused {
 
 /// The output directory, mode 0700.
 #[derive(Debug)]
-pub struct Out {
+pub struct OutputDir {
     root: OwnedFd,
     path: PathBuf,
     /// Whether owners can be set and devices created.
@@ -86,14 +86,14 @@ pub fn is_fatal(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.code()))
 }
 
-impl Out {
+impl OutputDir {
     /// Creates the directory, or accepts an existing one that is empty, belongs to this user and is
     /// writable by nobody else. `volume` is a directory that it must not be within, not even by way
     /// of a bind mount.
     ///
     /// # Errors
     /// The directory cannot be created, or is not acceptable.
-    pub fn take(path: &Path, volume: Option<&Path>) -> Result<Self, Refused> {
+    pub fn prepare(path: &Path, volume: Option<&Path>) -> Result<Self, OutputRefused> {
         let forbidden = volume.map(directories_of).unwrap_or_default();
         let (parent, name) = open_parent(path, &forbidden)?;
         match rustix::fs::mkdirat(&parent, &name, Mode::RWXU) {
@@ -106,10 +106,10 @@ impl Out {
         let user = effective_user();
         if found.st_uid != user {
             let owner = found.st_uid;
-            return Err(Refused::Foreign { owner, user });
+            return Err(OutputRefused::Foreign { owner, user });
         }
         if found.st_mode & 0o022 != 0 {
-            return Err(Refused::Shared(found.st_mode & 0o7777));
+            return Err(OutputRefused::Shared(found.st_mode & 0o7777));
         }
         // Before its contents are checked: from here on nobody else gets in, even with an open
         // descriptor.
@@ -188,7 +188,7 @@ impl Out {
     }
 }
 
-impl From<rustix::io::Errno> for Refused {
+impl From<rustix::io::Errno> for OutputRefused {
     fn from(error: rustix::io::Errno) -> Self {
         Self::System(error.into())
     }
@@ -224,18 +224,18 @@ fn directories_of(volume: &Path) -> Vec<Identity> {
     found
 }
 
-fn refuse_within(found: &Stat, forbidden: &[Identity]) -> Result<(), Refused> {
+fn refuse_within(found: &Stat, forbidden: &[Identity]) -> Result<(), OutputRefused> {
     if forbidden.contains(&(found.st_dev, found.st_ino)) {
-        return Err(Refused::WithinVolume);
+        return Err(OutputRefused::WithinVolume);
     }
     Ok(())
 }
 
 /// The parent directory of `path` and the name in it. A symbolic link that replaced a component
 /// after the path was resolved is not followed.
-fn open_parent(path: &Path, forbidden: &[Identity]) -> Result<(OwnedFd, PathBuf), Refused> {
+fn open_parent(path: &Path, forbidden: &[Identity]) -> Result<(OwnedFd, PathBuf), OutputRefused> {
     let absolute = std::path::absolute(path)?;
-    let invalid = || Refused::System(io::ErrorKind::InvalidInput.into());
+    let invalid = || OutputRefused::System(io::ErrorKind::InvalidInput.into());
     let name = PathBuf::from(absolute.file_name().ok_or_else(invalid)?);
     let parent = std::fs::canonicalize(absolute.parent().ok_or_else(invalid)?)?;
     let flags = DIRECTORY.union(OFlags::PATH);
@@ -502,7 +502,7 @@ mod tests {
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let out = Out::take(&dir.path().join("out"), None).unwrap();
+        let out = OutputDir::prepare(&dir.path().join("out"), None).unwrap();
         for name in [
             &b".."[..],
             b".",
@@ -522,7 +522,7 @@ mod tests {
         assert!(make_file(out.root(), b"link").is_err());
         assert!(make_directory(out.root(), b"link").is_err());
         assert!(out.directory(&[b"link"]).is_err());
-        assert!(Out::take(&dir.path().join("out"), None).is_err());
+        assert!(OutputDir::prepare(&dir.path().join("out"), None).is_err());
     }
 
     #[test]

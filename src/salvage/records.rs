@@ -35,7 +35,7 @@ struct Source {
 
 /// Completeness of the records in a range of keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum State {
+pub enum Completeness {
     /// All records, as of the newest commit.
     Whole,
     /// Records of an earlier time.
@@ -46,23 +46,23 @@ pub enum State {
 
 /// A range of keys that the first source cannot provide.
 #[derive(Debug)]
-pub struct Stretch {
+pub struct KeyRange {
     /// The damage of the first source.
     pub gap: Gap,
     /// Whether another source provides the range.
-    pub state: State,
+    pub state: Completeness,
 }
 
 /// The records of a volume.
 pub struct Records {
     sources: Vec<Source>,
     /// Damaged ranges by table, in the order of keys.
-    stretches: Vec<Vec<Stretch>>,
+    damaged_ranges: Vec<Vec<KeyRange>>,
     /// Why `meta` provides no records at all, if so.
     pub meta_lost: Option<String>,
     /// Whether one slot of page 0 does not open, which may have been the newer one.
     pub slot_lost: bool,
-    /// State of both slots, if `meta` opens.
+    /// Completeness of both slots, if `meta` opens.
     pub slots: Option<[SlotState; 2]>,
     /// Checkpoints that do not open, each with the reason.
     pub checkpoints_refused: Vec<(String, String)>,
@@ -128,7 +128,7 @@ impl Records {
         };
         let mut this = Self {
             sources,
-            stretches: Vec::new(),
+            damaged_ranges: Vec::new(),
             meta_lost,
             slot_lost,
             slots,
@@ -137,7 +137,7 @@ impl Records {
                 .map(|(name, error)| (name.to_string(), error.to_string()))
                 .collect(),
         };
-        this.stretches = Table::ALL.map(|table| this.survey(table)).into();
+        this.damaged_ranges = Table::ALL.map(|table| this.survey(table)).into();
         this
     }
 
@@ -155,65 +155,67 @@ impl Records {
     }
 
     /// The ranges of a table that the first source cannot provide.
-    pub fn stretches(&self, table: Table) -> &[Stretch] {
-        self.stretches.get(table.index()).map_or(&[], Vec::as_slice)
+    pub fn damaged_ranges(&self, table: Table) -> &[KeyRange] {
+        self.damaged_ranges
+            .get(table.index())
+            .map_or(&[], Vec::as_slice)
     }
 
     /// Completeness of all records.
-    pub fn state(&self) -> State {
-        let stretches = self.stretches.iter().flatten();
-        let worst = stretches.map(|stretch| stretch.state).max();
+    pub fn state(&self) -> Completeness {
+        let ranges = self.damaged_ranges.iter().flatten();
+        let worst = ranges.map(|damaged| damaged.state).max();
         let base = match self.base() {
-            Some(Origin::Meta) => State::Whole,
-            Some(_) => State::Older,
-            None => State::Missing,
+            Some(Origin::Meta) => Completeness::Whole,
+            Some(_) => Completeness::Older,
+            None => Completeness::Missing,
         };
-        base.max(worst.unwrap_or(State::Whole))
+        base.max(worst.unwrap_or(Completeness::Whole))
     }
 
     /// Completeness of a table's records of an inode, not considering damage that concerns all of
     /// them.
-    pub fn state_of(&self, table: Table, ino: Ino) -> State {
+    pub fn state_of(&self, table: Table, ino: Ino) -> Completeness {
         let (start, end) = (keys::number(ino.0), keys::after_ino(ino));
-        let stretches = self.stretches(table);
-        let from = stretches.partition_point(|stretch| {
-            let through = stretch.gap.through.as_ref();
+        let ranges = self.damaged_ranges(table);
+        let from = ranges.partition_point(|damaged| {
+            let through = damaged.gap.through.as_ref();
             through.is_some_and(|through| through[..] < start[..])
         });
-        let touching = stretches[from..].iter().take_while(|stretch| {
-            let after = stretch.gap.after.as_ref();
+        let touching = ranges[from..].iter().take_while(|damaged| {
+            let after = damaged.gap.after.as_ref();
             after.is_none_or(|after| after[..] < end[..])
         });
         touching
-            .map(|stretch| stretch.state)
+            .map(|damaged| damaged.state)
             .max()
-            .unwrap_or(State::Whole)
+            .unwrap_or(Completeness::Whole)
     }
 
-    fn survey(&self, table: Table) -> Vec<Stretch> {
+    fn survey(&self, table: Table) -> Vec<KeyRange> {
         let all = Vec::new()..vec![0xFF; 9];
         let Some(first) = self.sources.first() else {
-            return vec![Stretch {
+            return vec![KeyRange {
                 gap: Gap::all("there are no metadata"),
-                state: State::Missing,
+                state: Completeness::Missing,
             }];
         };
-        let mut stretches = Vec::new();
+        let mut ranges = Vec::new();
         first.tables.visit(table, &all, &mut |found| {
             if let Found::Gap(gap) = found {
-                let mut state = State::Older;
+                let mut state = Completeness::Older;
                 let within = within(&all, gap);
                 self.visit_from(1, table, &within, &mut |_, _| true, &mut || {
-                    state = State::Missing;
+                    state = Completeness::Missing;
                 });
-                stretches.push(Stretch {
+                ranges.push(KeyRange {
                     gap: gap.clone(),
                     state,
                 });
             }
             true
         });
-        stretches
+        ranges
     }
 
     /// Calls `visit` with every record of a table in a range of physical keys, in order, until it

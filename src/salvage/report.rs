@@ -88,7 +88,7 @@ impl Report {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn lose(&mut self, loss: &Loss) -> io::Result<()> {
+    pub fn add_loss(&mut self, loss: &Loss) -> io::Result<()> {
         match loss.what {
             "older" => self.counts.older += 1,
             "unset" => self.counts.unset += 1,
