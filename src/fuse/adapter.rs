@@ -22,20 +22,20 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::asker::Asker;
 use super::capabilities;
 use super::contents;
 use super::convert;
 use super::dispatch::Dispatch;
-use super::full::FullFiles;
 use super::ioctl;
 use super::notify::Notices;
 use super::replies::{
-    REMEMBER, Refuse, answer, remember, remember_absence, send_attr, send_entry, send_ok,
+    CACHE_TTL, Refuse, absence_cache_ttl, answer, cache_ttl, send_attr, send_entry, send_ok,
     send_sized,
 };
+use super::requester::Requester;
 use super::views;
 use super::workers::{Lane, with_scratch};
+use super::write_refusals::WriteRefusals;
 use crate::errno::Errno;
 use crate::fs::Filesystem;
 use crate::fs::types::{Handle, NodeId};
@@ -55,7 +55,7 @@ pub(super) struct Adapter {
     dispatch: Dispatch,
     options: AdapterOptions,
     notices: Arc<Notices>,
-    full: Arc<FullFiles>,
+    refusals: Arc<WriteRefusals>,
     /// The kernel leaves the umask to the filesystem, so that a directory's default ACL can replace
     /// it.
     applies_umask: bool,
@@ -82,13 +82,13 @@ impl Adapter {
         dispatch: Dispatch,
         options: AdapterOptions,
         notices: Arc<Notices>,
-        full: Arc<FullFiles>,
+        refusals: Arc<WriteRefusals>,
     ) -> Self {
         Self {
             dispatch,
             options,
             notices,
-            full,
+            refusals,
             applies_umask: false,
         }
     }
@@ -109,7 +109,7 @@ impl Adapter {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.applies_umask = capabilities::ask(config, self.options, REQUEST_BYTES);
+        self.applies_umask = capabilities::negotiate(config, self.options, REQUEST_BYTES);
         Ok(())
     }
 
@@ -117,20 +117,22 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("lookup", request, |fs| {
             match fs.lookup(node(parent), name.as_bytes()) {
                 Err(Errno::ENOENT) => {
-                    let time = remember_absence(node(parent));
+                    let time = absence_cache_ttl(node(parent));
                     reply.entry(&time, &convert::absent(), Generation(0));
                 }
                 result => {
                     let found = result.map(|attr| INodeNo(attr.node.0));
                     answer(reply, result, send_entry);
-                    found.into_iter().for_each(|ino| self.full.ask_again(ino));
+                    found
+                        .into_iter()
+                        .for_each(|ino| self.refusals.invalidate_if_refused(ino));
                 }
             }
         });
     }
 
     fn forget(&self, request: &Request, ino: INodeNo, count: u64) {
-        self.full.end(node(ino));
+        self.refusals.clear(node(ino));
         self.dispatch
             .inline("forget", request, |fs| fs.forget(node(ino), count));
     }
@@ -138,13 +140,13 @@ impl fuser::Filesystem for Adapter {
     /// With writeback, the kernel passes a file handle only when it is about to accept a write.
     fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.dispatch.inline("getattr", request, |fs| {
-            let refusal = fh.and_then(|_| self.full.refusal(fs, node(ino)));
+            let refusal = fh.and_then(|_| self.refusals.refusal(fs, node(ino)));
             answer(
                 reply,
                 refusal.map_or_else(|| fs.getattr(node(ino)), Err),
                 send_attr,
             );
-            self.full.ask_again(ino);
+            self.refusals.invalidate_if_refused(ino);
         });
     }
 
@@ -166,24 +168,24 @@ impl fuser::Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let asker = Asker::of(request);
+        let requester = Requester::of(request);
         let changes = convert::set_attr(
             self.options.writeback,
             (mode, uid, gid, size),
             (atime, mtime, ctime),
         );
-        let full = Arc::clone(&self.full);
+        let refusals = Arc::clone(&self.refusals);
         let body = move |fs: &Filesystem| {
-            let changed = fs.setattr(&asker, node(ino), &changes);
+            let changed = fs.setattr(&requester, node(ino), &changes);
             if size == Some(0) && changed.is_ok() {
-                full.emptied(fs, node(ino));
+                refusals.note_empty(fs, node(ino));
             }
             answer(reply, changed, send_attr);
-            full.ask_again(ino);
+            refusals.invalidate_if_refused(ino);
         };
         if size.is_some() {
             self.dispatch
-                .hand_over("truncate", request, (Lane::Lengthy, 0), body);
+                .submit("truncate", request, (Lane::Lengthy, 0), body);
         } else {
             self.dispatch.inline("setattr", request, body);
         }
@@ -341,8 +343,8 @@ impl fuser::Filesystem for Adapter {
             let made = fs.create(&caller, node(parent), name.as_bytes(), mode, flags);
             answer(reply, made, |reply, (attr, opened)| {
                 // The kernel asks for attributes that it has not cached before it accepts a write.
-                let asks = self.full.emptied(fs, attr.node);
-                let time = if asks { Duration::ZERO } else { REMEMBER };
+                let asks = self.refusals.note_empty(fs, attr.node);
+                let time = if asks { Duration::ZERO } else { CACHE_TTL };
                 let (attr, opened) = (convert::file_attr(&attr), FileHandle(opened.0));
                 let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 reply.created(&time, &attr, Generation(0), opened, flags);
@@ -395,7 +397,7 @@ impl fuser::Filesystem for Adapter {
             to,
             data,
             (kill, cached),
-            &self.full,
+            &self.refusals,
             reply,
         );
     }
@@ -443,7 +445,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.dispatch
-            .hand_over("fsync", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fsync", request, (Lane::Lengthy, 0), move |fs| {
                 answer(reply, fs.fsync(node(ino), handle(fh), datasync), send_ok);
             });
     }
@@ -492,7 +494,7 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("readdirplus", request, |fs| {
             let result = fs.read_dir_plus(node(ino), handle(fh), offset, &mut |entry, attr| {
                 let (ino, name) = (INodeNo(entry.node.0), OsStr::from_bytes(entry.name));
-                let (time, generation) = (remember(entry.node), Generation(attr.generation));
+                let (time, generation) = (cache_ttl(entry.node), Generation(attr.generation));
                 let attr = convert::file_attr(attr);
                 !reply.add(ino, entry.next_offset, name, &time, &attr, generation)
             });
@@ -523,7 +525,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.dispatch
-            .hand_over("fsyncdir", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fsyncdir", request, (Lane::Lengthy, 0), move |fs| {
                 answer(
                     reply,
                     fs.fsync_dir(node(ino), handle(fh), datasync),
@@ -560,12 +562,12 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         // fuser does not support FUSE_SETXATTR_ACL_KILL_SGID.
-        let asker = Asker::of(request);
+        let requester = Requester::of(request);
         self.dispatch.inline("setxattr", request, |fs| {
             let Some(mode) = convert::xattr_mode(flags) else {
                 return reply.refuse(Errno::EINVAL);
             };
-            let done = fs.set_xattr(&asker, node(ino), name.as_bytes(), value, mode);
+            let done = fs.set_xattr(&requester, node(ino), name.as_bytes(), value, mode);
             answer(reply, done, send_ok);
         });
     }
@@ -590,11 +592,15 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let asker = Asker::of(request);
+        let requester = Requester::of(request);
         self.dispatch.inline("listxattr", request, |fs| {
-            answer(reply, fs.list_xattr(&asker, node(ino)), |reply, names| {
-                send_sized(reply, size, &names);
-            });
+            answer(
+                reply,
+                fs.list_xattr(&requester, node(ino)),
+                |reply, names| {
+                    send_sized(reply, size, &names);
+                },
+            );
         });
     }
 
@@ -625,7 +631,7 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        ioctl::obey(&self.dispatch, request, command, reply);
+        ioctl::handle_ioctl(&self.dispatch, request, command, reply);
     }
 
     fn fallocate(
@@ -641,11 +647,11 @@ impl fuser::Filesystem for Adapter {
         let Some(mode) = convert::fallocate_mode(mode) else {
             return reply.refuse(Errno::ENOTSUP);
         };
-        let asker = Asker::of(request);
+        let requester = Requester::of(request);
         self.dispatch
-            .hand_over("fallocate", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fallocate", request, (Lane::Lengthy, 0), move |fs| {
                 let done = fs
-                    .kill_privileges(&asker, node(ino))
+                    .kill_privileges(&requester, node(ino))
                     .and_then(|()| fs.fallocate(node(ino), handle(fh), offset, length, mode));
                 answer(reply, done, send_ok);
             });

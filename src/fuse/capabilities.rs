@@ -29,7 +29,11 @@ const CAPABILITIES: [InitFlags; 11] = [
 ];
 
 /// Requests all capabilities. True if the kernel leaves the umask to the filesystem.
-pub(super) fn ask(config: &mut KernelConfig, options: AdapterOptions, request_bytes: u32) -> bool {
+pub(super) fn negotiate(
+    config: &mut KernelConfig,
+    options: AdapterOptions,
+    request_bytes: u32,
+) -> bool {
     let mut applies_umask = false;
     for capability in CAPABILITIES {
         let wanted = match capability {

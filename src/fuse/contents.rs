@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use fuser::{INodeNo, ReplyLseek, ReplyWrite, Request};
 
-use super::asker::{Asker, Unprivileged};
 use super::convert;
 use super::dispatch::Dispatch;
-use super::full::FullFiles;
 use super::notify::Notices;
 use super::replies::{Refuse, answer};
+use super::requester::{Requester, Unprivileged};
 use super::workers::Lane;
+use super::write_refusals::WriteRefusals;
 use crate::errno::Errno;
 use crate::fs::types::{Handle, NodeId};
 
@@ -25,28 +25,28 @@ pub(super) fn write(
     (ino, handle, offset): (INodeNo, Handle, u64),
     data: &[u8],
     (kill, cached): (bool, bool),
-    full: &Arc<FullFiles>,
+    refusals: &Arc<WriteRefusals>,
     reply: ReplyWrite,
 ) {
     let data: Box<[u8]> = data.into();
     let len = data.len();
-    let full = Arc::clone(full);
-    let unprivileged = kill.then(|| Unprivileged(Asker::of(request)));
+    let refusals = Arc::clone(refusals);
+    let unprivileged = kill.then(|| Unprivileged(Requester::of(request)));
     dispatch.contents("write", request, (len, len), move |fs| {
         let node = NodeId(ino.0);
-        let killed = unprivileged.map(|asker| fs.kill_privileges(&asker, node));
+        let killed = unprivileged.map(|requester| fs.kill_privileges(&requester, node));
         let written = killed
             .unwrap_or(Ok(()))
             .and_then(|()| fs.write(node, handle, offset, &data, false, cached));
         if cached {
-            full.note(ino, len, written);
+            refusals.record_result(ino, len, written);
         }
         answer(reply, written, |reply, len| {
             reply.written(u32::try_from(len).unwrap_or(u32::MAX));
         });
         if cached {
-            full.ask_again(ino);
-            full.limits.written(len, fs);
+            refusals.invalidate_if_refused(ino);
+            refusals.limits.written(len, fs);
         }
     });
 }
@@ -60,7 +60,7 @@ pub(super) fn seek(
     reply: ReplyLseek,
 ) {
     let notices = Arc::clone(notices);
-    dispatch.hand_over("lseek", request, (Lane::Lengthy, 0), move |fs| {
+    dispatch.submit("lseek", request, (Lane::Lengthy, 0), move |fs| {
         let Some(whence) = convert::seek_whence(whence) else {
             return reply.refuse(Errno::EINVAL);
         };
@@ -85,11 +85,11 @@ pub(super) fn copy(
     (from, to, len): ((NodeId, u64), (NodeId, u64), u64),
     reply: ReplyWrite,
 ) {
-    let asker = Asker::of(request);
-    dispatch.hand_over("copy_file_range", request, (Lane::Lengthy, 0), move |fs| {
+    let requester = Requester::of(request);
+    dispatch.submit("copy_file_range", request, (Lane::Lengthy, 0), move |fs| {
         let len = len.min(COPY_BYTES);
         let copied = fs
-            .kill_privileges(&asker, to.0)
+            .kill_privileges(&requester, to.0)
             .and_then(|()| fs.copy_file_range(from.0, from.1, to.0, to.1, len));
         answer(reply, copied, |reply, len| {
             reply.written(u32::try_from(len).unwrap_or(u32::MAX));

@@ -20,9 +20,9 @@ use parking_lot::Mutex;
 use crate::fs::Filesystem;
 
 /// Maximum dirty bytes of the mount.
-const HELD_BACK_BYTES: u64 = 64 << 20;
+const DIRTY_BYTES_MAX: u64 = 64 << 20;
 /// Maximum dirty bytes near the end of the free space.
-const NEAR_THE_END_BYTES: u64 = 32 << 20;
+const DIRTY_BYTES_NEAR_FULL: u64 = 32 << 20;
 /// The free space is checked after this number of written bytes ...
 const STEP_BYTES: u64 = 16 << 20;
 /// ... and at the first write after this time.
@@ -40,23 +40,23 @@ pub(super) struct DirtyLimits {
 #[derive(Debug, Default)]
 struct State {
     bytes_since: u64,
-    looked_at: Option<Instant>,
+    checked_at: Option<Instant>,
     is_near: bool,
 }
 
 impl DirtyLimits {
     /// Raises the limits that the kernel sets for FUSE mounts, in the sysfs folder of the mount's
     /// device.
-    pub(super) fn lift(&self, folder: PathBuf, filesystem: &Filesystem) {
+    pub(super) fn raise(&self, folder: PathBuf, filesystem: &Filesystem) {
         let folder = self.folder.get_or_init(|| folder);
         for (name, value) in [
             ("read_ahead_kb", READ_AHEAD_KIB),
-            ("max_bytes", HELD_BACK_BYTES),
+            ("max_bytes", DIRTY_BYTES_MAX),
             ("strict_limit", 1),
         ] {
-            tell(folder, name, value);
+            write_limit(folder, name, value);
         }
-        self.look(&mut self.state.lock(), filesystem);
+        self.update_limit(&mut self.state.lock(), filesystem);
     }
 
     /// Notes that the kernel has sent that many dirty bytes.
@@ -68,16 +68,16 @@ impl DirtyLimits {
         state.bytes_since += bytes as u64;
         let is_due = state.bytes_since >= STEP_BYTES
             || state
-                .looked_at
+                .checked_at
                 .is_none_or(|then| then.elapsed() > STEP_TIME);
         if is_due {
-            self.look(&mut state, filesystem);
+            self.update_limit(&mut state, filesystem);
         }
     }
 
-    fn look(&self, state: &mut State, filesystem: &Filesystem) {
+    fn update_limit(&self, state: &mut State, filesystem: &Filesystem) {
         state.bytes_since = 0;
-        state.looked_at = Some(Instant::now());
+        state.checked_at = Some(Instant::now());
         let Some(folder) = self.folder.get() else {
             return;
         };
@@ -87,29 +87,29 @@ impl DirtyLimits {
         let room = space
             .blocks_available
             .saturating_mul(space.block_bytes.into());
-        let is_near = room < most_dirty_bytes().saturating_add(2 * NEAR_THE_END_BYTES);
+        let is_near = room < machine_dirty_bytes_max().saturating_add(2 * DIRTY_BYTES_NEAR_FULL);
         if is_near == state.is_near {
             return;
         }
         state.is_near = is_near;
         let most = if is_near {
-            NEAR_THE_END_BYTES
+            DIRTY_BYTES_NEAR_FULL
         } else {
-            HELD_BACK_BYTES
+            DIRTY_BYTES_MAX
         };
-        tell(folder, "max_bytes", most);
+        write_limit(folder, "max_bytes", most);
         tracing::debug!(room, is_near, "what the kernel may hold back was changed");
     }
 }
 
-fn tell(folder: &std::path::Path, name: &str, value: u64) {
+fn write_limit(folder: &std::path::Path, name: &str, value: u64) {
     if let Err(error) = fs::write(folder.join(name), value.to_string()) {
         tracing::debug!(name, %error, "a limit of the kernel stays as it is");
     }
 }
 
 /// Maximum dirty memory of the machine: `vm.dirty_bytes`, or `vm.dirty_ratio` percent of all.
-fn most_dirty_bytes() -> u64 {
+fn machine_dirty_bytes_max() -> u64 {
     let number = |path: &str| -> Option<u64> { fs::read_to_string(path).ok()?.trim().parse().ok() };
     match number("/proc/sys/vm/dirty_bytes") {
         Some(bytes) if bytes > 0 => bytes,
@@ -134,7 +134,10 @@ fn memory_bytes() -> Option<u64> {
 mod tests {
     #[test]
     fn some_of_memory_may_be_dirty() {
-        let (most, memory) = (super::most_dirty_bytes(), super::memory_bytes().unwrap());
+        let (most, memory) = (
+            super::machine_dirty_bytes_max(),
+            super::memory_bytes().unwrap(),
+        );
         assert!(0 < most && most < memory.max(1 << 40), "{most} of {memory}");
     }
 }

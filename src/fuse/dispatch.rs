@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fuser::Request;
 use parking_lot::Mutex;
 
-use super::follow::{Follower, ThisMachine};
+use super::cpu_follower::{CpuFollower, ThisMachine};
 use super::workers::{Lane, Workers, run_guarded};
 use crate::fs::Filesystem;
 
@@ -26,7 +26,7 @@ const INLINE_PENALTY: u32 = 64;
 pub(super) struct Dispatch {
     filesystem: Arc<Filesystem>,
     workers: Arc<Workers>,
-    follower: Option<Mutex<Follower<ThisMachine>>>,
+    follower: Option<Mutex<CpuFollower<ThisMachine>>>,
     inline_penalty: Mutex<u32>,
 }
 
@@ -41,7 +41,7 @@ impl Dispatch {
         Self {
             filesystem,
             workers,
-            follower: machine.map(|machine| Mutex::new(Follower::new(machine))),
+            follower: machine.map(|machine| Mutex::new(CpuFollower::new(machine))),
             inline_penalty: Mutex::new(0),
         }
     }
@@ -53,7 +53,7 @@ impl Dispatch {
     }
 
     /// Serves a request on a worker.
-    pub(super) fn hand_over(
+    pub(super) fn submit(
         &self,
         what: &'static str,
         request: &Request,
@@ -85,7 +85,7 @@ impl Dispatch {
             *penalty -= 1;
             return false;
         }
-        self.workers.at_rest()
+        self.workers.is_idle()
     }
 
     /// Serves a READ or WRITE inline or on a worker.
@@ -103,7 +103,7 @@ impl Dispatch {
                 *self.inline_penalty.lock() = INLINE_PENALTY;
             }
         } else {
-            self.hand_over(what, request, (Lane::Contents(bytes), held_bytes), body);
+            self.submit(what, request, (Lane::Contents(bytes), held_bytes), body);
         }
     }
 }

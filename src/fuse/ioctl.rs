@@ -2,9 +2,9 @@
 
 use fuser::{ReplyIoctl, Request};
 
-use super::asker;
 use super::dispatch::Dispatch;
 use super::replies::Refuse;
+use super::requester;
 use super::workers::Lane;
 use crate::audit::{self, Asker, Record};
 use crate::errno::Errno;
@@ -16,26 +16,31 @@ use crate::sys::identity::effective_user;
 const FS_IOC_SHUTDOWN: u32 = 0x8004_587d;
 
 /// Shuts the filesystem down, for root and for the user that runs the daemon.
-pub(super) fn obey(dispatch: &Dispatch, request: &Request, command: u32, reply: ReplyIoctl) {
+pub(super) fn handle_ioctl(
+    dispatch: &Dispatch,
+    request: &Request,
+    command: u32,
+    reply: ReplyIoctl,
+) {
     if command != FS_IOC_SHUTDOWN {
         return reply.refuse(Errno::ENOTTY);
     }
-    let asker = asker::for_audit(request);
+    let asker = requester::for_audit(request);
     if ![0, effective_user()].contains(&request.uid()) {
-        write_down(dispatch, request, asker, false);
+        audit_shutdown(dispatch, request, asker, false);
         return reply.refuse(Errno::EPERM);
     }
     dispatch.inline("shutdown", request, |fs| {
         fs.shut_down();
         reply.ioctl(0, &[]);
     });
-    write_down(dispatch, request, asker, true);
+    audit_shutdown(dispatch, request, asker, true);
 }
 
 /// On a worker: the reading thread does not wait for other filesystems.
-fn write_down(dispatch: &Dispatch, request: &Request, asker: Asker, done: bool) {
+fn audit_shutdown(dispatch: &Dispatch, request: &Request, asker: Asker, done: bool) {
     let lane = (Lane::Lengthy, 0);
-    dispatch.hand_over("audit of the shutdown", request, lane, move |fs| {
+    dispatch.submit("audit of the shutdown", request, lane, move |fs| {
         let _asked = audit::asked_by(asker);
         let record = Record::new("shut-down").volume(fs.volume().header.volume_id());
         match done {

@@ -22,31 +22,31 @@ use crate::sys::mounts::MountFlags;
 use crate::sys::process::EndSignals;
 
 mod adapter;
-mod asker;
 mod capabilities;
 mod contents;
 mod convert;
+mod cpu_follower;
 mod dirty;
 mod dispatch;
-mod follow;
-mod full;
 mod ioctl;
 pub mod mountinfo;
 mod mountpoint;
 mod notify;
 mod replies;
+mod requester;
 mod views;
 mod workers;
+mod write_refusals;
 
 pub use mountpoint::unmount;
 
 use adapter::{Adapter, AdapterOptions};
 use dirty::DirtyLimits;
 use dispatch::Dispatch;
-use full::FullFiles;
 use mountpoint::Mounted;
 use notify::Notices;
 use workers::Workers;
+use write_refusals::WriteRefusals;
 
 /// Maximum number of background requests (read-ahead, writeback) in flight: everything that the
 /// kernel may have pending. Further ones would wait in the kernel, where the contents of a small
@@ -56,7 +56,7 @@ const MAX_BACKGROUND: u16 = 128;
 /// Delay between two attempts to unmount a mount that is in use.
 const RETRY: Duration = Duration::from_secs(1);
 /// A signal within this time after the first belongs to the same end of a session.
-const SAME_END: Duration = Duration::from_secs(1);
+const SAME_END_WINDOW: Duration = Duration::from_secs(1);
 
 /// The signals that unmount.
 pub struct Signals {
@@ -163,15 +163,18 @@ pub fn mount(
             max_background: options.max_background,
         },
         Arc::clone(&notices),
-        Arc::new(FullFiles::new(Arc::clone(&notices), Arc::clone(&limits))),
+        Arc::new(WriteRefusals::new(
+            Arc::clone(&notices),
+            Arc::clone(&limits),
+        )),
     );
-    let lift = |mounted: &Mounted| {
+    let raise = |mounted: &Mounted| {
         if let Some(folder) = mounted.limits_folder() {
-            limits.lift(folder, &filesystem);
+            limits.raise(folder, &filesystem);
         }
     };
     let to_serve = (adapter, dir, options);
-    let result = serve(to_serve, &filesystem, &notices, &lift, signals, ready);
+    let result = serve(to_serve, &filesystem, &notices, &raise, signals, ready);
     workers.finish();
     filesystem.detach();
     result
@@ -181,7 +184,7 @@ fn serve(
     (adapter, dir, options): (Adapter, &Path, &MountOptions),
     filesystem: &Arc<Filesystem>,
     notices: &Notices,
-    lift_limits: &dyn Fn(&Mounted),
+    raise_limits: &dyn Fn(&Mounted),
     signals: Option<Signals>,
     ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
@@ -189,11 +192,11 @@ fn serve(
     let session = match start_session(adapter, device) {
         Ok(session) => session,
         Err(error) => {
-            take_away(&mounted);
+            remove_mount(&mounted);
             return Err(FuseError::Handshake(error));
         }
     };
-    lift_limits(&mounted);
+    raise_limits(&mounted);
     let result = notices
         .start(session.notifier(), mounted.clone(), options.writeback)
         .and_then(|()| listen_for(signals, filesystem, &mounted))
@@ -204,7 +207,7 @@ fn serve(
         });
     if result.is_err() {
         // Nobody answers requests any more: callers get an error at once instead of a dead mount.
-        take_away(&mounted);
+        remove_mount(&mounted);
     }
     result
 }
@@ -244,7 +247,7 @@ fn start_session(adapter: Adapter, device: File) -> io::Result<fuser::Session<Ad
     fuser::Session::from_fd(adapter, OwnedFd::from(device), everybody, config)
 }
 
-fn take_away(mounted: &Mounted) {
+fn remove_mount(mounted: &Mounted) {
     if let Err(error) = mounted.unmount(true) {
         tracing::warn!(%error, "the mount could not be taken away");
     }
@@ -255,7 +258,7 @@ fn take_away(mounted: &Mounted) {
 /// mount may be slower. A later signal detaches the mount.
 fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounted) {
     let mut asked: Option<Instant> = None;
-    let mut is_told = false;
+    let mut is_logged = false;
     while let Ok(signal) = signals.end.wait(asked.map(|_| RETRY)) {
         if signal == Some("SIGHUP") && (signals.on_hangup)() {
             continue;
@@ -269,7 +272,7 @@ fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounte
                 asked = Some(Instant::now());
                 save(filesystem, mounted);
             }
-            (Some(signal), Some(then)) if then.elapsed() > SAME_END => {
+            (Some(signal), Some(then)) if then.elapsed() > SAME_END_WINDOW => {
                 tracing::info!(signal, "detaching the mount");
                 lazy = true;
             }
@@ -278,8 +281,8 @@ fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounte
         match mounted.unmount(lazy) {
             Ok(()) if !mounted.is_there() => return,
             Ok(()) => {}
-            Err(error) if !is_told => {
-                is_told = true;
+            Err(error) if !is_logged => {
+                is_logged = true;
                 tracing::warn!(
                     %error,
                     "still serving: the mount is in use, and goes when it is free; another signal \

@@ -153,7 +153,7 @@ fn mount_by_fusermount(dir: &Path, options: &MountOptions) -> io::Result<File> {
     let output = child.wait_with_output()?;
     received
         .map(File::from)
-        .map_err(|_| io::Error::other(complaint(&output.stderr)))
+        .map_err(|_| io::Error::other(error_line(&output.stderr)))
 }
 
 fn run_fusermount(prepare: impl Fn(&mut Command)) -> io::Result<std::process::Child> {
@@ -180,7 +180,7 @@ fn run_fusermount(prepare: impl Fn(&mut Command)) -> io::Result<std::process::Ch
 }
 
 /// The first line of fusermount3's error output.
-fn complaint(stderr: &[u8]) -> String {
+fn error_line(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let line = text
         .lines()
@@ -268,11 +268,11 @@ pub fn unmount(mount: &MountInfo, how: Detach) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let complaint = complaint(&output.stderr);
-    Err(if complaint.contains("busy") {
+    let error_line = error_line(&output.stderr);
+    Err(if error_line.contains("busy") {
         io::Error::from_raw_os_error(libc::EBUSY)
     } else {
-        io::Error::other(complaint)
+        io::Error::other(error_line)
     })
 }
 
@@ -304,8 +304,8 @@ mod tests {
 
     #[test]
     fn complaints_are_one_line() {
-        assert_eq!(complaint(b"\n fusermount3: no\nmore\n"), "fusermount3: no");
-        assert_eq!(complaint(b""), "fusermount3 failed");
+        assert_eq!(error_line(b"\n fusermount3: no\nmore\n"), "fusermount3: no");
+        assert_eq!(error_line(b""), "fusermount3 failed");
     }
 
     #[test]

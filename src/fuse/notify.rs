@@ -18,11 +18,11 @@ use crate::fs::KernelCache;
 use crate::fs::types::NodeId;
 
 /// An inode to write back, and the channel that reports completion.
-type Wish = (INodeNo, SyncSender<()>);
+type WriteBackRequest = (INodeNo, SyncSender<()>);
 
 /// An inode whose attributes the kernel is to drop, and the channel that reports completion, if
 /// any.
-type Forgotten = (INodeNo, Option<SyncSender<()>>);
+type ForgetRequest = (INodeNo, Option<SyncSender<()>>);
 
 /// Notifications to the kernel.
 #[derive(Debug, Default)]
@@ -31,8 +31,8 @@ pub(super) struct Notices(OnceLock<Channels>);
 #[derive(Debug)]
 struct Channels {
     notifier: Notifier,
-    wishes: SyncSender<Wish>,
-    forgotten: Sender<Forgotten>,
+    write_backs: SyncSender<WriteBackRequest>,
+    forgets: Sender<ForgetRequest>,
     mounted: Mounted,
     writeback: bool,
 }
@@ -45,7 +45,7 @@ impl Notices {
         mounted: Mounted,
         writeback: bool,
     ) -> io::Result<()> {
-        let (wishes, inbox) = sync_channel::<Wish>(64);
+        let (write_backs, inbox) = sync_channel::<WriteBackRequest>(64);
         std::thread::Builder::new()
             .name("notifier".to_owned())
             .spawn({
@@ -53,7 +53,7 @@ impl Notices {
                 move || serve(&inbox, &notifier)
             })?;
         // A separate thread: if the kernel drops the inode in this call, it waits for WRITEs.
-        let (forgotten, to_forget) = channel::<Forgotten>();
+        let (forgets, to_forget) = channel::<ForgetRequest>();
         std::thread::Builder::new()
             .name("forgetter".to_owned())
             .spawn({
@@ -71,8 +71,8 @@ impl Notices {
         // Started once, before the first request.
         let _ = self.0.set(Channels {
             notifier,
-            wishes,
-            forgotten,
+            write_backs,
+            forgets,
             mounted,
             writeback,
         });
@@ -83,7 +83,7 @@ impl Notices {
     pub(super) fn write_back(&self, ino: INodeNo) {
         let Some(channels) = self.0.get() else { return };
         let (done, wait) = sync_channel(1);
-        if channels.wishes.send((ino, done)).is_ok() {
+        if channels.write_backs.send((ino, done)).is_ok() {
             let _ = wait.recv();
         }
     }
@@ -101,7 +101,7 @@ impl Notices {
     pub(super) fn forget_attributes_soon(&self, ino: INodeNo) {
         if let Some(channels) = self.0.get() {
             // It fails if the mount is gone, and its caches with it.
-            let _ = channels.forgotten.send((ino, None));
+            let _ = channels.forgets.send((ino, None));
         }
     }
 
@@ -111,7 +111,7 @@ impl Notices {
     pub(super) fn forget_attributes_within(&self, ino: INodeNo, time: Duration) {
         if let Some(channels) = self.0.get() {
             let (done, wait) = sync_channel(1);
-            if channels.forgotten.send((ino, Some(done))).is_ok() {
+            if channels.forgets.send((ino, Some(done))).is_ok() {
                 let _ = wait.recv_timeout(time);
             }
         }
@@ -152,11 +152,11 @@ impl KernelCache for Notices {
 
 fn forget_attributes(notifier: &Notifier, ino: INodeNo) {
     if let Err(error) = notifier.inval_inode(ino, -1, 0) {
-        tracing::debug!(ino = ino.0, %error, "attributes not forgotten");
+        tracing::debug!(ino = ino.0, %error, "attributes not forgets");
     }
 }
 
-fn serve(inbox: &Receiver<Wish>, notifier: &Notifier) {
+fn serve(inbox: &Receiver<WriteBackRequest>, notifier: &Notifier) {
     while let Ok((ino, done)) = inbox.recv() {
         if let Err(error) = notifier.inval_inode(ino, 0, 0) {
             tracing::debug!(ino = ino.0, %error, "nothing to write back");

@@ -13,26 +13,26 @@ use crate::errno::Errno;
 use crate::fs::types::{Attr, NodeId};
 
 /// How long the kernel may cache a reply.
-pub(super) const REMEMBER: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const CACHE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// For replies that are not cached.
-const NOT_AT_ALL: Duration = Duration::ZERO;
+const NO_CACHE: Duration = Duration::ZERO;
 
 /// How long the kernel may cache a reply about a node. Views can change in other ways than through
 /// the mount.
-pub(super) fn remember(node: NodeId) -> Duration {
+pub(super) fn cache_ttl(node: NodeId) -> Duration {
     if node.is_of_views() {
-        NOT_AT_ALL
+        NO_CACHE
     } else {
-        REMEMBER
+        CACHE_TTL
     }
 }
 
 /// How long the kernel may cache that a directory has no such name.
-pub(super) fn remember_absence(parent: NodeId) -> Duration {
+pub(super) fn absence_cache_ttl(parent: NodeId) -> Duration {
     if parent.holds_views() {
-        NOT_AT_ALL
+        NO_CACHE
     } else {
-        REMEMBER
+        CACHE_TTL
     }
 }
 
@@ -83,7 +83,7 @@ pub(super) fn answer<R: Refuse, T>(reply: R, result: Result<T, Errno>, accept: i
 /// Replies with an entry.
 pub(super) fn send_entry(reply: ReplyEntry, attr: Attr) {
     reply.entry(
-        &remember(attr.node),
+        &cache_ttl(attr.node),
         &convert::file_attr(&attr),
         Generation(attr.generation),
     );
@@ -91,7 +91,7 @@ pub(super) fn send_entry(reply: ReplyEntry, attr: Attr) {
 
 /// Replies with attributes.
 pub(super) fn send_attr(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&remember(attr.node), &convert::file_attr(&attr));
+    reply.attr(&cache_ttl(attr.node), &convert::file_attr(&attr));
 }
 
 /// Replies with success.

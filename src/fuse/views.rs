@@ -9,9 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use fuser::{ReplyEmpty, ReplyEntry, Request};
 
-use super::asker;
 use super::dispatch::Dispatch;
 use super::replies::{answer, send_entry, send_ok};
+use super::requester;
 use super::workers::Lane;
 use crate::audit;
 use crate::fs::types::{Caller, NodeId, RenameFlags};
@@ -23,8 +23,8 @@ pub(super) fn make(
     (caller, parent, name): (Caller, NodeId, &OsStr),
     reply: ReplyEntry,
 ) {
-    let (name, asker) = (name.as_bytes().to_vec(), asker::for_audit(request));
-    dispatch.hand_over("mkdir", request, (Lane::Lengthy, 0), move |fs| {
+    let (name, asker) = (name.as_bytes().to_vec(), requester::for_audit(request));
+    dispatch.submit("mkdir", request, (Lane::Lengthy, 0), move |fs| {
         let _asked = audit::asked_by(asker);
         answer(reply, fs.mkdir(&caller, parent, &name, 0), send_entry);
     });
@@ -37,8 +37,8 @@ pub(super) fn remove(
     (parent, name): (NodeId, &OsStr),
     reply: ReplyEmpty,
 ) {
-    let (name, asker) = (name.as_bytes().to_vec(), asker::for_audit(request));
-    dispatch.hand_over("rmdir", request, (Lane::Lengthy, 0), move |fs| {
+    let (name, asker) = (name.as_bytes().to_vec(), requester::for_audit(request));
+    dispatch.submit("rmdir", request, (Lane::Lengthy, 0), move |fs| {
         let _asked = audit::asked_by(asker);
         answer(reply, fs.rmdir(parent, &name), send_ok);
     });
@@ -53,8 +53,8 @@ pub(super) fn rename(
     reply: ReplyEmpty,
 ) {
     let (name, new_name) = (from.1.as_bytes().to_vec(), to.1.as_bytes().to_vec());
-    let asker = asker::for_audit(request);
-    dispatch.hand_over("rename", request, (Lane::Lengthy, 0), move |fs| {
+    let asker = requester::for_audit(request);
+    dispatch.submit("rename", request, (Lane::Lengthy, 0), move |fs| {
         let _asked = audit::asked_by(asker);
         let done = fs.rename(&caller, from.0, &name, to.0, &new_name, flags);
         answer(reply, done, send_ok);

@@ -232,7 +232,7 @@ impl Workers {
     }
 
     /// True if no job is queued or running.
-    pub(super) fn at_rest(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         let queues = self.shared.queues.lock();
         queues.running == 0 && queues.contents.is_empty() && queues.lengthy.is_empty()
     }
@@ -354,7 +354,7 @@ mod tests {
                 all_done.recv_timeout(LONG).unwrap();
             }
             workers.finish();
-            assert!(workers.at_rest());
+            assert!(workers.is_idle());
         }
     }
 

@@ -24,7 +24,7 @@ const CAP_SYS_ADMIN: u32 = 21;
 
 /// The calling process of a request, with credentials that are looked up on demand.
 #[derive(Debug)]
-pub(super) struct Asker {
+pub(super) struct Requester {
     uid: u32,
     gid: u32,
     pid: u32,
@@ -49,7 +49,7 @@ enum Namespace {
     Other { users: Map, groups: Map },
 }
 
-impl Asker {
+impl Requester {
     pub(super) fn of(request: &Request) -> Self {
         Self {
             uid: request.uid(),
@@ -72,7 +72,7 @@ impl Asker {
     }
 }
 
-impl Privileges for Asker {
+impl Privileges for Requester {
     fn keeps_set_ids(&self) -> bool {
         self.has(CAP_FSETID)
     }
@@ -117,7 +117,7 @@ fn process_of(status: &str) -> Option<u32> {
 
 /// The caller of a write for which the kernel has said that set-id bits must be removed.
 #[derive(Debug)]
-pub(super) struct Unprivileged(pub(super) Asker);
+pub(super) struct Unprivileged(pub(super) Requester);
 
 impl Privileges for Unprivileged {
     fn keeps_set_ids(&self) -> bool {
@@ -273,7 +273,7 @@ mod tests {
         let known = look_up(std::process::id()).unwrap();
         assert!(known.namespace.maps(0, 0));
         assert_eq!(look_up(0), None);
-        let unknown = |uid| Asker {
+        let unknown = |uid| Requester {
             uid,
             gid: 7,
             pid: 0,

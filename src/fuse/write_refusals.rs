@@ -1,4 +1,4 @@
-//! Refusal of writes that cannot be stored because the volume is full.
+//! Refusal of writes that cannot be stored because the volume is refusals.
 //!
 //! With writeback, a write(2) returns when the kernel has the bytes. That there is no space for
 //! them shows up when the kernel sends them, much later and to no particular process. So a file for
@@ -32,25 +32,25 @@ use crate::fs::Filesystem;
 use crate::fs::types::NodeId;
 
 /// Time after a failed WRITE during which all writes are refused while there is no space.
-const PATIENCE: Duration = Duration::from_secs(1);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Maximum delay of the answer to a failed WRITE until the kernel has dropped the attributes. This
 /// normally takes microseconds.
-const ANSWER_TIME: Duration = Duration::from_millis(100);
+const REPLY_DELAY_MAX: Duration = Duration::from_millis(100);
 
 /// Free space beyond the bytes of a failed WRITE before another one is let through.
-const BESIDE_BYTES: u64 = 128 << 10;
+const HEADROOM_BYTES: u64 = 128 << 10;
 
 /// The files whose writes are refused.
 #[derive(Debug)]
-pub(super) struct FullFiles {
+pub(super) struct WriteRefusals {
     notices: Arc<Notices>,
     /// The kernel's limits of dirty pages.
     pub(super) limits: Arc<DirtyLimits>,
     marks: Marks,
 }
 
-impl FullFiles {
+impl WriteRefusals {
     pub(super) fn new(notices: Arc<Notices>, limits: Arc<DirtyLimits>) -> Self {
         Self {
             notices,
@@ -61,26 +61,26 @@ impl FullFiles {
 
     /// Records the result of a WRITE of `len` bytes from the kernel's cache. Called before the
     /// reply: until then the bytes count as dirty, and afterwards the kernel accepts as many more.
-    pub(super) fn note(&self, ino: INodeNo, len: usize, written: Result<usize, Errno>) {
+    pub(super) fn record_result(&self, ino: INodeNo, len: usize, written: Result<usize, Errno>) {
         match written {
-            Ok(_) => self.marks.end(NodeId(ino.0)),
+            Ok(_) => self.marks.clear(NodeId(ino.0)),
             Err(errno) => {
                 self.marks.failed(NodeId(ino.0), len as u64, errno);
                 if self.marks.has(NodeId(ino.0)) {
-                    self.notices.forget_attributes_within(ino, ANSWER_TIME);
+                    self.notices.forget_attributes_within(ino, REPLY_DELAY_MAX);
                 }
             }
         }
     }
 
     /// Notes that a file is empty now. True if the kernel must ask before its next write.
-    pub(super) fn emptied(&self, fs: &Filesystem, node: NodeId) -> bool {
-        self.marks.emptied(node, || room(fs))
+    pub(super) fn note_empty(&self, fs: &Filesystem, node: NodeId) -> bool {
+        self.marks.note_empty(node, || free_bytes(fs))
     }
 
     /// Makes the kernel ask before it accepts the next write of a marked file. Called after each
     /// reply that contains attributes.
-    pub(super) fn ask_again(&self, ino: INodeNo) {
+    pub(super) fn invalidate_if_refused(&self, ino: INodeNo) {
         if self.marks.has(NodeId(ino.0)) {
             self.notices.forget_attributes_soon(ino);
         }
@@ -88,17 +88,17 @@ impl FullFiles {
 
     /// The error for a write that the kernel is about to accept, if it is refused.
     pub(super) fn refusal(&self, fs: &Filesystem, node: NodeId) -> Option<Errno> {
-        self.marks.refusal(node, || room(fs))
+        self.marks.refusal(node, || free_bytes(fs))
     }
 
     /// Removes the mark of a file that is no longer in use.
-    pub(super) fn end(&self, node: NodeId) {
-        self.marks.end(node);
+    pub(super) fn clear(&self, node: NodeId) {
+        self.marks.clear(node);
     }
 }
 
 /// Free bytes, if known: unlimited if a WRITE would first reclaim space of removed files.
-fn room(fs: &Filesystem) -> Option<u64> {
+fn free_bytes(fs: &Filesystem) -> Option<u64> {
     if fs.has_reclaimable_space() {
         return Some(u64::MAX);
     }
@@ -123,13 +123,13 @@ struct Mark {
     /// Length of the failed WRITE in bytes.
     len: u64,
     /// When a write is let through again.
-    again_at: Instant,
+    retry_at: Instant,
 }
 
 impl Mark {
     /// True if there is space for a WRITE of that length.
     fn fits(&self, room: Option<u64>) -> bool {
-        room.is_some_and(|room| room > self.len.saturating_add(BESIDE_BYTES))
+        room.is_some_and(|room| room > self.len.saturating_add(HEADROOM_BYTES))
     }
 }
 
@@ -138,11 +138,11 @@ impl Marks {
         let told = [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG, Errno::EROFS];
         if told.contains(&errno) {
             let mut marked = self.marked.lock();
-            let again_at = Instant::now() + PATIENCE;
+            let retry_at = Instant::now() + RETRY_AFTER;
             let mark = Mark {
                 errno,
                 len,
-                again_at,
+                retry_at,
             };
             marked.insert(node, mark);
             self.count.store(marked.len(), Ordering::Release);
@@ -155,7 +155,7 @@ impl Marks {
     }
 
     /// Notes that the file is empty. True if it is marked.
-    fn emptied(&self, node: NodeId, room: impl FnOnce() -> Option<u64>) -> bool {
+    fn note_empty(&self, node: NodeId, room: impl FnOnce() -> Option<u64>) -> bool {
         if !self.was_full.load(Ordering::Acquire) {
             return false;
         }
@@ -163,7 +163,7 @@ impl Marks {
         let Some(mark) = *newest else {
             return false;
         };
-        if Instant::now() >= mark.again_at || mark.fits(room()) {
+        if Instant::now() >= mark.retry_at || mark.fits(room()) {
             *newest = None;
             self.was_full.store(false, Ordering::Release);
             return false;
@@ -175,7 +175,7 @@ impl Marks {
         true
     }
 
-    fn end(&self, node: NodeId) {
+    fn clear(&self, node: NodeId) {
         if self.count.load(Ordering::Acquire) > 0 {
             let mut marked = self.marked.lock();
             marked.remove(&node);
@@ -195,13 +195,13 @@ impl Marks {
         let mark = *self.marked.lock().get(&node)?;
         match mark.errno {
             // This concerns one offset, and the next write may go to another.
-            Errno::EFBIG => self.end(node),
+            Errno::EFBIG => self.clear(node),
             Errno::EROFS => {}
             _ if mark.fits(room()) => {
-                self.end(node);
+                self.clear(node);
                 return None;
             }
-            _ if Instant::now() >= mark.again_at => return None,
+            _ if Instant::now() >= mark.retry_at => return None,
             _ => {}
         }
         Some(mark.errno)
@@ -227,7 +227,7 @@ mod tests {
             assert!(!files.has(FILE));
         }
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
-        files.end(FILE);
+        files.clear(FILE);
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
     }
 
@@ -235,22 +235,25 @@ mod tests {
     fn an_empty_file_is_refused_where_another_had_no_room() {
         let files = Marks::default();
         let empty = NodeId(8);
-        assert!(!files.emptied(empty, || Some(0)));
+        assert!(!files.note_empty(empty, || Some(0)));
         files.failed(FILE, 1 << 20, Errno::EFBIG);
-        assert!(!files.emptied(empty, || Some(0)));
+        assert!(!files.note_empty(empty, || Some(0)));
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
-        assert!(files.emptied(empty, || Some(1 << 20)));
+        assert!(files.note_empty(empty, || Some(1 << 20)));
         let refusal = files.refusal(empty, || Some(1 << 20));
         assert_eq!(refusal, Some(Errno::ENOSPC));
         assert_eq!(files.refusal(empty, || Some(2 << 20)), None);
-        assert!(!files.emptied(empty, || Some(2 << 20)));
+        assert!(!files.note_empty(empty, || Some(2 << 20)));
         assert!(
-            !files.emptied(empty, || Some(0)),
+            !files.note_empty(empty, || Some(0)),
             "there was room meanwhile"
         );
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
-        files.newest.lock().as_mut().unwrap().again_at = Instant::now();
-        assert!(!files.emptied(empty, || Some(0)), "it may be tried again");
+        files.newest.lock().as_mut().unwrap().retry_at = Instant::now();
+        assert!(
+            !files.note_empty(empty, || Some(0)),
+            "it may be tried again"
+        );
     }
 
     #[test]
@@ -267,7 +270,7 @@ mod tests {
     fn lets_one_try_again() {
         let files = Marks::default();
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
-        files.marked.lock().get_mut(&FILE).unwrap().again_at = Instant::now();
+        files.marked.lock().get_mut(&FILE).unwrap().retry_at = Instant::now();
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
         assert!(files.has(FILE));
     }

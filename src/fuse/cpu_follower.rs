@@ -42,7 +42,7 @@ const REQUESTS_UNTIL_ANSWER: u32 = 4;
 
 /// The CPU on which a caller runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Whereabouts {
+pub(super) enum CallerCpu {
     /// On this CPU.
     Cpu(usize),
     /// It is not known.
@@ -54,7 +54,7 @@ pub(super) enum Whereabouts {
 /// Operations of the machine that the follower uses.
 pub(super) trait Machine {
     /// The CPU on which the thread last ran.
-    fn cpu_of(&mut self, pid: u32) -> Whereabouts;
+    fn cpu_of(&mut self, pid: u32) -> CallerCpu;
     /// Moves the calling thread to that CPU. False if that is not allowed.
     fn move_to(&mut self, cpu: usize) -> bool;
     /// Lets the calling thread run on every CPU that it was first allowed to use.
@@ -64,7 +64,7 @@ pub(super) trait Machine {
 /// Moves the reading thread to the CPU of its caller. All calls must come from one thread, the one
 /// that is moved.
 #[derive(Debug)]
-pub(super) struct Follower<M> {
+pub(super) struct CpuFollower<M> {
     machine: M,
     recent: [u32; REMEMBERED_CALLERS],
     requests: u32,
@@ -74,7 +74,7 @@ pub(super) struct Follower<M> {
     next_rest: u32,
 }
 
-impl<M: Machine> Follower<M> {
+impl<M: Machine> CpuFollower<M> {
     pub(super) fn new(machine: M) -> Self {
         Self {
             machine,
@@ -97,7 +97,7 @@ impl<M: Machine> Follower<M> {
             return;
         }
         self.requests += 1;
-        let new_caller = self.remember(pid);
+        let new_caller = self.note_caller(pid);
         let due = self.requests >= REQUESTS_A_LOOKUP
             || (new_caller && self.requests >= REQUESTS_OF_A_NEW_CALLER);
         if due {
@@ -107,7 +107,7 @@ impl<M: Machine> Follower<M> {
 
     /// Counts a turn if the caller called before and another one called in between. True if the
     /// caller is not among the recent ones.
-    fn remember(&mut self, pid: u32) -> bool {
+    fn note_caller(&mut self, pid: u32) -> bool {
         if self.recent[0] == pid {
             return false;
         }
@@ -121,20 +121,20 @@ impl<M: Machine> Follower<M> {
 
     fn look_up(&mut self, pid: u32) {
         let taking_turns = self.turns * 4 > self.requests;
-        let whereabouts = if taking_turns {
-            Whereabouts::Unknown
+        let caller_cpu = if taking_turns {
+            CallerCpu::Unknown
         } else {
             self.machine.cpu_of(pid)
         };
-        if whereabouts == Whereabouts::Pending {
+        if caller_cpu == CallerCpu::Pending {
             self.requests = REQUESTS_A_LOOKUP - REQUESTS_UNTIL_ANSWER;
             return;
         }
         self.requests = 0;
         self.turns = 0;
-        match whereabouts {
-            Whereabouts::Cpu(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
-            Whereabouts::Cpu(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
+        match caller_cpu {
+            CallerCpu::Cpu(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
+            CallerCpu::Cpu(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
             _ => self.rest(),
         }
     }
@@ -170,7 +170,7 @@ impl ThisMachine {
 }
 
 impl Machine for ThisMachine {
-    fn cpu_of(&mut self, pid: u32) -> Whereabouts {
+    fn cpu_of(&mut self, pid: u32) -> CallerCpu {
         self.prober.ask(pid)
     }
 
@@ -208,17 +208,15 @@ impl Prober {
     }
 
     /// Returns the answer if there is one; otherwise submits the question.
-    fn ask(&self, pid: u32) -> Whereabouts {
+    fn ask(&self, pid: u32) -> CallerCpu {
         let (slot, wake) = &*self.0;
         let mut slot = slot.lock();
         match slot.answer.take() {
-            Some((asked, cpu)) if asked == pid => {
-                cpu.map_or(Whereabouts::Unknown, Whereabouts::Cpu)
-            }
+            Some((asked, cpu)) if asked == pid => cpu.map_or(CallerCpu::Unknown, CallerCpu::Cpu),
             _ => {
                 slot.question = Some(pid);
                 wake.notify_one();
-                Whereabouts::Pending
+                CallerCpu::Pending
             }
         }
     }
@@ -283,11 +281,11 @@ mod tests {
     }
 
     impl Machine for Fake {
-        fn cpu_of(&mut self, pid: u32) -> Whereabouts {
+        fn cpu_of(&mut self, pid: u32) -> CallerCpu {
             self.lookups += 1;
             self.cpus
                 .get(&pid)
-                .map_or(Whereabouts::Unknown, |cpu| Whereabouts::Cpu(*cpu))
+                .map_or(CallerCpu::Unknown, |cpu| CallerCpu::Cpu(*cpu))
         }
         fn move_to(&mut self, cpu: usize) -> bool {
             if cpu < self.allowed {
@@ -300,8 +298,8 @@ mod tests {
         }
     }
 
-    fn follower(cpus: &[(u32, usize)]) -> Follower<Fake> {
-        Follower::new(Fake {
+    fn follower(cpus: &[(u32, usize)]) -> CpuFollower<Fake> {
+        CpuFollower::new(Fake {
             cpus: cpus.iter().copied().collect(),
             allowed: 2,
             ..Fake::default()
@@ -384,9 +382,9 @@ mod tests {
         };
         let cpu = loop {
             match machine.cpu_of(std::process::id()) {
-                Whereabouts::Cpu(cpu) => break cpu,
-                Whereabouts::Unknown => panic!("this process is not found"),
-                Whereabouts::Pending => std::thread::yield_now(),
+                CallerCpu::Cpu(cpu) => break cpu,
+                CallerCpu::Unknown => panic!("this process is not found"),
+                CallerCpu::Pending => std::thread::yield_now(),
             }
         };
         assert!(cpu < CpuSet::LIMIT);
@@ -395,7 +393,7 @@ mod tests {
         assert_eq!(processor_field(stat.as_bytes()), Some(39));
         assert_eq!(processor_field(b"12 (a) S 1 2"), None);
         assert_eq!(processor_field(b""), None);
-        while machine.cpu_of(0) == Whereabouts::Pending {
+        while machine.cpu_of(0) == CallerCpu::Pending {
             std::thread::yield_now();
         }
         assert_eq!(read_cpu(0), None);
