@@ -102,7 +102,7 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
     let mut changed = BTreeSet::new();
     for ino in candidates.inodes {
         if let (Some(old), Some(new)) = (meta.inode(ino, from)?, meta.inode(ino, to)?)
-            && essence(old) != essence(new)
+            && comparable(old) != comparable(new)
         {
             changed.insert(ino);
         }
@@ -110,8 +110,8 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
     let (old, new) = (names(meta, from, &changed)?, names(meta, to, &changed)?);
     let (here, elsewhere) = if backward { (&old, to) } else { (&new, from) };
     let mut changes = Vec::new();
-    let mut gone: BTreeMap<Ino, Vec<Name>> = BTreeMap::new();
-    let mut come: BTreeMap<Ino, Vec<(Name, FileKind)>> = BTreeMap::new();
+    let mut disappeared: BTreeMap<Ino, Vec<Name>> = BTreeMap::new();
+    let mut appeared: BTreeMap<Ino, Vec<(Name, FileKind)>> = BTreeMap::new();
     for (parent, name) in candidates.names {
         let before = meta.dirent(parent, &name, from)?;
         let after = meta.dirent(parent, &name, to)?;
@@ -122,15 +122,15 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
                 let is_directory = is_directory(before) || is_directory(after);
                 here.add(&mut changes, ChangeKind::Changed, &place, is_directory);
             }
-            (Some(before), None) => gone.entry(before.ino).or_default().push(place),
+            (Some(before), None) => disappeared.entry(before.ino).or_default().push(place),
             (None, Some(after)) => {
-                let come = come.entry(after.ino).or_default();
-                come.push((place, after.kind));
+                let appeared = appeared.entry(after.ino).or_default();
+                appeared.push((place, after.kind));
             }
             (None, None) => {}
         }
     }
-    pair(meta, from, &old, &new, gone, come, &mut changes)?;
+    report_moves(meta, from, &old, &new, disappeared, appeared, &mut changes)?;
     for ino in changed {
         if ino == Ino::ROOT {
             changes.push(Change {
@@ -157,19 +157,19 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
 }
 
 /// Reports names that disappeared and appeared. Two of one inode are a rename.
-fn pair(
+fn report_moves(
     meta: &Meta,
     from: View,
     old: &Names,
     new: &Names,
-    mut gone: BTreeMap<Ino, Vec<Name>>,
-    come: BTreeMap<Ino, Vec<(Name, FileKind)>>,
+    mut disappeared: BTreeMap<Ino, Vec<Name>>,
+    appeared: BTreeMap<Ino, Vec<(Name, FileKind)>>,
     changes: &mut Vec<Change>,
 ) -> Result<(), MetaError> {
-    for (ino, places) in come {
+    for (ino, places) in appeared {
         for (place, kind) in places {
             let is_directory = kind == FileKind::Directory;
-            let was = gone.get_mut(&ino).and_then(Vec::pop);
+            let was = disappeared.get_mut(&ino).and_then(Vec::pop);
             match (was.and_then(|was| old.path(&was)), new.path(&place)) {
                 (Some(was), Some(path)) => changes.push(Change {
                     path,
@@ -181,7 +181,7 @@ fn pair(
             }
         }
     }
-    for (_, places) in gone {
+    for (_, places) in disappeared {
         for place in places {
             let before = meta.dirent(place.0, &place.1, from)?;
             let is_directory = before.is_some_and(is_directory);
@@ -197,7 +197,7 @@ fn is_directory(entry: DirentRecord) -> bool {
 
 /// An inode record without the fields that reading changes or that describe how its contents are
 /// stored.
-fn essence(record: InodeRecord) -> InodeRecord {
+fn comparable(record: InodeRecord) -> InodeRecord {
     InodeRecord {
         atime: Timespec::default(),
         pages: 0,

@@ -20,7 +20,7 @@ const KEYS_PER_STEP: usize = 128;
 
 /// The range of generations between two kept views in which views were deleted.
 #[derive(Debug)]
-struct Gap {
+struct GenerationGap {
     /// Generation of the oldest deleted view.
     after: Generation,
     /// Generation of the next kept view, or the live one.
@@ -35,7 +35,7 @@ struct Gap {
 /// Progress of the purge.
 #[derive(Debug, Default)]
 pub struct Purge {
-    under_way: Option<(Gap, Option<Vec<u8>>)>,
+    under_way: Option<(GenerationGap, Option<Vec<u8>>)>,
 }
 
 impl Purge {
@@ -74,7 +74,7 @@ impl Purge {
             }
         }
         let left = if next.is_none() {
-            finished(meta, &mut batch, &gap)
+            remove_leaving_rows(meta, &mut batch, &gap)
         } else {
             Vec::new()
         };
@@ -89,7 +89,7 @@ impl Purge {
     }
 }
 
-fn oldest_gap(meta: &Meta) -> Option<Gap> {
+fn oldest_gap(meta: &Meta) -> Option<GenerationGap> {
     let leaving = meta.leaving_views();
     let after = leaving.iter().map(|(_, at)| *at).min()?;
     let kept = meta.kept_generations();
@@ -98,7 +98,7 @@ fn oldest_gap(meta: &Meta) -> Option<Gap> {
     let in_gap = leaving
         .iter()
         .filter(|(_, at)| *at == after || *at < through);
-    Some(Gap {
+    Some(GenerationGap {
         after,
         through,
         is_first: kept.first().is_none_or(|first| *first > after),
@@ -107,7 +107,7 @@ fn oldest_gap(meta: &Meta) -> Option<Gap> {
 }
 
 /// Removes the rows of the deleted views in the range, and returns their ids.
-fn finished(meta: &Meta, batch: &mut Batch, gap: &Gap) -> Vec<ViewId> {
+fn remove_leaving_rows(meta: &Meta, batch: &mut Batch, gap: &GenerationGap) -> Vec<ViewId> {
     for id in &gap.leaving {
         meta.remove_view(batch, *id);
     }
