@@ -33,7 +33,7 @@ fn change(fs: &Filesystem, seed: u8) {
         &[(PAGE + 5, &pattern(seed, 0, 2 * PAGE))],
     );
     put(fs, ROOT, "empty", &[(0, &pattern(seed, 0, 3 * PAGE))]);
-    put(fs, ROOT, "promised", &[(0, &pattern(seed, 0, 40))]);
+    put(fs, ROOT, "reserved", &[(0, &pattern(seed, 0, 40))]);
     put(
         fs,
         ROOT,
@@ -65,7 +65,7 @@ fn a_deployed_volume_holds_what_the_image_sees() {
     assert_eq!(
         made.objects,
         counted.objects - 1,
-        "one was made for a promise alone"
+        "one was made for a reservation alone"
     );
     assert_eq!(made.linked, made.objects);
     assert_eq!(made.inodes, counted.inodes);

@@ -196,7 +196,7 @@ fn add(fs: &Filesystem, node: NodeId, path: &str, found: &mut Tree) {
         FileKind::Symlink => fs.readlink(node).unwrap(),
         _ => Vec::new(),
     };
-    // Blocks are not compared: promises of space are not inherited. Nor is the time of access.
+    // Blocks are not compared: reservations of space are not inherited. Nor is the time of access.
     let seen = format!(
         "{:?} {:o} {} {} {} {} {:?} {:?} {:?} {xattrs:?}",
         attr.kind,
@@ -296,15 +296,15 @@ fn fill(fs: &Filesystem, seed: u8) {
     }
     fs.fsync(copy.node, handle, false).unwrap();
     fs.release(copy.node, handle);
-    // Promised, in part written, in part beyond the end.
-    let (promised, handle) = fs
-        .create(&USER, ROOT, b"promised", 0o600, libc::O_RDWR)
+    // Reserved, in part written, in part beyond the end.
+    let (reserved, handle) = fs
+        .create(&USER, ROOT, b"reserved", 0o600, libc::O_RDWR)
         .unwrap();
     let keep = Fallocate::Allocate { keep_size: true };
-    fs.fallocate(promised.node, handle, 0, 2 * CHUNK as u64, keep)
+    fs.fallocate(reserved.node, handle, 0, 2 * CHUNK as u64, keep)
         .unwrap();
     let written = fs.write(
-        promised.node,
+        reserved.node,
         handle,
         0,
         &pattern(seed, 3, 3 * PAGE),
@@ -312,14 +312,14 @@ fn fill(fs: &Filesystem, seed: u8) {
         false,
     );
     written.unwrap();
-    fs.fsync(promised.node, handle, false).unwrap();
-    fs.release(promised.node, handle);
+    fs.fsync(reserved.node, handle, false).unwrap();
+    fs.release(reserved.node, handle);
     for node in [
         dir,
         link.node,
         pages,
         copy.node,
-        promised.node,
+        reserved.node,
         fifo.unwrap().node,
     ] {
         fs.forget(node, 1);

@@ -228,27 +228,27 @@ fn what_is_not_durable_hides_nothing() {
 }
 
 #[test]
-fn promises_of_the_newest_part_are_kept() {
+fn reservations_of_the_newest_part_are_kept() {
     let mut layers = Layers::new(Mount::new(), CHUNK / 2);
     layers.layers(FLAT);
     let node = layers.mount.at("f");
     let handle = layers.mount.open_rw(node);
     let room = (CHUNK / 2) as u64;
-    let promise = Fallocate::Allocate { keep_size: true };
+    let reservation = Fallocate::Allocate { keep_size: true };
     layers
         .mount
         .fs
-        .fallocate(node, handle, room, room, promise)
+        .fallocate(node, handle, room, room, reservation)
         .unwrap();
-    let promised = layers.mount.fs.usage().contents_bytes;
+    let reserved = layers.mount.fs.usage().contents_bytes;
     layers.mount.fs.run_maintenance().unwrap();
     assert!(parts(&layers)[0] <= FLAT);
-    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, reserved);
     layers.mount.fs.release(node, handle);
     layers = layers.reopen();
-    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, reserved);
     layers.write(99, CHUNK / 2, CHUNK / 2);
-    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, reserved);
     layers.finish();
 }
 

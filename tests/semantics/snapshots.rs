@@ -286,9 +286,9 @@ fn what_a_snapshot_holds_is_told() {
     mount.finish();
 }
 
-/// What `fallocate` promised before a snapshot is kept after it.
+/// A reservation made before a snapshot is kept after it.
 #[test]
-fn a_promise_outlives_a_snapshot() {
+fn a_reservation_survives_a_snapshot() {
     let mount = Mount::with(Some(8 << 20), crate::support::quiet());
     let (node, handle) = mount.create(ROOT, "file");
     let mode = Fallocate::Allocate { keep_size: false };

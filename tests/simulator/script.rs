@@ -1,8 +1,8 @@
-//! A scripted life with every kind of operation. Every step is durable when it returns.
+//! A scripted scenario with every kind of operation. Every step is durable when it returns.
 //!
-//! So after an end the views are those before or after the step that it met, each of them whole;
-//! everything that this step does not touch is as it was; and what happens as a whole has happened
-//! or not.
+//! So after a crash the views are those before or after the interrupted step, each of them intact;
+//! everything that this step does not touch is unchanged; and an atomic step has happened
+//! completely or not at all.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,19 +30,19 @@ type Answer = Result<(), Errno>;
 /// One step of the script.
 pub struct Step {
     pub what: &'static str,
-    /// What may be anything between its two states when the step is cut off; nothing where the whole
-    /// step happens or does not.
+    /// Paths that may be in any state between the two when the step is interrupted; empty if the
+    /// step is atomic.
     touches: &'static [&'static str],
     pub act: fn(&Script) -> Answer,
 }
 
-/// Everything: the step makes the first files.
+/// All paths: the step creates the first files.
 const ALL: &[&str] = &["*"];
 
 /// The step that deploys.
 pub const DEPLOYMENT: &str = "a volume of the image";
 
-/// What the steps are done to.
+/// The mount on which the steps run.
 pub struct Script(pub Mount);
 
 pub const STEPS: &[Step] = &[
@@ -374,7 +374,7 @@ pub fn tree(mount: &Mount, top: NodeId) -> Tree {
     found
 }
 
-/// Compares with the states before and after the step that the end met.
+/// Compares with the states before and after the interrupted step.
 pub fn check(what: &str, step: &Step, found: &State, (before, after): (&State, &State)) {
     let told = || {
         let (found, before, after) = (found.names(), before.names(), after.names());
