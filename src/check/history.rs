@@ -26,7 +26,7 @@ impl Run<'_> {
                 let row = keys::change(version.generation, table, &group.logical);
                 if self.stored.get(Table::Change, &row).is_none() {
                     let message = format!(
-                        "a record of the table {} changed in generation {}, which is not noted",
+                        "a record of the table {} changed in generation {}, which is not recorded",
                         table.name(),
                         version.generation
                     );
@@ -36,7 +36,7 @@ impl Run<'_> {
             }
         }
         if unneeded && !self.leaving {
-            let message = format!("a record of the table {} is needed by nobody", table.name());
+            let message = format!("a record of the table {} is not needed", table.name());
             let live = self.views.live();
             self.report_record(Kind::RecordUnneeded, message, group, live..live + 1);
             self.set_repair(Some(RepairAction::Prune(table, group.logical.clone())));

@@ -286,7 +286,7 @@ impl Run<'_> {
             ExtentRecord::Inline(bytes) => bytes.len() as u64,
             ExtentRecord::Parts { parts, .. } => {
                 if parts.is_empty() {
-                    let message = format!("chunk {chunk} has a record that names nothing");
+                    let message = format!("chunk {chunk} has a record without parts");
                     self.report_inode(entry.ino, Kind::EmptyExtent, message, seen.clone(), None);
                 }
                 let ends = parts.iter().map(|part| u64::from(part.pages.end()));
@@ -306,7 +306,7 @@ impl Run<'_> {
             }
         }
         if let Some((both, size)) = short {
-            let message = format!("chunk {chunk} has contents behind the size {size}");
+            let message = format!("chunk {chunk} has contents beyond the size {size}");
             let repair = RepairAction::Size {
                 ino: entry.ino,
                 at_least: base + end_within(record),
@@ -334,10 +334,8 @@ impl Run<'_> {
                     self.totals.add(range.clone(), 1, pages);
                     self.check_record(entry.ino, record, &names, range.clone());
                     if record.pages.cast_signed() != pages {
-                        let message = format!(
-                            "it counts {}, and {pages} of them there",
-                            count(record.pages, "page")
-                        );
+                        let message =
+                            format!("it counts {}, and has {pages}", count(record.pages, "page"));
                         let repair = RepairAction::Pages {
                             ino: entry.ino,
                             pages: pages.max(0).cast_unsigned(),
@@ -367,7 +365,7 @@ impl Run<'_> {
         let has = |some: &[Range<usize>]| some.iter().any(|other| other.contains(&seen.start));
         if names.total != 0 {
             let message = format!(
-                "{} for inode {ino}, which is not there",
+                "{} for inode {ino}, which does not exist",
                 count(names.total, "name")
             );
             let repair = RepairAction::NamesOf {
@@ -383,7 +381,7 @@ impl Run<'_> {
             );
         }
         if names.subdirectories + names.others != 0 {
-            let message = format!("there are names in directory {ino}, which is not there");
+            let message = format!("there are names in directory {ino}, which does not exist");
             let repair = RepairAction::NamesIn {
                 ino,
                 seen: seen.clone(),
@@ -393,7 +391,7 @@ impl Run<'_> {
         }
         let contents = has(&entry.contents);
         if contents {
-            let message = format!("there are contents of inode {ino}, which is not there");
+            let message = format!("there are contents of inode {ino}, which does not exist");
             let repair = Ino(ino).is_valid().then(|| RepairAction::Remake {
                 ino,
                 size: entry.contents_end,
@@ -403,7 +401,7 @@ impl Run<'_> {
             self.report_inode(ino, kind, message, seen.clone(), repair);
         }
         if has(&entry.attributes) {
-            let message = format!("there are attributes of inode {ino}, which is not there");
+            let message = format!("there are attributes of inode {ino}, which does not exist");
             let repair = (!contents).then_some(RepairAction::AttributesOf {
                 ino,
                 seen: seen.clone(),
@@ -415,7 +413,7 @@ impl Run<'_> {
     fn check_record(&mut self, ino: u64, record: &InodeRecord, names: &Names, seen: Range<usize>) {
         let is_directory = record.kind == FileKind::Directory;
         if !is_directory && names.subdirectories + names.others != 0 {
-            let message = "there are names in it, though it is no directory".to_owned();
+            let message = "there are names in it, though it is not a directory".to_owned();
             let repair = RepairAction::NamesIn {
                 ino,
                 seen: seen.clone(),
@@ -424,7 +422,7 @@ impl Run<'_> {
             self.report_inode(ino, kind, message, seen.clone(), Some(repair));
         }
         if names.kinds.keys().any(|kind| *kind != record.kind as u8) {
-            let message = "a name says another kind of file than it is".to_owned();
+            let message = "a name records another kind of file than its inode".to_owned();
             let repair = RepairAction::KindOf {
                 ino,
                 kind: record.kind,
@@ -502,7 +500,7 @@ impl Run<'_> {
         };
         if record.parent.0 != parent {
             let said = record.parent.0;
-            let message = format!("it says that it is in directory {said} and is in {parent}");
+            let message = format!("its recorded parent is {said}, and its parent is {parent}");
             let repair = RepairAction::Parent {
                 ino,
                 parent,
@@ -528,7 +526,7 @@ impl Run<'_> {
                 self.report_inode(ino, Kind::Orphan, message.to_owned(), seen, None);
             }
             (_, true) => {
-                let message = "it has a name and is listed to be removed".to_owned();
+                let message = "it has a name and is listed for removal".to_owned();
                 let repair = RepairAction::ForgetOrphan(ino);
                 self.report_inode(ino, Kind::OrphanInUse, message, seen, Some(repair));
             }

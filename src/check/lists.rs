@@ -175,7 +175,8 @@ impl Run<'_> {
         self.report.record_bytes = record_bytes;
         if counters.frozen >= counters.generation {
             let frozen = counters.frozen;
-            let message = format!("everything up to generation {frozen} is another volume's too");
+            let message =
+                format!("everything up to generation {frozen} is shared with another volume");
             self.report(
                 Finding::new(Kind::FutureRecord, message),
                 PathHint::None,
@@ -239,7 +240,7 @@ impl Run<'_> {
     pub(super) fn check_orphan_rows(&mut self) {
         for ino in std::mem::take(&mut self.orphans) {
             if !self.orphans_seen.contains(&ino) {
-                let message = format!("inode {ino} is listed to be removed and is not there");
+                let message = format!("inode {ino} is listed for removal and does not exist");
                 let finding = Finding::new(Kind::OrphanInUse, message).inode(ino);
                 self.report(finding, PathHint::None, self.live_only());
                 self.set_repair(Some(RepairAction::ForgetOrphan(ino)));
@@ -254,7 +255,9 @@ impl Run<'_> {
             match (keys::number_of(&key), ObjectName::decode(&value)) {
                 (Some(number), Some(name)) => {
                     if number >= self.stored.counters().next_garbage {
-                        let message = format!("row {number} of garbage is one of those to come");
+                        let message = format!(
+                            "row {number} of garbage has a number that is not allocated yet"
+                        );
                         let finding = Finding::new(Kind::GarbageNumber, message).object(name);
                         self.report(finding, PathHint::None, 0..0);
                         self.set_repair(Some(match number {

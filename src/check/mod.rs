@@ -140,7 +140,7 @@ pub enum CheckError {
     #[error("the backing store failed: {0}")]
     Io(#[from] std::io::Error),
     /// The repairs are on disk, but the platform keystore could not record that.
-    #[error("what was done is on disk, but the platform keystore could not be told of it: {0}")]
+    #[error("what was done is on disk, but the platform keystore could not record it: {0}")]
     NotRemembered(#[source] KeyError),
     /// A bug in this program.
     #[error("a fault of this program")]
@@ -426,7 +426,7 @@ fn open_stored(
     if let Some(ahead) = ahead.filter(|it| Some(it.sequence) > newest) {
         let (known, found) = (ahead.sequence.0, newest.unwrap_or_default().0);
         let message = format!(
-            "its metadata are of commit {found}, and there is a checkpoint of commit {known}"
+            "its metadata is of commit {found}, and there is a checkpoint of commit {known}"
         );
         report
             .findings
@@ -442,7 +442,7 @@ fn open_stored(
         Ok(true) => {}
         Ok(false) if !stored.counters().clean => {}
         Ok(false) => {
-            let message = "its record of free pages is off, and is made anew by the next recovery";
+            let message = "its record of free pages is wrong, and is rebuilt by the next recovery";
             report
                 .findings
                 .push(Finding::new(Kind::MetadataSpace, message));
@@ -524,7 +524,7 @@ impl Run<'_> {
         counters: &crate::meta::records::Counters,
     ) -> Result<Outcome, CheckError> {
         if self.half_restored {
-            let message = "it is being taken back to a snapshot, which the next mount goes on with";
+            let message = "a restore from a snapshot is under way, which the next mount continues";
             let finding = Finding::new(Kind::HalfRestored, message);
             self.report(finding, PathHint::None, 0..0);
         }
@@ -542,7 +542,7 @@ impl Run<'_> {
             self.check_objects()?;
         }
         if self.malformed > 0 {
-            let message = format!("{} keys are not those of records", self.malformed);
+            let message = format!("{} keys are malformed", self.malformed);
             self.report(Finding::new(Kind::Record, message), PathHint::None, 0..0);
         }
         self.leave_out_what_is_guessed();

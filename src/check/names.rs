@@ -227,11 +227,11 @@ impl Run<'_> {
         let is_shared = self.shares_position(group, named);
         let why = match named.name {
             b"" => "it is empty",
-            b"." | b".." => "it has a meaning of its own",
+            b"." | b".." => "it has a special meaning",
             name if name.len() > 255 => "it is longer than 255 bytes",
             name if name.contains(&0) || name.contains(&b'/') => "it has a NUL or a / in it",
             _ if !(hash..hash + keys::NEARBY).contains(&named.position) => {
-                "it is not where looking it up looks"
+                "a lookup does not find it"
             }
             _ if is_shared => "another name has its position in the directory",
             _ => return,

@@ -153,7 +153,7 @@ impl Run<'_> {
             }
         }
         for (name, row) in used {
-            let message = "it is to be removed, and an extent names it";
+            let message = "it is listed for removal, and an extent names it";
             let finding = Finding::new(Kind::GarbageInUse, message).object(name);
             self.report(finding, PathHint::None, 0..0);
             self.set_repair(Some(RepairAction::Row(Table::Garbage, row, None)));

@@ -106,7 +106,7 @@ impl Run<'_> {
             for ino in tree.cycles(*view) {
                 let seen = *view as usize..until;
                 let repair = (until > live).then_some(RepairAction::Detach { ino });
-                let message = "it is in a circle of directories that none of the others leads to";
+                let message = "it is in a cycle of directories that is not below the root";
                 self.report_inode(ino, Kind::Detached, message.to_owned(), seen, repair);
             }
         }

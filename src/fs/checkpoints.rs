@@ -136,7 +136,7 @@ impl Filesystem {
         *orders.stop.lock() = true;
         orders.wake.notify_all();
         if worker.thread().id() != std::thread::current().id() && worker.join().is_err() {
-            tracing::error!("the thread that makes checkpoints ended with a panic");
+            tracing::error!("the checkpoint thread panicked");
         }
     }
 
@@ -182,7 +182,7 @@ impl Filesystem {
                 match error {
                     CheckpointError::Damaged { .. } => tracing::error!(
                         %error,
-                        "no checkpoint: the metadata are damaged; unmount the volume and check it"
+                        "no checkpoint: the metadata is damaged; unmount the volume and check it"
                     ),
                     error => tracing::warn!(%error, "no checkpoint of the metadata could be made"),
                 }

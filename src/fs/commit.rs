@@ -141,7 +141,7 @@ impl Filesystem {
                     if turn.is_err() {
                         // Without this thread nothing would be committed by time any more.
                         this.meta
-                            .latch("a fault of this program in the committing thread");
+                            .latch("a bug of this program in the committer thread");
                     }
                     if stop {
                         break;
@@ -264,7 +264,7 @@ impl Filesystem {
             && worker.thread().id() != std::thread::current().id()
             && worker.join().is_err()
         {
-            tracing::error!("the committing thread ended with a panic");
+            tracing::error!("the committer thread panicked");
         }
     }
 

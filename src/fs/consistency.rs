@@ -21,13 +21,13 @@ use crate::meta::records::{DirentRecord, InodeRecord};
 fn contradiction(parent: Ino, entry: DirentRecord, record: &InodeRecord) -> Option<&'static str> {
     let is_directory = record.kind == FileKind::Directory;
     if record.kind != entry.kind {
-        Some("a name says another kind of file than it is")
+        Some("a name records another kind of file than its inode")
     } else if record.nlink == 0 {
-        Some("a name leads to it and it counts none")
+        Some("a name leads to it, but its link count is 0")
     } else if is_directory && entry.ino == Ino::ROOT {
         Some("a name leads to the root directory")
     } else if is_directory && record.parent != parent {
-        Some("a name in another directory leads to it than the one that it says it is in")
+        Some("a name leads to it from a directory other than its parent")
     } else {
         None
     }
@@ -49,7 +49,7 @@ impl Filesystem {
         entry: DirentRecord,
     ) -> Result<InodeRecord, Errno> {
         let Some(record) = self.meta.inode(entry.ino, View::LIVE)? else {
-            return Err(self.inconsistent(entry.ino, "a name leads to it and it is not there"));
+            return Err(self.inconsistent(entry.ino, "a name leads to it, but it does not exist"));
         };
         match contradiction(parent, entry, &record) {
             Some(what) => Err(self.inconsistent(entry.ino, what)),
@@ -116,7 +116,7 @@ impl Filesystem {
         }
         match self.meta.inode(record.parent, View::LIVE)? {
             Some(_) => self.getattr(node_in(node.view(), record.parent)?),
-            None => Err(self.inconsistent(node.ino(), "the directory that holds it is not there")),
+            None => Err(self.inconsistent(node.ino(), "its parent directory does not exist")),
         }
     }
 }

@@ -138,10 +138,10 @@ impl Filesystem {
         match volume.judge(&file.slots()) {
             // Read-only: nothing is written, and no record says that this is the volume.
             Err(older) if options.read_only && volume.accepts_restored => {
-                tracing::warn!(%older, "shown as it is, as was asked for");
+                tracing::warn!(%older, "opened read-only, as requested");
             }
             Err(older) if options.read_only && volume.is_copy() => {
-                tracing::warn!(%older, "an older copy of the volume is shown as it is");
+                tracing::warn!(%older, "an older copy of the volume is opened read-only");
             }
             judged => judged?,
         }
@@ -217,13 +217,13 @@ impl Filesystem {
             // If the original comes back, both copies could be used: only one of them may be the
             // volume.
             Ok(()) if volume.takes_over() => {
-                tracing::warn!("it takes the place of the original, as was asked for");
+                tracing::warn!("it replaces the original, as requested");
             }
             Ok(()) => {
-                tracing::warn!("the volume is not older than it is known to be: nothing to accept");
+                tracing::warn!("the volume is not older than its record: nothing to accept");
                 return Ok(volume);
             }
-            Err(older) => tracing::warn!(%older, "accepted as it is, as was asked for"),
+            Err(older) => tracing::warn!(%older, "accepted, as requested"),
         }
         let known = volume.record.as_ref().map_or(Sequence(0), |r| r.sequence);
         let meta = Meta::open(file, meta_cache_bytes)?;
@@ -245,7 +245,9 @@ impl Filesystem {
     fn recover_and_mark_in_use(&self) -> Result<(), FsError> {
         self.meta.file().reserve_holes();
         if !self.meta.counters().clean {
-            tracing::info!("the volume was not left clean: looking for what nothing names");
+            tracing::info!(
+                "the volume was not closed cleanly: looking for objects that nothing names"
+            );
             // If only the process ended, pages that it wrote may be in the kernel's memory only.
             // They are read from now on, so an fsync must find them on the disk.
             if !planted(Bug::NoSyncAfterKill) {

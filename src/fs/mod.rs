@@ -132,16 +132,14 @@ pub enum FsError {
     #[error("writing had ended before, and what was not on disk by then is lost: {0}")]
     Stopped(String),
     /// A restore is incomplete, and the volume may not be written to finish it.
-    #[error(
-        "it is being taken back to a snapshot, which was cut off and is finished by the next use that may write"
-    )]
+    #[error("a restore from a snapshot was interrupted; the next writable mount finishes it")]
     HalfRestored,
     /// The volume is older than the platform keystore knows it to be.
     #[error("the volume is not the newest state that this machine knows: {0}")]
     RolledBack(#[from] Rollback),
     /// Everything is on disk, but the platform keystore could not record it.
     #[error(
-        "everything is on disk, but the platform keystore could not be told of it, so that an older \
+        "everything is on disk, but the platform keystore could not record it, so that an older \
          copy from after its last record would not be noticed: {0}"
     )]
     NotRemembered(#[source] KeyError),
@@ -263,7 +261,7 @@ impl Filesystem {
             Some(record) => Ok(record),
             // The root cannot be removed.
             None if node == NodeId::ROOT => {
-                Err(self.inconsistent(Ino::ROOT, "the root directory is not there"))
+                Err(self.inconsistent(Ino::ROOT, "the root directory does not exist"))
             }
             None => Err(Errno::ESTALE),
         }

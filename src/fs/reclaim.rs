@@ -64,7 +64,7 @@ impl Filesystem {
         tracing::info!(
             committed,
             freed,
-            "the disk is full: removed files give their room back"
+            "the disk is full: space of removed files was reclaimed"
         );
         *made += 1;
         freed

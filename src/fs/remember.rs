@@ -48,12 +48,12 @@ impl Filesystem {
     pub(super) fn record_in_keystore(&self, clean: bool) {
         match self.write_keystore_record(clean) {
             Ok(()) if self.keystore.succeeded() => {
-                tracing::info!("the platform keystore knows of the newest commit again");
+                tracing::info!("the platform keystore has the newest commit again");
             }
             Err(error) if self.keystore.failed(&error) => {
                 tracing::error!(
                     %error,
-                    "the platform keystore cannot be told of commits: until it can, an older copy \
+                    "the platform keystore cannot record commits: until it can, an older copy \
                      that is put in the volume's place would not be noticed"
                 );
             }

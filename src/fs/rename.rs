@@ -215,11 +215,11 @@ impl Filesystem {
                 record.kind == FileKind::Directory && (record.nlink > 0 || at == below)
             };
             let Some(record) = record.filter(is_named) else {
-                let what = "it holds directories and is no directory that has a name";
+                let what = "it contains directories but is not a directory with a name";
                 return Err(self.inconsistent(at, what));
             };
             if !climb.up(record.parent) {
-                let what = "the directories above it lead in a circle and not to the root";
+                let what = "the directories above it form a cycle without the root";
                 return Err(self.inconsistent(at, what));
             }
         }

@@ -193,7 +193,7 @@ impl Filesystem {
         if target == Generation(0) {
             return Ok(());
         }
-        tracing::info!("going on with taking the volume back to a snapshot");
+        tracing::info!("continuing a restore from a snapshot");
         let pause = self.meta.pause();
         let restored = self.restore_paused(target);
         drop(pause);

@@ -66,7 +66,7 @@ impl Filesystem {
             self.put_in_place(holder, live(parent)?, name)
         });
         if let Err(error) = self.remove_inode(holder) {
-            tracing::warn!(%error, "the rest of a restore goes at the next mount");
+            tracing::warn!(%error, "what is left of a restore is removed by the next mount");
         }
         let replaced = placed.inspect_err(|_| self.remove_pending())?;
         self.after_unlink(replaced);
@@ -346,7 +346,7 @@ impl Filesystem {
                 let ((position, name), entry) = parts.ok_or(Errno::EIO)?;
                 let hash = self.meta.name_hash(name);
                 if !(hash..hash + keys::NEARBY).contains(&position) {
-                    let what = "a name in it is not where looking it up looks";
+                    let what = "a name in it is not at the position where a lookup finds it";
                     return Err(self.inconsistent(ino, what));
                 }
                 self.named_inode(ino, entry)?;

@@ -512,7 +512,7 @@ impl Filesystem {
 pub fn check_name(name: &str) -> Result<(), ViewError> {
     match name {
         "" => Err(bad_name(name, "it is empty")),
-        "." | ".." => Err(bad_name(name, "it has a meaning of its own")),
+        "." | ".." => Err(bad_name(name, "it has a special meaning")),
         _ if name.len() > VIEW_NAME_BYTES_MAX => Err(bad_name(name, "it is longer than 255 bytes")),
         _ if name.contains('/') => Err(bad_name(name, "it has a / in it")),
         // VOLUME@NAME names a view, and the directory of a volume may contain an @.

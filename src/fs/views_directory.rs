@@ -65,11 +65,11 @@ impl SnapshotDir {
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         match text {
             "off" => Ok(Self::Off),
-            "" | "." | ".." => Err("a name, or off, is wanted"),
-            IMAGES => Err("that is where images are; another name is wanted"),
-            _ if text.len() > NAME_BYTES_MAX => Err("a name of at most 255 bytes is wanted"),
-            _ if text.contains('/') => Err("a name in the root, without a /, is wanted"),
-            _ if text.contains(char::is_control) => Err("a name that can be shown is wanted"),
+            "" | "." | ".." => Err("expected a name, or off"),
+            IMAGES => Err("that is where images are; expected another name"),
+            _ if text.len() > NAME_BYTES_MAX => Err("expected a name of at most 255 bytes"),
+            _ if text.contains('/') => Err("expected a name in the root, without a /"),
+            _ if text.contains(char::is_control) => Err("expected a printable name"),
             name => Ok(Self::Named(name.to_owned())),
         }
     }

@@ -102,7 +102,7 @@ impl Adapter {
         match changed {
             Ok(true) => self.notices.forget_attributes(ino),
             Ok(false) => {}
-            Err(errno) => tracing::debug!(ino = ino.0, ?errno, "no time of access"),
+            Err(errno) => tracing::debug!(ino = ino.0, ?errno, "the access time was not updated"),
         }
     }
 }

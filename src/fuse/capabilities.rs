@@ -45,7 +45,7 @@ pub(super) fn negotiate(
             continue;
         }
         if config.add_capabilities(capability).is_err() {
-            tracing::info!(?capability, "not offered by this kernel; done without");
+            tracing::info!(?capability, "not offered by this kernel; not used");
         } else if capability == InitFlags::FUSE_DONT_MASK {
             applies_umask = true;
         }

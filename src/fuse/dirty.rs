@@ -98,7 +98,11 @@ impl DirtyLimits {
             DIRTY_BYTES_MAX
         };
         write_limit(folder, "max_bytes", most);
-        tracing::debug!(room, is_near, "what the kernel may hold back was changed");
+        tracing::debug!(
+            room,
+            is_near,
+            "the kernel's limit of dirty pages was changed"
+        );
     }
 }
 

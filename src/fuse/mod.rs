@@ -249,7 +249,7 @@ fn start_session(adapter: Adapter, device: File) -> io::Result<fuser::Session<Ad
 
 fn remove_mount(mounted: &Mounted) {
     if let Err(error) = mounted.unmount(true) {
-        tracing::warn!(%error, "the mount could not be taken away");
+        tracing::warn!(%error, "the mount could not be removed");
     }
 }
 
@@ -285,7 +285,7 @@ fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounte
                 is_logged = true;
                 tracing::warn!(
                     %error,
-                    "still serving: the mount is in use, and goes when it is free; another signal \
+                    "still serving: the mount is in use, and is unmounted when it is free; another signal \
                      detaches it"
                 );
             }
@@ -299,7 +299,7 @@ fn save(filesystem: &Weak<Filesystem>, mounted: &Mounted) {
         return;
     };
     if let Err(error) = mounted.send_all() {
-        tracing::debug!(%error, "the kernel may hold something back");
+        tracing::debug!(%error, "the kernel may still have dirty pages");
     }
     if let Err(error) = filesystem.sync() {
         tracing::error!(%error, "not everything could be made durable");

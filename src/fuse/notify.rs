@@ -123,7 +123,7 @@ impl KernelCache for Notices {
         // Inode by inode, the kernel would send single pages, and no times.
         let sent = self.0.get().map(|channels| channels.mounted.send_all());
         if let Some(Err(error)) = sent {
-            tracing::debug!(%error, "the kernel sends what it holds back file by file");
+            tracing::debug!(%error, "the kernel sends its dirty pages file by file");
         }
         for node in nodes {
             Self::write_back(self, INodeNo(node.0));
@@ -152,7 +152,7 @@ impl KernelCache for Notices {
 
 fn forget_attributes(notifier: &Notifier, ino: INodeNo) {
     if let Err(error) = notifier.inval_inode(ino, -1, 0) {
-        tracing::debug!(ino = ino.0, %error, "attributes not forgets");
+        tracing::debug!(ino = ino.0, %error, "attributes not dropped");
     }
 }
 

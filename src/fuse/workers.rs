@@ -225,7 +225,7 @@ impl Workers {
                 let is_more_needed = !pool.wake() && pool.threads < LENGTHY_MAX;
                 drop(queues);
                 if is_more_needed && let Err(error) = self.start_one(Kind::Lengthy) {
-                    tracing::debug!(%error, "no further thread; those that there are do it");
+                    tracing::debug!(%error, "no further thread could be started");
                 }
             }
         }
@@ -304,7 +304,7 @@ pub(super) fn run_guarded(what: &str, body: impl FnOnce()) {
         tracing::error!(
             what,
             message,
-            "a request failed by a fault of this program; answered EIO"
+            "a bug of this program failed a request; answered EIO"
         );
     }
 }

@@ -202,7 +202,7 @@ impl<'a> OpenedStream<'a> {
         let (folders, unsynced) = self.objects(&transported, fresh, &mut received, progress)?;
         if (received.objects, received.pages) != (counts.objects, counts.pages) {
             return Err(StreamError::Tampered {
-                what: "counts are others",
+                what: "counts do not match",
             }
             .into());
         }
@@ -269,7 +269,7 @@ impl<'a> OpenedStream<'a> {
         counts: &Counts,
         progress: &dyn Progress,
     ) -> Result<Stored, ImageError> {
-        const WRITING: &str = "cannot write the metadata that come";
+        const WRITING: &str = "cannot write the received metadata";
         self.stream.meta(counts)?;
         let file = create_unlinked_file(&*fresh.store).map_err(ImageError::io(WRITING))?;
         let mut buffer = vec![0; RUN_STRIDES as usize * META_STRIDE_BYTES];

@@ -80,7 +80,7 @@ pub enum ImageError {
     Transported(#[source] MetaError),
     /// The metadata of an image contradicts itself.
     #[error(
-        "the image is refused, because its metadata contradict themselves: {first}{}",
+        "the image is refused, because its metadata contradicts itself: {first}{}",
         and_others(*others)
     )]
     Inconsistent {
@@ -98,7 +98,7 @@ pub enum ImageError {
         source: SealedError,
     },
     /// An object is sealed under a key set that is not available.
-    #[error("object {} of folder {:08x} is sealed under a key set that is not at hand", .object.object, .object.folder.0)]
+    #[error("object {} of folder {:08x} is sealed under a key set that is not available", .object.object, .object.folder.0)]
     NoKeySet {
         /// The object.
         object: ObjectName,

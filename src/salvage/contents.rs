@@ -75,7 +75,7 @@ impl FileCopy<'_, '_> {
         let here = self.size.saturating_sub(base).min(CHUNK_BYTES);
         match ExtentRecord::decode(value) {
             _ if here == 0 => Ok(()),
-            None => self.report_loss(base..base + here, "its record is not one of this format"),
+            None => self.report_loss(base..base + here, "its record cannot be decoded"),
             Some(ExtentRecord::Inline(bytes)) => {
                 let bytes = &bytes[..bytes.len().min(here as usize)];
                 self.write(bytes, base)
@@ -184,7 +184,8 @@ fn open(source: &Source<'_>, part: &Part) -> Result<ContentsFile, String> {
     let name = part.id.name;
     let describe = |why: &str| format!("object {:08x}-{}: {why}", name.folder.0, name.object);
     let keys = source.keys.get(part.id.epoch);
-    let keys = keys.ok_or_else(|| describe("it is sealed under a key set that is not there"))?;
+    let keys =
+        keys.ok_or_else(|| describe("it is sealed under a key set that is not available"))?;
     let file = source.store.open(&object_path(name), OpenMode::Read);
     let file = file.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => describe("it is gone"),

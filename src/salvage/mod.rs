@@ -142,7 +142,7 @@ pub fn salvage(
             what: "older",
             offset: None,
             length: None,
-            reason: "it was being taken back to a snapshot: a part of it is as it was before"
+            reason: "a restore from a snapshot was under way: a part of it is as it was before"
                 .to_owned(),
         })?;
     }

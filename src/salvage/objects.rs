@@ -107,7 +107,8 @@ fn extract_one(
         .iter()
         .map(|keys| ContentsFile::new(Arc::clone(&file), keys, CryptoId(name.object.0)));
     let Some(object) = objects.find(opens) else {
-        let reason = "no page of it opens by its name: it is a copy's, or damaged";
+        let reason =
+            "no page of it opens with the crypto id in its name: it is a linked copy, or damaged";
         return report_loss(report, path, reason.to_owned());
     };
     let directory = out.directory(&PLACE)?;

@@ -196,7 +196,7 @@ impl Records {
         let all = Vec::new()..vec![0xFF; 9];
         let Some(first) = self.sources.first() else {
             return vec![KeyRange {
-                gap: Gap::all("there are no metadata"),
+                gap: Gap::all("there is no metadata"),
                 state: Completeness::Missing,
             }];
         };

@@ -187,7 +187,7 @@ impl Walk<'_, '_> {
             }
         }
         for _ in 0..self.undecodable_xattrs(ino) {
-            let reason = "the record of an extended attribute is not of this format".to_owned();
+            let reason = "the record of an extended attribute cannot be decoded".to_owned();
             self.report_loss("attributes", reason)?;
         }
         if older {
@@ -314,7 +314,7 @@ impl Walk<'_, '_> {
         }
         let ino = entry.ino;
         if !is_ino(ino) {
-            self.report_loss("name", "it names no inode".to_owned())?;
+            self.report_loss("name", "its inode number is not valid".to_owned())?;
             return Ok(None);
         }
         let inode = match self.inode(ino) {
@@ -366,7 +366,7 @@ impl Walk<'_, '_> {
             }
             self.report.counts.links += 1;
             return match harmed {
-                true => self.report_loss("contents", "lost under another of its names".to_owned()),
+                true => self.report_loss("contents", "lost; see another of its names".to_owned()),
                 false => Ok(()),
             };
         }
@@ -555,5 +555,5 @@ impl Walk<'_, '_> {
     }
 }
 
-const UNDECODABLE_NAME: &str = "the record of a name in it is not of this format";
+const UNDECODABLE_NAME: &str = "the record of a name in it cannot be decoded";
 const LOST_INODE: &str = "its inode cannot be read: owner, mode, times and length are not known";

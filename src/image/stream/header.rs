@@ -137,7 +137,7 @@ impl ExportHeader {
     fn check(&self) -> Result<(), StreamError> {
         self.check_features()?;
         if !self.transport.is_well_formed() {
-            return Err(invalid("its keys are wrapped in a way that nobody uses"));
+            return Err(invalid("the wrapping of its keys is not valid"));
         }
         self.check_customer_key()?;
         self.check_key_set()?;

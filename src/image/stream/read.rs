@@ -214,12 +214,12 @@ impl<'a> StreamReader<'a> {
         self.fill_unhashed(&mut mac, within)?;
         if !keys.verify_end(&digest, &mac) {
             return Err(StreamError::Tampered {
-                what: "end mark is another's",
+                what: "end mark does not match",
             });
         }
         if claimed != [counts.objects, counts.pages, counts.sealed_bytes()] {
             return Err(StreamError::Tampered {
-                what: "counts are others",
+                what: "counts do not match",
             });
         }
         match self.fill_unhashed(&mut [0], within) {
