@@ -11,7 +11,7 @@ use std::io;
 use super::io_hints;
 use crate::errno::Errno;
 use crate::fs::FsError;
-use crate::fs::views::{ReadOnlyBecause, ViewError};
+use crate::fs::snapshots::{ReadOnlyBecause, ViewError};
 use crate::image::ImageError;
 use crate::keys::{ErrorKind, KeyError};
 use crate::sys::interrupt;

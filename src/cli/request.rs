@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::check::{Finding, Report};
+use crate::fs::snapshots::{Change, ChangeKind, ViewInfo, ViewKind};
 use crate::fs::types::Timespec;
-use crate::fs::views::{Change, ChangeKind, ViewInfo, ViewKind};
 use crate::keys::PassphraseSource;
 
 /// The two kinds of kept views.

@@ -22,7 +22,7 @@ use super::request::{self, Kind, Outcome, Passphrase, Receiver, Request, ViewRep
 use super::serve::serve;
 use super::wire;
 use crate::audit;
-use crate::fs::views::{self, ReadOnlyBecause, ViewError};
+use crate::fs::snapshots::{self, ReadOnlyBecause, ViewError};
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
@@ -295,7 +295,7 @@ fn only_named(kind: Kind, name: String) -> ViewReport {
 
 /// Says what is wrong with a name, which the kernel does not.
 fn check_new_name(request: &Request, name: &str) -> Result<(), CliError> {
-    views::check_name(name).map_err(|error| CliError::view(request.doing(), &error))
+    snapshots::check_name(name).map_err(|error| CliError::view(request.doing(), &error))
 }
 
 /// A name that would lead out of the directory is none.

@@ -6,8 +6,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::types::{NodeId, Timespec};
-use super::{Filesystem, ViewsDirectory};
+use super::Filesystem;
+use super::types::{NodeId, Timespec, ViewsDirectory};
 use crate::errno::Errno;
 use crate::meta::Batch;
 use crate::meta::records::InodeRecord;

@@ -4,8 +4,8 @@
 //! and no other entry of the directory has it. Offsets 0 and 1 are `.` and `..`; an entry at
 //! position p has offset p + 2. All offsets are below 2^31, so they fit into an `off_t` of 32 bits.
 
-use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
-use super::{Filesystem, ViewsDirectory, check_name, node_in};
+use super::types::{Attr, DirEntry, FileKind, Handle, NodeId, ViewsDirectory};
+use super::{Filesystem, check_name, node_in};
 use crate::errno::Errno;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::DirentRecord;

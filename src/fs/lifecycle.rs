@@ -175,7 +175,7 @@ impl Filesystem {
             background: Mutex::default(),
             wake: Condvar::new(),
             worker: Mutex::new(None),
-            checkpoints: super::checkpoints::Checkpoints::default(),
+            checkpoints: super::background::Checkpoints::default(),
             remounted_read_only: AtomicBool::new(false),
             was_shut_down: AtomicBool::new(false),
             remounting: Mutex::new(()),
@@ -186,7 +186,7 @@ impl Filesystem {
             purge: Mutex::default(),
             trimming: RwLock::default(),
             cache: RwLock::default(),
-            keystore: super::remember::KeystoreState::default(),
+            keystore: super::background::KeystoreState::default(),
         });
         if !this.options.read_only {
             tracing::info!(

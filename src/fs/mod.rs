@@ -12,30 +12,24 @@
 mod access_times;
 mod acl;
 mod attributes;
+mod background;
 mod check;
-mod checkpoints;
 mod commit;
 mod consistency;
 mod contents;
 mod directories;
-mod images;
 mod lifecycle;
 mod lookup;
 mod names;
 pub mod privileges;
-mod reclaim;
 mod references;
-mod remember;
 mod remount;
 mod rename;
-mod restore;
-mod restore_path;
 mod seek;
 mod separate;
 mod shutdown;
+pub mod snapshots;
 pub mod types;
-pub mod views;
-mod views_directory;
 mod xattrs;
 
 use std::collections::HashMap;
@@ -58,9 +52,9 @@ use crate::store::os_error;
 use crate::volume::{Rollback, Volume, VolumeError};
 use access_times::AccessTimesNow;
 use references::References;
+pub use snapshots::SnapshotDir;
+use types::ViewsDirectory;
 use types::{Handle, NodeId};
-pub use views_directory::SnapshotDir;
-use views_directory::ViewsDirectory;
 
 pub use access_times::AccessTimes;
 pub use lifecycle::Usage;
@@ -203,10 +197,10 @@ pub struct Filesystem {
     pending_removals: Mutex<Vec<Ino>>,
     /// How often space was reclaimed on a full disk. Held while it is.
     reclaims: Mutex<u64>,
-    background: Mutex<commit::Background>,
+    background: Mutex<background::Background>,
     wake: Condvar,
     worker: Mutex<Option<std::thread::JoinHandle<()>>>,
-    checkpoints: checkpoints::Checkpoints,
+    checkpoints: background::Checkpoints,
     /// The filesystem was remounted read-only.
     remounted_read_only: AtomicBool,
     /// The filesystem was shut down.
@@ -226,7 +220,7 @@ pub struct Filesystem {
     /// Held exclusively while hidden pages are given back.
     trimming: RwLock<()>,
     cache: RwLock<Option<Arc<dyn KernelCache>>>,
-    keystore: remember::KeystoreState,
+    keystore: background::KeystoreState,
 }
 
 /// The kernel's cache of the filesystem's state. Its methods may wait until requests are answered,

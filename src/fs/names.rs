@@ -1,8 +1,8 @@
 //! Creating and removing names.
 
 use super::privileges::SETGID;
-use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec};
-use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, ViewsDirectory, check_name, node_in};
+use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec, ViewsDirectory};
+use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, check_name, node_in};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::keys::Table;

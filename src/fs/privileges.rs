@@ -14,7 +14,7 @@
 //! requires none of the rights that it checks, and still removes bits. Linux then requires the
 //! owner of the file, or `CAP_FOWNER`.
 
-use super::types::{Caller, FileKind, SetAttr};
+use super::types::{Caller, FileKind, ImpliedChange, SetAttr};
 use crate::errno::Errno;
 use crate::meta::records::InodeRecord;
 
@@ -59,21 +59,6 @@ impl Privileges for Caller {
     fn sees_trusted(&self) -> bool {
         self.uid == 0
     }
-}
-
-/// The kind of a change of attributes, as far as privileges are concerned and its fields do not
-/// show it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ImpliedChange {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// A change of contents.
-    Contents,
-    /// A change of the owner.
-    Owner,
-    /// Either of them; which one is unknown.
-    Either,
 }
 
 /// The privileges that a change removes.

@@ -1,6 +1,5 @@
 //! Types of the filesystem's interface: plain values without any FUSE type.
 
-use super::privileges::ImpliedChange;
 use crate::ids::{Ino, ViewId};
 
 use crate::meta::records::ViewKind;
@@ -49,7 +48,7 @@ impl NodeId {
 
     /// The directory that holds the kept views of that kind, whatever its name is.
     pub fn of_views(kind: ViewKind) -> Self {
-        super::ViewsDirectory(kind).node()
+        ViewsDirectory(kind).node()
     }
 
     /// True for a node of the live view.
@@ -66,7 +65,7 @@ impl NodeId {
     /// True for a directory that holds kept views. Creating, removing and renaming entries in it
     /// takes long.
     pub fn holds_views(self) -> bool {
-        super::ViewsDirectory::of(self).is_some()
+        ViewsDirectory::of(self).is_some()
     }
 
     /// The id of the view.
@@ -77,6 +76,26 @@ impl NodeId {
     /// The inode number within the view.
     pub const fn ino(self) -> Ino {
         Ino(self.0 & ((1 << INO_BITS) - 1))
+    }
+}
+
+/// A directory that holds the kept views of one kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ViewsDirectory(pub(super) ViewKind);
+
+impl ViewsDirectory {
+    pub(super) const ALL: [Self; 2] = [Self(ViewKind::Snapshot), Self(ViewKind::Image)];
+
+    pub(super) const fn node(self) -> NodeId {
+        match self.0 {
+            ViewKind::Snapshot => NodeId::without_record::<14>(),
+            ViewKind::Image => NodeId::without_record::<13>(),
+        }
+    }
+
+    /// The directory that a node stands for, if any.
+    pub(super) fn of(node: NodeId) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.node() == node)
     }
 }
 
@@ -133,6 +152,21 @@ pub enum SetTime {
     Now,
     /// This time.
     At(Timespec),
+}
+
+/// The kind of a change of attributes, as far as privileges are concerned and its fields do not
+/// show it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ImpliedChange {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A change of contents.
+    Contents,
+    /// A change of the owner.
+    Owner,
+    /// Either of them; which one is unknown.
+    Either,
 }
 
 /// A request to change attributes of an inode; `None` leaves a field as it is.

@@ -12,10 +12,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::TimeOrNow;
 
-use crate::fs::privileges::ImpliedChange;
 use crate::fs::types::{
-    Attr, Caller, Fallocate, FileKind, RenameFlags, SeekWhence, SetAttr, SetTime, Timespec,
-    XattrMode,
+    Attr, Caller, Fallocate, FileKind, ImpliedChange, RenameFlags, SeekWhence, SetAttr, SetTime,
+    Timespec, XattrMode,
 };
 
 /// Converts a time to std's type; the epoch if std cannot represent it.

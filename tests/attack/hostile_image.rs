@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bilayer::check::{self, CheckOptions};
 use bilayer::errno::Errno;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::{NodeId, RenameFlags};
-use bilayer::fs::views::ViewKind;
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{
     ChunkIndex, CryptoId, Epoch, FolderNumber, Generation, Ino, ObjectId, Sequence, ViewId,

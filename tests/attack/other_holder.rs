@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bilayer::fs::Filesystem;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::NodeId;
-use bilayer::fs::views::ViewKind;
 use bilayer::ids::{CryptoId, PageIndex};
 use bilayer::image::{DeployOptions, ExportOptions, ImportOptions, NoProgress, Transport, import};
 use bilayer::keys::customer::file::generate;

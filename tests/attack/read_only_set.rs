@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bilayer::check::{self, CheckOptions, Kind};
 use bilayer::fs::Filesystem;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::ids::{CryptoId, Sequence};
 use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::layers::KeySet;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bilayer::check::{self, CheckOptions, NoProgress, Severity};
 use bilayer::fs::FilesystemOptions;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 
 use crate::support::{CHUNK, Mount, ROOT, audit, open_volume, pattern, quiet};
 use crate::{Closed, OPTIONS};

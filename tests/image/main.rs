@@ -25,8 +25,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
+use bilayer::fs::snapshots::{ViewError, ViewKind};
 use bilayer::fs::types::{Fallocate, FileKind, NodeId, XattrMode};
-use bilayer::fs::views::{ViewError, ViewKind};
 use bilayer::image::{DeployOptions, Deployed, ImageError, NoProgress, Source, deploy};
 use bilayer::keys::KeyUri;
 use bilayer::meta::{Meta, View};

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::{Fallocate, NodeId, RenameFlags};
-use bilayer::fs::views::ViewKind;
 
 use crate::support::{Mount, PAGE, ROOT, USER, quiet};
 

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use bilayer::errno::Errno;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::{FileKind, NodeId, RenameFlags};
-use bilayer::fs::views::ViewKind;
 use bilayer::ids::{FolderNumber, Generation, Ino, ViewId};
 use bilayer::meta::commit::BatchNumber;
 use bilayer::meta::database::Tables;

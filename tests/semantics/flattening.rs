@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::{Fallocate, NodeId};
-use bilayer::fs::views::ViewKind;
 use bilayer::meta::keys::Table;
 use bilayer::meta::records::ExtentRecord;
 use bilayer::meta::{Meta, View};

@@ -1,8 +1,8 @@
 //! Kept views of the filesystem.
 
 use bilayer::errno::Errno;
+use bilayer::fs::snapshots::{Change, ChangeKind, ViewError, ViewKind};
 use bilayer::fs::types::{Fallocate, RenameFlags};
-use bilayer::fs::views::{Change, ChangeKind, ViewError, ViewKind};
 
 use bilayer::snapshot::purge::Purge;
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bilayer::errno::Errno;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::store::StorePath;
 use bilayer::store::faulty::{Call, CallKind, Fault, WriteUnit};
 use tracing_subscriber::fmt::MakeWriter;

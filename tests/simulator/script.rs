@@ -9,8 +9,8 @@ use std::path::Path;
 
 use bilayer::errno::Errno;
 use bilayer::fs::FsError;
+use bilayer::fs::snapshots::{ViewError, ViewKind};
 use bilayer::fs::types::{Fallocate, FileKind, Handle, NodeId, RenameFlags, XattrMode};
-use bilayer::fs::views::{ViewError, ViewKind};
 use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::store::{Store, StorePath};
 

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bilayer::errno::Errno;
+use bilayer::fs::snapshots::{ViewError, ViewKind};
 use bilayer::fs::types::{FileKind, Handle, NodeId, RenameFlags};
-use bilayer::fs::views::{ViewError, ViewKind};
 use bilayer::fs::{AccessTimes, FilesystemOptions};
 use bilayer::store::faulty::WriteUnit;
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::{NodeId, XattrMode};
-use bilayer::fs::views::ViewKind;
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{CryptoId, VolumeId};
 use bilayer::image::{DeployOptions, NoProgress, Source, deploy};

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use bilayer::errno::Errno;
 use bilayer::fs::Filesystem;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::{
     Fallocate, FileKind, NodeId, RenameFlags, SeekWhence, SetAttr, XattrMode,
 };
-use bilayer::fs::views::ViewKind;
 
 use super::sample::{ROOT, ROOT_USER};
 
@@ -139,7 +139,7 @@ fn change(fs: &Filesystem, node: NodeId, kind: FileKind) -> Result<(), Errno> {
     Ok(())
 }
 
-fn views(fs: &Filesystem) -> Result<(), bilayer::fs::views::ViewError> {
+fn views(fs: &Filesystem) -> Result<(), bilayer::fs::snapshots::ViewError> {
     for kind in [ViewKind::Snapshot, ViewKind::Image] {
         let _ = fs.views(kind);
         let _ = fs.create_view(kind, "fresh", None, "");

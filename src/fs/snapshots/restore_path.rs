@@ -8,12 +8,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::types::{FileKind, NodeId, Timespec};
-use super::views::{ViewError, ViewKind};
-use super::{Filesystem, LINKS_MAX, check_name, live};
+use super::error::ViewError;
 use crate::errno::Errno;
+use crate::fs::types::{FileKind, NodeId, Timespec};
+use crate::fs::{Filesystem, LINKS_MAX, check_name, live};
 use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
+use crate::meta::records::ViewKind;
 use crate::meta::records::{DirentRecord, InodeRecord, ViewRecord};
 use crate::meta::{Batch, MetaError, View};
 
@@ -42,7 +43,7 @@ struct CopyState {
 
 impl Filesystem {
     /// Restores what a view contains at a path.
-    pub(super) fn restore_path(
+    pub(in crate::fs) fn restore_path(
         &self,
         record: &ViewRecord,
         (parents, name): (&[&[u8]], &[u8]),
@@ -325,7 +326,7 @@ impl Filesystem {
     }
 
     /// Removes the entries of a directory without a name.
-    pub(super) fn empty_orphan(&self, ino: Ino) -> Result<(), Errno> {
+    pub(in crate::fs) fn empty_orphan(&self, ino: Ino) -> Result<(), Errno> {
         loop {
             let permit = self.meta.permit();
             let namespace = self.namespace.lock();

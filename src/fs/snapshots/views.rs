@@ -3,8 +3,8 @@
 //! A view contains everything that any program had written when it was taken. Order: the kernel
 //! sends its dirty pages; contents are made durable in rounds, while writing goes on, until little
 //! is left; all changes are paused for the rest; the generation is raised and the view's row added;
-//! that is committed; the caller gets the answer. The view is one instant for all files, and it
-//! never contains a write without an earlier one that was synced.
+//! that is committed; the caller gets the answer. The view is one instant for all files, and a
+//! write in it that was synced never appears without the writes before it.
 //!
 //! Deletion: the view is hidden from lookups; the commit that marks it as leaving; only then may
 //! what only this view saw be overwritten and dropped, which the background thread does
@@ -14,25 +14,19 @@ use std::time::Duration;
 
 use parking_lot::RwLockReadGuard;
 
-use super::types::NodeId;
-use super::views_directory::now;
-use super::{Filesystem, FsError};
+use super::error::{ReadOnlyBecause, ViewError, shut_down_error};
 use crate::audit::Record;
-use crate::errno::Errno;
+use crate::fs::types::NodeId;
+use crate::fs::{Filesystem, FsError};
 use crate::ids::{Generation, ViewId};
-use crate::image::ImageError;
-use crate::meta::records::{ViewRecord, ViewState};
-use crate::meta::{MetaError, Pause};
-use crate::object::ObjectError;
+use crate::meta::Pause;
+use crate::meta::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use crate::sealed::PAGE_BYTES;
 use crate::snapshot;
 use crate::snapshot::usage::HeldAlone;
 
-pub use crate::meta::records::{Timespec, ViewKind};
-pub use crate::snapshot::diff::{Change, ChangeKind};
-
 /// The longest name of a view, in bytes, as for a file.
-pub const VIEW_NAME_BYTES_MAX: usize = super::NAME_BYTES_MAX;
+pub const VIEW_NAME_BYTES_MAX: usize = crate::fs::NAME_BYTES_MAX;
 /// The longest description, in bytes.
 pub const DESCRIPTION_BYTES_MAX: usize = 4096;
 /// How often contents are made durable while writing goes on ...
@@ -41,141 +35,6 @@ const ROUNDS: u32 = 8;
 const FEW_PAGES: u64 = 256;
 /// Less than the period of the kernel's clock.
 const TICK_FRACTION: Duration = Duration::from_micros(250);
-
-/// Errors of operations on views.
-#[derive(Debug, thiserror::Error)]
-pub enum ViewError {
-    /// There is no view of that name.
-    #[error("there is no {} {name:?}", .kind.noun())]
-    NotFound {
-        /// Kind of the view.
-        kind: ViewKind,
-        /// Its name.
-        name: String,
-    },
-    /// There is a view of that name already.
-    #[error("there is {} {name:?} already", .kind.with_article())]
-    Exists {
-        /// Kind of the view.
-        kind: ViewKind,
-        /// Its name.
-        name: String,
-    },
-    /// The name is not allowed.
-    #[error("{name:?} is no name for a snapshot or image: {why}")]
-    BadName {
-        /// The name.
-        name: String,
-        /// Why it is not allowed.
-        why: &'static str,
-    },
-    /// A file or directory in it is open.
-    #[error("the {} {name:?} is in use: something in it is open", .kind.noun())]
-    Busy {
-        /// Kind of the view.
-        kind: ViewKind,
-        /// Its name.
-        name: String,
-    },
-    /// The volume has the maximum number of views.
-    #[error("the volume has as many snapshots and images as it can have")]
-    TooMany,
-    /// The volume is read-only.
-    #[error("the volume is read-only")]
-    ReadOnly(ReadOnlyBecause),
-    /// The path does not exist in the view.
-    #[error("there is no {path:?} in the {} {name:?}", .kind.noun())]
-    NoSuchPath {
-        /// Kind of the view.
-        kind: ViewKind,
-        /// Its name.
-        name: String,
-        /// The path.
-        path: String,
-    },
-    /// The directory to restore into does not exist.
-    #[error("there is no directory {path:?} now to restore into")]
-    NoDirectory {
-        /// The directory.
-        path: String,
-    },
-    /// An image cannot be deployed, exported or imported.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The filesystem failed.
-    #[error(transparent)]
-    Fs(#[from] FsError),
-}
-
-/// Why a volume is read-only.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ReadOnlyBecause {
-    /// It is a copy of a volume, or may be one.
-    Copy,
-    /// It was opened read-only.
-    Opened,
-    /// It was opened for writing and remounted read-only.
-    Remounted,
-    /// Writing has failed before.
-    Failed,
-    /// The kernel reports it without a reason.
-    Unknown,
-}
-
-impl ViewKind {
-    /// The word for it in messages.
-    pub const fn noun(self) -> &'static str {
-        match self {
-            Self::Snapshot => "snapshot",
-            Self::Image => "image",
-        }
-    }
-}
-
-impl ViewKind {
-    const fn with_article(self) -> &'static str {
-        match self {
-            Self::Snapshot => "a snapshot",
-            Self::Image => "an image",
-        }
-    }
-}
-
-impl ViewError {
-    /// The error number that a caller of the filesystem receives.
-    pub fn errno(&self) -> Errno {
-        match self {
-            Self::NotFound { .. } | Self::NoSuchPath { .. } | Self::NoDirectory { .. } => {
-                Errno::ENOENT
-            }
-            Self::Exists { .. } => Errno::EEXIST,
-            Self::BadName { name, .. } if name.len() > VIEW_NAME_BYTES_MAX => Errno::ENAMETOOLONG,
-            Self::BadName { .. } => Errno::EINVAL,
-            Self::Busy { .. } => Errno::EBUSY,
-            Self::TooMany => Errno::EMLINK,
-            Self::ReadOnly(_) => Errno::EROFS,
-            Self::Image(error) => error.errno(),
-            Self::Fs(error) => error.errno(),
-        }
-    }
-}
-
-macro_rules! from_fs_error {
-    ($($error:ty),*) => {
-        $(impl From<$error> for ViewError {
-            fn from(error: $error) -> Self {
-                Self::Fs(error.into())
-            }
-        })*
-    };
-}
-from_fs_error!(MetaError, ObjectError);
-
-impl From<Errno> for ViewError {
-    fn from(errno: Errno) -> Self {
-        Self::Fs(errno.into())
-    }
-}
 
 /// Properties of a view.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -221,7 +80,7 @@ impl ViewInfo {
 
 /// A change of a view, for the audit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum ViewChange {
+pub(in crate::fs) enum ViewChange {
     Create,
     Delete,
     Rename,
@@ -229,10 +88,10 @@ pub(super) enum ViewChange {
 
 /// A view that cannot be deleted while this value exists.
 #[derive(Debug)]
-pub(super) struct HeldView<'a> {
+pub(in crate::fs) struct HeldView<'a> {
     filesystem: &'a Filesystem,
     node: NodeId,
-    pub(super) record: ViewRecord,
+    pub(in crate::fs) record: ViewRecord,
 }
 
 impl Drop for HeldView<'_> {
@@ -243,7 +102,11 @@ impl Drop for HeldView<'_> {
 
 impl Filesystem {
     /// Finds a view and holds it, as an open file in it would.
-    pub(super) fn hold_view(&self, kind: ViewKind, name: &str) -> Result<HeldView<'_>, ViewError> {
+    pub(in crate::fs) fn hold_view(
+        &self,
+        kind: ViewKind,
+        name: &str,
+    ) -> Result<HeldView<'_>, ViewError> {
         let _turn = self.viewing.lock();
         let (id, record) = self.existing_view(kind, name)?;
         let node = NodeId::root_of(id);
@@ -300,7 +163,7 @@ impl Filesystem {
             kind,
             state: ViewState::Kept,
             generation: Generation(0),
-            created: now(),
+            created: Timespec::now(),
             pages: 0,
             inodes: 0,
             record_bytes: 0,
@@ -342,14 +205,14 @@ impl Filesystem {
     }
 
     /// Makes the kernel send its dirty pages.
-    pub(super) fn write_back(&self) {
+    pub(in crate::fs) fn write_back(&self) {
         if let Some(cache) = self.cache() {
             cache.write_back(&self.references.writers());
         }
     }
 
     /// Makes all contents durable, and pauses all changes from then on.
-    pub(super) fn sync_and_pause(&self) -> Result<Pause<'_>, FsError> {
+    pub(in crate::fs) fn sync_and_pause(&self) -> Result<Pause<'_>, FsError> {
         for _ in 0..ROUNDS {
             self.contents.sync_all()?;
             if self.contents.unsynced_pages() <= FEW_PAGES {
@@ -424,7 +287,12 @@ impl Filesystem {
     }
 
     /// The audit record of a change of a view.
-    pub(super) fn audit_view(&self, change: ViewChange, kind: ViewKind, name: &str) -> Record {
+    pub(in crate::fs) fn audit_view(
+        &self,
+        change: ViewChange,
+        kind: ViewKind,
+        name: &str,
+    ) -> Record {
         let action = match (change, kind) {
             (ViewChange::Create, ViewKind::Snapshot) => "create-snapshot",
             (ViewChange::Create, ViewKind::Image) => "create-image",
@@ -474,6 +342,20 @@ impl Filesystem {
         Ok(infos.collect())
     }
 
+    /// The id and record of an existing view.
+    pub(in crate::fs) fn existing_view(
+        &self,
+        kind: ViewKind,
+        name: &str,
+    ) -> Result<(ViewId, ViewRecord), ViewError> {
+        self.check_running().map_err(|_| shut_down_error())?;
+        let found = self.meta.find_view(kind, name);
+        found.ok_or_else(|| ViewError::NotFound {
+            kind,
+            name: name.to_owned(),
+        })
+    }
+
     fn check_free_name(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
         match self.meta.find_view(kind, name) {
             Some(_) => Err(ViewError::Exists {
@@ -485,9 +367,8 @@ impl Filesystem {
     }
 
     /// The permit for a change of views, or that uses views; see [`Self::begin_long_change`].
-    pub(super) fn begin_view_change(&self) -> Result<RwLockReadGuard<'_, ()>, ViewError> {
-        self.check_running()
-            .map_err(|_| super::views_directory::shut_down_error())?;
+    pub(in crate::fs) fn begin_view_change(&self) -> Result<RwLockReadGuard<'_, ()>, ViewError> {
+        self.check_running().map_err(|_| shut_down_error())?;
         self.begin_long_change()
             .map_err(|_| ViewError::ReadOnly(self.why_read_only()))
     }

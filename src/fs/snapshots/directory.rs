@@ -7,37 +7,17 @@
 //! [`SnapshotDir`] names the one for snapshots, or disables both. A file of the root that has the
 //! name of one still exists, and is hidden as long as the name is used.
 
-use super::types::{Attr, Caller, DirEntry, FileKind, NodeId, RenameFlags, Timespec};
-use super::views::{ViewChange, ViewError};
-use super::{Filesystem, FsError, NAME_BYTES_MAX};
+use super::error::ViewError;
+use super::views::ViewChange;
 use crate::errno::Errno;
+use crate::fs::types::{Attr, Caller, DirEntry, FileKind, NodeId, RenameFlags, ViewsDirectory};
+use crate::fs::{Filesystem, NAME_BYTES_MAX};
 use crate::ids::{Ino, ViewId};
-use crate::meta::MetaError;
 use crate::meta::View;
-use crate::meta::records::{InodeRecord, ViewKind, ViewRecord};
+use crate::meta::records::{InodeRecord, ViewKind};
 
 /// One less than the position of the first entry that is not `.` or `..`; ids of views start at 1.
 const BEFORE_FIRST: u64 = 1;
-
-/// A directory that holds the kept views of one kind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct ViewsDirectory(pub(super) ViewKind);
-
-impl ViewsDirectory {
-    const ALL: [Self; 2] = [Self(ViewKind::Snapshot), Self(ViewKind::Image)];
-
-    pub(super) const fn node(self) -> NodeId {
-        match self.0 {
-            ViewKind::Snapshot => NodeId::without_record::<14>(),
-            ViewKind::Image => NodeId::without_record::<13>(),
-        }
-    }
-
-    /// The directory that a node stands for, if any.
-    pub(super) fn of(node: NodeId) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| one.node() == node)
-    }
-}
 
 /// Name of the directory of images in the root.
 const IMAGES: &str = ".images";
@@ -96,7 +76,7 @@ impl Filesystem {
     }
 
     /// Fails with EEXIST for names that are in use although no listing shows them.
-    pub(super) fn check_free(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+    pub(in crate::fs) fn check_free(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         match self.views_directory(parent, name) {
             Some(_) => Err(Errno::EEXIST),
             None => Ok(()),
@@ -104,7 +84,7 @@ impl Filesystem {
     }
 
     /// Fails with EBUSY for a directory that cannot be removed.
-    pub(super) fn check_removable(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+    pub(in crate::fs) fn check_removable(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         match self.views_directory(parent, name) {
             Some(_) => Err(Errno::EBUSY),
             None => Ok(()),
@@ -130,7 +110,7 @@ impl Filesystem {
     }
 
     /// The node of a name that leads to, into or out of a directory that holds views.
-    pub(super) fn lookup_views(
+    pub(in crate::fs) fn lookup_views(
         &self,
         parent: NodeId,
         name: &[u8],
@@ -161,7 +141,10 @@ impl Filesystem {
 
     /// The inode of a directory that holds views. It belongs to the owner of the root, who alone
     /// may take and delete views.
-    pub(super) fn views_inode(&self, directory: ViewsDirectory) -> Result<InodeRecord, Errno> {
+    pub(in crate::fs) fn views_inode(
+        &self,
+        directory: ViewsDirectory,
+    ) -> Result<InodeRecord, Errno> {
         let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
         let root = root.ok_or(Errno::EIO)?;
         let (count, newest) = self.meta.count_views(directory.0);
@@ -182,7 +165,7 @@ impl Filesystem {
     /// Emits views from a position on until `emit` returns false, which means that it has no space.
     /// An entry's position follows from the view's id, so it does not change when others are added
     /// or removed.
-    pub(super) fn list_views(
+    pub(in crate::fs) fn list_views(
         &self,
         directory: ViewsDirectory,
         offset: u64,
@@ -206,7 +189,7 @@ impl Filesystem {
     }
 
     /// `mkdir` in a directory that holds views.
-    pub(super) fn mkdir_view(
+    pub(in crate::fs) fn mkdir_view(
         &self,
         caller: &Caller,
         directory: ViewsDirectory,
@@ -225,14 +208,18 @@ impl Filesystem {
     }
 
     /// `rmdir` in a directory that holds views.
-    pub(super) fn rmdir_view(&self, directory: ViewsDirectory, name: &[u8]) -> Result<(), Errno> {
+    pub(in crate::fs) fn rmdir_view(
+        &self,
+        directory: ViewsDirectory,
+        name: &[u8],
+    ) -> Result<(), Errno> {
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
         self.delete_view(directory.0, name)
             .map_err(|error| error.errno())
     }
 
     /// `rename` from, to or within directories that hold views; `None` for any other.
-    pub(super) fn rename_view_entry(
+    pub(in crate::fs) fn rename_view_entry(
         &self,
         (parent, name): (NodeId, &[u8]),
         (new_parent, new_name): (NodeId, &[u8]),
@@ -267,31 +254,8 @@ impl Filesystem {
             result => result.map_err(|error| error.errno()),
         }
     }
-
-    /// The id and record of an existing view.
-    pub(super) fn existing_view(
-        &self,
-        kind: ViewKind,
-        name: &str,
-    ) -> Result<(ViewId, ViewRecord), ViewError> {
-        self.check_running().map_err(|_| shut_down_error())?;
-        let found = self.meta.find_view(kind, name);
-        found.ok_or_else(|| ViewError::NotFound {
-            kind,
-            name: name.to_owned(),
-        })
-    }
-}
-
-pub(super) fn shut_down_error() -> ViewError {
-    ViewError::Fs(FsError::Meta(MetaError::Latched("shut down".to_owned())))
 }
 
 fn text(name: &[u8]) -> Result<&str, Errno> {
     std::str::from_utf8(name).map_err(|_| Errno::EINVAL)
-}
-
-/// The current time, for a view that is taken now.
-pub(super) fn now() -> Timespec {
-    Timespec::now()
 }

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::types::{FileKind, NodeId};
-use super::views::{ViewError, ViewKind};
-use super::{Filesystem, FsError};
+use super::error::ViewError;
 use crate::audit::Record;
+use crate::fs::types::{FileKind, NodeId};
+use crate::fs::{Filesystem, FsError};
 use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::DirentRecord;
+use crate::meta::records::ViewKind;
 use crate::meta::{MetaError, View};
 use crate::snapshot::diff::{self, Change};
 use crate::snapshot::restore::{self, Restored};
@@ -188,7 +189,7 @@ impl Filesystem {
     }
 
     /// Continues a restore that was interrupted.
-    pub(super) fn finish_restore(&self) -> Result<(), FsError> {
+    pub(in crate::fs) fn finish_restore(&self) -> Result<(), FsError> {
         let target = self.meta.counters().restoring;
         if target == Generation(0) {
             return Ok(());

@@ -8,12 +8,12 @@
 
 use parking_lot::Mutex;
 
-use super::{Filesystem, FsError};
+use crate::fs::{Filesystem, FsError};
 use crate::keys::{ErrorKind, KeyError};
 
 /// Outcome of the last attempts.
 #[derive(Debug, Default)]
-pub(super) struct KeystoreState(Mutex<Attempts>);
+pub(in crate::fs) struct KeystoreState(Mutex<Attempts>);
 
 #[derive(Debug, Default)]
 struct Attempts {
@@ -45,7 +45,7 @@ impl KeystoreState {
 
 impl Filesystem {
     /// Records the newest commit in the keystore while the volume is in use. A failure is logged.
-    pub(super) fn record_in_keystore(&self, clean: bool) {
+    pub(in crate::fs) fn record_in_keystore(&self, clean: bool) {
         match self.write_keystore_record(clean) {
             Ok(()) if self.keystore.succeeded() => {
                 tracing::info!("the platform keystore has the newest commit again");
@@ -62,13 +62,13 @@ impl Filesystem {
     }
 
     /// Records the last commit in the keystore, after which nothing is recorded any more.
-    pub(super) fn record_close_in_keystore(&self) -> Result<(), FsError> {
+    pub(in crate::fs) fn record_close_in_keystore(&self) -> Result<(), FsError> {
         self.write_keystore_record(true)
             .map_err(FsError::NotRemembered)
     }
 
     /// Why the keystore does not have the newest commit, if that is so.
-    pub(super) fn keystore_failure(&self) -> Option<String> {
+    pub(in crate::fs) fn keystore_failure(&self) -> Option<String> {
         self.keystore.0.lock().failure.clone()
     }
 

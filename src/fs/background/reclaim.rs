@@ -10,8 +10,8 @@
 //! The caller must hold nothing that a commit waits for: no inode lock, no file's gate, not the
 //! namespace.
 
-use super::{Filesystem, FsError};
 use crate::errno::Errno;
+use crate::fs::{Filesystem, FsError};
 
 /// Maximum number of purge steps that an operation waits for.
 const PURGE_TURNS: u32 = 20;
@@ -19,7 +19,7 @@ const PURGE_TURNS: u32 = 20;
 impl Filesystem {
     /// Runs a change. If there is no space for it, reclaims space and runs it once more. The change
     /// must be one that can be run twice.
-    pub(super) fn retry_after_reclaim<T, E: Into<Errno>>(
+    pub(in crate::fs) fn retry_after_reclaim<T, E: Into<Errno>>(
         &self,
         mut change: impl FnMut() -> Result<T, E>,
     ) -> Result<T, Errno> {
@@ -74,7 +74,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// The commit failed, and again after space was reclaimed.
-    pub(super) fn commit_with_reclaim(&self) -> Result<(), FsError> {
+    pub(in crate::fs) fn commit_with_reclaim(&self) -> Result<(), FsError> {
         let committed =
             self.retry_after_reclaim(|| self.commit_now().map_err(|error| error.errno()));
         // Commits again to return the full error.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Filesystem;
-use super::types::Timespec;
 use crate::errno::Errno;
+use crate::fs::Filesystem;
+use crate::fs::types::Timespec;
 use crate::meta::checkpoint::{self, Checkpoint, CheckpointError, Written};
 use crate::meta::commit::BatchNumber;
 use crate::volume::spare;
@@ -60,14 +60,14 @@ impl ThreadControl {
 
 /// The checkpoints of a filesystem in use.
 #[derive(Debug, Default)]
-pub(super) struct Checkpoints {
+pub(in crate::fs) struct Checkpoints {
     known: Mutex<CheckpointState>,
     worker: Mutex<Option<(Arc<ThreadControl>, std::thread::JoinHandle<()>)>>,
 }
 
 impl Filesystem {
     /// Looks for existing checkpoints, and starts to make more.
-    pub(super) fn begin_checkpoints(self: &Arc<Self>) {
+    pub(in crate::fs) fn begin_checkpoints(self: &Arc<Self>) {
         if self.options.checkpoint_interval.is_none() {
             return;
         }
@@ -97,7 +97,7 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn start_checkpoints(self: &Arc<Self>) {
+    pub(in crate::fs) fn start_checkpoints(self: &Arc<Self>) {
         let Some(interval) = self.options.checkpoint_interval else {
             return;
         };
@@ -129,7 +129,7 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn stop_checkpoints(&self) {
+    pub(in crate::fs) fn stop_checkpoints(&self) {
         let Some((orders, worker)) = self.checkpoints.worker.lock().take() else {
             return;
         };
@@ -141,20 +141,20 @@ impl Filesystem {
     }
 
     /// Age of the newest checkpoint. `None` for one with a time in the future.
-    pub(super) fn checkpoint_age(&self) -> Option<Duration> {
+    pub(in crate::fs) fn checkpoint_age(&self) -> Option<Duration> {
         let created = self.checkpoints.known.lock().newest?.created;
         let seconds = Timespec::now().secs.checked_sub(created.secs)?;
         u64::try_from(seconds).ok().map(Duration::from_secs)
     }
 
     /// True if there are changes that the newest checkpoint does not contain.
-    pub(super) fn checkpoint_is_behind(&self) -> bool {
+    pub(in crate::fs) fn checkpoint_is_behind(&self) -> bool {
         let through = self.checkpoints.known.lock().through;
         through.is_none_or(|through| through < self.meta.newest_batch())
     }
 
     /// Makes a checkpoint while closing, or as much of it as a short time allows.
-    pub(super) fn checkpoint_on_close(&self) {
+    pub(in crate::fs) fn checkpoint_on_close(&self) {
         if self.options.checkpoint_interval.is_some() {
             let begin = Instant::now();
             self.try_checkpoint(&mut || begin.elapsed() < CLOSE_TIME_MAX);
@@ -232,7 +232,7 @@ impl Filesystem {
 
     /// Frees space on a full disk: removes the unfinished checkpoint, and then the older of two if
     /// that was not enough. True if one was removed.
-    pub(super) fn free_checkpoint_space(&self, errno: Errno) -> bool {
+    pub(in crate::fs) fn free_checkpoint_space(&self, errno: Errno) -> bool {
         let (store, active) = (&*self.volume.store, self.volume.keys.active());
         // Only if the disk or a quota is full, and not the volume's own size.
         let is_short = || errno == Errno::EDQUOT || checkpoint::is_short(store).unwrap_or(false);

@@ -6,13 +6,14 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use super::Filesystem;
-use super::views::{ViewError, ViewKind};
+use super::error::ViewError;
 use crate::audit::Record;
+use crate::fs::Filesystem;
 use crate::image::{
     DeployOptions, Deployed, ExportOptions, Exported, Progress, Source, deploy, export,
 };
 use crate::meta::View;
+use crate::meta::records::ViewKind;
 use crate::meta::records::ViewRecord;
 use crate::sealed::PAGE_BYTES;
 use crate::store::Store;
