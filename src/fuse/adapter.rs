@@ -22,7 +22,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::capabilities;
+use super::capabilities::{self, AdapterOptions};
 use super::contents;
 use super::convert;
 use super::dispatch::Dispatch;
@@ -42,13 +42,6 @@ use crate::fs::types::{Handle, NodeId};
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
-/// How a session is run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct AdapterOptions {
-    pub(super) writeback: bool,
-    pub(super) nfs_export: bool,
-    pub(super) max_background: u16,
-}
 
 /// The FUSE adapter.
 pub(super) struct Adapter {

@@ -2,7 +2,13 @@
 
 use fuser::{InitFlags, KernelConfig};
 
-use super::adapter::AdapterOptions;
+/// Options of a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct AdapterOptions {
+    pub(super) writeback: bool,
+    pub(super) nfs_export: bool,
+    pub(super) max_background: u16,
+}
 
 /// Capabilities that are requested one by one; those that the kernel does not offer are not used.
 ///

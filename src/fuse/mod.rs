@@ -40,7 +40,8 @@ mod write_refusals;
 
 pub use mountpoint::unmount;
 
-use adapter::{Adapter, AdapterOptions};
+use adapter::Adapter;
+use capabilities::AdapterOptions;
 use dirty::DirtyLimits;
 use dispatch::Dispatch;
 use mountpoint::Mounted;
