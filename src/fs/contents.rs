@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::types::{BLOCK_BYTES, Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec};
+use super::types::{
+    BLOCK_BYTES, Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec, WriteFlags,
+};
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
 use crate::object::{FILE_BYTES_MAX, File, FreedSpace};
@@ -91,15 +93,14 @@ impl Filesystem {
         handle: Handle,
         offset: u64,
         data: &[u8],
-        kill_privileges: bool,
-        cached: bool,
+        flags: WriteFlags,
     ) -> Result<usize, Errno> {
         self.check_change(node)?;
-        if kill_privileges {
+        if flags.kill_privileges {
             self.kill_privileges(&NOBODY, node)?;
         }
         let file = self.file(node, handle)?;
-        let now = (!cached).then(Timespec::now);
+        let now = (!flags.cached).then(Timespec::now);
         self.retry_after_reclaim(|| self.contents.write(&file, offset, data, now))?;
         self.contents.publish_synced(&file)?;
         Ok(data.len())

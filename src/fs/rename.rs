@@ -1,6 +1,6 @@
 //! Renaming (`rename(2)`, `renameat2(2)`).
 
-use super::types::{Caller, FileKind, NodeId, RenameFlags, Timespec};
+use super::types::{Caller, DirentRef, FileKind, RenameFlags, Timespec};
 use super::{Filesystem, LINKS_MAX, check_name};
 use crate::errno::Errno;
 use crate::ids::Ino;
@@ -9,13 +9,6 @@ use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
 use crate::planted::{Bug, planted};
 
-/// One of the two names.
-#[derive(Clone, Copy)]
-struct DirentRef<'a> {
-    parent: NodeId,
-    name: &'a [u8],
-}
-
 impl Filesystem {
     /// Renames `from` to `to`. In a directory that holds views, renames a view.
     ///
@@ -23,33 +16,23 @@ impl Filesystem {
     /// ENOENT if there is no such name, EEXIST, ENOTEMPTY, EISDIR or ENOTDIR depending on what is
     /// replaced, EINVAL if a directory would be moved below itself or for contradictory flags,
     /// EXDEV between views, EROFS, or an error of the metadata.
-    #[allow(clippy::too_many_arguments)]
     pub fn rename(
         &self,
         caller: &Caller,
-        parent: NodeId,
-        name: &[u8],
-        new_parent: NodeId,
-        new_name: &[u8],
+        from: DirentRef<'_>,
+        to: DirentRef<'_>,
         flags: RenameFlags,
     ) -> Result<(), Errno> {
-        check_name(name)?;
-        check_name(new_name)?;
+        check_name(from.name)?;
+        check_name(to.name)?;
         if flags.exchange && (flags.no_replace || flags.whiteout) {
             return Err(Errno::EINVAL);
         }
-        if let Some(done) = self.rename_view_entry((parent, name), (new_parent, new_name), flags) {
+        if let Some(done) = self.rename_view_entry(from, to, flags) {
             return done;
         }
-        self.check_change(new_parent)?;
-        let permit = self.begin_change(parent)?;
-        let (from, to) = (
-            DirentRef { parent, name },
-            DirentRef {
-                parent: new_parent,
-                name: new_name,
-            },
-        );
+        self.check_change(to.parent)?;
+        let permit = self.begin_change(from.parent)?;
         let orphan = {
             let _namespace = self.namespace.lock();
             if flags.exchange {

@@ -195,6 +195,31 @@ pub struct SetAttr {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Handle(pub u64);
 
+/// A directory entry, by its directory and its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirentRef<'a> {
+    /// The directory.
+    pub parent: NodeId,
+    /// The name in it.
+    pub name: &'a [u8],
+}
+
+impl<'a> DirentRef<'a> {
+    /// The entry `name` of the directory `parent`.
+    pub const fn new(parent: NodeId, name: &'a [u8]) -> Self {
+        Self { parent, name }
+    }
+}
+
+/// How a write is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriteFlags {
+    /// Remove set-id bits and capabilities of the file, as for a writer without any right.
+    pub kill_privileges: bool,
+    /// The bytes come from the kernel's cache, which maintains the times itself.
+    pub cached: bool,
+}
+
 /// `renameat2` flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RenameFlags {

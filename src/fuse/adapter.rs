@@ -19,12 +19,12 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
 use super::capabilities::{self, AdapterOptions};
-use super::contents;
-use super::convert;
+use super::contents::{self, CopyRequest, SeekRequest, WriteRequest};
+use super::convert::{self, SetAttrRequest};
 use super::dispatch::Dispatch;
 use super::ioctl;
 use super::notify::Notices;
@@ -38,7 +38,7 @@ use super::workers::{Lane, with_scratch};
 use super::write_refusals::WriteRefusals;
 use crate::errno::Errno;
 use crate::fs::Filesystem;
-use crate::fs::types::{Handle, NodeId};
+use crate::fs::types::{DirentRef, Handle, NodeId, WriteFlags};
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
@@ -162,11 +162,16 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let requester = Requester::of(request);
-        let changes = convert::set_attr(
-            self.options.writeback,
-            (mode, uid, gid, size),
-            (atime, mtime, ctime),
-        );
+        let requested = SetAttrRequest {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+            ctime,
+        };
+        let changes = requested.to_changes(self.options.writeback);
         let refusals = Arc::clone(&self.refusals);
         let body = move |fs: &Filesystem| {
             let changed = fs.setattr(&requester, node(ino), &changes);
@@ -178,7 +183,7 @@ impl fuser::Filesystem for Adapter {
         };
         if size.is_some() {
             self.dispatch
-                .submit("truncate", request, (Lane::Lengthy, 0), body);
+                .submit("truncate", request, Lane::Lengthy, 0, body);
         } else {
             self.dispatch.inline("setattr", request, body);
         }
@@ -220,7 +225,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let caller = convert::caller(request, self.umask(umask));
         if node(parent).holds_views() {
-            return views::make(&self.dispatch, request, (caller, node(parent), name), reply);
+            return views::make(&self.dispatch, request, caller, node(parent), name, reply);
         }
         self.dispatch.inline("mkdir", request, |fs| {
             let made = fs.mkdir(&caller, node(parent), name.as_bytes(), mode);
@@ -236,7 +241,7 @@ impl fuser::Filesystem for Adapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if node(parent).holds_views() {
-            return views::remove(&self.dispatch, request, (node(parent), name), reply);
+            return views::remove(&self.dispatch, request, node(parent), name, reply);
         }
         self.dispatch.inline("rmdir", request, |fs| {
             answer(reply, fs.rmdir(node(parent), name.as_bytes()), send_ok);
@@ -276,21 +281,13 @@ impl fuser::Filesystem for Adapter {
         let Some(flags) = convert::rename_flags(flags) else {
             return reply.refuse(Errno::EINVAL);
         };
-        if node(parent).holds_views() {
-            let (from, to) = ((node(parent), name), (node(new_parent), new_name));
-            return views::rename(&self.dispatch, request, caller, (from, to, flags), reply);
+        let from = DirentRef::new(node(parent), name.as_bytes());
+        let to = DirentRef::new(node(new_parent), new_name.as_bytes());
+        if from.parent.holds_views() {
+            return views::rename(&self.dispatch, request, caller, from, to, flags, reply);
         }
         self.dispatch.inline("rename", request, |fs| {
-            let (name, new_name) = (name.as_bytes(), new_name.as_bytes());
-            let done = fs.rename(
-                &caller,
-                node(parent),
-                name,
-                node(new_parent),
-                new_name,
-                flags,
-            );
-            answer(reply, done, send_ok);
+            answer(reply, fs.rename(&caller, from, to, flags), send_ok);
         });
     }
 
@@ -357,15 +354,14 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let size = size.min(REQUEST_BYTES) as usize;
-        self.dispatch
-            .contents("read", request, (size, 0), move |fs| {
-                with_scratch(size, |buffer| {
-                    match fs.read(node(ino), handle(fh), offset, buffer) {
-                        Ok(len) => reply.data(&buffer[..len.min(size)]),
-                        Err(errno) => reply.refuse(errno),
-                    }
-                });
+        self.dispatch.contents("read", request, size, 0, move |fs| {
+            with_scratch(size, |buffer| {
+                match fs.read(node(ino), handle(fh), offset, buffer) {
+                    Ok(len) => reply.data(&buffer[..len.min(size)]),
+                    Err(errno) => reply.refuse(errno),
+                }
             });
+        });
     }
 
     fn write(
@@ -375,24 +371,23 @@ impl fuser::Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        write_flags: WriteFlags,
+        write_flags: fuser::WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         // Without writeback the kernel maintains no times, not even for what a mapping wrote.
-        let cached = self.options.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let to = (ino, handle(fh), offset);
-        contents::write(
-            &self.dispatch,
-            request,
-            to,
-            data,
-            (kill, cached),
-            &self.refusals,
-            reply,
-        );
+        let from_cache = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
+        let write = WriteRequest {
+            ino,
+            handle: handle(fh),
+            offset,
+            flags: WriteFlags {
+                kill_privileges: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+                cached: self.options.writeback && from_cache,
+            },
+        };
+        contents::write(&self.dispatch, request, write, data, &self.refusals, reply);
     }
 
     /// Inline: it reports errors of earlier writes and waits for nothing, and every close of a file
@@ -438,7 +433,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.dispatch
-            .submit("fsync", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fsync", request, Lane::Lengthy, 0, move |fs| {
                 answer(reply, fs.fsync(node(ino), handle(fh), datasync), send_ok);
             });
     }
@@ -518,7 +513,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.dispatch
-            .submit("fsyncdir", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fsyncdir", request, Lane::Lengthy, 0, move |fs| {
                 answer(
                     reply,
                     fs.fsync_dir(node(ino), handle(fh), datasync),
@@ -642,7 +637,7 @@ impl fuser::Filesystem for Adapter {
         };
         let requester = Requester::of(request);
         self.dispatch
-            .submit("fallocate", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fallocate", request, Lane::Lengthy, 0, move |fs| {
                 let done = fs
                     .kill_privileges(&requester, node(ino))
                     .and_then(|()| fs.fallocate(node(ino), handle(fh), offset, length, mode));
@@ -659,8 +654,13 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let at = (ino, handle(fh), offset, whence);
-        contents::seek(&self.dispatch, request, at, &self.notices, reply);
+        let seek = SeekRequest {
+            ino,
+            handle: handle(fh),
+            offset,
+            whence,
+        };
+        contents::seek(&self.dispatch, request, seek, &self.notices, reply);
     }
 
     fn copy_file_range(
@@ -679,7 +679,13 @@ impl fuser::Filesystem for Adapter {
         if flags.bits() != 0 {
             return reply.refuse(Errno::EINVAL);
         }
-        let (from, to) = ((node(from), from_offset), (node(to), to_offset));
-        contents::copy(&self.dispatch, request, (from, to, len), reply);
+        let copy = CopyRequest {
+            from: node(from),
+            from_offset,
+            to: node(to),
+            to_offset,
+            len,
+        };
+        contents::copy(&self.dispatch, request, copy, reply);
     }
 }

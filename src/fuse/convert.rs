@@ -122,32 +122,45 @@ pub(super) fn caller(request: &fuser::Request, umask: u32) -> Caller {
     }
 }
 
-/// Converts changes of attributes.
-///
-/// fuser does not pass on `FATTR_KILL_SUIDGID`. A chown to the same owner contains no field but the
-/// time of change, if the kernel maintains that (`writeback`, for files). A request without any
-/// field then announces a write; without writeback it may be either.
-pub(super) fn set_attr(
-    writeback: bool,
-    (mode, uid, gid, size): (Option<u32>, Option<u32>, Option<u32>, Option<u64>),
-    (atime, mtime, ctime): (Option<TimeOrNow>, Option<TimeOrNow>, Option<SystemTime>),
-) -> SetAttr {
-    let bare = mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none();
-    let implied = match bare {
-        true if ctime.is_some() => ImpliedChange::Owner,
-        true if writeback => ImpliedChange::Contents,
-        true => ImpliedChange::Either,
-        false => ImpliedChange::Nothing,
-    };
-    SetAttr {
-        perm: mode.map(|mode| (mode & 0o7777) as u16),
-        uid,
-        gid,
-        size,
-        atime: atime.map(set_time),
-        mtime: mtime.map(set_time),
-        ctime: ctime.map(timespec_from_kernel),
-        implied,
+/// The fields of a SETATTR request, as fuser gives them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SetAttrRequest {
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) size: Option<u64>,
+    pub(super) atime: Option<TimeOrNow>,
+    pub(super) mtime: Option<TimeOrNow>,
+    pub(super) ctime: Option<SystemTime>,
+}
+
+impl SetAttrRequest {
+    /// Converts the request to changes of attributes.
+    ///
+    /// fuser does not pass on `FATTR_KILL_SUIDGID`. A chown to the same owner contains no field but
+    /// the time of change, if the kernel maintains that (`writeback`, for files). A request without
+    /// any field then announces a write; without writeback it may be either.
+    pub(super) fn to_changes(self, writeback: bool) -> SetAttr {
+        let bare = self.mode.is_none()
+            && self.size.is_none()
+            && self.atime.is_none()
+            && self.mtime.is_none();
+        let implied = match bare {
+            true if self.ctime.is_some() => ImpliedChange::Owner,
+            true if writeback => ImpliedChange::Contents,
+            true => ImpliedChange::Either,
+            false => ImpliedChange::Nothing,
+        };
+        SetAttr {
+            perm: self.mode.map(|mode| (mode & 0o7777) as u16),
+            uid: self.uid,
+            gid: self.gid,
+            size: self.size,
+            atime: self.atime.map(set_time),
+            mtime: self.mtime.map(set_time),
+            ctime: self.ctime.map(timespec_from_kernel),
+            implied,
+        }
     }
 }
 

@@ -195,11 +195,18 @@ struct Slot {
 
 /// Looks up callers on a separate thread, which may be blocked for long.
 #[derive(Debug)]
-struct Prober(Arc<(Mutex<Slot>, Condvar)>);
+struct Prober(Arc<Mailbox>);
+
+/// The slot, and the signal that its state has changed.
+#[derive(Debug, Default)]
+struct Mailbox {
+    slot: Mutex<Slot>,
+    changed: Condvar,
+}
 
 impl Prober {
     fn start() -> std::io::Result<Self> {
-        let shared = Arc::new((Mutex::new(Slot::default()), Condvar::new()));
+        let shared = Arc::new(Mailbox::default());
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("prober".to_owned())
@@ -209,13 +216,12 @@ impl Prober {
 
     /// Returns the answer if there is one; otherwise submits the question.
     fn ask(&self, pid: u32) -> CallerCpu {
-        let (slot, wake) = &*self.0;
-        let mut slot = slot.lock();
+        let mut slot = self.0.slot.lock();
         match slot.answer.take() {
             Some((asked, cpu)) if asked == pid => cpu.map_or(CallerCpu::Unknown, CallerCpu::Cpu),
             _ => {
                 slot.question = Some(pid);
-                wake.notify_one();
+                self.0.changed.notify_one();
                 CallerCpu::Pending
             }
         }
@@ -224,19 +230,19 @@ impl Prober {
 
 impl Drop for Prober {
     fn drop(&mut self) {
-        self.0.0.lock().ended = true;
-        self.0.1.notify_one();
+        self.0.slot.lock().ended = true;
+        self.0.changed.notify_one();
     }
 }
 
-fn probe((slot, wake): &(Mutex<Slot>, Condvar)) {
+fn probe(mailbox: &Mailbox) {
     if let Err(error) = close_descriptors_of_this_thread() {
         tracing::debug!(%error, "callers are not followed");
         return;
     }
     loop {
         let pid = {
-            let mut slot = slot.lock();
+            let mut slot = mailbox.slot.lock();
             loop {
                 if slot.ended {
                     return;
@@ -244,11 +250,11 @@ fn probe((slot, wake): &(Mutex<Slot>, Condvar)) {
                 if let Some(pid) = slot.question.take() {
                     break pid;
                 }
-                wake.wait(&mut slot);
+                mailbox.changed.wait(&mut slot);
             }
         };
         let cpu = read_cpu(pid);
-        slot.lock().answer = Some((pid, cpu));
+        mailbox.slot.lock().answer = Some((pid, cpu));
     }
 }
 

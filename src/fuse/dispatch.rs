@@ -57,7 +57,8 @@ impl Dispatch {
         &self,
         what: &'static str,
         request: &Request,
-        (lane, bytes): (Lane, usize),
+        lane: Lane,
+        bytes: usize,
         body: impl FnOnce(&Filesystem) + Send + 'static,
     ) {
         self.follow(request);
@@ -88,12 +89,14 @@ impl Dispatch {
         self.workers.is_idle()
     }
 
-    /// Serves a READ or WRITE inline or on a worker.
+    /// Serves a READ or WRITE of that many bytes inline or on a worker. `held_bytes` is the memory
+    /// that the body holds.
     pub(super) fn contents(
         &self,
         what: &'static str,
         request: &Request,
-        (bytes, held_bytes): (usize, usize),
+        bytes: usize,
+        held_bytes: usize,
         body: impl FnOnce(&Filesystem) + Send + 'static,
     ) {
         if self.inline_now(bytes) {
@@ -103,7 +106,7 @@ impl Dispatch {
                 *self.inline_penalty.lock() = INLINE_PENALTY;
             }
         } else {
-            self.submit(what, request, (Lane::Contents(bytes), held_bytes), body);
+            self.submit(what, request, Lane::Contents(bytes), held_bytes, body);
         }
     }
 }

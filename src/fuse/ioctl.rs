@@ -39,13 +39,18 @@ pub(super) fn handle_ioctl(
 
 /// On a worker: the reading thread does not wait for other filesystems.
 fn audit_shutdown(dispatch: &Dispatch, request: &Request, asker: Asker, done: bool) {
-    let lane = (Lane::Lengthy, 0);
-    dispatch.submit("audit of the shutdown", request, lane, move |fs| {
-        let _asked = audit::asked_by(asker);
-        let record = Record::new("shut-down").volume(fs.volume().header.volume_id());
-        match done {
-            true => record.done(),
-            false => record.refused("only root and whoever runs the daemon may"),
-        }
-    });
+    dispatch.submit(
+        "audit of the shutdown",
+        request,
+        Lane::Lengthy,
+        0,
+        move |fs| {
+            let _asked = audit::asked_by(asker);
+            let record = Record::new("shut-down").volume(fs.volume().header.volume_id());
+            match done {
+                true => record.done(),
+                false => record.refused("only root and whoever runs the daemon may"),
+            }
+        },
+    );
 }

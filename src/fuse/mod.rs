@@ -174,21 +174,37 @@ pub fn mount(
             limits.raise(folder, &filesystem);
         }
     };
-    let to_serve = (adapter, dir, options);
-    let result = serve(to_serve, &filesystem, &notices, &raise, signals, ready);
+    let server = Server {
+        adapter,
+        dir,
+        options,
+    };
+    let result = serve(server, &filesystem, &notices, &raise, signals, ready);
     workers.finish();
     filesystem.detach();
     result
 }
 
+/// An adapter, and where and how it is mounted.
+struct Server<'a> {
+    adapter: Adapter,
+    dir: &'a Path,
+    options: &'a MountOptions,
+}
+
 fn serve(
-    (adapter, dir, options): (Adapter, &Path, &MountOptions),
+    server: Server<'_>,
     filesystem: &Arc<Filesystem>,
     notices: &Notices,
     raise_limits: &dyn Fn(&Mounted),
     signals: Option<Signals>,
     ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
+    let Server {
+        adapter,
+        dir,
+        options,
+    } = server;
     let (device, mounted) = mountpoint::mount(dir, options).map_err(explain_mount)?;
     let session = match start_session(adapter, device) {
         Ok(session) => session,

@@ -14,17 +14,19 @@ use super::replies::{answer, send_entry, send_ok};
 use super::requester;
 use super::workers::Lane;
 use crate::audit;
-use crate::fs::types::{Caller, NodeId, RenameFlags};
+use crate::fs::types::{Caller, DirentRef, NodeId, RenameFlags};
 
 /// Serves `mkdir` in a directory that holds views.
 pub(super) fn make(
     dispatch: &Dispatch,
     request: &Request,
-    (caller, parent, name): (Caller, NodeId, &OsStr),
+    caller: Caller,
+    parent: NodeId,
+    name: &OsStr,
     reply: ReplyEntry,
 ) {
     let (name, asker) = (name.as_bytes().to_vec(), requester::for_audit(request));
-    dispatch.submit("mkdir", request, (Lane::Lengthy, 0), move |fs| {
+    dispatch.submit("mkdir", request, Lane::Lengthy, 0, move |fs| {
         let _asked = audit::asked_by(asker);
         answer(reply, fs.mkdir(&caller, parent, &name, 0), send_entry);
     });
@@ -34,11 +36,12 @@ pub(super) fn make(
 pub(super) fn remove(
     dispatch: &Dispatch,
     request: &Request,
-    (parent, name): (NodeId, &OsStr),
+    parent: NodeId,
+    name: &OsStr,
     reply: ReplyEmpty,
 ) {
     let (name, asker) = (name.as_bytes().to_vec(), requester::for_audit(request));
-    dispatch.submit("rmdir", request, (Lane::Lengthy, 0), move |fs| {
+    dispatch.submit("rmdir", request, Lane::Lengthy, 0, move |fs| {
         let _asked = audit::asked_by(asker);
         answer(reply, fs.rmdir(parent, &name), send_ok);
     });
@@ -49,14 +52,19 @@ pub(super) fn rename(
     dispatch: &Dispatch,
     request: &Request,
     caller: Caller,
-    (from, to, flags): ((NodeId, &OsStr), (NodeId, &OsStr), RenameFlags),
+    from: DirentRef<'_>,
+    to: DirentRef<'_>,
+    flags: RenameFlags,
     reply: ReplyEmpty,
 ) {
-    let (name, new_name) = (from.1.as_bytes().to_vec(), to.1.as_bytes().to_vec());
+    let (parent, name) = (from.parent, from.name.to_vec());
+    let (new_parent, new_name) = (to.parent, to.name.to_vec());
     let asker = requester::for_audit(request);
-    dispatch.submit("rename", request, (Lane::Lengthy, 0), move |fs| {
+    dispatch.submit("rename", request, Lane::Lengthy, 0, move |fs| {
         let _asked = audit::asked_by(asker);
-        let done = fs.rename(&caller, from.0, &name, to.0, &new_name, flags);
+        let from = DirentRef::new(parent, &name);
+        let to = DirentRef::new(new_parent, &new_name);
+        let done = fs.rename(&caller, from, to, flags);
         answer(reply, done, send_ok);
     });
 }

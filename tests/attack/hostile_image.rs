@@ -11,7 +11,7 @@ use std::time::Duration;
 use bilayer::check::{self, CheckOptions};
 use bilayer::errno::Errno;
 use bilayer::fs::snapshots::ViewKind;
-use bilayer::fs::types::{NodeId, RenameFlags};
+use bilayer::fs::types::{DirentRef, NodeId, RenameFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{
     ChunkIndex, CryptoId, Epoch, FolderNumber, Generation, Ino, ObjectId, Sequence, ViewId,
@@ -321,10 +321,8 @@ fn work_as_root(volume: &MemoryStore, keystore: &tempfile::TempDir, why: &str) -
     made.push(below.node.0);
     let moved = fs.rename(
         &ADMIN,
-        ROOT,
-        b"dir",
-        below.node,
-        b"dir",
+        DirentRef::new(ROOT, b"dir"),
+        DirentRef::new(below.node, b"dir"),
         RenameFlags::default(),
     );
     moved.unwrap_or_else(|error| panic!("{why}: {error:?}"));
@@ -651,10 +649,8 @@ fn a_volume_whose_directories_lead_in_a_circle_goes_read_only() {
         let sub = NodeId::live(Ino(3)).unwrap();
         let into = fs.rename(
             &ADMIN,
-            ROOT,
-            b"other",
-            sub,
-            b"other",
+            DirentRef::new(ROOT, b"other"),
+            DirentRef::new(sub, b"other"),
             RenameFlags::default(),
         );
         assert_eq!(into, Err(Errno::EIO));

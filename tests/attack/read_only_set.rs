@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bilayer::check::{self, CheckOptions, Kind};
 use bilayer::fs::Filesystem;
 use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::WriteFlags;
 use bilayer::ids::{CryptoId, Sequence};
 use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::layers::KeySet;
@@ -181,7 +182,10 @@ fn what_can_still_be_forged_is_counted() {
     let node = fs.lookup(ROOT, b"kept").unwrap().node;
     let handle = fs.open_file(&support::USER, node, libc::O_RDWR).unwrap();
     let written = pattern(2, 0, 9000);
-    assert_eq!(fs.write(node, handle, 0, &written, false, false), Ok(9000));
+    assert_eq!(
+        fs.write(node, handle, 0, &written, WriteFlags::default()),
+        Ok(9000)
+    );
     fs.fsync(node, handle, false).unwrap();
     fs.release(node, handle);
     fs.run_maintenance().unwrap();

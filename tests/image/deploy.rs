@@ -2,7 +2,7 @@
 
 use super::*;
 use bilayer::errno::Errno;
-use bilayer::fs::types::SetAttr;
+use bilayer::fs::types::{SetAttr, WriteFlags};
 use bilayer::meta::page_set::capacity_of_pages;
 use bilayer::store::faulty::{CallKind, Fault};
 use bilayer::store::memory::MemoryStore;
@@ -170,7 +170,7 @@ fn unlinked_files_in_use_stay_behind() {
         .create(&USER, ROOT, b"gone", 0o600, libc::O_RDWR)
         .unwrap();
     let bytes = pattern(9, 0, 3 * PAGE);
-    fs.write(attr.node, handle, 0, &bytes, false, false)
+    fs.write(attr.node, handle, 0, &bytes, WriteFlags::default())
         .unwrap();
     fs.set_xattr(&USER, attr.node, b"user.a", b"b", XattrMode::Any)
         .unwrap();
@@ -296,7 +296,7 @@ fn sizes() {
             .create(&USER, ROOT, b"much", 0o600, libc::O_RDWR)
             .unwrap();
         let bytes = vec![7; size as usize];
-        let written = fs.write(attr.node, handle, 0, &bytes, false, false);
+        let written = fs.write(attr.node, handle, 0, &bytes, WriteFlags::default());
         assert!(written != Ok(bytes.len()), "{written:?}");
         fs.release(attr.node, handle);
     });

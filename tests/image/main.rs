@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
 use bilayer::fs::snapshots::{ViewError, ViewKind};
-use bilayer::fs::types::{Fallocate, FileKind, NodeId, XattrMode};
+use bilayer::fs::types::{Fallocate, FileKind, NodeId, WriteFlags, XattrMode};
 use bilayer::image::{DeployOptions, Deployed, ImageError, NoProgress, Source, deploy};
 use bilayer::keys::KeyUri;
 use bilayer::meta::{Meta, View};
@@ -257,7 +257,7 @@ fn put(fs: &Filesystem, parent: NodeId, name: &str, pieces: &[(usize, &[u8])]) -
         }
     };
     for (at, bytes) in pieces {
-        let written = fs.write(node, handle, *at as u64, bytes, false, false);
+        let written = fs.write(node, handle, *at as u64, bytes, WriteFlags::default());
         assert_eq!(written, Ok(bytes.len()));
     }
     fs.fsync(node, handle, false).unwrap();
@@ -308,8 +308,7 @@ fn fill(fs: &Filesystem, seed: u8) {
         handle,
         0,
         &pattern(seed, 3, 3 * PAGE),
-        false,
-        false,
+        WriteFlags::default(),
     );
     written.unwrap();
     fs.fsync(reserved.node, handle, false).unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bilayer::check::{CheckOptions, Finding, Kind, NoProgress, repair};
 use bilayer::errno::Errno;
+use bilayer::fs::types::WriteFlags;
 use bilayer::meta::checkpoint::{self, CheckpointError};
 use bilayer::meta::records::ViewKind;
 use bilayer::store::faulty::{CallKind, Fault, FaultyOptions, FaultyStore, WriteUnit};
@@ -220,7 +221,7 @@ fn a_full_disk_gives_it_up_and_takes_nothing_from_the_volume() {
     let mut at = 0;
     while mount
         .fs
-        .write(node, handle, at, &block, false, false)
+        .write(node, handle, at, &block, WriteFlags::default())
         .is_ok()
     {
         at += block.len() as u64;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Fallocate, Handle, NodeId};
+use bilayer::fs::types::{Fallocate, Handle, NodeId, WriteFlags};
 use bilayer::meta::page_set::capacity_of_pages;
 
 use crate::support::{BLOCK, CHUNK, Mount, PAGE, ROOT, pattern, quiet};
@@ -43,7 +43,9 @@ fn fill(mount: &Mount) {
         for page in 0..200 {
             let bytes = pattern(3, 0, PAGE);
             let offset = (page * PAGE) as u64;
-            result = mount.fs.write(node, handle, offset, &bytes, false, false);
+            result = mount
+                .fs
+                .write(node, handle, offset, &bytes, WriteFlags::default());
             if result.is_err() {
                 break;
             }
@@ -98,9 +100,13 @@ fn reserved_space_is_not_given_to_others() {
         write_all(&mount, node, handle, 100, len, 1);
         assert_eq!(taken(&mount), 3_000);
         write_all(&mount, node, handle, 100, len, 2);
-        let more = mount
-            .fs
-            .write(node, handle, (8 * CHUNK) as u64, b"more", false, false);
+        let more = mount.fs.write(
+            node,
+            handle,
+            (8 * CHUNK) as u64,
+            b"more",
+            WriteFlags::default(),
+        );
         assert_eq!(more, Err(Errno::ENOSPC));
         mount.fs.release(node, handle);
         let mount = mount.reopen();

@@ -10,7 +10,9 @@ use std::path::Path;
 use bilayer::errno::Errno;
 use bilayer::fs::FsError;
 use bilayer::fs::snapshots::{ViewError, ViewKind};
-use bilayer::fs::types::{Fallocate, FileKind, Handle, NodeId, RenameFlags, XattrMode};
+use bilayer::fs::types::{
+    DirentRef, Fallocate, FileKind, Handle, NodeId, RenameFlags, WriteFlags, XattrMode,
+};
 use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::store::{Store, StorePath};
 
@@ -220,7 +222,12 @@ impl Script {
         let (from, to) = (self.place(from)?, self.place(to)?);
         let (name, new_name) = (from.1.as_bytes(), to.1.as_bytes());
         let flags = RenameFlags::default();
-        self.0.fs.rename(&USER, from.0, name, to.0, new_name, flags)
+        self.0.fs.rename(
+            &USER,
+            DirentRef::new(from.0, name),
+            DirentRef::new(to.0, new_name),
+            flags,
+        )
     }
 
     /// Does something with an open file, which is made first where it is not there.
@@ -248,7 +255,9 @@ impl Script {
     /// Writes, durably.
     pub fn write(&self, path: &str, offset: u64, bytes: &[u8]) -> Answer {
         self.open(path, |node, handle| {
-            self.0.fs.write(node, handle, offset, bytes, false, false)?;
+            self.0
+                .fs
+                .write(node, handle, offset, bytes, WriteFlags::default())?;
             self.0.fs.fsync(node, handle, true)
         })
     }
@@ -256,7 +265,10 @@ impl Script {
     /// Writes.
     fn put(&self, path: &str, offset: u64, bytes: &[u8]) -> Answer {
         self.open(path, |node, handle| {
-            let written = self.0.fs.write(node, handle, offset, bytes, false, false);
+            let written = self
+                .0
+                .fs
+                .write(node, handle, offset, bytes, WriteFlags::default());
             written.map(|_| ())
         })
     }

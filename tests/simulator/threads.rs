@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bilayer::errno::Errno;
 use bilayer::fs::snapshots::{ViewError, ViewKind};
-use bilayer::fs::types::{FileKind, Handle, NodeId, RenameFlags};
+use bilayer::fs::types::{DirentRef, FileKind, Handle, NodeId, RenameFlags, WriteFlags};
 use bilayer::fs::{AccessTimes, FilesystemOptions};
 use bilayer::store::faulty::WriteUnit;
 
@@ -218,7 +218,10 @@ impl User {
                 let bytes = pattern(draw.next() as u8, offset, len as usize);
                 self.model.write(file, offset as usize, &bytes);
                 opened(mount, file, |node, handle| {
-                    let written = mount.fs.write(node, handle, offset, &bytes, false, false);
+                    let written =
+                        mount
+                            .fs
+                            .write(node, handle, offset, &bytes, WriteFlags::default());
                     written.map(|_| ())
                 })
             }
@@ -273,9 +276,12 @@ impl User {
             self.history.renamed_over(moved);
         }
         let directory = self.directory;
-        mount
-            .fs
-            .rename(&USER, directory, name, directory, to, flags)
+        mount.fs.rename(
+            &USER,
+            DirentRef::new(directory, name),
+            DirentRef::new(directory, to),
+            flags,
+        )
     }
 
     /// Compares the user's directory with the model.
@@ -329,7 +335,7 @@ impl Common<'_> {
             let written = self
                 .mount
                 .fs
-                .write(node, handle, offset, &bytes, false, false);
+                .write(node, handle, offset, &bytes, WriteFlags::default());
             written.map(|_| ())
         })?;
         count.written.store(number, Ordering::SeqCst);

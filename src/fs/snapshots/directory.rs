@@ -10,7 +10,9 @@
 use super::error::ViewError;
 use super::views::ViewChange;
 use crate::errno::Errno;
-use crate::fs::types::{Attr, Caller, DirEntry, FileKind, NodeId, RenameFlags, ViewsDirectory};
+use crate::fs::types::{
+    Attr, Caller, DirEntry, DirentRef, FileKind, NodeId, RenameFlags, ViewsDirectory,
+};
 use crate::fs::{Filesystem, NAME_BYTES_MAX};
 use crate::ids::{Ino, ViewId};
 use crate::meta::View;
@@ -221,27 +223,31 @@ impl Filesystem {
     /// `rename` from, to or within directories that hold views; `None` for any other.
     pub(in crate::fs) fn rename_view_entry(
         &self,
-        (parent, name): (NodeId, &[u8]),
-        (new_parent, new_name): (NodeId, &[u8]),
+        from: DirentRef<'_>,
+        to: DirentRef<'_>,
         flags: RenameFlags,
     ) -> Option<Result<(), Errno>> {
-        let removable = self.check_removable(parent, name);
-        if let Err(error) = removable.and(self.check_removable(new_parent, new_name)) {
+        let removable = self.check_removable(from.parent, from.name);
+        if let Err(error) = removable.and(self.check_removable(to.parent, to.name)) {
             return Some(Err(error));
         }
-        let places = (ViewsDirectory::of(parent), ViewsDirectory::of(new_parent));
-        let result = match places {
+        let places = (
+            ViewsDirectory::of(from.parent),
+            ViewsDirectory::of(to.parent),
+        );
+        let directory = match places {
             (None, None) => return None,
             (Some(one), Some(other)) if one == other => one,
             _ => return Some(Err(Errno::EXDEV)),
         };
-        Some(self.rename_view_at(result, (name, new_name), flags))
+        Some(self.rename_view_in(directory, from.name, to.name, flags))
     }
 
-    fn rename_view_at(
+    fn rename_view_in(
         &self,
         directory: ViewsDirectory,
-        (name, new_name): (&[u8], &[u8]),
+        name: &[u8],
+        new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<(), Errno> {
         if flags.exchange || flags.whiteout {
