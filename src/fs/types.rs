@@ -250,9 +250,10 @@ pub enum Fallocate {
 
 /// The `whence` values of `lseek` that a filesystem handles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum SeekWhence {
+    /// `SEEK_DATA`.
     Data,
+    /// `SEEK_HOLE`.
     Hole,
 }
 
@@ -284,13 +285,19 @@ pub struct DirEntry<'a> {
 
 /// Filesystem statistics as `statfs` shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub struct StatFs {
+    /// Size of a block.
     pub block_bytes: u32,
+    /// Number of blocks.
     pub blocks: u64,
+    /// Free blocks.
     pub blocks_free: u64,
+    /// Free blocks that an unprivileged user may use.
     pub blocks_available: u64,
+    /// Maximum number of inodes.
     pub inodes: u64,
+    /// Further inodes that may be created.
     pub inodes_free: u64,
+    /// Longest name in bytes.
     pub name_max: u32,
 }

@@ -7,7 +7,7 @@
 use super::file::{Chunk, Extent, File};
 use super::truncate::FreedSpace;
 use super::write::Attempt;
-use super::{Contents, FILE_BYTES_MAX, ObjectError};
+use super::{Contents, FILE_BYTES_MAX, ObjectError, chunk_at, chunk_start};
 use std::sync::Arc;
 
 use crate::ids::ChunkIndex;
@@ -155,7 +155,7 @@ impl Contents {
     ) -> Result<Attempt<bool>, ObjectError> {
         const COPIED: Attempt<bool> = Attempt::Done(false);
         let (source_offset, target_offset) = (source, target);
-        let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
+        let (source, target) = (chunk_at(source), chunk_at(target));
         // A kept view does not change, but the live file may use the same parts.
         let live = self.live_file_of(from)?;
         let changing = live.as_deref().unwrap_or(from);
@@ -184,7 +184,7 @@ impl Contents {
             state.chunks.get(&source).and_then(parts_to_link)
         } else {
             // Read the record again: hidden pages may have been given back since it was last read.
-            let record = self.meta.extent(from.ino, ChunkIndex(source), from.view)?;
+            let record = self.meta.extent(from.ino, source, from.view)?;
             parts_to_link(&Self::chunk_of(source, from.size(), record))
         };
         let Some(parts) = parts else {
@@ -247,9 +247,9 @@ impl Contents {
     fn record_link(
         &self,
         from: &File,
-        source: u32,
+        source: ChunkIndex,
         to: &File,
-        target: u32,
+        target: ChunkIndex,
         len: u64,
         parts: Vec<Part>,
         now: Timespec,
@@ -294,9 +294,7 @@ impl Contents {
         let more = chunk.pages().cast_signed() - old.pages().cast_signed();
         state.chunks.insert(target, chunk);
         self.account(state, more);
-        state.size = state
-            .size
-            .max(u64::from(ChunkIndex(target).0) * CHUNK_BYTES + len);
+        state.size = state.size.max(chunk_start(target) + len);
         if state.is_synced() {
             state.durable_size = state.size;
         }
