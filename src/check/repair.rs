@@ -329,7 +329,8 @@ impl<'a> Repairer<'a> {
     fn amend(
         &self,
         views: &Views,
-        (table, logical): (Table, &[u8]),
+        table: Table,
+        logical: &[u8],
         seen: &Range<usize>,
         change: &dyn Fn(&[u8]) -> Option<Vec<u8>>,
     ) -> Result<(), CheckError> {
@@ -368,7 +369,7 @@ impl<'a> Repairer<'a> {
         change: &dyn Fn(&mut InodeRecord),
     ) -> Result<(), CheckError> {
         let key = keys::inode(ino);
-        self.amend(views, (Table::Inode, &key), seen, &|value| {
+        self.amend(views, Table::Inode, &key, seen, &|value| {
             let Some(mut record) = InodeRecord::decode(value) else {
                 return Some(value.to_vec());
             };
@@ -432,18 +433,13 @@ impl<'a> Repairer<'a> {
         seen: &Range<usize>,
         change: &NameChange,
     ) -> Result<(), CheckError> {
-        self.amend(
-            views,
-            (Table::Dirent, logical),
-            seen,
-            &|value| match change {
-                NameChange::Remove => None,
-                NameChange::Kind(kind) => DirentRecord::decode(value).map(|entry| {
-                    let kind = *kind;
-                    DirentRecord { kind, ..entry }.encode()
-                }),
-            },
-        )
+        self.amend(views, Table::Dirent, logical, seen, &|value| match change {
+            NameChange::Remove => None,
+            NameChange::Kind(kind) => DirentRecord::decode(value).map(|entry| {
+                let kind = *kind;
+                DirentRecord { kind, ..entry }.encode()
+            }),
+        })
     }
 
     /// Moves all versions of a name to a position where a lookup finds it and no other name is,
@@ -486,7 +482,7 @@ impl<'a> Repairer<'a> {
     ) -> Result<(), CheckError> {
         for name in self.meta.xattr_names(Ino(ino), View::LIVE)? {
             let key = keys::xattr(Ino(ino), &name);
-            self.amend(views, (Table::Xattr, &key), seen, &|_| None)?;
+            self.amend(views, Table::Xattr, &key, seen, &|_| None)?;
         }
         Ok(())
     }

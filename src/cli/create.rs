@@ -9,6 +9,7 @@ use super::error::{CliError, ExitCode};
 use crate::audit::{self, Record};
 use crate::errno::Errno;
 use crate::fs::Filesystem;
+use crate::fs::types::Owner;
 use crate::ids::VolumeId;
 use crate::keys::customer::file;
 use crate::keys::{KeyDescription, KeyUri, PassphraseSource};
@@ -46,7 +47,10 @@ pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
         keystore: new.keystore.clone(),
         passphrase: new.passphrase.clone(),
     };
-    let owner = (effective_user(), effective_gid());
+    let owner = Owner {
+        uid: effective_user(),
+        gid: effective_gid(),
+    };
     let made = volume::create(place.store(), &options, &mut |fresh| {
         Filesystem::format(fresh, owner).map_err(|error| match error.errno() {
             // By whatever way it came: so that it is told as what it is.

@@ -145,6 +145,20 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// The owner of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// The superuser.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+}
+
 /// A time given to `utimensat`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetTime {

@@ -10,7 +10,6 @@ use super::write::Attempt;
 use super::{Contents, FILE_BYTES_MAX, ObjectError, chunk_at, chunk_start};
 use std::sync::Arc;
 
-use crate::ids::ChunkIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ObjectName, Part, Timespec, taken};
 use crate::meta::{Batch, View};
@@ -20,6 +19,14 @@ use crate::planted::{Bug, planted};
 const COPY_BYTES: usize = 1 << 20;
 /// A last chunk shorter than this is copied by bytes, since a link costs a sync.
 const LINK_BYTES_MIN: u64 = 1 << 20;
+
+/// A range to copy: offsets in the source and in the target, and the length, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct CopyRange {
+    source: u64,
+    target: u64,
+    len: u64,
+}
 
 /// Progress of a copy.
 #[derive(Default)]
@@ -53,8 +60,12 @@ impl Contents {
         let mut copied = Copied::default();
         while copied.bytes < len {
             let at = copied.bytes;
-            let piece = (from_offset + at, to_offset + at, len - at);
-            match self.copy_piece(from, to, piece, now, &mut copied) {
+            let rest = CopyRange {
+                source: from_offset + at,
+                target: to_offset + at,
+                len: len - at,
+            };
+            match self.copy_piece(from, to, rest, now, &mut copied) {
                 Ok(0) => break,
                 Ok(more) => copied.bytes += more,
                 // Report the bytes copied so far, or the kernel's cache would go on showing the old
@@ -71,17 +82,30 @@ impl Contents {
         &self,
         from: &File,
         to: &File,
-        (source, target, len): (u64, u64, u64),
+        range: CopyRange,
         now: Timespec,
         copied: &mut Copied,
     ) -> Result<u64, ObjectError> {
-        if self.may_link(from, source, to, target, len) {
+        let CopyRange {
+            source,
+            target,
+            len,
+        } = range;
+        if self.may_link(from, to, range) {
             if !copied.source_synced {
                 self.sync_file(from)?;
                 copied.source_synced = true;
             }
             let piece = len.min(CHUNK_BYTES);
-            if self.link_chunk(from, source, to, target, piece, now)? {
+            if self.link_chunk(
+                from,
+                to,
+                CopyRange {
+                    len: piece,
+                    ..range
+                },
+                now,
+            )? {
                 return Ok(piece);
             }
         }
@@ -115,7 +139,12 @@ impl Contents {
     }
 
     /// True if the range covers a whole chunk of both files, or the last one of both.
-    fn may_link(&self, from: &File, source: u64, to: &File, target: u64, rest: u64) -> bool {
+    fn may_link(&self, from: &File, to: &File, range: CopyRange) -> bool {
+        let CopyRange {
+            source,
+            target,
+            len: rest,
+        } = range;
         let aligned = source.is_multiple_of(CHUNK_BYTES) && target.is_multiple_of(CHUNK_BYTES);
         let whole = rest >= CHUNK_BYTES;
         let last =
@@ -127,17 +156,15 @@ impl Contents {
     fn link_chunk(
         &self,
         from: &File,
-        source: u64,
         to: &File,
-        target: u64,
-        len: u64,
+        range: CopyRange,
         now: Timespec,
     ) -> Result<bool, ObjectError> {
         if from.ino == to.ino {
             return Ok(false);
         }
         loop {
-            match self.try_link_chunk(from, source, to, target, len, now)? {
+            match self.try_link_chunk(from, to, range, now)? {
                 Attempt::Done(linked) => return Ok(linked),
                 Attempt::Blocked(blocker) => self.resolve(to, &blocker)?,
             }
@@ -147,15 +174,12 @@ impl Contents {
     fn try_link_chunk(
         &self,
         from: &File,
-        source: u64,
         to: &File,
-        target: u64,
-        len: u64,
+        range: CopyRange,
         now: Timespec,
     ) -> Result<Attempt<bool>, ObjectError> {
         const COPIED: Attempt<bool> = Attempt::Done(false);
-        let (source_offset, target_offset) = (source, target);
-        let (source, target) = (chunk_at(source), chunk_at(target));
+        let (source, target) = (chunk_at(range.source), chunk_at(range.target));
         // A kept view does not change, but the live file may use the same parts.
         let live = self.live_file_of(from)?;
         let changing = live.as_deref().unwrap_or(from);
@@ -168,13 +192,13 @@ impl Contents {
         let _first = first.gate.write();
         let _second = second.gate.write();
         // Either file may have changed since it was checked.
-        let there = from.size() >= source_offset + len;
-        if !there || !self.may_link(from, source_offset, to, target_offset, len) {
+        let there = from.size() >= range.source + range.len;
+        if !there || !self.may_link(from, to, range) {
             return Ok(COPIED);
         }
         // Both gates stay held until the file is longer. Otherwise bytes that a concurrent truncate
         // leaves behind would become visible.
-        if let Some(blocker) = self.zero_tail(to, target_offset)? {
+        if let Some(blocker) = self.zero_tail(to, range.target)? {
             return Ok(Attempt::Blocked(blocker));
         }
         self.load_chunk(changing, source)?;
@@ -198,7 +222,7 @@ impl Contents {
             return Ok(COPIED);
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
-        if let Err(error) = self.record_link(changing, source, to, target, len, parts, now) {
+        if let Err(error) = self.record_link(changing, to, range, parts, now) {
             self.unlink_all(names.into_iter())?;
             return Err(error);
         }
@@ -243,17 +267,17 @@ impl Contents {
         names.try_for_each(|name| self.objects.unlink(name))
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Records linked parts in the target, and marks those of the source as shared.
     fn record_link(
         &self,
         from: &File,
-        source: ChunkIndex,
         to: &File,
-        target: ChunkIndex,
-        len: u64,
+        range: CopyRange,
         parts: Vec<Part>,
         now: Timespec,
     ) -> Result<(), ObjectError> {
+        let (source, target) = (chunk_at(range.source), chunk_at(range.target));
+        let len = range.len;
         let old = to.state.lock().chunks.get(&target).map_or(0, Chunk::pages);
         let new = u64::from(taken(&parts, &PageSet::new()).len());
         self.check_space(new.cast_signed() - old.cast_signed())?;

@@ -69,7 +69,8 @@ pub(super) struct FlattenQueue {
 }
 
 impl FlattenQueue {
-    fn put(&mut self, chunk: (Ino, ChunkIndex)) {
+    fn put(&mut self, ino: Ino, index: ChunkIndex) {
+        let chunk = (ino, index);
         if self.order.len() < QUEUE_MAX && self.known.insert(chunk) {
             self.order.push_back(chunk);
         }
@@ -127,7 +128,7 @@ impl Contents {
     fn queue_if_long(&self, file: &File, index: ChunkIndex, chunk: &Chunk, least: usize) {
         let long = matches!(&chunk.extent, Extent::Parts { parts, .. } if parts.len() >= least);
         if long && file.view == View::LIVE {
-            self.flatten_queue.lock().put((file.ino, index));
+            self.flatten_queue.lock().put(file.ino, index);
         }
     }
 
@@ -177,7 +178,7 @@ impl Contents {
             let (file, index) = (Arc::clone(&one.file), one.index);
             match self.install_merged(one) {
                 Ok(true) => {}
-                Ok(false) => self.flatten_queue.lock().put((file.ino, index)),
+                Ok(false) => self.flatten_queue.lock().put(file.ino, index),
                 Err(error) => {
                     let (ino, index) = (file.ino.0, index.0);
                     tracing::warn!(ino, index, %error, "merged parts could not be recorded");
@@ -230,7 +231,7 @@ impl Contents {
             if !matches!(copied, Ok(true)) {
                 self.objects.unlink(id.name)?;
                 copied?;
-                self.flatten_queue.lock().put((file.ino, index));
+                self.flatten_queue.lock().put(file.ino, index);
                 return Ok(None);
             }
             let pages = plan.pages();

@@ -56,6 +56,13 @@ pub(super) enum WriteTarget {
     Blocked(BlockerKind),
 }
 
+/// A part whose page lock is held.
+struct LockedPart<'a> {
+    object: &'a ContentsFile,
+    guard: &'a PageGuard<'a>,
+    id: PartId,
+}
+
 impl Contents {
     /// Writes all of `data` at `offset`. `now` is the time of the write; `None` if the kernel
     /// maintains the times itself.
@@ -316,7 +323,12 @@ impl Contents {
         let sequence = self.meta.sequence();
         let mut failed = None;
         let mut base = |page: PageIndex, payload: &mut [u8; PAYLOAD_BYTES]| {
-            self.read_visible_page(file, index, page.0 as u32, (&object, &guard, id), payload)
+            let locked = LockedPart {
+                object: &object,
+                guard: &guard,
+                id,
+            };
+            self.read_visible_page(file, index, page.0 as u32, &locked, payload)
                 .map_err(|error| {
                     failed = Some(error);
                     SealedError::Io(std::io::Error::other("the rest of the page cannot be read"))
@@ -413,7 +425,7 @@ impl Contents {
         file: &File,
         index: ChunkIndex,
         page: u32,
-        locked: (&ContentsFile, &PageGuard<'_>, PartId),
+        locked: &LockedPart<'_>,
         payload: &mut [u8; PAYLOAD_BYTES],
     ) -> Result<(), ObjectError> {
         let bytes = page_bytes(page);
@@ -423,7 +435,7 @@ impl Contents {
             .chunks
             .get(&index)
             .and_then(|chunk| chunk.part_with(page));
-        let (object, guard, id) = locked;
+        let LockedPart { object, guard, id } = *locked;
         match source {
             None => payload.fill(0),
             Some(part) if part == id => object

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
 use bilayer::fs::snapshots::{ViewError, ViewKind};
-use bilayer::fs::types::{Fallocate, FileKind, NodeId, WriteFlags, XattrMode};
+use bilayer::fs::types::{Fallocate, FileKind, NodeId, Owner, WriteFlags, XattrMode};
 use bilayer::image::{DeployOptions, Deployed, ImageError, NoProgress, Source, deploy};
 use bilayer::keys::KeyUri;
 use bilayer::meta::{Meta, View};
@@ -73,7 +73,7 @@ impl Disk {
             ..CreateOptions::default()
         };
         volume::create(self.at(name), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .unwrap();
     }
