@@ -252,10 +252,10 @@ impl<'a> Repairer<'a> {
         let mut batch = Batch::new();
         match repair {
             RepairAction::Links { ino, nlink, seen } => {
-                inode(ino, seen, &|inode| inode.nlink = *nlink)?
+                inode(ino, seen, &|inode| inode.nlink = *nlink)?;
             }
             RepairAction::Pages { ino, pages, seen } => {
-                inode(ino, seen, &|inode| inode.pages = *pages)?
+                inode(ino, seen, &|inode| inode.pages = *pages)?;
             }
             RepairAction::Parent { ino, parent, seen } => {
                 inode(ino, seen, &|inode| inode.parent = *parent)?;
@@ -271,7 +271,7 @@ impl<'a> Repairer<'a> {
                 self.meta.put_inode(&mut batch, *ino, &record)?;
             }
             RepairAction::AttributesOf { ino, seen } => {
-                self.remove_attributes(views, *ino, seen)?
+                self.remove_attributes(views, *ino, seen)?;
             }
             RepairAction::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, *ino, false),
             RepairAction::Row(table, key, value) => {
@@ -608,7 +608,7 @@ impl NameChanges {
                 RepairAction::Detach { ino } => drop(this.of.insert(ino, live.clone())),
                 RepairAction::NamesIn { ino, seen } => drop(this.within.insert(ino, seen)),
                 RepairAction::KindOf { ino, kind, seen } => {
-                    drop(this.kind.insert(ino, (kind, seen)))
+                    this.kind.insert(ino, (kind, seen));
                 }
                 RepairAction::OneName { ino, parent, seen } if seen.contains(&views.live()) => {
                     this.one.insert(ino, (parent, seen));

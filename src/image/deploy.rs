@@ -26,17 +26,19 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk, page_range, runs};
+use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk};
 use super::workers::{Scratch, Work, with_workers};
 use super::{ImageError, Progress};
 use crate::audit::Record;
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::{KeyUri, PassphraseSource, PlatformKeystore, customer};
 use crate::meta::copy::{Copied, CopyOptions, CopyParts};
-use crate::meta::page_set::{PageSet, capacity_of_pages, pages_of_capacity, pages_taken};
+use crate::meta::page_set::{
+    CHUNK_PAGES, PageSet, capacity_of_pages, pages_of_capacity, pages_taken,
+};
 use crate::meta::records::{ObjectName, Part, taken};
 use crate::meta::{Meta, View};
-use crate::object::{folder_path, object_path, root_path};
+use crate::object::{folder_path, object_path, page_range, page_runs, root_path};
 use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, MetaFile, PAGE_BYTES, PAYLOAD_BYTES};
 use crate::store::{Adopted, OpenMode, Store, StorePath};
@@ -299,7 +301,7 @@ fn write_object(
     let file = fresh.store.open(&object_path(name), OpenMode::CreateNew);
     let file = file.map_err(|error| failed(error.into()))?;
     let object = ContentsFile::new(file, fresh.keys.active(), part.id.crypto);
-    for run in runs(&part.pages) {
+    for run in page_runs(&part.pages, 0..CHUNK_PAGES) {
         super::check_cancelled(progress)?;
         let plain = from.read(chunk, &run, scratch)?;
         let pages = page_range(&run);

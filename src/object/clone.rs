@@ -119,8 +119,8 @@ impl Contents {
         }
         let buffer = &mut copied.buffer;
         buffer.resize(COPY_BYTES, 0);
-        let room = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(len) as usize;
-        let got = self.read(from, source, &mut buffer[..room])?;
+        let piece_len = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(len) as usize;
+        let got = self.read(from, source, &mut buffer[..piece_len])?;
         self.write(to, target, &buffer[..got], Some(now))?;
         Ok(got as u64)
     }
@@ -218,7 +218,7 @@ impl Contents {
         if to.state.lock().chunks.get(&target).is_some_and(is_reserved) {
             return Ok(COPIED);
         }
-        let Some(parts) = self.link_parts(visible(parts))? else {
+        let Some(parts) = self.link_parts(visible_parts(parts))? else {
             return Ok(COPIED);
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
@@ -329,8 +329,9 @@ impl Contents {
     }
 }
 
-/// Removes pages that newer parts hide, since they may have been given back.
-fn visible(mut parts: Vec<Part>) -> Vec<Part> {
+/// The parts without pages that newer ones hide, which may have been given back, and without parts
+/// of which nothing is left.
+pub(crate) fn visible_parts(mut parts: Vec<Part>) -> Vec<Part> {
     let mut hidden = PageSet::new();
     for part in &mut parts {
         let pages = part.pages.clone();

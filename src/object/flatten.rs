@@ -35,11 +35,10 @@
 //! exclusively, a writer merges only if the record could not hold one more part.
 
 use std::collections::{HashSet, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::file::{Chunk, Extent, File};
-use super::read::page_range;
+use super::read::{page_range, page_runs};
 use super::{Contents, ObjectError, chunk_start, page_bytes};
 use crate::ids::{ChunkIndex, Ino};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet};
@@ -56,8 +55,6 @@ const GROWTH: u32 = 2;
 const QUEUE_MAX: usize = 1 << 14;
 /// Chunks of one group, whose merged objects are made durable together.
 const GROUP_CHUNKS: usize = 32;
-/// Pages copied with one write.
-const RUN_PAGES: u32 = 256;
 /// Minimum free space on the backing filesystem; with less, the space is left to writers.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 
@@ -265,7 +262,7 @@ impl Contents {
     ) -> Result<bool, ObjectError> {
         let object = self.open_object(to)?;
         let mut buffer = Vec::new();
-        for run in runs(&plan.pages(), 0..CHUNK_PAGES) {
+        for run in page_runs(&plan.pages(), 0..CHUNK_PAGES) {
             let start = page_bytes(run.start).start;
             buffer.resize((run.end - run.start) as usize * PAYLOAD_BYTES, 0);
             {
@@ -274,7 +271,7 @@ impl Contents {
                     return Ok(false);
                 }
                 for (id, visible) in &plan.copies {
-                    for piece in runs(visible, run.clone()) {
+                    for piece in page_runs(visible, run.clone()) {
                         let at = (piece.start - run.start) as usize * PAYLOAD_BYTES;
                         let len = (piece.end - piece.start) as usize * PAYLOAD_BYTES;
                         let from = page_bytes(piece.start).start;
@@ -428,26 +425,6 @@ fn merge_count(visible: &[u32]) -> usize {
     forced + more.count()
 }
 
-/// The runs of pages of a set within a range, none longer than [`RUN_PAGES`].
-fn runs(set: &PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
-    let mut runs = Vec::new();
-    let mut page = pages.start;
-    while page < pages.end {
-        let present = set.contains(page);
-        let limit = if present {
-            pages.end.min(page + RUN_PAGES)
-        } else {
-            pages.end
-        };
-        let end = set.run_end(page, limit);
-        if present {
-            runs.push(page..end);
-        }
-        page = end;
-    }
-    runs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,11 +452,11 @@ mod tests {
             set.insert(run);
         }
         assert_eq!(
-            runs(&set, 0..CHUNK_PAGES),
+            page_runs(&set, 0..CHUNK_PAGES),
             [0..3, 10..11, 300..556, 556..700]
         );
-        assert_eq!(runs(&set, 2..301), [2..3, 10..11, 300..301]);
-        assert_eq!(runs(&set, 11..300), []);
+        assert_eq!(page_runs(&set, 2..301), [2..3, 10..11, 300..301]);
+        assert_eq!(page_runs(&set, 11..300), []);
     }
 
     /// Simulates rounds of writes, each of which adds a newest part. Returns the pages written and

@@ -42,11 +42,13 @@ use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, SealedError, Told};
 use crate::store::Store;
 
+pub(crate) use clone::visible_parts;
 pub use collect::DeferredPunch;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
 pub(crate) use objects::{folder_path, object_path, root_path};
+pub(crate) use read::{RUN_PAGES, page_range, page_runs};
 pub use truncate::FreedSpace;
 pub use verify::{Fault, FaultKind};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::file::{Extent, File, FileState};
 use super::{Contents, ObjectError, chunk_at, chunk_pieces, chunk_start, page_bytes};
 use crate::ids::{ChunkIndex, PageIndex};
-use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::PartId;
 
 /// A read of at least this length comes from a sequential reader, be it a program or the kernel ...
@@ -14,6 +14,9 @@ const LONG_READ_BYTES: u64 = 64 << 10;
 const READ_AHEAD_SEGMENTS_MIN: usize = 3;
 /// Pages behind such a read that are read ahead: half a MiB.
 const AHEAD_PAGES: u32 = 128;
+
+/// Pages that are read or written with one call, at most.
+pub(crate) const RUN_PAGES: u32 = 256;
 
 /// Where the bytes of a segment come from.
 enum Source {
@@ -253,6 +256,26 @@ fn is_data(state: &FileState, index: ChunkIndex, page: u32) -> bool {
 }
 
 /// Pages of a chunk as page indices of its sealed file.
-pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
+pub(crate) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
     PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end))
+}
+
+/// The runs of pages of a set within a range, none longer than [`RUN_PAGES`].
+pub(crate) fn page_runs(set: &PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
+    let mut runs = Vec::new();
+    let mut page = pages.start;
+    while page < pages.end {
+        let present = set.contains(page);
+        let limit = if present {
+            pages.end.min(page + RUN_PAGES)
+        } else {
+            pages.end
+        };
+        let end = set.run_end(page, limit);
+        if present {
+            runs.push(page..end);
+        }
+        page = end;
+    }
+    runs
 }
