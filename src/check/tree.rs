@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn circles_are_found_once_and_in_their_views() {
+    fn cycles_are_found_once_and_in_their_views() {
         let mut tree = Tree::default();
         let mut add = |ino, parent, seen: Range<u32>| {
             tree.add(Directory {

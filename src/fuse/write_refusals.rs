@@ -215,7 +215,7 @@ mod tests {
     const FILE: NodeId = NodeId(7);
 
     #[test]
-    fn refuses_until_there_is_room() {
+    fn refuses_until_there_is_space() {
         let files = Marks::default();
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
         for errno in [Errno::ENOSPC, Errno::EDQUOT] {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_refused_where_another_had_no_room() {
+    fn an_empty_file_is_refused_where_another_had_no_space() {
         let files = Marks::default();
         let empty = NodeId(8);
         assert!(!files.note_empty(empty, || Some(0)));
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_too_far_out_is_told_once() {
+    fn a_write_too_far_out_is_reported_once() {
         let files = Marks::default();
         files.failed(FILE, 1 << 20, Errno::EFBIG);
         assert_eq!(files.refusal(FILE, || Some(2 << 20)), Some(Errno::EFBIG));

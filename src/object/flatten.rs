@@ -432,7 +432,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_merged() {
+    fn which_parts_are_merged() {
         assert_eq!(merge_count(&[]), 0);
         assert_eq!(merge_count(&[1, 1, 1, 1]), 0);
         // One part too many: the two on top are merged, and those that are not much larger.

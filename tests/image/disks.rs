@@ -1,4 +1,4 @@
-//! Deploying on real filesystems: what is linked, what shares blocks, what is copied.
+//! Deploying on real filesystems: which objects are linked, share blocks, or are copied.
 
 use std::path::{Path, PathBuf};
 

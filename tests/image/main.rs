@@ -1,4 +1,4 @@
-//! Volumes made from images: what they hold, what it is sealed under, and that they are independent.
+//! Volumes from images: what they contain, how it is sealed, and that they are independent.
 #![allow(clippy::unwrap_used)]
 
 mod crash;

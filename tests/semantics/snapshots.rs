@@ -275,7 +275,7 @@ fn views_go_in_any_order() {
 }
 
 #[test]
-fn what_a_snapshot_holds_is_told() {
+fn the_space_of_a_snapshot_is_reported() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(0, 0, 100 * PAGE));
     take(&mount, "one");
@@ -361,7 +361,7 @@ fn differences(mount: &Mount, from: &str, to: Option<&str>) -> Vec<String> {
 }
 
 #[test]
-fn the_whole_goes_back() {
+fn the_whole_volume_is_restored() {
     let mount = Mount::new();
     let large = pattern(1, 0, CHUNK + 70_000);
     let dir = mount.mkdir(ROOT, "dir");
@@ -462,7 +462,7 @@ fn what_was_just_written_differs() {
 }
 
 #[test]
-fn one_path_goes_back() {
+fn one_path_is_restored() {
     let mount = Mount::new();
     let large = pattern(1, 0, CHUNK + 1_500_000);
     let dir = mount.mkdir(ROOT, "dir");
@@ -631,7 +631,7 @@ fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
 
 /// The copy that a path is to become is not in the snapshot that the whole goes back to.
 #[test]
-fn the_whole_and_one_path_go_back_one_after_the_other() {
+fn restores_of_the_whole_and_of_one_path_follow_one_another() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "dir");
     for number in 0..300 {
