@@ -124,7 +124,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// EIO after a shutdown, EROFS if writing has ended.
-    pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {
+    pub fn flush(&self) -> Result<(), Errno> {
         self.check_running()?;
         self.meta.check_writable().or_else(|error| {
             if self.is_read_only() {

@@ -170,7 +170,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// EIO if writing has ended or the commit failed, ENOSPC if there is no space for it.
-    pub fn fsync_dir(&self, _node: NodeId, _handle: Handle, _datasync: bool) -> Result<(), Errno> {
+    pub fn fsync_dir(&self) -> Result<(), Errno> {
         if self.is_read_only() {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Extended attributes. The kernel checks who may see and set which (`xattr(7)`).
 
 use super::privileges::{Privileges, SETGID};
-use super::types::{Caller, FileKind, NodeId, Timespec, XattrMode};
+use super::types::{FileKind, NodeId, Timespec, XattrMode};
 use super::{Filesystem, acl};
 use crate::errno::Errno;
 use crate::meta::Batch;
@@ -156,7 +156,7 @@ impl Filesystem {
     /// # Errors
     /// ENODATA if there is none, ERANGE or ENOTSUP for a name that is not allowed, EROFS, or an
     /// error of the metadata.
-    pub fn remove_xattr(&self, _caller: &Caller, node: NodeId, name: &[u8]) -> Result<(), Errno> {
+    pub fn remove_xattr(&self, node: NodeId, name: &[u8]) -> Result<(), Errno> {
         check_name(name)?;
         let _permit = self.begin_change(node)?;
         let _inode = self.meta.lock_inode(node.ino());

@@ -402,7 +402,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         self.dispatch.inline("flush", request, |fs| {
             self.accessed(ino, fs.closing(node(ino), handle(fh)));
-            answer(reply, fs.flush(node(ino), handle(fh)), send_ok);
+            answer(reply, fs.flush(), send_ok);
         });
     }
 
@@ -504,21 +504,10 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    fn fsyncdir(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsyncdir(&self, request: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         self.dispatch
             .submit("fsyncdir", request, Lane::Lengthy, 0, move |fs| {
-                answer(
-                    reply,
-                    fs.fsync_dir(node(ino), handle(fh), datasync),
-                    send_ok,
-                );
+                answer(reply, fs.fsync_dir(), send_ok);
             });
     }
 
@@ -593,13 +582,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let caller = convert::caller(request, 0);
         self.dispatch.inline("removexattr", request, |fs| {
-            answer(
-                reply,
-                fs.remove_xattr(&caller, node(ino), name.as_bytes()),
-                send_ok,
-            );
+            answer(reply, fs.remove_xattr(node(ino), name.as_bytes()), send_ok);
         });
     }
 

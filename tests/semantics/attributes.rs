@@ -120,7 +120,7 @@ fn extended_attributes() {
         fs.get_xattr(node, label).unwrap(),
         b"system_u:object_r:etc_t:s0"
     );
-    fs.remove_xattr(&USER, node, label).unwrap();
+    fs.remove_xattr(node, label).unwrap();
     assert_eq!(fs.get_xattr(node, label).err(), Some(Errno::ENOTSUP));
     let mount = mount.reopen();
     let list = mount.fs.list_xattr(&ADMIN, node).unwrap();
@@ -131,8 +131,8 @@ fn extended_attributes() {
         mount.fs.get_xattr(node, b"security.c").unwrap(),
         [7; 65_536]
     );
-    mount.fs.remove_xattr(&USER, node, b"user.a").unwrap();
-    let again = mount.fs.remove_xattr(&USER, node, b"user.a");
+    mount.fs.remove_xattr(node, b"user.a").unwrap();
+    let again = mount.fs.remove_xattr(node, b"user.a");
     assert_eq!(again, Err(Errno::ENODATA));
     mount.fs.unlink(ROOT, b"f").unwrap();
     mount.finish();

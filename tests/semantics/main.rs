@@ -18,6 +18,7 @@ mod races;
 mod remount;
 mod rename;
 mod reservations;
+mod restore;
 mod sharing;
 mod snapshots;
 mod syncing;

@@ -207,7 +207,7 @@ impl Script {
 
     fn fsync_dir(&self) -> Answer {
         let handle = self.0.fs.open_dir(ROOT)?;
-        let done = self.0.fs.fsync_dir(ROOT, handle, false);
+        let done = self.0.fs.fsync_dir();
         self.0.fs.release_dir(ROOT, handle);
         done
     }

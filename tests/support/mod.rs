@@ -234,7 +234,7 @@ impl Mount {
     /// Makes all metadata applied so far durable.
     pub fn commit(&self) {
         let handle = self.fs.open_dir(ROOT).expect("open the root");
-        self.fs.fsync_dir(ROOT, handle, false).expect("commit");
+        self.fs.fsync_dir().expect("commit");
         self.fs.release_dir(ROOT, handle);
     }
 

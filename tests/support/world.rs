@@ -157,7 +157,7 @@ impl World {
                 if !own.is_empty() {
                     let open = self.open.remove(own[usize::from(choice) % own.len()]);
                     let fs = &self.mount().fs;
-                    let _ = fs.flush(node(open.number), open.handle);
+                    let _ = fs.flush();
                     fs.release(node(open.number), open.handle);
                 }
                 same()
@@ -188,7 +188,7 @@ impl World {
                     return same();
                 };
                 let name = XATTRS[usize::from(name)];
-                let found = self.mount().fs.remove_xattr(&USER, node(number), name);
+                let found = self.mount().fs.remove_xattr(node(number), name);
                 (of(found), of(self.model.remove_xattr(number, name)))
             }
             O::List(choice) => {
@@ -314,7 +314,7 @@ impl World {
     fn fsync_dir(&self, directory: NodeId) -> (Outcome, Outcome) {
         let fs = &self.mount().fs;
         let done = fs.open_dir(directory).and_then(|handle| {
-            let done = fs.fsync_dir(directory, handle, false);
+            let done = fs.fsync_dir();
             fs.release_dir(directory, handle);
             done
         });

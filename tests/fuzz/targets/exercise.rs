@@ -103,7 +103,7 @@ fn inspect(fs: &Filesystem, node: NodeId, kind: FileKind) -> Result<(), Errno> {
 
 fn change(fs: &Filesystem, node: NodeId, kind: FileKind) -> Result<(), Errno> {
     let _ = fs.set_xattr(&ROOT_USER, node, b"user.new", &[9; 300], XattrMode::Any);
-    let _ = fs.remove_xattr(&ROOT_USER, node, b"user.one");
+    let _ = fs.remove_xattr(node, b"user.one");
     let chmod = SetAttr {
         perm: Some(0o600),
         ..SetAttr::default()
