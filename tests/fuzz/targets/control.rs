@@ -1,6 +1,6 @@
 //! Lines that a peer sends over the control socket of a mounted volume.
 
-use bilayer::cli::wire;
+use bilayer::daemon;
 use bilayer::fs::Filesystem;
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ pub fn target(data: &[u8]) {
             continue;
         }
         let mut answer = Vec::new();
-        if let Some(answered) = wire::answer(line, &fs, &mut answer) {
+        if let Some(answered) = daemon::answer(line, &fs, &mut answer) {
             answered.unwrap();
             check(&answer);
         }
