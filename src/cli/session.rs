@@ -1,4 +1,4 @@
-//! Where a request about snapshots and images goes.
+//! Where a operation about snapshots and images goes.
 //!
 //! | the volume is | it goes to |
 //! |---|---|
@@ -17,9 +17,8 @@ use crate::audit;
 use crate::control::client::ControlClient;
 use crate::control::directory::DirectoryId;
 use crate::control::locate::{Holder, Located, NamedMount, find};
-use crate::control::request::{
-    self, Kind, Outcome, Passphrase, Receiver, Request, ViewReport, Views,
-};
+use crate::control::request::{self, Kind, Operation, Passphrase};
+use crate::control::response::{Outcome, Receiver, ViewReport, Views};
 use crate::daemon::mount::open_when_free;
 use crate::daemon::serve::serve;
 use crate::diagnostics::{ExitCode, UserError};
@@ -106,20 +105,20 @@ impl Session {
     /// Asks, and hands on what is answered before the outcome.
     pub(crate) fn ask(
         &mut self,
-        request: &Request,
+        operation: &Operation,
         to: &mut dyn Receiver,
     ) -> Result<Outcome, UserError> {
         match &mut self.backend {
-            Backend::Own(filesystem) => serve(filesystem, request, to),
-            Backend::Mount(mount) => in_mount(mount, request, to),
-            Backend::Daemon(daemon) => daemon.request(&for_daemon(request)?, None, to),
+            Backend::Own(filesystem) => serve(filesystem, operation, to),
+            Backend::Mount(mount) => in_mount(mount, operation, to),
+            Backend::Daemon(daemon) => daemon.perform(&for_daemon(operation)?, None, to),
         }
     }
 
     /// All views of a kind, oldest first.
     pub(crate) fn list(&mut self, kind: Kind) -> Result<Vec<ViewReport>, UserError> {
         let mut views = Views::default();
-        self.ask(&Request::List { kind }, &mut views)?;
+        self.ask(&Operation::List { kind }, &mut views)?;
         Ok(views.0)
     }
 
@@ -145,13 +144,13 @@ fn open_here(located: &Located, writes: bool, keys: &Keys) -> Result<Arc<Filesys
     Filesystem::open(volume, options).map_err(|error| UserError::filesystem(doing(), &error))
 }
 
-/// The request as another process can do it: it has no terminal of this user's, and none of the
+/// The operation as another process can do it: it has no terminal of this user's, and none of the
 /// files that only this process has open.
-fn for_daemon(request: &Request) -> Result<Request, UserError> {
-    let mut request = request.clone();
-    let files = match &mut request {
-        Request::Deploy { passphrase, .. } => [without_terminal(passphrase), None],
-        Request::Export {
+fn for_daemon(operation: &Operation) -> Result<Operation, UserError> {
+    let mut operation = operation.clone();
+    let files = match &mut operation {
+        Operation::Deploy { passphrase, .. } => [without_terminal(passphrase), None],
+        Operation::Export {
             passphrase_file,
             passphrase,
             ..
@@ -167,12 +166,12 @@ fn for_daemon(request: &Request) -> Result<Request, UserError> {
             ExitCode::Key,
             format!(
                 "{}: the passphrase file {} is no plain file",
-                request.doing(),
+                operation.doing(),
                 path.display()
             ),
         )
         .with_hint("the daemon that has the volume mounted reads it: name a plain file")),
-        None => Ok(request),
+        None => Ok(operation),
     }
 }
 
@@ -190,61 +189,64 @@ fn without_terminal(passphrase: &mut Passphrase) -> Option<PathBuf> {
 /// What plain calls can do in a mount whose daemon does not answer this user.
 fn in_mount(
     mount: &NamedMount,
-    request: &Request,
+    operation: &Operation,
     to: &mut dyn Receiver,
 ) -> Result<Outcome, UserError> {
-    let kind = match request {
-        Request::Create { kind, .. }
-        | Request::Delete { kind, .. }
-        | Request::Rename { kind, .. }
-        | Request::List { kind } => *kind,
+    let kind = match operation {
+        Operation::Create { kind, .. }
+        | Operation::Delete { kind, .. }
+        | Operation::Rename { kind, .. }
+        | Operation::List { kind } => *kind,
         _ => Kind::Snapshot,
     };
     // Reached from the mount that was named, which is held open, and checked to be in it: whatever
     // is mounted or renamed meanwhile, it is that one.
     let dir = Location::open_at(&mount.location, Path::new(kind.directory()))
         .and_then(|dir| within_mount(mount, kind, dir))
-        .map_err(|error| not_by_calls(request, kind, &error))?;
+        .map_err(|error| not_by_calls(operation, kind, &error))?;
     let dir = dir.fixed_path();
     let place = |name: &str| dir.join(name);
-    let refused = |name: &str, error: io::Error| explain(request, kind, name, &error);
-    match request {
-        Request::Create {
+    let refused = |name: &str, error: io::Error| explain(operation, kind, name, &error);
+    match operation {
+        Operation::Create {
             name,
             from: None,
             description,
             ..
         } if description.is_empty() => {
-            check_new_name(request, name)?;
+            check_new_name(operation, name)?;
             fs::create_dir(place(name)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Created(only_named(kind, name.clone())))
         }
-        Request::Delete { name, .. } => {
-            check_name(request, kind, name)?;
+        Operation::Delete { name, .. } => {
+            check_name(operation, kind, name)?;
             fs::remove_dir(place(name)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Nothing)
         }
-        Request::Rename { name, to: new, .. } => {
-            check_name(request, kind, name)?;
-            check_new_name(request, new)?;
+        Operation::Rename { name, to: new, .. } => {
+            check_name(operation, kind, name)?;
+            check_new_name(operation, new)?;
             if fs::symlink_metadata(place(new)).is_ok() {
                 return Err(refused(new, io::ErrorKind::AlreadyExists.into()));
             }
             fs::rename(place(name), place(new)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Nothing)
         }
-        Request::List { .. } => {
+        Operation::List { .. } => {
             for entry in fs::read_dir(&dir).map_err(|error| refused("", error))? {
                 let entry = entry.map_err(|error| refused("", error))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
                 to.view(only_named(kind, name))
-                    .map_err(|error| UserError::io(request.doing(), &error))?;
+                    .map_err(|error| UserError::io(operation.doing(), &error))?;
             }
             Ok(Outcome::Nothing)
         }
         _ => Err(UserError::new(
             ExitCode::System,
-            format!("{}: its daemon does not answer this user", request.doing()),
+            format!(
+                "{}: its daemon does not answer this user",
+                operation.doing()
+            ),
         )
         .with_hint(WHO_MAY)),
     }
@@ -265,13 +267,13 @@ fn within_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<Loc
 }
 
 /// Without that directory nothing can be done but by the daemon.
-fn not_by_calls(request: &Request, kind: Kind, error: &io::Error) -> UserError {
+fn not_by_calls(operation: &Operation, kind: Kind, error: &io::Error) -> UserError {
     if error.kind() != io::ErrorKind::NotFound {
-        return explain(request, kind, "", error);
+        return explain(operation, kind, "", error);
     }
     let message = format!(
         "{}: its daemon does not answer this user, and there is no {} in the mount",
-        request.doing(),
+        operation.doing(),
         kind.directory()
     );
     UserError::new(ExitCode::System, message).with_hint(WHO_MAY)
@@ -295,16 +297,16 @@ fn only_named(kind: Kind, name: String) -> ViewReport {
 }
 
 /// Says what is wrong with a name, which the kernel does not.
-fn check_new_name(request: &Request, name: &str) -> Result<(), UserError> {
-    views::check_name(name).map_err(|error| UserError::view(request.doing(), &error))
+fn check_new_name(operation: &Operation, name: &str) -> Result<(), UserError> {
+    views::check_name(name).map_err(|error| UserError::view(operation.doing(), &error))
 }
 
 /// A name that would lead out of the directory is none.
-fn check_name(request: &Request, kind: Kind, name: &str) -> Result<(), UserError> {
+fn check_name(operation: &Operation, kind: Kind, name: &str) -> Result<(), UserError> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(UserError::usage(format!(
             "{}: {name:?} is no name for a {}",
-            request.doing(),
+            operation.doing(),
             kind.name()
         ))
         .with_hint(format!(
@@ -316,7 +318,7 @@ fn check_name(request: &Request, kind: Kind, name: &str) -> Result<(), UserError
 }
 
 /// The same errors as those of the daemon, as far as the operating system carries them.
-fn explain(request: &Request, kind: Kind, name: &str, error: &io::Error) -> UserError {
+fn explain(operation: &Operation, kind: Kind, name: &str, error: &io::Error) -> UserError {
     let (kind, name) = (kind.into(), name.to_owned());
     let told = match error.raw_os_error() {
         Some(libc::ENOENT) => ViewError::NotFound { kind, name },
@@ -324,10 +326,10 @@ fn explain(request: &Request, kind: Kind, name: &str, error: &io::Error) -> User
         Some(libc::EBUSY) => ViewError::Busy { kind, name },
         Some(libc::EROFS) => ViewError::ReadOnly(ReadOnlyBecause::Unknown),
         Some(libc::EACCES | libc::EPERM) => {
-            return UserError::io(request.doing(), error).with_hint(WHO_MAY);
+            return UserError::io(operation.doing(), error).with_hint(WHO_MAY);
         }
         _ if error.kind() == io::ErrorKind::AlreadyExists => ViewError::Exists { kind, name },
-        _ => return UserError::io(request.doing(), error),
+        _ => return UserError::io(operation.doing(), error),
     };
-    UserError::view(request.doing(), &told)
+    UserError::view(operation.doing(), &told)
 }

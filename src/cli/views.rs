@@ -8,7 +8,8 @@ use super::args::OpenArgs;
 use super::output::format;
 use super::output::{print, print_json};
 use super::session::Session;
-use crate::control::request::{Kind, Nobody, Request, ViewReport};
+use crate::control::request::{Kind, Operation};
+use crate::control::response::{Discard, ViewReport};
 use crate::diagnostics::UserError;
 
 #[derive(Args, Debug)]
@@ -84,8 +85,8 @@ pub(crate) fn delete(kind: Kind, args: &DeleteArgs) -> Result<(), UserError> {
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
     let deleted = args.names.iter().try_for_each(|name| {
         let name = name.clone();
-        let request = Request::Delete { kind, name };
-        session.ask(&request, &mut Nobody).map(drop)
+        let operation = Operation::Delete { kind, name };
+        session.ask(&operation, &mut Discard).map(drop)
     });
     let closed = session.close();
     deleted.and(closed)

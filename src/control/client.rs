@@ -9,7 +9,8 @@ use super::connection::{Connection, connect};
 use super::line::{LINE_BYTES, read_line};
 use super::obstacle::Obstacle;
 use super::patient::{Patient, Vigil};
-use super::request::{Outcome, Receiver, Request};
+use super::request::{Operation, Request};
+use super::response::{Outcome, Receiver, Response};
 use super::wire::{self, Answers};
 use crate::diagnostics::UserError;
 use crate::sys::process::PeerCredentials;
@@ -49,9 +50,9 @@ impl ControlClient {
         self.stream.get_ref().stream()
     }
 
-    /// Says something that is not answered.
-    pub(crate) fn say(&self, what: &str) -> io::Result<()> {
-        self.stream().write_all(format!("{what}\n").as_bytes())
+    /// Sends a request to which there is no response.
+    pub(crate) fn say(&self, request: &Request) -> io::Result<()> {
+        self.stream().write_all(&wire::encode(request)?)
     }
 
     /// How long reading may take; `None`: as long as the daemon lives.
@@ -64,40 +65,42 @@ impl ControlClient {
             .keep(limit.is_none().then_some(Vigil { address, user, pid }))
     }
 
-    /// Sends a request and waits for its one line, at most so long, or as long as the daemon lives.
-    pub(crate) fn ask(&mut self, request: &str, timeout: Option<Duration>) -> io::Result<String> {
-        self.set_limit(timeout)?;
-        let mut stream = self.stream();
-        stream.write_all(format!("{request}\n").as_bytes())?;
-        read_line(&mut (&mut self.stream).take(LINE_BYTES))
-    }
-
-    /// Sends a request whose answer is read with [`Answers`], and sets how long each line of it may
-    /// take to come.
-    pub(crate) fn send(&mut self, request: &str, timeout: Option<Duration>) -> io::Result<()> {
-        self.set_limit(timeout)?;
-        let mut stream = self.stream();
-        stream.write_all(format!("{request}\n").as_bytes())
-    }
-
-    /// Asks for something to be done with the volume, and hands on what comes before the outcome. Each
-    /// line of the answer may take so long to come.
-    pub(crate) fn request(
+    /// Sends a request and waits for its one response, at most so long, or as long as the daemon
+    /// lives.
+    pub(crate) fn ask(
         &mut self,
         request: &Request,
         timeout: Option<Duration>,
-        to: &mut dyn Receiver,
-    ) -> Result<Outcome, UserError> {
-        let failed = |error: io::Error| UserError::io(request.doing(), &error);
-        let line = serde_json::to_string(request).map_err(|error| failed(error.into()))?;
-        self.send(&line, timeout).map_err(failed)?;
-        wire::receive(self, request, to)
+    ) -> io::Result<Response> {
+        self.set_limit(timeout)?;
+        self.say(request)?;
+        self.next_response()
     }
 
-    /// Reads a further line of the answer, which may take so long to come.
-    pub(crate) fn receive(&mut self, timeout: Option<Duration>) -> io::Result<String> {
+    /// Asks for something to be done with the volume, and hands on what comes before the outcome. Each
+    /// line of it may take so long to come.
+    pub(crate) fn perform(
+        &mut self,
+        operation: &Operation,
+        timeout: Option<Duration>,
+        to: &mut dyn Receiver,
+    ) -> Result<Outcome, UserError> {
+        let request = Request::Operation(operation.clone());
+        self.set_limit(timeout)
+            .and_then(|()| self.say(&request))
+            .map_err(|error| UserError::io(operation.doing(), &error))?;
+        wire::receive(self, operation, to)
+    }
+
+    /// Reads a further response, which may take so long to come.
+    pub(crate) fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Response> {
         self.set_limit(timeout)?;
-        read_line(&mut (&mut self.stream).take(LINE_BYTES))
+        self.next_response()
+    }
+
+    fn next_response(&mut self) -> io::Result<Response> {
+        let line = self.line()?;
+        Ok(wire::decode(line.as_bytes())?)
     }
 }
 

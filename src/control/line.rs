@@ -3,37 +3,12 @@
 use std::io::{self, BufRead};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-/// What who waits says where the mount was not taken away.
-pub(crate) const STAYS: &str = "stays";
 /// Longest request or answer, in bytes.
 pub(super) const LINE_BYTES: u64 = 1 << 20;
 /// A peer that says nothing for so long is left.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Answer to `wait`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Closed {
-    /// True when everything is on disk.
-    #[serde(default)]
-    pub closed: bool,
-    /// Why it is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-/// Answer to `remount`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Done {
-    /// True when it was done.
-    #[serde(default)]
-    pub done: bool,
-    /// Why it was not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
+/// Reads a line, which must end, and hands it on without its end.
 pub(super) fn read_line(from: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     from.read_line(&mut line)?;

@@ -360,7 +360,11 @@ fn reach<T: Send + 'static>(
     obstacles: &mut Vec<Obstacle>,
     then: impl FnOnce(ControlClient) -> Result<T, Obstacle> + Send + 'static,
 ) -> Option<T> {
-    let note = || notice(format_args!("waiting for a daemon of user {user} to answer"));
+    let note = || {
+        notice(format_args!(
+            "waiting for a daemon of user {user} to answer"
+        ));
+    };
     let asked = within_noting((NOTED, LIMIT), note, move || {
         let mut met = Vec::new();
         let connected = ControlClient::connect(address, user, &mut met);

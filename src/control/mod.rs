@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `address`, `connection` | where the sockets are, and connecting to one |
 //! | `server`, `client` | both sides of a connection |
-//! | `request`, `report`, `wire`, `line` | what is asked and answered, and how it is written |
+//! | `request`, `response`, `report` | what is asked and answered |
+//! | `wire`, `line` | how that is written, with its version |
 //! | `directory`, `proof` | which directory is meant, and how a daemon proves that it has it |
 //! | `locate` | which volume a path means, and who has it |
 //! | `health`, `pulse`, `patient` | whether a daemon lives, and waiting for one that does |
@@ -29,5 +30,6 @@ pub(crate) mod proof;
 pub(crate) mod pulse;
 pub(crate) mod report;
 pub(crate) mod request;
+pub(crate) mod response;
 pub(crate) mod server;
 pub(crate) mod wire;

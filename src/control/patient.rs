@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use super::address::Address;
 use super::connection::connect;
 use super::line::{LINE_BYTES, PATIENCE, is_timeout, read_line};
+use super::request::Request;
+use super::wire;
 use crate::diagnostics::notice;
 use crate::sys::patience::within;
 
@@ -83,7 +85,7 @@ pub(crate) fn is_alive(address: Address, user: u32) -> bool {
         let connection = connect(address, user, &mut Vec::new())?;
         let mut stream = &connection.stream;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        stream.write_all(b"ping\n").ok()?;
+        stream.write_all(&wire::encode(&Request::Ping).ok()?).ok()?;
         read_line(&mut BufReader::new(stream.take(LINE_BYTES))).ok()
     });
     asked.flatten().is_some()

@@ -33,12 +33,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use crate::control::client::ControlClient;
 use crate::control::directory::{DirectoryId, VolumeDirectory};
 use crate::control::line::PATIENCE;
 use crate::control::obstacle::Obstacle;
+use crate::control::request::Request;
+use crate::control::response::{Claim, Response};
+use crate::control::wire::{self, Unreadable};
 use crate::sys::descriptors;
 use crate::sys::identity::effective_user;
 use crate::sys::location::{fixed_path, identity};
@@ -48,25 +49,6 @@ use crate::volume::{LOCK_NAME, Volume};
 const ANSWER_BYTES: usize = 4096;
 
 // ---- the daemon's side --------------------------------------------------------------------------
-
-/// What the daemon says beside what it hands over.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-struct Claim {
-    /// Device number of its mount; none before it has mounted.
-    mount: Option<u64>,
-    /// The directory that it is looked for by. That it has it, what is handed over must show.
-    #[serde(default)]
-    volume: Option<DirectoryId>,
-    /// Nobody else can have the lock.
-    #[serde(default)]
-    exclusive: bool,
-    /// It has the volume no more.
-    #[serde(default)]
-    closing: bool,
-    /// Why there is no proof.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
 
 /// Hands over what proves that this process has the volume; `None`: it has it no more.
 pub(crate) fn prove(
@@ -85,10 +67,10 @@ pub(crate) fn prove(
         closing: volume.is_none(),
         error: no_lock.then(|| why.to_owned()),
     };
-    let line = serde_json::to_string(&claim)? + "\n";
+    let line = wire::encode(&Response::Proof(claim))?;
     let shown = held.map(|held| [held.file, held.directory]);
     let shown = shown.as_ref().map_or(&[][..], |pair| pair);
-    let mut rest = line.as_bytes();
+    let mut rest = &*line;
     let mut sent = descriptors::send(to, rest, shown)?;
     while sent < rest.len() {
         rest = &rest[sent..];
@@ -178,7 +160,7 @@ fn hear(control: &ControlClient) -> Result<(Claim, Vec<OwnedFd>), Obstacle> {
 fn receive(mut stream: &UnixStream) -> io::Result<(Claim, Vec<OwnedFd>)> {
     use std::io::Write;
     let end = Instant::now() + PATIENCE;
-    stream.write_all(b"prove\n")?;
+    stream.write_all(&wire::encode(&Request::Prove)?)?;
     let (mut line, mut handed) = (Vec::new(), Vec::new());
     while line.last() != Some(&b'\n') {
         let left = end.saturating_duration_since(Instant::now());
@@ -198,7 +180,11 @@ fn receive(mut stream: &UnixStream) -> io::Result<(Claim, Vec<OwnedFd>)> {
             ));
         }
     }
-    Ok((serde_json::from_slice(&line)?, handed))
+    match wire::decode(&line)? {
+        Response::Proof(claim) => Ok((claim, handed)),
+        Response::Failed(failure) => Err(io::Error::other(failure.message)),
+        _ => Err(Unreadable::Malformed.into()),
+    }
 }
 
 /// True when a daemon of user `peer` is believed by user `asker`, of a volume that belongs to

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::request::ViewReport;
+use super::response::ViewReport;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::Filesystem;
 use crate::keys::VolumeRecord;

@@ -13,8 +13,12 @@ use parking_lot::Mutex;
 
 use super::address::{Address, directories, own_directory};
 use super::directory::DirectoryId;
-use super::line::{Closed, LINE_BYTES, PATIENCE, STAYS, read_line};
+use super::line::{LINE_BYTES, PATIENCE, read_line};
+use super::request::Request;
+use super::response::{Closed, Response};
+use super::wire::{self, Unreadable};
 use crate::audit::{self, Asker};
+use crate::diagnostics::{ExitCode, UserError};
 use crate::sys::identity::effective_user;
 use crate::sys::process::{PeerCredentials, peer_credentials};
 
@@ -33,8 +37,8 @@ type Waiting = Arc<Mutex<Waiters>>;
 
 /// What a daemon answers with.
 pub(crate) trait Answer: Send + Sync + 'static {
-    /// Writes the answer to a request; `None` to one that is unknown.
-    fn respond(&self, request: &str, to: &mut dyn Write) -> Option<io::Result<()>>;
+    /// Writes the responses to a request.
+    fn respond(&self, request: &Request, to: &mut dyn Write) -> io::Result<()>;
     /// Proves to the peer that this process has its volume.
     fn prove(&self, to: &UnixStream) -> io::Result<()>;
 }
@@ -146,10 +150,12 @@ impl ControlServer {
 
     /// Tells those who wait that the volume is closed, or why it could not be.
     pub(crate) fn announce(&self, outcome: &Closed) {
-        let text = serde_json::to_string(outcome).unwrap_or_default() + "\n";
+        let Ok(line) = wire::encode(&Response::Closed(outcome.clone())) else {
+            return;
+        };
         for mut stream in self.waiting.lock().streams.drain(..) {
             // Who does not wait any more need not be told.
-            let _ = stream.write_all(text.as_bytes());
+            let _ = stream.write_all(&line);
         }
     }
 }
@@ -193,20 +199,25 @@ fn try_answer(stream: &UnixStream, with: &impl Answer, waiting: &Waiting) -> io:
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut requests = BufReader::new(stream);
     loop {
-        let request = read_line(&mut (&mut requests).take(LINE_BYTES))?;
-        // A stream goes as slowly as who takes it.
-        let streams = request.starts_with('{');
+        let line = read_line(&mut (&mut requests).take(LINE_BYTES))?;
+        let request: Request = match wire::decode(line.as_bytes()) {
+            Ok(request) => request,
+            Err(error) => return say(stream, &Response::Failed(unreadable(error).into())),
+        };
+        // A stream goes as slowly as its reader.
+        let streams = matches!(request, Request::Operation(_));
         stream.set_write_timeout((!streams).then_some(PATIENCE))?;
-        match request.as_str() {
-            "prove" => with.prove(stream)?,
-            "ping" => (&*stream).write_all(b"{\"done\":true}\n")?,
-            "wait" => {
+        match request {
+            Request::Prove => with.prove(stream)?,
+            Request::Ping => say(stream, &Response::Alive)?,
+            Request::Stays => return Ok(()),
+            Request::Wait => {
                 let told = stream.try_clone()?;
                 let number = told.as_raw_fd();
                 {
                     // With the lock held: the outcome is announced behind it.
                     let mut waiting = waiting.lock();
-                    (&*stream).write_all(b"{\"waiting\":true}\n")?;
+                    say(stream, &Response::Waiting)?;
                     waiting.streams.push(told);
                 }
                 // Who leaves, as one whose unmounting is refused, is not kept.
@@ -216,17 +227,27 @@ fn try_answer(stream: &UnixStream, with: &impl Answer, waiting: &Waiting) -> io:
                 waiting
                     .streams
                     .retain(|stream| stream.as_raw_fd() != number);
-                if !said.as_ref().is_ok_and(|said| said == STAYS) {
+                let stays = |said: &String| wire::decode(said.as_bytes()) == Ok(Request::Stays);
+                if !said.as_ref().is_ok_and(stays) {
                     waiting.left = Some((peer, Instant::now()));
                 }
                 return said.map(drop);
             }
-            request => match with.respond(request, &mut &*stream) {
-                Some(answered) => answered?,
-                None => return (&*stream).write_all(b"{\"error\":\"unknown request\"}\n"),
-            },
+            request => with.respond(&request, &mut &*stream)?,
         }
     }
+}
+
+fn say(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
+    stream.write_all(&wire::encode(response)?)
+}
+
+fn unreadable(error: Unreadable) -> UserError {
+    UserError::new(
+        ExitCode::System,
+        format!("the daemon cannot read the request: {error}"),
+    )
+    .with_hint(wire::OTHER_VERSION)
 }
 
 #[cfg(test)]
@@ -235,6 +256,7 @@ mod tests {
     use crate::control::client::ControlClient;
     use crate::control::connection::connect_in;
     use crate::control::obstacle::Obstacle;
+    use crate::control::response::{Claim, Outcome};
 
     fn private() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -242,15 +264,19 @@ mod tests {
         dir
     }
 
+    fn done() -> Response {
+        Response::Done(Outcome::Nothing)
+    }
+
     struct Fixed;
 
     impl Answer for Fixed {
-        fn respond(&self, request: &str, to: &mut dyn Write) -> Option<io::Result<()>> {
-            (request == "status").then(|| to.write_all(b"{\"a\":1}\n"))
+        fn respond(&self, _: &Request, to: &mut dyn Write) -> io::Result<()> {
+            to.write_all(&wire::encode(&done())?)
         }
 
-        fn prove(&self, mut to: &UnixStream) -> io::Result<()> {
-            to.write_all(b"{}\n")
+        fn prove(&self, to: &UnixStream) -> io::Result<()> {
+            say(to, &Response::Proof(Claim::default()))
         }
     }
 
@@ -266,21 +292,32 @@ mod tests {
             let connection = connect_in(dir.path(), "x.sock", uid).unwrap().unwrap();
             ControlClient::over(connection, Address::Mount(0))
         };
-        assert_eq!(
-            connect().ask("status", Some(PATIENCE)).unwrap(),
-            "{\"a\":1}"
-        );
-        assert_eq!(connect().ask("prove", Some(PATIENCE)).unwrap(), "{}");
-        let unknown = connect().ask("blah", Some(PATIENCE)).unwrap();
-        assert!(unknown.contains("unknown"));
+        let ask = |request: &Request| connect().ask(request, Some(PATIENCE)).unwrap();
+        assert_eq!(ask(&Request::Sync), done());
+        assert!(matches!(ask(&Request::Prove), Response::Proof(_)));
+        for (line, why) in [
+            ("ping\n", "does not speak the protocol"),
+            (
+                "{\"version\":1,\"body\":\"blah\"}\n",
+                "does not speak the protocol",
+            ),
+            ("{\"version\":2,\"body\":{}}\n", "it speaks version 2"),
+        ] {
+            let mut other = connect();
+            other.stream().write_all(line.as_bytes()).unwrap();
+            let Response::Failed(refused) = other.receive(Some(PATIENCE)).unwrap() else {
+                panic!("{line}");
+            };
+            assert!(refused.message.contains(why), "{line}: {}", refused.message);
+        }
 
         // Somebody who says nothing keeps nobody waiting.
         let _silent = connect();
         let mut waiting = connect();
-        assert_eq!(waiting.ask("status", Some(PATIENCE)).unwrap(), "{\"a\":1}");
+        assert_eq!(waiting.ask(&Request::Sync, Some(PATIENCE)).unwrap(), done());
         // Nor is somebody kept who waited and left.
         let mut leaving = connect();
-        leaving.ask("wait", Some(PATIENCE)).unwrap();
+        leaving.ask(&Request::Wait, Some(PATIENCE)).unwrap();
         let all_left = || {
             while !server.waiting.lock().streams.is_empty() {
                 std::thread::yield_now();
@@ -288,12 +325,12 @@ mod tests {
         };
         assert_eq!(server.waiting.lock().streams.len(), 1);
         // Whose unmounting was refused has not unmounted it; who was interrupted may have.
-        leaving.say(STAYS).unwrap();
+        leaving.say(&Request::Stays).unwrap();
         all_left();
         assert_eq!(server.waits(), None);
         drop(leaving);
         let mut leaving = connect();
-        leaving.ask("wait", Some(PATIENCE)).unwrap();
+        leaving.ask(&Request::Wait, Some(PATIENCE)).unwrap();
         drop(leaving);
         all_left();
         assert_eq!(server.waits().unwrap().pid as u32, std::process::id());
@@ -301,15 +338,15 @@ mod tests {
         assert_eq!(server.waits(), None);
         // What was answered once it waits: nothing is announced past it from then on.
         assert_eq!(
-            waiting.ask("wait", Some(PATIENCE)).unwrap(),
-            "{\"waiting\":true}"
+            waiting.ask(&Request::Wait, Some(PATIENCE)).unwrap(),
+            Response::Waiting
         );
         server.announce(&Closed {
-            closed: true,
+            is_on_disk: true,
             error: None,
         });
-        let told = waiting.receive(Some(PATIENCE)).unwrap();
-        assert_eq!(told, "{\"closed\":true}");
+        let closed = waiting.receive(Some(PATIENCE)).unwrap();
+        assert!(matches!(closed, Response::Closed(closed) if closed.is_on_disk));
         drop(server);
         assert!(!path.exists());
     }
@@ -330,8 +367,8 @@ mod tests {
         let connection = connect(&name).unwrap().unwrap();
         let mut client = ControlClient::over(connection, Address::Mount(device));
         assert_eq!(
-            client.ask("ping", Some(PATIENCE)).unwrap(),
-            "{\"done\":true}"
+            client.ask(&Request::Ping, Some(PATIENCE)).unwrap(),
+            Response::Alive
         );
         // Another daemon takes over the first name, and keeps it.
         let second = ControlServer::serve(listen(&path).unwrap(), path.clone(), Fixed).unwrap();

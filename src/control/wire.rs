@@ -1,32 +1,36 @@
-//! Requests about snapshots and images over the control socket.
-//!
-//! A request is one line of JSON with a `verb`. The answer is lines of JSON, each one [`Message`],
-//! the last one `done` or `failed`:
+//! How requests and responses are written: lines of JSON, each with the protocol's version.
 //!
 //! ```text
-//! {"verb":"list","kind":"snapshot"}
-//!                                     {"view":{"name":"monday",…}}
-//!                                     {"done":"nothing"}
-//! {"verb":"check","jobs":0,"quick":false}
-//!                                     {"progress":{"bytes":0,"total_bytes":null}}
-//!                                     {"finding":{"kind":"page-damaged",…}}
-//!                                     {"done":{"checked":{"inodes":3,…}}}
-//! {"verb":"export","image":"base","passphrase_file":null,…}
-//!                                     {"progress":{"bytes":0,"total_bytes":9437184}}
-//!                                     {"bytes":262144}     so many raw bytes follow the newline
-//!                                     {"done":{"exported":{"objects":3,…}}}
+//! {"version":1,"body":"ping"}
+//!                                     {"version":1,"body":"alive"}
+//! {"version":1,"body":{"operation":{"verb":"list","kind":"snapshot"}}}
+//!                                     {"version":1,"body":{"view":{"name":"monday",…}}}
+//!                                     {"version":1,"body":{"done":"nothing"}}
+//! {"version":1,"body":{"operation":{"verb":"export","image":"base",…}}}
+//!                                     {"version":1,"body":{"progress":{"bytes":0,…}}}
+//!                                     {"version":1,"body":{"bytes":262144}}
+//!                                     so many raw bytes follow the newline
+//!                                     {"version":1,"body":{"done":{"exported":{…}}}}
 //! ```
+//!
+//! The last response to an operation is `done` or `failed`. A daemon goes on with its own program
+//! when another version is installed; so either side refuses a line of another version than its own.
 
 use std::io::{self, Write};
 
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use super::line::is_timeout;
 use super::obstacle::{Obstacle, refusal};
-use super::request::{
-    BytesDone, ChangeReport, FindingReport, Outcome, Receiver, Request, ViewReport,
+use super::request::Operation;
+use super::response::{
+    BytesDone, ChangeReport, FindingReport, Outcome, Receiver, Response, ViewReport,
 };
 use crate::diagnostics::{ExitCode, UserError};
+
+/// Version of requests and responses; raised whenever one of them changes.
+const VERSION: u32 = 1;
 
 /// Raw bytes of a stream that are handed on at a time.
 pub(crate) const CHUNK_BYTES: usize = 256 << 10;
@@ -35,79 +39,79 @@ pub(crate) const CHUNK_BYTES: usize = 256 << 10;
 pub(crate) const OTHER_VERSION: &str =
     "the daemon is of another version: unmount the volume and mount it again";
 
-/// How one ended that did not: a [`UserError`], so that the command ends the same either way.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Failure {
-    code: u8,
-    message: String,
-    hint: Option<String>,
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    body: T,
 }
 
-impl From<UserError> for Failure {
-    fn from(error: UserError) -> Self {
-        Self {
-            code: error.code as u8,
-            message: error.message,
-            hint: error.hint,
-        }
+/// Why a line says nothing to this program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    /// Another version of this program has written it.
+    #[error("it speaks version {0} of the protocol, and this program version {VERSION}")]
+    OtherVersion(u32),
+    /// It is no request or response.
+    #[error("it does not speak the protocol")]
+    Malformed,
+}
+
+impl From<Unreadable> for io::Error {
+    fn from(error: Unreadable) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
     }
 }
 
-impl From<Failure> for UserError {
-    fn from(failure: Failure) -> Self {
-        Self {
-            code: ExitCode::of_number(failure.code),
-            message: failure.message,
-            hint: failure.hint,
-        }
+/// A request or a response as a line, with its end.
+pub(crate) fn encode(body: &impl Serialize) -> io::Result<Vec<u8>> {
+    let version = VERSION;
+    let mut line = serde_json::to_vec(&Versioned { version, body })?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The request or the response of a line.
+pub(crate) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, Unreadable> {
+    let malformed = |_| Unreadable::Malformed;
+    // What else another version writes is not known.
+    let Versioned { version, .. } =
+        serde_json::from_slice::<Versioned<IgnoredAny>>(line).map_err(malformed)?;
+    if version != VERSION {
+        return Err(Unreadable::OtherVersion(version));
     }
+    let line: Versioned<T> = serde_json::from_slice(line).map_err(malformed)?;
+    Ok(line.body)
 }
 
-/// One line of an answer.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)]
-pub(crate) enum Message {
-    View(ViewReport),
-    Change(ChangeReport),
-    Finding(FindingReport),
-    Progress(BytesDone),
-    /// So many raw bytes follow.
-    Bytes(usize),
-    Done(Outcome),
-    Failed(Failure),
-}
-
-/// The daemon's side of a connection: writes messages.
+/// The daemon's side of a connection: writes responses.
 pub(crate) struct Lines<W: Write>(pub(crate) W);
 
 impl<W: Write> Lines<W> {
-    pub(crate) fn send(&mut self, message: &Message) -> io::Result<()> {
-        serde_json::to_writer(&mut self.0, message)?;
-        self.0.write_all(b"\n")
+    pub(crate) fn send(&mut self, response: &Response) -> io::Result<()> {
+        self.0.write_all(&encode(response)?)
     }
 }
 
 impl<W: Write> Receiver for Lines<W> {
     fn view(&mut self, view: ViewReport) -> io::Result<()> {
-        self.send(&Message::View(view))
+        self.send(&Response::View(view))
     }
 
     fn change(&mut self, change: ChangeReport) -> io::Result<()> {
-        self.send(&Message::Change(change))
+        self.send(&Response::Change(change))
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.send(&Message::Bytes(bytes.len()))?;
+        self.send(&Response::Bytes(bytes.len()))?;
         self.0.write_all(bytes)
     }
 
     fn finding(&mut self, finding: FindingReport) -> io::Result<()> {
-        self.send(&Message::Finding(finding))
+        self.send(&Response::Finding(finding))
     }
 
     fn progress(&mut self, progress: BytesDone) -> io::Result<()> {
-        self.send(&Message::Progress(progress))?;
+        self.send(&Response::Progress(progress))?;
         // So that who asked sees it, and who is gone is noticed.
         self.0.flush()
     }
@@ -127,30 +131,32 @@ pub(crate) trait Answers {
 /// The failure as the daemon tells it, or that the daemon ended or is of another version.
 pub(super) fn receive(
     from: &mut impl Answers,
-    request: &Request,
+    request: &Operation,
     to: &mut dyn Receiver,
 ) -> Result<Outcome, UserError> {
     let here = |error: io::Error| UserError::io(request.doing(), &error);
     loop {
-        let line = from.line().map_err(|error| ended(request, &error))?;
-        let message = serde_json::from_str(&line).map_err(|_| strange(request))?;
-        match message {
-            Message::View(view) => to.view(view).map_err(here)?,
-            Message::Change(change) => to.change(change).map_err(here)?,
-            Message::Finding(finding) => to.finding(finding).map_err(here)?,
-            Message::Progress(progress) => to.progress(progress).map_err(here)?,
-            Message::Bytes(count) if count <= CHUNK_BYTES => {
-                let bytes = from.raw(count).map_err(|error| ended(request, &error))?;
+        let line = from.line().map_err(|error| daemon_gone(request, &error))?;
+        let response = decode(line.as_bytes()).map_err(|_| protocol_error(request))?;
+        match response {
+            Response::View(view) => to.view(view).map_err(here)?,
+            Response::Change(change) => to.change(change).map_err(here)?,
+            Response::Finding(finding) => to.finding(finding).map_err(here)?,
+            Response::Progress(progress) => to.progress(progress).map_err(here)?,
+            Response::Bytes(count) if count <= CHUNK_BYTES => {
+                let bytes = from
+                    .raw(count)
+                    .map_err(|error| daemon_gone(request, &error))?;
                 to.bytes(&bytes).map_err(here)?;
             }
-            Message::Bytes(_) => return Err(strange(request)),
-            Message::Done(outcome) => return Ok(outcome),
-            Message::Failed(failure) => return Err(failure.into()),
+            Response::Done(outcome) => return Ok(outcome),
+            Response::Failed(failure) => return Err(failure.into()),
+            _ => return Err(protocol_error(request)),
         }
     }
 }
 
-fn ended(request: &Request, error: &io::Error) -> UserError {
+fn daemon_gone(request: &Operation, error: &io::Error) -> UserError {
     if is_timeout(error) {
         return refusal(request.doing(), &[Obstacle::Silent]);
     }
@@ -164,7 +170,7 @@ fn ended(request: &Request, error: &io::Error) -> UserError {
     .with_hint("look whether it was done, and at the daemon's log")
 }
 
-fn strange(request: &Request) -> UserError {
+fn protocol_error(request: &Operation) -> UserError {
     UserError::new(
         ExitCode::System,
         format!(
@@ -178,7 +184,8 @@ fn strange(request: &Request) -> UserError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::request::{Difference, Kind, Nobody, Passphrase, PathBytes};
+    use crate::control::request::{Kind, Passphrase, PathBytes, Request};
+    use crate::control::response::{Difference, Discard};
     use std::io::{BufRead, BufReader, Read};
     use std::path::Path;
 
@@ -233,8 +240,8 @@ mod tests {
         }
     }
 
-    fn list() -> Request {
-        Request::List {
+    fn list() -> Operation {
+        Operation::List {
             kind: Kind::Snapshot,
         }
     }
@@ -268,7 +275,7 @@ mod tests {
         lines.progress(done).unwrap();
         lines.bytes(b"raw\n{\0").unwrap();
         lines.bytes(b"").unwrap();
-        let last = Message::Done(Outcome::Created(view.clone()));
+        let last = Response::Done(Outcome::Created(view.clone()));
         lines.send(&last).unwrap();
         let mut kept = Kept::default();
         let outcome = receive(&mut recorded(lines.0), &list(), &mut kept).unwrap();
@@ -282,17 +289,17 @@ mod tests {
     fn failures_keep_code_and_hint() {
         let error = UserError::new(ExitCode::InUse, "it is").with_hint("wait");
         let mut lines = Lines(Vec::new());
-        lines.send(&Message::Failed(error.clone().into())).unwrap();
-        let told = receive(&mut recorded(lines.0), &list(), &mut Nobody).unwrap_err();
+        lines.send(&Response::Failed(error.clone().into())).unwrap();
+        let told = receive(&mut recorded(lines.0), &list(), &mut Discard).unwrap_err();
         assert_eq!(told, error);
         for broken in [
             "",
-            "{\"bytes\":4}\nab",
-            "{\"bytes\":99999999}\n",
+            "{\"version\":1,\"body\":{\"bytes\":4}}\nab",
+            "{\"version\":1,\"body\":{\"bytes\":99999999}}\n",
             "{\"error\":\"x\"}\n",
         ] {
             let from = broken.as_bytes().to_vec();
-            let told = receive(&mut recorded(from), &list(), &mut Nobody).unwrap_err();
+            let told = receive(&mut recorded(from), &list(), &mut Discard).unwrap_err();
             assert_eq!(told.code, ExitCode::System, "{broken}");
             assert!(told.hint.is_some(), "{broken}");
         }
@@ -302,11 +309,11 @@ mod tests {
     fn requests_are_one_line_and_have_their_verb() {
         let requests = [
             list(),
-            Request::Restore {
+            Operation::Restore {
                 snapshot: "a\nb".to_owned(),
                 path: Some(PathBytes(b"x\n\xff".to_vec())),
             },
-            Request::Deploy {
+            Operation::Deploy {
                 image: "base".to_owned(),
                 target: PathBytes::of(Path::new("/new")),
                 customer_key: None,
@@ -316,13 +323,24 @@ mod tests {
             },
         ];
         for request in requests {
-            let line = serde_json::to_string(&request).unwrap();
-            assert!(
-                !line.contains('\n') && line.starts_with("{\"verb\":"),
-                "{line}"
-            );
-            assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+            let line = encode(&Request::Operation(request.clone())).unwrap();
+            let (end, body) = line.split_last().unwrap();
+            assert!(*end == b'\n' && !body.contains(end));
+            assert_eq!(decode(&line), Ok(Request::Operation(request)));
         }
-        assert!(serde_json::from_str::<Request>("{\"verb\":\"format\"}").is_err());
+        for (line, why) in [
+            (
+                "{\"version\":1,\"body\":{\"operation\":{\"verb\":\"format\"}}}",
+                Unreadable::Malformed,
+            ),
+            (
+                "{\"version\":2,\"body\":\"ping\"}",
+                Unreadable::OtherVersion(2),
+            ),
+            ("{\"body\":\"ping\"}", Unreadable::Malformed),
+            ("ping", Unreadable::Malformed),
+        ] {
+            assert_eq!(decode::<Request>(line.as_bytes()), Err(why), "{line}");
+        }
     }
 }

@@ -8,16 +8,18 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::control::directory::DirectoryId;
-use crate::control::line::Done;
+use crate::control::obstacle::Obstacle;
 use crate::control::proof;
 use crate::control::report::{self, Report};
-use crate::control::request::Request;
+use crate::control::request::{Operation, Request};
+use crate::control::response::{Outcome, Receiver, Response};
 use crate::control::server::{Answer, ControlServer};
-use crate::control::wire::{Lines, Message};
-use crate::daemon::remount::obey;
+use crate::control::wire::{self, Lines};
+use crate::daemon::remount::handle_request;
 use crate::daemon::serve::serve;
 use crate::daemon::utab;
-use crate::fs::Filesystem;
+use crate::diagnostics::{ExitCode, UserError};
+use crate::fs::{Filesystem, FsError};
 
 /// The mount, while it is there: its device number may be given to another one afterwards.
 pub(crate) type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
@@ -33,16 +35,16 @@ struct Daemon {
 }
 
 impl Answer for Daemon {
-    fn respond(&self, request: &str, to: &mut dyn io::Write) -> Option<io::Result<()>> {
-        let line = match (request, self.filesystem.upgrade()) {
-            ("status", open) => answer_status(&self.report, self.read_only, open.as_deref()),
-            (_, Some(open)) if request.starts_with('{') => {
-                return answer(request, &open, to);
-            }
-            (_, Some(open)) => answer_order(request, &open)?,
-            (_, None) => return None,
-        };
-        Some(to.write_all((line + "\n").as_bytes()))
+    fn respond(&self, request: &Request, to: &mut dyn Write) -> io::Result<()> {
+        let open = self.filesystem.upgrade();
+        if matches!(request, Request::Status) {
+            let report = answer_status(&self.report, self.read_only, open.as_deref());
+            return to.write_all(&wire::encode(&Response::Status(Box::new(report)))?);
+        }
+        match open {
+            Some(open) => answer(request, &open, to),
+            None => to.write_all(&wire::encode(&Response::Failed(ending(request).into()))?),
+        }
     }
 
     fn prove(&self, to: &UnixStream) -> io::Result<()> {
@@ -93,46 +95,72 @@ pub(crate) fn answer_for_mount(control: Option<&ControlServer>, device: u64) {
     }
 }
 
-fn answer_status(report: &Report, read_only: bool, filesystem: Option<&Filesystem>) -> String {
-    let report = match filesystem {
+fn answer_status(report: &Report, read_only: bool, filesystem: Option<&Filesystem>) -> Report {
+    match filesystem {
         Some(open) => report::report_mounted(report.clone(), read_only, open),
         None => report.clone(),
-    };
-    report::to_json(&report).unwrap_or_default()
+    }
 }
 
-/// Does what was asked and says how it went; `None` to what is unknown.
-fn answer_order(request: &str, filesystem: &Arc<Filesystem>) -> Option<String> {
-    let result = match request {
-        "sync" => filesystem.sync(),
-        _ => obey(request, filesystem)?,
+/// The volume has been let go.
+fn ending(request: &Request) -> UserError {
+    let message = Obstacle::Closing.to_string();
+    let message = match request {
+        Request::Operation(operation) => format!("{}: {message}", operation.doing()),
+        _ => message,
     };
-    serde_json::to_string(&Done {
-        done: result.is_ok(),
-        error: result.err().map(|error| error.to_string()),
-    })
-    .ok()
+    UserError::new(ExitCode::System, message).with_hint(Obstacle::Closing.hint())
 }
 
-/// The daemon's side: serves a line of a connection, if it is a request of this kind.
-pub fn answer(
-    line: &str,
-    filesystem: &Arc<Filesystem>,
-    to: &mut dyn Write,
-) -> Option<io::Result<()>> {
-    let request: Request = serde_json::from_str(line).ok()?;
+/// Answers a line of a connection as the daemon of a mount does; what only a daemon can show or
+/// wait for is refused.
+///
+/// # Errors
+/// The responses cannot be written.
+pub fn answer_line(line: &str, filesystem: &Arc<Filesystem>, to: &mut dyn Write) -> io::Result<()> {
+    match wire::decode(line.as_bytes()) {
+        Ok(request) => answer(&request, filesystem, to),
+        Err(error) => {
+            let refused = UserError::new(ExitCode::System, error.to_string());
+            to.write_all(&wire::encode(&Response::Failed(refused.into()))?)
+        }
+    }
+}
+
+/// Does what is asked of the filesystem and writes the responses.
+fn answer(request: &Request, filesystem: &Arc<Filesystem>, to: &mut dyn Write) -> io::Result<()> {
     let mut lines = Lines(BufWriter::new(to));
-    let last = match serve(filesystem, &request, &mut lines) {
+    let last = match request {
+        Request::Sync => done(filesystem.sync()),
+        Request::Remount(remount) => done(handle_request(*remount, filesystem)),
+        Request::Operation(operation) => perform(operation, filesystem, &mut lines),
+        Request::Prove | Request::Ping | Request::Status | Request::Wait | Request::Stays => {
+            let message = "it is not for the filesystem to answer";
+            Response::Failed(UserError::new(ExitCode::System, message).into())
+        }
+    };
+    lines.send(&last)?;
+    lines.0.flush()
+}
+
+fn done(result: Result<(), FsError>) -> Response {
+    match result {
+        Ok(()) => Response::Done(Outcome::Nothing),
+        Err(error) => Response::Failed(UserError::new(ExitCode::System, error.to_string()).into()),
+    }
+}
+
+fn perform(operation: &Operation, filesystem: &Arc<Filesystem>, to: &mut dyn Receiver) -> Response {
+    match serve(filesystem, operation, to) {
         Ok(outcome) => {
-            if !request.only_reads() {
-                tracing::debug!(?request, "done");
+            if !operation.only_reads() {
+                tracing::debug!(?operation, "done");
             }
-            Message::Done(outcome)
+            Response::Done(outcome)
         }
         Err(error) => {
-            tracing::debug!(?request, error = %error.message, "refused");
-            Message::Failed(error.into())
+            tracing::debug!(?operation, error = %error.message, "refused");
+            Response::Failed(error.into())
         }
-    };
-    Some(lines.send(&last).and_then(|()| lines.0.flush()))
+    }
 }

@@ -24,4 +24,4 @@ pub(crate) mod serve;
 pub(crate) mod size;
 mod utab;
 
-pub use answers::answer;
+pub use answers::answer_line;

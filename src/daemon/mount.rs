@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use crate::audit::{self, Record};
 use crate::control::directory::VolumeDirectory;
-use crate::control::line::Closed;
 use crate::control::locate;
 use crate::control::obstacle::{Obstacle, refusal};
 use crate::control::paths::{Written, absolute, as_named, refuse_to_cover};
 use crate::control::pulse::{self, Pulse};
 use crate::control::report;
+use crate::control::response::Closed;
 use crate::control::server::ControlServer;
 use crate::daemon::answers::{MountedOn, answer_for_mount, start_control};
 use crate::daemon::background::{Readiness, in_background};
@@ -80,7 +80,7 @@ impl MountRequest {
         self.new_identity || self.accept_restored
     }
 
-    /// Nobody has asked to write. mount(8) passes `rw` on whether anybody said it or not, and mounts
+    /// Discard has asked to write. mount(8) passes `rw` on whether anybody said it or not, and mounts
     /// what cannot be written to read-only itself.
     fn may_become_read_only(&self) -> bool {
         self.words.read_only.is_none() || self.words.by_mount
@@ -553,7 +553,7 @@ fn finish(
     if let Some(control) = control {
         let error = closed.as_ref().err();
         control.announce(&Closed {
-            closed: error.is_none_or(FsError::is_all_on_disk),
+            is_on_disk: error.is_none_or(FsError::is_all_on_disk),
             error: error.map(ToString::to_string),
         });
     }

@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use crate::audit::Record;
 use crate::control::client::ControlClient;
-use crate::control::line::Done;
+use crate::control::line::PATIENCE;
 use crate::control::line::is_timeout;
 use crate::control::locate;
 use crate::control::obstacle::{Obstacle, refusal};
 use crate::control::pulse::{self, Pulse};
-use crate::control::report;
+use crate::control::request::{Remount, Request};
+use crate::control::response::Response;
+use crate::control::wire::Unreadable;
 use crate::daemon::options::MountWords;
 use crate::diagnostics::{COPY_HINT, ExitCode, OPENED_HINT, UserError};
 use crate::fs::{AccessTimes, Filesystem, FsError};
@@ -183,36 +185,35 @@ impl Daemon {
         let mut control = locate::daemon_of_mount(location, mount)
             .map_err(|obstacles| refuse(&obstacles))?
             .control;
-        let answer = control.ask("status", Some(crate::control::line::PATIENCE));
-        let answer = answer.map_err(|_| refuse(&[Obstacle::Silent]))?;
-        let report = serde_json::from_str::<report::Report>(&answer).ok();
-        let known = report.and_then(|mut report| Some((report.daemon.take()?, report)));
-        let Some((daemon, report)) = known else {
-            let why = "its status cannot be understood".to_owned();
-            return Err(refuse(&[Obstacle::Unproven(why)]));
+        let status = control.ask(&Request::Status, Some(PATIENCE));
+        let report = match status {
+            Ok(Response::Status(report)) => *report,
+            Err(error) if is_timeout(&error) => return Err(refuse(&[Obstacle::Silent])),
+            _ => return Err(refuse(&[not_understood()])),
         };
+        let Some(daemon) = &report.daemon else {
+            return Err(refuse(&[not_understood()]));
+        };
+        let opened_read_only = daemon.read_only;
         Ok(Self {
             control,
             foreign: report.header.foreign,
             is_copy: report.copy_of.is_some(),
-            opened_read_only: daemon.read_only,
+            opened_read_only,
         })
     }
 
     /// However long it takes to put everything on disk.
     fn tell(&mut self, dir: &Path, flags: MountFlags) -> Result<(), UserError> {
-        let answer =
-            self.control
-                .ask(&request(flags), None)
-                .map_err(|error| match is_timeout(&error) {
-                    true => refusal(doing(dir), &[Obstacle::Silent]),
-                    false => UserError::io(doing(dir), &error),
-                })?;
-        let done: Done = serde_json::from_str(&answer).unwrap_or_default();
-        if done.done {
-            return Ok(());
-        }
-        let why = done.error.unwrap_or_else(|| "no reason given".to_owned());
+        let why = match self.control.ask(&Request::Remount(of_flags(flags)), None) {
+            Ok(Response::Done(_)) => return Ok(()),
+            Ok(Response::Failed(failure)) => failure.message,
+            Ok(_) => Unreadable::Malformed.to_string(),
+            Err(error) if is_timeout(&error) => {
+                return Err(refusal(doing(dir), &[Obstacle::Silent]));
+            }
+            Err(error) => return Err(UserError::io(doing(dir), &error)),
+        };
         Err(
             UserError::new(ExitCode::System, format!("{}: {why}", doing(dir))).with_hint(format!(
                 "see what state it is in: bilayer status {}",
@@ -222,19 +223,30 @@ impl Daemon {
     }
 }
 
-fn request(flags: MountFlags) -> String {
-    let writing = if flags.read_only { "ro" } else { "rw" };
-    let times = match (flags.noatime, flags.strictatime) {
-        (true, _) => "noatime",
-        (false, true) => "strictatime",
-        (false, false) => "atime",
-    };
-    format!("remount {writing} {times}")
+fn not_understood() -> Obstacle {
+    Obstacle::Unproven("its status cannot be understood".to_owned())
 }
 
-/// The daemon's side: does what such a request says; `None` if it is none.
-pub(crate) fn obey(request: &str, filesystem: &Arc<Filesystem>) -> Option<Result<(), FsError>> {
-    let (read_only, access_times) = understand(request)?;
+fn of_flags(flags: MountFlags) -> Remount {
+    Remount {
+        read_only: flags.read_only,
+        access_times: match (flags.noatime, flags.strictatime) {
+            (true, _) => AccessTimes::Never,
+            (false, true) => AccessTimes::Strict,
+            (false, false) => AccessTimes::Relative,
+        },
+    }
+}
+
+/// The daemon's side: changes the mount as asked.
+pub(crate) fn handle_request(
+    request: Remount,
+    filesystem: &Arc<Filesystem>,
+) -> Result<(), FsError> {
+    let Remount {
+        read_only,
+        access_times,
+    } = request;
     let turned = match (filesystem.is_read_only(), read_only) {
         (false, true) => filesystem.make_read_only(),
         (true, false) => filesystem.make_writable(),
@@ -248,20 +260,7 @@ pub(crate) fn obey(request: &str, filesystem: &Arc<Filesystem>) -> Option<Result
         filesystem.set_access_times(access_times);
         tracing::info!(read_only, ?access_times, "remounted");
     }
-    Some(turned)
-}
-
-/// Read-only, and when times of access change.
-fn understand(request: &str) -> Option<(bool, AccessTimes)> {
-    Some(match request.strip_prefix("remount ")? {
-        "ro atime" => (true, AccessTimes::Relative),
-        "ro strictatime" => (true, AccessTimes::Strict),
-        "ro noatime" => (true, AccessTimes::Never),
-        "rw atime" => (false, AccessTimes::Relative),
-        "rw strictatime" => (false, AccessTimes::Strict),
-        "rw noatime" => (false, AccessTimes::Never),
-        _ => return None,
-    })
+    turned
 }
 
 #[cfg(test)]
@@ -275,18 +274,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_is_understood() {
+    fn flags_of_a_mount_are_what_the_daemon_is_asked_for() {
         let read_only = MountFlags {
             read_only: true,
             noatime: true,
             ..MountFlags::default()
         };
-        let asked = |flags| understand(&request(flags));
-        assert_eq!(asked(read_only), Some((true, AccessTimes::Never)));
-        let writable = MountFlags::default();
-        assert_eq!(asked(writable), Some((false, AccessTimes::Relative)));
-        for request in ["remount", "remount ro", "remount rw noatime now", "status"] {
-            assert_eq!(understand(request), None, "{request}");
-        }
+        let asked = of_flags(read_only);
+        assert_eq!(
+            (asked.read_only, asked.access_times),
+            (true, AccessTimes::Never)
+        );
+        let asked = of_flags(MountFlags::default());
+        assert_eq!(
+            (asked.read_only, asked.access_times),
+            (false, AccessTimes::Relative)
+        );
     }
 }

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use crate::audit;
 use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
-use crate::control::request::{
-    BytesDone, DeployReport, ExportReport, Outcome, PathBytes, Receiver, Request,
-};
+use crate::control::request::{Operation, PathBytes};
+use crate::control::response::{BytesDone, DeployReport, ExportReport, Outcome, Receiver};
 use crate::control::wire::CHUNK_BYTES;
 use crate::daemon::create::Place;
 use crate::diagnostics::{ExitCode, UserError};
@@ -25,18 +24,18 @@ use crate::keys::{KeyUri, PassphraseSource};
 /// What a command ends with.
 pub(crate) fn serve(
     filesystem: &Arc<Filesystem>,
-    request: &Request,
+    operation: &Operation,
     to: &mut dyn Receiver,
 ) -> Result<Outcome, UserError> {
-    let failed = |error| UserError::view(request.doing(), &error);
-    match request {
-        Request::List { kind } => {
+    let failed = |error| UserError::view(operation.doing(), &error);
+    match operation {
+        Operation::List { kind } => {
             for view in filesystem.views((*kind).into()).map_err(failed)? {
                 to.view(view.into())
-                    .map_err(|error| lost(request, &error))?;
+                    .map_err(|error| lost(operation, &error))?;
             }
         }
-        Request::Create {
+        Operation::Create {
             kind,
             name,
             from,
@@ -45,17 +44,17 @@ pub(crate) fn serve(
             let made = filesystem.create_view((*kind).into(), name, from.as_deref(), description);
             return Ok(Outcome::Created(made.map_err(failed)?.into()));
         }
-        Request::Delete { kind, name } => {
+        Operation::Delete { kind, name } => {
             filesystem
                 .delete_view((*kind).into(), name)
                 .map_err(failed)?;
         }
-        Request::Rename { kind, name, to } => {
+        Operation::Rename { kind, name, to } => {
             filesystem
                 .rename_view((*kind).into(), name, to)
                 .map_err(failed)?;
         }
-        Request::Diff { from, to: until } => {
+        Operation::Diff { from, to: until } => {
             // Told afterwards: who reads slowly keeps nobody from taking a snapshot meanwhile.
             let mut changes = Vec::new();
             filesystem
@@ -63,18 +62,18 @@ pub(crate) fn serve(
                 .map_err(failed)?;
             for change in changes {
                 to.change(change.into())
-                    .map_err(|error| lost(request, &error))?;
+                    .map_err(|error| lost(operation, &error))?;
             }
         }
-        Request::Restore { snapshot, path } => {
+        Operation::Restore { snapshot, path } => {
             let path = path.as_ref().map(PathBytes::path);
             filesystem
                 .restore(snapshot, path.as_deref())
                 .map_err(failed)?;
         }
-        Request::Deploy { .. } => return deploy(filesystem, request, to),
-        Request::Export { .. } => return export(filesystem, request, to),
-        Request::Check { jobs, quick } => {
+        Operation::Deploy { .. } => return deploy(filesystem, operation, to),
+        Operation::Export { .. } => return export(filesystem, operation, to),
+        Operation::Check { jobs, quick } => {
             let options = CheckOptions {
                 jobs: *jobs,
                 contents: !quick,
@@ -83,7 +82,7 @@ pub(crate) fn serve(
             let report = watched(to, &|watch| filesystem.check(&options, watch));
             let report = report.unwrap_or(Err(CheckError::Fault));
             return tell(
-                report.map_err(|error| UserError::check(request.doing(), &error))?,
+                report.map_err(|error| UserError::check(operation.doing(), &error))?,
                 to,
             );
         }
@@ -91,29 +90,29 @@ pub(crate) fn serve(
     Ok(Outcome::Nothing)
 }
 
-fn lost(request: &Request, error: &io::Error) -> UserError {
-    UserError::io(request.doing(), error)
+fn lost(operation: &Operation, error: &io::Error) -> UserError {
+    UserError::io(operation.doing(), error)
 }
 
 fn deploy(
     filesystem: &Arc<Filesystem>,
-    request: &Request,
+    operation: &Operation,
     to: &mut dyn Receiver,
 ) -> Result<Outcome, UserError> {
-    let Request::Deploy {
+    let Operation::Deploy {
         image,
         target,
         customer_key,
         passphrase,
         size_bytes,
         keystore,
-    } = request
+    } = operation
     else {
         return Ok(Outcome::Nothing);
     };
     let customer_key = customer_key.as_deref().map(KeyUri::parse).transpose();
     let options = DeployOptions {
-        customer_key: customer_key.map_err(|error| UserError::key(request.doing(), &error))?,
+        customer_key: customer_key.map_err(|error| UserError::key(operation.doing(), &error))?,
         passphrase: passphrase.source(),
         size_bytes: *size_bytes,
         keystore: match keystore {
@@ -122,16 +121,16 @@ fn deploy(
         },
     };
     let _about = audit::about(&target.path());
-    let place = Place::take(&target.path(), request.doing())
+    let place = Place::take(&target.path(), operation.doing())
         .inspect_err(|error| filesystem.refused_deployment(image).refused(&error.message))?;
     let made = watched(to, &|watch| {
         filesystem.deploy_image(image, place.store(), &options, watch)
     });
     let made = made.ok_or_else(|| {
-        let message = format!("{}: a thread failed", request.doing());
+        let message = format!("{}: a thread failed", operation.doing());
         UserError::new(ExitCode::System, message).with_hint("see the log")
     })?;
-    let made = made.map_err(|error| UserError::view(request.doing(), &error))?;
+    let made = made.map_err(|error| UserError::view(operation.doing(), &error))?;
     place.keep();
     Ok(Outcome::Deployed(DeployReport {
         volume: made.volume.to_string(),
@@ -147,15 +146,15 @@ fn deploy(
 
 fn export(
     filesystem: &Arc<Filesystem>,
-    request: &Request,
+    operation: &Operation,
     to: &mut dyn Receiver,
 ) -> Result<Outcome, UserError> {
-    let Request::Export {
+    let Operation::Export {
         image,
         passphrase_file,
         customer_key,
         passphrase,
-    } = request
+    } = operation
     else {
         return Ok(Outcome::Nothing);
     };
@@ -165,7 +164,7 @@ fn export(
             Some(path) => Transport::Passphrase(PassphraseSource::File(path.path())),
             None => Transport::Keystore,
         },
-        customer_key: customer_key.map_err(|error| UserError::key(request.doing(), &error))?,
+        customer_key: customer_key.map_err(|error| UserError::key(operation.doing(), &error))?,
         passphrase: passphrase.source(),
     };
     let watch = Watch::default();
@@ -177,8 +176,8 @@ fn export(
     let mut stream = BufWriter::with_capacity(CHUNK_BYTES, stream);
     let made = filesystem
         .export_image(image, &options, &mut stream, &watch)
-        .map_err(|error| UserError::view(request.doing(), &error))?;
-    stream.flush().map_err(|error| lost(request, &error))?;
+        .map_err(|error| UserError::view(operation.doing(), &error))?;
+    stream.flush().map_err(|error| lost(operation, &error))?;
     Ok(Outcome::Exported(ExportReport {
         export: made.export.to_string(),
         objects: made.objects,

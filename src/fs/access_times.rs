@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::types::{NodeId, Timespec};
 use super::{Filesystem, ViewsDirectory};
+use serde::{Deserialize, Serialize};
+
 use crate::errno::Errno;
 use crate::meta::Batch;
 use crate::meta::records::InodeRecord;
 
 /// When reading changes the time of last access (mount(8)).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AccessTimes {
     /// When it is older than the last change, or than a day: `relatime`.
     #[default]

@@ -21,8 +21,9 @@ use crate::cli::output::progress::Progress;
 use crate::cli::output::{format, print, print_json};
 use crate::cli::session::open_volume;
 use crate::control::locate::{Holder, Located, find};
-use crate::control::request::{
-    BytesDone, ChangeReport, CheckSummary, FindingReport, Outcome, Receiver, Request, ViewReport,
+use crate::control::request::Operation;
+use crate::control::response::{
+    BytesDone, ChangeReport, CheckSummary, FindingReport, Outcome, Receiver, ViewReport,
 };
 use crate::control::wire;
 use crate::daemon::serve::{tell, watched};
@@ -205,11 +206,11 @@ fn check(args: &CheckArgs) -> Result<Checked, UserError> {
         }
         Holder::Daemon { mut control, .. } => {
             watching.signals = EndSignals::block().ok();
-            let request = Request::Check {
+            let operation = Operation::Check {
                 jobs: args.jobs,
                 quick: args.quick,
             };
-            (true, control.request(&request, None, &mut watching))
+            (true, control.perform(&operation, None, &mut watching))
         }
         Holder::Mount(mount) => {
             return Err(UserError::new(

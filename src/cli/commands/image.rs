@@ -19,10 +19,8 @@ use crate::cli::session::Session;
 use crate::cli::views::{self, DeleteArgs, ListArgs};
 use crate::control::directory::DirectoryId;
 use crate::control::paths;
-use crate::control::request::{
-    BytesDone, ChangeReport, Kind, Nobody, Outcome, Passphrase, PathBytes, Receiver, Request,
-    ViewReport,
-};
+use crate::control::request::{Kind, Operation, Passphrase, PathBytes};
+use crate::control::response::{BytesDone, ChangeReport, Discard, Outcome, Receiver, ViewReport};
 use crate::control::wire::OTHER_VERSION;
 use crate::daemon::create::Place;
 use crate::daemon::{options, size};
@@ -198,25 +196,25 @@ pub(crate) fn run(command: ImageCommand) -> Result<(), UserError> {
     }
 }
 
-fn unexpected(request: &Request, outcome: &Outcome) -> UserError {
+fn unexpected(operation: &Operation, outcome: &Outcome) -> UserError {
     UserError::new(
         ExitCode::System,
-        format!("{}: unexpected answer {outcome:?}", request.doing()),
+        format!("{}: unexpected answer {outcome:?}", operation.doing()),
     )
     .with_hint(OTHER_VERSION)
 }
 
 fn create(args: CreateArgs) -> Result<(), UserError> {
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
-    let request = Request::Create {
+    let operation = Operation::Create {
         kind: Kind::Image,
         name: args.name,
         from: args.from,
         description: args.description,
     };
-    let made = match session.ask(&request, &mut Nobody)? {
+    let made = match session.ask(&operation, &mut Discard)? {
         Outcome::Created(made) => made,
-        other => return Err(unexpected(&request, &other)),
+        other => return Err(unexpected(&operation, &other)),
     };
     session.close()?;
     if args.json {
@@ -262,7 +260,7 @@ fn named_key(uri: Option<&str>) -> Result<Option<KeyUri>, UserError> {
 
 fn deploy(args: &DeployArgs) -> Result<(), UserError> {
     let target = paths::absolute(&args.new_volume)?;
-    let request = Request::Deploy {
+    let operation = Operation::Deploy {
         image: args.name.clone(),
         target: PathBytes::of(&target),
         customer_key: args.new.key.uri()?,
@@ -271,14 +269,14 @@ fn deploy(args: &DeployArgs) -> Result<(), UserError> {
         keystore: args.new.keystore(&args.open)?.as_deref().map(PathBytes::of),
     };
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
-    refuse_inside(&session, &target, &request)?;
+    refuse_inside(&session, &target, &operation)?;
     // What was made of the volume goes if it does not become one, whatever the reason.
     let _watch = Watch::begin();
     let progress = Progress::start("deploying", None);
-    let outcome = session.ask(&request, &mut Bar(&progress));
+    let outcome = session.ask(&operation, &mut Bar(&progress));
     let made = match outcome {
         Ok(Outcome::Deployed(made)) => Ok((progress.finish(made.bytes), made)),
-        Ok(other) => Err(unexpected(&request, &other)),
+        Ok(other) => Err(unexpected(&operation, &other)),
         Err(error) => Err(error),
     };
     let closed = session.close();
@@ -315,7 +313,7 @@ fn with_rate(report: &impl Serialize, took: Took) -> Result<Value, UserError> {
 
 /// A volume within its own source would be in the next image of it, and in the way of the daemon
 /// that makes it.
-fn refuse_inside(session: &Session, target: &Path, request: &Request) -> Result<(), UserError> {
+fn refuse_inside(session: &Session, target: &Path, operation: &Operation) -> Result<(), UserError> {
     let parent = target
         .ancestors()
         .find_map(|dir| std::fs::canonicalize(dir).ok());
@@ -330,7 +328,7 @@ fn refuse_inside(session: &Session, target: &Path, request: &Request) -> Result<
             .any(|dir| DirectoryId::of_path(dir).ok() == session.directory);
     if in_volume || in_mount {
         return Err(
-            UserError::usage(format!("{}: that is inside its source", request.doing()))
+            UserError::usage(format!("{}: that is inside its source", operation.doing()))
                 .with_hint("choose a directory elsewhere"),
         );
     }
@@ -353,7 +351,7 @@ fn export(args: &ExportArgs) -> Result<(), UserError> {
         Some(path) => Some(PathBytes::of(&paths::absolute(path)?)),
         None => None,
     };
-    let request = Request::Export {
+    let operation = Operation::Export {
         image: args.name.clone(),
         passphrase_file,
         customer_key: args.key.uri()?,
@@ -362,13 +360,18 @@ fn export(args: &ExportArgs) -> Result<(), UserError> {
     let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
     let progress = Progress::start("exporting", None);
     let outcome = if standard {
-        stream(&mut session, &request, &mut io::stdout().lock(), &progress)
+        stream(
+            &mut session,
+            &operation,
+            &mut io::stdout().lock(),
+            &progress,
+        )
     } else {
-        stream_to_file(&mut session, &request, &args.file, &progress)
+        stream_to_file(&mut session, &operation, &args.file, &progress)
     };
     let made = match outcome {
         Ok(Outcome::Exported(made)) => Ok((progress.finish(made.bytes), made)),
-        Ok(other) => Err(unexpected(&request, &other)),
+        Ok(other) => Err(unexpected(&operation, &other)),
         Err(error) => Err(error),
     };
     let closed = session.close();
@@ -387,14 +390,14 @@ fn export(args: &ExportArgs) -> Result<(), UserError> {
 
 fn stream(
     session: &mut Session,
-    request: &Request,
+    operation: &Operation,
     to: &mut dyn Write,
     progress: &Progress,
 ) -> Result<Outcome, UserError> {
     let mut stream = Stream { to, progress };
-    let outcome = session.ask(request, &mut stream)?;
+    let outcome = session.ask(operation, &mut stream)?;
     let flushed = stream.to.flush();
-    flushed.map_err(|error| UserError::io(request.doing(), &error))?;
+    flushed.map_err(|error| UserError::io(operation.doing(), &error))?;
     Ok(outcome)
 }
 
@@ -402,7 +405,7 @@ fn stream(
 /// is no plain file (`/dev/stdout`, a pipe) is written to as it is.
 fn stream_to_file(
     session: &mut Session,
-    request: &Request,
+    operation: &Operation,
     path: &Path,
     progress: &Progress,
 ) -> Result<Outcome, UserError> {
@@ -415,7 +418,7 @@ fn stream_to_file(
         Ok(found) if !found.is_file() => {
             let file = owned::open_to_write(path);
             let mut file = file.map_err(failed)?;
-            return stream(session, request, &mut file, progress);
+            return stream(session, operation, &mut file, progress);
         }
         _ => {}
     }
@@ -431,7 +434,7 @@ fn stream_to_file(
         .prefix(".bilayer-export-")
         .tempfile_in(parent)
         .map_err(failed)?;
-    let outcome = stream(session, request, aside.as_file_mut(), progress)?;
+    let outcome = stream(session, operation, aside.as_file_mut(), progress)?;
     aside.as_file().sync_all().map_err(failed)?;
     aside.persist(&path).map_err(|error| failed(error.error))?;
     File::open(parent)

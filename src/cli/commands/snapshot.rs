@@ -15,9 +15,8 @@ use crate::cli::output::{complain, print, print_json};
 use crate::cli::retention::Keep;
 use crate::cli::session::Session;
 use crate::cli::views::{DeleteArgs, ListArgs, delete, list};
-use crate::control::request::{
-    ChangeReport, Difference, Kind, Nobody, Outcome, PathBytes, Receiver, Request, ViewReport,
-};
+use crate::control::request::{Kind, Operation, PathBytes};
+use crate::control::response::{ChangeReport, Difference, Discard, Outcome, Receiver, ViewReport};
 use crate::control::wire::OTHER_VERSION;
 use crate::diagnostics::{ExitCode, UserError};
 
@@ -209,17 +208,17 @@ fn create(args: CreateArgs) -> Result<(), UserError> {
 }
 
 fn take(session: &mut Session, name: String) -> Result<ViewReport, UserError> {
-    let request = Request::Create {
+    let operation = Operation::Create {
         kind: Kind::Snapshot,
         name,
         from: None,
         description: String::new(),
     };
-    match session.ask(&request, &mut Nobody)? {
+    match session.ask(&operation, &mut Discard)? {
         Outcome::Created(made) => Ok(made),
         other => Err(UserError::new(
             ExitCode::System,
-            format!("{}: unexpected answer {other:?}", request.doing()),
+            format!("{}: unexpected answer {other:?}", operation.doing()),
         )
         .with_hint(OTHER_VERSION)),
     }
@@ -242,23 +241,23 @@ fn take_dated(session: &mut Session, prefix: Option<&str>) -> Result<ViewReport,
 
 fn rename(args: RenameArgs) -> Result<(), UserError> {
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
-    let request = Request::Rename {
+    let operation = Operation::Rename {
         kind: Kind::Snapshot,
         name: args.name,
         to: args.new_name,
     };
-    session.ask(&request, &mut Nobody)?;
+    session.ask(&operation, &mut Discard)?;
     session.close()
 }
 
 fn diff(args: DiffArgs) -> Result<(), UserError> {
     let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
-    let request = Request::Diff {
+    let operation = Operation::Diff {
         from: args.from,
         to: args.to,
     };
     let mut shown = Shown::new(BufWriter::new(io::stdout().lock()), args.json);
-    let outcome = session.ask(&request, &mut shown).map(drop);
+    let outcome = session.ask(&operation, &mut shown).map(drop);
     let flushed = shown.to.flush();
     let outcome = match (shown.failed.or(flushed.err()), outcome) {
         // A reader that has gone away (`| head`) is no failure.
@@ -351,12 +350,12 @@ fn restore(args: RestoreArgs) -> Result<(), UserError> {
         confirm(&args.volume, &args.name)?;
     }
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
-    let request = Request::Restore {
+    let operation = Operation::Restore {
         snapshot: args.name,
         path: args.path.as_deref().map(PathBytes::of),
     };
     let progress = crate::cli::output::progress::Progress::start("restoring", None);
-    let outcome = session.ask(&request, &mut Nobody);
+    let outcome = session.ask(&operation, &mut Discard);
     drop(progress);
     let closed = session.close();
     outcome.and(closed)
@@ -462,13 +461,13 @@ fn delete_unkept(
             pruned.kept.push(view.name);
             continue;
         }
-        let request = Request::Delete {
+        let operation = Operation::Delete {
             kind: Kind::Snapshot,
             name: view.name.clone(),
         };
         let deleted = match dry_run {
             true => Ok(Outcome::Nothing),
-            false => session.ask(&request, &mut Nobody),
+            false => session.ask(&operation, &mut Discard),
         };
         match deleted {
             Ok(_) => pruned.deleted.push(view.name),

@@ -20,14 +20,16 @@ use crate::cli::output::print;
 use crate::cli::output::status_text::to_text;
 use crate::control::client::ControlClient;
 use crate::control::health::Health;
-use crate::control::line::PATIENCE;
+use crate::control::line::{PATIENCE, is_timeout};
 use crate::control::locate::{self, Holder, Located, find};
 use crate::control::obstacle::{Obstacle, refusal};
 use crate::control::pulse;
 use crate::control::report::{
     self, MountReport, Report, record_report, report_claims, report_open,
 };
-use crate::control::request::{Kind, Outcome, Request, ViewReport, Views};
+use crate::control::request::{Kind, Operation, Request};
+use crate::control::response::{Outcome, Response, ViewReport, Views};
+use crate::control::wire::Unreadable;
 use crate::daemon::serve::serve;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::{Filesystem, FilesystemOptions};
@@ -248,22 +250,30 @@ type KnownHealth = (Report, Option<Vec<ViewReport>>, Health);
 
 fn ask_daemon(mut daemon: ControlClient, path: &Path) -> Result<Known, UserError> {
     let doing = || format!("cannot show {}", path.display());
-    let answer = daemon.ask("status", Some(PATIENCE));
-    let answer = answer.map_err(|_| refusal(doing(), &[Obstacle::Silent]))?;
-    let report = serde_json::from_str(&answer).map_err(|error| {
-        let message = format!("{}: its daemon is of another version: {error}", doing());
-        UserError::new(ExitCode::System, message).with_hint("unmount it and mount it again")
-    })?;
-    let views = list_views(|request, to| daemon.request(request, Some(PATIENCE), to));
+    let report = match daemon.ask(&Request::Status, Some(PATIENCE)) {
+        Ok(Response::Status(report)) => *report,
+        Err(error) if is_timeout(&error) => return Err(refusal(doing(), &[Obstacle::Silent])),
+        other => {
+            let why = match other {
+                Ok(Response::Failed(failure)) => failure.message,
+                Ok(_) => Unreadable::Malformed.to_string(),
+                Err(error) => error.to_string(),
+            };
+            let message = format!("{}: its daemon cannot be asked: {why}", doing());
+            return Err(UserError::new(ExitCode::System, message)
+                .with_hint("unmount it and mount it again"));
+        }
+    };
+    let views = list_views(|operation, to| daemon.perform(operation, Some(PATIENCE), to));
     Ok((report, views))
 }
 
 fn list_views(
-    mut ask: impl FnMut(&Request, &mut Views) -> Result<Outcome, UserError>,
+    mut ask: impl FnMut(&Operation, &mut Views) -> Result<Outcome, UserError>,
 ) -> Option<Vec<ViewReport>> {
     let mut views = Views::default();
     for kind in [Kind::Snapshot, Kind::Image] {
-        ask(&Request::List { kind }, &mut views)
+        ask(&Operation::List { kind }, &mut views)
             .inspect_err(|error| tracing::warn!("{}", error.message))
             .ok()?;
     }
@@ -284,7 +294,7 @@ fn views_of(volume: Volume) -> (Option<Vec<ViewReport>>, Health) {
             return (None, health_of(error.code, error.message));
         }
     };
-    match list_views(|request, to| serve(&filesystem, request, to)) {
+    match list_views(|operation, to| serve(&filesystem, operation, to)) {
         None => (None, Health::Damaged),
         views => (views, Health::Ok),
     }

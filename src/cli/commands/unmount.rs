@@ -16,12 +16,14 @@ use crate::cli::output::{complain, format};
 use crate::control::address::Address;
 use crate::control::client::ControlClient;
 use crate::control::directory::DirectoryId;
+use crate::control::line::PATIENCE;
 use crate::control::line::is_timeout;
-use crate::control::line::{Closed, Done, PATIENCE, STAYS};
 use crate::control::locate::{self, Holder};
 use crate::control::obstacle::{Obstacle, refusal};
 use crate::control::patient::is_alive;
 use crate::control::pulse::{self, Pulse};
+use crate::control::request::Request;
+use crate::control::response::{Closed, Failure, Response};
 use crate::daemon::options::MountWords;
 use crate::daemon::remount::remount_at;
 use crate::diagnostics::{ExitCode, UserError, notice};
@@ -359,9 +361,10 @@ impl Daemon {
         let process = WatchedProcess::open(control.peer.pid).ok();
         // Answered once it waits, and after the process was taken hold of, so that is the one: a
         // daemon that has little to do may be gone in an instant.
-        control
-            .ask("wait", Some(PATIENCE))
-            .map_err(|_| Unasked::Silent)?;
+        match control.ask(&Request::Wait, Some(PATIENCE)) {
+            Ok(Response::Waiting) => {}
+            _ => return Err(Unasked::Silent),
+        }
         Ok(Self {
             control,
             process,
@@ -373,7 +376,7 @@ impl Daemon {
     /// Says that the mount was not taken away.
     fn stays(&self) {
         // Who cannot be told has ended.
-        let _ = self.control.say(STAYS);
+        let _ = self.control.say(&Request::Stays);
     }
 
     /// Waits until it is gone. That may take long, but not without a sign of life.
@@ -387,7 +390,9 @@ impl Daemon {
             if !is_told {
                 is_told = true;
                 let pid = self.control.peer.pid;
-                notice(format_args!("waiting until process {pid} has put everything on disk"));
+                notice(format_args!(
+                    "waiting until process {pid} has put everything on disk"
+                ));
             }
             if is_alive(Address::Volume(self.volume), self.control.peer.uid) {
                 unanswered = 0;
@@ -405,13 +410,14 @@ impl Daemon {
             }
         }
         let lost = || "the daemon ended without saying that everything is on disk".to_owned();
-        let closed: Closed = answer
-            .and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or_else(|| Closed {
-                closed: false,
+        let closed = match answer {
+            Some(Response::Closed(closed)) => closed,
+            _ => Closed {
+                is_on_disk: false,
                 error: Some(lost()),
-            });
-        match (closed.closed, &closed.error) {
+            },
+        };
+        match (closed.is_on_disk, &closed.error) {
             (true, None) => return Ok(()),
             (true, Some(why)) => {
                 let message = format!("unmounted: {why}");
@@ -440,13 +446,13 @@ impl Daemon {
             return self.wait();
         };
         // A daemon that ends now puts everything on disk by itself.
-        let answer = match control.ask("sync", None) {
+        let answer = match control.ask(&Request::Sync, None) {
             Ok(answer) => answer,
             Err(error) if is_timeout(&error) => return Err(unsure(&[Obstacle::Silent])),
             Err(_) => return self.wait(),
         };
-        match serde_json::from_str::<Done>(&answer).map(|done| done.error) {
-            Ok(Some(why)) => Err(UserError::new(
+        match answer {
+            Response::Failed(Failure { message: why, .. }) => Err(UserError::new(
                 ExitCode::System,
                 format!("unmounted, but not everything is on disk: {why}"),
             )

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::cli::output::format;
 use crate::control::report::{HeaderReport, Report};
-use crate::control::request::ViewReport;
+use crate::control::response::ViewReport;
 
 /// The report for people.
 pub(crate) fn to_text(report: &Report) -> String {
