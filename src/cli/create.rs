@@ -47,7 +47,7 @@ pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
         passphrase: new.passphrase.clone(),
     };
     let owner = (effective_user(), effective_gid());
-    let made = volume::create(place.store(), &options, &mut |fresh| {
+    let made = volume::create_empty(place.store(), &options, &mut |fresh| {
         Filesystem::format(fresh, owner).map_err(|error| match error.errno() {
             // By whatever way it came: so that it is told as what it is.
             Errno::ENOSPC => io::Error::from_raw_os_error(Errno::ENOSPC.code()).into(),

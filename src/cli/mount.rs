@@ -462,7 +462,7 @@ pub(super) fn open_when_free(
 ) -> Result<Volume, VolumeError> {
     let begin = Instant::now();
     let store: Arc<dyn Store> = Arc::clone(store) as _;
-    volume::open_with_patience(store, options, &mut |error| {
+    volume::open_with_retry(store, options, &mut |error| {
         let patience = match error {
             VolumeError::WriterElsewhere { .. } => MOUNTED_FOR,
             VolumeError::InUse { .. } => {

@@ -30,7 +30,7 @@ pub enum VolumeError {
         shared: bool,
     },
     /// The same volume is open for writing elsewhere.
-    #[error("the volume is open for writing already{}", shown_place(.by.as_ref()))]
+    #[error("the volume is open for writing already{}", shown_directory(.by.as_ref()))]
     WriterElsewhere {
         /// The directory that it is open in, if its holder says so.
         by: Option<HolderDirectory>,
@@ -72,7 +72,7 @@ pub enum VolumeError {
     /// A copy shares files with its original, which is in use.
     #[error(
         "this copy shares files with the volume{}, which is open for writing",
-        shown_place(.by.as_ref())
+        shown_directory(.by.as_ref())
     )]
     SharesFiles {
         /// The directory of the original, if its holder says so.
@@ -111,7 +111,7 @@ pub enum VolumeError {
         "the active key set that volume.json names is not one that this machine's platform keystore \
          knows, nor does one that it knows vouch for it"
     )]
-    Stranger {
+    UnknownKeySet {
         /// The file with what the keystore knows of the volume.
         record: PathBuf,
     },
@@ -242,7 +242,7 @@ impl VolumeError {
             Self::Tampered
             | Self::Downgraded { .. }
             | Self::RolledBack(_)
-            | Self::Stranger { .. }
+            | Self::UnknownKeySet { .. }
             | Self::AnotherVolume { .. }
             | Self::Vanished { .. } => ErrorKind::Tampered,
             Self::HalfRenewed | Self::ReadOnlyMedium => ErrorKind::Io,
@@ -315,7 +315,7 @@ impl VolumeError {
                     path.display()
                 ));
             }
-            Self::Stranger { record } => {
+            Self::UnknownKeySet { record } => {
                 return Some(format!(
                     "somebody made a volume of the same id with keys of their own: restore the \
                      directory from a backup; if that was you, so that this machine knows the wrong \
@@ -377,6 +377,6 @@ fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
 }
 
 /// A directory behind a word, where there is one.
-fn shown_place(directory: Option<&HolderDirectory>) -> String {
+fn shown_directory(directory: Option<&HolderDirectory>) -> String {
     directory.map_or(String::new(), ToString::to_string)
 }

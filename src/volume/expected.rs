@@ -18,7 +18,7 @@
 //! not give it a place where another volume is remembered.
 //!
 //! A volume that is made, or becomes one of its own, takes over its place: its record counts as the
-//! later one ([`Neighbours::now`]), whatever the clock says.
+//! later one ([`RememberedHere::now`]), whatever the clock says.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ use crate::store::Place;
 use crate::sys::clock::coarse_time;
 
 /// The other volumes that the keystore remembers at the place of a volume.
-pub(super) struct Neighbours<'a> {
+pub(super) struct RememberedHere<'a> {
     place: Option<&'a Place>,
     path: Option<&'a Path>,
     others: Vec<RememberedVolume>,
@@ -38,8 +38,8 @@ pub(super) struct Neighbours<'a> {
     by_link: Vec<(&'a Path, Vec<RememberedVolume>)>,
 }
 
-impl<'a> Neighbours<'a> {
-    /// The neighbours of `volume`; `path` is the path that it is opened by.
+impl<'a> RememberedHere<'a> {
+    /// The remembered_here of `volume`; `path` is the path that it is opened by.
     pub(super) fn of(
         keystore: &PlatformKeystore,
         volume: VolumeId,
@@ -56,7 +56,7 @@ impl<'a> Neighbours<'a> {
         })
     }
 
-    /// With the neighbours of the paths that were named, where a link may have been put.
+    /// With the remembered_here of the paths that were named, where a link may have been put.
     pub(super) fn with_named(
         mut self,
         keystore: &PlatformKeystore,
@@ -135,17 +135,17 @@ pub(super) fn is_of_another(
     if record.directory.as_ref() == Some(&here) || former == Some(&here) {
         return Ok(false);
     }
-    let neighbours = Neighbours::of(keystore, volume, Some(place), None)?;
-    Ok(!neighbours.others.is_empty())
+    let remembered_here = RememberedHere::of(keystore, volume, Some(place), None)?;
+    Ok(!remembered_here.others.is_empty())
 }
 
 /// When the record of a volume that is written at `place` from now on says that it was written.
-pub(super) fn written_now(
+pub(super) fn next_written_time(
     keystore: &PlatformKeystore,
     volume: VolumeId,
     place: Option<&Place>,
 ) -> Result<i64, KeyError> {
-    Ok(Neighbours::of(keystore, volume, place, None)?.now())
+    Ok(RememberedHere::of(keystore, volume, place, None)?.now())
 }
 
 /// Refuses to make a volume that nobody asked for explicitly at a place where one was: a new and

@@ -152,7 +152,7 @@ impl Rollback {
 }
 
 /// Compares a superblock with the record.
-pub(super) fn judge_header(
+pub(super) fn check_header_rollback(
     header: &HeaderContents,
     ancestry: &Ancestry,
     record: Option<&VolumeRecord>,
@@ -161,7 +161,7 @@ pub(super) fn judge_header(
         return Ok(());
     };
     let found = header.incarnation();
-    if record.becoming == Some(found) {
+    if record.pending_incarnation == Some(found) {
         return Ok(());
     }
     if found != record.incarnation {
@@ -197,7 +197,7 @@ pub(super) fn judge_header(
 }
 
 /// Compares the slots of page 0 of `meta` with what the record says of this incarnation.
-pub(super) fn judge_metadata(
+pub(super) fn check_metadata_rollback(
     slots: &[SlotState; 2],
     record: Option<&VolumeRecord>,
 ) -> Result<(), Rollback> {
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn older_and_other_metadata_are_refused_newer_are_not() {
         let known = record(8, [8, 7], false);
-        let judge = |slots| judge_metadata(&slots, Some(&known));
+        let judge = |slots| check_metadata_rollback(&slots, Some(&known));
         assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(()));
         // The other slot was being written when the power went.
         assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(()));
@@ -275,13 +275,16 @@ mod tests {
                 last: LastKnown::default(),
             })
         );
-        assert_eq!(judge_metadata(&[slot(1, 1), slot(0, 0)], None), Ok(()));
+        assert_eq!(
+            check_metadata_rollback(&[slot(1, 1), slot(0, 0)], None),
+            Ok(())
+        );
     }
 
     #[test]
     fn what_was_left_clean_may_lose_the_older_slot() {
         let known = record(8, [8, 7], true);
-        let judge = |slots| judge_metadata(&slots, Some(&known));
+        let judge = |slots| check_metadata_rollback(&slots, Some(&known));
         assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(()));
         assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(()));
         assert_eq!(judge([slot(8, 8), slot(7, 1)]), Ok(()));
@@ -301,7 +304,7 @@ mod tests {
             }),
             ..record(8, [8, 7], false)
         };
-        let older = judge_metadata(&[slot(3, 3), slot(2, 2)], Some(&known)).unwrap_err();
+        let older = check_metadata_rollback(&[slot(3, 3), slot(2, 2)], Some(&known)).unwrap_err();
         let said = older.to_string();
         assert!(
             said.contains("commit 3") && said.contains("commit 8"),

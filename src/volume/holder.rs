@@ -4,8 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::HEADER_NAME;
+use super::copy_status::PATIENCE;
 use super::error::VolumeError;
-use super::standing::PATIENCE;
 use super::superblock::inspect;
 use crate::ids::VolumeId;
 use crate::store::Place;

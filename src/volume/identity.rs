@@ -25,15 +25,15 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::copy_status::CopyStatus;
+use super::create::wrap_key_set;
 use super::error::VolumeError;
-use super::expected::written_now;
-use super::found::wrap_key_set;
+use super::expected::next_written_time;
 use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
 use super::holder::HolderDirectory;
-use super::open::unknown_place;
-use super::renew::{RenewFn, next_set, take_place, write_next};
-use super::standing::Standing;
-use super::succession::known;
+use super::open::location_error;
+use super::renew::{RenewFn, next_key_set, swap_in_next_meta, write_next_meta};
+use super::succession::known_key_set;
 use super::superblock::{discard_aside, replace_header};
 use super::{Volume, objects_path, spare};
 use crate::audit::Record;
@@ -55,9 +55,13 @@ impl Volume {
     /// in use, a key cannot be had, or something cannot be written; what `fill` returns is in
     /// [`VolumeError::Format`]. It is the copy that it was then, or the next use finishes what was
     /// begun.
-    pub fn separate(self, first: Sequence, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+    pub fn assign_new_identity(
+        self,
+        first: Sequence,
+        fill: &mut RenewFn<'_>,
+    ) -> Result<Self, VolumeError> {
         let before = self.header.volume_id();
-        let separated = self.separate_unaudited(first, fill);
+        let separated = self.assign_unaudited(first, fill);
         let now = separated.as_ref().map(|now| now.header.volume_id());
         Record::new("new-identity")
             .volume(now.unwrap_or(before))
@@ -66,7 +70,7 @@ impl Volume {
         separated
     }
 
-    fn separate_unaudited(
+    fn assign_unaudited(
         self,
         first: Sequence,
         fill: &mut RenewFn<'_>,
@@ -74,7 +78,7 @@ impl Volume {
         let id = VolumeId::random().map_err(KeyError::random)?;
         let incarnation = IncarnationId::random().map_err(KeyError::random)?;
         let meta = CryptoId::random().map_err(KeyError::random)?;
-        let active = next_set(&self.header)?;
+        let active = next_key_set(&self.header)?;
         let contents = HeaderContents::fresh(
             id,
             incarnation,
@@ -89,16 +93,16 @@ impl Volume {
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
         // It takes over this place, and none that the directory may be moved to meanwhile.
-        let place = self.store.place().map_err(unknown_place)?;
+        let place = self.store.place().map_err(location_error)?;
         self.unshare_objects()?;
-        let written = written_now(&self.keystore, id, place.as_ref())?;
+        let written = next_written_time(&self.keystore, id, place.as_ref())?;
         let uri = self
             .customer_key
             .as_ref()
             .map(|key| key.describe().uri.to_string());
         let begun = VolumeRecord {
             header_sequence: header.header_sequence(),
-            key_sets: vec![known(keys.active())?],
+            key_sets: vec![known_key_set(keys.active())?],
             customer_key: uri,
             directory: place.as_ref().map(Into::into),
             written: Some(written),
@@ -109,7 +113,7 @@ impl Volume {
             self.keystore
                 .update_record(id, &begun)
                 .map_err(VolumeError::CannotRemember)?;
-            write_next(&*self.store, &keys, (meta, first), fill)?;
+            write_next_meta(&*self.store, &keys, (meta, first), fill)?;
             Ok(writer)
         };
         let writer = announced().inspect_err(|_: &VolumeError| {
@@ -117,7 +121,7 @@ impl Volume {
             let _ = self.keystore.forget(id);
         })?;
         replace_header(&*self.store, &bytes)?;
-        take_place(&*self.store)?;
+        swap_in_next_meta(&*self.store)?;
         spare::replace(&*self.store, &keys, &header).map_err(VolumeError::io(
             "cannot replace the spare copy of volume.json",
         ))?;
@@ -127,8 +131,8 @@ impl Volume {
             record: Some(begun.clone()),
             older_header: None,
             current: Mutex::new(begun),
-            standing: Standing::Own,
-            separates: false,
+            copy_status: CopyStatus::Own,
+            awaits_new_identity: false,
             writer,
             ..self
         })
@@ -158,7 +162,7 @@ impl Volume {
     }
 
     fn lock_identity(&self, id: VolumeId) -> Result<Option<WriterLock>, VolumeError> {
-        let Some(place) = self.store.place().map_err(unknown_place)? else {
+        let Some(place) = self.store.place().map_err(location_error)? else {
             return Ok(None);
         };
         match self.keystore.lock_writer(id, &place.path)? {
@@ -184,7 +188,7 @@ impl Volume {
         );
         shared
             .iter()
-            .try_for_each(|names| give_copy(&*self.store, names))
+            .try_for_each(|names| replace_with_copy(&*self.store, names))
             .and_then(|()| sync_folders(&*self.store, &shared))
             .map_err(VolumeError::io(DOING))
     }
@@ -215,7 +219,7 @@ fn shared_objects(store: &dyn Store) -> io::Result<Vec<Vec<StorePath>>> {
 }
 
 /// Replaces a file under all its names by one copy, which is durable before it has the first.
-fn give_copy(store: &dyn Store, names: &[StorePath]) -> io::Result<()> {
+fn replace_with_copy(store: &dyn Store, names: &[StorePath]) -> io::Result<()> {
     let Some((first, others)) = names.split_first() else {
         return Ok(());
     };

@@ -9,7 +9,7 @@
 //!   checkpoints/     sealed files: copies of the metadata database; a spare superblock ([`spare`])
 //! ```
 //!
-//! [`create`](create()) makes an empty one, [`found`](found()) any, [`open`](open()) opens one,
+//! [`create_empty`] makes an empty one, [`create_volume`] any, [`open`](open()) opens one,
 //! [`inspect`] shows what a superblock claims without any key, [`rescue`](rescue()) opens the keys of a damaged one.
 //!
 //! Invariants: the superblock is written last and atomically, so a directory with a `volume.json`
@@ -31,34 +31,32 @@ use crate::sealed::SlotState;
 use crate::store::{HeldLock, Store, StoreLock, StorePath};
 use crate::sys::clock::coarse_time;
 
+pub mod copy_status;
 pub mod create;
 pub mod error;
 mod expected;
-pub mod found;
 pub mod header;
 mod history;
 pub mod holder;
 mod identity;
 pub mod lock;
 pub mod open;
-pub mod place;
 mod renew;
 pub mod rescue;
 pub mod spare;
-pub mod standing;
 mod succession;
 mod superblock;
+pub mod target_dir;
 
-pub use create::create;
+pub use copy_status::CopyStatus;
+pub use create::{Inheritance, KeyHolder, NewVolume, create_empty, create_volume};
 pub use error::VolumeError;
 pub use expected::refuse_vanished;
-pub use found::{Founding, Holder, Inheritance, found};
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
 pub use history::{LastKnown, Rollback};
-pub use open::{claimed_id, open, open_with_patience};
+pub use open::{claimed_id, open, open_with_retry};
 pub use renew::RenewFn;
 pub use rescue::{Rescue, rescue};
-pub use standing::Standing;
 pub use superblock::inspect;
 
 /// Name of the superblock's file.
@@ -127,7 +125,7 @@ pub struct OpenOptions {
     /// A volume that is older than the keystore knows it is opened all the same, to be taken as it
     /// is ([`Volume::renew`]), or only looked at.
     pub accept_restored: bool,
-    /// A copy of a volume is opened, to become a volume of its own ([`Volume::separate`]).
+    /// A copy of a volume is opened, to become a volume of its own ([`Volume::assign_new_identity`]).
     pub new_identity: bool,
 }
 
@@ -167,9 +165,9 @@ pub struct Volume {
     /// The record as it is in the keystore now.
     current: Mutex<VolumeRecord>,
     /// What its directory is to the record.
-    standing: Standing,
+    copy_status: CopyStatus,
     /// It is a copy that is about to become a volume of its own, and nothing is written before.
-    separates: bool,
+    awaits_new_identity: bool,
     /// The right to write to it; goes before the lock, for which the next one waits.
     #[expect(dead_code, reason = "held, never read")]
     writer: Option<WriterLock>,
@@ -191,18 +189,18 @@ impl Volume {
     }
 
     /// What its directory is to the keystore's record.
-    pub fn standing(&self) -> &Standing {
-        &self.standing
+    pub fn copy_status(&self) -> &CopyStatus {
+        &self.copy_status
     }
 
     /// True for a copy, whose age says nothing of the volume that it is a copy of.
     pub fn is_copy(&self) -> bool {
-        matches!(self.standing, Standing::Copy { .. })
+        matches!(self.copy_status, CopyStatus::Copy { .. })
     }
 
     /// True where it is to take the place of an original that is gone for good.
     pub fn takes_over(&self) -> bool {
-        self.accepts_restored && matches!(self.standing, Standing::Unknown { .. })
+        self.accepts_restored && matches!(self.copy_status, CopyStatus::Unknown { .. })
     }
 
     /// Refuses what is not the volume itself, or not yet.
@@ -211,9 +209,9 @@ impl Volume {
     /// When it is a copy, or may be one.
     pub fn check_writer(&self) -> Result<(), VolumeError> {
         let record = self.record.as_ref();
-        match self.standing.refusal(record, false) {
+        match self.copy_status.refusal(record, false) {
             Some(refusal) => Err(refusal),
-            None if self.separates => Err(VolumeError::NotACopy),
+            None if self.awaits_new_identity => Err(VolumeError::NotACopy),
             None => Ok(()),
         }
     }
@@ -222,10 +220,10 @@ impl Volume {
     ///
     /// # Errors
     /// When the volume is older than it is known to be.
-    pub fn judge(&self, slots: &[SlotState; 2]) -> Result<(), Rollback> {
+    pub fn check_rollback(&self, slots: &[SlotState; 2]) -> Result<(), Rollback> {
         match &self.older_header {
             Some(older) => Err(older.clone()),
-            None => history::judge_metadata(slots, self.record.as_ref()),
+            None => history::check_metadata_rollback(slots, self.record.as_ref()),
         }
     }
 

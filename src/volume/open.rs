@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::copy_status::CopyStatus;
 use super::error::VolumeError;
-use super::expected::Neighbours;
+use super::expected::RememberedHere;
 use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
-use super::history::{Rollback, judge_header, judge_metadata};
+use super::history::{Rollback, check_header_rollback, check_metadata_rollback};
 use super::holder::writer_elsewhere;
-use super::renew::{FoundMeta, find_meta, settle_meta};
-use super::standing::Standing;
+use super::renew::{MetaLocation, finish_meta_swap, locate_meta};
 use super::succession::Ancestry;
 use super::superblock::inspect;
 use super::{OpenOptions, Volume, header_path, lock, spare};
@@ -40,7 +40,7 @@ use crate::store::{Place, Store};
 /// See [`VolumeError`]; nothing of the volume has been changed then but files that were shared, and
 /// what a cut had left of a renewal.
 pub fn open(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, VolumeError> {
-    open_with_patience(store, options, &mut |_| false)
+    open_with_retry(store, options, &mut |_| false)
 }
 
 /// Opens a volume, once more for as long as `again` has it tried after an error. Only what comes of
@@ -48,7 +48,7 @@ pub fn open(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, Volu
 ///
 /// # Errors
 /// As [`open`], the last one.
-pub fn open_with_patience(
+pub fn open_with_retry(
     store: Arc<dyn Store>,
     options: &OpenOptions,
     again: &mut dyn FnMut(&VolumeError) -> bool,
@@ -96,37 +96,38 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     let keystore = PlatformKeystore::open(&options.keystore)?;
     let record = keystore.record(claims.volume_id())?;
     let customer = customer_key(claims, options, record.as_ref())?;
-    let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
+    let keys = unwrap_key_sets(claims, &keystore, customer.as_deref())?;
     // The private half is not needed any more. A process that asks a silent filesystem, and is left
     // behind, would keep a copy of it.
     let customer = customer.map(|key| key.public_half());
     let header = unverified.verify(&keys)?;
-    let ancestry = vouched_for(&header, &keys, options, (&keystore, record.as_ref()))?;
+    let ancestry = check_ancestry(&header, &keys, options, (&keystore, record.as_ref()))?;
     let place = match store.place() {
         // What is only looked at need be nowhere.
         Err(error) if options.read_only => {
             tracing::warn!(%error, "where the volume's directory is cannot be told");
             None
         }
-        place => place.map_err(unknown_place)?,
+        place => place.map_err(location_error)?,
     };
     let path = options.path.as_deref();
     let id = header.volume_id();
-    let neighbours = Neighbours::of(&keystore, id, place.as_ref(), path)?;
-    let neighbours = neighbours.with_named(&keystore, id, &options.named)?;
+    let remembered_here = RememberedHere::of(&keystore, id, place.as_ref(), path)?;
+    let remembered_here = remembered_here.with_named(&keystore, id, &options.named)?;
     if !options.new_identity && options.fingerprint.is_none() {
-        refuse_unexpected(&neighbours, record.as_ref(), (&header, &keys))?;
+        refuse_unexpected(&remembered_here, record.as_ref(), (&header, &keys))?;
     }
-    let (standing, writer, record) = claim(&keystore, &header, place.as_ref(), record, options)?;
+    let (copy_status, writer, record) =
+        claim_writer(&keystore, &header, place.as_ref(), record, options)?;
     // Whoever had the right to write before may have changed which sets are known.
-    refuse_stranger(&header, &ancestry, &keystore, record.as_ref())?;
-    let older_header = tolerated(
-        judge_header(&header, &ancestry, record.as_ref()),
+    refuse_unknown_key_set(&header, &ancestry, &keystore, record.as_ref())?;
+    let older_header = allow_rollback(
+        check_header_rollback(&header, &ancestry, record.as_ref()),
         options,
-        &standing,
+        &copy_status,
     )?;
-    let meta = find_meta(&*store, &keys, &header)?;
-    if options.read_only && matches!(meta, FoundMeta::Next(_)) {
+    let meta = locate_meta(&*store, &keys, &header)?;
+    if options.read_only && matches!(meta, MetaLocation::Next(_)) {
         return Err(VolumeError::HalfRenewed);
     }
     let same = record
@@ -136,20 +137,20 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     // remembered, or the volume would be a stranger, or a copy, when it is back.
     let is_whole = meta
         .slots()
-        .is_some_and(|slots| judge_metadata(slots, same).is_ok());
+        .is_some_and(|slots| check_metadata_rollback(slots, same).is_ok());
     let current = match &record {
         // Left as it is until the volume has been taken as it is, or for the original.
-        Some(record) if older_header.is_some() || !standing.is_own() => record.clone(),
+        Some(record) if older_header.is_some() || !copy_status.is_own() => record.clone(),
         _ if options.new_identity => VolumeRecord::unknown(header.incarnation()),
         record => {
             let known = (ancestry.active(), record.as_ref());
-            let next = brought_up_to_date(&header, known, customer.as_deref());
+            let next = updated_record(&header, known, customer.as_deref());
             match is_whole {
                 false => next,
-                true => remember(
+                true => write_record(
                     &keystore,
                     header.volume_id(),
-                    (place.as_ref(), neighbours.now()),
+                    (place.as_ref(), remembered_here.now()),
                     (record.as_ref(), next),
                     options,
                 )?,
@@ -157,7 +158,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
         }
     };
     if !options.read_only {
-        settle_meta(&*store, &meta)?;
+        finish_meta_swap(&*store, &meta)?;
     }
     if !options.read_only && !options.new_identity && older_header.is_none() && is_whole {
         spare::settle(&*store, &keys, &header);
@@ -173,8 +174,8 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
         accepts_restored: options.accept_restored,
         older_header,
         current: Mutex::new(current),
-        standing,
-        separates: options.new_identity,
+        copy_status,
+        awaits_new_identity: options.new_identity,
         writer,
         lock,
     })
@@ -182,11 +183,11 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
 
 /// Refuses a volume where another one is expected.
 fn refuse_unexpected(
-    neighbours: &Neighbours<'_>,
+    remembered_here: &RememberedHere<'_>,
     record: Option<&VolumeRecord>,
     (header, keys): (&VerifiedHeader, &KeyRing),
 ) -> Result<(), VolumeError> {
-    match neighbours.expected(record) {
+    match remembered_here.expected(record) {
         None => Ok(()),
         Some(known) => Err(VolumeError::AnotherVolume {
             known: known.volume,
@@ -199,7 +200,7 @@ fn refuse_unexpected(
 }
 
 /// Without its place nobody can tell a volume from its copy.
-pub(super) fn unknown_place(error: std::io::Error) -> VolumeError {
+pub(super) fn location_error(error: std::io::Error) -> VolumeError {
     VolumeError::io("cannot tell where the volume's directory is, so nothing is written to it")(
         error,
     )
@@ -207,41 +208,42 @@ pub(super) fn unknown_place(error: std::io::Error) -> VolumeError {
 
 /// Finds out what the directory is to the record, and takes the right to write to the volume. The
 /// record is the one that is known when that is held.
-fn claim(
+fn claim_writer(
     keystore: &PlatformKeystore,
     header: &VerifiedHeader,
     place: Option<&Place>,
     record: Option<VolumeRecord>,
     options: &OpenOptions,
-) -> Result<(Standing, Option<WriterLock>, Option<VolumeRecord>), VolumeError> {
+) -> Result<(CopyStatus, Option<WriterLock>, Option<VolumeRecord>), VolumeError> {
     let id = header.volume_id();
     let judge = |record: Option<&VolumeRecord>| {
-        let beginning = record.is_some_and(|it| it.becoming == Some(header.incarnation()));
+        let beginning =
+            record.is_some_and(|it| it.pending_incarnation == Some(header.incarnation()));
         // An incarnation that is about to begin does so in one directory.
         match beginning {
-            true => Standing::Own,
-            false => Standing::of(place, record, id),
+            true => CopyStatus::Own,
+            false => CopyStatus::of(place, record, id),
         }
     };
-    let standing = judge(record.as_ref());
+    let copy_status = judge(record.as_ref());
     if options.read_only {
-        return Ok((standing, None, record));
+        return Ok((copy_status, None, record));
     }
     if options.new_identity {
         // The keystore may never have seen the volume.
-        let is_itself = standing == Standing::Own && record.is_some() && place.is_some();
+        let is_itself = copy_status == CopyStatus::Own && record.is_some() && place.is_some();
         return match is_itself {
             true => Err(VolumeError::NotACopy),
-            false => Ok((standing, None, record)),
+            false => Ok((copy_status, None, record)),
         };
     }
-    let refuse = |standing: &Standing, record: Option<&VolumeRecord>| {
-        let refusal = standing.refusal(record, options.accept_restored);
+    let refuse = |copy_status: &CopyStatus, record: Option<&VolumeRecord>| {
+        let refusal = copy_status.refusal(record, options.accept_restored);
         refusal.map_or(Ok(()), Err)
     };
-    refuse(&standing, record.as_ref())?;
+    refuse(&copy_status, record.as_ref())?;
     let Some(place) = place else {
-        return Ok((standing, None, record));
+        return Ok((copy_status, None, record));
     };
     let locked = keystore.lock_writer(id, &place.path);
     let writer = match locked.map_err(VolumeError::CannotRemember)? {
@@ -250,25 +252,25 @@ fn claim(
     };
     // Whoever had the lock before may have changed it.
     let record = keystore.record(id)?;
-    let standing = judge(record.as_ref());
-    refuse(&standing, record.as_ref())?;
-    if let Standing::Moved { from } = &standing {
+    let copy_status = judge(record.as_ref());
+    refuse(&copy_status, record.as_ref())?;
+    if let CopyStatus::Moved { from } = &copy_status {
         tracing::info!(
             from = %from.display(),
             to = %place.path.display(),
             "the volume's directory was moved, and is remembered at its new place"
         );
     }
-    Ok((standing, Some(writer), record))
+    Ok((copy_status, Some(writer), record))
 }
 
 /// Whether an older superblock is opened all the same.
-fn tolerated(
+fn allow_rollback(
     judged: Result<(), Rollback>,
     options: &OpenOptions,
-    standing: &Standing,
+    copy_status: &CopyStatus,
 ) -> Result<Option<Rollback>, VolumeError> {
-    let is_copy = matches!(standing, Standing::Copy { .. });
+    let is_copy = matches!(copy_status, CopyStatus::Copy { .. });
     match judged {
         Ok(()) => Ok(None),
         // A copy is as old as it is, and nothing of it becomes the volume.
@@ -285,7 +287,7 @@ pub(super) fn fingerprint_of(keys: &KeyRing) -> Result<String, VolumeError> {
 
 /// Refuses a volume whose active key set is a stranger to the platform keystore's record, or does
 /// not have, and does not follow one that has, the pinned fingerprint.
-pub(super) fn vouched_for(
+pub(super) fn check_ancestry(
     header: &VerifiedHeader,
     keys: &KeyRing,
     options: &OpenOptions,
@@ -295,19 +297,19 @@ pub(super) fn vouched_for(
     if let Some(pinned) = options.fingerprint.as_deref() {
         check_pin(pinned, &ancestry, keys)?;
     }
-    refuse_stranger(header, &ancestry, keystore, record)?;
+    refuse_unknown_key_set(header, &ancestry, keystore, record)?;
     Ok(ancestry)
 }
 
 /// Refuses a volume whose active key set is neither known nor follows one that is.
-fn refuse_stranger(
+fn refuse_unknown_key_set(
     header: &VerifiedHeader,
     ancestry: &Ancestry,
     keystore: &PlatformKeystore,
     record: Option<&VolumeRecord>,
 ) -> Result<(), VolumeError> {
-    match record.is_some_and(|record| ancestry.is_stranger_to(&record.key_sets)) {
-        true => Err(VolumeError::Stranger {
+    match record.is_some_and(|record| ancestry.is_unknown_to(&record.key_sets)) {
+        true => Err(VolumeError::UnknownKeySet {
             record: keystore.record_path(header.volume_id()),
         }),
         false => Ok(()),
@@ -371,7 +373,7 @@ fn claimed_provider(claims: &HeaderContents) -> String {
         .unwrap_or_default()
 }
 
-pub(super) fn unwrap_all(
+pub(super) fn unwrap_key_sets(
     claims: &HeaderContents,
     keystore: &PlatformKeystore,
     customer: Option<&dyn CustomerKeyProvider>,
@@ -497,7 +499,7 @@ fn check_pin(pinned: &str, ancestry: &Ancestry, keys: &KeyRing) -> Result<(), Vo
 }
 
 /// What the record becomes: `known` are the active key set and the record as it is.
-fn brought_up_to_date(
+fn updated_record(
     header: &VerifiedHeader,
     (active, record): (Option<KnownKeySet>, Option<&VolumeRecord>),
     customer: Option<&dyn CustomerKeyProvider>,
@@ -513,7 +515,7 @@ fn brought_up_to_date(
         next.remember_key_set(active);
     }
     // One that was to begin and did not: the superblock of before is still there.
-    next.becoming = None;
+    next.pending_incarnation = None;
     next.header_sequence = next.header_sequence.max(header.header_sequence());
     next.customer_key = key_to_remember(customer, record);
     next
@@ -543,7 +545,7 @@ fn is_public_half(uri: &str) -> bool {
 /// Writes the record; only ever after the superblock and page 0 of the metadata were authenticated.
 /// Who may write to the volume has written it then, even if nothing is new: rollback protection that
 /// cannot be kept would lapse unseen.
-fn remember(
+fn write_record(
     keystore: &PlatformKeystore,
     id: VolumeId,
     (place, now): (Option<&Place>, i64),

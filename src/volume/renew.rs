@@ -26,16 +26,16 @@ use std::io;
 
 use parking_lot::Mutex;
 
+use super::copy_status::CopyStatus;
+use super::create::wrap_key_set;
 use super::error::VolumeError;
-use super::expected::written_now;
-use super::found::wrap_key_set;
+use super::expected::next_written_time;
 use super::header::{
     HeaderContents, KeySetState, MAX_KEY_SETS, SuccessionStatement, VerifiedHeader,
 };
-use super::open::unknown_place;
+use super::open::location_error;
 use super::spare;
-use super::standing::Standing;
-use super::succession::{known, verification_key};
+use super::succession::{known_key_set, verification_key};
 use super::superblock::{replace_header, unshare};
 use super::{NEXT_META_NAME, Volume, meta_path, next_meta_path};
 use crate::audit::Record;
@@ -83,7 +83,7 @@ impl Volume {
     ) -> Result<Self, VolumeError> {
         let incarnation = IncarnationId::random().map_err(KeyError::random)?;
         let meta = CryptoId::random().map_err(KeyError::random)?;
-        let active = next_set(&self.header)?;
+        let active = next_key_set(&self.header)?;
         let mut wrapped = wrap_key_set(
             &self.keystore,
             self.customer_key.as_deref(),
@@ -101,17 +101,17 @@ impl Volume {
         // Sealed before the long part, since it may break a rule.
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
-        let place = self.store.place().map_err(unknown_place)?;
+        let place = self.store.place().map_err(location_error)?;
         let announced = VolumeRecord {
-            becoming: Some(incarnation),
+            pending_incarnation: Some(incarnation),
             ..remembered
         };
         let id = header.volume_id();
-        let written = written_now(&self.keystore, id, place.as_ref())?;
+        let written = next_written_time(&self.keystore, id, place.as_ref())?;
         self.keystore.update_record(id, &announced)?;
-        write_next(&*self.store, &keys, (meta, first), fill)?;
+        write_next_meta(&*self.store, &keys, (meta, first), fill)?;
         replace_header(&*self.store, &bytes)?;
-        take_place(&*self.store)?;
+        swap_in_next_meta(&*self.store)?;
         let mut begun = VolumeRecord {
             header_sequence: header.header_sequence(),
             key_sets: announced.key_sets,
@@ -120,7 +120,7 @@ impl Volume {
             written: Some(written),
             ..VolumeRecord::unknown(incarnation)
         };
-        begun.remember_key_set(known(keys.active())?);
+        begun.remember_key_set(known_key_set(keys.active())?);
         self.keystore.update_record(id, &begun)?;
         // They are of before, and open for nobody any more.
         spare::replace(&*self.store, &keys, &header).map_err(VolumeError::io(
@@ -132,7 +132,7 @@ impl Volume {
             record: Some(begun.clone()),
             older_header: None,
             current: Mutex::new(begun),
-            standing: Standing::Own,
+            copy_status: CopyStatus::Own,
             ..self
         })
     }
@@ -172,7 +172,7 @@ impl Volume {
 }
 
 /// A fresh key set after all that there are.
-pub(super) fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
+pub(super) fn next_key_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
     let sets = header.key_sets();
     if sets.len() >= MAX_KEY_SETS {
         return Err(VolumeError::TooManyKeySets {
@@ -187,7 +187,7 @@ pub(super) fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
     Ok(KeySet::random(Epoch(epoch)).map_err(KeyError::random)?)
 }
 
-pub(super) fn write_next(
+pub(super) fn write_next_meta(
     store: &dyn Store,
     keys: &KeyRing,
     (crypto, first): (CryptoId, Sequence),
@@ -218,7 +218,7 @@ fn discard_next(store: &dyn Store) -> io::Result<()> {
     }
 }
 
-pub(super) fn take_place(store: &dyn Store) -> Result<(), VolumeError> {
+pub(super) fn swap_in_next_meta(store: &dyn Store) -> Result<(), VolumeError> {
     let rename = || {
         store.rename(&next_meta_path(), &meta_path())?;
         store.sync_dir(&StorePath::root())
@@ -227,50 +227,50 @@ pub(super) fn take_place(store: &dyn Store) -> Result<(), VolumeError> {
 }
 
 /// Which file holds the metadata that belong to the superblock, with the slots of its page 0.
-pub(super) enum FoundMeta {
+pub(super) enum MetaLocation {
     /// `meta`.
     InPlace([SlotState; 2]),
     /// `meta.next`: a cut came before it took the place of `meta`.
     Next([SlotState; 2]),
     /// Neither. Whoever reads `meta` next says what is wrong with it.
-    Nowhere,
+    Missing,
 }
 
-impl FoundMeta {
+impl MetaLocation {
     /// The slots of page 0 of the file that was found.
     pub(super) const fn slots(&self) -> Option<&[SlotState; 2]> {
         match self {
             Self::InPlace(slots) | Self::Next(slots) => Some(slots),
-            Self::Nowhere => None,
+            Self::Missing => None,
         }
     }
 }
 
 /// Looks for the metadata that belong to the superblock.
-pub(super) fn find_meta(
+pub(super) fn locate_meta(
     store: &dyn Store,
     keys: &KeyRing,
     header: &VerifiedHeader,
-) -> Result<FoundMeta, VolumeError> {
+) -> Result<MetaLocation, VolumeError> {
     if let Some(slots) = slots_of(store, &meta_path(), keys, header)? {
-        return Ok(FoundMeta::InPlace(slots));
+        return Ok(MetaLocation::InPlace(slots));
     }
     let next = slots_of(store, &next_meta_path(), keys, header)?;
-    Ok(next.map_or(FoundMeta::Nowhere, FoundMeta::Next))
+    Ok(next.map_or(MetaLocation::Missing, MetaLocation::Next))
 }
 
 /// Finishes what a cut has left of a renewal: one of two files belongs to the superblock.
-pub(super) fn settle_meta(store: &dyn Store, found: &FoundMeta) -> Result<(), VolumeError> {
+pub(super) fn finish_meta_swap(store: &dyn Store, found: &MetaLocation) -> Result<(), VolumeError> {
     match found {
-        FoundMeta::InPlace(_) => {
+        MetaLocation::InPlace(_) => {
             discard_next(store).map_err(VolumeError::io("cannot tidy the volume"))
         }
-        FoundMeta::Next(_) => {
+        MetaLocation::Next(_) => {
             // It may be shared with a copy (`cp -al`) that finishes the same.
             unshare(store, NEXT_META_NAME).map_err(VolumeError::io("cannot copy a shared file"))?;
-            take_place(store)
+            swap_in_next_meta(store)
         }
-        FoundMeta::Nowhere => Ok(()),
+        MetaLocation::Missing => Ok(()),
     }
 }
 

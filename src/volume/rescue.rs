@@ -8,12 +8,12 @@
 use std::io;
 use std::sync::Arc;
 
+use super::copy_status::CopyStatus;
 use super::error::VolumeError;
-use super::expected::Neighbours;
+use super::expected::RememberedHere;
 use super::header::{UnverifiedHeader, VerifiedHeader};
-use super::history::{Rollback, judge_header, judge_metadata};
-use super::open::{claimed_id, customer_key, unwrap_all, vouched_for};
-use super::standing::Standing;
+use super::history::{Rollback, check_header_rollback, check_metadata_rollback};
+use super::open::{check_ancestry, claimed_id, customer_key, unwrap_key_sets};
 use super::succession::Ancestry;
 use super::{OpenOptions, header_path, lock, spare};
 use crate::audit::Record;
@@ -64,7 +64,7 @@ pub struct Rescue {
     /// The active key set and those that it follows.
     ancestry: Ancestry,
     /// What its directory is to the record.
-    standing: Standing,
+    copy_status: CopyStatus,
     #[expect(dead_code, reason = "held, never read")]
     lock: Box<dyn StoreLock>,
 }
@@ -75,14 +75,14 @@ impl Rescue {
     ///
     /// # Errors
     /// When the volume is older than it is known to be.
-    pub fn judge(&self, slots: Option<&[SlotState; 2]>) -> Result<(), Rollback> {
-        if matches!(self.standing, Standing::Copy { .. }) {
+    pub fn check_rollback(&self, slots: Option<&[SlotState; 2]>) -> Result<(), Rollback> {
+        if matches!(self.copy_status, CopyStatus::Copy { .. }) {
             return Ok(());
         }
         let record = self.record.as_ref();
-        judge_header(&self.header, &self.ancestry, record)?;
+        check_header_rollback(&self.header, &self.ancestry, record)?;
         let same = record.filter(|record| record.incarnation == self.header.incarnation());
-        slots.map_or(Ok(()), |slots| judge_metadata(slots, same))
+        slots.map_or(Ok(()), |slots| check_metadata_rollback(slots, same))
     }
 }
 
@@ -125,8 +125,8 @@ fn rescue_unaudited(
     ];
     let mut refused = Vec::new();
     for (source, bytes) in given.into_iter().chain(own) {
-        match verified(bytes, options) {
-            Ok(Verified {
+        match verify_superblock(bytes, options) {
+            Ok(VerifiedSuperblock {
                 keystore,
                 keys,
                 header,
@@ -139,7 +139,11 @@ fn rescue_unaudited(
                     None
                 });
                 return Ok(Rescue {
-                    standing: Standing::of(place.as_ref(), record.as_ref(), header.volume_id()),
+                    copy_status: CopyStatus::of(
+                        place.as_ref(),
+                        record.as_ref(),
+                        header.volume_id(),
+                    ),
                     record,
                     ancestry,
                     store,
@@ -153,7 +157,7 @@ fn rescue_unaudited(
             Err(error) => refused.push((source, error)),
         }
     }
-    Err(worst(refused))
+    Err(most_informative(refused))
 }
 
 /// What can be taken out is taken out, of the wrong volume too; but whoever does it should know.
@@ -167,9 +171,9 @@ fn warn_of_another(
     let place = store.place().ok().flatten();
     let path = options.path.as_deref();
     let id = header.volume_id();
-    let neighbours = Neighbours::of(keystore, id, place.as_ref(), path)
+    let remembered_here = RememberedHere::of(keystore, id, place.as_ref(), path)
         .and_then(|found| found.with_named(keystore, id, &options.named));
-    match neighbours.as_ref().map(|found| found.expected(record)) {
+    match remembered_here.as_ref().map(|found| found.expected(record)) {
         Ok(None) => {}
         Ok(Some(known)) => tracing::warn!(
             known = %known.volume,
@@ -183,7 +187,7 @@ fn warn_of_another(
 
 /// Of several refusals that which says most: a key that cannot be had is to be told rather than
 /// that there is no spare copy.
-fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
+fn most_informative(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
     let rank = |error: &VolumeError| match error.kind() {
         ErrorKind::NotAVolume => 2,
         ErrorKind::HeaderInvalid | ErrorKind::Tampered => 1,
@@ -194,7 +198,7 @@ fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
 }
 
 /// A superblock that authenticates, and what it was judged by.
-struct Verified {
+struct VerifiedSuperblock {
     keystore: PlatformKeystore,
     keys: KeyRing,
     header: VerifiedHeader,
@@ -202,7 +206,10 @@ struct Verified {
     ancestry: Ancestry,
 }
 
-fn verified(bytes: io::Result<Vec<u8>>, options: &OpenOptions) -> Result<Verified, VolumeError> {
+fn verify_superblock(
+    bytes: io::Result<Vec<u8>>,
+    options: &OpenOptions,
+) -> Result<VerifiedSuperblock, VolumeError> {
     let bytes = bytes.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => VolumeError::NotAVolume,
         _ => VolumeError::io("cannot read the superblock")(error),
@@ -212,10 +219,10 @@ fn verified(bytes: io::Result<Vec<u8>>, options: &OpenOptions) -> Result<Verifie
     let keystore = PlatformKeystore::open(&options.keystore)?;
     let record = keystore.record(claims.volume_id())?;
     let customer = customer_key(claims, options, record.as_ref())?;
-    let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
+    let keys = unwrap_key_sets(claims, &keystore, customer.as_deref())?;
     let header = unverified.verify(&keys)?;
-    let ancestry = vouched_for(&header, &keys, options, (&keystore, record.as_ref()))?;
-    Ok(Verified {
+    let ancestry = check_ancestry(&header, &keys, options, (&keystore, record.as_ref()))?;
+    Ok(VerifiedSuperblock {
         keystore,
         keys,
         header,

@@ -79,7 +79,7 @@ impl Ancestry {
     }
 
     /// True where the active key set is neither known nor follows one that is.
-    pub(super) fn is_stranger_to(&self, known: &[KnownKeySet]) -> bool {
+    pub(super) fn is_unknown_to(&self, known: &[KnownKeySet]) -> bool {
         !known.is_empty() && !known.iter().any(|known| self.has(known))
     }
 
@@ -149,7 +149,7 @@ pub(super) fn verification_key(set: &KeySet) -> Result<VerificationKey, VolumeEr
 }
 
 /// What the record is to keep of a set.
-pub(super) fn known(set: &KeySet) -> Result<KnownKeySet, VolumeError> {
+pub(super) fn known_key_set(set: &KeySet) -> Result<KnownKeySet, VolumeError> {
     Ok(KnownKeySet {
         key_set: set.id,
         verification_key: verification_key(set)?,

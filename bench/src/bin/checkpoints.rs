@@ -145,7 +145,7 @@ fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
         keystore: dir.join("keystore"),
         ..CreateOptions::default()
     };
-    volume::create(store, &options, &mut |fresh| {
+    volume::create_empty(store, &options, &mut |fresh| {
         Filesystem::format(fresh, (0, 0)).map_err(Into::into)
     })?;
     let filesystem = open(dir, None)?;

@@ -25,7 +25,7 @@ pub struct VolumeRecord {
     /// Which incarnation of the volume.
     pub incarnation: IncarnationId,
     /// The incarnation that an accepted restore is about to begin, or began before it was cut off.
-    pub becoming: Option<IncarnationId>,
+    pub pending_incarnation: Option<IncarnationId>,
     /// Newest commit known to be durable; 0 when none is known.
     pub sequence: Sequence,
     /// Outer tags of the two slots of page 0 of `meta` at that commit.
@@ -87,7 +87,7 @@ impl VolumeRecord {
     pub const fn unknown(incarnation: IncarnationId) -> Self {
         Self {
             incarnation,
-            becoming: None,
+            pending_incarnation: None,
             sequence: Sequence(0),
             page0_tags: [[0; 16]; 2],
             header_sequence: 0,
@@ -107,7 +107,7 @@ struct Tag(#[serde(with = "hex_array")] [u8; 16]);
 
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct Becoming(#[serde(with = "hex_id")] IncarnationId);
+struct PendingIncarnation(#[serde(with = "hex_id")] IncarnationId);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,8 +153,8 @@ struct RecordFile {
     volume: VolumeId,
     #[serde(with = "hex_id")]
     incarnation: IncarnationId,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    becoming: Option<Becoming>,
+    #[serde(default, rename = "becoming", skip_serializing_if = "Option::is_none")]
+    pending_incarnation: Option<PendingIncarnation>,
     sequence: u64,
     page0_tags: [Tag; 2],
     header_sequence: u64,
@@ -220,7 +220,7 @@ pub(super) fn parse(
     let [first, second] = file.page0_tags;
     Ok(VolumeRecord {
         incarnation: file.incarnation,
-        becoming: file.becoming.map(|id| id.0),
+        pending_incarnation: file.pending_incarnation.map(|id| id.0),
         sequence: Sequence(file.sequence),
         page0_tags: [first.0, second.0],
         header_sequence: file.header_sequence,
@@ -245,7 +245,7 @@ pub(super) fn write(
         version: 1,
         volume,
         incarnation: record.incarnation,
-        becoming: record.becoming.map(Becoming),
+        pending_incarnation: record.pending_incarnation.map(PendingIncarnation),
         sequence: record.sequence.0,
         page0_tags: record.page0_tags.map(Tag),
         header_sequence: record.header_sequence,

@@ -26,7 +26,7 @@ fn set_mode(path: &Path, mode: u32) {
 
 fn record() -> VolumeRecord {
     VolumeRecord {
-        becoming: None,
+        pending_incarnation: None,
         key_sets: vec![KnownKeySet {
             key_set: KeySetId([5; 16]),
             verification_key: VerificationKey::from_bytes(&[6; 32]),

@@ -27,11 +27,11 @@ const ATTEMPTS: usize = 8;
 
 /// What a directory is to a new volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Ground {
+enum DirState {
     /// Nothing is there, or a lock that nobody has written anything into but a mark.
     Free,
     /// Something that was cut off is there.
-    LeftBehind,
+    Incomplete,
 }
 
 /// Refuses a directory that has anything in it but what a fresh filesystem has (`lost+found`) or
@@ -47,9 +47,9 @@ pub fn refuse_occupied_directory(path: &Path) -> Result<(), VolumeError> {
     }
     let marked = path.join(LOCK_NAME).exists();
     let names = names_in(path)?;
-    let foreign = names
-        .into_iter()
-        .find(|name| name != "lost+found" && !(marked && name.to_str().is_some_and(is_ours)));
+    let foreign = names.into_iter().find(|name| {
+        name != "lost+found" && !(marked && name.to_str().is_some_and(is_volume_entry))
+    });
     if let Some(name) = foreign {
         return Err(occupied(&name));
     }
@@ -87,38 +87,39 @@ fn names_in(path: &Path) -> Result<Vec<std::ffi::OsString>, VolumeError> {
 }
 
 /// Takes the directory for a new volume: locked, marked, and with nothing in it but the lock.
-pub(super) fn take(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
-    survey(store)?;
-    let (lock, new) = take_lock(store)?;
-    if let Err(error) = clear_ground(store) {
+pub(super) fn claim(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
+    inspect_dir(store)?;
+    let (lock, new) = create_and_lock(store)?;
+    if let Err(error) = remove_leftovers(store) {
         if new {
             let _ = store.unlink(&lock_path());
         }
         return Err(error);
     }
     if let Err(error) = set_mark(store) {
-        take_away(store);
+        rollback(store);
         return Err(VolumeError::io("cannot write the lock file")(error));
     }
     Ok(lock)
 }
 
 /// Looks again, since only who holds the lock can say what is there, and takes away what was left.
-fn clear_ground(store: &dyn Store) -> Result<(), VolumeError> {
-    if survey(store)? == Ground::LeftBehind {
-        wipe(store).map_err(VolumeError::io("cannot take away what was left half made"))?;
+fn remove_leftovers(store: &dyn Store) -> Result<(), VolumeError> {
+    if inspect_dir(store)? == DirState::Incomplete {
+        remove_all_but_lock(store)
+            .map_err(VolumeError::io("cannot take away what was left half made"))?;
     }
     Ok(())
 }
 
 /// Takes away what was made of a volume, the lock last. Failures are left: the directory is no
 /// volume without its superblock, and the first failure is the one to tell of.
-pub(super) fn take_away(store: &dyn Store) {
+pub(super) fn rollback(store: &dyn Store) {
     // Durably first, so that no crash brings back a superblock without its volume.
     if store.unlink(&header_path()).is_ok() {
         let _ = store.sync_dir(&StorePath::root());
     }
-    if wipe(store).is_ok() {
+    if remove_all_but_lock(store).is_ok() {
         let _ = store.unlink(&lock_path());
         let _ = store.sync_dir(&StorePath::root());
     }
@@ -157,7 +158,7 @@ fn read_lock(store: &dyn Store) -> io::Result<Vec<u8>> {
 
 /// Makes the lock file where there is none, and locks it. Whoever has the lock makes the volume.
 /// True when the file is new.
-fn take_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), VolumeError> {
+fn create_and_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), VolumeError> {
     for _ in 0..ATTEMPTS {
         let made = store.open(&lock_path(), OpenMode::CreateNew);
         let (file, new) = match made {
@@ -196,14 +197,14 @@ fn cannot_make() -> impl FnOnce(io::Error) -> VolumeError {
 }
 
 /// Looks at what is in the directory.
-fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
+fn inspect_dir(store: &dyn Store) -> Result<DirState, VolumeError> {
     let list = |path: &StorePath| {
         let entries = store.list(path);
         entries.map_err(VolumeError::io("cannot list the directory"))
     };
     let entries = list(&StorePath::root())?;
     let Some((first, _)) = entries.first() else {
-        return Ok(Ground::Free);
+        return Ok(DirState::Free);
     };
     if entries.iter().any(|(name, _)| name == HEADER_NAME) {
         return Err(occupied(HEADER_NAME.as_ref()));
@@ -214,7 +215,7 @@ fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
     };
     let foreign = entries
         .iter()
-        .find(|(name, kind)| !is_ours(name) || *kind != expected(name));
+        .find(|(name, kind)| !is_volume_entry(name) || *kind != expected(name));
     if let Some((name, _)) = foreign {
         return Err(occupied(name.as_ref()));
     }
@@ -230,10 +231,10 @@ fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
         return Err(occupied(first.as_ref()));
     }
     if entries.len() == 1 {
-        return Ok(Ground::Free);
+        return Ok(DirState::Free);
     }
     if entries.iter().all(|(name, _)| name != OBJECTS_NAME) {
-        return Ok(Ground::LeftBehind);
+        return Ok(DirState::Incomplete);
     }
     for (folder, kind) in list(&objects_path())? {
         if kind != EntryKind::Directory || !is_folder(&folder) {
@@ -245,11 +246,11 @@ fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
             }
         }
     }
-    Ok(Ground::LeftBehind)
+    Ok(DirState::Incomplete)
 }
 
 /// True for a name that a volume may have at its top before it has a superblock.
-fn is_ours(name: &str) -> bool {
+fn is_volume_entry(name: &str) -> bool {
     let aside = |of: &str| name.strip_suffix(".new") == Some(of);
     [LOCK_NAME, META_NAME, OBJECTS_NAME].contains(&name) || aside(HEADER_NAME) || aside(META_NAME)
 }
@@ -267,7 +268,7 @@ fn folder_path(folder: &str) -> StorePath {
 }
 
 /// Takes away everything but the lock; tries all of it and gives the first failure.
-fn wipe(store: &dyn Store) -> io::Result<()> {
+fn remove_all_but_lock(store: &dyn Store) -> io::Result<()> {
     let mut outcome = Ok(());
     let mut attempt = |result: io::Result<()>| match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound && outcome.is_ok() => {

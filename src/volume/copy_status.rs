@@ -37,7 +37,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a directory is to the keystore's record.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Standing {
+pub enum CopyStatus {
     /// The volume itself, or one of which no directory is remembered.
     Own,
     /// The volume itself, which was elsewhere before.
@@ -57,12 +57,12 @@ pub enum Standing {
     },
 }
 
-impl Standing {
+impl CopyStatus {
     /// Compares the directory that is opened with the one that is remembered.
     pub(super) fn of(place: Option<&Place>, record: Option<&VolumeRecord>, id: VolumeId) -> Self {
         let remembered = record.and_then(|record| record.directory.as_ref());
         match (place, remembered) {
-            (Some(place), Some(remembered)) => judge(place, remembered, id),
+            (Some(place), Some(remembered)) => compare(place, remembered, id),
             _ => Self::Own,
         }
     }
@@ -114,12 +114,12 @@ enum AtOriginal {
     Nothing,
 }
 
-fn judge(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Standing {
+fn compare(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> CopyStatus {
     let path = || remembered.path.clone();
     if place.path == remembered.path {
         // Another disk there, or another directory mounted over it, hides the volume.
         if is_elsewhere(place, remembered) {
-            return Standing::Unknown { original: path() };
+            return CopyStatus::Unknown { original: path() };
         }
         if place.inode != remembered.inode {
             tracing::warn!(
@@ -127,7 +127,7 @@ fn judge(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Stand
                 "another directory than before is at the volume's place, and is taken for the volume"
             );
         }
-        return Standing::Own;
+        return CopyStatus::Own;
     }
     // The filesystem there may not answer: a network or a daemon that is gone.
     let answers = probe::answers(&remembered.path, HEADER_NAME, PATIENCE);
@@ -140,21 +140,23 @@ fn judge(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Stand
             path = %remembered.path.display(),
             "the place where the volume was does not answer"
         );
-        Standing::Unknown { original: path() }
+        CopyStatus::Unknown { original: path() }
     })
 }
 
 /// Looks at the place that is remembered, which is another path than that of `place`.
-fn look(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Standing {
+fn look(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> CopyStatus {
     let path = || remembered.path.clone();
     match at_original(place, remembered, id) {
-        AtOriginal::Same => Standing::Own,
-        AtOriginal::Another => Standing::Copy { original: path() },
+        AtOriginal::Same => CopyStatus::Own,
+        AtOriginal::Another => CopyStatus::Copy { original: path() },
         AtOriginal::Nothing if is_same_directory(place, remembered) => {
-            Standing::Moved { from: path() }
+            CopyStatus::Moved { from: path() }
         }
-        AtOriginal::Nothing if can_be_seen(remembered) => Standing::Moved { from: path() },
-        AtOriginal::Nothing => Standing::Unknown { original: path() },
+        AtOriginal::Nothing if is_filesystem_visible(remembered) => {
+            CopyStatus::Moved { from: path() }
+        }
+        AtOriginal::Nothing => CopyStatus::Unknown { original: path() },
     }
 }
 
@@ -162,7 +164,7 @@ fn at_original(place: &Place, remembered: &RememberedDirectory, id: VolumeId) ->
     match Place::at(&remembered.path) {
         Ok(found) if found.is_same_now(place) => return AtOriginal::Same,
         Ok(_) => {}
-        // What cannot be looked at is not seen: that is told by `can_be_seen`.
+        // What cannot be looked at is not seen: that is told by `is_filesystem_visible`.
         Err(_) => return AtOriginal::Nothing,
     }
     let claimed = DirectoryStore::open(&remembered.path)
@@ -200,10 +202,10 @@ fn is_same_directory(place: &Place, remembered: &RememberedDirectory) -> bool {
 
 /// True when the filesystem that the volume was on is where it was: what is not there is gone, and
 /// not hidden by a disk that is not mounted, or by one that is mounted over it.
-fn can_be_seen(remembered: &RememberedDirectory) -> bool {
+fn is_filesystem_visible(remembered: &RememberedDirectory) -> bool {
     for ancestor in remembered.path.ancestors() {
         match Place::at(ancestor) {
-            Ok(found) => return leads_there(&found, ancestor, remembered),
+            Ok(found) => return leads_to_same_path(&found, ancestor, remembered),
             Err(error) if is_absent(&error) => {}
             Err(_) => return false,
         }
@@ -218,7 +220,7 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
-fn leads_there(found: &Place, ancestor: &Path, remembered: &RememberedDirectory) -> bool {
+fn leads_to_same_path(found: &Place, ancestor: &Path, remembered: &RememberedDirectory) -> bool {
     let inside = remembered
         .path
         .strip_prefix(ancestor)
@@ -255,13 +257,13 @@ mod tests {
         let (volume, link) = (top.path().join("volume"), top.path().join("link"));
         let place = make(&volume);
         let own = remembered(&volume);
-        assert_eq!(judge(&place, &own, ID), Standing::Own);
+        assert_eq!(compare(&place, &own, ID), CopyStatus::Own);
         // The same path with another inode number, as a network filesystem may show it.
         let other = Place {
             inode: place.inode + 1,
             ..place.clone()
         };
-        assert_eq!(judge(&other, &own, ID), Standing::Own);
+        assert_eq!(compare(&other, &own, ID), CopyStatus::Own);
         // On a filesystem whose identity not every kernel tells, the same inode is enough.
         for (one, two, inode, is_own) in [
             (None, Some("xfs:00ff"), 0, true),
@@ -280,12 +282,12 @@ mod tests {
                 filesystem: two.map(str::to_owned),
                 ..own.clone()
             };
-            let found = judge(&here, &own, ID);
-            assert_eq!(found == Standing::Own, is_own, "{one:?} {two:?} {inode}");
+            let found = compare(&here, &own, ID);
+            assert_eq!(found == CopyStatus::Own, is_own, "{one:?} {two:?} {inode}");
         }
         std::os::unix::fs::symlink(&volume, &link).unwrap();
         let by_link = RememberedDirectory { path: link, ..own };
-        assert_eq!(judge(&place, &by_link, ID), Standing::Own);
+        assert_eq!(compare(&place, &by_link, ID), CopyStatus::Own);
     }
 
     #[test]
@@ -295,17 +297,17 @@ mod tests {
         make(&one);
         let own = remembered(&one);
         fs::rename(&one, &two).unwrap();
-        let moved = Standing::Moved {
+        let moved = CopyStatus::Moved {
             from: own.path.clone(),
         };
         let place = Place::at(&two).unwrap();
-        assert_eq!(judge(&place, &own, ID), moved);
+        assert_eq!(compare(&place, &own, ID), moved);
         // Something else is there now, which is no volume.
         make(&one);
-        assert_eq!(judge(&place, &own, ID), moved);
+        assert_eq!(compare(&place, &own, ID), moved);
         // A volume that cannot be understood may be the original.
         fs::write(one.join("volume.json"), "damaged").unwrap();
-        assert!(matches!(judge(&place, &own, ID), Standing::Copy { .. }));
+        assert!(matches!(compare(&place, &own, ID), CopyStatus::Copy { .. }));
     }
 
     #[test]
@@ -317,7 +319,10 @@ mod tests {
         fs::remove_dir_all(top.path().join("a")).unwrap();
         let place = make(&copy);
         // Its disk is there, and it is not: it went to another one.
-        assert!(matches!(judge(&place, &own, ID), Standing::Moved { .. }));
+        assert!(matches!(
+            compare(&place, &own, ID),
+            CopyStatus::Moved { .. }
+        ));
         for hidden in [
             RememberedDirectory {
                 filesystem: Some("ext4:0123456789abcdef".to_owned()),
@@ -336,8 +341,8 @@ mod tests {
                 ..own
             },
         ] {
-            let found = judge(&place, &hidden, ID);
-            assert!(matches!(found, Standing::Unknown { .. }), "{hidden:?}");
+            let found = compare(&place, &hidden, ID);
+            assert!(matches!(found, CopyStatus::Unknown { .. }), "{hidden:?}");
             assert!(found.refusal(None, false).is_some());
             assert!(found.refusal(None, true).is_none());
         }
@@ -352,7 +357,10 @@ mod tests {
             inside: Some("/elsewhere".into()),
             ..RememberedDirectory::from(&place)
         };
-        assert!(matches!(judge(&place, &own, ID), Standing::Moved { .. }));
+        assert!(matches!(
+            compare(&place, &own, ID),
+            CopyStatus::Moved { .. }
+        ));
         let network = |filesystem: Option<&str>| {
             let filesystem = filesystem.map(str::to_owned);
             let place = Place {
@@ -363,19 +371,22 @@ mod tests {
                 filesystem,
                 ..own.clone()
             };
-            judge(&place, &own, ID)
+            compare(&place, &own, ID)
         };
         for without in [None, Some("source:fuse.sshfs:host:/srv")] {
-            assert!(matches!(network(without), Standing::Unknown { .. }));
+            assert!(matches!(network(without), CopyStatus::Unknown { .. }));
         }
     }
 
     #[test]
     fn without_a_directory_there_are_no_copies() {
         let record = VolumeRecord::unknown(crate::ids::IncarnationId([1; 16]));
-        assert_eq!(Standing::of(None, Some(&record), ID), Standing::Own);
+        assert_eq!(CopyStatus::of(None, Some(&record), ID), CopyStatus::Own);
         let place = Place::at(Path::new("/")).unwrap();
-        assert_eq!(Standing::of(Some(&place), None, ID), Standing::Own);
-        assert_eq!(Standing::of(Some(&place), Some(&record), ID), Standing::Own);
+        assert_eq!(CopyStatus::of(Some(&place), None, ID), CopyStatus::Own);
+        assert_eq!(
+            CopyStatus::of(Some(&place), Some(&record), ID),
+            CopyStatus::Own
+        );
     }
 }

@@ -26,7 +26,7 @@ fn ground(lock: Option<&[u8]>, names: &[&str]) -> Arc<dyn Store> {
 }
 
 fn make(store: &Arc<dyn Store>, keys: &Keys) -> Result<VolumeId, VolumeError> {
-    create(
+    create_empty(
         Arc::clone(store),
         &keys.create_options(None),
         &mut write_meta,
