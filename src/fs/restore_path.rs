@@ -138,7 +138,7 @@ impl Filesystem {
         };
         let Some(old) = old.filter(|_| is_new) else {
             let what = "names in the snapshot contradict it";
-            self.meta.tell_inconsistent(task.from.ino, what);
+            self.meta.log_inconsistent(task.from.ino, what);
             return Err(MetaError::Corrupt("dirent").into());
         };
         if let Some(ino) = copying.linked.get(&task.from.ino).copied() {

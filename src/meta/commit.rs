@@ -407,7 +407,7 @@ impl Meta {
 
     /// True once the metadata could not be read, or contradicted themselves.
     pub fn is_damaged(&self) -> bool {
-        self.file.is_damaged() || self.told.is_any()
+        self.file.is_damaged() || self.logged.any_logged()
     }
 
     /// `Err(EROFS)` once writing has ended.

@@ -38,7 +38,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::errno::Errno;
 use crate::ids::{FolderNumber, Generation, Ino, Sequence, ViewId};
-use crate::sealed::{MetaFile, SealedError, Told};
+use crate::sealed::{LogOnce, MetaFile, SealedError};
 use crate::store::ballast::Ballast;
 use database::{Committed, Tables};
 use keys::{Row, Table};
@@ -168,7 +168,7 @@ pub struct Meta {
     /// Its room is needed.
     gives_up: AtomicBool,
     /// Inodes of which the log knows that their records contradict others.
-    told: Told<Ino>,
+    logged: LogOnce<Ino>,
 }
 
 impl std::fmt::Debug for Meta {
@@ -265,7 +265,7 @@ impl Meta {
             ballast: OnceLock::new(),
             unfinished: Mutex::new(None),
             gives_up: AtomicBool::new(false),
-            told: Told::default(),
+            logged: LogOnce::default(),
         })
     }
 
@@ -279,8 +279,8 @@ impl Meta {
     }
 
     /// Says in the log, once for each inode, that its records contradict others.
-    pub fn tell_inconsistent(&self, ino: Ino, what: &str) {
-        if self.told.is_news(ino) {
+    pub fn log_inconsistent(&self, ino: Ino, what: &str) {
+        if self.logged.first_time(ino) {
             tracing::error!(ino = ino.0, what, "the metadata is damaged");
         }
     }

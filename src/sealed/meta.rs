@@ -33,7 +33,7 @@ use super::keys::FileKeys;
 use super::page_bits::PageBits;
 use super::range_lock::RangeLocks;
 use super::run::{Opened, Opener, RunBuffer, Source, Target, run_pages};
-use super::{SealedError, Told};
+use super::{LogOnce, SealedError};
 use crate::ids::{CryptoId, PageIndex, Sequence};
 use crate::layers::{KeySet, TAG_BYTES};
 use crate::planted::{Bug, planted};
@@ -69,7 +69,7 @@ pub struct MetaFile {
     /// Pages written since the file was opened.
     written_pages: AtomicU64,
     /// Pages that the log knows not to open.
-    told: Told<Option<PageIndex>>,
+    logged: LogOnce<Option<PageIndex>>,
 }
 
 #[derive(Debug)]
@@ -154,8 +154,8 @@ impl MetaFile {
             return Err(SealedError::ShortRead { page });
         }
         let mut meta = Self::with_state(file, keys, crypto, state);
-        let a = meta.examine(Slot::A)?;
-        let b = meta.examine(Slot::B)?;
+        let a = meta.open_slot(Slot::A)?;
+        let b = meta.open_slot(Slot::B)?;
         let (current, newest) = match (&a, &b) {
             (Ok(a), Ok(b)) if b.sequence > a.sequence => (Slot::B, b.sequence),
             (Ok(a), _) => (Slot::A, a.sequence),
@@ -182,12 +182,12 @@ impl MetaFile {
             length: Mutex::new(()),
             state: Mutex::new(state),
             written_pages: AtomicU64::new(0),
-            told: Told::default(),
+            logged: LogOnce::default(),
         }
     }
 
     /// Opens one slot. The outer error is of the store, the inner one of this slot.
-    fn examine(&self, slot: Slot) -> Result<Result<SlotState, SealedError>, SealedError> {
+    fn open_slot(&self, slot: Slot) -> Result<Result<SlotState, SealedError>, SealedError> {
         let mut payload = vec![0; META_PAYLOAD_BYTES];
         match self.open_page_0(slot, 0, &mut payload) {
             Ok(opened) => Ok(Ok(SlotState {
@@ -229,16 +229,16 @@ impl MetaFile {
         Ok(self.set_pages(pages, true)?)
     }
 
-    /// Changes the length; `may_cut` is false for a writer, who only ever needs more.
-    fn set_pages(&self, pages: u64, may_cut: bool) -> Result<(), SealedError> {
+    /// Changes the length; `may_shrink` is false for a writer, who only ever needs more.
+    fn set_pages(&self, pages: u64, may_shrink: bool) -> Result<(), SealedError> {
         let _length = self.length.lock();
         let before = GEOMETRY.whole_pages(self.file.len()?);
-        if pages <= before && !may_cut {
+        if pages <= before && !may_shrink {
             return Ok(());
         }
         self.file.set_len(GEOMETRY.sealed_len(pages)?)?;
         let mut state = self.state.lock();
-        state.fresh.cut(pages);
+        state.fresh.truncate(pages);
         state.fresh.add(before..pages);
         Ok(())
     }
@@ -285,7 +285,7 @@ impl MetaFile {
         let pages = GEOMETRY.pages(PlainOffset(offset), out.len())?;
         let _guard = self.locks.lock_shared(pages.clone());
         let read = self.read_pages(PlainOffset(offset), pages, out);
-        Ok(read.inspect_err(|error| self.tell(error))?)
+        Ok(read.inspect_err(|error| self.log_unreadable(error))?)
     }
 
     /// How many pages were written since the file was opened, page 0 among them.
@@ -295,13 +295,13 @@ impl MetaFile {
 
     /// True once a page could not be read.
     pub fn is_damaged(&self) -> bool {
-        self.told.is_any()
+        self.logged.any_logged()
     }
 
     /// Says in the log, once a page, what cannot be read.
-    fn tell(&self, error: &SealedError) {
+    fn log_unreadable(&self, error: &SealedError) {
         let page = error.page();
-        if self.told.is_news(page) {
+        if self.logged.first_time(page) {
             let page = page.map(|page| page.0);
             let crypto = self.keys.crypto();
             tracing::error!(%crypto, page, %error, "a page of the metadata cannot be used");

@@ -23,6 +23,7 @@
 pub mod contents;
 pub mod geometry;
 mod keys;
+mod log_once;
 pub mod meta;
 mod page;
 mod page_bits;
@@ -32,18 +33,17 @@ mod run;
 mod sealer;
 #[cfg(test)]
 mod tests;
-mod told;
 
 use std::io;
 
 pub use contents::{ContentsFile, OldPlaintext};
 pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
+pub use log_once::LogOnce;
 pub use meta::{MetaFile, SlotState};
 pub use page_bits::PageBits;
 pub use page_copy::PageCopy;
 pub use range_lock::PageGuard;
 pub use sealer::PageSealer;
-pub use told::Told;
 
 use crate::errno::Errno;
 use crate::ids::PageIndex;

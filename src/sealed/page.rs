@@ -56,7 +56,7 @@ pub(super) type Nonce = [u8; NONCE_BYTES];
 
 /// All that a page is bound to besides its bytes and keys.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct PageContext {
     pub(super) key_set: KeySetId,
     pub(super) crypto: CryptoId,
     pub(super) page: PageIndex,
@@ -65,7 +65,7 @@ pub(super) struct Place {
     pub(super) sequence: Sequence,
 }
 
-impl Place {
+impl PageContext {
     /// The additional authenticated data, laid out as in the module's table.
     fn aad(&self) -> [u8; AAD_BYTES] {
         let mut aad = [0; AAD_BYTES];
@@ -105,15 +105,15 @@ impl<'a> Plain<'a> {
     pub(super) fn seal_customer(
         self,
         keys: &SegmentKeys,
-        place: &Place,
+        context: &PageContext,
     ) -> Option<CustomerSealed<'a>> {
-        let aad = place.aad();
+        let aad = context.aad();
         let blocks = self.page[HEADER_BYTES..].as_chunks_mut().0;
         let blocks = match self.elsewhere {
             None => blocks.into(),
             Some(plain) => InOutBuf::new(plain.as_chunks().0, blocks).ok()?,
         };
-        let tag = keys.customer.seal(place.page.0, &aad, blocks);
+        let tag = keys.customer.seal(context.page.0, &aad, blocks);
         self.page[MESSAGE_START..HEADER_BYTES].copy_from_slice(&tag);
         let page = self.page;
         Some(CustomerSealed { page, aad })
@@ -219,7 +219,7 @@ impl<'a> Received<'a> {
             epoch,
             sequence,
         } = self;
-        let place = Place {
+        let context = PageContext {
             key_set: keys.key_set,
             crypto,
             page: index,
@@ -227,7 +227,7 @@ impl<'a> Received<'a> {
             epoch,
             sequence,
         };
-        let aad = place.aad();
+        let aad = context.aad();
         let nonce = *page.first_chunk().ok_or(Refusal::Header)?;
         let outer_tag = *page[OUTER_TAG].first_chunk().ok_or(Refusal::Header)?;
         page.copy_within(INNER_TAG, MESSAGE_START);
@@ -237,7 +237,7 @@ impl<'a> Received<'a> {
         let inner_tag = *page[MESSAGE_START..].first_chunk().ok_or(Refusal::Header)?;
         Ok(OuterOpened {
             page,
-            place,
+            context,
             aad,
             inner_tag,
             outer_tag,
@@ -248,7 +248,7 @@ impl<'a> Received<'a> {
 /// A page that the outer layer has opened: the customer layer's ciphertext and tag.
 pub(super) struct OuterOpened<'a> {
     page: &'a mut [u8],
-    place: Place,
+    context: PageContext,
     aad: [u8; AAD_BYTES],
     inner_tag: [u8; TAG_BYTES],
     pub(super) outer_tag: [u8; TAG_BYTES],
@@ -257,7 +257,7 @@ pub(super) struct OuterOpened<'a> {
 impl<'a> OuterOpened<'a> {
     /// Under which commit it was sealed; authentic by the outer layer.
     pub(super) const fn sequence(&self) -> Sequence {
-        self.place.sequence
+        self.context.sequence
     }
 
     /// Verifies by the inner layer, and leaves it as it is.
@@ -273,7 +273,7 @@ impl<'a> OuterOpened<'a> {
         let payload = &mut self.page[HEADER_BYTES..];
         keys.customer
             .open(
-                self.place.page.0,
+                self.context.page.0,
                 &self.aad,
                 &self.inner_tag,
                 payload.as_chunks_mut().0.into(),
@@ -293,7 +293,7 @@ impl<'a> OuterOpened<'a> {
         let both = InOutBuf::new(payload.as_chunks().0, out.as_chunks_mut().0)
             .map_err(|_| Refusal::Inner)?;
         keys.customer
-            .open(self.place.page.0, &self.aad, &self.inner_tag, both)
+            .open(self.context.page.0, &self.aad, &self.inner_tag, both)
             .map_err(|_| Refusal::Inner)
     }
 }

@@ -55,7 +55,7 @@ impl PageBits {
     }
 
     /// Takes out the pages from `end` on.
-    pub fn cut(&mut self, end: u64) {
+    pub fn truncate(&mut self, end: u64) {
         let covered = self.words.len() as u64 * 64;
         self.remove(end..covered);
     }

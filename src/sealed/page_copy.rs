@@ -228,7 +228,7 @@ impl PageCopy {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn cut(&self, pages: u64) -> Result<(), SealedError> {
+    pub fn truncate(&self, pages: u64) -> Result<(), SealedError> {
         let len = GEOMETRY.sealed_len(pages.max(1))?;
         if self.file.len()? > len {
             self.file.set_len(len)?;

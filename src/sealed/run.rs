@@ -13,7 +13,7 @@ use zeroize::Zeroize;
 
 use super::geometry::{Geometry, HEADER_BYTES, META_STRIDE_BYTES, SealedOffset, Slot, Span};
 use super::keys::{FileKeys, SegmentKeys};
-use super::page::{Nonce, OuterOpened, Place, Plain, Received, Sealed};
+use super::page::{Nonce, OuterOpened, PageContext, Plain, Received, Sealed};
 use super::{Refusal, SealedError};
 use crate::ids::{PageIndex, Sequence};
 use crate::layers::derivation::SEGMENT_PAGES;
@@ -161,7 +161,7 @@ impl RunBuffer {
         let offset = self.geometry.sealed_offset(target.first, target.slot)?;
         let mut first_tag = None;
         for (index, nonce) in nonces.iter().enumerate() {
-            let place = Place {
+            let context = PageContext {
                 key_set: segment.key_set,
                 crypto: keys.crypto(),
                 page: PageIndex(target.first.0 + index as u64),
@@ -175,9 +175,9 @@ impl RunBuffer {
                 Source::Elsewhere(payload) => Plain::from_elsewhere(page, payload),
             };
             let sealed: Sealed<'_> = plain
-                .seal_customer(&segment, &place)
+                .seal_customer(&segment, &context)
                 .and_then(|sealed| sealed.seal_infrastructure(&segment, nonce))
-                .ok_or(SealedError::Cipher { page: place.page })?;
+                .ok_or(SealedError::Cipher { page: context.page })?;
             first_tag.get_or_insert(sealed.outer_tag());
         }
         self.holds_plaintext = false;

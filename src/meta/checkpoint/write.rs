@@ -293,8 +293,8 @@ impl Unfinished {
             }
         }
         self.complete = complete;
-        let cut = self.file.cut(reach.pages.end());
-        cut.map_err(MetaError::from)?;
+        let truncated = self.file.truncate(reach.pages.end());
+        truncated.map_err(MetaError::from)?;
         for gap in reach.pages.gaps(1, self.file.pages()?) {
             if !go_on() {
                 return Err(CheckpointError::Stopped);
