@@ -329,7 +329,7 @@ impl Filesystem {
 
     fn leave_clean(&self) -> Result<(), FsError> {
         self.meta.release();
-        self.meta.come_to_an_end();
+        self.meta.expect_end();
         // The kernel forgets nothing at the end: what is unlinked goes now.
         for (key, _) in self.meta.rows(Table::Orphan)? {
             let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;

@@ -20,7 +20,7 @@ use crate::store::{BallastKind, os_error};
 pub struct BatchNumber(pub u64);
 
 impl State {
-    fn say_clean(&mut self, clean: bool) {
+    fn set_clean_flag(&mut self, clean: bool) {
         if self.counters.clean != clean {
             self.counters.clean = clean;
             self.applied += 1;
@@ -77,8 +77,8 @@ impl Meta {
         name: &[u8],
     ) -> Result<Option<Vec<u8>>, MetaError> {
         let hash = self.name_hash(name);
-        let mut taken = [false; keys::NEARBY as usize];
-        let stored = self.nearby(parent, hash, View::LIVE)?;
+        let mut taken = [false; keys::PROBE_LIMIT as usize];
+        let stored = self.dirents_near(parent, hash, View::LIVE)?;
         let stored = stored.iter().map(|(key, _)| key.as_slice());
         // What the batch removes stays taken: its place is free when the batch is applied.
         for key in batch.names_in(parent).chain(stored) {
@@ -115,7 +115,7 @@ impl Meta {
     }
 
     /// Removes an extended attribute where there is one.
-    pub fn put_xattr_if_there(
+    pub fn remove_xattr_if_present(
         &self,
         batch: &mut Batch,
         ino: Ino,
@@ -183,9 +183,9 @@ impl Meta {
             return Err(MetaError::ReadOnly);
         }
         let counters = &mut state.counters;
-        let used_pages = raised(counters.used_pages, batch.used_pages, PAGES_MAX);
-        let inodes = raised(counters.inodes, batch.inodes, INODES_MAX);
-        let record_bytes = raised(counters.record_bytes, batch.record_bytes, COUNT_MAX);
+        let used_pages = add_bounded(counters.used_pages, batch.used_pages, PAGES_MAX);
+        let inodes = add_bounded(counters.inodes, batch.inodes, INODES_MAX);
+        let record_bytes = add_bounded(counters.record_bytes, batch.record_bytes, COUNT_MAX);
         (counters.used_pages, counters.inodes, counters.record_bytes) = (
             used_pages.ok_or(MetaError::UsedUp("pages"))?,
             inodes.ok_or(MetaError::UsedUp("inodes"))?,
@@ -224,13 +224,13 @@ impl Meta {
     /// commit says that it is clean, and there is none after it. [`Self::set_clean`] ends that.
     pub fn hold_clean(&self) {
         let state = &mut *self.state.write();
-        state.say_clean(true);
+        state.set_clean_flag(true);
         state.held_at = Some(state.applied);
     }
 
     /// Nothing will be added before the volume is left: the commits that are missing may take all
     /// room that is kept for removing.
-    pub fn come_to_an_end(&self) {
+    pub fn expect_end(&self) {
         self.state.write().ends = true;
     }
 
@@ -254,7 +254,7 @@ impl Meta {
         let state = &mut *self.state.write();
         state.held_at = None;
         state.ends = false;
-        state.say_clean(clean);
+        state.set_clean_flag(clean);
     }
 
     /// Commits all batches that were applied before `ready` says yes, unless `through` is durable
@@ -280,7 +280,7 @@ impl Meta {
         }
         // Copy-on-write B-trees rewrite a path per change in the worst case.
         let bytes = self.pending_bytes() as u64;
-        self.make_sure_of_room(bytes)
+        self.ensure_space(bytes)
             .map_err(|error| self.refused(error))?;
         let (overlay, counters, applied) = {
             let state = &mut *self.state.write();
@@ -352,7 +352,7 @@ impl Meta {
     }
 
     /// Sets aside what a commit of so many bytes of changes may take.
-    fn make_sure_of_room(&self, bytes: u64) -> std::io::Result<()> {
+    fn ensure_space(&self, bytes: u64) -> std::io::Result<()> {
         let ballast = self.ballast.get();
         let kind = ballast.map_or(BallastKind::None, |ballast| ballast.kind());
         let set_aside = match kind {
@@ -437,7 +437,7 @@ impl Meta {
 }
 
 /// A count with so many more, or fewer; `None` where it would be more than can be recorded.
-fn raised(count: u64, more: i64, most: u64) -> Option<u64> {
-    let raised = count.saturating_add_signed(more);
-    (raised <= most || more <= 0).then_some(raised)
+fn add_bounded(count: u64, more: i64, most: u64) -> Option<u64> {
+    let add_bounded = count.saturating_add_signed(more);
+    (add_bounded <= most || more <= 0).then_some(add_bounded)
 }

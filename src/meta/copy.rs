@@ -119,12 +119,12 @@ pub trait Records {
 }
 
 /// What a view of a volume sees.
-struct Seen<'a> {
+struct ViewRecords<'a> {
     meta: &'a Meta,
     view: View,
 }
 
-impl Records for Seen<'_> {
+impl Records for ViewRecords<'_> {
     fn some(
         &self,
         table: Table,
@@ -250,14 +250,14 @@ impl<'a> Cursor<'a> {
 
 /// What is not copied.
 #[derive(Default)]
-struct LeftOut {
+struct Excluded {
     /// Inodes without a name, and those that are below such a directory alone.
     inodes: HashSet<Ino>,
     /// Names that inodes lose with the directories that hold them.
     names: HashMap<Ino, u32>,
 }
 
-impl LeftOut {
+impl Excluded {
     fn find(records: &dyn Records) -> Result<Self, MetaError> {
         let mut this = Self::default();
         let mut directories = Vec::new();
@@ -276,7 +276,7 @@ impl LeftOut {
             let mut names = Cursor::names_in(records, directory);
             while let Some((_, value)) = names.next()? {
                 let entry = DirentRecord::decode(&value).ok_or(MetaError::Corrupt("dirent"))?;
-                this.leave_out(records, entry.ino, &mut directories)?;
+                this.exclude_name(records, entry.ino, &mut directories)?;
             }
         }
         if this.inodes.contains(&Ino::ROOT) {
@@ -286,7 +286,7 @@ impl LeftOut {
     }
 
     /// An inode loses a name.
-    fn leave_out(
+    fn exclude_name(
         &mut self,
         records: &dyn Records,
         ino: Ino,
@@ -312,7 +312,7 @@ impl LeftOut {
 /// A copy under way.
 struct Copy<'a> {
     records: &'a dyn Records,
-    left_out: LeftOut,
+    excluded: Excluded,
     tally: Tally,
 }
 
@@ -330,7 +330,7 @@ impl Meta {
         options: CopyOptions,
         parts: &mut CopyParts<'_, E>,
     ) -> Result<Copied, E> {
-        copy(&Seen { meta: self, view }, file, options, parts)
+        copy(&ViewRecords { meta: self, view }, file, options, parts)
     }
 
     /// Writes all rows as of the newest commit into an empty sealed file, as the metadata of the
@@ -382,7 +382,7 @@ pub fn copy<E: From<MetaError>>(
     let loaded = tables.load(&mut |loader| {
         let mut copy = Copy {
             records,
-            left_out: LeftOut::find(records)?,
+            excluded: Excluded::find(records)?,
             tally: Tally::default(),
         };
         copy.all(loader, &mut |chunk, old| match parts(chunk, old) {
@@ -452,14 +452,14 @@ impl Copy<'_> {
         self.inodes_and_contents(to, replace)?;
         let mut names = Cursor::new(records, Table::Dirent, 1024);
         while let Some((key, value)) = names.next()? {
-            if !self.left_out.has(ino_of(&key)?) {
+            if !self.excluded.has(ino_of(&key)?) {
                 self.insert(to, Table::Dirent, &key, &value)?;
             }
         }
         // Values are long: only a few are in memory at a time.
         let mut xattrs = Cursor::new(records, Table::Xattr, 32);
         while let Some((key, value)) = xattrs.next()? {
-            if !self.left_out.has(ino_of(&key)?) {
+            if !self.excluded.has(ino_of(&key)?) {
                 self.insert(to, Table::Xattr, &key, &value)?;
             }
         }
@@ -480,7 +480,7 @@ impl Copy<'_> {
         while let Some((key, value)) = inodes.next()? {
             let mut record = InodeRecord::decode(&value).ok_or(MetaError::Corrupt("inode"))?;
             let ino = ino_of(&key)?;
-            let is_copied = !self.left_out.has(ino);
+            let is_copied = !self.excluded.has(ino);
             record.pages = 0;
             while extents.peek_ino()?.is_some_and(|of| of <= ino) {
                 let Some((key, value)) = extents.next()? else {
@@ -495,7 +495,7 @@ impl Copy<'_> {
                 }
             }
             if is_copied {
-                let lost = self.left_out.names.get(&ino).copied().unwrap_or(0);
+                let lost = self.excluded.names.get(&ino).copied().unwrap_or(0);
                 record.nlink = record.nlink.saturating_sub(lost);
                 self.insert(to, Table::Inode, &key, &record.encode())?;
             }

@@ -174,7 +174,7 @@ impl Tables {
     }
 
     /// Opens the database through something that keeps what is written to itself.
-    pub(super) fn open_apart(
+    pub(super) fn open_scratch(
         backend: impl StorageBackend,
         cache_bytes: usize,
     ) -> Result<Self, MetaError> {

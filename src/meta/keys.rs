@@ -32,7 +32,7 @@ use crate::ids::{ChunkIndex, Generation, Ino, ViewId};
 /// Hashes of names are below this number; together with what may be added to them, 31 bits hold them.
 pub const NAME_HASHES: u32 = (1 << 31) - 1024;
 /// An entry lies less than this after its name's hash.
-pub const NEARBY: u32 = 64;
+pub const PROBE_LIMIT: u32 = 64;
 
 /// Where a name lies among its directory's entries unless another one does.
 pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u32 {
@@ -107,17 +107,17 @@ pub const GENERATION_BYTES: usize = 8;
 
 /// Logical key of an inode.
 pub fn inode(ino: Ino) -> Vec<u8> {
-    with_room(&[&ino.0.to_be_bytes()])
+    concat(&[&ino.0.to_be_bytes()])
 }
 
 /// Logical key of a directory entry.
 pub fn dirent(parent: Ino, position: u32, name: &[u8]) -> Vec<u8> {
-    with_room(&[&parent.0.to_be_bytes(), &position.to_be_bytes(), name, &[0]])
+    concat(&[&parent.0.to_be_bytes(), &position.to_be_bytes(), name, &[0]])
 }
 
 /// Where the entries of a directory from that position on begin.
 pub fn dirent_from(parent: Ino, position: u32) -> Vec<u8> {
-    with_room(&[&parent.0.to_be_bytes(), &position.to_be_bytes()])
+    concat(&[&parent.0.to_be_bytes(), &position.to_be_bytes()])
 }
 
 /// Position and name in a directory entry's logical key.
@@ -132,7 +132,7 @@ pub fn dirent_parts(logical: &[u8]) -> Option<(u32, &[u8])> {
 
 /// Logical key of an extended attribute.
 pub fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
-    with_room(&[&ino.0.to_be_bytes(), name, &[0]])
+    concat(&[&ino.0.to_be_bytes(), name, &[0]])
 }
 
 /// The name in an extended attribute's logical key.
@@ -145,7 +145,7 @@ pub fn xattr_name(logical: &[u8]) -> Option<&[u8]> {
 
 /// Logical key of an extent.
 pub fn extent(ino: Ino, chunk: ChunkIndex) -> Vec<u8> {
-    with_room(&[&ino.0.to_be_bytes(), &chunk.0.to_be_bytes()])
+    concat(&[&ino.0.to_be_bytes(), &chunk.0.to_be_bytes()])
 }
 
 /// Inode and chunk of an extent's logical key.
@@ -174,7 +174,7 @@ pub fn view_of(key: &[u8]) -> Option<ViewId> {
 /// Key that says that a record was first written in a generation.
 pub fn change(generation: Generation, table: Table, logical: &[u8]) -> Vec<u8> {
     let table = table.index() as u8;
-    with_room(&[&generation.0.to_be_bytes(), &[table], logical])
+    concat(&[&generation.0.to_be_bytes(), &[table], logical])
 }
 
 /// Generation, table and logical key of such a key.
@@ -212,7 +212,7 @@ pub fn after_ino(ino: Ino) -> Vec<u8> {
 
 /// The physical key: logical key and generation.
 pub fn versioned(logical: &[u8], generation: Generation) -> Vec<u8> {
-    with_room(&[logical, &generation.0.to_be_bytes()])
+    concat(&[logical, &generation.0.to_be_bytes()])
 }
 
 /// Takes a physical key apart.
@@ -221,7 +221,7 @@ pub fn split_version(physical: &[u8]) -> Option<(&[u8], Generation)> {
     Some((logical, Generation(u64::from_be_bytes(*generation))))
 }
 
-fn with_room(pieces: &[&[u8]]) -> Vec<u8> {
+fn concat(pieces: &[&[u8]]) -> Vec<u8> {
     let len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
     let mut key = Vec::with_capacity(len + GENERATION_BYTES);
     for piece in pieces {

@@ -12,18 +12,18 @@
 
 pub mod charge;
 pub mod checkpoint;
-pub mod climb;
 pub mod commit;
 pub mod copy;
+pub mod cycle;
 pub mod database;
 pub mod keys;
-pub mod mend;
 pub mod overlay;
 pub mod page_set;
 mod permit;
 mod queries;
 pub mod raw;
 pub mod records;
+pub mod repair;
 pub mod stored;
 mod tally;
 pub mod trims;
@@ -166,7 +166,7 @@ pub struct Meta {
     /// The checkpoint that was begun; held by whoever writes it.
     unfinished: Mutex<Option<checkpoint::Unfinished>>,
     /// Its room is needed.
-    gives_up: AtomicBool,
+    discard_requested: AtomicBool,
     /// Inodes of which the log knows that their records contradict others.
     logged: LogOnce<Ino>,
 }
@@ -214,7 +214,7 @@ impl Meta {
     }
 
     /// The same for one who sets right what the volume counts: nothing else may be changed before.
-    pub fn open_to_mend(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+    pub fn open_for_repair(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
         Self::open_as(file, cache_bytes, false)
     }
 
@@ -264,14 +264,14 @@ impl Meta {
             views: RwLock::new(views),
             ballast: OnceLock::new(),
             unfinished: Mutex::new(None),
-            gives_up: AtomicBool::new(false),
+            discard_requested: AtomicBool::new(false),
             logged: LogOnce::default(),
         })
     }
 
     /// Ends all writing where the database could not be read: what else of it is bad cannot be
     /// known, and redb itself does not go on after that.
-    fn watch<T>(&self, read: Result<T, MetaError>) -> Result<T, MetaError> {
+    fn latch_on_error<T>(&self, read: Result<T, MetaError>) -> Result<T, MetaError> {
         if let Err(error) = &read {
             self.latch(&format!("the metadata could not be read: {error}"));
         }
@@ -376,7 +376,7 @@ impl Meta {
         name: &[u8],
         view: View,
     ) -> Result<Option<DirentRecord>, MetaError> {
-        for (key, value) in self.nearby(parent, self.name_hash(name), view)? {
+        for (key, value) in self.dirents_near(parent, self.name_hash(name), view)? {
             if keys::dirent_parts(&key).is_some_and(|(_, found)| found == name) {
                 let record = DirentRecord::decode(&value);
                 return record.map(Some).ok_or(MetaError::Corrupt("dirent"));
@@ -386,9 +386,14 @@ impl Meta {
     }
 
     /// The entries that lie where a name of that hash may lie.
-    pub(super) fn nearby(&self, parent: Ino, hash: u32, view: View) -> Result<Vec<Row>, MetaError> {
+    pub(super) fn dirents_near(
+        &self,
+        parent: Ino,
+        hash: u32,
+        view: View,
+    ) -> Result<Vec<Row>, MetaError> {
         let low = keys::dirent_from(parent, hash);
-        let high = keys::dirent_from(parent, hash.saturating_add(keys::NEARBY));
+        let high = keys::dirent_from(parent, hash.saturating_add(keys::PROBE_LIMIT));
         self.scan(Table::Dirent, &low, &high, view, usize::MAX)
     }
 
@@ -535,7 +540,7 @@ impl Meta {
         };
         match committing.table(table).get(key) {
             Some(value) => Ok(value.clone()),
-            None => self.watch(committed.get(table, key)),
+            None => self.latch_on_error(committed.get(table, key)),
         }
     }
 
@@ -561,7 +566,7 @@ impl Meta {
             )
         };
         let base = self
-            .watch(committed.last_between(table, low, high))?
+            .latch_on_error(committed.last_between(table, low, high))?
             .map(|(key, value)| (key, Some(value)));
         // Of equal keys the newer source wins: `max_by` keeps the last of equals.
         Ok([base, last_of(&committing), pending]
@@ -621,7 +626,7 @@ impl Meta {
             )
         };
         let mut base = TableOverlay::new();
-        self.watch(committed.visit(table, low, high, &mut |key, value| {
+        self.latch_on_error(committed.visit(table, low, high, &mut |key, value| {
             base.insert(key.to_vec(), Some(value.to_vec()));
             base.len() < PAGE
         }))?;

@@ -169,12 +169,15 @@ impl Meta {
     pub fn committed_garbage(&self) -> Result<Vec<Row>, MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);
         let mut rows = Vec::new();
-        self.watch(
-            committed.visit(Table::Garbage, &[], &[0xFF; 9], &mut |key, value| {
+        self.latch_on_error(committed.visit(
+            Table::Garbage,
+            &[],
+            &[0xFF; 9],
+            &mut |key, value| {
                 rows.push((key.to_vec(), value.to_vec()));
                 true
-            }),
-        )?;
+            },
+        ))?;
         Ok(rows)
     }
 }

@@ -16,7 +16,7 @@ use redb::StorageBackend;
 
 use super::database::{Committed, Tables};
 use super::keys::{Row, Table};
-use super::raw::{Found, Gap, RawTables};
+use super::raw::{Gap, RawTables, Visited};
 use super::records::Counters;
 use super::{Meta, MetaError};
 use crate::sealed::{META_PAYLOAD_BYTES, MetaFile};
@@ -25,7 +25,7 @@ const PAGE: u64 = META_PAYLOAD_BYTES as u64;
 
 /// What was written over the file, in memory.
 #[derive(Debug)]
-struct Over {
+struct Overwrites {
     pages: BTreeMap<u64, Box<[u8]>>,
     len: u64,
     /// The file's own bytes end here.
@@ -33,39 +33,45 @@ struct Over {
 }
 
 /// redb's view of a sealed file that it does not write to.
-struct Apart {
+struct ScratchBackend {
     file: Arc<MetaFile>,
-    over: Mutex<Over>,
+    overwrites: Mutex<Overwrites>,
     cancelled: Arc<AtomicBool>,
 }
 
-impl fmt::Debug for Apart {
+impl fmt::Debug for ScratchBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Apart")
+        f.write_str("ScratchBackend")
     }
 }
 
-impl Apart {
+impl ScratchBackend {
     fn new(file: Arc<MetaFile>, cancelled: Arc<AtomicBool>) -> io::Result<Self> {
         let len = file.len()?;
-        let over = Over {
+        let overwrites = Overwrites {
             pages: BTreeMap::new(),
             len,
             own: len,
         };
         Ok(Self {
             file,
-            over: Mutex::new(over),
+            overwrites: Mutex::new(overwrites),
             cancelled,
         })
     }
 
-    fn read_page(&self, over: &Over, page: u64, out: &mut [u8], within: usize) -> io::Result<()> {
-        if let Some(bytes) = over.pages.get(&page) {
+    fn read_page(
+        &self,
+        overwrites: &Overwrites,
+        page: u64,
+        out: &mut [u8],
+        within: usize,
+    ) -> io::Result<()> {
+        if let Some(bytes) = overwrites.pages.get(&page) {
             out.copy_from_slice(&bytes[within..within + out.len()]);
             return Ok(());
         }
-        if page * PAGE >= over.own {
+        if page * PAGE >= overwrites.own {
             out.fill(0);
             return Ok(());
         }
@@ -90,36 +96,36 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, u
     })
 }
 
-impl StorageBackend for Apart {
+impl StorageBackend for ScratchBackend {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.over.lock().len)
+        Ok(self.overwrites.lock().len)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(io::Error::other("cancelled"));
         }
-        let over = self.over.lock();
+        let overwrites = self.overwrites.lock();
         let end = offset + out.len() as u64;
-        if end > over.len {
+        if end > overwrites.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let written = offset / PAGE..end.div_ceil(PAGE);
-        if end <= over.own && over.pages.range(written).next().is_none() {
-            drop(over);
+        if end <= overwrites.own && overwrites.pages.range(written).next().is_none() {
+            drop(overwrites);
             return self.file.read(offset, out);
         }
         for (page, within, at, count) in pieces(offset, out.len()) {
-            self.read_page(&over, page, &mut out[at..at + count], within)?;
+            self.read_page(&overwrites, page, &mut out[at..at + count], within)?;
         }
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let over = &mut *self.over.lock();
-        over.pages.split_off(&len.div_ceil(PAGE));
-        over.own = over.own.min(len);
-        over.len = len;
+        let overwrites = &mut *self.overwrites.lock();
+        overwrites.pages.split_off(&len.div_ceil(PAGE));
+        overwrites.own = overwrites.own.min(len);
+        overwrites.len = len;
         Ok(())
     }
 
@@ -128,16 +134,16 @@ impl StorageBackend for Apart {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut over = self.over.lock();
+        let mut overwrites = self.overwrites.lock();
         for (page, within, at, count) in pieces(offset, data.len()) {
             let mut bytes = vec![0; META_PAYLOAD_BYTES];
             if count < META_PAYLOAD_BYTES {
-                self.read_page(&over, page, &mut bytes, 0)?;
+                self.read_page(&overwrites, page, &mut bytes, 0)?;
             }
             bytes[within..within + count].copy_from_slice(&data[at..at + count]);
-            over.pages.insert(page, bytes.into());
+            overwrites.pages.insert(page, bytes.into());
         }
-        over.len = over.len.max(offset + data.len() as u64);
+        overwrites.len = overwrites.len.max(offset + data.len() as u64);
         Ok(())
     }
 }
@@ -153,8 +159,8 @@ pub fn verify_database(
     cache_bytes: usize,
     cancelled: Arc<AtomicBool>,
 ) -> Result<bool, MetaError> {
-    let apart = Apart::new(file, cancelled)?;
-    let mut tables = Tables::open_apart(apart, cache_bytes)?;
+    let backend = ScratchBackend::new(file, cancelled)?;
+    let mut tables = Tables::open_scratch(backend, cache_bytes)?;
     tables.verify()
 }
 
@@ -186,7 +192,7 @@ impl Stored {
     pub(super) fn of(rows: RawTables, commit: Option<Arc<Committed>>) -> Result<Self, MetaError> {
         let mut counters = None;
         rows.visit(Table::Counters, &(Vec::new()..vec![0xFF]), &mut |found| {
-            if let Found::Row(_, value) = found {
+            if let Visited::Row(_, value) = found {
                 counters = Counters::decode(value);
             }
             true
@@ -220,8 +226,8 @@ impl Stored {
         let mut found = None;
         self.rows.visit(table, &(key.to_vec()..end), &mut |row| {
             match row {
-                Found::Row(_, value) => found = Some(value.to_vec()),
-                Found::Gap(gap) => self.note(gap),
+                Visited::Row(_, value) => found = Some(value.to_vec()),
+                Visited::Gap(gap) => self.note(gap),
             }
             true
         });
@@ -236,11 +242,11 @@ impl Stored {
         let (mut found, mut taken) = (Vec::new(), 0);
         self.rows.visit(table, &range, &mut |row| {
             match row {
-                Found::Row(key, value) => {
+                Visited::Row(key, value) => {
                     taken += key.len() + value.len();
                     found.push((key.to_vec(), value.to_vec()));
                 }
-                Found::Gap(gap) => self.note(gap),
+                Visited::Gap(gap) => self.note(gap),
             }
             found.len() < rows && taken < bytes
         });

@@ -86,7 +86,7 @@ impl Tally {
 
     fn add_version(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
         let (logical, generation) = keys::split_version(key).ok_or(MetaError::Corrupt("key"))?;
-        self.meet(keys::ino_of(logical).ok_or(MetaError::Corrupt("key"))?)?;
+        self.note_ino(keys::ino_of(logical).ok_or(MetaError::Corrupt("key"))?)?;
         self.generation = self.generation.max(generation);
         let is_next_version = self
             .last
@@ -111,13 +111,13 @@ impl Tally {
             Table::Inode => {
                 let record = InodeRecord::decode(value).ok_or(MetaError::Corrupt("inode"))?;
                 if record.parent != Ino(0) {
-                    self.meet(record.parent)?;
+                    self.note_ino(record.parent)?;
                 }
                 share.inodes = 1;
             }
             Table::Dirent => {
                 let entry = DirentRecord::decode(value).ok_or(MetaError::Corrupt("dirent"))?;
-                self.meet(entry.ino)?;
+                self.note_ino(entry.ino)?;
             }
             Table::Extent => {
                 let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
@@ -131,7 +131,7 @@ impl Tally {
         Ok(share)
     }
 
-    fn meet(&mut self, ino: Ino) -> Result<(), MetaError> {
+    fn note_ino(&mut self, ino: Ino) -> Result<(), MetaError> {
         if !ino.is_valid() {
             return Err(MetaError::Corrupt("key"));
         }

@@ -69,7 +69,7 @@ impl Meta {
         let low = keys::versioned(&logical, Generation(0));
         let high = keys::versioned(&logical, Generation(u64::MAX));
         let mut versions = Vec::new();
-        self.watch(
+        self.latch_on_error(
             committed.visit(Table::Extent, &low, &high, &mut |key, value| {
                 let generation = keys::split_version(key).map(|(_, at)| at);
                 versions.extend(generation.map(|at| (at, value.to_vec())));
@@ -81,7 +81,7 @@ impl Meta {
 
     /// Says the same of an extent's version in another way. The lock of its inode must be held
     /// and a permit.
-    pub fn reword_extent(
+    pub fn replace_extent_version(
         &self,
         batch: &mut Batch,
         ino: Ino,

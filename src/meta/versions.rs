@@ -28,7 +28,7 @@ pub type ChangedKey = (Table, Vec<u8>);
 
 /// What was left of versions when those that nobody needs were dropped.
 #[derive(Default)]
-struct Left {
+struct PruneOutcome {
     /// Some are left.
     any: bool,
     /// The newest of them has a value, which a removal has to cover.
@@ -101,7 +101,7 @@ impl Meta {
         (table, logical): (Table, &[u8]),
         versions: &[(Generation, Vec<u8>)],
         (next, newest): (Generation, Option<&[u8]>),
-    ) -> Result<Left, MetaError> {
+    ) -> Result<PruneOutcome, MetaError> {
         let names = |value: &[u8]| match table {
             Table::Extent => object_names(value),
             _ => Ok(Vec::new()),
@@ -109,7 +109,7 @@ impl Meta {
         let newest = newest.map(names).transpose()?.unwrap_or_default();
         let mut keep: BTreeSet<ObjectName> = newest.into_iter().collect();
         let mut gone = BTreeSet::new();
-        let mut left = Left::default();
+        let mut left = PruneOutcome::default();
         for ((at, value), needed) in versions.iter().zip(self.needed(versions, next)) {
             if needed {
                 left.any = true;
@@ -121,7 +121,7 @@ impl Meta {
                 batch.change(table, keys::versioned(logical, *at), None);
             }
         }
-        self.let_go(batch, logical, &gone, &keep)?;
+        self.release_objects(batch, logical, &gone, &keep)?;
         Ok(left)
     }
 
@@ -215,7 +215,7 @@ impl Meta {
 
     /// Lets go of objects that dropped versions of an extent named and no other one does, and of
     /// pages in those that stay.
-    fn let_go(
+    fn release_objects(
         &self,
         batch: &mut Batch,
         logical: &[u8],

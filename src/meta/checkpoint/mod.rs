@@ -192,7 +192,7 @@ pub fn allocated_bytes(store: &dyn Store) -> io::Result<u64> {
 /// Opens the unfinished one that has most, to go on with it, and takes all others away: those that
 /// are not sealed under the active key set, and those that have other names too, since they belong
 /// to a copy of the volume as well.
-pub fn tidy(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<PageCopy>> {
+pub fn resume_unfinished(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<PageCopy>> {
     let mut candidates = Vec::new();
     for name in unfinished_names(store)? {
         match name.strip_suffix(UNFINISHED).and_then(CryptoId::from_hex) {
@@ -236,11 +236,11 @@ fn unfinished_path(name: CryptoId) -> StorePath {
 }
 
 /// Takes away all but so many of the newest, for the room. True when there was any.
-pub fn give_way(store: &dyn Store, active: &Arc<KeySet>, keep: usize) -> io::Result<bool> {
+pub fn discard_oldest(store: &dyn Store, active: &Arc<KeySet>, keep: usize) -> io::Result<bool> {
     let (found, _) = list(store, active)?;
     let mut gone = false;
     for (checkpoint, _) in found.iter().skip(keep) {
-        take_away(store, checkpoint.name)?;
+        remove(store, checkpoint.name)?;
         gone = true;
     }
     Ok(gone)
@@ -261,16 +261,16 @@ fn rotate(store: &dyn Store, active: &Arc<KeySet>, newest: &Checkpoint) -> io::R
     // One that could not be read may be good.
     let refused = refused
         .into_iter()
-        .filter(|(_, error)| !is_of_the_store(error))
+        .filter(|(_, error)| !is_io_error(error))
         .map(|(name, _)| name);
     for name in unneeded.chain(refused) {
-        take_away(store, name)?;
+        remove(store, name)?;
     }
     Ok(())
 }
 
 /// True for an error of reading, which says nothing of what is there.
-fn is_of_the_store(error: &MetaError) -> bool {
+fn is_io_error(error: &MetaError) -> bool {
     matches!(
         error,
         MetaError::Io(_) | MetaError::Sealed(SealedError::Io(_))
@@ -278,7 +278,7 @@ fn is_of_the_store(error: &MetaError) -> bool {
 }
 
 /// Somebody else may have been faster.
-fn take_away(store: &dyn Store, name: CryptoId) -> io::Result<()> {
+fn remove(store: &dyn Store, name: CryptoId) -> io::Result<()> {
     match store.unlink(&checkpoint_path(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

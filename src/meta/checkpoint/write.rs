@@ -20,14 +20,14 @@ use std::time::Duration;
 
 use super::{
     Checkpoint, CheckpointError, HEADROOM_BYTES, checkpoint_path, directory_path, is_short,
-    make_directory, rotate, tidy, unfinished_names, unfinished_path, write_note,
+    make_directory, resume_unfinished, rotate, unfinished_names, unfinished_path, write_note,
 };
 use crate::ids::{CryptoId, KeySetId, PageIndex, Sequence};
 use crate::layers::KeySet;
 use crate::meta::commit::BatchNumber;
 use crate::meta::database::Committed;
 use crate::meta::raw::RawTables;
-use crate::meta::raw::reach::{Branch, NoReach, Reach, TreePage};
+use crate::meta::raw::reachable::{Branch, ReachError, Reachable, TreePage};
 use crate::meta::records::Timespec;
 use crate::meta::{Meta, MetaError};
 use crate::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PageCopy};
@@ -44,7 +44,7 @@ const RENEW_PAGES: u64 = if cfg!(test) { 64 } else { 16_384 };
 /// their neighbours, and hardly anything would come back.
 const DISCARDED_PAGES: u64 = 16;
 /// Who needs room waits so long for an unfinished checkpoint to be given up.
-const GIVE_UP_WAIT: Duration = Duration::from_millis(500);
+const DISCARD_WAIT: Duration = Duration::from_millis(500);
 
 /// A checkpoint that was written.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,7 @@ struct Pin {
 
 /// What was done so far.
 #[derive(Default)]
-struct Tally {
+struct Progress {
     copied: u64,
     kept: u64,
     unsynced: u64,
@@ -109,10 +109,11 @@ impl Meta {
             return Err(CheckpointError::Stopped);
         }
         let mut unfinished = self.unfinished.lock();
-        self.gives_up.store(false, Ordering::Release);
-        let mut go_on = || !self.gives_up.load(Ordering::Acquire) && go_on();
-        let mut written = self.work_on(&mut unfinished, store, active, &mut go_on);
-        if self.gives_up.load(Ordering::Acquire) && matches!(written, Err(CheckpointError::Stopped))
+        self.discard_requested.store(false, Ordering::Release);
+        let mut go_on = || !self.discard_requested.load(Ordering::Acquire) && go_on();
+        let mut written = self.copy_committed_pages(&mut unfinished, store, active, &mut go_on);
+        if self.discard_requested.load(Ordering::Acquire)
+            && matches!(written, Err(CheckpointError::Stopped))
         {
             written = Err(CheckpointError::NoRoom);
         }
@@ -139,7 +140,7 @@ impl Meta {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn give_up_checkpoint(&self, store: &dyn Store) -> io::Result<bool> {
+    pub fn discard_unfinished_checkpoint(&self, store: &dyn Store) -> io::Result<bool> {
         let names = unfinished_names(store)?;
         let mut names = names.iter().filter_map(|name| {
             let name = name.strip_suffix(super::UNFINISHED)?;
@@ -150,9 +151,9 @@ impl Meta {
             let unfinished = self.unfinished.try_lock();
             return Ok(unfinished.is_some_and(|mut unfinished| unfinished.take().is_some()));
         };
-        self.gives_up.store(true, Ordering::Release);
+        self.discard_requested.store(true, Ordering::Release);
         // Whoever works on it takes it away, or has finished it.
-        let Some(mut unfinished) = self.unfinished.try_lock_for(GIVE_UP_WAIT) else {
+        let Some(mut unfinished) = self.unfinished.try_lock_for(DISCARD_WAIT) else {
             return Ok(true);
         };
         *unfinished = None;
@@ -191,14 +192,14 @@ impl Meta {
         })
     }
 
-    fn work_on(
+    fn copy_committed_pages(
         &self,
         slot: &mut Option<Unfinished>,
         store: &dyn Store,
         active: &Arc<KeySet>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Written, CheckpointError> {
-        let mut tally = Tally::default();
+        let mut progress = Progress::default();
         let mut renewals = 0;
         let (mut pin, unfinished) = loop {
             let pin = self.pin()?;
@@ -206,12 +207,12 @@ impl Meta {
             if self.latched().is_some() {
                 return Err(CheckpointError::Stopped);
             }
-            let reach = pin.rows.reach(go_on)?;
+            let reach = pin.rows.reachable(go_on)?;
             let unfinished = match slot.take() {
                 Some(one) if one.key_set == active.id => slot.insert(one),
                 _ => slot.insert(Unfinished::resume_or_begin(store, active, pin.sequence)?),
             };
-            unfinished.forget_all_but(&reach, go_on)?;
+            unfinished.retain_reachable(&reach, go_on)?;
             let has_bytes = unfinished.file.allocated_bytes()?;
             let needed_bytes = (reach.count + 2) * META_STRIDE_BYTES as u64;
             check_room(store, needed_bytes.saturating_sub(has_bytes))?;
@@ -221,7 +222,7 @@ impl Meta {
                 store,
                 pin: &pin,
                 to: unfinished,
-                tally: &mut tally,
+                progress: &mut progress,
             };
             if copying.copy(&reach, renew_pages, go_on)? {
                 break (pin, unfinished);
@@ -246,8 +247,8 @@ impl Meta {
                 bytes,
             },
             through: pin.through,
-            copied_pages: tally.copied,
-            kept_pages: tally.kept,
+            copied_pages: progress.copied,
+            kept_pages: progress.kept,
             renewals,
         })
     }
@@ -260,7 +261,7 @@ impl Unfinished {
         sequence: Sequence,
     ) -> Result<Self, CheckpointError> {
         make_directory(store)?;
-        let file = match tidy(store, active)? {
+        let file = match resume_unfinished(store, active)? {
             Some(file) => file,
             None => {
                 let name = CryptoId::random()?;
@@ -281,9 +282,9 @@ impl Unfinished {
 
     /// Gives back pages that the commit does not have, and forgets the branches that it does not
     /// have: what was below them may become something else.
-    fn forget_all_but(
+    fn retain_reachable(
         &mut self,
-        reach: &Reach,
+        reach: &Reachable,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), CheckpointError> {
         let mut complete = HashMap::with_capacity(self.complete.len());
@@ -315,14 +316,14 @@ struct Copying<'a> {
     store: &'a dyn Store,
     pin: &'a Pin,
     to: &'a mut Unfinished,
-    tally: &'a mut Tally,
+    progress: &'a mut Progress,
 }
 
 impl Copying<'_> {
     /// False when the commit is given up for a newer one.
     fn copy(
         &mut self,
-        reach: &Reach,
+        reach: &Reachable,
         renew_pages: u64,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<bool, CheckpointError> {
@@ -352,7 +353,7 @@ impl Copying<'_> {
         let opens = self.to.file.read(PageIndex(page.first), &mut held);
         let opens = opens.map_err(MetaError::from)?;
         if opens.iter().all(|opens| *opens) && page.is(&held) {
-            self.tally.kept += page.count;
+            self.progress.kept += page.count;
             return Ok(());
         }
         self.write(page.first, &bytes)
@@ -405,7 +406,7 @@ impl Copying<'_> {
             };
             let count = last.first + last.count - first.first;
             if *is_there {
-                self.tally.kept += count;
+                self.progress.kept += count;
                 continue;
             }
             let missing = &mut bytes[range_of(start, first.first, count)];
@@ -449,18 +450,18 @@ impl Copying<'_> {
             .write(PageIndex(first), bytes, self.pin.sequence);
         written.map_err(MetaError::from)?;
         let pages = (bytes.len() / META_PAYLOAD_BYTES) as u64;
-        self.tally.copied += pages;
-        self.tally.unsynced += pages;
+        self.progress.copied += pages;
+        self.progress.unsynced += pages;
         Ok(())
     }
 
     /// Syncs what was written, once it is much, and looks whether there is still room for more.
     fn sync_some(&mut self) -> Result<(), CheckpointError> {
-        if self.tally.unsynced < SYNC_PAGES {
+        if self.progress.unsynced < SYNC_PAGES {
             return Ok(());
         }
         self.to.file.sync()?;
-        self.tally.unsynced = 0;
+        self.progress.unsynced = 0;
         if is_short(self.store)? {
             return Err(CheckpointError::NoRoom);
         }
@@ -483,11 +484,11 @@ fn check_room(store: &dyn Store, needed_bytes: u64) -> Result<(), CheckpointErro
     Ok(())
 }
 
-impl From<NoReach> for CheckpointError {
-    fn from(error: NoReach) -> Self {
+impl From<ReachError> for CheckpointError {
+    fn from(error: ReachError) -> Self {
         match error {
-            NoReach::Stopped => Self::Stopped,
-            NoReach::Damaged { page, reason } => Self::Damaged { page, reason },
+            ReachError::Stopped => Self::Stopped,
+            ReachError::Damaged { page, reason } => Self::Damaged { page, reason },
         }
     }
 }

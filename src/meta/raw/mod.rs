@@ -33,7 +33,7 @@ use super::keys::Table;
 use crate::ids::Sequence;
 use crate::sealed::{META_PAYLOAD_BYTES, MetaFile};
 
-pub(super) mod reach;
+pub(super) mod reachable;
 
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 const PAGE_BYTES: u64 = META_PAYLOAD_BYTES as u64;
@@ -79,7 +79,7 @@ impl Gap {
 
 /// What is found on the way through a table.
 #[derive(Debug)]
-pub enum Found<'a> {
+pub enum Visited<'a> {
     /// A key and its value.
     Row(&'a [u8], &'a [u8]),
     /// A stretch that cannot be read.
@@ -173,13 +173,13 @@ impl RawTables {
         let mut tables = this.tables;
         this.walk(root, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
             match found {
-                Found::Row(name, definition) => {
+                Visited::Row(name, definition) => {
                     let is_it = |table: &Table| table.name().as_bytes() == name;
                     if let Some(table) = Table::ALL.iter().find(|table| is_it(table)) {
                         tables[table.index()] = TableRoot::parse(definition);
                     }
                 }
-                Found::Gap(_) => {
+                Visited::Gap(_) => {
                     for table in &mut tables {
                         if *table == TableRoot::Empty {
                             *table = TableRoot::Unknown;
@@ -216,11 +216,11 @@ impl RawTables {
         &self,
         table: Table,
         keys: &Range<Vec<u8>>,
-        visit: &mut dyn FnMut(Found<'_>) -> bool,
+        visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
         match self.tables[table.index()] {
             TableRoot::Empty => true,
-            TableRoot::Unknown => visit(Found::Gap(&Gap::all("the table is not to be found"))),
+            TableRoot::Unknown => visit(Visited::Gap(&Gap::all("the table is not to be found"))),
             TableRoot::At(root) => self.walk(root, keys, visit),
         }
     }
@@ -229,7 +229,7 @@ impl RawTables {
         &self,
         root: Root,
         keys: &Range<Vec<u8>>,
-        visit: &mut dyn FnMut(Found<'_>) -> bool,
+        visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
         self.walk_below(root, (None, None), keys, DEPTH_MAX, visit)
     }
@@ -241,7 +241,7 @@ impl RawTables {
         bounds: (Option<&[u8]>, Option<&[u8]>),
         keys: &Range<Vec<u8>>,
         depth: usize,
-        visit: &mut dyn FnMut(Found<'_>) -> bool,
+        visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
         let gap = |reason: String| Gap {
             after: bounds.0.map(<[u8]>::to_vec),
@@ -255,12 +255,12 @@ impl RawTables {
                 .ok_or_else(|| "it holds keys of another place".to_owned())
         }) {
             Ok(node) => node,
-            Err(reason) => return visit(Found::Gap(&gap(reason))),
+            Err(reason) => return visit(Visited::Gap(&gap(reason))),
         };
         if node.is_leaf {
             return node.rows().all(|(key, value)| {
                 let wanted = key >= &keys.start[..] && key < &keys.end[..];
-                !wanted || visit(Found::Row(key, value))
+                !wanted || visit(Visited::Row(key, value))
             });
         }
         for (child, low, high) in node.children(bounds) {

@@ -45,7 +45,7 @@ pub(in crate::meta) struct Branch {
 
 /// What a commit reaches.
 #[derive(Debug, Default)]
-pub(in crate::meta) struct Reach {
+pub(in crate::meta) struct Reachable {
     /// All branches, those of a tree in the order of its keys.
     pub(in crate::meta) branches: Vec<Branch>,
     /// The leaves that are trees by themselves.
@@ -60,7 +60,7 @@ pub(in crate::meta) struct Reach {
 
 /// Why it is not known.
 #[derive(Debug)]
-pub(in crate::meta) enum NoReach {
+pub(in crate::meta) enum ReachError {
     /// It was to stop.
     Stopped,
     /// A page does not count.
@@ -69,9 +69,12 @@ pub(in crate::meta) enum NoReach {
 
 impl RawTables {
     /// What the commit reaches. `go_on` is asked all the time.
-    pub(in crate::meta) fn reach(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Reach, NoReach> {
-        let mut reach = self.nothing_yet();
-        let damaged = |reason: &str| NoReach::Damaged {
+    pub(in crate::meta) fn reachable(
+        &self,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Reachable, ReachError> {
+        let mut reach = self.empty_reachable();
+        let damaged = |reason: &str| ReachError::Damaged {
             page: 0,
             reason: reason.to_owned(),
         };
@@ -97,26 +100,26 @@ impl RawTables {
             TableRoot::Empty => return Some((0, 0)),
             TableRoot::Unknown => return None,
         };
-        let mut reach = self.nothing_yet();
+        let mut reach = self.empty_reachable();
         self.reach_tree(root, &mut reach, &mut || true).ok()?;
         let branches = reach.branches.iter().map(|branch| branch.page.count).sum();
         Some((reach.count - branches, branches))
     }
 
-    fn nothing_yet(&self) -> Reach {
+    fn empty_reachable(&self) -> Reachable {
         let end = self.file.len().map(|bytes| bytes / PAGE_BYTES);
-        Reach {
+        Reachable {
             end: end.unwrap_or_default(),
-            ..Reach::default()
+            ..Reachable::default()
         }
     }
 
     fn reach_tree(
         &self,
         tree: Root,
-        reach: &mut Reach,
+        reach: &mut Reachable,
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<(), NoReach> {
+    ) -> Result<(), ReachError> {
         let height = self.height(tree)?;
         let root = self.tree_page(tree)?;
         reach.add(root)?;
@@ -128,7 +131,7 @@ impl RawTables {
     }
 
     /// How many branches are above a leaf of a tree.
-    fn height(&self, tree: Root) -> Result<usize, NoReach> {
+    fn height(&self, tree: Root) -> Result<usize, ReachError> {
         let mut page = self.tree_page(tree)?;
         for height in 0..DEPTH_MAX {
             let node = self.node_of(page)?;
@@ -146,11 +149,11 @@ impl RawTables {
         &self,
         page: TreePage,
         height: usize,
-        reach: &mut Reach,
+        reach: &mut Reachable,
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<(), NoReach> {
+    ) -> Result<(), ReachError> {
         if !go_on() {
-            return Err(NoReach::Stopped);
+            return Err(ReachError::Stopped);
         }
         let is_bottom = height == 1;
         reach.branches.push(Branch { page, is_bottom });
@@ -164,7 +167,7 @@ impl RawTables {
     }
 
     /// The children of a branch.
-    pub(in crate::meta) fn children_of(&self, page: TreePage) -> Result<Vec<TreePage>, NoReach> {
+    pub(in crate::meta) fn children_of(&self, page: TreePage) -> Result<Vec<TreePage>, ReachError> {
         let node = self.node_of(page)?;
         if node.is_leaf {
             return Err(damaged_at(page, "it is no branch"));
@@ -176,22 +179,22 @@ impl RawTables {
     }
 
     /// The bytes of a page, verified by its checksum.
-    pub(in crate::meta) fn bytes_of(&self, page: TreePage) -> Result<Vec<u8>, NoReach> {
+    pub(in crate::meta) fn bytes_of(&self, page: TreePage) -> Result<Vec<u8>, ReachError> {
         Ok(self.node_of(page)?.bytes.clone())
     }
 
-    fn node_of(&self, page: TreePage) -> Result<std::sync::Arc<Node>, NoReach> {
+    fn node_of(&self, page: TreePage) -> Result<std::sync::Arc<Node>, ReachError> {
         self.node(page.root)
             .map_err(|reason| damaged_at(page, &reason))
     }
 
-    fn tree_page(&self, root: Root) -> Result<TreePage, NoReach> {
+    fn tree_page(&self, root: Root) -> Result<TreePage, ReachError> {
         let order = order_of(root.page);
         let offset = self.regions.offset(root.page);
         let first = offset.map_or(0, |offset| offset / PAGE_BYTES);
         if first == 0 || order > ORDER_MAX {
             let reason = "there is no such page".to_owned();
-            return Err(NoReach::Damaged {
+            return Err(ReachError::Damaged {
                 page: first,
                 reason,
             });
@@ -204,9 +207,9 @@ impl RawTables {
     }
 }
 
-impl Reach {
+impl Reachable {
     /// Each page has one parent: so whatever a file holds, this ends.
-    fn add(&mut self, page: TreePage) -> Result<(), NoReach> {
+    fn add(&mut self, page: TreePage) -> Result<(), ReachError> {
         let pages = page.first..page.first.saturating_add(page.count);
         if pages.end > self.end {
             return Err(damaged_at(page, "there is no such page"));
@@ -220,8 +223,8 @@ impl Reach {
     }
 }
 
-fn damaged_at(page: TreePage, reason: &str) -> NoReach {
-    NoReach::Damaged {
+fn damaged_at(page: TreePage, reason: &str) -> ReachError {
+    ReachError::Damaged {
         page: page.first,
         reason: reason.to_owned(),
     }

@@ -39,7 +39,7 @@ impl Meta {
     ///
     /// # Errors
     /// The database cannot be read.
-    pub fn is_place_free(&self, parent: Ino, position: u32) -> Result<bool, MetaError> {
+    pub fn is_position_free(&self, parent: Ino, position: u32) -> Result<bool, MetaError> {
         let (low, high) = (
             keys::dirent_from(parent, position),
             keys::dirent_from(parent, position + 1),

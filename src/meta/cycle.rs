@@ -1,15 +1,15 @@
 //! Following records that each name the next one, such as directories upwards to the root, where
-//! nothing keeps damaged or hostile records from leading in a circle.
+//! nothing keeps damaged or hostile records from leading in a cycle.
 //!
 //! Brent's algorithm (R. P. Brent, "An improved Monte Carlo factorization algorithm", 1980): one
-//! place is remembered, anew after each doubling of the number of steps. A circle is noticed after
+//! place is remembered, anew after each doubling of the number of steps. A cycle is noticed after
 //! at most three times as many steps as there are records on the way, in constant memory.
 
 use crate::ids::Ino;
 
 /// A way upwards.
 #[derive(Clone, Copy, Debug)]
-pub struct Climb {
+pub struct CycleDetector {
     at: Ino,
     remembered: Ino,
     /// Steps since then.
@@ -18,7 +18,7 @@ pub struct Climb {
     turn: u64,
 }
 
-impl Climb {
+impl CycleDetector {
     /// Begins at an inode.
     pub const fn from(at: Ino) -> Self {
         Self {
@@ -30,13 +30,13 @@ impl Climb {
     }
 
     /// Where it is.
-    pub const fn at(&self) -> Ino {
+    pub const fn current(&self) -> Ino {
         self.at
     }
 
-    /// Goes on to the inode that the record there names. False when the way leads in a circle.
+    /// Goes on to the inode that the record there names. False when the way leads in a cycle.
     #[must_use]
-    pub fn up(&mut self, to: Ino) -> bool {
+    pub fn advance(&mut self, to: Ino) -> bool {
         self.at = to;
         if to == self.remembered {
             return false;
@@ -55,18 +55,18 @@ impl Climb {
 mod tests {
     use super::*;
 
-    /// Steps until a circle is noticed that is entered after so many others.
-    fn noticed(before: u64, circle: u64) -> u64 {
+    /// Steps until a cycle is noticed that is entered after so many others.
+    fn steps_until_noticed(before: u64, cycle: u64) -> u64 {
         let next = |at: u64| {
-            if at + 1 < before + circle {
+            if at + 1 < before + cycle {
                 at + 1
             } else {
                 before
             }
         };
-        let mut climb = Climb::from(Ino(0));
+        let mut cycle = CycleDetector::from(Ino(0));
         for step in 1.. {
-            if !climb.up(Ino(next(climb.at().0))) {
+            if !cycle.advance(Ino(next(cycle.current().0))) {
                 return step;
             }
         }
@@ -74,21 +74,21 @@ mod tests {
     }
 
     #[test]
-    fn every_circle_is_noticed_soon() {
+    fn every_cycle_is_noticed_soon() {
         for before in 0..70 {
-            for circle in 1..70 {
-                let steps = noticed(before, circle);
-                assert!(steps <= 3 * (before + circle), "{before} {circle}: {steps}");
+            for cycle in 1..70 {
+                let steps = steps_until_noticed(before, cycle);
+                assert!(steps <= 3 * (before + cycle), "{before} {cycle}: {steps}");
             }
         }
     }
 
     #[test]
-    fn a_way_that_ends_is_followed_to_its_end() {
-        let mut climb = Climb::from(Ino(100_000));
+    fn a_path_that_ends_is_followed_to_its_end() {
+        let mut cycle = CycleDetector::from(Ino(100_000));
         for ino in (1..100_000).rev() {
-            assert!(climb.up(Ino(ino)));
+            assert!(cycle.advance(Ino(ino)));
         }
-        assert_eq!(climb.at(), Ino::ROOT);
+        assert_eq!(cycle.current(), Ino::ROOT);
     }
 }
