@@ -79,7 +79,7 @@ impl Place {
         match DirectoryStore::open_or_create(path) {
             Ok(store) => Ok(Self {
                 path: path.to_path_buf(),
-                before: store.keep_to_owner(),
+                before: store.restrict_to_owner(),
                 store: Arc::new(store),
                 fresh,
             }),

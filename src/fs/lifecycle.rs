@@ -339,7 +339,7 @@ impl Filesystem {
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
         // The next use begins with a commit too.
-        self.ballast.room_was_made();
+        self.ballast.allow_refill();
         self.ballast.refill();
         let behind = self.checkpoint_is_behind();
         self.meta.hold_clean();

@@ -12,7 +12,7 @@ use super::records::{
 use super::{Batch, HEADROOM_BYTES, Meta, MetaError, State, View};
 use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Ino};
-use crate::store::ballast::{Ballast, Need};
+use crate::store::ballast::{Ballast, Requirement};
 use crate::store::{BallastKind, os_error};
 
 /// Number of a batch: batches are durable in the order of their numbers.
@@ -338,7 +338,7 @@ impl Meta {
     /// `Err` while the ballast is not whole: what room there is, is for it.
     pub fn check_ballast(&self) -> Result<(), MetaError> {
         match self.ballast.get().filter(|ballast| ballast.is_short()) {
-            Some(ballast) => Ok(ballast.require(Need::Whole)?),
+            Some(ballast) => Ok(ballast.require(Requirement::Whole)?),
             None => Ok(()),
         }
     }
@@ -368,8 +368,8 @@ impl Meta {
         };
         match set_aside {
             Err(error) if Errno::from_backing(&error).is_full() => match (adds, kind) {
-                (false, _) => ballast.require(Need::Part(bytes)),
-                (true, BallastKind::Bytes) => ballast.require(Need::Whole),
+                (false, _) => ballast.require(Requirement::Part(bytes)),
+                (true, BallastKind::Bytes) => ballast.require(Requirement::Whole),
                 (true, _) => Err(error),
             },
             set_aside => set_aside,

@@ -66,7 +66,7 @@ pub(super) fn copy(
                     SyncPolicy::EachFile { .. } => new.sync(),
                 };
             }
-            for (start, end) in filled(&buffer[..count]) {
+            for (start, end) in data_runs(&buffer[..count]) {
                 new.write_at(&buffer[start..end], offset + start as u64)?;
             }
             offset += count as u64;
@@ -90,7 +90,7 @@ pub(crate) fn duplicate(store: &dyn Store, from: &StorePath, to: &StorePath) -> 
 }
 
 /// Runs of blocks that are not zero throughout: start and end.
-fn filled(bytes: &[u8]) -> Vec<(usize, usize)> {
+fn data_runs(bytes: &[u8]) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for (index, block) in bytes.chunks(BLOCK_BYTES).enumerate() {
         if block.iter().all(|byte| *byte == 0) {

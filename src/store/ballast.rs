@@ -50,7 +50,7 @@ const LOOKED: Duration = Duration::from_millis(100);
 
 /// How much a commit is allowed to count on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Need {
+pub enum Requirement {
     /// All of it: something is added, and removing must go on being possible after that.
     Whole,
     /// What so many bytes of changes take, or most of it: something is removed, or it is the last commit.
@@ -106,7 +106,7 @@ impl Ballast {
         let most = share_of(volume_bytes);
         self.whole_bytes.fetch_min(most, Ordering::SeqCst);
         if most == 0 {
-            self.give_up();
+            self.release();
         }
     }
 
@@ -166,18 +166,18 @@ impl Ballast {
     ///
     /// # Errors
     /// ENOSPC where there is not, and cannot be.
-    pub fn require(&self, need: Need) -> io::Result<()> {
+    pub fn require(&self, requirement: Requirement) -> io::Result<()> {
         let whole = self.whole_bytes();
-        let needed = match need {
-            Need::Whole => whole,
-            Need::Part(bytes) => bytes
+        let needed = match requirement {
+            Requirement::Whole => whole,
+            Requirement::Part(bytes) => bytes
                 .saturating_mul(WRITTEN_PER_BYTE)
                 .saturating_add(COMMIT_BYTES)
                 .min(whole / 4 * 3),
         };
         // What makes room is not kept waiting.
-        if self.bytes() < needed && need != Need::Whole {
-            self.room_was_made();
+        if self.bytes() < needed && requirement != Requirement::Whole {
+            self.allow_refill();
         }
         self.refill();
         if self.bytes() < needed {
@@ -187,7 +187,7 @@ impl Ballast {
     }
 
     /// Gives it up. True when there was something of it.
-    pub fn give_up(&self) -> bool {
+    pub fn release(&self) -> bool {
         let _one = self.failed.lock();
         if self.bytes.swap(0, Ordering::SeqCst) == 0 {
             return false;
@@ -209,7 +209,7 @@ impl Ballast {
     /// Makes it whole as far as there is room, unless that has just been tried.
     pub fn refill(&self) {
         let mut failed = self.failed.lock();
-        self.note_loss();
+        self.detect_removal();
         if !self.is_short() || failed.is_some_and(|at| at.elapsed() < PATIENCE) {
             return;
         }
@@ -223,7 +223,7 @@ impl Ballast {
     }
 
     /// Somebody may have removed or replaced it to make room: then there is nothing of it.
-    fn note_loss(&self) {
+    fn detect_removal(&self) {
         let bytes = self.bytes();
         if bytes == 0 {
             return;
@@ -239,7 +239,7 @@ impl Ballast {
     }
 
     /// There may be room now: it may be tried again at once.
-    pub fn room_was_made(&self) {
+    pub fn allow_refill(&self) {
         *self.failed.lock() = None;
     }
 
@@ -266,7 +266,7 @@ impl Ballast {
     fn write_rest(&self, file: &dyn StoreFile) -> io::Result<()> {
         let whole = self.whole_bytes();
         if self.kind == BallastKind::Blocks {
-            return self.set_rest_aside(file, whole);
+            return self.reserve_rest(file, whole);
         }
         let mut piece = vec![0; PIECE_BYTES as usize];
         let mut at = self.bytes();
@@ -282,7 +282,7 @@ impl Ballast {
 }
 
 impl Ballast {
-    fn set_rest_aside(&self, file: &dyn StoreFile, whole: u64) -> io::Result<()> {
+    fn reserve_rest(&self, file: &dyn StoreFile, whole: u64) -> io::Result<()> {
         let mut at = self.bytes();
         while at < whole {
             let piece = PIECE_BYTES.min(whole - at);
@@ -323,13 +323,13 @@ impl WithBallast {
         Self { file, ballast }
     }
 
-    fn with_room(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    fn retry_after_release(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let is_full = |result: &io::Result<()>| {
             let error = result.as_ref().err();
             error.is_some_and(|error| Errno::from_backing(error).is_full())
         };
         let mut result = write();
-        if !is_full(&result) || !self.ballast.give_up() {
+        if !is_full(&result) || !self.ballast.release() {
             return result;
         }
         for _ in 0..TRIES {
@@ -349,7 +349,7 @@ impl StoreFile for WithBallast {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.with_room(|| self.file.write_at(bytes, offset))
+        self.retry_after_release(|| self.file.write_at(bytes, offset))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -357,7 +357,7 @@ impl StoreFile for WithBallast {
     }
 
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        self.with_room(|| self.file.set_len(len_bytes))
+        self.retry_after_release(|| self.file.set_len(len_bytes))
     }
 
     fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
@@ -408,7 +408,7 @@ mod tests {
                 tight: Mutex::new(None),
             };
             for part in [LEAST_BYTES, LEAST_BYTES / 2] {
-                ballast.require(Need::Whole).unwrap();
+                ballast.require(Requirement::Whole).unwrap();
                 assert_eq!(len(), LEAST_BYTES);
                 // As if there had been room for no more.
                 fs::File::options()
@@ -419,7 +419,7 @@ mod tests {
                     .unwrap();
                 ballast.bytes.store(part, Ordering::SeqCst);
                 fs::remove_file(&file).unwrap();
-                ballast.require(Need::Whole).unwrap();
+                ballast.require(Requirement::Whole).unwrap();
                 assert_eq!(len(), LEAST_BYTES);
             }
             // Neither is one that a copy of the volume shares.

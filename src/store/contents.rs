@@ -1,7 +1,7 @@
 //! The bytes of one file held in memory: sparse pages, shared until written.
 //!
 //! Invariants: bytes of a page beyond the file's length are zero, so growing needs no clearing;
-//! a page that is not in the map reads as zeros; every page in the map is paid for in [`Room`].
+//! a page that is not in the map reads as zeros; every page in the map is paid for in [`SpaceBudget`].
 //! Copies share pages and cost no memory until one side writes.
 
 use std::collections::BTreeMap;
@@ -23,15 +23,15 @@ pub(super) type Page = [u8; PAGE_BYTES];
 /// What a reserved page holds until it is written: one allocation for all of them.
 static ZERO_PAGE: LazyLock<Arc<Page>> = LazyLock::new(|| Arc::new([0; PAGE_BYTES]));
 
-/// The room that the files of one tree share.
+/// The budget that the files of one tree share.
 #[derive(Debug, Default)]
-pub(super) struct Room {
+pub(super) struct SpaceBudget {
     limit_pages: Option<u64>,
     used_pages: AtomicU64,
 }
 
-impl Room {
-    /// Room for so many bytes (whole pages), or without end.
+impl SpaceBudget {
+    /// Space for so many bytes (whole pages), or without end.
     pub(super) fn new(limit_bytes: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             limit_pages: limit_bytes.map(|bytes| bytes / PAGE),
@@ -72,31 +72,31 @@ impl Room {
 pub(super) struct Contents {
     pages: BTreeMap<u64, Arc<Page>>,
     len_bytes: u64,
-    room: Arc<Room>,
+    budget: Arc<SpaceBudget>,
 }
 
 impl Drop for Contents {
     fn drop(&mut self) {
-        self.room.give(self.pages.len() as u64);
+        self.budget.give(self.pages.len() as u64);
     }
 }
 
 impl Contents {
-    pub(super) fn new(room: Arc<Room>) -> Self {
+    pub(super) fn new(budget: Arc<SpaceBudget>) -> Self {
         Self {
             pages: BTreeMap::new(),
             len_bytes: 0,
-            room,
+            budget,
         }
     }
 
-    /// The same bytes, paid for in another room (which may thereby be overdrawn).
-    pub(super) fn copy_into(&self, room: Arc<Room>) -> Self {
-        room.take_unchecked(self.pages.len() as u64);
+    /// The same bytes, paid for in another budget (which may thereby be overdrawn).
+    pub(super) fn copy_into(&self, budget: Arc<SpaceBudget>) -> Self {
+        budget.take_unchecked(self.pages.len() as u64);
         Self {
             pages: self.pages.clone(),
             len_bytes: self.len_bytes,
-            room,
+            budget,
         }
     }
 
@@ -121,7 +121,7 @@ impl Contents {
         self.pages.range(range).map(|(&index, _)| index).collect()
     }
 
-    /// Puts a whole page in place, whatever the room. The caller keeps the invariant on the bytes
+    /// Puts a whole page in place, whatever the budget. The caller keeps the invariant on the bytes
     /// beyond the length, or calls [`Self::set_len`] afterwards.
     pub(super) fn set_page(&mut self, index: u64, page: Option<Arc<Page>>) {
         let (removed, added) = match page {
@@ -129,8 +129,8 @@ impl Contents {
             None => (self.pages.remove(&index), false),
         };
         match (removed.is_some(), added) {
-            (false, true) => self.room.take_unchecked(1),
-            (true, false) => self.room.give(1),
+            (false, true) => self.budget.take_unchecked(1),
+            (true, false) => self.budget.give(1),
             _ => {}
         }
     }
@@ -185,8 +185,8 @@ impl Contents {
 
     /// Sets the length whatever lies beyond it, and clears that.
     pub(super) fn trim_to(&mut self, len_bytes: u64) {
-        let cut = self.pages.split_off(&len_bytes.div_ceil(PAGE));
-        self.room.give(cut.len() as u64);
+        let removed = self.pages.split_off(&len_bytes.div_ceil(PAGE));
+        self.budget.give(removed.len() as u64);
         let (index, start) = locate(len_bytes);
         if start > 0 {
             self.edit_page(index, |page| page[start..].fill(0));
@@ -223,7 +223,7 @@ impl Contents {
     fn allocate(&mut self, pages: Range<u64>) -> io::Result<()> {
         let present = self.pages.range(pages.clone()).count() as u64;
         let missing = pages.end - pages.start - present;
-        self.room.take(missing)?;
+        self.budget.take(missing)?;
         if missing > 0 {
             for index in pages {
                 self.pages

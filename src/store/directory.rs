@@ -422,32 +422,32 @@ impl Store for DirectoryStore {
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         // Opened for writing, since NFS makes an exclusive flock a write lock of the range.
         let file = self.open_plain(path, Access::ReadWrite)?;
-        keep_to_owner(&file);
+        restrict_to_owner(&file);
         file.try_lock()?;
-        Ok(self.holding(file, true))
+        Ok(self.lock_of(file, true))
     }
 
     fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         let file = self.open_plain(path, Access::Read)?;
         file.try_lock_shared()?;
-        Ok(self.holding(file, false))
+        Ok(self.lock_of(file, false))
     }
 
     fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         let directory = self.open_dir(dir)?;
-        keep_to_owner(&directory);
-        directory.try_lock().map_err(refused_dir)?;
-        Ok(self.holding(directory, true))
+        restrict_to_owner(&directory);
+        directory.try_lock().map_err(lock_dir_error)?;
+        Ok(self.lock_of(directory, true))
     }
 
     fn lock_dir_shared(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         let directory = self.open_dir(dir)?;
-        directory.try_lock_shared().map_err(refused_dir)?;
-        Ok(self.holding(directory, false))
+        directory.try_lock_shared().map_err(lock_dir_error)?;
+        Ok(self.lock_of(directory, false))
     }
 }
 
-fn refused_dir(error: TryLockError) -> io::Error {
+fn lock_dir_error(error: TryLockError) -> io::Error {
     match error {
         TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
         TryLockError::Error(error) => io::Error::new(io::ErrorKind::Unsupported, error),
@@ -457,7 +457,7 @@ fn refused_dir(error: TryLockError) -> io::Error {
 /// Whoever may open a file or a directory may lock it, and keep everybody out: a copy that was made
 /// with the modes of its maker's umask is closed to others again. The mode that it had, where that
 /// was changed. Where modes cannot be set it stays as it is.
-fn keep_to_owner(file: &File) -> Option<Permissions> {
+fn restrict_to_owner(file: &File) -> Option<Permissions> {
     let tighten = || {
         let metadata = file.metadata()?;
         let me = effective_user();
@@ -483,12 +483,12 @@ fn keep_to_owner(file: &File) -> Option<Permissions> {
 impl DirectoryStore {
     /// Takes the rights of group and others away from the directory, and returns the mode that it had
     /// where that was changed. They are of no use: what is in a volume is its owner's alone.
-    pub fn keep_to_owner(&self) -> Option<Permissions> {
+    pub fn restrict_to_owner(&self) -> Option<Permissions> {
         let root = self.root.try_clone().map(File::from);
-        root.ok().and_then(|root| keep_to_owner(&root))
+        root.ok().and_then(|root| restrict_to_owner(&root))
     }
 
-    /// Gives the directory a mode that [`Self::keep_to_owner`] has returned.
+    /// Gives the directory a mode that [`Self::restrict_to_owner`] has returned.
     ///
     /// # Errors
     /// What the operating system refuses.
@@ -504,7 +504,7 @@ impl DirectoryStore {
         Ok(File::from(directory))
     }
 
-    fn holding(&self, file: File, exclusive: bool) -> Box<dyn StoreLock> {
+    fn lock_of(&self, file: File, exclusive: bool) -> Box<dyn StoreLock> {
         Box::new(DirectoryLock {
             file,
             exclusive,

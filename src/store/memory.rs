@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::RwLock;
 
 use super::adopt;
-use super::contents::{Contents, Room};
+use super::contents::{Contents, SpaceBudget};
 use super::tree::{Entry, FileNode, Tree};
 use super::{
     Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
@@ -32,7 +32,7 @@ type MemoryNode = FileNode<RwLock<Contents>>;
 
 struct Inner {
     tree: RwLock<MemoryTree>,
-    room: Arc<Room>,
+    budget: Arc<SpaceBudget>,
     each_file: AtomicBool,
 }
 
@@ -43,7 +43,7 @@ pub struct MemoryStore(Arc<Inner>);
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryStore")
-            .field("used_bytes", &self.0.room.used_bytes())
+            .field("used_bytes", &self.0.budget.used_bytes())
             .finish_non_exhaustive()
     }
 }
@@ -57,13 +57,13 @@ impl Default for MemoryStore {
 impl MemoryStore {
     /// An empty tree without a limit.
     pub fn new() -> Self {
-        Self::with_room(Room::new(None))
+        Self::with_budget(SpaceBudget::new(None))
     }
 
-    /// An empty tree with room for so many bytes of contents, in whole pages of 4096 bytes. Names
+    /// An empty tree with budget for so many bytes of contents, in whole pages of 4096 bytes. Names
     /// cost nothing.
     pub fn with_capacity_bytes(capacity_bytes: u64) -> Self {
-        Self::with_room(Room::new(Some(capacity_bytes)))
+        Self::with_budget(SpaceBudget::new(Some(capacity_bytes)))
     }
 
     /// Has files synced one by one from now on, as on a filesystem whose `syncfs` proves nothing.
@@ -73,24 +73,24 @@ impl MemoryStore {
 
     /// A tree of its own with the same names and bytes, and the same limit.
     pub fn snapshot(&self) -> Self {
-        let room = Room::new(self.0.room.limit_bytes());
+        let budget = SpaceBudget::new(self.0.budget.limit_bytes());
         let tree = self.0.tree.read();
         let copy = Tree::copy(&tree.directories, |contents: &RwLock<Contents>| {
-            RwLock::new(contents.read().copy_into(Arc::clone(&room)))
+            RwLock::new(contents.read().copy_into(Arc::clone(&budget)))
         });
-        Self::from_parts(copy, room)
+        Self::from_parts(copy, budget)
     }
 
     /// The limit, in bytes.
     pub(super) fn capacity_bytes(&self) -> Option<u64> {
-        self.0.room.limit_bytes()
+        self.0.budget.limit_bytes()
     }
 
     /// A store over names and bytes taken from elsewhere.
-    pub(super) fn from_parts(tree: MemoryTree, room: Arc<Room>) -> Self {
+    pub(super) fn from_parts(tree: MemoryTree, budget: Arc<SpaceBudget>) -> Self {
         Self(Arc::new(Inner {
             tree: RwLock::new(tree),
-            room,
+            budget,
             each_file: AtomicBool::new(false),
         }))
     }
@@ -103,8 +103,8 @@ impl MemoryStore {
         })
     }
 
-    fn with_room(room: Arc<Room>) -> Self {
-        Self::from_parts(Tree::new(), room)
+    fn with_budget(budget: Arc<SpaceBudget>) -> Self {
+        Self::from_parts(Tree::new(), budget)
     }
 }
 
@@ -112,7 +112,7 @@ impl Store for MemoryStore {
     fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
         let node = match mode {
             OpenMode::CreateNew => {
-                let contents = RwLock::new(Contents::new(Arc::clone(&self.0.room)));
+                let contents = RwLock::new(Contents::new(Arc::clone(&self.0.budget)));
                 self.0.tree.write().create_file(path, contents)?.0
             }
             OpenMode::Read | OpenMode::ReadWrite => self.0.tree.read().file(path)?,
@@ -183,7 +183,7 @@ impl Store for MemoryStore {
     }
 
     fn space(&self) -> io::Result<SpaceInfo> {
-        Ok(space_of(&self.0.room))
+        Ok(space_of(&self.0.budget))
     }
 
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
@@ -215,10 +215,10 @@ pub(super) fn file_info<F>(contents: &Contents, node: &FileNode<F>) -> EntryInfo
     }
 }
 
-/// What `space` says of a room.
-pub(super) fn space_of(room: &Room) -> SpaceInfo {
-    let total_bytes = room.limit_bytes().unwrap_or(UNLIMITED_BYTES);
-    let free_bytes = total_bytes.saturating_sub(room.used_bytes());
+/// What `space` says of a budget.
+pub(super) fn space_of(budget: &SpaceBudget) -> SpaceInfo {
+    let total_bytes = budget.limit_bytes().unwrap_or(UNLIMITED_BYTES);
+    let free_bytes = total_bytes.saturating_sub(budget.used_bytes());
     SpaceInfo {
         total_bytes,
         free_bytes,

@@ -19,11 +19,11 @@ use crate::sys::backing;
 /// write in the superblock. Not among them, though local: overlayfs (errors stay with the layer
 /// below), ZFS and others that have caches of their own, FAT and NTFS (their metadata are not
 /// ordered by it).
-const AT_ONCE: [&str; 8] = [
+const SYNCFS_IS_PROOF: [&str; 8] = [
     "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs",
 ];
 /// The first kernel in which `syncfs` reports failed writes (major, minor).
-const REPORTS_SINCE: (u32, u32) = (5, 8);
+const REPORTS_ERRORS_SINCE: (u32, u32) = (5, 8);
 /// Components of the longest path in a volume's directory.
 const DEPTH_MAX: usize = 3;
 
@@ -69,12 +69,12 @@ impl SyncPolicy {
     pub fn of(filesystem: Option<&str>, kernel_release: &str) -> Self {
         match filesystem {
             None => Self::each_file("the type of the backing filesystem is unknown"),
-            Some(name) if !AT_ONCE.contains(&name) => Self::each_file(&format!(
+            Some(name) if !SYNCFS_IS_PROOF.contains(&name) => Self::each_file(&format!(
                 "syncfs on {name} does not prove that all is on disk"
             )),
             Some(_) if !reports_failed_writes(kernel_release) => Self::each_file(&format!(
                 "syncfs reports no failed writes before Linux {}.{}",
-                REPORTS_SINCE.0, REPORTS_SINCE.1
+                REPORTS_ERRORS_SINCE.0, REPORTS_ERRORS_SINCE.1
             )),
             Some(_) => Self::AtOnce,
         }
@@ -94,7 +94,7 @@ impl std::fmt::Display for SyncPolicy {
 fn reports_failed_writes(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
-    next().zip(next()) >= Some(REPORTS_SINCE)
+    next().zip(next()) >= Some(REPORTS_ERRORS_SINCE)
 }
 
 /// Makes every file and directory from `dir` on durable, one after the other. What is removed
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_to_be_right_is_synced_file_by_file() {
-        for name in AT_ONCE {
+        for name in SYNCFS_IS_PROOF {
             assert!(SyncPolicy::of(Some(name), "5.8.0").is_at_once(), "{name}");
             assert!(!SyncPolicy::of(Some(name), "5.7.19").is_at_once(), "{name}");
         }

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::contents::{Contents, PAGE_BYTES, Page, Room, end_of_range};
+use super::super::contents::{Contents, PAGE_BYTES, Page, SpaceBudget, end_of_range};
 use super::random::{Chance, Random};
 use super::{Effect, WriteUnit};
 
@@ -42,14 +42,14 @@ pub(super) struct FaultyContents {
 
 impl FaultyContents {
     /// An empty file, durably so (once its name is).
-    pub(super) fn new(room: Arc<Room>) -> Self {
-        Self::durable(Contents::new(room))
+    pub(super) fn new(budget: Arc<SpaceBudget>) -> Self {
+        Self::durable(Contents::new(budget))
     }
 
     /// A file whose every byte is on the disk.
     pub(super) fn durable(current: Contents) -> Self {
         Self {
-            durable: current.copy_into(Room::new(None)),
+            durable: current.copy_into(SpaceBudget::new(None)),
             current,
             histories: BTreeMap::new(),
             lengths: Vec::new(),
@@ -120,11 +120,11 @@ impl FaultyContents {
     /// The bytes that a power cut leaves.
     pub(super) fn survivor(
         &self,
-        room: Arc<Room>,
+        budget: Arc<SpaceBudget>,
         unit: WriteUnit,
         random: &mut Random,
     ) -> Contents {
-        let mut survivor = self.durable.copy_into(room);
+        let mut survivor = self.durable.copy_into(budget);
         let chance = random.chance();
         for (&index, history) in &self.histories {
             let durable = self.durable.page(index).cloned();

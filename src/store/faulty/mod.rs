@@ -50,7 +50,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::adopt;
-use super::contents::{Contents, Room};
+use super::contents::{Contents, SpaceBudget};
 use super::memory::{DIRECTORY_INFO, MemoryStore, file_info, space_of};
 use super::tree::{Change, Entry, FileNode, Tree};
 use super::{
@@ -100,21 +100,21 @@ struct State {
     tree: FaultyTree,
     names: NameJournal<Mutex<FaultyContents>>,
     faults: FaultPlan,
-    room: Arc<Room>,
-    /// Raised when the process or the machine ends; handles and locks belong to one life.
-    life: u64,
+    budget: Arc<SpaceBudget>,
+    /// Raised when the process or the machine ends; handles and locks belong to one process.
+    process_run: u64,
     /// The machine is off for good.
     off: bool,
 }
 
 impl State {
-    fn durable(tree: FaultyTree, room: Arc<Room>) -> Self {
+    fn durable(tree: FaultyTree, budget: Arc<SpaceBudget>) -> Self {
         Self {
             names: NameJournal::durable(&tree.directories),
             tree,
             faults: FaultPlan::default(),
-            room,
-            life: 0,
+            budget,
+            process_run: 0,
             off: false,
         }
     }
@@ -157,30 +157,30 @@ impl FaultyStore {
 
     /// An empty tree.
     pub fn with_options(options: FaultyOptions) -> Self {
-        let state = State::durable(Tree::new(), Room::new(options.capacity_bytes));
+        let state = State::durable(Tree::new(), SpaceBudget::new(options.capacity_bytes));
         Self::from_state(state, options.write_unit)
     }
 
     /// A copy of a memory store, all of it durable. The store's own limit is taken, not that of
     /// the options.
     pub fn from_memory(store: &MemoryStore, write_unit: WriteUnit) -> Self {
-        let room = Room::new(store.capacity_bytes());
+        let budget = SpaceBudget::new(store.capacity_bytes());
         let tree = store.copy_tree(|contents| {
             Mutex::new(FaultyContents::durable(
-                contents.copy_into(Arc::clone(&room)),
+                contents.copy_into(Arc::clone(&budget)),
             ))
         });
-        Self::from_state(State::durable(tree, room), write_unit)
+        Self::from_state(State::durable(tree, budget), write_unit)
     }
 
     /// A copy of what programs see now.
     pub fn to_memory(&self) -> MemoryStore {
         let state = self.0.state.lock();
-        let room = Room::new(state.room.limit_bytes());
+        let budget = SpaceBudget::new(state.budget.limit_bytes());
         let tree = Tree::copy(&state.tree.directories, |file: &Mutex<FaultyContents>| {
-            parking_lot::RwLock::new(file.lock().current().copy_into(Arc::clone(&room)))
+            parking_lot::RwLock::new(file.lock().current().copy_into(Arc::clone(&budget)))
         });
-        MemoryStore::from_parts(tree, room)
+        MemoryStore::from_parts(tree, budget)
     }
 
     fn from_state(state: State, write_unit: WriteUnit) -> Self {
@@ -271,13 +271,13 @@ impl FaultyStore {
     fn survivor_of(&self, state: &State, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let unit = self.0.write_unit;
-        let room = Room::new(state.room.limit_bytes());
+        let budget = SpaceBudget::new(state.budget.limit_bytes());
         let directories = state.names.survivor(&mut random);
         let tree = Tree::copy(&directories, |file: &Mutex<FaultyContents>| {
-            let bytes: Contents = file.lock().survivor(Arc::clone(&room), unit, &mut random);
+            let bytes: Contents = file.lock().survivor(Arc::clone(&budget), unit, &mut random);
             Mutex::new(FaultyContents::durable(bytes))
         });
-        let survivor = Self::from_state(State::durable(tree, room), unit);
+        let survivor = Self::from_state(State::durable(tree, budget), unit);
         if !self.sync_policy().is_at_once() {
             survivor.sync_each_file();
         }
@@ -292,16 +292,21 @@ impl FaultyStore {
         if state.off {
             return;
         }
-        state.life += 1;
+        state.process_run += 1;
         state.faults.resume();
         state.each_file(FileNode::unlock);
     }
 
     /// Lets a call in, or says why not.
-    fn begin(&self, life: Option<u64>, kind: CallKind, path: &StorePath) -> io::Result<Turn<'_>> {
+    fn begin(
+        &self,
+        process_run: Option<u64>,
+        kind: CallKind,
+        path: &StorePath,
+    ) -> io::Result<AdmittedCall<'_>> {
         self.0.stalls.pass(kind, path);
         let mut state = self.0.state.lock();
-        if life.is_some_and(|life| life != state.life) {
+        if process_run.is_some_and(|process_run| process_run != state.process_run) {
             return Err(os_error(Errno::EIO));
         }
         let (effect, report) = match state.faults.admit(kind, path) {
@@ -311,7 +316,7 @@ impl FaultyStore {
             Verdict::CutAfter => (Effect::Whole, Some(Errno::EIO)),
             Verdict::GiveUp(errno) => (Effect::GiveUp, Some(errno)),
         };
-        Ok(Turn {
+        Ok(AdmittedCall {
             state,
             effect,
             report,
@@ -330,14 +335,14 @@ enum Effect {
 }
 
 /// A call that was let in: it has the store to itself.
-struct Turn<'a> {
+struct AdmittedCall<'a> {
     state: MutexGuard<'a, State>,
     effect: Effect,
     /// What the caller is told in the end, whatever came of it.
     report: Option<Errno>,
 }
 
-impl Turn<'_> {
+impl AdmittedCall<'_> {
     fn run<T>(mut self, work: impl FnOnce(&mut State, Effect) -> io::Result<T>) -> io::Result<T> {
         let result = work(&mut self.state, self.effect);
         match self.report {
@@ -366,7 +371,7 @@ impl Store for FaultyStore {
         };
         self.begin(None, kind, path)?.run(|state, _| {
             let node = if mode == OpenMode::CreateNew {
-                let contents = FaultyContents::new(Arc::clone(&state.room));
+                let contents = FaultyContents::new(Arc::clone(&state.budget));
                 let (node, changes) = state.tree.create_file(path, Mutex::new(contents))?;
                 state.names.record(changes);
                 node
@@ -377,7 +382,7 @@ impl Store for FaultyStore {
                 store: self.clone(),
                 path: path.clone(),
                 node,
-                life: state.life,
+                process_run: state.process_run,
                 writable: mode != OpenMode::Read,
             });
             Ok(file)
@@ -472,7 +477,7 @@ impl Store for FaultyStore {
 
     fn space(&self) -> io::Result<SpaceInfo> {
         self.begin(None, CallKind::Space, &StorePath::root())?
-            .run(|state, _| Ok(space_of(&state.room)))
+            .run(|state, _| Ok(space_of(&state.budget)))
     }
 
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
@@ -484,7 +489,7 @@ impl Store for FaultyStore {
             let lock: Box<dyn StoreLock> = Box::new(FaultyLock {
                 store: self.clone(),
                 node,
-                life: state.life,
+                process_run: state.process_run,
             });
             Ok(lock)
         })
@@ -495,7 +500,7 @@ impl Store for FaultyStore {
 struct FaultyLock {
     store: FaultyStore,
     node: Arc<FaultyNode>,
-    life: u64,
+    process_run: u64,
 }
 
 impl StoreLock for FaultyLock {}
@@ -503,7 +508,7 @@ impl StoreLock for FaultyLock {}
 impl Drop for FaultyLock {
     fn drop(&mut self) {
         // A lock of a process that ended was freed then, and may be another's now.
-        if self.store.0.state.lock().life == self.life {
+        if self.store.0.state.lock().process_run == self.process_run {
             self.node.unlock();
         }
     }
@@ -513,7 +518,7 @@ struct FaultyFile {
     store: FaultyStore,
     path: StorePath,
     node: Arc<FaultyNode>,
-    life: u64,
+    process_run: u64,
     writable: bool,
 }
 
@@ -534,7 +539,7 @@ impl FaultyFile {
         work: impl FnOnce(&mut FaultyContents, Effect) -> io::Result<T>,
     ) -> io::Result<T> {
         self.store
-            .begin(Some(self.life), kind, &self.path)?
+            .begin(Some(self.process_run), kind, &self.path)?
             .run(|_, effect| work(&mut self.node.data.lock(), effect))
     }
 

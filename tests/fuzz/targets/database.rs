@@ -11,7 +11,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use bilayer::ids::{Ino, ViewId};
 use bilayer::meta::commit::BatchNumber;
 use bilayer::meta::keys::Table;
-use bilayer::meta::raw::{Visited, RawTables};
+use bilayer::meta::raw::{RawTables, Visited};
 use bilayer::meta::{Batch, Meta, MetaError, View};
 use bilayer::sealed::{META_PAYLOAD_BYTES, MetaFile, SealedError};
 use bilayer::store::memory::MemoryStore;
