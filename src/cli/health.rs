@@ -16,8 +16,8 @@ use std::time::Duration;
 use super::error::{CliError, ExitCode};
 use super::locate;
 use crate::fuse::mountinfo::MountInfo;
+use crate::sys::deadline::within_notifying;
 use crate::sys::location::Location;
-use crate::sys::patience::within_noting;
 use crate::sys::probe;
 
 /// What a dead daemon is called, wherever it is met.
@@ -98,7 +98,7 @@ pub(super) fn pulse(mount: &Location) -> Pulse {
         return Pulse::Alive;
     };
     let note = || eprintln!("bilayer: waiting for a mount to answer");
-    let asked = within_noting((NOTED, LIMIT), note, move || {
+    let asked = within_notifying((NOTED, LIMIT), note, move || {
         probe::statistics(mount.as_fd(), LIMIT)
     });
     match asked.flatten() {

@@ -22,9 +22,9 @@ use super::health::{self, Pulse};
 use super::paths::as_named;
 use super::proof::{self, DirectoryId, ProvenDaemon, VolumeDirectory};
 use crate::fuse::mountinfo::{self, MountInfo};
+use crate::sys::deadline::{within, within_notifying};
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
-use crate::sys::patience::{within, within_noting};
 use crate::sys::probe;
 
 /// How long a daemon may take to connect and prove itself.
@@ -113,7 +113,7 @@ pub(super) fn mount_at(location: &Location) -> io::Result<Option<MountInfo>> {
 /// There is nothing; or the way leads through a mount that is dead or does not answer.
 pub(super) fn open(path: &Path) -> Result<Location, CliError> {
     let doing = format!("cannot find {}", path.display());
-    if !probe::leads(path, LIMIT) {
+    if !probe::resolves(path, LIMIT) {
         let why = "a filesystem on the way does not answer";
         return Err(
             CliError::new(ExitCode::System, format!("{doing}: {why}")).with_hint(format!(
@@ -410,7 +410,7 @@ fn reach<T: Send + 'static>(
     then: impl FnOnce(ControlClient) -> Result<T, Obstacle> + Send + 'static,
 ) -> Option<T> {
     let note = || eprintln!("bilayer: waiting for a daemon of user {user} to answer");
-    let asked = within_noting((NOTED, LIMIT), note, move || {
+    let asked = within_notifying((NOTED, LIMIT), note, move || {
         let mut met = Vec::new();
         let connected = ControlClient::connect(address, user, &mut met);
         let reached =

@@ -119,7 +119,7 @@ pub fn mount(request: MountRequest, log: &Log) -> Result<(), CliError> {
 /// What the caller's session allows its commands is no measure for a daemon that outlives it.
 fn leave_session() {
     limits::raise_limits();
-    limits::normal_priority();
+    limits::restore_priority();
 }
 
 fn daemon(request: &MountRequest, log: &Log, readiness: &mut Readiness) -> Result<(), CliError> {

@@ -30,7 +30,7 @@ use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf
 use super::xts::{Aes256Xts, Block};
 use super::{TAG_BYTES, TagMismatch};
 use crate::ids::CryptoId;
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
 /// What carries the inner layer in every build.
 pub const IMPLEMENTATION: &str = "RustCrypto (aes, polyval; XTS mode of our own)";
@@ -66,7 +66,7 @@ impl CustomerKeys {
             crypto,
             segment,
         };
-        on_clean_stack(|| {
+        with_stack_wiped(|| {
             let mut material = Zeroizing::new([0; KEY_BYTES]);
             hkdf_sha256(
                 set.customer.expose(),

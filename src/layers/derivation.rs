@@ -38,7 +38,7 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 
 use crate::ids::{CryptoId, Epoch, KeySetId, PageIndex};
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
 /// The on-disk format all of this belongs to.
 pub const FORMAT: u16 = 1;
@@ -133,7 +133,7 @@ pub(crate) fn hkdf_sha256(
     info: &[u8],
     output: &mut [u8],
 ) -> Result<(), DerivationError> {
-    on_clean_stack(|| {
+    with_stack_wiped(|| {
         Hkdf::<Sha256>::new(None, input)
             .expand(info, output)
             .map_err(|_| DerivationError::Refused)

@@ -14,7 +14,7 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
 use super::infrastructure;
 use crate::ids::{CryptoId, Epoch, ExportId, KeySetId};
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
 /// Bytes of a MAC.
 pub const MAC_BYTES: usize = 32;
@@ -91,7 +91,7 @@ impl ExportKeys {
 }
 
 fn mac(key: &[u8], bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
-    on_clean_stack(|| {
+    with_stack_wiped(|| {
         let mut mac =
             <Hmac<Sha256> as KeyInit>::new_from_slice(key).map_err(|_| DerivationError::Refused)?;
         mac.update(bytes);

@@ -15,7 +15,7 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
 use super::infrastructure;
 use crate::ids::{CryptoId, Epoch, KeySetId};
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
 /// HMAC-SHA-256 of exactly `bytes` under the key derived from both DEKs of all sets, in the order
 /// in which the superblock lists them.
@@ -23,7 +23,7 @@ use crate::sys::wipe::on_clean_stack;
 /// # Errors
 /// When the keys cannot be derived.
 pub fn header_mac(sets: &[&KeySet], bytes: &[u8]) -> Result<[u8; 32], DerivationError> {
-    on_clean_stack(|| {
+    with_stack_wiped(|| {
         let key = joint_key(sets, Purpose::Header)?;
         let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice())
             .map_err(|_| DerivationError::Refused)?;

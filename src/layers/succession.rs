@@ -26,7 +26,7 @@ use super::dek::KeySet;
 use super::derivation::{DerivationError, Purpose};
 use super::header::joint_key;
 use crate::ids::{Epoch, IncarnationId, KeySetId, Sequence, VolumeId};
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
 /// First bytes of what is authenticated.
 const LABEL: &[u8; 24] = b"bilayer succession 1\0\0\0\0";
@@ -108,7 +108,7 @@ impl Succession {
         before: &VerificationKey,
         after: &VerificationKey,
     ) -> Result<[u8; 32], DerivationError> {
-        on_clean_stack(|| {
+        with_stack_wiped(|| {
             let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(before.expose())
                 .map_err(|_| DerivationError::Refused)?;
             hmac.update(&self.message(after));

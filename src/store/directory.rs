@@ -28,8 +28,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    Adopted, BallastKind, EntryInfo, EntryKind, HeldLock, OpenMode, Place, SpaceInfo, Store,
-    StoreFile, StoreLock, StorePath, SyncPolicy, adopt, is_component, os_error, sync,
+    Adopted, BallastKind, DirectoryIdentity, EntryInfo, EntryKind, HeldLock, OpenMode, SpaceInfo,
+    Store, StoreFile, StoreLock, StorePath, SyncPolicy, adopt, is_component, os_error, sync,
 };
 use crate::errno::Errno;
 use crate::sys::backing;
@@ -413,8 +413,8 @@ impl Store for DirectoryStore {
         })
     }
 
-    fn place(&self) -> io::Result<Option<Place>> {
-        Place::of(&*self.root, &self.path).map(Some)
+    fn directory_identity(&self) -> io::Result<Option<DirectoryIdentity>> {
+        DirectoryIdentity::of(&*self.root, &self.path).map(Some)
     }
 
     /// `flock(2)`: it belongs to the open file description, so that two opens in one process

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::errno::Errno;
 
-pub use crate::sys::place::{Place, has_lasting_inodes, may_be_untold};
+pub use crate::sys::directory_identity::{DirectoryIdentity, depends_on_kernel, has_stable_inodes};
 
 mod adopt;
 pub mod ballast;
@@ -285,7 +285,7 @@ pub trait Store: Send + Sync + Debug + Any {
     ///
     /// # Errors
     /// It is one, and where it is cannot be told.
-    fn place(&self) -> io::Result<Option<Place>> {
+    fn directory_identity(&self) -> io::Result<Option<DirectoryIdentity>> {
         Ok(None)
     }
 }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::{
-    Adopted, EntryInfo, EntryKind, OpenMode, Place, SpaceInfo, Store, StoreFile, StoreLock,
-    StorePath, SyncPolicy, os_error,
+    Adopted, DirectoryIdentity, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile,
+    StoreLock, StorePath, SyncPolicy, os_error,
 };
 use crate::errno::Errno;
 
@@ -73,8 +73,8 @@ impl Store for ReadOnlyStore {
         Err(refused())
     }
 
-    fn place(&self) -> io::Result<Option<Place>> {
-        self.0.place()
+    fn directory_identity(&self) -> io::Result<Option<DirectoryIdentity>> {
+        self.0.directory_identity()
     }
 
     fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {

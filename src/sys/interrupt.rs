@@ -4,7 +4,7 @@
 //!
 //! While a [`Watch`] lives, SIGINT, SIGQUIT, SIGTERM and SIGHUP are noted, and [`arrived`] says so.
 //! What is under way ends then with an error, so that everything is cleared as after any other
-//! failure, and at last the process ends by the very signal ([`end_as_asked`]), which is what its
+//! failure, and at last the process ends by the very signal ([`exit_by_signal`]), which is what its
 //! caller looks for. A second signal a second later ends it at once: whatever it waits for may
 //! never come.
 
@@ -162,7 +162,7 @@ pub fn wait_readable(from: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Ends the process by the signal that has come, if one has. Called when everything is cleared.
-pub fn end_as_asked() {
+pub fn exit_by_signal() {
     if let Some(signal) = arrived() {
         // SAFETY: plain numbers; no memory is passed.
         unsafe {

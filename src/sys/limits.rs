@@ -72,14 +72,14 @@ fn set_limit(resource: Resource, limit: &libc::rlimit) -> io::Result<()> {
 }
 
 /// A file that gets larger than `ulimit -f` allows is an error (EFBIG), not this process's end.
-pub fn outlive_large_files() {
+pub fn ignore_file_size_signal() {
     // SAFETY: to ignore a signal runs nothing.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Keeps a mask that was inherited from taking the owner's own rights from what is made: a volume
 /// that its owner cannot open again.
-pub fn keep_owners_rights() {
+pub fn keep_owner_mode_bits() {
     const OWNER: libc::mode_t = 0o700;
     // SAFETY: plain numbers. No other thread runs yet that could make a file in between.
     unsafe {
@@ -90,7 +90,7 @@ pub fn keep_owners_rights() {
 
 /// Takes back a priority that was lowered for the command that started this (nice(1)), where that is
 /// allowed: everybody who uses the mount would wait with it.
-pub fn normal_priority() {
+pub fn restore_priority() {
     // SAFETY: plain numbers; 0 means this process.
     let refused = unsafe {
         // -1 is a priority too; a lower number is a higher one, which is left.

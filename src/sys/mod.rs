@@ -6,7 +6,9 @@
 
 pub mod backing;
 pub mod clock;
+pub mod deadline;
 pub mod descriptors;
+pub mod directory_identity;
 pub mod files;
 pub mod identity;
 pub mod interrupt;
@@ -15,8 +17,6 @@ pub mod location;
 pub mod memory;
 pub mod mounts;
 pub mod owned;
-pub mod patience;
-pub mod place;
 pub mod probe;
 pub mod process;
 pub mod syslog;

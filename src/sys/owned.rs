@@ -19,8 +19,8 @@ const LOOK_UP: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 /// Whether nobody but root and this user decides what a name leads to: the directory that it is in
 /// is theirs and no others write to it, and nobody else can put another one in its place.
-pub fn is_ours(path: &Path) -> bool {
-    Parent::of(path).is_ok_and(|parent| parent.is_ours)
+pub fn is_controlled_by_us(path: &Path) -> bool {
+    Parent::of(path).is_ok_and(|parent| parent.is_controlled_by_us)
 }
 
 fn is_trusted(user: u32) -> bool {
@@ -36,8 +36,8 @@ fn refused(why: impl Into<String>) -> io::Error {
 struct Parent {
     dir: OwnedFd,
     name: OsString,
-    /// See [`is_ours`].
-    is_ours: bool,
+    /// See [`is_controlled_by_us`].
+    is_controlled_by_us: bool,
 }
 
 impl Parent {
@@ -50,11 +50,11 @@ impl Parent {
     fn of_target(self) -> io::Result<Self> {
         let target = rustix::fs::readlinkat(&self.dir, &self.name, Vec::new())?;
         let target = OsString::from_vec(target.into_bytes());
-        Self::walk(self.dir, self.is_ours, Path::new(&target))
+        Self::walk(self.dir, self.is_controlled_by_us, Path::new(&target))
     }
 
     /// Name by name, since every directory that a name is looked up in decides where that leads.
-    fn walk(mut dir: OwnedFd, mut is_ours: bool, path: &Path) -> io::Result<Self> {
+    fn walk(mut dir: OwnedFd, mut is_controlled_by_us: bool, path: &Path) -> io::Result<Self> {
         let Some(name) = path.file_name() else {
             return Err(io::ErrorKind::IsADirectory.into());
         };
@@ -62,7 +62,7 @@ impl Parent {
         push_steps(&mut steps, path.parent().unwrap_or(Path::new("")));
         let mut links = 0;
         while let Some(step) = steps.pop() {
-            is_ours &= is_way_ours(&rustix::fs::fstat(&dir)?);
+            is_controlled_by_us &= is_trusted_directory(&rustix::fs::fstat(&dir)?);
             match enter(&dir, &step)? {
                 Step::Directory(next) => dir = next,
                 Step::Link(target) => {
@@ -75,9 +75,13 @@ impl Parent {
             }
         }
         let found = rustix::fs::fstat(&dir)?;
-        is_ours &= is_trusted(found.st_uid) && found.st_mode & 0o022 == 0;
+        is_controlled_by_us &= is_trusted(found.st_uid) && found.st_mode & 0o022 == 0;
         let name = name.to_owned();
-        Ok(Self { dir, name, is_ours })
+        Ok(Self {
+            dir,
+            name,
+            is_controlled_by_us,
+        })
     }
 
     fn open(&self, flags: OFlags) -> rustix::io::Result<File> {
@@ -123,7 +127,7 @@ fn push_steps(steps: &mut Vec<OsString>, path: &Path) {
 
 /// Whether others can put nothing in the place of what root and this user have in a directory. In a
 /// sticky one that is so, and what they have added belongs to them.
-fn is_way_ours(dir: &Stat) -> bool {
+fn is_trusted_directory(dir: &Stat) -> bool {
     let is_sticky = dir.st_mode & libc::S_ISVTX != 0;
     is_trusted(dir.st_uid) && (dir.st_mode & 0o022 == 0 || is_sticky)
 }
@@ -136,7 +140,7 @@ fn is_way_ours(dir: &Stat) -> bool {
 /// What the operating system refuses; permission denied for what others may have put there.
 pub fn open_to_write(path: &Path) -> io::Result<File> {
     let parent = Parent::of(path)?;
-    let links = match parent.is_ours {
+    let links = match parent.is_controlled_by_us {
         // Left to the kernel: those of `/proc/self/fd` lead where no path does.
         true => OFlags::empty(),
         false => OFlags::NOFOLLOW,
@@ -172,7 +176,7 @@ pub fn open_link_to_append(path: &Path) -> io::Result<File> {
     for _ in 0..LINKS_MAX {
         match open_plain(&parent) {
             Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-                if !parent.is_ours {
+                if !parent.is_controlled_by_us {
                     return Err(refused(LINK_OF_OTHERS));
                 }
                 parent = parent.of_target()?;
@@ -201,7 +205,7 @@ fn open_plain(parent: &Parent) -> io::Result<File> {
         return Err(refused(NOT_PLAIN));
     }
     check_owner(&file)?;
-    if metadata.nlink() > 1 && !parent.is_ours {
+    if metadata.nlink() > 1 && !parent.is_controlled_by_us {
         return Err(refused(
             "it has other names, and others write to its directory",
         ));
@@ -249,10 +253,10 @@ mod tests {
         symlink("prize", &link).unwrap();
         let opens = [open_to_write, open_link_to_append];
         for open in opens {
-            assert!(is_ours(&link) && open(&link).is_ok());
+            assert!(is_controlled_by_us(&link) && open(&link).is_ok());
         }
         share(dir.path(), 0o1777);
-        assert!(!is_ours(&link));
+        assert!(!is_controlled_by_us(&link));
         for open in opens {
             let error = open(&link).unwrap_err();
             assert!(error.to_string().contains("symbolic link"), "{error}");
@@ -325,11 +329,11 @@ mod tests {
         let inner = dir.path().join("outer/inner");
         std::fs::create_dir_all(&inner).unwrap();
         let file = inner.join("file");
-        assert!(is_ours(&file));
+        assert!(is_controlled_by_us(&file));
         share(dir.path(), 0o1777);
-        assert!(is_ours(&file));
+        assert!(is_controlled_by_us(&file));
         share(dir.path(), 0o777);
-        assert!(!is_ours(&file));
+        assert!(!is_controlled_by_us(&file));
         share(dir.path(), 0o700);
         if effective_user() == 0 {
             symlink(&inner, dir.path().join("way")).unwrap();
@@ -339,7 +343,7 @@ mod tests {
             let error = open_to_append(&by_link).unwrap_err();
             assert!(error.to_string().contains("4711"), "{error}");
             chown(dir.path().join("outer"), Some(4711), None).unwrap();
-            assert!(!is_ours(&file));
+            assert!(!is_controlled_by_us(&file));
         }
     }
 

@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::patience::within;
+use super::deadline::within;
 
 /// Asks the filesystem of an open descriptor for its statistics; `None` when it does not answer
 /// within the time. A FUSE filesystem whose daemon is dead answers `ENOTCONN`.
@@ -47,7 +47,7 @@ pub fn statistics(of: BorrowedFd<'_>, limit: Duration) -> Option<io::Result<()>>
 
 /// Looks at a directory, or at the nearest one above it that there is, and reads the beginning of a
 /// plain file in it. True when all of that was answered within the time, whatever the answers were.
-pub fn answers(directory: &Path, file: &str, limit: Duration) -> bool {
+pub fn responds(directory: &Path, file: &str, limit: Duration) -> bool {
     let paths: Result<Vec<CString>, _> = directory
         .ancestors()
         .map(|path| CString::new(path.as_os_str().as_bytes()))
@@ -66,7 +66,7 @@ pub fn answers(directory: &Path, file: &str, limit: Duration) -> bool {
 }
 
 /// True when the way to a path was walked within the time, whatever came of it.
-pub fn leads(path: &Path, limit: Duration) -> bool {
+pub fn resolves(path: &Path, limit: Duration) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return true;
     };
@@ -167,10 +167,10 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         std::fs::write(top.path().join("file"), "text").unwrap();
         for path in [top.path(), &top.path().join("a/b"), Path::new("/")] {
-            assert!(answers(path, "file", LONG), "{}", path.display());
+            assert!(responds(path, "file", LONG), "{}", path.display());
         }
-        assert!(!answers(top.path(), "no\0file", LONG));
-        assert!(leads(top.path(), LONG) && leads(Path::new("no\0file"), LONG));
+        assert!(!responds(top.path(), "no\0file", LONG));
+        assert!(resolves(top.path(), LONG) && resolves(Path::new("no\0file"), LONG));
         let open = std::fs::File::open(top.path()).unwrap();
         statistics(open.as_fd(), LONG).unwrap().unwrap();
     }

@@ -99,7 +99,7 @@ impl SystemLog {
         let mut connection = self.connection.lock();
         let until = self.patience.map(|patience| Instant::now() + patience);
         let sent = self
-            .say_what_was_lost(&mut connection, until)
+            .report_lost_lines(&mut connection, until)
             .and_then(|()| self.send_on(&mut connection, until, severity, text));
         if sent.is_err() {
             connection.lost = connection.lost.saturating_add(1);
@@ -107,7 +107,7 @@ impl SystemLog {
         sent
     }
 
-    fn say_what_was_lost(
+    fn report_lost_lines(
         &self,
         connection: &mut Connection,
         until: Option<Instant>,

@@ -3,7 +3,7 @@
 //! A type that zeroises itself cannot reach the copies that its moves have left, nor what a cipher
 //! spills out of registers, nor the buffers that a library grows and frees. Two functions can:
 //!
-//! - [`on_clean_stack`] wipes the stack that its work used, and [`StackWipe`] the one that was used
+//! - [`with_stack_wiped`] wipes the stack that its work used, and [`StackWipe`] the one that was used
 //!   while it was there: once for a whole run of pages.
 //! - [`with_secrets`] does so to a greater depth, and has [`WipingAllocator`] zeroise whatever the
 //!   thread gives back meanwhile.
@@ -30,12 +30,12 @@ const KEY_WORK_BYTES: usize = 128 * 1024;
 thread_local! {
     /// What this thread gives back is zeroised first. Needs no destructor, so that it can be asked at
     /// any time of the thread.
-    static WIPES: Cell<bool> = const { Cell::new(false) };
+    static WIPING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `work` and wipes the 16 KiB of stack below the caller.
 #[inline]
-pub fn on_clean_stack<T>(work: impl FnOnce() -> T) -> T {
+pub fn with_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
     let result = run(work);
     wipe_stack_below::<PAGE_WORK_BYTES>();
     result
@@ -44,7 +44,7 @@ pub fn on_clean_stack<T>(work: impl FnOnce() -> T) -> T {
 /// Runs `work`, which needs little stack, and wipes the 2 KiB below the caller. For what is done with
 /// every page.
 #[inline]
-pub fn on_small_clean_stack<T>(work: impl FnOnce() -> T) -> T {
+pub fn with_small_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
     let result = run(work);
     wipe_stack_below::<CHACHA_WORK_BYTES>();
     result
@@ -65,8 +65,8 @@ impl Drop for StackWipe {
 /// Runs `work`, zeroises all memory that this thread gives back meanwhile, and wipes the 128 KiB of
 /// stack below the caller.
 pub fn with_secrets<T>(work: impl FnOnce() -> T) -> T {
-    let section = Section {
-        outer: WIPES.replace(true),
+    let section = WipingSection {
+        outer: WIPING.replace(true),
     };
     let result = run(work);
     wipe_stack_below::<KEY_WORK_BYTES>();
@@ -75,13 +75,13 @@ pub fn with_secrets<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Ends a section, in a panic too.
-struct Section {
+struct WipingSection {
     outer: bool,
 }
 
-impl Drop for Section {
+impl Drop for WipingSection {
     fn drop(&mut self) {
-        WIPES.set(self.outer);
+        WIPING.set(self.outer);
         if std::thread::panicking() {
             wipe_stack_below::<KEY_WORK_BYTES>();
         }
@@ -118,8 +118,8 @@ unsafe fn wipe(start: *mut u8, bytes: usize) {
 ///
 /// # Safety
 /// As for [`wipe`].
-unsafe fn give_up(start: *mut u8, bytes: usize) {
-    if WIPES.get() {
+unsafe fn wipe_if_enabled(start: *mut u8, bytes: usize) {
+    if WIPING.get() {
         // SAFETY: as the caller promises.
         unsafe { wipe(start, bytes) };
     }
@@ -145,13 +145,13 @@ unsafe impl GlobalAlloc for WipingAllocator {
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
         // SAFETY: the block is as long as its layout says, and its owner gives it up.
         unsafe {
-            give_up(start, layout.size());
+            wipe_if_enabled(start, layout.size());
             System.dealloc(start, layout);
         }
     }
 
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_bytes: usize) -> *mut u8 {
-        if !WIPES.get() {
+        if !WIPING.get() {
             // SAFETY: as the caller promises.
             return unsafe { System.realloc(start, layout, new_bytes) };
         }
@@ -197,8 +197,8 @@ mod tests {
     #[test]
     fn stacks_are_wiped() {
         assert!(left(leave_behind()) > 512, "otherwise this shows nothing");
-        assert_eq!(left(on_clean_stack(leave_behind)), 0);
-        assert_eq!(left(on_small_clean_stack(leave_behind)), 0);
+        assert_eq!(left(with_stack_wiped(leave_behind)), 0);
+        assert_eq!(left(with_small_stack_wiped(leave_behind)), 0);
         assert_eq!(left(with_secrets(leave_behind)), 0);
         let wipe = StackWipe;
         let address = leave_behind();
@@ -212,7 +212,7 @@ mod tests {
         let mut given_up = || {
             let start = block.as_mut_ptr();
             // SAFETY: the array, of which nobody needs what is in it.
-            unsafe { give_up(start, 64) };
+            unsafe { wipe_if_enabled(start, 64) };
             block
         };
         assert_eq!(given_up(), [0xA5; 64]);
@@ -224,12 +224,12 @@ mod tests {
             bytes
         });
         assert_eq!((grown[9], grown[10], grown.len()), (7, 8, 5010));
-        assert!(!WIPES.get());
+        assert!(!WIPING.get());
     }
 
     #[test]
     fn a_panic_ends_the_section() {
         let panicked = std::panic::catch_unwind(|| with_secrets(|| panic!("on purpose")));
-        assert!(panicked.is_err() && !WIPES.get());
+        assert!(panicked.is_err() && !WIPING.get());
     }
 }

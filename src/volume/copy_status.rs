@@ -28,8 +28,8 @@ use super::superblock::inspect;
 use crate::ids::VolumeId;
 use crate::keys::{RememberedDirectory, VolumeRecord};
 use crate::store::directory::DirectoryStore;
-use crate::store::{Place, has_lasting_inodes, may_be_untold};
-use crate::sys::patience::apart_within;
+use crate::store::{DirectoryIdentity, depends_on_kernel, has_stable_inodes};
+use crate::sys::deadline::isolated_within;
 use crate::sys::probe;
 
 /// How long the place that is remembered may take to be looked at.
@@ -59,7 +59,11 @@ pub enum CopyStatus {
 
 impl CopyStatus {
     /// Compares the directory that is opened with the one that is remembered.
-    pub(super) fn of(place: Option<&Place>, record: Option<&VolumeRecord>, id: VolumeId) -> Self {
+    pub(super) fn of(
+        place: Option<&DirectoryIdentity>,
+        record: Option<&VolumeRecord>,
+        id: VolumeId,
+    ) -> Self {
         let remembered = record.and_then(|record| record.directory.as_ref());
         match (place, remembered) {
             (Some(place), Some(remembered)) => compare(place, remembered, id),
@@ -114,7 +118,11 @@ enum AtOriginal {
     Nothing,
 }
 
-fn compare(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> CopyStatus {
+fn compare(
+    place: &DirectoryIdentity,
+    remembered: &RememberedDirectory,
+    id: VolumeId,
+) -> CopyStatus {
     let path = || remembered.path.clone();
     if place.path == remembered.path {
         // Another disk there, or another directory mounted over it, hides the volume.
@@ -130,10 +138,10 @@ fn compare(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Cop
         return CopyStatus::Own;
     }
     // The filesystem there may not answer: a network or a daemon that is gone.
-    let answers = probe::answers(&remembered.path, HEADER_NAME, PATIENCE);
+    let answers = probe::responds(&remembered.path, HEADER_NAME, PATIENCE);
     let looked = answers.then(|| {
         let (place, remembered) = (place.clone(), remembered.clone());
-        apart_within(PATIENCE, move || look(&place, &remembered, id))
+        isolated_within(PATIENCE, move || look(&place, &remembered, id))
     });
     looked.flatten().unwrap_or_else(|| {
         tracing::warn!(
@@ -145,7 +153,7 @@ fn compare(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Cop
 }
 
 /// Looks at the place that is remembered, which is another path than that of `place`.
-fn look(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> CopyStatus {
+fn look(place: &DirectoryIdentity, remembered: &RememberedDirectory, id: VolumeId) -> CopyStatus {
     let path = || remembered.path.clone();
     match at_original(place, remembered, id) {
         AtOriginal::Same => CopyStatus::Own,
@@ -160,8 +168,12 @@ fn look(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> CopySt
     }
 }
 
-fn at_original(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> AtOriginal {
-    match Place::at(&remembered.path) {
+fn at_original(
+    place: &DirectoryIdentity,
+    remembered: &RememberedDirectory,
+    id: VolumeId,
+) -> AtOriginal {
+    match DirectoryIdentity::at(&remembered.path) {
         Ok(found) if found.is_same_now(place) => return AtOriginal::Same,
         Ok(_) => {}
         // What cannot be looked at is not seen: that is told by `is_filesystem_visible`.
@@ -179,12 +191,12 @@ fn at_original(place: &Place, remembered: &RememberedDirectory, id: VolumeId) ->
 }
 
 /// True when the same path is known to lead to another filesystem, or to another part of it.
-fn is_elsewhere(place: &Place, remembered: &RememberedDirectory) -> bool {
+fn is_elsewhere(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> bool {
     match (&place.filesystem, &remembered.filesystem) {
         (Some(here), Some(there)) if here != there => true,
         // One without identity is another one, unless an older kernel does not tell it.
         (None, Some(one)) | (Some(one), None) => {
-            !may_be_untold(one) || place.inode != remembered.inode
+            !depends_on_kernel(one) || place.inode != remembered.inode
         }
         (Some(_), Some(_)) => matches!(
             (&place.inside, &remembered.inside),
@@ -195,8 +207,8 @@ fn is_elsewhere(place: &Place, remembered: &RememberedDirectory) -> bool {
 }
 
 /// True for the directory that is remembered, whatever its path is now.
-fn is_same_directory(place: &Place, remembered: &RememberedDirectory) -> bool {
-    let lasting = place.filesystem.as_deref().is_some_and(has_lasting_inodes);
+fn is_same_directory(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> bool {
+    let lasting = place.filesystem.as_deref().is_some_and(has_stable_inodes);
     lasting && place.filesystem == remembered.filesystem && place.inode == remembered.inode
 }
 
@@ -204,7 +216,7 @@ fn is_same_directory(place: &Place, remembered: &RememberedDirectory) -> bool {
 /// not hidden by a disk that is not mounted, or by one that is mounted over it.
 fn is_filesystem_visible(remembered: &RememberedDirectory) -> bool {
     for ancestor in remembered.path.ancestors() {
-        match Place::at(ancestor) {
+        match DirectoryIdentity::at(ancestor) {
             Ok(found) => return leads_to_same_path(&found, ancestor, remembered),
             Err(error) if is_absent(&error) => {}
             Err(_) => return false,
@@ -220,7 +232,11 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
-fn leads_to_same_path(found: &Place, ancestor: &Path, remembered: &RememberedDirectory) -> bool {
+fn leads_to_same_path(
+    found: &DirectoryIdentity,
+    ancestor: &Path,
+    remembered: &RememberedDirectory,
+) -> bool {
     let inside = remembered
         .path
         .strip_prefix(ancestor)
@@ -243,12 +259,12 @@ mod tests {
     const ID: VolumeId = VolumeId([7; 16]);
 
     fn remembered(path: &Path) -> RememberedDirectory {
-        RememberedDirectory::from(&Place::at(path).unwrap())
+        RememberedDirectory::from(&DirectoryIdentity::at(path).unwrap())
     }
 
-    fn make(path: &Path) -> Place {
+    fn make(path: &Path) -> DirectoryIdentity {
         fs::create_dir_all(path).unwrap();
-        Place::at(path).unwrap()
+        DirectoryIdentity::at(path).unwrap()
     }
 
     #[test]
@@ -259,7 +275,7 @@ mod tests {
         let own = remembered(&volume);
         assert_eq!(compare(&place, &own, ID), CopyStatus::Own);
         // The same path with another inode number, as a network filesystem may show it.
-        let other = Place {
+        let other = DirectoryIdentity {
             inode: place.inode + 1,
             ..place.clone()
         };
@@ -273,7 +289,7 @@ mod tests {
             (Some("ext4:00ff"), None, 0, false),
             (None, None, 1, true),
         ] {
-            let here = Place {
+            let here = DirectoryIdentity {
                 filesystem: one.map(str::to_owned),
                 inode: place.inode + inode,
                 ..place.clone()
@@ -300,7 +316,7 @@ mod tests {
         let moved = CopyStatus::Moved {
             from: own.path.clone(),
         };
-        let place = Place::at(&two).unwrap();
+        let place = DirectoryIdentity::at(&two).unwrap();
         assert_eq!(compare(&place, &own, ID), moved);
         // Something else is there now, which is no volume.
         make(&one);
@@ -363,7 +379,7 @@ mod tests {
         ));
         let network = |filesystem: Option<&str>| {
             let filesystem = filesystem.map(str::to_owned);
-            let place = Place {
+            let place = DirectoryIdentity {
                 filesystem: filesystem.clone(),
                 ..place.clone()
             };
@@ -382,7 +398,7 @@ mod tests {
     fn without_a_directory_there_are_no_copies() {
         let record = VolumeRecord::unknown(crate::ids::IncarnationId([1; 16]));
         assert_eq!(CopyStatus::of(None, Some(&record), ID), CopyStatus::Own);
-        let place = Place::at(Path::new("/")).unwrap();
+        let place = DirectoryIdentity::at(Path::new("/")).unwrap();
         assert_eq!(CopyStatus::of(Some(&place), None, ID), CopyStatus::Own);
         assert_eq!(
             CopyStatus::of(Some(&place), Some(&record), ID),

@@ -264,7 +264,7 @@ fn write_volume(
     // Sealed before the slow part, since it may break a rule.
     let (header, bytes) = VerifiedHeader::seal(contents, &fresh.keys)?;
     // The volume belongs to this location, even if the directory is moved while it is filled.
-    let place = store.place().map_err(location_error)?;
+    let place = store.directory_identity().map_err(location_error)?;
     fill(&fresh).map_err(VolumeError::Format)?;
     store
         .sync_dir(&StorePath::root())

@@ -26,12 +26,12 @@ use super::error::VolumeError;
 use crate::ids::VolumeId;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::{PlatformKeystore, RememberedDirectory, RememberedVolume, VolumeRecord};
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 use crate::sys::clock::coarse_time;
 
 /// The other volumes that the keystore remembers at the place of a volume.
 pub(super) struct RememberedHere<'a> {
-    place: Option<&'a Place>,
+    place: Option<&'a DirectoryIdentity>,
     path: Option<&'a Path>,
     others: Vec<RememberedVolume>,
     /// Those of each path that was named and leads to the place by a link.
@@ -43,7 +43,7 @@ impl<'a> RememberedHere<'a> {
     pub(super) fn of(
         keystore: &PlatformKeystore,
         volume: VolumeId,
-        place: Option<&'a Place>,
+        place: Option<&'a DirectoryIdentity>,
         path: Option<&'a Path>,
     ) -> Result<Self, KeyError> {
         let mut others = keystore.volumes_at(place, path)?;
@@ -128,7 +128,7 @@ pub(super) fn is_of_another(
     keystore: &PlatformKeystore,
     volume: VolumeId,
     record: &VolumeRecord,
-    place: &Place,
+    place: &DirectoryIdentity,
 ) -> Result<bool, KeyError> {
     let here = RememberedDirectory::from(place);
     let former = record.former.as_ref().map(|former| &former.directory);
@@ -143,7 +143,7 @@ pub(super) fn is_of_another(
 pub(super) fn next_written_time(
     keystore: &PlatformKeystore,
     volume: VolumeId,
-    place: Option<&Place>,
+    place: Option<&DirectoryIdentity>,
 ) -> Result<i64, KeyError> {
     Ok(RememberedHere::of(keystore, volume, place, None)?.now())
 }
@@ -174,11 +174,11 @@ pub fn refuse_vanished(keystore: &Path, path: &Path, named: &[PathBuf]) -> Resul
 }
 
 /// The place of a directory that may be missing: its disk may be mounted elsewhere than before.
-fn place_of(path: &Path) -> Option<Place> {
-    Place::at(path).ok().or_else(|| {
-        let parent = Place::at(path.parent()?).ok()?;
+fn place_of(path: &Path) -> Option<DirectoryIdentity> {
+    DirectoryIdentity::at(path).ok().or_else(|| {
+        let parent = DirectoryIdentity::at(path.parent()?).ok()?;
         let name = path.file_name()?;
-        Some(Place {
+        Some(DirectoryIdentity {
             path: parent.path.join(name),
             inside: parent.inside.as_ref().map(|inside| inside.join(name)),
             ..parent

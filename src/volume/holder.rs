@@ -8,7 +8,7 @@ use super::copy_status::PATIENCE;
 use super::error::VolumeError;
 use super::superblock::inspect;
 use crate::ids::VolumeId;
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 use crate::store::directory::DirectoryStore;
 use crate::sys::probe;
 
@@ -23,15 +23,15 @@ pub struct HolderDirectory {
 
 impl HolderDirectory {
     /// `opened_as` is what the holder says, `own` the directory that was to be opened.
-    pub(super) fn of(opened_as: PathBuf, id: VolumeId, own: &Place) -> Self {
+    pub(super) fn of(opened_as: PathBuf, id: VolumeId, own: &DirectoryIdentity) -> Self {
         // The filesystem there may not answer, and is not worth waiting for.
-        if !probe::answers(&opened_as, HEADER_NAME, PATIENCE) {
+        if !probe::responds(&opened_as, HEADER_NAME, PATIENCE) {
             return Self {
                 is_there: false,
                 opened_as,
             };
         }
-        let is_own = || Place::at(&opened_as).is_ok_and(|found| found.is_same_now(own));
+        let is_own = || DirectoryIdentity::at(&opened_as).is_ok_and(|found| found.is_same_now(own));
         let claimed = DirectoryStore::open(&opened_as)
             .ok()
             .and_then(|store| inspect(&store).ok());
@@ -55,7 +55,11 @@ impl fmt::Display for HolderDirectory {
 }
 
 /// The refusal of a volume that another process has open for writing.
-pub(super) fn writer_elsewhere(by: Option<PathBuf>, id: VolumeId, own: &Place) -> VolumeError {
+pub(super) fn writer_elsewhere(
+    by: Option<PathBuf>,
+    id: VolumeId,
+    own: &DirectoryIdentity,
+) -> VolumeError {
     let by = by.map(|path| HolderDirectory::of(path, id, own));
     VolumeError::WriterElsewhere { by }
 }

@@ -93,7 +93,7 @@ impl Volume {
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
         // It takes over this place, and none that the directory may be moved to meanwhile.
-        let place = self.store.place().map_err(location_error)?;
+        let place = self.store.directory_identity().map_err(location_error)?;
         self.unshare_objects()?;
         let written = next_written_time(&self.keystore, id, place.as_ref())?;
         let uri = self
@@ -162,7 +162,7 @@ impl Volume {
     }
 
     fn lock_identity(&self, id: VolumeId) -> Result<Option<WriterLock>, VolumeError> {
-        let Some(place) = self.store.place().map_err(location_error)? else {
+        let Some(place) = self.store.directory_identity().map_err(location_error)? else {
             return Ok(None);
         };
         match self.keystore.lock_writer(id, &place.path)? {

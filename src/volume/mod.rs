@@ -239,7 +239,7 @@ impl Volume {
         clean: bool,
     ) -> Result<(), KeyError> {
         // Where it cannot be told the old one stays: a wrong one would make a copy the volume.
-        let place = self.store.place().unwrap_or_else(|error| {
+        let place = self.store.directory_identity().unwrap_or_else(|error| {
             tracing::warn!(%error, "where the volume's directory is cannot be told now");
             None
         });

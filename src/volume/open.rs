@@ -30,7 +30,7 @@ use crate::keys::{
     KeyUri, KnownKeySet, PassphraseSource, PlatformKeystore, VolumeRecord, WriterLock, WriterLocked,
 };
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet, fingerprint};
-use crate::store::{Place, Store};
+use crate::store::{DirectoryIdentity, Store};
 
 /// Opens a volume: takes the lock, gives files shared with a copy (`cp -al`) copies of their own,
 /// unwraps the keys, authenticates the superblock, and remembers the customer key where none is
@@ -102,7 +102,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     let customer = customer.map(|key| key.public_half());
     let header = unverified.verify(&keys)?;
     let ancestry = check_ancestry(&header, &keys, options, (&keystore, record.as_ref()))?;
-    let place = match store.place() {
+    let place = match store.directory_identity() {
         // What is only looked at need be nowhere.
         Err(error) if options.read_only => {
             tracing::warn!(%error, "where the volume's directory is cannot be told");
@@ -211,7 +211,7 @@ pub(super) fn location_error(error: std::io::Error) -> VolumeError {
 fn claim_writer(
     keystore: &PlatformKeystore,
     header: &VerifiedHeader,
-    place: Option<&Place>,
+    place: Option<&DirectoryIdentity>,
     record: Option<VolumeRecord>,
     options: &OpenOptions,
 ) -> Result<(CopyStatus, Option<WriterLock>, Option<VolumeRecord>), VolumeError> {
@@ -548,7 +548,7 @@ fn is_public_half(uri: &str) -> bool {
 fn write_record(
     keystore: &PlatformKeystore,
     id: VolumeId,
-    (place, now): (Option<&Place>, i64),
+    (place, now): (Option<&DirectoryIdentity>, i64),
     (record, mut next): (Option<&VolumeRecord>, VolumeRecord),
     options: &OpenOptions,
 ) -> Result<VolumeRecord, VolumeError> {

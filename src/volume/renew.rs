@@ -101,7 +101,7 @@ impl Volume {
         // Sealed before the long part, since it may break a rule.
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
-        let place = self.store.place().map_err(location_error)?;
+        let place = self.store.directory_identity().map_err(location_error)?;
         let announced = VolumeRecord {
             pending_incarnation: Some(incarnation),
             ..remembered

@@ -134,7 +134,7 @@ fn rescue_unaudited(
                 ancestry,
             }) => {
                 warn_of_another(&keystore, &*store, &header, record.as_ref(), options);
-                let place = store.place().unwrap_or_else(|error| {
+                let place = store.directory_identity().unwrap_or_else(|error| {
                     tracing::warn!(%error, "where the volume's directory is cannot be told");
                     None
                 });
@@ -168,7 +168,7 @@ fn warn_of_another(
     record: Option<&VolumeRecord>,
     options: &OpenOptions,
 ) {
-    let place = store.place().ok().flatten();
+    let place = store.directory_identity().ok().flatten();
     let path = options.path.as_deref();
     let id = header.volume_id();
     let remembered_here = RememberedHere::of(keystore, id, place.as_ref(), path)

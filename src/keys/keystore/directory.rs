@@ -5,7 +5,7 @@
 //! "former": {"directory": {…}, "written": SECONDS | null}
 //! ```
 //! `path` is the absolute path without symbolic links, `inside` the same within its filesystem, both
-//! as bytes in hexadecimal digits. `filesystem` is what [`crate::store::Place`] gives, and says
+//! as bytes in hexadecimal digits. `filesystem` is what [`crate::store::DirectoryIdentity`] gives, and says
 //! together with `inode` which directory it is, whatever is mounted where.
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::encoding::hex_bytes;
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 
 /// Longest path (`PATH_MAX` is 4096) and longest identity of a filesystem, in bytes.
 const PATH_BYTES_MAX: usize = 8192;
@@ -47,7 +47,7 @@ impl RememberedDirectory {
     /// True where this is that place: the same path, or the same path within the same filesystem,
     /// wherever that is mounted now. Inode numbers are reused, so they say nothing of a directory
     /// that may have been replaced.
-    pub fn names(&self, place: &Place) -> bool {
+    pub fn names(&self, place: &DirectoryIdentity) -> bool {
         let same_part = self.filesystem.is_some()
             && self.filesystem == place.filesystem
             && self.inside.is_some()
@@ -56,8 +56,8 @@ impl RememberedDirectory {
     }
 }
 
-impl From<&Place> for RememberedDirectory {
-    fn from(place: &Place) -> Self {
+impl From<&DirectoryIdentity> for RememberedDirectory {
+    fn from(place: &DirectoryIdentity) -> Self {
         Self {
             path: place.path.clone(),
             inode: place.inode,

@@ -31,7 +31,7 @@ use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecor
 use crate::audit::Record;
 use crate::ids::VolumeId;
 use crate::layers::{CustomerDek, InfrastructureDek};
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 use crate::sys::identity::{effective_user, home_of, real_user};
 use crate::sys::wipe::with_secrets;
 
@@ -162,7 +162,7 @@ impl PlatformKeystore {
     /// When the records cannot be listed.
     pub fn volumes_at(
         &self,
-        place: Option<&Place>,
+        place: Option<&DirectoryIdentity>,
         path: Option<&Path>,
     ) -> Result<Vec<RememberedVolume>, KeyError> {
         with_secrets(|| neighbours::find(&self.directory, place, path))

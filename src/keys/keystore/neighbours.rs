@@ -9,7 +9,7 @@ use super::directory::{RememberedDirectory, digits_of};
 use super::{files, record};
 use crate::ids::VolumeId;
 use crate::keys::error::KeyError;
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 
 /// A volume that is remembered at a place.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,7 +25,7 @@ pub struct RememberedVolume {
 /// The volumes whose record names the place, or a path that leads there.
 pub(super) fn find(
     keystore: &Path,
-    place: Option<&Place>,
+    place: Option<&DirectoryIdentity>,
     path: Option<&Path>,
 ) -> Result<Vec<RememberedVolume>, KeyError> {
     let paths = [

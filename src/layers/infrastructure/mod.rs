@@ -20,7 +20,7 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment};
 use super::{TAG_BYTES, TagMismatch};
 use crate::ids::CryptoId;
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
 /// What carries the outer layer in this build.
 pub const IMPLEMENTATION: &str = chosen::IMPLEMENTATION;
@@ -57,7 +57,7 @@ impl InfrastructureKeys {
             crypto,
             segment,
         };
-        on_clean_stack(|| {
+        with_stack_wiped(|| {
             let mut key = Zeroizing::new([0; 32]);
             hkdf_sha256(
                 set.infrastructure.expose(),

@@ -7,7 +7,7 @@
 //! of Linux 6.9). Network filesystems have neither; of those it is the type and the source of the
 //! mount, which says where a file is and nothing about inode numbers.
 //!
-//! A thread may have descriptors of its own ([`super::patience`]), which `/proc/thread-self` shows.
+//! A thread may have descriptors of its own ([`super::deadline`]), which `/proc/thread-self` shows.
 //!
 //! Sources: proc(5) `mountinfo` and `fdinfo`, statvfs(3), Linux `include/uapi/linux/fs.h`.
 
@@ -28,7 +28,7 @@ const NAMED_BY_DEVICE: [&str; 7] = ["xfs", "f2fs", "vfat", "exfat", "ntfs3", "bc
 
 /// A directory: where it is, and what it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct DirectoryIdentity {
     /// Absolute path without symbolic links.
     pub path: PathBuf,
     /// `st_dev`, good until the next reboot.
@@ -41,7 +41,7 @@ pub struct Place {
     pub inside: Option<PathBuf>,
 }
 
-impl Place {
+impl DirectoryIdentity {
     /// The place of an open directory; `typed` is the path that it was opened by.
     ///
     /// # Errors
@@ -83,12 +83,12 @@ impl Place {
 }
 
 /// True where inode numbers of that filesystem last.
-pub fn has_lasting_inodes(filesystem: &str) -> bool {
+pub fn has_stable_inodes(filesystem: &str) -> bool {
     !filesystem.starts_with(SOURCE)
 }
 
 /// True where not every kernel tells that identity.
-pub fn may_be_untold(filesystem: &str) -> bool {
+pub fn depends_on_kernel(filesystem: &str) -> bool {
     let kind = filesystem.split(':').next().unwrap_or_default();
     NAMED_BY_DEVICE.contains(&kind)
 }
@@ -261,9 +261,9 @@ mod tests {
         let (one, two) = (top.path().join("one"), top.path().join("two"));
         fs::create_dir(&one).unwrap();
         let open = File::open(&one).unwrap();
-        let before = Place::of(&open, &one).unwrap();
+        let before = DirectoryIdentity::of(&open, &one).unwrap();
         assert_eq!(before.path, fs::canonicalize(&one).unwrap());
-        assert_eq!(before, Place::at(&one).unwrap());
+        assert_eq!(before, DirectoryIdentity::at(&one).unwrap());
         let inside = before.inside.clone().unwrap();
         assert!(
             inside.is_absolute() && inside.ends_with("one"),
@@ -271,13 +271,13 @@ mod tests {
         );
         fs::rename(&one, &two).unwrap();
         // The descriptor stands for the same directory under its new name.
-        let after = Place::of(&open, &one).unwrap();
+        let after = DirectoryIdentity::of(&open, &one).unwrap();
         assert_eq!(after.path, fs::canonicalize(&two).unwrap());
         assert!(after.is_same_now(&before) && after.filesystem == before.filesystem);
         assert_ne!(after.inside, before.inside);
         fs::create_dir(&one).unwrap();
-        assert!(!Place::at(&one).unwrap().is_same_now(&after));
-        assert!(Place::at(&top.path().join("none")).is_err());
+        assert!(!DirectoryIdentity::at(&one).unwrap().is_same_now(&after));
+        assert!(DirectoryIdentity::at(&top.path().join("none")).is_err());
     }
 
     #[test]
@@ -298,12 +298,12 @@ mod tests {
 
     #[test]
     fn only_real_identities_make_inode_numbers_last() {
-        assert!(has_lasting_inodes("ext4:7412d06e42551866"));
-        assert!(!has_lasting_inodes("source:nfs4:host:/x"));
+        assert!(has_stable_inodes("ext4:7412d06e42551866"));
+        assert!(!has_stable_inodes("source:nfs4:host:/x"));
         for source in ["host:/x", "user@host:/x", "[fe80::1]:/x", "//host/share"] {
             assert!(names_a_server(source), "{source}");
         }
-        assert!(may_be_untold("xfs:00ff") && !may_be_untold("ext4:7412d06e42551866"));
+        assert!(depends_on_kernel("xfs:00ff") && !depends_on_kernel("ext4:7412d06e42551866"));
         for source in ["/dev/sdb1", "/srv/volume", "proc", ":x", "/a:b", ""] {
             assert!(!names_a_server(source), "{source}");
         }
@@ -317,7 +317,7 @@ mod tests {
         fs::create_dir(&other).unwrap();
         let open = File::open(&gone).unwrap();
         fs::remove_dir(&gone).unwrap();
-        assert!(Place::of(&open, &gone).is_err());
-        assert!(Place::of(&open, &other).is_err());
+        assert!(DirectoryIdentity::of(&open, &gone).is_err());
+        assert!(DirectoryIdentity::of(&open, &other).is_err());
     }
 }

@@ -13,11 +13,11 @@ pub fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    within_noting((limit, limit), || {}, work)
+    within_notifying((limit, limit), || {}, work)
 }
 
 /// Runs work as [`within`] does, and calls `note` once when it takes longer than `after`.
-pub fn within_noting<T: Send + 'static>(
+pub fn within_notifying<T: Send + 'static>(
     (after, limit): (Duration, Duration),
     note: impl FnOnce(),
     work: impl FnOnce() -> T + Send + 'static,
@@ -45,7 +45,7 @@ pub fn within_noting<T: Send + 'static>(
 /// Runs work that uses none of this process's descriptors, so that a thread that is left behind
 /// keeps no lock and no file of them open. Paths in `/proc/self/fd` do not lead to the descriptors
 /// that it opens; those in `/proc/thread-self/fd` do.
-pub fn apart_within<T: Send + 'static>(
+pub fn isolated_within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
@@ -78,7 +78,7 @@ mod tests {
     fn a_thread_apart_has_no_descriptors() {
         let file = tempfile::tempfile().unwrap();
         let open = || std::fs::read_dir("/proc/thread-self/fd").map(Iterator::count);
-        let apart = apart_within(LONG, open).unwrap().unwrap();
+        let apart = isolated_within(LONG, open).unwrap().unwrap();
         // That of the directory that it lists.
         assert_eq!(apart, 1);
         assert!(open().unwrap() > 3);
