@@ -13,14 +13,14 @@
 //! | `path` | the volume's directory, or null |
 //! | `mount_point` | where it is mounted, or null |
 //! | `uid`, `pid` | who asked; null where the kernel does not say |
-//! | `sudo_uid` | who called sudo, where the asker is root by way of it |
+//! | `sudo_uid` | who called sudo, where the requester is root by way of it |
 //! | `version` | of this program |
 //!
 //! and what belongs to the action. Nothing of it is ever a secret.
 //!
 //! Where a record is made, volume and details are known; the rest comes from around it. A process
 //! that starts says who called it and which volume it is about ([`start`], [`set_volume`],
-//! [`set_mount_point`]); whoever serves a request says for the time of it who asked ([`asked_by`]),
+//! [`set_mount_point`]); whoever serves a request says for the time of it who asked ([`requested_by`]),
 //! and which other volume it is about ([`about`]). Those two count for one thread: work that is
 //! handed to another one takes [`Context::here`] along.
 
@@ -52,13 +52,13 @@ thread_local! {
 
 /// Whoever had something done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Asker {
+pub struct Requester {
     uid: Option<u32>,
     pid: Option<u32>,
     sudo_uid: Option<u32>,
 }
 
-impl Asker {
+impl Requester {
     /// Somebody whom the kernel does not tell.
     pub const UNKNOWN: Self = Self {
         uid: None,
@@ -89,21 +89,21 @@ impl Asker {
 /// What a record takes from around it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Context {
-    asker: Option<Asker>,
-    place: Option<Place>,
+    requester: Option<Requester>,
+    paths: Option<VolumePaths>,
 }
 
 /// Where a volume is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Place {
+struct VolumePaths {
     path: PathBuf,
     mount_point: Option<PathBuf>,
 }
 
 impl Context {
     const EMPTY: Self = Self {
-        asker: None,
-        place: None,
+        requester: None,
+        paths: None,
     };
 
     /// That of this thread, for another one.
@@ -123,8 +123,8 @@ impl Context {
     fn completed(self) -> Self {
         let process = PROCESS.read();
         Self {
-            asker: self.asker.or(process.asker),
-            place: self.place.or_else(|| process.place.clone()),
+            requester: self.requester.or(process.requester),
+            paths: self.paths.or_else(|| process.paths.clone()),
         }
     }
 }
@@ -143,11 +143,11 @@ impl Drop for Scope {
     }
 }
 
-/// Begins: records go to `destination`, and are of what `asker` asked for. Where that is the
-/// system's log, those that it does not take go to `spare`. Before this, records are dropped.
-pub fn start(destination: Destination, spare: Destination, asker: Asker) {
-    PROCESS.write().asker = Some(asker);
-    sink::start(destination, spare);
+/// Begins: records go to `destination`, and are of what `requester` asked for. Where that is the
+/// system's log, those that it does not take go to `fallback`. Before this, records are dropped.
+pub fn start(destination: Destination, fallback: Destination, requester: Requester) {
+    PROCESS.write().requester = Some(requester);
+    sink::start(destination, fallback);
 }
 
 /// The file that records go to; `None` before [`start`], and where they go elsewhere.
@@ -157,7 +157,7 @@ pub fn file() -> Option<PathBuf> {
 
 /// From now on this process is about the volume in that directory.
 pub fn set_volume(path: &Path) {
-    PROCESS.write().place = Some(Place {
+    PROCESS.write().paths = Some(VolumePaths {
         path: path.to_path_buf(),
         mount_point: None,
     });
@@ -166,13 +166,13 @@ pub fn set_volume(path: &Path) {
 /// The volume of this process is, or is to be, mounted there.
 pub fn set_mount_point(dir: &Path) {
     let mut process = PROCESS.write();
-    process.place.get_or_insert_default().mount_point = Some(dir.to_path_buf());
+    process.paths.get_or_insert_default().mount_point = Some(dir.to_path_buf());
 }
 
-/// What this thread does until the scope ends was asked for by `asker`.
-pub fn asked_by(asker: Asker) -> Scope {
+/// What this thread does until the scope ends was asked for by `requester`.
+pub fn requested_by(requester: Requester) -> Scope {
     Context {
-        asker: Some(asker),
+        requester: Some(requester),
         ..Context::here()
     }
     .enter()
@@ -180,13 +180,13 @@ pub fn asked_by(asker: Asker) -> Scope {
 
 /// What this thread does until the scope ends is about the volume in that directory, which is not
 /// mounted.
-pub fn about(path: &Path) -> Scope {
-    let place = Place {
+pub fn for_volume(path: &Path) -> Scope {
+    let paths = VolumePaths {
         path: path.to_path_buf(),
         mount_point: None,
     };
     Context {
-        place: Some(place),
+        paths: Some(paths),
         ..Context::here()
     }
     .enter()
@@ -195,12 +195,12 @@ pub fn about(path: &Path) -> Scope {
 /// Until this is dropped a record that says what another one has said is not written again.
 #[must_use = "it ends when it is dropped"]
 #[derive(Debug)]
-pub struct Once {
+pub struct Deduplication {
     before: Option<Vec<(&'static str, Record)>>,
     not_send: PhantomData<*const ()>,
 }
 
-impl Drop for Once {
+impl Drop for Deduplication {
     fn drop(&mut self) {
         WRITTEN.set(self.before.take());
     }
@@ -208,8 +208,8 @@ impl Drop for Once {
 
 /// What this thread does until the scope ends may be done in several attempts: each record of it is
 /// written once.
-pub fn in_attempts() -> Once {
-    Once {
+pub fn deduplicate() -> Deduplication {
+    Deduplication {
         before: WRITTEN.replace(Some(Vec::new())),
         not_send: PhantomData,
     }
@@ -311,10 +311,10 @@ impl Record {
     }
 
     fn line(&self, outcome: &'static str, context: Context) -> Vec<u8> {
-        let asker = context.asker.unwrap_or(Asker::UNKNOWN);
+        let requester = context.requester.unwrap_or(Requester::UNKNOWN);
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let (path, mount_point) = context.place.map_or((None, None), |place| {
-            (Some(text(place.path)), place.mount_point.map(text))
+        let (path, mount_point) = context.paths.map_or((None, None), |paths| {
+            (Some(text(paths.path)), paths.mount_point.map(text))
         });
         let line = Line {
             time: jiff::Timestamp::now()
@@ -325,9 +325,9 @@ impl Record {
             volume: self.volume.map(|volume| volume.to_string()),
             path,
             mount_point,
-            uid: asker.uid,
-            pid: asker.pid,
-            sudo_uid: asker.sudo_uid,
+            uid: requester.uid,
+            pid: requester.pid,
+            sudo_uid: requester.sudo_uid,
             version: env!("CARGO_PKG_VERSION"),
             details: &self.details,
         };
@@ -379,7 +379,7 @@ mod tests {
     fn several_attempts_leave_each_record_once() {
         let record = |epoch: u64| Record::new("unwrap").with("epoch", epoch);
         assert!(!record(1).is_repeated(DONE) && !record(1).is_repeated(DONE));
-        let once = in_attempts();
+        let once = deduplicate();
         assert!(!record(1).is_repeated(DONE) && record(1).is_repeated(DONE));
         assert!(!record(2).is_repeated(DONE) && !record(1).is_repeated(REFUSED));
         drop(once);
@@ -399,10 +399,10 @@ mod tests {
         let nothing = (Value::Null, Value::Null, Value::Null);
         assert_eq!(context(), nothing);
         {
-            let _asked = asked_by(Asker::process(7, 8));
+            let _asked = requested_by(Requester::process(7, 8));
             let both = (7.into(), 8.into(), "/v".into());
             {
-                let _about = about(Path::new("/v"));
+                let _about = for_volume(Path::new("/v"));
                 assert_eq!(context(), both);
                 let here = Context::here();
                 std::thread::scope(|scope| {
@@ -414,7 +414,7 @@ mod tests {
                 });
             }
             assert_eq!(context(), (7.into(), 8.into(), Value::Null));
-            let _other = asked_by(Asker::process(9, 0));
+            let _other = requested_by(Requester::process(9, 0));
             assert_eq!(context(), (9.into(), Value::Null, Value::Null));
         }
         assert_eq!(context(), nothing);

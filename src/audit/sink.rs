@@ -58,20 +58,20 @@ impl Destination {
 struct Sink {
     destination: Destination,
     /// Instead of the system's log, where that was asked for and takes nothing.
-    spare: Option<Destination>,
+    fallback: Option<Destination>,
     system: SystemLog,
     /// The file could not be written, and that was said.
     is_failing: AtomicBool,
     /// The system's log did not take it, and that was said.
-    is_unheard: AtomicBool,
+    is_system_log_failing: AtomicBool,
 }
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
-pub(super) fn start(destination: Destination, spare: Destination) {
+pub(super) fn start(destination: Destination, fallback: Destination) {
     let system = SystemLog::new(Facility::Auth).patient(PATIENCE);
     let mut sink = Sink::new(destination, system);
-    sink.spare = Some(spare);
+    sink.fallback = Some(fallback);
     *SINK.write() = Some(sink);
 }
 
@@ -87,7 +87,7 @@ pub(super) fn file() -> Option<PathBuf> {
 pub(super) fn write(line: &[u8], is_refusal: bool) {
     if let Some(sink) = &*SINK.read() {
         match is_refusal && sink.has_no_state() {
-            true => sink.mention(line),
+            true => sink.send_to_system_log(line),
             false => sink.write(line, &mut io::stderr()),
         }
     }
@@ -97,10 +97,10 @@ impl Sink {
     fn new(destination: Destination, system: SystemLog) -> Self {
         Self {
             destination,
-            spare: None,
+            fallback: None,
             system,
             is_failing: AtomicBool::new(false),
-            is_unheard: AtomicBool::new(false),
+            is_system_log_failing: AtomicBool::new(false),
         }
     }
 
@@ -114,7 +114,7 @@ impl Sink {
     }
 
     /// Sends a line to the system's log, if there is one.
-    fn mention(&self, line: &[u8]) {
+    fn send_to_system_log(&self, line: &[u8]) {
         let _ = self.system.send(Severity::Notice, line);
     }
 
@@ -132,9 +132,9 @@ impl Sink {
             }
         }
         match self.system.send(Severity::Notice, line) {
-            Ok(()) => self.is_unheard.store(false, Ordering::Relaxed),
+            Ok(()) => self.is_system_log_failing.store(false, Ordering::Relaxed),
             Err(error) if self.destination == Destination::SystemLog => {
-                self.write_unheard(line, &error, last_resort);
+                self.write_without_system_log(line, &error, last_resort);
             }
             // There is no place left to report that nobody takes it.
             Err(_) => drop(last_resort.write_all(line)),
@@ -142,10 +142,15 @@ impl Sink {
     }
 
     /// Writes what was to go to the system's log, which did not take it.
-    fn write_unheard(&self, line: &[u8], error: &io::Error, last_resort: &mut dyn Write) {
-        let spare = self.spare.as_ref();
-        let spare = spare.and_then(|spare| Some((spare, spare.path()?)));
-        let kept = spare.filter(|(spare, path)| append(spare, path, line).is_ok());
+    fn write_without_system_log(
+        &self,
+        line: &[u8],
+        error: &io::Error,
+        last_resort: &mut dyn Write,
+    ) {
+        let fallback = self.fallback.as_ref();
+        let fallback = fallback.and_then(|fallback| Some((fallback, fallback.path()?)));
+        let kept = fallback.filter(|(fallback, path)| append(fallback, path, line).is_ok());
         let goes_to = match &kept {
             Some((_, path)) => path.display().to_string(),
             None => "standard error".to_owned(),
@@ -153,7 +158,7 @@ impl Sink {
         if kept.is_none() {
             let _ = last_resort.write_all(line);
         }
-        if !self.is_unheard.swap(true, Ordering::Relaxed) {
+        if !self.is_system_log_failing.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 %error,
                 "the system's log does not take the audit: it goes to {goes_to}"
@@ -217,12 +222,12 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixDatagram;
 
-    struct Place {
+    struct Setup {
         dir: tempfile::TempDir,
         sink: Sink,
     }
 
-    impl Place {
+    impl Setup {
         fn new(name: &str) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let system = SystemLog::at(&dir.path().join("log"), Facility::Auth);
@@ -241,15 +246,15 @@ mod tests {
 
     #[test]
     fn a_file_that_was_renamed_or_removed_is_made_anew() {
-        let place = Place::new("audit");
-        let write = |line: &[u8]| place.sink.write(line, &mut io::sink());
+        let setup = Setup::new("audit");
+        let write = |line: &[u8]| setup.sink.write(line, &mut io::sink());
         write(b"one\n");
-        std::fs::rename(place.path("audit"), place.path("audit.1")).unwrap();
+        std::fs::rename(setup.path("audit"), setup.path("audit.1")).unwrap();
         write(b"two\n");
-        std::fs::remove_file(place.path("audit")).unwrap();
+        std::fs::remove_file(setup.path("audit")).unwrap();
         write(b"three\n");
         assert_eq!(
-            (place.read("audit.1"), place.read("audit")),
+            (setup.read("audit.1"), setup.read("audit")),
             ("one\n".into(), "three\n".into())
         );
     }
@@ -257,23 +262,23 @@ mod tests {
     /// Whoever tore it is another process, or one that is no more.
     #[test]
     fn a_record_after_a_torn_one_begins_a_line() {
-        let place = Place::new("audit");
+        let setup = Setup::new("audit");
         for (before, after) in [("", ""), ("one\n", "one\n"), ("one\ntw", "one\ntw\n")] {
-            std::fs::write(place.path("audit"), before).unwrap();
-            place.sink.write(b"new\n", &mut io::sink());
-            place.sink.write(b"newer\n", &mut io::sink());
-            assert_eq!(place.read("audit"), format!("{after}new\nnewer\n"));
+            std::fs::write(setup.path("audit"), before).unwrap();
+            setup.sink.write(b"new\n", &mut io::sink());
+            setup.sink.write(b"newer\n", &mut io::sink());
+            assert_eq!(setup.read("audit"), format!("{after}new\nnewer\n"));
         }
     }
 
     #[test]
     fn what_the_file_does_not_take_goes_elsewhere() {
-        let place = Place::new("missing/audit");
+        let setup = Setup::new("missing/audit");
         let mut errors = Vec::new();
-        place.sink.write(b"one\n", &mut errors);
+        setup.sink.write(b"one\n", &mut errors);
         assert_eq!(errors, b"one\n");
-        let log = UnixDatagram::bind(place.path("log")).unwrap();
-        place.sink.write(b"two\n", &mut errors);
+        let log = UnixDatagram::bind(setup.path("log")).unwrap();
+        setup.sink.write(b"two\n", &mut errors);
         assert_eq!(errors, b"one\n");
         let mut bytes = [0; 128];
         let mut read = || {
@@ -286,58 +291,58 @@ mod tests {
             line.starts_with("<37>bilayer[") && line.ends_with("]: two"),
             "{line}"
         );
-        std::fs::create_dir(place.path("missing")).unwrap();
-        place.sink.write(b"three\n", &mut errors);
-        assert_eq!(place.read("missing/audit"), "three\n");
+        std::fs::create_dir(setup.path("missing")).unwrap();
+        setup.sink.write(b"three\n", &mut errors);
+        assert_eq!(setup.read("missing/audit"), "three\n");
         assert_eq!(errors, b"one\n");
     }
 
     #[test]
     fn what_the_system_log_does_not_take_goes_to_the_state_directory() {
-        let place = Place::new("");
-        let system = SystemLog::at(&place.path("log"), Facility::Auth);
+        let setup = Setup::new("");
+        let system = SystemLog::at(&setup.path("log"), Facility::Auth);
         let mut sink = Sink::new(Destination::SystemLog, system);
-        let dir = place.dir.path().to_path_buf();
-        sink.spare = Some(Destination::StateDirectory(dir, "state"));
+        let dir = setup.dir.path().to_path_buf();
+        sink.fallback = Some(Destination::StateDirectory(dir, "state"));
         let mut errors = Vec::new();
         sink.write(b"one\n", &mut errors);
         assert_eq!(errors, b"one\n");
-        std::fs::write(place.path("state"), "").unwrap();
+        std::fs::write(setup.path("state"), "").unwrap();
         sink.write(b"two\n", &mut errors);
         assert_eq!(errors, b"one\n");
-        assert_eq!(place.read(FILE_NAME), "two\n");
-        let log = UnixDatagram::bind(place.path("log")).unwrap();
+        assert_eq!(setup.read(FILE_NAME), "two\n");
+        let log = UnixDatagram::bind(setup.path("log")).unwrap();
         sink.write(b"three\n", &mut errors);
-        assert_eq!(place.read(FILE_NAME), "two\n");
+        assert_eq!(setup.read(FILE_NAME), "two\n");
         assert!(log.recv(&mut [0; 128]).unwrap() > 0);
     }
 
     #[test]
     fn a_directory_that_is_none_of_state_stays_as_it_is() {
-        let place = Place::new("");
-        let dir = place.dir.path().to_path_buf();
+        let setup = Setup::new("");
+        let dir = setup.dir.path().to_path_buf();
         let destination = Destination::StateDirectory(dir, "state");
         let sink = Sink::new(
             destination,
-            SystemLog::at(&place.path("log"), Facility::Auth),
+            SystemLog::at(&setup.path("log"), Facility::Auth),
         );
         let mut errors = Vec::new();
         sink.write(b"one\n", &mut errors);
         assert_eq!(errors, b"one\n");
-        assert!(!place.path(FILE_NAME).exists());
-        std::fs::write(place.path("state"), "").unwrap();
+        assert!(!setup.path(FILE_NAME).exists());
+        std::fs::write(setup.path("state"), "").unwrap();
         sink.write(b"two\n", &mut errors);
-        assert_eq!(place.read(FILE_NAME), "two\n");
+        assert_eq!(setup.read(FILE_NAME), "two\n");
     }
 
     #[test]
     fn records_of_several_writers_are_whole() {
-        let place = Place::new("audit");
+        let setup = Setup::new("audit");
         let lines = 200;
         std::thread::scope(|scope| {
             for writer in 0..4u8 {
                 let sink = Sink::new(
-                    place.sink.destination.clone(),
+                    setup.sink.destination.clone(),
                     SystemLog::new(Facility::Auth),
                 );
                 scope.spawn(move || {
@@ -346,7 +351,7 @@ mod tests {
                 });
             }
         });
-        let text = place.read("audit");
+        let text = setup.read("audit");
         let records: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
         assert_eq!(records.len(), 4 * lines);
         for line in records {

@@ -37,7 +37,7 @@ pub struct NewVolume {
 /// Makes a volume with an empty filesystem, whose root belongs to who makes it.
 pub fn create(new: &NewVolume) -> Result<VolumeId, CliError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
-    let _about = audit::about(&new.path);
+    let _about = audit::for_volume(&new.path);
     let place = Place::take(&new.path, doing())
         .inspect_err(|error| Record::new("create-volume").refused(&error.message))?;
     let options = CreateOptions {

@@ -51,7 +51,7 @@ pub mod wire;
 
 pub use error::{CliError, ExitCode};
 
-use crate::audit::{self, Asker, Destination};
+use crate::audit::{self, Destination, Requester};
 use crate::keys::{PassphraseSource, keystore};
 use crate::layers;
 use crate::sys::interrupt;
@@ -208,7 +208,7 @@ impl KeystoreArg {
 fn start_audit(chosen: Option<Destination>, dir: &Path) {
     let usual = Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
     let destination = chosen.unwrap_or_else(|| usual.clone());
-    audit::start(destination, usual, Asker::this_process());
+    audit::start(destination, usual, Requester::this_process());
 }
 
 #[derive(Args, Debug)]

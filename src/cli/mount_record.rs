@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::answers::MountedOn;
 use super::control::ControlServer;
 use super::log::Log;
-use crate::audit::{self, Asker, Record};
+use crate::audit::{self, Record, Requester};
 use crate::fs::FsError;
 use crate::fuse::MountOptions;
 use crate::ids::VolumeId;
@@ -54,10 +54,10 @@ pub(super) fn audit_end(
     closed: &Result<(), FsError>,
 ) {
     let waits = control.and_then(ControlServer::waits);
-    let asker = waits.map_or(Asker::UNKNOWN, |peer| {
-        Asker::process(peer.uid, peer.pid as u32)
+    let asker = waits.map_or(Requester::UNKNOWN, |peer| {
+        Requester::process(peer.uid, peer.pid as u32)
     });
-    let _asked = audit::asked_by(asker);
+    let _asked = audit::requested_by(asker);
     Record::new("unmount").volume(volume).outcome(closed);
 }
 

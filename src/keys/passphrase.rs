@@ -106,17 +106,17 @@ impl PassphraseSource {
             return self
                 .of_export()?
                 .obtain(Path::new(EXPORT))
-                .map_err(naming_a_file);
+                .map_err(with_file_hint);
         }
         let again = Path::new("the export, again");
         for _ in 0..TRIES {
-            let first = self.obtain(Path::new(EXPORT)).map_err(naming_a_file)?;
+            let first = self.obtain(Path::new(EXPORT)).map_err(with_file_hint)?;
             if self.obtain(again)?.expose() == first.expose() {
                 return Ok(first);
             }
         }
         let differ = KeyError::new(ErrorKind::Usage, "the two passphrases differ");
-        Err(naming_a_file(differ))
+        Err(with_file_hint(differ))
     }
 
     /// Gets the passphrase that the keys of an export are under, and gives it to `open`, as
@@ -132,14 +132,14 @@ impl PassphraseSource {
         source
             .obtain_that_opens(Path::new(EXPORT), open)
             .map_err(|error| match error.kind() {
-                ErrorKind::KeyUnavailable => naming_a_file(error),
+                ErrorKind::KeyUnavailable => with_file_hint(error),
                 _ => error,
             })
     }
 
     fn of_export(&self) -> Result<&Self, KeyError> {
         match self {
-            Self::None => Err(naming_a_file(KeyError::new(
+            Self::None => Err(with_file_hint(KeyError::new(
                 ErrorKind::KeyUnavailable,
                 "the export is under a passphrase and none was given",
             ))),
@@ -148,7 +148,7 @@ impl PassphraseSource {
     }
 }
 
-fn naming_a_file(error: KeyError) -> KeyError {
+fn with_file_hint(error: KeyError) -> KeyError {
     match interrupt::arrived() {
         Some(_) => error,
         None => error.with_hint("name a file: --transport-passphrase-file FILE"),

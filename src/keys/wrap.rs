@@ -184,7 +184,7 @@ pub(crate) fn unwrap_with_customer_key(
             return Err(foreign_algorithm(record));
         }
         let payload = provider.unwrap(&record.ciphertext)?;
-        keep(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
+        allocated(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", Role::Customer, context, unwrap())
 }
@@ -244,7 +244,7 @@ pub(crate) fn unwrap_infrastructure(
                 &mut text,
             )
             .map_err(|_| does_not_open(record))?;
-        keep(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
+        allocated(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
@@ -286,7 +286,7 @@ pub(crate) fn unwrap_customer(
                 &mut text,
             )
             .map_err(|_| does_not_open(record))?;
-        keep(dek_of(role, context, &text).map(CustomerDek::from_bytes))
+        allocated(dek_of(role, context, &text).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
@@ -320,7 +320,7 @@ fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
 }
 
 /// No memory to keep a key in is an error of the machine, not of the key.
-pub(super) fn keep<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
+pub(super) fn allocated<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
     kept?.map_err(KeyError::memory)
 }
 

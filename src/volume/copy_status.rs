@@ -396,7 +396,7 @@ mod tests {
 
     #[test]
     fn without_a_directory_there_are_no_copies() {
-        let record = VolumeRecord::unknown(crate::ids::IncarnationId([1; 16]));
+        let record = VolumeRecord::new(crate::ids::IncarnationId([1; 16]));
         assert_eq!(CopyStatus::of(None, Some(&record), ID), CopyStatus::Own);
         let place = DirectoryIdentity::at(Path::new("/")).unwrap();
         assert_eq!(CopyStatus::of(Some(&place), None, ID), CopyStatus::Own);

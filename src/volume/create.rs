@@ -281,7 +281,7 @@ fn write_volume(
                 .map(|provider| provider.describe().uri.to_string()),
             directory: place.as_ref().map(Into::into),
             written: Some(written),
-            ..VolumeRecord::unknown(incarnation)
+            ..VolumeRecord::new(incarnation)
         },
     )?;
     target_dir::clear_mark(&**store).map_err(VolumeError::io("cannot write the lock file"))?;

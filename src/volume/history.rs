@@ -247,7 +247,7 @@ mod tests {
             page0_tags: tags.map(|tag| [tag; 16]),
             header_sequence: 1,
             clean,
-            ..VolumeRecord::unknown(IncarnationId([1; 16]))
+            ..VolumeRecord::new(IncarnationId([1; 16]))
         }
     }
 

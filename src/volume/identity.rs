@@ -106,7 +106,7 @@ impl Volume {
             customer_key: uri,
             directory: place.as_ref().map(Into::into),
             written: Some(written),
-            ..VolumeRecord::unknown(incarnation)
+            ..VolumeRecord::new(incarnation)
         };
         let mut announced = || {
             let writer = self.lock_identity(id)?;

@@ -253,7 +253,7 @@ impl Volume {
         if let Some(place) = &place
             && !expected::is_of_another(&self.keystore, self.header.volume_id(), &next, place)?
         {
-            next.follow(place.into());
+            next.set_directory(place.into());
         }
         // Somebody who asked later may have been faster.
         if *current != next && sequence >= current.sequence {

@@ -54,7 +54,7 @@ pub fn open_with_retry(
     again: &mut dyn FnMut(&VolumeError) -> bool,
 ) -> Result<Volume, VolumeError> {
     // Keys are unwrapped in each attempt.
-    let attempts = audit::in_attempts();
+    let attempts = audit::deduplicate();
     let result = loop {
         match open_unaudited(Arc::clone(&store), options) {
             Err(error) if again(&error) => {}
@@ -141,7 +141,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     let current = match &record {
         // Left as it is until the volume has been taken as it is, or for the original.
         Some(record) if older_header.is_some() || !copy_status.is_own() => record.clone(),
-        _ if options.new_identity => VolumeRecord::unknown(header.incarnation()),
+        _ if options.new_identity => VolumeRecord::new(header.incarnation()),
         record => {
             let known = (ancestry.active(), record.as_ref());
             let next = updated_record(&header, known, customer.as_deref());
@@ -509,7 +509,7 @@ fn updated_record(
         key_sets: record.map_or_else(Vec::new, |record| record.key_sets.clone()),
         directory: record.and_then(|record| record.directory.clone()),
         written: record.and_then(|record| record.written),
-        ..VolumeRecord::unknown(header.incarnation())
+        ..VolumeRecord::new(header.incarnation())
     });
     if let Some(active) = active {
         next.remember_key_set(active);

@@ -118,7 +118,7 @@ impl Volume {
             customer_key: announced.customer_key,
             directory: place.as_ref().map(Into::into),
             written: Some(written),
-            ..VolumeRecord::unknown(incarnation)
+            ..VolumeRecord::new(incarnation)
         };
         begun.remember_key_set(known_key_set(keys.active())?);
         self.keystore.update_record(id, &begun)?;

@@ -38,14 +38,14 @@ use crate::sys::wipe::with_secrets;
 mod directory;
 mod files;
 mod holder;
-mod neighbours;
 mod record;
 mod transport;
+mod volumes_at;
 mod writer;
 
 pub use directory::{FormerDirectory, RememberedDirectory};
-pub use neighbours::RememberedVolume;
 pub use record::{KnownKeySet, VolumeRecord};
+pub use volumes_at::RememberedVolume;
 pub use writer::{WriterLock, WriterLocked};
 
 /// Name of the file that makes a directory a platform keystore.
@@ -165,12 +165,12 @@ impl PlatformKeystore {
         place: Option<&DirectoryIdentity>,
         path: Option<&Path>,
     ) -> Result<Vec<RememberedVolume>, KeyError> {
-        with_secrets(|| neighbours::find(&self.directory, place, path))
+        with_secrets(|| volumes_at::find(&self.directory, place, path))
     }
 
     /// What is told to another keystore, or to none, would be told to nobody: its directory may have
     /// been moved, or mounted over, since it was opened.
-    fn check_still_there(&self) -> Result<(), KeyError> {
+    fn check_identity(&self) -> Result<(), KeyError> {
         match files::read_identity(&self.directory)? {
             Some(id) if id == self.id => Ok(()),
             Some(_) => Err(missing(
@@ -186,7 +186,7 @@ impl PlatformKeystore {
     /// # Errors
     /// What the operating system refuses.
     pub fn update_record(&self, volume: VolumeId, record: &VolumeRecord) -> Result<(), KeyError> {
-        self.check_still_there()?;
+        self.check_identity()?;
         with_secrets(|| record::write(&self.directory, volume, record))
     }
 
@@ -207,7 +207,7 @@ impl PlatformKeystore {
         volume: VolumeId,
         directory: &Path,
     ) -> Result<WriterLocked, KeyError> {
-        self.check_still_there()?;
+        self.check_identity()?;
         writer::lock(&self.directory, volume, directory)
     }
 

@@ -71,7 +71,7 @@ impl VolumeRecord {
     }
 
     /// Remembers that the directory of the volume, which is open, is this one now.
-    pub fn follow(&mut self, now: RememberedDirectory) {
+    pub fn set_directory(&mut self, now: RememberedDirectory) {
         let before = self.directory.replace(now.clone());
         let left = before.filter(|before| before.path != now.path);
         if let (None, Some(directory)) = (&self.former, left) {
@@ -84,7 +84,7 @@ impl VolumeRecord {
     }
 
     /// The record of a volume of which nothing else is known.
-    pub const fn unknown(incarnation: IncarnationId) -> Self {
+    pub const fn new(incarnation: IncarnationId) -> Self {
         Self {
             incarnation,
             pending_incarnation: None,

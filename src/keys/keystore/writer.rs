@@ -59,7 +59,7 @@ pub(super) fn lock(
         };
         match locked {
             Ok(()) => {
-                say(&folder, &name, directory);
+                write_holder(&folder, &name, directory);
                 Ok(WriterLocked::Own(WriterLock { file }))
             }
             Err(TryLockError::WouldBlock) => Ok(WriterLocked::Held(holder(file))),
@@ -98,7 +98,7 @@ fn open_or_make(folder: &Path, name: &str, access: Access) -> io::Result<File> {
 }
 
 /// For people alone: that it cannot be written is no failure.
-fn say(folder: &Path, name: &str, directory: &Path) {
+fn write_holder(folder: &Path, name: &str, directory: &Path) {
     let write = || {
         let mut file = open_or_make(folder, name, Access::ReadWrite)?;
         file.set_len(0)?;

@@ -42,7 +42,7 @@ use super::error::{ErrorKind, KeyError};
 use super::secret::{
     Passphrase, PlatformCustomerKey, PlatformKey, TransportCustomerKey, TransportKey,
 };
-use super::wrap::{Role, cipher_failed, fresh_nonce, keep};
+use super::wrap::{Role, allocated, cipher_failed, fresh_nonce};
 use crate::audit::Record;
 use crate::ids::{Epoch, ExportId, KeySetId};
 use crate::layers::derivation::hkdf_sha256;
@@ -93,7 +93,7 @@ impl Argon2idCost {
     };
 
     /// Whether a reader goes along with it.
-    fn is_bearable(self) -> bool {
+    fn is_within_limits(self) -> bool {
         (1..=MAX_LANES).contains(&self.lanes)
             && (8 * self.lanes..=MAX_MEMORY_KIB).contains(&self.memory_kib)
             && self.passes > 0
@@ -129,7 +129,7 @@ impl TransportMethod {
             Self::Keystore { keystore, .. } => {
                 super::encoding::strict(keystore).is_some_and(|id| id.len() == 16)
             }
-            Self::Passphrase { argon2id, .. } => argon2id.is_bearable(),
+            Self::Passphrase { argon2id, .. } => argon2id.is_within_limits(),
         }
     }
 }
@@ -148,7 +148,7 @@ pub(crate) struct TransportKeys {
     infrastructure: TransportKey,
     customer: TransportCustomerKey,
     /// They come from a passphrase, which may be the wrong one.
-    guessed: bool,
+    is_from_passphrase: bool,
 }
 
 impl TransportKeys {
@@ -190,7 +190,7 @@ impl TransportKeys {
         salt: &[u8; 16],
         export: ExportId,
     ) -> Result<Self, KeyError> {
-        if !cost.is_bearable() {
+        if !cost.is_within_limits() {
             return Err(KeyError::new(
                 ErrorKind::HeaderInvalid,
                 "the export asks for an Argon2id beyond all reason",
@@ -206,7 +206,7 @@ impl TransportKeys {
         infrastructure: &[u8],
         customer: &[u8],
         export: ExportId,
-        guessed: bool,
+        is_from_passphrase: bool,
     ) -> Result<Self, KeyError> {
         let mut key = Zeroizing::new([0; 32]);
         let info = info(Role::Infrastructure, export);
@@ -219,7 +219,7 @@ impl TransportKeys {
         Ok(Self {
             infrastructure,
             customer,
-            guessed,
+            is_from_passphrase,
         })
     }
 
@@ -252,7 +252,7 @@ impl TransportKeys {
             self.infrastructure_cipher()?
                 .open(&nonce, &additional_data(role, context), &tag, &mut text)
                 .map_err(|_| self.does_not_open())?;
-            keep(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
+            allocated(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
         };
         audited(role, context, unwrap())
     }
@@ -286,14 +286,14 @@ impl TransportKeys {
             self.customer_cipher()?
                 .open(&nonce, &additional_data(role, context), &tag, &mut text)
                 .map_err(|_| self.does_not_open())?;
-            keep(dek_of(role, context, &text).map(CustomerDek::from_bytes))
+            allocated(dek_of(role, context, &text).map(CustomerDek::from_bytes))
         };
         audited(role, context, unwrap())
     }
 
     /// Another passphrase and a header that was changed cannot be told apart.
     fn does_not_open(&self) -> KeyError {
-        if self.guessed {
+        if self.is_from_passphrase {
             KeyError::new(
                 ErrorKind::WrongKey,
                 "the passphrase does not open the keys of the export",
@@ -339,7 +339,7 @@ pub(crate) fn unwrap_with_customer_key(
     let role = Role::Customer;
     let unwrap = || {
         let payload = provider.unwrap(wrapped)?;
-        keep(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
+        allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
     };
     audited(role, context, unwrap())
 }
