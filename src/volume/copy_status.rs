@@ -1,9 +1,9 @@
-//! Whether a directory is the volume itself, or a copy of it: one identity, one writer.
+//! Whether a directory is the volume itself or a copy of it. Each volume identity has one writer.
 //!
-//! A copy (`cp -a`) has the volume's id and its keys, and nothing in it says that it is one. So the
-//! platform keystore remembers which directory is the volume ([`RememberedDirectory`]), and holds a
-//! lock for each id that is open for writing. With P the directory that is opened and D the one that
-//! is remembered, the first of these that holds decides:
+//! A copy (`cp -a`) has the volume's id and its keys, and nothing in it says that it is a copy. So
+//! the platform keystore remembers which directory is the volume ([`RememberedDirectory`]), and
+//! holds a lock for each id that is open for writing. Let P be the directory that is opened and D
+//! the one that is remembered. The first matching row decides:
 //!
 //! | | P is |
 //! |---|---|
@@ -13,10 +13,10 @@
 //! | D's filesystem is there at D's path, and no volume with the id is at D | the volume, moved |
 //! | else: what was at D cannot be seen, or does not answer within 5 seconds | nobody knows |
 //!
-//! A copy, and what nobody knows, is never written to. What `volume.json` at D claims is not
-//! authenticated: it can have a mount refused, and nothing else.
+//! A copy, and a directory whose status is unknown, is never written to. What `volume.json` at D
+//! claims is not authenticated: it can only cause a mount to be refused.
 //!
-//! A store without a directory of the operating system's (memory, in tests) has no copies.
+//! A store that is no directory of the operating system (such as memory, in tests) has no copies.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,33 +32,33 @@ use crate::store::{DirectoryIdentity, depends_on_kernel, has_stable_inodes};
 use crate::sys::deadline::isolated_within;
 use crate::sys::probe;
 
-/// How long the place that is remembered may take to be looked at.
+/// How long looking at the remembered directory may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a directory is to the keystore's record.
+/// How a directory relates to the keystore's record of the volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CopyStatus {
-    /// The volume itself, or one of which no directory is remembered.
+    /// The volume itself, or a volume without a remembered directory.
     Own,
-    /// The volume itself, which was elsewhere before.
+    /// The volume itself, which was moved.
     Moved {
-        /// Where it was.
+        /// Its previous path.
         from: PathBuf,
     },
     /// A copy of the volume.
     Copy {
-        /// Where the volume is.
+        /// Path of the original.
         original: PathBuf,
     },
-    /// The volume or a copy: where the volume was cannot be seen.
+    /// The volume or a copy: the remembered directory cannot be seen.
     Unknown {
-        /// Where the volume was.
+        /// Path of the remembered directory.
         original: PathBuf,
     },
 }
 
 impl CopyStatus {
-    /// Compares the directory that is opened with the one that is remembered.
+    /// Compares the opened directory with the remembered one.
     pub(super) fn of(
         place: Option<&DirectoryIdentity>,
         record: Option<&VolumeRecord>,
@@ -76,7 +76,7 @@ impl CopyStatus {
         matches!(self, Self::Own | Self::Moved { .. })
     }
 
-    /// The directory of the volume, of what is or may be a copy.
+    /// The path of the original, if this is or may be a copy.
     pub fn original(&self) -> Option<&Path> {
         match self {
             Self::Copy { original } | Self::Unknown { original } => Some(original),
@@ -84,8 +84,8 @@ impl CopyStatus {
         }
     }
 
-    /// Why what is or may be a copy is not opened for writing; `accept` to take the place of an
-    /// original that is gone.
+    /// The reason not to open a directory that is or may be a copy for writing. `accept` is set if
+    /// it is to replace an original that is gone.
     pub(super) fn refusal(
         &self,
         record: Option<&VolumeRecord>,
@@ -108,13 +108,13 @@ impl CopyStatus {
     }
 }
 
-/// What is found at the place that is remembered.
+/// What is found at the remembered path.
 enum AtOriginal {
-    /// The directory that is opened.
+    /// The opened directory itself.
     Same,
-    /// Another one, with a volume of that id or with something that may be one.
+    /// Another directory, with a volume of that id or something that may be one.
     Another,
-    /// No volume of that id, as far as that can be seen.
+    /// No volume of that id, as far as can be seen.
     Nothing,
 }
 
@@ -125,7 +125,7 @@ fn compare(
 ) -> CopyStatus {
     let path = || remembered.path.clone();
     if place.path == remembered.path {
-        // Another disk there, or another directory mounted over it, hides the volume.
+        // Another disk or directory mounted over the path hides the volume.
         if is_elsewhere(place, remembered) {
             return CopyStatus::Unknown { original: path() };
         }
@@ -137,7 +137,7 @@ fn compare(
         }
         return CopyStatus::Own;
     }
-    // The filesystem there may not answer: a network or a daemon that is gone.
+    // The filesystem there may not respond: the network or a daemon is gone.
     let answers = probe::responds(&remembered.path, HEADER_NAME, PATIENCE);
     let looked = answers.then(|| {
         let (place, remembered) = (place.clone(), remembered.clone());
@@ -152,7 +152,7 @@ fn compare(
     })
 }
 
-/// Looks at the place that is remembered, which is another path than that of `place`.
+/// Looks at the remembered path, which differs from the path of `place`.
 fn look(place: &DirectoryIdentity, remembered: &RememberedDirectory, id: VolumeId) -> CopyStatus {
     let path = || remembered.path.clone();
     match at_original(place, remembered, id) {
@@ -176,7 +176,8 @@ fn at_original(
     match DirectoryIdentity::at(&remembered.path) {
         Ok(found) if found.is_same_now(place) => return AtOriginal::Same,
         Ok(_) => {}
-        // What cannot be looked at is not seen: that is told by `is_filesystem_visible`.
+        // A path that cannot be examined does not count as visible: `is_filesystem_visible`
+        // decides.
         Err(_) => return AtOriginal::Nothing,
     }
     let claimed = DirectoryStore::open(&remembered.path)
@@ -185,16 +186,17 @@ fn at_original(
     match claimed {
         Ok(header) if header.claims().volume_id() == id => AtOriginal::Another,
         Ok(_) | Err(VolumeError::NotAVolume) => AtOriginal::Nothing,
-        // A damaged original is one.
+        // A damaged original still counts as one.
         Err(_) => AtOriginal::Another,
     }
 }
 
-/// True when the same path is known to lead to another filesystem, or to another part of it.
+/// True if the same path is known to lead to another filesystem, or to another part of it.
 fn is_elsewhere(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> bool {
     match (&place.filesystem, &remembered.filesystem) {
         (Some(here), Some(there)) if here != there => true,
-        // One without identity is another one, unless an older kernel does not tell it.
+        // A filesystem without an identity is another one, unless an older kernel does not report
+        // it.
         (None, Some(one)) | (Some(one), None) => {
             !depends_on_kernel(one) || place.inode != remembered.inode
         }
@@ -206,14 +208,14 @@ fn is_elsewhere(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> 
     }
 }
 
-/// True for the directory that is remembered, whatever its path is now.
+/// True for the remembered directory, whatever its path is now.
 fn is_same_directory(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> bool {
     let lasting = place.filesystem.as_deref().is_some_and(has_stable_inodes);
     lasting && place.filesystem == remembered.filesystem && place.inode == remembered.inode
 }
 
-/// True when the filesystem that the volume was on is where it was: what is not there is gone, and
-/// not hidden by a disk that is not mounted, or by one that is mounted over it.
+/// True if the volume's filesystem is still mounted where it was. Then a missing directory is gone,
+/// and not hidden by a disk that is not mounted or by one that is mounted over it.
 fn is_filesystem_visible(remembered: &RememberedDirectory) -> bool {
     for ancestor in remembered.path.ancestors() {
         match DirectoryIdentity::at(ancestor) {
@@ -243,7 +245,7 @@ fn leads_to_same_path(
         .ok()
         .zip(found.inside.as_ref())
         .map(|(rest, inside)| inside.join(rest));
-    // A path with nothing behind it ends in a slash, which does not count in comparing.
+    // A joined path may end in a slash, which does not matter for the comparison.
     found.filesystem.is_some()
         && found.filesystem == remembered.filesystem
         && inside.is_some()

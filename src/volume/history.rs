@@ -1,16 +1,16 @@
-//! Whether a volume is as new as the platform keystore knows it to be.
+//! Rollback detection: whether a volume is at least as new as the platform keystore knows it to be.
 //!
-//! The keystore remembers of each volume its incarnation, its newest superblock, and the newest
-//! commit with the tags of page 0 of `meta`. All of that is written after what it tells of is
-//! durable, so a volume may be newer than its record, after a power cut or when the record's own
-//! writing failed, and is never older. A volume that is older was put back, and is refused.
+//! For each volume the keystore remembers the incarnation, the newest superblock, and the newest
+//! commit with the tags of page 0 of `meta`. The record is written after what it describes is
+//! durable. So a volume may be newer than its record, after a power cut or when writing the record
+//! failed, but it is never older. An older volume was put back by somebody, and is refused.
 //!
-//! A volume that another machine has renewed (an accepted restore there) comes back with another
-//! incarnation. It is accepted where the set that is known vouches for it, and it carries on a state
-//! that is no older than the record.
+//! A volume that another machine has renewed (by accepting a restored copy there) comes back with
+//! another incarnation. It is accepted if the known key set vouches for it and if it carries on a
+//! state that is no older than the record.
 //!
-//! Not noticed: what was put back to a state that the record does not know better than; an older
-//! keystore beside the older volume; a volume that the keystore has never seen; single pages.
+//! Not noticed: a volume that was put back to a state no older than the record; an older keystore
+//! put back together with an older volume; a volume that the keystore has never seen; single pages.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -24,12 +24,12 @@ use crate::sys::clock::is_set;
 use crate::volume::header::HeaderContents;
 use crate::volume::succession::Ancestry;
 
-/// When and where the newest state was that the keystore knows.
+/// When and where the newest state existed that the keystore knows.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LastKnown {
-    /// When the keystore was told of it: seconds since 1970.
+    /// When the keystore's record was written: seconds since 1970.
     pub written: Option<i64>,
-    /// The volume's directory then.
+    /// The volume's directory at that time.
     pub directory: Option<PathBuf>,
 }
 
@@ -41,7 +41,7 @@ impl LastKnown {
         }
     }
 
-    /// A time of which no directory is to be said.
+    /// A time without a directory.
     pub(super) fn at(written: Option<i64>) -> Self {
         Self {
             written,
@@ -68,10 +68,10 @@ impl fmt::Display for LastKnown {
     }
 }
 
-/// How a volume is older than it is known to be.
+/// How a volume is older than the state that the keystore knows.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Rollback {
-    /// The superblock begins another history.
+    /// The superblock belongs to another incarnation.
     #[error(
         "volume.json is of incarnation {found}, and this machine knows the volume as incarnation {known}{last}: \
          it is a copy from before or beside an accepted restore"
@@ -81,10 +81,11 @@ pub enum Rollback {
         found: IncarnationId,
         /// Of the record.
         known: IncarnationId,
-        /// When and where that was.
+        /// When and where the known state existed.
         last: LastKnown,
     },
-    /// The superblock begins another history, from a state that is older than what is known.
+    /// The superblock belongs to another incarnation, which began from a state older than the known
+    /// one.
     #[error(
         "it was renewed elsewhere from commit {}, and commit {} was on disk{last}: what came in between \
          is not in it", .carried_on.0, .known.0
@@ -94,16 +95,16 @@ pub enum Rollback {
         carried_on: Sequence,
         /// Of the record.
         known: Sequence,
-        /// When and where that was.
+        /// When and where the known state existed.
         last: LastKnown,
     },
-    /// The superblock names the known incarnation, and a key set that is not that one's.
+    /// The superblock names the known incarnation, but its active key set does not belong to it.
     #[error(
         "the key set that volume.json has active is not the newest that this machine knows{last}, \
          nor does that one vouch for it"
     )]
     OtherKeySet {
-        /// When and where that was.
+        /// When and where the known state existed.
         last: LastKnown,
     },
     /// The superblock is older.
@@ -115,10 +116,10 @@ pub enum Rollback {
         found: u64,
         /// Of the record.
         known: u64,
-        /// When and where that was.
+        /// When and where the known state existed.
         last: LastKnown,
     },
-    /// The metadata are older.
+    /// The metadata is older.
     #[error(
         "its metadata are of commit {}, and commit {} was on disk{last}: an older copy was put back, \
          or the newest state was damaged", .found.0, .known.0
@@ -128,24 +129,24 @@ pub enum Rollback {
         found: Sequence,
         /// Of the record.
         known: Sequence,
-        /// When and where that was.
+        /// When and where the known state existed.
         last: LastKnown,
     },
-    /// The metadata are of the same age and another history.
+    /// The metadata has the same commit number but another history.
     #[error(
         "its metadata are another commit {} than the one that was on disk{last}: \
          a copy that lived elsewhere was put in its place", .sequence.0
     )]
     OtherMetadata {
-        /// Of both.
+        /// The commit number of both.
         sequence: Sequence,
-        /// When and where that was.
+        /// When and where the known state existed.
         last: LastKnown,
     },
 }
 
 impl Rollback {
-    /// What to do next.
+    /// What the user can do next.
     pub const HINT: &str = "if you restored a backup, take it as it is: bilayer mount \
         --accept-restored VOLUME DIR (with -o ro to look only, which changes nothing); if you did not, \
         somebody has put an older copy in its place";
@@ -196,7 +197,7 @@ pub(super) fn check_header_rollback(
     Ok(())
 }
 
-/// Compares the slots of page 0 of `meta` with what the record says of this incarnation.
+/// Compares the slots of page 0 of `meta` with the record of this incarnation.
 pub(super) fn check_metadata_rollback(
     slots: &[SlotState; 2],
     record: Option<&VolumeRecord>,
@@ -216,7 +217,7 @@ pub(super) fn check_metadata_rollback(
     if found > record.sequence {
         return Ok(());
     }
-    // A commit's number says which slot it is in.
+    // The number of a commit determines its slot.
     if slots[newest].outer_tag != record.page0_tags[newest] {
         return Err(Rollback::OtherMetadata {
             sequence: found,

@@ -1,4 +1,5 @@
-//! Where a volume is that another process has open for writing, for people alone.
+//! Finds the directory of a volume that another process has open for writing. The result is only
+//! shown to people.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,16 +16,16 @@ use crate::sys::probe;
 /// The directory of a volume that another process has open for writing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HolderDirectory {
-    /// Its path when it was opened.
+    /// The path by which the holder opened it.
     opened_as: PathBuf,
-    /// A volume of that id is there now, which is not the one that was to be opened.
+    /// A volume with that id is there now, and it is not the one that was to be opened.
     is_there: bool,
 }
 
 impl HolderDirectory {
-    /// `opened_as` is what the holder says, `own` the directory that was to be opened.
+    /// `opened_as` is the path that the holder recorded, `own` the directory that was to be opened.
     pub(super) fn of(opened_as: PathBuf, id: VolumeId, own: &DirectoryIdentity) -> Self {
-        // The filesystem there may not answer, and is not worth waiting for.
+        // The filesystem there may not respond, and is not worth waiting for.
         if !probe::responds(&opened_as, HEADER_NAME, PATIENCE) {
             return Self {
                 is_there: false,
@@ -44,7 +45,7 @@ impl HolderDirectory {
 }
 
 impl fmt::Display for HolderDirectory {
-    /// ` in /srv/volume`; the path of one that was renamed since is said to be that of before.
+    /// Shows ` in /srv/volume`, or says that the path was valid when the volume was opened.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.opened_as.display();
         match self.is_there {
@@ -54,7 +55,7 @@ impl fmt::Display for HolderDirectory {
     }
 }
 
-/// The refusal of a volume that another process has open for writing.
+/// The error for a volume that another process has open for writing.
 pub(super) fn writer_elsewhere(
     by: Option<PathBuf>,
     id: VolumeId,

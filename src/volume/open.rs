@@ -1,9 +1,9 @@
 //! Opening a volume.
 //!
-//! The superblock is hostile until its MAC is checked, and its MAC needs the keys. So what it says
-//! about where a customer key is, is shown to people and used for nothing: the key is the one that
-//! the option names, or the keystore's record of this volume. A key's fingerprint and the numbers
-//! in the superblock only choose which wraps are tried; each wrap says inside what it is of.
+//! The superblock is untrusted until its MAC is verified, and the MAC needs the keys. So the
+//! claimed location of a customer key is only shown to people. The key that is used is the one that
+//! the option or the keystore's record names. A key's fingerprint and the numbers in the superblock
+//! only choose which wraps are tried; the wrapped payload itself states which DEK it holds.
 
 use std::io;
 use std::sync::Arc;
@@ -32,28 +32,28 @@ use crate::keys::{
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet, fingerprint};
 use crate::store::{DirectoryIdentity, Store};
 
-/// Opens a volume: takes the lock, gives files shared with a copy (`cp -al`) copies of their own,
-/// unwraps the keys, authenticates the superblock, and remembers the customer key where none is
-/// remembered that could.
+/// Opens a volume: takes the lock, replaces files that are shared with a copy (`cp -al`) by private
+/// copies, unwraps the keys, authenticates the superblock, and remembers the customer key if no
+/// usable one is remembered.
 ///
 /// # Errors
-/// See [`VolumeError`]; nothing of the volume has been changed then but files that were shared, and
-/// what a cut had left of a renewal.
+/// See [`VolumeError`]. The volume is unchanged then, except that shared files were copied and an
+/// interrupted renewal may have been finished.
 pub fn open(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, VolumeError> {
     open_with_retry(store, options, &mut |_| false)
 }
 
-/// Opens a volume, once more for as long as `again` has it tried after an error. Only what comes of
-/// it in the end is in the audit.
+/// Opens a volume, and retries as long as `again` returns true for the error. Only the final
+/// outcome is recorded in the audit.
 ///
 /// # Errors
-/// As [`open`], the last one.
+/// The error of the last attempt; see [`open`].
 pub fn open_with_retry(
     store: Arc<dyn Store>,
     options: &OpenOptions,
     again: &mut dyn FnMut(&VolumeError) -> bool,
 ) -> Result<Volume, VolumeError> {
-    // Keys are unwrapped in each attempt.
+    // Each attempt unwraps the keys, which is audited.
     let attempts = audit::deduplicate();
     let result = loop {
         match open_unaudited(Arc::clone(&store), options) {
@@ -76,7 +76,7 @@ pub fn open_with_retry(
     result
 }
 
-/// The id that the superblock of a refused volume claims, for people.
+/// The volume id that the unverified superblock of a refused volume claims, for messages.
 pub fn claimed_id(store: &dyn Store) -> Option<VolumeId> {
     let unverified = inspect(store).ok()?;
     Some(unverified.claims().volume_id())
@@ -97,13 +97,13 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     let record = keystore.record(claims.volume_id())?;
     let customer = customer_key(claims, options, record.as_ref())?;
     let keys = unwrap_key_sets(claims, &keystore, customer.as_deref())?;
-    // The private half is not needed any more. A process that asks a silent filesystem, and is left
-    // behind, would keep a copy of it.
+    // The private half is no longer needed. A child process that probes an unresponsive filesystem,
+    // and is left behind, would otherwise keep a copy of it.
     let customer = customer.map(|key| key.public_half());
     let header = unverified.verify(&keys)?;
     let ancestry = check_ancestry(&header, &keys, options, (&keystore, record.as_ref()))?;
     let place = match store.directory_identity() {
-        // What is only looked at need be nowhere.
+        // A volume that is only read needs no known location.
         Err(error) if options.read_only => {
             tracing::warn!(%error, "where the volume's directory is cannot be told");
             None
@@ -119,7 +119,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     }
     let (copy_status, writer, record) =
         claim_writer(&keystore, &header, place.as_ref(), record, options)?;
-    // Whoever had the right to write before may have changed which sets are known.
+    // The previous writer may have changed which key sets are known.
     refuse_unknown_key_set(&header, &ancestry, &keystore, record.as_ref())?;
     let older_header = allow_rollback(
         check_header_rollback(&header, &ancestry, record.as_ref()),
@@ -133,13 +133,14 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     let same = record
         .as_ref()
         .filter(|record| record.incarnation == header.incarnation());
-    // A superblock without its metadata, or with older ones, will not be mounted: nothing of it is
-    // remembered, or the volume would be a stranger, or a copy, when it is back.
+    // Such a superblock, without its metadata or with an older version of it, will not be mounted.
+    // Remember nothing of it: otherwise the genuine volume would be refused as unknown, or as a
+    // copy, when it is back.
     let is_whole = meta
         .slots()
         .is_some_and(|slots| check_metadata_rollback(slots, same).is_ok());
     let current = match &record {
-        // Left as it is until the volume has been taken as it is, or for the original.
+        // Unchanged until the volume has been accepted as it is; a copy never changes it.
         Some(record) if older_header.is_some() || !copy_status.is_own() => record.clone(),
         _ if options.new_identity => VolumeRecord::new(header.incarnation()),
         record => {
@@ -181,7 +182,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     })
 }
 
-/// Refuses a volume where another one is expected.
+/// Refuses a volume if the keystore expects another one at this location.
 fn refuse_unexpected(
     remembered_here: &RememberedHere<'_>,
     record: Option<&VolumeRecord>,
@@ -199,15 +200,15 @@ fn refuse_unexpected(
     }
 }
 
-/// Without its place nobody can tell a volume from its copy.
+/// Without its location a volume cannot be told from a copy.
 pub(super) fn location_error(error: std::io::Error) -> VolumeError {
     VolumeError::io("cannot tell where the volume's directory is, so nothing is written to it")(
         error,
     )
 }
 
-/// Finds out what the directory is to the record, and takes the right to write to the volume. The
-/// record is the one that is known when that is held.
+/// Determines whether the directory is the volume or a copy, and takes the right to write. The
+/// returned record is the one that is current while that right is held.
 fn claim_writer(
     keystore: &PlatformKeystore,
     header: &VerifiedHeader,
@@ -219,7 +220,7 @@ fn claim_writer(
     let judge = |record: Option<&VolumeRecord>| {
         let beginning =
             record.is_some_and(|it| it.pending_incarnation == Some(header.incarnation()));
-        // An incarnation that is about to begin does so in one directory.
+        // A pending incarnation begins in one directory only.
         match beginning {
             true => CopyStatus::Own,
             false => CopyStatus::of(place, record, id),
@@ -230,7 +231,7 @@ fn claim_writer(
         return Ok((copy_status, None, record));
     }
     if options.new_identity {
-        // The keystore may never have seen the volume.
+        // The keystore may have no record of the volume.
         let is_itself = copy_status == CopyStatus::Own && record.is_some() && place.is_some();
         return match is_itself {
             true => Err(VolumeError::NotACopy),
@@ -250,7 +251,7 @@ fn claim_writer(
         WriterLocked::Own(writer) => writer,
         WriterLocked::Held(by) => return Err(writer_elsewhere(by, id, place)),
     };
-    // Whoever had the lock before may have changed it.
+    // The previous holder of the lock may have changed the record.
     let record = keystore.record(id)?;
     let copy_status = judge(record.as_ref());
     refuse(&copy_status, record.as_ref())?;
@@ -264,7 +265,7 @@ fn claim_writer(
     Ok((copy_status, Some(writer), record))
 }
 
-/// Whether an older superblock is opened all the same.
+/// Decides whether an older superblock is opened all the same.
 fn allow_rollback(
     judged: Result<(), Rollback>,
     options: &OpenOptions,
@@ -273,7 +274,7 @@ fn allow_rollback(
     let is_copy = matches!(copy_status, CopyStatus::Copy { .. });
     match judged {
         Ok(()) => Ok(None),
-        // A copy is as old as it is, and nothing of it becomes the volume.
+        // The age of a copy does not matter, since the copy does not become the volume.
         Err(older) if options.new_identity || (options.read_only && is_copy) => Ok(Some(older)),
         Err(older) if options.accept_restored => Ok(Some(older)),
         Err(older) => Err(older.into()),
@@ -285,8 +286,8 @@ pub(super) fn fingerprint_of(keys: &KeyRing) -> Result<String, VolumeError> {
     Ok(fingerprint(keys.active()).map_err(|_| KeyError::derivation())?)
 }
 
-/// Refuses a volume whose active key set is a stranger to the platform keystore's record, or does
-/// not have, and does not follow one that has, the pinned fingerprint.
+/// Refuses a volume if its active key set neither is in the platform keystore's record nor follows
+/// a set that is, or if it does not match the pinned fingerprint by itself or by a predecessor.
 pub(super) fn check_ancestry(
     header: &VerifiedHeader,
     keys: &KeyRing,
@@ -301,7 +302,7 @@ pub(super) fn check_ancestry(
     Ok(ancestry)
 }
 
-/// Refuses a volume whose active key set is neither known nor follows one that is.
+/// Refuses a volume whose active key set neither is known nor follows a known one.
 fn refuse_unknown_key_set(
     header: &VerifiedHeader,
     ancestry: &Ancestry,
@@ -316,7 +317,8 @@ fn refuse_unknown_key_set(
     }
 }
 
-/// Opens the customer key that option or record names; `None` for a platform-managed volume.
+/// Opens the customer key that the option or the record names; `None` for a platform-managed
+/// volume.
 pub(super) fn customer_key(
     claims: &HeaderContents,
     options: &OpenOptions,
@@ -346,7 +348,7 @@ pub(super) fn customer_key(
     Ok(Some(opened))
 }
 
-/// Nobody has named the key now, so a file that is gone is said to be the one that is remembered.
+/// The user named no key, so the error for a missing file says that the keystore remembered it.
 fn open_remembered(
     uri: &KeyUri,
     passphrase: &PassphraseSource,
@@ -397,7 +399,7 @@ pub(super) fn unwrap_key_sets(
             KeySetState::ReadOnly => read_only.push(keys),
         }
     }
-    // The parser has seen to it that there is exactly one.
+    // The parser guarantees exactly one.
     let active =
         active.ok_or_else(|| VolumeError::HeaderInvalid("it has no active key set".to_owned()))?;
     Ok(KeyRing::new(active, read_only))
@@ -437,7 +439,7 @@ fn unwrap_customer(
         wrap::unwrap_with_customer_key(provider, context, wrap)
     })
     .map_err(|error| match error.kind() {
-        // The very key by its fingerprint, and yet it does not open.
+        // The fingerprint matches, and yet the wrap does not open.
         ErrorKind::WrongKey => VolumeError::Tampered,
         _ => error,
     })
@@ -457,7 +459,7 @@ fn wrong_customer_key(provider: &dyn CustomerKeyProvider, set: &WrappedKeySet) -
     }
 }
 
-/// Any wrap of a DEK gives it; the error is the last one's.
+/// Returns the first DEK that opens; otherwise the error of the last wrap.
 fn first_that_opens<'a, T>(
     wraps: impl Iterator<Item = &'a WrapRecord>,
     mut open: impl FnMut(&WrapRecord) -> Result<T, KeyError>,
@@ -472,7 +474,7 @@ fn first_that_opens<'a, T>(
     Err(last)
 }
 
-/// Compares by digits: grouping and case are how people copy, not what they pin.
+/// Compares digits only: people copy fingerprints with different grouping and case.
 fn check_pin(pinned: &str, ancestry: &Ancestry, keys: &KeyRing) -> Result<(), VolumeError> {
     let digits = |text: &str| -> String {
         let kept = text.chars().filter(|c| !matches!(c, '-' | ':' | ' '));
@@ -498,7 +500,7 @@ fn check_pin(pinned: &str, ancestry: &Ancestry, keys: &KeyRing) -> Result<(), Vo
     }
 }
 
-/// What the record becomes: `known` are the active key set and the record as it is.
+/// The record after this use: `known` holds the active key set and the current record.
 fn updated_record(
     header: &VerifiedHeader,
     (active, record): (Option<KnownKeySet>, Option<&VolumeRecord>),
@@ -514,16 +516,16 @@ fn updated_record(
     if let Some(active) = active {
         next.remember_key_set(active);
     }
-    // One that was to begin and did not: the superblock of before is still there.
+    // A pending incarnation that never began: the previous superblock is still in place.
     next.pending_incarnation = None;
     next.header_sequence = next.header_sequence.max(header.header_sequence());
     next.customer_key = key_to_remember(customer, record);
     next
 }
 
-/// URI of the customer key that is remembered from now on: the one that is, whichever opened the
-/// volume this time. One that only made the volume, being the public half, gives way to the first
-/// that opens it, as none does.
+/// The URI of the customer key to remember. The remembered key stays, whichever key opened the
+/// volume this time. Only a public half, which may create a volume but never opens one, is replaced
+/// by the first key that opens the volume.
 fn key_to_remember(
     customer: Option<&dyn CustomerKeyProvider>,
     record: Option<&VolumeRecord>,
@@ -536,15 +538,16 @@ fn key_to_remember(
     }
 }
 
-/// True for a key that is there, and is known to open nothing.
+/// True for a key that exists and is known to lack its private half.
 fn is_public_half(uri: &str) -> bool {
     let key = KeyUri::parse(uri).and_then(|uri| customer::open(&uri, &PassphraseSource::None));
     key.is_ok_and(|key| !key.describe().can_unwrap)
 }
 
-/// Writes the record; only ever after the superblock and page 0 of the metadata were authenticated.
-/// Who may write to the volume has written it then, even if nothing is new: rollback protection that
-/// cannot be kept would lapse unseen.
+/// Writes the record, which must happen only after the superblock and page 0 of the metadata were
+/// authenticated. A caller that may write to the volume always writes the record, even if nothing
+/// is new: otherwise a keystore that cannot be written would let rollback protection lapse
+/// unnoticed.
 fn write_record(
     keystore: &PlatformKeystore,
     id: VolumeId,

@@ -1,9 +1,9 @@
-//! Opening a damaged volume to take out what is left of it. Nothing of it is written, not even what
-//! every other use tidies away, nor is the keystore told; so it works on a medium that nobody can
-//! write to, and changes nothing that somebody may want to look at later.
+//! Opens the keys of a damaged volume so that its contents can be salvaged. Nothing in the volume
+//! is written, not even the cleanup that every other use does, and the keystore's record is not
+//! changed. So it works on read-only media and preserves all evidence.
 //!
-//! The superblock is the first of these that authenticates with the keys at hand: a file that was
-//! named, `volume.json`, the spare copy ([`super::spare`]).
+//! The superblock is the first of these that authenticates with the available keys: a file that the
+//! user named, `volume.json`, the spare copy ([`super::spare`]).
 
 use std::io;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::store::{Store, StoreLock};
 /// Where the superblock was read from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HeaderSource {
-    /// A file that was named.
+    /// A file that the user named.
     Given,
     /// `volume.json`.
     Volume,
@@ -36,7 +36,7 @@ pub enum HeaderSource {
 }
 
 impl HeaderSource {
-    /// What people call it.
+    /// The name that users see.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Given => "the file that was named",
@@ -46,7 +46,7 @@ impl HeaderSource {
     }
 }
 
-/// A volume whose keys are open. Its lock is held until it is dropped.
+/// A volume whose keys are open. Its lock is held until this is dropped.
 #[derive(Debug)]
 pub struct Rescue {
     /// The volume, to be read only.
@@ -57,21 +57,21 @@ pub struct Rescue {
     pub header: VerifiedHeader,
     /// Where that was read from.
     pub source: HeaderSource,
-    /// Superblocks that came before it and were refused, with why.
+    /// The superblocks that were tried before and refused, with the reasons.
     pub refused: Vec<(HeaderSource, VolumeError)>,
-    /// What the keystore knows of the volume.
+    /// The keystore's record of the volume.
     record: Option<VolumeRecord>,
     /// The active key set and those that it follows.
     ancestry: Ancestry,
-    /// What its directory is to the record.
+    /// How the volume's directory relates to the one in the record.
     copy_status: CopyStatus,
     #[expect(dead_code, reason = "held, never read")]
     lock: Box<dyn StoreLock>,
 }
 
 impl Rescue {
-    /// Compares the superblock, and the slots of page 0 of `meta` where it opens, with what the
-    /// keystore knows. A copy is as old as it is: its age says nothing of its original.
+    /// Compares the superblock, and the slots of page 0 of `meta` if they open, with the keystore's
+    /// record. A copy is never refused: its age says nothing about the original.
     ///
     /// # Errors
     /// When the volume is older than it is known to be.
@@ -86,10 +86,10 @@ impl Rescue {
     }
 }
 
-/// Opens the keys of a volume. `given` are the bytes of a superblock that was named.
+/// Opens the keys of a volume. `given` holds the bytes of a superblock file that the user named.
 ///
 /// # Errors
-/// The volume is in use; no superblock authenticates; a key cannot be had.
+/// When the volume is in use, no superblock authenticates, or a key is not available.
 pub fn rescue(
     store: Arc<dyn Store>,
     given: Option<Vec<u8>>,
@@ -112,7 +112,7 @@ fn rescue_unaudited(
     given: Option<Vec<u8>>,
     options: &OpenOptions,
 ) -> Result<Rescue, VolumeError> {
-    // The lock may be lost too, or nobody can write here.
+    // The lock file may be lost, or the filesystem may be read-only.
     let lock = lock::acquire_damaged(&*store)?;
     let store: Arc<dyn Store> = Arc::new(ReadOnlyStore::over(store));
     let given = given.map(|bytes| (HeaderSource::Given, Ok(bytes)));
@@ -160,7 +160,7 @@ fn rescue_unaudited(
     Err(most_informative(refused))
 }
 
-/// What can be taken out is taken out, of the wrong volume too; but whoever does it should know.
+/// Salvage works on an unexpected volume too, but warns the user.
 fn warn_of_another(
     keystore: &PlatformKeystore,
     store: &dyn Store,
@@ -185,8 +185,8 @@ fn warn_of_another(
     }
 }
 
-/// Of several refusals that which says most: a key that cannot be had is to be told rather than
-/// that there is no spare copy.
+/// Picks the most informative of several errors: an unavailable key matters more than a missing
+/// spare copy.
 fn most_informative(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
     let rank = |error: &VolumeError| match error.kind() {
         ErrorKind::NotAVolume => 2,
@@ -197,7 +197,7 @@ fn most_informative(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
     errors.min_by_key(rank).unwrap_or(VolumeError::NotAVolume)
 }
 
-/// A superblock that authenticates, and what it was judged by.
+/// A superblock that authenticates, and what it was checked against.
 struct VerifiedSuperblock {
     keystore: PlatformKeystore,
     keys: KeyRing,

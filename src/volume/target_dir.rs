@@ -1,11 +1,11 @@
-//! The place of a new volume: a directory that is empty, or that an attempt which was cut off has
-//! left half made.
+//! The target directory of a new volume: an empty directory, or one where an earlier attempt was
+//! interrupted.
 //!
-//! `lock` holds a mark while a volume is being made. It is durable before anything else is made and
-//! goes when the superblock is durable, so a directory with the mark and without `volume.json` was
-//! never a volume, and whoever holds its lock may take it away. Opening a volume clears a mark that
-//! a cut has left beside its superblock. A directory with anything in it that this program does not
-//! make is refused, whatever its `lock` says.
+//! `lock` holds a mark while a volume is being created. The mark is durable before anything else is
+//! made and is cleared once the superblock is durable. So a directory with the mark and without
+//! `volume.json` was never a volume, and the holder of its lock may remove what is in it. Opening a
+//! volume clears a mark that a crash left beside its superblock. A directory that holds anything
+//! that this program does not make is refused, whatever its `lock` says.
 
 use std::io;
 use std::path::Path;
@@ -19,29 +19,29 @@ use super::{
 use crate::ids::ObjectId;
 use crate::store::{EntryKind, OpenMode, Store, StoreLock, StorePath};
 
-/// What `lock` holds while a volume is being made.
+/// Contents of `lock` while a volume is being created.
 const MARK: &[u8] = b"bilayer: a volume is being made here\n";
 
-/// How often the lock is tried again when it was taken away in between.
+/// How often taking the lock is retried if somebody removes the file in between.
 const ATTEMPTS: usize = 8;
 
-/// What a directory is to a new volume.
+/// The state of a target directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum DirState {
-    /// Nothing is there, or a lock that nobody has written anything into but a mark.
+    /// Empty, or only a lock file that holds nothing but (part of) a mark.
     Free,
-    /// Something that was cut off is there.
+    /// An interrupted attempt left files behind.
     Incomplete,
 }
 
-/// Refuses a directory that has anything in it but what a fresh filesystem has (`lost+found`) or
-/// what a volume that was cut off while it was made may have.
-/// For directories of the backing filesystem: a store does not see names that are not its own.
+/// Refuses a directory that holds anything except what a fresh filesystem has (`lost+found`) or
+/// what an interrupted creation of a volume may have left. It works on directories of the backing
+/// filesystem, since a store does not list foreign names.
 ///
 /// # Errors
 /// [`VolumeError::Occupied`].
 pub fn refuse_occupied_directory(path: &Path) -> Result<(), VolumeError> {
-    // Of everything that may be there, this says most.
+    // This is the most informative message.
     if path.join(HEADER_NAME).exists() {
         return Err(VolumeError::Occupied("a volume already".to_owned()));
     }
@@ -74,7 +74,7 @@ fn occupied(name: &std::ffi::OsStr) -> VolumeError {
     VolumeError::Occupied(format!("{name:?} in it"))
 }
 
-/// Names in a directory; none where there is no directory.
+/// Names in a directory; none if there is no directory.
 fn names_in(path: &Path) -> Result<Vec<std::ffi::OsString>, VolumeError> {
     let entries = match std::fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -86,7 +86,7 @@ fn names_in(path: &Path) -> Result<Vec<std::ffi::OsString>, VolumeError> {
         .map_err(VolumeError::io("cannot list the directory"))
 }
 
-/// Takes the directory for a new volume: locked, marked, and with nothing in it but the lock.
+/// Claims the directory for a new volume: locked, marked, and empty except for the lock.
 pub(super) fn claim(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
     inspect_dir(store)?;
     let (lock, new) = create_and_lock(store)?;
@@ -103,7 +103,8 @@ pub(super) fn claim(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError
     Ok(lock)
 }
 
-/// Looks again, since only who holds the lock can say what is there, and takes away what was left.
+/// Looks again, since only the holder of the lock can be sure of the contents, and removes what an
+/// interrupted attempt left.
 fn remove_leftovers(store: &dyn Store) -> Result<(), VolumeError> {
     if inspect_dir(store)? == DirState::Incomplete {
         remove_all_but_lock(store)
@@ -112,8 +113,8 @@ fn remove_leftovers(store: &dyn Store) -> Result<(), VolumeError> {
     Ok(())
 }
 
-/// Takes away what was made of a volume, the lock last. Failures are left: the directory is no
-/// volume without its superblock, and the first failure is the one to tell of.
+/// Removes a partly created volume, the lock last. Failures are ignored: without its superblock the
+/// directory is no volume, and the first failure is the one to report.
 pub(super) fn rollback(store: &dyn Store) {
     // Durably first, so that no crash brings back a superblock without its volume.
     if store.unlink(&header_path()).is_ok() {
@@ -125,7 +126,7 @@ pub(super) fn rollback(store: &dyn Store) {
     }
 }
 
-/// Clears the mark where there is one; durable on return.
+/// Clears the mark if there is one; durable on return.
 pub(super) fn clear_mark(store: &dyn Store) -> io::Result<()> {
     let marked = match read_lock(store) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
@@ -147,7 +148,7 @@ fn set_mark(store: &dyn Store) -> io::Result<()> {
     store.sync_dir(&StorePath::root())
 }
 
-/// The beginning of the lock file, one byte more than the mark has at most.
+/// The beginning of the lock file: at most one byte more than the mark has.
 fn read_lock(store: &dyn Store) -> io::Result<Vec<u8>> {
     let file = store.open(&lock_path(), OpenMode::Read)?;
     let mut bytes = vec![0; MARK.len() + 1];
@@ -156,8 +157,8 @@ fn read_lock(store: &dyn Store) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Makes the lock file where there is none, and locks it. Whoever has the lock makes the volume.
-/// True when the file is new.
+/// Creates the lock file if it is missing, and locks it. The holder of the lock creates the volume.
+/// True if the file is new.
 fn create_and_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), VolumeError> {
     for _ in 0..ATTEMPTS {
         let made = store.open(&lock_path(), OpenMode::CreateNew);
@@ -177,11 +178,11 @@ fn create_and_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), Volu
         });
         match result {
             Ok((lock, 1)) => return Ok((lock, new)),
-            // Taken away by the one who had it before.
+            // The previous holder removed it.
             Ok((_, 0)) => {}
             Ok(_) => return Err(occupied(LOCK_NAME.as_ref())),
             Err(error) => {
-                // In use: another attempt has the lock of the file made here, and the file is its.
+                // In use: another attempt locked the file that was created here, and owns it now.
                 if new && !matches!(error, VolumeError::InUse { .. }) {
                     let _ = store.unlink(&lock_path());
                 }
@@ -196,7 +197,7 @@ fn cannot_make() -> impl FnOnce(io::Error) -> VolumeError {
     VolumeError::io("cannot make the lock file")
 }
 
-/// Looks at what is in the directory.
+/// Determines the state of the directory.
 fn inspect_dir(store: &dyn Store) -> Result<DirState, VolumeError> {
     let list = |path: &StorePath| {
         let entries = store.list(path);
@@ -225,7 +226,7 @@ fn inspect_dir(store: &dyn Store) -> Result<DirState, VolumeError> {
         }
         result => result.map_err(VolumeError::io("cannot read the lock file"))?,
     };
-    // Before the mark is durable nothing else is made, and the lock file is any part of one.
+    // Before the mark is durable nothing else is made, and the lock file may hold any part of it.
     let unmarked = contents.len() <= MARK.len() && contents.iter().all(|byte| *byte == 0);
     if contents != MARK && !(unmarked && entries.len() == 1) {
         return Err(occupied(first.as_ref()));
@@ -249,7 +250,7 @@ fn inspect_dir(store: &dyn Store) -> Result<DirState, VolumeError> {
     Ok(DirState::Incomplete)
 }
 
-/// True for a name that a volume may have at its top before it has a superblock.
+/// True for a name that a volume may have at its top level before it has a superblock.
 fn is_volume_entry(name: &str) -> bool {
     let aside = |of: &str| name.strip_suffix(".new") == Some(of);
     [LOCK_NAME, META_NAME, OBJECTS_NAME].contains(&name) || aside(HEADER_NAME) || aside(META_NAME)
@@ -267,7 +268,7 @@ fn folder_path(folder: &str) -> StorePath {
     StorePath::new(&format!("{OBJECTS_NAME}/{folder}"))
 }
 
-/// Takes away everything but the lock; tries all of it and gives the first failure.
+/// Removes everything but the lock. Tries all of it and returns the first failure.
 fn remove_all_but_lock(store: &dyn Store) -> io::Result<()> {
     let mut outcome = Ok(());
     let mut attempt = |result: io::Result<()>| match result {
