@@ -1,20 +1,21 @@
-//! Following records that each name the next one, such as directories upwards to the root, where
-//! nothing keeps damaged or hostile records from leading in a cycle.
+//! Detects cycles while following records that each reference the next one, such as directories up
+//! to the root. Nothing else prevents damaged or hostile records from forming a cycle.
 //!
 //! Brent's algorithm (R. P. Brent, "An improved Monte Carlo factorization algorithm", 1980): one
-//! place is remembered, anew after each doubling of the number of steps. A cycle is noticed after
-//! at most three times as many steps as there are records on the way, in constant memory.
+//! position is remembered, and replaced after each doubling of the number of steps. A cycle is
+//! noticed after at most three times as many steps as there are records on the path, in constant
+//! memory.
 
 use crate::ids::Ino;
 
-/// A way upwards.
+/// A walk along a chain of inodes.
 #[derive(Clone, Copy, Debug)]
 pub struct CycleDetector {
     at: Ino,
     remembered: Ino,
-    /// Steps since then.
+    /// Steps since it was remembered.
     steps: u64,
-    /// Steps after which the place is remembered.
+    /// Number of steps after which the position is remembered again.
     turn: u64,
 }
 
@@ -29,12 +30,12 @@ impl CycleDetector {
         }
     }
 
-    /// Where it is.
+    /// The current inode.
     pub const fn current(&self) -> Ino {
         self.at
     }
 
-    /// Goes on to the inode that the record there names. False when the way leads in a cycle.
+    /// Moves to the inode that the current record references. False if the chain is a cycle.
     #[must_use]
     pub fn advance(&mut self, to: Ino) -> bool {
         self.at = to;
@@ -55,7 +56,7 @@ impl CycleDetector {
 mod tests {
     use super::*;
 
-    /// Steps until a cycle is noticed that is entered after so many others.
+    /// Steps until a cycle of this length is noticed that is entered after `before` steps.
     fn steps_until_noticed(before: u64, cycle: u64) -> u64 {
         let next = |at: u64| {
             if at + 1 < before + cycle {

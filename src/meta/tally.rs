@@ -1,12 +1,12 @@
-//! What the records of a database add up to: the numbers that its counters must hold.
+//! Computes the counters of a database from its records.
 //!
-//! A database that is filled from elsewhere (an image, a stream, an older copy) gets counters that
-//! are computed here from the rows that it is given, and not those that stood beside them. So no
-//! number that is drawn later is one that a record uses already: an inode that a name leads to, a
-//! folder that an extent names.
+//! A database that is filled from another source (an image, a stream, an older copy) gets counters
+//! that are computed here from its rows, not those that were stored beside them. So a number that
+//! is allocated later is never one that a record already uses, such as the inode of a directory
+//! entry or the folder of an extent.
 //!
-//! Rows come in the order of their keys, each table at once, so that of a key's versions the last
-//! one is what the live view sees.
+//! Rows arrive table by table in the order of their keys, so the last version of a key is the one
+//! that the live view sees.
 
 use super::MetaError;
 use super::charge;
@@ -17,24 +17,24 @@ use super::records::{
 };
 use crate::ids::{FolderNumber, Generation, Ino};
 
-/// Numbers met so far.
+/// The numbers seen so far.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// The largest inode number that anything names.
+    /// The largest inode number that any record mentions.
     newest_ino: Ino,
-    /// The newest folder that an object is named in.
+    /// The newest folder that any object is in.
     folder: FolderNumber,
-    /// The newest generation of a record, and one more than that of a view.
+    /// The newest generation of any record, or one more than that of any view.
     generation: Generation,
     next_garbage: u64,
     inodes: u64,
     used_pages: u64,
     record_bytes: u64,
-    /// The key whose versions are being met, with what the newest of them counts.
+    /// The key whose versions are being read, with the contribution of the newest so far.
     last: Option<(Table, Vec<u8>, Share)>,
 }
 
-/// What one record counts.
+/// The contribution of one record.
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     inodes: u64,
@@ -58,10 +58,10 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Counts a row.
+    /// Adds a row.
     ///
     /// # Errors
-    /// It names a number that nothing can have.
+    /// When the row is invalid or mentions an invalid number.
     pub(super) fn add(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
         match table {
             Table::Inode | Table::Dirent | Table::Xattr | Table::Extent => {
@@ -101,7 +101,7 @@ impl Tally {
         Ok(())
     }
 
-    /// What a record counts if it is the newest of its key.
+    /// The contribution of a record if it is the newest of its key.
     fn share(&mut self, table: Table, value: &[u8]) -> Result<Share, MetaError> {
         let mut share = Share::default();
         if value == TOMBSTONE {
@@ -147,11 +147,11 @@ impl Tally {
         }
     }
 
-    /// The counters that the rows demand. Of `others` remain those that do not follow from rows,
-    /// and what was drawn later than any row tells.
+    /// The counters according to the rows. From `others` come the values that do not follow from
+    /// rows, and numbers that were allocated beyond those in the rows.
     ///
     /// # Errors
-    /// There are more than can be counted.
+    /// When a counter exceeds its limit.
     pub(super) fn counters(mut self, others: Counters) -> Result<Counters, MetaError> {
         self.settle();
         let counters = Counters {

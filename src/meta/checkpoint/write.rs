@@ -1,16 +1,16 @@
-//! Writing a checkpoint: a copy of the pages that a commit reaches, made from the branches down.
+//! Writes a checkpoint: a copy of the pages that a commit references, made from the branches down.
 //!
-//! For each page that a parent names, the unfinished file is looked at first: a page that opens
-//! there and has the checksum that its parent gives is not read from `meta` and not written. So
-//! whatever was copied before an unmount, a kill or a power cut and has not changed needs no second
-//! write, and what a cut, a disk or an attacker has made of the file is of no matter. It costs one
-//! reading of the file.
+//! For each referenced page the unfinished file is examined first. A page that opens there and has
+//! the checksum that its parent states is neither read from `meta` nor written. So pages that were
+//! copied before an unmount, a kill or a power cut, and have not changed, are not written again,
+//! and any damage to the unfinished file is harmless. The price is reading the file once.
 //!
-//! As long as a commit is read, the database uses none of its pages for anything else, and `meta`
-//! grows by as much as is written beside it. So it is given up for the newest one after so many
-//! pages, more each time, and the work goes on with that: branches that have not changed since were
-//! done with all that is below them. At each such turn it is remembered only of branches that the
-//! commit has: a page below one is then current, and nothing else is ever written in its place.
+//! While a commit is pinned, the database reuses none of its pages, and `meta` grows by as much as
+//! is written meanwhile. So after a number of pages, which increases each time, the commit is
+//! replaced by the newest one, and the work continues with that: branches that have not changed are
+//! complete with everything below them. At each such turn only branches that the new commit
+//! references are remembered as complete. A page below such a branch is then current, and nothing
+//! else is ever written in its place.
 
 use std::collections::HashMap;
 use std::io;
@@ -33,45 +33,46 @@ use crate::meta::{Meta, MetaError};
 use crate::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PageCopy};
 use crate::store::{OpenMode, Store};
 
-/// Pages that are read with one call at the most, but for one page of the database that has more.
+/// Limit on the pages read with one call, except for a single larger page of the database.
 const RUN_PAGES: u64 = 256;
-/// Pages between two syncs, so that the last one is short.
+/// Number of pages between two syncs, so that the last sync is short.
 const SYNC_PAGES: u64 = 4096;
-/// A commit is given up when so many pages of `meta` were written beside it, or an eighth of what
-/// it has if that is more.
+/// A pinned commit is replaced after this many pages of `meta` were written meanwhile, or after an
+/// eighth of its own pages if that is more.
 const RENEW_PAGES: u64 = if cfg!(test) { 64 } else { 16_384 };
-/// Fewer pages that the commit does not have are left as they are: they share their blocks with
-/// their neighbours, and hardly anything would come back.
+/// Shorter runs of unreferenced pages are not punched: they share blocks with their neighbours, and
+/// hardly any space would be freed.
 const DISCARDED_PAGES: u64 = 16;
-/// Who needs room waits so long for an unfinished checkpoint to be given up.
+/// How long a caller that needs space waits for the unfinished checkpoint to be discarded.
 const DISCARD_WAIT: Duration = Duration::from_millis(500);
 
-/// A checkpoint that was written.
+/// A finished checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
     /// The checkpoint.
     pub checkpoint: Checkpoint,
-    /// It has all batches up to this one.
+    /// It contains all batches up to this one.
     pub through: BatchNumber,
     /// Pages that were written.
     pub copied_pages: u64,
-    /// Pages that were looked at and were there already.
+    /// Pages that were examined and already present.
     pub kept_pages: u64,
-    /// How often an older commit was given up for the newest one.
+    /// How often the pinned commit was replaced by a newer one.
     pub renewals: u32,
 }
 
-/// One that was begun.
+/// An unfinished checkpoint.
 #[derive(Debug)]
 pub(in crate::meta) struct Unfinished {
     name: CryptoId,
     key_set: KeySetId,
     file: PageCopy,
-    /// First page and checksum of branches that are in it with all leaves below them.
+    /// First page and checksum of branches that are in the file together with all leaves below
+    /// them.
     complete: HashMap<u64, u128>,
 }
 
-/// A commit whose pages are used for nothing else as long as it is held.
+/// A pinned commit: its pages are not reused as long as this is held.
 struct Pin {
     _commit: Arc<Committed>,
     rows: RawTables,
@@ -79,11 +80,11 @@ struct Pin {
     sequence: Sequence,
     through: BatchNumber,
     created: Timespec,
-    /// Pages of `meta` that were written before.
+    /// Number of pages of `meta` written before the pin.
     written_before: u64,
 }
 
-/// What was done so far.
+/// Progress so far.
 #[derive(Default)]
 struct Progress {
     copied: u64,
@@ -92,19 +93,19 @@ struct Progress {
 }
 
 impl Meta {
-    /// Writes a checkpoint of everything that is committed, and takes older ones away. `go_on` is
-    /// asked all the time; it may wait.
+    /// Writes a checkpoint of everything that is committed, and removes older ones. `go_on` is
+    /// called frequently; it may wait, and returns false to stop.
     ///
     /// # Errors
-    /// There is no new one, and those that there were are there still. When it was stopped, or the
-    /// metadata are damaged, the next call goes on with what there is of it.
+    /// No checkpoint was made; the existing ones are unchanged. If the work was stopped, or the
+    /// metadata is damaged, the next call continues with the unfinished file.
     pub fn write_checkpoint(
         &self,
         store: &dyn Store,
         active: &Arc<KeySet>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Written, CheckpointError> {
-        // What page 0 says after a failed commit was not synced, and the disk may be failing.
+        // After a failed commit page 0 was not synced, and the disk may be failing.
         if self.latched().is_some() {
             return Err(CheckpointError::Stopped);
         }
@@ -136,7 +137,7 @@ impl Meta {
         Ok(written)
     }
 
-    /// Takes an unfinished checkpoint away, for its room. True when there was one.
+    /// Discards an unfinished checkpoint to free its space. True if there was one.
     ///
     /// # Errors
     /// Those of the store.
@@ -147,12 +148,12 @@ impl Meta {
             CryptoId::from_hex(name)
         });
         let Some(first) = names.next() else {
-            // Somebody may have removed its name, and not the room that it takes.
+            // Its name may have been removed while its space is still in use.
             let unfinished = self.unfinished.try_lock();
             return Ok(unfinished.is_some_and(|mut unfinished| unfinished.take().is_some()));
         };
         self.discard_requested.store(true, Ordering::Release);
-        // Whoever works on it takes it away, or has finished it.
+        // Its writer removes it, or has finished it.
         let Some(mut unfinished) = self.unfinished.try_lock_for(DISCARD_WAIT) else {
             return Ok(true);
         };
@@ -166,10 +167,10 @@ impl Meta {
         Ok(true)
     }
 
-    /// True when nothing was changed since the commit that these rows are of.
+    /// True if nothing was changed since the commit of these rows.
     ///
     /// # Errors
-    /// Page 0 cannot be read.
+    /// When page 0 cannot be read.
     pub fn has_rows_of(&self, rows: &RawTables) -> Result<bool, MetaError> {
         Ok(self.pin()?.rows.has_rows_of(rows))
     }
@@ -203,7 +204,7 @@ impl Meta {
         let mut renewals = 0;
         let (mut pin, unfinished) = loop {
             let pin = self.pin()?;
-            // Page 0 may be that of a commit that has failed meanwhile.
+            // Page 0 may belong to a commit that has failed meanwhile.
             if self.latched().is_some() {
                 return Err(CheckpointError::Stopped);
             }
@@ -237,7 +238,7 @@ impl Meta {
         finished.map_err(MetaError::from)?;
         let bytes = unfinished.file.sealed_bytes()?;
         let name = unfinished.name;
-        // From here on it is never written again, whatever comes.
+        // From here on the file is never written again.
         store.rename(&unfinished_path(name), &checkpoint_path(name))?;
         Ok(Written {
             checkpoint: Checkpoint {
@@ -280,8 +281,8 @@ impl Unfinished {
         })
     }
 
-    /// Gives back pages that the commit does not have, and forgets the branches that it does not
-    /// have: what was below them may become something else.
+    /// Punches pages that the commit does not reference, and forgets branches that it does not
+    /// reference: the pages below them may be reused.
     fn retain_reachable(
         &mut self,
         reach: &Reachable,
@@ -320,7 +321,7 @@ struct Copying<'a> {
 }
 
 impl Copying<'_> {
-    /// False when the commit is given up for a newer one.
+    /// Copies one commit. False if it is to be replaced by a newer one.
     fn copy(
         &mut self,
         reach: &Reachable,
@@ -384,7 +385,7 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// Copies leaves that are neighbours in the file.
+    /// Copies leaves that are adjacent in the file.
     fn copy_run(&mut self, run: &[TreePage]) -> Result<(), CheckpointError> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else {
             return Ok(());
@@ -431,7 +432,7 @@ impl Copying<'_> {
                 reason,
             };
             if read.is_err() {
-                // One of them: which one is to be said.
+                // Find out which one it is.
                 let read = file.read(leaf.first * META_PAYLOAD_BYTES as u64, leaf_bytes);
                 read.map_err(|error| damaged(error.to_string()))?;
             }
@@ -455,7 +456,7 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// Syncs what was written, once it is much, and looks whether there is still room for more.
+    /// Syncs after a certain amount was written, and checks that there is enough space for more.
     fn sync_some(&mut self) -> Result<(), CheckpointError> {
         if self.progress.unsynced < SYNC_PAGES {
             return Ok(());
@@ -469,7 +470,7 @@ impl Copying<'_> {
     }
 }
 
-/// Where pages lie in bytes that begin with page `start`.
+/// The byte range of pages in a buffer that begins with page `start`.
 const fn range_of(start: u64, first: u64, count: u64) -> std::ops::Range<usize> {
     let at = (first - start) as usize * META_PAYLOAD_BYTES;
     at..at + count as usize * META_PAYLOAD_BYTES

@@ -1,41 +1,41 @@
-//! All pages that a commit reaches: what a copy of it has to have.
+//! All pages that a commit references, which a copy of it must contain.
 //!
-//! Only branches are read, about one page in a hundred: all leaves of a tree are equally deep, and
-//! the branches above them name them.
+//! Only branches are read, about one page in a hundred: all leaves of a tree have the same depth,
+//! and the branches above reference them.
 
 use super::{DEPTH_MAX, Node, ORDER_MAX, PAGE_BYTES, RawTables, Root, TableRoot, order_of};
 use crate::ids::PageIndex;
 use crate::meta::keys::Table;
 use crate::sealed::{META_PAYLOAD_BYTES, PageBits};
 
-/// A page of a tree, which may take several pages of the file.
+/// A page of a tree, which may consist of several pages of the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::meta) struct TreePage {
     /// Its first page in the file.
     pub(in crate::meta) first: u64,
-    /// How many it takes.
+    /// Number of pages of the file.
     pub(in crate::meta) count: u64,
     root: Root,
 }
 
 impl TreePage {
-    /// The checksum that its parent gives.
+    /// The checksum that its parent states.
     pub(in crate::meta) const fn checksum(&self) -> u128 {
         self.root.checksum
     }
 
-    /// True for bytes that are this page.
+    /// True if the bytes are this page.
     pub(in crate::meta) fn is(&self, bytes: &[u8]) -> bool {
         Node::parse(bytes.to_vec()).is_some_and(|node| node.checksum == self.root.checksum)
     }
 
-    /// True for bytes that are this page, if it is a leaf.
+    /// True if the bytes are this page and it is a leaf.
     pub(in crate::meta) fn is_leaf(&self, bytes: &[u8]) -> bool {
         bytes.first() == Some(&super::LEAF) && self.is(bytes)
     }
 }
 
-/// A branch that a commit reaches.
+/// A branch that a commit references.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::meta) struct Branch {
     pub(in crate::meta) page: TreePage,
@@ -43,32 +43,33 @@ pub(in crate::meta) struct Branch {
     pub(in crate::meta) is_bottom: bool,
 }
 
-/// What a commit reaches.
+/// The pages that a commit references.
 #[derive(Debug, Default)]
 pub(in crate::meta) struct Reachable {
-    /// All branches, those of a tree in the order of its keys.
+    /// All branches, in each tree in the order of its keys.
     pub(in crate::meta) branches: Vec<Branch>,
-    /// The leaves that are trees by themselves.
+    /// Leaves that are the root of their tree.
     pub(in crate::meta) single_leaves: Vec<TreePage>,
-    /// All pages of the file, page 0 not among them.
+    /// All pages of the file, excluding page 0.
     pub(in crate::meta) pages: PageBits,
-    /// How many those are.
+    /// Number of these pages.
     pub(in crate::meta) count: u64,
-    /// Pages of the file.
+    /// Number of pages of the file.
     end: u64,
 }
 
-/// Why it is not known.
+/// Why the pages could not be determined.
 #[derive(Debug)]
 pub(in crate::meta) enum ReachError {
-    /// It was to stop.
+    /// The caller asked to stop.
     Stopped,
-    /// A page does not count.
+    /// A page was rejected.
     Damaged { page: u64, reason: String },
 }
 
 impl RawTables {
-    /// What the commit reaches. `go_on` is asked all the time.
+    /// Determines the pages that the commit references. `go_on` is called frequently and returns
+    /// false to stop.
     pub(in crate::meta) fn reachable(
         &self,
         go_on: &mut dyn FnMut() -> bool,
@@ -92,8 +93,7 @@ impl RawTables {
         Ok(reach)
     }
 
-    /// How many pages the leaves of a table take, and how many its branches; `None` where that
-    /// cannot be read.
+    /// The number of pages of a table's leaves, and of its branches; `None` if they cannot be read.
     pub fn pages_of(&self, table: Table) -> Option<(u64, u64)> {
         let root = match self.tables[table.index()] {
             TableRoot::At(root) => root,
@@ -130,7 +130,7 @@ impl RawTables {
         self.reach_below(root, height, reach, go_on)
     }
 
-    /// How many branches are above a leaf of a tree.
+    /// The number of branches above each leaf of a tree.
     fn height(&self, tree: Root) -> Result<usize, ReachError> {
         let mut page = self.tree_page(tree)?;
         for height in 0..DEPTH_MAX {
@@ -208,7 +208,7 @@ impl RawTables {
 }
 
 impl Reachable {
-    /// Each page has one parent: so whatever a file holds, this ends.
+    /// Each page has one parent, so the walk ends whatever a file contains.
     fn add(&mut self, page: TreePage) -> Result<(), ReachError> {
         let pages = page.first..page.first.saturating_add(page.count);
         if pages.end > self.end {
