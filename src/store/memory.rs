@@ -1,11 +1,11 @@
 //! The memory store: a whole tree in memory, for tests and for measuring everything but the disk.
 //!
-//! It behaves as a directory on a filesystem without a cache would: hard links share bytes, a file
-//! without a name lives until its last handle goes, holes cost nothing. Everything counts as
-//! durable at once; [`super::faulty`] is the store that knows the difference.
+//! It behaves like a directory on a filesystem without a cache: hard links share bytes, an unlinked
+//! file exists until its last handle is closed, and holes use no space. Everything counts as
+//! durable at once; [`super::faulty`] is the store that distinguishes.
 //!
-//! Invariants: a clone is another handle to the same tree; [`MemoryStore::snapshot`] is a tree of
-//! its own (bytes are shared until written). ENOSPC leaves a file as it was.
+//! Invariants: a clone is another handle to the same tree; [`MemoryStore::snapshot`] is a separate
+//! tree (bytes are shared until written). After ENOSPC a file is unchanged.
 
 use std::any::Any;
 use std::fmt;
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::errno::Errno;
 
-/// What `space` says of a store without a limit.
+/// The size that `space` reports for a store without a limit.
 const UNLIMITED_BYTES: u64 = 1 << 44;
 
 type MemoryTree = Tree<RwLock<Contents>>;
@@ -60,18 +60,19 @@ impl MemoryStore {
         Self::with_budget(SpaceBudget::new(None))
     }
 
-    /// An empty tree with budget for so many bytes of contents, in whole pages of 4096 bytes. Names
-    /// cost nothing.
+    /// An empty tree with space for this many bytes of contents, in whole pages of 4096 bytes.
+    /// Names use no space.
     pub fn with_capacity_bytes(capacity_bytes: u64) -> Self {
         Self::with_budget(SpaceBudget::new(Some(capacity_bytes)))
     }
 
-    /// Has files synced one by one from now on, as on a filesystem whose `syncfs` proves nothing.
+    /// Makes files be synced one by one from now on, as on a filesystem whose `syncfs` is not
+    /// reliable.
     pub fn sync_each_file(&self) {
         self.0.each_file.store(true, Ordering::SeqCst);
     }
 
-    /// A tree of its own with the same names and bytes, and the same limit.
+    /// A separate tree with the same names and bytes, and the same limit.
     pub fn snapshot(&self) -> Self {
         let budget = SpaceBudget::new(self.0.budget.limit_bytes());
         let tree = self.0.tree.read();
@@ -86,7 +87,7 @@ impl MemoryStore {
         self.0.budget.limit_bytes()
     }
 
-    /// A store over names and bytes taken from elsewhere.
+    /// A store made of existing names and bytes.
     pub(super) fn from_parts(tree: MemoryTree, budget: Arc<SpaceBudget>) -> Self {
         Self(Arc::new(Inner {
             tree: RwLock::new(tree),
@@ -195,7 +196,7 @@ impl Store for MemoryStore {
     }
 }
 
-/// What `info` says of a directory in memory.
+/// The `info` of a directory in memory.
 pub(super) const DIRECTORY_INFO: EntryInfo = EntryInfo {
     kind: EntryKind::Directory,
     len_bytes: 0,
@@ -204,7 +205,7 @@ pub(super) const DIRECTORY_INFO: EntryInfo = EntryInfo {
     allocated_bytes: 0,
 };
 
-/// What `info` says of a file in memory.
+/// The `info` of a file in memory.
 pub(super) fn file_info<F>(contents: &Contents, node: &FileNode<F>) -> EntryInfo {
     EntryInfo {
         kind: EntryKind::File,
@@ -215,7 +216,7 @@ pub(super) fn file_info<F>(contents: &Contents, node: &FileNode<F>) -> EntryInfo
     }
 }
 
-/// What `space` says of a budget.
+/// The `space` of a budget.
 pub(super) fn space_of(budget: &SpaceBudget) -> SpaceInfo {
     let total_bytes = budget.limit_bytes().unwrap_or(UNLIMITED_BYTES);
     let free_bytes = total_bytes.saturating_sub(budget.used_bytes());
@@ -251,7 +252,7 @@ impl fmt::Debug for MemoryFile {
 }
 
 impl MemoryFile {
-    /// A descriptor opened for reading refuses changes as the kernel's do.
+    /// Like the kernel, refuses changes through a handle that was opened for reading.
     fn change(
         &self,
         refusal: Errno,
