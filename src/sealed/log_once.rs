@@ -1,21 +1,21 @@
-//! What was logged already: whoever reads a damaged page again and again must not fill the disk
-//! with lines about it.
+//! Remembers which faults were logged, so that somebody who reads a damaged page again and again
+//! does not fill the disk with log lines.
 
 use std::hash::Hash;
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-/// Faults that are remembered. Whoever goes through more damaged pages than that, over and over, has
-/// them logged again.
+/// Limit on the remembered faults. Faults are logged again if more damaged pages than this are read
+/// in turn.
 const REMEMBERED: usize = 1024;
 
-/// The newest faults that the log was logged of.
+/// The most recently logged faults.
 #[derive(Debug)]
 pub struct LogOnce<K: Hash + Eq>(Mutex<LruCache<K, ()>>);
 
 impl<K: Hash + Eq> LogOnce<K> {
-    /// True once there was any fault.
+    /// True once any fault was logged.
     pub fn any_logged(&self) -> bool {
         !self.0.lock().is_empty()
     }
@@ -23,13 +23,14 @@ impl<K: Hash + Eq> LogOnce<K> {
 
 impl<K: Hash + Eq> Default for LogOnce<K> {
     fn default() -> Self {
-        // Empty until there is a fault: a cache of a given size sets memory aside for all of it.
+        // Empty until there is a fault: a cache with a fixed capacity allocates memory for all of
+        // it.
         Self(Mutex::new(LruCache::unbounded()))
     }
 }
 
 impl<K: Hash + Eq> LogOnce<K> {
-    /// True when this fault was not logged yet, or so many others since that it may be logged again.
+    /// True if this fault has not been logged yet, or has been forgotten since.
     pub fn first_time(&self, fault: K) -> bool {
         let mut logged = self.0.lock();
         let news = logged.put(fault, ()).is_none();
