@@ -1,5 +1,5 @@
-//! ChaCha20-Poly1305 by RustCrypto: the layer itself in the `pure-rust` build, the second opinion
-//! in every other.
+//! ChaCha20-Poly1305 by RustCrypto: the layer itself in a `pure-rust` build, and the cross-check in
+//! all others.
 
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
