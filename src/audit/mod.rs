@@ -1,8 +1,8 @@
-//! The audit: who had what done with which volume and its keys. A sink of its own, which no level
-//! and no filter of the log turns off.
+//! The audit: who had which action performed on which volume and its keys. It has its own
+//! destination, which no level and no filter of the log turns off.
 //!
-//! A record is one line of JSON, written with one call to the end of a file, so that several
-//! processes may share it:
+//! A record is one line of JSON that is appended to a file with one call, so several processes may
+//! share the file:
 //!
 //! | field | |
 //! |---|---|
@@ -16,13 +16,14 @@
 //! | `sudo_uid` | who called sudo, where the requester is root by way of it |
 //! | `version` | of this program |
 //!
-//! and what belongs to the action. Nothing of it is ever a secret.
+//! and the details of the action. A record never contains a secret.
 //!
-//! Where a record is made, volume and details are known; the rest comes from around it. A process
-//! that starts says who called it and which volume it is about ([`start`], [`set_volume`],
-//! [`set_mount_point`]); whoever serves a request says for the time of it who asked ([`requested_by`]),
-//! and which other volume it is about ([`about`]). Those two count for one thread: work that is
-//! handed to another one takes [`Context::here`] along.
+//! The code that makes a record knows the volume and the details; the rest comes from the context.
+//! At its start a process declares who called it and which volume it works on ([`start`],
+//! [`set_volume`], [`set_mount_point`]). Code that serves a request declares, for the duration of
+//! the request, who made it ([`requested_by`]) and which other volume it is about ([`for_volume`]).
+//! These two apply to one thread; work that is handed to another thread takes [`Context::here`]
+//! along.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -50,7 +51,7 @@ thread_local! {
     static WRITTEN: RefCell<Option<Vec<(&'static str, Record)>>> = const { RefCell::new(None) };
 }
 
-/// Whoever had something done.
+/// The originator of an action.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Requester {
     uid: Option<u32>,
@@ -59,14 +60,14 @@ pub struct Requester {
 }
 
 impl Requester {
-    /// Somebody whom the kernel does not tell.
+    /// An originator that the kernel does not report.
     pub const UNKNOWN: Self = Self {
         uid: None,
         pid: None,
         sudo_uid: None,
     };
 
-    /// A process; of number 0 in another pid namespace.
+    /// A process. Its number is 0 if it is in another pid namespace.
     pub fn process(uid: u32, pid: u32) -> Self {
         Self {
             uid: Some(uid),
@@ -75,7 +76,7 @@ impl Requester {
         }
     }
 
-    /// Whoever started this process: its real user. sudo says in the environment who called it.
+    /// The starter of this process: its real user. sudo records its caller in the environment.
     pub fn this_process() -> Self {
         let uid = real_user();
         let sudo = std::env::var("SUDO_UID").ok();
@@ -86,14 +87,14 @@ impl Requester {
     }
 }
 
-/// What a record takes from around it.
+/// The context that a record includes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Context {
     requester: Option<Requester>,
     paths: Option<VolumePaths>,
 }
 
-/// Where a volume is.
+/// The paths of a volume.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct VolumePaths {
     path: PathBuf,
@@ -106,12 +107,12 @@ impl Context {
         paths: None,
     };
 
-    /// That of this thread, for another one.
+    /// The context of this thread, to be passed to another one.
     pub fn here() -> Self {
         HERE.with_borrow(Self::clone)
     }
 
-    /// Makes it this thread's until the scope ends.
+    /// Makes this the context of the thread until the scope ends.
     pub fn enter(self) -> Scope {
         Scope {
             before: HERE.replace(self),
@@ -119,7 +120,7 @@ impl Context {
         }
     }
 
-    /// With what the process has where this thread has nothing.
+    /// Fills in the context of the process where this thread has none.
     fn completed(self) -> Self {
         let process = PROCESS.read();
         Self {
@@ -129,7 +130,7 @@ impl Context {
     }
 }
 
-/// What was said of this thread is so until this is dropped.
+/// The context of this thread applies until this is dropped.
 #[must_use = "it ends when it is dropped"]
 #[derive(Debug)]
 pub struct Scope {
@@ -143,19 +144,20 @@ impl Drop for Scope {
     }
 }
 
-/// Begins: records go to `destination`, and are of what `requester` asked for. Where that is the
-/// system's log, those that it does not take go to `fallback`. Before this, records are dropped.
+/// Starts the audit: records go to `destination` and name `requester`. If `destination` is the
+/// system's log, records that it does not accept go to `fallback`. Records made before this call
+/// are dropped.
 pub fn start(destination: Destination, fallback: Destination, requester: Requester) {
     PROCESS.write().requester = Some(requester);
     sink::start(destination, fallback);
 }
 
-/// The file that records go to; `None` before [`start`], and where they go elsewhere.
+/// The file that records go to; `None` before [`start`], or if they go elsewhere.
 pub fn file() -> Option<PathBuf> {
     sink::file()
 }
 
-/// From now on this process is about the volume in that directory.
+/// Declares that this process works on the volume in that directory.
 pub fn set_volume(path: &Path) {
     PROCESS.write().paths = Some(VolumePaths {
         path: path.to_path_buf(),
@@ -163,13 +165,13 @@ pub fn set_volume(path: &Path) {
     });
 }
 
-/// The volume of this process is, or is to be, mounted there.
+/// Declares where the volume of this process is, or will be, mounted.
 pub fn set_mount_point(dir: &Path) {
     let mut process = PROCESS.write();
     process.paths.get_or_insert_default().mount_point = Some(dir.to_path_buf());
 }
 
-/// What this thread does until the scope ends was asked for by `requester`.
+/// Declares that `requester` requested what this thread does until the scope ends.
 pub fn requested_by(requester: Requester) -> Scope {
     Context {
         requester: Some(requester),
@@ -178,8 +180,8 @@ pub fn requested_by(requester: Requester) -> Scope {
     .enter()
 }
 
-/// What this thread does until the scope ends is about the volume in that directory, which is not
-/// mounted.
+/// Declares that what this thread does until the scope ends is about the unmounted volume in that
+/// directory.
 pub fn for_volume(path: &Path) -> Scope {
     let paths = VolumePaths {
         path: path.to_path_buf(),
@@ -192,7 +194,7 @@ pub fn for_volume(path: &Path) -> Scope {
     .enter()
 }
 
-/// Until this is dropped a record that says what another one has said is not written again.
+/// Until this is dropped, a record that repeats an earlier one is not written.
 #[must_use = "it ends when it is dropped"]
 #[derive(Debug)]
 pub struct Deduplication {
@@ -206,8 +208,8 @@ impl Drop for Deduplication {
     }
 }
 
-/// What this thread does until the scope ends may be done in several attempts: each record of it is
-/// written once.
+/// Declares that what this thread does until the scope ends may be repeated in several attempts:
+/// each record is written once.
 pub fn deduplicate() -> Deduplication {
     Deduplication {
         before: WRITTEN.replace(Some(Vec::new())),
@@ -215,7 +217,7 @@ pub fn deduplicate() -> Deduplication {
     }
 }
 
-/// Something that was done or refused, to be written down with [`Self::done`] or [`Self::refused`].
+/// An action that was performed or refused. It is written by [`Self::done`] or [`Self::refused`].
 #[must_use = "it is written by `done` or `refused`"]
 #[derive(Clone, PartialEq, Debug)]
 pub struct Record {
@@ -243,7 +245,7 @@ struct Line<'a> {
 }
 
 impl Record {
-    /// A record of that action.
+    /// A record of this action.
     pub fn new(action: &'static str) -> Self {
         Self {
             action,
@@ -252,34 +254,34 @@ impl Record {
         }
     }
 
-    /// About that volume.
+    /// Sets the volume.
     pub fn volume(mut self, volume: impl Into<Option<VolumeId>>) -> Self {
         self.volume = volume.into();
         self
     }
 
-    /// A detail that is a number, a text or a truth.
+    /// Adds a detail: a number, a text or a boolean.
     pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
         self
     }
 
-    /// A detail as people see it.
+    /// Adds a detail in its displayed form.
     pub fn with_text(self, name: &'static str, value: impl Display) -> Self {
         self.with(name, value.to_string())
     }
 
-    /// It was done.
+    /// Writes that the action was performed.
     pub fn done(self) {
         self.write(DONE);
     }
 
-    /// It was refused, or failed.
+    /// Writes that the action was refused, or failed.
     pub fn refused(self, reason: impl Display) {
         self.with_text("reason", reason).write(REFUSED);
     }
 
-    /// Done or refused, as it went.
+    /// Writes the outcome according to `result`.
     pub fn outcome<T, E: Display>(self, result: &Result<T, E>) {
         match result {
             Ok(_) => self.done(),
@@ -294,7 +296,7 @@ impl Record {
         }
     }
 
-    /// It was written before, in the attempts of which this is one.
+    /// True if the same record was written by an earlier attempt.
     fn is_repeated(&self, outcome: &'static str) -> bool {
         WRITTEN.with_borrow_mut(|written| {
             let Some(written) = written else {

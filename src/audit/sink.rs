@@ -1,14 +1,13 @@
-//! Where records of the audit go, the first that takes it: a file, the system's log, standard
-//! error; or where the system's log was asked for that, the file in the state directory, standard
-//! error.
+//! The destination of audit records. The first that accepts a record gets it: a file, the system's
+//! log, standard error; or, if the system's log was asked for: that, the file in the state
+//! directory, standard error.
 //!
-//! The file is opened for each record and not kept open: records are few, a file that was renamed,
-//! removed or could not be written for a while needs nobody's care, and the filesystem that it is
-//! on can be made read-only. A record is one `write` to the end of it (`O_APPEND`), which other
-//! processes' do not break. A file that ends within a record, because the disk was full or the file
-//! as large as it may be, says so itself by its last byte: whoever writes next, of whatever
-//! process, ends that line first. What stands in the way of a record is an error in the log, once
-//! until it has been overcome.
+//! The file is opened for each record and not kept open. Records are rare, a file that was renamed,
+//! removed or temporarily unwritable needs no special handling, and its filesystem can be remounted
+//! read-only. A record is one `write` to the end of the file (`O_APPEND`), which writes of other
+//! processes do not split. A file that ends in the middle of a record, because the disk or a size
+//! limit was reached, is recognised by its last byte: the next writer, in whatever process, ends
+//! that line first. A failure to write a record is logged as an error, once until it is resolved.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,21 +25,21 @@ use crate::sys::syslog::{Facility, Severity, SystemLog};
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "audit.log";
 
-/// How long a record waits for the system's log to be read.
+/// How long a record waits for the reader of the system's log.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long it takes to write a record, about.
+/// Approximate time for writing a record.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(2);
 
 /// Where records are to go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Destination {
-    /// To the end of a file, which is created where it is missing.
+    /// A file, which is created if it is missing.
     File(PathBuf),
-    /// The same in a state directory, which is one if it has a file of the second name: what
-    /// somebody named by mistake stays as it is.
+    /// The audit file in a state directory. The directory is one only if it contains the file of
+    /// the second name, so a directory that was named by mistake stays unchanged.
     StateDirectory(PathBuf, &'static str),
-    /// To the system's log, facility `auth`.
+    /// The system's log, facility `auth`.
     SystemLog,
 }
 
@@ -57,12 +56,12 @@ impl Destination {
 #[derive(Debug)]
 struct Sink {
     destination: Destination,
-    /// Instead of the system's log, where that was asked for and takes nothing.
+    /// Used if the system's log was asked for and does not accept a record.
     fallback: Option<Destination>,
     system: SystemLog,
-    /// The file could not be written, and that was said.
+    /// A failure to write the file was logged.
     is_failing: AtomicBool,
-    /// The system's log did not take it, and that was said.
+    /// A failure of the system's log was logged.
     is_system_log_failing: AtomicBool,
 }
 
@@ -83,7 +82,7 @@ pub(super) fn file() -> Option<PathBuf> {
     SINK.read().as_ref()?.destination.path()
 }
 
-/// Writes a line, which is of something that was refused, or of something that was done.
+/// Writes a line about something that was refused or done.
 pub(super) fn write(line: &[u8], is_refusal: bool) {
     if let Some(sink) = &*SINK.read() {
         match is_refusal && sink.has_no_state() {
@@ -104,7 +103,7 @@ impl Sink {
         }
     }
 
-    /// There is no state directory to write to: nothing of this user's is audited yet.
+    /// True if there is no state directory: nothing of this user is audited yet.
     fn has_no_state(&self) -> bool {
         let Destination::StateDirectory(dir, has) = &self.destination else {
             return false;
@@ -136,12 +135,12 @@ impl Sink {
             Err(error) if self.destination == Destination::SystemLog => {
                 self.write_without_system_log(line, &error, last_resort);
             }
-            // There is no place left to report that nobody takes it.
+            // There is no destination left to report the failure to.
             Err(_) => drop(last_resort.write_all(line)),
         }
     }
 
-    /// Writes what was to go to the system's log, which did not take it.
+    /// Writes a line that the system's log did not accept.
     fn write_without_system_log(
         &self,
         line: &[u8],
@@ -192,25 +191,26 @@ fn append(destination: &Destination, path: &Path, line: &[u8]) -> io::Result<()>
     Ok(())
 }
 
-/// Whether a file ends within a record. One that may be added to and not read is taken to be whole.
+/// True if a file ends in the middle of a record. A file that can be appended to but not read is
+/// assumed to be whole.
 fn is_torn(file: &File) -> bool {
     let within = || end_within_line(file).ok().flatten();
     let Some(end) = within() else {
         return false;
     };
-    // A record that somebody is writing grows page by page; a torn one stays as it is. Who is
-    // mistaken all the same leaves an empty line.
+    // A record that is being written grows page by page; a torn one stays as it is. A wrong
+    // decision only leaves an empty line.
     std::thread::sleep(WRITTEN_WITHIN);
     within() == Some(end)
 }
 
-/// Length of a file whose last byte ends no line.
+/// The length of a file whose last byte does not end a line.
 fn end_within_line(file: &File) -> io::Result<Option<u64>> {
     let len = file.metadata()?.len();
     let Some(last) = len.checked_sub(1) else {
         return Ok(None);
     };
-    // The very file, whatever has its name by now.
+    // This very file, even if its name now belongs to another one.
     let readable = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     let mut byte = [0];
     readable.read_exact_at(&mut byte, last)?;
@@ -259,7 +259,7 @@ mod tests {
         );
     }
 
-    /// Whoever tore it is another process, or one that is no more.
+    /// The torn record was written by another process, or by one that no longer exists.
     #[test]
     fn a_record_after_a_torn_one_begins_a_line() {
         let setup = Setup::new("audit");
