@@ -1,7 +1,7 @@
-//! The one fenced module that may contain `unsafe` and raw `libc` calls.
+//! The only module that may contain `unsafe` and raw `libc` calls.
 //!
 //! Everything here is a thin safe wrapper: arguments are checked or typed, results are
-//! `io::Result`, and each `unsafe` block says why it is sound. No policy lives here.
+//! `io::Result`, and each `unsafe` block states why it is sound. There is no policy here.
 #![allow(unsafe_code)]
 
 pub mod backing;
