@@ -1,9 +1,10 @@
 //! Creating a volume, whether it starts empty, is deployed from an image, or is imported.
 //!
 //! Inherited key sets keep their ids, epochs and DEKs, because the inherited bytes are sealed under
-//! them. They are wrapped again, since a wrap names its volume, and they are read-only. The key sets
-//! of another volume never leave their key holder. One fresh set, with the next epoch, becomes the
-//! active set: other volumes hold the inherited sets too, so nothing new is written under those.
+//! them. They are wrapped again, since a wrap names its volume, and they are read-only. The key
+//! sets of another volume never leave their key holder. One fresh set, with the next epoch, becomes
+//! the active set: other volumes hold the inherited sets too, so nothing new is written under
+//! those.
 //!
 //! Order of writes:
 //! 1. the target directory is claimed and marked ([`super::target_dir`]), then `objects/` is made;

@@ -185,8 +185,8 @@ fn each_page_damaged(damage: impl Fn(&dyn StoreFile, u64)) {
             let model = &world.model[table.index()];
             let (rows, gaps) = read(&commits[0], table);
             any |= !gaps.is_empty();
-            // The newest slot of page 0 may be gone: then it is the commit before, which is whole or in
-            // gaps.
+            // The newest slot of page 0 may be gone: then it is the commit before, which is whole
+            // or in gaps.
             if stride < 2 {
                 continue;
             }
