@@ -170,7 +170,7 @@ fn append(destination: &Destination, path: &Path, line: &[u8]) -> io::Result<()>
     if let Destination::StateDirectory(dir, has) = destination {
         std::fs::metadata(dir.join(has)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                io::Error::new(error.kind(), format!("there is no {has} beside it"))
+                io::Error::new(error.kind(), format!("there is no {has} in its directory"))
             }
             _ => error,
         })?;

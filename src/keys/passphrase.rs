@@ -201,7 +201,7 @@ fn prompt(what: &Path, again: bool) -> Result<Passphrase, KeyError> {
     }
     let question = match again {
         false => format!("Passphrase of {}: ", what.display()),
-        true => format!("That is not it. Passphrase of {}: ", what.display()),
+        true => format!("Wrong passphrase. Passphrase of {}: ", what.display()),
     };
     let line = terminal::ask_secret(&question, MAX_PASSPHRASE_BYTES);
     let line = line.map_err(|error| match interrupt::arrived() {

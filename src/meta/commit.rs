@@ -63,7 +63,7 @@ impl Meta {
         let key = match self.key_of_name(batch, parent, name)? {
             Some(key) => key,
             None if entry.is_none() => return Ok(()),
-            None => return Err(MetaError::UsedUp("places in the directory")),
+            None => return Err(MetaError::UsedUp("positions in the directory")),
         };
         self.write(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
     }

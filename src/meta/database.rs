@@ -40,7 +40,7 @@ struct Backend {
 impl Backend {
     fn to_write(&self) -> io::Result<&MetaFile> {
         if self.ended.load(Ordering::SeqCst) {
-            Err(io::Error::other("the metadata database was given up"))
+            Err(io::Error::other("the metadata database was abandoned"))
         } else {
             Ok(&self.file)
         }
@@ -308,7 +308,7 @@ fn drop_guarded<T>(value: T) {
         Ok(())
     });
     if let Err(error) = dropped {
-        tracing::error!(%error, "the metadata database did not end well");
+        tracing::error!(%error, "the metadata database could not be closed cleanly");
     }
 }
 

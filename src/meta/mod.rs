@@ -65,7 +65,7 @@ pub enum MetaError {
     #[error("the metadata database stopped: {0}")]
     Panic(String),
     /// All numbers of a kind are used up, or a counter has reached its limit.
-    #[error("the volume has no more {0} to give")]
+    #[error("the volume has used up its {0}")]
     UsedUp(&'static str),
     /// A record is not one that this program writes.
     #[error("a metadata record in {0} is not what this version writes")]

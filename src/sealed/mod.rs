@@ -92,7 +92,7 @@ pub enum SealedError {
         page: PageIndex,
     },
     /// The operating system gave no random bytes.
-    #[error("no nonces to be had: {0}")]
+    #[error("the operating system has no random bytes for nonces: {0}")]
     Nonce(io::Error),
     /// Keys could not be derived.
     #[error(transparent)]

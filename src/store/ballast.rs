@@ -204,8 +204,8 @@ impl Ballast {
             }
         });
         match given {
-            Ok(()) => tracing::info!("the disk is full: the ballast was given up"),
-            Err(error) => tracing::warn!(%error, "the ballast could not be given up"),
+            Ok(()) => tracing::info!("the disk is full: the ballast was released"),
+            Err(error) => tracing::warn!(%error, "the ballast could not be released"),
         }
         true
     }
@@ -237,7 +237,7 @@ impl Ballast {
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         };
         if !is_there {
-            tracing::warn!("the ballast was removed, and is made anew");
+            tracing::warn!("the ballast was removed, and is created again");
             self.bytes.store(0, Ordering::SeqCst);
         }
     }

@@ -478,7 +478,7 @@ fn restrict_to_owner(file: &File) -> Option<Permissions> {
         Ok(Some(metadata.permissions()))
     };
     tighten().unwrap_or_else(|error: io::Error| {
-        tracing::debug!(%error, "others may open what is locked");
+        tracing::debug!(%error, "other users may open the locked file");
         None
     })
 }

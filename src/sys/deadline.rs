@@ -27,7 +27,7 @@ pub fn within_notifying<T: Send + 'static>(
     let thread = std::thread::Builder::new().name("asking".to_owned());
     let started = thread.spawn(move || {
         if let Err(error) = EndSignals::block() {
-            tracing::debug!(%error, "signals may end in a thread that waits");
+            tracing::debug!(%error, "a waiting thread may receive signals");
         }
         // After the limit nobody receives this.
         let _ = sender.send(work());
@@ -52,7 +52,7 @@ pub fn isolated_within<T: Send + 'static>(
 ) -> Option<T> {
     within(limit, move || {
         if let Err(error) = close_descriptors_of_this_thread() {
-            tracing::debug!(%error, "a thread that waits keeps descriptors open");
+            tracing::debug!(%error, "a waiting thread keeps descriptors open");
         }
         work()
     })

@@ -224,7 +224,7 @@ pub fn write_in_place(file: impl AsFd) {
         let set = flags
             .and_then(|flags| rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::NOCOW));
         if let Err(error) = set {
-            tracing::debug!(%error, "a file stays one that is copied on write");
+            tracing::debug!(%error, "copy-on-write could not be disabled for a file");
         }
     }
 }

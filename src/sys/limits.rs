@@ -43,7 +43,7 @@ fn raise(resource: Resource, wanted: libc::rlim_t) {
             ..limit
         };
         if let Err(error) = set_limit(resource, &allowed) {
-            tracing::debug!(resource, %error, "a limit stays as it is");
+            tracing::debug!(resource, %error, "a limit could not be raised");
         }
     }
 }

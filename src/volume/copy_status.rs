@@ -132,7 +132,7 @@ fn compare(
         if place.inode != remembered.inode {
             tracing::warn!(
                 path = %place.path.display(),
-                "another directory than before is at the volume's place, and is taken for the volume"
+                "the directory at the volume's path is another one than before; it is assumed to be the volume"
             );
         }
         return CopyStatus::Own;
@@ -146,7 +146,7 @@ fn compare(
     looked.flatten().unwrap_or_else(|| {
         tracing::warn!(
             path = %remembered.path.display(),
-            "the place where the volume was does not answer"
+            "the previous location of the volume does not respond"
         );
         CopyStatus::Unknown { original: path() }
     })

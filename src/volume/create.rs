@@ -183,8 +183,9 @@ impl NewVolume<'_> {
     fn fresh_set(&self) -> Result<KeySet, VolumeError> {
         let newest = self.inherited_sets().iter().map(|set| set.epoch.0).max();
         let epoch = newest.unwrap_or(0).checked_add(1);
-        let epoch =
-            epoch.ok_or_else(|| VolumeError::HeaderInvalid("its epochs are used up".to_owned()))?;
+        let epoch = epoch.ok_or_else(|| {
+            VolumeError::HeaderInvalid("its epoch numbers are used up".to_owned())
+        })?;
         Ok(KeySet::random(Epoch(epoch)).map_err(KeyError::random)?)
     }
 }

@@ -148,7 +148,7 @@ pub enum VolumeError {
         written: Option<i64>,
     },
     /// Accepting a restored copy was interrupted; only a use that may write can finish it.
-    #[error("taking the restored volume as it is was cut off")]
+    #[error("accepting the restored volume was interrupted")]
     HalfRenewed,
     /// The volume needs its customer key, and none was named.
     #[error("this volume needs its customer key")]
@@ -198,8 +198,8 @@ pub enum VolumeError {
     },
     /// The keystore's record could not be written, so the volume must not be written either.
     #[error(
-        "the platform keystore cannot be told of the volume, and without that an older copy put in \
-         its place would not be noticed: {0}"
+        "the platform keystore's record of the volume cannot be written, and without it an older copy \
+         put in the volume's place would not be noticed: {0}"
     )]
     CannotRemember(#[source] KeyError),
     /// A failure of a key or of the keystore.

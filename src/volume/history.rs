@@ -121,7 +121,7 @@ pub enum Rollback {
     },
     /// The metadata is older.
     #[error(
-        "its metadata are of commit {}, and commit {} was on disk{last}: an older copy was put back, \
+        "its metadata is of commit {}, and commit {} was on disk{last}: an older copy was put back, \
          or the newest state was damaged", .found.0, .known.0
     )]
     OlderMetadata {
@@ -134,8 +134,8 @@ pub enum Rollback {
     },
     /// The metadata has the same commit number but another history.
     #[error(
-        "its metadata are another commit {} than the one that was on disk{last}: \
-         a copy that lived elsewhere was put in its place", .sequence.0
+        "its metadata is another commit {} than the one that was on disk{last}: \
+         a copy that was used elsewhere was put in its place", .sequence.0
     )]
     OtherMetadata {
         /// The commit number of both.

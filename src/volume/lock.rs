@@ -63,17 +63,17 @@ pub(super) fn acquire(
     }
     let lock = with_objects(lock, store.lock_dir(&objects_path()))
         .map_err(|error| refused(store, error))?;
-    discard_aside(store, OBJECT_NAME).map_err(VolumeError::io("cannot tidy the volume"))?;
+    discard_aside(store, OBJECT_NAME).map_err(VolumeError::io("cannot clean up the volume"))?;
     for name in [META_NAME, HEADER_NAME] {
         unshare(store, name)
             .map_err(naming(name))
             .map_err(VolumeError::io("cannot copy a shared file"))?;
         discard_aside(store, name)
             .map_err(naming(&format!("{name}.new")))
-            .map_err(VolumeError::io("cannot tidy the volume"))?;
+            .map_err(VolumeError::io("cannot clean up the volume"))?;
     }
     // A crash after the superblock was written left the mark, which says that this is no volume.
-    clear_mark(store).map_err(VolumeError::io("cannot tidy the volume"))?;
+    clear_mark(store).map_err(VolumeError::io("cannot clean up the volume"))?;
     Ok(lock)
 }
 
@@ -115,7 +115,7 @@ pub(super) fn acquire_damaged(store: &dyn Store) -> Result<Box<dyn StoreLock>, V
     match store.lock(&lock_path()) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(refused(store, error)),
         Err(error) => {
-            tracing::warn!(%error, "the volume's lock cannot be had; going on without");
+            tracing::warn!(%error, "the volume's lock cannot be taken; continuing without it");
             lock_medium(store)
         }
         Ok(file) => with_objects(file, store.lock_dir(&objects_path()))

@@ -105,7 +105,7 @@ fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume
     let place = match store.directory_identity() {
         // A volume that is only read needs no known location.
         Err(error) if options.read_only => {
-            tracing::warn!(%error, "where the volume's directory is cannot be told");
+            tracing::warn!(%error, "the location of the volume's directory cannot be determined");
             None
         }
         place => place.map_err(location_error)?,
@@ -202,9 +202,9 @@ fn refuse_unexpected(
 
 /// Without its location a volume cannot be told from a copy.
 pub(super) fn location_error(error: std::io::Error) -> VolumeError {
-    VolumeError::io("cannot tell where the volume's directory is, so nothing is written to it")(
-        error,
-    )
+    VolumeError::io(
+        "cannot determine the location of the volume's directory, so nothing is written to it",
+    )(error)
 }
 
 /// Determines whether the directory is the volume or a copy, and takes the right to write. The

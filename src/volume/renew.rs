@@ -184,7 +184,7 @@ pub(super) fn next_key_set(header: &HeaderContents) -> Result<KeySet, VolumeErro
     let newest = sets.iter().map(|set| set.epoch.0).max().unwrap_or(0);
     let epoch = newest
         .checked_add(1)
-        .ok_or_else(|| VolumeError::HeaderInvalid("its epochs are used up".to_owned()))?;
+        .ok_or_else(|| VolumeError::HeaderInvalid("its epoch numbers are used up".to_owned()))?;
     Ok(KeySet::random(Epoch(epoch)).map_err(KeyError::random)?)
 }
 
@@ -264,7 +264,7 @@ pub(super) fn locate_meta(
 pub(super) fn finish_meta_swap(store: &dyn Store, found: &MetaLocation) -> Result<(), VolumeError> {
     match found {
         MetaLocation::InPlace(_) => {
-            discard_next(store).map_err(VolumeError::io("cannot tidy the volume"))
+            discard_next(store).map_err(VolumeError::io("cannot clean up the volume"))
         }
         MetaLocation::Next(_) => {
             // A copy (`cp -al`) that finishes the same renewal may share it.

@@ -135,7 +135,7 @@ fn rescue_unaudited(
             }) => {
                 warn_of_another(&keystore, &*store, &header, record.as_ref(), options);
                 let place = store.directory_identity().unwrap_or_else(|error| {
-                    tracing::warn!(%error, "where the volume's directory is cannot be told");
+                    tracing::warn!(%error, "the location of the volume's directory cannot be determined");
                     None
                 });
                 return Ok(Rescue {
@@ -181,7 +181,7 @@ fn warn_of_another(
             path = %known.directory.path.display(),
             "this machine knows another volume in this place"
         ),
-        Err(error) => tracing::warn!(%error, "which volume belongs here cannot be told"),
+        Err(error) => tracing::warn!(%error, "which volume belongs here cannot be determined"),
     }
 }
 

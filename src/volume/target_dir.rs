@@ -107,8 +107,9 @@ pub(super) fn claim(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError
 /// interrupted attempt left.
 fn remove_leftovers(store: &dyn Store) -> Result<(), VolumeError> {
     if inspect_dir(store)? == DirState::Incomplete {
-        remove_all_but_lock(store)
-            .map_err(VolumeError::io("cannot take away what was left half made"))?;
+        remove_all_but_lock(store).map_err(VolumeError::io(
+            "cannot remove what an interrupted attempt left",
+        ))?;
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ pub(super) fn parse(
 ) -> Result<PemKey, KeyError> {
     if contains(text, b"Proc-Type: 4,ENCRYPTED") {
         return Err(
-            refused(path, "is encrypted in OpenSSL's old way").with_hint(
+            refused(path, "is encrypted in OpenSSL's legacy format").with_hint(
                 "convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD.pem -out NEW.pem",
             ),
         );

@@ -193,7 +193,7 @@ impl TransportKeys {
         if !cost.is_within_limits() {
             return Err(KeyError::new(
                 ErrorKind::HeaderInvalid,
-                "the export asks for an Argon2id beyond all reason",
+                "the export requests a cost of Argon2id beyond the limits",
             ));
         }
         with_secrets(|| {

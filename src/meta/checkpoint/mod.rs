@@ -75,7 +75,7 @@ pub struct Checkpoint {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// It was to stop.
-    #[error("it was broken off")]
+    #[error("it was stopped")]
     Stopped,
     /// The remaining space is needed by others.
     #[error("the backing filesystem has too little room left for one")]

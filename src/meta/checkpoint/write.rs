@@ -132,7 +132,7 @@ impl Meta {
         if self.latched().is_none()
             && let Err(error) = rotate(store, active, &written.checkpoint)
         {
-            tracing::warn!(%error, "older checkpoints could not be taken away");
+            tracing::warn!(%error, "older checkpoints could not be removed");
         }
         Ok(written)
     }

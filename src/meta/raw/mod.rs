@@ -221,7 +221,7 @@ impl RawTables {
     ) -> bool {
         match self.tables[table.index()] {
             TableRoot::Empty => true,
-            TableRoot::Unknown => visit(Visited::Gap(&Gap::all("the table is not to be found"))),
+            TableRoot::Unknown => visit(Visited::Gap(&Gap::all("the table was not found"))),
             TableRoot::At(root) => self.walk(root, keys, visit),
         }
     }
@@ -253,7 +253,7 @@ impl RawTables {
         let node = match self.node(root).and_then(|node| {
             let fits = depth > 0 && node.fits(bounds);
             fits.then_some(node)
-                .ok_or_else(|| "it holds keys of another place".to_owned())
+                .ok_or_else(|| "its keys are out of their range".to_owned())
         }) {
             Ok(node) => node,
             Err(reason) => return visit(Visited::Gap(&gap(reason))),
@@ -296,7 +296,7 @@ impl RawTables {
             bytes.resize(start + PAGE_BYTES as usize, 0);
             read(offset + more * PAGE_BYTES, &mut bytes[start..])?;
         }
-        let node = Node::parse(bytes).ok_or("it is no page of a table")?;
+        let node = Node::parse(bytes).ok_or("it is not a page of a table")?;
         if node.checksum != root.checksum {
             return Err("it is not the page that was written there last".to_owned());
         }

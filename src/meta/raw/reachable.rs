@@ -84,7 +84,7 @@ impl RawTables {
             match table {
                 TableRoot::At(root) => trees.push(root),
                 TableRoot::Empty => {}
-                TableRoot::Unknown => return Err(damaged("a table is not to be found")),
+                TableRoot::Unknown => return Err(damaged("a table was not found")),
             }
         }
         for tree in trees {
@@ -170,7 +170,7 @@ impl RawTables {
     pub(in crate::meta) fn children_of(&self, page: TreePage) -> Result<Vec<TreePage>, ReachError> {
         let node = self.node_of(page)?;
         if node.is_leaf {
-            return Err(damaged_at(page, "it is no branch"));
+            return Err(damaged_at(page, "it is not a branch"));
         }
         let children = node.children((None, None));
         children
