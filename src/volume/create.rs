@@ -25,7 +25,8 @@ use super::expected::next_written_time;
 use super::header::{
     HeaderContents, KeyMode, KeySetState, MAX_KEY_SETS, Provenance, VerifiedHeader, WrappedKeySet,
 };
-use super::open::location_error;
+use super::key_wraps::wrap_key_set;
+use super::mark::clear_mark;
 use super::succession::known_key_set;
 use super::superblock::replace_header;
 use super::{CreateOptions, FreshVolume, Volume, objects_path, target_dir};
@@ -33,7 +34,6 @@ use crate::audit::Record;
 use crate::ids::{CryptoId, Epoch, IncarnationId, VolumeId};
 use crate::keys::customer::{self, CustomerKeyProvider};
 use crate::keys::error::{ErrorKind, KeyError};
-use crate::keys::wrap::{self, WrapContext, WrapRecord};
 use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::{KeyRing, KeySet};
 use crate::store::{Store, StorePath};
@@ -266,7 +266,9 @@ fn write_volume(
     // Sealed before the slow part, since it may break a rule.
     let (header, bytes) = VerifiedHeader::seal(contents, &fresh.keys)?;
     // The volume belongs to this location, even if the directory is moved while it is filled.
-    let place = store.directory_identity().map_err(location_error)?;
+    let place = store
+        .directory_identity()
+        .map_err(VolumeError::unknown_location)?;
     fill(&fresh).map_err(VolumeError::Format)?;
     store
         .sync_dir(&StorePath::root())
@@ -286,7 +288,7 @@ fn write_volume(
             ..VolumeRecord::new(incarnation)
         },
     )?;
-    target_dir::clear_mark(&**store).map_err(VolumeError::io("cannot write the lock file"))?;
+    clear_mark(&**store).map_err(VolumeError::io("cannot write the lock file"))?;
     Ok(volume)
 }
 
@@ -313,67 +315,4 @@ fn wrap_key_sets(
         )?)
     });
     wrapped.collect()
-}
-
-/// Wraps both DEKs of a set and, as far as the available keys allow, proves that the wraps open.
-pub(super) fn wrap_key_set(
-    keystore: &PlatformKeystore,
-    customer: Option<&dyn CustomerKeyProvider>,
-    volume: VolumeId,
-    set: &KeySet,
-    state: KeySetState,
-) -> Result<WrappedKeySet, KeyError> {
-    let context = WrapContext {
-        volume,
-        key_set: set.id,
-        epoch: set.epoch,
-    };
-    let infrastructure = keystore.wrap_infrastructure(&context, &set.infrastructure)?;
-    let proof = keystore.unwrap_infrastructure(&context, &infrastructure)?;
-    if proof.expose() != set.infrastructure.expose() {
-        return Err(not_proven());
-    }
-    Ok(WrappedKeySet {
-        id: set.id,
-        epoch: set.epoch,
-        state,
-        succeeds: None,
-        customer: vec![wrap_customer_dek(keystore, customer, &context, set)?],
-        infrastructure: vec![infrastructure],
-    })
-}
-
-fn wrap_customer_dek(
-    keystore: &PlatformKeystore,
-    customer: Option<&dyn CustomerKeyProvider>,
-    context: &WrapContext,
-    set: &KeySet,
-) -> Result<WrapRecord, KeyError> {
-    let (record, proof) = match customer {
-        None => {
-            let record = keystore.wrap_customer(context, &set.customer)?;
-            let proof = keystore.unwrap_customer(context, &record)?;
-            (record, Some(proof))
-        }
-        Some(provider) => {
-            let record = wrap::wrap_with_customer_key(provider, context, &set.customer)?;
-            let proof = if provider.describe().can_unwrap {
-                Some(wrap::unwrap_with_customer_key(provider, context, &record)?)
-            } else {
-                None
-            };
-            (record, proof)
-        }
-    };
-    if proof.is_some_and(|proof| proof.expose() != set.customer.expose()) {
-        return Err(not_proven());
-    }
-    Ok(record)
-}
-
-fn not_proven() -> KeyError {
-    KeyError::new(
-        ErrorKind::WrongKey,
-        "a wrapped key did not unwrap to what was wrapped",
-    )
 }

@@ -5,8 +5,8 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use super::history::{LastKnown, Rollback};
 use super::holder::HolderDirectory;
+use super::rollback::{LastKnown, Rollback};
 use crate::ids::VolumeId;
 use crate::keys::error::{kind_of_io, usual_hint};
 use crate::keys::{ErrorKind, KeyError};
@@ -222,6 +222,13 @@ impl VolumeError {
     /// Returns a closure that adds the operation to an I/O error.
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
+    }
+
+    /// The location of the volume's directory is unknown, so the volume cannot be told from a copy.
+    pub(super) fn unknown_location(error: io::Error) -> Self {
+        Self::io(
+            "cannot determine the location of the volume's directory, so nothing is written to it",
+        )(error)
     }
 
     /// The kind of failure.

@@ -28,24 +28,20 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::copy_status::CopyStatus;
-use super::create::wrap_key_set;
 use super::error::VolumeError;
 use super::expected::next_written_time;
+use super::find_holder::find_holder;
 use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
-use super::holder::HolderDirectory;
-use super::open::location_error;
+use super::key_wraps::wrap_key_set;
 use super::renew::{RenewFn, next_key_set, swap_in_next_meta, write_next_meta};
 use super::succession::known_key_set;
-use super::superblock::{discard_aside, replace_header};
+use super::superblock::{OBJECT_NAME, discard_aside, replace_header};
 use super::{Volume, objects_path, spare};
 use crate::audit::Record;
 use crate::ids::{CryptoId, IncarnationId, Sequence, VolumeId};
 use crate::keys::{KeyError, VolumeRecord, WriterLock, WriterLocked};
 use crate::layers::{KeyRing, KeySet};
 use crate::store::{EntryKind, OpenMode, Store, StorePath, duplicate};
-
-/// Temporary name of a copied object, with the suffix `.new`, before it replaces the object.
-pub(super) const OBJECT_NAME: &str = "object";
 
 impl Volume {
     /// Gives a copy that was opened for this
@@ -96,7 +92,10 @@ impl Volume {
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
         // The volume belongs to this location, even if the directory is moved meanwhile.
-        let place = self.store.directory_identity().map_err(location_error)?;
+        let place = self
+            .store
+            .directory_identity()
+            .map_err(VolumeError::unknown_location)?;
         self.unshare_objects()?;
         let written = next_written_time(&self.keystore, id, place.as_ref())?;
         let uri = self
@@ -165,13 +164,17 @@ impl Volume {
     }
 
     fn lock_identity(&self, id: VolumeId) -> Result<Option<WriterLock>, VolumeError> {
-        let Some(place) = self.store.directory_identity().map_err(location_error)? else {
+        let Some(place) = self
+            .store
+            .directory_identity()
+            .map_err(VolumeError::unknown_location)?
+        else {
             return Ok(None);
         };
         match self.keystore.lock_writer(id, &place.path)? {
             WriterLocked::Own(writer) => Ok(Some(writer)),
             WriterLocked::Held(by) => Err(VolumeError::SharesFiles {
-                by: by.map(|path| HolderDirectory::of(path, id, &place)),
+                by: by.map(|path| find_holder(path, id, &place)),
             }),
         }
     }

@@ -14,9 +14,8 @@
 use std::io;
 
 use super::error::VolumeError;
-use super::identity::OBJECT_NAME;
-use super::superblock::{discard_aside, unshare};
-use super::target_dir::clear_mark;
+use super::mark::clear_mark;
+use super::superblock::{OBJECT_NAME, discard_aside, unshare};
 use super::{HEADER_NAME, LOCK_NAME, META_NAME, lock_path, objects_path};
 use crate::store::{HeldLock, OpenMode, Store, StoreLock};
 

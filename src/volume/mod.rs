@@ -32,18 +32,25 @@ use crate::sealed::SlotState;
 use crate::store::{HeldLock, Store, StoreLock, StorePath};
 use crate::sys::clock::coarse_time;
 
+mod authenticate;
+mod claim;
 pub mod copy_status;
 pub mod create;
 pub mod error;
 mod expected;
+mod find_holder;
 pub mod header;
 mod history;
 pub mod holder;
 mod identity;
+mod key_wraps;
 pub mod lock;
+mod mark;
 pub mod open;
+mod record_update;
 mod renew;
 pub mod rescue;
+mod rollback;
 pub mod spare;
 mod succession;
 mod superblock;
@@ -54,11 +61,11 @@ pub use create::{Inheritance, KeyHolder, NewVolume, create_empty, create_volume}
 pub use error::VolumeError;
 pub use expected::refuse_vanished;
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
-pub use history::{LastKnown, Rollback};
-pub use open::{claimed_id, open, open_with_retry};
+pub use open::{open, open_with_retry};
 pub use renew::RenewFn;
 pub use rescue::{Rescue, rescue};
-pub use superblock::inspect;
+pub use rollback::{LastKnown, Rollback};
+pub use superblock::{claimed_id, inspect};
 
 /// Name of the superblock's file.
 pub const HEADER_NAME: &str = "volume.json";
@@ -190,7 +197,7 @@ impl Volume {
     /// # Errors
     /// When it cannot be derived.
     pub fn fingerprint(&self) -> Result<String, VolumeError> {
-        open::fingerprint_of(&self.keys)
+        succession::fingerprint_of(&self.keys)
     }
 
     /// How the volume's directory relates to the one in the keystore's record.

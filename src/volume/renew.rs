@@ -28,13 +28,12 @@ use std::io;
 use parking_lot::Mutex;
 
 use super::copy_status::CopyStatus;
-use super::create::wrap_key_set;
 use super::error::VolumeError;
 use super::expected::next_written_time;
 use super::header::{
     HeaderContents, KeySetState, MAX_KEY_SETS, SuccessionStatement, VerifiedHeader,
 };
-use super::open::location_error;
+use super::key_wraps::wrap_key_set;
 use super::spare;
 use super::succession::{known_key_set, verification_key};
 use super::superblock::{replace_header, unshare};
@@ -102,7 +101,10 @@ impl Volume {
         // Sealed before the slow part, since it may break a rule.
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
-        let place = self.store.directory_identity().map_err(location_error)?;
+        let place = self
+            .store
+            .directory_identity()
+            .map_err(VolumeError::unknown_location)?;
         let announced = VolumeRecord {
             pending_incarnation: Some(incarnation),
             ..remembered

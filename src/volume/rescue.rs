@@ -8,21 +8,22 @@
 use std::io;
 use std::sync::Arc;
 
+use super::authenticate::Authenticated;
 use super::copy_status::CopyStatus;
 use super::error::VolumeError;
-use super::expected::RememberedHere;
 use super::header::{UnverifiedHeader, VerifiedHeader};
-use super::history::{Rollback, check_header_rollback, check_metadata_rollback};
-use super::open::{check_ancestry, claimed_id, customer_key, unwrap_key_sets};
+use super::history::{check_header_rollback, check_metadata_rollback};
+use super::rollback::Rollback;
 use super::succession::Ancestry;
+use super::superblock::claimed_id;
 use super::{OpenOptions, header_path, lock, spare};
 use crate::audit::Record;
+use crate::keys::VolumeRecord;
 use crate::keys::error::ErrorKind;
-use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::KeyRing;
 use crate::sealed::SlotState;
 use crate::store::read_only::ReadOnlyStore;
-use crate::store::{Store, StoreLock};
+use crate::store::{DirectoryIdentity, Store, StoreLock};
 
 /// Where the superblock was read from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,36 +126,37 @@ fn rescue_unaudited(
     ];
     let mut refused = Vec::new();
     for (source, bytes) in given.into_iter().chain(own) {
-        match verify_superblock(bytes, options) {
-            Ok(VerifiedSuperblock {
-                keystore,
-                keys,
-                header,
-                record,
-                ancestry,
-            }) => {
-                warn_of_another(&keystore, &*store, &header, record.as_ref(), options);
-                let place = store.directory_identity().unwrap_or_else(|error| {
-                    tracing::warn!(%error, "the location of the volume's directory cannot be determined");
+        match authenticate(bytes, options) {
+            Err(error) => refused.push((source, error)),
+            Ok(authenticated) => {
+                let location = store.directory_identity().unwrap_or_else(|error| {
+                    tracing::warn!(
+                        %error,
+                        "the location of the volume's directory cannot be determined"
+                    );
                     None
                 });
-                return Ok(Rescue {
-                    copy_status: CopyStatus::of(
-                        place.as_ref(),
-                        record.as_ref(),
-                        header.volume_id(),
-                    ),
+                warn_of_another(&authenticated, location.as_ref(), options);
+                let Authenticated {
+                    keys,
+                    header,
                     record,
                     ancestry,
+                    ..
+                } = authenticated;
+                let id = header.volume_id();
+                return Ok(Rescue {
+                    copy_status: CopyStatus::of(location.as_ref(), record.as_ref(), id),
                     store,
                     keys,
                     header,
                     source,
                     refused,
+                    record,
+                    ancestry,
                     lock,
                 });
             }
-            Err(error) => refused.push((source, error)),
         }
     }
     Err(most_informative(refused))
@@ -162,22 +164,17 @@ fn rescue_unaudited(
 
 /// Salvage works on an unexpected volume too, but warns the user.
 fn warn_of_another(
-    keystore: &PlatformKeystore,
-    store: &dyn Store,
-    header: &VerifiedHeader,
-    record: Option<&VolumeRecord>,
+    authenticated: &Authenticated,
+    location: Option<&DirectoryIdentity>,
     options: &OpenOptions,
 ) {
-    let place = store.directory_identity().ok().flatten();
-    let path = options.path.as_deref();
-    let id = header.volume_id();
-    let remembered_here = RememberedHere::of(keystore, id, place.as_ref(), path)
-        .and_then(|found| found.with_named(keystore, id, &options.named));
-    match remembered_here.as_ref().map(|found| found.expected(record)) {
+    let remembered_here = authenticated.remembered_here(location, options);
+    let record = authenticated.record.as_ref();
+    match remembered_here.as_ref().map(|here| here.expected(record)) {
         Ok(None) => {}
         Ok(Some(known)) => tracing::warn!(
             known = %known.volume,
-            found = %header.volume_id(),
+            found = %authenticated.header.volume_id(),
             path = %known.directory.path.display(),
             "this machine knows another volume in this place"
         ),
@@ -197,36 +194,13 @@ fn most_informative(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
     errors.min_by_key(rank).unwrap_or(VolumeError::NotAVolume)
 }
 
-/// A superblock that authenticates, and what it was checked against.
-struct VerifiedSuperblock {
-    keystore: PlatformKeystore,
-    keys: KeyRing,
-    header: VerifiedHeader,
-    record: Option<VolumeRecord>,
-    ancestry: Ancestry,
-}
-
-fn verify_superblock(
+fn authenticate(
     bytes: io::Result<Vec<u8>>,
     options: &OpenOptions,
-) -> Result<VerifiedSuperblock, VolumeError> {
+) -> Result<Authenticated, VolumeError> {
     let bytes = bytes.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => VolumeError::NotAVolume,
         _ => VolumeError::io("cannot read the superblock")(error),
     })?;
-    let unverified = UnverifiedHeader::parse(&bytes)?;
-    let claims = unverified.claims();
-    let keystore = PlatformKeystore::open(&options.keystore)?;
-    let record = keystore.record(claims.volume_id())?;
-    let customer = customer_key(claims, options, record.as_ref())?;
-    let keys = unwrap_key_sets(claims, &keystore, customer.as_deref())?;
-    let header = unverified.verify(&keys)?;
-    let ancestry = check_ancestry(&header, &keys, options, (&keystore, record.as_ref()))?;
-    Ok(VerifiedSuperblock {
-        keystore,
-        keys,
-        header,
-        record,
-        ancestry,
-    })
+    Authenticated::new(UnverifiedHeader::parse(&bytes)?, options)
 }

@@ -156,3 +156,8 @@ pub(super) fn known_key_set(set: &KeySet) -> Result<KnownKeySet, VolumeError> {
         verification_key: verification_key(set)?,
     })
 }
+
+/// The fingerprint of the active key set.
+pub(super) fn fingerprint_of(keys: &KeyRing) -> Result<String, VolumeError> {
+    Ok(fingerprint(keys.active()).map_err(|_| KeyError::derivation())?)
+}

@@ -9,7 +9,11 @@ use std::io;
 use super::error::VolumeError;
 use super::header::{MAX_HEADER_BYTES, UnverifiedHeader};
 use super::{HEADER_NAME, header_path};
+use crate::ids::VolumeId;
 use crate::store::{EntryInfo, OpenMode, Store, StorePath};
+
+/// Temporary name of a copied object, with the suffix `.new`, before it replaces the object.
+pub(super) const OBJECT_NAME: &str = "object";
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -30,6 +34,12 @@ pub fn inspect(store: &dyn Store) -> Result<UnverifiedHeader, VolumeError> {
         .read_at(&mut bytes, 0)
         .map_err(VolumeError::io("cannot read volume.json"))?;
     UnverifiedHeader::parse(&bytes[..len])
+}
+
+/// The volume id that the unverified superblock of a refused volume claims, for messages.
+pub fn claimed_id(store: &dyn Store) -> Option<VolumeId> {
+    let unverified = inspect(store).ok()?;
+    Some(unverified.claims().volume_id())
 }
 
 /// Replaces `volume.json`; atomic, and durable on return.

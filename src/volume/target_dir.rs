@@ -12,15 +12,13 @@ use std::path::Path;
 
 use super::error::VolumeError;
 use super::lock;
+use super::mark::{MARK, read_lock, set_mark};
 use super::{
     HEADER_NAME, LOCK_NAME, META_NAME, OBJECTS_NAME, header_path, lock_path, meta_path,
     objects_path,
 };
 use crate::ids::ObjectId;
 use crate::store::{EntryKind, OpenMode, Store, StoreLock, StorePath};
-
-/// Contents of `lock` while a volume is being created.
-const MARK: &[u8] = b"bilayer: a volume is being made here\n";
 
 /// How often taking the lock is retried if somebody removes the file in between.
 const ATTEMPTS: usize = 8;
@@ -125,37 +123,6 @@ pub(super) fn rollback(store: &dyn Store) {
         let _ = store.unlink(&lock_path());
         let _ = store.sync_dir(&StorePath::root());
     }
-}
-
-/// Clears the mark if there is one; durable on return.
-pub(super) fn clear_mark(store: &dyn Store) -> io::Result<()> {
-    let marked = match read_lock(store) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        contents => contents? == MARK,
-    };
-    if marked {
-        let file = store.open(&lock_path(), OpenMode::ReadWrite)?;
-        file.set_len(0)?;
-        file.sync()?;
-    }
-    Ok(())
-}
-
-fn set_mark(store: &dyn Store) -> io::Result<()> {
-    let file = store.open(&lock_path(), OpenMode::ReadWrite)?;
-    file.write_at(MARK, 0)?;
-    file.set_len(MARK.len() as u64)?;
-    file.sync()?;
-    store.sync_dir(&StorePath::root())
-}
-
-/// The beginning of the lock file: at most one byte more than the mark has.
-fn read_lock(store: &dyn Store) -> io::Result<Vec<u8>> {
-    let file = store.open(&lock_path(), OpenMode::Read)?;
-    let mut bytes = vec![0; MARK.len() + 1];
-    let len = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(len);
-    Ok(bytes)
 }
 
 /// Creates the lock file if it is missing, and locks it. The holder of the lock creates the volume.
