@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::io;
 
-use super::directory::DirectoryStore;
 use super::read_only::ReadOnlyStore;
 use super::sub::SubStore;
 use super::{OpenMode, Store, StorePath, SyncPolicy};
@@ -75,18 +74,6 @@ pub(super) fn copy(
     copied.inspect_err(|_| {
         let _ = target.unlink(to);
     })
-}
-
-/// Duplicates a file within a store. The copy shares the blocks of the original until one of the
-/// two is written, if the backing filesystem supports that. Neither its name nor its bytes are
-/// durable before a sync.
-pub(crate) fn duplicate(store: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<()> {
-    if let Some(directory) = (store as &dyn Any).downcast_ref::<DirectoryStore>()
-        && directory.reflink_from(directory, from, to).is_ok()
-    {
-        return Ok(());
-    }
-    copy(store, from, store, to)
 }
 
 /// Runs of blocks that are not all zero: start and end.

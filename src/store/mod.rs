@@ -22,6 +22,7 @@ mod adopt;
 pub mod ballast;
 mod contents;
 pub mod directory;
+mod duplicate;
 pub mod faulty;
 pub mod memory;
 pub mod read_only;
@@ -29,7 +30,7 @@ pub mod sub;
 mod sync;
 mod tree;
 
-pub(crate) use adopt::duplicate;
+pub(crate) use duplicate::duplicate;
 pub use sync::SyncPolicy;
 
 /// The error that the kernel would have reported.
