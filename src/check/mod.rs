@@ -412,7 +412,7 @@ fn open_stored(
         Ok(file) => Arc::new(file),
     };
     // A copy is as old as it is.
-    if let Err(older) = volume.judge(&file.slots())
+    if let Err(older) = volume.check_rollback(&file.slots())
         && !volume.is_copy()
     {
         report

@@ -230,7 +230,7 @@ impl Run<'_> {
             b"." | b".." => "it has a meaning of its own",
             name if name.len() > 255 => "it is longer than 255 bytes",
             name if name.contains(&0) || name.contains(&b'/') => "it has a NUL or a / in it",
-            _ if !(hash..hash + keys::NEARBY).contains(&named.position) => {
+            _ if !(hash..hash + keys::PROBE_LIMIT).contains(&named.position) => {
                 "it is not where looking it up looks"
             }
             _ if is_shared => "another one has its place in the directory",

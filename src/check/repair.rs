@@ -22,8 +22,8 @@ use super::{
 };
 use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
-use crate::meta::mend::Corrections;
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, ObjectName, TOMBSTONE, Timespec};
+use crate::meta::repair::Corrections;
 use crate::meta::stored::Stored;
 use crate::meta::{Batch, Meta, View};
 use crate::object::{Contents, Objects};
@@ -138,7 +138,7 @@ impl<'a> Mending<'a> {
             .store
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto());
-        let meta = Arc::new(Meta::open_to_mend(
+        let meta = Arc::new(Meta::open_for_repair(
             file.map_err(std::io::Error::from)?,
             16 << 20,
         )?);
@@ -443,12 +443,12 @@ impl<'a> Mending<'a> {
         let parent = Ino(named.parent);
         let hash = self.meta.name_hash(named.name);
         let mut free = None;
-        for position in hash..hash + keys::NEARBY {
+        for position in hash..hash + keys::PROBE_LIMIT {
             let right = keys::dirent(parent, position, named.name);
             if right != logical && !self.meta.versions(Table::Dirent, &right)?.is_empty() {
                 return Ok(());
             }
-            if free.is_none() && self.meta.is_place_free(parent, position)? {
+            if free.is_none() && self.meta.is_position_free(parent, position)? {
                 free = Some(right);
             }
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::session;
-use crate::audit::{self, Asker, Destination};
+use crate::audit::{self, Destination, Requester};
 use crate::control::paths;
 use crate::daemon::options;
 use crate::diagnostics::UserError;
@@ -38,7 +38,7 @@ impl KeystoreArg {
 pub(super) fn start_audit(chosen: Option<Destination>, dir: &Path) {
     let usual = Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
     let destination = chosen.unwrap_or_else(|| usual.clone());
-    audit::start(destination, usual, Asker::this_process());
+    audit::start(destination, usual, Requester::this_process());
 }
 
 #[derive(Args, Debug)]

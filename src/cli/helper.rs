@@ -189,7 +189,7 @@ pub fn run(helper: Helper) -> process::ExitCode {
     if let Err(error) = &result {
         complain(&error.clone().unless_asked_to_end());
     }
-    interrupt::end_as_asked();
+    interrupt::exit_by_signal();
     result.map_or_else(
         |error| process::ExitCode::from(error.code.for_mount()),
         |()| process::ExitCode::SUCCESS,

@@ -226,7 +226,7 @@ fn volume_errors() -> Vec<VolumeError> {
         VolumeError::Vanished { .. } => VolumeError::Vanished {
             known: VolumeId([1; 16]), path: original.clone(), written: None,
         };
-        VolumeError::Stranger { .. } => VolumeError::Stranger { record: original };
+        VolumeError::UnknownKeySet { .. } => VolumeError::UnknownKeySet { record: original };
         VolumeError::HalfRenewed => VolumeError::HalfRenewed;
         VolumeError::CustomerKeyNeeded { .. } => VolumeError::CustomerKeyNeeded {
             claimed: "file:/k".to_owned(),

@@ -134,7 +134,7 @@ pub fn run() -> process::ExitCode {
         complain(&error.unless_asked_to_end());
         code
     });
-    interrupt::end_as_asked();
+    interrupt::exit_by_signal();
     process::ExitCode::from(code)
 }
 
@@ -176,8 +176,8 @@ fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
 /// What every process that may hold keys does first: no core dumps, and a test that both layers
 /// still compute what they should.
 fn harden() -> Result<(), UserError> {
-    limits::keep_owners_rights();
-    limits::outlive_large_files();
+    limits::keep_owner_mode_bits();
+    limits::ignore_file_size_signal();
     if let Err(error) = disable_core_dumps() {
         tracing::warn!(%error, "core dumps could not be turned off");
     }

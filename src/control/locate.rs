@@ -25,9 +25,9 @@ use crate::control::proof::{self, ProvenDaemon};
 use crate::control::pulse::{self, Pulse};
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse::mountinfo::{self, MountInfo};
+use crate::sys::deadline::within_notifying;
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
-use crate::sys::patience::within_noting;
 
 /// How long a daemon may take to connect and prove itself.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -365,7 +365,7 @@ fn reach<T: Send + 'static>(
             "waiting for a daemon of user {user} to answer"
         ));
     };
-    let asked = within_noting((NOTED, LIMIT), note, move || {
+    let asked = within_notifying((NOTED, LIMIT), note, move || {
         let mut met = Vec::new();
         let connected = ControlClient::connect(address, user, &mut met);
         let reached =

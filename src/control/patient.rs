@@ -12,7 +12,7 @@ use super::line::{LINE_BYTES, PATIENCE, is_timeout, read_line};
 use super::request::Request;
 use super::wire;
 use crate::diagnostics::notice;
-use crate::sys::patience::within;
+use crate::sys::deadline::within;
 
 /// How often in a row a daemon may leave the question whether it lives unanswered.
 const UNANSWERED_MAX: u32 = 3;

@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::health::{DEAD, Health};
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse::mountinfo::{self, MountInfo};
+use crate::sys::deadline::within_notifying;
 use crate::sys::location::Location;
-use crate::sys::patience::within_noting;
 use crate::sys::probe;
 
 /// How long a mount may take to answer when it is asked whether its daemon lives.
@@ -38,7 +38,7 @@ pub(crate) fn pulse(mount: &Location) -> Pulse {
         return Pulse::Alive;
     };
     let note = || notice(format_args!("waiting for a mount to answer"));
-    let asked = within_noting((NOTED, LIMIT), note, move || {
+    let asked = within_notifying((NOTED, LIMIT), note, move || {
         probe::statistics(mount.as_fd(), LIMIT)
     });
     match asked.flatten() {
@@ -80,7 +80,7 @@ pub(crate) fn mount_at(location: &Location) -> io::Result<Option<MountInfo>> {
 /// There is nothing; or the way leads through a mount that is dead or does not answer.
 pub(crate) fn open(path: &Path) -> Result<Location, UserError> {
     let doing = format!("cannot find {}", path.display());
-    if !probe::leads(path, LIMIT) {
+    if !probe::resolves(path, LIMIT) {
         let why = "a filesystem on the way does not answer";
         return Err(
             UserError::new(ExitCode::System, format!("{doing}: {why}")).with_hint(format!(

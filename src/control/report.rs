@@ -225,7 +225,7 @@ pub(crate) fn report_open(path: &Path, volume: &Volume) -> Report {
     Report {
         volume: path.to_path_buf(),
         verified: true,
-        copy_of: volume.standing().original().map(Path::to_path_buf),
+        copy_of: volume.copy_status().original().map(Path::to_path_buf),
         header: header_report(&volume.header),
         fingerprint: volume.fingerprint().ok(),
         platform_keystore: Some(volume.keystore.directory().to_path_buf()),

@@ -17,7 +17,7 @@ use super::line::{LINE_BYTES, PATIENCE, read_line};
 use super::request::Request;
 use super::response::{Closed, Response};
 use super::wire::{self, Unreadable};
-use crate::audit::{self, Asker};
+use crate::audit::{self, Requester};
 use crate::diagnostics::{ExitCode, UserError};
 use crate::sys::identity::effective_user;
 use crate::sys::process::{PeerCredentials, peer_credentials};
@@ -195,7 +195,7 @@ fn try_answer(stream: &UnixStream, with: &impl Answer, waiting: &Waiting) -> io:
     if peer.uid != 0 && peer.uid != effective_user() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let _asked = audit::asked_by(Asker::process(peer.uid, peer.pid as u32));
+    let _asked = audit::requested_by(Requester::process(peer.uid, peer.pid as u32));
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut requests = BufReader::new(stream);
     loop {

@@ -36,7 +36,7 @@ pub(crate) struct NewVolume {
 /// Makes a volume with an empty filesystem, whose root belongs to who makes it.
 pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
-    let _about = audit::about(&new.path);
+    let _about = audit::for_volume(&new.path);
     let place = Place::take(&new.path, doing())
         .inspect_err(|error| Record::new("create-volume").refused(&error.message))?;
     let options = CreateOptions {
@@ -46,7 +46,7 @@ pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
         passphrase: new.passphrase.clone(),
     };
     let owner = (effective_user(), effective_gid());
-    let made = volume::create(place.store(), &options, &mut |fresh| {
+    let made = volume::create_empty(place.store(), &options, &mut |fresh| {
         Filesystem::format(fresh, owner).map_err(|error| match error.errno() {
             // By whatever way it came: so that it is told as what it is.
             Errno::ENOSPC => io::Error::from_raw_os_error(Errno::ENOSPC.code()).into(),
@@ -78,7 +78,7 @@ impl Place {
         match DirectoryStore::open_or_create(path) {
             Ok(store) => Ok(Self {
                 path: path.to_path_buf(),
-                before: store.keep_to_owner(),
+                before: store.restrict_to_owner(),
                 store: Arc::new(store),
                 fresh,
             }),

@@ -121,7 +121,7 @@ pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
 /// What the caller's session allows its commands is no measure for a daemon that outlives it.
 fn leave_session() {
     limits::raise_limits();
-    limits::normal_priority();
+    limits::restore_priority();
 }
 
 fn daemon(request: &MountRequest, log: &Log, readiness: &mut Readiness) -> Result<(), UserError> {
@@ -464,7 +464,7 @@ pub(crate) fn open_when_free(
 ) -> Result<Volume, VolumeError> {
     let begin = Instant::now();
     let store: Arc<dyn Store> = Arc::clone(store) as _;
-    volume::open_with_patience(store, options, &mut |error| {
+    volume::open_with_retry(store, options, &mut |error| {
         let patience = match error {
             VolumeError::WriterElsewhere { .. } => MOUNTED_FOR,
             VolumeError::InUse { .. } => {

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use crate::audit::{self, Asker, Record};
+use crate::audit::{self, Record, Requester};
 use crate::control::server::ControlServer;
 use crate::daemon::answers::MountedOn;
 use crate::daemon::log::Log;
@@ -54,10 +54,10 @@ pub(crate) fn audit_end(
     closed: &Result<(), FsError>,
 ) {
     let waits = control.and_then(ControlServer::waits);
-    let asker = waits.map_or(Asker::UNKNOWN, |peer| {
-        Asker::process(peer.uid, peer.pid as u32)
+    let asker = waits.map_or(Requester::UNKNOWN, |peer| {
+        Requester::process(peer.uid, peer.pid as u32)
     });
-    let _asked = audit::asked_by(asker);
+    let _asked = audit::requested_by(asker);
     Record::new("unmount").volume(volume).outcome(closed);
 }
 

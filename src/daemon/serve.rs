@@ -120,7 +120,7 @@ fn deploy(
             None => filesystem.volume().keystore.directory().to_path_buf(),
         },
     };
-    let _about = audit::about(&target.path());
+    let _about = audit::for_volume(&target.path());
     let place = Place::take(&target.path(), operation.doing())
         .inspect_err(|error| filesystem.refused_deployment(image).refused(&error.message))?;
     let made = watched(to, &|watch| {

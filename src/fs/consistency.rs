@@ -34,7 +34,7 @@ fn contradiction(parent: Ino, entry: DirentRecord, record: &InodeRecord) -> Opti
 impl Filesystem {
     /// Ends writing, since the records of an inode contradict others.
     pub(super) fn inconsistent(&self, ino: Ino, what: &str) -> Errno {
-        self.meta.tell_inconsistent(ino, what);
+        self.meta.log_inconsistent(ino, what);
         self.meta
             .latch(&format!("the metadata is damaged: inode {ino}: {what}"));
         Errno::EIO
@@ -69,7 +69,7 @@ impl Filesystem {
             // The view may be gone.
             self.view(parent)?;
             let what = "a name in a snapshot or image contradicts it";
-            self.meta.tell_inconsistent(entry.ino, what);
+            self.meta.log_inconsistent(entry.ino, what);
             return Err(Errno::EIO);
         }
         let _permit = self.meta.permit();

@@ -128,7 +128,7 @@ impl Filesystem {
             file = Arc::new(WithBallast::over(file, Arc::clone(&ballast)));
         }
         let file = MetaFile::open(file, &set, volume.header.meta_crypto())?;
-        match volume.judge(&file.slots()) {
+        match volume.check_rollback(&file.slots()) {
             // To look only: nothing is written, and nobody is told that this is the volume.
             Err(older) if options.read_only && volume.accepts_restored => {
                 tracing::warn!(%older, "shown as it is, as was asked for");
@@ -206,7 +206,7 @@ impl Filesystem {
         let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let slots = file.slots();
-        match volume.judge(&slots) {
+        match volume.check_rollback(&slots) {
             // Both may live on, if the original comes back: only one of them is the volume then.
             Ok(()) if volume.takes_over() => {
                 tracing::warn!("it takes the place of the original, as was asked for");
@@ -329,7 +329,7 @@ impl Filesystem {
 
     fn leave_clean(&self) -> Result<(), FsError> {
         self.meta.release();
-        self.meta.come_to_an_end();
+        self.meta.expect_end();
         // The kernel forgets nothing at the end: what is unlinked goes now.
         for (key, _) in self.meta.rows(Table::Orphan)? {
             let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;
@@ -339,7 +339,7 @@ impl Filesystem {
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
         // The next use begins with a commit too.
-        self.ballast.room_was_made();
+        self.ballast.allow_refill();
         self.ballast.refill();
         let behind = self.checkpoint_is_behind();
         self.meta.hold_clean();

@@ -4,7 +4,7 @@ use super::types::{Caller, FileKind, NodeId, RenameFlags, Timespec};
 use super::{Filesystem, LINKS_MAX, check_name};
 use crate::errno::Errno;
 use crate::ids::Ino;
-use crate::meta::climb::Climb;
+use crate::meta::cycle::CycleDetector;
 use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
 use crate::planted::{Bug, planted};
@@ -192,9 +192,9 @@ impl Filesystem {
 
     /// A directory must not be moved below itself.
     fn check_no_loop(&self, moved: Ino, below: Ino) -> Result<(), Errno> {
-        let mut climb = Climb::from(below);
+        let mut cycle = CycleDetector::from(below);
         loop {
-            let at = climb.at();
+            let at = cycle.current();
             if at == moved {
                 return Err(Errno::EINVAL);
             }
@@ -209,7 +209,7 @@ impl Filesystem {
                 let what = "it holds directories and is no directory that has a name";
                 return Err(self.inconsistent(at, what));
             };
-            if !climb.up(record.parent) {
+            if !cycle.advance(record.parent) {
                 let what = "the directories above it lead in a circle and not to the root";
                 return Err(self.inconsistent(at, what));
             }

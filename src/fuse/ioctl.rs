@@ -6,7 +6,7 @@ use super::asker;
 use super::dispatch::Dispatch;
 use super::replies::Refuse;
 use super::workers::Lane;
-use crate::audit::{self, Asker, Record};
+use crate::audit::{self, Record, Requester};
 use crate::errno::Errno;
 use crate::sys::identity::effective_user;
 
@@ -32,10 +32,10 @@ pub(super) fn obey(dispatch: &Dispatch, request: &Request, command: u32, reply: 
 }
 
 /// By a worker: the reading thread waits for no other filesystem.
-fn write_down(dispatch: &Dispatch, request: &Request, asker: Asker, done: bool) {
+fn write_down(dispatch: &Dispatch, request: &Request, asker: Requester, done: bool) {
     let lane = (Lane::Lengthy, 0);
     dispatch.hand_over("audit of the shutdown", request, lane, move |fs| {
-        let _asked = audit::asked_by(asker);
+        let _asked = audit::requested_by(asker);
         let record = Record::new("shut-down").volume(fs.volume().header.volume_id());
         match done {
             true => record.done(),

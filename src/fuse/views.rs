@@ -23,7 +23,7 @@ pub(super) fn make(
 ) {
     let (name, asker) = (name.as_bytes().to_vec(), asker::for_audit(request));
     dispatch.hand_over("mkdir", request, (Lane::Lengthy, 0), move |fs| {
-        let _asked = audit::asked_by(asker);
+        let _asked = audit::requested_by(asker);
         answer(reply, fs.mkdir(&caller, parent, &name, 0), send_entry);
     });
 }
@@ -37,7 +37,7 @@ pub(super) fn remove(
 ) {
     let (name, asker) = (name.as_bytes().to_vec(), asker::for_audit(request));
     dispatch.hand_over("rmdir", request, (Lane::Lengthy, 0), move |fs| {
-        let _asked = audit::asked_by(asker);
+        let _asked = audit::requested_by(asker);
         answer(reply, fs.rmdir(parent, &name), send_ok);
     });
 }
@@ -53,7 +53,7 @@ pub(super) fn rename(
     let (name, new_name) = (from.1.as_bytes().to_vec(), to.1.as_bytes().to_vec());
     let asker = asker::for_audit(request);
     dispatch.hand_over("rename", request, (Lane::Lengthy, 0), move |fs| {
-        let _asked = audit::asked_by(asker);
+        let _asked = audit::requested_by(asker);
         let done = fs.rename(&caller, from.0, &name, to.0, &new_name, flags);
         answer(reply, done, send_ok);
     });

@@ -10,7 +10,7 @@
 //!
 //! Order of writes. The caller has raised `frozen` of the source to the image's generation,
 //! durably: from then on the source writes nothing of it in place. In the new volume
-//! ([`crate::volume::found`]): the lock with its mark; folders and objects; the metadata, in one
+//! ([`crate::volume::create_volume`]): the lock with its mark; folders and objects; the metadata, in one
 //! transaction; then everything is synced; then the superblock; then the keystore's record; then
 //! the mark goes.
 //!
@@ -41,7 +41,8 @@ use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, MetaFile, PAGE_BYTES, PAYLOAD_BYTES};
 use crate::store::{Adopted, OpenMode, Store, StorePath};
 use crate::volume::{
-    Founding, FreshVolume, Holder, Inheritance, META_NAME, Provenance, Volume, VolumeError, found,
+    FreshVolume, Inheritance, KeyHolder, META_NAME, NewVolume, Provenance, Volume, VolumeError,
+    create_volume,
 };
 
 /// An image of an open volume.
@@ -124,11 +125,11 @@ pub fn deploy(
     let limit_bytes = options
         .size_bytes
         .unwrap_or(source.meta.counters().limit_bytes);
-    let holder = Holder::of(source.volume);
+    let holder = KeyHolder::of(source.volume);
     // A keystore that cannot be opened, or is not there yet, is another one; if it is of no use at
     // all, making the volume says so.
     let inherits = PlatformKeystore::open(&options.keystore)
-        .is_ok_and(|keystore| holder.is(&keystore, customer_key));
+        .is_ok_and(|keystore| holder.matches(&keystore, customer_key));
     let inheritance = Inheritance {
         key_sets: match inherits {
             true => source.volume.keys.iter().map(Arc::clone).collect(),
@@ -143,7 +144,7 @@ pub fn deploy(
             foreign: source.volume.header.is_foreign() || !inherits,
         },
     };
-    let founding = Founding {
+    let new_volume = NewVolume {
         action: "deploy-image",
         customer_key,
         keystore: &options.keystore,
@@ -151,14 +152,14 @@ pub fn deploy(
         inherited: Some(&inheritance),
     };
     let mut made = (Taken::default(), Copied::default());
-    let founded = found(target, &founding, &mut |fresh| {
+    let created = create_volume(target, &new_volume, &mut |fresh| {
         made = match inherits {
             true => inherit(source, fresh, progress)?,
             false => reseal(source, fresh, progress)?,
         };
         Ok(())
     });
-    let volume = founded.map_err(ImageError::of_founding)?;
+    let volume = created.map_err(ImageError::of_creation)?;
     let (taken, copied) = made;
     Ok(Deployed {
         volume,
@@ -174,7 +175,7 @@ pub fn deploy(
 
 impl ImageError {
     /// The error of making a volume: one that filling it returned is given back as it was.
-    pub(super) fn of_founding(error: VolumeError) -> Self {
+    pub(super) fn of_creation(error: VolumeError) -> Self {
         match error {
             VolumeError::Format(inner) => match inner.downcast::<Self>() {
                 Ok(own) => *own,

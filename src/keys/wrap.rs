@@ -1,28 +1,30 @@
 //! The wrapped form of a DEK.
 //!
-//! What is wrapped, by whichever key, is not the bare DEK but (offsets in bytes, little-endian):
+//! The wrapped payload, under any key, is not the bare DEK but (offsets in bytes, little-endian):
 //!
 //! ```text
 //! 0       8      9           25           41      45
 //! | magic | role | volume id | key-set id | epoch | DEK (customer 64, infrastructure 32) |
 //! ```
 //!
-//! so that nobody can pass one DEK off as another, or one volume's as another's: a customer key has
-//! no additional data to bind, and its public half is anybody's. The role fixes the width; every field is checked
-//! against what is expected.
+//! so that nobody can pass off one DEK as another, or the DEK of one volume as that of another:
+//! wrapping to a customer key has no additional data, and anybody may have the public half. The
+//! role determines the length; every field is compared with its expected value.
 //!
 //! Platform wraps are ChaCha20-Poly1305 (RFC 8439): a fresh random 12-byte nonce, the ciphertext,
-//! the 16-byte tag. Their additional data binds what is around them:
+//! and the 16-byte tag. Their additional data binds the context:
 //!
 //! ```text
 //! 0       24     25          41         57           73      77                 81
 //! | label | role | volume id | keystore | key-set id | epoch | keystore version |
 //! ```
 //!
-//! The infrastructure role uses the infrastructure layer's implementation (AWS-LC), the customer
-//! role RustCrypto's, so that the wraps of the two layers do not share one either.
+//! The infrastructure role uses the implementation of the infrastructure layer (AWS-LC) and the
+//! customer role uses RustCrypto, so that the wraps of the two layers do not share an
+//! implementation either.
 //!
-//! A nonce meets a platform key at random: 2^32 wraps keep the chance of a repeat below 2^-32.
+//! Nonces are random: with at most 2^32 wraps per platform key, the probability of a repetition
+//! stays below 2^-32.
 
 use std::fmt;
 
@@ -48,12 +50,12 @@ const PREFIX_BYTES: usize = 45;
 const AAD_BYTES: usize = 81;
 const _: () = assert!(PREFIX_BYTES == MAGIC.len() + 1 + 16 + 16 + 4);
 const _: () = assert!(AAD_BYTES == LABEL.len() + 1 + 16 + 16 + 16 + 4 + 4);
-// What OAEP with SHA-256 leaves room for in the smallest RSA key: 256 - 2 * 32 - 2.
+// OAEP with SHA-256 leaves this many bytes in the smallest RSA key: 256 - 2 * 32 - 2.
 const _: () = assert!(PREFIX_BYTES + CustomerDek::BYTES <= 190);
 
 /// Name of the platform keys' algorithm in headers and logs.
 pub const PLATFORM_ALGORITHM: &str = "ChaCha20-Poly1305";
-/// What the provider of a platform wrap starts with; the keystore's id follows.
+/// Prefix of the provider of a platform wrap; the keystore's id follows.
 pub const PLATFORM_PREFIX: &str = "platform:";
 
 /// Longest ciphertext in a wrap record, in bytes.
@@ -88,26 +90,26 @@ impl fmt::Display for Role {
     }
 }
 
-/// Which DEK a wrap is of.
+/// Identifies the DEK of a wrap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WrapContext {
     /// The volume that holds the wrap.
     pub volume: VolumeId,
     /// The key set that the DEK belongs to.
     pub key_set: KeySetId,
-    /// The key set's number.
+    /// Number of the key set.
     pub epoch: Epoch,
 }
 
-/// A wrapped DEK as the header holds it.
+/// A wrapped DEK as stored in the superblock.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WrapRecord {
-    /// URI of the customer key, or `platform:` and the id of the keystore.
+    /// URI of the customer key, or `platform:` followed by the id of the keystore.
     pub provider: String,
-    /// Which key it was: a customer key's fingerprint, or the number of a keystore version.
+    /// Identifies the key: a customer key's fingerprint, or the number of a keystore version.
     pub key_version: String,
-    /// How it is wrapped.
+    /// The wrapping algorithm.
     pub algorithm: String,
     /// The wrapped payload.
     #[serde(with = "hex_bytes")]
@@ -115,12 +117,12 @@ pub struct WrapRecord {
 }
 
 impl WrapRecord {
-    /// True when a platform keystore made it.
+    /// True if a platform keystore made it.
     pub fn is_platform(&self) -> bool {
         self.provider.starts_with(PLATFORM_PREFIX)
     }
 
-    /// Whether everything is within bounds and safe to print.
+    /// True if everything is within bounds and safe to print.
     pub(crate) fn is_well_formed(&self) -> bool {
         let text_ok = |text: &str| {
             (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.contains(char::is_control)
@@ -131,7 +133,7 @@ impl WrapRecord {
             && (1..=MAX_CIPHERTEXT_BYTES).contains(&self.ciphertext.len())
     }
 
-    /// The record of what was done with this wrap.
+    /// The audit record of an action on this wrap.
     fn audit(&self, action: &'static str, role: Role, context: &WrapContext) -> Record {
         Record::new(action)
             .volume(context.volume)
@@ -184,12 +186,12 @@ pub(crate) fn unwrap_with_customer_key(
             return Err(foreign_algorithm(record));
         }
         let payload = provider.unwrap(&record.ciphertext)?;
-        keep(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
+        allocated(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", Role::Customer, context, unwrap())
 }
 
-/// Names the platform key of a wrap: keystore and version.
+/// Identifies the platform key of a wrap: keystore and version.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlatformVersion {
     pub(crate) keystore: [u8; 16],
@@ -244,7 +246,7 @@ pub(crate) fn unwrap_infrastructure(
                 &mut text,
             )
             .map_err(|_| does_not_open(record))?;
-        keep(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
+        allocated(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
@@ -286,7 +288,7 @@ pub(crate) fn unwrap_customer(
                 &mut text,
             )
             .map_err(|_| does_not_open(record))?;
-        keep(dek_of(role, context, &text).map(CustomerDek::from_bytes))
+        allocated(dek_of(role, context, &text).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
@@ -301,7 +303,7 @@ fn customer_cipher(key: &PlatformCustomerKey) -> Result<rustcrypto::Cipher, KeyE
     rustcrypto::Cipher::new(key).map_err(|_| cipher_failed())
 }
 
-/// Full width at once, so that no smaller buffer with a DEK in it is left behind.
+/// Allocates the full length at once, so that no smaller buffer that contains a DEK is left behind.
 fn payload(role: Role, context: &WrapContext, dek: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(PREFIX_BYTES + dek.len()));
     bytes.extend_from_slice(&prefix(role, context));
@@ -319,12 +321,12 @@ fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
     bytes
 }
 
-/// No memory to keep a key in is an error of the machine, not of the key.
-pub(super) fn keep<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
+/// Turns a lack of memory for a key into an error of the machine, not of the key.
+pub(super) fn allocated<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
     kept?.map_err(KeyError::memory)
 }
 
-/// The DEK of a payload that is exactly what `context` says.
+/// The DEK of a payload that matches `context` exactly.
 fn dek_of<'a, const N: usize>(
     role: Role,
     context: &WrapContext,

@@ -1,29 +1,30 @@
-//! Metadata: versioned records in redb, behind a map of what is not committed yet.
+//! Metadata: versioned records in redb, behind an in-memory map of uncommitted changes.
 //!
 //! Invariants:
-//! - A batch is applied all or nothing, and a commit contains a prefix of the batches.
-//! - A record is visible in a view of generation `g` when it is the newest with a generation
-//!   `<= g`; a tombstone says that there is none.
-//! - What is read is the newest of: batches not committed, batches being committed, the database.
-//! - After an error that leaves the database in doubt, nothing is written any more ([`Meta::latch`]).
+//! - A batch is applied atomically, and a commit contains a prefix of the batches.
+//! - A view of generation `g` sees the newest version of a record whose generation is at most `g`.
+//!   A tombstone means that the record does not exist.
+//! - A read returns the newest of: uncommitted batches, batches being committed, the database.
+//! - After an error that leaves the database in doubt, nothing is written any more
+//!   ([`Meta::latch`]).
 //!
 //! Order of a commit: the pending map is set aside, written in one two-phase transaction, and
-//! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
+//! dropped once readers have the new tables. New batches go to a fresh map meanwhile.
 
 pub mod charge;
 pub mod checkpoint;
-pub mod climb;
 pub mod commit;
 pub mod copy;
+pub mod cycle;
 pub mod database;
 pub mod keys;
-pub mod mend;
 pub mod overlay;
 pub mod page_set;
 mod permit;
 mod queries;
 pub mod raw;
 pub mod records;
+pub mod repair;
 pub mod stored;
 mod tally;
 pub mod trims;
@@ -38,7 +39,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::errno::Errno;
 use crate::ids::{FolderNumber, Generation, Ino, Sequence, ViewId};
-use crate::sealed::{MetaFile, SealedError, Told};
+use crate::sealed::{LogOnce, MetaFile, SealedError};
 use crate::store::ballast::Ballast;
 use database::{Committed, Tables};
 use keys::{Row, Table};
@@ -48,31 +49,31 @@ pub use permit::{Pause, Permit};
 use records::{COUNT_MAX, Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
 pub use versions::ChangedKey;
 
-/// What can go wrong with the metadata.
+/// Errors of the metadata.
 #[derive(Debug, thiserror::Error)]
 pub enum MetaError {
     /// The backing store failed; nothing was changed.
     #[error("the backing store failed under the metadata: {0}")]
     Io(#[from] std::io::Error),
-    /// A page did not open, or its file could not be used.
+    /// A page did not open, or its file is unusable.
     #[error("the metadata file: {0}")]
     Sealed(#[from] SealedError),
-    /// redb's own error.
+    /// An error of redb.
     #[error("the metadata database: {0}")]
     Database(Box<redb::Error>),
-    /// redb panicked, which it does on contents it cannot make sense of.
+    /// redb panicked, which it does on inconsistent contents.
     #[error("the metadata database stopped: {0}")]
     Panic(String),
-    /// All numbers of a kind have been drawn, or a count cannot become larger.
-    #[error("the volume has no more {0} to give")]
+    /// All numbers of a kind are used up, or a counter has reached its limit.
+    #[error("the volume has used up its {0}")]
     UsedUp(&'static str),
-    /// A record that this program did not write.
+    /// A record is not one that this program writes.
     #[error("a metadata record in {0} is not what this version writes")]
     Corrupt(&'static str),
-    /// Nothing may change for now.
+    /// Changes are refused for now.
     #[error("the volume is read-only")]
     ReadOnly,
-    /// An earlier error ended all writing.
+    /// An earlier error has ended all writing.
     #[error("the volume is read-only since an earlier error: {0}")]
     Latched(String),
 }
@@ -96,7 +97,7 @@ from_redb!(
 );
 
 impl MetaError {
-    /// What the caller of the filesystem is told.
+    /// The error number that the caller of the filesystem gets.
     pub fn errno(&self) -> Errno {
         match self {
             Self::Io(error) => Errno::from_backing(error),
@@ -117,35 +118,35 @@ impl MetaError {
 pub struct View(pub Generation);
 
 impl View {
-    /// Now.
+    /// The live view.
     pub const LIVE: Self = Self(Generation(u64::MAX));
 }
 
-/// The first generation; while it is the only one, every record's key is known.
+/// The first generation. While it is the only one, every physical key is known without a search.
 const FIRST_GENERATION: Generation = Generation(1);
-/// Space set aside for the metadata beside what the pending changes need, so that deleting
-/// something works on a full disk.
+/// Space reserved for the metadata in addition to what the pending changes need, so that deleting
+/// works on a full disk.
 const HEADROOM_BYTES: u64 = 8 << 20;
 
 struct State {
     /// Batches since the last commit began.
     pending: Overlay,
-    /// Something among them is removed: an inode, or pages.
+    /// The pending batches remove something: an inode, or pages.
     pending_removes: bool,
-    /// Some of them take more room than what was there.
+    /// The pending batches need more space than before.
     pending_adds: bool,
     /// Batches of the commit under way.
     committing: Arc<Overlay>,
     committed: Arc<Committed>,
     counters: Counters,
-    /// From this inode on all have been made in the live generation, and so has every record that
-    /// is theirs: to look for older versions would be in vain.
+    /// All inodes from this one on, and all of their records, were created in the live generation.
+    /// Searching for older versions would be in vain.
     first_fresh: Ino,
     /// Number of the newest batch.
     applied: u64,
-    /// The last batch there may be: nothing is to change after it for now.
+    /// Set while changes are refused: the number of the last permitted batch.
     held_at: Option<u64>,
-    /// The volume is about to be left.
+    /// The volume is about to be unmounted.
     ends: bool,
 }
 
@@ -161,14 +162,14 @@ pub struct Meta {
     inode_locks: queries::InodeLocks,
     permits: permit::PermitLock,
     views: RwLock<views::Views>,
-    /// What a commit may count on where the backing filesystem copies on write.
+    /// The space reserve that a commit may use on a full disk.
     ballast: OnceLock<Arc<Ballast>>,
-    /// The checkpoint that was begun; held by whoever writes it.
+    /// The unfinished checkpoint, locked by its writer.
     unfinished: Mutex<Option<checkpoint::Unfinished>>,
-    /// Its room is needed.
-    gives_up: AtomicBool,
-    /// Inodes of which the log knows that their records contradict others.
-    told: Told<Ino>,
+    /// The space of the unfinished checkpoint is needed.
+    discard_requested: AtomicBool,
+    /// Inodes whose inconsistent records were logged.
+    logged: LogOnce<Ino>,
 }
 
 impl std::fmt::Debug for Meta {
@@ -178,7 +179,7 @@ impl std::fmt::Debug for Meta {
 }
 
 impl Meta {
-    /// Makes the metadata of an empty volume in an empty sealed file. Durable when it returns.
+    /// Creates the metadata of an empty volume in an empty sealed file. Durable on return.
     pub fn format(file: MetaFile, limit_bytes: u64, root: &InodeRecord) -> Result<(), MetaError> {
         let mut hash_key = [0; 16];
         getrandom::fill(&mut hash_key).map_err(|e| std::io::Error::other(e.to_string()))?;
@@ -207,21 +208,22 @@ impl Meta {
         tables.close()
     }
 
-    /// Opens the metadata, which redb recovers where the last use ended unclean. `cache_bytes` bounds
-    /// redb's cache.
+    /// Opens the metadata; redb recovers it after an unclean shutdown. `cache_bytes` limits redb's
+    /// cache.
     pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
         Self::open_as(file, cache_bytes, true)
     }
 
-    /// The same for one who sets right what the volume counts: nothing else may be changed before.
-    pub fn open_to_mend(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+    /// Opens the metadata without checking its counters, so that a repair can correct them. Nothing
+    /// else may be changed before.
+    pub fn open_for_repair(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
         Self::open_as(file, cache_bytes, false)
     }
 
     fn open_as(file: MetaFile, cache_bytes: usize, sound: bool) -> Result<Self, MetaError> {
-        // What a process wrote that was killed may be in the kernel's memory only, the slot of page 0
-        // that is now taken for the durable one too: it must be on the disk before redb writes the
-        // other, or a power cut may take both.
+        // After a process was killed, its writes, including the slot of page 0 that now counts as
+        // durable, may exist only in the kernel's memory. They must reach the disk before redb
+        // writes the other slot, or a power cut may destroy both.
         file.sync()?;
         let file = Arc::new(file);
         let tables = Tables::open(Arc::clone(&file), cache_bytes)?;
@@ -264,23 +266,23 @@ impl Meta {
             views: RwLock::new(views),
             ballast: OnceLock::new(),
             unfinished: Mutex::new(None),
-            gives_up: AtomicBool::new(false),
-            told: Told::default(),
+            discard_requested: AtomicBool::new(false),
+            logged: LogOnce::default(),
         })
     }
 
-    /// Ends all writing where the database could not be read: what else of it is bad cannot be
-    /// known, and redb itself does not go on after that.
-    fn watch<T>(&self, read: Result<T, MetaError>) -> Result<T, MetaError> {
+    /// Ends all writing if the database could not be read: other parts may be bad too, and redb
+    /// itself does not continue after that.
+    fn latch_on_error<T>(&self, read: Result<T, MetaError>) -> Result<T, MetaError> {
         if let Err(error) = &read {
             self.latch(&format!("the metadata could not be read: {error}"));
         }
         read
     }
 
-    /// Says in the log, once for each inode, that its records contradict others.
-    pub fn tell_inconsistent(&self, ino: Ino, what: &str) {
-        if self.told.is_news(ino) {
+    /// Logs, once per inode, that its records contradict others.
+    pub fn log_inconsistent(&self, ino: Ino, what: &str) {
+        if self.logged.first_time(ino) {
             tracing::error!(ino = ino.0, what, "the metadata is damaged");
         }
     }
@@ -295,20 +297,20 @@ impl Meta {
         self.file.sequence()
     }
 
-    /// The sealed file, for what the platform keystore remembers of it.
+    /// The sealed file under the database.
     pub fn file(&self) -> &MetaFile {
         &self.file
     }
 
-    /// Where a name lies among its directory's entries unless another one does.
+    /// The position of a name among its directory's entries, unless another entry occupies it.
     pub fn name_hash(&self, name: &[u8]) -> u32 {
         keys::name_hash(&self.hash_key, name)
     }
 
-    /// The number of the next inode.
+    /// Allocates an inode number.
     ///
     /// # Errors
-    /// All have been drawn.
+    /// [`MetaError::UsedUp`] if there are no more numbers.
     pub fn allocate_ino(&self) -> Result<Ino, MetaError> {
         let counters = &mut self.state.write().counters;
         let ino = Ino::checked(counters.next_ino.0).ok_or(MetaError::UsedUp("inode numbers"))?;
@@ -316,10 +318,10 @@ impl Meta {
         Ok(ino)
     }
 
-    /// Begins a new folder of objects and returns its number.
+    /// Allocates the number of a new folder of objects.
     ///
     /// # Errors
-    /// All have been drawn.
+    /// [`MetaError::UsedUp`] if there are no more numbers.
     pub fn allocate_folder(&self, at_least: FolderNumber) -> Result<FolderNumber, MetaError> {
         let counters = &mut self.state.write().counters;
         let folder = FolderNumber(counters.folder.0.saturating_add(1)).max(at_least);
@@ -330,10 +332,10 @@ impl Meta {
         Ok(folder)
     }
 
-    /// The number of the next row of `garbage`.
+    /// Allocates the number of a row of `garbage`.
     ///
     /// # Errors
-    /// All have been drawn.
+    /// [`MetaError::UsedUp`] if there are no more numbers.
     pub fn allocate_garbage(&self) -> Result<u64, MetaError> {
         let counters = &mut self.state.write().counters;
         let number = counters.next_garbage;
@@ -346,7 +348,7 @@ impl Meta {
 
     // ---- reading -------------------------------------------------------------------------
 
-    /// The record of a versioned table that `view` sees.
+    /// The value of a record as seen by `view`.
     pub fn get(
         &self,
         table: Table,
@@ -359,7 +361,7 @@ impl Meta {
             .filter(|v| v != TOMBSTONE))
     }
 
-    /// The inode that `view` sees.
+    /// The inode as seen by `view`.
     pub fn inode(&self, ino: Ino, view: View) -> Result<Option<InodeRecord>, MetaError> {
         let Some(bytes) = self.get(Table::Inode, &keys::inode(ino), view)? else {
             return Ok(None);
@@ -369,14 +371,14 @@ impl Meta {
             .ok_or(MetaError::Corrupt("inode"))
     }
 
-    /// The directory entry that `view` sees.
+    /// The directory entry as seen by `view`.
     pub fn dirent(
         &self,
         parent: Ino,
         name: &[u8],
         view: View,
     ) -> Result<Option<DirentRecord>, MetaError> {
-        for (key, value) in self.nearby(parent, self.name_hash(name), view)? {
+        for (key, value) in self.dirents_near(parent, self.name_hash(name), view)? {
             if keys::dirent_parts(&key).is_some_and(|(_, found)| found == name) {
                 let record = DirentRecord::decode(&value);
                 return record.map(Some).ok_or(MetaError::Corrupt("dirent"));
@@ -385,14 +387,19 @@ impl Meta {
         Ok(None)
     }
 
-    /// The entries that lie where a name of that hash may lie.
-    pub(super) fn nearby(&self, parent: Ino, hash: u32, view: View) -> Result<Vec<Row>, MetaError> {
+    /// The entries at all positions that a name with this hash may have.
+    pub(super) fn dirents_near(
+        &self,
+        parent: Ino,
+        hash: u32,
+        view: View,
+    ) -> Result<Vec<Row>, MetaError> {
         let low = keys::dirent_from(parent, hash);
-        let high = keys::dirent_from(parent, hash.saturating_add(keys::NEARBY));
+        let high = keys::dirent_from(parent, hash.saturating_add(keys::PROBE_LIMIT));
         self.scan(Table::Dirent, &low, &high, view, usize::MAX)
     }
 
-    /// The extent that `view` sees, with the generation that wrote it.
+    /// The extent as seen by `view`, with the generation that wrote it.
     pub fn extent(
         &self,
         ino: Ino,
@@ -408,8 +415,8 @@ impl Meta {
         }
     }
 
-    /// Up to `limit` logical records with `low <= logical key < high` that `view` sees, in order.
-    /// Fewer than `limit` means that there are no more.
+    /// Returns up to `limit` logical records with `low <= logical key < high` as seen by `view`, in
+    /// order. Fewer than `limit` means that there are no more.
     pub fn scan(
         &self,
         table: Table,
@@ -424,7 +431,7 @@ impl Meta {
             let Some((logical, generation)) = keys::split_version(key) else {
                 return true;
             };
-            // A snapshot may have raised it since; nothing is newer than the live generation.
+            // A snapshot may have raised the live generation since; no record is newer than that.
             if generation > live {
                 live = self.generation();
             }
@@ -454,7 +461,7 @@ impl Meta {
         Ok(found)
     }
 
-    /// Calls `visit` with every extent of every generation: what exists, whoever sees it.
+    /// Calls `visit` with every extent of every generation, whichever view sees it.
     pub fn visit_extents(&self, visit: &mut dyn FnMut(Ino, ExtentRecord)) -> Result<(), MetaError> {
         let mut corrupt = false;
         self.visit_physical(Table::Extent, &[], &[0xFF; 9], &mut |key, value| {
@@ -475,7 +482,7 @@ impl Meta {
         }
     }
 
-    /// The newest physical record of a logical key up to the view's generation.
+    /// The newest version of a logical key with at most the view's generation.
     fn newest(
         &self,
         table: Table,
@@ -499,7 +506,7 @@ impl Meta {
         {
             return Ok(Some((generation, value)));
         }
-        // There is nothing newer than the live generation.
+        // No record is newer than the live generation.
         set_version(&mut key, view.0.min(generation));
         let low = keys::versioned(logical, Generation(0));
         loop {
@@ -515,7 +522,7 @@ impl Meta {
         }
     }
 
-    /// The value of a physical record that a change sets which is not in the database yet.
+    /// The value of a physical record as set by an uncommitted change.
     fn uncommitted(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
         let state = self.state.read();
         let pending = state.pending.table(table).get(key);
@@ -535,11 +542,11 @@ impl Meta {
         };
         match committing.table(table).get(key) {
             Some(value) => Ok(value.clone()),
-            None => self.watch(committed.get(table, key)),
+            None => self.latch_on_error(committed.get(table, key)),
         }
     }
 
-    /// The last physical record of the range, `None` as its value where it has been removed.
+    /// The last physical record of the range; its value is `None` if it was removed.
     #[allow(clippy::type_complexity)]
     fn last_physical(
         &self,
@@ -561,16 +568,16 @@ impl Meta {
             )
         };
         let base = self
-            .watch(committed.last_between(table, low, high))?
+            .latch_on_error(committed.last_between(table, low, high))?
             .map(|(key, value)| (key, Some(value)));
-        // Of equal keys the newer source wins: `max_by` keeps the last of equals.
+        // For equal keys the newer source wins: `max_by` returns the last of equal elements.
         Ok([base, last_of(&committing), pending]
             .into_iter()
             .flatten()
             .max_by(|a, b| a.0.cmp(&b.0)))
     }
 
-    /// Calls `visit` with each physical record with `low <= key < high`, in order, until it says
+    /// Calls `visit` with each physical record with `low <= key < high`, in order, until it returns
     /// false. No lock is held while the database is read or `visit` runs.
     fn visit_physical(
         &self,
@@ -596,7 +603,7 @@ impl Meta {
         }
     }
 
-    /// Some physical records from `low` on, `None` for removed ones, and where to go on from.
+    /// Some physical records from `low` on (`None` for removed ones), and the key to continue from.
     #[allow(clippy::type_complexity)]
     fn physical_page(
         &self,
@@ -621,12 +628,12 @@ impl Meta {
             )
         };
         let mut base = TableOverlay::new();
-        self.watch(committed.visit(table, low, high, &mut |key, value| {
+        self.latch_on_error(committed.visit(table, low, high, &mut |key, value| {
             base.insert(key.to_vec(), Some(value.to_vec()));
             base.len() < PAGE
         }))?;
-        // A source that gave a full page may have more behind its last key: what the others have
-        // beyond that key has to wait.
+        // A source that returned a full page may have more records after its last key. Records of
+        // the other sources beyond that key have to wait.
         let mut horizon: Option<Vec<u8>> = None;
         let mut merged = TableOverlay::new();
         for source in [base, first_of(&committing), pending] {
@@ -647,9 +654,10 @@ impl Meta {
     }
 }
 
-/// Counters that lag behind what they count are of another time than the other records. With them, a
-/// write would look for an extent that no view sees, and never find one; or a new file would get the
-/// number of another, or names, attributes and contents that wait under its number.
+/// Checks the counters against the records. Counters that lag behind are of another time than the
+/// records. With them a write would look in vain for an extent that no view sees, or a new file
+/// would get the number of an existing one, or names, attributes and contents stored under its
+/// number.
 fn check_counters(
     counters: &Counters,
     committed: &Committed,
@@ -670,7 +678,7 @@ fn check_counters(
     in_order.then_some(()).ok_or(MetaError::Corrupt("counters"))
 }
 
-/// Makes a physical key that of another version.
+/// Replaces the generation in a physical key.
 fn set_version(key: &mut [u8], generation: Generation) {
     if let Some(version) = key.last_chunk_mut::<{ keys::GENERATION_BYTES }>() {
         *version = generation.0.to_be_bytes();

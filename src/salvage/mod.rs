@@ -121,7 +121,7 @@ pub fn salvage(
     let report = out::make_file(out.root(), REPORT_NAME.as_bytes())?;
     let mut report = Report::begin(report, &known)?;
     report_records(&records, &mut report)?;
-    if let Err(older) = rescue.judge(records.slots.as_ref()) {
+    if let Err(older) = rescue.check_rollback(records.slots.as_ref()) {
         report.lose(&Loss {
             path: String::new(),
             what: "older",

@@ -11,7 +11,7 @@ use crate::ids::{Generation, Ino};
 use crate::layers::KeySet;
 use crate::meta::checkpoint::{self, Checkpoint};
 use crate::meta::keys::{self, Table};
-use crate::meta::raw::{Found, Gap, RawTables};
+use crate::meta::raw::{Gap, RawTables, Visited};
 use crate::meta::records::TOMBSTONE;
 use crate::sealed::{MetaFile, SlotState};
 use crate::store::{OpenMode, Store, StorePath};
@@ -199,7 +199,7 @@ impl Records {
         };
         let mut stretches = Vec::new();
         first.tables.visit(table, &all, &mut |found| {
-            if let Found::Gap(gap) = found {
+            if let Visited::Gap(gap) = found {
                 let mut state = State::Older;
                 let within = within(&all, gap);
                 self.visit_from(1, table, &within, &mut |_, _| true, &mut || {
@@ -239,8 +239,8 @@ impl Records {
             return true;
         };
         this.tables.visit(table, range, &mut |found| match found {
-            Found::Row(key, value) => visit(key, value),
-            Found::Gap(gap) => {
+            Visited::Row(key, value) => visit(key, value),
+            Visited::Gap(gap) => {
                 let range = within(range, gap);
                 self.visit_from(source + 1, table, &range, visit, missing)
             }

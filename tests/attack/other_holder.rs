@@ -175,7 +175,7 @@ impl Machines {
             keystore: this.path("own-keystore"),
             ..CreateOptions::default()
         };
-        volume::create(this.directory("vol"), &options, &mut |fresh| {
+        volume::create_empty(this.directory("vol"), &options, &mut |fresh| {
             Filesystem::format(fresh, (0, 0)).map_err(Into::into)
         })
         .unwrap();

@@ -4,8 +4,8 @@ use bilayer::check::Kind;
 use bilayer::fs::views::ViewKind;
 use bilayer::ids::{ChunkIndex, Generation, Ino};
 use bilayer::meta::keys::{self, Table};
-use bilayer::meta::mend::Corrections;
 use bilayer::meta::records::{DirentRecord, ExtentRecord, FileKind, InodeRecord};
+use bilayer::meta::repair::Corrections;
 use bilayer::meta::{Batch, Meta, View};
 
 use crate::support::{ADMIN, Mount, ROOT, pattern, quiet};
@@ -268,7 +268,7 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
     closed.tamper(|meta| {
         let hash = meta.name_hash(b"file");
         let right = keys::dirent(ROOT_INO, hash, b"file");
-        let wrong = keys::dirent(ROOT_INO, hash + keys::NEARBY, b"file");
+        let wrong = keys::dirent(ROOT_INO, hash + keys::PROBE_LIMIT, b"file");
         let file = entry(meta, ROOT_INO, "file");
         let far = DirentRecord {
             ino: NO_INO,
@@ -302,7 +302,7 @@ fn two_names_in_one_place_are_told_apart() {
         let twins = (0..).find_map(|number| {
             let name = format!("twin {number}");
             let hash = meta.name_hash(name.as_bytes());
-            let before = names.range(hash.saturating_sub(keys::NEARBY - 1)..=hash);
+            let before = names.range(hash.saturating_sub(keys::PROBE_LIMIT - 1)..=hash);
             let before = before
                 .last()
                 .map(|(_, before)| (name.clone(), String::clone(before)));

@@ -137,7 +137,7 @@ impl Fixture {
             keystore: this.keystore_path(),
             ..CreateOptions::default()
         };
-        volume::create(store, &options, &mut |fresh| {
+        volume::create_empty(store, &options, &mut |fresh| {
             Filesystem::format(fresh, (1000, 1000)).map_err(Into::into)
         })
         .unwrap();

@@ -56,7 +56,7 @@ fn make_source(dir: &Path, keystore: &Path) -> Tree {
         keystore: keystore.to_owned(),
         ..CreateOptions::default()
     };
-    volume::create(at(dir), &options, &mut |fresh| {
+    volume::create_empty(at(dir), &options, &mut |fresh| {
         Filesystem::format(fresh, (0, 0)).map_err(Into::into)
     })
     .unwrap();

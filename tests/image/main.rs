@@ -72,7 +72,7 @@ impl Disk {
             keystore: self.keystore.path().join("platform"),
             ..CreateOptions::default()
         };
-        volume::create(self.at(name), &options, &mut |fresh| {
+        volume::create_empty(self.at(name), &options, &mut |fresh| {
             Filesystem::format(fresh, (0, 0)).map_err(Into::into)
         })
         .unwrap();

@@ -104,7 +104,7 @@ pub fn format(store: &FaultyStore, keystore: &Path, size_bytes: Option<u64>) {
 
 /// The same anywhere.
 pub fn format_in(store: Arc<dyn Store>, options: &CreateOptions) {
-    volume::create(store, options, &mut |fresh| {
+    volume::create_empty(store, options, &mut |fresh| {
         Filesystem::format(fresh, (0, 0)).map_err(Into::into)
     })
     .expect("create");

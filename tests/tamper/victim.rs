@@ -144,7 +144,7 @@ impl Disk {
             keystore: keystore.path(),
             ..CreateOptions::default()
         };
-        volume::create(self.at(name), &options, &mut |fresh| {
+        volume::create_empty(self.at(name), &options, &mut |fresh| {
             Filesystem::format(fresh, (0, 0)).map_err(Into::into)
         })
         .expect("create");

@@ -424,7 +424,7 @@ fn stream_to_file(
     }
     // A link that others may have put there gives way to the file; one of our own leads to it.
     let path = match std::fs::canonicalize(path) {
-        Ok(found) if owned::is_ours(path) => found,
+        Ok(found) if owned::is_controlled_by_us(path) => found,
         _ => std::path::absolute(path).map_err(failed)?,
     };
     let parent = path.parent().unwrap_or(Path::new("/"));

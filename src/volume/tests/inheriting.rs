@@ -26,14 +26,14 @@ fn inherit(
     customer_key: Option<&dyn CustomerKeyProvider>,
 ) -> Result<Arc<dyn Store>, VolumeError> {
     let store = memory();
-    let founding = Founding {
+    let new_volume = NewVolume {
         action: "deploy-image",
         customer_key,
         keystore: &keys.at().join("platform"),
         size_bytes: None,
         inherited: Some(from),
     };
-    found(Arc::clone(&store), &founding, &mut write_meta)?;
+    create_volume(Arc::clone(&store), &new_volume, &mut write_meta)?;
     Ok(store)
 }
 
@@ -136,7 +136,7 @@ fn sets_stay_with_their_holder() {
         let source = keys.open(&store, customer.then(|| keys.private()));
         let source = source.expect("open");
         let from = Inheritance {
-            holder: Some(Holder::of(&source)),
+            holder: Some(KeyHolder::of(&source)),
             ..inheritance(&source)
         };
         let own = source.customer_key.as_deref();

@@ -59,7 +59,7 @@ impl Sample {
             customer_key: customer.clone(),
             ..CreateOptions::default()
         };
-        volume::create(Arc::new(store.clone()), &options, fill).unwrap();
+        volume::create_empty(Arc::new(store.clone()), &options, fill).unwrap();
         let mut sample = Self {
             directory,
             header: contents(&store, HEADER_NAME),

@@ -1,9 +1,9 @@
-//! Whether a directory is the volume itself, or a copy of it: one identity, one writer.
+//! Whether a directory is the volume itself or a copy of it. Each volume identity has one writer.
 //!
-//! A copy (`cp -a`) has the volume's id and its keys, and nothing in it says that it is one. So the
-//! platform keystore remembers which directory is the volume ([`RememberedDirectory`]), and holds a
-//! lock for each id that is open for writing. With P the directory that is opened and D the one that
-//! is remembered, the first of these that holds decides:
+//! A copy (`cp -a`) has the volume's id and its keys, and nothing in it says that it is a copy. So
+//! the platform keystore remembers which directory is the volume ([`RememberedDirectory`]), and
+//! holds a lock for each id that is open for writing. Let P be the directory that is opened and D
+//! the one that is remembered. The first matching row decides:
 //!
 //! | | P is |
 //! |---|---|
@@ -13,10 +13,10 @@
 //! | D's filesystem is there at D's path, and no volume with the id is at D | the volume, moved |
 //! | else: what was at D cannot be seen, or does not answer within 5 seconds | nobody knows |
 //!
-//! A copy, and what nobody knows, is never written to. What `volume.json` at D claims is not
-//! authenticated: it can have a mount refused, and nothing else.
+//! A copy, and a directory whose status is unknown, is never written to. What `volume.json` at D
+//! claims is not authenticated: it can only cause a mount to be refused.
 //!
-//! A store without a directory of the operating system's (memory, in tests) has no copies.
+//! A store that is no directory of the operating system (such as memory, in tests) has no copies.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,41 +28,45 @@ use super::superblock::inspect;
 use crate::ids::VolumeId;
 use crate::keys::{RememberedDirectory, VolumeRecord};
 use crate::store::directory::DirectoryStore;
-use crate::store::{Place, has_lasting_inodes, may_be_untold};
-use crate::sys::patience::apart_within;
+use crate::store::{DirectoryIdentity, depends_on_kernel, has_stable_inodes};
+use crate::sys::deadline::isolated_within;
 use crate::sys::probe;
 
-/// How long the place that is remembered may take to be looked at.
+/// How long looking at the remembered directory may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a directory is to the keystore's record.
+/// How a directory relates to the keystore's record of the volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Standing {
-    /// The volume itself, or one of which no directory is remembered.
+pub enum CopyStatus {
+    /// The volume itself, or a volume without a remembered directory.
     Own,
-    /// The volume itself, which was elsewhere before.
+    /// The volume itself, which was moved.
     Moved {
-        /// Where it was.
+        /// Its previous path.
         from: PathBuf,
     },
     /// A copy of the volume.
     Copy {
-        /// Where the volume is.
+        /// Path of the original.
         original: PathBuf,
     },
-    /// The volume or a copy: where the volume was cannot be seen.
+    /// The volume or a copy: the remembered directory cannot be seen.
     Unknown {
-        /// Where the volume was.
+        /// Path of the remembered directory.
         original: PathBuf,
     },
 }
 
-impl Standing {
-    /// Compares the directory that is opened with the one that is remembered.
-    pub(super) fn of(place: Option<&Place>, record: Option<&VolumeRecord>, id: VolumeId) -> Self {
+impl CopyStatus {
+    /// Compares the opened directory with the remembered one.
+    pub(super) fn of(
+        place: Option<&DirectoryIdentity>,
+        record: Option<&VolumeRecord>,
+        id: VolumeId,
+    ) -> Self {
         let remembered = record.and_then(|record| record.directory.as_ref());
         match (place, remembered) {
-            (Some(place), Some(remembered)) => judge(place, remembered, id),
+            (Some(place), Some(remembered)) => compare(place, remembered, id),
             _ => Self::Own,
         }
     }
@@ -72,7 +76,7 @@ impl Standing {
         matches!(self, Self::Own | Self::Moved { .. })
     }
 
-    /// The directory of the volume, of what is or may be a copy.
+    /// The path of the original, if this is or may be a copy.
     pub fn original(&self) -> Option<&Path> {
         match self {
             Self::Copy { original } | Self::Unknown { original } => Some(original),
@@ -80,8 +84,8 @@ impl Standing {
         }
     }
 
-    /// Why what is or may be a copy is not opened for writing; `accept` to take the place of an
-    /// original that is gone.
+    /// The reason not to open a directory that is or may be a copy for writing. `accept` is set if
+    /// it is to replace an original that is gone.
     pub(super) fn refusal(
         &self,
         record: Option<&VolumeRecord>,
@@ -104,65 +108,76 @@ impl Standing {
     }
 }
 
-/// What is found at the place that is remembered.
+/// What is found at the remembered path.
 enum AtOriginal {
-    /// The directory that is opened.
+    /// The opened directory itself.
     Same,
-    /// Another one, with a volume of that id or with something that may be one.
+    /// Another directory, with a volume of that id or something that may be one.
     Another,
-    /// No volume of that id, as far as that can be seen.
+    /// No volume of that id, as far as can be seen.
     Nothing,
 }
 
-fn judge(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Standing {
+fn compare(
+    place: &DirectoryIdentity,
+    remembered: &RememberedDirectory,
+    id: VolumeId,
+) -> CopyStatus {
     let path = || remembered.path.clone();
     if place.path == remembered.path {
-        // Another disk there, or another directory mounted over it, hides the volume.
+        // Another disk or directory mounted over the path hides the volume.
         if is_elsewhere(place, remembered) {
-            return Standing::Unknown { original: path() };
+            return CopyStatus::Unknown { original: path() };
         }
         if place.inode != remembered.inode {
             tracing::warn!(
                 path = %place.path.display(),
-                "another directory than before is at the volume's place, and is taken for the volume"
+                "the directory at the volume's path is another one than before; it is assumed to be the volume"
             );
         }
-        return Standing::Own;
+        return CopyStatus::Own;
     }
-    // The filesystem there may not answer: a network or a daemon that is gone.
-    let answers = probe::answers(&remembered.path, HEADER_NAME, PATIENCE);
+    // The filesystem there may not respond: the network or a daemon is gone.
+    let answers = probe::responds(&remembered.path, HEADER_NAME, PATIENCE);
     let looked = answers.then(|| {
         let (place, remembered) = (place.clone(), remembered.clone());
-        apart_within(PATIENCE, move || look(&place, &remembered, id))
+        isolated_within(PATIENCE, move || look(&place, &remembered, id))
     });
     looked.flatten().unwrap_or_else(|| {
         tracing::warn!(
             path = %remembered.path.display(),
-            "the place where the volume was does not answer"
+            "the previous location of the volume does not respond"
         );
-        Standing::Unknown { original: path() }
+        CopyStatus::Unknown { original: path() }
     })
 }
 
-/// Looks at the place that is remembered, which is another path than that of `place`.
-fn look(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> Standing {
+/// Looks at the remembered path, which differs from the path of `place`.
+fn look(place: &DirectoryIdentity, remembered: &RememberedDirectory, id: VolumeId) -> CopyStatus {
     let path = || remembered.path.clone();
     match at_original(place, remembered, id) {
-        AtOriginal::Same => Standing::Own,
-        AtOriginal::Another => Standing::Copy { original: path() },
+        AtOriginal::Same => CopyStatus::Own,
+        AtOriginal::Another => CopyStatus::Copy { original: path() },
         AtOriginal::Nothing if is_same_directory(place, remembered) => {
-            Standing::Moved { from: path() }
+            CopyStatus::Moved { from: path() }
         }
-        AtOriginal::Nothing if can_be_seen(remembered) => Standing::Moved { from: path() },
-        AtOriginal::Nothing => Standing::Unknown { original: path() },
+        AtOriginal::Nothing if is_filesystem_visible(remembered) => {
+            CopyStatus::Moved { from: path() }
+        }
+        AtOriginal::Nothing => CopyStatus::Unknown { original: path() },
     }
 }
 
-fn at_original(place: &Place, remembered: &RememberedDirectory, id: VolumeId) -> AtOriginal {
-    match Place::at(&remembered.path) {
+fn at_original(
+    place: &DirectoryIdentity,
+    remembered: &RememberedDirectory,
+    id: VolumeId,
+) -> AtOriginal {
+    match DirectoryIdentity::at(&remembered.path) {
         Ok(found) if found.is_same_now(place) => return AtOriginal::Same,
         Ok(_) => {}
-        // What cannot be looked at is not seen: that is told by `can_be_seen`.
+        // A path that cannot be examined does not count as visible: `is_filesystem_visible`
+        // decides.
         Err(_) => return AtOriginal::Nothing,
     }
     let claimed = DirectoryStore::open(&remembered.path)
@@ -171,18 +186,19 @@ fn at_original(place: &Place, remembered: &RememberedDirectory, id: VolumeId) ->
     match claimed {
         Ok(header) if header.claims().volume_id() == id => AtOriginal::Another,
         Ok(_) | Err(VolumeError::NotAVolume) => AtOriginal::Nothing,
-        // A damaged original is one.
+        // A damaged original still counts as one.
         Err(_) => AtOriginal::Another,
     }
 }
 
-/// True when the same path is known to lead to another filesystem, or to another part of it.
-fn is_elsewhere(place: &Place, remembered: &RememberedDirectory) -> bool {
+/// True if the same path is known to lead to another filesystem, or to another part of it.
+fn is_elsewhere(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> bool {
     match (&place.filesystem, &remembered.filesystem) {
         (Some(here), Some(there)) if here != there => true,
-        // One without identity is another one, unless an older kernel does not tell it.
+        // A filesystem without an identity is another one, unless an older kernel does not report
+        // it.
         (None, Some(one)) | (Some(one), None) => {
-            !may_be_untold(one) || place.inode != remembered.inode
+            !depends_on_kernel(one) || place.inode != remembered.inode
         }
         (Some(_), Some(_)) => matches!(
             (&place.inside, &remembered.inside),
@@ -192,18 +208,18 @@ fn is_elsewhere(place: &Place, remembered: &RememberedDirectory) -> bool {
     }
 }
 
-/// True for the directory that is remembered, whatever its path is now.
-fn is_same_directory(place: &Place, remembered: &RememberedDirectory) -> bool {
-    let lasting = place.filesystem.as_deref().is_some_and(has_lasting_inodes);
+/// True for the remembered directory, whatever its path is now.
+fn is_same_directory(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> bool {
+    let lasting = place.filesystem.as_deref().is_some_and(has_stable_inodes);
     lasting && place.filesystem == remembered.filesystem && place.inode == remembered.inode
 }
 
-/// True when the filesystem that the volume was on is where it was: what is not there is gone, and
-/// not hidden by a disk that is not mounted, or by one that is mounted over it.
-fn can_be_seen(remembered: &RememberedDirectory) -> bool {
+/// True if the volume's filesystem is still mounted where it was. Then a missing directory is gone,
+/// and not hidden by a disk that is not mounted or by one that is mounted over it.
+fn is_filesystem_visible(remembered: &RememberedDirectory) -> bool {
     for ancestor in remembered.path.ancestors() {
-        match Place::at(ancestor) {
-            Ok(found) => return leads_there(&found, ancestor, remembered),
+        match DirectoryIdentity::at(ancestor) {
+            Ok(found) => return leads_to_same_path(&found, ancestor, remembered),
             Err(error) if is_absent(&error) => {}
             Err(_) => return false,
         }
@@ -218,14 +234,18 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
-fn leads_there(found: &Place, ancestor: &Path, remembered: &RememberedDirectory) -> bool {
+fn leads_to_same_path(
+    found: &DirectoryIdentity,
+    ancestor: &Path,
+    remembered: &RememberedDirectory,
+) -> bool {
     let inside = remembered
         .path
         .strip_prefix(ancestor)
         .ok()
         .zip(found.inside.as_ref())
         .map(|(rest, inside)| inside.join(rest));
-    // A path with nothing behind it ends in a slash, which does not count in comparing.
+    // A joined path may end in a slash, which does not matter for the comparison.
     found.filesystem.is_some()
         && found.filesystem == remembered.filesystem
         && inside.is_some()
@@ -241,12 +261,12 @@ mod tests {
     const ID: VolumeId = VolumeId([7; 16]);
 
     fn remembered(path: &Path) -> RememberedDirectory {
-        RememberedDirectory::from(&Place::at(path).unwrap())
+        RememberedDirectory::from(&DirectoryIdentity::at(path).unwrap())
     }
 
-    fn make(path: &Path) -> Place {
+    fn make(path: &Path) -> DirectoryIdentity {
         fs::create_dir_all(path).unwrap();
-        Place::at(path).unwrap()
+        DirectoryIdentity::at(path).unwrap()
     }
 
     #[test]
@@ -255,13 +275,13 @@ mod tests {
         let (volume, link) = (top.path().join("volume"), top.path().join("link"));
         let place = make(&volume);
         let own = remembered(&volume);
-        assert_eq!(judge(&place, &own, ID), Standing::Own);
+        assert_eq!(compare(&place, &own, ID), CopyStatus::Own);
         // The same path with another inode number, as a network filesystem may show it.
-        let other = Place {
+        let other = DirectoryIdentity {
             inode: place.inode + 1,
             ..place.clone()
         };
-        assert_eq!(judge(&other, &own, ID), Standing::Own);
+        assert_eq!(compare(&other, &own, ID), CopyStatus::Own);
         // On a filesystem whose identity not every kernel tells, the same inode is enough.
         for (one, two, inode, is_own) in [
             (None, Some("xfs:00ff"), 0, true),
@@ -271,7 +291,7 @@ mod tests {
             (Some("ext4:00ff"), None, 0, false),
             (None, None, 1, true),
         ] {
-            let here = Place {
+            let here = DirectoryIdentity {
                 filesystem: one.map(str::to_owned),
                 inode: place.inode + inode,
                 ..place.clone()
@@ -280,12 +300,12 @@ mod tests {
                 filesystem: two.map(str::to_owned),
                 ..own.clone()
             };
-            let found = judge(&here, &own, ID);
-            assert_eq!(found == Standing::Own, is_own, "{one:?} {two:?} {inode}");
+            let found = compare(&here, &own, ID);
+            assert_eq!(found == CopyStatus::Own, is_own, "{one:?} {two:?} {inode}");
         }
         std::os::unix::fs::symlink(&volume, &link).unwrap();
         let by_link = RememberedDirectory { path: link, ..own };
-        assert_eq!(judge(&place, &by_link, ID), Standing::Own);
+        assert_eq!(compare(&place, &by_link, ID), CopyStatus::Own);
     }
 
     #[test]
@@ -295,17 +315,17 @@ mod tests {
         make(&one);
         let own = remembered(&one);
         fs::rename(&one, &two).unwrap();
-        let moved = Standing::Moved {
+        let moved = CopyStatus::Moved {
             from: own.path.clone(),
         };
-        let place = Place::at(&two).unwrap();
-        assert_eq!(judge(&place, &own, ID), moved);
+        let place = DirectoryIdentity::at(&two).unwrap();
+        assert_eq!(compare(&place, &own, ID), moved);
         // Something else is there now, which is no volume.
         make(&one);
-        assert_eq!(judge(&place, &own, ID), moved);
+        assert_eq!(compare(&place, &own, ID), moved);
         // A volume that cannot be understood may be the original.
         fs::write(one.join("volume.json"), "damaged").unwrap();
-        assert!(matches!(judge(&place, &own, ID), Standing::Copy { .. }));
+        assert!(matches!(compare(&place, &own, ID), CopyStatus::Copy { .. }));
     }
 
     #[test]
@@ -317,7 +337,10 @@ mod tests {
         fs::remove_dir_all(top.path().join("a")).unwrap();
         let place = make(&copy);
         // Its disk is there, and it is not: it went to another one.
-        assert!(matches!(judge(&place, &own, ID), Standing::Moved { .. }));
+        assert!(matches!(
+            compare(&place, &own, ID),
+            CopyStatus::Moved { .. }
+        ));
         for hidden in [
             RememberedDirectory {
                 filesystem: Some("ext4:0123456789abcdef".to_owned()),
@@ -336,8 +359,8 @@ mod tests {
                 ..own
             },
         ] {
-            let found = judge(&place, &hidden, ID);
-            assert!(matches!(found, Standing::Unknown { .. }), "{hidden:?}");
+            let found = compare(&place, &hidden, ID);
+            assert!(matches!(found, CopyStatus::Unknown { .. }), "{hidden:?}");
             assert!(found.refusal(None, false).is_some());
             assert!(found.refusal(None, true).is_none());
         }
@@ -352,10 +375,13 @@ mod tests {
             inside: Some("/elsewhere".into()),
             ..RememberedDirectory::from(&place)
         };
-        assert!(matches!(judge(&place, &own, ID), Standing::Moved { .. }));
+        assert!(matches!(
+            compare(&place, &own, ID),
+            CopyStatus::Moved { .. }
+        ));
         let network = |filesystem: Option<&str>| {
             let filesystem = filesystem.map(str::to_owned);
-            let place = Place {
+            let place = DirectoryIdentity {
                 filesystem: filesystem.clone(),
                 ..place.clone()
             };
@@ -363,19 +389,22 @@ mod tests {
                 filesystem,
                 ..own.clone()
             };
-            judge(&place, &own, ID)
+            compare(&place, &own, ID)
         };
         for without in [None, Some("source:fuse.sshfs:host:/srv")] {
-            assert!(matches!(network(without), Standing::Unknown { .. }));
+            assert!(matches!(network(without), CopyStatus::Unknown { .. }));
         }
     }
 
     #[test]
     fn without_a_directory_there_are_no_copies() {
-        let record = VolumeRecord::unknown(crate::ids::IncarnationId([1; 16]));
-        assert_eq!(Standing::of(None, Some(&record), ID), Standing::Own);
-        let place = Place::at(Path::new("/")).unwrap();
-        assert_eq!(Standing::of(Some(&place), None, ID), Standing::Own);
-        assert_eq!(Standing::of(Some(&place), Some(&record), ID), Standing::Own);
+        let record = VolumeRecord::new(crate::ids::IncarnationId([1; 16]));
+        assert_eq!(CopyStatus::of(None, Some(&record), ID), CopyStatus::Own);
+        let place = DirectoryIdentity::at(Path::new("/")).unwrap();
+        assert_eq!(CopyStatus::of(Some(&place), None, ID), CopyStatus::Own);
+        assert_eq!(
+            CopyStatus::of(Some(&place), Some(&record), ID),
+            CopyStatus::Own
+        );
     }
 }

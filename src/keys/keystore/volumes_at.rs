@@ -1,7 +1,7 @@
-//! Which volumes are remembered at one place.
+//! Finds the volumes that are remembered at one location.
 //!
-//! There is a file for each volume and no index of places, so all records are looked at. One is
-//! understood only where its text has the path in it; thousands take some ten milliseconds.
+//! There is a file per volume and no index of locations, so all records are examined. A record is
+//! parsed only if its text contains the path; thousands of records take some ten milliseconds.
 
 use std::path::Path;
 
@@ -9,23 +9,23 @@ use super::directory::{RememberedDirectory, digits_of};
 use super::{files, record};
 use crate::ids::VolumeId;
 use crate::keys::error::KeyError;
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 
-/// A volume that is remembered at a place.
+/// A volume that is remembered at a location.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RememberedVolume {
     /// Its id.
     pub volume: VolumeId,
-    /// The directory that its record names: where it is, or where it was opened.
+    /// The directory in its record: its current one, or the one it was opened in.
     pub directory: RememberedDirectory,
-    /// When it was last written there: seconds since 1970.
+    /// When the volume was last written there: seconds since 1970.
     pub written: Option<i64>,
 }
 
-/// The volumes whose record names the place, or a path that leads there.
+/// The volumes whose record contains the location, or a path that leads there.
 pub(super) fn find(
     keystore: &Path,
-    place: Option<&Place>,
+    place: Option<&DirectoryIdentity>,
     path: Option<&Path>,
 ) -> Result<Vec<RememberedVolume>, KeyError> {
     let paths = [
@@ -63,8 +63,8 @@ pub(super) fn find(
 
 type Remembered = (RememberedDirectory, Option<i64>);
 
-/// What a record says of the volume's directory, and of the one that it was opened in, if its text
-/// has any of these digits in it.
+/// The volume's directory and the one it was opened in, if the record's text contains any of these
+/// digits.
 fn directories_of(
     keystore: &Path,
     volume: VolumeId,

@@ -1,17 +1,18 @@
-//! The place of a new volume: a directory that is empty, or that an attempt which was cut off has
-//! left half made.
+//! The target directory of a new volume: an empty directory, or one where an earlier attempt was
+//! interrupted.
 //!
-//! `lock` holds a mark while a volume is being made. It is durable before anything else is made and
-//! goes when the superblock is durable, so a directory with the mark and without `volume.json` was
-//! never a volume, and whoever holds its lock may take it away. Opening a volume clears a mark that
-//! a cut has left beside its superblock. A directory with anything in it that this program does not
-//! make is refused, whatever its `lock` says.
+//! `lock` holds a mark while a volume is being created. The mark is durable before anything else is
+//! made and is cleared once the superblock is durable. So a directory with the mark and without
+//! `volume.json` was never a volume, and the holder of its lock may remove what is in it. Opening a
+//! volume clears a mark that a crash left beside its superblock. A directory that holds anything
+//! that this program does not make is refused, whatever its `lock` says.
 
 use std::io;
 use std::path::Path;
 
 use super::error::VolumeError;
 use super::lock;
+use super::mark::{MARK, read_lock, set_mark};
 use super::{
     HEADER_NAME, LOCK_NAME, META_NAME, OBJECTS_NAME, header_path, lock_path, meta_path,
     objects_path,
@@ -19,37 +20,34 @@ use super::{
 use crate::ids::ObjectId;
 use crate::store::{EntryKind, OpenMode, Store, StoreLock, StorePath};
 
-/// What `lock` holds while a volume is being made.
-const MARK: &[u8] = b"bilayer: a volume is being made here\n";
-
-/// How often the lock is tried again when it was taken away in between.
+/// How often taking the lock is retried if somebody removes the file in between.
 const ATTEMPTS: usize = 8;
 
-/// What a directory is to a new volume.
+/// The state of a target directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Ground {
-    /// Nothing is there, or a lock that nobody has written anything into but a mark.
+enum DirState {
+    /// Empty, or only a lock file that holds nothing but (part of) a mark.
     Free,
-    /// Something that was cut off is there.
-    LeftBehind,
+    /// An interrupted attempt left files behind.
+    Incomplete,
 }
 
-/// Refuses a directory that has anything in it but what a fresh filesystem has (`lost+found`) or
-/// what a volume that was cut off while it was made may have.
-/// For directories of the backing filesystem: a store does not see names that are not its own.
+/// Refuses a directory that holds anything except what a fresh filesystem has (`lost+found`) or
+/// what an interrupted creation of a volume may have left. It works on directories of the backing
+/// filesystem, since a store does not list foreign names.
 ///
 /// # Errors
 /// [`VolumeError::Occupied`].
 pub fn refuse_occupied_directory(path: &Path) -> Result<(), VolumeError> {
-    // Of everything that may be there, this says most.
+    // This is the most informative message.
     if path.join(HEADER_NAME).exists() {
         return Err(VolumeError::Occupied("a volume already".to_owned()));
     }
     let marked = path.join(LOCK_NAME).exists();
     let names = names_in(path)?;
-    let foreign = names
-        .into_iter()
-        .find(|name| name != "lost+found" && !(marked && name.to_str().is_some_and(is_ours)));
+    let foreign = names.into_iter().find(|name| {
+        name != "lost+found" && !(marked && name.to_str().is_some_and(is_volume_entry))
+    });
     if let Some(name) = foreign {
         return Err(occupied(&name));
     }
@@ -74,7 +72,7 @@ fn occupied(name: &std::ffi::OsStr) -> VolumeError {
     VolumeError::Occupied(format!("{name:?} in it"))
 }
 
-/// Names in a directory; none where there is no directory.
+/// Names in a directory; none if there is no directory.
 fn names_in(path: &Path) -> Result<Vec<std::ffi::OsString>, VolumeError> {
     let entries = match std::fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -86,78 +84,50 @@ fn names_in(path: &Path) -> Result<Vec<std::ffi::OsString>, VolumeError> {
         .map_err(VolumeError::io("cannot list the directory"))
 }
 
-/// Takes the directory for a new volume: locked, marked, and with nothing in it but the lock.
-pub(super) fn take(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
-    survey(store)?;
-    let (lock, new) = take_lock(store)?;
-    if let Err(error) = clear_ground(store) {
+/// Claims the directory for a new volume: locked, marked, and empty except for the lock.
+pub(super) fn claim(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
+    inspect_dir(store)?;
+    let (lock, new) = create_and_lock(store)?;
+    if let Err(error) = remove_leftovers(store) {
         if new {
             let _ = store.unlink(&lock_path());
         }
         return Err(error);
     }
     if let Err(error) = set_mark(store) {
-        take_away(store);
+        rollback(store);
         return Err(VolumeError::io("cannot write the lock file")(error));
     }
     Ok(lock)
 }
 
-/// Looks again, since only who holds the lock can say what is there, and takes away what was left.
-fn clear_ground(store: &dyn Store) -> Result<(), VolumeError> {
-    if survey(store)? == Ground::LeftBehind {
-        wipe(store).map_err(VolumeError::io("cannot take away what was left half made"))?;
+/// Looks again, since only the holder of the lock can be sure of the contents, and removes what an
+/// interrupted attempt left.
+fn remove_leftovers(store: &dyn Store) -> Result<(), VolumeError> {
+    if inspect_dir(store)? == DirState::Incomplete {
+        remove_all_but_lock(store).map_err(VolumeError::io(
+            "cannot remove what an interrupted attempt left",
+        ))?;
     }
     Ok(())
 }
 
-/// Takes away what was made of a volume, the lock last. Failures are left: the directory is no
-/// volume without its superblock, and the first failure is the one to tell of.
-pub(super) fn take_away(store: &dyn Store) {
+/// Removes a partly created volume, the lock last. Failures are ignored: without its superblock the
+/// directory is no volume, and the first failure is the one to report.
+pub(super) fn rollback(store: &dyn Store) {
     // Durably first, so that no crash brings back a superblock without its volume.
     if store.unlink(&header_path()).is_ok() {
         let _ = store.sync_dir(&StorePath::root());
     }
-    if wipe(store).is_ok() {
+    if remove_all_but_lock(store).is_ok() {
         let _ = store.unlink(&lock_path());
         let _ = store.sync_dir(&StorePath::root());
     }
 }
 
-/// Clears the mark where there is one; durable on return.
-pub(super) fn clear_mark(store: &dyn Store) -> io::Result<()> {
-    let marked = match read_lock(store) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        contents => contents? == MARK,
-    };
-    if marked {
-        let file = store.open(&lock_path(), OpenMode::ReadWrite)?;
-        file.set_len(0)?;
-        file.sync()?;
-    }
-    Ok(())
-}
-
-fn set_mark(store: &dyn Store) -> io::Result<()> {
-    let file = store.open(&lock_path(), OpenMode::ReadWrite)?;
-    file.write_at(MARK, 0)?;
-    file.set_len(MARK.len() as u64)?;
-    file.sync()?;
-    store.sync_dir(&StorePath::root())
-}
-
-/// The beginning of the lock file, one byte more than the mark has at most.
-fn read_lock(store: &dyn Store) -> io::Result<Vec<u8>> {
-    let file = store.open(&lock_path(), OpenMode::Read)?;
-    let mut bytes = vec![0; MARK.len() + 1];
-    let len = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(len);
-    Ok(bytes)
-}
-
-/// Makes the lock file where there is none, and locks it. Whoever has the lock makes the volume.
-/// True when the file is new.
-fn take_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), VolumeError> {
+/// Creates the lock file if it is missing, and locks it. The holder of the lock creates the volume.
+/// True if the file is new.
+fn create_and_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), VolumeError> {
     for _ in 0..ATTEMPTS {
         let made = store.open(&lock_path(), OpenMode::CreateNew);
         let (file, new) = match made {
@@ -176,11 +146,11 @@ fn take_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), VolumeErro
         });
         match result {
             Ok((lock, 1)) => return Ok((lock, new)),
-            // Taken away by the one who had it before.
+            // The previous holder removed it.
             Ok((_, 0)) => {}
             Ok(_) => return Err(occupied(LOCK_NAME.as_ref())),
             Err(error) => {
-                // In use: another attempt has the lock of the file made here, and the file is its.
+                // In use: another attempt locked the file that was created here, and owns it now.
                 if new && !matches!(error, VolumeError::InUse { .. }) {
                     let _ = store.unlink(&lock_path());
                 }
@@ -195,15 +165,15 @@ fn cannot_make() -> impl FnOnce(io::Error) -> VolumeError {
     VolumeError::io("cannot make the lock file")
 }
 
-/// Looks at what is in the directory.
-fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
+/// Determines the state of the directory.
+fn inspect_dir(store: &dyn Store) -> Result<DirState, VolumeError> {
     let list = |path: &StorePath| {
         let entries = store.list(path);
         entries.map_err(VolumeError::io("cannot list the directory"))
     };
     let entries = list(&StorePath::root())?;
     let Some((first, _)) = entries.first() else {
-        return Ok(Ground::Free);
+        return Ok(DirState::Free);
     };
     if entries.iter().any(|(name, _)| name == HEADER_NAME) {
         return Err(occupied(HEADER_NAME.as_ref()));
@@ -214,7 +184,7 @@ fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
     };
     let foreign = entries
         .iter()
-        .find(|(name, kind)| !is_ours(name) || *kind != expected(name));
+        .find(|(name, kind)| !is_volume_entry(name) || *kind != expected(name));
     if let Some((name, _)) = foreign {
         return Err(occupied(name.as_ref()));
     }
@@ -224,16 +194,16 @@ fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
         }
         result => result.map_err(VolumeError::io("cannot read the lock file"))?,
     };
-    // Before the mark is durable nothing else is made, and the lock file is any part of one.
+    // Before the mark is durable nothing else is made, and the lock file may hold any part of it.
     let unmarked = contents.len() <= MARK.len() && contents.iter().all(|byte| *byte == 0);
     if contents != MARK && !(unmarked && entries.len() == 1) {
         return Err(occupied(first.as_ref()));
     }
     if entries.len() == 1 {
-        return Ok(Ground::Free);
+        return Ok(DirState::Free);
     }
     if entries.iter().all(|(name, _)| name != OBJECTS_NAME) {
-        return Ok(Ground::LeftBehind);
+        return Ok(DirState::Incomplete);
     }
     for (folder, kind) in list(&objects_path())? {
         if kind != EntryKind::Directory || !is_folder(&folder) {
@@ -245,11 +215,11 @@ fn survey(store: &dyn Store) -> Result<Ground, VolumeError> {
             }
         }
     }
-    Ok(Ground::LeftBehind)
+    Ok(DirState::Incomplete)
 }
 
-/// True for a name that a volume may have at its top before it has a superblock.
-fn is_ours(name: &str) -> bool {
+/// True for a name that a volume may have at its top level before it has a superblock.
+fn is_volume_entry(name: &str) -> bool {
     let aside = |of: &str| name.strip_suffix(".new") == Some(of);
     [LOCK_NAME, META_NAME, OBJECTS_NAME].contains(&name) || aside(HEADER_NAME) || aside(META_NAME)
 }
@@ -266,8 +236,8 @@ fn folder_path(folder: &str) -> StorePath {
     StorePath::new(&format!("{OBJECTS_NAME}/{folder}"))
 }
 
-/// Takes away everything but the lock; tries all of it and gives the first failure.
-fn wipe(store: &dyn Store) -> io::Result<()> {
+/// Removes everything but the lock. Tries all of it and returns the first failure.
+fn remove_all_but_lock(store: &dyn Store) -> io::Result<()> {
     let mut outcome = Ok(());
     let mut attempt = |result: io::Result<()>| match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound && outcome.is_ok() => {

@@ -1,23 +1,24 @@
-//! Work that may never end: on a filesystem or with a process that does not answer.
+//! Runs work that may never end, on a filesystem or with a process that does not respond.
 
 use std::sync::mpsc;
 use std::time::Duration;
 
 use super::process::{EndSignals, close_descriptors_of_this_thread};
 
-/// Runs work in a thread that is left alone when it takes too long; `None` then.
+/// Runs work in a thread, which is abandoned when it takes too long; `None` in that case.
 ///
-/// The thread takes none of the signals that end this process: it may be there when somebody else
-/// begins to wait for them.
+/// The thread receives none of the signals that end this process, because it may still exist when
+/// another thread begins to wait for them.
 pub fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    within_noting((limit, limit), || {}, work)
+    within_notifying((limit, limit), || {}, work)
 }
 
-/// Runs work as [`within`] does, and calls `note` once when it takes longer than `after`.
-pub fn within_noting<T: Send + 'static>(
+/// Runs work in a thread, and calls `note` once if it takes longer than `after`. `None` if it takes
+/// longer than `limit`; the thread is abandoned then.
+pub fn within_notifying<T: Send + 'static>(
     (after, limit): (Duration, Duration),
     note: impl FnOnce(),
     work: impl FnOnce() -> T + Send + 'static,
@@ -26,9 +27,9 @@ pub fn within_noting<T: Send + 'static>(
     let thread = std::thread::Builder::new().name("asking".to_owned());
     let started = thread.spawn(move || {
         if let Err(error) = EndSignals::block() {
-            tracing::debug!(%error, "signals may end in a thread that waits");
+            tracing::debug!(%error, "a waiting thread may receive signals");
         }
-        // Nobody listens any more after the limit.
+        // After the limit nobody receives this.
         let _ = sender.send(work());
     });
     started.ok()?;
@@ -42,16 +43,16 @@ pub fn within_noting<T: Send + 'static>(
     }
 }
 
-/// Runs work that uses none of this process's descriptors, so that a thread that is left behind
-/// keeps no lock and no file of them open. Paths in `/proc/self/fd` do not lead to the descriptors
-/// that it opens; those in `/proc/thread-self/fd` do.
-pub fn apart_within<T: Send + 'static>(
+/// Runs work in a thread that shares none of this process's descriptors, so that an abandoned
+/// thread keeps no lock and no file of them open. Paths in `/proc/self/fd` do not lead to the
+/// descriptors that it opens; those in `/proc/thread-self/fd` do.
+pub fn isolated_within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     within(limit, move || {
         if let Err(error) = close_descriptors_of_this_thread() {
-            tracing::debug!(%error, "a thread that waits keeps descriptors open");
+            tracing::debug!(%error, "a waiting thread keeps descriptors open");
         }
         work()
     })
@@ -78,8 +79,8 @@ mod tests {
     fn a_thread_apart_has_no_descriptors() {
         let file = tempfile::tempfile().unwrap();
         let open = || std::fs::read_dir("/proc/thread-self/fd").map(Iterator::count);
-        let apart = apart_within(LONG, open).unwrap().unwrap();
-        // That of the directory that it lists.
+        let apart = isolated_within(LONG, open).unwrap().unwrap();
+        // The descriptor of the listed directory.
         assert_eq!(apart, 1);
         assert!(open().unwrap() > 3);
         drop(file);

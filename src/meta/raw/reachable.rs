@@ -1,41 +1,41 @@
-//! All pages that a commit reaches: what a copy of it has to have.
+//! All pages that a commit references, which a copy of it must contain.
 //!
-//! Only branches are read, about one page in a hundred: all leaves of a tree are equally deep, and
-//! the branches above them name them.
+//! Only branches are read, about one page in a hundred: all leaves of a tree have the same depth,
+//! and the branches above reference them.
 
 use super::{DEPTH_MAX, Node, ORDER_MAX, PAGE_BYTES, RawTables, Root, TableRoot, order_of};
 use crate::ids::PageIndex;
 use crate::meta::keys::Table;
 use crate::sealed::{META_PAYLOAD_BYTES, PageBits};
 
-/// A page of a tree, which may take several pages of the file.
+/// A page of a tree, which may consist of several pages of the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::meta) struct TreePage {
     /// Its first page in the file.
     pub(in crate::meta) first: u64,
-    /// How many it takes.
+    /// Number of pages of the file.
     pub(in crate::meta) count: u64,
     root: Root,
 }
 
 impl TreePage {
-    /// The checksum that its parent gives.
+    /// The checksum that its parent states.
     pub(in crate::meta) const fn checksum(&self) -> u128 {
         self.root.checksum
     }
 
-    /// True for bytes that are this page.
+    /// True if the bytes are this page.
     pub(in crate::meta) fn is(&self, bytes: &[u8]) -> bool {
         Node::parse(bytes.to_vec()).is_some_and(|node| node.checksum == self.root.checksum)
     }
 
-    /// True for bytes that are this page, if it is a leaf.
+    /// True if the bytes are this page and it is a leaf.
     pub(in crate::meta) fn is_leaf(&self, bytes: &[u8]) -> bool {
         bytes.first() == Some(&super::LEAF) && self.is(bytes)
     }
 }
 
-/// A branch that a commit reaches.
+/// A branch that a commit references.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::meta) struct Branch {
     pub(in crate::meta) page: TreePage,
@@ -43,35 +43,39 @@ pub(in crate::meta) struct Branch {
     pub(in crate::meta) is_bottom: bool,
 }
 
-/// What a commit reaches.
+/// The pages that a commit references.
 #[derive(Debug, Default)]
-pub(in crate::meta) struct Reach {
-    /// All branches, those of a tree in the order of its keys.
+pub(in crate::meta) struct Reachable {
+    /// All branches, in each tree in the order of its keys.
     pub(in crate::meta) branches: Vec<Branch>,
-    /// The leaves that are trees by themselves.
+    /// Leaves that are the root of their tree.
     pub(in crate::meta) single_leaves: Vec<TreePage>,
-    /// All pages of the file, page 0 not among them.
+    /// All pages of the file, excluding page 0.
     pub(in crate::meta) pages: PageBits,
-    /// How many those are.
+    /// Number of these pages.
     pub(in crate::meta) count: u64,
-    /// Pages of the file.
+    /// Number of pages of the file.
     end: u64,
 }
 
-/// Why it is not known.
+/// Why the pages could not be determined.
 #[derive(Debug)]
-pub(in crate::meta) enum NoReach {
-    /// It was to stop.
+pub(in crate::meta) enum ReachError {
+    /// The caller asked to stop.
     Stopped,
-    /// A page does not count.
+    /// A page was rejected.
     Damaged { page: u64, reason: String },
 }
 
 impl RawTables {
-    /// What the commit reaches. `go_on` is asked all the time.
-    pub(in crate::meta) fn reach(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Reach, NoReach> {
-        let mut reach = self.nothing_yet();
-        let damaged = |reason: &str| NoReach::Damaged {
+    /// Determines the pages that the commit references. `go_on` is called frequently and returns
+    /// false to stop.
+    pub(in crate::meta) fn reachable(
+        &self,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Reachable, ReachError> {
+        let mut reach = self.empty_reachable();
+        let damaged = |reason: &str| ReachError::Damaged {
             page: 0,
             reason: reason.to_owned(),
         };
@@ -80,7 +84,7 @@ impl RawTables {
             match table {
                 TableRoot::At(root) => trees.push(root),
                 TableRoot::Empty => {}
-                TableRoot::Unknown => return Err(damaged("a table is not to be found")),
+                TableRoot::Unknown => return Err(damaged("a table was not found")),
             }
         }
         for tree in trees {
@@ -89,34 +93,33 @@ impl RawTables {
         Ok(reach)
     }
 
-    /// How many pages the leaves of a table take, and how many its branches; `None` where that
-    /// cannot be read.
+    /// The number of pages of a table's leaves, and of its branches; `None` if they cannot be read.
     pub fn pages_of(&self, table: Table) -> Option<(u64, u64)> {
         let root = match self.tables[table.index()] {
             TableRoot::At(root) => root,
             TableRoot::Empty => return Some((0, 0)),
             TableRoot::Unknown => return None,
         };
-        let mut reach = self.nothing_yet();
+        let mut reach = self.empty_reachable();
         self.reach_tree(root, &mut reach, &mut || true).ok()?;
         let branches = reach.branches.iter().map(|branch| branch.page.count).sum();
         Some((reach.count - branches, branches))
     }
 
-    fn nothing_yet(&self) -> Reach {
+    fn empty_reachable(&self) -> Reachable {
         let end = self.file.len().map(|bytes| bytes / PAGE_BYTES);
-        Reach {
+        Reachable {
             end: end.unwrap_or_default(),
-            ..Reach::default()
+            ..Reachable::default()
         }
     }
 
     fn reach_tree(
         &self,
         tree: Root,
-        reach: &mut Reach,
+        reach: &mut Reachable,
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<(), NoReach> {
+    ) -> Result<(), ReachError> {
         let height = self.height(tree)?;
         let root = self.tree_page(tree)?;
         reach.add(root)?;
@@ -127,8 +130,8 @@ impl RawTables {
         self.reach_below(root, height, reach, go_on)
     }
 
-    /// How many branches are above a leaf of a tree.
-    fn height(&self, tree: Root) -> Result<usize, NoReach> {
+    /// The number of branches above each leaf of a tree.
+    fn height(&self, tree: Root) -> Result<usize, ReachError> {
         let mut page = self.tree_page(tree)?;
         for height in 0..DEPTH_MAX {
             let node = self.node_of(page)?;
@@ -146,11 +149,11 @@ impl RawTables {
         &self,
         page: TreePage,
         height: usize,
-        reach: &mut Reach,
+        reach: &mut Reachable,
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<(), NoReach> {
+    ) -> Result<(), ReachError> {
         if !go_on() {
-            return Err(NoReach::Stopped);
+            return Err(ReachError::Stopped);
         }
         let is_bottom = height == 1;
         reach.branches.push(Branch { page, is_bottom });
@@ -164,10 +167,10 @@ impl RawTables {
     }
 
     /// The children of a branch.
-    pub(in crate::meta) fn children_of(&self, page: TreePage) -> Result<Vec<TreePage>, NoReach> {
+    pub(in crate::meta) fn children_of(&self, page: TreePage) -> Result<Vec<TreePage>, ReachError> {
         let node = self.node_of(page)?;
         if node.is_leaf {
-            return Err(damaged_at(page, "it is no branch"));
+            return Err(damaged_at(page, "it is not a branch"));
         }
         let children = node.children((None, None));
         children
@@ -176,22 +179,22 @@ impl RawTables {
     }
 
     /// The bytes of a page, verified by its checksum.
-    pub(in crate::meta) fn bytes_of(&self, page: TreePage) -> Result<Vec<u8>, NoReach> {
+    pub(in crate::meta) fn bytes_of(&self, page: TreePage) -> Result<Vec<u8>, ReachError> {
         Ok(self.node_of(page)?.bytes.clone())
     }
 
-    fn node_of(&self, page: TreePage) -> Result<std::sync::Arc<Node>, NoReach> {
+    fn node_of(&self, page: TreePage) -> Result<std::sync::Arc<Node>, ReachError> {
         self.node(page.root)
             .map_err(|reason| damaged_at(page, &reason))
     }
 
-    fn tree_page(&self, root: Root) -> Result<TreePage, NoReach> {
+    fn tree_page(&self, root: Root) -> Result<TreePage, ReachError> {
         let order = order_of(root.page);
         let offset = self.regions.offset(root.page);
         let first = offset.map_or(0, |offset| offset / PAGE_BYTES);
         if first == 0 || order > ORDER_MAX {
             let reason = "there is no such page".to_owned();
-            return Err(NoReach::Damaged {
+            return Err(ReachError::Damaged {
                 page: first,
                 reason,
             });
@@ -204,9 +207,9 @@ impl RawTables {
     }
 }
 
-impl Reach {
-    /// Each page has one parent: so whatever a file holds, this ends.
-    fn add(&mut self, page: TreePage) -> Result<(), NoReach> {
+impl Reachable {
+    /// Each page has one parent, so the walk ends whatever a file contains.
+    fn add(&mut self, page: TreePage) -> Result<(), ReachError> {
         let pages = page.first..page.first.saturating_add(page.count);
         if pages.end > self.end {
             return Err(damaged_at(page, "there is no such page"));
@@ -220,8 +223,8 @@ impl Reach {
     }
 }
 
-fn damaged_at(page: TreePage, reason: &str) -> NoReach {
-    NoReach::Damaged {
+fn damaged_at(page: TreePage, reason: &str) -> ReachError {
+    ReachError::Damaged {
         page: page.first,
         reason: reason.to_owned(),
     }

@@ -1,25 +1,25 @@
-//! Setting right what a check found wrong: single physical records and what the volume counts. To be
-//! used where nobody else changes anything.
+//! Corrections that a repair makes: single physical records, and the counters. Nobody else may
+//! change anything meanwhile.
 
 use super::keys::{self, Table};
 use super::records::COUNT_MAX;
 use super::{Batch, Meta, MetaError};
 use crate::ids::{Generation, Ino};
 
-/// What the volume is to count from now on.
+/// Corrected values of the counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Corrections {
     /// Pages of contents.
     pub used_pages: Option<u64>,
-    /// Bytes that records take.
+    /// Bytes of records.
     pub record_bytes: Option<u64>,
     /// Inodes.
     pub inodes: Option<u64>,
-    /// New inodes begin here at least.
+    /// Lower bound of the next inode number.
     pub next_ino: Option<Ino>,
-    /// The live generation is this one at least.
+    /// Lower bound of the live generation.
     pub generation: Option<Generation>,
-    /// New rows of `garbage` begin here at least.
+    /// Lower bound of the next number in `garbage`.
     pub next_garbage: Option<u64>,
 }
 
@@ -35,11 +35,11 @@ impl Meta {
         batch.change(table, keys::versioned(logical, generation), value);
     }
 
-    /// True where no version of any name is at that position of the directory.
+    /// True if no version of any name has this position in the directory.
     ///
     /// # Errors
-    /// The database cannot be read.
-    pub fn is_place_free(&self, parent: Ino, position: u32) -> Result<bool, MetaError> {
+    /// When the database cannot be read.
+    pub fn is_position_free(&self, parent: Ino, position: u32) -> Result<bool, MetaError> {
         let (low, high) = (
             keys::dirent_from(parent, position),
             keys::dirent_from(parent, position + 1),
@@ -57,14 +57,14 @@ impl Meta {
         batch.change(table, key, value);
     }
 
-    /// Sets what the volume counts; part of the next commit.
+    /// Corrects the counters as part of the next commit.
     pub fn correct(&self, to: &Corrections) {
         let state = &mut *self.state.write();
         let counters = &mut state.counters;
         counters.used_pages = to.used_pages.unwrap_or(counters.used_pages);
         counters.inodes = to.inodes.unwrap_or(counters.inodes);
         counters.record_bytes = to.record_bytes.unwrap_or(counters.record_bytes);
-        // Beyond these the counters could not be read any more.
+        // Larger values could not be decoded any more.
         let next = to.next_ino.unwrap_or_default().min(Ino::END);
         counters.next_ino = counters.next_ino.max(next);
         let generation = to.generation.unwrap_or_default().min(Generation::MAX);

@@ -1,13 +1,13 @@
-//! Which directory an open descriptor stands for, in words that outlast a reboot.
+//! Identifies the directory of an open descriptor in terms that survive a reboot.
 //!
-//! `st_dev` is a number that the kernel gives out as disks appear, and a path is what is mounted
-//! where today. So a directory is known by its inode number and an identity of its filesystem:
-//! `f_fsid` of statvfs(3), which ext4 and btrfs compute from their UUID (btrfs: and the subvolume);
-//! the UUID itself where `f_fsid` is the number of the device (XFS and others, `FS_IOC_GETFSUUID`
-//! of Linux 6.9). Network filesystems have neither; of those it is the type and the source of the
-//! mount, which says where a file is and nothing about inode numbers.
+//! The kernel assigns `st_dev` numbers as disks appear, and a path depends on today's mounts. So a
+//! directory is identified by its inode number and an identity of its filesystem: `f_fsid` of
+//! statvfs(3), which ext4 and btrfs compute from their UUID (btrfs: and the subvolume); or the UUID
+//! itself if `f_fsid` is the number of the device (XFS and others, `FS_IOC_GETFSUUID` of Linux
+//! 6.9). Network filesystems have neither. For them it is the type and the source of the mount,
+//! which identifies the filesystem but says nothing about inode numbers.
 //!
-//! A thread may have descriptors of its own ([`super::patience`]), which `/proc/thread-self` shows.
+//! A thread may have its own descriptors ([`super::deadline`]), which `/proc/thread-self` shows.
 //!
 //! Sources: proc(5) `mountinfo` and `fdinfo`, statvfs(3), Linux `include/uapi/linux/fs.h`.
 
@@ -19,33 +19,33 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Begins the identity of a filesystem that has none but the source it was mounted from.
+/// Prefix of the identity of a filesystem that is known only by the source of its mount.
 const SOURCE: &str = "source:";
-/// Longest identity that is made, in bytes.
+/// Length limit of an identity, in bytes.
 pub const FILESYSTEM_BYTES_MAX: usize = 1024;
 /// Filesystems whose `f_fsid` is the number of the device.
 const NAMED_BY_DEVICE: [&str; 7] = ["xfs", "f2fs", "vfat", "exfat", "ntfs3", "bcachefs", "erofs"];
 
-/// A directory: where it is, and what it is.
+/// A directory: its location and its identity.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct DirectoryIdentity {
     /// Absolute path without symbolic links.
     pub path: PathBuf,
-    /// `st_dev`, good until the next reboot.
+    /// `st_dev`, valid until the next reboot.
     pub device: u64,
     /// `st_ino`.
     pub inode: u64,
-    /// Identity of its filesystem; `None` where nothing tells.
+    /// Identity of its filesystem; `None` if there is none.
     pub filesystem: Option<String>,
-    /// Its path within that filesystem; `None` where nothing tells.
+    /// Its path within that filesystem; `None` if unknown.
     pub inside: Option<PathBuf>,
 }
 
-impl Place {
-    /// The place of an open directory; `typed` is the path that it was opened by.
+impl DirectoryIdentity {
+    /// The identity of an open directory; `typed` is the path by which it was opened.
     ///
     /// # Errors
-    /// The directory cannot be looked at any more.
+    /// When the directory cannot be examined any more.
     pub fn of(directory: impl AsFd, typed: &Path) -> io::Result<Self> {
         let file = File::from(directory.as_fd().try_clone_to_owned()?);
         let metadata = file.metadata()?;
@@ -64,10 +64,10 @@ impl Place {
         })
     }
 
-    /// The place of the directory at that path.
+    /// The identity of the directory at that path.
     ///
     /// # Errors
-    /// There is none, or it cannot be looked at.
+    /// When there is no directory, or it cannot be examined.
     pub fn at(path: &Path) -> io::Result<Self> {
         let directory = File::options()
             .read(true)
@@ -76,24 +76,24 @@ impl Place {
         Self::of(directory, path)
     }
 
-    /// True for the same directory, however its path is written.
+    /// True if both are the same directory now, however their paths are written.
     pub fn is_same_now(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
 }
 
-/// True where inode numbers of that filesystem last.
-pub fn has_lasting_inodes(filesystem: &str) -> bool {
+/// True if inode numbers of that filesystem are stable.
+pub fn has_stable_inodes(filesystem: &str) -> bool {
     !filesystem.starts_with(SOURCE)
 }
 
-/// True where not every kernel tells that identity.
-pub fn may_be_untold(filesystem: &str) -> bool {
+/// True if some kernels do not report that identity.
+pub fn depends_on_kernel(filesystem: &str) -> bool {
     let kind = filesystem.split(':').next().unwrap_or_default();
     NAMED_BY_DEVICE.contains(&kind)
 }
 
-/// Where the directory is now, which may have been renamed since it was opened.
+/// The current path of the directory, which may have been renamed since it was opened.
 fn current_path(file: &File, metadata: &Metadata, typed: &Path) -> io::Result<PathBuf> {
     let link = fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()));
     let is_it = |path: &Path| {
@@ -102,7 +102,7 @@ fn current_path(file: &File, metadata: &Metadata, typed: &Path) -> io::Result<Pa
     };
     match link {
         Ok(path) if path.is_absolute() && is_it(&path) => Ok(path),
-        // What was typed may lead elsewhere by now: a wrong place is worse than none.
+        // The typed path may lead elsewhere by now: a wrong path is worse than none.
         _ => {
             let path = fs::canonicalize(typed)?;
             match is_it(&path) {
@@ -116,7 +116,7 @@ fn current_path(file: &File, metadata: &Metadata, typed: &Path) -> io::Result<Pa
     }
 }
 
-/// The mount that a file was opened through.
+/// The mount through which a file was opened.
 struct Mount {
     root: PathBuf,
     dir: PathBuf,
@@ -125,7 +125,7 @@ struct Mount {
 }
 
 impl Mount {
-    /// A path of this mount, as the filesystem has it.
+    /// The path within the filesystem, for a path of this mount.
     fn inside(&self, path: &Path) -> Option<PathBuf> {
         let rest = path.strip_prefix(&self.dir).ok()?;
         // Without a slash at the end.
@@ -168,7 +168,7 @@ fn parse_mount(line: &[u8], id: &str) -> Option<Mount> {
     })
 }
 
-/// Blank, tab, newline and backslash are written as a backslash and three octal digits.
+/// Blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -187,12 +187,12 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 fn filesystem_identity(file: &File, mount: &Mount) -> Option<String> {
     let kind = &mount.kind;
     if NAMED_BY_DEVICE.contains(&kind.as_str()) {
-        // Without one there is only the number of the device, which another disk gets, too.
+        // Without a UUID there is only the number of the device, which another disk may get.
         return filesystem_uuid(file).map(|uuid| format!("{kind}:{uuid}"));
     }
     match filesystem_number(file) {
         Ok(number) if number != 0 => Some(format!("{kind}:{number:016x}")),
-        // A device or a path of this machine is another filesystem tomorrow; a server's is not.
+        // A local device or path may hold another filesystem tomorrow; a server's does not.
         _ if !names_a_server(&mount.source) => None,
         _ => {
             let text = format!("{SOURCE}{kind}:{}", mount.source);
@@ -208,7 +208,7 @@ fn names_a_server(source: &str) -> bool {
     source.starts_with("//") || (source.contains(':') && !host.is_empty() && !host.contains('/'))
 }
 
-/// `f_fsid`; 0 where the filesystem has none.
+/// `f_fsid`; 0 if the filesystem has none.
 fn filesystem_number(file: &File) -> io::Result<u64> {
     let mut out = MaybeUninit::<libc::statvfs64>::uninit();
     loop {
@@ -227,7 +227,7 @@ fn filesystem_number(file: &File) -> io::Result<u64> {
     Ok(number as u64)
 }
 
-/// The filesystem's UUID as hexadecimal digits, where kernel and filesystem tell it.
+/// The filesystem's UUID as hexadecimal digits, if kernel and filesystem report it.
 fn filesystem_uuid(file: &File) -> Option<String> {
     /// `struct fsuuid2`: a length and 16 bytes.
     #[repr(C)]
@@ -237,7 +237,7 @@ fn filesystem_uuid(file: &File) -> Option<String> {
     }
     /// `_IOR(0x15, 0, struct fsuuid2)`.
     const FS_IOC_GETFSUUID: u64 = 0x8011_1500;
-    // An ioctl needs more than a path descriptor.
+    // An ioctl does not work on an `O_PATH` descriptor.
     let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
     let opened = File::open(path).ok()?;
     let mut uuid = Uuid {
@@ -261,23 +261,23 @@ mod tests {
         let (one, two) = (top.path().join("one"), top.path().join("two"));
         fs::create_dir(&one).unwrap();
         let open = File::open(&one).unwrap();
-        let before = Place::of(&open, &one).unwrap();
+        let before = DirectoryIdentity::of(&open, &one).unwrap();
         assert_eq!(before.path, fs::canonicalize(&one).unwrap());
-        assert_eq!(before, Place::at(&one).unwrap());
+        assert_eq!(before, DirectoryIdentity::at(&one).unwrap());
         let inside = before.inside.clone().unwrap();
         assert!(
             inside.is_absolute() && inside.ends_with("one"),
             "{inside:?}"
         );
         fs::rename(&one, &two).unwrap();
-        // The descriptor stands for the same directory under its new name.
-        let after = Place::of(&open, &one).unwrap();
+        // The descriptor refers to the same directory under its new name.
+        let after = DirectoryIdentity::of(&open, &one).unwrap();
         assert_eq!(after.path, fs::canonicalize(&two).unwrap());
         assert!(after.is_same_now(&before) && after.filesystem == before.filesystem);
         assert_ne!(after.inside, before.inside);
         fs::create_dir(&one).unwrap();
-        assert!(!Place::at(&one).unwrap().is_same_now(&after));
-        assert!(Place::at(&top.path().join("none")).is_err());
+        assert!(!DirectoryIdentity::at(&one).unwrap().is_same_now(&after));
+        assert!(DirectoryIdentity::at(&top.path().join("none")).is_err());
     }
 
     #[test]
@@ -298,12 +298,12 @@ mod tests {
 
     #[test]
     fn only_real_identities_make_inode_numbers_last() {
-        assert!(has_lasting_inodes("ext4:7412d06e42551866"));
-        assert!(!has_lasting_inodes("source:nfs4:host:/x"));
+        assert!(has_stable_inodes("ext4:7412d06e42551866"));
+        assert!(!has_stable_inodes("source:nfs4:host:/x"));
         for source in ["host:/x", "user@host:/x", "[fe80::1]:/x", "//host/share"] {
             assert!(names_a_server(source), "{source}");
         }
-        assert!(may_be_untold("xfs:00ff") && !may_be_untold("ext4:7412d06e42551866"));
+        assert!(depends_on_kernel("xfs:00ff") && !depends_on_kernel("ext4:7412d06e42551866"));
         for source in ["/dev/sdb1", "/srv/volume", "proc", ":x", "/a:b", ""] {
             assert!(!names_a_server(source), "{source}");
         }
@@ -317,7 +317,7 @@ mod tests {
         fs::create_dir(&other).unwrap();
         let open = File::open(&gone).unwrap();
         fs::remove_dir(&gone).unwrap();
-        assert!(Place::of(&open, &gone).is_err());
-        assert!(Place::of(&open, &other).is_err());
+        assert!(DirectoryIdentity::of(&open, &gone).is_err());
+        assert!(DirectoryIdentity::of(&open, &other).is_err());
     }
 }

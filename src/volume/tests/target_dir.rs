@@ -5,7 +5,8 @@ use crate::store::directory::DirectoryStore;
 
 const MARK: &[u8] = b"bilayer: a volume is being made here\n";
 
-/// A directory with a lock that holds these bytes, and these files and directories (`/` at the end).
+/// A directory with a lock that holds these bytes, and these files and directories (`/` at the
+/// end).
 fn ground(lock: Option<&[u8]>, names: &[&str]) -> Arc<dyn Store> {
     let store = memory();
     let files = lock.map(|_| "lock").into_iter();
@@ -26,7 +27,7 @@ fn ground(lock: Option<&[u8]>, names: &[&str]) -> Arc<dyn Store> {
 }
 
 fn make(store: &Arc<dyn Store>, keys: &Keys) -> Result<VolumeId, VolumeError> {
-    create(
+    create_empty(
         Arc::clone(store),
         &keys.create_options(None),
         &mut write_meta,
