@@ -1,35 +1,35 @@
-//! Objects: those that records name, and those that there are.
+//! Compares the objects that records name with those that exist.
 //!
-//! Forty bytes for each object that is named, in a bounded memory: when there are more than fit,
-//! those in later folders wait for another reading of the extents.
+//! Each named object takes 40 bytes, in bounded memory: if there are more than fit, those in later
+//! folders wait for another pass over the extents.
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Groups};
-use super::{CheckError, Mend, Place, Run};
+use super::{CheckError, PathHint, RepairAction, Run};
 use crate::ids::{FolderNumber, Ino, ObjectId};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{ExtentRecord, ObjectName, PartId};
 
-/// That an extent names an object.
+/// An object that an extent names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct NamedBy {
+struct ObjectUse {
     folder: u64,
     object: [u8; 16],
     ino: u64,
     chunk: u32,
 }
 
-/// What extents name in the folders of a range.
+/// The objects that extents name, for a range of folders.
 struct Names {
-    list: Vec<NamedBy>,
+    list: Vec<ObjectUse>,
     limit: usize,
     from: u64,
     until: u64,
 }
 
 impl Names {
-    fn push(&mut self, named: NamedBy) {
+    fn push(&mut self, named: ObjectUse) {
         if named.folder < self.from || named.folder >= self.until {
             return;
         }
@@ -47,7 +47,7 @@ impl Names {
                 let until = self.until;
                 self.list.retain(|named| named.folder < until);
             }
-            // A folder has a few thousand objects.
+            // A folder has at most a few thousand objects.
             _ => self.limit *= 2,
         }
     }
@@ -79,9 +79,9 @@ pub(super) fn parts_of(group: &Group) -> Vec<(PartId, PageSet, std::ops::Range<u
 }
 
 impl Run<'_> {
-    /// Compares the objects that are named with those that there are.
+    /// Compares the objects that are named with those that exist.
     pub(super) fn check_objects(&mut self) -> Result<(), CheckError> {
-        let limit = (self.options.memory_bytes / size_of::<NamedBy>()).max(64);
+        let limit = (self.options.memory_bytes / size_of::<ObjectUse>()).max(64);
         let mut from = 0;
         let mut folders = self.subject.objects.folders()?;
         folders.sort_unstable();
@@ -97,7 +97,7 @@ impl Run<'_> {
             self.check_named(&names.list);
             let here = |folder: &&FolderNumber| (from..names.until).contains(&folder.0);
             for folder in folders.iter().filter(here) {
-                self.go_on()?;
+                self.check_cancelled()?;
                 self.check_folder(*folder, &names.list)?;
             }
             if names.until == u64::MAX {
@@ -111,7 +111,7 @@ impl Run<'_> {
         let views = self.views.clone();
         let mut groups = Groups::new(&self.stored, &views, Table::Extent, Vec::new());
         while let Some(group) = groups.next()? {
-            self.go_on()?;
+            self.check_cancelled()?;
             let Some((Ino(ino), chunk)) = keys::extent_parts(&group.logical) else {
                 continue;
             };
@@ -120,7 +120,7 @@ impl Run<'_> {
                     self.report.objects += 1;
                     self.pages_to_verify += u64::from(pages.len());
                 }
-                names.push(NamedBy {
+                names.push(ObjectUse {
                     folder: id.name.folder.0,
                     object: id.name.object.0,
                     ino,
@@ -131,7 +131,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn check_named(&mut self, names: &[NamedBy]) {
+    fn check_named(&mut self, names: &[ObjectUse]) {
         for pair in names.windows(2) {
             let [first, second] = pair else { continue };
             if (first.folder, first.object) == (second.folder, second.object) {
@@ -143,7 +143,7 @@ impl Run<'_> {
                     .object(name_of(second))
                     .inode(second.ino);
                 let live = self.live_only();
-                self.found(finding, Place::Inode(second.ino), live);
+                self.report(finding, PathHint::Inode(second.ino), live);
             }
         }
         let mut used = Vec::new();
@@ -153,15 +153,19 @@ impl Run<'_> {
             }
         }
         for (name, row) in used {
-            let message = "it is to be removed, and an extent names it";
+            let message = "it is listed for removal, and an extent names it";
             let finding = Finding::new(Kind::GarbageInUse, message).object(name);
-            self.found(finding, Place::None, 0..0);
-            self.mend(Some(Mend::Row(Table::Garbage, row, None)));
+            self.report(finding, PathHint::None, 0..0);
+            self.set_repair(Some(RepairAction::Row(Table::Garbage, row, None)));
             self.garbage.remove(&name);
         }
     }
 
-    fn check_folder(&mut self, folder: FolderNumber, names: &[NamedBy]) -> Result<(), CheckError> {
+    fn check_folder(
+        &mut self,
+        folder: FolderNumber,
+        names: &[ObjectUse],
+    ) -> Result<(), CheckError> {
         for object in self.subject.objects.in_folder(folder)? {
             let name = ObjectName { folder, object };
             if contains(names, name) {
@@ -171,11 +175,11 @@ impl Run<'_> {
                 if self.subject.live.is_none() {
                     let message = "it waits to be removed";
                     let finding = Finding::new(Kind::Garbage, message).object(name);
-                    self.found(finding, Place::None, 0..0);
+                    self.report(finding, PathHint::None, 0..0);
                 }
                 continue;
             }
-            // What is made while the volume is mounted is named later.
+            // Objects that are created while the volume is mounted are named later.
             let fresh = self
                 .subject
                 .live
@@ -188,21 +192,21 @@ impl Run<'_> {
             if !self.stored.counters().clean {
                 finding.severity = super::report::Severity::Note;
             }
-            self.found(finding, Place::None, 0..0);
-            self.mend(Some(Mend::Unlink(name)));
+            self.report(finding, PathHint::None, 0..0);
+            self.set_repair(Some(RepairAction::Unlink(name)));
         }
         Ok(())
     }
 }
 
-fn name_of(named: &NamedBy) -> ObjectName {
+fn name_of(named: &ObjectUse) -> ObjectName {
     ObjectName {
         folder: FolderNumber(named.folder),
         object: ObjectId(named.object),
     }
 }
 
-fn contains(names: &[NamedBy], name: ObjectName) -> bool {
+fn contains(names: &[ObjectUse], name: ObjectName) -> bool {
     let key = (name.folder.0, name.object.0);
     let first = names.partition_point(|named| (named.folder, named.object) < key);
     let found = names.get(first);

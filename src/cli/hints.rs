@@ -15,7 +15,7 @@ use crate::check::CheckError;
 use crate::daemon::options::MountWords;
 use crate::diagnostics::UserError;
 use crate::fs::FsError;
-use crate::fs::views::{ReadOnlyBecause, ViewError};
+use crate::fs::snapshots::{ReadOnlyBecause, ViewError};
 use crate::ids::VolumeId;
 use crate::image::ImageError;
 use crate::image::stream::StreamError;

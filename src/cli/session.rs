@@ -22,7 +22,7 @@ use crate::control::response::{Outcome, Receiver, ViewReport, Views};
 use crate::daemon::mount::open_when_free;
 use crate::daemon::serve::serve;
 use crate::diagnostics::{ExitCode, UserError};
-use crate::fs::views::{self, ReadOnlyBecause, ViewError};
+use crate::fs::snapshots::{self, ReadOnlyBecause, ViewError};
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
@@ -298,7 +298,7 @@ fn only_named(kind: Kind, name: String) -> ViewReport {
 
 /// Says what is wrong with a name, which the kernel does not.
 fn check_new_name(operation: &Operation, name: &str) -> Result<(), UserError> {
-    views::check_name(name).map_err(|error| UserError::view(operation.doing(), &error))
+    snapshots::check_name(name).map_err(|error| UserError::view(operation.doing(), &error))
 }
 
 /// A name that would lead out of the directory is none.

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::AccessTimes;
-use crate::fs::views::ViewKind;
+use crate::fs::snapshots::ViewKind;
 use crate::keys::PassphraseSource;
 
 /// One request. A connection may carry several, one after the other.

@@ -10,8 +10,8 @@ use super::report::Report;
 use super::request::{Kind, PathBytes};
 use crate::check::{self, Finding};
 use crate::diagnostics::{ExitCode, UserError};
+use crate::fs::snapshots::{Change, ChangeKind, ViewInfo};
 use crate::fs::types::Timespec;
-use crate::fs::views::{Change, ChangeKind, ViewInfo};
 
 /// One line of an answer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use super::io_hints;
 use crate::check::CheckError;
 use crate::errno::Errno;
 use crate::fs::FsError;
-use crate::fs::views::{ReadOnlyBecause, ViewError};
+use crate::fs::snapshots::{ReadOnlyBecause, ViewError};
 use crate::image::ImageError;
 use crate::keys::{ErrorKind, KeyError};
 use crate::sys::interrupt;

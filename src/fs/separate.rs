@@ -1,4 +1,4 @@
-//! Making a copy of a volume a volume of its own, before it is opened as a filesystem.
+//! Giving a copy of a volume an identity of its own, before it is opened as a filesystem.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::store::{OpenMode, StoreFile, StorePath};
 use crate::volume::{META_NAME, Volume};
 
 impl Filesystem {
-    /// Gives a copy of a volume that was opened for it an identity of its own: see
-    /// [`Volume::assign_new_identity`]. However old the copy is, its metadata is taken as it is.
+    /// Gives a copy of a volume, which was opened for that, an identity of its own: see
+    /// [`Volume::separate`]. However old the copy is, its metadata is accepted.
     ///
     /// # Errors
-    /// When its metadata cannot be read or written anew.
+    /// The metadata cannot be read or rewritten.
     pub fn separate(volume: Volume, meta_cache_bytes: usize) -> Result<Volume, FsError> {
         let file = volume
             .store

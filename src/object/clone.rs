@@ -1,11 +1,11 @@
 //! Copying within the volume: whole chunks by hard links, the rest by bytes.
 //!
 //! A linked chunk is marked `shared` in both files before either may be written again, so that no
-//! two histories ever write under one crypto id. Order: the source is durable; the links and
-//! their names are durable; then both records change in one batch.
+//! two histories ever write under one crypto id. Order: the source is durable; the links and their
+//! names are durable; then both records change in one batch.
 
-use super::cut::Space;
 use super::file::{Chunk, Extent, File};
+use super::truncate::FreedSpace;
 use super::write::Attempt;
 use super::{Contents, FILE_BYTES_MAX, ObjectError};
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use crate::planted::{Bug, planted};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
-/// A last chunk shorter than this is copied by bytes: a link costs a sync.
+/// A last chunk shorter than this is copied by bytes, since a link costs a sync.
 const LINK_BYTES_MIN: u64 = 1 << 20;
 
-/// How far a copy has come.
+/// Progress of a copy.
 #[derive(Default)]
 struct Copied {
     bytes: u64,
@@ -30,8 +30,12 @@ struct Copied {
 }
 
 impl Contents {
-    /// Copies up to `len` bytes; returns how many were: fewer at the end of the source, and where
-    /// the rest cannot be copied.
+    /// Copies up to `len` bytes and returns the number of bytes copied. It is smaller at the end of
+    /// the source, and if copying fails after some bytes.
+    ///
+    /// # Errors
+    /// [`ObjectError::TooLarge`] if the target would exceed [`FILE_BYTES_MAX`], or an error of the
+    /// first piece.
     pub fn copy(
         &self,
         from: &File,
@@ -53,7 +57,8 @@ impl Contents {
             match self.copy_piece(from, to, piece, now, &mut copied) {
                 Ok(0) => break,
                 Ok(more) => copied.bytes += more,
-                // What was copied is told, or the kernel's cache goes on showing what was there.
+                // Report the bytes copied so far, or the kernel's cache would go on showing the old
+                // contents.
                 Err(_) if at > 0 => break,
                 Err(error) => return Err(error),
             }
@@ -61,7 +66,7 @@ impl Contents {
         Ok(copied.bytes)
     }
 
-    /// Copies some of a piece: offset in the source, in the target, and length in bytes.
+    /// Copies some bytes of a range and returns how many.
     fn copy_piece(
         &self,
         from: &File,
@@ -80,13 +85,13 @@ impl Contents {
                 return Ok(piece);
             }
         }
-        let hollow = match self.seek(from, source, false)? {
+        let hole_bytes = match self.seek(from, source, false)? {
             Some(data) => (data - source).min(len),
             None => len,
         };
-        if hollow >= COPY_BYTES as u64 {
-            self.copy_hole(to, target..target + hollow, now)?;
-            return Ok(hollow);
+        if hole_bytes >= COPY_BYTES as u64 {
+            self.copy_hole(to, target..target + hole_bytes, now)?;
+            return Ok(hole_bytes);
         }
         let buffer = &mut copied.buffer;
         buffer.resize(COPY_BYTES, 0);
@@ -96,19 +101,20 @@ impl Contents {
         Ok(got as u64)
     }
 
-    /// Makes the range a hole: a copy of one.
+    /// Makes the target range a hole, as the source has one.
     fn copy_hole(
         &self,
         to: &File,
         bytes: std::ops::Range<u64>,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        // What was promised to the target, or was there, stays its own, as if zeros had been written.
-        self.punch(to, bytes.clone(), Space::Kept, now)?;
+        // Space that the target had reserved or used stays reserved for it, as if zeros had been
+        // written.
+        self.punch(to, bytes.clone(), FreedSpace::Reserved, now)?;
         self.extend(to, bytes.end, &mut |record| record.mtime = now)
     }
 
-    /// True where a piece is a whole chunk of both files, or the last of both.
+    /// True if the range covers a whole chunk of both files, or the last one of both.
     fn may_link(&self, from: &File, source: u64, to: &File, target: u64, rest: u64) -> bool {
         let aligned = source.is_multiple_of(CHUNK_BYTES) && target.is_multiple_of(CHUNK_BYTES);
         let whole = rest >= CHUNK_BYTES;
@@ -117,7 +123,7 @@ impl Contents {
         aligned && (whole || last) && (from.ino, source) != (to.ino, target)
     }
 
-    /// Links the objects of one chunk. False when they must be copied instead.
+    /// Links the objects of one chunk. False if they must be copied instead.
     fn link_chunk(
         &self,
         from: &File,
@@ -133,7 +139,7 @@ impl Contents {
         loop {
             match self.try_link_chunk(from, source, to, target, len, now)? {
                 Attempt::Done(linked) => return Ok(linked),
-                Attempt::Blocked(obstacle) => self.clear(to, &obstacle)?,
+                Attempt::Blocked(blocker) => self.resolve(to, &blocker)?,
             }
         }
     }
@@ -150,8 +156,8 @@ impl Contents {
         const COPIED: Attempt<bool> = Attempt::Done(false);
         let (source_offset, target_offset) = (source, target);
         let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
-        // What a kept view shows does not change; but the live file may have the same parts.
-        let live = self.live_of(from)?;
+        // A kept view does not change, but the live file may use the same parts.
+        let live = self.live_file_of(from)?;
         let changing = live.as_deref().unwrap_or(from);
         let (first, second) = if from.ino < to.ino {
             (changing, to)
@@ -161,15 +167,15 @@ impl Contents {
         let _permit = self.meta.permit();
         let _first = first.gate.write();
         let _second = second.gate.write();
-        // Either may have changed since it was looked at.
+        // Either file may have changed since it was checked.
         let there = from.size() >= source_offset + len;
         if !there || !self.may_link(from, source_offset, to, target_offset, len) {
             return Ok(COPIED);
         }
-        // Under the gates that are held until the file is longer, or bytes that somebody truncates
-        // in between would show.
-        if let Some(obstacle) = self.zero_tail(to, target_offset)? {
-            return Ok(Attempt::Blocked(obstacle));
+        // Both gates stay held until the file is longer. Otherwise bytes that a concurrent truncate
+        // leaves behind would become visible.
+        if let Some(blocker) = self.zero_tail(to, target_offset)? {
+            return Ok(Attempt::Blocked(blocker));
         }
         self.load_chunk(changing, source)?;
         self.load_chunk(to, target)?;
@@ -177,15 +183,15 @@ impl Contents {
             let state = from.state.lock();
             state.chunks.get(&source).and_then(parts_to_link)
         } else {
-            // As recorded now: hidden pages may have been given back since it was read.
+            // Read the record again: hidden pages may have been given back since it was last read.
             let record = self.meta.extent(from.ino, ChunkIndex(source), from.view)?;
             parts_to_link(&Self::chunk_of(source, from.size(), record))
         };
         let Some(parts) = parts else {
             return Ok(COPIED);
         };
-        let promised = |chunk: &Chunk| !chunk.reserved.is_empty();
-        if to.state.lock().chunks.get(&target).is_some_and(promised) {
+        let is_reserved = |chunk: &Chunk| !chunk.reserved.is_empty();
+        if to.state.lock().chunks.get(&target).is_some_and(is_reserved) {
             return Ok(COPIED);
         }
         let Some(parts) = self.link_parts(visible(parts))? else {
@@ -199,8 +205,9 @@ impl Contents {
         Ok(Attempt::Done(true))
     }
 
-    /// The live file of one in a kept view; `None` of a live one, or where there is none any more.
-    fn live_of(&self, file: &File) -> Result<Option<Arc<File>>, ObjectError> {
+    /// The live file that belongs to a file of a kept view. `None` for a live file, or if there is
+    /// no live one any more.
+    fn live_file_of(&self, file: &File) -> Result<Option<Arc<File>>, ObjectError> {
         if file.view == View::LIVE {
             return Ok(None);
         }
@@ -210,7 +217,8 @@ impl Contents {
         }
     }
 
-    /// Second names for all parts, durable; or none where the backing filesystem has no more.
+    /// Links all parts under second, durable names. `None` if the backing filesystem allows no more
+    /// links.
     fn link_parts(&self, mut parts: Vec<Part>) -> Result<Option<Vec<Part>>, ObjectError> {
         for index in 0..parts.len() {
             match self.objects.link(&self.meta, parts[index].id.name) {
@@ -248,7 +256,7 @@ impl Contents {
     ) -> Result<(), ObjectError> {
         let old = to.state.lock().chunks.get(&target).map_or(0, Chunk::pages);
         let new = u64::from(taken(&parts, &PageSet::new()).len());
-        self.check_room(new.cast_signed() - old.cast_signed())?;
+        self.check_space(new.cast_signed() - old.cast_signed())?;
         let _inodes = self.meta.lock_inodes(&[from.ino, to.ino]);
         let mut batch = Batch::new();
         {
@@ -299,7 +307,7 @@ impl Contents {
     }
 }
 
-/// Parts without pages that newer ones hide, which may have been given back.
+/// Removes pages that newer parts hide, since they may have been given back.
 fn visible(mut parts: Vec<Part>) -> Vec<Part> {
     let mut hidden = PageSet::new();
     for part in &mut parts {
@@ -314,7 +322,7 @@ fn visible(mut parts: Vec<Part>) -> Vec<Part> {
 /// The parts of a chunk, if they may be linked as they are.
 fn parts_to_link(chunk: &Chunk) -> Option<Vec<Part>> {
     match &chunk.extent {
-        // What is linked is not written in place any more: a promise would be lost.
+        // A linked part is not written in place any more, so a reservation in it would be lost.
         Extent::Parts { parts, .. } if !chunk.needs_sync() && chunk.reserved.is_empty() => {
             Some(parts.clone())
         }
@@ -322,7 +330,7 @@ fn parts_to_link(chunk: &Chunk) -> Option<Vec<Part>> {
     }
 }
 
-/// True for errors that say "no link here" and not "no store here".
+/// True for errors that mean that this file cannot be linked, and not that the store failed.
 fn cannot_link(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     matches!(

@@ -8,31 +8,35 @@ use crate::ids::PageIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
 use crate::meta::records::PartId;
 
-/// A read as long as this is one of a program, or of the kernel, that reads in order ...
+/// A read of at least this length comes from a sequential reader, be it a program or the kernel ...
 const LONG_READ_BYTES: u64 = 64 << 10;
-/// ... and with so many stretches it goes back and forth between objects.
-const SEVERAL: usize = 3;
+/// ... and with this many segments it alternates between objects.
+const READ_AHEAD_SEGMENTS_MIN: usize = 3;
 /// Pages behind such a read that are read ahead: half a MiB.
 const AHEAD_PAGES: u32 = 128;
 
-/// Where the bytes of a stretch of a chunk come from.
+/// Where the bytes of a segment come from.
 enum Source {
-    /// Nowhere: zeros.
+    /// They are zeros.
     Zeros,
-    /// From pages of an object.
+    /// Pages of an object.
     Part(PartId),
 }
 
-/// A stretch of a chunk with one source.
-struct Stretch {
+/// A byte range of a chunk with one source.
+struct ReadSegment {
     bytes: Range<u64>,
     source: Source,
 }
 
 impl Contents {
-    /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
+    /// Reads from `offset` until `out` is full or the file ends. Returns the number of bytes read.
+    ///
+    /// # Errors
+    /// A page cannot be read or does not authenticate, an object is missing, or the metadata cannot
+    /// be read.
     pub fn read(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<usize, ObjectError> {
-        self.trim(file);
+        self.evict_chunks(file);
         let _gate = file.gate.read();
         let size = file.size();
         if offset >= size || out.is_empty() {
@@ -57,7 +61,7 @@ impl Contents {
     ) -> Result<(), ObjectError> {
         self.load_chunk(file, index)?;
         let start = bytes.start;
-        let mut stretches = Vec::new();
+        let mut segments = Vec::new();
         {
             let state = file.state.lock();
             if let Some(Extent::Inline(inline)) =
@@ -69,10 +73,10 @@ impl Contents {
                 out[have..].fill(0);
                 return Ok(());
             }
-            plan(&state, index, bytes, &mut stretches);
+            plan_read(&state, index, bytes, &mut segments);
         }
-        self.read_ahead(&stretches)?;
-        for Stretch { bytes, source } in stretches {
+        self.read_ahead(&segments)?;
+        for ReadSegment { bytes, source } in segments {
             let piece = &mut out[(bytes.start - start) as usize..(bytes.end - start) as usize];
             match source {
                 Source::Zeros => piece.fill(0),
@@ -87,17 +91,19 @@ impl Contents {
         Ok(())
     }
 
-    /// Where a long read takes pages from several objects in turn, the backing filesystem sees
-    /// single pages of each, and would read them one after the other.
-    fn read_ahead(&self, stretches: &[Stretch]) -> Result<(), ObjectError> {
-        let (Some(first), Some(last)) = (stretches.first(), stretches.last()) else {
+    /// Reads ahead if a long read takes pages from several objects in turn. The backing filesystem
+    /// sees single pages of each and would otherwise read them one after the other.
+    fn read_ahead(&self, segments: &[ReadSegment]) -> Result<(), ObjectError> {
+        let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
             return Ok(());
         };
-        if stretches.len() < SEVERAL || last.bytes.end - first.bytes.start < LONG_READ_BYTES {
+        if segments.len() < READ_AHEAD_SEGMENTS_MIN
+            || last.bytes.end - first.bytes.start < LONG_READ_BYTES
+        {
             return Ok(());
         }
         let mut spans: Vec<(PartId, Range<u32>)> = Vec::new();
-        for Stretch { bytes, source } in stretches {
+        for ReadSegment { bytes, source } in segments {
             let Source::Part(id) = source else { continue };
             let pages = pages_touching(bytes.clone());
             match spans.iter_mut().find(|(one, _)| one == id) {
@@ -106,14 +112,14 @@ impl Contents {
             }
         }
         for (id, span) in spans {
-            // A sequential reader comes for what follows next.
+            // A sequential reader asks for the following pages next.
             let span = span.start..(span.end + AHEAD_PAGES).min(CHUNK_PAGES);
             self.open_object(id)?.will_need(&page_range(&span));
         }
         Ok(())
     }
 
-    /// Reads pages that the part has.
+    /// Reads pages that the part contains.
     pub(super) fn read_part(
         &self,
         id: PartId,
@@ -128,10 +134,13 @@ impl Contents {
             .map_err(|source| self.page_error(id.name, source))
     }
 
-    /// The next offset from `offset` on that is data (or, with `hole`, that is not). `None` when
+    /// The next offset from `offset` on that is data, or, with `hole`, that is a hole. `None` if
     /// the file ends before.
+    ///
+    /// # Errors
+    /// The metadata cannot be read.
     pub fn seek(&self, file: &File, offset: u64, hole: bool) -> Result<Option<u64>, ObjectError> {
-        self.trim(file);
+        self.evict_chunks(file);
         let _gate = file.gate.read();
         let size = file.size();
         if offset >= size {
@@ -161,8 +170,8 @@ impl Contents {
         Ok(if hole { Some(size) } else { None })
     }
 
-    /// Where the next chunk that is not a hole may be, if this one is a hole: whole stretches of
-    /// nothing are skipped by the keys of the records, not chunk by chunk.
+    /// Index of the next chunk that may not be a hole, if this one is a hole. Ranges without
+    /// extents are skipped by the keys of the records, not chunk by chunk.
     fn skip_empty_chunks(&self, file: &File, index: u32) -> Result<Option<u64>, ObjectError> {
         self.load_chunk(file, index)?;
         let in_memory = {
@@ -193,8 +202,8 @@ impl Contents {
     }
 }
 
-/// Divides bytes of a chunk by where they come from.
-fn plan(state: &FileState, index: u32, bytes: Range<u64>, stretches: &mut Vec<Stretch>) {
+/// Divides a byte range of a chunk by its sources.
+fn plan_read(state: &FileState, index: u32, bytes: Range<u64>, segments: &mut Vec<ReadSegment>) {
     let pages = pages_touching(bytes.clone());
     let chunk = state.chunks.get(&index);
     let mut page = pages.start;
@@ -203,7 +212,7 @@ fn plan(state: &FileState, index: u32, bytes: Range<u64>, stretches: &mut Vec<St
         let end = run_end(chunk.map(|chunk| &chunk.extent), page, pages.end);
         let start = page_bytes(page).start.max(bytes.start);
         let stop = page_bytes(end - 1).end.min(bytes.end);
-        stretches.push(Stretch {
+        segments.push(ReadSegment {
             bytes: start..stop,
             source: id.map_or(Source::Zeros, Source::Part),
         });
@@ -234,7 +243,7 @@ fn is_data(state: &FileState, index: u32, page: u32) -> bool {
     }
 }
 
-/// Pages of a chunk as the sealed file counts them.
+/// Pages of a chunk as page indices of its sealed file.
 pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
     PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end))
 }

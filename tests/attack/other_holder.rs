@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bilayer::fs::Filesystem;
-use bilayer::fs::types::NodeId;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::{NodeId, WriteFlags};
 use bilayer::ids::{CryptoId, PageIndex};
 use bilayer::image::{DeployOptions, ExportOptions, ImportOptions, NoProgress, Transport, import};
 use bilayer::keys::customer::file::generate;
@@ -270,7 +270,8 @@ fn put(fs: &Filesystem, name: &str, seed: u8, pages: usize) {
         }
     };
     let bytes = pattern(seed, 0, pages * 4032);
-    fs.write(node, handle, 0, &bytes, false, false).unwrap();
+    fs.write(node, handle, 0, &bytes, WriteFlags::default())
+        .unwrap();
     fs.fsync(node, handle, false).unwrap();
     fs.release(node, handle);
     fs.forget(node, 1);

@@ -1,7 +1,7 @@
 //! Records that are wrong: each is found, and mended without losing anything where that can be.
 
 use bilayer::check::Kind;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::ids::{ChunkIndex, Generation, Ino};
 use bilayer::meta::keys::{self, Table};
 use bilayer::meta::records::{DirentRecord, ExtentRecord, FileKind, InodeRecord};

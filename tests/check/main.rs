@@ -18,7 +18,7 @@ mod support;
 
 use std::path::Path;
 
-use bilayer::check::{self, CheckError, CheckOptions, CheckProgress, Kind, Report, Unwatched};
+use bilayer::check::{self, CheckError, CheckOptions, CheckProgress, Kind, NoProgress, Report};
 use bilayer::meta::Meta;
 use bilayer::store::faulty::FaultyStore;
 use bilayer::store::{OpenMode, Store, StorePath};
@@ -61,12 +61,12 @@ impl Closed {
 
     fn check(&self) -> Report {
         let volume = open_volume(&self.store, self.path(), true);
-        check::check(&volume, &OPTIONS, &Unwatched).unwrap()
+        check::check(&volume, &OPTIONS, &NoProgress).unwrap()
     }
 
     fn repair(&self) -> Report {
         let volume = open_volume(&self.store, self.path(), false);
-        check::repair(&volume, &OPTIONS, &Unwatched).unwrap()
+        check::repair(&volume, &OPTIONS, &NoProgress).unwrap()
     }
 
     /// Changes the metadata behind everybody's back.

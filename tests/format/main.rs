@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use bilayer::fs::types::{Caller, NodeId};
+use bilayer::fs::types::{Caller, NodeId, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{Epoch, IncarnationId, Ino, KeySetId, Sequence, VolumeId};
 use bilayer::keys::KeyUri;
@@ -187,8 +187,7 @@ impl Fixture {
                         handle,
                         data.start as u64,
                         &contents[data],
-                        false,
-                        false,
+                        WriteFlags::default(),
                     )
                     .unwrap();
             }
@@ -198,7 +197,13 @@ impl Fixture {
             filesystem.fsync(attr.node, handle, false).unwrap();
             // A page in place, in part: read, changed, sealed anew.
             filesystem
-                .write(attr.node, handle, 1000, b"overwritten", false, false)
+                .write(
+                    attr.node,
+                    handle,
+                    1000,
+                    b"overwritten",
+                    WriteFlags::default(),
+                )
                 .unwrap();
             contents[1000..1011].copy_from_slice(b"overwritten");
             filesystem.release(attr.node, handle);

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use bilayer::fs::types::{Fallocate, NodeId, RenameFlags};
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::{DirentRef, Fallocate, NodeId, RenameFlags};
 
 use crate::support::{Mount, PAGE, ROOT, USER, quiet};
 
@@ -73,8 +73,13 @@ fn write(mount: &Mount, dir: NodeId, progress: &Progress, stop: &AtomicBool) {
         mount.put(second, second_handle, 0, &page_of(number));
         let (from, to) = (name_of(number - 1), name_of(number));
         let flags = RenameFlags::default();
-        fs.rename(&USER, dir, from.as_bytes(), dir, to.as_bytes(), flags)
-            .unwrap();
+        fs.rename(
+            &USER,
+            DirentRef::new(dir, from.as_bytes()),
+            DirentRef::new(dir, to.as_bytes()),
+            flags,
+        )
+        .unwrap();
         mount.put(small, small_handle, 0, &number.to_le_bytes());
         progress.done.store(number, Ordering::SeqCst);
         let far = (1 + number % 5) * PAGE as u64;

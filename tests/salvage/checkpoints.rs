@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bilayer::check::{CheckOptions, Finding, Kind, Unwatched, repair};
+use bilayer::check::{CheckOptions, Finding, Kind, NoProgress, repair};
 use bilayer::errno::Errno;
+use bilayer::fs::types::WriteFlags;
 use bilayer::meta::checkpoint::{self, CheckpointError};
 use bilayer::meta::records::ViewKind;
 use bilayer::store::faulty::{CallKind, Fault, FaultyOptions, FaultyStore, WriteUnit};
@@ -111,7 +112,7 @@ fn with_one_and_a_part() -> (FaultyStore, Arc<tempfile::TempDir>) {
         let info = path.and_then(|path| mount.store.info(&path).ok());
         info.is_some_and(|info| info.allocated_bytes > 200_000)
     };
-    let made = mount.fs.checkpoint_in_turns(&stop);
+    let made = mount.fs.checkpoint_throttled(&stop);
     assert!(matches!(made, Err(CheckpointError::Stopped)), "{made:?}");
     assert!(unfinished(&mount.store).is_some());
     mount.fs.close().unwrap();
@@ -220,7 +221,7 @@ fn a_full_disk_gives_it_up_and_takes_nothing_from_the_volume() {
     let mut at = 0;
     while mount
         .fs
-        .write(node, handle, at, &block, false, false)
+        .write(node, handle, at, &block, WriteFlags::default())
         .is_ok()
     {
         at += block.len() as u64;
@@ -287,7 +288,7 @@ fn what_an_unmount_has_left_of_one_is_finished_by_the_next_use() {
 fn one_that_is_not_finished_is_no_fault() {
     let (store, keystore) = with_one_and_a_part();
     let volume = open_volume(&store, keystore.path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 
@@ -299,7 +300,7 @@ fn metadata_that_end_with_a_checkpoint_are_not_older_than_it() {
     mount.fs.checkpoint_now().unwrap();
     let left = FaultyStore::from_memory(&mount.store.to_memory(), WriteUnit::Page);
     let volume = open_volume(&left, fork(&mount.keystore).path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     let told = |finding: &Finding| finding.kind == Kind::RolledBack;
     assert!(!report.findings.iter().any(told), "{:?}", report.findings);
     drop(volume);
@@ -370,7 +371,7 @@ fn metadata_older_than_a_checkpoint_are_told() {
 
     let objects = audit::objects(&store);
     let volume = open_volume(&store, unknowing.path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     let told = |finding: &Finding| finding.kind == Kind::RolledBack;
     assert!(report.findings.iter().any(told), "{:?}", report.findings);
     assert_eq!(audit::objects(&store), objects, "nothing is removed then");

@@ -1,7 +1,7 @@
 //! What is left on the disk when views are deleted: what the others need and nothing else.
 
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::Fallocate;
-use bilayer::fs::views::ViewKind;
 use bilayer::store::Store;
 use bilayer::store::faulty::FaultyStore;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::SetAttr;
+use bilayer::fs::types::{SetAttr, WriteFlags};
 use bilayer::store::StorePath;
 
 use crate::support::{Mount, ROOT, USER, fork, pattern, quiet};
@@ -184,7 +184,8 @@ fn what_was_shut_down_answers_nothing_more() {
         fs.flush(kept, handle),
         fs.getattr(kept).map(drop),
         fs.read(kept, handle, 0, &mut [0; 6]).map(drop),
-        fs.write(kept, handle, 0, b"more", false, false).map(drop),
+        fs.write(kept, handle, 0, b"more", WriteFlags::default())
+            .map(drop),
         fs.mkdir(&USER, ROOT, b"d", 0o755).map(drop),
     ];
     assert_eq!(results, [Err(Errno::EIO); 7]);

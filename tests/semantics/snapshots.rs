@@ -1,8 +1,8 @@
 //! Kept views of the filesystem.
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Fallocate, RenameFlags};
-use bilayer::fs::views::{Change, ChangeKind, ViewError, ViewKind};
+use bilayer::fs::snapshots::{Change, ChangeKind, ViewError, ViewKind};
+use bilayer::fs::types::{DirentRef, Fallocate, RenameFlags};
 
 use bilayer::snapshot::purge::Purge;
 
@@ -43,7 +43,12 @@ fn a_snapshot_stays_as_it_was() {
     mount.fs.unlink(ROOT, b"gone").unwrap();
     mount
         .fs
-        .rename(&USER, dir, b"small", ROOT, b"moved", RenameFlags::default())
+        .rename(
+            &USER,
+            DirentRef::new(dir, b"small"),
+            DirentRef::new(ROOT, b"moved"),
+            RenameFlags::default(),
+        )
         .unwrap();
     mount.file(dir, "new", b"new");
 
@@ -97,7 +102,12 @@ fn nothing_in_a_snapshot_changes() {
     assert_eq!(fs.unlink(top, b"file"), Err(Errno::EROFS));
     assert_eq!(mount.truncate(file, 0), Err(Errno::EROFS));
     let flags = RenameFlags::default();
-    let moved = fs.rename(&ADMIN, top, b"file", top, b"other", flags);
+    let moved = fs.rename(
+        &ADMIN,
+        DirentRef::new(top, b"file"),
+        DirentRef::new(top, b"other"),
+        flags,
+    );
     assert_eq!(moved, Err(Errno::EROFS));
     assert_eq!(fs.link(file, ROOT, b"link"), Err(Errno::EXDEV));
     assert_eq!(fs.link(file, top, b"link"), Err(Errno::EROFS));
@@ -130,15 +140,31 @@ fn the_directory_of_snapshots_takes_nothing_else() {
     assert_eq!(fs.mkdir(&ADMIN, dir, b"x", 0o755), Err(Errno::EEXIST));
     assert_eq!(mount.names(dir), ["x"]);
     let flags = RenameFlags::default();
-    fs.rename(&ADMIN, dir, b"x", dir, b"y", flags).unwrap();
+    fs.rename(
+        &ADMIN,
+        DirentRef::new(dir, b"x"),
+        DirentRef::new(dir, b"y"),
+        flags,
+    )
+    .unwrap();
     assert_eq!(mount.names(dir), ["y"]);
     let images = mount.at(".images");
     assert_eq!(
-        fs.rename(&ADMIN, dir, b"y", images, b"y", flags),
+        fs.rename(
+            &ADMIN,
+            DirentRef::new(dir, b"y"),
+            DirentRef::new(images, b"y"),
+            flags
+        ),
         Err(Errno::EXDEV)
     );
     assert_eq!(
-        fs.rename(&ADMIN, dir, b"y", ROOT, b"y", flags),
+        fs.rename(
+            &ADMIN,
+            DirentRef::new(dir, b"y"),
+            DirentRef::new(ROOT, b"y"),
+            flags
+        ),
         Err(Errno::EXDEV)
     );
     assert_eq!(fs.rmdir(ROOT, b".snapshots"), Err(Errno::EBUSY));
@@ -286,9 +312,9 @@ fn what_a_snapshot_holds_is_told() {
     mount.finish();
 }
 
-/// What `fallocate` promised before a snapshot is kept after it.
+/// A reservation made before a snapshot is kept after it.
 #[test]
-fn a_promise_outlives_a_snapshot() {
+fn a_reservation_survives_a_snapshot() {
     let mount = Mount::with(Some(8 << 20), crate::support::quiet());
     let (node, handle) = mount.create(ROOT, "file");
     let mode = Fallocate::Allocate { keep_size: false };
@@ -348,7 +374,12 @@ fn the_whole_goes_back() {
     mount.fs.unlink(ROOT, b"gone").unwrap();
     mount
         .fs
-        .rename(&USER, ROOT, b"dir", ROOT, b"moved", RenameFlags::default())
+        .rename(
+            &USER,
+            DirentRef::new(ROOT, b"dir"),
+            DirentRef::new(ROOT, b"moved"),
+            RenameFlags::default(),
+        )
         .unwrap();
     let new = mount.mkdir(ROOT, "new");
     mount.file(new, "file", &pattern(3, 0, 90_000));

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Attr, Caller, Handle, NodeId, SetAttr};
+use bilayer::fs::types::{Attr, Caller, Handle, NodeId, SetAttr, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions, FsError};
 use bilayer::store::faulty::FaultyStore;
 use bilayer::store::sub::SubStore;
@@ -286,7 +286,9 @@ impl Mount {
 
     #[track_caller]
     pub fn put(&self, node: NodeId, handle: Handle, offset: u64, data: &[u8]) {
-        let written = self.fs.write(node, handle, offset, data, false, false);
+        let written = self
+            .fs
+            .write(node, handle, offset, data, WriteFlags::default());
         assert_eq!(written, Ok(data.len()));
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bilayer::errno::Errno;
 use bilayer::fs::Filesystem;
+use bilayer::fs::types::WriteFlags;
 use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::log;
@@ -216,7 +217,13 @@ fn make_something(fs: &Filesystem) -> Result<(), Errno> {
         Err(Errno::EEXIST) => return fs.unlink(scratch, b"new"),
         made => made?,
     };
-    let _ = fs.write(attr.node, handle, 0, &pattern(9, 0, 9000), false, false);
+    let _ = fs.write(
+        attr.node,
+        handle,
+        0,
+        &pattern(9, 0, 9000),
+        WriteFlags::default(),
+    );
     let _ = fs.fsync(attr.node, handle, false);
     fs.release(attr.node, handle);
     Ok(())

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bilayer::fs::types::{NodeId, XattrMode};
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::{NodeId, WriteFlags, XattrMode};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{CryptoId, VolumeId};
 use bilayer::image::{DeployOptions, NoProgress, Source, deploy};
@@ -254,7 +254,7 @@ fn put(fs: &Filesystem, path: &str, offset: usize, data: &[u8]) {
             (attr.node, handle)
         }
     };
-    let written = fs.write(node, handle, offset as u64, data, false, false);
+    let written = fs.write(node, handle, offset as u64, data, WriteFlags::default());
     assert_eq!(written, Ok(data.len()));
     fs.fsync(node, handle, false).expect("fsync");
     fs.release(node, handle);

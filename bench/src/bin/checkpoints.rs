@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bilayer::fs::types::{Caller, NodeId};
+use bilayer::fs::types::{Caller, NodeId, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::meta::keys::Table;
 use bilayer::meta::raw::{RawTables, Visited};
@@ -99,7 +99,7 @@ fn make(filesystem: &Filesystem, name: &str, files: u64, bytes: usize) -> Outcom
         let flags = 2;
         let made = filesystem.create(&ROOT, directory, file.as_bytes(), 0o644, flags);
         let (attr, handle) = made.map_err(told)?;
-        let written = filesystem.write(attr.node, handle, 0, &contents, false, false);
+        let written = filesystem.write(attr.node, handle, 0, &contents, WriteFlags::default());
         written.map_err(told)?;
         filesystem.release(attr.node, handle);
         filesystem.forget(attr.node, 1);
@@ -276,7 +276,7 @@ fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Ou
             let mut made = 0;
             while !told.load(Ordering::Relaxed) {
                 let stop = || told.load(Ordering::Relaxed);
-                made += u32::from(other.checkpoint_in_turns(&stop).is_ok());
+                made += u32::from(other.checkpoint_throttled(&stop).is_ok());
             }
             made
         });

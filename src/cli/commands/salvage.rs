@@ -17,7 +17,7 @@ use crate::control::locate::{Holder, Located, find};
 use crate::control::paths;
 use crate::daemon::options;
 use crate::diagnostics::{ExitCode, UserError};
-use crate::salvage::out::{Out, Refused};
+use crate::salvage::output::{OutputDir, OutputRefused};
 use crate::salvage::{self, Options, REPORT_NAME, SalvageError, Summary};
 use crate::store::directory::DirectoryStore;
 use crate::volume::{self, OpenOptions, Rescue, VolumeError};
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &SalvageArgs) -> Result<(), UserError> {
     let to = place(&args.out, &located.path)?;
     let rescue = open(&located, args, &doing)?;
     let path = located.access_path()?;
-    let out = Out::take(&to, Some(&path)).map_err(|error| refuse_place(&to, &error))?;
+    let out = OutputDir::prepare(&to, Some(&path)).map_err(|error| refuse_place(&to, &error))?;
     let bar = Bar {
         quiet: args.quiet || args.json,
         shown: Mutex::default(),
@@ -123,19 +123,19 @@ fn place(out: &Path, volume: &Path) -> Result<PathBuf, UserError> {
     Ok(to)
 }
 
-fn refuse_place(to: &Path, refused: &Refused) -> UserError {
+fn refuse_place(to: &Path, refused: &OutputRefused) -> UserError {
     let doing = format!("cannot write to {}", to.display());
     let usage = || UserError::usage(format!("{doing}: {refused}"));
     match refused {
-        Refused::System(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+        OutputRefused::System(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
             usage().with_hint("choose a directory that is empty, or not there yet")
         }
-        Refused::System(error) => UserError::io(doing, error),
-        Refused::Foreign { .. } => {
+        OutputRefused::System(error) => UserError::io(doing, error),
+        OutputRefused::Foreign { .. } => {
             usage().with_hint("choose a directory of your own, or one that is not there yet")
         }
-        Refused::Shared(_) => usage().with_hint(format!("chmod go-w {}", to.display())),
-        Refused::WithinVolume => usage().with_hint("choose a directory elsewhere"),
+        OutputRefused::Shared(_) => usage().with_hint(format!("chmod go-w {}", to.display())),
+        OutputRefused::WithinVolume => usage().with_hint("choose a directory elsewhere"),
     }
 }
 
@@ -188,7 +188,7 @@ fn explain(error: &SalvageError, to: &Path) -> UserError {
     match error {
         SalvageError::NoSuchView(_) => UserError::new(ExitCode::NotFound, error.to_string())
             .with_hint("the names that can be read are in the report of a run without --view"),
-        SalvageError::Out(cause) => UserError::io(format_args!("in {}", to.display()), cause)
+        SalvageError::Output(cause) => UserError::io(format_args!("in {}", to.display()), cause)
             .with_hint("make room there or choose another place, then begin anew"),
     }
 }

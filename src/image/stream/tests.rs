@@ -77,8 +77,8 @@ fn sample() -> Vec<u8> {
         let page = vec![number; pages as usize * crate::sealed::PAGE_BYTES];
         stream.put(&page).expect("pages");
     }
-    let told = stream.end().expect("end");
-    assert_eq!(told, bytes.len() as u64);
+    let describe = stream.end().expect("end");
+    assert_eq!(describe, bytes.len() as u64);
     bytes
 }
 

@@ -10,7 +10,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use bilayer::check;
 use bilayer::errno::Errno;
 use bilayer::fs::Filesystem;
-use bilayer::fs::types::{FileKind, NodeId, RenameFlags};
+use bilayer::fs::types::{DirentRef, FileKind, NodeId, RenameFlags};
 use bilayer::ids::{ChunkIndex, FolderNumber, Generation, Ino, ViewId};
 use bilayer::meta::MetaError;
 use bilayer::meta::copy::{self, CopyOptions};
@@ -394,12 +394,22 @@ fn move_all(fs: &Filesystem, found: &[Named]) {
         let others = (0..12).filter_map(|ino| NodeId::live(Ino(ino)));
         for other in directories.iter().map(|(_, _, node)| *node).chain(others) {
             let flags = RenameFlags::default();
-            let _ = fs.rename(&ROOT_USER, *parent, name, other, name, flags);
+            let _ = fs.rename(
+                &ROOT_USER,
+                DirentRef::new(*parent, name),
+                DirentRef::new(other, name),
+                flags,
+            );
             let exchange = RenameFlags {
                 exchange: true,
                 ..flags
             };
-            let _ = fs.rename(&ROOT_USER, *parent, name, other, name, exchange);
+            let _ = fs.rename(
+                &ROOT_USER,
+                DirentRef::new(*parent, name),
+                DirentRef::new(other, name),
+                exchange,
+            );
             let _ = fs.lookup(other, b"..");
         }
     }

@@ -1,53 +1,35 @@
 //! `.snapshots` and `.images`: directories of the live root that hold the kept views.
 //!
-//! They are in no listing, have no record, and nothing but views is in them: making a directory in
-//! one takes a view, removing it drops the view, renaming it renames it. Their inode numbers lie
-//! above all that a volume gives to files.
+//! They appear in no listing, have no record, and contain only views: creating a directory in one
+//! takes a view, removing it deletes the view, renaming it renames the view. Their inode numbers
+//! are above all that a volume gives to files.
 //!
-//! [`SnapshotDir`] names the one for snapshots, or leaves both out. A file of the root that has the
-//! name of one is still there, and out of reach as long as that name is taken.
+//! [`SnapshotDir`] names the one for snapshots, or disables both. A file of the root that has the
+//! name of one still exists, and is hidden as long as the name is used.
 
-use super::types::{Attr, Caller, DirEntry, FileKind, NodeId, RenameFlags, Timespec};
-use super::views::{ViewChange, ViewError};
-use super::{Filesystem, FsError, NAME_BYTES_MAX};
+use super::error::ViewError;
+use super::views::ViewChange;
 use crate::errno::Errno;
+use crate::fs::types::{
+    Attr, Caller, DirEntry, DirentRef, FileKind, NodeId, RenameFlags, ViewsDirectory,
+};
+use crate::fs::{Filesystem, NAME_BYTES_MAX};
 use crate::ids::{Ino, ViewId};
-use crate::meta::MetaError;
 use crate::meta::View;
-use crate::meta::records::{InodeRecord, ViewKind, ViewRecord};
+use crate::meta::records::{InodeRecord, ViewKind};
 
-/// Position of the first entry that is not `.` or `..`, less one: views are numbered from 1.
+/// One less than the position of the first entry that is not `.` or `..`; ids of views start at 1.
 const BEFORE_FIRST: u64 = 1;
-
-/// One of the directories.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct ViewsDirectory(pub(super) ViewKind);
-
-impl ViewsDirectory {
-    const ALL: [Self; 2] = [Self(ViewKind::Snapshot), Self(ViewKind::Image)];
-
-    pub(super) const fn node(self) -> NodeId {
-        match self.0 {
-            ViewKind::Snapshot => NodeId::without_record::<14>(),
-            ViewKind::Image => NodeId::without_record::<13>(),
-        }
-    }
-
-    /// The directory of that node.
-    pub(super) fn of(node: NodeId) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| one.node() == node)
-    }
-}
 
 /// Name of the directory of images in the root.
 const IMAGES: &str = ".images";
 
-/// Where kept views are found in the root.
+/// Where kept views appear in the root directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SnapshotDir {
     /// Snapshots in a directory of this name, images in `.images`.
     Named(String),
-    /// Nowhere: both names are free for files, and views are reached by commands alone.
+    /// Nowhere: both names are free for files, and views are accessible by commands only.
     Off,
 }
 
@@ -58,23 +40,23 @@ impl Default for SnapshotDir {
 }
 
 impl SnapshotDir {
-    /// `off`, or a name.
+    /// Parses `off` or a name.
     ///
     /// # Errors
-    /// Why it is none.
+    /// Why the text is not a valid name.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         match text {
             "off" => Ok(Self::Off),
-            "" | "." | ".." => Err("a name, or off, is wanted"),
-            IMAGES => Err("that is where images are; another name is wanted"),
-            _ if text.len() > NAME_BYTES_MAX => Err("a name of at most 255 bytes is wanted"),
-            _ if text.contains('/') => Err("a name in the root, without a /, is wanted"),
-            _ if text.contains(char::is_control) => Err("a name that can be shown is wanted"),
+            "" | "." | ".." => Err("expected a name, or off"),
+            IMAGES => Err("that is where images are; expected another name"),
+            _ if text.len() > NAME_BYTES_MAX => Err("expected a name of at most 255 bytes"),
+            _ if text.contains('/') => Err("expected a name in the root, without a /"),
+            _ if text.contains(char::is_control) => Err("expected a printable name"),
             name => Ok(Self::Named(name.to_owned())),
         }
     }
 
-    /// Name in the root of the directory of such views.
+    /// Name in the root of the directory for views of that kind.
     fn name_of(&self, kind: ViewKind) -> Option<&str> {
         match (self, kind) {
             (Self::Off, _) => None,
@@ -85,7 +67,7 @@ impl SnapshotDir {
 }
 
 impl Filesystem {
-    /// The directory of that name.
+    /// The directory that holds views and has that name, if any.
     fn views_directory(&self, parent: NodeId, name: &[u8]) -> Option<ViewsDirectory> {
         let named = |one: &ViewsDirectory| {
             let taken = self.options.snapshot_dir.name_of(one.0);
@@ -95,23 +77,23 @@ impl Filesystem {
         all.find(|one| parent == NodeId::ROOT && named(one))
     }
 
-    /// `Err(EEXIST)` for names that are taken though no listing shows them.
-    pub(super) fn check_free(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+    /// Fails with EEXIST for names that are in use although no listing shows them.
+    pub(in crate::fs) fn check_free(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         match self.views_directory(parent, name) {
             Some(_) => Err(Errno::EEXIST),
             None => Ok(()),
         }
     }
 
-    /// `Err(EBUSY)` for what cannot be removed.
-    pub(super) fn check_removable(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+    /// Fails with EBUSY for a directory that cannot be removed.
+    pub(in crate::fs) fn check_removable(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         match self.views_directory(parent, name) {
             Some(_) => Err(Errno::EBUSY),
             None => Ok(()),
         }
     }
 
-    /// Logs which files of the root are out of reach.
+    /// Logs a warning for each file of the root that is hidden by a directory of views.
     pub fn warn_of_hidden(&self) {
         for directory in ViewsDirectory::ALL {
             let Some(name) = self.options.snapshot_dir.name_of(directory.0) else {
@@ -129,8 +111,8 @@ impl Filesystem {
         }
     }
 
-    /// The node of a name that leads to, into or out of one of the directories.
-    pub(super) fn lookup_views(
+    /// The node of a name that leads to, into or out of a directory that holds views.
+    pub(in crate::fs) fn lookup_views(
         &self,
         parent: NodeId,
         name: &[u8],
@@ -159,9 +141,12 @@ impl Filesystem {
         }
     }
 
-    /// What `stat` shows of such a directory. It belongs to whom the root belongs, who alone may
-    /// take and drop views.
-    pub(super) fn views_inode(&self, directory: ViewsDirectory) -> Result<InodeRecord, Errno> {
+    /// The inode of a directory that holds views. It belongs to the owner of the root, who alone
+    /// may take and delete views.
+    pub(in crate::fs) fn views_inode(
+        &self,
+        directory: ViewsDirectory,
+    ) -> Result<InodeRecord, Errno> {
         let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
         let root = root.ok_or(Errno::EIO)?;
         let (count, newest) = self.meta.count_views(directory.0);
@@ -179,9 +164,10 @@ impl Filesystem {
         })
     }
 
-    /// Emits views from a position on until `emit` says that there is no room. An entry's position
-    /// follows from the view's number, so it stays where it is when others come and go.
-    pub(super) fn list_views(
+    /// Emits views from a position on until `emit` returns false, which means that it has no space.
+    /// An entry's position follows from the view's id, so it does not change when others are added
+    /// or removed.
+    pub(in crate::fs) fn list_views(
         &self,
         directory: ViewsDirectory,
         offset: u64,
@@ -204,8 +190,8 @@ impl Filesystem {
         }
     }
 
-    /// `mkdir` in such a directory.
-    pub(super) fn make_view(
+    /// `mkdir` in a directory that holds views.
+    pub(in crate::fs) fn mkdir_view(
         &self,
         caller: &Caller,
         directory: ViewsDirectory,
@@ -223,37 +209,45 @@ impl Filesystem {
         self.getattr(NodeId::root_of(ViewId(made.id)))
     }
 
-    /// `rmdir` in such a directory.
-    pub(super) fn drop_view(&self, directory: ViewsDirectory, name: &[u8]) -> Result<(), Errno> {
+    /// `rmdir` in a directory that holds views.
+    pub(in crate::fs) fn rmdir_view(
+        &self,
+        directory: ViewsDirectory,
+        name: &[u8],
+    ) -> Result<(), Errno> {
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
         self.delete_view(directory.0, name)
             .map_err(|error| error.errno())
     }
 
-    /// `rename` that has to do with such a directory; `None` for any other.
-    pub(super) fn rename_of_view(
+    /// `rename` from, to or within directories that hold views; `None` for any other.
+    pub(in crate::fs) fn rename_view_entry(
         &self,
-        (parent, name): (NodeId, &[u8]),
-        (new_parent, new_name): (NodeId, &[u8]),
+        from: DirentRef<'_>,
+        to: DirentRef<'_>,
         flags: RenameFlags,
     ) -> Option<Result<(), Errno>> {
-        let removable = self.check_removable(parent, name);
-        if let Err(error) = removable.and(self.check_removable(new_parent, new_name)) {
+        let removable = self.check_removable(from.parent, from.name);
+        if let Err(error) = removable.and(self.check_removable(to.parent, to.name)) {
             return Some(Err(error));
         }
-        let places = (ViewsDirectory::of(parent), ViewsDirectory::of(new_parent));
-        let result = match places {
+        let places = (
+            ViewsDirectory::of(from.parent),
+            ViewsDirectory::of(to.parent),
+        );
+        let directory = match places {
             (None, None) => return None,
             (Some(one), Some(other)) if one == other => one,
             _ => return Some(Err(Errno::EXDEV)),
         };
-        Some(self.rename_view_at(result, (name, new_name), flags))
+        Some(self.rename_view_in(directory, from.name, to.name, flags))
     }
 
-    fn rename_view_at(
+    fn rename_view_in(
         &self,
         directory: ViewsDirectory,
-        (name, new_name): (&[u8], &[u8]),
+        name: &[u8],
+        new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<(), Errno> {
         if flags.exchange || flags.whiteout {
@@ -261,36 +255,13 @@ impl Filesystem {
         }
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
         match self.rename_view(directory.0, name, text(new_name)?) {
-            // What is there is a directory with something in it.
+            // The existing view is a directory that is not empty.
             Err(ViewError::Exists { .. }) if !flags.no_replace => Err(Errno::ENOTEMPTY),
             result => result.map_err(|error| error.errno()),
         }
     }
-
-    /// The record of a view that must be there.
-    pub(super) fn found_view(
-        &self,
-        kind: ViewKind,
-        name: &str,
-    ) -> Result<(ViewId, ViewRecord), ViewError> {
-        self.check_up().map_err(|_| down())?;
-        let found = self.meta.find_view(kind, name);
-        found.ok_or_else(|| ViewError::NotFound {
-            kind,
-            name: name.to_owned(),
-        })
-    }
-}
-
-pub(super) fn down() -> ViewError {
-    ViewError::Fs(FsError::Meta(MetaError::Latched("shut down".to_owned())))
 }
 
 fn text(name: &[u8]) -> Result<&str, Errno> {
     std::str::from_utf8(name).map_err(|_| Errno::EINVAL)
-}
-
-/// The present, for a view that is taken now.
-pub(super) fn now() -> Timespec {
-    Timespec::now()
 }

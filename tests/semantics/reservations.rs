@@ -1,9 +1,9 @@
-//! What `fallocate` promises: room that nobody else gets, whatever happens to the volume meanwhile.
+//! `fallocate` reserves space that nothing else gets, whatever happens to the volume meanwhile.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Fallocate, Handle, NodeId};
+use bilayer::fs::types::{Fallocate, Handle, NodeId, WriteFlags};
 use bilayer::meta::page_set::capacity_of_pages;
 
 use crate::support::{BLOCK, CHUNK, Mount, PAGE, ROOT, pattern, quiet};
@@ -43,7 +43,9 @@ fn fill(mount: &Mount) {
         for page in 0..200 {
             let bytes = pattern(3, 0, PAGE);
             let offset = (page * PAGE) as u64;
-            result = mount.fs.write(node, handle, offset, &bytes, false, false);
+            result = mount
+                .fs
+                .write(node, handle, offset, &bytes, WriteFlags::default());
             if result.is_err() {
                 break;
             }
@@ -77,7 +79,7 @@ fn write_all(mount: &Mount, node: NodeId, handle: Handle, at: usize, len: usize,
 }
 
 #[test]
-fn room_promised_is_not_given_to_others() {
+fn reserved_space_is_not_given_to_others() {
     for mode in [KEEP, GROW] {
         let mount = small(3_000);
         let (node, handle) = mount.create(ROOT, "f");
@@ -98,9 +100,13 @@ fn room_promised_is_not_given_to_others() {
         write_all(&mount, node, handle, 100, len, 1);
         assert_eq!(taken(&mount), 3_000);
         write_all(&mount, node, handle, 100, len, 2);
-        let more = mount
-            .fs
-            .write(node, handle, (8 * CHUNK) as u64, b"more", false, false);
+        let more = mount.fs.write(
+            node,
+            handle,
+            (8 * CHUNK) as u64,
+            b"more",
+            WriteFlags::default(),
+        );
         assert_eq!(more, Err(Errno::ENOSPC));
         mount.fs.release(node, handle);
         let mount = mount.reopen();
@@ -113,14 +119,14 @@ fn room_promised_is_not_given_to_others() {
 }
 
 #[test]
-fn a_promise_outlives_a_remount_and_a_kill() {
+fn a_reservation_survives_a_remount_and_a_kill() {
     for kill in [false, true] {
         let mount = small(2_000);
         let (node, handle) = mount.create(ROOT, "f");
         let len = 1_200 * PAGE;
         allocate(&mount, node, handle, 0, len, KEEP);
         mount.fs.fsync(node, handle, false).unwrap();
-        // Written and not synced: neither contents nor promise may be lost together.
+        // Written and not synced: neither contents nor reservation may be lost together.
         mount.put(node, handle, 0, &pattern(1, 0, 100 * PAGE));
         mount.fs.release(node, handle);
         mount.commit();
@@ -184,15 +190,15 @@ fn overwriting_a_copy_needs_no_room() {
 }
 
 #[test]
-fn a_copy_takes_no_promise_away() {
-    for to_the_promised in [false, true] {
+fn a_copy_removes_no_reservation() {
+    for to_the_reserved in [false, true] {
         let mount = small(3_600);
-        let (node, handle) = mount.create(ROOT, "promised");
+        let (node, handle) = mount.create(ROOT, "reserved");
         mount.put(node, handle, 0, &pattern(1, 0, 500 * PAGE));
         allocate(&mount, node, handle, 0, CHUNK, GROW);
         mount.fs.fsync(node, handle, false).unwrap();
         let other = mount.file(ROOT, "other", &pattern(5, 0, CHUNK));
-        let (from, to) = if to_the_promised {
+        let (from, to) = if to_the_reserved {
             (other, node)
         } else {
             (node, other)
@@ -204,7 +210,7 @@ fn a_copy_takes_no_promise_away() {
         write_all(&mount, node, handle, 0, CHUNK, 2);
         mount.fs.release(node, handle);
         let mount = mount.reopen();
-        assert!(mount.contents(mount.at("promised")) == pattern(2, 0, CHUNK));
+        assert!(mount.contents(mount.at("reserved")) == pattern(2, 0, CHUNK));
         mount.finish();
     }
 }
@@ -262,7 +268,7 @@ fn zeroing_keeps_room_and_punching_and_cutting_give_it_back() {
 
 /// The room is the backing store's too: a page that was set aside has its place there.
 #[test]
-fn what_was_punched_and_promised_again_is_not_taken_by_the_collector() {
+fn pages_punched_and_reserved_again_are_not_collected() {
     let mount = small(2_000);
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 800 * PAGE));
@@ -284,7 +290,7 @@ fn what_was_punched_and_promised_again_is_not_taken_by_the_collector() {
 
 /// Setting space aside makes an object longer, and so does writing behind it at the same time.
 #[test]
-fn what_is_written_behind_a_promise_in_the_making_stays() {
+fn a_write_beyond_a_concurrent_reservation_persists() {
     let mount = Mount::new();
     let at = |page: usize| page * PAGE + 100;
     for round in 0..600 {
@@ -321,9 +327,9 @@ fn what_is_written_behind_a_promise_in_the_making_stays() {
 }
 
 #[test]
-fn a_hole_copied_over_a_promise_leaves_it() {
+fn a_hole_copied_over_a_reservation_keeps_it() {
     let mount = small(4_000);
-    let (to, handle) = mount.create(ROOT, "promised");
+    let (to, handle) = mount.create(ROOT, "reserved");
     allocate(&mount, to, handle, 0, CHUNK + 500 * PAGE, GROW);
     let pages = used(&mount);
     let (from, source) = mount.create(ROOT, "hollow");

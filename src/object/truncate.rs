@@ -1,34 +1,39 @@
-//! Taking contents away: truncate, punch, removal of whole files.
+//! Removal of contents: truncate, punch, and removal of whole files.
 //!
-//! The records change at once and in one batch; what they no longer name is unlinked, punched or
-//! cut only after the commit that says so ([`super::collect`]), so that a power cut before it
-//! leaves the old contents whole.
+//! The records change at once and in one batch. Objects that they no longer name are unlinked, and
+//! pages are punched, only after the commit of that batch ([`super::collect`]), so that a power cut
+//! before it leaves the old contents intact.
 
 use std::ops::Range;
 
-use super::collect::Cut;
+use super::collect::DeferredPunch;
 use super::file::{Chunk, Extent, File, FileState};
-use super::write::{Attempt, Obstacle, trim_state};
+use super::write::{Attempt, WriteBlocker, evict_clean_chunks};
 use super::{Contents, ObjectError, page_bytes};
 use crate::ids::ChunkIndex;
 use crate::meta::Batch;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching, pages_within};
 use crate::meta::records::{InodeRecord, ObjectName, Timespec};
 
-/// Extents removed in one batch; removing a larger file takes several.
+/// Extents that are removed in one batch. A larger file takes several batches.
 const EXTENTS_PER_BATCH: usize = 16_384;
 
-/// What becomes of the room of pages that are taken away.
+/// The fate of the space of pages that are removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Space {
-    /// It goes back to the disk.
-    Back,
-    /// It stays set aside for the file.
-    Kept,
+pub enum FreedSpace {
+    /// It returns to the backing filesystem.
+    Released,
+    /// It stays reserved for the file.
+    Reserved,
 }
 
 impl Contents {
-    /// Sets the length. `amend` changes the inode's other fields in the same batch.
+    /// Sets the length. `amend` changes other fields of the inode in the same batch.
+    ///
+    /// # Errors
+    /// [`ObjectError::TooLarge`] beyond [`FILE_BYTES_MAX`](super::FILE_BYTES_MAX),
+    /// [`ObjectError::Removed`] if the file was removed meanwhile, or an error of reading and
+    /// sealing the last page.
     pub fn truncate(
         &self,
         file: &File,
@@ -38,7 +43,7 @@ impl Contents {
         if size > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
-        self.exclusively(file, &mut || {
+        self.with_exclusive_gate(file, &mut || {
             let now = file.size();
             if size < now || (size == now && self.reserves_beyond(file, size)?) {
                 return self.shrink(file, size, amend).map(Attempt::Done);
@@ -47,8 +52,13 @@ impl Contents {
         })
     }
 
-    /// Makes the file at least so long. `amend` changes the inode's other fields in the same batch,
-    /// if it was shorter.
+    /// Extends the file to at least this length. If it was shorter, `amend` changes other fields of
+    /// the inode in the same batch.
+    ///
+    /// # Errors
+    /// [`ObjectError::TooLarge`] beyond [`FILE_BYTES_MAX`](super::FILE_BYTES_MAX),
+    /// [`ObjectError::Removed`] if the file was removed meanwhile, or an error of reading and
+    /// sealing the last page.
     pub fn extend(
         &self,
         file: &File,
@@ -58,22 +68,23 @@ impl Contents {
         if size > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
-        self.exclusively(file, &mut || match size <= file.size() {
+        self.with_exclusive_gate(file, &mut || match size <= file.size() {
             true => Ok(Attempt::Done(())),
             false => self.grow(file, size, amend),
         })
     }
 
-    /// Sets a length that is not less. The caller has the file to itself.
+    /// Sets a length that is not smaller than the current one. The caller holds the gate
+    /// exclusively.
     fn grow(
         &self,
         file: &File,
         size: u64,
         amend: &mut dyn FnMut(&mut InodeRecord),
     ) -> Result<Attempt<()>, ObjectError> {
-        // Bytes from the old end to the new one read as zeros, whatever the last page holds.
-        if let Some(obstacle) = self.zero_tail(file, size)? {
-            return Ok(Attempt::Blocked(obstacle));
+        // Bytes from the old end to the new one read as zeros, whatever the last page contains.
+        if let Some(blocker) = self.zero_tail(file, size)? {
+            return Ok(Attempt::Blocked(blocker));
         }
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
@@ -87,15 +98,15 @@ impl Contents {
         Ok(Attempt::Done(()))
     }
 
-    /// Sets a length that is less, or gives back what is set aside behind it. The caller has the
-    /// file to itself.
+    /// Sets a length that is not larger, and releases the space that is reserved beyond it. The
+    /// caller holds the gate exclusively.
     fn shrink(
         &self,
         file: &File,
         size: u64,
         amend: &mut dyn FnMut(&mut InodeRecord),
     ) -> Result<(), ObjectError> {
-        // Behind the last chunk that there can be is none.
+        // No chunk follows the last possible one.
         let first_gone = u32::try_from(size.div_ceil(CHUNK_BYTES)).ok();
         let boundary = (!size.is_multiple_of(CHUNK_BYTES)).then_some((size / CHUNK_BYTES) as u32);
         if let Some(index) = boundary {
@@ -104,16 +115,17 @@ impl Contents {
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
         let mut batch = Batch::new();
-        let mut cut = None;
+        let mut punch = None;
         if let Some(first_gone) = first_gone {
             self.drop_chunks(file, state, first_gone, usize::MAX, &mut batch)?;
         }
         if let Some(index) = boundary {
             let within = size % CHUNK_BYTES;
             let gone = pages_touching(0..within).end..CHUNK_PAGES;
-            cut = self.cut_chunk(file, state, index, gone, Space::Back, &mut batch)?;
+            punch =
+                self.remove_pages(file, state, index, gone, FreedSpace::Released, &mut batch)?;
             if let Some(chunk) = state.chunks.get_mut(&index) {
-                cut_inline(chunk, within as usize);
+                truncate_inline(chunk, within as usize);
             }
         }
         state.size = size;
@@ -124,11 +136,11 @@ impl Contents {
         }
         self.amend(file, state, &mut batch, amend)?;
         let number = self.meta.apply(batch)?;
-        self.cut_after(number, cut);
+        self.punch_after(number, punch);
         Ok(())
     }
 
-    /// True when space is set aside behind the end of the file.
+    /// True if space is reserved beyond the end of the file.
     fn reserves_beyond(&self, file: &File, size: u64) -> Result<bool, ObjectError> {
         let Ok(last) = u32::try_from(size / CHUNK_BYTES) else {
             return Ok(false);
@@ -144,7 +156,7 @@ impl Contents {
         Ok(here || self.next_chunk(file, last.saturating_add(1))?.is_some())
     }
 
-    /// Publishes the state with further changes of the inode.
+    /// Publishes the state together with further changes of the inode.
     fn amend(
         &self,
         file: &File,
@@ -160,42 +172,46 @@ impl Contents {
         Ok(self.meta.put_inode(batch, file.ino, &inode)?)
     }
 
-    /// Makes a hole of the bytes, or zeros where a page is shared with bytes that stay. `space`
-    /// says what becomes of the room.
+    /// Makes the range read as zeros: whole pages are removed, and pages that are shared with bytes
+    /// outside of the range are overwritten. `space` says what happens to the space.
+    ///
+    /// # Errors
+    /// [`ObjectError::Removed`] if the file was removed meanwhile, or an error of reading and
+    /// sealing the pages at the edges.
     pub fn punch(
         &self,
         file: &File,
         bytes: Range<u64>,
-        space: Space,
+        space: FreedSpace,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        self.exclusively(file, &mut || {
+        self.with_exclusive_gate(file, &mut || {
             let end = bytes.end.min(file.size());
             if bytes.start >= end {
                 return Ok(Attempt::Done(()));
             }
-            if let Some(obstacle) = self.zero_edges(file, bytes.start..end)? {
-                return Ok(Attempt::Blocked(obstacle));
+            if let Some(blocker) = self.zero_edges(file, bytes.start..end)? {
+                return Ok(Attempt::Blocked(blocker));
             }
             self.punch_pages(file, &bytes, end, space, now)
                 .map(Attempt::Done)
         })
     }
 
-    /// Takes the whole pages of the range away, up to the end of the file. The caller has the file
-    /// to itself.
+    /// Removes the whole pages of the range, up to the end of the file. The caller holds the gate
+    /// exclusively.
     fn punch_pages(
         &self,
         file: &File,
         bytes: &Range<u64>,
         end: u64,
-        space: Space,
+        space: FreedSpace,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        // Whole pages: those up to the end of the file count as whole when it ends in the range.
+        // If the file ends in the range, its last page counts as whole.
         let reaches_end = bytes.end >= file.size();
         let mut rest = bytes.start..end;
-        // Where there is nothing, nothing has to be done: a file may be large and hollow.
+        // Holes are skipped: a file may be large and sparse.
         while let Some(index) = self.next_chunk(file, (rest.start / CHUNK_BYTES) as u32)? {
             let base = u64::from(index) * CHUNK_BYTES;
             let piece = rest.start.max(base)..end.min(base + CHUNK_BYTES);
@@ -204,7 +220,7 @@ impl Contents {
             }
             rest.start = piece.end;
             let piece = piece.start - base..piece.end - base;
-            trim_state(&mut file.state.lock());
+            evict_clean_chunks(&mut file.state.lock());
             self.load_chunk(file, index)?;
             let mut gone = pages_within(piece.clone());
             if reaches_end && u64::from(index) * CHUNK_BYTES + piece.end >= end {
@@ -213,14 +229,14 @@ impl Contents {
             let _inode = self.meta.lock_inode(file.ino);
             let state = &mut *file.state.lock();
             let mut batch = Batch::new();
-            let cut = self.cut_chunk(file, state, index, gone, space, &mut batch)?;
+            let punch = self.remove_pages(file, state, index, gone, space, &mut batch)?;
             if let Some(chunk) = state.chunks.get_mut(&index) {
                 zero_inline(chunk, &piece);
             }
             state.written = Some(now);
             self.publish(file, state, &mut batch)?;
             let number = self.meta.apply(batch)?;
-            self.cut_after(number, cut);
+            self.punch_after(number, punch);
             if rest.is_empty() {
                 break;
             }
@@ -244,9 +260,13 @@ impl Contents {
         Ok([in_memory, recorded].into_iter().flatten().min())
     }
 
-    /// Overwrites with zeros what the range has of pages that it covers only in part: the first
-    /// and the last one. The gate must be held.
-    fn zero_edges(&self, file: &File, bytes: Range<u64>) -> Result<Option<Obstacle>, ObjectError> {
+    /// Overwrites with zeros those bytes of the range that lie in partly covered pages, which are
+    /// its first and its last one. The gate must be held.
+    fn zero_edges(
+        &self,
+        file: &File,
+        bytes: Range<u64>,
+    ) -> Result<Option<WriteBlocker>, ObjectError> {
         const ZEROS: [u8; crate::sealed::PAYLOAD_BYTES] = [0; crate::sealed::PAYLOAD_BYTES];
         for at in [bytes.start, bytes.end - 1] {
             let (index, within) = ((at / CHUNK_BYTES) as u32, at % CHUNK_BYTES);
@@ -261,7 +281,7 @@ impl Contents {
             }
             let zeros = &ZEROS[..(part.end - part.start) as usize];
             let within = part.start - base..part.end - base;
-            let blocked = self.write_held(file, index, &within, zeros, None)?;
+            let blocked = self.write_chunk_gated(file, index, &within, zeros, None)?;
             if blocked.is_some() {
                 return Ok(blocked);
             }
@@ -272,36 +292,36 @@ impl Contents {
     fn is_hole(&self, file: &File, index: u32, page: u32) -> Result<bool, ObjectError> {
         self.load_chunk(file, index)?;
         let state = file.state.lock();
-        // Inline bytes are zeroed where they are, with the file to itself.
+        // Inline bytes are zeroed in place, with the gate held exclusively.
         Ok(state
             .chunks
             .get(&index)
             .is_none_or(|chunk| chunk.part_with(page).is_none()))
     }
 
-    /// Takes pages out of a chunk, in memory; the caller publishes. The answer is what to cut from
-    /// the disk once that is durable.
-    fn cut_chunk(
+    /// Removes pages from a chunk in memory; the caller publishes. Returns what to punch on the
+    /// disk once that is durable.
+    fn remove_pages(
         &self,
         file: &File,
         state: &mut FileState,
         index: u32,
         gone: Range<u32>,
-        space: Space,
+        space: FreedSpace,
         batch: &mut Batch,
-    ) -> Result<Option<Cut>, ObjectError> {
+    ) -> Result<Option<DeferredPunch>, ObjectError> {
         let Some(chunk) = state.chunks.get_mut(&index) else {
             return Ok(None);
         };
         let before = chunk.pages();
         let in_place = self.writable(chunk);
         let backed = chunk.backed();
-        let keeps = space == Space::Kept && in_place;
+        let keeps = space == FreedSpace::Reserved && in_place;
         let Extent::Parts { parts, .. } = &mut chunk.extent else {
             return Ok(None);
         };
-        let cut = parts.first().filter(|_| in_place && !keeps);
-        let cut = cut.map(|part| Cut {
+        let punch = parts.first().filter(|_| in_place && !keeps);
+        let punch = punch.map(|part| DeferredPunch {
             ino: file.ino,
             index,
             id: part.id,
@@ -340,10 +360,10 @@ impl Contents {
         let less = chunk.pages().cast_signed() - before.cast_signed();
         self.account(state, less);
         self.discard(file, index, dropped, batch)?;
-        Ok(cut)
+        Ok(punch)
     }
 
-    /// Drops whole chunks from `first` on, at most `limit` recorded ones; true when none is left.
+    /// Removes whole chunks from `first` on, at most `limit` recorded ones. True if none is left.
     fn drop_chunks(
         &self,
         file: &File,
@@ -391,7 +411,7 @@ impl Contents {
         Ok(complete)
     }
 
-    /// Queues the names of a chunk that is replaced.
+    /// Queues the objects of a replaced chunk for removal.
     pub(super) fn discard_chunk(
         &self,
         file: &File,
@@ -402,7 +422,7 @@ impl Contents {
         self.discard(file, index, names_of(chunk), batch)
     }
 
-    /// Queues names that no other version of the extent has.
+    /// Queues objects for removal unless another version of the extent names them.
     pub(super) fn discard(
         &self,
         file: &File,
@@ -420,14 +440,17 @@ impl Contents {
         Ok(())
     }
 
-    /// Removes everything that an inode without names has. False when some is left for another
-    /// call, so that no batch grows without bound.
+    /// Removes everything that belongs to an inode without names. Returns false if something is
+    /// left for another call, so that no batch grows without bound.
+    ///
+    /// # Errors
+    /// The metadata cannot be read or changed.
     pub fn remove(&self, file: &File) -> Result<bool, ObjectError> {
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
-        // It may have been given a name again since it was decided to remove it.
+        // A restore may have given it a name again since its removal was decided.
         if let Some(record) = self.meta.inode(file.ino, file.view)?
             && record.nlink > 0
         {
@@ -456,7 +479,7 @@ fn names_of(chunk: &Chunk) -> Vec<ObjectName> {
     }
 }
 
-fn cut_inline(chunk: &mut Chunk, len: usize) {
+fn truncate_inline(chunk: &mut Chunk, len: usize) {
     if let Extent::Inline(bytes) = &mut chunk.extent {
         bytes.truncate(len);
         chunk.changed = true;
@@ -467,8 +490,9 @@ fn cut_inline(chunk: &mut Chunk, len: usize) {
     }
 }
 
-/// Zeroes inline bytes. The fallback of bytes that have become an object stays: it is the contents
-/// before the writes that made them an object, and a hole in it would be in no order with those.
+/// Zeroes inline bytes. The fallback of bytes that were moved into an object stays as it is: it is
+/// the contents before the writes that moved them, and a hole in it would not be ordered with those
+/// writes.
 fn zero_inline(chunk: &mut Chunk, bytes: &Range<u64>) {
     if let Extent::Inline(inline) = &mut chunk.extent {
         let end = inline.len().min(bytes.end as usize);

@@ -1,51 +1,51 @@
 //! When checkpoints of the metadata are made, and the spare copy of the superblock beside them.
 //!
-//! A thread of its own makes one when the interval is over, something was changed since the last
-//! one, and a hundred times as long has gone by as the last one took. It works for a quarter of the
-//! time and sleeps for the rest, so that it takes no more than that from anybody. At a clean end
-//! the work goes on for a short time. What is not finished then stays, and the next use goes on
-//! with it. No failure of any of this is one of the filesystem's: it is said in the log, once.
+//! A background thread makes one if the interval has passed, something has changed since the last
+//! one, and a hundred times the duration of the last one has passed. It works a quarter of the time
+//! and sleeps the rest, so it takes no more than that from others. When the volume is closed
+//! cleanly, it continues for a short time. An unfinished checkpoint stays, and the next mount
+//! continues it. A failure is logged once and does not affect the filesystem.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Filesystem;
-use super::types::Timespec;
 use crate::errno::Errno;
+use crate::fs::Filesystem;
+use crate::fs::types::Timespec;
 use crate::meta::checkpoint::{self, Checkpoint, CheckpointError, Written};
 use crate::meta::commit::BatchNumber;
 use crate::volume::spare;
 
-/// No more than one part in so many of the time is spent on checkpoints.
+/// The inverse of the maximum share of time spent on checkpoints.
 const TIME_SHARE: u32 = 100;
-/// A turn of work, and how often as long it sleeps after it.
+/// Length of one turn of work, and how much longer the thread sleeps after it.
 const SLICE: Duration = Duration::from_millis(10);
 const SLEEPS: u32 = 3;
-/// A use that begins with an old checkpoint, or none, makes one after so long.
-const FIRST_AFTER: Duration = Duration::from_secs(30);
-/// At the end it is worked on for so long.
-const AT_END: Duration = Duration::from_secs(2);
+/// Delay of the first checkpoint after a mount, if there is none or an old one.
+const FIRST_DELAY: Duration = Duration::from_secs(30);
+/// Maximum time spent on a checkpoint while closing.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// What is known of the checkpoints.
+/// State of the checkpoints.
 #[derive(Debug, Default)]
-struct Known {
+struct CheckpointState {
     newest: Option<Checkpoint>,
-    /// It has all that was changed up to this batch.
+    /// The newest batch that the newest checkpoint contains.
     through: Option<BatchNumber>,
     warned: bool,
 }
 
-/// What the thread is told.
+/// Requests to the thread.
 #[derive(Debug, Default)]
-struct Orders {
+struct ThreadControl {
     stop: Mutex<bool>,
     wake: Condvar,
 }
 
-impl Orders {
-    /// Waits for so long, or until it is to stop: true then.
+impl ThreadControl {
+    /// Waits that long, or until the thread is to stop. True in the latter case.
     fn wait(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
         let mut stop = self.stop.lock();
@@ -58,16 +58,16 @@ impl Orders {
     }
 }
 
-/// Checkpoints of a filesystem in use.
+/// The checkpoints of a filesystem in use.
 #[derive(Debug, Default)]
-pub(super) struct Checkpoints {
-    known: Mutex<Known>,
-    worker: Mutex<Option<(Arc<Orders>, std::thread::JoinHandle<()>)>>,
+pub(in crate::fs) struct Checkpoints {
+    known: Mutex<CheckpointState>,
+    worker: Mutex<Option<(Arc<ThreadControl>, std::thread::JoinHandle<()>)>>,
 }
 
 impl Filesystem {
-    /// Finds out what there is, and begins to make more.
-    pub(super) fn begin_checkpoints(self: &Arc<Self>) {
+    /// Looks for existing checkpoints, and starts to make more.
+    pub(in crate::fs) fn begin_checkpoints(self: &Arc<Self>) {
         if self.options.checkpoint_interval.is_none() {
             return;
         }
@@ -97,27 +97,27 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn start_checkpoints(self: &Arc<Self>) {
+    pub(in crate::fs) fn start_checkpoints(self: &Arc<Self>) {
         let Some(interval) = self.options.checkpoint_interval else {
             return;
         };
         if !self.options.background {
             return;
         }
-        let orders = Arc::new(Orders::default());
-        let (this, told) = (Arc::downgrade(self), Arc::clone(&orders));
+        let orders = Arc::new(ThreadControl::default());
+        let (this, control) = (Arc::downgrade(self), Arc::clone(&orders));
         let mut wait = match self.checkpoint_age() {
             Some(age) if age < interval => interval - age,
-            _ => interval.min(FIRST_AFTER),
+            _ => interval.min(FIRST_DELAY),
         };
         let work = move || {
-            while !told.wait(wait) {
+            while !control.wait(wait) {
                 let Some(this) = this.upgrade() else {
                     return;
                 };
                 let begin = Instant::now();
                 if this.checkpoint_is_behind() {
-                    this.try_checkpoint(&mut in_turns(|time| told.wait(time)));
+                    this.try_checkpoint(&mut throttled(|time| control.wait(time)));
                 }
                 wait = interval.max(begin.elapsed() * TIME_SHARE);
             }
@@ -129,35 +129,35 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn stop_checkpoints(&self) {
+    pub(in crate::fs) fn stop_checkpoints(&self) {
         let Some((orders, worker)) = self.checkpoints.worker.lock().take() else {
             return;
         };
         *orders.stop.lock() = true;
         orders.wake.notify_all();
         if worker.thread().id() != std::thread::current().id() && worker.join().is_err() {
-            tracing::error!("the thread that makes checkpoints ended with a panic");
+            tracing::error!("the checkpoint thread panicked");
         }
     }
 
-    /// Age of the newest checkpoint; one from the future has none.
-    pub(super) fn checkpoint_age(&self) -> Option<Duration> {
+    /// Age of the newest checkpoint. `None` for one with a time in the future.
+    pub(in crate::fs) fn checkpoint_age(&self) -> Option<Duration> {
         let created = self.checkpoints.known.lock().newest?.created;
         let seconds = Timespec::now().secs.checked_sub(created.secs)?;
         u64::try_from(seconds).ok().map(Duration::from_secs)
     }
 
-    /// True when something was changed that the newest checkpoint does not have.
-    pub(super) fn checkpoint_is_behind(&self) -> bool {
+    /// True if there are changes that the newest checkpoint does not contain.
+    pub(in crate::fs) fn checkpoint_is_behind(&self) -> bool {
         let through = self.checkpoints.known.lock().through;
         through.is_none_or(|through| through < self.meta.newest_batch())
     }
 
-    /// At a clean end: makes one, or as much of it as is done in a short time.
-    pub(super) fn checkpoint_at_end(&self) {
+    /// Makes a checkpoint while closing, or as much of it as a short time allows.
+    pub(in crate::fs) fn checkpoint_on_close(&self) {
         if self.options.checkpoint_interval.is_some() {
             let begin = Instant::now();
-            self.try_checkpoint(&mut || begin.elapsed() < AT_END);
+            self.try_checkpoint(&mut || begin.elapsed() < CLOSE_TIME_MAX);
         }
     }
 
@@ -182,7 +182,7 @@ impl Filesystem {
                 match error {
                     CheckpointError::Damaged { .. } => tracing::error!(
                         %error,
-                        "no checkpoint: the metadata are damaged; unmount the volume and check it"
+                        "no checkpoint: the metadata is damaged; unmount the volume and check it"
                     ),
                     error => tracing::warn!(%error, "no checkpoint of the metadata could be made"),
                 }
@@ -191,24 +191,26 @@ impl Filesystem {
         }
     }
 
-    /// Makes a checkpoint of what is committed now, without waiting for its time.
+    /// Makes a checkpoint of the last commit now.
     ///
     /// # Errors
-    /// None was made. The filesystem goes on as it did.
+    /// No checkpoint was made. The filesystem is not affected.
     pub fn checkpoint_now(&self) -> Result<Checkpoint, CheckpointError> {
         self.write_spare()?;
         Ok(self.write_checkpoint(&mut || true)?.checkpoint)
     }
 
-    /// The same in the pace of the background, unless `stop` says so before it is done.
+    /// Makes a checkpoint at the pace of the background thread, unless `stop` returns true before
+    /// it is finished.
     ///
     /// # Errors
-    /// As [`Self::checkpoint_now`].
-    pub fn checkpoint_in_turns(
+    /// [`CheckpointError::Stopped`] if `stop` ended it; otherwise no checkpoint could be made. The
+    /// filesystem is not affected.
+    pub fn checkpoint_throttled(
         &self,
         stop: &dyn Fn() -> bool,
     ) -> Result<Checkpoint, CheckpointError> {
-        let written = self.write_checkpoint(&mut in_turns(|time| {
+        let written = self.write_checkpoint(&mut throttled(|time| {
             std::thread::sleep(time);
             stop()
         }));
@@ -223,16 +225,16 @@ impl Filesystem {
         let made = self.meta.write_checkpoint(store, active, go_on)?;
         let mut known = self.checkpoints.known.lock();
         known.newest = Some(made.checkpoint);
-        // What is applied and not committed counts as changed again the next time.
+        // Applied changes that are not committed count as new changes the next time.
         known.through = Some(made.through);
         Ok(made)
     }
 
-    /// On a full disk: takes the unfinished checkpoint away, and the older one if there is no room
-    /// yet. True when there was any.
-    pub(super) fn checkpoint_gives_way(&self, errno: Errno) -> bool {
+    /// Frees space on a full disk: removes the unfinished checkpoint, and then the older of two if
+    /// that was not enough. True if one was removed.
+    pub(in crate::fs) fn free_checkpoint_space(&self, errno: Errno) -> bool {
         let (store, active) = (&*self.volume.store, self.volume.keys.active());
-        // Where the disk or a quota is full, and not the volume's own size.
+        // Only if the disk or a quota is full, and not the volume's own size.
         let is_short = || errno == Errno::EDQUOT || checkpoint::is_short(store).unwrap_or(false);
         if !is_short() {
             return false;
@@ -241,22 +243,22 @@ impl Filesystem {
             .meta
             .discard_unfinished_checkpoint(store)
             .unwrap_or(false);
-        // Where none are made those that there are stay.
+        // If checkpoints are disabled, existing ones stay.
         let may_go = self.options.checkpoint_interval.is_some() && is_short();
         let gave_way = may_go && checkpoint::discard_oldest(store, active, 1).unwrap_or(false);
         gave_up || gave_way
     }
 
-    /// Bytes that checkpoints of the metadata take on the backing filesystem, one that is not
-    /// finished among them; `None` where they cannot be looked at.
+    /// Bytes that checkpoints of the metadata take on the backing filesystem, an unfinished one
+    /// included; `None` if they cannot be read.
     pub fn checkpoint_bytes(&self) -> Option<u64> {
         checkpoint::allocated_bytes(&*self.volume.store).ok()
     }
 }
 
-/// Work in turns, with sleep in between: what it returns is asked whether to go on. `wait` waits
-/// for so long and says whether to stop.
-fn in_turns(wait: impl Fn(Duration) -> bool) -> impl FnMut() -> bool {
+/// Divides work into turns with sleep in between. The returned closure is asked whether to go on.
+/// `wait` waits that long and returns whether to stop.
+fn throttled(wait: impl Fn(Duration) -> bool) -> impl FnMut() -> bool {
     let mut awake = Instant::now();
     move || {
         let worked = awake.elapsed();

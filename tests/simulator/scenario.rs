@@ -1,4 +1,4 @@
-//! One life of a volume: work, the end of it, and what is left, several times over.
+//! One scenario of a volume: operations, a crash, and a comparison of what is left, several times.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use bilayer::fs::types::NodeId;
 use bilayer::store::faulty::WriteUnit;
 
 use crate::history::{History, page_range, pages_touching};
-use crate::machine::{Life, Machine, Remembered, cut, kill, mount_fresh, options};
+use crate::machine::{Environment, Machine, Remembered, cut, kill, mount_fresh, options};
 use crate::panics::{caught, quietly};
 use crate::plan::{Cut, End, Plan, Round, Step};
 use crate::stats::Stats;
@@ -21,53 +21,53 @@ use crate::support::{CHUNK, Mount, USER};
 /// Pages that could not be read, by file.
 type Torn = BTreeMap<Number, BTreeSet<usize>>;
 
-/// What came of a life.
-pub struct Lived {
+/// Result of a scenario.
+pub struct RunOutcome {
     pub stats: Stats,
-    /// What was told of it.
+    /// The log, if one was requested.
     pub trace: Vec<String>,
-    /// By round: the step that the end met, and in which of its calls.
+    /// For each round, the step during which the crash happened, and in which of its calls.
     pub met: Vec<Option<(usize, u64)>>,
 }
 
-/// Lives a plan. Panics where something is not as it must be; `lived` has what happened until then.
-pub fn live(plan: &Plan, lived: &mut Lived, trace: bool) {
+/// Runs a plan. Panics if an invariant is violated; `run` has what happened until then.
+pub fn run_scenario(plan: &Plan, run: &mut RunOutcome, trace: bool) {
     let mut stats = Stats {
         seeds: 1,
         ..Stats::default()
     };
-    let mut life = Life {
+    let mut env = Environment {
         remembered: Remembered::default(),
         stats: &mut stats,
         trace: trace.then(Vec::new),
     };
-    let result = quietly(|| live_rounds(plan, &mut life, &mut lived.met));
-    lived.trace = life.trace.take().unwrap_or_default();
-    lived.stats = stats;
+    let result = quietly(|| run_rounds(plan, &mut env, &mut run.met));
+    run.trace = env.trace.take().unwrap_or_default();
+    run.stats = stats;
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
 }
 
-fn live_rounds(plan: &Plan, life: &mut Life<'_>, met: &mut Vec<Option<(usize, u64)>>) {
+fn run_rounds(plan: &Plan, env: &mut Environment<'_>, met: &mut Vec<Option<(usize, u64)>>) {
     let mut world = World::new(mount_fresh(plan.unit, options()), CHUNK);
-    life.remembered.note(world.mount());
+    env.remembered.note(world.mount());
     for (number, round) in plan.rounds.iter().enumerate() {
-        life.tell(|| format!("round {number}"));
+        env.log(|| format!("round {number}"));
         world.adopt();
         let mut history = History::new(&world.model, &world.kept);
-        met.push(work(round, &mut world, &mut history, life));
+        met.push(work(round, &mut world, &mut history, env));
         let mount = world.mount.take().unwrap();
-        let machine = end(plan, round, mount, life);
-        world.mount = Some(machine.open(&round.recovery, life));
-        look(&mut world, &mut history, plan.unit, life);
-        // Once more from the beginning: what was recovered lasts.
+        let machine = end(plan, round, mount, env);
+        world.mount = Some(machine.open(&round.recovery, env));
+        look(&mut world, &mut history, plan.unit, env);
+        // Mount once more: what was recovered must persist.
         world.adopt();
-        unmount(round, &mut world, life);
+        unmount(round, &mut world, env);
         world.compare();
         world.compare_kept();
     }
-    life.tell(|| "the end".to_owned());
+    env.log(|| "the end".to_owned());
     for kept in &world.kept {
         world.mount().fs.delete_view(kept.kind, &kept.name).unwrap();
     }
@@ -78,12 +78,12 @@ fn live_rounds(plan: &Plan, life: &mut Life<'_>, met: &mut Vec<Option<(usize, u6
     kill(mount).audit();
 }
 
-/// Does the steps of a round until its end, which may come after the last one.
+/// Runs the steps of a round until the crash, which may come after the last one.
 fn work(
     round: &Round,
     world: &mut World,
     history: &mut History,
-    life: &mut Life<'_>,
+    env: &mut Environment<'_>,
 ) -> Option<(usize, u64)> {
     let store = world.mount().store.clone();
     let before = store.calls();
@@ -97,9 +97,9 @@ fn work(
             _ => {}
         }
         world.user = step.user;
-        life.stats.operations += 1;
-        let goes_on = settle(world, history, step, life);
-        life.remembered.note(world.mount());
+        env.stats.operations += 1;
+        let goes_on = run_step(world, history, step, env);
+        env.remembered.note(world.mount());
         if store.is_cut() {
             return store
                 .cut_call()
@@ -113,8 +113,13 @@ fn work(
     None
 }
 
-/// Does one operation. False when the end came.
-fn settle(world: &mut World, history: &mut History, step: &Step, life: &mut Life<'_>) -> bool {
+/// Runs one operation. False if the crash happened.
+fn run_step(
+    world: &mut World,
+    history: &mut History,
+    step: &Step,
+    env: &mut Environment<'_>,
+) -> bool {
     let operation = &step.operation;
     let before = world.model.clone();
     let sequence = world.mount().fs.usage().sequence;
@@ -126,11 +131,11 @@ fn settle(world: &mut World, history: &mut History, step: &Step, life: &mut Life
         return false;
     };
     if matches!(operation, Operation::Copy { .. } | Operation::Seek(_)) {
-        // The background merges parts at its own times; errors are the cut's.
-        world.mount().fs.tend_lists();
+        // The background thread merges parts at its own times. Errors are caused by the power cut.
+        world.mount().fs.compact_parts();
     }
     history.kept[1].clone_from(&world.kept);
-    life.tell(|| {
+    env.log(|| {
         let file = target.map_or(String::new(), |number| format!(" of {number}"));
         let calls = world.mount().store.calls();
         format!(
@@ -159,11 +164,11 @@ fn settle(world: &mut World, history: &mut History, step: &Step, life: &mut Life
     if world.mount().fs.usage().sequence != sequence {
         history.committed_within(&before, model);
     }
-    promised(world, history, operation, target, life);
+    promised(world, history, operation, target, env);
     true
 }
 
-/// `None` when the end came in the middle of something that the tests themselves rely on.
+/// `None` if the crash happened in the middle of something that the tests themselves rely on.
 fn apply(world: &mut World, operation: &Operation) -> Option<Result<(), Mismatch>> {
     match caught(|| world.apply(operation)) {
         Ok(result) => Some(result),
@@ -175,29 +180,29 @@ fn apply(world: &mut World, operation: &Operation) -> Option<Result<(), Mismatch
     }
 }
 
-/// What a reported success promises.
+/// Notes what a reported success guarantees.
 fn promised(
     world: &World,
     history: &mut History,
     operation: &Operation,
     target: Option<Number>,
-    life: &mut Life<'_>,
+    env: &mut Environment<'_>,
 ) {
     let model = &world.model;
     match operation {
         Operation::Fsync(_) | Operation::Fdatasync(_) => {
             if let Some(number) = target {
-                life.stats.syncs += 1;
+                env.stats.syncs += 1;
                 history.committed(model);
                 history.synced(model, number);
             }
         }
         Operation::Commit | Operation::FsyncDir(_) => {
-            life.stats.syncs += 1;
+            env.stats.syncs += 1;
             history.committed(model);
         }
-        Operation::Tend | Operation::Purge => history.all_synced(model),
-        // All that is there is in the view, and so durable.
+        Operation::Maintain | Operation::Purge => history.all_synced(model),
+        // Everything is in the view, and thus durable.
         Operation::Keep(..) if history.kept[0].len() < history.kept[1].len() => {
             history.all_synced(model);
         }
@@ -211,7 +216,7 @@ fn target(world: &World, operation: &Operation) -> Option<Number> {
     operation.target().and_then(|target| world.file(target))
 }
 
-/// A renaming over something else: what is moved, and the name it gets.
+/// A rename over something else: the moved inode, and its new name.
 fn renaming(world: &World, operation: &Operation) -> Option<(Number, (Number, &'static [u8]))> {
     let Operation::Rename(from, to, flags) = operation else {
         return None;
@@ -223,52 +228,52 @@ fn renaming(world: &World, operation: &Operation) -> Option<(Number, (Number, &'
     (!exchanges && moved != replaced).then_some((moved, to))
 }
 
-/// The end of a round's work.
-fn end(plan: &Plan, round: &Round, mount: Mount, life: &mut Life<'_>) -> Machine {
+/// The crash of a round.
+fn end(plan: &Plan, round: &Round, mount: Mount, env: &mut Environment<'_>) -> Machine {
     let call = mount.store.cut_call().filter(|_| mount.store.is_cut());
-    life.tell(|| {
+    env.log(|| {
         let survivor = round.survivor;
         format!("{:?} in {call:?}, survivor {survivor:#x}", round.end)
     });
     match round.end {
         End::Kill => {
-            life.stats.kills += 1;
+            env.stats.kills += 1;
             kill(mount)
         }
         End::Power => {
-            life.stats.cuts += 1;
-            life.stats.torn_devices += u64::from(plan.unit == WriteUnit::Sector);
-            cut(mount, (round.survivor, round.record), life)
+            env.stats.cuts += 1;
+            env.stats.torn_devices += u64::from(plan.unit == WriteUnit::Sector);
+            cut(mount, (round.survivor, round.record), env)
         }
     }
 }
 
-/// Compares what there is with what may be there.
-fn look(world: &mut World, history: &mut History, unit: WriteUnit, life: &mut Life<'_>) {
+/// Compares the recovered state with the possible ones.
+fn look(world: &mut World, history: &mut History, unit: WriteUnit, env: &mut Environment<'_>) {
     world.open.clear();
     world.kept_open.clear();
-    // What was copied has numbers that only the survivor knows.
+    // Only the recovered volume knows the inode numbers of a copy.
     if let Some(model) = world.doubt.take().and_then(|copy| world.with_copy(&copy)) {
         history.note(&model);
     }
     world.kept = settle_views(world.mount(), history);
-    life.stats.views += world.kept.len() as u64;
+    env.stats.views += world.kept.len() as u64;
     let mount = world.mount();
     let mut torn = Torn::new();
     let found = read_model_by(mount, &mut |node| match unit {
         WriteUnit::Page => mount.contents(node),
         WriteUnit::Sector => read_torn(mount, node, &mut torn),
     });
-    life.stats.files += found.files().len() as u64;
-    life.stats.torn_pages += torn.values().map(|pages| pages.len() as u64).sum::<u64>();
-    life.tell(|| format!("found {:?}, torn {torn:?}", found.namespace()));
+    env.stats.files += found.files().len() as u64;
+    env.stats.torn_pages += torn.values().map(|pages| pages.len() as u64).sum::<u64>();
+    env.log(|| format!("found {:?}, torn {torn:?}", found.namespace()));
     history.check(&found, &torn);
     for number in torn.keys() {
-        // Nobody can read it; everybody can write it anew.
+        // The page is unreadable, and can be overwritten.
         mount.truncate(NodeId(*number), 0).unwrap();
     }
     mount.fs.sync().unwrap();
-    life.stats.deployed += world.compare_deployed();
+    env.stats.deployed += world.compare_deployed();
 }
 
 /// The contents of a file with zeros for pages that do not open, which are noted.
@@ -300,7 +305,7 @@ fn read_torn(mount: &Mount, node: NodeId, torn: &mut Torn) -> Vec<u8> {
 }
 
 /// Unmounts and mounts again; in between everything is counted, unless the power fails meanwhile.
-fn unmount(round: &Round, world: &mut World, life: &mut Life<'_>) {
+fn unmount(round: &Round, world: &mut World, env: &mut Environment<'_>) {
     world.open.clear();
     let mount = world.mount.take().unwrap();
     let store = mount.store.clone();
@@ -310,32 +315,32 @@ fn unmount(round: &Round, world: &mut World, life: &mut Life<'_>) {
     }
     let closed = mount.fs.close();
     assert!(closed.is_ok() || store.is_cut(), "unmounting: {closed:?}");
-    life.remembered.note(&mount);
+    env.remembered.note(&mount);
     let (usage, met) = (mount.fs.usage(), store.is_cut());
     let machine = match round.unmount {
         None => Machine::of(mount),
         Some(unmount) => {
-            life.stats.cuts_after_unmount += 1;
+            env.stats.cuts_after_unmount += 1;
             let call = store.cut_call().filter(|_| met);
-            life.tell(|| format!("the power fails when it is unmounted: {call:?}, {unmount:?}"));
-            // The record of an orderly end is written when all of it is over.
+            env.log(|| format!("the power fails when it is unmounted: {call:?}, {unmount:?}"));
+            // The record of a clean unmount is written at its end.
             let record = if closed.is_ok() { 0 } else { unmount.record };
-            cut(mount, (unmount.survivor, record), life)
+            cut(mount, (unmount.survivor, record), env)
         }
     };
     if met {
-        world.mount = Some(machine.open(&round.reopening, life));
+        world.mount = Some(machine.open(&round.reopening, env));
         return;
     }
     let found = machine.audit();
     assert_eq!(usage.contents_bytes, found.pages * 4096, "used bytes");
     assert_eq!(usage.inodes, found.inodes, "inodes");
-    let mount = machine.open(&round.reopening, life);
+    let mount = machine.open(&round.reopening, env);
     mount.compare_usage(&found);
     world.mount = Some(mount);
 }
 
-/// The views after a cut are those before or after the operation that it met, and whole.
+/// The views after a crash must be those before or after the interrupted operation, and intact.
 fn settle_views(mount: &Mount, history: &History) -> Vec<Kept> {
     let found = listed(mount);
     let is_one = |kept: &&Vec<Kept>| {

@@ -1,18 +1,19 @@
-//! Files whose writes are refused, because what the kernel has taken already cannot be kept.
+//! Refusal of writes that cannot be stored because the volume is refusals.
 //!
-//! With writeback a write(2) ends when the kernel has the bytes; that there is no room for them
-//! shows when it sends them, much later and to nobody in particular. So a file for which that has
-//! happened is remembered here, and its attributes are taken away from the kernel. It asks for them
-//! before it takes the next write, naming the open file, and an error there becomes that write's.
-//! stat(2), reads and seeks do not ask in that way, and go on.
+//! With writeback, a write(2) returns when the kernel has the bytes. That there is no space for
+//! them shows up when the kernel sends them, much later and to no particular process. So a file for
+//! which that happened is marked here, and its attributes are invalidated in the kernel. Before the
+//! kernel accepts the next write it asks for them, passing the open file, and an error there
+//! becomes the error of that write. stat(2), reads and seeks do not ask in that way and still work.
 //!
-//! The kernel does not say where the next write is to go: it may be into what exists, for which
-//! there is always room. So a file is let try again after [`PATIENCE`]; one WRITE that succeeds
-//! ends the refusal, another that fails begins it anew.
+//! The kernel does not say where the next write goes: it may overwrite existing bytes, for which
+//! there is always space. So a write is let through again after [`RETRY_AFTER`]. A WRITE that
+//! succeeds ends the refusal, another one that fails starts it again.
 //!
-//! An empty file has nothing to write over. One that is made, or truncated to nothing, within that
-//! time of a WRITE that failed is refused at once if there is no room for another like that:
-//! somebody who fills a volume with many files and never asks is told by the next one.
+//! An empty file has no bytes to overwrite. If a file is created, or truncated to zero, within that
+//! time after a failed WRITE, its writes are refused at once unless there is space for another
+//! WRITE like the failed one. So a program that fills a volume with many files and never checks
+//! gets an error for the next file.
 //!
 //! Source: `fuse_cache_write_iter`, `fuse_update_get_attr` of Linux.
 
@@ -30,26 +31,26 @@ use crate::errno::Errno;
 use crate::fs::Filesystem;
 use crate::fs::types::NodeId;
 
-/// So long after a WRITE that failed all writes are refused while there is no room.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time after a failed WRITE during which all writes are refused while there is no space.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// So long the answer to such a WRITE waits for the kernel to forget attributes. As a rule that
-/// takes microseconds.
-const ANSWER_TIME: Duration = Duration::from_millis(100);
+/// Maximum delay of the answer to a failed WRITE until the kernel has dropped the attributes. This
+/// normally takes microseconds.
+const REPLY_DELAY_MAX: Duration = Duration::from_millis(100);
 
-/// What must be free beside the bytes of a WRITE that failed, before it may succeed.
-const BESIDE_BYTES: u64 = 128 << 10;
+/// Free space beyond the bytes of a failed WRITE before another one is let through.
+const HEADROOM_BYTES: u64 = 128 << 10;
 
-/// The files that are remembered, and who is told of them.
+/// The files whose writes are refused.
 #[derive(Debug)]
-pub(super) struct FullFiles {
+pub(super) struct WriteRefusals {
     notices: Arc<Notices>,
-    /// What the kernel may hold back meanwhile.
+    /// The kernel's limits of dirty pages.
     pub(super) limits: Arc<DirtyLimits>,
     marks: Marks,
 }
 
-impl FullFiles {
+impl WriteRefusals {
     pub(super) fn new(notices: Arc<Notices>, limits: Arc<DirtyLimits>) -> Self {
         Self {
             notices,
@@ -58,48 +59,47 @@ impl FullFiles {
         }
     }
 
-    /// How a WRITE of so many bytes, which the kernel had taken, went. To be called before the
-    /// answer: until then the bytes count as held back, and after it the kernel takes as many more.
-    pub(super) fn note(&self, ino: INodeNo, len: usize, written: Result<usize, Errno>) {
+    /// Records the result of a WRITE of `len` bytes from the kernel's cache. Called before the
+    /// reply: until then the bytes count as dirty, and afterwards the kernel accepts as many more.
+    pub(super) fn record_result(&self, ino: INodeNo, len: usize, written: Result<usize, Errno>) {
         match written {
-            Ok(_) => self.marks.end(NodeId(ino.0)),
+            Ok(_) => self.marks.clear(NodeId(ino.0)),
             Err(errno) => {
                 self.marks.failed(NodeId(ino.0), len as u64, errno);
                 if self.marks.has(NodeId(ino.0)) {
-                    self.notices.forget_attributes_within(ino, ANSWER_TIME);
+                    self.notices.forget_attributes_within(ino, REPLY_DELAY_MAX);
                 }
             }
         }
     }
 
-    /// A file is empty now. True when its next write is to be asked about.
-    pub(super) fn emptied(&self, fs: &Filesystem, node: NodeId) -> bool {
-        self.marks.emptied(node, || room(fs))
+    /// Notes that a file is empty now. True if the kernel must ask before its next write.
+    pub(super) fn note_empty(&self, fs: &Filesystem, node: NodeId) -> bool {
+        self.marks.note_empty(node, || free_bytes(fs))
     }
 
-    /// Has the kernel ask before it takes the next write of a file that is remembered. To be called
-    /// after each answer from which it learns attributes.
-    pub(super) fn ask_again(&self, ino: INodeNo) {
+    /// Makes the kernel ask before it accepts the next write of a marked file. Called after each
+    /// reply that contains attributes.
+    pub(super) fn invalidate_if_refused(&self, ino: INodeNo) {
         if self.marks.has(NodeId(ino.0)) {
             self.notices.forget_attributes_soon(ino);
         }
     }
 
-    /// The error of a write that the kernel is about to take.
+    /// The error for a write that the kernel is about to accept, if it is refused.
     pub(super) fn refusal(&self, fs: &Filesystem, node: NodeId) -> Option<Errno> {
-        self.marks.refusal(node, || room(fs))
+        self.marks.refusal(node, || free_bytes(fs))
     }
 
-    /// Nobody uses the file any more.
-    pub(super) fn end(&self, node: NodeId) {
-        self.marks.end(node);
+    /// Removes the mark of a file that is no longer in use.
+    pub(super) fn clear(&self, node: NodeId) {
+        self.marks.clear(node);
     }
 }
 
-/// The bytes that are free, where that can be told: any number, where a WRITE would first have
-/// removed files give back what they took.
-fn room(fs: &Filesystem) -> Option<u64> {
-    if fs.gives_room_back() {
+/// Free bytes, if known: unlimited if a WRITE would first reclaim space of removed files.
+fn free_bytes(fs: &Filesystem) -> Option<u64> {
+    if fs.has_reclaimable_space() {
         return Some(u64::MAX);
     }
     let space = fs.statfs().ok()?;
@@ -109,27 +109,27 @@ fn room(fs: &Filesystem) -> Option<u64> {
 #[derive(Debug, Default)]
 struct Marks {
     marked: Mutex<HashMap<NodeId, Mark>>,
-    /// Of the newest WRITE for which there was no room.
+    /// The mark of the newest WRITE for which there was no space.
     newest: Mutex<Option<Mark>>,
-    /// There is one.
+    /// Whether there is one.
     was_full: AtomicBool,
-    /// How many they are; most of the time none, and nobody takes the lock.
+    /// Number of marks. It is mostly zero, and then nobody takes the lock.
     count: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     errno: Errno,
-    /// Bytes of the WRITE.
+    /// Length of the failed WRITE in bytes.
     len: u64,
     /// When a write is let through again.
-    again_at: Instant,
+    retry_at: Instant,
 }
 
 impl Mark {
-    /// Whether there is room for a WRITE like that one.
+    /// True if there is space for a WRITE of that length.
     fn fits(&self, room: Option<u64>) -> bool {
-        room.is_some_and(|room| room > self.len.saturating_add(BESIDE_BYTES))
+        room.is_some_and(|room| room > self.len.saturating_add(HEADROOM_BYTES))
     }
 }
 
@@ -138,11 +138,11 @@ impl Marks {
         let told = [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG, Errno::EROFS];
         if told.contains(&errno) {
             let mut marked = self.marked.lock();
-            let again_at = Instant::now() + PATIENCE;
+            let retry_at = Instant::now() + RETRY_AFTER;
             let mark = Mark {
                 errno,
                 len,
-                again_at,
+                retry_at,
             };
             marked.insert(node, mark);
             self.count.store(marked.len(), Ordering::Release);
@@ -154,8 +154,8 @@ impl Marks {
         }
     }
 
-    /// Nothing can be written over in that file. True when it is remembered.
-    fn emptied(&self, node: NodeId, room: impl FnOnce() -> Option<u64>) -> bool {
+    /// Notes that the file is empty. True if it is marked.
+    fn note_empty(&self, node: NodeId, room: impl FnOnce() -> Option<u64>) -> bool {
         if !self.was_full.load(Ordering::Acquire) {
             return false;
         }
@@ -163,7 +163,7 @@ impl Marks {
         let Some(mark) = *newest else {
             return false;
         };
-        if Instant::now() >= mark.again_at || mark.fits(room()) {
+        if Instant::now() >= mark.retry_at || mark.fits(room()) {
             *newest = None;
             self.was_full.store(false, Ordering::Release);
             return false;
@@ -175,7 +175,7 @@ impl Marks {
         true
     }
 
-    fn end(&self, node: NodeId) {
+    fn clear(&self, node: NodeId) {
         if self.count.load(Ordering::Acquire) > 0 {
             let mut marked = self.marked.lock();
             marked.remove(&node);
@@ -187,21 +187,21 @@ impl Marks {
         self.count.load(Ordering::Acquire) > 0 && self.marked.lock().contains_key(&node)
     }
 
-    /// `room`: the bytes that are free, where that can be told.
+    /// `room`: free bytes, if known.
     fn refusal(&self, node: NodeId, room: impl FnOnce() -> Option<u64>) -> Option<Errno> {
         if !self.has(node) {
             return None;
         }
         let mark = *self.marked.lock().get(&node)?;
         match mark.errno {
-            // Of one place in the file, and the next write may go to another.
-            Errno::EFBIG => self.end(node),
+            // This concerns one offset, and the next write may go to another.
+            Errno::EFBIG => self.clear(node),
             Errno::EROFS => {}
             _ if mark.fits(room()) => {
-                self.end(node);
+                self.clear(node);
                 return None;
             }
-            _ if Instant::now() >= mark.again_at => return None,
+            _ if Instant::now() >= mark.retry_at => return None,
             _ => {}
         }
         Some(mark.errno)
@@ -227,7 +227,7 @@ mod tests {
             assert!(!files.has(FILE));
         }
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
-        files.end(FILE);
+        files.clear(FILE);
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
     }
 
@@ -235,22 +235,25 @@ mod tests {
     fn an_empty_file_is_refused_where_another_had_no_room() {
         let files = Marks::default();
         let empty = NodeId(8);
-        assert!(!files.emptied(empty, || Some(0)));
+        assert!(!files.note_empty(empty, || Some(0)));
         files.failed(FILE, 1 << 20, Errno::EFBIG);
-        assert!(!files.emptied(empty, || Some(0)));
+        assert!(!files.note_empty(empty, || Some(0)));
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
-        assert!(files.emptied(empty, || Some(1 << 20)));
+        assert!(files.note_empty(empty, || Some(1 << 20)));
         let refusal = files.refusal(empty, || Some(1 << 20));
         assert_eq!(refusal, Some(Errno::ENOSPC));
         assert_eq!(files.refusal(empty, || Some(2 << 20)), None);
-        assert!(!files.emptied(empty, || Some(2 << 20)));
+        assert!(!files.note_empty(empty, || Some(2 << 20)));
         assert!(
-            !files.emptied(empty, || Some(0)),
+            !files.note_empty(empty, || Some(0)),
             "there was room meanwhile"
         );
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
-        files.newest.lock().as_mut().unwrap().again_at = Instant::now();
-        assert!(!files.emptied(empty, || Some(0)), "it may be tried again");
+        files.newest.lock().as_mut().unwrap().retry_at = Instant::now();
+        assert!(
+            !files.note_empty(empty, || Some(0)),
+            "it may be tried again"
+        );
     }
 
     #[test]
@@ -267,7 +270,7 @@ mod tests {
     fn lets_one_try_again() {
         let files = Marks::default();
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
-        files.marked.lock().get_mut(&FILE).unwrap().again_at = Instant::now();
+        files.marked.lock().get_mut(&FILE).unwrap().retry_at = Instant::now();
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
         assert!(files.has(FILE));
     }

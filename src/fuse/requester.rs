@@ -1,9 +1,10 @@
-//! What the process that asks is allowed, which a request does not carry: from `/proc/PID/status`
+//! Credentials of the calling process that a request does not carry: from `/proc/PID/status`
 //! (proc_pid_status(5)), `/proc/PID/ns/user` and `/proc/PID/uid_map` (user_namespaces(7)).
 //!
-//! The asker waits for the answer meanwhile, so its number is its own. It is looked up at most once
-//! a request, and only where the answer decides something. Of a process that cannot be looked up
-//! (hidden `/proc`, another pid namespace) no more is known than its numbers: uid 0 then has all.
+//! The caller waits for the answer meanwhile, so its pid is not reused. The credentials are looked
+//! up at most once for a request, and only if they decide something. For a process that cannot be
+//! looked up (hidden `/proc`, another pid namespace) only its ids are known: uid 0 then has all
+//! capabilities.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -21,34 +22,34 @@ const CAP_FOWNER: u32 = 3;
 const CAP_FSETID: u32 = 4;
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// See the module's first lines.
+/// The calling process of a request, with credentials that are looked up on demand.
 #[derive(Debug)]
-pub(super) struct Asker {
+pub(super) struct Requester {
     uid: u32,
     gid: u32,
     pid: u32,
     known: OnceCell<Option<Credentials>>,
 }
 
-/// Of a process.
+/// Credentials of a process.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Credentials {
     groups: Vec<u32>,
-    /// Effective capabilities, a bit each.
+    /// Effective capabilities, one bit each.
     capabilities: u64,
     namespace: Namespace,
 }
 
-/// Which user namespace a process is in, and so over what it has its capabilities.
+/// The user namespace of a process, which determines the scope of its capabilities.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Namespace {
-    /// The machine's first one: over everything.
+    /// The machine's first one: capabilities apply to everything.
     First,
-    /// Another one that maps these users and groups of this process's.
+    /// Another one, which maps these users and groups of this process's namespace.
     Other { users: Map, groups: Map },
 }
 
-impl Asker {
+impl Requester {
     pub(super) fn of(request: &Request) -> Self {
         Self {
             uid: request.uid(),
@@ -62,7 +63,7 @@ impl Asker {
         self.known.get_or_init(|| look_up(self.pid)).as_ref()
     }
 
-    /// Has the capability in the first namespace.
+    /// True if the process has the capability in the first namespace.
     fn has(&self, capability: u32) -> bool {
         match self.credentials() {
             Some(known) => known.has(capability) && known.namespace == Namespace::First,
@@ -71,7 +72,7 @@ impl Asker {
     }
 }
 
-impl Privileges for Asker {
+impl Privileges for Requester {
     fn keeps_set_ids(&self) -> bool {
         self.has(CAP_FSETID)
     }
@@ -100,7 +101,7 @@ impl Privileges for Asker {
     }
 }
 
-/// Who asks, for the audit. A request carries the number of a thread.
+/// The calling process, for the audit. A request carries the id of a thread.
 pub(super) fn for_audit(request: &Request) -> audit::Requester {
     let thread = request.pid();
     let status = fs::read_to_string(format!("/proc/{thread}/status"));
@@ -114,9 +115,9 @@ fn process_of(status: &str) -> Option<u32> {
     line.trim().parse().ok()
 }
 
-/// The asker of a write, of whom the kernel has said that set-id bits do not stay.
+/// The caller of a write for which the kernel has said that set-id bits must be removed.
 #[derive(Debug)]
-pub(super) struct Unprivileged(pub(super) Asker);
+pub(super) struct Unprivileged(pub(super) Requester);
 
 impl Privileges for Unprivileged {
     fn keeps_set_ids(&self) -> bool {
@@ -171,14 +172,14 @@ fn look_up(pid: u32) -> Option<Credentials> {
     let (users, mapped_groups) = (Map::parse(&read("uid_map")?), Map::parse(&read("gid_map")?));
     let is_first = match theirs {
         Some(number) => number == FIRST_NAMESPACE,
-        // Of another user's process only the maps are shown.
+        // For a process of another user only the maps are accessible.
         None => ours == Some(FIRST_NAMESPACE) && users.is_all() && mapped_groups.is_all(),
     };
     let namespace = if is_first {
         Namespace::First
     } else if theirs.is_some() && theirs == ours {
-        // Seen from within, a map shows the numbers of the namespace above. All that files of this
-        // mount can have is mapped.
+        // Seen from within, a map shows ids of the parent namespace. All ids that files of this
+        // mount can have are mapped.
         Namespace::Other {
             users: Map::all(),
             groups: Map::all(),
@@ -205,7 +206,7 @@ fn parse_status(status: &str) -> Option<(Vec<u32>, u64)> {
     Some((groups, capabilities))
 }
 
-/// Ranges of the numbers that a user namespace maps, each with its first and how many.
+/// Ranges of ids that a user namespace maps, each as first id and count.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Map(Vec<(u32, u32)>);
 
@@ -218,7 +219,7 @@ impl Map {
         *self == Self::all()
     }
 
-    /// Lines of a number in the namespace, the one that it is here, and how many.
+    /// Parses lines of the id in the namespace, the id in this process's namespace, and the count.
     fn parse(text: &str) -> Self {
         let range = |line: &str| {
             let mut numbers = line.split_whitespace().map(str::parse::<u32>);
@@ -272,7 +273,7 @@ mod tests {
         let known = look_up(std::process::id()).unwrap();
         assert!(known.namespace.maps(0, 0));
         assert_eq!(look_up(0), None);
-        let unknown = |uid| Asker {
+        let unknown = |uid| Requester {
             uid,
             gid: 7,
             pid: 0,

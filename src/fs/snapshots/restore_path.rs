@@ -1,19 +1,20 @@
-//! Putting one path back: what a snapshot shows there is copied, and the copy takes the place of what
-//! is there now by one renaming.
+//! Restoring one path: what a snapshot contains there is copied, and the copy replaces what is
+//! there now in one rename.
 //!
-//! The copy is made in a directory without a name, an orphan, so that a power cut half-way leaves
-//! nothing but what the next mount removes. It has inodes of its own and shares the sealed objects
-//! ([`crate::object`], copying). What is replaced becomes an orphan too; it goes when nobody has it
-//! open, with all that is below it.
+//! The copy is made in a directory without a name, an orphan, so a power cut half-way leaves only
+//! what the next mount removes. It has inodes of its own and shares the sealed objects
+//! ([`crate::object`]). What is replaced becomes an orphan too; it is removed with everything below
+//! it when nobody has it open.
 
 use std::collections::{HashMap, HashSet};
 
-use super::types::{FileKind, NodeId, Timespec};
-use super::views::{ViewError, ViewKind};
-use super::{Filesystem, LINKS_MAX, check_name, live};
+use super::error::ViewError;
 use crate::errno::Errno;
+use crate::fs::types::{FileKind, NodeId, Timespec};
+use crate::fs::{Filesystem, LINKS_MAX, check_name, live};
 use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
+use crate::meta::records::ViewKind;
 use crate::meta::records::{DirentRecord, InodeRecord, ViewRecord};
 use crate::meta::{Batch, MetaError, View};
 
@@ -22,27 +23,27 @@ const COPY_NAME: &[u8] = b"copy";
 /// Entries of a directory that are read, or removed, at a time.
 const ENTRIES: usize = 128;
 
-/// One inode to be copied: which, into which directory, under what name.
-struct Task {
+/// One inode to copy: its entry, and the target directory and name.
+struct CopyTask {
     from: DirentRecord,
     parent: Ino,
     name: Vec<u8>,
 }
 
-/// A copy under way.
-struct Copying {
+/// State of a copy.
+struct CopyState {
     view: View,
     now: Timespec,
-    tasks: Vec<Task>,
+    tasks: Vec<CopyTask>,
     /// Copies of files with several names.
     linked: HashMap<Ino, Ino>,
-    /// Directories that were copied: none is in two places.
+    /// Directories that were copied: none may be in two places.
     directories: HashSet<Ino>,
 }
 
 impl Filesystem {
-    /// Puts back what the view shows at a path: its directories and its name.
-    pub(super) fn restore_path(
+    /// Restores what a view contains at a path.
+    pub(in crate::fs) fn restore_path(
         &self,
         record: &ViewRecord,
         (parents, name): (&[&[u8]], &[u8]),
@@ -60,19 +61,19 @@ impl Filesystem {
         let parent = parent.ok_or_else(|| ViewError::NoDirectory {
             path: text(parents),
         })?;
-        let holder = self.make_holder()?;
+        let holder = self.create_unnamed_directory()?;
         let placed = self.copy_tree(view, from, holder).and_then(|()| {
             self.contents.sync_all()?;
             self.put_in_place(holder, live(parent)?, name)
         });
         if let Err(error) = self.remove_inode(holder) {
-            tracing::warn!(%error, "the rest of a restore goes at the next mount");
+            tracing::warn!(%error, "what is left of a restore is removed by the next mount");
         }
-        let replaced = placed.inspect_err(|_| self.remove_doomed())?;
-        self.after_drop(replaced);
-        // With what was replaced goes what was below it, and other names of that say so.
-        self.remove_doomed();
-        let committed = self.commit_with_room();
+        let replaced = placed.inspect_err(|_| self.remove_pending())?;
+        self.after_unlink(replaced);
+        // Removes what was below the replaced directory too.
+        self.remove_pending();
+        let committed = self.commit_with_reclaim();
         if let Some(cache) = self.cache() {
             let parent = live(parent)?;
             cache.forget(&[parent], &[(parent, name.to_vec())]);
@@ -92,8 +93,8 @@ impl Filesystem {
         Ok(Some(at))
     }
 
-    /// Makes a directory without a name.
-    fn make_holder(&self) -> Result<Ino, MetaError> {
+    /// Creates a directory without a name.
+    fn create_unnamed_directory(&self) -> Result<Ino, MetaError> {
         let _permit = self.meta.permit();
         let root = self.meta.inode(Ino::ROOT, View::LIVE)?;
         let root = root.ok_or(MetaError::Corrupt("inode"))?;
@@ -108,32 +109,30 @@ impl Filesystem {
     }
 
     fn copy_tree(&self, view: View, from: DirentRecord, holder: Ino) -> Result<(), ViewError> {
-        let first = Task {
+        let first = CopyTask {
             from,
             parent: holder,
             name: COPY_NAME.to_vec(),
         };
-        let mut copying = Copying {
+        let mut copy = CopyState {
             view,
             now: Timespec::now(),
             tasks: vec![first],
             linked: HashMap::new(),
             directories: HashSet::new(),
         };
-        while let Some(task) = copying.tasks.pop() {
-            self.copy_one(&mut copying, &task)?;
+        while let Some(task) = copy.tasks.pop() {
+            self.copy_one(&mut copy, &task)?;
             self.relieve_pressure()?;
         }
         Ok(())
     }
 
-    fn copy_one(&self, copying: &mut Copying, task: &Task) -> Result<(), ViewError> {
-        let old = self.meta.inode(task.from.ino, copying.view)?;
+    fn copy_one(&self, copy: &mut CopyState, task: &CopyTask) -> Result<(), ViewError> {
+        let old = self.meta.inode(task.from.ino, copy.view)?;
         let old = old.filter(|old| old.kind == task.from.kind);
         let is_new = match &old {
-            Some(old) if old.kind == FileKind::Directory => {
-                copying.directories.insert(task.from.ino)
-            }
+            Some(old) if old.kind == FileKind::Directory => copy.directories.insert(task.from.ino),
             _ => true,
         };
         let Some(old) = old.filter(|_| is_new) else {
@@ -141,39 +140,40 @@ impl Filesystem {
             self.meta.log_inconsistent(task.from.ino, what);
             return Err(MetaError::Corrupt("dirent").into());
         };
-        if let Some(ino) = copying.linked.get(&task.from.ino).copied() {
+        if let Some(ino) = copy.linked.get(&task.from.ino).copied() {
             return Ok(self.add_link(ino, task)?);
         }
         let ino = self.meta.allocate_ino()?;
-        self.make_copy(copying, task, ino, &old)?;
+        self.make_copy(copy, task, ino, &old)?;
         match old.kind {
-            FileKind::Directory => self.add_tasks(copying, task.from.ino, ino)?,
+            FileKind::Directory => self.add_tasks(copy, task.from.ino, ino)?,
             FileKind::Regular => {
                 if old.nlink > 1 {
-                    copying.linked.insert(task.from.ino, ino);
+                    copy.linked.insert(task.from.ino, ino);
                 }
-                self.copy_contents(copying, task.from.ino, ino, &old)?;
+                self.copy_contents(copy, task.from.ino, ino, &old)?;
             }
-            _ if old.nlink > 1 => drop(copying.linked.insert(task.from.ino, ino)),
+            _ if old.nlink > 1 => drop(copy.linked.insert(task.from.ino, ino)),
             _ => {}
         }
         Ok(())
     }
 
-    /// Another name for a copy that has one.
-    fn add_link(&self, ino: Ino, task: &Task) -> Result<(), Errno> {
+    /// Adds a further name for an inode that has been copied.
+    fn add_link(&self, ino: Ino, task: &CopyTask) -> Result<(), Errno> {
         let _permit = self.meta.permit();
         let mut batch = Batch::new();
         self.add_links(&mut batch, ino, 1)?;
         let entry = DirentRecord { ino, ..task.from };
-        self.name(&mut batch, task.parent, &task.name, Some(entry))?;
+        self.meta
+            .put_dirent(&mut batch, task.parent, &task.name, Some(entry))?;
         self.contents
-            .check_room_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }
 
-    /// Counts more names of an inode.
+    /// Raises the link count of an inode.
     fn add_links(&self, batch: &mut Batch, ino: Ino, more: u32) -> Result<(), Errno> {
         let mut record = self.meta.inode_after(batch, ino)?.ok_or(Errno::ESTALE)?;
         if record.nlink.saturating_add(more) > LINKS_MAX {
@@ -183,11 +183,11 @@ impl Filesystem {
         Ok(self.meta.put_inode(batch, ino, &record)?)
     }
 
-    /// The inode with its name and extended attributes, without contents.
+    /// Copies the inode with its name and extended attributes, without contents.
     fn make_copy(
         &self,
-        copying: &Copying,
-        task: &Task,
+        copy: &CopyState,
+        task: &CopyTask,
         ino: Ino,
         old: &InodeRecord,
     ) -> Result<(), Errno> {
@@ -198,36 +198,37 @@ impl Filesystem {
             nlink: if is_directory { 2 } else { 1 },
             size: if is_file { 0 } else { old.size },
             pages: 0,
-            ctime: copying.now,
+            ctime: copy.now,
             parent: if is_directory { task.parent } else { Ino(0) },
             ..old.clone()
         };
         let mut batch = Batch::new();
         self.meta.put_inode(&mut batch, ino, &record)?;
         self.meta
-            .copy_xattrs(&mut batch, task.from.ino, copying.view, ino)?;
+            .copy_xattrs(&mut batch, task.from.ino, copy.view, ino)?;
         let entry = DirentRecord { ino, ..task.from };
-        self.name(&mut batch, task.parent, &task.name, Some(entry))?;
+        self.meta
+            .put_dirent(&mut batch, task.parent, &task.name, Some(entry))?;
         if is_directory {
-            // The holder has no name, and is counted as such.
+            // The temporary directory has no name and a link count of 0.
             let parent = self.meta.inode_after(&batch, task.parent)?;
             let parent = parent.ok_or(Errno::ESTALE)?;
             self.add_links(&mut batch, task.parent, u32::from(parent.nlink > 0))?;
         }
         batch.inodes += 1;
         self.contents
-            .check_room_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }
 
-    fn add_tasks(&self, copying: &mut Copying, from: Ino, parent: Ino) -> Result<(), ViewError> {
+    fn add_tasks(&self, copy: &mut CopyState, from: Ino, parent: Ino) -> Result<(), ViewError> {
         let mut low = keys::number(from.0);
         loop {
             let high = keys::after_ino(from);
             let rows = self
                 .meta
-                .scan(Table::Dirent, &low, &high, copying.view, ENTRIES)?;
+                .scan(Table::Dirent, &low, &high, copy.view, ENTRIES)?;
             let Some((last, _)) = rows.last() else {
                 return Ok(());
             };
@@ -240,7 +241,7 @@ impl Filesystem {
                 if check_name(name).is_err() {
                     return Err(MetaError::Corrupt("dirent").into());
                 }
-                copying.tasks.push(Task {
+                copy.tasks.push(CopyTask {
                     from,
                     parent,
                     name: name.to_vec(),
@@ -251,19 +252,19 @@ impl Filesystem {
 
     fn copy_contents(
         &self,
-        copying: &Copying,
+        copy: &CopyState,
         from: Ino,
         to: Ino,
         old: &InodeRecord,
     ) -> Result<(), ViewError> {
-        let source = self.contents.file_in(copying.view, from)?;
+        let source = self.contents.file_in(copy.view, from)?;
         let target = self.contents.file(to)?;
         let mut done = 0;
         while done < old.size {
-            let copied = self.with_room(|| {
+            let copied = self.retry_after_reclaim(|| {
                 let left = old.size - done;
                 self.contents
-                    .copy(&source, done, &target, done, left, copying.now)
+                    .copy(&source, done, &target, done, left, copy.now)
             })?;
             if copied == 0 {
                 return Err(Errno::EIO.into());
@@ -273,17 +274,17 @@ impl Filesystem {
         self.contents.publish_synced(&target)?;
         let _permit = self.meta.permit();
         let _inode = self.meta.lock_inode(to);
-        // What the sync writes down of the time of writing must not come after this.
+        // Discard the time of writing, so that a later sync does not overwrite the restored one.
         let _ = self.contents.take_written(to);
         let mut batch = Batch::new();
         self.amend_inode(&mut batch, to, |record| record.mtime = old.mtime)?;
         self.meta.apply(batch)?;
         drop((source, target));
-        self.contents.forget_in(copying.view, from);
+        self.contents.forget_in(copy.view, from);
         Ok(())
     }
 
-    /// Gives the copy its name. What had it is returned if it is an orphan now.
+    /// Gives the copy its name. Returns what had that name if it is an orphan now.
     fn put_in_place(
         &self,
         holder: Ino,
@@ -299,7 +300,7 @@ impl Filesystem {
         let mut inos = vec![holder, parent.ino(), copy.ino];
         inos.extend(replaced.map(|entry| entry.ino));
         let _inodes = self.meta.lock_inodes(&inos);
-        // It may have lost its name meanwhile.
+        // The directory may have lost its name meanwhile.
         let mut directory = self.directory(parent)?;
         let is_directory = |entry: DirentRecord| u32::from(entry.kind == FileKind::Directory);
         let less = replaced.map_or(0, is_directory);
@@ -309,8 +310,9 @@ impl Filesystem {
         }
         directory.nlink = nlink.saturating_add(is_directory(copy));
         let mut batch = Batch::new();
-        self.name(&mut batch, holder, COPY_NAME, None)?;
-        self.name(&mut batch, parent.ino(), name, Some(copy))?;
+        self.meta.put_dirent(&mut batch, holder, COPY_NAME, None)?;
+        self.meta
+            .put_dirent(&mut batch, parent.ino(), name, Some(copy))?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         if copy.kind == FileKind::Directory {
             self.amend_inode(&mut batch, copy.ino, |record| record.parent = parent.ino())?;
@@ -323,8 +325,8 @@ impl Filesystem {
         Ok(orphan)
     }
 
-    /// Takes the names out of a directory that has none itself.
-    pub(super) fn empty_orphan(&self, ino: Ino) -> Result<(), Errno> {
+    /// Removes the entries of a directory without a name.
+    pub(in crate::fs) fn empty_orphan(&self, ino: Ino) -> Result<(), Errno> {
         loop {
             let permit = self.meta.permit();
             let namespace = self.namespace.lock();
@@ -345,7 +347,7 @@ impl Filesystem {
                 let ((position, name), entry) = parts.ok_or(Errno::EIO)?;
                 let hash = self.meta.name_hash(name);
                 if !(hash..hash + keys::PROBE_LIMIT).contains(&position) {
-                    let what = "a name in it is not where looking it up looks";
+                    let what = "a name in it is not at the position where a lookup finds it";
                     return Err(self.inconsistent(ino, what));
                 }
                 self.named_inode(ino, entry)?;
@@ -356,14 +358,14 @@ impl Filesystem {
             let mut batch = Batch::new();
             let mut orphans = Vec::new();
             for (name, entry) in entries {
-                self.name(&mut batch, ino, name, None)?;
+                self.meta.put_dirent(&mut batch, ino, name, None)?;
                 orphans.extend(self.drop_link(&mut batch, entry, Timespec::now())?);
             }
             self.meta.apply(batch)?;
             drop((inodes, namespace, permit));
             for orphan in orphans {
                 if self.references.orphaned(orphan) {
-                    self.doomed.lock().push(orphan);
+                    self.pending_removals.lock().push(orphan);
                 }
             }
         }

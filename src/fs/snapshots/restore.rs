@@ -1,23 +1,27 @@
-//! Taking the live view, or one path of it, back to what a snapshot shows; and what differs.
+//! Restoring the live view, or one path of it, from a snapshot; and differences between snapshots.
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::types::{FileKind, NodeId};
-use super::views::{ViewError, ViewKind};
-use super::{Filesystem, FsError};
+use super::error::ViewError;
 use crate::audit::Record;
+use crate::fs::types::{FileKind, NodeId};
+use crate::fs::{Filesystem, FsError};
 use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::DirentRecord;
+use crate::meta::records::ViewKind;
 use crate::meta::{MetaError, View};
 use crate::snapshot::diff::{self, Change};
 use crate::snapshot::restore::{self, Restored};
 
 impl Filesystem {
-    /// Calls `emit` with everything that differs between two snapshots, or between one and the live
-    /// view (`to` is `None`), in the order of paths.
+    /// Calls `emit` with every difference between two snapshots, or between one and the live view
+    /// (`to` is `None`), in the order of paths.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or the metadata cannot be read.
     pub fn diff_views(
         &self,
         from: &str,
@@ -31,7 +35,7 @@ impl Filesystem {
         if to.is_none()
             && let Ok(_change) = self.begin_view_change()
         {
-            // The records know of a write once it is durable.
+            // Records contain a write only once it is durable.
             self.write_back();
             self.contents.sync_all()?;
         }
@@ -43,7 +47,11 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Takes the live view, or with `path` what is at that path in it, back to what a snapshot shows.
+    /// Restores the live view, or with `path` only what is at that path, from a snapshot.
+    ///
+    /// # Errors
+    /// There is no such snapshot, path or target directory, the volume is read-only, or it is full;
+    /// or the restore failed, and the next mount continues that of the whole view.
     pub fn restore(&self, snapshot: &str, path: Option<&Path>) -> Result<(), ViewError> {
         let restored = self.restore_unaudited(snapshot, path);
         let mut audited = Record::new("restore-snapshot")
@@ -74,14 +82,14 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Takes the live view back to what a snapshot shows. Newer snapshots stay. Whoever has a file
-    /// open that is not in the snapshot goes on with it as one without a name; who has one open that
-    /// changes may get EIO from it. Durable when this returns.
+    /// Restores the live view from a snapshot. Newer snapshots stay. An open file that is not in
+    /// the snapshot remains usable without a name; an open file that changes may return EIO.
+    /// Durable on return.
     fn restore_all(&self, target: Generation) -> Result<(), ViewError> {
         let _turn = self.viewing.lock();
         self.write_back();
         let restored = {
-            let pause = self.settle_contents()?;
+            let pause = self.sync_and_pause()?;
             let restored = self.restore_paused(target);
             drop(pause);
             restored.inspect_err(|error| {
@@ -91,23 +99,23 @@ impl Filesystem {
                 ));
             })?
         };
-        let committed = self.commit_with_room();
+        let committed = self.commit_with_reclaim();
         for ino in &restored.orphans {
-            self.after_drop(Some(*ino));
+            self.after_unlink(Some(*ino));
         }
-        // It is so, durably or not yet.
-        self.forget_restored(restored)?;
+        // It is restored, whether durably or not.
+        self.invalidate_restored(restored)?;
         Ok(committed?)
     }
 
-    /// Has the kernel forget what is not so any more.
-    fn forget_restored(&self, restored: Restored) -> Result<(), ViewError> {
+    /// Makes the kernel drop what has changed from its cache.
+    fn invalidate_restored(&self, restored: Restored) -> Result<(), ViewError> {
         let Some(cache) = self.cache() else {
             return Ok(());
         };
         let mut names = restored.names;
         let mut renewed = BTreeSet::new();
-        if cache.believes_itself() {
+        if cache.trusts_cached_attrs() {
             for ino in &restored.inodes {
                 let record = self.meta.inode(*ino, View::LIVE)?;
                 let is_file = record
@@ -132,8 +140,8 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Adds the directories and names in which these inodes are. Files do not say where they are, so
-    /// all names are looked at.
+    /// Adds the directories and names of these inodes. The record of a file does not say where it
+    /// is, so all names are read.
     fn names_of(
         &self,
         inos: &BTreeSet<Ino>,
@@ -167,12 +175,12 @@ impl Filesystem {
         let named = restored.named.iter();
         named.for_each(|ino| self.references.named_again(*ino));
         let is_named = |ino: &Ino| restored.named.contains(ino);
-        self.doomed.lock().retain(|ino| !is_named(ino));
+        self.pending_removals.lock().retain(|ino| !is_named(ino));
         self.contents.reload(restored.inodes.iter().copied())?;
         Ok(restored)
     }
 
-    /// All contents are durable, so a commit waits for none.
+    /// Commits if much is pending. All contents are durable, so the commit waits for none.
     fn commit_if_much(&self) -> Result<(), MetaError> {
         if self.meta.pending_bytes() > self.pending_limit() {
             self.meta.commit(self.meta.newest_batch(), &|| true)?;
@@ -180,13 +188,13 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Goes on with a restore that was cut off.
-    pub(super) fn finish_restore(&self) -> Result<(), FsError> {
+    /// Continues a restore that was interrupted.
+    pub(in crate::fs) fn finish_restore(&self) -> Result<(), FsError> {
         let target = self.meta.counters().restoring;
         if target == Generation(0) {
             return Ok(());
         }
-        tracing::info!("going on with taking the volume back to a snapshot");
+        tracing::info!("continuing a restore from a snapshot");
         let pause = self.meta.pause();
         let restored = self.restore_paused(target);
         drop(pause);

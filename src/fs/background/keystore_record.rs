@@ -1,30 +1,30 @@
-//! Telling the platform keystore where the volume's history stands.
+//! Recording the volume's newest commit in the platform keystore.
 //!
-//! The record is no part of the volume: while it cannot be written the volume is used on, since it
-//! was written once before the first change (see [`crate::volume::open()`]). What is lost meanwhile
-//! is protection: an older copy from after the last record would not be noticed. So a failure is
-//! logged, once for each kind and again when it is over, and shown in `status`; and an end that
-//! could not write the record is an error.
+//! The record is not part of the volume. While it cannot be written, the volume stays in use, since
+//! it was written once before the first change (see [`crate::volume::open()`]). Meanwhile
+//! protection is missing: an older copy from after the last record would not be noticed. So a
+//! failure is logged, once for each kind and again when it is over, and shown in `status`; and
+//! closing without writing the record is an error.
 
 use parking_lot::Mutex;
 
-use super::{Filesystem, FsError};
+use crate::fs::{Filesystem, FsError};
 use crate::keys::{ErrorKind, KeyError};
 
-/// How the last attempts went.
+/// Outcome of the last attempts.
 #[derive(Debug, Default)]
-pub(super) struct KeystoreState(Mutex<Attempts>);
+pub(in crate::fs) struct KeystoreState(Mutex<Attempts>);
 
 #[derive(Debug, Default)]
 struct Attempts {
     /// Why the last one failed.
     failure: Option<String>,
-    /// Kinds that were logged since one succeeded.
+    /// Kinds of failure that were logged since the last success.
     logged: Vec<ErrorKind>,
 }
 
 impl KeystoreState {
-    /// True where this is to be logged.
+    /// Notes a failure. True if it is to be logged.
     fn failed(&self, error: &KeyError) -> bool {
         let mut attempts = self.0.lock();
         attempts.failure = Some(error.to_string());
@@ -35,7 +35,7 @@ impl KeystoreState {
         is_new
     }
 
-    /// True where others failed before it.
+    /// Notes a success. True if attempts before it failed.
     fn succeeded(&self) -> bool {
         let mut attempts = self.0.lock();
         attempts.logged.clear();
@@ -44,16 +44,16 @@ impl KeystoreState {
 }
 
 impl Filesystem {
-    /// Tells the keystore of the newest commit, while the volume is in use.
-    pub(super) fn try_to_remember(&self, clean: bool) {
-        match self.remember(clean) {
+    /// Records the newest commit in the keystore while the volume is in use. A failure is logged.
+    pub(in crate::fs) fn record_in_keystore(&self, clean: bool) {
+        match self.write_keystore_record(clean) {
             Ok(()) if self.keystore.succeeded() => {
-                tracing::info!("the platform keystore knows of the newest commit again");
+                tracing::info!("the platform keystore has the newest commit again");
             }
             Err(error) if self.keystore.failed(&error) => {
                 tracing::error!(
                     %error,
-                    "the platform keystore cannot be told of commits: until it can, an older copy \
+                    "the platform keystore cannot record commits: until it can, an older copy \
                      that is put in the volume's place would not be noticed"
                 );
             }
@@ -61,17 +61,18 @@ impl Filesystem {
         }
     }
 
-    /// Tells the keystore of the last commit, after which nothing is told any more.
-    pub(super) fn remember_at_end(&self) -> Result<(), FsError> {
-        self.remember(true).map_err(FsError::NotRemembered)
+    /// Records the last commit in the keystore, after which nothing is recorded any more.
+    pub(in crate::fs) fn record_close_in_keystore(&self) -> Result<(), FsError> {
+        self.write_keystore_record(true)
+            .map_err(FsError::NotRemembered)
     }
 
-    /// Why the keystore does not know of the newest commit, if it does not.
-    pub(super) fn keystore_failure(&self) -> Option<String> {
+    /// Why the keystore does not have the newest commit, if that is so.
+    pub(in crate::fs) fn keystore_failure(&self) -> Option<String> {
         self.keystore.0.lock().failure.clone()
     }
 
-    fn remember(&self, clean: bool) -> Result<(), KeyError> {
+    fn write_keystore_record(&self, clean: bool) -> Result<(), KeyError> {
         let (newest, tags) = self.meta.file().durable();
         self.volume.remember(newest, tags, clean)
     }

@@ -1,10 +1,10 @@
-//! The directory that everything is written to.
+//! The output directory.
 //!
-//! It belongs to whoever runs this, is theirs alone from the start, and lies outside the volume.
-//! Every name is made relative to an open directory, as something that was not there before; no
-//! symbolic link is followed in the last component, and there is no other component. What was made is
-//! opened, looked at, and from then on reached by its descriptor alone: whatever the records say and
-//! whoever exchanges names, nothing outside is touched.
+//! It belongs to the user who runs this, is accessible to them alone from the start, and is outside
+//! of the volume. Every name is created relative to an open directory, as something that did not
+//! exist before. A name has a single component, and a symbolic link there is not followed. What was
+//! created is opened and checked, and from then on accessed only by its descriptor: whatever the
+//! records say and whoever exchanges names, nothing outside is touched.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -25,7 +25,7 @@ use crate::store::{SyncPolicy, os_error};
 use crate::sys::files::{sync, sync_filesystem};
 use crate::sys::identity::effective_user;
 
-/// The longest name that any filesystem takes.
+/// The longest name that any filesystem allows.
 const NAME_BYTES_MAX: usize = 255;
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -33,7 +33,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// What belongs to a file beside its contents.
+/// Attributes of a file.
 #[derive(Debug)]
 pub struct Attributes<'a> {
     /// Its inode.
@@ -42,39 +42,39 @@ pub struct Attributes<'a> {
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
-/// Something that could not be set, and why.
+/// An attribute that could not be set.
 pub type Unset = (String, io::Error);
 
-/// Why a directory is not written to.
+/// Why an output directory is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// The operating system says no; `DirectoryNotEmpty` if something is in it.
+pub enum OutputRefused {
+    /// The operating system refuses; `DirectoryNotEmpty` if the directory is not empty.
     #[error("{0}")]
     System(#[from] io::Error),
-    /// What is written there would be in somebody else's hands.
+    /// The directory belongs to another user, who could change what is written there.
     #[error("it belongs to user {owner}, not to user {user}")]
     Foreign {
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
-        /// Who asks.
+        /// The user who runs this.
         user: u32,
     },
-    /// Others may have put something there, or may yet.
+    /// Others may write to the directory, and may have done so.
     #[error("others may write to it (mode {0:04o})")]
     Shared(u32),
-    /// Nothing is written to a damaged volume.
+    /// The directory is within the damaged volume, which is never written to.
     #[error("it is within the volume")]
     WithinVolume,
 }
 
-/// The directory, mode 0700.
+/// The output directory, mode 0700.
 #[derive(Debug)]
-pub struct Out {
+pub struct OutputDir {
     root: OwnedFd,
     path: PathBuf,
-    /// Owners can be set and devices made.
+    /// Whether owners can be set and devices created.
     pub privileged: bool,
-    /// How what was written gets on the disk.
+    /// How output becomes durable.
     syncs: SyncPolicy,
 }
 
@@ -86,13 +86,14 @@ pub fn is_fatal(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.code()))
 }
 
-impl Out {
-    /// Makes the directory, or takes one that is empty, this user's, and writable by nobody else.
-    /// `volume`: the directory that it must not be within, not even by way of a bind mount.
+impl OutputDir {
+    /// Creates the directory, or accepts an existing one that is empty, belongs to this user and is
+    /// writable by nobody else. `volume` is a directory that it must not be within, not even by way
+    /// of a bind mount.
     ///
     /// # Errors
-    /// When it cannot be made or is none of these.
-    pub fn take(path: &Path, volume: Option<&Path>) -> Result<Self, Refused> {
+    /// The directory cannot be created, or is not acceptable.
+    pub fn prepare(path: &Path, volume: Option<&Path>) -> Result<Self, OutputRefused> {
         let forbidden = volume.map(directories_of).unwrap_or_default();
         let (parent, name) = open_parent(path, &forbidden)?;
         match rustix::fs::mkdirat(&parent, &name, Mode::RWXU) {
@@ -105,12 +106,13 @@ impl Out {
         let user = effective_user();
         if found.st_uid != user {
             let owner = found.st_uid;
-            return Err(Refused::Foreign { owner, user });
+            return Err(OutputRefused::Foreign { owner, user });
         }
         if found.st_mode & 0o022 != 0 {
-            return Err(Refused::Shared(found.st_mode & 0o7777));
+            return Err(OutputRefused::Shared(found.st_mode & 0o7777));
         }
-        // Before it is looked into: from here on nobody else gets in, open descriptor or not.
+        // Before its contents are checked: from here on nobody else gets in, even with an open
+        // descriptor.
         rustix::fs::fchmod(&root, Mode::RWXU)?;
         if !names_in(&root)?.is_empty() {
             return Err(os_error(Errno::ENOTEMPTY).into());
@@ -124,8 +126,11 @@ impl Out {
         })
     }
 
-    /// To be called with what is complete and about to be closed: it is on disk on return where it
-    /// has to be synced by itself.
+    /// Called for a complete file or directory that is about to be closed. It is durable on return
+    /// if it has to be synced individually.
+    ///
+    /// # Errors
+    /// It cannot be synced.
     pub fn complete(&self, file: impl AsFd) -> io::Result<()> {
         match self.syncs {
             SyncPolicy::AtOnce => Ok(()),
@@ -133,9 +138,12 @@ impl Out {
         }
     }
 
-    /// Makes everything durable, once all but the outermost directories has been [`complete`].
+    /// Makes everything durable, after all but the outermost directories have been [`complete`].
     ///
     /// [`complete`]: Self::complete
+    ///
+    /// # Errors
+    /// Something cannot be synced.
     pub fn sync_all(&self) -> io::Result<()> {
         if self.syncs.is_at_once() {
             return sync_filesystem(&self.root);
@@ -143,7 +151,7 @@ impl Out {
         for name in names_in(&self.root)? {
             match open_directory(self.root(), &name) {
                 Ok(directory) => sync(directory)?,
-                // A file.
+                // A file was synced already.
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
                 Err(error) => return Err(error),
             }
@@ -152,17 +160,20 @@ impl Out {
         sync(parent(self.root())?)
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory itself.
+    /// The open directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// Makes a directory below it where there is none, one component after the other.
+    /// Opens a directory below the output directory, and creates the missing components.
+    ///
+    /// # Errors
+    /// A component cannot be created or opened.
     pub fn directory(&self, path: &[&[u8]]) -> io::Result<OwnedFd> {
         let mut at = open_directory(self.root(), b".")?;
         for name in path {
@@ -177,22 +188,22 @@ impl Out {
     }
 }
 
-impl From<rustix::io::Errno> for Refused {
+impl From<rustix::io::Errno> for OutputRefused {
     fn from(error: rustix::io::Errno) -> Self {
         Self::System(error.into())
     }
 }
 
-/// What identifies a directory, whatever path leads to it.
+/// Identifies a directory, whatever path leads to it: device and inode.
 type Identity = (u64, u64);
 
-/// A volume's directory and those in it that could be mounted elsewhere by themselves. Those that
-/// cannot be read are left out: the volume is a damaged one.
+/// A volume's directory and its subdirectories, each of which could be bind-mounted elsewhere.
+/// Unreadable ones are left out, since the volume is damaged.
 fn directories_of(volume: &Path) -> Vec<Identity> {
     let mut found = Vec::new();
     let mut ahead = vec![(volume.to_path_buf(), 0)];
     while let Some((path, depth)) = ahead.pop() {
-        // The volume itself may be named by a descriptor's entry in /proc, which is a link.
+        // The volume may be given as a descriptor's entry in /proc, which is a link.
         let metadata = match depth {
             0 => std::fs::metadata(&path),
             _ => std::fs::symlink_metadata(&path),
@@ -213,18 +224,18 @@ fn directories_of(volume: &Path) -> Vec<Identity> {
     found
 }
 
-fn refuse_within(found: &Stat, forbidden: &[Identity]) -> Result<(), Refused> {
+fn refuse_within(found: &Stat, forbidden: &[Identity]) -> Result<(), OutputRefused> {
     if forbidden.contains(&(found.st_dev, found.st_ino)) {
-        return Err(Refused::WithinVolume);
+        return Err(OutputRefused::WithinVolume);
     }
     Ok(())
 }
 
-/// The directory that `path` is in and its name there. No link is followed that was put in a
-/// component's place after the path was looked up.
-fn open_parent(path: &Path, forbidden: &[Identity]) -> Result<(OwnedFd, PathBuf), Refused> {
+/// The parent directory of `path` and the name in it. A symbolic link that replaced a component
+/// after the path was resolved is not followed.
+fn open_parent(path: &Path, forbidden: &[Identity]) -> Result<(OwnedFd, PathBuf), OutputRefused> {
     let absolute = std::path::absolute(path)?;
-    let invalid = || Refused::System(io::ErrorKind::InvalidInput.into());
+    let invalid = || OutputRefused::System(io::ErrorKind::InvalidInput.into());
     let name = PathBuf::from(absolute.file_name().ok_or_else(invalid)?);
     let parent = std::fs::canonicalize(absolute.parent().ok_or_else(invalid)?)?;
     let flags = DIRECTORY.union(OFlags::PATH);
@@ -238,7 +249,7 @@ fn open_parent(path: &Path, forbidden: &[Identity]) -> Result<(OwnedFd, PathBuf)
     Ok((at, name))
 }
 
-/// True for a name that may stand in a directory.
+/// True for a valid file name.
 pub fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..")
         && name.len() <= NAME_BYTES_MAX
@@ -271,7 +282,10 @@ fn open_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(at, name, DIRECTORY, Mode::empty())?)
 }
 
-/// Makes a directory, mode 0700, and opens it.
+/// Creates a directory, mode 0700, and opens it.
+///
+/// # Errors
+/// The name is not valid or exists, or something else replaced the directory.
 pub fn make_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     let name = checked(name)?;
     rustix::fs::mkdirat(at, name, Mode::RWXU)?;
@@ -286,19 +300,29 @@ fn exchanged() -> io::Error {
     io::Error::other("something else is where it was made")
 }
 
-/// The directory that this one is in. Whoever made this one has moved nothing since.
+/// Opens the parent of a directory. Directories that this program created have not been moved.
+///
+/// # Errors
+/// The parent cannot be opened.
 pub fn parent(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     open_directory(of, b"..")
 }
 
-/// Makes a plain file, mode 0600, to be written.
+/// Creates a plain file, mode 0600, and opens it for writing.
+///
+/// # Errors
+/// The name is not valid or exists, or the file cannot be created.
 pub fn make_file(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     Ok(rustix::fs::openat(at, checked(name)?, flags, mode)?.into())
 }
 
-/// Makes what is neither a plain file nor a directory; it is not opened, only held (`O_PATH`).
+/// Creates something other than a plain file or a directory. It is not opened, only referenced
+/// (`O_PATH`).
+///
+/// # Errors
+/// The name is not valid or exists, it cannot be created, or something else replaced it.
 pub fn make_other(at: BorrowedFd<'_>, name: &[u8], inode: &InodeRecord) -> io::Result<OwnedFd> {
     let name = checked(name)?;
     let kind = match inode.kind {
@@ -329,7 +353,8 @@ pub fn make_other(at: BorrowedFd<'_>, name: &[u8], inode: &InodeRecord) -> io::R
     Ok(made)
 }
 
-/// A device number of a record (minor bits 0 to 7 at 0, major at 8, the other minor bits at 20).
+/// Decodes a device number of a record (minor bits 0 to 7 at 0, major at 8, the other minor bits at
+/// 20).
 fn device(rdev: u32) -> u64 {
     let major = (rdev >> 8) & 0xFFF;
     let minor = (rdev & 0xFF) | ((rdev >> 12) & 0xF_FF00);
@@ -337,6 +362,9 @@ fn device(rdev: u32) -> u64 {
 }
 
 /// Gives a file a further name.
+///
+/// # Errors
+/// A name is not valid, or the link cannot be made.
 pub fn link(
     from: BorrowedFd<'_>,
     name: &[u8],
@@ -353,12 +381,18 @@ pub fn link(
     )?)
 }
 
-/// Takes away a name that is no directory's.
+/// Removes a name of anything but a directory.
+///
+/// # Errors
+/// The name is not valid, or it cannot be removed.
 pub fn unlink(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(at, checked(name)?, AtFlags::empty())?)
 }
 
-/// Takes away an empty directory.
+/// Removes an empty directory.
+///
+/// # Errors
+/// The name is not valid, or the directory cannot be removed.
 pub fn remove_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(
         at,
@@ -389,13 +423,14 @@ fn owner_of(inode: &InodeRecord) -> (Option<Uid>, Option<Gid>) {
     )
 }
 
-/// Access control lists come after the mode, which would change them.
+/// Access control lists are set after the mode, which would change them.
 fn is_acl(name: &[u8]) -> bool {
     name.starts_with(b"system.posix_acl_")
 }
 
-/// Owner, attributes, mode and times of an open file or directory, in this order: each may change what
-/// was set after it. `chown` says whether to set the owner.
+/// Sets owner, attributes, mode and times of an open file or directory, in this order, since each
+/// may change what was set after it. `chown` says whether to set the owner. Returns what could not
+/// be set.
 pub fn finish_open(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool) -> Vec<Unset> {
     let inode = attributes.inode;
     let mut unset = Vec::new();
@@ -423,7 +458,8 @@ pub fn finish_open(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool)
     unset
 }
 
-/// Owner, attributes, mode and times of what [`make_other`] has made.
+/// Sets owner, attributes, mode and times of what [`make_other`] created. Returns what could not be
+/// set.
 pub fn finish_other(made: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bool) -> Vec<Unset> {
     let inode = attributes.inode;
     let mut unset = Vec::new();
@@ -437,8 +473,8 @@ pub fn finish_other(made: BorrowedFd<'_>, attributes: &Attributes<'_>, chown: bo
         let flags = AtFlags::EMPTY_PATH;
         note("owner", rustix::fs::chownat(made, "", user, group, flags));
     }
-    // There are no calls that take such a descriptor; its entry in /proc leads to the inode itself, be
-    // it a symbolic link.
+    // No system call accepts such a descriptor. Its entry in /proc leads to the inode itself, even
+    // if that is a symbolic link.
     let path = Path::new("/proc/self/fd").join(made.as_raw_fd().to_string());
     for (name, value) in attributes.xattrs {
         let name_of = OsStr::from_bytes(name);
@@ -466,7 +502,7 @@ mod tests {
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let out = Out::take(&dir.path().join("out"), None).unwrap();
+        let out = OutputDir::prepare(&dir.path().join("out"), None).unwrap();
         for name in [
             &b".."[..],
             b".",
@@ -486,7 +522,7 @@ mod tests {
         assert!(make_file(out.root(), b"link").is_err());
         assert!(make_directory(out.root(), b"link").is_err());
         assert!(out.directory(&[b"link"]).is_err());
-        assert!(Out::take(&dir.path().join("out"), None).is_err());
+        assert!(OutputDir::prepare(&dir.path().join("out"), None).is_err());
     }
 
     #[test]

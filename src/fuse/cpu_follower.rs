@@ -1,22 +1,23 @@
-//! Keeps the reading thread on the CPU of the program that calls.
+//! Keeps the reading thread on the CPU of the calling program.
 //!
-//! Why: on a machine with few CPUs, a virtual one above all, waking a thread that sleeps on
-//! another, idle CPU costs 50 to 100 µs, twice a request; on the same CPU the pair costs 7 to
-//! 10 µs. The scheduler finds the good placement by luck only. So the reading thread looks up now
-//! and then where its caller last ran (field 39 of `/proc/PID/stat`, see proc(5)) and moves there.
+//! Reason: on a machine with few CPUs, especially a virtual one, waking a thread that sleeps on
+//! another, idle CPU costs 50 to 100 µs, twice for each request; on the same CPU the pair costs 7
+//! to 10 µs. The scheduler finds the good placement only by luck. So the reading thread looks up
+//! from time to time where its caller last ran (field 39 of `/proc/PID/stat`, see proc(5)) and
+//! moves there.
 //!
 //! It must never make a machine slower than it would be without:
-//! - one allowed CPU: nothing to choose, nothing is done;
-//! - several programs calling in turns: one placement cannot suit them all, so the thread is set
-//!   free, and it is tried again only after a while, later each time;
-//! - a CPU outside the thread's own cpuset is never asked for;
-//! - `/proc/PID/stat` of a program in the midst of `execve` is not to be had before the files that
-//!   this closes have been flushed, which is a request to this very thread: so another thread looks
-//!   it up ([`Prober`]), and the reading thread never waits for the answer. That thread holds no
-//!   descriptor: while it waits it must not keep `/dev/fuse` open when the daemon is killed, or
-//!   the kernel would never end the requests that it waits for;
-//! - callers that cannot be looked up (pid 0: the kernel itself, or another pid namespace; hidden
-//!   `/proc`) change nothing, and if there are many of them the thread is set free.
+//! - With one allowed CPU there is nothing to choose, and nothing is done.
+//! - If several programs call in turns, one placement cannot suit them all. The thread is released,
+//!   and this is tried again only later, with increasing delays.
+//! - A CPU outside the thread's own cpuset is never requested.
+//! - `/proc/PID/stat` of a program in the middle of `execve` cannot be read before the files that
+//!   this closes have been flushed, which is a request to this very thread. So another thread reads
+//!   it ([`Prober`]), and the reading thread never waits for the answer. That thread holds no
+//!   descriptor: while it waits it must not keep `/dev/fuse` open when the daemon is killed, or the
+//!   kernel would never end the requests that it waits for.
+//! - Callers that cannot be looked up (pid 0: the kernel itself, or another pid namespace; hidden
+//!   `/proc`) change nothing, and if there are many of them the thread is released.
 
 use std::fs::File;
 use std::io::Read;
@@ -26,42 +27,44 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::sys::process::{CpuSet, close_descriptors_of_this_thread};
 
-/// Requests between two lookups of one caller that stays.
+/// Requests between two lookups of a caller that stays the same.
 const REQUESTS_A_LOOKUP: u32 = 64;
-/// Requests before a caller that has just come is looked up.
+/// Requests before a new caller is looked up.
 const REQUESTS_OF_A_NEW_CALLER: u32 = 8;
-/// Callers remembered to tell programs that take turns from programs that follow each other.
+/// Recent callers that are kept, to distinguish programs that alternate from programs that follow
+/// each other.
 const REMEMBERED_CALLERS: usize = 4;
 /// Requests for which the thread is left alone, at first and at most.
 const REST_REQUESTS: (u32, u32) = (512, 16_384);
 
-/// Requests until an answer that was not there is asked for again.
+/// Requests until a pending answer is asked for again.
 const REQUESTS_UNTIL_ANSWER: u32 = 4;
 
-/// Where a caller runs.
+/// The CPU on which a caller runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Whereabouts {
+pub(super) enum CallerCpu {
     /// On this CPU.
     Cpu(usize),
-    /// That cannot be said.
+    /// It is not known.
     Unknown,
-    /// The answer is not there yet.
+    /// The answer is pending.
     Pending,
 }
 
-/// The machine as the follower sees it.
+/// Operations of the machine that the follower uses.
 pub(super) trait Machine {
-    /// CPU on which the thread last ran.
-    fn cpu_of(&mut self, pid: u32) -> Whereabouts;
-    /// Moves the calling thread to that CPU; false when that is not allowed.
+    /// The CPU on which the thread last ran.
+    fn cpu_of(&mut self, pid: u32) -> CallerCpu;
+    /// Moves the calling thread to that CPU. False if that is not allowed.
     fn move_to(&mut self, cpu: usize) -> bool;
-    /// Lets the calling thread run wherever it was first allowed to.
+    /// Lets the calling thread run on every CPU that it was first allowed to use.
     fn set_free(&mut self);
 }
 
-/// See the module's first lines. All calls must come from one thread, the one that is moved.
+/// Moves the reading thread to the CPU of its caller. All calls must come from one thread, the one
+/// that is moved.
 #[derive(Debug)]
-pub(super) struct Follower<M> {
+pub(super) struct CpuFollower<M> {
     machine: M,
     recent: [u32; REMEMBERED_CALLERS],
     requests: u32,
@@ -71,7 +74,7 @@ pub(super) struct Follower<M> {
     next_rest: u32,
 }
 
-impl<M: Machine> Follower<M> {
+impl<M: Machine> CpuFollower<M> {
     pub(super) fn new(machine: M) -> Self {
         Self {
             machine,
@@ -84,7 +87,7 @@ impl<M: Machine> Follower<M> {
         }
     }
 
-    /// To be told of every request.
+    /// Called for every request.
     pub(super) fn request_from(&mut self, pid: u32) {
         if pid == 0 {
             return;
@@ -94,7 +97,7 @@ impl<M: Machine> Follower<M> {
             return;
         }
         self.requests += 1;
-        let new_caller = self.remember(pid);
+        let new_caller = self.note_caller(pid);
         let due = self.requests >= REQUESTS_A_LOOKUP
             || (new_caller && self.requests >= REQUESTS_OF_A_NEW_CALLER);
         if due {
@@ -102,9 +105,9 @@ impl<M: Machine> Follower<M> {
         }
     }
 
-    /// Counts a turn when the caller was here before and another one was in between. True when
-    /// the caller is not among those remembered.
-    fn remember(&mut self, pid: u32) -> bool {
+    /// Counts a turn if the caller called before and another one called in between. True if the
+    /// caller is not among the recent ones.
+    fn note_caller(&mut self, pid: u32) -> bool {
         if self.recent[0] == pid {
             return false;
         }
@@ -118,20 +121,20 @@ impl<M: Machine> Follower<M> {
 
     fn look_up(&mut self, pid: u32) {
         let taking_turns = self.turns * 4 > self.requests;
-        let whereabouts = if taking_turns {
-            Whereabouts::Unknown
+        let caller_cpu = if taking_turns {
+            CallerCpu::Unknown
         } else {
             self.machine.cpu_of(pid)
         };
-        if whereabouts == Whereabouts::Pending {
+        if caller_cpu == CallerCpu::Pending {
             self.requests = REQUESTS_A_LOOKUP - REQUESTS_UNTIL_ANSWER;
             return;
         }
         self.requests = 0;
         self.turns = 0;
-        match whereabouts {
-            Whereabouts::Cpu(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
-            Whereabouts::Cpu(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
+        match caller_cpu {
+            CallerCpu::Cpu(cpu) if self.moved_to == Some(cpu) => self.next_rest = REST_REQUESTS.0,
+            CallerCpu::Cpu(cpu) if self.machine.move_to(cpu) => self.moved_to = Some(cpu),
             _ => self.rest(),
         }
     }
@@ -153,7 +156,7 @@ pub(super) struct ThisMachine {
 }
 
 impl ThisMachine {
-    /// `None` when there is nothing to choose.
+    /// `None` if there is only one CPU to choose.
     pub(super) fn with_a_choice() -> Option<Self> {
         let allowed = CpuSet::allowed().ok()?;
         if allowed.len() < 2 {
@@ -167,7 +170,7 @@ impl ThisMachine {
 }
 
 impl Machine for ThisMachine {
-    fn cpu_of(&mut self, pid: u32) -> Whereabouts {
+    fn cpu_of(&mut self, pid: u32) -> CallerCpu {
         self.prober.ask(pid)
     }
 
@@ -177,12 +180,12 @@ impl Machine for ThisMachine {
     }
 
     fn set_free(&mut self) {
-        // Fails only when a cpuset took all these CPUs away, and then the kernel has chosen others.
+        // Fails only if a cpuset has removed all these CPUs; then the kernel has chosen others.
         let _ = self.allowed.apply_to_this_thread();
     }
 }
 
-/// A question and an answer between the reading thread and the one that reads `/proc`.
+/// A question and an answer between the reading thread and the thread that reads `/proc`.
 #[derive(Debug, Default)]
 struct Slot {
     question: Option<u32>,
@@ -190,13 +193,20 @@ struct Slot {
     ended: bool,
 }
 
-/// Looks up callers on a thread of its own, which may be held up for long.
+/// Looks up callers on a separate thread, which may be blocked for long.
 #[derive(Debug)]
-struct Prober(Arc<(Mutex<Slot>, Condvar)>);
+struct Prober(Arc<Mailbox>);
+
+/// The slot, and the signal that its state has changed.
+#[derive(Debug, Default)]
+struct Mailbox {
+    slot: Mutex<Slot>,
+    changed: Condvar,
+}
 
 impl Prober {
     fn start() -> std::io::Result<Self> {
-        let shared = Arc::new((Mutex::new(Slot::default()), Condvar::new()));
+        let shared = Arc::new(Mailbox::default());
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("prober".to_owned())
@@ -204,18 +214,15 @@ impl Prober {
         Ok(Self(shared))
     }
 
-    /// The answer, if it is there; else the question is put.
-    fn ask(&self, pid: u32) -> Whereabouts {
-        let (slot, wake) = &*self.0;
-        let mut slot = slot.lock();
+    /// Returns the answer if there is one; otherwise submits the question.
+    fn ask(&self, pid: u32) -> CallerCpu {
+        let mut slot = self.0.slot.lock();
         match slot.answer.take() {
-            Some((asked, cpu)) if asked == pid => {
-                cpu.map_or(Whereabouts::Unknown, Whereabouts::Cpu)
-            }
+            Some((asked, cpu)) if asked == pid => cpu.map_or(CallerCpu::Unknown, CallerCpu::Cpu),
             _ => {
                 slot.question = Some(pid);
-                wake.notify_one();
-                Whereabouts::Pending
+                self.0.changed.notify_one();
+                CallerCpu::Pending
             }
         }
     }
@@ -223,19 +230,19 @@ impl Prober {
 
 impl Drop for Prober {
     fn drop(&mut self) {
-        self.0.0.lock().ended = true;
-        self.0.1.notify_one();
+        self.0.slot.lock().ended = true;
+        self.0.changed.notify_one();
     }
 }
 
-fn probe((slot, wake): &(Mutex<Slot>, Condvar)) {
+fn probe(mailbox: &Mailbox) {
     if let Err(error) = close_descriptors_of_this_thread() {
         tracing::debug!(%error, "callers are not followed");
         return;
     }
     loop {
         let pid = {
-            let mut slot = slot.lock();
+            let mut slot = mailbox.slot.lock();
             loop {
                 if slot.ended {
                     return;
@@ -243,11 +250,11 @@ fn probe((slot, wake): &(Mutex<Slot>, Condvar)) {
                 if let Some(pid) = slot.question.take() {
                     break pid;
                 }
-                wake.wait(&mut slot);
+                mailbox.changed.wait(&mut slot);
             }
         };
         let cpu = read_cpu(pid);
-        slot.lock().answer = Some((pid, cpu));
+        mailbox.slot.lock().answer = Some((pid, cpu));
     }
 }
 
@@ -280,11 +287,11 @@ mod tests {
     }
 
     impl Machine for Fake {
-        fn cpu_of(&mut self, pid: u32) -> Whereabouts {
+        fn cpu_of(&mut self, pid: u32) -> CallerCpu {
             self.lookups += 1;
             self.cpus
                 .get(&pid)
-                .map_or(Whereabouts::Unknown, |cpu| Whereabouts::Cpu(*cpu))
+                .map_or(CallerCpu::Unknown, |cpu| CallerCpu::Cpu(*cpu))
         }
         fn move_to(&mut self, cpu: usize) -> bool {
             if cpu < self.allowed {
@@ -297,8 +304,8 @@ mod tests {
         }
     }
 
-    fn follower(cpus: &[(u32, usize)]) -> Follower<Fake> {
-        Follower::new(Fake {
+    fn follower(cpus: &[(u32, usize)]) -> CpuFollower<Fake> {
+        CpuFollower::new(Fake {
             cpus: cpus.iter().copied().collect(),
             allowed: 2,
             ..Fake::default()
@@ -381,9 +388,9 @@ mod tests {
         };
         let cpu = loop {
             match machine.cpu_of(std::process::id()) {
-                Whereabouts::Cpu(cpu) => break cpu,
-                Whereabouts::Unknown => panic!("this process is not found"),
-                Whereabouts::Pending => std::thread::yield_now(),
+                CallerCpu::Cpu(cpu) => break cpu,
+                CallerCpu::Unknown => panic!("this process is not found"),
+                CallerCpu::Pending => std::thread::yield_now(),
             }
         };
         assert!(cpu < CpuSet::LIMIT);
@@ -392,7 +399,7 @@ mod tests {
         assert_eq!(processor_field(stat.as_bytes()), Some(39));
         assert_eq!(processor_field(b"12 (a) S 1 2"), None);
         assert_eq!(processor_field(b""), None);
-        while machine.cpu_of(0) == Whereabouts::Pending {
+        while machine.cpu_of(0) == CallerCpu::Pending {
             std::thread::yield_now();
         }
         assert_eq!(read_cpu(0), None);

@@ -1,25 +1,29 @@
-//! Making volumes from images.
+//! Deploying and exporting images.
 //!
-//! An image is held while something is made from it, so it cannot be deleted meanwhile; and nothing is
-//! trimmed: what its records name must be there when its objects are taken over.
+//! An image is held meanwhile, so that it cannot be deleted, and nothing is trimmed: the objects
+//! that its records name must exist when they are taken over.
 
 use std::io::Write;
 use std::sync::Arc;
 
-use super::Filesystem;
-use super::views::{ViewError, ViewKind};
+use super::error::ViewError;
 use crate::audit::Record;
+use crate::fs::Filesystem;
 use crate::image::{
     DeployOptions, Deployed, ExportOptions, Exported, Progress, Source, deploy, export,
 };
 use crate::meta::View;
+use crate::meta::records::ViewKind;
 use crate::meta::records::ViewRecord;
 use crate::sealed::PAGE_BYTES;
 use crate::store::Store;
 
 impl Filesystem {
-    /// Makes a volume of its own from an image, in an empty directory; see [`crate::image`]. Durable
-    /// when this returns.
+    /// Creates a volume from an image, in an empty directory; see [`crate::image`]. It is durable
+    /// on return.
+    ///
+    /// # Errors
+    /// There is no such image, the volume is read-only, or the new volume cannot be created.
     pub fn deploy_image(
         &self,
         name: &str,
@@ -32,14 +36,15 @@ impl Filesystem {
         let image = held.inspect_err(refused)?;
         let _no_trimming = self.trimming.read();
         self.freeze(&image.record).inspect_err(refused)?;
-        // Pages that have only space set aside count too: it may end a little earlier.
+        // Reserved pages count too, so the progress may end a little earlier.
         let bytes = image.record.pages.saturating_mul(PAGE_BYTES as u64);
         progress.begin(bytes);
         let deployed = deploy(&self.source(&image.record), target, options, progress)?;
         Ok(deployed)
     }
 
-    /// From now on nothing of an image is written in place, also when the image is gone.
+    /// Makes sure that nothing of the image is written in place from now on, even after the image
+    /// is deleted.
     fn freeze(&self, image: &ViewRecord) -> Result<(), ViewError> {
         if self.meta.counters().frozen < image.generation {
             let _change = self.begin_view_change()?;
@@ -49,7 +54,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// The record of a deployment that was refused before a volume was begun.
+    /// The audit record of a deployment that was refused before the new volume was begun.
     pub fn refused_deployment(&self, image: &str) -> Record {
         Record::new("deploy-image")
             .with_text("source_volume", self.volume.header.volume_id())
@@ -57,6 +62,9 @@ impl Filesystem {
     }
 
     /// Writes an image as one sealed stream; see [`crate::image`].
+    ///
+    /// # Errors
+    /// There is no such image, or it cannot be read, sealed or written.
     pub fn export_image(
         &self,
         name: &str,

@@ -1,188 +1,47 @@
-//! Taking, dropping, renaming and listing views: snapshots and images.
+//! Taking, deleting, renaming and listing views: snapshots and images.
 //!
-//! A view holds everything that any program had written when it was taken. Order: the kernel sends
-//! what it holds back; contents are made durable in rounds, while writing goes on, until little is
-//! left; everybody is kept out for as long as that little takes; the generation is raised and the
-//! view's row added; the commit that says so; the answer. It is one instant for all files, and what
-//! was fsynced after another write is never there without it.
+//! A view contains everything that any program had written when it was taken. Order: the kernel
+//! sends its dirty pages; contents are made durable in rounds, while writing goes on, until little
+//! is left; all changes are paused for the rest; the generation is raised and the view's row added;
+//! that is committed; the caller gets the answer. The view is one instant for all files, and a
+//! write in it that was synced never appears without the writes before it.
 //!
-//! Dropping: the view is not found any more; the commit that says it is leaving; only then what it
-//! alone sees may be written over and dropped, which the background thread does
+//! Deletion: the view is hidden from lookups; the commit that marks it as leaving; only then may
+//! what only this view saw be overwritten and dropped, which the background thread does
 //! ([`crate::snapshot::purge`]).
 
 use std::time::Duration;
 
 use parking_lot::RwLockReadGuard;
 
-use super::types::NodeId;
-use super::views_directory::now;
-use super::{Filesystem, FsError};
+use super::error::{ReadOnlyBecause, ViewError, shut_down_error};
 use crate::audit::Record;
-use crate::errno::Errno;
+use crate::fs::types::NodeId;
+use crate::fs::{Filesystem, FsError};
 use crate::ids::{Generation, ViewId};
-use crate::image::ImageError;
-use crate::meta::records::{ViewRecord, ViewState};
-use crate::meta::{MetaError, Pause};
-use crate::object::ObjectError;
+use crate::meta::Pause;
+use crate::meta::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use crate::sealed::PAGE_BYTES;
 use crate::snapshot;
 use crate::snapshot::usage::HeldAlone;
 
-pub use crate::meta::records::{Timespec, ViewKind};
-pub use crate::snapshot::diff::{Change, ChangeKind};
-
-/// The longest name of a view, in bytes, as that of a file.
-pub const VIEW_NAME_BYTES_MAX: usize = super::NAME_BYTES_MAX;
+/// The longest name of a view, in bytes, as for a file.
+pub const VIEW_NAME_BYTES_MAX: usize = crate::fs::NAME_BYTES_MAX;
 /// The longest description, in bytes.
 pub const DESCRIPTION_BYTES_MAX: usize = 4096;
 /// How often contents are made durable while writing goes on ...
 const ROUNDS: u32 = 8;
-/// ... unless so few pages were left by the last time.
+/// ... unless at most this number of pages is left.
 const FEW_PAGES: u64 = 256;
-/// Less than the time between two ticks of the kernel's clock.
+/// Less than the period of the kernel's clock.
 const TICK_FRACTION: Duration = Duration::from_micros(250);
 
-/// What can go wrong with a view.
-#[derive(Debug, thiserror::Error)]
-pub enum ViewError {
-    /// There is none of that name.
-    #[error("there is no {} {name:?}", .kind.noun())]
-    NotFound {
-        /// What was looked for.
-        kind: ViewKind,
-        /// By this name.
-        name: String,
-    },
-    /// There is one of that name.
-    #[error("there is {} {name:?} already", .kind.with_article())]
-    Exists {
-        /// What is there.
-        kind: ViewKind,
-        /// By this name.
-        name: String,
-    },
-    /// It cannot be called that.
-    #[error("{name:?} is no name for a snapshot or image: {why}")]
-    BadName {
-        /// What was given.
-        name: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// A file or directory in it is open.
-    #[error("the {} {name:?} is in use: something in it is open", .kind.noun())]
-    Busy {
-        /// What is in use.
-        kind: ViewKind,
-        /// By this name.
-        name: String,
-    },
-    /// There are as many as can be.
-    #[error("the volume has as many snapshots and images as it can have")]
-    TooMany,
-    /// Nothing may change.
-    #[error("the volume is read-only")]
-    ReadOnly(ReadOnlyBecause),
-    /// The path is not in the view.
-    #[error("there is no {path:?} in the {} {name:?}", .kind.noun())]
-    NoSuchPath {
-        /// Where it was looked for.
-        kind: ViewKind,
-        /// By this name.
-        name: String,
-        /// What was looked for.
-        path: String,
-    },
-    /// There is no place for what is to be restored.
-    #[error("there is no directory {path:?} now to restore into")]
-    NoDirectory {
-        /// The directory that held it.
-        path: String,
-    },
-    /// Nothing can be made from an image, or nothing imported.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The filesystem failed.
-    #[error(transparent)]
-    Fs(#[from] FsError),
-}
-
-/// Why nothing may change.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ReadOnlyBecause {
-    /// It is a copy of a volume, or may be one.
-    Copy,
-    /// It was opened to be read.
-    Opened,
-    /// It was opened for writing, and is read-only for now.
-    Remounted,
-    /// Writing has failed before.
-    Failed,
-    /// The kernel says so, and nothing more.
-    Unknown,
-}
-
-impl ViewKind {
-    /// What people call it.
-    pub const fn noun(self) -> &'static str {
-        match self {
-            Self::Snapshot => "snapshot",
-            Self::Image => "image",
-        }
-    }
-}
-
-impl ViewKind {
-    const fn with_article(self) -> &'static str {
-        match self {
-            Self::Snapshot => "a snapshot",
-            Self::Image => "an image",
-        }
-    }
-}
-
-impl ViewError {
-    /// What a caller of the filesystem is told.
-    pub fn errno(&self) -> Errno {
-        match self {
-            Self::NotFound { .. } | Self::NoSuchPath { .. } | Self::NoDirectory { .. } => {
-                Errno::ENOENT
-            }
-            Self::Exists { .. } => Errno::EEXIST,
-            Self::BadName { name, .. } if name.len() > VIEW_NAME_BYTES_MAX => Errno::ENAMETOOLONG,
-            Self::BadName { .. } => Errno::EINVAL,
-            Self::Busy { .. } => Errno::EBUSY,
-            Self::TooMany => Errno::EMLINK,
-            Self::ReadOnly(_) => Errno::EROFS,
-            Self::Image(error) => error.errno(),
-            Self::Fs(error) => error.errno(),
-        }
-    }
-}
-
-macro_rules! by_way_of_fs_error {
-    ($($error:ty),*) => {
-        $(impl From<$error> for ViewError {
-            fn from(error: $error) -> Self {
-                Self::Fs(error.into())
-            }
-        })*
-    };
-}
-by_way_of_fs_error!(MetaError, ObjectError);
-
-impl From<Errno> for ViewError {
-    fn from(errno: Errno) -> Self {
-        Self::Fs(errno.into())
-    }
-}
-
-/// What is known of a view.
+/// Properties of a view.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ViewInfo {
-    /// Its number.
+    /// Its id.
     pub id: u16,
-    /// What it is kept for.
+    /// Its kind.
     pub kind: ViewKind,
     /// Its name.
     pub name: String,
@@ -190,15 +49,15 @@ pub struct ViewInfo {
     pub created: Timespec,
     /// The newest generation that it sees.
     pub generation: u64,
-    /// Bytes of sealed pages and of records that it sees.
+    /// Bytes of sealed pages and records that it refers to.
     pub refers_bytes: u64,
-    /// Bytes of them that nothing else sees: what deleting it gives back.
+    /// Bytes of them that nothing else refers to: what deleting it would give back.
     pub used_bytes: u64,
-    /// Inodes that it sees.
+    /// Number of its inodes.
     pub inodes: u64,
     /// The snapshot that it was made from; empty for the live view.
     pub from: String,
-    /// What people say of it.
+    /// Its description.
     pub description: String,
 }
 
@@ -219,20 +78,20 @@ impl ViewInfo {
     }
 }
 
-/// What is done with a view.
+/// A change of a view, for the audit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum ViewChange {
+pub(in crate::fs) enum ViewChange {
     Create,
     Delete,
     Rename,
 }
 
-/// A view that cannot be deleted for as long as this is there.
+/// A view that cannot be deleted while this value exists.
 #[derive(Debug)]
-pub(super) struct HeldView<'a> {
+pub(in crate::fs) struct HeldView<'a> {
     filesystem: &'a Filesystem,
     node: NodeId,
-    pub(super) record: ViewRecord,
+    pub(in crate::fs) record: ViewRecord,
 }
 
 impl Drop for HeldView<'_> {
@@ -242,10 +101,14 @@ impl Drop for HeldView<'_> {
 }
 
 impl Filesystem {
-    /// Finds a view and holds it, as one does who opens a file in it.
-    pub(super) fn hold_view(&self, kind: ViewKind, name: &str) -> Result<HeldView<'_>, ViewError> {
+    /// Finds a view and holds it, as an open file in it would.
+    pub(in crate::fs) fn hold_view(
+        &self,
+        kind: ViewKind,
+        name: &str,
+    ) -> Result<HeldView<'_>, ViewError> {
         let _turn = self.viewing.lock();
-        let (id, record) = self.found_view(kind, name)?;
+        let (id, record) = self.existing_view(kind, name)?;
         let node = NodeId::root_of(id);
         self.references.opened(node, false);
         Ok(HeldView {
@@ -255,8 +118,11 @@ impl Filesystem {
         })
     }
 
-    /// Keeps a view of what is there now, or, with `from`, of what that snapshot shows. It is
-    /// durable when this returns.
+    /// Takes a view of the current state or, with `from`, of that snapshot. Durable on return.
+    ///
+    /// # Errors
+    /// The name is not allowed or exists, there is no such snapshot, the volume has too many views,
+    /// is read-only or full, or something could not be made durable.
     pub fn create_view(
         &self,
         kind: ViewKind,
@@ -297,7 +163,7 @@ impl Filesystem {
             kind,
             state: ViewState::Kept,
             generation: Generation(0),
-            created: now(),
+            created: Timespec::now(),
             pages: 0,
             inodes: 0,
             record_bytes: 0,
@@ -308,7 +174,7 @@ impl Filesystem {
         let made = match from {
             None => self.take_view(record)?,
             Some(from) => {
-                let (_, source) = self.found_view(ViewKind::Snapshot, from)?;
+                let (_, source) = self.existing_view(ViewKind::Snapshot, from)?;
                 let record = ViewRecord {
                     generation: source.generation,
                     pages: source.pages,
@@ -320,8 +186,8 @@ impl Filesystem {
             }
         };
         let (id, record) = made.ok_or(ViewError::TooMany)?;
-        if let Err(error) = self.commit_with_room() {
-            // Who is told that there is none finds none.
+        if let Err(error) = self.commit_with_reclaim() {
+            // A caller that gets an error must not find the view.
             self.meta.hide_view(id, true);
             if self.meta.write_leaving(id).is_ok() {
                 let _pause = self.meta.pause();
@@ -334,19 +200,19 @@ impl Filesystem {
 
     fn take_view(&self, record: ViewRecord) -> Result<Option<(ViewId, ViewRecord)>, ViewError> {
         self.write_back();
-        let pause = self.settle_contents()?;
+        let pause = self.sync_and_pause()?;
         Ok(self.meta.take_view(&pause, record)?)
     }
 
-    /// Has the kernel send what it holds back.
-    pub(super) fn write_back(&self) {
+    /// Makes the kernel send its dirty pages.
+    pub(in crate::fs) fn write_back(&self) {
         if let Some(cache) = self.cache() {
             cache.write_back(&self.references.writers());
         }
     }
 
-    /// Makes all contents durable and keeps everybody from changing anything from then on.
-    pub(super) fn settle_contents(&self) -> Result<Pause<'_>, FsError> {
+    /// Makes all contents durable, and pauses all changes from then on.
+    pub(in crate::fs) fn sync_and_pause(&self) -> Result<Pause<'_>, FsError> {
         for _ in 0..ROUNDS {
             self.contents.sync_all()?;
             if self.contents.unsynced_pages() <= FEW_PAGES {
@@ -356,16 +222,20 @@ impl Filesystem {
         let pause = self.meta.pause();
         let paused = Timespec::now();
         self.contents.sync_paused(&pause)?;
-        // Where files are stamped by the clock's tick, what is written next must have another time than
-        // what was written last, or nobody who compares times would see that it changed.
+        // If files get their times from the clock's tick, the next write must have another time
+        // than the last one. Otherwise programs that compare times would miss the change.
         while Timespec::now() == paused {
             std::thread::sleep(TICK_FRACTION);
         }
         Ok(pause)
     }
 
-    /// Drops a view. That it is gone is durable when this returns; what only it held goes in the
-    /// background.
+    /// Deletes a view. The deletion is durable on return; space that only the view used is given
+    /// back in the background.
+    ///
+    /// # Errors
+    /// There is no such view, something in it is open, the volume is read-only, or the deletion
+    /// could not be made durable.
     pub fn delete_view(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
         let deleted = self.delete_view_unaudited(kind, name);
         self.audit_view(ViewChange::Delete, kind, name)
@@ -376,7 +246,7 @@ impl Filesystem {
     fn delete_view_unaudited(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
         let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
-        let (id, record) = self.found_view(kind, name)?;
+        let (id, record) = self.existing_view(kind, name)?;
         self.meta.hide_view(id, true);
         if self.references.view_in_use(id) {
             self.meta.hide_view(id, false);
@@ -386,15 +256,15 @@ impl Filesystem {
             });
         }
         let gone = self.meta.write_leaving(id).map_err(FsError::from);
-        if let Err(error) = gone.and_then(|()| self.commit_with_room()) {
-            // As it was; what cannot be written any more is not there after the next mount either.
+        if let Err(error) = gone.and_then(|()| self.commit_with_reclaim()) {
+            // Undo. If that cannot be written any more, the next mount shows the view anyway.
             let _ = self.meta.put_view(id, &record);
             self.meta.hide_view(id, false);
             return Err(error.into());
         }
         {
-            // What is about to be applied may keep something for this view alone. Whoever drops what
-            // nobody needs comes after it.
+            // Changes that are about to be applied may still keep something for this view only. The
+            // purge comes after them.
             let _pause = self.meta.pause();
             self.meta.release_view(id);
         }
@@ -403,7 +273,11 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Gives a view another name. Durable when this returns.
+    /// Renames a view. Durable on return.
+    ///
+    /// # Errors
+    /// There is no such view, the new name is not allowed or exists, the volume is read-only, or
+    /// the change could not be made durable.
     pub fn rename_view(&self, kind: ViewKind, name: &str, to: &str) -> Result<(), ViewError> {
         let renamed = self.rename_view_unaudited(kind, name, to);
         self.audit_view(ViewChange::Rename, kind, name)
@@ -412,8 +286,13 @@ impl Filesystem {
         renamed
     }
 
-    /// The record of what was done with a view.
-    pub(super) fn audit_view(&self, change: ViewChange, kind: ViewKind, name: &str) -> Record {
+    /// The audit record of a change of a view.
+    pub(in crate::fs) fn audit_view(
+        &self,
+        change: ViewChange,
+        kind: ViewKind,
+        name: &str,
+    ) -> Record {
         let action = match (change, kind) {
             (ViewChange::Create, ViewKind::Snapshot) => "create-snapshot",
             (ViewChange::Create, ViewKind::Image) => "create-image",
@@ -431,7 +310,7 @@ impl Filesystem {
         check_name(to)?;
         let _change = self.begin_view_change()?;
         let _turn = self.viewing.lock();
-        let (id, record) = self.found_view(kind, name)?;
+        let (id, record) = self.existing_view(kind, name)?;
         if name == to {
             return Ok(());
         }
@@ -441,13 +320,16 @@ impl Filesystem {
             ..record.clone()
         };
         self.meta.put_view(id, &renamed)?;
-        self.commit_with_room().inspect_err(|_| {
+        self.commit_with_reclaim().inspect_err(|_| {
             let _ = self.meta.put_view(id, &record);
         })?;
         Ok(())
     }
 
-    /// The views of that kind, oldest first.
+    /// Lists the views of a kind, oldest first.
+    ///
+    /// # Errors
+    /// The metadata cannot be read.
     pub fn views(&self, kind: ViewKind) -> Result<Vec<ViewInfo>, ViewError> {
         let mut views = self.meta.views();
         views.retain(|(_, record)| record.kind == kind);
@@ -460,6 +342,20 @@ impl Filesystem {
         Ok(infos.collect())
     }
 
+    /// The id and record of an existing view.
+    pub(in crate::fs) fn existing_view(
+        &self,
+        kind: ViewKind,
+        name: &str,
+    ) -> Result<(ViewId, ViewRecord), ViewError> {
+        self.check_running().map_err(|_| shut_down_error())?;
+        let found = self.meta.find_view(kind, name);
+        found.ok_or_else(|| ViewError::NotFound {
+            kind,
+            name: name.to_owned(),
+        })
+    }
+
     fn check_free_name(&self, kind: ViewKind, name: &str) -> Result<(), ViewError> {
         match self.meta.find_view(kind, name) {
             Some(_) => Err(ViewError::Exists {
@@ -470,10 +366,9 @@ impl Filesystem {
         }
     }
 
-    /// The right to change views, or by way of them; see [`Self::begin_long_change`].
-    pub(super) fn begin_view_change(&self) -> Result<RwLockReadGuard<'_, ()>, ViewError> {
-        self.check_up()
-            .map_err(|_| super::views_directory::down())?;
+    /// The permit for a change of views, or that uses views; see [`Self::begin_long_change`].
+    pub(in crate::fs) fn begin_view_change(&self) -> Result<RwLockReadGuard<'_, ()>, ViewError> {
+        self.check_running().map_err(|_| shut_down_error())?;
         self.begin_long_change()
             .map_err(|_| ViewError::ReadOnly(self.why_read_only()))
     }
@@ -498,10 +393,10 @@ impl Filesystem {
 pub fn check_name(name: &str) -> Result<(), ViewError> {
     match name {
         "" => Err(bad_name(name, "it is empty")),
-        "." | ".." => Err(bad_name(name, "it has a meaning of its own")),
+        "." | ".." => Err(bad_name(name, "it has a special meaning")),
         _ if name.len() > VIEW_NAME_BYTES_MAX => Err(bad_name(name, "it is longer than 255 bytes")),
         _ if name.contains('/') => Err(bad_name(name, "it has a / in it")),
-        // VOLUME@NAME names one, and the directory of a volume may have one in its name.
+        // VOLUME@NAME names a view, and the directory of a volume may contain an @.
         _ if name.contains('@') => Err(bad_name(name, "it has an @ in it")),
         _ if name.contains(char::is_control) => {
             Err(bad_name(name, "it has a control character in it"))
