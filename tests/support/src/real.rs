@@ -9,14 +9,16 @@
 //! where `BILAYER_TESTS_REQUIRE_ALL=1`.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::io::{Read, Write};
+use std::ops::Deref;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,15 +26,64 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 /// Time for one child process, unless said otherwise.
-pub(crate) const CHILD_LIMIT: Duration = Duration::from_secs(60);
+pub const CHILD_LIMIT: Duration = Duration::from_secs(60);
 
-/// The program.
-pub(crate) const BILAYER: &str = env!("CARGO_BIN_EXE_bilayer");
+/// The program under test, as cargo has built it beside the test programs.
+pub const BILAYER: Program = Program;
+
+/// A built program: its path, as text where text is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Program;
+
+impl Deref for Program {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        static PATH: LazyLock<String> = LazyLock::new(|| {
+            let path = build_directory().join("bilayer");
+            assert!(path.is_file(), "{} is missing", path.display());
+            path.into_os_string().into_string().unwrap()
+        });
+        &PATH
+    }
+}
+
+impl AsRef<OsStr> for Program {
+    fn as_ref(&self) -> &OsStr {
+        OsStr::new(&**self)
+    }
+}
+
+impl AsRef<Path> for Program {
+    fn as_ref(&self) -> &Path {
+        Path::new(&**self)
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+/// Where the programs are: the test program that asks is in the folder `deps` of it. The names that
+/// cargo has for this (`CARGO_BIN_EXE_bilayer`) are known to the test programs' own crates alone.
+fn build_directory() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    program.ancestors().nth(2).unwrap().to_owned()
+}
+
+/// The directory in which tests work: on the disk of the build, where nothing else is kept.
+pub fn scratch_directory() -> PathBuf {
+    let path = build_directory().with_file_name("tmp");
+    fs::create_dir_all(&path).unwrap();
+    path
+}
 
 // ---- what a test needs --------------------------------------------------------------------------
 
 /// True when `found`; else says what is missing, or fails where everything is required.
-pub(crate) fn need(found: bool, test: &str, missing: &str) -> bool {
+pub fn need(found: bool, test: &str, missing: &str) -> bool {
     if !found {
         assert!(
             std::env::var_os("BILAYER_TESTS_REQUIRE_ALL").is_none_or(|value| value != "1"),
@@ -45,7 +96,7 @@ pub(crate) fn need(found: bool, test: &str, missing: &str) -> bool {
 }
 
 /// True when the program can be found on the search path.
-pub(crate) fn have(program: &str) -> bool {
+pub fn have(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
@@ -53,8 +104,8 @@ pub(crate) fn have(program: &str) -> bool {
 }
 
 /// The programs that mount(8) calls, which are built by the package `bilayer-mount-helper`.
-pub(crate) fn helper(name: &str) -> PathBuf {
-    let path = Path::new(BILAYER).with_file_name(name);
+pub fn helper(name: &str) -> PathBuf {
+    let path = build_directory().join(name);
     assert!(
         path.is_file(),
         "{} is missing; build it: cargo build --workspace",
@@ -67,18 +118,21 @@ pub(crate) fn helper(name: &str) -> PathBuf {
 
 /// How a child process ended.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) what: String,
+pub struct Outcome {
+    /// The command, to be shown when a test fails.
+    pub what: String,
     /// Exit code; 128 and more for a signal.
-    pub(crate) code: i32,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
+    pub code: i32,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
 }
 
 impl Outcome {
     /// Fails the test unless it ended well.
     #[track_caller]
-    pub(crate) fn done(self) -> Self {
+    pub fn done(self) -> Self {
         assert_eq!(
             self.code, 0,
             "{}\n{}{}",
@@ -89,7 +143,7 @@ impl Outcome {
 
     /// Fails the test unless it said nothing at all and ended well.
     #[track_caller]
-    pub(crate) fn silent(self) -> Self {
+    pub fn silent(self) -> Self {
         let this = self.done();
         assert_eq!(this.stdout, "", "{}", this.what);
         assert_eq!(this.stderr, "", "{}", this.what);
@@ -99,14 +153,14 @@ impl Outcome {
 
 /// Runs a child to its end, for [`CHILD_LIMIT`] at most.
 #[track_caller]
-pub(crate) fn run(command: &mut Command) -> Outcome {
+pub fn run(command: &mut Command) -> Outcome {
     run_within(command, CHILD_LIMIT)
 }
 
 /// Runs a child to its end. When it takes longer it and its children are killed, and the test
 /// fails.
 #[track_caller]
-pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Outcome {
+pub fn run_within(command: &mut Command, limit: Duration) -> Outcome {
     let what = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::null())
@@ -147,7 +201,7 @@ pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Outcome {
 /// this one's open files, for the instant until it executes its program, and then nothing can be
 /// unmounted.
 #[track_caller]
-pub(crate) fn run_when_free(command: &mut Command) -> Outcome {
+pub fn run_when_free(command: &mut Command) -> Outcome {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
         let outcome = run(command);
@@ -169,12 +223,12 @@ fn read_all(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
 }
 
 /// A child's process id.
-pub(crate) fn pid_of(child: &Child) -> Pid {
+pub fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
 }
 
 /// A command with arguments.
-pub(crate) fn command<A: AsRef<OsStr>>(
+pub fn command<A: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     arguments: impl IntoIterator<Item = A>,
 ) -> Command {
@@ -184,7 +238,7 @@ pub(crate) fn command<A: AsRef<OsStr>>(
 }
 
 /// True while there is such a process, and it is no zombie.
-pub(crate) fn is_alive(pid: i32) -> bool {
+pub fn is_alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| {
@@ -202,7 +256,7 @@ fn has_ended(pid: i32) -> bool {
 }
 
 /// Waits until `condition` holds; false when it does not within the time.
-pub(crate) fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     loop {
         if condition() {
@@ -226,7 +280,7 @@ fn kill(pid: i32, signal: Signal) {
 type Daemons = Arc<Mutex<Vec<i32>>>;
 
 /// Where one test works.
-pub(crate) struct Place {
+pub struct Place {
     root: Option<tempfile::TempDir>,
     daemons: Daemons,
     timed_out: Arc<AtomicBool>,
@@ -236,7 +290,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// A place for a test that mounts; `None`, after saying so, where nothing can be mounted.
-    pub(crate) fn new(test: &'static str, limit: Duration) -> Option<Self> {
+    pub fn new(test: &'static str, limit: Duration) -> Option<Self> {
         let root = rustix::process::geteuid().is_root();
         let possible = need(
             root,
@@ -251,11 +305,11 @@ impl Place {
             test,
             "/dev/fuse cannot be opened; load the kernel's module: modprobe fuse",
         );
-        possible.then(|| Self::at(test, limit, Path::new(env!("CARGO_TARGET_TMPDIR"))))
+        possible.then(|| Self::at(test, limit, &scratch_directory()))
     }
 
     /// The same in a directory of this one.
-    pub(crate) fn at(test: &'static str, limit: Duration, parent: &Path) -> Self {
+    pub fn at(test: &'static str, limit: Duration, parent: &Path) -> Self {
         let root = tempfile::Builder::new()
             .prefix(&format!("{test}-"))
             .tempdir_in(parent)
@@ -293,29 +347,26 @@ impl Place {
     }
 
     /// A path in it.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.root.as_ref().unwrap().path().join(name)
     }
 
     /// Makes a directory in it.
-    pub(crate) fn dir(&self, name: &str) -> PathBuf {
+    pub fn dir(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
     /// `bilayer` with these arguments, in this place's home, with its keystore.
-    pub(crate) fn bilayer<A: AsRef<OsStr>>(
-        &self,
-        arguments: impl IntoIterator<Item = A>,
-    ) -> Command {
+    pub fn bilayer<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = command(BILAYER, arguments);
         self.environment(&mut command);
         command
     }
 
     /// Gives a command this place's home and keystore and nothing of the user's.
-    pub(crate) fn environment(&self, command: &mut Command) {
+    pub fn environment(&self, command: &mut Command) {
         command
             .env("HOME", self.path("home"))
             .env("BILAYER_PLATFORM_KEYSTORE", self.path("keystore"))
@@ -328,13 +379,13 @@ impl Place {
 
     /// Runs `bilayer` with these words.
     #[track_caller]
-    pub(crate) fn run(&self, words: &str) -> Outcome {
+    pub fn run(&self, words: &str) -> Outcome {
         run(&mut self.bilayer(words.split_whitespace()))
     }
 
     /// What `bilayer status --json` says of a volume or a mount.
     #[track_caller]
-    pub(crate) fn status(&self, path: &Path) -> Value {
+    pub fn status(&self, path: &Path) -> Value {
         let mut command = self.bilayer(["status", "--json"]);
         let outcome = run(command.arg(path)).done();
         serde_json::from_str(&outcome.stdout).unwrap()
@@ -342,14 +393,14 @@ impl Place {
 
     /// Makes a volume with these words and mounts it on `mnt`.
     #[track_caller]
-    pub(crate) fn fresh(&self, create: &str, options: &str) -> Mounted<'_> {
+    pub fn fresh(&self, create: &str, options: &str) -> Mounted<'_> {
         self.run(&format!("create vol {create}")).done();
         self.mount("vol", "mnt", options)
     }
 
     /// Mounts a volume of this place.
     #[track_caller]
-    pub(crate) fn mount(&self, volume: &str, dir: &str, options: &str) -> Mounted<'_> {
+    pub fn mount(&self, volume: &str, dir: &str, options: &str) -> Mounted<'_> {
         self.dir(dir);
         let mut words = vec!["mount", volume, dir];
         if !options.is_empty() {
@@ -361,7 +412,7 @@ impl Place {
 
     /// Takes charge of a mount that something has made.
     #[track_caller]
-    pub(crate) fn mounted(&self, dir: &Path) -> Mounted<'_> {
+    pub fn mounted(&self, dir: &Path) -> Mounted<'_> {
         let status = self.status(dir);
         let pid = status["daemon"]["pid"].as_i64();
         let pid = pid.unwrap_or_else(|| panic!("no daemon answers: {status}")) as i32;
@@ -374,7 +425,7 @@ impl Place {
     }
 
     /// Sees to it that this process ends with the test.
-    pub(crate) fn take_charge(&self, pid: i32) {
+    pub fn take_charge(&self, pid: i32) {
         self.daemons.lock().unwrap().push(pid);
     }
 
@@ -416,27 +467,27 @@ impl Drop for Place {
 }
 
 /// A mount; taken away when it is dropped.
-pub(crate) struct Mounted<'a> {
+pub struct Mounted<'a> {
     place: &'a Place,
     dir: PathBuf,
     /// The daemon.
-    pub(crate) pid: i32,
+    pub pid: i32,
 }
 
 impl Mounted<'_> {
     /// Where it is mounted.
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// A path in it.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
     /// Unmounts; the daemon must be gone afterwards.
     #[track_caller]
-    pub(crate) fn unmount(self) {
+    pub fn unmount(self) {
         let mut command = self.place.bilayer(["unmount"]);
         run_when_free(command.arg(&self.dir)).silent();
         assert!(!is_alive(self.pid), "the daemon outlived `unmount`");
@@ -445,24 +496,24 @@ impl Mounted<'_> {
     /// Kills the daemon, as a crash would. The dead mount stays, so that whoever is at work on it gets
     /// errors, and does not go on in the directory below.
     #[track_caller]
-    pub(crate) fn kill(&self) {
+    pub fn kill(&self) {
         kill(self.pid, Signal::KILL);
         assert!(wait_until(Duration::from_secs(20), || has_ended(self.pid)));
     }
 
     /// Takes away a mount whose daemon was killed.
     #[track_caller]
-    pub(crate) fn take_away(self) {
+    pub fn take_away(self) {
         run(command("umount", ["-i", "-l"]).arg(&self.dir)).silent();
     }
 
     /// Sends a signal to the daemon.
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(self.pid, signal);
     }
 
     /// True when something is mounted there.
-    pub(crate) fn is_there(&self) -> bool {
+    pub fn is_there(&self) -> bool {
         is_mount_point(&self.dir)
     }
 }
@@ -480,7 +531,7 @@ impl Drop for Mounted<'_> {
 }
 
 /// True when something is mounted there, whether it answers or not.
-pub(crate) fn is_mount_point(dir: &Path) -> bool {
+pub fn is_mount_point(dir: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut dirs = mounts.lines().filter_map(|line| line.split(' ').nth(4));
     dirs.any(|mounted| Path::new(mounted) == dir)
@@ -489,7 +540,7 @@ pub(crate) fn is_mount_point(dir: &Path) -> bool {
 // ---- contents -----------------------------------------------------------------------------------
 
 /// `len` bytes that depend on `seed` alone and look random (SplitMix64).
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -504,7 +555,7 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// Writes a file and returns when it is on disk.
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = fs::File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()

@@ -111,6 +111,7 @@ pub fn read_model_by(mount: &Mount, contents: &mut dyn FnMut(NodeId) -> Vec<u8>)
     model
 }
 
+/// The extended attributes of an inode.
 pub fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let list = mount
         .fs
@@ -129,6 +130,7 @@ pub fn xattrs(mount: &Mount, node: NodeId) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
+/// Compares what `stat` shows of one inode.
 pub fn compare_attr(number: Number, attr: &Attr, inode: &Inode) {
     let found = (attr.kind, attr.perm, attr.uid, attr.gid, attr.nlink);
     let expected = (inode.kind, inode.perm, inode.uid, inode.gid, inode.nlink);

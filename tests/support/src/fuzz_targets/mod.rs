@@ -1,7 +1,6 @@
 //! What is fuzzed: each module has a function `target` that takes any bytes and panics where
 //! something is wrong. `fuzz_targets/` hands them to libFuzzer; `tests/corpora` runs them over the
 //! kept inputs in an ordinary `cargo test`.
-#![allow(clippy::unwrap_used, unreachable_pub)]
 
 pub mod contradictions;
 pub mod control;

@@ -1,21 +1,29 @@
-//! A volume in memory with a filesystem on it, for tests without a mount.
+//! Set-up that the tests share. This page has a volume in memory with a filesystem on it, for tests
+//! without a mount; [`real`] has the built program and mounts through the kernel; [`world`] is the
+//! filesystem beside a model of it; [`fuzz_targets`] are run by the fuzzer and over kept inputs.
 //!
 //! No reference of a kernel is kept: what a helper looks up or makes it forgets again, so only
 //! open handles keep an unlinked file alive.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test program uses a part of it"
+    clippy::new_without_default,
+    reason = "tests make a volume or a model on purpose, never by default"
 )]
+#![warn(missing_docs)]
 
 pub mod audit;
 pub mod comparison;
 pub mod deployed;
 pub mod differences;
 pub mod forge;
+pub mod fuzz_targets;
 pub mod kept;
+pub mod machine;
 pub mod model;
+pub mod namespace;
 pub mod operation;
+pub mod real;
+pub mod tree;
 pub mod world;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -31,7 +39,9 @@ use bilayer::store::sub::SubStore;
 use bilayer::store::{Store, StorePath};
 use bilayer::volume::{self, CreateOptions, OpenOptions, Volume, VolumeError};
 
+/// Bytes of contents in one page.
 pub const PAGE: usize = 4032;
+/// Bytes in one chunk of a file.
 pub const CHUNK: usize = 4 << 20;
 /// Unit of `lseek(2)` with `SEEK_DATA` and `SEEK_HOLE`, in bytes.
 pub const BLOCK: u64 = 4096;
@@ -50,6 +60,7 @@ pub const ADMIN: Caller = Caller {
     umask: 0,
 };
 
+/// The root directory.
 pub const ROOT: NodeId = NodeId::ROOT;
 
 /// Options under which only fsync, close and renaming over a name commit.
@@ -78,6 +89,7 @@ pub fn fork(keystore: &tempfile::TempDir) -> Arc<tempfile::TempDir> {
     fork
 }
 
+/// Copies a directory with everything in it.
 pub fn copy_tree(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).expect("list") {
         let entry = entry.expect("entry");
@@ -140,25 +152,32 @@ pub fn directory_of(store: &FaultyStore, at: &StorePath) -> Arc<dyn Store> {
 /// A filesystem in use.
 #[derive(Clone)]
 pub struct Mount {
+    /// The platform keystore, on a disk.
     pub keystore: Arc<tempfile::TempDir>,
+    /// What the volume is stored in.
     pub store: FaultyStore,
     /// The volume's directory in the store.
     pub at: StorePath,
+    /// Options of the filesystem.
     pub options: FilesystemOptions,
+    /// The filesystem.
     pub fs: Arc<Filesystem>,
 }
 
 impl Mount {
+    /// A new volume, mounted with the options of [`quiet`].
     pub fn new() -> Self {
         Self::with(None, quiet())
     }
 
+    /// A new volume of that size, mounted with these options.
     pub fn with(size_bytes: Option<u64>, options: FilesystemOptions) -> Self {
         let (store, keystore) = (FaultyStore::new(), keystore());
         format(&store, keystore.path(), size_bytes);
         Self::open(store, keystore, options).expect("open the filesystem")
     }
 
+    /// Opens a volume that exists.
     pub fn open(
         store: FaultyStore,
         keystore: Arc<tempfile::TempDir>,
@@ -238,6 +257,7 @@ impl Mount {
         self.fs.release_dir(ROOT, handle);
     }
 
+    /// Looks a name up, and forgets the kernel's reference again.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
         let attr = self.fs.lookup(parent, name)?;
         self.fs.forget(attr.node, 1);
@@ -255,6 +275,7 @@ impl Mount {
         })
     }
 
+    /// Makes a directory as an ordinary user.
     pub fn mkdir(&self, parent: NodeId, name: &str) -> NodeId {
         let attr = self.fs.mkdir(&USER, parent, name.as_bytes(), 0o755);
         let node = attr.expect("mkdir").node;
@@ -280,10 +301,12 @@ impl Mount {
         node
     }
 
+    /// Opens a file for reading and writing as an ordinary user.
     pub fn open_rw(&self, node: NodeId) -> Handle {
         self.fs.open_file(&USER, node, libc::O_RDWR).expect("open")
     }
 
+    /// Writes all of the bytes.
     #[track_caller]
     pub fn put(&self, node: NodeId, handle: Handle, offset: u64, data: &[u8]) {
         let written = self
@@ -304,6 +327,7 @@ impl Mount {
         bytes.expect("read")
     }
 
+    /// Reads a file to its end by an open handle.
     pub fn contents_of(&self, node: NodeId, handle: Handle) -> Result<Vec<u8>, Errno> {
         let size = self.fs.getattr(node)?.size as usize;
         let mut bytes = vec![0xEE; size + 10];
@@ -313,6 +337,7 @@ impl Mount {
         Ok(bytes)
     }
 
+    /// Sets the length of a file.
     pub fn truncate(&self, node: NodeId, size: u64) -> Result<Attr, Errno> {
         let changes = SetAttr {
             size: Some(size),

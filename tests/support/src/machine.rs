@@ -12,18 +12,21 @@ use crate::real::{BILAYER, Outcome, Place, command, helper, run, run_when_free};
 const LIMIT: Duration = Duration::from_secs(100);
 
 /// A place, and a namespace of its own whose /sbin has the helpers.
-pub(crate) struct Machine {
-    pub(crate) namespace: Namespace,
-    pub(crate) place: Place,
+pub struct Machine {
+    /// Where its helpers are seen.
+    pub namespace: Namespace,
+    /// Where it works.
+    pub place: Place,
 }
 
 impl Machine {
-    pub(crate) fn new(test: &'static str) -> Option<Self> {
+    /// A machine for a test; `None`, after saying so, where there can be none.
+    pub fn new(test: &'static str) -> Option<Self> {
         Self::in_place(Place::new(test, LIMIT)?, test)
     }
 
     /// Where other users may come in too.
-    pub(crate) fn open_to_users(test: &'static str) -> Option<Self> {
+    pub fn open_to_users(test: &'static str) -> Option<Self> {
         drop(Place::new(test, LIMIT)?);
         let place = Place::at(test, LIMIT, Path::new("/var/tmp"));
         for dir in ["", "home"] {
@@ -36,7 +39,10 @@ impl Machine {
         let namespace = Namespace::new(&place, test)?;
         let built = helper("mount-bilayer");
         helper("umount-bilayer");
-        let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper/install");
+        let install = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../mount-helper/install"
+        ));
         let mut install = command(install, [built.parent().unwrap()]);
         let outcome = run(install.env("DESTDIR", place.path("stage"))).done();
         assert!(
@@ -53,21 +59,23 @@ impl Machine {
         Some(Self { namespace, place })
     }
 
-    pub(crate) fn command(&self, words: &str) -> Command {
+    /// A command of these words, to be run in here.
+    pub fn command(&self, words: &str) -> Command {
         let mut words = words.split_whitespace();
         let mut command = command(words.next().unwrap(), words);
         self.place.environment(&mut command);
         self.namespace.inside(&command)
     }
 
+    /// Runs a command that must succeed and print nothing.
     #[track_caller]
-    pub(crate) fn run(&self, words: &str) {
+    pub fn run(&self, words: &str) {
         run_when_free(&mut self.command(words)).silent();
     }
 
     /// Fails with that code and says so in words that begin like this.
     #[track_caller]
-    pub(crate) fn refused(&self, words: &str, code: i32, beginning: &str) {
+    pub fn refused(&self, words: &str, code: i32, beginning: &str) {
         let outcome = run(&mut self.command(words));
         assert_eq!(outcome.code, code, "{words}: {}", outcome.stderr);
         assert!(
@@ -79,13 +87,13 @@ impl Machine {
 
     /// The daemon of the mount on `mnt`.
     #[track_caller]
-    pub(crate) fn daemon(&self) -> i32 {
+    pub fn daemon(&self) -> i32 {
         self.daemon_of("mnt")
     }
 
     /// The daemon of the mount there.
     #[track_caller]
-    pub(crate) fn daemon_of(&self, dir: &str) -> i32 {
+    pub fn daemon_of(&self, dir: &str) -> i32 {
         let outcome = self
             .end_of(&format!("{BILAYER} status --json {dir}"))
             .done();
@@ -96,40 +104,42 @@ impl Machine {
         pid
     }
 
-    pub(crate) fn mount_point(&self) -> PathBuf {
+    /// Where `mnt` of the place leads to.
+    pub fn mount_point(&self) -> PathBuf {
         self.place.path("mnt").canonicalize().unwrap()
     }
 
-    pub(crate) fn see(&self, name: &str) -> PathBuf {
+    /// A path of the place, seen from outside.
+    pub fn see(&self, name: &str) -> PathBuf {
         self.namespace.see(&self.place.path(name))
     }
 
     /// Runs it to its end, however that is.
     #[track_caller]
-    pub(crate) fn end_of(&self, words: &str) -> Outcome {
+    pub fn end_of(&self, words: &str) -> Outcome {
         run(&mut self.command(words))
     }
 
     /// What it prints.
     #[track_caller]
-    pub(crate) fn output(&self, words: &str) -> String {
+    pub fn output(&self, words: &str) -> String {
         self.end_of(words).done().stdout
     }
 
     /// A path of the place without symbolic links, as text.
-    pub(crate) fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         let path = self.place.path("").canonicalize().unwrap().join(name);
         path.to_str().unwrap().to_owned()
     }
 
     /// Lays these lines over /etc/fstab. Only once.
-    pub(crate) fn fstab(&self, lines: &str) {
+    pub fn fstab(&self, lines: &str) {
         fs::write(self.place.path("fstab"), lines).unwrap();
         self.run("mount --bind fstab /etc/fstab");
     }
 
     /// What of this filesystem is mounted in the place: where, in the order in which it was made.
-    pub(crate) fn mounted(&self) -> Vec<PathBuf> {
+    pub fn mounted(&self) -> Vec<PathBuf> {
         self.namespace.mounts_in(&self.place.path(""))
     }
 }

@@ -18,6 +18,7 @@ type Place = (Number, Vec<u8>);
 type Told = BTreeSet<(Vec<u8>, ChangeKind, bool)>;
 
 impl World {
+    /// Compares a snapshot with another one, or with the live view.
     pub fn diff(&self, from: Title, to: Option<Title>) -> (Outcome, Outcome) {
         let mut changes = Vec::new();
         let to_text = to.map(Title::text);

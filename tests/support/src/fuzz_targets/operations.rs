@@ -2,12 +2,9 @@
 
 use arbitrary::{Result, Unstructured};
 
-#[path = "../../support/mod.rs"]
-pub mod support;
-
-use support::operation::{Kind, NAMES, Operation, Place, TITLES, Target, Title};
-use support::world::World;
-use support::{CHUNK, Mount, PAGE};
+use crate::operation::{Kind, NAMES, Operation, Place, TITLES, Target, Title};
+use crate::world::World;
+use crate::{CHUNK, Mount, PAGE};
 
 /// No file begins to grow beyond this.
 const LARGEST: u32 = CHUNK as u32 + 20_000;

@@ -17,7 +17,9 @@ use super::{Mount, USER, pattern};
 /// An open file.
 #[derive(Clone, Copy, Debug)]
 pub struct Open {
+    /// Its inode.
     pub number: Number,
+    /// Its handle.
     pub handle: Handle,
     /// Who opened it.
     pub user: u8,
@@ -25,10 +27,15 @@ pub struct Open {
 
 /// The filesystem beside its model.
 pub struct World {
+    /// The volume; none while it is closed.
     pub mount: Option<Mount>,
+    /// What it must be like.
     pub model: Model,
+    /// Open files.
     pub open: Vec<Open>,
+    /// Kept views.
     pub kept: Vec<Kept>,
+    /// Open files of kept views.
     pub kept_open: Vec<KeptOpen>,
     /// Who acts now; everybody has open files of his own.
     pub user: u8,
@@ -36,6 +43,7 @@ pub struct World {
     pub doubt: Option<Copy>,
     /// Volumes made from images.
     pub deployed: Vec<DeployedCopy>,
+    /// No file begins to grow beyond this, in bytes.
     pub largest: usize,
 }
 
@@ -44,6 +52,7 @@ fn node(number: Number) -> NodeId {
 }
 
 impl World {
+    /// Both, empty.
     pub fn new(mount: Mount, largest: usize) -> Self {
         Self {
             mount: Some(mount),
@@ -58,6 +67,7 @@ impl World {
         }
     }
 
+    /// The volume, which is open.
     pub fn mount(&self) -> &Mount {
         self.mount.as_ref().expect("mounted")
     }
@@ -67,6 +77,7 @@ impl World {
         all[usize::from(choice) % all.len()]
     }
 
+    /// An inode and a name, chosen among directories and [`NAMES`].
     pub fn place(&self, place: Place) -> (Number, &'static [u8]) {
         (
             self.directory(place.directory),
@@ -74,6 +85,7 @@ impl World {
         )
     }
 
+    /// A regular file, chosen among open and named ones.
     pub fn file(&self, target: Target) -> Option<Number> {
         let mut all: Vec<Number> = self.open.iter().map(|open| open.number).collect();
         all.extend(self.model.files());
@@ -81,6 +93,7 @@ impl World {
         (count > 0).then(|| all[usize::from(target.0) % count])
     }
 
+    /// The inodes of all open files.
     pub fn in_use(&self) -> Vec<Number> {
         self.open.iter().map(|open| open.number).collect()
     }
@@ -602,13 +615,21 @@ impl World {
 /// What came of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
+    /// It succeeded.
     Done,
+    /// It failed with that error.
     Failed(Errno),
+    /// It returned names.
     Names(Vec<String>),
+    /// It returned a length.
     Length(u64),
+    /// Contents differ.
     Differs {
+        /// The first byte that differs.
         at: usize,
+        /// What is there from it on.
         found: Vec<u8>,
+        /// What should be there.
         expected: Vec<u8>,
     },
 }
@@ -616,18 +637,23 @@ pub enum Outcome {
 /// The filesystem and the model disagree.
 #[derive(Clone, Debug)]
 pub struct Mismatch {
+    /// What the filesystem did.
     pub found: Outcome,
+    /// What the model did.
     pub expected: Outcome,
 }
 
+/// The outcome of an operation that returns nothing.
 pub fn of(result: Result<(), Errno>) -> Outcome {
     result.map_or_else(Outcome::Failed, |()| Outcome::Done)
 }
 
+/// Both outcomes of an operation for which there was nothing to do.
 pub fn same() -> (Outcome, Outcome) {
     (Outcome::Done, Outcome::Done)
 }
 
+/// Compares contents.
 pub fn first_difference(found: &[u8], expected: &[u8]) -> Outcome {
     if found == expected {
         return Outcome::Done;

@@ -13,9 +13,13 @@ use bilayer::volume::Volume;
 /// What there is.
 #[derive(Debug, Default)]
 pub struct Found {
+    /// Inodes in use.
     pub inodes: u64,
+    /// Pages of contents in use.
     pub pages: u64,
+    /// Bytes of records that count.
     pub record_bytes: u64,
+    /// Objects in the store.
     pub objects: u64,
 }
 

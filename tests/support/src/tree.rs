@@ -12,14 +12,15 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
 use crate::real::noise;
 
 /// Lengths around every boundary of the format: half a page, a payload (4032), a chunk (4 MiB).
-pub(crate) const LENGTHS: [usize; 13] = [
+pub const LENGTHS: [usize; 13] = [
     0, 1, 2047, 2048, 2049, 4031, 4032, 4033, 4095, 4096, 4_194_303, 4_194_304, 4_194_305,
 ];
 
 /// A line of text that is in many files of the tree.
-pub(crate) const LINE: &str = "It is a truth universally acknowledged, says file number";
+pub const LINE: &str = "It is a truth universally acknowledged, says file number";
 
-pub(crate) fn make(root: &Path) {
+/// Makes the tree; its root must not exist.
+pub fn make(root: &Path) {
     fs::create_dir(root).unwrap();
     for len in LENGTHS.into_iter().chain([5 * 1024 * 1024 + 1]) {
         fs::write(root.join(format!("length-{len}")), noise(len as u64, len)).unwrap();

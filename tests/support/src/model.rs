@@ -6,25 +6,38 @@ use std::sync::Arc;
 use bilayer::errno::Errno;
 use bilayer::fs::types::{FileKind, RenameFlags, Timespec, XattrMode};
 
+/// The number of an inode.
 pub type Number = u64;
 
+/// An inode and everything in it.
 #[derive(Clone, Debug)]
 pub struct Inode {
+    /// Kind of file.
     pub kind: FileKind,
+    /// Permission bits.
     pub perm: u16,
+    /// Owner.
     pub uid: u32,
+    /// Group.
     pub gid: u32,
+    /// Number of names.
     pub nlink: u32,
+    /// The directory that holds this directory; 0 for others.
     pub parent: Number,
     /// Known only when it was set and nothing has changed since.
     pub mtime: Option<Timespec>,
+    /// Contents of a regular file.
     pub data: Arc<Vec<u8>>,
+    /// Target of a symbolic link.
     pub target: Vec<u8>,
+    /// Names in a directory.
     pub entries: BTreeMap<Vec<u8>, Number>,
+    /// Extended attributes.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Inode {
+    /// An inode of the ordinary user, with nothing in it.
     pub fn new(kind: FileKind, perm: u16) -> Self {
         Self {
             kind,
@@ -41,19 +54,24 @@ impl Inode {
         }
     }
 
+    /// True for a directory.
     pub fn is_directory(&self) -> bool {
         self.kind == FileKind::Directory
     }
 }
 
+/// A whole filesystem.
 #[derive(Clone, Debug)]
 pub struct Model {
+    /// All inodes, those without a name but in use included.
     pub inodes: BTreeMap<Number, Inode>,
 }
 
+/// The root directory.
 pub const ROOT: Number = 1;
 
 impl Model {
+    /// A filesystem with an empty root directory.
     pub fn new() -> Self {
         let mut root = Inode::new(FileKind::Directory, 0o755);
         (root.uid, root.gid, root.parent) = (0, 0, ROOT);
@@ -62,14 +80,17 @@ impl Model {
         }
     }
 
+    /// An inode that exists.
     pub fn inode(&self, number: Number) -> &Inode {
         &self.inodes[&number]
     }
 
+    /// An inode that exists, to be changed.
     pub fn inode_mut(&mut self, number: Number) -> &mut Inode {
         self.inodes.get_mut(&number).expect("an inode of the model")
     }
 
+    /// The inode of a name in a directory.
     pub fn entry(&self, dir: Number, name: &[u8]) -> Result<Number, Errno> {
         let found = self.inode(dir).entries.get(name);
         found.copied().ok_or(Errno::ENOENT)
@@ -90,6 +111,7 @@ impl Model {
         found.map(|(number, _)| *number).collect()
     }
 
+    /// Whether a name can be made in a directory.
     pub fn may_make(&self, dir: Number, name: &[u8]) -> Result<(), Errno> {
         match self.entry(dir, name) {
             Ok(_) => Err(Errno::EEXIST),
@@ -97,6 +119,7 @@ impl Model {
         }
     }
 
+    /// Adds an inode under a name.
     pub fn make(&mut self, dir: Number, name: &[u8], number: Number, mut inode: Inode) {
         if inode.is_directory() {
             inode.parent = dir;
@@ -107,6 +130,7 @@ impl Model {
         self.inode_mut(dir).entries.insert(name.to_vec(), number);
     }
 
+    /// Adds a name to an inode.
     pub fn link(&mut self, number: Number, dir: Number, name: &[u8]) -> Result<(), Errno> {
         if self.inode(number).is_directory() {
             return Err(Errno::EPERM);
@@ -121,6 +145,7 @@ impl Model {
         Ok(())
     }
 
+    /// Removes a name of a file.
     pub fn unlink(&mut self, dir: Number, name: &[u8]) -> Result<(), Errno> {
         let number = self.entry(dir, name)?;
         if self.inode(number).is_directory() {
@@ -132,6 +157,7 @@ impl Model {
         Ok(())
     }
 
+    /// Removes an empty directory.
     pub fn rmdir(&mut self, dir: Number, name: &[u8]) -> Result<(), Errno> {
         let number = self.entry(dir, name)?;
         if !self.inode(number).is_directory() {
@@ -159,6 +185,7 @@ impl Model {
         }
     }
 
+    /// Renames as rename(2) and renameat2(2) do.
     pub fn rename(
         &mut self,
         (dir, name): (Number, &[u8]),
@@ -241,6 +268,7 @@ impl Model {
             .retain(|number, inode| inode.nlink > 0 || in_use.contains(number));
     }
 
+    /// Notes that the time of modification is not known any more.
     pub fn touch(&mut self, number: Number) {
         self.inode_mut(number).mtime = None;
     }
@@ -252,6 +280,7 @@ impl Model {
         Arc::make_mut(&mut self.inode_mut(number).data)
     }
 
+    /// Writes bytes; a gap before them becomes zeros.
     pub fn write(&mut self, number: Number, offset: usize, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -264,10 +293,12 @@ impl Model {
         data[offset..end].copy_from_slice(bytes);
     }
 
+    /// Sets the length of a file.
     pub fn truncate(&mut self, number: Number, size: usize) {
         self.change(number).resize(size, 0);
     }
 
+    /// Writes zeros within the length of a file.
     pub fn zero(&mut self, number: Number, offset: usize, len: usize) {
         let data = self.change(number);
         let end = data.len().min(offset + len);
@@ -276,6 +307,7 @@ impl Model {
         }
     }
 
+    /// Makes a file at least as long.
     pub fn extend(&mut self, number: Number, end: usize) {
         if self.inode(number).data.len() < end {
             self.truncate(number, end);
@@ -284,6 +316,7 @@ impl Model {
 
     // ---- extended attributes -----------------------------------------------------------------
 
+    /// Sets an extended attribute.
     pub fn set_xattr(
         &mut self,
         number: Number,
@@ -302,6 +335,7 @@ impl Model {
         }
     }
 
+    /// Removes an extended attribute.
     pub fn remove_xattr(&mut self, number: Number, name: &[u8]) -> Result<(), Errno> {
         let removed = self.inode_mut(number).xattrs.remove(name);
         removed.map(|_| ()).ok_or(Errno::ENODATA)

@@ -6,12 +6,15 @@ use super::{CHUNK, PAGE};
 
 /// Names are few, so that operations meet.
 pub const NAMES: [&[u8]; 6] = [b"a", b"b", b"c", b"d", b"e", b"f"];
+/// Names of extended attributes.
 pub const XATTRS: [&[u8]; 3] = [b"user.one", b"user.two", b"trusted.three"];
 
 /// A directory and a name in it: the directory is chosen among those there are.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
+    /// Chooses the directory.
     pub directory: u8,
+    /// Index of the name in [`NAMES`].
     pub name: u8,
 }
 
@@ -27,6 +30,7 @@ pub const TITLES: [&str; 4] = ["one", "two", "three", "four"];
 pub struct Title(pub u8);
 
 impl Title {
+    /// The name itself.
     pub const fn text(self) -> &'static str {
         TITLES[self.0 as usize]
     }
@@ -35,101 +39,174 @@ impl Title {
 /// What a view is kept for.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
+    /// A snapshot.
     Snapshot,
+    /// An image.
     Image,
 }
 
+/// One operation, with everything that was drawn for it.
 #[derive(Clone, Debug)]
 pub enum Operation {
+    /// Creates a file.
     Create {
+        /// Its name.
         at: Place,
+        /// Its permission bits.
         perm: u16,
+        /// It stays open.
         keep: bool,
     },
+    /// Makes a directory.
     Mkdir(Place),
+    /// Makes a symbolic link.
     Symlink(Place),
+    /// Makes a FIFO.
     Fifo(Place),
+    /// Adds a name to a file.
     Link(Target, Place),
+    /// Removes a name.
     Unlink(Place),
+    /// Removes a directory.
     Rmdir(Place),
+    /// Renames, with flags that the number chooses.
     Rename(Place, Place, u8),
+    /// Opens a file and keeps it open.
     Open(Target),
+    /// Closes a file that is open.
     Close(u8),
+    /// Writes.
     Write {
+        /// To this file.
         file: Target,
+        /// From this byte on.
         offset: u32,
+        /// So many bytes.
         len: u32,
+        /// Chooses the bytes.
         seed: u8,
     },
+    /// Reads and compares.
     Read {
+        /// This file.
         file: Target,
+        /// From this byte on.
         offset: u32,
+        /// So many bytes.
         len: u32,
     },
+    /// Sets the length.
     Truncate {
+        /// Of this file.
         file: Target,
+        /// To so many bytes.
         size: u32,
     },
+    /// Punches a hole.
     Punch {
+        /// Into this file.
         file: Target,
+        /// From this byte on.
         offset: u32,
+        /// So many bytes.
         len: u32,
     },
+    /// Zeros a range.
     Zero {
+        /// Of this file.
         file: Target,
+        /// From this byte on.
         offset: u32,
+        /// So many bytes.
         len: u32,
+        /// The length stays.
         keep: bool,
     },
+    /// Reserves space.
     Allocate {
+        /// For this file.
         file: Target,
+        /// From this byte on.
         offset: u32,
+        /// So many bytes.
         len: u32,
+        /// The length stays.
         keep: bool,
     },
+    /// Copies by `copy_file_range`.
     Copy {
+        /// From this file.
         from: Target,
+        /// To this file.
         to: Target,
+        /// From this byte on.
         at: u32,
+        /// To this byte.
         to_at: u32,
+        /// So many bytes.
         len: u32,
     },
+    /// Sets permission bits.
     Chmod(Place, u16),
+    /// Sets the time of modification, in seconds.
     SetTime(Place, i64),
+    /// Sets an extended attribute.
     SetXattr {
+        /// Of this name.
         at: Place,
+        /// Index in [`XATTRS`].
         name: u8,
+        /// Length of its value.
         len: u16,
+        /// Chooses whether it must exist, must not, or may.
         mode: u8,
     },
+    /// Removes an extended attribute.
     RemoveXattr {
+        /// Of this name.
         at: Place,
+        /// Index in [`XATTRS`].
         name: u8,
     },
+    /// Lists a directory and compares.
     List(u8),
+    /// Compares data and holes.
     Seek(Target),
     /// At the end of the file.
     Append {
+        /// To this file.
         file: Target,
+        /// So many bytes.
         len: u32,
+        /// Chooses the bytes.
         seed: u8,
     },
+    /// fsync of a file.
     Fsync(Target),
+    /// fdatasync of a file.
     Fdatasync(Target),
+    /// fsync of a directory.
     FsyncDir(u8),
     /// What the commit timer does.
     Maintain,
+    /// Commits everything.
     Commit,
+    /// Unmounts and mounts again.
     Reopen,
     /// Everything durable, then the end of the process without notice.
     Kill,
+    /// Takes a snapshot or makes an image.
     Keep(Kind, Title),
     /// An image of what a snapshot shows.
     KeepAgain {
+        /// The snapshot.
         from: Title,
+        /// The image's name.
         title: Title,
     },
+    /// Deletes a view.
     Drop(Kind, Title),
+    /// Renames a view.
     RenameKept(Kind, Title, Title),
     /// A copy of the metadata, for who would have to do without them.
     Checkpoint,
@@ -139,7 +216,9 @@ pub enum Operation {
     Purge,
     /// Opens a file of a view, so that it is not to be dropped.
     OpenKept(u8, Target),
+    /// Closes a file of a view.
     CloseKept(u8),
+    /// Restores all of a snapshot.
     Restore(Title),
     /// One path: a directory of the snapshot and an entry in it.
     RestorePath(Title, u8, u8),
@@ -166,6 +245,7 @@ impl Operation {
     }
 }
 
+/// Draws a name of a view.
 pub fn title() -> impl Strategy<Value = Title> {
     (0..TITLES.len() as u8).prop_map(Title)
 }
@@ -192,10 +272,12 @@ fn of_views() -> impl Strategy<Value = Operation> {
     ]
 }
 
+/// Draws a directory and a name.
 pub fn place() -> impl Strategy<Value = Place> {
     (any::<u8>(), 0..NAMES.len() as u8).prop_map(|(directory, name)| Place { directory, name })
 }
 
+/// Draws a file.
 pub fn target() -> impl Strategy<Value = Target> {
     any::<u8>().prop_map(Target)
 }

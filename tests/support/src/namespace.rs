@@ -8,17 +8,17 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Signal, kill_process};
 
-use crate::real::{Place, command, have, need, pid_of, run};
+use crate::real::{Place, command, have, need, pid_of, run, scratch_directory};
 
 /// A mount namespace, held by a process that waits.
-pub(crate) struct Namespace {
+pub struct Namespace {
     holder: Child,
     root: PathBuf,
 }
 
 impl Namespace {
     /// A new one that nothing gets out of; `None`, after saying so, where that is not possible.
-    pub(crate) fn new(place: &Place, test: &str) -> Option<Self> {
+    pub fn new(place: &Place, test: &str) -> Option<Self> {
         if !need(
             have("unshare") && have("nsenter"),
             test,
@@ -50,10 +50,10 @@ impl Namespace {
     /// Mounts of tests that run now, of this run or another, were copied too, and would live on in
     /// here when those tests unmount them.
     fn leave_mounts_of_others(&self) {
-        let tests = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let tests = scratch_directory();
         let mounts = self.mounts();
         let of_tests = |(dir, kind): &&(PathBuf, String)| {
-            dir.starts_with(tests) || kind == "fuse.bilayer" || dir.starts_with("/var/tmp")
+            dir.starts_with(&tests) || kind == "fuse.bilayer" || dir.starts_with("/var/tmp")
         };
         for (dir, _) in mounts.iter().rev().filter(of_tests) {
             let mut umount = command("umount", ["-i", "-l"]);
@@ -63,7 +63,7 @@ impl Namespace {
     }
 
     /// The same command, in here.
-    pub(crate) fn inside(&self, command: &Command) -> Command {
+    pub fn inside(&self, command: &Command) -> Command {
         let pid = self.holder.id();
         let mut nsenter = Command::new("nsenter");
         nsenter.arg(format!("--mount=/proc/{pid}/ns/mnt"));
@@ -84,18 +84,18 @@ impl Namespace {
     }
 
     /// A path in here, seen from outside.
-    pub(crate) fn see(&self, path: &Path) -> PathBuf {
+    pub fn see(&self, path: &Path) -> PathBuf {
         let root = format!("/proc/{}/root", self.holder.id());
         Path::new(&root).join(path.strip_prefix("/").unwrap())
     }
 
     /// True when something is mounted there in here.
-    pub(crate) fn is_mount_point(&self, dir: &Path) -> bool {
+    pub fn is_mount_point(&self, dir: &Path) -> bool {
         self.mounts().iter().any(|(mounted, _)| mounted == dir)
     }
 
     /// Where this filesystem is mounted within that directory.
-    pub(crate) fn mounts_in(&self, dir: &Path) -> Vec<PathBuf> {
+    pub fn mounts_in(&self, dir: &Path) -> Vec<PathBuf> {
         let dir = dir.canonicalize().unwrap();
         let ours = |(mounted, kind): (PathBuf, String)| {
             (kind == "fuse.bilayer" && mounted.starts_with(&dir)).then_some(mounted)
@@ -116,7 +116,7 @@ impl Namespace {
     }
 
     /// Lays these files over /sbin.
-    pub(crate) fn add_to_sbin(&self, files: &Path) {
+    pub fn add_to_sbin(&self, files: &Path) {
         let sbin = fs::canonicalize("/sbin").unwrap();
         let options = format!("lowerdir={}:{}", files.display(), sbin.display());
         let mut overlay = command("mount", ["-t", "overlay", "overlay", "-o", &options]);
@@ -124,7 +124,7 @@ impl Namespace {
     }
 
     /// A FUSE device that users may open, as distributions have it.
-    pub(crate) fn open_fuse_device_to_users(&self, place: &Place) {
+    pub fn open_fuse_device_to_users(&self, place: &Place) {
         let device = place.path("fuse");
         let script = "mknod -m 666 \"$0\" c 10 229 && mount --bind \"$0\" /dev/fuse";
         let mut shell = command("sh", ["-c", script]);

@@ -26,9 +26,13 @@ pub struct Seen {
 /// A kept view.
 #[derive(Clone, Debug)]
 pub struct Kept {
+    /// Snapshot or image.
     pub kind: ViewKind,
+    /// Its name.
     pub name: String,
+    /// Its number among views; 0 where the answer did not arrive.
     pub id: u16,
+    /// What it must show.
     pub seen: Arc<Seen>,
 }
 
@@ -36,10 +40,12 @@ pub struct Kept {
 pub type Label = (ViewKind, String);
 
 impl Kept {
+    /// What identifies it to people.
     pub fn label(&self) -> Label {
         (self.kind, self.name.clone())
     }
 
+    /// The node of an inode in this view.
     pub fn node(&self, number: Number) -> NodeId {
         NodeId::new(ViewId(self.id), Ino(number)).expect("a file's number")
     }
@@ -214,11 +220,13 @@ impl World {
         self.find(ViewKind::Snapshot, title.text()).is_some()
     }
 
+    /// The place in the list of the view of that name.
     pub fn find(&self, kind: ViewKind, name: &str) -> Option<usize> {
         let mut kept = self.kept.iter();
         kept.position(|kept| kept.kind == kind && kept.name == name)
     }
 
+    /// Takes a snapshot, or makes an image of the live view.
     pub fn keep(&mut self, kind: Kind, title: Title) -> (Outcome, Outcome) {
         let (kind, name) = (view_kind(kind), title.text());
         let seen = self.seen_now();
@@ -239,6 +247,7 @@ impl World {
         (views_answer(found.map(|_| ())), Outcome::Done)
     }
 
+    /// Makes an image of a snapshot.
     pub fn keep_again(&mut self, from: Title, title: Title) -> (Outcome, Outcome) {
         let kind = ViewKind::Image;
         let (from, name) = (from.text(), title.text());
@@ -265,6 +274,7 @@ impl World {
         (found, Outcome::Done)
     }
 
+    /// Deletes a view.
     pub fn drop_kept(&mut self, kind: Kind, title: Title) -> (Outcome, Outcome) {
         let (kind, name) = (view_kind(kind), title.text());
         let found = views_answer(self.mount().fs.delete_view(kind, name));
@@ -279,6 +289,7 @@ impl World {
         (found, Outcome::Done)
     }
 
+    /// Renames a view.
     pub fn rename_kept(&mut self, kind: Kind, title: Title, to: Title) -> (Outcome, Outcome) {
         let (kind, name, to) = (view_kind(kind), title.text(), to.text());
         let found = views_answer(self.mount().fs.rename_view(kind, name, to));
@@ -292,6 +303,7 @@ impl World {
         (found, Outcome::Done)
     }
 
+    /// Removes everything that deleted views held.
     pub fn purge(&self) -> (Outcome, Outcome) {
         let found = self.mount().fs.finish_purge();
         let found = found.map_err(|error| error.errno());
@@ -320,6 +332,7 @@ impl World {
         (of(found.map(|_| ())), Outcome::Done)
     }
 
+    /// Closes a file of a view, and compares its contents.
     pub fn close_kept(&mut self, choice: u8) -> (Outcome, Outcome) {
         if self.kept_open.is_empty() {
             return same();
@@ -435,15 +448,20 @@ pub struct Copy {
 /// An open file of a view.
 #[derive(Clone, Debug)]
 pub struct KeptOpen {
+    /// Its node.
     pub node: NodeId,
+    /// Its handle.
     pub handle: bilayer::fs::types::Handle,
+    /// What it must read as.
     pub data: Arc<Vec<u8>>,
 }
 
+/// That error.
 pub fn failed(errno: Errno) -> Outcome {
     Outcome::Failed(errno)
 }
 
+/// The outcome of an operation on views.
 pub fn views_answer(result: Result<(), bilayer::fs::snapshots::ViewError>) -> Outcome {
     of(result.map_err(|error| error.errno()))
 }
