@@ -23,10 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use super::line::is_timeout;
 use super::obstacle::{Obstacle, refusal};
+use super::report::ViewReport;
 use super::request::Operation;
-use super::response::{
-    BytesDone, ChangeReport, FindingReport, Outcome, Receiver, Response, ViewReport,
-};
+use super::response::{BytesDone, ChangeReport, FindingReport, Outcome, Receiver, Response};
 use crate::diagnostics::{ExitCode, UserError};
 
 /// Version of requests and responses; raised whenever one of them changes.

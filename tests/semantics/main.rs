@@ -15,6 +15,7 @@ mod races;
 mod remount;
 mod rename;
 mod reservations;
+mod restores;
 mod sharing;
 mod snapshots;
 mod syncing;

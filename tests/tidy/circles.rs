@@ -15,29 +15,6 @@ use super::{
     blank_comments_and_literals, inline_modules, is_word, module_path, test_ranges, words,
 };
 
-/// Circles that exist, each with its files. An entry that is not a circle any more is a complaint.
-const KNOWN: &[&[&str]] = &[
-    &["src/fs/privileges.rs", "src/fs/types.rs"],
-    &["src/fs/views.rs", "src/fs/views_directory.rs"],
-    &["src/fuse/adapter.rs", "src/fuse/capabilities.rs"],
-    &[
-        "src/cli/answers.rs",
-        "src/cli/check.rs",
-        "src/cli/control.rs",
-        "src/cli/health.rs",
-        "src/cli/locate.rs",
-        "src/cli/mount.rs",
-        "src/cli/mount_record.rs",
-        "src/cli/patient.rs",
-        "src/cli/proof.rs",
-        "src/cli/remount.rs",
-        "src/cli/serve.rs",
-        "src/cli/session.rs",
-        "src/cli/status.rs",
-        "src/cli/wire.rs",
-    ],
-];
-
 /// Re-exports are followed through this many modules.
 const REEXPORTS_MAX: usize = 16;
 
@@ -46,32 +23,11 @@ type NamePath = Vec<String>;
 
 /// Complaints about circles among these files: pairs of a path relative to the repository and text.
 pub(crate) fn check_circles(sources: &[(String, String)]) -> Vec<String> {
-    complaints(&circles(sources), KNOWN)
-}
-
-fn complaints(circles: &[Vec<String>], known: &[&[&str]]) -> Vec<String> {
-    let is_in = |circle: &Vec<String>, entry: &[&str]| {
-        circle.iter().all(|file| entry.contains(&file.as_str()))
+    let complaint = |circle: &Vec<String>| {
+        let files = circle.join(", ");
+        format!("files that import each other in a circle: {files}")
     };
-    let new = circles
-        .iter()
-        .filter(|circle| !known.iter().any(|entry| is_in(circle, entry)))
-        .map(|circle| {
-            format!(
-                "files that import each other in a circle: {}",
-                circle.join(", ")
-            )
-        });
-    let gone = known
-        .iter()
-        .filter(|entry| !circles.iter().any(|circle| is_in(circle, entry)))
-        .map(|entry| {
-            format!(
-                "no circle any more, remove it from the list: {}",
-                entry.join(", ")
-            )
-        });
-    new.chain(gone).collect()
+    circles(sources).iter().map(complaint).collect()
 }
 
 /// The circles: each with its files, in order.
@@ -452,17 +408,5 @@ mod samples {
             ],
             &["src/a/b.rs", "src/a/c.rs"],
         );
-    }
-
-    #[test]
-    fn the_list_of_known_circles_is_exact() {
-        let circle = vec!["src/a.rs".to_owned(), "src/b.rs".to_owned()];
-        let known: &[&[&str]] = &[&["src/a.rs", "src/b.rs"]];
-        assert_eq!(
-            complaints(std::slice::from_ref(&circle), known),
-            Vec::<String>::new()
-        );
-        assert_eq!(complaints(&[circle], &[]).len(), 1);
-        assert_eq!(complaints(&[], known).len(), 1);
     }
 }

@@ -24,11 +24,12 @@ use crate::control::line::{PATIENCE, is_timeout};
 use crate::control::locate::{self, Holder, Located, find};
 use crate::control::obstacle::{Obstacle, refusal};
 use crate::control::pulse;
+use crate::control::report::ViewReport;
 use crate::control::report::{
     self, MountReport, Report, record_report, report_claims, report_open,
 };
 use crate::control::request::{Kind, Operation, Request};
-use crate::control::response::{Outcome, Response, ViewReport, Views};
+use crate::control::response::{Outcome, Response, Views};
 use crate::control::wire::Unreadable;
 use crate::daemon::serve::serve;
 use crate::diagnostics::{ExitCode, UserError};

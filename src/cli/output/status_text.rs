@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::cli::output::format;
+use crate::control::report::ViewReport;
 use crate::control::report::{HeaderReport, Report};
-use crate::control::response::ViewReport;
 
 /// The report for people.
 pub(crate) fn to_text(report: &Report) -> String {
