@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::error::{CliError, ExitCode};
 use super::locate;
 use crate::fuse::mountinfo::MountInfo;
-use crate::sys::deadline::within_notifying;
+use crate::sys::deadline::{Deadlines, within_notifying};
 use crate::sys::location::Location;
 use crate::sys::probe;
 
@@ -98,9 +98,14 @@ pub(super) fn pulse(mount: &Location) -> Pulse {
         return Pulse::Alive;
     };
     let note = || eprintln!("bilayer: waiting for a mount to answer");
-    let asked = within_notifying((NOTED, LIMIT), note, move || {
-        probe::statistics(mount.as_fd(), LIMIT)
-    });
+    let asked = within_notifying(
+        Deadlines {
+            note: NOTED,
+            give_up: LIMIT,
+        },
+        note,
+        move || probe::statistics(mount.as_fd(), LIMIT),
+    );
     match asked.flatten() {
         None => Pulse::Silent,
         Some(Err(error)) if is_dead(&error) => Pulse::Dead,

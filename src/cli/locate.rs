@@ -22,7 +22,7 @@ use super::health::{self, Pulse};
 use super::paths::as_named;
 use super::proof::{self, DirectoryId, ProvenDaemon, VolumeDirectory};
 use crate::fuse::mountinfo::{self, MountInfo};
-use crate::sys::deadline::{within, within_notifying};
+use crate::sys::deadline::{Deadlines, within, within_notifying};
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
 use crate::sys::probe;
@@ -410,13 +410,20 @@ fn reach<T: Send + 'static>(
     then: impl FnOnce(ControlClient) -> Result<T, Obstacle> + Send + 'static,
 ) -> Option<T> {
     let note = || eprintln!("bilayer: waiting for a daemon of user {user} to answer");
-    let asked = within_notifying((NOTED, LIMIT), note, move || {
-        let mut met = Vec::new();
-        let connected = ControlClient::connect(address, user, &mut met);
-        let reached =
-            connected.and_then(|control| then(control).map_err(|obstacle| met.push(obstacle)).ok());
-        (reached, met)
-    });
+    let asked = within_notifying(
+        Deadlines {
+            note: NOTED,
+            give_up: LIMIT,
+        },
+        note,
+        move || {
+            let mut met = Vec::new();
+            let connected = ControlClient::connect(address, user, &mut met);
+            let reached = connected
+                .and_then(|control| then(control).map_err(|obstacle| met.push(obstacle)).ok());
+            (reached, met)
+        },
+    );
     let Some((reached, met)) = asked else {
         obstacles.push(Obstacle::Silent);
         return None;

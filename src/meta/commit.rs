@@ -36,7 +36,7 @@ impl Meta {
         ino: Ino,
         record: &InodeRecord,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Inode,
             &keys::inode(ino),
@@ -46,7 +46,7 @@ impl Meta {
 
     /// Removes an inode.
     pub fn remove_inode(&self, batch: &mut Batch, ino: Ino) -> Result<(), MetaError> {
-        self.write(batch, Table::Inode, &keys::inode(ino), None)
+        self.put_record(batch, Table::Inode, &keys::inode(ino), None)
     }
 
     /// Sets or removes a directory entry.
@@ -65,7 +65,7 @@ impl Meta {
             None if entry.is_none() => return Ok(()),
             None => return Err(MetaError::UsedUp("positions in the directory")),
         };
-        self.write(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
+        self.put_record(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
     }
 
     /// The logical key of a name in the live view: its existing one, or the first free one. `None`
@@ -106,7 +106,7 @@ impl Meta {
         name: &[u8],
         value: Option<&[u8]>,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Xattr,
             &keys::xattr(ino, name),
@@ -138,7 +138,7 @@ impl Meta {
         chunk: ChunkIndex,
         extent: Option<&ExtentRecord>,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Extent,
             &keys::extent(ino, chunk),

@@ -17,7 +17,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::database::{Loader, Tables};
-use super::keys::{self, Row, Table};
+use super::keys::{self, Row, Table, VersionedKey};
 use super::page_set::{CHUNK_BYTES, PageSet};
 use super::records::{
     Counters, DirentRecord, ExtentRecord, FileKind, InodeRecord, Part, PartId, TOMBSTONE,
@@ -172,8 +172,10 @@ impl Records for Stored {
         }
         let rows = rows.into_iter().take_while(|(key, _)| &**key < high);
         rows.map(|(key, value)| {
-            let (logical, generation) =
-                keys::split_version(&key).ok_or(MetaError::Corrupt("key"))?;
+            let VersionedKey {
+                logical,
+                generation,
+            } = VersionedKey::decode(&key).ok_or(MetaError::Corrupt("key"))?;
             if generation != FIRST_GENERATION || value == TOMBSTONE {
                 return Err(MetaError::Corrupt("key"));
             }
@@ -492,7 +494,7 @@ impl Copy<'_> {
                 }
                 if is_copied {
                     let size = record.size;
-                    record.pages += self.extent(to, (&key, &value), size, replace)?;
+                    record.pages += self.extent(to, &(key, value), size, replace)?;
                 }
             }
             if is_copied {
@@ -511,10 +513,11 @@ impl Copy<'_> {
     fn extent(
         &mut self,
         to: &mut Loader<'_>,
-        (key, value): (&[u8], &[u8]),
+        row: &Row,
         size_bytes: u64,
         replace: &mut Replace<'_>,
     ) -> Result<u64, MetaError> {
+        let (key, value) = row;
         let (ino, chunk) = keys::extent_parts(key).ok_or(MetaError::Corrupt("key"))?;
         let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
         let (shared, mut parts) = match record {

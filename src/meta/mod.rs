@@ -42,12 +42,12 @@ use crate::ids::{FolderNumber, Generation, Ino, Sequence, ViewId};
 use crate::sealed::{LogOnce, MetaFile, SealedError};
 use crate::store::ballast::Ballast;
 use database::{Committed, Tables};
-use keys::{Row, Table};
+use keys::{Row, Table, VersionedKey};
 pub use overlay::Batch;
 use overlay::{Overlay, TableOverlay};
 pub use permit::{Pause, Permit};
 use records::{COUNT_MAX, Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
-pub use versions::ChangedKey;
+pub use versions::{ChangeRow, ChangedKey};
 
 /// Errors of the metadata.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +148,17 @@ struct State {
     held_at: Option<u64>,
     /// The volume is about to be unmounted.
     ends: bool,
+}
+
+/// A physical key and its value, `None` if the record was removed.
+type PhysicalRecord = (Vec<u8>, Option<Vec<u8>>);
+
+/// Some physical records of a table.
+struct PhysicalPage {
+    /// `None` for removed ones.
+    records: TableOverlay,
+    /// The key to continue from; `None` at the end.
+    next: Option<Vec<u8>>,
 }
 
 /// The metadata of a volume.
@@ -428,7 +439,11 @@ impl Meta {
         let mut found: Vec<Row> = Vec::new();
         let mut live = self.generation();
         self.visit_physical(table, low, high, &mut |key, value| {
-            let Some((logical, generation)) = keys::split_version(key) else {
+            let Some(VersionedKey {
+                logical,
+                generation,
+            }) = VersionedKey::decode(key)
+            else {
                 return true;
             };
             // A snapshot may have raised the live generation since; no record is newer than that.
@@ -468,7 +483,8 @@ impl Meta {
             if value == TOMBSTONE {
                 return true;
             }
-            let ino = keys::split_version(key).and_then(|(logical, _)| keys::extent_parts(logical));
+            let version = VersionedKey::decode(key);
+            let ino = version.and_then(|version| keys::extent_parts(version.logical));
             match (ino, ExtentRecord::decode(value)) {
                 (Some((ino, _)), Some(extent)) => visit(ino, extent),
                 _ => corrupt = true,
@@ -513,7 +529,8 @@ impl Meta {
             let Some((found, value)) = self.last_physical(table, &low, &key)? else {
                 return Ok(None);
             };
-            let (_, at) = keys::split_version(&found).ok_or(MetaError::Corrupt("key"))?;
+            let version = VersionedKey::decode(&found).ok_or(MetaError::Corrupt("key"))?;
+            let at = version.generation;
             match value {
                 Some(value) => return Ok(Some((at, value))),
                 None if at.0 == 0 => return Ok(None),
@@ -547,13 +564,12 @@ impl Meta {
     }
 
     /// The last physical record of the range; its value is `None` if it was removed.
-    #[allow(clippy::type_complexity)]
     fn last_physical(
         &self,
         table: Table,
         low: &[u8],
         high: &[u8],
-    ) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>, MetaError> {
+    ) -> Result<Option<PhysicalRecord>, MetaError> {
         let bounds = (Bound::Included(low), Bound::Included(high));
         let last_of = |overlay: &Overlay| {
             let last = overlay.table(table).range::<[u8], _>(bounds).next_back();
@@ -588,15 +604,15 @@ impl Meta {
     ) -> Result<(), MetaError> {
         let mut low = low.to_vec();
         loop {
-            let (page, next) = self.physical_page(table, &low, high)?;
-            for (key, value) in &page {
+            let page = self.physical_page(table, &low, high)?;
+            for (key, value) in &page.records {
                 if let Some(value) = value
                     && !visit(key, value)
                 {
                     return Ok(());
                 }
             }
-            match next {
+            match page.next {
                 Some(next) => low = next,
                 None => return Ok(()),
             }
@@ -604,13 +620,12 @@ impl Meta {
     }
 
     /// Some physical records from `low` on (`None` for removed ones), and the key to continue from.
-    #[allow(clippy::type_complexity)]
     fn physical_page(
         &self,
         table: Table,
         low: &[u8],
         high: &[u8],
-    ) -> Result<(TableOverlay, Option<Vec<u8>>), MetaError> {
+    ) -> Result<PhysicalPage, MetaError> {
         const PAGE: usize = 256;
         let bounds = (Bound::Included(low), Bound::Excluded(high));
         let first_of = |overlay: &Overlay| -> TableOverlay {
@@ -650,7 +665,10 @@ impl Meta {
             merged.split_off(&key);
             key
         });
-        Ok((merged, next))
+        Ok(PhysicalPage {
+            records: merged,
+            next,
+        })
     }
 }
 

@@ -160,7 +160,7 @@ impl Meta {
     ) -> Result<(), MetaError> {
         for name in self.xattr_names(from, view)? {
             let value = self.get(Table::Xattr, &keys::xattr(from, &name), view)?;
-            self.put_back(batch, Table::Xattr, &keys::xattr(to, &name), value)?;
+            self.put_record(batch, Table::Xattr, &keys::xattr(to, &name), value)?;
         }
         Ok(())
     }

@@ -71,6 +71,9 @@ pub struct Checkpoint {
     pub bytes: u64,
 }
 
+/// A checkpoint with the tables as of its commit.
+pub type Opened = (Checkpoint, RawTables);
+
 /// Why no checkpoint was made.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -128,11 +131,7 @@ fn names(store: &dyn Store) -> io::Result<Vec<String>> {
 }
 
 /// Opens a checkpoint, which must be sealed under the volume's active key set.
-pub fn open(
-    store: &dyn Store,
-    active: &Arc<KeySet>,
-    name: CryptoId,
-) -> Result<(Checkpoint, RawTables), MetaError> {
+pub fn open(store: &dyn Store, active: &Arc<KeySet>, name: CryptoId) -> Result<Opened, MetaError> {
     let file = store.open(&checkpoint_path(name), OpenMode::Read)?;
     let bytes = file.len()?;
     let file = Arc::new(MetaFile::open(file, active, name)?);
@@ -154,11 +153,10 @@ pub fn open(
 }
 
 /// All checkpoints, the newest first, and those that do not open with the reasons.
-#[allow(clippy::type_complexity)]
 pub fn list(
     store: &dyn Store,
     active: &Arc<KeySet>,
-) -> io::Result<(Vec<(Checkpoint, RawTables)>, Vec<(CryptoId, MetaError)>)> {
+) -> io::Result<(Vec<Opened>, Vec<(CryptoId, MetaError)>)> {
     let names = names(store)?;
     let (mut found, mut refused) = (Vec::new(), Vec::new());
     for name in names.iter().filter_map(|name| CryptoId::from_hex(name)) {
@@ -172,10 +170,7 @@ pub fn list(
 }
 
 /// The newest checkpoint that opens.
-pub fn newest(
-    store: &dyn Store,
-    active: &Arc<KeySet>,
-) -> io::Result<Option<(Checkpoint, RawTables)>> {
+pub fn newest(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<Opened>> {
     let (found, _) = list(store, active)?;
     Ok(found.into_iter().next())
 }

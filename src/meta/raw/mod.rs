@@ -94,6 +94,19 @@ struct Root {
     checksum: u128,
 }
 
+/// The keys below a page are above the first bound and at most the second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bounds<'a> {
+    after: Option<&'a [u8]>,
+    through: Option<&'a [u8]>,
+}
+
+/// A child of a branch.
+struct Child<'a> {
+    root: Root,
+    bounds: Bounds<'a>,
+}
+
 /// The root of a table, as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum TableRoot {
@@ -232,21 +245,20 @@ impl RawTables {
         keys: &Range<Vec<u8>>,
         visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
-        self.walk_below(root, (None, None), keys, DEPTH_MAX, visit)
+        self.walk_below(root, Bounds::default(), keys, DEPTH_MAX, visit)
     }
 
-    /// `bounds`: keys are above the first bound and at most the second.
     fn walk_below(
         &self,
         root: Root,
-        bounds: (Option<&[u8]>, Option<&[u8]>),
+        bounds: Bounds<'_>,
         keys: &Range<Vec<u8>>,
         depth: usize,
         visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
         let gap = |reason: String| Gap {
-            after: bounds.0.map(<[u8]>::to_vec),
-            through: bounds.1.map(<[u8]>::to_vec),
+            after: bounds.after.map(<[u8]>::to_vec),
+            through: bounds.through.map(<[u8]>::to_vec),
             page: self.regions.offset(root.page).map(|at| at / PAGE_BYTES),
             reason,
         };
@@ -264,15 +276,15 @@ impl RawTables {
                 !wanted || visit(Visited::Row(key, value))
             });
         }
-        for (child, low, high) in node.children(bounds) {
-            // The keys of this child are above `low` and at most `high`.
-            if high.is_some_and(|high| high < &keys.start[..]) {
+        for child in node.children(bounds) {
+            let Bounds { after, through } = child.bounds;
+            if through.is_some_and(|through| through < &keys.start[..]) {
                 continue;
             }
-            if low.is_some_and(|low| low >= &keys.end[..]) {
+            if after.is_some_and(|after| after >= &keys.end[..]) {
                 break;
             }
-            if !self.walk_below(child, (low, high), keys, depth - 1, visit) {
+            if !self.walk_below(child.root, child.bounds, keys, depth - 1, visit) {
                 return false;
             }
         }
@@ -469,7 +481,7 @@ impl Node {
     }
 
     /// True if its keys are in order, above the first bound and at most the second.
-    fn fits(&self, (after, through): (Option<&[u8]>, Option<&[u8]>)) -> bool {
+    fn fits(&self, Bounds { after, through }: Bounds<'_>) -> bool {
         let mut before = after;
         let mut keys = (0..self.count).map(|index| self.piece(index));
         keys.all(|key| {
@@ -480,19 +492,15 @@ impl Node {
     }
 
     /// The children with the bounds of their keys.
-    #[allow(clippy::type_complexity)]
-    fn children<'a>(
-        &'a self,
-        (after, through): (Option<&'a [u8]>, Option<&'a [u8]>),
-    ) -> impl Iterator<Item = (Root, Option<&'a [u8]>, Option<&'a [u8]>)> {
+    fn children<'a>(&'a self, bounds: Bounds<'a>) -> impl Iterator<Item = Child<'a>> {
         (0..=self.count).filter_map(move |index| {
             let low = match index.checked_sub(1) {
                 Some(before) => Some(self.piece(before)),
-                None => after,
+                None => bounds.after,
             };
             let high = match index < self.count {
                 true => Some(self.piece(index)),
-                false => through,
+                false => bounds.through,
             };
             let checksum = self.bytes.get(8 + 16 * index..)?.first_chunk::<16>()?;
             let pages = 8 + 16 * (self.count + 1);
@@ -501,7 +509,13 @@ impl Node {
                 page: u64::from_le_bytes(*page),
                 checksum: u128::from_le_bytes(*checksum),
             };
-            Some((root, low, high))
+            Some(Child {
+                root,
+                bounds: Bounds {
+                    after: low,
+                    through: high,
+                },
+            })
         })
     }
 }
