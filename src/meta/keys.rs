@@ -48,7 +48,10 @@ pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u32 {
 
 /// The tables.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-#[allow(missing_docs)]
+#[allow(
+    missing_docs,
+    reason = "the table in the module's header describes them"
+)]
 pub enum Table {
     Inode,
     Dirent,

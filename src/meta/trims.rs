@@ -24,6 +24,9 @@ impl Meta {
     }
 
     /// Up to `limit` recorded extents after the given one.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn trims(
         &self,
         after: Option<(Ino, ChunkIndex)>,
@@ -50,6 +53,9 @@ impl Meta {
     }
 
     /// The current versions of an extent.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn extent_versions(
         &self,
         ino: Ino,
@@ -59,6 +65,9 @@ impl Meta {
     }
 
     /// The versions of an extent that would survive a power cut now.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn committed_versions(
         &self,
         ino: Ino,

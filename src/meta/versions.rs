@@ -52,6 +52,10 @@ struct NextVersion<'a> {
 impl Meta {
     /// Sets the record of `logical` to `value` (`None` removes it) as part of the batch. The caller
     /// holds a permit until the batch is applied.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded, and [`MetaError::UsedUp`] if an
+    /// object to unlink gets no number.
     pub fn put_record(
         &self,
         batch: &mut Batch,
@@ -157,6 +161,9 @@ impl Meta {
     }
 
     /// All versions of a key, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn versions(&self, table: Table, logical: &[u8]) -> Result<Versions, MetaError> {
         let mut versions = Versions::new();
         let low = keys::versioned(logical, Generation(0));
@@ -176,6 +183,9 @@ impl Meta {
     }
 
     /// Objects that older versions of the extent, before the live generation, reference.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn older_names(
         &self,
         ino: Ino,
@@ -196,6 +206,10 @@ impl Meta {
 
     /// Drops the versions of a key that nobody needs any more. The caller holds the lock of its
     /// inode and a permit. True if something was dropped.
+    ///
+    /// # Errors
+    /// When the versions cannot be read or decoded, and [`MetaError::UsedUp`] if an object to
+    /// unlink gets no number.
     pub fn prune(
         &self,
         batch: &mut Batch,
@@ -240,6 +254,9 @@ impl Meta {
 
     /// Returns keys that were first written in generations after `after` and up to `through`, and
     /// where to continue. A key may appear several times.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn changes(
         &self,
         after: Generation,
