@@ -100,7 +100,7 @@ impl Rows {
         if self.done {
             return Ok(None);
         }
-        let rows = self.stored.some(self.table, &self.low, ROWS, BYTES);
+        let rows = self.stored.read_rows(self.table, &self.low, ROWS, BYTES);
         match rows.last() {
             Some((last, _)) => {
                 self.low.clone_from(last);

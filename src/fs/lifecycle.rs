@@ -208,7 +208,7 @@ impl Filesystem {
         let slots = file.slots();
         match volume.check_rollback(&slots) {
             // Both may live on, if the original comes back: only one of them is the volume then.
-            Ok(()) if volume.takes_over() => {
+            Ok(()) if volume.replaces_original() => {
                 tracing::warn!("it takes the place of the original, as was asked for");
             }
             Ok(()) => {

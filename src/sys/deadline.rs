@@ -82,7 +82,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     #[test]
-    fn what_never_ends_is_left() {
+    fn work_that_never_ends_is_abandoned() {
         assert_eq!(within(LONG, || 1), Some(1));
         let (_keep, ended) = mpsc::channel::<()>();
         let begin = Instant::now();

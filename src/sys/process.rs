@@ -189,12 +189,6 @@ impl EndSignals {
         Ok(Self(set))
     }
 
-    /// Unblocks them in the calling thread.
-    pub fn unblock(&self) {
-        // SAFETY: the set was initialised by `block`; a null pointer is permitted for the old one.
-        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut()) };
-    }
-
     /// Consumes a pending signal, if any, and returns whether there was one. Does not wait.
     pub fn arrived(&self) -> bool {
         let now = libc::timespec {
@@ -564,7 +558,6 @@ mod tests {
             // SAFETY: the signal is blocked in this thread and directed at it.
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGHUP) };
             assert_eq!(signals.wait(None).unwrap(), Some("SIGHUP"));
-            signals.unblock();
         })
         .join()
         .unwrap();

@@ -6,13 +6,14 @@
 //! a table.
 //!
 //! ```text
-//! header     magic 9 | flags 1 (1: slot 1 is the newer) | 2 | page size 4 | region header pages 4 |
-//!            region data pages 4 | ...; at 64 and 192: slot 0 and slot 1
+//! header     magic 9 | flags 1 (1: slot 1 is the newer) | 2 | page size 4 |
+//!            region header pages 4 | region data pages 4 | ...; at 64 and 192: slot 0 and slot 1
 //! slot       version 1 | has root 1 | 6 | root 32 | ... | checksum 16, of the 112 bytes before it
 //! root       page number 8 | checksum 16 | length 8
 //! page no.   index within the region, in pages of that order, 20 bits | region 20 | 19 | order 5
 //! leaf       1 | 1 | pairs 2 | ends of keys 4 each | ends of values 4 each | keys | values
-//! branch     2 | 1 | keys 2 | 4 | checksums 16 each | page numbers 8 each | ends of keys 4 each | keys
+//! branch     2 | 1 | keys 2 | 4 | checksums 16 each | page numbers 8 each | ends of keys 4 each |
+//!            keys
 //! ```
 //! Child i of a branch holds the keys above key i - 1, up to and including key i. Numbers are
 //! little-endian; a checksum is XXH3 with 128 bits over the bytes in use.
