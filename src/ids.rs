@@ -15,6 +15,9 @@ macro_rules! random_id {
 
         impl $name {
             /// Draws a fresh id from the operating system's generator.
+            ///
+            /// # Errors
+            /// When the operating system provides no random bytes.
             pub fn random() -> std::io::Result<Self> {
                 let mut bytes = [0u8; 16];
                 getrandom::fill(&mut bytes).map_err(|e| std::io::Error::other(e.to_string()))?;

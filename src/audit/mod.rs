@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_end_and_go_along_to_other_threads() {
+    fn scopes_end_and_can_be_passed_to_other_threads() {
         let context = || {
             let line = parsed(&Record::new("test"), Context::here());
             (

@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_renamed_or_removed_is_made_anew() {
+    fn a_file_that_was_renamed_or_removed_is_created_again() {
         let setup = Setup::new("audit");
         let write = |line: &[u8]| setup.sink.write(line, &mut io::sink());
         write(b"one\n");
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_file_does_not_take_goes_elsewhere() {
+    fn records_that_the_file_does_not_accept_go_elsewhere() {
         let setup = Setup::new("missing/audit");
         let mut errors = Vec::new();
         setup.sink.write(b"one\n", &mut errors);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_log_does_not_take_goes_to_the_state_directory() {
+    fn records_that_the_system_log_does_not_accept_go_to_the_state_directory() {
         let setup = Setup::new("");
         let system = SystemLog::at(&setup.path("log"), Facility::Auth);
         let mut sink = Sink::new(Destination::SystemLog, system);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_none_of_state_stays_as_it_is() {
+    fn a_directory_that_is_no_state_directory_is_unchanged() {
         let setup = Setup::new("");
         let dir = setup.dir.path().to_path_buf();
         let destination = Destination::StateDirectory(dir, "state");

@@ -21,7 +21,7 @@ use super::{
     run_offline,
 };
 use crate::ids::{Generation, Ino};
-use crate::meta::keys::{self, Table};
+use crate::meta::keys::{self, Table, VersionedKey};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, ObjectName, TOMBSTONE, Timespec};
 use crate::meta::repair::Corrections;
 use crate::meta::stored::Stored;
@@ -349,11 +349,13 @@ impl<'a> Repairer<'a> {
             let changed = change(value);
             if within {
                 let value = changed.or_else(|| covered.then(|| TOMBSTONE.to_vec()));
-                let at = version.generation;
-                self.meta
-                    .set_version(&mut batch, (table, logical), at, value);
+                let version = VersionedKey {
+                    logical,
+                    generation: version.generation,
+                };
+                self.meta.set_version(&mut batch, table, version, value);
             } else if live {
-                self.meta.put_back(&mut batch, table, logical, changed)?;
+                self.meta.put_record(&mut batch, table, logical, changed)?;
             }
         }
         self.meta.apply(batch)?;
@@ -468,12 +470,13 @@ impl<'a> Repairer<'a> {
             return Ok(());
         };
         for (generation, value) in self.meta.versions(Table::Dirent, logical)? {
-            let table = Table::Dirent;
-            let value = Some(value);
-            self.meta
-                .set_version(batch, (table, &right), generation, value);
-            self.meta
-                .set_version(batch, (table, logical), generation, None);
+            for (logical, value) in [(&right[..], Some(value)), (logical, None)] {
+                let version = VersionedKey {
+                    logical,
+                    generation,
+                };
+                self.meta.set_version(batch, Table::Dirent, version, value);
+            }
         }
         Ok(())
     }

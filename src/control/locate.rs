@@ -25,7 +25,7 @@ use crate::control::proof::{self, ProvenDaemon};
 use crate::control::pulse::{self, Pulse};
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse::mountinfo::{self, MountInfo};
-use crate::sys::deadline::within_notifying;
+use crate::sys::deadline::{Deadlines, within_notifying};
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
 
@@ -365,13 +365,20 @@ fn reach<T: Send + 'static>(
             "waiting for a daemon of user {user} to answer"
         ));
     };
-    let asked = within_notifying((NOTED, LIMIT), note, move || {
-        let mut met = Vec::new();
-        let connected = ControlClient::connect(address, user, &mut met);
-        let reached =
-            connected.and_then(|control| then(control).map_err(|obstacle| met.push(obstacle)).ok());
-        (reached, met)
-    });
+    let asked = within_notifying(
+        Deadlines {
+            note: NOTED,
+            give_up: LIMIT,
+        },
+        note,
+        move || {
+            let mut met = Vec::new();
+            let connected = ControlClient::connect(address, user, &mut met);
+            let reached = connected
+                .and_then(|control| then(control).map_err(|obstacle| met.push(obstacle)).ok());
+            (reached, met)
+        },
+    );
     let Some((reached, met)) = asked else {
         obstacles.push(Obstacle::Silent);
         return None;

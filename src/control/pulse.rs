@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::health::{DEAD, Health};
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse::mountinfo::{self, MountInfo};
-use crate::sys::deadline::within_notifying;
+use crate::sys::deadline::{Deadlines, within_notifying};
 use crate::sys::location::Location;
 use crate::sys::probe;
 
@@ -38,9 +38,14 @@ pub(crate) fn pulse(mount: &Location) -> Pulse {
         return Pulse::Alive;
     };
     let note = || notice(format_args!("waiting for a mount to answer"));
-    let asked = within_notifying((NOTED, LIMIT), note, move || {
-        probe::statistics(mount.as_fd(), LIMIT)
-    });
+    let asked = within_notifying(
+        Deadlines {
+            note: NOTED,
+            give_up: LIMIT,
+        },
+        note,
+        move || probe::statistics(mount.as_fd(), LIMIT),
+    );
     match asked.flatten() {
         None => Pulse::Silent,
         Some(Err(error)) if is_dead(&error) => Pulse::Dead,

@@ -216,7 +216,7 @@ impl Filesystem {
         match volume.check_rollback(&slots) {
             // If the original comes back, both copies could be used: only one of them may be the
             // volume.
-            Ok(()) if volume.takes_over() => {
+            Ok(()) if volume.replaces_original() => {
                 tracing::warn!("it replaces the original, as requested");
             }
             Ok(()) => {

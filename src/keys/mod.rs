@@ -19,6 +19,7 @@
 //! The keystore's files are protected only by their modes. They are not sealed to the machine (TPM
 //! or similar), so anybody who reads them as root or from a backup has the platform keys.
 
+mod aead;
 pub mod customer;
 pub(crate) mod encoding;
 pub mod error;

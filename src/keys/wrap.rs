@@ -31,14 +31,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::aead::{self, RoleCipher};
 use super::customer::CustomerKeyProvider;
 use super::encoding::hex_bytes;
 use super::error::{ErrorKind, KeyError};
 use super::secret::{PlatformCustomerKey, PlatformKey};
 use crate::audit::Record;
 use crate::ids::{Epoch, KeySetId, VolumeId};
-use crate::layers::infrastructure::{InfrastructureKeys, NONCE_BYTES, rustcrypto};
-use crate::layers::{CustomerDek, InfrastructureDek, TAG_BYTES};
+use crate::layers::{CustomerDek, InfrastructureDek};
 
 /// First bytes of every payload.
 const MAGIC: [u8; 8] = *b"bilayerK";
@@ -216,16 +216,9 @@ pub(crate) fn wrap_infrastructure(
     context: &WrapContext,
     dek: &InfrastructureDek,
 ) -> Result<WrapRecord, KeyError> {
+    let cipher = aead::infrastructure_cipher(key.expose())?;
     let role = Role::Infrastructure;
-    let mut text = payload(role, context, dek.expose());
-    let aad = additional_data(role, context, version);
-    let nonce = fresh_nonce()?;
-    let tag = infrastructure_cipher(key)?
-        .seal(&nonce, &aad, &mut text)
-        .map_err(|_| cipher_failed())?;
-    let record = version.record([&nonce[..], &text, &tag].concat());
-    record.audit("wrap", role, context).done();
-    Ok(record)
+    seal_with_platform_key(&cipher, role, version, context, dek.expose())
 }
 
 /// Unwraps an infrastructure DEK with the platform key.
@@ -237,16 +230,9 @@ pub(crate) fn unwrap_infrastructure(
 ) -> Result<InfrastructureDek, KeyError> {
     let role = Role::Infrastructure;
     let unwrap = || {
-        let (nonce, mut text, tag) = split(record)?;
-        infrastructure_cipher(key)?
-            .open(
-                &nonce,
-                &additional_data(role, context, version),
-                &tag,
-                &mut text,
-            )
-            .map_err(|_| does_not_open(record))?;
-        allocated(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
+        let cipher = aead::infrastructure_cipher(key.expose())?;
+        let payload = open_with_platform_key(&cipher, role, version, context, record)?;
+        allocated(dek_of(role, context, &payload).map(InfrastructureDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
@@ -258,16 +244,8 @@ pub(crate) fn wrap_customer(
     context: &WrapContext,
     dek: &CustomerDek,
 ) -> Result<WrapRecord, KeyError> {
-    let role = Role::Customer;
-    let mut text = payload(role, context, dek.expose());
-    let aad = additional_data(role, context, version);
-    let nonce = fresh_nonce()?;
-    let tag = customer_cipher(key)?
-        .seal(&nonce, &aad, &mut text)
-        .map_err(|_| cipher_failed())?;
-    let record = version.record([&nonce[..], &text, &tag].concat());
-    record.audit("wrap", role, context).done();
-    Ok(record)
+    let cipher = aead::customer_cipher(key.expose())?;
+    seal_with_platform_key(&cipher, Role::Customer, version, context, dek.expose())
 }
 
 /// Unwraps the customer DEK of a platform-managed volume.
@@ -279,28 +257,38 @@ pub(crate) fn unwrap_customer(
 ) -> Result<CustomerDek, KeyError> {
     let role = Role::Customer;
     let unwrap = || {
-        let (nonce, mut text, tag) = split(record)?;
-        customer_cipher(key)?
-            .open(
-                &nonce,
-                &additional_data(role, context, version),
-                &tag,
-                &mut text,
-            )
-            .map_err(|_| does_not_open(record))?;
-        allocated(dek_of(role, context, &text).map(CustomerDek::from_bytes))
+        let cipher = aead::customer_cipher(key.expose())?;
+        let payload = open_with_platform_key(&cipher, role, version, context, record)?;
+        allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
 
-fn infrastructure_cipher(key: &PlatformKey) -> Result<InfrastructureKeys, KeyError> {
-    let key = key.expose().first_chunk().ok_or_else(cipher_failed)?;
-    InfrastructureKeys::from_key(key).map_err(|_| cipher_failed())
+fn seal_with_platform_key(
+    cipher: &dyn RoleCipher,
+    role: Role,
+    version: PlatformVersion,
+    context: &WrapContext,
+    dek: &[u8],
+) -> Result<WrapRecord, KeyError> {
+    let aad = additional_data(role, context, version);
+    let record = version.record(aead::seal(cipher, &aad, payload(role, context, dek))?);
+    record.audit("wrap", role, context).done();
+    Ok(record)
 }
 
-fn customer_cipher(key: &PlatformCustomerKey) -> Result<rustcrypto::Cipher, KeyError> {
-    let key = key.expose().first_chunk().ok_or_else(cipher_failed)?;
-    rustcrypto::Cipher::new(key).map_err(|_| cipher_failed())
+fn open_with_platform_key(
+    cipher: &dyn RoleCipher,
+    role: Role,
+    version: PlatformVersion,
+    context: &WrapContext,
+    record: &WrapRecord,
+) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    if record.algorithm != PLATFORM_ALGORITHM {
+        return Err(foreign_algorithm(record));
+    }
+    let aad = additional_data(role, context, version);
+    aead::open(cipher, &aad, &record.ciphertext).ok_or_else(|| does_not_open(record))
 }
 
 /// Allocates the full length at once, so that no smaller buffer that contains a DEK is left behind.
@@ -357,34 +345,6 @@ fn additional_data(role: Role, context: &WrapContext, version: PlatformVersion) 
     bytes[73..77].copy_from_slice(&context.epoch.0.to_le_bytes());
     bytes[77..].copy_from_slice(&version.version.to_le_bytes());
     bytes
-}
-
-type PlatformParts = ([u8; NONCE_BYTES], Zeroizing<Vec<u8>>, [u8; TAG_BYTES]);
-
-/// Nonce, ciphertext (to be decrypted in place) and tag of a platform wrap.
-fn split(record: &WrapRecord) -> Result<PlatformParts, KeyError> {
-    if record.algorithm != PLATFORM_ALGORITHM {
-        return Err(foreign_algorithm(record));
-    }
-    record
-        .ciphertext
-        .split_first_chunk::<NONCE_BYTES>()
-        .and_then(|(nonce, rest)| {
-            let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
-            Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
-        })
-        .ok_or_else(|| does_not_open(record))
-}
-
-pub(super) fn fresh_nonce() -> Result<[u8; NONCE_BYTES], KeyError> {
-    let mut nonce = [0; NONCE_BYTES];
-    getrandom::fill(&mut nonce)
-        .map_err(|error| KeyError::random(std::io::Error::other(error.to_string())))?;
-    Ok(nonce)
-}
-
-pub(super) fn cipher_failed() -> KeyError {
-    KeyError::new(ErrorKind::Io, "the cipher of the platform keys refused")
 }
 
 fn foreign_algorithm(record: &WrapRecord) -> KeyError {

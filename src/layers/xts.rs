@@ -1,8 +1,8 @@
 //! AES-256-XTS (IEEE 1619-2018, NIST SP 800-38E) over whole blocks.
 //!
 //! ```text
-//! T0 = AES(tweak key, unit as 128-bit little-endian number)      Ti+1 = Ti · x in GF(2^128)
-//! Ci = AES(data key, Pi xor Ti) xor Ti                             modulo x^128 + x^7 + x^2 + x + 1
+//! T0 = AES(tweak key, unit as 128-bit little-endian number)     Ti+1 = Ti · x in GF(2^128)
+//! Ci = AES(data key, Pi xor Ti) xor Ti                            modulo x^128 + x^7 + x^2 + x + 1
 //! ```
 //! Units are always a multiple of 16 bytes, so there is no ciphertext stealing, and the types
 //! express this: data consists of blocks.

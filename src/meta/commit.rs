@@ -30,13 +30,16 @@ impl State {
 
 impl Meta {
     /// Sets an inode.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded.
     pub fn put_inode(
         &self,
         batch: &mut Batch,
         ino: Ino,
         record: &InodeRecord,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Inode,
             &keys::inode(ino),
@@ -45,8 +48,11 @@ impl Meta {
     }
 
     /// Removes an inode.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded.
     pub fn remove_inode(&self, batch: &mut Batch, ino: Ino) -> Result<(), MetaError> {
-        self.write(batch, Table::Inode, &keys::inode(ino), None)
+        self.put_record(batch, Table::Inode, &keys::inode(ino), None)
     }
 
     /// Sets or removes a directory entry.
@@ -65,7 +71,7 @@ impl Meta {
             None if entry.is_none() => return Ok(()),
             None => return Err(MetaError::UsedUp("positions in the directory")),
         };
-        self.write(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
+        self.put_record(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
     }
 
     /// The logical key of a name in the live view: its existing one, or the first free one. `None`
@@ -99,6 +105,9 @@ impl Meta {
     }
 
     /// Sets or removes an extended attribute.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded.
     pub fn put_xattr(
         &self,
         batch: &mut Batch,
@@ -106,7 +115,7 @@ impl Meta {
         name: &[u8],
         value: Option<&[u8]>,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Xattr,
             &keys::xattr(ino, name),
@@ -115,6 +124,9 @@ impl Meta {
     }
 
     /// Removes an extended attribute if it exists.
+    ///
+    /// # Errors
+    /// When the record, or an older version of it, cannot be read.
     pub fn remove_xattr_if_present(
         &self,
         batch: &mut Batch,
@@ -131,6 +143,10 @@ impl Meta {
     }
 
     /// Sets or removes an extent.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded, and [`MetaError::UsedUp`] if an
+    /// object to unlink gets no number.
     pub fn put_extent(
         &self,
         batch: &mut Batch,
@@ -138,7 +154,7 @@ impl Meta {
         chunk: ChunkIndex,
         extent: Option<&ExtentRecord>,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Extent,
             &keys::extent(ino, chunk),
@@ -152,6 +168,9 @@ impl Meta {
     }
 
     /// Queues an object's name to be unlinked once the batch is durable.
+    ///
+    /// # Errors
+    /// [`MetaError::UsedUp`] if there are no more numbers.
     pub fn put_garbage(&self, batch: &mut Batch, name: ObjectName) -> Result<(), MetaError> {
         let number = self.allocate_garbage()?;
         batch.frees = true;
@@ -165,6 +184,10 @@ impl Meta {
     }
 
     /// Applies a batch in memory. It becomes durable with the next commit.
+    ///
+    /// # Errors
+    /// [`MetaError::Latched`] after an error that ended all writing, [`MetaError::ReadOnly`] while
+    /// changes are refused, [`MetaError::UsedUp`] if a counter would exceed its limit.
     pub fn apply(&self, batch: Batch) -> Result<BatchNumber, MetaError> {
         self.apply_and(batch, &|_| ())
     }
@@ -242,6 +265,9 @@ impl Meta {
     }
 
     /// Checks that changes are permitted.
+    ///
+    /// # Errors
+    /// [`MetaError::ReadOnly`] while changes are refused.
     pub fn check_not_held(&self) -> Result<(), MetaError> {
         match self.state.read().held_at {
             Some(_) => Err(MetaError::ReadOnly),
@@ -264,6 +290,11 @@ impl Meta {
     ///
     /// A full disk is reported before anything is written and loses nothing: the batches stay
     /// pending. Any other failure latches.
+    ///
+    /// # Errors
+    /// [`MetaError::Io`] if space is exhausted before the commit begins; [`MetaError::ReadOnly`] if
+    /// a batch was applied after the last permitted one; [`MetaError::Latched`] after an earlier
+    /// failure; every other failure latches.
     pub fn commit(
         &self,
         through: BatchNumber,
@@ -337,6 +368,9 @@ impl Meta {
     }
 
     /// Checks that the ballast is complete: it has the first claim on free space.
+    ///
+    /// # Errors
+    /// ENOSPC if the ballast is incomplete and cannot be filled.
     pub fn check_ballast(&self) -> Result<(), MetaError> {
         match self.ballast.get().filter(|ballast| ballast.is_short()) {
             Some(ballast) => Ok(ballast.require(Requirement::Whole)?),
@@ -346,6 +380,9 @@ impl Meta {
 
     /// Checks the ballast before an overwrite, if the backing filesystem needs new space for
     /// overwritten data.
+    ///
+    /// # Errors
+    /// ENOSPC if the ballast is incomplete and cannot be filled.
     pub fn check_ballast_to_overwrite(&self) -> Result<(), MetaError> {
         match self.ballast.get().map(|ballast| ballast.kind()) {
             Some(BallastKind::Bytes) => self.check_ballast(),
@@ -413,6 +450,9 @@ impl Meta {
     }
 
     /// Checks that writing has not ended.
+    ///
+    /// # Errors
+    /// EROFS once writing has ended.
     pub fn check_writable(&self) -> Result<(), Errno> {
         if self.latched.read().is_some() {
             Err(Errno::EROFS)
@@ -422,6 +462,9 @@ impl Meta {
     }
 
     /// Closes the database. Every later call is refused.
+    ///
+    /// # Errors
+    /// When redb fails to close the database. Nothing is lost then, but it is not marked clean.
     pub fn close(&self) -> Result<(), MetaError> {
         let Some(tables) = self.tables.lock().take() else {
             return Ok(());

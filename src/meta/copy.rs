@@ -17,7 +17,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::database::{Loader, Tables};
-use super::keys::{self, Row, Table};
+use super::keys::{self, Row, Table, VersionedKey};
 use super::page_set::{CHUNK_BYTES, PageSet};
 use super::records::{
     Counters, DirentRecord, ExtentRecord, FileKind, InodeRecord, Part, PartId, TOMBSTONE,
@@ -93,7 +93,7 @@ pub trait Records {
     ///
     /// # Errors
     /// When they cannot be read or decoded.
-    fn some(
+    fn read_rows(
         &self,
         table: Table,
         low: &[u8],
@@ -102,15 +102,15 @@ pub trait Records {
     ) -> Result<Vec<Row>, MetaError>;
 
     /// The counters of the source.
-    fn counted(&self) -> Counters;
+    fn source_counters(&self) -> Counters;
 
     /// An inode.
     ///
     /// # Errors
-    /// As of [`Self::some`].
+    /// As of [`Self::read_rows`].
     fn inode(&self, ino: Ino) -> Result<Option<InodeRecord>, MetaError> {
         let (low, high) = (keys::inode(ino), keys::after_ino(ino));
-        let rows = self.some(Table::Inode, &low, &high, 1)?;
+        let rows = self.read_rows(Table::Inode, &low, &high, 1)?;
         let record = rows
             .first()
             .map(|(_, value)| InodeRecord::decode(value).ok_or(MetaError::Corrupt("inode")));
@@ -125,7 +125,7 @@ struct ViewRecords<'a> {
 }
 
 impl Records for ViewRecords<'_> {
-    fn some(
+    fn read_rows(
         &self,
         table: Table,
         low: &[u8],
@@ -135,13 +135,13 @@ impl Records for ViewRecords<'_> {
         self.meta.scan(table, low, high, self.view, limit)
     }
 
-    fn counted(&self) -> Counters {
+    fn source_counters(&self) -> Counters {
         self.meta.counters()
     }
 }
 
 impl Records for Meta {
-    fn some(
+    fn read_rows(
         &self,
         table: Table,
         low: &[u8],
@@ -151,7 +151,7 @@ impl Records for Meta {
         self.scan(table, low, high, View::LIVE, limit)
     }
 
-    fn counted(&self) -> Counters {
+    fn source_counters(&self) -> Counters {
         self.counters()
     }
 }
@@ -159,21 +159,23 @@ impl Records for Meta {
 /// A database that [`Meta::copy_view`] filled, read past redb, because an untrusted party may have
 /// made its pages. It may only contain records of the first generation.
 impl Records for Stored {
-    fn some(
+    fn read_rows(
         &self,
         table: Table,
         low: &[u8],
         high: &[u8],
         limit: usize,
     ) -> Result<Vec<Row>, MetaError> {
-        let rows = Self::some(self, table, low, limit, STORED_BYTES);
+        let rows = Self::read_rows(self, table, low, limit, STORED_BYTES);
         if !self.gaps().is_empty() {
             return Err(MetaError::Corrupt("a page of the database"));
         }
         let rows = rows.into_iter().take_while(|(key, _)| &**key < high);
         rows.map(|(key, value)| {
-            let (logical, generation) =
-                keys::split_version(&key).ok_or(MetaError::Corrupt("key"))?;
+            let VersionedKey {
+                logical,
+                generation,
+            } = VersionedKey::decode(&key).ok_or(MetaError::Corrupt("key"))?;
             if generation != FIRST_GENERATION || value == TOMBSTONE {
                 return Err(MetaError::Corrupt("key"));
             }
@@ -182,7 +184,7 @@ impl Records for Stored {
         .collect()
     }
 
-    fn counted(&self) -> Counters {
+    fn source_counters(&self) -> Counters {
         self.counters().clone()
     }
 }
@@ -224,7 +226,9 @@ impl<'a> Cursor<'a> {
     fn peek(&mut self) -> Result<Option<&Row>, MetaError> {
         if self.ready.len() == 0 && !self.done {
             let (low, high) = (&self.low, &self.high);
-            let rows = self.records.some(self.table, low, high, self.at_a_time)?;
+            let rows = self
+                .records
+                .read_rows(self.table, low, high, self.at_a_time)?;
             if let Some((last, _)) = rows.last() {
                 // No logical key is a prefix of another. All versions of the last key begin with
                 // it, and the next key is greater than it with any generation.
@@ -413,7 +417,7 @@ pub fn copy<E: From<MetaError>>(
 
 impl Copy<'_> {
     fn counters(self, options: CopyOptions) -> Result<Counters, MetaError> {
-        let source = self.records.counted();
+        let source = self.records.source_counters();
         let counters = self.tally.counters(Counters {
             clean: true,
             generation: Generation(FIRST_GENERATION.0 + 1),
@@ -492,7 +496,7 @@ impl Copy<'_> {
                 }
                 if is_copied {
                     let size = record.size;
-                    record.pages += self.extent(to, (&key, &value), size, replace)?;
+                    record.pages += self.extent(to, &(key, value), size, replace)?;
                 }
             }
             if is_copied {
@@ -511,10 +515,11 @@ impl Copy<'_> {
     fn extent(
         &mut self,
         to: &mut Loader<'_>,
-        (key, value): (&[u8], &[u8]),
+        row: &Row,
         size_bytes: u64,
         replace: &mut Replace<'_>,
     ) -> Result<u64, MetaError> {
+        let (key, value) = row;
         let (ino, chunk) = keys::extent_parts(key).ok_or(MetaError::Corrupt("key"))?;
         let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
         let (shared, mut parts) = match record {

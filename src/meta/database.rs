@@ -95,6 +95,9 @@ impl Committed {
     }
 
     /// The value of a physical key.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         guarded(|| {
             Ok(self
@@ -105,6 +108,9 @@ impl Committed {
     }
 
     /// The last record with `low <= key <= high`.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn last_between(
         &self,
         table: Table,
@@ -119,6 +125,9 @@ impl Committed {
     }
 
     /// Calls `visit` with each record with `low <= key < high`, in order, until it returns false.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn visit(
         &self,
         table: Table,
@@ -163,6 +172,9 @@ impl fmt::Debug for Tables {
 impl Tables {
     /// Opens the database in the sealed file and recovers it after an unclean shutdown, or creates
     /// an empty one in an empty file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or is no database that redb accepts.
     pub fn open(file: Arc<MetaFile>, cache_bytes: usize) -> Result<Self, MetaError> {
         let ended = Arc::new(AtomicBool::new(false));
         let backend = Backend {
@@ -198,6 +210,9 @@ impl Tables {
 
     /// Verifies the checksums of everything that the newest commit references, and rebuilds the
     /// record of free pages. False if that record was wrong and has been corrected.
+    ///
+    /// # Errors
+    /// When a page does not open, or does not match its checksum.
     pub fn verify(&mut self) -> Result<bool, MetaError> {
         let database = self.database.as_mut().ok_or(MetaError::Corrupt("tables"))?;
         guarded(|| Ok(database.check_integrity()?))
@@ -208,6 +223,9 @@ impl Tables {
     }
 
     /// The current tables.
+    ///
+    /// # Errors
+    /// When the roots of the tables cannot be read, or the database is closed.
     pub fn committed(&self) -> Result<Committed, MetaError> {
         guarded(|| {
             let transaction = self.database()?.begin_read()?;
@@ -225,6 +243,9 @@ impl Tables {
     }
 
     /// Writes the changes and the counters in one durable transaction.
+    ///
+    /// # Errors
+    /// When the transaction cannot be written. The caller must not use the database again.
     pub fn commit(&self, changes: &Overlay, counters: &[u8]) -> Result<(), MetaError> {
         guarded(|| {
             let mut transaction = self.database()?.begin_write()?;
@@ -251,6 +272,9 @@ impl Tables {
     /// Fills an empty database in one durable transaction of any size, in bounded memory. `fill`
     /// inserts the rows, preferably in the order of their keys, and returns the counters. If it
     /// fails, nothing takes effect.
+    ///
+    /// # Errors
+    /// Errors of `fill`, and of writing the transaction.
     pub fn load(
         &self,
         fill: &mut dyn FnMut(&mut Loader<'_>) -> Result<Vec<u8>, MetaError>,
@@ -274,6 +298,9 @@ impl Tables {
     }
 
     /// Closes the database and marks it clean.
+    ///
+    /// # Errors
+    /// When the last writes fail.
     pub fn close(mut self) -> Result<(), MetaError> {
         match self.database.take() {
             Some(database) => guarded(|| Ok(database.close()?)),
@@ -293,6 +320,9 @@ impl fmt::Debug for Loader<'_> {
 
 impl Loader<'_> {
     /// Sets a row.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
     pub fn insert(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
         let rows = self.0.get_mut(table.index());
         rows.ok_or(MetaError::Corrupt("tables"))?

@@ -12,7 +12,7 @@
 //! | `xattr` | ino (8), name, NUL | yes | the value |
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
 //! | `view` | view id (2) | no | a kept view |
-//! | `change` | generation (8), table (1), logical key | no | one byte, 1: first written in that generation while a view was kept |
+//! | `change` | generation (8), table (1), logical key | no | 1: first written then, while a view was kept |
 //! | `trim` | ino (8), chunk (4) | no | one byte, 1: objects may hold pages that nobody reads |
 //! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
@@ -48,7 +48,10 @@ pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u32 {
 
 /// The tables.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-#[allow(missing_docs)]
+#[allow(
+    missing_docs,
+    reason = "the table in the module's header describes them"
+)]
 pub enum Table {
     Inode,
     Dirent,
@@ -215,10 +218,29 @@ pub fn versioned(logical: &[u8], generation: Generation) -> Vec<u8> {
     concat(&[logical, &generation.0.to_be_bytes()])
 }
 
-/// Splits a physical key into logical key and generation.
-pub fn split_version(physical: &[u8]) -> Option<(&[u8], Generation)> {
-    let (logical, generation) = physical.split_last_chunk::<GENERATION_BYTES>()?;
-    Some((logical, Generation(u64::from_be_bytes(*generation))))
+/// A key of a versioned table: one version of a record.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct VersionedKey<'a> {
+    /// The logical key.
+    pub logical: &'a [u8],
+    /// The generation that wrote the version.
+    pub generation: Generation,
+}
+
+impl<'a> VersionedKey<'a> {
+    /// The physical key.
+    pub fn encode(self) -> Vec<u8> {
+        versioned(self.logical, self.generation)
+    }
+
+    /// Splits a physical key; `None` if it is too short.
+    pub fn decode(physical: &'a [u8]) -> Option<Self> {
+        let (logical, generation) = physical.split_last_chunk::<GENERATION_BYTES>()?;
+        Some(Self {
+            logical,
+            generation: Generation(u64::from_be_bytes(*generation)),
+        })
+    }
 }
 
 fn concat(pieces: &[&[u8]]) -> Vec<u8> {
@@ -251,7 +273,12 @@ mod tests {
             Some((Ino(7), ChunkIndex(3)))
         );
         let key = versioned(b"k", Generation(9));
-        assert_eq!(split_version(&key), Some((&b"k"[..], Generation(9))));
+        let version = VersionedKey {
+            logical: b"k",
+            generation: Generation(9),
+        };
+        assert_eq!(VersionedKey::decode(&key), Some(version));
+        assert_eq!(version.encode(), key);
         assert_eq!(dirent_parts(b"short"), None);
         assert_eq!(extent_parts(&[0; 13]), None);
     }

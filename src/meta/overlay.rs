@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::charge;
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use crate::ids::Ino;
 
 /// One table's changes.
@@ -79,9 +79,9 @@ impl Batch {
     /// Logical keys of the directory's names that this batch has changed.
     pub(super) fn names_in(&self, parent: Ino) -> impl Iterator<Item = &[u8]> {
         let names = self.changes.iter().filter(|c| c.table == Table::Dirent);
-        let logical = names.filter_map(|change| keys::split_version(&change.key));
-        logical
-            .map(|(logical, _)| logical)
+        let versions = names.filter_map(|change| VersionedKey::decode(&change.key));
+        versions
+            .map(|version| version.logical)
             .filter(move |logical| keys::ino_of(logical) == Some(parent))
     }
 

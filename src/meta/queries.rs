@@ -27,6 +27,9 @@ pub struct InodeGuard<'a> {
 
 impl Meta {
     /// All physical records of an unversioned table.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches.
     pub fn rows(&self, table: Table) -> Result<Vec<Row>, MetaError> {
         let mut rows = Vec::new();
         self.visit_physical(table, &[], &[0xFF; 9], &mut |key, value| {
@@ -37,6 +40,9 @@ impl Meta {
     }
 
     /// True if the table has any row.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches.
     pub fn has_rows(&self, table: Table) -> Result<bool, MetaError> {
         let mut has_rows = false;
         self.visit_physical(table, &[], &[0xFF; 9], &mut |_, _| {
@@ -47,6 +53,9 @@ impl Meta {
     }
 
     /// The value of an unversioned table's row.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches.
     pub fn row(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         self.physical(table, key)
     }
@@ -70,6 +79,9 @@ impl Meta {
     }
 
     /// The live inode after the batch is applied.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or the record cannot be decoded.
     pub fn inode_after(&self, batch: &Batch, ino: Ino) -> Result<Option<InodeRecord>, MetaError> {
         let key = keys::versioned(&keys::inode(ino), self.generation());
         match batch.pending(Table::Inode, &key) {
@@ -83,6 +95,9 @@ impl Meta {
     }
 
     /// Up to `limit` extents of a file, starting with chunk `from`.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn extents(
         &self,
         ino: Ino,
@@ -103,6 +118,9 @@ impl Meta {
     }
 
     /// The first chunk after `index` that has a record.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn next_extent(
         &self,
         ino: Ino,
@@ -117,6 +135,9 @@ impl Meta {
     }
 
     /// Names of a file's extended attributes.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn xattr_names(&self, ino: Ino, view: View) -> Result<Vec<Vec<u8>>, MetaError> {
         let mut names = Vec::new();
         self.visit_xattrs(ino, view, &mut |name, _| names.push(name.to_vec()))?;
@@ -124,6 +145,9 @@ impl Meta {
     }
 
     /// Calls `visit` with the name of each extended attribute and the bytes of its record.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn visit_xattrs(
         &self,
         ino: Ino,
@@ -151,6 +175,9 @@ impl Meta {
     }
 
     /// Copies the extended attributes that `from` has in `view` to the inode `to`.
+    ///
+    /// # Errors
+    /// When the attributes, or older versions of those to be replaced, cannot be read.
     pub fn copy_xattrs(
         &self,
         batch: &mut Batch,
@@ -160,12 +187,15 @@ impl Meta {
     ) -> Result<(), MetaError> {
         for name in self.xattr_names(from, view)? {
             let value = self.get(Table::Xattr, &keys::xattr(from, &name), view)?;
-            self.put_back(batch, Table::Xattr, &keys::xattr(to, &name), value)?;
+            self.put_record(batch, Table::Xattr, &keys::xattr(to, &name), value)?;
         }
         Ok(())
     }
 
     /// The durable rows of `garbage`, whose objects may be unlinked.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches.
     pub fn committed_garbage(&self) -> Result<Vec<Row>, MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);
         let mut rows = Vec::new();

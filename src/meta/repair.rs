@@ -1,7 +1,7 @@
 //! Corrections that a repair makes: single physical records, and the counters. Nobody else may
 //! change anything meanwhile.
 
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use super::records::COUNT_MAX;
 use super::{Batch, Meta, MetaError};
 use crate::ids::{Generation, Ino};
@@ -28,11 +28,11 @@ impl Meta {
     pub fn set_version(
         &self,
         batch: &mut Batch,
-        (table, logical): (Table, &[u8]),
-        generation: Generation,
+        table: Table,
+        version: VersionedKey<'_>,
         value: Option<Vec<u8>>,
     ) {
-        batch.change(table, keys::versioned(logical, generation), value);
+        batch.change(table, version.encode(), value);
     }
 
     /// True if no version of any name has this position in the directory.

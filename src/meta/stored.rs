@@ -238,7 +238,7 @@ impl Stored {
     /// Returns physical records from `low` on, in order: at most `rows` of them, and at most
     /// `bytes` bytes excluding the last record. A result below both limits means that there are no
     /// more.
-    pub fn some(&self, table: Table, low: &[u8], rows: usize, bytes: usize) -> Vec<Row> {
+    pub fn read_rows(&self, table: Table, low: &[u8], rows: usize, bytes: usize) -> Vec<Row> {
         // Higher than any key: the numbers of inodes, chunks and generations begin with zeros.
         let range = low.to_vec()..vec![0xFF; 9];
         let (mut found, mut taken) = (Vec::new(), 0);

@@ -10,7 +10,7 @@
 
 use super::MetaError;
 use super::charge;
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use super::records::{
     COUNT_MAX, Counters, DirentRecord, ExtentRecord, InodeRecord, ObjectName, PAGES_MAX, TOMBSTONE,
     ViewRecord,
@@ -85,7 +85,10 @@ impl Tally {
     }
 
     fn add_version(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
-        let (logical, generation) = keys::split_version(key).ok_or(MetaError::Corrupt("key"))?;
+        let VersionedKey {
+            logical,
+            generation,
+        } = VersionedKey::decode(key).ok_or(MetaError::Corrupt("key"))?;
         self.note_ino(keys::ino_of(logical).ok_or(MetaError::Corrupt("key"))?)?;
         self.generation = self.generation.max(generation);
         let is_next_version = self

@@ -4,7 +4,7 @@
 //! A row of `trim` is written with the batch that drops a version and removed when the pages have
 //! been freed, so a power cut only delays the work. Its key is the extent's.
 
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use super::records::{ExtentRecord, TOMBSTONE};
 use super::{Batch, Meta, MetaError};
 use crate::ids::{ChunkIndex, Generation, Ino};
@@ -24,6 +24,9 @@ impl Meta {
     }
 
     /// Up to `limit` recorded extents after the given one.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn trims(
         &self,
         after: Option<(Ino, ChunkIndex)>,
@@ -50,6 +53,9 @@ impl Meta {
     }
 
     /// The current versions of an extent.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn extent_versions(
         &self,
         ino: Ino,
@@ -59,6 +65,9 @@ impl Meta {
     }
 
     /// The versions of an extent that would survive a power cut now.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn committed_versions(
         &self,
         ino: Ino,
@@ -71,7 +80,7 @@ impl Meta {
         let mut versions = Vec::new();
         self.latch_on_error(
             committed.visit(Table::Extent, &low, &high, &mut |key, value| {
-                let generation = keys::split_version(key).map(|(_, at)| at);
+                let generation = VersionedKey::decode(key).map(|key| key.generation);
                 versions.extend(generation.map(|at| (at, value.to_vec())));
                 true
             }),

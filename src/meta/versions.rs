@@ -16,7 +16,7 @@
 
 use std::collections::BTreeSet;
 
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use super::records::{ExtentRecord, ObjectName, TOMBSTONE};
 use super::{Batch, FIRST_GENERATION, Meta, MetaError, View};
 use crate::ids::{ChunkIndex, Generation, Ino};
@@ -26,6 +26,9 @@ pub(super) type Versions = Vec<(Generation, Vec<u8>)>;
 
 /// A changed key: its table and logical key.
 pub type ChangedKey = (Table, Vec<u8>);
+
+/// A row of `change`: the generation that first wrote the key, and the key.
+pub type ChangeRow = (Generation, ChangedKey);
 
 /// What remains after unneeded versions were dropped.
 #[derive(Default)]
@@ -38,10 +41,22 @@ struct PruneOutcome {
     dropped: bool,
 }
 
+/// The version that follows those that may be dropped.
+#[derive(Clone, Copy)]
+struct NextVersion<'a> {
+    generation: Generation,
+    /// `None` if the record is removed.
+    value: Option<&'a [u8]>,
+}
+
 impl Meta {
     /// Sets the record of `logical` to `value` (`None` removes it) as part of the batch. The caller
     /// holds a permit until the batch is applied.
-    pub(super) fn write(
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded, and [`MetaError::UsedUp`] if an
+    /// object to unlink gets no number.
+    pub fn put_record(
         &self,
         batch: &mut Batch,
         table: Table,
@@ -84,8 +99,11 @@ impl Meta {
             Some(_) => {
                 let mut versions = self.versions(table, logical)?;
                 versions.retain(|(at, _)| *at < generation);
-                let after = (generation, value.as_deref());
-                let left = self.drop_unneeded(batch, (table, logical), &versions, after)?;
+                let next = NextVersion {
+                    generation,
+                    value: value.as_deref(),
+                };
+                let left = self.drop_unneeded(batch, table, logical, &versions, next)?;
                 left.ends_with_value
             }
         };
@@ -94,24 +112,24 @@ impl Meta {
         Ok(())
     }
 
-    /// Drops the versions that nobody needs. The version that follows them has generation `next`
-    /// and that value. The caller holds a permit.
+    /// Drops the versions that nobody needs, of those before `next`. The caller holds a permit.
     fn drop_unneeded(
         &self,
         batch: &mut Batch,
-        (table, logical): (Table, &[u8]),
+        table: Table,
+        logical: &[u8],
         versions: &[(Generation, Vec<u8>)],
-        (next, newest): (Generation, Option<&[u8]>),
+        next: NextVersion<'_>,
     ) -> Result<PruneOutcome, MetaError> {
         let names = |value: &[u8]| match table {
             Table::Extent => object_names(value),
             _ => Ok(Vec::new()),
         };
-        let newest = newest.map(names).transpose()?.unwrap_or_default();
+        let newest = next.value.map(names).transpose()?.unwrap_or_default();
         let mut keep: BTreeSet<ObjectName> = newest.into_iter().collect();
         let mut gone = BTreeSet::new();
         let mut left = PruneOutcome::default();
-        for ((at, value), needed) in versions.iter().zip(self.needed(versions, next)) {
+        for ((at, value), needed) in versions.iter().zip(self.needed(versions, next.generation)) {
             if needed {
                 left.any = true;
                 left.ends_with_value = value != TOMBSTONE;
@@ -142,26 +160,18 @@ impl Meta {
             .collect()
     }
 
-    /// Writes a record as it was in another view.
-    pub fn put_back(
-        &self,
-        batch: &mut Batch,
-        table: Table,
-        logical: &[u8],
-        value: Option<Vec<u8>>,
-    ) -> Result<(), MetaError> {
-        self.write(batch, table, logical, value)
-    }
-
     /// All versions of a key, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn versions(&self, table: Table, logical: &[u8]) -> Result<Versions, MetaError> {
         let mut versions = Versions::new();
         let low = keys::versioned(logical, Generation(0));
         let high = keys::versioned(logical, Generation(u64::MAX));
         let mut corrupt = false;
         self.visit_physical(table, &low, &high, &mut |key, value| {
-            match keys::split_version(key) {
-                Some((_, generation)) => versions.push((generation, value.to_vec())),
+            match VersionedKey::decode(key) {
+                Some(key) => versions.push((key.generation, value.to_vec())),
                 None => corrupt = true,
             }
             !corrupt
@@ -173,6 +183,9 @@ impl Meta {
     }
 
     /// Objects that older versions of the extent, before the live generation, reference.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn older_names(
         &self,
         ino: Ino,
@@ -193,6 +206,10 @@ impl Meta {
 
     /// Drops the versions of a key that nobody needs any more. The caller holds the lock of its
     /// inode and a permit. True if something was dropped.
+    ///
+    /// # Errors
+    /// When the versions cannot be read or decoded, and [`MetaError::UsedUp`] if an object to
+    /// unlink gets no number.
     pub fn prune(
         &self,
         batch: &mut Batch,
@@ -203,8 +220,11 @@ impl Meta {
         let Some(((live, newest), older)) = versions.split_last() else {
             return Ok(false);
         };
-        let after = (*live, Some(newest.as_slice()));
-        let mut left = self.drop_unneeded(batch, (table, logical), older, after)?;
+        let next = NextVersion {
+            generation: *live,
+            value: Some(newest.as_slice()),
+        };
+        let mut left = self.drop_unneeded(batch, table, logical, older, next)?;
         // A tombstone is unnecessary if nothing older is left.
         if newest == TOMBSTONE && !left.any {
             left.dropped = true;
@@ -234,14 +254,16 @@ impl Meta {
 
     /// Returns keys that were first written in generations after `after` and up to `through`, and
     /// where to continue. A key may appear several times.
-    #[allow(clippy::type_complexity)]
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn changes(
         &self,
         after: Generation,
         through: Generation,
         from: Option<Vec<u8>>,
         limit: usize,
-    ) -> Result<(Vec<(Generation, ChangedKey)>, Option<Vec<u8>>), MetaError> {
+    ) -> Result<(Vec<ChangeRow>, Option<Vec<u8>>), MetaError> {
         let low = from.unwrap_or_else(|| keys::number(after.0.saturating_add(1)));
         let high = keys::number(through.0.saturating_add(1));
         let mut found = Vec::new();

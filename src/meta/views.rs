@@ -222,6 +222,9 @@ impl Meta {
     }
 
     /// Replaces the record of a view. Its generation and state must stay the same.
+    ///
+    /// # Errors
+    /// The errors of [`Meta::apply`].
     pub fn put_view(&self, id: ViewId, record: &ViewRecord) -> Result<(), MetaError> {
         let mut views = self.views.write();
         let mut batch = Batch::new();
@@ -242,6 +245,9 @@ impl Meta {
     }
 
     /// Records that a hidden view is deleted. It is kept until [`Self::release_view`].
+    ///
+    /// # Errors
+    /// The errors of [`Meta::apply`].
     pub fn write_leaving(&self, id: ViewId) -> Result<(), MetaError> {
         let views = self.views.read();
         let Some(record) = views.rows.get(&id) else {

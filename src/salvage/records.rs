@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::ids::{Generation, Ino};
 use crate::layers::KeySet;
 use crate::meta::checkpoint::{self, Checkpoint};
-use crate::meta::keys::{self, Table};
+use crate::meta::keys::{self, Table, VersionedKey};
 use crate::meta::raw::{Gap, RawTables, Visited};
 use crate::meta::records::TOMBSTONE;
 use crate::sealed::{MetaFile, SlotState};
@@ -265,7 +265,11 @@ impl Records {
             _ => true,
         };
         let whole = self.visit(table, range, &mut |key, value| {
-            let Some((logical, generation)) = keys::split_version(key) else {
+            let Some(VersionedKey {
+                logical,
+                generation,
+            }) = VersionedKey::decode(key)
+            else {
                 return true;
             };
             if generation > view {

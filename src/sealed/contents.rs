@@ -348,7 +348,7 @@ impl ContentsFile {
             *failed = true;
             return Err(error.into());
         }
-        self.synced(covered);
+        self.mark_synced(covered);
         Ok(())
     }
 
@@ -364,7 +364,7 @@ impl ContentsFile {
     }
 
     /// Records that a sync of the whole store covered this many writes.
-    pub fn synced(&self, writes: u64) {
+    pub fn mark_synced(&self, writes: u64) {
         self.durable_writes.fetch_max(writes, Ordering::SeqCst);
     }
 

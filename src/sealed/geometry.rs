@@ -97,6 +97,9 @@ impl Geometry {
     }
 
     /// Offset of a page on disk.
+    ///
+    /// # Errors
+    /// [`SealedError::OutOfRange`] if the offset overflows.
     pub fn sealed_offset(self, page: PageIndex, slot: Slot) -> Result<SealedOffset, SealedError> {
         let place = match (self, page.0) {
             (Self::Contents, index) => Some(index),
@@ -112,6 +115,9 @@ impl Geometry {
     }
 
     /// Length on disk of a file of this many pages.
+    ///
+    /// # Errors
+    /// [`SealedError::OutOfRange`] if the length overflows.
     pub fn sealed_len(self, pages: u64) -> Result<u64, SealedError> {
         if pages == 0 {
             return Ok(0);
@@ -131,6 +137,9 @@ impl Geometry {
     }
 
     /// The pages that a range of plain bytes overlaps.
+    ///
+    /// # Errors
+    /// [`SealedError::OutOfRange`] if the end overflows.
     pub fn pages(self, offset: PlainOffset, len: usize) -> Result<Range<PageIndex>, SealedError> {
         let payload = self.payload_bytes() as u64;
         let end = offset

@@ -65,6 +65,9 @@ pub struct DirectoryStore {
 impl DirectoryStore {
     /// Opens an existing directory. Symbolic links in `path` itself are followed, since a user
     /// typed it.
+    ///
+    /// # Errors
+    /// When the directory does not exist or cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         let root = files::open_directory(path)?;
         Ok(Self {
@@ -86,6 +89,9 @@ impl DirectoryStore {
     }
 
     /// Opens the directory, and creates its last component durably with mode 0700 if it is missing.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened or created, or its parent cannot be synced.
     pub fn open_or_create(path: &Path) -> io::Result<Self> {
         match Self::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

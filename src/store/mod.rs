@@ -184,22 +184,44 @@ pub struct HeldLock<'a> {
 /// An open file of the store.
 pub trait StoreFile: Send + Sync + Debug {
     /// Reads from `offset` until `buffer` is full or the file ends; returns the bytes read.
+    ///
+    /// # Errors
+    /// When the backing filesystem fails.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes` at `offset`, growing the file where needed.
+    ///
+    /// # Errors
+    /// EBADF if the file is open for reading only, ENOSPC or EDQUOT if space is exhausted, and
+    /// other failures of the backing filesystem. Any part of the bytes may be written then.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Length in bytes.
+    ///
+    /// # Errors
+    /// When the backing filesystem fails.
     fn len(&self) -> io::Result<u64>;
     /// True when the file has no bytes.
+    ///
+    /// # Errors
+    /// When the backing filesystem fails.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
     /// Truncates the file or extends it with zeros.
+    ///
+    /// # Errors
+    /// EINVAL if the file is open for reading only, and failures of the backing filesystem.
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
     /// Punches a hole: frees the range, which then reads as zeros. The length stays. If the backing
     /// filesystem cannot punch holes, the range is unchanged, so callers must not rely on zeros.
+    ///
+    /// # Errors
+    /// EBADF if the file is open for reading only, and failures of the backing filesystem.
     fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()>;
     /// Preallocates space for the range without changing the length. Succeeds without effect if the
     /// backing filesystem cannot preallocate.
+    ///
+    /// # Errors
+    /// ENOSPC or EDQUOT if there is not enough space, and other failures of the backing filesystem.
     fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()>;
     /// Makes an empty file be written in place from now on, if the backing filesystem copies on
     /// write and allows it.
@@ -208,8 +230,15 @@ pub trait StoreFile: Send + Sync + Debug {
     /// reads from several files in turn then waits only once.
     fn will_need(&self, _offset: u64, _len_bytes: u64) {}
     /// `fdatasync`: bytes and length are durable when it returns.
+    ///
+    /// # Errors
+    /// When the backing filesystem fails. Bytes written since the last success may be lost then,
+    /// and a later sync need not cover them.
     fn sync(&self) -> io::Result<()>;
     /// What `fstat` says.
+    ///
+    /// # Errors
+    /// When the backing filesystem fails.
     fn info(&self) -> io::Result<EntryInfo>;
 }
 
@@ -227,27 +256,56 @@ pub enum Adopted {
 /// A directory tree that holds a volume.
 pub trait Store: Send + Sync + Debug + Any {
     /// Opens or creates a file. Symbolic links are never followed.
+    ///
+    /// # Errors
+    /// ENOENT if the file does not exist, EEXIST if a file to create does, EISDIR for a directory,
+    /// `InvalidData` for anything else that is no plain file.
     fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>>;
     /// Atomically renames a file, replacing the file at `to`. EISDIR when either is a directory.
     /// Two names of one file are left as they are, as POSIX wants.
+    ///
+    /// # Errors
+    /// EISDIR if either is a directory, ENOENT if there is no file `from`.
     fn rename(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;
     /// Creates a hard link; `to` must not exist.
+    ///
+    /// # Errors
+    /// EEXIST if `to` exists, EMLINK if the file has too many links, EPERM for a directory.
     fn link(&self, from: &StorePath, to: &StorePath) -> io::Result<()>;
     /// Makes the file `from` of the store `source` available here as `to`, which must not exist: by
     /// a hard link, otherwise by sharing its blocks, otherwise by copying its bytes. Neither the
     /// name nor copied bytes are durable before a sync, except that bytes of a new file are durable
     /// on return if each file is synced separately ([`SyncPolicy`]).
+    ///
+    /// # Errors
+    /// EEXIST if `to` exists, and failures of reading the source or of writing here. A partial copy
+    /// is removed.
     fn adopt(&self, source: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<Adopted>;
     /// Removes a file's name.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such file, EISDIR for a directory.
     fn unlink(&self, path: &StorePath) -> io::Result<()>;
     /// Creates a directory (mode 0700); it must not exist.
+    ///
+    /// # Errors
+    /// EEXIST if it exists.
     fn create_dir(&self, path: &StorePath) -> io::Result<()>;
     /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// ENOTEMPTY if the directory is not empty, ENOENT if there is none.
     fn remove_dir(&self, path: &StorePath) -> io::Result<()>;
     /// Names and kinds of a directory's entries, in no particular order. Names that are not store
     /// path components are left out.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such directory.
     fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>>;
     /// Makes the directory's entries durable (`fsync` of the directory).
+    ///
+    /// # Errors
+    /// When the backing filesystem fails. Entries changed since the last success may be lost then.
     fn sync_dir(&self, dir: &StorePath) -> io::Result<()>;
     /// How [`Self::sync_all`] works. The policy may change to syncing each file, but never back.
     fn sync_policy(&self) -> SyncPolicy;
@@ -255,28 +313,52 @@ pub trait Store: Send + Sync + Debug + Any {
     /// that is reliable, otherwise file by file, which takes long. A caller that knows which files
     /// were written should consult [`Self::sync_policy`] first. A failed write is reliably reported
     /// only while the written file has not been closed.
+    ///
+    /// # Errors
+    /// When the backing filesystem fails. Anything written since the last success may be lost then.
     fn sync_all(&self) -> io::Result<()>;
     /// What `lstat` says.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such entry.
     fn info(&self, path: &StorePath) -> io::Result<EntryInfo>;
     /// What the ballast of a volume in this store consists of.
     fn ballast_kind(&self) -> BallastKind {
         BallastKind::None
     }
     /// Space on the backing filesystem.
+    ///
+    /// # Errors
+    /// When the backing filesystem fails.
     fn space(&self) -> io::Result<SpaceInfo>;
     /// Takes the exclusive lock on the existing file without waiting. It is released when dropped
     /// or when the process ends.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another process, or another open in this one, holds it.
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>>;
     /// Takes a shared lock, which excludes the exclusive one. It is for read-only media: the file
     /// is opened for reading only.
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody holds the exclusive lock, `Unsupported` if the store has no shared
+    /// locks.
     fn lock_shared(&self, _path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         Err(io::ErrorKind::Unsupported.into())
     }
     /// Takes the exclusive lock on a directory without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another process, or another open in this one, holds it; `Unsupported` if
+    /// directories cannot be locked, as on NFS.
     fn lock_dir(&self, _dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         Err(io::ErrorKind::Unsupported.into())
     }
     /// Takes a shared lock on a directory, which excludes the exclusive one.
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody holds the exclusive lock, `Unsupported` if directories cannot be
+    /// locked.
     fn lock_dir_shared(&self, _dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -5,6 +5,15 @@ use std::time::Duration;
 
 use super::process::{EndSignals, close_descriptors_of_this_thread};
 
+/// How long work may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Deadlines {
+    /// Until somebody is told that it takes long.
+    pub note: Duration,
+    /// Until it is abandoned.
+    pub give_up: Duration,
+}
+
 /// Runs work in a thread, which is abandoned when it takes too long; `None` in that case.
 ///
 /// The thread receives none of the signals that end this process, because it may still exist when
@@ -13,13 +22,17 @@ pub fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    within_notifying((limit, limit), || {}, work)
+    let deadlines = Deadlines {
+        note: limit,
+        give_up: limit,
+    };
+    within_notifying(deadlines, || {}, work)
 }
 
-/// Runs work in a thread, and calls `note` once if it takes longer than `after`. `None` if it takes
-/// longer than `limit`; the thread is abandoned then.
+/// Runs work in a thread, and calls `note` once if it takes longer than the first deadline. `None`
+/// if it takes longer than the second one; the thread is abandoned then.
 pub fn within_notifying<T: Send + 'static>(
-    (after, limit): (Duration, Duration),
+    deadlines: Deadlines,
     note: impl FnOnce(),
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
@@ -33,12 +46,15 @@ pub fn within_notifying<T: Send + 'static>(
         let _ = sender.send(work());
     });
     started.ok()?;
-    match receiver.recv_timeout(after.min(limit)) {
+    let note_after = deadlines.note.min(deadlines.give_up);
+    match receiver.recv_timeout(note_after) {
         Ok(value) => Some(value),
         Err(mpsc::RecvTimeoutError::Disconnected) => None,
         Err(mpsc::RecvTimeoutError::Timeout) => {
             note();
-            receiver.recv_timeout(limit.saturating_sub(after)).ok()
+            receiver
+                .recv_timeout(deadlines.give_up.saturating_sub(deadlines.note))
+                .ok()
         }
     }
 }
@@ -66,7 +82,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     #[test]
-    fn what_never_ends_is_left() {
+    fn work_that_never_ends_is_abandoned() {
         assert_eq!(within(LONG, || 1), Some(1));
         let (_keep, ended) = mpsc::channel::<()>();
         let begin = Instant::now();

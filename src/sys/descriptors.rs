@@ -20,6 +20,9 @@ const _: () = assert!(size_of::<Control>() >= RIGHTS_BYTES + 32);
 
 /// Sends bytes and, with the first of them, the descriptors, which stay open here. Returns the
 /// number of bytes sent.
+///
+/// # Errors
+/// `InvalidInput` for no bytes or too many descriptors, and failures of sendmsg(2).
 pub fn send(
     stream: &UnixStream,
     bytes: &[u8],
@@ -73,6 +76,9 @@ pub fn send(
 /// Waits for bytes. Descriptors that come with them are close-on-exec. Returns the number of bytes,
 /// 0 if the other end has closed. If there are more descriptors than a message may have, they are
 /// closed and the call fails.
+///
+/// # Errors
+/// `InvalidData` if there are more descriptors than a message may have, and failures of recvmsg(2).
 pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut control = Control([0; 64]);
     let mut part = libc::iovec {
@@ -105,6 +111,10 @@ pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<
 }
 
 /// Waits for one message that carries a descriptor.
+///
+/// # Errors
+/// `UnexpectedEof` if the other end closes without sending one, `InvalidData` if the message has
+/// none.
 pub fn receive_one(stream: &UnixStream) -> io::Result<OwnedFd> {
     match receive(stream, &mut [0])? {
         (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),

@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_told_by_more_than_its_path() {
+    fn a_directory_is_identified_by_more_than_its_path() {
         let top = tempfile::tempdir().unwrap();
         let (one, two) = (top.path().join("one"), top.path().join("two"));
         fs::create_dir(&one).unwrap();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn only_real_identities_make_inode_numbers_last() {
+    fn only_real_identities_have_stable_inode_numbers() {
         assert!(has_stable_inodes("ext4:7412d06e42551866"));
         assert!(!has_stable_inodes("source:nfs4:host:/x"));
         for source in ["host:/x", "user@host:/x", "[fe80::1]:/x", "//host/share"] {
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_leads_elsewhere_is_no_place() {
+    fn a_path_that_leads_elsewhere_has_no_identity() {
         let top = tempfile::tempdir().unwrap();
         let (gone, other) = (top.path().join("gone"), top.path().join("other"));
         fs::create_dir(&gone).unwrap();

@@ -103,12 +103,18 @@ pub enum Access {
 }
 
 /// Opens a directory by a path that may contain symbolic links.
+///
+/// # Errors
+/// When the path is no directory, or open(2) fails.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     open_raw(libc::AT_FDCWD, &path, libc::O_RDONLY | libc::O_DIRECTORY)
 }
 
 /// Opens the directory `name` in `dir`. A symbolic link is refused (ENOTDIR or ELOOP).
+///
+/// # Errors
+/// ENOTDIR or ELOOP for anything but a directory, and other failures of openat(2).
 pub fn open_directory_at(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     open_raw(dir.as_fd().as_raw_fd(), &CString::new(name)?, flags)
@@ -117,6 +123,9 @@ pub fn open_directory_at(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
 /// Opens the file `name` in `dir`. A symbolic link is refused (ELOOP), a pipe without a reader or
 /// writer does not block, and a terminal does not become the controlling one. The caller checks the
 /// type of the file.
+///
+/// # Errors
+/// When openat(2) fails, such as with ELOOP for a symbolic link.
 pub fn open_file_at(dir: impl AsFd, name: &str, access: Access) -> io::Result<File> {
     let flags = match access {
         Access::Read => libc::O_RDONLY,
@@ -139,6 +148,9 @@ fn open_raw(dir: libc::c_int, name: &CStr, flags: libc::c_int) -> io::Result<Own
 }
 
 /// Renames an entry, replacing an existing entry of the new name.
+///
+/// # Errors
+/// When renameat(2) fails.
 pub fn rename_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io::Result<()> {
     let (name, new_name) = (CString::new(name)?, CString::new(new_name)?);
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
@@ -147,6 +159,9 @@ pub fn rename_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> 
 }
 
 /// Creates a hard link; a symbolic link is not followed.
+///
+/// # Errors
+/// When linkat(2) fails.
 pub fn link_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io::Result<()> {
     let (name, new_name) = (CString::new(name)?, CString::new(new_name)?);
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
@@ -155,11 +170,17 @@ pub fn link_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io
 }
 
 /// Removes a name that is not a directory's.
+///
+/// # Errors
+/// When unlinkat(2) fails.
 pub fn unlink_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     remove_raw(dir, name, 0)
 }
 
 /// Removes an empty directory.
+///
+/// # Errors
+/// When unlinkat(2) fails, such as with ENOTEMPTY.
 pub fn remove_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     remove_raw(dir, name, libc::AT_REMOVEDIR)
 }
@@ -171,6 +192,9 @@ fn remove_raw(dir: impl AsFd, name: &str, flags: libc::c_int) -> io::Result<()> 
 }
 
 /// Creates a directory with mode 0700.
+///
+/// # Errors
+/// When mkdirat(2) fails.
 pub fn make_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
     // SAFETY: the name is a NUL-terminated string and the descriptor is open for the call.
@@ -178,11 +202,17 @@ pub fn make_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
 }
 
 /// `lstat` of the entry `name` in `dir`.
+///
+/// # Errors
+/// When fstatat(2) fails, such as with ENOENT.
 pub fn stat_at(dir: impl AsFd, name: &str) -> io::Result<Stat> {
     stat_raw(dir, &CString::new(name)?, libc::AT_SYMLINK_NOFOLLOW)
 }
 
 /// `fstat`.
+///
+/// # Errors
+/// When fstat(2) fails.
 pub fn stat(file: impl AsFd) -> io::Result<Stat> {
     stat_raw(file, c"", libc::AT_EMPTY_PATH)
 }
@@ -212,6 +242,9 @@ fn stat_raw(dir: impl AsFd, name: &CStr, flags: libc::c_int) -> io::Result<Stat>
 }
 
 /// Frees a range; the length stays.
+///
+/// # Errors
+/// When fallocate(2) fails; ENOTSUP if the filesystem cannot punch holes.
 pub fn punch_hole(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     allocate_raw(file, mode, offset, len_bytes)
@@ -242,6 +275,10 @@ pub fn will_need(file: impl AsFd, offset: u64, len_bytes: u64) {
 }
 
 /// Preallocates space for a range; the length stays.
+///
+/// # Errors
+/// When fallocate(2) fails: ENOSPC if there is no space, ENOTSUP if the filesystem cannot
+/// preallocate.
 pub fn reserve(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
     allocate_raw(file, libc::FALLOC_FL_KEEP_SIZE, offset, len_bytes)
 }
@@ -259,6 +296,9 @@ fn allocate_raw(file: impl AsFd, mode: libc::c_int, offset: u64, len: u64) -> io
 }
 
 /// Makes `new`, an empty file, share the blocks of `old` until one of the two is written.
+///
+/// # Errors
+/// When the filesystem cannot share blocks between the two files.
 pub fn reflink(old: impl AsFd, new: impl AsFd) -> io::Result<()> {
     repeat(|| {
         // SAFETY: FICLONE takes a descriptor as its argument and no pointer; both are open for the
@@ -275,12 +315,18 @@ pub fn reflink(old: impl AsFd, new: impl AsFd) -> io::Result<()> {
 }
 
 /// Makes everything written to the filesystem of `file` durable.
+///
+/// # Errors
+/// When syncfs(2) fails, which includes writes that failed since the descriptor was opened.
 pub fn sync_filesystem(file: impl AsFd) -> io::Result<()> {
     // SAFETY: takes no pointers; the descriptor is open for the call.
     check(unsafe { libc::syncfs(file.as_fd().as_raw_fd()) }).map(drop)
 }
 
 /// `fsync`, of a directory too.
+///
+/// # Errors
+/// When fsync(2) fails.
 pub fn sync(file: impl AsFd) -> io::Result<()> {
     repeat(|| {
         // SAFETY: takes no pointers; the descriptor is open for the call.
@@ -290,6 +336,9 @@ pub fn sync(file: impl AsFd) -> io::Result<()> {
 }
 
 /// Space on the filesystem of `file`.
+///
+/// # Errors
+/// When fstatvfs(3) fails.
 pub fn space(file: impl AsFd) -> io::Result<Space> {
     let mut out = MaybeUninit::<libc::statvfs64>::uninit();
     repeat(|| {
@@ -308,6 +357,9 @@ pub fn space(file: impl AsFd) -> io::Result<Space> {
 }
 
 /// Names and types of all entries except `.` and `..`, in no particular order.
+///
+/// # Errors
+/// When the directory cannot be opened or read.
 pub fn read_directory(dir: impl AsFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
     // A separate description: a duplicate would share its position with every other reader.
     let mut stream = DirectoryStream::open(open_directory_at(dir, ".")?)?;

@@ -45,16 +45,25 @@ pub struct Identity {
 
 impl Location {
     /// Opens the location of a path. Symbolic links are followed.
+    ///
+    /// # Errors
+    /// When open(2) fails.
     pub fn open(path: &Path) -> io::Result<Self> {
         open_path(libc::AT_FDCWD, path, 0)
     }
 
     /// Opens the entry `name` of a directory; a symbolic link is not followed.
+    ///
+    /// # Errors
+    /// When openat(2) fails.
     pub fn open_at(dir: impl AsFd, name: &Path) -> io::Result<Self> {
         open_path(dir.as_fd().as_raw_fd(), name, libc::O_NOFOLLOW)
     }
 
     /// Device and mount of the location.
+    ///
+    /// # Errors
+    /// `Unsupported` before Linux 5.8, and failures of statx(2).
     pub fn info(&self) -> io::Result<LocationInfo> {
         location_info(&self.0)
     }
@@ -67,6 +76,9 @@ impl Location {
 
 /// Device, inode and owner of an open file, as cached by the kernel. A FUSE filesystem is not
 /// asked, so it cannot block this process uninterruptibly.
+///
+/// # Errors
+/// When statx(2) fails.
 pub fn identity(file: impl AsFd) -> io::Result<Identity> {
     let out = statx(file, libc::STATX_BASIC_STATS)?;
     Ok(Identity {
@@ -92,6 +104,9 @@ fn statx(file: impl AsFd, mask: libc::c_uint) -> io::Result<libc::statx> {
 }
 
 /// Device and mount of an open file.
+///
+/// # Errors
+/// `Unsupported` before Linux 5.8, and failures of statx(2).
 pub fn location_info(file: impl AsFd) -> io::Result<LocationInfo> {
     let out = statx(file, 0)?;
     let root = libc::STATX_ATTR_MOUNT_ROOT as u64;

@@ -2,7 +2,7 @@
 //!
 //! Everything here is a thin safe wrapper: arguments are checked or typed, results are
 //! `io::Result`, and each `unsafe` block states why it is sound. There is no policy here.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the only module that may")]
 
 pub mod backing;
 pub mod clock;

@@ -11,7 +11,7 @@ use std::process::Command;
 
 /// Mount flags that every filesystem supports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "mount(8) names them")]
 pub struct MountFlags {
     pub read_only: bool,
     pub nodev: bool,
@@ -54,6 +54,9 @@ fn c_string(bytes: &[u8]) -> io::Result<CString> {
 }
 
 /// Opens the FUSE device.
+///
+/// # Errors
+/// When the device does not exist, or this process may not open it.
 pub fn open_fuse_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse")
 }
@@ -70,6 +73,9 @@ pub fn may_write(path: &Path) -> io::Result<bool> {
 
 /// Mounts a FUSE filesystem (`mount(2)`); `data` is the kernel's option string without `fd=`. Needs
 /// CAP_SYS_ADMIN.
+///
+/// # Errors
+/// `InvalidInput` for a zero byte in an argument, and failures of mount(2).
 pub fn mount_fuse(
     device: &File,
     source: &[u8],
@@ -93,6 +99,9 @@ pub fn mount_fuse(
 }
 
 /// Changes the flags of the mount at `dir`, of the filesystem and of the mount alike.
+///
+/// # Errors
+/// `InvalidInput` for a zero byte in the path, and failures of mount(2).
 pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
     // Without a flag for access times the kernel keeps the current setting.
     let times = match (flags.noatime, flags.strictatime) {
@@ -125,6 +134,9 @@ pub enum Detach {
 }
 
 /// Unmounts (`umount2(2)`) without following symbolic links.
+///
+/// # Errors
+/// `InvalidInput` for a zero byte in the path, and failures of umount2(2), such as EBUSY.
 pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
     let dir = c_string(dir.as_os_str().as_bytes())?;
     let flags = libc::UMOUNT_NOFOLLOW
@@ -139,6 +151,9 @@ pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
 
 /// Enters the mount namespace of the file (`/proc/PID/ns/mnt`). Only possible for a process with a
 /// single thread.
+///
+/// # Errors
+/// When the file cannot be opened, or setns(2) fails.
 pub fn enter_mount_namespace(namespace: &Path) -> io::Result<()> {
     let file = File::open(namespace)?;
     // SAFETY: a descriptor that is open and a flag.

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_files_of_others_are_not_written_to() {
+    fn links_and_files_of_other_users_are_not_written_to() {
         let dir = tempfile::tempdir().unwrap();
         let (prize, link) = (dir.path().join("prize"), dir.path().join("link"));
         std::fs::write(&prize, "kept").unwrap();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn links_of_the_own_lead_on_and_are_looked_at_one_by_one() {
+    fn own_links_are_followed_and_checked_one_by_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         std::fs::create_dir(path("inner")).unwrap();
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_writes_above_decides_what_a_name_leads_to() {
+    fn a_writable_parent_directory_is_not_trusted() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("outer/inner");
         std::fs::create_dir_all(&inner).unwrap();

@@ -162,7 +162,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn what_is_there_and_what_is_not_answers() {
+    fn existing_and_missing_paths_respond() {
         const LONG: Duration = Duration::from_secs(20);
         let top = tempfile::tempdir().unwrap();
         std::fs::write(top.path().join("file"), "text").unwrap();

@@ -55,6 +55,9 @@ impl CpuSet {
 
     /// The CPUs on which the calling thread may run: the machine's, minus those excluded by a
     /// cpuset or `taskset`.
+    ///
+    /// # Errors
+    /// When sched_getaffinity(2) fails.
     pub fn allowed() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
         // SAFETY: the pointer is to a cpu_set_t of the size given; 0 means the calling thread.
@@ -95,6 +98,9 @@ impl CpuSet {
     }
 
     /// Restricts the calling thread to these CPUs.
+    ///
+    /// # Errors
+    /// When sched_setaffinity(2) fails, such as for CPUs that are not allowed.
     pub fn apply_to_this_thread(&self) -> io::Result<()> {
         // SAFETY: the pointer is to a cpu_set_t of the size given; 0 means the calling thread.
         check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) })?;
@@ -124,6 +130,9 @@ pub fn lower_thread_priority() {
 /// Tells the kernel that this thread, and threads it creates from now on, serve writeback: their
 /// own writes are throttled only against their own device, not against the dirty pages that wait
 /// for them. Needs CAP_SYS_RESOURCE.
+///
+/// # Errors
+/// EPERM without CAP_SYS_RESOURCE.
 pub fn set_io_flusher() -> io::Result<()> {
     let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
     // SAFETY: plain numbers; no memory is passed.
@@ -139,11 +148,17 @@ impl EndSignals {
     /// Blocks them in the calling thread and in all threads that it creates afterwards, so that
     /// only [`EndSignals::wait`] receives them. SIGTERM and SIGINT get their default action even if
     /// the parent ignored them, as shells do for background jobs.
+    ///
+    /// # Errors
+    /// When pthread_sigmask(3) fails.
     pub fn block() -> io::Result<Self> {
         Self::block_these(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
     }
 
     /// Blocks SIGTERM and SIGINT only; SIGHUP keeps its current action, such as being ignored.
+    ///
+    /// # Errors
+    /// When pthread_sigmask(3) fails.
     pub fn block_but_hangup() -> io::Result<Self> {
         Self::block_these(&[libc::SIGTERM, libc::SIGINT])
     }
@@ -174,12 +189,6 @@ impl EndSignals {
         Ok(Self(set))
     }
 
-    /// Unblocks them in the calling thread.
-    pub fn unblock(&self) {
-        // SAFETY: the set was initialised by `block`; a null pointer is permitted for the old one.
-        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut()) };
-    }
-
     /// Consumes a pending signal, if any, and returns whether there was one. Does not wait.
     pub fn arrived(&self) -> bool {
         let now = libc::timespec {
@@ -192,6 +201,9 @@ impl EndSignals {
     }
 
     /// Waits for one of them, at most for `limit`, and returns its name; `None` if none came.
+    ///
+    /// # Errors
+    /// When sigtimedwait(2) fails.
     pub fn wait(&self, limit: Option<Duration>) -> io::Result<Option<&'static str>> {
         let limit = limit.map(|limit| libc::timespec {
             tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
@@ -249,6 +261,9 @@ pub struct Child(libc::pid_t);
 impl Child {
     /// Waits for its end. Returns its exit code, or the negative number of the signal that killed
     /// it.
+    ///
+    /// # Errors
+    /// When waitpid(2) fails, such as for a process that was waited for before.
     pub fn wait(&self) -> io::Result<i32> {
         let mut status: libc::c_int = 0;
         loop {
@@ -282,6 +297,9 @@ fn thread_count() -> io::Result<usize> {
 
 /// Forks. Refused if the process has more than one thread: the child would inherit locks whose
 /// holders do not exist in it.
+///
+/// # Errors
+/// When the process has several threads, or there are no more processes or descriptors.
 pub fn fork() -> io::Result<Forked> {
     if thread_count()? != 1 {
         return Err(io::Error::other(
@@ -306,6 +324,9 @@ pub fn fork() -> io::Result<Forked> {
 
 /// Detaches from the terminal: a new session, `/` as working directory, and `/dev/null` for
 /// standard input, output and error.
+///
+/// # Errors
+/// When `/dev/null` cannot be opened, or a descriptor cannot be replaced.
 pub fn detach_from_terminal() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null = OpenOptions::new()
@@ -407,6 +428,9 @@ pub struct PeerCredentials {
 }
 
 /// `SO_PEERCRED` of a connected Unix socket.
+///
+/// # Errors
+/// When the socket is not connected.
 pub fn peer_credentials(stream: &UnixStream) -> io::Result<PeerCredentials> {
     let mut credentials = libc::ucred {
         pid: 0,
@@ -436,6 +460,9 @@ pub struct WatchedProcess(OwnedFd);
 
 impl WatchedProcess {
     /// `pidfd_open(2)`.
+    ///
+    /// # Errors
+    /// When there is no such process.
     pub fn open(pid: i32) -> io::Result<Self> {
         let flags: libc::c_uint = 0;
         // SAFETY: plain numbers.
@@ -446,6 +473,9 @@ impl WatchedProcess {
     }
 
     /// Waits for its end, at most for `timeout` (forever if `None`). True if it has ended.
+    ///
+    /// # Errors
+    /// When poll(2) fails.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
         let mut poll = libc::pollfd {
             fd: self.0.as_raw_fd(),
@@ -528,7 +558,6 @@ mod tests {
             // SAFETY: the signal is blocked in this thread and directed at it.
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGHUP) };
             assert_eq!(signals.wait(None).unwrap(), Some("SIGHUP"));
-            signals.unblock();
         })
         .join()
         .unwrap();

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_made_anew_is_connected_to_again() {
+    fn a_recreated_socket_is_connected_to_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let log = SystemLog::at(&path, Facility::Daemon);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_is_counted_and_said() {
+    fn lost_lines_are_counted_and_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let log = SystemLog::at(&path, Facility::Daemon);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_not_read_stops_nobody() {
+    fn a_log_that_nobody_reads_blocks_no_writer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let log = SystemLog::at(&path, Facility::Daemon);

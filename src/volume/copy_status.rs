@@ -8,10 +8,10 @@
 //! | | P is |
 //! |---|---|
 //! | D is P: the same path, or the same directory now (bind mounts, links) | the volume |
-//! | P has D's filesystem and inode number, and no other directory with the id is at D | the volume, moved |
+//! | P has D's filesystem and inode number, and D has no other directory with the id | moved |
 //! | a directory with the id is at D | a copy |
-//! | D's filesystem is there at D's path, and no volume with the id is at D | the volume, moved |
-//! | else: what was at D cannot be seen, or does not answer within 5 seconds | nobody knows |
+//! | D's filesystem is mounted at D's path, and no volume with the id is at D | moved |
+//! | else: D cannot be seen, or does not respond within 5 seconds | unknown |
 //!
 //! A copy, and a directory whose status is unknown, is never written to. What `volume.json` at D
 //! claims is not authenticated: it can only cause a mount to be refused.
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_where_the_place_cannot_be_seen() {
+    fn the_status_is_unknown_if_the_remembered_path_cannot_be_seen() {
         let top = tempfile::tempdir().unwrap();
         let (gone, copy) = (top.path().join("a/b/gone"), top.path().join("copy"));
         make(&gone);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn inode_numbers_count_where_they_last() {
+    fn inode_numbers_count_if_they_are_stable() {
         let top = tempfile::tempdir().unwrap();
         let place = make(&top.path().join("here"));
         let own = RememberedDirectory {

@@ -14,7 +14,7 @@
 //! | `volume`, `incarnation`, `meta` | ids, 32 hexadecimal digits |
 //! | `sequence` | number of this superblock, raised whenever it is rewritten |
 //! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
-//! | `key_sets` | 1 to 64 of `{id, epoch, state, succeeds, customer: [wrap…], infrastructure: [wrap…]}` |
+//! | `key_sets` | 1 to 64 of `{id, epoch, state, succeeds, customer: […], infrastructure: […]}` |
 //! | `provenance` | null, or the volume and image it was made from, and whether elsewhere |
 //!
 //! `state` is `"active"` for exactly the set with the highest epoch and `"read-only"` for all

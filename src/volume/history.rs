@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_clean_may_lose_the_older_slot() {
+    fn a_cleanly_unmounted_volume_may_lose_the_older_slot() {
         let known = record(8, [8, 7], true);
         let judge = |slots| check_metadata_rollback(&slots, Some(&known));
         assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(()));

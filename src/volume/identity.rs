@@ -33,7 +33,7 @@ use super::expected::next_written_time;
 use super::find_holder::find_holder;
 use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
 use super::key_wraps::wrap_key_set;
-use super::renew::{RenewFn, next_key_set, swap_in_next_meta, write_next_meta};
+use super::renew::{NewMeta, RenewFn, next_key_set, swap_in_next_meta, write_next_meta};
 use super::succession::known_key_set;
 use super::superblock::{OBJECT_NAME, discard_aside, replace_header};
 use super::{Volume, objects_path, spare};
@@ -76,12 +76,15 @@ impl Volume {
     ) -> Result<Self, VolumeError> {
         let id = VolumeId::random().map_err(KeyError::random)?;
         let incarnation = IncarnationId::random().map_err(KeyError::random)?;
-        let meta = CryptoId::random().map_err(KeyError::random)?;
+        let new_meta = NewMeta {
+            crypto: CryptoId::random().map_err(KeyError::random)?,
+            first,
+        };
         let active = next_key_set(&self.header)?;
         let contents = HeaderContents::fresh(
             id,
             incarnation,
-            meta,
+            new_meta.crypto,
             self.header.key_mode(),
             self.wrap_all(id, &active)?,
             Some(self.copied_from()),
@@ -115,7 +118,7 @@ impl Volume {
             self.keystore
                 .update_record(id, &begun)
                 .map_err(VolumeError::CannotRemember)?;
-            write_next_meta(&*self.store, &keys, (meta, first), fill)?;
+            write_next_meta(&*self.store, &keys, new_meta, fill)?;
             Ok(writer)
         };
         let writer = announced().inspect_err(|_: &VolumeError| {

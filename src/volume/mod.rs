@@ -211,7 +211,7 @@ impl Volume {
     }
 
     /// True if the volume is to replace an original that is gone for good.
-    pub fn takes_over(&self) -> bool {
+    pub fn replaces_original(&self) -> bool {
         self.accepts_restored && matches!(self.copy_status, CopyStatus::Unknown { .. })
     }
 

@@ -82,7 +82,10 @@ impl Volume {
         fill: &mut RenewFn<'_>,
     ) -> Result<Self, VolumeError> {
         let incarnation = IncarnationId::random().map_err(KeyError::random)?;
-        let meta = CryptoId::random().map_err(KeyError::random)?;
+        let new_meta = NewMeta {
+            crypto: CryptoId::random().map_err(KeyError::random)?,
+            first,
+        };
         let active = next_key_set(&self.header)?;
         let mut wrapped = wrap_key_set(
             &self.keystore,
@@ -93,9 +96,12 @@ impl Volume {
         )?;
         wrapped.succeeds = Some(self.state_succession(&active, incarnation, carried_on)?);
         let remembered = self.current.lock().clone();
-        let contents = self
-            .header
-            .renewed(incarnation, meta, wrapped, remembered.header_sequence);
+        let contents = self.header.renewed(
+            incarnation,
+            new_meta.crypto,
+            wrapped,
+            remembered.header_sequence,
+        );
         let sets: Vec<_> = self.keys.iter().map(std::sync::Arc::clone).collect();
         let keys = KeyRing::inheriting(active, &sets);
         // Sealed before the slow part, since it may break a rule.
@@ -112,7 +118,7 @@ impl Volume {
         let id = header.volume_id();
         let written = next_written_time(&self.keystore, id, place.as_ref())?;
         self.keystore.update_record(id, &announced)?;
-        write_next_meta(&*self.store, &keys, (meta, first), fill)?;
+        write_next_meta(&*self.store, &keys, new_meta, fill)?;
         replace_header(&*self.store, &bytes)?;
         swap_in_next_meta(&*self.store)?;
         let mut begun = VolumeRecord {
@@ -190,10 +196,20 @@ pub(super) fn next_key_set(header: &HeaderContents) -> Result<KeySet, VolumeErro
     Ok(KeySet::random(Epoch(epoch)).map_err(KeyError::random)?)
 }
 
+/// The metadata file of a new incarnation.
+#[derive(Clone, Copy)]
+pub(super) struct NewMeta {
+    /// Its crypto id.
+    pub(super) crypto: CryptoId,
+    /// The sequence of its first commit.
+    pub(super) first: Sequence,
+}
+
+/// Writes `meta.next`, whose metadata comes from `fill`; durable on return.
 pub(super) fn write_next_meta(
     store: &dyn Store,
     keys: &KeyRing,
-    (crypto, first): (CryptoId, Sequence),
+    new_meta: NewMeta,
     fill: &mut RenewFn<'_>,
 ) -> Result<(), VolumeError> {
     let make = || {
@@ -201,7 +217,7 @@ pub(super) fn write_next_meta(
         store.open(&next_meta_path(), OpenMode::CreateNew)
     };
     let file = make().map_err(VolumeError::io("cannot make the new metadata file"))?;
-    let filled = MetaFile::create_at(file, keys.active(), crypto, first)
+    let filled = MetaFile::create_at(file, keys.active(), new_meta.crypto, new_meta.first)
         .map_err(Into::into)
         .and_then(fill);
     if let Err(error) = filled {
@@ -221,6 +237,7 @@ fn discard_next(store: &dyn Store) -> io::Result<()> {
     }
 }
 
+/// Replaces `meta` by `meta.next`; durable on return.
 pub(super) fn swap_in_next_meta(store: &dyn Store) -> Result<(), VolumeError> {
     let rename = || {
         store.rename(&next_meta_path(), &meta_path())?;

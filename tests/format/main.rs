@@ -214,7 +214,7 @@ impl Fixture {
         files
     }
 
-    /// What the metadata say of the files' chunks, as the second implementation is told.
+    /// The chunks of the files according to the metadata, as passed to the second implementation.
     fn request(&self, files: &BTreeMap<Ino, Vec<u8>>) -> Value {
         let volume = self.open();
         let meta_file = volume

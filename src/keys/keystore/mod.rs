@@ -322,6 +322,9 @@ impl fmt::Debug for PlatformKeystore {
 
 /// Determines the keystore's directory: the command line's option, else the environment, else the
 /// default.
+///
+/// # Errors
+/// Kind `Usage` if neither option nor environment names a directory and there is no default.
 pub fn resolve(
     option: Option<&Path>,
     environment: Option<&OsStr>,

@@ -131,7 +131,7 @@ fn a_creation_that_was_cut_off_is_finished() {
 }
 
 #[test]
-fn lost_keys_are_never_drawn_anew_while_volumes_need_them() {
+fn lost_keys_are_never_replaced_while_volumes_need_them() {
     let (_guard, path, keystore) = fresh();
     keystore
         .update_record(VolumeId([1; 16]), &record())

@@ -35,18 +35,19 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::aead::{self, RoleCipher, cipher_failed};
 use super::customer::CustomerKeyProvider;
 use super::encoding::hex_array;
 use super::error::{ErrorKind, KeyError};
 use super::secret::{
     Passphrase, PlatformCustomerKey, PlatformKey, TransportCustomerKey, TransportKey,
 };
-use super::wrap::{Role, allocated, cipher_failed, fresh_nonce};
+use super::wrap::{Role, allocated};
 use crate::audit::Record;
 use crate::ids::{Epoch, ExportId, KeySetId};
 use crate::layers::derivation::hkdf_sha256;
-use crate::layers::infrastructure::{self, InfrastructureKeys, NONCE_BYTES, rustcrypto};
-use crate::layers::{CustomerDek, InfrastructureDek, TAG_BYTES};
+use crate::layers::infrastructure;
+use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::sys::wipe::with_secrets;
 
 /// First bytes of every payload.
@@ -229,15 +230,8 @@ impl TransportKeys {
         context: &TransportContext,
         dek: &InfrastructureDek,
     ) -> Result<Vec<u8>, KeyError> {
-        let role = Role::Infrastructure;
-        let mut text = payload(role, context, dek.expose());
-        let nonce = fresh_nonce()?;
-        let tag = self
-            .infrastructure_cipher()?
-            .seal(&nonce, &additional_data(role, context), &mut text)
-            .map_err(|_| cipher_failed())?;
-        audit("wrap", role, context).done();
-        Ok([&nonce[..], &text, &tag].concat())
+        let cipher = aead::infrastructure_cipher(self.infrastructure.expose())?;
+        seal(&cipher, Role::Infrastructure, context, dek.expose())
     }
 
     /// Unwraps an infrastructure DEK.
@@ -248,11 +242,9 @@ impl TransportKeys {
     ) -> Result<InfrastructureDek, KeyError> {
         let role = Role::Infrastructure;
         let unwrap = || {
-            let (nonce, mut text, tag) = split(wrapped).ok_or_else(|| self.does_not_open())?;
-            self.infrastructure_cipher()?
-                .open(&nonce, &additional_data(role, context), &tag, &mut text)
-                .map_err(|_| self.does_not_open())?;
-            allocated(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
+            let cipher = aead::infrastructure_cipher(self.infrastructure.expose())?;
+            let payload = self.open(&cipher, role, context, wrapped)?;
+            allocated(dek_of(role, context, &payload).map(InfrastructureDek::from_bytes))
         };
         audited(role, context, unwrap())
     }
@@ -263,15 +255,8 @@ impl TransportKeys {
         context: &TransportContext,
         dek: &CustomerDek,
     ) -> Result<Vec<u8>, KeyError> {
-        let role = Role::Customer;
-        let mut text = payload(role, context, dek.expose());
-        let nonce = fresh_nonce()?;
-        let tag = self
-            .customer_cipher()?
-            .seal(&nonce, &additional_data(role, context), &mut text)
-            .map_err(|_| cipher_failed())?;
-        audit("wrap", role, context).done();
-        Ok([&nonce[..], &text, &tag].concat())
+        let cipher = aead::customer_cipher(self.customer.expose())?;
+        seal(&cipher, Role::Customer, context, dek.expose())
     }
 
     /// Unwraps the customer DEK of a platform-managed image.
@@ -282,13 +267,22 @@ impl TransportKeys {
     ) -> Result<CustomerDek, KeyError> {
         let role = Role::Customer;
         let unwrap = || {
-            let (nonce, mut text, tag) = split(wrapped).ok_or_else(|| self.does_not_open())?;
-            self.customer_cipher()?
-                .open(&nonce, &additional_data(role, context), &tag, &mut text)
-                .map_err(|_| self.does_not_open())?;
-            allocated(dek_of(role, context, &text).map(CustomerDek::from_bytes))
+            let cipher = aead::customer_cipher(self.customer.expose())?;
+            let payload = self.open(&cipher, role, context, wrapped)?;
+            allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
         };
         audited(role, context, unwrap())
+    }
+
+    fn open(
+        &self,
+        cipher: &dyn RoleCipher,
+        role: Role,
+        context: &TransportContext,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let payload = aead::open(cipher, &additional_data(role, context), wrapped);
+        payload.ok_or_else(|| self.does_not_open())
     }
 
     /// A wrong passphrase and a changed header cannot be distinguished.
@@ -307,16 +301,18 @@ impl TransportKeys {
             .with_hint("fetch it again, or export the image anew")
         }
     }
+}
 
-    fn infrastructure_cipher(&self) -> Result<InfrastructureKeys, KeyError> {
-        let key = self.infrastructure.expose().first_chunk();
-        InfrastructureKeys::from_key(key.ok_or_else(cipher_failed)?).map_err(|_| cipher_failed())
-    }
-
-    fn customer_cipher(&self) -> Result<rustcrypto::Cipher, KeyError> {
-        let key = self.customer.expose().first_chunk();
-        rustcrypto::Cipher::new(key.ok_or_else(cipher_failed)?).map_err(|_| cipher_failed())
-    }
+fn seal(
+    cipher: &dyn RoleCipher,
+    role: Role,
+    context: &TransportContext,
+    dek: &[u8],
+) -> Result<Vec<u8>, KeyError> {
+    let aad = additional_data(role, context);
+    let wrapped = aead::seal(cipher, &aad, payload(role, context, dek))?;
+    audit("wrap", role, context).done();
+    Ok(wrapped)
 }
 
 /// Wraps the customer DEK of a customer-managed image to the customer key.
@@ -423,15 +419,6 @@ fn dek_of<'a, const N: usize>(
                 ),
             )
         })
-}
-
-type Parts = ([u8; NONCE_BYTES], Zeroizing<Vec<u8>>, [u8; TAG_BYTES]);
-
-/// Nonce, ciphertext (to be decrypted in place) and tag.
-fn split(wrapped: &[u8]) -> Option<Parts> {
-    let (nonce, rest) = wrapped.split_first_chunk::<NONCE_BYTES>()?;
-    let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
-    Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
 }
 
 fn audit(action: &'static str, role: Role, context: &TransportContext) -> Record {

@@ -71,6 +71,12 @@ pub struct Checkpoint {
     pub bytes: u64,
 }
 
+/// A checkpoint with the tables as of its commit.
+pub type Opened = (Checkpoint, RawTables);
+
+/// A checkpoint that does not open, and why.
+pub type Refused = (CryptoId, MetaError);
+
 /// Why no checkpoint was made.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -106,6 +112,9 @@ pub fn checkpoint_path(name: CryptoId) -> StorePath {
 }
 
 /// Creates the directory durably if it is missing.
+///
+/// # Errors
+/// When the store fails.
 pub fn make_directory(store: &dyn Store) -> io::Result<()> {
     match store.create_dir(&directory_path()) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -128,11 +137,10 @@ fn names(store: &dyn Store) -> io::Result<Vec<String>> {
 }
 
 /// Opens a checkpoint, which must be sealed under the volume's active key set.
-pub fn open(
-    store: &dyn Store,
-    active: &Arc<KeySet>,
-    name: CryptoId,
-) -> Result<(Checkpoint, RawTables), MetaError> {
+///
+/// # Errors
+/// When the file cannot be read, a page 0 does not open under the key set, or it holds no note.
+pub fn open(store: &dyn Store, active: &Arc<KeySet>, name: CryptoId) -> Result<Opened, MetaError> {
     let file = store.open(&checkpoint_path(name), OpenMode::Read)?;
     let bytes = file.len()?;
     let file = Arc::new(MetaFile::open(file, active, name)?);
@@ -154,11 +162,10 @@ pub fn open(
 }
 
 /// All checkpoints, the newest first, and those that do not open with the reasons.
-#[allow(clippy::type_complexity)]
-pub fn list(
-    store: &dyn Store,
-    active: &Arc<KeySet>,
-) -> io::Result<(Vec<(Checkpoint, RawTables)>, Vec<(CryptoId, MetaError)>)> {
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn list(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<(Vec<Opened>, Vec<Refused>)> {
     let names = names(store)?;
     let (mut found, mut refused) = (Vec::new(), Vec::new());
     for name in names.iter().filter_map(|name| CryptoId::from_hex(name)) {
@@ -172,15 +179,18 @@ pub fn list(
 }
 
 /// The newest checkpoint that opens.
-pub fn newest(
-    store: &dyn Store,
-    active: &Arc<KeySet>,
-) -> io::Result<Option<(Checkpoint, RawTables)>> {
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn newest(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<Opened>> {
     let (found, _) = list(store, active)?;
     Ok(found.into_iter().next())
 }
 
 /// Bytes allocated to everything in the directory, including unfinished checkpoints.
+///
+/// # Errors
+/// When the directory cannot be listed, or a file in it cannot be examined.
 pub fn allocated_bytes(store: &dyn Store) -> io::Result<u64> {
     let mut bytes = 0u64;
     for name in names(store)? {
@@ -195,6 +205,9 @@ pub fn allocated_bytes(store: &dyn Store) -> io::Result<u64> {
 /// Opens the largest unfinished checkpoint in order to continue it, and removes all others: those
 /// that are not sealed under the active key set, and those with several names, since they belong to
 /// a copy of the volume too.
+///
+/// # Errors
+/// When the store fails. A file that does not open is no error: it is removed.
 pub fn resume_unfinished(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<PageCopy>> {
     let mut candidates = Vec::new();
     for name in unfinished_names(store)? {
@@ -239,6 +252,9 @@ fn unfinished_path(name: CryptoId) -> StorePath {
 }
 
 /// Removes all but the `keep` newest checkpoints to free space. True if any was removed.
+///
+/// # Errors
+/// When the directory cannot be listed, or a checkpoint cannot be removed.
 pub fn discard_oldest(store: &dyn Store, active: &Arc<KeySet>, keep: usize) -> io::Result<bool> {
     let (found, _) = list(store, active)?;
     let mut gone = false;
@@ -289,6 +305,9 @@ fn remove(store: &dyn Store, name: CryptoId) -> io::Result<()> {
 }
 
 /// True if the backing filesystem has little space left.
+///
+/// # Errors
+/// When the free space cannot be determined.
 pub fn is_short(store: &dyn Store) -> io::Result<bool> {
     let space = store.space()?;
     Ok(space.available_bytes < HEADROOM_BYTES.min(space.total_bytes / 20))

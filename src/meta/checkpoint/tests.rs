@@ -212,7 +212,7 @@ fn only_what_was_changed_in_between_is_copied() {
 }
 
 #[test]
-fn whatever_becomes_of_an_unfinished_one_nothing_is_missing_from_the_finished_one() {
+fn no_damage_to_an_unfinished_one_reaches_the_finished_one() {
     let mut world = World::new();
     world.write_some(70);
     let older = bytes_of(&*world.unfinished());
@@ -282,7 +282,7 @@ fn a_page_that_is_put_back_into_a_finished_one_does_not_count() {
 }
 
 #[test]
-fn one_that_a_copy_of_the_volume_shares_is_not_written_to() {
+fn an_unfinished_one_that_a_copy_of_the_volume_shares_is_not_written_to() {
     let mut world = World::new();
     world.write_some(50);
     let name = unfinished_names(&world.store).unwrap().remove(0);
@@ -299,7 +299,7 @@ fn one_that_a_copy_of_the_volume_shares_is_not_written_to() {
 }
 
 #[test]
-fn one_of_another_key_set_is_begun_anew() {
+fn an_unfinished_one_of_another_key_set_is_replaced() {
     let mut world = World::new();
     world.write_some(50);
     let name = unfinished_names(&world.store).unwrap();
@@ -324,7 +324,7 @@ fn one_of_another_key_set_is_begun_anew() {
 
 /// The length is whatever somebody has made it.
 #[test]
-fn a_long_one_is_cut_to_what_it_has() {
+fn a_file_that_is_too_long_is_truncated() {
     let mut world = World::new();
     let before = world.write().checkpoint.bytes;
     world.set(2..9, 2);
@@ -364,7 +364,7 @@ fn a_copy_of_the_metadata_is_none() {
 }
 
 #[test]
-fn of_several_that_with_most_is_kept() {
+fn of_several_unfinished_ones_the_largest_is_kept() {
     let mut world = World::new();
     world.write_some(40);
     let small = unfinished_names(&world.store).unwrap().remove(0);
@@ -442,7 +442,7 @@ fn a_full_disk_takes_the_unfinished_one_first() {
 }
 
 #[test]
-fn one_just_made_is_no_newer_than_the_metadata() {
+fn a_fresh_checkpoint_is_no_newer_than_the_metadata() {
     let world = World::new();
     let sequence = world.write().checkpoint.sequence;
     let file = world.store.open(&StorePath::new("meta"), OpenMode::Read);

@@ -6,13 +6,14 @@
 //! a table.
 //!
 //! ```text
-//! header     magic 9 | flags 1 (1: slot 1 is the newer) | 2 | page size 4 | region header pages 4 |
-//!            region data pages 4 | ...; at 64 and 192: slot 0 and slot 1
+//! header     magic 9 | flags 1 (1: slot 1 is the newer) | 2 | page size 4 |
+//!            region header pages 4 | region data pages 4 | ...; at 64 and 192: slot 0 and slot 1
 //! slot       version 1 | has root 1 | 6 | root 32 | ... | checksum 16, of the 112 bytes before it
 //! root       page number 8 | checksum 16 | length 8
 //! page no.   index within the region, in pages of that order, 20 bits | region 20 | 19 | order 5
 //! leaf       1 | 1 | pairs 2 | ends of keys 4 each | ends of values 4 each | keys | values
-//! branch     2 | 1 | keys 2 | 4 | checksums 16 each | page numbers 8 each | ends of keys 4 each | keys
+//! branch     2 | 1 | keys 2 | 4 | checksums 16 each | page numbers 8 each | ends of keys 4 each |
+//!            keys
 //! ```
 //! Child i of a branch holds the keys above key i - 1, up to and including key i. Numbers are
 //! little-endian; a checksum is XXH3 with 128 bits over the bytes in use.
@@ -92,6 +93,19 @@ pub enum Visited<'a> {
 struct Root {
     page: u64,
     checksum: u128,
+}
+
+/// The keys below a page are above the first bound and at most the second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bounds<'a> {
+    after: Option<&'a [u8]>,
+    through: Option<&'a [u8]>,
+}
+
+/// A child of a branch.
+struct Child<'a> {
+    root: Root,
+    bounds: Bounds<'a>,
 }
 
 /// The root of a table, as far as it is known.
@@ -232,21 +246,20 @@ impl RawTables {
         keys: &Range<Vec<u8>>,
         visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
-        self.walk_below(root, (None, None), keys, DEPTH_MAX, visit)
+        self.walk_below(root, Bounds::default(), keys, DEPTH_MAX, visit)
     }
 
-    /// `bounds`: keys are above the first bound and at most the second.
     fn walk_below(
         &self,
         root: Root,
-        bounds: (Option<&[u8]>, Option<&[u8]>),
+        bounds: Bounds<'_>,
         keys: &Range<Vec<u8>>,
         depth: usize,
         visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
         let gap = |reason: String| Gap {
-            after: bounds.0.map(<[u8]>::to_vec),
-            through: bounds.1.map(<[u8]>::to_vec),
+            after: bounds.after.map(<[u8]>::to_vec),
+            through: bounds.through.map(<[u8]>::to_vec),
             page: self.regions.offset(root.page).map(|at| at / PAGE_BYTES),
             reason,
         };
@@ -264,15 +277,15 @@ impl RawTables {
                 !wanted || visit(Visited::Row(key, value))
             });
         }
-        for (child, low, high) in node.children(bounds) {
-            // The keys of this child are above `low` and at most `high`.
-            if high.is_some_and(|high| high < &keys.start[..]) {
+        for child in node.children(bounds) {
+            let Bounds { after, through } = child.bounds;
+            if through.is_some_and(|through| through < &keys.start[..]) {
                 continue;
             }
-            if low.is_some_and(|low| low >= &keys.end[..]) {
+            if after.is_some_and(|after| after >= &keys.end[..]) {
                 break;
             }
-            if !self.walk_below(child, (low, high), keys, depth - 1, visit) {
+            if !self.walk_below(child.root, child.bounds, keys, depth - 1, visit) {
                 return false;
             }
         }
@@ -469,7 +482,7 @@ impl Node {
     }
 
     /// True if its keys are in order, above the first bound and at most the second.
-    fn fits(&self, (after, through): (Option<&[u8]>, Option<&[u8]>)) -> bool {
+    fn fits(&self, Bounds { after, through }: Bounds<'_>) -> bool {
         let mut before = after;
         let mut keys = (0..self.count).map(|index| self.piece(index));
         keys.all(|key| {
@@ -480,19 +493,15 @@ impl Node {
     }
 
     /// The children with the bounds of their keys.
-    #[allow(clippy::type_complexity)]
-    fn children<'a>(
-        &'a self,
-        (after, through): (Option<&'a [u8]>, Option<&'a [u8]>),
-    ) -> impl Iterator<Item = (Root, Option<&'a [u8]>, Option<&'a [u8]>)> {
+    fn children<'a>(&'a self, bounds: Bounds<'a>) -> impl Iterator<Item = Child<'a>> {
         (0..=self.count).filter_map(move |index| {
             let low = match index.checked_sub(1) {
                 Some(before) => Some(self.piece(before)),
-                None => after,
+                None => bounds.after,
             };
             let high = match index < self.count {
                 true => Some(self.piece(index)),
-                false => through,
+                false => bounds.through,
             };
             let checksum = self.bytes.get(8 + 16 * index..)?.first_chunk::<16>()?;
             let pages = 8 + 16 * (self.count + 1);
@@ -501,7 +510,13 @@ impl Node {
                 page: u64::from_le_bytes(*page),
                 checksum: u128::from_le_bytes(*checksum),
             };
-            Some((root, low, high))
+            Some(Child {
+                root,
+                bounds: Bounds {
+                    after: low,
+                    through: high,
+                },
+            })
         })
     }
 }

@@ -3,7 +3,7 @@
 //! Only branches are read, about one page in a hundred: all leaves of a tree have the same depth,
 //! and the branches above reference them.
 
-use super::{DEPTH_MAX, Node, ORDER_MAX, PAGE_BYTES, RawTables, Root, TableRoot, order_of};
+use super::{Bounds, DEPTH_MAX, Node, ORDER_MAX, PAGE_BYTES, RawTables, Root, TableRoot, order_of};
 use crate::ids::PageIndex;
 use crate::meta::keys::Table;
 use crate::sealed::{META_PAYLOAD_BYTES, PageBits};
@@ -138,9 +138,9 @@ impl RawTables {
             if node.is_leaf {
                 return Ok(height);
             }
-            let child = node.children((None, None)).next();
-            let (child, ..) = child.ok_or_else(|| damaged_at(page, "it has no children"))?;
-            page = self.tree_page(child)?;
+            let child = node.children(Bounds::default()).next();
+            let child = child.ok_or_else(|| damaged_at(page, "it has no children"))?;
+            page = self.tree_page(child.root)?;
         }
         Err(damaged_at(page, "the tree is too deep"))
     }
@@ -172,9 +172,9 @@ impl RawTables {
         if node.is_leaf {
             return Err(damaged_at(page, "it is not a branch"));
         }
-        let children = node.children((None, None));
+        let children = node.children(Bounds::default());
         children
-            .map(|(child, ..)| self.tree_page(child))
+            .map(|child| self.tree_page(child.root))
             .collect::<Result<_, _>>()
     }
 

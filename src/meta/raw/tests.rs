@@ -1,4 +1,4 @@
-//! Everything is read as the database has it, and what is damaged is told and never made up.
+//! Reads return what the database contains, and damage is reported, never papered over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -71,7 +71,7 @@ impl Timespec {
 
 /// The kind of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "POSIX names them")]
 pub enum FileKind {
     Regular,
     Directory,

@@ -245,7 +245,7 @@ fn a_lost_lock_file_keeps_everybody_out_while_it_is_open() {
 }
 
 #[test]
-fn a_lost_lock_file_is_made_anew() {
+fn a_lost_lock_file_is_created_again() {
     let keys = Keys::new();
     let store = memory();
     keys.create(&store, None);
@@ -305,7 +305,7 @@ fn a_hard_linked_copy_gets_files_of_its_own() {
     assert!(!one.join("meta.new").exists() && !one.join("lock.new").exists());
 }
 
-/// Whoever moves a directory while a volume is made in it does not choose its place.
+/// Moving a directory while a volume is created in it does not choose the volume's location.
 #[test]
 fn a_volume_that_is_made_takes_the_place_where_it_was_begun() {
     let keys = Keys::new();

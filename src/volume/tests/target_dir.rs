@@ -1,4 +1,4 @@
-//! The place of a new volume: what is taken over and what is left alone.
+//! The target directory of a new volume: what is cleaned up and what is left alone.
 
 use super::*;
 use crate::store::directory::DirectoryStore;

@@ -14,7 +14,7 @@ use bilayer::fs::types::{DirentRef, FileKind, NodeId, RenameFlags};
 use bilayer::ids::{ChunkIndex, FolderNumber, Generation, Ino, ViewId};
 use bilayer::meta::MetaError;
 use bilayer::meta::copy::{self, CopyOptions};
-use bilayer::meta::keys::{self, Table};
+use bilayer::meta::keys::{self, Table, VersionedKey};
 use bilayer::meta::records::{
     Counters, DirentRecord, ExtentRecord, InodeRecord, Timespec, encode_xattr,
 };
@@ -136,7 +136,8 @@ fn is_of_an_image((table, (key, value)): &TableRow) -> bool {
         table,
         Table::Inode | Table::Dirent | Table::Xattr | Table::Extent
     );
-    let first = keys::split_version(key).is_some_and(|(_, at)| at == Generation(1));
+    let version = VersionedKey::decode(key);
+    let first = version.is_some_and(|version| version.generation == Generation(1));
     (of_files && first && value != &[0]) || *table == Table::Counters
 }
 
