@@ -6,7 +6,7 @@ use crate::ids::CryptoId;
 use crate::meta::MetaError;
 use crate::meta::checkpoint;
 use crate::meta::keys::Table;
-use crate::meta::raw::{Found, RawTables};
+use crate::meta::raw::{RawTables, Visited};
 
 impl Run<'_> {
     /// Reads all rows of all checkpoints.
@@ -35,7 +35,7 @@ impl Run<'_> {
         for table in Table::ALL {
             let mut rows = 0u32;
             tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-                if let Found::Gap(gap) = found {
+                if let Visited::Gap(gap) = found {
                     reason.get_or_insert_with(|| gap.reason.clone());
                 }
                 rows = rows.wrapping_add(1);

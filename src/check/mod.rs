@@ -413,7 +413,7 @@ fn open_stored(
         Ok(file) => Arc::new(file),
     };
     // A copy may be older than the keystore's record.
-    if let Err(older) = volume.judge(&file.slots())
+    if let Err(older) = volume.check_rollback(&file.slots())
         && !volume.is_copy()
     {
         report

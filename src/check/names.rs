@@ -233,7 +233,7 @@ impl Run<'_> {
             b"." | b".." => "it has a special meaning",
             name if name.len() > 255 => "it is longer than 255 bytes",
             name if name.contains(&0) || name.contains(&b'/') => "it has a NUL or a / in it",
-            _ if !(hash..hash + keys::NEARBY).contains(&named.position) => {
+            _ if !(hash..hash + keys::PROBE_LIMIT).contains(&named.position) => {
                 "a lookup does not find it"
             }
             _ if is_shared => "another name has its position in the directory",

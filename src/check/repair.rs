@@ -21,9 +21,9 @@ use super::{
     run_offline,
 };
 use crate::ids::{Generation, Ino};
-use crate::meta::keys::{self, Table};
-use crate::meta::mend::Corrections;
+use crate::meta::keys::{self, Table, VersionedKey};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, ObjectName, TOMBSTONE, Timespec};
+use crate::meta::repair::Corrections;
 use crate::meta::stored::Stored;
 use crate::meta::{Batch, Meta, View};
 use crate::object::{Contents, Objects};
@@ -139,7 +139,7 @@ impl<'a> Repairer<'a> {
             .store
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto());
-        let meta = Arc::new(Meta::open_to_mend(
+        let meta = Arc::new(Meta::open_for_repair(
             file.map_err(std::io::Error::from)?,
             16 << 20,
         )?);
@@ -348,11 +348,13 @@ impl<'a> Repairer<'a> {
             let changed = change(value);
             if within {
                 let value = changed.or_else(|| covered.then(|| TOMBSTONE.to_vec()));
-                let at = version.generation;
-                self.meta
-                    .set_version(&mut batch, (table, logical), at, value);
+                let version = VersionedKey {
+                    logical,
+                    generation: version.generation,
+                };
+                self.meta.set_version(&mut batch, table, version, value);
             } else if live {
-                self.meta.put_back(&mut batch, table, logical, changed)?;
+                self.meta.put_record(&mut batch, table, logical, changed)?;
             }
         }
         self.meta.apply(batch)?;
@@ -449,12 +451,12 @@ impl<'a> Repairer<'a> {
         let parent = named.parent;
         let hash = self.meta.name_hash(named.name);
         let mut free = None;
-        for position in hash..hash + keys::NEARBY {
+        for position in hash..hash + keys::PROBE_LIMIT {
             let right = keys::dirent(parent, position, named.name);
             if right != logical && !self.meta.versions(Table::Dirent, &right)?.is_empty() {
                 return Ok(());
             }
-            if free.is_none() && self.meta.is_place_free(parent, position)? {
+            if free.is_none() && self.meta.is_position_free(parent, position)? {
                 free = Some(right);
             }
         }
@@ -462,12 +464,13 @@ impl<'a> Repairer<'a> {
             return Ok(());
         };
         for (generation, value) in self.meta.versions(Table::Dirent, logical)? {
-            let table = Table::Dirent;
-            let value = Some(value);
-            self.meta
-                .set_version(batch, (table, &right), generation, value);
-            self.meta
-                .set_version(batch, (table, logical), generation, None);
+            for (logical, value) in [(&right[..], Some(value)), (logical, None)] {
+                let version = VersionedKey {
+                    logical,
+                    generation,
+                };
+                self.meta.set_version(batch, Table::Dirent, version, value);
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::CheckError;
 use crate::ids::{Generation, Ino};
-use crate::meta::keys::{self, Row, Table};
+use crate::meta::keys::{self, Row, Table, VersionedKey};
 use crate::meta::records::TOMBSTONE;
 use crate::meta::stored::Stored;
 
@@ -101,7 +101,7 @@ impl Rows {
         if self.done {
             return Ok(None);
         }
-        let rows = self.stored.some(self.table, &self.low, ROWS, BYTES);
+        let rows = self.stored.read_rows(self.table, &self.low, ROWS, BYTES);
         match rows.last() {
             Some((last, _)) => {
                 self.low.clone_from(last);
@@ -139,7 +139,7 @@ impl<'a> Groups<'a> {
     fn next_row(&mut self) -> Result<Option<Row>, CheckError> {
         loop {
             match self.rows.next()? {
-                Some((key, _)) if keys::split_version(&key).is_none() => self.malformed += 1,
+                Some((key, _)) if VersionedKey::decode(&key).is_none() => self.malformed += 1,
                 other => return Ok(other),
             }
         }
@@ -152,7 +152,7 @@ impl<'a> Groups<'a> {
             self.ahead = self.next_row()?;
         }
         let ahead = self.ahead.as_ref();
-        Ok(ahead.and_then(|(key, _)| keys::split_version(key).map(|(logical, _)| logical)))
+        Ok(ahead.and_then(|(key, _)| VersionedKey::decode(key).map(|version| version.logical)))
     }
 
     /// The inode that the next group belongs to.
@@ -168,10 +168,10 @@ impl<'a> Groups<'a> {
         };
         let mut versions: Vec<Version> = Vec::new();
         while let Some((key, value)) = self.ahead.take() {
-            match keys::split_version(&key) {
-                Some((of, generation)) if of == logical => {
+            match VersionedKey::decode(&key) {
+                Some(key) if key.logical == logical => {
                     versions.push(Version {
-                        generation,
+                        generation: key.generation,
                         value: (value != TOMBSTONE).then_some(value),
                         seen: 0..0,
                     });

@@ -8,12 +8,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::Filesystem;
 use super::types::{NodeId, Timespec, ViewsDirectory};
+use serde::{Deserialize, Serialize};
+
 use crate::errno::Errno;
 use crate::meta::Batch;
 use crate::meta::records::InodeRecord;
 
 /// When reading updates the access time (mount(8)).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AccessTimes {
     /// If it is older than the last change, or than a day: `relatime`.
     #[default]

@@ -42,7 +42,7 @@ impl Filesystem {
                 }
                 if kill != Kill::Nothing {
                     self.meta
-                        .put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
+                        .remove_xattr_if_present(&mut batch, node.ino(), CAPABILITY)?;
                 }
                 self.meta.apply(batch)?;
             }
@@ -114,7 +114,7 @@ impl Filesystem {
         let _permit = self.meta.permit();
         let mut batch = Batch::new();
         self.meta
-            .put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
+            .remove_xattr_if_present(&mut batch, node.ino(), CAPABILITY)?;
         if !batch.is_empty() {
             self.meta.apply(batch)?;
         }

@@ -36,7 +36,7 @@ fn contradiction(parent: Ino, entry: DirentRecord, record: &InodeRecord) -> Opti
 impl Filesystem {
     /// Ends all writing, since the records of an inode contradict others.
     pub(super) fn inconsistent(&self, ino: Ino, what: &str) -> Errno {
-        self.meta.tell_inconsistent(ino, what);
+        self.meta.log_inconsistent(ino, what);
         self.meta
             .latch(&format!("the metadata is damaged: inode {ino}: {what}"));
         Errno::EIO
@@ -71,7 +71,7 @@ impl Filesystem {
             // The view may have been deleted.
             self.view(parent)?;
             let what = "a name in a snapshot or image contradicts it";
-            self.meta.tell_inconsistent(entry.ino, what);
+            self.meta.log_inconsistent(entry.ino, what);
             return Err(Errno::EIO);
         }
         let _permit = self.meta.permit();

@@ -135,7 +135,7 @@ impl Filesystem {
             file = Arc::new(WithBallast::over(file, Arc::clone(&ballast)));
         }
         let file = MetaFile::open(file, &set, volume.header.meta_crypto())?;
-        match volume.judge(&file.slots()) {
+        match volume.check_rollback(&file.slots()) {
             // Read-only: nothing is written, and no record says that this is the volume.
             Err(older) if options.read_only && volume.accepts_restored => {
                 tracing::warn!(%older, "opened read-only, as requested");
@@ -213,10 +213,10 @@ impl Filesystem {
         let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let slots = file.slots();
-        match volume.judge(&slots) {
+        match volume.check_rollback(&slots) {
             // If the original comes back, both copies could be used: only one of them may be the
             // volume.
-            Ok(()) if volume.takes_over() => {
+            Ok(()) if volume.replaces_original() => {
                 tracing::warn!("it replaces the original, as requested");
             }
             Ok(()) => {
@@ -344,7 +344,7 @@ impl Filesystem {
 
     fn close_clean(&self) -> Result<(), FsError> {
         self.meta.release();
-        self.meta.come_to_an_end();
+        self.meta.expect_end();
         // The kernel does not send its last forgets at an unmount, so unlinked files are removed
         // now.
         for (key, _) in self.meta.rows(Table::Orphan)? {
@@ -355,7 +355,7 @@ impl Filesystem {
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
         // The next mount begins with a commit too.
-        self.ballast.room_was_made();
+        self.ballast.allow_refill();
         self.ballast.refill();
         let behind = self.checkpoint_is_behind();
         self.meta.hold_clean();

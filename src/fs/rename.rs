@@ -4,7 +4,7 @@ use super::types::{Caller, DirentRef, FileKind, RenameFlags, Timespec};
 use super::{Filesystem, LINKS_MAX, check_name};
 use crate::errno::Errno;
 use crate::ids::Ino;
-use crate::meta::climb::Climb;
+use crate::meta::cycle::CycleDetector;
 use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
 use crate::planted::{Bug, planted};
@@ -184,9 +184,9 @@ impl Filesystem {
 
     /// Fails if a directory would be moved below itself.
     fn check_no_loop(&self, moved: Ino, below: Ino) -> Result<(), Errno> {
-        let mut climb = Climb::from(below);
+        let mut cycle = CycleDetector::from(below);
         loop {
-            let at = climb.at();
+            let at = cycle.current();
             if at == moved {
                 return Err(Errno::EINVAL);
             }
@@ -201,7 +201,7 @@ impl Filesystem {
                 let what = "it contains directories but is not a directory with a name";
                 return Err(self.inconsistent(at, what));
             };
-            if !climb.up(record.parent) {
+            if !cycle.advance(record.parent) {
                 let what = "the directories above it form a cycle without the root";
                 return Err(self.inconsistent(at, what));
             }

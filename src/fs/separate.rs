@@ -26,7 +26,8 @@ impl Filesystem {
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let meta = Meta::open(file, meta_cache_bytes)?;
         let first = Sequence(meta.sequence().0.saturating_add(1));
-        let separated = volume.separate(first, &mut |file| Ok(meta.copy_committed(file)?))?;
+        let separated =
+            volume.assign_new_identity(first, &mut |file| Ok(meta.copy_committed(file)?))?;
         meta.close()?;
         Ok(separated)
     }

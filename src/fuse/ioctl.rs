@@ -6,7 +6,7 @@ use super::dispatch::Dispatch;
 use super::replies::Refuse;
 use super::requester;
 use super::workers::Lane;
-use crate::audit::{self, Asker, Record};
+use crate::audit::{self, Record, Requester};
 use crate::errno::Errno;
 use crate::sys::identity::effective_user;
 
@@ -38,14 +38,14 @@ pub(super) fn handle_ioctl(
 }
 
 /// On a worker: the reading thread does not wait for other filesystems.
-fn audit_shutdown(dispatch: &Dispatch, request: &Request, asker: Asker, done: bool) {
+fn audit_shutdown(dispatch: &Dispatch, request: &Request, asker: Requester, done: bool) {
     dispatch.submit(
         "audit of the shutdown",
         request,
         Lane::Lengthy,
         0,
         move |fs| {
-            let _asked = audit::asked_by(asker);
+            let _asked = audit::requested_by(asker);
             let record = Record::new("shut-down").volume(fs.volume().header.volume_id());
             match done {
                 true => record.done(),

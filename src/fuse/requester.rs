@@ -102,11 +102,11 @@ impl Privileges for Requester {
 }
 
 /// The calling process, for the audit. A request carries the id of a thread.
-pub(super) fn for_audit(request: &Request) -> audit::Asker {
+pub(super) fn for_audit(request: &Request) -> audit::Requester {
     let thread = request.pid();
     let status = fs::read_to_string(format!("/proc/{thread}/status"));
     let process = status.ok().and_then(|status| process_of(&status));
-    audit::Asker::process(request.uid(), process.unwrap_or(thread))
+    audit::Requester::process(request.uid(), process.unwrap_or(thread))
 }
 
 /// The process that the status of a thread names.

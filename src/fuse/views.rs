@@ -27,7 +27,7 @@ pub(super) fn make(
 ) {
     let (name, asker) = (name.as_bytes().to_vec(), requester::for_audit(request));
     dispatch.submit("mkdir", request, Lane::Lengthy, 0, move |fs| {
-        let _asked = audit::asked_by(asker);
+        let _asked = audit::requested_by(asker);
         answer(reply, fs.mkdir(&caller, parent, &name, 0), send_entry);
     });
 }
@@ -42,7 +42,7 @@ pub(super) fn remove(
 ) {
     let (name, asker) = (name.as_bytes().to_vec(), requester::for_audit(request));
     dispatch.submit("rmdir", request, Lane::Lengthy, 0, move |fs| {
-        let _asked = audit::asked_by(asker);
+        let _asked = audit::requested_by(asker);
         answer(reply, fs.rmdir(parent, &name), send_ok);
     });
 }
@@ -61,7 +61,7 @@ pub(super) fn rename(
     let (new_parent, new_name) = (to.parent, to.name.to_vec());
     let asker = requester::for_audit(request);
     dispatch.submit("rename", request, Lane::Lengthy, 0, move |fs| {
-        let _asked = audit::asked_by(asker);
+        let _asked = audit::requested_by(asker);
         let from = DirentRef::new(parent, &name);
         let to = DirentRef::new(new_parent, &new_name);
         let done = fs.rename(&caller, from, to, flags);

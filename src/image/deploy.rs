@@ -43,7 +43,8 @@ use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, MetaFile, PAGE_BYTES, PAYLOAD_BYTES};
 use crate::store::{Adopted, OpenMode, Store, StorePath};
 use crate::volume::{
-    Founding, FreshVolume, Holder, Inheritance, META_NAME, Provenance, Volume, VolumeError, found,
+    FreshVolume, Inheritance, KeyHolder, META_NAME, NewVolume, Provenance, Volume, VolumeError,
+    create_volume,
 };
 
 /// An image of an open volume.
@@ -126,11 +127,11 @@ pub fn deploy(
     let limit_bytes = options
         .size_bytes
         .unwrap_or(source.meta.counters().limit_bytes);
-    let holder = Holder::of(source.volume);
+    let holder = KeyHolder::of(source.volume);
     // A keystore that cannot be opened, or does not exist yet, is another one; if it cannot be used
     // at all, creating the volume reports that.
     let inherits = PlatformKeystore::open(&options.keystore)
-        .is_ok_and(|keystore| holder.is(&keystore, customer_key));
+        .is_ok_and(|keystore| holder.matches(&keystore, customer_key));
     let inheritance = Inheritance {
         key_sets: match inherits {
             true => source.volume.keys.iter().map(Arc::clone).collect(),
@@ -145,7 +146,7 @@ pub fn deploy(
             foreign: source.volume.header.is_foreign() || !inherits,
         },
     };
-    let founding = Founding {
+    let new_volume = NewVolume {
         action: "deploy-image",
         customer_key,
         keystore: &options.keystore,
@@ -153,14 +154,14 @@ pub fn deploy(
         inherited: Some(&inheritance),
     };
     let mut made = (TargetObjects::default(), Copied::default());
-    let founded = found(target, &founding, &mut |fresh| {
+    let created = create_volume(target, &new_volume, &mut |fresh| {
         made = match inherits {
             true => inherit(source, fresh, progress)?,
             false => reseal(source, fresh, progress)?,
         };
         Ok(())
     });
-    let volume = founded.map_err(ImageError::from_create_error)?;
+    let volume = created.map_err(ImageError::from_create_error)?;
     let (taken, copied) = made;
     Ok(Deployed {
         volume,

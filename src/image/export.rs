@@ -389,7 +389,7 @@ pub(super) fn each_part(
     let mut low = Vec::new();
     let mut file = None;
     loop {
-        let rows = records.some(Table::Extent, &low, &[0xFF; 9], AT_A_TIME)?;
+        let rows = records.read_rows(Table::Extent, &low, &[0xFF; 9], AT_A_TIME)?;
         for (key, value) in &rows {
             let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
             let ExtentRecord::Parts { parts, .. } = record else {

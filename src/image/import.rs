@@ -1,7 +1,7 @@
 //! Importing an image: a new volume out of a stream.
 //!
 //! Order: the header is parsed, its keys are unwrapped, its MAC is verified, all before anything is
-//! written. Then the volume is made ([`crate::volume::found`]) with the stream's key set as a
+//! written. Then the volume is made ([`crate::volume::create_volume`]) with the stream's key set as a
 //! read-only one and a fresh active set: whoever can open the stream has what was exported, and
 //! nothing that is written here later. The stream's `meta` goes into an unlinked file, its records
 //! into the volume's own, and the objects come under the names that the records give them. Every
@@ -39,7 +39,7 @@ use crate::object::{
 use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES, SealedError};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{
-    Founding, FreshVolume, Inheritance, KeyMode, META_NAME, Provenance, VolumeError, found,
+    FreshVolume, Inheritance, KeyMode, META_NAME, NewVolume, Provenance, VolumeError, create_volume,
 };
 
 /// Options of an import.
@@ -104,7 +104,7 @@ pub fn import(
         },
     };
     let customer = opened.customer.take();
-    let founding = Founding {
+    let new_volume = NewVolume {
         action: "import-image",
         customer_key: renamed.as_deref().or(customer.as_deref()),
         keystore: &options.keystore,
@@ -112,12 +112,12 @@ pub fn import(
         inherited: Some(&inheritance),
     };
     let mut received = ReceivedCounts::default();
-    let founded = found(target, &founding, &mut |fresh| {
+    let created = create_volume(target, &new_volume, &mut |fresh| {
         received = opened.receive(fresh, progress)?;
         Ok(())
     });
     Ok(Imported {
-        volume: founded.map_err(ImageError::from_create_error)?,
+        volume: created.map_err(ImageError::from_create_error)?,
         provenance,
         objects: received.objects,
         inodes: received.inodes,

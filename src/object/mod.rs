@@ -39,7 +39,7 @@ use crate::meta::page_set::{
 use crate::meta::records::{ExtentRecord, ObjectName, PAGES_MAX, PartId, Timespec};
 use crate::meta::{Meta, MetaError, View};
 use crate::planted::{Bug, planted};
-use crate::sealed::{ContentsFile, SealedError, Told};
+use crate::sealed::{ContentsFile, LogOnce, SealedError};
 use crate::store::Store;
 
 pub(crate) use clone::visible_parts;
@@ -151,7 +151,7 @@ pub struct Contents {
     used_pages: AtomicI64,
     limit_pages: Option<u64>,
     /// Objects, and pages of them, that the log knows not to open.
-    told: Told<(ObjectName, Option<PageIndex>)>,
+    told: LogOnce<(ObjectName, Option<PageIndex>)>,
 }
 
 impl Contents {
@@ -175,7 +175,7 @@ impl Contents {
             flatten_queue: Mutex::default(),
             used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
             limit_pages: (counters.limit_bytes > 0).then_some(limit),
-            told: Told::default(),
+            told: LogOnce::default(),
         }
     }
 
@@ -326,7 +326,7 @@ impl Contents {
     /// Opens an object, and logs the first failure.
     fn open_object(&self, id: PartId) -> Result<Arc<ContentsFile>, ObjectError> {
         self.objects.open(id).inspect_err(|error| {
-            if self.told.is_news((id.name, None)) {
+            if self.told.first_time((id.name, None)) {
                 let folder = format_args!("{:08x}", id.name.folder.0);
                 tracing::error!(object = %id.name.object, %folder, %error, "an object cannot be used");
             }
@@ -337,7 +337,7 @@ impl Contents {
     fn page_error(&self, object: ObjectName, source: SealedError) -> ObjectError {
         let page = source.page();
         let error = ObjectError::Page { object, source };
-        if self.told.is_news((object, page)) {
+        if self.told.first_time((object, page)) {
             let (folder, page) = (
                 format_args!("{:08x}", object.folder.0),
                 page.map(|page| page.0),

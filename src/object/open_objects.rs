@@ -235,7 +235,7 @@ impl OpenObjects {
         self.store.sync_all()?;
         for (object, writes) in covered {
             if let Some(object) = object.upgrade() {
-                object.synced(writes);
+                object.mark_synced(writes);
             }
         }
         Ok(())

@@ -137,7 +137,8 @@ impl Contents {
             }
             named.extend(short.names());
             gone.extend(record.names());
-            self.meta.reword_extent(batch, ino, chunk, *at, &short);
+            self.meta
+                .replace_extent_version(batch, ino, chunk, *at, &short);
         }
         for name in gone.difference(&named) {
             self.meta.put_garbage(batch, *name)?;

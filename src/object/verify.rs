@@ -68,7 +68,7 @@ impl Objects {
 impl Contents {
     /// True once an object or a page of one could not be used.
     pub fn is_damaged(&self) -> bool {
-        self.told.is_any()
+        self.told.any_logged()
     }
 
     /// Verifies pages again that seemed damaged while the volume was in use. Pages that the

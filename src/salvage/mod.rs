@@ -122,7 +122,7 @@ pub fn salvage(
     let report = output::make_file(out.root(), REPORT_NAME.as_bytes())?;
     let mut report = Report::begin(report, &known)?;
     report_records(&records, &mut report)?;
-    if let Err(older) = rescue.judge(records.slots.as_ref()) {
+    if let Err(older) = rescue.check_rollback(records.slots.as_ref()) {
         report.add_loss(&Loss {
             path: String::new(),
             what: "older",

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use crate::ids::{Generation, Ino};
 use crate::layers::KeySet;
 use crate::meta::checkpoint::{self, Checkpoint};
-use crate::meta::keys::{self, Table};
-use crate::meta::raw::{Found, Gap, RawTables};
+use crate::meta::keys::{self, Table, VersionedKey};
+use crate::meta::raw::{Gap, RawTables, Visited};
 use crate::meta::records::TOMBSTONE;
 use crate::sealed::{MetaFile, SlotState};
 use crate::store::{OpenMode, Store, StorePath};
@@ -202,7 +202,7 @@ impl Records {
         };
         let mut ranges = Vec::new();
         first.tables.visit(table, &all, &mut |found| {
-            if let Found::Gap(gap) = found {
+            if let Visited::Gap(gap) = found {
                 let mut state = Completeness::Older;
                 let within = within(&all, gap);
                 self.visit_from(1, table, &within, &mut |_, _| true, &mut || {
@@ -242,8 +242,8 @@ impl Records {
             return true;
         };
         this.tables.visit(table, range, &mut |found| match found {
-            Found::Row(key, value) => visit(key, value),
-            Found::Gap(gap) => {
+            Visited::Row(key, value) => visit(key, value),
+            Visited::Gap(gap) => {
                 let range = within(range, gap);
                 self.visit_from(source + 1, table, &range, visit, missing)
             }
@@ -265,7 +265,11 @@ impl Records {
             _ => true,
         };
         let whole = self.visit(table, range, &mut |key, value| {
-            let Some((logical, generation)) = keys::split_version(key) else {
+            let Some(VersionedKey {
+                logical,
+                generation,
+            }) = VersionedKey::decode(key)
+            else {
                 return true;
             };
             if generation > view {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Generation, Ino};
-use crate::meta::climb::Climb;
+use crate::meta::cycle::CycleDetector;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec};
 use crate::meta::{Meta, MetaError, View};
@@ -261,11 +261,11 @@ impl Names {
     /// open.
     fn path(&self, place: &Name) -> Option<Vec<u8>> {
         let mut parts = vec![place.1.as_slice()];
-        let mut climb = Climb::from(place.0);
-        while climb.at() != Ino::ROOT {
-            let (parent, name) = self.directories.get(&climb.at())?;
+        let mut cycle = CycleDetector::from(place.0);
+        while cycle.current() != Ino::ROOT {
+            let (parent, name) = self.directories.get(&cycle.current())?;
             parts.push(name);
-            if !climb.up(*parent) {
+            if !cycle.advance(*parent) {
                 return None;
             }
         }

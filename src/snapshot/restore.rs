@@ -95,7 +95,7 @@ fn restore_key(
         Table::Dirent => {
             let (_, name) = keys::dirent_parts(logical).ok_or(MetaError::Corrupt("change"))?;
             restored.names.push((ino, name.to_vec()));
-            meta.put_back(batch, table, logical, then)
+            meta.put_record(batch, table, logical, then)
         }
         // Everything that belongs to an orphan is removed with it.
         _ if !is_there(meta, ino, view)? => Ok(()),
@@ -105,7 +105,7 @@ fn restore_key(
         }
         _ => {
             restored.inodes.insert(ino);
-            meta.put_back(batch, table, logical, then)
+            meta.put_record(batch, table, logical, then)
         }
     }
 }

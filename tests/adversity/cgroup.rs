@@ -52,7 +52,14 @@ impl Cgroup {
         let enter = "echo $$ > \"$1\" && shift && exec \"$@\"";
         command.args(["-c", enter, "sh"]);
         command.arg(self.dir.join("cgroup.procs"));
-        command.args([crate::real::BILAYER, "mount", volume, "mnt", "-o", options]);
+        command.args([
+            &*crate::real::BILAYER,
+            "mount",
+            volume,
+            "mnt",
+            "-o",
+            options,
+        ]);
         place.environment(&mut command);
         run(&mut command).done();
         place.mounted(&place.path("mnt"))

@@ -6,13 +6,6 @@
 //! faulty store of `tests/simulator` fails every single call instead.
 #![allow(clippy::unwrap_used)]
 
-#[allow(
-    dead_code,
-    reason = "shared with other tests; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-
 mod cgroup;
 mod disk;
 mod full;
@@ -23,3 +16,5 @@ mod read_only;
 mod slow;
 mod surroundings;
 mod writers;
+
+use bilayer_test_support::real;

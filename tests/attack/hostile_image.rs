@@ -625,7 +625,7 @@ fn a_volume_whose_directories_lead_in_a_circle_goes_read_only() {
         keystore: platform(&keystore),
         ..CreateOptions::default()
     };
-    let made = volume::create(Arc::new(store.clone()), &options, &mut |fresh| {
+    let made = volume::create_empty(Arc::new(store.clone()), &options, &mut |fresh| {
         let file = fresh
             .store
             .open(&StorePath::new("meta"), OpenMode::CreateNew)?;

@@ -16,23 +16,5 @@ mod read_only_set;
 mod renamed;
 mod salvage_out;
 
-#[allow(
-    dead_code,
-    reason = "shared with other test programs; each uses its part of it"
-)]
-#[path = "../mounted/machine.rs"]
-mod machine;
-#[allow(
-    dead_code,
-    reason = "shared with other test programs; each uses its part of it"
-)]
-#[path = "../mounted/namespace.rs"]
-mod namespace;
-#[allow(
-    dead_code,
-    reason = "shared with other test programs; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-#[path = "../support/mod.rs"]
-mod support;
+use bilayer_test_support as support;
+use bilayer_test_support::{machine, real};

@@ -175,7 +175,7 @@ impl Machines {
             keystore: this.path("own-keystore"),
             ..CreateOptions::default()
         };
-        volume::create(this.directory("vol"), &options, &mut |fresh| {
+        volume::create_empty(this.directory("vol"), &options, &mut |fresh| {
             Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .unwrap();

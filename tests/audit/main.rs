@@ -2,23 +2,12 @@
 //! and where they go. Needs root and /dev/fuse; what cannot run says so.
 #![allow(clippy::unwrap_used)]
 
-#[allow(
-    dead_code,
-    reason = "shared with tests/mounted; each uses its part of it"
-)]
-#[path = "../mounted/namespace.rs"]
-mod namespace;
-#[allow(
-    dead_code,
-    reason = "shared with tests/mounted; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-
 mod actions;
 mod askers;
 mod places;
 mod system_log;
+
+use bilayer_test_support::{namespace, real};
 
 use std::fs;
 use std::path::Path;

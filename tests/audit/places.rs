@@ -155,7 +155,7 @@ fn the_example_of_rotation_signals_daemons_alone() {
     assert!(!example.contains("pkill"), "{example}");
     // Others may have mounts of theirs here: none is signalled by this test.
     let script = format!("set -e\nkill() {{ echo \"$@\"; }}\n{example}");
-    let programs = Path::new(BILAYER).parent().unwrap().display();
+    let programs = Path::new(&BILAYER).parent().unwrap().display();
     let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
     let outcome = run(command("sh", ["-c", &script]).env("PATH", path)).done();
     let signalled = format!("-HUP {}", mounted.pid);

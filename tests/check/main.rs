@@ -7,14 +7,8 @@ mod damage;
 mod pages;
 mod whole;
 
-#[allow(
-    dead_code,
-    reason = "shared with tests/mounted; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-#[path = "../support/mod.rs"]
-mod support;
+use bilayer_test_support as support;
+use bilayer_test_support::real;
 
 use std::path::Path;
 

@@ -141,7 +141,7 @@ fn child_of(shell: u32) -> rustix::process::Pid {
     let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
     let ours = children.split_whitespace().find(|pid| {
         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        program == std::path::Path::new(BILAYER)
+        program == std::path::Path::new(&BILAYER)
     });
     let pid = ours.unwrap_or_else(|| panic!("none of {children}"));
     rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap()

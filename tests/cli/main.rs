@@ -3,13 +3,6 @@
 //! on command lines, in environments, in JSON, in core dumps.
 #![allow(clippy::unwrap_used)]
 
-#[allow(
-    dead_code,
-    reason = "shared with tests/mounted; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-
 mod failures;
 mod header;
 mod hints;
@@ -20,6 +13,8 @@ mod rollback;
 mod secrets;
 mod snapshots;
 mod units;
+
+use bilayer_test_support::real;
 
 use std::fs;
 use std::path::PathBuf;

@@ -39,7 +39,7 @@ fn systemd_takes_the_units() {
     // It does look at them.
     let service = units.join("bilayer-snapshot@.service");
     let broken = fs::read_to_string(&service).unwrap();
-    fs::write(&service, broken.replace(BILAYER, "/no/such/program")).unwrap();
+    fs::write(&service, broken.replace(&*BILAYER, "/no/such/program")).unwrap();
     let said = verify("bilayer-snapshot@srv-vault.service");
     assert!(said.stderr.contains("/no/such/program"), "{}", said.stderr);
     assert_ne!(said.code, 0);

@@ -1,11 +1,10 @@
 //! The inputs that fuzzing has kept, without a fuzzer: each target takes each of its own.
 #![allow(clippy::unwrap_used)]
 
+use bilayer_test_support::fuzz_targets as targets;
+
 use std::fs;
 use std::path::Path;
-
-#[path = "../fuzz/targets/mod.rs"]
-mod targets;
 
 /// Has a target take every input of its corpus; says which one it was that it does not take.
 fn replay(name: &str) {

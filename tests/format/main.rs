@@ -137,7 +137,7 @@ impl Fixture {
             keystore: this.keystore_path(),
             ..CreateOptions::default()
         };
-        volume::create(store, &options, &mut |fresh| {
+        volume::create_empty(store, &options, &mut |fresh| {
             Filesystem::format(
                 fresh,
                 Owner {
@@ -221,7 +221,7 @@ impl Fixture {
         files
     }
 
-    /// What the metadata say of the files' chunks, as the second implementation is told.
+    /// The chunks of the files according to the metadata, as passed to the second implementation.
     fn request(&self, files: &BTreeMap<Ino, Vec<u8>>) -> Value {
         let volume = self.open();
         let meta_file = volume

@@ -91,7 +91,7 @@ fn nothing_is_written_before_the_keystore_was_told() {
             fails(
                 &refused,
                 code,
-                "the platform keystore cannot be told of the volume",
+                "the platform keystore's record of the volume cannot be written",
             );
             fails(&refused, code, ailment.says);
             assert!(
@@ -294,7 +294,7 @@ fn a_directory_without_the_right_to_write_is_no_keystore_to_write_under() {
     fails(
         &refused,
         6,
-        "the platform keystore cannot be told of the volume",
+        "the platform keystore's record of the volume cannot be written",
     );
     fails(&refused, 6, "Permission denied");
     sh(&place, &format!("chmod 700 {}/volumes", text(&keystore)));

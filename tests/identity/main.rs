@@ -2,15 +2,6 @@
 //! be written.
 #![allow(clippy::unwrap_used)]
 
-#[allow(
-    dead_code,
-    reason = "shared with other test programs; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-#[path = "../support/mod.rs"]
-mod support;
-
 mod copies;
 mod cuts;
 mod hidden;
@@ -20,6 +11,9 @@ mod refused;
 mod replaced;
 mod silent;
 mod unmounted;
+
+use bilayer_test_support as support;
+use bilayer_test_support::real;
 
 use std::time::Duration;
 

@@ -27,7 +27,7 @@ fn header(place: &Place) -> Value {
 
 /// Mounts `copy` in a place of its own where that cannot be done.
 fn attempt(place: &Place, hindrance: &str, option: &str) -> Outcome {
-    let mut shell = command("unshare", ["-m", "sh", "-ec", hindrance, "sh", BILAYER]);
+    let mut shell = command("unshare", ["-m", "sh", "-ec", hindrance, "sh", &BILAYER]);
     shell.args(["mount", "copy", "mnt", option]);
     place.environment(&mut shell);
     run(&mut shell)
@@ -62,7 +62,7 @@ fn nothing_is_changed_where_the_device_cannot_be_opened() {
 }
 
 #[test]
-fn what_was_changed_is_said() {
+fn a_change_is_reported() {
     for (option, changed, says) in [
         (
             "--new-identity",

@@ -57,7 +57,7 @@ fn make_source(dir: &Path, keystore: &Path) -> Tree {
         keystore: keystore.to_owned(),
         ..CreateOptions::default()
     };
-    volume::create(at(dir), &options, &mut |fresh| {
+    volume::create_empty(at(dir), &options, &mut |fresh| {
         Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
     })
     .unwrap();

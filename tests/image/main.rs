@@ -12,14 +12,8 @@ mod matrix;
 mod resealing;
 mod unlinked;
 
-#[allow(
-    dead_code,
-    reason = "shared with tests/mounted; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-#[path = "../support/mod.rs"]
-mod support;
+use bilayer_test_support as support;
+use bilayer_test_support::real;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -72,7 +66,7 @@ impl Disk {
             keystore: self.keystore.path().join("platform"),
             ..CreateOptions::default()
         };
-        volume::create(self.at(name), &options, &mut |fresh| {
+        volume::create_empty(self.at(name), &options, &mut |fresh| {
             Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .unwrap();

@@ -1,11 +1,10 @@
 //! Random operations against a model filesystem, and threads against each other.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod stress;
 mod views;
+
+use bilayer_test_support as support;
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

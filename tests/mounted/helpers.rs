@@ -119,7 +119,7 @@ fn install_and_uninstall() {
         return;
     };
     let place = &machine.place;
-    let built = Path::new(BILAYER).parent().unwrap();
+    let built = Path::new(&BILAYER).parent().unwrap();
     let script = |name: &str, built: &Path| {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
         let mut script = command(scripts.join(name), [built]);

@@ -4,19 +4,13 @@
 //! The helpers of mount(8) are another package's programs: `cargo build --workspace` makes them.
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "shared with tests/cli; each uses its part of it")]
-#[path = "../support/real.rs"]
-mod real;
-
 mod copy;
 mod errors;
 mod files;
 mod foreign;
 mod fstab;
 mod helpers;
-mod machine;
 mod medium;
-mod namespace;
 mod noise;
 mod permissions;
 mod places;
@@ -26,6 +20,7 @@ mod snapshots;
 mod stacked;
 mod state;
 mod transcript;
-mod tree;
 mod umount;
 mod users;
+
+use bilayer_test_support::{machine, namespace, real, tree};

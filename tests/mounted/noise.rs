@@ -48,7 +48,7 @@ fn noise_is_told_from_everything_else() {
     // 4096 random bytes have 8 - 255 / (2 * 4096 * ln 2) bits a byte on average (Miller, Madow).
     let page = crate::real::noise(1, 4096);
     assert!((entropy(&page) - 7.955).abs() < 0.02, "{}", entropy(&page));
-    let source = include_str!("../support/real.rs").as_bytes();
+    let source = include_str!("../support/src/real.rs").as_bytes();
     for page in source.chunks_exact(4032) {
         assert!(chi_square(page) > 5000.0);
         assert!(entropy(page) < 6.0);

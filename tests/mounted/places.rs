@@ -39,7 +39,7 @@ fn names_with_every_kind_of_byte() {
         let what = [kind[0], kind[1], volume.as_os_str(), dir.as_os_str()];
         inside("mount", &what).silent();
         let status = inside(
-            crate::real::BILAYER,
+            &crate::real::BILAYER,
             &["status".as_ref(), "--json".as_ref(), dir.as_os_str()],
         );
         let status: serde_json::Value = serde_json::from_str(&status.done().stdout).unwrap();

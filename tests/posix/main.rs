@@ -5,12 +5,10 @@
 //! Needs root, /dev/fuse, mkfs.ext4, loop devices and python3; what cannot run says so.
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "shared with tests/cli; each uses its part of it")]
-#[path = "../support/real.rs"]
-mod real;
-
 mod control;
 mod full;
 mod lasting;
 mod scripts;
 mod space;
+
+use bilayer_test_support::real;

@@ -4,19 +4,6 @@
 //! Needs root, /dev/fuse and the programs that each test names; what cannot run says so.
 #![allow(clippy::unwrap_used)]
 
-#[allow(
-    dead_code,
-    reason = "shared with tests/mounted; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-#[allow(
-    dead_code,
-    reason = "shared with tests/mounted; each uses its part of it"
-)]
-#[path = "../mounted/tree.rs"]
-mod tree;
-
 mod archives;
 mod build;
 mod disks;
@@ -28,3 +15,5 @@ mod script;
 mod sqlite;
 mod tools;
 mod trees;
+
+use bilayer_test_support::{real, tree};

@@ -3,8 +3,7 @@
 
 mod succession;
 
-#[path = "../support/mod.rs"]
-mod support;
+use bilayer_test_support as support;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,9 +1,6 @@
 //! POSIX semantics of the filesystem, without a mount.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod attributes;
 mod bounds;
 mod contents;
@@ -18,7 +15,9 @@ mod races;
 mod remount;
 mod rename;
 mod reservations;
-mod restore;
+mod restores;
 mod sharing;
 mod snapshots;
 mod syncing;
+
+use bilayer_test_support as support;

@@ -3,11 +3,13 @@
 use bilayer::errno::Errno;
 use bilayer::fs::snapshots::{ViewError, ViewKind};
 use bilayer::fs::types::{DirentRef, Fallocate, RenameFlags};
+
 use bilayer::snapshot::purge::Purge;
 
+use super::restores::restore;
 use crate::support::{ADMIN, CHUNK, Mount, PAGE, ROOT, USER, audit, pattern};
 
-pub(crate) fn take(mount: &Mount, name: &str) {
+pub(super) fn take(mount: &Mount, name: &str) {
     let made = mount
         .fs
         .create_view(ViewKind::Snapshot, name, None, "")
@@ -15,20 +17,15 @@ pub(crate) fn take(mount: &Mount, name: &str) {
     assert_eq!(made.name, name);
 }
 
-pub(crate) fn drop_it(mount: &Mount, name: &str) {
+pub(super) fn drop_it(mount: &Mount, name: &str) {
     mount.fs.delete_view(ViewKind::Snapshot, name).unwrap();
 }
 
-pub(crate) fn overwrite(mount: &Mount, name: &str, offset: usize, bytes: &[u8]) {
+pub(super) fn overwrite(mount: &Mount, name: &str, offset: usize, bytes: &[u8]) {
     let node = mount.at(name);
     let handle = mount.open_rw(node);
     mount.put(node, handle, offset as u64, bytes);
     mount.fs.release(node, handle);
-}
-
-pub(crate) fn restore(mount: &Mount, name: &str, path: Option<&str>) {
-    let path = path.map(std::path::Path::new);
-    mount.fs.restore(name, path).unwrap();
 }
 
 #[test]
@@ -279,7 +276,7 @@ fn views_go_in_any_order() {
 }
 
 #[test]
-fn the_space_of_a_snapshot_is_reported() {
+fn what_a_snapshot_holds_is_told() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(0, 0, 100 * PAGE));
     take(&mount, "one");
@@ -361,6 +358,23 @@ fn the_live_file_keeps_its_length_when_a_snapshot_is_synced_or_copied() {
     mount.finish();
 }
 
+/// What is deep in a tree that was replaced has lost its name there when the restore returns.
+#[test]
+fn a_tree_that_is_replaced_goes_as_a_whole() {
+    let mount = Mount::new();
+    let dir = mount.mkdir(ROOT, "dir");
+    take(&mount, "one");
+    let deep = mount.mkdir(mount.mkdir(dir, "a"), "b");
+    let file = mount.file(deep, "file", &pattern(1, 0, 10_000));
+    mount.fs.link(file, ROOT, b"link").unwrap();
+    mount.fs.forget(file, 1);
+    restore(&mount, "one", Some("dir"));
+    assert_eq!(mount.names(mount.at("dir")), [""; 0]);
+    assert_eq!(mount.fs.getattr(file).unwrap().nlink, 1);
+    assert_eq!(mount.fs.usage().inodes, 3);
+    mount.finish();
+}
+
 /// A file copied out of a snapshot shares its objects, also with the live file that is still the
 /// same, and neither is written over when the snapshot has gone.
 #[test]
@@ -382,6 +396,7 @@ fn a_copy_out_of_a_snapshot_is_a_file_of_its_own() {
     mount.finish();
 }
 
+/// A view that is deleted while what another one held is being dropped gets its own turn.
 /// Whole chunks of it are linked, which makes their source durable first: the live file under the
 /// same number is another one.
 #[test]
@@ -423,7 +438,33 @@ fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
     mount.finish();
 }
 
-/// A view that is deleted while the purge of another one is under way gets a purge of its own.
+/// The copy that a path is to become is not in the snapshot that the whole goes back to.
+#[test]
+fn the_whole_and_one_path_go_back_one_after_the_other() {
+    let mount = Mount::new();
+    let dir = mount.mkdir(ROOT, "dir");
+    for number in 0..300 {
+        mount.file(dir, &format!("f{number}"), b"before");
+    }
+    take(&mount, "one");
+    std::thread::scope(|scope| {
+        let path = scope.spawn(|| {
+            for _ in 0..20 {
+                restore(&mount, "one", Some("dir"));
+            }
+        });
+        while !path.is_finished() {
+            restore(&mount, "one", None);
+        }
+        path.join().unwrap();
+    });
+    let names = mount.names(mount.at("dir"));
+    assert_eq!(names.len(), 300);
+    drop_it(&mount, "one");
+    mount.fs.finish_purge().unwrap();
+    mount.finish();
+}
+
 #[test]
 fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
     let mount = Mount::new();
@@ -454,4 +495,34 @@ fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
     Mount::open(mount.store, mount.keystore, crate::support::quiet())
         .unwrap()
         .finish();
+}
+
+/// A restore that a power cut ended half-way is finished by the next use, and until then nothing is
+/// shown that is half of each.
+#[test]
+fn a_restore_that_was_cut_off_is_finished() {
+    let mount = Mount::new();
+    mount.file(ROOT, "file", b"before");
+    take(&mount, "one");
+    let record = mount.fs.views(ViewKind::Snapshot).unwrap().remove(0);
+    overwrite(&mount, "file", 0, b"after!");
+    mount.file(ROOT, "new", &pattern(1, 0, 9_000));
+    let (store, keystore) = (mount.store.clone(), mount.keystore.clone());
+    mount.finish();
+    let meta = audit::open_meta(&store, keystore.path());
+    meta.set_restoring(bilayer::ids::Generation(record.generation));
+    meta.commit(meta.newest_batch(), &|| true).unwrap();
+    meta.close().unwrap();
+    let read_only = bilayer::fs::FilesystemOptions {
+        read_only: true,
+        ..crate::support::quiet()
+    };
+    let refused = Mount::open(store.clone(), keystore.clone(), read_only);
+    assert!(matches!(refused, Err(bilayer::fs::FsError::HalfRestored)));
+    let mount = Mount::open(store, keystore, crate::support::quiet()).unwrap();
+    assert_eq!(mount.names(ROOT), ["file"]);
+    assert_eq!(mount.contents(mount.at("file")), b"before");
+    let mount = mount.reopen();
+    assert_eq!(mount.contents(mount.at("file")), b"before");
+    mount.finish();
 }

@@ -17,7 +17,7 @@ use bilayer::sealed::MetaFile;
 use bilayer::store::faulty::{FaultyStore, WriteUnit};
 use bilayer::store::memory::MemoryStore;
 use bilayer::store::{OpenMode, Store, StorePath};
-use bilayer::volume::{CreateOptions, FreshVolume, META_NAME, create};
+use bilayer::volume::{CreateOptions, FreshVolume, META_NAME, create_empty};
 
 use crate::plan::Again;
 use crate::stats::Stats;
@@ -40,7 +40,7 @@ static TEMPLATE: LazyLock<Template> = LazyLock::new(|| {
         keystore: keystore.path().join("platform"),
         ..CreateOptions::default()
     };
-    create(directory_of(&store, &at), &options, &mut |fresh| {
+    create_empty(directory_of(&store, &at), &options, &mut |fresh| {
         Filesystem::format(fresh, Owner::ROOT)?;
         Ok(repeat_hashes(fresh)?)
     })

@@ -13,9 +13,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![allow(unreachable_pub, reason = "a program of its own")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod bugs;
 mod faults;
 mod forged;
@@ -28,6 +25,8 @@ mod script;
 mod shrink;
 mod stats;
 mod threads;
+
+use bilayer_test_support as support;
 
 use std::ops::Range;
 use std::process::ExitCode;

@@ -1,11 +1,13 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside: Debian packages that must be there.
 
-# Installs those of the named packages that are missing; says which they are where it may not.
+# Installs those of the named packages that are missing, after a line that names them; where it may
+# not, it says which they are and fails.
 need_packages() {
     local package missing=()
     for package; do
-        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+            missing+=("$package")
     done
     if ((${#missing[@]} == 0)); then
         return
@@ -14,6 +16,7 @@ need_packages() {
         echo "please install: ${missing[*]}" >&2
         return 1
     fi
+    echo "installing Debian packages: ${missing[*]}"
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"
 }

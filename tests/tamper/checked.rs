@@ -50,7 +50,7 @@ fn cases(state: &State) -> Vec<Case> {
 }
 
 #[test]
-fn a_check_finds_what_a_use_would_meet_and_older_pages_of_the_metadata() {
+fn a_check_finds_all_damage_that_a_use_would_meet_and_older_pages_of_the_metadata() {
     let state = &PLAIN.closed;
     let keystore = Arc::new(PLAIN.keystore.copy());
     let mut table = Table::default();

@@ -15,15 +15,6 @@
 #![allow(unreachable_pub, reason = "modules of one test program")]
 #![allow(clippy::unwrap_used)]
 
-#[allow(
-    dead_code,
-    reason = "shared with tests/mounted; each uses its part of it"
-)]
-#[path = "../support/real.rs"]
-mod real;
-#[path = "../support/mod.rs"]
-mod support;
-
 mod authority;
 mod case;
 mod changes;
@@ -35,6 +26,9 @@ mod mounted;
 mod pieces;
 mod table;
 mod victim;
+
+use bilayer_test_support as support;
+use bilayer_test_support::real;
 
 /// True when more is wanted than a quick run can try.
 fn is_full() -> bool {

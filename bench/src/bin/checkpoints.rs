@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bilayer::fs::types::{Caller, NodeId, Owner, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::meta::keys::Table;
-use bilayer::meta::raw::{Found, RawTables};
+use bilayer::meta::raw::{RawTables, Visited};
 use bilayer::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile};
 use bilayer::store::directory::DirectoryStore;
 use bilayer::store::{OpenMode, StorePath};
@@ -145,7 +145,7 @@ fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
         keystore: dir.join("keystore"),
         ..CreateOptions::default()
     };
-    volume::create(store, &options, &mut |fresh| {
+    volume::create_empty(store, &options, &mut |fresh| {
         Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
     })?;
     let filesystem = open(dir, None)?;
@@ -231,7 +231,7 @@ fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
     for table in Table::ALL {
         let (mut count, mut keys, mut values) = (0u64, 0u64, 0u64);
         rows.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-            if let Found::Row(key, value) = found {
+            if let Visited::Row(key, value) = found {
                 count += 1;
                 keys += key.len() as u64;
                 values += value.len() as u64;

@@ -72,7 +72,7 @@ impl Filesystem {
             return;
         }
         let (store, active) = (&*self.volume.store, self.volume.keys.active());
-        let found = checkpoint::tidy(store, active)
+        let found = checkpoint::resume_unfinished(store, active)
             .and_then(|_| checkpoint::newest(store, active))
             .inspect_err(|error| tracing::warn!(%error, "the checkpoints cannot be read"));
         if let Some((newest, rows)) = found.ok().flatten() {
@@ -239,10 +239,13 @@ impl Filesystem {
         if !is_short() {
             return false;
         }
-        let gave_up = self.meta.give_up_checkpoint(store).unwrap_or(false);
+        let gave_up = self
+            .meta
+            .discard_unfinished_checkpoint(store)
+            .unwrap_or(false);
         // If checkpoints are disabled, existing ones stay.
         let may_go = self.options.checkpoint_interval.is_some() && is_short();
-        let gave_way = may_go && checkpoint::give_way(store, active, 1).unwrap_or(false);
+        let gave_way = may_go && checkpoint::discard_oldest(store, active, 1).unwrap_or(false);
         gave_up || gave_way
     }
 

@@ -60,7 +60,7 @@ impl Filesystem {
         let freed = self.contents.collect().is_ok();
         let committed = self.commit_now().is_ok();
         let freed = self.contents.collect().is_ok() || freed || gave_way;
-        self.ballast.room_was_made();
+        self.ballast.allow_refill();
         tracing::info!(
             committed,
             freed,

@@ -138,7 +138,7 @@ impl Filesystem {
         };
         let Some(old) = old.filter(|_| is_new) else {
             let what = "names in the snapshot contradict it";
-            self.meta.tell_inconsistent(task.from.ino, what);
+            self.meta.log_inconsistent(task.from.ino, what);
             return Err(MetaError::Corrupt("dirent").into());
         };
         if let Some(ino) = copy.linked.get(&task.from.ino).copied() {
@@ -347,7 +347,7 @@ impl Filesystem {
                 let parts = keys::dirent_parts(key).zip(DirentRecord::decode(value));
                 let ((position, name), entry) = parts.ok_or(Errno::EIO)?;
                 let hash = self.meta.name_hash(name);
-                if !(hash..hash + keys::NEARBY).contains(&position) {
+                if !(hash..hash + keys::PROBE_LIMIT).contains(&position) {
                     let what = "a name in it is not at the position where a lookup finds it";
                     return Err(self.inconsistent(ino, what));
                 }

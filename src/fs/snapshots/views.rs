@@ -374,7 +374,7 @@ impl Filesystem {
     }
 
     fn why_read_only(&self) -> ReadOnlyBecause {
-        if !self.volume.standing().is_own() {
+        if !self.volume.copy_status().is_own() {
             ReadOnlyBecause::Copy
         } else if self.options.read_only {
             ReadOnlyBecause::Opened

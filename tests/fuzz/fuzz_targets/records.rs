@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bilayer_fuzz::records::target(data));
+libfuzzer_sys::fuzz_target!(
+    |data: &[u8]| bilayer_test_support::fuzz_targets::records::target(data)
+);

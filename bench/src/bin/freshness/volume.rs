@@ -77,7 +77,7 @@ impl Bench {
         };
         let store: Arc<dyn Store> =
             Arc::new(DirectoryStore::open_or_create(&place.join("volume"))?);
-        volume::create(store, &options, &mut |fresh| {
+        volume::create_empty(store, &options, &mut |fresh| {
             Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })?;
         Self::open(place)

@@ -1,0 +1,160 @@
+//! What differs between two views according to the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bilayer::errno::Errno;
+use bilayer::fs::snapshots::{Change, ChangeKind, ViewKind};
+use bilayer::fs::types::{Attr, NodeId, Timespec};
+
+use super::kept::Seen;
+use super::model::{Model, Number, ROOT};
+use super::operation::Title;
+use super::world::{Outcome, World, of};
+
+/// A name: its directory and itself.
+type Place = (Number, Vec<u8>);
+
+/// Paths with what is said of them; a renaming is told as a removal and an addition.
+type Told = BTreeSet<(Vec<u8>, ChangeKind, bool)>;
+
+impl World {
+    /// Compares a snapshot with another one, or with the live view.
+    pub fn diff(&self, from: Title, to: Option<Title>) -> (Outcome, Outcome) {
+        let mut changes = Vec::new();
+        let to_text = to.map(Title::text);
+        let fs = &self.mount().fs;
+        let found = fs.diff_views(from.text(), to_text, &mut |change| changes.push(change));
+        let found = of(found.map_err(|error| error.errno()));
+        let seen = |title: Title| {
+            let mut kept = self.kept.iter();
+            kept.find(|kept| (kept.kind, kept.name.as_str()) == (ViewKind::Snapshot, title.text()))
+        };
+        let (Some(before), Some(after)) =
+            (seen(from), to.map_or(Some(None), |to| seen(to).map(Some)))
+        else {
+            return (found, Outcome::Failed(Errno::ENOENT));
+        };
+        if found == Outcome::Done {
+            let now;
+            let after: &Seen = match after {
+                Some(kept) => &kept.seen,
+                None => {
+                    now = self.seen_now();
+                    &now
+                }
+            };
+            compare(&changes, &before.seen, after);
+        }
+        (found, Outcome::Done)
+    }
+}
+
+fn compare(found: &[Change], before: &Seen, after: &Seen) {
+    assert!(found.is_sorted(), "in the order of paths: {found:?}");
+    let mut told = Told::new();
+    let mut renamed = 0;
+    for change in found {
+        let mut tell = |path: &[u8], kind| {
+            let fresh = told.insert((path.to_vec(), kind, change.is_directory));
+            assert!(fresh, "told twice: {change:?}");
+        };
+        match &change.from {
+            Some(from) => {
+                assert_eq!(change.kind, ChangeKind::Renamed);
+                renamed += 1;
+                tell(from, ChangeKind::Removed);
+                tell(&change.path, ChangeKind::Added);
+            }
+            None => tell(&change.path, change.kind),
+        }
+    }
+    let (expected, expected_renamed) = differences(before, after);
+    let show = |told: &Told| -> Vec<String> {
+        let each = told.iter();
+        let each =
+            each.map(|(path, kind, _)| format!("{kind:?} {}", String::from_utf8_lossy(path)));
+        each.collect()
+    };
+    assert_eq!(show(&told), show(&expected), "what differs");
+    assert_eq!(told, expected, "what differs");
+    assert_eq!(renamed, expected_renamed, "names that went and came");
+}
+
+fn differences(before: &Seen, after: &Seen) -> (Told, usize) {
+    let (old, new) = (places(&before.model), places(&after.model));
+    let mut told = Told::new();
+    let mut gone: BTreeMap<Number, usize> = BTreeMap::new();
+    let mut come: BTreeMap<Number, usize> = BTreeMap::new();
+    for (place, (number, path)) in &old {
+        if !new.contains_key(place) {
+            *gone.entry(*number).or_default() += 1;
+            let is_directory = before.model.inode(*number).is_directory();
+            told.insert((path.clone(), ChangeKind::Removed, is_directory));
+        }
+    }
+    for (place, (number, path)) in &new {
+        let is_directory = after.model.inode(*number).is_directory();
+        match old.get(place) {
+            None => {
+                *come.entry(*number).or_default() += 1;
+                told.insert((path.clone(), ChangeKind::Added, is_directory));
+            }
+            Some((other, _)) if other != number => {
+                let any = is_directory || before.model.inode(*other).is_directory();
+                told.insert((path.clone(), ChangeKind::Changed, any));
+            }
+            Some(_) if differs(*number, before, after) => {
+                told.insert((path.clone(), ChangeKind::Changed, is_directory));
+            }
+            Some(_) => {}
+        }
+    }
+    if differs(ROOT, before, after) {
+        told.insert((Vec::new(), ChangeKind::Changed, true));
+    }
+    let renamed = gone.iter().map(|(number, gone)| {
+        let come = come.get(number).copied().unwrap_or(0);
+        (*gone).min(come)
+    });
+    (told, renamed.sum())
+}
+
+/// True when an inode is not the same in both, but for the time of last access.
+fn differs(number: Number, before: &Seen, after: &Seen) -> bool {
+    let essence = |seen: &Seen| {
+        let (inode, attr) = (seen.model.inode(number), seen.attrs[&number]);
+        let attr = Attr {
+            node: NodeId(number),
+            generation: 0,
+            atime: Timespec::default(),
+            blocks: 0,
+            ..attr
+        };
+        (attr, inode.parent, inode.target.clone())
+    };
+    let (old, new) = (before.model.inode(number), after.model.inode(number));
+    let same = (&old.data, &old.xattrs, &old.entries) == (&new.data, &new.xattrs, &new.entries);
+    let differs = essence(before) != essence(after);
+    assert!(differs || same, "{number}: what changed has other times");
+    differs
+}
+
+/// All names, with what each leads to and its path.
+fn places(model: &Model) -> BTreeMap<Place, (Number, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut queue = vec![(ROOT, Vec::new())];
+    while let Some((directory, path)) = queue.pop() {
+        for (name, child) in &model.inode(directory).entries {
+            let mut path: Vec<u8> = path.clone();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+            if model.inode(*child).is_directory() {
+                queue.push((*child, path.clone()));
+            }
+            found.insert((directory, name.clone()), (*child, path));
+        }
+    }
+    found
+}

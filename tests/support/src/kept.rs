@@ -1,0 +1,533 @@
+//! Kept views beside clones of the model: what each must show for as long as it is there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bilayer::errno::Errno;
+use bilayer::fs::snapshots::{ViewInfo, ViewKind};
+use bilayer::fs::types::{Attr, FileKind, NodeId, Timespec};
+use bilayer::ids::{Ino, ViewId};
+
+use super::Mount;
+use super::comparison::{compare_attr, xattrs};
+use super::model::{Inode, Model, Number, ROOT};
+use super::operation::{Kind, Target, Title};
+use super::world::{Open, Outcome, World, first_difference, of, same};
+
+/// What was there when a view was taken.
+#[derive(Debug)]
+pub struct Seen {
+    /// Everything that had a name.
+    pub model: Model,
+    /// What `stat` showed of it.
+    pub attrs: BTreeMap<Number, Attr>,
+}
+
+/// A kept view.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Snapshot or image.
+    pub kind: ViewKind,
+    /// Its name.
+    pub name: String,
+    /// Its number among views; 0 where the answer did not arrive.
+    pub id: u16,
+    /// What it must show.
+    pub seen: Arc<Seen>,
+}
+
+/// What identifies a view to people.
+pub type Label = (ViewKind, String);
+
+impl Kept {
+    /// What identifies it to people.
+    pub fn label(&self) -> Label {
+        (self.kind, self.name.clone())
+    }
+
+    /// The node of an inode in this view.
+    pub fn node(&self, number: Number) -> NodeId {
+        NodeId::new(ViewId(self.id), Ino(number)).expect("a file's number")
+    }
+
+    /// Compares what `stat` shows of everything in it.
+    pub fn compare_attributes(&self, mount: &Mount) {
+        for (number, inode) in &self.seen.model.inodes {
+            let attr = mount.fs.getattr(self.node(*number));
+            let attr = attr.unwrap_or_else(|error| {
+                panic!("getattr of {number} in {:?}: {error:?}", self.label())
+            });
+            compare_attr(*number, &attr, inode);
+            if let Some(then) = self.seen.attrs.get(number) {
+                let then = Attr {
+                    node: attr.node,
+                    ..*then
+                };
+                assert_eq!(attr, then, "{number} in {:?}", self.label());
+            }
+        }
+    }
+
+    /// Takes down what `stat` shows in it, where that could not be asked when it was taken.
+    pub fn see_attributes(&mut self, mount: &Mount) {
+        let known = &self.seen.model;
+        if self.seen.attrs.len() == known.inodes.len() {
+            return;
+        }
+        let attr = |number: &Number| {
+            let attr = mount.fs.getattr(self.node(*number));
+            (*number, attr.expect("getattr in a view"))
+        };
+        let attrs = known.inodes.keys().map(attr).collect();
+        let model = known.clone();
+        self.seen = Arc::new(Seen { model, attrs });
+    }
+
+    /// Compares names, targets and extended attributes of one inode.
+    pub fn compare_inode(&self, mount: &Mount, number: Number) {
+        let (inode, node) = (self.seen.model.inode(number), self.node(number));
+        let what = format!("{number} in {:?}", self.label());
+        match inode.kind {
+            FileKind::Directory => {
+                let names = mount.names(node);
+                let expected = inode.entries.keys();
+                let expected = expected.map(|name| String::from_utf8_lossy(name).into_owned());
+                assert_eq!(names, expected.collect::<Vec<_>>(), "names in {what}");
+                for (name, child) in &inode.entries {
+                    let found = mount.lookup(node, name).expect("lookup in a view");
+                    assert_eq!(found.node, self.node(*child), "a name in {what}");
+                }
+            }
+            FileKind::Symlink => {
+                assert_eq!(mount.fs.readlink(node).as_ref(), Ok(&inode.target));
+            }
+            _ => {}
+        }
+        assert_eq!(xattrs(mount, node), inode.xattrs, "attributes of {what}");
+    }
+
+    /// Compares the contents of one file.
+    pub fn compare_contents(&self, mount: &Mount, number: Number) {
+        let inode = self.seen.model.inode(number);
+        if inode.kind == FileKind::Regular {
+            let found = mount.contents(self.node(number));
+            let same = first_difference(&found, &inode.data);
+            let label = self.label();
+            assert_eq!(same, Outcome::Done, "contents of {number} in {label:?}");
+        }
+    }
+
+    /// Compares everything.
+    pub fn compare(&self, mount: &Mount) {
+        self.compare_attributes(mount);
+        for number in self.seen.model.inodes.keys() {
+            self.compare_inode(mount, *number);
+            self.compare_contents(mount, *number);
+        }
+        let attr = mount.lookup(NodeId::ROOT, directory_name(self.kind));
+        let found = mount.lookup(attr.expect("lookup").node, self.name.as_bytes());
+        assert_eq!(found.expect("lookup of a view").node, self.node(ROOT));
+    }
+}
+
+const fn directory_name(kind: ViewKind) -> &'static [u8] {
+    match kind {
+        ViewKind::Snapshot => b".snapshots",
+        ViewKind::Image => b".images",
+    }
+}
+
+/// The views that the filesystem says there are.
+pub fn listed(mount: &Mount) -> Vec<ViewInfo> {
+    let kinds = [ViewKind::Snapshot, ViewKind::Image].into_iter();
+    let views = kinds.flat_map(|kind| mount.fs.views(kind).expect("list of views"));
+    views.collect()
+}
+
+fn view_kind(kind: Kind) -> ViewKind {
+    match kind {
+        Kind::Snapshot => ViewKind::Snapshot,
+        Kind::Image => ViewKind::Image,
+    }
+}
+
+impl World {
+    /// The kept views are these and show what was there when they were taken.
+    pub fn compare_kept(&self) {
+        self.compare_list();
+        for kept in &self.kept {
+            kept.compare(self.mount());
+        }
+    }
+
+    fn compare_list(&self) {
+        let views = listed(self.mount());
+        let mut found: Vec<_> = views.iter().map(|v| (v.kind, v.name.clone())).collect();
+        let mut expected: Vec<_> = self.kept.iter().map(Kept::label).collect();
+        found.sort_by_key(|label| format!("{label:?}"));
+        expected.sort_by_key(|label| format!("{label:?}"));
+        assert_eq!(found, expected, "kept views");
+    }
+
+    /// The same as far as it is cheap: attributes, and all of a few inodes.
+    pub fn glance_at_kept(&self, touched: Option<Number>, turn: usize) {
+        let mount = self.mount();
+        for kept in &self.kept {
+            kept.compare_attributes(mount);
+            let all = &kept.seen.model.inodes;
+            let next = all.keys().nth(turn % all.len()).copied();
+            let there = touched.filter(|number| all.contains_key(number));
+            for number in next.into_iter().chain(there) {
+                kept.compare_inode(mount, number);
+                kept.compare_contents(mount, number);
+            }
+        }
+    }
+
+    /// What is there now, as a view taken now would have to show it.
+    pub fn seen_now(&self) -> Seen {
+        let mut model = self.model.clone();
+        model.forget_unused(&[]);
+        let mut attrs = BTreeMap::new();
+        for (number, inode) in &mut model.inodes {
+            // Once the power is gone nothing can be asked.
+            if let Ok(attr) = self.mount().fs.getattr(NodeId(*number)) {
+                inode.mtime = Some(attr.mtime);
+                attrs.insert(*number, Attr { blocks: 0, ..attr });
+            }
+        }
+        Seen { model, attrs }
+    }
+
+    /// What `stat` shows in a view is taken down when it is first seen; later it must not change.
+    fn first_sight(&self, id: u16, mut seen: Seen) -> Seen {
+        if ViewId(id) == ViewId::LIVE {
+            // It is not known whether there is one.
+            seen.attrs.clear();
+        }
+        for (number, then) in &mut seen.attrs {
+            let node = NodeId::new(ViewId(id), Ino(*number)).expect("a file's number");
+            if let Ok(attr) = self.mount().fs.getattr(node) {
+                assert_eq!((attr.atime, attr.ctime), (then.atime, then.ctime));
+                *then = attr;
+            }
+        }
+        seen
+    }
+
+    /// True when there is a snapshot of that name.
+    pub fn shows(&self, title: Title) -> bool {
+        self.find(ViewKind::Snapshot, title.text()).is_some()
+    }
+
+    /// The place in the list of the view of that name.
+    pub fn find(&self, kind: ViewKind, name: &str) -> Option<usize> {
+        let mut kept = self.kept.iter();
+        kept.position(|kept| kept.kind == kind && kept.name == name)
+    }
+
+    /// Takes a snapshot, or makes an image of the live view.
+    pub fn keep(&mut self, kind: Kind, title: Title) -> (Outcome, Outcome) {
+        let (kind, name) = (view_kind(kind), title.text());
+        let seen = self.seen_now();
+        let found = self.mount().fs.create_view(kind, name, None, "");
+        if self.find(kind, name).is_some() {
+            return (views_answer(found.map(|_| ())), failed(Errno::EEXIST));
+        }
+        // The number is not known where the answer did not arrive.
+        let id = found.as_ref().map_or(0, |info| info.id);
+        let seen = Arc::new(self.first_sight(id, seen));
+        let name = name.to_owned();
+        self.kept.push(Kept {
+            kind,
+            name,
+            id,
+            seen,
+        });
+        (views_answer(found.map(|_| ())), Outcome::Done)
+    }
+
+    /// Makes an image of a snapshot.
+    pub fn keep_again(&mut self, from: Title, title: Title) -> (Outcome, Outcome) {
+        let kind = ViewKind::Image;
+        let (from, name) = (from.text(), title.text());
+        let found = self
+            .mount()
+            .fs
+            .create_view(kind, name, Some(from), "from a snapshot");
+        let id = found.as_ref().map_or(0, |info| info.id);
+        let found = views_answer(found.map(|_| ()));
+        if self.find(kind, name).is_some() {
+            return (found, failed(Errno::EEXIST));
+        }
+        let Some(at) = self.find(ViewKind::Snapshot, from) else {
+            return (found, failed(Errno::ENOENT));
+        };
+        let seen = Arc::clone(&self.kept[at].seen);
+        let name = name.to_owned();
+        self.kept.push(Kept {
+            kind,
+            name,
+            id,
+            seen,
+        });
+        (found, Outcome::Done)
+    }
+
+    /// Deletes a view.
+    pub fn drop_kept(&mut self, kind: Kind, title: Title) -> (Outcome, Outcome) {
+        let (kind, name) = (view_kind(kind), title.text());
+        let found = views_answer(self.mount().fs.delete_view(kind, name));
+        let Some(at) = self.find(kind, name) else {
+            return (found, failed(Errno::ENOENT));
+        };
+        let id = ViewId(self.kept[at].id);
+        if self.kept_open.iter().any(|open| open.node.view() == id) {
+            return (found, failed(Errno::EBUSY));
+        }
+        self.kept.remove(at);
+        (found, Outcome::Done)
+    }
+
+    /// Renames a view.
+    pub fn rename_kept(&mut self, kind: Kind, title: Title, to: Title) -> (Outcome, Outcome) {
+        let (kind, name, to) = (view_kind(kind), title.text(), to.text());
+        let found = views_answer(self.mount().fs.rename_view(kind, name, to));
+        let Some(at) = self.find(kind, name) else {
+            return (found, failed(Errno::ENOENT));
+        };
+        if name != to && self.find(kind, to).is_some() {
+            return (found, failed(Errno::EEXIST));
+        }
+        self.kept[at].name = to.to_owned();
+        (found, Outcome::Done)
+    }
+
+    /// Removes everything that deleted views held.
+    pub fn purge(&self) -> (Outcome, Outcome) {
+        let found = self.mount().fs.finish_purge();
+        let found = found.map_err(|error| error.errno());
+        (of(found), Outcome::Done)
+    }
+
+    /// Opens a file of a view and keeps it open; its contents are looked at when it is closed.
+    pub fn open_kept(&mut self, view: u8, file: Target) -> (Outcome, Outcome) {
+        const OPEN_MAX: usize = 2;
+        if self.kept.is_empty() || self.kept_open.len() >= OPEN_MAX {
+            return same();
+        }
+        let kept = &self.kept[usize::from(view) % self.kept.len()];
+        let files = kept.seen.model.files();
+        if files.is_empty() {
+            return same();
+        }
+        let number = files[usize::from(file.0) % files.len()];
+        let node = kept.node(number);
+        let fs = &self.mount().fs;
+        let found = fs.open_file(&super::USER, node, libc::O_RDONLY);
+        if let Ok(handle) = found {
+            let data = Arc::clone(&kept.seen.model.inode(number).data);
+            self.kept_open.push(KeptOpen { node, handle, data });
+        }
+        (of(found.map(|_| ())), Outcome::Done)
+    }
+
+    /// Closes a file of a view, and compares its contents.
+    pub fn close_kept(&mut self, choice: u8) -> (Outcome, Outcome) {
+        if self.kept_open.is_empty() {
+            return same();
+        }
+        let open = usize::from(choice) % self.kept_open.len();
+        let KeptOpen { node, handle, data } = self.kept_open.remove(open);
+        let found = self.mount().contents_of(node, handle);
+        self.mount().fs.release(node, handle);
+        let found = found.map_or_else(Outcome::Failed, |found| first_difference(&found, &data));
+        (found, Outcome::Done)
+    }
+
+    // ---- taking back -----------------------------------------------------------------------
+
+    /// The live view goes back to a snapshot; what is open and was not there stays as an orphan.
+    pub fn restore(&mut self, title: Title) -> (Outcome, Outcome) {
+        let found = views_answer(self.mount().fs.restore(title.text(), None));
+        let Some(at) = self.find(ViewKind::Snapshot, title.text()) else {
+            return (found, failed(Errno::ENOENT));
+        };
+        let seen = Arc::clone(&self.kept[at].seen);
+        let mut model = seen.model.clone();
+        for Open { number, .. } in &self.open {
+            if !model.inodes.contains_key(number) {
+                let mut orphan = self.model.inode(*number).clone();
+                orphan.nlink = 0;
+                model.inodes.insert(*number, orphan);
+            }
+        }
+        self.model = model;
+        (found, Outcome::Done)
+    }
+
+    /// One path goes back: the copy takes the place of what is there.
+    pub fn restore_path(&mut self, title: Title, directory: u8, entry: u8) -> (Outcome, Outcome) {
+        let Some(at) = self.find(ViewKind::Snapshot, title.text()) else {
+            return same();
+        };
+        let seen = Arc::clone(&self.kept[at].seen);
+        let directories = seen.model.directories();
+        let from = directories[usize::from(directory) % directories.len()];
+        let entries = &seen.model.inode(from).entries;
+        // Now and then a name that is not there.
+        let name = entries.keys().nth(usize::from(entry) % (entries.len() + 1));
+        let name = name.map_or(b"missing".to_vec(), Clone::clone);
+        let mut path = seen.model.path_of(from);
+        path.push(name.clone());
+        let text = String::from_utf8(path.join(&b'/')).expect("names are ASCII");
+        let found = self.mount().fs.restore(title.text(), Some(text.as_ref()));
+        let found = views_answer(found);
+        let parent = self.model.walk(&path[..path.len() - 1]);
+        let (Some(copied), Some(parent)) = (entries.get(&name), parent) else {
+            return (found, failed(Errno::ENOENT));
+        };
+        let copy = Copy {
+            from: *copied,
+            seen: Arc::clone(&seen),
+            parent,
+            name,
+        };
+        if found == Outcome::Done {
+            self.model = self.with_copy(&copy).expect("the copy is in its place");
+        } else {
+            self.doubt = Some(copy);
+        }
+        (found, Outcome::Done)
+    }
+
+    /// The model after a copy has taken its place; `None` where the filesystem does not show it.
+    pub fn with_copy(&self, copy: &Copy) -> Option<Model> {
+        let (parent, name, then) = (NodeId(copy.parent), &copy.name, &copy.seen.model);
+        let mut numbers = BTreeMap::new();
+        let there = self.numbers_of(parent, name, then, copy.from, &mut numbers);
+        // Copies are inodes of their own.
+        let mut fresh = numbers.values();
+        if !there || fresh.any(|number| self.model.inodes.contains_key(number)) {
+            return None;
+        }
+        let mut model = self.model.clone();
+        model.remove_tree(copy.parent, name);
+        model.copy_tree(then, copy.from, copy.parent, name, &numbers);
+        Some(model)
+    }
+
+    /// Numbers that the copy of a tree got. False where it is not there.
+    fn numbers_of(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        model: &Model,
+        from: Number,
+        numbers: &mut BTreeMap<Number, Number>,
+    ) -> bool {
+        let Ok(found) = self.mount().lookup(parent, name) else {
+            return false;
+        };
+        let known = *numbers.entry(from).or_insert(found.node.0);
+        let mut below = model.inode(from).entries.iter();
+        known == found.node.0
+            && below.all(|(name, child)| self.numbers_of(found.node, name, model, *child, numbers))
+    }
+}
+
+/// A copy of what a view shows, in the place of what was there.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    seen: Arc<Seen>,
+    from: Number,
+    parent: Number,
+    name: Vec<u8>,
+}
+
+/// An open file of a view.
+#[derive(Clone, Debug)]
+pub struct KeptOpen {
+    /// Its node.
+    pub node: NodeId,
+    /// Its handle.
+    pub handle: bilayer::fs::types::Handle,
+    /// What it must read as.
+    pub data: Arc<Vec<u8>>,
+}
+
+/// That error.
+pub fn failed(errno: Errno) -> Outcome {
+    Outcome::Failed(errno)
+}
+
+/// The outcome of an operation on views.
+pub fn views_answer(result: Result<(), bilayer::fs::snapshots::ViewError>) -> Outcome {
+    of(result.map_err(|error| error.errno()))
+}
+
+impl Model {
+    /// Names from the root to a directory.
+    pub fn path_of(&self, mut directory: Number) -> Vec<Vec<u8>> {
+        let mut path = Vec::new();
+        while directory != ROOT {
+            let parent = self.inode(directory).parent;
+            let mut entries = self.inode(parent).entries.iter();
+            let found = entries.find(|(_, child)| **child == directory);
+            path.push(found.expect("a directory has a name").0.clone());
+            directory = parent;
+        }
+        path.reverse();
+        path
+    }
+
+    /// The directory at a path.
+    pub fn walk(&self, path: &[Vec<u8>]) -> Option<Number> {
+        path.iter().try_fold(ROOT, |at, name| {
+            let found = self.entry(at, name).ok()?;
+            self.inode(found).is_directory().then_some(found)
+        })
+    }
+
+    /// Takes a name away with all that is below it.
+    pub fn remove_tree(&mut self, directory: Number, name: &[u8]) {
+        let Ok(number) = self.entry(directory, name) else {
+            return;
+        };
+        if !self.inode(number).is_directory() {
+            self.unlink(directory, name).expect("unlink");
+            return;
+        }
+        let names: Vec<_> = self.inode(number).entries.keys().cloned().collect();
+        for name in names {
+            self.remove_tree(number, &name);
+        }
+        self.rmdir(directory, name).expect("rmdir");
+    }
+
+    fn copy_tree(
+        &mut self,
+        from: &Self,
+        number: Number,
+        directory: Number,
+        name: &[u8],
+        numbers: &BTreeMap<Number, Number>,
+    ) {
+        let copy = numbers[&number];
+        if self.inodes.contains_key(&copy) {
+            self.link(copy, directory, name).expect("link");
+            return;
+        }
+        let old = from.inode(number);
+        let inode = Inode {
+            nlink: if old.is_directory() { 2 } else { 1 },
+            entries: BTreeMap::new(),
+            ..old.clone()
+        };
+        let mtime: Option<Timespec> = inode.mtime.filter(|_| !old.is_directory());
+        self.make(directory, name, copy, Inode { mtime, ..inode });
+        for (name, child) in &old.entries {
+            self.copy_tree(from, *child, copy, name, numbers);
+        }
+    }
+}
