@@ -3,13 +3,8 @@
 use bilayer::fs::snapshots::{Change, ChangeKind, ViewError};
 use bilayer::fs::types::{DirentRef, RenameFlags};
 
-use super::snapshots::{drop_it, overwrite, take};
+use super::snapshots::{drop_it, overwrite, restore, take};
 use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern};
-
-pub(super) fn restore(mount: &Mount, name: &str, path: Option<&str>) {
-    let path = path.map(std::path::Path::new);
-    mount.fs.restore(name, path).unwrap();
-}
 
 pub(super) fn differences(mount: &Mount, from: &str, to: Option<&str>) -> Vec<String> {
     let mut found = Vec::new();

@@ -6,7 +6,6 @@ use bilayer::fs::types::{DirentRef, Fallocate, RenameFlags};
 
 use bilayer::snapshot::purge::Purge;
 
-use super::restores::restore;
 use crate::support::{ADMIN, CHUNK, Mount, PAGE, ROOT, USER, audit, pattern};
 
 pub(super) fn take(mount: &Mount, name: &str) {
@@ -26,6 +25,11 @@ pub(super) fn overwrite(mount: &Mount, name: &str, offset: usize, bytes: &[u8]) 
     let handle = mount.open_rw(node);
     mount.put(node, handle, offset as u64, bytes);
     mount.fs.release(node, handle);
+}
+
+pub(super) fn restore(mount: &Mount, name: &str, path: Option<&str>) {
+    let path = path.map(std::path::Path::new);
+    mount.fs.restore(name, path).unwrap();
 }
 
 #[test]
@@ -396,7 +400,6 @@ fn a_copy_out_of_a_snapshot_is_a_file_of_its_own() {
     mount.finish();
 }
 
-/// A view that is deleted while what another one held is being dropped gets its own turn.
 /// Whole chunks of it are linked, which makes their source durable first: the live file under the
 /// same number is another one.
 #[test]
@@ -465,6 +468,7 @@ fn the_whole_and_one_path_go_back_one_after_the_other() {
     mount.finish();
 }
 
+/// A view that is deleted while the purge of another one is under way gets a purge of its own.
 #[test]
 fn a_view_that_goes_while_another_is_dropped_leaves_nothing() {
     let mount = Mount::new();
