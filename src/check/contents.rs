@@ -143,8 +143,8 @@ impl Run<'_> {
                 .collect(),
             ..Finding::new(kind, format!("chunk {}: {}", job.chunk, fault.message))
         };
-        let finding = finding.object(job.id.name).inode(job.ino.0);
-        self.report(finding, PathHint::Inode(job.ino.0), job.seen.clone());
+        let finding = finding.object(job.id.name).inode(job.ino);
+        self.report(finding, PathHint::Inode(job.ino), job.seen.clone());
     }
 }
 

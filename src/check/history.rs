@@ -3,6 +3,7 @@
 use super::report::{Finding, Kind};
 use super::stream::{Group, Rows};
 use super::{CheckError, PathHint, RepairAction, Run};
+use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
 
 impl Run<'_> {
@@ -51,7 +52,7 @@ impl Run<'_> {
         group: &Group,
         seen: std::ops::Range<usize>,
     ) {
-        let ino = keys::ino_of(&group.logical).map_or(0, |ino| ino.0);
+        let ino = keys::ino_of(&group.logical).unwrap_or(Ino(0));
         self.report(
             Finding::new(kind, message).inode(ino),
             PathHint::Inode(ino),

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::names::{Event, Events, Role};
+use super::names::{EVERY_INODE, Event, Events, Role};
 use super::report::{Finding, Kind, count};
 use super::stream::{Group, Groups};
 use super::tree::Directory;
 use super::{CheckError, PathHint, RepairAction, Run};
-use crate::ids::Ino;
+use crate::ids::{ChunkIndex, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES};
 use crate::meta::records::{ExtentRecord, FileKind, InodeRecord, decode_xattr};
@@ -21,7 +21,7 @@ type Steps = BTreeMap<usize, i64>;
 /// Everything that belongs to one inode.
 #[derive(Default)]
 struct InodeEntry<'e> {
-    ino: u64,
+    ino: Ino,
     records: Vec<(Range<usize>, InodeRecord)>,
     /// Views that see a record that cannot be decoded.
     unclear: Vec<Range<usize>>,
@@ -84,7 +84,7 @@ impl InodeEntry<'_> {
 struct Names {
     total: i64,
     kinds: BTreeMap<u8, i64>,
-    parents: BTreeMap<u64, i64>,
+    parents: BTreeMap<Ino, i64>,
     subdirectories: i64,
     others: i64,
 }
@@ -97,7 +97,7 @@ struct Tables<'a> {
 }
 
 impl Tables<'_> {
-    fn next_ino(&mut self) -> Result<Option<u64>, CheckError> {
+    fn next_ino(&mut self) -> Result<Option<Ino>, CheckError> {
         let next = [
             self.inodes.peek_ino()?,
             self.extents.peek_ino()?,
@@ -118,20 +118,20 @@ impl Run<'_> {
             attributes: groups(Table::Xattr),
         };
         let limit = (self.options.memory_bytes / size_of::<Event>()).max(64);
-        let mut from = 0;
+        let mut from = Ino(0);
         loop {
             let mut events = Events::new(limit, from);
             let mut names = groups(Table::Dirent);
             while let Some(group) = names.next()? {
                 self.check_cancelled()?;
-                self.count_names(&group, from == 0, &mut events)?;
+                self.count_names(&group, from == Ino(0), &mut events)?;
             }
-            if from == 0 {
+            if from == Ino(0) {
                 self.malformed += names.malformed;
             }
             let (list, until) = events.finish();
             self.compare(&mut tables, &list, until)?;
-            if until == u64::MAX {
+            if until == EVERY_INODE {
                 break;
             }
             from = until;
@@ -146,7 +146,7 @@ impl Run<'_> {
         &mut self,
         tables: &mut Tables<'_>,
         mut events: &[Event],
-        until: u64,
+        until: Ino,
     ) -> Result<(), CheckError> {
         loop {
             self.check_cancelled()?;
@@ -196,7 +196,7 @@ impl Run<'_> {
                 Some(record) => entry.records.push((version.seen.clone(), record)),
                 None => {
                     entry.unclear.push(version.seen.clone());
-                    self.undecodable(Table::Inode, group, version, Ino(entry.ino));
+                    self.undecodable(Table::Inode, group, version, entry.ino);
                 }
             }
         }
@@ -207,8 +207,8 @@ impl Run<'_> {
     /// become part of it.
     fn check_number(&mut self, entry: &InodeEntry<'_>) {
         let next = self.stored.counters().next_ino;
-        let has_number = Ino(entry.ino).is_valid();
-        if has_number && entry.ino < next.0 {
+        let has_number = entry.ino.is_valid();
+        if has_number && entry.ino < next {
             return;
         }
         let records = entry.records.iter().map(|(seen, _)| seen);
@@ -216,7 +216,7 @@ impl Run<'_> {
         let seen = seen.next().cloned().unwrap_or_else(|| self.live_only());
         if has_number {
             let message = format!("new inodes begin at {next}");
-            let repair = RepairAction::NextInode(entry.ino + 1);
+            let repair = RepairAction::NextInode(Ino(entry.ino.0 + 1));
             self.report_inode(entry.ino, Kind::InodeNumber, message, seen, Some(repair));
         } else {
             let message = "no inode can have that number".to_owned();
@@ -237,7 +237,7 @@ impl Run<'_> {
         }
         for (version, value) in group.present() {
             if decode_xattr(value).is_none() {
-                self.undecodable(Table::Xattr, group, version, Ino(entry.ino));
+                self.undecodable(Table::Xattr, group, version, entry.ino);
             } else if !version.seen.is_empty() && entry.attributes.last() != Some(&version.seen) {
                 entry.attributes.push(version.seen.clone());
             }
@@ -254,7 +254,7 @@ impl Run<'_> {
         };
         for (version, value) in group.present() {
             let Some(record) = ExtentRecord::decode(value) else {
-                self.undecodable(Table::Extent, group, version, Ino(entry.ino));
+                self.undecodable(Table::Extent, group, version, entry.ino);
                 continue;
             };
             let seen = version.seen.clone();
@@ -268,7 +268,7 @@ impl Run<'_> {
             }
             let end = end_within(&record) + u64::from(chunk.0) * CHUNK_BYTES;
             entry.contents_end = entry.contents_end.max(end);
-            self.check_extent(entry, chunk.0, &record, seen);
+            self.check_extent(entry, chunk, &record, seen);
         }
         Ok(())
     }
@@ -277,11 +277,11 @@ impl Run<'_> {
     fn check_extent(
         &mut self,
         entry: &InodeEntry<'_>,
-        chunk: u32,
+        chunk: ChunkIndex,
         record: &ExtentRecord,
         seen: Range<usize>,
     ) {
-        let base = u64::from(chunk) * CHUNK_BYTES;
+        let base = u64::from(chunk.0) * CHUNK_BYTES;
         let end = match record {
             ExtentRecord::Inline(bytes) => bytes.len() as u64,
             ExtentRecord::Parts { parts, .. } => {
@@ -351,7 +351,7 @@ impl Run<'_> {
             if record.kind == FileKind::Directory && !seen.is_empty() {
                 self.tree.add(Directory {
                     ino: entry.ino,
-                    parent: record.parent.0,
+                    parent: record.parent,
                     seen: seen.start as u32..seen.end as u32,
                     named: record.nlink > 0,
                 });
@@ -392,7 +392,7 @@ impl Run<'_> {
         let contents = has(&entry.contents);
         if contents {
             let message = format!("there are contents of inode {ino}, which does not exist");
-            let repair = Ino(ino).is_valid().then(|| RepairAction::Remake {
+            let repair = ino.is_valid().then(|| RepairAction::Remake {
                 ino,
                 size: entry.contents_end,
                 seen: seen.clone(),
@@ -410,7 +410,7 @@ impl Run<'_> {
         }
     }
 
-    fn check_record(&mut self, ino: u64, record: &InodeRecord, names: &Names, seen: Range<usize>) {
+    fn check_record(&mut self, ino: Ino, record: &InodeRecord, names: &Names, seen: Range<usize>) {
         let is_directory = record.kind == FileKind::Directory;
         if !is_directory && names.subdirectories + names.others != 0 {
             let message = "there are names in it, though it is not a directory".to_owned();
@@ -442,14 +442,14 @@ impl Run<'_> {
         }
     }
 
-    fn nameless(&mut self, ino: u64, seen: Range<usize>) {
+    fn nameless(&mut self, ino: Ino, seen: Range<usize>) {
         let live = seen.end > self.views.live();
         let repair = live.then_some(RepairAction::Name { ino });
         let message = "no name leads to it".to_owned();
         self.report_inode(ino, Kind::NoName, message, seen, repair);
     }
 
-    fn link_count(&mut self, ino: u64, nlink: u32, links: i64, seen: Range<usize>) {
+    fn link_count(&mut self, ino: Ino, nlink: u32, links: i64, seen: Range<usize>) {
         let message = format!("it counts {nlink} links and has {links}");
         let repair = RepairAction::Links {
             ino,
@@ -461,12 +461,12 @@ impl Run<'_> {
 
     fn check_directory(
         &mut self,
-        ino: u64,
+        ino: Ino,
         record: &InodeRecord,
         names: &Names,
         seen: Range<usize>,
     ) {
-        let is_root = ino == Ino::ROOT.0;
+        let is_root = ino == Ino::ROOT;
         let is_gone = record.nlink == 0 && names.total == 0 && !is_root;
         let links = if is_gone { 0 } else { 2 + names.subdirectories };
         let should = i64::from(!is_root && !is_gone);
@@ -478,7 +478,7 @@ impl Run<'_> {
             };
             let repair = RepairAction::OneName {
                 ino,
-                parent: record.parent.0,
+                parent: record.parent,
                 seen: seen.clone(),
             };
             self.report_inode(ino, Kind::DirectoryNames, message, seen, Some(repair));
@@ -492,14 +492,14 @@ impl Run<'_> {
         }
     }
 
-    fn check_parent(&mut self, ino: u64, record: &InodeRecord, names: &Names, seen: Range<usize>) {
+    fn check_parent(&mut self, ino: Ino, record: &InodeRecord, names: &Names, seen: Range<usize>) {
         let parent = match names.parents.keys().next() {
-            _ if ino == Ino::ROOT.0 => ino,
+            _ if ino == Ino::ROOT => ino,
             Some(parent) => *parent,
             None => return,
         };
-        if record.parent.0 != parent {
-            let said = record.parent.0;
+        if record.parent != parent {
+            let said = record.parent;
             let message = format!("its recorded parent is {said}, and its parent is {parent}");
             let repair = RepairAction::Parent {
                 ino,
@@ -510,7 +510,7 @@ impl Run<'_> {
         }
     }
 
-    fn check_orphan(&mut self, ino: u64, record: &InodeRecord) {
+    fn check_orphan(&mut self, ino: Ino, record: &InodeRecord) {
         let listed = self.orphans.binary_search(&ino).is_ok();
         if listed {
             self.orphans_seen.insert(ino);
@@ -536,7 +536,7 @@ impl Run<'_> {
 
     pub(super) fn report_inode(
         &mut self,
-        ino: u64,
+        ino: Ino,
         kind: Kind,
         message: String,
         seen: Range<usize>,

@@ -229,7 +229,7 @@ impl Run<'_> {
         let mut rows = Rows::new(&self.stored, Table::Orphan, Vec::new());
         while let Some((key, _)) = rows.next()? {
             match keys::number_of(&key) {
-                Some(ino) => self.orphans.push(ino),
+                Some(ino) => self.orphans.push(Ino(ino)),
                 None => self.malformed_row(Table::Orphan, key),
             }
         }
@@ -300,7 +300,7 @@ impl Run<'_> {
         for view in 0..=views.live() {
             if !there(view) {
                 let message = "there is no root directory";
-                let finding = Finding::new(Kind::NoRoot, message).inode(Ino::ROOT.0);
+                let finding = Finding::new(Kind::NoRoot, message).inode(Ino::ROOT);
                 self.report(finding, PathHint::None, view..view + 1);
             }
         }

@@ -184,64 +184,64 @@ pub struct Subject<'a> {
 pub(crate) enum RepairAction {
     /// Sets the number of links.
     Links {
-        ino: u64,
+        ino: Ino,
         nlink: u32,
         seen: Range<usize>,
     },
     /// Sets the number of pages.
     Pages {
-        ino: u64,
+        ino: Ino,
         pages: u64,
         seen: Range<usize>,
     },
     /// Raises the size to cover the contents.
     Size {
-        ino: u64,
+        ino: Ino,
         at_least: u64,
         seen: Range<usize>,
     },
     /// Sets the parent of a directory.
     Parent {
-        ino: u64,
-        parent: u64,
+        ino: Ino,
+        parent: Ino,
         seen: Range<usize>,
     },
     /// Gives the inode a name in `lost+found`.
-    Name { ino: u64 },
+    Name { ino: Ino },
     /// Removes names that lead to the inode.
-    NamesOf { ino: u64, seen: Range<usize> },
+    NamesOf { ino: Ino, seen: Range<usize> },
     /// Removes names in an inode that is not a directory.
-    NamesIn { ino: u64, seen: Range<usize> },
+    NamesIn { ino: Ino, seen: Range<usize> },
     /// Sets the kind that names record.
     KindOf {
-        ino: u64,
+        ino: Ino,
         kind: FileKind,
         seen: Range<usize>,
     },
     /// Removes all names of a directory but one.
     OneName {
-        ino: u64,
-        parent: u64,
+        ino: Ino,
+        parent: Ino,
         seen: Range<usize>,
     },
     /// Moves a directory out of its cycle.
-    Detach { ino: u64 },
+    Detach { ino: Ino },
     /// Creates an inode for contents without one.
     Remake {
-        ino: u64,
+        ino: Ino,
         size: u64,
         seen: Range<usize>,
     },
     /// Removes extended attributes.
-    AttributesOf { ino: u64, seen: Range<usize> },
+    AttributesOf { ino: Ino, seen: Range<usize> },
     /// Raises the number of the next inode.
-    NextInode(u64),
+    NextInode(Ino),
     /// Raises the number of the next row of `garbage`.
     NextGarbage(u64),
     /// Raises the live generation above this one.
     Generation(Generation),
     /// Removes the inode from the orphans.
-    ForgetOrphan(u64),
+    ForgetOrphan(Ino),
     /// Sets or removes a row of an unversioned table.
     Row(Table, Vec<u8>, Option<Vec<u8>>),
     /// Moves a name to the position where a lookup finds it.
@@ -262,8 +262,8 @@ pub(crate) enum RepairAction {
 #[derive(Clone, Debug)]
 enum PathHint {
     None,
-    Inode(u64),
-    Entry { parent: u64, name: Vec<u8> },
+    Inode(Ino),
+    Entry { parent: Ino, name: Vec<u8> },
 }
 
 /// A finding whose paths have not been looked up yet.
@@ -295,14 +295,14 @@ struct Run<'a> {
     report: Report,
     totals: Totals,
     tree: Tree,
-    orphans: Vec<u64>,
-    orphans_seen: BTreeSet<u64>,
+    orphans: Vec<Ino>,
+    orphans_seen: BTreeSet<Ino>,
     garbage: BTreeMap<ObjectName, Vec<u8>>,
     /// Number of malformed keys.
     malformed: u64,
     /// The last position of a name in a directory that was read, and the views that see a name
     /// there.
-    last_position: Option<(u64, u32, Vec<Range<usize>>)>,
+    last_position: Option<(Ino, u32, Vec<Range<usize>>)>,
     undecodable_extents: bool,
     pages_to_verify: u64,
 }
@@ -644,7 +644,7 @@ impl Run<'_> {
             version.generation,
             hex::encode(&group.logical)
         );
-        let finding = Finding::new(Kind::Record, message).inode(ino.0);
-        self.report(finding, PathHint::Inode(ino.0), version.seen.clone());
+        let finding = Finding::new(Kind::Record, message).inode(ino);
+        self.report(finding, PathHint::Inode(ino), version.seen.clone());
     }
 }

@@ -31,9 +31,9 @@ pub(super) enum Role {
 /// A change of a count, from a view on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Event {
-    pub(super) ino: u64,
+    pub(super) ino: Ino,
     /// The directory that the name is in, for names of directories.
-    pub(super) parent: u64,
+    pub(super) parent: Ino,
     pub(super) view: u16,
     pub(super) role: Role,
     /// The kind that the name records.
@@ -43,22 +43,25 @@ pub(super) struct Event {
 
 const _: () = assert!(size_of::<Event>() == 24);
 
+/// End of a range that has all inodes from its beginning on.
+pub(super) const EVERY_INODE: Ino = Ino(u64::MAX);
+
 /// Events of a range of inodes, in order and in bounded memory.
 pub(super) struct Events {
     list: Vec<Event>,
     limit: usize,
-    from: u64,
+    from: Ino,
     /// Events of this inode and of larger ones wait for another pass.
-    pub(super) until: u64,
+    pub(super) until: Ino,
 }
 
 impl Events {
-    pub(super) fn new(limit: usize, from: u64) -> Self {
+    pub(super) fn new(limit: usize, from: Ino) -> Self {
         Self {
             list: Vec::new(),
             limit,
             from,
-            until: u64::MAX,
+            until: EVERY_INODE,
         }
     }
 
@@ -105,7 +108,7 @@ impl Events {
     }
 
     /// All events, ordered by inode.
-    pub(super) fn finish(mut self) -> (Vec<Event>, u64) {
+    pub(super) fn finish(mut self) -> (Vec<Event>, Ino) {
         self.compact();
         (self.list, self.until)
     }
@@ -113,14 +116,14 @@ impl Events {
 
 /// The fields of a name's key.
 pub(super) struct DirentKey<'a> {
-    pub(super) parent: u64,
+    pub(super) parent: Ino,
     pub(super) position: u32,
     pub(super) name: &'a [u8],
 }
 
 pub(super) fn dirent_key(logical: &[u8]) -> Option<DirentKey<'_>> {
     let (position, name) = keys::dirent_parts(logical)?;
-    let Ino(parent) = keys::ino_of(logical)?;
+    let parent = keys::ino_of(logical)?;
     Some(DirentKey {
         parent,
         position,
@@ -148,7 +151,7 @@ impl Run<'_> {
         for (version, value) in group.present() {
             let Some(entry) = DirentRecord::decode(value) else {
                 if first_reading {
-                    self.undecodable(keys::Table::Dirent, group, version, Ino(named.parent));
+                    self.undecodable(keys::Table::Dirent, group, version, named.parent);
                 }
                 continue;
             };
@@ -173,8 +176,8 @@ impl Run<'_> {
             }
             let view = view as u16;
             events.push(Event {
-                ino: entry.ino.0,
-                parent: if is_directory { named.parent } else { 0 },
+                ino: entry.ino,
+                parent: if is_directory { named.parent } else { Ino(0) },
                 view,
                 role: Role::Name,
                 kind: entry.kind as u8,
@@ -182,7 +185,7 @@ impl Run<'_> {
             });
             events.push(Event {
                 ino: named.parent,
-                parent: 0,
+                parent: Ino(0),
                 view,
                 role: if is_directory {
                     Role::Subdirectory
@@ -262,8 +265,8 @@ mod tests {
 
     fn event(ino: u64, view: u16, more: i32) -> Event {
         Event {
-            ino,
-            parent: 0,
+            ino: Ino(ino),
+            parent: Ino(0),
             view,
             role: Role::Name,
             kind: 1,
@@ -273,18 +276,18 @@ mod tests {
 
     #[test]
     fn events_of_one_inode_and_view_add_up_and_may_cancel() {
-        let mut events = Events::new(100, 0);
+        let mut events = Events::new(100, Ino(0));
         for (ino, view, more) in [(2, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, 1), (3, 1, -1)] {
             events.push(event(ino, view, more));
         }
         let (list, until) = events.finish();
         assert_eq!(list, [event(1, 0, 1), event(2, 0, 2)]);
-        assert_eq!(until, u64::MAX);
+        assert_eq!(until, EVERY_INODE);
     }
 
     #[test]
     fn what_does_not_fit_waits_and_nothing_is_lost() {
-        let (mut from, mut seen, mut readings) = (0, Vec::new(), 0);
+        let (mut from, mut seen, mut readings) = (Ino(0), Vec::new(), 0);
         loop {
             let mut events = Events::new(64, from);
             for ino in 0..1000u64 {
@@ -295,7 +298,7 @@ mod tests {
             assert!(list.iter().all(|event| (from..until).contains(&event.ino)));
             seen.extend(list);
             readings += 1;
-            if until == u64::MAX {
+            if until == EVERY_INODE {
                 break;
             }
             from = until;
@@ -304,6 +307,9 @@ mod tests {
         assert!(seen.is_sorted());
         let total: i64 = seen.iter().map(|event| i64::from(event.more)).sum();
         assert_eq!(total, 2000);
-        assert_eq!(seen.iter().filter(|event| event.ino == 500).count(), 50);
+        assert_eq!(
+            seen.iter().filter(|event| event.ino == Ino(500)).count(),
+            50
+        );
     }
 }

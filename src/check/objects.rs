@@ -6,7 +6,7 @@
 use super::report::{Finding, Kind};
 use super::stream::{Group, Groups};
 use super::{CheckError, PathHint, RepairAction, Run};
-use crate::ids::{FolderNumber, Ino, ObjectId};
+use crate::ids::{ChunkIndex, FolderNumber, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{ExtentRecord, ObjectName, PartId};
@@ -14,23 +14,25 @@ use crate::meta::records::{ExtentRecord, ObjectName, PartId};
 /// An object that an extent names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct ObjectUse {
-    folder: u64,
-    object: [u8; 16],
-    ino: u64,
-    chunk: u32,
+    object: ObjectName,
+    ino: Ino,
+    chunk: ChunkIndex,
 }
+
+/// End of a range that has all folders from its beginning on.
+const EVERY_FOLDER: FolderNumber = FolderNumber(u64::MAX);
 
 /// The objects that extents name, for a range of folders.
 struct Names {
     list: Vec<ObjectUse>,
     limit: usize,
-    from: u64,
-    until: u64,
+    from: FolderNumber,
+    until: FolderNumber,
 }
 
 impl Names {
     fn push(&mut self, named: ObjectUse) {
-        if named.folder < self.from || named.folder >= self.until {
+        if named.object.folder < self.from || named.object.folder >= self.until {
             return;
         }
         self.list.push(named);
@@ -42,10 +44,10 @@ impl Names {
             return;
         }
         match (self.list.first(), self.list.get(self.list.len() / 2)) {
-            (Some(first), Some(middle)) if first.folder < middle.folder => {
-                self.until = middle.folder;
+            (Some(first), Some(middle)) if first.object.folder < middle.object.folder => {
+                self.until = middle.object.folder;
                 let until = self.until;
-                self.list.retain(|named| named.folder < until);
+                self.list.retain(|named| named.object.folder < until);
             }
             // A folder has at most a few thousand objects.
             _ => self.limit *= 2,
@@ -82,7 +84,7 @@ impl Run<'_> {
     /// Compares the objects that are named with those that exist.
     pub(super) fn check_objects(&mut self) -> Result<(), CheckError> {
         let limit = (self.options.memory_bytes / size_of::<ObjectUse>()).max(64);
-        let mut from = 0;
+        let mut from = FolderNumber(0);
         let mut folders = self.subject.objects.folders()?;
         folders.sort_unstable();
         loop {
@@ -90,17 +92,17 @@ impl Run<'_> {
                 list: Vec::new(),
                 limit,
                 from,
-                until: u64::MAX,
+                until: EVERY_FOLDER,
             };
-            self.read_names(&mut names, from == 0)?;
+            self.read_names(&mut names, from == FolderNumber(0))?;
             names.compact();
             self.check_named(&names.list);
-            let here = |folder: &&FolderNumber| (from..names.until).contains(&folder.0);
+            let here = |folder: &&FolderNumber| (from..names.until).contains(folder);
             for folder in folders.iter().filter(here) {
                 self.check_cancelled()?;
                 self.check_folder(*folder, &names.list)?;
             }
-            if names.until == u64::MAX {
+            if names.until == EVERY_FOLDER {
                 return Ok(());
             }
             from = names.until;
@@ -112,7 +114,7 @@ impl Run<'_> {
         let mut groups = Groups::new(&self.stored, &views, Table::Extent, Vec::new());
         while let Some(group) = groups.next()? {
             self.check_cancelled()?;
-            let Some((Ino(ino), chunk)) = keys::extent_parts(&group.logical) else {
+            let Some((ino, chunk)) = keys::extent_parts(&group.logical) else {
                 continue;
             };
             for (id, pages, _) in parts_of(&group) {
@@ -121,10 +123,9 @@ impl Run<'_> {
                     self.pages_to_verify += u64::from(pages.len());
                 }
                 names.push(ObjectUse {
-                    folder: id.name.folder.0,
-                    object: id.name.object.0,
+                    object: id.name,
                     ino,
-                    chunk: chunk.0,
+                    chunk,
                 });
             }
         }
@@ -134,13 +135,13 @@ impl Run<'_> {
     fn check_named(&mut self, names: &[ObjectUse]) {
         for pair in names.windows(2) {
             let [first, second] = pair else { continue };
-            if (first.folder, first.object) == (second.folder, second.object) {
+            if first.object == second.object {
                 let message = format!(
                     "it is named by chunk {} of inode {} and by chunk {} of inode {}",
                     first.chunk, first.ino, second.chunk, second.ino
                 );
                 let finding = Finding::new(Kind::ObjectTwice, message)
-                    .object(name_of(second))
+                    .object(second.object)
                     .inode(second.ino);
                 let live = self.live_only();
                 self.report(finding, PathHint::Inode(second.ino), live);
@@ -199,16 +200,8 @@ impl Run<'_> {
     }
 }
 
-fn name_of(named: &ObjectUse) -> ObjectName {
-    ObjectName {
-        folder: FolderNumber(named.folder),
-        object: ObjectId(named.object),
-    }
-}
-
 fn contains(names: &[ObjectUse], name: ObjectName) -> bool {
-    let key = (name.folder.0, name.object.0);
-    let first = names.partition_point(|named| (named.folder, named.object) < key);
+    let first = names.partition_point(|named| named.object < name);
     let found = names.get(first);
-    found.is_some_and(|named| (named.folder, named.object) == key)
+    found.is_some_and(|named| named.object == name)
 }

@@ -23,18 +23,18 @@ const DEPTH_MAX: usize = 4096;
 /// A name and its directory, in some views.
 #[derive(Clone, Debug)]
 struct NameAt {
-    parent: u64,
+    parent: Ino,
     name: Vec<u8>,
     seen: Range<usize>,
 }
 
 /// Parent and name of directories, by inode and view.
-type Known = HashMap<(u64, usize), Option<(u64, Vec<u8>)>>;
+type Known = HashMap<(Ino, usize), Option<(Ino, Vec<u8>)>>;
 
 impl Run<'_> {
     /// Adds paths to all findings.
     pub(super) fn find_paths(&mut self) -> Result<(), CheckError> {
-        let mut names: BTreeMap<u64, Vec<NameAt>> = BTreeMap::new();
+        let mut names: BTreeMap<Ino, Vec<NameAt>> = BTreeMap::new();
         for pending in &self.pending {
             if let PathHint::Inode(ino) = pending.path_hint {
                 names.insert(ino, Vec::new());
@@ -57,14 +57,14 @@ impl Run<'_> {
                 PathHint::Inode(ino) => names.get(ino).cloned().unwrap_or_default(),
             };
             let seen = pending.seen.clone();
-            let is_root = matches!(pending.path_hint, PathHint::Inode(ino) if ino == Ino::ROOT.0);
+            let is_root = matches!(pending.path_hint, PathHint::Inode(ino) if ino == Ino::ROOT);
             let paths = self.paths_of(&at, seen, is_root, &mut known)?;
             self.pending[index].finding.paths = paths;
         }
         Ok(())
     }
 
-    fn read_names_of(&self, names: &mut BTreeMap<u64, Vec<NameAt>>) -> Result<(), CheckError> {
+    fn read_names_of(&self, names: &mut BTreeMap<Ino, Vec<NameAt>>) -> Result<(), CheckError> {
         let mut groups = Groups::new(&self.stored, &self.views, Table::Dirent, Vec::new());
         while let Some(group) = groups.next()? {
             self.check_cancelled()?;
@@ -73,7 +73,7 @@ impl Run<'_> {
                     continue;
                 };
                 let (Some(list), Some(named)) =
-                    (names.get_mut(&entry.ino.0), dirent_key(&group.logical))
+                    (names.get_mut(&entry.ino), dirent_key(&group.logical))
                 else {
                     continue;
                 };
@@ -139,7 +139,7 @@ impl Run<'_> {
     ) -> Result<Option<Vec<u8>>, CheckError> {
         let mut parts = vec![name.name.clone()];
         let mut at = name.parent;
-        while at != Ino::ROOT.0 {
+        while at != Ino::ROOT {
             if parts.len() > DEPTH_MAX {
                 return Ok(None);
             }
@@ -166,22 +166,22 @@ impl Run<'_> {
     }
 
     /// The parent of a directory, and its name there.
-    fn directory_in(&self, ino: u64, view: usize) -> Result<Option<(u64, Vec<u8>)>, CheckError> {
-        let low = keys::inode(Ino(ino));
+    fn directory_in(&self, ino: Ino, view: usize) -> Result<Option<(Ino, Vec<u8>)>, CheckError> {
+        let low = keys::inode(ino);
         let mut inodes = Groups::new(&self.stored, &self.views, Table::Inode, low.clone());
         let Some(group) = inodes.next()?.filter(|group| group.logical == low) else {
             return Ok(None);
         };
         let record = seen_by(&group, view).and_then(InodeRecord::decode);
-        let Some(Ino(parent)) = record.map(|record| record.parent) else {
+        let Some(parent) = record.map(|record| record.parent) else {
             return Ok(None);
         };
-        let low = keys::number(parent);
+        let low = keys::number(parent.0);
         let mut names = Groups::new(&self.stored, &self.views, Table::Dirent, low);
         while names.peek_ino()? == Some(parent) {
             let Some(group) = names.next()? else { break };
             let entry = seen_by(&group, view).and_then(DirentRecord::decode);
-            if entry.is_some_and(|entry| entry.ino.0 == ino)
+            if entry.is_some_and(|entry| entry.ino == ino)
                 && let Some(named) = dirent_key(&group.logical)
             {
                 return Ok(Some((parent, named.name.to_vec())));

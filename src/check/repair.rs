@@ -125,7 +125,7 @@ struct Repairer<'a> {
 }
 
 /// The directory of a name, its key, and the views that see it.
-type NameIn = (u64, Vec<u8>, Range<usize>);
+type NameIn = (Ino, Vec<u8>, Range<usize>);
 
 /// A change of a name.
 enum NameChange {
@@ -246,36 +246,34 @@ impl<'a> Repairer<'a> {
         repair: &RepairAction,
         unlink: &mut Vec<ObjectName>,
     ) -> Result<(), CheckError> {
-        let inode = |ino: &u64, seen: &Range<usize>, change: &dyn Fn(&mut InodeRecord)| {
-            self.amend_inode(views, Ino(*ino), seen, change)
+        let inode = |ino: &Ino, seen: &Range<usize>, change: &dyn Fn(&mut InodeRecord)| {
+            self.amend_inode(views, *ino, seen, change)
         };
         let mut batch = Batch::new();
         match repair {
             RepairAction::Links { ino, nlink, seen } => {
-                inode(ino, seen, &|inode| inode.nlink = *nlink)?
+                inode(ino, seen, &|inode| inode.nlink = *nlink)?;
             }
             RepairAction::Pages { ino, pages, seen } => {
-                inode(ino, seen, &|inode| inode.pages = *pages)?
+                inode(ino, seen, &|inode| inode.pages = *pages)?;
             }
             RepairAction::Parent { ino, parent, seen } => {
-                inode(ino, seen, &|inode| inode.parent = Ino(*parent))?;
+                inode(ino, seen, &|inode| inode.parent = *parent)?;
             }
             RepairAction::Size {
                 ino,
                 at_least,
                 seen,
             } => inode(ino, seen, &|inode| inode.size = inode.size.max(*at_least))?,
-            RepairAction::Name { ino } | RepairAction::Detach { ino } => {
-                self.give_name(Ino(*ino))?
-            }
+            RepairAction::Name { ino } | RepairAction::Detach { ino } => self.give_name(*ino)?,
             RepairAction::Remake { ino, size, seen } if seen.contains(&views.live()) => {
                 let record = recovered_inode(FileKind::Regular, *size);
-                self.meta.put_inode(&mut batch, Ino(*ino), &record)?;
+                self.meta.put_inode(&mut batch, *ino, &record)?;
             }
             RepairAction::AttributesOf { ino, seen } => {
-                self.remove_attributes(views, *ino, seen)?
+                self.remove_attributes(views, *ino, seen)?;
             }
-            RepairAction::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, Ino(*ino), false),
+            RepairAction::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, *ino, false),
             RepairAction::Row(table, key, value) => {
                 let value = value.clone();
                 self.meta.set_row(&mut batch, *table, key.clone(), value);
@@ -329,7 +327,8 @@ impl<'a> Repairer<'a> {
     fn amend(
         &self,
         views: &Views,
-        (table, logical): (Table, &[u8]),
+        table: Table,
+        logical: &[u8],
         seen: &Range<usize>,
         change: &dyn Fn(&[u8]) -> Option<Vec<u8>>,
     ) -> Result<(), CheckError> {
@@ -370,7 +369,7 @@ impl<'a> Repairer<'a> {
         change: &dyn Fn(&mut InodeRecord),
     ) -> Result<(), CheckError> {
         let key = keys::inode(ino);
-        self.amend(views, (Table::Inode, &key), seen, &|value| {
+        self.amend(views, Table::Inode, &key, seen, &|value| {
             let Some(mut record) = InodeRecord::decode(value) else {
                 return Some(value.to_vec());
             };
@@ -390,7 +389,7 @@ impl<'a> Repairer<'a> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let mut several: BTreeMap<u64, Vec<NameIn>> = BTreeMap::new();
+        let mut several: BTreeMap<Ino, Vec<NameIn>> = BTreeMap::new();
         let mut groups = Groups::new(stored, views, Table::Dirent, Vec::new());
         while let Some(group) = groups.next()? {
             let Some(named) = dirent_key(&group.logical) else {
@@ -400,11 +399,11 @@ impl<'a> Repairer<'a> {
                 let Some(entry) = DirentRecord::decode(value) else {
                     continue;
                 };
-                if wanted.one.contains_key(&entry.ino.0) {
+                if wanted.one.contains_key(&entry.ino) {
                     let one = (named.parent, group.logical.clone(), version.seen.clone());
-                    several.entry(entry.ino.0).or_default().push(one);
+                    several.entry(entry.ino).or_default().push(one);
                 }
-                if let Some((seen, change)) = wanted.change_of(named.parent, entry.ino.0, version) {
+                if let Some((seen, change)) = wanted.change_of(named.parent, entry.ino, version) {
                     self.change_name(views, &group.logical, &seen, &change)?;
                 }
             }
@@ -418,7 +417,7 @@ impl<'a> Repairer<'a> {
                 .clone()
                 .find(|(at, _, _)| at == parent)
                 .or_else(|| seen_names.clone().next())
-                .filter(|_| ino != Ino::ROOT.0)
+                .filter(|_| ino != Ino::ROOT)
                 .map(|(_, logical, _)| logical.clone());
             for (_, logical, _) in seen_names.filter(|(_, l, _)| Some(l) != keep.as_ref()) {
                 self.change_name(views, logical, seen, &NameChange::Remove)?;
@@ -434,18 +433,13 @@ impl<'a> Repairer<'a> {
         seen: &Range<usize>,
         change: &NameChange,
     ) -> Result<(), CheckError> {
-        self.amend(
-            views,
-            (Table::Dirent, logical),
-            seen,
-            &|value| match change {
-                NameChange::Remove => None,
-                NameChange::Kind(kind) => DirentRecord::decode(value).map(|entry| {
-                    let kind = *kind;
-                    DirentRecord { kind, ..entry }.encode()
-                }),
-            },
-        )
+        self.amend(views, Table::Dirent, logical, seen, &|value| match change {
+            NameChange::Remove => None,
+            NameChange::Kind(kind) => DirentRecord::decode(value).map(|entry| {
+                let kind = *kind;
+                DirentRecord { kind, ..entry }.encode()
+            }),
+        })
     }
 
     /// Moves all versions of a name to a position where a lookup finds it and no other name is,
@@ -454,7 +448,7 @@ impl<'a> Repairer<'a> {
         let Some(named) = dirent_key(logical) else {
             return Ok(());
         };
-        let parent = Ino(named.parent);
+        let parent = named.parent;
         let hash = self.meta.name_hash(named.name);
         let mut free = None;
         for position in hash..hash + keys::PROBE_LIMIT {
@@ -484,12 +478,12 @@ impl<'a> Repairer<'a> {
     fn remove_attributes(
         &self,
         views: &Views,
-        ino: u64,
+        ino: Ino,
         seen: &Range<usize>,
     ) -> Result<(), CheckError> {
-        for name in self.meta.xattr_names(Ino(ino), View::LIVE)? {
-            let key = keys::xattr(Ino(ino), &name);
-            self.amend(views, (Table::Xattr, &key), seen, &|_| None)?;
+        for name in self.meta.xattr_names(ino, View::LIVE)? {
+            let key = keys::xattr(ino, &name);
+            self.amend(views, Table::Xattr, &key, seen, &|_| None)?;
         }
         Ok(())
     }
@@ -585,7 +579,7 @@ fn correction(repair: &RepairAction) -> Corrections {
         RepairAction::UsedPages(pages) => to.used_pages = Some(*pages),
         RepairAction::RecordBytes(bytes) => to.record_bytes = Some(*bytes),
         RepairAction::Inodes(inodes) => to.inodes = Some(*inodes),
-        RepairAction::NextInode(ino) => to.next_ino = Some(Ino(*ino)),
+        RepairAction::NextInode(ino) => to.next_ino = Some(*ino),
         RepairAction::NextGarbage(number) => to.next_garbage = Some(*number),
         RepairAction::Generation(generation) => to.generation = Some(Generation(generation.0)),
         _ => {}
@@ -595,11 +589,11 @@ fn correction(repair: &RepairAction) -> Corrections {
 
 /// Changes of names, by the inode that they lead to or by the directory that they are in.
 struct NameChanges {
-    of: BTreeMap<u64, Range<usize>>,
-    within: BTreeMap<u64, Range<usize>>,
-    kind: BTreeMap<u64, (FileKind, Range<usize>)>,
+    of: BTreeMap<Ino, Range<usize>>,
+    within: BTreeMap<Ino, Range<usize>>,
+    kind: BTreeMap<Ino, (FileKind, Range<usize>)>,
     /// Directories that keep one name, with the directory in which the name is preferred.
-    one: BTreeMap<u64, (u64, Range<usize>)>,
+    one: BTreeMap<Ino, (Ino, Range<usize>)>,
 }
 
 impl NameChanges {
@@ -617,7 +611,7 @@ impl NameChanges {
                 RepairAction::Detach { ino } => drop(this.of.insert(ino, live.clone())),
                 RepairAction::NamesIn { ino, seen } => drop(this.within.insert(ino, seen)),
                 RepairAction::KindOf { ino, kind, seen } => {
-                    drop(this.kind.insert(ino, (kind, seen)))
+                    this.kind.insert(ino, (kind, seen));
                 }
                 RepairAction::OneName { ino, parent, seen } if seen.contains(&views.live()) => {
                     this.one.insert(ino, (parent, seen));
@@ -634,8 +628,8 @@ impl NameChanges {
 
     fn change_of(
         &self,
-        parent: u64,
-        ino: u64,
+        parent: Ino,
+        ino: Ino,
         version: &Version,
     ) -> Option<(Range<usize>, NameChange)> {
         let meets = |seen: &Range<usize>| {

@@ -189,8 +189,8 @@ impl Finding {
         }
     }
 
-    pub(super) fn inode(mut self, ino: u64) -> Self {
-        self.ino = Some(Ino(ino));
+    pub(super) fn inode(mut self, ino: Ino) -> Self {
+        self.ino = Some(ino);
         self
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::CheckError;
-use crate::ids::Generation;
+use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Row, Table, VersionedKey};
 use crate::meta::records::TOMBSTONE;
 use crate::meta::stored::Stored;
@@ -156,10 +156,10 @@ impl<'a> Groups<'a> {
     }
 
     /// The inode that the next group belongs to.
-    pub(super) fn peek_ino(&mut self) -> Result<Option<u64>, CheckError> {
+    pub(super) fn peek_ino(&mut self) -> Result<Option<Ino>, CheckError> {
         Ok(self
             .peek()?
-            .map(|logical| keys::ino_of(logical).map_or(0, |ino| ino.0)))
+            .map(|logical| keys::ino_of(logical).unwrap_or(Ino(0))))
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Group>, CheckError> {

@@ -13,8 +13,8 @@ use crate::ids::Ino;
 /// A version of a directory.
 #[derive(Clone, Debug)]
 pub(super) struct Directory {
-    pub(super) ino: u64,
-    pub(super) parent: u64,
+    pub(super) ino: Ino,
+    pub(super) parent: Ino,
     /// Views that see it.
     pub(super) seen: Range<u32>,
     /// True if its link count is not 0. An unlinked directory ends a path upwards.
@@ -47,7 +47,7 @@ impl Tree {
         views
     }
 
-    fn find(&self, ino: u64, view: u32) -> Option<usize> {
+    fn find(&self, ino: Ino, view: u32) -> Option<usize> {
         let first = self.0.partition_point(|directory| directory.ino < ino);
         let theirs = self.0[first..].iter().take_while(|d| d.ino == ino);
         let found = theirs.into_iter().position(|d| d.seen.contains(&view));
@@ -55,7 +55,7 @@ impl Tree {
     }
 
     /// One directory of each cycle in a view.
-    fn cycles(&self, view: u32) -> Vec<u64> {
+    fn cycles(&self, view: u32) -> Vec<Ino> {
         let mut marks = vec![Mark::New; self.0.len()];
         let mut found = Vec::new();
         let mut path: Vec<usize> = Vec::new();
@@ -78,7 +78,7 @@ impl Tree {
                 }
                 marks[here] = Mark::OnPath;
                 path.push(here);
-                if directory.ino == Ino::ROOT.0 || !directory.named {
+                if directory.ino == Ino::ROOT || !directory.named {
                     break;
                 }
                 // A missing parent is reported elsewhere.
@@ -119,12 +119,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn circles_are_found_once_and_in_their_views() {
+    fn cycles_are_found_once_and_in_their_views() {
         let mut tree = Tree::default();
         let mut add = |ino, parent, seen: Range<u32>| {
             tree.add(Directory {
-                ino,
-                parent,
+                ino: Ino(ino),
+                parent: Ino(parent),
                 seen,
                 named: ino != 9,
             });
@@ -140,7 +140,7 @@ mod tests {
         add(9, 7, 0..3);
         assert_eq!(tree.views(2), [0, 1, 2]);
         assert!(tree.cycles(0).is_empty());
-        assert_eq!(tree.cycles(1), [3]);
+        assert_eq!(tree.cycles(1), [Ino(3)]);
         assert!(tree.cycles(2).is_empty());
     }
 }

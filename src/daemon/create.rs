@@ -9,6 +9,7 @@ use crate::audit::{self, Record};
 use crate::diagnostics::UserError;
 use crate::errno::Errno;
 use crate::fs::Filesystem;
+use crate::fs::types::Owner;
 use crate::ids::VolumeId;
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::store::Store;
@@ -45,7 +46,10 @@ pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
         keystore: new.keystore.clone(),
         passphrase: new.passphrase.clone(),
     };
-    let owner = (effective_user(), effective_gid());
+    let owner = Owner {
+        uid: effective_user(),
+        gid: effective_gid(),
+    };
     let made = volume::create_empty(place.store(), &options, &mut |fresh| {
         Filesystem::format(fresh, owner).map_err(|error| match error.errno() {
             // By whatever way it came: so that it is told as what it is.

@@ -19,14 +19,14 @@ impl Filesystem {
     /// metadata or contents.
     pub fn setattr(
         &self,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
         node: NodeId,
         changes: &SetAttr,
     ) -> Result<Attr, Errno> {
         self.check_change(node)?;
         let now = Timespec::now();
         let record = self.inode(node)?;
-        let kill = Kill::by(&record, changes, who)?;
+        let kill = Kill::by(&record, changes, privileges)?;
         match changes.size {
             Some(size) => self.set_size(node, &record, size, changes, kill, now)?,
             None => {
@@ -94,10 +94,10 @@ impl Filesystem {
     ///
     /// # Errors
     /// EROFS if nothing may change, or an error of the metadata.
-    pub fn kill_privileges(&self, who: &dyn Privileges, node: NodeId) -> Result<(), Errno> {
+    pub fn kill_privileges(&self, privileges: &dyn Privileges, node: NodeId) -> Result<(), Errno> {
         let _permit = self.begin_change(node)?;
         let record = self.inode(node)?;
-        let kill = Kill::by_writing(&record, who);
+        let kill = Kill::by_writing(&record, privileges);
         if kill.leaves(record.perm) != record.perm {
             let _inode = self.meta.lock_inode(node.ino());
             let mut batch = Batch::new();

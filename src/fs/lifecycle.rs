@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::access_times::AccessTimesNow;
 use super::references::References;
-use super::types::{FileKind, Timespec};
+use super::types::{FileKind, Owner, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
 use crate::audit::Record;
 use crate::ids::{Epoch, FolderNumber, Generation, Ino, Sequence};
@@ -75,11 +75,11 @@ fn metadata_set(volume: &Volume, file: &dyn StoreFile) -> Arc<KeySet> {
 }
 
 impl Filesystem {
-    /// Creates an empty filesystem. `owner` (user, group) is the owner of its root directory.
+    /// Creates an empty filesystem whose root directory belongs to `owner`.
     ///
     /// # Errors
     /// The metadata file cannot be created or written.
-    pub fn format(fresh: &FreshVolume, owner: (u32, u32)) -> Result<(), FsError> {
+    pub fn format(fresh: &FreshVolume, owner: Owner) -> Result<(), FsError> {
         let file = fresh
             .store
             .open(&StorePath::new(META_NAME), OpenMode::CreateNew)?;
@@ -89,8 +89,8 @@ impl Filesystem {
             kind: FileKind::Directory,
             perm: 0o755,
             nlink: 2,
-            uid: owner.0,
-            gid: owner.1,
+            uid: owner.uid,
+            gid: owner.gid,
             rdev: 0,
             size: 0,
             pages: 0,

@@ -81,7 +81,7 @@ impl Kill {
     pub(super) fn by(
         record: &InodeRecord,
         changes: &SetAttr,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
     ) -> Result<Self, Errno> {
         let touch = match changes.implied {
             _ if record.kind == FileKind::Directory => ImpliedChange::Nothing,
@@ -91,24 +91,26 @@ impl Kill {
                 ImpliedChange::Owner
             }
             // If it announces a write, the write itself will remove them.
-            ImpliedChange::Either if !who.is_owner(record.uid) => ImpliedChange::Nothing,
+            ImpliedChange::Either if !privileges.is_owner(record.uid) => ImpliedChange::Nothing,
             ImpliedChange::Either => ImpliedChange::Owner,
             ImpliedChange::Nothing if changes.size.is_some() => ImpliedChange::Contents,
             touch => touch,
         };
         match touch {
             ImpliedChange::Nothing => Ok(Self::Nothing),
-            ImpliedChange::Contents => Ok(Self::by_writing(record, who)),
-            ImpliedChange::Owner | ImpliedChange::Either => Self::by_owning(record, changes, who),
+            ImpliedChange::Contents => Ok(Self::by_writing(record, privileges)),
+            ImpliedChange::Owner | ImpliedChange::Either => {
+                Self::by_owning(record, changes, privileges)
+            }
         }
     }
 
     fn by_owning(
         record: &InodeRecord,
         changes: &SetAttr,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
     ) -> Result<Self, Errno> {
-        let of = |group| who.is_of_group(record.uid, group);
+        let of = |group| privileges.is_of_group(record.uid, group);
         // With set-user-id the mode is computed again, for the new group.
         let stays = !is_marked(record.perm)
             || (of(record.gid) && (record.perm & SETUID == 0 || changes.gid.is_none_or(of)));
@@ -117,17 +119,17 @@ impl Kill {
         } else {
             Self::AllSetIds
         };
-        if kill.leaves(record.perm) != record.perm && !who.is_owner(record.uid) {
+        if kill.leaves(record.perm) != record.perm && !privileges.is_owner(record.uid) {
             return Err(Errno::EPERM);
         }
         Ok(kill)
     }
 
     /// The privileges that a change of contents removes.
-    pub(super) fn by_writing(record: &InodeRecord, who: &dyn Privileges) -> Self {
-        if record.perm & SET_IDS != 0 && who.keeps_set_ids() {
+    pub(super) fn by_writing(record: &InodeRecord, privileges: &dyn Privileges) -> Self {
+        if record.perm & SET_IDS != 0 && privileges.keeps_set_ids() {
             Self::Capability
-        } else if is_marked(record.perm) && !who.is_of_group(record.uid, record.gid) {
+        } else if is_marked(record.perm) && !privileges.is_of_group(record.uid, record.gid) {
             Self::AllSetIds
         } else {
             Self::Executable

@@ -240,17 +240,17 @@ mod tests {
         let references = References::default();
         const INODES: u64 = 100_000;
         (1..INODES).for_each(|ino| references.looked_up(node(ino)));
-        let room = |references: &References| -> usize {
+        let capacity = |references: &References| -> usize {
             let shards = references.live.iter();
             shards.map(|shard| shard.lock().lookups.capacity()).sum()
         };
-        let most = room(&references);
+        let most = capacity(&references);
         assert!(most < 3 * INODES as usize, "{most}");
         (1..INODES).for_each(|ino| assert!(!references.forgotten(node(ino), 1)));
         assert!(
-            room(&references) <= SHARDS * 4 * SMALL,
+            capacity(&references) <= SHARDS * 4 * SMALL,
             "{}",
-            room(&references)
+            capacity(&references)
         );
     }
 }

@@ -145,6 +145,20 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// The owner of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// The superuser.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+}
+
 /// A time given to `utimensat`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetTime {
@@ -250,9 +264,10 @@ pub enum Fallocate {
 
 /// The `whence` values of `lseek` that a filesystem handles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum SeekWhence {
+    /// `SEEK_DATA`.
     Data,
+    /// `SEEK_HOLE`.
     Hole,
 }
 
@@ -284,13 +299,19 @@ pub struct DirEntry<'a> {
 
 /// Filesystem statistics as `statfs` shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub struct StatFs {
+    /// Size of a block.
     pub block_bytes: u32,
+    /// Number of blocks.
     pub blocks: u64,
+    /// Free blocks.
     pub blocks_free: u64,
+    /// Free blocks that an unprivileged user may use.
     pub blocks_available: u64,
+    /// Maximum number of inodes.
     pub inodes: u64,
+    /// Further inodes that may be created.
     pub inodes_free: u64,
+    /// Longest name in bytes.
     pub name_max: u32,
 }

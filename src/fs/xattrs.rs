@@ -30,7 +30,7 @@ impl Filesystem {
     /// anything but a directory, ENOSPC, EROFS, or an error of the metadata.
     pub fn set_xattr(
         &self,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
         node: NodeId,
         name: &[u8],
         value: &[u8],
@@ -41,12 +41,12 @@ impl Filesystem {
             self.check_change(node)?;
             return Err(Errno::E2BIG);
         }
-        self.retry_after_reclaim(|| self.set_xattr_once(who, node, name, value, mode))
+        self.retry_after_reclaim(|| self.set_xattr_once(privileges, node, name, value, mode))
     }
 
     fn set_xattr_once(
         &self,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
         node: NodeId,
         name: &[u8],
         value: &[u8],
@@ -70,7 +70,7 @@ impl Filesystem {
         if name == acl::ACCESS {
             perm = self.mode_of_acl(node, value.unwrap_or_default())?;
             let record = self.inode(node)?;
-            outsider = record.perm & SETGID != 0 && !who.is_of_group(record.uid, record.gid);
+            outsider = record.perm & SETGID != 0 && !privileges.is_of_group(record.uid, record.gid);
             // An ACL that is equivalent to the mode is not stored.
             if perm.is_some_and(|(_, minimal)| minimal) {
                 value = None;
@@ -134,11 +134,11 @@ impl Filesystem {
     ///
     /// # Errors
     /// E2BIG if the list is too long, ESTALE if the inode is gone, or an error of the metadata.
-    pub fn list_xattr(&self, who: &dyn Privileges, node: NodeId) -> Result<Vec<u8>, Errno> {
+    pub fn list_xattr(&self, privileges: &dyn Privileges, node: NodeId) -> Result<Vec<u8>, Errno> {
         self.inode(node)?;
         let mut list = Vec::new();
         for name in self.meta.xattr_names(node.ino(), self.view(node)?)? {
-            if name.starts_with(b"trusted.") && !who.sees_trusted() {
+            if name.starts_with(b"trusted.") && !privileges.sees_trusted() {
                 continue;
             }
             list.extend_from_slice(&name);

@@ -84,10 +84,11 @@ impl DirtyLimits {
         let Ok(space) = filesystem.statfs() else {
             return;
         };
-        let room = space
+        let free_bytes = space
             .blocks_available
             .saturating_mul(space.block_bytes.into());
-        let is_near = room < machine_dirty_bytes_max().saturating_add(2 * DIRTY_BYTES_NEAR_FULL);
+        let is_near =
+            free_bytes < machine_dirty_bytes_max().saturating_add(2 * DIRTY_BYTES_NEAR_FULL);
         if is_near == state.is_near {
             return;
         }
@@ -99,7 +100,7 @@ impl DirtyLimits {
         };
         write_limit(folder, "max_bytes", most);
         tracing::debug!(
-            room,
+            free_bytes,
             is_near,
             "the kernel's limit of dirty pages was changed"
         );

@@ -126,6 +126,9 @@ pub enum FuseError {
 
 /// Checks whether a mount on `dir` can succeed, as far as that is known in advance. For a caller
 /// that changes a volume first.
+///
+/// # Errors
+/// The device cannot be opened, or this user may not mount there.
 pub fn check_mountable(dir: &Path) -> Result<(), FuseError> {
     mountpoint::check_device().map_err(FuseError::Device)?;
     mountpoint::check_user(dir).map_err(FuseError::Mount)

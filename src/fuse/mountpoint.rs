@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn complaints_are_one_line() {
+    fn errors_are_one_line() {
         assert_eq!(error_line(b"\n fusermount3: no\nmore\n"), "fusermount3: no");
         assert_eq!(error_line(b""), "fusermount3 failed");
     }

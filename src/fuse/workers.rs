@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn who_hands_over_never_waits_and_memory_is_bounded() {
+    fn submitters_never_wait_and_memory_is_bounded() {
         let workers = Workers::start(2).unwrap();
         let (go, gate) = channel::<()>();
         let gate = Arc::new(Mutex::new(gate));

@@ -128,15 +128,15 @@ struct Mark {
 
 impl Mark {
     /// True if there is space for a WRITE of that length.
-    fn fits(&self, room: Option<u64>) -> bool {
-        room.is_some_and(|room| room > self.len.saturating_add(HEADROOM_BYTES))
+    fn fits(&self, free: Option<u64>) -> bool {
+        free.is_some_and(|free| free > self.len.saturating_add(HEADROOM_BYTES))
     }
 }
 
 impl Marks {
     fn failed(&self, node: NodeId, len: u64, errno: Errno) {
-        let told = [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG, Errno::EROFS];
-        if told.contains(&errno) {
+        let refused = [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG, Errno::EROFS];
+        if refused.contains(&errno) {
             let mut marked = self.marked.lock();
             let retry_at = Instant::now() + RETRY_AFTER;
             let mark = Mark {
@@ -155,7 +155,7 @@ impl Marks {
     }
 
     /// Notes that the file is empty. True if it is marked.
-    fn note_empty(&self, node: NodeId, room: impl FnOnce() -> Option<u64>) -> bool {
+    fn note_empty(&self, node: NodeId, free: impl FnOnce() -> Option<u64>) -> bool {
         if !self.was_full.load(Ordering::Acquire) {
             return false;
         }
@@ -163,7 +163,7 @@ impl Marks {
         let Some(mark) = *newest else {
             return false;
         };
-        if Instant::now() >= mark.retry_at || mark.fits(room()) {
+        if Instant::now() >= mark.retry_at || mark.fits(free()) {
             *newest = None;
             self.was_full.store(false, Ordering::Release);
             return false;
@@ -187,8 +187,8 @@ impl Marks {
         self.count.load(Ordering::Acquire) > 0 && self.marked.lock().contains_key(&node)
     }
 
-    /// `room`: free bytes, if known.
-    fn refusal(&self, node: NodeId, room: impl FnOnce() -> Option<u64>) -> Option<Errno> {
+    /// `free`: free bytes, if known.
+    fn refusal(&self, node: NodeId, free: impl FnOnce() -> Option<u64>) -> Option<Errno> {
         if !self.has(node) {
             return None;
         }
@@ -197,7 +197,7 @@ impl Marks {
             // This concerns one offset, and the next write may go to another.
             Errno::EFBIG => self.clear(node),
             Errno::EROFS => {}
-            _ if mark.fits(room()) => {
+            _ if mark.fits(free()) => {
                 self.clear(node);
                 return None;
             }
@@ -215,7 +215,7 @@ mod tests {
     const FILE: NodeId = NodeId(7);
 
     #[test]
-    fn refuses_until_there_is_room() {
+    fn refuses_until_there_is_space() {
         let files = Marks::default();
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
         for errno in [Errno::ENOSPC, Errno::EDQUOT] {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_refused_where_another_had_no_room() {
+    fn an_empty_file_is_refused_where_another_had_no_space() {
         let files = Marks::default();
         let empty = NodeId(8);
         assert!(!files.note_empty(empty, || Some(0)));
@@ -246,7 +246,7 @@ mod tests {
         assert!(!files.note_empty(empty, || Some(2 << 20)));
         assert!(
             !files.note_empty(empty, || Some(0)),
-            "there was room meanwhile"
+            "there was space meanwhile"
         );
         files.failed(FILE, 1 << 20, Errno::ENOSPC);
         files.newest.lock().as_mut().unwrap().retry_at = Instant::now();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_too_far_out_is_told_once() {
+    fn a_write_too_far_out_is_reported_once() {
         let files = Marks::default();
         files.failed(FILE, 1 << 20, Errno::EFBIG);
         assert_eq!(files.refusal(FILE, || Some(2 << 20)), Some(Errno::EFBIG));

@@ -1,22 +1,22 @@
-//! Deploying an image: a new volume that holds what the image sees.
+//! Deploying an image: a new volume that contains what the image sees.
 //!
 //! | the new volume has | its contents are |
 //! |---|---|
-//! | the source's customer key (or neither has one) and the source's platform keystore | *inherited*: the source's objects, by hard link where the backing filesystem gives one, else by reflink, else by copy, with the source's key sets to read them |
-//! | any other customer key or keystore | *re-sealed* under the new volume's own key set, page by page ([`super::reseal`]); no data key of the source is in it |
+//! | the source's customer key (or neither has one) and the source's platform keystore | *inherited*: the source's objects, by hard link if the backing filesystem allows one, else by reflink, else by copy, with the source's key sets to read them |
+//! | any other customer key or keystore | *re-sealed* under the new volume's own key set, page by page ([`super::reseal`]); it contains no data key of the source |
 //!
-//! Whether a keystore is the source's is decided by its keys, since its id is no secret: anybody
-//! who can ask for a deployment could make a keystore that says it is the source's.
+//! Whether a keystore is the source's is decided by its keys. Its id is not secret, so anybody who
+//! can request a deployment could create a keystore that claims to be the source's.
 //!
 //! Order of writes. The caller has raised `frozen` of the source to the image's generation,
 //! durably: from then on the source writes nothing of it in place. In the new volume
 //! ([`crate::volume::create_volume`]): the lock with its mark; folders and objects; the metadata, in one
 //! transaction; then everything is synced; then the superblock; then the keystore's record; then
-//! the mark goes.
+//! the mark is removed.
 //!
 //! A power cut leaves the source as it is (links to its objects count for nothing, and `frozen`
-//! costs it a new part for what it writes next), and the target either whole or without a
-//! superblock and with the mark: the next attempt removes that first.
+//! costs it a new part for what it writes next). It leaves the target either complete, or without a
+//! superblock and with the mark: then the next attempt removes it first.
 //!
 //! Only objects that records name are taken over. Inherited objects keep their folders and names,
 //! so that a record is valid in both volumes; re-sealed objects get new ones.
@@ -26,17 +26,19 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk, page_range, runs};
+use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk};
 use super::workers::{Scratch, Work, with_workers};
 use super::{ImageError, Progress};
 use crate::audit::Record;
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::{KeyUri, PassphraseSource, PlatformKeystore, customer};
 use crate::meta::copy::{Copied, CopyOptions, CopyParts};
-use crate::meta::page_set::{PageSet, capacity_of_pages, pages_of_capacity, pages_taken};
+use crate::meta::page_set::{
+    CHUNK_PAGES, PageSet, capacity_of_pages, pages_of_capacity, pages_taken,
+};
 use crate::meta::records::{ObjectName, Part, taken};
 use crate::meta::{Meta, View};
-use crate::object::{folder_path, object_path, root_path};
+use crate::object::{folder_path, object_path, page_range, page_runs, root_path};
 use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, MetaFile, PAGE_BYTES, PAYLOAD_BYTES};
 use crate::store::{Adopted, OpenMode, Store, StorePath};
@@ -300,7 +302,7 @@ fn write_object(
     let file = fresh.store.open(&object_path(name), OpenMode::CreateNew);
     let file = file.map_err(|error| failed(error.into()))?;
     let object = ContentsFile::new(file, fresh.keys.active(), part.id.crypto);
-    for run in runs(&part.pages) {
+    for run in page_runs(&part.pages, 0..CHUNK_PAGES) {
         super::check_cancelled(progress)?;
         let plain = from.read(chunk, &run, scratch)?;
         let pages = page_range(&run);

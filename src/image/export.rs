@@ -18,9 +18,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::reseal::{
-    FIRST_SEQUENCE, FreshNames, RUN_PAGES, SourceObjects, VisibleChunk, page_range, runs,
-};
+use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk};
 use super::stream::{
     Counts, CustomerKeyClaim, ExportHeader, ExportProvenance, StreamError, StreamWriter,
     TransportedKeySet,
@@ -37,8 +35,10 @@ use crate::keys::{CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, custo
 use crate::layers::{ExportKeys, KeySet};
 use crate::meta::copy::{CopiedChunk, CopyOptions, Records};
 use crate::meta::keys::Table;
+use crate::meta::page_set::CHUNK_PAGES;
 use crate::meta::records::{ExtentRecord, ObjectName, Part, Timespec};
 use crate::meta::{Meta, MetaError, keys};
+use crate::object::{RUN_PAGES, page_range, page_runs};
 use crate::sealed::{META_STRIDE_BYTES, MetaFile, PAGE_BYTES, PageSealer};
 use crate::store::memory::MemoryStore;
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
@@ -352,7 +352,7 @@ fn send_objects(
             objects.will_need(&visible);
             let sealer = Arc::new(PageSealer::new(set, part.id.crypto));
             let mut object = Some((part.id.name, part.pages.len()));
-            for pages in runs(&part.pages) {
+            for pages in page_runs(&part.pages, 0..CHUNK_PAGES) {
                 let kept = buffers.borrow_mut().pop();
                 let run = PageRun {
                     chunk: Arc::clone(&visible),

@@ -18,7 +18,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::export::{RUN_STRIDES, create_unlinked_file, each_part, keys_not_derivable};
-use super::reseal::{RUN_PAGES, page_range, runs};
 use super::stream::{Counts, ExportHeader, ExportProvenance, StreamError, StreamReader};
 use super::workers::{Work, with_workers};
 use super::{ImageError, Progress};
@@ -31,10 +30,12 @@ use crate::keys::{ErrorKind, KeyError, KeyUri, PassphraseSource, PlatformKeystor
 use crate::layers::{ExportKeys, KeySet};
 use crate::meta::MetaError;
 use crate::meta::copy::{self, CopyOptions};
-use crate::meta::page_set::{capacity_of_pages, pages_of_capacity, pages_taken};
+use crate::meta::page_set::{CHUNK_PAGES, capacity_of_pages, pages_of_capacity, pages_taken};
 use crate::meta::records::{ObjectName, Part};
 use crate::meta::stored::Stored;
-use crate::object::{ObjectError, folder_path, object_path, root_path};
+use crate::object::{
+    ObjectError, RUN_PAGES, folder_path, object_path, page_range, page_runs, root_path,
+};
 use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES, SealedError};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{
@@ -242,7 +243,7 @@ impl<'a> OpenedStream<'a> {
                 self.stream.object(part.id.name, part.pages.len())?;
                 let object = Arc::new(make_object(part, fresh, &mut folders)?);
                 let end = part.pages.end();
-                for pages in runs(&part.pages) {
+                for pages in page_runs(&part.pages, 0..CHUNK_PAGES) {
                     let kept = buffers.borrow_mut().pop();
                     let mut run = PageRun {
                         name: part.id.name,
@@ -505,7 +506,7 @@ fn keystore_error(error: KeyError, wanted: &str) -> KeyError {
             ErrorKind::KeystoreMissing,
             format!("the export was made for platform keystore {wanted:?}: {error}"),
         )
-        .with_hint("import it where that keystore is, or export it anew under a passphrase"),
+        .with_hint("import it where that keystore is, or export it again under a passphrase"),
         _ => error,
     }
 }

@@ -250,9 +250,9 @@ impl ImageError {
         let text = match self {
             Self::Volume(error) => return error.hint(),
             Self::Stream(error) => return error.hint(),
-            Self::Transported(_) => "fetch it again, or export the image anew",
+            Self::Transported(_) => "fetch it again, or export the image again",
             Self::Inconsistent { .. } => {
-                "run bilayer check on the volume that it is an image of, and export it anew; if \
+                "run bilayer check on the volume that it is an image of, and export it again; if \
                  that is not yours, do not trust it"
             }
             Self::TooSmall { .. } => "ask for a larger size: --size",

@@ -14,17 +14,15 @@ use std::sync::Arc;
 
 use super::ImageError;
 use super::workers::Scratch;
-use crate::ids::{CryptoId, Epoch, FolderNumber, ObjectId, PageIndex, Sequence};
+use crate::ids::{CryptoId, Epoch, FolderNumber, ObjectId, Sequence};
 use crate::meta::copy::CopiedChunk;
-use crate::meta::page_set::{CHUNK_PAGES, PageSet};
+use crate::meta::page_set::PageSet;
 use crate::meta::records::{ObjectName, Part, PartId};
-use crate::object::Objects;
+use crate::object::{Objects, RUN_PAGES, page_range, page_runs, visible_parts};
 use crate::sealed::PAYLOAD_BYTES;
 use crate::store::read_only::ReadOnlyStore;
 use crate::volume::Volume;
 
-/// Pages that are processed at a time.
-pub(super) const RUN_PAGES: u32 = 256;
 /// Sequence number for pages that no commit has named yet: that of the first commit.
 pub(super) const FIRST_SEQUENCE: Sequence = Sequence(1);
 /// Maximum number of objects of the source kept open.
@@ -77,15 +75,9 @@ pub(super) struct VisibleChunk {
 impl VisibleChunk {
     /// The visible pages of a chunk's parts, newest first.
     pub(super) fn of(chunk: &CopiedChunk, parts: &[Part]) -> Self {
-        let mut hidden = PageSet::new();
-        let parts = parts.iter().map(|part| {
-            let mut visible = part.pages.clone();
-            visible.subtract(&hidden);
-            hidden.union(&part.pages);
-            (part.id, visible)
-        });
+        let visible = visible_parts(parts.to_vec()).into_iter();
         Self {
-            parts: parts.filter(|(_, pages)| !pages.is_empty()).collect(),
+            parts: visible.map(|part| (part.id, part.pages)).collect(),
             len_bytes: chunk.len_bytes,
         }
     }
@@ -126,7 +118,7 @@ impl SourceObjects {
         }
         let plain = &mut scratch[..run.len() * PAYLOAD_BYTES];
         for (id, pages) in &chunk.parts {
-            for piece in pieces(pages, run) {
+            for piece in page_runs(pages, run.clone()) {
                 let at = (piece.start - run.start) as usize * PAYLOAD_BYTES;
                 let out = &mut plain[at..at + piece.len() * PAYLOAD_BYTES];
                 self.read_piece(*id, &piece, out)?;
@@ -152,48 +144,12 @@ impl SourceObjects {
     }
 }
 
-/// The set's pages in runs, none longer than [`RUN_PAGES`].
-pub(super) fn runs(pages: &PageSet) -> impl Iterator<Item = Range<u32>> + '_ {
-    let mut next = 0;
-    std::iter::from_fn(move || {
-        while next < CHUNK_PAGES {
-            let start = next;
-            let end = pages.run_end(start, CHUNK_PAGES);
-            if pages.contains(start) {
-                next = end.min(start + RUN_PAGES);
-                return Some(start..next);
-            }
-            next = end;
-        }
-        None
-    })
-}
-
-/// The set's pages within a range, in runs.
-fn pieces<'a>(pages: &'a PageSet, within: &Range<u32>) -> impl Iterator<Item = Range<u32>> + 'a {
-    let (mut next, end) = (within.start, within.end);
-    std::iter::from_fn(move || {
-        while next < end {
-            let start = next;
-            next = pages.run_end(start, end);
-            if pages.contains(start) {
-                return Some(start..next);
-            }
-        }
-        None
-    })
-}
-
-/// Page indices of an object.
-pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
-    PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end))
-}
-
 #[cfg(test)]
 mod tests {
     use std::iter;
 
     use super::*;
+    use crate::meta::page_set::CHUNK_PAGES;
     use proptest::prelude::*;
 
     fn set_of(ranges: impl IntoIterator<Item = Range<u32>>) -> PageSet {
@@ -205,10 +161,10 @@ mod tests {
     #[test]
     fn runs_are_bounded() {
         let set = set_of([0..3, 10..11, 300..700]);
-        let found: Vec<Range<u32>> = runs(&set).collect();
+        let found = page_runs(&set, 0..CHUNK_PAGES);
         assert_eq!(found, [0..3, 10..11, 300..556, 556..700]);
-        assert_eq!(runs(&PageSet::new()).count(), 0);
-        let found: Vec<Range<u32>> = pieces(&set, &(2..301)).collect();
+        assert_eq!(page_runs(&PageSet::new(), 0..CHUNK_PAGES), []);
+        let found = page_runs(&set, 2..301);
         assert_eq!(found, [2..3, 10..11, 300..301]);
     }
 

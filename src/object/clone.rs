@@ -7,10 +7,9 @@
 use super::file::{Chunk, Extent, File};
 use super::truncate::FreedSpace;
 use super::write::Attempt;
-use super::{Contents, FILE_BYTES_MAX, ObjectError};
+use super::{Contents, FILE_BYTES_MAX, ObjectError, chunk_at, chunk_start};
 use std::sync::Arc;
 
-use crate::ids::ChunkIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ObjectName, Part, Timespec, taken};
 use crate::meta::{Batch, View};
@@ -20,6 +19,14 @@ use crate::planted::{Bug, planted};
 const COPY_BYTES: usize = 1 << 20;
 /// A last chunk shorter than this is copied by bytes, since a link costs a sync.
 const LINK_BYTES_MIN: u64 = 1 << 20;
+
+/// A range to copy: offsets in the source and in the target, and the length, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct CopyRange {
+    source: u64,
+    target: u64,
+    len: u64,
+}
 
 /// Progress of a copy.
 #[derive(Default)]
@@ -53,8 +60,12 @@ impl Contents {
         let mut copied = Copied::default();
         while copied.bytes < len {
             let at = copied.bytes;
-            let piece = (from_offset + at, to_offset + at, len - at);
-            match self.copy_piece(from, to, piece, now, &mut copied) {
+            let rest = CopyRange {
+                source: from_offset + at,
+                target: to_offset + at,
+                len: len - at,
+            };
+            match self.copy_piece(from, to, rest, now, &mut copied) {
                 Ok(0) => break,
                 Ok(more) => copied.bytes += more,
                 // Report the bytes copied so far, or the kernel's cache would go on showing the old
@@ -71,17 +82,30 @@ impl Contents {
         &self,
         from: &File,
         to: &File,
-        (source, target, len): (u64, u64, u64),
+        range: CopyRange,
         now: Timespec,
         copied: &mut Copied,
     ) -> Result<u64, ObjectError> {
-        if self.may_link(from, source, to, target, len) {
+        let CopyRange {
+            source,
+            target,
+            len,
+        } = range;
+        if self.may_link(from, to, range) {
             if !copied.source_synced {
                 self.sync_file(from)?;
                 copied.source_synced = true;
             }
             let piece = len.min(CHUNK_BYTES);
-            if self.link_chunk(from, source, to, target, piece, now)? {
+            if self.link_chunk(
+                from,
+                to,
+                CopyRange {
+                    len: piece,
+                    ..range
+                },
+                now,
+            )? {
                 return Ok(piece);
             }
         }
@@ -95,8 +119,8 @@ impl Contents {
         }
         let buffer = &mut copied.buffer;
         buffer.resize(COPY_BYTES, 0);
-        let room = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(len) as usize;
-        let got = self.read(from, source, &mut buffer[..room])?;
+        let piece_len = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(len) as usize;
+        let got = self.read(from, source, &mut buffer[..piece_len])?;
         self.write(to, target, &buffer[..got], Some(now))?;
         Ok(got as u64)
     }
@@ -115,7 +139,12 @@ impl Contents {
     }
 
     /// True if the range covers a whole chunk of both files, or the last one of both.
-    fn may_link(&self, from: &File, source: u64, to: &File, target: u64, rest: u64) -> bool {
+    fn may_link(&self, from: &File, to: &File, range: CopyRange) -> bool {
+        let CopyRange {
+            source,
+            target,
+            len: rest,
+        } = range;
         let aligned = source.is_multiple_of(CHUNK_BYTES) && target.is_multiple_of(CHUNK_BYTES);
         let whole = rest >= CHUNK_BYTES;
         let last =
@@ -127,17 +156,15 @@ impl Contents {
     fn link_chunk(
         &self,
         from: &File,
-        source: u64,
         to: &File,
-        target: u64,
-        len: u64,
+        range: CopyRange,
         now: Timespec,
     ) -> Result<bool, ObjectError> {
         if from.ino == to.ino {
             return Ok(false);
         }
         loop {
-            match self.try_link_chunk(from, source, to, target, len, now)? {
+            match self.try_link_chunk(from, to, range, now)? {
                 Attempt::Done(linked) => return Ok(linked),
                 Attempt::Blocked(blocker) => self.resolve(to, &blocker)?,
             }
@@ -147,15 +174,12 @@ impl Contents {
     fn try_link_chunk(
         &self,
         from: &File,
-        source: u64,
         to: &File,
-        target: u64,
-        len: u64,
+        range: CopyRange,
         now: Timespec,
     ) -> Result<Attempt<bool>, ObjectError> {
         const COPIED: Attempt<bool> = Attempt::Done(false);
-        let (source_offset, target_offset) = (source, target);
-        let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
+        let (source, target) = (chunk_at(range.source), chunk_at(range.target));
         // A kept view does not change, but the live file may use the same parts.
         let live = self.live_file_of(from)?;
         let changing = live.as_deref().unwrap_or(from);
@@ -168,13 +192,13 @@ impl Contents {
         let _first = first.gate.write();
         let _second = second.gate.write();
         // Either file may have changed since it was checked.
-        let there = from.size() >= source_offset + len;
-        if !there || !self.may_link(from, source_offset, to, target_offset, len) {
+        let there = from.size() >= range.source + range.len;
+        if !there || !self.may_link(from, to, range) {
             return Ok(COPIED);
         }
         // Both gates stay held until the file is longer. Otherwise bytes that a concurrent truncate
         // leaves behind would become visible.
-        if let Some(blocker) = self.zero_tail(to, target_offset)? {
+        if let Some(blocker) = self.zero_tail(to, range.target)? {
             return Ok(Attempt::Blocked(blocker));
         }
         self.load_chunk(changing, source)?;
@@ -184,7 +208,7 @@ impl Contents {
             state.chunks.get(&source).and_then(parts_to_link)
         } else {
             // Read the record again: hidden pages may have been given back since it was last read.
-            let record = self.meta.extent(from.ino, ChunkIndex(source), from.view)?;
+            let record = self.meta.extent(from.ino, source, from.view)?;
             parts_to_link(&Self::chunk_of(source, from.size(), record))
         };
         let Some(parts) = parts else {
@@ -194,11 +218,11 @@ impl Contents {
         if to.state.lock().chunks.get(&target).is_some_and(is_reserved) {
             return Ok(COPIED);
         }
-        let Some(parts) = self.link_parts(visible(parts))? else {
+        let Some(parts) = self.link_parts(visible_parts(parts))? else {
             return Ok(COPIED);
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
-        if let Err(error) = self.record_link(changing, source, to, target, len, parts, now) {
+        if let Err(error) = self.record_link(changing, to, range, parts, now) {
             self.unlink_all(names.into_iter())?;
             return Err(error);
         }
@@ -243,17 +267,17 @@ impl Contents {
         names.try_for_each(|name| self.objects.unlink(name))
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Records linked parts in the target, and marks those of the source as shared.
     fn record_link(
         &self,
         from: &File,
-        source: u32,
         to: &File,
-        target: u32,
-        len: u64,
+        range: CopyRange,
         parts: Vec<Part>,
         now: Timespec,
     ) -> Result<(), ObjectError> {
+        let (source, target) = (chunk_at(range.source), chunk_at(range.target));
+        let len = range.len;
         let old = to.state.lock().chunks.get(&target).map_or(0, Chunk::pages);
         let new = u64::from(taken(&parts, &PageSet::new()).len());
         self.check_space(new.cast_signed() - old.cast_signed())?;
@@ -294,9 +318,7 @@ impl Contents {
         let more = chunk.pages().cast_signed() - old.pages().cast_signed();
         state.chunks.insert(target, chunk);
         self.account(state, more);
-        state.size = state
-            .size
-            .max(u64::from(ChunkIndex(target).0) * CHUNK_BYTES + len);
+        state.size = state.size.max(chunk_start(target) + len);
         if state.is_synced() {
             state.durable_size = state.size;
         }
@@ -307,8 +329,9 @@ impl Contents {
     }
 }
 
-/// Removes pages that newer parts hide, since they may have been given back.
-fn visible(mut parts: Vec<Part>) -> Vec<Part> {
+/// The parts without pages that newer ones hide, which may have been given back, and without parts
+/// of which nothing is left.
+pub(crate) fn visible_parts(mut parts: Vec<Part>) -> Vec<Part> {
     let mut hidden = PageSet::new();
     for part in &mut parts {
         let pages = part.pages.clone();

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::read::page_range;
 use super::{Contents, ObjectError};
-use crate::ids::Ino;
+use crate::ids::{ChunkIndex, Ino};
 use crate::meta::commit::BatchNumber;
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet};
@@ -20,7 +20,7 @@ use crate::planted::{Bug, planted};
 #[derive(Debug)]
 pub struct DeferredPunch {
     pub(super) ino: Ino,
-    pub(super) index: u32,
+    pub(super) index: ChunkIndex,
     pub(super) id: PartId,
     pub(super) pages: Range<u32>,
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::ids::{Generation, Ino};
+use crate::ids::{ChunkIndex, Generation, Ino};
 use crate::meta::View;
 use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ExtentRecord, Part, PartId, Timespec, taken};
@@ -241,7 +241,7 @@ pub struct FileState {
     /// Time of the last write that is not published.
     pub written: Option<Timespec>,
     /// Chunks looked at so far; one that is not here is as its record says.
-    pub chunks: BTreeMap<u32, Chunk>,
+    pub chunks: BTreeMap<ChunkIndex, Chunk>,
     /// The inode is gone.
     pub removed: bool,
 }

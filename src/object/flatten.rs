@@ -35,14 +35,13 @@
 //! exclusively, a writer merges only if the record could not hold one more part.
 
 use std::collections::{HashSet, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::file::{Chunk, Extent, File};
-use super::read::page_range;
-use super::{Contents, ObjectError, page_bytes};
-use crate::ids::Ino;
-use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet};
+use super::read::{page_range, page_runs};
+use super::{Contents, ObjectError, chunk_start, page_bytes};
+use crate::ids::{ChunkIndex, Ino};
+use crate::meta::page_set::{CHUNK_PAGES, PageSet};
 use crate::meta::records::{Part, PartId};
 use crate::meta::{Batch, View};
 use crate::sealed::PAYLOAD_BYTES;
@@ -56,26 +55,25 @@ const GROWTH: u32 = 2;
 const QUEUE_MAX: usize = 1 << 14;
 /// Chunks of one group, whose merged objects are made durable together.
 const GROUP_CHUNKS: usize = 32;
-/// Pages copied with one write.
-const RUN_PAGES: u32 = 256;
 /// Minimum free space on the backing filesystem; with less, the space is left to writers.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 
 /// Chunks with long lists, in the order in which they were queued.
 #[derive(Debug, Default)]
 pub(super) struct FlattenQueue {
-    order: VecDeque<(Ino, u32)>,
-    known: HashSet<(Ino, u32)>,
+    order: VecDeque<(Ino, ChunkIndex)>,
+    known: HashSet<(Ino, ChunkIndex)>,
 }
 
 impl FlattenQueue {
-    fn put(&mut self, chunk: (Ino, u32)) {
+    fn put(&mut self, ino: Ino, index: ChunkIndex) {
+        let chunk = (ino, index);
         if self.order.len() < QUEUE_MAX && self.known.insert(chunk) {
             self.order.push_back(chunk);
         }
     }
 
-    fn take(&mut self) -> Option<(Ino, u32)> {
+    fn take(&mut self) -> Option<(Ino, ChunkIndex)> {
         let chunk = self.order.pop_front()?;
         self.known.remove(&chunk);
         Some(chunk)
@@ -107,27 +105,27 @@ impl Plan {
 /// A plan whose pages are copied, though not durably.
 struct Merged {
     file: Arc<File>,
-    index: u32,
+    index: ChunkIndex,
     plan: Plan,
     part: Option<Part>,
 }
 
 impl Contents {
     /// Queues a chunk that got a part, if its list is long enough.
-    pub(super) fn queue_new_part(&self, file: &File, index: u32, chunk: &Chunk) {
+    pub(super) fn queue_new_part(&self, file: &File, index: ChunkIndex, chunk: &Chunk) {
         // Of two parts, the older one is hidden only by what is being written.
         self.queue_if_long(file, index, chunk, 3);
     }
 
     /// Queues a chunk that was loaded from its record, if its list is long enough.
-    pub(super) fn queue_loaded(&self, file: &File, index: u32, chunk: &Chunk) {
+    pub(super) fn queue_loaded(&self, file: &File, index: ChunkIndex, chunk: &Chunk) {
         self.queue_if_long(file, index, chunk, PARTS_FLAT + 1);
     }
 
-    fn queue_if_long(&self, file: &File, index: u32, chunk: &Chunk, least: usize) {
+    fn queue_if_long(&self, file: &File, index: ChunkIndex, chunk: &Chunk, least: usize) {
         let long = matches!(&chunk.extent, Extent::Parts { parts, .. } if parts.len() >= least);
         if long && file.view == View::LIVE {
-            self.flatten_queue.lock().put((file.ino, index));
+            self.flatten_queue.lock().put(file.ino, index);
         }
     }
 
@@ -168,7 +166,7 @@ impl Contents {
                     merged.push(one);
                 }
                 Err(error) => {
-                    tracing::warn!(ino = ino.0, index, %error, "parts could not be merged");
+                    tracing::warn!(ino = ino.0, index = index.0, %error, "parts could not be merged");
                 }
             }
             self.forget(ino);
@@ -177,9 +175,9 @@ impl Contents {
             let (file, index) = (Arc::clone(&one.file), one.index);
             match self.install_merged(one) {
                 Ok(true) => {}
-                Ok(false) => self.flatten_queue.lock().put((file.ino, index)),
+                Ok(false) => self.flatten_queue.lock().put(file.ino, index),
                 Err(error) => {
-                    let ino = file.ino.0;
+                    let (ino, index) = (file.ino.0, index.0);
                     tracing::warn!(ino, index, %error, "merged parts could not be recorded");
                 }
             }
@@ -191,7 +189,7 @@ impl Contents {
     }
 
     /// Merges parts of a chunk whose record cannot hold one more.
-    pub(super) fn flatten_now(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+    pub(super) fn flatten_now(&self, file: &File, index: ChunkIndex) -> Result<(), ObjectError> {
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let Some(plan) = self.plan(file, index)? else {
@@ -214,7 +212,7 @@ impl Contents {
     }
 
     /// Copies the pages to merge. `None` if there is nothing to merge, or if the chunk has changed.
-    fn merge(&self, file: Arc<File>, index: u32) -> Result<Option<Merged>, ObjectError> {
+    fn merge(&self, file: Arc<File>, index: ChunkIndex) -> Result<Option<Merged>, ObjectError> {
         let plan = {
             let _permit = self.meta.permit();
             let _gate = file.gate.read();
@@ -230,7 +228,7 @@ impl Contents {
             if !matches!(copied, Ok(true)) {
                 self.objects.unlink(id.name)?;
                 copied?;
-                self.flatten_queue.lock().put((file.ino, index));
+                self.flatten_queue.lock().put(file.ino, index);
                 return Ok(None);
             }
             let pages = plan.pages();
@@ -245,7 +243,7 @@ impl Contents {
     }
 
     /// Plans a merge. The gate must be held.
-    fn plan(&self, file: &File, index: u32) -> Result<Option<Plan>, ObjectError> {
+    fn plan(&self, file: &File, index: ChunkIndex) -> Result<Option<Plan>, ObjectError> {
         self.load_chunk(file, index)?;
         let state = file.state.lock();
         let chunk = state.chunks.get(&index).filter(|_| !state.removed);
@@ -257,14 +255,14 @@ impl Contents {
     fn copy_runs(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         plan: &Plan,
         to: PartId,
         alone: bool,
     ) -> Result<bool, ObjectError> {
         let object = self.open_object(to)?;
         let mut buffer = Vec::new();
-        for run in runs(&plan.pages(), 0..CHUNK_PAGES) {
+        for run in page_runs(&plan.pages(), 0..CHUNK_PAGES) {
             let start = page_bytes(run.start).start;
             buffer.resize((run.end - run.start) as usize * PAYLOAD_BYTES, 0);
             {
@@ -273,7 +271,7 @@ impl Contents {
                     return Ok(false);
                 }
                 for (id, visible) in &plan.copies {
-                    for piece in runs(visible, run.clone()) {
+                    for piece in page_runs(visible, run.clone()) {
                         let at = (piece.start - run.start) as usize * PAYLOAD_BYTES;
                         let len = (piece.end - piece.start) as usize * PAYLOAD_BYTES;
                         let from = page_bytes(piece.start).start;
@@ -282,7 +280,7 @@ impl Contents {
                 }
                 // Bytes beyond the size are zeros in every page that is sealed. If the file grows
                 // meanwhile, the page with its old end has been sealed in the newest part.
-                let base = u64::from(index) * CHUNK_BYTES + start;
+                let base = chunk_start(index) + start;
                 let here = file.size().saturating_sub(base).min(buffer.len() as u64);
                 buffer[here as usize..].fill(0);
             }
@@ -340,7 +338,7 @@ impl Contents {
     fn replace_older(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         plan: &Plan,
         part: Option<Part>,
     ) -> Result<(), ObjectError> {
@@ -368,7 +366,7 @@ impl Contents {
 
 /// True while the plan's parts are at the end of the list, below the part that hides pages of
 /// theirs. After a restore there may be another part on top of them.
-fn is_as_planned(file: &File, index: u32, plan: &Plan) -> bool {
+fn is_as_planned(file: &File, index: ChunkIndex, plan: &Plan) -> bool {
     let state = file.state.lock();
     let Some(Extent::Parts { parts, .. }) = state.chunks.get(&index).map(|chunk| &chunk.extent)
     else {
@@ -427,33 +425,14 @@ fn merge_count(visible: &[u32]) -> usize {
     forced + more.count()
 }
 
-/// The runs of pages of a set within a range, none longer than [`RUN_PAGES`].
-fn runs(set: &PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
-    let mut runs = Vec::new();
-    let mut page = pages.start;
-    while page < pages.end {
-        let present = set.contains(page);
-        let limit = if present {
-            pages.end.min(page + RUN_PAGES)
-        } else {
-            pages.end
-        };
-        let end = set.run_end(page, limit);
-        if present {
-            runs.push(page..end);
-        }
-        page = end;
-    }
-    runs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::page_set::CHUNK_BYTES;
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_merged() {
+    fn which_parts_are_merged() {
         assert_eq!(merge_count(&[]), 0);
         assert_eq!(merge_count(&[1, 1, 1, 1]), 0);
         // One part too many: the two on top are merged, and those that are not much larger.
@@ -473,11 +452,11 @@ mod tests {
             set.insert(run);
         }
         assert_eq!(
-            runs(&set, 0..CHUNK_PAGES),
+            page_runs(&set, 0..CHUNK_PAGES),
             [0..3, 10..11, 300..556, 556..700]
         );
-        assert_eq!(runs(&set, 2..301), [2..3, 10..11, 300..301]);
-        assert_eq!(runs(&set, 11..300), []);
+        assert_eq!(page_runs(&set, 2..301), [2..3, 10..11, 300..301]);
+        assert_eq!(page_runs(&set, 11..300), []);
     }
 
     /// Simulates rounds of writes, each of which adds a newest part. Returns the pages written and
@@ -550,17 +529,17 @@ mod tests {
                 parts: [above, &older[..]].concat(),
             };
             let plan = plan_merge(&chunk);
-            file.state.lock().chunks.insert(0, chunk);
+            file.state.lock().chunks.insert(ChunkIndex(0), chunk);
             plan
         };
         let plan = below(&[part(10, 1)]).unwrap();
         assert!(!plan.pages().contains(1));
-        assert!(is_as_planned(&file, 0, &plan));
+        assert!(is_as_planned(&file, ChunkIndex(0), &plan));
         below(&[part(11, 9), part(10, 1)]);
-        assert!(is_as_planned(&file, 0, &plan));
+        assert!(is_as_planned(&file, ChunkIndex(0), &plan));
         // Here page 1 comes from an older part.
         below(&[part(12, 7)]);
-        assert!(!is_as_planned(&file, 0, &plan));
+        assert!(!is_as_planned(&file, ChunkIndex(0), &plan));
     }
 
     /// Pages that differ from round to round, spread over the chunk.

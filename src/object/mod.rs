@@ -42,11 +42,13 @@ use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, LogOnce, SealedError};
 use crate::store::Store;
 
+pub(crate) use clone::visible_parts;
 pub use collect::DeferredPunch;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
 pub(crate) use objects::{folder_path, object_path, root_path};
+pub(crate) use read::{RUN_PAGES, page_range, page_runs};
 pub use truncate::FreedSpace;
 pub use verify::{Fault, FaultKind};
 
@@ -243,7 +245,7 @@ impl Contents {
     pub fn is_inline(&self, view: View, ino: Ino) -> bool {
         let file = self.files.lock().get(&(view, ino)).cloned();
         if let Some(file) = file
-            && let Some(chunk) = file.state.lock().chunks.get(&0)
+            && let Some(chunk) = file.state.lock().chunks.get(&ChunkIndex(0))
         {
             return matches!(chunk.extent, file::Extent::Inline(_));
         }
@@ -401,7 +403,7 @@ impl Contents {
     }
 
     /// Loads a chunk into the file's state. The record is read without the state's lock.
-    fn load_chunk(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+    fn load_chunk(&self, file: &File, index: ChunkIndex) -> Result<(), ObjectError> {
         let size = {
             let state = file.state.lock();
             if state.chunks.contains_key(&index) {
@@ -409,7 +411,7 @@ impl Contents {
             }
             state.size
         };
-        let record = self.meta.extent(file.ino, ChunkIndex(index), file.view)?;
+        let record = self.meta.extent(file.ino, index, file.view)?;
         let chunk = Self::chunk_of(index, size, record);
         self.queue_loaded(file, index, &chunk);
         // No chunk is evicted here: other threads hold the gate too and rely on the chunks they
@@ -419,7 +421,7 @@ impl Contents {
     }
 
     fn chunk_of(
-        index: u32,
+        index: ChunkIndex,
         size: u64,
         record: Option<(crate::ids::Generation, ExtentRecord)>,
     ) -> Chunk {
@@ -449,7 +451,7 @@ impl Contents {
 
 /// Splits a byte range of a file into pieces that each lie in one chunk. Yields the chunk and the
 /// range within it.
-fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (u32, std::ops::Range<u64>)> {
+fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (ChunkIndex, std::ops::Range<u64>)> {
     let end = offset + len;
     let mut at = offset;
     std::iter::from_fn(move || {
@@ -460,14 +462,23 @@ fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (u32, std::ops::R
         let start = at % CHUNK_BYTES;
         let stop = (end - index * CHUNK_BYTES).min(CHUNK_BYTES);
         at = index * CHUNK_BYTES + stop;
-        Some((index as u32, start..stop))
+        Some((ChunkIndex(index as u32), start..stop))
     })
 }
 
+/// The chunk that holds the byte at an offset of a file.
+fn chunk_at(offset: u64) -> ChunkIndex {
+    ChunkIndex((offset / CHUNK_BYTES) as u32)
+}
+
+/// The offset of a chunk's first byte in its file.
+fn chunk_start(index: ChunkIndex) -> u64 {
+    u64::from(index.0) * CHUNK_BYTES
+}
+
 /// Number of bytes that a file of this size has in a chunk.
-fn bytes_here(size: u64, index: u32) -> u64 {
-    size.saturating_sub(u64::from(index) * CHUNK_BYTES)
-        .min(CHUNK_BYTES)
+fn bytes_here(size: u64, index: ChunkIndex) -> u64 {
+    size.saturating_sub(chunk_start(index)).min(CHUNK_BYTES)
 }
 
 /// The bytes of a chunk that a page holds.

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::file::{Extent, File, FileState};
-use super::{Contents, ObjectError, chunk_pieces, page_bytes};
-use crate::ids::PageIndex;
-use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching};
+use super::{Contents, ObjectError, chunk_at, chunk_pieces, chunk_start, page_bytes};
+use crate::ids::{ChunkIndex, PageIndex};
+use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::PartId;
 
 /// A read of at least this length comes from a sequential reader, be it a program or the kernel ...
@@ -14,6 +14,9 @@ const LONG_READ_BYTES: u64 = 64 << 10;
 const READ_AHEAD_SEGMENTS_MIN: usize = 3;
 /// Pages behind such a read that are read ahead: half a MiB.
 const AHEAD_PAGES: u32 = 128;
+
+/// Pages that are read or written with one call, at most.
+pub(crate) const RUN_PAGES: u32 = 256;
 
 /// Where the bytes of a segment come from.
 enum Source {
@@ -55,7 +58,7 @@ impl Contents {
     fn read_chunk(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         bytes: Range<u64>,
         out: &mut [u8],
     ) -> Result<(), ObjectError> {
@@ -84,7 +87,7 @@ impl Contents {
             }
         }
         // Bytes beyond the size are zeros whatever the last page holds.
-        let size_here = file.size().saturating_sub(u64::from(index) * CHUNK_BYTES);
+        let size_here = file.size().saturating_sub(chunk_start(index));
         if size_here < start + out.len() as u64 {
             out[size_here.saturating_sub(start) as usize..].fill(0);
         }
@@ -148,7 +151,7 @@ impl Contents {
         }
         let mut at = offset;
         while at < size {
-            let index = (at / CHUNK_BYTES) as u32;
+            let index = chunk_at(at);
             if let Some(next) = self.skip_empty_chunks(file, index)? {
                 if hole {
                     return Ok(Some(at));
@@ -156,7 +159,7 @@ impl Contents {
                 at = next.saturating_mul(CHUNK_BYTES);
                 continue;
             }
-            let base = u64::from(index) * CHUNK_BYTES;
+            let base = chunk_start(index);
             let state = file.state.lock();
             let mut page = pages_touching(at - base..at - base + 1).start;
             while page < CHUNK_PAGES && at < size {
@@ -172,7 +175,11 @@ impl Contents {
 
     /// Index of the next chunk that may not be a hole, if this one is a hole. Ranges without
     /// extents are skipped by the keys of the records, not chunk by chunk.
-    fn skip_empty_chunks(&self, file: &File, index: u32) -> Result<Option<u64>, ObjectError> {
+    fn skip_empty_chunks(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+    ) -> Result<Option<u64>, ObjectError> {
         self.load_chunk(file, index)?;
         let in_memory = {
             let state = file.state.lock();
@@ -184,11 +191,11 @@ impl Contents {
                 .chunks
                 .iter()
                 .filter(|(i, c)| **i > index && c.extent != Extent::Hole);
-            later.map(|(i, _)| u64::from(*i)).min()
+            later.map(|(i, _)| u64::from(i.0)).min()
         };
         let recorded = self
             .meta
-            .next_extent(file.ino, index, file.view)?
+            .next_extent(file.ino, index.0, file.view)?
             .map(|chunk| u64::from(chunk.0));
         let end = file.size().div_ceil(CHUNK_BYTES);
         Ok(Some(
@@ -197,13 +204,18 @@ impl Contents {
                 .flatten()
                 .min()
                 .unwrap_or(end)
-                .max(u64::from(index) + 1),
+                .max(u64::from(index.0) + 1),
         ))
     }
 }
 
 /// Divides a byte range of a chunk by its sources.
-fn plan_read(state: &FileState, index: u32, bytes: Range<u64>, segments: &mut Vec<ReadSegment>) {
+fn plan_read(
+    state: &FileState,
+    index: ChunkIndex,
+    bytes: Range<u64>,
+    segments: &mut Vec<ReadSegment>,
+) {
     let pages = pages_touching(bytes.clone());
     let chunk = state.chunks.get(&index);
     let mut page = pages.start;
@@ -235,7 +247,7 @@ fn run_end(extent: Option<&Extent>, page: u32, limit: u32) -> u32 {
     end
 }
 
-fn is_data(state: &FileState, index: u32, page: u32) -> bool {
+fn is_data(state: &FileState, index: ChunkIndex, page: u32) -> bool {
     match state.chunks.get(&index).map(|chunk| &chunk.extent) {
         Some(Extent::Inline(bytes)) => page_bytes(page).start < bytes.len() as u64,
         Some(Extent::Parts { parts, .. }) => parts.iter().any(|part| part.pages.contains(page)),
@@ -244,6 +256,26 @@ fn is_data(state: &FileState, index: u32, page: u32) -> bool {
 }
 
 /// Pages of a chunk as page indices of its sealed file.
-pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
+pub(crate) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
     PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end))
+}
+
+/// The runs of pages of a set within a range, none longer than [`RUN_PAGES`].
+pub(crate) fn page_runs(set: &PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
+    let mut runs = Vec::new();
+    let mut page = pages.start;
+    while page < pages.end {
+        let present = set.contains(page);
+        let limit = if present {
+            pages.end.min(page + RUN_PAGES)
+        } else {
+            pages.end
+        };
+        let end = set.run_end(page, limit);
+        if present {
+            runs.push(page..end);
+        }
+        page = end;
+    }
+    runs
 }

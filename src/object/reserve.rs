@@ -11,6 +11,7 @@ use super::file::{Chunk, File};
 use super::read::page_range;
 use super::write::WriteTarget;
 use super::{Contents, ObjectError, chunk_pieces};
+use crate::ids::ChunkIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PAYLOAD_BYTES, PageSet, pages_touching};
 use crate::meta::records::PartId;
 use crate::sealed::PAGE_BYTES;
@@ -54,9 +55,9 @@ impl Contents {
             return Ok(false);
         }
         let _gate = file.gate.read();
-        self.load_chunk(file, 0)?;
+        self.load_chunk(file, ChunkIndex(0))?;
         Ok(matches!(
-            self.write_target(file, 0, end)?,
+            self.write_target(file, ChunkIndex(0), end)?,
             WriteTarget::Inline
         ))
     }
@@ -86,7 +87,7 @@ impl Contents {
     fn add_missing(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         pages: &Range<u32>,
         missing: &mut Missing,
     ) -> Result<(), ObjectError> {
@@ -109,8 +110,7 @@ impl Contents {
             }
             state.size
         };
-        let chunk = crate::ids::ChunkIndex(index);
-        let record = self.meta.extent(file.ino, chunk, file.view)?;
+        let record = self.meta.extent(file.ino, index, file.view)?;
         count(&Self::chunk_of(index, size, record));
         Ok(())
     }
@@ -119,7 +119,7 @@ impl Contents {
     fn reserve_pages(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         id: PartId,
         pages: &Range<u32>,
     ) -> Result<bool, ObjectError> {

@@ -16,7 +16,7 @@ use crate::meta::{Batch, Pause, View};
 use crate::planted::{Bug, planted};
 
 /// Chunks and their newest parts that one sync covers.
-type Covered = Vec<(u32, PartId)>;
+type Covered = Vec<(ChunkIndex, PartId)>;
 
 impl Contents {
     /// Makes everything written to the file so far durable and publishes it.
@@ -162,7 +162,7 @@ impl Contents {
             }
             let record = chunk.durable_record(len);
             self.meta
-                .put_extent(batch, file.ino, ChunkIndex(*index), record.as_ref())?;
+                .put_extent(batch, file.ino, *index, record.as_ref())?;
             let pages = record
                 .as_ref()
                 .map_or(0, crate::meta::records::ExtentRecord::pages);

@@ -72,7 +72,7 @@ impl Contents {
         };
         let _gate = file.as_ref().map(|file| file.gate.write());
         if let Some(file) = &file {
-            self.load_chunk(file, chunk.0)?;
+            self.load_chunk(file, chunk)?;
         }
         let _inode = self.meta.lock_inode(ino);
         let versions = self.meta.extent_versions(ino, chunk)?;
@@ -93,7 +93,7 @@ impl Contents {
             return Ok(false);
         }
         if let Some(file) = &file
-            && let Some(chunk) = file.state.lock().chunks.get(&chunk.0)
+            && let Some(chunk) = file.state.lock().chunks.get(&chunk)
             && let Extent::Parts { parts, .. } = &chunk.extent
         {
             named.add(parts, &chunk.reserved);
@@ -131,7 +131,7 @@ impl Contents {
             };
             if position == last
                 && let Some(file) = file
-                && !sync_chunk(file, chunk.0, record, &short)
+                && !sync_chunk(file, chunk, record, &short)
             {
                 return Ok(false);
             }
@@ -232,7 +232,7 @@ fn without_hidden_pages(record: &ExtentRecord, whole_parts: bool) -> Option<Exte
 
 /// Updates the chunk in memory to the record's new form. False if its older parts differ from the
 /// record's.
-fn sync_chunk(file: &File, index: u32, record: &ExtentRecord, short: &ExtentRecord) -> bool {
+fn sync_chunk(file: &File, index: ChunkIndex, record: &ExtentRecord, short: &ExtentRecord) -> bool {
     let mut state = file.state.lock();
     let Some(chunk) = state.chunks.get_mut(&index) else {
         return true;

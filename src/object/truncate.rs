@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::collect::DeferredPunch;
 use super::file::{Chunk, Extent, File, FileState};
 use super::write::{Attempt, WriteBlocker, evict_clean_chunks};
-use super::{Contents, ObjectError, page_bytes};
+use super::{Contents, ObjectError, chunk_at, chunk_start, page_bytes};
 use crate::ids::ChunkIndex;
 use crate::meta::Batch;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, pages_touching, pages_within};
@@ -107,8 +107,10 @@ impl Contents {
         amend: &mut dyn FnMut(&mut InodeRecord),
     ) -> Result<(), ObjectError> {
         // No chunk follows the last possible one.
-        let first_gone = u32::try_from(size.div_ceil(CHUNK_BYTES)).ok();
-        let boundary = (!size.is_multiple_of(CHUNK_BYTES)).then_some((size / CHUNK_BYTES) as u32);
+        let first_gone = u32::try_from(size.div_ceil(CHUNK_BYTES))
+            .ok()
+            .map(ChunkIndex);
+        let boundary = (!size.is_multiple_of(CHUNK_BYTES)).then_some(chunk_at(size));
         if let Some(index) = boundary {
             self.load_chunk(file, index)?;
         }
@@ -142,7 +144,7 @@ impl Contents {
 
     /// True if space is reserved beyond the end of the file.
     fn reserves_beyond(&self, file: &File, size: u64) -> Result<bool, ObjectError> {
-        let Ok(last) = u32::try_from(size / CHUNK_BYTES) else {
+        let Ok(last) = u32::try_from(size / CHUNK_BYTES).map(ChunkIndex) else {
             return Ok(false);
         };
         self.load_chunk(file, last)?;
@@ -153,7 +155,10 @@ impl Contents {
             .chunks
             .get(&last)
             .is_some_and(|chunk| chunk.reserved.end() > end_page);
-        Ok(here || self.next_chunk(file, last.saturating_add(1))?.is_some())
+        Ok(here
+            || self
+                .next_chunk(file, ChunkIndex(last.0.saturating_add(1)))?
+                .is_some())
     }
 
     /// Publishes the state together with further changes of the inode.
@@ -212,8 +217,8 @@ impl Contents {
         let reaches_end = bytes.end >= file.size();
         let mut rest = bytes.start..end;
         // Holes are skipped: a file may be large and sparse.
-        while let Some(index) = self.next_chunk(file, (rest.start / CHUNK_BYTES) as u32)? {
-            let base = u64::from(index) * CHUNK_BYTES;
+        while let Some(index) = self.next_chunk(file, chunk_at(rest.start))? {
+            let base = chunk_start(index);
             let piece = rest.start.max(base)..end.min(base + CHUNK_BYTES);
             if piece.is_empty() {
                 break;
@@ -223,7 +228,7 @@ impl Contents {
             evict_clean_chunks(&mut file.state.lock());
             self.load_chunk(file, index)?;
             let mut gone = pages_within(piece.clone());
-            if reaches_end && u64::from(index) * CHUNK_BYTES + piece.end >= end {
+            if reaches_end && chunk_start(index) + piece.end >= end {
                 gone.end = pages_touching(piece.clone()).end.max(gone.start);
             }
             let _inode = self.meta.lock_inode(file.ino);
@@ -245,7 +250,7 @@ impl Contents {
     }
 
     /// The first chunk from `from` on that may hold something.
-    fn next_chunk(&self, file: &File, from: u32) -> Result<Option<u32>, ObjectError> {
+    fn next_chunk(&self, file: &File, from: ChunkIndex) -> Result<Option<ChunkIndex>, ObjectError> {
         let in_memory = {
             let state = file.state.lock();
             let later = state.chunks.iter();
@@ -253,10 +258,8 @@ impl Contents {
                 later.filter(|(index, chunk)| **index >= from && chunk.extent != Extent::Hole);
             later.map(|(index, _)| *index).min()
         };
-        let recorded = self
-            .meta
-            .extents(file.ino, ChunkIndex(from), file.view, 1)?;
-        let recorded = recorded.first().map(|(index, _)| index.0);
+        let recorded = self.meta.extents(file.ino, from, file.view, 1)?;
+        let recorded = recorded.first().map(|(index, _)| *index);
         Ok([in_memory, recorded].into_iter().flatten().min())
     }
 
@@ -269,8 +272,8 @@ impl Contents {
     ) -> Result<Option<WriteBlocker>, ObjectError> {
         const ZEROS: [u8; crate::sealed::PAYLOAD_BYTES] = [0; crate::sealed::PAYLOAD_BYTES];
         for at in [bytes.start, bytes.end - 1] {
-            let (index, within) = ((at / CHUNK_BYTES) as u32, at % CHUNK_BYTES);
-            let base = u64::from(index) * CHUNK_BYTES;
+            let (index, within) = (chunk_at(at), at % CHUNK_BYTES);
+            let base = chunk_start(index);
             let page = pages_touching(within..within + 1).start;
             let whole = page_bytes(page);
             let part = bytes.start.max(base + whole.start)..bytes.end.min(base + whole.end);
@@ -289,7 +292,7 @@ impl Contents {
         Ok(None)
     }
 
-    fn is_hole(&self, file: &File, index: u32, page: u32) -> Result<bool, ObjectError> {
+    fn is_hole(&self, file: &File, index: ChunkIndex, page: u32) -> Result<bool, ObjectError> {
         self.load_chunk(file, index)?;
         let state = file.state.lock();
         // Inline bytes are zeroed in place, with the gate held exclusively.
@@ -305,7 +308,7 @@ impl Contents {
         &self,
         file: &File,
         state: &mut FileState,
-        index: u32,
+        index: ChunkIndex,
         gone: Range<u32>,
         space: FreedSpace,
         batch: &mut Batch,
@@ -368,22 +371,20 @@ impl Contents {
         &self,
         file: &File,
         state: &mut FileState,
-        first: u32,
+        first: ChunkIndex,
         limit: usize,
         batch: &mut Batch,
     ) -> Result<bool, ObjectError> {
-        let recorded = self
-            .meta
-            .extents(file.ino, ChunkIndex(first), file.view, limit)?;
+        let recorded = self.meta.extents(file.ino, first, file.view, limit)?;
         let complete = recorded.len() < limit;
         let mut gone = 0;
         for (index, record) in recorded {
-            let chunk = state.chunks.remove(&index.0);
+            let chunk = state.chunks.remove(&index);
             let (names, pages, published) = match chunk {
                 Some(chunk) => (names_of(&chunk), chunk.pages(), chunk.published_pages),
                 None => (record.names(), record.pages(), record.pages()),
             };
-            self.discard(file, index.0, names, batch)?;
+            self.discard(file, index, names, batch)?;
             self.meta.put_extent(batch, file.ino, index, None)?;
             batch.used_pages -= published.cast_signed();
             self.account(state, -pages.cast_signed());
@@ -394,7 +395,7 @@ impl Contents {
             self.meta.put_inode(batch, file.ino, &inode)?;
         }
         if complete {
-            let rest: Vec<u32> = state
+            let rest: Vec<ChunkIndex> = state
                 .chunks
                 .keys()
                 .copied()
@@ -415,7 +416,7 @@ impl Contents {
     pub(super) fn discard_chunk(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         chunk: &Chunk,
         batch: &mut Batch,
     ) -> Result<(), ObjectError> {
@@ -426,12 +427,12 @@ impl Contents {
     pub(super) fn discard(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         mut names: Vec<ObjectName>,
         batch: &mut Batch,
     ) -> Result<(), ObjectError> {
         if !names.is_empty() {
-            let kept = self.meta.older_names(file.ino, ChunkIndex(index))?;
+            let kept = self.meta.older_names(file.ino, index)?;
             names.retain(|name| !kept.contains(name));
         }
         for name in names {
@@ -457,7 +458,8 @@ impl Contents {
             return Ok(true);
         }
         let mut batch = Batch::new();
-        let complete = self.drop_chunks(file, state, 0, EXTENTS_PER_BATCH, &mut batch)?;
+        let complete =
+            self.drop_chunks(file, state, ChunkIndex(0), EXTENTS_PER_BATCH, &mut batch)?;
         if complete {
             for name in self.meta.xattr_names(file.ino, file.view)? {
                 self.meta.put_xattr(&mut batch, file.ino, &name, None)?;

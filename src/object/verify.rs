@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::objects::object_path;
-use super::read::page_range;
+use super::read::{RUN_PAGES, page_range};
 use super::{Contents, ObjectError, Objects};
 use crate::ids::{ChunkIndex, Ino, PageIndex};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet};
@@ -139,8 +139,6 @@ fn verify_pages(
     pages: &PageSet,
     seen: &mut dyn FnMut(u32) -> bool,
 ) -> Vec<Fault> {
-    /// Pages that are locked at a time.
-    const RUN_PAGES: u32 = 256;
     let mut faults: Vec<Fault> = Vec::new();
     let mut refused = |page: PageIndex, error: SealedError| {
         let kind = match &error {

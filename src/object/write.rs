@@ -13,16 +13,17 @@ use std::ops::Range;
 use super::file::{Chunk, Extent, File, FileState};
 use super::read::page_range;
 use super::{
-    CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, chunk_pieces, page_bytes,
+    CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, chunk_at, chunk_pieces,
+    chunk_start, page_bytes,
 };
-use crate::ids::{Generation, PageIndex};
+use crate::ids::{ChunkIndex, Generation, PageIndex};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{PARTS_MAX, Part, PartId, Timespec};
 use crate::sealed::{ContentsFile, PAYLOAD_BYTES, PageGuard, SealedError};
 
 /// Something that must be resolved before a chunk can be written.
 pub(super) struct WriteBlocker {
-    index: u32,
+    index: ChunkIndex,
     kind: BlockerKind,
 }
 
@@ -53,6 +54,13 @@ pub(super) enum WriteTarget {
     NewPart,
     /// Nowhere yet: this needs the gate exclusively.
     Blocked(BlockerKind),
+}
+
+/// A part whose page lock is held.
+struct LockedPart<'a> {
+    object: &'a ContentsFile,
+    guard: &'a PageGuard<'a>,
+    id: PartId,
 }
 
 impl Contents {
@@ -90,7 +98,7 @@ impl Contents {
     fn write_chunk(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         bytes: &Range<u64>,
         data: &[u8],
         now: Option<Timespec>,
@@ -104,12 +112,12 @@ impl Contents {
     pub(super) fn write_chunk_gated(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         bytes: &Range<u64>,
         data: &[u8],
         now: Option<Timespec>,
     ) -> Result<Option<WriteBlocker>, ObjectError> {
-        let start = u64::from(index) * CHUNK_BYTES + bytes.start;
+        let start = chunk_start(index) + bytes.start;
         if let Some(blocker) = self.zero_tail(file, start)? {
             return Ok(Some(blocker));
         }
@@ -140,7 +148,7 @@ impl Contents {
         beyond: u64,
     ) -> Result<Option<WriteBlocker>, ObjectError> {
         let size = file.size();
-        let (index, within) = ((size / CHUNK_BYTES) as u32, size % CHUNK_BYTES);
+        let (index, within) = (chunk_at(size), size % CHUNK_BYTES);
         let page = (within / PAYLOAD_BYTES as u64) as u32;
         if beyond <= size || within == page_bytes(page).start {
             return Ok(None);
@@ -191,7 +199,7 @@ impl Contents {
     }
 
     /// The part of a chunk that may be written in place. Adds one if there is none.
-    pub(super) fn part_for(&self, file: &File, index: u32) -> Result<PartId, ObjectError> {
+    pub(super) fn part_for(&self, file: &File, index: ChunkIndex) -> Result<PartId, ObjectError> {
         loop {
             let blocker = {
                 let _permit = self.meta.permit();
@@ -218,14 +226,14 @@ impl Contents {
     pub(super) fn write_target(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         end: u64,
     ) -> Result<WriteTarget, ObjectError> {
         let state = file.state.lock();
         if state.removed {
             return Err(ObjectError::Removed);
         }
-        let small = index == 0 && end <= INLINE_BYTES;
+        let small = index == ChunkIndex(0) && end <= INLINE_BYTES;
         let Some(chunk) = state.chunks.get(&index) else {
             return Err(ObjectError::Removed);
         };
@@ -245,7 +253,7 @@ impl Contents {
 
     /// Adds an empty part on top of the chunk, unless another thread has just done so. The chunk's
     /// reserved pages get space in it.
-    fn add_part(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+    fn add_part(&self, file: &File, index: ChunkIndex) -> Result<(), ObjectError> {
         let _growing = file.growing.lock();
         if !matches!(
             self.write_target(file, index, CHUNK_BYTES)?,
@@ -272,7 +280,12 @@ impl Contents {
     }
 
     /// Reserves space in a new object for the chunk's reserved pages.
-    fn move_reservation(&self, file: &File, index: u32, id: PartId) -> Result<(), ObjectError> {
+    fn move_reservation(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+        id: PartId,
+    ) -> Result<(), ObjectError> {
         let reserved_pages = match file.state.lock().chunks.get(&index) {
             Some(chunk) if !chunk.reserved.is_empty() => chunk.reserved.clone(),
             _ => return Ok(()),
@@ -295,7 +308,7 @@ impl Contents {
     fn write_pages(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         id: PartId,
         start: u64,
         data: &[u8],
@@ -310,7 +323,12 @@ impl Contents {
         let sequence = self.meta.sequence();
         let mut failed = None;
         let mut base = |page: PageIndex, payload: &mut [u8; PAYLOAD_BYTES]| {
-            self.read_visible_page(file, index, page.0 as u32, (&object, &guard, id), payload)
+            let locked = LockedPart {
+                object: &object,
+                guard: &guard,
+                id,
+            };
+            self.read_visible_page(file, index, page.0 as u32, &locked, payload)
                 .map_err(|error| {
                     failed = Some(error);
                     SealedError::Io(std::io::Error::other("the rest of the page cannot be read"))
@@ -337,7 +355,7 @@ impl Contents {
                 source,
             }));
         }
-        let end = (!data.is_empty()).then_some(u64::from(index) * CHUNK_BYTES + end);
+        let end = (!data.is_empty()).then_some(chunk_start(index) + end);
         self.pages_written(file, index, &pages, end, now);
         // Marked present before the page lock is released: the next writer of these pages builds on
         // them.
@@ -350,7 +368,7 @@ impl Contents {
     fn pages_written(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         pages: &Range<u32>,
         end: Option<u64>,
         now: Option<Timespec>,
@@ -373,7 +391,12 @@ impl Contents {
     }
 
     /// Refuses pages beyond the volume's limit.
-    fn check_pages(&self, file: &File, index: u32, pages: &Range<u32>) -> Result<(), ObjectError> {
+    fn check_pages(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+        pages: &Range<u32>,
+    ) -> Result<(), ObjectError> {
         if self.limit_pages.is_none() {
             return Ok(());
         }
@@ -384,7 +407,7 @@ impl Contents {
     }
 
     /// Refuses bytes of a small file beyond the volume's limit.
-    fn check_inline(&self, file: &File, index: u32, end: u64) -> Result<(), ObjectError> {
+    fn check_inline(&self, file: &File, index: ChunkIndex, end: u64) -> Result<(), ObjectError> {
         if self.limit_pages.is_none() {
             return Ok(());
         }
@@ -400,9 +423,9 @@ impl Contents {
     fn read_visible_page(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         page: u32,
-        locked: (&ContentsFile, &PageGuard<'_>, PartId),
+        locked: &LockedPart<'_>,
         payload: &mut [u8; PAYLOAD_BYTES],
     ) -> Result<(), ObjectError> {
         let bytes = page_bytes(page);
@@ -412,7 +435,7 @@ impl Contents {
             .chunks
             .get(&index)
             .and_then(|chunk| chunk.part_with(page));
-        let (object, guard, id) = locked;
+        let LockedPart { object, guard, id } = *locked;
         match source {
             None => payload.fill(0),
             Some(part) if part == id => object
@@ -422,7 +445,7 @@ impl Contents {
         }
         let size_here = file
             .size()
-            .saturating_sub(u64::from(index) * CHUNK_BYTES)
+            .saturating_sub(chunk_start(index))
             .min(bytes.end);
         payload[size_here.saturating_sub(bytes.start) as usize..].fill(0);
         Ok(())
@@ -439,7 +462,11 @@ impl Contents {
     }
 
     /// Moves a chunk's inline bytes into an object, which a write past the inline limit requires.
-    pub(super) fn inline_to_object(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+    pub(super) fn inline_to_object(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+    ) -> Result<(), ObjectError> {
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let bytes = match file
@@ -505,7 +532,7 @@ pub(super) fn evict_clean_chunks(state: &mut FileState) {
 /// Writes bytes into the record of a small file. False if the chunk is no longer inline.
 fn write_inline(
     file: &File,
-    index: u32,
+    index: ChunkIndex,
     bytes: &Range<u64>,
     data: &[u8],
     now: Option<Timespec>,

@@ -7,16 +7,13 @@ use std::os::unix::fs::FileExt;
 
 use super::Source;
 use super::report::{Loss, Report};
-use crate::ids::{Generation, Ino, PageIndex};
+use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PAYLOAD_BYTES};
 use crate::meta::records::{ExtentRecord, Part};
-use crate::object::object_path;
+use crate::object::{RUN_PAGES, object_path, page_range};
 use crate::sealed::{ContentsFile, SealedError};
 use crate::store::OpenMode;
-
-/// Pages that are read with one call.
-const RUN_PAGES: u32 = 256;
 
 /// A file that is being extracted.
 pub(super) struct FileCopy<'a, 'r> {
@@ -195,9 +192,8 @@ fn open(source: &Source<'_>, part: &Part) -> Result<ContentsFile, String> {
 }
 
 pub(super) fn read(object: &ContentsFile, pages: &Range<u32>) -> Result<Vec<u8>, SealedError> {
-    let range = PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end));
     let mut plain = vec![0; pages.len() * PAYLOAD_BYTES as usize];
-    let guard = object.lock_shared(range);
+    let guard = object.lock_shared(page_range(pages));
     object.read_at(&guard, u64::from(pages.start) * PAYLOAD_BYTES, &mut plain)?;
     Ok(plain)
 }

@@ -56,7 +56,7 @@ pub fn restore(
         for (_, (table, logical)) in &changed {
             if seen.insert((table, logical)) {
                 let view = View(target);
-                restore_key(meta, &mut batch, view, (*table, logical), &mut restored)?;
+                restore_key(meta, &mut batch, view, *table, logical, &mut restored)?;
             }
         }
         meta.apply(batch)?;
@@ -70,11 +70,18 @@ pub fn restore(
     Ok(restored)
 }
 
+/// A record as the kept view sees it, and as it is now.
+struct Change {
+    then: Option<Vec<u8>>,
+    now: Option<Vec<u8>>,
+}
+
 fn restore_key(
     meta: &Meta,
     batch: &mut Batch,
     view: View,
-    (table, logical): (Table, &[u8]),
+    table: Table,
+    logical: &[u8],
     restored: &mut Restored,
 ) -> Result<(), MetaError> {
     let ino = keys::ino_of(logical).ok_or(MetaError::Corrupt("change"))?;
@@ -84,7 +91,7 @@ fn restore_key(
         return Ok(());
     }
     match table {
-        Table::Inode => restore_inode(meta, batch, ino, (then, now), restored),
+        Table::Inode => restore_inode(meta, batch, ino, Change { then, now }, restored),
         Table::Dirent => {
             let (_, name) = keys::dirent_parts(logical).ok_or(MetaError::Corrupt("change"))?;
             restored.names.push((ino, name.to_vec()));
@@ -94,7 +101,7 @@ fn restore_key(
         _ if !is_there(meta, ino, view)? => Ok(()),
         Table::Extent => {
             restored.inodes.insert(ino);
-            restore_extent(meta, batch, logical, (then, now))
+            restore_extent(meta, batch, logical, Change { then, now })
         }
         _ => {
             restored.inodes.insert(ino);
@@ -114,7 +121,7 @@ fn restore_inode(
     meta: &Meta,
     batch: &mut Batch,
     ino: Ino,
-    (then, now): (Option<Vec<u8>>, Option<Vec<u8>>),
+    Change { then, now }: Change,
     restored: &mut Restored,
 ) -> Result<(), MetaError> {
     let decode = |bytes: Option<Vec<u8>>| match bytes {
@@ -145,7 +152,7 @@ fn restore_extent(
     meta: &Meta,
     batch: &mut Batch,
     logical: &[u8],
-    (then, now): (Option<Vec<u8>>, Option<Vec<u8>>),
+    Change { then, now }: Change,
 ) -> Result<(), MetaError> {
     let decode = |bytes: Option<Vec<u8>>| match bytes {
         Some(bytes) => ExtentRecord::decode(&bytes)

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
+use bilayer::fs::types::Owner;
 use bilayer::ids::{Epoch, Sequence, VolumeId};
 use bilayer::keys::customer::{self, file::generate};
 use bilayer::keys::{CustomerKeyProvider, ErrorKind, KeyUri, PassphraseSource};
@@ -65,7 +66,7 @@ impl Machine {
             ..CreateOptions::default()
         };
         let made = volume::create_empty(Arc::new(store.clone()), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         });
         let id = made.unwrap();
         let volume = self.open(&store, None).unwrap();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bilayer::fs::Filesystem;
 use bilayer::fs::snapshots::ViewKind;
-use bilayer::fs::types::{NodeId, WriteFlags};
+use bilayer::fs::types::{NodeId, Owner, WriteFlags};
 use bilayer::ids::{CryptoId, PageIndex};
 use bilayer::image::{DeployOptions, ExportOptions, ImportOptions, NoProgress, Transport, import};
 use bilayer::keys::customer::file::generate;
@@ -176,7 +176,7 @@ impl Machines {
             ..CreateOptions::default()
         };
         volume::create_empty(this.directory("vol"), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .unwrap();
         let fs = this.open_source();

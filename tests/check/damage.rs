@@ -1,4 +1,4 @@
-//! Records that are wrong: each is found, and mended without losing anything where that can be.
+//! Wrong records: each is found, and repaired without losing anything if that is possible.
 
 use bilayer::check::Kind;
 use bilayer::fs::snapshots::ViewKind;
@@ -124,7 +124,7 @@ fn counts_are_set_right() {
 }
 
 #[test]
-fn names_that_lead_nowhere_go() {
+fn names_that_lead_nowhere_are_removed() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file");
@@ -210,7 +210,7 @@ fn contents_whose_inode_is_gone_get_another() {
 }
 
 #[test]
-fn a_circle_of_directories_is_opened() {
+fn a_cycle_of_directories_is_opened() {
     let closed = Closed::new();
     let mut dir = Ino(0);
     closed.tamper(|meta| {
@@ -457,7 +457,7 @@ fn a_view_and_the_live_one_are_not_of_one_generation() {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_and_left() {
+fn what_cannot_be_read_is_reported_and_left() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file").ino;
@@ -474,7 +474,7 @@ fn what_cannot_be_read_is_told_and_left() {
 }
 
 #[test]
-fn an_object_of_two_files_is_told_and_left() {
+fn an_object_of_two_files_is_reported_and_left() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let large = entry(meta, ROOT_INO, "large").ino;

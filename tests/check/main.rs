@@ -1,5 +1,5 @@
-//! `bilayer check`: a volume that is whole has no findings, in whatever state and use; and each kind of
-//! damage is found, told, and mended where it can be.
+//! `bilayer check`: an intact volume has no findings, in whatever state and use; and each kind of
+//! damage is found, reported, and repaired if that is possible.
 #![allow(clippy::unwrap_used)]
 
 mod command;
@@ -113,7 +113,7 @@ impl CheckProgress for Impatient {
 }
 
 #[test]
-fn it_ends_when_it_is_told_to() {
+fn it_ends_when_it_is_cancelled() {
     let closed = Closed::new();
     let volume = open_volume(&closed.store, closed.path(), true);
     let ended = check::check(&volume, &OPTIONS, &Impatient);

@@ -1,4 +1,4 @@
-//! Volumes that are whole: nothing is found, nothing is written.
+//! Intact volumes: nothing is found, nothing is written.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use bilayer::fs::types::{Caller, NodeId, WriteFlags};
+use bilayer::fs::types::{Caller, NodeId, Owner, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{Epoch, IncarnationId, Ino, KeySetId, Sequence, VolumeId};
 use bilayer::keys::KeyUri;
@@ -138,7 +138,14 @@ impl Fixture {
             ..CreateOptions::default()
         };
         volume::create_empty(store, &options, &mut |fresh| {
-            Filesystem::format(fresh, (1000, 1000)).map_err(Into::into)
+            Filesystem::format(
+                fresh,
+                Owner {
+                    uid: 1000,
+                    gid: 1000,
+                },
+            )
+            .map_err(Into::into)
         })
         .unwrap();
         this

@@ -1,4 +1,4 @@
-//! What a deployed volume holds, and how it and its source go on.
+//! What a deployed volume contains, and that it and its source remain usable.
 
 use super::*;
 use bilayer::errno::Errno;

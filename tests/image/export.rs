@@ -1,4 +1,4 @@
-//! Exports and imports: what arrives, under which keys, and that nothing but what was exported does.
+//! Exports and imports: what arrives, under which keys, and that nothing else arrives.
 
 use std::path::Path;
 

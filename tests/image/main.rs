@@ -1,4 +1,4 @@
-//! Volumes made from images: what they hold, what it is sealed under, and that they are independent.
+//! Volumes from images: what they contain, how it is sealed, and that they are independent.
 #![allow(clippy::unwrap_used)]
 
 mod crash;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
 use bilayer::fs::snapshots::{ViewError, ViewKind};
-use bilayer::fs::types::{Fallocate, FileKind, NodeId, WriteFlags, XattrMode};
+use bilayer::fs::types::{Fallocate, FileKind, NodeId, Owner, WriteFlags, XattrMode};
 use bilayer::image::{DeployOptions, Deployed, ImageError, NoProgress, Source, deploy};
 use bilayer::keys::KeyUri;
 use bilayer::meta::{Meta, View};
@@ -67,7 +67,7 @@ impl Disk {
             ..CreateOptions::default()
         };
         volume::create_empty(self.at(name), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .unwrap();
     }

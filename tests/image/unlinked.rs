@@ -1,4 +1,5 @@
-//! What has no name when an image is made is no part of it, and neither is what is below it.
+//! An inode without a name when an image is made is not part of it, and neither is anything below
+//! it.
 
 use super::*;
 use bilayer::fs::types::{Handle, WriteFlags};

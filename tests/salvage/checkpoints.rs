@@ -1,5 +1,4 @@
-//! Checkpoints: what is in them, how many are kept, and that nothing that happens while one is made
-//! costs anything.
+//! Checkpoints: what they contain, how many are kept, and that an interrupted one costs nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -293,7 +292,7 @@ fn one_that_is_not_finished_is_no_fault() {
 }
 
 #[test]
-fn metadata_that_end_with_a_checkpoint_are_not_older_than_it() {
+fn metadata_that_ends_with_a_checkpoint_is_not_older_than_it() {
     let mount = Mount::new();
     mount.file(ROOT, "first", &pattern(1, 0, 9000));
     mount.fs.sync().unwrap();
@@ -347,7 +346,7 @@ fn put_back(store: &FaultyStore, path: &str, bytes: &[u8]) {
 
 /// Also where the keystore does not know it: the checkpoint does.
 #[test]
-fn metadata_older_than_a_checkpoint_are_told() {
+fn metadata_older_than_a_checkpoint_is_reported() {
     let mount = Mount::new();
     mount.file(ROOT, "first", &pattern(1, 0, 9000));
     let mount = mount.reopen();

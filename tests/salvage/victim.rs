@@ -1,4 +1,4 @@
-//! A small volume with something of everything, and what was taken out of it.
+//! A small volume with a bit of everything, and what was extracted from it.
 
 use std::collections::BTreeMap;
 use std::fs;

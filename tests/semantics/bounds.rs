@@ -1,5 +1,5 @@
-//! Numbers at their bounds: whoever draws the last one has it, and the next one gets an error
-//! number, not a number that is somebody else's.
+//! Numbers at their bounds: the last one can be allocated, and the next allocation fails with an
+//! error number instead of returning a number that is in use.
 
 use std::sync::Arc;
 

@@ -221,7 +221,7 @@ fn a_full_volume_refuses_writes_and_allows_removal() {
 }
 
 #[test]
-fn set_id_bits_go_with_a_write() {
+fn set_id_bits_are_removed_by_a_write() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     let set = |perm| {

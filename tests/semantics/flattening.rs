@@ -1,5 +1,4 @@
-//! Long lists of parts: a copy ends the newest part of what is copied, so that the next write
-//! puts another on top.
+//! Long lists of parts: after a copy, the next write to the source adds a part on top.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! How long inodes live, and what is left of them.
+//! Lifetime of inodes, and what is left of them.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use bilayer::store::StorePath;
 use crate::support::{Mount, ROOT, USER, fork, pattern, quiet};
 
 #[test]
-fn an_unlinked_file_lives_while_it_is_open() {
+fn an_unlinked_file_stays_while_it_is_open() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
@@ -34,7 +34,7 @@ fn an_unlinked_file_lives_while_it_is_open() {
 }
 
 #[test]
-fn a_file_that_the_kernel_knows_lives() {
+fn a_file_that_the_kernel_knows_stays() {
     let mount = Mount::new();
     mount.file(ROOT, "f", b"x");
     let attr = mount.fs.lookup(ROOT, b"f").unwrap();
@@ -123,7 +123,7 @@ fn nothing_comes_back_after_a_clean_close() {
 }
 
 #[test]
-fn a_forgotten_file_is_cut_without_waiting_for_itself() {
+fn a_forgotten_file_is_punched_without_waiting_for_itself() {
     let mount = Mount::new();
     mount.file(ROOT, "f", &pattern(1, 0, 100_000));
     let mount = mount.reopen();

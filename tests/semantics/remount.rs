@@ -1,4 +1,4 @@
-//! From writable to read-only and back, without closing.
+//! Remounting read-only and writable again, without closing.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};

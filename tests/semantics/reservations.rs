@@ -144,7 +144,7 @@ fn a_reservation_survives_a_remount_and_a_kill() {
 }
 
 #[test]
-fn overwriting_needs_no_room() {
+fn overwriting_needs_no_space() {
     let mount = small(2_500);
     let len = CHUNK + 100_000;
     let node = mount.file(ROOT, "f", &pattern(1, 0, len));
@@ -170,7 +170,7 @@ fn overwriting_needs_no_room() {
 }
 
 #[test]
-fn overwriting_a_copy_needs_no_room() {
+fn overwriting_a_copy_needs_no_space() {
     let mount = small(2_500);
     let from = mount.file(ROOT, "from", &pattern(1, 0, CHUNK));
     let to = mount.file(ROOT, "to", b"");
@@ -216,7 +216,7 @@ fn a_copy_removes_no_reservation() {
 }
 
 #[test]
-fn zeroing_keeps_room_and_punching_and_cutting_give_it_back() {
+fn zeroing_keeps_space_and_punching_and_truncating_give_it_back() {
     let mount = small(2_500);
     let (node, handle) = mount.create(ROOT, "f");
     let len = 1_000 * PAGE;

@@ -276,7 +276,7 @@ fn views_go_in_any_order() {
 }
 
 #[test]
-fn what_a_snapshot_holds_is_told() {
+fn the_space_of_a_snapshot_is_reported() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(0, 0, 100 * PAGE));
     take(&mount, "one");
@@ -440,7 +440,7 @@ fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
 
 /// The copy that a path is to become is not in the snapshot that the whole goes back to.
 #[test]
-fn the_whole_and_one_path_go_back_one_after_the_other() {
+fn restores_of_the_whole_and_of_one_path_follow_one_another() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "dir");
     for number in 0..300 {

@@ -1,5 +1,4 @@
-//! Contents on their way to the disk: what is synced, by which call, and what stays open until
-//! then.
+//! Making contents durable: what is synced, by which call, and what stays open until then.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use bilayer::fs::types::Owner;
 use bilayer::fs::{AccessTimes, Filesystem, FilesystemOptions, FsError};
 use bilayer::meta::database::Tables;
 use bilayer::meta::overlay::Overlay;
@@ -40,7 +41,7 @@ static TEMPLATE: LazyLock<Template> = LazyLock::new(|| {
         ..CreateOptions::default()
     };
     create_empty(directory_of(&store, &at), &options, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0))?;
+        Filesystem::format(fresh, Owner::ROOT)?;
         Ok(repeat_hashes(fresh)?)
     })
     .unwrap();

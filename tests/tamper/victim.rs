@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bilayer::fs::snapshots::ViewKind;
-use bilayer::fs::types::{NodeId, WriteFlags, XattrMode};
+use bilayer::fs::types::{NodeId, Owner, WriteFlags, XattrMode};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{CryptoId, VolumeId};
 use bilayer::image::{DeployOptions, NoProgress, Source, deploy};
@@ -146,7 +146,7 @@ impl Disk {
             ..CreateOptions::default()
         };
         volume::create_empty(self.at(name), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .expect("create");
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bilayer::fs::types::{Caller, NodeId, WriteFlags};
+use bilayer::fs::types::{Caller, NodeId, Owner, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::meta::keys::Table;
 use bilayer::meta::raw::{RawTables, Visited};
@@ -146,7 +146,7 @@ fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
         ..CreateOptions::default()
     };
     volume::create_empty(store, &options, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
     })?;
     let filesystem = open(dir, None)?;
     make(&filesystem, "first", files, bytes)?;

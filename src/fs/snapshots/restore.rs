@@ -77,7 +77,7 @@ impl Filesystem {
             .collect();
         match parts.split_last() {
             None => self.restore_all(record.generation)?,
-            Some((name, parents)) => self.restore_path(record, (parents, name))?,
+            Some((name, parents)) => self.restore_path(record, parents, name)?,
         }
         Ok(())
     }

@@ -46,7 +46,8 @@ impl Filesystem {
     pub(in crate::fs) fn restore_path(
         &self,
         record: &ViewRecord,
-        (parents, name): (&[&[u8]], &[u8]),
+        parents: &[&[u8]],
+        name: &[u8],
     ) -> Result<(), ViewError> {
         let view = View(record.generation);
         let text = |parts: &[&[u8]]| String::from_utf8_lossy(&parts.join(&b'/')).into_owned();

@@ -166,13 +166,13 @@ impl StreamError {
         let text = match self {
             Self::NotAnExport => "make one: bilayer image export VOLUME NAME FILE",
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
-            Self::OlderFormat { .. } => "export the image anew, with this version",
+            Self::OlderFormat { .. } => "export the image again, with this version",
             Self::HeaderInvalid(_)
             | Self::HeaderTampered
             | Self::CutOff { .. }
             | Self::OutOfOrder { .. }
             | Self::Tampered { .. }
-            | Self::Trailing => "fetch it again, or export the image anew",
+            | Self::Trailing => "fetch it again, or export the image again",
             Self::Downgraded => {
                 "somebody may have put another image in its place; if it is the right one, leave \
                  the customer key out"

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Attr, Caller, Handle, NodeId, SetAttr, WriteFlags};
+use bilayer::fs::types::{Attr, Caller, Handle, NodeId, Owner, SetAttr, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions, FsError};
 use bilayer::store::faulty::FaultyStore;
 use bilayer::store::sub::SubStore;
@@ -117,7 +117,7 @@ pub fn format(store: &FaultyStore, keystore: &Path, size_bytes: Option<u64>) {
 /// The same anywhere.
 pub fn format_in(store: Arc<dyn Store>, options: &CreateOptions) {
     volume::create_empty(store, options, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
     })
     .expect("create");
 }

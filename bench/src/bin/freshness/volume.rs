@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bilayer::fs::types::{Caller, Handle, NodeId, WriteFlags};
+use bilayer::fs::types::{Caller, Handle, NodeId, Owner, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::layers::KeyRing;
 use bilayer::store::directory::DirectoryStore;
@@ -78,7 +78,7 @@ impl Bench {
         let store: Arc<dyn Store> =
             Arc::new(DirectoryStore::open_or_create(&place.join("volume"))?);
         volume::create_empty(store, &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })?;
         Self::open(place)
     }
