@@ -37,7 +37,9 @@ fn a_copy_whose_place_cannot_be_told_is_not_written_to() {
         sh(&place, "umount top");
         assert_ne!(refused.code, 0, "{words}: {}", refused.stderr);
         assert!(
-            refused.stderr.contains("determine the location of the volume's directory"),
+            refused
+                .stderr
+                .contains("determine the location of the volume's directory"),
             "{words}: {}",
             refused.stderr
         );

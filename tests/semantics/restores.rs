@@ -28,7 +28,7 @@ pub(super) fn differences(mount: &Mount, from: &str, to: Option<&str>) -> Vec<St
 }
 
 #[test]
-fn the_whole_goes_back() {
+fn the_whole_volume_is_restored() {
     let mount = Mount::new();
     let large = pattern(1, 0, CHUNK + 70_000);
     let dir = mount.mkdir(ROOT, "dir");
@@ -129,7 +129,7 @@ fn what_was_just_written_differs() {
 }
 
 #[test]
-fn one_path_goes_back() {
+fn one_path_is_restored() {
     let mount = Mount::new();
     let large = pattern(1, 0, CHUNK + 1_500_000);
     let dir = mount.mkdir(ROOT, "dir");
