@@ -12,7 +12,17 @@ impl Run<'_> {
     /// Reads all rows of all checkpoints.
     pub(super) fn check_checkpoints(&mut self) -> Result<(), CheckError> {
         let objects = &self.subject.objects;
-        let (found, refused) = checkpoint::list(&**objects.store(), objects.keys().active())?;
+        let listed = checkpoint::list(&**objects.store(), objects.keys().active());
+        let (found, refused) = match listed {
+            Ok(listed) => listed,
+            // Whatever is there instead of a directory: the rest of the volume is checked anyway.
+            Err(error) => {
+                let message = format!("the checkpoints cannot be listed: {error}");
+                let finding = Finding::new(Kind::Checkpoint, message);
+                self.report(finding, PathHint::None, 0..0);
+                return Ok(());
+            }
+        };
         for (checkpoint, tables) in found {
             self.report.bytes = self.report.bytes.saturating_add(checkpoint.bytes);
             if let Some(reason) = self.first_gap(&tables)? {

@@ -77,7 +77,7 @@ pub(super) fn write(
             fs.write(node, handle, offset, &data, flags)
         });
         if cached {
-            refusals.record_result(ino, len, written);
+            refusals.record_result(fs, ino, len, written);
         }
         answer(reply, written, |reply, len| {
             reply.written(u32::try_from(len).unwrap_or(u32::MAX));

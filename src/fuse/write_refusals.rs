@@ -1,4 +1,4 @@
-//! Refusal of writes that cannot be stored because the volume is refusals.
+//! Refusal of writes that cannot be stored because the volume is full.
 //!
 //! With writeback, a write(2) returns when the kernel has the bytes. That there is no space for
 //! them shows up when the kernel sends them, much later and to no particular process. So a file for
@@ -61,11 +61,18 @@ impl WriteRefusals {
 
     /// Records the result of a WRITE of `len` bytes from the kernel's cache. Called before the
     /// reply: until then the bytes count as dirty, and afterwards the kernel accepts as many more.
-    pub(super) fn record_result(&self, ino: INodeNo, len: usize, written: Result<usize, Errno>) {
+    pub(super) fn record_result(
+        &self,
+        fs: &Filesystem,
+        ino: INodeNo,
+        len: usize,
+        written: Result<usize, Errno>,
+    ) {
         match written {
             Ok(_) => self.marks.clear(NodeId(ino.0)),
             Err(errno) => {
-                self.marks.failed(NodeId(ino.0), len as u64, errno);
+                self.marks
+                    .failed(NodeId(ino.0), len as u64, errno, || free_bytes(fs));
                 if self.marks.has(NodeId(ino.0)) {
                     self.notices.forget_attributes_within(ino, REPLY_DELAY_MAX);
                 }
@@ -120,8 +127,10 @@ struct Marks {
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     errno: Errno,
-    /// Length of the failed WRITE in bytes.
-    len: u64,
+    /// Length of the failed WRITE in bytes. `None` if it failed while there were enough free bytes:
+    /// then it was for want of something else, such as inodes or a quota, and free bytes prove
+    /// nothing.
+    len: Option<u64>,
     /// When a write is let through again.
     retry_at: Instant,
 }
@@ -129,21 +138,25 @@ struct Mark {
 impl Mark {
     /// True if there is space for a WRITE of that length.
     fn fits(&self, free: Option<u64>) -> bool {
-        free.is_some_and(|free| free > self.len.saturating_add(HEADROOM_BYTES))
+        self.len.is_some_and(|len| fits(len, free))
     }
 }
 
+fn fits(len: u64, free: Option<u64>) -> bool {
+    free.is_some_and(|free| free > len.saturating_add(HEADROOM_BYTES))
+}
+
 impl Marks {
-    fn failed(&self, node: NodeId, len: u64, errno: Errno) {
+    /// `free`: free bytes after the failure, if known.
+    fn failed(&self, node: NodeId, len: u64, errno: Errno, free: impl FnOnce() -> Option<u64>) {
         let refused = [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG, Errno::EROFS];
         if refused.contains(&errno) {
-            let mut marked = self.marked.lock();
-            let retry_at = Instant::now() + RETRY_AFTER;
             let mark = Mark {
                 errno,
-                len,
-                retry_at,
+                len: Some(len).filter(|&len| !fits(len, free())),
+                retry_at: Instant::now() + RETRY_AFTER,
             };
+            let mut marked = self.marked.lock();
             marked.insert(node, mark);
             self.count.store(marked.len(), Ordering::Release);
             drop(marked);
@@ -219,14 +232,14 @@ mod tests {
         let files = Marks::default();
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
         for errno in [Errno::ENOSPC, Errno::EDQUOT] {
-            files.failed(FILE, 1 << 20, errno);
+            files.failed(FILE, 1 << 20, errno, || Some(1 << 20));
             assert_eq!(files.refusal(FILE, || Some(1 << 20)), Some(errno));
             assert_eq!(files.refusal(FILE, || Some(1 << 20)), Some(errno));
             assert_eq!(files.refusal(NodeId(8), || Some(1 << 20)), None);
             assert_eq!(files.refusal(FILE, || Some(2 << 20)), None);
             assert!(!files.has(FILE));
         }
-        files.failed(FILE, 1 << 20, Errno::ENOSPC);
+        files.failed(FILE, 1 << 20, Errno::ENOSPC, || Some(1 << 20));
         files.clear(FILE);
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
     }
@@ -236,9 +249,9 @@ mod tests {
         let files = Marks::default();
         let empty = NodeId(8);
         assert!(!files.note_empty(empty, || Some(0)));
-        files.failed(FILE, 1 << 20, Errno::EFBIG);
+        files.failed(FILE, 1 << 20, Errno::EFBIG, || Some(1 << 20));
         assert!(!files.note_empty(empty, || Some(0)));
-        files.failed(FILE, 1 << 20, Errno::ENOSPC);
+        files.failed(FILE, 1 << 20, Errno::ENOSPC, || Some(1 << 20));
         assert!(files.note_empty(empty, || Some(1 << 20)));
         let refusal = files.refusal(empty, || Some(1 << 20));
         assert_eq!(refusal, Some(Errno::ENOSPC));
@@ -248,7 +261,7 @@ mod tests {
             !files.note_empty(empty, || Some(0)),
             "there was space meanwhile"
         );
-        files.failed(FILE, 1 << 20, Errno::ENOSPC);
+        files.failed(FILE, 1 << 20, Errno::ENOSPC, || Some(1 << 20));
         files.newest.lock().as_mut().unwrap().retry_at = Instant::now();
         assert!(
             !files.note_empty(empty, || Some(0)),
@@ -259,17 +272,31 @@ mod tests {
     #[test]
     fn a_write_too_far_out_is_reported_once() {
         let files = Marks::default();
-        files.failed(FILE, 1 << 20, Errno::EFBIG);
+        files.failed(FILE, 1 << 20, Errno::EFBIG, || Some(1 << 20));
         assert_eq!(files.refusal(FILE, || Some(2 << 20)), Some(Errno::EFBIG));
         assert_eq!(files.refusal(FILE, || Some(2 << 20)), None);
-        files.failed(FILE, 1 << 20, Errno::EIO);
+        files.failed(FILE, 1 << 20, Errno::EIO, || Some(1 << 20));
         assert!(!files.has(FILE));
+    }
+
+    /// Inodes of the disk below, or a quota: bytes are free, and nothing can be written.
+    #[test]
+    fn free_bytes_prove_nothing_where_a_write_failed_in_spite_of_them() {
+        let files = Marks::default();
+        for free in [Some(1 << 30), Some(u64::MAX)] {
+            files.failed(FILE, 1 << 20, Errno::ENOSPC, || free);
+            assert_eq!(files.refusal(FILE, || free), Some(Errno::ENOSPC));
+            assert!(files.note_empty(NodeId(8), || free));
+            assert_eq!(files.refusal(NodeId(8), || free), Some(Errno::ENOSPC));
+            files.marked.lock().get_mut(&FILE).unwrap().retry_at = Instant::now();
+            assert_eq!(files.refusal(FILE, || free), None);
+        }
     }
 
     #[test]
     fn lets_one_try_again() {
         let files = Marks::default();
-        files.failed(FILE, 1 << 20, Errno::ENOSPC);
+        files.failed(FILE, 1 << 20, Errno::ENOSPC, || Some(1 << 20));
         files.marked.lock().get_mut(&FILE).unwrap().retry_at = Instant::now();
         assert_eq!(files.refusal(FILE, || Some(1 << 20)), None);
         assert!(files.has(FILE));

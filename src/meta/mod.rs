@@ -166,6 +166,8 @@ pub struct Meta {
     ballast: OnceLock<Arc<Ballast>>,
     /// The unfinished checkpoint, locked by its writer.
     unfinished: Mutex<Option<checkpoint::Unfinished>>,
+    /// That older checkpoints could not be removed.
+    rotation_failures: LogOnce<()>,
     /// The space of the unfinished checkpoint is needed.
     discard_requested: AtomicBool,
     /// Inodes whose inconsistent records were logged.
@@ -276,6 +278,7 @@ impl Meta {
             views: RwLock::new(views),
             ballast: OnceLock::new(),
             unfinished: Mutex::new(None),
+            rotation_failures: LogOnce::default(),
             discard_requested: AtomicBool::new(false),
             logged: LogOnce::default(),
         })

@@ -65,6 +65,9 @@ struct Connection {
     socket: Option<Socket>,
     /// Number of lines lost since the last one that was sent.
     lost: u64,
+    /// A line has waited in vain. Until the log accepts one, no line waits: many requests at a time
+    /// would wait one after the other.
+    is_unread: bool,
 }
 
 impl SystemLog {
@@ -97,12 +100,17 @@ impl SystemLog {
     /// When nobody accepts the line, which is then counted as lost.
     pub fn send(&self, severity: Severity, text: &[u8]) -> io::Result<()> {
         let mut connection = self.connection.lock();
-        let until = self.patience.map(|patience| Instant::now() + patience);
+        let patience = self.patience.filter(|_| !connection.is_unread);
+        let until = patience.map(|patience| Instant::now() + patience);
         let sent = self
             .report_lost_lines(&mut connection, until)
             .and_then(|()| self.send_on(&mut connection, until, severity, text));
-        if sent.is_err() {
-            connection.lost = connection.lost.saturating_add(1);
+        match &sent {
+            Ok(()) => connection.is_unread = false,
+            Err(error) => {
+                connection.lost = connection.lost.saturating_add(1);
+                connection.is_unread |= error.kind() == io::ErrorKind::WouldBlock;
+            }
         }
         sent
     }
@@ -138,7 +146,7 @@ impl SystemLog {
                 result => return result,
             }
         }
-        let socket = Socket::connect(&self.path, until.is_some())?;
+        let socket = Socket::connect(&self.path, self.patience.is_some())?;
         socket.send(&line, until)?;
         connection.socket = Some(socket);
         Ok(())
@@ -198,15 +206,17 @@ impl Socket {
             stream_line = [line, b"\0"].concat();
             rest = &stream_line;
         }
+        let mut flags = SendFlags::NOSIGNAL;
+        if until.is_none() {
+            flags |= SendFlags::DONTWAIT;
+        }
         let mut is_begun = false;
         loop {
             let sent = match self {
-                Self::Datagram(socket) => socket.send(rest).map(|_| rest.len()),
-                Self::Stream(socket) => {
-                    send(socket, rest, SendFlags::NOSIGNAL).map_err(io::Error::from)
-                }
+                Self::Datagram(socket) => send(socket, rest, flags),
+                Self::Stream(socket) => send(socket, rest, flags),
             };
-            match sent {
+            match sent.map_err(io::Error::from) {
                 Ok(sent) if sent == rest.len() => return Ok(()),
                 Ok(sent) => (rest, is_begun) = (&rest[sent..], true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -329,6 +339,13 @@ mod tests {
             took >= patience && took < patience + 5 * ATTEMPT,
             "{took:?}"
         );
+        // One line has waited: those behind it do not wait as long again, each in its turn.
+        let begin = Instant::now();
+        for _ in 0..8 {
+            log.send(Severity::Notice, b"nobody reads").unwrap_err();
+        }
+        assert!(begin.elapsed() < ATTEMPT, "{:?}", begin.elapsed());
+        let log = SystemLog::at(&path, Facility::Auth).patient(patience);
         std::thread::scope(|scope| {
             let sent = scope.spawn(|| log.send(Severity::Notice, b"a record"));
             std::thread::sleep(ATTEMPT + ATTEMPT / 2);

@@ -35,6 +35,8 @@ struct CheckpointState {
     /// The newest batch that the newest checkpoint contains.
     through: Option<BatchNumber>,
     warned: bool,
+    /// That there is no spare superblock was logged.
+    warned_of_spare: bool,
 }
 
 /// Requests to the thread.
@@ -92,7 +94,12 @@ impl Filesystem {
     }
 
     fn keep_spare(&self) {
-        if let Err(error) = self.write_spare() {
+        let written = self.write_spare();
+        let failed = written.is_err();
+        let warned = std::mem::replace(&mut self.checkpoints.known.lock().warned_of_spare, failed);
+        if let Err(error) = written
+            && !warned
+        {
             tracing::warn!(%error, "there is no spare copy of volume.json");
         }
     }

@@ -131,6 +131,7 @@ impl Meta {
         store.sync_dir(&directory_path())?;
         if self.latched().is_none()
             && let Err(error) = rotate(store, active, &written.checkpoint)
+            && self.rotation_failures.first_time(())
         {
             tracing::warn!(%error, "older checkpoints could not be removed");
         }
