@@ -17,20 +17,22 @@ use std::time::{Duration, Instant};
 use crate::audit::{self, Record};
 use crate::control::directory::VolumeDirectory;
 use crate::control::locate;
+use crate::control::mount_state::{self, MountState};
 use crate::control::obstacle::{Obstacle, refusal};
-use crate::control::paths::{Written, absolute, as_named, refuse_to_cover};
-use crate::control::pulse::{self, Pulse};
+use crate::control::paths::{DaemonFile, absolute, possible_paths, refuse_covered};
 use crate::control::report;
 use crate::control::response::Closed;
 use crate::control::server::ControlServer;
-use crate::daemon::answers::{MountedOn, answer_for_mount, start_control};
 use crate::daemon::background::{Readiness, in_background};
 use crate::daemon::create::{NewVolume, create};
 use crate::daemon::former_identity::FormerIdentity;
 use crate::daemon::log::Log;
-use crate::daemon::mount_record::{audit_end, audited, record_aside, reopen_log};
-use crate::daemon::options::MountWords;
+use crate::daemon::mount_record::{
+    audit_unmount, log_reopener, mount_record, record_in_background,
+};
+use crate::daemon::options::RequestedOptions;
 use crate::daemon::remount::remount;
+use crate::daemon::request_handler::{MountedOn, publish_mount_name, start_control_server};
 use crate::daemon::utab;
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fs::{Filesystem, FilesystemOptions, FsError};
@@ -49,9 +51,9 @@ use crate::volume::{self, HEADER_NAME, OpenOptions, Volume, VolumeError};
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
 
 /// How long a volume may be in use that is mounted, ...
-const MOUNTED_FOR: Duration = Duration::from_secs(1);
+const MOUNTED_RETRY: Duration = Duration::from_secs(1);
 /// ... and one that is not, which somebody mounts or closes.
-const CLOSING_FOR: Duration = Duration::from_secs(5);
+const CLOSING_RETRY: Duration = Duration::from_secs(5);
 
 /// What to mount where and how.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,7 +71,7 @@ pub(crate) struct MountRequest {
     /// Stay in the foreground.
     pub foreground: bool,
     /// The words of `-o`.
-    pub words: MountWords,
+    pub options: RequestedOptions,
     /// The platform keystore.
     pub keystore: PathBuf,
 }
@@ -83,17 +85,17 @@ impl MountRequest {
     /// Discard has asked to write. mount(8) passes `rw` on whether anybody said it or not, and mounts
     /// what cannot be written to read-only itself.
     fn may_become_read_only(&self) -> bool {
-        self.words.read_only.is_none() || self.words.by_mount
+        self.options.read_only.is_none() || self.options.by_mount
     }
 }
 
 /// Mounts. In the foreground it returns when the mount has gone; otherwise when the filesystem
 /// answers, and then the daemon goes on in a process of its own, which ends in here.
 pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
-    if request.words.remount {
-        return remount(&request.dir, &request.words);
+    if request.options.remount {
+        return remount(&request.dir, &request.options);
     }
-    if request.new_identity && request.words.read_only == Some(true) {
+    if request.new_identity && request.options.read_only == Some(true) {
         return Err(UserError::usage(
             "--new-identity writes to the volume, and -o ro asks that nothing is",
         )
@@ -107,7 +109,7 @@ pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
     // Before anything is opened here. The daemon outlives its caller, who waits for the ends of pipes.
     process::close_inherited_descriptors(passphrase_descriptor(&request))
         .map_err(|error| UserError::io("cannot close inherited descriptors", &error))?;
-    if let Some(path) = &request.words.log_file {
+    if let Some(path) = &request.options.log_file {
         log.to_file(path).map_err(|error| {
             UserError::io(format_args!("cannot log to {}", path.display()), &error)
         })?;
@@ -119,13 +121,13 @@ pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
 }
 
 /// What the caller's session allows its commands is no measure for a daemon that outlives it.
-fn leave_session() {
+fn reset_session_limits() {
     limits::raise_limits();
     limits::restore_priority();
 }
 
 fn daemon(request: &MountRequest, log: &Log, readiness: &mut Readiness) -> Result<(), UserError> {
-    leave_session();
+    reset_session_limits();
     let mut is_ready = false;
     let mut ready = || {
         is_ready = true;
@@ -186,7 +188,7 @@ fn serve_read_only(
     ready: &mut dyn FnMut(),
 ) -> Result<(), UserError> {
     let mut request = request.clone();
-    request.words.read_only = Some(true);
+    request.options.read_only = Some(true);
     let doing = || format!("cannot mount {} on {}", path.display(), dir.display());
     let volume =
         open_volume(&request, path, &doing)?.map_err(|error| UserError::volume(doing(), &error))?;
@@ -194,7 +196,7 @@ fn serve_read_only(
         "{} is write-protected, since its filesystem is mounted read-only: mounted read-only",
         path.display()
     );
-    let is_log_elsewhere = !request.foreground || request.words.log_file.is_some();
+    let is_log_elsewhere = !request.foreground || request.options.log_file.is_some();
     serve(&request, volume, (path, dir), log, &mut || {
         if is_log_elsewhere {
             notice(format_args!("warning: {warning}"));
@@ -232,7 +234,7 @@ fn serve(
     let mounted_on = MountedOn::default();
     let on_hangup = match is_watched {
         true => Ok(Box::new(|| false) as _),
-        false => reopen_log(log, &mounted_on, &is_serving),
+        false => log_reopener(log, &mounted_on, &is_serving),
     };
     let on_hangup = on_hangup.map_err(|error| UserError::io(doing(), &error))?;
     let signals = Signals { end, on_hangup };
@@ -241,12 +243,12 @@ fn serve(
     }
     let report = report::report_open(path, &volume);
     let id = volume.header.volume_id();
-    let read_only = request.words.read_only.unwrap_or(false);
+    let read_only = request.options.read_only.unwrap_or(false);
     let options = fuse_options(request, path, volume.header.is_foreign());
     let filesystem = Filesystem::open(volume, filesystem_options(request))
         .map_err(|error| UserError::filesystem(doing(), &error))?;
     filesystem.warn_of_hidden();
-    let control = start_control(path, &filesystem, report, read_only, &mounted_on);
+    let control = start_control_server(path, &filesystem, report, read_only, &mounted_on);
     let mut recorded = None;
     let served = fuse::mount(
         Arc::clone(&filesystem),
@@ -255,7 +257,7 @@ fn serve(
         Some(signals),
         |device| {
             tracing::info!(volume = %path.display(), dir = %dir.display(), "mounted");
-            recorded = record_aside(|| audited(id, read_only, &options));
+            recorded = record_in_background(|| mount_record(id, read_only, &options));
             is_serving.store(true, Ordering::SeqCst);
             if let Some(device) = device {
                 let entry = utab::Entry {
@@ -266,14 +268,14 @@ fn serve(
                 };
                 entry.add();
                 *mounted_on.lock() = Some(entry);
-                answer_for_mount(control.as_ref(), device);
+                publish_mount_name(control.as_ref(), device);
             }
             ready();
         },
     );
     let ended = mounted_on.lock().take();
     if let Some(control) = &control {
-        control.answer_for_no_mount();
+        control.withdraw_mount_name();
     }
     let closed = filesystem.close();
     // Before the volume's lock goes: whoever mounts it next makes a line of their own.
@@ -286,7 +288,7 @@ fn serve(
             // It does not panic, and the record of the end is due in any case.
             let _ = thread.join();
         }
-        audit_end(id, control.as_ref(), &closed);
+        audit_unmount(id, control.as_ref(), &closed);
     }
     finish(control, served, closed, &doing)
 }
@@ -294,7 +296,7 @@ fn serve(
 /// Makes what `--create` asks for, resolves both paths, and refuses pairs that cannot work.
 fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), UserError> {
     if request.create {
-        make_missing(request)?;
+        create_missing(request)?;
     }
     let find = |path: &Path| {
         std::fs::canonicalize(path)
@@ -304,9 +306,11 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), UserErro
         error.with_hint("make a volume first: bilayer create VOLUME (or mount with --create)")
     })?;
     let doing = || format!("cannot mount on {}", request.dir.display());
-    match pulse::mount_and_pulse(&request.dir) {
-        Some((mount, Pulse::Dead)) => return Err(pulse::dead(&doing(), &mount)),
-        Some((_, Pulse::Silent)) => return Err(refusal(doing(), &[Obstacle::Silent])),
+    match mount_state::mount_and_state(&request.dir) {
+        Some((mount, MountState::Dead)) => {
+            return Err(mount_state::dead_mount_error(&doing(), &mount));
+        }
+        Some((_, MountState::Silent)) => return Err(refusal(doing(), &[Obstacle::Silent])),
         _ => {}
     }
     let dir = find(&request.dir)
@@ -327,25 +331,28 @@ fn prepare_places(request: &MountRequest) -> Result<(PathBuf, PathBuf), UserErro
         .with_hint("mount on an empty directory elsewhere"));
     }
     let written = [
-        (Written::Keystore, Some(request.keystore.clone())),
-        (Written::Log, request.words.log_file.clone()),
-        (Written::Audit, audit::file()),
+        (DaemonFile::Keystore, Some(request.keystore.clone())),
+        (DaemonFile::Log, request.options.log_file.clone()),
+        (DaemonFile::Audit, audit::file()),
     ];
     for (what, path) in written {
-        path.map_or(Ok(()), |path| refuse_to_cover(what, &path, &dir))?;
+        path.map_or(Ok(()), |path| refuse_covered(what, &path, &dir))?;
     }
     Ok((volume, dir))
 }
 
-fn make_missing(request: &MountRequest) -> Result<(), UserError> {
+fn create_missing(request: &MountRequest) -> Result<(), UserError> {
     if !request.volume.join(HEADER_NAME).exists() {
         let doing = || format!("cannot make {}", request.volume.display());
-        let (path, named) = (without_links(&request.volume), as_named(&request.volume));
+        let (path, named) = (
+            without_links(&request.volume),
+            possible_paths(&request.volume),
+        );
         volume::refuse_vanished(&request.keystore, &path, &named)
             .map_err(|error| UserError::volume(doing(), &error))?;
         create(&NewVolume {
             path: request.volume.clone(),
-            customer_key: request.words.customer_key.clone(),
+            customer_key: request.options.customer_key.clone(),
             size_bytes: None,
             keystore: request.keystore.clone(),
             passphrase: passphrase(request),
@@ -372,7 +379,7 @@ fn without_links(path: &Path) -> PathBuf {
 
 fn passphrase(request: &MountRequest) -> PassphraseSource {
     request
-        .words
+        .options
         .passphrase
         .clone()
         .unwrap_or(PassphraseSource::Prompt)
@@ -381,7 +388,7 @@ fn passphrase(request: &MountRequest) -> PassphraseSource {
 /// The descriptor that the caller has the passphrase come from, unless it is a standard stream, which
 /// is left with the terminal.
 fn passphrase_descriptor(request: &MountRequest) -> Option<RawFd> {
-    match request.words.passphrase {
+    match request.options.passphrase {
         Some(PassphraseSource::Descriptor(descriptor)) if descriptor > 2 => Some(descriptor),
         _ => None,
     }
@@ -397,17 +404,21 @@ fn open_volume(
     let directory = VolumeDirectory::at(&location).map_err(failed)?;
     let store = DirectoryStore::open(&directory.access_path()).map_err(failed)?;
     let options = OpenOptions {
-        customer_key: request.words.customer_key.clone(),
+        customer_key: request.options.customer_key.clone(),
         keystore: request.keystore.clone(),
         path: Some(path.to_owned()),
-        named: as_named(&request.volume),
+        named: possible_paths(&request.volume),
         passphrase: passphrase(request),
-        read_only: request.words.read_only.unwrap_or(false),
-        fingerprint: request.words.fingerprint.clone(),
+        read_only: request.options.read_only.unwrap_or(false),
+        fingerprint: request.options.fingerprint.clone(),
         accept_restored: request.accept_restored,
         new_identity: request.new_identity,
     };
-    Ok(open_when_free(Some(&directory), &Arc::new(store), &options))
+    Ok(open_with_retry(
+        Some(&directory),
+        &Arc::new(store),
+        &options,
+    ))
 }
 
 /// Does what `--accept-restored` or `--new-identity` asks for.
@@ -426,7 +437,7 @@ fn accept(
     volume: Volume,
     doing: &impl Fn() -> String,
 ) -> Result<Volume, UserError> {
-    if !request.accept_restored || request.words.read_only == Some(true) {
+    if !request.accept_restored || request.options.read_only == Some(true) {
         return Ok(volume);
     }
     let cache = filesystem_options(request).meta_cache_bytes;
@@ -457,7 +468,7 @@ fn separate(
 }
 
 /// Somebody may be about to unmount it, or has and it is being closed: waits for that a little.
-pub(crate) fn open_when_free(
+pub(crate) fn open_with_retry(
     directory: Option<&VolumeDirectory>,
     store: &Arc<DirectoryStore>,
     options: &OpenOptions,
@@ -466,11 +477,15 @@ pub(crate) fn open_when_free(
     let store: Arc<dyn Store> = Arc::clone(store) as _;
     volume::open_with_retry(store, options, &mut |error| {
         let patience = match error {
-            VolumeError::WriterElsewhere { .. } => MOUNTED_FOR,
+            VolumeError::WriterElsewhere { .. } => MOUNTED_RETRY,
             VolumeError::InUse { .. } => {
                 // No more than a hint, at how long to wait.
-                let mounted = directory.is_some_and(|dir| !locate::hinted(dir).is_empty());
-                if mounted { MOUNTED_FOR } else { CLOSING_FOR }
+                let mounted = directory.is_some_and(|dir| !locate::hinted_mounts(dir).is_empty());
+                if mounted {
+                    MOUNTED_RETRY
+                } else {
+                    CLOSING_RETRY
+                }
             }
             _ => return false,
         };
@@ -502,16 +517,18 @@ fn open_objects(asked: Option<usize>, default: usize) -> usize {
 }
 
 fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
-    let words = &request.words;
+    let requested = &request.options;
     let mut options = FilesystemOptions::default();
-    options.read_only = words.read_only.unwrap_or(false);
-    options.commit_interval = words.commit.unwrap_or(options.commit_interval);
-    options.meta_cache_bytes = words.meta_cache_bytes.unwrap_or(options.meta_cache_bytes);
-    options.open_objects = open_objects(words.open_objects, options.open_objects);
-    options.pending_bytes = words.pending_bytes.unwrap_or(options.pending_bytes);
-    options.access_times = words.access_times.unwrap_or_default();
-    options.snapshot_dir = words.snapshot_dir.clone().unwrap_or_default();
-    let checkpoint = words.checkpoint.unwrap_or(CHECKPOINT_INTERVAL);
+    options.read_only = requested.read_only.unwrap_or(false);
+    options.commit_interval = requested.commit.unwrap_or(options.commit_interval);
+    options.meta_cache_bytes = requested
+        .meta_cache_bytes
+        .unwrap_or(options.meta_cache_bytes);
+    options.open_objects = open_objects(requested.open_objects, options.open_objects);
+    options.pending_bytes = requested.pending_bytes.unwrap_or(options.pending_bytes);
+    options.access_times = requested.access_times.unwrap_or_default();
+    options.snapshot_dir = requested.snapshot_dir.clone().unwrap_or_default();
+    let checkpoint = requested.checkpoint.unwrap_or(CHECKPOINT_INTERVAL);
     options.checkpoint_interval = (!checkpoint.is_zero()).then_some(checkpoint);
     options
 }
@@ -519,13 +536,13 @@ fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
 /// A mount that root makes is for everybody under ordinary permissions, as any disk is.
 /// One that others have filled is mounted without their set-id programs and devices.
 fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOptions {
-    let words = &request.words;
+    let requested = &request.options;
     let mut options = MountOptions::new(path);
     let by_root = effective_user() == 0;
-    options.flags = words.flags(by_root);
+    options.flags = requested.flags(by_root);
     if foreign {
         let wanted = options.flags;
-        options.flags = words.restrained(wanted);
+        options.flags = requested.restricted(wanted);
         if options.flags != wanted {
             tracing::info!(
                 nosuid = options.flags.nosuid,
@@ -535,12 +552,12 @@ fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOpti
             );
         }
     }
-    options.allow_other = words.allow_other.unwrap_or(by_root);
-    options.writeback = words.writeback.unwrap_or(options.writeback);
-    options.follow_caller = words.follow_caller.unwrap_or(options.follow_caller);
-    options.nfs_export = words.nfs_export.unwrap_or(options.nfs_export);
-    options.workers = words.workers.unwrap_or(options.workers);
-    options.max_background = words.max_background.unwrap_or(options.max_background);
+    options.allow_other = requested.allow_other.unwrap_or(by_root);
+    options.writeback = requested.writeback.unwrap_or(options.writeback);
+    options.follow_caller = requested.follow_caller.unwrap_or(options.follow_caller);
+    options.nfs_export = requested.nfs_export.unwrap_or(options.nfs_export);
+    options.workers = requested.workers.unwrap_or(options.workers);
+    options.max_background = requested.max_background.unwrap_or(options.max_background);
     options
 }
 
@@ -573,19 +590,19 @@ fn finish(
 const OPEN_DEVICE: &str = "let users open the device: chmod 666 /dev/fuse, as is usual";
 
 fn explain(error: &FuseError, doing: String) -> UserError {
-    let told = UserError::new(ExitCode::Mount, format!("{doing}: {error}"));
+    let failure = UserError::new(ExitCode::Mount, format!("{doing}: {error}"));
     match error {
         FuseError::Device(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
-            told.with_hint(OPEN_DEVICE)
+            failure.with_hint(OPEN_DEVICE)
         }
-        FuseError::Device(_) => told.with_hint("load the kernel's module: modprobe fuse"),
+        FuseError::Device(_) => failure.with_hint("load the kernel's module: modprobe fuse"),
         FuseError::Mount(cause) if cause.to_string().contains("/dev/fuse: Permission") => {
-            told.with_hint(OPEN_DEVICE)
+            failure.with_hint(OPEN_DEVICE)
         }
         FuseError::Mount(cause) if cause.to_string().contains("user_allow_other") => {
-            told.with_hint("put user_allow_other into /etc/fuse.conf, or leave allow_other off")
+            failure.with_hint("put user_allow_other into /etc/fuse.conf, or leave allow_other off")
         }
-        _ => told,
+        _ => failure,
     }
 }
 
@@ -602,13 +619,13 @@ mod tests {
             accept_restored: false,
             new_identity: false,
             foreground: true,
-            words: MountWords::default(),
+            options: RequestedOptions::default(),
             keystore: "/no/such/keystore".into(),
         }
     }
 
     #[test]
-    fn places_that_cannot_work_are_refused() {
+    fn unusable_paths_are_refused() {
         let top = tempfile::tempdir().unwrap();
         let (volume, dir) = (top.path().join("vol"), top.path().join("mnt"));
         for path in [
@@ -634,12 +651,12 @@ mod tests {
     }
 
     #[test]
-    fn words_reach_both_sides() {
+    fn options_reach_filesystem_and_fuse() {
         let mut request = request(Path::new("/v"), Path::new("/d"));
         let text = "ro,commit=7,checkpoint=8,meta_cache=2M,pending=3M,open_objects=9,workers=4,nowriteback,\
                     follow_caller=off,nfs_export=on,max_background=5,allow_other,exec,suid,nodev,\
                     snapshot_dir=off";
-        request.words = MountWords::parse([text], Path::new("/")).unwrap();
+        request.options = RequestedOptions::parse([text], Path::new("/")).unwrap();
         let inner = filesystem_options(&request);
         assert!(inner.read_only);
         assert_eq!(inner.commit_interval.as_secs(), 7);
@@ -656,7 +673,7 @@ mod tests {
         // `suid` was asked for.
         let foreign = fuse_options(&request, Path::new("/v"), true);
         assert_eq!(foreign.flags, outer.flags);
-        request.words.suid = None;
+        request.options.suid = None;
         assert!(fuse_options(&request, Path::new("/v"), true).flags.nosuid);
     }
 }

@@ -178,34 +178,35 @@ impl UserError {
 
     /// Something with snapshots or images failed.
     pub fn view(doing: impl fmt::Display, error: &ViewError) -> Self {
-        let told = |code, hint: &str| Self::new(code, format!("{doing}: {error}")).with_hint(hint);
+        let advised =
+            |code, hint: &str| Self::new(code, format!("{doing}: {error}")).with_hint(hint);
         match error {
-            ViewError::NotFound { kind, .. } => told(
+            ViewError::NotFound { kind, .. } => advised(
                 ExitCode::NotFound,
                 &format!("see which there are: bilayer {} list VOLUME", kind.noun()),
             ),
-            ViewError::Exists { .. } => told(
+            ViewError::Exists { .. } => advised(
                 ExitCode::InUse,
                 "choose another name, or delete the one that has it",
             ),
-            ViewError::BadName { .. } => told(
+            ViewError::BadName { .. } => advised(
                 ExitCode::Usage,
                 "choose a name of at most 255 bytes without a / or an @ in it",
             ),
-            ViewError::Busy { .. } => told(
+            ViewError::Busy { .. } => advised(
                 ExitCode::InUse,
                 "somebody works in it; see who: fuser -vm MOUNTPOINT",
             ),
-            ViewError::TooMany => told(ExitCode::System, "delete some: bilayer snapshot prune"),
-            ViewError::ReadOnly(because) => told(ExitCode::System, how_to_write(*because)),
-            ViewError::NoSuchPath { name, .. } => told(
+            ViewError::TooMany => advised(ExitCode::System, "delete some: bilayer snapshot prune"),
+            ViewError::ReadOnly(because) => advised(ExitCode::System, how_to_write(*because)),
+            ViewError::NoSuchPath { name, .. } => advised(
                 ExitCode::NotFound,
                 &format!(
                     "paths begin at the root of the volume; see what it has: ls -a \
                      MOUNTPOINT/.snapshots/{name}"
                 ),
             ),
-            ViewError::NoDirectory { .. } => told(
+            ViewError::NoDirectory { .. } => advised(
                 ExitCode::NotFound,
                 "make the directory, or restore the one that held it",
             ),
@@ -309,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_lines_whatever_is_in_them() {
+    fn an_error_is_two_lines_whatever_it_contains() {
         let error = UserError::usage("a\nb\x1b[1m\n").with_hint("do\nthis");
         assert_eq!(error.to_string(), "bilayer: a b [1m\nhint: do this");
         assert_eq!(UserError::usage("x").to_string(), "bilayer: x");

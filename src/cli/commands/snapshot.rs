@@ -11,20 +11,20 @@ use serde_json::json;
 
 use crate::cli::args::OpenArgs;
 use crate::cli::output::format::{self, dated_name};
-use crate::cli::output::{complain, print, print_json};
+use crate::cli::output::{print, print_error, print_json};
 use crate::cli::retention::Keep;
 use crate::cli::session::Session;
 use crate::cli::views::{DeleteArgs, ListArgs, delete, list};
 use crate::control::request::{Kind, Operation, PathBytes};
 use crate::control::response::{ChangeReport, Difference, Discard, Outcome, Receiver, ViewReport};
-use crate::control::wire::OTHER_VERSION;
+use crate::control::wire::VERSION_HINT;
 use crate::diagnostics::{ExitCode, UserError};
 
 /// How snapshots are taken and dropped with one command.
 const PRUNING: &str =
     "such as: bilayer snapshot create VOLUME --prefix NAME --prune --keep-daily N";
 /// Snapshots that are named after one second, before it is given up.
-const MOST_IN_A_SECOND: u32 = 1000;
+const DATED_NAMES_MAX: u32 = 1000;
 
 /// `bilayer snapshot …`
 #[derive(Subcommand, Debug)]
@@ -220,7 +220,7 @@ fn take(session: &mut Session, name: String) -> Result<ViewReport, UserError> {
             ExitCode::System,
             format!("{}: unexpected answer {other:?}", operation.doing()),
         )
-        .with_hint(OTHER_VERSION)),
+        .with_hint(VERSION_HINT)),
     }
 }
 
@@ -228,7 +228,7 @@ fn take(session: &mut Session, name: String) -> Result<ViewReport, UserError> {
 fn take_dated(session: &mut Session, prefix: Option<&str>) -> Result<ViewReport, UserError> {
     let name = dated_name(prefix, Timestamp::now());
     let mut made = take(session, name.clone());
-    for number in 2..MOST_IN_A_SECOND {
+    for number in 2..DATED_NAMES_MAX {
         match &made {
             Err(error) if error.code == ExitCode::InUse => {
                 made = take(session, format!("{name}-{number}"));
@@ -256,7 +256,7 @@ fn diff(args: DiffArgs) -> Result<(), UserError> {
         from: args.from,
         to: args.to,
     };
-    let mut shown = Shown::new(BufWriter::new(io::stdout().lock()), args.json);
+    let mut shown = ChangePrinter::new(BufWriter::new(io::stdout().lock()), args.json);
     let outcome = session.ask(&operation, &mut shown).map(drop);
     let flushed = shown.to.flush();
     let outcome = match (shown.failed.or(flushed.err()), outcome) {
@@ -272,14 +272,14 @@ fn diff(args: DiffArgs) -> Result<(), UserError> {
 }
 
 /// Prints differences as they come.
-struct Shown<W: Write> {
+struct ChangePrinter<W: Write> {
     to: W,
     json: bool,
     /// Why nothing can be printed any more.
     failed: Option<io::Error>,
 }
 
-impl<W: Write> Shown<W> {
+impl<W: Write> ChangePrinter<W> {
     fn new(to: W, json: bool) -> Self {
         Self {
             to,
@@ -297,7 +297,7 @@ impl<W: Write> Shown<W> {
     }
 }
 
-impl<W: Write> Receiver for Shown<W> {
+impl<W: Write> Receiver for ChangePrinter<W> {
     fn view(&mut self, _: ViewReport) -> io::Result<()> {
         Ok(())
     }
@@ -345,7 +345,7 @@ fn change_json(change: &ChangeReport) -> serde_json::Value {
 }
 
 fn restore(args: RestoreArgs) -> Result<(), UserError> {
-    let whole = args.path.as_deref().is_none_or(names_the_root);
+    let whole = args.path.as_deref().is_none_or(is_root);
     if whole && !args.yes {
         confirm(&args.volume, &args.name)?;
     }
@@ -362,7 +362,7 @@ fn restore(args: RestoreArgs) -> Result<(), UserError> {
 }
 
 /// `/` and `.` are the whole volume, whose restoring is asked about.
-fn names_the_root(path: &Path) -> bool {
+fn is_root(path: &Path) -> bool {
     let mut components = path.components();
     components.all(|part| matches!(part, Component::RootDir | Component::CurDir))
 }
@@ -473,7 +473,7 @@ fn delete_unkept(
             Ok(_) => pruned.deleted.push(view.name),
             Err(error) if error.code == ExitCode::NotFound => {}
             Err(error) if error.code == ExitCode::InUse => {
-                complain(&error);
+                print_error(&error);
                 pruned.kept.push(view.name);
             }
             Err(error) => return Err(error),
@@ -492,7 +492,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_ends_at_its_hyphen() {
+    fn a_prefix_ends_at_a_hyphen() {
         assert!(has_prefix("auto-2026-11-22T04-30-00Z", "auto"));
         assert!(!has_prefix("automatic-2026", "auto"));
         assert!(!has_prefix("auto", "auto"));
@@ -514,7 +514,7 @@ mod tests {
             change(Difference::Renamed, b"new", Some(b"old"), true),
         ];
         let show = |json| {
-            let mut shown = Shown::new(Vec::new(), json);
+            let mut shown = ChangePrinter::new(Vec::new(), json);
             for change in changes.clone() {
                 shown.change(change).unwrap();
             }
@@ -537,12 +537,12 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_volume_has_many_names() {
+    fn the_root_has_many_spellings() {
         for root in ["", "/", ".", "/.", "././/"] {
-            assert!(names_the_root(Path::new(root)), "{root}");
+            assert!(is_root(Path::new(root)), "{root}");
         }
         for path in ["a", "/a", "./a", ".."] {
-            assert!(!names_the_root(Path::new(path)), "{path}");
+            assert!(!is_root(Path::new(path)), "{path}");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::image;
 use crate::sys::interrupt;
 
 /// What is done sooner is shown by being done.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SHOW_AFTER: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
 /// Something under way.
@@ -22,7 +22,7 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     begin: Instant,
     done: Option<Sender<()>>,
-    shower: Option<JoinHandle<()>>,
+    display: Option<JoinHandle<()>>,
 }
 
 /// How long something took.
@@ -49,7 +49,7 @@ impl fmt::Display for Took {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.time.as_secs_f64();
         write!(f, "{} in ", size(self.bytes))?;
-        if seconds < PATIENCE.as_secs_f64() {
+        if seconds < SHOW_AFTER.as_secs_f64() {
             write!(f, "{:.0} ms", seconds * 1000.0)?;
         } else {
             write!(f, "{seconds:.1} s")?;
@@ -67,9 +67,9 @@ impl Progress {
         bar.set_message(what.to_owned());
         let (done, on_done) = mpsc::channel();
         let shown = bar.clone();
-        let shower = std::thread::Builder::new().name("progress".to_owned());
-        let shower = shower.spawn(move || {
-            if on_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        let display = std::thread::Builder::new().name("progress".to_owned());
+        let display = display.spawn(move || {
+            if on_done.recv_timeout(SHOW_AFTER) == Err(RecvTimeoutError::Timeout) {
                 // Stays hidden where standard error is no terminal.
                 shown.set_draw_target(ProgressDrawTarget::stderr());
                 shown.enable_steady_tick(TICK);
@@ -80,7 +80,7 @@ impl Progress {
             begin: Instant::now(),
             done: Some(done),
             // Without a thread it goes on unseen.
-            shower: shower.ok(),
+            display: display.ok(),
         }
     }
 
@@ -140,9 +140,9 @@ impl image::Progress for Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         drop(self.done.take());
-        if let Some(shower) = self.shower.take() {
+        if let Some(display) = self.display.take() {
             // It only ever waits and shows.
-            let _ = shower.join();
+            let _ = display.join();
         }
         self.bar.finish_and_clear();
     }
