@@ -8,8 +8,9 @@ use super::args::OpenArgs;
 use super::output::format;
 use super::output::{print, print_json};
 use super::session::Session;
+use crate::control::report::ViewReport;
 use crate::control::request::{Kind, Operation};
-use crate::control::response::{Discard, ViewReport};
+use crate::control::response::Discard;
 use crate::diagnostics::UserError;
 
 #[derive(Args, Debug)]

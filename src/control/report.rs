@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::response::ViewReport;
+use super::request::Kind;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::Filesystem;
+use crate::fs::snapshots::ViewInfo;
+use crate::fs::types::Timespec;
 use crate::keys::VolumeRecord;
 use crate::keys::wrap::WrapRecord;
 use crate::layers;
@@ -63,6 +65,50 @@ pub(crate) struct Report {
     pub snapshots: Option<usize>,
     /// How many images there are; needs the keys.
     pub images: Option<usize>,
+}
+
+/// A snapshot or an image, as `--json` shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ViewReport {
+    /// Snapshot or image.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// When it was made, in UTC.
+    pub created: Option<Timestamp>,
+    /// The generation that it shows.
+    pub generation: Option<u64>,
+    /// Bytes of sealed pages that it holds alone: what deleting it gives back.
+    pub used_bytes: Option<u64>,
+    /// Bytes of sealed pages that it shows.
+    pub refers_bytes: Option<u64>,
+    /// Inodes in it.
+    pub inodes: Option<u64>,
+    /// The snapshot that an image was made from; none for the live view.
+    pub from: Option<String>,
+    /// What it was said to be.
+    pub description: String,
+}
+
+impl From<ViewInfo> for ViewReport {
+    fn from(view: ViewInfo) -> Self {
+        Self {
+            kind: view.kind.into(),
+            name: view.name,
+            created: timestamp(view.created),
+            generation: Some(view.generation),
+            used_bytes: Some(view.used_bytes),
+            refers_bytes: Some(view.refers_bytes),
+            inodes: Some(view.inodes),
+            from: Some(view.from).filter(|from| !from.is_empty()),
+            description: view.description,
+        }
+    }
+}
+
+fn timestamp(time: Timespec) -> Option<Timestamp> {
+    let nanos = i32::try_from(time.nanos).ok()?;
+    Timestamp::new(time.secs, nanos).ok()
 }
 
 /// JSON has no bytes: what of a path is not UTF-8 is shown as U+FFFD.

@@ -2,16 +2,14 @@
 
 use std::io;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::directory::DirectoryId;
-use super::report::Report;
-use super::request::{Kind, PathBytes};
+use super::report::{Report, ViewReport};
+use super::request::PathBytes;
 use crate::check::{self, Finding};
 use crate::diagnostics::{ExitCode, UserError};
-use crate::fs::snapshots::{Change, ChangeKind, ViewInfo};
-use crate::fs::types::Timespec;
+use crate::fs::snapshots::{Change, ChangeKind};
 
 /// One line of an answer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -93,50 +91,6 @@ impl From<Failure> for UserError {
             hint: failure.hint,
         }
     }
-}
-
-/// A snapshot or an image, as `--json` shows it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct ViewReport {
-    /// Snapshot or image.
-    pub kind: Kind,
-    /// Its name.
-    pub name: String,
-    /// When it was made, in UTC.
-    pub created: Option<Timestamp>,
-    /// The generation that it shows.
-    pub generation: Option<u64>,
-    /// Bytes of sealed pages that it holds alone: what deleting it gives back.
-    pub used_bytes: Option<u64>,
-    /// Bytes of sealed pages that it shows.
-    pub refers_bytes: Option<u64>,
-    /// Inodes in it.
-    pub inodes: Option<u64>,
-    /// The snapshot that an image was made from; none for the live view.
-    pub from: Option<String>,
-    /// What it was said to be.
-    pub description: String,
-}
-
-impl From<ViewInfo> for ViewReport {
-    fn from(view: ViewInfo) -> Self {
-        Self {
-            kind: view.kind.into(),
-            name: view.name,
-            created: timestamp(view.created),
-            generation: Some(view.generation),
-            used_bytes: Some(view.used_bytes),
-            refers_bytes: Some(view.refers_bytes),
-            inodes: Some(view.inodes),
-            from: Some(view.from).filter(|from| !from.is_empty()),
-            description: view.description,
-        }
-    }
-}
-
-fn timestamp(time: Timespec) -> Option<Timestamp> {
-    let nanos = i32::try_from(time.nanos).ok()?;
-    Timestamp::new(time.secs, nanos).ok()
 }
 
 /// How a path differs.

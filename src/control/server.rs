@@ -257,11 +257,11 @@ fn decode_error(error: DecodeError) -> UserError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::client::ControlClient;
+    use super::super::connection::connect_in;
+    use super::super::obstacle::Obstacle;
+    use super::super::response::{Claim, Outcome};
     use super::*;
-    use crate::control::client::ControlClient;
-    use crate::control::connection::connect_in;
-    use crate::control::obstacle::Obstacle;
-    use crate::control::response::{Claim, Outcome};
 
     fn private() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

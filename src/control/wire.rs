@@ -23,10 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use super::line::is_timeout;
 use super::obstacle::{Obstacle, refusal};
+use super::report::ViewReport;
 use super::request::Operation;
-use super::response::{
-    BytesDone, ChangeReport, FindingReport, Outcome, Receiver, Response, ViewReport,
-};
+use super::response::{BytesDone, ChangeReport, FindingReport, Outcome, Receiver, Response};
 use crate::diagnostics::{ExitCode, UserError};
 
 /// Version of requests and responses; raised whenever one of them changes.
@@ -185,9 +184,9 @@ fn protocol_error(request: &Operation) -> UserError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::request::{Kind, Passphrase, PathBytes, Request};
+    use super::super::response::{Difference, Discard};
     use super::*;
-    use crate::control::request::{Kind, Passphrase, PathBytes, Request};
-    use crate::control::response::{Difference, Discard};
     use std::io::{BufRead, BufReader, Read};
     use std::path::Path;
 

@@ -11,7 +11,7 @@
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 
-use crate::daemon::log::Log;
+use super::log::Log;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::sys::interrupt::{self, Watch};
 use crate::sys::process::{self, Child, Forked};

@@ -2,8 +2,10 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | `mount_request`, `places` | what to mount where, and both directories |
 //! | `mount` | the order of everything between opening a volume and letting its lock go |
 //! | `options`, `size` | the one parser of mount options, and of sizes |
+//! | `effective_options` | options and defaults as the filesystem and FUSE take them |
 //! | `background` | leaving the terminal, and saying how it went |
 //! | `request_handler`, `operations` | what is answered over the control socket, and what is done for it |
 //! | `remount` | changing a mount that is there |
@@ -13,12 +15,15 @@
 
 pub(crate) mod background;
 pub(crate) mod create;
+mod effective_options;
 mod former_identity;
 pub(crate) mod log;
 pub(crate) mod mount;
 mod mount_record;
+pub(crate) mod mount_request;
 pub(crate) mod operations;
 pub(crate) mod options;
+mod places;
 pub(crate) mod remount;
 mod request_handler;
 pub(crate) mod size;

@@ -7,10 +7,10 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use super::log::Log;
+use super::request_handler::MountedOn;
 use crate::audit::{self, Record, Requester};
 use crate::control::server::ControlServer;
-use crate::daemon::log::Log;
-use crate::daemon::request_handler::MountedOn;
 use crate::fs::FsError;
 use crate::fuse::MountOptions;
 use crate::ids::VolumeId;

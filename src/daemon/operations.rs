@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use super::create::NewVolumeDirectory;
 use crate::audit;
 use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
 use crate::control::request::{Operation, PathBytes};
 use crate::control::response::{BytesDone, DeployReport, ExportReport, Outcome, Receiver};
 use crate::control::wire::CHUNK_BYTES;
-use crate::daemon::create::NewVolumeDirectory;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::Filesystem;
 use crate::image::{DeployOptions, ExportOptions, Progress, Transport};

@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::options::RequestedOptions;
 use crate::audit::Record;
 use crate::control::client::ControlClient;
 use crate::control::line::RESPONSE_TIMEOUT;
@@ -18,7 +19,6 @@ use crate::control::obstacle::{Obstacle, refusal};
 use crate::control::request::{Remount, Request};
 use crate::control::response::Response;
 use crate::control::wire::DecodeError;
-use crate::daemon::options::RequestedOptions;
 use crate::diagnostics::{COPY_HINT, ExitCode, OPENED_HINT, UserError};
 use crate::fs::{AccessTimes, Filesystem, FsError};
 use crate::fuse::mountinfo::MountInfo;

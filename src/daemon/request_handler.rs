@@ -7,6 +7,9 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use super::operations::perform;
+use super::remount::apply_remount;
+use super::utab;
 use crate::control::directory::DirectoryId;
 use crate::control::obstacle::Obstacle;
 use crate::control::proof;
@@ -15,9 +18,6 @@ use crate::control::request::{Operation, Request};
 use crate::control::response::{Outcome, Receiver, Response};
 use crate::control::server::{ControlServer, RequestHandler};
 use crate::control::wire::{self, ResponseWriter};
-use crate::daemon::operations::perform;
-use crate::daemon::remount::apply_remount;
-use crate::daemon::utab;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::{Filesystem, FsError};
 

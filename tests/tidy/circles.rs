@@ -20,22 +20,6 @@ const KNOWN: &[&[&str]] = &[
     &["src/fs/privileges.rs", "src/fs/types.rs"],
     &["src/fs/views.rs", "src/fs/views_directory.rs"],
     &["src/fuse/adapter.rs", "src/fuse/capabilities.rs"],
-    &[
-        "src/cli/answers.rs",
-        "src/cli/check.rs",
-        "src/cli/control.rs",
-        "src/cli/health.rs",
-        "src/cli/locate.rs",
-        "src/cli/mount.rs",
-        "src/cli/mount_record.rs",
-        "src/cli/patient.rs",
-        "src/cli/proof.rs",
-        "src/cli/remount.rs",
-        "src/cli/serve.rs",
-        "src/cli/session.rs",
-        "src/cli/status.rs",
-        "src/cli/wire.rs",
-    ],
 ];
 
 /// Re-exports are followed through this many modules.

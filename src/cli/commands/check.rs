@@ -21,9 +21,10 @@ use crate::cli::output::progress::Progress;
 use crate::cli::output::{format, print, print_json};
 use crate::cli::session::open_volume;
 use crate::control::locate::{Holder, Located, find};
+use crate::control::report::ViewReport;
 use crate::control::request::Operation;
 use crate::control::response::{
-    BytesDone, ChangeReport, CheckSummary, FindingReport, Outcome, Receiver, ViewReport,
+    BytesDone, ChangeReport, CheckSummary, FindingReport, Outcome, Receiver,
 };
 use crate::control::wire;
 use crate::daemon::operations::{send_findings, with_progress};

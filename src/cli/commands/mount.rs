@@ -7,7 +7,8 @@ use clap::Args;
 use crate::cli::args::{KeystoreArg, keystore_dir, start_audit};
 use crate::control::paths;
 use crate::daemon::log::Log;
-use crate::daemon::mount::{self, MountRequest};
+use crate::daemon::mount;
+use crate::daemon::mount_request::MountRequest;
 use crate::daemon::options::{self, RequestedOptions};
 use crate::diagnostics::UserError;
 

@@ -15,8 +15,9 @@ use crate::cli::output::{print, print_error, print_json};
 use crate::cli::retention::Keep;
 use crate::cli::session::Session;
 use crate::cli::views::{DeleteArgs, ListArgs, delete, list};
+use crate::control::report::ViewReport;
 use crate::control::request::{Kind, Operation, PathBytes};
-use crate::control::response::{ChangeReport, Difference, Discard, Outcome, Receiver, ViewReport};
+use crate::control::response::{ChangeReport, Difference, Discard, Outcome, Receiver};
 use crate::control::wire::VERSION_HINT;
 use crate::diagnostics::{ExitCode, UserError};
 

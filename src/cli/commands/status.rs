@@ -25,10 +25,10 @@ use crate::control::locate::{self, Holder, Located, find};
 use crate::control::mount_state;
 use crate::control::obstacle::{Obstacle, refusal};
 use crate::control::report::{
-    self, MountReport, Report, record_report, report_claims, report_open,
+    self, MountReport, Report, ViewReport, record_report, report_claims, report_open,
 };
 use crate::control::request::{Kind, Operation, Request};
-use crate::control::response::{Outcome, Response, ViewReport, Views};
+use crate::control::response::{Outcome, Response, Views};
 use crate::control::wire::DecodeError;
 use crate::daemon::operations::perform;
 use crate::diagnostics::{ExitCode, UserError};

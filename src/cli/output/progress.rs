@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::cli::output::format::size;
+use super::format::size;
 use crate::image;
 use crate::sys::interrupt;
 

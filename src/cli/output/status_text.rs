@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::cli::output::format;
-use crate::control::report::{HeaderReport, Report};
-use crate::control::response::ViewReport;
+use super::format;
+use crate::control::report::{HeaderReport, Report, ViewReport};
 
 /// The report for people.
 pub(crate) fn to_text(report: &Report) -> String {
