@@ -47,7 +47,7 @@ Exit codes: 0 done, 1 usage, 2 no such volume, mount, snapshot or image, 3 in us
 #[derive(Parser, Debug)]
 #[command(name = "bilayer", version, after_help = EXIT_CODES, max_term_width = 100)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }

@@ -14,7 +14,7 @@ use crate::daemon::size::parse_count;
 
 /// The rules; `None` keeps nothing by itself.
 #[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Keep {
+pub(super) struct Keep {
     /// Keep the newest N
     #[arg(
         long = "keep-last",
@@ -22,7 +22,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub last: Option<usize>,
+    pub(crate) last: Option<usize>,
     /// Keep the newest of each of the last N hours that have one
     #[arg(
         long = "keep-hourly",
@@ -30,7 +30,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub hourly: Option<usize>,
+    pub(super) hourly: Option<usize>,
     /// Likewise of days, in local time
     #[arg(
         long = "keep-daily",
@@ -38,7 +38,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub daily: Option<usize>,
+    pub(super) daily: Option<usize>,
     /// Likewise of weeks, which begin on Monday
     #[arg(
         long = "keep-weekly",
@@ -46,7 +46,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub weekly: Option<usize>,
+    pub(super) weekly: Option<usize>,
     /// Likewise of months
     #[arg(
         long = "keep-monthly",
@@ -54,7 +54,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub monthly: Option<usize>,
+    pub(super) monthly: Option<usize>,
     /// Likewise of years
     #[arg(
         long = "keep-yearly",
@@ -62,7 +62,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub yearly: Option<usize>,
+    pub(super) yearly: Option<usize>,
 }
 
 /// A stretch of local time: year, a number within it, and what else tells two apart.

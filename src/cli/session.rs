@@ -34,19 +34,19 @@ use crate::volume::{OpenOptions, Volume};
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     /// The platform keystore.
-    pub keystore: PathBuf,
+    pub(crate) keystore: PathBuf,
     /// Where the customer key's passphrase comes from.
-    pub passphrase: PassphraseSource,
+    pub(crate) passphrase: PassphraseSource,
 }
 
 /// A volume that requests can be made of.
 pub(crate) struct Session {
     /// The volume's directory, for people.
-    pub volume: PathBuf,
+    pub(crate) volume: PathBuf,
     /// Which directory that is, where it is known.
-    pub directory: Option<DirectoryId>,
+    pub(crate) directory: Option<DirectoryId>,
     /// Device number of its mount.
-    pub mount: Option<u64>,
+    pub(crate) mount: Option<u64>,
     backend: Backend,
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct ControlClient {
     /// What it was found by.
     address: Address,
     /// Who answers.
-    pub peer: PeerCredentials,
+    pub(crate) peer: PeerCredentials,
 }
 
 impl ControlClient {

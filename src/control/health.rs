@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::Path;
 
 /// What a dead daemon is called, wherever it is met.
-pub(crate) const DAEMON_DEAD: &str = "daemon dead (umount and mount again)";
+pub(super) const DAEMON_DEAD: &str = "daemon dead (umount and mount again)";
 
 /// See the module's first lines.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -19,7 +19,7 @@ const UNANSWERED_PINGS_MAX: u32 = 3;
 
 /// See the module's first lines.
 #[derive(Debug)]
-pub(crate) struct WaitingStream {
+pub(super) struct WaitingStream {
     stream: UnixStream,
     /// Whether the daemon lives is asked whenever the stream's time is over.
     probe: Option<LivenessProbe>,
@@ -27,7 +27,7 @@ pub(crate) struct WaitingStream {
 
 /// Whom to ask whether the daemon lives.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LivenessProbe {
+pub(super) struct LivenessProbe {
     pub(crate) address: Address,
     pub(crate) user: u32,
     pub(crate) pid: i32,
@@ -46,7 +46,7 @@ impl WaitingStream {
     }
 
     /// Waits from now on as long as the daemon lives, or no longer than the stream's own limit.
-    pub(crate) fn wait_while_alive(&mut self, probe: Option<LivenessProbe>) -> io::Result<()> {
+    pub(super) fn wait_while_alive(&mut self, probe: Option<LivenessProbe>) -> io::Result<()> {
         self.probe = probe;
         match probe {
             Some(_) => self.stream.set_read_timeout(Some(RESPONSE_TIMEOUT)),

@@ -83,7 +83,7 @@ pub(crate) fn prove(
 
 /// A daemon that has proved that it has a volume.
 #[derive(Debug)]
-pub(crate) struct ProvenDaemon {
+pub(super) struct ProvenDaemon {
     /// The connection on which it did.
     pub(crate) control: ControlClient,
     /// The volume's directory.
@@ -100,7 +100,7 @@ struct Evidence {
 }
 
 /// Has the peer prove that it has a volume, the one of `expected` where one is.
-pub(crate) fn request_proof(
+pub(super) fn request_proof(
     control: ControlClient,
     expected: Option<&VolumeDirectory>,
 ) -> Result<ProvenDaemon, Obstacle> {
@@ -128,7 +128,7 @@ pub(crate) fn request_proof(
 /// Has a daemon of root's or of this user's say that it serves the mount with that device number.
 /// To wait for its end that is enough, whatever became of its lock. The directory is the one that it
 /// is found by until then; the device number is given again as soon as the mount is gone.
-pub(crate) fn request_mount_claim(
+pub(super) fn request_mount_claim(
     control: ControlClient,
     device: u64,
 ) -> Result<(ControlClient, DirectoryId), Obstacle> {

@@ -117,7 +117,7 @@ impl<W: Write> Receiver for ResponseWriter<W> {
 }
 
 /// Where the asking side reads answers from.
-pub(crate) trait ResponseSource {
+pub(super) trait ResponseSource {
     /// The next line, without its end.
     fn read_line(&mut self) -> io::Result<String>;
     /// So many raw bytes.

@@ -21,7 +21,7 @@ const RECORD_BYTES: u64 = 64 * 1024;
 
 /// The child's side: to be told once, how it went.
 #[derive(Debug)]
-pub(crate) struct Readiness {
+pub(super) struct Readiness {
     to_parent: Option<PipeWriter>,
     log: Log,
 }
@@ -90,7 +90,7 @@ fn decode(record: &[u8]) -> Option<Result<(), UserError>> {
 }
 
 /// Runs `daemon` in a child and returns, in the parent, what it reports. The child ends with it.
-pub(crate) fn in_background(
+pub(super) fn in_background(
     log: &Log,
     daemon: impl FnOnce(&mut Readiness) -> Result<(), UserError>,
 ) -> Result<(), UserError> {

@@ -22,15 +22,15 @@ use crate::volume::{self, CreateOptions};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct NewVolume {
     /// Its directory, absolute; made where missing, empty otherwise.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The customer key; `None` for a platform-managed volume.
-    pub customer_key: Option<KeyUri>,
+    pub(crate) customer_key: Option<KeyUri>,
     /// Largest size of the contents.
-    pub size_bytes: Option<u64>,
+    pub(crate) size_bytes: Option<u64>,
     /// The platform keystore.
-    pub keystore: PathBuf,
+    pub(crate) keystore: PathBuf,
     /// Where the customer key's passphrase comes from.
-    pub passphrase: PassphraseSource,
+    pub(crate) passphrase: PassphraseSource,
 }
 
 /// Makes a volume with an empty filesystem, whose root belongs to who makes it.

@@ -75,7 +75,7 @@ impl Log {
 
     /// Goes on in that file, which is made (mode 0600) or added to. It tells what is done with
     /// keys: nobody else's file, and no link that somebody else may have put there.
-    pub(crate) fn to_file(&self, path: &Path) -> io::Result<()> {
+    pub(super) fn to_file(&self, path: &Path) -> io::Result<()> {
         self.switch_to(open_link_to_append(path)?, path);
         Ok(())
     }
@@ -88,7 +88,7 @@ impl Log {
     /// Opens the file anew, which somebody has renamed or removed. One that cannot be opened is
     /// said, and the log stays where it was. Neither is one on `own_device` used, which is that of
     /// the mount: it would keep the mount in use for ever.
-    pub(crate) fn reopen(&self, own_device: Option<u64>) {
+    pub(super) fn reopen(&self, own_device: Option<u64>) {
         let Some(path) = self.file_path() else {
             return;
         };
@@ -118,7 +118,7 @@ impl Log {
     }
 
     /// Goes on in the system's log. A file that was chosen stays.
-    pub(crate) fn leave_standard_error(&self) {
+    pub(super) fn leave_standard_error(&self) {
         let mut sink = self.0.write();
         if matches!(*sink, Sink::StandardError { .. }) {
             *sink = Sink::System(SystemLog::new(Facility::Daemon));

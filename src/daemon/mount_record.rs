@@ -21,7 +21,7 @@ const RECORD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Writes a record in a thread of its own, since the caller must not wait for it for long: the file
 /// may lead into the mount that the caller is to serve next. As a rule it is written when this
 /// returns.
-pub(crate) fn record_in_background(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
+pub(super) fn record_in_background(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
     let (written, is_written) = mpsc::channel::<()>();
     let (context, taken_along) = (audit::Context::here(), record());
     let spawned = thread::Builder::new()
@@ -40,7 +40,7 @@ pub(crate) fn record_in_background(record: impl Fn() -> Record) -> Option<thread
 }
 
 /// The record of a mount.
-pub(crate) fn mount_record(volume: VolumeId, read_only: bool, options: &MountOptions) -> Record {
+pub(super) fn mount_record(volume: VolumeId, read_only: bool, options: &MountOptions) -> Record {
     Record::new("mount")
         .volume(volume)
         .with("read_only", read_only)
@@ -48,7 +48,7 @@ pub(crate) fn mount_record(volume: VolumeId, read_only: bool, options: &MountOpt
 }
 
 /// Whoever unmounts waits for the answer; of those who do not the kernel says nothing.
-pub(crate) fn audit_unmount(
+pub(super) fn audit_unmount(
     volume: VolumeId,
     control: Option<&ControlServer>,
     closed: &Result<(), FsError>,
@@ -64,7 +64,7 @@ pub(crate) fn audit_unmount(
 /// What a hangup means to a daemon: its log was renamed. (To a process that a person watches, or
 /// one that is not ready yet, it is the end of the terminal.) Opening a file may take for ever, so
 /// a thread does it that does nothing else, and not the one that unmounts.
-pub(crate) fn log_reopener(
+pub(super) fn log_reopener(
     log: &Log,
     mounted_on: &MountedOn,
     is_serving: &Arc<AtomicBool>,

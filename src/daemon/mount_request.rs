@@ -10,21 +10,21 @@ use crate::keys::PassphraseSource;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct MountRequest {
     /// The volume's directory.
-    pub volume: PathBuf,
+    pub(crate) volume: PathBuf,
     /// Where to mount it.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Make the volume and the directory where there is none.
-    pub create: bool,
+    pub(crate) create: bool,
     /// Take the volume as it is where it is older than the platform keystore knows it to be.
-    pub accept_restored: bool,
+    pub(crate) accept_restored: bool,
     /// Make the copy of a volume that it is a volume of its own.
-    pub new_identity: bool,
+    pub(crate) new_identity: bool,
     /// Stay in the foreground.
-    pub foreground: bool,
+    pub(crate) foreground: bool,
     /// The words of `-o`.
-    pub options: RequestedOptions,
+    pub(crate) options: RequestedOptions,
     /// The platform keystore.
-    pub keystore: PathBuf,
+    pub(crate) keystore: PathBuf,
 }
 
 impl MountRequest {

@@ -40,7 +40,7 @@ use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
 
 /// Words that others act on (mount(8), systemd) or that change nothing on this filesystem.
-pub(crate) const IGNORED_OPTIONS: [&str; 27] = [
+const IGNORED_OPTIONS: [&str; 27] = [
     "defaults",
     "auto",
     "noauto",
@@ -88,61 +88,61 @@ const IGNORED_PREFIXES: [&str; 10] = [
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RequestedOptions {
     /// `ro`, `rw`.
-    pub read_only: Option<bool>,
+    pub(crate) read_only: Option<bool>,
     /// `dev`, `nodev`.
-    pub dev: Option<bool>,
+    pub(crate) dev: Option<bool>,
     /// `suid`, `nosuid`.
-    pub suid: Option<bool>,
+    pub(crate) suid: Option<bool>,
     /// `exec`, `noexec`.
-    pub exec: Option<bool>,
+    pub(crate) exec: Option<bool>,
     /// `atime`, `relatime`, `strictatime`, `noatime`.
-    pub access_times: Option<AccessTimes>,
+    pub(crate) access_times: Option<AccessTimes>,
     /// `sync`, `async`.
-    pub sync: Option<bool>,
+    pub(crate) sync: Option<bool>,
     /// `dirsync`.
-    pub dirsync: Option<bool>,
+    pub(crate) dirsync: Option<bool>,
     /// `trusted`: a volume that came from elsewhere is mounted as if it had not.
-    pub trusted: bool,
+    pub(crate) trusted: bool,
     /// `remount`.
-    pub remount: bool,
+    pub(crate) remount: bool,
     /// They come from mount(8), which leaves words out.
-    pub by_mount: bool,
+    pub(super) by_mount: bool,
     /// `allow_other`, `noallow_other`.
-    pub allow_other: Option<bool>,
+    pub(crate) allow_other: Option<bool>,
     /// `writeback`, `nowriteback`.
-    pub writeback: Option<bool>,
+    pub(crate) writeback: Option<bool>,
     /// `follow_caller=`.
-    pub follow_caller: Option<bool>,
+    pub(crate) follow_caller: Option<bool>,
     /// `nfs_export=`.
-    pub nfs_export: Option<bool>,
+    pub(crate) nfs_export: Option<bool>,
     /// `customer_key=`.
-    pub customer_key: Option<KeyUri>,
+    pub(crate) customer_key: Option<KeyUri>,
     /// `platform_keystore=`.
-    pub platform_keystore: Option<PathBuf>,
+    pub(crate) platform_keystore: Option<PathBuf>,
     /// `passphrase_file=`, `passphrase_fd=`.
-    pub passphrase: Option<PassphraseSource>,
+    pub(crate) passphrase: Option<PassphraseSource>,
     /// `fingerprint=`.
-    pub fingerprint: Option<String>,
+    pub(crate) fingerprint: Option<String>,
     /// `commit=`.
-    pub commit: Option<Duration>,
+    pub(crate) commit: Option<Duration>,
     /// `checkpoint=`; zero for never.
-    pub checkpoint: Option<Duration>,
+    pub(crate) checkpoint: Option<Duration>,
     /// `workers=`.
-    pub workers: Option<usize>,
+    pub(crate) workers: Option<usize>,
     /// `max_background=`.
-    pub max_background: Option<u16>,
+    pub(crate) max_background: Option<u16>,
     /// `meta_cache=`, in bytes.
-    pub meta_cache_bytes: Option<usize>,
+    pub(crate) meta_cache_bytes: Option<usize>,
     /// `pending=`, in bytes.
-    pub pending_bytes: Option<usize>,
+    pub(crate) pending_bytes: Option<usize>,
     /// `open_objects=`.
-    pub open_objects: Option<usize>,
+    pub(crate) open_objects: Option<usize>,
     /// `snapshot_dir=`.
-    pub snapshot_dir: Option<SnapshotDir>,
+    pub(crate) snapshot_dir: Option<SnapshotDir>,
     /// `log_file=`.
-    pub log_file: Option<PathBuf>,
+    pub(crate) log_file: Option<PathBuf>,
     /// `audit_log=`.
-    pub audit_log: Option<Destination>,
+    pub(crate) audit_log: Option<Destination>,
 }
 
 impl RequestedOptions {
@@ -308,7 +308,7 @@ impl RequestedOptions {
     /// volume that others have filled. mount(8) hands on neither `suid` nor `dev`, which is why
     /// there is `trusted`.
     #[must_use]
-    pub(crate) fn restricted(&self, wanted: MountFlags) -> MountFlags {
+    pub(super) fn restricted(&self, wanted: MountFlags) -> MountFlags {
         let asked = |word: Option<bool>| self.trusted || (!self.by_mount && word == Some(true));
         MountFlags {
             nosuid: wanted.nosuid || !asked(self.suid),
@@ -318,7 +318,7 @@ impl RequestedOptions {
     }
 
     /// Flags of a mount that has these now.
-    pub(crate) fn flags_over(&self, now: MountFlags) -> MountFlags {
+    pub(super) fn flags_over(&self, now: MountFlags) -> MountFlags {
         MountFlags {
             read_only: self.read_only.unwrap_or(now.read_only),
             nodev: self.dev.map_or(now.nodev, |dev| !dev),

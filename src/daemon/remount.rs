@@ -242,7 +242,7 @@ fn remount_request(flags: MountFlags) -> Remount {
 }
 
 /// The daemon's side: changes the mount as asked.
-pub(crate) fn apply_remount(request: Remount, filesystem: &Arc<Filesystem>) -> Result<(), FsError> {
+pub(super) fn apply_remount(request: Remount, filesystem: &Arc<Filesystem>) -> Result<(), FsError> {
     let Remount {
         read_only,
         access_times,

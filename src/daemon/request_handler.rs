@@ -22,7 +22,7 @@ use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::{Filesystem, FsError};
 
 /// The mount, while it is there: its device number may be given to another one afterwards.
-pub(crate) type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
+pub(super) type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
 
 /// What this process answers other commands with.
 struct Daemon {
@@ -57,7 +57,7 @@ impl RequestHandler for Daemon {
     }
 }
 
-pub(crate) fn start_control_server(
+pub(super) fn start_control_server(
     path: &Path,
     filesystem: &Arc<Filesystem>,
     report: Report,

@@ -35,16 +35,16 @@ use crate::sys::process::EndSignals;
 
 /// Exit codes of fsck(8).
 mod code {
-    pub(crate) const CLEAN: u8 = 0;
-    pub(crate) const CORRECTED: u8 = 1;
-    pub(crate) const UNCORRECTED: u8 = 4;
-    pub(crate) const OPERATIONAL: u8 = 8;
-    pub(crate) const USAGE: u8 = 16;
-    pub(crate) const CANCELLED: u8 = 32;
+    pub(super) const CLEAN: u8 = 0;
+    pub(super) const CORRECTED: u8 = 1;
+    pub(super) const UNCORRECTED: u8 = 4;
+    pub(super) const OPERATIONAL: u8 = 8;
+    pub(super) const USAGE: u8 = 16;
+    pub(super) const CANCELLED: u8 = 32;
 }
 
 /// What `--help` says beside the options.
-pub(crate) const HELP: &str = "\
+pub(in crate::cli) const HELP: &str = "\
 Each finding is a line: error (something is lost, cannot be reached or would go wrong), warning (a
 number that is off, space that nobody gives back) or note (nothing wrong); what it is about, and in
 brackets its kind. Nothing is written without --repair. A mounted volume is checked while it is used;
@@ -69,7 +69,7 @@ Examples:
 
 /// `bilayer check …`
 #[derive(Args, Debug)]
-pub(crate) struct CheckArgs {
+pub(in crate::cli) struct CheckArgs {
     /// Directory of the volume, or where it is mounted
     #[arg(value_name = "VOLUME|DIR")]
     path: PathBuf,
@@ -164,7 +164,7 @@ impl Receiver for CheckReceiver {
 }
 
 /// The exit code of a check that could not be done.
-pub(crate) fn exit_code(error: &UserError) -> u8 {
+pub(in crate::cli) fn exit_code(error: &UserError) -> u8 {
     match error.code {
         ExitCode::Usage => code::USAGE,
         _ => code::OPERATIONAL,

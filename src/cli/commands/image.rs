@@ -36,7 +36,7 @@ const STANDARD: &str = "-";
 
 /// `bilayer image …`
 #[derive(Subcommand, Debug)]
-pub(crate) enum ImageCommand {
+pub(in crate::cli) enum ImageCommand {
     /// Make an image of a volume, or of one of its snapshots
     #[command(
         after_help = "Example:\n  bilayer image create /srv/vault base --description 'before the first user'"
@@ -79,7 +79,7 @@ pub(crate) enum ImageCommand {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct CreateArgs {
+pub(in crate::cli) struct CreateArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// Name of the image
@@ -98,7 +98,7 @@ pub(crate) struct CreateArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct DeployArgs {
+pub(in crate::cli) struct DeployArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// The image
@@ -117,7 +117,7 @@ pub(crate) struct DeployArgs {
 
 /// What a new volume can have of its own.
 #[derive(Args, Debug)]
-pub(crate) struct NewArgs {
+pub(in crate::cli) struct NewArgs {
     #[command(flatten)]
     key: ReceiverArgs,
     /// Platform keystore of the new volume; made where missing [default: that of the source]
@@ -130,7 +130,7 @@ pub(crate) struct NewArgs {
 
 /// Whose key it is sealed for.
 #[derive(Args, Debug)]
-pub(crate) struct ReceiverArgs {
+pub(in crate::cli) struct ReceiverArgs {
     /// Customer key of whoever gets it; its public half is enough [default: that of the source]
     #[arg(long, value_name = "URI")]
     customer_key: Option<String>,
@@ -140,7 +140,7 @@ pub(crate) struct ReceiverArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct ExportArgs {
+pub(in crate::cli) struct ExportArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// The image
@@ -161,7 +161,7 @@ pub(crate) struct ExportArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct ImportArgs {
+pub(in crate::cli) struct ImportArgs {
     /// File to read, or - for standard input
     file: PathBuf,
     /// Directory of the new volume: made if missing, empty otherwise

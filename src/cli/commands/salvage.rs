@@ -23,7 +23,7 @@ use crate::store::directory::DirectoryStore;
 use crate::volume::{self, OpenOptions, Rescue, VolumeError};
 
 #[derive(Args, Debug)]
-pub(crate) struct SalvageArgs {
+pub(in crate::cli) struct SalvageArgs {
     /// Directory of the volume; not mounted, and nothing is written to it
     volume: PathBuf,
     /// Directory that everything is written to: made if missing, empty otherwise
@@ -50,7 +50,7 @@ pub(crate) struct SalvageArgs {
     open: OpenArgs,
 }
 
-pub(crate) const HELP: &str = "\
+pub(in crate::cli) const HELP: &str = "\
 What is written is PLAINTEXT: choose a place that may hold it. It is made for its owner alone.
 
 OUT/files                   what is there now

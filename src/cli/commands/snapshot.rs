@@ -29,7 +29,7 @@ const DATED_NAMES_MAX: u32 = 1000;
 
 /// `bilayer snapshot …`
 #[derive(Subcommand, Debug)]
-pub(crate) enum SnapshotCommand {
+pub(in crate::cli) enum SnapshotCommand {
     /// Take a snapshot: at once, however large the volume is
     #[command(after_help = "Examples:\n  \
         bilayer snapshot create /srv/vault before-upgrade\n  \
@@ -76,7 +76,7 @@ pub(crate) enum SnapshotCommand {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct CreateArgs {
+pub(in crate::cli) struct CreateArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// Name of the snapshot, without a / or an @ in it [default: the time in UTC]
@@ -98,7 +98,7 @@ pub(crate) struct CreateArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct RenameArgs {
+pub(in crate::cli) struct RenameArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// Its name now
@@ -110,7 +110,7 @@ pub(crate) struct RenameArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct DiffArgs {
+pub(in crate::cli) struct DiffArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// A snapshot
@@ -127,7 +127,7 @@ pub(crate) struct DiffArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct RestoreArgs {
+pub(in crate::cli) struct RestoreArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// The snapshot
@@ -143,7 +143,7 @@ pub(crate) struct RestoreArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct PruneArgs {
+pub(in crate::cli) struct PruneArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     #[command(flatten)]

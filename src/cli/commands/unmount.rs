@@ -78,18 +78,18 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How to unmount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct UnmountRequest {
+pub(in crate::cli) struct UnmountRequest {
     /// Detach at once and do not wait, since it may last until the last user of the mount has gone.
-    pub lazy: bool,
+    pub(crate) lazy: bool,
     /// Unmount also if the daemon does not answer any more; what it has not written is lost.
-    pub force: bool,
+    pub(crate) force: bool,
     /// If it is in use, remount it read-only instead.
-    pub or_read_only: bool,
+    pub(in crate::cli) or_read_only: bool,
 }
 
 /// What is left of a mount that was taken away.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum RemainingMounts {
+pub(in crate::cli) enum RemainingMounts {
     /// Nothing: everything is on disk, the daemon is gone. Or nothing that this waited for.
     None,
     /// Everything is on disk; the volume is mounted elsewhere in this mount namespace.

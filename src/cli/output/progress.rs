@@ -27,7 +27,7 @@ pub(crate) struct Progress {
 
 /// How long something took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Took {
+pub(in crate::cli) struct Took {
     bytes: u64,
     time: Duration,
 }
@@ -39,7 +39,7 @@ impl Took {
     }
 
     /// Bytes in a second.
-    pub(crate) fn bytes_per_second(&self) -> u64 {
+    pub(in crate::cli) fn bytes_per_second(&self) -> u64 {
         let seconds = self.time.as_secs_f64().max(1e-6);
         (self.bytes as f64 / seconds) as u64
     }
@@ -85,7 +85,7 @@ impl Progress {
     }
 
     /// It has become known how many bytes it will be in all.
-    pub(crate) fn set_total(&self, bytes: u64) {
+    pub(in crate::cli) fn set_total(&self, bytes: u64) {
         if self.bar.length() != Some(bytes) {
             self.bar.set_length(bytes);
             set_template(&self.bar, true);
