@@ -14,13 +14,14 @@ use std::process;
 
 use super::args::{keystore_dir, start_audit};
 use super::commands::mount::MOUNT_HELP;
-use super::commands::unmount::{UnmountRequest, tell_left, unmount};
-use super::harden;
-use super::output::{complain, print};
+use super::commands::unmount::{UnmountRequest, report_remaining_mounts, unmount};
+use super::output::{print, print_error};
+use super::prepare_process;
 use crate::control::paths::working_directory;
 use crate::daemon::log::Log;
-use crate::daemon::mount::{MountRequest, mount};
-use crate::daemon::options::MountWords;
+use crate::daemon::mount::mount;
+use crate::daemon::mount_request::MountRequest;
+use crate::daemon::options::RequestedOptions;
 use crate::diagnostics::UserError;
 use crate::sys::interrupt;
 use crate::sys::mounts::enter_mount_namespace;
@@ -37,7 +38,7 @@ pub enum Helper {
 /// The arguments, understood.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Arguments {
-    places: Vec<OsString>,
+    operands: Vec<OsString>,
     options: Vec<String>,
     namespace: Option<PathBuf>,
     flags: Vec<char>,
@@ -56,20 +57,20 @@ impl Arguments {
         };
         let mut parsed = Self::default();
         let mut arguments = arguments.into_iter();
-        let mut only_places = false;
+        let mut only_operands = false;
         while let Some(argument) = arguments.next() {
             let text = argument.to_str().unwrap_or_default();
             match text
                 .strip_prefix('-')
-                .filter(|flags| !flags.is_empty() && !only_places)
+                .filter(|flags| !flags.is_empty() && !only_operands)
             {
-                None => parsed.places.push(argument),
-                Some("-") => only_places = true,
+                None => parsed.operands.push(argument),
+                Some("-") => only_operands = true,
                 Some(flags) => parsed.take(flags, known, &mut arguments)?,
             }
         }
         let wanted = if helper == Helper::Mount { 2 } else { 1 };
-        if parsed.places.len() == wanted {
+        if parsed.operands.len() == wanted {
             Ok(parsed)
         } else {
             Err(usage(helper))
@@ -97,8 +98,8 @@ impl Arguments {
                 attached => Some(OsString::from(attached)),
             };
             let missing = || {
-                let told = UserError::usage(format!("option -{flag} needs a value"));
-                told.with_hint("mount.bilayer --help shows what")
+                let error = UserError::usage(format!("option -{flag} needs a value"));
+                error.with_hint("mount.bilayer --help shows what")
             };
             return self.take_value(flag, &value.ok_or_else(missing)?);
         }
@@ -121,7 +122,7 @@ impl Arguments {
     }
 
     /// Says what was done where `-v` asks for it, since mount(8) leaves that to its helpers.
-    fn tell(&self, done: fmt::Arguments<'_>) -> Result<(), UserError> {
+    fn report_done(&self, done: fmt::Arguments<'_>) -> Result<(), UserError> {
         if self.has('v') {
             print(&format!("bilayer: {done}.\n"))?;
         }
@@ -187,7 +188,7 @@ pub fn run(helper: Helper) -> process::ExitCode {
     let log = Log::start(false);
     let result = run_with(helper, std::env::args_os().skip(1), &log);
     if let Err(error) = &result {
-        complain(&error.clone().unless_asked_to_end());
+        print_error(&error.clone().unless_asked_to_end());
     }
     interrupt::exit_by_signal();
     result.map_or_else(
@@ -211,9 +212,9 @@ fn run_with(
             UserError::io(format_args!("cannot enter {}", namespace.display()), &error)
         })?;
     }
-    let place = |number: usize| {
+    let operand = |number: usize| {
         arguments
-            .places
+            .operands
             .get(number)
             .map(PathBuf::from)
             .unwrap_or_default()
@@ -224,31 +225,31 @@ fn run_with(
             force: arguments.has('f'),
             or_read_only: arguments.has('r'),
         };
-        let left = unmount(&place(0), request)?;
-        tell_left(&place(0), &left);
-        return arguments.tell(format_args!("{} unmounted", place(0).display()));
+        let remaining = unmount(&operand(0), request)?;
+        report_remaining_mounts(&operand(0), &remaining);
+        return arguments.report_done(format_args!("{} unmounted", operand(0).display()));
     }
-    let words = mount_words(&arguments)?;
+    let options = mount_options(&arguments)?;
     if arguments.has('f') {
         return Ok(());
     }
-    harden()?;
-    let keystore = keystore_dir(words.platform_keystore.as_deref())?;
-    start_audit(words.audit_log.clone(), &keystore);
+    prepare_process()?;
+    let keystore = keystore_dir(options.platform_keystore.as_deref())?;
+    start_audit(options.audit_log.clone(), &keystore);
     let request = MountRequest {
-        volume: place(0),
-        dir: place(1),
+        volume: operand(0),
+        dir: operand(1),
         create: false,
         // Never from fstab: a restored copy is taken once, by somebody who knows.
         accept_restored: false,
         new_identity: false,
         foreground: false,
-        words,
+        options,
         keystore,
     };
     let (volume, dir) = (request.volume.clone(), request.dir.clone());
     mount(request, log)?;
-    arguments.tell(format_args!(
+    arguments.report_done(format_args!(
         "{} mounted on {}",
         volume.display(),
         dir.display()
@@ -256,17 +257,17 @@ fn run_with(
 }
 
 /// Words that nobody knows are an error unless `-s` asks to leave them out.
-fn mount_words(arguments: &Arguments) -> Result<MountWords, UserError> {
+fn mount_options(arguments: &Arguments) -> Result<RequestedOptions, UserError> {
     let (options, directory) = (&arguments.options, working_directory()?);
     let options = options.iter().map(String::as_str);
     if !arguments.has('s') {
-        return Ok(MountWords::parse(options, &directory)?.with_defaults_of_mount());
+        return Ok(RequestedOptions::parse(options, &directory)?.with_defaults_of_mount());
     }
-    let (words, unknown) = MountWords::parse_sloppy(options, &directory)?;
+    let (options, unknown) = RequestedOptions::parse_sloppy(options, &directory)?;
     if !unknown.is_empty() {
         tracing::debug!(count = unknown.len(), "unknown mount options left out");
     }
-    Ok(words.with_defaults_of_mount())
+    Ok(options.with_defaults_of_mount())
 }
 
 #[cfg(test)]
@@ -278,9 +279,9 @@ mod tests {
     }
 
     #[test]
-    fn arguments_as_mount_gives_them() {
+    fn arguments_of_mount_are_parsed() {
         let plain = |options: &[&str], flags: &str| Arguments {
-            places: vec!["/v".into(), "/d".into()],
+            operands: vec!["/v".into(), "/d".into()],
             options: options.iter().map(|&word| word.to_owned()).collect(),
             namespace: None,
             flags: flags.chars().collect(),
@@ -304,14 +305,14 @@ mod tests {
             .namespace;
         assert_eq!(namespace, Some("/proc/1/ns/mnt".into()));
         let dashed = parse(Helper::Mount, "-o ro -- -v -d").unwrap();
-        assert_eq!(dashed.places, ["-v", "-d"]);
+        assert_eq!(dashed.operands, ["-v", "-d"]);
     }
 
     #[test]
-    fn arguments_as_umount_gives_them() {
+    fn arguments_of_umount_are_parsed() {
         let parsed = parse(Helper::Unmount, "/d -l -v").unwrap();
         assert!(parsed.has('l') && !parsed.has('f'));
-        assert_eq!(parsed.places, ["/d"]);
+        assert_eq!(parsed.operands, ["/d"]);
         assert!(parse(Helper::Unmount, "-flnrv /d -t fuse.bilayer").is_ok());
     }
 
@@ -333,10 +334,10 @@ mod tests {
     }
 
     #[test]
-    fn help_is_given_and_not_mounted() {
+    fn help_is_printed_without_mounting() {
         let answer = |helper: Helper, text: &str| {
-            let words: Vec<OsString> = text.split_whitespace().map(OsString::from).collect();
-            helper.answer(&words)
+            let options: Vec<OsString> = text.split_whitespace().map(OsString::from).collect();
+            helper.answer(&options)
         };
         for text in ["--help", "-h", "/v /d --help", "-o ro -h"] {
             let help = answer(Helper::Mount, text).unwrap();
@@ -352,8 +353,8 @@ mod tests {
     }
 
     #[test]
-    fn a_fake_mount_checks_its_words_and_does_nothing() {
-        let log = Log::nowhere();
+    fn a_fake_mount_only_checks_its_options() {
+        let log = Log::discarding();
         let run = |text: &str| {
             run_with(
                 Helper::Mount,

@@ -12,7 +12,7 @@ use clap::{CommandFactory, Parser};
 
 use super::Cli;
 use crate::check::CheckError;
-use crate::daemon::options::MountWords;
+use crate::daemon::options::RequestedOptions;
 use crate::diagnostics::UserError;
 use crate::fs::FsError;
 use crate::fs::snapshots::{ReadOnlyBecause, ViewError};
@@ -34,7 +34,7 @@ fn is_placeholder(word: &str) -> bool {
 }
 
 /// A word that parses where the placeholder stands.
-fn stand_in(placeholder: &str) -> &str {
+fn sample_value(placeholder: &str) -> &str {
     match placeholder {
         "URI" => "file:/k",
         "N" => "1",
@@ -71,7 +71,8 @@ fn command_lines(text: &str) -> Vec<Vec<String>> {
             let bare = word.trim_end_matches([',', ';', '.', ')', ':', '`']);
             let is_name = bare.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
             // A command has at most two names; what follows is options and what they are given.
-            let named = lines_names(&line) < 2 && is_name && line.len() == 1 + lines_names(&line);
+            let named =
+                command_names(&line) < 2 && is_name && line.len() == 1 + command_names(&line);
             let is_value = line.last().is_some_and(|last| last == "-o");
             if bare.starts_with('-') && bare.len() > 1 || is_placeholder(bare) || is_value || named
             {
@@ -89,29 +90,29 @@ fn command_lines(text: &str) -> Vec<Vec<String>> {
 }
 
 /// Names of commands at the beginning of a line, behind the program's own.
-fn lines_names(line: &[String]) -> usize {
+fn command_names(line: &[String]) -> usize {
     let is_name = |word: &&String| word.bytes().all(|b| b.is_ascii_lowercase());
     line[1..].iter().take_while(is_name).count()
 }
 
 /// Fails unless the line is one that the program takes, as far as it goes.
 #[track_caller]
-fn can_be_typed(line: &[String], text: &str) {
+fn assert_parses(line: &[String], text: &str) {
     let mut line = line.to_vec();
     // A word of the sentence behind a command is no name of one.
-    while line.len() > 2 && lines_names(&line) == line.len() - 1 && !is_command(&line[1..]) {
+    while line.len() > 2 && command_names(&line) == line.len() - 1 && !is_command(&line[1..]) {
         line.pop();
     }
     let words = line.iter().map(|word| match word.split_once('=') {
-        Some((name, value)) if is_placeholder(value) => format!("{name}={}", stand_in(value)),
-        _ if is_placeholder(word) => stand_in(word).to_owned(),
+        Some((name, value)) if is_placeholder(value) => format!("{name}={}", sample_value(value)),
+        _ if is_placeholder(word) => sample_value(word).to_owned(),
         _ => word.clone(),
     });
     let words: Vec<String> = words.collect();
     if let Some(at) = words.iter().position(|word| word == "-o")
         && let Some(options) = words.get(at + 1)
     {
-        let parsed = MountWords::parse([options.as_str()], Path::new("/"));
+        let parsed = RequestedOptions::parse([options.as_str()], Path::new("/"));
         assert!(parsed.is_ok(), "{options} in {text:?}");
     }
     if let Err(error) = Cli::try_parse_from(words.iter().map(OsString::from)) {
@@ -154,7 +155,7 @@ fn options() -> BTreeSet<String> {
 
 /// Fails if an option is named that no command has.
 #[track_caller]
-fn options_are_there(text: &str, options: &BTreeSet<String>) {
+fn assert_options_exist(text: &str, options: &BTreeSet<String>) {
     for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) {
         let is_option = word.starts_with("--") && word.len() > 2;
         // As in `--keep-hourly` or the beginning of several, `--keep`.
@@ -395,7 +396,7 @@ fn check_errors() -> Vec<CheckError> {
 }
 
 #[test]
-fn what_the_operating_system_refuses_has_advice() {
+fn errors_of_the_operating_system_have_advice() {
     for (number, says) in SYSTEM_ERRORS {
         let error = UserError::io("x", &io::Error::from_raw_os_error(number));
         let hint = error
@@ -403,7 +404,7 @@ fn what_the_operating_system_refuses_has_advice() {
             .unwrap_or_else(|| panic!("no advice: {}", error.message));
         assert!(hint.contains(says), "{}: {hint}", error.message);
         for line in command_lines(&hint) {
-            can_be_typed(&line, &hint);
+            assert_parses(&line, &hint);
         }
     }
     // Refused by this program in the words of the operating system.
@@ -440,9 +441,9 @@ fn every_failure_has_advice_that_can_be_followed() {
     for error in errors {
         let hint = error.hint.clone();
         let hint = hint.unwrap_or_else(|| panic!("no advice: {}", error.message));
-        options_are_there(&hint, &options);
+        assert_options_exist(&hint, &options);
         for line in command_lines(&hint) {
-            can_be_typed(&line, &hint);
+            assert_parses(&line, &hint);
         }
     }
 }
@@ -455,8 +456,8 @@ fn every_command_that_a_text_names_can_be_typed() {
     for text in texts() {
         for line in command_lines(&text) {
             if line.len() > 1 && is_command(&line[1..2]) {
-                can_be_typed(&line, &text);
-                options_are_there(&line.join(" "), &options);
+                assert_parses(&line, &text);
+                assert_options_exist(&line.join(" "), &options);
                 seen += 1;
             }
         }
@@ -543,7 +544,7 @@ fn command_lines_are_found_in_texts() {
     );
     let error = std::panic::catch_unwind(|| {
         let text = "see: bilayer mount --frob VOLUME DIR";
-        can_be_typed(&command_lines(text)[0], text);
+        assert_parses(&command_lines(text)[0], text);
     });
     assert!(error.is_err());
     let mut texts = Vec::new();

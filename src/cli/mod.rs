@@ -35,7 +35,7 @@ use commands::salvage::{self, SalvageArgs};
 use commands::snapshot::{self, SnapshotCommand};
 use commands::status::{self, InspectArgs, StatusArgs};
 use commands::unmount::{self, UnmountArgs};
-use output::complain;
+use output::print_error;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 usage, 2 no such volume, mount, snapshot or image, 3 in use,
@@ -47,7 +47,7 @@ Exit codes: 0 done, 1 usage, 2 no such volume, mount, snapshot or image, 3 in us
 #[derive(Parser, Debug)]
 #[command(name = "bilayer", version, after_help = EXIT_CODES, max_term_width = 100)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -120,7 +120,7 @@ enum Command {
 pub fn run() -> process::ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return report_parse_error(&error),
     };
     let foreground = matches!(&cli.command, Command::Mount(args) if args.foreground);
     let code_of: fn(&UserError) -> u8 = match cli.command {
@@ -131,7 +131,7 @@ pub fn run() -> process::ExitCode {
     let log = Log::start(foreground);
     let code = execute(cli.command, &log).unwrap_or_else(|error| {
         let code = code_of(&error);
-        complain(&error.unless_asked_to_end());
+        print_error(&error.unless_asked_to_end());
         code
     });
     interrupt::exit_by_signal();
@@ -139,7 +139,7 @@ pub fn run() -> process::ExitCode {
 }
 
 /// Help and version are no failures; everything else is a usage error.
-fn refuse(error: &clap::Error) -> process::ExitCode {
+fn report_parse_error(error: &clap::Error) -> process::ExitCode {
     // Nothing is left to be done if even this cannot be printed.
     let _ = error.print();
     match error.kind() {
@@ -156,7 +156,7 @@ fn refuse(error: &clap::Error) -> process::ExitCode {
 
 /// Runs a command that ended well, with its exit code.
 fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
-    harden()?;
+    prepare_process()?;
     match command {
         Command::Check(args) => return check::run(&args),
         Command::Create(args) => create::run(args),
@@ -175,7 +175,7 @@ fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
 
 /// What every process that may hold keys does first: no core dumps, and a test that both layers
 /// still compute what they should.
-fn harden() -> Result<(), UserError> {
+fn prepare_process() -> Result<(), UserError> {
     limits::keep_owner_mode_bits();
     limits::ignore_file_size_signal();
     if let Err(error) = disable_core_dumps() {

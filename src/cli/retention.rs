@@ -14,7 +14,7 @@ use crate::daemon::size::parse_count;
 
 /// The rules; `None` keeps nothing by itself.
 #[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Keep {
+pub(super) struct Keep {
     /// Keep the newest N
     #[arg(
         long = "keep-last",
@@ -22,7 +22,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub last: Option<usize>,
+    pub(crate) last: Option<usize>,
     /// Keep the newest of each of the last N hours that have one
     #[arg(
         long = "keep-hourly",
@@ -30,7 +30,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub hourly: Option<usize>,
+    pub(super) hourly: Option<usize>,
     /// Likewise of days, in local time
     #[arg(
         long = "keep-daily",
@@ -38,7 +38,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub daily: Option<usize>,
+    pub(super) daily: Option<usize>,
     /// Likewise of weeks, which begin on Monday
     #[arg(
         long = "keep-weekly",
@@ -46,7 +46,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub weekly: Option<usize>,
+    pub(super) weekly: Option<usize>,
     /// Likewise of months
     #[arg(
         long = "keep-monthly",
@@ -54,7 +54,7 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub monthly: Option<usize>,
+    pub(super) monthly: Option<usize>,
     /// Likewise of years
     #[arg(
         long = "keep-yearly",
@@ -62,11 +62,11 @@ pub(crate) struct Keep {
         allow_negative_numbers = true,
         value_parser = parse_count
     )]
-    pub yearly: Option<usize>,
+    pub(super) yearly: Option<usize>,
 }
 
 /// A stretch of local time: year, a number within it, and what else tells two apart.
-type Stretch = (i16, i16, i8, Offset);
+type Period = (i16, i16, i8, Offset);
 
 impl Keep {
     /// True when no rule was given.
@@ -85,20 +85,20 @@ impl Keep {
             kept[at] = true;
         }
         let rules = [
-            (self.hourly, hour as fn(&Zoned) -> Stretch),
+            (self.hourly, hour as fn(&Zoned) -> Period),
             (self.daily, day),
             (self.weekly, week),
             (self.monthly, month),
             (self.yearly, year),
         ];
-        for (count, stretch_of) in rules {
+        for (count, period_of) in rules {
             let (mut left, mut last) = (count.unwrap_or(0), None);
             for &at in &newest_first {
-                let stretch = stretch_of(&local(at));
-                if left > 0 && last != Some(stretch) {
+                let period = period_of(&local(at));
+                if left > 0 && last != Some(period) {
                     kept[at] = true;
                     left -= 1;
-                    last = Some(stretch);
+                    last = Some(period);
                 }
             }
         }
@@ -106,24 +106,24 @@ impl Keep {
     }
 }
 
-fn hour(time: &Zoned) -> Stretch {
+fn hour(time: &Zoned) -> Period {
     (time.year(), time.day_of_year(), time.hour(), time.offset())
 }
 
-fn day(time: &Zoned) -> Stretch {
+fn day(time: &Zoned) -> Period {
     (time.year(), time.day_of_year(), 0, Offset::UTC)
 }
 
-fn week(time: &Zoned) -> Stretch {
+fn week(time: &Zoned) -> Period {
     let week = time.date().iso_week_date();
     (week.year(), i16::from(week.week()), 0, Offset::UTC)
 }
 
-fn month(time: &Zoned) -> Stretch {
+fn month(time: &Zoned) -> Period {
     (time.year(), i16::from(time.month()), 0, Offset::UTC)
 }
 
-fn year(time: &Zoned) -> Stretch {
+fn year(time: &Zoned) -> Period {
     (time.year(), 0, 0, Offset::UTC)
 }
 
@@ -155,7 +155,7 @@ mod tests {
     ];
 
     #[test]
-    fn each_rule_keeps_the_newest_of_its_last_stretches_that_have_one() {
+    fn each_rule_keeps_the_newest_of_its_last_periods_that_have_one() {
         let rule = |set: fn(&mut Keep)| {
             let mut keep = Keep::default();
             set(&mut keep);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_any_rule_keeps_stays() {
+    fn a_snapshot_that_any_rule_keeps_stays() {
         let keep = Keep {
             last: Some(1),
             yearly: Some(3),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_by_no_rule_or_by_zero_and_everything_by_a_large_one() {
+    fn no_rule_keeps_nothing_and_a_large_one_everything() {
         assert!(Keep::default().is_empty());
         let none = Keep {
             hourly: Some(0),

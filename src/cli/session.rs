@@ -20,8 +20,8 @@ use crate::control::locate::{Holder, Located, NamedMount, find};
 use crate::control::report::ViewReport;
 use crate::control::request::{self, Kind, Operation, Passphrase};
 use crate::control::response::{Outcome, Receiver, Views};
-use crate::daemon::mount::open_when_free;
-use crate::daemon::serve::serve;
+use crate::daemon::mount::open_with_retry;
+use crate::daemon::operations::perform;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::snapshots::{self, ReadOnlyBecause, ViewError};
 use crate::fs::{Filesystem, FilesystemOptions};
@@ -34,19 +34,19 @@ use crate::volume::{OpenOptions, Volume};
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     /// The platform keystore.
-    pub keystore: PathBuf,
+    pub(crate) keystore: PathBuf,
     /// Where the customer key's passphrase comes from.
-    pub passphrase: PassphraseSource,
+    pub(crate) passphrase: PassphraseSource,
 }
 
 /// A volume that requests can be made of.
 pub(crate) struct Session {
     /// The volume's directory, for people.
-    pub volume: PathBuf,
+    pub(crate) volume: PathBuf,
     /// Which directory that is, where it is known.
-    pub directory: Option<DirectoryId>,
+    pub(crate) directory: Option<DirectoryId>,
     /// Device number of its mount.
-    pub mount: Option<u64>,
+    pub(crate) mount: Option<u64>,
     backend: Backend,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn open_volume(
         read_only: !writes,
         ..OpenOptions::default()
     };
-    open_when_free(located.directory.as_ref(), &Arc::new(store), &options)
+    open_with_retry(located.directory.as_ref(), &Arc::new(store), &options)
         .map_err(|error| UserError::volume(doing(), &error))
 }
 
@@ -110,8 +110,8 @@ impl Session {
         to: &mut dyn Receiver,
     ) -> Result<Outcome, UserError> {
         match &mut self.backend {
-            Backend::Own(filesystem) => serve(filesystem, operation, to),
-            Backend::Mount(mount) => in_mount(mount, operation, to),
+            Backend::Own(filesystem) => perform(filesystem, operation, to),
+            Backend::Mount(mount) => perform_in_mount(mount, operation, to),
             Backend::Daemon(daemon) => daemon.perform(&for_daemon(operation)?, None, to),
         }
     }
@@ -188,7 +188,7 @@ fn without_terminal(passphrase: &mut Passphrase) -> Option<PathBuf> {
 }
 
 /// What plain calls can do in a mount whose daemon does not answer this user.
-fn in_mount(
+fn perform_in_mount(
     mount: &NamedMount,
     operation: &Operation,
     to: &mut dyn Receiver,
@@ -203,10 +203,10 @@ fn in_mount(
     // Reached from the mount that was named, which is held open, and checked to be in it: whatever
     // is mounted or renamed meanwhile, it is that one.
     let dir = Location::open_at(&mount.location, Path::new(kind.directory()))
-        .and_then(|dir| within_mount(mount, kind, dir))
-        .map_err(|error| not_by_calls(operation, kind, &error))?;
+        .and_then(|dir| check_in_mount(mount, kind, dir))
+        .map_err(|error| missing_views_directory(operation, kind, &error))?;
     let dir = dir.fixed_path();
-    let place = |name: &str| dir.join(name);
+    let path_of = |name: &str| dir.join(name);
     let refused = |name: &str, error: io::Error| explain(operation, kind, name, &error);
     match operation {
         Operation::Create {
@@ -216,28 +216,28 @@ fn in_mount(
             ..
         } if description.is_empty() => {
             check_new_name(operation, name)?;
-            fs::create_dir(place(name)).map_err(|error| refused(name, error))?;
-            Ok(Outcome::Created(only_named(kind, name.clone())))
+            fs::create_dir(path_of(name)).map_err(|error| refused(name, error))?;
+            Ok(Outcome::Created(view_with_name(kind, name.clone())))
         }
         Operation::Delete { name, .. } => {
             check_name(operation, kind, name)?;
-            fs::remove_dir(place(name)).map_err(|error| refused(name, error))?;
+            fs::remove_dir(path_of(name)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Nothing)
         }
         Operation::Rename { name, to: new, .. } => {
             check_name(operation, kind, name)?;
             check_new_name(operation, new)?;
-            if fs::symlink_metadata(place(new)).is_ok() {
+            if fs::symlink_metadata(path_of(new)).is_ok() {
                 return Err(refused(new, io::ErrorKind::AlreadyExists.into()));
             }
-            fs::rename(place(name), place(new)).map_err(|error| refused(name, error))?;
+            fs::rename(path_of(name), path_of(new)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Nothing)
         }
         Operation::List { .. } => {
             for entry in fs::read_dir(&dir).map_err(|error| refused("", error))? {
                 let entry = entry.map_err(|error| refused("", error))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                to.view(only_named(kind, name))
+                to.view(view_with_name(kind, name))
                     .map_err(|error| UserError::io(operation.doing(), &error))?;
             }
             Ok(Outcome::Nothing)
@@ -249,13 +249,13 @@ fn in_mount(
                 operation.doing()
             ),
         )
-        .with_hint(WHO_MAY)),
+        .with_hint(PERMITTED_HINT)),
     }
 }
 
 /// Refuses what is mounted over a directory of that mount, and a directory that only has the name:
 /// what is made in there is no snapshot.
-fn within_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<Location> {
+fn check_in_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<Location> {
     if dir.info()?.mount_id != mount.info.id {
         Err(io::Error::other("something else is mounted there"))
     } else if fs::metadata(dir.fixed_path())?.ino()
@@ -268,7 +268,7 @@ fn within_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<Loc
 }
 
 /// Without that directory nothing can be done but by the daemon.
-fn not_by_calls(operation: &Operation, kind: Kind, error: &io::Error) -> UserError {
+fn missing_views_directory(operation: &Operation, kind: Kind, error: &io::Error) -> UserError {
     if error.kind() != io::ErrorKind::NotFound {
         return explain(operation, kind, "", error);
     }
@@ -277,13 +277,13 @@ fn not_by_calls(operation: &Operation, kind: Kind, error: &io::Error) -> UserErr
         operation.doing(),
         kind.directory()
     );
-    UserError::new(ExitCode::System, message).with_hint(WHO_MAY)
+    UserError::new(ExitCode::System, message).with_hint(PERMITTED_HINT)
 }
 
-const WHO_MAY: &str = "root and the user who mounted it may; the owner of its root directory may \
+const PERMITTED_HINT: &str = "root and the user who mounted it may; the owner of its root directory may \
                        make, delete, rename and list";
 
-fn only_named(kind: Kind, name: String) -> ViewReport {
+fn view_with_name(kind: Kind, name: String) -> ViewReport {
     ViewReport {
         kind,
         name,
@@ -327,7 +327,7 @@ fn explain(operation: &Operation, kind: Kind, name: &str, error: &io::Error) -> 
         Some(libc::EBUSY) => ViewError::Busy { kind, name },
         Some(libc::EROFS) => ViewError::ReadOnly(ReadOnlyBecause::Unknown),
         Some(libc::EACCES | libc::EPERM) => {
-            return UserError::io(operation.doing(), error).with_hint(WHO_MAY);
+            return UserError::io(operation.doing(), error).with_hint(PERMITTED_HINT);
         }
         _ if error.kind() == io::ErrorKind::AlreadyExists => ViewError::Exists { kind, name },
         _ => return UserError::io(operation.doing(), error),

@@ -14,7 +14,7 @@ use crate::control::response::Discard;
 use crate::diagnostics::UserError;
 
 #[derive(Args, Debug)]
-pub(crate) struct ListArgs {
+pub(super) struct ListArgs {
     /// Directory of the volume, or where it is mounted
     pub(crate) volume: PathBuf,
     /// A JSON array, sizes in bytes and times in UTC
@@ -25,7 +25,7 @@ pub(crate) struct ListArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct DeleteArgs {
+pub(super) struct DeleteArgs {
     /// Directory of the volume, or where it is mounted
     pub(crate) volume: PathBuf,
     /// Which

@@ -50,7 +50,7 @@ impl Address {
 }
 
 /// What of a directory for sockets of `uid` is not as it must be.
-pub(super) fn squatted(dir: &Path, metadata: &Metadata, uid: u32) -> Option<Obstacle> {
+pub(super) fn untrusted_directory(dir: &Path, metadata: &Metadata, uid: u32) -> Option<Obstacle> {
     let found = if !metadata.is_dir() {
         "is no directory".to_owned()
     } else if metadata.uid() != uid {
@@ -60,7 +60,7 @@ pub(super) fn squatted(dir: &Path, metadata: &Metadata, uid: u32) -> Option<Obst
     } else {
         return None;
     };
-    Some(Obstacle::Squatted {
+    Some(Obstacle::UntrustedDirectory {
         dir: dir.to_path_buf(),
         wanted: uid,
         found,
@@ -68,12 +68,12 @@ pub(super) fn squatted(dir: &Path, metadata: &Metadata, uid: u32) -> Option<Obst
 }
 
 /// Makes the directory, or sees to it that the one that is there is this user's alone.
-pub(super) fn own_directory(dir: &Path) -> io::Result<()> {
+pub(super) fn create_private_directory(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    match squatted(dir, &fs::symlink_metadata(dir)?, effective_user()) {
+    match untrusted_directory(dir, &fs::symlink_metadata(dir)?, effective_user()) {
         None => Ok(()),
         Some(obstacle) => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
@@ -91,14 +91,14 @@ mod tests {
     fn does_not_share_its_directory() {
         let dir = tempfile::tempdir().unwrap();
         let own = dir.path().join("own");
-        own_directory(&own).unwrap();
-        own_directory(&own).unwrap();
+        create_private_directory(&own).unwrap();
+        create_private_directory(&own).unwrap();
         fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
-        let error = own_directory(&own).unwrap_err();
+        let error = create_private_directory(&own).unwrap_err();
         assert!(error.to_string().contains("has mode 0755"), "{error}");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
-        let error = own_directory(&link).unwrap_err();
+        let error = create_private_directory(&link).unwrap_err();
         assert!(error.to_string().contains("is no directory"), "{error}");
     }
 }

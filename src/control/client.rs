@@ -7,22 +7,22 @@ use std::time::Duration;
 use super::address::Address;
 use super::connection::{Connection, connect};
 use super::line::{LINE_BYTES, read_line};
+use super::liveness::{LivenessProbe, WaitingStream};
 use super::obstacle::Obstacle;
-use super::patient::{Patient, Vigil};
 use super::request::{Operation, Request};
 use super::response::{Outcome, Receiver, Response};
-use super::wire::{self, Answers};
+use super::wire::{self, ResponseSource};
 use crate::diagnostics::UserError;
 use crate::sys::process::PeerCredentials;
 
 /// A connection to the daemon that has a volume mounted.
 #[derive(Debug)]
 pub(crate) struct ControlClient {
-    stream: BufReader<Patient>,
+    stream: BufReader<WaitingStream>,
     /// What it was found by.
     address: Address,
     /// Who answers.
-    pub peer: PeerCredentials,
+    pub(crate) peer: PeerCredentials,
 }
 
 impl ControlClient {
@@ -34,13 +34,13 @@ impl ControlClient {
         obstacles: &mut Vec<Obstacle>,
     ) -> Option<Self> {
         let connection = connect(address, uid, obstacles)?;
-        Some(Self::over(connection, address))
+        Some(Self::from_connection(connection, address))
     }
 
-    pub(super) fn over(connection: Connection, address: Address) -> Self {
+    pub(super) fn from_connection(connection: Connection, address: Address) -> Self {
         Self {
             peer: connection.peer,
-            stream: BufReader::new(Patient::new(connection.stream)),
+            stream: BufReader::new(WaitingStream::new(connection.stream)),
             address,
         }
     }
@@ -51,18 +51,22 @@ impl ControlClient {
     }
 
     /// Sends a request to which there is no response.
-    pub(crate) fn say(&self, request: &Request) -> io::Result<()> {
+    pub(crate) fn send(&self, request: &Request) -> io::Result<()> {
         self.stream().write_all(&wire::encode(request)?)
     }
 
     /// How long reading may take; `None`: as long as the daemon lives.
-    fn set_limit(&mut self, limit: Option<Duration>) -> io::Result<()> {
+    fn set_timeout(&mut self, limit: Option<Duration>) -> io::Result<()> {
         let (user, pid) = (self.peer.uid, self.peer.pid);
         let address = self.address;
         self.stream().set_read_timeout(limit)?;
         self.stream
             .get_mut()
-            .keep(limit.is_none().then_some(Vigil { address, user, pid }))
+            .wait_while_alive(
+                limit
+                    .is_none()
+                    .then_some(LivenessProbe { address, user, pid }),
+            )
     }
 
     /// Sends a request and waits for its one response, at most so long, or as long as the daemon
@@ -72,8 +76,8 @@ impl ControlClient {
         request: &Request,
         timeout: Option<Duration>,
     ) -> io::Result<Response> {
-        self.set_limit(timeout)?;
-        self.say(request)?;
+        self.set_timeout(timeout)?;
+        self.send(request)?;
         self.next_response()
     }
 
@@ -86,30 +90,30 @@ impl ControlClient {
         to: &mut dyn Receiver,
     ) -> Result<Outcome, UserError> {
         let request = Request::Operation(operation.clone());
-        self.set_limit(timeout)
-            .and_then(|()| self.say(&request))
+        self.set_timeout(timeout)
+            .and_then(|()| self.send(&request))
             .map_err(|error| UserError::io(operation.doing(), &error))?;
         wire::receive(self, operation, to)
     }
 
     /// Reads a further response, which may take so long to come.
     pub(crate) fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Response> {
-        self.set_limit(timeout)?;
+        self.set_timeout(timeout)?;
         self.next_response()
     }
 
     fn next_response(&mut self) -> io::Result<Response> {
-        let line = self.line()?;
+        let line = self.read_line()?;
         Ok(wire::decode(line.as_bytes())?)
     }
 }
 
-impl Answers for ControlClient {
-    fn line(&mut self) -> io::Result<String> {
+impl ResponseSource for ControlClient {
+    fn read_line(&mut self) -> io::Result<String> {
         read_line(&mut (&mut self.stream).take(LINE_BYTES))
     }
 
-    fn raw(&mut self, count: usize) -> io::Result<Vec<u8>> {
+    fn read_bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; count];
         self.stream.read_exact(&mut bytes)?;
         Ok(bytes)

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::address::{Address, directories, squatted};
+use super::address::{Address, directories, untrusted_directory};
 use super::obstacle::Obstacle;
 use crate::sys::process::{PeerCredentials, peer_credentials};
 
@@ -46,7 +46,7 @@ pub(super) fn connect_in(dir: &Path, name: &str, uid: u32) -> Result<Option<Conn
         Ok(metadata) => metadata,
         Err(error) => return denied(error),
     };
-    if let Some(obstacle) = squatted(dir, &metadata, uid) {
+    if let Some(obstacle) = untrusted_directory(dir, &metadata, uid) {
         return Err(obstacle);
     }
     let path = dir.join(name);
@@ -79,18 +79,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_a_directory_of_somebody_else_is_believed() {
+    fn sockets_in_a_directory_of_another_user_are_not_trusted() {
         let dir = private();
         let _socket = UnixListener::bind(dir.path().join("x.sock")).unwrap();
         let uid = effective_user();
         assert!(connect_in(dir.path(), "x.sock", uid).unwrap().is_some());
         let refused = connect_in(dir.path(), "x.sock", uid + 1).unwrap_err();
-        let told = refused.to_string();
-        assert!(told.contains(&format!("belongs to user {uid}")), "{told}");
+        let error = refused.to_string();
+        assert!(error.contains(&format!("belongs to user {uid}")), "{error}");
         assert!(refused.hint().contains("ls -ld"));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o701)).unwrap();
         let refused = connect_in(dir.path(), "x.sock", uid).unwrap_err();
-        assert!(matches!(refused, Obstacle::Squatted { .. }));
+        assert!(matches!(refused, Obstacle::UntrustedDirectory { .. }));
         let gone = connect_in(&dir.path().join("gone"), "x.sock", uid).unwrap();
         assert!(gone.is_none());
     }

@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::Path;
 
 /// What a dead daemon is called, wherever it is met.
-pub(crate) const DEAD: &str = "daemon dead (umount and mount again)";
+pub(super) const DAEMON_DEAD: &str = "daemon dead (umount and mount again)";
 
 /// See the module's first lines.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,7 +28,7 @@ impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ok => f.write_str("ok"),
-            Self::DaemonDead => f.write_str(DEAD),
+            Self::DaemonDead => f.write_str(DAEMON_DEAD),
             Self::ReadOnly(why) => write!(f, "read-only after an error: {why}"),
             Self::Damaged => f.write_str("damaged: run check"),
             Self::Unknown(why) => write!(f, "not known: {why}"),
@@ -38,7 +38,7 @@ impl fmt::Display for Health {
 
 impl Health {
     /// The next command to type, of a volume that is mounted there or not.
-    pub(crate) fn next(&self, volume: &Path, dir: Option<&Path>) -> Option<String> {
+    pub(crate) fn next_command(&self, volume: &Path, dir: Option<&Path>) -> Option<String> {
         let volume = volume.display();
         match self {
             Self::Ok | Self::Unknown(_) => None,
@@ -53,7 +53,7 @@ impl Health {
     }
 
     /// What a daemon says of its volume.
-    pub(crate) fn of_usage(usage: Option<&serde_json::Value>) -> Self {
+    pub(crate) fn from_usage(usage: Option<&serde_json::Value>) -> Self {
         let field = |name: &str| usage.and_then(|usage| usage.get(name));
         match field("latched").and_then(serde_json::Value::as_str) {
             _ if usage.is_none() => Self::Unknown("the daemon is ending".to_owned()),
@@ -71,12 +71,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_and_what_to_type() {
-        let of = |text: &str| Health::of_usage(Some(&serde_json::from_str(text).unwrap()));
+    fn each_health_has_its_text_and_its_next_command() {
+        let of = |text: &str| Health::from_usage(Some(&serde_json::from_str(text).unwrap()));
         let (volume, dir) = (Path::new("/v"), Some(Path::new("/m")));
         let again = Some("bilayer unmount /m && bilayer mount /v /m".to_owned());
         let check = Some("bilayer check /v".to_owned());
-        for (health, words, next) in [
+        for (health, text, next) in [
             (of("{\"latched\":null,\"damaged\":false}"), "ok", None),
             (of("{\"damaged\":true}"), "damaged: run check", check),
             (
@@ -84,15 +84,15 @@ mod tests {
                 "read-only after an error: no space",
                 again.clone(),
             ),
-            (Health::DaemonDead, DEAD, again),
+            (Health::DaemonDead, DAEMON_DEAD, again),
             (
-                Health::of_usage(None),
+                Health::from_usage(None),
                 "not known: the daemon is ending",
                 None,
             ),
         ] {
-            assert_eq!(health.to_string(), words);
-            assert_eq!(health.next(volume, dir), next, "{words}");
+            assert_eq!(health.to_string(), text);
+            assert_eq!(health.next_command(volume, dir), next, "{text}");
         }
     }
 }

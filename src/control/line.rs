@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Longest request or answer, in bytes.
 pub(super) const LINE_BYTES: u64 = 1 << 20;
 /// A peer that says nothing for so long is left.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads a line, which must end, and hands it on without its end.
 pub(super) fn read_line(from: &mut impl BufRead) -> io::Result<String> {

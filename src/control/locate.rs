@@ -16,13 +16,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::control::address::Address;
-use crate::control::client::ControlClient;
-use crate::control::directory::{DirectoryId, VolumeDirectory};
-use crate::control::obstacle::{Obstacle, refusal};
-use crate::control::paths::as_named;
-use crate::control::proof::{self, ProvenDaemon};
-use crate::control::pulse::{self, Pulse};
+use super::address::Address;
+use super::client::ControlClient;
+use super::directory::{DirectoryId, VolumeDirectory};
+use super::mount_state::{self, MountState};
+use super::obstacle::{Obstacle, refusal};
+use super::paths::possible_paths;
+use super::proof::{self, ProvenDaemon};
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse::mountinfo::{self, MountInfo};
 use crate::sys::deadline::{Deadlines, within_notifying};
@@ -30,13 +30,13 @@ use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
 
 /// How long a daemon may take to connect and prove itself.
-const LIMIT: Duration = Duration::from_secs(8);
+const PROOF_TIMEOUT: Duration = Duration::from_secs(8);
 /// After how long whoever waits for that is told.
-const NOTED: Duration = Duration::from_secs(2);
+const NOTICE_AFTER: Duration = Duration::from_secs(2);
 /// How long a volume may be locked by somebody who cannot be asked: a daemon that begins or ends.
-const PASSING: Duration = Duration::from_secs(3);
+const TRANSIENT_LOCK: Duration = Duration::from_secs(3);
 /// How often it is looked again.
-const INTERVAL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A volume that a command means.
 #[derive(Debug)]
@@ -111,8 +111,8 @@ impl Located {
 pub(crate) fn find(path: &Path) -> Result<Located, UserError> {
     let failed =
         |error: io::Error| UserError::io(format_args!("cannot find {}", path.display()), &error);
-    let location = pulse::open(path)?;
-    match pulse::mount_at(&location).map_err(failed)? {
+    let location = mount_state::open_path(path)?;
+    match mount_state::mount_at(&location).map_err(failed)? {
         Some(info) => find_mounted(location, info),
         None => find_directory(&location, path),
     }
@@ -120,7 +120,7 @@ pub(crate) fn find(path: &Path) -> Result<Located, UserError> {
 
 /// The volume that a mount says that it is of. That is any text: root's and this user's are believed,
 /// for what only looks.
-pub(crate) fn by_source(mount: &MountInfo) -> Result<Located, UserError> {
+pub(crate) fn find_by_mount_source(mount: &MountInfo) -> Result<Located, UserError> {
     let trusted = mount
         .owner()
         .is_some_and(|owner| owner == 0 || owner == effective_user());
@@ -138,12 +138,15 @@ fn find_mounted(location: Location, info: MountInfo) -> Result<Located, UserErro
         Ok(daemon) => Ok(Located::proven(daemon)),
         Err(obstacles) => {
             let what = format!("it is not sure which volume is on {}", info.dir.display());
-            let pulse = pulse::pulse(&location);
-            if pulse == Pulse::Dead {
-                Err(pulse::dead(&info.dir.display().to_string(), &info))
-            } else if !may_be_worked_in(&info, &obstacles) {
+            let state = mount_state::mount_state(&location);
+            if state == MountState::Dead {
+                Err(mount_state::dead_mount_error(
+                    &info.dir.display().to_string(),
+                    &info,
+                ))
+            } else if !can_use_without_daemon(&info, &obstacles) {
                 Err(refusal(what, &obstacles))
-            } else if pulse == Pulse::Silent {
+            } else if state == MountState::Silent {
                 Err(refusal(what, &[Obstacle::Silent]))
             } else {
                 Ok(Located {
@@ -159,14 +162,14 @@ fn find_mounted(location: Location, info: MountInfo) -> Result<Located, UserErro
 
 /// A mount that root or this user made is what it seems to be, also where its daemon is not to be
 /// asked. One that does not answer, or does not prove itself, is not to be worked with.
-fn may_be_worked_in(mount: &MountInfo, obstacles: &[Obstacle]) -> bool {
+fn can_use_without_daemon(mount: &MountInfo, obstacles: &[Obstacle]) -> bool {
     let trusted = mount
         .owner()
         .is_some_and(|owner| owner == 0 || owner == effective_user());
     let harmless = |obstacle: &Obstacle| {
         matches!(
             obstacle,
-            Obstacle::Denied(_) | Obstacle::Squatted { .. } | Obstacle::Foreign { .. }
+            Obstacle::Denied(_) | Obstacle::UntrustedDirectory { .. } | Obstacle::Foreign { .. }
         )
     };
     trusted && mount.root == Path::new("/") && obstacles.iter().all(harmless)
@@ -181,12 +184,12 @@ pub(crate) fn daemon_of_mount(
     let Ok(info) = location.info() else {
         return Err(obstacles);
     };
-    for user in users_of(mount) {
+    for user in candidate_users_of_mount(mount) {
         if !may_ask(user) {
             obstacles.push(Obstacle::Denied(user));
             continue;
         }
-        match ask(Address::Mount(info.device), user, None, &mut obstacles) {
+        match connect_and_prove(Address::Mount(info.device), user, None, &mut obstacles) {
             Some(daemon) if daemon.mount == Some(info.device) => return Ok(daemon),
             Some(_) => obstacles.push(Obstacle::Unproven("it has another mount".to_owned())),
             None => {}
@@ -211,12 +214,12 @@ pub(crate) fn server_of_mount(
         return Err(obstacles);
     };
     let device = info.device;
-    for user in users_of(mount) {
-        let found = reach(
+    for user in candidate_users_of_mount(mount) {
+        let found = with_connection(
             Address::Mount(device),
             user,
             &mut obstacles,
-            move |control| proof::demand_mount(control, device),
+            move |control| proof::request_mount_claim(control, device),
         );
         if let Some(server) = found {
             return Ok(server);
@@ -226,7 +229,7 @@ pub(crate) fn server_of_mount(
 }
 
 /// The users whose daemons may serve a mount.
-fn users_of(mount: &MountInfo) -> Vec<u32> {
+fn candidate_users_of_mount(mount: &MountInfo) -> Vec<u32> {
     let mut users = vec![mount.owner().unwrap_or_default(), 0];
     users.dedup();
     users
@@ -239,7 +242,7 @@ fn may_ask(user: u32) -> bool {
 }
 
 /// The users whose daemons are asked for a volume.
-fn askable(directory: &VolumeDirectory) -> Vec<u32> {
+fn candidate_users(directory: &VolumeDirectory) -> Vec<u32> {
     let me = effective_user();
     let mut users = vec![me, 0];
     if me == 0 {
@@ -259,25 +262,25 @@ fn find_directory(location: &Location, path: &Path) -> Result<Located, UserError
             Err(obstacles) => obstacles,
         };
         let locked = directory.is_locked();
-        let mounts = hinted(&directory);
+        let mounts = hinted_mounts(&directory);
         let is_claimed = obstacles.iter().any(|o| matches!(o, Obstacle::Unproven(_)));
         match locked {
             Ok(false) if !is_claimed => {
-                tell_squatted(&obstacles);
+                warn_of_untrusted_directories(&obstacles);
                 break Holder::Nobody;
             }
             // Whoever opens it waits until it is free, and says that it is in use.
             _ if obstacles.is_empty() && mounts.is_empty() => break Holder::Nobody,
-            Ok(_) if begin.elapsed() < PASSING && !is_silent(&obstacles) => {
-                std::thread::sleep(INTERVAL);
+            Ok(_) if begin.elapsed() < TRANSIENT_LOCK && !is_silent(&obstacles) => {
+                std::thread::sleep(POLL_INTERVAL);
             }
             Err(_) if mounts.is_empty() => break Holder::Nobody,
-            _ => break Holder::Unknown(held(&directory, &obstacles, &mounts)),
+            _ => break Holder::Unknown(in_use_error(&directory, &obstacles, &mounts)),
         }
     };
     Ok(Located {
         path: directory.path.clone(),
-        named: as_named(path),
+        named: possible_paths(path),
         directory: Some(directory),
         holder,
     })
@@ -287,38 +290,42 @@ fn is_silent(obstacles: &[Obstacle]) -> bool {
     obstacles.contains(&Obstacle::Silent)
 }
 
-fn tell_squatted(obstacles: &[Obstacle]) {
+fn warn_of_untrusted_directories(obstacles: &[Obstacle]) {
     for obstacle in obstacles {
-        if matches!(obstacle, Obstacle::Squatted { .. }) {
+        if matches!(obstacle, Obstacle::UntrustedDirectory { .. }) {
             tracing::warn!("{obstacle}");
         }
     }
 }
 
 /// Somebody has the volume, and no daemon has proved to be the one.
-fn held(directory: &VolumeDirectory, obstacles: &[Obstacle], mounts: &[MountInfo]) -> UserError {
+fn in_use_error(
+    directory: &VolumeDirectory,
+    obstacles: &[Obstacle],
+    mounts: &[MountInfo],
+) -> UserError {
     let what = format!(
         "the volume {} is in use, and who has it cannot be asked",
         directory.path.display()
     );
     let error = refusal(what, obstacles);
-    let told = UserError {
+    let error = UserError {
         code: ExitCode::InUse,
         ..error
     };
     match mounts {
         [mount, ..] => {
             let dir = mount.dir.display();
-            told.with_hint(format!(
+            error.with_hint(format!(
                 "if that is the volume on {dir}, name the mount: {dir}; or ask as root"
             ))
         }
-        [] => told,
+        [] => error,
     }
 }
 
 /// Where root or this user mounted what was in that directory then.
-pub(crate) fn hinted(directory: &VolumeDirectory) -> Vec<MountInfo> {
+pub(crate) fn hinted_mounts(directory: &VolumeDirectory) -> Vec<MountInfo> {
     let is_it =
         |source: &Path| DirectoryId::of_path(source).is_ok_and(|found| found == directory.id);
     mountinfo::hinted(&[0, effective_user()], is_it).unwrap_or_default()
@@ -327,34 +334,34 @@ pub(crate) fn hinted(directory: &VolumeDirectory) -> Vec<MountInfo> {
 fn daemon_of_directory(directory: &VolumeDirectory) -> Result<ProvenDaemon, Vec<Obstacle>> {
     let mut obstacles = Vec::new();
     let address = Address::Volume(directory.id);
-    let found = askable(directory)
+    let found = candidate_users(directory)
         .into_iter()
-        .find_map(|user| ask(address, user, Some(directory), &mut obstacles));
+        .find_map(|user| connect_and_prove(address, user, Some(directory), &mut obstacles));
     found.ok_or(obstacles)
 }
 
 /// Connects to that user's daemon and has it prove itself.
-fn ask(
+fn connect_and_prove(
     address: Address,
     user: u32,
-    meant: Option<&VolumeDirectory>,
+    expected: Option<&VolumeDirectory>,
     obstacles: &mut Vec<Obstacle>,
 ) -> Option<ProvenDaemon> {
-    let meant = match meant.map(VolumeDirectory::try_clone).transpose() {
-        Ok(meant) => meant,
+    let expected = match expected.map(VolumeDirectory::try_clone).transpose() {
+        Ok(expected) => expected,
         Err(error) => {
             obstacles.push(Obstacle::Unproven(error.to_string()));
             return None;
         }
     };
-    reach(address, user, obstacles, move |control| {
-        proof::demand(control, meant.as_ref())
+    with_connection(address, user, obstacles, move |control| {
+        proof::request_proof(control, expected.as_ref())
     })
 }
 
 /// Connects to that user's daemon and goes on with it, in a thread that is left when it takes too
 /// long.
-fn reach<T: Send + 'static>(
+fn with_connection<T: Send + 'static>(
     address: Address,
     user: u32,
     obstacles: &mut Vec<Obstacle>,
@@ -367,23 +374,26 @@ fn reach<T: Send + 'static>(
     };
     let asked = within_notifying(
         Deadlines {
-            note: NOTED,
-            give_up: LIMIT,
+            note: NOTICE_AFTER,
+            give_up: PROOF_TIMEOUT,
         },
         note,
         move || {
-            let mut met = Vec::new();
-            let connected = ControlClient::connect(address, user, &mut met);
-            let reached = connected
-                .and_then(|control| then(control).map_err(|obstacle| met.push(obstacle)).ok());
-            (reached, met)
+            let mut encountered = Vec::new();
+            let connected = ControlClient::connect(address, user, &mut encountered);
+            let reached = connected.and_then(|control| {
+                then(control)
+                    .map_err(|obstacle| encountered.push(obstacle))
+                    .ok()
+            });
+            (reached, encountered)
         },
     );
-    let Some((reached, met)) = asked else {
+    let Some((reached, encountered)) = asked else {
         obstacles.push(Obstacle::Silent);
         return None;
     };
-    obstacles.extend(met);
+    obstacles.extend(encountered);
     reached
 }
 
@@ -392,7 +402,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_that_nobody_has() {
+    fn a_volume_without_a_holder() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("lock"), b"").unwrap();
         let located = find(dir.path()).unwrap();
@@ -405,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn only_roots_and_own_mounts_are_worked_in() {
+    fn only_roots_and_own_mounts_are_used_without_a_daemon() {
         let mount = |owner: u32, root: &str| MountInfo {
             id: 1,
             device: "0:1".to_owned(),
@@ -419,16 +429,22 @@ mod tests {
         let denied = [Obstacle::Denied(0)];
         let me = effective_user();
         for owner in [0, me] {
-            assert!(may_be_worked_in(&mount(owner, "/"), &denied));
-            assert!(!may_be_worked_in(&mount(owner, "/sub"), &denied));
-            assert!(!may_be_worked_in(&mount(owner, "/"), &[Obstacle::Silent]));
-            assert!(!may_be_worked_in(&mount(owner, "/"), &[Obstacle::Dead]));
+            assert!(can_use_without_daemon(&mount(owner, "/"), &denied));
+            assert!(!can_use_without_daemon(&mount(owner, "/sub"), &denied));
+            assert!(!can_use_without_daemon(
+                &mount(owner, "/"),
+                &[Obstacle::Silent]
+            ));
+            assert!(!can_use_without_daemon(
+                &mount(owner, "/"),
+                &[Obstacle::Dead]
+            ));
             let unproven = [Obstacle::Unproven(String::new())];
-            assert!(!may_be_worked_in(&mount(owner, "/"), &unproven));
+            assert!(!can_use_without_daemon(&mount(owner, "/"), &unproven));
         }
-        assert!(!may_be_worked_in(&mount(me + 1000, "/"), &denied));
+        assert!(!can_use_without_daemon(&mount(me + 1000, "/"), &denied));
         let mut nobodys = mount(0, "/");
         nobodys.super_options.clear();
-        assert!(!may_be_worked_in(&nobodys, &denied));
+        assert!(!can_use_without_daemon(&nobodys, &denied));
     }
 }

@@ -8,7 +8,7 @@
 //! | `wire`, `line` | how that is written, with its version |
 //! | `directory`, `proof` | which directory is meant, and how a daemon proves that it has it |
 //! | `locate` | which volume a path means, and who has it |
-//! | `health`, `pulse`, `patient` | whether a daemon lives, and waiting for one that does |
+//! | `health`, `mount_state`, `liveness` | whether a daemon lives, and waiting for one that does |
 //! | `obstacle` | why a daemon cannot be asked |
 //! | `paths` | paths as people write them |
 //!
@@ -22,12 +22,12 @@ mod connection;
 pub(crate) mod directory;
 pub(crate) mod health;
 pub(crate) mod line;
+pub(crate) mod liveness;
 pub(crate) mod locate;
+pub(crate) mod mount_state;
 pub(crate) mod obstacle;
 pub(crate) mod paths;
-pub(crate) mod patient;
 pub(crate) mod proof;
-pub(crate) mod pulse;
 pub(crate) mod report;
 pub(crate) mod request;
 pub(crate) mod response;

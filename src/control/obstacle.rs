@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::health::DEAD;
+use super::health::DAEMON_DEAD;
 use crate::diagnostics::{ExitCode, UserError};
 
 /// Why a daemon of some user could not be asked.
@@ -13,7 +13,7 @@ pub(crate) enum Obstacle {
         "{} should be user {wanted}'s alone, and {found}: nothing in it is believed",
         .dir.display()
     )]
-    Squatted {
+    UntrustedDirectory {
         /// Which directory.
         dir: PathBuf,
         /// Whose it should be.
@@ -35,7 +35,7 @@ pub(crate) enum Obstacle {
         found: u32,
     },
     /// The process that made the socket is no more.
-    #[error("{DEAD}")]
+    #[error("{DAEMON_DEAD}")]
     Dead,
     /// It is there and says nothing.
     #[error("the daemon does not answer")]
@@ -52,7 +52,7 @@ impl Obstacle {
     /// What to do about it.
     pub(crate) fn hint(&self) -> String {
         match self {
-            Self::Squatted { dir, .. } => format!(
+            Self::UntrustedDirectory { dir, .. } => format!(
                 "see who made it: ls -ld {0}; then remove it: rm -r {0}; and mount the volume again",
                 dir.display()
             ),
@@ -79,7 +79,7 @@ pub(crate) fn refusal(what: String, obstacles: &[Obstacle]) -> UserError {
     let rank = |obstacle: &&Obstacle| match obstacle {
         Obstacle::Unproven(_) => 0,
         Obstacle::Silent | Obstacle::Closing => 1,
-        Obstacle::Squatted { .. } | Obstacle::Foreign { .. } => 2,
+        Obstacle::UntrustedDirectory { .. } | Obstacle::Foreign { .. } => 2,
         Obstacle::Dead => 3,
         Obstacle::Denied(_) => 4,
     };
@@ -95,22 +95,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_is_what_says_most() {
-        let squatted = Obstacle::Squatted {
+    fn the_most_informative_obstacle_is_reported() {
+        let untrusted_directory = Obstacle::UntrustedDirectory {
             dir: "/tmp/x".into(),
             wanted: 7,
             found: "belongs to user 8".to_owned(),
         };
         let all = [
             Obstacle::Denied(0),
-            squatted,
+            untrusted_directory,
             Obstacle::Unproven("it lies".to_owned()),
         ];
-        let told = refusal("no".to_owned(), &all);
-        assert!(told.message.ends_with("it lies") && told.hint.is_some());
-        let told = refusal("no".to_owned(), &all[..2]);
-        assert!(told.message.contains("/tmp/x should be user 7's alone"));
-        let told = refusal("no".to_owned(), &[]);
-        assert!(told.hint.unwrap().contains("container"));
+        let error = refusal("no".to_owned(), &all);
+        assert!(error.message.ends_with("it lies") && error.hint.is_some());
+        let error = refusal("no".to_owned(), &all[..2]);
+        assert!(error.message.contains("/tmp/x should be user 7's alone"));
+        let error = refusal("no".to_owned(), &[]);
+        assert!(error.hint.unwrap().contains("container"));
     }
 }

@@ -29,23 +29,23 @@ pub(crate) fn without_links(path: &Path) -> PathBuf {
 
 /// The absolute paths that a path may have been meant as where links are in it: as it is written,
 /// and with a link as its last part alone.
-pub(crate) fn as_named(path: &Path) -> Vec<PathBuf> {
-    let Ok(written) = std::path::absolute(path) else {
+pub(crate) fn possible_paths(path: &Path) -> Vec<PathBuf> {
+    let Ok(daemon_file) = std::path::absolute(path) else {
         return Vec::new();
     };
     // Without a slash at the end.
-    let written: PathBuf = written.components().collect();
-    let in_parent = written.parent().zip(written.file_name());
+    let daemon_file: PathBuf = daemon_file.components().collect();
+    let in_parent = daemon_file.parent().zip(daemon_file.file_name());
     let in_parent =
         in_parent.and_then(|(parent, name)| Some(std::fs::canonicalize(parent).ok()?.join(name)));
-    let mut named: Vec<PathBuf> = in_parent.into_iter().chain([written]).collect();
+    let mut named: Vec<PathBuf> = in_parent.into_iter().chain([daemon_file]).collect();
     named.dedup();
     named
 }
 
 /// What is written to while a volume is mounted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Written {
+pub(crate) enum DaemonFile {
     Keystore,
     Log,
     Audit,
@@ -53,17 +53,21 @@ pub(crate) enum Written {
 
 /// What the mount covers could not be written while the volume is mounted; or only through the
 /// mount, by the process that is to answer for it.
-pub(crate) fn refuse_to_cover(written: Written, path: &Path, dir: &Path) -> Result<(), UserError> {
+pub(crate) fn refuse_covered(
+    daemon_file: DaemonFile,
+    path: &Path,
+    dir: &Path,
+) -> Result<(), UserError> {
     if !leads_through(path, dir) {
         return Ok(());
     }
-    let (what, elsewhere) = match written {
-        Written::Keystore => (
+    let (what, elsewhere) = match daemon_file {
+        DaemonFile::Keystore => (
             "platform keystore",
             format!("--platform-keystore DIR or {ENVIRONMENT}=DIR"),
         ),
-        Written::Log => ("log file", "-o log_file=FILE".to_owned()),
-        Written::Audit => ("file of the audit", "-o audit_log=FILE".to_owned()),
+        DaemonFile::Log => ("log file", "-o log_file=FILE".to_owned()),
+        DaemonFile::Audit => ("file of the audit", "-o audit_log=FILE".to_owned()),
     };
     Err(UserError::usage(format!(
         "cannot mount on {}: the {what} {} is inside it, or its path leads through it",
@@ -116,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_are_resolved_as_far_as_there_is_something() {
+    fn links_are_resolved_as_far_as_the_path_exists() {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().canonicalize().unwrap();
         std::os::unix::fs::symlink(&real, real.join("link")).unwrap();
@@ -129,25 +133,25 @@ mod tests {
     }
 
     #[test]
-    fn paths_as_they_are_named() {
+    fn a_path_with_links_has_several_spellings() {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().canonicalize().unwrap();
         let (link, inner) = (real.join("link"), real.join("link/inner"));
         std::fs::create_dir(real.join("dir")).unwrap();
         std::os::unix::fs::symlink("dir", &link).unwrap();
         std::os::unix::fs::symlink("/", &inner).unwrap();
-        assert_eq!(as_named(&link.join(".")), [link.as_path()]);
-        assert_eq!(as_named(&inner), [real.join("dir/inner"), inner]);
-        assert_eq!(as_named(Path::new("/")), [Path::new("/")]);
+        assert_eq!(possible_paths(&link.join(".")), [link.as_path()]);
+        assert_eq!(possible_paths(&inner), [real.join("dir/inner"), inner]);
+        assert_eq!(possible_paths(Path::new("/")), [Path::new("/")]);
     }
 
     /// As that of a user whose home directory is the mount point.
     #[test]
-    fn a_keystore_is_not_covered() {
+    fn a_mount_does_not_cover_the_keystore() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().canonicalize().unwrap();
         let keystore = home.join(".local/platform");
-        let check = |path: &Path, dir: &Path| refuse_to_cover(Written::Keystore, path, dir);
+        let check = |path: &Path, dir: &Path| refuse_covered(DaemonFile::Keystore, path, dir);
         let refused = check(&keystore, &home).unwrap_err();
         assert!(refused.message.contains("keystore"), "{}", refused.message);
         std::fs::create_dir_all(&keystore).unwrap();
@@ -168,7 +172,7 @@ mod tests {
         std::os::unix::fs::symlink("loop", top.join("loop")).unwrap();
         for path in ["mnt", "mnt/log", "mnt/out/log", "by-mnt", "there/log"] {
             assert!(leads_through(&top.join(path), &mnt), "{path}");
-            refuse_to_cover(Written::Audit, &top.join(path), &mnt).unwrap_err();
+            refuse_covered(DaemonFile::Audit, &top.join(path), &mnt).unwrap_err();
         }
         for path in [
             "there",

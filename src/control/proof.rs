@@ -33,13 +33,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::control::client::ControlClient;
-use crate::control::directory::{DirectoryId, VolumeDirectory};
-use crate::control::line::PATIENCE;
-use crate::control::obstacle::Obstacle;
-use crate::control::request::Request;
-use crate::control::response::{Claim, Response};
-use crate::control::wire::{self, Unreadable};
+use super::client::ControlClient;
+use super::directory::{DirectoryId, VolumeDirectory};
+use super::line::RESPONSE_TIMEOUT;
+use super::obstacle::Obstacle;
+use super::request::Request;
+use super::response::{Claim, Response};
+use super::wire::{self, DecodeError};
 use crate::sys::descriptors;
 use crate::sys::identity::effective_user;
 use crate::sys::location::{fixed_path, identity};
@@ -99,12 +99,12 @@ struct Evidence {
     exclusive: bool,
 }
 
-/// Has the peer prove that it has a volume, the one of `meant` where one is.
-pub(crate) fn demand(
+/// Has the peer prove that it has a volume, the one of `expected` where one is.
+pub(super) fn request_proof(
     control: ControlClient,
-    meant: Option<&VolumeDirectory>,
+    expected: Option<&VolumeDirectory>,
 ) -> Result<ProvenDaemon, Obstacle> {
-    let (claim, handed) = hear(&control)?;
+    let (claim, handed) = read_claim(&control)?;
     if let Some(error) = claim.error {
         return Err(Obstacle::Unproven(error));
     }
@@ -117,7 +117,7 @@ pub(crate) fn demand(
         directory: VolumeDirectory::new(directory).map_err(unproven)?,
         exclusive: claim.exclusive,
     };
-    check(&evidence, control.peer.uid, effective_user(), meant).map_err(Obstacle::Unproven)?;
+    check(&evidence, control.peer.uid, effective_user(), expected).map_err(Obstacle::Unproven)?;
     Ok(ProvenDaemon {
         control,
         directory: evidence.directory,
@@ -128,11 +128,11 @@ pub(crate) fn demand(
 /// Has a daemon of root's or of this user's say that it serves the mount with that device number.
 /// To wait for its end that is enough, whatever became of its lock. The directory is the one that it
 /// is found by until then; the device number is given again as soon as the mount is gone.
-pub(crate) fn demand_mount(
+pub(super) fn request_mount_claim(
     control: ControlClient,
     device: u64,
 ) -> Result<(ControlClient, DirectoryId), Obstacle> {
-    let (claim, _) = hear(&control)?;
+    let (claim, _) = read_claim(&control)?;
     let peer = control.peer.uid;
     if claim.mount != Some(device) {
         Err(Obstacle::Unproven("it has another mount".to_owned()))
@@ -146,20 +146,20 @@ pub(crate) fn demand_mount(
     }
 }
 
-fn hear(control: &ControlClient) -> Result<(Claim, Vec<OwnedFd>), Obstacle> {
-    let heard = receive(control.stream()).map_err(|error| match error.kind() {
+fn read_claim(control: &ControlClient) -> Result<(Claim, Vec<OwnedFd>), Obstacle> {
+    let received = receive(control.stream()).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Obstacle::Silent,
         _ => Obstacle::Unproven(error.to_string()),
     })?;
-    if heard.0.closing {
+    if received.0.closing {
         return Err(Obstacle::Closing);
     }
-    Ok(heard)
+    Ok(received)
 }
 
 fn receive(mut stream: &UnixStream) -> io::Result<(Claim, Vec<OwnedFd>)> {
     use std::io::Write;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + RESPONSE_TIMEOUT;
     stream.write_all(&wire::encode(&Request::Prove)?)?;
     let (mut line, mut handed) = (Vec::new(), Vec::new());
     while line.last() != Some(&b'\n') {
@@ -183,7 +183,7 @@ fn receive(mut stream: &UnixStream) -> io::Result<(Claim, Vec<OwnedFd>)> {
     match wire::decode(&line)? {
         Response::Proof(claim) => Ok((claim, handed)),
         Response::Failed(failure) => Err(io::Error::other(failure.message)),
-        _ => Err(Unreadable::Malformed.into()),
+        _ => Err(DecodeError::Malformed.into()),
     }
 }
 
@@ -198,39 +198,40 @@ fn check(
     evidence: &Evidence,
     peer: u32,
     asker: u32,
-    meant: Option<&VolumeDirectory>,
+    expected: Option<&VolumeDirectory>,
 ) -> Result<(), String> {
-    let directory = meant.unwrap_or(&evidence.directory);
+    let directory = expected.unwrap_or(&evidence.directory);
     if directory.id != evidence.directory.id {
         let other = evidence.directory.path.display();
         return Err(format!("it has another one, {other}"));
     }
-    let told = |error: io::Error| format!("{LOCK_NAME} in {}: {error}", directory.path.display());
+    let lock_error =
+        |error: io::Error| format!("{LOCK_NAME} in {}: {error}", directory.path.display());
     if !is_trusted(asker, peer, Some(directory.owner)) {
-        return Err(strangers(peer, directory));
+        return Err(untrusted_peer(peer, directory));
     }
     if peer != 0 && peer != asker && directory.may_hang(asker) {
         return Err("its directory is where another user answers for every look".to_owned());
     }
-    let own = directory.open_lock().map_err(told)?;
-    let found = identity(&own).map_err(told)?;
+    let lock = directory.open_lock().map_err(lock_error)?;
+    let found = identity(&lock).map_err(lock_error)?;
     let owner = (found.owner == directory.owner).then_some(directory.owner);
     if !is_trusted(asker, peer, owner) {
-        return Err(strangers(peer, directory));
+        return Err(untrusted_peer(peer, directory));
     }
-    let handed = identity(&evidence.lock).map_err(told)?;
+    let handed = identity(&evidence.lock).map_err(lock_error)?;
     if DirectoryId::of(found) != DirectoryId::of(handed) {
         return Err("it has locked another file".to_owned());
     }
-    match own.try_lock() {
-        Err(TryLockError::WouldBlock) => drop(own),
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => drop(lock),
         Ok(()) => return Err("nobody holds the volume's lock".to_owned()),
-        Err(TryLockError::Error(error)) => return Err(told(error)),
+        Err(TryLockError::Error(error)) => return Err(lock_error(error)),
     }
     let holds = if evidence.exclusive {
         evidence.lock.try_lock().is_ok()
     } else {
-        holds_a_lock(&evidence.lock).map_err(told)?
+        holds_a_lock(&evidence.lock).map_err(lock_error)?
     };
     if holds {
         Ok(())
@@ -239,7 +240,7 @@ fn check(
     }
 }
 
-fn strangers(peer: u32, directory: &VolumeDirectory) -> String {
+fn untrusted_peer(peer: u32, directory: &VolumeDirectory) -> String {
     let owner = directory.owner;
     format!("it is a process of user {peer}, and the volume belongs to user {owner}")
 }
@@ -283,7 +284,7 @@ mod tests {
         }
     }
 
-    fn told(held: &Held, lock: &File, exclusive: bool) -> String {
+    fn refusal_of(held: &Held, lock: &File, exclusive: bool) -> String {
         let me = effective_user();
         let evidence = held.evidence(lock, exclusive);
         check(&evidence, me, me, None).unwrap_err()
@@ -293,7 +294,7 @@ mod tests {
     fn only_the_description_that_holds_the_lock_proves_it() {
         let held = Held::new();
         assert_eq!(
-            told(&held, &held.lock, true),
+            refusal_of(&held, &held.lock, true),
             "nobody holds the volume's lock"
         );
         assert!(!held.directory().is_locked().unwrap());
@@ -306,19 +307,25 @@ mod tests {
         // Another opening of the same file.
         let again = File::open(held.top.path().join(LOCK_NAME)).unwrap();
         let somebody = "somebody else holds the volume's lock";
-        assert_eq!(told(&held, &again, true), somebody);
-        assert_eq!(told(&held, &again, false), somebody);
+        assert_eq!(refusal_of(&held, &again, true), somebody);
+        assert_eq!(refusal_of(&held, &again, false), somebody);
         // Another file, and another volume.
         let other = Held::new();
         other.lock.try_lock().unwrap();
-        assert_eq!(told(&held, &other.lock, true), "it has locked another file");
+        assert_eq!(
+            refusal_of(&held, &other.lock, true),
+            "it has locked another file"
+        );
         let refused = check(&evidence, me, me, Some(&other.directory())).unwrap_err();
         assert!(refused.starts_with("it has another one"), "{refused}");
         // The lock that is held is not the one that is there now.
         fs::remove_file(held.top.path().join(LOCK_NAME)).unwrap();
-        assert!(told(&held, &held.lock, true).contains("lock in "));
+        assert!(refusal_of(&held, &held.lock, true).contains("lock in "));
         File::create(held.top.path().join(LOCK_NAME)).unwrap();
-        assert_eq!(told(&held, &held.lock, true), "it has locked another file");
+        assert_eq!(
+            refusal_of(&held, &held.lock, true),
+            "it has locked another file"
+        );
     }
 
     #[test]
@@ -340,20 +347,20 @@ mod tests {
     }
 
     #[test]
-    fn links_and_pipes_are_no_locks() {
+    fn links_and_directories_are_not_locks() {
         let held = Held::new();
         held.lock.try_lock().unwrap();
         let path = held.top.path().join(LOCK_NAME);
         fs::rename(&path, held.top.path().join("elsewhere")).unwrap();
         std::os::unix::fs::symlink("elsewhere", &path).unwrap();
-        assert!(told(&held, &held.lock, true).contains("lock in "));
+        assert!(refusal_of(&held, &held.lock, true).contains("lock in "));
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert!(told(&held, &held.lock, true).contains("lock in "));
+        assert!(refusal_of(&held, &held.lock, true).contains("lock in "));
     }
 
     #[test]
-    fn who_is_believed() {
+    fn daemons_that_are_trusted() {
         // asker, peer, owner of directory and lock, believed
         for (asker, peer, owner, expected) in [
             (0, 0, Some(1000), true),
@@ -373,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_what_is_checked() {
+    fn the_claim_that_is_sent_is_received() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let name = DirectoryId {
             device: 1,

@@ -25,81 +25,69 @@ use crate::volume::{self, Volume};
 pub(crate) struct Report {
     /// Its state, in the words of [`crate::control::health`].
     #[serde(default)]
-    pub health: String,
+    pub(crate) health: String,
     /// The command to type next, where there is something to do.
     #[serde(default)]
-    pub next: Option<String>,
+    pub(crate) next: Option<String>,
     /// The volume's directory.
     #[serde(serialize_with = "as_text")]
-    pub volume: PathBuf,
+    pub(crate) volume: PathBuf,
     /// The superblock was authenticated with the volume's keys.
-    pub verified: bool,
+    pub(crate) verified: bool,
     /// Why it was not.
-    pub not_verified_because: Option<String>,
+    pub(crate) not_verified_because: Option<String>,
     /// The snapshot or image that was asked for.
-    pub view: Option<ViewReport>,
+    pub(crate) view: Option<ViewReport>,
     /// Where it is mounted.
-    pub mounts: Vec<MountReport>,
+    pub(crate) mounts: Vec<MountReport>,
     /// Processes in other mount namespaces that keep it mounted, where it is not mounted here.
     #[serde(default)]
-    pub held_by: Vec<u32>,
+    pub(crate) held_by: Vec<u32>,
     /// The process that has it mounted.
-    pub daemon: Option<DaemonReport>,
+    pub(crate) daemon: Option<DaemonReport>,
     /// The directory of the volume that this is a copy of, or may be.
     #[serde(serialize_with = "as_text_if_any")]
-    pub copy_of: Option<PathBuf>,
+    pub(crate) copy_of: Option<PathBuf>,
     /// What the superblock says.
-    pub header: HeaderReport,
+    pub(crate) header: HeaderReport,
     /// Names the customer DEK; needs the keys.
-    pub fingerprint: Option<String>,
+    pub(crate) fingerprint: Option<String>,
     /// The platform keystore that was used or looked at.
     #[serde(serialize_with = "as_text_if_any")]
-    pub platform_keystore: Option<PathBuf>,
+    pub(crate) platform_keystore: Option<PathBuf>,
     /// What the platform keystore remembers of the volume.
-    pub record: Option<RecordReport>,
+    pub(crate) record: Option<RecordReport>,
     /// Both layers as this program computes them, the inner one first.
-    pub layers: Vec<LayerReport>,
+    pub(crate) layers: Vec<LayerReport>,
     /// What the filesystem counts; only while it is mounted.
-    pub usage: Option<serde_json::Value>,
+    pub(crate) usage: Option<serde_json::Value>,
     /// How many snapshots there are; needs the keys.
-    pub snapshots: Option<usize>,
+    pub(crate) snapshots: Option<usize>,
     /// How many images there are; needs the keys.
-    pub images: Option<usize>,
-}
-
-/// JSON has no bytes: what of a path is not UTF-8 is shown as U+FFFD.
-fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
-}
-
-fn as_text_if_any<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
-    match path {
-        Some(path) => as_text(path, to),
-        None => to.serialize_none(),
-    }
+    pub(crate) images: Option<usize>,
 }
 
 /// A snapshot or an image, as `--json` shows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct ViewReport {
     /// Snapshot or image.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// When it was made, in UTC.
-    pub created: Option<Timestamp>,
+    pub(crate) created: Option<Timestamp>,
     /// The generation that it shows.
-    pub generation: Option<u64>,
+    pub(crate) generation: Option<u64>,
     /// Bytes of sealed pages that it holds alone: what deleting it gives back.
-    pub used_bytes: Option<u64>,
+    pub(crate) used_bytes: Option<u64>,
     /// Bytes of sealed pages that it shows.
-    pub refers_bytes: Option<u64>,
+    pub(crate) refers_bytes: Option<u64>,
     /// Inodes in it.
-    pub inodes: Option<u64>,
+    pub(crate) inodes: Option<u64>,
     /// The snapshot that an image was made from; none for the live view.
-    pub from: Option<String>,
+    pub(crate) from: Option<String>,
     /// What it was said to be.
-    pub description: String,
+    pub(crate) description: String,
 }
 
 impl From<ViewInfo> for ViewReport {
@@ -123,84 +111,96 @@ fn timestamp(time: Timespec) -> Option<Timestamp> {
     Timestamp::new(time.secs, nanos).ok()
 }
 
+/// JSON has no bytes: what of a path is not UTF-8 is shown as U+FFFD.
+fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+fn as_text_if_any<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => as_text(path, to),
+        None => to.serialize_none(),
+    }
+}
+
 /// A place where the volume is mounted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct MountReport {
     #[serde(serialize_with = "as_text")]
-    pub dir: PathBuf,
-    pub read_only: bool,
-    pub options: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) options: String,
 }
 
 /// The daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct DaemonReport {
-    pub pid: u32,
-    pub version: String,
-    pub read_only: bool,
+    pub(crate) pid: u32,
+    pub(crate) version: String,
+    pub(crate) read_only: bool,
 }
 
 /// What the superblock says.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct HeaderReport {
-    pub format: u32,
-    pub features: Vec<String>,
-    pub volume_id: String,
-    pub incarnation: String,
-    pub sequence: u64,
-    pub key_mode: String,
-    pub key_sets: Vec<KeySetReport>,
-    pub provenance: Option<String>,
-    pub foreign: bool,
+    pub(crate) format: u32,
+    pub(crate) features: Vec<String>,
+    pub(crate) volume_id: String,
+    pub(crate) incarnation: String,
+    pub(crate) sequence: u64,
+    pub(crate) key_mode: String,
+    pub(crate) key_sets: Vec<KeySetReport>,
+    pub(crate) provenance: Option<String>,
+    pub(crate) foreign: bool,
 }
 
 /// A key set and who can unwrap it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct KeySetReport {
-    pub id: String,
-    pub epoch: u32,
-    pub active: bool,
-    pub customer: Vec<WrapReport>,
-    pub infrastructure: Vec<WrapReport>,
+    pub(crate) id: String,
+    pub(crate) epoch: u32,
+    pub(crate) active: bool,
+    pub(crate) customer: Vec<WrapReport>,
+    pub(crate) infrastructure: Vec<WrapReport>,
 }
 
 /// A wrapped key, without the ciphertext.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct WrapReport {
-    pub provider: String,
-    pub key_version: String,
-    pub algorithm: String,
+    pub(crate) provider: String,
+    pub(crate) key_version: String,
+    pub(crate) algorithm: String,
 }
 
 /// What the keystore remembers.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct RecordReport {
-    pub incarnation: String,
-    pub commit_sequence: u64,
-    pub header_sequence: u64,
-    pub customer_key: Option<String>,
-    pub clean: bool,
+    pub(crate) incarnation: String,
+    pub(crate) commit_sequence: u64,
+    pub(crate) header_sequence: u64,
+    pub(crate) customer_key: Option<String>,
+    pub(crate) clean: bool,
     /// The directory that is the volume.
     #[serde(serialize_with = "as_text_if_any")]
-    pub directory: Option<PathBuf>,
+    pub(crate) directory: Option<PathBuf>,
     /// When the record was last written by somebody who may write to the volume: RFC 3339, UTC.
-    pub written: Option<String>,
+    pub(crate) written: Option<String>,
 }
 
 /// One layer of encryption.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct LayerReport {
-    pub layer: String,
-    pub algorithm: String,
-    pub implementation: String,
-    pub accelerated: Option<bool>,
+    pub(crate) layer: String,
+    pub(crate) algorithm: String,
+    pub(crate) implementation: String,
+    pub(crate) accelerated: Option<bool>,
 }
 
 fn wrap_report(wrap: &WrapRecord) -> WrapReport {

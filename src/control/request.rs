@@ -58,7 +58,7 @@ pub(crate) struct Remount {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
-pub enum Kind {
+pub(crate) enum Kind {
     Snapshot,
     Image,
 }

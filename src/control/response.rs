@@ -108,11 +108,11 @@ pub(crate) enum Difference {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct ChangeReport {
-    pub change: Difference,
-    pub path: PathBytes,
+    pub(crate) change: Difference,
+    pub(crate) path: PathBytes,
     /// Where it was, of what was renamed.
-    pub from: Option<PathBytes>,
-    pub directory: bool,
+    pub(crate) from: Option<PathBytes>,
+    pub(crate) directory: bool,
 }
 
 impl From<Change> for ChangeReport {
@@ -135,45 +135,45 @@ impl From<Change> for ChangeReport {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct DeployReport {
-    pub volume: String,
-    pub inodes: u64,
-    pub objects: u64,
+    pub(crate) volume: String,
+    pub(crate) inodes: u64,
+    pub(crate) objects: u64,
     /// Objects that have the source's bytes by a hard link, ...
-    pub linked: u64,
+    pub(crate) linked: u64,
     /// ... by a reflink, ...
-    pub reflinked: u64,
+    pub(crate) reflinked: u64,
     /// ... or a copy of them,
-    pub copied: u64,
+    pub(crate) copied: u64,
     /// and objects that were sealed anew, for another holder.
-    pub resealed: u64,
-    pub bytes: u64,
+    pub(crate) resealed: u64,
+    pub(crate) bytes: u64,
 }
 
 /// An image that was streamed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct ExportReport {
-    pub export: String,
-    pub objects: u64,
+    pub(crate) export: String,
+    pub(crate) objects: u64,
     /// Length of the stream.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Something that a check found.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct FindingReport {
-    pub kind: String,
-    pub severity: String,
+    pub(crate) kind: String,
+    pub(crate) severity: String,
     /// What is wrong, for people.
-    pub message: String,
+    pub(crate) message: String,
     /// The file in the volume's directory.
-    pub file: Option<String>,
+    pub(crate) file: Option<String>,
     /// Ranges of its pages: first, and the one behind the last.
-    pub pages: Vec<(u64, u64)>,
-    pub inode: Option<u64>,
-    pub paths: Vec<PathBytes>,
-    pub repaired: bool,
+    pub(crate) pages: Vec<(u64, u64)>,
+    pub(crate) inode: Option<u64>,
+    pub(crate) paths: Vec<PathBytes>,
+    pub(crate) repaired: bool,
 }
 
 impl From<Finding> for FindingReport {
@@ -199,23 +199,23 @@ impl From<Finding> for FindingReport {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct BytesDone {
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Of so many; none while that is not known, or metadata alone are looked at.
-    pub total_bytes: Option<u64>,
+    pub(crate) total_bytes: Option<u64>,
 }
 
 /// What a check came to, beside its findings.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub(crate) struct CheckSummary {
-    pub inodes: u64,
-    pub snapshots: u64,
-    pub objects: u64,
-    pub pages: u64,
-    pub bytes: u64,
+    pub(crate) inodes: u64,
+    pub(crate) snapshots: u64,
+    pub(crate) objects: u64,
+    pub(crate) pages: u64,
+    pub(crate) bytes: u64,
     /// Findings that there was no room to tell, and how many of them are faults.
-    pub omitted: u64,
-    pub omitted_faults: u64,
+    pub(crate) omitted: u64,
+    pub(crate) omitted_faults: u64,
 }
 
 impl From<&check::Report> for CheckSummary {

@@ -11,32 +11,32 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::address::{Address, directories, own_directory};
+use super::address::{Address, create_private_directory, directories};
 use super::directory::DirectoryId;
-use super::line::{LINE_BYTES, PATIENCE, read_line};
+use super::line::{LINE_BYTES, RESPONSE_TIMEOUT, read_line};
 use super::request::Request;
 use super::response::{Closed, Response};
-use super::wire::{self, Unreadable};
+use super::wire::{self, DecodeError};
 use crate::audit::{self, Requester};
 use crate::diagnostics::{ExitCode, UserError};
 use crate::sys::identity::effective_user;
 use crate::sys::process::{PeerCredentials, peer_credentials};
 
 /// How long who waited for the volume's end, and left, is taken to be who has unmounted it.
-const REMEMBERED: Duration = Duration::from_secs(5);
+const DEPARTED_FOR: Duration = Duration::from_secs(5);
 
 /// Those who are told when the volume is closed.
 #[derive(Debug, Default)]
 struct Waiters {
     streams: Vec<UnixStream>,
     /// The last one that left without a word, and when.
-    left: Option<(PeerCredentials, Instant)>,
+    departed: Option<(PeerCredentials, Instant)>,
 }
 
 type Waiting = Arc<Mutex<Waiters>>;
 
 /// What a daemon answers with.
-pub(crate) trait Answer: Send + Sync + 'static {
+pub(crate) trait RequestHandler: Send + Sync + 'static {
     /// Writes the responses to a request.
     fn respond(&self, request: &Request, to: &mut dyn Write) -> io::Result<()>;
     /// Proves to the peer that this process has its volume.
@@ -62,11 +62,11 @@ impl std::fmt::Debug for ControlServer {
 impl ControlServer {
     /// Starts answering for a volume whose lock this process holds; a socket that is there was
     /// left by a daemon that is no more.
-    pub(crate) fn start(volume: DirectoryId, answer: impl Answer) -> io::Result<Self> {
+    pub(crate) fn start(volume: DirectoryId, answer: impl RequestHandler) -> io::Result<Self> {
         let name = Address::Volume(volume).socket_name();
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for dir in directories(effective_user()) {
-            match own_directory(&dir).and_then(|()| listen(&dir.join(&name))) {
+            match create_private_directory(&dir).and_then(|()| listen(&dir.join(&name))) {
                 Ok(listener) => return Self::serve(listener, dir.join(&name), answer),
                 Err(error) => {
                     if error.kind() == io::ErrorKind::PermissionDenied {
@@ -79,7 +79,7 @@ impl ControlServer {
         Err(last)
     }
 
-    fn serve(listener: UnixListener, path: PathBuf, with: impl Answer) -> io::Result<Self> {
+    fn serve(listener: UnixListener, path: PathBuf, with: impl RequestHandler) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(&path)?;
         let waiting = Waiting::default();
         let (theirs, with) = (Arc::clone(&waiting), Arc::new(with));
@@ -106,7 +106,7 @@ impl ControlServer {
 
     /// Answers under the name of the mount too. One that is there was left by a daemon that is no
     /// more: its device number has been given again.
-    pub(crate) fn answer_for_mount(&self, device: u64) -> io::Result<()> {
+    pub(crate) fn publish_mount_name(&self, device: u64) -> io::Result<()> {
         let mut names = self.names.lock();
         let Some(socket) = names.first().cloned() else {
             return Err(io::ErrorKind::NotFound.into());
@@ -120,7 +120,7 @@ impl ControlServer {
 
     /// The mount has gone: its device number may be given to another one at any moment, for which
     /// this daemon must not speak. Who waits for the volume's end goes on waiting.
-    pub(crate) fn answer_for_no_mount(&self) {
+    pub(crate) fn withdraw_mount_name(&self) {
         let mut names = self.names.lock();
         let own = names.len().min(1);
         let of_mounts = names.split_off(own);
@@ -139,13 +139,13 @@ impl ControlServer {
 
     /// Who waits for the volume's end, the first of them; or who did a moment ago, and was
     /// interrupted or did not want to wait to the end.
-    pub(crate) fn waits(&self) -> Option<PeerCredentials> {
+    pub(crate) fn unmounting_peer(&self) -> Option<PeerCredentials> {
         let waiting = self.waiting.lock();
-        let waits = waiting.streams.first();
-        let waits = waits.and_then(|stream| peer_credentials(stream).ok());
-        let left = waiting.left.as_ref();
-        let left = left.filter(|(_, when)| when.elapsed() < REMEMBERED);
-        waits.or_else(|| left.map(|(peer, _)| *peer))
+        let unmounting_peer = waiting.streams.first();
+        let unmounting_peer = unmounting_peer.and_then(|stream| peer_credentials(stream).ok());
+        let departed = waiting.departed.as_ref();
+        let departed = departed.filter(|(_, when)| when.elapsed() < DEPARTED_FOR);
+        unmounting_peer.or_else(|| departed.map(|(peer, _)| *peer))
     }
 
     /// Tells those who wait that the volume is closed, or why it could not be.
@@ -184,79 +184,84 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers the requests of one connection, until the peer closes it or waits.
-fn answer(stream: &UnixStream, with: &impl Answer, waiting: &Waiting) {
+fn answer(stream: &UnixStream, with: &impl RequestHandler, waiting: &Waiting) {
     if let Err(error) = try_answer(stream, with, waiting) {
         tracing::debug!(%error, "control connection ended");
     }
 }
 
-fn try_answer(stream: &UnixStream, with: &impl Answer, waiting: &Waiting) -> io::Result<()> {
+fn try_answer(
+    stream: &UnixStream,
+    with: &impl RequestHandler,
+    waiting: &Waiting,
+) -> io::Result<()> {
     let peer = peer_credentials(stream)?;
     if peer.uid != 0 && peer.uid != effective_user() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let _asked = audit::requested_by(Requester::process(peer.uid, peer.pid as u32));
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
     let mut requests = BufReader::new(stream);
     loop {
         let line = read_line(&mut (&mut requests).take(LINE_BYTES))?;
         let request: Request = match wire::decode(line.as_bytes()) {
             Ok(request) => request,
-            Err(error) => return say(stream, &Response::Failed(unreadable(error).into())),
+            Err(error) => return send(stream, &Response::Failed(decode_error(error).into())),
         };
         // A stream goes as slowly as its reader.
         let streams = matches!(request, Request::Operation(_));
-        stream.set_write_timeout((!streams).then_some(PATIENCE))?;
+        stream.set_write_timeout((!streams).then_some(RESPONSE_TIMEOUT))?;
         match request {
             Request::Prove => with.prove(stream)?,
-            Request::Ping => say(stream, &Response::Alive)?,
+            Request::Ping => send(stream, &Response::Alive)?,
             Request::Stays => return Ok(()),
             Request::Wait => {
-                let told = stream.try_clone()?;
-                let number = told.as_raw_fd();
+                let waiter = stream.try_clone()?;
+                let descriptor = waiter.as_raw_fd();
                 {
                     // With the lock held: the outcome is announced behind it.
                     let mut waiting = waiting.lock();
-                    say(stream, &Response::Waiting)?;
-                    waiting.streams.push(told);
+                    send(stream, &Response::Waiting)?;
+                    waiting.streams.push(waiter);
                 }
                 // Who leaves, as one whose unmounting is refused, is not kept.
                 stream.set_read_timeout(None)?;
-                let said = read_line(&mut (&mut requests).take(LINE_BYTES));
+                let last_line = read_line(&mut (&mut requests).take(LINE_BYTES));
                 let mut waiting = waiting.lock();
                 waiting
                     .streams
-                    .retain(|stream| stream.as_raw_fd() != number);
-                let stays = |said: &String| wire::decode(said.as_bytes()) == Ok(Request::Stays);
-                if !said.as_ref().is_ok_and(stays) {
-                    waiting.left = Some((peer, Instant::now()));
+                    .retain(|stream| stream.as_raw_fd() != descriptor);
+                let is_stays =
+                    |last_line: &String| wire::decode(last_line.as_bytes()) == Ok(Request::Stays);
+                if !last_line.as_ref().is_ok_and(is_stays) {
+                    waiting.departed = Some((peer, Instant::now()));
                 }
-                return said.map(drop);
+                return last_line.map(drop);
             }
             request => with.respond(&request, &mut &*stream)?,
         }
     }
 }
 
-fn say(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
+fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
     stream.write_all(&wire::encode(response)?)
 }
 
-fn unreadable(error: Unreadable) -> UserError {
+fn decode_error(error: DecodeError) -> UserError {
     UserError::new(
         ExitCode::System,
         format!("the daemon cannot read the request: {error}"),
     )
-    .with_hint(wire::OTHER_VERSION)
+    .with_hint(wire::VERSION_HINT)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::client::ControlClient;
+    use super::super::connection::connect_in;
+    use super::super::obstacle::Obstacle;
+    use super::super::response::{Claim, Outcome};
     use super::*;
-    use crate::control::client::ControlClient;
-    use crate::control::connection::connect_in;
-    use crate::control::obstacle::Obstacle;
-    use crate::control::response::{Claim, Outcome};
 
     fn private() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -270,18 +275,18 @@ mod tests {
 
     struct Fixed;
 
-    impl Answer for Fixed {
+    impl RequestHandler for Fixed {
         fn respond(&self, _: &Request, to: &mut dyn Write) -> io::Result<()> {
             to.write_all(&wire::encode(&done())?)
         }
 
         fn prove(&self, to: &UnixStream) -> io::Result<()> {
-            say(to, &Response::Proof(Claim::default()))
+            send(to, &Response::Proof(Claim::default()))
         }
     }
 
     #[test]
-    fn asks_and_waits() {
+    fn requests_are_answered_and_waiters_notified() {
         let dir = private();
         let path = dir.path().join("x.sock");
         let listener = listen(&path).unwrap();
@@ -290,9 +295,9 @@ mod tests {
         let uid = effective_user();
         let connect = || {
             let connection = connect_in(dir.path(), "x.sock", uid).unwrap().unwrap();
-            ControlClient::over(connection, Address::Mount(0))
+            ControlClient::from_connection(connection, Address::Mount(0))
         };
-        let ask = |request: &Request| connect().ask(request, Some(PATIENCE)).unwrap();
+        let ask = |request: &Request| connect().ask(request, Some(RESPONSE_TIMEOUT)).unwrap();
         assert_eq!(ask(&Request::Sync), done());
         assert!(matches!(ask(&Request::Prove), Response::Proof(_)));
         for (line, why) in [
@@ -305,7 +310,7 @@ mod tests {
         ] {
             let mut other = connect();
             other.stream().write_all(line.as_bytes()).unwrap();
-            let Response::Failed(refused) = other.receive(Some(PATIENCE)).unwrap() else {
+            let Response::Failed(refused) = other.receive(Some(RESPONSE_TIMEOUT)).unwrap() else {
                 panic!("{line}");
             };
             assert!(refused.message.contains(why), "{line}: {}", refused.message);
@@ -314,38 +319,44 @@ mod tests {
         // Somebody who says nothing keeps nobody waiting.
         let _silent = connect();
         let mut waiting = connect();
-        assert_eq!(waiting.ask(&Request::Sync, Some(PATIENCE)).unwrap(), done());
+        assert_eq!(
+            waiting.ask(&Request::Sync, Some(RESPONSE_TIMEOUT)).unwrap(),
+            done()
+        );
         // Nor is somebody kept who waited and left.
         let mut leaving = connect();
-        leaving.ask(&Request::Wait, Some(PATIENCE)).unwrap();
-        let all_left = || {
+        leaving.ask(&Request::Wait, Some(RESPONSE_TIMEOUT)).unwrap();
+        let all_gone = || {
             while !server.waiting.lock().streams.is_empty() {
                 std::thread::yield_now();
             }
         };
         assert_eq!(server.waiting.lock().streams.len(), 1);
         // Whose unmounting was refused has not unmounted it; who was interrupted may have.
-        leaving.say(&Request::Stays).unwrap();
-        all_left();
-        assert_eq!(server.waits(), None);
+        leaving.send(&Request::Stays).unwrap();
+        all_gone();
+        assert_eq!(server.unmounting_peer(), None);
         drop(leaving);
         let mut leaving = connect();
-        leaving.ask(&Request::Wait, Some(PATIENCE)).unwrap();
+        leaving.ask(&Request::Wait, Some(RESPONSE_TIMEOUT)).unwrap();
         drop(leaving);
-        all_left();
-        assert_eq!(server.waits().unwrap().pid as u32, std::process::id());
-        server.waiting.lock().left.as_mut().unwrap().1 -= REMEMBERED;
-        assert_eq!(server.waits(), None);
+        all_gone();
+        assert_eq!(
+            server.unmounting_peer().unwrap().pid as u32,
+            std::process::id()
+        );
+        server.waiting.lock().departed.as_mut().unwrap().1 -= DEPARTED_FOR;
+        assert_eq!(server.unmounting_peer(), None);
         // What was answered once it waits: nothing is announced past it from then on.
         assert_eq!(
-            waiting.ask(&Request::Wait, Some(PATIENCE)).unwrap(),
+            waiting.ask(&Request::Wait, Some(RESPONSE_TIMEOUT)).unwrap(),
             Response::Waiting
         );
         server.announce(&Closed {
             is_on_disk: true,
             error: None,
         });
-        let closed = waiting.receive(Some(PATIENCE)).unwrap();
+        let closed = waiting.receive(Some(RESPONSE_TIMEOUT)).unwrap();
         assert!(matches!(closed, Response::Closed(closed) if closed.is_on_disk));
         drop(server);
         assert!(!path.exists());
@@ -363,17 +374,17 @@ mod tests {
         drop(UnixListener::bind(dir.path().join(&name)).unwrap());
         let connect = |name: &str| connect_in(dir.path(), name, uid);
         assert_eq!(connect(&name).unwrap_err(), Obstacle::Dead);
-        server.answer_for_mount(device).unwrap();
+        server.publish_mount_name(device).unwrap();
         let connection = connect(&name).unwrap().unwrap();
-        let mut client = ControlClient::over(connection, Address::Mount(device));
+        let mut client = ControlClient::from_connection(connection, Address::Mount(device));
         assert_eq!(
-            client.ask(&Request::Ping, Some(PATIENCE)).unwrap(),
+            client.ask(&Request::Ping, Some(RESPONSE_TIMEOUT)).unwrap(),
             Response::Alive
         );
         // Another daemon takes over the first name, and keeps it.
         let second = ControlServer::serve(listen(&path).unwrap(), path.clone(), Fixed).unwrap();
         assert!(connect(&name).unwrap().is_some());
-        server.answer_for_no_mount();
+        server.withdraw_mount_name();
         assert!(connect(&name).unwrap().is_none());
         drop(server);
         assert!(connect("x.sock").unwrap().is_some());

@@ -35,7 +35,7 @@ const VERSION: u32 = 1;
 pub(crate) const CHUNK_BYTES: usize = 256 << 10;
 
 /// What to do about a daemon that answers something else than it should.
-pub(crate) const OTHER_VERSION: &str =
+pub(crate) const VERSION_HINT: &str =
     "the daemon is of another version: unmount the volume and mount it again";
 
 #[derive(Serialize, Deserialize)]
@@ -46,7 +46,7 @@ struct Versioned<T> {
 
 /// Why a line says nothing to this program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(crate) enum Unreadable {
+pub(crate) enum DecodeError {
     /// Another version of this program has written it.
     #[error("it speaks version {0} of the protocol, and this program version {VERSION}")]
     OtherVersion(u32),
@@ -55,8 +55,8 @@ pub(crate) enum Unreadable {
     Malformed,
 }
 
-impl From<Unreadable> for io::Error {
-    fn from(error: Unreadable) -> Self {
+impl From<DecodeError> for io::Error {
+    fn from(error: DecodeError) -> Self {
         Self::new(io::ErrorKind::InvalidData, error)
     }
 }
@@ -70,28 +70,28 @@ pub(crate) fn encode(body: &impl Serialize) -> io::Result<Vec<u8>> {
 }
 
 /// The request or the response of a line.
-pub(crate) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, Unreadable> {
-    let malformed = |_| Unreadable::Malformed;
+pub(crate) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, DecodeError> {
+    let malformed = |_| DecodeError::Malformed;
     // What else another version writes is not known.
     let Versioned { version, .. } =
         serde_json::from_slice::<Versioned<IgnoredAny>>(line).map_err(malformed)?;
     if version != VERSION {
-        return Err(Unreadable::OtherVersion(version));
+        return Err(DecodeError::OtherVersion(version));
     }
     let line: Versioned<T> = serde_json::from_slice(line).map_err(malformed)?;
     Ok(line.body)
 }
 
 /// The daemon's side of a connection: writes responses.
-pub(crate) struct Lines<W: Write>(pub(crate) W);
+pub(crate) struct ResponseWriter<W: Write>(pub(crate) W);
 
-impl<W: Write> Lines<W> {
+impl<W: Write> ResponseWriter<W> {
     pub(crate) fn send(&mut self, response: &Response) -> io::Result<()> {
         self.0.write_all(&encode(response)?)
     }
 }
 
-impl<W: Write> Receiver for Lines<W> {
+impl<W: Write> Receiver for ResponseWriter<W> {
     fn view(&mut self, view: ViewReport) -> io::Result<()> {
         self.send(&Response::View(view))
     }
@@ -117,11 +117,11 @@ impl<W: Write> Receiver for Lines<W> {
 }
 
 /// Where the asking side reads answers from.
-pub(crate) trait Answers {
+pub(super) trait ResponseSource {
     /// The next line, without its end.
-    fn line(&mut self) -> io::Result<String>;
+    fn read_line(&mut self) -> io::Result<String>;
     /// So many raw bytes.
-    fn raw(&mut self, count: usize) -> io::Result<Vec<u8>>;
+    fn read_bytes(&mut self, count: usize) -> io::Result<Vec<u8>>;
 }
 
 /// Hands on what comes, until the outcome.
@@ -129,13 +129,15 @@ pub(crate) trait Answers {
 /// # Errors
 /// The failure as the daemon tells it, or that the daemon ended or is of another version.
 pub(super) fn receive(
-    from: &mut impl Answers,
+    from: &mut impl ResponseSource,
     request: &Operation,
     to: &mut dyn Receiver,
 ) -> Result<Outcome, UserError> {
     let here = |error: io::Error| UserError::io(request.doing(), &error);
     loop {
-        let line = from.line().map_err(|error| daemon_gone(request, &error))?;
+        let line = from
+            .read_line()
+            .map_err(|error| daemon_gone(request, &error))?;
         let response = decode(line.as_bytes()).map_err(|_| protocol_error(request))?;
         match response {
             Response::View(view) => to.view(view).map_err(here)?,
@@ -144,7 +146,7 @@ pub(super) fn receive(
             Response::Progress(progress) => to.progress(progress).map_err(here)?,
             Response::Bytes(count) if count <= CHUNK_BYTES => {
                 let bytes = from
-                    .raw(count)
+                    .read_bytes(count)
                     .map_err(|error| daemon_gone(request, &error))?;
                 to.bytes(&bytes).map_err(here)?;
             }
@@ -177,28 +179,28 @@ fn protocol_error(request: &Operation) -> UserError {
             request.doing()
         ),
     )
-    .with_hint(OTHER_VERSION)
+    .with_hint(VERSION_HINT)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::request::{Kind, Passphrase, PathBytes, Request};
+    use super::super::response::{Difference, Discard};
     use super::*;
-    use crate::control::request::{Kind, Passphrase, PathBytes, Request};
-    use crate::control::response::{Difference, Discard};
     use std::io::{BufRead, BufReader, Read};
     use std::path::Path;
 
     struct Recorded(BufReader<io::Cursor<Vec<u8>>>);
 
-    impl Answers for Recorded {
-        fn line(&mut self) -> io::Result<String> {
+    impl ResponseSource for Recorded {
+        fn read_line(&mut self) -> io::Result<String> {
             let mut line = String::new();
             self.0.read_line(&mut line)?;
             line.pop().ok_or(io::ErrorKind::UnexpectedEof)?;
             Ok(line)
         }
 
-        fn raw(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        fn read_bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
             let mut bytes = vec![0; count];
             self.0.read_exact(&mut bytes)?;
             Ok(bytes)
@@ -210,14 +212,14 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Kept {
+    struct Collected {
         views: Vec<ViewReport>,
         changes: Vec<ChangeReport>,
         bytes: Vec<u8>,
         progress: Vec<BytesDone>,
     }
 
-    impl Receiver for Kept {
+    impl Receiver for Collected {
         fn progress(&mut self, done: BytesDone) -> io::Result<()> {
             self.progress.push(done);
             Ok(())
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_go_both_ways() {
+    fn responses_survive_a_round_trip() {
         let view = ViewReport {
             kind: Kind::Image,
             name: "a\n\u{e9}".to_owned(),
@@ -264,33 +266,38 @@ mod tests {
             from: Some(PathBytes(b"c\xfe".to_vec())),
             directory: false,
         };
-        let mut lines = Lines(Vec::new());
-        lines.view(view.clone()).unwrap();
-        lines.change(change.clone()).unwrap();
+        let mut writer = ResponseWriter(Vec::new());
+        writer.view(view.clone()).unwrap();
+        writer.change(change.clone()).unwrap();
         let done = BytesDone {
             bytes: 5,
             total_bytes: Some(7),
         };
-        lines.progress(done).unwrap();
-        lines.bytes(b"raw\n{\0").unwrap();
-        lines.bytes(b"").unwrap();
+        writer.progress(done).unwrap();
+        writer.bytes(b"raw\n{\0").unwrap();
+        writer.bytes(b"").unwrap();
         let last = Response::Done(Outcome::Created(view.clone()));
-        lines.send(&last).unwrap();
-        let mut kept = Kept::default();
-        let outcome = receive(&mut recorded(lines.0), &list(), &mut kept).unwrap();
+        writer.send(&last).unwrap();
+        let mut collected = Collected::default();
+        let outcome = receive(&mut recorded(writer.0), &list(), &mut collected).unwrap();
         assert_eq!(outcome, Outcome::Created(view.clone()));
-        assert_eq!((kept.views, kept.changes), (vec![view], vec![change]));
-        assert_eq!(kept.bytes, b"raw\n{\0");
-        assert_eq!(kept.progress, [done]);
+        assert_eq!(
+            (collected.views, collected.changes),
+            (vec![view], vec![change])
+        );
+        assert_eq!(collected.bytes, b"raw\n{\0");
+        assert_eq!(collected.progress, [done]);
     }
 
     #[test]
     fn failures_keep_code_and_hint() {
         let error = UserError::new(ExitCode::InUse, "it is").with_hint("wait");
-        let mut lines = Lines(Vec::new());
-        lines.send(&Response::Failed(error.clone().into())).unwrap();
-        let told = receive(&mut recorded(lines.0), &list(), &mut Discard).unwrap_err();
-        assert_eq!(told, error);
+        let mut writer = ResponseWriter(Vec::new());
+        writer
+            .send(&Response::Failed(error.clone().into()))
+            .unwrap();
+        let error = receive(&mut recorded(writer.0), &list(), &mut Discard).unwrap_err();
+        assert_eq!(error, error);
         for broken in [
             "",
             "{\"version\":1,\"body\":{\"bytes\":4}}\nab",
@@ -298,14 +305,14 @@ mod tests {
             "{\"error\":\"x\"}\n",
         ] {
             let from = broken.as_bytes().to_vec();
-            let told = receive(&mut recorded(from), &list(), &mut Discard).unwrap_err();
-            assert_eq!(told.code, ExitCode::System, "{broken}");
-            assert!(told.hint.is_some(), "{broken}");
+            let error = receive(&mut recorded(from), &list(), &mut Discard).unwrap_err();
+            assert_eq!(error.code, ExitCode::System, "{broken}");
+            assert!(error.hint.is_some(), "{broken}");
         }
     }
 
     #[test]
-    fn requests_are_one_line_and_have_their_verb() {
+    fn requests_are_one_line_with_their_verb() {
         let requests = [
             list(),
             Operation::Restore {
@@ -330,14 +337,14 @@ mod tests {
         for (line, why) in [
             (
                 "{\"version\":1,\"body\":{\"operation\":{\"verb\":\"format\"}}}",
-                Unreadable::Malformed,
+                DecodeError::Malformed,
             ),
             (
                 "{\"version\":2,\"body\":\"ping\"}",
-                Unreadable::OtherVersion(2),
+                DecodeError::OtherVersion(2),
             ),
-            ("{\"body\":\"ping\"}", Unreadable::Malformed),
-            ("ping", Unreadable::Malformed),
+            ("{\"body\":\"ping\"}", DecodeError::Malformed),
+            ("ping", DecodeError::Malformed),
         ] {
             assert_eq!(decode::<Request>(line.as_bytes()), Err(why), "{line}");
         }

@@ -11,7 +11,7 @@
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 
-use crate::daemon::log::Log;
+use super::log::Log;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::sys::interrupt::{self, Watch};
 use crate::sys::process::{self, Child, Forked};
@@ -21,7 +21,7 @@ const RECORD_BYTES: u64 = 64 * 1024;
 
 /// The child's side: to be told once, how it went.
 #[derive(Debug)]
-pub(crate) struct Readiness {
+pub(super) struct Readiness {
     to_parent: Option<PipeWriter>,
     log: Log,
 }
@@ -90,7 +90,7 @@ fn decode(record: &[u8]) -> Option<Result<(), UserError>> {
 }
 
 /// Runs `daemon` in a child and returns, in the parent, what it reports. The child ends with it.
-pub(crate) fn in_background(
+pub(super) fn in_background(
     log: &Log,
     daemon: impl FnOnce(&mut Readiness) -> Result<(), UserError>,
 ) -> Result<(), UserError> {
@@ -100,14 +100,14 @@ pub(crate) fn in_background(
         Forked::Child { to_parent } => run_child(Some(to_parent), log.clone(), daemon),
         Forked::Parent { child, from_child } => (child, from_child),
     };
-    let record = hear_from(&child, from_child)
+    let record = read_report(&child, from_child)
         .map_err(|error| UserError::io("cannot hear from the daemon", &error))?;
-    decode(&record).unwrap_or_else(|| Err(died(&child.wait(), &child)))
+    decode(&record).unwrap_or_else(|| Err(daemon_died(&child.wait(), &child)))
 }
 
 /// Reads what the child has to say. Who is asked to end hands that on and goes on waiting: the
 /// child may have to give the terminal its echo back, or to take a mount away.
-fn hear_from(child: &Child, mut from_child: PipeReader) -> io::Result<Vec<u8>> {
+fn read_report(child: &Child, mut from_child: PipeReader) -> io::Result<Vec<u8>> {
     let watch = Watch::begin();
     if interrupt::wait_readable(from_child.as_fd()).is_err()
         && let Some(signal) = interrupt::arrived()
@@ -139,7 +139,7 @@ fn run_child(
     std::process::exit(i32::from(code))
 }
 
-fn died(end: &io::Result<i32>, child: &Child) -> UserError {
+fn daemon_died(end: &io::Result<i32>, child: &Child) -> UserError {
     let how = match end {
         Ok(code) if *code < 0 => format!("was killed by signal {}", -code),
         Ok(code) => format!("ended with code {code}"),
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records() {
+    fn records_survive_a_round_trip() {
         let plain = UserError::new(ExitCode::InUse, "it is\nin use");
         let with_hint = UserError::new(ExitCode::Key, "no key").with_hint("get one");
         assert_eq!(

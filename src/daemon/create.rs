@@ -23,22 +23,22 @@ use crate::volume::{self, CreateOptions};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct NewVolume {
     /// Its directory, absolute; made where missing, empty otherwise.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The customer key; `None` for a platform-managed volume.
-    pub customer_key: Option<KeyUri>,
+    pub(crate) customer_key: Option<KeyUri>,
     /// Largest size of the contents.
-    pub size_bytes: Option<u64>,
+    pub(crate) size_bytes: Option<u64>,
     /// The platform keystore.
-    pub keystore: PathBuf,
+    pub(crate) keystore: PathBuf,
     /// Where the customer key's passphrase comes from.
-    pub passphrase: PassphraseSource,
+    pub(crate) passphrase: PassphraseSource,
 }
 
 /// Makes a volume with an empty filesystem, whose root belongs to who makes it.
 pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
     let _about = audit::for_volume(&new.path);
-    let place = Place::take(&new.path, doing())
+    let place = NewVolumeDirectory::claim(&new.path, doing())
         .inspect_err(|error| Record::new("create-volume").refused(&error.message))?;
     let options = CreateOptions {
         customer_key: new.customer_key.clone(),
@@ -50,8 +50,8 @@ pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
         uid: effective_user(),
         gid: effective_gid(),
     };
-    let made = volume::create_empty(place.store(), &options, &mut |fresh| {
-        Filesystem::format(fresh, owner).map_err(|error| match error.errno() {
+    let made = volume::create_empty(place.store(), &options, &mut |created| {
+        Filesystem::format(created, owner).map_err(|error| match error.errno() {
             // By whatever way it came: so that it is told as what it is.
             Errno::ENOSPC => io::Error::from_raw_os_error(Errno::ENOSPC.code()).into(),
             _ => error.into(),
@@ -63,28 +63,28 @@ pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
 }
 
 /// The directory of a volume that is being made. Unless it is kept it is left as it was found.
-pub(crate) struct Place {
+pub(crate) struct NewVolumeDirectory {
     path: PathBuf,
     store: Arc<DirectoryStore>,
     /// It was made for this, and goes if nothing comes of it.
-    fresh: bool,
+    created: bool,
     /// The mode that it had when others could open it.
-    before: Option<Permissions>,
+    former_permissions: Option<Permissions>,
 }
 
-impl Place {
+impl NewVolumeDirectory {
     /// An absolute path at which there is nothing, or a directory with nothing in it.
-    pub(crate) fn take(path: &Path, doing: String) -> Result<Self, UserError> {
+    pub(crate) fn claim(path: &Path, doing: String) -> Result<Self, UserError> {
         if let Err(error) = refuse_occupied_directory(path) {
             return Err(UserError::volume(doing, &error));
         }
-        let fresh = !path.exists();
+        let created = !path.exists();
         match DirectoryStore::open_or_create(path) {
             Ok(store) => Ok(Self {
                 path: path.to_path_buf(),
-                before: store.restrict_to_owner(),
+                former_permissions: store.restrict_to_owner(),
                 store: Arc::new(store),
-                fresh,
+                created,
             }),
             Err(error) => Err(UserError::io(doing, &error)),
         }
@@ -97,17 +97,17 @@ impl Place {
 
     /// The volume was made.
     pub(crate) fn keep(mut self) {
-        self.fresh = false;
-        self.before = None;
+        self.created = false;
+        self.former_permissions = None;
     }
 }
 
-impl Drop for Place {
+impl Drop for NewVolumeDirectory {
     fn drop(&mut self) {
-        if let Some(before) = self.before.take() {
-            let _ = self.store.set_permissions(before);
+        if let Some(former_permissions) = self.former_permissions.take() {
+            let _ = self.store.set_permissions(former_permissions);
         }
-        if self.fresh {
+        if self.created {
             // Goes only if it is empty.
             let _ = std::fs::remove_dir(&self.path);
         }

@@ -11,7 +11,7 @@ use crate::store::Store;
 use crate::volume::{Volume, inspect};
 
 /// The identity that a volume had when it was opened.
-pub(crate) struct FormerIdentity {
+pub(super) struct FormerIdentity {
     store: Arc<dyn Store>,
     volume: VolumeId,
     incarnation: IncarnationId,

@@ -34,7 +34,7 @@ enum Sink {
     },
     System(SystemLog),
     #[cfg(test)]
-    Nowhere,
+    Discard,
 }
 
 /// The log of this process.
@@ -69,18 +69,18 @@ impl Log {
 
     /// For tests of what needs a log to be there.
     #[cfg(test)]
-    pub(crate) fn nowhere() -> Self {
-        Self(Arc::new(RwLock::new(Sink::Nowhere)))
+    pub(crate) fn discarding() -> Self {
+        Self(Arc::new(RwLock::new(Sink::Discard)))
     }
 
     /// Goes on in that file, which is made (mode 0600) or added to. It tells what is done with
     /// keys: nobody else's file, and no link that somebody else may have put there.
-    pub(crate) fn to_file(&self, path: &Path) -> io::Result<()> {
-        self.go_on_in(open_link_to_append(path)?, path);
+    pub(super) fn to_file(&self, path: &Path) -> io::Result<()> {
+        self.switch_to(open_link_to_append(path)?, path);
         Ok(())
     }
 
-    fn go_on_in(&self, file: File, path: &Path) {
+    fn switch_to(&self, file: File, path: &Path) {
         let path = path.to_path_buf();
         *self.0.write() = Sink::File { file, path };
     }
@@ -88,7 +88,7 @@ impl Log {
     /// Opens the file anew, which somebody has renamed or removed. One that cannot be opened is
     /// said, and the log stays where it was. Neither is one on `own_device` used, which is that of
     /// the mount: it would keep the mount in use for ever.
-    pub(crate) fn reopen(&self, own_device: Option<u64>) {
+    pub(super) fn reopen(&self, own_device: Option<u64>) {
         let Some(path) = self.file_path() else {
             return;
         };
@@ -100,7 +100,7 @@ impl Log {
                 false => Ok(file),
             }
         });
-        match opened.map(|file| self.go_on_in(file, &path)) {
+        match opened.map(|file| self.switch_to(file, &path)) {
             Ok(()) => tracing::info!("the log was opened anew"),
             Err(error) => tracing::error!(
                 %error,
@@ -118,7 +118,7 @@ impl Log {
     }
 
     /// Goes on in the system's log. A file that was chosen stays.
-    pub(crate) fn leave_standard_error(&self) {
+    pub(super) fn leave_standard_error(&self) {
         let mut sink = self.0.write();
         if matches!(*sink, Sink::StandardError { .. }) {
             *sink = Sink::System(SystemLog::new(Facility::Daemon));
@@ -164,7 +164,7 @@ impl Drop for Line {
             Sink::File { file, .. } => (&*file).write_all(&self.text),
             Sink::System(system) => system.send(severity(self.level), &self.text),
             #[cfg(test)]
-            Sink::Nowhere => Ok(()),
+            Sink::Discard => Ok(()),
         };
     }
 }
@@ -192,10 +192,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_go_to_a_file_once_chosen_and_to_a_new_one_when_it_is_reopened() {
+    fn a_chosen_file_is_used_and_a_new_one_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let (path, old) = (dir.path().join("log"), dir.path().join("log.1"));
-        let log = Log::nowhere();
+        let log = Log::discarding();
         let write = |text: &str| log.make_writer().write_all(text.as_bytes()).unwrap();
         write("lost\n");
         log.to_file(&path).unwrap();

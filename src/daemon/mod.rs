@@ -2,26 +2,31 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | `mount_request`, `places` | what to mount where, and both directories |
 //! | `mount` | the order of everything between opening a volume and letting its lock go |
 //! | `options`, `size` | the one parser of mount options, and of sizes |
+//! | `effective_options` | options and defaults as the filesystem and FUSE take them |
 //! | `background` | leaving the terminal, and saying how it went |
-//! | `answers`, `serve` | what is answered over the control socket, and what is done for it |
+//! | `request_handler`, `operations` | what is answered over the control socket, and what is done for it |
 //! | `remount` | changing a mount that is there |
 //! | `create` | making a volume, for `create` and `mount --create` |
 //! | `former_identity` | what a mount that fails has changed before |
 //! | `mount_record`, `log`, `utab` | what a mount leaves in the audit, the log and mount(8)'s table |
 
-mod answers;
 pub(crate) mod background;
 pub(crate) mod create;
+mod effective_options;
 mod former_identity;
 pub(crate) mod log;
 pub(crate) mod mount;
 mod mount_record;
+pub(crate) mod mount_request;
+pub(crate) mod operations;
 pub(crate) mod options;
+mod places;
 pub(crate) mod remount;
-pub(crate) mod serve;
+mod request_handler;
 pub(crate) mod size;
 mod utab;
 
-pub use answers::answer_line;
+pub use request_handler::answer_line;

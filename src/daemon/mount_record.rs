@@ -7,21 +7,21 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use super::log::Log;
+use super::request_handler::MountedOn;
 use crate::audit::{self, Record, Requester};
 use crate::control::server::ControlServer;
-use crate::daemon::answers::MountedOn;
-use crate::daemon::log::Log;
 use crate::fs::FsError;
 use crate::fuse::MountOptions;
 use crate::ids::VolumeId;
 
 /// How long a mount waits for its record before it is served.
-const RECORD_FOR: Duration = Duration::from_millis(500);
+const RECORD_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Writes a record in a thread of its own, since the caller must not wait for it for long: the file
 /// may lead into the mount that the caller is to serve next. As a rule it is written when this
 /// returns.
-pub(crate) fn record_aside(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
+pub(super) fn record_in_background(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
     let (written, is_written) = mpsc::channel::<()>();
     let (context, taken_along) = (audit::Context::here(), record());
     let spawned = thread::Builder::new()
@@ -35,12 +35,12 @@ pub(crate) fn record_aside(record: impl Fn() -> Record) -> Option<thread::JoinHa
         record().done();
         return None;
     }
-    let _ = is_written.recv_timeout(RECORD_FOR);
+    let _ = is_written.recv_timeout(RECORD_TIMEOUT);
     spawned.ok()
 }
 
 /// The record of a mount.
-pub(crate) fn audited(volume: VolumeId, read_only: bool, options: &MountOptions) -> Record {
+pub(super) fn mount_record(volume: VolumeId, read_only: bool, options: &MountOptions) -> Record {
     Record::new("mount")
         .volume(volume)
         .with("read_only", read_only)
@@ -48,12 +48,12 @@ pub(crate) fn audited(volume: VolumeId, read_only: bool, options: &MountOptions)
 }
 
 /// Whoever unmounts waits for the answer; of those who do not the kernel says nothing.
-pub(crate) fn audit_end(
+pub(super) fn audit_unmount(
     volume: VolumeId,
     control: Option<&ControlServer>,
     closed: &Result<(), FsError>,
 ) {
-    let waits = control.and_then(ControlServer::waits);
+    let waits = control.and_then(ControlServer::unmounting_peer);
     let asker = waits.map_or(Requester::UNKNOWN, |peer| {
         Requester::process(peer.uid, peer.pid as u32)
     });
@@ -64,7 +64,7 @@ pub(crate) fn audit_end(
 /// What a hangup means to a daemon: its log was renamed. (To a process that a person watches, or
 /// one that is not ready yet, it is the end of the terminal.) Opening a file may take for ever, so
 /// a thread does it that does nothing else, and not the one that unmounts.
-pub(crate) fn reopen_log(
+pub(super) fn log_reopener(
     log: &Log,
     mounted_on: &MountedOn,
     is_serving: &Arc<AtomicBool>,

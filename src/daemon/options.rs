@@ -28,7 +28,7 @@
 //! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
 //! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
 //!
-//! Words of mount(8) that mean nothing here are accepted: see [`MEANS_NOTHING`].
+//! Words of mount(8) that mean nothing here are accepted: see [`IGNORED_OPTIONS`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,7 +40,7 @@ use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
 
 /// Words that others act on (mount(8), systemd) or that change nothing on this filesystem.
-pub(crate) const MEANS_NOTHING: [&str; 27] = [
+const IGNORED_OPTIONS: [&str; 27] = [
     "defaults",
     "auto",
     "noauto",
@@ -71,7 +71,7 @@ pub(crate) const MEANS_NOTHING: [&str; 27] = [
 ];
 /// Beginnings of such words. The last four are the kernel's own, which mount(8) repeats when it
 /// remounts.
-const MEANS_NOTHING_WITH: [&str; 10] = [
+const IGNORED_PREFIXES: [&str; 10] = [
     "x-",
     "X-",
     "comment=",
@@ -86,66 +86,66 @@ const MEANS_NOTHING_WITH: [&str; 10] = [
 
 /// What was asked for; `None` leaves to the default.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct MountWords {
+pub(crate) struct RequestedOptions {
     /// `ro`, `rw`.
-    pub read_only: Option<bool>,
+    pub(crate) read_only: Option<bool>,
     /// `dev`, `nodev`.
-    pub dev: Option<bool>,
+    pub(crate) dev: Option<bool>,
     /// `suid`, `nosuid`.
-    pub suid: Option<bool>,
+    pub(crate) suid: Option<bool>,
     /// `exec`, `noexec`.
-    pub exec: Option<bool>,
+    pub(crate) exec: Option<bool>,
     /// `atime`, `relatime`, `strictatime`, `noatime`.
-    pub access_times: Option<AccessTimes>,
+    pub(crate) access_times: Option<AccessTimes>,
     /// `sync`, `async`.
-    pub sync: Option<bool>,
+    pub(crate) sync: Option<bool>,
     /// `dirsync`.
-    pub dirsync: Option<bool>,
+    pub(crate) dirsync: Option<bool>,
     /// `trusted`: a volume that came from elsewhere is mounted as if it had not.
-    pub trusted: bool,
+    pub(crate) trusted: bool,
     /// `remount`.
-    pub remount: bool,
+    pub(crate) remount: bool,
     /// They come from mount(8), which leaves words out.
-    pub by_mount: bool,
+    pub(super) by_mount: bool,
     /// `allow_other`, `noallow_other`.
-    pub allow_other: Option<bool>,
+    pub(crate) allow_other: Option<bool>,
     /// `writeback`, `nowriteback`.
-    pub writeback: Option<bool>,
+    pub(crate) writeback: Option<bool>,
     /// `follow_caller=`.
-    pub follow_caller: Option<bool>,
+    pub(crate) follow_caller: Option<bool>,
     /// `nfs_export=`.
-    pub nfs_export: Option<bool>,
+    pub(crate) nfs_export: Option<bool>,
     /// `customer_key=`.
-    pub customer_key: Option<KeyUri>,
+    pub(crate) customer_key: Option<KeyUri>,
     /// `platform_keystore=`.
-    pub platform_keystore: Option<PathBuf>,
+    pub(crate) platform_keystore: Option<PathBuf>,
     /// `passphrase_file=`, `passphrase_fd=`.
-    pub passphrase: Option<PassphraseSource>,
+    pub(crate) passphrase: Option<PassphraseSource>,
     /// `fingerprint=`.
-    pub fingerprint: Option<String>,
+    pub(crate) fingerprint: Option<String>,
     /// `commit=`.
-    pub commit: Option<Duration>,
+    pub(crate) commit: Option<Duration>,
     /// `checkpoint=`; zero for never.
-    pub checkpoint: Option<Duration>,
+    pub(crate) checkpoint: Option<Duration>,
     /// `workers=`.
-    pub workers: Option<usize>,
+    pub(crate) workers: Option<usize>,
     /// `max_background=`.
-    pub max_background: Option<u16>,
+    pub(crate) max_background: Option<u16>,
     /// `meta_cache=`, in bytes.
-    pub meta_cache_bytes: Option<usize>,
+    pub(crate) meta_cache_bytes: Option<usize>,
     /// `pending=`, in bytes.
-    pub pending_bytes: Option<usize>,
+    pub(crate) pending_bytes: Option<usize>,
     /// `open_objects=`.
-    pub open_objects: Option<usize>,
+    pub(crate) open_objects: Option<usize>,
     /// `snapshot_dir=`.
-    pub snapshot_dir: Option<SnapshotDir>,
+    pub(crate) snapshot_dir: Option<SnapshotDir>,
     /// `log_file=`.
-    pub log_file: Option<PathBuf>,
+    pub(crate) log_file: Option<PathBuf>,
     /// `audit_log=`.
-    pub audit_log: Option<Destination>,
+    pub(crate) audit_log: Option<Destination>,
 }
 
-impl MountWords {
+impl RequestedOptions {
     /// Reads the arguments of `-o`, one after the other. Relative paths start at `directory`.
     ///
     /// # Errors
@@ -154,10 +154,10 @@ impl MountWords {
         arguments: impl IntoIterator<Item = &'a str>,
         directory: &Path,
     ) -> Result<Self, UserError> {
-        let (words, unknown_words) = Self::parse_sloppy(arguments, directory)?;
-        match unknown_words.first() {
-            Some(word) => Err(unknown(word)),
-            None => Ok(words),
+        let (options, unknown_options) = Self::parse_sloppy(arguments, directory)?;
+        match unknown_options.first() {
+            Some(word) => Err(unknown_option(word)),
+            None => Ok(options),
         }
     }
 
@@ -169,34 +169,32 @@ impl MountWords {
         arguments: impl IntoIterator<Item = &'a str>,
         directory: &Path,
     ) -> Result<(Self, Vec<String>), UserError> {
-        let mut words = Self::default();
-        let mut unknown_words = Vec::new();
+        let mut options = Self::default();
+        let mut unknown_options = Vec::new();
         for word in arguments.into_iter().flat_map(split) {
-            if !words.take(&word, directory)? {
-                unknown_words.push(word);
+            if !options.parse_option(&word, directory)? {
+                unknown_options.push(word);
             }
         }
-        Ok((words, unknown_words))
+        Ok((options, unknown_options))
     }
 
     /// False when nobody knows the word.
-    fn take(&mut self, word: &str, directory: &Path) -> Result<bool, UserError> {
-        if word.is_empty() || self.take_flag(word) || self.take_access_times(word) {
+    fn parse_option(&mut self, word: &str, directory: &Path) -> Result<bool, UserError> {
+        if word.is_empty() || self.parse_flag(word) || self.parse_access_times(word) {
             return Ok(true);
         }
         if let Some((name, value)) = word.split_once('=')
-            && self.take_value(name, value, directory)?
+            && self.parse_value(name, value, directory)?
         {
             return Ok(true);
         }
-        let mut beginnings = MEANS_NOTHING_WITH.iter();
-        Ok(
-            MEANS_NOTHING.contains(&word)
-                || beginnings.any(|beginning| word.starts_with(beginning)),
-        )
+        let mut beginnings = IGNORED_PREFIXES.iter();
+        Ok(IGNORED_OPTIONS.contains(&word)
+            || beginnings.any(|beginning| word.starts_with(beginning)))
     }
 
-    fn take_access_times(&mut self, word: &str) -> bool {
+    fn parse_access_times(&mut self, word: &str) -> bool {
         self.access_times = Some(match word {
             "atime" | "relatime" => AccessTimes::Relative,
             "strictatime" => AccessTimes::Strict,
@@ -206,7 +204,7 @@ impl MountWords {
         true
     }
 
-    fn take_flag(&mut self, word: &str) -> bool {
+    fn parse_flag(&mut self, word: &str) -> bool {
         let (flag, value) = match word {
             "ro" => (&mut self.read_only, true),
             "rw" => (&mut self.read_only, false),
@@ -238,7 +236,7 @@ impl MountWords {
     }
 
     /// False when there is no such name.
-    fn take_value(&mut self, name: &str, value: &str, from: &Path) -> Result<bool, UserError> {
+    fn parse_value(&mut self, name: &str, value: &str, from: &Path) -> Result<bool, UserError> {
         match name {
             "customer_key" => self.customer_key = Some(key_uri(value, from)?),
             "platform_keystore" => self.platform_keystore = Some(path(name, value, from)?),
@@ -310,7 +308,7 @@ impl MountWords {
     /// volume that others have filled. mount(8) hands on neither `suid` nor `dev`, which is why
     /// there is `trusted`.
     #[must_use]
-    pub(crate) fn restrained(&self, wanted: MountFlags) -> MountFlags {
+    pub(super) fn restricted(&self, wanted: MountFlags) -> MountFlags {
         let asked = |word: Option<bool>| self.trusted || (!self.by_mount && word == Some(true));
         MountFlags {
             nosuid: wanted.nosuid || !asked(self.suid),
@@ -320,7 +318,7 @@ impl MountWords {
     }
 
     /// Flags of a mount that has these now.
-    pub(crate) fn flags_over(&self, now: MountFlags) -> MountFlags {
+    pub(super) fn flags_over(&self, now: MountFlags) -> MountFlags {
         MountFlags {
             read_only: self.read_only.unwrap_or(now.read_only),
             nodev: self.dev.map_or(now.nodev, |dev| !dev),
@@ -345,7 +343,7 @@ const LISTED: &str = "bilayer mount --help lists the options";
 
 /// Names the option and not its value: it may be a secret that has no place on a command line, and
 /// what is said here may end in a log.
-fn unknown(word: &str) -> UserError {
+fn unknown_option(word: &str) -> UserError {
     let name = match word.split_once('=') {
         Some((name, _)) => format!("{name}=..."),
         None => word.to_owned(),
@@ -353,7 +351,7 @@ fn unknown(word: &str) -> UserError {
     UserError::usage(format!("unknown mount option {name:?}")).with_hint(LISTED)
 }
 
-fn bad(name: &str, value: &str, wanted: &str) -> UserError {
+fn bad_value(name: &str, value: &str, wanted: &str) -> UserError {
     UserError::usage(format!("mount option {name}={value}: {wanted} is wanted")).with_hint(LISTED)
 }
 
@@ -388,7 +386,7 @@ pub(crate) fn key_uri(value: &str, directory: &Path) -> Result<KeyUri, UserError
 /// Where the audit is to go, as it is named on a command line.
 pub(crate) fn audit_log(value: &Path, directory: &Path) -> Result<Destination, UserError> {
     match value.to_str() {
-        Some("") => Err(bad("audit_log", "", "a path, or syslog,")),
+        Some("") => Err(bad_value("audit_log", "", "a path, or syslog,")),
         Some("syslog") => Ok(Destination::SystemLog),
         _ => Ok(Destination::File(directory.join(value))),
     }
@@ -396,7 +394,7 @@ pub(crate) fn audit_log(value: &Path, directory: &Path) -> Result<Destination, U
 
 fn path(name: &str, value: &str, directory: &Path) -> Result<PathBuf, UserError> {
     if value.is_empty() {
-        return Err(bad(name, value, "a path"));
+        return Err(bad_value(name, value, "a path"));
     }
     Ok(directory.join(value))
 }
@@ -406,14 +404,14 @@ fn number(name: &str, value: &str, least: u64, most: u64) -> Result<u64, UserErr
         .parse()
         .ok()
         .filter(|number| (least..=most).contains(number));
-    parsed.ok_or_else(|| bad(name, value, &format!("a number from {least} to {most}")))
+    parsed.ok_or_else(|| bad_value(name, value, &format!("a number from {least} to {most}")))
 }
 
 fn on_or_off(name: &str, value: &str) -> Result<bool, UserError> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),
-        _ => Err(bad(name, value, "on or off")),
+        _ => Err(bad_value(name, value, "on or off")),
     }
 }
 
@@ -423,7 +421,7 @@ fn memory(name: &str, value: &str) -> Result<usize, UserError> {
         .ok()
         .filter(|bytes| *bytes >= LEAST)
         .and_then(|bytes| usize::try_from(bytes).ok())
-        .ok_or_else(|| bad(name, value, "a size from 1M to less than 8E"))
+        .ok_or_else(|| bad_value(name, value, "a size from 1M to less than 8E"))
 }
 
 /// Takes hex digits, grouped by `:` or `-` as people copy them.
@@ -435,7 +433,7 @@ fn fingerprint(value: &str) -> Result<String, UserError> {
     if plain && digits >= 16 {
         Ok(value.to_owned())
     } else {
-        Err(bad(
+        Err(bad_value(
             "fingerprint",
             value,
             "the hexadecimal digits that `bilayer status` shows",
@@ -447,20 +445,20 @@ fn fingerprint(value: &str) -> Result<String, UserError> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<MountWords, UserError> {
-        MountWords::parse([text], Path::new("/here"))
+    fn parse(text: &str) -> Result<RequestedOptions, UserError> {
+        RequestedOptions::parse([text], Path::new("/here"))
     }
 
     #[test]
-    fn words_and_values() {
-        let words = parse(
+    fn flags_and_values() {
+        let options = parse(
             "rw,ro,noallow_other,allow_other,customer_key=file:k.pem,platform_keystore=/p\\,q,\
              passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,checkpoint=0,\
              follow_caller=off,nfs_export=on,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
              log_file=/var/log/b,audit_log=a,snapshot_dir=.zeitpunkte,,",
         )
         .unwrap();
-        let expected = MountWords {
+        let expected = RequestedOptions {
             read_only: Some(true),
             allow_other: Some(true),
             customer_key: Some(KeyUri::parse("file:/here/k.pem").unwrap()),
@@ -480,34 +478,35 @@ mod tests {
             log_file: Some("/var/log/b".into()),
             audit_log: Some(Destination::File("/here/a".into())),
             snapshot_dir: Some(SnapshotDir::Named(".zeitpunkte".to_owned())),
-            ..MountWords::default()
+            ..RequestedOptions::default()
         };
-        assert_eq!(words, expected);
+        assert_eq!(options, expected);
         let descriptor = parse("passphrase_fd=7").unwrap().passphrase;
         assert_eq!(descriptor, Some(PassphraseSource::Descriptor(7)));
     }
 
     #[test]
-    fn words_of_mount_that_mean_nothing_are_taken() {
-        for word in MEANS_NOTHING {
-            assert_eq!(parse(word).unwrap(), MountWords::default(), "{word}");
+    fn options_without_meaning_here_are_accepted() {
+        for word in IGNORED_OPTIONS {
+            assert_eq!(parse(word).unwrap(), RequestedOptions::default(), "{word}");
         }
         let text = "x-systemd.automount,x-gvfs-show,comment=my disk,user=me,uhelper=fuse,X-mount.mkdir,user_id=0,group_id=0";
-        assert_eq!(parse(text).unwrap(), MountWords::default());
-        assert_eq!(parse("").unwrap(), MountWords::default());
+        assert_eq!(parse(text).unwrap(), RequestedOptions::default());
+        assert_eq!(parse("").unwrap(), RequestedOptions::default());
     }
 
     #[test]
-    fn sloppy_hands_unknown_words_back() {
-        let (words, unknown) =
-            MountWords::parse_sloppy(["ro,errors=remount-ro", "quota"], Path::new("/")).unwrap();
-        assert_eq!(words.read_only, Some(true));
+    fn sloppy_parsing_returns_unknown_options() {
+        let (options, unknown) =
+            RequestedOptions::parse_sloppy(["ro,errors=remount-ro", "quota"], Path::new("/"))
+                .unwrap();
+        assert_eq!(options.read_only, Some(true));
         assert_eq!(unknown, ["errors=remount-ro", "quota"]);
-        assert!(MountWords::parse_sloppy(["workers=none"], Path::new("/")).is_err());
+        assert!(RequestedOptions::parse_sloppy(["workers=none"], Path::new("/")).is_err());
     }
 
     #[test]
-    fn wrong_words_are_named() {
+    fn wrong_options_are_named() {
         for word in [
             "readonly",
             "Ro",
@@ -578,27 +577,27 @@ mod tests {
             dirsync: true,
         };
         assert_eq!(flags, all);
-        let restrained = |text: &str| {
-            let words = parse(text).unwrap();
-            words.restrained(words.flags(true))
+        let restricted = |text: &str| {
+            let options = parse(text).unwrap();
+            options.restricted(options.flags(true))
         };
-        assert_eq!(restrained(""), theirs);
-        assert_eq!(restrained("suid,dev"), MountFlags::default());
-        assert_eq!(restrained("trusted"), MountFlags::default());
+        assert_eq!(restricted(""), theirs);
+        assert_eq!(restricted("suid,dev"), MountFlags::default());
+        assert_eq!(restricted("trusted"), MountFlags::default());
         let nodev = MountFlags {
             nodev: true,
             ..MountFlags::default()
         };
-        assert_eq!(restrained("suid"), nodev);
-        assert_eq!(restrained("trusted,nodev"), nodev);
+        assert_eq!(restricted("suid"), nodev);
+        assert_eq!(restricted("trusted,nodev"), nodev);
         let theirs_by_mount = parse("").unwrap().with_defaults_of_mount();
         assert_eq!(
-            theirs_by_mount.restrained(theirs_by_mount.flags(true)),
+            theirs_by_mount.restricted(theirs_by_mount.flags(true)),
             theirs
         );
         let by_mount = parse("trusted").unwrap().with_defaults_of_mount();
         assert_eq!(
-            by_mount.restrained(by_mount.flags(true)),
+            by_mount.restricted(by_mount.flags(true)),
             MountFlags::default()
         );
         let by_mount = parse("nosuid").unwrap().with_defaults_of_mount();

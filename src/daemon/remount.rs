@@ -8,17 +8,17 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::options::RequestedOptions;
 use crate::audit::Record;
 use crate::control::client::ControlClient;
-use crate::control::line::PATIENCE;
+use crate::control::line::RESPONSE_TIMEOUT;
 use crate::control::line::is_timeout;
 use crate::control::locate;
+use crate::control::mount_state::{self, MountState};
 use crate::control::obstacle::{Obstacle, refusal};
-use crate::control::pulse::{self, Pulse};
 use crate::control::request::{Remount, Request};
 use crate::control::response::Response;
-use crate::control::wire::Unreadable;
-use crate::daemon::options::MountWords;
+use crate::control::wire::DecodeError;
 use crate::diagnostics::{COPY_HINT, ExitCode, OPENED_HINT, UserError};
 use crate::fs::{AccessTimes, Filesystem, FsError};
 use crate::fuse::mountinfo::MountInfo;
@@ -27,40 +27,40 @@ use crate::sys::location::Location;
 use crate::sys::mounts::{self, MountFlags};
 
 /// Remounts what is mounted on `dir` with these words over what it has now.
-pub(crate) fn remount(dir: &Path, words: &MountWords) -> Result<(), UserError> {
+pub(crate) fn remount(dir: &Path, requested: &RequestedOptions) -> Result<(), UserError> {
     let nothing = || failed(dir, "nothing of bilayer is there");
-    let location = pulse::open(dir).map_err(|error| match error.code {
+    let location = mount_state::open_path(dir).map_err(|error| match error.code {
         ExitCode::NotFound => nothing(),
         _ => UserError {
             code: ExitCode::Mount,
             ..error
         },
     })?;
-    let mount = pulse::mount_at(&location)
+    let mount = mount_state::mount_at(&location)
         .map_err(|error| UserError::io(doing(dir), &error))?
         .ok_or_else(nothing)?;
-    remount_at(&location, &mount, words)
+    remount_at(&location, &mount, requested)
 }
 
 /// Remounts that mount, whatever leads to it.
 pub(crate) fn remount_at(
     location: &Location,
     mount: &MountInfo,
-    words: &MountWords,
+    requested: &RequestedOptions,
 ) -> Result<(), UserError> {
     let dir = &mount.dir;
     if effective_user() != 0 {
         let refused = io::Error::from_raw_os_error(libc::EPERM);
         return Err(UserError::io(doing(dir), &refused).with_hint("only root may remount"));
     }
-    if pulse::pulse(location) == Pulse::Dead {
+    if mount_state::mount_state(location) == MountState::Dead {
         return Err(UserError {
             code: ExitCode::Mount,
-            ..pulse::dead(&doing(dir), mount)
+            ..mount_state::dead_mount_error(&doing(dir), mount)
         });
     }
     let now = flags_of(mount);
-    let wanted = restrain(location, mount, now, words);
+    let wanted = keep_restrictions(location, mount, now, requested);
     let change = |flags| change(location, dir, flags);
     if !needs_daemon(now, wanted) {
         return change(wanted);
@@ -78,13 +78,13 @@ pub(crate) fn remount_at(
     }
     if wanted.read_only {
         change(wanted)?;
-        daemon.tell(dir, wanted).inspect_err(|_| {
-            take_back(change(now));
+        daemon.request_flags(dir, wanted).inspect_err(|_| {
+            log_rollback_failure(change(now));
         })
     } else {
-        daemon.tell(dir, wanted)?;
+        daemon.request_flags(dir, wanted)?;
         change(wanted).inspect_err(|_| {
-            take_back(daemon.tell(dir, now));
+            log_rollback_failure(daemon.request_flags(dir, now));
         })
     }
 }
@@ -92,17 +92,17 @@ pub(crate) fn remount_at(
 /// Set-id programs and devices of a volume that came from elsewhere do not come back by the way, as by
 /// a `remount,rw` of mount(8), which never says that it wants them. Nor where nobody says where the
 /// volume came from.
-fn restrain(
+fn keep_restrictions(
     location: &Location,
     mount: &MountInfo,
     now: MountFlags,
-    words: &MountWords,
+    requested: &RequestedOptions,
 ) -> MountFlags {
-    let wanted = words.flags_over(now);
-    let restrained = words.restrained(wanted);
+    let wanted = requested.flags_over(now);
+    let restricted = requested.restricted(wanted);
     let kept = MountFlags {
-        nosuid: wanted.nosuid || (now.nosuid && restrained.nosuid),
-        nodev: wanted.nodev || (now.nodev && restrained.nodev),
+        nosuid: wanted.nosuid || (now.nosuid && restricted.nosuid),
+        nodev: wanted.nodev || (now.nodev && restricted.nodev),
         ..wanted
     };
     let foreign = || Daemon::of(location, mount).map_or(true, |daemon| daemon.foreign);
@@ -121,7 +121,7 @@ fn failed(dir: &Path, why: &str) -> UserError {
     UserError::new(ExitCode::Mount, format!("{}: {why}", doing(dir)))
 }
 
-fn take_back(result: Result<(), UserError>) {
+fn log_rollback_failure(result: Result<(), UserError>) {
     if let Err(error) = result {
         tracing::warn!(
             "half of a remount could not be taken back: {}",
@@ -185,14 +185,14 @@ impl Daemon {
         let mut control = locate::daemon_of_mount(location, mount)
             .map_err(|obstacles| refuse(&obstacles))?
             .control;
-        let status = control.ask(&Request::Status, Some(PATIENCE));
+        let status = control.ask(&Request::Status, Some(RESPONSE_TIMEOUT));
         let report = match status {
             Ok(Response::Status(report)) => *report,
             Err(error) if is_timeout(&error) => return Err(refuse(&[Obstacle::Silent])),
-            _ => return Err(refuse(&[not_understood()])),
+            _ => return Err(refuse(&[unreadable_status()])),
         };
         let Some(daemon) = &report.daemon else {
-            return Err(refuse(&[not_understood()]));
+            return Err(refuse(&[unreadable_status()]));
         };
         let opened_read_only = daemon.read_only;
         Ok(Self {
@@ -204,11 +204,14 @@ impl Daemon {
     }
 
     /// However long it takes to put everything on disk.
-    fn tell(&mut self, dir: &Path, flags: MountFlags) -> Result<(), UserError> {
-        let why = match self.control.ask(&Request::Remount(of_flags(flags)), None) {
+    fn request_flags(&mut self, dir: &Path, flags: MountFlags) -> Result<(), UserError> {
+        let why = match self
+            .control
+            .ask(&Request::Remount(remount_request(flags)), None)
+        {
             Ok(Response::Done(_)) => return Ok(()),
             Ok(Response::Failed(failure)) => failure.message,
-            Ok(_) => Unreadable::Malformed.to_string(),
+            Ok(_) => DecodeError::Malformed.to_string(),
             Err(error) if is_timeout(&error) => {
                 return Err(refusal(doing(dir), &[Obstacle::Silent]));
             }
@@ -223,11 +226,11 @@ impl Daemon {
     }
 }
 
-fn not_understood() -> Obstacle {
+fn unreadable_status() -> Obstacle {
     Obstacle::Unproven("its status cannot be understood".to_owned())
 }
 
-fn of_flags(flags: MountFlags) -> Remount {
+fn remount_request(flags: MountFlags) -> Remount {
     Remount {
         read_only: flags.read_only,
         access_times: match (flags.noatime, flags.strictatime) {
@@ -239,10 +242,7 @@ fn of_flags(flags: MountFlags) -> Remount {
 }
 
 /// The daemon's side: changes the mount as asked.
-pub(crate) fn handle_request(
-    request: Remount,
-    filesystem: &Arc<Filesystem>,
-) -> Result<(), FsError> {
+pub(super) fn apply_remount(request: Remount, filesystem: &Arc<Filesystem>) -> Result<(), FsError> {
     let Remount {
         read_only,
         access_times,
@@ -268,24 +268,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn remounts_only_what_is_ours() {
-        let error = remount(Path::new("/"), &MountWords::default()).unwrap_err();
+    fn only_our_mounts_are_remounted() {
+        let error = remount(Path::new("/"), &RequestedOptions::default()).unwrap_err();
         assert_eq!(error.code, ExitCode::Mount);
     }
 
     #[test]
-    fn flags_of_a_mount_are_what_the_daemon_is_asked_for() {
+    fn the_daemon_is_asked_for_the_flags_of_the_mount() {
         let read_only = MountFlags {
             read_only: true,
             noatime: true,
             ..MountFlags::default()
         };
-        let asked = of_flags(read_only);
+        let asked = remount_request(read_only);
         assert_eq!(
             (asked.read_only, asked.access_times),
             (true, AccessTimes::Never)
         );
-        let asked = of_flags(MountFlags::default());
+        let asked = remount_request(MountFlags::default());
         assert_eq!(
             (asked.read_only, asked.access_times),
             (false, AccessTimes::Relative)

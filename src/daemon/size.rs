@@ -11,7 +11,7 @@ const TOO_LARGE: &str = "that is too large: less than 8E is wanted";
 ///
 /// # Errors
 /// What is wanted instead.
-pub(crate) fn parse_size(text: &str) -> Result<u64, &'static str> {
+pub(super) fn parse_size(text: &str) -> Result<u64, &'static str> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let short = unit.strip_suffix("iB").unwrap_or(unit);

@@ -25,7 +25,7 @@ const OPTIONS: &[u8] = b"OPTS=uhelper=bilayer";
 /// Begins the option that says which mount a line is of.
 const MARK: &[u8] = b"x-bilayer.mount=";
 /// How long somebody else may have the file locked.
-const PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A mount that root has made. Its line is known by the process that serves it and the device number:
 /// that number is given again as soon as the mount is gone, and the process ends later.
@@ -73,9 +73,9 @@ impl Entry {
     }
 
     /// True for its own line, and for those of a mount of the same on the same place: what mount(8)
-    /// adds, and when a new line is to `stay` also what a daemon left that was killed. When it goes,
+    /// adds, and when a new line is to `adding` also what a daemon left that was killed. When it goes,
     /// another one may be there already.
-    fn has(&self, line: &[u8], stay: bool) -> bool {
+    fn matches(&self, line: &[u8], adding: bool) -> bool {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
         let options = fields.iter().find_map(|field| field.strip_prefix(b"OPTS="));
         let options = options.unwrap_or_default().split(|&byte| byte == b',');
@@ -83,7 +83,7 @@ impl Entry {
         let is_marked = options.clone().any(|option| option.starts_with(MARK));
         let has_field = |wanted: Vec<u8>| fields.contains(&&wanted[..]);
         has_option(&self.mark())
-            || ((stay || !is_marked)
+            || ((adding || !is_marked)
                 && has_option(b"uhelper=bilayer")
                 && has_field(field(b"SRC=", &self.volume))
                 && has_field(field(b"TARGET=", &self.dir)))
@@ -108,11 +108,11 @@ fn field(name: &[u8], path: &Path) -> Vec<u8> {
 }
 
 /// Every user may lock what everybody may read, and keep it so: a mount does not hang on that.
-fn lock_soon(lock: &File) -> io::Result<()> {
+fn lock_with_timeout(lock: &File) -> io::Result<()> {
     let begin = Instant::now();
     loop {
         match lock.try_lock() {
-            Err(TryLockError::WouldBlock) if begin.elapsed() < PATIENCE => {
+            Err(TryLockError::WouldBlock) if begin.elapsed() < LOCK_TIMEOUT => {
                 std::thread::sleep(Duration::from_millis(10));
             }
             result => return Ok(result?),
@@ -120,22 +120,22 @@ fn lock_soon(lock: &File) -> io::Result<()> {
     }
 }
 
-/// Puts the file anew without the entry's lines, and with a new one if it is to `stay`.
-fn rewrite(directory: &Path, entry: &Entry, stay: bool) -> io::Result<()> {
+/// Puts the file anew without the entry's lines, and with a new one if it is to `adding`.
+fn rewrite(directory: &Path, entry: &Entry, adding: bool) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut lock = OpenOptions::new();
     let lock = lock.read(true).append(true).create(true);
     let lock = lock.open(directory.join("utab.lock"))?;
-    lock_soon(&lock)?;
+    lock_with_timeout(&lock)?;
     let path = directory.join("utab");
     let found = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         result => result?,
     };
-    let own = stay.then(|| entry.line());
+    let own = adding.then(|| entry.line());
     let lines = found.split(|&byte| byte == b'\n');
     let kept: Vec<&[u8]> = lines
-        .filter(|line| !line.is_empty() && !entry.has(line, stay))
+        .filter(|line| !line.is_empty() && !entry.matches(line, adding))
         .chain(own.as_deref())
         .collect();
     let new = directory.join("utab.bilayer");
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_and_go_and_those_of_others_stay() {
+    fn lines_are_added_and_removed_and_those_of_others_stay() {
         let dir = tempfile::tempdir().unwrap();
         let utab = || fs::read_to_string(dir.path().join("utab")).unwrap();
         let other = "SRC=/dev/sdb TARGET=/media ROOT=/ OPTS=user=me\n";
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_mount_adds_and_what_was_moved_goes_too() {
+    fn lines_of_mount_and_of_moved_mounts_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let lines = "SRC=/v TARGET=/m ROOT=/ OPTS=x-gvfs-show,uhelper=bilayer\n\
                      SRC=/v TARGET=/moved ROOT=/ OPTS=uhelper=bilayer,x-bilayer.mount=0:50-7\n\
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_kept_holds_nobody_up_for_long() {
+    fn waiting_for_a_held_lock_ends() {
         let dir = tempfile::tempdir().unwrap();
         let lock = File::create(dir.path().join("utab.lock")).unwrap();
         lock.lock().unwrap();

@@ -21,7 +21,7 @@ use crate::volume::{Rollback, VolumeError};
 /// Exit codes of every command but `mount`, which has mount(8)'s ([`ExitCode::for_mount`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum ExitCode {
+pub(crate) enum ExitCode {
     /// Done.
     Done = 0,
     /// The command line is wrong.
@@ -42,7 +42,7 @@ pub enum ExitCode {
 
 impl ExitCode {
     /// The code as mount(8) has it: 1 usage, 2 system, 32 mount failed.
-    pub fn for_mount(self) -> u8 {
+    pub(crate) fn for_mount(self) -> u8 {
         match self {
             Self::Done => 0,
             Self::Usage => 1,
@@ -52,7 +52,7 @@ impl ExitCode {
     }
 
     /// The code of that number; what is unknown is the operating system's.
-    pub fn of_number(number: u8) -> Self {
+    pub(crate) fn of_number(number: u8) -> Self {
         match number {
             0 => Self::Done,
             1 => Self::Usage,
@@ -66,7 +66,7 @@ impl ExitCode {
     }
 
     /// The code of a failure of this kind.
-    pub fn of_kind(kind: ErrorKind) -> Self {
+    pub(crate) fn of_kind(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::Usage => Self::Usage,
             ErrorKind::NotAVolume => Self::NotFound,
@@ -83,7 +83,7 @@ impl ExitCode {
     }
 
     /// The code of a failed call of the operating system on something that was named.
-    pub fn of_io(error: &io::Error) -> Self {
+    fn of_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NotFound,
             io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock => Self::InUse,
@@ -94,18 +94,18 @@ impl ExitCode {
 
 /// A command's failure.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct UserError {
+pub(crate) struct UserError {
     /// How the process ends.
-    pub code: ExitCode,
+    pub(crate) code: ExitCode,
     /// What, with what, why. One line.
-    pub message: String,
+    pub(crate) message: String,
     /// What to do next. One line.
-    pub hint: Option<String>,
+    pub(crate) hint: Option<String>,
 }
 
 impl UserError {
     /// A failure without advice.
-    pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ExitCode, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -114,26 +114,26 @@ impl UserError {
     }
 
     /// The command line is wrong.
-    pub fn usage(message: impl Into<String>) -> Self {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(ExitCode::Usage, message)
     }
 
     /// The same with advice.
     #[must_use]
-    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
     /// Without advice where somebody has ended the command, who needs none.
     #[must_use]
-    pub fn unless_asked_to_end(self) -> Self {
+    pub(crate) fn unless_asked_to_end(self) -> Self {
         let hint = self.hint.filter(|_| interrupt::arrived().is_none());
         Self { hint, ..self }
     }
 
     /// Opening, making or reading a volume failed.
-    pub fn volume(doing: impl fmt::Display, error: &VolumeError) -> Self {
+    pub(crate) fn volume(doing: impl fmt::Display, error: &VolumeError) -> Self {
         let code = ExitCode::of_kind(error.kind());
         Self {
             code,
@@ -143,7 +143,7 @@ impl UserError {
     }
 
     /// The filesystem within a volume could not be used.
-    pub fn filesystem(doing: impl fmt::Display, error: &FsError) -> Self {
+    pub(crate) fn filesystem(doing: impl fmt::Display, error: &FsError) -> Self {
         if let FsError::Volume(error) = error {
             return Self::volume(doing, error);
         }
@@ -177,35 +177,36 @@ impl UserError {
     }
 
     /// Something with snapshots or images failed.
-    pub fn view(doing: impl fmt::Display, error: &ViewError) -> Self {
-        let told = |code, hint: &str| Self::new(code, format!("{doing}: {error}")).with_hint(hint);
+    pub(crate) fn view(doing: impl fmt::Display, error: &ViewError) -> Self {
+        let advised =
+            |code, hint: &str| Self::new(code, format!("{doing}: {error}")).with_hint(hint);
         match error {
-            ViewError::NotFound { kind, .. } => told(
+            ViewError::NotFound { kind, .. } => advised(
                 ExitCode::NotFound,
                 &format!("see which there are: bilayer {} list VOLUME", kind.noun()),
             ),
-            ViewError::Exists { .. } => told(
+            ViewError::Exists { .. } => advised(
                 ExitCode::InUse,
                 "choose another name, or delete the one that has it",
             ),
-            ViewError::BadName { .. } => told(
+            ViewError::BadName { .. } => advised(
                 ExitCode::Usage,
                 "choose a name of at most 255 bytes without a / or an @ in it",
             ),
-            ViewError::Busy { .. } => told(
+            ViewError::Busy { .. } => advised(
                 ExitCode::InUse,
                 "somebody works in it; see who: fuser -vm MOUNTPOINT",
             ),
-            ViewError::TooMany => told(ExitCode::System, "delete some: bilayer snapshot prune"),
-            ViewError::ReadOnly(because) => told(ExitCode::System, how_to_write(*because)),
-            ViewError::NoSuchPath { name, .. } => told(
+            ViewError::TooMany => advised(ExitCode::System, "delete some: bilayer snapshot prune"),
+            ViewError::ReadOnly(because) => advised(ExitCode::System, how_to_write(*because)),
+            ViewError::NoSuchPath { name, .. } => advised(
                 ExitCode::NotFound,
                 &format!(
                     "paths begin at the root of the volume; see what it has: ls -a \
                      MOUNTPOINT/.snapshots/{name}"
                 ),
             ),
-            ViewError::NoDirectory { .. } => told(
+            ViewError::NoDirectory { .. } => advised(
                 ExitCode::NotFound,
                 "make the directory, or restore the one that held it",
             ),
@@ -215,7 +216,7 @@ impl UserError {
     }
 
     /// Making, streaming or reading an image failed.
-    pub fn image(doing: impl fmt::Display, error: &ImageError) -> Self {
+    pub(crate) fn image(doing: impl fmt::Display, error: &ImageError) -> Self {
         Self {
             code: ExitCode::of_kind(error.kind()),
             message: format!("{doing}: {error}"),
@@ -224,7 +225,7 @@ impl UserError {
     }
 
     /// Something with keys failed.
-    pub fn key(doing: impl fmt::Display, error: &KeyError) -> Self {
+    pub(crate) fn key(doing: impl fmt::Display, error: &KeyError) -> Self {
         let code = ExitCode::of_kind(error.kind());
         let hint = error.hint().map(str::to_owned);
         Self {
@@ -235,12 +236,12 @@ impl UserError {
     }
 
     /// A check did not come to its end.
-    pub fn check(doing: impl fmt::Display, error: &CheckError) -> Self {
+    pub(crate) fn check(doing: impl fmt::Display, error: &CheckError) -> Self {
         Self::new(ExitCode::System, format!("{doing}: {error}")).with_hint(check_hint(error))
     }
 
     /// The operating system refused.
-    pub fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
+    pub(crate) fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
         Self {
             code: ExitCode::of_io(error),
             message: format!("{doing}: {error}"),
@@ -309,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_lines_whatever_is_in_them() {
+    fn an_error_is_two_lines_whatever_it_contains() {
         let error = UserError::usage("a\nb\x1b[1m\n").with_hint("do\nthis");
         assert_eq!(error.to_string(), "bilayer: a b [1m\nhint: do this");
         assert_eq!(UserError::usage("x").to_string(), "bilayer: x");

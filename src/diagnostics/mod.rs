@@ -10,7 +10,7 @@ mod error;
 mod io_hints;
 
 pub(crate) use error::{COPY_HINT, OPENED_HINT};
-pub use error::{ExitCode, UserError};
+pub(crate) use error::{ExitCode, UserError};
 
 /// Writes one line to standard error, if anybody reads it.
 pub(crate) fn notice(text: std::fmt::Arguments<'_>) {

@@ -206,7 +206,7 @@ fn snapshots_and_images() {
 
 /// Before anything of a volume is there.
 #[test]
-fn what_is_refused_at_once() {
+fn early_refusals() {
     let Some(place) = Place::new("audit-at-once", LIMIT) else {
         return;
     };
@@ -294,7 +294,7 @@ fn a_volume_in_use_is_refused_once() {
 
 /// The same where the keys are unwrapped before it is known.
 #[test]
-fn a_volume_that_is_written_elsewhere_has_its_keys_unwrapped_once() {
+fn a_volume_written_elsewhere_has_its_keys_unwrapped_once() {
     let Some(place) = Place::new("audit-elsewhere", LIMIT) else {
         return;
     };

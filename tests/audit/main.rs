@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod actions;
-mod askers;
-mod places;
+mod destinations;
+mod requesters;
 mod system_log;
 
 use bilayer_test_support::{namespace, real};

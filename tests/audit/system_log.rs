@@ -45,7 +45,7 @@ impl SystemLog {
 }
 
 #[test]
-fn a_socket_that_is_made_anew_is_found_again() {
+fn a_recreated_socket_is_found_again() {
     let test = "audit-syslog";
     let Some(place) = Place::new(test, LIMIT) else {
         return;

@@ -131,7 +131,7 @@ fn keys_are_made_once() {
 }
 
 #[test]
-fn places_that_are_not_what_they_should_be() {
+fn unusable_paths() {
     let Some(victim) = Victim::new("cli-places", false) else {
         return;
     };

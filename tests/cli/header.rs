@@ -42,7 +42,7 @@ fn one_changed_bit_is_noticed() {
 }
 
 #[test]
-fn what_does_not_parse_is_refused_as_what_it_is() {
+fn an_unparsable_header_is_refused_with_its_cause() {
     let Some(victim) = Victim::new("cli-parse", true) else {
         return;
     };
@@ -115,7 +115,7 @@ fn what_does_not_parse_is_refused_as_what_it_is() {
 /// What is unverified names nothing that is run, opened or asked: a program, a file (a fifo, on
 /// which who opens it waits for ever), another machine.
 #[test]
-fn a_header_is_not_obeyed() {
+fn an_unverified_header_decides_nothing() {
     let Some(victim) = Victim::new("cli-obey", true) else {
         return;
     };

@@ -82,7 +82,7 @@ fn a_copy_becomes_a_volume_and_is_not_remounted() {
 }
 
 #[test]
-fn what_is_mounted_read_only_is_made_writable_by_what_is_advised() {
+fn the_hint_makes_a_read_only_mount_writable() {
     let Some(victim) = Victim::new("cli-hints-ro", false) else {
         return;
     };
@@ -113,7 +113,7 @@ fn what_is_mounted_read_only_is_made_writable_by_what_is_advised() {
 }
 
 #[test]
-fn a_read_only_medium_is_looked_at() {
+fn a_read_only_medium_can_be_mounted() {
     let Some(victim) = Victim::new("cli-hints-medium", false) else {
         return;
     };
@@ -141,7 +141,7 @@ fn a_read_only_medium_is_looked_at() {
 /// A copy of hard links shares the lock. Read on a medium that cannot be written to it keeps it, and the
 /// original out; the one that has it is found as the hint says.
 #[test]
-fn whoever_has_a_shared_lock_is_found() {
+fn the_holder_of_a_shared_lock_is_found() {
     let Some(victim) = Victim::new("cli-hints-linked", false) else {
         return;
     };
@@ -203,7 +203,7 @@ fn a_key_that_is_not_remembered_is_named() {
 }
 
 #[test]
-fn a_key_that_was_moved_or_is_open_to_others_is_put_right() {
+fn the_hint_repairs_a_key_that_was_moved_or_is_open_to_others() {
     let Some(victim) = Victim::new("cli-hints-moved-key", true) else {
         return;
     };

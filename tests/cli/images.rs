@@ -17,7 +17,7 @@ fn json(place: &Place, words: &str) -> Value {
 
 /// The volume has the file of its source, and says where it comes from.
 #[track_caller]
-fn came_from(place: &Place, volume: &str, source: &str) {
+fn provenance(place: &Place, volume: &str, source: &str) {
     let mounted = place.mount(volume, "mnt", "");
     assert_eq!(fs::read(mounted.path("file")).unwrap(), b"as it was");
     fs::write(mounted.path("new"), "new").unwrap();
@@ -40,7 +40,7 @@ fn came_from(place: &Place, volume: &str, source: &str) {
 }
 
 #[test]
-fn made_deployed_exported_and_imported() {
+fn images_are_made_deployed_exported_and_imported() {
     for customer in [false, true] {
         let Some(victim) = Victim::new("cli-images", customer) else {
             return;
@@ -65,7 +65,7 @@ fn made_deployed_exported_and_imported() {
         let ways = ways.map(|way| made[way].as_u64().unwrap());
         assert_eq!(made["objects"], ways.iter().sum::<u64>());
         assert_eq!(ways[3], 0);
-        came_from(place, "copy", &source);
+        provenance(place, "copy", &source);
 
         write_synced(&place.path("pass"), b"between us\n").unwrap();
         let words = "image export vol base out --transport-passphrase-file pass";
@@ -87,18 +87,18 @@ fn made_deployed_exported_and_imported() {
             told.starts_with("volume ") && told.contains(" made in "),
             "{told}"
         );
-        came_from(place, "import", &source);
+        provenance(place, "import", &source);
 
         place.run("image delete vol base").silent();
         place.run("image list vol").silent();
-        came_from(place, "copy", &source);
+        provenance(place, "copy", &source);
         victim.is_unharmed();
     }
 }
 
 /// Figures of how much, how long and how fast.
 #[track_caller]
-fn is_rated(report: &Value, bytes: u64) {
+fn assert_rate(report: &Value, bytes: u64) {
     assert_eq!(report["bytes"], bytes, "{report}");
     let milliseconds = report["milliseconds"].as_u64().unwrap();
     let rate = report["bytes_per_second"].as_u64().unwrap();
@@ -109,7 +109,7 @@ fn is_rated(report: &Value, bytes: u64) {
 
 /// To another key or keystore everything is sealed anew, and said so; with how much and how fast.
 #[test]
-fn to_another_holder() {
+fn images_for_another_holder() {
     for mounted in [false, true] {
         let Some(victim) = Victim::new("cli-image-holder", false) else {
             return;
@@ -128,7 +128,7 @@ fn to_another_holder() {
         let with = "--customer-key file:key.pem --new-platform-keystore theirs";
         let made = json(place, &format!("image deploy vol base copy {with}"));
         assert_eq!(made["resealed"], made["objects"]);
-        is_rated(&made, pages * 4096);
+        assert_rate(&made, pages * 4096);
         let line = place.run("image deploy vol base again --new-platform-keystore theirs");
         let line = line.done();
         assert_eq!(line.stderr, "", "no progress where there is no terminal");
@@ -143,7 +143,7 @@ fn to_another_holder() {
             place,
             "image export vol base out --transport-passphrase-file pass",
         );
-        is_rated(&made, fs::metadata(place.path("out")).unwrap().len());
+        assert_rate(&made, fs::metadata(place.path("out")).unwrap().len());
         let keyed = "image export vol base keyed --customer-key file:key.pem";
         place.run(keyed).done();
         if let Some(mount) = mount {
@@ -153,7 +153,7 @@ fn to_another_holder() {
             place,
             "image import out there --transport-passphrase-file pass --platform-keystore third",
         );
-        is_rated(&made, pages * 4096);
+        assert_rate(&made, pages * 4096);
         fails(
             &place.run("image import keyed mine"),
             4,
@@ -182,7 +182,7 @@ fn to_another_holder() {
 }
 
 #[test]
-fn a_stream_goes_through_a_pipe() {
+fn a_stream_passes_through_a_pipe() {
     let Some(victim) = Victim::new("cli-image-pipe", false) else {
         return;
     };

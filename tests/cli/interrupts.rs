@@ -83,7 +83,7 @@ fn an_export_leaves_no_file() {
 }
 
 #[test]
-fn a_new_volume_is_whole_or_not_there() {
+fn a_new_volume_is_complete_or_absent() {
     let Some(victim) = with_image("cli-interrupt-new") else {
         return;
     };
@@ -148,7 +148,7 @@ fn child_of(shell: u32) -> rustix::process::Pid {
 }
 
 #[test]
-fn a_key_that_nobody_waits_for_is_not_there() {
+fn an_interrupted_keygen_leaves_no_key() {
     let Some(place) = Place::new("cli-interrupt-keygen", Duration::from_secs(60)) else {
         return;
     };

@@ -41,11 +41,11 @@ fn write_secret(place: &Place, name: &str, text: &str) {
     writeln!(file, "{text}").unwrap();
 }
 
-fn typed(place: &Place, words: &str, steps: &[(&str, &str)]) -> Outcome {
-    typed_in_shell(place, &format!("{BILAYER} {words}"), steps)
+fn run_typing(place: &Place, words: &str, steps: &[(&str, &str)]) -> Outcome {
+    run_in_shell_typing(place, &format!("{BILAYER} {words}"), steps)
 }
 
-fn typed_in_shell(place: &Place, script: &str, steps: &[(&str, &str)]) -> Outcome {
+fn run_in_shell_typing(place: &Place, script: &str, steps: &[(&str, &str)]) -> Outcome {
     let mut typist = command("python3", ["-c", TYPIST, script]);
     for (question, answer) in steps {
         typist.args([question, answer]);
@@ -56,7 +56,7 @@ fn typed_in_shell(place: &Place, script: &str, steps: &[(&str, &str)]) -> Outcom
 
 /// The terminal shows what is typed, and makes signals of keys, as it did before.
 #[track_caller]
-fn terminal_is_well(outcome: &Outcome, ended: i32) {
+fn terminal_is_restored(outcome: &Outcome, ended: i32) {
     let text = &outcome.stdout;
     let after = text.split(&format!("ended {ended}\n")).nth(1);
     let after = after.unwrap_or_else(|| panic!("not ended with {ended}: {text}"));
@@ -87,7 +87,7 @@ fn encrypted(test: &'static str) -> Option<Victim> {
 }
 
 #[test]
-fn an_end_at_the_prompt_leaves_the_terminal_as_it_was() {
+fn a_signal_at_the_prompt_leaves_the_terminal_unchanged() {
     let Some(victim) = encrypted("cli-prompt-end") else {
         return;
     };
@@ -99,19 +99,19 @@ fn an_end_at_the_prompt_leaves_the_terminal_as_it_was() {
         "snapshot list vol",
         "create new --customer-key file:key.pem",
     ] {
-        let outcome = typed(place, words, &[(asked, "half\x03")]);
-        terminal_is_well(&outcome, 130);
+        let outcome = run_typing(place, words, &[(asked, "half\x03")]);
+        terminal_is_restored(&outcome, 130);
         assert!(!outcome.stdout.contains("hint"), "{}", outcome.stdout);
         assert!(!crate::real::is_mount_point(&place.path("mnt")), "{words}");
     }
     assert!(!place.path("new").exists());
     // Not by a key, and only to the one who waits for the daemon.
     let words = format!("timeout --foreground 1 {BILAYER} mount vol mnt");
-    let outcome = typed_in_shell(place, &words, &[]);
-    terminal_is_well(&outcome, 124);
+    let outcome = run_in_shell_typing(place, &words, &[]);
+    terminal_is_restored(&outcome, 124);
     // Suspended it would leave the terminal to others without echo.
-    let outcome = typed(place, "snapshot list vol", &[(asked, "\x1a\x03")]);
-    terminal_is_well(&outcome, 130);
+    let outcome = run_typing(place, "snapshot list vol", &[(asked, "\x1a\x03")]);
+    terminal_is_restored(&outcome, 130);
 }
 
 #[test]
@@ -122,19 +122,19 @@ fn a_wrong_passphrase_is_asked_for_again() {
     let place = &victim.place;
     let (asked, again) = ("Passphrase of", "Wrong passphrase. Passphrase of");
     let wrong = "wrong\n";
-    let outcome = typed(
+    let outcome = run_typing(
         place,
         "mount vol mnt",
         &[(asked, wrong), (again, wrong), (again, "open sesame\n")],
     );
-    terminal_is_well(&outcome, 0);
+    terminal_is_restored(&outcome, 0);
     place.mounted(&place.path("mnt")).unmount();
-    let outcome = typed(
+    let outcome = run_typing(
         place,
         "mount vol mnt",
         &[(asked, wrong), (again, wrong), (again, wrong)],
     );
-    terminal_is_well(&outcome, 32);
+    terminal_is_restored(&outcome, 32);
     let said = "the passphrase does not open the key";
     assert!(outcome.stdout.contains(said), "{}", outcome.stdout);
     assert_eq!(outcome.stdout.matches(asked).count(), 3);
@@ -145,7 +145,7 @@ fn a_wrong_passphrase_is_asked_for_again() {
 }
 
 #[test]
-fn the_passphrase_of_an_export_is_typed() {
+fn the_passphrase_of_an_export_is_asked_for() {
     let test = "cli-prompt-export";
     let Some(victim) = Victim::new(test, false) else {
         return;
@@ -161,15 +161,15 @@ fn the_passphrase_of_an_export_is_typed() {
         .done();
     let (asked, again) = ("Passphrase of the export: ", "Wrong passphrase.");
     let words = "image import out new";
-    let outcome = typed(place, words, &[(asked, "half\x03")]);
-    terminal_is_well(&outcome, 130);
+    let outcome = run_typing(place, words, &[(asked, "half\x03")]);
+    terminal_is_restored(&outcome, 130);
     assert!(!place.path("new").exists());
-    let outcome = typed(
+    let outcome = run_typing(
         place,
         words,
         &[(asked, "wrong\n"), (again, "open sesame\n")],
     );
-    terminal_is_well(&outcome, 0);
+    terminal_is_restored(&outcome, 0);
     assert!(wait_until(Duration::from_secs(1), || place
         .path("new/volume.json")
         .exists()));

@@ -33,7 +33,7 @@ fn names(place: &Place) -> Vec<String> {
 }
 
 #[test]
-fn taken_listed_renamed_and_dropped() {
+fn snapshots_are_taken_listed_renamed_and_deleted() {
     let Some(place) = place("cli-snapshots") else {
         return;
     };
@@ -76,7 +76,7 @@ fn taken_listed_renamed_and_dropped() {
 }
 
 #[test]
-fn shown_by_status() {
+fn status_shows_a_snapshot() {
     let Some(place) = place("cli-snapshot-status") else {
         return;
     };
@@ -123,7 +123,7 @@ fn shown_by_status() {
 }
 
 #[test]
-fn names_of_the_time() {
+fn dated_names() {
     let Some(place) = place("cli-snapshot-prefix") else {
         return;
     };
@@ -195,7 +195,7 @@ fn pruned() {
 }
 
 #[test]
-fn compared_and_restored() {
+fn snapshots_are_compared_and_restored() {
     let Some(place) = place("cli-snapshot-diff") else {
         return;
     };
@@ -246,7 +246,7 @@ fn compared_and_restored() {
 
 /// What a command says does not depend on who opens the volume: it or the daemon.
 #[test]
-fn mounted_or_not_is_the_same() {
+fn results_are_the_same_mounted_or_not() {
     let Some(place) = place("cli-snapshot-mounted") else {
         return;
     };
@@ -366,7 +366,7 @@ fn every_name_can_be_addressed() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn a_closed_pipe_is_no_failure() {
     let Some(victim) = Victim::new("cli-broken-pipe", false) else {
         return;
     };
@@ -405,7 +405,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
-fn sizes_that_cannot_be_are_said_to_be_so() {
+fn impossible_sizes_are_refused() {
     let Some(place) = Place::new("cli-sizes", Duration::from_secs(60)) else {
         return;
     };

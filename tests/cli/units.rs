@@ -9,7 +9,7 @@ use crate::real::{BILAYER, Place, command, have, need, run};
 const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/mount-helper/systemd");
 
 #[test]
-fn systemd_takes_the_units() {
+fn systemd_accepts_the_units() {
     let Some(place) = Place::new("cli-units", Duration::from_secs(100)) else {
         return;
     };

@@ -18,7 +18,7 @@ const META_STRIDE_BYTES: usize = 4608;
 const META_PAGE_BYTES: usize = 64 + 4096;
 
 #[test]
-fn a_copied_tree_comes_back_and_the_volume_shows_nothing_of_it() {
+fn a_copied_tree_comes_back_and_the_volume_reveals_nothing() {
     let test = "copy";
     let Some(place) = Place::new(test, LIMIT) else {
         return;

@@ -54,7 +54,7 @@ const TABLE: [(&str, i32, &str, &str); 17] = [
 ];
 
 #[test]
-fn every_refusal_says_what_and_what_to_do() {
+fn every_refusal_has_a_cause_and_a_hint() {
     let Some(machine) = Machine::new(TEST) else {
         return;
     };

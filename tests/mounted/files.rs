@@ -128,7 +128,7 @@ fn walk_files(dir: &Path) -> usize {
 }
 
 #[test]
-fn processes_append_and_write_side_by_side() {
+fn processes_append_and_write_concurrently() {
     let test = "side-by-side";
     let Some(place) = Place::new(test, LIMIT) else {
         return;
@@ -249,7 +249,7 @@ assert os.pread(other, 10, 200000) == b'not synced'
 }
 
 #[test]
-fn holes_are_seen_and_dirty_data_is_no_hole() {
+fn holes_are_reported_and_dirty_data_is_no_hole() {
     let test = "holes";
     let Some(place) = Place::new(test, LIMIT) else {
         return;
@@ -427,7 +427,7 @@ fn a_read_only_mount_needs_no_right_to_write() {
 }
 
 #[test]
-fn a_daemon_that_is_told_to_end_unmounts_cleanly() {
+fn a_terminated_daemon_unmounts_cleanly() {
     let Some(place) = Place::new("signals", LIMIT) else {
         return;
     };
@@ -455,7 +455,7 @@ fn a_daemon_that_is_told_to_end_unmounts_cleanly() {
 
 /// At the end of a session everybody is told to end, and somebody is still at work in the mount.
 #[test]
-fn a_mount_that_is_in_use_goes_when_it_is_free() {
+fn a_busy_mount_is_unmounted_when_it_is_free() {
     let Some(place) = Place::new("signal-in-use", Duration::from_secs(60)) else {
         return;
     };

@@ -8,7 +8,7 @@ use crate::real::is_alive;
 const TEST: &str = "fstab";
 
 #[test]
-fn lines_with_the_words_of_others() {
+fn lines_with_options_of_others() {
     let Some(machine) = Machine::new(TEST) else {
         return;
     };

@@ -40,7 +40,7 @@ pub(crate) fn is_noise(bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn noise_is_told_from_everything_else() {
+fn noise_is_distinguished_from_everything_else() {
     for seed in 0..2000 {
         let page = crate::real::noise(seed << 32, 4032);
         assert!(is_noise(&page), "{}", chi_square(&page));

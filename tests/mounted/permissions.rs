@@ -87,7 +87,7 @@ const TABLE: [(&str, &str, &str); 26] = [
 ];
 
 #[test]
-fn of_users_and_groups() {
+fn permissions_of_users_and_groups() {
     let Some(machine) = Machine::open_to_users(TEST) else {
         return;
     };

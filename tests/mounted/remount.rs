@@ -100,7 +100,7 @@ fn read_only_puts_everything_on_disk_and_keeps_it_so() {
 }
 
 #[test]
-fn back_and_forth_in_every_way_of_saying_it() {
+fn remounted_back_and_forth_by_every_command() {
     let Some(machine) = machine() else {
         return;
     };
@@ -164,7 +164,7 @@ fn an_open_file_keeps_it_writable() {
 }
 
 #[test]
-fn other_words_of_a_mount_change_too() {
+fn other_options_of_a_mount_change_too() {
     let Some(machine) = machine() else {
         return;
     };

@@ -107,7 +107,7 @@ fn plain_tools_take_read_and_drop_snapshots() {
 
 /// The kernel holds back what was written, and when: both are in the snapshot.
 #[test]
-fn what_the_kernel_holds_back_is_in() {
+fn a_snapshot_has_dirty_data_of_the_kernel() {
     for options in ["", "nowriteback"] {
         let Some(place) = Place::new("snapshot-dirty", LIMIT) else {
             return;
@@ -150,7 +150,7 @@ fn what_the_kernel_holds_back_is_in() {
 }
 
 #[test]
-fn what_is_mapped_is_in() {
+fn a_snapshot_has_mapped_data() {
     let test = "snapshot-mapped";
     let Some(place) = Place::new(test, LIMIT) else {
         return;
@@ -215,7 +215,7 @@ fn only_the_owner_of_the_root_takes_snapshots() {
 }
 
 #[test]
-fn what_is_open_keeps_its_snapshot() {
+fn an_open_file_keeps_its_snapshot() {
     let Some(place) = Place::new("snapshot-busy", LIMIT) else {
         return;
     };
@@ -278,7 +278,7 @@ fn snapshots_outlive_the_daemon() {
 
 /// Space is given back by itself.
 #[test]
-fn deleted_snapshots_give_their_room_back() {
+fn deleted_snapshots_free_their_space() {
     let Some(place) = Place::new("snapshot-room", LIMIT) else {
         return;
     };
@@ -309,7 +309,7 @@ fn deleted_snapshots_give_their_room_back() {
 
 /// While a snapshot waits for what the kernel holds back, others are renamed.
 #[test]
-fn renaming_waits_for_taking_and_not_the_other_way_round() {
+fn renaming_waits_for_taking_a_snapshot_and_not_the_reverse() {
     let Some(place) = Place::new("snapshot-rename", LIMIT) else {
         return;
     };

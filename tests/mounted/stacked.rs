@@ -12,7 +12,7 @@ const FILE_BYTES: usize = 20_000;
 const QUIET: &str = "commit=300";
 
 #[test]
-fn what_was_durable_is_there_after_the_filesystem_below_was_killed() {
+fn synced_data_survives_a_kill_of_the_filesystem_below() {
     let Some(place) = Place::new("stacked", Duration::from_secs(180)) else {
         return;
     };
@@ -55,7 +55,7 @@ fn what_was_durable_is_there_after_the_filesystem_below_was_killed() {
 }
 
 #[test]
-fn what_was_salvaged_is_there_after_the_filesystem_of_out_was_killed() {
+fn salvaged_data_survives_a_kill_of_the_filesystem_of_out() {
     let Some(place) = Place::new("stacked-salvage", Duration::from_secs(180)) else {
         return;
     };

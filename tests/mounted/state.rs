@@ -23,7 +23,7 @@ fn machine(test: &'static str) -> Option<Machine> {
 }
 
 /// A process that has its working directory in the mount.
-fn someone_inside(machine: &Machine) -> Child {
+fn process_inside(machine: &Machine) -> Child {
     let script = format!("cd {} && exec sleep 100", machine.path("mnt"));
     let mut shell = machine.command("sh -c");
     let child = shell.arg(script).stdout(Stdio::null()).spawn().unwrap();
@@ -45,7 +45,7 @@ fn status(machine: &Machine, place: &str) -> (Value, String) {
 }
 
 #[test]
-fn a_dead_daemon_with_somebody_inside() {
+fn a_dead_daemon_with_a_mount_in_use() {
     let Some(machine) = machine("dead") else {
         return;
     };
@@ -69,7 +69,7 @@ fn a_dead_daemon_with_somebody_inside() {
             (&"ok".into(), &Value::Null)
         );
         assert!(text.starts_with("health             ok\nvolume "), "{text}");
-        let inside = someone_inside(&machine);
+        let inside = process_inside(&machine);
         machine.run(&format!("kill -KILL {daemon}"));
         assert!(wait_until(Duration::from_secs(20), || !is_alive(daemon)));
 
@@ -142,7 +142,7 @@ fn another_mount_namespace_is_named() {
 }
 
 #[test]
-fn a_stopped_daemon_keeps_nobody_for_ever() {
+fn waiting_for_a_stopped_daemon_ends() {
     let Some(machine) = machine("stopped") else {
         return;
     };
@@ -175,7 +175,7 @@ fn a_stopped_daemon_keeps_nobody_for_ever() {
 }
 
 #[test]
-fn a_daemon_that_stops_in_the_midst_of_a_request() {
+fn a_daemon_that_stops_during_a_request() {
     let Some(machine) = machine("stopped-in-request") else {
         return;
     };
@@ -220,7 +220,7 @@ fn files_in(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn damage_that_was_met_is_told() {
+fn status_reports_damage_that_was_read() {
     let Some(machine) = machine("damage") else {
         return;
     };

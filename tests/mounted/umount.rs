@@ -102,7 +102,7 @@ fn by_every_kind_of_path() {
 }
 
 #[test]
-fn what_is_bound_or_moved_goes_with_its_last_place() {
+fn a_bound_or_moved_mount_ends_with_its_last_mount_point() {
     let Some(machine) = machine() else {
         return;
     };
@@ -163,7 +163,7 @@ fn shared_mounts_come_and_go_in_both_places() {
 
 /// A container, or a service with a mount namespace of its own, that was started meanwhile.
 #[test]
-fn another_namespace_keeps_nobody_waiting() {
+fn another_namespace_does_not_block_unmount() {
     let Some(machine) = machine() else {
         return;
     };
@@ -205,7 +205,7 @@ fn another_namespace_keeps_nobody_waiting() {
 }
 
 #[test]
-fn force_takes_away_what_does_not_answer() {
+fn force_unmounts_what_does_not_answer() {
     let Some(machine) = machine() else {
         return;
     };

@@ -27,7 +27,7 @@ use crate::control::response::{
     BytesDone, ChangeReport, CheckSummary, FindingReport, Outcome, Receiver,
 };
 use crate::control::wire;
-use crate::daemon::serve::{tell, watched};
+use crate::daemon::operations::{send_findings, with_progress};
 use crate::daemon::size::parse_count;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::ids::VolumeId;
@@ -35,16 +35,16 @@ use crate::sys::process::EndSignals;
 
 /// Exit codes of fsck(8).
 mod code {
-    pub(crate) const CLEAN: u8 = 0;
-    pub(crate) const CORRECTED: u8 = 1;
-    pub(crate) const UNCORRECTED: u8 = 4;
-    pub(crate) const OPERATIONAL: u8 = 8;
-    pub(crate) const USAGE: u8 = 16;
-    pub(crate) const CANCELLED: u8 = 32;
+    pub(super) const CLEAN: u8 = 0;
+    pub(super) const CORRECTED: u8 = 1;
+    pub(super) const UNCORRECTED: u8 = 4;
+    pub(super) const OPERATIONAL: u8 = 8;
+    pub(super) const USAGE: u8 = 16;
+    pub(super) const CANCELLED: u8 = 32;
 }
 
 /// What `--help` says beside the options.
-pub(crate) const HELP: &str = "\
+pub(in crate::cli) const HELP: &str = "\
 Each finding is a line: error (something is lost, cannot be reached or would go wrong), warning (a
 number that is off, space that nobody gives back) or note (nothing wrong); what it is about, and in
 brackets its kind. Nothing is written without --repair. A mounted volume is checked while it is used;
@@ -69,7 +69,7 @@ Examples:
 
 /// `bilayer check …`
 #[derive(Args, Debug)]
-pub(crate) struct CheckArgs {
+pub(in crate::cli) struct CheckArgs {
     /// Directory of the volume, or where it is mounted
     #[arg(value_name = "VOLUME|DIR")]
     path: PathBuf,
@@ -111,7 +111,7 @@ struct Checked {
 }
 
 /// Collects what comes, shows how far it is, and notices when somebody wants it to end.
-struct Watching {
+struct CheckReceiver {
     findings: Vec<FindingReport>,
     quiet: bool,
     shown: Option<(Option<u64>, Progress)>,
@@ -119,7 +119,7 @@ struct Watching {
     interrupted: bool,
 }
 
-impl Receiver for Watching {
+impl Receiver for CheckReceiver {
     fn view(&mut self, _: ViewReport) -> io::Result<()> {
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Receiver for Watching {
 }
 
 /// The exit code of a check that could not be done.
-pub(crate) fn exit_code(error: &UserError) -> u8 {
+pub(in crate::cli) fn exit_code(error: &UserError) -> u8 {
     match error.code {
         ExitCode::Usage => code::USAGE,
         _ => code::OPERATIONAL,
@@ -187,7 +187,7 @@ fn check(args: &CheckArgs) -> Result<Checked, UserError> {
     let keys = args.open.keys()?;
     let mut located = find(&args.path)?;
     let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
-    let mut watching = Watching {
+    let mut receiver = CheckReceiver {
         findings: Vec::new(),
         quiet: args.quiet,
         shown: None,
@@ -206,12 +206,12 @@ fn check(args: &CheckArgs) -> Result<Checked, UserError> {
                 .with_hint("unmount it first: bilayer unmount DIR"));
         }
         Holder::Daemon { mut control, .. } => {
-            watching.signals = EndSignals::block().ok();
+            receiver.signals = EndSignals::block().ok();
             let operation = Operation::Check {
                 jobs: args.jobs,
                 quick: args.quick,
             };
-            (true, control.perform(&operation, None, &mut watching))
+            (true, control.perform(&operation, None, &mut receiver))
         }
         Holder::Mount(mount) => {
             return Err(UserError::new(
@@ -223,22 +223,22 @@ fn check(args: &CheckArgs) -> Result<Checked, UserError> {
             )
             .with_hint("root and the user who mounted it may"));
         }
-        Holder::Nobody => (false, offline(&located, args, &keys, &mut watching)),
+        Holder::Nobody => (false, offline(&located, args, &keys, &mut receiver)),
     };
-    drop(watching.shown.take());
+    drop(receiver.shown.take());
     let summary = match outcome {
         Ok(Outcome::Checked(summary)) => Some(summary),
-        _ if watching.interrupted => None,
+        _ if receiver.interrupted => None,
         Ok(other) => {
             let message = format!("cannot check the volume: unexpected answer {other:?}");
-            return Err(UserError::new(ExitCode::System, message).with_hint(wire::OTHER_VERSION));
+            return Err(UserError::new(ExitCode::System, message).with_hint(wire::VERSION_HINT));
         }
         Err(error) => return Err(error),
     };
     Ok(Checked {
         volume: located.path,
         mounted,
-        findings: watching.findings,
+        findings: receiver.findings,
         summary,
         seconds: begin.elapsed().as_secs_f64(),
     })
@@ -248,18 +248,18 @@ fn offline(
     located: &Located,
     args: &CheckArgs,
     keys: &crate::cli::session::Keys,
-    watching: &mut Watching,
+    receiver: &mut CheckReceiver,
 ) -> Result<Outcome, UserError> {
     let volume = open_volume(located, args.repair, keys)?;
-    watching.signals = EndSignals::block().ok();
+    receiver.signals = EndSignals::block().ok();
     let options = CheckOptions {
         jobs: args.jobs,
         contents: !args.quick,
         ..CheckOptions::default()
     };
-    let report = watched(watching, &|watch| match args.repair {
-        true => check::repair(&volume, &options, watch),
-        false => check::check(&volume, &options, watch),
+    let report = with_progress(receiver, &|state| match args.repair {
+        true => check::repair(&volume, &options, state),
+        false => check::check(&volume, &options, state),
     });
     let report = report.unwrap_or(Err(CheckError::Fault));
     if args.repair {
@@ -270,7 +270,7 @@ fn offline(
         let path = located.path.display();
         UserError::check(format_args!("cannot {doing} the volume {path}"), &error)
     })?;
-    tell(report, watching)
+    send_findings(report, receiver)
 }
 
 /// The record of a repair: how much was mended, and how much is wrong still.
@@ -351,13 +351,13 @@ impl Checked {
         }
         let rate = format::size((summary.bytes as f64 / self.seconds.max(0.001)) as u64);
         let left = self.faults(false) + self.omitted_faults();
-        let mended = match self.faults(true) {
+        let repaired = match self.faults(true) {
             0 => String::new(),
-            mended => format!("{mended} repaired, "),
+            repaired => format!("{repaired} repaired, "),
         };
         text += &match left {
-            0 => format!("{}: {mended}", self.result()),
-            left => format!("{mended}{left} left: "),
+            0 => format!("{}: {repaired}", self.result()),
+            left => format!("{repaired}{left} left: "),
         };
         text += &format!(
             "{}, {}, {} read in {:.1} s, {rate}/s\n",
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_as_fsck_does() {
+    fn exit_codes_are_those_of_fsck() {
         for (findings, ended, code, result) in [
             (vec![], true, 0, "clean"),
             (vec![finding("note", false)], true, 0, "clean"),
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_get_all_of_it() {
+    fn json_has_every_field() {
         let json = checked(vec![finding("error", false)], true).json();
         assert_eq!(json["findings"][0]["pages"], json!([[3, 4], [7, 10]]));
         assert_eq!(

@@ -14,7 +14,7 @@ use crate::audit::{self, Record};
 use crate::cli::args::{KeystoreArg, OpenArgs, passphrase_source};
 use crate::cli::output::format;
 use crate::cli::output::progress::{Progress, Took};
-use crate::cli::output::{complain, print, print_json};
+use crate::cli::output::{print, print_error, print_json};
 use crate::cli::session::Session;
 use crate::cli::views::{self, DeleteArgs, ListArgs};
 use crate::control::directory::DirectoryId;
@@ -22,8 +22,8 @@ use crate::control::paths;
 use crate::control::report::ViewReport;
 use crate::control::request::{Kind, Operation, Passphrase, PathBytes};
 use crate::control::response::{BytesDone, ChangeReport, Discard, Outcome, Receiver};
-use crate::control::wire::OTHER_VERSION;
-use crate::daemon::create::Place;
+use crate::control::wire::VERSION_HINT;
+use crate::daemon::create::NewVolumeDirectory;
 use crate::daemon::{options, size};
 use crate::diagnostics::{ExitCode, UserError};
 use crate::image::{self, ImportOptions};
@@ -36,7 +36,7 @@ const STANDARD: &str = "-";
 
 /// `bilayer image …`
 #[derive(Subcommand, Debug)]
-pub(crate) enum ImageCommand {
+pub(in crate::cli) enum ImageCommand {
     /// Make an image of a volume, or of one of its snapshots
     #[command(
         after_help = "Example:\n  bilayer image create /srv/vault base --description 'before the first user'"
@@ -79,7 +79,7 @@ pub(crate) enum ImageCommand {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct CreateArgs {
+pub(in crate::cli) struct CreateArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// Name of the image
@@ -98,7 +98,7 @@ pub(crate) struct CreateArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct DeployArgs {
+pub(in crate::cli) struct DeployArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// The image
@@ -117,7 +117,7 @@ pub(crate) struct DeployArgs {
 
 /// What a new volume can have of its own.
 #[derive(Args, Debug)]
-pub(crate) struct NewArgs {
+pub(in crate::cli) struct NewArgs {
     #[command(flatten)]
     key: ReceiverArgs,
     /// Platform keystore of the new volume; made where missing [default: that of the source]
@@ -130,7 +130,7 @@ pub(crate) struct NewArgs {
 
 /// Whose key it is sealed for.
 #[derive(Args, Debug)]
-pub(crate) struct ReceiverArgs {
+pub(in crate::cli) struct ReceiverArgs {
     /// Customer key of whoever gets it; its public half is enough [default: that of the source]
     #[arg(long, value_name = "URI")]
     customer_key: Option<String>,
@@ -140,7 +140,7 @@ pub(crate) struct ReceiverArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct ExportArgs {
+pub(in crate::cli) struct ExportArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// The image
@@ -161,7 +161,7 @@ pub(crate) struct ExportArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct ImportArgs {
+pub(in crate::cli) struct ImportArgs {
     /// File to read, or - for standard input
     file: PathBuf,
     /// Directory of the new volume: made if missing, empty otherwise
@@ -202,7 +202,7 @@ fn unexpected(operation: &Operation, outcome: &Outcome) -> UserError {
         ExitCode::System,
         format!("{}: unexpected answer {outcome:?}", operation.doing()),
     )
-    .with_hint(OTHER_VERSION)
+    .with_hint(VERSION_HINT)
 }
 
 fn create(args: CreateArgs) -> Result<(), UserError> {
@@ -286,18 +286,18 @@ fn deploy(args: &DeployArgs) -> Result<(), UserError> {
     if args.json {
         return print_json(&with_rate(&made, took)?);
     }
-    let ways = [
+    let methods = [
         (made.linked, "linked"),
         (made.reflinked, "reflinked"),
         (made.copied, "copied"),
         (made.resealed, "sealed anew"),
     ];
-    let ways = ways.iter().filter(|(count, _)| *count > 0);
-    let ways: String = ways
-        .map(|(count, way)| format!(", {count} {way}"))
+    let methods = methods.iter().filter(|(count, _)| *count > 0);
+    let methods: String = methods
+        .map(|(count, method)| format!(", {count} {method}"))
         .collect();
     print(&format!(
-        "volume {} made in {}: {took}{ways}\n",
+        "volume {} made in {}: {took}{methods}\n",
         made.volume,
         target.display()
     ))
@@ -383,7 +383,7 @@ fn export(args: &ExportArgs) -> Result<(), UserError> {
     }
     let line = format!("image {} exported: {took}", format::printable(&args.name));
     if standard {
-        complain(&line);
+        print_error(&line);
         return Ok(());
     }
     print(&format!("{line}\n"))
@@ -460,13 +460,13 @@ impl Receiver for Stream<'_> {
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        go_on()?;
+        check_interrupted()?;
         self.progress.add(bytes.len() as u64);
         self.to.write_all(bytes)
     }
 
     fn progress(&mut self, done: BytesDone) -> io::Result<()> {
-        go_on()?;
+        check_interrupted()?;
         if let Some(total) = done.total_bytes {
             self.progress.set_total(total);
         }
@@ -475,7 +475,7 @@ impl Receiver for Stream<'_> {
 }
 
 /// An error once a signal has come.
-fn go_on() -> io::Result<()> {
+fn check_interrupted() -> io::Result<()> {
     interrupt::arrived().map_or(Ok(()), |_| Err(interrupt::interrupted()))
 }
 
@@ -496,7 +496,7 @@ impl Receiver for Bar<'_> {
     }
 
     fn progress(&mut self, done: BytesDone) -> io::Result<()> {
-        go_on()?;
+        check_interrupted()?;
         if let Some(total) = done.total_bytes {
             self.0.set_total(total);
         }
@@ -526,12 +526,12 @@ fn import(args: &ImportArgs) -> Result<(), UserError> {
     // What was made of the volume goes if it does not become one, whatever the reason.
     let _watch = Watch::begin();
     audit::set_volume(&target);
-    let place = Place::take(&target, doing())
+    let new_directory = NewVolumeDirectory::claim(&target, doing())
         .inspect_err(|error| Record::new("import-image").refused(&error.message))?;
     let progress = Progress::start("importing", None);
-    let made = image::import(&mut from, place.store(), &options, &progress)
+    let made = image::import(&mut from, new_directory.store(), &options, &progress)
         .map_err(|error| UserError::image(doing(), &error))?;
-    place.keep();
+    new_directory.keep();
     let took = progress.finish(made.bytes);
     if args.json {
         let report = json!({

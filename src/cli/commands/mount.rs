@@ -7,8 +7,9 @@ use clap::Args;
 use crate::cli::args::{KeystoreArg, keystore_dir, start_audit};
 use crate::control::paths;
 use crate::daemon::log::Log;
-use crate::daemon::mount::{self, MountRequest};
-use crate::daemon::options::{self, MountWords};
+use crate::daemon::mount;
+use crate::daemon::mount_request::MountRequest;
+use crate::daemon::options::{self, RequestedOptions};
 use crate::diagnostics::UserError;
 
 /// What `--help` says beside the arguments, and `mount.bilayer --help`.
@@ -84,13 +85,13 @@ pub(in crate::cli) struct MountArgs {
 /// Mounts, in a process of its own unless it is to stay in the foreground.
 pub(in crate::cli) fn run(args: MountArgs, log: &Log) -> Result<(), UserError> {
     let directory = paths::working_directory()?;
-    let words = MountWords::parse(args.options.iter().map(String::as_str), &directory)?;
+    let options = RequestedOptions::parse(args.options.iter().map(String::as_str), &directory)?;
     let option = args.keystore.platform_keystore.as_deref();
-    let keystore = keystore_dir(option.or(words.platform_keystore.as_deref()))?;
+    let keystore = keystore_dir(option.or(options.platform_keystore.as_deref()))?;
     let named = args.keystore.audit_log.as_deref();
     let named = named.map(|log| options::audit_log(log, &directory));
     start_audit(
-        named.transpose()?.or_else(|| words.audit_log.clone()),
+        named.transpose()?.or_else(|| options.audit_log.clone()),
         &keystore,
     );
     let request = MountRequest {
@@ -100,7 +101,7 @@ pub(in crate::cli) fn run(args: MountArgs, log: &Log) -> Result<(), UserError> {
         accept_restored: args.accept_restored,
         new_identity: args.new_identity,
         foreground: args.foreground,
-        words,
+        options,
         keystore,
     };
     mount::mount(request, log)

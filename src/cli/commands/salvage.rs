@@ -23,7 +23,7 @@ use crate::store::directory::DirectoryStore;
 use crate::volume::{self, OpenOptions, Rescue, VolumeError};
 
 #[derive(Args, Debug)]
-pub(crate) struct SalvageArgs {
+pub(in crate::cli) struct SalvageArgs {
     /// Directory of the volume; not mounted, and nothing is written to it
     volume: PathBuf,
     /// Directory that everything is written to: made if missing, empty otherwise
@@ -50,7 +50,7 @@ pub(crate) struct SalvageArgs {
     open: OpenArgs,
 }
 
-pub(crate) const HELP: &str = "\
+pub(in crate::cli) const HELP: &str = "\
 What is written is PLAINTEXT: choose a place that may hold it. It is made for its owner alone.
 
 OUT/files                   what is there now
@@ -90,14 +90,14 @@ pub(crate) fn run(args: &SalvageArgs) -> Result<(), UserError> {
         Holder::Nobody => {}
         Holder::Unknown(error) => return Err(error.clone()),
         Holder::Daemon { .. } | Holder::Mount(_) => {
-            let told = UserError::new(ExitCode::InUse, format!("{}: it is mounted", doing()));
-            return Err(told.with_hint("unmount it first: umount MOUNTPOINT"));
+            let failure = UserError::new(ExitCode::InUse, format!("{}: it is mounted", doing()));
+            return Err(failure.with_hint("unmount it first: umount MOUNTPOINT"));
         }
     }
-    let to = place(&args.out, &located.path)?;
+    let to = output_path(&args.out, &located.path)?;
     let rescue = open(&located, args, &doing)?;
     let path = located.access_path()?;
-    let out = OutputDir::prepare(&to, Some(&path)).map_err(|error| refuse_place(&to, &error))?;
+    let out = OutputDir::prepare(&to, Some(&path)).map_err(|error| refuse_output(&to, &error))?;
     let bar = Bar {
         quiet: args.quiet || args.json,
         shown: Mutex::default(),
@@ -110,20 +110,20 @@ pub(crate) fn run(args: &SalvageArgs) -> Result<(), UserError> {
     let shown = bar.shown.lock().take();
     let summary = summary.map_err(|error| explain(&error, &to))?;
     let took = shown.map(|progress| progress.finish(summary.counts.bytes).to_string());
-    tell(args, &to, &summary, took)
+    report_outcome(args, &to, &summary, took)
 }
 
 /// Where to: not within the volume.
-fn place(out: &Path, volume: &Path) -> Result<PathBuf, UserError> {
+fn output_path(out: &Path, volume: &Path) -> Result<PathBuf, UserError> {
     let to = paths::without_links(&paths::absolute(out)?);
     if to.starts_with(volume) {
-        let told = format!("{} is within the volume", to.display());
-        return Err(UserError::usage(told).with_hint("choose a directory elsewhere"));
+        let failure = format!("{} is within the volume", to.display());
+        return Err(UserError::usage(failure).with_hint("choose a directory elsewhere"));
     }
     Ok(to)
 }
 
-fn refuse_place(to: &Path, refused: &OutputRefused) -> UserError {
+fn refuse_output(to: &Path, refused: &OutputRefused) -> UserError {
     let doing = format!("cannot write to {}", to.display());
     let usage = || UserError::usage(format!("{doing}: {refused}"));
     match refused {
@@ -167,19 +167,19 @@ fn open(
     let path = located.access_path()?;
     let store = DirectoryStore::open(&path).map_err(|error| UserError::io(doing(), &error))?;
     volume::rescue(Arc::new(store), given, &options).map_err(|error| {
-        let told = UserError::volume(doing(), &error);
+        let failure = UserError::volume(doing(), &error);
         match error {
             // A damaged volume need not be one that can be mounted.
-            VolumeError::CustomerKeyNeeded { claimed } => told.with_hint(format!(
+            VolumeError::CustomerKeyNeeded { claimed } => failure.with_hint(format!(
                 "name it: --customer-key URI (unverified: the superblock names {claimed:?})"
             )),
             VolumeError::RememberedKeyGone { .. } => {
-                told.with_hint("name the file that has it now: --customer-key URI")
+                failure.with_hint("name the file that has it now: --customer-key URI")
             }
             VolumeError::WrongCustomerKey { .. } => {
-                told.with_hint("name the right key: --customer-key URI")
+                failure.with_hint("name the right key: --customer-key URI")
             }
-            _ => told,
+            _ => failure,
         }
     })
 }
@@ -193,7 +193,7 @@ fn explain(error: &SalvageError, to: &Path) -> UserError {
     }
 }
 
-fn tell(
+fn report_outcome(
     args: &SalvageArgs,
     to: &Path,
     summary: &Summary,
@@ -209,7 +209,7 @@ fn tell(
             "source": summary.source,
         }))?;
     } else if !args.quiet {
-        print(&in_words(to, summary, took))?;
+        print(&summary_text(to, summary, took))?;
     }
     if counts.lost + counts.older + counts.unset == 0 {
         return Ok(());
@@ -227,15 +227,15 @@ fn tell(
         0 => String::new(),
         bytes => format!("; {} of contents are zeros", size(bytes)),
     };
-    let told = format!(
+    let failure = format!(
         "not everything could be taken out: {}{bytes}",
         what.join(", ")
     );
-    Err(UserError::new(ExitCode::Integrity, told)
+    Err(UserError::new(ExitCode::Integrity, failure)
         .with_hint(format!("{} names each of them", report.display())))
 }
 
-fn in_words(to: &Path, summary: &Summary, took: Option<String>) -> String {
+fn summary_text(to: &Path, summary: &Summary, took: Option<String>) -> String {
     let counts = &summary.counts;
     let took = took.unwrap_or_else(|| size(counts.bytes));
     let mut text = format!(

@@ -11,25 +11,25 @@ use serde_json::json;
 
 use crate::cli::args::OpenArgs;
 use crate::cli::output::format::{self, dated_name};
-use crate::cli::output::{complain, print, print_json};
+use crate::cli::output::{print, print_error, print_json};
 use crate::cli::retention::Keep;
 use crate::cli::session::Session;
 use crate::cli::views::{DeleteArgs, ListArgs, delete, list};
 use crate::control::report::ViewReport;
 use crate::control::request::{Kind, Operation, PathBytes};
 use crate::control::response::{ChangeReport, Difference, Discard, Outcome, Receiver};
-use crate::control::wire::OTHER_VERSION;
+use crate::control::wire::VERSION_HINT;
 use crate::diagnostics::{ExitCode, UserError};
 
 /// How snapshots are taken and dropped with one command.
 const PRUNING: &str =
     "such as: bilayer snapshot create VOLUME --prefix NAME --prune --keep-daily N";
 /// Snapshots that are named after one second, before it is given up.
-const MOST_IN_A_SECOND: u32 = 1000;
+const DATED_NAMES_MAX: u32 = 1000;
 
 /// `bilayer snapshot …`
 #[derive(Subcommand, Debug)]
-pub(crate) enum SnapshotCommand {
+pub(in crate::cli) enum SnapshotCommand {
     /// Take a snapshot: at once, however large the volume is
     #[command(after_help = "Examples:\n  \
         bilayer snapshot create /srv/vault before-upgrade\n  \
@@ -76,7 +76,7 @@ pub(crate) enum SnapshotCommand {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct CreateArgs {
+pub(in crate::cli) struct CreateArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// Name of the snapshot, without a / or an @ in it [default: the time in UTC]
@@ -98,7 +98,7 @@ pub(crate) struct CreateArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct RenameArgs {
+pub(in crate::cli) struct RenameArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// Its name now
@@ -110,7 +110,7 @@ pub(crate) struct RenameArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct DiffArgs {
+pub(in crate::cli) struct DiffArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// A snapshot
@@ -127,7 +127,7 @@ pub(crate) struct DiffArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct RestoreArgs {
+pub(in crate::cli) struct RestoreArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     /// The snapshot
@@ -143,7 +143,7 @@ pub(crate) struct RestoreArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct PruneArgs {
+pub(in crate::cli) struct PruneArgs {
     /// Directory of the volume, or where it is mounted
     volume: PathBuf,
     #[command(flatten)]
@@ -221,7 +221,7 @@ fn take(session: &mut Session, name: String) -> Result<ViewReport, UserError> {
             ExitCode::System,
             format!("{}: unexpected answer {other:?}", operation.doing()),
         )
-        .with_hint(OTHER_VERSION)),
+        .with_hint(VERSION_HINT)),
     }
 }
 
@@ -229,7 +229,7 @@ fn take(session: &mut Session, name: String) -> Result<ViewReport, UserError> {
 fn take_dated(session: &mut Session, prefix: Option<&str>) -> Result<ViewReport, UserError> {
     let name = dated_name(prefix, Timestamp::now());
     let mut made = take(session, name.clone());
-    for number in 2..MOST_IN_A_SECOND {
+    for number in 2..DATED_NAMES_MAX {
         match &made {
             Err(error) if error.code == ExitCode::InUse => {
                 made = take(session, format!("{name}-{number}"));
@@ -257,7 +257,7 @@ fn diff(args: DiffArgs) -> Result<(), UserError> {
         from: args.from,
         to: args.to,
     };
-    let mut shown = Shown::new(BufWriter::new(io::stdout().lock()), args.json);
+    let mut shown = ChangePrinter::new(BufWriter::new(io::stdout().lock()), args.json);
     let outcome = session.ask(&operation, &mut shown).map(drop);
     let flushed = shown.to.flush();
     let outcome = match (shown.failed.or(flushed.err()), outcome) {
@@ -273,14 +273,14 @@ fn diff(args: DiffArgs) -> Result<(), UserError> {
 }
 
 /// Prints differences as they come.
-struct Shown<W: Write> {
+struct ChangePrinter<W: Write> {
     to: W,
     json: bool,
     /// Why nothing can be printed any more.
     failed: Option<io::Error>,
 }
 
-impl<W: Write> Shown<W> {
+impl<W: Write> ChangePrinter<W> {
     fn new(to: W, json: bool) -> Self {
         Self {
             to,
@@ -298,7 +298,7 @@ impl<W: Write> Shown<W> {
     }
 }
 
-impl<W: Write> Receiver for Shown<W> {
+impl<W: Write> Receiver for ChangePrinter<W> {
     fn view(&mut self, _: ViewReport) -> io::Result<()> {
         Ok(())
     }
@@ -346,7 +346,7 @@ fn change_json(change: &ChangeReport) -> serde_json::Value {
 }
 
 fn restore(args: RestoreArgs) -> Result<(), UserError> {
-    let whole = args.path.as_deref().is_none_or(names_the_root);
+    let whole = args.path.as_deref().is_none_or(is_root);
     if whole && !args.yes {
         confirm(&args.volume, &args.name)?;
     }
@@ -363,7 +363,7 @@ fn restore(args: RestoreArgs) -> Result<(), UserError> {
 }
 
 /// `/` and `.` are the whole volume, whose restoring is asked about.
-fn names_the_root(path: &Path) -> bool {
+fn is_root(path: &Path) -> bool {
     let mut components = path.components();
     components.all(|part| matches!(part, Component::RootDir | Component::CurDir))
 }
@@ -474,7 +474,7 @@ fn delete_unkept(
             Ok(_) => pruned.deleted.push(view.name),
             Err(error) if error.code == ExitCode::NotFound => {}
             Err(error) if error.code == ExitCode::InUse => {
-                complain(&error);
+                print_error(&error);
                 pruned.kept.push(view.name);
             }
             Err(error) => return Err(error),
@@ -493,7 +493,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_ends_at_its_hyphen() {
+    fn a_prefix_ends_at_a_hyphen() {
         assert!(has_prefix("auto-2026-11-22T04-30-00Z", "auto"));
         assert!(!has_prefix("automatic-2026", "auto"));
         assert!(!has_prefix("auto", "auto"));
@@ -515,7 +515,7 @@ mod tests {
             change(Difference::Renamed, b"new", Some(b"old"), true),
         ];
         let show = |json| {
-            let mut shown = Shown::new(Vec::new(), json);
+            let mut shown = ChangePrinter::new(Vec::new(), json);
             for change in changes.clone() {
                 shown.change(change).unwrap();
             }
@@ -538,12 +538,12 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_volume_has_many_names() {
+    fn the_root_has_many_spellings() {
         for root in ["", "/", ".", "/.", "././/"] {
-            assert!(names_the_root(Path::new(root)), "{root}");
+            assert!(is_root(Path::new(root)), "{root}");
         }
         for path in ["a", "/a", "./a", ".."] {
-            assert!(!names_the_root(Path::new(path)), "{path}");
+            assert!(!is_root(Path::new(path)), "{path}");
         }
     }
 }

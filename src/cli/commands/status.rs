@@ -20,18 +20,17 @@ use crate::cli::output::print;
 use crate::cli::output::status_text::to_text;
 use crate::control::client::ControlClient;
 use crate::control::health::Health;
-use crate::control::line::{PATIENCE, is_timeout};
+use crate::control::line::{RESPONSE_TIMEOUT, is_timeout};
 use crate::control::locate::{self, Holder, Located, find};
+use crate::control::mount_state;
 use crate::control::obstacle::{Obstacle, refusal};
-use crate::control::pulse;
-use crate::control::report::ViewReport;
 use crate::control::report::{
-    self, MountReport, Report, record_report, report_claims, report_open,
+    self, MountReport, Report, ViewReport, record_report, report_claims, report_open,
 };
 use crate::control::request::{Kind, Operation, Request};
 use crate::control::response::{Outcome, Response, Views};
-use crate::control::wire::Unreadable;
-use crate::daemon::serve::serve;
+use crate::control::wire::DecodeError;
+use crate::daemon::operations::perform;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::fuse::mountinfo::{self, MountInfo};
@@ -101,14 +100,14 @@ fn inspect(path: &Path) -> Result<Report, UserError> {
 
 /// What `bilayer status` shows.
 fn status(path: &Path, keystore: &Path) -> Result<Report, UserError> {
-    let named = Named::parse(path);
-    let dead = pulse::dead_mount(&named.volume);
+    let named = Target::parse(path);
+    let dead = mount_state::dead_mount(&named.volume);
     let mut located = match &dead {
         // What it says that it is: nobody can be asked any more.
         Some(mount) => {
             let dir = named.volume.display();
-            let refused = |_| pulse::dead(&format!("cannot show {dir}"), mount);
-            locate::by_source(mount).map_err(refused)?
+            let refused = |_| mount_state::dead_mount_error(&format!("cannot show {dir}"), mount);
+            locate::find_by_mount_source(mount).map_err(refused)?
         }
         None => find(&named.volume)?,
     };
@@ -123,7 +122,7 @@ fn status(path: &Path, keystore: &Path) -> Result<Report, UserError> {
             }
             mounts = Some(here);
             let (report, views) = ask_daemon(control, &located.path)?;
-            let health = Health::of_usage(report.usage.as_ref());
+            let health = Health::from_usage(report.usage.as_ref());
             (report, views, health)
         }
         Holder::Mount(_) => {
@@ -146,15 +145,15 @@ fn status(path: &Path, keystore: &Path) -> Result<Report, UserError> {
     // Without a daemon that has proved itself, what the list of mounts hints at.
     let mounts = mounts.unwrap_or_else(|| {
         let directory = located.directory.as_ref();
-        directory.map(locate::hinted).unwrap_or_default()
+        directory.map(locate::hinted_mounts).unwrap_or_default()
     });
-    let is_dead = |mount: &&MountInfo| pulse::dead_mount(&mount.dir).is_some();
+    let is_dead = |mount: &&MountInfo| mount_state::dead_mount(&mount.dir).is_some();
     let dead = dead.or_else(|| mounts.iter().find(is_dead).cloned());
     if dead.is_some() {
         health = Health::DaemonDead;
     }
     let dir = dead.as_ref().or(mounts.first()).map(|mount| &*mount.dir);
-    report.next = health.next(&located.path, dir);
+    report.next = health.next_command(&located.path, dir);
     report.health = health.to_string();
     report.held_by = held_by;
     report.volume = located.path;
@@ -172,13 +171,13 @@ fn status(path: &Path, keystore: &Path) -> Result<Report, UserError> {
 
 /// A volume by its directory or a mount of it, perhaps with a view.
 #[derive(Debug, PartialEq, Eq)]
-struct Named {
+struct Target {
     volume: PathBuf,
     /// Its kind, where the path says it, and its name.
     view: Option<(Option<Kind>, String)>,
 }
 
-impl Named {
+impl Target {
     fn parse(path: &Path) -> Self {
         let within = |kind: Kind| {
             let (name, parent) = (path.file_name()?, path.parent()?);
@@ -251,13 +250,13 @@ type KnownHealth = (Report, Option<Vec<ViewReport>>, Health);
 
 fn ask_daemon(mut daemon: ControlClient, path: &Path) -> Result<Known, UserError> {
     let doing = || format!("cannot show {}", path.display());
-    let report = match daemon.ask(&Request::Status, Some(PATIENCE)) {
+    let report = match daemon.ask(&Request::Status, Some(RESPONSE_TIMEOUT)) {
         Ok(Response::Status(report)) => *report,
         Err(error) if is_timeout(&error) => return Err(refusal(doing(), &[Obstacle::Silent])),
         other => {
             let why = match other {
                 Ok(Response::Failed(failure)) => failure.message,
-                Ok(_) => Unreadable::Malformed.to_string(),
+                Ok(_) => DecodeError::Malformed.to_string(),
                 Err(error) => error.to_string(),
             };
             let message = format!("{}: its daemon cannot be asked: {why}", doing());
@@ -265,7 +264,7 @@ fn ask_daemon(mut daemon: ControlClient, path: &Path) -> Result<Known, UserError
                 .with_hint("unmount it and mount it again"));
         }
     };
-    let views = list_views(|operation, to| daemon.perform(operation, Some(PATIENCE), to));
+    let views = list_views(|operation, to| daemon.perform(operation, Some(RESPONSE_TIMEOUT), to));
     Ok((report, views))
 }
 
@@ -295,7 +294,7 @@ fn views_of(volume: Volume) -> (Option<Vec<ViewReport>>, Health) {
             return (None, health_of(error.code, error.message));
         }
     };
-    match list_views(|operation, to| serve(&filesystem, operation, to)) {
+    match list_views(|operation, to| perform(&filesystem, operation, to)) {
         None => (None, Health::Damaged),
         views => (views, Health::Ok),
     }
@@ -356,11 +355,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn snapshots_and_images_are_named_in_two_ways() {
+    fn snapshots_and_images_have_two_spellings() {
         let dir = tempfile::tempdir().unwrap();
         let there = dir.path().join("vol@ume");
         std::fs::create_dir(&there).unwrap();
-        let named = |path: &Path| Named::parse(path);
+        let named = |path: &Path| Target::parse(path);
         assert_eq!(named(&there).view, None);
         let behind = named(&dir.path().join("vol@ume@monday"));
         assert_eq!(behind.volume, there);
@@ -376,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_volume_is_said_so() {
+    fn a_directory_that_is_no_volume_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let error = inspect(dir.path()).unwrap_err();
         assert_eq!(error.code, ExitCode::NotFound);

@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use crate::cli::output::{complain, format};
+use crate::cli::output::{format, print_error};
 use crate::control::address::Address;
 use crate::control::client::ControlClient;
 use crate::control::directory::DirectoryId;
-use crate::control::line::PATIENCE;
+use crate::control::line::RESPONSE_TIMEOUT;
 use crate::control::line::is_timeout;
+use crate::control::liveness::is_alive;
 use crate::control::locate::{self, Holder};
+use crate::control::mount_state::{self, MountState};
 use crate::control::obstacle::{Obstacle, refusal};
-use crate::control::patient::is_alive;
-use crate::control::pulse::{self, Pulse};
 use crate::control::request::Request;
 use crate::control::response::{Closed, Failure, Response};
-use crate::daemon::options::MountWords;
+use crate::daemon::options::RequestedOptions;
 use crate::daemon::remount::remount_at;
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse;
@@ -53,45 +53,45 @@ pub(in crate::cli) fn run(args: &UnmountArgs) -> Result<(), UserError> {
         force: args.force,
         or_read_only: false,
     };
-    unmount(&args.dir, request).map(|left| tell_left(&args.dir, &left))
+    unmount(&args.dir, request).map(|remaining| report_remaining_mounts(&args.dir, &remaining))
 }
 
 /// How often it is looked whether a mount is free or gone.
-const INTERVAL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a mount may live on that nobody here sees: a process that is about to leave the mount
 /// namespace it copied is no reason to say that the mount lives on.
-const GRACE: Duration = Duration::from_secs(2);
+const NAMESPACE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a mount may be in use by somebody who only looks at it in passing, as whoever mounts on
 /// the same place does.
-const PASSING: Duration = Duration::from_millis(300);
+const BUSY_RETRY: Duration = Duration::from_millis(300);
 
 /// How long who does not want to wait waits for a daemon to answer.
-const AT_ONCE: Duration = Duration::from_millis(500);
+const REQUESTER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How often in a row a daemon that closes its volume may leave a question unanswered.
-const UNANSWERED_MAX: u32 = 3;
+const UNANSWERED_PINGS_MAX: u32 = 3;
 
 /// How long the process may take to end once it has said that everything is on disk.
-const END: Duration = Duration::from_secs(30);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How to unmount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct UnmountRequest {
+pub(in crate::cli) struct UnmountRequest {
     /// Detach at once and do not wait, since it may last until the last user of the mount has gone.
-    pub lazy: bool,
+    pub(crate) lazy: bool,
     /// Unmount also if the daemon does not answer any more; what it has not written is lost.
-    pub force: bool,
+    pub(crate) force: bool,
     /// If it is in use, remount it read-only instead.
-    pub or_read_only: bool,
+    pub(in crate::cli) or_read_only: bool,
 }
 
 /// What is left of a mount that was taken away.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Left {
+pub(in crate::cli) enum RemainingMounts {
     /// Nothing: everything is on disk, the daemon is gone. Or nothing that this waited for.
-    Nothing,
+    None,
     /// Everything is on disk; the volume is mounted elsewhere in this mount namespace.
     OtherPlaces,
     /// Everything is on disk; another mount namespace has the volume mounted: processes that are in
@@ -102,63 +102,69 @@ pub(crate) enum Left {
 }
 
 /// Unmounts.
-pub(crate) fn unmount(dir: &Path, request: UnmountRequest) -> Result<Left, UserError> {
+pub(crate) fn unmount(dir: &Path, request: UnmountRequest) -> Result<RemainingMounts, UserError> {
     let (location, mount) = find(dir)?;
     if request.lazy {
-        let _asker = tell_who_asks(location, &mount);
-        return take_away(&mount, Detach::Lazy).map(|()| Left::Nothing);
+        let _asker = announce_requester(location, &mount);
+        return detach(&mount, Detach::Lazy).map(|()| RemainingMounts::None);
     }
     may_unmount(&mount)?;
     let filesystem = mount.backing_device();
     // Asked before the mount goes: the daemon ends with it.
     let daemon = Daemon::of(&location, &mount);
     let daemon = daemon.map_err(|why| match why {
-        Unasked::Silent | Unasked::Dead => why,
-        Unasked::Unproven(_) if pulse::pulse(&location) == Pulse::Dead => Unasked::Dead,
-        Unasked::Unproven(_) => why,
+        DaemonUnavailable::Silent | DaemonUnavailable::Dead => why,
+        DaemonUnavailable::Unproven(_)
+            if mount_state::mount_state(&location) == MountState::Dead =>
+        {
+            DaemonUnavailable::Dead
+        }
+        DaemonUnavailable::Unproven(_) => why,
     });
     let how = match &daemon {
         Err(_) if request.force => Detach::Abort,
-        Err(Unasked::Silent) => return Err(silent(&mount)),
+        Err(DaemonUnavailable::Silent) => return Err(silent_daemon(&mount)),
         _ => Detach::No,
     };
     // What is held open would be in the way.
     drop(location);
-    match take_away(&mount, how) {
+    match detach(&mount, how) {
         // Nothing more can be written, and whoever works in it can do nothing but leave.
-        Err(error) if error.code == ExitCode::InUse && matches!(daemon, Err(Unasked::Dead)) => {
-            return take_away(&mount, Detach::Lazy).map(|()| Left::Detached);
+        Err(error)
+            if error.code == ExitCode::InUse && matches!(daemon, Err(DaemonUnavailable::Dead)) =>
+        {
+            return detach(&mount, Detach::Lazy).map(|()| RemainingMounts::Detached);
         }
         Err(error) if error.code == ExitCode::InUse && !request.or_read_only => {
-            daemon.iter().for_each(Daemon::stays);
+            daemon.iter().for_each(Daemon::leave_mounted);
             return Err(error);
         }
         Err(error) if request.or_read_only && error.code == ExitCode::InUse => {
-            let words = MountWords {
+            let options = RequestedOptions {
                 read_only: Some(true),
-                ..MountWords::default()
+                ..RequestedOptions::default()
             };
-            daemon.iter().for_each(Daemon::stays);
+            daemon.iter().for_each(Daemon::leave_mounted);
             let (location, mount) = find(dir)?;
-            return remount_at(&location, &mount, &words).map(|()| Left::OtherPlaces);
+            return remount_at(&location, &mount, &options).map(|()| RemainingMounts::OtherPlaces);
         }
         result => result?,
     }
     if how == Detach::Abort {
-        return Ok(Left::Nothing);
+        return Ok(RemainingMounts::None);
     }
-    let left = what_is_left(&mount, filesystem);
-    match (&left, daemon) {
-        (_, Err(Unasked::Dead)) => {}
-        (_, Err(Unasked::Silent)) => return Err(silent(&mount)),
-        (_, Err(Unasked::Unproven(obstacles))) => return Err(unsure(&obstacles)),
-        (Left::Nothing, Ok(daemon)) => daemon.wait()?,
+    let remaining = remaining_mounts(&mount, filesystem);
+    match (&remaining, daemon) {
+        (_, Err(DaemonUnavailable::Dead)) => {}
+        (_, Err(DaemonUnavailable::Silent)) => return Err(silent_daemon(&mount)),
+        (_, Err(DaemonUnavailable::Unproven(obstacles))) => return Err(unconfirmed(&obstacles)),
+        (RemainingMounts::None, Ok(daemon)) => daemon.wait()?,
         (_, Ok(daemon)) => daemon.sync()?,
     }
-    Ok(left)
+    Ok(remaining)
 }
 
-fn silent(mount: &MountInfo) -> UserError {
+fn silent_daemon(mount: &MountInfo) -> UserError {
     let dir = mount.dir.display();
     UserError::new(
         ExitCode::System,
@@ -170,7 +176,7 @@ fn silent(mount: &MountInfo) -> UserError {
 }
 
 /// The mount is gone, and nobody can be asked how that went.
-fn unsure(obstacles: &[Obstacle]) -> UserError {
+fn unconfirmed(obstacles: &[Obstacle]) -> UserError {
     let what = "unmounted, but it is not known whether everything is on disk";
     refusal(what.to_owned(), obstacles)
         .with_hint("look at the daemon's log; the volume recovers at the next mount")
@@ -187,7 +193,7 @@ fn may_unmount(mount: &MountInfo) -> Result<(), UserError> {
     Err(UserError::new(ExitCode::System, message).with_hint("that user and root may unmount it"))
 }
 
-fn take_away(mount: &MountInfo, how: Detach) -> Result<(), UserError> {
+fn detach(mount: &MountInfo, how: Detach) -> Result<(), UserError> {
     may_unmount(mount)?;
     let doing = || format!("cannot unmount {}", mount.dir.display());
     unmount_when_free(mount, how).map_err(|error| match error.raw_os_error() {
@@ -205,9 +211,9 @@ fn unmount_when_free(mount: &MountInfo, how: Detach) -> io::Result<()> {
     loop {
         match fuse::unmount(mount, how) {
             Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < PASSING =>
+                if error.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < BUSY_RETRY =>
             {
-                std::thread::sleep(INTERVAL);
+                std::thread::sleep(POLL_INTERVAL);
             }
             result => return result,
         }
@@ -215,25 +221,25 @@ fn unmount_when_free(mount: &MountInfo, how: Detach) -> io::Result<()> {
 }
 
 /// Where the filesystem of a mount that was taken away lives on.
-fn what_is_left(mount: &MountInfo, filesystem: Option<u64>) -> Left {
-    let end = Instant::now() + GRACE;
+fn remaining_mounts(mount: &MountInfo, filesystem: Option<u64>) -> RemainingMounts {
+    let end = Instant::now() + NAMESPACE_GRACE;
     while filesystem.is_some() && mount.backing_device() == filesystem {
         let elsewhere = MountInfo::all().unwrap_or_default();
         if elsewhere.iter().any(|other| other.device == mount.device) {
-            return Left::OtherPlaces;
+            return RemainingMounts::OtherPlaces;
         }
         if Instant::now() > end {
-            return Left::OtherNamespaces(holders_elsewhere(&mount.device));
+            return RemainingMounts::OtherNamespaces(holders_elsewhere(&mount.device));
         }
-        std::thread::sleep(INTERVAL);
+        std::thread::sleep(POLL_INTERVAL);
     }
-    Left::Nothing
+    RemainingMounts::None
 }
 
 /// The mount at that place; also a volume's directory will do if it is mounted once.
 fn find(dir: &Path) -> Result<(Location, MountInfo), UserError> {
     let listed = |error: io::Error| UserError::io("cannot list the mounts", &error);
-    let location = match pulse::open(dir) {
+    let location = match mount_state::open_path(dir) {
         Err(error) if error.code == ExitCode::NotFound => return Err(nothing_mounted(dir)),
         opened => opened?,
     };
@@ -280,8 +286,8 @@ fn mount_of_volume(dir: &Path) -> Result<(Location, MountInfo), UserError> {
             .map_err(|error| UserError::io("cannot list the mounts", &error))?,
         // Of a daemon that is dead the list of mounts alone knows.
         (None, Some(directory)) => {
-            let mut mounts = locate::hinted(directory);
-            mounts.retain(|mount| pulse::dead_mount(&mount.dir).is_some());
+            let mut mounts = locate::hinted_mounts(directory);
+            mounts.retain(|mount| mount_state::dead_mount(&mount.dir).is_some());
             mounts
         }
         (None, None) => Vec::new(),
@@ -310,7 +316,7 @@ fn mount_of_volume(dir: &Path) -> Result<(Location, MountInfo), UserError> {
 }
 
 /// Why the daemon of a mount is not asked.
-enum Unasked {
+enum DaemonUnavailable {
     /// It is no more; nothing is to be waited for.
     Dead,
     /// It does not answer.
@@ -321,7 +327,7 @@ enum Unasked {
 
 /// Has the daemon know who unmounts, though nobody waits for its end. One that does not answer at
 /// once stays without.
-fn tell_who_asks(location: Location, mount: &MountInfo) -> Option<Daemon> {
+fn announce_requester(location: Location, mount: &MountInfo) -> Option<Daemon> {
     let mount = mount.clone();
     let (tells, told) = mpsc::channel();
     // Left behind where the daemon is silent: this process ends soon.
@@ -331,7 +337,7 @@ fn tell_who_asks(location: Location, mount: &MountInfo) -> Option<Daemon> {
         drop(location);
         let _ = tells.send(daemon);
     });
-    told.recv_timeout(AT_ONCE).ok().flatten()
+    told.recv_timeout(REQUESTER_TIMEOUT).ok().flatten()
 }
 
 /// The daemon of a mount, watched and asked to say how closing went.
@@ -345,25 +351,25 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn of(location: &Location, mount: &MountInfo) -> Result<Self, Unasked> {
+    fn of(location: &Location, mount: &MountInfo) -> Result<Self, DaemonUnavailable> {
         let device = location.info().map(|info| info.device);
         let found = locate::server_of_mount(location, mount);
         let (mut control, volume) = found.map_err(|obstacles| {
             if obstacles.contains(&Obstacle::Silent) {
-                Unasked::Silent
+                DaemonUnavailable::Silent
             } else if obstacles.contains(&Obstacle::Dead) {
                 // Whoever serves a mount answers under its name, or has nobody's answer there.
-                Unasked::Dead
+                DaemonUnavailable::Dead
             } else {
-                Unasked::Unproven(obstacles)
+                DaemonUnavailable::Unproven(obstacles)
             }
         })?;
         let process = WatchedProcess::open(control.peer.pid).ok();
         // Answered once it waits, and after the process was taken hold of, so that is the one: a
         // daemon that has little to do may be gone in an instant.
-        match control.ask(&Request::Wait, Some(PATIENCE)) {
+        match control.ask(&Request::Wait, Some(RESPONSE_TIMEOUT)) {
             Ok(Response::Waiting) => {}
-            _ => return Err(Unasked::Silent),
+            _ => return Err(DaemonUnavailable::Silent),
         }
         Ok(Self {
             control,
@@ -374,21 +380,21 @@ impl Daemon {
     }
 
     /// Says that the mount was not taken away.
-    fn stays(&self) {
+    fn leave_mounted(&self) {
         // Who cannot be told has ended.
-        let _ = self.control.say(&Request::Stays);
+        let _ = self.control.send(&Request::Stays);
     }
 
     /// Waits until it is gone. That may take long, but not without a sign of life.
     fn wait(mut self) -> Result<(), UserError> {
-        let (mut unanswered, mut is_told) = (0, false);
+        let (mut unanswered, mut noticed) = (0, false);
         let answer = loop {
-            match self.control.receive(Some(PATIENCE)) {
+            match self.control.receive(Some(RESPONSE_TIMEOUT)) {
                 Err(error) if is_timeout(&error) => {}
                 answer => break answer.ok(),
             }
-            if !is_told {
-                is_told = true;
+            if !noticed {
+                noticed = true;
                 let pid = self.control.peer.pid;
                 notice(format_args!(
                     "waiting until process {pid} has put everything on disk"
@@ -399,14 +405,14 @@ impl Daemon {
             } else {
                 unanswered += 1;
             }
-            if unanswered == UNANSWERED_MAX {
-                return Err(unsure(&[Obstacle::Silent]));
+            if unanswered == UNANSWERED_PINGS_MAX {
+                return Err(unconfirmed(&[Obstacle::Silent]));
             }
         };
         if let Some(process) = self.process {
-            let ended = process.wait(Some(END));
+            let ended = process.wait(Some(EXIT_TIMEOUT));
             if !ended.map_err(|error| UserError::io("cannot wait", &error))? {
-                return Err(unsure(&[Obstacle::Silent]));
+                return Err(unconfirmed(&[Obstacle::Silent]));
             }
         }
         let lost = || "the daemon ended without saying that everything is on disk".to_owned();
@@ -448,7 +454,7 @@ impl Daemon {
         // A daemon that ends now puts everything on disk by itself.
         let answer = match control.ask(&Request::Sync, None) {
             Ok(answer) => answer,
-            Err(error) if is_timeout(&error) => return Err(unsure(&[Obstacle::Silent])),
+            Err(error) if is_timeout(&error) => return Err(unconfirmed(&[Obstacle::Silent])),
             Err(_) => return self.wait(),
         };
         match answer {
@@ -460,7 +466,7 @@ impl Daemon {
                 "it is still mounted elsewhere: unmount it there, and see the daemon's log",
             )),
             _ => {
-                self.stays();
+                self.leave_mounted();
                 Ok(())
             }
         }
@@ -468,19 +474,19 @@ impl Daemon {
 }
 
 /// Says what nobody here can see: that the mount lives on.
-pub(in crate::cli) fn tell_left(dir: &Path, left: &Left) {
+pub(in crate::cli) fn report_remaining_mounts(dir: &Path, remaining: &RemainingMounts) {
     let dir = dir.display();
-    match left {
-        Left::OtherNamespaces(processes) => complain(&format_args!(
+    match remaining {
+        RemainingMounts::OtherNamespaces(processes) => print_error(&format_args!(
             "bilayer: {dir} is unmounted here and everything is on disk; another mount namespace has \
              the volume mounted still{}",
             format::processes(processes)
         )),
-        Left::Detached => complain(&format_args!(
+        RemainingMounts::Detached => print_error(&format_args!(
             "bilayer: {dir} is detached: its daemon is dead; whoever works in it gets errors until \
              they leave"
         )),
-        Left::Nothing | Left::OtherPlaces => {}
+        RemainingMounts::None | RemainingMounts::OtherPlaces => {}
     }
 }
 
@@ -489,7 +495,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_ours_stays() {
+    fn other_mounts_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         for place in [
             dir.path(),

@@ -25,7 +25,7 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 /// RFC 3339, in local time, to the second; `unknown` for the time of a clock that was not set.
-pub(crate) fn local_time(time: Timestamp) -> String {
+pub(in crate::cli) fn local_time(time: Timestamp) -> String {
     if !clock::is_set(time.as_second()) {
         return "unknown".to_owned();
     }
@@ -34,7 +34,7 @@ pub(crate) fn local_time(time: Timestamp) -> String {
 }
 
 /// The name of a snapshot that was taken then: `auto-2026-11-22T04-30-00Z`.
-pub(crate) fn dated_name(prefix: Option<&str>, time: Timestamp) -> String {
+pub(in crate::cli) fn dated_name(prefix: Option<&str>, time: Timestamp) -> String {
     let time = time.strftime("%Y-%m-%dT%H-%M-%SZ");
     prefix.map_or_else(|| time.to_string(), |prefix| format!("{prefix}-{time}"))
 }

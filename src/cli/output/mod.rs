@@ -17,7 +17,7 @@ pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), UserError>
 }
 
 /// To standard error, if there is anybody who reads it.
-pub(super) fn complain(line: &dyn fmt::Display) {
+pub(super) fn print_error(line: &dyn fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::cli::output::format::size;
+use super::format::size;
 use crate::image;
 use crate::sys::interrupt;
 
 /// What is done sooner is shown by being done.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SHOW_AFTER: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
 /// Something under way.
@@ -22,12 +22,12 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     begin: Instant,
     done: Option<Sender<()>>,
-    shower: Option<JoinHandle<()>>,
+    display: Option<JoinHandle<()>>,
 }
 
 /// How long something took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Took {
+pub(in crate::cli) struct Took {
     bytes: u64,
     time: Duration,
 }
@@ -39,7 +39,7 @@ impl Took {
     }
 
     /// Bytes in a second.
-    pub(crate) fn bytes_per_second(&self) -> u64 {
+    pub(in crate::cli) fn bytes_per_second(&self) -> u64 {
         let seconds = self.time.as_secs_f64().max(1e-6);
         (self.bytes as f64 / seconds) as u64
     }
@@ -49,7 +49,7 @@ impl fmt::Display for Took {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.time.as_secs_f64();
         write!(f, "{} in ", size(self.bytes))?;
-        if seconds < PATIENCE.as_secs_f64() {
+        if seconds < SHOW_AFTER.as_secs_f64() {
             write!(f, "{:.0} ms", seconds * 1000.0)?;
         } else {
             write!(f, "{seconds:.1} s")?;
@@ -67,9 +67,9 @@ impl Progress {
         bar.set_message(what.to_owned());
         let (done, on_done) = mpsc::channel();
         let shown = bar.clone();
-        let shower = std::thread::Builder::new().name("progress".to_owned());
-        let shower = shower.spawn(move || {
-            if on_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        let display = std::thread::Builder::new().name("progress".to_owned());
+        let display = display.spawn(move || {
+            if on_done.recv_timeout(SHOW_AFTER) == Err(RecvTimeoutError::Timeout) {
                 // Stays hidden where standard error is no terminal.
                 shown.set_draw_target(ProgressDrawTarget::stderr());
                 shown.enable_steady_tick(TICK);
@@ -80,12 +80,12 @@ impl Progress {
             begin: Instant::now(),
             done: Some(done),
             // Without a thread it goes on unseen.
-            shower: shower.ok(),
+            display: display.ok(),
         }
     }
 
     /// It has become known how many bytes it will be in all.
-    pub(crate) fn set_total(&self, bytes: u64) {
+    pub(in crate::cli) fn set_total(&self, bytes: u64) {
         if self.bar.length() != Some(bytes) {
             self.bar.set_length(bytes);
             set_template(&self.bar, true);
@@ -140,9 +140,9 @@ impl image::Progress for Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         drop(self.done.take());
-        if let Some(shower) = self.shower.take() {
+        if let Some(display) = self.display.take() {
             // It only ever waits and shows.
-            let _ = shower.join();
+            let _ = display.join();
         }
         self.bar.finish_and_clear();
     }

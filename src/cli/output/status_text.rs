@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 
-use crate::cli::output::format;
-use crate::control::report::ViewReport;
-use crate::control::report::{HeaderReport, Report};
+use super::format;
+use crate::control::report::{HeaderReport, Report, ViewReport};
 
 /// The report for people.
-pub(crate) fn to_text(report: &Report) -> String {
+pub(in crate::cli) fn to_text(report: &Report) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         let value: String = value

@@ -15,7 +15,7 @@ use crate::real::{BILAYER, Place, command, have, is_alive, is_mount_point, need,
 use crate::{LIMIT, begin_anew, of_action, records, records_in};
 
 #[test]
-fn the_file_is_its_owners_alone() {
+fn only_the_owner_may_read_the_file() {
     let Some(place) = Place::new("audit-mode", LIMIT) else {
         return;
     };
@@ -166,7 +166,7 @@ fn the_example_of_rotation_signals_daemons_alone() {
 }
 
 #[test]
-fn a_hangup_has_the_files_made_anew() {
+fn a_hangup_reopens_the_files() {
     let Some(place) = Place::new("audit-rotate", LIMIT) else {
         return;
     };
@@ -225,7 +225,7 @@ fn files_that_the_mount_would_cover() {
 
 /// The path of the audit seems to lead elsewhere, and there the mount turns up as well.
 #[test]
-fn an_audit_that_is_in_the_mount_hangs_nobody() {
+fn an_audit_file_in_the_mount_does_not_hang() {
     let test = "audit-inside";
     let Some(place) = Place::new(test, LIMIT) else {
         return;
@@ -259,7 +259,7 @@ fn an_audit_that_is_in_the_mount_hangs_nobody() {
 
 /// A pipe that nobody reads, and a file in the mount itself, which would keep it in use.
 #[test]
-fn a_hangup_leaves_a_log_that_cannot_be_one() {
+fn a_hangup_keeps_the_log_if_the_new_file_is_unusable() {
     let Some(place) = Place::new("audit-reopen", LIMIT) else {
         return;
     };
@@ -325,7 +325,7 @@ fn nohup_outlives_a_terminal() {
 
 /// The directory of the log leads into a filesystem that answers nobody.
 #[test]
-fn a_log_that_cannot_be_opened_keeps_no_unmount_waiting() {
+fn a_log_that_cannot_be_opened_does_not_block_unmount() {
     let Some(place) = Place::new("audit-stuck", LIMIT) else {
         return;
     };

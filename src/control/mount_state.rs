@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use super::health::{DEAD, Health};
+use super::health::{DAEMON_DEAD, Health};
 use crate::diagnostics::{ExitCode, UserError, notice};
 use crate::fuse::mountinfo::{self, MountInfo};
 use crate::sys::deadline::{Deadlines, within_notifying};
@@ -19,11 +19,11 @@ use crate::sys::probe;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// After how long whoever waits for that is told.
-const NOTED: Duration = Duration::from_secs(2);
+const NOTICE_AFTER: Duration = Duration::from_secs(2);
 
 /// How a mount answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Pulse {
+pub(crate) enum MountState {
     /// It answers, or does not let this user ask.
     Alive,
     /// Nobody serves it any more.
@@ -33,23 +33,23 @@ pub(crate) enum Pulse {
 }
 
 /// Asks a mount itself whether anybody serves it.
-pub(crate) fn pulse(mount: &Location) -> Pulse {
+pub(crate) fn mount_state(mount: &Location) -> MountState {
     let Ok(mount) = mount.as_fd().try_clone_to_owned() else {
-        return Pulse::Alive;
+        return MountState::Alive;
     };
     let note = || notice(format_args!("waiting for a mount to answer"));
     let asked = within_notifying(
         Deadlines {
-            note: NOTED,
+            note: NOTICE_AFTER,
             give_up: LIMIT,
         },
         note,
         move || probe::statistics(mount.as_fd(), LIMIT),
     );
     match asked.flatten() {
-        None => Pulse::Silent,
-        Some(Err(error)) if is_dead(&error) => Pulse::Dead,
-        Some(_) => Pulse::Alive,
+        None => MountState::Silent,
+        Some(Err(error)) if is_dead(&error) => MountState::Dead,
+        Some(_) => MountState::Alive,
     }
 }
 
@@ -62,16 +62,16 @@ pub(crate) fn is_dead(error: &io::Error) -> bool {
 }
 
 /// The mount of this filesystem that begins at a path, and how it answers.
-pub(crate) fn mount_and_pulse(path: &Path) -> Option<(MountInfo, Pulse)> {
-    let location = open(path).ok()?;
+pub(crate) fn mount_and_state(path: &Path) -> Option<(MountInfo, MountState)> {
+    let location = open_path(path).ok()?;
     let mount = mount_at(&location).ok()??;
-    Some((mount, pulse(&location)))
+    Some((mount, mount_state(&location)))
 }
 
 /// The mount of this filesystem that begins at a path, where nobody serves it any more.
 pub(crate) fn dead_mount(path: &Path) -> Option<MountInfo> {
-    let (mount, pulse) = mount_and_pulse(path)?;
-    (pulse == Pulse::Dead).then_some(mount)
+    let (mount, mount_state) = mount_and_state(path)?;
+    (mount_state == MountState::Dead).then_some(mount)
 }
 
 /// The mount of this filesystem that a path leads to the beginning of.
@@ -83,7 +83,7 @@ pub(crate) fn mount_at(location: &Location) -> io::Result<Option<MountInfo>> {
 ///
 /// # Errors
 /// There is nothing; or the way leads through a mount that is dead or does not answer.
-pub(crate) fn open(path: &Path) -> Result<Location, UserError> {
+pub(crate) fn open_path(path: &Path) -> Result<Location, UserError> {
     let doing = format!("cannot find {}", path.display());
     if !probe::resolves(path, LIMIT) {
         let why = "a filesystem on the way does not answer";
@@ -101,19 +101,19 @@ pub(crate) fn open(path: &Path) -> Result<Location, UserError> {
             false => None,
         };
         match dead_one {
-            Some(mount) => dead(&doing, &mount),
+            Some(mount) => dead_mount_error(&doing, &mount),
             None => UserError::io(doing, &error),
         }
     })
 }
 
 /// Nothing can be done with a mount that nobody serves any more.
-pub(crate) fn dead(doing: &str, mount: &MountInfo) -> UserError {
-    let next = Health::DaemonDead.next(&mount.source, Some(&mount.dir));
-    let told = UserError::new(ExitCode::System, format!("{doing}: {DEAD}"));
+pub(crate) fn dead_mount_error(doing: &str, mount: &MountInfo) -> UserError {
+    let next = Health::DaemonDead.next_command(&mount.source, Some(&mount.dir));
+    let failure = UserError::new(ExitCode::System, format!("{doing}: {DAEMON_DEAD}"));
     match next {
-        Some(next) => told.with_hint(next),
-        None => told,
+        Some(next) => failure.with_hint(next),
+        None => failure,
     }
 }
 
@@ -122,9 +122,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_served_is_not_dead() {
+    fn a_served_mount_is_not_dead() {
         assert_eq!(dead_mount(Path::new("/")), None);
         let root = Location::open(Path::new("/")).unwrap();
-        assert_eq!(pulse(&root), Pulse::Alive);
+        assert_eq!(mount_state(&root), MountState::Alive);
     }
 }

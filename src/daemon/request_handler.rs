@@ -7,22 +7,22 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use super::operations::perform;
+use super::remount::apply_remount;
+use super::utab;
 use crate::control::directory::DirectoryId;
 use crate::control::obstacle::Obstacle;
 use crate::control::proof;
 use crate::control::report::{self, Report};
 use crate::control::request::{Operation, Request};
 use crate::control::response::{Outcome, Receiver, Response};
-use crate::control::server::{Answer, ControlServer};
-use crate::control::wire::{self, Lines};
-use crate::daemon::remount::handle_request;
-use crate::daemon::serve::serve;
-use crate::daemon::utab;
+use crate::control::server::{ControlServer, RequestHandler};
+use crate::control::wire::{self, ResponseWriter};
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::{Filesystem, FsError};
 
 /// The mount, while it is there: its device number may be given to another one afterwards.
-pub(crate) type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
+pub(super) type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
 
 /// What this process answers other commands with.
 struct Daemon {
@@ -34,16 +34,18 @@ struct Daemon {
     mounted_on: MountedOn,
 }
 
-impl Answer for Daemon {
+impl RequestHandler for Daemon {
     fn respond(&self, request: &Request, to: &mut dyn Write) -> io::Result<()> {
         let open = self.filesystem.upgrade();
         if matches!(request, Request::Status) {
-            let report = answer_status(&self.report, self.read_only, open.as_deref());
+            let report = status_report(&self.report, self.read_only, open.as_deref());
             return to.write_all(&wire::encode(&Response::Status(Box::new(report)))?);
         }
         match open {
-            Some(open) => answer(request, &open, to),
-            None => to.write_all(&wire::encode(&Response::Failed(ending(request).into()))?),
+            Some(open) => respond_to(request, &open, to),
+            None => to.write_all(&wire::encode(&Response::Failed(
+                closing_error(request).into(),
+            ))?),
         }
     }
 
@@ -55,7 +57,7 @@ impl Answer for Daemon {
     }
 }
 
-pub(crate) fn start_control(
+pub(super) fn start_control_server(
     path: &Path,
     filesystem: &Arc<Filesystem>,
     report: Report,
@@ -88,14 +90,14 @@ pub(crate) fn start_control(
     }
 }
 
-pub(crate) fn answer_for_mount(control: Option<&ControlServer>, device: u64) {
-    let answering = control.map(|control| control.answer_for_mount(device));
+pub(crate) fn publish_mount_name(control: Option<&ControlServer>, device: u64) {
+    let answering = control.map(|control| control.publish_mount_name(device));
     if let Some(Err(error)) = answering {
         tracing::warn!(%error, "commands that name the mount cannot ask it, and will say so");
     }
 }
 
-fn answer_status(report: &Report, read_only: bool, filesystem: Option<&Filesystem>) -> Report {
+fn status_report(report: &Report, read_only: bool, filesystem: Option<&Filesystem>) -> Report {
     match filesystem {
         Some(open) => report::report_mounted(report.clone(), read_only, open),
         None => report.clone(),
@@ -103,7 +105,7 @@ fn answer_status(report: &Report, read_only: bool, filesystem: Option<&Filesyste
 }
 
 /// The volume has been let go.
-fn ending(request: &Request) -> UserError {
+fn closing_error(request: &Request) -> UserError {
     let message = Obstacle::Closing.to_string();
     let message = match request {
         Request::Operation(operation) => format!("{}: {message}", operation.doing()),
@@ -119,7 +121,7 @@ fn ending(request: &Request) -> UserError {
 /// The responses cannot be written.
 pub fn answer_line(line: &str, filesystem: &Arc<Filesystem>, to: &mut dyn Write) -> io::Result<()> {
     match wire::decode(line.as_bytes()) {
-        Ok(request) => answer(&request, filesystem, to),
+        Ok(request) => respond_to(&request, filesystem, to),
         Err(error) => {
             let refused = UserError::new(ExitCode::System, error.to_string());
             to.write_all(&wire::encode(&Response::Failed(refused.into()))?)
@@ -128,19 +130,23 @@ pub fn answer_line(line: &str, filesystem: &Arc<Filesystem>, to: &mut dyn Write)
 }
 
 /// Does what is asked of the filesystem and writes the responses.
-fn answer(request: &Request, filesystem: &Arc<Filesystem>, to: &mut dyn Write) -> io::Result<()> {
-    let mut lines = Lines(BufWriter::new(to));
+fn respond_to(
+    request: &Request,
+    filesystem: &Arc<Filesystem>,
+    to: &mut dyn Write,
+) -> io::Result<()> {
+    let mut responses = ResponseWriter(BufWriter::new(to));
     let last = match request {
         Request::Sync => done(filesystem.sync()),
-        Request::Remount(remount) => done(handle_request(*remount, filesystem)),
-        Request::Operation(operation) => perform(operation, filesystem, &mut lines),
+        Request::Remount(remount) => done(apply_remount(*remount, filesystem)),
+        Request::Operation(operation) => perform_and_log(operation, filesystem, &mut responses),
         Request::Prove | Request::Ping | Request::Status | Request::Wait | Request::Stays => {
             let message = "it is not for the filesystem to answer";
             Response::Failed(UserError::new(ExitCode::System, message).into())
         }
     };
-    lines.send(&last)?;
-    lines.0.flush()
+    responses.send(&last)?;
+    responses.0.flush()
 }
 
 fn done(result: Result<(), FsError>) -> Response {
@@ -150,8 +156,12 @@ fn done(result: Result<(), FsError>) -> Response {
     }
 }
 
-fn perform(operation: &Operation, filesystem: &Arc<Filesystem>, to: &mut dyn Receiver) -> Response {
-    match serve(filesystem, operation, to) {
+fn perform_and_log(
+    operation: &Operation,
+    filesystem: &Arc<Filesystem>,
+    to: &mut dyn Receiver,
+) -> Response {
+    match perform(filesystem, operation, to) {
         Ok(outcome) => {
             if !operation.only_reads() {
                 tracing::debug!(?operation, "done");

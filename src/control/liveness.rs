@@ -8,36 +8,36 @@ use std::os::unix::net::UnixStream;
 
 use super::address::Address;
 use super::connection::connect;
-use super::line::{LINE_BYTES, PATIENCE, is_timeout, read_line};
+use super::line::{LINE_BYTES, RESPONSE_TIMEOUT, is_timeout, read_line};
 use super::request::Request;
 use super::wire;
 use crate::diagnostics::notice;
 use crate::sys::deadline::within;
 
 /// How often in a row a daemon may leave the question whether it lives unanswered.
-const UNANSWERED_MAX: u32 = 3;
+const UNANSWERED_PINGS_MAX: u32 = 3;
 
 /// See the module's first lines.
 #[derive(Debug)]
-pub(crate) struct Patient {
+pub(super) struct WaitingStream {
     stream: UnixStream,
     /// Whether the daemon lives is asked whenever the stream's time is over.
-    vigil: Option<Vigil>,
+    probe: Option<LivenessProbe>,
 }
 
 /// Whom to ask whether the daemon lives.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Vigil {
+pub(super) struct LivenessProbe {
     pub(crate) address: Address,
     pub(crate) user: u32,
     pub(crate) pid: i32,
 }
 
-impl Patient {
+impl WaitingStream {
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self {
             stream,
-            vigil: None,
+            probe: None,
         }
     }
 
@@ -46,33 +46,33 @@ impl Patient {
     }
 
     /// Waits from now on as long as the daemon lives, or no longer than the stream's own limit.
-    pub(crate) fn keep(&mut self, vigil: Option<Vigil>) -> io::Result<()> {
-        self.vigil = vigil;
-        match vigil {
-            Some(_) => self.stream.set_read_timeout(Some(PATIENCE)),
+    pub(super) fn wait_while_alive(&mut self, probe: Option<LivenessProbe>) -> io::Result<()> {
+        self.probe = probe;
+        match probe {
+            Some(_) => self.stream.set_read_timeout(Some(RESPONSE_TIMEOUT)),
             None => Ok(()),
         }
     }
 }
 
-impl Read for Patient {
+impl Read for WaitingStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let (mut unanswered, mut is_told) = (0, false);
+        let (mut unanswered, mut noticed) = (0, false);
         loop {
-            let vigil = match (self.stream.read(into), self.vigil) {
-                (Err(error), Some(vigil)) if is_timeout(&error) => vigil,
+            let probe = match (self.stream.read(into), self.probe) {
+                (Err(error), Some(probe)) if is_timeout(&error) => probe,
                 (result, _) => return result,
             };
-            if !is_told {
-                is_told = true;
-                let pid = vigil.pid;
+            if !noticed {
+                noticed = true;
+                let pid = probe.pid;
                 notice(format_args!("waiting for the daemon, process {pid}"));
             }
-            unanswered = match is_alive(vigil.address, vigil.user) {
+            unanswered = match is_alive(probe.address, probe.user) {
                 true => 0,
                 false => unanswered + 1,
             };
-            if unanswered == UNANSWERED_MAX {
+            if unanswered == UNANSWERED_PINGS_MAX {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
@@ -81,10 +81,10 @@ impl Read for Patient {
 
 /// True when a daemon answers anything at all.
 pub(crate) fn is_alive(address: Address, user: u32) -> bool {
-    let asked = within(PATIENCE, move || {
+    let asked = within(RESPONSE_TIMEOUT, move || {
         let connection = connect(address, user, &mut Vec::new())?;
         let mut stream = &connection.stream;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_read_timeout(Some(RESPONSE_TIMEOUT)).ok()?;
         stream.write_all(&wire::encode(&Request::Ping).ok()?).ok()?;
         read_line(&mut BufReader::new(stream.take(LINE_BYTES))).ok()
     });

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use super::create::NewVolumeDirectory;
 use crate::audit;
 use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
 use crate::control::request::{Operation, PathBytes};
 use crate::control::response::{BytesDone, DeployReport, ExportReport, Outcome, Receiver};
 use crate::control::wire::CHUNK_BYTES;
-use crate::daemon::create::Place;
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::Filesystem;
 use crate::image::{DeployOptions, ExportOptions, Progress, Transport};
@@ -22,7 +22,7 @@ use crate::keys::{KeyUri, PassphraseSource};
 ///
 /// # Errors
 /// What a command ends with.
-pub(crate) fn serve(
+pub(crate) fn perform(
     filesystem: &Arc<Filesystem>,
     operation: &Operation,
     to: &mut dyn Receiver,
@@ -32,7 +32,7 @@ pub(crate) fn serve(
         Operation::List { kind } => {
             for view in filesystem.views((*kind).into()).map_err(failed)? {
                 to.view(view.into())
-                    .map_err(|error| lost(operation, &error))?;
+                    .map_err(|error| receiver_failed(operation, &error))?;
             }
         }
         Operation::Create {
@@ -62,7 +62,7 @@ pub(crate) fn serve(
                 .map_err(failed)?;
             for change in changes {
                 to.change(change.into())
-                    .map_err(|error| lost(operation, &error))?;
+                    .map_err(|error| receiver_failed(operation, &error))?;
             }
         }
         Operation::Restore { snapshot, path } => {
@@ -79,9 +79,9 @@ pub(crate) fn serve(
                 contents: !quick,
                 ..CheckOptions::default()
             };
-            let report = watched(to, &|watch| filesystem.check(&options, watch));
+            let report = with_progress(to, &|state| filesystem.check(&options, state));
             let report = report.unwrap_or(Err(CheckError::Fault));
-            return tell(
+            return send_findings(
                 report.map_err(|error| UserError::check(operation.doing(), &error))?,
                 to,
             );
@@ -90,7 +90,7 @@ pub(crate) fn serve(
     Ok(Outcome::Nothing)
 }
 
-fn lost(operation: &Operation, error: &io::Error) -> UserError {
+fn receiver_failed(operation: &Operation, error: &io::Error) -> UserError {
     UserError::io(operation.doing(), error)
 }
 
@@ -121,10 +121,10 @@ fn deploy(
         },
     };
     let _about = audit::for_volume(&target.path());
-    let place = Place::take(&target.path(), operation.doing())
+    let place = NewVolumeDirectory::claim(&target.path(), operation.doing())
         .inspect_err(|error| filesystem.refused_deployment(image).refused(&error.message))?;
-    let made = watched(to, &|watch| {
-        filesystem.deploy_image(image, place.store(), &options, watch)
+    let made = with_progress(to, &|state| {
+        filesystem.deploy_image(image, place.store(), &options, state)
     });
     let made = made.ok_or_else(|| {
         let message = format!("{}: a thread failed", operation.doing());
@@ -167,17 +167,19 @@ fn export(
         customer_key: customer_key.map_err(|error| UserError::key(operation.doing(), &error))?,
         passphrase: passphrase.source(),
     };
-    let watch = Watch::default();
+    let state = WorkState::default();
     let stream = Stream {
         to,
-        watch: &watch,
-        announced: false,
+        state: &state,
+        total_sent: false,
     };
     let mut stream = BufWriter::with_capacity(CHUNK_BYTES, stream);
     let made = filesystem
-        .export_image(image, &options, &mut stream, &watch)
+        .export_image(image, &options, &mut stream, &state)
         .map_err(|error| UserError::view(operation.doing(), &error))?;
-    stream.flush().map_err(|error| lost(operation, &error))?;
+    stream
+        .flush()
+        .map_err(|error| receiver_failed(operation, &error))?;
     Ok(Outcome::Exported(ExportReport {
         export: made.export.to_string(),
         objects: made.objects,
@@ -187,14 +189,14 @@ fn export(
 
 /// What the threads at work count, and whether they are to end.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
+pub(super) struct WorkState {
     bytes: AtomicU64,
     /// One more than the bytes in all, where they are known.
     total: AtomicU64,
     cancelled: AtomicBool,
 }
 
-impl Watch {
+impl WorkState {
     fn so_far(&self) -> BytesDone {
         BytesDone {
             bytes: self.bytes.load(Ordering::Relaxed),
@@ -203,7 +205,7 @@ impl Watch {
     }
 }
 
-impl CheckProgress for Watch {
+impl CheckProgress for WorkState {
     fn begin(&self, _: Stage, total_bytes: Option<u64>) {
         let total = total_bytes.map_or(0, |total| total.saturating_add(1));
         self.bytes.store(0, Ordering::Relaxed);
@@ -219,7 +221,7 @@ impl CheckProgress for Watch {
     }
 }
 
-impl Progress for Watch {
+impl Progress for WorkState {
     fn begin(&self, total_bytes: u64) {
         self.bytes.store(0, Ordering::Relaxed);
         self.total
@@ -237,24 +239,24 @@ impl Progress for Watch {
 
 /// Works while the asker is sent how far it is; when nothing can be sent any more, it is to end.
 /// `None` when the work panicked.
-pub(crate) fn watched<T: Send>(
+pub(crate) fn with_progress<T: Send>(
     to: &mut dyn Receiver,
-    work: &(dyn Fn(&Watch) -> T + Sync),
+    work: &(dyn Fn(&WorkState) -> T + Sync),
 ) -> Option<T> {
     const EVERY: Duration = Duration::from_millis(200);
-    let watch = Watch::default();
+    let state = WorkState::default();
     let context = audit::Context::here();
     std::thread::scope(|scope| {
         let (ends, ended) = mpsc::channel::<()>();
-        let watch = &watch;
+        let state = &state;
         let working = scope.spawn(move || {
             let _ends = ends;
             let _context = context.enter();
-            work(watch)
+            work(state)
         });
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-            if to.progress(watch.so_far()).is_err() {
-                watch.cancelled.store(true, Ordering::Relaxed);
+            if to.progress(state.so_far()).is_err() {
+                state.cancelled.store(true, Ordering::Relaxed);
             }
         }
         working.join().ok()
@@ -262,7 +264,7 @@ pub(crate) fn watched<T: Send>(
 }
 
 /// Tells what was found.
-pub(crate) fn tell(report: Report, to: &mut dyn Receiver) -> Result<Outcome, UserError> {
+pub(crate) fn send_findings(report: Report, to: &mut dyn Receiver) -> Result<Outcome, UserError> {
     let summary = (&report).into();
     for finding in report.findings {
         to.finding(finding.into())
@@ -274,16 +276,16 @@ pub(crate) fn tell(report: Report, to: &mut dyn Receiver) -> Result<Outcome, Use
 /// A receiver as something to write a stream to.
 struct Stream<'a> {
     to: &'a mut dyn Receiver,
-    watch: &'a Watch,
+    state: &'a WorkState,
     /// How long the stream will be was sent.
-    announced: bool,
+    total_sent: bool,
 }
 
 impl Write for Stream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !self.announced {
-            self.announced = true;
-            let BytesDone { total_bytes, .. } = self.watch.so_far();
+        if !self.total_sent {
+            self.total_sent = true;
+            let BytesDone { total_bytes, .. } = self.state.so_far();
             self.to.progress(BytesDone {
                 bytes: 0,
                 total_bytes,
