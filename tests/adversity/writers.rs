@@ -1,7 +1,8 @@
 //! Writers that are interrupted, and what they were promised.
 //!
 //! Each keeps outside of the volume what a completed fsync covered, and what it has done since that
-//! nobody was promised: a file that was written over in place is the old or the new one, page by page.
+//! nobody was promised: a file that was written over in place is the old or the new one, page by
+//! page.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -1,5 +1,5 @@
-//! `bilayer check`: a volume that is whole has no findings, in whatever state and use; and each kind of
-//! damage is found, told, and mended where it can be.
+//! `bilayer check`: a volume that is whole has no findings, in whatever state and use; and each
+//! kind of damage is found, reported, and repaired where it can be.
 #![allow(clippy::unwrap_used)]
 
 mod command;

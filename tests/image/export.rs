@@ -1,4 +1,5 @@
-//! Exports and imports: what arrives, under which keys, and that nothing but what was exported does.
+//! Exports and imports: what arrives, under which keys, and that nothing but what was exported
+//! does.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Volumes made from images: what they hold, what it is sealed under, and that they are independent.
+//! Volumes made from images: what they hold, what it is sealed under, and that they are
+//! independent.
 #![allow(clippy::unwrap_used)]
 
 mod crash;

@@ -1,9 +1,9 @@
-//! Threads that write, sync, rename and truncate while another one takes and drops snapshots as fast as
-//! it can.
+//! Threads that write, sync, rename and truncate while another one takes and drops snapshots as
+//! fast as it can.
 //!
 //! Each writer counts: the number goes into file A, then B, then a name, then a small file C, each
-//! after the one before has returned. A snapshot is one instant of all that: A >= B >= name >= C >= A - 1.
-//! It has everything that had returned when it was asked for, and does not change.
+//! after the one before has returned. A snapshot is one instant of all that: A >= B >= name >= C >=
+//! A - 1. It has everything that had returned when it was asked for, and does not change.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,5 @@
-//! Records that somebody made up, who has the keys: nothing outside is written, and there is an end.
+//! Records that somebody made up, who has the keys: nothing outside is written, and there is an
+//! end.
 
 use bilayer::ids::Ino;
 use bilayer::meta::records::{DirentRecord, FileKind, InodeRecord};

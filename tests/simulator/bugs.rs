@@ -1,4 +1,5 @@
-//! Mistakes on purpose: each must be found within a few hundred lives, or the simulator finds nothing.
+//! Mistakes on purpose: each must be found within a few hundred lives, or the simulator finds
+//! nothing.
 
 use bilayer::planted::Bug;
 

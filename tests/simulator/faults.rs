@@ -1,9 +1,9 @@
 //! One fault in a scripted life, at every call of the store in turn: the call fails with EIO or
 //! ENOSPC, a write is cut short, or the power goes.
 //!
-//! Whatever it is: nothing panics; what the steps before made durable is there; a step that cannot be
-//! done says so; where contents or metadata could not be synced, writing ends and the log says why;
-//! and the volume opens again.
+//! Whatever it is: nothing panics; what the steps before made durable is there; a step that cannot
+//! be done says so; where contents or metadata could not be synced, writing ends and the log says
+//! why; and the volume opens again.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,16 +47,17 @@ struct Counts {
     harmless: AtomicU64,
 }
 
-/// Tries faults, the rarer kinds at one call in `stride`, the others at four times as many. True when
-/// nothing was found.
+/// Tries faults, the rarer kinds at one call in `stride`, the others at four times as many. True
+/// when nothing was found.
 pub fn run(stride: usize) -> bool {
     let begin = std::time::Instant::now();
     let (calls, failures, counts) = search(stride, &KINDS, 20);
     let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
     let [cuts, eio, enospc, short] = counts.tried.each_ref().map(count);
     println!(
-        "simulator: single faults at {calls} calls of a script: {cuts} power cuts, {eio} EIO, {enospc} ENOSPC, \
-         {short} short writes; {} reported to the caller, {} ended writing, {} harmless: {} failures, {} s",
+        "simulator: single faults at {calls} calls of a script: {cuts} power cuts, {eio} EIO, \
+         {enospc} ENOSPC, {short} short writes; {} reported to the caller, {} ended writing, \
+         {} harmless: {} failures, {} s",
         count(&counts.reported),
         count(&counts.latched),
         count(&counts.harmless),
@@ -129,8 +130,8 @@ impl Kind {
     }
 }
 
-/// All states of a life without a fault, and the calls of another one: what is looked at in between is
-/// remembered, and changes them.
+/// All states of a life without a fault, and the calls of another one: what is looked at in between
+/// is remembered, and changes them.
 fn undisturbed() -> (Vec<State>, Vec<Known>) {
     let script = Script(mount_fresh(WriteUnit::Page, options()));
     let mut states = vec![State::of(&script.0)];

@@ -1,10 +1,10 @@
 //! What may be found after a cut, gathered while operations are done.
 //!
-//! **Names and attributes** are as after some operation since the last commit that was reported done.
-//! **A page of contents** is as after some operation since its file was last made durable. Two things
-//! bind both together: who is renamed over a file arrives there with the contents he has at the
-//! commit, and a file that was emptied is, after the next commit, what was written since.
-//! On a device that tears pages, a page that was being overwritten may be lost, and then says so.
+//! **Names and attributes** are as after some operation since the last commit that was reported
+//! done. **A page of contents** is as after some operation since its file was last made durable.
+//! Two things bind both together: who is renamed over a file arrives there with the contents he has
+//! at the commit, and a file that was emptied is, after the next commit, what was written since. On
+//! a device that tears pages, a page that was being overwritten may be lost, and then says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -18,8 +18,8 @@ use crate::support::{CHUNK, PAGE};
 /// A copy moves so many bytes at a time, aligned in the target.
 const COPY_BYTES: usize = 1 << 20;
 
-/// Names as they once were, with how old the contents of some files may be if they are so: the first
-/// version that counts.
+/// Names as they once were, with how old the contents of some files may be if they are so: the
+/// first version that counts.
 struct Names {
     paths: BTreeMap<String, String>,
     ordered: BTreeMap<Number, usize>,
@@ -293,8 +293,8 @@ pub fn pages_touching(bytes: Range<usize>) -> Range<usize> {
     page_of(bytes.start)..page_of(bytes.end - 1) + 1
 }
 
-/// Bytes that an operation may seal anew, of a file that had and has these lengths. What lies between
-/// the old end and what is written is part of it.
+/// Bytes that an operation may seal anew, of a file that had and has these lengths. What lies
+/// between the old end and what is written is part of it.
 fn written(operation: &Operation, before: usize, after: usize) -> Option<Range<usize>> {
     let (offset, len) = match *operation {
         Operation::Write { offset, len, .. }

@@ -49,8 +49,8 @@ static TEMPLATE: LazyLock<Template> = LazyLock::new(|| {
     Template { store, keystore }
 });
 
-/// Names are hashed under a key that is drawn for each volume. Here it is always the same one, so that
-/// the same operations make the same database.
+/// Names are hashed under a key that is drawn for each volume. Here it is always the same one, so
+/// that the same operations make the same database.
 fn repeat_hashes(fresh: &FreshVolume) -> Result<(), MetaError> {
     let open = || -> Result<MetaFile, MetaError> {
         let path = StorePath::new(META_NAME);

@@ -1,13 +1,13 @@
 //! The power-cut simulator: random lives of a volume beside a model of it, each with power cuts and
 //! kills at random moments.
 //!
-//! What must hold afterwards: the volume opens by itself, however often the power fails meanwhile, and
-//! whether or not the platform keystore remembers the newest of it; names and attributes are as they
-//! were after some operation no older than the last commit that was reported done; every page of every
-//! file is as some operation since the file's last reported fsync left it; everything reads; nothing
-//! is left over that nothing names; and a kept view whose taking was reported done is there and whole,
-//! byte for byte. On a device that tears pages, a page that was being overwritten may be lost, which
-//! is reported, and nothing else may.
+//! What must hold afterwards: the volume opens by itself, however often the power fails meanwhile,
+//! and whether or not the platform keystore remembers the newest of it; names and attributes are as
+//! they were after some operation no older than the last commit that was reported done; every page
+//! of every file is as some operation since the file's last reported fsync left it; everything
+//! reads; nothing is left over that nothing names; and a kept view whose taking was reported done
+//! is there and whole, byte for byte. On a device that tears pages, a page that was being
+//! overwritten may be lost, which is reported, and nothing else may.
 //!
 //! `tests/crash --help` says how to run more of it.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]

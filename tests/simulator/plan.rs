@@ -1,5 +1,5 @@
-//! What happens in one life of a volume, drawn from a seed before anything of it happens, so that it
-//! can be taken apart afterwards.
+//! What happens in one life of a volume, drawn from a seed before anything of it happens, so that
+//! it can be taken apart afterwards.
 
 use bilayer::store::faulty::WriteUnit;
 use proptest::prelude::*;

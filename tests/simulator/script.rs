@@ -30,8 +30,8 @@ type Answer = Result<(), Errno>;
 /// One step of the script.
 pub struct Step {
     pub what: &'static str,
-    /// What may be anything between its two states when the step is cut off; nothing where the whole
-    /// step happens or does not.
+    /// What may be anything between its two states when the step is cut off; nothing where the
+    /// whole step happens or does not.
     touches: &'static [&'static str],
     pub act: fn(&Script) -> Answer,
 }

@@ -1,10 +1,10 @@
-//! Users that really work at the same time, with the commit timer and the background, until the power
-//! goes.
+//! Users that really work at the same time, with the commit timer and the background, until the
+//! power goes.
 //!
 //! Nothing of it repeats, so less can be told of what must be there than of the lives that do: each
-//! user has a directory of his own, where names are as they were after some operation of his since his
-//! last fsync, and contents old or new; all write to one file, each to pages of his own, which count
-//! up; and one takes and drops snapshots, in which those pages are as they were then.
+//! user has a directory of his own, where names are as they were after some operation of his since
+//! his last fsync, and contents old or new; all write to one file, each to pages of his own, which
+//! count up; and one takes and drops snapshots, in which those pages are as they were then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,7 +37,8 @@ const CALLS: u64 = 1_500;
 /// Name of the common file.
 const COMMON: &[u8] = b"common";
 
-/// Counts of one page of the common file: what was begun to be written, was written, and is durable.
+/// Counts of one page of the common file: what was begun to be written, was written, and is
+/// durable.
 #[derive(Default)]
 struct Count {
     begun: AtomicU64,
