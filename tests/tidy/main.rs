@@ -10,6 +10,8 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+mod lines;
+
 /// Each module of the library with those it may use, lowest first.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("ids", &[]),
@@ -130,6 +132,7 @@ fn the_repository_is_tidy() {
         complaints.extend(check_module_style(path, source.with_extension("").is_dir()));
         complaints.extend(check_source(path, &fs::read_to_string(&source).unwrap()));
     }
+    complaints.extend(lines::check(root));
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
@@ -172,6 +175,9 @@ fn check_source(path: &str, text: &str) -> Vec<String> {
         for at in words(text, mark) {
             complain(at, format!("a mark of unfinished work: {mark}"));
         }
+    }
+    for (at, _) in code.match_indices(concat!("#[", "path")) {
+        complain(at, "a module is where its name says".to_owned());
     }
     for name in ["todo", "unimplemented"] {
         for at in words(&code, name).filter(|&at| is_macro(&code, at + name.len())) {
@@ -564,6 +570,12 @@ mod samples {
             "more than 700 lines",
         );
         accepts("src/fs/a.rs", &"\n".repeat(MAX_LINES));
+    }
+
+    #[test]
+    fn modules_in_other_places() {
+        let text = concat!("#[", "path = \"../a.rs\"]\nmod a;");
+        complains("tests/b/main.rs", text, "where its name says");
     }
 
     #[test]
