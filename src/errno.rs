@@ -1,4 +1,4 @@
-//! The one table of error numbers: what a caller of the filesystem is told.
+//! The only table of error numbers, which are reported to callers of the filesystem.
 //!
 //! Source: POSIX.1-2017 `<errno.h>`; Linux for the others. No other module names a `libc::E*`.
 
@@ -12,7 +12,7 @@ pub struct Errno(i32);
 macro_rules! errnos {
     ($($name:ident),* $(,)?) => {
         impl Errno {
-            $(#[allow(missing_docs)] pub const $name: Self = Self(libc::$name);)*
+            $(#[allow(missing_docs, reason = "POSIX names them")] pub const $name: Self = Self(libc::$name);)*
         }
         impl fmt::Debug for Errno {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,14 +68,14 @@ impl Errno {
         self.0
     }
 
-    /// True where room is missing, on the disk or in somebody's quota.
+    /// True if space is exhausted, on the disk or in a quota.
     pub fn is_full(self) -> bool {
         self == Self::ENOSPC || self == Self::EDQUOT
     }
 
-    /// What a failed call on the backing store means to the caller of the filesystem: a full disk
-    /// and a read-only one are passed on, everything else is an I/O error, since names such as
-    /// ENOENT would be about the backing directory and not about the caller's file.
+    /// The error number for a failed call on the backing store. A full disk and a read-only one are
+    /// passed on. Everything else is an I/O error, since numbers such as ENOENT would refer to the
+    /// backing directory and not to the caller's file.
     pub fn from_backing(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::ENOSPC) => Self::ENOSPC,

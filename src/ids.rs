@@ -1,8 +1,8 @@
 //! Newtypes for every id, number and index that crosses a module boundary.
 //!
-//! Invariants: an absolute and a relative number are never the same type; random ids come from
-//! the operating system's generator and are never derived from a counter, so that crashed,
-//! restored, copied or cloned volumes do not mint the same one.
+//! Invariants: absolute and relative numbers are never the same type. Random ids come from the
+//! operating system's generator and are never derived from a counter, so that crashed, restored,
+//! copied or cloned volumes do not mint the same id.
 
 use std::fmt;
 
@@ -14,7 +14,10 @@ macro_rules! random_id {
         pub struct $name(pub [u8; 16]);
 
         impl $name {
-            /// Draws a fresh id from the operating system.
+            /// Draws a fresh id from the operating system's generator.
+            ///
+            /// # Errors
+            /// When the operating system provides no random bytes.
             pub fn random() -> std::io::Result<Self> {
                 let mut bytes = [0u8; 16];
                 getrandom::fill(&mut bytes).map_err(|e| std::io::Error::other(e.to_string()))?;
@@ -44,23 +47,23 @@ macro_rules! random_id {
 }
 
 random_id!(
-    /// Names a volume for its whole life.
+    /// Identifies a volume for as long as it exists.
     VolumeId
 );
 random_id!(
-    /// Changes when an older copy of a volume is knowingly taken back into use.
+    /// Changes when an older copy of a volume is deliberately put back into use.
     IncarnationId
 );
 random_id!(
-    /// Names a pair of DEKs.
+    /// Identifies a pair of DEKs.
     KeySetId
 );
 random_id!(
-    /// Domain of one sealed file's keys: drawn when the object is made, never reused for writes.
+    /// Key domain of one sealed file: drawn when the file is created, never reused for writes.
     CryptoId
 );
 random_id!(
-    /// Names one export of an image: what is wrapped for it opens in it alone.
+    /// Identifies one export of an image: keys wrapped for it open only in it.
     ExportId
 );
 random_id!(
@@ -88,11 +91,11 @@ number!(
     Epoch, u32
 );
 number!(
-    /// Raised by every snapshot; every metadata record carries the one that wrote it.
+    /// Raised by every snapshot; every metadata record carries the generation that wrote it.
     Generation, u64
 );
 number!(
-    /// Number of a kept view, of 12 bits; 0 is the live one. Used again once it is free.
+    /// Number of a kept view, with 12 bits; 0 is the live view. Reused once it is free.
     ViewId, u16
 );
 number!(
@@ -119,36 +122,36 @@ number!(
 impl Ino {
     /// The root directory.
     pub const ROOT: Self = Self(1);
-    /// Bits of a number. Together with those of a view they are 53, so that every program can hold
-    /// what stat(2) shows in a floating-point number, as those in JavaScript do.
+    /// Bits of a number. Together with the bits of a view they make 53, so that every program can
+    /// store the inode number of stat(2) in a floating-point number, as JavaScript programs do.
     pub const BITS: u32 = 41;
-    /// The first number that no file has: the last ones are left for directories that have no record.
+    /// Upper bound: the last numbers are left for directories that have no record.
     pub const END: Self = Self((1 << Self::BITS) - 16);
 
-    /// The number, where a file may have it.
+    /// Checks a number; `None` if no file may have it.
     pub const fn checked(number: u64) -> Option<Self> {
         let ino = Self(number);
         if ino.is_valid() { Some(ino) } else { None }
     }
 
-    /// True for a number that a file may have.
+    /// True if a file may have this number.
     pub const fn is_valid(self) -> bool {
         self.0 >= Self::ROOT.0 && self.0 < Self::END.0
     }
 }
 
 impl FolderNumber {
-    /// The first number that no folder has.
+    /// Upper bound of the numbers.
     pub const END: Self = Self(1 << 48);
 }
 
 impl Generation {
-    /// The last one: it is never raised beyond.
+    /// The last generation; it is never exceeded.
     pub const MAX: Self = Self(1 << 62);
 }
 
 impl ViewId {
-    /// "Now".
+    /// The live view.
     pub const LIVE: Self = Self(0);
     /// The largest number, of 12 bits.
     pub const MAX: Self = Self((1 << (53 - Ino::BITS)) - 1);

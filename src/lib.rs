@@ -9,6 +9,9 @@
 pub mod audit;
 pub mod check;
 pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod diagnostics;
 pub mod errno;
 pub mod fs;
 pub mod fuse;

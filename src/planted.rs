@@ -1,9 +1,9 @@
-//! Mistakes on purpose: what the power-cut simulator must be able to find.
+//! Deliberate mistakes that the power-cut simulator must be able to find.
 //!
-//! Only with the feature `planted-bugs`, which no program that is shipped has. Without it
-//! [`planted`] is false at compile time, and nothing of this is left in the program.
+//! They exist only with the feature `planted-bugs`, which no released program has. Without it
+//! [`planted`] is false at compile time, and nothing of this remains in the program.
 
-/// Where the program goes wrong.
+/// The mistake that the program makes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 #[allow(missing_docs, reason = "the names say it")]
@@ -11,7 +11,7 @@ pub enum Bug {
     CommitBeforeDataSync = 1,
     FolderNotSynced,
     UnlinkBeforeCommit,
-    CutBeforeCommit,
+    PunchBeforeCommit,
     PresenceAhead,
     OneSlotOfPage0,
     RenameUnordered,
@@ -34,7 +34,7 @@ impl Bug {
         Self::CommitBeforeDataSync,
         Self::FolderNotSynced,
         Self::UnlinkBeforeCommit,
-        Self::CutBeforeCommit,
+        Self::PunchBeforeCommit,
         Self::PresenceAhead,
         Self::OneSlotOfPage0,
         Self::RenameUnordered,
@@ -55,21 +55,21 @@ impl Bug {
 #[cfg(feature = "planted-bugs")]
 static NOW: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
 
-/// Plants one mistake in place of the former one; `None` is a program without.
+/// Plants one mistake instead of the previous one; `None` makes the program correct again.
 #[cfg(feature = "planted-bugs")]
 pub fn plant(bug: Option<Bug>) {
     let number = bug.map_or(0, |bug| bug as u8);
     NOW.store(number, std::sync::atomic::Ordering::Relaxed);
 }
 
-/// True where this mistake is to be made.
+/// True if this mistake is to be made.
 #[cfg(feature = "planted-bugs")]
 #[must_use]
 pub fn planted(bug: Bug) -> bool {
     NOW.load(std::sync::atomic::Ordering::Relaxed) == bug as u8
 }
 
-/// False: this program was built without mistakes on purpose.
+/// Always false: this program was built without deliberate mistakes.
 #[cfg(not(feature = "planted-bugs"))]
 #[must_use]
 pub const fn planted(_bug: Bug) -> bool {

@@ -1,8 +1,8 @@
-//! The audit: who had what done with which volume and its keys. A sink of its own, which no level
-//! and no filter of the log turns off.
+//! The audit: who had which action performed on which volume and its keys. It has its own
+//! destination, which no level and no filter of the log turns off.
 //!
-//! A record is one line of JSON, written with one call to the end of a file, so that several
-//! processes may share it:
+//! A record is one line of JSON that is appended to a file with one call, so several processes may
+//! share the file:
 //!
 //! | field | |
 //! |---|---|
@@ -13,16 +13,17 @@
 //! | `path` | the volume's directory, or null |
 //! | `mount_point` | where it is mounted, or null |
 //! | `uid`, `pid` | who asked; null where the kernel does not say |
-//! | `sudo_uid` | who called sudo, where the asker is root by way of it |
+//! | `sudo_uid` | who called sudo, where the requester is root by way of it |
 //! | `version` | of this program |
 //!
-//! and what belongs to the action. Nothing of it is ever a secret.
+//! and the details of the action. A record never contains a secret.
 //!
-//! Where a record is made, volume and details are known; the rest comes from around it. A process
-//! that starts says who called it and which volume it is about ([`start`], [`set_volume`],
-//! [`set_mount_point`]); whoever serves a request says for the time of it who asked ([`asked_by`]),
-//! and which other volume it is about ([`about`]). Those two count for one thread: work that is
-//! handed to another one takes [`Context::here`] along.
+//! The code that makes a record knows the volume and the details; the rest comes from the context.
+//! At its start a process declares who called it and which volume it works on ([`start`],
+//! [`set_volume`], [`set_mount_point`]). Code that serves a request declares, for the duration of
+//! the request, who made it ([`requested_by`]) and which other volume it is about ([`for_volume`]).
+//! These two apply to one thread; work that is handed to another thread takes [`Context::here`]
+//! along.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -50,23 +51,23 @@ thread_local! {
     static WRITTEN: RefCell<Option<Vec<(&'static str, Record)>>> = const { RefCell::new(None) };
 }
 
-/// Whoever had something done.
+/// The originator of an action.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Asker {
+pub struct Requester {
     uid: Option<u32>,
     pid: Option<u32>,
     sudo_uid: Option<u32>,
 }
 
-impl Asker {
-    /// Somebody whom the kernel does not tell.
+impl Requester {
+    /// An originator that the kernel does not report.
     pub const UNKNOWN: Self = Self {
         uid: None,
         pid: None,
         sudo_uid: None,
     };
 
-    /// A process; of number 0 in another pid namespace.
+    /// A process. Its number is 0 if it is in another pid namespace.
     pub fn process(uid: u32, pid: u32) -> Self {
         Self {
             uid: Some(uid),
@@ -75,7 +76,7 @@ impl Asker {
         }
     }
 
-    /// Whoever started this process: its real user. sudo says in the environment who called it.
+    /// The starter of this process: its real user. sudo records its caller in the environment.
     pub fn this_process() -> Self {
         let uid = real_user();
         let sudo = std::env::var("SUDO_UID").ok();
@@ -86,32 +87,32 @@ impl Asker {
     }
 }
 
-/// What a record takes from around it.
+/// The context that a record includes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Context {
-    asker: Option<Asker>,
-    place: Option<Place>,
+    requester: Option<Requester>,
+    paths: Option<VolumePaths>,
 }
 
-/// Where a volume is.
+/// The paths of a volume.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Place {
+struct VolumePaths {
     path: PathBuf,
     mount_point: Option<PathBuf>,
 }
 
 impl Context {
     const EMPTY: Self = Self {
-        asker: None,
-        place: None,
+        requester: None,
+        paths: None,
     };
 
-    /// That of this thread, for another one.
+    /// The context of this thread, to be passed to another one.
     pub fn here() -> Self {
         HERE.with_borrow(Self::clone)
     }
 
-    /// Makes it this thread's until the scope ends.
+    /// Makes this the context of the thread until the scope ends.
     pub fn enter(self) -> Scope {
         Scope {
             before: HERE.replace(self),
@@ -119,17 +120,17 @@ impl Context {
         }
     }
 
-    /// With what the process has where this thread has nothing.
+    /// Fills in the context of the process where this thread has none.
     fn completed(self) -> Self {
         let process = PROCESS.read();
         Self {
-            asker: self.asker.or(process.asker),
-            place: self.place.or_else(|| process.place.clone()),
+            requester: self.requester.or(process.requester),
+            paths: self.paths.or_else(|| process.paths.clone()),
         }
     }
 }
 
-/// What was said of this thread is so until this is dropped.
+/// The context of this thread applies until this is dropped.
 #[must_use = "it ends when it is dropped"]
 #[derive(Debug)]
 pub struct Scope {
@@ -143,79 +144,80 @@ impl Drop for Scope {
     }
 }
 
-/// Begins: records go to `destination`, and are of what `asker` asked for. Where that is the
-/// system's log, those that it does not take go to `spare`. Before this, records are dropped.
-pub fn start(destination: Destination, spare: Destination, asker: Asker) {
-    PROCESS.write().asker = Some(asker);
-    sink::start(destination, spare);
+/// Starts the audit: records go to `destination` and name `requester`. If `destination` is the
+/// system's log, records that it does not accept go to `fallback`. Records made before this call
+/// are dropped.
+pub fn start(destination: Destination, fallback: Destination, requester: Requester) {
+    PROCESS.write().requester = Some(requester);
+    sink::start(destination, fallback);
 }
 
-/// The file that records go to; `None` before [`start`], and where they go elsewhere.
+/// The file that records go to; `None` before [`start`], or if they go elsewhere.
 pub fn file() -> Option<PathBuf> {
     sink::file()
 }
 
-/// From now on this process is about the volume in that directory.
+/// Declares that this process works on the volume in that directory.
 pub fn set_volume(path: &Path) {
-    PROCESS.write().place = Some(Place {
+    PROCESS.write().paths = Some(VolumePaths {
         path: path.to_path_buf(),
         mount_point: None,
     });
 }
 
-/// The volume of this process is, or is to be, mounted there.
+/// Declares where the volume of this process is, or will be, mounted.
 pub fn set_mount_point(dir: &Path) {
     let mut process = PROCESS.write();
-    process.place.get_or_insert_default().mount_point = Some(dir.to_path_buf());
+    process.paths.get_or_insert_default().mount_point = Some(dir.to_path_buf());
 }
 
-/// What this thread does until the scope ends was asked for by `asker`.
-pub fn asked_by(asker: Asker) -> Scope {
+/// Declares that `requester` requested what this thread does until the scope ends.
+pub fn requested_by(requester: Requester) -> Scope {
     Context {
-        asker: Some(asker),
+        requester: Some(requester),
         ..Context::here()
     }
     .enter()
 }
 
-/// What this thread does until the scope ends is about the volume in that directory, which is not
-/// mounted.
-pub fn about(path: &Path) -> Scope {
-    let place = Place {
+/// Declares that what this thread does until the scope ends is about the unmounted volume in that
+/// directory.
+pub fn for_volume(path: &Path) -> Scope {
+    let paths = VolumePaths {
         path: path.to_path_buf(),
         mount_point: None,
     };
     Context {
-        place: Some(place),
+        paths: Some(paths),
         ..Context::here()
     }
     .enter()
 }
 
-/// Until this is dropped a record that says what another one has said is not written again.
+/// Until this is dropped, a record that repeats an earlier one is not written.
 #[must_use = "it ends when it is dropped"]
 #[derive(Debug)]
-pub struct Once {
+pub struct Deduplication {
     before: Option<Vec<(&'static str, Record)>>,
     not_send: PhantomData<*const ()>,
 }
 
-impl Drop for Once {
+impl Drop for Deduplication {
     fn drop(&mut self) {
         WRITTEN.set(self.before.take());
     }
 }
 
-/// What this thread does until the scope ends may be done in several attempts: each record of it is
-/// written once.
-pub fn in_attempts() -> Once {
-    Once {
+/// Declares that what this thread does until the scope ends may be repeated in several attempts:
+/// each record is written once.
+pub fn deduplicate() -> Deduplication {
+    Deduplication {
         before: WRITTEN.replace(Some(Vec::new())),
         not_send: PhantomData,
     }
 }
 
-/// Something that was done or refused, to be written down with [`Self::done`] or [`Self::refused`].
+/// An action that was performed or refused. It is written by [`Self::done`] or [`Self::refused`].
 #[must_use = "it is written by `done` or `refused`"]
 #[derive(Clone, PartialEq, Debug)]
 pub struct Record {
@@ -243,7 +245,7 @@ struct Line<'a> {
 }
 
 impl Record {
-    /// A record of that action.
+    /// A record of this action.
     pub fn new(action: &'static str) -> Self {
         Self {
             action,
@@ -252,34 +254,34 @@ impl Record {
         }
     }
 
-    /// About that volume.
+    /// Sets the volume.
     pub fn volume(mut self, volume: impl Into<Option<VolumeId>>) -> Self {
         self.volume = volume.into();
         self
     }
 
-    /// A detail that is a number, a text or a truth.
+    /// Adds a detail: a number, a text or a boolean.
     pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
         self
     }
 
-    /// A detail as people see it.
+    /// Adds a detail in its displayed form.
     pub fn with_text(self, name: &'static str, value: impl Display) -> Self {
         self.with(name, value.to_string())
     }
 
-    /// It was done.
+    /// Writes that the action was performed.
     pub fn done(self) {
         self.write(DONE);
     }
 
-    /// It was refused, or failed.
+    /// Writes that the action was refused, or failed.
     pub fn refused(self, reason: impl Display) {
         self.with_text("reason", reason).write(REFUSED);
     }
 
-    /// Done or refused, as it went.
+    /// Writes the outcome according to `result`.
     pub fn outcome<T, E: Display>(self, result: &Result<T, E>) {
         match result {
             Ok(_) => self.done(),
@@ -294,7 +296,7 @@ impl Record {
         }
     }
 
-    /// It was written before, in the attempts of which this is one.
+    /// True if the same record was written by an earlier attempt.
     fn is_repeated(&self, outcome: &'static str) -> bool {
         WRITTEN.with_borrow_mut(|written| {
             let Some(written) = written else {
@@ -311,10 +313,10 @@ impl Record {
     }
 
     fn line(&self, outcome: &'static str, context: Context) -> Vec<u8> {
-        let asker = context.asker.unwrap_or(Asker::UNKNOWN);
+        let requester = context.requester.unwrap_or(Requester::UNKNOWN);
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let (path, mount_point) = context.place.map_or((None, None), |place| {
-            (Some(text(place.path)), place.mount_point.map(text))
+        let (path, mount_point) = context.paths.map_or((None, None), |paths| {
+            (Some(text(paths.path)), paths.mount_point.map(text))
         });
         let line = Line {
             time: jiff::Timestamp::now()
@@ -325,9 +327,9 @@ impl Record {
             volume: self.volume.map(|volume| volume.to_string()),
             path,
             mount_point,
-            uid: asker.uid,
-            pid: asker.pid,
-            sudo_uid: asker.sudo_uid,
+            uid: requester.uid,
+            pid: requester.pid,
+            sudo_uid: requester.sudo_uid,
             version: env!("CARGO_PKG_VERSION"),
             details: &self.details,
         };
@@ -379,7 +381,7 @@ mod tests {
     fn several_attempts_leave_each_record_once() {
         let record = |epoch: u64| Record::new("unwrap").with("epoch", epoch);
         assert!(!record(1).is_repeated(DONE) && !record(1).is_repeated(DONE));
-        let once = in_attempts();
+        let once = deduplicate();
         assert!(!record(1).is_repeated(DONE) && record(1).is_repeated(DONE));
         assert!(!record(2).is_repeated(DONE) && !record(1).is_repeated(REFUSED));
         drop(once);
@@ -387,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_end_and_go_along_to_other_threads() {
+    fn scopes_end_and_can_be_passed_to_other_threads() {
         let context = || {
             let line = parsed(&Record::new("test"), Context::here());
             (
@@ -399,10 +401,10 @@ mod tests {
         let nothing = (Value::Null, Value::Null, Value::Null);
         assert_eq!(context(), nothing);
         {
-            let _asked = asked_by(Asker::process(7, 8));
+            let _asked = requested_by(Requester::process(7, 8));
             let both = (7.into(), 8.into(), "/v".into());
             {
-                let _about = about(Path::new("/v"));
+                let _about = for_volume(Path::new("/v"));
                 assert_eq!(context(), both);
                 let here = Context::here();
                 std::thread::scope(|scope| {
@@ -414,7 +416,7 @@ mod tests {
                 });
             }
             assert_eq!(context(), (7.into(), 8.into(), Value::Null));
-            let _other = asked_by(Asker::process(9, 0));
+            let _other = requested_by(Requester::process(9, 0));
             assert_eq!(context(), (9.into(), Value::Null, Value::Null));
         }
         assert_eq!(context(), nothing);

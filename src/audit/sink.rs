@@ -1,14 +1,13 @@
-//! Where records of the audit go, the first that takes it: a file, the system's log, standard
-//! error; or where the system's log was asked for that, the file in the state directory, standard
-//! error.
+//! The destination of audit records. The first that accepts a record gets it: a file, the system's
+//! log, standard error; or, if the system's log was asked for: that, the file in the state
+//! directory, standard error.
 //!
-//! The file is opened for each record and not kept open: records are few, a file that was renamed,
-//! removed or could not be written for a while needs nobody's care, and the filesystem that it is
-//! on can be made read-only. A record is one `write` to the end of it (`O_APPEND`), which other
-//! processes' do not break. A file that ends within a record, because the disk was full or the file
-//! as large as it may be, says so itself by its last byte: whoever writes next, of whatever
-//! process, ends that line first. What stands in the way of a record is an error in the log, once
-//! until it has been overcome.
+//! The file is opened for each record and not kept open. Records are rare, a file that was renamed,
+//! removed or temporarily unwritable needs no special handling, and its filesystem can be remounted
+//! read-only. A record is one `write` to the end of the file (`O_APPEND`), which writes of other
+//! processes do not split. A file that ends in the middle of a record, because the disk or a size
+//! limit was reached, is recognised by its last byte: the next writer, in whatever process, ends
+//! that line first. A failure to write a record is logged as an error, once until it is resolved.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,21 +25,21 @@ use crate::sys::syslog::{Facility, Severity, SystemLog};
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "audit.log";
 
-/// How long a record waits for the system's log to be read.
+/// How long a record waits for the reader of the system's log.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long it takes to write a record, about.
+/// Approximate time for writing a record.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(2);
 
 /// Where records are to go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Destination {
-    /// To the end of a file, which is created where it is missing.
+    /// A file, which is created if it is missing.
     File(PathBuf),
-    /// The same in a state directory, which is one if it has a file of the second name: what
-    /// somebody named by mistake stays as it is.
+    /// The audit file in a state directory. The directory is one only if it contains the file of
+    /// the second name, so a directory that was named by mistake stays unchanged.
     StateDirectory(PathBuf, &'static str),
-    /// To the system's log, facility `auth`.
+    /// The system's log, facility `auth`.
     SystemLog,
 }
 
@@ -57,21 +56,21 @@ impl Destination {
 #[derive(Debug)]
 struct Sink {
     destination: Destination,
-    /// Instead of the system's log, where that was asked for and takes nothing.
-    spare: Option<Destination>,
+    /// Used if the system's log was asked for and does not accept a record.
+    fallback: Option<Destination>,
     system: SystemLog,
-    /// The file could not be written, and that was said.
+    /// A failure to write the file was logged.
     is_failing: AtomicBool,
-    /// The system's log did not take it, and that was said.
-    is_unheard: AtomicBool,
+    /// A failure of the system's log was logged.
+    is_system_log_failing: AtomicBool,
 }
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
-pub(super) fn start(destination: Destination, spare: Destination) {
+pub(super) fn start(destination: Destination, fallback: Destination) {
     let system = SystemLog::new(Facility::Auth).patient(PATIENCE);
     let mut sink = Sink::new(destination, system);
-    sink.spare = Some(spare);
+    sink.fallback = Some(fallback);
     *SINK.write() = Some(sink);
 }
 
@@ -83,11 +82,11 @@ pub(super) fn file() -> Option<PathBuf> {
     SINK.read().as_ref()?.destination.path()
 }
 
-/// Writes a line, which is of something that was refused, or of something that was done.
+/// Writes a line about something that was refused or done.
 pub(super) fn write(line: &[u8], is_refusal: bool) {
     if let Some(sink) = &*SINK.read() {
         match is_refusal && sink.has_no_state() {
-            true => sink.mention(line),
+            true => sink.send_to_system_log(line),
             false => sink.write(line, &mut io::stderr()),
         }
     }
@@ -97,14 +96,14 @@ impl Sink {
     fn new(destination: Destination, system: SystemLog) -> Self {
         Self {
             destination,
-            spare: None,
+            fallback: None,
             system,
             is_failing: AtomicBool::new(false),
-            is_unheard: AtomicBool::new(false),
+            is_system_log_failing: AtomicBool::new(false),
         }
     }
 
-    /// There is no state directory to write to: nothing of this user's is audited yet.
+    /// True if there is no state directory: nothing of this user is audited yet.
     fn has_no_state(&self) -> bool {
         let Destination::StateDirectory(dir, has) = &self.destination else {
             return false;
@@ -114,7 +113,7 @@ impl Sink {
     }
 
     /// Sends a line to the system's log, if there is one.
-    fn mention(&self, line: &[u8]) {
+    fn send_to_system_log(&self, line: &[u8]) {
         let _ = self.system.send(Severity::Notice, line);
     }
 
@@ -132,20 +131,25 @@ impl Sink {
             }
         }
         match self.system.send(Severity::Notice, line) {
-            Ok(()) => self.is_unheard.store(false, Ordering::Relaxed),
+            Ok(()) => self.is_system_log_failing.store(false, Ordering::Relaxed),
             Err(error) if self.destination == Destination::SystemLog => {
-                self.write_unheard(line, &error, last_resort);
+                self.write_without_system_log(line, &error, last_resort);
             }
-            // There is no place left to report that nobody takes it.
+            // There is no destination left to report the failure to.
             Err(_) => drop(last_resort.write_all(line)),
         }
     }
 
-    /// Writes what was to go to the system's log, which did not take it.
-    fn write_unheard(&self, line: &[u8], error: &io::Error, last_resort: &mut dyn Write) {
-        let spare = self.spare.as_ref();
-        let spare = spare.and_then(|spare| Some((spare, spare.path()?)));
-        let kept = spare.filter(|(spare, path)| append(spare, path, line).is_ok());
+    /// Writes a line that the system's log did not accept.
+    fn write_without_system_log(
+        &self,
+        line: &[u8],
+        error: &io::Error,
+        last_resort: &mut dyn Write,
+    ) {
+        let fallback = self.fallback.as_ref();
+        let fallback = fallback.and_then(|fallback| Some((fallback, fallback.path()?)));
+        let kept = fallback.filter(|(fallback, path)| append(fallback, path, line).is_ok());
         let goes_to = match &kept {
             Some((_, path)) => path.display().to_string(),
             None => "standard error".to_owned(),
@@ -153,7 +157,7 @@ impl Sink {
         if kept.is_none() {
             let _ = last_resort.write_all(line);
         }
-        if !self.is_unheard.swap(true, Ordering::Relaxed) {
+        if !self.is_system_log_failing.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 %error,
                 "the system's log does not take the audit: it goes to {goes_to}"
@@ -166,7 +170,7 @@ fn append(destination: &Destination, path: &Path, line: &[u8]) -> io::Result<()>
     if let Destination::StateDirectory(dir, has) = destination {
         std::fs::metadata(dir.join(has)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                io::Error::new(error.kind(), format!("there is no {has} beside it"))
+                io::Error::new(error.kind(), format!("there is no {has} in its directory"))
             }
             _ => error,
         })?;
@@ -187,25 +191,26 @@ fn append(destination: &Destination, path: &Path, line: &[u8]) -> io::Result<()>
     Ok(())
 }
 
-/// Whether a file ends within a record. One that may be added to and not read is taken to be whole.
+/// True if a file ends in the middle of a record. A file that can be appended to but not read is
+/// assumed to be whole.
 fn is_torn(file: &File) -> bool {
     let within = || end_within_line(file).ok().flatten();
     let Some(end) = within() else {
         return false;
     };
-    // A record that somebody is writing grows page by page; a torn one stays as it is. Who is
-    // mistaken all the same leaves an empty line.
+    // A record that is being written grows page by page; a torn one stays as it is. A wrong
+    // decision only leaves an empty line.
     std::thread::sleep(WRITTEN_WITHIN);
     within() == Some(end)
 }
 
-/// Length of a file whose last byte ends no line.
+/// The length of a file whose last byte does not end a line.
 fn end_within_line(file: &File) -> io::Result<Option<u64>> {
     let len = file.metadata()?.len();
     let Some(last) = len.checked_sub(1) else {
         return Ok(None);
     };
-    // The very file, whatever has its name by now.
+    // This very file, even if its name now belongs to another one.
     let readable = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     let mut byte = [0];
     readable.read_exact_at(&mut byte, last)?;
@@ -217,12 +222,12 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixDatagram;
 
-    struct Place {
+    struct Setup {
         dir: tempfile::TempDir,
         sink: Sink,
     }
 
-    impl Place {
+    impl Setup {
         fn new(name: &str) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let system = SystemLog::at(&dir.path().join("log"), Facility::Auth);
@@ -240,40 +245,40 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_renamed_or_removed_is_made_anew() {
-        let place = Place::new("audit");
-        let write = |line: &[u8]| place.sink.write(line, &mut io::sink());
+    fn a_file_that_was_renamed_or_removed_is_created_again() {
+        let setup = Setup::new("audit");
+        let write = |line: &[u8]| setup.sink.write(line, &mut io::sink());
         write(b"one\n");
-        std::fs::rename(place.path("audit"), place.path("audit.1")).unwrap();
+        std::fs::rename(setup.path("audit"), setup.path("audit.1")).unwrap();
         write(b"two\n");
-        std::fs::remove_file(place.path("audit")).unwrap();
+        std::fs::remove_file(setup.path("audit")).unwrap();
         write(b"three\n");
         assert_eq!(
-            (place.read("audit.1"), place.read("audit")),
+            (setup.read("audit.1"), setup.read("audit")),
             ("one\n".into(), "three\n".into())
         );
     }
 
-    /// Whoever tore it is another process, or one that is no more.
+    /// The torn record was written by another process, or by one that no longer exists.
     #[test]
     fn a_record_after_a_torn_one_begins_a_line() {
-        let place = Place::new("audit");
+        let setup = Setup::new("audit");
         for (before, after) in [("", ""), ("one\n", "one\n"), ("one\ntw", "one\ntw\n")] {
-            std::fs::write(place.path("audit"), before).unwrap();
-            place.sink.write(b"new\n", &mut io::sink());
-            place.sink.write(b"newer\n", &mut io::sink());
-            assert_eq!(place.read("audit"), format!("{after}new\nnewer\n"));
+            std::fs::write(setup.path("audit"), before).unwrap();
+            setup.sink.write(b"new\n", &mut io::sink());
+            setup.sink.write(b"newer\n", &mut io::sink());
+            assert_eq!(setup.read("audit"), format!("{after}new\nnewer\n"));
         }
     }
 
     #[test]
-    fn what_the_file_does_not_take_goes_elsewhere() {
-        let place = Place::new("missing/audit");
+    fn records_that_the_file_does_not_accept_go_elsewhere() {
+        let setup = Setup::new("missing/audit");
         let mut errors = Vec::new();
-        place.sink.write(b"one\n", &mut errors);
+        setup.sink.write(b"one\n", &mut errors);
         assert_eq!(errors, b"one\n");
-        let log = UnixDatagram::bind(place.path("log")).unwrap();
-        place.sink.write(b"two\n", &mut errors);
+        let log = UnixDatagram::bind(setup.path("log")).unwrap();
+        setup.sink.write(b"two\n", &mut errors);
         assert_eq!(errors, b"one\n");
         let mut bytes = [0; 128];
         let mut read = || {
@@ -286,58 +291,58 @@ mod tests {
             line.starts_with("<37>bilayer[") && line.ends_with("]: two"),
             "{line}"
         );
-        std::fs::create_dir(place.path("missing")).unwrap();
-        place.sink.write(b"three\n", &mut errors);
-        assert_eq!(place.read("missing/audit"), "three\n");
+        std::fs::create_dir(setup.path("missing")).unwrap();
+        setup.sink.write(b"three\n", &mut errors);
+        assert_eq!(setup.read("missing/audit"), "three\n");
         assert_eq!(errors, b"one\n");
     }
 
     #[test]
-    fn what_the_system_log_does_not_take_goes_to_the_state_directory() {
-        let place = Place::new("");
-        let system = SystemLog::at(&place.path("log"), Facility::Auth);
+    fn records_that_the_system_log_does_not_accept_go_to_the_state_directory() {
+        let setup = Setup::new("");
+        let system = SystemLog::at(&setup.path("log"), Facility::Auth);
         let mut sink = Sink::new(Destination::SystemLog, system);
-        let dir = place.dir.path().to_path_buf();
-        sink.spare = Some(Destination::StateDirectory(dir, "state"));
+        let dir = setup.dir.path().to_path_buf();
+        sink.fallback = Some(Destination::StateDirectory(dir, "state"));
         let mut errors = Vec::new();
         sink.write(b"one\n", &mut errors);
         assert_eq!(errors, b"one\n");
-        std::fs::write(place.path("state"), "").unwrap();
+        std::fs::write(setup.path("state"), "").unwrap();
         sink.write(b"two\n", &mut errors);
         assert_eq!(errors, b"one\n");
-        assert_eq!(place.read(FILE_NAME), "two\n");
-        let log = UnixDatagram::bind(place.path("log")).unwrap();
+        assert_eq!(setup.read(FILE_NAME), "two\n");
+        let log = UnixDatagram::bind(setup.path("log")).unwrap();
         sink.write(b"three\n", &mut errors);
-        assert_eq!(place.read(FILE_NAME), "two\n");
+        assert_eq!(setup.read(FILE_NAME), "two\n");
         assert!(log.recv(&mut [0; 128]).unwrap() > 0);
     }
 
     #[test]
-    fn a_directory_that_is_none_of_state_stays_as_it_is() {
-        let place = Place::new("");
-        let dir = place.dir.path().to_path_buf();
+    fn a_directory_that_is_no_state_directory_is_unchanged() {
+        let setup = Setup::new("");
+        let dir = setup.dir.path().to_path_buf();
         let destination = Destination::StateDirectory(dir, "state");
         let sink = Sink::new(
             destination,
-            SystemLog::at(&place.path("log"), Facility::Auth),
+            SystemLog::at(&setup.path("log"), Facility::Auth),
         );
         let mut errors = Vec::new();
         sink.write(b"one\n", &mut errors);
         assert_eq!(errors, b"one\n");
-        assert!(!place.path(FILE_NAME).exists());
-        std::fs::write(place.path("state"), "").unwrap();
+        assert!(!setup.path(FILE_NAME).exists());
+        std::fs::write(setup.path("state"), "").unwrap();
         sink.write(b"two\n", &mut errors);
-        assert_eq!(place.read(FILE_NAME), "two\n");
+        assert_eq!(setup.read(FILE_NAME), "two\n");
     }
 
     #[test]
     fn records_of_several_writers_are_whole() {
-        let place = Place::new("audit");
+        let setup = Setup::new("audit");
         let lines = 200;
         std::thread::scope(|scope| {
             for writer in 0..4u8 {
                 let sink = Sink::new(
-                    place.sink.destination.clone(),
+                    setup.sink.destination.clone(),
                     SystemLog::new(Facility::Auth),
                 );
                 scope.spawn(move || {
@@ -346,7 +351,7 @@ mod tests {
                 });
             }
         });
-        let text = place.read("audit");
+        let text = setup.read("audit");
         let records: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
         assert_eq!(records.len(), 4 * lines);
         for line in records {

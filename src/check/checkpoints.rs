@@ -1,12 +1,12 @@
-//! Checkpoints of the metadata: whether they could be used.
+//! Checks whether the checkpoints of the metadata could be used.
 
 use super::report::{Finding, Kind};
-use super::{CheckError, Place, Run};
+use super::{CheckError, PathHint, Run};
 use crate::ids::CryptoId;
 use crate::meta::MetaError;
 use crate::meta::checkpoint;
 use crate::meta::keys::Table;
-use crate::meta::raw::{Found, RawTables};
+use crate::meta::raw::{RawTables, Visited};
 
 impl Run<'_> {
     /// Reads all rows of all checkpoints.
@@ -16,14 +16,14 @@ impl Run<'_> {
         for (checkpoint, tables) in found {
             self.report.bytes = self.report.bytes.saturating_add(checkpoint.bytes);
             if let Some(reason) = self.first_gap(&tables)? {
-                self.found_checkpoint(checkpoint.name, &reason);
+                self.report_checkpoint(checkpoint.name, &reason);
             }
         }
         for (name, error) in refused {
-            // An older one goes when there is a new one.
+            // A new checkpoint replaces an older one.
             let gone = matches!(&error, MetaError::Io(error) if error.kind() == std::io::ErrorKind::NotFound);
             if !gone {
-                self.found_checkpoint(name, &error.to_string());
+                self.report_checkpoint(name, &error.to_string());
             }
         }
         Ok(())
@@ -35,12 +35,12 @@ impl Run<'_> {
         for table in Table::ALL {
             let mut rows = 0u32;
             tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-                if let Found::Gap(gap) = found {
+                if let Visited::Gap(gap) = found {
                     reason.get_or_insert_with(|| gap.reason.clone());
                 }
                 rows = rows.wrapping_add(1);
                 if rows.is_multiple_of(1024) {
-                    ended = self.go_on();
+                    ended = self.check_cancelled();
                 }
                 ended.is_ok() && reason.is_none()
             });
@@ -48,9 +48,13 @@ impl Run<'_> {
         ended.map(|()| reason)
     }
 
-    fn found_checkpoint(&mut self, name: CryptoId, reason: &str) {
+    fn report_checkpoint(&mut self, name: CryptoId, reason: &str) {
         let path = checkpoint::checkpoint_path(name);
         let message = format!("{} cannot be used: {reason}", path.as_str());
-        self.found(Finding::new(Kind::Checkpoint, message), Place::None, 0..0);
+        self.report(
+            Finding::new(Kind::Checkpoint, message),
+            PathHint::None,
+            0..0,
+        );
     }
 }

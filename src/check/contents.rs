@@ -1,6 +1,6 @@
-//! Contents: every page that a version of an extent names, read from the disk and verified under
-//! both layers, by several threads. Extents are read in their order and handed out one at a time;
-//! an object is opened once, and its pages are read in runs.
+//! Verifies contents: every page that a version of an extent names is read from the disk and
+//! verified under both layers, by several threads. Extents are read in their order and handed out
+//! one at a time. An object is opened once, and its pages are read in runs.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::objects::parts_of;
 use super::report::{Finding, Kind};
 use super::stream::Groups;
-use super::{CheckError, CheckProgress, Place, Run, Stage, Subject};
+use super::{CheckError, CheckProgress, PathHint, Run, Stage, Subject};
 use crate::ids::{ChunkIndex, Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
@@ -22,10 +22,10 @@ use crate::meta::records::PartId;
 use crate::object::{Fault, FaultKind};
 use crate::sealed::PAGE_BYTES;
 
-/// Objects that wait for a thread.
+/// Maximum number of objects that wait for a thread.
 const WAITING: usize = 64;
 
-/// How long one commit of a volume in use is held while contents are read.
+/// How long one commit of a volume in use is pinned while contents are read.
 const COMMIT_HELD: Duration = Duration::from_secs(20);
 
 /// An object to be verified.
@@ -37,7 +37,7 @@ struct Job {
     seen: Range<usize>,
 }
 
-/// What the threads share.
+/// State that the threads share.
 struct Shared<'a> {
     subject: &'a Subject<'a>,
     progress: &'a dyn CheckProgress,
@@ -66,7 +66,7 @@ impl Run<'_> {
         let threads = self.options.threads();
         let handed = std::thread::scope(|scope| {
             for _ in 0..threads {
-                scope.spawn(|| work(&shared));
+                scope.spawn(|| worker_loop(&shared));
             }
             let handed = self.hand_out(&shared, &to);
             if handed.is_err() {
@@ -87,7 +87,7 @@ impl Run<'_> {
         for (job, faults) in faults {
             faults
                 .into_iter()
-                .for_each(|fault| self.found_fault(&job, fault));
+                .for_each(|fault| self.report_fault(&job, fault));
         }
         Ok(())
     }
@@ -100,7 +100,7 @@ impl Run<'_> {
             if begin.elapsed() > COMMIT_HELD
                 && let Some(live) = self.subject.live
             {
-                // Pages of the metadata that are not used any more wait for this to let go of them.
+                // Unused pages of the metadata cannot be freed while this commit is pinned.
                 self.gaps.append(&mut self.stored.gaps());
                 self.stored = Arc::new(live.stored()?);
                 let after = keys::versioned(&group.logical, Generation(u64::MAX));
@@ -111,7 +111,7 @@ impl Run<'_> {
                 continue;
             };
             for (id, pages, seen) in parts_of(&group) {
-                self.go_on()?;
+                self.check_cancelled()?;
                 let job = Job {
                     ino,
                     chunk,
@@ -127,7 +127,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn found_fault(&mut self, job: &Job, fault: Fault) {
+    fn report_fault(&mut self, job: &Job, fault: Fault) {
         let kind = match fault.kind {
             FaultKind::Missing => Kind::ObjectMissing,
             FaultKind::NoKeySet => Kind::KeySetMissing,
@@ -143,20 +143,20 @@ impl Run<'_> {
                 .collect(),
             ..Finding::new(kind, format!("chunk {}: {}", job.chunk, fault.message))
         };
-        let finding = finding.object(job.id.name).inode(job.ino.0);
-        self.found(finding, Place::Inode(job.ino.0), job.seen.clone());
+        let finding = finding.object(job.id.name).inode(job.ino);
+        self.report(finding, PathHint::Inode(job.ino), job.seen.clone());
     }
 }
 
-fn work(shared: &Shared<'_>) {
+fn worker_loop(shared: &Shared<'_>) {
     if shared.subject.live.is_some() {
         crate::sys::process::lower_thread_priority();
     }
     loop {
-        // The lock is held while waiting: another thread waits for this one then.
+        // The lock is held while waiting: the other threads wait for it meanwhile.
         let job = shared.jobs.lock().recv();
         let Ok(job) = job else { return };
-        // A thread that ended would leave the one that hands out waiting.
+        // If a thread ended, the one that hands out jobs would wait forever.
         let verified = catch_unwind(AssertUnwindSafe(|| verify(shared, job)));
         if let Err(error) = verified.unwrap_or(Err(CheckError::Fault)) {
             shared.failed.lock().get_or_insert(error);

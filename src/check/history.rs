@@ -1,13 +1,14 @@
-//! Versions of records, and notes of when they changed.
+//! Checks versions of records, and the rows of `change` that record when they changed.
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Rows};
-use super::{CheckError, Mend, Place, Run};
+use super::{CheckError, PathHint, RepairAction, Run};
+use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
 
 impl Run<'_> {
-    /// Every version of a record is needed by some view, and it is noted when it changed while an
-    /// older view was kept, which is how dropping that view finds it.
+    /// Every version of a record must be needed by some view. If it changed while an older view was
+    /// kept, that must be recorded, since dropping that view relies on it.
     pub(super) fn check_history(&mut self, table: Table, group: &Group) -> Result<(), CheckError> {
         let newest = self.stored.counters().generation;
         let mut unneeded = group.versions.first().is_some_and(|v| v.value.is_none());
@@ -19,51 +20,51 @@ impl Run<'_> {
                     table.name(),
                     version.generation
                 );
-                self.found_record(Kind::FutureRecord, message, group, version.seen.clone());
-                self.mend(Some(Mend::Generation(version.generation)));
+                self.report_record(Kind::FutureRecord, message, group, version.seen.clone());
+                self.set_repair(Some(RepairAction::Generation(version.generation)));
             }
             if self.views.keeps_before(version.generation) {
                 let row = keys::change(version.generation, table, &group.logical);
                 if self.stored.get(Table::Change, &row).is_none() {
                     let message = format!(
-                        "a record of the table {} changed in generation {}, which is not noted",
+                        "a record of the table {} changed in generation {}, which is not recorded",
                         table.name(),
                         version.generation
                     );
-                    self.found_record(Kind::ChangeMissing, message, group, version.seen.clone());
-                    self.mend(Some(Mend::Row(Table::Change, row, Some(vec![1]))));
+                    self.report_record(Kind::ChangeMissing, message, group, version.seen.clone());
+                    self.set_repair(Some(RepairAction::Row(Table::Change, row, Some(vec![1]))));
                 }
             }
         }
         if unneeded && !self.leaving {
-            let message = format!("a record of the table {} is needed by nobody", table.name());
+            let message = format!("a record of the table {} is not needed", table.name());
             let live = self.views.live();
-            self.found_record(Kind::RecordUnneeded, message, group, live..live + 1);
-            self.mend(Some(Mend::Prune(table, group.logical.clone())));
+            self.report_record(Kind::RecordUnneeded, message, group, live..live + 1);
+            self.set_repair(Some(RepairAction::Prune(table, group.logical.clone())));
         }
         Ok(())
     }
 
-    fn found_record(
+    fn report_record(
         &mut self,
         kind: Kind,
         message: String,
         group: &Group,
         seen: std::ops::Range<usize>,
     ) {
-        let ino = keys::ino_of(&group.logical).map_or(0, |ino| ino.0);
-        self.found(
+        let ino = keys::ino_of(&group.logical).unwrap_or(Ino(0));
+        self.report(
             Finding::new(kind, message).inode(ino),
-            Place::Inode(ino),
+            PathHint::Inode(ino),
             seen,
         );
     }
 
-    /// Notes of changes.
+    /// Checks the rows of `change`.
     pub(super) fn check_changes(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Change, Vec::new());
         while let Some((key, _)) = rows.next()? {
-            self.go_on()?;
+            self.check_cancelled()?;
             let Some((generation, table, _)) = keys::change_parts(&key) else {
                 self.malformed_row(Table::Change, key);
                 continue;
@@ -75,17 +76,17 @@ impl Run<'_> {
                     table.name()
                 );
                 let finding = Finding::new(Kind::ChangeUnneeded, message);
-                self.found(finding, Place::None, 0..0);
-                self.mend(Some(Mend::Row(Table::Change, key, None)));
+                self.report(finding, PathHint::None, 0..0);
+                self.set_repair(Some(RepairAction::Row(Table::Change, key, None)));
             }
         }
         Ok(())
     }
 
-    /// A row of a table that follows from others, which cannot be read and is not needed.
+    /// Reports an undecodable row of a table that follows from others, which makes it unnecessary.
     pub(super) fn malformed_row(&mut self, table: Table, key: Vec<u8>) {
         let message = format!("a row of the table {} cannot be read", table.name());
-        self.found(Finding::new(Kind::Record, message), Place::None, 0..0);
-        self.mend(Some(Mend::Row(table, key, None)));
+        self.report(Finding::new(Kind::Record, message), PathHint::None, 0..0);
+        self.set_repair(Some(RepairAction::Row(table, key, None)));
     }
 }

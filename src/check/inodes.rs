@@ -1,40 +1,40 @@
-//! Inodes, with everything that is theirs, in all views at once: records, names, contents,
-//! attributes. All tables are read in the order of inode numbers, side by side.
+//! Checks inodes with everything that belongs to them, in all views at once: records, names,
+//! contents, attributes. All tables are read side by side, in the order of inode numbers.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::names::{Event, Events, Role};
+use super::names::{EVERY_INODE, Event, Events, Role};
 use super::report::{Finding, Kind, count};
 use super::stream::{Group, Groups};
 use super::tree::Directory;
-use super::{CheckError, Mend, Place, Run};
-use crate::ids::Ino;
+use super::{CheckError, PathHint, RepairAction, Run};
+use crate::ids::{ChunkIndex, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_BYTES, PAYLOAD_BYTES};
 use crate::meta::records::{ExtentRecord, FileKind, InodeRecord, decode_xattr};
 
-/// Differences from a view on.
+/// Differences of a count, by the view from which on they apply.
 type Steps = BTreeMap<usize, i64>;
 
-/// All of one inode.
+/// Everything that belongs to one inode.
 #[derive(Default)]
-struct Whole<'e> {
-    ino: u64,
+struct InodeEntry<'e> {
+    ino: Ino,
     records: Vec<(Range<usize>, InodeRecord)>,
-    /// Views that see a record which could not be decoded.
+    /// Views that see a record that cannot be decoded.
     unclear: Vec<Range<usize>>,
     names: &'e [Event],
     /// Pages of all extents.
     pages: Steps,
-    /// Extents, and where they end.
+    /// Views of each extent, and where the extents end.
     contents: Vec<Range<usize>>,
     contents_end: u64,
     attributes: Vec<Range<usize>>,
 }
 
-impl Whole<'_> {
+impl InodeEntry<'_> {
     fn record(&self, view: usize) -> Option<&InodeRecord> {
         let found = self.records.iter().find(|(seen, _)| seen.contains(&view));
         found.map(|(_, record)| record)
@@ -44,19 +44,19 @@ impl Whole<'_> {
         self.unclear.iter().any(|seen| seen.contains(&view))
     }
 
-    /// Runs of views in which nothing of it differs.
-    fn stretches(&self, views: usize) -> Vec<Range<usize>> {
-        let mut cuts = vec![0, views];
+    /// Ranges of views in which nothing of the inode differs.
+    fn view_ranges(&self, views: usize) -> Vec<Range<usize>> {
+        let mut bounds = vec![0, views];
         let seen = self.records.iter().map(|(seen, _)| seen);
         let seen = seen.chain(&self.contents).chain(&self.attributes);
         for seen in seen.chain(&self.unclear) {
-            cuts.extend([seen.start, seen.end]);
+            bounds.extend([seen.start, seen.end]);
         }
-        cuts.extend(self.names.iter().map(|event| usize::from(event.view)));
-        cuts.extend(self.pages.keys());
-        cuts.sort_unstable();
-        cuts.dedup();
-        cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
+        bounds.extend(self.names.iter().map(|event| usize::from(event.view)));
+        bounds.extend(self.pages.keys());
+        bounds.sort_unstable();
+        bounds.dedup();
+        bounds.windows(2).map(|pair| pair[0]..pair[1]).collect()
     }
 
     fn names_in(&self, view: usize) -> Names {
@@ -84,12 +84,12 @@ impl Whole<'_> {
 struct Names {
     total: i64,
     kinds: BTreeMap<u8, i64>,
-    parents: BTreeMap<u64, i64>,
+    parents: BTreeMap<Ino, i64>,
     subdirectories: i64,
     others: i64,
 }
 
-/// The tables by inode.
+/// The tables, read in the order of inodes.
 struct Tables<'a> {
     inodes: Groups<'a>,
     extents: Groups<'a>,
@@ -97,7 +97,7 @@ struct Tables<'a> {
 }
 
 impl Tables<'_> {
-    fn next_ino(&mut self) -> Result<Option<u64>, CheckError> {
+    fn next_ino(&mut self) -> Result<Option<Ino>, CheckError> {
         let next = [
             self.inodes.peek_ino()?,
             self.extents.peek_ino()?,
@@ -108,7 +108,7 @@ impl Tables<'_> {
 }
 
 impl Run<'_> {
-    /// Compares all inodes with everything that is theirs.
+    /// Compares all inodes with everything that belongs to them.
     pub(super) fn check_inodes(&mut self) -> Result<(), CheckError> {
         let (stored, views) = (Arc::clone(&self.stored), self.views.clone());
         let groups = |table| Groups::new(&stored, &views, table, Vec::new());
@@ -118,20 +118,20 @@ impl Run<'_> {
             attributes: groups(Table::Xattr),
         };
         let limit = (self.options.memory_bytes / size_of::<Event>()).max(64);
-        let mut from = 0;
+        let mut from = Ino(0);
         loop {
             let mut events = Events::new(limit, from);
             let mut names = groups(Table::Dirent);
             while let Some(group) = names.next()? {
-                self.go_on()?;
-                self.count_names(&group, from == 0, &mut events)?;
+                self.check_cancelled()?;
+                self.count_names(&group, from == Ino(0), &mut events)?;
             }
-            if from == 0 {
+            if from == Ino(0) {
                 self.malformed += names.malformed;
             }
             let (list, until) = events.finish();
             self.compare(&mut tables, &list, until)?;
-            if until == u64::MAX {
+            if until == EVERY_INODE {
                 break;
             }
             from = until;
@@ -141,15 +141,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Compares inodes below `until` with the events, which are theirs.
+    /// Compares the inodes below `until` with their events.
     fn compare(
         &mut self,
         tables: &mut Tables<'_>,
         mut events: &[Event],
-        until: u64,
+        until: Ino,
     ) -> Result<(), CheckError> {
         loop {
-            self.go_on()?;
+            self.check_cancelled()?;
             let named = events.first().map(|event| event.ino);
             let next = [tables.next_ino()?, named].into_iter().flatten().min();
             let Some(ino) = next.filter(|ino| *ino < until) else {
@@ -158,33 +158,33 @@ impl Run<'_> {
             let theirs = events.partition_point(|event| event.ino == ino);
             let (names, later) = events.split_at(theirs);
             events = later;
-            let mut whole = Whole {
+            let mut entry = InodeEntry {
                 ino,
                 names,
-                ..Whole::default()
+                ..InodeEntry::default()
             };
             while tables.inodes.peek_ino()? == Some(ino) {
                 if let Some(group) = tables.inodes.next()? {
-                    self.add_inode(&mut whole, &group)?;
+                    self.add_inode(&mut entry, &group)?;
                 }
             }
             while tables.extents.peek_ino()? == Some(ino) {
-                self.go_on()?;
+                self.check_cancelled()?;
                 if let Some(group) = tables.extents.next()? {
-                    self.add_extent(&mut whole, &group)?;
+                    self.add_extent(&mut entry, &group)?;
                 }
             }
             while tables.attributes.peek_ino()? == Some(ino) {
                 if let Some(group) = tables.attributes.next()? {
-                    self.add_attribute(&mut whole, &group)?;
+                    self.add_attribute(&mut entry, &group)?;
                 }
             }
-            self.check_number(&whole);
-            self.check_inode(&whole);
+            self.check_number(&entry);
+            self.check_inode(&entry);
         }
     }
 
-    fn add_inode(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
+    fn add_inode(&mut self, entry: &mut InodeEntry<'_>, group: &Group) -> Result<(), CheckError> {
         self.check_history(Table::Inode, group)?;
         self.totals.add_records(Table::Inode, group);
         if keys::number_of(&group.logical).is_none() {
@@ -193,38 +193,42 @@ impl Run<'_> {
         }
         for (version, value) in group.present() {
             match InodeRecord::decode(value) {
-                Some(record) => whole.records.push((version.seen.clone(), record)),
+                Some(record) => entry.records.push((version.seen.clone(), record)),
                 None => {
-                    whole.unclear.push(version.seen.clone());
-                    self.undecodable(Table::Inode, group, version, Ino(whole.ino));
+                    entry.unclear.push(version.seen.clone());
+                    self.undecodable(Table::Inode, group, version, entry.ino);
                 }
             }
         }
         Ok(())
     }
 
-    /// Whatever has the number of an inode to come would be that inode's: its contents, names and
-    /// attributes, or one more name of it.
-    fn check_number(&mut self, whole: &Whole<'_>) {
+    /// Reports numbers that a new inode may get: existing contents, names and attributes would
+    /// become part of it.
+    fn check_number(&mut self, entry: &InodeEntry<'_>) {
         let next = self.stored.counters().next_ino;
-        let has_number = Ino(whole.ino).is_valid();
-        if has_number && whole.ino < next.0 {
+        let has_number = entry.ino.is_valid();
+        if has_number && entry.ino < next {
             return;
         }
-        let records = whole.records.iter().map(|(seen, _)| seen);
-        let mut seen = records.chain(&whole.contents).chain(&whole.attributes);
+        let records = entry.records.iter().map(|(seen, _)| seen);
+        let mut seen = records.chain(&entry.contents).chain(&entry.attributes);
         let seen = seen.next().cloned().unwrap_or_else(|| self.live_only());
         if has_number {
             let message = format!("new inodes begin at {next}");
-            let mend = Mend::NextInode(whole.ino + 1);
-            self.found_of(whole.ino, Kind::InodeNumber, message, seen, Some(mend));
+            let repair = RepairAction::NextInode(Ino(entry.ino.0 + 1));
+            self.report_inode(entry.ino, Kind::InodeNumber, message, seen, Some(repair));
         } else {
             let message = "no inode can have that number".to_owned();
-            self.found_of(whole.ino, Kind::InodeNumber, message, seen, None);
+            self.report_inode(entry.ino, Kind::InodeNumber, message, seen, None);
         }
     }
 
-    fn add_attribute(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
+    fn add_attribute(
+        &mut self,
+        entry: &mut InodeEntry<'_>,
+        group: &Group,
+    ) -> Result<(), CheckError> {
         self.check_history(Table::Xattr, group)?;
         self.totals.add_records(Table::Xattr, group);
         if keys::xattr_name(&group.logical).is_none() {
@@ -233,15 +237,15 @@ impl Run<'_> {
         }
         for (version, value) in group.present() {
             if decode_xattr(value).is_none() {
-                self.undecodable(Table::Xattr, group, version, Ino(whole.ino));
-            } else if !version.seen.is_empty() && whole.attributes.last() != Some(&version.seen) {
-                whole.attributes.push(version.seen.clone());
+                self.undecodable(Table::Xattr, group, version, entry.ino);
+            } else if !version.seen.is_empty() && entry.attributes.last() != Some(&version.seen) {
+                entry.attributes.push(version.seen.clone());
             }
         }
         Ok(())
     }
 
-    fn add_extent(&mut self, whole: &mut Whole<'_>, group: &Group) -> Result<(), CheckError> {
+    fn add_extent(&mut self, entry: &mut InodeEntry<'_>, group: &Group) -> Result<(), CheckError> {
         self.check_history(Table::Extent, group)?;
         self.totals.add_records(Table::Extent, group);
         let Some((_, chunk)) = keys::extent_parts(&group.logical) else {
@@ -250,47 +254,47 @@ impl Run<'_> {
         };
         for (version, value) in group.present() {
             let Some(record) = ExtentRecord::decode(value) else {
-                self.undecodable(Table::Extent, group, version, Ino(whole.ino));
+                self.undecodable(Table::Extent, group, version, entry.ino);
                 continue;
             };
             let seen = version.seen.clone();
             if seen.is_empty() {
                 continue;
             }
-            *whole.pages.entry(seen.start).or_default() += record.pages().cast_signed();
-            *whole.pages.entry(seen.end).or_default() -= record.pages().cast_signed();
-            if whole.contents.last() != Some(&seen) {
-                whole.contents.push(seen.clone());
+            *entry.pages.entry(seen.start).or_default() += record.pages().cast_signed();
+            *entry.pages.entry(seen.end).or_default() -= record.pages().cast_signed();
+            if entry.contents.last() != Some(&seen) {
+                entry.contents.push(seen.clone());
             }
             let end = end_within(&record) + u64::from(chunk.0) * CHUNK_BYTES;
-            whole.contents_end = whole.contents_end.max(end);
-            self.check_extent(whole, chunk.0, &record, seen);
+            entry.contents_end = entry.contents_end.max(end);
+            self.check_extent(entry, chunk, &record, seen);
         }
         Ok(())
     }
 
-    /// Nothing is recorded beyond the size: it would come to light when the file grows.
+    /// Nothing may be recorded beyond the size: it would become visible when the file grows.
     fn check_extent(
         &mut self,
-        whole: &Whole<'_>,
-        chunk: u32,
+        entry: &InodeEntry<'_>,
+        chunk: ChunkIndex,
         record: &ExtentRecord,
         seen: Range<usize>,
     ) {
-        let base = u64::from(chunk) * CHUNK_BYTES;
+        let base = u64::from(chunk.0) * CHUNK_BYTES;
         let end = match record {
             ExtentRecord::Inline(bytes) => bytes.len() as u64,
             ExtentRecord::Parts { parts, .. } => {
                 if parts.is_empty() {
-                    let message = format!("chunk {chunk} has a record that names nothing");
-                    self.found_of(whole.ino, Kind::EmptyExtent, message, seen.clone(), None);
+                    let message = format!("chunk {chunk} has a record without parts");
+                    self.report_inode(entry.ino, Kind::EmptyExtent, message, seen.clone(), None);
                 }
                 let ends = parts.iter().map(|part| u64::from(part.pages.end()));
                 ends.max().unwrap_or(0)
             }
         };
         let mut short: Option<(Range<usize>, u64)> = None;
-        for (with, inode) in &whole.records {
+        for (with, inode) in &entry.records {
             let both = with.start.max(seen.start)..with.end.min(seen.end);
             let here = inode.size.saturating_sub(base).min(CHUNK_BYTES);
             let most = match record {
@@ -302,54 +306,52 @@ impl Run<'_> {
             }
         }
         if let Some((both, size)) = short {
-            let message = format!("chunk {chunk} has contents behind the size {size}");
-            let mend = Mend::Size {
-                ino: whole.ino,
+            let message = format!("chunk {chunk} has contents beyond the size {size}");
+            let repair = RepairAction::Size {
+                ino: entry.ino,
                 at_least: base + end_within(record),
                 seen: both.clone(),
             };
-            self.found_of(whole.ino, Kind::BeyondSize, message, both, Some(mend));
+            self.report_inode(entry.ino, Kind::BeyondSize, message, both, Some(repair));
         }
     }
 
-    fn check_inode(&mut self, whole: &Whole<'_>) {
+    fn check_inode(&mut self, entry: &InodeEntry<'_>) {
         let live = self.views.live();
         let mut pages = 0;
         let mut last_steps = 0;
-        for stretch in whole.stretches(live + 1) {
-            for (_, more) in whole.pages.range(last_steps..=stretch.start) {
+        for range in entry.view_ranges(live + 1) {
+            for (_, more) in entry.pages.range(last_steps..=range.start) {
                 pages += more;
             }
-            last_steps = stretch.start + 1;
-            if whole.is_unclear(stretch.start) {
+            last_steps = range.start + 1;
+            if entry.is_unclear(range.start) {
                 continue;
             }
-            let names = whole.names_in(stretch.start);
-            match whole.record(stretch.start) {
+            let names = entry.names_in(range.start);
+            match entry.record(range.start) {
                 Some(record) => {
-                    self.totals.add(stretch.clone(), 1, pages);
-                    self.check_record(whole.ino, record, &names, stretch.clone());
+                    self.totals.add(range.clone(), 1, pages);
+                    self.check_record(entry.ino, record, &names, range.clone());
                     if record.pages.cast_signed() != pages {
-                        let message = format!(
-                            "it counts {}, and {pages} of them there",
-                            count(record.pages, "page")
-                        );
-                        let mend = Mend::Pages {
-                            ino: whole.ino,
+                        let message =
+                            format!("it counts {}, and has {pages}", count(record.pages, "page"));
+                        let repair = RepairAction::Pages {
+                            ino: entry.ino,
                             pages: pages.max(0).cast_unsigned(),
-                            seen: stretch.clone(),
+                            seen: range.clone(),
                         };
-                        self.found_of(whole.ino, Kind::PageCount, message, stretch, Some(mend));
+                        self.report_inode(entry.ino, Kind::PageCount, message, range, Some(repair));
                     }
                 }
-                None => self.check_absent(whole, &names, stretch),
+                None => self.check_absent(entry, &names, range),
             }
         }
-        for (seen, record) in &whole.records {
+        for (seen, record) in &entry.records {
             if record.kind == FileKind::Directory && !seen.is_empty() {
                 self.tree.add(Directory {
-                    ino: whole.ino,
-                    parent: record.parent.0,
+                    ino: entry.ino,
+                    parent: record.parent,
                     seen: seen.start as u32..seen.end as u32,
                     named: record.nlink > 0,
                 });
@@ -357,76 +359,76 @@ impl Run<'_> {
         }
     }
 
-    /// What belongs to an inode that is not there.
-    fn check_absent(&mut self, whole: &Whole<'_>, names: &Names, seen: Range<usize>) {
-        let ino = whole.ino;
+    /// Reports what belongs to an inode that does not exist.
+    fn check_absent(&mut self, entry: &InodeEntry<'_>, names: &Names, seen: Range<usize>) {
+        let ino = entry.ino;
         let has = |some: &[Range<usize>]| some.iter().any(|other| other.contains(&seen.start));
         if names.total != 0 {
             let message = format!(
-                "{} for inode {ino}, which is not there",
+                "{} for inode {ino}, which does not exist",
                 count(names.total, "name")
             );
-            let mend = Mend::NamesOf {
+            let repair = RepairAction::NamesOf {
                 ino,
                 seen: seen.clone(),
             };
-            self.found_of(
+            self.report_inode(
                 ino,
                 Kind::NameLeadsNowhere,
                 message,
                 seen.clone(),
-                Some(mend),
+                Some(repair),
             );
         }
         if names.subdirectories + names.others != 0 {
-            let message = format!("there are names in directory {ino}, which is not there");
-            let mend = Mend::NamesIn {
+            let message = format!("there are names in directory {ino}, which does not exist");
+            let repair = RepairAction::NamesIn {
                 ino,
                 seen: seen.clone(),
             };
             let kind = Kind::NamesOfNoDirectory;
-            self.found_of(ino, kind, message, seen.clone(), Some(mend));
+            self.report_inode(ino, kind, message, seen.clone(), Some(repair));
         }
-        let contents = has(&whole.contents);
+        let contents = has(&entry.contents);
         if contents {
-            let message = format!("there are contents of inode {ino}, which is not there");
-            let mend = Ino(ino).is_valid().then(|| Mend::Remake {
+            let message = format!("there are contents of inode {ino}, which does not exist");
+            let repair = ino.is_valid().then(|| RepairAction::Remake {
                 ino,
-                size: whole.contents_end,
+                size: entry.contents_end,
                 seen: seen.clone(),
             });
             let kind = Kind::ContentsOfNothing;
-            self.found_of(ino, kind, message, seen.clone(), mend);
+            self.report_inode(ino, kind, message, seen.clone(), repair);
         }
-        if has(&whole.attributes) {
-            let message = format!("there are attributes of inode {ino}, which is not there");
-            let mend = (!contents).then_some(Mend::AttributesOf {
+        if has(&entry.attributes) {
+            let message = format!("there are attributes of inode {ino}, which does not exist");
+            let repair = (!contents).then_some(RepairAction::AttributesOf {
                 ino,
                 seen: seen.clone(),
             });
-            self.found_of(ino, Kind::AttributeOfNothing, message, seen, mend);
+            self.report_inode(ino, Kind::AttributeOfNothing, message, seen, repair);
         }
     }
 
-    fn check_record(&mut self, ino: u64, record: &InodeRecord, names: &Names, seen: Range<usize>) {
+    fn check_record(&mut self, ino: Ino, record: &InodeRecord, names: &Names, seen: Range<usize>) {
         let is_directory = record.kind == FileKind::Directory;
         if !is_directory && names.subdirectories + names.others != 0 {
-            let message = "there are names in it, though it is no directory".to_owned();
-            let mend = Mend::NamesIn {
+            let message = "there are names in it, though it is not a directory".to_owned();
+            let repair = RepairAction::NamesIn {
                 ino,
                 seen: seen.clone(),
             };
             let kind = Kind::NamesOfNoDirectory;
-            self.found_of(ino, kind, message, seen.clone(), Some(mend));
+            self.report_inode(ino, kind, message, seen.clone(), Some(repair));
         }
         if names.kinds.keys().any(|kind| *kind != record.kind as u8) {
-            let message = "a name says another kind of file than it is".to_owned();
-            let mend = Mend::KindOf {
+            let message = "a name records another kind of file than its inode".to_owned();
+            let repair = RepairAction::KindOf {
                 ino,
                 kind: record.kind,
                 seen: seen.clone(),
             };
-            self.found_of(ino, Kind::NameKind, message, seen.clone(), Some(mend));
+            self.report_inode(ino, Kind::NameKind, message, seen.clone(), Some(repair));
         }
         if seen.end > self.views.live() {
             self.check_orphan(ino, record);
@@ -440,31 +442,31 @@ impl Run<'_> {
         }
     }
 
-    fn nameless(&mut self, ino: u64, seen: Range<usize>) {
+    fn nameless(&mut self, ino: Ino, seen: Range<usize>) {
         let live = seen.end > self.views.live();
-        let mend = live.then_some(Mend::Name { ino });
+        let repair = live.then_some(RepairAction::Name { ino });
         let message = "no name leads to it".to_owned();
-        self.found_of(ino, Kind::NoName, message, seen, mend);
+        self.report_inode(ino, Kind::NoName, message, seen, repair);
     }
 
-    fn link_count(&mut self, ino: u64, nlink: u32, links: i64, seen: Range<usize>) {
+    fn link_count(&mut self, ino: Ino, nlink: u32, links: i64, seen: Range<usize>) {
         let message = format!("it counts {nlink} links and has {links}");
-        let mend = Mend::Links {
+        let repair = RepairAction::Links {
             ino,
             nlink: u32::try_from(links).unwrap_or(0),
             seen: seen.clone(),
         };
-        self.found_of(ino, Kind::LinkCount, message, seen, Some(mend));
+        self.report_inode(ino, Kind::LinkCount, message, seen, Some(repair));
     }
 
     fn check_directory(
         &mut self,
-        ino: u64,
+        ino: Ino,
         record: &InodeRecord,
         names: &Names,
         seen: Range<usize>,
     ) {
-        let is_root = ino == Ino::ROOT.0;
+        let is_root = ino == Ino::ROOT;
         let is_gone = record.nlink == 0 && names.total == 0 && !is_root;
         let links = if is_gone { 0 } else { 2 + names.subdirectories };
         let should = i64::from(!is_root && !is_gone);
@@ -474,12 +476,12 @@ impl Run<'_> {
             } else {
                 format!("it has {}", count(names.total, "name"))
             };
-            let mend = Mend::OneName {
+            let repair = RepairAction::OneName {
                 ino,
-                parent: record.parent.0,
+                parent: record.parent,
                 seen: seen.clone(),
             };
-            self.found_of(ino, Kind::DirectoryNames, message, seen, Some(mend));
+            self.report_inode(ino, Kind::DirectoryNames, message, seen, Some(repair));
         } else if names.total < should {
             self.nameless(ino, seen);
         } else if i64::from(record.nlink) != links {
@@ -490,63 +492,63 @@ impl Run<'_> {
         }
     }
 
-    fn check_parent(&mut self, ino: u64, record: &InodeRecord, names: &Names, seen: Range<usize>) {
+    fn check_parent(&mut self, ino: Ino, record: &InodeRecord, names: &Names, seen: Range<usize>) {
         let parent = match names.parents.keys().next() {
-            _ if ino == Ino::ROOT.0 => ino,
+            _ if ino == Ino::ROOT => ino,
             Some(parent) => *parent,
             None => return,
         };
-        if record.parent.0 != parent {
-            let said = record.parent.0;
-            let message = format!("it says that it is in directory {said} and is in {parent}");
-            let mend = Mend::Parent {
+        if record.parent != parent {
+            let said = record.parent;
+            let message = format!("its recorded parent is {said}, and its parent is {parent}");
+            let repair = RepairAction::Parent {
                 ino,
                 parent,
                 seen: seen.clone(),
             };
-            self.found_of(ino, Kind::Parent, message, seen, Some(mend));
+            self.report_inode(ino, Kind::Parent, message, seen, Some(repair));
         }
     }
 
-    fn check_orphan(&mut self, ino: u64, record: &InodeRecord) {
+    fn check_orphan(&mut self, ino: Ino, record: &InodeRecord) {
         let listed = self.orphans.binary_search(&ino).is_ok();
         if listed {
-            self.orphans_met.insert(ino);
+            self.orphans_seen.insert(ino);
         }
         let live = self.views.live();
         let seen = live..live + 1;
         match (record.nlink, listed) {
             (0, false) => self.nameless(ino, seen),
-            // While the volume is in use that is as it should be.
+            // This is normal while the volume is in use.
             (0, true) if self.subject.live.is_some() => {}
             (0, true) => {
                 let message = "it was unlinked while it was in use, and waits to be removed";
-                self.found_of(ino, Kind::Orphan, message.to_owned(), seen, None);
+                self.report_inode(ino, Kind::Orphan, message.to_owned(), seen, None);
             }
             (_, true) => {
-                let message = "it has a name and is listed to be removed".to_owned();
-                let mend = Mend::ForgetOrphan(ino);
-                self.found_of(ino, Kind::OrphanInUse, message, seen, Some(mend));
+                let message = "it has a name and is listed for removal".to_owned();
+                let repair = RepairAction::ForgetOrphan(ino);
+                self.report_inode(ino, Kind::OrphanInUse, message, seen, Some(repair));
             }
             (_, false) => {}
         }
     }
 
-    pub(super) fn found_of(
+    pub(super) fn report_inode(
         &mut self,
-        ino: u64,
+        ino: Ino,
         kind: Kind,
         message: String,
         seen: Range<usize>,
-        mend: Option<Mend>,
+        repair: Option<RepairAction>,
     ) {
         let finding = Finding::new(kind, message).inode(ino);
-        self.found(finding, Place::Inode(ino), seen);
-        self.mend(mend);
+        self.report(finding, PathHint::Inode(ino), seen);
+        self.set_repair(repair);
     }
 }
 
-/// Where what an extent has ends, in bytes from its beginning.
+/// The end of an extent's contents, in bytes from its start.
 fn end_within(record: &ExtentRecord) -> u64 {
     match record {
         ExtentRecord::Inline(bytes) => bytes.len() as u64,

@@ -1,4 +1,4 @@
-//! The short tables: kept views, what waits to be removed, and what the volume counts.
+//! Checks the short tables: kept views, orphans and garbage, and the volume's counters.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use super::report::{Finding, Kind, count};
 use super::stream::{Group, Rows, Views};
-use super::{CheckError, Mend, Place, Run};
+use super::{CheckError, PathHint, RepairAction, Run};
 use crate::ids::{Generation, Ino};
 use crate::meta::charge;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{COUNT_MAX, Counters, ObjectName, ViewKind, ViewRecord, ViewState};
 use crate::meta::stored::Stored;
 
-/// Inodes, pages and bytes of records in each view: differences from one view to the next.
+/// Inodes, pages and bytes of records in each view, stored as differences from one view to the
+/// next.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     inodes: Vec<i64>,
@@ -30,13 +31,13 @@ impl Totals {
         }
     }
 
-    /// So many more in these views.
+    /// Adds to the counts of these views.
     pub(super) fn add(&mut self, seen: Range<usize>, inodes: i64, pages: i64) {
         add_step(&mut self.inodes, &seen, inodes);
         add_step(&mut self.pages, &seen, pages);
     }
 
-    /// The records of a key, for what they take.
+    /// Adds the bytes that the records of a key take.
     pub(super) fn add_records(&mut self, table: Table, group: &Group) {
         for (version, value) in group.present().filter(|(v, _)| !v.seen.is_empty()) {
             let bytes = charge::record_bytes(table, &group.logical, value);
@@ -67,7 +68,7 @@ fn add_step(steps: &mut [i64], seen: &Range<usize>, more: i64) {
     }
 }
 
-/// A kept view by its number among generations, and how its paths begin.
+/// A kept view.
 #[derive(Debug)]
 pub(super) struct KeptView {
     pub(super) key: Vec<u8>,
@@ -75,7 +76,7 @@ pub(super) struct KeptView {
 }
 
 impl KeptView {
-    /// What comes before a path in it.
+    /// The prefix of paths in the view.
     pub(super) fn prefix(&self) -> Vec<u8> {
         let directory = match self.record.kind {
             ViewKind::Snapshot => ".snapshots",
@@ -89,9 +90,9 @@ impl KeptView {
 #[derive(Debug, Default)]
 pub(super) struct ViewRows {
     pub(super) kept: Vec<KeptView>,
-    /// Some are being dropped.
+    /// True if views are being dropped.
     pub(super) leaving: bool,
-    /// Rows that could not be read.
+    /// Number of rows that cannot be decoded.
     pub(super) unreadable: u64,
 }
 
@@ -120,11 +121,11 @@ impl ViewRows {
 }
 
 impl Run<'_> {
-    /// Views that are kept, when everything has been counted.
+    /// Checks the kept views, after everything has been counted.
     pub(super) fn check_views(&mut self, rows: &ViewRows) {
         if rows.unreadable > 0 {
             let message = format!("{} rows of the table view cannot be read", rows.unreadable);
-            self.found(Finding::new(Kind::Record, message), Place::None, 0..0);
+            self.report(Finding::new(Kind::Record, message), PathHint::None, 0..0);
         }
         let live = self.stored.counters().generation;
         let mut names = BTreeSet::new();
@@ -134,12 +135,14 @@ impl Run<'_> {
             if record.generation >= live {
                 let at = record.generation;
                 let message = format!("{shown} is of generation {at}, the live view of {live}");
-                self.found(Finding::new(Kind::View, message), Place::None, 0..0);
-                self.mend(Some(Mend::Generation(Generation(record.generation.0 + 1))));
+                self.report(Finding::new(Kind::View, message), PathHint::None, 0..0);
+                self.set_repair(Some(RepairAction::Generation(Generation(
+                    record.generation.0 + 1,
+                ))));
             }
             if !names.insert((record.kind, record.name.clone())) {
                 let message = format!("there are two of the name {shown}");
-                self.found(Finding::new(Kind::View, message), Place::None, 0..0);
+                self.report(Finding::new(Kind::View, message), PathHint::None, 0..0);
             }
             let number = self.views.kept.partition_point(|g| *g < record.generation);
             let (inodes, pages, record_bytes) = self.totals.of(number);
@@ -151,20 +154,20 @@ impl Run<'_> {
                     count(record.pages, "page"),
                     count(record.record_bytes, "byte") + " of records"
                 );
-                self.found(Finding::new(Kind::ViewCount, message), Place::None, 0..0);
+                self.report(Finding::new(Kind::ViewCount, message), PathHint::None, 0..0);
                 let record = ViewRecord {
                     inodes,
                     pages,
                     record_bytes,
                     ..record.clone()
                 };
-                let row = Mend::Row(Table::View, view.key.clone(), Some(record.encode()));
-                self.mend(Some(row));
+                let row = RepairAction::Row(Table::View, view.key.clone(), Some(record.encode()));
+                self.set_repair(Some(row));
             }
         }
     }
 
-    /// What the volume counts, when everything has been counted.
+    /// Checks the volume's counters, after everything has been counted.
     pub(super) fn check_counters(&mut self, counters: &Counters) {
         let (inodes, pages, record_bytes) = self.totals.of(self.views.live());
         self.report.inodes = inodes;
@@ -172,13 +175,14 @@ impl Run<'_> {
         self.report.record_bytes = record_bytes;
         if counters.frozen >= counters.generation {
             let frozen = counters.frozen;
-            let message = format!("everything up to generation {frozen} is another volume's too");
-            self.found(
+            let message =
+                format!("everything up to generation {frozen} is shared with another volume");
+            self.report(
                 Finding::new(Kind::FutureRecord, message),
-                Place::None,
+                PathHint::None,
                 self.live_only(),
             );
-            self.mend(Some(Mend::Generation(Generation(
+            self.set_repair(Some(RepairAction::Generation(Generation(
                 frozen.0.saturating_add(1),
             ))));
         }
@@ -187,77 +191,79 @@ impl Run<'_> {
                 "the volume counts {} of contents and has {pages}",
                 count(counters.used_pages, "page")
             );
-            self.found(
+            self.report(
                 Finding::new(Kind::UsedPages, message),
-                Place::None,
+                PathHint::None,
                 self.live_only(),
             );
-            self.mend(Some(Mend::UsedPages(pages)));
+            self.set_repair(Some(RepairAction::UsedPages(pages)));
         }
         if counters.record_bytes != record_bytes {
             let message = format!(
                 "the volume counts {} bytes of records and has {record_bytes}",
                 counters.record_bytes
             );
-            self.found(
+            self.report(
                 Finding::new(Kind::RecordBytes, message),
-                Place::None,
+                PathHint::None,
                 self.live_only(),
             );
-            self.mend(Some(Mend::RecordBytes(record_bytes)));
+            self.set_repair(Some(RepairAction::RecordBytes(record_bytes)));
         }
         if counters.inodes != inodes {
             let message = format!(
                 "the volume counts {} and has {inodes}",
                 count(counters.inodes, "inode")
             );
-            self.found(
+            self.report(
                 Finding::new(Kind::InodeCount, message),
-                Place::None,
+                PathHint::None,
                 self.live_only(),
             );
-            self.mend(Some(Mend::Inodes(inodes)));
+            self.set_repair(Some(RepairAction::Inodes(inodes)));
         }
     }
 
-    /// Unlinked files that are in use, by inode.
+    /// Reads the orphans, in the order of inodes.
     pub(super) fn read_orphans(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Orphan, Vec::new());
         while let Some((key, _)) = rows.next()? {
             match keys::number_of(&key) {
-                Some(ino) => self.orphans.push(ino),
+                Some(ino) => self.orphans.push(Ino(ino)),
                 None => self.malformed_row(Table::Orphan, key),
             }
         }
         Ok(())
     }
 
-    /// Rows of orphans that are not there.
+    /// Reports orphans that do not exist.
     pub(super) fn check_orphan_rows(&mut self) {
         for ino in std::mem::take(&mut self.orphans) {
-            if !self.orphans_met.contains(&ino) {
-                let message = format!("inode {ino} is listed to be removed and is not there");
+            if !self.orphans_seen.contains(&ino) {
+                let message = format!("inode {ino} is listed for removal and does not exist");
                 let finding = Finding::new(Kind::OrphanInUse, message).inode(ino);
-                self.found(finding, Place::None, self.live_only());
-                self.mend(Some(Mend::ForgetOrphan(ino)));
+                self.report(finding, PathHint::None, self.live_only());
+                self.set_repair(Some(RepairAction::ForgetOrphan(ino)));
             }
         }
     }
 
-    /// Objects that wait to be removed.
+    /// Reads the objects that wait to be removed.
     pub(super) fn read_garbage(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Garbage, Vec::new());
         while let Some((key, value)) = rows.next()? {
             match (keys::number_of(&key), ObjectName::decode(&value)) {
                 (Some(number), Some(name)) => {
                     if number >= self.stored.counters().next_garbage {
-                        let message = format!("row {number} of garbage is one of those to come");
+                        let message = format!(
+                            "row {number} of garbage has a number that is not allocated yet"
+                        );
                         let finding = Finding::new(Kind::GarbageNumber, message).object(name);
-                        self.found(finding, Place::None, 0..0);
-                        self.mend(Some(match number {
-                            0..COUNT_MAX => Mend::NextGarbage(number + 1),
-                            // Nothing can come after it.
-                            _ => Mend::Row(Table::Garbage, key.clone(), None),
+                        self.report(finding, PathHint::None, 0..0);
+                        self.set_repair(Some(match number {
+                            0..COUNT_MAX => RepairAction::NextGarbage(number + 1),
+                            // No row can follow it.
+                            _ => RepairAction::Row(Table::Garbage, key.clone(), None),
                         }));
                     }
                     self.garbage.insert(name, key);
@@ -268,7 +274,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Extents whose pages are to be looked at.
+    /// Checks the rows of `trim`.
     pub(super) fn check_trims(&mut self) -> Result<(), CheckError> {
         let mut rows = Rows::new(&self.stored, Table::Trim, Vec::new());
         while let Some((key, _)) = rows.next()? {
@@ -279,7 +285,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The root is there in every view.
+    /// Checks that the root exists in every view.
     pub(super) fn check_root(&mut self) -> Result<(), CheckError> {
         let views = self.views.clone();
         let low = keys::inode(Ino::ROOT);
@@ -294,8 +300,8 @@ impl Run<'_> {
         for view in 0..=views.live() {
             if !there(view) {
                 let message = "there is no root directory";
-                let finding = Finding::new(Kind::NoRoot, message).inode(Ino::ROOT.0);
-                self.found(finding, Place::None, view..view + 1);
+                let finding = Finding::new(Kind::NoRoot, message).inode(Ino::ROOT);
+                self.report(finding, PathHint::None, view..view + 1);
             }
         }
         Ok(())

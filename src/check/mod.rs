@@ -1,27 +1,27 @@
-//! Checking a volume: everything that its metadata say is compared with everything else that they
-//! say, and every page that they name is read and verified.
+//! Checking a volume: all metadata is compared with itself, and every page that it names is read
+//! and verified.
 //!
-//! | file | what is compared |
+//! | file | what it checks |
 //! |---|---|
-//! | `stream` | nothing: tables as streams of keys with all their versions, and who sees which |
+//! | `stream` | nothing: reads tables as streams of keys with all their versions, and which views see them |
 //! | `names`, `inodes` | names, link counts, sizes, pages, attributes, in all views at once |
 //! | `tree` | directories are below the root |
-//! | `history` | versions that nobody needs, notes of changes |
+//! | `history` | unneeded versions, records of changes |
 //! | `lists` | counters, kept views, orphans, garbage |
-//! | `objects` | objects that are named with those that there are |
+//! | `objects` | the objects that records name against those that exist |
 //! | `contents` | pages of objects, on the disk |
-//! | `checkpoints` | nothing: whether the copies of the metadata could be used |
-//! | `paths` | nothing: where what was found is |
-//! | `repair` | nothing: mends what can be mended without losing anything |
+//! | `checkpoints` | whether the checkpoints of the metadata could be used |
+//! | `paths` | nothing: looks up the paths of findings |
+//! | `repair` | nothing: repairs what can be repaired without losing anything |
 //!
-//! What is read is one commit, by a use of the database of its own ([`Stored`]): past every cache,
-//! and without a byte being written. A volume in use goes on being used meanwhile. Its newest commit
-//! is checked, and what of that commit's contents was given back since is looked at again before it
-//! is told ([`Live`]).
+//! The check reads one commit through its own access to the database ([`Stored`]), past every cache
+//! and without writing a byte. A volume that is in use stays in use meanwhile: its newest commit is
+//! checked, and contents of that commit that seem damaged are verified again before they are
+//! reported, since they may have been given back ([`Live`]).
 //!
 //! Memory is bounded: 24 bytes for each name and 40 for each object up to
-//! [`CheckOptions::memory_bytes`], beyond which the tables are read more than once; 32 bytes for each
-//! version of a directory; and what was found, up to [`FINDINGS_MAX`].
+//! [`CheckOptions::memory_bytes`], beyond which the tables are read more than once; 32 bytes for
+//! each version of a directory; and at most [`FINDINGS_MAX`] findings.
 
 mod checkpoints;
 mod contents;
@@ -60,20 +60,20 @@ pub use report::{Finding, Kind, Report, Severity};
 use stream::{Group, Version, Views};
 use tree::Tree;
 
-/// Most findings of one check that are told one by one.
+/// Maximum number of findings of one check that are reported one by one.
 pub const FINDINGS_MAX: usize = 10_000;
 
-/// Cache of the database, in bytes: inner pages of the tables.
+/// Cache of the database in bytes, for inner pages of the tables.
 const CACHE_BYTES: usize = 16 << 20;
 
-/// How to check.
+/// Options of a check.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckOptions {
-    /// Threads that verify contents; 0 for as many as there are CPUs, and at most four for each.
+    /// Threads that verify contents. 0 means one for each CPU; at most four for each CPU.
     pub jobs: usize,
-    /// Verify contents too, which takes as long as reading them.
+    /// Whether contents are verified too, which takes as long as reading them.
     pub contents: bool,
-    /// Memory for names and objects that are compared, in bytes.
+    /// Memory for the names and objects that are compared, in bytes.
     pub memory_bytes: usize,
 }
 
@@ -97,69 +97,69 @@ impl CheckOptions {
     }
 }
 
-/// What is being done.
+/// Stages of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
-    /// The metadata are read and compared.
+    /// The metadata is read and compared.
     Metadata,
     /// Contents are verified.
     Contents,
 }
 
-/// Who is told how far it is.
+/// Receives the progress of a check, and can cancel it.
 pub trait CheckProgress: Sync {
-    /// A stage begins, of so many bytes where that is known.
+    /// A stage begins; `total_bytes` is its size, if known.
     fn begin(&self, _stage: Stage, _total_bytes: Option<u64>) {}
-    /// So many bytes more are done.
+    /// That many further bytes are done.
     fn advance(&self, _bytes: u64) {}
-    /// True when it is to end.
+    /// True if the check is to be cancelled.
     fn cancelled(&self) -> bool {
         false
     }
 }
 
-/// For those who do not want to know.
+/// Ignores progress.
 #[derive(Clone, Copy, Debug)]
-pub struct Unwatched;
+pub struct NoProgress;
 
-impl CheckProgress for Unwatched {}
+impl CheckProgress for NoProgress {}
 
-/// Why a check did not come to its end.
+/// Why a check did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// It was told to end.
+    /// The check was cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// The metadata could not be read any more, though they were opened.
+    /// The metadata, although it was opened, cannot be read any more.
     #[error(transparent)]
     Meta(#[from] MetaError),
-    /// The contents could not be looked at.
+    /// The contents cannot be read.
     #[error(transparent)]
     Object(#[from] ObjectError),
     /// The backing store failed.
     #[error("the backing store failed: {0}")]
     Io(#[from] std::io::Error),
-    /// What was repaired is on disk, and the platform keystore does not know it.
-    #[error("what was done is on disk, but the platform keystore could not be told of it: {0}")]
+    /// The repairs are on disk, but the platform keystore could not record that.
+    #[error("what was done is on disk, but the platform keystore could not record it: {0}")]
     NotRemembered(#[source] KeyError),
-    /// This program is at fault.
+    /// A bug in this program.
     #[error("a fault of this program")]
     Fault,
 }
 
-/// A volume in use.
+/// A volume that is in use while it is checked.
 pub trait Live: Sync {
-    /// The first folder of objects that this use has made, or may have.
+    /// The first folder of objects that this mount has created, or may have.
     fn first_folder(&self) -> FolderNumber;
     /// The newest commit.
     ///
     /// # Errors
-    /// The metadata could not be read.
+    /// The metadata cannot be read.
     fn stored(&self) -> Result<Stored, MetaError>;
-    /// Looks again at pages that seemed wrong: what of them should be there now, and is not.
+    /// Verifies pages again that seemed damaged. Returns the faults of those that should exist now.
     ///
     /// # Errors
-    /// The metadata could not be read.
+    /// The metadata cannot be read.
     fn verify_again(
         &self,
         ino: Ino,
@@ -169,154 +169,155 @@ pub trait Live: Sync {
     ) -> Result<Vec<Fault>, ObjectError>;
 }
 
-/// What is checked.
+/// What a check reads.
 pub struct Subject<'a> {
-    /// The objects, past those that are open.
+    /// The objects, read without using the open ones.
     pub objects: Objects,
-    /// They are to be there.
+    /// Whether the objects must exist.
     pub has_objects: bool,
-    /// The volume in use, if it is.
+    /// The volume, if it is in use.
     pub live: Option<&'a dyn Live>,
 }
 
-/// What would mend what was found.
+/// An action that would repair a finding.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Mend {
-    /// The number of links.
+pub(crate) enum RepairAction {
+    /// Sets the number of links.
     Links {
-        ino: u64,
+        ino: Ino,
         nlink: u32,
         seen: Range<usize>,
     },
-    /// The number of pages.
+    /// Sets the number of pages.
     Pages {
-        ino: u64,
+        ino: Ino,
         pages: u64,
         seen: Range<usize>,
     },
-    /// The size that covers what there is.
+    /// Raises the size to cover the contents.
     Size {
-        ino: u64,
+        ino: Ino,
         at_least: u64,
         seen: Range<usize>,
     },
-    /// The directory that a directory is in.
+    /// Sets the parent of a directory.
     Parent {
-        ino: u64,
-        parent: u64,
+        ino: Ino,
+        parent: Ino,
         seen: Range<usize>,
     },
-    /// A name in `lost+found`.
-    Name { ino: u64 },
-    /// Names that lead to an inode go.
-    NamesOf { ino: u64, seen: Range<usize> },
-    /// Names in a directory that is none go.
-    NamesIn { ino: u64, seen: Range<usize> },
-    /// Names say this kind.
+    /// Gives the inode a name in `lost+found`.
+    Name { ino: Ino },
+    /// Removes names that lead to the inode.
+    NamesOf { ino: Ino, seen: Range<usize> },
+    /// Removes names in an inode that is not a directory.
+    NamesIn { ino: Ino, seen: Range<usize> },
+    /// Sets the kind that names record.
     KindOf {
-        ino: u64,
+        ino: Ino,
         kind: FileKind,
         seen: Range<usize>,
     },
-    /// All names of a directory but one go.
+    /// Removes all names of a directory but one.
     OneName {
-        ino: u64,
-        parent: u64,
+        ino: Ino,
+        parent: Ino,
         seen: Range<usize>,
     },
-    /// A directory leaves its circle.
-    Detach { ino: u64 },
-    /// An inode for contents that have none.
+    /// Moves a directory out of its cycle.
+    Detach { ino: Ino },
+    /// Creates an inode for contents without one.
     Remake {
-        ino: u64,
+        ino: Ino,
         size: u64,
         seen: Range<usize>,
     },
-    /// Attributes go.
-    AttributesOf { ino: u64, seen: Range<usize> },
-    /// New inodes begin here at least.
-    NextInode(u64),
-    /// New rows of `garbage` begin here at least.
+    /// Removes extended attributes.
+    AttributesOf { ino: Ino, seen: Range<usize> },
+    /// Raises the number of the next inode.
+    NextInode(Ino),
+    /// Raises the number of the next row of `garbage`.
     NextGarbage(u64),
-    /// The live generation is this one at least.
+    /// Raises the live generation above this one.
     Generation(Generation),
-    /// An inode is not to be removed.
-    ForgetOrphan(u64),
-    /// A row of an unversioned table.
+    /// Removes the inode from the orphans.
+    ForgetOrphan(Ino),
+    /// Sets or removes a row of an unversioned table.
     Row(Table, Vec<u8>, Option<Vec<u8>>),
-    /// A name goes where it is looked for.
+    /// Moves a name to the position where a lookup finds it.
     Rehash(Vec<u8>),
-    /// Versions that nobody needs go.
+    /// Removes versions that no view needs.
     Prune(Table, Vec<u8>),
-    /// What the volume counts.
+    /// Sets the volume's count of used pages.
     UsedPages(u64),
-    /// Bytes that records take.
+    /// Sets the volume's count of bytes of records.
     RecordBytes(u64),
-    /// The same.
+    /// Sets the volume's count of inodes.
     Inodes(u64),
-    /// An object goes.
+    /// Unlinks an object.
     Unlink(ObjectName),
 }
 
-/// Where to look for paths.
+/// Where the paths of a finding can be found.
 #[derive(Clone, Debug)]
-enum Place {
+enum PathHint {
     None,
-    Inode(u64),
-    Entry { parent: u64, name: Vec<u8> },
+    Inode(Ino),
+    Entry { parent: Ino, name: Vec<u8> },
 }
 
-/// A finding whose paths are not known yet.
+/// A finding whose paths have not been looked up yet.
 #[derive(Debug)]
 struct Pending {
     finding: Finding,
-    place: Place,
+    path_hint: PathHint,
     seen: Range<usize>,
-    mend: Option<Mend>,
+    repair: Option<RepairAction>,
 }
 
 /// A check under way.
 struct Run<'a> {
     stored: Arc<Stored>,
-    /// Of metadata that were read before.
+    /// Unreadable pages of commits that were read before.
     gaps: BTreeMap<Option<u64>, String>,
     subject: &'a Subject<'a>,
     options: &'a CheckOptions,
     progress: &'a dyn CheckProgress,
     views: Views,
-    /// How paths in kept views begin.
+    /// Path prefixes of kept views.
     prefixes: Vec<Vec<u8>>,
-    /// Views are being dropped.
+    /// True if views are being dropped.
     leaving: bool,
-    /// What the live view says counts for nothing: it is being taken back.
+    /// True if a restore is under way, so that the live view is inconsistent.
     half_restored: bool,
     pending: Vec<Pending>,
     dropped: bool,
     report: Report,
     totals: Totals,
     tree: Tree,
-    orphans: Vec<u64>,
-    orphans_met: BTreeSet<u64>,
+    orphans: Vec<Ino>,
+    orphans_seen: BTreeSet<Ino>,
     garbage: BTreeMap<ObjectName, Vec<u8>>,
-    /// Keys that are none.
+    /// Number of malformed keys.
     malformed: u64,
-    /// The last place of a name that was met, by whom there is a name in it.
-    last_place: Option<(u64, u32, Vec<Range<usize>>)>,
+    /// The last position of a name in a directory that was read, and the views that see a name
+    /// there.
+    last_position: Option<(Ino, u32, Vec<Range<usize>>)>,
     undecodable_extents: bool,
     pages_to_verify: u64,
 }
 
-/// What a check came to.
+/// Result of a check.
 pub(crate) struct Outcome {
     pub(crate) report: Report,
-    pub(crate) mends: Vec<Mend>,
+    pub(crate) repairs: Vec<RepairAction>,
 }
 
-/// Checks a volume that nobody uses: who calls has it open and no filesystem on it. Nothing is
-/// written.
+/// Checks a volume that is not in use. The caller has it open, without a filesystem on it. Nothing
+/// is written.
 ///
 /// # Errors
-/// It was cancelled, or the backing store failed. What is wrong with the volume is no error.
+/// The check was cancelled, or the backing store failed. Damage of the volume is not an error.
 pub fn check(
     volume: &Volume,
     options: &CheckOptions,
@@ -325,11 +326,11 @@ pub fn check(
     Ok(run_offline(volume, options, progress)?.report)
 }
 
-/// Compares the metadata of a volume that is being made, from elsewhere, with itself and with the
-/// objects that are there. Contents are not read.
+/// Compares the metadata of a volume that is being created from an image with itself and with the
+/// existing objects. Contents are not read.
 ///
 /// # Errors
-/// The metadata or the store could not be read. What is wrong is no error.
+/// The metadata or the store cannot be read. Inconsistencies are not an error.
 pub fn compare(fresh: &FreshVolume) -> Result<Report, CheckError> {
     let store: Arc<dyn Store> = Arc::new(ReadOnlyStore::over(Arc::clone(&fresh.store)));
     let file = store.open(&StorePath::new(META_NAME), OpenMode::Read)?;
@@ -339,10 +340,10 @@ pub fn compare(fresh: &FreshVolume) -> Result<Report, CheckError> {
     compare_with(file, objects, true)
 }
 
-/// Compares metadata whose objects are not there yet with itself.
+/// Compares metadata with itself if its objects do not exist yet.
 ///
 /// # Errors
-/// As of [`compare`].
+/// The metadata or the store cannot be read. Inconsistencies are not an error.
 pub fn compare_metadata(file: MetaFile, volume: &Volume) -> Result<Report, CheckError> {
     let store: Arc<dyn Store> = Arc::new(ReadOnlyStore::over(Arc::clone(&volume.store)));
     let objects = Objects::new(store, Arc::clone(&volume.keys), 1);
@@ -361,7 +362,7 @@ fn compare_with(file: MetaFile, objects: Objects, has_objects: bool) -> Result<R
         ..CheckOptions::default()
     };
     let report = Report::default();
-    let outcome = run(Arc::new(stored), &subject, &options, &Unwatched, report)?;
+    let outcome = run(Arc::new(stored), &subject, &options, &NoProgress, report)?;
     Ok(outcome.report)
 }
 
@@ -381,12 +382,12 @@ pub(crate) fn run_offline(
         (Some(stored), notes) => run(Arc::new(stored), &subject, options, progress, notes),
         (None, report) => Ok(Outcome {
             report,
-            mends: Vec::new(),
+            repairs: Vec::new(),
         }),
     }
 }
 
-/// Opens the metadata; or says why they cannot be read.
+/// Opens the metadata, or reports why it cannot be read.
 fn open_stored(
     volume: &Volume,
     store: &dyn Store,
@@ -411,8 +412,8 @@ fn open_stored(
         Err(error) => return unreadable(report, &error, vec![Range { start: 0, end: 1 }]),
         Ok(file) => Arc::new(file),
     };
-    // A copy is as old as it is.
-    if let Err(older) = volume.judge(&file.slots())
+    // A copy may be older than the keystore's record.
+    if let Err(older) = volume.check_rollback(&file.slots())
         && !volume.is_copy()
     {
         report
@@ -425,7 +426,7 @@ fn open_stored(
     if let Some(ahead) = ahead.filter(|it| Some(it.sequence) > newest) {
         let (known, found) = (ahead.sequence.0, newest.unwrap_or_default().0);
         let message = format!(
-            "its metadata are of commit {found}, and there is a checkpoint of commit {known}"
+            "its metadata is of commit {found}, and there is a checkpoint of commit {known}"
         );
         report
             .findings
@@ -441,7 +442,7 @@ fn open_stored(
         Ok(true) => {}
         Ok(false) if !stored.counters().clean => {}
         Ok(false) => {
-            let message = "its record of free pages is off, and is made anew by the next recovery";
+            let message = "its record of free pages is wrong, and is rebuilt by the next recovery";
             report
                 .findings
                 .push(Finding::new(Kind::MetadataSpace, message));
@@ -461,7 +462,7 @@ fn check_slots(file: &MetaFile, is_clean: bool, report: &mut Report) {
     }
     for (slot, name) in file.slots().iter().zip(["first", "second"]) {
         if !slot.authentic {
-            let message = format!("the {name} place of its page 0 does not open");
+            let message = format!("the {name} slot of its page 0 does not open");
             let mut finding = Finding::new(Kind::MetadataSlot, message);
             if !is_clean {
                 finding.severity = Severity::Note;
@@ -506,10 +507,10 @@ pub(crate) fn run(
         report,
         tree: Tree::default(),
         orphans: Vec::new(),
-        orphans_met: BTreeSet::new(),
+        orphans_seen: BTreeSet::new(),
         garbage: BTreeMap::new(),
         malformed: 0,
-        last_place: None,
+        last_position: None,
         undecodable_extents: false,
         pages_to_verify: 0,
     };
@@ -523,9 +524,9 @@ impl Run<'_> {
         counters: &crate::meta::records::Counters,
     ) -> Result<Outcome, CheckError> {
         if self.half_restored {
-            let message = "it is being taken back to a snapshot, which the next mount goes on with";
+            let message = "a restore from a snapshot is under way, which the next mount continues";
             let finding = Finding::new(Kind::HalfRestored, message);
-            self.found(finding, Place::None, 0..0);
+            self.report(finding, PathHint::None, 0..0);
         }
         self.read_orphans()?;
         self.read_garbage()?;
@@ -541,8 +542,8 @@ impl Run<'_> {
             self.check_objects()?;
         }
         if self.malformed > 0 {
-            let message = format!("{} keys are not those of records", self.malformed);
-            self.found(Finding::new(Kind::Record, message), Place::None, 0..0);
+            let message = format!("{} keys are malformed", self.malformed);
+            self.report(Finding::new(Kind::Record, message), PathHint::None, 0..0);
         }
         self.leave_out_what_is_guessed();
         if self.options.contents {
@@ -550,15 +551,15 @@ impl Run<'_> {
             self.check_checkpoints()?;
         }
         self.find_paths()?;
-        self.tell_gaps();
-        let mut mends = Vec::new();
+        self.report_gaps();
+        let mut repairs = Vec::new();
         for pending in self.pending {
             self.report.findings.push(pending.finding);
-            mends.extend(pending.mend);
+            repairs.extend(pending.repair);
         }
         Ok(Outcome {
             report: self.report,
-            mends,
+            repairs,
         })
     }
 
@@ -571,12 +572,16 @@ impl Run<'_> {
             self.report.omitted_faults = 0;
             let message =
                 "some records cannot be read: the others are not compared with each other";
-            self.found(Finding::new(Kind::NotCompared, message), Place::None, 0..0);
+            self.report(
+                Finding::new(Kind::NotCompared, message),
+                PathHint::None,
+                0..0,
+            );
         }
     }
 
-    /// Pages of the metadata that were met and do not count.
-    fn tell_gaps(&mut self) {
+    /// Reports unreadable pages of the metadata.
+    fn report_gaps(&mut self) {
         self.gaps.append(&mut self.stored.gaps());
         for (page, reason) in std::mem::take(&mut self.gaps) {
             let pages = page.map(|page| page..page + 1).into_iter().collect();
@@ -589,7 +594,7 @@ impl Run<'_> {
         self.views.live()..self.views.live() + 1
     }
 
-    fn go_on(&self) -> Result<(), CheckError> {
+    fn check_cancelled(&self) -> Result<(), CheckError> {
         if self.progress.cancelled() {
             Err(CheckError::Cancelled)
         } else {
@@ -601,10 +606,10 @@ impl Run<'_> {
         keys::name_hash(&self.stored.counters().hash_key, name)
     }
 
-    /// Takes note of something about what these views see.
-    fn found(&mut self, finding: Finding, place: Place, seen: Range<usize>) {
+    /// Adds a finding about what these views see.
+    fn report(&mut self, finding: Finding, path_hint: PathHint, seen: Range<usize>) {
         self.dropped = true;
-        // Half of it is as it was and half as it will be.
+        // One half of the live view is restored already and the other is not.
         let of_half = self.half_restored && seen == self.live_only();
         if of_half && finding.severity > Severity::Note {
             return;
@@ -617,20 +622,20 @@ impl Run<'_> {
         self.dropped = false;
         self.pending.push(Pending {
             finding,
-            place,
+            path_hint,
             seen,
-            mend: None,
+            repair: None,
         });
     }
 
-    /// What would mend what was found last.
-    fn mend(&mut self, mend: Option<Mend>) {
+    /// Sets the action that would repair the last finding.
+    fn set_repair(&mut self, repair: Option<RepairAction>) {
         if let Some(last) = self.pending.last_mut().filter(|_| !self.dropped) {
-            last.mend = mend;
+            last.repair = repair;
         }
     }
 
-    /// A record that this version did not write, of an inode.
+    /// Reports a record of an inode that cannot be decoded.
     fn undecodable(&mut self, table: Table, group: &Group, version: &Version, ino: Ino) {
         self.undecodable_extents |= table == Table::Extent;
         let message = format!(
@@ -639,7 +644,7 @@ impl Run<'_> {
             version.generation,
             hex::encode(&group.logical)
         );
-        let finding = Finding::new(Kind::Record, message).inode(ino.0);
-        self.found(finding, Place::Inode(ino.0), version.seen.clone());
+        let finding = Finding::new(Kind::Record, message).inode(ino);
+        self.report(finding, PathHint::Inode(ino), version.seen.clone());
     }
 }

@@ -1,11 +1,11 @@
-//! Names: what they say, and what follows from them for the inodes that they lead to.
+//! Checks names, and counts them for the inodes that they lead to.
 //!
-//! Every version of a name counts for its inode, and for its directory, from the first view that
-//! sees it to the last: an *event* where it begins to, and one where it ends. Sorted by inode they
-//! are compared with the inodes in one go, for all views at once. They take 24 bytes each, one for
-//! a name of a file and two for one of a directory, and one more where it is in kept views alone.
-//! When there are more than fit into the memory that may be used, those of the larger inodes wait
-//! for another reading of the names.
+//! Every version of a name counts for its inode and for its directory, from the first view that
+//! sees it to the last: one *event* marks the beginning, another one the end. Sorted by inode, the
+//! events are compared with the inodes in one pass, for all views at once. An event takes 24 bytes;
+//! a name of a file needs one, a name of a directory two, and one more if it is in kept views only.
+//! If there are more events than fit into the available memory, those of the larger inodes wait for
+//! another pass over the names.
 
 use std::ops::Range;
 
@@ -15,50 +15,53 @@ use crate::meta::records::{DirentRecord, FileKind};
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Version};
-use super::{CheckError, Mend, Place, Run};
+use super::{CheckError, PathHint, RepairAction, Run};
 
 /// What an event counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Role {
     /// Names that lead to the inode.
     Name,
-    /// Names in it, of directories.
+    /// Names of directories in the inode.
     Subdirectory,
-    /// Names in it, of anything else.
+    /// Names of other files in the inode.
     Other,
 }
 
-/// From a view on, so many more (or fewer) of something.
+/// A change of a count, from a view on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Event {
-    pub(super) ino: u64,
-    /// The directory that the name is in, of names of directories.
-    pub(super) parent: u64,
+    pub(super) ino: Ino,
+    /// The directory that the name is in, for names of directories.
+    pub(super) parent: Ino,
     pub(super) view: u16,
     pub(super) role: Role,
-    /// The kind that a name says.
+    /// The kind that the name records.
     pub(super) kind: u8,
     pub(super) more: i32,
 }
 
 const _: () = assert!(size_of::<Event>() == 24);
 
-/// Events of the inodes of a range, in order and in bounded memory.
+/// End of a range that has all inodes from its beginning on.
+pub(super) const EVERY_INODE: Ino = Ino(u64::MAX);
+
+/// Events of a range of inodes, in order and in bounded memory.
 pub(super) struct Events {
     list: Vec<Event>,
     limit: usize,
-    from: u64,
-    /// Those of this inode and larger ones wait for another reading.
-    pub(super) until: u64,
+    from: Ino,
+    /// Events of this inode and of larger ones wait for another pass.
+    pub(super) until: Ino,
 }
 
 impl Events {
-    pub(super) fn new(limit: usize, from: u64) -> Self {
+    pub(super) fn new(limit: usize, from: Ino) -> Self {
         Self {
             list: Vec::new(),
             limit,
             from,
-            until: u64::MAX,
+            until: EVERY_INODE,
         }
     }
 
@@ -70,7 +73,7 @@ impl Events {
         if self.list.len() >= self.limit {
             self.compact();
             if self.list.len() > self.limit / 2 {
-                self.cut();
+                self.drop_upper_half();
             }
         }
     }
@@ -89,13 +92,13 @@ impl Events {
         self.list.retain(|event| event.more != 0);
     }
 
-    fn cut(&mut self) {
+    fn drop_upper_half(&mut self) {
         let (Some(first), Some(middle)) = (self.list.first(), self.list.get(self.list.len() / 2))
         else {
             return;
         };
         if first.ino == middle.ino {
-            // One inode with very many events needs them all.
+            // All events of one inode must fit.
             self.limit *= 2;
             return;
         }
@@ -104,24 +107,24 @@ impl Events {
         self.list.retain(|event| event.ino < until);
     }
 
-    /// All of them, by inode.
-    pub(super) fn finish(mut self) -> (Vec<Event>, u64) {
+    /// All events, ordered by inode.
+    pub(super) fn finish(mut self) -> (Vec<Event>, Ino) {
         self.compact();
         (self.list, self.until)
     }
 }
 
-/// A name as its key has it.
-pub(super) struct Named<'a> {
-    pub(super) parent: u64,
+/// The fields of a name's key.
+pub(super) struct DirentKey<'a> {
+    pub(super) parent: Ino,
     pub(super) position: u32,
     pub(super) name: &'a [u8],
 }
 
-pub(super) fn named(logical: &[u8]) -> Option<Named<'_>> {
+pub(super) fn dirent_key(logical: &[u8]) -> Option<DirentKey<'_>> {
     let (position, name) = keys::dirent_parts(logical)?;
-    let Ino(parent) = keys::ino_of(logical)?;
-    Some(Named {
+    let parent = keys::ino_of(logical)?;
+    Some(DirentKey {
         parent,
         position,
         name,
@@ -129,14 +132,14 @@ pub(super) fn named(logical: &[u8]) -> Option<Named<'_>> {
 }
 
 impl Run<'_> {
-    /// Takes note of a name's versions.
+    /// Counts the versions of a name.
     pub(super) fn count_names(
         &mut self,
         group: &Group,
         first_reading: bool,
         events: &mut Events,
     ) -> Result<(), CheckError> {
-        let Some(named) = named(&group.logical) else {
+        let Some(named) = dirent_key(&group.logical) else {
             self.malformed += u64::from(first_reading);
             return Ok(());
         };
@@ -148,7 +151,7 @@ impl Run<'_> {
         for (version, value) in group.present() {
             let Some(entry) = DirentRecord::decode(value) else {
                 if first_reading {
-                    self.undecodable(keys::Table::Dirent, group, version, Ino(named.parent));
+                    self.undecodable(keys::Table::Dirent, group, version, named.parent);
                 }
                 continue;
             };
@@ -159,7 +162,7 @@ impl Run<'_> {
 
     fn count_name(
         &self,
-        named: &Named<'_>,
+        named: &DirentKey<'_>,
         entry: DirentRecord,
         version: &Version,
         events: &mut Events,
@@ -173,8 +176,8 @@ impl Run<'_> {
             }
             let view = view as u16;
             events.push(Event {
-                ino: entry.ino.0,
-                parent: if is_directory { named.parent } else { 0 },
+                ino: entry.ino,
+                parent: if is_directory { named.parent } else { Ino(0) },
                 view,
                 role: Role::Name,
                 kind: entry.kind as u8,
@@ -182,7 +185,7 @@ impl Run<'_> {
             });
             events.push(Event {
                 ino: named.parent,
-                parent: 0,
+                parent: Ino(0),
                 view,
                 role: if is_directory {
                     Role::Subdirectory
@@ -195,13 +198,13 @@ impl Run<'_> {
         }
     }
 
-    /// True when somebody sees another name of the directory in the same place, of those that came
-    /// before it: names come in the order of their places.
-    fn shares_its_place(&mut self, group: &Group, named: &Named<'_>) -> bool {
+    /// True if a view sees another name of the directory at the same position. Only names that came
+    /// before are compared: names are read in the order of positions.
+    fn shares_position(&mut self, group: &Group, named: &DirentKey<'_>) -> bool {
         let seen = group.present().map(|(version, _)| version.seen.clone());
         let seen: Vec<_> = seen.filter(|seen| !seen.is_empty()).collect();
         let place = (named.parent, named.position);
-        match &mut self.last_place {
+        match &mut self.last_position {
             Some((parent, position, before)) if (*parent, *position) == place => {
                 let overlap = |one: &Range<usize>| {
                     before
@@ -219,37 +222,37 @@ impl Run<'_> {
         }
     }
 
-    fn check_name(&mut self, group: &Group, named: &Named<'_>) {
+    fn check_name(&mut self, group: &Group, named: &DirentKey<'_>) {
         let Some((version, _)) = group.present().next() else {
             return;
         };
         let hash = self.name_hash(named.name);
-        let is_shared = self.shares_its_place(group, named);
+        let is_shared = self.shares_position(group, named);
         let why = match named.name {
             b"" => "it is empty",
-            b"." | b".." => "it has a meaning of its own",
+            b"." | b".." => "it has a special meaning",
             name if name.len() > 255 => "it is longer than 255 bytes",
             name if name.contains(&0) || name.contains(&b'/') => "it has a NUL or a / in it",
-            _ if !(hash..hash + keys::NEARBY).contains(&named.position) => {
-                "it is not where looking it up looks"
+            _ if !(hash..hash + keys::PROBE_LIMIT).contains(&named.position) => {
+                "a lookup does not find it"
             }
-            _ if is_shared => "another one has its place in the directory",
+            _ if is_shared => "another name has its position in the directory",
             _ => return,
         };
         let finding = Finding::new(Kind::NameMisplaced, format!("a name cannot be used: {why}"));
-        let place = Place::Entry {
+        let path_hint = PathHint::Entry {
             parent: named.parent,
             name: named.name.to_vec(),
         };
-        self.found(finding, place, version.seen.clone());
-        if usable(named.name) {
-            self.mend(Some(Mend::Rehash(group.logical.clone())));
+        self.report(finding, path_hint, version.seen.clone());
+        if is_usable(named.name) {
+            self.set_repair(Some(RepairAction::Rehash(group.logical.clone())));
         }
     }
 }
 
-/// True for a name that a call could have given.
-fn usable(name: &[u8]) -> bool {
+/// True for a name that a system call could have created.
+fn is_usable(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..")
         && name.len() <= 255
         && !name.contains(&0)
@@ -262,8 +265,8 @@ mod tests {
 
     fn event(ino: u64, view: u16, more: i32) -> Event {
         Event {
-            ino,
-            parent: 0,
+            ino: Ino(ino),
+            parent: Ino(0),
             view,
             role: Role::Name,
             kind: 1,
@@ -272,19 +275,19 @@ mod tests {
     }
 
     #[test]
-    fn events_of_one_place_add_up_and_may_vanish() {
-        let mut events = Events::new(100, 0);
+    fn events_of_one_inode_and_view_add_up_and_may_cancel() {
+        let mut events = Events::new(100, Ino(0));
         for (ino, view, more) in [(2, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, 1), (3, 1, -1)] {
             events.push(event(ino, view, more));
         }
         let (list, until) = events.finish();
         assert_eq!(list, [event(1, 0, 1), event(2, 0, 2)]);
-        assert_eq!(until, u64::MAX);
+        assert_eq!(until, EVERY_INODE);
     }
 
     #[test]
     fn what_does_not_fit_waits_and_nothing_is_lost() {
-        let (mut from, mut seen, mut readings) = (0, Vec::new(), 0);
+        let (mut from, mut seen, mut readings) = (Ino(0), Vec::new(), 0);
         loop {
             let mut events = Events::new(64, from);
             for ino in 0..1000u64 {
@@ -295,7 +298,7 @@ mod tests {
             assert!(list.iter().all(|event| (from..until).contains(&event.ino)));
             seen.extend(list);
             readings += 1;
-            if until == u64::MAX {
+            if until == EVERY_INODE {
                 break;
             }
             from = until;
@@ -304,6 +307,9 @@ mod tests {
         assert!(seen.is_sorted());
         let total: i64 = seen.iter().map(|event| i64::from(event.more)).sum();
         assert_eq!(total, 2000);
-        assert_eq!(seen.iter().filter(|event| event.ino == 500).count(), 50);
+        assert_eq!(
+            seen.iter().filter(|event| event.ino == Ino(500)).count(),
+            50
+        );
     }
 }

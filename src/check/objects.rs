@@ -1,36 +1,38 @@
-//! Objects: those that records name, and those that there are.
+//! Compares the objects that records name with those that exist.
 //!
-//! Forty bytes for each object that is named, in a bounded memory: when there are more than fit,
-//! those in later folders wait for another reading of the extents.
+//! Each named object takes 40 bytes, in bounded memory: if there are more than fit, those in later
+//! folders wait for another pass over the extents.
 
 use super::report::{Finding, Kind};
 use super::stream::{Group, Groups};
-use super::{CheckError, Mend, Place, Run};
-use crate::ids::{FolderNumber, Ino, ObjectId};
+use super::{CheckError, PathHint, RepairAction, Run};
+use crate::ids::{ChunkIndex, FolderNumber, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::PageSet;
 use crate::meta::records::{ExtentRecord, ObjectName, PartId};
 
-/// That an extent names an object.
+/// An object that an extent names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct NamedBy {
-    folder: u64,
-    object: [u8; 16],
-    ino: u64,
-    chunk: u32,
+struct ObjectUse {
+    object: ObjectName,
+    ino: Ino,
+    chunk: ChunkIndex,
 }
 
-/// What extents name in the folders of a range.
+/// End of a range that has all folders from its beginning on.
+const EVERY_FOLDER: FolderNumber = FolderNumber(u64::MAX);
+
+/// The objects that extents name, for a range of folders.
 struct Names {
-    list: Vec<NamedBy>,
+    list: Vec<ObjectUse>,
     limit: usize,
-    from: u64,
-    until: u64,
+    from: FolderNumber,
+    until: FolderNumber,
 }
 
 impl Names {
-    fn push(&mut self, named: NamedBy) {
-        if named.folder < self.from || named.folder >= self.until {
+    fn push(&mut self, named: ObjectUse) {
+        if named.object.folder < self.from || named.object.folder >= self.until {
             return;
         }
         self.list.push(named);
@@ -42,12 +44,12 @@ impl Names {
             return;
         }
         match (self.list.first(), self.list.get(self.list.len() / 2)) {
-            (Some(first), Some(middle)) if first.folder < middle.folder => {
-                self.until = middle.folder;
+            (Some(first), Some(middle)) if first.object.folder < middle.object.folder => {
+                self.until = middle.object.folder;
                 let until = self.until;
-                self.list.retain(|named| named.folder < until);
+                self.list.retain(|named| named.object.folder < until);
             }
-            // A folder has a few thousand objects.
+            // A folder has at most a few thousand objects.
             _ => self.limit *= 2,
         }
     }
@@ -79,10 +81,10 @@ pub(super) fn parts_of(group: &Group) -> Vec<(PartId, PageSet, std::ops::Range<u
 }
 
 impl Run<'_> {
-    /// Compares the objects that are named with those that there are.
+    /// Compares the objects that are named with those that exist.
     pub(super) fn check_objects(&mut self) -> Result<(), CheckError> {
-        let limit = (self.options.memory_bytes / size_of::<NamedBy>()).max(64);
-        let mut from = 0;
+        let limit = (self.options.memory_bytes / size_of::<ObjectUse>()).max(64);
+        let mut from = FolderNumber(0);
         let mut folders = self.subject.objects.folders()?;
         folders.sort_unstable();
         loop {
@@ -90,17 +92,17 @@ impl Run<'_> {
                 list: Vec::new(),
                 limit,
                 from,
-                until: u64::MAX,
+                until: EVERY_FOLDER,
             };
-            self.read_names(&mut names, from == 0)?;
+            self.read_names(&mut names, from == FolderNumber(0))?;
             names.compact();
             self.check_named(&names.list);
-            let here = |folder: &&FolderNumber| (from..names.until).contains(&folder.0);
+            let here = |folder: &&FolderNumber| (from..names.until).contains(folder);
             for folder in folders.iter().filter(here) {
-                self.go_on()?;
+                self.check_cancelled()?;
                 self.check_folder(*folder, &names.list)?;
             }
-            if names.until == u64::MAX {
+            if names.until == EVERY_FOLDER {
                 return Ok(());
             }
             from = names.until;
@@ -111,8 +113,8 @@ impl Run<'_> {
         let views = self.views.clone();
         let mut groups = Groups::new(&self.stored, &views, Table::Extent, Vec::new());
         while let Some(group) = groups.next()? {
-            self.go_on()?;
-            let Some((Ino(ino), chunk)) = keys::extent_parts(&group.logical) else {
+            self.check_cancelled()?;
+            let Some((ino, chunk)) = keys::extent_parts(&group.logical) else {
                 continue;
             };
             for (id, pages, _) in parts_of(&group) {
@@ -120,30 +122,29 @@ impl Run<'_> {
                     self.report.objects += 1;
                     self.pages_to_verify += u64::from(pages.len());
                 }
-                names.push(NamedBy {
-                    folder: id.name.folder.0,
-                    object: id.name.object.0,
+                names.push(ObjectUse {
+                    object: id.name,
                     ino,
-                    chunk: chunk.0,
+                    chunk,
                 });
             }
         }
         Ok(())
     }
 
-    fn check_named(&mut self, names: &[NamedBy]) {
+    fn check_named(&mut self, names: &[ObjectUse]) {
         for pair in names.windows(2) {
             let [first, second] = pair else { continue };
-            if (first.folder, first.object) == (second.folder, second.object) {
+            if first.object == second.object {
                 let message = format!(
                     "it is named by chunk {} of inode {} and by chunk {} of inode {}",
                     first.chunk, first.ino, second.chunk, second.ino
                 );
                 let finding = Finding::new(Kind::ObjectTwice, message)
-                    .object(name_of(second))
+                    .object(second.object)
                     .inode(second.ino);
                 let live = self.live_only();
-                self.found(finding, Place::Inode(second.ino), live);
+                self.report(finding, PathHint::Inode(second.ino), live);
             }
         }
         let mut used = Vec::new();
@@ -153,15 +154,19 @@ impl Run<'_> {
             }
         }
         for (name, row) in used {
-            let message = "it is to be removed, and an extent names it";
+            let message = "it is listed for removal, and an extent names it";
             let finding = Finding::new(Kind::GarbageInUse, message).object(name);
-            self.found(finding, Place::None, 0..0);
-            self.mend(Some(Mend::Row(Table::Garbage, row, None)));
+            self.report(finding, PathHint::None, 0..0);
+            self.set_repair(Some(RepairAction::Row(Table::Garbage, row, None)));
             self.garbage.remove(&name);
         }
     }
 
-    fn check_folder(&mut self, folder: FolderNumber, names: &[NamedBy]) -> Result<(), CheckError> {
+    fn check_folder(
+        &mut self,
+        folder: FolderNumber,
+        names: &[ObjectUse],
+    ) -> Result<(), CheckError> {
         for object in self.subject.objects.in_folder(folder)? {
             let name = ObjectName { folder, object };
             if contains(names, name) {
@@ -171,11 +176,11 @@ impl Run<'_> {
                 if self.subject.live.is_none() {
                     let message = "it waits to be removed";
                     let finding = Finding::new(Kind::Garbage, message).object(name);
-                    self.found(finding, Place::None, 0..0);
+                    self.report(finding, PathHint::None, 0..0);
                 }
                 continue;
             }
-            // What is made while the volume is mounted is named later.
+            // Objects that are created while the volume is mounted are named later.
             let fresh = self
                 .subject
                 .live
@@ -188,23 +193,15 @@ impl Run<'_> {
             if !self.stored.counters().clean {
                 finding.severity = super::report::Severity::Note;
             }
-            self.found(finding, Place::None, 0..0);
-            self.mend(Some(Mend::Unlink(name)));
+            self.report(finding, PathHint::None, 0..0);
+            self.set_repair(Some(RepairAction::Unlink(name)));
         }
         Ok(())
     }
 }
 
-fn name_of(named: &NamedBy) -> ObjectName {
-    ObjectName {
-        folder: FolderNumber(named.folder),
-        object: ObjectId(named.object),
-    }
-}
-
-fn contains(names: &[NamedBy], name: ObjectName) -> bool {
-    let key = (name.folder.0, name.object.0);
-    let first = names.partition_point(|named| (named.folder, named.object) < key);
+fn contains(names: &[ObjectUse], name: ObjectName) -> bool {
+    let first = names.partition_point(|named| named.object < name);
     let found = names.get(first);
-    found.is_some_and(|named| (named.folder, named.object) == key)
+    found.is_some_and(|named| named.object == name)
 }

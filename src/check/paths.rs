@@ -1,42 +1,42 @@
-//! Where an inode is: paths for people, looked up when everything has been found.
+//! Looks up the paths of inodes, for people, after all findings are known.
 //!
-//! Files do not say where they are, so all names are read once more, and only when something was
-//! found. Directories say it.
+//! A file's record does not say where it is, so all names are read once more, and only if there are
+//! findings. A directory's record names its parent.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use super::names::named;
+use super::names::dirent_key;
 use super::stream::{Group, Groups};
-use super::{CheckError, Place, Run};
+use super::{CheckError, PathHint, Run};
 use crate::ids::Ino;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{DirentRecord, InodeRecord};
 
-/// Paths told of one finding.
+/// Maximum number of paths of one finding.
 const PATHS_MAX: usize = 8;
-/// Names remembered of one inode.
+/// Maximum number of names kept for one inode.
 const NAMES_MAX: usize = 16;
-/// Deeper than any tree that was made by calls.
+/// Deeper than any tree that system calls could have made.
 const DEPTH_MAX: usize = 4096;
 
-/// A name and where it is, for some views.
+/// A name and its directory, in some views.
 #[derive(Clone, Debug)]
 struct NameAt {
-    parent: u64,
+    parent: Ino,
     name: Vec<u8>,
     seen: Range<usize>,
 }
 
-/// Directories by number and view, with where they are.
-type Known = HashMap<(u64, usize), Option<(u64, Vec<u8>)>>;
+/// Parent and name of directories, by inode and view.
+type Known = HashMap<(Ino, usize), Option<(Ino, Vec<u8>)>>;
 
 impl Run<'_> {
     /// Adds paths to all findings.
     pub(super) fn find_paths(&mut self) -> Result<(), CheckError> {
-        let mut names: BTreeMap<u64, Vec<NameAt>> = BTreeMap::new();
+        let mut names: BTreeMap<Ino, Vec<NameAt>> = BTreeMap::new();
         for pending in &self.pending {
-            if let Place::Inode(ino) = pending.place {
+            if let PathHint::Inode(ino) = pending.path_hint {
                 names.insert(ino, Vec::new());
             }
         }
@@ -45,35 +45,35 @@ impl Run<'_> {
         }
         let mut known = Known::new();
         for index in 0..self.pending.len() {
-            self.go_on()?;
+            self.check_cancelled()?;
             let pending = &self.pending[index];
-            let at: Vec<NameAt> = match &pending.place {
-                Place::None => continue,
-                Place::Entry { parent, name } => vec![NameAt {
+            let at: Vec<NameAt> = match &pending.path_hint {
+                PathHint::None => continue,
+                PathHint::Entry { parent, name } => vec![NameAt {
                     parent: *parent,
                     name: name.clone(),
                     seen: pending.seen.clone(),
                 }],
-                Place::Inode(ino) => names.get(ino).cloned().unwrap_or_default(),
+                PathHint::Inode(ino) => names.get(ino).cloned().unwrap_or_default(),
             };
             let seen = pending.seen.clone();
-            let is_root = matches!(pending.place, Place::Inode(ino) if ino == Ino::ROOT.0);
+            let is_root = matches!(pending.path_hint, PathHint::Inode(ino) if ino == Ino::ROOT);
             let paths = self.paths_of(&at, seen, is_root, &mut known)?;
             self.pending[index].finding.paths = paths;
         }
         Ok(())
     }
 
-    fn read_names_of(&self, names: &mut BTreeMap<u64, Vec<NameAt>>) -> Result<(), CheckError> {
+    fn read_names_of(&self, names: &mut BTreeMap<Ino, Vec<NameAt>>) -> Result<(), CheckError> {
         let mut groups = Groups::new(&self.stored, &self.views, Table::Dirent, Vec::new());
         while let Some(group) = groups.next()? {
-            self.go_on()?;
+            self.check_cancelled()?;
             for (version, value) in group.present() {
                 let Some(entry) = DirentRecord::decode(value) else {
                     continue;
                 };
                 let (Some(list), Some(named)) =
-                    (names.get_mut(&entry.ino.0), named(&group.logical))
+                    (names.get_mut(&entry.ino), dirent_key(&group.logical))
                 else {
                     continue;
                 };
@@ -89,7 +89,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Paths of some names: of the live view first, then of the newest kept ones.
+    /// Paths of some names: first in the live view, then in the newest kept views.
     fn paths_of(
         &self,
         names: &[NameAt],
@@ -117,20 +117,20 @@ impl Run<'_> {
     }
 
     fn prefixed(&self, view: usize, path: &[u8]) -> Vec<u8> {
-        let mut whole = Vec::new();
+        let mut entry = Vec::new();
         if let Some(prefix) = self.prefixes.get(view) {
-            whole.push(b'/');
-            whole.extend_from_slice(prefix);
+            entry.push(b'/');
+            entry.extend_from_slice(prefix);
         }
-        whole.extend_from_slice(path);
-        if whole.is_empty() {
-            whole.push(b'/');
+        entry.extend_from_slice(path);
+        if entry.is_empty() {
+            entry.push(b'/');
         }
-        whole
+        entry
     }
 
-    /// The path to a name in a view, with a slash before each component. `None` when it does not
-    /// hang together.
+    /// The path to a name in a view, with a slash before each component. `None` if the directories
+    /// above do not lead to the root.
     fn path_to(
         &self,
         name: &NameAt,
@@ -139,7 +139,7 @@ impl Run<'_> {
     ) -> Result<Option<Vec<u8>>, CheckError> {
         let mut parts = vec![name.name.clone()];
         let mut at = name.parent;
-        while at != Ino::ROOT.0 {
+        while at != Ino::ROOT {
             if parts.len() > DEPTH_MAX {
                 return Ok(None);
             }
@@ -165,24 +165,24 @@ impl Run<'_> {
         Ok(Some(path))
     }
 
-    /// The directory that holds a directory, and its name in it.
-    fn directory_in(&self, ino: u64, view: usize) -> Result<Option<(u64, Vec<u8>)>, CheckError> {
-        let low = keys::inode(Ino(ino));
+    /// The parent of a directory, and its name there.
+    fn directory_in(&self, ino: Ino, view: usize) -> Result<Option<(Ino, Vec<u8>)>, CheckError> {
+        let low = keys::inode(ino);
         let mut inodes = Groups::new(&self.stored, &self.views, Table::Inode, low.clone());
         let Some(group) = inodes.next()?.filter(|group| group.logical == low) else {
             return Ok(None);
         };
         let record = seen_by(&group, view).and_then(InodeRecord::decode);
-        let Some(Ino(parent)) = record.map(|record| record.parent) else {
+        let Some(parent) = record.map(|record| record.parent) else {
             return Ok(None);
         };
-        let low = keys::number(parent);
+        let low = keys::number(parent.0);
         let mut names = Groups::new(&self.stored, &self.views, Table::Dirent, low);
         while names.peek_ino()? == Some(parent) {
             let Some(group) = names.next()? else { break };
             let entry = seen_by(&group, view).and_then(DirentRecord::decode);
-            if entry.is_some_and(|entry| entry.ino.0 == ino)
-                && let Some(named) = named(&group.logical)
+            if entry.is_some_and(|entry| entry.ino == ino)
+                && let Some(named) = dirent_key(&group.logical)
             {
                 return Ok(Some((parent, named.name.to_vec())));
             }

@@ -1,29 +1,29 @@
-//! Mending what can be mended without losing anything.
+//! Repairs what can be repaired without losing anything.
 //!
-//! Each round checks the metadata, changes what the findings ask for, and commits that, all of it or
-//! nothing; what follows from a change (how often something is linked, what is counted) is found by
-//! the next round. A power cut leaves what the rounds before it made of the volume, or the next one
-//! too. What is true when nothing more can be done is what counts as mended.
+//! Each round checks the metadata, makes the changes that the findings ask for, and commits them,
+//! all or none. What follows from a change (link counts, counters) is found by the next round. A
+//! power cut leaves the volume as the rounds before it made it, possibly including the current one.
+//! A finding counts as repaired if it is gone when nothing more can be done.
 //!
-//! Nothing is guessed: pages that do not open stay as they are, and records that cannot be read;
-//! and while some of the metadata cannot be read, nothing is changed at all. What has lost its name
-//! gets one in `lost+found`.
+//! Nothing is guessed: pages that do not open and records that cannot be decoded stay as they are,
+//! and while some of the metadata cannot be read, nothing is changed at all. An inode that has lost
+//! its name gets one in `lost+found`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::names::named;
+use super::names::dirent_key;
 use super::report::{Finding, Kind, Report};
 use super::stream::{Group, Groups, Version, Views};
 use super::{
-    CheckError, CheckOptions, CheckProgress, Mend, Outcome, Subject, lists::ViewRows, run,
+    CheckError, CheckOptions, CheckProgress, Outcome, RepairAction, Subject, lists::ViewRows, run,
     run_offline,
 };
 use crate::ids::{Generation, Ino};
-use crate::meta::keys::{self, Table};
-use crate::meta::mend::Corrections;
+use crate::meta::keys::{self, Table, VersionedKey};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, ObjectName, TOMBSTONE, Timespec};
+use crate::meta::repair::Corrections;
 use crate::meta::stored::Stored;
 use crate::meta::{Batch, Meta, View};
 use crate::object::{Contents, Objects};
@@ -31,18 +31,19 @@ use crate::sealed::MetaFile;
 use crate::store::{OpenMode, StorePath};
 use crate::volume::{META_NAME, Volume};
 
-/// Rounds after which it is given up: what is left then does not get less.
+/// Maximum number of rounds: what is left after them cannot be repaired.
 const ROUNDS: usize = 16;
-/// The directory in the root for what has lost its name.
+/// The directory in the root for inodes that have lost their name.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
-/// Memory for the objects that are open meanwhile.
+/// Maximum number of objects that are open meanwhile.
 const OPEN_OBJECTS: usize = 16;
 
-/// Checks a volume that nobody uses, and mends what can be mended. Who calls has it open for
-/// writing and no filesystem on it.
+/// Checks a volume that is not in use, and repairs what can be repaired. The caller has it open for
+/// writing, without a filesystem on it.
 ///
 /// # Errors
-/// As [`super::check`], or a change could not be made durable; those of earlier rounds are then.
+/// The check was cancelled, the backing store failed, or a change could not be made durable.
+/// Changes of earlier rounds are durable then.
 pub fn repair(
     volume: &Volume,
     options: &CheckOptions,
@@ -55,30 +56,30 @@ pub fn repair(
             Kind::Metadata | Kind::RolledBack | Kind::HalfRestored
         )
     };
-    if first.mends.is_empty() || first.report.findings.iter().any(unsure) {
+    if first.repairs.is_empty() || first.report.findings.iter().any(unsure) {
         return Ok(first.report);
     }
-    let mending = Mending::open(volume)?;
+    let repairer = Repairer::open(volume)?;
     let before = first.report;
-    let mut mends = first.mends;
+    let mut repairs = first.repairs;
     let mut after = before.clone();
     for _ in 0..ROUNDS {
-        if mends.is_empty() {
+        if repairs.is_empty() {
             break;
         }
-        mending.round(&mends)?;
-        let outcome = mending.check(options, progress)?;
+        repairer.run_round(&repairs)?;
+        let outcome = repairer.check(options, progress)?;
         after = outcome.report;
-        if outcome.mends == mends {
+        if outcome.repairs == repairs {
             break;
         }
-        mends = outcome.mends;
+        repairs = outcome.repairs;
     }
-    mending.close()?;
+    repairer.close()?;
     Ok(merged(before, after))
 }
 
-/// The first report, with what was found at the end.
+/// The first report, updated with the findings of the last one.
 fn merged(mut before: Report, after: Report) -> Report {
     let of_contents = |kind: Kind| {
         matches!(
@@ -115,36 +116,36 @@ fn merged(mut before: Report, after: Report) -> Report {
     before
 }
 
-/// A volume that is being mended.
-struct Mending<'a> {
+/// A volume that is being repaired.
+struct Repairer<'a> {
     volume: &'a Volume,
     meta: Arc<Meta>,
     contents: Contents,
     was_clean: bool,
 }
 
-/// The directory that a name is in, its key, and who sees it.
-type NameIn = (u64, Vec<u8>, Range<usize>);
+/// The directory of a name, its key, and the views that see it.
+type NameIn = (Ino, Vec<u8>, Range<usize>);
 
-/// What is to become of a name.
+/// A change of a name.
 enum NameChange {
     Remove,
     Kind(FileKind),
 }
 
-impl<'a> Mending<'a> {
+impl<'a> Repairer<'a> {
     fn open(volume: &'a Volume) -> Result<Self, CheckError> {
         let file = volume
             .store
             .open(&StorePath::new(META_NAME), OpenMode::ReadWrite)?;
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto());
-        let meta = Arc::new(Meta::open_to_mend(
+        let meta = Arc::new(Meta::open_for_repair(
             file.map_err(std::io::Error::from)?,
             16 << 20,
         )?);
         let was_clean = meta.counters().clean;
         if !was_clean {
-            // After the end of a process alone, what it wrote may be in the kernel's memory only.
+            // If only the process ended, what it wrote may be in the kernel's memory only.
             volume.store.sync_all()?;
         }
         let contents = Contents::new(
@@ -166,7 +167,7 @@ impl<'a> Mending<'a> {
         Ok(())
     }
 
-    fn remember(&self, clean: bool) -> Result<(), CheckError> {
+    fn record_in_keystore(&self, clean: bool) -> Result<(), CheckError> {
         let (newest, tags) = self.meta.file().durable();
         self.volume
             .remember(newest, tags, clean)
@@ -178,7 +179,7 @@ impl<'a> Mending<'a> {
         self.meta.set_clean(self.was_clean);
         self.commit()?;
         self.meta.close()?;
-        self.remember(self.was_clean)
+        self.record_in_keystore(self.was_clean)
     }
 
     fn check(
@@ -203,33 +204,35 @@ impl<'a> Mending<'a> {
         run(stored, &subject, &options, progress, Report::default())
     }
 
-    /// Does what was asked for, in one commit.
-    fn round(&self, mends: &[Mend]) -> Result<(), CheckError> {
+    /// Carries out the actions, in one commit.
+    fn run_round(&self, repairs: &[RepairAction]) -> Result<(), CheckError> {
         let stored = Arc::new(self.meta.stored()?);
         let views = ViewRows::read(&stored)?.views();
-        // Numbers that are given out must be right before any is.
-        let is_number = |mend: &&Mend| {
+        // Counters that allocate numbers must be right before any number is allocated.
+        let is_number = |repair: &&RepairAction| {
             matches!(
-                mend,
-                Mend::NextInode(_) | Mend::NextGarbage(_) | Mend::Generation(_)
+                repair,
+                RepairAction::NextInode(_)
+                    | RepairAction::NextGarbage(_)
+                    | RepairAction::Generation(_)
             )
         };
-        for mend in mends.iter().filter(is_number) {
-            self.meta.correct(&correction(mend));
+        for repair in repairs.iter().filter(is_number) {
+            self.meta.correct(&correction(repair));
         }
-        self.change_names(&stored, &views, mends)?;
+        self.change_names(&stored, &views, repairs)?;
         let mut unlink = Vec::new();
-        for mend in mends {
-            self.one(&views, mend, &mut unlink)?;
+        for repair in repairs {
+            self.apply_action(&views, repair, &mut unlink)?;
         }
         drop(stored);
         self.meta.set_clean(false);
         self.commit()?;
-        if let Err(error) = self.remember(false) {
-            // The end of it says so too, if it is so then.
+        if let Err(error) = self.record_in_keystore(false) {
+            // If this persists, closing reports it too.
             tracing::warn!(%error, "while the volume is repaired");
         }
-        // Only what was not named before the commit either.
+        // Only objects that were not named before the commit either.
         for name in unlink {
             self.contents.objects().unlink(name)?;
         }
@@ -237,56 +240,62 @@ impl<'a> Mending<'a> {
         self.commit()
     }
 
-    fn one(
+    fn apply_action(
         &self,
         views: &Views,
-        mend: &Mend,
+        repair: &RepairAction,
         unlink: &mut Vec<ObjectName>,
     ) -> Result<(), CheckError> {
-        let inode = |ino: &u64, seen: &Range<usize>, change: &dyn Fn(&mut InodeRecord)| {
-            self.amend_inode(views, Ino(*ino), seen, change)
+        let inode = |ino: &Ino, seen: &Range<usize>, change: &dyn Fn(&mut InodeRecord)| {
+            self.amend_inode(views, *ino, seen, change)
         };
         let mut batch = Batch::new();
-        match mend {
-            Mend::Links { ino, nlink, seen } => inode(ino, seen, &|inode| inode.nlink = *nlink)?,
-            Mend::Pages { ino, pages, seen } => inode(ino, seen, &|inode| inode.pages = *pages)?,
-            Mend::Parent { ino, parent, seen } => {
-                inode(ino, seen, &|inode| inode.parent = Ino(*parent))?;
+        match repair {
+            RepairAction::Links { ino, nlink, seen } => {
+                inode(ino, seen, &|inode| inode.nlink = *nlink)?;
             }
-            Mend::Size {
+            RepairAction::Pages { ino, pages, seen } => {
+                inode(ino, seen, &|inode| inode.pages = *pages)?;
+            }
+            RepairAction::Parent { ino, parent, seen } => {
+                inode(ino, seen, &|inode| inode.parent = *parent)?;
+            }
+            RepairAction::Size {
                 ino,
                 at_least,
                 seen,
             } => inode(ino, seen, &|inode| inode.size = inode.size.max(*at_least))?,
-            Mend::Name { ino } | Mend::Detach { ino } => self.give_name(Ino(*ino))?,
-            Mend::Remake { ino, size, seen } if seen.contains(&views.live()) => {
-                let record = lost(FileKind::Regular, *size);
-                self.meta.put_inode(&mut batch, Ino(*ino), &record)?;
+            RepairAction::Name { ino } | RepairAction::Detach { ino } => self.give_name(*ino)?,
+            RepairAction::Remake { ino, size, seen } if seen.contains(&views.live()) => {
+                let record = recovered_inode(FileKind::Regular, *size);
+                self.meta.put_inode(&mut batch, *ino, &record)?;
             }
-            Mend::AttributesOf { ino, seen } => self.remove_attributes(views, *ino, seen)?,
-            Mend::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, Ino(*ino), false),
-            Mend::Row(table, key, value) => {
+            RepairAction::AttributesOf { ino, seen } => {
+                self.remove_attributes(views, *ino, seen)?;
+            }
+            RepairAction::ForgetOrphan(ino) => self.meta.put_orphan(&mut batch, *ino, false),
+            RepairAction::Row(table, key, value) => {
                 let value = value.clone();
                 self.meta.set_row(&mut batch, *table, key.clone(), value);
             }
-            Mend::Prune(table, logical) => {
+            RepairAction::Prune(table, logical) => {
                 self.meta.prune(&mut batch, *table, logical)?;
             }
-            Mend::Rehash(logical) => self.rehash(&mut batch, logical)?,
-            Mend::Unlink(name) => unlink.push(*name),
-            Mend::UsedPages(_)
-            | Mend::RecordBytes(_)
-            | Mend::Inodes(_)
-            | Mend::NextInode(_)
-            | Mend::NextGarbage(_)
-            | Mend::Generation(_) => {
-                self.meta.correct(&correction(mend));
+            RepairAction::Rehash(logical) => self.rehash(&mut batch, logical)?,
+            RepairAction::Unlink(name) => unlink.push(*name),
+            RepairAction::UsedPages(_)
+            | RepairAction::RecordBytes(_)
+            | RepairAction::Inodes(_)
+            | RepairAction::NextInode(_)
+            | RepairAction::NextGarbage(_)
+            | RepairAction::Generation(_) => {
+                self.meta.correct(&correction(repair));
             }
-            Mend::Remake { .. }
-            | Mend::NamesOf { .. }
-            | Mend::NamesIn { .. }
-            | Mend::KindOf { .. }
-            | Mend::OneName { .. } => {}
+            RepairAction::Remake { .. }
+            | RepairAction::NamesOf { .. }
+            | RepairAction::NamesIn { .. }
+            | RepairAction::KindOf { .. }
+            | RepairAction::OneName { .. } => {}
         }
         if !batch.is_empty() {
             self.meta.apply(batch)?;
@@ -294,7 +303,7 @@ impl<'a> Mending<'a> {
         Ok(())
     }
 
-    /// The versions of a key with who sees them.
+    /// The versions of a key with the views that see them.
     fn versions(
         &self,
         views: &Views,
@@ -313,12 +322,13 @@ impl<'a> Mending<'a> {
         Ok(versions)
     }
 
-    /// Changes what these views see of a key: a version that others see too gets a newer one on top,
-    /// for the live view; for kept ones alone it stays as it is. `None` removes it.
+    /// Changes what these views see of a key; `None` removes it. If others see the version too, the
+    /// live view gets a newer version on top, and kept views keep theirs.
     fn amend(
         &self,
         views: &Views,
-        (table, logical): (Table, &[u8]),
+        table: Table,
+        logical: &[u8],
         seen: &Range<usize>,
         change: &dyn Fn(&[u8]) -> Option<Vec<u8>>,
     ) -> Result<(), CheckError> {
@@ -338,11 +348,13 @@ impl<'a> Mending<'a> {
             let changed = change(value);
             if within {
                 let value = changed.or_else(|| covered.then(|| TOMBSTONE.to_vec()));
-                let at = version.generation;
-                self.meta
-                    .set_version(&mut batch, (table, logical), at, value);
+                let version = VersionedKey {
+                    logical,
+                    generation: version.generation,
+                };
+                self.meta.set_version(&mut batch, table, version, value);
             } else if live {
-                self.meta.put_back(&mut batch, table, logical, changed)?;
+                self.meta.put_record(&mut batch, table, logical, changed)?;
             }
         }
         self.meta.apply(batch)?;
@@ -357,7 +369,7 @@ impl<'a> Mending<'a> {
         change: &dyn Fn(&mut InodeRecord),
     ) -> Result<(), CheckError> {
         let key = keys::inode(ino);
-        self.amend(views, (Table::Inode, &key), seen, &|value| {
+        self.amend(views, Table::Inode, &key, seen, &|value| {
             let Some(mut record) = InodeRecord::decode(value) else {
                 return Some(value.to_vec());
             };
@@ -366,32 +378,32 @@ impl<'a> Mending<'a> {
         })
     }
 
-    /// Changes all names that lead where they should not, in one reading.
+    /// Changes all names that are affected, in one pass.
     fn change_names(
         &self,
         stored: &Arc<Stored>,
         views: &Views,
-        mends: &[Mend],
+        repairs: &[RepairAction],
     ) -> Result<(), CheckError> {
-        let wanted = Wanted::of(mends, views);
+        let wanted = NameChanges::of(repairs, views);
         if wanted.is_empty() {
             return Ok(());
         }
-        let mut several: BTreeMap<u64, Vec<NameIn>> = BTreeMap::new();
+        let mut several: BTreeMap<Ino, Vec<NameIn>> = BTreeMap::new();
         let mut groups = Groups::new(stored, views, Table::Dirent, Vec::new());
         while let Some(group) = groups.next()? {
-            let Some(named) = named(&group.logical) else {
+            let Some(named) = dirent_key(&group.logical) else {
                 continue;
             };
             for (version, value) in group.present() {
                 let Some(entry) = DirentRecord::decode(value) else {
                     continue;
                 };
-                if wanted.one.contains_key(&entry.ino.0) {
+                if wanted.one.contains_key(&entry.ino) {
                     let one = (named.parent, group.logical.clone(), version.seen.clone());
-                    several.entry(entry.ino.0).or_default().push(one);
+                    several.entry(entry.ino).or_default().push(one);
                 }
-                if let Some((seen, change)) = wanted.change_of(named.parent, entry.ino.0, version) {
+                if let Some((seen, change)) = wanted.change_of(named.parent, entry.ino, version) {
                     self.change_name(views, &group.logical, &seen, &change)?;
                 }
             }
@@ -405,7 +417,7 @@ impl<'a> Mending<'a> {
                 .clone()
                 .find(|(at, _, _)| at == parent)
                 .or_else(|| seen_names.clone().next())
-                .filter(|_| ino != Ino::ROOT.0)
+                .filter(|_| ino != Ino::ROOT)
                 .map(|(_, logical, _)| logical.clone());
             for (_, logical, _) in seen_names.filter(|(_, l, _)| Some(l) != keep.as_ref()) {
                 self.change_name(views, logical, seen, &NameChange::Remove)?;
@@ -421,34 +433,30 @@ impl<'a> Mending<'a> {
         seen: &Range<usize>,
         change: &NameChange,
     ) -> Result<(), CheckError> {
-        self.amend(
-            views,
-            (Table::Dirent, logical),
-            seen,
-            &|value| match change {
-                NameChange::Remove => None,
-                NameChange::Kind(kind) => DirentRecord::decode(value).map(|entry| {
-                    let kind = *kind;
-                    DirentRecord { kind, ..entry }.encode()
-                }),
-            },
-        )
+        self.amend(views, Table::Dirent, logical, seen, &|value| match change {
+            NameChange::Remove => None,
+            NameChange::Kind(kind) => DirentRecord::decode(value).map(|entry| {
+                let kind = *kind;
+                DirentRecord { kind, ..entry }.encode()
+            }),
+        })
     }
 
-    /// Puts all versions of a name where it is looked for and no other name is, unless it is there too.
+    /// Moves all versions of a name to a position where a lookup finds it and no other name is,
+    /// unless it is there too.
     fn rehash(&self, batch: &mut Batch, logical: &[u8]) -> Result<(), CheckError> {
-        let Some(named) = named(logical) else {
+        let Some(named) = dirent_key(logical) else {
             return Ok(());
         };
-        let parent = Ino(named.parent);
+        let parent = named.parent;
         let hash = self.meta.name_hash(named.name);
         let mut free = None;
-        for position in hash..hash + keys::NEARBY {
+        for position in hash..hash + keys::PROBE_LIMIT {
             let right = keys::dirent(parent, position, named.name);
             if right != logical && !self.meta.versions(Table::Dirent, &right)?.is_empty() {
                 return Ok(());
             }
-            if free.is_none() && self.meta.is_place_free(parent, position)? {
+            if free.is_none() && self.meta.is_position_free(parent, position)? {
                 free = Some(right);
             }
         }
@@ -456,12 +464,13 @@ impl<'a> Mending<'a> {
             return Ok(());
         };
         for (generation, value) in self.meta.versions(Table::Dirent, logical)? {
-            let table = Table::Dirent;
-            let value = Some(value);
-            self.meta
-                .set_version(batch, (table, &right), generation, value);
-            self.meta
-                .set_version(batch, (table, logical), generation, None);
+            for (logical, value) in [(&right[..], Some(value)), (logical, None)] {
+                let version = VersionedKey {
+                    logical,
+                    generation,
+                };
+                self.meta.set_version(batch, Table::Dirent, version, value);
+            }
         }
         Ok(())
     }
@@ -469,12 +478,12 @@ impl<'a> Mending<'a> {
     fn remove_attributes(
         &self,
         views: &Views,
-        ino: u64,
+        ino: Ino,
         seen: &Range<usize>,
     ) -> Result<(), CheckError> {
-        for name in self.meta.xattr_names(Ino(ino), View::LIVE)? {
-            let key = keys::xattr(Ino(ino), &name);
-            self.amend(views, (Table::Xattr, &key), seen, &|_| None)?;
+        for name in self.meta.xattr_names(ino, View::LIVE)? {
+            let key = keys::xattr(ino, &name);
+            self.amend(views, Table::Xattr, &key, seen, &|_| None)?;
         }
         Ok(())
     }
@@ -520,7 +529,7 @@ impl<'a> Mending<'a> {
         Ok(free.into_bytes())
     }
 
-    /// The directory for what has lost its name, made where there is none. `None` without a root.
+    /// The directory `lost+found`, created if it does not exist. `None` without a root.
     fn lost_and_found(&self) -> Result<Option<Ino>, CheckError> {
         let Some(root) = self.meta.inode(Ino::ROOT, View::LIVE)? else {
             return Ok(None);
@@ -538,7 +547,7 @@ impl<'a> Mending<'a> {
             perm: 0o700,
             nlink: 2,
             parent: Ino::ROOT,
-            ..lost(FileKind::Directory, 0)
+            ..recovered_inode(FileKind::Directory, 0)
         };
         self.meta.put_inode(&mut batch, ino, &record)?;
         let root = InodeRecord {
@@ -556,39 +565,39 @@ impl<'a> Mending<'a> {
     }
 }
 
-/// An inode that was made for what was found, for root alone.
-fn lost(kind: FileKind, size: u64) -> InodeRecord {
+/// An inode for recovered contents, accessible to root only.
+fn recovered_inode(kind: FileKind, size: u64) -> InodeRecord {
     InodeRecord {
         size,
         ..InodeRecord::new(kind, 0o600, Timespec::now())
     }
 }
 
-fn correction(mend: &Mend) -> Corrections {
+fn correction(repair: &RepairAction) -> Corrections {
     let mut to = Corrections::default();
-    match mend {
-        Mend::UsedPages(pages) => to.used_pages = Some(*pages),
-        Mend::RecordBytes(bytes) => to.record_bytes = Some(*bytes),
-        Mend::Inodes(inodes) => to.inodes = Some(*inodes),
-        Mend::NextInode(ino) => to.next_ino = Some(Ino(*ino)),
-        Mend::NextGarbage(number) => to.next_garbage = Some(*number),
-        Mend::Generation(generation) => to.generation = Some(Generation(generation.0)),
+    match repair {
+        RepairAction::UsedPages(pages) => to.used_pages = Some(*pages),
+        RepairAction::RecordBytes(bytes) => to.record_bytes = Some(*bytes),
+        RepairAction::Inodes(inodes) => to.inodes = Some(*inodes),
+        RepairAction::NextInode(ino) => to.next_ino = Some(*ino),
+        RepairAction::NextGarbage(number) => to.next_garbage = Some(*number),
+        RepairAction::Generation(generation) => to.generation = Some(Generation(generation.0)),
         _ => {}
     }
     to
 }
 
-/// What is to become of names, by what they lead to and what they are in.
-struct Wanted {
-    of: BTreeMap<u64, Range<usize>>,
-    within: BTreeMap<u64, Range<usize>>,
-    kind: BTreeMap<u64, (FileKind, Range<usize>)>,
-    /// Directories that keep one name, the one in that directory if there is one.
-    one: BTreeMap<u64, (u64, Range<usize>)>,
+/// Changes of names, by the inode that they lead to or by the directory that they are in.
+struct NameChanges {
+    of: BTreeMap<Ino, Range<usize>>,
+    within: BTreeMap<Ino, Range<usize>>,
+    kind: BTreeMap<Ino, (FileKind, Range<usize>)>,
+    /// Directories that keep one name, with the directory in which the name is preferred.
+    one: BTreeMap<Ino, (Ino, Range<usize>)>,
 }
 
-impl Wanted {
-    fn of(mends: &[Mend], views: &Views) -> Self {
+impl NameChanges {
+    fn of(repairs: &[RepairAction], views: &Views) -> Self {
         let mut this = Self {
             of: BTreeMap::new(),
             within: BTreeMap::new(),
@@ -596,13 +605,15 @@ impl Wanted {
             one: BTreeMap::new(),
         };
         let live = views.live()..views.live() + 1;
-        for mend in mends {
-            match mend.clone() {
-                Mend::NamesOf { ino, seen } => drop(this.of.insert(ino, seen)),
-                Mend::Detach { ino } => drop(this.of.insert(ino, live.clone())),
-                Mend::NamesIn { ino, seen } => drop(this.within.insert(ino, seen)),
-                Mend::KindOf { ino, kind, seen } => drop(this.kind.insert(ino, (kind, seen))),
-                Mend::OneName { ino, parent, seen } if seen.contains(&views.live()) => {
+        for repair in repairs {
+            match repair.clone() {
+                RepairAction::NamesOf { ino, seen } => drop(this.of.insert(ino, seen)),
+                RepairAction::Detach { ino } => drop(this.of.insert(ino, live.clone())),
+                RepairAction::NamesIn { ino, seen } => drop(this.within.insert(ino, seen)),
+                RepairAction::KindOf { ino, kind, seen } => {
+                    this.kind.insert(ino, (kind, seen));
+                }
+                RepairAction::OneName { ino, parent, seen } if seen.contains(&views.live()) => {
                     this.one.insert(ino, (parent, seen));
                 }
                 _ => {}
@@ -617,8 +628,8 @@ impl Wanted {
 
     fn change_of(
         &self,
-        parent: u64,
-        ino: u64,
+        parent: Ino,
+        ino: Ino,
         version: &Version,
     ) -> Option<(Range<usize>, NameChange)> {
         let meets = |seen: &Range<usize>| {

@@ -1,23 +1,23 @@
-//! What a check found.
+//! The report of a check: its findings.
 
 use std::ops::Range;
 
 use crate::ids::Ino;
 use crate::meta::records::ObjectName;
 
-/// How bad it is.
+/// Severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Severity {
-    /// No fault: something that the next mount sees to, or that is good to know.
+    /// Not a fault: something that the next mount handles, or that is good to know.
     Note,
-    /// A fault that harms nobody yet: a number that is off, space that nobody gives back.
+    /// A fault without harm so far: a wrong number, or space that is not given back.
     Warning,
-    /// Something is lost, cannot be reached, or would go wrong.
+    /// Something is lost, unreachable, or would fail.
     Error,
 }
 
 impl Severity {
-    /// The word for it.
+    /// The word for the severity.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Note => "note",
@@ -29,24 +29,24 @@ impl Severity {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident => $name:literal, $severity:ident;)*) => {
-        /// What is wrong.
+        /// Kind of finding.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         pub enum Kind {
             $($(#[$doc])* $kind,)*
         }
 
         impl Kind {
-            /// All of them.
+            /// All kinds.
             pub const ALL: &[Self] = &[$(Self::$kind,)*];
 
-            /// Its name for programs, which stays what it is.
+            /// Its name for programs, which never changes.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$kind => $name,)*
                 }
             }
 
-            /// How bad it is.
+            /// Severity of the kind.
             pub const fn severity(self) -> Severity {
                 match self {
                     $(Self::$kind => Severity::$severity,)*
@@ -59,90 +59,90 @@ macro_rules! kinds {
 kinds! {
     /// The volume was not left clean: the next mount recovers it.
     Unclean => "unclean", Note;
-    /// It is being taken back to a snapshot: the next mount goes on with it.
+    /// It is being restored from a snapshot: the next mount continues that.
     HalfRestored => "half-restored", Note;
-    /// The metadata cannot be read: a page does not open, or the database is not what its checksums
-    /// say.
+    /// The metadata cannot be read: a page does not open, or the database does not match its
+    /// checksums.
     Metadata => "metadata", Error;
     /// The volume is older than this machine knows it to be.
     RolledBack => "rolled-back", Error;
-    /// What the metadata say was not compared with each other, since some cannot be read.
+    /// The metadata was not compared with itself, since some of it cannot be read.
     NotCompared => "not-compared", Note;
-    /// A copy of the metadata that could not be used.
+    /// A checkpoint of the metadata that could not be used.
     Checkpoint => "checkpoint", Warning;
-    /// One of the two places of the page 0 of `meta` does not open.
+    /// One of the two slots of page 0 of `meta` does not open.
     MetadataSlot => "metadata-slot", Warning;
-    /// The database's record of which of its pages are free is off.
+    /// The database's record of its free pages is wrong.
     MetadataSpace => "metadata-space", Note;
-    /// A record that this version did not write.
+    /// A record that cannot be decoded.
     Record => "record", Error;
-    /// A record of a generation that has not begun.
+    /// A record of a future generation.
     FutureRecord => "future-record", Error;
-    /// A kept view that would change with the live one, or two of one name.
+    /// A kept view that would change with the live one, or two views of one name.
     View => "view", Error;
-    /// A kept view counts other pages or inodes than it has.
+    /// A kept view's count of pages or inodes is wrong.
     ViewCount => "view-count", Warning;
     /// There is no root directory.
     NoRoot => "no-root", Error;
-    /// A name leads to an inode that is not there.
+    /// A name leads to an inode that does not exist.
     NameLeadsNowhere => "name-leads-nowhere", Error;
-    /// A name says another kind of file than its inode.
+    /// A name records another kind of file than its inode.
     NameKind => "name-kind", Error;
-    /// A name where looking it up does not find it, or that no program could use.
+    /// A name that a lookup does not find, or that no program could use.
     NameMisplaced => "name-misplaced", Error;
-    /// Names in a directory that is none.
+    /// Names in an inode that is not a directory.
     NamesOfNoDirectory => "names-of-no-directory", Error;
     /// A directory has more than one name.
     DirectoryNames => "directory-names", Error;
-    /// A directory says that it is in another one than its name is.
+    /// A directory's parent is another one than the one that names it.
     Parent => "parent", Error;
     /// A directory is not below the root.
     Detached => "detached", Error;
-    /// An inode has no name, and nobody knows that it is to go.
+    /// An inode without a name that is not listed for removal.
     NoName => "no-name", Error;
-    /// An inode counts other names than it has.
+    /// An inode's link count is wrong.
     LinkCount => "link-count", Error;
-    /// An inode, or what is one's, that a new one may be mixed up with.
+    /// An inode number, or something that belongs to one, that a new inode may get.
     InodeNumber => "inode-number", Error;
-    /// An inode counts other pages than it has.
+    /// An inode's page count is wrong.
     PageCount => "page-count", Warning;
-    /// An extended attribute of no inode.
+    /// An extended attribute without an inode.
     AttributeOfNothing => "attribute-of-nothing", Warning;
-    /// Contents of no file.
+    /// Contents without a file.
     ContentsOfNothing => "contents-of-nothing", Error;
-    /// Contents behind the end of the file.
+    /// Contents beyond the end of the file.
     BeyondSize => "beyond-size", Error;
-    /// An extent that names nothing.
+    /// An extent without parts.
     EmptyExtent => "empty-extent", Warning;
-    /// An object is named by two extents.
+    /// Two extents name one object.
     ObjectTwice => "object-twice", Error;
-    /// An object that is named is to be removed.
+    /// An object that an extent names is listed for removal.
     GarbageInUse => "garbage-in-use", Error;
-    /// A row of `garbage` that a new one may take the place of.
+    /// A row of `garbage` that a new row may overwrite.
     GarbageNumber => "garbage-number", Error;
     /// An object waits to be removed.
     Garbage => "garbage", Note;
     /// An unlinked file waits to be removed.
     Orphan => "orphan", Note;
-    /// Something with a name is to be removed, or what is to be removed is not there.
+    /// An inode with a name is listed for removal, or the listed inode does not exist.
     OrphanInUse => "orphan-in-use", Warning;
-    /// An object that nobody names.
+    /// An object that no extent names.
     ObjectUnnamed => "object-unnamed", Warning;
-    /// A record that nobody needs.
+    /// A record that no view needs.
     RecordUnneeded => "record-unneeded", Warning;
-    /// A record of which it is not noted when it changed.
+    /// A record whose change is not in the table `change`.
     ChangeMissing => "change-missing", Error;
-    /// A note of a change that nobody needs.
+    /// A row of the table `change` that no view needs.
     ChangeUnneeded => "change-unneeded", Warning;
-    /// The volume counts other pages than it has.
+    /// The volume's count of used pages is wrong.
     UsedPages => "used-pages", Warning;
-    /// Another number of bytes of records than is counted.
+    /// The volume's count of bytes of records is wrong.
     RecordBytes => "record-bytes", Warning;
-    /// The volume counts other inodes than it has.
+    /// The volume's count of inodes is wrong.
     InodeCount => "inode-count", Warning;
-    /// An object that an extent names is not there.
+    /// An object that an extent names does not exist.
     ObjectMissing => "object-missing", Error;
-    /// An object ends before pages that it should have.
+    /// An object ends before pages that it should contain.
     ObjectShort => "object-short", Error;
     /// Pages that are not the ones that were written.
     PageDamaged => "page-damaged", Error;
@@ -152,30 +152,30 @@ kinds! {
     Unreadable => "unreadable", Error;
 }
 
-/// Something that was found.
+/// One finding of a check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
-    /// What.
+    /// What kind of finding it is.
     pub kind: Kind,
-    /// How bad it is.
+    /// Severity.
     pub severity: Severity,
-    /// The object that it is about.
+    /// The object concerned.
     pub object: Option<ObjectName>,
     /// Pages of that object or, without one, of `meta`.
     pub pages: Vec<Range<u64>>,
-    /// The inode that it is about.
+    /// The inode concerned.
     pub ino: Option<Ino>,
-    /// Where that is, or what has that name, from the root of the volume on; paths in kept views
-    /// begin with `.snapshots/NAME` or `.images/NAME`. Some of them where there are very many.
+    /// Paths of the inode or the name, from the root of the volume. Paths in kept views begin with
+    /// `.snapshots/NAME` or `.images/NAME`. If there are very many, only some of them.
     pub paths: Vec<Vec<u8>>,
-    /// The rest, for people.
+    /// The details, for people.
     pub message: String,
-    /// It is mended.
+    /// Whether it has been repaired.
     pub repaired: bool,
 }
 
 impl Finding {
-    /// Of this kind, about nothing in particular.
+    /// A finding of this kind without further context.
     pub(super) fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -189,8 +189,8 @@ impl Finding {
         }
     }
 
-    pub(super) fn inode(mut self, ino: u64) -> Self {
-        self.ino = Some(Ino(ino));
+    pub(super) fn inode(mut self, ino: Ino) -> Self {
+        self.ino = Some(ino);
         self
     }
 
@@ -199,7 +199,7 @@ impl Finding {
         self
     }
 
-    /// All of it in one line, for people.
+    /// The finding in one line, for people.
     pub fn summary(&self) -> String {
         let path = self.paths.first();
         let path = path.map(|path| format!(" ({:?})", String::from_utf8_lossy(path)));
@@ -210,7 +210,7 @@ impl Finding {
         }
     }
 
-    /// The file in the volume's directory that it is about.
+    /// The file in the volume's directory that is concerned.
     pub fn file(&self) -> Option<String> {
         match (self.object, self.kind) {
             (Some(name), _) => Some(format!("objects/{:08x}/{}", name.folder.0, name.object)),
@@ -220,57 +220,57 @@ impl Finding {
     }
 }
 
-/// What there is, and what of it is wrong.
+/// Result of a check: what the volume contains, and the findings.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
-    /// Everything that was found, as far as there was room for it.
+    /// The findings, up to [`FINDINGS_MAX`](super::FINDINGS_MAX).
     pub findings: Vec<Finding>,
-    /// How many more there were.
+    /// Number of further findings.
     pub omitted: u64,
-    /// How many of those left out were faults.
+    /// Number of the further findings that are faults.
     pub omitted_faults: u64,
     /// Live inodes with a name.
     pub inodes: u64,
-    /// Pages of the live view's contents, as they are counted.
+    /// Pages of the live view's contents, as counted by the check.
     pub used_pages: u64,
-    /// Bytes that the live view's records take, as they are counted.
+    /// Bytes of the live view's records, as counted by the check.
     pub record_bytes: u64,
-    /// Kept views.
+    /// Number of kept views.
     pub views: u64,
-    /// Objects that are named.
+    /// Number of objects that extents name.
     pub objects: u64,
-    /// Pages of objects that were verified.
+    /// Number of verified pages of objects.
     pub pages: u64,
-    /// Bytes that were verified, metadata included.
+    /// Number of verified bytes, metadata included.
     pub bytes: u64,
-    /// Pages of contents were verified.
+    /// Whether contents were verified.
     pub contents_checked: bool,
 }
 
 impl Report {
-    /// True when nothing is wrong; notes are nothing wrong.
+    /// True if there is no fault. Notes are not faults.
     pub fn is_clean(&self) -> bool {
         self.omitted_faults == 0 && self.faults().next().is_none()
     }
 
-    /// True when something was wrong and is mended.
+    /// True if a fault was repaired.
     pub fn is_corrected(&self) -> bool {
         self.faults().any(|finding| finding.repaired)
     }
 
-    /// True when something is wrong and stays so.
+    /// True if a fault remains.
     pub fn is_uncorrected(&self) -> bool {
         self.omitted_faults > 0 || self.faults().any(|finding| !finding.repaired)
     }
 
-    /// Everything that is wrong.
+    /// All findings that are faults.
     pub fn faults(&self) -> impl Iterator<Item = &Finding> {
         self.findings
             .iter()
             .filter(|finding| finding.severity > Severity::Note)
     }
 }
-/// So many of something whose name takes an s: `1 page`, `2 pages`.
+/// A number with a regular noun: `1 page`, `2 pages`.
 pub(super) fn count(number: impl Into<i128>, one: &str) -> String {
     match number.into() {
         1 => format!("1 {one}"),

@@ -1,20 +1,21 @@
-//! Tables as streams of groups: all versions of one key at a time, with who sees which.
+//! Reads tables as streams of groups: all versions of one key at a time, with the views that see
+//! them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::CheckError;
-use crate::ids::Generation;
-use crate::meta::keys::{self, Row, Table};
+use crate::ids::{Generation, Ino};
+use crate::meta::keys::{self, Row, Table, VersionedKey};
 use crate::meta::records::TOMBSTONE;
 use crate::meta::stored::Stored;
 
 /// Rows read at a time.
 const ROWS: usize = 1024;
-/// Bytes read at a time, but for the last row.
+/// Bytes read at a time, not counting the last row.
 const BYTES: usize = 1 << 20;
 
-/// The kept generations by number from 0 on, and behind them the live view.
+/// The kept generations, numbered from 0, followed by the live view.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Views {
     pub(super) kept: Vec<Generation>,
@@ -26,13 +27,13 @@ impl Views {
         self.kept.len()
     }
 
-    /// The views that see a version, if the next one has the generation `next`.
+    /// The views that see a version, if the next version has the generation `next`.
     pub(super) fn seeing(&self, from: Generation, next: Option<Generation>) -> Range<usize> {
         let first = |generation| self.kept.partition_point(|kept| *kept < generation);
         first(from)..next.map_or(self.live() + 1, first)
     }
 
-    /// True when a view is kept that is older than the generation.
+    /// True if a kept view is older than the generation.
     pub(super) fn keeps_before(&self, generation: Generation) -> bool {
         self.kept.first().is_some_and(|oldest| *oldest < generation)
     }
@@ -42,9 +43,9 @@ impl Views {
 #[derive(Debug)]
 pub(super) struct Version {
     pub(super) generation: Generation,
-    /// `None` where the key was removed.
+    /// `None` if the key was removed.
     pub(super) value: Option<Vec<u8>>,
-    /// Who sees it.
+    /// The views that see it.
     pub(super) seen: Range<usize>,
 }
 
@@ -56,14 +57,14 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Versions that are there for somebody.
+    /// Versions that are not deletions.
     pub(super) fn present(&self) -> impl Iterator<Item = (&Version, &[u8])> {
         self.versions
             .iter()
             .filter_map(|version| version.value.as_deref().map(|value| (version, value)))
     }
 
-    /// Finds out who sees which of them.
+    /// Determines which views see each version.
     pub(super) fn see(versions: &mut [Version], views: &Views) {
         let mut next = None;
         for version in versions.iter_mut().rev() {
@@ -100,7 +101,7 @@ impl Rows {
         if self.done {
             return Ok(None);
         }
-        let rows = self.stored.some(self.table, &self.low, ROWS, BYTES);
+        let rows = self.stored.read_rows(self.table, &self.low, ROWS, BYTES);
         match rows.last() {
             Some((last, _)) => {
                 self.low.clone_from(last);
@@ -119,12 +120,12 @@ pub(super) struct Groups<'a> {
     views: &'a Views,
     ahead: Option<Row>,
     started: bool,
-    /// Keys that are none.
+    /// Number of malformed keys.
     pub(super) malformed: u64,
 }
 
 impl<'a> Groups<'a> {
-    /// From the logical key `low` on.
+    /// Streams groups from the logical key `low` on.
     pub(super) fn new(stored: &Arc<Stored>, views: &'a Views, table: Table, low: Vec<u8>) -> Self {
         Self {
             rows: Rows::new(stored, table, low),
@@ -138,7 +139,7 @@ impl<'a> Groups<'a> {
     fn next_row(&mut self) -> Result<Option<Row>, CheckError> {
         loop {
             match self.rows.next()? {
-                Some((key, _)) if keys::split_version(&key).is_none() => self.malformed += 1,
+                Some((key, _)) if VersionedKey::decode(&key).is_none() => self.malformed += 1,
                 other => return Ok(other),
             }
         }
@@ -151,14 +152,14 @@ impl<'a> Groups<'a> {
             self.ahead = self.next_row()?;
         }
         let ahead = self.ahead.as_ref();
-        Ok(ahead.and_then(|(key, _)| keys::split_version(key).map(|(logical, _)| logical)))
+        Ok(ahead.and_then(|(key, _)| VersionedKey::decode(key).map(|version| version.logical)))
     }
 
     /// The inode that the next group belongs to.
-    pub(super) fn peek_ino(&mut self) -> Result<Option<u64>, CheckError> {
+    pub(super) fn peek_ino(&mut self) -> Result<Option<Ino>, CheckError> {
         Ok(self
             .peek()?
-            .map(|logical| keys::ino_of(logical).map_or(0, |ino| ino.0)))
+            .map(|logical| keys::ino_of(logical).unwrap_or(Ino(0))))
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Group>, CheckError> {
@@ -167,10 +168,10 @@ impl<'a> Groups<'a> {
         };
         let mut versions: Vec<Version> = Vec::new();
         while let Some((key, value)) = self.ahead.take() {
-            match keys::split_version(&key) {
-                Some((of, generation)) if of == logical => {
+            match VersionedKey::decode(&key) {
+                Some(key) if key.logical == logical => {
                     versions.push(Version {
-                        generation,
+                        generation: key.generation,
                         value: (value != TOMBSTONE).then_some(value),
                         seen: 0..0,
                     });

@@ -1,35 +1,35 @@
-//! Whether every directory is below the root.
+//! Checks that every directory is below the root.
 //!
-//! Each directory with one name in the directory that it says is not enough: two of them can hold
-//! one another. For each view that differs from the one before it, every directory is followed
-//! upwards once. A directory takes 32 bytes for each of its versions.
+//! It is not enough that each directory has one name, in its recorded parent: two directories can
+//! contain one another. For each view that differs from the one before it, every directory is
+//! followed upwards once. A directory takes 32 bytes for each of its versions.
 
 use std::ops::Range;
 
 use super::report::Kind;
-use super::{CheckError, Mend, Run};
+use super::{CheckError, RepairAction, Run};
 use crate::ids::Ino;
 
 /// A version of a directory.
 #[derive(Clone, Debug)]
 pub(super) struct Directory {
-    pub(super) ino: u64,
-    pub(super) parent: u64,
+    pub(super) ino: Ino,
+    pub(super) parent: Ino,
     /// Views that see it.
     pub(super) seen: Range<u32>,
-    /// It counts links; one that does not was unlinked, and ends a way upwards.
+    /// True if its link count is not 0. An unlinked directory ends a path upwards.
     pub(super) named: bool,
 }
 
-/// All directories, by inode.
+/// All directories, ordered by inode.
 #[derive(Debug, Default)]
 pub(super) struct Tree(Vec<Directory>);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mark {
     New,
-    /// On the way that is being followed.
-    Way,
+    /// On the path that is being followed.
+    OnPath,
     Done,
 }
 
@@ -38,7 +38,7 @@ impl Tree {
         self.0.push(directory);
     }
 
-    /// Views in which something begins or ends to be seen.
+    /// Views in which the visible directories change.
     fn views(&self, live: usize) -> Vec<u32> {
         let ends = self.0.iter().flat_map(|d| [d.seen.start, d.seen.end]);
         let mut views: Vec<u32> = ends.filter(|view| *view as usize <= live).collect();
@@ -47,44 +47,44 @@ impl Tree {
         views
     }
 
-    fn find(&self, ino: u64, view: u32) -> Option<usize> {
+    fn find(&self, ino: Ino, view: u32) -> Option<usize> {
         let first = self.0.partition_point(|directory| directory.ino < ino);
         let theirs = self.0[first..].iter().take_while(|d| d.ino == ino);
         let found = theirs.into_iter().position(|d| d.seen.contains(&view));
         found.map(|position| first + position)
     }
 
-    /// One directory of each circle in a view.
-    fn circles(&self, view: u32) -> Vec<u64> {
+    /// One directory of each cycle in a view.
+    fn cycles(&self, view: u32) -> Vec<Ino> {
         let mut marks = vec![Mark::New; self.0.len()];
         let mut found = Vec::new();
-        let mut way: Vec<usize> = Vec::new();
+        let mut path: Vec<usize> = Vec::new();
         for start in 0..self.0.len() {
             let mut at = Some(start).filter(|at| self.0[*at].seen.contains(&view));
             while let Some(here) = at {
                 let directory = &self.0[here];
                 match marks[here] {
                     Mark::Done => break,
-                    Mark::Way => {
-                        let begin = way
+                    Mark::OnPath => {
+                        let begin = path
                             .iter()
                             .position(|other: &usize| *other == here)
                             .unwrap_or(0);
-                        let inos = way[begin..].iter().map(|at| self.0[*at].ino);
+                        let inos = path[begin..].iter().map(|at| self.0[*at].ino);
                         found.extend(inos.min());
                         break;
                     }
                     Mark::New => {}
                 }
-                marks[here] = Mark::Way;
-                way.push(here);
-                if directory.ino == Ino::ROOT.0 || !directory.named {
+                marks[here] = Mark::OnPath;
+                path.push(here);
+                if directory.ino == Ino::ROOT || !directory.named {
                     break;
                 }
-                // One whose parent is not there is told of as such.
+                // A missing parent is reported elsewhere.
                 at = self.find(directory.parent, view);
             }
-            for at in way.drain(..) {
+            for at in path.drain(..) {
                 marks[at] = Mark::Done;
             }
         }
@@ -93,21 +93,21 @@ impl Tree {
 }
 
 impl Run<'_> {
-    /// Looks for directories that hold one another.
+    /// Looks for directories that contain one another.
     pub(super) fn check_tree(&mut self) -> Result<(), CheckError> {
         let live = self.views.live();
         let tree = std::mem::take(&mut self.tree);
         let views = tree.views(live);
         for (position, view) in views.iter().enumerate() {
-            self.go_on()?;
+            self.check_cancelled()?;
             let until = views
                 .get(position + 1)
                 .map_or(live + 1, |next| *next as usize);
-            for ino in tree.circles(*view) {
+            for ino in tree.cycles(*view) {
                 let seen = *view as usize..until;
-                let mend = (until > live).then_some(Mend::Detach { ino });
-                let message = "it is in a circle of directories that none of the others leads to";
-                self.found_of(ino, Kind::Detached, message.to_owned(), seen, mend);
+                let repair = (until > live).then_some(RepairAction::Detach { ino });
+                let message = "it is in a cycle of directories that is not below the root";
+                self.report_inode(ino, Kind::Detached, message.to_owned(), seen, repair);
             }
         }
         Ok(())
@@ -119,12 +119,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn circles_are_found_once_and_in_their_views() {
+    fn cycles_are_found_once_and_in_their_views() {
         let mut tree = Tree::default();
         let mut add = |ino, parent, seen: Range<u32>| {
             tree.add(Directory {
-                ino,
-                parent,
+                ino: Ino(ino),
+                parent: Ino(parent),
                 seen,
                 named: ino != 9,
             });
@@ -139,8 +139,8 @@ mod tests {
         add(6, 5, 0..3);
         add(9, 7, 0..3);
         assert_eq!(tree.views(2), [0, 1, 2]);
-        assert!(tree.circles(0).is_empty());
-        assert_eq!(tree.circles(1), [3]);
-        assert!(tree.circles(2).is_empty());
+        assert!(tree.cycles(0).is_empty());
+        assert_eq!(tree.cycles(1), [Ino(3)]);
+        assert!(tree.cycles(2).is_empty());
     }
 }

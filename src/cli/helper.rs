@@ -12,13 +12,16 @@ use std::fmt;
 use std::path::PathBuf;
 use std::process;
 
-use super::error::CliError;
-use super::log::Log;
-use super::mount::{MountRequest, mount};
-use super::options::MountWords;
-use super::paths::working_directory;
-use super::unmount::{UnmountRequest, unmount};
-use super::{MOUNT_HELP, complain, harden, keystore_dir, print, start_audit, tell_left};
+use super::args::{keystore_dir, start_audit};
+use super::commands::mount::MOUNT_HELP;
+use super::commands::unmount::{UnmountRequest, tell_left, unmount};
+use super::harden;
+use super::output::{complain, print};
+use crate::control::paths::working_directory;
+use crate::daemon::log::Log;
+use crate::daemon::mount::{MountRequest, mount};
+use crate::daemon::options::MountWords;
+use crate::diagnostics::UserError;
 use crate::sys::interrupt;
 use crate::sys::mounts::enter_mount_namespace;
 
@@ -46,7 +49,7 @@ impl Arguments {
     fn parse(
         helper: Helper,
         arguments: impl IntoIterator<Item = OsString>,
-    ) -> Result<Self, CliError> {
+    ) -> Result<Self, UserError> {
         let known = match helper {
             Helper::Mount => "sfnv",
             Helper::Unmount => "flnrv",
@@ -78,14 +81,14 @@ impl Arguments {
         flags: &str,
         known: &str,
         rest: &mut impl Iterator<Item = OsString>,
-    ) -> Result<(), CliError> {
+    ) -> Result<(), UserError> {
         for (at, flag) in flags.char_indices() {
             if known.contains(flag) {
                 self.flags.push(flag);
                 continue;
             }
             if !matches!(flag, 'o' | 'N' | 't') {
-                let unknown = CliError::usage(format!("unknown option -{flag}"));
+                let unknown = UserError::usage(format!("unknown option -{flag}"));
                 return Err(unknown.with_hint(format!("it takes these: -{known}, -N, -o and -t")));
             }
             let attached = &flags[at + flag.len_utf8()..];
@@ -94,7 +97,7 @@ impl Arguments {
                 attached => Some(OsString::from(attached)),
             };
             let missing = || {
-                let told = CliError::usage(format!("option -{flag} needs a value"));
+                let told = UserError::usage(format!("option -{flag} needs a value"));
                 told.with_hint("mount.bilayer --help shows what")
             };
             return self.take_value(flag, &value.ok_or_else(missing)?);
@@ -102,12 +105,12 @@ impl Arguments {
         Ok(())
     }
 
-    fn take_value(&mut self, flag: char, value: &OsStr) -> Result<(), CliError> {
+    fn take_value(&mut self, flag: char, value: &OsStr) -> Result<(), UserError> {
         match flag {
             'o' => {
                 let text = value
                     .to_str()
-                    .ok_or_else(|| CliError::usage("mount options must be valid UTF-8"))?;
+                    .ok_or_else(|| UserError::usage("mount options must be valid UTF-8"))?;
                 self.options.push(text.to_owned());
             }
             'N' => self.namespace = Some(PathBuf::from(value)),
@@ -118,7 +121,7 @@ impl Arguments {
     }
 
     /// Says what was done where `-v` asks for it, since mount(8) leaves that to its helpers.
-    fn tell(&self, done: fmt::Arguments<'_>) -> Result<(), CliError> {
+    fn tell(&self, done: fmt::Arguments<'_>) -> Result<(), UserError> {
         if self.has('v') {
             print(&format!("bilayer: {done}.\n"))?;
         }
@@ -175,8 +178,8 @@ impl Helper {
     }
 }
 
-fn usage(helper: Helper) -> CliError {
-    CliError::usage(format!("usage: {}", helper.synopsis()))
+fn usage(helper: Helper) -> UserError {
+    UserError::usage(format!("usage: {}", helper.synopsis()))
 }
 
 /// The whole of a helper program.
@@ -186,7 +189,7 @@ pub fn run(helper: Helper) -> process::ExitCode {
     if let Err(error) = &result {
         complain(&error.clone().unless_asked_to_end());
     }
-    interrupt::end_as_asked();
+    interrupt::exit_by_signal();
     result.map_or_else(
         |error| process::ExitCode::from(error.code.for_mount()),
         |()| process::ExitCode::SUCCESS,
@@ -197,7 +200,7 @@ fn run_with(
     helper: Helper,
     arguments: impl IntoIterator<Item = OsString>,
     log: &Log,
-) -> Result<(), CliError> {
+) -> Result<(), UserError> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if let Some(text) = helper.answer(&arguments) {
         return print(&text);
@@ -205,7 +208,7 @@ fn run_with(
     let arguments = Arguments::parse(helper, arguments)?;
     if let Some(namespace) = &arguments.namespace {
         enter_mount_namespace(namespace).map_err(|error| {
-            CliError::io(format_args!("cannot enter {}", namespace.display()), &error)
+            UserError::io(format_args!("cannot enter {}", namespace.display()), &error)
         })?;
     }
     let place = |number: usize| {
@@ -253,7 +256,7 @@ fn run_with(
 }
 
 /// Words that nobody knows are an error unless `-s` asks to leave them out.
-fn mount_words(arguments: &Arguments) -> Result<MountWords, CliError> {
+fn mount_words(arguments: &Arguments) -> Result<MountWords, UserError> {
     let (options, directory) = (&arguments.options, working_directory()?);
     let options = options.iter().map(String::as_str);
     if !arguments.has('s') {
@@ -270,7 +273,7 @@ fn mount_words(arguments: &Arguments) -> Result<MountWords, CliError> {
 mod tests {
     use super::*;
 
-    fn parse(helper: Helper, text: &str) -> Result<Arguments, CliError> {
+    fn parse(helper: Helper, text: &str) -> Result<Arguments, UserError> {
         Arguments::parse(helper, text.split_whitespace().map(OsString::from))
     }
 

@@ -11,11 +11,11 @@ use clap::error::ErrorKind as ClapError;
 use clap::{CommandFactory, Parser};
 
 use super::Cli;
-use super::error::CliError;
-use super::options::MountWords;
 use crate::check::CheckError;
+use crate::daemon::options::MountWords;
+use crate::diagnostics::UserError;
 use crate::fs::FsError;
-use crate::fs::views::{ReadOnlyBecause, ViewError};
+use crate::fs::snapshots::{ReadOnlyBecause, ViewError};
 use crate::ids::VolumeId;
 use crate::image::ImageError;
 use crate::image::stream::StreamError;
@@ -226,7 +226,7 @@ fn volume_errors() -> Vec<VolumeError> {
         VolumeError::Vanished { .. } => VolumeError::Vanished {
             known: VolumeId([1; 16]), path: original.clone(), written: None,
         };
-        VolumeError::Stranger { .. } => VolumeError::Stranger { record: original };
+        VolumeError::UnknownKeySet { .. } => VolumeError::UnknownKeySet { record: original };
         VolumeError::HalfRenewed => VolumeError::HalfRenewed;
         VolumeError::CustomerKeyNeeded { .. } => VolumeError::CustomerKeyNeeded {
             claimed: "file:/k".to_owned(),
@@ -397,7 +397,7 @@ fn check_errors() -> Vec<CheckError> {
 #[test]
 fn what_the_operating_system_refuses_has_advice() {
     for (number, says) in SYSTEM_ERRORS {
-        let error = CliError::io("x", &io::Error::from_raw_os_error(number));
+        let error = UserError::io("x", &io::Error::from_raw_os_error(number));
         let hint = error
             .hint
             .unwrap_or_else(|| panic!("no advice: {}", error.message));
@@ -408,29 +408,33 @@ fn what_the_operating_system_refuses_has_advice() {
     }
     // Refused by this program in the words of the operating system.
     let refused = io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to user 7");
-    assert!(CliError::io("x", &refused).hint.is_some());
+    assert!(UserError::io("x", &refused).hint.is_some());
     // Of these nobody can do anything.
     for nothing in [io::Error::other("x"), io::ErrorKind::Interrupted.into()] {
-        assert_eq!(CliError::io("x", &nothing).hint, None);
+        assert_eq!(UserError::io("x", &nothing).hint, None);
     }
 }
 
 #[test]
 fn every_failure_has_advice_that_can_be_followed() {
-    let mut errors: Vec<CliError> = Vec::new();
+    let mut errors: Vec<UserError> = Vec::new();
     errors.extend(
         volume_errors()
             .iter()
-            .map(|error| CliError::volume("x", error)),
+            .map(|error| UserError::volume("x", error)),
     );
     errors.extend(
         image_errors()
             .iter()
-            .map(|error| CliError::image("x", error)),
+            .map(|error| UserError::image("x", error)),
     );
-    errors.extend(view_errors().iter().map(|error| CliError::view("x", error)));
-    errors.extend(key_errors().iter().map(|error| CliError::key("x", error)));
-    let of_check = |error: &CheckError| CliError::usage("x").with_hint(super::check::hint(error));
+    errors.extend(
+        view_errors()
+            .iter()
+            .map(|error| UserError::view("x", error)),
+    );
+    errors.extend(key_errors().iter().map(|error| UserError::key("x", error)));
+    let of_check = |error: &CheckError| UserError::check("x", error);
     errors.extend(check_errors().iter().map(of_check));
     let options = options();
     for error in errors {

@@ -1,65 +1,41 @@
 //! The command line: `bilayer` and the helpers of mount(8).
 //!
-//! Each command is a module that returns a value or a [`CliError`]. Only this one prints, and those
-//! of commands with verbs of their own, `snapshot` and `image`, and `check`.
+//! Each command is a module of `commands` that knows its arguments and does not know the others;
+//! what several need is in `args`, `session` and `views`. `output` prints.
 
-use std::fmt;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 
 use clap::error::ErrorKind as ClapError;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-mod answers;
-mod changed;
-mod check;
-pub mod control;
-pub mod create;
-mod daemon;
-pub mod error;
-mod format;
-mod generate;
-mod health;
+mod args;
+mod commands;
 pub mod helper;
 #[cfg(test)]
 mod hints;
-mod image;
-mod io_hints;
-mod locate;
-pub mod log;
-pub mod mount;
-mod mount_record;
-pub mod options;
-mod paths;
-mod patient;
-mod progress;
-pub mod proof;
-mod prune;
-pub mod remount;
-pub mod request;
-mod salvage;
-mod serve;
+mod output;
+mod retention;
 mod session;
-pub mod size;
-mod snapshot;
-pub mod status;
-mod status_text;
-pub mod unmount;
-mod utab;
-pub mod wire;
+mod views;
 
-pub use error::{CliError, ExitCode};
-
-use crate::audit::{self, Asker, Destination};
-use crate::keys::{PassphraseSource, keystore};
+use crate::daemon::log::Log;
+use crate::diagnostics::{ExitCode, UserError};
 use crate::layers;
 use crate::sys::interrupt;
 use crate::sys::limits;
 use crate::sys::memory::disable_core_dumps;
-use log::Log;
-use options::MountWords;
-use unmount::{Left, UnmountRequest};
+use commands::check::{self, CheckArgs};
+use commands::create::{self, CreateArgs};
+use commands::generate;
+use commands::image::{self, ImageCommand};
+use commands::keygen::{self, KeygenArgs};
+use commands::mount::{self, MOUNT_HELP, MountArgs};
+use commands::salvage::{self, SalvageArgs};
+use commands::snapshot::{self, SnapshotCommand};
+use commands::status::{self, InspectArgs, StatusArgs};
+use commands::unmount::{self, UnmountArgs};
+use output::complain;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 usage, 2 no such volume, mount, snapshot or image, 3 in use,
@@ -104,14 +80,14 @@ enum Command {
         On a mounted volume plain tools do too: mkdir /mnt/.snapshots/NAME takes one, rmdir drops it,\n\
         mv renames it, and ls, cp, diff, rsync read it."
     )]
-    Snapshot(snapshot::SnapshotCommand),
+    Snapshot(SnapshotCommand),
     /// Make images, and volumes of them, here or on another machine
     #[command(
         subcommand,
         after_help = "Example:\n  bilayer image create /srv/vault base\n  \
         bilayer image deploy /srv/vault base /srv/copy"
     )]
-    Image(image::ImageCommand),
+    Image(ImageCommand),
     /// Show a volume: keys, layers, usage, where it is mounted
     #[command(
         after_help = "Examples:\n  bilayer status /srv/vault --json\n  bilayer status /srv/vault@monday"
@@ -119,13 +95,13 @@ enum Command {
     Status(StatusArgs),
     /// Verify everything in a volume, mounted or not, and mend what can be mended
     #[command(after_help = check::HELP)]
-    Check(check::CheckArgs),
+    Check(CheckArgs),
     /// Show what a volume's superblock says, without any key
     #[command(after_help = "Example:\n  bilayer inspect /srv/vault")]
     Inspect(InspectArgs),
     /// Take out of a damaged volume what can be read of it, as plain files
     #[command(after_help = salvage::HELP)]
-    Salvage(salvage::SalvageArgs),
+    Salvage(SalvageArgs),
     /// Make a customer key: RSA, in a file that only its owner may read
     #[command(after_help = "Example:\n  bilayer keygen /media/key.pem --bits 4096")]
     Keygen(KeygenArgs),
@@ -140,196 +116,6 @@ enum Command {
     },
 }
 
-const MOUNT_HELP: &str = "\
-Options (-o):
-  ro, rw                     write nothing; the default is rw
-  allow_other, noallow_other for other users too; the default for root's mounts
-  customer_key=URI           the customer key, such as file:/etc/keys/k.pem
-  platform_keystore=DIR      the platform keystore
-  passphrase_file=FILE       first line: the passphrase of the customer key
-  passphrase_fd=N            the same from an open descriptor
-  fingerprint=HEX            refuse the volume unless it has this fingerprint
-  commit=SECONDS             longest time before a change is on disk without fsync
-  checkpoint=SECONDS         how often a copy of the metadata is put beside them; 600, 0 for never
-  workers=N                  threads for contents
-  follow_caller=on|off       keep the reading thread on its caller's CPU
-  nfs_export=on|off          keep file handles good, for an NFS server; the default is off
-  writeback, nowriteback     let the kernel gather writes; the default is writeback
-  max_background=N           requests of the kernel's own under way
-  meta_cache=SIZE            memory for metadata
-  pending=SIZE               memory for changes that are not on disk yet
-  open_objects=N             files of the volume held open
-  snapshot_dir=NAME|off      the directory of snapshots in the root, instead of .snapshots; off
-                             for none, and no .images
-  log_file=FILE              the daemon's log, instead of the system's
-  audit_log=FILE|syslog      the audit, instead of audit.log in the platform keystore's directory
-  trusted                    suid and dev also for a volume that was imported, or deployed to other
-                             keys: such a one is mounted nosuid,nodev unless suid,dev is asked for
-                             (in fstab only this word reaches bilayer)
-  remount                    change ro, rw and the next line's words of a mount
-  nodev dev nosuid suid noexec exec noatime atime sync async dirsync
-                             as in mount(8); nodev,nosuid unless root mounts
-  relatime, strictatime      when times of access change; atime is relatime
-Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
-
-Signals to the daemon: SIGTERM and SIGINT make everything durable and unmount; SIGHUP has it open
-its log file anew (with --foreground in a terminal it unmounts).
-
-Examples:
-  bilayer mount --create ~/vault ~/private
-  bilayer mount /srv/vault /mnt -o ro,customer_key=file:/media/key.pem
-  In /etc/fstab:
-  /srv/vault /mnt/vault bilayer rw,nofail,customer_key=file:/etc/keys/k.pem 0 0";
-
-#[derive(Args, Debug)]
-struct KeystoreArg {
-    /// Directory of the platform keystore [default: /var/lib/bilayer/platform for root, else the
-    /// user's data directory; or $BILAYER_PLATFORM_KEYSTORE]
-    #[arg(long, value_name = "DIR")]
-    platform_keystore: Option<PathBuf>,
-    /// File that the audit is added to, or syslog for the system's log [default: audit.log in the
-    /// directory of the platform keystore]
-    #[arg(long, value_name = "FILE|syslog")]
-    audit_log: Option<PathBuf>,
-}
-
-impl KeystoreArg {
-    /// Where the platform keystore is. The audit begins.
-    fn dir(&self) -> Result<PathBuf, CliError> {
-        let dir = keystore_dir(self.platform_keystore.as_deref())?;
-        let log = self.audit_log.as_deref();
-        let log = log.map(|log| options::audit_log(log, &paths::working_directory()?));
-        start_audit(log.transpose()?, &dir);
-        Ok(dir)
-    }
-}
-
-/// Begins the audit: to where an option says, else to the directory of the platform keystore.
-fn start_audit(chosen: Option<Destination>, dir: &Path) {
-    let usual = Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
-    let destination = chosen.unwrap_or_else(|| usual.clone());
-    audit::start(destination, usual, Asker::this_process());
-}
-
-#[derive(Args, Debug)]
-struct PassphraseArg {
-    /// File whose first line is the passphrase of the customer key
-    #[arg(long, value_name = "FILE")]
-    passphrase_file: Option<PathBuf>,
-}
-
-/// What it takes to open a volume that is not mounted.
-#[derive(Args, Debug)]
-struct OpenArgs {
-    #[command(flatten)]
-    keystore: KeystoreArg,
-    #[command(flatten)]
-    passphrase: PassphraseArg,
-}
-
-impl OpenArgs {
-    fn keys(&self) -> Result<session::Keys, CliError> {
-        Ok(session::Keys {
-            keystore: self.keystore.dir()?,
-            passphrase: passphrase_source(&self.passphrase)?,
-        })
-    }
-}
-
-#[derive(Args, Debug)]
-struct CreateArgs {
-    /// Directory of the volume: made if missing, empty otherwise
-    volume: PathBuf,
-    /// Customer key that wraps the customer's half of the keys; without one the platform wraps both
-    #[arg(long, value_name = "URI")]
-    customer_key: Option<String>,
-    /// Largest size of the contents, in bytes or as 10G; what snapshots alone hold does not count
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    size: Option<String>,
-    #[command(flatten)]
-    keystore: KeystoreArg,
-    #[command(flatten)]
-    passphrase: PassphraseArg,
-}
-
-#[derive(Args, Debug)]
-struct MountArgs {
-    /// Directory of the volume
-    volume: PathBuf,
-    /// Where to mount it
-    dir: PathBuf,
-    /// Make the volume and DIR where there is none, and none is known
-    #[arg(long)]
-    create: bool,
-    /// Take a volume that was restored from a backup as it is, though it is older than this machine
-    /// knows it to be. Other copies of it are refused from then on, and objects that it does not know are
-    /// removed. With -o ro it is only looked at
-    #[arg(long)]
-    accept_restored: bool,
-    /// Make this copy of a volume a volume of its own, which lives beside the original: with an id, a
-    /// fingerprint and a key for new data of its own. The original is not touched
-    #[arg(long, conflicts_with_all = ["accept_restored", "create"])]
-    new_identity: bool,
-    /// Do not go into the background
-    #[arg(long)]
-    foreground: bool,
-    /// Options, separated by commas (--help lists them)
-    #[arg(short, value_name = "OPTIONS")]
-    options: Vec<String>,
-    #[command(flatten)]
-    keystore: KeystoreArg,
-}
-
-#[derive(Args, Debug)]
-struct UnmountArgs {
-    /// Where it is mounted
-    dir: PathBuf,
-    /// Detach at once, even if it is in use, and do not wait
-    #[arg(long)]
-    lazy: bool,
-    /// Unmount also if the daemon does not answer any more; what it has not written is lost
-    #[arg(long)]
-    force: bool,
-}
-
-#[derive(Args, Debug)]
-struct StatusArgs {
-    /// Directory of the volume, or where it is mounted; VOLUME@NAME or DIR/.snapshots/NAME for a
-    /// snapshot or an image
-    #[arg(value_name = "VOLUME|DIR")]
-    path: PathBuf,
-    /// One JSON object
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    keystore: KeystoreArg,
-}
-
-#[derive(Args, Debug)]
-struct InspectArgs {
-    /// Directory of the volume
-    volume: PathBuf,
-    /// One JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args, Debug)]
-struct KeygenArgs {
-    /// File to make; one that exists is never written over
-    file: PathBuf,
-    /// Size of the key: 2048, 3072 or 4096
-    #[arg(
-        long,
-        default_value_t = 3072,
-        allow_negative_numbers = true,
-        value_parser = size::parse_count
-    )]
-    bits: usize,
-    #[command(flatten)]
-    passphrase: PassphraseArg,
-}
-
 /// The whole of the program.
 pub fn run() -> process::ExitCode {
     let cli = match Cli::try_parse() {
@@ -337,7 +123,7 @@ pub fn run() -> process::ExitCode {
         Err(error) => return refuse(&error),
     };
     let foreground = matches!(&cli.command, Command::Mount(args) if args.foreground);
-    let code_of: fn(&CliError) -> u8 = match cli.command {
+    let code_of: fn(&UserError) -> u8 = match cli.command {
         Command::Mount(_) => |error| error.code.for_mount(),
         Command::Check(_) => check::exit_code,
         _ => |error| error.code as u8,
@@ -348,7 +134,7 @@ pub fn run() -> process::ExitCode {
         complain(&error.unless_asked_to_end());
         code
     });
-    interrupt::end_as_asked();
+    interrupt::exit_by_signal();
     process::ExitCode::from(code)
 }
 
@@ -362,36 +148,26 @@ fn refuse(error: &clap::Error) -> process::ExitCode {
             .nth(1)
             .is_some_and(|verb| verb == "check") =>
         {
-            process::ExitCode::from(check::exit_code(&CliError::usage("")))
+            process::ExitCode::from(check::exit_code(&UserError::usage("")))
         }
         _ => process::ExitCode::from(ExitCode::Usage as u8),
     }
 }
 
 /// Runs a command that ended well, with its exit code.
-fn execute(command: Command, log: &Log) -> Result<u8, CliError> {
+fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
     harden()?;
     match command {
         Command::Check(args) => return check::run(&args),
-        Command::Create(args) => run_create(args),
-        Command::Mount(args) => run_mount(args, log),
-        Command::Unmount(args) => {
-            let request = UnmountRequest {
-                lazy: args.lazy,
-                force: args.force,
-                or_read_only: false,
-            };
-            unmount::unmount(&args.dir, request).map(|left| tell_left(&args.dir, &left))
-        }
-        Command::Status(args) => {
-            let keystore = args.keystore.dir()?;
-            show(&status::status(&args.path, &keystore)?, args.json)
-        }
-        Command::Inspect(args) => show(&status::inspect(&args.volume)?, args.json),
+        Command::Create(args) => create::run(args),
+        Command::Mount(args) => mount::run(args, log),
+        Command::Unmount(args) => unmount::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Inspect(args) => status::run_inspect(&args),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Image(command) => image::run(command),
         Command::Salvage(args) => salvage::run(&args),
-        Command::Keygen(args) => run_keygen(&args),
+        Command::Keygen(args) => keygen::run(&args),
         Command::Generate { dir } => generate::generate(Cli::command(), &dir),
     }?;
     Ok(ExitCode::Done as u8)
@@ -399,139 +175,19 @@ fn execute(command: Command, log: &Log) -> Result<u8, CliError> {
 
 /// What every process that may hold keys does first: no core dumps, and a test that both layers
 /// still compute what they should.
-fn harden() -> Result<(), CliError> {
-    limits::keep_owners_rights();
-    limits::outlive_large_files();
+fn harden() -> Result<(), UserError> {
+    limits::keep_owner_mode_bits();
+    limits::ignore_file_size_signal();
     if let Err(error) = disable_core_dumps() {
         tracing::warn!(%error, "core dumps could not be turned off");
     }
     layers::self_test().map_err(|error| {
-        CliError::new(
+        UserError::new(
             ExitCode::Integrity,
             format!("the self-test failed: {error}"),
         )
         .with_hint("do not use this program on this machine; reinstall it or check the memory")
     })
-}
-
-/// The platform keystore: option, environment, default, in this order.
-fn keystore_dir(option: Option<&Path>) -> Result<PathBuf, CliError> {
-    let environment = std::env::var_os(keystore::ENVIRONMENT);
-    let dir = keystore::resolve(option, environment.as_deref(), keystore::default_dir())
-        .map_err(|error| CliError::key("cannot find the platform keystore", &error))?;
-    paths::absolute(&dir)
-}
-
-/// Where a passphrase comes from: a file that was named, else whoever sits there.
-fn passphrase_source(argument: &PassphraseArg) -> Result<PassphraseSource, CliError> {
-    match &argument.passphrase_file {
-        Some(path) => Ok(PassphraseSource::File(paths::absolute(path)?)),
-        None => Ok(PassphraseSource::Prompt),
-    }
-}
-
-fn run_create(args: CreateArgs) -> Result<(), CliError> {
-    let customer_key = match &args.customer_key {
-        Some(uri) => Some(options::key_uri(uri, &paths::working_directory()?)?),
-        None => None,
-    };
-    let size_bytes = size::size_option(args.size.as_deref())?;
-    let new = create::NewVolume {
-        path: paths::absolute(&args.volume)?,
-        customer_key,
-        size_bytes,
-        keystore: args.keystore.dir()?,
-        passphrase: passphrase_source(&args.passphrase)?,
-    };
-    let id = create::create(&new)?;
-    print(&format!("volume {id} made in {}\n", new.path.display()))
-}
-
-fn run_mount(args: MountArgs, log: &Log) -> Result<(), CliError> {
-    let directory = paths::working_directory()?;
-    let words = MountWords::parse(args.options.iter().map(String::as_str), &directory)?;
-    let option = args.keystore.platform_keystore.as_deref();
-    let keystore = keystore_dir(option.or(words.platform_keystore.as_deref()))?;
-    let named = args.keystore.audit_log.as_deref();
-    let named = named.map(|log| options::audit_log(log, &directory));
-    start_audit(
-        named.transpose()?.or_else(|| words.audit_log.clone()),
-        &keystore,
-    );
-    let request = mount::MountRequest {
-        volume: args.volume,
-        dir: args.dir,
-        create: args.create,
-        accept_restored: args.accept_restored,
-        new_identity: args.new_identity,
-        foreground: args.foreground,
-        words,
-        keystore,
-    };
-    mount::mount(request, log)
-}
-
-fn run_keygen(args: &KeygenArgs) -> Result<(), CliError> {
-    let passphrase = match &args.passphrase.passphrase_file {
-        Some(path) => PassphraseSource::File(paths::absolute(path)?),
-        None => PassphraseSource::None,
-    };
-    let key = create::keygen(&paths::absolute(&args.file)?, args.bits, &passphrase)?;
-    print(&format!(
-        "{} ({} bits, version {})\n",
-        key.uri, key.bits, key.key_version
-    ))
-}
-
-/// One line of JSON.
-fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    let line = serde_json::to_string(value)
-        .map_err(|error| CliError::new(ExitCode::System, format!("cannot write JSON: {error}")))?;
-    print(&(line + "\n"))
-}
-
-fn show(report: &status::Report, json: bool) -> Result<(), CliError> {
-    if json {
-        print(&(status::to_json(report)? + "\n"))
-    } else {
-        print(&status_text::to_text(report))
-    }
-}
-
-/// Says what nobody here can see: that the mount lives on.
-fn tell_left(dir: &Path, left: &Left) {
-    let dir = dir.display();
-    match left {
-        Left::OtherNamespaces(processes) => complain(&format_args!(
-            "bilayer: {dir} is unmounted here and everything is on disk; another mount namespace has \
-             the volume mounted still{}",
-            format::processes(processes)
-        )),
-        Left::Detached => complain(&format_args!(
-            "bilayer: {dir} is detached: its daemon is dead; whoever works in it gets errors until \
-             they leave"
-        )),
-        Left::Nothing | Left::OtherPlaces => {}
-    }
-}
-
-/// To standard error, if there is anybody who reads it.
-fn complain(line: &dyn fmt::Display) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// To standard output. A reader that has gone away (`| head`) is no failure.
-fn print(text: &str) -> Result<(), CliError> {
-    let mut output = io::stdout().lock();
-    match output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush())
-    {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(CliError::io("cannot write to standard output", &error))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -631,7 +287,7 @@ mod tests {
 
     #[test]
     fn every_option_of_mount_is_in_its_help() {
-        let documented = include_str!("options.rs");
+        let documented = include_str!("../daemon/options.rs");
         let table = documented
             .lines()
             .filter(|line| line.starts_with("//! | `"));

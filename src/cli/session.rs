@@ -1,8 +1,8 @@
-//! Where a request about snapshots and images goes.
+//! Where a operation about snapshots and images goes.
 //!
 //! | the volume is | it goes to |
 //! |---|---|
-//! | mounted, and its daemon proves it ([`super::locate`]) | the daemon, over the control socket |
+//! | mounted, and its daemon proves it ([`crate::control::locate`]) | the daemon, over the control socket |
 //! | named by its mount, root's or this user's, whose daemon does not answer this user | `mkdir`, `rmdir`, `rename` and `readdir` in that mount, as far as they go; the daemon decides who may |
 //! | in use by somebody who cannot be asked | nowhere: it is refused |
 //! | not mounted | the volume, opened by this process under its lock |
@@ -13,16 +13,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::control::ControlClient;
-use super::error::{CliError, ExitCode};
-use super::locate::{Holder, Located, NamedMount, find};
-use super::mount::open_when_free;
-use super::proof::DirectoryId;
-use super::request::{self, Kind, Outcome, Passphrase, Receiver, Request, ViewReport, Views};
-use super::serve::serve;
-use super::wire;
 use crate::audit;
-use crate::fs::views::{self, ReadOnlyBecause, ViewError};
+use crate::control::client::ControlClient;
+use crate::control::directory::DirectoryId;
+use crate::control::locate::{Holder, Located, NamedMount, find};
+use crate::control::report::ViewReport;
+use crate::control::request::{self, Kind, Operation, Passphrase};
+use crate::control::response::{Outcome, Receiver, Views};
+use crate::daemon::mount::open_when_free;
+use crate::daemon::serve::serve;
+use crate::diagnostics::{ExitCode, UserError};
+use crate::fs::snapshots::{self, ReadOnlyBecause, ViewError};
 use crate::fs::{Filesystem, FilesystemOptions};
 use crate::keys::PassphraseSource;
 use crate::store::directory::DirectoryStore;
@@ -31,7 +32,7 @@ use crate::volume::{OpenOptions, Volume};
 
 /// What it takes to open a volume that is not mounted.
 #[derive(Clone, Debug)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     /// The platform keystore.
     pub keystore: PathBuf,
     /// Where the customer key's passphrase comes from.
@@ -39,7 +40,7 @@ pub(super) struct Keys {
 }
 
 /// A volume that requests can be made of.
-pub(super) struct Session {
+pub(crate) struct Session {
     /// The volume's directory, for people.
     pub volume: PathBuf,
     /// Which directory that is, where it is known.
@@ -50,15 +51,15 @@ pub(super) struct Session {
 }
 
 /// Opens the volume below a filesystem.
-pub(super) fn open_volume(
+pub(crate) fn open_volume(
     located: &Located,
     writes: bool,
     keys: &Keys,
-) -> Result<Volume, CliError> {
+) -> Result<Volume, UserError> {
     let doing = || format!("cannot open the volume {}", located.path.display());
     audit::set_volume(&located.path);
     let store = DirectoryStore::open(&located.access_path()?)
-        .map_err(|error| CliError::io(doing(), &error))?;
+        .map_err(|error| UserError::io(doing(), &error))?;
     let options = OpenOptions {
         keystore: keys.keystore.clone(),
         path: Some(located.path.clone()),
@@ -68,7 +69,7 @@ pub(super) fn open_volume(
         ..OpenOptions::default()
     };
     open_when_free(located.directory.as_ref(), &Arc::new(store), &options)
-        .map_err(|error| CliError::volume(doing(), &error))
+        .map_err(|error| UserError::volume(doing(), &error))
 }
 
 /// Who does what is asked.
@@ -81,7 +82,7 @@ enum Backend {
 impl Session {
     /// Finds a volume by its directory or by where it is mounted. `writes`: what will be asked
     /// changes the volume.
-    pub(super) fn open(path: &Path, writes: bool, keys: &Keys) -> Result<Self, CliError> {
+    pub(crate) fn open(path: &Path, writes: bool, keys: &Keys) -> Result<Self, UserError> {
         let mut located = find(path)?;
         let mut mounted_on = None;
         let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
@@ -103,54 +104,54 @@ impl Session {
     }
 
     /// Asks, and hands on what is answered before the outcome.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &mut self,
-        request: &Request,
+        operation: &Operation,
         to: &mut dyn Receiver,
-    ) -> Result<Outcome, CliError> {
+    ) -> Result<Outcome, UserError> {
         match &mut self.backend {
-            Backend::Own(filesystem) => serve(filesystem, request, to),
-            Backend::Mount(mount) => in_mount(mount, request, to),
-            Backend::Daemon(daemon) => wire::ask(daemon, &for_daemon(request)?, None, to),
+            Backend::Own(filesystem) => serve(filesystem, operation, to),
+            Backend::Mount(mount) => in_mount(mount, operation, to),
+            Backend::Daemon(daemon) => daemon.perform(&for_daemon(operation)?, None, to),
         }
     }
 
     /// All views of a kind, oldest first.
-    pub(super) fn list(&mut self, kind: Kind) -> Result<Vec<ViewReport>, CliError> {
+    pub(crate) fn list(&mut self, kind: Kind) -> Result<Vec<ViewReport>, UserError> {
         let mut views = Views::default();
-        self.ask(&Request::List { kind }, &mut views)?;
+        self.ask(&Operation::List { kind }, &mut views)?;
         Ok(views.0)
     }
 
     /// Lets go of the volume; what was changed is on disk when this returns.
-    pub(super) fn close(self) -> Result<(), CliError> {
+    pub(crate) fn close(self) -> Result<(), UserError> {
         match self.backend {
             Backend::Own(filesystem) => filesystem.close().map_err(|error| {
                 let doing = format!("cannot close the volume {}", self.volume.display());
-                CliError::filesystem(doing, &error)
+                UserError::filesystem(doing, &error)
             }),
             Backend::Daemon(_) | Backend::Mount(_) => Ok(()),
         }
     }
 }
 
-fn open_here(located: &Located, writes: bool, keys: &Keys) -> Result<Arc<Filesystem>, CliError> {
+fn open_here(located: &Located, writes: bool, keys: &Keys) -> Result<Arc<Filesystem>, UserError> {
     let doing = || format!("cannot open the volume {}", located.path.display());
     let volume = open_volume(located, writes, keys)?;
     let options = FilesystemOptions {
         read_only: !writes,
         ..FilesystemOptions::default()
     };
-    Filesystem::open(volume, options).map_err(|error| CliError::filesystem(doing(), &error))
+    Filesystem::open(volume, options).map_err(|error| UserError::filesystem(doing(), &error))
 }
 
-/// The request as another process can do it: it has no terminal of this user's, and none of the
+/// The operation as another process can do it: it has no terminal of this user's, and none of the
 /// files that only this process has open.
-fn for_daemon(request: &Request) -> Result<Request, CliError> {
-    let mut request = request.clone();
-    let files = match &mut request {
-        Request::Deploy { passphrase, .. } => [without_terminal(passphrase), None],
-        Request::Export {
+fn for_daemon(operation: &Operation) -> Result<Operation, UserError> {
+    let mut operation = operation.clone();
+    let files = match &mut operation {
+        Operation::Deploy { passphrase, .. } => [without_terminal(passphrase), None],
+        Operation::Export {
             passphrase_file,
             passphrase,
             ..
@@ -162,16 +163,16 @@ fn for_daemon(request: &Request) -> Result<Request, CliError> {
     };
     let special = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| !found.is_file());
     match files.into_iter().flatten().find(special) {
-        Some(path) => Err(CliError::new(
+        Some(path) => Err(UserError::new(
             ExitCode::Key,
             format!(
                 "{}: the passphrase file {} is no plain file",
-                request.doing(),
+                operation.doing(),
                 path.display()
             ),
         )
         .with_hint("the daemon that has the volume mounted reads it: name a plain file")),
-        None => Ok(request),
+        None => Ok(operation),
     }
 }
 
@@ -189,61 +190,64 @@ fn without_terminal(passphrase: &mut Passphrase) -> Option<PathBuf> {
 /// What plain calls can do in a mount whose daemon does not answer this user.
 fn in_mount(
     mount: &NamedMount,
-    request: &Request,
+    operation: &Operation,
     to: &mut dyn Receiver,
-) -> Result<Outcome, CliError> {
-    let kind = match request {
-        Request::Create { kind, .. }
-        | Request::Delete { kind, .. }
-        | Request::Rename { kind, .. }
-        | Request::List { kind } => *kind,
+) -> Result<Outcome, UserError> {
+    let kind = match operation {
+        Operation::Create { kind, .. }
+        | Operation::Delete { kind, .. }
+        | Operation::Rename { kind, .. }
+        | Operation::List { kind } => *kind,
         _ => Kind::Snapshot,
     };
     // Reached from the mount that was named, which is held open, and checked to be in it: whatever
     // is mounted or renamed meanwhile, it is that one.
     let dir = Location::open_at(&mount.location, Path::new(kind.directory()))
         .and_then(|dir| within_mount(mount, kind, dir))
-        .map_err(|error| not_by_calls(request, kind, &error))?;
+        .map_err(|error| not_by_calls(operation, kind, &error))?;
     let dir = dir.fixed_path();
     let place = |name: &str| dir.join(name);
-    let refused = |name: &str, error: io::Error| explain(request, kind, name, &error);
-    match request {
-        Request::Create {
+    let refused = |name: &str, error: io::Error| explain(operation, kind, name, &error);
+    match operation {
+        Operation::Create {
             name,
             from: None,
             description,
             ..
         } if description.is_empty() => {
-            check_new_name(request, name)?;
+            check_new_name(operation, name)?;
             fs::create_dir(place(name)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Created(only_named(kind, name.clone())))
         }
-        Request::Delete { name, .. } => {
-            check_name(request, kind, name)?;
+        Operation::Delete { name, .. } => {
+            check_name(operation, kind, name)?;
             fs::remove_dir(place(name)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Nothing)
         }
-        Request::Rename { name, to: new, .. } => {
-            check_name(request, kind, name)?;
-            check_new_name(request, new)?;
+        Operation::Rename { name, to: new, .. } => {
+            check_name(operation, kind, name)?;
+            check_new_name(operation, new)?;
             if fs::symlink_metadata(place(new)).is_ok() {
                 return Err(refused(new, io::ErrorKind::AlreadyExists.into()));
             }
             fs::rename(place(name), place(new)).map_err(|error| refused(name, error))?;
             Ok(Outcome::Nothing)
         }
-        Request::List { .. } => {
+        Operation::List { .. } => {
             for entry in fs::read_dir(&dir).map_err(|error| refused("", error))? {
                 let entry = entry.map_err(|error| refused("", error))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
                 to.view(only_named(kind, name))
-                    .map_err(|error| CliError::io(request.doing(), &error))?;
+                    .map_err(|error| UserError::io(operation.doing(), &error))?;
             }
             Ok(Outcome::Nothing)
         }
-        _ => Err(CliError::new(
+        _ => Err(UserError::new(
             ExitCode::System,
-            format!("{}: its daemon does not answer this user", request.doing()),
+            format!(
+                "{}: its daemon does not answer this user",
+                operation.doing()
+            ),
         )
         .with_hint(WHO_MAY)),
     }
@@ -264,16 +268,16 @@ fn within_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<Loc
 }
 
 /// Without that directory nothing can be done but by the daemon.
-fn not_by_calls(request: &Request, kind: Kind, error: &io::Error) -> CliError {
+fn not_by_calls(operation: &Operation, kind: Kind, error: &io::Error) -> UserError {
     if error.kind() != io::ErrorKind::NotFound {
-        return explain(request, kind, "", error);
+        return explain(operation, kind, "", error);
     }
     let message = format!(
         "{}: its daemon does not answer this user, and there is no {} in the mount",
-        request.doing(),
+        operation.doing(),
         kind.directory()
     );
-    CliError::new(ExitCode::System, message).with_hint(WHO_MAY)
+    UserError::new(ExitCode::System, message).with_hint(WHO_MAY)
 }
 
 const WHO_MAY: &str = "root and the user who mounted it may; the owner of its root directory may \
@@ -294,16 +298,16 @@ fn only_named(kind: Kind, name: String) -> ViewReport {
 }
 
 /// Says what is wrong with a name, which the kernel does not.
-fn check_new_name(request: &Request, name: &str) -> Result<(), CliError> {
-    views::check_name(name).map_err(|error| CliError::view(request.doing(), &error))
+fn check_new_name(operation: &Operation, name: &str) -> Result<(), UserError> {
+    snapshots::check_name(name).map_err(|error| UserError::view(operation.doing(), &error))
 }
 
 /// A name that would lead out of the directory is none.
-fn check_name(request: &Request, kind: Kind, name: &str) -> Result<(), CliError> {
+fn check_name(operation: &Operation, kind: Kind, name: &str) -> Result<(), UserError> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
-        return Err(CliError::usage(format!(
+        return Err(UserError::usage(format!(
             "{}: {name:?} is no name for a {}",
-            request.doing(),
+            operation.doing(),
             kind.name()
         ))
         .with_hint(format!(
@@ -315,7 +319,7 @@ fn check_name(request: &Request, kind: Kind, name: &str) -> Result<(), CliError>
 }
 
 /// The same errors as those of the daemon, as far as the operating system carries them.
-fn explain(request: &Request, kind: Kind, name: &str, error: &io::Error) -> CliError {
+fn explain(operation: &Operation, kind: Kind, name: &str, error: &io::Error) -> UserError {
     let (kind, name) = (kind.into(), name.to_owned());
     let told = match error.raw_os_error() {
         Some(libc::ENOENT) => ViewError::NotFound { kind, name },
@@ -323,10 +327,10 @@ fn explain(request: &Request, kind: Kind, name: &str, error: &io::Error) -> CliE
         Some(libc::EBUSY) => ViewError::Busy { kind, name },
         Some(libc::EROFS) => ViewError::ReadOnly(ReadOnlyBecause::Unknown),
         Some(libc::EACCES | libc::EPERM) => {
-            return CliError::io(request.doing(), error).with_hint(WHO_MAY);
+            return UserError::io(operation.doing(), error).with_hint(WHO_MAY);
         }
         _ if error.kind() == io::ErrorKind::AlreadyExists => ViewError::Exists { kind, name },
-        _ => return CliError::io(request.doing(), error),
+        _ => return UserError::io(operation.doing(), error),
     };
-    CliError::view(request.doing(), &told)
+    UserError::view(operation.doing(), &told)
 }

@@ -1,20 +1,24 @@
-//! The time of last access.
+//! Access times.
 //!
-//! A filesystem behind the kernel's caches does not see every read, so closing what was open for
-//! reading alone counts as reading, and so does opening a directory. A READ counts too.
+//! Since the kernel's cache serves reads, the filesystem does not see every one of them. So closing
+//! a file that was opened only for reading counts as a read, and so does opening a directory. A
+//! READ request counts too.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::types::{NodeId, Timespec};
-use super::{Filesystem, ViewsDirectory};
+use super::Filesystem;
+use super::types::{NodeId, Timespec, ViewsDirectory};
+use serde::{Deserialize, Serialize};
+
 use crate::errno::Errno;
 use crate::meta::Batch;
 use crate::meta::records::InodeRecord;
 
-/// When reading changes the time of last access (mount(8)).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// When reading updates the access time (mount(8)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AccessTimes {
-    /// When it is older than the last change, or than a day: `relatime`.
+    /// If it is older than the last change, or than a day: `relatime`.
     #[default]
     Relative,
     /// Every time: `strictatime`.
@@ -61,11 +65,11 @@ impl AccessTimesNow {
 }
 
 impl Filesystem {
-    /// To be called when a file or directory was read, as far as can be told. True when its time of
-    /// last access changed, which the kernel does not know then.
+    /// Called when a file or directory was read, as far as this is known. True if the access time
+    /// was updated, which the kernel does not know.
     ///
     /// # Errors
-    /// Those of reading and changing an inode; reading can go on all the same.
+    /// The inode cannot be read or changed. The read itself is not affected.
     pub fn accessed(&self, node: NodeId) -> Result<bool, Errno> {
         let now = Timespec::now();
         let due = self.access_times.get().due(&self.inode(node)?, now);

@@ -1,8 +1,8 @@
-//! POSIX access control lists (POSIX.1e draft 17): how they and the mode follow one another.
+//! POSIX access control lists (POSIX.1e draft 17) and how they relate to the mode.
 //!
-//! The kernel checks access by them; the filesystem keeps three rules: setting an access ACL sets
-//! the mode, changing the mode changes the ACL, and a new inode takes its directory's default ACL
-//! in the place of the umask.
+//! The kernel checks access with them. The filesystem follows three rules: setting an access ACL
+//! sets the mode, changing the mode changes the ACL, and a new inode inherits its directory's
+//! default ACL in place of the umask.
 //!
 //! Layout of the attribute (`linux/posix_acl_xattr.h`): version 2 (4 bytes), then entries of tag
 //! (2), permissions (2), id (4), all little-endian, in order of tag and id.
@@ -33,7 +33,7 @@ struct Entry {
     id: u32,
 }
 
-/// A list.
+/// An access control list.
 pub(super) struct Acl(Vec<Entry>);
 
 impl Acl {
@@ -88,7 +88,7 @@ impl Acl {
             .map(|entry| entry.perm)
     }
 
-    /// The mode's nine bits that it stands for.
+    /// The nine mode bits that correspond to the list.
     fn mode(&self) -> u16 {
         let group = self
             .perm(MASK)
@@ -97,12 +97,13 @@ impl Acl {
         self.perm(USER_OBJ).unwrap_or(0) << 6 | group << 3 | self.perm(OTHER).unwrap_or(0)
     }
 
-    /// True when the mode says it all.
+    /// True if the list is equivalent to the mode.
     fn is_minimal(&self) -> bool {
         self.0.len() == 3
     }
 
-    /// Changes the classes: each entry of a class goes through `change` with the class's bits.
+    /// Changes the permission classes: `change` maps the permissions of each entry and the mode
+    /// bits of its class.
     fn change(&mut self, mode: u16, change: impl Fn(u16, u16) -> u16) {
         let group_class = if self.perm(MASK).is_some() {
             MASK
@@ -122,7 +123,7 @@ impl Acl {
 }
 
 impl Filesystem {
-    /// The mode that an access ACL sets, and whether it says no more than the mode.
+    /// The mode that an access ACL sets, and whether the ACL is equivalent to it.
     pub(super) fn mode_of_acl(
         &self,
         node: NodeId,
@@ -133,7 +134,7 @@ impl Filesystem {
         Ok(Some((acl.mode(), acl.is_minimal())))
     }
 
-    /// Lets an access ACL follow a change of the mode.
+    /// Updates an access ACL after a change of the mode.
     pub(super) fn acl_after_chmod(
         &self,
         batch: &mut Batch,
@@ -150,7 +151,7 @@ impl Filesystem {
             .put_xattr(batch, ino, ACCESS, Some(&acl.encode()))?)
     }
 
-    /// Gives a new inode what the directory's default ACL says; its mode, if there is one.
+    /// Lets a new inode inherit the directory's default ACL. Returns its mode if there is one.
     pub(super) fn inherit_acl(
         &self,
         batch: &mut Batch,

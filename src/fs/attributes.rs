@@ -11,17 +11,22 @@ use crate::planted::{Bug, planted};
 use crate::sealed::PAGE_BYTES;
 
 impl Filesystem {
-    /// Changes what `changes` names, for somebody of these privileges.
+    /// Changes attributes on behalf of a process with these privileges.
+    ///
+    /// # Errors
+    /// EISDIR or EINVAL if the size of something other than a file is set, EPERM if a change of
+    /// owner would remove set-id bits of another user's file, EFBIG, EROFS, ENOSPC, or an error of
+    /// metadata or contents.
     pub fn setattr(
         &self,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
         node: NodeId,
         changes: &SetAttr,
     ) -> Result<Attr, Errno> {
         self.check_change(node)?;
         let now = Timespec::now();
         let record = self.inode(node)?;
-        let kill = Kill::by(&record, changes, who)?;
+        let kill = Kill::by(&record, changes, privileges)?;
         match changes.size {
             Some(size) => self.set_size(node, &record, size, changes, kill, now)?,
             None => {
@@ -37,7 +42,7 @@ impl Filesystem {
                 }
                 if kill != Kill::Nothing {
                     self.meta
-                        .put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
+                        .remove_xattr_if_present(&mut batch, node.ino(), CAPABILITY)?;
                 }
                 self.meta.apply(batch)?;
             }
@@ -61,9 +66,11 @@ impl Filesystem {
         }
         let file = self.contents.file(node.ino())?;
         if size == 0 && file.size() > 0 {
-            // A commit that could not catch up with those who order keeps them out.
+            // A commit that repeatedly found new ordered files holds this lock to keep out further
+            // ones.
             let _namespace = self.namespace.lock();
-            // "Truncate, then write anew" must not lose both old and new to a power cut.
+            // After "truncate, then write again", a power cut must not lose both the old and the
+            // new contents.
             if !planted(Bug::TruncationUnordered) {
                 self.contents.order(node.ino());
             }
@@ -83,11 +90,14 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Takes off a file what a change of its contents by somebody of these privileges does.
-    pub fn kill_privileges(&self, who: &dyn Privileges, node: NodeId) -> Result<(), Errno> {
+    /// Removes the privileges from a file that a write by a process with these privileges removes.
+    ///
+    /// # Errors
+    /// EROFS if nothing may change, or an error of the metadata.
+    pub fn kill_privileges(&self, privileges: &dyn Privileges, node: NodeId) -> Result<(), Errno> {
         let _permit = self.begin_change(node)?;
         let record = self.inode(node)?;
-        let kill = Kill::by_writing(&record, who);
+        let kill = Kill::by_writing(&record, privileges);
         if kill.leaves(record.perm) != record.perm {
             let _inode = self.meta.lock_inode(node.ino());
             let mut batch = Batch::new();
@@ -104,15 +114,15 @@ impl Filesystem {
         let _permit = self.meta.permit();
         let mut batch = Batch::new();
         self.meta
-            .put_xattr_if_there(&mut batch, node.ino(), CAPABILITY)?;
+            .remove_xattr_if_present(&mut batch, node.ino(), CAPABILITY)?;
         if !batch.is_empty() {
             self.meta.apply(batch)?;
         }
         Ok(())
     }
 
-    /// Puts the time of a write that the record does not have yet into it, so that what is set
-    /// now is not overwritten by it later. The inode's lock must be held.
+    /// Puts the time of an unpublished write into the record, so that it does not overwrite a time
+    /// that is set now. The inode's lock must be held.
     fn take_written(&self, batch: &mut Batch, node: NodeId) -> Result<(), Errno> {
         if let Some(written) = self.contents.take_written(node.ino()) {
             self.amend_inode(batch, node.ino(), |record| {
@@ -123,7 +133,11 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Room in the volume, in what it can hold: a file of as many bytes as are free can be made.
+    /// Space in the volume, in bytes of contents: a file of as many bytes as are free can be
+    /// created.
+    ///
+    /// # Errors
+    /// An error of the backing filesystem.
     pub fn statfs(&self) -> Result<StatFs, Errno> {
         let space = self
             .volume
@@ -140,7 +154,7 @@ impl Filesystem {
             let left = total.saturating_sub(self.contents.taken_pages());
             (free, available) = (free.min(left), available.min(left));
         }
-        // What programs hold in 32 bits. There can be more, of which this says nothing.
+        // The largest number that programs hold in 32 bits. The volume can have more inodes.
         const INODES: u64 = u32::MAX as u64;
         Ok(StatFs {
             block_bytes: BLOCK_BYTES,

@@ -1,4 +1,5 @@
-//! Checking a filesystem in use. What is checked is its newest commit, while it goes on being used.
+//! Checking a filesystem that is in use. The check reads its newest commit while the filesystem
+//! stays in use.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::object::{Fault, ObjectError, Objects};
 use crate::store::Store;
 use crate::store::read_only::ReadOnlyStore;
 
-/// For names and for objects that are compared, each, while the filesystem is in use.
+/// Memory for names, and for objects, while the filesystem is in use.
 const MEMORY_BYTES: usize = 16 << 20;
 
 struct InUse<'a>(&'a Filesystem);
@@ -43,20 +44,21 @@ impl Filesystem {
     /// Checks everything that is on the disk.
     ///
     /// # Errors
-    /// It was cancelled, or the backing store failed. What is wrong is no error.
+    /// The check was cancelled, or the backing store failed. Damage is not an error.
     pub fn check(
         &self,
         options: &CheckOptions,
         progress: &dyn CheckProgress,
     ) -> Result<Report, CheckError> {
-        // The mount's memory is its users': what does not fit is read more than once.
+        // Little memory, since it belongs to the users of the mount. What does not fit is read more
+        // than once.
         let options = &CheckOptions {
             memory_bytes: options.memory_bytes.min(MEMORY_BYTES),
             ..*options
         };
         progress.begin(check::Stage::Metadata, None);
         if let Err(error) = self.sync() {
-            // What is there can be looked at all the same.
+            // What is on the disk can be checked nevertheless.
             tracing::warn!(%error, "not everything could be made durable before checking");
         }
         let report = Report {

@@ -1,12 +1,14 @@
-//! What is done where records contradict each other, as those of a damaged volume or of a hostile
+//! Handling of records that contradict each other, as those of a damaged volume or of a hostile
 //! image can.
 //!
-//! A live filesystem that meets a contradiction takes no more changes: each of them would build on
-//! records of which it cannot be known what else is wrong. The log names the inode, the caller gets
-//! EIO, and `check` tells the rest. Kept views do not change, so there it is the error alone.
+//! A live filesystem that finds a contradiction accepts no more changes: each of them would build
+//! on records of which it is unknown what else is wrong. The log names the inode, the caller gets
+//! EIO, and `check` reports the details. Kept views do not change, so there the operation only
+//! fails.
 //!
-//! Names and inodes are read one after the other. Whoever holds neither the right to change nor
-//! `namespace` may see an older name and a newer inode: a contradiction counts only with both held.
+//! Names and inodes are read one after the other. A thread that holds neither a permit nor
+//! `namespace` may see an older name and a newer inode, so a contradiction counts only if both are
+//! held.
 
 use super::types::{Attr, FileKind, NodeId};
 use super::{Filesystem, node_in};
@@ -15,39 +17,39 @@ use crate::ids::Ino;
 use crate::meta::View;
 use crate::meta::records::{DirentRecord, InodeRecord};
 
-/// What contradicts, of a name in `parent` and the inode that it leads to.
+/// The contradiction between a name in `parent` and the inode that it leads to, if any.
 fn contradiction(parent: Ino, entry: DirentRecord, record: &InodeRecord) -> Option<&'static str> {
     let is_directory = record.kind == FileKind::Directory;
     if record.kind != entry.kind {
-        Some("a name says another kind of file than it is")
+        Some("a name records another kind of file than its inode")
     } else if record.nlink == 0 {
-        Some("a name leads to it and it counts none")
+        Some("a name leads to it, but its link count is 0")
     } else if is_directory && entry.ino == Ino::ROOT {
         Some("a name leads to the root directory")
     } else if is_directory && record.parent != parent {
-        Some("a name in another directory leads to it than the one that it says it is in")
+        Some("a name leads to it from a directory other than its parent")
     } else {
         None
     }
 }
 
 impl Filesystem {
-    /// Ends writing, since the records of an inode contradict others.
+    /// Ends all writing, since the records of an inode contradict others.
     pub(super) fn inconsistent(&self, ino: Ino, what: &str) -> Errno {
-        self.meta.tell_inconsistent(ino, what);
+        self.meta.log_inconsistent(ino, what);
         self.meta
             .latch(&format!("the metadata is damaged: inode {ino}: {what}"));
         Errno::EIO
     }
 
-    /// The live inode that a name leads to. Called by one who holds a permit and `namespace`.
+    /// The live inode that a name leads to. The caller holds a permit and `namespace`.
     pub(super) fn named_inode(
         &self,
         parent: Ino,
         entry: DirentRecord,
     ) -> Result<InodeRecord, Errno> {
         let Some(record) = self.meta.inode(entry.ino, View::LIVE)? else {
-            return Err(self.inconsistent(entry.ino, "a name leads to it and it is not there"));
+            return Err(self.inconsistent(entry.ino, "a name leads to it, but it does not exist"));
         };
         match contradiction(parent, entry, &record) {
             Some(what) => Err(self.inconsistent(entry.ino, what)),
@@ -55,7 +57,7 @@ impl Filesystem {
         }
     }
 
-    /// What `stat` shows of what a name leads to.
+    /// The attributes of the inode that a name leads to.
     pub(super) fn attr_of_entry(
         &self,
         parent: NodeId,
@@ -66,10 +68,10 @@ impl Filesystem {
             return Ok(attr);
         }
         if !parent.is_live() {
-            // The view may be gone.
+            // The view may have been deleted.
             self.view(parent)?;
             let what = "a name in a snapshot or image contradicts it";
-            self.meta.tell_inconsistent(entry.ino, what);
+            self.meta.log_inconsistent(entry.ino, what);
             return Err(Errno::EIO);
         }
         let _permit = self.meta.permit();
@@ -80,8 +82,8 @@ impl Filesystem {
         self.attr_if_consistent(parent, entry)?.ok_or(Errno::EIO)
     }
 
-    /// `None` where name and inode do not belong together, perhaps because one of them changed
-    /// since the other was read.
+    /// `None` if name and inode do not match, perhaps because one of them changed since the other
+    /// was read.
     fn attr_if_consistent(
         &self,
         parent: NodeId,
@@ -98,7 +100,7 @@ impl Filesystem {
         }
     }
 
-    /// What `stat` shows of the directory that holds a directory.
+    /// The attributes of a directory's parent.
     pub(super) fn attr_of_parent(&self, node: NodeId) -> Result<Attr, Errno> {
         let above = node_in(node.view(), self.parent_of(node)?)?;
         match self.getattr(above) {
@@ -109,12 +111,12 @@ impl Filesystem {
         let _namespace = self.namespace.lock();
         let record = self.inode(node)?;
         if record.nlink == 0 {
-            // It was removed, and what held it may be gone too.
+            // The directory was removed, and its parent may be removed too.
             return Err(Errno::ESTALE);
         }
         match self.meta.inode(record.parent, View::LIVE)? {
             Some(_) => self.getattr(node_in(node.view(), record.parent)?),
-            None => Err(self.inconsistent(node.ino(), "the directory that holds it is not there")),
+            None => Err(self.inconsistent(node.ino(), "its parent directory does not exist")),
         }
     }
 }

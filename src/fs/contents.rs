@@ -4,13 +4,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::types::{BLOCK_BYTES, Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec};
+use super::types::{
+    BLOCK_BYTES, Caller, Fallocate, FileKind, Handle, NodeId, SetAttr, Timespec, WriteFlags,
+};
 use super::{Filesystem, OpenFile};
 use crate::errno::Errno;
-use crate::object::{FILE_BYTES_MAX, File, Space};
+use crate::object::{FILE_BYTES_MAX, File, FreedSpace};
 use crate::planted::{Bug, planted};
 
-/// Of whom nothing is known but that root's rights are not theirs.
+/// A caller of which nothing is known except that it does not have root's rights.
 const NOBODY: Caller = Caller {
     uid: u32::MAX,
     gid: u32::MAX,
@@ -19,12 +21,16 @@ const NOBODY: Caller = Caller {
 
 impl Filesystem {
     /// Opens a file; `O_TRUNC` among the flags empties it.
+    ///
+    /// # Errors
+    /// EISDIR for a directory, ENXIO for a device or pipe, EROFS, ESTALE if the inode is gone, or
+    /// an error of the metadata.
     pub fn open_file(&self, caller: &Caller, node: NodeId, flags: i32) -> Result<Handle, Errno> {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if writable || flags & libc::O_TRUNC != 0 {
             self.check_change(node)?;
         }
-        // In this order: a view that is being deleted is looked for in the opposite one.
+        // In this order, since deleting a view checks in the opposite one.
         self.references.opened(node, writable);
         let file = self.file_to_open(node).inspect_err(|_| {
             self.closed(node, writable);
@@ -58,7 +64,10 @@ impl Filesystem {
         }
     }
 
-    /// Reads from `offset` until `out` is full or the file ends; returns the bytes read.
+    /// Reads from `offset` until `out` is full or the file ends. Returns the number of bytes read.
+    ///
+    /// # Errors
+    /// EBADF for an unknown handle, or EIO if a page cannot be read or does not authenticate.
     pub fn read(
         &self,
         node: NodeId,
@@ -66,7 +75,7 @@ impl Filesystem {
         offset: u64,
         out: &mut [u8],
     ) -> Result<usize, Errno> {
-        self.check_up()?;
+        self.check_running()?;
         let open = self.open_handle(handle)?;
         if !open.accessed.swap(true, Ordering::Relaxed) {
             self.accessed(node)?;
@@ -74,33 +83,34 @@ impl Filesystem {
         Ok(self.contents.read(&open.file, offset, out)?)
     }
 
-    /// Writes all of `data`. `kill_privileges`: set-id bits go, as with a writer without any right;
-    /// `cached`: the kernel's cache writes, which keeps the times itself.
+    /// Writes all of `data` and returns its length.
+    ///
+    /// # Errors
+    /// EFBIG beyond the maximum size, ENOSPC, EROFS, or an error of contents or metadata.
     pub fn write(
         &self,
         node: NodeId,
         handle: Handle,
         offset: u64,
         data: &[u8],
-        kill_privileges: bool,
-        cached: bool,
+        flags: WriteFlags,
     ) -> Result<usize, Errno> {
         self.check_change(node)?;
-        if kill_privileges {
+        if flags.kill_privileges {
             self.kill_privileges(&NOBODY, node)?;
         }
         let file = self.file(node, handle)?;
-        let now = (!cached).then(Timespec::now);
-        self.with_room(|| self.contents.write(&file, offset, data, now))?;
+        let now = (!flags.cached).then(Timespec::now);
+        self.retry_after_reclaim(|| self.contents.write(&file, offset, data, now))?;
         self.contents.publish_synced(&file)?;
         Ok(data.len())
     }
 
-    /// Called at every close of a descriptor, before [`Self::flush`]: what was open for reading alone
-    /// counts as read. True when the time of last access changed.
+    /// Called at every close of a descriptor, before [`Self::flush`]: a file that was opened only
+    /// for reading counts as read. True if the access time was updated.
     ///
     /// # Errors
-    /// As [`Self::accessed`].
+    /// EBADF for an unknown handle, or the inode cannot be read or changed.
     pub fn closing(&self, node: NodeId, handle: Handle) -> Result<bool, Errno> {
         let open = self.open_handle(handle)?;
         if open.writable || open.accessed.swap(true, Ordering::Relaxed) {
@@ -109,10 +119,13 @@ impl Filesystem {
         self.accessed(node)
     }
 
-    /// Called at every close of a descriptor. Nothing waits for it: what was written is in the
-    /// backing store's cache, and durability is what fsync is for.
+    /// Called at every close of a descriptor. It does not wait: what was written is in the backing
+    /// store's cache, and fsync makes it durable.
+    ///
+    /// # Errors
+    /// EIO after a shutdown, EROFS if writing has ended.
     pub fn flush(&self, _node: NodeId, _handle: Handle) -> Result<(), Errno> {
-        self.check_up()?;
+        self.check_running()?;
         self.meta.check_writable().or_else(|error| {
             if self.is_read_only() {
                 Ok(())
@@ -135,6 +148,10 @@ impl Filesystem {
     }
 
     /// Makes the file and its names durable.
+    ///
+    /// # Errors
+    /// EIO if writing has ended or something could not be made durable, ENOSPC if there is no space
+    /// for the commit.
     pub fn fsync(&self, node: NodeId, handle: Handle, _datasync: bool) -> Result<(), Errno> {
         if self.is_read_only() {
             return Ok(());
@@ -145,10 +162,14 @@ impl Filesystem {
         if planted(Bug::FsyncWithoutCommit) {
             return Ok(());
         }
-        self.with_room(|| self.commit_now().map_err(|error| error.errno()))
+        self.retry_after_reclaim(|| self.commit_now().map_err(|error| error.errno()))
     }
 
     /// Allocates, punches or zeroes a range (`fallocate(2)`).
+    ///
+    /// # Errors
+    /// EINVAL for an empty range, EFBIG beyond the maximum size, EROFS, ENOSPC, or an error of
+    /// contents or metadata.
     pub fn fallocate(
         &self,
         node: NodeId,
@@ -175,16 +196,22 @@ impl Filesystem {
         let now = Timespec::now();
         let keep_size = match mode {
             Fallocate::PunchHole => {
-                self.contents.punch(&file, offset..end, Space::Back, now)?;
+                self.contents
+                    .punch(&file, offset..end, FreedSpace::Released, now)?;
                 true
             }
             Fallocate::ZeroRange { keep_size } => {
-                self.with_room(|| self.contents.reserve(&file, whole_blocks(offset..end)))?;
-                self.contents.punch(&file, offset..end, Space::Kept, now)?;
+                self.retry_after_reclaim(|| {
+                    self.contents.reserve(&file, whole_blocks(offset..end))
+                })?;
+                self.contents
+                    .punch(&file, offset..end, FreedSpace::Reserved, now)?;
                 keep_size
             }
             Fallocate::Allocate { keep_size } => {
-                self.with_room(|| self.contents.reserve(&file, whole_blocks(offset..end)))?;
+                self.retry_after_reclaim(|| {
+                    self.contents.reserve(&file, whole_blocks(offset..end))
+                })?;
                 keep_size
             }
         };
@@ -203,13 +230,18 @@ impl Filesystem {
         Ok(())
     }
 
-    /// True when the kernel may hold pages of the file that it has not sent: somebody has it open
-    /// for writing, which a mapping keeps up too.
+    /// True if the kernel may hold dirty pages of the file: it is open for writing, or mapped after
+    /// it was.
     pub fn may_be_dirty(&self, node: NodeId) -> bool {
         self.references.has_writers(node)
     }
 
-    /// Copies within the volume; whole chunks share their objects. Returns the bytes copied.
+    /// Copies within the volume; whole chunks share their objects. Returns the number of bytes
+    /// copied.
+    ///
+    /// # Errors
+    /// EINVAL for overlapping ranges of one file or for anything that is not a file, EISDIR for a
+    /// directory, EFBIG, EROFS, ENOSPC, or an error of contents or metadata.
     pub fn copy_file_range(
         &self,
         from: NodeId,
@@ -226,7 +258,7 @@ impl Filesystem {
         }
         let (source, target) = (self.regular(from)?, self.regular(to)?);
         let now = Timespec::now();
-        let copied = self.with_room(|| {
+        let copied = self.retry_after_reclaim(|| {
             self.contents
                 .copy(&source, from_offset, &target, to_offset, len, now)
         })?;
@@ -251,7 +283,7 @@ impl Filesystem {
             .ok_or(Errno::EBADF)
     }
 
-    /// The file of a handle, or of the node where the kernel sends another handle or none.
+    /// The file of a handle; or that of the node, if the kernel sends another handle or none.
     pub(super) fn file(&self, node: NodeId, handle: Handle) -> Result<Arc<File>, Errno> {
         match self.open_handle(handle) {
             Ok(open) if open.file.ino == node.ino() && open.file.view == self.view(node)? => {
@@ -262,7 +294,7 @@ impl Filesystem {
     }
 }
 
-/// The kernel writes whole blocks of its cache, so that is what a promise must cover.
+/// The kernel writes whole blocks of its cache, so a reservation must cover whole blocks.
 fn whole_blocks(bytes: Range<u64>) -> Range<u64> {
     let block = u64::from(BLOCK_BYTES);
     let end = bytes.end.div_ceil(block).saturating_mul(block);

@@ -1,11 +1,11 @@
 //! Listing directories.
 //!
-//! An entry's position ([`crate::meta::keys`]) stays where it is when others come and go, and no
-//! other entry of the directory has it. Offsets 0 and 1 are `.` and `..`; an entry at position p has
-//! offset p + 2. All offsets are below 2^31, which is what `off_t` of 32 bits holds.
+//! An entry's position ([`crate::meta::keys`]) does not change when others are added or removed,
+//! and no other entry of the directory has it. Offsets 0 and 1 are `.` and `..`; an entry at
+//! position p has offset p + 2. All offsets are below 2^31, so they fit into an `off_t` of 32 bits.
 
-use super::types::{Attr, DirEntry, FileKind, Handle, NodeId};
-use super::{Filesystem, ViewsDirectory, check_name, node_in};
+use super::types::{Attr, DirEntry, FileKind, Handle, NodeId, ViewsDirectory};
+use super::{Filesystem, check_name, node_in};
 use crate::errno::Errno;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::DirentRecord;
@@ -17,8 +17,11 @@ const FIRST_NAME: u64 = 2;
 
 impl Filesystem {
     /// Opens a directory.
+    ///
+    /// # Errors
+    /// ENOTDIR for anything else, ESTALE if the inode is gone, or an error of the metadata.
     pub fn open_dir(&self, node: NodeId) -> Result<Handle, Errno> {
-        // In this order: a view that is being deleted is looked for in the opposite one.
+        // In this order, since deleting a view checks in the opposite one.
         self.references.opened(node, false);
         let found = self.inode(node);
         let result = match found {
@@ -40,14 +43,18 @@ impl Filesystem {
         }
     }
 
-    /// Something is open no longer.
+    /// Drops the reference of an open file or directory.
     pub(super) fn closed(&self, node: NodeId, writable: bool) {
         if self.references.closed(node, writable) {
             self.remove_or_defer(node.ino());
         }
     }
 
-    /// Emits entries from `offset` on until `emit` says that there is no room.
+    /// Emits entries from `offset` on until `emit` returns false, which means that it has no space.
+    ///
+    /// # Errors
+    /// ENOTDIR for anything but a directory, ESTALE if it is gone, EIO for an undecodable record,
+    /// or an error of the metadata.
     pub fn read_dir(
         &self,
         node: NodeId,
@@ -60,7 +67,8 @@ impl Filesystem {
             return Err(Errno::ENOTDIR);
         }
         let view = self.view(node)?;
-        // The directories of views have no record, and no number that one could name.
+        // Directories that hold views have no record, and an inode number that no record can
+        // contain.
         let parent = node_in(node.view(), directory.parent)?;
         let dots: [(&[u8], NodeId); 2] = [(b".", node), (b"..", parent)];
         for (at, (name, node)) in dots.into_iter().enumerate().skip(offset as usize) {
@@ -111,7 +119,12 @@ impl Filesystem {
         }
     }
 
-    /// The same with attributes; every entry taken but `.` and `..` counts as a lookup.
+    /// Emits entries with their attributes. Every emitted entry but `.` and `..` counts as a
+    /// lookup.
+    ///
+    /// # Errors
+    /// ENOTDIR for anything but a directory, ESTALE if it is gone, EIO for an undecodable or
+    /// contradictory record, or an error of the metadata.
     pub fn read_dir_plus(
         &self,
         node: NodeId,
@@ -154,11 +167,14 @@ impl Filesystem {
     }
 
     /// Makes the directory's names durable.
+    ///
+    /// # Errors
+    /// EIO if writing has ended or the commit failed, ENOSPC if there is no space for it.
     pub fn fsync_dir(&self, _node: NodeId, _handle: Handle, _datasync: bool) -> Result<(), Errno> {
         if self.is_read_only() {
             return Ok(());
         }
         self.meta.check_writable().map_err(|_| Errno::EIO)?;
-        self.with_room(|| self.commit_now().map_err(|error| error.errno()))
+        self.retry_after_reclaim(|| self.commit_now().map_err(|error| error.errno()))
     }
 }

@@ -1,9 +1,9 @@
-//! Making, opening and closing a filesystem.
+//! Formatting, opening and closing a filesystem.
 //!
-//! Order at opening: recover the database; sweep objects that nothing names, where the volume was
-//! not left clean; remove orphans; mark the volume as in use, durably, before the first object is
-//! made. Order at closing: everything durable, what is unreachable unlinked, the volume marked
-//! clean, the database closed, the platform keystore told.
+//! Order at opening: recover the database; if the volume was not closed cleanly, remove objects
+//! that no extent names; remove orphans; mark the volume as in use, durably, before the first
+//! object is created. Order at closing: make everything durable, unlink what is unreachable, mark
+//! the volume clean, close the database, inform the platform keystore.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::access_times::AccessTimesNow;
 use super::references::References;
-use super::types::{FileKind, Timespec};
+use super::types::{FileKind, Owner, Timespec};
 use super::{Filesystem, FilesystemOptions, FsError};
 use crate::audit::Record;
 use crate::ids::{Epoch, FolderNumber, Generation, Ino, Sequence};
@@ -30,7 +30,7 @@ use crate::store::read_only::{ReadOnlyStore, Scratch};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{FreshVolume, META_NAME, Volume};
 
-/// What a volume holds.
+/// What a volume contains.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
     /// Inodes.
@@ -39,30 +39,30 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Bytes of sealed pages in use.
     pub contents_bytes: u64,
-    /// Of the sealed pages of all kept views, those under key sets that the volume only reads with:
-    /// whoever else holds such a set can forge them. `None` where there is no such set, or they could
-    /// not be counted.
+    /// Bytes of the sealed pages of all views that are under key sets which the volume only reads
+    /// with: other holders of such a set can forge them. `None` if there is no such set, or the
+    /// pages cannot be counted.
     pub read_only_set_bytes: Option<u64>,
-    /// Limit of what is in use, if there is one.
+    /// Limit of the bytes in use, if there is one.
     pub limit_bytes: Option<u64>,
     /// The live generation.
     pub generation: u64,
     /// The newest commit.
     pub sequence: u64,
-    /// Why nothing can be written any more, if so.
+    /// Why nothing can be written any more, if that is so.
     pub latched: Option<String>,
-    /// Something that was read was damaged.
+    /// Whether damage was found while reading.
     pub damaged: bool,
-    /// Why the platform keystore does not know of the newest commits, if it does not.
+    /// Why the platform keystore does not have the newest commits, if that is so.
     pub keystore_failure: Option<String>,
     /// Age of the newest checkpoint of the metadata, if one is known.
     pub checkpoint_age_seconds: Option<u64>,
 }
 
-/// Folders that may have been made since the last commit, and more.
+/// Upper bound of the folders that may have been created since the last commit.
 const FOLDERS_AHEAD: u64 = 1 << 20;
 
-/// The key set that the metadata is sealed under: the active one, whatever the file says of itself.
+/// The key set of the metadata: the active one, whatever the file claims.
 fn metadata_set(volume: &Volume, file: &dyn StoreFile) -> Arc<KeySet> {
     let active = volume.keys.active();
     if planted(Bug::PageUnderAnySet) {
@@ -75,8 +75,11 @@ fn metadata_set(volume: &Volume, file: &dyn StoreFile) -> Arc<KeySet> {
 }
 
 impl Filesystem {
-    /// Makes an empty filesystem whose root directory belongs to `owner` (user, group).
-    pub fn format(fresh: &FreshVolume, owner: (u32, u32)) -> Result<(), FsError> {
+    /// Creates an empty filesystem whose root directory belongs to `owner`.
+    ///
+    /// # Errors
+    /// The metadata file cannot be created or written.
+    pub fn format(fresh: &FreshVolume, owner: Owner) -> Result<(), FsError> {
         let file = fresh
             .store
             .open(&StorePath::new(META_NAME), OpenMode::CreateNew)?;
@@ -86,8 +89,8 @@ impl Filesystem {
             kind: FileKind::Directory,
             perm: 0o755,
             nlink: 2,
-            uid: owner.0,
-            gid: owner.1,
+            uid: owner.uid,
+            gid: owner.gid,
             rdev: 0,
             size: 0,
             pages: 0,
@@ -101,7 +104,11 @@ impl Filesystem {
         Ok(Meta::format(file, fresh.size_bytes.unwrap_or(0), &root)?)
     }
 
-    /// Opens the filesystem of a volume; an unclean stop is recovered from.
+    /// Opens the filesystem of a volume, with recovery if it was not closed cleanly.
+    ///
+    /// # Errors
+    /// The metadata cannot be read or does not authenticate, the volume is older than the
+    /// keystore's record, it may not be written to, or recovery fails.
     pub fn open(volume: Volume, options: FilesystemOptions) -> Result<Arc<Self>, FsError> {
         let id = volume.header.volume_id();
         Self::open_unaudited(volume, options)
@@ -117,7 +124,7 @@ impl Filesystem {
             false => Arc::clone(&volume.store),
         };
         let file = store.open(&StorePath::new(META_NAME), OpenMode::ReadWrite);
-        // What cannot be opened is named.
+        // The error names what cannot be opened.
         let mut file = file.map_err(SealedError::from)?;
         if options.read_only {
             file = Arc::new(Scratch::over(file)?);
@@ -128,13 +135,13 @@ impl Filesystem {
             file = Arc::new(WithBallast::over(file, Arc::clone(&ballast)));
         }
         let file = MetaFile::open(file, &set, volume.header.meta_crypto())?;
-        match volume.judge(&file.slots()) {
-            // To look only: nothing is written, and nobody is told that this is the volume.
+        match volume.check_rollback(&file.slots()) {
+            // Read-only: nothing is written, and no record says that this is the volume.
             Err(older) if options.read_only && volume.accepts_restored => {
-                tracing::warn!(%older, "shown as it is, as was asked for");
+                tracing::warn!(%older, "opened read-only, as requested");
             }
             Err(older) if options.read_only && volume.is_copy() => {
-                tracing::warn!(%older, "an older copy of the volume is shown as it is");
+                tracing::warn!(%older, "an older copy of the volume is opened read-only");
             }
             judged => judged?,
         }
@@ -163,14 +170,14 @@ impl Filesystem {
             open_files: RwLock::new(HashMap::new()),
             open_directories: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
-            doomed: Mutex::default(),
-            room_made: Mutex::default(),
+            pending_removals: Mutex::default(),
+            reclaims: Mutex::default(),
             background: Mutex::default(),
             wake: Condvar::new(),
             worker: Mutex::new(None),
-            checkpoints: super::checkpoints::Checkpoints::default(),
-            held: AtomicBool::new(false),
-            down: AtomicBool::new(false),
+            checkpoints: super::background::Checkpoints::default(),
+            remounted_read_only: AtomicBool::new(false),
+            was_shut_down: AtomicBool::new(false),
             remounting: Mutex::new(()),
             long_changes: RwLock::new(()),
             access_times,
@@ -179,43 +186,44 @@ impl Filesystem {
             purge: Mutex::default(),
             trimming: RwLock::default(),
             cache: RwLock::default(),
-            keystore: super::remember::KeystoreState::default(),
+            keystore: super::background::KeystoreState::default(),
         });
         if !this.options.read_only {
             tracing::info!(
                 "what is written is synced {}",
                 this.volume.store.sync_policy()
             );
-            this.take_into_use()?;
+            this.recover_and_mark_in_use()?;
             this.start_background()?;
             this.begin_checkpoints();
         }
         Ok(this)
     }
 
-    /// Takes a volume that is older than the platform keystore knows it to be as it is: a new
-    /// incarnation begins. One that is not older stays what it is.
+    /// Accepts a volume that is older than the platform keystore's record: a new incarnation
+    /// begins. A volume that is not older is not changed.
     ///
     /// # Errors
-    /// When its metadata cannot be read or written anew.
+    /// The metadata cannot be read or rewritten.
     pub fn accept_restored(volume: Volume, meta_cache_bytes: usize) -> Result<Volume, FsError> {
         let store = &*volume.store;
         let file = store.open(&StorePath::new(META_NAME), OpenMode::Read)?;
-        // What the database writes when it opens stays in memory: an attempt that fails must not make
-        // the old metadata look newer than they are.
+        // What the database writes when it opens stays in memory: an attempt that fails must not
+        // make the old metadata look newer than it is.
         let file: Arc<dyn StoreFile> = Arc::new(Scratch::over(file)?);
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let slots = file.slots();
-        match volume.judge(&slots) {
-            // Both may live on, if the original comes back: only one of them is the volume then.
-            Ok(()) if volume.takes_over() => {
-                tracing::warn!("it takes the place of the original, as was asked for");
+        match volume.check_rollback(&slots) {
+            // If the original comes back, both copies could be used: only one of them may be the
+            // volume.
+            Ok(()) if volume.replaces_original() => {
+                tracing::warn!("it replaces the original, as requested");
             }
             Ok(()) => {
-                tracing::warn!("the volume is not older than it is known to be: nothing to accept");
+                tracing::warn!("the volume is not older than its record: nothing to accept");
                 return Ok(volume);
             }
-            Err(older) => tracing::warn!(%older, "accepted as it is, as was asked for"),
+            Err(older) => tracing::warn!(%older, "accepted, as requested"),
         }
         let known = volume.record.as_ref().map_or(Sequence(0), |r| r.sequence);
         let meta = Meta::open(file, meta_cache_bytes)?;
@@ -234,19 +242,21 @@ impl Filesystem {
         Ok(renewed)
     }
 
-    fn take_into_use(&self) -> Result<(), FsError> {
+    fn recover_and_mark_in_use(&self) -> Result<(), FsError> {
         self.meta.file().reserve_holes();
         if !self.meta.counters().clean {
-            tracing::info!("the volume was not left clean: looking for what nothing names");
-            // After the end of the process alone, pages that it wrote may be in the kernel's
-            // memory only. They are read from now on, so an fsync must find them on the disk.
+            tracing::info!(
+                "the volume was not closed cleanly: looking for objects that nothing names"
+            );
+            // If only the process ended, pages that it wrote may be in the kernel's memory only.
+            // They are read from now on, so an fsync must find them on the disk.
             if !planted(Bug::NoSyncAfterKill) {
                 self.volume.store.sync_all()?;
             }
-            self.sweep()?;
+            self.remove_unnamed_objects()?;
         }
         self.finish_restore()?;
-        // A name far beyond those that there were is nobody's of ours.
+        // A folder number far beyond the known ones was not given by this program.
         let known = self.meta.counters().folder.0;
         let folders = self.contents.objects().folders()?.into_iter();
         let newest = folders
@@ -269,17 +279,18 @@ impl Filesystem {
                 self.meta.apply(batch)?;
             }
         }
-        self.remove_doomed();
+        self.remove_pending();
         self.meta.set_clean(planted(Bug::NotMarkedInUse));
         self.commit_now()?;
         self.contents.collect()?;
         self.ballast.refill();
-        self.try_to_remember(false);
+        self.record_in_keystore(false);
         Ok(())
     }
 
-    /// Unlinks objects that no extent names: made, but not committed, before an unclean stop.
-    fn sweep(&self) -> Result<(), FsError> {
+    /// Unlinks objects that no extent names: they were created, but not committed, before an
+    /// unclean stop.
+    fn remove_unnamed_objects(&self) -> Result<(), FsError> {
         let mut named: HashSet<ObjectName> = HashSet::new();
         self.meta.visit_extents(&mut |_, extent| {
             if let ExtentRecord::Parts { parts, .. } = extent {
@@ -304,16 +315,20 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Commits everything and leaves the volume clean. Calling it again does nothing.
+    /// Commits everything and marks the volume clean. Calling it again does nothing.
+    ///
+    /// # Errors
+    /// Not everything could be made durable, or only the keystore's record could not be written
+    /// ([`FsError::is_all_on_disk`]).
     pub fn close(&self) -> Result<(), FsError> {
-        // Views in the making are made first, and none is begun.
+        // Views that are being created are finished first, and no further one begins.
         let _alone = self.long_changes.write();
         self.stop_background();
         let stopped = self.meta.latched();
         let result = match &stopped {
-            _ if self.options.read_only || self.is_down() => Ok(()),
+            _ if self.options.read_only || self.is_shut_down() => Ok(()),
             Some(reason) => Err(FsError::Stopped(reason.clone())),
-            None => self.leave_clean(),
+            None => self.close_clean(),
         };
         let closed = self.meta.close();
         if !self.options.read_only && stopped.is_none() {
@@ -322,36 +337,37 @@ impl Filesystem {
         result?;
         closed?;
         if !self.options.read_only && stopped.is_none() {
-            self.remember_at_end()?;
+            self.record_close_in_keystore()?;
         }
         Ok(())
     }
 
-    fn leave_clean(&self) -> Result<(), FsError> {
+    fn close_clean(&self) -> Result<(), FsError> {
         self.meta.release();
-        self.meta.come_to_an_end();
-        // The kernel forgets nothing at the end: what is unlinked goes now.
+        self.meta.expect_end();
+        // The kernel does not send its last forgets at an unmount, so unlinked files are removed
+        // now.
         for (key, _) in self.meta.rows(Table::Orphan)? {
             let ino = keys::number_of(&key).ok_or(MetaError::Corrupt("orphan"))?;
             self.remove_inode(Ino(ino))?;
         }
-        self.remove_doomed();
+        self.remove_pending();
         self.sync_everything()?;
         self.contents.objects().sync_unlinked()?;
-        // The next use begins with a commit too.
-        self.ballast.room_was_made();
+        // The next mount begins with a commit too.
+        self.ballast.allow_refill();
         self.ballast.refill();
         let behind = self.checkpoint_is_behind();
         self.meta.hold_clean();
         self.commit_now()?;
         self.contents.objects().remove_empty_folders()?;
         if behind {
-            self.checkpoint_at_end();
+            self.checkpoint_on_close();
         }
         Ok(())
     }
 
-    /// What the volume holds, for `status`.
+    /// What the volume contains, for `status`.
     pub fn usage(&self) -> Usage {
         let counters = self.meta.counters();
         let contents_bytes = self.contents.used_pages() * PAGE_BYTES as u64;
@@ -380,7 +396,7 @@ impl Filesystem {
             let ExtentRecord::Parts { parts, .. } = extent else {
                 return;
             };
-            // A page is read from the first part that has it.
+            // A page is read from the first part that contains it.
             let mut newer = PageSet::new();
             for part in parts {
                 if part.id.epoch != active {
@@ -394,7 +410,7 @@ impl Filesystem {
         visited.ok().map(|()| pages * PAGE_BYTES as u64)
     }
 
-    /// The volume below.
+    /// The volume.
     pub fn volume(&self) -> &Volume {
         &self.volume
     }

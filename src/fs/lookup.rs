@@ -1,4 +1,4 @@
-//! Finding inodes and saying what they are.
+//! Looking up names, and attributes of inodes.
 
 use super::types::{Attr, BLOCK_BYTES, FileKind, NodeId};
 use super::{Filesystem, NAME_BYTES_MAX};
@@ -10,7 +10,11 @@ use crate::object::{INLINE_BYTES, LiveAttr};
 use crate::sealed::PAGE_BYTES;
 
 impl Filesystem {
-    /// Finds a name and counts one reference of the kernel to what it names.
+    /// Looks up a name, and counts one reference of the kernel to its inode.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such name, ENAMETOOLONG, ENOTDIR if `parent` is not a directory,
+    /// ESTALE if it is gone, EIO for contradictory records, or an error of the metadata.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
         if name.len() > NAME_BYTES_MAX {
             return Err(Errno::ENAMETOOLONG);
@@ -41,15 +45,18 @@ impl Filesystem {
         }
     }
 
-    /// What `stat` shows.
+    /// The attributes of an inode.
+    ///
+    /// # Errors
+    /// ESTALE if the inode is gone, or an error of the metadata.
     pub fn getattr(&self, node: NodeId) -> Result<Attr, Errno> {
         Ok(self.record_and_attr(node)?.1)
     }
 
-    /// An inode's record, and what `stat` shows of it.
+    /// An inode's record and its attributes.
     pub(super) fn record_and_attr(&self, node: NodeId) -> Result<(InodeRecord, Attr), Errno> {
-        // A file is forgotten only after it has published what it knows: asked in this order, a
-        // file that is not in memory any more has said it all in the record.
+        // In this order: a file is dropped from memory only after it is published, so the record of
+        // a file that is not in memory is complete.
         let live = self.live(node);
         let record = self.inode(node)?;
         let attr = self.attr_with(node, &record, live);
@@ -57,6 +64,9 @@ impl Filesystem {
     }
 
     /// Target of a symbolic link.
+    ///
+    /// # Errors
+    /// EINVAL for anything else, ESTALE if it is gone, or an error of the metadata.
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
         let record = self.inode(node)?;
         if record.kind == FileKind::Symlink {
@@ -76,19 +86,20 @@ impl Filesystem {
         }
     }
 
-    /// What `stat` shows, from the record and from what of a live file is not in it yet.
+    /// The attributes of an inode, from its record and from the state of a live file that is not in
+    /// it yet.
     pub(super) fn attr(&self, node: NodeId, record: &InodeRecord) -> Attr {
         self.attr_with(node, record, self.live(node))
     }
 
-    /// Which of the files that the node's number has stood for it is. Numbers of views are used again,
-    /// and the kernel may still know files of the view that had it before.
+    /// Distinguishes the files that the node's number has stood for. Ids of views are reused, and
+    /// the kernel may still know files of the view that had the id before.
     fn node_generation(&self, node: NodeId) -> u64 {
         if node.is_live() {
             return self.references.generation(node);
         }
         let view = self.meta.view(node.view());
-        // The kernel keeps 32 bits, and compares them with all that it is told.
+        // The kernel keeps 32 bits and compares them with the whole value.
         view.map_or(0, |View(generation)| generation.0 & u64::from(u32::MAX))
     }
 
@@ -135,9 +146,9 @@ impl Filesystem {
         attr
     }
 
-    /// Units of a file without pages. A small one lives in its record. While somebody may write,
-    /// the kernel may hold contents that it has not sent, and what has no unit at all is taken for
-    /// a hole by programs that look for holes that way (`tar --sparse`).
+    /// Allocated units of a file without pages. A small file is stored in its record. While
+    /// somebody may write, the kernel may hold contents that it has not sent, and a file without
+    /// any unit is taken for a hole by programs that look for holes that way (`tar --sparse`).
     fn units_without_pages(&self, node: NodeId, size: u64) -> u64 {
         let held = u64::from(self.references.has_writers(node));
         let is_inline = || {
@@ -153,7 +164,7 @@ impl Filesystem {
     }
 }
 
-/// Bytes of the units in which allocation is counted (POSIX `st_blocks` on Linux).
+/// Size of the units in which allocation is counted (POSIX `st_blocks` on Linux).
 const UNIT_BYTES: u64 = 512;
-/// Such units of a sealed page.
+/// Number of such units in a sealed page.
 const PAGE_UNITS: u64 = PAGE_BYTES as u64 / UNIT_BYTES;

@@ -12,30 +12,24 @@
 mod access_times;
 mod acl;
 mod attributes;
+mod background;
 mod check;
-mod checkpoints;
 mod commit;
 mod consistency;
 mod contents;
 mod directories;
-mod images;
 mod lifecycle;
 mod lookup;
 mod names;
 pub mod privileges;
 mod references;
-mod remember;
 mod remount;
 mod rename;
-mod restore;
-mod restore_path;
-mod room;
 mod seek;
 mod separate;
 mod shutdown;
+pub mod snapshots;
 pub mod types;
-pub mod views;
-mod views_directory;
 mod xattrs;
 
 use std::collections::HashMap;
@@ -58,9 +52,9 @@ use crate::store::os_error;
 use crate::volume::{Rollback, Volume, VolumeError};
 use access_times::AccessTimesNow;
 use references::References;
+pub use snapshots::SnapshotDir;
+use types::ViewsDirectory;
 use types::{Handle, NodeId};
-pub use views_directory::SnapshotDir;
-use views_directory::ViewsDirectory;
 
 pub use access_times::AccessTimes;
 pub use lifecycle::Usage;
@@ -72,27 +66,27 @@ pub const TARGET_BYTES_MAX: usize = 4095;
 /// The most names of one inode, as on ext4.
 pub const LINKS_MAX: u32 = 65_000;
 
-/// How a volume is used.
+/// Options for opening the filesystem of a volume.
 #[derive(Clone, Debug)]
 pub struct FilesystemOptions {
     /// Refuse all changes.
     pub read_only: bool,
-    /// The longest that a change stays in memory alone.
+    /// Maximum time that a change stays in memory only.
     pub commit_interval: Duration,
     /// Bound of redb's cache, in bytes.
     pub meta_cache_bytes: usize,
-    /// Bound of open objects.
+    /// Maximum number of open objects.
     pub open_objects: usize,
-    /// Changes in memory from which on a commit begins, in bytes.
+    /// Bytes of pending changes from which on a commit begins.
     pub pending_bytes: usize,
-    /// When reading changes the time of last access.
+    /// When reading updates the access time.
     pub access_times: AccessTimes,
-    /// Where kept views are found in the root.
+    /// Where kept views appear in the root directory.
     pub snapshot_dir: SnapshotDir,
-    /// How often a copy of the metadata is put beside them, at the most; `None`: never.
+    /// Minimum interval between checkpoints of the metadata; `None` disables them.
     pub checkpoint_interval: Option<Duration>,
-    /// A thread of its own commits by time and cleans up. Without it, nothing happens but what is
-    /// asked for ([`Filesystem::tend`]), always in the same order.
+    /// Whether a background thread commits by time and cleans up. Without it, nothing happens
+    /// except on request ([`Filesystem::run_maintenance`]), always in the same order.
     pub background: bool,
 }
 
@@ -113,39 +107,37 @@ impl Default for FilesystemOptions {
     }
 }
 
-/// What can go wrong with a filesystem as a whole.
+/// Errors of a filesystem as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
-    /// The metadata.
+    /// The metadata cannot be read or changed.
     #[error(transparent)]
     Meta(#[from] MetaError),
-    /// The contents.
+    /// Contents cannot be read or changed.
     #[error(transparent)]
     Object(#[from] ObjectError),
-    /// The metadata's sealed file.
+    /// The sealed file of the metadata cannot be read or written.
     #[error("the metadata file of the volume: {0}")]
     Sealed(#[from] SealedError),
-    /// The backing store.
+    /// The backing store failed.
     #[error("the backing store failed: {0}")]
     Io(#[from] std::io::Error),
     /// Writing ended before the filesystem was closed.
     #[error("writing had ended before, and what was not on disk by then is lost: {0}")]
     Stopped(String),
-    /// It cannot be shown as it is, and nothing may be changed.
-    #[error(
-        "it is being taken back to a snapshot, which was cut off and is finished by the next use that may write"
-    )]
+    /// A restore is incomplete, and the volume may not be written to finish it.
+    #[error("a restore from a snapshot was interrupted; the next writable mount finishes it")]
     HalfRestored,
     /// The volume is older than the platform keystore knows it to be.
     #[error("the volume is not the newest state that this machine knows: {0}")]
     RolledBack(#[from] Rollback),
-    /// Everything is on disk, and the platform keystore does not know it.
+    /// Everything is on disk, but the platform keystore could not record it.
     #[error(
-        "everything is on disk, but the platform keystore could not be told of it, so that an older \
+        "everything is on disk, but the platform keystore could not record it, so that an older \
          copy from after its last record would not be noticed: {0}"
     )]
     NotRemembered(#[source] KeyError),
-    /// The keys or the header of the volume.
+    /// The keys or the header of the volume are not usable.
     #[error("the volume: {0}")]
     Volume(#[from] VolumeError),
 }
@@ -157,12 +149,12 @@ impl From<Errno> for FsError {
 }
 
 impl FsError {
-    /// True where nothing but the platform keystore's record is missing.
+    /// True if only the platform keystore's record is missing.
     pub fn is_all_on_disk(&self) -> bool {
         matches!(self, Self::NotRemembered(_))
     }
 
-    /// What a caller of the filesystem is told.
+    /// The error number that a caller of the filesystem receives.
     pub fn errno(&self) -> Errno {
         match self {
             Self::Meta(error) => error.errno(),
@@ -182,7 +174,7 @@ impl FsError {
 struct OpenFile {
     file: Arc<File>,
     writable: bool,
-    /// The time of last access has been looked at since the file was opened.
+    /// The access time has been checked since the file was opened.
     accessed: AtomicBool,
 }
 
@@ -193,7 +185,7 @@ pub struct Filesystem {
     options: FilesystemOptions,
     meta: Arc<Meta>,
     contents: Contents,
-    /// Room for commits that make room, where it has to be kept.
+    /// Space for commits that free space, if it has to be reserved.
     ballast: Arc<Ballast>,
     /// Held while names, link counts or directories change.
     namespace: Mutex<()>,
@@ -201,52 +193,51 @@ pub struct Filesystem {
     open_files: RwLock<HashMap<u64, Arc<OpenFile>>>,
     open_directories: Mutex<HashMap<u64, NodeId>>,
     next_handle: AtomicU64,
-    /// Inodes that are to be removed in the background.
-    doomed: Mutex<Vec<Ino>>,
-    /// How often room was made on a full disk; held while it is.
-    room_made: Mutex<u64>,
-    background: Mutex<commit::Background>,
+    /// Unlinked inodes that are to be removed in the background.
+    pending_removals: Mutex<Vec<Ino>>,
+    /// How often space was reclaimed on a full disk. Held while it is.
+    reclaims: Mutex<u64>,
+    background: Mutex<background::Background>,
     wake: Condvar,
     worker: Mutex<Option<std::thread::JoinHandle<()>>>,
-    checkpoints: checkpoints::Checkpoints,
-    /// Nothing may change for now.
-    held: AtomicBool,
-    /// It was shut down.
-    down: AtomicBool,
-    /// Held while `held` changes.
+    checkpoints: background::Checkpoints,
+    /// The filesystem was remounted read-only.
+    remounted_read_only: AtomicBool,
+    /// The filesystem was shut down.
+    was_shut_down: AtomicBool,
+    /// Held while the filesystem is remounted.
     remounting: Mutex<()>,
-    /// Held shared by changes that the kernel knows nothing of and that are more than one batch
-    /// (views, restores); exclusively while the volume is being made read-only or closed.
-    /// Outermost.
+    /// Held shared by changes that the kernel does not know of and that take more than one batch
+    /// (views, restores), and exclusively while the volume is made read-only or closed. Outermost.
     long_changes: RwLock<()>,
     access_times: AccessTimesNow,
     /// Held while views are taken, renamed or deleted.
     viewing: Mutex<()>,
-    /// Held while something is taken back to what a snapshot shows; before `viewing`. The whole would
-    /// take the copy away that one path is to become.
+    /// Held during a restore; taken before `viewing`. A restore of the whole volume would remove
+    /// the copy that a restore of one path is making.
     restoring: Mutex<()>,
     purge: Mutex<Purge>,
-    /// Held exclusively while pages that nobody reads are given back.
+    /// Held exclusively while hidden pages are given back.
     trimming: RwLock<()>,
     cache: RwLock<Option<Arc<dyn KernelCache>>>,
-    keystore: remember::KeystoreState,
+    keystore: background::KeystoreState,
 }
 
-/// What holds copies of the filesystem's state in front of it: the kernel. Its calls may wait for
-/// requests to be answered, WRITE among them.
+/// The kernel's cache of the filesystem's state. Its methods may wait until requests are answered,
+/// WRITE among them.
 pub trait KernelCache: Send + Sync + std::fmt::Debug {
-    /// Returns when nothing is held back any more of what was written to these files before.
+    /// Returns when the kernel has sent everything that was written to these files before.
     fn write_back(&self, nodes: &[NodeId]);
-    /// True when it believes its own size and times of a file that it remembers over what it is
-    /// told of them.
-    fn believes_itself(&self) -> bool;
-    /// Returns when nothing is remembered any more of these files and names (directory and name).
+    /// True if the kernel trusts its cached size and times of a file over those in replies.
+    fn trusts_cached_attrs(&self) -> bool;
+    /// Returns when the kernel has dropped these files and names (directory and name) from its
+    /// cache.
     fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]);
 }
 
 impl Filesystem {
     fn view(&self, node: NodeId) -> Result<View, Errno> {
-        self.check_up()?;
+        self.check_running()?;
         if node.is_live() {
             Ok(View::LIVE)
         } else {
@@ -254,7 +245,7 @@ impl Filesystem {
         }
     }
 
-    /// The inode of a node.
+    /// The inode record of a node.
     fn inode(&self, node: NodeId) -> Result<InodeRecord, Errno> {
         let view = self.view(node)?;
         if let Some(directory) = ViewsDirectory::of(node) {
@@ -262,17 +253,18 @@ impl Filesystem {
         }
         match self.meta.inode(node.ino(), view)? {
             Some(record) => Ok(record),
-            // Nobody can have removed the root.
+            // The root cannot be removed.
             None if node == NodeId::ROOT => {
-                Err(self.inconsistent(Ino::ROOT, "the root directory is not there"))
+                Err(self.inconsistent(Ino::ROOT, "the root directory does not exist"))
             }
             None => Err(Errno::ESTALE),
         }
     }
 
-    /// `Err(EROFS)` where nothing may change, and room for one more change otherwise.
+    /// Fails with EROFS if nothing may change. Otherwise makes sure that there is memory for one
+    /// more change.
     fn check_change(&self, node: NodeId) -> Result<(), Errno> {
-        self.check_up()?;
+        self.check_running()?;
         if self.is_read_only() || !node.is_live() {
             return Err(Errno::EROFS);
         }
@@ -283,21 +275,23 @@ impl Filesystem {
         self.relieve_pressure()
     }
 
-    /// The same, and the right to change it, which is to be held until the change is applied.
+    /// Checks that a change is allowed and returns the permit for it, which the caller holds until
+    /// the change is applied.
     fn begin_change(&self, node: NodeId) -> Result<Permit<'_>, Errno> {
         self.check_change(node)?;
         Ok(self.meta.permit())
     }
 
-    /// The right to make a change of several steps, which ends in a commit. While it is held, the
-    /// volume is not said to be clean.
+    /// The permit for a change that takes several steps and ends in a commit. While it is held, the
+    /// volume is not marked clean.
     ///
     /// # Errors
-    /// EROFS where nothing may change, or soon nothing may.
+    /// EROFS if nothing may change, or soon nothing may.
     fn begin_long_change(&self) -> Result<RwLockReadGuard<'_, ()>, Errno> {
-        // Without waiting: who wants it exclusively waits for others who may wait for the kernel.
+        // Does not wait: a thread that wants it exclusively may wait for others that wait for the
+        // kernel.
         let turn = self.long_changes.try_read().ok_or(Errno::EROFS)?;
-        self.check_up()?;
+        self.check_running()?;
         if self.is_read_only() {
             return Err(Errno::EROFS);
         }
@@ -305,12 +299,12 @@ impl Filesystem {
         Ok(turn)
     }
 
-    /// Connects it with the cache that is in front of it.
+    /// Attaches the kernel's cache.
     pub fn attach(&self, cache: Arc<dyn KernelCache>) {
         *self.cache.write() = Some(cache);
     }
 
-    /// There is no cache in front of it any more.
+    /// Detaches the kernel's cache.
     pub fn detach(&self) {
         *self.cache.write() = None;
     }
@@ -319,7 +313,7 @@ impl Filesystem {
         self.cache.read().clone()
     }
 
-    /// A number that no open file had before.
+    /// Allocates a handle that no open file had before.
     fn handle(&self) -> Result<Handle, Errno> {
         let (order, next) = (Ordering::Relaxed, |number: u64| number.checked_add(1));
         let drawn = self.next_handle.fetch_update(order, order, next);

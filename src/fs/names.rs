@@ -1,15 +1,15 @@
-//! Making and removing names.
+//! Creating and removing names.
 
 use super::privileges::SETGID;
-use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec};
-use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, ViewsDirectory, check_name, node_in};
+use super::types::{Attr, Caller, FileKind, Handle, NodeId, Timespec, ViewsDirectory};
+use super::{Filesystem, LINKS_MAX, TARGET_BYTES_MAX, check_name, node_in};
 use crate::errno::Errno;
 use crate::ids::Ino;
 use crate::meta::keys::Table;
 use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
 
-/// What a new inode is to be.
+/// The attributes of a new inode.
 struct NewInode<'a> {
     kind: FileKind,
     perm: u16,
@@ -18,7 +18,11 @@ struct NewInode<'a> {
 }
 
 impl Filesystem {
-    /// Makes a file, fifo, socket or device (`mknod(2)`).
+    /// Creates a file, fifo, socket or device (`mknod(2)`).
+    ///
+    /// # Errors
+    /// EEXIST if the name exists, EPERM for a directory, EINVAL for an unknown kind, EROFS, ENOSPC,
+    /// or an error of the metadata.
     pub fn mknod(
         &self,
         caller: &Caller,
@@ -42,10 +46,14 @@ impl Filesystem {
             rdev,
             target: &[],
         };
-        self.make(caller, parent, name, &new)
+        self.create_inode(caller, parent, name, &new)
     }
 
-    /// Makes a directory.
+    /// Creates a directory; in a directory that holds views, takes a view.
+    ///
+    /// # Errors
+    /// EEXIST if the name exists, EMLINK if the parent has too many subdirectories, EROFS, ENOSPC,
+    /// or an error of the metadata.
     pub fn mkdir(
         &self,
         caller: &Caller,
@@ -54,7 +62,7 @@ impl Filesystem {
         mode: u32,
     ) -> Result<Attr, Errno> {
         if let Some(directory) = ViewsDirectory::of(parent) {
-            return self.make_view(caller, directory, name);
+            return self.mkdir_view(caller, directory, name);
         }
         let perm = (mode & 0o7777) as u16;
         let new = NewInode {
@@ -63,10 +71,14 @@ impl Filesystem {
             rdev: 0,
             target: &[],
         };
-        self.make(caller, parent, name, &new)
+        self.create_inode(caller, parent, name, &new)
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
+    ///
+    /// # Errors
+    /// ENOENT for an empty target, ENAMETOOLONG for a long one, EEXIST if the name exists, EROFS,
+    /// ENOSPC, or an error of the metadata.
     pub fn symlink(
         &self,
         caller: &Caller,
@@ -85,7 +97,7 @@ impl Filesystem {
             rdev: 0,
             target,
         };
-        self.make(
+        self.create_inode(
             &Caller {
                 umask: 0,
                 ..*caller
@@ -96,7 +108,10 @@ impl Filesystem {
         )
     }
 
-    /// Makes a file and opens it.
+    /// Creates a file and opens it.
+    ///
+    /// # Errors
+    /// Those of [`Self::mknod`] and [`Self::open_file`].
     pub fn create(
         &self,
         caller: &Caller,
@@ -107,11 +122,11 @@ impl Filesystem {
     ) -> Result<(Attr, Handle), Errno> {
         let attr = self.mknod(caller, parent, name, (mode & 0o7777) | libc::S_IFREG, 0)?;
         let handle = self.open_file(caller, attr.node, flags & !libc::O_TRUNC)?;
-        // Open for writing now, which shows in what it is said to take.
+        // It is open for writing now, which affects its allocated blocks.
         Ok((self.getattr(attr.node)?, handle))
     }
 
-    fn make(
+    fn create_inode(
         &self,
         caller: &Caller,
         parent: NodeId,
@@ -120,10 +135,10 @@ impl Filesystem {
     ) -> Result<Attr, Errno> {
         check_name(name)?;
         self.check_free(parent, name)?;
-        self.with_room(|| self.make_once(caller, parent, name, new))
+        self.retry_after_reclaim(|| self.create_inode_once(caller, parent, name, new))
     }
 
-    fn make_once(
+    fn create_inode_once(
         &self,
         caller: &Caller,
         parent: NodeId,
@@ -173,7 +188,7 @@ impl Filesystem {
         };
         directory.nlink += u32::from(is_directory);
         self.meta.put_inode(&mut batch, ino, &record)?;
-        self.name(
+        self.meta.put_dirent(
             &mut batch,
             parent.ino(),
             name,
@@ -186,7 +201,7 @@ impl Filesystem {
         batch.inodes += 1;
         let to_write = new.kind == FileKind::Regular;
         self.contents
-            .check_room_for_records(batch.record_bytes(), to_write)?;
+            .check_space_for_records(batch.record_bytes(), to_write)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))
@@ -210,16 +225,20 @@ impl Filesystem {
         }
     }
 
-    /// Makes another name for an inode.
+    /// Creates a further name for an inode.
+    ///
+    /// # Errors
+    /// EEXIST if the name exists, EPERM for a directory, EMLINK at the maximum number of links,
+    /// EXDEV between views, EROFS, ENOSPC, or an error of the metadata.
     pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
         check_name(name)?;
         self.check_free(parent, name)?;
-        // Between views as between filesystems.
+        // As between filesystems.
         if node.is_live() != parent.is_live() {
             return Err(Errno::EXDEV);
         }
         self.check_change(node)?;
-        self.with_room(|| self.link_once(node, parent, name))
+        self.retry_after_reclaim(|| self.link_once(node, parent, name))
     }
 
     fn link_once(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Attr, Errno> {
@@ -248,17 +267,21 @@ impl Filesystem {
             ino: node.ino(),
             kind: record.kind,
         };
-        self.name(&mut batch, parent.ino(), name, Some(entry))?;
+        self.meta
+            .put_dirent(&mut batch, parent.ino(), name, Some(entry))?;
         self.meta.put_inode(&mut batch, node.ino(), &record)?;
         self.touch_directory(&mut batch, parent.ino(), directory, now)?;
         self.contents
-            .check_room_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         self.references.looked_up(node);
         Ok(self.attr(node, &record))
     }
 
     /// Removes a name of anything but a directory.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such name, EISDIR for a directory, EROFS, or an error of the metadata.
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         check_name(name)?;
         self.check_removable(parent, name)?;
@@ -273,18 +296,22 @@ impl Filesystem {
             let _inodes = self.meta.lock_inodes(&[parent.ino(), entry.ino]);
             let directory = self.directory(parent)?;
             let mut batch = Batch::new();
-            self.name(&mut batch, parent.ino(), name, None)?;
+            self.meta.put_dirent(&mut batch, parent.ino(), name, None)?;
             self.touch_directory(&mut batch, parent.ino(), directory, now)?;
             let orphan = self.drop_link(&mut batch, entry, now)?;
             self.meta.apply(batch)?;
             orphan
         };
         drop(permit);
-        self.after_drop(orphan);
+        self.after_unlink(orphan);
         Ok(())
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory; in a directory that holds views, deletes a view.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such name, ENOTDIR for anything else, ENOTEMPTY, EBUSY for a view in
+    /// use, EROFS, or an error of the metadata.
     pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         match name {
             b"." => return Err(Errno::EINVAL),
@@ -293,7 +320,7 @@ impl Filesystem {
         }
         self.check_removable(parent, name)?;
         if let Some(directory) = ViewsDirectory::of(parent) {
-            return self.drop_view(directory, name);
+            return self.rmdir_view(directory, name);
         }
         let permit = self.begin_change(parent)?;
         let now = Timespec::now();
@@ -310,20 +337,20 @@ impl Filesystem {
             let mut directory = self.directory(parent)?;
             directory.nlink = directory.nlink.saturating_sub(1);
             let mut batch = Batch::new();
-            self.name(&mut batch, parent.ino(), name, None)?;
+            self.meta.put_dirent(&mut batch, parent.ino(), name, None)?;
             self.touch_directory(&mut batch, parent.ino(), directory, now)?;
             let orphan = self.drop_link(&mut batch, entry, now)?;
             self.meta.apply(batch)?;
             orphan
         };
         drop(permit);
-        self.after_drop(orphan);
+        self.after_unlink(orphan);
         Ok(())
     }
 
     // ---- shared with rename ----------------------------------------------------------------
 
-    /// The directory's inode; it must still have a name.
+    /// The directory's inode record. The directory must still have a name.
     pub(super) fn directory(&self, node: NodeId) -> Result<InodeRecord, Errno> {
         let record = self.inode(node)?;
         match record.kind {
@@ -333,7 +360,7 @@ impl Filesystem {
         }
     }
 
-    /// Where a name leads, which fits what is there. Called by one who holds a permit and
+    /// The entry of a name, which is checked against its inode. The caller holds a permit and
     /// `namespace`.
     pub(super) fn entry(&self, parent: NodeId, name: &[u8]) -> Result<DirentRecord, Errno> {
         match self.entry_if_there(parent.ino(), name)? {
@@ -342,8 +369,8 @@ impl Filesystem {
         }
     }
 
-    /// Where a name leads, which fits what is there, if there is such a name. Called by one who
-    /// holds a permit and `namespace`.
+    /// The entry of a name if it exists, which is checked against its inode. The caller holds a
+    /// permit and `namespace`.
     pub(super) fn entry_if_there(
         &self,
         parent: Ino,
@@ -354,16 +381,6 @@ impl Filesystem {
         };
         self.named_inode(parent, entry)?;
         Ok(Some(entry))
-    }
-
-    pub(super) fn name(
-        &self,
-        batch: &mut Batch,
-        parent: Ino,
-        name: &[u8],
-        entry: Option<DirentRecord>,
-    ) -> Result<(), Errno> {
-        Ok(self.meta.put_dirent(batch, parent, name, entry)?)
     }
 
     pub(super) fn touch_directory(
@@ -387,7 +404,8 @@ impl Filesystem {
             .is_empty())
     }
 
-    /// Takes one name off an inode; the last one makes it an orphan, which is returned.
+    /// Removes one link of an inode. Returns the inode if that was the last one, which makes it an
+    /// orphan.
     pub(super) fn drop_link(
         &self,
         batch: &mut Batch,
@@ -405,8 +423,8 @@ impl Filesystem {
         Ok(last.then_some(entry.ino))
     }
 
-    /// Removes an orphan that nobody needs.
-    pub(super) fn after_drop(&self, orphan: Option<Ino>) {
+    /// Removes an orphan that is not in use.
+    pub(super) fn after_unlink(&self, orphan: Option<Ino>) {
         if let Some(ino) = orphan
             && self.references.orphaned(ino)
         {

@@ -1,20 +1,20 @@
-//! Set-id bits and `security.capability`: which change takes them away, as in Linux (`fs/attr.c`,
+//! Set-id bits and `security.capability`: which changes remove them, as in Linux (`fs/attr.c`,
 //! `setattr_should_drop_suidgid` and `setattr_prepare`).
 //!
-//! | change | set-user-id, set-group-id with group execution | set-group-id that is only a mark | `security.capability` |
+//! | change | set-user-id, set-group-id with group execution | set-group-id without group execution | `security.capability` |
 //! |---|---|---|---|
-//! | of contents or length | go, unless the asker has `CAP_FSETID` | the same, and where the asker is not of the group | goes |
-//! | of the owner, also to the same | go | goes where the asker is not of the group | goes |
-//! | of the access list | stay | goes where the asker is not of the group, either kind | stays |
+//! | of contents or length | removed, unless the caller has `CAP_FSETID` | likewise, and if the caller is not in the group | removed |
+//! | of the owner, also to the same | removed | removed if the caller is not in the group | removed |
+//! | of the access list | kept | removed if the caller is not in the group, either kind | kept |
 //!
-//! To be of the group is to be a member, or to have `CAP_FSETID` over the inode in a user namespace
+//! To be in the group is to be a member, or to have `CAP_FSETID` over the inode in a user namespace
 //! that maps its owner and its group.
 //!
-//! Who may change an owner is checked by the kernel, but for one case: a chown to the same owner asks
-//! for nothing that it would check, and takes bits away all the same. Linux then wants the owner of
-//! the file, or `CAP_FOWNER`.
+//! The kernel checks who may change an owner, with one exception: a chown to the same owner
+//! requires none of the rights that it checks, and still removes bits. Linux then requires the
+//! owner of the file, or `CAP_FOWNER`.
 
-use super::types::{Caller, FileKind, SetAttr};
+use super::types::{Caller, FileKind, ImpliedChange, SetAttr};
 use crate::errno::Errno;
 use crate::meta::records::InodeRecord;
 
@@ -25,21 +25,24 @@ const GROUP_EXECUTE: u16 = 0o010;
 /// The attribute that holds a file's capabilities.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
-/// What an asker is allowed. It costs something to find out, so it is asked only where it decides.
+/// The rights of the calling process. They are expensive to look up, so they are queried only if
+/// they decide something.
 pub trait Privileges {
-    /// What the asker writes keeps its set-id bits: `CAP_FSETID` in the machine's first user
+    /// True if set-id bits survive a write by the caller: `CAP_FSETID` in the machine's first user
     /// namespace.
     fn keeps_set_ids(&self) -> bool;
-    /// In that group, or has `CAP_FSETID` over an inode of that owner and group.
+    /// True if the caller is in that group, or has `CAP_FSETID` over an inode of that owner and
+    /// group.
     fn is_of_group(&self, owner: u32, group: u32) -> bool;
-    /// Owns what that user owns, or has `CAP_FOWNER` over it.
+    /// True if the caller is that user, or has `CAP_FOWNER` over files of that user.
     fn is_owner(&self, owner: u32) -> bool;
-    /// May see `trusted.` attributes: `CAP_SYS_ADMIN` in the machine's first user namespace.
+    /// True if the caller may see `trusted.` attributes: `CAP_SYS_ADMIN` in the machine's first
+    /// user namespace.
     fn sees_trusted(&self) -> bool;
 }
 
-/// Of whom no more is known than the numbers: uid 0 has all, and everybody is of every group and
-/// may do what is asked.
+/// A caller of which only the ids are known: uid 0 has all capabilities, and everybody is treated
+/// as a member of every group and as an owner.
 impl Privileges for Caller {
     fn keeps_set_ids(&self) -> bool {
         self.uid == 0
@@ -58,67 +61,57 @@ impl Privileges for Caller {
     }
 }
 
-/// What a change of attributes is to privileges, where its fields do not say so.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Touch {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// As a change of contents.
-    Contents,
-    /// As a change of the owner.
-    Owner,
-    /// One of both, and it cannot be told which.
-    Either,
-}
-
-/// Privileges that a change takes away.
+/// The privileges that a change removes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kill {
     Nothing,
-    /// The file's capabilities alone.
+    /// Only the file's capabilities.
     Capability,
-    /// Those that executing the file would give, and its capabilities.
+    /// The privileges that executing the file would give, and its capabilities.
     Executable,
-    /// The set-group-id bit too that is only a mark.
+    /// Also a set-group-id bit without group execution.
     AllSetIds,
 }
 
 impl Kill {
-    /// What `changes` take away.
+    /// The privileges that `changes` remove.
     ///
     /// # Errors
-    /// `EPERM`: set-id bits would go with the change of an owner by somebody else.
+    /// EPERM if the change of an owner by another user would remove set-id bits.
     pub(super) fn by(
         record: &InodeRecord,
         changes: &SetAttr,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
     ) -> Result<Self, Errno> {
-        let touch = match changes.touch {
-            _ if record.kind == FileKind::Directory => Touch::Nothing,
-            _ if changes.uid.is_some() || changes.gid.is_some() => Touch::Owner,
+        let touch = match changes.implied {
+            _ if record.kind == FileKind::Directory => ImpliedChange::Nothing,
+            _ if changes.uid.is_some() || changes.gid.is_some() => ImpliedChange::Owner,
             // Only files have contents that somebody can be about to write.
-            Touch::Contents | Touch::Either if record.kind != FileKind::Regular => Touch::Owner,
-            // If it announces a write, that says once more what goes.
-            Touch::Either if !who.is_owner(record.uid) => Touch::Nothing,
-            Touch::Either => Touch::Owner,
-            Touch::Nothing if changes.size.is_some() => Touch::Contents,
+            ImpliedChange::Contents | ImpliedChange::Either if record.kind != FileKind::Regular => {
+                ImpliedChange::Owner
+            }
+            // If it announces a write, the write itself will remove them.
+            ImpliedChange::Either if !privileges.is_owner(record.uid) => ImpliedChange::Nothing,
+            ImpliedChange::Either => ImpliedChange::Owner,
+            ImpliedChange::Nothing if changes.size.is_some() => ImpliedChange::Contents,
             touch => touch,
         };
         match touch {
-            Touch::Nothing => Ok(Self::Nothing),
-            Touch::Contents => Ok(Self::by_writing(record, who)),
-            Touch::Owner | Touch::Either => Self::by_owning(record, changes, who),
+            ImpliedChange::Nothing => Ok(Self::Nothing),
+            ImpliedChange::Contents => Ok(Self::by_writing(record, privileges)),
+            ImpliedChange::Owner | ImpliedChange::Either => {
+                Self::by_owning(record, changes, privileges)
+            }
         }
     }
 
     fn by_owning(
         record: &InodeRecord,
         changes: &SetAttr,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
     ) -> Result<Self, Errno> {
-        let of = |group| who.is_of_group(record.uid, group);
-        // With set-user-id the mode is set anew, for the new group.
+        let of = |group| privileges.is_of_group(record.uid, group);
+        // With set-user-id the mode is computed again, for the new group.
         let stays = !is_marked(record.perm)
             || (of(record.gid) && (record.perm & SETUID == 0 || changes.gid.is_none_or(of)));
         let kill = if stays {
@@ -126,24 +119,24 @@ impl Kill {
         } else {
             Self::AllSetIds
         };
-        if kill.leaves(record.perm) != record.perm && !who.is_owner(record.uid) {
+        if kill.leaves(record.perm) != record.perm && !privileges.is_owner(record.uid) {
             return Err(Errno::EPERM);
         }
         Ok(kill)
     }
 
-    /// What a change of contents takes away.
-    pub(super) fn by_writing(record: &InodeRecord, who: &dyn Privileges) -> Self {
-        if record.perm & SET_IDS != 0 && who.keeps_set_ids() {
+    /// The privileges that a change of contents removes.
+    pub(super) fn by_writing(record: &InodeRecord, privileges: &dyn Privileges) -> Self {
+        if record.perm & SET_IDS != 0 && privileges.keeps_set_ids() {
             Self::Capability
-        } else if is_marked(record.perm) && !who.is_of_group(record.uid, record.gid) {
+        } else if is_marked(record.perm) && !privileges.is_of_group(record.uid, record.gid) {
             Self::AllSetIds
         } else {
             Self::Executable
         }
     }
 
-    /// The permission bits that are left.
+    /// The permission bits that remain.
     pub(super) fn leaves(self, perm: u16) -> u16 {
         match self {
             Self::Nothing | Self::Capability => perm,

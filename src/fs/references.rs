@@ -1,10 +1,10 @@
-//! Who still needs an inode: the kernel (lookups not yet forgotten) and open files. What a kept view
-//! shows stays without that; of those it is counted how much is open in them.
+//! References to inodes: lookups that the kernel has not forgotten, and open files. Inodes of a
+//! kept view do not need them; for each view, only the number of open files is counted.
 //!
-//! The kernel forgets an inode when it wants its memory, so there may be millions. They are spread
-//! over [`SHARDS`] tables: none is so large that others wait while it grows, each shrinks when the kernel
-//! has forgotten much, and what is open lies apart from what is merely known (16 bytes an inode, and
-//! the table's slack).
+//! The kernel forgets an inode when it needs the memory, so there may be millions. They are spread
+//! over [`SHARDS`] tables: none is so large that others wait while it grows, each shrinks when the
+//! kernel has forgotten many inodes, and open inodes are kept apart from those that are merely
+//! known (16 bytes for an inode, plus the slack of the table).
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,25 +13,25 @@ use parking_lot::{Mutex, RwLock};
 use super::types::NodeId;
 use crate::ids::{Ino, ViewId};
 
-/// Tables of inodes; a power of two.
+/// Number of tables of inodes; a power of two.
 const SHARDS: usize = 256;
-/// A table is not made smaller than for so many inodes.
+/// Minimum capacity of a table when it shrinks.
 const SMALL: usize = 64;
 
-/// How much of an inode is open.
+/// How often an inode is open.
 #[derive(Clone, Copy, Debug, Default)]
 struct Open {
     opens: u32,
     writers: u32,
 }
 
-/// What is known of some of the inodes.
+/// References to some of the inodes.
 #[derive(Debug, Default)]
 struct Shard {
-    /// Lookups that the kernel has not forgotten. One that was counted as far as this goes stays.
+    /// Lookups that the kernel has not forgotten. A count that saturates stays.
     lookups: HashMap<Ino, u32>,
     open: HashMap<Ino, Open>,
-    /// Those that have lost their last name.
+    /// Inodes that have lost their last name.
     orphans: HashSet<Ino>,
 }
 
@@ -67,7 +67,7 @@ impl Shard {
         }
     }
 
-    /// True for an orphan that nobody needs now, which it is no longer afterwards.
+    /// True for an orphan without references; it is removed from the orphans.
     fn take_unused_orphan(&mut self, ino: Ino) -> bool {
         !self.is_known(ino) && self.orphans.remove(&ino)
     }
@@ -79,7 +79,8 @@ pub(super) struct References {
     live: Box<[Mutex<Shard>]>,
     /// Open files and directories of kept views.
     kept: Mutex<HashMap<ViewId, u64>>,
-    /// How often inodes became something that the kernel must not take for what it knew.
+    /// How often each inode was replaced by something that the kernel must not confuse with its
+    /// former state.
     renewed: RwLock<HashMap<Ino, u64>>,
 }
 
@@ -94,7 +95,8 @@ impl Default for References {
 }
 
 impl References {
-    /// Numbers are given out in order, so neighbours are used together and lie apart.
+    /// Inode numbers are allocated in order, so inodes that are used together are spread over
+    /// shards.
     fn shard(&self, ino: Ino) -> &Mutex<Shard> {
         &self.live[ino.0 as usize % SHARDS]
     }
@@ -120,7 +122,7 @@ impl References {
         count.writers += u32::from(writable);
     }
 
-    /// The kernel forgot some lookups. True when the inode is an orphan that nobody needs now.
+    /// The kernel forgot some lookups. True if the inode is an orphan without references now.
     pub(super) fn forgotten(&self, node: NodeId, lookups: u64) -> bool {
         if !node.is_live() {
             return false;
@@ -130,7 +132,7 @@ impl References {
         shard.take_unused_orphan(node.ino())
     }
 
-    /// An open file was closed. True when the inode is an orphan that nobody needs now.
+    /// An open file was closed. True if the inode is an orphan without references now.
     pub(super) fn closed(&self, node: NodeId, writable: bool) -> bool {
         if node.is_live() {
             let mut shard = self.shard(node.ino()).lock();
@@ -147,7 +149,7 @@ impl References {
         false
     }
 
-    /// The inode lost its last name. True when nobody needs it.
+    /// The inode lost its last name. True if it has no references.
     pub(super) fn orphaned(&self, ino: Ino) -> bool {
         let mut shard = self.shard(ino).lock();
         let is_known = shard.is_known(ino);
@@ -157,32 +159,32 @@ impl References {
         !is_known
     }
 
-    /// True when somebody has the inode open for writing.
+    /// True if the inode is open for writing.
     pub(super) fn has_writers(&self, node: NodeId) -> bool {
         let shard = self.shard(node.ino()).lock();
         let count = shard.open.get(&node.ino()).filter(|_| node.is_live());
         count.is_some_and(|count| count.writers > 0)
     }
 
-    /// True when the kernel knows the inode.
+    /// True if the inode is referenced.
     pub(super) fn is_known(&self, ino: Ino) -> bool {
         self.shard(ino).lock().is_known(ino)
     }
 
-    /// Has the kernel take the inode for another one when it next looks it up: what it knows of it
-    /// is used by nobody but those who have it open, who get EIO then.
+    /// Makes the kernel treat the inode as another one when it next looks it up: what the kernel
+    /// cached is used only by those who have it open, who get EIO then.
     pub(super) fn renew(&self, ino: Ino) {
         *self.renewed.write().entry(ino).or_default() += 1;
     }
 
-    /// How often that was.
+    /// The number of renewals of an inode.
     pub(super) fn generation(&self, node: NodeId) -> u64 {
         let renewed = self.renewed.read();
         let count = renewed.get(&node.ino()).filter(|_| node.is_live());
         count.copied().unwrap_or(0)
     }
 
-    /// Inodes that somebody has open for writing.
+    /// Inodes that are open for writing.
     pub(super) fn writers(&self) -> Vec<NodeId> {
         let mut writers = Vec::new();
         for shard in &self.live {
@@ -198,7 +200,7 @@ impl References {
         self.shard(ino).lock().orphans.remove(&ino);
     }
 
-    /// True when a file or directory of the kept view is open.
+    /// True if a file or directory of the kept view is open.
     pub(super) fn view_in_use(&self, view: ViewId) -> bool {
         self.kept.lock().contains_key(&view)
     }
@@ -226,7 +228,7 @@ mod tests {
         assert!(!references.forgotten(file, 2));
         assert!(references.closed(file, true));
         assert!(!references.is_known(file.ino()) && !references.has_writers(file));
-        // With a name again it stays.
+        // With a name again it is not removed.
         references.looked_up(file);
         assert!(!references.orphaned(file.ino()));
         references.named_again(file.ino());
@@ -238,17 +240,17 @@ mod tests {
         let references = References::default();
         const INODES: u64 = 100_000;
         (1..INODES).for_each(|ino| references.looked_up(node(ino)));
-        let room = |references: &References| -> usize {
+        let capacity = |references: &References| -> usize {
             let shards = references.live.iter();
             shards.map(|shard| shard.lock().lookups.capacity()).sum()
         };
-        let most = room(&references);
+        let most = capacity(&references);
         assert!(most < 3 * INODES as usize, "{most}");
         (1..INODES).for_each(|ino| assert!(!references.forgotten(node(ino), 1)));
         assert!(
-            room(&references) <= SHARDS * 4 * SMALL,
+            capacity(&references) <= SHARDS * 4 * SMALL,
             "{}",
-            room(&references)
+            capacity(&references)
         );
     }
 }

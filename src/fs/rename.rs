@@ -1,50 +1,38 @@
 //! Renaming (`rename(2)`, `renameat2(2)`).
 
-use super::types::{Caller, FileKind, NodeId, RenameFlags, Timespec};
+use super::types::{Caller, DirentRef, FileKind, RenameFlags, Timespec};
 use super::{Filesystem, LINKS_MAX, check_name};
 use crate::errno::Errno;
 use crate::ids::Ino;
-use crate::meta::climb::Climb;
+use crate::meta::cycle::CycleDetector;
 use crate::meta::records::{DirentRecord, InodeRecord};
 use crate::meta::{Batch, View};
 use crate::planted::{Bug, planted};
 
-/// One of the two names.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    parent: NodeId,
-    name: &'a [u8],
-}
-
 impl Filesystem {
-    /// Gives `name` in `parent` the name `new_name` in `new_parent`.
-    #[allow(clippy::too_many_arguments)]
+    /// Renames `from` to `to`. In a directory that holds views, renames a view.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such name, EEXIST, ENOTEMPTY, EISDIR or ENOTDIR depending on what is
+    /// replaced, EINVAL if a directory would be moved below itself or for contradictory flags,
+    /// EXDEV between views, EROFS, or an error of the metadata.
     pub fn rename(
         &self,
         caller: &Caller,
-        parent: NodeId,
-        name: &[u8],
-        new_parent: NodeId,
-        new_name: &[u8],
+        from: DirentRef<'_>,
+        to: DirentRef<'_>,
         flags: RenameFlags,
     ) -> Result<(), Errno> {
-        check_name(name)?;
-        check_name(new_name)?;
+        check_name(from.name)?;
+        check_name(to.name)?;
         if flags.exchange && (flags.no_replace || flags.whiteout) {
             return Err(Errno::EINVAL);
         }
-        if let Some(done) = self.rename_of_view((parent, name), (new_parent, new_name), flags) {
+        if let Some(done) = self.rename_view_entry(from, to, flags) {
             return done;
         }
-        self.check_change(new_parent)?;
-        let permit = self.begin_change(parent)?;
-        let (from, to) = (
-            Place { parent, name },
-            Place {
-                parent: new_parent,
-                name: new_name,
-            },
-        );
+        self.check_change(to.parent)?;
+        let permit = self.begin_change(from.parent)?;
         let orphan = {
             let _namespace = self.namespace.lock();
             if flags.exchange {
@@ -54,15 +42,15 @@ impl Filesystem {
             }
         };
         drop(permit);
-        self.after_drop(orphan);
+        self.after_unlink(orphan);
         Ok(())
     }
 
     fn move_over(
         &self,
         caller: &Caller,
-        from: Place<'_>,
-        to: Place<'_>,
+        from: DirentRef<'_>,
+        to: DirentRef<'_>,
         flags: RenameFlags,
     ) -> Result<Option<Ino>, Errno> {
         let now = Timespec::now();
@@ -95,10 +83,12 @@ impl Filesystem {
         } else {
             None
         };
-        self.name(&mut batch, from.parent.ino(), from.name, left)?;
-        self.name(&mut batch, to.parent.ino(), to.name, Some(moved))?;
+        self.meta
+            .put_dirent(&mut batch, from.parent.ino(), from.name, left)?;
+        self.meta
+            .put_dirent(&mut batch, to.parent.ino(), to.name, Some(moved))?;
         if replaced.is_some() {
-            // Contents reach the disk before the commit that puts them in the other's place.
+            // Contents must be durable before the commit that moves the file over another one.
             if !planted(Bug::RenameUnordered) {
                 self.contents.order(moved.ino);
             }
@@ -108,7 +98,7 @@ impl Filesystem {
         Ok(orphan)
     }
 
-    fn exchange(&self, from: Place<'_>, to: Place<'_>) -> Result<Option<Ino>, Errno> {
+    fn exchange(&self, from: DirentRef<'_>, to: DirentRef<'_>) -> Result<Option<Ino>, Errno> {
         let now = Timespec::now();
         let first = self.entry(from.parent, from.name)?;
         let second = self.entry(to.parent, to.name)?;
@@ -122,18 +112,20 @@ impl Filesystem {
         let mut batch = Batch::new();
         self.move_links(&mut batch, from, to, first, None, now)?;
         self.move_links(&mut batch, to, from, second, None, now)?;
-        self.name(&mut batch, from.parent.ino(), from.name, Some(second))?;
-        self.name(&mut batch, to.parent.ino(), to.name, Some(first))?;
+        self.meta
+            .put_dirent(&mut batch, from.parent.ino(), from.name, Some(second))?;
+        self.meta
+            .put_dirent(&mut batch, to.parent.ino(), to.name, Some(first))?;
         self.meta.apply(batch)?;
         Ok(None)
     }
 
-    /// Changes the inodes that a move touches: both directories and what is moved.
+    /// Changes the inodes that a move affects: both directories and the moved inode.
     fn move_links(
         &self,
         batch: &mut Batch,
-        from: Place<'_>,
-        to: Place<'_>,
+        from: DirentRef<'_>,
+        to: DirentRef<'_>,
         moved: DirentRecord,
         replaced: Option<DirentRecord>,
         now: Timespec,
@@ -190,11 +182,11 @@ impl Filesystem {
         }
     }
 
-    /// A directory must not be moved below itself.
+    /// Fails if a directory would be moved below itself.
     fn check_no_loop(&self, moved: Ino, below: Ino) -> Result<(), Errno> {
-        let mut climb = Climb::from(below);
+        let mut cycle = CycleDetector::from(below);
         loop {
-            let at = climb.at();
+            let at = cycle.current();
             if at == moved {
                 return Err(Errno::EINVAL);
             }
@@ -206,17 +198,17 @@ impl Filesystem {
                 record.kind == FileKind::Directory && (record.nlink > 0 || at == below)
             };
             let Some(record) = record.filter(is_named) else {
-                let what = "it holds directories and is no directory that has a name";
+                let what = "it contains directories but is not a directory with a name";
                 return Err(self.inconsistent(at, what));
             };
-            if !climb.up(record.parent) {
-                let what = "the directories above it lead in a circle and not to the root";
+            if !cycle.advance(record.parent) {
+                let what = "the directories above it form a cycle without the root";
                 return Err(self.inconsistent(at, what));
             }
         }
     }
 
-    /// What overlayfs takes for "nothing here": a character device 0:0.
+    /// Creates a whiteout of overlayfs: a character device 0:0.
     fn whiteout(
         &self,
         batch: &mut Batch,

@@ -1,9 +1,10 @@
 //! `lseek(2)` with `SEEK_DATA` and `SEEK_HOLE`, in blocks of 4096 bytes as on other filesystems.
 //!
-//! Contents are known page by page, and a page holds 4032 bytes, so that a block at the edge of a
-//! hole can be data in part. It is data unless it is all zeros: reading it says so, and holes that
-//! programs made along blocks are found where they were made. A hole of a single block can have
-//! none of its pages missing; whoever asks for data from within it is sent past it.
+//! Contents are known page by page, and a page holds 4032 bytes, so a block at the edge of a hole
+//! can be data in part. Such a block counts as data unless it is all zeros. It is read to determine
+//! that, so that holes which programs made in whole blocks are found where they were made. A hole
+//! of a single block can have none of its pages missing; a seek for data from within it goes past
+//! it.
 
 use super::Filesystem;
 use super::types::{self, Handle, NodeId, SeekWhence};
@@ -44,7 +45,7 @@ impl Filesystem {
         if hole { Ok(size) } else { Err(Errno::ENXIO) }
     }
 
-    /// True for a block of which nothing is data, or some is and all of it is zero.
+    /// True for a block without data, or with some data that is all zero.
     fn is_hole(&self, file: &File, block: u64) -> Result<bool, Errno> {
         let end = (block + BLOCK_BYTES).min(file.size());
         let whole = |hole| match self.contents.seek(file, block, hole) {

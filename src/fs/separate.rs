@@ -1,4 +1,4 @@
-//! Making a copy of a volume a volume of its own, before it is opened as a filesystem.
+//! Giving a copy of a volume an identity of its own, before it is opened as a filesystem.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::store::{OpenMode, StoreFile, StorePath};
 use crate::volume::{META_NAME, Volume};
 
 impl Filesystem {
-    /// Gives a copy of a volume that was opened for it an identity of its own: see
-    /// [`Volume::separate`]. However old the copy is, its metadata is taken as it is.
+    /// Gives a copy of a volume, which was opened for that, an identity of its own: see
+    /// [`Volume::separate`]. However old the copy is, its metadata is accepted.
     ///
     /// # Errors
-    /// When its metadata cannot be read or written anew.
+    /// The metadata cannot be read or rewritten.
     pub fn separate(volume: Volume, meta_cache_bytes: usize) -> Result<Volume, FsError> {
         let file = volume
             .store
@@ -26,7 +26,8 @@ impl Filesystem {
         let file = MetaFile::open(file, volume.keys.active(), volume.header.meta_crypto())?;
         let meta = Meta::open(file, meta_cache_bytes)?;
         let first = Sequence(meta.sequence().0.saturating_add(1));
-        let separated = volume.separate(first, &mut |file| Ok(meta.copy_committed(file)?))?;
+        let separated =
+            volume.assign_new_identity(first, &mut |file| Ok(meta.copy_committed(file)?))?;
         meta.close()?;
         Ok(separated)
     }

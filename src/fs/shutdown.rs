@@ -1,8 +1,8 @@
 //! Stopping a filesystem at once, as a power cut would: what is not durable is lost.
 //!
-//! It is what `FS_IOC_SHUTDOWN` does elsewhere for those who test what survives. Every request that
-//! follows gets EIO; unmounting writes nothing and leaves the volume to be recovered by the next
-//! mount.
+//! This is what `FS_IOC_SHUTDOWN` does on other filesystems, for tests of what survives. Every
+//! later request gets EIO. Unmounting writes nothing and leaves the volume to the recovery of the
+//! next mount.
 
 use std::sync::atomic::Ordering;
 
@@ -10,22 +10,22 @@ use super::Filesystem;
 use crate::errno::Errno;
 
 impl Filesystem {
-    /// Stops it. There is no way back but the next mount.
+    /// Stops the filesystem until the next mount.
     pub fn shut_down(&self) {
         self.meta.latch("shut down on request");
-        self.down.store(true, Ordering::SeqCst);
+        self.was_shut_down.store(true, Ordering::SeqCst);
     }
 
-    /// `Err(EIO)` once it was shut down.
-    pub(super) fn check_up(&self) -> Result<(), Errno> {
-        if self.is_down() {
+    /// Fails with EIO after a shutdown.
+    pub(super) fn check_running(&self) -> Result<(), Errno> {
+        if self.is_shut_down() {
             Err(Errno::EIO)
         } else {
             Ok(())
         }
     }
 
-    pub(super) fn is_down(&self) -> bool {
-        self.down.load(Ordering::SeqCst)
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.was_shut_down.load(Ordering::SeqCst)
     }
 }

@@ -1,18 +1,17 @@
-//! What the filesystem says and is told: plain values, no FUSE type among them.
+//! Types of the filesystem's interface: plain values without any FUSE type.
 
-use super::privileges::Touch;
 use crate::ids::{Ino, ViewId};
 
 use crate::meta::records::ViewKind;
 pub use crate::meta::records::{FileKind, Timespec};
 
-/// Unit of room, of data and holes, and the preferred one of I/O, in bytes, as on other filesystems.
+/// Block size in bytes: the unit of free space, of data and holes, and the preferred one of I/O.
 pub const BLOCK_BYTES: u32 = 4096;
-/// Bits of a node's number that are the inode's.
+/// Bits of a node's number that hold the inode.
 const INO_BITS: u32 = Ino::BITS;
 
-/// Number by which the kernel knows a file, below 2^53: the view (12 bits) above the inode (41 bits), so that
-/// past and present are never mixed.
+/// The inode number that the kernel sees, below 2^53: the view (12 bits) above the inode (41 bits),
+/// so that files of different views are never confused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NodeId(pub u64);
 
@@ -20,8 +19,8 @@ impl NodeId {
     /// The live root directory; FUSE fixes it at 1.
     pub const ROOT: Self = Self(1);
 
-    /// Joins a view and an inode. `None` for a number that no file has: cut to 41 bits it would be
-    /// another file's.
+    /// Joins a view and an inode. `None` for an inode number that no file has: cut to 41 bits it
+    /// would be another file's.
     pub const fn new(view: ViewId, ino: Ino) -> Option<Self> {
         if ino.is_valid() {
             Some(Self(((view.0 as u64) << INO_BITS) | ino.0))
@@ -30,17 +29,18 @@ impl NodeId {
         }
     }
 
-    /// An inode of the live view; `None` as for [`Self::new`].
+    /// The node of an inode in the live view; `None` for an inode number that no file has.
     pub const fn live(ino: Ino) -> Option<Self> {
         Self::new(ViewId::LIVE, ino)
     }
 
-    /// The root directory as a view shows it.
+    /// The root directory of a view.
     pub const fn root_of(view: ViewId) -> Self {
         Self(((view.0 as u64) << INO_BITS) | Ino::ROOT.0)
     }
 
-    /// A directory of the live view that has no record, by its number from [`Ino::END`] on.
+    /// A directory of the live view without a record, identified by its number from [`Ino::END`]
+    /// on.
     pub(super) const fn without_record<const NUMBER: u64>() -> Self {
         const { assert!(Ino::END.0 + NUMBER < 1 << INO_BITS) }
         Self(Ino::END.0 + NUMBER)
@@ -48,92 +48,142 @@ impl NodeId {
 
     /// The directory that holds the kept views of that kind, whatever its name is.
     pub fn of_views(kind: ViewKind) -> Self {
-        super::ViewsDirectory(kind).node()
+        ViewsDirectory(kind).node()
     }
 
-    /// True for what is there now, and not as a kept view shows it.
+    /// True for a node of the live view.
     pub const fn is_live(self) -> bool {
         self.view().0 == ViewId::LIVE.0
     }
 
-    /// True for a directory that holds kept views, and for what one shows as its root: what is
-    /// known of those under their names may change at any time.
+    /// True for a directory that holds kept views and for the root of a kept view: what the kernel
+    /// knows under their names may change at any time.
     pub fn is_of_views(self) -> bool {
         self.holds_views() || (!self.is_live() && self.ino() == Ino::ROOT)
     }
 
-    /// True for a directory that holds kept views: making, removing and renaming in it takes long.
+    /// True for a directory that holds kept views. Creating, removing and renaming entries in it
+    /// takes long.
     pub fn holds_views(self) -> bool {
-        super::ViewsDirectory::of(self).is_some()
+        ViewsDirectory::of(self).is_some()
     }
 
-    /// The view.
+    /// The id of the view.
     pub const fn view(self) -> ViewId {
         ViewId((self.0 >> INO_BITS) as u16)
     }
 
-    /// The inode within the view.
+    /// The inode number within the view.
     pub const fn ino(self) -> Ino {
         Ino(self.0 & ((1 << INO_BITS) - 1))
     }
 }
 
-/// What `stat` shows.
+/// A directory that holds the kept views of one kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ViewsDirectory(pub(super) ViewKind);
+
+impl ViewsDirectory {
+    pub(super) const ALL: [Self; 2] = [Self(ViewKind::Snapshot), Self(ViewKind::Image)];
+
+    pub(super) const fn node(self) -> NodeId {
+        match self.0 {
+            ViewKind::Snapshot => NodeId::without_record::<14>(),
+            ViewKind::Image => NodeId::without_record::<13>(),
+        }
+    }
+
+    /// The directory that a node stands for, if any.
+    pub(super) fn of(node: NodeId) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.node() == node)
+    }
+}
+
+/// File attributes as `stat` shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attr {
-    /// Number for the kernel.
+    /// The inode number that the kernel sees.
     pub node: NodeId,
-    /// Which of the files that the number has stood for it is (FUSE: generation).
+    /// Distinguishes the files that the number has stood for (FUSE: generation).
     pub generation: u64,
     /// Length in bytes.
     pub size: u64,
-    /// Allocated, in units of 512 bytes.
+    /// Allocated space in units of 512 bytes.
     pub blocks: u64,
-    /// Last access.
+    /// Time of last access.
     pub atime: Timespec,
-    /// Last change of contents.
+    /// Time of last modification of contents.
     pub mtime: Timespec,
-    /// Last change of the inode.
+    /// Time of last change of the inode.
     pub ctime: Timespec,
-    /// Birth.
+    /// Time of creation.
     pub crtime: Timespec,
     /// Kind of file.
     pub kind: FileKind,
     /// Permission bits, set-id and sticky bits: `mode & 0o7777`.
     pub perm: u16,
-    /// Names.
+    /// Number of links.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Device number of a device file, as `mknod` was given it.
+    /// Device number of a device file, as given to `mknod`.
     pub rdev: u32,
     /// Preferred unit of I/O, in bytes.
     pub blksize: u32,
 }
 
-/// Who asks.
+/// The process that makes a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {
-    /// Effective user.
+    /// Effective user id.
     pub uid: u32,
-    /// Effective group.
+    /// Effective group id.
     pub gid: u32,
-    /// Bits to be cleared in the mode of new files. 0 when the kernel has already done it.
+    /// Bits to clear in the mode of new files; 0 if the kernel has already cleared them.
     pub umask: u32,
+}
+
+/// The owner of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// The superuser.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
 }
 
 /// A time given to `utimensat`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetTime {
-    /// The present.
+    /// The current time.
     Now,
-    /// This one.
+    /// This time.
     At(Timespec),
 }
 
-/// Changes asked of an inode; `None` leaves alone.
+/// The kind of a change of attributes, as far as privileges are concerned and its fields do not
+/// show it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ImpliedChange {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A change of contents.
+    Contents,
+    /// A change of the owner.
+    Owner,
+    /// Either of them; which one is unknown.
+    Either,
+}
+
+/// A request to change attributes of an inode; `None` leaves a field as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SetAttr {
     /// Permission and set-id bits.
@@ -144,24 +194,50 @@ pub struct SetAttr {
     pub gid: Option<u32>,
     /// Length in bytes.
     pub size: Option<u64>,
-    /// Last access.
+    /// Time of last access.
     pub atime: Option<SetTime>,
     /// Last change of contents.
     pub mtime: Option<SetTime>,
     /// Last change of the inode: the kernel's, with the writeback cache.
     pub ctime: Option<Timespec>,
-    /// What else it is to set-id bits and `security.capability`.
-    pub touch: Touch,
+    /// The kind of change that the fields do not show, as far as set-id bits and
+    /// `security.capability` are concerned.
+    pub implied: ImpliedChange,
 }
 
-/// An open file or directory.
+/// Handle of an open file or directory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Handle(pub u64);
+
+/// A directory entry, by its directory and its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirentRef<'a> {
+    /// The directory.
+    pub parent: NodeId,
+    /// The name in it.
+    pub name: &'a [u8],
+}
+
+impl<'a> DirentRef<'a> {
+    /// The entry `name` of the directory `parent`.
+    pub const fn new(parent: NodeId, name: &'a [u8]) -> Self {
+        Self { parent, name }
+    }
+}
+
+/// How a write is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriteFlags {
+    /// Remove set-id bits and capabilities of the file, as for a writer without any right.
+    pub kill_privileges: bool,
+    /// The bytes come from the kernel's cache, which maintains the times itself.
+    pub cached: bool,
+}
 
 /// `renameat2` flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RenameFlags {
-    /// Fail where the new name exists.
+    /// Fail if the new name exists.
     pub no_replace: bool,
     /// Exchange the two names.
     pub exchange: bool,
@@ -179,18 +255,19 @@ pub enum Fallocate {
     },
     /// Make a hole.
     PunchHole,
-    /// Make zeros.
+    /// Write zeros.
     ZeroRange {
         /// Leave the length as it is.
         keep_size: bool,
     },
 }
 
-/// `lseek` whences that a filesystem answers.
+/// The `whence` values of `lseek` that a filesystem handles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum SeekWhence {
+    /// `SEEK_DATA`.
     Data,
+    /// `SEEK_HOLE`.
     Hole,
 }
 
@@ -203,32 +280,38 @@ pub enum XattrMode {
     Create,
     /// `XATTR_REPLACE`: must exist.
     Replace,
-    /// Both, which nothing satisfies.
+    /// Both flags, which nothing satisfies.
     CreateAndReplace,
 }
 
 /// One entry of a directory listing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DirEntry<'a> {
-    /// Number for the kernel.
+    /// The inode number that the kernel sees.
     pub node: NodeId,
     /// Kind of file.
     pub kind: FileKind,
-    /// Position after this entry, to continue from.
+    /// Offset from which a listing continues after this entry.
     pub next_offset: u64,
     /// Name.
     pub name: &'a [u8],
 }
 
-/// What `statfs` shows. Blocks are of `block_bytes`.
+/// Filesystem statistics as `statfs` shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub struct StatFs {
+    /// Size of a block.
     pub block_bytes: u32,
+    /// Number of blocks.
     pub blocks: u64,
+    /// Free blocks.
     pub blocks_free: u64,
+    /// Free blocks that an unprivileged user may use.
     pub blocks_available: u64,
+    /// Maximum number of inodes.
     pub inodes: u64,
+    /// Further inodes that may be created.
     pub inodes_free: u64,
+    /// Longest name in bytes.
     pub name_max: u32,
 }

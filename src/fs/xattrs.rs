@@ -1,4 +1,4 @@
-//! Extended attributes. Who may see and set which is the kernel's business (`xattr(7)`).
+//! Extended attributes. The kernel checks who may see and set which (`xattr(7)`).
 
 use super::privileges::{Privileges, SETGID};
 use super::types::{Caller, FileKind, NodeId, Timespec, XattrMode};
@@ -16,16 +16,21 @@ const VALUE_BYTES_MAX: usize = 65_536;
 const LIST_BYTES_MAX: usize = 65_536;
 /// All values of one inode together, in bytes.
 const ALL_BYTES_MAX: usize = 1 << 20;
-/// SELinux's label. Where SELinux is in use the kernel answers for it, from its policy, and nobody
-/// is asked here.
+/// SELinux's label. If SELinux is in use, the kernel answers for it from its policy, and no request
+/// arrives here.
 const SELINUX: &[u8] = b"security.selinux";
 
 impl Filesystem {
-    /// Sets an attribute, for somebody of these privileges: an access ACL set by somebody who is
-    /// not of the file's group takes its set-group-id bit away.
+    /// Sets an attribute on behalf of a process with these privileges: an access ACL that is set by
+    /// a process outside the file's group removes its set-group-id bit.
+    ///
+    /// # Errors
+    /// EEXIST or ENODATA depending on `mode`, E2BIG for a long value, ERANGE for a long name,
+    /// ENOTSUP for an unknown namespace, EINVAL for an invalid ACL, EACCES for a default ACL of
+    /// anything but a directory, ENOSPC, EROFS, or an error of the metadata.
     pub fn set_xattr(
         &self,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
         node: NodeId,
         name: &[u8],
         value: &[u8],
@@ -36,12 +41,12 @@ impl Filesystem {
             self.check_change(node)?;
             return Err(Errno::E2BIG);
         }
-        self.with_room(|| self.set_xattr_once(who, node, name, value, mode))
+        self.retry_after_reclaim(|| self.set_xattr_once(privileges, node, name, value, mode))
     }
 
     fn set_xattr_once(
         &self,
-        who: &dyn Privileges,
+        privileges: &dyn Privileges,
         node: NodeId,
         name: &[u8],
         value: &[u8],
@@ -57,7 +62,7 @@ impl Filesystem {
             }
             _ => {}
         }
-        self.check_room(node, name, value)?;
+        self.check_limits(node, name, value)?;
         let mut batch = Batch::new();
         let mut perm = None;
         let mut outsider = false;
@@ -65,8 +70,8 @@ impl Filesystem {
         if name == acl::ACCESS {
             perm = self.mode_of_acl(node, value.unwrap_or_default())?;
             let record = self.inode(node)?;
-            outsider = record.perm & SETGID != 0 && !who.is_of_group(record.uid, record.gid);
-            // An ACL that says no more than the mode is the mode.
+            outsider = record.perm & SETGID != 0 && !privileges.is_of_group(record.uid, record.gid);
+            // An ACL that is equivalent to the mode is not stored.
             if perm.is_some_and(|(_, minimal)| minimal) {
                 value = None;
             }
@@ -87,13 +92,13 @@ impl Filesystem {
             }
         })?;
         self.contents
-            .check_room_for_records(batch.record_bytes(), false)?;
+            .check_space_for_records(batch.record_bytes(), false)?;
         self.meta.apply(batch)?;
         Ok(())
     }
 
-    /// Refuses what could not be listed, or would make every listing long.
-    fn check_room(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<(), Errno> {
+    /// Fails if the attributes could not be listed, or would make every listing long.
+    fn check_limits(&self, node: NodeId, name: &[u8], value: &[u8]) -> Result<(), Errno> {
         let (mut names, mut bytes) = (name.len() + 1, value.len());
         self.meta
             .visit_xattrs(node.ino(), self.view(node)?, &mut |other, len| {
@@ -109,11 +114,12 @@ impl Filesystem {
         }
     }
 
-    /// An attribute's value.
+    /// The value of an attribute.
     ///
     /// # Errors
-    /// `ENODATA` where there is none, but for SELinux's label `ENOTSUP`: GNU `ls -l` asks for that
-    /// of each file, which the kernel does not cache, and stops asking a filesystem that has none.
+    /// ENODATA if there is none, but ENOTSUP for SELinux's label: GNU `ls -l` asks for it for each
+    /// file, which the kernel does not cache, and stops asking a filesystem that does not support
+    /// it. ERANGE or ENOTSUP for a name that is not allowed.
     pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
         check_name(name)?;
         match self.value(node, name)? {
@@ -124,12 +130,15 @@ impl Filesystem {
     }
 
     /// Names of all attributes that the caller may see, each with a NUL behind it. The kernel
-    /// refuses to read a `trusted.` attribute without a right; here it must not be named either.
-    pub fn list_xattr(&self, who: &dyn Privileges, node: NodeId) -> Result<Vec<u8>, Errno> {
+    /// refuses to read a `trusted.` attribute without the right to; here it is not listed either.
+    ///
+    /// # Errors
+    /// E2BIG if the list is too long, ESTALE if the inode is gone, or an error of the metadata.
+    pub fn list_xattr(&self, privileges: &dyn Privileges, node: NodeId) -> Result<Vec<u8>, Errno> {
         self.inode(node)?;
         let mut list = Vec::new();
         for name in self.meta.xattr_names(node.ino(), self.view(node)?)? {
-            if name.starts_with(b"trusted.") && !who.sees_trusted() {
+            if name.starts_with(b"trusted.") && !privileges.sees_trusted() {
                 continue;
             }
             list.extend_from_slice(&name);
@@ -143,12 +152,17 @@ impl Filesystem {
     }
 
     /// Removes an attribute.
+    ///
+    /// # Errors
+    /// ENODATA if there is none, ERANGE or ENOTSUP for a name that is not allowed, EROFS, or an
+    /// error of the metadata.
     pub fn remove_xattr(&self, _caller: &Caller, node: NodeId, name: &[u8]) -> Result<(), Errno> {
         check_name(name)?;
         let _permit = self.begin_change(node)?;
         let _inode = self.meta.lock_inode(node.ino());
         if self.value(node, name)?.is_none() {
-            // There is always an access ACL: the mode. Linux takes away what is not there.
+            // The mode always counts as an access ACL. Linux allows removing one that does not
+            // exist.
             let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
             return if is_acl { Ok(()) } else { Err(Errno::ENODATA) };
         }

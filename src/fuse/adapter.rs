@@ -1,11 +1,12 @@
-//! `fuser::Filesystem` for [`crate::fs::Filesystem`]: translates and owns no semantics.
+//! Implements `fuser::Filesystem` on [`crate::fs::Filesystem`]: it translates and contains no
+//! semantics.
 //!
 //! - A reply is sent when the work is done and not before: the kernel orders truncate and fsync
-//!   behind unanswered writes, and only so.
-//! - Nobody else writes the volume, so the kernel may remember names, their absence, attributes,
-//!   listings and contents for as long as it likes ([`REMEMBER`]); what changes through the mount
-//!   it forgets by itself.
-//! - Who may do what is checked by the kernel (`default_permissions`, which POSIX ACLs imply).
+//!   behind unanswered writes, and in no other way.
+//! - Nothing else writes the volume, so the kernel may cache names, their absence, attributes,
+//!   listings and contents without limit ([`CACHE_TTL`]). It drops by itself what changes through
+//!   the mount.
+//! - The kernel checks permissions (`default_permissions`, which POSIX ACLs imply).
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,44 +19,38 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, Generation, INodeNo,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
-use super::asker::Asker;
-use super::capabilities;
-use super::contents;
-use super::convert;
+use super::capabilities::{self, AdapterOptions};
+use super::contents::{self, CopyRequest, SeekRequest, WriteRequest};
+use super::convert::{self, SetAttrRequest};
 use super::dispatch::Dispatch;
-use super::full::FullFiles;
 use super::ioctl;
 use super::notify::Notices;
 use super::replies::{
-    REMEMBER, Refuse, answer, remember, remember_absence, send_attr, send_entry, send_ok,
+    CACHE_TTL, Refuse, absence_cache_ttl, answer, cache_ttl, send_attr, send_entry, send_ok,
     send_sized,
 };
+use super::requester::Requester;
 use super::views;
 use super::workers::{Lane, with_scratch};
+use super::write_refusals::WriteRefusals;
 use crate::errno::Errno;
 use crate::fs::Filesystem;
-use crate::fs::types::{Handle, NodeId};
+use crate::fs::types::{DirentRef, Handle, NodeId, WriteFlags};
 
 /// Largest READ and WRITE, in bytes.
 const REQUEST_BYTES: u32 = 1 << 20;
-/// How a session is run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct AdapterOptions {
-    pub(super) writeback: bool,
-    pub(super) nfs_export: bool,
-    pub(super) max_background: u16,
-}
 
-/// See the module's first lines.
+/// The FUSE adapter.
 pub(super) struct Adapter {
     dispatch: Dispatch,
     options: AdapterOptions,
     notices: Arc<Notices>,
-    full: Arc<FullFiles>,
-    /// The kernel leaves the umask to us, so that a directory's default ACL can take its place.
+    refusals: Arc<WriteRefusals>,
+    /// The kernel leaves the umask to the filesystem, so that a directory's default ACL can replace
+    /// it.
     applies_umask: bool,
 }
 
@@ -80,13 +75,13 @@ impl Adapter {
         dispatch: Dispatch,
         options: AdapterOptions,
         notices: Arc<Notices>,
-        full: Arc<FullFiles>,
+        refusals: Arc<WriteRefusals>,
     ) -> Self {
         Self {
             dispatch,
             options,
             notices,
-            full,
+            refusals,
             applies_umask: false,
         }
     }
@@ -95,19 +90,19 @@ impl Adapter {
         if self.applies_umask { umask } else { 0 }
     }
 
-    /// The time of last access was looked at; the kernel does not know if it changed.
+    /// Handles the result of an access-time check: the kernel does not know of an update.
     fn accessed(&self, ino: INodeNo, changed: Result<bool, Errno>) {
         match changed {
             Ok(true) => self.notices.forget_attributes(ino),
             Ok(false) => {}
-            Err(errno) => tracing::debug!(ino = ino.0, ?errno, "no time of access"),
+            Err(errno) => tracing::debug!(ino = ino.0, ?errno, "the access time was not updated"),
         }
     }
 }
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.applies_umask = capabilities::ask(config, self.options, REQUEST_BYTES);
+        self.applies_umask = capabilities::negotiate(config, self.options, REQUEST_BYTES);
         Ok(())
     }
 
@@ -115,34 +110,36 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("lookup", request, |fs| {
             match fs.lookup(node(parent), name.as_bytes()) {
                 Err(Errno::ENOENT) => {
-                    let time = remember_absence(node(parent));
+                    let time = absence_cache_ttl(node(parent));
                     reply.entry(&time, &convert::absent(), Generation(0));
                 }
                 result => {
                     let found = result.map(|attr| INodeNo(attr.node.0));
                     answer(reply, result, send_entry);
-                    found.into_iter().for_each(|ino| self.full.ask_again(ino));
+                    found
+                        .into_iter()
+                        .for_each(|ino| self.refusals.invalidate_if_refused(ino));
                 }
             }
         });
     }
 
     fn forget(&self, request: &Request, ino: INodeNo, count: u64) {
-        self.full.end(node(ino));
+        self.refusals.clear(node(ino));
         self.dispatch
             .inline("forget", request, |fs| fs.forget(node(ino), count));
     }
 
-    /// With writeback the kernel names an open file when it is about to take a write, and then only.
+    /// With writeback, the kernel passes a file handle only when it is about to accept a write.
     fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.dispatch.inline("getattr", request, |fs| {
-            let refusal = fh.and_then(|_| self.full.refusal(fs, node(ino)));
+            let refusal = fh.and_then(|_| self.refusals.refusal(fs, node(ino)));
             answer(
                 reply,
                 refusal.map_or_else(|| fs.getattr(node(ino)), Err),
                 send_attr,
             );
-            self.full.ask_again(ino);
+            self.refusals.invalidate_if_refused(ino);
         });
     }
 
@@ -164,24 +161,29 @@ impl fuser::Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let asker = Asker::of(request);
-        let changes = convert::set_attr(
-            self.options.writeback,
-            (mode, uid, gid, size),
-            (atime, mtime, ctime),
-        );
-        let full = Arc::clone(&self.full);
+        let requester = Requester::of(request);
+        let requested = SetAttrRequest {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+            ctime,
+        };
+        let changes = requested.to_changes(self.options.writeback);
+        let refusals = Arc::clone(&self.refusals);
         let body = move |fs: &Filesystem| {
-            let changed = fs.setattr(&asker, node(ino), &changes);
+            let changed = fs.setattr(&requester, node(ino), &changes);
             if size == Some(0) && changed.is_ok() {
-                full.emptied(fs, node(ino));
+                refusals.note_empty(fs, node(ino));
             }
             answer(reply, changed, send_attr);
-            full.ask_again(ino);
+            refusals.invalidate_if_refused(ino);
         };
         if size.is_some() {
             self.dispatch
-                .hand_over("truncate", request, (Lane::Lengthy, 0), body);
+                .submit("truncate", request, Lane::Lengthy, 0, body);
         } else {
             self.dispatch.inline("setattr", request, body);
         }
@@ -223,7 +225,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let caller = convert::caller(request, self.umask(umask));
         if node(parent).holds_views() {
-            return views::make(&self.dispatch, request, (caller, node(parent), name), reply);
+            return views::make(&self.dispatch, request, caller, node(parent), name, reply);
         }
         self.dispatch.inline("mkdir", request, |fs| {
             let made = fs.mkdir(&caller, node(parent), name.as_bytes(), mode);
@@ -239,7 +241,7 @@ impl fuser::Filesystem for Adapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if node(parent).holds_views() {
-            return views::remove(&self.dispatch, request, (node(parent), name), reply);
+            return views::remove(&self.dispatch, request, node(parent), name, reply);
         }
         self.dispatch.inline("rmdir", request, |fs| {
             answer(reply, fs.rmdir(node(parent), name.as_bytes()), send_ok);
@@ -279,21 +281,13 @@ impl fuser::Filesystem for Adapter {
         let Some(flags) = convert::rename_flags(flags) else {
             return reply.refuse(Errno::EINVAL);
         };
-        if node(parent).holds_views() {
-            let (from, to) = ((node(parent), name), (node(new_parent), new_name));
-            return views::rename(&self.dispatch, request, caller, (from, to, flags), reply);
+        let from = DirentRef::new(node(parent), name.as_bytes());
+        let to = DirentRef::new(node(new_parent), new_name.as_bytes());
+        if from.parent.holds_views() {
+            return views::rename(&self.dispatch, request, caller, from, to, flags, reply);
         }
         self.dispatch.inline("rename", request, |fs| {
-            let (name, new_name) = (name.as_bytes(), new_name.as_bytes());
-            let done = fs.rename(
-                &caller,
-                node(parent),
-                name,
-                node(new_parent),
-                new_name,
-                flags,
-            );
-            answer(reply, done, send_ok);
+            answer(reply, fs.rename(&caller, from, to, flags), send_ok);
         });
     }
 
@@ -338,9 +332,9 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("create", request, |fs| {
             let made = fs.create(&caller, node(parent), name.as_bytes(), mode, flags);
             answer(reply, made, |reply, (attr, opened)| {
-                // What it does not remember it asks for before it takes a write.
-                let asks = self.full.emptied(fs, attr.node);
-                let time = if asks { Duration::ZERO } else { REMEMBER };
+                // The kernel asks for attributes that it has not cached before it accepts a write.
+                let asks = self.refusals.note_empty(fs, attr.node);
+                let time = if asks { Duration::ZERO } else { CACHE_TTL };
                 let (attr, opened) = (convert::file_attr(&attr), FileHandle(opened.0));
                 let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 reply.created(&time, &attr, Generation(0), opened, flags);
@@ -360,15 +354,14 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let size = size.min(REQUEST_BYTES) as usize;
-        self.dispatch
-            .contents("read", request, (size, 0), move |fs| {
-                with_scratch(size, |buffer| {
-                    match fs.read(node(ino), handle(fh), offset, buffer) {
-                        Ok(len) => reply.data(&buffer[..len.min(size)]),
-                        Err(errno) => reply.refuse(errno),
-                    }
-                });
+        self.dispatch.contents("read", request, size, 0, move |fs| {
+            with_scratch(size, |buffer| {
+                match fs.read(node(ino), handle(fh), offset, buffer) {
+                    Ok(len) => reply.data(&buffer[..len.min(size)]),
+                    Err(errno) => reply.refuse(errno),
+                }
             });
+        });
     }
 
     fn write(
@@ -378,28 +371,27 @@ impl fuser::Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        write_flags: WriteFlags,
+        write_flags: fuser::WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Without writeback the kernel keeps no times, of what a mapping wrote either.
-        let cached = self.options.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let to = (ino, handle(fh), offset);
-        contents::write(
-            &self.dispatch,
-            request,
-            to,
-            data,
-            (kill, cached),
-            &self.full,
-            reply,
-        );
+        // Without writeback the kernel maintains no times, not even for what a mapping wrote.
+        let from_cache = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
+        let write = WriteRequest {
+            ino,
+            handle: handle(fh),
+            offset,
+            flags: WriteFlags {
+                kill_privileges: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+                cached: self.options.writeback && from_cache,
+            },
+        };
+        contents::write(&self.dispatch, request, write, data, &self.refusals, reply);
     }
 
-    /// Inline: it hands over errors of earlier writes and waits for nothing, and every close of a
-    /// file waits for it.
+    /// Inline: it reports errors of earlier writes and waits for nothing, and every close of a file
+    /// waits for it.
     fn flush(
         &self,
         request: &Request,
@@ -414,8 +406,8 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    /// Inline: one comes with every file that is closed, and waking a worker for it costs more than
-    /// the work (a fifth of all creates, measured).
+    /// Inline: one arrives with every closed file, and waking a worker costs more than the work
+    /// (measured: a fifth of the time of all creates).
     fn release(
         &self,
         request: &Request,
@@ -441,7 +433,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.dispatch
-            .hand_over("fsync", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fsync", request, Lane::Lengthy, 0, move |fs| {
                 answer(reply, fs.fsync(node(ino), handle(fh), datasync), send_ok);
             });
     }
@@ -490,7 +482,7 @@ impl fuser::Filesystem for Adapter {
         self.dispatch.inline("readdirplus", request, |fs| {
             let result = fs.read_dir_plus(node(ino), handle(fh), offset, &mut |entry, attr| {
                 let (ino, name) = (INodeNo(entry.node.0), OsStr::from_bytes(entry.name));
-                let (time, generation) = (remember(entry.node), Generation(attr.generation));
+                let (time, generation) = (cache_ttl(entry.node), Generation(attr.generation));
                 let attr = convert::file_attr(attr);
                 !reply.add(ino, entry.next_offset, name, &time, &attr, generation)
             });
@@ -521,7 +513,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.dispatch
-            .hand_over("fsyncdir", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fsyncdir", request, Lane::Lengthy, 0, move |fs| {
                 answer(
                     reply,
                     fs.fsync_dir(node(ino), handle(fh), datasync),
@@ -557,13 +549,13 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        // fuser cannot be told FUSE_SETXATTR_ACL_KILL_SGID.
-        let asker = Asker::of(request);
+        // fuser does not support FUSE_SETXATTR_ACL_KILL_SGID.
+        let requester = Requester::of(request);
         self.dispatch.inline("setxattr", request, |fs| {
             let Some(mode) = convert::xattr_mode(flags) else {
                 return reply.refuse(Errno::EINVAL);
             };
-            let done = fs.set_xattr(&asker, node(ino), name.as_bytes(), value, mode);
+            let done = fs.set_xattr(&requester, node(ino), name.as_bytes(), value, mode);
             answer(reply, done, send_ok);
         });
     }
@@ -588,11 +580,15 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let asker = Asker::of(request);
+        let requester = Requester::of(request);
         self.dispatch.inline("listxattr", request, |fs| {
-            answer(reply, fs.list_xattr(&asker, node(ino)), |reply, names| {
-                send_sized(reply, size, &names);
-            });
+            answer(
+                reply,
+                fs.list_xattr(&requester, node(ino)),
+                |reply, names| {
+                    send_sized(reply, size, &names);
+                },
+            );
         });
     }
 
@@ -623,7 +619,7 @@ impl fuser::Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        ioctl::obey(&self.dispatch, request, command, reply);
+        ioctl::handle_ioctl(&self.dispatch, request, command, reply);
     }
 
     fn fallocate(
@@ -639,11 +635,11 @@ impl fuser::Filesystem for Adapter {
         let Some(mode) = convert::fallocate_mode(mode) else {
             return reply.refuse(Errno::ENOTSUP);
         };
-        let asker = Asker::of(request);
+        let requester = Requester::of(request);
         self.dispatch
-            .hand_over("fallocate", request, (Lane::Lengthy, 0), move |fs| {
+            .submit("fallocate", request, Lane::Lengthy, 0, move |fs| {
                 let done = fs
-                    .kill_privileges(&asker, node(ino))
+                    .kill_privileges(&requester, node(ino))
                     .and_then(|()| fs.fallocate(node(ino), handle(fh), offset, length, mode));
                 answer(reply, done, send_ok);
             });
@@ -658,8 +654,13 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let at = (ino, handle(fh), offset, whence);
-        contents::seek(&self.dispatch, request, at, &self.notices, reply);
+        let seek = SeekRequest {
+            ino,
+            handle: handle(fh),
+            offset,
+            whence,
+        };
+        contents::seek(&self.dispatch, request, seek, &self.notices, reply);
     }
 
     fn copy_file_range(
@@ -678,7 +679,13 @@ impl fuser::Filesystem for Adapter {
         if flags.bits() != 0 {
             return reply.refuse(Errno::EINVAL);
         }
-        let (from, to) = ((node(from), from_offset), (node(to), to_offset));
-        contents::copy(&self.dispatch, request, (from, to, len), reply);
+        let copy = CopyRequest {
+            from: node(from),
+            from_offset,
+            to: node(to),
+            to_offset,
+            len,
+        };
+        contents::copy(&self.dispatch, request, copy, reply);
     }
 }

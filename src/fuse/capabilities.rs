@@ -1,18 +1,24 @@
-//! What the kernel is asked for at the start of a session.
+//! Negotiation of capabilities with the kernel at the start of a session.
 
 use fuser::{InitFlags, KernelConfig};
 
-use super::adapter::AdapterOptions;
+/// Options of a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct AdapterOptions {
+    pub(super) writeback: bool,
+    pub(super) nfs_export: bool,
+    pub(super) max_background: u16,
+}
 
-/// What the kernel is asked for, one by one; what it does not offer is done without.
+/// Capabilities that are requested one by one; those that the kernel does not offer are not used.
 ///
-/// Not `FUSE_ATOMIC_O_TRUNC`: the kernel then sends OPEN with `O_TRUNC` before it looks whether the
-/// file is a program that runs, so that `open(O_RDONLY | O_TRUNC)` would empty it and fail with
-/// `ETXTBSY` afterwards. Without it, a SETATTR follows that look.
+/// Not `FUSE_ATOMIC_O_TRUNC`: with it the kernel sends OPEN with `O_TRUNC` before it checks whether
+/// the file is a running program, so that `open(O_RDONLY | O_TRUNC)` would empty the file and fail
+/// with `ETXTBSY` afterwards. Without it, a SETATTR follows that check.
 ///
-/// `FUSE_EXPORT_SUPPORT` only where asked for: Linux 6.16 and later take what they found by a file
-/// handle for stale when it is looked up again (its `d_time` is older than any epoch), and so
-/// overlayfs, which finds by handle what it has copied up, would lose files in listings where both of
+/// `FUSE_EXPORT_SUPPORT` only if requested: Linux 6.16 and later treat an inode that was found by a
+/// file handle as stale when it is looked up again (its `d_time` is older than any epoch).
+/// overlayfs finds by handle what it has copied up, so it would lose files in listings if both of
 /// its layers are on one mount.
 const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_ASYNC_READ,
@@ -28,8 +34,12 @@ const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_WRITEBACK_CACHE,
 ];
 
-/// Asks for everything. True when the kernel leaves the umask to the filesystem.
-pub(super) fn ask(config: &mut KernelConfig, options: AdapterOptions, request_bytes: u32) -> bool {
+/// Requests all capabilities. True if the kernel leaves the umask to the filesystem.
+pub(super) fn negotiate(
+    config: &mut KernelConfig,
+    options: AdapterOptions,
+    request_bytes: u32,
+) -> bool {
     let mut applies_umask = false;
     for capability in CAPABILITIES {
         let wanted = match capability {
@@ -41,7 +51,7 @@ pub(super) fn ask(config: &mut KernelConfig, options: AdapterOptions, request_by
             continue;
         }
         if config.add_capabilities(capability).is_err() {
-            tracing::info!(?capability, "not offered by this kernel; done without");
+            tracing::info!(?capability, "not offered by this kernel; not used");
         } else if capability == InitFlags::FUSE_DONT_MASK {
             applies_umask = true;
         }

@@ -1,24 +1,23 @@
-//! Between fuser's values and the filesystem's, both ways. Pure.
+//! Conversions between fuser's values and the filesystem's. Pure functions.
 //!
 //! **Times before 1970.** The kernel gives seconds (negative) and nanoseconds that count forward.
 //! fuser 0.18 adds the nanoseconds on the wrong side: `(-2, 800 000 000)`, which is 1.2 s before
 //! the epoch, arrives as a `SystemTime` 2.8 s before it. The mapping loses nothing, so
-//! [`timespec_from_kernel`] turns it back exactly. A fuser that has been mended must come with a
-//! change here, hence the pinned minor version. In the other direction fuser is
-//! right and [`system_time`] is the plain conversion. What remains: fuser overflows on the single
-//! value -2^63 s, which the kernel sends only when asked for exactly that time.
+//! [`timespec_from_kernel`] reverses it exactly. A fuser release that fixes this must come with a
+//! change here, hence the pinned minor version. In the other direction fuser is right, and
+//! [`system_time`] is the plain conversion. What remains: fuser overflows on the single value -2^63
+//! s, which the kernel sends only if exactly that time is set.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::TimeOrNow;
 
-use crate::fs::privileges::Touch;
 use crate::fs::types::{
-    Attr, Caller, Fallocate, FileKind, RenameFlags, SeekWhence, SetAttr, SetTime, Timespec,
-    XattrMode,
+    Attr, Caller, Fallocate, FileKind, ImpliedChange, RenameFlags, SeekWhence, SetAttr, SetTime,
+    Timespec, XattrMode,
 };
 
-/// A point in time as std knows it; beyond what std can hold, the epoch.
+/// Converts a time to std's type; the epoch if std cannot represent it.
 pub(super) fn system_time(time: Timespec) -> SystemTime {
     let seconds = Duration::from_secs(time.secs.unsigned_abs());
     let whole = if time.secs < 0 {
@@ -31,7 +30,8 @@ pub(super) fn system_time(time: Timespec) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
-/// A time that fuser took from a request, as the kernel meant it (see the module's first lines).
+/// Converts a time that fuser took from a request to the time that the kernel meant. See the
+/// module's documentation on times before 1970.
 pub(super) fn timespec_from_kernel(time: SystemTime) -> Timespec {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Timespec {
@@ -50,7 +50,7 @@ pub(super) fn timespec_from_kernel(time: SystemTime) -> Timespec {
     }
 }
 
-/// A time of a `setattr` request.
+/// Converts a time of a `setattr` request.
 pub(super) fn set_time(time: fuser::TimeOrNow) -> SetTime {
     match time {
         fuser::TimeOrNow::Now => SetTime::Now,
@@ -58,7 +58,7 @@ pub(super) fn set_time(time: fuser::TimeOrNow) -> SetTime {
     }
 }
 
-/// Kind of file.
+/// Converts a kind of file.
 pub(super) fn file_type(kind: FileKind) -> fuser::FileType {
     match kind {
         FileKind::Regular => fuser::FileType::RegularFile,
@@ -71,7 +71,7 @@ pub(super) fn file_type(kind: FileKind) -> fuser::FileType {
     }
 }
 
-/// Attributes for the kernel.
+/// Converts attributes for the kernel.
 pub(super) fn file_attr(attr: &Attr) -> fuser::FileAttr {
     fuser::FileAttr {
         ino: fuser::INodeNo(attr.node.0),
@@ -92,7 +92,7 @@ pub(super) fn file_attr(attr: &Attr) -> fuser::FileAttr {
     }
 }
 
-/// What stands for "there is no such name, and you may remember that": an entry whose node is 0.
+/// A cacheable negative entry: an entry whose node is 0.
 pub(super) fn absent() -> fuser::FileAttr {
     fuser::FileAttr {
         ino: fuser::INodeNo(0),
@@ -113,7 +113,7 @@ pub(super) fn absent() -> fuser::FileAttr {
     }
 }
 
-/// Who asks. `umask` is 0 where the kernel has applied it already.
+/// The caller of a request. `umask` is 0 if the kernel has applied it already.
 pub(super) fn caller(request: &fuser::Request, umask: u32) -> Caller {
     Caller {
         uid: request.uid(),
@@ -122,36 +122,49 @@ pub(super) fn caller(request: &fuser::Request, umask: u32) -> Caller {
     }
 }
 
-/// Changes of attributes.
-///
-/// fuser does not pass `FATTR_KILL_SUIDGID` on. A chown to the same owner has no field but the time
-/// of the change, where the kernel keeps that (`writeback`, of files). With no field at all it then
-/// announces a write; without writeback it may be either.
-pub(super) fn set_attr(
-    writeback: bool,
-    (mode, uid, gid, size): (Option<u32>, Option<u32>, Option<u32>, Option<u64>),
-    (atime, mtime, ctime): (Option<TimeOrNow>, Option<TimeOrNow>, Option<SystemTime>),
-) -> SetAttr {
-    let bare = mode.is_none() && size.is_none() && atime.is_none() && mtime.is_none();
-    let touch = match bare {
-        true if ctime.is_some() => Touch::Owner,
-        true if writeback => Touch::Contents,
-        true => Touch::Either,
-        false => Touch::Nothing,
-    };
-    SetAttr {
-        perm: mode.map(|mode| (mode & 0o7777) as u16),
-        uid,
-        gid,
-        size,
-        atime: atime.map(set_time),
-        mtime: mtime.map(set_time),
-        ctime: ctime.map(timespec_from_kernel),
-        touch,
+/// The fields of a SETATTR request, as fuser gives them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SetAttrRequest {
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) size: Option<u64>,
+    pub(super) atime: Option<TimeOrNow>,
+    pub(super) mtime: Option<TimeOrNow>,
+    pub(super) ctime: Option<SystemTime>,
+}
+
+impl SetAttrRequest {
+    /// Converts the request to changes of attributes.
+    ///
+    /// fuser does not pass on `FATTR_KILL_SUIDGID`. A chown to the same owner contains no field but
+    /// the time of change, if the kernel maintains that (`writeback`, for files). A request without
+    /// any field then announces a write; without writeback it may be either.
+    pub(super) fn to_changes(self, writeback: bool) -> SetAttr {
+        let bare = self.mode.is_none()
+            && self.size.is_none()
+            && self.atime.is_none()
+            && self.mtime.is_none();
+        let implied = match bare {
+            true if self.ctime.is_some() => ImpliedChange::Owner,
+            true if writeback => ImpliedChange::Contents,
+            true => ImpliedChange::Either,
+            false => ImpliedChange::Nothing,
+        };
+        SetAttr {
+            perm: self.mode.map(|mode| (mode & 0o7777) as u16),
+            uid: self.uid,
+            gid: self.gid,
+            size: self.size,
+            atime: self.atime.map(set_time),
+            mtime: self.mtime.map(set_time),
+            ctime: self.ctime.map(timespec_from_kernel),
+            implied,
+        }
     }
 }
 
-/// `renameat2` flags.
+/// Converts `renameat2` flags; `None` for unknown ones.
 pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Option<RenameFlags> {
     if !fuser::RenameFlags::all().contains(flags) {
         return None;
@@ -163,7 +176,7 @@ pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Option<RenameFlags> {
     })
 }
 
-/// `fallocate(2)` modes; `None` for those that are not offered.
+/// Converts `fallocate(2)` modes; `None` for those that are not supported.
 pub(super) fn fallocate_mode(mode: i32) -> Option<Fallocate> {
     const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
     const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
@@ -179,7 +192,7 @@ pub(super) fn fallocate_mode(mode: i32) -> Option<Fallocate> {
     })
 }
 
-/// `lseek(2)` whences that reach a filesystem.
+/// Converts the `whence` values of `lseek(2)` that reach a filesystem.
 pub(super) fn seek_whence(whence: i32) -> Option<SeekWhence> {
     match whence {
         libc::SEEK_DATA => Some(SeekWhence::Data),
@@ -188,7 +201,7 @@ pub(super) fn seek_whence(whence: i32) -> Option<SeekWhence> {
     }
 }
 
-/// `setxattr(2)` flags.
+/// Converts `setxattr(2)` flags; `None` for unknown ones.
 pub(super) fn xattr_mode(flags: i32) -> Option<XattrMode> {
     const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
     match flags {
@@ -204,7 +217,7 @@ pub(super) fn xattr_mode(flags: i32) -> Option<XattrMode> {
 mod tests {
     use super::*;
 
-    /// What fuser 0.18.0 makes of the kernel's numbers (its `src/time.rs`).
+    /// The value that fuser 0.18.0 produces from the kernel's numbers (its `src/time.rs`).
     fn as_fuser_gives_it(secs: i64, nanos: u32) -> SystemTime {
         if secs >= 0 {
             UNIX_EPOCH + Duration::new(secs.unsigned_abs(), nanos)

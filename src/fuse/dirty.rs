@@ -1,11 +1,12 @@
-//! How much of what was written the kernel may hold back.
+//! Limits of the kernel's dirty pages for the mount.
 //!
-//! [`HELD_BACK_BYTES`], which is work for a fraction of a second and less than what may wait for a
-//! worker: the kernel sends it in the order in which it was written, so that everybody who closes
-//! or syncs a file waits until what others have written before was read. Near the end of the room
-//! only [`NEAR_THE_END_BYTES`]: so much may be lost by programs that never ask whether it was
-//! written (fsync, close), and whoever writes on is told soon. Only root can tell the kernel;
-//! others' mounts have its own limit, 1 % of what memory may be dirty.
+//! The limit is [`DIRTY_BYTES_MAX`], which is work for a fraction of a second and less than what
+//! may wait for a worker. The kernel sends dirty pages in the order in which they were written, so
+//! a close or sync of a file waits until what others have written before was received. Near the end
+//! of the free space the limit is [`DIRTY_BYTES_NEAR_FULL`]: programs that never check whether a
+//! write succeeded (fsync, close) may lose that much, and programs that write on get an error soon.
+//! Only root can set the limit. Mounts of other users have the kernel's own, 1 % of the memory that
+//! may be dirty.
 //!
 //! Source: Documentation/ABI/testing/sysfs-class-bdi of Linux (`max_bytes`: Linux 6.2).
 
@@ -18,15 +19,15 @@ use parking_lot::Mutex;
 
 use crate::fs::Filesystem;
 
-/// What may be held back.
-const HELD_BACK_BYTES: u64 = 64 << 20;
-/// What may be held back near the end of the room.
-const NEAR_THE_END_BYTES: u64 = 32 << 20;
-/// The room is looked at after so many bytes ...
+/// Maximum dirty bytes of the mount.
+const DIRTY_BYTES_MAX: u64 = 64 << 20;
+/// Maximum dirty bytes near the end of the free space.
+const DIRTY_BYTES_NEAR_FULL: u64 = 32 << 20;
+/// The free space is checked after this number of written bytes ...
 const STEP_BYTES: u64 = 16 << 20;
-/// ... and for the first write after so long.
+/// ... and at the first write after this time.
 const STEP_TIME: Duration = Duration::from_secs(1);
-/// How far ahead the kernel reads a file that is read in order: two requests of full size.
+/// Read-ahead of the kernel for sequential readers: two requests of full size.
 const READ_AHEAD_KIB: u64 = 2048;
 
 /// The kernel's limits of one mount.
@@ -39,75 +40,81 @@ pub(super) struct DirtyLimits {
 #[derive(Debug, Default)]
 struct State {
     bytes_since: u64,
-    looked_at: Option<Instant>,
+    checked_at: Option<Instant>,
     is_near: bool,
 }
 
 impl DirtyLimits {
-    /// Lifts the limits that the kernel sets to FUSE mounts, in the folder of the mount's device.
-    pub(super) fn lift(&self, folder: PathBuf, filesystem: &Filesystem) {
+    /// Raises the limits that the kernel sets for FUSE mounts, in the sysfs folder of the mount's
+    /// device.
+    pub(super) fn raise(&self, folder: PathBuf, filesystem: &Filesystem) {
         let folder = self.folder.get_or_init(|| folder);
         for (name, value) in [
             ("read_ahead_kb", READ_AHEAD_KIB),
-            ("max_bytes", HELD_BACK_BYTES),
+            ("max_bytes", DIRTY_BYTES_MAX),
             ("strict_limit", 1),
         ] {
-            tell(folder, name, value);
+            write_limit(folder, name, value);
         }
-        self.look(&mut self.state.lock(), filesystem);
+        self.update_limit(&mut self.state.lock(), filesystem);
     }
 
-    /// So many bytes came that the kernel had held back.
+    /// Notes that the kernel has sent that many dirty bytes.
     pub(super) fn written(&self, bytes: usize, filesystem: &Filesystem) {
-        // Somebody else looks.
+        // Another thread checks at this moment.
         let Some(mut state) = self.state.try_lock() else {
             return;
         };
         state.bytes_since += bytes as u64;
         let is_due = state.bytes_since >= STEP_BYTES
             || state
-                .looked_at
+                .checked_at
                 .is_none_or(|then| then.elapsed() > STEP_TIME);
         if is_due {
-            self.look(&mut state, filesystem);
+            self.update_limit(&mut state, filesystem);
         }
     }
 
-    fn look(&self, state: &mut State, filesystem: &Filesystem) {
+    fn update_limit(&self, state: &mut State, filesystem: &Filesystem) {
         state.bytes_since = 0;
-        state.looked_at = Some(Instant::now());
+        state.checked_at = Some(Instant::now());
         let Some(folder) = self.folder.get() else {
             return;
         };
         let Ok(space) = filesystem.statfs() else {
             return;
         };
-        let room = space
+        let free_bytes = space
             .blocks_available
             .saturating_mul(space.block_bytes.into());
-        let is_near = room < most_dirty_bytes().saturating_add(2 * NEAR_THE_END_BYTES);
+        let is_near =
+            free_bytes < machine_dirty_bytes_max().saturating_add(2 * DIRTY_BYTES_NEAR_FULL);
         if is_near == state.is_near {
             return;
         }
         state.is_near = is_near;
         let most = if is_near {
-            NEAR_THE_END_BYTES
+            DIRTY_BYTES_NEAR_FULL
         } else {
-            HELD_BACK_BYTES
+            DIRTY_BYTES_MAX
         };
-        tell(folder, "max_bytes", most);
-        tracing::debug!(room, is_near, "what the kernel may hold back was changed");
+        write_limit(folder, "max_bytes", most);
+        tracing::debug!(
+            free_bytes,
+            is_near,
+            "the kernel's limit of dirty pages was changed"
+        );
     }
 }
 
-fn tell(folder: &std::path::Path, name: &str, value: u64) {
+fn write_limit(folder: &std::path::Path, name: &str, value: u64) {
     if let Err(error) = fs::write(folder.join(name), value.to_string()) {
         tracing::debug!(name, %error, "a limit of the kernel stays as it is");
     }
 }
 
-/// What of memory may be dirty at most: `vm.dirty_bytes`, or `vm.dirty_ratio` percent of all.
-fn most_dirty_bytes() -> u64 {
+/// Maximum dirty memory of the machine: `vm.dirty_bytes`, or `vm.dirty_ratio` percent of all.
+fn machine_dirty_bytes_max() -> u64 {
     let number = |path: &str| -> Option<u64> { fs::read_to_string(path).ok()?.trim().parse().ok() };
     match number("/proc/sys/vm/dirty_bytes") {
         Some(bytes) if bytes > 0 => bytes,
@@ -132,7 +139,10 @@ fn memory_bytes() -> Option<u64> {
 mod tests {
     #[test]
     fn some_of_memory_may_be_dirty() {
-        let (most, memory) = (super::most_dirty_bytes(), super::memory_bytes().unwrap());
+        let (most, memory) = (
+            super::machine_dirty_bytes_max(),
+            super::memory_bytes().unwrap(),
+        );
         assert!(0 < most && most < memory.max(1 << 40), "{most} of {memory}");
     }
 }

@@ -1,8 +1,8 @@
-//! Which thread answers a request.
+//! Decides which thread serves a request.
 //!
-//! All requests come in by the one reading thread. What may take long goes to the workers together
-//! with its reply; everything else is answered inline. A panic answers EIO and is logged; the mount
-//! goes on.
+//! All requests arrive at the one reading thread. A request that may take long is submitted to the
+//! workers together with its reply; every other one is served inline. A panic is logged and
+//! answered with EIO; the mount stays in use.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,28 +10,28 @@ use std::time::{Duration, Instant};
 use fuser::Request;
 use parking_lot::Mutex;
 
-use super::follow::{Follower, ThisMachine};
+use super::cpu_follower::{CpuFollower, ThisMachine};
 use super::workers::{Lane, Workers, run_guarded};
 use crate::fs::Filesystem;
 
-/// READs and WRITEs up to this many bytes may be done inline: two sealed pages cost less than
-/// waking a worker.
+/// READs and WRITEs up to this size may be served inline: two sealed pages cost less than waking a
+/// worker.
 const INLINE_BYTES: usize = 8 << 10;
-/// An inline READ or WRITE slower than this met the disk ...
+/// An inline READ or WRITE that takes longer has accessed the disk ...
 const INLINE_SLOW: Duration = Duration::from_micros(300);
-/// ... and so many after it go to the workers.
+/// ... and this number of later ones goes to the workers.
 const INLINE_PENALTY: u32 = 64;
 
-/// See the module's first lines.
+/// Dispatches requests to the reading thread or the workers.
 pub(super) struct Dispatch {
     filesystem: Arc<Filesystem>,
     workers: Arc<Workers>,
-    follower: Option<Mutex<Follower<ThisMachine>>>,
+    follower: Option<Mutex<CpuFollower<ThisMachine>>>,
     inline_penalty: Mutex<u32>,
 }
 
 impl Dispatch {
-    /// `follow_caller`: the reading thread stays on its caller's CPU, where there is a choice.
+    /// `follow_caller`: the reading thread stays on its caller's CPU, if the machine has several.
     pub(super) fn new(
         filesystem: Arc<Filesystem>,
         workers: Arc<Workers>,
@@ -41,23 +41,24 @@ impl Dispatch {
         Self {
             filesystem,
             workers,
-            follower: machine.map(|machine| Mutex::new(Follower::new(machine))),
+            follower: machine.map(|machine| Mutex::new(CpuFollower::new(machine))),
             inline_penalty: Mutex::new(0),
         }
     }
 
-    /// Answers a request on the reading thread.
+    /// Serves a request on the reading thread.
     pub(super) fn inline(&self, what: &str, request: &Request, body: impl FnOnce(&Filesystem)) {
         self.follow(request);
         run_guarded(what, || body(&self.filesystem));
     }
 
-    /// Has a request answered by a worker. `bytes` is what the body holds in memory.
-    pub(super) fn hand_over(
+    /// Serves a request on a worker.
+    pub(super) fn submit(
         &self,
         what: &'static str,
         request: &Request,
-        (lane, bytes): (Lane, usize),
+        lane: Lane,
+        bytes: usize,
         body: impl FnOnce(&Filesystem) + Send + 'static,
     ) {
         self.follow(request);
@@ -73,8 +74,9 @@ impl Dispatch {
         }
     }
 
-    /// Whether a READ or WRITE of this size is done inline now: small, nobody at work beside it
-    /// (then a worker on another CPU is the better choice), and none of the last ones was slow.
+    /// True if a READ or WRITE of this size is served inline now: it is small, no worker is busy
+    /// (otherwise a worker on another CPU is the better choice), and none of the last ones was
+    /// slow.
     fn inline_now(&self, bytes: usize) -> bool {
         if bytes > INLINE_BYTES {
             return false;
@@ -84,15 +86,17 @@ impl Dispatch {
             *penalty -= 1;
             return false;
         }
-        self.workers.at_rest()
+        self.workers.is_idle()
     }
 
-    /// Does contents work inline or hands it over.
+    /// Serves a READ or WRITE of that many bytes inline or on a worker. `held_bytes` is the memory
+    /// that the body holds.
     pub(super) fn contents(
         &self,
         what: &'static str,
         request: &Request,
-        (bytes, held_bytes): (usize, usize),
+        bytes: usize,
+        held_bytes: usize,
         body: impl FnOnce(&Filesystem) + Send + 'static,
     ) {
         if self.inline_now(bytes) {
@@ -102,7 +106,7 @@ impl Dispatch {
                 *self.inline_penalty.lock() = INLINE_PENALTY;
             }
         } else {
-            self.hand_over(what, request, (Lane::Contents(bytes), held_bytes), body);
+            self.submit(what, request, Lane::Contents(bytes), held_bytes, body);
         }
     }
 }

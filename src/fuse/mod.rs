@@ -1,14 +1,14 @@
-//! The way from the kernel to [`crate::fs`]: FUSE by the `fuser` crate, which no other module
-//! knows.
+//! The FUSE server: translates between the kernel and [`crate::fs`]. It uses the `fuser` crate,
+//! which no other module knows.
 //!
 //! ```text
-//! kernel ─► reading thread (adapter, dispatch, follow) ─┬─ inline ──► fs ─► replies
-//!                                                       └─ workers ─► fs ─► replies
+//! kernel ─► reading thread (adapter, dispatch, cpu_follower) ─┬─ inline ──► fs ─► replies
+//!                                                             └─ workers ─► fs ─► replies
 //! signals ─► unmount (mountpoint, mountinfo)
 //! ```
 //!
-//! Order at the end: the mount goes, the reading thread ends, the workers finish what is queued,
-//! [`mount`] returns; closing the filesystem is the caller's next step.
+//! Order at the end: the mount is removed, the reading thread ends, the workers finish queued
+//! requests, [`mount`] returns; then the caller closes the filesystem.
 
 use std::fs::File;
 use std::io;
@@ -22,73 +22,74 @@ use crate::sys::mounts::MountFlags;
 use crate::sys::process::EndSignals;
 
 mod adapter;
-mod asker;
 mod capabilities;
 mod contents;
 mod convert;
+mod cpu_follower;
 mod dirty;
 mod dispatch;
-mod follow;
-mod full;
 mod ioctl;
 pub mod mountinfo;
 mod mountpoint;
 mod notify;
 mod replies;
+mod requester;
 mod views;
 mod workers;
+mod write_refusals;
 
 pub use mountpoint::unmount;
 
-use adapter::{Adapter, AdapterOptions};
+use adapter::Adapter;
+use capabilities::AdapterOptions;
 use dirty::DirtyLimits;
 use dispatch::Dispatch;
-use full::FullFiles;
 use mountpoint::Mounted;
 use notify::Notices;
 use workers::Workers;
+use write_refusals::WriteRefusals;
 
-/// Background requests (read-ahead, writeback) that the kernel may have under way: all that it may
-/// hold back. Those beyond wait in the kernel, where a small file's contents queue behind
-/// somebody's bulk; here they go first.
+/// Maximum number of background requests (read-ahead, writeback) in flight: everything that the
+/// kernel may have pending. Further ones would wait in the kernel, where the contents of a small
+/// file queue behind bulk writes of others; here they are served first.
 const MAX_BACKGROUND: u16 = 128;
 
-/// Between two attempts to take away a mount that is in use.
+/// Delay between two attempts to unmount a mount that is in use.
 const RETRY: Duration = Duration::from_secs(1);
-/// A signal that comes sooner after the first is of the same end of a session.
-const SAME_END: Duration = Duration::from_secs(1);
+/// A signal within this time after the first belongs to the same end of a session.
+const SAME_END_WINDOW: Duration = Duration::from_secs(1);
 
 /// The signals that unmount.
 pub struct Signals {
-    /// They must have been blocked before any thread was made.
+    /// They must have been blocked before any thread was started.
     pub end: EndSignals,
-    /// Called at SIGHUP; true when it was to have files opened anew, and is no reason to end.
+    /// Called at SIGHUP. True if it made log files be opened again, and is no reason to end.
     pub on_hangup: Box<dyn Fn() -> bool + Send>,
 }
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
-    /// What the mount shows as its source: the volume's directory, absolute.
+    /// The source that the mount shows: the volume's directory, absolute.
     pub source: PathBuf,
     /// `ro`, `nodev`, ...
     pub flags: MountFlags,
-    /// Users other than the one who mounts may use it.
+    /// Whether users other than the one who mounts may use it.
     pub allow_other: bool,
-    /// The kernel gathers writes. Off: every write reaches the filesystem at once.
+    /// Whether the kernel buffers writes. If off, every write reaches the filesystem at once.
     pub writeback: bool,
-    /// Threads for contents and other long work.
+    /// Number of threads for contents.
     pub workers: usize,
-    /// The reading thread stays on its caller's CPU.
+    /// Whether the reading thread stays on its caller's CPU.
     pub follow_caller: bool,
-    /// File handles stay good when the kernel has forgotten the file.
+    /// Whether file handles stay valid after the kernel has forgotten the file.
     pub nfs_export: bool,
-    /// Background requests that the kernel may have under way.
+    /// Maximum number of background requests in flight.
     pub max_background: u16,
 }
 
 impl MountOptions {
-    /// The defaults: one user's mount, everything that makes it fast.
+    /// The defaults: a mount for one user, with all optimizations.
     pub fn new(source: impl Into<PathBuf>) -> Self {
         Self {
             source: source.into(),
@@ -103,7 +104,7 @@ impl MountOptions {
     }
 }
 
-/// Why a mount could not be made or ended badly.
+/// Why a mount could not be made, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FuseError {
     /// There is no FUSE device, or it cannot be opened.
@@ -112,19 +113,19 @@ pub enum FuseError {
     /// The kernel or fusermount3 refused.
     #[error("{0}")]
     Mount(#[source] io::Error),
-    /// The kernel and this program could not agree.
+    /// The FUSE handshake with the kernel failed.
     #[error("the FUSE handshake failed: {0}")]
     Handshake(#[source] io::Error),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
-    /// Serving ended by an error and not by unmounting.
+    /// Serving ended with an error instead of an unmount.
     #[error("serving the mount ended unexpectedly: {0}")]
     Session(#[source] io::Error),
 }
 
-/// Refuses what would make a mount on `dir` fail, as far as that can be known before: for somebody
-/// who changes a volume first.
+/// Checks whether a mount on `dir` can succeed, as far as that is known in advance. For a caller
+/// that changes a volume first.
 ///
 /// # Errors
 /// The device cannot be opened, or this user may not mount there.
@@ -133,12 +134,15 @@ pub fn check_mountable(dir: &Path) -> Result<(), FuseError> {
     mountpoint::check_user(dir).map_err(FuseError::Mount)
 }
 
-/// Mounts and serves until the mount is gone. `ready` is called once the filesystem answers, with
-/// its device number where that is known.
+/// Mounts, and serves until the mount is gone. `ready` is called once the filesystem answers, with
+/// its device number if that is known.
 ///
-/// `dir`: absolute, without symbolic links, an existing directory. `signals`: those that unmount;
-/// they must have been blocked before any thread was made, those of `filesystem` included. A mount
-/// that is in use goes when it is free, or at once when another signal comes later.
+/// `dir` is absolute, without symbolic links, and an existing directory. `signals` unmount; they
+/// must have been blocked before any thread was started, those of `filesystem` included. A mount
+/// that is in use is removed when it is free, or at once after another, later signal.
+///
+/// # Errors
+/// The mount could not be made, a thread could not be started, or serving failed.
 pub fn mount(
     filesystem: Arc<Filesystem>,
     dir: &Path,
@@ -163,37 +167,56 @@ pub fn mount(
             max_background: options.max_background,
         },
         Arc::clone(&notices),
-        Arc::new(FullFiles::new(Arc::clone(&notices), Arc::clone(&limits))),
+        Arc::new(WriteRefusals::new(
+            Arc::clone(&notices),
+            Arc::clone(&limits),
+        )),
     );
-    let lift = |mounted: &Mounted| {
+    let raise = |mounted: &Mounted| {
         if let Some(folder) = mounted.limits_folder() {
-            limits.lift(folder, &filesystem);
+            limits.raise(folder, &filesystem);
         }
     };
-    let to_serve = (adapter, dir, options);
-    let result = serve(to_serve, &filesystem, &notices, &lift, signals, ready);
+    let server = Server {
+        adapter,
+        dir,
+        options,
+    };
+    let result = serve(server, &filesystem, &notices, &raise, signals, ready);
     workers.finish();
     filesystem.detach();
     result
 }
 
+/// An adapter, and where and how it is mounted.
+struct Server<'a> {
+    adapter: Adapter,
+    dir: &'a Path,
+    options: &'a MountOptions,
+}
+
 fn serve(
-    (adapter, dir, options): (Adapter, &Path, &MountOptions),
+    server: Server<'_>,
     filesystem: &Arc<Filesystem>,
     notices: &Notices,
-    lift_limits: &dyn Fn(&Mounted),
+    raise_limits: &dyn Fn(&Mounted),
     signals: Option<Signals>,
     ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
+    let Server {
+        adapter,
+        dir,
+        options,
+    } = server;
     let (device, mounted) = mountpoint::mount(dir, options).map_err(explain_mount)?;
     let session = match start_session(adapter, device) {
         Ok(session) => session,
         Err(error) => {
-            take_away(&mounted);
+            remove_mount(&mounted);
             return Err(FuseError::Handshake(error));
         }
     };
-    lift_limits(&mounted);
+    raise_limits(&mounted);
     let result = notices
         .start(session.notifier(), mounted.clone(), options.writeback)
         .and_then(|()| listen_for(signals, filesystem, &mounted))
@@ -203,8 +226,8 @@ fn serve(
             session.run().map_err(FuseError::Session)
         });
     if result.is_err() {
-        // Nobody answers there any more: callers get an error at once instead of a dead mount.
-        take_away(&mounted);
+        // Nobody answers requests any more: callers get an error at once instead of a dead mount.
+        remove_mount(&mounted);
     }
     result
 }
@@ -217,7 +240,8 @@ fn listen_for(
     let Some(signals) = signals else {
         return Ok(());
     };
-    // Not held while it waits: who has mounted closes the filesystem when the mount has gone.
+    // A weak reference while it waits, since the caller of `mount` closes the filesystem after the
+    // mount is gone.
     let filesystem = Arc::downgrade(filesystem);
     let mounted = mounted.clone();
     let thread = std::thread::Builder::new().name("signals".to_owned());
@@ -237,24 +261,24 @@ fn explain_mount(error: io::Error) -> FuseError {
 fn start_session(adapter: Adapter, device: File) -> io::Result<fuser::Session<Adapter>> {
     let mut config = fuser::Config::default();
     config.n_threads = Some(1);
-    // Who may use the mount is the kernel's to check (`allow_other`). fuser's own check would
-    // also refuse the kernel's own requests, which come as root, such as the times of writeback.
+    // The kernel checks who may use the mount (`allow_other`). fuser's own check would also refuse
+    // requests of the kernel itself, which come as root, such as those for times of writeback.
     let everybody = fuser::SessionACL::All;
     fuser::Session::from_fd(adapter, OwnedFd::from(device), everybody, config)
 }
 
-fn take_away(mounted: &Mounted) {
+fn remove_mount(mounted: &Mounted) {
     if let Err(error) = mounted.unmount(true) {
-        tracing::warn!(%error, "the mount could not be taken away");
+        tracing::warn!(%error, "the mount could not be removed");
     }
 }
 
-/// Makes everything durable at the first signal, and unmounts then, or when nobody uses the mount
-/// any more. At the end of a session everybody is told to end at once, and whoever works in the
-/// mount may be slower. A signal that comes later detaches it.
+/// Makes everything durable at the first signal, and unmounts then or as soon as the mount is free.
+/// At the end of a session all processes are told to end at the same time, and those that use the
+/// mount may be slower. A later signal detaches the mount.
 fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounted) {
     let mut asked: Option<Instant> = None;
-    let mut is_told = false;
+    let mut is_logged = false;
     while let Ok(signal) = signals.end.wait(asked.map(|_| RETRY)) {
         if signal == Some("SIGHUP") && (signals.on_hangup)() {
             continue;
@@ -268,7 +292,7 @@ fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounte
                 asked = Some(Instant::now());
                 save(filesystem, mounted);
             }
-            (Some(signal), Some(then)) if then.elapsed() > SAME_END => {
+            (Some(signal), Some(then)) if then.elapsed() > SAME_END_WINDOW => {
                 tracing::info!(signal, "detaching the mount");
                 lazy = true;
             }
@@ -277,11 +301,11 @@ fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounte
         match mounted.unmount(lazy) {
             Ok(()) if !mounted.is_there() => return,
             Ok(()) => {}
-            Err(error) if !is_told => {
-                is_told = true;
+            Err(error) if !is_logged => {
+                is_logged = true;
                 tracing::warn!(
                     %error,
-                    "still serving: the mount is in use, and goes when it is free; another signal \
+                    "still serving: the mount is in use, and is unmounted when it is free; another signal \
                      detaches it"
                 );
             }
@@ -295,7 +319,7 @@ fn save(filesystem: &Weak<Filesystem>, mounted: &Mounted) {
         return;
     };
     if let Err(error) = mounted.send_all() {
-        tracing::debug!(%error, "the kernel may hold something back");
+        tracing::debug!(%error, "the kernel may still have dirty pages");
     }
     if let Err(error) = filesystem.sync() {
         tracing::error!(%error, "not everything could be made durable");

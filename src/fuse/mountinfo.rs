@@ -1,4 +1,4 @@
-//! What is mounted where: `/proc/self/mountinfo`, see proc(5).
+//! The mount table: `/proc/self/mountinfo`, see proc(5).
 
 use std::ffi::OsString;
 use std::io;
@@ -9,26 +9,26 @@ use std::time::{Duration, Instant};
 
 use crate::sys::location::Location;
 
-/// Type that this filesystem's mounts show.
+/// Filesystem type of this filesystem's mounts.
 pub const FILESYSTEM_TYPE: &str = "fuse.bilayer";
 
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountInfo {
-    /// Number of the mount, unique among those that exist.
+    /// Id of the mount, unique among existing mounts.
     pub id: u64,
     /// Device number, as `major:minor`.
     pub device: String,
-    /// The directory of the filesystem that is seen there: `/`, but for what is bound.
+    /// The directory of the filesystem that is mounted: `/`, except for bind mounts.
     pub root: PathBuf,
-    /// Where it is.
+    /// The mount point.
     pub dir: PathBuf,
     /// Options of the mount itself (`ro`, `nodev`, ...).
     pub options: String,
     /// Type of filesystem.
     pub filesystem: String,
-    /// What whoever mounted said that it is, any text. Of a mount of ours, the path that the volume's
-    /// directory had then.
+    /// The source that the mounting process gave, any text. For a mount of this filesystem, the
+    /// path that the volume's directory had then.
     pub source: PathBuf,
     /// Options of the filesystem (`rw`, `user_id=0`, ...).
     pub super_options: String,
@@ -36,16 +36,25 @@ pub struct MountInfo {
 
 impl MountInfo {
     /// All mounts that this process sees, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The mount table cannot be read.
     pub fn all() -> io::Result<Vec<Self>> {
         Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
     }
 
-    /// The mount of that number, wherever it was moved to.
+    /// The mount with that id, wherever it was moved to.
+    ///
+    /// # Errors
+    /// The mount table cannot be read.
     pub fn of_id(id: u64) -> io::Result<Option<Self>> {
         Ok(Self::all()?.into_iter().find(|mount| mount.id == id))
     }
 
-    /// The mount that begins at that location; `None` when it is within one.
+    /// The mount whose root is that location; `None` for a location within a mount.
+    ///
+    /// # Errors
+    /// The location or the mount table cannot be read.
     pub fn beginning_at(location: &Location) -> io::Result<Option<Self>> {
         let info = location.info()?;
         if info.is_mount_root {
@@ -55,7 +64,11 @@ impl MountInfo {
         }
     }
 
-    /// The mounts of this filesystem with that device number: one filesystem, wherever it is bound.
+    /// The mounts of this filesystem type with that device number: one filesystem with its bind
+    /// mounts.
+    ///
+    /// # Errors
+    /// The mount table cannot be read.
     pub fn on_device(device: u64) -> io::Result<Vec<Self>> {
         let name = device_name(device);
         let mut mounts = Self::all()?;
@@ -63,12 +76,12 @@ impl MountInfo {
         Ok(mounts)
     }
 
-    /// True for mounts of this filesystem.
+    /// True for mounts of this filesystem type.
     pub fn is_ours(&self) -> bool {
         self.filesystem == FILESYSTEM_TYPE
     }
 
-    /// The user who mounted it, of FUSE mounts: the kernel says so, and nobody can choose it.
+    /// The user who made a FUSE mount. The kernel reports it, and nobody can choose it.
     pub fn owner(&self) -> Option<u32> {
         self.super_options
             .split(',')
@@ -77,16 +90,16 @@ impl MountInfo {
             .ok()
     }
 
-    /// The filesystem that is mounted there, as the kernel knows it now; `None` when it is gone, or
-    /// where sysfs does not tell. It outlives this mount while another place or another mount
-    /// namespace has it mounted too, or while somebody uses what was detached.
+    /// Identifies the mounted filesystem, as the kernel knows it now. `None` if it is gone, or if
+    /// sysfs does not show it. It outlives this mount while it is also mounted at another place or
+    /// in another mount namespace, or while a detached mount is in use.
     pub fn backing_device(&self) -> Option<u64> {
         let entry = Path::new("/sys/class/bdi").join(&self.device);
-        // The number of a device is given again; that of sysfs's directory is not.
+        // A device number is reused; the inode number of its sysfs directory is not.
         Some(std::fs::metadata(entry).ok()?.ino())
     }
 
-    /// True when the option is among those of the mount or of the filesystem.
+    /// True if the mount or the filesystem has this option.
     pub fn has_option(&self, name: &str) -> bool {
         self.options
             .split(',')
@@ -143,12 +156,12 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(plain)
 }
 
-/// A device number as mountinfo shows it.
+/// A device number in the notation of mountinfo.
 pub fn device_name(device: u64) -> String {
     format!("{}:{}", libc::major(device), libc::minor(device))
 }
 
-/// Processes that are looked at in search of a mount namespace, and how long.
+/// Maximum number of processes that are searched for mount namespaces, and maximum time.
 const PROCESSES_MAX: usize = 50_000;
 const SEARCH: Duration = Duration::from_secs(2);
 
@@ -185,9 +198,12 @@ pub fn holders_elsewhere(device: &str) -> Vec<u32> {
     holders
 }
 
-/// Mounts that were made by one of these users and whose source leads to a directory that `is_it`:
-/// no more than a hint at where it is mounted. What anybody else mounted is not looked at: a source
-/// is any text, and may lead to where nothing answers.
+/// Mounts that were made by one of these users and whose source leads to a directory for which
+/// `is_it` is true. This is only a hint where a volume is mounted. Mounts of other users are
+/// skipped: a source is any text, and may lead to a filesystem that does not answer.
+///
+/// # Errors
+/// The mount table cannot be read.
 pub fn hinted(users: &[u32], is_it: impl Fn(&Path) -> bool) -> io::Result<Vec<MountInfo>> {
     let mut mounts = MountInfo::all()?;
     mounts.retain(|mount| {

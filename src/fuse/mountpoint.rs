@@ -1,8 +1,8 @@
-//! Making, tuning and taking away a mount.
+//! Making, tuning and removing a mount.
 //!
-//! Root mounts by `mount(2)`, others by `fusermount3`, which is set-uid for that. fuser is given
-//! the open device only: its own unmounting takes a mount that has already gone for one that is
-//! still there and would then unmount whatever was put in its place.
+//! Root mounts by `mount(2)`, others by `fusermount3`, which is set-uid for that. fuser gets only
+//! the open device: its own unmounting mistakes a mount that is already gone for one that still
+//! exists, and would unmount whatever replaced it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -22,23 +22,23 @@ use crate::sys::location::{Location, LocationInfo};
 use crate::sys::mounts::Detach;
 use crate::sys::{descriptors, mounts, process};
 
-/// Names under which the set-uid helper is installed.
+/// Names of the set-uid helper.
 const FUSERMOUNT: [&str; 2] = ["fusermount3", "fusermount"];
-/// Shown behind the dot of `fuse.bilayer`.
+/// Shown after the dot of `fuse.bilayer`.
 const SUBTYPE: &str = "subtype=bilayer";
 
-/// A mount that was made by this process. It is known by its number: it may be moved.
+/// A mount that was made by this process. It is identified by its id, since it may be moved.
 #[derive(Clone, Debug)]
 pub(super) struct Mounted {
     location: Option<LocationInfo>,
 }
 
 /// Mounts on `dir`, an absolute path without symbolic links. The kernel's first request waits in
-/// the device that is returned.
+/// the returned device.
 pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mounted)> {
     let device = if effective_user() == 0 {
         match mount_directly(dir, options) {
-            // Root of a container that may not mount by itself.
+            // Root of a container may not be allowed to mount directly.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 mount_by_fusermount(dir, options)?
             }
@@ -52,12 +52,13 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> io::Result<(File, Mou
     Ok((device, Mounted { location }))
 }
 
-/// Opens the device and closes it again. fusermount3 opens it with this user's rights, too.
+/// Checks that the device can be opened. fusermount3 opens it with this user's rights, too.
 pub(super) fn check_device() -> io::Result<()> {
     mounts::open_fuse_device().map(drop)
 }
 
-/// Whether this user may mount on `dir`: what fusermount3 asks of it, and that it is there.
+/// Checks whether this user may mount on `dir`: the conditions of fusermount3, and that it is
+/// installed.
 pub(super) fn check_user(dir: &Path) -> io::Result<()> {
     let user = effective_user();
     if user == 0 {
@@ -76,7 +77,7 @@ pub(super) fn check_user(dir: &Path) -> io::Result<()> {
     .map(drop)
 }
 
-/// Words for the kernel, in the order in which `/proc/mounts` shows them.
+/// Mount options for the kernel, in the order in which `/proc/mounts` shows them.
 fn filesystem_options(options: &MountOptions) -> Vec<&'static str> {
     let mut words = vec!["default_permissions"];
     if options.allow_other {
@@ -152,7 +153,7 @@ fn mount_by_fusermount(dir: &Path, options: &MountOptions) -> io::Result<File> {
     let output = child.wait_with_output()?;
     received
         .map(File::from)
-        .map_err(|_| io::Error::other(complaint(&output.stderr)))
+        .map_err(|_| io::Error::other(error_line(&output.stderr)))
 }
 
 fn run_fusermount(prepare: impl Fn(&mut Command)) -> io::Result<std::process::Child> {
@@ -178,8 +179,8 @@ fn run_fusermount(prepare: impl Fn(&mut Command)) -> io::Result<std::process::Ch
     Err(last)
 }
 
-/// What fusermount3 said, on one line.
-fn complaint(stderr: &[u8]) -> String {
+/// The first line of fusermount3's error output.
+fn error_line(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let line = text
         .lines()
@@ -189,7 +190,7 @@ fn complaint(stderr: &[u8]) -> String {
 }
 
 impl Mounted {
-    /// The mount as it is now; another one in its place does not count.
+    /// The mount as it is now. Another mount in its place does not count.
     fn find(&self) -> Option<MountInfo> {
         let mount = MountInfo::of_id(self.location?.mount_id).ok()??;
         mount.is_ours().then_some(mount)
@@ -201,24 +202,24 @@ impl Mounted {
         Some(self.location?.device)
     }
 
-    /// True while the mount is there.
+    /// True while the mount exists.
     pub(super) fn is_there(&self) -> bool {
         self.find().is_some()
     }
 
-    /// Has the kernel send everything that it holds back, contents in large requests and times of
-    /// writing, without a wait for the answers.
+    /// Makes the kernel send all dirty pages in large requests, and the times of writing, without
+    /// waiting for the answers.
     pub(super) fn send_all(&self) -> io::Result<()> {
         let mount = self.find().ok_or(io::ErrorKind::NotFound)?;
         let dir = File::open(&mount.dir)?;
-        // Something else may be mounted over it.
+        // Another filesystem may be mounted over it.
         if device_name(dir.metadata()?.dev()) != mount.device {
             return Err(io::ErrorKind::NotFound.into());
         }
         sync_filesystem(&dir)
     }
 
-    /// Takes it away, unless it has gone already.
+    /// Unmounts it, unless it is gone already.
     pub(super) fn unmount(&self, lazy: bool) -> io::Result<()> {
         let how = if lazy { Detach::Lazy } else { Detach::No };
         match self.find() {
@@ -227,22 +228,25 @@ impl Mounted {
         }
     }
 
-    /// Where the kernel keeps the limits of the mount's device, while it is there.
+    /// The sysfs folder with the limits of the mount's device, while the mount exists.
     pub(super) fn limits_folder(&self) -> Option<PathBuf> {
         Some(Path::new("/sys/class/bdi").join(self.find()?.device))
     }
 }
 
-/// Takes that mount away, by `umount2(2)` or, without the right to, by `fusermount3 -u`. It is
-/// looked for where it is now: never what was mounted over it, nor what a path leads to that
-/// somebody changes meanwhile.
+/// Unmounts that mount, by `umount2(2)` or, without the right to, by `fusermount3 -u`. It is looked
+/// up where it is now, so neither a mount over it nor the target of a path that somebody changes
+/// meanwhile is unmounted.
+///
+/// # Errors
+/// The mount is in use, another one is mounted over it, or the kernel or fusermount3 refuses.
 pub fn unmount(mount: &MountInfo, how: Detach) -> io::Result<()> {
     let (Some(parent), Some(name)) = (mount.dir.parent(), mount.dir.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let parent = Location::open(parent)?;
-    // Closed again before it is unmounted, which it would be in the way of. A name on which
-    // something is mounted cannot be renamed.
+    // Closed again before the unmount, which it would prevent. A name on which something is mounted
+    // cannot be renamed.
     let found = Location::open_at(&parent, Path::new(name))?.info()?;
     if found.mount_id != mount.id || !found.is_mount_root {
         return Err(io::Error::other("something else is mounted over it"));
@@ -264,11 +268,11 @@ pub fn unmount(mount: &MountInfo, how: Detach) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let complaint = complaint(&output.stderr);
-    Err(if complaint.contains("busy") {
+    let error_line = error_line(&output.stderr);
+    Err(if error_line.contains("busy") {
         io::Error::from_raw_os_error(libc::EBUSY)
     } else {
-        io::Error::other(complaint)
+        io::Error::other(error_line)
     })
 }
 
@@ -299,9 +303,9 @@ mod tests {
     }
 
     #[test]
-    fn complaints_are_one_line() {
-        assert_eq!(complaint(b"\n fusermount3: no\nmore\n"), "fusermount3: no");
-        assert_eq!(complaint(b""), "fusermount3 failed");
+    fn errors_are_one_line() {
+        assert_eq!(error_line(b"\n fusermount3: no\nmore\n"), "fusermount3: no");
+        assert_eq!(error_line(b""), "fusermount3 failed");
     }
 
     #[test]

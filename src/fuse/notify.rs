@@ -1,8 +1,8 @@
-//! Telling the kernel: to send what it holds back, to forget attributes.
+//! Notifications to the kernel: to send its dirty pages, and to drop attributes.
 //!
-//! The kernel keeps dirty pages of files that are open for writing or mapped. Invalidating an
-//! inode writes them back first, and the call returns when the WRITEs have been answered: that is
-//! why it must not be made by the reading thread, and why a worker must be free for WRITE.
+//! The kernel keeps dirty pages of files that are open for writing or mapped. Invalidating an inode
+//! writes them back first, and the call returns when the WRITEs have been answered. So the reading
+//! thread must not make it, and a worker must be free for WRITE.
 
 use std::ffi::OsStr;
 use std::io;
@@ -17,42 +17,43 @@ use super::mountpoint::Mounted;
 use crate::fs::KernelCache;
 use crate::fs::types::NodeId;
 
-/// An inode to write back, and where to say that it is done.
-type Wish = (INodeNo, SyncSender<()>);
+/// An inode to write back, and the channel that reports completion.
+type WriteBackRequest = (INodeNo, SyncSender<()>);
 
-/// An inode whose attributes the kernel is to forget, and where to say that it has, if anywhere.
-type Forgotten = (INodeNo, Option<SyncSender<()>>);
+/// An inode whose attributes the kernel is to drop, and the channel that reports completion, if
+/// any.
+type ForgetRequest = (INodeNo, Option<SyncSender<()>>);
 
-/// What the kernel can be told.
+/// Notifications to the kernel.
 #[derive(Debug, Default)]
 pub(super) struct Notices(OnceLock<Channels>);
 
 #[derive(Debug)]
 struct Channels {
     notifier: Notifier,
-    wishes: SyncSender<Wish>,
-    forgotten: Sender<Forgotten>,
+    write_backs: SyncSender<WriteBackRequest>,
+    forgets: Sender<ForgetRequest>,
     mounted: Mounted,
     writeback: bool,
 }
 
 impl Notices {
-    /// Starts the thread; it ends with this object.
+    /// Starts the threads; they end with this object.
     pub(super) fn start(
         &self,
         notifier: Notifier,
         mounted: Mounted,
         writeback: bool,
     ) -> io::Result<()> {
-        let (wishes, inbox) = sync_channel::<Wish>(64);
+        let (write_backs, inbox) = sync_channel::<WriteBackRequest>(64);
         std::thread::Builder::new()
             .name("notifier".to_owned())
             .spawn({
                 let notifier = notifier.clone();
                 move || serve(&inbox, &notifier)
             })?;
-        // One of its own: where the kernel lets go of an inode in this call, it waits for WRITEs.
-        let (forgotten, to_forget) = channel::<Forgotten>();
+        // A separate thread: if the kernel drops the inode in this call, it waits for WRITEs.
+        let (forgets, to_forget) = channel::<ForgetRequest>();
         std::thread::Builder::new()
             .name("forgetter".to_owned())
             .spawn({
@@ -61,7 +62,7 @@ impl Notices {
                     for (ino, done) in to_forget {
                         forget_attributes(&notifier, ino);
                         if let Some(done) = done {
-                            // Nobody waits any more.
+                            // The caller may have stopped waiting.
                             let _ = done.try_send(());
                         }
                     }
@@ -70,46 +71,47 @@ impl Notices {
         // Started once, before the first request.
         let _ = self.0.set(Channels {
             notifier,
-            wishes,
-            forgotten,
+            write_backs,
+            forgets,
             mounted,
             writeback,
         });
         Ok(())
     }
 
-    /// Returns when the kernel holds no dirty page of the inode that it held at the call.
+    /// Returns when the kernel has written back all pages of the inode that were dirty at the call.
     pub(super) fn write_back(&self, ino: INodeNo) {
         let Some(channels) = self.0.get() else { return };
         let (done, wait) = sync_channel(1);
-        if channels.wishes.send((ino, done)).is_ok() {
+        if channels.write_backs.send((ino, done)).is_ok() {
             let _ = wait.recv();
         }
     }
 
-    /// Has the kernel ask for the attributes of an inode again. For one that somebody opens at this
-    /// moment: such an inode is not about to go, the kernel waits for nothing, and so the reading
-    /// thread may call this.
+    /// Makes the kernel drop the attributes of an inode that a process is opening at this moment.
+    /// The kernel does not release such an inode and waits for nothing, so the reading thread may
+    /// call this.
     pub(super) fn forget_attributes(&self, ino: INodeNo) {
         if let Some(channels) = self.0.get() {
             forget_attributes(&channels.notifier, ino);
         }
     }
 
-    /// The same soon, for any inode; whoever calls waits for nothing.
+    /// Makes the kernel drop the attributes of any inode soon, without waiting.
     pub(super) fn forget_attributes_soon(&self, ino: INodeNo) {
         if let Some(channels) = self.0.get() {
-            // It fails where the mount is gone, and with it what was to be forgotten.
-            let _ = channels.forgotten.send((ino, None));
+            // It fails if the mount is gone, and its caches with it.
+            let _ = channels.forgets.send((ino, None));
         }
     }
 
-    /// The same, and waits so long at most until it is done: a thread that serves a request may,
-    /// for which the kernel may be waiting in that very call.
+    /// Makes the kernel drop the attributes of any inode, and waits at most that long for it. A
+    /// thread that serves a request may call this, although the kernel may be waiting for that
+    /// request in this very call.
     pub(super) fn forget_attributes_within(&self, ino: INodeNo, time: Duration) {
         if let Some(channels) = self.0.get() {
             let (done, wait) = sync_channel(1);
-            if channels.forgotten.send((ino, Some(done))).is_ok() {
+            if channels.forgets.send((ino, Some(done))).is_ok() {
                 let _ = wait.recv_timeout(time);
             }
         }
@@ -118,28 +120,28 @@ impl Notices {
 
 impl KernelCache for Notices {
     fn write_back(&self, nodes: &[NodeId]) {
-        // Inode by inode, the kernel would send page by page, and no times.
+        // Inode by inode, the kernel would send single pages, and no times.
         let sent = self.0.get().map(|channels| channels.mounted.send_all());
         if let Some(Err(error)) = sent {
-            tracing::debug!(%error, "the kernel sends what it holds back file by file");
+            tracing::debug!(%error, "the kernel sends its dirty pages file by file");
         }
         for node in nodes {
             Self::write_back(self, INodeNo(node.0));
         }
     }
 
-    /// With writeback the kernel has the newest size and times of files, while it has the inode
+    /// With writeback the kernel has the newest size and times of files while it has the inode
     /// (`fuse_get_cache_mask` of Linux).
-    fn believes_itself(&self) -> bool {
+    fn trusts_cached_attrs(&self) -> bool {
         self.0.get().is_some_and(|channels| channels.writeback)
     }
 
-    /// Not to be called by a thread that serves requests: the kernel waits for those.
+    /// Must not be called by a thread that serves requests: the kernel waits for those.
     fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]) {
         let Some(channels) = self.0.get() else { return };
         for (directory, name) in names {
             let name = OsStr::from_bytes(name);
-            // What the kernel does not know, it need not forget.
+            // An error means that the kernel does not have it.
             let _ = channels.notifier.inval_entry(INodeNo(directory.0), name);
         }
         for node in nodes {
@@ -150,11 +152,11 @@ impl KernelCache for Notices {
 
 fn forget_attributes(notifier: &Notifier, ino: INodeNo) {
     if let Err(error) = notifier.inval_inode(ino, -1, 0) {
-        tracing::debug!(ino = ino.0, %error, "attributes not forgotten");
+        tracing::debug!(ino = ino.0, %error, "attributes not dropped");
     }
 }
 
-fn serve(inbox: &Receiver<Wish>, notifier: &Notifier) {
+fn serve(inbox: &Receiver<WriteBackRequest>, notifier: &Notifier) {
     while let Ok((ino, done)) = inbox.recv() {
         if let Err(error) = notifier.inval_inode(ino, 0, 0) {
             tracing::debug!(ino = ino.0, %error, "nothing to write back");

@@ -1,4 +1,4 @@
-//! Answers: from the filesystem's results to fuser's replies.
+//! Replies: converts the filesystem's results to fuser's replies.
 
 use std::time::Duration;
 
@@ -12,27 +12,27 @@ use super::convert;
 use crate::errno::Errno;
 use crate::fs::types::{Attr, NodeId};
 
-/// How long the kernel may keep what it was told.
-pub(super) const REMEMBER: Duration = Duration::from_secs(24 * 60 * 60);
-/// What is asked for anew every time.
-const NOT_AT_ALL: Duration = Duration::ZERO;
+/// How long the kernel may cache a reply.
+pub(super) const CACHE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// For replies that are not cached.
+const NO_CACHE: Duration = Duration::ZERO;
 
-/// How long the kernel may keep what it is told of a node. Views come and go also by other ways than
-/// through the mount.
-pub(super) fn remember(node: NodeId) -> Duration {
+/// How long the kernel may cache a reply about a node. Views can change in other ways than through
+/// the mount.
+pub(super) fn cache_ttl(node: NodeId) -> Duration {
     if node.is_of_views() {
-        NOT_AT_ALL
+        NO_CACHE
     } else {
-        REMEMBER
+        CACHE_TTL
     }
 }
 
-/// How long it may keep that a directory has no such name.
-pub(super) fn remember_absence(parent: NodeId) -> Duration {
+/// How long the kernel may cache that a directory has no such name.
+pub(super) fn absence_cache_ttl(parent: NodeId) -> Duration {
     if parent.holds_views() {
-        NOT_AT_ALL
+        NO_CACHE
     } else {
-        REMEMBER
+        CACHE_TTL
     }
 }
 
@@ -72,7 +72,7 @@ refuse!(
     ReplyXattr
 );
 
-/// Answers with the error, or with what `accept` makes of the result.
+/// Replies with the error, or passes the result to `accept`.
 pub(super) fn answer<R: Refuse, T>(reply: R, result: Result<T, Errno>, accept: impl FnOnce(R, T)) {
     match result {
         Ok(value) => accept(reply, value),
@@ -80,26 +80,27 @@ pub(super) fn answer<R: Refuse, T>(reply: R, result: Result<T, Errno>, accept: i
     }
 }
 
-/// A name and what it stands for.
+/// Replies with an entry.
 pub(super) fn send_entry(reply: ReplyEntry, attr: Attr) {
     reply.entry(
-        &remember(attr.node),
+        &cache_ttl(attr.node),
         &convert::file_attr(&attr),
         Generation(attr.generation),
     );
 }
 
-/// Attributes.
+/// Replies with attributes.
 pub(super) fn send_attr(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&remember(attr.node), &convert::file_attr(&attr));
+    reply.attr(&cache_ttl(attr.node), &convert::file_attr(&attr));
 }
 
-/// Done.
+/// Replies with success.
 pub(super) fn send_ok(reply: ReplyEmpty, (): ()) {
     reply.ok();
 }
 
-/// The two-step way in which Linux asks for extended attributes: first the size, then the bytes.
+/// Replies with extended attributes. Linux asks in two steps: first for the size, then for the
+/// bytes.
 pub(super) fn send_sized(reply: ReplyXattr, size: u32, bytes: &[u8]) {
     match u32::try_from(bytes.len()) {
         Ok(len) if size == 0 => reply.size(len),

@@ -1,21 +1,22 @@
-//! The threads that do what takes long, so that the reading thread is back at once.
+//! Worker threads for requests that take long, so that the reading thread is free again at once.
 //!
-//! Two pools. *Contents* (READ and WRITE) is work for CPUs: as many threads as there are. *Lengthy*
-//! (fsync, truncate, copies, ...) waits for disks and for one another: a thread for each job up to
-//! [`LENGTHY_MAX`], started when it is needed and ended when it was not for [`IDLE`]. So a WRITE
-//! always finds a thread, however many lengthy jobs wait for something; an invalidation that waits for a
-//! WRITE cannot deadlock with them; and many fsyncs at a time meet in one commit. Who was busy last is
-//! woken first: its caches are warm, and one caller is served by one thread.
+//! There are two pools. *Contents* (READ and WRITE) is CPU work and has a fixed number of threads.
+//! *Lengthy* work (fsync, truncate, copies, ...) waits for disks and for other requests: it has one
+//! thread for each job up to [`LENGTHY_MAX`], started on demand and ended after being idle for
+//! [`IDLE`]. So a WRITE always finds a thread, however many lengthy jobs are blocked; an
+//! invalidation that waits for a WRITE cannot deadlock with them; and many fsyncs at a time share
+//! one commit. The thread that was busy last is woken first: its caches are warm, and one caller is
+//! served by one thread.
 //!
-//! Small READs and WRITEs go before large ones, though not always: somebody's bulk must not hold up
-//! what others wait for, nor stand still. And they have a thread of their own: below, Linux makes the
-//! threads pause that have written much, for up to 200 ms.
+//! Small READs and WRITEs go before large ones, though not always: bulk requests must neither delay
+//! what others wait for nor starve. Small ones also have a thread of their own, since Linux pauses
+//! threads that have written much to the backing filesystem, for up to 200 ms.
 //!
-//! Bounds: the kernel sends at most `max_background` requests beyond those that a caller sleeps
-//! for. Beyond [`QUEUED_BYTES_LIMIT`] of WRITEs that wait, the reading thread does the next one
-//! itself: it never waits for the others.
+//! Bounds: the kernel sends at most `max_background` requests beyond those that a process waits
+//! for. Once [`QUEUED_BYTES_LIMIT`] of WRITEs are queued, the reading thread serves the next one
+//! itself and never waits for the others.
 //!
-//! A job that panics answers EIO (its reply is dropped), is logged and ends nothing else.
+//! A job that panics answers EIO (its reply is dropped), is logged, and ends nothing else.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -27,22 +28,22 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Bytes of WRITE requests that may wait for a thread: all that the kernel sends in the background,
-/// as a rule.
+/// Maximum bytes of queued WRITE requests: normally everything that the kernel sends in the
+/// background.
 pub(super) const QUEUED_BYTES_LIMIT: usize = 96 << 20;
-/// Threads for lengthy work at most: those that wait for the same flush take no CPU.
+/// Maximum number of threads for lengthy work. Those that wait for the same flush take no CPU.
 const LENGTHY_MAX: usize = 32;
-/// A thread for lengthy work ends when it has had nothing to do for so long; one stays.
+/// A thread for lengthy work ends after it was idle for this time; one stays.
 const IDLE: Duration = Duration::from_secs(10);
 /// READs and WRITEs up to this size go before larger ones ...
 const SMALL_BYTES: usize = 128 << 10;
-/// ... but for one of the latter after so many.
+/// ... except that a larger one follows after this number.
 const SMALL_IN_A_ROW: u32 = 4;
 
-/// Who does a job.
+/// The pool that runs a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lane {
-    /// READ and WRITE, of so many bytes.
+    /// READ and WRITE, with their length in bytes.
     Contents(usize),
     /// Everything else.
     Lengthy,
@@ -53,14 +54,14 @@ struct Job {
     run: Box<dyn FnOnce() + Send>,
 }
 
-/// A pool's queue and those of its threads that sleep, the last one to fall asleep at the end.
+/// A pool's queues and its sleeping threads, the last one to fall asleep at the end.
 #[derive(Default)]
 struct Pool {
     small: VecDeque<Job>,
     large: VecDeque<Job>,
     small_in_a_row: u32,
     asleep: Vec<Arc<Condvar>>,
-    /// Of those, the ones for small jobs alone.
+    /// Sleeping threads that take only small jobs.
     small_asleep: Vec<Arc<Condvar>>,
     threads: usize,
 }
@@ -83,7 +84,7 @@ impl Pool {
         self.small.is_empty() && self.large.is_empty()
     }
 
-    /// Wakes one for a small job. True where somebody was woken.
+    /// Wakes a thread for a small job. True if one was woken.
     fn wake_for_small(&mut self) -> bool {
         match self.small_asleep.pop() {
             Some(sleeper) => {
@@ -94,7 +95,7 @@ impl Pool {
         }
     }
 
-    /// True where somebody was woken.
+    /// Wakes a thread. True if one was woken.
     fn wake(&mut self) -> bool {
         let sleeper = self.asleep.pop();
         sleeper.is_some_and(|sleeper| {
@@ -109,7 +110,7 @@ struct Queues {
     contents: Pool,
     lengthy: Pool,
     queued_bytes: usize,
-    /// Jobs being run.
+    /// Number of running jobs.
     running: usize,
     closing: bool,
 }
@@ -126,7 +127,7 @@ impl Queues {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Contents,
-    /// Small jobs of that pool alone.
+    /// Only small jobs of the contents pool.
     Small,
     Lengthy,
 }
@@ -149,12 +150,12 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// As many as the machine has CPUs, at most 8, at least 2.
+    /// As many as the machine has CPUs, between 2 and 8.
     pub(super) fn default_count() -> usize {
         std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8))
     }
 
-    /// Starts that many threads for contents, at least one, one more for small ones, and one for
+    /// Starts `count` threads for contents (at least one), one more for small ones, and one for
     /// lengthy work.
     pub(super) fn start(count: usize) -> io::Result<Self> {
         let this = Self {
@@ -197,7 +198,7 @@ impl Workers {
         }
     }
 
-    /// Hands a job over. `bytes` is what it holds in memory.
+    /// Submits a job. `bytes` is the memory that it holds.
     pub(super) fn submit(&self, lane: Lane, bytes: usize, run: impl FnOnce() + Send + 'static) {
         let run: Box<dyn FnOnce() + Send> = Box::new(run);
         let mut queues = self.shared.queues.lock();
@@ -224,19 +225,19 @@ impl Workers {
                 let is_more_needed = !pool.wake() && pool.threads < LENGTHY_MAX;
                 drop(queues);
                 if is_more_needed && let Err(error) = self.start_one(Kind::Lengthy) {
-                    tracing::debug!(%error, "no further thread; those that there are do it");
+                    tracing::debug!(%error, "no further thread could be started");
                 }
             }
         }
     }
 
-    /// True when no job is queued or running.
-    pub(super) fn at_rest(&self) -> bool {
+    /// True if no job is queued or running.
+    pub(super) fn is_idle(&self) -> bool {
         let queues = self.shared.queues.lock();
         queues.running == 0 && queues.contents.is_empty() && queues.lengthy.is_empty()
     }
 
-    /// Does what is queued, then ends the threads. No job may be handed over afterwards.
+    /// Finishes queued jobs, then ends the threads. No job may be submitted afterwards.
     pub(super) fn finish(&self) {
         {
             let mut queues = self.shared.queues.lock();
@@ -279,7 +280,7 @@ fn work(shared: &Shared, kind: Kind) {
             }
             Kind::Lengthy => wake.wait_for(&mut queues, IDLE).timed_out(),
         };
-        // Whoever is woken is off the list; one who wakes by himself takes himself off it.
+        // A thread that is woken has been removed from the list. One that times out removes itself.
         let pool = queues.pool(kind);
         pool.asleep.retain(|sleeper| !Arc::ptr_eq(sleeper, &wake));
         pool.small_asleep
@@ -291,8 +292,8 @@ fn work(shared: &Shared, kind: Kind) {
     }
 }
 
-/// Runs what answers a request. A panic is logged and ends here; the reply that the body owned is
-/// dropped by the unwinding, which answers EIO.
+/// Runs the body of a request. A panic is logged and caught. The unwinding drops the reply that the
+/// body owns, which answers EIO.
 pub(super) fn run_guarded(what: &str, body: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
         let message = panic
@@ -303,7 +304,7 @@ pub(super) fn run_guarded(what: &str, body: impl FnOnce()) {
         tracing::error!(
             what,
             message,
-            "a request failed by a fault of this program; answered EIO"
+            "a bug of this program failed a request; answered EIO"
         );
     }
 }
@@ -312,7 +313,7 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends the thread's own buffer of that length, whose contents are undefined.
+/// Lends the thread's own buffer of that length, with undefined contents.
 pub(super) fn with_scratch<T>(len: usize, body: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|buffer| {
         if buffer.len() < len {
@@ -353,7 +354,7 @@ mod tests {
                 all_done.recv_timeout(LONG).unwrap();
             }
             workers.finish();
-            assert!(workers.at_rest());
+            assert!(workers.is_idle());
         }
     }
 
@@ -391,13 +392,13 @@ mod tests {
     }
 
     #[test]
-    fn who_hands_over_never_waits_and_memory_is_bounded() {
+    fn submitters_never_wait_and_memory_is_bounded() {
         let workers = Workers::start(2).unwrap();
         let (go, gate) = channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
         let done = Arc::new(AtomicUsize::new(0));
         const SIZE: usize = QUEUED_BYTES_LIMIT / 4;
-        // Two are begun, four wait; then each is done by who hands it over.
+        // Two are started and four wait; then each runs on the thread that submits it.
         for number in 0..6 {
             let (gate, done) = (Arc::clone(&gate), Arc::clone(&done));
             workers.submit(Lane::Contents(SIZE), SIZE, move || {

@@ -1,47 +1,50 @@
-//! Deploying an image: a new volume that holds what the image sees.
+//! Deploying an image: a new volume that contains what the image sees.
 //!
 //! | the new volume has | its contents are |
 //! |---|---|
-//! | the source's customer key (or neither has one) and the source's platform keystore | *inherited*: the source's objects, by hard link where the backing filesystem gives one, else by reflink, else by copy, with the source's key sets to read them |
-//! | any other customer key or keystore | *re-sealed* under the new volume's own key set, page by page ([`super::reseal`]); no data key of the source is in it |
+//! | the source's customer key (or neither has one) and the source's platform keystore | *inherited*: the source's objects, by hard link if the backing filesystem allows one, else by reflink, else by copy, with the source's key sets to read them |
+//! | any other customer key or keystore | *re-sealed* under the new volume's own key set, page by page ([`super::reseal`]); it contains no data key of the source |
 //!
-//! Whether a keystore is the source's is decided by its keys, since its id is no secret: anybody
-//! who can ask for a deployment could make a keystore that says it is the source's.
+//! Whether a keystore is the source's is decided by its keys. Its id is not secret, so anybody who
+//! can request a deployment could create a keystore that claims to be the source's.
 //!
 //! Order of writes. The caller has raised `frozen` of the source to the image's generation,
 //! durably: from then on the source writes nothing of it in place. In the new volume
-//! ([`crate::volume::found`]): the lock with its mark; folders and objects; the metadata, in one
+//! ([`crate::volume::create_volume`]): the lock with its mark; folders and objects; the metadata, in one
 //! transaction; then everything is synced; then the superblock; then the keystore's record; then
-//! the mark goes.
+//! the mark is removed.
 //!
-//! A cut leaves the source as it is (links to its objects count for nothing, and `frozen` costs it
-//! a new part for what it writes next), and the target either whole or without a superblock and
-//! with the mark: the next attempt takes that away first.
+//! A power cut leaves the source as it is (links to its objects count for nothing, and `frozen`
+//! costs it a new part for what it writes next). It leaves the target either complete, or without a
+//! superblock and with the mark: then the next attempt removes it first.
 //!
-//! Only objects that records name are taken over. What is inherited keeps folders and names, so
-//! that a record is good in both volumes; what is re-sealed gets fresh ones.
+//! Only objects that records name are taken over. Inherited objects keep their folders and names,
+//! so that a record is valid in both volumes; re-sealed objects get new ones.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk, page_range, runs};
+use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk};
 use super::workers::{Scratch, Work, with_workers};
 use super::{ImageError, Progress};
 use crate::audit::Record;
 use crate::ids::{FolderNumber, VolumeId};
 use crate::keys::{KeyUri, PassphraseSource, PlatformKeystore, customer};
 use crate::meta::copy::{Copied, CopyOptions, CopyParts};
-use crate::meta::page_set::{PageSet, capacity_of_pages, pages_of_capacity, pages_taken};
+use crate::meta::page_set::{
+    CHUNK_PAGES, PageSet, capacity_of_pages, pages_of_capacity, pages_taken,
+};
 use crate::meta::records::{ObjectName, Part, taken};
 use crate::meta::{Meta, View};
-use crate::object::{folder_path, object_path, root_path};
+use crate::object::{folder_path, object_path, page_range, page_runs, root_path};
 use crate::planted::{Bug, planted};
 use crate::sealed::{ContentsFile, MetaFile, PAGE_BYTES, PAYLOAD_BYTES};
 use crate::store::{Adopted, OpenMode, Store, StorePath};
 use crate::volume::{
-    Founding, FreshVolume, Holder, Inheritance, META_NAME, Provenance, Volume, VolumeError, found,
+    FreshVolume, Inheritance, KeyHolder, META_NAME, NewVolume, Provenance, Volume, VolumeError,
+    create_volume,
 };
 
 /// An image of an open volume.
@@ -51,32 +54,32 @@ pub struct Source<'a> {
     pub volume: &'a Volume,
     /// Its metadata, in which `frozen` covers the view, durably.
     pub meta: &'a Meta,
-    /// What the image sees. It must not be deleted meanwhile.
+    /// The image's view. It must not be deleted meanwhile.
     pub view: View,
     /// Name of the image: at most 255 bytes without control characters.
     pub image: &'a str,
 }
 
-/// How an image is deployed.
+/// Options of a deployment.
 #[derive(Clone, Debug, Default)]
 pub struct DeployOptions {
-    /// The customer key of the new volume; without one it is the source's, where that has one. Its
-    /// public half is enough.
+    /// The customer key of the new volume; by default the source's, if that has one. Its public
+    /// half is sufficient.
     pub customer_key: Option<KeyUri>,
     /// Where the passphrase of an encrypted customer key comes from.
     pub passphrase: PassphraseSource,
-    /// Largest size of the contents; without one it is the source's.
+    /// Maximum size of the contents; by default the source's.
     pub size_bytes: Option<u64>,
-    /// Directory of the platform keystore; made where missing.
+    /// Directory of the platform keystore; created if missing.
     pub keystore: PathBuf,
 }
 
-/// What was made.
+/// Result of a deployment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Deployed {
     /// The new volume.
     pub volume: VolumeId,
-    /// Objects in it: the sum of the four that follow.
+    /// Number of objects: the sum of the four fields that follow.
     pub objects: u64,
     /// Objects that are hard links to the source's.
     pub linked: u64,
@@ -84,7 +87,7 @@ pub struct Deployed {
     pub reflinked: u64,
     /// Objects that were copied.
     pub copied: u64,
-    /// Objects that were sealed anew, for another holder.
+    /// Objects that were re-sealed, for another holder.
     pub resealed: u64,
     /// Inodes.
     pub inodes: u64,
@@ -92,20 +95,20 @@ pub struct Deployed {
     pub bytes: u64,
 }
 
-/// Makes a volume from an image in an empty directory, or in one that an earlier attempt left half
-/// made. It is durable on return.
+/// Creates a volume from an image in an empty directory, or in one that an earlier attempt left
+/// incomplete. It is durable on return.
 ///
 /// # Errors
-/// When a key cannot be had, a rule of inheritance is broken, an object is missing, a page that is
-/// to be re-sealed does not open, or something cannot be read or written. What was made is then
-/// taken away again; the source is as it was.
+/// A key is not available, a rule of inheritance would be broken, an object is missing, a page to
+/// re-seal does not open, or something cannot be read or written. Everything that was created is
+/// removed; the source is as it was.
 pub fn deploy(
     source: &Source<'_>,
     target: Arc<dyn Store>,
     options: &DeployOptions,
     progress: &dyn Progress,
 ) -> Result<Deployed, ImageError> {
-    // Before anything is written, since this may ask for a passphrase and be refused.
+    // Before anything is written, since this may ask for a passphrase and fail.
     let named = options
         .customer_key
         .as_ref()
@@ -124,11 +127,11 @@ pub fn deploy(
     let limit_bytes = options
         .size_bytes
         .unwrap_or(source.meta.counters().limit_bytes);
-    let holder = Holder::of(source.volume);
-    // A keystore that cannot be opened, or is not there yet, is another one; if it is of no use at
-    // all, making the volume says so.
+    let holder = KeyHolder::of(source.volume);
+    // A keystore that cannot be opened, or does not exist yet, is another one; if it cannot be used
+    // at all, creating the volume reports that.
     let inherits = PlatformKeystore::open(&options.keystore)
-        .is_ok_and(|keystore| holder.is(&keystore, customer_key));
+        .is_ok_and(|keystore| holder.matches(&keystore, customer_key));
     let inheritance = Inheritance {
         key_sets: match inherits {
             true => source.volume.keys.iter().map(Arc::clone).collect(),
@@ -139,26 +142,26 @@ pub fn deploy(
         provenance: Provenance {
             volume: source.volume.header.volume_id(),
             image: source.image.to_owned(),
-            // Otherwise what is in it was decided by others than its holder.
+            // Otherwise its contents were chosen by someone other than its holder.
             foreign: source.volume.header.is_foreign() || !inherits,
         },
     };
-    let founding = Founding {
+    let new_volume = NewVolume {
         action: "deploy-image",
         customer_key,
         keystore: &options.keystore,
         size_bytes: (limit_bytes > 0).then_some(limit_bytes),
         inherited: Some(&inheritance),
     };
-    let mut made = (Taken::default(), Copied::default());
-    let founded = found(target, &founding, &mut |fresh| {
+    let mut made = (TargetObjects::default(), Copied::default());
+    let created = create_volume(target, &new_volume, &mut |fresh| {
         made = match inherits {
             true => inherit(source, fresh, progress)?,
             false => reseal(source, fresh, progress)?,
         };
         Ok(())
     });
-    let volume = founded.map_err(ImageError::of_founding)?;
+    let volume = created.map_err(ImageError::from_create_error)?;
     let (taken, copied) = made;
     Ok(Deployed {
         volume,
@@ -173,8 +176,8 @@ pub fn deploy(
 }
 
 impl ImageError {
-    /// The error of making a volume: one that filling it returned is given back as it was.
-    pub(super) fn of_founding(error: VolumeError) -> Self {
+    /// Converts the error of creating a volume: an error of filling it is returned as it was.
+    pub(super) fn from_create_error(error: VolumeError) -> Self {
         match error {
             VolumeError::Format(inner) => match inner.downcast::<Self>() {
                 Ok(own) => *own,
@@ -185,7 +188,7 @@ impl ImageError {
     }
 }
 
-/// Writes the new volume's metadata; `parts` sees to the objects.
+/// Writes the new volume's metadata; `parts` handles the objects.
 fn copy_metadata(
     source: &Source<'_>,
     fresh: &FreshVolume,
@@ -213,17 +216,17 @@ fn copy_metadata(
     Ok(copied)
 }
 
-/// Takes the source's objects over as they are. All of it is durable on return, apart from the
+/// Takes over the source's objects as they are. Everything is durable on return, except for the
 /// names at the top of the volume.
 fn inherit(
     source: &Source<'_>,
     fresh: &FreshVolume,
     progress: &dyn Progress,
-) -> Result<(Taken, Copied), ImageError> {
+) -> Result<(TargetObjects, Copied), ImageError> {
     let target = &*fresh.store;
-    let mut made = Taken::default();
+    let mut made = TargetObjects::default();
     let copied = copy_metadata(source, fresh, true, &mut |_, parts| {
-        super::go_on(progress)?;
+        super::check_cancelled(progress)?;
         for part in &parts {
             made.adopt(&*source.volume.store, target, part.id.name)?;
         }
@@ -235,18 +238,18 @@ fn inherit(
     Ok((made, copied))
 }
 
-/// Seals all that the image sees under the new volume's own key set. All of it is durable on
-/// return, apart from the names at the top of the volume.
+/// Seals everything in the image under the new volume's own key set. Everything is durable on
+/// return, except for the names at the top of the volume.
 fn reseal(
     source: &Source<'_>,
     fresh: &FreshVolume,
     progress: &dyn Progress,
-) -> Result<(Taken, Copied), ImageError> {
+) -> Result<(TargetObjects, Copied), ImageError> {
     let objects = SourceObjects::of(source.volume);
     let target = &*fresh.store;
     let work: &Work<'_, (VisibleChunk, Part), bool> =
         &|scratch, (chunk, part)| write_object(&objects, &chunk, fresh, &part, progress, scratch);
-    let mut made = Taken::default();
+    let mut made = TargetObjects::default();
     let mut names = FreshNames::new(fresh.keys.active().epoch);
     let most_pages = match fresh.size_bytes {
         Some(bytes) if bytes > 0 => pages_of_capacity(bytes),
@@ -255,16 +258,16 @@ fn reseal(
     let (mut pages, mut unsynced) = (0, false);
     let copied = with_workers(work, |workers| {
         let copied = copy_metadata(source, fresh, false, &mut |chunk, parts| {
-            super::go_on(progress)?;
+            super::check_cancelled(progress)?;
             let part = names.part_for(&parts)?;
             pages += u64::from(part.pages.len());
-            // What does not fit is counted to its end, to be told, and not written.
+            // Pages beyond the size are counted, for the error, and not written.
             if pages <= most_pages {
                 made.folder(target, part.id.name.folder)?;
                 made.resealed += 1;
                 let chunk = VisibleChunk::of(&chunk, &parts);
                 objects.will_need(&chunk);
-                workers.give((chunk, part.clone()), &mut |durable| {
+                workers.submit((chunk, part.clone()), &mut |durable| {
                     unsynced |= !durable;
                     Ok(())
                 })?;
@@ -282,7 +285,7 @@ fn reseal(
     Ok((made, copied))
 }
 
-/// Seals one chunk into an object of the new volume. True when its bytes are durable already.
+/// Seals one chunk into an object of the new volume. True if its bytes are durable already.
 fn write_object(
     from: &SourceObjects,
     chunk: &VisibleChunk,
@@ -299,8 +302,8 @@ fn write_object(
     let file = fresh.store.open(&object_path(name), OpenMode::CreateNew);
     let file = file.map_err(|error| failed(error.into()))?;
     let object = ContentsFile::new(file, fresh.keys.active(), part.id.crypto);
-    for run in runs(&part.pages) {
-        super::go_on(progress)?;
+    for run in page_runs(&part.pages, 0..CHUNK_PAGES) {
+        super::check_cancelled(progress)?;
         let plain = from.read(chunk, &run, scratch)?;
         let pages = page_range(&run);
         let offset = pages.start.0 * PAYLOAD_BYTES as u64;
@@ -313,25 +316,25 @@ fn write_object(
     if fresh.store.sync_policy().is_at_once() {
         return Ok(false);
     }
-    // Closed and opened again it may not tell of a failed write.
+    // After it is closed and opened again, it may not report a failed write.
     object.sync().map_err(failed)?;
     Ok(true)
 }
 
 /// Objects of the new volume so far.
 #[derive(Debug, Default)]
-struct Taken {
+struct TargetObjects {
     folders: BTreeSet<FolderNumber>,
     linked: u64,
     reflinked: u64,
     copied: u64,
     resealed: u64,
-    /// Bytes of some are not durable.
+    /// Whether bytes of some objects are not durable.
     unsynced: bool,
 }
 
-impl Taken {
-    /// Makes a folder of objects where it is not there yet.
+impl TargetObjects {
+    /// Creates a folder of objects if it does not exist yet.
     fn folder(&mut self, target: &dyn Store, folder: FolderNumber) -> Result<(), ImageError> {
         if self.folders.insert(folder) {
             target
@@ -341,7 +344,7 @@ impl Taken {
         Ok(())
     }
 
-    /// Takes one object over, under the same name.
+    /// Takes over one object under the same name.
     fn adopt(
         &mut self,
         source: &dyn Store,
@@ -369,9 +372,9 @@ impl Taken {
         Ok(())
     }
 
-    /// Makes it all durable. A link needs nothing but its directory: the bytes have been durable
-    /// since before the image. Other files would each need an fsync: one for all is faster, where
-    /// it proves something, and elsewhere they were synced before they were closed.
+    /// Makes everything durable. A link needs only its directory: its bytes have been durable since
+    /// before the image. Other files would each need an fsync. One sync for all is faster if it
+    /// proves something; otherwise the files were synced before they were closed.
     fn sync(&self, target: &dyn Store) -> Result<(), ImageError> {
         if planted(Bug::DeployedWithoutSync) {
             return Ok(());

@@ -1,15 +1,15 @@
-//! Exporting an image: one stream that holds it, sealed under a key set that is drawn for it.
+//! Exporting an image: one stream that contains it, sealed under a key set drawn for it.
 //!
-//! What the image sees is copied into a fresh `meta`, as for a volume deployed from it, in which
-//! every chunk has one fresh object; then the pages of these objects are sealed out of the image's
+//! The image's records are copied into a fresh `meta`, as for a deployed volume, in which every
+//! chunk has one fresh object. Then the pages of these objects are re-sealed from the image's
 //! ([`super::reseal`]). No key set of the volume is in the stream: whoever opens it has what was
 //! exported, and nothing else of the volume, not even what is written there later. Every page is
-//! opened through both layers on the way: a damaged image is noticed where it can still be
-//! repaired. No plaintext and no byte under one layer alone is ever written, here or into the
+//! opened through both layers on the way, so a damaged image is noticed where it can still be
+//! repaired. No plaintext and no byte under only one layer is ever written, here or into the
 //! stream.
 //!
-//! The fresh `meta` is a file of the volume's directory that loses its name as soon as it is made;
-//! its name is one that opening a volume tidies away.
+//! The fresh `meta` is a file in the volume's directory that is unlinked as soon as it is created;
+//! its name is one that opening a volume removes.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -18,9 +18,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::reseal::{
-    FIRST_SEQUENCE, FreshNames, RUN_PAGES, SourceObjects, VisibleChunk, page_range, runs,
-};
+use super::reseal::{FIRST_SEQUENCE, FreshNames, SourceObjects, VisibleChunk};
 use super::stream::{
     Counts, CustomerKeyClaim, ExportHeader, ExportProvenance, StreamError, StreamWriter,
     TransportedKeySet,
@@ -37,8 +35,10 @@ use crate::keys::{CustomerKeyProvider, KeyError, KeyUri, PassphraseSource, custo
 use crate::layers::{ExportKeys, KeySet};
 use crate::meta::copy::{CopiedChunk, CopyOptions, Records};
 use crate::meta::keys::Table;
+use crate::meta::page_set::CHUNK_PAGES;
 use crate::meta::records::{ExtentRecord, ObjectName, Part, Timespec};
 use crate::meta::{Meta, MetaError, keys};
+use crate::object::{RUN_PAGES, page_range, page_runs};
 use crate::sealed::{META_STRIDE_BYTES, MetaFile, PAGE_BYTES, PageSealer};
 use crate::store::memory::MemoryStore;
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
@@ -46,12 +46,12 @@ use crate::volume::{KeyMode, META_NAME, Volume, VolumeError};
 
 /// Number of a stream's only key set.
 const EPOCH: Epoch = Epoch(1);
-/// Strides that are moved at a time.
+/// Strides that are processed at a time.
 pub(super) const RUN_STRIDES: u64 = 256;
 /// Cache of a database that is read once, in bytes.
 pub(super) const CACHE_BYTES: usize = 4 << 20;
 
-/// Who is to hold the keys of an export.
+/// Who holds the keys of an export.
 #[derive(Clone, Debug, Default)]
 pub enum Transport {
     /// The platform keystore: the destination must have the same.
@@ -61,36 +61,36 @@ pub enum Transport {
     Passphrase(PassphraseSource),
 }
 
-/// How an image is exported.
+/// Options of an export.
 #[derive(Clone, Debug, Default)]
 pub struct ExportOptions {
-    /// Who is to hold the keys.
+    /// Who holds the keys.
     pub transport: Transport,
-    /// The customer key of whoever is to import it; without one it is the image's, where that has
-    /// one. Its public half is enough.
+    /// The importer's customer key; by default the image's, if that has one. Its public half is
+    /// sufficient.
     pub customer_key: Option<KeyUri>,
     /// Where the passphrase of an encrypted customer key comes from.
     pub passphrase: PassphraseSource,
 }
 
-/// What was written.
+/// Result of an export.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exported {
-    /// Names the export.
+    /// Id of the export.
     pub export: ExportId,
-    /// Objects in it.
+    /// Number of objects.
     pub objects: u64,
-    /// Pages of all objects.
+    /// Number of pages of all objects.
     pub pages: u64,
     /// Length of the stream in bytes.
     pub bytes: u64,
 }
 
-/// Writes an image that was made at `created` as one stream. A stream without its end is refused
-/// when it is imported, so after an error what was written is worth nothing.
+/// Writes an image that was taken at `created` as one stream. An import refuses a stream without
+/// its end, so after an error the output is useless.
 ///
 /// # Errors
-/// When a key cannot be had, a page of the image does not open, or something cannot be read or
+/// A key is not available, a page of the image does not open, or something cannot be read or
 /// written.
 pub fn export(
     source: &Source<'_>,
@@ -120,7 +120,7 @@ fn export_unaudited(
 ) -> Result<Exported, ImageError> {
     let volume = source.volume;
     let export = ExportId::random().map_err(key_random)?;
-    // Before anything is written, since this may ask for a passphrase and be refused.
+    // Before anything is written, since this may ask for a passphrase and fail.
     let named = options
         .customer_key
         .as_ref()
@@ -131,7 +131,7 @@ fn export_unaudited(
     let (method, transport) = transport_keys(volume, options, export)?;
     let set = Arc::new(KeySet::random(EPOCH).map_err(key_random)?);
     let key_set = wrap(customer, export, &transport, &set)?;
-    let mac_keys = ExportKeys::derive(export, &set).map_err(|_| underivable())?;
+    let mac_keys = ExportKeys::derive(export, &set).map_err(|_| keys_not_derivable())?;
 
     let meta = CryptoId::random().map_err(key_random)?;
     let copy = TransportedMeta::make(source, Arc::clone(&set), meta, progress)?;
@@ -183,7 +183,7 @@ fn transport_keys(
     Ok(keys.map_err(StreamError::from)?)
 }
 
-/// Key mode of the export: never less than that of the volume.
+/// Key mode of the export: never weaker than that of the volume.
 fn key_mode(
     volume: &Volume,
     customer: Option<&dyn CustomerKeyProvider>,
@@ -220,7 +220,7 @@ fn wrap(
     })
 }
 
-/// The metadata of the image in a file without a name.
+/// The metadata of the image in an unlinked file.
 struct TransportedMeta {
     file: Arc<dyn StoreFile>,
     set: Arc<KeySet>,
@@ -228,14 +228,14 @@ struct TransportedMeta {
 }
 
 impl TransportedMeta {
-    /// All parts in it are fresh ones, whose pages come later.
+    /// Copies the records, with fresh parts whose pages are sealed later.
     fn make(
         source: &Source<'_>,
         set: Arc<KeySet>,
         crypto: CryptoId,
         progress: &dyn Progress,
     ) -> Result<Self, ImageError> {
-        let file = nameless(&*source.volume.store).map_err(ImageError::io(
+        let file = create_unlinked_file(&*source.volume.store).map_err(ImageError::io(
             "cannot make a file for the image's metadata",
         ))?;
         let sealed = MetaFile::create(Arc::clone(&file), &set, crypto)?;
@@ -247,16 +247,16 @@ impl TransportedMeta {
         source
             .meta
             .copy_view(source.view, sealed, options, &mut |_, parts| {
-                super::go_on(progress)?;
+                super::check_cancelled(progress)?;
                 Ok::<_, ImageError>(vec![names.part_for(&parts)?])
             })?;
-        // Nobody could import it, and here it can still be repaired.
+        // An import would refuse it, and here it can still be repaired.
         let sealed = MetaFile::open(Arc::clone(&file), &set, crypto)?;
-        ImageError::of_comparison(check::compare_metadata(sealed, source.volume))?;
+        ImageError::check_consistent(check::compare_metadata(sealed, source.volume))?;
         Ok(Self { file, set, crypto })
     }
 
-    /// Opens it to be read. What the database writes to its file meanwhile is of no interest.
+    /// Opens it for reading. What the database writes to its file meanwhile does not matter.
     fn open(&self) -> Result<Meta, ImageError> {
         let sealed = MetaFile::open(Arc::clone(&self.file), &self.set, self.crypto)?;
         Ok(Meta::open(sealed, CACHE_BYTES)?)
@@ -306,14 +306,14 @@ impl TransportedMeta {
 
 const READING: &str = "cannot read the image's metadata";
 
-/// A run of pages that is to be sealed anew.
-struct Run {
+/// A run of pages to re-seal.
+struct PageRun {
     chunk: Arc<VisibleChunk>,
     sealer: Arc<PageSealer>,
     pages: Range<u32>,
-    /// What is announced before it: its object, of which it is the first run.
+    /// The object that is announced before its first run.
     object: Option<(ObjectName, u32)>,
-    /// Where it is sealed into.
+    /// The buffer for the sealed pages.
     buffer: Vec<u8>,
 }
 
@@ -325,7 +325,7 @@ fn send_objects(
     progress: &dyn Progress,
 ) -> Result<(), ImageError> {
     let objects = SourceObjects::of(source.volume);
-    let work: &Work<'_, Run, Run> = &|scratch, mut run| {
+    let work: &Work<'_, PageRun, PageRun> = &|scratch, mut run| {
         let plain = objects.read(&run.chunk, &run.pages, scratch)?;
         let out = &mut run.buffer[..run.pages.len() * PAGE_BYTES];
         let sealed = run
@@ -336,8 +336,8 @@ fn send_objects(
     };
     with_workers(work, |workers| {
         let buffers = RefCell::new(Vec::new());
-        let mut put = |run: Run| {
-            super::go_on(progress)?;
+        let mut put = |run: PageRun| {
+            super::check_cancelled(progress)?;
             if let Some((name, pages)) = run.object {
                 stream.object(name, pages)?;
             }
@@ -352,16 +352,16 @@ fn send_objects(
             objects.will_need(&visible);
             let sealer = Arc::new(PageSealer::new(set, part.id.crypto));
             let mut object = Some((part.id.name, part.pages.len()));
-            for pages in runs(&part.pages) {
+            for pages in page_runs(&part.pages, 0..CHUNK_PAGES) {
                 let kept = buffers.borrow_mut().pop();
-                let run = Run {
+                let run = PageRun {
                     chunk: Arc::clone(&visible),
                     sealer: Arc::clone(&sealer),
                     pages,
                     object: object.take(),
                     buffer: kept.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
                 };
-                workers.give(run, &mut put)?;
+                workers.submit(run, &mut put)?;
             }
             Ok(())
         })?;
@@ -369,18 +369,18 @@ fn send_objects(
     })
 }
 
-/// What the image sees of a chunk.
+/// The visible pages of a chunk.
 fn visible_in(source: &Source<'_>, chunk: CopiedChunk) -> Result<VisibleChunk, ImageError> {
     let record = source.meta.extent(chunk.ino, chunk.chunk, source.view)?;
     match record {
         Some((_, ExtentRecord::Parts { parts, .. })) => Ok(VisibleChunk::of(&chunk, &parts)),
-        // Its parts were copied a moment ago.
+        // The record was copied just before.
         _ => Err(MetaError::Corrupt("extent").into()),
     }
 }
 
-/// Calls `visit` with every chunk that transported metadata have objects of and each of its parts,
-/// in the order of the stream: by inode and chunk.
+/// Calls `visit` with every chunk that has objects, and each of its parts, in the order of the
+/// stream: by inode and chunk.
 pub(super) fn each_part(
     records: &dyn Records,
     visit: &mut dyn FnMut(CopiedChunk, &Part) -> Result<(), ImageError>,
@@ -389,7 +389,7 @@ pub(super) fn each_part(
     let mut low = Vec::new();
     let mut file = None;
     loop {
-        let rows = records.some(Table::Extent, &low, &[0xFF; 9], AT_A_TIME)?;
+        let rows = records.read_rows(Table::Extent, &low, &[0xFF; 9], AT_A_TIME)?;
         for (key, value) in &rows {
             let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
             let ExtentRecord::Parts { parts, .. } = record else {
@@ -408,7 +408,7 @@ pub(super) fn each_part(
             parts.iter().try_for_each(|part| visit(chunk, part))?;
         }
         match rows.into_iter().next_back() {
-            // No logical key is the beginning of another one.
+            // No logical key is a prefix of another one.
             Some((last, _)) => low = keys::versioned(&last, crate::ids::Generation(u64::MAX)),
             None => return Ok(()),
         }
@@ -416,11 +416,10 @@ pub(super) fn each_part(
     }
 }
 
-/// A file in the directory of a volume that is gone with whoever has it open. While it has a name,
-/// for an instant, it is the one that a replacement of `meta` would have, which whoever opens the
-/// volume next, or makes one there, takes away. On a medium that nobody can write to it is in
-/// memory.
-pub(super) fn nameless(store: &dyn Store) -> io::Result<Arc<dyn StoreFile>> {
+/// Creates an unlinked file in the directory of a volume, which disappears when it is closed. For a
+/// moment it has the name of a replacement of `meta`, which opening or creating a volume there
+/// removes. On a read-only medium it is in memory.
+pub(super) fn create_unlinked_file(store: &dyn Store) -> io::Result<Arc<dyn StoreFile>> {
     static NAME: Mutex<()> = Mutex::new(());
     let _one = NAME.lock();
     let path = StorePath::new(&format!("{META_NAME}.new"));
@@ -428,7 +427,7 @@ pub(super) fn nameless(store: &dyn Store) -> io::Result<Arc<dyn StoreFile>> {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             return MemoryStore::new().open(&path, OpenMode::CreateNew);
         }
-        // Of somebody who could not take its name away.
+        // A file of a process that died before it could unlink it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             store.unlink(&path)?;
             store.open(&path, OpenMode::CreateNew)?
@@ -443,7 +442,7 @@ fn key_random(error: io::Error) -> StreamError {
     KeyError::random(error).into()
 }
 
-/// HKDF never refuses what it is given here.
-pub(super) fn underivable() -> StreamError {
+/// HKDF never fails with these inputs.
+pub(super) fn keys_not_derivable() -> StreamError {
     StreamError::HeaderInvalid("its keys cannot be derived".to_owned())
 }

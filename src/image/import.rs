@@ -1,14 +1,14 @@
 //! Importing an image: a new volume out of a stream.
 //!
 //! Order: the header is parsed, its keys are unwrapped, its MAC is verified, all before anything is
-//! written. Then the volume is made ([`crate::volume::found`]) with the stream's key set as a
+//! written. Then the volume is made ([`crate::volume::create_volume`]) with the stream's key set as a
 //! read-only one and a fresh active set: whoever can open the stream has what was exported, and
-//! nothing that is written here later. The stream's `meta` goes into a file without a name, its
-//! records into the volume's own, and the objects come under the names that the records give them.
-//! Every page is verified under both layers before it is written. Then the end mark has to vouch
-//! for everything, and what the volume's own metadata say is compared as [`crate::check`] does;
-//! only after that the superblock is written. Whatever fails before takes away what was made, and a
-//! cut leaves what the next attempt takes away.
+//! nothing that is written here later. The stream's `meta` goes into an unlinked file, its records
+//! into the volume's own, and the objects come under the names that the records give them. Every
+//! page is verified under both layers before it is written. Then the end mark has to vouch for
+//! everything, and what the volume's own metadata say is compared as [`crate::check`] does; only
+//! after that the superblock is written. A failure before that removes what was created, and what a
+//! power cut leaves is removed by the next attempt.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -17,8 +17,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::export::{RUN_STRIDES, each_part, nameless, underivable};
-use super::reseal::{RUN_PAGES, page_range, runs};
+use super::export::{RUN_STRIDES, create_unlinked_file, each_part, keys_not_derivable};
 use super::stream::{Counts, ExportHeader, ExportProvenance, StreamError, StreamReader};
 use super::workers::{Work, with_workers};
 use super::{ImageError, Progress};
@@ -31,40 +30,41 @@ use crate::keys::{ErrorKind, KeyError, KeyUri, PassphraseSource, PlatformKeystor
 use crate::layers::{ExportKeys, KeySet};
 use crate::meta::MetaError;
 use crate::meta::copy::{self, CopyOptions};
-use crate::meta::page_set::{capacity_of_pages, pages_of_capacity, pages_taken};
+use crate::meta::page_set::{CHUNK_PAGES, capacity_of_pages, pages_of_capacity, pages_taken};
 use crate::meta::records::{ObjectName, Part};
 use crate::meta::stored::Stored;
-use crate::object::{ObjectError, folder_path, object_path, root_path};
+use crate::object::{
+    ObjectError, RUN_PAGES, folder_path, object_path, page_range, page_runs, root_path,
+};
 use crate::sealed::{ContentsFile, META_STRIDE_BYTES, MetaFile, PAGE_BYTES, SealedError};
 use crate::store::{OpenMode, Store, StoreFile, StorePath};
 use crate::volume::{
-    Founding, FreshVolume, Inheritance, KeyMode, META_NAME, Provenance, VolumeError, found,
+    FreshVolume, Inheritance, KeyMode, META_NAME, NewVolume, Provenance, VolumeError, create_volume,
 };
 
-/// How an image is imported.
+/// Options of an import.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
-    /// The customer key that a customer-managed image is under; its private half.
+    /// The customer key of a customer-managed image; its private half.
     pub customer_key: Option<KeyUri>,
-    /// The customer key of the new volume, where it is to be another one. Its public half is
-    /// enough.
+    /// The customer key of the new volume, if it is another one. Its public half is sufficient.
     pub new_customer_key: Option<KeyUri>,
     /// Where the passphrase of an encrypted customer key comes from.
     pub passphrase: PassphraseSource,
-    /// Where the passphrase of an export under one comes from.
+    /// Where the passphrase of an export comes from.
     pub export_passphrase: PassphraseSource,
-    /// Largest size of the contents; without one it is that of the image's volume.
+    /// Maximum size of the contents; by default that of the image's volume.
     pub size_bytes: Option<u64>,
-    /// Directory of the platform keystore. Made where missing, if the export is under a passphrase.
+    /// Directory of the platform keystore. Created if missing and the export is under a passphrase.
     pub keystore: PathBuf,
 }
 
-/// What was made.
+/// Result of an import.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Imported {
     /// The new volume.
     pub volume: VolumeId,
-    /// Where it comes from.
+    /// The origin of the image.
     pub provenance: ExportProvenance,
     /// Objects in it.
     pub objects: u64,
@@ -74,12 +74,12 @@ pub struct Imported {
     pub bytes: u64,
 }
 
-/// Makes a volume from a stream in an empty directory, or in one that an earlier attempt left half
-/// made. It is durable on return.
+/// Creates a volume from a stream in an empty directory, or in one that an earlier attempt left
+/// incomplete. It is durable on return.
 ///
 /// # Errors
-/// When a key cannot be had, the stream is not exactly what was exported, or something cannot be
-/// read or written. What was made is then taken away again.
+/// A key is not available, the stream is not exactly what was exported, or something cannot be read
+/// or written. Everything that was created is removed.
 pub fn import(
     from: &mut dyn Read,
     target: Arc<dyn Store>,
@@ -104,20 +104,20 @@ pub fn import(
         },
     };
     let customer = opened.customer.take();
-    let founding = Founding {
+    let new_volume = NewVolume {
         action: "import-image",
         customer_key: renamed.as_deref().or(customer.as_deref()),
         keystore: &options.keystore,
         size_bytes: options.size_bytes,
         inherited: Some(&inheritance),
     };
-    let mut received = Received::default();
-    let founded = found(target, &founding, &mut |fresh| {
+    let mut received = ReceivedCounts::default();
+    let created = create_volume(target, &new_volume, &mut |fresh| {
         received = opened.receive(fresh, progress)?;
         Ok(())
     });
     Ok(Imported {
-        volume: founded.map_err(ImageError::of_founding)?,
+        volume: created.map_err(ImageError::from_create_error)?,
         provenance,
         objects: received.objects,
         inodes: received.inodes,
@@ -125,12 +125,12 @@ pub fn import(
     })
 }
 
-/// All that keys are needed for; nothing was written when it fails.
+/// Does everything that needs keys. Nothing has been written if it fails.
 fn open_keys<'a>(
     from: &'a mut dyn Read,
     options: &ImportOptions,
-) -> Result<(Opened<'a>, Option<Box<dyn CustomerKeyProvider>>), ImageError> {
-    let opened = Opened::begin(from, options)?;
+) -> Result<(OpenedStream<'a>, Option<Box<dyn CustomerKeyProvider>>), ImageError> {
+    let opened = OpenedStream::begin(from, options)?;
     let renamed = options
         .new_customer_key
         .as_ref()
@@ -140,9 +140,9 @@ fn open_keys<'a>(
     Ok((opened, renamed))
 }
 
-/// What has come, so far.
+/// What has been received so far.
 #[derive(Clone, Copy, Debug, Default)]
-struct Received {
+struct ReceivedCounts {
     objects: u64,
     pages: u64,
     inodes: u64,
@@ -151,23 +151,23 @@ struct Received {
 }
 
 /// A stream whose header was verified.
-struct Opened<'a> {
+struct OpenedStream<'a> {
     stream: StreamReader<'a>,
     header: ExportHeader,
     customer: Option<Box<dyn CustomerKeyProvider>>,
     mac_keys: ExportKeys,
-    /// All of the stream is sealed under it.
+    /// The key set of the whole stream.
     set: Arc<KeySet>,
 }
 
-impl<'a> Opened<'a> {
+impl<'a> OpenedStream<'a> {
     fn begin(from: &'a mut dyn Read, options: &ImportOptions) -> Result<Self, ImageError> {
         let (stream, unverified) = StreamReader::begin(from)?;
         let claims = unverified.claims();
         let customer = customer_key(claims, options)?;
         let transport = transport_keys(claims, options).map_err(StreamError::from)?;
         let set = unwrap(claims, &transport, customer.as_deref())?;
-        let mac_keys = ExportKeys::derive(claims.export, &set).map_err(|_| underivable())?;
+        let mac_keys = ExportKeys::derive(claims.export, &set).map_err(|_| keys_not_derivable())?;
         let header = unverified.verify(&mac_keys)?;
         Ok(Self {
             stream,
@@ -178,13 +178,13 @@ impl<'a> Opened<'a> {
         })
     }
 
-    /// Receives everything. All of it is verified and durable on return, apart from the names at
+    /// Receives everything. All of it is verified and durable on return, except for the names at
     /// the top of the volume.
     fn receive(
         &mut self,
         fresh: &FreshVolume,
         progress: &dyn Progress,
-    ) -> Result<Received, ImageError> {
+    ) -> Result<ReceivedCounts, ImageError> {
         let counts = self.header.counts;
         progress.begin(counts.sealed_bytes());
         let transported = self.metadata(fresh, &counts, progress)?;
@@ -203,39 +203,39 @@ impl<'a> Opened<'a> {
         let (folders, unsynced) = self.objects(&transported, fresh, &mut received, progress)?;
         if (received.objects, received.pages) != (counts.objects, counts.pages) {
             return Err(StreamError::Tampered {
-                what: "counts are others",
+                what: "counts do not match",
             }
             .into());
         }
         self.stream.end(&counts, &self.mac_keys)?;
         make_durable(&*fresh.store, &folders, unsynced)
             .map_err(ImageError::io("cannot sync the new volume"))?;
-        ImageError::of_comparison(check::compare(fresh))?;
+        ImageError::check_consistent(check::compare(fresh))?;
         Ok(received)
     }
 
-    /// Receives all objects: read here, in their order, verified and written by the workers. Gives
-    /// their folders, and whether bytes of some are not durable.
+    /// Receives all objects: reads them in their order, and lets the workers verify and write them.
+    /// Returns their folders, and whether bytes of some are not durable.
     fn objects(
         &mut self,
         transported: &Stored,
         fresh: &FreshVolume,
-        received: &mut Received,
+        received: &mut ReceivedCounts,
         progress: &dyn Progress,
     ) -> Result<(BTreeSet<FolderNumber>, bool), ImageError> {
-        let work: &Work<'_, Run, Run> = &|_, run| run.write(progress);
+        let work: &Work<'_, PageRun, PageRun> = &|_, run| run.write(progress);
         with_workers(work, |workers| {
             let (mut folders, mut unsynced) = (BTreeSet::new(), false);
             let buffers = RefCell::new(Vec::new());
-            let mut take = |run: Run| {
+            let mut take = |run: PageRun| {
                 if fresh.store.sync_policy().is_at_once() {
                     unsynced = true;
                 } else if run.last {
-                    // Closed and opened again it may not tell of a failed write.
+                    // After it is closed and opened again, it may not report a failed write.
                     run.object.sync().map_err(|source| run.refused(source))?;
                 }
                 buffers.borrow_mut().push(run.buffer);
-                super::go_on(progress)
+                super::check_cancelled(progress)
             };
             each_part(transported, &mut |_, part| {
                 received.objects += 1;
@@ -243,9 +243,9 @@ impl<'a> Opened<'a> {
                 self.stream.object(part.id.name, part.pages.len())?;
                 let object = Arc::new(make_object(part, fresh, &mut folders)?);
                 let end = part.pages.end();
-                for pages in runs(&part.pages) {
+                for pages in page_runs(&part.pages, 0..CHUNK_PAGES) {
                     let kept = buffers.borrow_mut().pop();
-                    let mut run = Run {
+                    let mut run = PageRun {
                         name: part.id.name,
                         object: Arc::clone(&object),
                         last: pages.end == end,
@@ -253,7 +253,7 @@ impl<'a> Opened<'a> {
                         buffer: kept.unwrap_or_else(|| vec![0; RUN_PAGES as usize * PAGE_BYTES]),
                     };
                     self.stream.fill(run.bytes(), "an object's pages")?;
-                    workers.give(run, &mut take)?;
+                    workers.submit(run, &mut take)?;
                 }
                 Ok(())
             })?;
@@ -262,16 +262,17 @@ impl<'a> Opened<'a> {
         })
     }
 
-    /// The stream's `meta`, read past the database: it may be made of anything.
+    /// Receives the stream's `meta`. It is read without the database, since it may contain
+    /// anything.
     fn metadata(
         &mut self,
         fresh: &FreshVolume,
         counts: &Counts,
         progress: &dyn Progress,
     ) -> Result<Stored, ImageError> {
-        const WRITING: &str = "cannot write the metadata that come";
+        const WRITING: &str = "cannot write the received metadata";
         self.stream.meta(counts)?;
-        let file = nameless(&*fresh.store).map_err(ImageError::io(WRITING))?;
+        let file = create_unlinked_file(&*fresh.store).map_err(ImageError::io(WRITING))?;
         let mut buffer = vec![0; RUN_STRIDES as usize * META_STRIDE_BYTES];
         let mut next = 0;
         while next < counts.meta_strides {
@@ -283,26 +284,27 @@ impl<'a> Opened<'a> {
             progress.advance(bytes.len() as u64);
             next += count;
         }
-        open_transported(file, &self.set, &self.header).map_err(ImageError::of_transported)
+        open_transported(file, &self.set, &self.header)
+            .map_err(ImageError::from_stream_metadata_error)
     }
 }
 
-/// A run of pages that came.
-struct Run {
+/// A run of received pages.
+struct PageRun {
     name: ObjectName,
     object: Arc<ContentsFile>,
     pages: Range<u32>,
-    /// The object has no more.
+    /// Whether it is the last run of the object.
     last: bool,
     buffer: Vec<u8>,
 }
 
-impl Run {
+impl PageRun {
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.pages.len() * PAGE_BYTES]
     }
 
-    /// Verifies both layers of all of it, and writes it.
+    /// Verifies both layers of all pages, and writes them.
     fn write(mut self, progress: &dyn Progress) -> Result<Self, ImageError> {
         let (object, pages) = (Arc::clone(&self.object), page_range(&self.pages));
         let guard = object.lock_exclusive(pages.clone());
@@ -322,14 +324,14 @@ impl Run {
     }
 }
 
-/// Makes the objects' names durable, and their bytes where some are not.
+/// Makes the objects' names durable, and their bytes if some are not.
 fn make_durable(
     store: &dyn Store,
     folders: &BTreeSet<FolderNumber>,
     unsynced: bool,
 ) -> io::Result<()> {
     if unsynced {
-        // Files would each need an fsync: one for all is faster.
+        // Each file would need an fsync: one sync for all is faster.
         return store.sync_all();
     }
     for folder in folders {
@@ -352,7 +354,7 @@ fn copy_records(
     transported: &Stored,
     fresh: &FreshVolume,
     limit_bytes: u64,
-) -> Result<Received, ImageError> {
+) -> Result<ReceivedCounts, ImageError> {
     let file = fresh
         .store
         .open(&StorePath::new(META_NAME), OpenMode::CreateNew)
@@ -363,17 +365,17 @@ fn copy_records(
         frozen: true,
     };
     let mut same = |_, parts| Ok::<_, MetaError>(parts);
-    let copied =
-        copy::copy(transported, file, options, &mut same).map_err(ImageError::of_transported)?;
-    Ok(Received {
+    let copied = copy::copy(transported, file, options, &mut same)
+        .map_err(ImageError::from_stream_metadata_error)?;
+    Ok(ReceivedCounts {
         inodes: copied.inodes,
         used_pages: copied.used_pages,
         record_bytes: copied.record_bytes,
-        ..Received::default()
+        ..ReceivedCounts::default()
     })
 }
 
-/// An empty file for an object that comes.
+/// Creates an empty file for a received object.
 fn make_object(
     part: &Part,
     fresh: &FreshVolume,
@@ -382,7 +384,7 @@ fn make_object(
     let name = part.id.name;
     let set = fresh.keys.get(part.id.epoch).ok_or_else(|| {
         let epoch = part.id.epoch;
-        ImageError::of_object(
+        ImageError::from_object_error(
             name,
             ObjectError::NoKeySet {
                 object: name,
@@ -406,7 +408,7 @@ fn make_object(
     Ok(ContentsFile::new(file, set, part.id.crypto))
 }
 
-/// Opens the customer key that was named; `None` for a platform-managed image.
+/// Opens the given customer key; `None` for a platform-managed image.
 fn customer_key(
     claims: &ExportHeader,
     options: &ImportOptions,
@@ -449,14 +451,14 @@ fn transport_keys(
             keystore,
             key_version,
         } => PlatformKeystore::open(&options.keystore)
-            .map_err(|error| of_keystore(error, keystore))?
+            .map_err(|error| keystore_error(error, keystore))?
             .transport_of(keystore, *key_version, claims.export),
         TransportMethod::Passphrase { argon2id, salt } => {
             let from = &options.export_passphrase;
             from.obtain_for_import(|passphrase| {
                 let keys =
                     TransportKeys::from_passphrase(passphrase, *argon2id, salt, claims.export)?;
-                // Whether it is the right one shows when a key opens.
+                // A wrong passphrase shows when a key does not open.
                 let set = &claims.key_set;
                 keys.unwrap_infrastructure(&context_of(claims), &set.infrastructure)?;
                 Ok(keys)
@@ -487,7 +489,7 @@ fn unwrap(
             transport::unwrap_with_customer_key(provider, &context, &set.customer)?
         }
         (KeyMode::PlatformManaged, None) => keys.unwrap_customer(&context, &set.customer)?,
-        _ => return Err(underivable()),
+        _ => return Err(keys_not_derivable()),
     };
     Ok(KeySet {
         id: set.id,
@@ -497,14 +499,14 @@ fn unwrap(
     })
 }
 
-/// Where there is no keystore at all, the export's is not there either.
-fn of_keystore(error: KeyError, wanted: &str) -> KeyError {
+/// If there is no keystore at all, the export's is missing too.
+fn keystore_error(error: KeyError, wanted: &str) -> KeyError {
     match error.kind() {
         ErrorKind::KeystoreMissing => KeyError::new(
             ErrorKind::KeystoreMissing,
             format!("the export was made for platform keystore {wanted:?}: {error}"),
         )
-        .with_hint("import it where that keystore is, or export it anew under a passphrase"),
+        .with_hint("import it where that keystore is, or export it again under a passphrase"),
         _ => error,
     }
 }

@@ -1,13 +1,13 @@
-//! Images: kept views that new volumes are made from.
+//! Images: kept views from which new volumes are created.
 //!
-//! A volume made from an image never has less than the image: key mode and, unless another is
-//! named, customer key are the image's. Under the same customer key and platform keystore it also
-//! has the image's key sets, read-only, and the image's sealed bytes as they are. **A data key
-//! never leaves for another holder:** under any other key or keystore, and in an export, all
-//! contents are re-sealed under a fresh key set on the way.
+//! A volume from an image is never protected less than the image: its key mode and, unless another
+//! one is given, its customer key are those of the image. Under the same customer key and platform
+//! keystore it also has the image's key sets, read-only, and the image's sealed bytes as they are.
+//! **A data key never leaves for another holder:** under any other key or keystore, and in an
+//! export, all contents are re-sealed under a fresh key set on the way.
 //!
-//! [`deploy`](deploy()) makes the volume at once, beside its source; [`export`](export()) writes a
-//! [`stream`] that [`import`](import()) makes a volume of elsewhere.
+//! [`deploy`](deploy()) creates the volume directly, from its source; [`export`](export()) writes a
+//! [`stream`] from which [`import`](import()) creates a volume elsewhere.
 
 mod deploy;
 mod export;
@@ -33,19 +33,20 @@ pub use deploy::{DeployOptions, Deployed, Source, deploy};
 pub use export::{ExportOptions, Exported, Transport, export};
 pub use import::{ImportOptions, Imported, import};
 
-/// Is told how far a deployment, an export or an import is, by any thread, and may end it.
+/// Receives the progress of a deployment, an export or an import, from any thread, and can cancel
+/// it.
 pub trait Progress: Sync {
-    /// So many sealed bytes are to be moved in all.
+    /// The total number of sealed bytes.
     fn begin(&self, total_bytes: u64);
-    /// So many sealed bytes more are done.
+    /// That many further sealed bytes are done.
     fn advance(&self, bytes: u64);
-    /// True once nobody waits for it any more.
+    /// True once the operation is to be cancelled.
     fn cancelled(&self) -> bool {
         false
     }
 }
 
-/// Nobody wants to know.
+/// Ignores progress.
 #[derive(Clone, Copy, Debug)]
 pub struct NoProgress;
 
@@ -54,18 +55,18 @@ impl Progress for NoProgress {
     fn advance(&self, _: u64) {}
 }
 
-/// An error once nobody waits for it any more.
-fn go_on(progress: &dyn Progress) -> Result<(), ImageError> {
+/// Fails once the operation is cancelled.
+fn check_cancelled(progress: &dyn Progress) -> Result<(), ImageError> {
     if progress.cancelled() {
         return Err(ImageError::Cancelled);
     }
     Ok(())
 }
 
-/// What can go wrong with an image.
+/// Errors of deploying, exporting and importing images.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The new volume cannot be made.
+    /// The new volume cannot be created.
     #[error(transparent)]
     Volume(#[from] VolumeError),
     /// Metadata cannot be read or written.
@@ -74,18 +75,18 @@ pub enum ImageError {
     /// A stream cannot be written, read or trusted.
     #[error(transparent)]
     Stream(#[from] StreamError),
-    /// The metadata of a stream are not what was exported.
+    /// The metadata of a stream is not what was exported.
     #[error("the export is damaged: {0}")]
     Transported(#[source] MetaError),
-    /// The metadata of an image contradict themselves.
+    /// The metadata of an image contradicts itself.
     #[error(
-        "the image is refused, because its metadata contradict themselves: {first}{}",
+        "the image is refused, because its metadata contradicts itself: {first}{}",
         and_others(*others)
     )]
     Inconsistent {
         /// The first contradiction.
         first: String,
-        /// How many there are beside it.
+        /// Number of further ones.
         others: u64,
     },
     /// A page of an object does not open, or cannot be read or written.
@@ -93,16 +94,16 @@ pub enum ImageError {
     Page {
         /// The object.
         object: ObjectName,
-        /// What happened.
+        /// The cause.
         source: SealedError,
     },
-    /// An object is sealed under a key set that nobody has.
-    #[error("object {} of folder {:08x} is sealed under a key set that is not at hand", .object.object, .object.folder.0)]
+    /// An object is sealed under a key set that is not available.
+    #[error("object {} of folder {:08x} is sealed under a key set that is not available", .object.object, .object.folder.0)]
     NoKeySet {
         /// The object.
         object: ObjectName,
     },
-    /// An object that the image names is not there.
+    /// An object that the image names does not exist.
     #[error("object {} of the image is missing from folder {:08x}", .object.object, .object.folder.0)]
     MissingObject {
         /// The object.
@@ -113,10 +114,10 @@ pub enum ImageError {
     Object {
         /// The object.
         object: ObjectName,
-        /// What the operating system says.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// An object of the new volume cannot be made or written.
+    /// An object of the new volume cannot be created or written.
     #[error(
         "cannot write object {} of folder {:08x} of the new volume: {source}",
         .object.object, .object.folder.0
@@ -124,26 +125,26 @@ pub enum ImageError {
     NewObject {
         /// The object.
         object: ObjectName,
-        /// What happened.
+        /// The cause.
         source: SealedError,
     },
-    /// Nobody waits for it any more.
+    /// The operation was cancelled.
     #[error("it was cancelled")]
     Cancelled,
-    /// The image does not fit the size that was asked for.
+    /// The image does not fit into the requested size.
     #[error("the image holds {needed_bytes} bytes of contents, more than the size of {size_bytes}")]
     TooSmall {
-        /// Contents of the image.
+        /// Size of the image's contents.
         needed_bytes: u64,
-        /// Asked for.
+        /// The requested size.
         size_bytes: u64,
     },
     /// The backing store failed.
     #[error("{doing}: {source}")]
     Io {
-        /// What was being done to what.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the operating system says.
+        /// Error of the operating system.
         source: io::Error,
     },
 }
@@ -162,13 +163,13 @@ impl From<SealedError> for ImageError {
 }
 
 impl ImageError {
-    /// A closure that says what was being done.
+    /// Returns a closure that adds the failed operation to an I/O error.
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }
 
-    /// What was wrong with an object that was to be opened.
-    fn of_object(object: ObjectName, error: ObjectError) -> Self {
+    /// Converts the error of opening an object.
+    fn from_object_error(object: ObjectName, error: ObjectError) -> Self {
         match error {
             ObjectError::Meta(error) => Self::Meta(error),
             ObjectError::Missing { .. } => Self::MissingObject { object },
@@ -181,9 +182,9 @@ impl ImageError {
         }
     }
 
-    /// What was wrong while metadata of a stream were read, where it was not the machine: only its
-    /// errors have numbers.
-    fn of_transported(error: MetaError) -> Self {
+    /// Converts an error of reading a stream's metadata: the stream's, unless the machine failed.
+    /// Only errors of the machine have error numbers.
+    fn from_stream_metadata_error(error: MetaError) -> Self {
         let numbered = |error: &io::Error| error.raw_os_error().is_some();
         let machine = match &error {
             MetaError::Io(error) | MetaError::Sealed(SealedError::Io(error)) => numbered(error),
@@ -203,8 +204,8 @@ impl ImageError {
         }
     }
 
-    /// Refuses metadata that contradict themselves: those of a hostile image, or of a damaged one.
-    fn of_comparison(compared: Result<Report, CheckError>) -> Result<(), Self> {
+    /// Refuses metadata that contradicts itself, as that of a hostile or damaged image does.
+    fn check_consistent(compared: Result<Report, CheckError>) -> Result<(), Self> {
         let report = compared.map_err(|error| match error {
             CheckError::Meta(error) => Self::Meta(error),
             CheckError::Io(source) => Self::io("cannot compare the metadata")(source),
@@ -220,7 +221,7 @@ impl ImageError {
         })
     }
 
-    /// What sort of failure.
+    /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Volume(error) => error.kind(),
@@ -244,14 +245,14 @@ impl ImageError {
         }
     }
 
-    /// What to do next, where there is something to do.
+    /// What the user can do next, if anything.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::Volume(error) => return error.hint(),
             Self::Stream(error) => return error.hint(),
-            Self::Transported(_) => "fetch it again, or export the image anew",
+            Self::Transported(_) => "fetch it again, or export the image again",
             Self::Inconsistent { .. } => {
-                "run bilayer check on the volume that it is an image of, and export it anew; if \
+                "run bilayer check on the volume that it is an image of, and export it again; if \
                  that is not yours, do not trust it"
             }
             Self::TooSmall { .. } => "ask for a larger size: --size",
@@ -270,7 +271,7 @@ impl ImageError {
         Some(text.to_owned())
     }
 
-    /// What the caller of the filesystem is told.
+    /// The error number that the caller of the filesystem receives.
     pub fn errno(&self) -> Errno {
         match self {
             Self::Volume(_) | Self::Stream(_) => match self.kind() {

@@ -1,38 +1,35 @@
 //! Re-sealing: contents of an image under a fresh key set, for another holder.
 //!
-//! A data key of the source must not leave with what the source sealed. So each chunk that the
-//! image sees is opened through both layers and sealed anew, in both layers, under the receiver's
+//! A data key of the source must not leave together with what the source sealed. So each chunk of
+//! the image is opened through both layers and sealed again, in both layers, under the receiver's
 //! set and a crypto id drawn for it, in runs of pages through the memory of one worker. Its parts
-//! become one; pages that a newer part hides are left behind, holes stay holes, and bytes beyond
-//! the file's end (which truncation leaves in the last page) are zeros. Plaintext is in memory
-//! alone.
+//! become one. Pages that a newer part hides are left out, holes stay holes, and bytes beyond the
+//! file's end (which truncation leaves in the last page) are zeros. Plaintext is only in memory.
 //!
 //! The two users differ in where the pages go: [`deploy`](super::deploy()) writes objects, in any
-//! order; [`export`](super::export()) a stream, in its order.
+//! order; [`export`](super::export()) writes a stream, in its order.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::ImageError;
 use super::workers::Scratch;
-use crate::ids::{CryptoId, Epoch, FolderNumber, ObjectId, PageIndex, Sequence};
+use crate::ids::{CryptoId, Epoch, FolderNumber, ObjectId, Sequence};
 use crate::meta::copy::CopiedChunk;
-use crate::meta::page_set::{CHUNK_PAGES, PageSet};
+use crate::meta::page_set::PageSet;
 use crate::meta::records::{ObjectName, Part, PartId};
-use crate::object::Objects;
+use crate::object::{Objects, RUN_PAGES, page_range, page_runs, visible_parts};
 use crate::sealed::PAYLOAD_BYTES;
 use crate::store::read_only::ReadOnlyStore;
 use crate::volume::Volume;
 
-/// Pages that are moved at a time.
-pub(super) const RUN_PAGES: u32 = 256;
-/// What pages are sealed under that no commit has named yet: the first one does.
+/// Sequence number for pages that no commit has named yet: that of the first commit.
 pub(super) const FIRST_SEQUENCE: Sequence = Sequence(1);
-/// Objects of the source kept open.
+/// Maximum number of objects of the source kept open.
 const OPEN_MAX: usize = 64;
 
-/// Names of the objects of a volume that is being made: the folders from 1 on, each with as many as
-/// a volume in use puts there; an object is called by its crypto id, as always.
+/// Allocates names for the objects of a new volume: folders from 1 on, each with as many objects as
+/// in a volume in use; an object is named by its crypto id, as always.
 #[derive(Debug)]
 pub(super) struct FreshNames {
     epoch: Epoch,
@@ -40,12 +37,12 @@ pub(super) struct FreshNames {
 }
 
 impl FreshNames {
-    /// For objects that are sealed under the set with this number.
+    /// For objects sealed under the set with this number.
     pub(super) const fn new(epoch: Epoch) -> Self {
         Self { epoch, given: 0 }
     }
 
-    /// The part that is to hold all pages of these.
+    /// Allocates the part that will contain all pages of these parts.
     pub(super) fn part_for(&mut self, parts: &[Part]) -> Result<Part, ImageError> {
         let crypto = CryptoId::random().map_err(ImageError::io("cannot name an object"))?;
         let folder = FolderNumber(1 + self.given / u64::from(Objects::FOLDER_OBJECTS));
@@ -69,30 +66,24 @@ impl FreshNames {
 /// The pages of one chunk that an image sees.
 #[derive(Debug)]
 pub(super) struct VisibleChunk {
-    /// What is visible of each part.
+    /// The visible pages of each part.
     parts: Vec<(PartId, PageSet)>,
-    /// Bytes of the file in it.
+    /// Number of bytes of the file in the chunk.
     len_bytes: u64,
 }
 
 impl VisibleChunk {
-    /// Of a chunk's parts, newest first.
+    /// The visible pages of a chunk's parts, newest first.
     pub(super) fn of(chunk: &CopiedChunk, parts: &[Part]) -> Self {
-        let mut hidden = PageSet::new();
-        let parts = parts.iter().map(|part| {
-            let mut visible = part.pages.clone();
-            visible.subtract(&hidden);
-            hidden.union(&part.pages);
-            (part.id, visible)
-        });
+        let visible = visible_parts(parts.to_vec()).into_iter();
         Self {
-            parts: parts.filter(|(_, pages)| !pages.is_empty()).collect(),
+            parts: visible.map(|part| (part.id, part.pages)).collect(),
             len_bytes: chunk.len_bytes,
         }
     }
 }
 
-/// The objects of a source, to be read and nothing else.
+/// The objects of a source, read-only.
 pub(super) struct SourceObjects(Objects);
 
 impl SourceObjects {
@@ -101,7 +92,7 @@ impl SourceObjects {
         Self(Objects::new(store, Arc::clone(&volume.keys), OPEN_MAX))
     }
 
-    /// Has a chunk read ahead that is soon to be read; whoever reads it is told what is wrong.
+    /// Reads a chunk ahead. Errors are left to whoever reads it.
     pub(super) fn will_need(&self, chunk: &VisibleChunk) {
         for (id, pages) in &chunk.parts {
             let first = pages.runs().next().map_or(0, |run| run.start);
@@ -111,10 +102,10 @@ impl SourceObjects {
         }
     }
 
-    /// Reads a run of visible pages, a payload for each.
+    /// Reads a run of visible pages, one payload for each.
     ///
     /// # Errors
-    /// An object is missing, or a page of it does not open: both are named.
+    /// An object is missing, or a page of it does not open. The error names it.
     pub(super) fn read<'a>(
         &self,
         chunk: &VisibleChunk,
@@ -122,12 +113,12 @@ impl SourceObjects {
         scratch: &'a mut Scratch,
     ) -> Result<&'a [u8], ImageError> {
         if scratch.is_empty() {
-            // Full width at once: a buffer that grows leaves copies behind.
+            // Allocated in full at once: a buffer that grows leaves copies of plaintext behind.
             **scratch = vec![0; RUN_PAGES as usize * PAYLOAD_BYTES];
         }
         let plain = &mut scratch[..run.len() * PAYLOAD_BYTES];
         for (id, pages) in &chunk.parts {
-            for piece in pieces(pages, run) {
+            for piece in page_runs(pages, run.clone()) {
                 let at = (piece.start - run.start) as usize * PAYLOAD_BYTES;
                 let out = &mut plain[at..at + piece.len() * PAYLOAD_BYTES];
                 self.read_piece(*id, &piece, out)?;
@@ -142,7 +133,7 @@ impl SourceObjects {
     fn read_piece(&self, id: PartId, piece: &Range<u32>, out: &mut [u8]) -> Result<(), ImageError> {
         let name = id.name;
         let object = self.0.open(id);
-        let object = object.map_err(|error| ImageError::of_object(name, error))?;
+        let object = object.map_err(|error| ImageError::from_object_error(name, error))?;
         let guard = object.lock_shared(page_range(piece));
         let offset = u64::from(piece.start) * PAYLOAD_BYTES as u64;
         let read = object.read_at(&guard, offset, out);
@@ -153,48 +144,12 @@ impl SourceObjects {
     }
 }
 
-/// The set's pages in runs of neighbours, none longer than what is moved at a time.
-pub(super) fn runs(pages: &PageSet) -> impl Iterator<Item = Range<u32>> + '_ {
-    let mut next = 0;
-    std::iter::from_fn(move || {
-        while next < CHUNK_PAGES {
-            let start = next;
-            let end = pages.run_end(start, CHUNK_PAGES);
-            if pages.contains(start) {
-                next = end.min(start + RUN_PAGES);
-                return Some(start..next);
-            }
-            next = end;
-        }
-        None
-    })
-}
-
-/// The set's pages within a range, in runs of neighbours.
-fn pieces<'a>(pages: &'a PageSet, within: &Range<u32>) -> impl Iterator<Item = Range<u32>> + 'a {
-    let (mut next, end) = (within.start, within.end);
-    std::iter::from_fn(move || {
-        while next < end {
-            let start = next;
-            next = pages.run_end(start, end);
-            if pages.contains(start) {
-                return Some(start..next);
-            }
-        }
-        None
-    })
-}
-
-/// Pages of an object by their indices in it.
-pub(super) fn page_range(pages: &Range<u32>) -> Range<PageIndex> {
-    PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end))
-}
-
 #[cfg(test)]
 mod tests {
     use std::iter;
 
     use super::*;
+    use crate::meta::page_set::CHUNK_PAGES;
     use proptest::prelude::*;
 
     fn set_of(ranges: impl IntoIterator<Item = Range<u32>>) -> PageSet {
@@ -206,10 +161,10 @@ mod tests {
     #[test]
     fn runs_are_bounded() {
         let set = set_of([0..3, 10..11, 300..700]);
-        let found: Vec<Range<u32>> = runs(&set).collect();
+        let found = page_runs(&set, 0..CHUNK_PAGES);
         assert_eq!(found, [0..3, 10..11, 300..556, 556..700]);
-        assert_eq!(runs(&PageSet::new()).count(), 0);
-        let found: Vec<Range<u32>> = pieces(&set, &(2..301)).collect();
+        assert_eq!(page_runs(&PageSet::new(), 0..CHUNK_PAGES), []);
+        let found = page_runs(&set, 2..301);
         assert_eq!(found, [2..3, 10..11, 300..301]);
     }
 

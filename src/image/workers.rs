@@ -1,10 +1,10 @@
-//! A few threads that do one kind of work on many items, and give the results back in the order of
-//! the items.
+//! Threads that do one kind of work on many items, and return the results in the order of the
+//! items.
 //!
-//! Invariants: at most [`ITEMS_PER_THREAD`] items for each thread are under way, results that wait
-//! for an earlier one among them, so the memory taken does not grow with their number; a worker
-//! that panics is an error of the whole and never a wait without end; when the driver gives up, a
-//! worker finishes the item it is at and no other.
+//! Invariants: at most [`ITEMS_PER_THREAD`] items for each thread are in flight, including results
+//! that wait for an earlier one, so memory does not grow with the number of items. A worker that
+//! panics fails the whole operation and never blocks it. When the driver gives up, a worker
+//! finishes its current item and no other.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,16 +17,16 @@ use zeroize::Zeroizing;
 
 use super::ImageError;
 
-/// More threads than this wait for the disk and not for each other.
+/// With more threads than this, they wait for the disk.
 const THREADS_MAX: usize = 16;
-/// Items under way for each thread: one that is worked on, one that waits to be, and one whose
-/// result waits to be taken.
+/// Items in flight for each thread: one that is processed, one that is queued, and one whose result
+/// waits to be taken.
 const ITEMS_PER_THREAD: usize = 3;
 
 /// Memory of one worker for plaintext, kept from item to item; wiped when the worker ends.
 pub(super) type Scratch = Zeroizing<Vec<u8>>;
 
-/// What is done to an item.
+/// The work on one item.
 pub(super) type Work<'a, J, R> = dyn Fn(&mut Scratch, J) -> Result<R, ImageError> + Sync + 'a;
 
 /// An item or a result with its number.
@@ -36,7 +36,7 @@ type Numbered<T> = (u64, T);
 pub(super) struct Workers<J, R> {
     items: SyncSender<Numbered<J>>,
     results: Receiver<Numbered<Option<Result<R, ImageError>>>>,
-    /// Results that came before those of earlier items.
+    /// Results that arrived before those of earlier items.
     ahead: BTreeMap<u64, R>,
     given: u64,
     taken: u64,
@@ -46,7 +46,7 @@ pub(super) struct Workers<J, R> {
 /// Runs `drive` with threads that do `work`, one for each CPU.
 ///
 /// # Errors
-/// That of `drive`, which gets those of `work`; no thread could be started.
+/// An error of `drive`, which receives those of `work`; or no thread could be started.
 pub(super) fn with_workers<J: Send, R: Send, T>(
     work: &Work<'_, J, R>,
     drive: impl FnOnce(&mut Workers<J, R>) -> Result<T, ImageError>,
@@ -63,9 +63,9 @@ pub(super) fn with_workers<J: Send, R: Send, T>(
         for _ in 0..threads {
             let (to_do, done) = (&to_do, done.clone());
             let thread = Builder::new().name("image-worker".to_owned());
-            match thread.spawn_scoped(scope, move || work_off(work, to_do, &done)) {
+            match thread.spawn_scoped(scope, move || worker_loop(work, to_do, &done)) {
                 Ok(_) => started += 1,
-                // Fewer do, as long as there is one.
+                // Fewer threads are sufficient.
                 Err(error) => refused = Some(error),
             }
         }
@@ -85,15 +85,16 @@ pub(super) fn with_workers<J: Send, R: Send, T>(
     })
 }
 
-/// One thread: until there are no more items, or nobody takes the results.
-fn work_off<J, R>(
+/// One thread: runs until there are no more items, or nobody takes the results.
+fn worker_loop<J, R>(
     work: &Work<'_, J, R>,
     to_do: &Mutex<Receiver<Numbered<J>>>,
     done: &Sender<Numbered<Option<Result<R, ImageError>>>>,
 ) {
     let mut scratch = Scratch::default();
     loop {
-        // The others wait for the lock meanwhile, which is as good as waiting for an item.
+        // The other threads wait for the lock meanwhile, which is equivalent to waiting for an
+        // item.
         let next = to_do.lock().recv();
         let Ok((number, item)) = next else {
             return;
@@ -106,12 +107,12 @@ fn work_off<J, R>(
 }
 
 impl<J, R> Workers<J, R> {
-    /// Gives an item to the threads, once there are few enough under way; hands the results that
-    /// are next in order to `take`.
+    /// Submits an item, after waiting until few enough are in flight. Passes the results that are
+    /// next in order to `take`.
     ///
     /// # Errors
     /// The first error of the work or of `take`.
-    pub(super) fn give(
+    pub(super) fn submit(
         &mut self,
         item: J,
         take: &mut dyn FnMut(R) -> Result<(), ImageError>,
@@ -124,10 +125,10 @@ impl<J, R> Workers<J, R> {
         self.items.send((number, item)).map_err(|_| ended())
     }
 
-    /// Waits for all items that were given.
+    /// Waits for all submitted items.
     ///
     /// # Errors
-    /// As [`Self::give`].
+    /// The first error of the work or of `take`.
     pub(super) fn finish(
         &mut self,
         take: &mut dyn FnMut(R) -> Result<(), ImageError>,
@@ -154,7 +155,7 @@ impl<J, R> Workers<J, R> {
     }
 }
 
-/// A thread panicked.
+/// The error after a thread panicked.
 fn ended() -> ImageError {
     ImageError::io("a thread failed")(io::Error::other("see the log"))
 }
@@ -165,7 +166,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
-    /// Gives `count` items; what came, and the most that were under way at once.
+    /// Submits `count` items, and returns the results.
     fn run(count: u64, work: &Work<'_, u64, u64>) -> (Result<(), ImageError>, Vec<u64>) {
         let mut taken = Vec::new();
         let result = with_workers(work, |workers| {
@@ -174,7 +175,7 @@ mod tests {
                 Ok(())
             };
             for item in 0..count {
-                workers.give(item, &mut take)?;
+                workers.submit(item, &mut take)?;
             }
             workers.finish(&mut take)
         });
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn results_come_in_the_order_of_the_items() {
         let (result, taken) = run(500, &|_, item| {
-            // Earlier ones take longer.
+            // Earlier items take longer.
             std::thread::sleep(Duration::from_micros(item % 7 * 50));
             Ok(item * 2)
         });
@@ -209,7 +210,7 @@ mod tests {
                 Ok(())
             };
             for item in 0..1000 {
-                workers.give(item, &mut take)?;
+                workers.submit(item, &mut take)?;
             }
             workers.finish(&mut take)?;
             Ok(workers.window)

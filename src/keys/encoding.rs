@@ -1,5 +1,5 @@
-//! Ids and bytes as JSON strings of lower-case hexadecimal digits, read strictly: the digits that
-//! are read are the digits that would be written.
+//! Ids and bytes as JSON strings of lower-case hexadecimal digits. Parsing is strict: it accepts
+//! exactly the digits that would be written.
 
 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

@@ -1,31 +1,31 @@
-//! What can go wrong with keys: kind (for exit codes), message (what, with what) and hint (what to
-//! do next).
+//! Errors of keys: a kind (for exit codes), a message (what failed, on what) and a hint (what to do
+//! next).
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What sort of failure it was; exit codes are made of it.
+/// The kind of a failure, which determines the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ErrorKind {
     /// The command or its options are wrong.
     Usage,
-    /// The directory is no volume.
+    /// The directory contains no volume.
     NotAVolume,
-    /// Somebody else has the volume open.
+    /// Another process has the volume open.
     InUse,
-    /// The key, or the passphrase that opens it, cannot be had.
+    /// The key, or its passphrase, is not available.
     KeyUnavailable,
-    /// There is a key, but not the one the volume was made with.
+    /// The key is not the one that the volume was created with.
     WrongKey,
     /// There is no platform keystore, or it lacks what the volume needs.
     KeystoreMissing,
-    /// The platform keystore cannot be trusted or understood.
+    /// The platform keystore is not trustworthy or cannot be parsed.
     KeystoreInvalid,
-    /// The superblock cannot be understood.
+    /// The superblock cannot be parsed.
     HeaderInvalid,
-    /// The superblock is not the one that was written: it does not authenticate.
+    /// The superblock does not authenticate: it is not the one that was written.
     Tampered,
-    /// The volume was made by a newer version.
+    /// The volume was created by a newer version.
     NewerFormat,
     /// The disk is full.
     NoSpace,
@@ -53,7 +53,7 @@ impl ErrorKind {
     }
 }
 
-/// A failure that has to do with keys.
+/// A failure concerning keys.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct KeyError {
@@ -65,7 +65,7 @@ pub struct KeyError {
 }
 
 impl KeyError {
-    /// A failure of this kind.
+    /// Creates a failure of this kind.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -75,13 +75,14 @@ impl KeyError {
         }
     }
 
-    /// The same with advice on what to do next.
+    /// Adds advice on what to do next.
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// The operating system failed us while `doing` something (`"cannot read key file"`) to a path.
+    /// A failure of the operating system while `doing` something (`"cannot read key file"`) to a
+    /// path.
     pub(crate) fn io(doing: &str, path: &Path, error: io::Error) -> Self {
         Self {
             kind: kind_of_io(&error),
@@ -91,7 +92,7 @@ impl KeyError {
         }
     }
 
-    /// There is no memory for a secret.
+    /// There was no memory for a secret.
     pub(crate) fn memory(error: io::Error) -> Self {
         Self {
             kind: ErrorKind::Io,
@@ -106,7 +107,7 @@ impl KeyError {
         Self::new(ErrorKind::Io, "a key of the volume cannot be derived")
     }
 
-    /// There is no randomness to be had.
+    /// The operating system provided no random bytes.
     pub(crate) fn random(error: io::Error) -> Self {
         Self {
             kind: ErrorKind::Io,
@@ -116,18 +117,18 @@ impl KeyError {
         }
     }
 
-    /// What sort of failure.
+    /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What to do next: what was said where it failed, else what usually helps.
+    /// What to do next: the hint given where the failure occurred, or general advice for its kind.
     pub fn hint(&self) -> Option<&str> {
         Some(self.hint.as_deref().unwrap_or(usual_hint(self.kind)))
     }
 }
 
-/// Advice for a failure that nothing more is known of.
+/// General advice for a kind of failure.
 pub(crate) const fn usual_hint(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Usage => "--help shows how the command is called",
@@ -146,7 +147,7 @@ pub(crate) const fn usual_hint(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// The kind of an I/O error: a full disk is told apart from all else.
+/// The kind of an I/O error, which distinguishes a full disk.
 pub(crate) fn kind_of_io(error: &io::Error) -> ErrorKind {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
@@ -154,13 +155,14 @@ pub(crate) fn kind_of_io(error: &io::Error) -> ErrorKind {
     }
 }
 
-/// A closure that names what was done to `path` when it failed.
+/// Returns a closure that adds the operation and the path to an I/O error.
 pub(crate) fn while_doing(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeyError {
     let path = PathBuf::from(path);
     move |error| KeyError::io(doing, &path, error)
 }
 
-/// As [`while_doing`], for what the keystore was to be told.
+/// Returns a closure that adds the operation and the path to an error of writing to the keystore,
+/// and a hint if the keystore is not writable.
 pub(crate) fn while_writing(
     doing: &'static str,
     path: &Path,

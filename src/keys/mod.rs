@@ -1,4 +1,4 @@
-//! Keys that wrap the data encryption keys, and where they come from.
+//! The keys that wrap the data encryption keys, and their sources.
 //!
 //! ```text
 //! customer RSA key (provider) ──RSA-OAEP-256──────► customer DEK
@@ -8,16 +8,18 @@
 //! ```
 //!
 //! Where to look: [`secret`] has one type per role, [`uri`] names a customer key, [`customer`]
-//! holds the providers, [`passphrase`] says where a passphrase comes from, [`wrap`] is the wrapped
-//! form of a DEK in a volume, [`transport`] the one in an export, [`keystore`] the machine's own keys.
+//! contains the providers, [`passphrase`] is the source of passphrases, [`wrap`] is the wrapped
+//! form of a DEK in a volume, [`transport`] the one in an export, and [`keystore`] holds the
+//! machine's own keys.
 //!
-//! Invariants: a secret has one type per role and is never printed, cloned or logged; no secret,
-//! PIN or passphrase is ever part of a URI; every wrap, unwrap and refusal is a record of the
-//! [`audit`](crate::audit).
+//! Invariants: each role of a secret has its own type, and secrets are never printed, cloned or
+//! logged; no secret, PIN or passphrase is ever part of a URI; every wrap, unwrap and refusal is
+//! recorded in the [`audit`](crate::audit).
 //!
-//! The keystore's files are protected by their modes alone: they are not sealed to the machine
-//! (TPM or similar), so whoever reads them as root or from a backup has the platform keys.
+//! The keystore's files are protected only by their modes. They are not sealed to the machine (TPM
+//! or similar), so anybody who reads them as root or from a backup has the platform keys.
 
+mod aead;
 pub mod customer;
 pub(crate) mod encoding;
 pub mod error;

@@ -1,5 +1,5 @@
-//! Where the passphrase of an encrypted private key comes from. It is asked for only when a key
-//! turns out to be encrypted, and never comes from a URI, the environment or the command line.
+//! The source of the passphrase of an encrypted private key. It is requested only if a key turns
+//! out to be encrypted, and never comes from a URI, the environment or the command line.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -14,30 +14,30 @@ use super::secret::Passphrase;
 use crate::sys::wipe::with_secrets;
 use crate::sys::{interrupt, terminal};
 
-/// Longest passphrase, in bytes.
+/// Length limit of a passphrase, in bytes.
 pub const MAX_PASSPHRASE_BYTES: usize = 4096;
-/// How often a passphrase is asked for on a terminal.
+/// Number of attempts on a terminal.
 pub const TRIES: u32 = 3;
 
-/// Where a passphrase comes from.
+/// The source of a passphrase.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum PassphraseSource {
-    /// There is none: an encrypted key is an error.
+    /// No passphrase: an encrypted key is an error.
     #[default]
     None,
     /// The first line of a file.
     File(PathBuf),
-    /// The first line that an open descriptor of this process gives.
+    /// The first line read from an open descriptor of this process.
     Descriptor(RawFd),
-    /// The terminal is asked; an error when standard input is no terminal.
+    /// A prompt on the terminal; an error if standard input is no terminal.
     Prompt,
 }
 
 impl PassphraseSource {
-    /// Gets the passphrase that opens `what` (a path, shown to whoever is asked).
+    /// Obtains the passphrase that opens `what` (a path, which the prompt shows).
     ///
     /// # Errors
-    /// Kind `KeyUnavailable` when there is none to be had, it is empty or too long.
+    /// Kind `KeyUnavailable` if there is no passphrase, or it is empty or too long.
     pub fn obtain(&self, what: &Path) -> Result<Passphrase, KeyError> {
         with_secrets(|| self.get(what, false))
     }
@@ -50,8 +50,8 @@ impl PassphraseSource {
             ))),
             Self::File(path) => from_file(path),
             Self::Descriptor(descriptor) => {
-                // Through /proc, since only a borrowed descriptor is known; for a file it starts
-                // at the beginning, for a pipe it takes what is there.
+                // Through /proc, since the descriptor is only borrowed. For a file this starts at
+                // the beginning; for a pipe it takes what is there.
                 let path = PathBuf::from(format!("/proc/self/fd/{descriptor}"));
                 let file = File::open(&path).map_err(|error| {
                     unavailable(format!("cannot read descriptor {descriptor}: {error}"))
@@ -62,12 +62,12 @@ impl PassphraseSource {
         }
     }
 
-    /// Gets the passphrase that `open` takes. Whoever is asked for it on a terminal is asked again
-    /// when it is the wrong one, up to [`TRIES`] times in all; what a file says is the same every
-    /// time.
+    /// Obtains the passphrase that `open` accepts. On a terminal the user is asked again if it is
+    /// wrong, up to [`TRIES`] times in total; a file gives the same passphrase every time.
     ///
     /// # Errors
-    /// As [`Self::obtain`], and what `open` returns, the last time of kind `WrongKey`.
+    /// The errors of [`Self::obtain`], and the last error of `open`, of kind `WrongKey` for a wrong
+    /// passphrase.
     pub fn obtain_that_opens<T>(
         &self,
         what: &Path,
@@ -91,39 +91,39 @@ impl PassphraseSource {
     }
 }
 
-/// What the passphrase of an export is asked for.
+/// How prompts name an export.
 const EXPORT: &str = "the export";
 
 impl PassphraseSource {
-    /// Gets the new passphrase that the keys of an export are to be under. Whoever is asked for it
-    /// on a terminal is asked twice, and from the beginning where the two differ.
+    /// Obtains the passphrase for a new export. On a terminal the user is asked twice, and again if
+    /// the two differ.
     ///
     /// # Errors
-    /// Kind `KeyUnavailable` when there is none to be had, it is empty or too long, `Usage` when
-    /// the two differ.
+    /// Kind `KeyUnavailable` if there is no passphrase, or it is empty or too long; `Usage` if the
+    /// two differ.
     pub fn obtain_for_export(&self) -> Result<Passphrase, KeyError> {
         if *self != Self::Prompt {
             return self
                 .of_export()?
                 .obtain(Path::new(EXPORT))
-                .map_err(naming_a_file);
+                .map_err(with_file_hint);
         }
         let again = Path::new("the export, again");
         for _ in 0..TRIES {
-            let first = self.obtain(Path::new(EXPORT)).map_err(naming_a_file)?;
+            let first = self.obtain(Path::new(EXPORT)).map_err(with_file_hint)?;
             if self.obtain(again)?.expose() == first.expose() {
                 return Ok(first);
             }
         }
         let differ = KeyError::new(ErrorKind::Usage, "the two passphrases differ");
-        Err(naming_a_file(differ))
+        Err(with_file_hint(differ))
     }
 
-    /// Gets the passphrase that the keys of an export are under, and gives it to `open`, as
-    /// [`Self::obtain_that_opens`] does.
+    /// Obtains the passphrase of an export and passes it to `open`, as [`Self::obtain_that_opens`]
+    /// does.
     ///
     /// # Errors
-    /// As [`Self::obtain_that_opens`].
+    /// The errors of [`Self::obtain_that_opens`].
     pub fn obtain_for_import<T>(
         &self,
         open: impl FnMut(&Passphrase) -> Result<T, KeyError>,
@@ -132,14 +132,14 @@ impl PassphraseSource {
         source
             .obtain_that_opens(Path::new(EXPORT), open)
             .map_err(|error| match error.kind() {
-                ErrorKind::KeyUnavailable => naming_a_file(error),
+                ErrorKind::KeyUnavailable => with_file_hint(error),
                 _ => error,
             })
     }
 
     fn of_export(&self) -> Result<&Self, KeyError> {
         match self {
-            Self::None => Err(naming_a_file(KeyError::new(
+            Self::None => Err(with_file_hint(KeyError::new(
                 ErrorKind::KeyUnavailable,
                 "the export is under a passphrase and none was given",
             ))),
@@ -148,7 +148,7 @@ impl PassphraseSource {
     }
 }
 
-fn naming_a_file(error: KeyError) -> KeyError {
+fn with_file_hint(error: KeyError) -> KeyError {
     match interrupt::arrived() {
         Some(_) => error,
         None => error.with_hint("name a file: --transport-passphrase-file FILE"),
@@ -178,7 +178,7 @@ fn from_file(path: &Path) -> Result<Passphrase, KeyError> {
 fn first_line(mut from: impl Read, named: &str) -> Result<Passphrase, KeyError> {
     let mut bytes = Zeroizing::new(vec![0u8; MAX_PASSPHRASE_BYTES + 2]);
     let mut filled = 0;
-    // Stops at the newline: a pipe that stays open is no reason to wait for more.
+    // Stops at the newline: an open pipe is no reason to wait for more.
     while filled < bytes.len() && !bytes[..filled].contains(&b'\n') {
         match from.read(&mut bytes[filled..]) {
             Ok(0) => break,
@@ -201,7 +201,7 @@ fn prompt(what: &Path, again: bool) -> Result<Passphrase, KeyError> {
     }
     let question = match again {
         false => format!("Passphrase of {}: ", what.display()),
-        true => format!("That is not it. Passphrase of {}: ", what.display()),
+        true => format!("Wrong passphrase. Passphrase of {}: ", what.display()),
     };
     let line = terminal::ask_secret(&question, MAX_PASSPHRASE_BYTES);
     let line = line.map_err(|error| match interrupt::arrived() {

@@ -1,6 +1,6 @@
-//! Secrets of the key holders: one type per role, so that no key is used in another's place.
+//! The secrets of the key holders: one type per role, so that no key is used in place of another.
 //!
-//! Invariants: no `Clone`, a `Debug` that shows nothing, memory of their own that is locked where
+//! Invariants: no `Clone`, a `Debug` that shows nothing, and separate memory that is locked if
 //! permitted and zeroised on drop.
 
 use std::fmt;
@@ -20,7 +20,7 @@ macro_rules! platform_key {
             /// Draws a fresh key from the operating system.
             ///
             /// # Errors
-            /// When there are no random bytes or no memory to be had.
+            /// When the operating system provides no random bytes or no memory.
             pub fn random() -> io::Result<Self> {
                 let mut memory = SecretMemory::zeroed(PLATFORM_KEY_BYTES)?;
                 getrandom::fill(memory.expose_mut())
@@ -28,10 +28,10 @@ macro_rules! platform_key {
                 Ok(Self(memory))
             }
 
-            /// Takes a copy; the caller zeroises his.
+            /// Copies the bytes; the caller zeroises the original.
             ///
             /// # Errors
-            /// When there is no memory to be had.
+            /// When the operating system provides no memory.
             pub fn from_bytes(bytes: &[u8; PLATFORM_KEY_BYTES]) -> io::Result<Self> {
                 SecretMemory::copy_of(bytes).map(Self)
             }
@@ -69,14 +69,14 @@ platform_key!(
     TransportCustomerKey
 );
 
-/// What opens an encrypted private key, or the keys of an export.
+/// The passphrase of an encrypted private key, or of an export.
 pub struct Passphrase(SecretMemory);
 
 impl Passphrase {
-    /// Takes a copy; the caller zeroises his.
+    /// Copies the bytes; the caller zeroises the original.
     ///
     /// # Errors
-    /// When there is no memory to be had.
+    /// When the operating system provides no memory.
     pub fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
         SecretMemory::copy_of(bytes).map(Self)
     }

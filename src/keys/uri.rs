@@ -4,12 +4,13 @@
 //! file:/absolute/path/key.pem      also file:///absolute/path/key.pem
 //! ```
 //!
-//! Source: RFC 3986 (percent-encoding), RFC 8089 (`file`). A relative path is taken too where the
-//! working directory is known ([`KeyUri::parse_at`]) and is made absolute there, once, so that what
-//! is stored means the same wherever the next command is run.
+//! Source: RFC 3986 (percent-encoding), RFC 8089 (`file`). A relative path is accepted too if the
+//! working directory is known ([`KeyUri::parse_at`]). It is made absolute there, once, so that the
+//! stored URI means the same wherever the next command runs.
 //!
-//! Invariants: a URI never carries a secret: there is no query, no user, no PIN in it. It has no
-//! control characters, so it can be printed and logged. Two spellings of the same path are equal.
+//! Invariants: a URI never contains a secret: there is no query, no user and no PIN in it. It has
+//! no control characters, so it can be printed and logged. Two spellings of the same path are
+//! equal.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -19,7 +20,7 @@ use std::str::FromStr;
 
 use super::error::{ErrorKind, KeyError};
 
-/// Longest URI, in bytes of its text.
+/// Length limit of a URI, in bytes of text.
 pub const MAX_URI_BYTES: usize = 4096;
 
 const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem";
@@ -28,7 +29,7 @@ const SUPPORTED: &str = "a customer key is named as file:/path/to/key.pem";
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct KeyUri(Scheme);
 
-/// What the scheme says.
+/// The location, by scheme.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Scheme {
     /// A PEM file; the path is absolute and has no `.` component.
@@ -36,18 +37,18 @@ pub(crate) enum Scheme {
 }
 
 impl KeyUri {
-    /// Reads a URI with an absolute path.
+    /// Parses a URI with an absolute path.
     ///
     /// # Errors
-    /// Kind `Usage`: unknown scheme, relative path, or anything besides a path.
+    /// Kind `Usage` for an unknown scheme, a relative path, or anything besides a path.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         Self::parse_with(text, None)
     }
 
-    /// Reads a URI; a relative path starts at `directory`, which is absolute.
+    /// Parses a URI. A relative path is resolved against `directory`, which is absolute.
     ///
     /// # Errors
-    /// As [`Self::parse`].
+    /// Kind `Usage` for an unknown scheme, or anything besides a path.
     pub fn parse_at(text: &str, directory: &Path) -> Result<Self, KeyError> {
         Self::parse_with(text, Some(directory))
     }
@@ -55,7 +56,7 @@ impl KeyUri {
     /// The URI of a key file.
     ///
     /// # Errors
-    /// Kind `Usage` when the path is not absolute or too long.
+    /// Kind `Usage` if the path is not absolute or too long.
     pub fn from_file(path: &Path) -> Result<Self, KeyError> {
         let uri = Self(Scheme::File(absolute(path, None)?));
         if uri.to_string().len() > MAX_URI_BYTES {
@@ -64,7 +65,7 @@ impl KeyUri {
         Ok(uri)
     }
 
-    /// What the scheme says.
+    /// The location, by scheme.
     pub(crate) fn scheme(&self) -> &Scheme {
         &self.0
     }
@@ -140,8 +141,8 @@ fn usage(message: impl Into<String>) -> KeyError {
     KeyError::new(ErrorKind::Usage, message).with_hint(SUPPORTED)
 }
 
-/// The path with `.` and doubled slashes removed. `..` is left: through a symbolic link it means
-/// something else than its text.
+/// The path without `.` components and doubled slashes. `..` is kept: after a symbolic link it does
+/// not mean what its text suggests.
 fn absolute(path: &Path, directory: Option<&Path>) -> Result<PathBuf, KeyError> {
     let joined = match directory {
         Some(directory) => directory.join(path),

@@ -1,42 +1,44 @@
 //! The wrapped form of a DEK.
 //!
-//! What is wrapped, by whichever key, is not the bare DEK but (offsets in bytes, little-endian):
+//! The wrapped payload, under any key, is not the bare DEK but (offsets in bytes, little-endian):
 //!
 //! ```text
 //! 0       8      9           25           41      45
 //! | magic | role | volume id | key-set id | epoch | DEK (customer 64, infrastructure 32) |
 //! ```
 //!
-//! so that nobody can pass one DEK off as another, or one volume's as another's: a customer key has
-//! no additional data to bind, and its public half is anybody's. The role fixes the width; every field is checked
-//! against what is expected.
+//! so that nobody can pass off one DEK as another, or the DEK of one volume as that of another:
+//! wrapping to a customer key has no additional data, and anybody may have the public half. The
+//! role determines the length; every field is compared with its expected value.
 //!
 //! Platform wraps are ChaCha20-Poly1305 (RFC 8439): a fresh random 12-byte nonce, the ciphertext,
-//! the 16-byte tag. Their additional data binds what is around them:
+//! and the 16-byte tag. Their additional data binds the context:
 //!
 //! ```text
 //! 0       24     25          41         57           73      77                 81
 //! | label | role | volume id | keystore | key-set id | epoch | keystore version |
 //! ```
 //!
-//! The infrastructure role uses the infrastructure layer's implementation (AWS-LC), the customer
-//! role RustCrypto's, so that the wraps of the two layers do not share one either.
+//! The infrastructure role uses the implementation of the infrastructure layer (AWS-LC) and the
+//! customer role uses RustCrypto, so that the wraps of the two layers do not share an
+//! implementation either.
 //!
-//! A nonce meets a platform key at random: 2^32 wraps keep the chance of a repeat below 2^-32.
+//! Nonces are random: with at most 2^32 wraps per platform key, the probability of a repetition
+//! stays below 2^-32.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::aead::{self, RoleCipher};
 use super::customer::CustomerKeyProvider;
 use super::encoding::hex_bytes;
 use super::error::{ErrorKind, KeyError};
 use super::secret::{PlatformCustomerKey, PlatformKey};
 use crate::audit::Record;
 use crate::ids::{Epoch, KeySetId, VolumeId};
-use crate::layers::infrastructure::{InfrastructureKeys, NONCE_BYTES, rustcrypto};
-use crate::layers::{CustomerDek, InfrastructureDek, TAG_BYTES};
+use crate::layers::{CustomerDek, InfrastructureDek};
 
 /// First bytes of every payload.
 const MAGIC: [u8; 8] = *b"bilayerK";
@@ -48,12 +50,12 @@ const PREFIX_BYTES: usize = 45;
 const AAD_BYTES: usize = 81;
 const _: () = assert!(PREFIX_BYTES == MAGIC.len() + 1 + 16 + 16 + 4);
 const _: () = assert!(AAD_BYTES == LABEL.len() + 1 + 16 + 16 + 16 + 4 + 4);
-// What OAEP with SHA-256 leaves room for in the smallest RSA key: 256 - 2 * 32 - 2.
+// OAEP with SHA-256 leaves this many bytes in the smallest RSA key: 256 - 2 * 32 - 2.
 const _: () = assert!(PREFIX_BYTES + CustomerDek::BYTES <= 190);
 
 /// Name of the platform keys' algorithm in headers and logs.
 pub const PLATFORM_ALGORITHM: &str = "ChaCha20-Poly1305";
-/// What the provider of a platform wrap starts with; the keystore's id follows.
+/// Prefix of the provider of a platform wrap; the keystore's id follows.
 pub const PLATFORM_PREFIX: &str = "platform:";
 
 /// Longest ciphertext in a wrap record, in bytes.
@@ -88,26 +90,26 @@ impl fmt::Display for Role {
     }
 }
 
-/// Which DEK a wrap is of.
+/// Identifies the DEK of a wrap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WrapContext {
     /// The volume that holds the wrap.
     pub volume: VolumeId,
     /// The key set that the DEK belongs to.
     pub key_set: KeySetId,
-    /// The key set's number.
+    /// Number of the key set.
     pub epoch: Epoch,
 }
 
-/// A wrapped DEK as the header holds it.
+/// A wrapped DEK as stored in the superblock.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WrapRecord {
-    /// URI of the customer key, or `platform:` and the id of the keystore.
+    /// URI of the customer key, or `platform:` followed by the id of the keystore.
     pub provider: String,
-    /// Which key it was: a customer key's fingerprint, or the number of a keystore version.
+    /// Identifies the key: a customer key's fingerprint, or the number of a keystore version.
     pub key_version: String,
-    /// How it is wrapped.
+    /// The wrapping algorithm.
     pub algorithm: String,
     /// The wrapped payload.
     #[serde(with = "hex_bytes")]
@@ -115,12 +117,12 @@ pub struct WrapRecord {
 }
 
 impl WrapRecord {
-    /// True when a platform keystore made it.
+    /// True if a platform keystore made it.
     pub fn is_platform(&self) -> bool {
         self.provider.starts_with(PLATFORM_PREFIX)
     }
 
-    /// Whether everything is within bounds and safe to print.
+    /// True if everything is within bounds and safe to print.
     pub(crate) fn is_well_formed(&self) -> bool {
         let text_ok = |text: &str| {
             (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.contains(char::is_control)
@@ -131,7 +133,7 @@ impl WrapRecord {
             && (1..=MAX_CIPHERTEXT_BYTES).contains(&self.ciphertext.len())
     }
 
-    /// The record of what was done with this wrap.
+    /// The audit record of an action on this wrap.
     fn audit(&self, action: &'static str, role: Role, context: &WrapContext) -> Record {
         Record::new(action)
             .volume(context.volume)
@@ -184,12 +186,12 @@ pub(crate) fn unwrap_with_customer_key(
             return Err(foreign_algorithm(record));
         }
         let payload = provider.unwrap(&record.ciphertext)?;
-        keep(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
+        allocated(dek_of(Role::Customer, context, &payload).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", Role::Customer, context, unwrap())
 }
 
-/// Names the platform key of a wrap: keystore and version.
+/// Identifies the platform key of a wrap: keystore and version.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlatformVersion {
     pub(crate) keystore: [u8; 16],
@@ -214,16 +216,9 @@ pub(crate) fn wrap_infrastructure(
     context: &WrapContext,
     dek: &InfrastructureDek,
 ) -> Result<WrapRecord, KeyError> {
+    let cipher = aead::infrastructure_cipher(key.expose())?;
     let role = Role::Infrastructure;
-    let mut text = payload(role, context, dek.expose());
-    let aad = additional_data(role, context, version);
-    let nonce = fresh_nonce()?;
-    let tag = infrastructure_cipher(key)?
-        .seal(&nonce, &aad, &mut text)
-        .map_err(|_| cipher_failed())?;
-    let record = version.record([&nonce[..], &text, &tag].concat());
-    record.audit("wrap", role, context).done();
-    Ok(record)
+    seal_with_platform_key(&cipher, role, version, context, dek.expose())
 }
 
 /// Unwraps an infrastructure DEK with the platform key.
@@ -235,16 +230,9 @@ pub(crate) fn unwrap_infrastructure(
 ) -> Result<InfrastructureDek, KeyError> {
     let role = Role::Infrastructure;
     let unwrap = || {
-        let (nonce, mut text, tag) = split(record)?;
-        infrastructure_cipher(key)?
-            .open(
-                &nonce,
-                &additional_data(role, context, version),
-                &tag,
-                &mut text,
-            )
-            .map_err(|_| does_not_open(record))?;
-        keep(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
+        let cipher = aead::infrastructure_cipher(key.expose())?;
+        let payload = open_with_platform_key(&cipher, role, version, context, record)?;
+        allocated(dek_of(role, context, &payload).map(InfrastructureDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
@@ -256,16 +244,8 @@ pub(crate) fn wrap_customer(
     context: &WrapContext,
     dek: &CustomerDek,
 ) -> Result<WrapRecord, KeyError> {
-    let role = Role::Customer;
-    let mut text = payload(role, context, dek.expose());
-    let aad = additional_data(role, context, version);
-    let nonce = fresh_nonce()?;
-    let tag = customer_cipher(key)?
-        .seal(&nonce, &aad, &mut text)
-        .map_err(|_| cipher_failed())?;
-    let record = version.record([&nonce[..], &text, &tag].concat());
-    record.audit("wrap", role, context).done();
-    Ok(record)
+    let cipher = aead::customer_cipher(key.expose())?;
+    seal_with_platform_key(&cipher, Role::Customer, version, context, dek.expose())
 }
 
 /// Unwraps the customer DEK of a platform-managed volume.
@@ -277,31 +257,41 @@ pub(crate) fn unwrap_customer(
 ) -> Result<CustomerDek, KeyError> {
     let role = Role::Customer;
     let unwrap = || {
-        let (nonce, mut text, tag) = split(record)?;
-        customer_cipher(key)?
-            .open(
-                &nonce,
-                &additional_data(role, context, version),
-                &tag,
-                &mut text,
-            )
-            .map_err(|_| does_not_open(record))?;
-        keep(dek_of(role, context, &text).map(CustomerDek::from_bytes))
+        let cipher = aead::customer_cipher(key.expose())?;
+        let payload = open_with_platform_key(&cipher, role, version, context, record)?;
+        allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
     };
     record.audited("unwrap", role, context, unwrap())
 }
 
-fn infrastructure_cipher(key: &PlatformKey) -> Result<InfrastructureKeys, KeyError> {
-    let key = key.expose().first_chunk().ok_or_else(cipher_failed)?;
-    InfrastructureKeys::from_key(key).map_err(|_| cipher_failed())
+fn seal_with_platform_key(
+    cipher: &dyn RoleCipher,
+    role: Role,
+    version: PlatformVersion,
+    context: &WrapContext,
+    dek: &[u8],
+) -> Result<WrapRecord, KeyError> {
+    let aad = additional_data(role, context, version);
+    let record = version.record(aead::seal(cipher, &aad, payload(role, context, dek))?);
+    record.audit("wrap", role, context).done();
+    Ok(record)
 }
 
-fn customer_cipher(key: &PlatformCustomerKey) -> Result<rustcrypto::Cipher, KeyError> {
-    let key = key.expose().first_chunk().ok_or_else(cipher_failed)?;
-    rustcrypto::Cipher::new(key).map_err(|_| cipher_failed())
+fn open_with_platform_key(
+    cipher: &dyn RoleCipher,
+    role: Role,
+    version: PlatformVersion,
+    context: &WrapContext,
+    record: &WrapRecord,
+) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    if record.algorithm != PLATFORM_ALGORITHM {
+        return Err(foreign_algorithm(record));
+    }
+    let aad = additional_data(role, context, version);
+    aead::open(cipher, &aad, &record.ciphertext).ok_or_else(|| does_not_open(record))
 }
 
-/// Full width at once, so that no smaller buffer with a DEK in it is left behind.
+/// Allocates the full length at once, so that no smaller buffer that contains a DEK is left behind.
 fn payload(role: Role, context: &WrapContext, dek: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(PREFIX_BYTES + dek.len()));
     bytes.extend_from_slice(&prefix(role, context));
@@ -319,12 +309,12 @@ fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
     bytes
 }
 
-/// No memory to keep a key in is an error of the machine, not of the key.
-pub(super) fn keep<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
+/// Turns a lack of memory for a key into an error of the machine, not of the key.
+pub(super) fn allocated<T>(kept: Result<std::io::Result<T>, KeyError>) -> Result<T, KeyError> {
     kept?.map_err(KeyError::memory)
 }
 
-/// The DEK of a payload that is exactly what `context` says.
+/// The DEK of a payload that matches `context` exactly.
 fn dek_of<'a, const N: usize>(
     role: Role,
     context: &WrapContext,
@@ -355,34 +345,6 @@ fn additional_data(role: Role, context: &WrapContext, version: PlatformVersion) 
     bytes[73..77].copy_from_slice(&context.epoch.0.to_le_bytes());
     bytes[77..].copy_from_slice(&version.version.to_le_bytes());
     bytes
-}
-
-type PlatformParts = ([u8; NONCE_BYTES], Zeroizing<Vec<u8>>, [u8; TAG_BYTES]);
-
-/// Nonce, ciphertext (to be decrypted in place) and tag of a platform wrap.
-fn split(record: &WrapRecord) -> Result<PlatformParts, KeyError> {
-    if record.algorithm != PLATFORM_ALGORITHM {
-        return Err(foreign_algorithm(record));
-    }
-    record
-        .ciphertext
-        .split_first_chunk::<NONCE_BYTES>()
-        .and_then(|(nonce, rest)| {
-            let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
-            Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
-        })
-        .ok_or_else(|| does_not_open(record))
-}
-
-pub(super) fn fresh_nonce() -> Result<[u8; NONCE_BYTES], KeyError> {
-    let mut nonce = [0; NONCE_BYTES];
-    getrandom::fill(&mut nonce)
-        .map_err(|error| KeyError::random(std::io::Error::other(error.to_string())))?;
-    Ok(nonce)
-}
-
-pub(super) fn cipher_failed() -> KeyError {
-    KeyError::new(ErrorKind::Io, "the cipher of the platform keys refused")
 }
 
 fn foreign_algorithm(record: &WrapRecord) -> KeyError {

@@ -1,21 +1,21 @@
-//! The customer layer: AES-256-XTS, and a tag of its own over what it encrypted.
+//! The customer layer: AES-256-XTS, with its own tag over the ciphertext.
 //!
 //! ```text
 //! h, k, data key, tweak key   112 bytes of HKDF: data key ‖ tweak key ‖ k ‖ h   (see `derivation`)
 //! ciphertext = AES-256-XTS(data key, tweak key; unit number = page index)
 //! tag        = AES-256_k( POLYVAL_h( pad(AAD) ‖ pad(ciphertext) ‖ lengths ) )
 //! ```
-//! `pad` fills up with zero bytes to a multiple of 16; `lengths` is one block: bits of AAD, then
-//! bits of ciphertext, each a 64-bit little-endian number (RFC 8452, sections 3 and 4). `k` is an
-//! AES-256 key of 32 bytes and `h` a POLYVAL key of 16 bytes in RFC 8452's byte order, used as
-//! derived. Unlike AES-GCM-SIV, no nonce is added and no bit is masked: the whole 128-bit hash is
-//! the cipher's input.
+//! `pad` appends zero bytes to a multiple of 16; `lengths` is one block: bits of AAD, then bits of
+//! ciphertext, each a 64-bit little-endian number (RFC 8452, sections 3 and 4). `k` is an AES-256
+//! key of 32 bytes and `h` a POLYVAL key of 16 bytes in RFC 8452's byte order, used as derived.
+//! Unlike AES-GCM-SIV, this adds no nonce and masks no bit: the whole 128-bit hash is the cipher's
+//! input.
 //!
-//! That is a keyed universal hash under a pseudorandom permutation, so it needs no nonce: equal
-//! messages have equal tags (the outer layer hides it), and forging means either guessing 128 bits
-//! or a collision of POLYVAL, whose probability for pages is at most 260 / 2^128 a pair.
+//! This is a keyed universal hash under a pseudorandom permutation, so it needs no nonce. Equal
+//! messages have equal tags (the outer layer hides that), and a forgery requires guessing 128 bits
+//! or a collision of POLYVAL, whose probability for pages is at most 260 / 2^128 per pair.
 //!
-//! The tag is verified before anything is decrypted, and compared in constant time.
+//! The tag is verified, in constant time, before anything is decrypted.
 
 use aes::Aes256;
 use aes::cipher::inout::InOutBuf;
@@ -30,15 +30,15 @@ use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf
 use super::xts::{Aes256Xts, Block};
 use super::{TAG_BYTES, TagMismatch};
 use crate::ids::CryptoId;
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
-/// What carries the inner layer in every build.
+/// The implementation of the inner layer in every build.
 pub const IMPLEMENTATION: &str = "RustCrypto (aes, polyval; XTS mode of our own)";
 
 /// Bytes of derived key material: 64 XTS, 32 tag cipher, 16 POLYVAL.
 pub const KEY_BYTES: usize = 112;
 
-/// The inner layer's keys of one segment of one sealed file, expanded. Zeroised when dropped.
+/// The expanded inner-layer keys of one segment of one sealed file. Zeroised when dropped.
 pub struct CustomerKeys(Box<Expanded>);
 
 struct Expanded {
@@ -52,7 +52,7 @@ impl CustomerKeys {
     /// Derives the keys of a segment.
     ///
     /// # Errors
-    /// When the derivation is refused or the keys come out degenerate.
+    /// When the derivation fails or the keys are degenerate.
     pub fn derive(
         set: &KeySet,
         crypto: CryptoId,
@@ -66,7 +66,7 @@ impl CustomerKeys {
             crypto,
             segment,
         };
-        on_clean_stack(|| {
+        with_stack_wiped(|| {
             let mut material = Zeroizing::new([0; KEY_BYTES]);
             hkdf_sha256(
                 set.customer.expose(),
@@ -77,7 +77,7 @@ impl CustomerKeys {
         })
     }
 
-    /// Keys from the raw 112 bytes.
+    /// Creates keys from the raw 112 bytes.
     pub(crate) fn from_key_material(material: &[u8; KEY_BYTES]) -> Result<Self, DerivationError> {
         let (xts, rest) = material
             .split_first_chunk::<64>()
@@ -96,8 +96,8 @@ impl CustomerKeys {
     }
 
     /// Encrypts as data unit `unit`, in place or from one buffer to another, and returns the tag.
-    /// Leaves parts of the keys on the stack, as do opening and verifying: whoever works on pages
-    /// wipes it, once for many ([`StackWipe`](crate::sys::wipe::StackWipe)).
+    /// This leaves parts of the keys on the stack, as do opening and verifying. Callers that
+    /// process pages wipe it, once for many pages ([`StackWipe`](crate::sys::wipe::StackWipe)).
     #[inline(never)]
     pub fn seal(
         &self,
@@ -109,11 +109,11 @@ impl CustomerKeys {
         self.tag(aad, blocks.get_out())
     }
 
-    /// Verifies, then decrypts, in place or from one buffer to another. After an error nothing has
-    /// been written.
+    /// Verifies, then decrypts, in place or from one buffer to another. On error nothing is
+    /// written.
     ///
     /// # Errors
-    /// When the tag does not match.
+    /// [`TagMismatch`] if the tag does not match.
     #[inline(never)]
     pub fn open(
         &self,
@@ -127,10 +127,10 @@ impl CustomerKeys {
         Ok(())
     }
 
-    /// Verifies, and decrypts nothing: the tag is of the ciphertext.
+    /// Verifies without decrypting: the tag covers the ciphertext.
     ///
     /// # Errors
-    /// When the tag does not match.
+    /// [`TagMismatch`] if the tag does not match.
     #[inline(never)]
     pub fn verify(
         &self,
@@ -171,7 +171,7 @@ mod tests {
     fn tag_is_the_documented_formula() {
         let material: [u8; KEY_BYTES] = std::array::from_fn(|i| i as u8 * 2 + 1);
         let (aad, ciphertext) = ([9u8; 20], [[4u8; 16], [6; 16]]);
-        // The formula written out with a message built by hand.
+        // The formula, written out with a message built by hand.
         let mut message = vec![0u8; 32];
         message[..20].copy_from_slice(&aad);
         message.extend_from_slice(ciphertext.as_flattened());

@@ -1,9 +1,9 @@
-//! Data encryption keys, and the sets of them a volume has.
+//! Data encryption keys (DEKs), and the key sets of a volume.
 //!
-//! Invariants: a DEK is random, lives in locked memory of its own (a move leaves no copy behind), is
-//! zeroised when dropped, and has neither `Clone` nor a `Debug` that shows anything. The two DEKs of a set are
-//! drawn independently. One key set of a ring is active, new bytes are sealed under it alone; the
-//! others are read-only.
+//! Invariants: a DEK is random, is stored in separate locked memory (a move leaves no copy behind),
+//! is zeroised when dropped, and has neither `Clone` nor a `Debug` that reveals anything. The two
+//! DEKs of a set are drawn independently. One key set of a ring is active, and new bytes are sealed
+//! only under it; the others are read-only.
 
 use std::fmt;
 use std::io;
@@ -21,10 +21,10 @@ macro_rules! dek {
             /// Length in bytes.
             pub const BYTES: usize = $len;
 
-            /// Draws a fresh key from the operating system.
+            /// Draws a fresh key from the operating system's generator.
             ///
             /// # Errors
-            /// When the operating system has no random bytes to give.
+            /// When the operating system provides no random bytes or no memory.
             pub fn random() -> io::Result<Self> {
                 let mut memory = SecretMemory::zeroed($len)?;
                 getrandom::fill(memory.expose_mut())
@@ -32,15 +32,16 @@ macro_rules! dek {
                 Ok(Self(memory))
             }
 
-            /// Takes a copy; the caller zeroises his.
+            /// Copies the bytes; the caller zeroises the original.
             ///
             /// # Errors
-            /// When the machine has no memory to give.
+            /// When there is no memory.
             pub fn from_bytes(bytes: &[u8; $len]) -> io::Result<Self> {
                 Ok(Self(SecretMemory::copy_of(bytes)?))
             }
 
-            /// The secret, to wrap it or to derive from it. Never to be copied anywhere else.
+            /// The secret, for wrapping it or deriving from it. It must not be copied anywhere
+            /// else.
             pub fn expose(&self) -> &[u8; $len] {
                 match self.0.expose().first_chunk() {
                     Some(bytes) => bytes,
@@ -70,7 +71,7 @@ dek!(
 /// A pair of DEKs with its id and its number within the volume.
 #[derive(Debug)]
 pub struct KeySet {
-    /// Random id, the same in every volume that holds this set.
+    /// Random id, identical in every volume that has this set.
     pub id: KeySetId,
     /// Number within the volume, counted from 1.
     pub epoch: Epoch,
@@ -84,7 +85,7 @@ impl KeySet {
     /// Draws a fresh set.
     ///
     /// # Errors
-    /// When the operating system has no random bytes to give.
+    /// When the operating system provides no random bytes or no memory.
     pub fn random(epoch: Epoch) -> io::Result<Self> {
         Ok(Self {
             id: KeySetId::random()?,
@@ -98,14 +99,14 @@ impl KeySet {
 /// The key sets of one volume: one active, any number read-only.
 #[derive(Debug)]
 pub struct KeyRing {
-    /// The active one first.
+    /// The active set first.
     sets: Vec<Arc<KeySet>>,
     active: Arc<KeySet>,
 }
 
 impl KeyRing {
     /// A ring of the given sets. Epochs are distinct; should two be equal, the first one counts,
-    /// and the active one before all.
+    /// and the active set before all others.
     pub fn new(active: KeySet, read_only: Vec<KeySet>) -> Self {
         let active = Arc::new(active);
         let mut sets = vec![Arc::clone(&active)];
@@ -113,7 +114,7 @@ impl KeyRing {
         Self { sets, active }
     }
 
-    /// A ring of a fresh active set over sets that another volume holds too.
+    /// A ring of a fresh active set and sets that another volume holds too.
     pub fn inheriting(active: KeySet, inherited: &[Arc<KeySet>]) -> Self {
         let active = Arc::new(active);
         let mut sets = vec![Arc::clone(&active)];
@@ -121,7 +122,7 @@ impl KeyRing {
         Self { sets, active }
     }
 
-    /// The set that new bytes are sealed under.
+    /// The set under which new bytes are sealed.
     pub fn active(&self) -> &Arc<KeySet> {
         &self.active
     }

@@ -1,4 +1,4 @@
-//! What every derived key is derived from.
+//! Defines what every derived key is derived from.
 //!
 //! HKDF-SHA-256 (RFC 5869), no salt (that is, 32 zero bytes), input keying material the DEK, and
 //! an `info` of exactly 68 bytes, numbers little-endian:
@@ -28,19 +28,19 @@
 //! | `bilayer export` | 3 | the two above | export id, 1 or 2; key-set id and epoch zero | 32 bytes: HMAC-SHA-256 key of the stream's header, of its end |
 //! | `bilayer print` | 1 | customer DEK | zero, and epoch 0 | 16 bytes: the fingerprint |
 //!
-//! The segment of a page is its index divided by [`SEGMENT_PAGES`]. So no key meets more than 2048
-//! pages' worth of places, and random 96-bit nonces stay far from their birthday bound.
+//! The segment of a page is its index divided by [`SEGMENT_PAGES`]. So a key is used for at most
+//! 2048 page positions, and random 96-bit nonces stay far from their birthday bound.
 //!
-//! The customer DEK's derivations are done by RustCrypto, the infrastructure DEK's by the outer
-//! layer's implementation; the layers stay independent down to their keys.
+//! RustCrypto derives from the customer DEK, and the outer layer's implementation derives from the
+//! infrastructure DEK: the layers are independent down to their keys.
 
 use hkdf::Hkdf;
 use sha2::Sha256;
 
 use crate::ids::{CryptoId, Epoch, KeySetId, PageIndex};
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
-/// The on-disk format all of this belongs to.
+/// The on-disk format that this belongs to.
 pub const FORMAT: u16 = 1;
 
 /// Pages that share keys: 8 MiB of sealed contents, 7.875 MiB of plain ones.
@@ -49,29 +49,29 @@ pub const SEGMENT_PAGES: u64 = 2048;
 /// Bytes of `info`.
 pub const INFO_BYTES: usize = 68;
 
-/// Number of a run of [`SEGMENT_PAGES`] pages within its sealed file.
+/// Number of a segment of [`SEGMENT_PAGES`] pages within its sealed file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct Segment(pub u64);
 
 impl Segment {
-    /// The segment a page belongs to.
+    /// The segment of a page.
     pub const fn of(page: PageIndex) -> Self {
         Self(page.0 / SEGMENT_PAGES)
     }
 }
 
-/// Keys could not be derived. None of the causes is expected ever to be seen.
+/// Keys could not be derived. None of the causes should ever occur.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DerivationError {
     /// The implementation of HKDF refused.
     #[error("key derivation failed")]
     Refused,
-    /// The two XTS keys came out equal (NIST SP 800-38E, FIPS 140 IG C.I), or the POLYVAL key zero.
+    /// The two XTS keys are equal (NIST SP 800-38E, FIPS 140 IG C.I), or the POLYVAL key is zero.
     #[error("derived keys are degenerate")]
     Degenerate,
 }
 
-/// What a key is for.
+/// The purpose of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Purpose {
     Page,
@@ -93,7 +93,7 @@ impl Purpose {
     }
 }
 
-/// Whose DEK a key comes from.
+/// The layer whose DEK a key is derived from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Origin {
     Customer = 1,
@@ -101,7 +101,7 @@ pub(crate) enum Origin {
     Both = 3,
 }
 
-/// All that a derived key is bound to.
+/// Everything that a derived key is bound to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Context {
     pub(crate) purpose: Purpose,
@@ -133,7 +133,7 @@ pub(crate) fn hkdf_sha256(
     info: &[u8],
     output: &mut [u8],
 ) -> Result<(), DerivationError> {
-    on_clean_stack(|| {
+    with_stack_wiped(|| {
         Hkdf::<Sha256>::new(None, input)
             .expand(info, output)
             .map_err(|_| DerivationError::Refused)

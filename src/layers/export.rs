@@ -1,9 +1,9 @@
 //! Keys that authenticate the stream of an exported image.
 //!
-//! Both come from both DEKs of the key set that the stream is sealed under, each derived from by
-//! its own layer's implementation and the two joined by one more HKDF (see the table in
-//! [`derivation`](super::derivation)). So whoever holds one layer's key can neither make a stream
-//! nor change one.
+//! Both keys are derived from both DEKs of the key set that the stream is sealed under. The
+//! implementation of each layer derives from that layer's DEK, and one more HKDF joins the results
+//! (see the table in [`derivation`](super::derivation)). So a holder of only one layer's key can
+//! neither make nor change a stream.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -14,7 +14,7 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
 use super::infrastructure;
 use crate::ids::{CryptoId, Epoch, ExportId, KeySetId};
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
 /// Bytes of a MAC.
 pub const MAC_BYTES: usize = 32;
@@ -24,7 +24,7 @@ const OF_END: Segment = Segment(2);
 
 /// Authenticates one stream.
 pub struct ExportKeys {
-    /// On the heap: moving them leaves no copy.
+    /// On the heap, so that a move leaves no copy.
     header: Zeroizing<Vec<u8>>,
     end: Zeroizing<Vec<u8>>,
 }
@@ -36,10 +36,10 @@ impl std::fmt::Debug for ExportKeys {
 }
 
 impl ExportKeys {
-    /// The keys of the export that is sealed under this set.
+    /// Derives the keys of the export that is sealed under this set.
     ///
     /// # Errors
-    /// When they cannot be derived.
+    /// When the keys cannot be derived.
     pub fn derive(export: ExportId, set: &KeySet) -> Result<Self, DerivationError> {
         let mut joined = Zeroizing::new(vec![0; 64]);
         let (customer, machine) = joined.split_at_mut(32);
@@ -64,26 +64,26 @@ impl ExportKeys {
     /// HMAC-SHA-256 of the header's bytes.
     ///
     /// # Errors
-    /// None that is expected ever to be seen.
+    /// [`DerivationError`], which should never occur.
     pub fn header_mac(&self, bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
         mac(&self.header, bytes)
     }
 
-    /// HMAC-SHA-256 of the digest of all that comes before the end.
+    /// HMAC-SHA-256 of the digest of everything before the end mark.
     ///
     /// # Errors
-    /// None that is expected ever to be seen.
+    /// [`DerivationError`], which should never occur.
     pub fn end_mac(&self, digest: &[u8; 32]) -> Result<[u8; MAC_BYTES], DerivationError> {
         mac(&self.end, digest)
     }
 
-    /// Whether `mac` is that of the header; compared in constant time.
+    /// True if `mac` is the header's; compared in constant time.
     pub fn verify_header(&self, bytes: &[u8], mac: &[u8; MAC_BYTES]) -> bool {
         self.header_mac(bytes)
             .is_ok_and(|expected| expected.ct_eq(mac).into())
     }
 
-    /// Whether `mac` is that of the end; compared in constant time.
+    /// True if `mac` is the end mark's; compared in constant time.
     pub fn verify_end(&self, digest: &[u8; 32], mac: &[u8; MAC_BYTES]) -> bool {
         self.end_mac(digest)
             .is_ok_and(|expected| expected.ct_eq(mac).into())
@@ -91,7 +91,7 @@ impl ExportKeys {
 }
 
 fn mac(key: &[u8], bytes: &[u8]) -> Result<[u8; MAC_BYTES], DerivationError> {
-    on_clean_stack(|| {
+    with_stack_wiped(|| {
         let mut mac =
             <Hmac<Sha256> as KeyInit>::new_from_slice(key).map_err(|_| DerivationError::Refused)?;
         mac.update(bytes);

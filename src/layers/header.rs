@@ -1,10 +1,10 @@
-//! Keys and codes of the superblock: its MAC, and the fingerprint that pins the customer's key.
+//! The superblock's MAC, and the fingerprint that pins the customer's key.
 //!
 //! The MAC is HMAC-SHA-256 (RFC 2104) under a key that needs both DEKs of *every* key set that the
-//! superblock lists: each DEK is derived from by its own implementation, and all results are joined
-//! by one more HKDF (see the table in [`derivation`](super::derivation)). Whoever lacks one DEK of
-//! one set can neither make a superblock that lists it nor check one, so nobody puts an active set
-//! of their own beside sets that they only have the wraps of.
+//! superblock lists. The implementation of each layer derives from that layer's DEKs, and one more
+//! HKDF joins all results (see the table in [`derivation`](super::derivation)). Somebody who lacks
+//! one DEK of one set can neither make nor verify a superblock that lists it. So nobody can add an
+//! active set of their own to sets of which they have only the wraps.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -15,15 +15,15 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment, hkdf_sha256};
 use super::infrastructure;
 use crate::ids::{CryptoId, Epoch, KeySetId};
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
-/// HMAC-SHA-256 of exactly `bytes` under the key derived from both DEKs of all sets, in the order
-/// in which the superblock lists them.
+/// HMAC-SHA-256 of `bytes` under the key derived from both DEKs of all sets, in the order in which
+/// the superblock lists them.
 ///
 /// # Errors
 /// When the keys cannot be derived.
 pub fn header_mac(sets: &[&KeySet], bytes: &[u8]) -> Result<[u8; 32], DerivationError> {
-    on_clean_stack(|| {
+    with_stack_wiped(|| {
         let key = joint_key(sets, Purpose::Header)?;
         let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice())
             .map_err(|_| DerivationError::Refused)?;
@@ -32,22 +32,22 @@ pub fn header_mac(sets: &[&KeySet], bytes: &[u8]) -> Result<[u8; 32], Derivation
     })
 }
 
-/// Whether `mac` is [`header_mac`] of `bytes`; compared in constant time. False too when the keys
+/// True if `mac` is the [`header_mac`] of `bytes`; compared in constant time. False too if the keys
 /// cannot be derived.
 pub fn verify_header_mac(sets: &[&KeySet], bytes: &[u8], mac: &[u8; 32]) -> bool {
     header_mac(sets, bytes).is_ok_and(|expected| expected.ct_eq(mac).into())
 }
 
 /// 16 bytes derived one-way from the customer DEK and the key set's id, as hexadecimal digits in
-/// groups of four: `0123-4567-89ab-…`, 39 characters. The same in every volume that holds the set.
+/// groups of four: `0123-4567-89ab-…`, 39 characters. Identical in every volume that has the set.
 ///
 /// # Errors
-/// When the bytes cannot be derived.
+/// When the key derivation fails.
 pub fn fingerprint(set: &KeySet) -> Result<String, DerivationError> {
     let mut print = [0; 16];
     let context = Context {
         purpose: Purpose::Fingerprint,
-        // The number of a set differs from volume to volume; its fingerprint does not.
+        // The number of a set differs between volumes, but its fingerprint must not.
         epoch: Epoch(0),
         ..header_context(set, Origin::Customer)
     };
@@ -56,12 +56,12 @@ pub fn fingerprint(set: &KeySet) -> Result<String, DerivationError> {
     Ok(groups.join("-"))
 }
 
-/// A key of 32 bytes that takes both DEKs of all of these sets.
+/// A key of 32 bytes that depends on both DEKs of all these sets.
 pub(super) fn joint_key(
     sets: &[&KeySet],
     purpose: Purpose,
 ) -> Result<Zeroizing<Vec<u8>>, DerivationError> {
-    // Full width at once: a growing buffer leaves copies behind.
+    // Allocated at full size: a growing buffer leaves copies behind.
     let mut joined = Zeroizing::new(vec![0; sets.len() * 64]);
     for (set, both) in sets.iter().zip(joined.chunks_exact_mut(64)) {
         let (customer, machine) = both.split_at_mut(32);

@@ -1,21 +1,22 @@
-//! The two layers of encryption, each by itself: algorithms and keys, nothing of files.
+//! The two layers of encryption: algorithms and keys, without files.
 //!
 //! | layer | number | algorithm | implementation |
 //! |---|---|---|---|
 //! | customer (inner) | 1 | AES-256-XTS (IEEE 1619), tag AES-256(POLYVAL) (RFC 8452) | RustCrypto |
 //! | infrastructure (outer) | 2 | ChaCha20-Poly1305 (RFC 8439) | AWS-LC (`aws-lc`) or RustCrypto (`pure-rust`) |
 //!
-//! Both layers encrypt and authenticate, and neither uses the other's key, algorithm or
-//! implementation: what breaks one leaves contents secret and unforgeable under the other.
+//! Both layers encrypt and authenticate, and they share no key, algorithm or implementation:
+//! whatever breaks one layer leaves contents secret and unforgeable under the other.
 //!
-//! Where to look: [`dek`] holds the keys, [`derivation`] says what every derived key is derived
+//! Where to look: [`dek`] holds the keys, [`derivation`] defines what every derived key is derived
 //! from (with the byte table), [`xts`] and [`customer`] are the inner layer, [`infrastructure`] is
-//! the outer one, [`header`] authenticates the superblock, [`succession`] the set that follows another, [`export`] the stream of an image, [`self_test`](mod@self_test) compares
-//! everything with published answers and with a second implementation.
+//! the outer one, [`header`] authenticates the superblock, [`succession`] a key set that follows
+//! another, [`export`] the stream of an image, and [`self_test`](mod@self_test) compares everything
+//! with published results and with a second implementation.
 //!
 //! Invariants: a derived key serves one purpose, one layer, one key set, one crypto id and one
-//! segment; keys are expanded once and live in the heap, so that a move leaves no copy, and they
-//! are zeroised when dropped; nothing here implements `Debug` in a way that shows a secret.
+//! segment. Keys are expanded once and stored on the heap, so that a move leaves no copy, and they
+//! are zeroised when dropped. No `Debug` implementation shows a secret.
 
 #[cfg(not(any(feature = "aws-lc", feature = "pure-rust")))]
 compile_error!("choose an implementation: feature `aws-lc` (the default) or `pure-rust`");
@@ -41,10 +42,10 @@ pub use infrastructure::InfrastructureKeys;
 pub use self_test::{SelfTestError, self_test};
 pub use succession::{ActiveSet, Succession, VerificationKey};
 
-/// Bytes of a tag, of either layer.
+/// Bytes of a tag of either layer.
 pub const TAG_BYTES: usize = 16;
 
-/// Which of the two layers.
+/// One of the two layers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Layer {
     /// The inner layer, under the customer DEK.
@@ -62,21 +63,21 @@ impl std::fmt::Display for Layer {
     }
 }
 
-/// The tag of this layer does not match: the bytes, their place or the keys are other ones.
+/// The tag does not match: the bytes, their position or the keys are different.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("does not authenticate")]
 pub struct TagMismatch;
 
-/// What carries a layer in this build, for `status`.
+/// The implementation of a layer in this build, for `status`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LayerDescription {
-    /// Which one.
+    /// The layer.
     pub layer: Layer,
     /// Cipher and authentication.
     pub algorithm: &'static str,
-    /// Whose code computes it.
+    /// The library that implements it.
     pub implementation: &'static str,
-    /// Whether this machine's instructions for it are used, where that is known.
+    /// Whether the machine's instructions for it are used, if known.
     pub accelerated: Option<bool>,
 }
 

@@ -1,12 +1,12 @@
-//! The start-up self-test: published answers, and every result by two implementations.
+//! The start-up self-test: compares results with published answers and between two implementations.
 //!
-//! Takes well under a millisecond. A machine, compiler or library that computes something else
-//! than the standards say must not write a byte.
+//! It takes well under a millisecond. A machine, compiler or library that deviates from the
+//! standards must not write a byte.
 //!
-//! Checked: AES-256-XTS against IEEE 1619-2007 vector 10 and against `xts-mode`; POLYVAL against
-//! RFC 8452 appendix A; AES-256 against FIPS 197 C.3; ChaCha20-Poly1305 against RFC 8439 2.8.2 by
-//! the layer's own implementation and by `chacha20poly1305`, and both against each other on a
-//! whole page; HKDF-SHA-256 against RFC 5869 A.3 by both layers' implementations; and that each
+//! It checks AES-256-XTS against IEEE 1619-2007 vector 10 and against `xts-mode`; POLYVAL against
+//! RFC 8452 appendix A; AES-256 against FIPS 197 C.3; ChaCha20-Poly1305 against RFC 8439 2.8.2 with
+//! the layer's own implementation and with `chacha20poly1305`, and both against each other on a
+//! whole page; HKDF-SHA-256 against RFC 5869 A.3 with both layers' implementations; and that each
 //! layer refuses a forged tag.
 
 use aes::Aes256;
@@ -20,7 +20,7 @@ use super::derivation::hkdf_sha256;
 use super::infrastructure::{self, InfrastructureKeys, NONCE_BYTES, rustcrypto};
 use super::xts::{Aes256Xts, Block};
 
-/// What did not come out as published, or as by the second implementation.
+/// The check whose result differed from the published one, or from the second implementation's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("cryptographic self-test failed: {0}")]
 pub struct SelfTestError(&'static str);
@@ -31,7 +31,7 @@ const PAGE_BLOCKS: usize = 252;
 /// Runs all checks.
 ///
 /// # Errors
-/// The first check that failed.
+/// The first failed check.
 pub fn self_test() -> Result<(), SelfTestError> {
     check(aes_256(), "AES-256, FIPS 197")?;
     check(xts(), "AES-256-XTS, IEEE 1619 and xts-mode")?;
@@ -51,12 +51,12 @@ fn check(passed: Option<bool>, what: &'static str) -> Result<(), SelfTestError> 
         .ok_or(SelfTestError(what))
 }
 
-/// 32 hexadecimal digits.
+/// A block from 32 hexadecimal digits.
 const fn block(digits: u128) -> Block {
     digits.to_be_bytes()
 }
 
-/// Not random, not regular.
+/// A page that is neither random nor regular.
 fn page() -> [Block; PAGE_BLOCKS] {
     let mut page = [[0; 16]; PAGE_BLOCKS];
     for (i, byte) in page.as_flattened_mut().iter_mut().enumerate() {

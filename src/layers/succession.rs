@@ -1,9 +1,9 @@
-//! What authenticates the successor of a key set: the *verification key*, derived from both DEKs of
-//! the set (see the table in [`derivation`](super::derivation)), and the MACs made with it.
+//! Authenticates the successor of a key set: the *verification key*, derived from both DEKs of the
+//! set (see the table in [`derivation`](super::derivation)), and the MACs made with it.
 //!
-//! A verification key opens nothing and wraps nothing. Whoever remembers that of a volume's active
-//! set (the platform keystore's record does) can tell a set that its holder named as the next one from
-//! one that a stranger put there, long after the DEKs are gone.
+//! A verification key opens nothing and wraps nothing. Somebody who remembers that of a volume's
+//! active set, as the platform keystore's record does, can tell a set that its holder named as the
+//! successor from a foreign one, long after the DEKs are gone.
 //!
 //! ```text
 //! 0       24       40           56          60                  76
@@ -12,8 +12,8 @@
 //! 76      84          100         104                 120
 //! | commit | set after | its epoch | incarnation after | SHA-256(label ‖ its verification key) |
 //! ```
-//! is what the verification key of the set before authenticates by HMAC-SHA-256; numbers are
-//! little-endian. The last field binds the set after to its DEKs: its id alone is no secret.
+//! is what the verification key of the previous set authenticates by HMAC-SHA-256; numbers are
+//! little-endian. The last field binds the next set to its DEKs, since its id alone is no secret.
 
 use std::fmt;
 
@@ -26,14 +26,14 @@ use super::dek::KeySet;
 use super::derivation::{DerivationError, Purpose};
 use super::header::joint_key;
 use crate::ids::{Epoch, IncarnationId, KeySetId, Sequence, VolumeId};
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
-/// First bytes of what is authenticated.
+/// First bytes of the authenticated message.
 const LABEL: &[u8; 24] = b"bilayer succession 1\0\0\0\0";
 const MESSAGE_BYTES: usize = 152;
 const _: () = assert!(MESSAGE_BYTES == LABEL.len() + 16 + 16 + 4 + 16 + 8 + 16 + 4 + 16 + 32);
 
-/// Derived from both DEKs of a key set; verifies, and lets make, statements about its successor.
+/// Derived from both DEKs of a key set; makes and verifies statements about its successor.
 #[derive(Clone)]
 pub struct VerificationKey(Zeroizing<Vec<u8>>);
 
@@ -41,20 +41,20 @@ impl VerificationKey {
     /// Length in bytes.
     pub const BYTES: usize = 32;
 
-    /// That of a key set.
+    /// Derives the verification key of a key set.
     ///
     /// # Errors
-    /// When it cannot be derived.
+    /// When the key derivation fails.
     pub fn of(set: &KeySet) -> Result<Self, DerivationError> {
         joint_key(&[set], Purpose::Succession).map(Self)
     }
 
-    /// As it was remembered.
+    /// Restores a remembered key.
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
         Self(Zeroizing::new(bytes.to_vec()))
     }
 
-    /// To remember it.
+    /// The key's bytes, for remembering it.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -74,41 +74,41 @@ impl fmt::Debug for VerificationKey {
     }
 }
 
-/// A key set at one point of a volume's history.
+/// The active key set at one point of a volume's history.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ActiveSet {
     /// The active key set.
     pub key_set: KeySetId,
-    /// Its number.
+    /// Number of the key set.
     pub epoch: Epoch,
-    /// The incarnation that it was active in.
+    /// The incarnation in which it was active.
     pub incarnation: IncarnationId,
 }
 
-/// That one key set of a volume follows another.
+/// The statement that one key set of a volume follows another.
 #[derive(Clone, Copy, Debug)]
 pub struct Succession {
     /// The volume.
     pub volume: VolumeId,
-    /// The set that was active.
+    /// The previous active set.
     pub before: ActiveSet,
-    /// The newest commit of the state that is carried on.
+    /// The newest commit of the state that the next set carries on.
     pub commit: Sequence,
-    /// The set that is active from then on.
+    /// The next active set.
     pub after: ActiveSet,
 }
 
 impl Succession {
-    /// The MAC that states it.
+    /// The MAC of this statement.
     ///
     /// # Errors
-    /// None that is expected ever to be seen.
+    /// [`DerivationError`], which should never occur.
     pub fn mac(
         &self,
         before: &VerificationKey,
         after: &VerificationKey,
     ) -> Result<[u8; 32], DerivationError> {
-        on_clean_stack(|| {
+        with_stack_wiped(|| {
             let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(before.expose())
                 .map_err(|_| DerivationError::Refused)?;
             hmac.update(&self.message(after));
@@ -116,7 +116,7 @@ impl Succession {
         })
     }
 
-    /// Whether `mac` states it; compared in constant time.
+    /// True if `mac` is the MAC of this statement; compared in constant time.
     pub fn is_stated_in(
         &self,
         before: &VerificationKey,

@@ -1,15 +1,15 @@
 //! AES-256-XTS (IEEE 1619-2018, NIST SP 800-38E) over whole blocks.
 //!
 //! ```text
-//! T0 = AES(tweak key, unit as 128-bit little-endian number)      Ti+1 = Ti · x in GF(2^128)
-//! Ci = AES(data key, Pi xor Ti) xor Ti                             modulo x^128 + x^7 + x^2 + x + 1
+//! T0 = AES(tweak key, unit as 128-bit little-endian number)     Ti+1 = Ti · x in GF(2^128)
+//! Ci = AES(data key, Pi xor Ti) xor Ti                            modulo x^128 + x^7 + x^2 + x + 1
 //! ```
-//! Units here are always a multiple of 16 bytes, so there is no ciphertext stealing, and the types
-//! say so: data are blocks.
+//! Units are always a multiple of 16 bytes, so there is no ciphertext stealing, and the types
+//! express this: data consists of blocks.
 //!
-//! All the blocks of a unit go through the cipher's parallel backend at once (AES-NI, VAES, ARMv8,
-//! or the fixsliced software one, whatever the machine has). A block-by-block implementation takes
-//! several times as long. Nothing is allocated; no branch or table index depends on data.
+//! All blocks of a unit are processed at once by the cipher's parallel backend (AES-NI, VAES,
+//! ARMv8, or the fixsliced software one, whatever the machine has). A block-by-block implementation
+//! takes several times as long. Nothing is allocated, and no branch or table index depends on data.
 
 use aes::Aes256;
 use aes::cipher::consts::U16;
@@ -26,7 +26,8 @@ use super::derivation::DerivationError;
 /// One block of the cipher.
 pub type Block = [u8; 16];
 
-/// Tweaks are made and used this many at a time: what the widest backend takes at once.
+/// Tweaks are computed and used in groups of this many, the most that the widest backend processes
+/// at once.
 const GROUP_BLOCKS: usize = 64;
 
 /// The two expanded keys.
@@ -39,7 +40,8 @@ impl Aes256Xts {
     /// Expands data key ‖ tweak key.
     ///
     /// # Errors
-    /// When the two are equal, which the standards forbid; compared in constant time.
+    /// [`DerivationError::Degenerate`] if the two are equal, which the standards forbid; compared
+    /// in constant time.
     pub fn new(keys: &[u8; 64]) -> Result<Self, DerivationError> {
         let (data, tweak) = keys.split_at(32);
         if data.ct_eq(tweak).into() {
@@ -75,8 +77,8 @@ impl Aes256Xts {
     }
 }
 
-/// The tweaks of [`GROUP_BLOCKS`] neighbouring blocks, low and high halves apart, so that the
-/// compiler can work on many of them with one instruction.
+/// The tweaks of [`GROUP_BLOCKS`] adjacent blocks, with low and high halves separated, so that the
+/// compiler can process many of them with one instruction.
 #[derive(Clone, Copy)]
 struct Tweaks {
     low: [u64; GROUP_BLOCKS],
@@ -84,7 +86,8 @@ struct Tweaks {
 }
 
 impl Tweaks {
-    /// T0 … T63: eight one after the other, the others from the one eight before.
+    /// T0 … T63: the first eight one after the other, each later one from the tweak eight before
+    /// it.
     #[inline(always)]
     fn first(first: u128) -> Self {
         let mut tweaks = Self {
@@ -105,8 +108,8 @@ impl Tweaks {
         tweaks
     }
 
-    /// The tweaks 64 blocks on: times x^64, which moves the low half up and folds the high half
-    /// back in.
+    /// Advances by 64 blocks: multiplies by x^64, which moves the low half up and folds the high
+    /// half back in.
     #[inline(always)]
     fn advance(&mut self) {
         for (low, high) in self.low.iter_mut().zip(&mut self.high) {
@@ -115,7 +118,7 @@ impl Tweaks {
         }
     }
 
-    /// Adds tweak `index` to a block.
+    /// XORs tweak `index` into a block.
     #[inline(always)]
     fn mask(&self, index: usize, block: &Block) -> Block {
         let tweak = u128::from(self.low[index]) | (u128::from(self.high[index]) << 64);
@@ -167,8 +170,8 @@ impl BlockCipherEncClosure for Encrypt<'_, '_> {
                 for (i, block) in input.iter().enumerate() {
                     tile[i] = Array(tweaks.mask(start - group + i, block));
                 }
-                // A short run encrypts what is left in the tile along with it: cheaper than block
-                // by block, and thrown away.
+                // A short group also encrypts the rest of the tile, which is discarded: cheaper
+                // than block by block.
                 backend.encrypt_par_blocks_inplace(&mut tile);
                 let output = &mut self.blocks.get_out()[start..end];
                 for (i, block) in output.iter_mut().enumerate() {

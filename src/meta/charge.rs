@@ -1,22 +1,21 @@
-//! What the records that the live view sees take of the volume's room.
+//! How much of the volume's space limit the records of the live view use.
 //!
-//! A file's pages are counted one by one. Everything else of it lies in records: its inode, its
-//! names, its extended attributes, the target of a symbolic link, and contents so short that they
-//! are inline. Each such record counts its key and value as they are encoded and [`ROW_BYTES`]
-//! more; but that of an inode as if it had all fields, so that none but the target of a symbolic
-//! link changes what it counts. It is the same number whatever the tree of the database looks like,
-//! so that it can be computed again from the records alone. Not counted are extents that name
-//! objects, whose pages are, and the inode of the root directory, which no volume is without.
+//! The pages of a file are counted one by one. Everything else is in records: its inode, its names,
+//! its extended attributes, the target of a symbolic link, and inline contents. Each such record is
+//! charged for its encoded key and value plus [`ROW_BYTES`]. The inode's record is charged as if it
+//! had all fields, so that only the target of a symbolic link affects its charge. The charge does
+//! not depend on the shape of the database's tree, so it can be recomputed from the records alone.
+//! Not charged are extents that reference objects, because their pages are counted, and the inode
+//! of the root directory, which every volume has.
 
 use super::keys::{self, Table};
 use super::records::{TOMBSTONE, charged_bytes, is_inline};
 use crate::ids::Ino;
 
-/// What a record takes beside its key and value: its version, its place in the database's pages,
-/// and the part of those that is empty.
+/// The overhead of a record: its version, its share of the database's pages, and their empty space.
 const ROW_BYTES: u64 = 64;
 
-/// Bytes that a record counts, which is a version of `logical`.
+/// The charge for a record with this value, which is a version of `logical`.
 pub fn record_bytes(table: Table, logical: &[u8], value: &[u8]) -> u64 {
     let counts = match table {
         _ if value == TOMBSTONE => false,

@@ -12,15 +12,15 @@ use super::records::{
 use super::{Batch, HEADROOM_BYTES, Meta, MetaError, State, View};
 use crate::errno::Errno;
 use crate::ids::{ChunkIndex, Ino};
-use crate::store::ballast::{Ballast, Need};
+use crate::store::ballast::{Ballast, Requirement};
 use crate::store::{BallastKind, os_error};
 
-/// Number of a batch: batches are durable in the order of their numbers.
+/// Number of a batch. Batches become durable in the order of their numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct BatchNumber(pub u64);
 
 impl State {
-    fn say_clean(&mut self, clean: bool) {
+    fn set_clean_flag(&mut self, clean: bool) {
         if self.counters.clean != clean {
             self.counters.clean = clean;
             self.applied += 1;
@@ -30,13 +30,16 @@ impl State {
 
 impl Meta {
     /// Sets an inode.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded.
     pub fn put_inode(
         &self,
         batch: &mut Batch,
         ino: Ino,
         record: &InodeRecord,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Inode,
             &keys::inode(ino),
@@ -45,14 +48,17 @@ impl Meta {
     }
 
     /// Removes an inode.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded.
     pub fn remove_inode(&self, batch: &mut Batch, ino: Ino) -> Result<(), MetaError> {
-        self.write(batch, Table::Inode, &keys::inode(ino), None)
+        self.put_record(batch, Table::Inode, &keys::inode(ino), None)
     }
 
     /// Sets or removes a directory entry.
     ///
     /// # Errors
-    /// Also when there are too many entries for another one.
+    /// [`MetaError::UsedUp`] if all positions for the name are occupied, and the errors of reading.
     pub fn put_dirent(
         &self,
         batch: &mut Batch,
@@ -63,13 +69,13 @@ impl Meta {
         let key = match self.key_of_name(batch, parent, name)? {
             Some(key) => key,
             None if entry.is_none() => return Ok(()),
-            None => return Err(MetaError::UsedUp("places in the directory")),
+            None => return Err(MetaError::UsedUp("positions in the directory")),
         };
-        self.write(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
+        self.put_record(batch, Table::Dirent, &key, entry.map(DirentRecord::encode))
     }
 
-    /// The logical key of a name in the live view: the one that it has, or else the first that is
-    /// free. `None` where none is.
+    /// The logical key of a name in the live view: its existing one, or the first free one. `None`
+    /// if none is free.
     fn key_of_name(
         &self,
         batch: &Batch,
@@ -77,10 +83,10 @@ impl Meta {
         name: &[u8],
     ) -> Result<Option<Vec<u8>>, MetaError> {
         let hash = self.name_hash(name);
-        let mut taken = [false; keys::NEARBY as usize];
-        let stored = self.nearby(parent, hash, View::LIVE)?;
+        let mut taken = [false; keys::PROBE_LIMIT as usize];
+        let stored = self.dirents_near(parent, hash, View::LIVE)?;
         let stored = stored.iter().map(|(key, _)| key.as_slice());
-        // What the batch removes stays taken: its place is free when the batch is applied.
+        // Positions that the batch removes stay occupied until the batch is applied.
         for key in batch.names_in(parent).chain(stored) {
             let Some((position, found)) = keys::dirent_parts(key) else {
                 return Err(MetaError::Corrupt("dirent"));
@@ -99,6 +105,9 @@ impl Meta {
     }
 
     /// Sets or removes an extended attribute.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded.
     pub fn put_xattr(
         &self,
         batch: &mut Batch,
@@ -106,7 +115,7 @@ impl Meta {
         name: &[u8],
         value: Option<&[u8]>,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Xattr,
             &keys::xattr(ino, name),
@@ -114,8 +123,11 @@ impl Meta {
         )
     }
 
-    /// Removes an extended attribute where there is one.
-    pub fn put_xattr_if_there(
+    /// Removes an extended attribute if it exists.
+    ///
+    /// # Errors
+    /// When the record, or an older version of it, cannot be read.
+    pub fn remove_xattr_if_present(
         &self,
         batch: &mut Batch,
         ino: Ino,
@@ -131,6 +143,10 @@ impl Meta {
     }
 
     /// Sets or removes an extent.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded, and [`MetaError::UsedUp`] if an
+    /// object to unlink gets no number.
     pub fn put_extent(
         &self,
         batch: &mut Batch,
@@ -138,7 +154,7 @@ impl Meta {
         chunk: ChunkIndex,
         extent: Option<&ExtentRecord>,
     ) -> Result<(), MetaError> {
-        self.write(
+        self.put_record(
             batch,
             Table::Extent,
             &keys::extent(ino, chunk),
@@ -146,12 +162,15 @@ impl Meta {
         )
     }
 
-    /// Marks an inode as unlinked but in use, or not any more.
+    /// Marks an inode as unlinked but still in use, or removes that mark.
     pub fn put_orphan(&self, batch: &mut Batch, ino: Ino, orphan: bool) {
         batch.change(Table::Orphan, keys::number(ino.0), orphan.then(|| vec![1]));
     }
 
     /// Queues an object's name to be unlinked once the batch is durable.
+    ///
+    /// # Errors
+    /// [`MetaError::UsedUp`] if there are no more numbers.
     pub fn put_garbage(&self, batch: &mut Batch, name: ObjectName) -> Result<(), MetaError> {
         let number = self.allocate_garbage()?;
         batch.frees = true;
@@ -159,17 +178,21 @@ impl Meta {
         Ok(())
     }
 
-    /// Takes a row off the queue.
+    /// Removes a row from the queue.
     pub fn remove_garbage(&self, batch: &mut Batch, number: u64) {
         batch.change(Table::Garbage, keys::number(number), None);
     }
 
-    /// Applies a batch in memory. It is durable after the next commit.
+    /// Applies a batch in memory. It becomes durable with the next commit.
+    ///
+    /// # Errors
+    /// [`MetaError::Latched`] after an error that ended all writing, [`MetaError::ReadOnly`] while
+    /// changes are refused, [`MetaError::UsedUp`] if a counter would exceed its limit.
     pub fn apply(&self, batch: Batch) -> Result<BatchNumber, MetaError> {
         self.apply_and(batch, &|_| ())
     }
 
-    /// The same, and something else with it that no commit may come between.
+    /// Applies a batch and calls `and` atomically with it, so that no commit comes between the two.
     pub(super) fn apply_and(
         &self,
         batch: Batch,
@@ -183,9 +206,9 @@ impl Meta {
             return Err(MetaError::ReadOnly);
         }
         let counters = &mut state.counters;
-        let used_pages = raised(counters.used_pages, batch.used_pages, PAGES_MAX);
-        let inodes = raised(counters.inodes, batch.inodes, INODES_MAX);
-        let record_bytes = raised(counters.record_bytes, batch.record_bytes, COUNT_MAX);
+        let used_pages = add_bounded(counters.used_pages, batch.used_pages, PAGES_MAX);
+        let inodes = add_bounded(counters.inodes, batch.inodes, INODES_MAX);
+        let record_bytes = add_bounded(counters.record_bytes, batch.record_bytes, COUNT_MAX);
         (counters.used_pages, counters.inodes, counters.record_bytes) = (
             used_pages.ok_or(MetaError::UsedUp("pages"))?,
             inodes.ok_or(MetaError::UsedUp("inodes"))?,
@@ -200,7 +223,7 @@ impl Meta {
         Ok(BatchNumber(state.applied))
     }
 
-    /// Number of the newest batch.
+    /// Number of the most recently applied batch.
     pub fn newest_batch(&self) -> BatchNumber {
         BatchNumber(self.state.read().applied)
     }
@@ -210,38 +233,41 @@ impl Meta {
         BatchNumber(self.durable.load(Ordering::Acquire))
     }
 
-    /// True when the batch is durable.
+    /// True if the batch is durable.
     pub fn is_durable(&self, batch: BatchNumber) -> bool {
         self.durable.load(Ordering::Acquire) >= batch.0
     }
 
-    /// Memory taken by changes that are not committed, in bytes.
+    /// Memory used by uncommitted changes, in bytes.
     pub fn pending_bytes(&self) -> usize {
         self.state.read().pending.bytes()
     }
 
-    /// Marks the volume clean and refuses every change from then on, in one instant: the next
-    /// commit says that it is clean, and there is none after it. [`Self::set_clean`] ends that.
+    /// Marks the volume clean and refuses every later change, atomically: the next commit says that
+    /// the volume is clean, and no commit follows it. [`Self::set_clean`] ends this state.
     pub fn hold_clean(&self) {
         let state = &mut *self.state.write();
-        state.say_clean(true);
+        state.set_clean_flag(true);
         state.held_at = Some(state.applied);
     }
 
-    /// Nothing will be added before the volume is left: the commits that are missing may take all
-    /// room that is kept for removing.
-    pub fn come_to_an_end(&self) {
+    /// Announces that nothing will be added before the unmount: the remaining commits may use all
+    /// space that is reserved for removing.
+    pub fn expect_end(&self) {
         self.state.write().ends = true;
     }
 
-    /// Lets changes happen again. What is said of the volume stays.
+    /// Permits changes again. The clean flag stays as it is.
     pub fn release(&self) {
         let state = &mut *self.state.write();
         state.held_at = None;
         state.ends = false;
     }
 
-    /// `Err` while nothing may change.
+    /// Checks that changes are permitted.
+    ///
+    /// # Errors
+    /// [`MetaError::ReadOnly`] while changes are refused.
     pub fn check_not_held(&self) -> Result<(), MetaError> {
         match self.state.read().held_at {
             Some(_) => Err(MetaError::ReadOnly),
@@ -249,20 +275,26 @@ impl Meta {
         }
     }
 
-    /// Says whether the volume was left clean; part of the next commit.
+    /// Sets the clean flag as part of the next commit, and permits changes again.
     pub fn set_clean(&self, clean: bool) {
         let state = &mut *self.state.write();
         state.held_at = None;
         state.ends = false;
-        state.say_clean(clean);
+        state.set_clean_flag(clean);
     }
 
-    /// Commits all batches that were applied before `ready` says yes, unless `through` is durable
-    /// already; it is when this returns true. `ready` is asked at the instant at which the commit's
-    /// contents are fixed; when it says no, nothing happens and the answer is false.
+    /// Commits all batches applied before `ready` returns true, unless `through` is already
+    /// durable. Returns true if `through` is durable. `ready` is called at the instant at which the
+    /// contents of the commit are fixed; if it returns false, nothing happens and the result is
+    /// false.
     ///
     /// A full disk is reported before anything is written and loses nothing: the batches stay
     /// pending. Any other failure latches.
+    ///
+    /// # Errors
+    /// [`MetaError::Io`] if space is exhausted before the commit begins; [`MetaError::ReadOnly`] if
+    /// a batch was applied after the last permitted one; [`MetaError::Latched`] after an earlier
+    /// failure; every other failure latches.
     pub fn commit(
         &self,
         through: BatchNumber,
@@ -278,9 +310,9 @@ impl Meta {
         if self.is_durable(through) {
             return Ok(true);
         }
-        // Copy-on-write B-trees rewrite a path per change in the worst case.
+        // A copy-on-write B-tree rewrites one path per change in the worst case.
         let bytes = self.pending_bytes() as u64;
-        self.make_sure_of_room(bytes)
+        self.ensure_space(bytes)
             .map_err(|error| self.refused(error))?;
         let (overlay, counters, applied) = {
             let state = &mut *self.state.write();
@@ -320,8 +352,8 @@ impl Meta {
         }
     }
 
-    /// Nothing was written. A full disk, or memory, may have room again; any other refusal is the
-    /// end of writing.
+    /// Handles a refusal before anything was written. A full disk, or memory, may recover; any
+    /// other refusal ends all writing.
     fn refused(&self, error: std::io::Error) -> MetaError {
         let errno = Errno::from_backing(&error);
         if !errno.is_full() && errno != Errno::ENOMEM {
@@ -330,20 +362,27 @@ impl Meta {
         error.into()
     }
 
-    /// Has a commit that makes room, or that says how the volume was left, count on the ballast.
+    /// Lets commits that free space, and the last commit, use the ballast.
     pub fn keep_ballast(&self, ballast: Arc<Ballast>) {
         let _ = self.ballast.set(ballast);
     }
 
-    /// `Err` while the ballast is not whole: what room there is, is for it.
+    /// Checks that the ballast is complete: it has the first claim on free space.
+    ///
+    /// # Errors
+    /// ENOSPC if the ballast is incomplete and cannot be filled.
     pub fn check_ballast(&self) -> Result<(), MetaError> {
         match self.ballast.get().filter(|ballast| ballast.is_short()) {
-            Some(ballast) => Ok(ballast.require(Need::Whole)?),
+            Some(ballast) => Ok(ballast.require(Requirement::Whole)?),
             None => Ok(()),
         }
     }
 
-    /// The same where what is there takes more room when it is written anew.
+    /// Checks the ballast before an overwrite, if the backing filesystem needs new space for
+    /// overwritten data.
+    ///
+    /// # Errors
+    /// ENOSPC if the ballast is incomplete and cannot be filled.
     pub fn check_ballast_to_overwrite(&self) -> Result<(), MetaError> {
         match self.ballast.get().map(|ballast| ballast.kind()) {
             Some(BallastKind::Bytes) => self.check_ballast(),
@@ -351,8 +390,8 @@ impl Meta {
         }
     }
 
-    /// Sets aside what a commit of so many bytes of changes may take.
-    fn make_sure_of_room(&self, bytes: u64) -> std::io::Result<()> {
+    /// Reserves the space that a commit of this many bytes of changes may need.
+    fn ensure_space(&self, bytes: u64) -> std::io::Result<()> {
         let ballast = self.ballast.get();
         let kind = ballast.map_or(BallastKind::None, |ballast| ballast.kind());
         let set_aside = match kind {
@@ -368,17 +407,17 @@ impl Meta {
         };
         match set_aside {
             Err(error) if Errno::from_backing(&error).is_full() => match (adds, kind) {
-                (false, _) => ballast.require(Need::Part(bytes)),
-                (true, BallastKind::Bytes) => ballast.require(Need::Whole),
+                (false, _) => ballast.require(Requirement::Part(bytes)),
+                (true, BallastKind::Bytes) => ballast.require(Requirement::Whole),
                 (true, _) => Err(error),
             },
             set_aside => set_aside,
         }
     }
 
-    /// Space to set aside beside what the pending changes need. A commit that removes something may
-    /// use half of what earlier ones have set aside: on a full disk nothing but it makes room. One
-    /// that only changes what is there may use a quarter, as what was promised is written.
+    /// The space to reserve in addition to what the pending changes need. A commit that removes
+    /// something may use half of the earlier reserve, since only it can free space on a full disk.
+    /// A commit that only overwrites, such as writing reserved pages, may use a quarter.
     fn headroom_bytes(&self) -> u64 {
         let state = self.state.read();
         match (state.pending_removes, state.pending_adds) {
@@ -388,7 +427,7 @@ impl Meta {
         }
     }
 
-    /// Ends all writing: from now on every change is refused. What is durable stays readable.
+    /// Ends all writing: every change is refused from now on. Durable data stays readable.
     pub fn latch(&self, reason: &str) {
         let mut latched = self.latched.write();
         if latched.is_none() {
@@ -400,17 +439,20 @@ impl Meta {
         }
     }
 
-    /// Why writing ended, if it did.
+    /// The reason why writing ended, if it did.
     pub fn latched(&self) -> Option<String> {
         self.latched.read().clone()
     }
 
-    /// True once the metadata could not be read, or contradicted themselves.
+    /// True once the metadata could not be read or contradicted itself.
     pub fn is_damaged(&self) -> bool {
-        self.file.is_damaged() || self.told.is_any()
+        self.file.is_damaged() || self.logged.any_logged()
     }
 
-    /// `Err(EROFS)` once writing has ended.
+    /// Checks that writing has not ended.
+    ///
+    /// # Errors
+    /// EROFS once writing has ended.
     pub fn check_writable(&self) -> Result<(), Errno> {
         if self.latched.read().is_some() {
             Err(Errno::EROFS)
@@ -419,7 +461,10 @@ impl Meta {
         }
     }
 
-    /// Closes the database. Everything is refused afterwards.
+    /// Closes the database. Every later call is refused.
+    ///
+    /// # Errors
+    /// When redb fails to close the database. Nothing is lost then, but it is not marked clean.
     pub fn close(&self) -> Result<(), MetaError> {
         let Some(tables) = self.tables.lock().take() else {
             return Ok(());
@@ -436,8 +481,8 @@ impl Meta {
     }
 }
 
-/// A count with so many more, or fewer; `None` where it would be more than can be recorded.
-fn raised(count: u64, more: i64, most: u64) -> Option<u64> {
-    let raised = count.saturating_add_signed(more);
-    (raised <= most || more <= 0).then_some(raised)
+/// Adds a signed number to a counter; `None` if the sum would exceed its limit.
+fn add_bounded(count: u64, more: i64, most: u64) -> Option<u64> {
+    let add_bounded = count.saturating_add_signed(more);
+    (add_bounded <= most || more <= 0).then_some(add_bounded)
 }

@@ -1,23 +1,23 @@
-//! A view of one volume's metadata as the metadata of another.
+//! Copies a view of one volume's metadata into the metadata of another volume.
 //!
-//! All records get the first generation, the counters the second as the live one. Where the copy
-//! has the objects of the source, the first is `frozen`: they are never written in place. Left out
-//! is what belongs to the source alone: unlinked files that are still in use, with all that is
-//! below them, kept views, garbage. A promise of space (`fallocate`) is left out too: it has its
-//! blocks in an object that is not written to any more, so nothing would stand behind it.
+//! All records get the first generation, and the second one is live. If the copy uses the objects
+//! of the source, the first generation is `frozen`: those objects are never written in place.
+//! Excluded is what belongs to the source alone: unlinked files that are still in use with
+//! everything below them, kept views, and garbage. A space reservation (`fallocate`) is excluded
+//! too: its blocks are in an object that is no longer written to, so nothing would back it.
 //!
-//! Nothing that the source counts is taken over: inodes, pages and the numbers to be drawn next
-//! come from the records that are copied ([`super::tally`]), and so does the number of pages of
-//! each file.
+//! No counter of the source is copied: the numbers of inodes and pages and the next numbers to
+//! allocate are computed from the copied records ([`super::tally`]), and so is the number of pages
+//! of each file.
 //!
-//! Rows are read in pages and inserted in the order of their keys, in one transaction: memory is
-//! bounded by the cache of the database, apart from a few bytes for each inode that has no name or
-//! is below a directory that has none.
+//! Rows are read in batches and inserted in the order of their keys, in one transaction. Memory is
+//! bounded by the cache of the database, plus a few bytes for each inode that has no name or is
+//! below a directory without one.
 
 use std::collections::{HashMap, HashSet};
 
 use super::database::{Loader, Tables};
-use super::keys::{self, Row, Table};
+use super::keys::{self, Row, Table, VersionedKey};
 use super::page_set::{CHUNK_BYTES, PageSet};
 use super::records::{
     Counters, DirentRecord, ExtentRecord, FileKind, InodeRecord, Part, PartId, TOMBSTONE,
@@ -29,33 +29,33 @@ use crate::ids::{ChunkIndex, FolderNumber, Generation, Ino, ViewId};
 use crate::planted::{Bug, planted};
 use crate::sealed::MetaFile;
 
-/// Cache of the database that is filled, in bytes.
+/// Cache size of the database being filled, in bytes.
 const CACHE_BYTES: usize = 32 << 20;
-/// Bytes of rows that are read from a stored database at a time, but for the last row.
+/// Bytes of rows read from a stored database at a time, excluding the last row.
 const STORED_BYTES: usize = 1 << 20;
 
-/// How metadata are copied.
+/// Options for copying metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CopyOptions {
-    /// The limit of the new volume's contents; 0 for none.
+    /// Size limit of the new volume; 0 for none.
     pub limit_bytes: u64,
-    /// Its objects are those of the source, or nobody writes under their key set any more.
+    /// The objects are those of the source, or nobody writes under their key set any more.
     pub frozen: bool,
 }
 
-/// A chunk whose record is copied.
+/// A chunk whose record is being copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CopiedChunk {
     /// The file.
     pub ino: Ino,
-    /// Which chunk of it.
+    /// The chunk within the file.
     pub chunk: ChunkIndex,
-    /// Bytes of the file that are in it.
+    /// Bytes of the file in this chunk.
     pub len_bytes: u64,
 }
 
 impl CopiedChunk {
-    /// A chunk of a file of that size.
+    /// Describes a chunk of a file of that size.
     pub fn of(ino: Ino, chunk: ChunkIndex, size_bytes: u64) -> Self {
         let before = u64::from(chunk.0) * CHUNK_BYTES;
         Self {
@@ -66,34 +66,34 @@ impl CopiedChunk {
     }
 }
 
-/// Is given the parts of a chunk, of which there is one at least, and says which ones the copy has
-/// in their place: they hold the same pages.
+/// Receives the parts of a chunk, at least one, and returns the parts that the copy uses instead:
+/// they hold the same pages.
 pub type CopyParts<'a, E> = dyn FnMut(CopiedChunk, Vec<Part>) -> Result<Vec<Part>, E> + 'a;
 
-/// What a copy does with the parts of a chunk: `None` ends it.
+/// Replaces the parts of a chunk; `None` ends the copy.
 type Replace<'a> = dyn FnMut(CopiedChunk, Vec<Part>) -> Option<Vec<Part>> + 'a;
 
-/// What was copied.
+/// Totals of a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Copied {
     /// Inodes.
     pub inodes: u64,
     /// Pages of contents.
     pub used_pages: u64,
-    /// Bytes that records take.
+    /// Bytes of records.
     pub record_bytes: u64,
     /// The newest folder of objects.
     pub folder: FolderNumber,
 }
 
-/// Where records can be copied from.
+/// A source of records to copy.
 pub trait Records {
-    /// Some records of a versioned table with `low <= key < high`, in order, without their
-    /// generations: at most `limit`. None only at the end.
+    /// Returns records of a versioned table with `low <= key < high`, in order, without their
+    /// generations: at most `limit`. An empty result means the end.
     ///
     /// # Errors
-    /// They cannot be read, or are not what they should be.
-    fn some(
+    /// When they cannot be read or decoded.
+    fn read_rows(
         &self,
         table: Table,
         low: &[u8],
@@ -101,16 +101,16 @@ pub trait Records {
         limit: usize,
     ) -> Result<Vec<Row>, MetaError>;
 
-    /// What the source counts.
-    fn counted(&self) -> Counters;
+    /// The counters of the source.
+    fn source_counters(&self) -> Counters;
 
     /// An inode.
     ///
     /// # Errors
-    /// As of [`Self::some`].
+    /// As of [`Self::read_rows`].
     fn inode(&self, ino: Ino) -> Result<Option<InodeRecord>, MetaError> {
         let (low, high) = (keys::inode(ino), keys::after_ino(ino));
-        let rows = self.some(Table::Inode, &low, &high, 1)?;
+        let rows = self.read_rows(Table::Inode, &low, &high, 1)?;
         let record = rows
             .first()
             .map(|(_, value)| InodeRecord::decode(value).ok_or(MetaError::Corrupt("inode")));
@@ -119,13 +119,13 @@ pub trait Records {
 }
 
 /// What a view of a volume sees.
-struct Seen<'a> {
+struct ViewRecords<'a> {
     meta: &'a Meta,
     view: View,
 }
 
-impl Records for Seen<'_> {
-    fn some(
+impl Records for ViewRecords<'_> {
+    fn read_rows(
         &self,
         table: Table,
         low: &[u8],
@@ -135,13 +135,13 @@ impl Records for Seen<'_> {
         self.meta.scan(table, low, high, self.view, limit)
     }
 
-    fn counted(&self) -> Counters {
+    fn source_counters(&self) -> Counters {
         self.meta.counters()
     }
 }
 
 impl Records for Meta {
-    fn some(
+    fn read_rows(
         &self,
         table: Table,
         low: &[u8],
@@ -151,29 +151,31 @@ impl Records for Meta {
         self.scan(table, low, high, View::LIVE, limit)
     }
 
-    fn counted(&self) -> Counters {
+    fn source_counters(&self) -> Counters {
         self.counters()
     }
 }
 
-/// A database that [`Meta::copy_view`] filled, read past redb: whoever made it may have made its
-/// pages of anything. All that it may hold is records of the first generation.
+/// A database that [`Meta::copy_view`] filled, read past redb, because an untrusted party may have
+/// made its pages. It may only contain records of the first generation.
 impl Records for Stored {
-    fn some(
+    fn read_rows(
         &self,
         table: Table,
         low: &[u8],
         high: &[u8],
         limit: usize,
     ) -> Result<Vec<Row>, MetaError> {
-        let rows = Self::some(self, table, low, limit, STORED_BYTES);
+        let rows = Self::read_rows(self, table, low, limit, STORED_BYTES);
         if !self.gaps().is_empty() {
             return Err(MetaError::Corrupt("a page of the database"));
         }
         let rows = rows.into_iter().take_while(|(key, _)| &**key < high);
         rows.map(|(key, value)| {
-            let (logical, generation) =
-                keys::split_version(&key).ok_or(MetaError::Corrupt("key"))?;
+            let VersionedKey {
+                logical,
+                generation,
+            } = VersionedKey::decode(&key).ok_or(MetaError::Corrupt("key"))?;
             if generation != FIRST_GENERATION || value == TOMBSTONE {
                 return Err(MetaError::Corrupt("key"));
             }
@@ -182,16 +184,16 @@ impl Records for Stored {
         .collect()
     }
 
-    fn counted(&self) -> Counters {
+    fn source_counters(&self) -> Counters {
         self.counters().clone()
     }
 }
 
-/// Records of a table one after the other.
+/// Iterates over the records of a table.
 struct Cursor<'a> {
     records: &'a dyn Records,
     table: Table,
-    /// Rows in memory.
+    /// Number of rows read at a time.
     at_a_time: usize,
     low: Vec<u8>,
     high: Vec<u8>,
@@ -212,7 +214,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The names in one directory.
+    /// Iterates over the names in one directory.
     fn names_in(records: &'a dyn Records, directory: Ino) -> Self {
         Self {
             low: keys::number(directory.0),
@@ -224,10 +226,12 @@ impl<'a> Cursor<'a> {
     fn peek(&mut self) -> Result<Option<&Row>, MetaError> {
         if self.ready.len() == 0 && !self.done {
             let (low, high) = (&self.low, &self.high);
-            let rows = self.records.some(self.table, low, high, self.at_a_time)?;
+            let rows = self
+                .records
+                .read_rows(self.table, low, high, self.at_a_time)?;
             if let Some((last, _)) = rows.last() {
-                // No logical key is the beginning of another one: all versions of the last one
-                // begin with it, and the next one is greater than it with any generation.
+                // No logical key is a prefix of another. All versions of the last key begin with
+                // it, and the next key is greater than it with any generation.
                 self.low = keys::versioned(last, Generation(u64::MAX));
                 self.low.push(0);
             }
@@ -242,22 +246,22 @@ impl<'a> Cursor<'a> {
         Ok(self.ready.next())
     }
 
-    /// The inode that the next record belongs to.
+    /// The inode of the next record.
     fn peek_ino(&mut self) -> Result<Option<Ino>, MetaError> {
         self.peek()?.map(|(key, _)| ino_of(key)).transpose()
     }
 }
 
-/// What is not copied.
+/// What is excluded from the copy.
 #[derive(Default)]
-struct LeftOut {
-    /// Inodes without a name, and those that are below such a directory alone.
+struct Excluded {
+    /// Inodes without a name, and inodes that exist only below such directories.
     inodes: HashSet<Ino>,
-    /// Names that inodes lose with the directories that hold them.
+    /// Number of names that inodes lose with the excluded directories.
     names: HashMap<Ino, u32>,
 }
 
-impl LeftOut {
+impl Excluded {
     fn find(records: &dyn Records) -> Result<Self, MetaError> {
         let mut this = Self::default();
         let mut directories = Vec::new();
@@ -276,7 +280,7 @@ impl LeftOut {
             let mut names = Cursor::names_in(records, directory);
             while let Some((_, value)) = names.next()? {
                 let entry = DirentRecord::decode(&value).ok_or(MetaError::Corrupt("dirent"))?;
-                this.leave_out(records, entry.ino, &mut directories)?;
+                this.exclude_name(records, entry.ino, &mut directories)?;
             }
         }
         if this.inodes.contains(&Ino::ROOT) {
@@ -285,8 +289,8 @@ impl LeftOut {
         Ok(this)
     }
 
-    /// An inode loses a name.
-    fn leave_out(
+    /// Counts a name that an inode loses.
+    fn exclude_name(
         &mut self,
         records: &dyn Records,
         ino: Ino,
@@ -312,17 +316,17 @@ impl LeftOut {
 /// A copy under way.
 struct Copy<'a> {
     records: &'a dyn Records,
-    left_out: LeftOut,
+    excluded: Excluded,
     tally: Tally,
 }
 
 impl Meta {
-    /// Writes what `view` sees into an empty sealed file, as the metadata of another volume.
-    /// `parts` sees every chunk with objects once, by inode and chunk; what it returns as an error
-    /// ends the copy. Durable when it returns.
+    /// Writes what `view` sees into an empty sealed file as the metadata of another volume. `parts`
+    /// is called once for every chunk with objects, ordered by inode and chunk; an error that it
+    /// returns ends the copy. Durable on return.
     ///
     /// # Errors
-    /// Those of `parts`, of reading here and of writing there. The file is worth nothing then.
+    /// Errors of `parts`, of reading the source and of writing the file, which is worthless then.
     pub fn copy_view<E: From<MetaError>>(
         &self,
         view: View,
@@ -330,15 +334,14 @@ impl Meta {
         options: CopyOptions,
         parts: &mut CopyParts<'_, E>,
     ) -> Result<Copied, E> {
-        copy(&Seen { meta: self, view }, file, options, parts)
+        copy(&ViewRecords { meta: self, view }, file, options, parts)
     }
 
-    /// Writes all rows as of the newest commit into an empty sealed file, as the metadata of the
-    /// same volume, which is not marked clean there. What it counts is what the rows add up to.
-    /// Durable when it returns.
+    /// Writes all rows of the newest commit into an empty sealed file as the metadata of the same
+    /// volume, without the clean mark. The counters are computed from the rows. Durable on return.
     ///
     /// # Errors
-    /// Those of reading here and of writing there. The file is worth nothing then.
+    /// Errors of reading the source and of writing the file, which is worthless then.
     pub fn copy_committed(&self, file: MetaFile) -> Result<(), MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);
         let tables = Tables::open(std::sync::Arc::new(file), CACHE_BYTES)?;
@@ -366,10 +369,11 @@ impl Meta {
     }
 }
 
-/// [`Meta::copy_view`] of records that need not be those of a volume in use.
+/// Copies records from any source, as [`Meta::copy_view`] does from a volume in use.
 ///
 /// # Errors
-/// As there, and where the records are not those of one tree of files.
+/// Errors of `parts`, of reading and of writing, and an error if the records do not form one tree
+/// of files.
 pub fn copy<E: From<MetaError>>(
     records: &dyn Records,
     file: MetaFile,
@@ -382,7 +386,7 @@ pub fn copy<E: From<MetaError>>(
     let loaded = tables.load(&mut |loader| {
         let mut copy = Copy {
             records,
-            left_out: LeftOut::find(records)?,
+            excluded: Excluded::find(records)?,
             tally: Tally::default(),
         };
         copy.all(loader, &mut |chunk, old| match parts(chunk, old) {
@@ -413,7 +417,7 @@ pub fn copy<E: From<MetaError>>(
 
 impl Copy<'_> {
     fn counters(self, options: CopyOptions) -> Result<Counters, MetaError> {
-        let source = self.records.counted();
+        let source = self.records.source_counters();
         let counters = self.tally.counters(Counters {
             clean: true,
             generation: Generation(FIRST_GENERATION.0 + 1),
@@ -429,7 +433,7 @@ impl Copy<'_> {
             inodes: 0,
             record_bytes: 0,
             limit_bytes: options.limit_bytes,
-            // Names lie where this key says.
+            // The positions of names depend on this key.
             hash_key: source.hash_key,
             restoring: Generation(0),
             newest_view: ViewId::LIVE,
@@ -452,21 +456,22 @@ impl Copy<'_> {
         self.inodes_and_contents(to, replace)?;
         let mut names = Cursor::new(records, Table::Dirent, 1024);
         while let Some((key, value)) = names.next()? {
-            if !self.left_out.has(ino_of(&key)?) {
+            if !self.excluded.has(ino_of(&key)?) {
                 self.insert(to, Table::Dirent, &key, &value)?;
             }
         }
-        // Values are long: only a few are in memory at a time.
+        // Values are long, so only a few are held in memory at a time.
         let mut xattrs = Cursor::new(records, Table::Xattr, 32);
         while let Some((key, value)) = xattrs.next()? {
-            if !self.left_out.has(ino_of(&key)?) {
+            if !self.excluded.has(ino_of(&key)?) {
                 self.insert(to, Table::Xattr, &key, &value)?;
             }
         }
         Ok(())
     }
 
-    /// Inodes, each with what it has: the number of its pages is that of what is copied.
+    /// Copies inodes with their extents. The number of pages of each inode is computed from what is
+    /// copied.
     fn inodes_and_contents(
         &mut self,
         to: &mut Loader<'_>,
@@ -480,7 +485,7 @@ impl Copy<'_> {
         while let Some((key, value)) = inodes.next()? {
             let mut record = InodeRecord::decode(&value).ok_or(MetaError::Corrupt("inode"))?;
             let ino = ino_of(&key)?;
-            let is_copied = !self.left_out.has(ino);
+            let is_copied = !self.excluded.has(ino);
             record.pages = 0;
             while extents.peek_ino()?.is_some_and(|of| of <= ino) {
                 let Some((key, value)) = extents.next()? else {
@@ -491,11 +496,11 @@ impl Copy<'_> {
                 }
                 if is_copied {
                     let size = record.size;
-                    record.pages += self.extent(to, (&key, &value), size, replace)?;
+                    record.pages += self.extent(to, &(key, value), size, replace)?;
                 }
             }
             if is_copied {
-                let lost = self.left_out.names.get(&ino).copied().unwrap_or(0);
+                let lost = self.excluded.names.get(&ino).copied().unwrap_or(0);
                 record.nlink = record.nlink.saturating_sub(lost);
                 self.insert(to, Table::Inode, &key, &record.encode())?;
             }
@@ -506,14 +511,15 @@ impl Copy<'_> {
         }
     }
 
-    /// Copies an extent of a file of that size; the answer is how many pages it has.
+    /// Copies an extent of a file of that size. Returns its number of pages.
     fn extent(
         &mut self,
         to: &mut Loader<'_>,
-        (key, value): (&[u8], &[u8]),
+        row: &Row,
         size_bytes: u64,
         replace: &mut Replace<'_>,
     ) -> Result<u64, MetaError> {
+        let (key, value) = row;
         let (ino, chunk) = keys::extent_parts(key).ok_or(MetaError::Corrupt("key"))?;
         let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
         let (shared, mut parts) = match record {
@@ -523,7 +529,7 @@ impl Copy<'_> {
             }
             ExtentRecord::Parts { shared, parts, .. } => (shared, parts),
         };
-        // One without pages was made for a promise.
+        // A part without pages was made for a reservation.
         parts.retain(|part| !part.pages.is_empty());
         if parts.is_empty() {
             return Ok(0);
@@ -533,7 +539,7 @@ impl Copy<'_> {
         let parts = replace(chunk, parts).ok_or(MetaError::Corrupt("an object"))?;
         let same = parts.iter().map(|part| &part.id).eq(&old);
         let record = ExtentRecord::Parts {
-            // A fresh object is nobody else's.
+            // A fresh object is not shared.
             shared: shared && same,
             parts,
             reserved: PageSet::new(),

@@ -1,10 +1,9 @@
-//! redb over the sealed file `meta`.
+//! The redb database in the sealed file `meta`.
 //!
-//! Invariants: every durable commit is two-phase; a panic inside redb is caught and is an error
-//! like any other, also where something of redb's is dropped (it locks mutexes that an earlier
-//! panic has poisoned); after an error of a write the database is not used again (the caller
-//! latches); a database that is dropped instead of closed writes nothing, as if the process had
-//! ended.
+//! Invariants: every durable commit is two-phase. A panic inside redb is caught and becomes an
+//! ordinary error, also when an object of redb is dropped (its drop locks mutexes that an earlier
+//! panic has poisoned). After a failed write the database is not used again (the caller latches). A
+//! database that is dropped without being closed writes nothing, as if the process had ended.
 //!
 //! Order of writes of a commit: new pages, sync, the other commit slot in page 0, sync. Page 0
 //! has two slots of its own in the sealed file, so that a torn write of it leaves the other.
@@ -34,14 +33,14 @@ const fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'s
 #[derive(Debug)]
 struct Backend {
     file: Arc<MetaFile>,
-    /// Given up: nothing is written any more.
+    /// Set once the database is abandoned: nothing is written any more.
     ended: Arc<AtomicBool>,
 }
 
 impl Backend {
     fn to_write(&self) -> io::Result<&MetaFile> {
         if self.ended.load(Ordering::SeqCst) {
-            Err(io::Error::other("the metadata database was given up"))
+            Err(io::Error::other("the metadata database was abandoned"))
         } else {
             Ok(&self.file)
         }
@@ -72,7 +71,7 @@ impl StorageBackend for Backend {
 
 /// The tables as of the newest commit.
 pub struct Committed {
-    /// `None` only while it is dropped.
+    /// `None` only during the drop.
     tables: Option<[Rows; Table::ALL.len()]>,
 }
 
@@ -96,6 +95,9 @@ impl Committed {
     }
 
     /// The value of a physical key.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         guarded(|| {
             Ok(self
@@ -106,6 +108,9 @@ impl Committed {
     }
 
     /// The last record with `low <= key <= high`.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn last_between(
         &self,
         table: Table,
@@ -119,7 +124,10 @@ impl Committed {
         })
     }
 
-    /// Calls `visit` with each record with `low <= key < high`, in order, until it says false.
+    /// Calls `visit` with each record with `low <= key < high`, in order, until it returns false.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub fn visit(
         &self,
         table: Table,
@@ -148,7 +156,7 @@ pub struct Tables {
 
 impl Drop for Tables {
     fn drop(&mut self) {
-        // What redb would write at its end may be made of what an error left behind.
+        // What redb would write on its drop may be based on the leftovers of an error.
         self.ended.store(true, Ordering::SeqCst);
         let database = self.database.take();
         drop_guarded(database);
@@ -162,8 +170,11 @@ impl fmt::Debug for Tables {
 }
 
 impl Tables {
-    /// Opens the database in the sealed file, recovering it where the last use ended unclean, or
-    /// makes an empty one in an empty file.
+    /// Opens the database in the sealed file and recovers it after an unclean shutdown, or creates
+    /// an empty one in an empty file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or is no database that redb accepts.
     pub fn open(file: Arc<MetaFile>, cache_bytes: usize) -> Result<Self, MetaError> {
         let ended = Arc::new(AtomicBool::new(false));
         let backend = Backend {
@@ -173,8 +184,8 @@ impl Tables {
         Self::over(backend, ended, cache_bytes)
     }
 
-    /// Opens the database through something that keeps what is written to itself.
-    pub(super) fn open_apart(
+    /// Opens the database over a backend that does not write to the file.
+    pub(super) fn open_scratch(
         backend: impl StorageBackend,
         cache_bytes: usize,
     ) -> Result<Self, MetaError> {
@@ -197,8 +208,11 @@ impl Tables {
         })
     }
 
-    /// Verifies the checksums of everything that the newest commit names, and finds anew which
-    /// pages are free. False when that was not as recorded, and is now.
+    /// Verifies the checksums of everything that the newest commit references, and rebuilds the
+    /// record of free pages. False if that record was wrong and has been corrected.
+    ///
+    /// # Errors
+    /// When a page does not open, or does not match its checksum.
     pub fn verify(&mut self) -> Result<bool, MetaError> {
         let database = self.database.as_mut().ok_or(MetaError::Corrupt("tables"))?;
         guarded(|| Ok(database.check_integrity()?))
@@ -208,7 +222,10 @@ impl Tables {
         self.database.as_ref().ok_or(MetaError::Corrupt("tables"))
     }
 
-    /// The tables as of now.
+    /// The current tables.
+    ///
+    /// # Errors
+    /// When the roots of the tables cannot be read, or the database is closed.
     pub fn committed(&self) -> Result<Committed, MetaError> {
         guarded(|| {
             let transaction = self.database()?.begin_read()?;
@@ -226,6 +243,9 @@ impl Tables {
     }
 
     /// Writes the changes and the counters in one durable transaction.
+    ///
+    /// # Errors
+    /// When the transaction cannot be written. The caller must not use the database again.
     pub fn commit(&self, changes: &Overlay, counters: &[u8]) -> Result<(), MetaError> {
         guarded(|| {
             let mut transaction = self.database()?.begin_write()?;
@@ -249,9 +269,12 @@ impl Tables {
         })
     }
 
-    /// Fills an empty database in one durable transaction, of any size in bounded memory: `fill`
-    /// inserts the rows, best in the order of their keys, and gives the counters. Nothing is
-    /// written that counts when it fails.
+    /// Fills an empty database in one durable transaction of any size, in bounded memory. `fill`
+    /// inserts the rows, preferably in the order of their keys, and returns the counters. If it
+    /// fails, nothing takes effect.
+    ///
+    /// # Errors
+    /// Errors of `fill`, and of writing the transaction.
     pub fn load(
         &self,
         fill: &mut dyn FnMut(&mut Loader<'_>) -> Result<Vec<u8>, MetaError>,
@@ -274,7 +297,10 @@ impl Tables {
         })
     }
 
-    /// Ends the use of the database and marks it clean.
+    /// Closes the database and marks it clean.
+    ///
+    /// # Errors
+    /// When the last writes fail.
     pub fn close(mut self) -> Result<(), MetaError> {
         match self.database.take() {
             Some(database) => guarded(|| Ok(database.close()?)),
@@ -294,6 +320,9 @@ impl fmt::Debug for Loader<'_> {
 
 impl Loader<'_> {
     /// Sets a row.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
     pub fn insert(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
         let rows = self.0.get_mut(table.index());
         rows.ok_or(MetaError::Corrupt("tables"))?
@@ -302,18 +331,18 @@ impl Loader<'_> {
     }
 }
 
-/// Drops something of redb's. A panic in there has nobody left to tell.
+/// Drops an object of redb. There is no caller left to report a panic to.
 fn drop_guarded<T>(value: T) {
     let dropped = guarded(|| {
         drop(value);
         Ok(())
     });
     if let Err(error) = dropped {
-        tracing::error!(%error, "the metadata database did not end well");
+        tracing::error!(%error, "the metadata database could not be closed cleanly");
     }
 }
 
-/// Runs a call into redb; a panic in there becomes an error.
+/// Runs a call into redb and turns a panic into an error.
 fn guarded<T>(call: impl FnOnce() -> Result<T, MetaError>) -> Result<T, MetaError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         let message = panic

@@ -1,9 +1,9 @@
 //! Keys of the metadata tables.
 //!
-//! All numbers are big-endian, so that the order of bytes is the order of numbers. In the
-//! versioned tables every key ends in the generation (8 bytes) that wrote the record; what stands
-//! before it is the *logical key*. Names hold neither NUL nor `/`, so the NUL after a name keeps
-//! one logical key from being a prefix of another.
+//! All numbers are big-endian, so that the order of bytes is the order of numbers. In the versioned
+//! tables every key ends in the generation (8 bytes) that wrote the record; the part before it is
+//! the *logical key*. Names contain neither NUL nor `/`, so the NUL after a name prevents one
+//! logical key from being a prefix of another.
 //!
 //! | table | logical key | versioned | value ([`super::records`]) |
 //! |---|---|---|---|
@@ -12,29 +12,29 @@
 //! | `xattr` | ino (8), name, NUL | yes | the value |
 //! | `extent` | ino (8), chunk (4) | yes | parts, or the bytes of a small file |
 //! | `view` | view id (2) | no | a kept view |
-//! | `change` | generation (8), table (1), logical key | no | one byte, 1: first written in that generation while a view was kept |
+//! | `change` | generation (8), table (1), logical key | no | 1: first written then, while a view was kept |
 //! | `trim` | ino (8), chunk (4) | no | one byte, 1: objects may hold pages that nobody reads |
 //! | `orphan` | ino (8) | no | one byte, 1: unlinked, still in use |
 //! | `garbage` | number (8) | no | folder (8), object id (16): to be unlinked |
 //! | `counters` | empty | no | counters |
 //!
-//! The *name hash* is made of the first 4 bytes of SHA-256(hash key ‖ name), where the hash key is 16
-//! random bytes of the volume ([`super::records::Counters`]); see [`name_hash`]. An entry's
-//! *position* is its name's hash, or the first number after it that no other entry of the directory
-//! has: it stays where it is when others come and go, which is what `telldir` and `seekdir` need, and
-//! fits into the 31 bits that programs with a signed `off_t` of 32 bits can hold. A secret key keeps
-//! users from making names that collide.
+//! The *name hash* is derived from the first 4 bytes of SHA-256(hash key ‖ name), where the hash
+//! key is 16 random bytes of the volume ([`super::records::Counters`]); see [`name_hash`]. An
+//! entry's *position* is its name's hash, or the first number after it that no other entry of the
+//! directory uses. It does not change when other entries come and go, as `telldir` and `seekdir`
+//! require, and it fits into the 31 bits that programs with a signed 32-bit `off_t` can hold. The
+//! secret key prevents users from constructing colliding names.
 
 use sha2::{Digest, Sha256};
 
 use crate::ids::{ChunkIndex, Generation, Ino, ViewId};
 
-/// Hashes of names are below this number; together with what may be added to them, 31 bits hold them.
+/// Upper bound of name hashes; together with the largest offset they fit into 31 bits.
 pub const NAME_HASHES: u32 = (1 << 31) - 1024;
-/// An entry lies less than this after its name's hash.
-pub const NEARBY: u32 = 64;
+/// The position of an entry is less than this after its name's hash.
+pub const PROBE_LIMIT: u32 = 64;
 
-/// Where a name lies among its directory's entries unless another one does.
+/// The hash of a name: its position unless another entry occupies it.
 pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u32 {
     let digest = Sha256::new()
         .chain_update(key)
@@ -48,7 +48,10 @@ pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u32 {
 
 /// The tables.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-#[allow(missing_docs)]
+#[allow(
+    missing_docs,
+    reason = "the table in the module's header describes them"
+)]
 pub enum Table {
     Inode,
     Dirent,
@@ -82,7 +85,7 @@ impl Table {
         self as usize
     }
 
-    /// The name in the database.
+    /// The table's name in the database.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Inode => "inode",
@@ -107,20 +110,20 @@ pub const GENERATION_BYTES: usize = 8;
 
 /// Logical key of an inode.
 pub fn inode(ino: Ino) -> Vec<u8> {
-    with_room(&[&ino.0.to_be_bytes()])
+    concat(&[&ino.0.to_be_bytes()])
 }
 
 /// Logical key of a directory entry.
 pub fn dirent(parent: Ino, position: u32, name: &[u8]) -> Vec<u8> {
-    with_room(&[&parent.0.to_be_bytes(), &position.to_be_bytes(), name, &[0]])
+    concat(&[&parent.0.to_be_bytes(), &position.to_be_bytes(), name, &[0]])
 }
 
-/// Where the entries of a directory from that position on begin.
+/// The first logical key of a directory's entries from that position on.
 pub fn dirent_from(parent: Ino, position: u32) -> Vec<u8> {
-    with_room(&[&parent.0.to_be_bytes(), &position.to_be_bytes()])
+    concat(&[&parent.0.to_be_bytes(), &position.to_be_bytes()])
 }
 
-/// Position and name in a directory entry's logical key.
+/// The position and name in a directory entry's logical key.
 pub fn dirent_parts(logical: &[u8]) -> Option<(u32, &[u8])> {
     let (_, rest) = logical.split_first_chunk::<8>()?;
     let (position, rest) = rest.split_first_chunk::<4>()?;
@@ -132,7 +135,7 @@ pub fn dirent_parts(logical: &[u8]) -> Option<(u32, &[u8])> {
 
 /// Logical key of an extended attribute.
 pub fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
-    with_room(&[&ino.0.to_be_bytes(), name, &[0]])
+    concat(&[&ino.0.to_be_bytes(), name, &[0]])
 }
 
 /// The name in an extended attribute's logical key.
@@ -145,7 +148,7 @@ pub fn xattr_name(logical: &[u8]) -> Option<&[u8]> {
 
 /// Logical key of an extent.
 pub fn extent(ino: Ino, chunk: ChunkIndex) -> Vec<u8> {
-    with_room(&[&ino.0.to_be_bytes(), &chunk.0.to_be_bytes()])
+    concat(&[&ino.0.to_be_bytes(), &chunk.0.to_be_bytes()])
 }
 
 /// Inode and chunk of an extent's logical key.
@@ -165,19 +168,19 @@ pub fn view(id: ViewId) -> Vec<u8> {
     id.0.to_be_bytes().to_vec()
 }
 
-/// The view of such a key; the live one has none.
+/// The view of a view's key; the live view has none.
 pub fn view_of(key: &[u8]) -> Option<ViewId> {
     let id = ViewId(u16::from_be_bytes(key.try_into().ok()?));
     (id != ViewId::LIVE && id <= ViewId::MAX).then_some(id)
 }
 
-/// Key that says that a record was first written in a generation.
+/// Key of a `change` row: the record was first written in that generation.
 pub fn change(generation: Generation, table: Table, logical: &[u8]) -> Vec<u8> {
     let table = table.index() as u8;
-    with_room(&[&generation.0.to_be_bytes(), &[table], logical])
+    concat(&[&generation.0.to_be_bytes(), &[table], logical])
 }
 
-/// Generation, table and logical key of such a key.
+/// Generation, table and logical key of a `change` row's key.
 pub fn change_parts(key: &[u8]) -> Option<(Generation, Table, &[u8])> {
     let (generation, rest) = key.split_first_chunk::<8>()?;
     let (table, logical) = rest.split_first()?;
@@ -189,7 +192,7 @@ pub fn change_parts(key: &[u8]) -> Option<(Generation, Table, &[u8])> {
     versioned.then_some((Generation(u64::from_be_bytes(*generation)), table, logical))
 }
 
-/// The inode that a versioned table's logical key belongs to: for a directory entry its directory.
+/// The inode that a logical key belongs to; for a directory entry its directory.
 pub fn ino_of(logical: &[u8]) -> Option<Ino> {
     let (ino, _) = logical.split_first_chunk::<8>()?;
     Some(Ino(u64::from_be_bytes(*ino)))
@@ -200,28 +203,47 @@ pub fn number(number: u64) -> Vec<u8> {
     number.to_be_bytes().to_vec()
 }
 
-/// The number in such a key.
+/// The number in an unversioned key.
 pub fn number_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.try_into().ok()?))
 }
 
-/// Everything of inode `ino` in a versioned table lies below this key.
+/// Upper bound of all keys of inode `ino` in a versioned table.
 pub fn after_ino(ino: Ino) -> Vec<u8> {
     ino.0.saturating_add(1).to_be_bytes().to_vec()
 }
 
 /// The physical key: logical key and generation.
 pub fn versioned(logical: &[u8], generation: Generation) -> Vec<u8> {
-    with_room(&[logical, &generation.0.to_be_bytes()])
+    concat(&[logical, &generation.0.to_be_bytes()])
 }
 
-/// Takes a physical key apart.
-pub fn split_version(physical: &[u8]) -> Option<(&[u8], Generation)> {
-    let (logical, generation) = physical.split_last_chunk::<GENERATION_BYTES>()?;
-    Some((logical, Generation(u64::from_be_bytes(*generation))))
+/// A key of a versioned table: one version of a record.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct VersionedKey<'a> {
+    /// The logical key.
+    pub logical: &'a [u8],
+    /// The generation that wrote the version.
+    pub generation: Generation,
 }
 
-fn with_room(pieces: &[&[u8]]) -> Vec<u8> {
+impl<'a> VersionedKey<'a> {
+    /// The physical key.
+    pub fn encode(self) -> Vec<u8> {
+        versioned(self.logical, self.generation)
+    }
+
+    /// Splits a physical key; `None` if it is too short.
+    pub fn decode(physical: &'a [u8]) -> Option<Self> {
+        let (logical, generation) = physical.split_last_chunk::<GENERATION_BYTES>()?;
+        Some(Self {
+            logical,
+            generation: Generation(u64::from_be_bytes(*generation)),
+        })
+    }
+}
+
+fn concat(pieces: &[&[u8]]) -> Vec<u8> {
     let len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
     let mut key = Vec::with_capacity(len + GENERATION_BYTES);
     for piece in pieces {
@@ -251,7 +273,12 @@ mod tests {
             Some((Ino(7), ChunkIndex(3)))
         );
         let key = versioned(b"k", Generation(9));
-        assert_eq!(split_version(&key), Some((&b"k"[..], Generation(9))));
+        let version = VersionedKey {
+            logical: b"k",
+            generation: Generation(9),
+        };
+        assert_eq!(VersionedKey::decode(&key), Some(version));
+        assert_eq!(version.encode(), key);
         assert_eq!(dirent_parts(b"short"), None);
         assert_eq!(extent_parts(&[0; 13]), None);
     }

@@ -1,36 +1,37 @@
-//! Metadata: versioned records in redb, behind a map of what is not committed yet.
+//! Metadata: versioned records in redb, behind an in-memory map of uncommitted changes.
 //!
 //! Invariants:
-//! - A batch is applied all or nothing, and a commit contains a prefix of the batches.
-//! - A record is visible in a view of generation `g` when it is the newest with a generation
-//!   `<= g`; a tombstone says that there is none.
-//! - What is read is the newest of: batches not committed, batches being committed, the database.
-//! - After an error that leaves the database in doubt, nothing is written any more ([`Meta::latch`]).
+//! - A batch is applied atomically, and a commit contains a prefix of the batches.
+//! - A view of generation `g` sees the newest version of a record whose generation is at most `g`.
+//!   A tombstone means that the record does not exist.
+//! - A read returns the newest of: uncommitted batches, batches being committed, the database.
+//! - After an error that leaves the database in doubt, nothing is written any more
+//!   ([`Meta::latch`]).
 //!
 //! Order of a commit: the pending map is set aside, written in one two-phase transaction, and
-//! dropped when readers have the new tables. New batches go to a fresh map meanwhile.
+//! dropped once readers have the new tables. New batches go to a fresh map meanwhile.
 
 pub mod charge;
 pub mod checkpoint;
-pub mod climb;
 pub mod commit;
 pub mod copy;
+pub mod cycle;
 pub mod database;
 pub mod keys;
-pub mod mend;
 pub mod overlay;
 pub mod page_set;
 mod permit;
 mod queries;
 pub mod raw;
+mod read;
 pub mod records;
+pub mod repair;
 pub mod stored;
 mod tally;
 pub mod trims;
 mod versions;
 mod views;
 
-use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
@@ -38,41 +39,41 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::errno::Errno;
 use crate::ids::{FolderNumber, Generation, Ino, Sequence, ViewId};
-use crate::sealed::{MetaFile, SealedError, Told};
+use crate::sealed::{LogOnce, MetaFile, SealedError};
 use crate::store::ballast::Ballast;
 use database::{Committed, Tables};
-use keys::{Row, Table};
+use keys::Table;
 pub use overlay::Batch;
-use overlay::{Overlay, TableOverlay};
+use overlay::Overlay;
 pub use permit::{Pause, Permit};
-use records::{COUNT_MAX, Counters, DirentRecord, ExtentRecord, InodeRecord, TOMBSTONE};
-pub use versions::ChangedKey;
+use records::{COUNT_MAX, Counters, InodeRecord};
+pub use versions::{ChangeRow, ChangedKey};
 
-/// What can go wrong with the metadata.
+/// Errors of the metadata.
 #[derive(Debug, thiserror::Error)]
 pub enum MetaError {
     /// The backing store failed; nothing was changed.
     #[error("the backing store failed under the metadata: {0}")]
     Io(#[from] std::io::Error),
-    /// A page did not open, or its file could not be used.
+    /// A page did not open, or its file is unusable.
     #[error("the metadata file: {0}")]
     Sealed(#[from] SealedError),
-    /// redb's own error.
+    /// An error of redb.
     #[error("the metadata database: {0}")]
     Database(Box<redb::Error>),
-    /// redb panicked, which it does on contents it cannot make sense of.
+    /// redb panicked, which it does on inconsistent contents.
     #[error("the metadata database stopped: {0}")]
     Panic(String),
-    /// All numbers of a kind have been drawn, or a count cannot become larger.
-    #[error("the volume has no more {0} to give")]
+    /// All numbers of a kind are used up, or a counter has reached its limit.
+    #[error("the volume has used up its {0}")]
     UsedUp(&'static str),
-    /// A record that this program did not write.
+    /// A record is not one that this program writes.
     #[error("a metadata record in {0} is not what this version writes")]
     Corrupt(&'static str),
-    /// Nothing may change for now.
+    /// Changes are refused for now.
     #[error("the volume is read-only")]
     ReadOnly,
-    /// An earlier error ended all writing.
+    /// An earlier error has ended all writing.
     #[error("the volume is read-only since an earlier error: {0}")]
     Latched(String),
 }
@@ -96,7 +97,7 @@ from_redb!(
 );
 
 impl MetaError {
-    /// What the caller of the filesystem is told.
+    /// The error number that the caller of the filesystem gets.
     pub fn errno(&self) -> Errno {
         match self {
             Self::Io(error) => Errno::from_backing(error),
@@ -117,35 +118,35 @@ impl MetaError {
 pub struct View(pub Generation);
 
 impl View {
-    /// Now.
+    /// The live view.
     pub const LIVE: Self = Self(Generation(u64::MAX));
 }
 
-/// The first generation; while it is the only one, every record's key is known.
+/// The first generation. While it is the only one, every physical key is known without a search.
 const FIRST_GENERATION: Generation = Generation(1);
-/// Space set aside for the metadata beside what the pending changes need, so that deleting
-/// something works on a full disk.
+/// Space reserved for the metadata in addition to what the pending changes need, so that deleting
+/// works on a full disk.
 const HEADROOM_BYTES: u64 = 8 << 20;
 
 struct State {
     /// Batches since the last commit began.
     pending: Overlay,
-    /// Something among them is removed: an inode, or pages.
+    /// The pending batches remove something: an inode, or pages.
     pending_removes: bool,
-    /// Some of them take more room than what was there.
+    /// The pending batches need more space than before.
     pending_adds: bool,
     /// Batches of the commit under way.
     committing: Arc<Overlay>,
     committed: Arc<Committed>,
     counters: Counters,
-    /// From this inode on all have been made in the live generation, and so has every record that
-    /// is theirs: to look for older versions would be in vain.
+    /// All inodes from this one on, and all of their records, were created in the live generation.
+    /// Searching for older versions would be in vain.
     first_fresh: Ino,
     /// Number of the newest batch.
     applied: u64,
-    /// The last batch there may be: nothing is to change after it for now.
+    /// Set while changes are refused: the number of the last permitted batch.
     held_at: Option<u64>,
-    /// The volume is about to be left.
+    /// The volume is about to be unmounted.
     ends: bool,
 }
 
@@ -161,14 +162,14 @@ pub struct Meta {
     inode_locks: queries::InodeLocks,
     permits: permit::PermitLock,
     views: RwLock<views::Views>,
-    /// What a commit may count on where the backing filesystem copies on write.
+    /// The space reserve that a commit may use on a full disk.
     ballast: OnceLock<Arc<Ballast>>,
-    /// The checkpoint that was begun; held by whoever writes it.
+    /// The unfinished checkpoint, locked by its writer.
     unfinished: Mutex<Option<checkpoint::Unfinished>>,
-    /// Its room is needed.
-    gives_up: AtomicBool,
-    /// Inodes of which the log knows that their records contradict others.
-    told: Told<Ino>,
+    /// The space of the unfinished checkpoint is needed.
+    discard_requested: AtomicBool,
+    /// Inodes whose inconsistent records were logged.
+    logged: LogOnce<Ino>,
 }
 
 impl std::fmt::Debug for Meta {
@@ -178,7 +179,10 @@ impl std::fmt::Debug for Meta {
 }
 
 impl Meta {
-    /// Makes the metadata of an empty volume in an empty sealed file. Durable when it returns.
+    /// Creates the metadata of an empty volume in an empty sealed file. Durable on return.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or there are no random bytes.
     pub fn format(file: MetaFile, limit_bytes: u64, root: &InodeRecord) -> Result<(), MetaError> {
         let mut hash_key = [0; 16];
         getrandom::fill(&mut hash_key).map_err(|e| std::io::Error::other(e.to_string()))?;
@@ -207,21 +211,29 @@ impl Meta {
         tables.close()
     }
 
-    /// Opens the metadata, which redb recovers where the last use ended unclean. `cache_bytes` bounds
-    /// redb's cache.
+    /// Opens the metadata; redb recovers it after an unclean shutdown. `cache_bytes` limits redb's
+    /// cache.
+    ///
+    /// # Errors
+    /// When the file cannot be read or synced, the database does not open, or its counters
+    /// contradict the records.
     pub fn open(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
         Self::open_as(file, cache_bytes, true)
     }
 
-    /// The same for one who sets right what the volume counts: nothing else may be changed before.
-    pub fn open_to_mend(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
+    /// Opens the metadata without checking its counters, so that a repair can correct them. Nothing
+    /// else may be changed before.
+    ///
+    /// # Errors
+    /// When the file cannot be read or synced, or the database or its counters do not open.
+    pub fn open_for_repair(file: MetaFile, cache_bytes: usize) -> Result<Self, MetaError> {
         Self::open_as(file, cache_bytes, false)
     }
 
     fn open_as(file: MetaFile, cache_bytes: usize, sound: bool) -> Result<Self, MetaError> {
-        // What a process wrote that was killed may be in the kernel's memory only, the slot of page 0
-        // that is now taken for the durable one too: it must be on the disk before redb writes the
-        // other, or a power cut may take both.
+        // After a process was killed, its writes, including the slot of page 0 that now counts as
+        // durable, may exist only in the kernel's memory. They must reach the disk before redb
+        // writes the other slot, or a power cut may destroy both.
         file.sync()?;
         let file = Arc::new(file);
         let tables = Tables::open(Arc::clone(&file), cache_bytes)?;
@@ -264,23 +276,23 @@ impl Meta {
             views: RwLock::new(views),
             ballast: OnceLock::new(),
             unfinished: Mutex::new(None),
-            gives_up: AtomicBool::new(false),
-            told: Told::default(),
+            discard_requested: AtomicBool::new(false),
+            logged: LogOnce::default(),
         })
     }
 
-    /// Ends all writing where the database could not be read: what else of it is bad cannot be
-    /// known, and redb itself does not go on after that.
-    fn watch<T>(&self, read: Result<T, MetaError>) -> Result<T, MetaError> {
+    /// Ends all writing if the database could not be read: other parts may be bad too, and redb
+    /// itself does not continue after that.
+    fn latch_on_error<T>(&self, read: Result<T, MetaError>) -> Result<T, MetaError> {
         if let Err(error) = &read {
             self.latch(&format!("the metadata could not be read: {error}"));
         }
         read
     }
 
-    /// Says in the log, once for each inode, that its records contradict others.
-    pub fn tell_inconsistent(&self, ino: Ino, what: &str) {
-        if self.told.is_news(ino) {
+    /// Logs, once per inode, that its records contradict others.
+    pub fn log_inconsistent(&self, ino: Ino, what: &str) {
+        if self.logged.first_time(ino) {
             tracing::error!(ino = ino.0, what, "the metadata is damaged");
         }
     }
@@ -295,20 +307,20 @@ impl Meta {
         self.file.sequence()
     }
 
-    /// The sealed file, for what the platform keystore remembers of it.
+    /// The sealed file under the database.
     pub fn file(&self) -> &MetaFile {
         &self.file
     }
 
-    /// Where a name lies among its directory's entries unless another one does.
+    /// The position of a name among its directory's entries, unless another entry occupies it.
     pub fn name_hash(&self, name: &[u8]) -> u32 {
         keys::name_hash(&self.hash_key, name)
     }
 
-    /// The number of the next inode.
+    /// Allocates an inode number.
     ///
     /// # Errors
-    /// All have been drawn.
+    /// [`MetaError::UsedUp`] if there are no more numbers.
     pub fn allocate_ino(&self) -> Result<Ino, MetaError> {
         let counters = &mut self.state.write().counters;
         let ino = Ino::checked(counters.next_ino.0).ok_or(MetaError::UsedUp("inode numbers"))?;
@@ -316,10 +328,10 @@ impl Meta {
         Ok(ino)
     }
 
-    /// Begins a new folder of objects and returns its number.
+    /// Allocates the number of a new folder of objects.
     ///
     /// # Errors
-    /// All have been drawn.
+    /// [`MetaError::UsedUp`] if there are no more numbers.
     pub fn allocate_folder(&self, at_least: FolderNumber) -> Result<FolderNumber, MetaError> {
         let counters = &mut self.state.write().counters;
         let folder = FolderNumber(counters.folder.0.saturating_add(1)).max(at_least);
@@ -330,10 +342,10 @@ impl Meta {
         Ok(folder)
     }
 
-    /// The number of the next row of `garbage`.
+    /// Allocates the number of a row of `garbage`.
     ///
     /// # Errors
-    /// All have been drawn.
+    /// [`MetaError::UsedUp`] if there are no more numbers.
     pub fn allocate_garbage(&self) -> Result<u64, MetaError> {
         let counters = &mut self.state.write().counters;
         let number = counters.next_garbage;
@@ -343,313 +355,12 @@ impl Meta {
         counters.next_garbage = number + 1;
         Ok(number)
     }
-
-    // ---- reading -------------------------------------------------------------------------
-
-    /// The record of a versioned table that `view` sees.
-    pub fn get(
-        &self,
-        table: Table,
-        logical: &[u8],
-        view: View,
-    ) -> Result<Option<Vec<u8>>, MetaError> {
-        Ok(self
-            .newest(table, logical, view)?
-            .map(|(_, value)| value)
-            .filter(|v| v != TOMBSTONE))
-    }
-
-    /// The inode that `view` sees.
-    pub fn inode(&self, ino: Ino, view: View) -> Result<Option<InodeRecord>, MetaError> {
-        let Some(bytes) = self.get(Table::Inode, &keys::inode(ino), view)? else {
-            return Ok(None);
-        };
-        InodeRecord::decode(&bytes)
-            .map(Some)
-            .ok_or(MetaError::Corrupt("inode"))
-    }
-
-    /// The directory entry that `view` sees.
-    pub fn dirent(
-        &self,
-        parent: Ino,
-        name: &[u8],
-        view: View,
-    ) -> Result<Option<DirentRecord>, MetaError> {
-        for (key, value) in self.nearby(parent, self.name_hash(name), view)? {
-            if keys::dirent_parts(&key).is_some_and(|(_, found)| found == name) {
-                let record = DirentRecord::decode(&value);
-                return record.map(Some).ok_or(MetaError::Corrupt("dirent"));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The entries that lie where a name of that hash may lie.
-    pub(super) fn nearby(&self, parent: Ino, hash: u32, view: View) -> Result<Vec<Row>, MetaError> {
-        let low = keys::dirent_from(parent, hash);
-        let high = keys::dirent_from(parent, hash.saturating_add(keys::NEARBY));
-        self.scan(Table::Dirent, &low, &high, view, usize::MAX)
-    }
-
-    /// The extent that `view` sees, with the generation that wrote it.
-    pub fn extent(
-        &self,
-        ino: Ino,
-        chunk: crate::ids::ChunkIndex,
-        view: View,
-    ) -> Result<Option<(Generation, ExtentRecord)>, MetaError> {
-        match self.newest(Table::Extent, &keys::extent(ino, chunk), view)? {
-            Some((generation, bytes)) if bytes != TOMBSTONE => {
-                let extent = ExtentRecord::decode(&bytes).ok_or(MetaError::Corrupt("extent"))?;
-                Ok(Some((generation, extent)))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Up to `limit` logical records with `low <= logical key < high` that `view` sees, in order.
-    /// Fewer than `limit` means that there are no more.
-    pub fn scan(
-        &self,
-        table: Table,
-        low: &[u8],
-        high: &[u8],
-        view: View,
-        limit: usize,
-    ) -> Result<Vec<Row>, MetaError> {
-        let mut found: Vec<Row> = Vec::new();
-        let mut live = self.generation();
-        self.visit_physical(table, low, high, &mut |key, value| {
-            let Some((logical, generation)) = keys::split_version(key) else {
-                return true;
-            };
-            // A snapshot may have raised it since; nothing is newer than the live generation.
-            if generation > live {
-                live = self.generation();
-            }
-            if generation > view.0.min(live) {
-                return true;
-            }
-            match found.last_mut() {
-                Some((last, newest)) if last == logical => {
-                    newest.clear();
-                    newest.extend_from_slice(value);
-                }
-                last => {
-                    if last.is_some_and(|(_, value)| value == TOMBSTONE) {
-                        found.pop();
-                    }
-                    if found.len() == limit {
-                        return false;
-                    }
-                    found.push((logical.to_vec(), value.to_vec()));
-                }
-            }
-            true
-        })?;
-        if found.last().is_some_and(|(_, value)| value == TOMBSTONE) {
-            found.pop();
-        }
-        Ok(found)
-    }
-
-    /// Calls `visit` with every extent of every generation: what exists, whoever sees it.
-    pub fn visit_extents(&self, visit: &mut dyn FnMut(Ino, ExtentRecord)) -> Result<(), MetaError> {
-        let mut corrupt = false;
-        self.visit_physical(Table::Extent, &[], &[0xFF; 9], &mut |key, value| {
-            if value == TOMBSTONE {
-                return true;
-            }
-            let ino = keys::split_version(key).and_then(|(logical, _)| keys::extent_parts(logical));
-            match (ino, ExtentRecord::decode(value)) {
-                (Some((ino, _)), Some(extent)) => visit(ino, extent),
-                _ => corrupt = true,
-            }
-            !corrupt
-        })?;
-        if corrupt {
-            Err(MetaError::Corrupt("extent"))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// The newest physical record of a logical key up to the view's generation.
-    fn newest(
-        &self,
-        table: Table,
-        logical: &[u8],
-        view: View,
-    ) -> Result<Option<(Generation, Vec<u8>)>, MetaError> {
-        let (generation, first_fresh) = {
-            let state = self.state.read();
-            (state.counters.generation, state.first_fresh)
-        };
-        let mut key = keys::versioned(logical, generation);
-        let is_fresh = keys::ino_of(logical).is_some_and(|ino| ino >= first_fresh);
-        if generation == FIRST_GENERATION || (is_fresh && view.0 >= generation) {
-            return Ok(self.physical(table, &key)?.map(|value| (generation, value)));
-        }
-        if is_fresh {
-            return Ok(None);
-        }
-        if view.0 >= generation
-            && let Some(value) = self.uncommitted(table, &key)
-        {
-            return Ok(Some((generation, value)));
-        }
-        // There is nothing newer than the live generation.
-        set_version(&mut key, view.0.min(generation));
-        let low = keys::versioned(logical, Generation(0));
-        loop {
-            let Some((found, value)) = self.last_physical(table, &low, &key)? else {
-                return Ok(None);
-            };
-            let (_, at) = keys::split_version(&found).ok_or(MetaError::Corrupt("key"))?;
-            match value {
-                Some(value) => return Ok(Some((at, value))),
-                None if at.0 == 0 => return Ok(None),
-                None => set_version(&mut key, Generation(at.0 - 1)),
-            }
-        }
-    }
-
-    /// The value of a physical record that a change sets which is not in the database yet.
-    fn uncommitted(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
-        let state = self.state.read();
-        let pending = state.pending.table(table).get(key);
-        pending
-            .or_else(|| state.committing.table(table).get(key))
-            .cloned()
-            .flatten()
-    }
-
-    fn physical(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
-        let (committing, committed) = {
-            let state = self.state.read();
-            if let Some(value) = state.pending.table(table).get(key) {
-                return Ok(value.clone());
-            }
-            (Arc::clone(&state.committing), Arc::clone(&state.committed))
-        };
-        match committing.table(table).get(key) {
-            Some(value) => Ok(value.clone()),
-            None => self.watch(committed.get(table, key)),
-        }
-    }
-
-    /// The last physical record of the range, `None` as its value where it has been removed.
-    #[allow(clippy::type_complexity)]
-    fn last_physical(
-        &self,
-        table: Table,
-        low: &[u8],
-        high: &[u8],
-    ) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>, MetaError> {
-        let bounds = (Bound::Included(low), Bound::Included(high));
-        let last_of = |overlay: &Overlay| {
-            let last = overlay.table(table).range::<[u8], _>(bounds).next_back();
-            last.map(|(key, value)| (key.clone(), value.clone()))
-        };
-        let (pending, committing, committed) = {
-            let state = self.state.read();
-            (
-                last_of(&state.pending),
-                Arc::clone(&state.committing),
-                Arc::clone(&state.committed),
-            )
-        };
-        let base = self
-            .watch(committed.last_between(table, low, high))?
-            .map(|(key, value)| (key, Some(value)));
-        // Of equal keys the newer source wins: `max_by` keeps the last of equals.
-        Ok([base, last_of(&committing), pending]
-            .into_iter()
-            .flatten()
-            .max_by(|a, b| a.0.cmp(&b.0)))
-    }
-
-    /// Calls `visit` with each physical record with `low <= key < high`, in order, until it says
-    /// false. No lock is held while the database is read or `visit` runs.
-    fn visit_physical(
-        &self,
-        table: Table,
-        low: &[u8],
-        high: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), MetaError> {
-        let mut low = low.to_vec();
-        loop {
-            let (page, next) = self.physical_page(table, &low, high)?;
-            for (key, value) in &page {
-                if let Some(value) = value
-                    && !visit(key, value)
-                {
-                    return Ok(());
-                }
-            }
-            match next {
-                Some(next) => low = next,
-                None => return Ok(()),
-            }
-        }
-    }
-
-    /// Some physical records from `low` on, `None` for removed ones, and where to go on from.
-    #[allow(clippy::type_complexity)]
-    fn physical_page(
-        &self,
-        table: Table,
-        low: &[u8],
-        high: &[u8],
-    ) -> Result<(TableOverlay, Option<Vec<u8>>), MetaError> {
-        const PAGE: usize = 256;
-        let bounds = (Bound::Included(low), Bound::Excluded(high));
-        let first_of = |overlay: &Overlay| -> TableOverlay {
-            let range = overlay.table(table).range::<[u8], _>(bounds).take(PAGE);
-            range
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect()
-        };
-        let (pending, committing, committed) = {
-            let state = self.state.read();
-            (
-                first_of(&state.pending),
-                Arc::clone(&state.committing),
-                Arc::clone(&state.committed),
-            )
-        };
-        let mut base = TableOverlay::new();
-        self.watch(committed.visit(table, low, high, &mut |key, value| {
-            base.insert(key.to_vec(), Some(value.to_vec()));
-            base.len() < PAGE
-        }))?;
-        // A source that gave a full page may have more behind its last key: what the others have
-        // beyond that key has to wait.
-        let mut horizon: Option<Vec<u8>> = None;
-        let mut merged = TableOverlay::new();
-        for source in [base, first_of(&committing), pending] {
-            if source.len() == PAGE
-                && let Some((last, _)) = source.last_key_value()
-                && horizon.as_ref().is_none_or(|h| last < h)
-            {
-                horizon = Some(last.clone());
-            }
-            merged.extend(source);
-        }
-        let next = horizon.map(|mut key| {
-            key.push(0);
-            merged.split_off(&key);
-            key
-        });
-        Ok((merged, next))
-    }
 }
 
-/// Counters that lag behind what they count are of another time than the other records. With them, a
-/// write would look for an extent that no view sees, and never find one; or a new file would get the
-/// number of another, or names, attributes and contents that wait under its number.
+/// Checks the counters against the records. Counters that lag behind are of another time than the
+/// records. With them a write would look in vain for an extent that no view sees, or a new file
+/// would get the number of an existing one, or names, attributes and contents stored under its
+/// number.
 fn check_counters(
     counters: &Counters,
     committed: &Committed,
@@ -668,13 +379,6 @@ fn check_counters(
         in_order &= last_number(table)? < Some(counters.next_ino.0);
     }
     in_order.then_some(()).ok_or(MetaError::Corrupt("counters"))
-}
-
-/// Makes a physical key that of another version.
-fn set_version(key: &mut [u8], generation: Generation) {
-    if let Some(version) = key.last_chunk_mut::<{ keys::GENERATION_BYTES }>() {
-        *version = generation.0.to_be_bytes();
-    }
 }
 
 impl From<MetaError> for Errno {

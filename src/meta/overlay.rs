@@ -1,13 +1,13 @@
-//! Changes that are not in the database yet.
+//! Changes that are not yet in the database.
 //!
-//! A [`Batch`] is what one operation changes, applied all or nothing. The [`Overlay`] is the
-//! sum of the batches since the last commit: physical key → new value, or `None` where the
-//! physical record goes.
+//! A [`Batch`] holds the changes of one operation and is applied atomically. The [`Overlay`] is the
+//! sum of the batches since the last commit: physical key → new value, or `None` to remove the
+//! physical record.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::charge;
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use crate::ids::Ino;
 
 /// One table's changes.
@@ -21,34 +21,34 @@ pub struct Change {
     pub(super) value: Option<Vec<u8>>,
 }
 
-/// What one operation changes.
+/// The changes of one operation.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(super) changes: Vec<Change>,
-    /// By how much the number of durable sealed pages changes.
+    /// Change in the number of durably sealed pages.
     pub used_pages: i64,
-    /// By how much the number of inodes changes.
+    /// Change in the number of inodes.
     pub inodes: i64,
-    /// By how much the bytes that records take change.
+    /// Change in the bytes of records.
     pub(super) record_bytes: i64,
-    /// Bytes that records count which this batch has changed.
+    /// Charges of the records that this batch has changed.
     pub(super) counted: HashMap<(Table, Vec<u8>), u64>,
-    /// It makes room on the disk once it is durable.
+    /// The batch frees space on the disk once it is durable.
     pub(super) frees: bool,
 }
 
 impl Batch {
-    /// Nothing yet.
+    /// An empty batch.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// True when nothing would change.
+    /// True if nothing would change.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.used_pages == 0 && self.inodes == 0
     }
 
-    /// By how much the bytes that records take change ([`super::charge`]).
+    /// Change in the bytes of records ([`super::charge`]).
     pub fn record_bytes(&self) -> i64 {
         self.record_bytes
     }
@@ -58,7 +58,7 @@ impl Batch {
         self.changes.push(Change { table, key, value });
     }
 
-    /// Counts what a record takes now. `before` is the one that was applied last.
+    /// Updates the charge of a record. `before` is the last applied value.
     pub(super) fn count_record(
         &mut self,
         table: Table,
@@ -76,16 +76,16 @@ impl Batch {
         *counted = now;
     }
 
-    /// Logical keys of the names in a directory that were changed by this batch.
+    /// Logical keys of the directory's names that this batch has changed.
     pub(super) fn names_in(&self, parent: Ino) -> impl Iterator<Item = &[u8]> {
         let names = self.changes.iter().filter(|c| c.table == Table::Dirent);
-        let logical = names.filter_map(|change| keys::split_version(&change.key));
-        logical
-            .map(|(logical, _)| logical)
+        let versions = names.filter_map(|change| VersionedKey::decode(&change.key));
+        versions
+            .map(|version| version.logical)
             .filter(move |logical| keys::ino_of(logical) == Some(parent))
     }
 
-    /// What an earlier change of this batch does to the physical record.
+    /// The effect of this batch's last change on the physical record, if any.
     pub(super) fn pending(&self, table: Table, key: &[u8]) -> Option<Option<&[u8]>> {
         let last = self
             .changes
@@ -103,7 +103,7 @@ pub struct Overlay {
     bytes: usize,
 }
 
-/// What a map entry costs beside its bytes, roughly.
+/// Approximate memory of a map entry in addition to its bytes.
 const ENTRY_BYTES: usize = 96;
 
 impl Overlay {
@@ -122,12 +122,12 @@ impl Overlay {
         &self.tables[table.index()]
     }
 
-    /// Memory it takes, roughly and never too little.
+    /// Upper estimate of the memory in use.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// True when there is no change.
+    /// True if there is no change.
     pub fn is_empty(&self) -> bool {
         self.tables.iter().all(BTreeMap::is_empty)
     }

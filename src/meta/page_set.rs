@@ -1,34 +1,35 @@
-//! A set of page indices within one chunk: which pages a part has.
+//! The set of pages that a part holds of one chunk.
 //!
-//! A chunk of 4 MiB is 1041 pages of 4032 bytes (the last one is used to a quarter), so a set is a
-//! fixed bitmap of 17 words and costs no allocation. Encoded as the length of a prefix where it
-//! is one (the common case) and as the bitmap otherwise.
+//! A chunk of 4 MiB is 1041 pages of 4032 bytes (a quarter of the last one is used), so a set is a
+//! fixed bitmap of 17 words and needs no allocation. The encoding is the length of the prefix if
+//! the set is a prefix (the common case), and the bitmap otherwise.
 
 use std::ops::Range;
 
-/// Bytes of a file in one chunk.
+/// Bytes of a file per chunk.
 pub const CHUNK_BYTES: u64 = 4 << 20;
-/// Plain bytes in one page of contents.
+/// Plain bytes per page of contents.
 pub const PAYLOAD_BYTES: u64 = crate::sealed::PAYLOAD_BYTES as u64;
-/// Pages in one chunk.
+/// Pages per chunk.
 pub const CHUNK_PAGES: u32 = CHUNK_BYTES.div_ceil(PAYLOAD_BYTES) as u32;
 
 const WORDS: usize = (CHUNK_PAGES as usize).div_ceil(64);
 const KIND_PREFIX: u8 = 0;
 const KIND_BITMAP: u8 = 1;
 
-/// Pages of a volume that hold so many bytes of contents in files of whole chunks.
+/// The number of pages that hold this many bytes of contents in files of whole chunks.
 pub fn pages_of_capacity(bytes: u64) -> u64 {
     let pages = u128::from(bytes) * u128::from(CHUNK_PAGES);
     u64::try_from(pages.div_ceil(u128::from(CHUNK_BYTES))).unwrap_or(u64::MAX)
 }
 
-/// Pages that are taken of a volume's limit by so many pages of contents and bytes of records.
+/// The number of pages that this many pages of contents and bytes of records count towards a
+/// volume's limit.
 pub fn pages_taken(pages: u64, record_bytes: u64) -> u64 {
     pages.saturating_add(record_bytes.div_ceil(PAYLOAD_BYTES))
 }
 
-/// Bytes of contents that so many pages can hold in files of whole chunks.
+/// The number of bytes of contents that this many pages can hold in files of whole chunks.
 pub fn capacity_of_pages(pages: u64) -> u64 {
     let bytes = u128::from(pages) * u128::from(CHUNK_BYTES);
     u64::try_from(bytes / u128::from(CHUNK_PAGES)).unwrap_or(u64::MAX)
@@ -41,12 +42,12 @@ pub struct PageSet {
 }
 
 impl PageSet {
-    /// No page.
+    /// The empty set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// True when `page` is in the set.
+    /// True if `page` is in the set.
     pub fn contains(&self, page: u32) -> bool {
         self.words
             .get(page as usize / 64)
@@ -58,7 +59,7 @@ impl PageSet {
         self.each_word(pages, |word, mask| *word |= mask);
     }
 
-    /// Takes the pages out.
+    /// Removes the pages.
     pub fn remove(&mut self, pages: Range<u32>) {
         self.each_word(pages, |word, mask| *word &= !mask);
     }
@@ -70,7 +71,7 @@ impl PageSet {
         }
     }
 
-    /// Takes all pages of `other` out.
+    /// Removes all pages of `other`.
     pub fn subtract(&mut self, other: &Self) {
         for (word, less) in self.words.iter_mut().zip(other.words) {
             *word &= !less;
@@ -82,7 +83,7 @@ impl PageSet {
         self.words.iter().map(|word| word.count_ones()).sum()
     }
 
-    /// True when there is none.
+    /// True if the set is empty.
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
@@ -97,7 +98,7 @@ impl PageSet {
         0
     }
 
-    /// The runs of pages that it has, in order.
+    /// The runs of pages in the set, in order.
     pub fn runs(&self) -> impl Iterator<Item = Range<u32>> + '_ {
         let end = self.end();
         let mut page = 0;
@@ -113,8 +114,8 @@ impl PageSet {
         })
     }
 
-    /// The end of the run of pages, all in or all out of the set as `start` is, that begins at
-    /// `start`; at most `limit`.
+    /// The end of the run that begins at `start`, at most `limit`. All pages of the run are in the
+    /// set if `start` is, and none otherwise.
     pub fn run_end(&self, start: u32, limit: u32) -> u32 {
         let inside = self.contains(start);
         let mut page = start;
@@ -164,7 +165,7 @@ impl PageSet {
                     *word = u64::from_le_bytes(*bytes);
                     rest = after;
                 }
-                // One encoding for each set: a prefix has the short one.
+                // Each set has one encoding: a prefix must use the short one.
                 let ours = set.end() <= CHUNK_PAGES && set.len() != set.end();
                 ours.then_some((set, rest))
             }
@@ -187,7 +188,7 @@ impl PageSet {
     }
 }
 
-/// The pages that bytes `bytes` of a chunk touch.
+/// The pages that the byte range `bytes` of a chunk overlaps.
 pub fn pages_touching(bytes: Range<u64>) -> Range<u32> {
     if bytes.is_empty() {
         let page = (bytes.start / PAYLOAD_BYTES) as u32;
@@ -196,8 +197,8 @@ pub fn pages_touching(bytes: Range<u64>) -> Range<u32> {
     (bytes.start / PAYLOAD_BYTES) as u32..bytes.end.div_ceil(PAYLOAD_BYTES) as u32
 }
 
-/// The pages that lie wholly within bytes `bytes` of a chunk. A chunk's last page ends with the
-/// chunk.
+/// The pages that lie entirely within the byte range `bytes` of a chunk. The last page ends with
+/// the chunk.
 pub fn pages_within(bytes: Range<u64>) -> Range<u32> {
     let start = bytes.start.div_ceil(PAYLOAD_BYTES) as u32;
     let end = if bytes.end >= CHUNK_BYTES {

@@ -1,21 +1,23 @@
-//! The permit to change something.
+//! The permit to make changes.
 //!
-//! Whoever builds and applies a batch, or writes pages of contents, holds it shared from the first
-//! look at the live generation to the end. Raising the generation, which is what taking a view
-//! comes down to, and taking the live view back need it exclusively.
+//! Building and applying a batch, or writing pages of contents, requires a shared permit, from the
+//! first look at the live generation to the end. Raising the generation, which takes a view, and
+//! restoring the live view require the permit exclusively.
 //!
-//! It is the outermost lock, and one thread may take it several times over. What a thread does
-//! that holds other locks already (a file's `syncing`) asks by [`PermitLock::shared_within`]: that is let in even
-//! while somebody waits for exclusiveness, who in turn waits for nothing but permits.
+//! It is the outermost lock, and one thread may take it several times. A thread that already holds
+//! other locks (a file's `syncing`) asks by [`PermitLock::shared_within`]. It is admitted even
+//! while another thread waits for the exclusive permit; that thread in turn waits for nothing but
+//! permits.
 
 use std::cell::Cell;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 thread_local! {
-    /// Permits of this thread. They are never held while working on another volume.
+    /// Number of permits that this thread holds. They are never held while working on another
+    /// volume.
     static HELD: Cell<u32> = const { Cell::new(0) };
-    /// This thread has it exclusively.
+    /// This thread holds the exclusive permit.
     static PAUSED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -23,21 +25,22 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(super) struct PermitLock(RwLock<()>);
 
-/// The right to change something.
+/// The right to make changes.
 #[derive(Debug)]
 pub struct Permit<'a> {
-    /// `None` for one who has paused everybody else.
+    /// `None` if this thread holds the exclusive permit.
     guard: Option<RwLockReadGuard<'a, ()>>,
 }
 
-/// Nobody else changes anything.
+/// While this is held, nobody else makes changes.
 #[derive(Debug)]
 pub struct Pause<'a> {
     _guard: RwLockWriteGuard<'a, ()>,
 }
 
 impl PermitLock {
-    /// Waits its turn behind one who wants it exclusively, unless this thread has a permit.
+    /// Takes a shared permit. Waits behind a thread that wants the exclusive permit, unless this
+    /// thread already has a permit.
     pub(super) fn shared(&self) -> Permit<'_> {
         if HELD.get() > 0 || PAUSED.get() {
             return self.shared_within();
@@ -48,7 +51,7 @@ impl PermitLock {
         }
     }
 
-    /// Waits for nobody but one who has it exclusively.
+    /// Takes a shared permit. Waits only for a thread that holds the exclusive permit.
     pub(super) fn shared_within(&self) -> Permit<'_> {
         if PAUSED.get() {
             return Permit { guard: None };
@@ -59,7 +62,7 @@ impl PermitLock {
         }
     }
 
-    /// Waits until nobody else has one.
+    /// Waits until no other thread has a permit, and takes the exclusive one.
     pub(super) fn exclusive(&self) -> Pause<'_> {
         let guard = self.0.write();
         PAUSED.set(true);
@@ -97,7 +100,7 @@ mod tests {
             let lock = Arc::clone(&lock);
             move || {
                 let pause = lock.exclusive();
-                // Who has everything has a permit too.
+                // The exclusive permit includes a shared one.
                 drop(lock.shared());
                 drop(pause);
                 done.send(()).unwrap();

@@ -1,4 +1,4 @@
-//! Questions about ranges of records, and the locks of inodes.
+//! Queries over ranges of records, and the locks of inodes.
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -7,7 +7,7 @@ use super::records::{ExtentRecord, InodeRecord, TOMBSTONE};
 use super::{Batch, Meta, MetaError, View};
 use crate::ids::{ChunkIndex, Ino};
 
-/// Locks of inodes: whoever reads a record, changes it and writes it back holds its inode's.
+/// Locks of inodes. A read-modify-write of a record requires the lock of its inode.
 #[derive(Debug)]
 pub(super) struct InodeLocks(Vec<Mutex<()>>);
 
@@ -19,7 +19,7 @@ impl Default for InodeLocks {
     }
 }
 
-/// Holds the locks of some inodes.
+/// Guard for the locks of several inodes.
 #[derive(Debug)]
 pub struct InodeGuard<'a> {
     _guards: Vec<MutexGuard<'a, ()>>,
@@ -27,6 +27,9 @@ pub struct InodeGuard<'a> {
 
 impl Meta {
     /// All physical records of an unversioned table.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches.
     pub fn rows(&self, table: Table) -> Result<Vec<Row>, MetaError> {
         let mut rows = Vec::new();
         self.visit_physical(table, &[], &[0xFF; 9], &mut |key, value| {
@@ -36,7 +39,10 @@ impl Meta {
         Ok(rows)
     }
 
-    /// Whether a table has any row.
+    /// True if the table has any row.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches.
     pub fn has_rows(&self, table: Table) -> Result<bool, MetaError> {
         let mut has_rows = false;
         self.visit_physical(table, &[], &[0xFF; 9], &mut |_, _| {
@@ -47,6 +53,9 @@ impl Meta {
     }
 
     /// The value of an unversioned table's row.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches.
     pub fn row(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         self.physical(table, key)
     }
@@ -56,7 +65,7 @@ impl Meta {
         self.inode_locks.0[shard(ino)].lock()
     }
 
-    /// Locks several inodes, in an order that is the same for everybody.
+    /// Locks several inodes, always in the same order.
     pub fn lock_inodes(&self, inos: &[Ino]) -> InodeGuard<'_> {
         let mut shards: Vec<usize> = inos.iter().map(|ino| shard(*ino)).collect();
         shards.sort_unstable();
@@ -69,7 +78,10 @@ impl Meta {
         }
     }
 
-    /// The live inode as the batch leaves it.
+    /// The live inode after the batch is applied.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or the record cannot be decoded.
     pub fn inode_after(&self, batch: &Batch, ino: Ino) -> Result<Option<InodeRecord>, MetaError> {
         let key = keys::versioned(&keys::inode(ino), self.generation());
         match batch.pending(Table::Inode, &key) {
@@ -82,7 +94,10 @@ impl Meta {
         }
     }
 
-    /// Up to `limit` extents of a file from chunk `from` on.
+    /// Up to `limit` extents of a file, starting with chunk `from`.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn extents(
         &self,
         ino: Ino,
@@ -103,6 +118,9 @@ impl Meta {
     }
 
     /// The first chunk after `index` that has a record.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn next_extent(
         &self,
         ino: Ino,
@@ -117,6 +135,9 @@ impl Meta {
     }
 
     /// Names of a file's extended attributes.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn xattr_names(&self, ino: Ino, view: View) -> Result<Vec<Vec<u8>>, MetaError> {
         let mut names = Vec::new();
         self.visit_xattrs(ino, view, &mut |name, _| names.push(name.to_vec()))?;
@@ -124,13 +145,16 @@ impl Meta {
     }
 
     /// Calls `visit` with the name of each extended attribute and the bytes of its record.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn visit_xattrs(
         &self,
         ino: Ino,
         view: View,
         visit: &mut dyn FnMut(&[u8], usize),
     ) -> Result<(), MetaError> {
-        // Values are long: only a few are in memory at a time.
+        // Values are long, so only a few are held in memory at a time.
         const AT_A_TIME: usize = 32;
         let (mut low, high) = (keys::number(ino.0), keys::after_ino(ino));
         loop {
@@ -140,7 +164,7 @@ impl Meta {
                 visit(name, value.len());
             }
             match rows.into_iter().next_back() {
-                // Names end with a NUL: nothing lies between this and the next one.
+                // Names end with a NUL, so nothing lies between this key and the next name.
                 Some((mut last, _)) => {
                     last.push(0xFF);
                     low = last;
@@ -150,7 +174,10 @@ impl Meta {
         }
     }
 
-    /// Gives an inode the extended attributes that another one has in a view.
+    /// Copies the extended attributes that `from` has in `view` to the inode `to`.
+    ///
+    /// # Errors
+    /// When the attributes, or older versions of those to be replaced, cannot be read.
     pub fn copy_xattrs(
         &self,
         batch: &mut Batch,
@@ -160,21 +187,27 @@ impl Meta {
     ) -> Result<(), MetaError> {
         for name in self.xattr_names(from, view)? {
             let value = self.get(Table::Xattr, &keys::xattr(from, &name), view)?;
-            self.put_back(batch, Table::Xattr, &keys::xattr(to, &name), value)?;
+            self.put_record(batch, Table::Xattr, &keys::xattr(to, &name), value)?;
         }
         Ok(())
     }
 
-    /// Rows of `garbage` that are durable, so that what they name may be unlinked.
+    /// The durable rows of `garbage`, whose objects may be unlinked.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches.
     pub fn committed_garbage(&self) -> Result<Vec<Row>, MetaError> {
         let committed = std::sync::Arc::clone(&self.state.read().committed);
         let mut rows = Vec::new();
-        self.watch(
-            committed.visit(Table::Garbage, &[], &[0xFF; 9], &mut |key, value| {
+        self.latch_on_error(committed.visit(
+            Table::Garbage,
+            &[],
+            &[0xFF; 9],
+            &mut |key, value| {
                 rows.push((key.to_vec(), value.to_vec()));
                 true
-            }),
-        )?;
+            },
+        ))?;
         Ok(rows)
     }
 }

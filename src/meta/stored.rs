@@ -1,9 +1,9 @@
-//! The metadata as the newest commit left them on the disk, read past every cache.
+//! The metadata as the newest commit left it on the disk, read past every cache.
 //!
-//! Rows are read by [`RawTables`], each page with both its layers and its checksum, whether the file
-//! is in use or not. What only the database itself makes sense of, its record of free pages, is
-//! verified by having it open the file: what it would write then (it marks its file as in use, and
-//! may have to recover) stays in memory.
+//! Rows are read by [`RawTables`], verifying both layers and the checksum of each page, whether or
+//! not the file is in use. The record of free pages, which only the database understands, is
+//! verified by opening the file with the database. What the database would write then (it marks its
+//! file as in use, and may have to recover) stays in memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,56 +16,62 @@ use redb::StorageBackend;
 
 use super::database::{Committed, Tables};
 use super::keys::{Row, Table};
-use super::raw::{Found, Gap, RawTables};
+use super::raw::{Gap, RawTables, Visited};
 use super::records::Counters;
 use super::{Meta, MetaError};
 use crate::sealed::{META_PAYLOAD_BYTES, MetaFile};
 
 const PAGE: u64 = META_PAYLOAD_BYTES as u64;
 
-/// What was written over the file, in memory.
+/// In-memory overwrites of the file.
 #[derive(Debug)]
-struct Over {
+struct Overwrites {
     pages: BTreeMap<u64, Box<[u8]>>,
     len: u64,
-    /// The file's own bytes end here.
+    /// End of the bytes that are still read from the file.
     own: u64,
 }
 
-/// redb's view of a sealed file that it does not write to.
-struct Apart {
+/// redb's view of a sealed file that is never written to.
+struct ScratchBackend {
     file: Arc<MetaFile>,
-    over: Mutex<Over>,
+    overwrites: Mutex<Overwrites>,
     cancelled: Arc<AtomicBool>,
 }
 
-impl fmt::Debug for Apart {
+impl fmt::Debug for ScratchBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Apart")
+        f.write_str("ScratchBackend")
     }
 }
 
-impl Apart {
+impl ScratchBackend {
     fn new(file: Arc<MetaFile>, cancelled: Arc<AtomicBool>) -> io::Result<Self> {
         let len = file.len()?;
-        let over = Over {
+        let overwrites = Overwrites {
             pages: BTreeMap::new(),
             len,
             own: len,
         };
         Ok(Self {
             file,
-            over: Mutex::new(over),
+            overwrites: Mutex::new(overwrites),
             cancelled,
         })
     }
 
-    fn read_page(&self, over: &Over, page: u64, out: &mut [u8], within: usize) -> io::Result<()> {
-        if let Some(bytes) = over.pages.get(&page) {
+    fn read_page(
+        &self,
+        overwrites: &Overwrites,
+        page: u64,
+        out: &mut [u8],
+        within: usize,
+    ) -> io::Result<()> {
+        if let Some(bytes) = overwrites.pages.get(&page) {
             out.copy_from_slice(&bytes[within..within + out.len()]);
             return Ok(());
         }
-        if page * PAGE >= over.own {
+        if page * PAGE >= overwrites.own {
             out.fill(0);
             return Ok(());
         }
@@ -73,8 +79,8 @@ impl Apart {
     }
 }
 
-/// The pieces of a range that lie in one page each: page, start within it, start within the range,
-/// bytes.
+/// Splits a range at page boundaries. Each item is: page, start within the page, start within the
+/// range, number of bytes.
 fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -90,36 +96,36 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, u
     })
 }
 
-impl StorageBackend for Apart {
+impl StorageBackend for ScratchBackend {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.over.lock().len)
+        Ok(self.overwrites.lock().len)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(io::Error::other("cancelled"));
         }
-        let over = self.over.lock();
+        let overwrites = self.overwrites.lock();
         let end = offset + out.len() as u64;
-        if end > over.len {
+        if end > overwrites.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let written = offset / PAGE..end.div_ceil(PAGE);
-        if end <= over.own && over.pages.range(written).next().is_none() {
-            drop(over);
+        if end <= overwrites.own && overwrites.pages.range(written).next().is_none() {
+            drop(overwrites);
             return self.file.read(offset, out);
         }
         for (page, within, at, count) in pieces(offset, out.len()) {
-            self.read_page(&over, page, &mut out[at..at + count], within)?;
+            self.read_page(&overwrites, page, &mut out[at..at + count], within)?;
         }
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let over = &mut *self.over.lock();
-        over.pages.split_off(&len.div_ceil(PAGE));
-        over.own = over.own.min(len);
-        over.len = len;
+        let overwrites = &mut *self.overwrites.lock();
+        overwrites.pages.split_off(&len.div_ceil(PAGE));
+        overwrites.own = overwrites.own.min(len);
+        overwrites.len = len;
         Ok(())
     }
 
@@ -128,33 +134,33 @@ impl StorageBackend for Apart {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut over = self.over.lock();
+        let mut overwrites = self.overwrites.lock();
         for (page, within, at, count) in pieces(offset, data.len()) {
             let mut bytes = vec![0; META_PAYLOAD_BYTES];
             if count < META_PAYLOAD_BYTES {
-                self.read_page(&over, page, &mut bytes, 0)?;
+                self.read_page(&overwrites, page, &mut bytes, 0)?;
             }
             bytes[within..within + count].copy_from_slice(&data[at..at + count]);
-            over.pages.insert(page, bytes.into());
+            overwrites.pages.insert(page, bytes.into());
         }
-        over.len = over.len.max(offset + data.len() as u64);
+        overwrites.len = overwrites.len.max(offset + data.len() as u64);
         Ok(())
     }
 }
 
-/// Has the database open the file, and verify its own bookkeeping and the checksums of everything
-/// that its newest commit names, without writing to the file. False when it made its record of free
-/// pages anew. Once `cancelled` is set, reading fails.
+/// Lets the database open the file and verify its own bookkeeping and the checksums of everything
+/// that its newest commit references, without writing to the file. False if the record of free
+/// pages had to be rebuilt. Reading fails once `cancelled` is set.
 ///
 /// # Errors
-/// A page does not open, or the database is not what its checksums say.
+/// When a page does not open, or the database does not match its checksums.
 pub fn verify_database(
     file: Arc<MetaFile>,
     cache_bytes: usize,
     cancelled: Arc<AtomicBool>,
 ) -> Result<bool, MetaError> {
-    let apart = Apart::new(file, cancelled)?;
-    let mut tables = Tables::open_apart(apart, cache_bytes)?;
+    let backend = ScratchBackend::new(file, cancelled)?;
+    let mut tables = Tables::open_scratch(backend, cache_bytes)?;
     tables.verify()
 }
 
@@ -163,7 +169,7 @@ pub struct Stored {
     rows: RawTables,
     counters: Counters,
     gaps: Mutex<BTreeMap<Option<u64>, String>>,
-    /// Keeps the pages of the commit, where the file is in use.
+    /// Pins the pages of the commit if the file is in use.
     _commit: Option<Arc<Committed>>,
 }
 
@@ -174,10 +180,10 @@ impl fmt::Debug for Stored {
 }
 
 impl Stored {
-    /// The newest commit in a file that nobody uses.
+    /// Opens the newest commit of a file that is not in use.
     ///
     /// # Errors
-    /// Page 0 is no database's, or the counters cannot be read.
+    /// When page 0 belongs to no database, or the counters cannot be read.
     pub fn open(file: &Arc<MetaFile>) -> Result<Self, MetaError> {
         let rows = RawTables::newest(file).ok_or(MetaError::Corrupt("page 0"))?;
         Self::of(rows, None)
@@ -186,7 +192,7 @@ impl Stored {
     pub(super) fn of(rows: RawTables, commit: Option<Arc<Committed>>) -> Result<Self, MetaError> {
         let mut counters = None;
         rows.visit(Table::Counters, &(Vec::new()..vec![0xFF]), &mut |found| {
-            if let Found::Row(_, value) = found {
+            if let Visited::Row(_, value) = found {
                 counters = Counters::decode(value);
             }
             true
@@ -199,12 +205,13 @@ impl Stored {
         })
     }
 
-    /// What the volume counts.
+    /// The counters of the commit.
     pub const fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Pages that were read and do not count (`None` where not even the number is known), and why.
+    /// Pages that were read and rejected, with the reasons; `None` stands for a page whose number
+    /// is not known.
     pub fn gaps(&self) -> BTreeMap<Option<u64>, String> {
         self.gaps.lock().clone()
     }
@@ -220,27 +227,28 @@ impl Stored {
         let mut found = None;
         self.rows.visit(table, &(key.to_vec()..end), &mut |row| {
             match row {
-                Found::Row(_, value) => found = Some(value.to_vec()),
-                Found::Gap(gap) => self.note(gap),
+                Visited::Row(_, value) => found = Some(value.to_vec()),
+                Visited::Gap(gap) => self.note(gap),
             }
             true
         });
         found
     }
 
-    /// Some physical records from `low` on, in order: at most `rows` and, but for the last one, so
-    /// many `bytes`. Fewer than both only at the end.
-    pub fn some(&self, table: Table, low: &[u8], rows: usize, bytes: usize) -> Vec<Row> {
-        // Higher than any key: numbers of inodes, chunks and generations begin with zeros.
+    /// Returns physical records from `low` on, in order: at most `rows` of them, and at most
+    /// `bytes` bytes excluding the last record. A result below both limits means that there are no
+    /// more.
+    pub fn read_rows(&self, table: Table, low: &[u8], rows: usize, bytes: usize) -> Vec<Row> {
+        // Higher than any key: the numbers of inodes, chunks and generations begin with zeros.
         let range = low.to_vec()..vec![0xFF; 9];
         let (mut found, mut taken) = (Vec::new(), 0);
         self.rows.visit(table, &range, &mut |row| {
             match row {
-                Found::Row(key, value) => {
+                Visited::Row(key, value) => {
                     taken += key.len() + value.len();
                     found.push((key.to_vec(), value.to_vec()));
                 }
-                Found::Gap(gap) => self.note(gap),
+                Visited::Gap(gap) => self.note(gap),
             }
             found.len() < rows && taken < bytes
         });
@@ -249,8 +257,8 @@ impl Stored {
 }
 
 impl Meta {
-    /// The rows of the newest commit. Its pages are not used for others as long as what comes with
-    /// them is held.
+    /// The rows of the newest commit. Its pages are not reused as long as the returned `Committed`
+    /// is held.
     pub(super) fn as_committed(&self) -> Result<(Arc<Committed>, RawTables), MetaError> {
         let _no_commit = self.tables.lock();
         let committed = Arc::clone(&self.state.read().committed);
@@ -258,10 +266,10 @@ impl Meta {
         Ok((committed, rows))
     }
 
-    /// The newest commit. Its pages are not used for others as long as it is held.
+    /// The newest commit. Its pages are not reused as long as the result is held.
     ///
     /// # Errors
-    /// Page 0 cannot be read, or the counters.
+    /// When page 0 or the counters cannot be read.
     pub fn stored(&self) -> Result<Stored, MetaError> {
         let (commit, rows) = self.as_committed()?;
         Stored::of(rows, Some(commit))

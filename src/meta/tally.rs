@@ -1,40 +1,40 @@
-//! What the records of a database add up to: the numbers that its counters must hold.
+//! Computes the counters of a database from its records.
 //!
-//! A database that is filled from elsewhere (an image, a stream, an older copy) gets counters that
-//! are computed here from the rows that it is given, and not those that stood beside them. So no
-//! number that is drawn later is one that a record uses already: an inode that a name leads to, a
-//! folder that an extent names.
+//! A database that is filled from another source (an image, a stream, an older copy) gets counters
+//! that are computed here from its rows, not those that were stored beside them. So a number that
+//! is allocated later is never one that a record already uses, such as the inode of a directory
+//! entry or the folder of an extent.
 //!
-//! Rows come in the order of their keys, each table at once, so that of a key's versions the last
-//! one is what the live view sees.
+//! Rows arrive table by table in the order of their keys, so the last version of a key is the one
+//! that the live view sees.
 
 use super::MetaError;
 use super::charge;
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use super::records::{
     COUNT_MAX, Counters, DirentRecord, ExtentRecord, InodeRecord, ObjectName, PAGES_MAX, TOMBSTONE,
     ViewRecord,
 };
 use crate::ids::{FolderNumber, Generation, Ino};
 
-/// Numbers met so far.
+/// The numbers seen so far.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// The largest inode number that anything names.
+    /// The largest inode number that any record mentions.
     newest_ino: Ino,
-    /// The newest folder that an object is named in.
+    /// The newest folder that any object is in.
     folder: FolderNumber,
-    /// The newest generation of a record, and one more than that of a view.
+    /// The newest generation of any record, or one more than that of any view.
     generation: Generation,
     next_garbage: u64,
     inodes: u64,
     used_pages: u64,
     record_bytes: u64,
-    /// The key whose versions are being met, with what the newest of them counts.
+    /// The key whose versions are being read, with the contribution of the newest so far.
     last: Option<(Table, Vec<u8>, Share)>,
 }
 
-/// What one record counts.
+/// The contribution of one record.
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     inodes: u64,
@@ -58,10 +58,10 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Counts a row.
+    /// Adds a row.
     ///
     /// # Errors
-    /// It names a number that nothing can have.
+    /// When the row is invalid or mentions an invalid number.
     pub(super) fn add(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
         match table {
             Table::Inode | Table::Dirent | Table::Xattr | Table::Extent => {
@@ -85,8 +85,11 @@ impl Tally {
     }
 
     fn add_version(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MetaError> {
-        let (logical, generation) = keys::split_version(key).ok_or(MetaError::Corrupt("key"))?;
-        self.meet(keys::ino_of(logical).ok_or(MetaError::Corrupt("key"))?)?;
+        let VersionedKey {
+            logical,
+            generation,
+        } = VersionedKey::decode(key).ok_or(MetaError::Corrupt("key"))?;
+        self.note_ino(keys::ino_of(logical).ok_or(MetaError::Corrupt("key"))?)?;
         self.generation = self.generation.max(generation);
         let is_next_version = self
             .last
@@ -101,7 +104,7 @@ impl Tally {
         Ok(())
     }
 
-    /// What a record counts if it is the newest of its key.
+    /// The contribution of a record if it is the newest of its key.
     fn share(&mut self, table: Table, value: &[u8]) -> Result<Share, MetaError> {
         let mut share = Share::default();
         if value == TOMBSTONE {
@@ -111,13 +114,13 @@ impl Tally {
             Table::Inode => {
                 let record = InodeRecord::decode(value).ok_or(MetaError::Corrupt("inode"))?;
                 if record.parent != Ino(0) {
-                    self.meet(record.parent)?;
+                    self.note_ino(record.parent)?;
                 }
                 share.inodes = 1;
             }
             Table::Dirent => {
                 let entry = DirentRecord::decode(value).ok_or(MetaError::Corrupt("dirent"))?;
-                self.meet(entry.ino)?;
+                self.note_ino(entry.ino)?;
             }
             Table::Extent => {
                 let record = ExtentRecord::decode(value).ok_or(MetaError::Corrupt("extent"))?;
@@ -131,7 +134,7 @@ impl Tally {
         Ok(share)
     }
 
-    fn meet(&mut self, ino: Ino) -> Result<(), MetaError> {
+    fn note_ino(&mut self, ino: Ino) -> Result<(), MetaError> {
         if !ino.is_valid() {
             return Err(MetaError::Corrupt("key"));
         }
@@ -147,11 +150,11 @@ impl Tally {
         }
     }
 
-    /// The counters that the rows demand. Of `others` remain those that do not follow from rows,
-    /// and what was drawn later than any row tells.
+    /// The counters according to the rows. From `others` come the values that do not follow from
+    /// rows, and numbers that were allocated beyond those in the rows.
     ///
     /// # Errors
-    /// There are more than can be counted.
+    /// When a counter exceeds its limit.
     pub(super) fn counters(mut self, others: Counters) -> Result<Counters, MetaError> {
         self.settle();
         let counters = Counters {

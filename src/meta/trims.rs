@@ -1,29 +1,32 @@
-//! Extents of which some version was dropped, and whose objects may hold pages that nobody reads
-//! any more.
+//! Extents that lost a version and whose objects may therefore hold pages that nobody reads any
+//! more.
 //!
-//! A row of `trim` is written with the batch that drops a version and goes when the pages have
-//! been given back, so that a power cut costs nothing but time. Its key is the extent's.
+//! A row of `trim` is written with the batch that drops a version and removed when the pages have
+//! been freed, so a power cut only delays the work. Its key is the extent's.
 
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use super::records::{ExtentRecord, TOMBSTONE};
 use super::{Batch, Meta, MetaError};
 use crate::ids::{ChunkIndex, Generation, Ino};
 
-/// Versions of an extent, oldest first; `None` where it was removed.
+/// Versions of an extent, oldest first; `None` for a tombstone.
 pub type ExtentVersions = Vec<(Generation, Option<ExtentRecord>)>;
 
 impl Meta {
-    /// Takes note of an extent of which a version was dropped.
+    /// Records that an extent lost a version.
     pub(super) fn put_trim(batch: &mut Batch, logical: &[u8]) {
         batch.change(Table::Trim, logical.to_vec(), Some(vec![1]));
     }
 
-    /// The extent's pages are given back.
+    /// Records that the extent's pages have been freed.
     pub fn remove_trim(&self, batch: &mut Batch, ino: Ino, chunk: ChunkIndex) {
         batch.change(Table::Trim, keys::extent(ino, chunk), None);
     }
 
-    /// Up to `limit` extents that were noted, after the one given.
+    /// Up to `limit` recorded extents after the given one.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn trims(
         &self,
         after: Option<(Ino, ChunkIndex)>,
@@ -49,7 +52,10 @@ impl Meta {
         Ok(found)
     }
 
-    /// The versions of an extent as they are now.
+    /// The current versions of an extent.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn extent_versions(
         &self,
         ino: Ino,
@@ -58,7 +64,10 @@ impl Meta {
         decoded(self.versions(Table::Extent, &keys::extent(ino, chunk))?)
     }
 
-    /// The versions of an extent as a power cut would leave them now.
+    /// The versions of an extent that would survive a power cut now.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn committed_versions(
         &self,
         ino: Ino,
@@ -69,9 +78,9 @@ impl Meta {
         let low = keys::versioned(&logical, Generation(0));
         let high = keys::versioned(&logical, Generation(u64::MAX));
         let mut versions = Vec::new();
-        self.watch(
+        self.latch_on_error(
             committed.visit(Table::Extent, &low, &high, &mut |key, value| {
-                let generation = keys::split_version(key).map(|(_, at)| at);
+                let generation = VersionedKey::decode(key).map(|key| key.generation);
                 versions.extend(generation.map(|at| (at, value.to_vec())));
                 true
             }),
@@ -79,9 +88,9 @@ impl Meta {
         decoded(versions)
     }
 
-    /// Says the same of an extent's version in another way. The lock of its inode must be held
-    /// and a permit.
-    pub fn reword_extent(
+    /// Replaces one version of an extent by an equivalent record. The caller holds the lock of its
+    /// inode and a permit.
+    pub fn replace_extent_version(
         &self,
         batch: &mut Batch,
         ino: Ino,

@@ -1,21 +1,22 @@
-//! Versions of records: which there are, which are needed, what changed when.
+//! Versions of records: which exist, which are needed, and which keys changed when.
 //!
-//! The rule: of one key's versions r1 < r2 < ..., the version r(i) is needed when a kept view has
-//! a generation g with r(i) <= g < r(i+1), and the last one is needed because the live view sees
-//! it. A tombstone is needed only while an older version is.
+//! The rule: let a key have the versions r1 < r2 < .... The version r(i) is needed if a kept view
+//! has a generation g with r(i) <= g < r(i+1). The last version is needed because the live view
+//! sees it. A tombstone is needed only while an older version is.
 //!
-//! Versions go in two ways: the first write in a generation drops those before it that nobody needs
-//! ([`Meta::write`]); and after a view was deleted, those that only it saw are looked up in `change`
-//! and dropped ([`Meta::prune`]). With an extent's version go the objects that no other version of
-//! it names.
+//! Versions are dropped on two occasions. The first write of a key in a generation drops the
+//! earlier versions that nobody needs ([`Meta::put_record`]). After a view was deleted, the
+//! versions that only it saw are looked up in `change` and dropped ([`Meta::prune`]). When a
+//! version of an extent is dropped, so are the objects that no other version of it references.
 //!
-//! A row of `change` is written with the first write of a key in a generation while some view is kept. So
-//! what differs between two kept views, or a kept one and the live one, is among the rows with
-//! generations after the older and up to the newer. A key of which no row says so is the same in both.
+//! A row of `change` is written with the first write of a key in a generation while some view is
+//! kept. So the differences between two kept views, or a kept view and the live one, are among the
+//! rows whose generations are after the older and up to the newer one. A key without such a row is
+//! the same in both.
 
 use std::collections::BTreeSet;
 
-use super::keys::{self, Table};
+use super::keys::{self, Table, VersionedKey};
 use super::records::{ExtentRecord, ObjectName, TOMBSTONE};
 use super::{Batch, FIRST_GENERATION, Meta, MetaError, View};
 use crate::ids::{ChunkIndex, Generation, Ino};
@@ -23,24 +24,39 @@ use crate::ids::{ChunkIndex, Generation, Ino};
 /// The versions of a key, oldest first.
 pub(super) type Versions = Vec<(Generation, Vec<u8>)>;
 
-/// A key that changed: its table and logical key.
+/// A changed key: its table and logical key.
 pub type ChangedKey = (Table, Vec<u8>);
 
-/// What was left of versions when those that nobody needs were dropped.
+/// A row of `change`: the generation that first wrote the key, and the key.
+pub type ChangeRow = (Generation, ChangedKey);
+
+/// What remains after unneeded versions were dropped.
 #[derive(Default)]
-struct Left {
-    /// Some are left.
+struct PruneOutcome {
+    /// Some versions remain.
     any: bool,
-    /// The newest of them has a value, which a removal has to cover.
+    /// The newest remaining version has a value, so a removal needs a tombstone.
     ends_with_value: bool,
-    /// Some were dropped.
+    /// Some versions were dropped.
     dropped: bool,
 }
 
+/// The version that follows those that may be dropped.
+#[derive(Clone, Copy)]
+struct NextVersion<'a> {
+    generation: Generation,
+    /// `None` if the record is removed.
+    value: Option<&'a [u8]>,
+}
+
 impl Meta {
-    /// Adds "the record of `logical` is now `value`" (`None`: it is gone) to the batch. Whoever
-    /// calls it holds a permit until the batch is applied.
-    pub(super) fn write(
+    /// Sets the record of `logical` to `value` (`None` removes it) as part of the batch. The caller
+    /// holds a permit until the batch is applied.
+    ///
+    /// # Errors
+    /// When older versions of the record cannot be read or decoded, and [`MetaError::UsedUp`] if an
+    /// object to unlink gets no number.
+    pub fn put_record(
         &self,
         batch: &mut Batch,
         table: Table,
@@ -83,8 +99,11 @@ impl Meta {
             Some(_) => {
                 let mut versions = self.versions(table, logical)?;
                 versions.retain(|(at, _)| *at < generation);
-                let after = (generation, value.as_deref());
-                let left = self.drop_unneeded(batch, (table, logical), &versions, after)?;
+                let next = NextVersion {
+                    generation,
+                    value: value.as_deref(),
+                };
+                let left = self.drop_unneeded(batch, table, logical, &versions, next)?;
                 left.ends_with_value
             }
         };
@@ -93,24 +112,24 @@ impl Meta {
         Ok(())
     }
 
-    /// Drops those of the versions that nobody needs. After them comes one of generation `next`,
-    /// with that value. A permit must be held.
+    /// Drops the versions that nobody needs, of those before `next`. The caller holds a permit.
     fn drop_unneeded(
         &self,
         batch: &mut Batch,
-        (table, logical): (Table, &[u8]),
+        table: Table,
+        logical: &[u8],
         versions: &[(Generation, Vec<u8>)],
-        (next, newest): (Generation, Option<&[u8]>),
-    ) -> Result<Left, MetaError> {
+        next: NextVersion<'_>,
+    ) -> Result<PruneOutcome, MetaError> {
         let names = |value: &[u8]| match table {
             Table::Extent => object_names(value),
             _ => Ok(Vec::new()),
         };
-        let newest = newest.map(names).transpose()?.unwrap_or_default();
+        let newest = next.value.map(names).transpose()?.unwrap_or_default();
         let mut keep: BTreeSet<ObjectName> = newest.into_iter().collect();
         let mut gone = BTreeSet::new();
-        let mut left = Left::default();
-        for ((at, value), needed) in versions.iter().zip(self.needed(versions, next)) {
+        let mut left = PruneOutcome::default();
+        for ((at, value), needed) in versions.iter().zip(self.needed(versions, next.generation)) {
             if needed {
                 left.any = true;
                 left.ends_with_value = value != TOMBSTONE;
@@ -121,11 +140,11 @@ impl Meta {
                 batch.change(table, keys::versioned(logical, *at), None);
             }
         }
-        self.let_go(batch, logical, &gone, &keep)?;
+        self.release_objects(batch, logical, &gone, &keep)?;
         Ok(left)
     }
 
-    /// Which of the versions are needed, if the next one after them has generation `next`.
+    /// For each version, whether it is needed, if the version after them has generation `next`.
     fn needed(&self, versions: &[(Generation, Vec<u8>)], next: Generation) -> Vec<bool> {
         let views = self.views.read();
         let ends = versions.iter().skip(1).map(|(at, _)| *at).chain([next]);
@@ -141,26 +160,18 @@ impl Meta {
             .collect()
     }
 
-    /// Writes a record as it was in another view.
-    pub fn put_back(
-        &self,
-        batch: &mut Batch,
-        table: Table,
-        logical: &[u8],
-        value: Option<Vec<u8>>,
-    ) -> Result<(), MetaError> {
-        self.write(batch, table, logical, value)
-    }
-
     /// All versions of a key, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn versions(&self, table: Table, logical: &[u8]) -> Result<Versions, MetaError> {
         let mut versions = Versions::new();
         let low = keys::versioned(logical, Generation(0));
         let high = keys::versioned(logical, Generation(u64::MAX));
         let mut corrupt = false;
         self.visit_physical(table, &low, &high, &mut |key, value| {
-            match keys::split_version(key) {
-                Some((_, generation)) => versions.push((generation, value.to_vec())),
+            match VersionedKey::decode(key) {
+                Some(key) => versions.push((key.generation, value.to_vec())),
                 None => corrupt = true,
             }
             !corrupt
@@ -171,7 +182,10 @@ impl Meta {
         Ok(versions)
     }
 
-    /// Objects that versions of the extent before the live generation name.
+    /// Objects that older versions of the extent, before the live generation, reference.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a record cannot be decoded.
     pub fn older_names(
         &self,
         ino: Ino,
@@ -190,8 +204,12 @@ impl Meta {
         Ok(names)
     }
 
-    /// Drops the versions of a key that nobody needs any more. The lock of its inode must be held
-    /// and a permit. True when something was dropped.
+    /// Drops the versions of a key that nobody needs any more. The caller holds the lock of its
+    /// inode and a permit. True if something was dropped.
+    ///
+    /// # Errors
+    /// When the versions cannot be read or decoded, and [`MetaError::UsedUp`] if an object to
+    /// unlink gets no number.
     pub fn prune(
         &self,
         batch: &mut Batch,
@@ -202,9 +220,12 @@ impl Meta {
         let Some(((live, newest), older)) = versions.split_last() else {
             return Ok(false);
         };
-        let after = (*live, Some(newest.as_slice()));
-        let mut left = self.drop_unneeded(batch, (table, logical), older, after)?;
-        // A removal has nothing to cover where nothing older is left.
+        let next = NextVersion {
+            generation: *live,
+            value: Some(newest.as_slice()),
+        };
+        let mut left = self.drop_unneeded(batch, table, logical, older, next)?;
+        // A tombstone is unnecessary if nothing older is left.
         if newest == TOMBSTONE && !left.any {
             left.dropped = true;
             batch.change(table, keys::versioned(logical, *live), None);
@@ -213,9 +234,9 @@ impl Meta {
         Ok(left.dropped)
     }
 
-    /// Lets go of objects that dropped versions of an extent named and no other one does, and of
-    /// pages in those that stay.
-    fn let_go(
+    /// Queues objects that only dropped versions of an extent referenced for unlinking, and the
+    /// extent for trimming if objects remain.
+    fn release_objects(
         &self,
         batch: &mut Batch,
         logical: &[u8],
@@ -231,16 +252,18 @@ impl Meta {
         Ok(())
     }
 
-    /// Some keys that were first written in generations after `after` and up to `through`, and where
-    /// to go on from. A key may come several times.
-    #[allow(clippy::type_complexity)]
+    /// Returns keys that were first written in generations after `after` and up to `through`, and
+    /// where to continue. A key may appear several times.
+    ///
+    /// # Errors
+    /// When the database cannot be read, which latches, or a key cannot be decoded.
     pub fn changes(
         &self,
         after: Generation,
         through: Generation,
         from: Option<Vec<u8>>,
         limit: usize,
-    ) -> Result<(Vec<(Generation, ChangedKey)>, Option<Vec<u8>>), MetaError> {
+    ) -> Result<(Vec<ChangeRow>, Option<Vec<u8>>), MetaError> {
         let low = from.unwrap_or_else(|| keys::number(after.0.saturating_add(1)));
         let high = keys::number(through.0.saturating_add(1));
         let mut found = Vec::new();
@@ -263,7 +286,7 @@ impl Meta {
         Ok((found, next))
     }
 
-    /// Drops a row of `change` that nobody needs any more.
+    /// Removes a row of `change` that is no longer needed.
     pub fn remove_change(
         &self,
         batch: &mut Batch,
@@ -275,7 +298,7 @@ impl Meta {
     }
 }
 
-/// Objects that an extent's record names.
+/// Objects that an extent's record references.
 fn object_names(value: &[u8]) -> Result<Vec<ObjectName>, MetaError> {
     if value == TOMBSTONE {
         return Ok(Vec::new());

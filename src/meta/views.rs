@@ -1,11 +1,11 @@
 //! The views that are kept.
 //!
 //! Invariants:
-//! - A view is kept in memory from the moment the generation is raised, and for as long as its row
-//!   says so durably: what it alone sees is neither dropped nor written over before the commit
-//!   that says it was deleted.
-//! - A number is given again only when all others have been, so that the kernel never mixes two
-//!   views up.
+//! - A view is kept in memory from the moment the generation is raised, as long as its durable row
+//!   says so. What only this view sees is neither dropped nor overwritten before the commit that
+//!   records its deletion.
+//! - A view number is reused only after all other numbers have been used, so that the kernel never
+//!   confuses two views.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,21 +15,21 @@ use super::records::{Timespec, ViewKind, ViewRecord, ViewState};
 use super::{Batch, Meta, MetaError, State, View};
 use crate::ids::{Generation, ViewId};
 
-/// The most views there can be at a time. Some numbers are left, so that none is used again at once.
+/// Limit on the number of views. Some numbers are left over, so that none is reused at once.
 const VIEWS_MAX: usize = 4_000;
 
-/// What is known of the views.
+/// The views in memory.
 #[derive(Debug, Default)]
 pub(super) struct Views {
     rows: BTreeMap<ViewId, ViewRecord>,
-    /// Being deleted: not to be found any more, but kept.
+    /// Views that are being deleted: no longer found by lookups, but still kept.
     hidden: BTreeSet<ViewId>,
-    /// Generations of those that are kept.
+    /// Generations of the kept views.
     kept: BTreeSet<Generation>,
 }
 
 impl Views {
-    /// Those of the rows of the table.
+    /// Decodes the rows of the table.
     pub(super) fn from_rows(rows: Vec<keys::Row>) -> Option<Self> {
         let rows = rows.into_iter();
         let rows = rows.map(|(key, value)| keys::view_of(&key).zip(ViewRecord::decode(&value)));
@@ -46,12 +46,12 @@ impl Views {
         self.kept = kept.map(|record| record.generation).collect();
     }
 
-    /// True when a kept view has a generation from `from` on and below `below`.
+    /// True if a kept view has a generation in `from..below`.
     pub(super) fn keeps(&self, from: Generation, below: Generation) -> bool {
         from < below && self.kept.range(from..below).next().is_some()
     }
 
-    /// True when a kept view has that generation.
+    /// True if a kept view has that generation.
     pub(super) fn is_kept(&self, generation: Generation) -> bool {
         self.kept.contains(&generation)
     }
@@ -60,7 +60,7 @@ impl Views {
         self.kept.last().copied().unwrap_or_default()
     }
 
-    /// Those that can be found.
+    /// The views that lookups find.
     fn seen(&self) -> impl Iterator<Item = (ViewId, &ViewRecord)> {
         let seen = self
             .rows
@@ -83,17 +83,18 @@ impl Views {
 }
 
 impl Meta {
-    /// The right to change something, to be held while it happens.
+    /// The right to make changes, to be held while they are made.
     pub fn permit(&self) -> Permit<'_> {
         self.permits.shared()
     }
 
-    /// The same for one who holds locks that others may wait for who have a permit.
+    /// The right to make changes, for a thread that holds locks which other holders of a permit may
+    /// wait for.
     pub fn permit_within(&self) -> Permit<'_> {
         self.permits.shared_within()
     }
 
-    /// Waits until nobody changes anything, and keeps it so.
+    /// Waits until nobody makes changes, and prevents new ones.
     pub fn pause(&self) -> Pause<'_> {
         self.permits.exclusive()
     }
@@ -103,21 +104,21 @@ impl Meta {
         self.state.read().counters.generation
     }
 
-    /// An extent up to this generation must not be written in place: a view or another volume may
-    /// see it.
+    /// Extents up to this generation must not be written in place, because a view or another volume
+    /// may see them.
     pub fn newest_shared(&self) -> Generation {
         let frozen = self.state.read().counters.frozen;
         self.views.read().newest().max(frozen)
     }
 
-    /// The views that can be found, by their numbers.
+    /// The views that lookups find, in the order of their numbers.
     pub fn views(&self) -> Vec<(ViewId, ViewRecord)> {
         let views = self.views.read();
         let seen = views.seen();
         seen.map(|(id, record)| (id, record.clone())).collect()
     }
 
-    /// How many views of that kind there are, and when the newest was taken.
+    /// The number of views of that kind, and when the newest was taken.
     pub fn count_views(&self, kind: ViewKind) -> (u32, Option<Timespec>) {
         let views = self.views.read();
         let of_kind = views.seen().filter(|(_, record)| record.kind == kind);
@@ -134,7 +135,7 @@ impl Meta {
         found.map(|(id, record)| (id, record.clone()))
     }
 
-    /// What a view sees, if it can be found.
+    /// The view with that number, if lookups find it.
     pub fn view(&self, id: ViewId) -> Option<View> {
         let views = self.views.read();
         let record = views
@@ -144,7 +145,7 @@ impl Meta {
         (record.state == ViewState::Kept).then_some(View(record.generation))
     }
 
-    /// Views that were deleted, whose records may still be there.
+    /// Deleted views whose records may still exist.
     pub fn leaving_views(&self) -> Vec<(ViewId, Generation)> {
         let views = self.views.read();
         let leaving = views
@@ -159,11 +160,12 @@ impl Meta {
         self.views.read().kept.iter().copied().collect()
     }
 
-    /// Keeps what is visible now. Everything must have been made durable since `pause` began. The
-    /// view is durable after the next commit.
+    /// Takes a view of the current state. Everything must have been made durable since `pause`
+    /// began. The view is durable after the next commit.
     ///
     /// # Errors
-    /// `None`: there are too many, or were.
+    /// Errors of applying the change. `None` if the number of views or of generations is at its
+    /// limit.
     pub fn take_view(
         &self,
         _pause: &Pause<'_>,
@@ -178,7 +180,7 @@ impl Meta {
         record.pages = counters.used_pages;
         record.inodes = counters.inodes;
         record.record_bytes = counters.record_bytes;
-        // In one step: a commit between the two would keep a view that changes with the live one.
+        // Atomically: a commit between the two would keep a view that changes with the live one.
         let raise = |state: &mut State| {
             state.counters.generation.0 += 1;
             state.first_fresh = state.counters.next_ino;
@@ -187,10 +189,11 @@ impl Meta {
         Ok(id.map(|id| (id, record)))
     }
 
-    /// Keeps once more what another kept view sees, whose record this is but for name and kind.
+    /// Keeps another view of what a kept view sees. `record` is that view's record with another
+    /// name or kind.
     ///
     /// # Errors
-    /// `None`: there are too many.
+    /// Errors of applying the change. `None` if the number of views is at its limit.
     pub fn add_view(&self, record: &ViewRecord) -> Result<Option<ViewId>, MetaError> {
         self.add_row(&mut self.views.write(), record, &|_| ())
     }
@@ -218,7 +221,10 @@ impl Meta {
         Ok(Some(id))
     }
 
-    /// Changes what is said of a view; its generation and state stay.
+    /// Replaces the record of a view. Its generation and state must stay the same.
+    ///
+    /// # Errors
+    /// The errors of [`Meta::apply`].
     pub fn put_view(&self, id: ViewId, record: &ViewRecord) -> Result<(), MetaError> {
         let mut views = self.views.write();
         let mut batch = Batch::new();
@@ -228,7 +234,7 @@ impl Meta {
         Ok(())
     }
 
-    /// Lets a view not be found any more, or again. It is kept all the same.
+    /// Hides a view from lookups, or shows it again. It is kept either way.
     pub fn hide_view(&self, id: ViewId, hidden: bool) {
         let mut views = self.views.write();
         if hidden {
@@ -238,7 +244,10 @@ impl Meta {
         }
     }
 
-    /// Writes down that a hidden view is deleted. It is kept until [`Self::release_view`].
+    /// Records that a hidden view is deleted. It is kept until [`Self::release_view`].
+    ///
+    /// # Errors
+    /// The errors of [`Meta::apply`].
     pub fn write_leaving(&self, id: ViewId) -> Result<(), MetaError> {
         let views = self.views.read();
         let Some(record) = views.rows.get(&id) else {
@@ -255,7 +264,7 @@ impl Meta {
         Ok(())
     }
 
-    /// Stops keeping a view of which it is durable that it is deleted.
+    /// Stops keeping a view whose deletion is durable.
     pub fn release_view(&self, id: ViewId) {
         let mut views = self.views.write();
         views.hidden.remove(&id);
@@ -265,21 +274,22 @@ impl Meta {
         views.count();
     }
 
-    /// Forgets a view of which nothing is left.
+    /// Removes the row of a view whose records are gone.
     pub fn remove_view(&self, batch: &mut Batch, id: ViewId) {
         batch.change(Table::View, keys::view(id), None);
     }
 
-    /// The same in memory, once the batch is applied.
+    /// Removes a view from memory, once the batch that removes its row is applied.
     pub fn forget_view(&self, id: ViewId) {
         self.views.write().rows.remove(&id);
     }
 
-    /// Writes down that extents up to this generation, that of a kept view, are linked by another
+    /// Records that extents up to this generation, that of a kept view, are shared with another
     /// volume.
     pub fn freeze(&self, generation: Generation) {
         let state = &mut *self.state.write();
-        // What is written from now on is nobody else's: frozen, it could never be written in place.
+        // Later extents belong to this volume alone. If they were frozen, they could never be
+        // written in place.
         let generation = generation.min(Generation(state.counters.generation.0 - 1));
         if state.counters.frozen < generation {
             state.counters.frozen = generation;
@@ -287,7 +297,7 @@ impl Meta {
         }
     }
 
-    /// Writes down which generation the live view is being taken back to; 0 for none.
+    /// Records the generation that a restore of the live view is returning to; 0 for none.
     pub fn set_restoring(&self, generation: Generation) {
         let state = &mut *self.state.write();
         if state.counters.restoring != generation {

@@ -1,16 +1,15 @@
 //! Copying within the volume: whole chunks by hard links, the rest by bytes.
 //!
 //! A linked chunk is marked `shared` in both files before either may be written again, so that no
-//! two histories ever write under one crypto id. Order: the source is durable; the links and
-//! their names are durable; then both records change in one batch.
+//! two histories ever write under one crypto id. Order: the source is durable; the links and their
+//! names are durable; then both records change in one batch.
 
-use super::cut::Space;
 use super::file::{Chunk, Extent, File};
+use super::truncate::FreedSpace;
 use super::write::Attempt;
-use super::{Contents, FILE_BYTES_MAX, ObjectError};
+use super::{Contents, FILE_BYTES_MAX, ObjectError, chunk_at, chunk_start};
 use std::sync::Arc;
 
-use crate::ids::ChunkIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ObjectName, Part, Timespec, taken};
 use crate::meta::{Batch, View};
@@ -18,10 +17,18 @@ use crate::planted::{Bug, planted};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
-/// A last chunk shorter than this is copied by bytes: a link costs a sync.
+/// A last chunk shorter than this is copied by bytes, since a link costs a sync.
 const LINK_BYTES_MIN: u64 = 1 << 20;
 
-/// How far a copy has come.
+/// A range to copy: offsets in the source and in the target, and the length, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct CopyRange {
+    source: u64,
+    target: u64,
+    len: u64,
+}
+
+/// Progress of a copy.
 #[derive(Default)]
 struct Copied {
     bytes: u64,
@@ -30,8 +37,12 @@ struct Copied {
 }
 
 impl Contents {
-    /// Copies up to `len` bytes; returns how many were: fewer at the end of the source, and where
-    /// the rest cannot be copied.
+    /// Copies up to `len` bytes and returns the number of bytes copied. It is smaller at the end of
+    /// the source, and if copying fails after some bytes.
+    ///
+    /// # Errors
+    /// [`ObjectError::TooLarge`] if the target would exceed [`FILE_BYTES_MAX`], or an error of the
+    /// first piece.
     pub fn copy(
         &self,
         from: &File,
@@ -49,11 +60,16 @@ impl Contents {
         let mut copied = Copied::default();
         while copied.bytes < len {
             let at = copied.bytes;
-            let piece = (from_offset + at, to_offset + at, len - at);
-            match self.copy_piece(from, to, piece, now, &mut copied) {
+            let rest = CopyRange {
+                source: from_offset + at,
+                target: to_offset + at,
+                len: len - at,
+            };
+            match self.copy_piece(from, to, rest, now, &mut copied) {
                 Ok(0) => break,
                 Ok(more) => copied.bytes += more,
-                // What was copied is told, or the kernel's cache goes on showing what was there.
+                // Report the bytes copied so far, or the kernel's cache would go on showing the old
+                // contents.
                 Err(_) if at > 0 => break,
                 Err(error) => return Err(error),
             }
@@ -61,55 +77,74 @@ impl Contents {
         Ok(copied.bytes)
     }
 
-    /// Copies some of a piece: offset in the source, in the target, and length in bytes.
+    /// Copies some bytes of a range and returns how many.
     fn copy_piece(
         &self,
         from: &File,
         to: &File,
-        (source, target, len): (u64, u64, u64),
+        range: CopyRange,
         now: Timespec,
         copied: &mut Copied,
     ) -> Result<u64, ObjectError> {
-        if self.may_link(from, source, to, target, len) {
+        let CopyRange {
+            source,
+            target,
+            len,
+        } = range;
+        if self.may_link(from, to, range) {
             if !copied.source_synced {
                 self.sync_file(from)?;
                 copied.source_synced = true;
             }
             let piece = len.min(CHUNK_BYTES);
-            if self.link_chunk(from, source, to, target, piece, now)? {
+            if self.link_chunk(
+                from,
+                to,
+                CopyRange {
+                    len: piece,
+                    ..range
+                },
+                now,
+            )? {
                 return Ok(piece);
             }
         }
-        let hollow = match self.seek(from, source, false)? {
+        let hole_bytes = match self.seek(from, source, false)? {
             Some(data) => (data - source).min(len),
             None => len,
         };
-        if hollow >= COPY_BYTES as u64 {
-            self.copy_hole(to, target..target + hollow, now)?;
-            return Ok(hollow);
+        if hole_bytes >= COPY_BYTES as u64 {
+            self.copy_hole(to, target..target + hole_bytes, now)?;
+            return Ok(hole_bytes);
         }
         let buffer = &mut copied.buffer;
         buffer.resize(COPY_BYTES, 0);
-        let room = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(len) as usize;
-        let got = self.read(from, source, &mut buffer[..room])?;
+        let piece_len = (COPY_BYTES as u64 - target % COPY_BYTES as u64).min(len) as usize;
+        let got = self.read(from, source, &mut buffer[..piece_len])?;
         self.write(to, target, &buffer[..got], Some(now))?;
         Ok(got as u64)
     }
 
-    /// Makes the range a hole: a copy of one.
+    /// Makes the target range a hole, as the source has one.
     fn copy_hole(
         &self,
         to: &File,
         bytes: std::ops::Range<u64>,
         now: Timespec,
     ) -> Result<(), ObjectError> {
-        // What was promised to the target, or was there, stays its own, as if zeros had been written.
-        self.punch(to, bytes.clone(), Space::Kept, now)?;
+        // Space that the target had reserved or used stays reserved for it, as if zeros had been
+        // written.
+        self.punch(to, bytes.clone(), FreedSpace::Reserved, now)?;
         self.extend(to, bytes.end, &mut |record| record.mtime = now)
     }
 
-    /// True where a piece is a whole chunk of both files, or the last of both.
-    fn may_link(&self, from: &File, source: u64, to: &File, target: u64, rest: u64) -> bool {
+    /// True if the range covers a whole chunk of both files, or the last one of both.
+    fn may_link(&self, from: &File, to: &File, range: CopyRange) -> bool {
+        let CopyRange {
+            source,
+            target,
+            len: rest,
+        } = range;
         let aligned = source.is_multiple_of(CHUNK_BYTES) && target.is_multiple_of(CHUNK_BYTES);
         let whole = rest >= CHUNK_BYTES;
         let last =
@@ -117,23 +152,21 @@ impl Contents {
         aligned && (whole || last) && (from.ino, source) != (to.ino, target)
     }
 
-    /// Links the objects of one chunk. False when they must be copied instead.
+    /// Links the objects of one chunk. False if they must be copied instead.
     fn link_chunk(
         &self,
         from: &File,
-        source: u64,
         to: &File,
-        target: u64,
-        len: u64,
+        range: CopyRange,
         now: Timespec,
     ) -> Result<bool, ObjectError> {
         if from.ino == to.ino {
             return Ok(false);
         }
         loop {
-            match self.try_link_chunk(from, source, to, target, len, now)? {
+            match self.try_link_chunk(from, to, range, now)? {
                 Attempt::Done(linked) => return Ok(linked),
-                Attempt::Blocked(obstacle) => self.clear(to, &obstacle)?,
+                Attempt::Blocked(blocker) => self.resolve(to, &blocker)?,
             }
         }
     }
@@ -141,17 +174,14 @@ impl Contents {
     fn try_link_chunk(
         &self,
         from: &File,
-        source: u64,
         to: &File,
-        target: u64,
-        len: u64,
+        range: CopyRange,
         now: Timespec,
     ) -> Result<Attempt<bool>, ObjectError> {
         const COPIED: Attempt<bool> = Attempt::Done(false);
-        let (source_offset, target_offset) = (source, target);
-        let (source, target) = ((source / CHUNK_BYTES) as u32, (target / CHUNK_BYTES) as u32);
-        // What a kept view shows does not change; but the live file may have the same parts.
-        let live = self.live_of(from)?;
+        let (source, target) = (chunk_at(range.source), chunk_at(range.target));
+        // A kept view does not change, but the live file may use the same parts.
+        let live = self.live_file_of(from)?;
         let changing = live.as_deref().unwrap_or(from);
         let (first, second) = if from.ino < to.ino {
             (changing, to)
@@ -161,15 +191,15 @@ impl Contents {
         let _permit = self.meta.permit();
         let _first = first.gate.write();
         let _second = second.gate.write();
-        // Either may have changed since it was looked at.
-        let there = from.size() >= source_offset + len;
-        if !there || !self.may_link(from, source_offset, to, target_offset, len) {
+        // Either file may have changed since it was checked.
+        let there = from.size() >= range.source + range.len;
+        if !there || !self.may_link(from, to, range) {
             return Ok(COPIED);
         }
-        // Under the gates that are held until the file is longer, or bytes that somebody truncates
-        // in between would show.
-        if let Some(obstacle) = self.zero_tail(to, target_offset)? {
-            return Ok(Attempt::Blocked(obstacle));
+        // Both gates stay held until the file is longer. Otherwise bytes that a concurrent truncate
+        // leaves behind would become visible.
+        if let Some(blocker) = self.zero_tail(to, range.target)? {
+            return Ok(Attempt::Blocked(blocker));
         }
         self.load_chunk(changing, source)?;
         self.load_chunk(to, target)?;
@@ -177,30 +207,31 @@ impl Contents {
             let state = from.state.lock();
             state.chunks.get(&source).and_then(parts_to_link)
         } else {
-            // As recorded now: hidden pages may have been given back since it was read.
-            let record = self.meta.extent(from.ino, ChunkIndex(source), from.view)?;
+            // Read the record again: hidden pages may have been given back since it was last read.
+            let record = self.meta.extent(from.ino, source, from.view)?;
             parts_to_link(&Self::chunk_of(source, from.size(), record))
         };
         let Some(parts) = parts else {
             return Ok(COPIED);
         };
-        let promised = |chunk: &Chunk| !chunk.reserved.is_empty();
-        if to.state.lock().chunks.get(&target).is_some_and(promised) {
+        let is_reserved = |chunk: &Chunk| !chunk.reserved.is_empty();
+        if to.state.lock().chunks.get(&target).is_some_and(is_reserved) {
             return Ok(COPIED);
         }
-        let Some(parts) = self.link_parts(visible(parts))? else {
+        let Some(parts) = self.link_parts(visible_parts(parts))? else {
             return Ok(COPIED);
         };
         let names: Vec<_> = parts.iter().map(|part| part.id.name).collect();
-        if let Err(error) = self.record_link(changing, source, to, target, len, parts, now) {
+        if let Err(error) = self.record_link(changing, to, range, parts, now) {
             self.unlink_all(names.into_iter())?;
             return Err(error);
         }
         Ok(Attempt::Done(true))
     }
 
-    /// The live file of one in a kept view; `None` of a live one, or where there is none any more.
-    fn live_of(&self, file: &File) -> Result<Option<Arc<File>>, ObjectError> {
+    /// The live file that belongs to a file of a kept view. `None` for a live file, or if there is
+    /// no live one any more.
+    fn live_file_of(&self, file: &File) -> Result<Option<Arc<File>>, ObjectError> {
         if file.view == View::LIVE {
             return Ok(None);
         }
@@ -210,7 +241,8 @@ impl Contents {
         }
     }
 
-    /// Second names for all parts, durable; or none where the backing filesystem has no more.
+    /// Links all parts under second, durable names. `None` if the backing filesystem allows no more
+    /// links.
     fn link_parts(&self, mut parts: Vec<Part>) -> Result<Option<Vec<Part>>, ObjectError> {
         for index in 0..parts.len() {
             match self.objects.link(&self.meta, parts[index].id.name) {
@@ -235,20 +267,20 @@ impl Contents {
         names.try_for_each(|name| self.objects.unlink(name))
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Records linked parts in the target, and marks those of the source as shared.
     fn record_link(
         &self,
         from: &File,
-        source: u32,
         to: &File,
-        target: u32,
-        len: u64,
+        range: CopyRange,
         parts: Vec<Part>,
         now: Timespec,
     ) -> Result<(), ObjectError> {
+        let (source, target) = (chunk_at(range.source), chunk_at(range.target));
+        let len = range.len;
         let old = to.state.lock().chunks.get(&target).map_or(0, Chunk::pages);
         let new = u64::from(taken(&parts, &PageSet::new()).len());
-        self.check_room(new.cast_signed() - old.cast_signed())?;
+        self.check_space(new.cast_signed() - old.cast_signed())?;
         let _inodes = self.meta.lock_inodes(&[from.ino, to.ino]);
         let mut batch = Batch::new();
         {
@@ -286,9 +318,7 @@ impl Contents {
         let more = chunk.pages().cast_signed() - old.pages().cast_signed();
         state.chunks.insert(target, chunk);
         self.account(state, more);
-        state.size = state
-            .size
-            .max(u64::from(ChunkIndex(target).0) * CHUNK_BYTES + len);
+        state.size = state.size.max(chunk_start(target) + len);
         if state.is_synced() {
             state.durable_size = state.size;
         }
@@ -299,8 +329,9 @@ impl Contents {
     }
 }
 
-/// Parts without pages that newer ones hide, which may have been given back.
-fn visible(mut parts: Vec<Part>) -> Vec<Part> {
+/// The parts without pages that newer ones hide, which may have been given back, and without parts
+/// of which nothing is left.
+pub(crate) fn visible_parts(mut parts: Vec<Part>) -> Vec<Part> {
     let mut hidden = PageSet::new();
     for part in &mut parts {
         let pages = part.pages.clone();
@@ -314,7 +345,7 @@ fn visible(mut parts: Vec<Part>) -> Vec<Part> {
 /// The parts of a chunk, if they may be linked as they are.
 fn parts_to_link(chunk: &Chunk) -> Option<Vec<Part>> {
     match &chunk.extent {
-        // What is linked is not written in place any more: a promise would be lost.
+        // A linked part is not written in place any more, so a reservation in it would be lost.
         Extent::Parts { parts, .. } if !chunk.needs_sync() && chunk.reserved.is_empty() => {
             Some(parts.clone())
         }
@@ -322,7 +353,7 @@ fn parts_to_link(chunk: &Chunk) -> Option<Vec<Part>> {
     }
 }
 
-/// True for errors that say "no link here" and not "no store here".
+/// True for errors that mean that this file cannot be linked, and not that the store failed.
 fn cannot_link(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     matches!(

@@ -1,13 +1,14 @@
-//! Physical work that waits for a commit: unlinking, punching, cutting.
+//! Space that is given back after a commit: objects are unlinked, pages are punched, and object
+//! files are truncated.
 //!
-//! Before any of it is done the commit that made the pages unreachable is durable, and presence
-//! is looked up again under the page lock: a page may have been written anew meanwhile.
+//! This happens only after the commit that made the pages unreachable is durable. Presence is
+//! checked again under the page lock, since a page may have been written again meanwhile.
 
 use std::ops::Range;
 
 use super::read::page_range;
 use super::{Contents, ObjectError};
-use crate::ids::Ino;
+use crate::ids::{ChunkIndex, Ino};
 use crate::meta::commit::BatchNumber;
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet};
@@ -15,85 +16,97 @@ use crate::meta::records::{ObjectName, PartId};
 use crate::meta::{Batch, MetaError};
 use crate::planted::{Bug, planted};
 
-/// Pages that are to go from the disk.
+/// Pages to remove from an object's file once a batch is durable.
 #[derive(Debug)]
-pub struct Cut {
+pub struct DeferredPunch {
     pub(super) ino: Ino,
-    pub(super) index: u32,
+    pub(super) index: ChunkIndex,
     pub(super) id: PartId,
     pub(super) pages: Range<u32>,
 }
 
 impl Contents {
-    /// Queues a cut that waits for the batch to be durable.
-    pub(super) fn cut_after(&self, batch: BatchNumber, cut: Option<Cut>) {
-        self.cuts.lock().extend(cut.map(|cut| (batch, cut)));
+    /// Queues pages to be punched once the batch is durable.
+    pub(super) fn punch_after(&self, batch: BatchNumber, punch: Option<DeferredPunch>) {
+        self.deferred_punches
+            .lock()
+            .extend(punch.map(|punch| (batch, punch)));
     }
 
-    /// True when something waits for a commit, or for the collector, to be given back.
+    /// True if something waits for a commit, or for [`Self::collect`], to be given back.
+    ///
+    /// # Errors
+    /// The metadata cannot be read.
     pub fn has_garbage(&self) -> Result<bool, ObjectError> {
-        Ok(!self.cuts.lock().is_empty() || self.meta.has_rows(Table::Garbage)?)
+        Ok(!self.deferred_punches.lock().is_empty() || self.meta.has_rows(Table::Garbage)?)
     }
 
-    /// Does what the last commit allows. Errors cost space and nothing else.
+    /// Gives back the space that the last commit made unreachable. A failure for one object is
+    /// logged and wastes its space.
+    ///
+    /// # Errors
+    /// The metadata cannot be read or changed.
     pub fn collect(&self) -> Result<(), ObjectError> {
         let _one = self.collecting.lock();
         let due = {
-            let mut cuts = self.cuts.lock();
-            let (due, wait) = cuts.drain(..).partition(|(batch, _)| {
-                planted(Bug::CutBeforeCommit) || self.meta.is_durable(*batch)
+            let mut deferred_punches = self.deferred_punches.lock();
+            let (due, wait) = deferred_punches.drain(..).partition(|(batch, _)| {
+                planted(Bug::PunchBeforeCommit) || self.meta.is_durable(*batch)
             });
-            *cuts = wait;
-            let due: Vec<(BatchNumber, Cut)> = due;
+            *deferred_punches = wait;
+            let due: Vec<(BatchNumber, DeferredPunch)> = due;
             due
         };
-        for (_, cut) in due {
-            let object = cut.id.name.object;
-            if let Err(error) = self.cut(cut) {
+        for (_, punch) in due {
+            let object = punch.id.name.object;
+            if let Err(error) = self.punch_deferred(punch) {
                 tracing::warn!(%object, %error, "space of an object could not be given back");
             }
         }
         self.unlink_garbage()
     }
 
-    fn cut(&self, cut: Cut) -> Result<(), ObjectError> {
-        let file = match self.file(cut.ino) {
+    fn punch_deferred(&self, punch: DeferredPunch) -> Result<(), ObjectError> {
+        let file = match self.file(punch.ino) {
             Err(ObjectError::Removed) => return Ok(()),
             other => other?,
         };
         let _permit = self.meta.permit();
         let _gate = file.gate.read();
-        // Pages that came back, were committed and went again are still in the committed record:
-        // with the gate held, who took them away has queued a cut of the object that waits.
+        // Pages that were written again, committed and removed again are still in the committed
+        // record. With the gate held, whoever removed them has queued a later entry for this
+        // object, so this one waits for that batch too.
         {
-            let mut cuts = self.cuts.lock();
-            let waiting = cuts.iter().filter(|(_, other)| other.id == cut.id);
+            let mut deferred_punches = self.deferred_punches.lock();
+            let waiting = deferred_punches
+                .iter()
+                .filter(|(_, other)| other.id == punch.id);
             if let Some(batch) = waiting.map(|(batch, _)| *batch).max() {
-                cuts.push((batch, cut));
+                deferred_punches.push((batch, punch));
                 return Ok(());
             }
         }
-        self.load_chunk(&file, cut.index)?;
-        let object = match self.objects.open(cut.id) {
+        self.load_chunk(&file, punch.index)?;
+        let object = match self.objects.open(punch.id) {
             Err(ObjectError::Missing { .. }) => return Ok(()),
             other => other?,
         };
-        let guard = object.lock_exclusive(page_range(&cut.pages));
+        let guard = object.lock_exclusive(page_range(&punch.pages));
         let runs = {
             let state = file.state.lock();
-            let Some(chunk) = state.chunks.get(&cut.index) else {
+            let Some(chunk) = state.chunks.get(&punch.index) else {
                 return Ok(());
             };
             match chunk.newest() {
-                // Cut away altogether, shared or replaced: not ours to touch any more.
-                Some(part) if part.id == cut.id && self.writable(chunk) => {
-                    absent_runs(&chunk.backed(), cut.pages.clone())
+                // The part was removed, shared or replaced: it must not be touched any more.
+                Some(part) if part.id == punch.id && self.writable(chunk) => {
+                    absent_runs(&chunk.backed(), punch.pages.clone())
                 }
                 _ => return Ok(()),
             }
         };
         let page_error = |source| ObjectError::Page {
-            object: cut.id.name,
+            object: punch.id.name,
             source,
         };
         for run in runs {
@@ -124,7 +137,7 @@ impl Contents {
             else {
                 return Err(MetaError::Corrupt("garbage").into());
             };
-            // What somebody put in its place, or a store that fails now, keeps nobody else waiting.
+            // One object that cannot be removed does not keep the others waiting.
             match self.objects.unlink(name) {
                 Ok(()) => self.meta.remove_garbage(&mut batch, number),
                 Err(error) => {

@@ -1,39 +1,39 @@
-//! The contents of one file, in memory: what is there now and what of it is durable.
+//! In-memory state of one file's contents: what is there now, and what of it is durable.
 //!
 //! Invariants (*ordered presence*):
-//! - `pages` of the newest part is what reads see; `durable` is the part of it that a completed
+//! - `pages` of the newest part is what readers see. `durable` is the subset that a completed
 //!   fdatasync has covered. Only the durable form ([`Chunk::durable_record`]) is ever committed.
 //! - Only the newest part gains pages. The pages of older parts are durable.
-//! - A page that is not present reads as zeros, and so do bytes beyond the size, whatever the
-//!   disk holds.
+//! - A page that is not present reads as zeros, and so do bytes beyond the size, whatever is on the
+//!   disk.
 //! - The newest part's object has space for the `reserved` pages. A page that is written stays
-//!   reserved until it is durable, so that the promise outlives a power cut between the two.
+//!   reserved until it is durable, so that the reservation survives a power cut between the two.
 //!
 //! Locks, outermost first: `syncing`, `gate`, the inode's lock in [`Meta`](crate::meta::Meta),
-//! `state`; page locks of objects are taken before `state` and held over I/O of contents, `state`
-//! never is. Publishing reads records of the metadata, mostly from memory, with `state` held.
+//! `state`. Page locks of objects are taken before `state` and held during I/O on contents; `state`
+//! never is. Publishing reads metadata records, mostly from memory, with `state` held.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::ids::{Generation, Ino};
+use crate::ids::{ChunkIndex, Generation, Ino};
 use crate::meta::View;
 use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{ExtentRecord, Part, PartId, Timespec, taken};
 use crate::planted::{Bug, planted};
 
-/// What a chunk is made of.
+/// The composition of a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Extent {
-    /// Nothing: zeros.
+    /// No data: reads as zeros.
     Hole,
     /// The bytes of a small file.
     Inline(Vec<u8>),
     /// Objects, newest first.
     Parts {
-        /// Linked from elsewhere: never written in place again.
+        /// Linked from another extent: never written in place again.
         shared: bool,
         /// Newest first; not empty.
         parts: Vec<Part>,
@@ -43,40 +43,41 @@ pub enum Extent {
 /// One chunk of a live file.
 #[derive(Debug)]
 pub struct Chunk {
-    /// Generation of the record it was read from or last published as, or in which its newest part
-    /// was made: no view that is older sees that part as it is now.
+    /// Generation of the record that it was read from or last published as, or in which its newest
+    /// part was made. No older view sees the newest part as it is now.
     pub generation: Generation,
-    /// What it is made of now.
+    /// Its composition now.
     pub extent: Extent,
-    /// Inline bytes that have become an object whose pages are not durable yet.
+    /// Former inline bytes that were moved into an object whose pages are not durable yet.
     pub fallback: Option<Vec<u8>>,
-    /// The newest part's name is durable.
+    /// True once the newest part's name is durable.
     pub named: bool,
     /// Pages of the newest part that are durable.
     pub durable: PageSet,
     /// Pages of the newest part written since the last sync began.
     pub unsynced: PageSet,
-    /// Pages of the newest part that the sync under way covers.
+    /// Pages of the newest part that the current sync covers.
     pub syncing: PageSet,
-    /// Pages that the newest part has space for, and that are not durable.
+    /// Pages for which the newest part has reserved space, and which are not durable.
     pub reserved: PageSet,
-    /// Space was set aside since the last sync began.
+    /// Space was reserved since the last sync began.
     pub allocated: bool,
-    /// Pages taken according to the record as published.
+    /// Pages that the published record takes.
     pub published_pages: u64,
     /// The durable form differs from the published record.
     pub changed: bool,
 }
 
 impl Chunk {
-    /// A chunk as its record says, with pages beyond `end_page` left out: the file ends there.
+    /// The chunk that a record describes. Pages beyond `end_page`, where the file ends, are left
+    /// out.
     pub fn from_record(
         generation: Generation,
         record: Option<ExtentRecord>,
         end_page: u32,
     ) -> Self {
         let published_pages = record.as_ref().map_or(0, ExtentRecord::pages);
-        let mut promised = PageSet::new();
+        let mut reserved_pages = PageSet::new();
         let extent = match record {
             None => Extent::Hole,
             Some(ExtentRecord::Inline(bytes)) => Extent::Inline(bytes),
@@ -89,7 +90,7 @@ impl Chunk {
                 for part in &mut parts {
                     part.pages.remove(end_page..CHUNK_PAGES);
                 }
-                promised = reserved;
+                reserved_pages = reserved;
                 Extent::Parts { shared, parts }
             }
         };
@@ -107,19 +108,20 @@ impl Chunk {
             durable,
             unsynced: PageSet::new(),
             syncing: PageSet::new(),
-            reserved: promised,
+            reserved: reserved_pages,
             allocated: false,
             published_pages,
             changed: false,
         }
     }
 
-    /// The record that may be committed with a size of which `len` bytes lie in this chunk:
-    /// nothing in it is not on the disk, and nothing lies beyond the size, where it would come to
-    /// light when the file grows.
+    /// The record that may be committed with a size of which `len` bytes lie in this chunk. It
+    /// names only pages that are on the disk, and none beyond the size, where they would become
+    /// visible when the file grows.
     ///
-    /// While the newest part has no durable name the record begins with the one below it, which
-    /// must never be written in place again, whatever becomes of the newest: it is `shared`.
+    /// While the newest part has no durable name, the record begins with the part below it. That
+    /// part must never be written in place again, whatever happens to the newest one, so the record
+    /// is `shared`.
     pub fn durable_record(&self, len: u64) -> Option<ExtentRecord> {
         let inline = |bytes: &[u8]| {
             let len = bytes.len().min(len as usize);
@@ -162,7 +164,7 @@ impl Chunk {
         }
     }
 
-    /// True when [`Self::durable_record`] leaves out something because of the size.
+    /// True if [`Self::durable_record`] leaves something out because of the size.
     pub fn exceeds(&self, len: u64) -> bool {
         let end_page = pages_touching(0..len).end;
         match (&self.fallback, &self.extent) {
@@ -193,7 +195,7 @@ impl Chunk {
         }
     }
 
-    /// Pages that it has now or has space for.
+    /// Pages that are present or reserved.
     pub fn taken(&self) -> PageSet {
         match &self.extent {
             Extent::Parts { parts, .. } => taken(parts, &self.reserved),
@@ -201,12 +203,12 @@ impl Chunk {
         }
     }
 
-    /// Number of those pages.
+    /// Number of pages that are present or reserved.
     pub fn pages(&self) -> u64 {
         u64::from(self.taken().len())
     }
 
-    /// Pages that can be written without more space on the disk, if the newest part is writable.
+    /// Pages that can be written without further space on the disk, if the newest part is writable.
     pub fn backed(&self) -> PageSet {
         let mut pages = self.reserved.clone();
         if let Some(newest) = self.newest() {
@@ -215,7 +217,7 @@ impl Chunk {
         pages
     }
 
-    /// True when there is something that no sync has covered.
+    /// True if something is not covered by a sync yet.
     pub fn needs_sync(&self) -> bool {
         !self.named
             || !self.unsynced.is_empty()
@@ -225,7 +227,7 @@ impl Chunk {
     }
 }
 
-/// What is known of a live file's contents.
+/// State of a file's contents.
 #[derive(Debug)]
 pub struct FileState {
     /// Length in bytes, now.
@@ -239,7 +241,7 @@ pub struct FileState {
     /// Time of the last write that is not published.
     pub written: Option<Timespec>,
     /// Chunks looked at so far; one that is not here is as its record says.
-    pub chunks: BTreeMap<u32, Chunk>,
+    pub chunks: BTreeMap<ChunkIndex, Chunk>,
     /// The inode is gone.
     pub removed: bool,
 }
@@ -306,7 +308,7 @@ impl File {
         }
     }
 
-    /// Length in bytes, now.
+    /// Current length in bytes.
     pub fn size(&self) -> u64 {
         self.state.lock().size
     }

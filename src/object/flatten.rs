@@ -1,96 +1,95 @@
 //! Flattening: keeping the lists of parts short.
 //!
-//! A part is put on top of a chunk whenever its newest one must not be written any more: after
-//! each snapshot and each copy, once. Reads look through the whole list, and a record takes only
-//! [`PARTS_MAX`](crate::meta::records::PARTS_MAX) parts, so older parts are merged now and then:
-//! what is visible of them is sealed anew into one fresh object under the active key set.
+//! A part is added on top of a chunk whenever its newest one must not be written any more: once
+//! after each snapshot and each copy. Reads search the whole list, and a record holds at most
+//! [`PARTS_MAX`](crate::meta::records::PARTS_MAX) parts. So older parts are merged from time to
+//! time: their visible pages are sealed again in one fresh object under the active key set.
 //!
 //! **The newest part is never touched.** Older parts gain no pages and are durable, so they are
-//! read while writers go on with the newest; its promises, its unsynced pages and its mark of
-//! being shared stay what they are. The gate is held shared for a run of pages at a time, and
-//! exclusively only for the instant in which the list is replaced; when the older parts are not
-//! what they were by then (cut, or merged by somebody else), the copy is thrown away.
+//! read while writers continue with the newest one. Its reservation, its unsynced pages and its
+//! shared flag stay as they are. The gate is held shared for a run of pages at a time, and
+//! exclusively only while the list is replaced. If the older parts have changed by then (truncated,
+//! or merged by another thread), the copy is discarded.
 //!
 //! Order: pages of the merged object, fdatasync, `sync_dir` of its name, then one batch with the
-//! record that names it and with the old names as garbage. A page below is left out only where a
-//! *durable* page of the newest part hides it: that one is part of the same record.
+//! record that names it and with the old names as garbage. A page of an older part is left out only
+//! if a *durable* page of the newest part hides it: that page is part of the same record.
 //!
-//! **How much is merged** ([`how_many`]) is size-tiered. A part of which nothing is visible
-//! leaves the list at once. Nothing else happens while the list has [`PARTS_FLAT`] parts. Then the
-//! parts below the newest are gathered from the top: as many as bring the list back to that length,
-//! and on, while what is visible of the next is at most [`GROWTH`] times what has been gathered
-//! above it. So a large old part is not rewritten for the sake of a few pages: beyond what the
-//! length forces, which are the small parts on top, a page is copied only into an object at least
-//! 1½ times as large as its former one, and so a few times until it is in the largest. For a chunk
-//! of 1041 pages with a snapshot between any two rounds of writing, pages copied for each page
-//! written (the test below has the bounds): 13 where each round changes one page, 7 for five
-//! pages, 3 for fifty, less than one for three hundred, none where all are overwritten.
+//! **How much is merged** ([`merge_count`]) is size-tiered. A part without visible pages leaves the
+//! list at once. Nothing else happens while the list has at most [`PARTS_FLAT`] parts. Beyond that,
+//! the parts below the newest are collected from the top: as many as bring the list back to that
+//! length, and further ones while the visible pages of the next part are at most [`GROWTH`] times
+//! those collected above it. So a large old part is not rewritten for the sake of a few pages.
+//! Beyond what the length requires, which concerns the small parts on top, a page is copied only
+//! into an object at least 1½ times as large as its former one, and thus only a few times until it
+//! is in the largest. For a chunk of 1041 pages with a snapshot between any two rounds of writing,
+//! the pages copied per page written are (the test below has the bounds): 13 if each round changes
+//! one page, 7 for five pages, 3 for fifty, less than one for three hundred, none if all are
+//! overwritten.
 //!
 //! **Space**: hidden pages are not copied. The parts of one list hold at most about 2½ times the
-//! pages that are visible in it. While views are kept that see the former parts, what is copied is
-//! taken twice, which is the other reason for copying little.
+//! pages that are visible in it. While kept views see the former parts, copied pages take space
+//! twice, which is the other reason to copy little.
 //!
-//! In the background a turn copies a bounded number of pages; in the foreground, with the file to
-//! itself, a writer merges only where the record could not take one more part.
+//! In the background a turn copies a bounded number of pages. In the foreground, with the gate held
+//! exclusively, a writer merges only if the record could not hold one more part.
 
 use std::collections::{HashSet, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::file::{Chunk, Extent, File};
-use super::read::page_range;
-use super::{Contents, ObjectError, page_bytes};
-use crate::ids::Ino;
-use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PageSet};
+use super::read::{page_range, page_runs};
+use super::{Contents, ObjectError, chunk_start, page_bytes};
+use crate::ids::{ChunkIndex, Ino};
+use crate::meta::page_set::{CHUNK_PAGES, PageSet};
 use crate::meta::records::{Part, PartId};
 use crate::meta::{Batch, View};
 use crate::sealed::PAYLOAD_BYTES;
 
-/// Parts of a list that is left alone.
+/// Maximum number of parts of a list that is not merged.
 const PARTS_FLAT: usize = 5;
-/// How much larger than what lies above it a part may be to be merged without need.
+/// How much larger than the parts above it a part may be to be merged voluntarily.
 const GROWTH: u32 = 2;
-/// Chunks that wait for the background at most. One that finds no place is noted again when it
-/// is next read from its record, or gets a part.
-const WAITING_MAX: usize = 1 << 14;
-/// Chunks of one turn: their objects are made durable together.
-const AT_ONCE: usize = 32;
-/// Pages copied with one write.
-const RUN_PAGES: u32 = 256;
-/// With less room than this on the backing filesystem it is left to those who write.
-const ROOM_BYTES_MIN: u64 = 64 << 20;
+/// Maximum number of queued chunks. A chunk that does not fit is queued again when its record is
+/// next read, or when it gets a part.
+const QUEUE_MAX: usize = 1 << 14;
+/// Chunks of one group, whose merged objects are made durable together.
+const GROUP_CHUNKS: usize = 32;
+/// Minimum free space on the backing filesystem; with less, the space is left to writers.
+const FREE_BYTES_MIN: u64 = 64 << 20;
 
-/// Chunks with long lists, in the order in which they were noted.
+/// Chunks with long lists, in the order in which they were queued.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
-    order: VecDeque<(Ino, u32)>,
-    known: HashSet<(Ino, u32)>,
+pub(super) struct FlattenQueue {
+    order: VecDeque<(Ino, ChunkIndex)>,
+    known: HashSet<(Ino, ChunkIndex)>,
 }
 
-impl Waiting {
-    fn put(&mut self, chunk: (Ino, u32)) {
-        if self.order.len() < WAITING_MAX && self.known.insert(chunk) {
+impl FlattenQueue {
+    fn put(&mut self, ino: Ino, index: ChunkIndex) {
+        let chunk = (ino, index);
+        if self.order.len() < QUEUE_MAX && self.known.insert(chunk) {
             self.order.push_back(chunk);
         }
     }
 
-    fn take(&mut self) -> Option<(Ino, u32)> {
+    fn take(&mut self) -> Option<(Ino, ChunkIndex)> {
         let chunk = self.order.pop_front()?;
         self.known.remove(&chunk);
         Some(chunk)
     }
 }
 
-/// What is to become of the parts below the newest one.
+/// The plan for the parts below the newest one.
 #[derive(Debug, PartialEq)]
 struct Plan {
-    /// The newest one, which hides pages of theirs.
+    /// The newest part, which hides pages of the older ones.
     newest: PartId,
-    /// Those parts.
+    /// The older parts as they were when the plan was made.
     before: Vec<Part>,
-    /// Pages to be copied, by part; empty where parts only leave the list.
+    /// Pages to copy, by part; empty if parts only leave the list.
     copies: Vec<(PartId, PageSet)>,
-    /// What stays below the merged part.
+    /// The parts that stay below the merged part.
     rest: Vec<Part>,
 }
 
@@ -106,49 +105,49 @@ impl Plan {
 /// A plan whose pages are copied, though not durably.
 struct Merged {
     file: Arc<File>,
-    index: u32,
+    index: ChunkIndex,
     plan: Plan,
     part: Option<Part>,
 }
 
 impl Contents {
-    /// Takes note of a chunk that got a part, for the background.
-    pub(super) fn note_part(&self, file: &File, index: u32, chunk: &Chunk) {
-        // With two, the older one is hidden by nothing but what is being written.
-        self.note(file, index, chunk, 3);
+    /// Queues a chunk that got a part, if its list is long enough.
+    pub(super) fn queue_new_part(&self, file: &File, index: ChunkIndex, chunk: &Chunk) {
+        // Of two parts, the older one is hidden only by what is being written.
+        self.queue_if_long(file, index, chunk, 3);
     }
 
-    /// Takes note of a chunk as its record says, for the background.
-    pub(super) fn note_record(&self, file: &File, index: u32, chunk: &Chunk) {
-        self.note(file, index, chunk, PARTS_FLAT + 1);
+    /// Queues a chunk that was loaded from its record, if its list is long enough.
+    pub(super) fn queue_loaded(&self, file: &File, index: ChunkIndex, chunk: &Chunk) {
+        self.queue_if_long(file, index, chunk, PARTS_FLAT + 1);
     }
 
-    fn note(&self, file: &File, index: u32, chunk: &Chunk, least: usize) {
+    fn queue_if_long(&self, file: &File, index: ChunkIndex, chunk: &Chunk, least: usize) {
         let long = matches!(&chunk.extent, Extent::Parts { parts, .. } if parts.len() >= least);
         if long && file.view == View::LIVE {
-            self.waiting.lock().put((file.ino, index));
+            self.flatten_queue.lock().put(file.ino, index);
         }
     }
 
-    /// Merges parts of chunks that were noted, until about so many pages are copied or `enough`
-    /// says so. Errors cost time and space and nothing else.
+    /// Merges parts of queued chunks until about `budget_pages` pages are copied or `enough`
+    /// returns true. A failure wastes time and space only.
     pub fn flatten_some(&self, budget_pages: u32, enough: &dyn Fn() -> bool) {
-        let room = self.objects.store().space();
-        let roomy = room.is_ok_and(|room| room.available_bytes >= ROOM_BYTES_MIN);
-        if self.meta.check_writable().is_err() || !roomy {
+        let space = self.objects.store().space();
+        let has_space = space.is_ok_and(|space| space.available_bytes >= FREE_BYTES_MIN);
+        if self.meta.check_writable().is_err() || !has_space {
             return;
         }
-        // One that is put back waits for another turn.
-        let mut waiting = self.waiting.lock().order.len();
+        // A chunk that is queued again waits for the next call.
+        let mut waiting = self.flatten_queue.lock().order.len();
         let mut left = budget_pages;
         while waiting > 0 && left > 0 && !enough() {
-            let count = waiting.min(AT_ONCE);
+            let count = waiting.min(GROUP_CHUNKS);
             waiting -= count;
             left = self.flatten_group(count, left);
         }
     }
 
-    /// Merges parts of some chunks whose objects are made durable together. What is left of the
+    /// Merges parts of some chunks whose objects are made durable together. Returns the rest of the
     /// budget.
     fn flatten_group(&self, chunks: usize, mut left_pages: u32) -> u32 {
         let mut merged = Vec::new();
@@ -156,7 +155,7 @@ impl Contents {
             if left_pages == 0 {
                 break;
             }
-            let Some((ino, index)) = self.waiting.lock().take() else {
+            let Some((ino, index)) = self.flatten_queue.lock().take() else {
                 break;
             };
             match self.file(ino).and_then(|file| self.merge(file, index)) {
@@ -167,18 +166,18 @@ impl Contents {
                     merged.push(one);
                 }
                 Err(error) => {
-                    tracing::warn!(ino = ino.0, index, %error, "parts could not be merged");
+                    tracing::warn!(ino = ino.0, index = index.0, %error, "parts could not be merged");
                 }
             }
             self.forget(ino);
         }
         for one in self.make_durable(merged) {
             let (file, index) = (Arc::clone(&one.file), one.index);
-            match self.put_in_place(one) {
+            match self.install_merged(one) {
                 Ok(true) => {}
-                Ok(false) => self.waiting.lock().put((file.ino, index)),
+                Ok(false) => self.flatten_queue.lock().put(file.ino, index),
                 Err(error) => {
-                    let ino = file.ino.0;
+                    let (ino, index) = (file.ino.0, index.0);
                     tracing::warn!(ino, index, %error, "merged parts could not be recorded");
                 }
             }
@@ -189,8 +188,8 @@ impl Contents {
         left_pages
     }
 
-    /// Merges parts of a chunk whose record takes no more of them.
-    pub(super) fn flatten_now(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+    /// Merges parts of a chunk whose record cannot hold one more.
+    pub(super) fn flatten_now(&self, file: &File, index: ChunkIndex) -> Result<(), ObjectError> {
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let Some(plan) = self.plan(file, index)? else {
@@ -212,8 +211,8 @@ impl Contents {
         self.replace_older(file, index, &plan, Some(Part { id, pages }))
     }
 
-    /// Copies what is to be merged. `None` where nothing is, or where the chunk was changed.
-    fn merge(&self, file: Arc<File>, index: u32) -> Result<Option<Merged>, ObjectError> {
+    /// Copies the pages to merge. `None` if there is nothing to merge, or if the chunk has changed.
+    fn merge(&self, file: Arc<File>, index: ChunkIndex) -> Result<Option<Merged>, ObjectError> {
         let plan = {
             let _permit = self.meta.permit();
             let _gate = file.gate.read();
@@ -229,7 +228,7 @@ impl Contents {
             if !matches!(copied, Ok(true)) {
                 self.objects.unlink(id.name)?;
                 copied?;
-                self.waiting.lock().put((file.ino, index));
+                self.flatten_queue.lock().put(file.ino, index);
                 return Ok(None);
             }
             let pages = plan.pages();
@@ -243,27 +242,27 @@ impl Contents {
         }))
     }
 
-    /// The gate must be held.
-    fn plan(&self, file: &File, index: u32) -> Result<Option<Plan>, ObjectError> {
+    /// Plans a merge. The gate must be held.
+    fn plan(&self, file: &File, index: ChunkIndex) -> Result<Option<Plan>, ObjectError> {
         self.load_chunk(file, index)?;
         let state = file.state.lock();
         let chunk = state.chunks.get(&index).filter(|_| !state.removed);
-        Ok(chunk.and_then(plan_of))
+        Ok(chunk.and_then(plan_merge))
     }
 
-    /// Copies the plan's pages into a fresh object. False when the parts are not what they were.
-    /// `alone`: the caller holds the gate exclusively.
+    /// Copies the plan's pages into a fresh object. False if the parts have changed. `alone`: the
+    /// caller holds the gate exclusively.
     fn copy_runs(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         plan: &Plan,
         to: PartId,
         alone: bool,
     ) -> Result<bool, ObjectError> {
         let object = self.open_object(to)?;
         let mut buffer = Vec::new();
-        for run in runs(&plan.pages(), 0..CHUNK_PAGES) {
+        for run in page_runs(&plan.pages(), 0..CHUNK_PAGES) {
             let start = page_bytes(run.start).start;
             buffer.resize((run.end - run.start) as usize * PAYLOAD_BYTES, 0);
             {
@@ -272,16 +271,16 @@ impl Contents {
                     return Ok(false);
                 }
                 for (id, visible) in &plan.copies {
-                    for piece in runs(visible, run.clone()) {
+                    for piece in page_runs(visible, run.clone()) {
                         let at = (piece.start - run.start) as usize * PAYLOAD_BYTES;
                         let len = (piece.end - piece.start) as usize * PAYLOAD_BYTES;
                         let from = page_bytes(piece.start).start;
                         self.read_part(*id, from, &mut buffer[at..at + len])?;
                     }
                 }
-                // Bytes beyond the size are zeros in every page that is sealed. One that grows
-                // meanwhile has the page that its old end is in sealed in the newest part.
-                let base = u64::from(index) * CHUNK_BYTES + start;
+                // Bytes beyond the size are zeros in every page that is sealed. If the file grows
+                // meanwhile, the page with its old end has been sealed in the newest part.
+                let base = chunk_start(index) + start;
                 let here = file.size().saturating_sub(base).min(buffer.len() as u64);
                 buffer[here as usize..].fill(0);
             }
@@ -298,21 +297,21 @@ impl Contents {
         self.objects.sync(std::iter::once(id.name))
     }
 
-    /// Makes fresh objects durable. What could not be is thrown away.
+    /// Makes merged objects durable. Those that cannot be are discarded.
     fn make_durable(&self, mut merged: Vec<Merged>) -> Vec<Merged> {
         merged.retain(|one| match &one.part {
             None => true,
-            Some(part) => self.sync_merged(part.id).is_ok() || self.throw_away(one),
+            Some(part) => self.sync_merged(part.id).is_ok() || self.discard_merged(one),
         });
         if let Err(error) = self.objects.sync_names() {
             tracing::warn!(%error, "merged parts could not be made durable");
-            merged.retain(|one| self.throw_away(one));
+            merged.retain(|one| self.discard_merged(one));
         }
         merged
     }
 
-    /// Removes an object that no record names; always false.
-    fn throw_away(&self, one: &Merged) -> bool {
+    /// Removes a merged object that no record names. Always returns false.
+    fn discard_merged(&self, one: &Merged) -> bool {
         if let Some(part) = &one.part
             && let Err(error) = self.objects.unlink(part.id.name)
         {
@@ -321,24 +320,25 @@ impl Contents {
         false
     }
 
-    /// Puts a durable merged part into the list. False when the parts are not what they were.
-    fn put_in_place(&self, one: Merged) -> Result<bool, ObjectError> {
+    /// Puts a durable merged part into the list. False if the parts have changed.
+    fn install_merged(&self, one: Merged) -> Result<bool, ObjectError> {
         let file = Arc::clone(&one.file);
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
         self.load_chunk(&file, one.index)?;
         if file.state.lock().removed || !is_as_planned(&file, one.index, &one.plan) {
-            return Ok(self.throw_away(&one));
+            return Ok(self.discard_merged(&one));
         }
         self.replace_older(&file, one.index, &one.plan, one.part)?;
         Ok(true)
     }
 
-    /// The gate must be held exclusively since the parts were found to be those of the plan.
+    /// Replaces the older parts. The gate must have been held exclusively since the parts were
+    /// compared with the plan.
     fn replace_older(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         plan: &Plan,
         part: Option<Part>,
     ) -> Result<(), ObjectError> {
@@ -364,9 +364,9 @@ impl Contents {
     }
 }
 
-/// True while the plan's parts are at the end of the list, below the one that hides pages of theirs:
-/// after a restore there may be another one on top of them.
-fn is_as_planned(file: &File, index: u32, plan: &Plan) -> bool {
+/// True while the plan's parts are at the end of the list, below the part that hides pages of
+/// theirs. After a restore there may be another part on top of them.
+fn is_as_planned(file: &File, index: ChunkIndex, plan: &Plan) -> bool {
     let state = file.state.lock();
     let Some(Extent::Parts { parts, .. }) = state.chunks.get(&index).map(|chunk| &chunk.extent)
     else {
@@ -377,13 +377,13 @@ fn is_as_planned(file: &File, index: u32, plan: &Plan) -> bool {
     above.is_some_and(|part| part.id == plan.newest)
 }
 
-/// What is to become of the parts below the newest one, if anything.
-fn plan_of(chunk: &Chunk) -> Option<Plan> {
+/// Plans what happens to the parts below the newest one, if anything.
+fn plan_merge(chunk: &Chunk) -> Option<Plan> {
     let Extent::Parts { parts, .. } = &chunk.extent else {
         return None;
     };
     let (newest, before) = parts.split_first()?;
-    // Until a page of the newest part is durable, the one below it is what a power cut leaves.
+    // Until a page of the newest part is durable, a power cut brings back the page below it.
     let mut hidden = chunk.durable.clone();
     let mut seen = Vec::with_capacity(before.len());
     for part in before {
@@ -395,7 +395,7 @@ fn plan_of(chunk: &Chunk) -> Option<Plan> {
         }
     }
     let sizes: Vec<u32> = seen.iter().map(|(_, visible)| visible.len()).collect();
-    let merged = how_many(&sizes);
+    let merged = merge_count(&sizes);
     if merged == 0 && seen.len() == before.len() {
         return None;
     }
@@ -408,10 +408,10 @@ fn plan_of(chunk: &Chunk) -> Option<Plan> {
     })
 }
 
-/// How many parts to merge of those below the newest, from the top, given the number of pages
-/// that are visible of each: none, or two and more.
-fn how_many(visible: &[u32]) -> usize {
-    // The newest one and the merged one are parts of the list too.
+/// How many of the parts below the newest are merged, from the top, given the number of visible
+/// pages of each: none, or at least two.
+fn merge_count(visible: &[u32]) -> usize {
+    // The newest part and the merged one are in the list too.
     let forced = (visible.len() + 2).saturating_sub(PARTS_FLAT);
     if forced < 2 {
         return 0;
@@ -425,43 +425,24 @@ fn how_many(visible: &[u32]) -> usize {
     forced + more.count()
 }
 
-/// The runs of pages of a set within a range, none longer than is copied at a time.
-fn runs(set: &PageSet, pages: Range<u32>) -> Vec<Range<u32>> {
-    let mut runs = Vec::new();
-    let mut page = pages.start;
-    while page < pages.end {
-        let present = set.contains(page);
-        let limit = if present {
-            pages.end.min(page + RUN_PAGES)
-        } else {
-            pages.end
-        };
-        let end = set.run_end(page, limit);
-        if present {
-            runs.push(page..end);
-        }
-        page = end;
-    }
-    runs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::page_set::CHUNK_BYTES;
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_merged() {
-        assert_eq!(how_many(&[]), 0);
-        assert_eq!(how_many(&[1, 1, 1, 1]), 0);
-        // One too many: the two on top, and what is not much larger than they are.
-        assert_eq!(how_many(&[1, 1, 5, 100, 1041]), 2);
-        assert_eq!(how_many(&[1, 1, 4, 100, 1041]), 3);
-        assert_eq!(how_many(&[50, 50, 100, 400, 1041]), 5);
-        assert_eq!(how_many(&[1, 1041, 1, 1, 1]), 5);
-        assert_eq!(how_many(&[1, 10, 100, 1041, 1041]), 2);
-        assert_eq!(how_many(&[1, 2, 3, 40, 400, 1041]), 3);
-        assert_eq!(how_many(&[1, 2, 3, 4, 40, 400, 1041]), 4);
+    fn which_parts_are_merged() {
+        assert_eq!(merge_count(&[]), 0);
+        assert_eq!(merge_count(&[1, 1, 1, 1]), 0);
+        // One part too many: the two on top are merged, and those that are not much larger.
+        assert_eq!(merge_count(&[1, 1, 5, 100, 1041]), 2);
+        assert_eq!(merge_count(&[1, 1, 4, 100, 1041]), 3);
+        assert_eq!(merge_count(&[50, 50, 100, 400, 1041]), 5);
+        assert_eq!(merge_count(&[1, 1041, 1, 1, 1]), 5);
+        assert_eq!(merge_count(&[1, 10, 100, 1041, 1041]), 2);
+        assert_eq!(merge_count(&[1, 2, 3, 40, 400, 1041]), 3);
+        assert_eq!(merge_count(&[1, 2, 3, 4, 40, 400, 1041]), 4);
     }
 
     #[test]
@@ -471,15 +452,15 @@ mod tests {
             set.insert(run);
         }
         assert_eq!(
-            runs(&set, 0..CHUNK_PAGES),
+            page_runs(&set, 0..CHUNK_PAGES),
             [0..3, 10..11, 300..556, 556..700]
         );
-        assert_eq!(runs(&set, 2..301), [2..3, 10..11, 300..301]);
-        assert_eq!(runs(&set, 11..300), []);
+        assert_eq!(page_runs(&set, 2..301), [2..3, 10..11, 300..301]);
+        assert_eq!(page_runs(&set, 11..300), []);
     }
 
-    /// Rounds of writes with something between them that ends the newest part. Pages written and
-    /// copied, and the most pages that one list had.
+    /// Simulates rounds of writes, each of which adds a newest part. Returns the pages written and
+    /// copied, and the maximum number of pages that one list had.
     fn rounds(count: u32, changed: impl Fn(u32) -> PageSet) -> (u32, u32, u32) {
         let part = |pages: PageSet| Part {
             id: PartId {
@@ -506,7 +487,7 @@ mod tests {
                 shared: false,
                 parts: parts.clone(),
             };
-            if let Some(plan) = plan_of(&chunk) {
+            if let Some(plan) = plan_merge(&chunk) {
                 copied += plan.pages().len();
                 parts.truncate(1);
                 if !plan.copies.is_empty() {
@@ -547,18 +528,18 @@ mod tests {
                 shared: false,
                 parts: [above, &older[..]].concat(),
             };
-            let plan = plan_of(&chunk);
-            file.state.lock().chunks.insert(0, chunk);
+            let plan = plan_merge(&chunk);
+            file.state.lock().chunks.insert(ChunkIndex(0), chunk);
             plan
         };
         let plan = below(&[part(10, 1)]).unwrap();
         assert!(!plan.pages().contains(1));
-        assert!(is_as_planned(&file, 0, &plan));
+        assert!(is_as_planned(&file, ChunkIndex(0), &plan));
         below(&[part(11, 9), part(10, 1)]);
-        assert!(is_as_planned(&file, 0, &plan));
-        // Here page 1 comes from below.
+        assert!(is_as_planned(&file, ChunkIndex(0), &plan));
+        // Here page 1 comes from an older part.
         below(&[part(12, 7)]);
-        assert!(!is_as_planned(&file, 0, &plan));
+        assert!(!is_as_planned(&file, ChunkIndex(0), &plan));
     }
 
     /// Pages that differ from round to round, spread over the chunk.
@@ -599,7 +580,7 @@ mod tests {
         fn a_list_gets_short_and_large_old_parts_stay(
             visible in prop::collection::vec(1..=CHUNK_PAGES, 0..8)
         ) {
-            let merged = how_many(&visible);
+            let merged = merge_count(&visible);
             prop_assert!(merged <= visible.len());
             prop_assert!(merged != 1);
             let after = 1 + visible.len() - merged + usize::from(merged > 0);

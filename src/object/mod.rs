@@ -1,16 +1,16 @@
-//! Contents of files: extents made of parts, each a sealed object.
+//! File contents. A file is divided into chunks; each chunk is an extent made of parts, and each
+//! part is a sealed object.
 //!
-//! Chunk n of a file is 4 MiB. A page is read from the first part that has it; only the newest
-//! part is written in place, and only where no kept view, no copy and no retired key set sees it.
-//! Contents of up to [`INLINE_BYTES`] live in the extent's record itself.
+//! Chunk n covers the nth 4 MiB of a file. A page is read from the newest part that contains it.
+//! Only the newest part is written in place, and only if no kept view, no copy and no retired key
+//! set refers to it. Contents of up to [`INLINE_BYTES`] are stored in the extent's record itself.
 //!
 //! Order of writes: pages, fdatasync, `sync_dir` of new names, then the record that names them
-//! ([`sync`]); objects are unlinked and holes punched only after the commit that made them
+//! ([`sync`]). Objects are unlinked and holes are punched only after the commit that made them
 //! unreachable ([`collect`]).
 
 mod clone;
 mod collect;
-mod cut;
 mod file;
 mod flatten;
 mod objects;
@@ -19,6 +19,7 @@ mod read;
 mod reserve;
 mod sync;
 mod trim;
+mod truncate;
 mod verify;
 mod write;
 
@@ -38,27 +39,29 @@ use crate::meta::page_set::{
 use crate::meta::records::{ExtentRecord, ObjectName, PAGES_MAX, PartId, Timespec};
 use crate::meta::{Meta, MetaError, View};
 use crate::planted::{Bug, planted};
-use crate::sealed::{ContentsFile, SealedError, Told};
+use crate::sealed::{ContentsFile, LogOnce, SealedError};
 use crate::store::Store;
 
-pub use collect::Cut;
-pub use cut::Space;
+pub(crate) use clone::visible_parts;
+pub use collect::DeferredPunch;
 pub use file::File;
 use file::{Chunk, FileState};
 pub use objects::Objects;
 pub(crate) use objects::{folder_path, object_path, root_path};
+pub(crate) use read::{RUN_PAGES, page_range, page_runs};
+pub use truncate::FreedSpace;
 pub use verify::{Fault, FaultKind};
 
-/// Contents up to this length live in the metadata. Measured: below it a file costs no object,
-/// and a leaf of the database still holds more than one.
+/// Contents up to this length are stored in the metadata. Measured: below it a file needs no
+/// object, and a leaf of the database still holds more than one file.
 pub const INLINE_BYTES: u64 = 2048;
-/// Chunks of one file kept in memory beyond those that are dirty.
+/// Clean chunks of one file that stay in memory.
 const CHUNKS_KEPT: usize = 1024;
-/// The largest file: chunks are numbered with 32 bits, offsets are signed 64-bit numbers.
+/// Largest file size in bytes: chunk numbers have 32 bits, and offsets are signed 64-bit numbers.
 pub const FILE_BYTES_MAX: u64 = ((u32::MAX as u64) + 1) * CHUNK_BYTES - 1;
 const _: () = assert!(FILE_BYTES_MAX == crate::meta::records::SIZE_MAX);
 
-/// What can go wrong with contents.
+/// Errors of file contents.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
     /// The metadata could not be read or changed.
@@ -69,16 +72,16 @@ pub enum ObjectError {
     Page {
         /// The object.
         object: ObjectName,
-        /// What happened.
+        /// The cause.
         source: SealedError,
     },
-    /// An object that the metadata name is not there.
+    /// The metadata refers to an object that does not exist.
     #[error("object {} is missing from folder {:08x}", .object.object, .object.folder.0)]
     Missing {
         /// The object.
         object: ObjectName,
     },
-    /// An object is sealed under a key set that the volume does not have.
+    /// The object is sealed under a key set that the volume does not have.
     #[error("object {} is sealed under key set {epoch}, which this volume does not have", .object.object)]
     NoKeySet {
         /// The object.
@@ -92,16 +95,16 @@ pub enum ObjectError {
     /// The volume's own limit is reached.
     #[error("the volume is full")]
     Full,
-    /// The file would grow beyond what an offset can say.
+    /// The file would grow beyond [`FILE_BYTES_MAX`].
     #[error("the file would be too large")]
     TooLarge,
-    /// The file is gone.
+    /// The file was removed.
     #[error("the file was removed")]
     Removed,
 }
 
 impl ObjectError {
-    /// What the caller of the filesystem is told.
+    /// The error number that the caller of the filesystem receives.
     pub fn errno(&self) -> Errno {
         match self {
             Self::Meta(error) => error.errno(),
@@ -115,14 +118,14 @@ impl ObjectError {
     }
 }
 
-/// Size, sealed pages and time of writing of a live file: what its record does not say yet.
+/// Attributes of a live file that its inode record does not contain yet.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveAttr {
     /// Length in bytes.
     pub size: u64,
-    /// Pages that are sealed or have space set aside.
+    /// Pages that are sealed or reserved.
     pub pages: u64,
-    /// Time of a write that is not in the record.
+    /// Time of the last write, if the record does not contain it.
     pub written: Option<Timespec>,
 }
 
@@ -131,23 +134,24 @@ pub struct LiveAttr {
 pub struct Contents {
     meta: Arc<Meta>,
     objects: Objects,
-    /// Of the live view and of kept ones.
+    /// Known files of the live view and of kept views.
     files: Mutex<HashMap<(View, Ino), Arc<File>>>,
-    /// Files that became known since the last sync of all of them began.
+    /// Files that were loaded since the last sync of all files began.
     recent: AtomicUsize,
-    /// Files whose contents must be durable before the next commit, and how often that was asked.
+    /// Files whose contents must be durable before the next commit, each with the number of
+    /// requests.
     ordered: Mutex<BTreeMap<Ino, u64>>,
-    /// Physical work that waits for the next commit.
-    cuts: Mutex<Vec<(BatchNumber, Cut)>>,
-    /// Held by who does that work.
+    /// Pages to give back to the backing filesystem once a batch is durable.
+    deferred_punches: Mutex<Vec<(BatchNumber, DeferredPunch)>>,
+    /// Held while `deferred_punches` and garbage are processed.
     collecting: Mutex<()>,
-    /// Chunks with lists of parts that have become long.
-    waiting: Mutex<flatten::Waiting>,
-    /// Pages sealed or set aside, now; the counter in the metadata is the durable one.
+    /// Chunks whose lists of parts are long.
+    flatten_queue: Mutex<flatten::FlattenQueue>,
+    /// Pages that are sealed or reserved now. The counter in the metadata is the durable one.
     used_pages: AtomicI64,
     limit_pages: Option<u64>,
     /// Objects, and pages of them, that the log knows not to open.
-    told: Told<(ObjectName, Option<PageIndex>)>,
+    told: LogOnce<(ObjectName, Option<PageIndex>)>,
 }
 
 impl Contents {
@@ -166,27 +170,36 @@ impl Contents {
             files: Mutex::default(),
             recent: AtomicUsize::new(0),
             ordered: Mutex::default(),
-            cuts: Mutex::default(),
+            deferred_punches: Mutex::default(),
             collecting: Mutex::default(),
-            waiting: Mutex::default(),
+            flatten_queue: Mutex::default(),
             used_pages: AtomicI64::new(counters.used_pages.cast_signed()),
             limit_pages: (counters.limit_bytes > 0).then_some(limit),
-            told: Told::default(),
+            told: LogOnce::default(),
         }
     }
 
-    /// The objects below.
+    /// The objects that hold the sealed pages.
     pub fn objects(&self) -> &Objects {
         &self.objects
     }
 
-    /// The live file of an inode. Its record is read while nobody can forget the file: one that
-    /// was read before may be older than what a file forgotten meanwhile has published.
+    /// The live file of an inode. Its record is read under the lock of the known files: a record
+    /// that was read earlier may be older than what a file that was forgotten meanwhile has
+    /// published.
+    ///
+    /// # Errors
+    /// [`ObjectError::Removed`] if the inode does not exist; [`ObjectError::Meta`] if its record
+    /// cannot be read.
     pub fn file(&self, ino: Ino) -> Result<Arc<File>, ObjectError> {
         self.file_in(View::LIVE, ino)
     }
 
-    /// The same in any view. Nothing but reading may be done with a file of a kept one.
+    /// The file of an inode in any view. A file of a kept view may only be read.
+    ///
+    /// # Errors
+    /// [`ObjectError::Removed`] if the view has no such inode; [`ObjectError::Meta`] if its record
+    /// cannot be read.
     pub fn file_in(&self, view: View, ino: Ino) -> Result<Arc<File>, ObjectError> {
         let mut files = self.files.lock();
         if let Some(file) = files.get(&(view, ino)) {
@@ -200,14 +213,14 @@ impl Contents {
         Ok(file)
     }
 
-    /// About the memory held by files that became known since the last sync of all of them began,
-    /// in bytes: small ones have their contents there until then.
+    /// Estimated memory, in bytes, of the files that were loaded since the last sync of all files
+    /// began. Small files keep their contents in memory until then.
     pub fn recent_bytes(&self) -> usize {
         let files = self.recent.load(Ordering::Relaxed);
         files.saturating_mul(INLINE_BYTES as usize)
     }
 
-    /// True, once, when many objects wait for their sync ([`Objects::is_sync_due`]).
+    /// Returns true once when many objects wait for their sync ([`Objects::is_sync_due`]).
     pub fn is_sync_due(&self) -> bool {
         self.objects.is_sync_due()
     }
@@ -216,7 +229,8 @@ impl Contents {
         self.files.lock().get(&(View::LIVE, ino)).cloned()
     }
 
-    /// What a live file's record does not say yet.
+    /// The attributes of a live file that its record does not contain yet. `None` if the file is
+    /// not in memory.
     pub fn live(&self, ino: Ino) -> Option<LiveAttr> {
         let file = self.live_file(ino)?;
         let state = file.state.lock();
@@ -227,11 +241,11 @@ impl Contents {
         })
     }
 
-    /// True when the file's first bytes are in the metadata, or when that cannot be told.
+    /// True if the file's first bytes are stored in the metadata, or if the record cannot be read.
     pub fn is_inline(&self, view: View, ino: Ino) -> bool {
         let file = self.files.lock().get(&(view, ino)).cloned();
         if let Some(file) = file
-            && let Some(chunk) = file.state.lock().chunks.get(&0)
+            && let Some(chunk) = file.state.lock().chunks.get(&ChunkIndex(0))
         {
             return matches!(chunk.extent, file::Extent::Inline(_));
         }
@@ -239,19 +253,20 @@ impl Contents {
         !matches!(record, Ok(None | Some((_, ExtentRecord::Parts { .. }))))
     }
 
-    /// The time of a write that is not in the file's record, which the caller puts there.
+    /// Takes the time of the last write out of the file's state. The caller puts it into the
+    /// record.
     pub fn take_written(&self, ino: Ino) -> Option<Timespec> {
         let file = self.live_file(ino)?;
         let mut state = file.state.lock();
         state.written.take()
     }
 
-    /// Forgets a file that nobody uses and that has nothing to sync.
+    /// Drops a live file from memory unless it is in use or has something to sync.
     pub fn forget(&self, ino: Ino) {
         self.forget_in(View::LIVE, ino);
     }
 
-    /// The same in any view.
+    /// Drops a file of any view from memory unless it is in use or has something to sync.
     pub fn forget_in(&self, view: View, ino: Ino) {
         let mut files = self.files.lock();
         if let Some(file) = files.get(&(view, ino))
@@ -262,8 +277,12 @@ impl Contents {
         }
     }
 
-    /// Takes note that files are as their records say again. Nothing of them waits for the disk, and
-    /// nobody changes anything; who reads one relies on the chunks that he loaded.
+    /// Resets the in-memory state of live files from their records. The caller makes sure that
+    /// nothing of these files waits for the disk and that nothing changes them. Readers rely on the
+    /// chunks they loaded, so each file's gate is held exclusively.
+    ///
+    /// # Errors
+    /// A record cannot be read. Files before it in the iterator are reset.
     pub fn reload(&self, inos: impl Iterator<Item = Ino>) -> Result<(), ObjectError> {
         for ino in inos {
             let Some(file) = self.live_file(ino) else {
@@ -280,13 +299,13 @@ impl Contents {
         Ok(())
     }
 
-    /// Forgets the files of a view that is gone; nothing in it is open.
+    /// Drops the files of a deleted view from memory. None of them may be open.
     pub fn forget_view(&self, generation: crate::ids::Generation) {
         let mut files = self.files.lock();
         files.retain(|(view, _), _| *view != View(generation));
     }
 
-    /// Pages sealed or set aside, now.
+    /// Pages that are sealed or reserved now.
     pub fn used_pages(&self) -> u64 {
         self.used_pages
             .load(Ordering::Relaxed)
@@ -294,31 +313,31 @@ impl Contents {
             .cast_unsigned()
     }
 
-    /// Asks that a file's contents be durable before the next commit.
+    /// Requires that a file's contents be durable before the next commit.
     pub fn order(&self, ino: Ino) {
         *self.ordered.lock().entry(ino).or_default() += 1;
     }
 
-    /// True when no file has to be synced before a commit.
+    /// True if no file has to be synced before a commit.
     pub fn none_ordered(&self) -> bool {
         self.ordered.lock().is_empty()
     }
 
-    /// Opens an object whose pages are asked for. If it cannot be, the log is told.
+    /// Opens an object, and logs the first failure.
     fn open_object(&self, id: PartId) -> Result<Arc<ContentsFile>, ObjectError> {
         self.objects.open(id).inspect_err(|error| {
-            if self.told.is_news((id.name, None)) {
+            if self.told.first_time((id.name, None)) {
                 let folder = format_args!("{:08x}", id.name.folder.0);
                 tracing::error!(object = %id.name.object, %folder, %error, "an object cannot be used");
             }
         })
     }
 
-    /// Says in the log, once a page, which object and which page of it cannot be used.
+    /// Makes an error for a page of an object, and logs it once for each page.
     fn page_error(&self, object: ObjectName, source: SealedError) -> ObjectError {
         let page = source.page();
         let error = ObjectError::Page { object, source };
-        if self.told.is_news((object, page)) {
+        if self.told.first_time((object, page)) {
             let (folder, page) = (
                 format_args!("{:08x}", object.folder.0),
                 page.map(|page| page.0),
@@ -330,20 +349,24 @@ impl Contents {
 
     fn account(&self, state: &mut FileState, change: i64) {
         let pages = state.pages.saturating_add_signed(change);
-        // Beyond that the inode's record could not be read any more.
+        // The inode's record cannot encode more.
         state.pages = pages.min(PAGES_MAX);
         self.used_pages.fetch_add(change, Ordering::Relaxed);
     }
 
-    /// `Err` where the volume's limit leaves no room for so many more pages.
-    fn check_room(&self, more_pages: i64) -> Result<(), ObjectError> {
+    /// Fails if the volume's limit does not allow that many more pages.
+    fn check_space(&self, more_pages: i64) -> Result<(), ObjectError> {
         self.check_limit(more_pages, 0)
     }
 
-    /// `Err` where the volume's limit leaves no room for so many more bytes of records. Whoever makes
-    /// something that is to be written asks for a page beside: it would be told too late, as a
-    /// write(2) ends before there is room for its bytes.
-    pub fn check_room_for_records(
+    /// Checks that the volume's limit allows that many more bytes of records. `to_write` asks for
+    /// one page in addition, for an inode that is about to be written: the write itself would
+    /// report the full volume too late, since write(2) returns before its bytes have space.
+    ///
+    /// # Errors
+    /// [`ObjectError::Full`] if the volume's limit is reached; [`ObjectError::Meta`] if the ballast
+    /// on the backing filesystem is not complete.
+    pub fn check_space_for_records(
         &self,
         more_bytes: i64,
         to_write: bool,
@@ -361,7 +384,7 @@ impl Contents {
         let Some(limit) = self.limit_pages else {
             return Ok(());
         };
-        // What takes no more room is never refused, however full the volume is.
+        // An operation that takes no more space is never refused, however full the volume is.
         if more_pages <= 0 && more_bytes <= 0 {
             return Ok(());
         }
@@ -374,13 +397,13 @@ impl Contents {
         Ok(())
     }
 
-    /// Pages that are taken of the volume's limit, now.
+    /// Pages that count against the volume's limit now, records included.
     pub fn taken_pages(&self) -> u64 {
         pages_taken(self.used_pages(), self.meta.counters().record_bytes)
     }
 
-    /// Makes sure that the state knows a chunk. The record is read without the state's lock.
-    fn load_chunk(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+    /// Loads a chunk into the file's state. The record is read without the state's lock.
+    fn load_chunk(&self, file: &File, index: ChunkIndex) -> Result<(), ObjectError> {
         let size = {
             let state = file.state.lock();
             if state.chunks.contains_key(&index) {
@@ -388,16 +411,17 @@ impl Contents {
             }
             state.size
         };
-        let record = self.meta.extent(file.ino, ChunkIndex(index), file.view)?;
+        let record = self.meta.extent(file.ino, index, file.view)?;
         let chunk = Self::chunk_of(index, size, record);
-        self.note_record(file, index, &chunk);
-        // Nothing is forgotten here: others hold the gate too and rely on what they loaded.
+        self.queue_loaded(file, index, &chunk);
+        // No chunk is evicted here: other threads hold the gate too and rely on the chunks they
+        // loaded.
         file.state.lock().chunks.entry(index).or_insert(chunk);
         Ok(())
     }
 
     fn chunk_of(
-        index: u32,
+        index: ChunkIndex,
         size: u64,
         record: Option<(crate::ids::Generation, ExtentRecord)>,
     ) -> Chunk {
@@ -408,8 +432,8 @@ impl Contents {
         }
     }
 
-    /// True when the newest part may be written in place: no kept view sees the extent, nobody
-    /// else links it, and it is sealed under the active key set.
+    /// True if the newest part may be written in place: no kept view sees the extent, no other file
+    /// links it, and it is sealed under the active key set.
     fn writable(&self, chunk: &Chunk) -> bool {
         let file::Extent::Parts {
             shared: false,
@@ -425,8 +449,9 @@ impl Contents {
     }
 }
 
-/// Splits bytes of a file into pieces that each lie in one chunk: chunk, range within the chunk.
-fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (u32, std::ops::Range<u64>)> {
+/// Splits a byte range of a file into pieces that each lie in one chunk. Yields the chunk and the
+/// range within it.
+fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (ChunkIndex, std::ops::Range<u64>)> {
     let end = offset + len;
     let mut at = offset;
     std::iter::from_fn(move || {
@@ -437,17 +462,26 @@ fn chunk_pieces(offset: u64, len: u64) -> impl Iterator<Item = (u32, std::ops::R
         let start = at % CHUNK_BYTES;
         let stop = (end - index * CHUNK_BYTES).min(CHUNK_BYTES);
         at = index * CHUNK_BYTES + stop;
-        Some((index as u32, start..stop))
+        Some((ChunkIndex(index as u32), start..stop))
     })
 }
 
-/// Bytes of a file of this size that lie in a chunk.
-fn bytes_here(size: u64, index: u32) -> u64 {
-    size.saturating_sub(u64::from(index) * CHUNK_BYTES)
-        .min(CHUNK_BYTES)
+/// The chunk that holds the byte at an offset of a file.
+fn chunk_at(offset: u64) -> ChunkIndex {
+    ChunkIndex((offset / CHUNK_BYTES) as u32)
 }
 
-/// Bytes of a chunk that a page holds.
+/// The offset of a chunk's first byte in its file.
+fn chunk_start(index: ChunkIndex) -> u64 {
+    u64::from(index.0) * CHUNK_BYTES
+}
+
+/// Number of bytes that a file of this size has in a chunk.
+fn bytes_here(size: u64, index: ChunkIndex) -> u64 {
+    size.saturating_sub(chunk_start(index)).min(CHUNK_BYTES)
+}
+
+/// The bytes of a chunk that a page holds.
 fn page_bytes(page: u32) -> std::ops::Range<u64> {
     let start = u64::from(page) * PAYLOAD_BYTES;
     start..(start + PAYLOAD_BYTES).min(CHUNK_BYTES)

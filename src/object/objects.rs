@@ -1,16 +1,16 @@
-//! Objects as files of the store: making, opening, naming, unlinking.
+//! Objects as files of the store: creating, opening, linking and unlinking them.
 //!
-//! Layout: `objects/<folder>/<id>`, folder a counter in hexadecimal that is new every 4096
-//! objects and at every mount, id 32 random hexadecimal digits. An object that is made here is named
-//! by its crypto id, which is no secret, so that it can be opened when `meta` is lost
-//! (`bilayer salvage`); one that is linked has a name that says nothing.
+//! Layout: `objects/<folder>/<id>`. The folder is a hexadecimal counter that increases every 4096
+//! objects and at every mount; the id is 32 random hexadecimal digits. An object that is created
+//! here is named by its crypto id, which is not secret, so that it can be opened when `meta` is
+//! lost (`bilayer salvage`). A linked object has a random name.
 //!
-//! Invariants: an object's file is made once and its crypto id is drawn with it; open files are a
-//! bounded cache and never tied to descriptors of users. A new object may be named by a commit
-//! only after [`Objects::sync_names`]. An object that was written stays open until it is synced:
-//! the kernel reports a failed write to the descriptors that are open then, so an object that is
-//! closed and opened again to be synced may never hear of it. When all open ones wait for their
-//! sync, whoever needs another one syncs some first ([`super::open_objects`]).
+//! Invariants: an object's file is created once, and its crypto id is drawn with it. Open files are
+//! a bounded cache and independent of descriptors of users. A commit may name a new object only
+//! after [`Objects::sync_names`]. An object that was written stays open until it is synced: the
+//! kernel reports a failed write to the descriptors that are open then, so an object that is closed
+//! and opened again for its sync may never learn of it. If all open objects wait for their sync,
+//! whoever needs another one syncs some first ([`super::open_objects`]).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -30,16 +30,16 @@ use crate::planted::{Bug, planted};
 use crate::sealed::ContentsFile;
 use crate::store::{EntryKind, OpenMode, Store, StorePath, too_many_open};
 
-/// How often something for which a file must be opened is tried again.
-const TRIES: u32 = 100;
-/// Between two tries where nothing could be closed here.
-const PAUSE: Duration = Duration::from_millis(10);
+/// How often an operation that must open a file is retried.
+const OPEN_ATTEMPTS_MAX: u32 = 100;
+/// Delay between two attempts if nothing could be closed here.
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Folder of the newest objects.
+/// The folder of the newest objects.
 #[derive(Debug, Default)]
 struct Folder {
     number: FolderNumber,
-    /// Objects made in it; a folder is made with its first one.
+    /// Objects created in it. A folder is created with its first object.
     used: u32,
 }
 
@@ -50,20 +50,20 @@ pub struct Objects {
     keys: Arc<KeyRing>,
     open: OpenObjects,
     folder: Mutex<Folder>,
-    /// Folders with names that are not durable yet.
+    /// Folders with new names that are not durable yet.
     unsynced: Mutex<BTreeSet<FolderNumber>>,
-    /// `objects/` itself has names that are not durable yet.
+    /// `objects/` itself has new names that are not durable yet.
     root_unsynced: Mutex<bool>,
-    /// Folders with names that are gone, though not durably.
+    /// Folders with removed names whose removal is not durable yet.
     unlinked: Mutex<BTreeSet<FolderNumber>>,
     /// Held while names are made durable.
     syncing: Mutex<()>,
-    /// Held while the removal of names is.
+    /// Held while the removal of names is made durable.
     syncing_unlinked: Mutex<()>,
-    /// Folders from this one on are of this use.
+    /// Folders from this one on were created by this mount.
     first_folder: Mutex<FolderNumber>,
-    /// The log was told that too many files were open.
-    told_of_too_many: AtomicBool,
+    /// Whether the log has a warning that too many files are open.
+    warned_too_many_open: AtomicBool,
 }
 
 /// The directory of all objects.
@@ -84,16 +84,16 @@ pub(crate) fn object_path(name: ObjectName) -> StorePath {
 }
 
 impl Objects {
-    /// Objects in one folder at most.
+    /// Maximum number of objects in one folder.
     pub const FOLDER_OBJECTS: u32 = 4096;
 
-    /// Objects that are only read. `open_max` bounds the files kept open.
+    /// The objects of a volume that is only read. `open_max` bounds the files kept open.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyRing>, open_max: usize) -> Self {
         let open = OpenObjects::new(Arc::clone(&store), open_max, None);
         Self::with_open(store, keys, open)
     }
 
-    /// The objects of a volume in use, whose writing ends when a sync fails.
+    /// The objects of a volume in use. A failed sync ends all writing to it.
     pub fn in_use(
         meta: &Arc<Meta>,
         store: Arc<dyn Store>,
@@ -116,21 +116,24 @@ impl Objects {
             syncing: Mutex::default(),
             syncing_unlinked: Mutex::default(),
             first_folder: Mutex::default(),
-            told_of_too_many: AtomicBool::new(false),
+            warned_too_many_open: AtomicBool::new(false),
         }
     }
 
-    /// Does something for which a file must be opened. Where too many are open, here or on the whole
-    /// machine, others are closed and it is tried again: that is no error of the disk.
-    fn with_files<T>(&self, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    /// Runs an operation that must open a file. If too many files are open, in this process or on
+    /// the whole machine, closes some and runs it again: this is not an error of the disk.
+    fn retry_when_too_many_open<T>(
+        &self,
+        mut work: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut tries = 0;
         loop {
             let result = work();
             let is_too_many = result.as_ref().is_err_and(too_many_open);
-            if !is_too_many || tries == TRIES {
+            if !is_too_many || tries == OPEN_ATTEMPTS_MAX {
                 return result;
             }
-            if tries == 0 && !self.told_of_too_many.swap(true, Ordering::Relaxed) {
+            if tries == 0 && !self.warned_too_many_open.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     "too many files are open: objects are closed, and opened again when they are \
                      needed (ulimit -n, fs.file-max)"
@@ -138,26 +141,29 @@ impl Objects {
             }
             if !self.open.close_some() {
                 self.open.sync_some();
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(RETRY_DELAY);
             }
             tries += 1;
         }
     }
 
-    /// The store below.
+    /// The store that holds the objects.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
-    /// The key sets.
+    /// The key sets of the volume.
     pub fn keys(&self) -> &KeyRing {
         &self.keys
     }
 
-    /// Makes an empty object under the active key set.
+    /// Creates an empty object under the active key set.
+    ///
+    /// # Errors
+    /// The store refuses to create it, or no folder number can be allocated.
     pub fn create(&self, meta: &Meta) -> Result<PartId, ObjectError> {
         meta.check_not_held()?;
-        let folder = self.next_place(meta)?;
+        let folder = self.allocate_folder_slot(meta)?;
         let crypto = CryptoId::random()?;
         let name = ObjectName {
             folder,
@@ -170,27 +176,34 @@ impl Objects {
             epoch: set.epoch,
         };
         let path = object_path(name);
-        let file = self.with_files(|| self.store.open(&path, OpenMode::CreateNew))?;
+        let file = self.retry_when_too_many_open(|| self.store.open(&path, OpenMode::CreateNew))?;
         self.unsynced.lock().insert(folder);
         let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
         self.open.put(name, contents);
         Ok(id)
     }
 
-    /// Gives an object a second name.
+    /// Gives an object a second name. The name is durable after [`Self::sync_names`].
+    ///
+    /// # Errors
+    /// The store refuses the link, or no folder number can be allocated.
     pub fn link(&self, meta: &Meta, from: ObjectName) -> Result<ObjectName, ObjectError> {
         meta.check_not_held()?;
         let to = ObjectName {
-            folder: self.next_place(meta)?,
+            folder: self.allocate_folder_slot(meta)?,
             object: ObjectId::random()?,
         };
         let (old, new) = (object_path(from), object_path(to));
-        self.with_files(|| self.store.link(&old, &new))?;
+        self.retry_when_too_many_open(|| self.store.link(&old, &new))?;
         self.unsynced.lock().insert(to.folder);
         Ok(to)
     }
 
-    /// Opens an object, or finds it open.
+    /// Returns an object from the open ones, or opens it.
+    ///
+    /// # Errors
+    /// [`ObjectError::Missing`] if it does not exist, [`ObjectError::NoKeySet`] if its key set is
+    /// unknown, or an error of the store.
     pub fn open(&self, id: PartId) -> Result<Arc<ContentsFile>, ObjectError> {
         if let Some(open) = self.open.get(id.name) {
             return Ok(open);
@@ -200,34 +213,38 @@ impl Objects {
             epoch: id.epoch,
         })?;
         let path = object_path(id.name);
-        let file = match self.with_files(|| self.store.open(&path, OpenMode::ReadWrite)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(ObjectError::Missing { object: id.name });
-            }
-            other => other?,
-        };
+        let file =
+            match self.retry_when_too_many_open(|| self.store.open(&path, OpenMode::ReadWrite)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(ObjectError::Missing { object: id.name });
+                }
+                other => other?,
+            };
         let contents = Arc::new(ContentsFile::new(file, set, id.crypto));
         Ok(self.open.put(id.name, contents))
     }
 
-    /// Makes everything written so far to these objects durable. One that is not open was synced
-    /// before it was closed, or removed.
+    /// Makes everything written so far to these objects durable. An object that is not open was
+    /// synced before it was closed, or was removed.
     ///
     /// # Errors
-    /// Not all of it is. The caller sees to it that nothing is built on it.
+    /// Not all of it is durable. The caller makes sure that nothing builds on it.
     pub fn sync(&self, names: impl Iterator<Item = ObjectName>) -> Result<(), ObjectError> {
         self.open.sync(names)
     }
 
-    /// True, once, when so many objects wait for their sync that one should begin before somebody
-    /// has to wait for it.
+    /// Returns true once when so many objects wait for their sync that a sync should begin before
+    /// anyone has to wait for it.
     pub fn is_sync_due(&self) -> bool {
         self.open.is_sync_due()
     }
 
-    /// Makes the names of all objects made so far durable.
+    /// Makes the names of all objects created or linked so far durable.
+    ///
+    /// # Errors
+    /// A folder cannot be synced. All folders of this call are synced again by the next one.
     pub fn sync_names(&self) -> Result<(), ObjectError> {
-        // Who comes while another does it must not go before it is done.
+        // A concurrent caller must not return before this sync is complete.
         let _one = self.syncing.lock();
         let folders = std::mem::take(&mut *self.unsynced.lock());
         let root = std::mem::take(&mut *self.root_unsynced.lock());
@@ -237,10 +254,10 @@ impl Objects {
                     break;
                 }
                 let path = folder_path(*folder);
-                self.with_files(|| self.store.sync_dir(&path))?;
+                self.retry_when_too_many_open(|| self.store.sync_dir(&path))?;
             }
             if root {
-                self.with_files(|| self.store.sync_dir(&root_path()))
+                self.retry_when_too_many_open(|| self.store.sync_dir(&root_path()))
             } else {
                 Ok(())
             }
@@ -253,14 +270,18 @@ impl Objects {
         Ok(())
     }
 
-    /// Removes an object's name. A name that is gone already is no error: a power cut can leave
-    /// the order to unlink it behind.
+    /// Removes an object's name. A missing name is not an error: after a power cut the request to
+    /// unlink it can still be there.
+    ///
+    /// # Errors
+    /// The store refuses to unlink it.
     pub fn unlink(&self, name: ObjectName) -> Result<(), ObjectError> {
         self.open.close(name);
-        // Before, for one who syncs meanwhile, and after, for what he did not see.
+        // Inserted before, for a concurrent sync, and again after, in case that sync missed the
+        // unlink.
         self.unlinked.lock().insert(name.folder);
         let path = object_path(name);
-        let unlinked = self.with_files(|| self.store.unlink(&path));
+        let unlinked = self.retry_when_too_many_open(|| self.store.unlink(&path));
         self.unlinked.lock().insert(name.folder);
         match unlinked {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -268,13 +289,13 @@ impl Objects {
         }
     }
 
-    /// Makes the removal of names durable, so that none comes back to a volume that is clean and
-    /// is not searched for such names.
+    /// Makes the removal of names durable, so that no removed object reappears in a volume that is
+    /// marked clean and is not searched for such objects.
     ///
     /// # Errors
-    /// Some folder could not be synced: it and those after it are synced by the next call.
+    /// A folder could not be synced. It and those after it are synced by the next call.
     pub fn sync_unlinked(&self) -> Result<(), ObjectError> {
-        // Who comes while another does it must not go before it is done.
+        // A concurrent caller must not return before this sync is complete.
         let _one = self.syncing_unlinked.lock();
         let mut folders = std::mem::take(&mut *self.unlinked.lock());
         if planted(Bug::UnlinkedNotSynced) {
@@ -282,7 +303,7 @@ impl Objects {
         }
         while let Some(folder) = folders.first().copied() {
             let path = folder_path(folder);
-            match self.with_files(|| self.store.sync_dir(&path)) {
+            match self.retry_when_too_many_open(|| self.store.sync_dir(&path)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     self.unlinked.lock().extend(folders);
                     return Err(error.into());
@@ -293,7 +314,10 @@ impl Objects {
         Ok(())
     }
 
-    /// Every object there is.
+    /// Lists all objects.
+    ///
+    /// # Errors
+    /// A directory cannot be listed.
     pub fn names(&self) -> Result<Vec<ObjectName>, ObjectError> {
         let mut names = Vec::new();
         for folder in self.folders()? {
@@ -303,10 +327,13 @@ impl Objects {
         Ok(names)
     }
 
-    /// The objects in a folder.
+    /// Lists the objects in a folder.
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
     pub fn in_folder(&self, folder: FolderNumber) -> Result<Vec<ObjectId>, ObjectError> {
         let entries = self
-            .with_files(|| self.store.list(&folder_path(folder)))?
+            .retry_when_too_many_open(|| self.store.list(&folder_path(folder)))?
             .into_iter();
         let files = entries.filter(|(_, kind)| *kind != EntryKind::Directory);
         Ok(files
@@ -314,7 +341,7 @@ impl Objects {
             .collect())
     }
 
-    /// Makes new objects in folders after this one.
+    /// Makes new objects go into folders after this one.
     pub fn begin_after(&self, newest: FolderNumber) {
         *self.first_folder.lock() = FolderNumber(newest.0.saturating_add(1));
         *self.folder.lock() = Folder {
@@ -323,13 +350,16 @@ impl Objects {
         };
     }
 
-    /// Objects in folders before this one were made by earlier uses.
+    /// The first folder of this mount. Objects in folders before it are from earlier mounts.
     pub fn first_folder(&self) -> FolderNumber {
         *self.first_folder.lock()
     }
 
-    /// The folders there are. What is in `objects/` is anybody's to put there: a name that this
-    /// program would not have given, or a number that it would never reach, is not one of them.
+    /// Lists the folders of objects. Anybody may have put other names into `objects/`: a name that
+    /// this program would not give, or a number that it would never reach, is skipped.
+    ///
+    /// # Errors
+    /// `objects/` cannot be listed.
     pub fn folders(&self) -> Result<Vec<FolderNumber>, ObjectError> {
         let entries = self.store.list(&root_path()).map_err(|error| {
             let named = format!("{}: {error}", root_path().as_str());
@@ -344,7 +374,10 @@ impl Objects {
             .collect())
     }
 
-    /// Removes folders that hold nothing, except the one in use.
+    /// Removes empty folders, except the one in use.
+    ///
+    /// # Errors
+    /// `objects/` cannot be listed.
     pub fn remove_empty_folders(&self) -> Result<(), ObjectError> {
         let in_use = self.folder.lock().number;
         for folder in self
@@ -352,18 +385,18 @@ impl Objects {
             .into_iter()
             .filter(|folder| *folder != in_use)
         {
-            // A folder that is not empty refuses, which is what tells.
+            // The store refuses to remove a folder that is not empty.
             let _ = self.store.remove_dir(&folder_path(folder));
         }
         Ok(())
     }
 
-    fn next_place(&self, meta: &Meta) -> Result<FolderNumber, ObjectError> {
+    fn allocate_folder_slot(&self, meta: &Meta) -> Result<FolderNumber, ObjectError> {
         let mut folder = self.folder.lock();
         if folder.used == 0 || folder.used >= Self::FOLDER_OBJECTS {
             let number = meta.allocate_folder(FolderNumber(folder.number.0 + 1))?;
             let path = folder_path(number);
-            match self.with_files(|| self.store.create_dir(&path)) {
+            match self.retry_when_too_many_open(|| self.store.create_dir(&path)) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 other => other?,
             }

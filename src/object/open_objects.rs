@@ -1,17 +1,19 @@
-//! The objects that are open: a bounded cache that never closes what waits for its sync.
+//! The cache of open objects. It is bounded and never closes an object that waits for its sync.
 //!
 //! Invariants:
-//! - There is one [`ContentsFile`] for an object at a time: its page locks are those of all who use
-//!   it, so one in use is never closed.
+//! - There is at most one [`ContentsFile`] for an object at a time. Its page locks are shared by
+//!   all its users, so an object in use is never closed.
 //! - An object that is not open has nothing that waits for a sync, unless writing has ended.
-//! - No lock of the cache is held over I/O, closing a file included; whoever waits for a `syncfs`
-//!   has [`OpenObjects::making_space`], which nobody takes who does not need that very sync.
+//! - No lock of the cache is held during I/O, closing a file included. A thread that waits for a
+//!   `syncfs` holds [`OpenObjects::making_space`], which is taken only by threads that need that
+//!   very sync.
 //!
 //! The bound is exceeded only by objects that are in use at the same moment.
 //!
-//! Whoever finds the cache full of unsynced objects waits for a sync, behind all that others have
-//! written. So a sync in the background is asked for ([`OpenObjects::is_sync_due`]) when half of
-//! the bound is unsynced: the other half is for what comes meanwhile.
+//! A thread that finds the cache full of unsynced objects waits for a sync, behind everything that
+//! others have written. Therefore a sync in the background is requested
+//! ([`OpenObjects::is_sync_due`]) when half of the bound is unsynced: the other half is for objects
+//! that are opened meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -25,37 +27,37 @@ use crate::meta::records::ObjectName;
 use crate::sealed::ContentsFile;
 use crate::store::Store;
 
-/// From so many objects on, one `syncfs` is cheaper than an fdatasync each.
+/// From this number of objects on, one `syncfs` is cheaper than an fdatasync each.
 const SYNC_ALL_FROM: usize = 32;
-/// So many are kept open in any case.
-const LEAST: usize = 8;
-/// Unsynced objects are counted so often while the cache fills once.
-const COUNTS: usize = 16;
-/// How often one who opens an object makes space before he exceeds the bound.
-const ROUNDS: u32 = 16;
+/// Lower bound of the objects kept open.
+const OPEN_MIN: usize = 8;
+/// How often unsynced objects are counted while the cache fills once.
+const COUNTS_PER_FILL: usize = 16;
+/// How often a thread that opens an object makes space before it exceeds the bound.
+const MAKE_SPACE_ATTEMPTS: u32 = 16;
 
 /// The open objects of a volume.
 #[derive(Debug)]
 pub(super) struct OpenObjects {
     store: Arc<dyn Store>,
     open: Mutex<LruCache<ObjectName, Arc<ContentsFile>>>,
-    /// Less than it was at first, once more could not be opened.
+    /// The bound. It shrinks once the process or machine could not open more files.
     open_max: AtomicUsize,
     /// Objects added so far.
     added: AtomicUsize,
-    /// Half of the bound was unsynced when last counted.
+    /// True if half of the bound was unsynced at the last count.
     sync_due: AtomicBool,
-    /// What a failed sync ends; `None` where nothing is written.
+    /// Where a failed sync ends all writing; `None` if nothing is written.
     meta: Option<Arc<Meta>>,
-    /// Held by the one who syncs many to make space.
+    /// Held by the thread that syncs many objects to make space.
     making_space: Mutex<()>,
 }
 
-/// Whether there is space for one more.
-enum Space {
-    Found(Arc<ContentsFile>),
-    /// Those that nobody uses wait for their sync.
-    AfterSync,
+/// Outcome of adding an object to the cache.
+enum PutOutcome {
+    Open(Arc<ContentsFile>),
+    /// All idle objects wait for their sync.
+    NeedsSync,
 }
 
 impl OpenObjects {
@@ -71,27 +73,27 @@ impl OpenObjects {
         }
     }
 
-    /// The object, if it is open.
+    /// Returns the object if it is open.
     pub(super) fn get(&self, name: ObjectName) -> Option<Arc<ContentsFile>> {
         self.open.lock().get(&name).cloned()
     }
 
-    /// Adds an object that was just opened, and returns the one to use: two threads may have opened
-    /// the same.
+    /// Adds an object that was just opened and returns the one to use: another thread may have
+    /// opened the same object.
     pub(super) fn put(&self, name: ObjectName, contents: Arc<ContentsFile>) -> Arc<ContentsFile> {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAKE_SPACE_ATTEMPTS {
             match self.try_put(name, &contents, false) {
-                Space::Found(open) => return open,
-                Space::AfterSync => self.make_space(),
+                PutOutcome::Open(open) => return open,
+                PutOutcome::NeedsSync => self.make_space(),
             }
         }
         match self.try_put(name, &contents, true) {
-            Space::Found(open) => open,
-            Space::AfterSync => contents,
+            PutOutcome::Open(open) => open,
+            PutOutcome::NeedsSync => contents,
         }
     }
 
-    /// Closes an object, whatever waits for a sync: it is removed.
+    /// Closes a removed object, even if it waits for a sync.
     pub(super) fn close(&self, name: ObjectName) {
         let closed = self.open.lock().pop(&name);
         drop(closed);
@@ -114,11 +116,11 @@ impl OpenObjects {
         Ok(())
     }
 
-    fn try_put(&self, name: ObjectName, contents: &Arc<ContentsFile>, exceed: bool) -> Space {
+    fn try_put(&self, name: ObjectName, contents: &Arc<ContentsFile>, exceed: bool) -> PutOutcome {
         let mut closed = Vec::new();
         let mut open = self.open.lock();
         if let Some(first) = open.get(&name) {
-            return Space::Found(Arc::clone(first));
+            return PutOutcome::Open(Arc::clone(first));
         }
         while open.len() >= self.open_max.load(Ordering::Relaxed) {
             let idle = |object: &Arc<ContentsFile>| Arc::strong_count(object) == 1;
@@ -131,28 +133,28 @@ impl OpenObjects {
             });
             match may_go.map(|(name, _)| *name) {
                 Some(name) => closed.extend(open.pop(&name)),
-                None if wait_for_sync && !exceed => return Space::AfterSync,
+                None if wait_for_sync && !exceed => return PutOutcome::NeedsSync,
                 None => break,
             }
         }
         open.put(name, Arc::clone(contents));
         self.count_unsynced(&open);
-        // Closing may be I/O.
+        // Closing a file may cause I/O.
         drop(open);
         drop(closed);
-        Space::Found(Arc::clone(contents))
+        PutOutcome::Open(Arc::clone(contents))
     }
 
-    /// True, once, when a sync of everything should begin before somebody has to wait for one.
+    /// Returns true once when a sync of everything should begin before anyone has to wait for one.
     pub(super) fn is_sync_due(&self) -> bool {
         self.sync_due.load(Ordering::Relaxed) && self.sync_due.swap(false, Ordering::Relaxed)
     }
 
-    /// Looks now and then whether a sync is due.
+    /// Counts the unsynced objects from time to time, to decide whether a sync is due.
     fn count_unsynced(&self, open: &LruCache<ObjectName, Arc<ContentsFile>>) {
         let open_max = self.open_max.load(Ordering::Relaxed);
         let added = self.added.fetch_add(1, Ordering::Relaxed);
-        if self.meta.is_some() && added.is_multiple_of(open_max.div_ceil(COUNTS)) {
+        if self.meta.is_some() && added.is_multiple_of(open_max.div_ceil(COUNTS_PER_FILL)) {
             let unsynced = open.iter().filter(|(_, object)| object.is_unsynced());
             if unsynced.count() > open_max / 2 {
                 self.sync_due.store(true, Ordering::Relaxed);
@@ -160,8 +162,8 @@ impl OpenObjects {
         }
     }
 
-    /// Closes half of what nobody uses and nothing waits for, and keeps fewer open from now on, so
-    /// that others can open files. True where something was closed.
+    /// Closes half of the idle objects that wait for no sync and lowers the bound, so that others
+    /// can open files. True if something was closed.
     pub(super) fn close_some(&self) -> bool {
         let mut closed = Vec::new();
         let mut open = self.open.lock();
@@ -175,29 +177,29 @@ impl OpenObjects {
         for name in names.iter().take(names.len().div_ceil(2)) {
             closed.extend(open.pop(name));
         }
-        let fewer = (open.len() + closed.len()).div_ceil(2).max(LEAST);
+        let fewer = (open.len() + closed.len()).div_ceil(2).max(OPEN_MIN);
         self.open_max.fetch_min(fewer, Ordering::Relaxed);
-        // Closing may be I/O.
+        // Closing a file may cause I/O.
         drop(open);
         !closed.is_empty()
     }
 
-    /// Makes space where nothing could be closed: what waits for a sync is synced.
+    /// Syncs objects so that some can be closed.
     pub(super) fn sync_some(&self) {
         self.make_space();
     }
 
-    /// What cannot be synced any more, since writing has ended, may be closed: nothing is ever
-    /// built on it.
+    /// Objects that cannot be synced any more, since writing has ended, may be closed: nothing is
+    /// ever built on them.
     fn may_close(&self, object: &ContentsFile) -> bool {
         let writing = self.meta.as_ref();
         !object.is_unsynced() || writing.is_none_or(|meta| meta.check_writable().is_err())
     }
 
-    /// Syncs the object that was not used for longest, or many at once where that costs the same.
+    /// Syncs the least recently used object, or many at once if that costs the same.
     fn make_space(&self) {
         let at_once = self.store.sync_policy().is_at_once();
-        // Who had to wait finds what another has synced.
+        // A thread that had to wait here benefits from the sync of another.
         let _turn = at_once.then(|| self.making_space.lock());
         let (oldest, unsynced) = {
             let open = self.open.lock();
@@ -220,9 +222,9 @@ impl OpenObjects {
         }
     }
 
-    /// One `syncfs` for all that is open.
+    /// Syncs all open objects with one `syncfs`.
     fn sync_at_once(&self) -> Result<(), ObjectError> {
-        // Not held meanwhile, or they would count as in use.
+        // Weak references, or the objects would count as in use during the sync.
         let covered: Vec<(Weak<ContentsFile>, u64)> = {
             let open = self.open.lock();
             let unsynced = open.iter().filter(|(_, object)| object.is_unsynced());
@@ -233,7 +235,7 @@ impl OpenObjects {
         self.store.sync_all()?;
         for (object, writes) in covered {
             if let Some(object) = object.upgrade() {
-                object.synced(writes);
+                object.mark_synced(writes);
             }
         }
         Ok(())

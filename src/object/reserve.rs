@@ -1,42 +1,47 @@
-//! Setting space aside (`fallocate(2)` without a hole).
+//! Reserving space (`fallocate(2)` without a hole).
 //!
-//! A promise is kept twice: pages set aside count as used, so that nobody else gets them below the
-//! volume's limit; and the object that they would be written to has blocks for them on the backing
-//! filesystem, where that can promise it. They read as zeros until they are written.
+//! A reservation counts twice. Reserved pages count as used, so that nothing else takes them within
+//! the volume's limit. And the object that they would be written to has blocks for them on the
+//! backing filesystem, if that can guarantee it. They read as zeros until they are written.
 
 use std::ops::Range;
 
 use super::collect::absent_runs;
 use super::file::{Chunk, File};
 use super::read::page_range;
-use super::write::Target;
+use super::write::WriteTarget;
 use super::{Contents, ObjectError, chunk_pieces};
+use crate::ids::ChunkIndex;
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PAYLOAD_BYTES, PageSet, pages_touching};
 use crate::meta::records::PartId;
 use crate::sealed::PAGE_BYTES;
 
-/// What is missing for a promise, in pages.
+/// What a reservation still needs, in pages.
 #[derive(Default)]
 struct Missing {
-    /// Of what is counted.
+    /// Pages that do not count as used yet.
     counted: u64,
-    /// On the disk.
+    /// Pages without blocks on the backing filesystem.
     on_disk: u64,
 }
 
 impl Contents {
-    /// Sets space aside for a range, so that writing it later does not meet a full disk. What is
-    /// set aside when it fails half-way stays so, as on other filesystems.
+    /// Reserves space for a range, so that writing it later does not fail on a full disk. If it
+    /// fails half-way, the space that was reserved by then stays reserved, as on other filesystems.
+    ///
+    /// # Errors
+    /// [`ObjectError::TooLarge`] beyond [`FILE_BYTES_MAX`](super::FILE_BYTES_MAX),
+    /// [`ObjectError::Full`] if there is not enough space, or an error of the backing store.
     pub fn reserve(&self, file: &File, bytes: Range<u64>) -> Result<(), ObjectError> {
         if bytes.end > super::FILE_BYTES_MAX {
             return Err(ObjectError::TooLarge);
         }
-        // In a record nothing can be set aside, which counts as much as it holds.
+        // A record cannot reserve space; it counts as many bytes as it holds.
         if self.limit_pages.is_none() && self.fits_record(file, bytes.end)? {
             return Ok(());
         }
         let len = bytes.end.saturating_sub(bytes.start);
-        self.check_promise(file, bytes.start, len)?;
+        self.check_reservation(file, bytes.start, len)?;
         for (index, piece) in chunk_pieces(bytes.start, len) {
             let pages = pages_touching(piece);
             while !self.reserve_pages(file, index, self.part_for(file, index)?, &pages)? {}
@@ -44,29 +49,32 @@ impl Contents {
         Ok(())
     }
 
-    /// True when what ends there lives in the metadata.
+    /// True if contents that end there are stored in the metadata.
     fn fits_record(&self, file: &File, end: u64) -> Result<bool, ObjectError> {
         if end > CHUNK_BYTES {
             return Ok(false);
         }
         let _gate = file.gate.read();
-        self.load_chunk(file, 0)?;
-        Ok(matches!(self.target(file, 0, end)?, Target::Inline))
+        self.load_chunk(file, ChunkIndex(0))?;
+        Ok(matches!(
+            self.write_target(file, ChunkIndex(0), end)?,
+            WriteTarget::Inline
+        ))
     }
 
-    /// Refuses a promise that cannot be kept before thousands of objects are made for it.
-    fn check_promise(&self, file: &File, offset: u64, len: u64) -> Result<(), ObjectError> {
+    /// Refuses a reservation that cannot be met before thousands of objects are made for it.
+    fn check_reservation(&self, file: &File, offset: u64, len: u64) -> Result<(), ObjectError> {
         let available = self.objects.store().space()?.available_bytes / PAGE_BYTES as u64;
-        // Whatever the file has, so much is missing at least.
+        // A lower bound, whatever pages the file has.
         let least = (len / PAYLOAD_BYTES).saturating_sub(file.state.lock().pages);
-        self.check_room(least.cast_signed())?;
+        self.check_space(least.cast_signed())?;
         if least > available {
             return Err(ObjectError::Full);
         }
         let mut missing = Missing::default();
         for (index, piece) in chunk_pieces(offset, len) {
             self.add_missing(file, index, &pages_touching(piece), &mut missing)?;
-            self.check_room(missing.counted.cast_signed())?;
+            self.check_space(missing.counted.cast_signed())?;
             if missing.on_disk > available {
                 return Err(ObjectError::Full);
             }
@@ -74,11 +82,12 @@ impl Contents {
         Ok(())
     }
 
-    /// The chunk is only looked at: a range may have more of them than should stay in memory.
+    /// Adds what one chunk needs. The chunk is not loaded into the state: the range may have more
+    /// chunks than should stay in memory.
     fn add_missing(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         pages: &Range<u32>,
         missing: &mut Missing,
     ) -> Result<(), ObjectError> {
@@ -101,17 +110,16 @@ impl Contents {
             }
             state.size
         };
-        let chunk = crate::ids::ChunkIndex(index);
-        let record = self.meta.extent(file.ino, chunk, file.view)?;
+        let record = self.meta.extent(file.ino, index, file.view)?;
         count(&Self::chunk_of(index, size, record));
         Ok(())
     }
 
-    /// Sets space aside in one part. False when it is not the one to be written any more.
+    /// Reserves pages in one part. False if it is no longer the one to write to.
     fn reserve_pages(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         id: PartId,
         pages: &Range<u32>,
     ) -> Result<bool, ObjectError> {
@@ -121,7 +129,7 @@ impl Contents {
         let written_to = |chunk: &&Chunk| {
             chunk.newest().is_some_and(|part| part.id == id) && self.writable(chunk)
         };
-        // Looked at before it is opened: what left the chunk meanwhile may be gone from the disk.
+        // Checked before it is opened: a part that left the chunk may be gone from the disk.
         let chunk_has_it = file
             .state
             .lock()
@@ -133,7 +141,8 @@ impl Contents {
             return Ok(false);
         }
         let object = self.objects.open(id)?;
-        // Those behind as well: writing them would make the object longer at the same time.
+        // The pages behind are locked as well: writing them would extend the object at the same
+        // time.
         let guard = object.lock_exclusive(page_range(&(pages.start..CHUNK_PAGES)));
         let (runs, taken) = match file.state.lock().chunks.get(&index).filter(written_to) {
             Some(chunk) => (absent_runs(&chunk.backed(), pages.clone()), chunk.taken()),
@@ -141,7 +150,7 @@ impl Contents {
         };
         let absent = runs.iter().cloned().flatten();
         let more = absent.filter(|page| !taken.contains(*page)).count();
-        self.check_room(more as i64)?;
+        self.check_space(more as i64)?;
         for run in &runs {
             object
                 .reserve(&guard, page_range(run))

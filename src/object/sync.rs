@@ -1,8 +1,8 @@
-//! Making contents durable, and saying so in the metadata.
+//! Making contents durable, and recording that in the metadata.
 //!
-//! Order: take note of what is unsynced; fdatasync the objects; `sync_dir` new names; publish
-//! records that name what is durable now. A commit of those records is the caller's business.
-//! What is cut away meanwhile is taken out of the note too, so nothing comes back.
+//! Order: note what is unsynced; fdatasync the objects; `sync_dir` new names; publish records that
+//! name what is durable now. The caller commits those records. Whatever is removed meanwhile is
+//! removed from the note too, so nothing comes back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,27 +15,34 @@ use crate::meta::records::{PAGES_MAX, PartId};
 use crate::meta::{Batch, Pause, View};
 use crate::planted::{Bug, planted};
 
-/// Objects that one sync covers.
-type Covered = Vec<(u32, PartId)>;
+/// Chunks and their newest parts that one sync covers.
+type Covered = Vec<(ChunkIndex, PartId)>;
 
 impl Contents {
     /// Makes everything written to the file so far durable and publishes it.
+    ///
+    /// # Errors
+    /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
     pub fn sync_file(&self, file: &File) -> Result<(), ObjectError> {
         if file.view != View::LIVE {
-            // What a kept view shows is durable, and its length is none of the live file's.
+            // The contents of a kept view are durable, and its length is independent of the live
+            // file's.
             return Ok(());
         }
         let _one = file.syncing.lock();
-        let covered = self.begin(file);
-        self.flush(&covered)?;
-        self.finish(file, &covered)
+        let covered = self.begin_sync(file);
+        self.sync_covered(&covered)?;
+        self.finish_sync(file, &covered)
     }
 
     /// Makes everything written so far to any file durable and publishes it.
+    ///
+    /// # Errors
+    /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
     pub fn sync_all(&self) -> Result<(), ObjectError> {
         let recent = self.recent.swap(0, Ordering::Relaxed);
         self.sync_dirty_files().inspect_err(|_| {
-            // They are in memory still.
+            // They are still in memory.
             self.recent.fetch_add(recent, Ordering::Relaxed);
         })
     }
@@ -43,10 +50,10 @@ impl Contents {
     fn sync_dirty_files(&self) -> Result<(), ObjectError> {
         let dirty = self.dirty_files();
         let guards: Vec<_> = dirty.iter().map(|file| file.syncing.lock_arc()).collect();
-        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin(file)).collect();
-        self.flush(&covered.concat())?;
+        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin_sync(file)).collect();
+        self.sync_covered(&covered.concat())?;
         for (file, covered) in dirty.iter().zip(&covered) {
-            self.finish(file, covered)?;
+            self.finish_sync(file, covered)?;
         }
         drop(guards);
         let inos: Vec<_> = dirty.iter().map(|file| file.ino).collect();
@@ -55,19 +62,23 @@ impl Contents {
         Ok(())
     }
 
-    /// The same while nobody changes anything. Syncs under way elsewhere are not waited for: what they
-    /// cover is covered here too, and they find nothing left to publish.
+    /// Makes everything written to any file durable and publishes it while all changes are paused.
+    /// It does not wait for other syncs that are under way: what they cover is covered here too,
+    /// and they find nothing left to publish.
+    ///
+    /// # Errors
+    /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
     pub fn sync_paused(&self, _pause: &Pause<'_>) -> Result<(), ObjectError> {
         let dirty = self.dirty_files();
-        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin(file)).collect();
-        self.flush(&covered.concat())?;
+        let covered: Vec<Covered> = dirty.iter().map(|file| self.begin_sync(file)).collect();
+        self.sync_covered(&covered.concat())?;
         for (file, covered) in dirty.iter().zip(&covered) {
-            self.finish(file, covered)?;
+            self.finish_sync(file, covered)?;
         }
         Ok(())
     }
 
-    /// Pages that a sync would have to write.
+    /// Number of pages that a sync would have to cover.
     pub fn unsynced_pages(&self) -> u64 {
         let files: Vec<Arc<File>> = self.files.lock().values().cloned().collect();
         let pages = |file: Arc<File>| {
@@ -86,9 +97,12 @@ impl Contents {
         dirty
     }
 
-    /// Makes the files that the next commit must not outrun durable.
+    /// Makes the files durable that the next commit depends on ([`Self::order`]).
+    ///
+    /// # Errors
+    /// An object could not be synced, which ends all writing, or the metadata cannot be changed.
     pub fn sync_ordered(&self) -> Result<(), ObjectError> {
-        // A file stays in the set until it is synced: other commits wait for it meanwhile.
+        // A file stays in the set until it is synced, so that other commits wait for it meanwhile.
         let ordered = self.ordered.lock().clone();
         for (ino, asked) in ordered {
             if let Some(file) = self.live_file(ino) {
@@ -104,8 +118,11 @@ impl Contents {
         Ok(())
     }
 
-    /// Publishes a file in which nothing waits for the disk: a small one, or one whose length
-    /// alone has changed.
+    /// Publishes a file in which nothing waits for the disk: a small one, or one of which only the
+    /// length has changed.
+    ///
+    /// # Errors
+    /// The metadata cannot be read or changed.
     pub fn publish_synced(&self, file: &File) -> Result<(), ObjectError> {
         let _permit = self.meta.permit();
         let _inode = self.meta.lock_inode(file.ino);
@@ -139,12 +156,13 @@ impl Contents {
             if chunk.generation <= shared_up_to
                 && let Extent::Parts { shared, .. } = &mut chunk.extent
             {
-                // The record gets a newer generation, and its newest part stays what others see.
+                // The record gets a newer generation, while its newest part remains visible to
+                // others.
                 *shared = true;
             }
             let record = chunk.durable_record(len);
             self.meta
-                .put_extent(batch, file.ino, ChunkIndex(*index), record.as_ref())?;
+                .put_extent(batch, file.ino, *index, record.as_ref())?;
             let pages = record
                 .as_ref()
                 .map_or(0, crate::meta::records::ExtentRecord::pages);
@@ -155,7 +173,7 @@ impl Contents {
             inode.pages = counted.min(PAGES_MAX);
             chunk.published_pages = pages;
             chunk.generation = generation;
-            // What the size hides for now is published when the size is.
+            // Pages beyond the durable size are published together with a larger size.
             chunk.changed = chunk.exceeds(len);
         }
         inode.size = state.durable_size;
@@ -168,8 +186,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Takes note of what is not durable. The gate keeps out whoever restructures chunks.
-    fn begin(&self, file: &File) -> Covered {
+    /// Notes what is not durable. The gate keeps out operations that restructure chunks.
+    fn begin_sync(&self, file: &File) -> Covered {
         let _permit = self.meta.permit_within();
         let _gate = file.gate.read();
         let state = &mut *file.state.lock();
@@ -189,12 +207,12 @@ impl Contents {
         covered
     }
 
-    fn flush(&self, covered: &Covered) -> Result<(), ObjectError> {
+    fn sync_covered(&self, covered: &Covered) -> Result<(), ObjectError> {
         let result = self.flush_objects(covered);
         if let Err(error) = &result
             && !planted(Bug::FailedSyncForgotten)
         {
-            // What the kernel dropped cannot be known: nothing may be built on it.
+            // The kernel does not say which pages it dropped, so nothing may be built on them.
             self.meta
                 .latch(&format!("contents could not be made durable: {error}"));
         }
@@ -212,7 +230,7 @@ impl Contents {
         self.objects.sync_names()
     }
 
-    fn finish(&self, file: &File, covered: &Covered) -> Result<(), ObjectError> {
+    fn finish_sync(&self, file: &File, covered: &Covered) -> Result<(), ObjectError> {
         let _permit = self.meta.permit_within();
         let _inode = self.meta.lock_inode(file.ino);
         let state = &mut *file.state.lock();
@@ -224,14 +242,15 @@ impl Contents {
                 continue;
             };
             if chunk.newest().is_some_and(|part| part.id == *id) {
-                covered_now(chunk);
+                mark_durable(chunk);
             }
         }
-        // Both were cut with the file; one that grew meanwhile may have published more.
+        // A truncate has limited both sizes; if the file grew meanwhile, more may have been
+        // published.
         let grown = state.syncing_size > state.durable_size;
         state.durable_size = state.durable_size.max(state.syncing_size);
         if !grown && !state.is_dirty() {
-            // Somebody else has published all of it.
+            // Another sync has published all of it.
             return Ok(());
         }
         let mut batch = Batch::new();
@@ -241,7 +260,7 @@ impl Contents {
     }
 }
 
-fn covered_now(chunk: &mut Chunk) {
+fn mark_durable(chunk: &mut Chunk) {
     let syncing = std::mem::replace(&mut chunk.syncing, PageSet::new());
     let before = chunk.durable.clone();
     chunk.durable.union(&syncing);

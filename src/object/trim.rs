@@ -1,18 +1,18 @@
-//! Giving back pages that nobody reads any more.
+//! Giving back pages that no view can read any more.
 //!
-//! A page of an older part is hidden where a newer one has it. While some view is kept that sees
-//! the older part without the newer, it is needed; when that view is deleted, it takes room for
-//! nothing. The same goes for pages that were punched or cut away while a view needed them.
+//! A page of an older part is hidden if a newer part has it too. It is needed while a kept view
+//! sees the older part without the newer one; once that view is deleted, it only takes space. The
+//! same holds for pages that were punched or truncated while a view needed them.
 //!
-//! An extent of which a version was dropped is looked at twice (a row of `trim` says so until it
-//! is done). First every remaining version, and the chunk in memory, stops naming the pages that
-//! are hidden in it: it reads as before. When that is durable, the pages that no version names
-//! are punched out of the objects, with the file to itself. So a committed record never names a
-//! page that is not on the disk, whenever the power fails. An object that somebody else links too
-//! (a copy, another volume) is left as it is.
+//! An extent of which a version was dropped is processed in two steps; a row of `trim` records that
+//! until both are done. First, every remaining version and the chunk in memory stop naming the
+//! pages that are hidden in them; what they read stays the same. When that is durable, the pages
+//! that no version names are punched out of the objects, with the gate held exclusively. So a
+//! committed record never names a page that is not on the disk, whenever the power fails. An object
+//! that has other links (from a copy or another volume) is left as it is.
 //!
-//! Parts of which nothing is left leave the list only where no kept view sees it: whoever copies
-//! a view relies on the objects that its records name.
+//! Parts of which nothing is left are removed from the list only if no kept view sees it: whoever
+//! copies a view relies on the objects that its records name.
 
 use std::collections::BTreeSet;
 
@@ -26,15 +26,16 @@ use crate::meta::page_set::{CHUNK_PAGES, PageSet};
 use crate::meta::records::{ExtentRecord, Part, PartId};
 use crate::meta::trims::ExtentVersions;
 
-/// Extents looked at with one reading of the rows.
+/// Extents that are read at a time.
 const ROWS: usize = 256;
 
 impl Contents {
-    /// Gives back pages of extents that were noted, until `enough` says so. True when some are
-    /// left that wait for the next commit, or for another call.
+    /// Gives back pages of extents with a row in `trim`, until `enough` returns true. True if some
+    /// are left that wait for the next commit or for another call.
     ///
     /// # Errors
-    /// The metadata could not be read. What goes wrong with one extent keeps no other waiting.
+    /// The metadata cannot be read. A failure for one extent is logged and does not stop the
+    /// others.
     pub fn trim_some(&self, enough: &dyn Fn() -> bool) -> Result<bool, ObjectError> {
         let mut after = None;
         let mut left = false;
@@ -60,39 +61,39 @@ impl Contents {
         }
     }
 
-    /// True when nothing more is to be done for the extent.
+    /// Processes one extent. True if it is done.
     fn trim_extent(&self, ino: Ino, chunk: ChunkIndex) -> Result<bool, ObjectError> {
         let _permit = self.meta.permit();
         let file = match self.file(ino) {
             Ok(file) => Some(file),
-            // Only kept views have it.
+            // Only kept views have the file.
             Err(ObjectError::Removed) => None,
             Err(error) => return Err(error),
         };
         let _gate = file.as_ref().map(|file| file.gate.write());
         if let Some(file) = &file {
-            self.load_chunk(file, chunk.0)?;
+            self.load_chunk(file, chunk)?;
         }
         let _inode = self.meta.lock_inode(ino);
         let versions = self.meta.extent_versions(ino, chunk)?;
         let mut batch = Batch::new();
-        if !self.reword(ino, chunk, file.as_deref(), &versions, &mut batch)? {
+        if !self.remove_hidden_pages(ino, chunk, file.as_deref(), &versions, &mut batch)? {
             return Ok(false);
         }
         if !batch.is_empty() {
             self.meta.apply(batch)?;
             return Ok(false);
         }
-        let mut named = Named::default();
+        let mut named = NamedPages::default();
         named.add_versions(&versions);
         let now = named.0.clone();
         named.add_versions(&self.meta.committed_versions(ino, chunk)?);
-        // What a power cut would bring back is not given away.
+        // Pages that a power cut would bring back are not given away.
         if now.iter().any(|(id, pages)| named.pages(*id) != *pages) {
             return Ok(false);
         }
         if let Some(file) = &file
-            && let Some(chunk) = file.state.lock().chunks.get(&chunk.0)
+            && let Some(chunk) = file.state.lock().chunks.get(&chunk)
             && let Extent::Parts { parts, .. } = &chunk.extent
         {
             named.add(parts, &chunk.reserved);
@@ -105,9 +106,9 @@ impl Contents {
         Ok(true)
     }
 
-    /// Has no version name pages that are hidden in it, nor the chunk in memory. False when the
-    /// chunk's older parts are not as recorded, which they are after the next sync.
-    fn reword(
+    /// Removes hidden pages from every version and from the chunk in memory. False if the chunk's
+    /// older parts differ from the record; they agree after the next sync.
+    fn remove_hidden_pages(
         &self,
         ino: Ino,
         chunk: ChunkIndex,
@@ -124,19 +125,20 @@ impl Contents {
                 continue;
             };
             let kept = *at <= shared_up_to || position != last;
-            let Some(short) = reworded(record, !kept) else {
+            let Some(short) = without_hidden_pages(record, !kept) else {
                 named.extend(record.names());
                 continue;
             };
             if position == last
                 && let Some(file) = file
-                && !follow(file, chunk.0, record, &short)
+                && !sync_chunk(file, chunk, record, &short)
             {
                 return Ok(false);
             }
             named.extend(short.names());
             gone.extend(record.names());
-            self.meta.reword_extent(batch, ino, chunk, *at, &short);
+            self.meta
+                .replace_extent_version(batch, ino, chunk, *at, &short);
         }
         for name in gone.difference(&named) {
             self.meta.put_garbage(batch, *name)?;
@@ -144,8 +146,8 @@ impl Contents {
         Ok(true)
     }
 
-    /// Takes everything but these pages out of an object that nobody else links. The file's gate
-    /// must be held exclusively where it is live.
+    /// Punches everything but these pages out of an object without other links. For a live file its
+    /// gate must be held exclusively.
     fn punch_absent(&self, id: PartId, present: &PageSet) -> Result<(), ObjectError> {
         let object = match self.objects.open(id) {
             Err(ObjectError::Missing { .. }) => return Ok(()),
@@ -170,11 +172,11 @@ impl Contents {
     }
 }
 
-/// Pages that are named, by part.
+/// Pages that records name, by part.
 #[derive(Default)]
-struct Named(Vec<(PartId, PageSet)>);
+struct NamedPages(Vec<(PartId, PageSet)>);
 
-impl Named {
+impl NamedPages {
     fn add_versions(&mut self, versions: &ExtentVersions) {
         for (_, record) in versions {
             if let Some(ExtentRecord::Parts {
@@ -207,7 +209,7 @@ impl Named {
 
 /// The record without pages that are hidden in it, if it has any; with `whole_parts` also without
 /// parts of which nothing is left.
-fn reworded(record: &ExtentRecord, whole_parts: bool) -> Option<ExtentRecord> {
+fn without_hidden_pages(record: &ExtentRecord, whole_parts: bool) -> Option<ExtentRecord> {
     let mut short = record.clone();
     let ExtentRecord::Parts { parts, .. } = &mut short else {
         return None;
@@ -228,9 +230,9 @@ fn reworded(record: &ExtentRecord, whole_parts: bool) -> Option<ExtentRecord> {
     (short != *record).then_some(short)
 }
 
-/// Has the chunk in memory name what its record is about to. False when its older parts differ
-/// from the record's.
-fn follow(file: &File, index: u32, record: &ExtentRecord, short: &ExtentRecord) -> bool {
+/// Updates the chunk in memory to the record's new form. False if its older parts differ from the
+/// record's.
+fn sync_chunk(file: &File, index: ChunkIndex, record: &ExtentRecord, short: &ExtentRecord) -> bool {
     let mut state = file.state.lock();
     let Some(chunk) = state.chunks.get_mut(&index) else {
         return true;
@@ -248,11 +250,12 @@ fn follow(file: &File, index: u32, record: &ExtentRecord, short: &ExtentRecord) 
     let Some(newest) = recorded.first() else {
         return false;
     };
-    // A newest part that has no durable name yet is not in the record.
+    // A newest part without a durable name is not in the record.
     let Some(position) = parts.iter().position(|part| part.id == newest.id) else {
         return false;
     };
-    // The recorded newest is the chunk's newest too, which may have more by now, or is as recorded.
+    // The record's newest part is either the chunk's newest too, which may have more pages by now,
+    // or unchanged below it.
     let same = position == 0 || parts[position].pages == newest.pages;
     if position > 1 || !same || parts[position + 1..] != recorded[1..] {
         return false;
@@ -310,13 +313,16 @@ mod tests {
             part(4, &[9]),
         ]);
         let live = record(vec![part(1, &[1]), part(2, &[2]), part(4, &[9])]);
-        assert_eq!(reworded(&before, false), Some(kept.clone()));
-        assert_eq!(reworded(&before, true), Some(live.clone()));
-        assert_eq!(reworded(&kept, false), None);
-        assert_eq!(reworded(&live, true), None);
+        assert_eq!(without_hidden_pages(&before, false), Some(kept.clone()));
+        assert_eq!(without_hidden_pages(&before, true), Some(live.clone()));
+        assert_eq!(without_hidden_pages(&kept, false), None);
+        assert_eq!(without_hidden_pages(&live, true), None);
         let empty = record(vec![part(1, &[])]);
-        assert_eq!(reworded(&empty, true), None);
-        assert_eq!(reworded(&ExtentRecord::Inline(vec![1]), true), None);
+        assert_eq!(without_hidden_pages(&empty, true), None);
+        assert_eq!(
+            without_hidden_pages(&ExtentRecord::Inline(vec![1]), true),
+            None
+        );
     }
 
     proptest! {
@@ -333,7 +339,7 @@ mod tests {
             };
             let parts = lists.iter().enumerate().map(|(number, pages)| part(number as u8, pages));
             let before = record(parts.collect());
-            let after = reworded(&before, whole_parts).unwrap_or_else(|| before.clone());
+            let after = without_hidden_pages(&before, whole_parts).unwrap_or_else(|| before.clone());
             for page in 0..40 {
                 prop_assert_eq!(source(&before, page), source(&after, page));
             }

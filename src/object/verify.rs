@@ -1,9 +1,9 @@
-//! Verifying objects: every page that is named is there and is the one that was written.
+//! Verifying objects: every page that is named exists and is the one that was written.
 
 use std::sync::Arc;
 
 use super::objects::object_path;
-use super::read::page_range;
+use super::read::{RUN_PAGES, page_range};
 use super::{Contents, ObjectError, Objects};
 use crate::ids::{ChunkIndex, Ino, PageIndex};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet};
@@ -11,35 +11,35 @@ use crate::meta::records::{ExtentRecord, PartId};
 use crate::sealed::{ContentsFile, SealedError};
 use crate::store::OpenMode;
 
-/// What is wrong with pages of an object.
+/// Kinds of damage to pages of an object.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum FaultKind {
-    /// The object is not there.
+    /// The object does not exist.
     Missing,
-    /// It is sealed under a key set that the volume does not have.
+    /// The object is sealed under a key set that the volume does not have.
     NoKeySet,
-    /// It ends before they do.
+    /// The object ends before these pages.
     Short,
-    /// They are not the pages that were written.
+    /// The pages are not the ones that were written.
     Damaged,
-    /// The backing filesystem could not read them.
+    /// The backing filesystem could not read the pages.
     Unreadable,
 }
 
-/// Pages of an object with which something is wrong.
+/// Damaged pages of an object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fault {
-    /// What.
+    /// Kind of damage.
     pub kind: FaultKind,
-    /// Which.
+    /// The damaged pages.
     pub pages: PageSet,
-    /// The first one's error, for people.
+    /// Error of the first of these pages, for people.
     pub message: String,
 }
 
 impl Objects {
-    /// Verifies pages of an object, past the objects that are open. `seen` is told how many pages
-    /// have been read, and says whether to go on.
+    /// Verifies pages of an object without using the open objects. `seen` is called with the number
+    /// of pages read, and returns whether to go on.
     pub fn verify(
         &self,
         id: PartId,
@@ -48,14 +48,14 @@ impl Objects {
     ) -> Vec<Fault> {
         let Some(set) = self.keys().get(id.epoch) else {
             let message = format!("key set {} is not among those of the volume", id.epoch);
-            return whole(FaultKind::NoKeySet, pages, message);
+            return fault_of_all(FaultKind::NoKeySet, pages, message);
         };
         let file = match self.store().open(&object_path(id.name), OpenMode::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return whole(FaultKind::Missing, pages, "it is not there".to_owned());
+                return fault_of_all(FaultKind::Missing, pages, "it is not there".to_owned());
             }
-            Err(error) => return whole(FaultKind::Unreadable, pages, error.to_string()),
+            Err(error) => return fault_of_all(FaultKind::Unreadable, pages, error.to_string()),
         };
         let object = ContentsFile::new(file, set, id.crypto);
         if pages.len() > 1 {
@@ -68,16 +68,16 @@ impl Objects {
 impl Contents {
     /// True once an object or a page of one could not be used.
     pub fn is_damaged(&self) -> bool {
-        self.told.is_any()
+        self.told.any_logged()
     }
 
-    /// Looks again at pages of an object that seemed wrong while the volume was in use. What the
-    /// committed record of an extent does not name any more may be gone; everything else is there
-    /// while whoever gives space back is kept from it, and is read under its lock. The caller sees
-    /// to it that [`Self::trim_some`] does not run.
+    /// Verifies pages again that seemed damaged while the volume was in use. Pages that the
+    /// committed record of an extent does not name any more may be gone. All others exist while the
+    /// locks of those who give space back are held, and are read under them. The caller makes sure
+    /// that [`Self::trim_some`] does not run.
     ///
     /// # Errors
-    /// The metadata could not be read.
+    /// The metadata cannot be read.
     pub fn verify_again(
         &self,
         ino: Ino,
@@ -108,20 +108,24 @@ impl Contents {
             Ok(object) => object,
             Err(ObjectError::Missing { .. }) => {
                 let message = "it is not there".to_owned();
-                return Ok(whole(FaultKind::Missing, &pages, message));
+                return Ok(fault_of_all(FaultKind::Missing, &pages, message));
             }
             Err(error @ ObjectError::NoKeySet { .. }) => {
-                return Ok(whole(FaultKind::NoKeySet, &pages, error.to_string()));
+                return Ok(fault_of_all(FaultKind::NoKeySet, &pages, error.to_string()));
             }
             Err(error) => {
-                return Ok(whole(FaultKind::Unreadable, &pages, error.to_string()));
+                return Ok(fault_of_all(
+                    FaultKind::Unreadable,
+                    &pages,
+                    error.to_string(),
+                ));
             }
         };
         Ok(verify_pages(&object, &pages, &mut |_| true))
     }
 }
 
-fn whole(kind: FaultKind, pages: &PageSet, message: String) -> Vec<Fault> {
+fn fault_of_all(kind: FaultKind, pages: &PageSet, message: String) -> Vec<Fault> {
     let pages = pages.clone();
     vec![Fault {
         kind,
@@ -135,8 +139,6 @@ fn verify_pages(
     pages: &PageSet,
     seen: &mut dyn FnMut(u32) -> bool,
 ) -> Vec<Fault> {
-    /// Pages whose lock is held at a time.
-    const RUN_PAGES: u32 = 256;
     let mut faults: Vec<Fault> = Vec::new();
     let mut refused = |page: PageIndex, error: SealedError| {
         let kind = match &error {

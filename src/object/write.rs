@@ -1,62 +1,76 @@
 //! Writing contents.
 //!
-//! A page that a write covers only in part is read, changed and sealed anew under its page lock;
-//! the page becomes present before the lock is released, so that the next writer of the same page
-//! builds on it. Bytes beyond the size are zeros in every page that is sealed; but a truncated file
-//! keeps what its last page held. So whoever makes a file longer zeroes that page's tail first, and
-//! holds the gate from then until the file is longer: shared is enough for a write, whose page
-//! locks order it among others, and everything else has the file to itself.
+//! A page that a write covers only in part is read, changed and sealed again under its page lock.
+//! The page becomes present before the lock is released, so that the next writer of the same page
+//! builds on it. Bytes beyond the size are zeros in every page that is sealed, but a truncated file
+//! keeps the old bytes of its last page. So every operation that extends a file first zeroes the
+//! tail of that page, and holds the gate from then until the file is longer. A write holds it
+//! shared, since its page locks order it among other writes; every other operation holds it
+//! exclusively.
 
 use std::ops::Range;
 
 use super::file::{Chunk, Extent, File, FileState};
 use super::read::page_range;
 use super::{
-    CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, chunk_pieces, page_bytes,
+    CHUNK_BYTES, Contents, FILE_BYTES_MAX, INLINE_BYTES, ObjectError, chunk_at, chunk_pieces,
+    chunk_start, page_bytes,
 };
-use crate::ids::{Generation, PageIndex};
+use crate::ids::{ChunkIndex, Generation, PageIndex};
 use crate::meta::page_set::{CHUNK_PAGES, PageSet, pages_touching};
 use crate::meta::records::{PARTS_MAX, Part, PartId, Timespec};
 use crate::sealed::{ContentsFile, PAYLOAD_BYTES, PageGuard, SealedError};
 
-/// Why a chunk cannot be written yet.
-pub(super) struct Obstacle {
-    index: u32,
-    kind: ObstacleKind,
+/// Something that must be resolved before a chunk can be written.
+pub(super) struct WriteBlocker {
+    index: ChunkIndex,
+    kind: BlockerKind,
 }
 
-/// How far a change came.
+/// Outcome of an attempt to change contents.
 pub(super) enum Attempt<T> {
-    /// To its end.
+    /// The change was made.
     Done(T),
-    /// Nowhere: this has to happen first, with the gate free.
-    Blocked(Obstacle),
+    /// Nothing was changed: this has to be resolved first, with the gate released.
+    Blocked(WriteBlocker),
 }
 
-pub(super) enum ObstacleKind {
-    /// Its inline bytes must become an object.
+pub(super) enum BlockerKind {
+    /// The chunk's inline bytes must be moved into an object.
     Inline,
-    /// Its list of parts is too long.
+    /// The chunk's list of parts is full.
     TooManyParts,
-    /// Its newest part is not to be written any more, but is not durable either.
+    /// The chunk's newest part must not be written any more, but is not durable yet.
     Unsynced,
 }
 
-/// What stands between a write and a chunk.
-pub(super) enum Target {
-    /// Nothing: its record takes the bytes.
+/// Where a write to a chunk goes.
+pub(super) enum WriteTarget {
+    /// Into the extent's record.
     Inline,
-    /// Nothing: this part takes them.
+    /// Into this part.
     Part(PartId),
-    /// A part on top is missing.
+    /// Into a new part, which has to be added first.
     NewPart,
-    /// Something that needs the file to itself.
-    Blocked(ObstacleKind),
+    /// Nowhere yet: this needs the gate exclusively.
+    Blocked(BlockerKind),
+}
+
+/// A part whose page lock is held.
+struct LockedPart<'a> {
+    object: &'a ContentsFile,
+    guard: &'a PageGuard<'a>,
+    id: PartId,
 }
 
 impl Contents {
-    /// Writes all of `data` at `offset`. `now` is the time of the write, `None` where the kernel
-    /// keeps the time itself.
+    /// Writes all of `data` at `offset`. `now` is the time of the write; `None` if the kernel
+    /// maintains the times itself.
+    ///
+    /// # Errors
+    /// [`ObjectError::TooLarge`] beyond [`FILE_BYTES_MAX`], [`ObjectError::Full`] at the volume's
+    /// limit, or an error of reading, sealing and writing pages. Earlier chunks of the range may
+    /// have been written.
     pub fn write(
         &self,
         file: &File,
@@ -68,13 +82,13 @@ impl Contents {
             .checked_add(data.len() as u64)
             .filter(|end| *end <= FILE_BYTES_MAX);
         end.ok_or(ObjectError::TooLarge)?;
-        self.trim(file);
+        self.evict_chunks(file);
         let mut done = 0;
         for (index, bytes) in chunk_pieces(offset, data.len() as u64) {
             let piece = &data[done..done + (bytes.end - bytes.start) as usize];
             done += piece.len();
-            while let Some(obstacle) = self.write_chunk(file, index, &bytes, piece, now)? {
-                self.clear(file, &obstacle)?;
+            while let Some(blocker) = self.write_chunk(file, index, &bytes, piece, now)? {
+                self.resolve(file, &blocker)?;
             }
         }
         Ok(())
@@ -84,57 +98,57 @@ impl Contents {
     fn write_chunk(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         bytes: &Range<u64>,
         data: &[u8],
         now: Option<Timespec>,
-    ) -> Result<Option<Obstacle>, ObjectError> {
+    ) -> Result<Option<WriteBlocker>, ObjectError> {
         let _permit = self.meta.permit();
         let _gate = file.gate.read();
-        self.write_held(file, index, bytes, data, now)
+        self.write_chunk_gated(file, index, bytes, data, now)
     }
 
-    /// Writes within one chunk, or says what has to happen first. The gate must be held.
-    pub(super) fn write_held(
+    /// Writes within one chunk, or returns what has to be resolved first. The gate must be held.
+    pub(super) fn write_chunk_gated(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         bytes: &Range<u64>,
         data: &[u8],
         now: Option<Timespec>,
-    ) -> Result<Option<Obstacle>, ObjectError> {
-        let start = u64::from(index) * CHUNK_BYTES + bytes.start;
-        if let Some(obstacle) = self.zero_tail(file, start)? {
-            return Ok(Some(obstacle));
+    ) -> Result<Option<WriteBlocker>, ObjectError> {
+        let start = chunk_start(index) + bytes.start;
+        if let Some(blocker) = self.zero_tail(file, start)? {
+            return Ok(Some(blocker));
         }
         self.load_chunk(file, index)?;
         loop {
-            match self.target(file, index, bytes.end)? {
-                Target::Inline => {
+            match self.write_target(file, index, bytes.end)? {
+                WriteTarget::Inline => {
                     self.check_inline(file, index, bytes.end)?;
                     if write_inline(file, index, bytes, data, now) {
                         return Ok(None);
                     }
                 }
-                Target::Part(id) => {
+                WriteTarget::Part(id) => {
                     self.write_pages(file, index, id, bytes.start, data, now)?;
                     return Ok(None);
                 }
-                Target::NewPart => self.add_part(file, index)?,
-                Target::Blocked(kind) => return Ok(Some(Obstacle { index, kind })),
+                WriteTarget::NewPart => self.add_part(file, index)?,
+                WriteTarget::Blocked(kind) => return Ok(Some(WriteBlocker { index, kind })),
             }
         }
     }
 
-    /// Zeroes what the last page holds beyond the size, when the file is about to grow past it.
-    /// The gate must be held, until the file has grown.
+    /// Zeroes the bytes beyond the size in the last page, if the file is about to grow past them.
+    /// The gate must be held until the file has grown.
     pub(super) fn zero_tail(
         &self,
         file: &File,
         beyond: u64,
-    ) -> Result<Option<Obstacle>, ObjectError> {
+    ) -> Result<Option<WriteBlocker>, ObjectError> {
         let size = file.size();
-        let (index, within) = ((size / CHUNK_BYTES) as u32, size % CHUNK_BYTES);
+        let (index, within) = (chunk_at(size), size % CHUNK_BYTES);
         let page = (within / PAYLOAD_BYTES as u64) as u32;
         if beyond <= size || within == page_bytes(page).start {
             return Ok(None);
@@ -151,97 +165,105 @@ impl Contents {
             return Ok(None);
         }
         loop {
-            match self.target(file, index, CHUNK_BYTES)? {
-                Target::Part(id) => {
-                    // Writing nothing seals the page as it reads: with zeros beyond the size.
+            match self.write_target(file, index, CHUNK_BYTES)? {
+                WriteTarget::Part(id) => {
+                    // An empty write seals the page as it reads: with zeros beyond the size.
                     self.write_pages(file, index, id, within, &[], None)?;
                     return Ok(None);
                 }
-                Target::NewPart => self.add_part(file, index)?,
-                Target::Inline => return Ok(None),
-                Target::Blocked(kind) => return Ok(Some(Obstacle { index, kind })),
+                WriteTarget::NewPart => self.add_part(file, index)?,
+                WriteTarget::Inline => return Ok(None),
+                WriteTarget::Blocked(kind) => return Ok(Some(WriteBlocker { index, kind })),
             }
         }
     }
 
-    /// Runs a change with the file to itself, and again from its beginning after what it says has
-    /// to happen first.
-    pub(super) fn exclusively<T>(
+    /// Runs a change with the gate held exclusively. If the change is blocked, resolves that and
+    /// runs it again from its beginning.
+    pub(super) fn with_exclusive_gate<T>(
         &self,
         file: &File,
         change: &mut dyn FnMut() -> Result<Attempt<T>, ObjectError>,
     ) -> Result<T, ObjectError> {
         loop {
-            let obstacle = {
+            let blocker = {
                 let _permit = self.meta.permit();
                 let _gate = file.gate.write();
                 match change()? {
                     Attempt::Done(value) => return Ok(value),
-                    Attempt::Blocked(obstacle) => obstacle,
+                    Attempt::Blocked(blocker) => blocker,
                 }
             };
-            self.clear(file, &obstacle)?;
+            self.resolve(file, &blocker)?;
         }
     }
 
-    /// The part of a chunk that may be written, made where there is none.
-    pub(super) fn part_for(&self, file: &File, index: u32) -> Result<PartId, ObjectError> {
+    /// The part of a chunk that may be written in place. Adds one if there is none.
+    pub(super) fn part_for(&self, file: &File, index: ChunkIndex) -> Result<PartId, ObjectError> {
         loop {
-            let obstacle = {
+            let blocker = {
                 let _permit = self.meta.permit();
                 let _gate = file.gate.read();
                 self.load_chunk(file, index)?;
-                match self.target(file, index, CHUNK_BYTES)? {
-                    Target::Part(id) => return Ok(id),
-                    Target::NewPart => {
+                match self.write_target(file, index, CHUNK_BYTES)? {
+                    WriteTarget::Part(id) => return Ok(id),
+                    WriteTarget::NewPart => {
                         self.add_part(file, index)?;
                         continue;
                     }
-                    Target::Inline => Obstacle {
+                    WriteTarget::Inline => WriteBlocker {
                         index,
-                        kind: ObstacleKind::Inline,
+                        kind: BlockerKind::Inline,
                     },
-                    Target::Blocked(kind) => Obstacle { index, kind },
+                    WriteTarget::Blocked(kind) => WriteBlocker { index, kind },
                 }
             };
-            self.clear(file, &obstacle)?;
+            self.resolve(file, &blocker)?;
         }
     }
 
-    /// What stands between the chunk and a write that ends at `end` within it.
-    pub(super) fn target(&self, file: &File, index: u32, end: u64) -> Result<Target, ObjectError> {
+    /// Where a write that ends at `end` within the chunk goes.
+    pub(super) fn write_target(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+        end: u64,
+    ) -> Result<WriteTarget, ObjectError> {
         let state = file.state.lock();
         if state.removed {
             return Err(ObjectError::Removed);
         }
-        let small = index == 0 && end <= INLINE_BYTES;
+        let small = index == ChunkIndex(0) && end <= INLINE_BYTES;
         let Some(chunk) = state.chunks.get(&index) else {
             return Err(ObjectError::Removed);
         };
         Ok(match &chunk.extent {
-            Extent::Hole if small && state.size <= INLINE_BYTES => Target::Inline,
-            Extent::Hole => Target::NewPart,
-            Extent::Inline(_) if small => Target::Inline,
-            Extent::Inline(_) => Target::Blocked(ObstacleKind::Inline),
+            Extent::Hole if small && state.size <= INLINE_BYTES => WriteTarget::Inline,
+            Extent::Hole => WriteTarget::NewPart,
+            Extent::Inline(_) if small => WriteTarget::Inline,
+            Extent::Inline(_) => WriteTarget::Blocked(BlockerKind::Inline),
             Extent::Parts { parts, .. } => match parts.first() {
-                Some(part) if self.writable(chunk) => Target::Part(part.id),
-                _ if chunk.needs_sync() => Target::Blocked(ObstacleKind::Unsynced),
-                _ if parts.len() >= PARTS_MAX => Target::Blocked(ObstacleKind::TooManyParts),
-                _ => Target::NewPart,
+                Some(part) if self.writable(chunk) => WriteTarget::Part(part.id),
+                _ if chunk.needs_sync() => WriteTarget::Blocked(BlockerKind::Unsynced),
+                _ if parts.len() >= PARTS_MAX => WriteTarget::Blocked(BlockerKind::TooManyParts),
+                _ => WriteTarget::NewPart,
             },
         })
     }
 
-    /// Puts a fresh, empty part on top of the chunk, unless somebody else just has. What space was
-    /// promised is set aside in it.
-    fn add_part(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+    /// Adds an empty part on top of the chunk, unless another thread has just done so. The chunk's
+    /// reserved pages get space in it.
+    fn add_part(&self, file: &File, index: ChunkIndex) -> Result<(), ObjectError> {
         let _growing = file.growing.lock();
-        if !matches!(self.target(file, index, CHUNK_BYTES)?, Target::NewPart) {
+        if !matches!(
+            self.write_target(file, index, CHUNK_BYTES)?,
+            WriteTarget::NewPart
+        ) {
             return Ok(());
         }
         self.meta.check_ballast()?;
         let id = self.objects.create(&self.meta)?;
-        if let Err(error) = self.move_promise(file, index, id) {
+        if let Err(error) = self.move_reservation(file, index, id) {
             self.objects.unlink(id.name)?;
             return Err(error);
         }
@@ -249,23 +271,28 @@ impl Contents {
         let Some(chunk) = state.chunks.get_mut(&index) else {
             return Err(ObjectError::Removed);
         };
-        let promised = std::mem::take(&mut chunk.reserved);
-        put_on_top(chunk, id, self.meta.generation());
-        chunk.allocated = !promised.is_empty();
-        chunk.reserved = promised;
-        self.note_part(file, index, chunk);
+        let reserved_pages = std::mem::take(&mut chunk.reserved);
+        push_part(chunk, id, self.meta.generation());
+        chunk.allocated = !reserved_pages.is_empty();
+        chunk.reserved = reserved_pages;
+        self.queue_new_part(file, index, chunk);
         Ok(())
     }
 
-    /// Sets space aside in an object for what was promised to the chunk.
-    fn move_promise(&self, file: &File, index: u32, id: PartId) -> Result<(), ObjectError> {
-        let promised = match file.state.lock().chunks.get(&index) {
+    /// Reserves space in a new object for the chunk's reserved pages.
+    fn move_reservation(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+        id: PartId,
+    ) -> Result<(), ObjectError> {
+        let reserved_pages = match file.state.lock().chunks.get(&index) {
             Some(chunk) if !chunk.reserved.is_empty() => chunk.reserved.clone(),
             _ => return Ok(()),
         };
         let object = self.open_object(id)?;
         let guard = object.lock_exclusive(page_range(&(0..CHUNK_PAGES)));
-        for run in promised.runs() {
+        for run in reserved_pages.runs() {
             object
                 .reserve(&guard, page_range(&run))
                 .map_err(|source| ObjectError::Page {
@@ -276,12 +303,12 @@ impl Contents {
         Ok(())
     }
 
-    /// Seals and writes pages of the chunk's newest part `id`. Without data, seals the page at
+    /// Seals pages and writes them to the chunk's newest part `id`. Without data, seals the page at
     /// `start` as it reads. The gate must be held.
     fn write_pages(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         id: PartId,
         start: u64,
         data: &[u8],
@@ -296,7 +323,12 @@ impl Contents {
         let sequence = self.meta.sequence();
         let mut failed = None;
         let mut base = |page: PageIndex, payload: &mut [u8; PAYLOAD_BYTES]| {
-            self.page_as_read(file, index, page.0 as u32, (&object, &guard, id), payload)
+            let locked = LockedPart {
+                object: &object,
+                guard: &guard,
+                id,
+            };
+            self.read_visible_page(file, index, page.0 as u32, &locked, payload)
                 .map_err(|error| {
                     failed = Some(error);
                     SealedError::Io(std::io::Error::other("the rest of the page cannot be read"))
@@ -323,19 +355,20 @@ impl Contents {
                 source,
             }));
         }
-        let end = (!data.is_empty()).then_some(u64::from(index) * CHUNK_BYTES + end);
+        let end = (!data.is_empty()).then_some(chunk_start(index) + end);
         self.pages_written(file, index, &pages, end, now);
-        // Present before the page lock goes: the next writer of these pages builds on them.
+        // Marked present before the page lock is released: the next writer of these pages builds on
+        // them.
         drop(guard);
         Ok(())
     }
 
-    /// Takes note of pages that are on the disk now, though not durably. The file is at least as
+    /// Marks pages as present. They are on the disk, though not durably. The file is at least as
     /// long as `end`.
     fn pages_written(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         pages: &Range<u32>,
         end: Option<u64>,
         now: Option<Timespec>,
@@ -358,18 +391,23 @@ impl Contents {
     }
 
     /// Refuses pages beyond the volume's limit.
-    fn check_pages(&self, file: &File, index: u32, pages: &Range<u32>) -> Result<(), ObjectError> {
+    fn check_pages(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+        pages: &Range<u32>,
+    ) -> Result<(), ObjectError> {
         if self.limit_pages.is_none() {
             return Ok(());
         }
         let taken = file.state.lock().chunks.get(&index).map(Chunk::taken);
         let taken = taken.unwrap_or_default();
         let more = pages.clone().filter(|page| !taken.contains(*page)).count();
-        self.check_room(more as i64)
+        self.check_space(more as i64)
     }
 
     /// Refuses bytes of a small file beyond the volume's limit.
-    fn check_inline(&self, file: &File, index: u32, end: u64) -> Result<(), ObjectError> {
+    fn check_inline(&self, file: &File, index: ChunkIndex, end: u64) -> Result<(), ObjectError> {
         if self.limit_pages.is_none() {
             return Ok(());
         }
@@ -377,17 +415,17 @@ impl Contents {
             Some(Extent::Inline(bytes)) => bytes.len() as u64,
             _ => 0,
         };
-        self.check_room_for_records(end.cast_signed() - there.cast_signed(), false)
+        self.check_space_for_records(end.cast_signed() - there.cast_signed(), false)
     }
 
-    /// A page as a reader sees it: from whichever part has it, with zeros beyond the size.
-    /// `locked` is the newest part, whose page lock is held.
-    fn page_as_read(
+    /// Reads a page as a reader sees it: from the newest part that contains it, with zeros beyond
+    /// the size. `locked` is the newest part, whose page lock is held.
+    fn read_visible_page(
         &self,
         file: &File,
-        index: u32,
+        index: ChunkIndex,
         page: u32,
-        locked: (&ContentsFile, &PageGuard<'_>, PartId),
+        locked: &LockedPart<'_>,
         payload: &mut [u8; PAYLOAD_BYTES],
     ) -> Result<(), ObjectError> {
         let bytes = page_bytes(page);
@@ -397,7 +435,7 @@ impl Contents {
             .chunks
             .get(&index)
             .and_then(|chunk| chunk.part_with(page));
-        let (object, guard, id) = locked;
+        let LockedPart { object, guard, id } = *locked;
         match source {
             None => payload.fill(0),
             Some(part) if part == id => object
@@ -407,24 +445,28 @@ impl Contents {
         }
         let size_here = file
             .size()
-            .saturating_sub(u64::from(index) * CHUNK_BYTES)
+            .saturating_sub(chunk_start(index))
             .min(bytes.end);
         payload[size_here.saturating_sub(bytes.start) as usize..].fill(0);
         Ok(())
     }
 
-    // ---- what needs the file to itself ----------------------------------------------------
+    // ---- operations with the gate held exclusively ---------------------------------------
 
-    pub(super) fn clear(&self, file: &File, obstacle: &Obstacle) -> Result<(), ObjectError> {
-        match obstacle.kind {
-            ObstacleKind::Unsynced => self.sync_file(file),
-            ObstacleKind::Inline => self.inline_to_object(file, obstacle.index),
-            ObstacleKind::TooManyParts => self.flatten_now(file, obstacle.index),
+    pub(super) fn resolve(&self, file: &File, blocker: &WriteBlocker) -> Result<(), ObjectError> {
+        match blocker.kind {
+            BlockerKind::Unsynced => self.sync_file(file),
+            BlockerKind::Inline => self.inline_to_object(file, blocker.index),
+            BlockerKind::TooManyParts => self.flatten_now(file, blocker.index),
         }
     }
 
-    /// Does what a write past the inline limit needs before it.
-    pub(super) fn inline_to_object(&self, file: &File, index: u32) -> Result<(), ObjectError> {
+    /// Moves a chunk's inline bytes into an object, which a write past the inline limit requires.
+    pub(super) fn inline_to_object(
+        &self,
+        file: &File,
+        index: ChunkIndex,
+    ) -> Result<(), ObjectError> {
         let _permit = self.meta.permit();
         let _gate = file.gate.write();
         let bytes = match file
@@ -444,8 +486,8 @@ impl Contents {
                 return Ok(());
             };
             chunk.extent = Extent::Hole;
-            put_on_top(chunk, id, self.meta.generation());
-            // Until the pages are durable, the record keeps the bytes.
+            push_part(chunk, id, self.meta.generation());
+            // The record keeps the bytes until the pages are durable.
             chunk.fallback = Some(bytes.clone());
         }
         let written = if bytes.is_empty() {
@@ -466,20 +508,20 @@ impl Contents {
         written
     }
 
-    /// Forgets chunks that can be read again, when there are many. Only with the file to itself:
-    /// whoever holds the gate relies on the chunks that it loaded.
-    pub(super) fn trim(&self, file: &File) {
+    /// Evicts clean chunks from memory if there are many. Takes the gate exclusively: a thread that
+    /// holds the gate relies on the chunks it loaded.
+    pub(super) fn evict_chunks(&self, file: &File) {
         if file.state.lock().chunks.len() < super::CHUNKS_KEPT {
             return;
         }
         if let Some(_gate) = file.gate.try_write() {
-            trim_state(&mut file.state.lock());
+            evict_clean_chunks(&mut file.state.lock());
         }
     }
 }
 
-/// The same for one who has the file to himself.
-pub(super) fn trim_state(state: &mut FileState) {
+/// Evicts clean chunks if there are many. The caller holds the gate exclusively.
+pub(super) fn evict_clean_chunks(state: &mut FileState) {
     if state.chunks.len() >= super::CHUNKS_KEPT {
         state
             .chunks
@@ -487,10 +529,10 @@ pub(super) fn trim_state(state: &mut FileState) {
     }
 }
 
-/// Puts bytes into the record of a small file. False when the chunk is not inline any more.
+/// Writes bytes into the record of a small file. False if the chunk is no longer inline.
 fn write_inline(
     file: &File,
-    index: u32,
+    index: ChunkIndex,
     bytes: &Range<u64>,
     data: &[u8],
     now: Option<Timespec>,
@@ -515,8 +557,8 @@ fn write_inline(
     true
 }
 
-/// Puts an empty part on top, made in the live generation.
-fn put_on_top(chunk: &mut Chunk, id: PartId, generation: Generation) {
+/// Adds an empty part on top, as of the live generation.
+fn push_part(chunk: &mut Chunk, id: PartId, generation: Generation) {
     let part = Part {
         id,
         pages: PageSet::new(),

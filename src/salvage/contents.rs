@@ -1,4 +1,4 @@
-//! Contents of files out of their objects.
+//! Extracts contents of files from their objects.
 
 use std::fs::File;
 use std::io;
@@ -7,30 +7,27 @@ use std::os::unix::fs::FileExt;
 
 use super::Source;
 use super::report::{Loss, Report};
-use crate::ids::{Generation, Ino, PageIndex};
+use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::page_set::{CHUNK_BYTES, CHUNK_PAGES, PAYLOAD_BYTES};
 use crate::meta::records::{ExtentRecord, Part};
-use crate::object::object_path;
+use crate::object::{RUN_PAGES, object_path, page_range};
 use crate::sealed::{ContentsFile, SealedError};
 use crate::store::OpenMode;
 
-/// Pages that are read with one call.
-const RUN_PAGES: u32 = 256;
-
-/// A file that is being written, and what of it was lost.
-pub(super) struct Copy<'a, 'r> {
+/// A file that is being extracted.
+pub(super) struct FileCopy<'a, 'r> {
     pub(super) source: &'a Source<'a>,
     pub(super) report: &'r mut Report,
-    /// Below the directory.
+    /// Path below the output directory.
     pub(super) path: &'a str,
     pub(super) to: &'a File,
     pub(super) size: u64,
-    /// The last loss, to which the next may belong.
+    /// The last loss, which the next one may extend.
     pub(super) pending: Option<Loss>,
 }
 
-/// The length that a file has at least, by its extents.
+/// The minimum length of a file, from its extents.
 pub(super) fn least_size(source: &Source<'_>, ino: Ino, view: Generation) -> u64 {
     let mut size = 0;
     let range = keys::number(ino.0)..keys::after_ino(ino);
@@ -52,8 +49,8 @@ pub(super) fn least_size(source: &Source<'_>, ino: Ino, view: Generation) -> u64
     size
 }
 
-impl Copy<'_, '_> {
-    /// Writes all of it that can be read. What fails here is of the file that is written.
+impl FileCopy<'_, '_> {
+    /// Writes everything that can be read. An error here concerns the output file.
     pub(super) fn all(mut self, ino: Ino, view: Generation) -> io::Result<()> {
         self.to.set_len(self.size)?;
         let range = keys::number(ino.0)..keys::after_ino(ino);
@@ -75,7 +72,7 @@ impl Copy<'_, '_> {
         let here = self.size.saturating_sub(base).min(CHUNK_BYTES);
         match ExtentRecord::decode(value) {
             _ if here == 0 => Ok(()),
-            None => self.lose(base..base + here, "its record is not one of this format"),
+            None => self.report_loss(base..base + here, "its record cannot be decoded"),
             Some(ExtentRecord::Inline(bytes)) => {
                 let bytes = &bytes[..bytes.len().min(here as usize)];
                 self.write(bytes, base)
@@ -91,7 +88,7 @@ impl Copy<'_, '_> {
         Ok(())
     }
 
-    /// `here`: bytes of the chunk that belong to the file.
+    /// `here`: number of bytes of the chunk that belong to the file.
     fn parts(&mut self, base: u64, here: u64, parts: &[Part]) -> io::Result<()> {
         let mut objects: Vec<Option<Result<ContentsFile, String>>> = Vec::new();
         objects.resize_with(parts.len(), || None);
@@ -112,7 +109,7 @@ impl Copy<'_, '_> {
                 Ok(object) => self.run(base, here, object, page..stop)?,
                 Err(reason) => {
                     let reason = reason.clone();
-                    self.lose(bytes_of(base, here, &(page..stop)), &reason)?;
+                    self.report_loss(bytes_of(base, here, &(page..stop)), &reason)?;
                 }
             }
             page = stop;
@@ -120,7 +117,7 @@ impl Copy<'_, '_> {
         Ok(())
     }
 
-    /// Writes pages of one object, or what of them opens.
+    /// Writes pages of one object; if they do not open together, each that opens.
     fn run(
         &mut self,
         base: u64,
@@ -136,7 +133,7 @@ impl Copy<'_, '_> {
             }
             Err(error) if pages.len() == 1 => {
                 let reason = reason_of(&error);
-                self.lose(bytes, &reason)
+                self.report_loss(bytes, &reason)
             }
             Err(_) => pages
                 .map(|page| page..page + 1)
@@ -144,7 +141,7 @@ impl Copy<'_, '_> {
         }
     }
 
-    fn lose(&mut self, bytes: Range<u64>, reason: &str) -> io::Result<()> {
+    fn report_loss(&mut self, bytes: Range<u64>, reason: &str) -> io::Result<()> {
         let length = bytes.end - bytes.start;
         self.source.progress.add(length);
         if let Some(last) = &mut self.pending
@@ -168,13 +165,13 @@ impl Copy<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         match self.pending.take() {
-            Some(loss) => self.report.lose(&loss),
+            Some(loss) => self.report.add_loss(&loss),
             None => Ok(()),
         }
     }
 }
 
-/// Bytes of the file in those pages.
+/// The bytes of the file in these pages.
 fn bytes_of(base: u64, here: u64, pages: &Range<u32>) -> Range<u64> {
     let at = |page: u32| base + (u64::from(page) * PAYLOAD_BYTES).min(here);
     at(pages.start)..at(pages.end)
@@ -182,26 +179,27 @@ fn bytes_of(base: u64, here: u64, pages: &Range<u32>) -> Range<u64> {
 
 fn open(source: &Source<'_>, part: &Part) -> Result<ContentsFile, String> {
     let name = part.id.name;
-    let told = |why: &str| format!("object {:08x}-{}: {why}", name.folder.0, name.object);
+    let describe = |why: &str| format!("object {:08x}-{}: {why}", name.folder.0, name.object);
     let keys = source.keys.get(part.id.epoch);
-    let keys = keys.ok_or_else(|| told("it is sealed under a key set that is not there"))?;
+    let keys =
+        keys.ok_or_else(|| describe("it is sealed under a key set that is not available"))?;
     let file = source.store.open(&object_path(name), OpenMode::Read);
     let file = file.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => told("it is gone"),
-        _ => told(&error.to_string()),
+        io::ErrorKind::NotFound => describe("it is gone"),
+        _ => describe(&error.to_string()),
     })?;
     Ok(ContentsFile::new(file, keys, part.id.crypto))
 }
 
 pub(super) fn read(object: &ContentsFile, pages: &Range<u32>) -> Result<Vec<u8>, SealedError> {
-    let range = PageIndex(u64::from(pages.start))..PageIndex(u64::from(pages.end));
     let mut plain = vec![0; pages.len() * PAYLOAD_BYTES as usize];
-    let guard = object.lock_shared(range);
+    let guard = object.lock_shared(page_range(pages));
     object.read_at(&guard, u64::from(pages.start) * PAYLOAD_BYTES, &mut plain)?;
     Ok(plain)
 }
 
-/// The same words for all pages with the same trouble.
+/// Describes an error in the same words for all pages with the same problem, so that losses can be
+/// joined.
 fn reason_of(error: &SealedError) -> String {
     match error {
         SealedError::Authentication { layer, .. } => format!("refused by {layer}"),

@@ -1,26 +1,26 @@
-//! Taking out of a damaged volume what can be read of it.
+//! Extracting what can be read from a damaged volume.
 //!
-//! Layout of what is made:
+//! Layout of the output:
 //!
 //! ```text
 //! files/                        the live view
-//! snapshots/NAME, images/NAME   kept views that were asked for
-//! lost+found/inodes/<ino>       what no directory names, or whose directory is lost
-//! lost+found/objects/<folder>-<name>   objects that no record names, when not all records are there
-//! salvage-report.json           what was taken and what was lost
+//! snapshots/NAME, images/NAME   kept views that were requested
+//! lost+found/inodes/<ino>       inodes that no directory names, or whose directory is lost
+//! lost+found/objects/<folder>-<name>   objects that no record names, if records are missing
+//! salvage-report.json           what was extracted and what was lost
 //! ```
-//! Invariants: nothing of the volume is written ([`crate::volume::rescue()`]), and nothing outside of the
-//! directory ([`out`]). A byte that is there came out of a page that opened under both layers, and is at
-//! the place where the records say; every other one is zero and is in the report, unless it was a hole.
-//! Memory is bounded by the number of directories and of files with several names: 8 bytes each, and
-//! one bit for each inode.
+//! Invariants: nothing is written to the volume ([`crate::volume::rescue()`]) or outside the output
+//! directory ([`output`]). Every byte of the output came from a page that opened under both layers,
+//! and is at the place where the records say. Every other byte is zero and is in the report, unless
+//! it was a hole. Memory is bounded by the number of directories and of files with several names: 8
+//! bytes each, and one bit for each inode.
 //!
-//! Order: the records are looked at from end to end ([`records`]); the trees; what they do not reach;
-//! objects; the report.
+//! Order: the records are read completely ([`records`]); the trees are extracted; then what the
+//! trees do not reach; then objects; then the report.
 
 mod contents;
 mod objects;
-pub mod out;
+pub mod output;
 pub mod records;
 pub mod report;
 mod tree;
@@ -39,53 +39,53 @@ use crate::meta::records::{Counters, Timespec, ViewKind, ViewRecord, ViewState};
 use crate::store::Store;
 use crate::sys::clock::is_set;
 use crate::volume::Rescue;
-use out::Out;
-use records::{Origin, Records, State};
+use output::OutputDir;
+use records::{Completeness, Origin, Records};
 use report::{Counts, Loss, Report};
 
 /// Name of the report.
 pub const REPORT_NAME: &str = "salvage-report.json";
-/// Damaged stretches that are listed one by one.
-const LISTED: usize = 1000;
+/// Maximum number of damaged key ranges that are listed one by one.
+const LISTED_MAX: usize = 1000;
 
-/// What to take.
+/// What to extract.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Options {
-    /// Snapshots and images by name; none: the live view.
+    /// Snapshots and images by name; the live view if empty.
     pub views: Vec<String>,
-    /// The live view, all snapshots and all images.
+    /// Whether to extract the live view, all snapshots and all images.
     pub all_views: bool,
 }
 
-/// Is told how far it is.
+/// Receives the progress of an extraction.
 pub trait Progress {
-    /// So many bytes are to be expected, where that is known.
+    /// The expected number of bytes, if known.
     fn begin(&self, total_bytes: Option<u64>);
-    /// So many were done.
+    /// That many further bytes are done.
     fn add(&self, bytes: u64);
 }
 
-/// Why nothing more could be taken.
+/// Why an extraction failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SalvageError {
     /// There is no such snapshot or image.
     #[error("there is no snapshot or image {0} in what can be read")]
     NoSuchView(String),
-    /// The directory cannot be written.
+    /// The output directory cannot be written.
     #[error("cannot write: {0}")]
-    Out(#[from] io::Error),
+    Output(#[from] io::Error),
 }
 
-/// How it went.
+/// Result of an extraction.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Summary {
-    /// How much there is of everything.
+    /// What was extracted and lost, in numbers.
     pub counts: Counts,
-    /// What was read, as in the report.
+    /// The sources that were read, as in the report.
     pub source: Value,
 }
 
-/// What is read from.
+/// The sources of an extraction.
 #[derive(Clone, Copy)]
 struct Source<'a> {
     store: &'a dyn Store,
@@ -94,21 +94,22 @@ struct Source<'a> {
     progress: &'a dyn Progress,
 }
 
-/// A view that is taken: where to, and what it sees.
-struct Wanted {
+/// A view to extract, and where to.
+struct WantedView {
     path: Vec<Vec<u8>>,
-    /// Of what has no place in it.
+    /// Directory below `lost+found` for inodes that no directory of the view names.
     lost: Vec<u8>,
     view: Generation,
 }
 
-/// Takes out what can be read.
+/// Extracts what can be read.
 ///
 /// # Errors
-/// Nothing more could be written. What is there by then is right; there is no whole report.
+/// A requested view does not exist, or the output cannot be written. What was written by then is
+/// correct, but the report is incomplete.
 pub fn salvage(
     rescue: &Rescue,
-    out: &Out,
+    out: &OutputDir,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Summary, SalvageError> {
@@ -118,11 +119,11 @@ pub fn salvage(
     let wanted = wanted(&views, options)?;
     let mut known = describe(rescue, &records, &views);
     known["owners_set"] = out.privileged.into();
-    let report = out::make_file(out.root(), REPORT_NAME.as_bytes())?;
+    let report = output::make_file(out.root(), REPORT_NAME.as_bytes())?;
     let mut report = Report::begin(report, &known)?;
     report_records(&records, &mut report)?;
-    if let Err(older) = rescue.judge(records.slots.as_ref()) {
-        report.lose(&Loss {
+    if let Err(older) = rescue.check_rollback(records.slots.as_ref()) {
+        report.add_loss(&Loss {
             path: String::new(),
             what: "older",
             offset: None,
@@ -136,12 +137,12 @@ pub fn salvage(
         .as_ref()
         .is_some_and(|counters| counters.restoring != Generation(0))
     {
-        report.lose(&Loss {
+        report.add_loss(&Loss {
             path: "files".to_owned(),
             what: "older",
             offset: None,
             length: None,
-            reason: "it was being taken back to a snapshot: a part of it is as it was before"
+            reason: "a restore from a snapshot was under way: a part of it is as it was before"
                 .to_owned(),
         })?;
     }
@@ -153,11 +154,11 @@ pub fn salvage(
         progress,
     };
     for view in &wanted {
-        tree::take(&source, out, view, &mut report)?;
+        tree::extract_view(&source, out, view, &mut report)?;
     }
-    // Where all records are there, what none names is what a mount would take away.
-    if records.state() != State::Whole {
-        objects::take(&source, out, &mut report)?;
+    // If no records are missing, a mount would remove the objects that none names.
+    if records.state() != Completeness::Whole {
+        objects::extract_unnamed(&source, out, &mut report)?;
     }
     let counts = report.end()?;
     out.sync_all()?;
@@ -188,19 +189,19 @@ const fn directory_of(kind: ViewKind) -> &'static str {
     }
 }
 
-fn wanted(views: &[ViewRecord], options: &Options) -> Result<Vec<Wanted>, SalvageError> {
-    let live = || Wanted {
+fn wanted(views: &[ViewRecord], options: &Options) -> Result<Vec<WantedView>, SalvageError> {
+    let live = || WantedView {
         path: vec![b"files".to_vec()],
         lost: b"inodes".to_vec(),
         view: View::LIVE.0,
     };
     let kept = |view: &ViewRecord| {
         let directory = directory_of(view.kind);
-        let name = match out::is_name(view.name.as_bytes()) {
+        let name = match output::is_name(view.name.as_bytes()) {
             true => view.name.clone(),
             false => format!("generation-{}", view.generation),
         };
-        Wanted {
+        WantedView {
             path: vec![directory.into(), name.into()],
             lost: format!("{directory}-{}", view.generation).into(),
             view: view.generation,
@@ -231,24 +232,24 @@ fn checkpoint_json(checkpoint: &crate::meta::checkpoint::Checkpoint) -> Value {
     })
 }
 
-/// What is known before anything is taken.
+/// Describes the sources, before anything is extracted.
 fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
     let damage = Table::ALL.iter().flat_map(|table| {
-        let stretches = records.stretches(*table).iter();
-        stretches.map(|stretch| {
+        let ranges = records.damaged_ranges(*table).iter();
+        ranges.map(|damaged| {
             json!({
                 "table": table.name(),
-                "page": stretch.gap.page,
-                "reason": stretch.gap.reason,
-                "filled": stretch.state == State::Older,
+                "page": damaged.gap.page,
+                "reason": damaged.gap.reason,
+                "filled": damaged.state == Completeness::Older,
             })
         })
     });
     let (damage, more): (Vec<Value>, usize) = {
-        let all: Vec<Value> = damage.take(LISTED).collect();
+        let all: Vec<Value> = damage.take(LISTED_MAX).collect();
         let total: usize = Table::ALL
             .iter()
-            .map(|table| records.stretches(*table).len())
+            .map(|table| records.damaged_ranges(*table).len())
             .sum();
         let more = total - all.len();
         (all, more)
@@ -281,7 +282,7 @@ fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
     })
 }
 
-/// When something was made, for people.
+/// A time in words.
 fn in_words(time: Timespec) -> String {
     let shown = Timestamp::from_second(time.secs).ok();
     match shown.filter(|_| is_set(time.secs)) {
@@ -290,10 +291,10 @@ fn in_words(time: Timespec) -> String {
     }
 }
 
-/// What is wrong with the records as a whole.
+/// Reports damage of the records as a whole.
 fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
     let mut say = |what, reason: String| {
-        report.lose(&Loss {
+        report.add_loss(&Loss {
             path: String::new(),
             what,
             offset: None,
@@ -326,9 +327,9 @@ fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
         return Ok(());
     }
     for table in Table::ALL {
-        let missing = records.stretches(table).iter();
-        for stretch in missing.filter(|stretch| stretch.state == State::Missing) {
-            let gap = &stretch.gap;
+        let missing = records.damaged_ranges(table).iter();
+        for damaged in missing.filter(|damaged| damaged.state == Completeness::Missing) {
+            let gap = &damaged.gap;
             let page = gap
                 .page
                 .map_or_else(String::new, |page| format!("page {page} of "));

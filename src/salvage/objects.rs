@@ -1,8 +1,8 @@
-//! Objects that no record names, each as a file of its own.
+//! Extracts objects that no record names, each to a file of its own.
 //!
-//! An object that was not copied under another name has its crypto id as its name, and each page
-//! says which key set it is sealed under: so its pages open without any record. What a page is of, and
-//! whether it is the newest there was, nobody can say any more.
+//! An object that is not a linked copy has its crypto id as its name, and each page says which key
+//! set it is sealed under, so its pages open without any record. Which file a page belongs to, and
+//! whether it is the newest version, is unknown.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::Source;
 use super::contents::read;
-use super::out::{self, Out};
+use super::output::{self, OutputDir};
 use super::report::{Loss, Report};
 use crate::ids::{CryptoId, FolderNumber, ObjectId};
 use crate::meta::keys::Table;
@@ -24,14 +24,18 @@ use crate::store::{EntryKind, OpenMode, StoreFile};
 
 /// Names that are compared with the records at a time: 24 MiB.
 const AT_A_TIME: usize = 1 << 20;
-/// The directory they go to.
+/// The output directory of objects.
 const PLACE: [&[u8]; 2] = [b"lost+found", b"objects"];
 
-/// Takes out all objects that no record names.
-pub(super) fn take(source: &Source<'_>, out: &Out, report: &mut Report) -> io::Result<()> {
+/// Extracts all objects that no record names.
+pub(super) fn extract_unnamed(
+    source: &Source<'_>,
+    out: &OutputDir,
+    report: &mut Report,
+) -> io::Result<()> {
     let folders = match source.store.list(&root_path()) {
         Ok(entries) => entries,
-        Err(error) => return lose(report, String::new(), format!("objects/: {error}")),
+        Err(error) => return report_loss(report, String::new(), format!("objects/: {error}")),
     };
     let mut folders: Vec<FolderNumber> = folders
         .iter()
@@ -49,22 +53,22 @@ pub(super) fn take(source: &Source<'_>, out: &Out, report: &mut Report) -> io::R
                 let object = ObjectId::from_hex(name)?;
                 Some(ObjectName { folder, object })
             })),
-            Err(error) => lose(
+            Err(error) => report_loss(
                 report,
                 String::new(),
                 format!("folder {:08x}: {error}", folder.0),
             )?,
         }
         if names.len() >= AT_A_TIME {
-            take_unnamed(source, out, &mut names, report)?;
+            extract_batch(source, out, &mut names, report)?;
         }
     }
-    take_unnamed(source, out, &mut names, report)
+    extract_batch(source, out, &mut names, report)
 }
 
-fn take_unnamed(
+fn extract_batch(
     source: &Source<'_>,
-    out: &Out,
+    out: &OutputDir,
     names: &mut BTreeSet<ObjectName>,
     report: &mut Report,
 ) -> io::Result<()> {
@@ -77,14 +81,14 @@ fn take_unnamed(
         true
     });
     for name in std::mem::take(names) {
-        take_one(source, out, name, report)?;
+        extract_one(source, out, name, report)?;
     }
     Ok(())
 }
 
-fn take_one(
+fn extract_one(
     source: &Source<'_>,
-    out: &Out,
+    out: &OutputDir,
     name: ObjectName,
     report: &mut Report,
 ) -> io::Result<()> {
@@ -92,7 +96,7 @@ fn take_one(
     let path = format!("lost+found/objects/{file_name}");
     let file = match source.store.open(&object_path(name), OpenMode::Read) {
         Ok(file) => file,
-        Err(error) => return lose(report, path, error.to_string()),
+        Err(error) => return report_loss(report, path, error.to_string()),
     };
     let pages = file.len().unwrap_or(0).div_ceil(PAGE_BYTES as u64);
     let pages = u32::try_from(pages).unwrap_or(CHUNK_PAGES).min(CHUNK_PAGES);
@@ -103,11 +107,12 @@ fn take_one(
         .iter()
         .map(|keys| ContentsFile::new(Arc::clone(&file), keys, CryptoId(name.object.0)));
     let Some(object) = objects.find(opens) else {
-        let reason = "no page of it opens by its name: it is a copy's, or damaged";
-        return lose(report, path, reason.to_owned());
+        let reason =
+            "no page of it opens with the crypto id in its name: it is a linked copy, or damaged";
+        return report_loss(report, path, reason.to_owned());
     };
     let directory = out.directory(&PLACE)?;
-    let to = out::make_file(directory.as_fd(), file_name.as_bytes())?;
+    let to = output::make_file(directory.as_fd(), file_name.as_bytes())?;
     let mut written = 0;
     for page in 0..pages {
         let offset = u64::from(page) * PAYLOAD_BYTES;
@@ -115,7 +120,7 @@ fn take_one(
             to.write_all_at(&plain, offset)?;
             written += 1;
         } else if !is_hole(&*file, page) {
-            report.lose(&Loss {
+            report.add_loss(&Loss {
                 path: path.clone(),
                 what: "contents",
                 offset: Some(offset),
@@ -132,15 +137,15 @@ fn take_one(
     Ok(())
 }
 
-/// Zeros throughout: nothing was written there, or it was given back.
+/// True if the page is all zeros: nothing was written there, or it was punched.
 fn is_hole(file: &dyn StoreFile, page: u32) -> bool {
     let mut bytes = [0; PAGE_BYTES];
     let read = file.read_at(&mut bytes, u64::from(page) * PAGE_BYTES as u64);
     read.is_ok_and(|count| bytes[..count].iter().all(|byte| *byte == 0))
 }
 
-fn lose(report: &mut Report, path: String, reason: String) -> io::Result<()> {
-    report.lose(&Loss {
+fn report_loss(report: &mut Report, path: String, reason: String) -> io::Result<()> {
+    report.add_loss(&Loss {
         path,
         what: "object",
         offset: None,

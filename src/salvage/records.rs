@@ -1,8 +1,8 @@
-//! The records of a volume from whatever of them can be read.
+//! The records of a volume, from all sources that can be read.
 //!
-//! The sources stand in order: the newest commit of `meta`, what `meta` still names of commits before
-//! it, then the checkpoints, newest first. A stretch of keys that a source cannot give is taken from
-//! those after it. Where the first source is whole, nothing else is looked at.
+//! The order of sources is: the newest commit of `meta`, earlier commits that `meta` still names,
+//! then the checkpoints, newest first. A range of keys that one source cannot provide is taken from
+//! those after it. If the first source is complete, no other is read.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use std::sync::Arc;
 use crate::ids::{Generation, Ino};
 use crate::layers::KeySet;
 use crate::meta::checkpoint::{self, Checkpoint};
-use crate::meta::keys::{self, Table};
-use crate::meta::raw::{Found, Gap, RawTables};
+use crate::meta::keys::{self, Table, VersionedKey};
+use crate::meta::raw::{Gap, RawTables, Visited};
 use crate::meta::records::TOMBSTONE;
 use crate::sealed::{MetaFile, SlotState};
 use crate::store::{OpenMode, Store, StorePath};
 use crate::volume::{META_NAME, NEXT_META_NAME, VerifiedHeader};
 
-/// Where records come from.
+/// A source of records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
     /// The newest commit of `meta`.
     Meta,
-    /// A commit of `meta` before that.
+    /// An earlier commit of `meta`.
     Before,
     /// A checkpoint.
     Checkpoint(Checkpoint),
@@ -33,38 +33,38 @@ struct Source {
     tables: RawTables,
 }
 
-/// What is known of the records in a stretch of keys.
+/// Completeness of the records in a range of keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum State {
-    /// All of them.
+pub enum Completeness {
+    /// All records, as of the newest commit.
     Whole,
-    /// As they were at an earlier time.
+    /// Records of an earlier time.
     Older,
-    /// Not all of them.
+    /// Some records are missing.
     Missing,
 }
 
-/// A stretch of keys that the first source cannot give.
+/// A range of keys that the first source cannot provide.
 #[derive(Debug)]
-pub struct Stretch {
-    /// What is wrong with it there.
+pub struct KeyRange {
+    /// The damage of the first source.
     pub gap: Gap,
-    /// Whether another source gives it.
-    pub state: State,
+    /// Whether another source provides the range.
+    pub state: Completeness,
 }
 
-/// The records.
+/// The records of a volume.
 pub struct Records {
     sources: Vec<Source>,
-    /// By table, in the order of their keys.
-    stretches: Vec<Vec<Stretch>>,
-    /// Why `meta` gives nothing at all.
+    /// Damaged ranges by table, in the order of keys.
+    damaged_ranges: Vec<Vec<KeyRange>>,
+    /// Why `meta` provides no records at all, if so.
     pub meta_lost: Option<String>,
-    /// One slot of its page 0 does not open, and may have been the newer one.
+    /// Whether one slot of page 0 does not open, which may have been the newer one.
     pub slot_lost: bool,
-    /// What is known of both slots, where `meta` opens.
+    /// Completeness of both slots, if `meta` opens.
     pub slots: Option<[SlotState; 2]>,
-    /// Checkpoints that do not open, with why.
+    /// Checkpoints that do not open, each with the reason.
     pub checkpoints_refused: Vec<(String, String)>,
 }
 
@@ -72,7 +72,7 @@ const OLDER_THAN_CHECKPOINT: &str =
     "it is older than a checkpoint beside it: an older copy was put back";
 
 impl Records {
-    /// Opens all sources there are and looks at every page of the first one.
+    /// Opens all sources, and reads every page of the first one.
     pub fn open(store: &dyn Store, active: &Arc<KeySet>, header: &VerifiedHeader) -> Self {
         let open = |name| {
             let file = store.open(&StorePath::new(name), OpenMode::Read);
@@ -80,7 +80,7 @@ impl Records {
             let opened = MetaFile::open(file, active, header.meta_crypto());
             opened.map_err(|error| error.to_string())
         };
-        // The second is the one where an incarnation was about to begin; only one can open.
+        // The second name is used while a new incarnation begins; only one of the two opens.
         let meta = open(META_NAME).or_else(|error| open(NEXT_META_NAME).map_err(|_| error));
         let (mut slot_lost, mut slots) = (false, None);
         let (commits, meta_lost) = match meta {
@@ -128,7 +128,7 @@ impl Records {
         };
         let mut this = Self {
             sources,
-            stretches: Vec::new(),
+            damaged_ranges: Vec::new(),
             meta_lost,
             slot_lost,
             slots,
@@ -137,16 +137,16 @@ impl Records {
                 .map(|(name, error)| (name.to_string(), error.to_string()))
                 .collect(),
         };
-        this.stretches = Table::ALL.map(|table| this.survey(table)).into();
+        this.damaged_ranges = Table::ALL.map(|table| this.survey(table)).into();
         this
     }
 
-    /// Where the first source comes from; `None` where there is none.
+    /// The first source; `None` if there is none.
     pub fn base(&self) -> Option<Origin> {
         self.sources.first().map(|source| source.origin)
     }
 
-    /// The checkpoint that comes next after what there is of `meta`.
+    /// The newest checkpoint that is used.
     pub fn checkpoint(&self) -> Option<Checkpoint> {
         self.sources.iter().find_map(|source| match source.origin {
             Origin::Checkpoint(checkpoint) => Some(checkpoint),
@@ -154,69 +154,72 @@ impl Records {
         })
     }
 
-    /// What the first source cannot give, by table.
-    pub fn stretches(&self, table: Table) -> &[Stretch] {
-        self.stretches.get(table.index()).map_or(&[], Vec::as_slice)
+    /// The ranges of a table that the first source cannot provide.
+    pub fn damaged_ranges(&self, table: Table) -> &[KeyRange] {
+        self.damaged_ranges
+            .get(table.index())
+            .map_or(&[], Vec::as_slice)
     }
 
-    /// What is known of all records.
-    pub fn state(&self) -> State {
-        let stretches = self.stretches.iter().flatten();
-        let worst = stretches.map(|stretch| stretch.state).max();
+    /// Completeness of all records.
+    pub fn state(&self) -> Completeness {
+        let ranges = self.damaged_ranges.iter().flatten();
+        let worst = ranges.map(|damaged| damaged.state).max();
         let base = match self.base() {
-            Some(Origin::Meta) => State::Whole,
-            Some(_) => State::Older,
-            None => State::Missing,
+            Some(Origin::Meta) => Completeness::Whole,
+            Some(_) => Completeness::Older,
+            None => Completeness::Missing,
         };
-        base.max(worst.unwrap_or(State::Whole))
+        base.max(worst.unwrap_or(Completeness::Whole))
     }
 
-    /// What is known of a table's records of an inode, apart from what holds for all of them.
-    pub fn state_of(&self, table: Table, ino: Ino) -> State {
+    /// Completeness of a table's records of an inode, not considering damage that concerns all of
+    /// them.
+    pub fn state_of(&self, table: Table, ino: Ino) -> Completeness {
         let (start, end) = (keys::number(ino.0), keys::after_ino(ino));
-        let stretches = self.stretches(table);
-        let from = stretches.partition_point(|stretch| {
-            let through = stretch.gap.through.as_ref();
+        let ranges = self.damaged_ranges(table);
+        let from = ranges.partition_point(|damaged| {
+            let through = damaged.gap.through.as_ref();
             through.is_some_and(|through| through[..] < start[..])
         });
-        let touching = stretches[from..].iter().take_while(|stretch| {
-            let after = stretch.gap.after.as_ref();
+        let touching = ranges[from..].iter().take_while(|damaged| {
+            let after = damaged.gap.after.as_ref();
             after.is_none_or(|after| after[..] < end[..])
         });
         touching
-            .map(|stretch| stretch.state)
+            .map(|damaged| damaged.state)
             .max()
-            .unwrap_or(State::Whole)
+            .unwrap_or(Completeness::Whole)
     }
 
-    fn survey(&self, table: Table) -> Vec<Stretch> {
+    fn survey(&self, table: Table) -> Vec<KeyRange> {
         let all = Vec::new()..vec![0xFF; 9];
         let Some(first) = self.sources.first() else {
-            return vec![Stretch {
-                gap: Gap::all("there are no metadata"),
-                state: State::Missing,
+            return vec![KeyRange {
+                gap: Gap::all("there is no metadata"),
+                state: Completeness::Missing,
             }];
         };
-        let mut stretches = Vec::new();
+        let mut ranges = Vec::new();
         first.tables.visit(table, &all, &mut |found| {
-            if let Found::Gap(gap) = found {
-                let mut state = State::Older;
+            if let Visited::Gap(gap) = found {
+                let mut state = Completeness::Older;
                 let within = within(&all, gap);
                 self.visit_from(1, table, &within, &mut |_, _| true, &mut || {
-                    state = State::Missing;
+                    state = Completeness::Missing;
                 });
-                stretches.push(Stretch {
+                ranges.push(KeyRange {
                     gap: gap.clone(),
                     state,
                 });
             }
             true
         });
-        stretches
+        ranges
     }
 
-    /// Calls `visit` with every record of a table in a range of physical keys, in order, until it says
-    /// false; false then.
+    /// Calls `visit` with every record of a table in a range of physical keys, in order, until it
+    /// returns false. False in that case.
     pub fn visit(
         &self,
         table: Table,
@@ -239,16 +242,16 @@ impl Records {
             return true;
         };
         this.tables.visit(table, range, &mut |found| match found {
-            Found::Row(key, value) => visit(key, value),
-            Found::Gap(gap) => {
+            Visited::Row(key, value) => visit(key, value),
+            Visited::Gap(gap) => {
                 let range = within(range, gap);
                 self.visit_from(source + 1, table, &range, visit, missing)
             }
         })
     }
 
-    /// Calls `visit` with the logical key and the value of every record of a versioned table, in order,
-    /// that counts in a generation, until it says false.
+    /// Calls `visit` with the logical key and the value of every record of a versioned table that
+    /// is visible in a generation, in order, until it returns false.
     pub fn each(
         &self,
         table: Table,
@@ -262,7 +265,11 @@ impl Records {
             _ => true,
         };
         let whole = self.visit(table, range, &mut |key, value| {
-            let Some((logical, generation)) = keys::split_version(key) else {
+            let Some(VersionedKey {
+                logical,
+                generation,
+            }) = VersionedKey::decode(key)
+            else {
                 return true;
             };
             if generation > view {

@@ -1,5 +1,5 @@
-//! What was taken out and what was lost, as one JSON object that is written while it comes to be:
-//! there may be more losses than memory.
+//! The report: what was extracted and what was lost, as one JSON object. It is written
+//! incrementally, since the losses may not fit into memory.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -10,25 +10,25 @@ use serde_json::{Value, json};
 /// Version of the report's shape.
 const VERSION: u32 = 1;
 
-/// Something that is not in the directory as it was in the volume.
+/// Something that differs between the output and the volume.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Loss {
-    /// Where, below the directory; empty for the volume as a whole.
+    /// Path below the output directory; empty for the volume as a whole.
     pub path: String,
-    /// `contents`, `file`, `name`, `names`, `attributes`, `object` or `records`; or `older`, which is
-    /// there as it was once; or `unset`, which could not be set here.
+    /// `contents`, `file`, `name`, `names`, `attributes`, `object` or `records`; or `older` for
+    /// something of an earlier time; or `unset` for something that could not be set here.
     pub what: &'static str,
-    /// First byte of contents.
+    /// Offset of the first lost byte of contents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// Bytes of contents, which are zeros now.
+    /// Number of lost bytes of contents, which are zeros in the output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// How much there is of everything.
+/// What was extracted and lost, in numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Counts {
     /// Plain files.
@@ -43,31 +43,34 @@ pub struct Counts {
     pub links: u64,
     /// Bytes of contents that were read.
     pub bytes: u64,
-    /// Inodes and directories without a place, in `lost+found/inodes`.
+    /// Inodes and directories that no directory names, in `lost+found/inodes`.
     pub without_name: u64,
     /// Objects that no record names, in `lost+found/objects`.
     pub objects: u64,
-    /// Losses.
+    /// Number of losses.
     pub lost: u64,
-    /// Of these, bytes of contents.
+    /// Lost bytes of contents.
     pub bytes_lost: u64,
-    /// Files and directories as they were at an earlier time.
+    /// Files and directories as of an earlier time.
     pub older: u64,
     /// Attributes that could not be set here.
     pub unset: u64,
 }
 
-/// The report, being written.
+/// The report while it is written.
 #[derive(Debug)]
 pub struct Report {
     to: BufWriter<File>,
     first: bool,
-    /// How much there is of everything so far.
+    /// The numbers so far.
     pub counts: Counts,
 }
 
 impl Report {
-    /// Begins with what is known from the start.
+    /// Starts the report with what is known from the beginning.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn begin(file: File, known: &Value) -> io::Result<Self> {
         let mut to = BufWriter::new(file);
         write!(
@@ -81,8 +84,11 @@ impl Report {
         })
     }
 
-    /// Takes note of a loss.
-    pub fn lose(&mut self, loss: &Loss) -> io::Result<()> {
+    /// Adds a loss.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn add_loss(&mut self, loss: &Loss) -> io::Result<()> {
         match loss.what {
             "older" => self.counts.older += 1,
             "unset" => self.counts.unset += 1,
@@ -97,7 +103,10 @@ impl Report {
         write!(self.to, "{separator}{}", json!(loss))
     }
 
-    /// Ends it; on disk when this returns.
+    /// Finishes the report. It is durable on return.
+    ///
+    /// # Errors
+    /// The file cannot be written or synced.
     pub fn end(mut self) -> io::Result<Counts> {
         write!(self.to, "\n],\n\"counts\":{}}}\n", json!(self.counts))?;
         let file = self

@@ -1,37 +1,38 @@
-//! The tree of a view: directories, files and what belongs to them.
+//! Extracts the tree of a view: directories, files and their attributes.
 //!
-//! One directory is open at a time; the way back is `..`, as nobody moves what is made here. A directory
-//! is gone into once, so that records which are no tree end too. A file with several names is kept
-//! under its inode's number in a directory of its own until the end, to link further names to.
+//! One directory is open at a time, and `..` leads back, since nobody moves what is created here. A
+//! directory is entered only once, so that records which do not form a tree end too. A file with
+//! several names is kept under its inode's number in a directory of its own until the end, as the
+//! source of further links.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::contents::{Copy, least_size};
-use super::out::{self, Attributes, Out, Unset, is_fatal};
-use super::records::State;
+use super::contents::{FileCopy, least_size};
+use super::output::{self, Attributes, OutputDir, Unset, is_fatal};
+use super::records::Completeness;
 use super::report::{Loss, Report};
-use super::{Source, Wanted};
+use super::{Source, WantedView};
 use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec, decode_xattr};
 
 /// Entries of a directory that are read at a time.
 const ENTRIES_AT_A_TIME: usize = 64;
-/// Inodes that are looked at at a time.
+/// Inodes that are read at a time.
 const INODES_AT_A_TIME: usize = 256;
-/// Directories above one that has no place are looked for so far.
+/// Maximum number of directories that are followed upwards from one without a name.
 const CLIMB_MAX: usize = 4096;
-/// Where files with several names are kept meanwhile.
+/// Temporary directory of files with several names.
 const STAGING: &[u8] = b".salvage-links";
 
-/// One bit for each inode.
+/// A set of inodes, one bit each.
 #[derive(Default)]
 struct InoSet(HashMap<u64, u64>);
 
 impl InoSet {
-    /// True when it was not in there.
+    /// Inserts an inode. True if it is new.
     fn insert(&mut self, ino: Ino) -> bool {
         let word = self.0.entry(ino.0 / 64).or_default();
         let bit = 1 << (ino.0 % 64);
@@ -46,39 +47,39 @@ impl InoSet {
     }
 }
 
-/// A directory that is being filled.
+/// A directory that is being extracted.
 struct Frame {
     ino: Ino,
     inode: InodeRecord,
     entries: VecDeque<(Vec<u8>, DirentRecord)>,
-    /// Where to read on; `None` at the end.
+    /// The key from which to read on; `None` at the end.
     next: Option<Vec<u8>>,
-    /// Records of names that are not of this format, and not told yet.
-    strange: u64,
-    /// Bytes of the path that are its own.
+    /// Number of undecodable records of names that have not been reported.
+    undecodable: u64,
+    /// Length of the path that is its own.
     path_bytes: usize,
 }
 
-/// Says what to take out for an inode that has no place.
+/// Decides what to extract for an inode that no directory names.
 type Choice<'c, W> = dyn FnMut(&W, Ino) -> Option<(Ino, InodeRecord)> + 'c;
 
 struct Walk<'a, 'r> {
     source: &'a Source<'a>,
-    out: &'a Out,
+    out: &'a OutputDir,
     view: Generation,
     report: &'r mut Report,
     seen: InoSet,
     staging: OwnedFd,
-    /// Files with several names, and whether something of them was lost.
+    /// Extracted files with several names, and whether something of them was lost.
     staged: HashMap<Ino, bool>,
     path: Vec<u8>,
 }
 
-/// Takes out a view and what has no place in it.
-pub(super) fn take(
+/// Extracts a view and the inodes that no directory of it names.
+pub(super) fn extract_view(
     source: &Source<'_>,
-    out: &Out,
-    wanted: &Wanted,
+    out: &OutputDir,
+    wanted: &WantedView,
     report: &mut Report,
 ) -> io::Result<()> {
     let mut walk = Walk {
@@ -87,28 +88,28 @@ pub(super) fn take(
         view: wanted.view,
         report,
         seen: InoSet::default(),
-        staging: out::make_directory(out.root(), STAGING)?,
+        staging: output::make_directory(out.root(), STAGING)?,
         staged: HashMap::new(),
         path: wanted.path.join(&b'/'),
     };
     let place: Vec<&[u8]> = wanted.path.iter().map(Vec::as_slice).collect();
     match out.directory(&place) {
         Ok(root) => walk.tree(Ino::ROOT, None, root)?,
-        Err(error) => walk.lose("file", error.to_string())?,
+        Err(error) => walk.report_loss("file", error.to_string())?,
     }
-    walk.rest(&wanted.lost)?;
+    walk.extract_unreached(&wanted.lost)?;
     for ino in walk.staged.keys() {
-        out::unlink(walk.staging.as_fd(), ino.to_string().as_bytes())?;
+        output::unlink(walk.staging.as_fd(), ino.to_string().as_bytes())?;
     }
-    out::remove_directory(out.root(), STAGING)
+    output::remove_directory(out.root(), STAGING)
 }
 
-/// A number that something of the volume may have, also a directory without a record.
+/// True for an inode number that the volume may use, also for directories without a record.
 fn is_ino(ino: Ino) -> bool {
     (1..1 << Ino::BITS).contains(&ino.0)
 }
 
-/// What stands for an inode of which only the kind is known.
+/// Substitute for the record of an inode of which only the kind is known.
 fn unknown(kind: FileKind) -> InodeRecord {
     let perm = match kind {
         FileKind::Directory => 0o700,
@@ -118,8 +119,8 @@ fn unknown(kind: FileKind) -> InodeRecord {
 }
 
 impl Walk<'_, '_> {
-    fn lose(&mut self, what: &'static str, reason: String) -> io::Result<()> {
-        self.report.lose(&Loss {
+    fn report_loss(&mut self, what: &'static str, reason: String) -> io::Result<()> {
+        self.report.add_loss(&Loss {
             path: String::from_utf8_lossy(&self.path).into_owned(),
             what,
             offset: None,
@@ -128,12 +129,12 @@ impl Walk<'_, '_> {
         })
     }
 
-    /// What could not be made: all ends where nothing more can be written.
+    /// Reports something that could not be created. Fails only if nothing more can be written.
     fn give_up(&mut self, error: io::Error) -> io::Result<()> {
         if is_fatal(&error) {
             return Err(error);
         }
-        self.lose("file", error.to_string())
+        self.report_loss("file", error.to_string())
     }
 
     fn inode(&self, ino: Ino) -> Option<InodeRecord> {
@@ -154,20 +155,20 @@ impl Walk<'_, '_> {
         xattrs
     }
 
-    /// Records of extended attributes that are not of this format.
-    fn strange_xattrs(&self, ino: Ino) -> usize {
-        let mut strange = 0;
+    /// Number of undecodable records of extended attributes.
+    fn undecodable_xattrs(&self, ino: Ino) -> usize {
+        let mut undecodable = 0;
         let range = keys::number(ino.0)..keys::after_ino(ino);
         let records = self.source.records;
         records.each(Table::Xattr, &range, self.view, &mut |key, value| {
             let both = keys::xattr_name(key).zip(decode_xattr(value));
-            strange += usize::from(both.is_none());
+            undecodable += usize::from(both.is_none());
             true
         });
-        strange
+        undecodable
     }
 
-    /// Says what of an inode's records is not as it was last.
+    /// Reports which records of an inode are missing or older.
     fn report_state(&mut self, ino: Ino, kind: FileKind) -> io::Result<()> {
         let of_kind = match kind {
             FileKind::Regular => Some((Table::Extent, "contents", "where its contents are")),
@@ -175,36 +176,35 @@ impl Walk<'_, '_> {
             _ => None,
         };
         let xattrs = (Table::Xattr, "attributes", "its extended attributes");
-        let mut older = self.source.records.state_of(Table::Inode, ino) == State::Older;
+        let mut older = self.source.records.state_of(Table::Inode, ino) == Completeness::Older;
         for (table, what, which) in of_kind.into_iter().chain([xattrs]) {
             match self.source.records.state_of(table, ino) {
-                State::Whole => {}
-                State::Older => older = true,
-                State::Missing => {
-                    self.lose(what, format!("not all records of {which} can be read"))?;
+                Completeness::Whole => {}
+                Completeness::Older => older = true,
+                Completeness::Missing => {
+                    self.report_loss(what, format!("not all records of {which} can be read"))?;
                 }
             }
         }
-        for _ in 0..self.strange_xattrs(ino) {
-            let reason = "the record of an extended attribute is not of this format".to_owned();
-            self.lose("attributes", reason)?;
+        for _ in 0..self.undecodable_xattrs(ino) {
+            let reason = "the record of an extended attribute cannot be decoded".to_owned();
+            self.report_loss("attributes", reason)?;
         }
         if older {
             let reason = "some of its records are as they were at an earlier time".to_owned();
-            self.lose("older", reason)?;
+            self.report_loss("older", reason)?;
         }
         Ok(())
     }
 
     fn report_unset(&mut self, unset: Vec<Unset>) -> io::Result<()> {
         for (what, error) in unset {
-            self.lose("unset", format!("{what}: {error}"))?;
+            self.report_loss("unset", format!("{what}: {error}"))?;
         }
         Ok(())
     }
 
-    /// Fills a directory that was made with what is below an inode. `inode` stands for one whose record
-    /// is lost.
+    /// Extracts everything below an inode into a directory. `inode` replaces a lost record.
     fn tree(&mut self, ino: Ino, inode: Option<InodeRecord>, at: OwnedFd) -> io::Result<()> {
         let mut at = at;
         let mut stack = vec![self.enter(ino, inode)?];
@@ -225,11 +225,11 @@ impl Walk<'_, '_> {
             let Some(frame) = stack.pop() else {
                 break;
             };
-            for _ in 0..frame.strange {
-                self.lose("name", STRANGE_NAME.to_owned())?;
+            for _ in 0..frame.undecodable {
+                self.report_loss("name", UNDECODABLE_NAME.to_owned())?;
             }
-            // Before its mode is set, which may not let anybody through.
-            let parent = out::parent(at.as_fd())?;
+            // Before the mode is set, which may deny access.
+            let parent = output::parent(at.as_fd())?;
             self.finish_directory(&frame, at.as_fd())?;
             self.path.truncate(frame.path_bytes);
             at = parent;
@@ -242,7 +242,7 @@ impl Walk<'_, '_> {
         let inode = match inode.or_else(|| self.inode(ino)) {
             Some(inode) => inode,
             None => {
-                self.lose("attributes", LOST_INODE.to_owned())?;
+                self.report_loss("attributes", LOST_INODE.to_owned())?;
                 unknown(FileKind::Directory)
             }
         };
@@ -251,7 +251,7 @@ impl Walk<'_, '_> {
             inode,
             entries: VecDeque::new(),
             next: Some(keys::number(ino.0)),
-            strange: 0,
+            undecodable: 0,
             path_bytes: self.path.len(),
         })
     }
@@ -268,7 +268,7 @@ impl Walk<'_, '_> {
                 {
                     frame.entries.push_back((name.to_vec(), entry));
                 } else {
-                    frame.strange += 1;
+                    frame.undecodable += 1;
                 }
                 if frame.entries.len() < ENTRIES_AT_A_TIME {
                     return true;
@@ -291,13 +291,13 @@ impl Walk<'_, '_> {
             inode: &frame.inode,
             xattrs: &xattrs,
         };
-        let unset = out::finish_open(at, &attributes, self.out.privileged);
+        let unset = output::finish_open(at, &attributes, self.out.privileged);
         self.report_unset(unset)?;
         self.out.complete(at)?;
         self.report_state(frame.ino, FileKind::Directory)
     }
 
-    /// Makes what an entry names. A directory is handed back, to be filled.
+    /// Extracts what an entry names. A directory is returned, to be filled.
     fn entry(
         &mut self,
         at: BorrowedFd<'_>,
@@ -305,8 +305,8 @@ impl Walk<'_, '_> {
         entry: DirentRecord,
         path_bytes: usize,
     ) -> io::Result<Option<(OwnedFd, Frame)>> {
-        if !out::is_name(name) {
-            self.lose(
+        if !output::is_name(name) {
+            self.report_loss(
                 "name",
                 "no file can have this name; see lost+found".to_owned(),
             )?;
@@ -314,13 +314,13 @@ impl Walk<'_, '_> {
         }
         let ino = entry.ino;
         if !is_ino(ino) {
-            self.lose("name", "it names no inode".to_owned())?;
+            self.report_loss("name", "its inode number is not valid".to_owned())?;
             return Ok(None);
         }
         let inode = match self.inode(ino) {
             Some(inode) => inode,
             None => {
-                self.lose("attributes", LOST_INODE.to_owned())?;
+                self.report_loss("attributes", LOST_INODE.to_owned())?;
                 match entry.kind {
                     FileKind::Directory => unknown(FileKind::Directory),
                     FileKind::Regular => InodeRecord {
@@ -336,10 +336,10 @@ impl Walk<'_, '_> {
             return Ok(None);
         }
         if self.seen.contains(ino) {
-            self.lose("name", "the directory has another name already".to_owned())?;
+            self.report_loss("name", "the directory has another name already".to_owned())?;
             return Ok(None);
         }
-        match out::make_directory(at, name) {
+        match output::make_directory(at, name) {
             Ok(made) => {
                 let frame = Frame {
                     path_bytes,
@@ -361,12 +361,12 @@ impl Walk<'_, '_> {
         self.seen.insert(ino);
         let number = ino.to_string();
         if let Some(harmed) = self.staged.get(&ino).copied() {
-            if let Err(error) = out::link(self.staging.as_fd(), number.as_bytes(), at, name) {
+            if let Err(error) = output::link(self.staging.as_fd(), number.as_bytes(), at, name) {
                 return self.give_up(error);
             }
             self.report.counts.links += 1;
             return match harmed {
-                true => self.lose("contents", "lost under another of its names".to_owned()),
+                true => self.report_loss("contents", "lost; see another of its names".to_owned()),
                 false => Ok(()),
             };
         }
@@ -380,12 +380,12 @@ impl Walk<'_, '_> {
         }
         let after = self.report.counts;
         if inode.nlink > 1 {
-            match out::link(at, name, self.staging.as_fd(), number.as_bytes()) {
+            match output::link(at, name, self.staging.as_fd(), number.as_bytes()) {
                 Ok(()) => {
                     let harmed = (before.lost, before.older) != (after.lost, after.older);
                     self.staged.insert(ino, harmed);
                 }
-                Err(error) => self.lose("unset", format!("further names: {error}"))?,
+                Err(error) => self.report_loss("unset", format!("further names: {error}"))?,
             }
         }
         Ok(())
@@ -398,9 +398,9 @@ impl Walk<'_, '_> {
         ino: Ino,
         inode: &InodeRecord,
     ) -> io::Result<()> {
-        let file = out::make_file(at, name)?;
+        let file = output::make_file(at, name)?;
         let path = String::from_utf8_lossy(&self.path).into_owned();
-        let copy = Copy {
+        let copy = FileCopy {
             source: self.source,
             report: self.report,
             path: &path,
@@ -415,7 +415,7 @@ impl Walk<'_, '_> {
             inode,
             xattrs: &xattrs,
         };
-        let unset = out::finish_open(file.as_fd(), &attributes, self.out.privileged);
+        let unset = output::finish_open(file.as_fd(), &attributes, self.out.privileged);
         self.report_unset(unset)?;
         self.out.complete(&file)?;
         self.report_state(ino, FileKind::Regular)
@@ -428,7 +428,7 @@ impl Walk<'_, '_> {
         ino: Ino,
         inode: &InodeRecord,
     ) -> io::Result<()> {
-        let made = out::make_other(at, name, inode)?;
+        let made = output::make_other(at, name, inode)?;
         match inode.kind {
             FileKind::Symlink => self.report.counts.symlinks += 1,
             _ => self.report.counts.special += 1,
@@ -438,35 +438,35 @@ impl Walk<'_, '_> {
             inode,
             xattrs: &xattrs,
         };
-        let unset = out::finish_other(made.as_fd(), &attributes, self.out.privileged);
+        let unset = output::finish_other(made.as_fd(), &attributes, self.out.privileged);
         self.report_unset(unset)?;
         self.report_state(ino, inode.kind)
     }
 
-    // ---- what the tree does not reach -----------------------------------------------------------
+    // ---- inodes that no directory names ---------------------------------------------------------
 
-    /// Directories first, by what is in them and by their inodes, so that what they hold has a place;
-    /// then all other inodes, then contents without one.
-    fn rest(&mut self, place: &[u8]) -> io::Result<()> {
-        self.rest_of(
+    /// Extracts directories first, found by their inodes and by their entries, so that their
+    /// contents get a place; then all other inodes, then contents without an inode.
+    fn extract_unreached(&mut self, place: &[u8]) -> io::Result<()> {
+        self.extract_unreached_in(
             Table::Inode,
             place,
             &mut |this, ino| match this.inode(ino) {
                 Some(inode) if inode.kind == FileKind::Directory && inode.nlink > 0 => {
-                    Some(this.top_of(ino, inode))
+                    Some(this.topmost_unnamed(ino, inode))
                 }
                 _ => None,
             },
         )?;
-        self.rest_of(Table::Dirent, place, &mut |_, ino| {
+        self.extract_unreached_in(Table::Dirent, place, &mut |_, ino| {
             Some((ino, unknown(FileKind::Directory)))
         })?;
-        self.rest_of(Table::Inode, place, &mut |this, ino| {
-            // One without a name was removed, and only waited to be closed.
+        self.extract_unreached_in(Table::Inode, place, &mut |this, ino| {
+            // An inode without links was removed and only waited to be closed.
             let inode = this.inode(ino).filter(|inode| inode.nlink > 0);
             inode.map(|inode| (ino, inode))
         })?;
-        self.rest_of(Table::Extent, place, &mut |this, ino| {
+        self.extract_unreached_in(Table::Extent, place, &mut |this, ino| {
             let is_removed = this.inode(ino).is_some();
             let size = least_size(this.source, ino, this.view);
             let inode = InodeRecord {
@@ -477,8 +477,8 @@ impl Walk<'_, '_> {
         })
     }
 
-    /// The topmost directory that has no place, above one that has none.
-    fn top_of(&self, ino: Ino, inode: InodeRecord) -> (Ino, InodeRecord) {
+    /// The topmost directory without a name above a directory without one.
+    fn topmost_unnamed(&self, ino: Ino, inode: InodeRecord) -> (Ino, InodeRecord) {
         let (mut top, mut record) = (ino, inode);
         for _ in 0..CLIMB_MAX {
             let parent = record.parent;
@@ -493,8 +493,8 @@ impl Walk<'_, '_> {
         (top, record)
     }
 
-    /// Takes out what `what` says for each inode of a table that has no place yet.
-    fn rest_of(
+    /// Extracts what `what` returns for each inode of a table that has no place yet.
+    fn extract_unreached_in(
         &mut self,
         table: Table,
         place: &[u8],
@@ -523,32 +523,37 @@ impl Walk<'_, '_> {
                 let Some((top, inode)) = what(self, ino) else {
                     continue;
                 };
-                self.without_name(place, top, inode)?;
-                // The way down from there may be lost too.
+                self.extract_without_name(place, top, inode)?;
+                // The path down from there may be lost too.
                 if let Some(inode) = self.inode(ino).filter(|_| !self.seen.contains(ino)) {
-                    self.without_name(place, ino, inode)?;
+                    self.extract_without_name(place, ino, inode)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn without_name(&mut self, place: &[u8], ino: Ino, inode: InodeRecord) -> io::Result<()> {
+    fn extract_without_name(
+        &mut self,
+        place: &[u8],
+        ino: Ino,
+        inode: InodeRecord,
+    ) -> io::Result<()> {
         let path: [&[u8]; 2] = [b"lost+found", place];
         let at = self.out.directory(&path)?;
         let name = ino.to_string();
         self.path = [path[0], path[1], name.as_bytes()].join(&b'/');
         self.report.counts.without_name += 1;
-        self.lose("name", "no directory that can be read names it".to_owned())?;
+        self.report_loss("name", "no directory that can be read names it".to_owned())?;
         if inode.kind != FileKind::Directory {
             return self.file(at.as_fd(), name.as_bytes(), ino, &inode);
         }
-        match out::make_directory(at.as_fd(), name.as_bytes()) {
+        match output::make_directory(at.as_fd(), name.as_bytes()) {
             Ok(made) => self.tree(ino, Some(inode), made),
             Err(error) => self.give_up(error),
         }
     }
 }
 
-const STRANGE_NAME: &str = "the record of a name in it is not of this format";
+const UNDECODABLE_NAME: &str = "the record of a name in it cannot be decoded";
 const LOST_INODE: &str = "its inode cannot be read: owner, mode, times and length are not known";

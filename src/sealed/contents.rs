@@ -1,15 +1,16 @@
 //! Objects with contents: pages of 4096 bytes, each rewritten in place as a whole.
 //!
-//! One page is the unit of atomicity: an overwrite that is cut leaves the old page or the new one,
-//! both authentic. Which pages are present is the caller's knowledge (the extents in `meta`); here
-//! a page that is asked for must exist and open.
+//! One page is the unit of atomicity: an interrupted overwrite leaves the old page or the new one,
+//! both authentic. Which pages are present is known to the caller (from the extents in `meta`); a
+//! page that is read here must exist and open.
 //!
-//! A failed write reaches whoever syncs the descriptor that it was written through, once. So the
-//! object knows whether it has been written since its last sync ([`ContentsFile::is_unsynced`]):
-//! it must not be closed then. Its syncs exclude each other, and after a failed one all fail.
+//! The kernel reports a failed write once, to a sync of the descriptor through which it was
+//! written. So the object tracks whether it has been written since its last sync
+//! ([`ContentsFile::is_unsynced`]), and must not be closed then. Its syncs exclude each other, and
+//! after a failed one all later ones fail.
 //!
-//! Locks: every call names the pages it is about by the guard it is given. A caller who reads,
-//! changes and writes holds one exclusive guard over all of it.
+//! Locks: every call takes a guard for the pages that it accesses. A read-modify-write holds one
+//! exclusive guard throughout.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use crate::store::{StoreFile, os_error};
 
 const GEOMETRY: Geometry = Geometry::Contents;
 
-/// Fills in the old plaintext of a page that is about to be written in part.
+/// Provides the old plaintext of a page that is about to be partly overwritten.
 pub type OldPlaintext<'a> =
     dyn FnMut(PageIndex, &mut [u8; PAYLOAD_BYTES]) -> Result<(), SealedError> + 'a;
 
@@ -39,15 +40,15 @@ pub struct ContentsFile {
     file: Arc<dyn StoreFile>,
     keys: FileKeys,
     locks: RangeLocks,
-    /// Calls that may have written something; counted when they end.
+    /// Number of finished calls that may have written something.
     writes: AtomicU64,
-    /// So many of them are durable.
+    /// Number of these that are durable.
     durable_writes: AtomicU64,
-    /// Held during a sync; true after one has failed.
+    /// Held during a sync; true after a failed one.
     sync_failed: Mutex<bool>,
 }
 
-/// Counts a write when it ends, however it ends.
+/// Counts a write when it ends, whether it succeeded or not.
 struct Writing<'a>(&'a AtomicU64);
 
 impl Drop for Writing<'_> {
@@ -66,8 +67,8 @@ impl std::fmt::Debug for ContentsFile {
 }
 
 impl ContentsFile {
-    /// The object in `file`, under one key set. Derives the keys of its first 2048 pages now and
-    /// others on demand; a derivation that is refused is reported by the first read or write.
+    /// Opens the object in `file` under one key set. Derives the keys of its first 2048 pages now
+    /// and others on demand. If a derivation fails, the first read or write reports it.
     pub fn new(file: Arc<dyn StoreFile>, keys: &Arc<KeySet>, crypto: CryptoId) -> Self {
         Self {
             file,
@@ -84,25 +85,25 @@ impl ContentsFile {
         &self.file
     }
 
-    /// Waits for the pages, to read them.
+    /// Locks the pages for reading.
     pub fn lock_shared(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
         self.locks.lock_shared(pages)
     }
 
-    /// Waits for the pages, to write them.
+    /// Locks the pages for writing.
     pub fn lock_exclusive(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
         self.locks.lock_exclusive(pages)
     }
 
-    /// The pages that a range of bytes overlaps: what to lock.
+    /// The pages that a byte range overlaps, which are the pages to lock.
     ///
     /// # Errors
-    /// [`SealedError::OutOfRange`] when the end overflows.
+    /// [`SealedError::OutOfRange`] if the end overflows.
     pub fn pages(offset: u64, len_bytes: usize) -> Result<Range<PageIndex>, SealedError> {
         GEOMETRY.pages(PlainOffset(offset), len_bytes)
     }
 
-    /// Has pages read ahead that are soon to be read. Nothing is waited for, and no lock is needed.
+    /// Starts reading pages ahead. Does not wait and needs no lock.
     pub fn will_need(&self, pages: &Range<PageIndex>) {
         if let (Ok(start), Ok(end)) = (
             GEOMETRY.sealed_offset(pages.start, Slot::A),
@@ -112,11 +113,11 @@ impl ContentsFile {
         }
     }
 
-    /// Fills `out` from `offset`. Every page overlapped must exist and open.
+    /// Reads into `out` from `offset`. Every overlapped page must exist and open.
     ///
     /// # Errors
-    /// [`SealedError::Authentication`], [`SealedError::ShortRead`], [`SealedError::Io`]; what `out`
-    /// holds then is unspecified, and never anything but this object's own bytes.
+    /// [`SealedError::Authentication`], [`SealedError::ShortRead`], [`SealedError::Io`]. The
+    /// contents of `out` are unspecified then, but never anything except this object's own bytes.
     pub fn read_at(
         &self,
         guard: &PageGuard<'_>,
@@ -146,12 +147,11 @@ impl ContentsFile {
     }
 
     /// Seals and writes every page that `data` overlaps, at most 256 with one call of the store.
-    /// For a page that `data` covers in part, `base` is called first to fill in the page's old
-    /// plaintext.
+    /// For a partly covered page, `base` is called first to provide the page's old plaintext.
     ///
     /// # Errors
-    /// What `base` returns, [`SealedError::Io`], [`SealedError::Nonce`]; pages of earlier runs are
-    /// written then, those of the failed one may be.
+    /// Errors of `base`, [`SealedError::Io`], [`SealedError::Nonce`]. Pages of earlier runs are
+    /// written then; those of the failed run may be.
     pub fn write_at(
         &self,
         guard: &PageGuard<'_>,
@@ -201,11 +201,12 @@ impl ContentsFile {
         Ok(())
     }
 
-    /// Verifies both layers of pages, and calls `refused` with each that is not the page of this
-    /// object that it should be, or could not be read. Nothing is left decrypted.
+    /// Verifies both layers of pages, and calls `refused` for each page that is not the expected
+    /// page of this object or could not be read. No plaintext is left behind.
     ///
     /// # Errors
-    /// The pages are not locked, or there is no such page.
+    /// [`SealedError::NotLocked`] if the pages are not locked, and [`SealedError::OutOfRange`] for
+    /// pages beyond the largest file.
     pub fn verify(
         &self,
         guard: &PageGuard<'_>,
@@ -221,7 +222,7 @@ impl ContentsFile {
             let offset = GEOMETRY.sealed_offset(next, Slot::A)?;
             let mut read = run.fill(&*self.file, offset);
             if read.is_err() && count > 1 {
-                // One page that the disk cannot read keeps no other from being verified.
+                // An unreadable page does not prevent the others from being verified.
                 count = 1;
                 run = RunBuffer::take(GEOMETRY, count);
                 read = run.fill(&*self.file, offset);
@@ -247,12 +248,12 @@ impl ContentsFile {
         Ok(())
     }
 
-    /// Writes pages that were sealed for this very object elsewhere, as they are, each run of them
-    /// after both layers of every page in it were verified.
+    /// Writes pages that were sealed for this object elsewhere, unchanged. Each run is written
+    /// after both layers of all its pages were verified.
     ///
     /// # Errors
-    /// As [`Self::read_at`], and those of the store; [`SealedError::OutOfRange`] when `sealed` is
-    /// not so many whole pages.
+    /// Errors of verifying and writing the pages; [`SealedError::OutOfRange`] if `sealed` does not
+    /// consist of that number of whole pages.
     pub fn write_sealed(
         &self,
         guard: &PageGuard<'_>,
@@ -276,11 +277,11 @@ impl ContentsFile {
         Ok(())
     }
 
-    /// Cuts the file to so many pages; a file that is no longer stays as it is. `guard` must be
-    /// exclusive and cover all pages that go.
+    /// Truncates the file to this many pages; a shorter file is unchanged. `guard` must be
+    /// exclusive and cover all removed pages.
     ///
     /// # Errors
-    /// [`SealedError::Io`].
+    /// [`SealedError::Io`] if the store fails, and [`SealedError::NotLocked`].
     pub fn set_len_pages(&self, guard: &PageGuard<'_>, pages: u64) -> Result<(), SealedError> {
         let now_bytes = self.file.len()?;
         let now_pages = now_bytes.div_ceil(PAGE_BYTES as u64);
@@ -296,11 +297,10 @@ impl ContentsFile {
         Ok(())
     }
 
-    /// Gives the pages' space back to the backing filesystem; they do not open afterwards. `guard`
-    /// must be exclusive and cover them.
+    /// Punches the pages, which do not open afterwards. `guard` must be exclusive and cover them.
     ///
     /// # Errors
-    /// [`SealedError::Io`].
+    /// [`SealedError::Io`] if the store fails, and [`SealedError::NotLocked`].
     pub fn punch(&self, guard: &PageGuard<'_>, pages: Range<PageIndex>) -> Result<(), SealedError> {
         self.check(guard, &pages, true)?;
         if pages.is_empty() {
@@ -311,12 +311,13 @@ impl ContentsFile {
         Ok(self.file.punch(start.0, end.0 - start.0)?)
     }
 
-    /// Sets space aside for the pages, so that writing them takes no more; the file is as long as
-    /// they reach at least, so that [`Self::punch`] gives it back. `guard` must be exclusive and
-    /// cover them and all that may follow them: nobody else may make the file longer meanwhile.
+    /// Preallocates space for the pages, so that writing them needs no more. The file becomes at
+    /// least long enough to contain them, so that [`Self::punch`] frees the space. `guard` must be
+    /// exclusive and cover the pages and all that may follow them: nobody else may extend the file
+    /// meanwhile.
     ///
     /// # Errors
-    /// [`SealedError::Io`].
+    /// [`SealedError::Io`] if the store fails, and [`SealedError::NotLocked`].
     pub fn reserve(
         &self,
         guard: &PageGuard<'_>,
@@ -336,7 +337,7 @@ impl ContentsFile {
     /// Makes everything written so far durable.
     ///
     /// # Errors
-    /// [`SealedError::Io`]; what was written since the last success may be lost then.
+    /// [`SealedError::Io`]; data written since the last success may be lost then.
     pub fn sync(&self) -> Result<(), SealedError> {
         let mut failed = self.sync_failed.lock();
         if *failed && !planted(Bug::FailedSyncForgotten) {
@@ -347,23 +348,23 @@ impl ContentsFile {
             *failed = true;
             return Err(error.into());
         }
-        self.synced(covered);
+        self.mark_synced(covered);
         Ok(())
     }
 
-    /// True when something was written that no sync has covered: closed now, it would not tell of a
-    /// failed write. Space that was given back does not count.
+    /// True if something was written that no sync has covered. Closing the object now might hide a
+    /// failed write. Punched pages do not count.
     pub fn is_unsynced(&self) -> bool {
         self.durable_writes.load(Ordering::SeqCst) != self.writes()
     }
 
-    /// Writes so far: what a sync of the whole store covers that begins now.
+    /// Number of writes so far, which a sync of the whole store that begins now covers.
     pub fn writes(&self) -> u64 {
         self.writes.load(Ordering::SeqCst)
     }
 
-    /// So many writes were covered by a sync of the whole store.
-    pub fn synced(&self, writes: u64) {
+    /// Records that a sync of the whole store covered this many writes.
+    pub fn mark_synced(&self, writes: u64) {
         self.durable_writes.fetch_max(writes, Ordering::SeqCst);
     }
 

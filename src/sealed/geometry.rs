@@ -1,4 +1,4 @@
-//! Where a plain byte lies in a sealed file: pure arithmetic, both geometries, nothing else.
+//! Positions of plain bytes in sealed files: pure arithmetic for both geometries.
 //!
 //! ```text
 //! contents   page i at i · 4096                      64 header, 4032 payload
@@ -19,7 +19,7 @@ pub const HEADER_BYTES: usize = 64;
 pub const PAGE_BYTES: usize = 4096;
 /// Plain bytes of a page of contents.
 pub const PAYLOAD_BYTES: usize = PAGE_BYTES - HEADER_BYTES;
-/// Distance of two `meta` pages on disk: nine sectors of 512 bytes, so that no page shares a
+/// Distance between two `meta` pages on disk: nine sectors of 512 bytes, so that no page shares a
 /// sector with its neighbour.
 pub const META_STRIDE_BYTES: usize = 4608;
 /// Plain bytes of a `meta` page: one page of the database.
@@ -38,7 +38,7 @@ pub struct PlainOffset(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct SealedOffset(pub u64);
 
-/// One of the two places of `meta`'s page 0. Every other page lives in slot A.
+/// One of the two positions of `meta`'s page 0. Every other page is in slot A.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Slot {
     /// The first.
@@ -48,7 +48,7 @@ pub enum Slot {
 }
 
 impl Slot {
-    /// The other one.
+    /// The other slot.
     pub const fn other(self) -> Self {
         match self {
             Self::A => Self::B,
@@ -65,7 +65,7 @@ impl Slot {
     }
 }
 
-/// How the pages of a sealed file lie.
+/// The layout of the pages of a sealed file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Geometry {
     /// Objects with contents.
@@ -83,7 +83,7 @@ impl Geometry {
         }
     }
 
-    /// Distance of two pages on disk.
+    /// Distance between two pages on disk.
     pub const fn stride_bytes(self) -> usize {
         match self {
             Self::Contents => PAGE_BYTES,
@@ -91,12 +91,15 @@ impl Geometry {
         }
     }
 
-    /// Header and payload, without the zeros after it.
+    /// Bytes of header and payload, without the zeros after them.
     pub const fn page_bytes(self) -> usize {
         HEADER_BYTES + self.payload_bytes()
     }
 
-    /// Where a page begins on disk.
+    /// Offset of a page on disk.
+    ///
+    /// # Errors
+    /// [`SealedError::OutOfRange`] if the offset overflows.
     pub fn sealed_offset(self, page: PageIndex, slot: Slot) -> Result<SealedOffset, SealedError> {
         let place = match (self, page.0) {
             (Self::Contents, index) => Some(index),
@@ -105,13 +108,16 @@ impl Geometry {
         };
         place
             .and_then(|place| place.checked_mul(self.stride_bytes() as u64))
-            // Offsets of files are signed to the kernel.
+            // The kernel uses signed file offsets.
             .filter(|offset| *offset <= i64::MAX as u64 - (1 << 32))
             .map(SealedOffset)
             .ok_or(SealedError::OutOfRange)
     }
 
-    /// Length on disk of a file of so many pages.
+    /// Length on disk of a file of this many pages.
+    ///
+    /// # Errors
+    /// [`SealedError::OutOfRange`] if the length overflows.
     pub fn sealed_len(self, pages: u64) -> Result<u64, SealedError> {
         if pages == 0 {
             return Ok(0);
@@ -120,8 +126,8 @@ impl Geometry {
             .map(|end| end.0)
     }
 
-    /// How many whole pages a file of this length on disk has. What follows the last whole one is
-    /// a write that was cut.
+    /// Number of whole pages in a file of this length on disk. Bytes after the last whole page come
+    /// from an interrupted write.
     pub const fn whole_pages(self, sealed_len: u64) -> u64 {
         let strides = sealed_len / self.stride_bytes() as u64;
         match self {
@@ -131,6 +137,9 @@ impl Geometry {
     }
 
     /// The pages that a range of plain bytes overlaps.
+    ///
+    /// # Errors
+    /// [`SealedError::OutOfRange`] if the end overflows.
     pub fn pages(self, offset: PlainOffset, len: usize) -> Result<Range<PageIndex>, SealedError> {
         let payload = self.payload_bytes() as u64;
         let end = offset
@@ -146,14 +155,14 @@ impl Geometry {
         Ok(PageIndex(first)..PageIndex(last))
     }
 
-    /// The part of one page that a range of plain bytes overlaps; the page must be one of
+    /// The part of one page that a range of plain bytes overlaps. The page must be one of
     /// [`pages`](Self::pages).
     pub fn span(self, offset: PlainOffset, len: usize, page: PageIndex) -> Span {
         let payload = self.payload_bytes() as u64;
         let page_start = page.0 * payload;
         let start = offset.0.max(page_start);
         let end = (offset.0 + len as u64).min(page_start + payload).max(start);
-        // Both differences are at most the length of a page, resp. of the caller's buffer.
+        // Both differences are at most the length of a page or of the caller's buffer.
         let within = (start - page_start) as usize..(end - page_start) as usize;
         let caller = (start - offset.0) as usize..(end - offset.0) as usize;
         Span { within, caller }
@@ -170,7 +179,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// True when the range covers the whole page.
+    /// True if the range covers the whole page.
     pub fn is_whole(&self, geometry: Geometry) -> bool {
         self.within == (0..geometry.payload_bytes())
     }

@@ -1,11 +1,11 @@
 //! Derived keys of one sealed file, expanded once per segment.
 //!
-//! A sealed file belongs to exactly one key set, which its opener names: a page that says it was
-//! sealed under another is refused, whoever else may hold that set and whether or not the volume
-//! still reads with it.
+//! A sealed file belongs to exactly one key set, which its opener names. A page that claims to be
+//! sealed under another set is refused, whoever else may hold that set and whether or not the
+//! volume still reads with it.
 //!
-//! Looking up takes a lock shared and briefly; deriving happens outside of it. The number of
-//! entries is bounded, so a large file cannot fill the memory with keys.
+//! A lookup takes a shared lock briefly; keys are derived outside of it. The number of entries is
+//! bounded, so a large file cannot fill the memory with keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use crate::ids::{CryptoId, Epoch, KeySetId, PageIndex};
 use crate::layers::{CustomerKeys, DerivationError, InfrastructureKeys, KeySet, Segment};
 
-/// Entries kept: segments of 8 MiB, so 4 GiB of one file.
+/// Limit on the cached segments of 8 MiB each: 4 GiB of one file.
 const KEPT_SEGMENTS: usize = 512;
 
 /// Both layers' keys of one segment.
@@ -35,14 +35,14 @@ pub(super) struct FileKeys {
 }
 
 impl FileKeys {
-    /// Derives the keys of segment 0 at once, the others when they are needed.
+    /// Derives the keys of segment 0 now and the others on demand.
     pub(super) fn new(set: Arc<KeySet>, crypto: CryptoId) -> Self {
         let keys = Self {
             crypto,
             set,
             derived: RwLock::new(HashMap::new()),
         };
-        // A refusal comes up again, and is reported, at the first use.
+        // A failure recurs, and is reported, at the first use.
         let _ = keys.of_page(PageIndex(0));
         keys
     }

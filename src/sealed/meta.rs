@@ -5,21 +5,23 @@
 //! | page 0 A | page 0 B | page 1   | page 2   …      each 64 header, 4096 payload, 448 zero
 //! ```
 //! Invariants:
-//! - The database never overwrites a committed page but page 0, its header. Page 0 has two slots;
-//!   all writes of it between two syncs go to the slot that is not current, and it becomes the
-//!   current one only after a sync that succeeded. So one slot is whole and durable at any time.
-//! - The newest authentic slot counts when the file is opened. Authentic is what was sealed under
-//!   the one key set that the opener names (the volume's active set): who holds a read-only set
-//!   can make no metadata.
+//! - The database never overwrites a committed page except page 0, its header. Page 0 has two
+//!   slots. All writes of it between two syncs go to the slot that is not current, which becomes
+//!   the current one only after a successful sync. So one slot is whole and durable at any time.
+//! - When the file is opened, the newest authentic slot is used. A slot is authentic only if it was
+//!   sealed under the one key set that the opener names (the volume's active set): the holder of a
+//!   read-only set cannot make metadata.
 //! - `sequence` starts at 1, is one more than the newest slot's after opening, and grows by one
 //!   with every sync that made a new page 0 durable.
-//! - A page the file has grown by and that nothing has been written to since is known to be fresh
-//!   and reads as zeros, until the file is closed. Any other page that does not open is an error:
-//!   zeros on the disk are never taken for an empty page. That holds while the database recovers from
-//!   an unclean stop too: with commits in two phases it reads no page then that was not synced.
+//! - A page that the file was extended by, and that nothing has been written to since, is known to
+//!   be fresh and reads as zeros until the file is closed. Any other page that does not open is an
+//!   error: zeros on the disk are never taken for an empty page. This also holds while the database
+//!   recovers from an unclean shutdown: with two-phase commits it then reads only pages that were
+//!   synced.
 //!
 //! Order of writes: pages; `fdatasync`; then the slot is switched in memory. Page 0 is locked
-//! against writers while the sync runs, so that what becomes current is what was synced.
+//! against writers during the sync, so that the slot that becomes current is the one that was
+//! synced.
 
 use std::io;
 use std::ops::Range;
@@ -33,7 +35,7 @@ use super::keys::FileKeys;
 use super::page_bits::PageBits;
 use super::range_lock::RangeLocks;
 use super::run::{Opened, Opener, RunBuffer, Source, Target, run_pages};
-use super::{SealedError, Told};
+use super::{LogOnce, SealedError};
 use crate::ids::{CryptoId, PageIndex, Sequence};
 use crate::layers::{KeySet, TAG_BYTES};
 use crate::planted::{Bug, planted};
@@ -42,18 +44,18 @@ use crate::store::StoreFile;
 const GEOMETRY: Geometry = Geometry::Meta;
 const PAGE_0: Range<PageIndex> = PageIndex(0)..PageIndex(1);
 
-/// Reads are tried so often before an EIO is passed on: the database never recovers from a read
-/// that failed, and some backing filesystems fail now and then.
+/// Number of attempts before a read passes on EIO: the database never recovers from a failed read,
+/// and some backing filesystems fail occasionally.
 const READ_ATTEMPTS: u32 = 3;
 
-/// What is known of one slot of page 0.
+/// The state of one slot of page 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SlotState {
-    /// Whether it opened, or has been written since.
+    /// True if it opened, or has been written since.
     pub authentic: bool,
-    /// The sequence it was sealed under; 0 when not authentic.
+    /// The sequence under which it was sealed; 0 if it is not authentic.
     pub sequence: Sequence,
-    /// The outer tag, which stands for its whole contents; zero when not authentic.
+    /// The outer tag, which identifies its whole contents; zero if it is not authentic.
     pub outer_tag: [u8; TAG_BYTES],
 }
 
@@ -62,25 +64,25 @@ pub struct MetaFile {
     file: Arc<dyn StoreFile>,
     keys: FileKeys,
     locks: RangeLocks,
-    /// Held while the length is looked at and changed: two writers beyond the end must not cut
-    /// each other off.
+    /// Held while the length is read and changed: two writers beyond the end must not truncate each
+    /// other's pages.
     length: Mutex<()>,
     state: Mutex<State>,
     /// Pages written since the file was opened.
     written_pages: AtomicU64,
-    /// Pages that the log knows not to open.
-    told: Told<Option<PageIndex>>,
+    /// Pages whose failure to open was logged.
+    logged: LogOnce<Option<PageIndex>>,
 }
 
 #[derive(Debug)]
 struct State {
     sequence: Sequence,
     slots: [SlotState; 2],
-    /// The slot a synced page 0 is in.
+    /// The slot that holds the synced page 0.
     current: Slot,
-    /// The other slot holds a newer page 0, not yet synced.
+    /// The other slot holds a newer page 0 that is not synced yet.
     page_0_written: bool,
-    /// Grown by and not written since.
+    /// Pages by which the file was extended and that were not written since.
     fresh: PageBits,
 }
 
@@ -94,10 +96,10 @@ impl std::fmt::Debug for MetaFile {
 }
 
 impl MetaFile {
-    /// Makes the file an empty one.
+    /// Creates an empty file.
     ///
     /// # Errors
-    /// [`SealedError::Io`].
+    /// [`SealedError::Io`] if the store fails.
     pub fn create(
         file: Arc<dyn StoreFile>,
         keys: &Arc<KeySet>,
@@ -106,10 +108,10 @@ impl MetaFile {
         Self::create_at(file, keys, crypto, Sequence(1))
     }
 
-    /// The same, whose first pages are sealed under this sequence.
+    /// Creates an empty file whose first pages are sealed under this sequence.
     ///
     /// # Errors
-    /// [`SealedError::Io`].
+    /// [`SealedError::Io`] if the store fails.
     pub fn create_at(
         file: Arc<dyn StoreFile>,
         keys: &Arc<KeySet>,
@@ -117,7 +119,7 @@ impl MetaFile {
         sequence: Sequence,
     ) -> Result<Self, SealedError> {
         file.set_len(0)?;
-        // The database overwrites pages all the time. Blocks that are copied each time leave others
+        // The database overwrites pages all the time. Copy-on-write blocks would leave old blocks
         // behind that hold nothing and are not free.
         file.write_in_place();
         let state = State {
@@ -134,8 +136,8 @@ impl MetaFile {
     /// Opens the file and picks the newest authentic slot of page 0.
     ///
     /// # Errors
-    /// [`SealedError::Authentication`] when neither slot opens, [`SealedError::ShortRead`] when
-    /// the file has no room for them, [`SealedError::Io`].
+    /// [`SealedError::Authentication`] if neither slot opens, [`SealedError::ShortRead`] if the
+    /// file is too short for them, [`SealedError::Io`].
     pub fn open(
         file: Arc<dyn StoreFile>,
         keys: &Arc<KeySet>,
@@ -148,14 +150,15 @@ impl MetaFile {
             page_0_written: false,
             fresh: PageBits::default(),
         };
-        // A file cut so short would look like an empty database, which would then be made anew.
+        // A file truncated this far would look like an empty database and would be initialised
+        // anew.
         if GEOMETRY.whole_pages(file.len()?) == 0 {
             let page = PageIndex(0);
             return Err(SealedError::ShortRead { page });
         }
         let mut meta = Self::with_state(file, keys, crypto, state);
-        let a = meta.examine(Slot::A)?;
-        let b = meta.examine(Slot::B)?;
+        let a = meta.open_slot(Slot::A)?;
+        let b = meta.open_slot(Slot::B)?;
         let (current, newest) = match (&a, &b) {
             (Ok(a), Ok(b)) if b.sequence > a.sequence => (Slot::B, b.sequence),
             (Ok(a), _) => (Slot::A, a.sequence),
@@ -182,12 +185,12 @@ impl MetaFile {
             length: Mutex::new(()),
             state: Mutex::new(state),
             written_pages: AtomicU64::new(0),
-            told: Told::default(),
+            logged: LogOnce::default(),
         }
     }
 
-    /// Opens one slot. The outer error is of the store, the inner one of this slot.
-    fn examine(&self, slot: Slot) -> Result<Result<SlotState, SealedError>, SealedError> {
+    /// Opens one slot. The outer error comes from the store, the inner one from this slot.
+    fn open_slot(&self, slot: Slot) -> Result<Result<SlotState, SealedError>, SealedError> {
         let mut payload = vec![0; META_PAYLOAD_BYTES];
         match self.open_page_0(slot, 0, &mut payload) {
             Ok(opened) => Ok(Ok(SlotState {
@@ -202,53 +205,53 @@ impl MetaFile {
         }
     }
 
-    /// Plain bytes, a multiple of 4096. A stride that a crash left unfinished at the end does not
-    /// count.
+    /// Number of plain bytes, a multiple of 4096. A partial page that a crash left at the end does
+    /// not count.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn len(&self) -> io::Result<u64> {
         Ok(GEOMETRY.whole_pages(self.file.len()?) * META_PAYLOAD_BYTES as u64)
     }
 
-    /// True when there is no page.
+    /// True if there is no page.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
 
-    /// Cuts the file or grows it by fresh pages, which read as zeros.
+    /// Truncates the file, or extends it by fresh pages, which read as zeros.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn set_len(&self, len_bytes: u64) -> io::Result<()> {
         let pages = len_bytes.div_ceil(META_PAYLOAD_BYTES as u64);
         let _guard = self.locks.lock_exclusive(PageIndex(0)..PageIndex(u64::MAX));
         Ok(self.set_pages(pages, true)?)
     }
 
-    /// Changes the length; `may_cut` is false for a writer, who only ever needs more.
-    fn set_pages(&self, pages: u64, may_cut: bool) -> Result<(), SealedError> {
+    /// Changes the length; `may_shrink` is false for a writer, which can only extend the file.
+    fn set_pages(&self, pages: u64, may_shrink: bool) -> Result<(), SealedError> {
         let _length = self.length.lock();
         let before = GEOMETRY.whole_pages(self.file.len()?);
-        if pages <= before && !may_cut {
+        if pages <= before && !may_shrink {
             return Ok(());
         }
         self.file.set_len(GEOMETRY.sealed_len(pages)?)?;
         let mut state = self.state.lock();
-        state.fresh.cut(pages);
+        state.fresh.truncate(pages);
         state.fresh.add(before..pages);
         Ok(())
     }
 
-    /// Sets space aside for so many plain bytes more than were ever written: beyond the end, or
-    /// before it where the file has grown by pages that nobody has written yet. (The database grows
-    /// its file twofold, and fills it from its start.)
+    /// Preallocates space for this many additional plain bytes: beyond the end, or from the first
+    /// page that the file was extended by and nobody has written yet. (The database doubles its
+    /// file and fills it from the start.)
     ///
     /// # Errors
-    /// ENOSPC when there is none.
+    /// ENOSPC if there is no space, and other errors of the store.
     pub fn reserve(&self, extra_plain_bytes: u64) -> io::Result<()> {
         let len = self.file.len()?;
         let fresh = self.state.lock().fresh.first().map(PageIndex);
@@ -262,9 +265,9 @@ impl MetaFile {
         self.file.reserve(start, extra)
     }
 
-    /// Sets space aside for pages that an earlier use has grown the file by and not written, which
-    /// [`reserve`](Self::reserve) does not know of. Best effort, and not for a very large file,
-    /// where it might take gigabytes.
+    /// Preallocates space for pages that an earlier use extended the file by and never wrote, which
+    /// [`reserve`](Self::reserve) does not know about. Best effort, and not for a very large file,
+    /// where it might need gigabytes.
     pub fn reserve_holes(&self) {
         const MOST_BYTES: u64 = 1 << 30;
         let reserved = match self.file.len() {
@@ -276,43 +279,42 @@ impl MetaFile {
         }
     }
 
-    /// Fills `out` from `offset`; any offset, any length.
+    /// Reads into `out` from `offset`, with any offset and length.
     ///
     /// # Errors
-    /// `InvalidData` for a page that does not open, `UnexpectedEof` beyond the end, those of the
-    /// store.
+    /// `InvalidData` for a page that does not open, `UnexpectedEof` beyond the end, and errors of
+    /// the store.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let pages = GEOMETRY.pages(PlainOffset(offset), out.len())?;
         let _guard = self.locks.lock_shared(pages.clone());
         let read = self.read_pages(PlainOffset(offset), pages, out);
-        Ok(read.inspect_err(|error| self.tell(error))?)
+        Ok(read.inspect_err(|error| self.log_unreadable(error))?)
     }
 
-    /// How many pages were written since the file was opened, page 0 among them.
+    /// Number of pages written since the file was opened, including page 0.
     pub fn written_pages(&self) -> u64 {
         self.written_pages.load(Ordering::Relaxed)
     }
 
     /// True once a page could not be read.
     pub fn is_damaged(&self) -> bool {
-        self.told.is_any()
+        self.logged.any_logged()
     }
 
-    /// Says in the log, once a page, what cannot be read.
-    fn tell(&self, error: &SealedError) {
+    /// Logs, once per page, that it cannot be read.
+    fn log_unreadable(&self, error: &SealedError) {
         let page = error.page();
-        if self.told.is_news(page) {
+        if self.logged.first_time(page) {
             let page = page.map(|page| page.0);
             let crypto = self.keys.crypto();
             tracing::error!(%crypto, page, %error, "a page of the metadata cannot be used");
         }
     }
 
-    /// Writes `data`, growing the file where needed; whole pages as they are, pages covered in part
-    /// are read first.
+    /// Writes `data` and extends the file if needed. Partly covered pages are read first.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of reading partly covered pages, and those of the store.
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let pages = GEOMETRY.pages(PlainOffset(offset), data.len())?;
         let _guard = self.locks.lock_exclusive(pages.clone());
@@ -324,11 +326,11 @@ impl MetaFile {
         Ok(())
     }
 
-    /// `fdatasync`; if page 0 was written since the last one, its slot becomes the current one and
-    /// `sequence` grows.
+    /// Syncs the file. If page 0 was written since the last sync, its slot becomes the current one
+    /// and `sequence` grows.
     ///
     /// # Errors
-    /// Those of the store. The current slot stays the current one then.
+    /// When the store fails. The current slot stays the current one then.
     pub fn sync(&self) -> io::Result<()> {
         let _guard = self.locks.lock_shared(PAGE_0);
         self.file.sync()?;
@@ -343,33 +345,34 @@ impl MetaFile {
         Ok(())
     }
 
-    /// What new pages, of `meta` and of contents, are sealed under.
+    /// The sequence under which new pages, of `meta` and of contents, are sealed.
     pub fn sequence(&self) -> Sequence {
         self.state.lock().sequence
     }
 
-    /// The newest state that is durable: its sequence, and the outer tags of both slots, A first. The
-    /// other slot's may be of a state that is not durable yet.
+    /// The newest durable state: its sequence, and the outer tags of both slots, A first. The other
+    /// slot's tag may belong to a state that is not durable yet.
     pub fn durable(&self) -> (Sequence, [[u8; TAG_BYTES]; 2]) {
         let state = self.state.lock();
         let current = state.slots[usize::from(state.current.number())];
         (current.sequence, state.slots.map(|slot| slot.outer_tag))
     }
 
-    /// What is known of both slots of page 0, A first.
+    /// The states of both slots of page 0, A first.
     pub fn slots(&self) -> [SlotState; 2] {
         self.state.lock().slots
     }
 
-    /// Bytes that the file takes on the backing filesystem.
+    /// Bytes allocated on the backing filesystem.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn allocated_bytes(&self) -> io::Result<u64> {
         Ok(self.file.info()?.allocated_bytes)
     }
 
-    /// What stands in both slots of page 0, the newer one first; those that do not open are left out.
+    /// The contents of both slots of page 0, the newer one first; slots that do not open are left
+    /// out.
     pub fn pages_0(&self) -> Vec<(Sequence, Vec<u8>)> {
         let open = |slot| {
             let mut payload = vec![0; META_PAYLOAD_BYTES];
@@ -382,7 +385,7 @@ impl MetaFile {
         slots
     }
 
-    /// The slot that page 0 is read from now.
+    /// The slot from which page 0 is read now.
     fn slot_to_read(&self) -> Slot {
         let state = self.state.lock();
         if planted(Bug::OneSlotOfPage0) {
@@ -403,7 +406,7 @@ impl MetaFile {
         let mut opener = Opener::new(&self.keys);
         let mut next = pages.start;
         while next < pages.end {
-            // Page 0 is no neighbour of page 1 on disk.
+            // Page 0 and page 1 are not adjacent on disk.
             let count = if next.0 == 0 {
                 1
             } else {
@@ -461,7 +464,7 @@ impl MetaFile {
         }
     }
 
-    /// Writes one run of pages from `first` on; returns the page after it.
+    /// Writes one run of pages from `first` on. Returns the page after it.
     fn write_run(
         &self,
         offset: PlainOffset,
@@ -519,11 +522,12 @@ impl MetaFile {
         }
     }
 
-    /// After a write of a run, with the tag of its first page if it succeeded.
+    /// Updates the state after a write of a run. `tag` is the tag of its first page if it
+    /// succeeded.
     fn note_written(&self, target: Target, pages: usize, tag: Option<[u8; TAG_BYTES]>) {
         let mut state = self.state.lock();
         if target.first.0 == 0 {
-            // A failed write leaves the slot neither old nor new.
+            // A failed write leaves the slot undefined.
             state.slots[usize::from(target.slot.number())] = match tag {
                 Some(outer_tag) => SlotState {
                     authentic: true,

@@ -1,7 +1,7 @@
-//! Sealed files: random-access files made of pages, the only way bytes reach the disk.
+//! Sealed files: random-access files made of pages, through which all bytes reach the disk.
 //!
 //! A page is a 64-byte header and its payload, sealed by both layers (byte layout in [`page`]).
-//! Two geometries of the same page, because two things need opposite guarantees (offsets in
+//! There are two geometries, because contents and metadata need opposite guarantees (offsets in
 //! [`geometry`]):
 //!
 //! | | contents ([`ContentsFile`]) | metadata ([`MetaFile`]) |
@@ -10,19 +10,20 @@
 //! | a page is rewritten | in place, whole: old or new, both authentic | never once committed |
 //! | page 0 | as any other | two slots, written alternately |
 //!
-//! A copy of metadata that is made page by page ([`PageCopy`]) has the geometry of metadata.
+//! A copy of the metadata that is made page by page ([`PageCopy`]) has the geometry of metadata.
 //!
 //! Invariants:
-//! - a file is written by [`run::SealedRun::write`] alone, and what it writes has been through
-//!   `Plain` → `CustomerSealed` → `Sealed`; no other type can be written, but for a
+//! - a file is written only by [`run::SealedRun::write`], and what it writes has been through
+//!   `Plain` → `CustomerSealed` → `Sealed`; no other type can be written, except a
 //!   [`run::VerifiedRun`] of pages that were sealed for the same object elsewhere;
 //! - every page is sealed under a fresh random nonce and the keys of its own segment;
-//! - a page that does not open, whatever the reason, is an error that names the page and the layer
+//! - a page that does not open, for whatever reason, is an error that names the page and the layer
 //!   that refused it, and no byte of it reaches the caller; a page of zeros is such a page.
 
 pub mod contents;
 pub mod geometry;
 mod keys;
+mod log_once;
 pub mod meta;
 mod page;
 mod page_bits;
@@ -32,18 +33,17 @@ mod run;
 mod sealer;
 #[cfg(test)]
 mod tests;
-mod told;
 
 use std::io;
 
 pub use contents::{ContentsFile, OldPlaintext};
 pub use geometry::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PAGE_BYTES, PAYLOAD_BYTES};
+pub use log_once::LogOnce;
 pub use meta::{MetaFile, SlotState};
 pub use page_bits::PageBits;
 pub use page_copy::PageCopy;
 pub use range_lock::PageGuard;
 pub use sealer::PageSealer;
-pub use told::Told;
 
 use crate::errno::Errno;
 use crate::ids::PageIndex;
@@ -52,8 +52,8 @@ use crate::layers::DerivationError;
 /// What refused a page.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Refusal {
-    /// The header: reserved bytes are not zero, or it names another key set than the file's; or
-    /// page 0 is of another kind of file.
+    /// The header: reserved bytes are not zero, it names another key set than the file's, or page 0
+    /// belongs to another kind of file.
     Header,
     /// The tag of the infrastructure layer.
     Outer,
@@ -77,22 +77,22 @@ pub enum SealedError {
     /// The backing store failed.
     #[error("the backing store failed: {0}")]
     Io(#[from] io::Error),
-    /// A page is there and is not the one that was written.
+    /// A page exists but is not the one that was written.
     #[error("page {page} was refused by {layer}")]
     Authentication {
-        /// Which page.
+        /// Index of the page.
         page: PageIndex,
-        /// What refused it.
+        /// The check that failed.
         layer: Refusal,
     },
-    /// The file ends before or within a page that should be there.
+    /// The file ends before or within a page that should exist.
     #[error("the file ends before page {page} does")]
     ShortRead {
-        /// Which page.
+        /// Index of the page.
         page: PageIndex,
     },
     /// The operating system gave no random bytes.
-    #[error("no nonces to be had: {0}")]
+    #[error("the operating system has no random bytes for nonces: {0}")]
     Nonce(io::Error),
     /// Keys could not be derived.
     #[error(transparent)]
@@ -100,19 +100,19 @@ pub enum SealedError {
     /// A cipher refused to seal.
     #[error("page {page} could not be sealed")]
     Cipher {
-        /// Which page.
+        /// Index of the page.
         page: PageIndex,
     },
-    /// The offset is beyond what a sealed file can hold.
+    /// The offset exceeds what a sealed file can hold.
     #[error("beyond the largest sealed file")]
     OutOfRange,
-    /// The caller's lock is of another file, does not cover the pages, or is only shared.
+    /// The caller's lock belongs to another file, does not cover the pages, or is only shared.
     #[error("the pages are not locked for this")]
     NotLocked,
 }
 
 impl SealedError {
-    /// What the caller of the filesystem is told.
+    /// The error number that the caller of the filesystem gets.
     pub fn errno(&self) -> Errno {
         match self {
             Self::Io(error) => Errno::from_backing(error),
@@ -121,7 +121,7 @@ impl SealedError {
         }
     }
 
-    /// The page that it is about, if it is about one.
+    /// The page concerned, if any.
     pub const fn page(&self) -> Option<PageIndex> {
         match self {
             Self::Authentication { page, .. }

@@ -1,4 +1,4 @@
-//! The page: what every byte goes through on its way to the disk and back.
+//! The page: the unit in which all bytes are sealed and opened.
 //!
 //! ```text
 //!  0       12          28          44      48         56         64
@@ -23,8 +23,8 @@
 //! message) under the nonce; its tag is the outer tag. To open: the other way round, each tag
 //! verified before what it covers is decrypted further.
 //!
-//! The infrastructure layer works in place: the inner tag is put at 48..64 for the time, right
-//! before the payload, where sequence and reserved go afterwards.
+//! The infrastructure layer works in place: meanwhile the inner tag is stored at 48..64, right
+//! before the payload, where sequence and reserved bytes go afterwards.
 //!
 //! Stages are types: [`Plain`] → [`CustomerSealed`] → [`Sealed`] and, reading, [`Received`] →
 //! [`OuterOpened`] → plaintext.
@@ -44,7 +44,7 @@ pub(super) const AAD_BYTES: usize = 64;
 const OUTER_TAG: std::ops::Range<usize> = 12..28;
 const INNER_TAG: std::ops::Range<usize> = 28..44;
 const FIELDS: std::ops::Range<usize> = 44..64;
-/// Where the inner tag stands while the infrastructure layer works.
+/// Position of the inner tag while the infrastructure layer works.
 const MESSAGE_START: usize = 48;
 
 const _: () =
@@ -54,9 +54,9 @@ const _: () = assert!(MESSAGE_START + TAG_BYTES == HEADER_BYTES && FIELDS.end ==
 /// A fresh random nonce.
 pub(super) type Nonce = [u8; NONCE_BYTES];
 
-/// All that a page is bound to besides its bytes and keys.
+/// Everything that a page is bound to, apart from its bytes and keys.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct PageContext {
     pub(super) key_set: KeySetId,
     pub(super) crypto: CryptoId,
     pub(super) page: PageIndex,
@@ -65,7 +65,7 @@ pub(super) struct Place {
     pub(super) sequence: Sequence,
 }
 
-impl Place {
+impl PageContext {
     /// The additional authenticated data, laid out as in the module's table.
     fn aad(&self) -> [u8; AAD_BYTES] {
         let mut aad = [0; AAD_BYTES];
@@ -87,33 +87,32 @@ pub(super) struct Plain<'a> {
 }
 
 impl<'a> Plain<'a> {
-    /// The plaintext stands in the page already, from byte 64.
+    /// The plaintext is already in the page, from byte 64 on.
     pub(super) fn in_place(page: &'a mut [u8]) -> Self {
         let elsewhere = None;
         Self { page, elsewhere }
     }
 
-    /// The plaintext, as long as the page's payload, stands somewhere else and is to be encrypted
-    /// into the page.
+    /// The plaintext, as long as the page's payload, is elsewhere and is encrypted into the page.
     pub(super) fn from_elsewhere(page: &'a mut [u8], payload: &'a [u8]) -> Self {
         let elsewhere = Some(payload);
         Self { page, elsewhere }
     }
 
-    /// Encrypts and authenticates by the inner layer. `None` when the plaintext is not as long as
-    /// the page's payload.
+    /// Encrypts and authenticates by the inner layer. `None` if the plaintext is not as long as the
+    /// page's payload.
     pub(super) fn seal_customer(
         self,
         keys: &SegmentKeys,
-        place: &Place,
+        context: &PageContext,
     ) -> Option<CustomerSealed<'a>> {
-        let aad = place.aad();
+        let aad = context.aad();
         let blocks = self.page[HEADER_BYTES..].as_chunks_mut().0;
         let blocks = match self.elsewhere {
             None => blocks.into(),
             Some(plain) => InOutBuf::new(plain.as_chunks().0, blocks).ok()?,
         };
-        let tag = keys.customer.seal(place.page.0, &aad, blocks);
+        let tag = keys.customer.seal(context.page.0, &aad, blocks);
         self.page[MESSAGE_START..HEADER_BYTES].copy_from_slice(&tag);
         let page = self.page;
         Some(CustomerSealed { page, aad })
@@ -128,8 +127,8 @@ pub(super) struct CustomerSealed<'a> {
 }
 
 impl<'a> CustomerSealed<'a> {
-    /// Encrypts and authenticates by the outer layer, and writes the header. `None` when the
-    /// cipher refuses.
+    /// Encrypts and authenticates by the outer layer, and writes the header. `None` if the cipher
+    /// refuses.
     pub(super) fn seal_infrastructure(
         self,
         keys: &SegmentKeys,
@@ -148,13 +147,13 @@ impl<'a> CustomerSealed<'a> {
     }
 }
 
-/// A page sealed by both layers: the only thing that is ever written.
+/// A page sealed by both layers: the only type that is ever written.
 pub(super) struct Sealed<'a> {
     page: &'a [u8],
 }
 
 impl Sealed<'_> {
-    /// The tag of the outer layer, which stands for the whole page.
+    /// The tag of the outer layer, which identifies the whole page.
     pub(super) fn outer_tag(&self) -> [u8; TAG_BYTES] {
         let mut tag = [0; TAG_BYTES];
         tag.copy_from_slice(&self.page[OUTER_TAG]);
@@ -162,7 +161,7 @@ impl Sealed<'_> {
     }
 }
 
-/// A page as it came from the disk: anything at all.
+/// A page as read from the disk: arbitrary bytes.
 pub(super) struct Received<'a> {
     page: &'a mut [u8],
     epoch: Epoch,
@@ -170,7 +169,7 @@ pub(super) struct Received<'a> {
 }
 
 impl<'a> Received<'a> {
-    /// Reads the header's plain fields, which nobody has vouched for yet.
+    /// Reads the header's plain fields, which are not authenticated yet.
     pub(super) fn parse(page: &'a mut [u8]) -> Result<Self, Refusal> {
         let fields = page
             .get(FIELDS)
@@ -219,7 +218,7 @@ impl<'a> Received<'a> {
             epoch,
             sequence,
         } = self;
-        let place = Place {
+        let context = PageContext {
             key_set: keys.key_set,
             crypto,
             page: index,
@@ -227,7 +226,7 @@ impl<'a> Received<'a> {
             epoch,
             sequence,
         };
-        let aad = place.aad();
+        let aad = context.aad();
         let nonce = *page.first_chunk().ok_or(Refusal::Header)?;
         let outer_tag = *page[OUTER_TAG].first_chunk().ok_or(Refusal::Header)?;
         page.copy_within(INNER_TAG, MESSAGE_START);
@@ -237,7 +236,7 @@ impl<'a> Received<'a> {
         let inner_tag = *page[MESSAGE_START..].first_chunk().ok_or(Refusal::Header)?;
         Ok(OuterOpened {
             page,
-            place,
+            context,
             aad,
             inner_tag,
             outer_tag,
@@ -248,19 +247,19 @@ impl<'a> Received<'a> {
 /// A page that the outer layer has opened: the customer layer's ciphertext and tag.
 pub(super) struct OuterOpened<'a> {
     page: &'a mut [u8],
-    place: Place,
+    context: PageContext,
     aad: [u8; AAD_BYTES],
     inner_tag: [u8; TAG_BYTES],
     pub(super) outer_tag: [u8; TAG_BYTES],
 }
 
 impl<'a> OuterOpened<'a> {
-    /// Under which commit it was sealed; authentic by the outer layer.
+    /// The commit under which it was sealed; authenticated by the outer layer.
     pub(super) const fn sequence(&self) -> Sequence {
-        self.place.sequence
+        self.context.sequence
     }
 
-    /// Verifies by the inner layer, and leaves it as it is.
+    /// Verifies by the inner layer without decrypting.
     pub(super) fn verify_customer(self, keys: &SegmentKeys) -> Result<(), Refusal> {
         let payload = self.page[HEADER_BYTES..].as_chunks().0;
         keys.customer
@@ -273,7 +272,7 @@ impl<'a> OuterOpened<'a> {
         let payload = &mut self.page[HEADER_BYTES..];
         keys.customer
             .open(
-                self.place.page.0,
+                self.context.page.0,
                 &self.aad,
                 &self.inner_tag,
                 payload.as_chunks_mut().0.into(),
@@ -282,7 +281,7 @@ impl<'a> OuterOpened<'a> {
         Ok(payload)
     }
 
-    /// Verifies and decrypts by the inner layer, straight into the reader's bytes, which must be as
+    /// Verifies and decrypts by the inner layer directly into the reader's bytes, which must be as
     /// long as the payload. No plaintext is left in the page.
     pub(super) fn open_customer_into(
         self,
@@ -293,7 +292,7 @@ impl<'a> OuterOpened<'a> {
         let both = InOutBuf::new(payload.as_chunks().0, out.as_chunks_mut().0)
             .map_err(|_| Refusal::Inner)?;
         keys.customer
-            .open(self.place.page.0, &self.aad, &self.inner_tag, both)
+            .open(self.context.page.0, &self.aad, &self.inner_tag, both)
             .map_err(|_| Refusal::Inner)
     }
 }

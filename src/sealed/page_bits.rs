@@ -1,17 +1,17 @@
-//! A set of pages of a file: one bit for each.
+//! A set of pages of a file, with one bit per page.
 
 use std::ops::Range;
 
 use crate::ids::PageIndex;
 
-/// Pages of a file.
+/// A set of pages of a file.
 #[derive(Clone, Debug, Default)]
 pub struct PageBits {
     words: Vec<u64>,
 }
 
 impl PageBits {
-    /// True for a page of the set.
+    /// True if the page is in the set.
     pub fn contains(&self, page: PageIndex) -> bool {
         usize::try_from(page.0 / 64)
             .ok()
@@ -32,7 +32,7 @@ impl PageBits {
         }
     }
 
-    /// Takes pages out.
+    /// Removes pages.
     pub fn remove(&mut self, pages: Range<u64>) {
         for page in pages {
             let word = usize::try_from(page / 64).ok();
@@ -42,25 +42,25 @@ impl PageBits {
         }
     }
 
-    /// The lowest one.
+    /// The lowest page in the set.
     pub fn first(&self) -> Option<u64> {
         let word = self.words.iter().position(|&word| word != 0)?;
         let bit = self.words.get(word)?.trailing_zeros();
         Some(word as u64 * 64 + u64::from(bit))
     }
 
-    /// No page from this one on is in the set.
+    /// Upper bound: no page from this one on is in the set.
     pub const fn end(&self) -> u64 {
         self.words.len() as u64 * 64
     }
 
-    /// Takes out the pages from `end` on.
-    pub fn cut(&mut self, end: u64) {
+    /// Removes the pages from `end` on.
+    pub fn truncate(&mut self, end: u64) {
         let covered = self.words.len() as u64 * 64;
         self.remove(end..covered);
     }
 
-    /// The ranges of pages below `end`, from `start` on, that are not in the set.
+    /// The ranges of pages in `start..end` that are not in the set.
     pub fn gaps(&self, start: u64, end: u64) -> impl Iterator<Item = Range<u64>> {
         let mut at = start;
         std::iter::from_fn(move || {

@@ -1,17 +1,17 @@
-//! A sealed file in the geometry of the metadata into which pages of another one are copied, and
-//! which may be left unfinished and taken up again later, by another process too.
+//! A sealed file in the geometry of the metadata that receives copied pages. It may be left
+//! unfinished and continued later, also by another process.
 //!
 //! Invariants:
-//! - Page 0 in slot A is written by [`PageCopy::finish`] alone, when everything else is durable.
+//! - Page 0 in slot A is written only by [`PageCopy::finish`], when everything else is durable.
 //!   Without it the file is no copy of anything.
-//! - Page 0 in slot B is the *mark*: zeros, sealed when the file is begun. Only a file whose mark
-//!   opens and is zeros is taken up again: it shows that the file was begun under this key set and
-//!   crypto id.
-//! - Any other page is of no worth by itself. It may be missing, torn or of an earlier time; whoever
-//!   goes on compares each with what it is to be.
+//! - Page 0 in slot B is the *mark*: zeros, sealed when the file is begun. A file is continued only
+//!   if its mark opens and consists of zeros, which shows that the file was begun under this key
+//!   set and crypto id.
+//! - Any other page is unreliable. It may be missing, torn or outdated; the next writer compares
+//!   each page with what it should be.
 //!
-//! A page may be sealed several times under one sequence: the nonce is drawn for each, and the
-//! inner layer has none to repeat. The sequence says which commit the page was copied from.
+//! A page may be sealed several times under one sequence: each time a nonce is drawn, and the inner
+//! layer uses none. The sequence says from which commit the page was copied.
 
 use std::io;
 use std::ops::Range;
@@ -28,11 +28,11 @@ use crate::store::StoreFile;
 
 const GEOMETRY: Geometry = Geometry::Meta;
 
-/// A copy in the making.
+/// An unfinished copy.
 pub struct PageCopy {
     file: Arc<dyn StoreFile>,
     keys: FileKeys,
-    /// Pages that were written, where the file was begun by this process.
+    /// The pages that were written, if this process began the file.
     written: Option<PageBits>,
 }
 
@@ -46,10 +46,10 @@ impl std::fmt::Debug for PageCopy {
 }
 
 impl PageCopy {
-    /// Begins one in a file, of which nothing stays.
+    /// Begins a copy in a file, whose previous contents are discarded.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn begin(
         file: Arc<dyn StoreFile>,
         keys: &Arc<KeySet>,
@@ -67,11 +67,11 @@ impl PageCopy {
         Ok(this)
     }
 
-    /// Goes on with one that was begun under this key set.
+    /// Continues a copy that was begun under this key set.
     ///
     /// # Errors
-    /// [`SealedError::Authentication`] when its mark does not open, [`SealedError::ShortRead`] when
-    /// there is none, [`SealedError::Io`].
+    /// [`SealedError::Authentication`] if its mark does not open, [`SealedError::ShortRead`] if
+    /// there is no mark, [`SealedError::Io`].
     pub fn resume(
         file: Arc<dyn StoreFile>,
         keys: &Arc<KeySet>,
@@ -91,8 +91,8 @@ impl PageCopy {
         let span = GEOMETRY.span(PlainOffset(0), META_PAYLOAD_BYTES, page);
         let mut opener = Opener::new(&this.keys);
         run.open(0, &mut opener, page, Slot::B, &span, &mut mark)?;
-        // Any other page 0 that opens is not of a copy, but of the file that has this crypto id:
-        // two files must not be sealed under one.
+        // Any other page 0 that opens belongs to the file that has this crypto id, not to a copy:
+        // two files must not be sealed under one crypto id.
         if mark != [0; META_PAYLOAD_BYTES] {
             return Err(SealedError::Authentication {
                 page,
@@ -102,20 +102,20 @@ impl PageCopy {
         Ok(this)
     }
 
-    /// Domain of its keys.
+    /// The crypto id: its key domain.
     pub fn crypto(&self) -> CryptoId {
         self.keys.crypto()
     }
 
-    /// True where this process has begun it, and nothing was written but what it wrote.
+    /// True if this process began the file and nobody else has written to it.
     pub const fn is_new(&self) -> bool {
         self.written.is_some()
     }
 
-    /// Bytes that it takes on the backing filesystem.
+    /// Bytes allocated on the backing filesystem.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn allocated_bytes(&self) -> io::Result<u64> {
         Ok(self.file.info()?.allocated_bytes)
     }
@@ -123,16 +123,16 @@ impl PageCopy {
     /// Length of the file in bytes.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn sealed_bytes(&self) -> io::Result<u64> {
         self.file.len()
     }
 
-    /// Fills `out` with the pages from `first` on, not page 0, and says which of them are there and
-    /// open. What `out` has of the others says nothing.
+    /// Reads the pages from `first` on, which is not page 0, into `out`, and returns which of them
+    /// exist and open. The bytes of the others in `out` are meaningless.
     ///
     /// # Errors
-    /// Those of the store, also for one page alone.
+    /// When the store fails, even for a single page.
     pub fn read(&self, first: PageIndex, out: &mut [u8]) -> Result<Vec<bool>, SealedError> {
         let count = out.len() / META_PAYLOAD_BYTES;
         let pages = first.0..first.0 + count as u64;
@@ -169,7 +169,7 @@ impl PageCopy {
     /// Seals whole pages and writes them from `first` on, which is not page 0.
     ///
     /// # Errors
-    /// Those of the store. The pages are of no worth then.
+    /// When the store fails. The pages are unreliable then.
     pub fn write(
         &mut self,
         first: PageIndex,
@@ -213,22 +213,22 @@ impl PageCopy {
         Ok(sealed.write(&*self.file)?)
     }
 
-    /// Gives pages back that the copy does not have, as far as the backing filesystem can.
+    /// Punches pages that the copy does not contain, if the backing filesystem can.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn discard(&self, pages: Range<PageIndex>) -> Result<(), SealedError> {
         let start = GEOMETRY.sealed_offset(pages.start, Slot::A)?.0;
         let end = GEOMETRY.sealed_offset(pages.end, Slot::A)?.0;
         Ok(self.file.punch(start, end.saturating_sub(start))?)
     }
 
-    /// Cuts off what lies behind so many pages. The length of a file that is taken up again is
-    /// whatever somebody has made it.
+    /// Truncates the file to at most this many pages. The length of a continued file is not
+    /// trusted.
     ///
     /// # Errors
-    /// Those of the store.
-    pub fn cut(&self, pages: u64) -> Result<(), SealedError> {
+    /// When the store fails.
+    pub fn truncate(&self, pages: u64) -> Result<(), SealedError> {
         let len = GEOMETRY.sealed_len(pages.max(1))?;
         if self.file.len()? > len {
             self.file.set_len(len)?;
@@ -236,10 +236,10 @@ impl PageCopy {
         Ok(())
     }
 
-    /// Pages that the file is long enough for, page 0 among them.
+    /// Number of whole pages in the file, including page 0.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn pages(&self) -> io::Result<u64> {
         Ok(GEOMETRY.whole_pages(self.file.len()?))
     }
@@ -247,16 +247,16 @@ impl PageCopy {
     /// `fdatasync`.
     ///
     /// # Errors
-    /// Those of the store.
+    /// When the store fails.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync()
     }
 
-    /// Writes page 0, under the sequence of the commit that everything else is of. Durable on
-    /// return, with everything before it.
+    /// Writes page 0 under the sequence of the commit that everything else belongs to. On return it
+    /// is durable, and so is everything before it.
     ///
     /// # Errors
-    /// Those of the store. It is unfinished then.
+    /// When the store fails. The copy is unfinished then.
     pub fn finish(&self, page_0: &[u8], sequence: Sequence) -> Result<(), SealedError> {
         self.sync()?;
         self.write_run(PageIndex(0), Slot::A, page_0, sequence)?;

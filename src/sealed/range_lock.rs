@@ -1,13 +1,14 @@
 //! Locks on ranges of pages: many readers or one writer per page.
 //!
-//! Two writers meet inside one page (a partial write reads the page first), and a reader must not
-//! see a page half written; so a range is held over I/O and cryptography.
+//! Two writers may meet inside one page (a partial write reads the page first), and a reader must
+//! not see a half-written page, so a range is held during I/O and cryptography.
 //!
-//! Fairness: requests are numbered as they come, and one waits for every earlier request that
-//! conflicts with it, granted or still waiting. So readers cannot starve a writer, nor writers one
-//! another. A holder must not ask for a second overlapping range: it would wait for itself.
+//! Fairness: requests are numbered in order of arrival, and each waits for every earlier
+//! conflicting request, granted or still waiting. So readers cannot starve a writer, nor can
+//! writers starve one another. A holder must not request a second overlapping range: it would wait
+//! for itself.
 //!
-//! Uncontended, taking and releasing costs one short mutex each and no allocation.
+//! Without contention, locking and releasing cost one short mutex each and no allocation.
 
 use std::ops::Range;
 
@@ -48,12 +49,12 @@ impl Request {
 }
 
 impl RangeLocks {
-    /// Waits until nobody holds, nor has asked before for, one of the pages exclusively.
+    /// Locks the pages shared: waits for earlier exclusive requests that overlap.
     pub fn lock_shared(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
         self.lock(pages, false)
     }
 
-    /// Waits until nobody holds, nor has asked before for, one of the pages.
+    /// Locks the pages exclusively: waits for all earlier requests that overlap.
     pub fn lock_exclusive(&self, pages: Range<PageIndex>) -> PageGuard<'_> {
         self.lock(pages, true)
     }
@@ -109,12 +110,12 @@ impl PageGuard<'_> {
         PageIndex(self.request.pages.start)..PageIndex(self.request.pages.end)
     }
 
-    /// True when nobody else holds any of them.
+    /// True if no other guard holds any of them.
     pub const fn is_exclusive(&self) -> bool {
         self.request.exclusive
     }
 
-    /// True when this guard is of `locks` and holds all of `pages`.
+    /// True if this guard belongs to `locks` and covers all of `pages`.
     pub(super) fn covers(&self, locks: &RangeLocks, pages: &Range<PageIndex>) -> bool {
         std::ptr::eq(self.locks, locks)
             && (pages.is_empty()

@@ -1,9 +1,9 @@
-//! Runs: neighbouring pages that go to the disk, or come from it, with one call.
+//! Runs: adjacent pages that are written or read with one call.
 //!
-//! A run has at most [`RUN_PAGES`] pages, all of one segment. Its buffer comes from a pool shared
-//! by all files and threads, so nothing is allocated for a page. Whole pages are encrypted out of
-//! the caller's bytes and decrypted into them; a buffer that holds plaintext for a while (pages
-//! covered in part) is wiped before it goes back.
+//! A run has at most [`RUN_PAGES`] pages, all in one segment. Its buffer comes from a pool shared
+//! by all files and threads, so nothing is allocated per page. Whole pages are encrypted from the
+//! caller's bytes and decrypted into them. A buffer that holds plaintext for a while (of partly
+//! covered pages) is wiped before it returns to the pool.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use zeroize::Zeroize;
 
 use super::geometry::{Geometry, HEADER_BYTES, META_STRIDE_BYTES, SealedOffset, Slot, Span};
 use super::keys::{FileKeys, SegmentKeys};
-use super::page::{Nonce, OuterOpened, Place, Plain, Received, Sealed};
+use super::page::{Nonce, OuterOpened, PageContext, Plain, Received, Sealed};
 use super::{Refusal, SealedError};
 use crate::ids::{PageIndex, Sequence};
 use crate::layers::derivation::SEGMENT_PAGES;
@@ -21,15 +21,15 @@ use crate::layers::{Segment, TAG_BYTES};
 use crate::store::StoreFile;
 use crate::sys::wipe::StackWipe;
 
-/// Most pages of one call.
+/// Limit on the pages of one call.
 pub(super) const RUN_PAGES: usize = 256;
 
-/// Buffers kept for the next run; more exist only while more threads are at it at once.
+/// Limit on the pooled buffers; more exist only while more threads need them at once.
 const KEPT_BUFFERS: usize = 8;
 
 static POOL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
-/// How many pages, from `first` on and before `end`, make the next run.
+/// Number of pages of the next run, from `first` on and before `end`.
 pub(super) fn run_pages(first: PageIndex, end: PageIndex) -> usize {
     let to_segment_end = SEGMENT_PAGES - first.0 % SEGMENT_PAGES;
     let pages = (end.0 - first.0).min(to_segment_end).min(RUN_PAGES as u64);
@@ -45,7 +45,7 @@ pub(super) struct RunBuffer {
 }
 
 impl RunBuffer {
-    /// A buffer for so many pages, at most [`RUN_PAGES`].
+    /// A buffer for this many pages, at most [`RUN_PAGES`].
     pub(super) fn take(geometry: Geometry, pages: usize) -> Self {
         let kept = POOL.lock().pop();
         Self {
@@ -66,19 +66,19 @@ impl RunBuffer {
         &mut self.bytes[start..start + self.geometry.page_bytes()]
     }
 
-    /// Where to put the plaintext of a page that the caller's bytes cover in part.
+    /// The buffer for the plaintext of a page that the caller's bytes cover partly.
     pub(super) fn payload(&mut self, index: usize) -> &mut [u8] {
         self.holds_plaintext = true;
         &mut self.page(index)[HEADER_BYTES..]
     }
 
-    /// Reads the run; returns the bytes read, which are fewer at the end of the file.
+    /// Reads the run. Returns the number of bytes read, which is smaller at the end of the file.
     pub(super) fn fill(&mut self, file: &dyn StoreFile, from: SealedOffset) -> io::Result<usize> {
         file.read_at(self.used(), from.0)
     }
 
-    /// Opens a page that [`fill`](Self::fill) has read and copies the span of it into `out`, the
-    /// caller's whole buffer.
+    /// Opens a page that [`fill`](Self::fill) has read and copies its span into `out`, the caller's
+    /// whole buffer.
     pub(super) fn open(
         &mut self,
         index: usize,
@@ -106,8 +106,8 @@ impl RunBuffer {
         Ok(result)
     }
 
-    /// Verifies both layers of every page of a run of contents that starts at `first`; decrypts
-    /// nothing of the inner one. What the run holds is of no use afterwards.
+    /// Verifies both layers of every page of a run of contents that starts at `first`, without
+    /// decrypting the inner layer. The buffer is useless afterwards.
     pub(super) fn verify(
         &mut self,
         opener: &mut Opener<'_>,
@@ -119,7 +119,7 @@ impl RunBuffer {
         Ok(())
     }
 
-    /// The same of one page of the run.
+    /// Verifies both layers of one page of the run.
     pub(super) fn verify_page(
         &mut self,
         index: usize,
@@ -132,7 +132,7 @@ impl RunBuffer {
             .map_err(|layer| SealedError::Authentication { page, layer })
     }
 
-    /// [`Self::verify`] of pages that came from elsewhere, as many as the run has.
+    /// Verifies both layers of pages that were sealed elsewhere, as many as the run has.
     pub(super) fn verify_received<'data>(
         &mut self,
         sealed: &'data [u8],
@@ -144,7 +144,7 @@ impl RunBuffer {
         Ok(VerifiedRun(sealed))
     }
 
-    /// Seals all the pages. `source` says where each one's plaintext is.
+    /// Seals all pages. `source` returns where the plaintext of each page is.
     pub(super) fn seal<'data>(
         &mut self,
         keys: &FileKeys,
@@ -161,7 +161,7 @@ impl RunBuffer {
         let offset = self.geometry.sealed_offset(target.first, target.slot)?;
         let mut first_tag = None;
         for (index, nonce) in nonces.iter().enumerate() {
-            let place = Place {
+            let context = PageContext {
                 key_set: segment.key_set,
                 crypto: keys.crypto(),
                 page: PageIndex(target.first.0 + index as u64),
@@ -175,9 +175,9 @@ impl RunBuffer {
                 Source::Elsewhere(payload) => Plain::from_elsewhere(page, payload),
             };
             let sealed: Sealed<'_> = plain
-                .seal_customer(&segment, &place)
+                .seal_customer(&segment, &context)
                 .and_then(|sealed| sealed.seal_infrastructure(&segment, nonce))
-                .ok_or(SealedError::Cipher { page: place.page })?;
+                .ok_or(SealedError::Cipher { page: context.page })?;
             first_tag.get_or_insert(sealed.outer_tag());
         }
         self.holds_plaintext = false;
@@ -189,7 +189,7 @@ impl RunBuffer {
         })
     }
 
-    /// Zeros between the pages: a pooled buffer may hold anything.
+    /// Writes zeros between the pages, since a pooled buffer may hold anything.
     fn clear_padding(&mut self) {
         let (page, stride) = (self.geometry.page_bytes(), self.geometry.stride_bytes());
         if page < stride {
@@ -213,7 +213,7 @@ impl Drop for RunBuffer {
     }
 }
 
-/// Where and as what a run is sealed.
+/// Position and sequence under which a run is sealed.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
     pub(super) first: PageIndex,
@@ -225,36 +225,37 @@ pub(super) struct Target {
 pub(super) enum Source<'a> {
     /// In the run's buffer.
     InPlace,
-    /// With the caller: a whole payload.
+    /// In the caller's buffer: a whole payload.
     Elsewhere(&'a [u8]),
 }
 
-/// What the header of an opened page said, authentic by both layers.
+/// The header of an opened page, authenticated by both layers.
 #[derive(Clone, Copy)]
 pub(super) struct Opened {
     pub(super) sequence: Sequence,
     pub(super) outer_tag: [u8; TAG_BYTES],
 }
 
-/// A run every page of which is sealed by both layers.
+/// A run whose pages are all sealed by both layers.
 pub(super) struct SealedRun<'a> {
     bytes: &'a [u8],
     offset: SealedOffset,
     first_tag: [u8; TAG_BYTES],
 }
 
-/// A run that was sealed elsewhere, every page of which was verified under both layers.
+/// A run that was sealed elsewhere and whose pages were all verified under both layers.
 pub(super) struct VerifiedRun<'a>(&'a [u8]);
 
 impl VerifiedRun<'_> {
-    /// Writes the run as it came.
+    /// Writes the run unchanged.
     pub(super) fn write(&self, file: &dyn StoreFile, at: SealedOffset) -> io::Result<()> {
         file.write_at(self.0, at.0)
     }
 }
 
 impl SealedRun<'_> {
-    /// Writes the run. With [`VerifiedRun::write`] the only place that writes to a sealed file.
+    /// Writes the run. This and [`VerifiedRun::write`] are the only places that write to a sealed
+    /// file.
     pub(super) fn write(&self, file: &dyn StoreFile) -> io::Result<()> {
         file.write_at(self.bytes, self.offset.0)
     }
@@ -270,11 +271,11 @@ impl SealedRun<'_> {
     }
 }
 
-/// Looks up the keys of one page after the other; neighbours mostly have the same.
+/// Looks up the keys of successive pages, which mostly have the same keys.
 pub(super) struct Opener<'a> {
     keys: &'a FileKeys,
     last: Option<Arc<SegmentKeys>>,
-    /// What the ciphers leave on the stack goes with the run.
+    /// Wipes what the ciphers leave on the stack.
     _wipe: StackWipe,
 }
 
@@ -296,7 +297,7 @@ impl<'a> Opener<'a> {
     ) -> Result<(OuterOpened<'page>, Arc<SegmentKeys>), SealedError> {
         let refused = |layer| SealedError::Authentication { page, layer };
         let received = Received::parse(bytes).map_err(refused)?;
-        // The opener says which key set it was, never the page.
+        // The opener determines the key set, never the page.
         if received.epoch() != self.keys.epoch() {
             return Err(refused(Refusal::Header));
         }

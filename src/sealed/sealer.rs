@@ -1,4 +1,4 @@
-//! Sealing pages of contents into memory: for an object that travels before it is a file.
+//! Seals pages of contents into memory, for an object that is transferred before it becomes a file.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ impl std::fmt::Debug for PageSealer {
 }
 
 impl PageSealer {
-    /// Seals under this key set, in the domain of this crypto id.
+    /// Seals under this key set, in the key domain of this crypto id.
     pub fn new(keys: &Arc<KeySet>, crypto: CryptoId) -> Self {
         Self(FileKeys::new(Arc::clone(keys), crypto))
     }
@@ -32,11 +32,12 @@ impl PageSealer {
         self.0.epoch()
     }
 
-    /// Seals whole pages. `plain` holds a payload for each of `pages`, `out` gets a page for each.
+    /// Seals whole pages. `plain` holds one payload for each of `pages`; `out` receives one page
+    /// for each.
     ///
     /// # Errors
-    /// [`SealedError::OutOfRange`] when a buffer has another length, [`SealedError::Nonce`], and
-    /// what derivation or a cipher refuses; `out` is worth nothing then and holds no plaintext.
+    /// [`SealedError::OutOfRange`] if a buffer has the wrong length, [`SealedError::Nonce`], and
+    /// failures of key derivation or of a cipher. `out` is worthless then and holds no plaintext.
     pub fn seal(
         &self,
         pages: Range<PageIndex>,

@@ -1,12 +1,13 @@
-//! What differs between two views, from the records alone.
+//! Differences between two views, from the records alone.
 //!
-//! Which keys may differ is in `change`. Names of files that changed, and the paths of directories,
-//! come from one pass over the names of each view: a record of a file does not say where it is.
+//! The table `change` lists the keys that may differ. The names of changed files and the paths of
+//! directories come from one pass over the names of each view, since the record of a file does not
+//! say where it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Generation, Ino};
-use crate::meta::climb::Climb;
+use crate::meta::cycle::CycleDetector;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec};
 use crate::meta::{Meta, MetaError, View};
@@ -14,55 +15,55 @@ use crate::meta::{Meta, MetaError, View};
 /// Rows read at a time.
 const ROWS: usize = 1024;
 
-/// How a path differs.
+/// How a path differs between two views.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ChangeKind {
-    /// It is in the second view alone.
+    /// It exists only in the second view.
     Added,
-    /// It is in the first view alone.
+    /// It exists only in the first view.
     Removed,
-    /// Contents, attributes or what the name leads to.
+    /// Its contents, attributes or inode differ.
     Changed,
-    /// What was elsewhere in the first view is here in the second, with all that is below it.
+    /// It had another path in the first view, with everything below it.
     Renamed,
 }
 
-/// A path that differs.
+/// A path that differs between two views.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Change {
-    /// The path from the root, without a `/` in front. The root itself is empty.
+    /// The path from the root, without a leading `/`. The root itself is empty.
     pub path: Vec<u8>,
-    /// How.
+    /// How it differs.
     pub kind: ChangeKind,
-    /// Where it was, of what was renamed.
+    /// The former path, if it was renamed.
     pub from: Option<Vec<u8>>,
-    /// A directory or not.
+    /// Whether it is a directory.
     pub is_directory: bool,
 }
 
-/// A name: its directory and itself.
+/// A directory entry: the directory and the name in it.
 type Name = (Ino, Vec<u8>);
 
-/// What may differ between two views.
+/// Inodes and names that may differ between two views.
 #[derive(Default)]
 struct Candidates {
     inodes: BTreeSet<Ino>,
     names: BTreeSet<Name>,
 }
 
-/// Names of one view.
+/// Directory entries of one view.
 #[derive(Default)]
 struct Names {
-    /// Where each directory is.
+    /// The entry of each directory.
     directories: BTreeMap<Ino, Name>,
-    /// Names of the inodes that were asked for.
+    /// Entries of the requested inodes.
     of: BTreeMap<Ino, Vec<Name>>,
 }
 
-/// Everything that differs, in the order of paths.
+/// Lists everything that differs, in the order of paths.
 ///
 /// # Errors
-/// The metadata could not be read.
+/// The metadata cannot be read.
 pub fn diff(meta: &Meta, from: View, to: View) -> Result<Vec<Change>, MetaError> {
     let mut changes = if from.0 <= to.0 {
         forward(meta, from, to, false)?
@@ -94,13 +95,14 @@ fn reverse(change: Change) -> Change {
     }
 }
 
-/// What differs between an older and a newer view. `backward`: paths of what is in both are those in the older one.
+/// Lists what differs between an older and a newer view. With `backward`, a path that exists in
+/// both is the one in the older view.
 fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Change>, MetaError> {
     let candidates = candidates(meta, from.0, to.0.min(meta.generation()))?;
     let mut changed = BTreeSet::new();
     for ino in candidates.inodes {
         if let (Some(old), Some(new)) = (meta.inode(ino, from)?, meta.inode(ino, to)?)
-            && essence(old) != essence(new)
+            && comparable(old) != comparable(new)
         {
             changed.insert(ino);
         }
@@ -108,8 +110,8 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
     let (old, new) = (names(meta, from, &changed)?, names(meta, to, &changed)?);
     let (here, elsewhere) = if backward { (&old, to) } else { (&new, from) };
     let mut changes = Vec::new();
-    let mut gone: BTreeMap<Ino, Vec<Name>> = BTreeMap::new();
-    let mut come: BTreeMap<Ino, Vec<(Name, FileKind)>> = BTreeMap::new();
+    let mut disappeared: BTreeMap<Ino, Vec<Name>> = BTreeMap::new();
+    let mut appeared: BTreeMap<Ino, Vec<(Name, FileKind)>> = BTreeMap::new();
     for (parent, name) in candidates.names {
         let before = meta.dirent(parent, &name, from)?;
         let after = meta.dirent(parent, &name, to)?;
@@ -120,15 +122,15 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
                 let is_directory = is_directory(before) || is_directory(after);
                 here.add(&mut changes, ChangeKind::Changed, &place, is_directory);
             }
-            (Some(before), None) => gone.entry(before.ino).or_default().push(place),
+            (Some(before), None) => disappeared.entry(before.ino).or_default().push(place),
             (None, Some(after)) => {
-                let come = come.entry(after.ino).or_default();
-                come.push((place, after.kind));
+                let appeared = appeared.entry(after.ino).or_default();
+                appeared.push((place, after.kind));
             }
             (None, None) => {}
         }
     }
-    pair(meta, from, &old, &new, gone, come, &mut changes)?;
+    report_moves(meta, from, &old, &new, disappeared, appeared, &mut changes)?;
     for ino in changed {
         if ino == Ino::ROOT {
             changes.push(Change {
@@ -139,7 +141,7 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
             });
         }
         for place in here.of.get(&ino).into_iter().flatten() {
-            // What has another name there is told as that.
+            // A renamed file is reported as renamed only.
             let before = meta.dirent(place.0, &place.1, elsewhere)?;
             if let Some(before) = before.filter(|before| before.ino == ino) {
                 here.add(
@@ -154,20 +156,20 @@ fn forward(meta: &Meta, from: View, to: View, backward: bool) -> Result<Vec<Chan
     Ok(changes)
 }
 
-/// Tells names that went and came: of one inode, together they are a renaming.
-fn pair(
+/// Reports names that disappeared and appeared. Two of one inode are a rename.
+fn report_moves(
     meta: &Meta,
     from: View,
     old: &Names,
     new: &Names,
-    mut gone: BTreeMap<Ino, Vec<Name>>,
-    come: BTreeMap<Ino, Vec<(Name, FileKind)>>,
+    mut disappeared: BTreeMap<Ino, Vec<Name>>,
+    appeared: BTreeMap<Ino, Vec<(Name, FileKind)>>,
     changes: &mut Vec<Change>,
 ) -> Result<(), MetaError> {
-    for (ino, places) in come {
+    for (ino, places) in appeared {
         for (place, kind) in places {
             let is_directory = kind == FileKind::Directory;
-            let was = gone.get_mut(&ino).and_then(Vec::pop);
+            let was = disappeared.get_mut(&ino).and_then(Vec::pop);
             match (was.and_then(|was| old.path(&was)), new.path(&place)) {
                 (Some(was), Some(path)) => changes.push(Change {
                     path,
@@ -179,7 +181,7 @@ fn pair(
             }
         }
     }
-    for (_, places) in gone {
+    for (_, places) in disappeared {
         for place in places {
             let before = meta.dirent(place.0, &place.1, from)?;
             let is_directory = before.is_some_and(is_directory);
@@ -193,8 +195,9 @@ fn is_directory(entry: DirentRecord) -> bool {
     entry.kind == FileKind::Directory
 }
 
-/// An inode without what reading changes and without what says how its contents are kept.
-fn essence(record: InodeRecord) -> InodeRecord {
+/// An inode record without the fields that reading changes or that describe how its contents are
+/// stored.
+fn comparable(record: InodeRecord) -> InodeRecord {
     InodeRecord {
         atime: Timespec::default(),
         pages: 0,
@@ -227,7 +230,7 @@ fn candidates(
     }
 }
 
-/// One pass over all names of a view.
+/// Reads all names of a view in one pass.
 fn names(meta: &Meta, view: View, wanted: &BTreeSet<Ino>) -> Result<Names, MetaError> {
     let mut names = Names::default();
     let mut low = Vec::new();
@@ -258,11 +261,11 @@ impl Names {
     /// open.
     fn path(&self, place: &Name) -> Option<Vec<u8>> {
         let mut parts = vec![place.1.as_slice()];
-        let mut climb = Climb::from(place.0);
-        while climb.at() != Ino::ROOT {
-            let (parent, name) = self.directories.get(&climb.at())?;
+        let mut cycle = CycleDetector::from(place.0);
+        while cycle.current() != Ino::ROOT {
+            let (parent, name) = self.directories.get(&cycle.current())?;
             parts.push(name);
-            if !climb.up(*parent) {
+            if !cycle.advance(*parent) {
                 return None;
             }
         }

@@ -1,13 +1,13 @@
-//! What kept views hold, and what becomes of it.
+//! Operations on kept views.
 //!
-//! A view itself is a row and a generation ([`crate::meta`]); taking one costs nothing. Here is
-//! what comes afterwards, all of it from the rows of `change`, which say what was written when, so
-//! that it costs as much as has changed and not as much as there is:
+//! A view itself is a row and a generation ([`crate::meta`]), and taking one costs nothing. The
+//! operations here work from the rows of the table `change`, which say what was written when, so
+//! that their cost depends on how much has changed and not on how much there is:
 //!
-//! - [`diff`]: what differs between two
-//! - [`restore`]: taking the live view back to one
-//! - [`purge`]: dropping what only deleted views saw
-//! - [`usage`]: how much a view holds alone
+//! - [`diff`]: differences between two views
+//! - [`restore`]: restoring the live view from a kept one
+//! - [`purge`]: dropping what only deleted views can see
+//! - [`usage`]: how much only one view holds
 
 pub mod diff;
 pub mod purge;

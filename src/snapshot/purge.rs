@@ -1,11 +1,13 @@
-//! Dropping what only deleted views saw.
+//! Dropping records that only deleted views can see.
 //!
-//! A deleted view's row says *leaving* until nothing is left of it; so a power cut costs nothing
-//! but time. Between the kept view before the oldest leaving one and the kept view after it (or the
-//! live one) lie the rows of `change` that can have to do with it: each names a key of which a
-//! version may be needed no more. When no older view is kept, the rows themselves go too.
+//! A deleted view's row has the state *leaving* until nothing is left of the view, so after a power
+//! cut the work goes on. Only rows of `change` between two generations can concern a leaving view:
+//! the kept view before the oldest leaving one, and the kept view after it (or the live one). Each
+//! of them names a key of which a version may be unneeded. If no older view is kept, these rows are
+//! removed too.
 //!
-//! It goes in steps, each a batch that is whole in itself, and other work goes on between them.
+//! The work is done in steps. Each is one batch that is complete by itself, and other operations
+//! run between them.
 
 use std::collections::BTreeSet;
 
@@ -13,34 +15,34 @@ use crate::ids::{Generation, Ino, ViewId};
 use crate::meta::keys;
 use crate::meta::{Batch, Meta, MetaError};
 
-/// Keys looked at in one step.
+/// Keys processed in one step.
 const KEYS_PER_STEP: usize = 128;
 
-/// The gap between kept views that deleted ones leave.
+/// The range of generations between two kept views in which views were deleted.
 #[derive(Debug)]
-struct Gap {
-    /// The oldest deleted view.
+struct GenerationGap {
+    /// Generation of the oldest deleted view.
     after: Generation,
-    /// The next kept view, or the live one.
+    /// Generation of the next kept view, or the live one.
     through: Generation,
-    /// No older view is kept.
+    /// True if no older view is kept.
     is_first: bool,
-    /// The deleted views in it. One that leaves while this gap is worked on has a gap of its own:
-    /// what it needed was still kept.
+    /// The deleted views in the range. A view that is deleted while the range is processed gets a
+    /// range of its own: what it needed was still kept.
     leaving: Vec<ViewId>,
 }
 
-/// How far the dropping has come.
+/// Progress of the purge.
 #[derive(Debug, Default)]
 pub struct Purge {
-    under_way: Option<(Gap, Option<Vec<u8>>)>,
+    under_way: Option<(GenerationGap, Option<Vec<u8>>)>,
 }
 
 impl Purge {
-    /// Does one step. False when nothing is left to be done.
+    /// Runs one step. False if nothing is left to do.
     ///
     /// # Errors
-    /// The metadata could not be read or changed; the next call begins anew.
+    /// The metadata cannot be read or changed; the next call starts again.
     pub fn step(&mut self, meta: &Meta) -> Result<bool, MetaError> {
         let (gap, from) = match self.under_way.take() {
             Some(under_way) => under_way,
@@ -51,7 +53,7 @@ impl Purge {
         };
         let (changed, next) = meta.changes(gap.after, gap.through, from, KEYS_PER_STEP)?;
         let _permit = meta.permit();
-        // Views that were deleted or taken since the gap was looked at: begin anew.
+        // Views were deleted or taken since the range was determined: start again.
         if oldest_gap(meta).is_none_or(|now| now.after != gap.after || now.through < gap.through) {
             return Ok(true);
         }
@@ -72,7 +74,7 @@ impl Purge {
             }
         }
         let left = if next.is_none() {
-            finished(meta, &mut batch, &gap)
+            remove_leaving_rows(meta, &mut batch, &gap)
         } else {
             Vec::new()
         };
@@ -87,7 +89,7 @@ impl Purge {
     }
 }
 
-fn oldest_gap(meta: &Meta) -> Option<Gap> {
+fn oldest_gap(meta: &Meta) -> Option<GenerationGap> {
     let leaving = meta.leaving_views();
     let after = leaving.iter().map(|(_, at)| *at).min()?;
     let kept = meta.kept_generations();
@@ -96,7 +98,7 @@ fn oldest_gap(meta: &Meta) -> Option<Gap> {
     let in_gap = leaving
         .iter()
         .filter(|(_, at)| *at == after || *at < through);
-    Some(Gap {
+    Some(GenerationGap {
         after,
         through,
         is_first: kept.first().is_none_or(|first| *first > after),
@@ -104,8 +106,8 @@ fn oldest_gap(meta: &Meta) -> Option<Gap> {
     })
 }
 
-/// Takes the rows of the views in the gap away; the answer is which they were.
-fn finished(meta: &Meta, batch: &mut Batch, gap: &Gap) -> Vec<ViewId> {
+/// Removes the rows of the deleted views in the range, and returns their ids.
+fn remove_leaving_rows(meta: &Meta, batch: &mut Batch, gap: &GenerationGap) -> Vec<ViewId> {
     for id in &gap.leaving {
         meta.remove_view(batch, *id);
     }

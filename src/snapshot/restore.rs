@@ -1,14 +1,16 @@
-//! Taking the live view back to a kept one.
+//! Restoring the live view from a kept one.
 //!
-//! What was written since then is in `change`; of each such key the record that the kept view sees is
-//! written forward into the live generation, or the key is removed. So it costs as much as has
-//! changed; newer views stay. Extents are marked *shared*: the kept view sees their parts too.
+//! The table `change` lists what was written since the kept view was taken. For each such key, the
+//! record that the kept view sees is written into the live generation, or the key is removed. So
+//! the cost depends on how much has changed, and newer views stay. Extents are marked *shared*,
+//! since the kept view sees their parts too.
 //!
-//! An inode that is not in the kept view becomes an orphan, which goes when nobody has it open.
+//! An inode that does not exist in the kept view becomes an orphan, which is removed when nobody
+//! has it open.
 //!
-//! Nobody changes anything meanwhile. It goes in steps; the counters say from before the first
-//! until after the last one that it is under way, and a mount that finds that goes on with it:
-//! doing a step twice does no harm.
+//! Nothing else changes meanwhile. The work is done in steps. From before the first until after the
+//! last one, the counters record that a restore is under way, and a mount that finds this continues
+//! it: repeating a step does no harm.
 
 use std::collections::BTreeSet;
 
@@ -17,26 +19,28 @@ use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord};
 use crate::meta::{Batch, Meta, MetaError, View};
 
-/// Keys in one step.
+/// Keys processed in one step.
 const KEYS_PER_STEP: usize = 512;
 
-/// What was changed, for those who remember it.
+/// What a restore changed, for caches.
 #[derive(Debug, Default)]
 pub struct Restored {
-    /// Inodes that are as they were, or gone.
+    /// Inodes that were restored or removed.
     pub inodes: BTreeSet<Ino>,
-    /// Directory and name of entries that changed.
+    /// Directory and name of changed entries.
     pub names: Vec<(Ino, Vec<u8>)>,
-    /// Inodes that have no name any more.
+    /// Inodes that lost their last name.
     pub orphans: Vec<Ino>,
-    /// Inodes that have one, and may have had none.
+    /// Inodes that have a name, and may have had none before.
     pub named: BTreeSet<Ino>,
 }
 
-/// Takes the live view back to `target`. Nobody else may change anything. `relieve` is called after every step.
+/// Restores the live view from the kept view of generation `target`. The caller keeps everybody
+/// else from changing anything. `relieve` is called after every step.
 ///
 /// # Errors
-/// The metadata could not be read or changed; it is half-done, and the next mount finishes it.
+/// The metadata cannot be read or changed. The restore is incomplete then, and the next mount
+/// finishes it.
 pub fn restore(
     meta: &Meta,
     target: Generation,
@@ -52,7 +56,7 @@ pub fn restore(
         for (_, (table, logical)) in &changed {
             if seen.insert((table, logical)) {
                 let view = View(target);
-                restore_key(meta, &mut batch, view, (*table, logical), &mut restored)?;
+                restore_key(meta, &mut batch, view, *table, logical, &mut restored)?;
             }
         }
         meta.apply(batch)?;
@@ -66,11 +70,18 @@ pub fn restore(
     Ok(restored)
 }
 
+/// A record as the kept view sees it, and as it is now.
+struct Change {
+    then: Option<Vec<u8>>,
+    now: Option<Vec<u8>>,
+}
+
 fn restore_key(
     meta: &Meta,
     batch: &mut Batch,
     view: View,
-    (table, logical): (Table, &[u8]),
+    table: Table,
+    logical: &[u8],
     restored: &mut Restored,
 ) -> Result<(), MetaError> {
     let ino = keys::ino_of(logical).ok_or(MetaError::Corrupt("change"))?;
@@ -80,26 +91,26 @@ fn restore_key(
         return Ok(());
     }
     match table {
-        Table::Inode => restore_inode(meta, batch, ino, (then, now), restored),
+        Table::Inode => restore_inode(meta, batch, ino, Change { then, now }, restored),
         Table::Dirent => {
             let (_, name) = keys::dirent_parts(logical).ok_or(MetaError::Corrupt("change"))?;
             restored.names.push((ino, name.to_vec()));
-            meta.put_back(batch, table, logical, then)
+            meta.put_record(batch, table, logical, then)
         }
-        // What belongs to an orphan goes with it.
+        // Everything that belongs to an orphan is removed with it.
         _ if !is_there(meta, ino, view)? => Ok(()),
         Table::Extent => {
             restored.inodes.insert(ino);
-            restore_extent(meta, batch, logical, (then, now))
+            restore_extent(meta, batch, logical, Change { then, now })
         }
         _ => {
             restored.inodes.insert(ino);
-            meta.put_back(batch, table, logical, then)
+            meta.put_record(batch, table, logical, then)
         }
     }
 }
 
-/// True when the view has a name of the inode.
+/// True if the inode has a name in the view.
 fn is_there(meta: &Meta, ino: Ino, view: View) -> Result<bool, MetaError> {
     Ok(meta
         .inode(ino, view)?
@@ -110,7 +121,7 @@ fn restore_inode(
     meta: &Meta,
     batch: &mut Batch,
     ino: Ino,
-    (then, now): (Option<Vec<u8>>, Option<Vec<u8>>),
+    Change { then, now }: Change,
     restored: &mut Restored,
 ) -> Result<(), MetaError> {
     let decode = |bytes: Option<Vec<u8>>| match bytes {
@@ -141,7 +152,7 @@ fn restore_extent(
     meta: &Meta,
     batch: &mut Batch,
     logical: &[u8],
-    (then, now): (Option<Vec<u8>>, Option<Vec<u8>>),
+    Change { then, now }: Change,
 ) -> Result<(), MetaError> {
     let decode = |bytes: Option<Vec<u8>>| match bytes {
         Some(bytes) => ExtentRecord::decode(&bytes)

@@ -1,9 +1,9 @@
-//! How much a view holds alone: what deleting it would give back.
+//! How much only one view holds: the space that deleting it would give back.
 //!
-//! A version of a record that one kept view sees and nobody else holds what the record itself takes
-//! for that view, and that of an extent the pages that no other version names. Records that were not
-//! written since the oldest kept view are the live view's too. Each key is looked at once, however
-//! many views there are.
+//! If exactly one kept view sees a version of a record, that view alone holds the version, and for
+//! an extent also the pages that no other version names. Records that were not written since the
+//! oldest kept view are shared with the live view. Each key is read once, however many views there
+//! are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use crate::meta::{ChangedKey, Meta, MetaError};
 /// Rows read at a time.
 const ROWS: usize = 1024;
 
-/// What only one view sees.
+/// Space that only one view uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HeldAlone {
     /// Pages of contents.
@@ -26,11 +26,11 @@ pub struct HeldAlone {
     pub record_bytes: u64,
 }
 
-/// What only the view of that generation sees, for all kept generations. Two views of one generation
-/// hold nothing alone.
+/// Space that only one view uses, for each kept generation. Two views of the same generation use
+/// nothing alone.
 ///
 /// # Errors
-/// The metadata could not be read.
+/// The metadata cannot be read.
 pub fn held_alone(meta: &Meta) -> Result<BTreeMap<Generation, HeldAlone>, MetaError> {
     let mut views: BTreeMap<Generation, u32> = BTreeMap::new();
     for (_, record) in meta.views() {
@@ -82,7 +82,7 @@ fn changed_keys(meta: &Meta, after: Generation) -> Result<BTreeSet<ChangedKey>, 
 
 type Parts = Vec<(ObjectName, PageSet)>;
 
-/// Pages of each object that several versions name.
+/// Pages of each object that more than one version names.
 fn named_twice(versions: &[Parts]) -> BTreeMap<ObjectName, PageSet> {
     let mut once: BTreeMap<ObjectName, PageSet> = BTreeMap::new();
     let mut twice: BTreeMap<ObjectName, PageSet> = BTreeMap::new();

@@ -1,9 +1,8 @@
-//! Taking files of another store: what all stores share.
+//! Adopting files of another store: code shared by all stores.
 
 use std::any::Any;
 use std::io;
 
-use super::directory::DirectoryStore;
 use super::read_only::ReadOnlyStore;
 use super::sub::SubStore;
 use super::{OpenMode, Store, StorePath, SyncPolicy};
@@ -11,10 +10,10 @@ use crate::errno::Errno;
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
-/// What is zero throughout stays a hole, by this unit in bytes.
+/// Blocks of this many bytes that are all zero stay holes.
 const BLOCK_BYTES: usize = 4096;
 
-/// The store that really holds a file, and its path there: views of stores are looked through.
+/// The store that actually holds a file, and the file's path there: wrappers are looked through.
 pub(super) fn resolve<'a>(store: &'a dyn Store, path: &StorePath) -> (&'a dyn Store, StorePath) {
     let (mut store, mut path) = (store, path.clone());
     loop {
@@ -29,8 +28,8 @@ pub(super) fn resolve<'a>(store: &'a dyn Store, path: &StorePath) -> (&'a dyn St
     }
 }
 
-/// True for errors that say "no link here" and not "no file here": another filesystem, no more
-/// links of this file, a filesystem without links or a file that must not have any.
+/// True for errors that mean "no link here" and not "no file here": another filesystem, too many
+/// links of this file, a filesystem without links, or a file that must not have any.
 pub(super) fn cannot_link(error: &io::Error) -> bool {
     const CANNOT: [Errno; 5] = [
         Errno::EXDEV,
@@ -43,8 +42,8 @@ pub(super) fn cannot_link(error: &io::Error) -> bool {
     CANNOT.iter().any(|errno| found == Some(errno.code()))
 }
 
-/// Copies the bytes of a file into a new one; holes stay holes. Durable where each file is synced
-/// by itself. What was begun goes when it fails.
+/// Copies the bytes of a file into a new one; holes stay holes. Durable on return if each file is
+/// synced separately. A partial copy is removed on failure.
 pub(super) fn copy(
     source: &dyn Store,
     from: &StorePath,
@@ -60,13 +59,13 @@ pub(super) fn copy(
             let count = old.read_at(&mut buffer, offset)?;
             if count == 0 {
                 new.set_len(offset)?;
-                // Later, by another descriptor, a failed write might not be reported.
+                // A later sync through another descriptor might not report a failed write.
                 return match target.sync_policy() {
                     SyncPolicy::AtOnce => Ok(()),
                     SyncPolicy::EachFile { .. } => new.sync(),
                 };
             }
-            for (start, end) in filled(&buffer[..count]) {
+            for (start, end) in data_runs(&buffer[..count]) {
                 new.write_at(&buffer[start..end], offset + start as u64)?;
             }
             offset += count as u64;
@@ -77,20 +76,8 @@ pub(super) fn copy(
     })
 }
 
-/// Makes a second file with the same contents in one store: it shares the blocks of the first
-/// until one of the two is written where the backing filesystem can, and is a copy elsewhere.
-/// Neither its name nor its bytes are durable before a sync.
-pub(crate) fn duplicate(store: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<()> {
-    if let Some(directory) = (store as &dyn Any).downcast_ref::<DirectoryStore>()
-        && directory.reflink_from(directory, from, to).is_ok()
-    {
-        return Ok(());
-    }
-    copy(store, from, store, to)
-}
-
-/// Runs of blocks that are not zero throughout: start and end.
-fn filled(bytes: &[u8]) -> Vec<(usize, usize)> {
+/// Runs of blocks that are not all zero: start and end.
+fn data_runs(bytes: &[u8]) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for (index, block) in bytes.chunks(BLOCK_BYTES).enumerate() {
         if block.iter().all(|byte| *byte == 0) {

@@ -1,14 +1,15 @@
-//! Room for what makes room on a full disk.
+//! A space reserve that keeps deletion possible on a full disk.
 //!
-//! Even the commit that removes a file takes room; where it finds none, nothing would ever be
-//! removed again. So a volume keeps a file, the *ballast*, that nobody reads. When the metadata
-//! cannot be written for want of room, it is unlinked, and made again when there is room. On a disk
-//! that is written in place it is blocks that are set aside. On one that copies on write (btrfs,
-//! ZFS) or that is somebody else's (overlayfs, FUSE, NFS) it is bytes that cannot be compressed; as
-//! blocks set aside for the metadata's file itself say nothing there, every commit counts on it.
+//! Even the commit that removes a file needs space; without any, nothing could ever be removed
+//! again. So a volume keeps a file that nobody reads, the *ballast*. When the metadata cannot be
+//! written for lack of space, the ballast is unlinked, and it is created again when there is space.
+//! On a filesystem that overwrites data in place it consists of preallocated blocks. On one that
+//! copies on write (btrfs, ZFS) or whose behaviour is not known (overlayfs, FUSE, NFS) it consists
+//! of incompressible bytes; since preallocation for the metadata file guarantees nothing there,
+//! every commit relies on the ballast.
 //!
-//! It holds no secret and nothing that is trusted: who removes or changes it takes away that room
-//! and no more. Once it is whole it is not written again but unlinked and made anew, so that copies
+//! It contains no secret and nothing that is trusted: whoever removes or changes it only takes away
+//! that reserve. A complete ballast is never written again but unlinked and created anew, so copies
 //! of the volume's directory may share it.
 
 use std::io;
@@ -21,39 +22,40 @@ use parking_lot::Mutex;
 use super::{BallastKind, EntryInfo, EntryKind, OpenMode, Store, StoreFile, StorePath, os_error};
 use crate::errno::Errno;
 
-/// Its name in the volume's directory.
+/// File name in the volume's directory.
 pub const BALLAST_NAME: &str = "ballast";
-/// Its size, but for small disks and volumes.
+/// Full size, except on small disks and for small volumes.
 const WHOLE_BYTES: u64 = 16 << 20;
-/// It takes no more than one part in so many of the disk, and of a volume with a limit.
+/// At most this fraction of the disk, and of a volume with a size limit.
 const SHARE: u64 = 32;
-/// A disk or a volume of which that share would be less has none.
+/// No ballast is kept if the fraction is less than this.
 const LEAST_BYTES: u64 = 2 << 20;
-/// Written at a time.
+/// Unit of writing.
 const PIECE_BYTES: u64 = 256 << 10;
-/// It is not tried to make it whole again sooner after it could not be.
+/// Time between attempts to complete the ballast.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How often a write is tried again once the ballast is given up, and how long each waits: some
-/// filesystems give blocks back in the background.
+/// How often a write is retried after the ballast was released, and the pause between attempts:
+/// some filesystems free blocks in the background.
 const TRIES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// What a commit writes for each byte of changes in memory where each lies in a page of its own.
+/// Bytes that a commit writes per byte of changes, if each change is in a page of its own.
 const WRITTEN_PER_BYTE: u64 = 25;
-/// What a commit writes beside.
+/// Additional bytes that a commit writes.
 const COMMIT_BYTES: u64 = 256 << 10;
-/// With less than so many times the ballast free, changes wait in memory only as long as what they
-/// may write is less than the ballast: the next commit may be one that finds no other room.
+/// If the free space is less than this many times the ballast, pending changes are limited to what
+/// the ballast can hold, since the next commit may find no other space.
 const TIGHT: u64 = 64;
-/// How long what was found out about that counts.
+/// How long a result of that check is reused.
 const LOOKED: Duration = Duration::from_millis(100);
 
-/// How much a commit is allowed to count on.
+/// How much of the ballast a commit requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Need {
-    /// All of it: something is added, and removing must go on being possible after that.
+pub enum Requirement {
+    /// All of it: something is added, and removing must stay possible afterwards.
     Whole,
-    /// What so many bytes of changes take, or most of it: something is removed, or it is the last commit.
+    /// Enough for this many bytes of changes, at most a large part of it: something is removed, or
+    /// it is the last commit.
     Part(u64),
 }
 
@@ -62,18 +64,19 @@ pub enum Need {
 pub struct Ballast {
     store: Arc<dyn Store>,
     kind: BallastKind,
-    /// What it is to have; 0 where none is kept.
+    /// Target size; 0 if no ballast is kept.
     whole_bytes: AtomicU64,
-    /// What it has.
+    /// Current size.
     bytes: AtomicU64,
-    /// Held while it is given up or made; when making it failed.
+    /// Held while the ballast is released or filled. Contains the time of the last failure to fill
+    /// it.
     failed: Mutex<Option<Instant>>,
-    /// Whether room is scarce, and when that was looked at.
+    /// Whether space is scarce, and when that was checked.
     tight: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Ballast {
-    /// That of a volume which is about to be used, with what there is of it.
+    /// The ballast of a volume that is about to be used, as found in its directory.
     pub fn of(store: Arc<dyn Store>) -> Self {
         let kind = store.ballast_kind();
         let total_bytes = match kind {
@@ -94,19 +97,20 @@ impl Ballast {
                     this.bytes
                         .store(info.len_bytes.min(whole), Ordering::SeqCst);
                 }
-                // Of a time on another disk, or a copy's too, whose blocks stay where they are.
+                // It dates from another disk, or is shared with a copy, so unlinking it would free
+                // nothing.
                 _ => drop(this.store.unlink(&path())),
             }
         }
         this
     }
 
-    /// Takes note of the volume's own limit, in bytes.
+    /// Applies the volume's size limit, in bytes.
     pub fn limit(&self, volume_bytes: u64) {
         let most = share_of(volume_bytes);
         self.whole_bytes.fetch_min(most, Ordering::SeqCst);
         if most == 0 {
-            self.give_up();
+            self.release();
         }
     }
 
@@ -118,7 +122,7 @@ impl Ballast {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// What it is made of.
+    /// What it consists of.
     pub fn kind(&self) -> BallastKind {
         match self.whole_bytes() {
             0 => BallastKind::None,
@@ -126,12 +130,12 @@ impl Ballast {
         }
     }
 
-    /// True when it is not whole. What room there is, is for it before anything else.
+    /// True if it is incomplete. It has the first claim on free space then.
     pub fn is_short(&self) -> bool {
         self.bytes() < self.whole_bytes()
     }
 
-    /// How many bytes of changes may wait for a commit where one is kept.
+    /// Limit on the bytes of pending changes; `None` without a limit.
     pub fn pending_bytes(&self) -> Option<usize> {
         let whole = self.whole_bytes();
         if whole == 0 {
@@ -139,14 +143,14 @@ impl Ballast {
         }
         let share = match (self.is_tight(), self.kind) {
             (true, _) => 2 * WRITTEN_PER_BYTE,
-            // A quota may be full where the disk is not.
+            // A quota may be exhausted although the disk is not full.
             (false, BallastKind::Bytes) => 8,
             (false, _) => return None,
         };
         Some((whole / share) as usize)
     }
 
-    /// True where the next commit may be one that finds no other room.
+    /// True if the next commit may find no other space.
     fn is_tight(&self) -> bool {
         if self.is_short() {
             return true;
@@ -162,22 +166,22 @@ impl Ballast {
         is_tight
     }
 
-    /// Makes sure that there is as much of it as is needed.
+    /// Ensures that the required part of the ballast exists.
     ///
     /// # Errors
-    /// ENOSPC where there is not, and cannot be.
-    pub fn require(&self, need: Need) -> io::Result<()> {
+    /// ENOSPC if it does not exist and cannot be filled.
+    pub fn require(&self, requirement: Requirement) -> io::Result<()> {
         let whole = self.whole_bytes();
-        let needed = match need {
-            Need::Whole => whole,
-            Need::Part(bytes) => bytes
+        let needed = match requirement {
+            Requirement::Whole => whole,
+            Requirement::Part(bytes) => bytes
                 .saturating_mul(WRITTEN_PER_BYTE)
                 .saturating_add(COMMIT_BYTES)
                 .min(whole / 4 * 3),
         };
-        // What makes room is not kept waiting.
-        if self.bytes() < needed && need != Need::Whole {
-            self.room_was_made();
+        // A commit that frees space is not delayed.
+        if self.bytes() < needed && requirement != Requirement::Whole {
+            self.allow_refill();
         }
         self.refill();
         if self.bytes() < needed {
@@ -186,30 +190,30 @@ impl Ballast {
         Ok(())
     }
 
-    /// Gives it up. True when there was something of it.
-    pub fn give_up(&self) -> bool {
+    /// Releases the ballast. True if there was any.
+    pub fn release(&self) -> bool {
         let _one = self.failed.lock();
         if self.bytes.swap(0, Ordering::SeqCst) == 0 {
             return false;
         }
         let given = self.store.unlink(&path()).and_then(|()| {
-            // Where one call reaches all of it, the blocks are free when that returns.
+            // If one call syncs everything, the blocks are free when it returns.
             match self.store.sync_policy().is_at_once() {
                 true => self.store.sync_all(),
                 false => self.store.sync_dir(&StorePath::root()),
             }
         });
         match given {
-            Ok(()) => tracing::info!("the disk is full: the ballast was given up"),
-            Err(error) => tracing::warn!(%error, "the ballast could not be given up"),
+            Ok(()) => tracing::info!("the disk is full: the ballast was released"),
+            Err(error) => tracing::warn!(%error, "the ballast could not be released"),
         }
         true
     }
 
-    /// Makes it whole as far as there is room, unless that has just been tried.
+    /// Fills it as far as there is space, unless that was tried just before.
     pub fn refill(&self) {
         let mut failed = self.failed.lock();
-        self.note_loss();
+        self.detect_removal();
         if !self.is_short() || failed.is_some_and(|at| at.elapsed() < PATIENCE) {
             return;
         }
@@ -222,8 +226,8 @@ impl Ballast {
         };
     }
 
-    /// Somebody may have removed or replaced it to make room: then there is nothing of it.
-    fn note_loss(&self) {
+    /// Notices that somebody removed or replaced the file to free space: then none of it is left.
+    fn detect_removal(&self) {
         let bytes = self.bytes();
         if bytes == 0 {
             return;
@@ -233,13 +237,13 @@ impl Ballast {
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         };
         if !is_there {
-            tracing::warn!("the ballast was removed, and is made anew");
+            tracing::warn!("the ballast was removed, and is created again");
             self.bytes.store(0, Ordering::SeqCst);
         }
     }
 
-    /// There may be room now: it may be tried again at once.
-    pub fn room_was_made(&self) {
+    /// Permits another attempt to fill it, since space may have become free.
+    pub fn allow_refill(&self) {
         *self.failed.lock() = None;
     }
 
@@ -255,7 +259,7 @@ impl Ballast {
             _ => self.store.open(&path(), OpenMode::ReadWrite)?,
         };
         let written = self.write_rest(&*file);
-        // What was written counts when it is on the disk.
+        // Written bytes count once they are on the disk.
         let synced = file.sync();
         if synced.is_err() {
             self.bytes.store(0, Ordering::SeqCst);
@@ -266,7 +270,7 @@ impl Ballast {
     fn write_rest(&self, file: &dyn StoreFile) -> io::Result<()> {
         let whole = self.whole_bytes();
         if self.kind == BallastKind::Blocks {
-            return self.set_rest_aside(file, whole);
+            return self.reserve_rest(file, whole);
         }
         let mut piece = vec![0; PIECE_BYTES as usize];
         let mut at = self.bytes();
@@ -282,7 +286,7 @@ impl Ballast {
 }
 
 impl Ballast {
-    fn set_rest_aside(&self, file: &dyn StoreFile, whole: u64) -> io::Result<()> {
+    fn reserve_rest(&self, file: &dyn StoreFile, whole: u64) -> io::Result<()> {
         let mut at = self.bytes();
         while at < whole {
             let piece = PIECE_BYTES.min(whole - at);
@@ -304,13 +308,13 @@ fn share_of(bytes: u64) -> u64 {
     if share < LEAST_BYTES { 0 } else { share }
 }
 
-/// True for a file that has blocks for what it holds, which nobody else's name leads to.
+/// True for a fully allocated file that no other name shares.
 fn is_own(info: &EntryInfo) -> bool {
     let blocks = info.allocated_bytes >= info.len_bytes / 16 * 15;
     info.kind == EntryKind::File && info.links == 1 && blocks
 }
 
-/// A file whose writes take the ballast's room when there is no other.
+/// A file whose writes release the ballast if there is no other space.
 #[derive(Debug)]
 pub struct WithBallast {
     file: Arc<dyn StoreFile>,
@@ -318,18 +322,18 @@ pub struct WithBallast {
 }
 
 impl WithBallast {
-    /// Over this file.
+    /// Wraps a file.
     pub fn over(file: Arc<dyn StoreFile>, ballast: Arc<Ballast>) -> Self {
         Self { file, ballast }
     }
 
-    fn with_room(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    fn retry_after_release(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let is_full = |result: &io::Result<()>| {
             let error = result.as_ref().err();
             error.is_some_and(|error| Errno::from_backing(error).is_full())
         };
         let mut result = write();
-        if !is_full(&result) || !self.ballast.give_up() {
+        if !is_full(&result) || !self.ballast.release() {
             return result;
         }
         for _ in 0..TRIES {
@@ -349,7 +353,7 @@ impl StoreFile for WithBallast {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.with_room(|| self.file.write_at(bytes, offset))
+        self.retry_after_release(|| self.file.write_at(bytes, offset))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -357,14 +361,14 @@ impl StoreFile for WithBallast {
     }
 
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        self.with_room(|| self.file.set_len(len_bytes))
+        self.retry_after_release(|| self.file.set_len(len_bytes))
     }
 
     fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
         self.file.punch(offset, len_bytes)
     }
 
-    /// Where blocks cannot be set aside for what is written anew, the ballast is all that is.
+    /// Without useful preallocation, the ballast is the only reserve.
     fn reserve(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
         match self.ballast.kind() {
             BallastKind::Bytes => Ok(()),
@@ -392,7 +396,7 @@ mod tests {
     use super::*;
     use crate::store::directory::DirectoryStore;
 
-    /// Whoever looks for room on a full disk finds a file that looks as if it could go.
+    /// A user who looks for space on a full disk finds a file that seems removable.
     #[test]
     fn one_that_is_removed_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
@@ -408,9 +412,9 @@ mod tests {
                 tight: Mutex::new(None),
             };
             for part in [LEAST_BYTES, LEAST_BYTES / 2] {
-                ballast.require(Need::Whole).unwrap();
+                ballast.require(Requirement::Whole).unwrap();
                 assert_eq!(len(), LEAST_BYTES);
-                // As if there had been room for no more.
+                // As if there had been no more space.
                 fs::File::options()
                     .write(true)
                     .open(&file)
@@ -419,10 +423,10 @@ mod tests {
                     .unwrap();
                 ballast.bytes.store(part, Ordering::SeqCst);
                 fs::remove_file(&file).unwrap();
-                ballast.require(Need::Whole).unwrap();
+                ballast.require(Requirement::Whole).unwrap();
                 assert_eq!(len(), LEAST_BYTES);
             }
-            // Neither is one that a copy of the volume shares.
+            // A ballast that a copy of the volume shares is not used either.
             fs::hard_link(&file, dir.path().join("copy")).unwrap();
             ballast.refill();
             assert_eq!(ballast.store.info(&path()).unwrap().links, 1);

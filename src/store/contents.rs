@@ -1,8 +1,8 @@
-//! The bytes of one file held in memory: sparse pages, shared until written.
+//! The contents of one file in memory: sparse pages, shared until written.
 //!
-//! Invariants: bytes of a page beyond the file's length are zero, so growing needs no clearing;
-//! a page that is not in the map reads as zeros; every page in the map is paid for in [`Room`].
-//! Copies share pages and cost no memory until one side writes.
+//! Invariants: bytes of a page beyond the file's length are zero, so growing needs no clearing; a
+//! page that is not in the map reads as zeros; every page in the map is charged to the
+//! [`SpaceBudget`]. Copies share pages and use no memory until one side writes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,18 +20,18 @@ const PAGE: u64 = PAGE_BYTES as u64;
 /// One page.
 pub(super) type Page = [u8; PAGE_BYTES];
 
-/// What a reserved page holds until it is written: one allocation for all of them.
+/// Contents of a reserved page until it is written: one allocation for all of them.
 static ZERO_PAGE: LazyLock<Arc<Page>> = LazyLock::new(|| Arc::new([0; PAGE_BYTES]));
 
-/// The room that the files of one tree share.
+/// The space that the files of one tree share.
 #[derive(Debug, Default)]
-pub(super) struct Room {
+pub(super) struct SpaceBudget {
     limit_pages: Option<u64>,
     used_pages: AtomicU64,
 }
 
-impl Room {
-    /// Room for so many bytes (whole pages), or without end.
+impl SpaceBudget {
+    /// A budget of this many bytes (whole pages), or without a limit.
     pub(super) fn new(limit_bytes: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             limit_pages: limit_bytes.map(|bytes| bytes / PAGE),
@@ -72,31 +72,31 @@ impl Room {
 pub(super) struct Contents {
     pages: BTreeMap<u64, Arc<Page>>,
     len_bytes: u64,
-    room: Arc<Room>,
+    budget: Arc<SpaceBudget>,
 }
 
 impl Drop for Contents {
     fn drop(&mut self) {
-        self.room.give(self.pages.len() as u64);
+        self.budget.give(self.pages.len() as u64);
     }
 }
 
 impl Contents {
-    pub(super) fn new(room: Arc<Room>) -> Self {
+    pub(super) fn new(budget: Arc<SpaceBudget>) -> Self {
         Self {
             pages: BTreeMap::new(),
             len_bytes: 0,
-            room,
+            budget,
         }
     }
 
-    /// The same bytes, paid for in another room (which may thereby be overdrawn).
-    pub(super) fn copy_into(&self, room: Arc<Room>) -> Self {
-        room.take_unchecked(self.pages.len() as u64);
+    /// A copy that is charged to another budget, which may exceed its limit thereby.
+    pub(super) fn copy_into(&self, budget: Arc<SpaceBudget>) -> Self {
+        budget.take_unchecked(self.pages.len() as u64);
         Self {
             pages: self.pages.clone(),
             len_bytes: self.len_bytes,
-            room,
+            budget,
         }
     }
 
@@ -113,7 +113,7 @@ impl Contents {
         self.pages.get(&index)
     }
 
-    /// Indexes of the pages in the range that are no holes.
+    /// Indexes of the allocated pages in the range.
     pub(super) fn allocated_in(&self, range: Range<u64>) -> Vec<u64> {
         if range.is_empty() {
             return Vec::new();
@@ -121,7 +121,7 @@ impl Contents {
         self.pages.range(range).map(|(&index, _)| index).collect()
     }
 
-    /// Puts a whole page in place, whatever the room. The caller keeps the invariant on the bytes
+    /// Replaces a whole page, regardless of the budget. The caller keeps the invariant on the bytes
     /// beyond the length, or calls [`Self::set_len`] afterwards.
     pub(super) fn set_page(&mut self, index: u64, page: Option<Arc<Page>>) {
         let (removed, added) = match page {
@@ -129,8 +129,8 @@ impl Contents {
             None => (self.pages.remove(&index), false),
         };
         match (removed.is_some(), added) {
-            (false, true) => self.room.take_unchecked(1),
-            (true, false) => self.room.give(1),
+            (false, true) => self.budget.take_unchecked(1),
+            (true, false) => self.budget.give(1),
             _ => {}
         }
     }
@@ -153,7 +153,7 @@ impl Contents {
         Ok(count)
     }
 
-    /// All or nothing: ENOSPC leaves the file as it was.
+    /// Writes everything or nothing: after ENOSPC the file is unchanged.
     pub(super) fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let end = end_of_range(offset, bytes.len() as u64)?;
         if bytes.is_empty() {
@@ -178,15 +178,15 @@ impl Contents {
         if len_bytes < self.len_bytes {
             self.trim_to(len_bytes);
         }
-        // Pages reserved beyond the end outlive growth.
+        // Pages reserved beyond the end remain when the file grows.
         self.len_bytes = len_bytes;
         Ok(())
     }
 
-    /// Sets the length whatever lies beyond it, and clears that.
+    /// Sets the length and clears everything beyond it.
     pub(super) fn trim_to(&mut self, len_bytes: u64) {
-        let cut = self.pages.split_off(&len_bytes.div_ceil(PAGE));
-        self.room.give(cut.len() as u64);
+        let removed = self.pages.split_off(&len_bytes.div_ceil(PAGE));
+        self.budget.give(removed.len() as u64);
         let (index, start) = locate(len_bytes);
         if start > 0 {
             self.edit_page(index, |page| page[start..].fill(0));
@@ -214,7 +214,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Sets pages aside, beyond the end too; the length stays.
+    /// Allocates pages, also beyond the end; the length stays.
     pub(super) fn reserve(&mut self, offset: u64, len_bytes: u64) -> io::Result<()> {
         let end = end_of_range(offset, len_bytes)?;
         self.allocate(offset / PAGE..end.div_ceil(PAGE))
@@ -223,7 +223,7 @@ impl Contents {
     fn allocate(&mut self, pages: Range<u64>) -> io::Result<()> {
         let present = self.pages.range(pages.clone()).count() as u64;
         let missing = pages.end - pages.start - present;
-        self.room.take(missing)?;
+        self.budget.take(missing)?;
         if missing > 0 {
             for index in pages {
                 self.pages
@@ -234,7 +234,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Changes a page that exists; a hole stays one.
+    /// Changes an allocated page; a hole stays a hole.
     fn edit_page(&mut self, index: u64, edit: impl FnOnce(&mut Page)) {
         if let Some(page) = self.pages.get_mut(&index) {
             edit(Arc::make_mut(page));
@@ -242,7 +242,7 @@ impl Contents {
     }
 }
 
-/// Page and place in it of a byte offset.
+/// Page index and offset within the page.
 const fn locate(offset: u64) -> (u64, usize) {
     (offset / PAGE, (offset % PAGE) as usize)
 }

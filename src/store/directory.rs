@@ -1,18 +1,18 @@
 //! The directory store: a volume in a directory of any POSIX filesystem.
 //!
 //! Invariants:
-//! - Every path is resolved component by component from the descriptor opened at the start, and
-//!   no component may be a symbolic link: who can write to the directory cannot make this process
-//!   touch anything outside.
-//! - What is opened as a file is a plain file. A pipe, socket or device put in its place is an
-//!   error ([`io::ErrorKind::InvalidData`]) that says what it is, and never blocks.
-//! - Files are made with mode 0600, directories with 0700; descriptors are close-on-exec.
+//! - Every path is resolved component by component from the descriptor opened at the start, and no
+//!   component may be a symbolic link: somebody who can write to the directory cannot make this
+//!   process access anything outside.
+//! - Only plain files are opened as files. A pipe, socket or device in place of one is an error
+//!   ([`io::ErrorKind::InvalidData`]) that names its type, and never blocks.
+//! - Files are created with mode 0600, directories with 0700; descriptors are close-on-exec.
 //!
-//! - Many files are synced by one `syncfs` only where that proves something ([`SyncPolicy`]): the
-//!   type of the directory's filesystem decides, and nothing in the volume may lie on another one.
+//! - Many files are synced by one `syncfs` only if that is reliable ([`SyncPolicy`]): the type of
+//!   the directory's filesystem decides, and nothing in the volume may be on another filesystem.
 //!
-//! Descriptors of folders are kept in a small cache, so that opening an object costs one
-//! `openat`. A folder that someone renames while it is cached stays the folder it was.
+//! Descriptors of folders are cached, so that opening an object costs one `openat`. A cached folder
+//! that somebody renames stays the same folder.
 
 use std::any::Any;
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
@@ -28,15 +28,15 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{
-    Adopted, BallastKind, EntryInfo, EntryKind, HeldLock, OpenMode, Place, SpaceInfo, Store,
-    StoreFile, StoreLock, StorePath, SyncPolicy, adopt, is_component, os_error, sync,
+    Adopted, BallastKind, DirectoryIdentity, EntryInfo, EntryKind, HeldLock, OpenMode, SpaceInfo,
+    Store, StoreFile, StoreLock, StorePath, SyncPolicy, adopt, is_component, os_error, sync,
 };
 use crate::errno::Errno;
 use crate::sys::backing;
 use crate::sys::files::{self, Access, FileType};
 use crate::sys::identity::effective_user;
 
-/// Filesystems that write a block where it is. (XFS copies it where another file shares it.)
+/// Filesystems that overwrite a block in place. (XFS copies it if another file shares it.)
 const IN_PLACE: [&str; 10] = [
     "ext2", "ext3", "ext4", "xfs", "jfs", "tmpfs", "ramfs", "vfat", "exfat", "ntfs3",
 ];
@@ -48,22 +48,26 @@ const CACHED_FOLDERS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 #[derive(Debug)]
 pub struct DirectoryStore {
     root: Arc<OwnedFd>,
-    /// The path that it was opened by.
+    /// The path by which it was opened.
     path: PathBuf,
     folders: Mutex<LruCache<StorePath, Arc<OwnedFd>>>,
     /// `st_dev` of the directory.
     device: u64,
-    /// For the directory's own filesystem.
+    /// The policy for the directory's own filesystem.
     policy: SyncPolicy,
-    /// Something in the volume was seen to lie on another filesystem.
+    /// Something in the volume is on another filesystem.
     spans_filesystems: AtomicBool,
-    /// Held during a `syncfs`; what a failed one said. The kernel says it once.
+    /// Held during a `syncfs`. Contains the error of a failed one, which the kernel reports only
+    /// once.
     failed_syncfs: Mutex<Option<i32>>,
 }
 
 impl DirectoryStore {
-    /// Opens an existing directory. Symbolic links in `path` itself are followed, as it is what a
-    /// person typed.
+    /// Opens an existing directory. Symbolic links in `path` itself are followed, since a user
+    /// typed it.
+    ///
+    /// # Errors
+    /// When the directory does not exist or cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         let root = files::open_directory(path)?;
         Ok(Self {
@@ -77,14 +81,17 @@ impl DirectoryStore {
         })
     }
 
-    /// Takes note of a file or folder that a `syncfs` of the directory does not reach.
+    /// Notes a file or folder that a `syncfs` of the directory does not cover.
     fn note_device(&self, stat: &files::Stat) {
         if stat.device != self.device {
             self.spans_filesystems.store(true, Ordering::SeqCst);
         }
     }
 
-    /// Opens the directory; its last component is made (mode 0700, durably) where missing.
+    /// Opens the directory, and creates its last component durably with mode 0700 if it is missing.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened or created, or its parent cannot be synced.
     pub fn open_or_create(path: &Path) -> io::Result<Self> {
         match Self::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -94,13 +101,14 @@ impl DirectoryStore {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        // By way of the directory itself: a path such as `a/b/` has a parent that text cannot say.
+        // Through the directory itself: the parent of a path such as `a/b/` cannot be derived from
+        // the text.
         let created = Self::open(path)?;
         files::sync(files::open_directory_at(&*created.root, "..")?)?;
         Ok(created)
     }
 
-    /// Takes note of what is mounted on directories of the volume that nobody has looked into yet.
+    /// Notes mounts on directories of the volume that have not been opened yet.
     fn note_mounts(&self) {
         let entries = self.list(&StorePath::root()).unwrap_or_default();
         for (name, kind) in entries {
@@ -125,8 +133,8 @@ impl DirectoryStore {
         Ok(folder)
     }
 
-    /// Runs a call relative to the folder that holds `path`. A network filesystem may forget a
-    /// folder that was held open (ESTALE): it is then looked up anew, once.
+    /// Runs a call relative to the folder that holds `path`. A network filesystem may forget an
+    /// open folder (ESTALE); the folder is then looked up again, once.
     fn in_folder<T>(
         &self,
         folder: &StorePath,
@@ -150,7 +158,7 @@ impl DirectoryStore {
         })
     }
 
-    /// Makes a file that shares the blocks of one of another directory store.
+    /// Creates a file that shares the blocks of a file of another directory store.
     pub(super) fn reflink_from(
         &self,
         source: &Self,
@@ -168,13 +176,13 @@ impl DirectoryStore {
         })
     }
 
-    /// Refuses what is no plain file.
+    /// Refuses anything but a plain file.
     fn check_plain(&self, path: &StorePath) -> io::Result<()> {
         let stat = self.in_folder(&path.parent(), |folder| files::stat_at(folder, path.name()))?;
         refusal(path, stat.file_type).map_or(Ok(()), Err)
     }
 
-    /// Opens a plain file, or says what is there instead.
+    /// Opens a plain file, or returns an error that names the actual type.
     fn open_plain(&self, path: &StorePath, access: Access) -> io::Result<File> {
         if path.is_root() {
             return Err(os_error(Errno::EISDIR));
@@ -199,7 +207,7 @@ impl DirectoryStore {
     }
 }
 
-/// True where the backing filesystem does not let two files share blocks.
+/// True if the backing filesystem cannot share blocks between two files.
 fn cannot_reflink(error: &io::Error) -> bool {
     const CANNOT: [Errno; 6] = [
         Errno::EXDEV,
@@ -214,7 +222,7 @@ fn cannot_reflink(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.code()))
 }
 
-/// Why an entry of this type is not opened as a file.
+/// The reason why an entry of this type is not opened as a file.
 fn refusal(path: &StorePath, file_type: FileType) -> Option<io::Error> {
     let what = match file_type {
         FileType::Regular => return None,
@@ -249,7 +257,8 @@ fn entry_info(stat: files::Stat) -> EntryInfo {
     }
 }
 
-/// A backing filesystem that cannot is no error to those who only hint.
+/// Ignores the error of an operation that the backing filesystem does not support, for operations
+/// that are only hints.
 fn allow_unsupported(result: io::Result<()>) -> io::Result<()> {
     const CANNOT: [i32; 2] = [Errno::ENOTSUP.code(), Errno::ENOSYS.code()];
     match result {
@@ -295,7 +304,7 @@ impl Store for DirectoryStore {
         let Some(directory) = (source as &dyn Any).downcast_ref::<Self>() else {
             return adopt::copy(source, &from, self, to).map(|()| Adopted::Copied);
         };
-        // A link to a symbolic link, a pipe or a device would be one.
+        // A link to a symbolic link, a pipe or a device would be one itself.
         directory.check_plain(&from)?;
         match self.link_from(directory, &from, to) {
             Err(error) if adopt::cannot_link(&error) => {}
@@ -370,14 +379,14 @@ impl Store for DirectoryStore {
         self.policy.clone()
     }
 
-    /// The descriptor has been open since before anything was written, so that a `syncfs` of it
-    /// reports every write that failed, also of files that were closed since.
+    /// The descriptor has been open since before the first write, so a `syncfs` of it reports every
+    /// failed write, also of files that were closed since.
     fn sync_all(&self) -> io::Result<()> {
         self.note_mounts();
         if !self.sync_policy().is_at_once() {
             return sync::sync_tree(self, &StorePath::root());
         }
-        // Whoever comes second must not take silence for success.
+        // A second caller must not take silence for success.
         let mut failed = self.failed_syncfs.lock();
         if let Some(code) = *failed {
             return Err(io::Error::from_raw_os_error(code));
@@ -413,56 +422,56 @@ impl Store for DirectoryStore {
         })
     }
 
-    fn place(&self) -> io::Result<Option<Place>> {
-        Place::of(&*self.root, &self.path).map(Some)
+    fn directory_identity(&self) -> io::Result<Option<DirectoryIdentity>> {
+        DirectoryIdentity::of(&*self.root, &self.path).map(Some)
     }
 
-    /// `flock(2)`: it belongs to the open file description, so that two opens in one process
+    /// `flock(2)`: the lock belongs to the open file description, so that two opens in one process
     /// exclude each other too, and it survives the fork of a process that goes to the background.
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         // Opened for writing, since NFS makes an exclusive flock a write lock of the range.
         let file = self.open_plain(path, Access::ReadWrite)?;
-        keep_to_owner(&file);
+        restrict_to_owner(&file);
         file.try_lock()?;
-        Ok(self.holding(file, true))
+        Ok(self.lock_of(file, true))
     }
 
     fn lock_shared(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         let file = self.open_plain(path, Access::Read)?;
         file.try_lock_shared()?;
-        Ok(self.holding(file, false))
+        Ok(self.lock_of(file, false))
     }
 
     fn lock_dir(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         let directory = self.open_dir(dir)?;
-        keep_to_owner(&directory);
-        directory.try_lock().map_err(refused_dir)?;
-        Ok(self.holding(directory, true))
+        restrict_to_owner(&directory);
+        directory.try_lock().map_err(lock_dir_error)?;
+        Ok(self.lock_of(directory, true))
     }
 
     fn lock_dir_shared(&self, dir: &StorePath) -> io::Result<Box<dyn StoreLock>> {
         let directory = self.open_dir(dir)?;
-        directory.try_lock_shared().map_err(refused_dir)?;
-        Ok(self.holding(directory, false))
+        directory.try_lock_shared().map_err(lock_dir_error)?;
+        Ok(self.lock_of(directory, false))
     }
 }
 
-fn refused_dir(error: TryLockError) -> io::Error {
+fn lock_dir_error(error: TryLockError) -> io::Error {
     match error {
         TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
         TryLockError::Error(error) => io::Error::new(io::ErrorKind::Unsupported, error),
     }
 }
 
-/// Whoever may open a file or a directory may lock it, and keep everybody out: a copy that was made
-/// with the modes of its maker's umask is closed to others again. The mode that it had, where that
-/// was changed. Where modes cannot be set it stays as it is.
-fn keep_to_owner(file: &File) -> Option<Permissions> {
+/// Restricts a file or directory to its owner: everybody who may open it may lock it and keep
+/// others out. A copy may have got a wider mode from its maker's umask. Returns the previous mode
+/// if it was changed. If modes cannot be set, the mode stays.
+fn restrict_to_owner(file: &File) -> Option<Permissions> {
     let tighten = || {
         let metadata = file.metadata()?;
         let me = effective_user();
         let may = me == 0 || me == metadata.uid();
-        // A file that has other names may be another one altogether, which somebody linked here.
+        // A file with several names may be an unrelated file that somebody linked here.
         let alone = metadata.is_dir() || metadata.nlink() == 1;
         if metadata.mode() & 0o077 == 0 || !may || !alone {
             return Ok(None);
@@ -475,20 +484,21 @@ fn keep_to_owner(file: &File) -> Option<Permissions> {
         Ok(Some(metadata.permissions()))
     };
     tighten().unwrap_or_else(|error: io::Error| {
-        tracing::debug!(%error, "others may open what is locked");
+        tracing::debug!(%error, "other users may open the locked file");
         None
     })
 }
 
 impl DirectoryStore {
-    /// Takes the rights of group and others away from the directory, and returns the mode that it had
-    /// where that was changed. They are of no use: what is in a volume is its owner's alone.
-    pub fn keep_to_owner(&self) -> Option<Permissions> {
+    /// Removes the permissions of group and others from the directory, and returns the previous
+    /// mode if it was changed. They are useless: the contents of a volume belong to its owner
+    /// alone.
+    pub fn restrict_to_owner(&self) -> Option<Permissions> {
         let root = self.root.try_clone().map(File::from);
-        root.ok().and_then(|root| keep_to_owner(&root))
+        root.ok().and_then(|root| restrict_to_owner(&root))
     }
 
-    /// Gives the directory a mode that [`Self::keep_to_owner`] has returned.
+    /// Restores a mode that [`Self::restrict_to_owner`] has returned.
     ///
     /// # Errors
     /// What the operating system refuses.
@@ -504,7 +514,7 @@ impl DirectoryStore {
         Ok(File::from(directory))
     }
 
-    fn holding(&self, file: File, exclusive: bool) -> Box<dyn StoreLock> {
+    fn lock_of(&self, file: File, exclusive: bool) -> Box<dyn StoreLock> {
         Box::new(DirectoryLock {
             file,
             exclusive,

@@ -1,11 +1,11 @@
 //! The memory store: a whole tree in memory, for tests and for measuring everything but the disk.
 //!
-//! It behaves as a directory on a filesystem without a cache would: hard links share bytes, a file
-//! without a name lives until its last handle goes, holes cost nothing. Everything counts as
-//! durable at once; [`super::faulty`] is the store that knows the difference.
+//! It behaves like a directory on a filesystem without a cache: hard links share bytes, an unlinked
+//! file exists until its last handle is closed, and holes use no space. Everything counts as
+//! durable at once; [`super::faulty`] is the store that distinguishes.
 //!
-//! Invariants: a clone is another handle to the same tree; [`MemoryStore::snapshot`] is a tree of
-//! its own (bytes are shared until written). ENOSPC leaves a file as it was.
+//! Invariants: a clone is another handle to the same tree; [`MemoryStore::snapshot`] is a separate
+//! tree (bytes are shared until written). After ENOSPC a file is unchanged.
 
 use std::any::Any;
 use std::fmt;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::RwLock;
 
 use super::adopt;
-use super::contents::{Contents, Room};
+use super::contents::{Contents, SpaceBudget};
 use super::tree::{Entry, FileNode, Tree};
 use super::{
     Adopted, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile, StoreLock, StorePath,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::errno::Errno;
 
-/// What `space` says of a store without a limit.
+/// The size that `space` reports for a store without a limit.
 const UNLIMITED_BYTES: u64 = 1 << 44;
 
 type MemoryTree = Tree<RwLock<Contents>>;
@@ -32,7 +32,7 @@ type MemoryNode = FileNode<RwLock<Contents>>;
 
 struct Inner {
     tree: RwLock<MemoryTree>,
-    room: Arc<Room>,
+    budget: Arc<SpaceBudget>,
     each_file: AtomicBool,
 }
 
@@ -43,7 +43,7 @@ pub struct MemoryStore(Arc<Inner>);
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryStore")
-            .field("used_bytes", &self.0.room.used_bytes())
+            .field("used_bytes", &self.0.budget.used_bytes())
             .finish_non_exhaustive()
     }
 }
@@ -57,40 +57,41 @@ impl Default for MemoryStore {
 impl MemoryStore {
     /// An empty tree without a limit.
     pub fn new() -> Self {
-        Self::with_room(Room::new(None))
+        Self::with_budget(SpaceBudget::new(None))
     }
 
-    /// An empty tree with room for so many bytes of contents, in whole pages of 4096 bytes. Names
-    /// cost nothing.
+    /// An empty tree with space for this many bytes of contents, in whole pages of 4096 bytes.
+    /// Names use no space.
     pub fn with_capacity_bytes(capacity_bytes: u64) -> Self {
-        Self::with_room(Room::new(Some(capacity_bytes)))
+        Self::with_budget(SpaceBudget::new(Some(capacity_bytes)))
     }
 
-    /// Has files synced one by one from now on, as on a filesystem whose `syncfs` proves nothing.
+    /// Makes files be synced one by one from now on, as on a filesystem whose `syncfs` is not
+    /// reliable.
     pub fn sync_each_file(&self) {
         self.0.each_file.store(true, Ordering::SeqCst);
     }
 
-    /// A tree of its own with the same names and bytes, and the same limit.
+    /// A separate tree with the same names and bytes, and the same limit.
     pub fn snapshot(&self) -> Self {
-        let room = Room::new(self.0.room.limit_bytes());
+        let budget = SpaceBudget::new(self.0.budget.limit_bytes());
         let tree = self.0.tree.read();
         let copy = Tree::copy(&tree.directories, |contents: &RwLock<Contents>| {
-            RwLock::new(contents.read().copy_into(Arc::clone(&room)))
+            RwLock::new(contents.read().copy_into(Arc::clone(&budget)))
         });
-        Self::from_parts(copy, room)
+        Self::from_parts(copy, budget)
     }
 
     /// The limit, in bytes.
     pub(super) fn capacity_bytes(&self) -> Option<u64> {
-        self.0.room.limit_bytes()
+        self.0.budget.limit_bytes()
     }
 
-    /// A store over names and bytes taken from elsewhere.
-    pub(super) fn from_parts(tree: MemoryTree, room: Arc<Room>) -> Self {
+    /// A store made of existing names and bytes.
+    pub(super) fn from_parts(tree: MemoryTree, budget: Arc<SpaceBudget>) -> Self {
         Self(Arc::new(Inner {
             tree: RwLock::new(tree),
-            room,
+            budget,
             each_file: AtomicBool::new(false),
         }))
     }
@@ -103,8 +104,8 @@ impl MemoryStore {
         })
     }
 
-    fn with_room(room: Arc<Room>) -> Self {
-        Self::from_parts(Tree::new(), room)
+    fn with_budget(budget: Arc<SpaceBudget>) -> Self {
+        Self::from_parts(Tree::new(), budget)
     }
 }
 
@@ -112,7 +113,7 @@ impl Store for MemoryStore {
     fn open(&self, path: &StorePath, mode: OpenMode) -> io::Result<Arc<dyn StoreFile>> {
         let node = match mode {
             OpenMode::CreateNew => {
-                let contents = RwLock::new(Contents::new(Arc::clone(&self.0.room)));
+                let contents = RwLock::new(Contents::new(Arc::clone(&self.0.budget)));
                 self.0.tree.write().create_file(path, contents)?.0
             }
             OpenMode::Read | OpenMode::ReadWrite => self.0.tree.read().file(path)?,
@@ -183,7 +184,7 @@ impl Store for MemoryStore {
     }
 
     fn space(&self) -> io::Result<SpaceInfo> {
-        Ok(space_of(&self.0.room))
+        Ok(space_of(&self.0.budget))
     }
 
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
@@ -195,7 +196,7 @@ impl Store for MemoryStore {
     }
 }
 
-/// What `info` says of a directory in memory.
+/// The `info` of a directory in memory.
 pub(super) const DIRECTORY_INFO: EntryInfo = EntryInfo {
     kind: EntryKind::Directory,
     len_bytes: 0,
@@ -204,7 +205,7 @@ pub(super) const DIRECTORY_INFO: EntryInfo = EntryInfo {
     allocated_bytes: 0,
 };
 
-/// What `info` says of a file in memory.
+/// The `info` of a file in memory.
 pub(super) fn file_info<F>(contents: &Contents, node: &FileNode<F>) -> EntryInfo {
     EntryInfo {
         kind: EntryKind::File,
@@ -215,10 +216,10 @@ pub(super) fn file_info<F>(contents: &Contents, node: &FileNode<F>) -> EntryInfo
     }
 }
 
-/// What `space` says of a room.
-pub(super) fn space_of(room: &Room) -> SpaceInfo {
-    let total_bytes = room.limit_bytes().unwrap_or(UNLIMITED_BYTES);
-    let free_bytes = total_bytes.saturating_sub(room.used_bytes());
+/// The `space` of a budget.
+pub(super) fn space_of(budget: &SpaceBudget) -> SpaceInfo {
+    let total_bytes = budget.limit_bytes().unwrap_or(UNLIMITED_BYTES);
+    let free_bytes = total_bytes.saturating_sub(budget.used_bytes());
     SpaceInfo {
         total_bytes,
         free_bytes,
@@ -251,7 +252,7 @@ impl fmt::Debug for MemoryFile {
 }
 
 impl MemoryFile {
-    /// A descriptor opened for reading refuses changes as the kernel's do.
+    /// Like the kernel, refuses changes through a handle that was opened for reading.
     fn change(
         &self,
         refusal: Errno,

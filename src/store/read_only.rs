@@ -1,9 +1,9 @@
-//! A store to which nothing is written: what a read-only mount works on.
+//! A read-only view of a store, for read-only mounts.
 //!
-//! [`ReadOnlyStore`] opens files for reading only and refuses all else with EROFS. The database in
-//! `meta` marks its file as in use and may have to recover, so it needs somewhere to write to:
-//! [`Scratch`] keeps what is written over a file in memory. The file stays as it is, so that a
-//! volume can be looked at on a medium that cannot be written to, and a clean volume stays clean.
+//! [`ReadOnlyStore`] opens files for reading only and refuses everything else with EROFS. The
+//! database in `meta` marks its file as in use and may have to recover, so it needs a writable
+//! file: [`Scratch`] keeps what is written over a file in memory. The file itself stays unchanged,
+//! so a volume on read-only media can be used, and a clean volume stays clean.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,25 +13,25 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::{
-    Adopted, EntryInfo, EntryKind, OpenMode, Place, SpaceInfo, Store, StoreFile, StoreLock,
-    StorePath, SyncPolicy, os_error,
+    Adopted, DirectoryIdentity, EntryInfo, EntryKind, OpenMode, SpaceInfo, Store, StoreFile,
+    StoreLock, StorePath, SyncPolicy, os_error,
 };
 use crate::errno::Errno;
 
-/// Bytes kept in memory at a time.
+/// Unit of overwritten bytes in memory.
 const BLOCK_BYTES: usize = 4096;
 
-/// See the module's first lines.
+/// A store that refuses every change with EROFS.
 #[derive(Debug)]
 pub struct ReadOnlyStore(Arc<dyn Store>);
 
 impl ReadOnlyStore {
-    /// Over this store.
+    /// Wraps a store.
     pub fn over(store: Arc<dyn Store>) -> Self {
         Self(store)
     }
 
-    /// The store that is read from.
+    /// The wrapped store.
     pub(super) fn inner(&self) -> &dyn Store {
         &*self.0
     }
@@ -73,8 +73,8 @@ impl Store for ReadOnlyStore {
         Err(refused())
     }
 
-    fn place(&self) -> io::Result<Option<Place>> {
-        self.0.place()
+    fn directory_identity(&self) -> io::Result<Option<DirectoryIdentity>> {
+        self.0.directory_identity()
     }
 
     fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
@@ -125,11 +125,12 @@ struct Written {
     /// Blocks that differ from the file's, by number.
     blocks: BTreeMap<u64, Block>,
     len_bytes: u64,
-    /// The file's own bytes end here: what was cut reads as zeros when it is grown again.
+    /// End of the bytes that are still read from the file. After a truncation they are not read
+    /// again.
     own_bytes: u64,
 }
 
-/// A file with what was written over it in memory; lost when it is dropped.
+/// A file with overwrites in memory, which are lost when this is dropped.
 #[derive(Debug)]
 pub struct Scratch {
     file: Arc<dyn StoreFile>,
@@ -137,10 +138,10 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Over this file.
+    /// Wraps a file.
     ///
     /// # Errors
-    /// When its length cannot be had.
+    /// When the length of the file cannot be read.
     pub fn over(file: Arc<dyn StoreFile>) -> io::Result<Self> {
         let len_bytes = file.len()?;
         let written = RwLock::new(Written {
@@ -151,7 +152,7 @@ impl Scratch {
         Ok(Self { file, written })
     }
 
-    /// Fills `out` from the file's own bytes, and with zeros behind them.
+    /// Fills `out` from the file's own bytes, and with zeros after their end.
     fn read_own(&self, own_bytes: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let there = own_bytes.saturating_sub(offset).min(out.len() as u64) as usize;
         let count = self.file.read_at(&mut out[..there], offset)?;
@@ -160,7 +161,8 @@ impl Scratch {
     }
 }
 
-/// The blocks that a range overlaps: number, start within the block, start within the range, bytes.
+/// Splits a range at block boundaries. Each item is: block number, start within the block, start
+/// within the range, number of bytes.
 fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
     let mut done = 0;
     std::iter::from_fn(move || {

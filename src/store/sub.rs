@@ -1,7 +1,7 @@
-//! A directory of a store as a store of its own: several volumes in one store.
+//! A directory of a store as a separate store: several volumes in one store.
 //!
-//! A power cut of the store below hits all of them at the same moment, and one can adopt the files
-//! of another by a link.
+//! A power cut of the underlying store affects all of them at the same moment, and one can adopt
+//! files of another by hard links.
 
 use std::io;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ pub struct SubStore {
 }
 
 impl SubStore {
-    /// The directory at `prefix`, which must exist when it is used. Its paths have so many
-    /// components less.
+    /// The directory at `prefix`, which must exist when it is used. Its components count towards
+    /// the limit of a path.
     pub fn over(inner: Arc<dyn Store>, prefix: StorePath) -> Self {
         Self { inner, prefix }
     }
 
-    /// The store that it is a directory of.
+    /// The underlying store.
     pub(super) fn inner(&self) -> &dyn Store {
         &*self.inner
     }
 
-    /// The path in the store below.
+    /// The path in the underlying store.
     pub(super) fn inside(&self, path: &StorePath) -> StorePath {
         match (self.prefix.is_root(), path.is_root()) {
             (true, _) => path.clone(),
@@ -85,7 +85,7 @@ impl Store for SubStore {
         if self.sync_policy().is_at_once() {
             return self.inner.sync_all();
         }
-        // Nobody else's files.
+        // Files of this directory only.
         sync::sync_tree(self, &StorePath::root())
     }
 

@@ -1,12 +1,11 @@
-//! How everything in a store is made durable: at once, or file by file.
+//! How everything in a store is made durable: by one `syncfs`, or file by file.
 //!
-//! `syncfs(2)` is one call for thousands of files. It says that they are durable only where the
-//! filesystem writes all of them back within the call *and* reports every write that failed since
-//! the descriptor was opened, which the kernel does for disk filesystems since Linux 5.8. FUSE does
-//! not pass the call on, network filesystems leave errors with the files, overlayfs does not report
-//! those of the filesystem below, and older kernels report none at all: success proves nothing
-//! there. So it is used on filesystems that are known to be right, and each file is synced by
-//! itself on all others.
+//! One `syncfs(2)` covers thousands of files. Its success proves durability only if the filesystem
+//! writes all of them back within the call *and* reports every write that failed since the
+//! descriptor was opened, which the kernel does for disk filesystems since Linux 5.8. FUSE does not
+//! forward the call, network filesystems keep errors with the files, overlayfs does not report
+//! those of the underlying filesystem, and older kernels report none at all. So it is used on
+//! filesystems that are known to be correct, and each file is synced separately on all others.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,43 +15,43 @@ use super::{EntryKind, OpenMode, Store, StorePath};
 use crate::sys::backing;
 
 /// Filesystems whose writeback goes through the page cache of a local disk and records each failed
-/// write in the superblock. Not among them, though local: overlayfs (errors stay with the layer
-/// below), ZFS and others that have caches of their own, FAT and NTFS (their metadata are not
-/// ordered by it).
-const AT_ONCE: [&str; 8] = [
+/// write in the superblock. Excluded, although local: overlayfs (errors stay with the underlying
+/// layer), ZFS and others with caches of their own, FAT and NTFS (which do not order their metadata
+/// by it).
+const SYNCFS_IS_PROOF: [&str; 8] = [
     "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs",
 ];
 /// The first kernel in which `syncfs` reports failed writes (major, minor).
-const REPORTS_SINCE: (u32, u32) = (5, 8);
+const REPORTS_ERRORS_SINCE: (u32, u32) = (5, 8);
 /// Components of the longest path in a volume's directory.
 const DEPTH_MAX: usize = 3;
 
-/// How many files of a store are made durable.
+/// How the files of a store are made durable.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SyncPolicy {
     /// One `syncfs` covers them and reports every failed write.
     AtOnce,
-    /// Each file and each directory by itself.
+    /// Each file and each directory is synced separately.
     EachFile {
-        /// Why `syncfs` would prove nothing.
+        /// Why `syncfs` is not reliable.
         reason: Arc<str>,
     },
 }
 
 impl SyncPolicy {
-    /// True where one `syncfs` does it.
+    /// True if one `syncfs` is enough.
     pub const fn is_at_once(&self) -> bool {
         matches!(self, Self::AtOnce)
     }
 
-    /// Each file by itself, for this reason.
+    /// The policy of syncing each file separately, for this reason.
     pub fn each_file(reason: &str) -> Self {
         Self::EachFile {
             reason: reason.into(),
         }
     }
 
-    /// The policy for what lies in an open directory.
+    /// The policy for the contents of an open directory.
     pub fn of_directory(directory: impl AsFd) -> Self {
         let known = backing::filesystem_type(directory).and_then(|filesystem| {
             let release = backing::kernel_release()?;
@@ -69,12 +68,12 @@ impl SyncPolicy {
     pub fn of(filesystem: Option<&str>, kernel_release: &str) -> Self {
         match filesystem {
             None => Self::each_file("the type of the backing filesystem is unknown"),
-            Some(name) if !AT_ONCE.contains(&name) => Self::each_file(&format!(
+            Some(name) if !SYNCFS_IS_PROOF.contains(&name) => Self::each_file(&format!(
                 "syncfs on {name} does not prove that all is on disk"
             )),
             Some(_) if !reports_failed_writes(kernel_release) => Self::each_file(&format!(
                 "syncfs reports no failed writes before Linux {}.{}",
-                REPORTS_SINCE.0, REPORTS_SINCE.1
+                REPORTS_ERRORS_SINCE.0, REPORTS_ERRORS_SINCE.1
             )),
             Some(_) => Self::AtOnce,
         }
@@ -90,15 +89,15 @@ impl std::fmt::Display for SyncPolicy {
     }
 }
 
-/// A release that cannot be understood is taken for an old one.
+/// A release that cannot be parsed is taken for an old one.
 fn reports_failed_writes(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
-    next().zip(next()) >= Some(REPORTS_SINCE)
+    next().zip(next()) >= Some(REPORTS_ERRORS_SINCE)
 }
 
-/// Makes every file and directory from `dir` on durable, one after the other. What is removed
-/// meanwhile is passed over.
+/// Makes every file and directory below `dir` durable, one after the other. Files that are removed
+/// meanwhile are skipped.
 pub(super) fn sync_tree(store: &dyn Store, dir: &StorePath) -> io::Result<()> {
     let depth = match dir.is_root() {
         true => 0,
@@ -111,7 +110,7 @@ pub(super) fn sync_tree(store: &dyn Store, dir: &StorePath) -> io::Result<()> {
         };
         let synced = match kind {
             EntryKind::File => sync_file(store, &path),
-            // Deeper than that nothing belongs to a volume.
+            // Nothing deeper belongs to a volume.
             EntryKind::Directory if depth + 1 < DEPTH_MAX => sync_tree(store, &path),
             EntryKind::Directory | EntryKind::Other => Ok(()),
         };
@@ -123,7 +122,7 @@ pub(super) fn sync_tree(store: &dyn Store, dir: &StorePath) -> io::Result<()> {
     store.sync_dir(dir)
 }
 
-/// A network filesystem may flush nothing through a descriptor that is open for reading alone.
+/// A network filesystem may flush nothing through a descriptor that was opened for reading only.
 fn sync_file(store: &dyn Store, path: &StorePath) -> io::Result<()> {
     match store.open(path, OpenMode::ReadWrite) {
         Ok(file) => file.sync(),
@@ -140,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_to_be_right_is_synced_file_by_file() {
-        for name in AT_ONCE {
+        for name in SYNCFS_IS_PROOF {
             assert!(SyncPolicy::of(Some(name), "5.8.0").is_at_once(), "{name}");
             assert!(!SyncPolicy::of(Some(name), "5.7.19").is_at_once(), "{name}");
         }

@@ -1,8 +1,8 @@
 //! Names in memory: directories, hard links, and the POSIX rules for changing them.
 //!
-//! Generic over what a file is (`F`), since the memory store keeps its bytes and the faulty store
-//! also what of them is durable. Every operation returns the [`Change`]s it made, in the order in
-//! which they may reach a disk: a name is added before the old one is removed.
+//! Generic over the contents of a file (`F`), since the faulty store also keeps track of what is
+//! durable. Every operation returns the [`Change`]s that it made, in the order in which they may
+//! reach a disk: a name is added before the old one is removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::{EntryKind, StorePath, os_error};
 use crate::errno::Errno;
 
-/// Identifies a directory for its whole life, whatever its name.
+/// Identifies a directory during its existence, whatever its name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(super) struct DirectoryNumber(u64);
 
@@ -22,7 +22,7 @@ pub(super) const ROOT: DirectoryNumber = DirectoryNumber(0);
 /// A file with any number of names.
 #[derive(Debug)]
 pub(super) struct FileNode<F> {
-    /// Counts the files of a tree in the order in which they were made.
+    /// Sequence number within the tree, in order of creation.
     number: u64,
     links: AtomicU64,
     locked: AtomicBool,
@@ -47,7 +47,7 @@ impl<F> FileNode<F> {
         self.links.load(Ordering::Relaxed)
     }
 
-    /// True when the caller now holds the lock.
+    /// True if the caller now holds the lock.
     pub(super) fn try_lock(&self) -> bool {
         !self.locked.swap(true, Ordering::Acquire)
     }
@@ -57,7 +57,7 @@ impl<F> FileNode<F> {
     }
 }
 
-/// What a name stands for.
+/// The target of a name.
 #[derive(Debug)]
 pub(super) enum Entry<F> {
     File(Arc<FileNode<F>>),
@@ -82,7 +82,7 @@ impl<F> Entry<F> {
     }
 }
 
-/// A name was given to an entry, or taken away.
+/// A name was added or removed.
 #[derive(Debug)]
 pub(super) struct Change<F> {
     pub(super) directory: DirectoryNumber,
@@ -93,7 +93,7 @@ pub(super) struct Change<F> {
 /// Entries of one directory.
 pub(super) type Entries<F> = BTreeMap<String, Entry<F>>;
 
-/// A new file and what making it changed.
+/// A new file and the changes that creating it made.
 pub(super) type Created<F> = (Arc<FileNode<F>>, Vec<Change<F>>);
 
 /// All directories.
@@ -118,7 +118,7 @@ impl<F> Tree<F> {
         mut transform: impl FnMut(&F) -> G,
     ) -> Tree<G> {
         let mut tree = Tree::new();
-        // In the order of their making, so that a transformation that draws random numbers repeats:
+        // In order of creation, so that a transformation that draws random numbers is repeatable:
         // names may be random themselves.
         let mut copies: BTreeMap<u64, Arc<FileNode<G>>> = BTreeMap::new();
         for (number, node) in files_below(directories) {
@@ -155,7 +155,7 @@ impl<F> Tree<F> {
         Ok(number)
     }
 
-    /// What the path stands for.
+    /// The entry at a path.
     pub(super) fn entry(&self, path: &StorePath) -> io::Result<Entry<F>> {
         if path.is_root() {
             return Ok(Entry::Directory(ROOT));
@@ -173,7 +173,7 @@ impl<F> Tree<F> {
         }
     }
 
-    /// Entries of a directory, in the order of their making.
+    /// Entries of a directory, in order of creation.
     pub(super) fn list(&self, dir: &StorePath) -> io::Result<Vec<(String, EntryKind)>> {
         let entries = self.directories.get(&self.directory(dir)?);
         let mut entries: Vec<_> = entries.into_iter().flatten().collect();
@@ -233,7 +233,7 @@ impl<F> Tree<F> {
         Ok(vec![self.set(directory, path.name(), None)])
     }
 
-    /// The addition comes first. Two names of one file are left alone, as POSIX wants.
+    /// The addition comes first. Two names of one file are left unchanged, as POSIX requires.
     pub(super) fn rename(
         &mut self,
         from: &StorePath,
@@ -260,7 +260,7 @@ impl<F> Tree<F> {
         self.directories.get(&directory)?.get(name)
     }
 
-    /// The directory in which the name is still free.
+    /// The directory of a path whose name must not exist yet.
     fn free_name(&self, path: &StorePath) -> io::Result<DirectoryNumber> {
         if path.is_root() {
             return Err(os_error(Errno::EEXIST));
@@ -283,7 +283,7 @@ impl<F> Tree<F> {
         self.next - 1
     }
 
-    /// Gives or takes a name and counts links.
+    /// Adds or removes a name and updates link counts.
     fn set(
         &mut self,
         directory: DirectoryNumber,

@@ -1,19 +1,20 @@
-//! Which filesystem holds an open file or directory.
+//! Determines the filesystem of an open file or directory.
 //!
-//! `statfs(2)` has one number for all FUSE filesystems, so the type is read where the kernel writes
-//! its name: the mount that the descriptor belongs to (`mnt_id` in `/proc/thread-self/fdinfo`) and that
-//! mount's line in `/proc/self/mountinfo` (proc(5)). A bind mount, a btrfs subvolume and a
-//! directory below a mount point all lead to the filesystem that is really there.
+//! `statfs(2)` reports one number for all FUSE filesystems, so the type is read where the kernel
+//! writes its name: the mount that the descriptor belongs to (`mnt_id` in
+//! `/proc/thread-self/fdinfo`) and that mount's line in `/proc/self/mountinfo` (proc(5)). For a
+//! bind mount, a btrfs subvolume or a directory below a mount point this yields the actual
+//! filesystem.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The type of the filesystem that holds an open file or directory, as `/proc/mounts` shows it:
-/// `ext4`, `nfs4`, `fuse.glusterfs`. `None` where its mount is not visible to this process.
+/// The type of the filesystem of an open file or directory, as `/proc/mounts` shows it: `ext4`,
+/// `nfs4`, `fuse.glusterfs`. `None` if its mount is not visible to this process.
 ///
 /// # Errors
-/// `/proc` cannot be read.
+/// When `/proc` cannot be read.
 pub fn filesystem_type(file: impl AsFd) -> io::Result<Option<String>> {
     let descriptor = file.as_fd().as_raw_fd();
     let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{descriptor}"))?;
@@ -27,7 +28,7 @@ pub fn filesystem_type(file: impl AsFd) -> io::Result<Option<String>> {
 /// The running kernel's release (`uname -r`).
 ///
 /// # Errors
-/// `/proc` cannot be read.
+/// When `/proc` cannot be read.
 pub fn kernel_release() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
         .trim()

@@ -1,11 +1,11 @@
 //! The time of day.
 //!
-//! Two clocks: one that costs nothing and moves with the timer's tick, for what people read; and the
-//! one that the kernel stamps files by. Since Linux 6.13 the latter never falls behind a time of
-//! finer grain that some filesystem has handed out ("multigrain timestamps"), and no system call
-//! reads it. So a file in memory is stamped and looked at: its time is not before any that a file
-//! was given before, and none that the kernel gives later is before it. On older kernels that file
-//! is stamped by the tick, as all others are.
+//! There are two clocks: a cheap one that advances with the timer's tick, for times shown to
+//! people; and the one that the kernel stamps files with. Since Linux 6.13 the latter never falls
+//! behind a finer-grained time that a filesystem has used ("multigrain timestamps"), and no system
+//! call reads it. So a file in memory is stamped and its time is read: that time is not earlier
+//! than any time given to a file before, and no later file time is earlier. On older kernels the
+//! file is stamped with the tick, as all others are.
 
 use std::fs::File;
 use std::io;
@@ -13,14 +13,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::OnceLock;
 
-/// False for a time that only a clock shows which nobody has set, in seconds since 1970: in that
-/// year, or before.
+/// False for a time from a clock that was never set, in seconds since 1970: within the first year,
+/// or before.
 pub fn is_set(secs: i64) -> bool {
     secs >= 365 * 24 * 3600
 }
 
 /// `CLOCK_REALTIME_COARSE` (clock_gettime(2)): seconds since 1970 and nanoseconds below 10^9. Linux
-/// moves it with the timer's tick. The epoch where the clock cannot be read.
+/// advances it with the timer's tick. The epoch if the clock cannot be read.
 pub fn coarse_time() -> (i64, u32) {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -34,9 +34,9 @@ pub fn coarse_time() -> (i64, u32) {
     }
 }
 
-/// The time that a file would be given now, in the order of all times that the kernel gives to files:
-/// seconds since 1970 and nanoseconds below 10^9. About a microsecond. [`coarse_time`] where no file
-/// in memory can be made.
+/// The time that the kernel would give a file now, in order with all times that it gives files:
+/// seconds since 1970 and nanoseconds below 10^9. Takes about a microsecond. [`coarse_time`] if no
+/// file in memory can be created.
 pub fn file_time() -> (i64, u32) {
     static STAMPED: OnceLock<Option<File>> = OnceLock::new();
     STAMPED
@@ -52,7 +52,7 @@ fn memory_file() -> io::Result<File> {
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a descriptor that was just made, and belongs to nobody else.
+    // SAFETY: the descriptor was just created and nobody else owns it.
     Ok(unsafe { File::from_raw_fd(descriptor) })
 }
 

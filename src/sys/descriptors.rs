@@ -1,26 +1,28 @@
-//! Handing open descriptors to another process over a Unix socket (`SCM_RIGHTS`, unix(7)).
+//! Passes open descriptors to another process over a Unix socket (`SCM_RIGHTS`, unix(7)).
 //!
-//! What is handed over is the open file description itself: its locks are held until both sides
-//! have closed it.
+//! The open file description itself is passed: its locks are held until both sides have closed it.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-/// Most descriptors of one message.
+/// Limit on the descriptors of one message.
 pub const DESCRIPTORS_MAX: usize = 4;
 
 const RIGHTS_BYTES: usize = DESCRIPTORS_MAX * size_of::<RawFd>();
 
-/// Room for one control message with that many descriptors; more than CMSG_SPACE asks for.
+/// Buffer for one control message with that many descriptors; larger than CMSG_SPACE requires.
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 
 const _: () = assert!(size_of::<Control>() >= RIGHTS_BYTES + 32);
 
-/// Sends bytes, and with the first of them the descriptors, which stay open here. Returns how many
-/// bytes were taken.
+/// Sends bytes and, with the first of them, the descriptors, which stay open here. Returns the
+/// number of bytes sent.
+///
+/// # Errors
+/// `InvalidInput` for no bytes or too many descriptors, and failures of sendmsg(2).
 pub fn send(
     stream: &UnixStream,
     bytes: &[u8],
@@ -71,9 +73,12 @@ pub fn send(
     }
 }
 
-/// Waits for bytes; the descriptors that come with them are close-on-exec. Returns how many bytes
-/// came: none when the other end has closed. More descriptors than a message may have are closed,
-/// and an error.
+/// Waits for bytes. Descriptors that come with them are close-on-exec. Returns the number of bytes,
+/// 0 if the other end has closed. If there are more descriptors than a message may have, they are
+/// closed and the call fails.
+///
+/// # Errors
+/// `InvalidData` if there are more descriptors than a message may have, and failures of recvmsg(2).
 pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut control = Control([0; 64]);
     let mut part = libc::iovec {
@@ -105,8 +110,11 @@ pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<
     Ok((count, descriptors))
 }
 
-/// Waits for one message that carries a descriptor. `UnexpectedEof` when the other end closes
-/// without one.
+/// Waits for one message that carries a descriptor.
+///
+/// # Errors
+/// `UnexpectedEof` if the other end closes without sending one, `InvalidData` if the message has
+/// none.
 pub fn receive_one(stream: &UnixStream) -> io::Result<OwnedFd> {
     match receive(stream, &mut [0])? {
         (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -116,7 +124,7 @@ pub fn receive_one(stream: &UnixStream) -> io::Result<OwnedFd> {
     }
 }
 
-/// Takes every descriptor of a message that was received, so that none is left open.
+/// Takes every descriptor of a received message, so that none is left open.
 fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
     let mut taken = Vec::new();
     // SAFETY: the kernel filled in msg_control and msg_controllen; CMSG_FIRSTHDR and CMSG_NXTHDR
@@ -162,7 +170,7 @@ mod tests {
         let (count, mut got) = receive(&theirs, &mut bytes).unwrap();
         assert_eq!((&bytes[..count], got.len()), (&b"a line\n"[..], 2));
         let mut same = File::from(got.remove(0));
-        // The position is that of the one description.
+        // Both share the position of the one description.
         file.rewind().unwrap();
         let mut text = String::new();
         same.read_to_string(&mut text).unwrap();

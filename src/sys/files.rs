@@ -1,8 +1,8 @@
 //! Files and directories relative to an open directory.
 //!
-//! Names are single components wherever the caller says so; nothing here follows a symbolic link
-//! in the last component, except [`open_directory`], which takes a path that a person typed.
-//! Every descriptor is opened close-on-exec. Calls that a signal may interrupt are repeated.
+//! Names are single components unless stated otherwise. Nothing here follows a symbolic link in the
+//! last component, except [`open_directory`], which takes a path that a user typed. Every
+//! descriptor is close-on-exec. Interrupted calls are repeated.
 //!
 //! Source: POSIX.1-2017 `openat`, `renameat`, `linkat`, `unlinkat`, `mkdirat`, `fstatat`,
 //! `fdopendir`; Linux `fallocate(2)`, `FICLONE` of `ioctl_ficlone(2)`, `syncfs(2)`, `statvfs(3)`.
@@ -18,7 +18,7 @@ use std::ptr;
 
 use super::backing;
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileType {
     /// A plain file.
@@ -27,13 +27,13 @@ pub enum FileType {
     Directory,
     /// A symbolic link.
     SymbolicLink,
-    /// A pipe with a name.
+    /// A named pipe.
     Fifo,
     /// A socket.
     Socket,
     /// A block or character device.
     Device,
-    /// The filesystem does not say.
+    /// The filesystem does not report it.
     Unknown,
 }
 
@@ -63,10 +63,10 @@ impl FileType {
     }
 }
 
-/// What `stat` says.
+/// Attributes as reported by `stat`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stat {
-    /// What it is.
+    /// Its type.
     pub file_type: FileType,
     /// Length in bytes.
     pub len_bytes: u64,
@@ -76,16 +76,16 @@ pub struct Stat {
     pub inode: u64,
     /// Bytes allocated.
     pub allocated_bytes: u64,
-    /// The filesystem that it is on (`st_dev`).
+    /// The filesystem that contains it (`st_dev`).
     pub device: u64,
 }
 
-/// Room on a filesystem, in bytes.
+/// Space on a filesystem, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space {
-    /// All of it.
+    /// Total size.
     pub total_bytes: u64,
-    /// Free, in all.
+    /// Free space, including space reserved for root.
     pub free_bytes: u64,
     /// Free for unprivileged users.
     pub available_bytes: u64,
@@ -102,20 +102,30 @@ pub enum Access {
     CreateNew,
 }
 
-/// Opens a directory by a path that may hold symbolic links.
+/// Opens a directory by a path that may contain symbolic links.
+///
+/// # Errors
+/// When the path is no directory, or open(2) fails.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     open_raw(libc::AT_FDCWD, &path, libc::O_RDONLY | libc::O_DIRECTORY)
 }
 
 /// Opens the directory `name` in `dir`. A symbolic link is refused (ENOTDIR or ELOOP).
+///
+/// # Errors
+/// ENOTDIR or ELOOP for anything but a directory, and other failures of openat(2).
 pub fn open_directory_at(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     open_raw(dir.as_fd().as_raw_fd(), &CString::new(name)?, flags)
 }
 
-/// Opens the file `name` in `dir`. A symbolic link is refused (ELOOP), a pipe without a partner
-/// does not block, a terminal does not become the controlling one. The caller checks what it got.
+/// Opens the file `name` in `dir`. A symbolic link is refused (ELOOP), a pipe without a reader or
+/// writer does not block, and a terminal does not become the controlling one. The caller checks the
+/// type of the file.
+///
+/// # Errors
+/// When openat(2) fails, such as with ELOOP for a symbolic link.
 pub fn open_file_at(dir: impl AsFd, name: &str, access: Access) -> io::Result<File> {
     let flags = match access {
         Access::Read => libc::O_RDONLY,
@@ -137,7 +147,10 @@ fn open_raw(dir: libc::c_int, name: &CStr, flags: libc::c_int) -> io::Result<Own
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Renames an entry, replacing what is at the new place.
+/// Renames an entry, replacing an existing entry of the new name.
+///
+/// # Errors
+/// When renameat(2) fails.
 pub fn rename_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io::Result<()> {
     let (name, new_name) = (CString::new(name)?, CString::new(new_name)?);
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
@@ -145,7 +158,10 @@ pub fn rename_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> 
     check(unsafe { libc::renameat(from, name.as_ptr(), to, new_name.as_ptr()) }).map(drop)
 }
 
-/// Makes a hard link; a symbolic link is not followed.
+/// Creates a hard link; a symbolic link is not followed.
+///
+/// # Errors
+/// When linkat(2) fails.
 pub fn link_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io::Result<()> {
     let (name, new_name) = (CString::new(name)?, CString::new(new_name)?);
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
@@ -154,11 +170,17 @@ pub fn link_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io
 }
 
 /// Removes a name that is not a directory's.
+///
+/// # Errors
+/// When unlinkat(2) fails.
 pub fn unlink_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     remove_raw(dir, name, 0)
 }
 
 /// Removes an empty directory.
+///
+/// # Errors
+/// When unlinkat(2) fails, such as with ENOTEMPTY.
 pub fn remove_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     remove_raw(dir, name, libc::AT_REMOVEDIR)
 }
@@ -169,7 +191,10 @@ fn remove_raw(dir: impl AsFd, name: &str, flags: libc::c_int) -> io::Result<()> 
     check(unsafe { libc::unlinkat(dir.as_fd().as_raw_fd(), name.as_ptr(), flags) }).map(drop)
 }
 
-/// Makes a directory, mode 0700.
+/// Creates a directory with mode 0700.
+///
+/// # Errors
+/// When mkdirat(2) fails.
 pub fn make_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
     // SAFETY: the name is a NUL-terminated string and the descriptor is open for the call.
@@ -177,11 +202,17 @@ pub fn make_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
 }
 
 /// `lstat` of the entry `name` in `dir`.
+///
+/// # Errors
+/// When fstatat(2) fails, such as with ENOENT.
 pub fn stat_at(dir: impl AsFd, name: &str) -> io::Result<Stat> {
     stat_raw(dir, &CString::new(name)?, libc::AT_SYMLINK_NOFOLLOW)
 }
 
 /// `fstat`.
+///
+/// # Errors
+/// When fstat(2) fails.
 pub fn stat(file: impl AsFd) -> io::Result<Stat> {
     stat_raw(file, c"", libc::AT_EMPTY_PATH)
 }
@@ -210,26 +241,28 @@ fn stat_raw(dir: impl AsFd, name: &CStr, flags: libc::c_int) -> io::Result<Stat>
     })
 }
 
-/// Gives a range back to the filesystem; the length stays.
+/// Frees a range; the length stays.
+///
+/// # Errors
+/// When fallocate(2) fails; ENOTSUP if the filesystem cannot punch holes.
 pub fn punch_hole(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     allocate_raw(file, mode, offset, len_bytes)
 }
 
-/// Has an empty file of btrfs written where its blocks are, and not copied on write. That it cannot
-/// be does no harm.
+/// Disables copy-on-write for an empty file on btrfs. A failure is harmless.
 pub fn write_in_place(file: impl AsFd) {
     if backing::filesystem_type(&file).ok().flatten().as_deref() == Some("btrfs") {
         let flags = rustix::fs::ioctl_getflags(&file);
         let set = flags
             .and_then(|flags| rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::NOCOW));
         if let Err(error) = set {
-            tracing::debug!(%error, "a file stays one that is copied on write");
+            tracing::debug!(%error, "copy-on-write could not be disabled for a file");
         }
     }
 }
 
-/// Has a range read ahead. That it cannot be does no harm.
+/// Starts reading a range ahead. A failure is harmless.
 pub fn will_need(file: impl AsFd, offset: u64, len_bytes: u64) {
     if let (Ok(offset), Ok(len)) = (
         libc::off64_t::try_from(offset),
@@ -241,7 +274,11 @@ pub fn will_need(file: impl AsFd, offset: u64, len_bytes: u64) {
     }
 }
 
-/// Sets space aside for a range; the length stays.
+/// Preallocates space for a range; the length stays.
+///
+/// # Errors
+/// When fallocate(2) fails: ENOSPC if there is no space, ENOTSUP if the filesystem cannot
+/// preallocate.
 pub fn reserve(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
     allocate_raw(file, libc::FALLOC_FL_KEEP_SIZE, offset, len_bytes)
 }
@@ -259,6 +296,9 @@ fn allocate_raw(file: impl AsFd, mode: libc::c_int, offset: u64, len: u64) -> io
 }
 
 /// Makes `new`, an empty file, share the blocks of `old` until one of the two is written.
+///
+/// # Errors
+/// When the filesystem cannot share blocks between the two files.
 pub fn reflink(old: impl AsFd, new: impl AsFd) -> io::Result<()> {
     repeat(|| {
         // SAFETY: FICLONE takes a descriptor as its argument and no pointer; both are open for the
@@ -275,12 +315,18 @@ pub fn reflink(old: impl AsFd, new: impl AsFd) -> io::Result<()> {
 }
 
 /// Makes everything written to the filesystem of `file` durable.
+///
+/// # Errors
+/// When syncfs(2) fails, which includes writes that failed since the descriptor was opened.
 pub fn sync_filesystem(file: impl AsFd) -> io::Result<()> {
     // SAFETY: takes no pointers; the descriptor is open for the call.
     check(unsafe { libc::syncfs(file.as_fd().as_raw_fd()) }).map(drop)
 }
 
 /// `fsync`, of a directory too.
+///
+/// # Errors
+/// When fsync(2) fails.
 pub fn sync(file: impl AsFd) -> io::Result<()> {
     repeat(|| {
         // SAFETY: takes no pointers; the descriptor is open for the call.
@@ -289,7 +335,10 @@ pub fn sync(file: impl AsFd) -> io::Result<()> {
     .map(drop)
 }
 
-/// Room on the filesystem of `file`.
+/// Space on the filesystem of `file`.
+///
+/// # Errors
+/// When fstatvfs(3) fails.
 pub fn space(file: impl AsFd) -> io::Result<Space> {
     let mut out = MaybeUninit::<libc::statvfs64>::uninit();
     repeat(|| {
@@ -307,9 +356,12 @@ pub fn space(file: impl AsFd) -> io::Result<Space> {
     })
 }
 
-/// Names and types of all entries but `.` and `..`, in no particular order.
+/// Names and types of all entries except `.` and `..`, in no particular order.
+///
+/// # Errors
+/// When the directory cannot be opened or read.
 pub fn read_directory(dir: impl AsFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
-    // A description of its own: a duplicate would share its position with every other reader.
+    // A separate description: a duplicate would share its position with every other reader.
     let mut stream = DirectoryStream::open(open_directory_at(dir, ".")?)?;
     let mut entries = Vec::new();
     while let Some((name, file_type)) = stream.next()? {

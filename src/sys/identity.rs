@@ -1,4 +1,4 @@
-//! Who this process is.
+//! The user of this process.
 
 use std::ffi::{CStr, OsString};
 use std::mem::MaybeUninit;
@@ -18,8 +18,8 @@ pub fn real_user() -> u32 {
     unsafe { libc::getuid() }
 }
 
-/// The home directory that the user database has for a user; none where it has no such user, or no
-/// absolute path for it.
+/// The home directory of a user in the user database; `None` if there is no such user, or no
+/// absolute path.
 pub fn home_of(user: u32) -> Option<PathBuf> {
     const LARGEST_BYTES: usize = 1 << 20;
     let mut strings = vec![0u8; 4096];
@@ -44,7 +44,7 @@ pub fn home_of(user: u32) -> Option<PathBuf> {
         if error != 0 || found.is_null() {
             return None;
         }
-        // SAFETY: it was found, so the entry is filled in, and its strings are in the buffer and
+        // SAFETY: the call found the entry and filled it in, and its strings are in the buffer and
         // end with a NUL.
         let home = unsafe {
             let home = (*found).pw_dir;

@@ -1,12 +1,11 @@
-//! The signals by which somebody ends a command (Ctrl-C, `kill`, a closed terminal), noted instead
-//! of fatal while there is something to put right first: a terminal without echo, a file that is
-//! half written.
+//! The signals that end a command (Ctrl-C, `kill`, a closed terminal), noted instead of fatal while
+//! something has to be restored first: a terminal without echo, a partly written file.
 //!
-//! While a [`Watch`] lives, SIGINT, SIGQUIT, SIGTERM and SIGHUP are noted, and [`arrived`] says so.
-//! What is under way ends then with an error, so that everything is cleared as after any other
-//! failure, and at last the process ends by the very signal ([`end_as_asked`]), which is what its
-//! caller looks for. A second signal a second later ends it at once: whatever it waits for may
-//! never come.
+//! While a [`Watch`] exists, SIGINT, SIGQUIT, SIGTERM and SIGHUP are noted, and [`arrived`] reports
+//! them. The current work then ends with an error, so that everything is cleaned up as after any
+//! other failure, and finally the process ends by that same signal ([`exit_by_signal`]), which is
+//! what its caller expects. A second signal at least a second later ends the process at once: it
+//! may be waiting for something that never happens.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -18,9 +17,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 const SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP];
-/// From when on a further signal is not noted but fatal, in milliseconds.
+/// Time after which another signal is fatal, in milliseconds.
 const PATIENCE_MS: i64 = 1000;
-/// How soon a wait notices a signal that came to another thread, or just before it.
+/// Time in which a wait notices a signal that came to another thread, or just before it.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Number of the first signal that came; 0 for none.
@@ -34,17 +33,17 @@ static WATCHES: Mutex<Watches> = Mutex::new(Watches {
 
 struct Watches {
     count: usize,
-    /// What became of each signal before; none where it is ignored, and stays so (`nohup`).
+    /// The previous action of each signal; `None` if it is ignored and stays so (`nohup`).
     before: [Option<libc::sigaction>; SIGNALS.len()],
 }
 
-/// While it lives the signals are noted. There may be several.
+/// While this exists, the signals are noted. There may be several.
 #[must_use = "the signals are noted only while it lives"]
 #[derive(Debug)]
 pub struct Watch(());
 
 impl Watch {
-    /// Begins.
+    /// Begins to note the signals.
     pub fn begin() -> Self {
         let mut watches = WATCHES.lock();
         if watches.count == 0 {
@@ -73,7 +72,7 @@ impl Drop for Watch {
     }
 }
 
-/// Has a signal noted; what became of it before, or none where it is ignored.
+/// Makes a signal be noted. Returns its previous action, or `None` if it is ignored.
 fn note(signal: libc::c_int) -> Option<libc::sigaction> {
     let mut before = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null pointer asks only; the other is to memory of the right type, for which all
@@ -122,21 +121,21 @@ fn monotonic_ms() -> i64 {
     now.tv_sec * 1000 + now.tv_nsec / 1_000_000
 }
 
-/// The signal that has come while somebody watched.
+/// The signal that arrived during a watch, if any.
 pub fn arrived() -> Option<i32> {
     Some(ARRIVED.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
 }
 
-/// What a call ends with that a signal has ended. Not of the kind `Interrupted`, after which calls
-/// are made again.
+/// The error of a call that a signal has ended. It is not of the kind `Interrupted`, after which
+/// calls are repeated.
 pub fn interrupted() -> io::Error {
     io::Error::other("interrupted")
 }
 
-/// Waits until there is something to read, or the end of it.
+/// Waits until there is something to read, or the end of input.
 ///
 /// # Errors
-/// [`interrupted`] when a signal has come that was watched for.
+/// [`interrupted`] if a watched signal has arrived, and errors of `poll`.
 pub fn wait_readable(from: BorrowedFd<'_>) -> io::Result<()> {
     let mut wanted = libc::pollfd {
         fd: from.as_raw_fd(),
@@ -161,8 +160,9 @@ pub fn wait_readable(from: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Ends the process by the signal that has come, if one has. Called when everything is cleared.
-pub fn end_as_asked() {
+/// Ends the process by the signal that has arrived, if any. To be called when everything is cleaned
+/// up.
+pub fn exit_by_signal() {
     if let Some(signal) = arrived() {
         // SAFETY: plain numbers; no memory is passed.
         unsafe {

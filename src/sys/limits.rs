@@ -1,6 +1,6 @@
-//! What a process inherits from whoever starts it: limits, the mask of new files' modes, priority,
-//! working directory. A daemon lives longer than the session that it was started in, and a limit that
-//! was meant for a shell's commands would end it or lose data.
+//! What a process inherits from its parent: limits, the umask, priority, working directory. A
+//! daemon outlives the session in which it was started, and a limit that was meant for a shell's
+//! commands would end it or lose data.
 //!
 //! Source: getrlimit(2), umask(2), setpriority(2), signal(7).
 
@@ -10,13 +10,13 @@ use std::mem::MaybeUninit;
 /// A limit, as getrlimit(2) names it.
 type Resource = libc::__rlimit_resource_t;
 
-/// What a process may take is limited to this by default, where root can raise it.
+/// Target for the number of open files, which root can raise.
 const OPEN_FILES: libc::rlim_t = 1 << 16;
 
-/// Raises the limits of this process as far as it may. Where root may, more files can be open than
-/// the session was allowed.
+/// Raises the limits of this process as far as permitted. As root it may open more files than the
+/// session was allowed to.
 pub fn raise_limits() {
-    // Address space, data and CPU time end a process as surely as a file's size.
+    // Limits on address space, data and CPU time end a process as surely as one on file size.
     for resource in [
         libc::RLIMIT_FSIZE,
         libc::RLIMIT_CPU,
@@ -28,7 +28,7 @@ pub fn raise_limits() {
     raise(libc::RLIMIT_NOFILE, OPEN_FILES);
 }
 
-/// Sets the soft limit to the hard one, and that to `wanted` at least, where this is allowed.
+/// Sets the soft limit to the hard one, and that to at least `wanted` if permitted.
 fn raise(resource: Resource, wanted: libc::rlim_t) {
     let Ok(limit) = limit_of(resource) else {
         return;
@@ -43,12 +43,12 @@ fn raise(resource: Resource, wanted: libc::rlim_t) {
             ..limit
         };
         if let Err(error) = set_limit(resource, &allowed) {
-            tracing::debug!(resource, %error, "a limit stays as it is");
+            tracing::debug!(resource, %error, "a limit could not be raised");
         }
     }
 }
 
-/// How many files this process may have open.
+/// The number of files that this process may have open.
 pub fn open_files() -> u64 {
     limit_of(libc::RLIMIT_NOFILE).map_or(u64::MAX, |limit| limit.rlim_cur)
 }
@@ -71,15 +71,15 @@ fn set_limit(resource: Resource, limit: &libc::rlimit) -> io::Result<()> {
     }
 }
 
-/// A file that gets larger than `ulimit -f` allows is an error (EFBIG), not this process's end.
-pub fn outlive_large_files() {
+/// Makes exceeding `ulimit -f` an error (EFBIG) instead of the end of this process.
+pub fn ignore_file_size_signal() {
     // SAFETY: to ignore a signal runs nothing.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Keeps a mask that was inherited from taking the owner's own rights from what is made: a volume
-/// that its owner cannot open again.
-pub fn keep_owners_rights() {
+/// Prevents an inherited umask from removing the owner's own permissions from new files: a volume
+/// that its owner could not open again.
+pub fn keep_owner_mode_bits() {
     const OWNER: libc::mode_t = 0o700;
     // SAFETY: plain numbers. No other thread runs yet that could make a file in between.
     unsafe {
@@ -88,9 +88,9 @@ pub fn keep_owners_rights() {
     }
 }
 
-/// Takes back a priority that was lowered for the command that started this (nice(1)), where that is
-/// allowed: everybody who uses the mount would wait with it.
-pub fn normal_priority() {
+/// Restores a priority that was lowered for the command that started this process (nice(1)), if
+/// permitted: all users of the mount would wait with it.
+pub fn restore_priority() {
     // SAFETY: plain numbers; 0 means this process.
     let refused = unsafe {
         // -1 is a priority too; a lower number is a higher one, which is left.
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn soft_limits_become_hard_ones() {
-        // Of all that could be raised, what no other test depends on.
+        // A limit that no other test depends on.
         let before = limit_of(libc::RLIMIT_FSIZE).unwrap();
         raise_limits();
         let after = limit_of(libc::RLIMIT_FSIZE).unwrap();

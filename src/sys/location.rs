@@ -1,9 +1,9 @@
-//! A place in the tree of mounts that stays what it is, whatever is renamed or mounted meanwhile.
+//! A handle of a location in the mount tree that stays the same whatever is renamed or mounted
+//! meanwhile.
 //!
-//! It is an `O_PATH` descriptor, and what is asked of it is asked in a way that never reaches the
-//! filesystem: one that hangs, that is dead, or that does not let this user in answers nothing and
-//! keeps nobody waiting. (The way there is an ordinary walk: it does ask the filesystems that hold
-//! the directories of the path.)
+//! It is an `O_PATH` descriptor, and queries on it never reach the filesystem. A filesystem that
+//! hangs, is dead, or denies access to this user therefore cannot block this process. (Opening it
+//! is an ordinary path walk, which does access the filesystems of the path's directories.)
 //!
 //! Source: open(2) `O_PATH`; statx(2) of Linux 5.8: `STATX_MNT_ID`, `STATX_ATTR_MOUNT_ROOT`. With
 //! an empty mask the kernel gives device and mount alone, to everybody.
@@ -15,58 +15,70 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// See the module's first lines.
+/// An `O_PATH` handle of a location in the mount tree.
 #[derive(Debug)]
 pub struct Location(OwnedFd);
 
-/// What the kernel knows of a location without asking the filesystem.
+/// Properties of a location that the kernel knows without asking the filesystem.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LocationInfo {
     /// Device number of the filesystem, as `stat` has it.
     pub device: u64,
     /// Number of the mount, as `/proc/self/mountinfo` has it.
     pub mount_id: u64,
-    /// It is where that mount begins: the mount point, seen from above.
+    /// True for the root of that mount, as seen from the mount point.
     pub is_mount_root: bool,
 }
 
-/// What a filesystem last said of a file.
+/// The cached attributes of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Identity {
     /// Device number.
     pub device: u64,
     /// Inode number.
     pub inode: u64,
-    /// Who owns it.
+    /// Its owner.
     pub owner: u32,
-    /// It is a directory.
+    /// True for a directory.
     pub is_directory: bool,
 }
 
 impl Location {
-    /// Where a path leads to. Symbolic links are followed.
+    /// Opens the location of a path. Symbolic links are followed.
+    ///
+    /// # Errors
+    /// When open(2) fails.
     pub fn open(path: &Path) -> io::Result<Self> {
         open_path(libc::AT_FDCWD, path, 0)
     }
 
-    /// The entry `name` of a directory; a symbolic link is the link itself.
+    /// Opens the entry `name` of a directory; a symbolic link is not followed.
+    ///
+    /// # Errors
+    /// When openat(2) fails.
     pub fn open_at(dir: impl AsFd, name: &Path) -> io::Result<Self> {
         open_path(dir.as_fd().as_raw_fd(), name, libc::O_NOFOLLOW)
     }
 
-    /// Device and mount.
+    /// Device and mount of the location.
+    ///
+    /// # Errors
+    /// `Unsupported` before Linux 5.8, and failures of statx(2).
     pub fn info(&self) -> io::Result<LocationInfo> {
         location_info(&self.0)
     }
 
-    /// A path that leads here and nowhere else while this is open.
+    /// A path that leads only here while this is open.
     pub fn fixed_path(&self) -> PathBuf {
         fixed_path(&self.0)
     }
 }
 
-/// Device, inode and owner of an open file, as the kernel remembers them: a FUSE filesystem is not
-/// asked, and so cannot keep this process waiting, which nothing would end then.
+/// Device, inode and owner of an open file, as cached by the kernel. A FUSE filesystem is not
+/// asked, so it cannot block this process uninterruptibly.
+///
+/// # Errors
+/// When statx(2) fails.
 pub fn identity(file: impl AsFd) -> io::Result<Identity> {
     let out = statx(file, libc::STATX_BASIC_STATS)?;
     Ok(Identity {
@@ -91,7 +103,10 @@ fn statx(file: impl AsFd, mask: libc::c_uint) -> io::Result<libc::statx> {
     Ok(unsafe { out.assume_init() })
 }
 
-/// Device and mount of what is open.
+/// Device and mount of an open file.
+///
+/// # Errors
+/// `Unsupported` before Linux 5.8, and failures of statx(2).
 pub fn location_info(file: impl AsFd) -> io::Result<LocationInfo> {
     let out = statx(file, 0)?;
     let root = libc::STATX_ATTR_MOUNT_ROOT as u64;
@@ -112,7 +127,7 @@ impl AsFd for Location {
     }
 }
 
-/// A path that leads to what is open there and nowhere else while it is.
+/// A path that leads only to this open file while it is open.
 pub fn fixed_path(descriptor: impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()))
 }

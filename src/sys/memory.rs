@@ -1,11 +1,11 @@
-//! Memory that must not reach swap or a core dump.
+//! Memory that must not reach swap or core dumps.
 //!
-//! Each secret has pages of its own from `mmap`, so that locking, exempting from dumps and
-//! unlocking never touch a neighbour, and so that moving the owner moves a pointer and leaves no
-//! copy behind. A process that this one forks has zeros there (`MADV_WIPEONFORK`, Linux 4.14).
-//! Locking (`mlock`) and exempting (`MADV_DONTDUMP`) are best effort: without the
-//! right or the room to lock (`RLIMIT_MEMLOCK`), the secret is held unlocked rather than not at
-//! all. Every byte is zeroised before the pages go back.
+//! Each secret has its own pages from `mmap`, so that locking, excluding from dumps and unlocking
+//! never affect a neighbour, and moving the owner moves a pointer and leaves no copy behind. A
+//! forked process sees zeros there (`MADV_WIPEONFORK`, Linux 4.14). Locking (`mlock`) and excluding
+//! (`MADV_DONTDUMP`) are best effort: without the permission or the quota to lock
+//! (`RLIMIT_MEMLOCK`), the secret is held in unlocked memory. Every byte is zeroised before the
+//! pages are freed.
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 
 use zeroize::Zeroize;
 
-/// Bytes of a secret, in pages of their own.
+/// The bytes of a secret, in separate pages.
 pub struct SecretMemory {
     start: NonNull<u8>,
     len_bytes: usize,
@@ -28,11 +28,10 @@ unsafe impl Send for SecretMemory {}
 unsafe impl Sync for SecretMemory {}
 
 impl SecretMemory {
-    /// Zeroed memory for a secret of `len_bytes` bytes (at least one page is taken).
+    /// Allocates zeroed memory for a secret of `len_bytes` bytes (at least one page).
     ///
     /// # Errors
-    /// When the machine has no memory to give. Not being allowed to lock is no error: see
-    /// [`Self::is_locked`].
+    /// When there is no memory. Failing to lock it is no error: see [`Self::is_locked`].
     pub fn zeroed(len_bytes: usize) -> io::Result<Self> {
         let page_bytes = page_bytes();
         let mapped_bytes = len_bytes
@@ -71,10 +70,10 @@ impl SecretMemory {
         })
     }
 
-    /// Memory with a copy of `bytes`; the caller zeroises his.
+    /// Allocates a copy of `bytes`; the caller zeroises the original.
     ///
     /// # Errors
-    /// As [`Self::zeroed`].
+    /// When there is no memory.
     pub fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let mut memory = Self::zeroed(bytes.len())?;
         memory.expose_mut().copy_from_slice(bytes);
@@ -88,13 +87,13 @@ impl SecretMemory {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len_bytes) }
     }
 
-    /// The secret, to fill it.
+    /// The secret, for filling it.
     pub fn expose_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `expose`, and `&mut self` makes this the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len_bytes) }
     }
 
-    /// True when the pages are locked and so never reach swap.
+    /// True if the pages are locked and so never reach swap.
     pub fn is_locked(&self) -> bool {
         self.locked
     }
@@ -118,11 +117,11 @@ impl fmt::Debug for SecretMemory {
 }
 
 /// Keeps this process's memory out of core dumps and away from other processes of the same user:
-/// clears the dumpable flag (prctl(2), `PR_SET_DUMPABLE`; it also hides `/proc/self/mem` and
-/// refuses ptrace) and sets the core size limit to zero, for good.
+/// permanently clears the dumpable flag (prctl(2), `PR_SET_DUMPABLE`; this also hides
+/// `/proc/self/mem` and refuses ptrace) and sets the core size limit to zero.
 ///
 /// # Errors
-/// What the kernel says. A caller that goes on regardless should warn.
+/// When the kernel refuses. A caller that continues should warn.
 pub fn disable_core_dumps() -> io::Result<()> {
     let limit = libc::rlimit {
         rlim_cur: 0,
@@ -140,7 +139,7 @@ pub fn disable_core_dumps() -> io::Result<()> {
     Ok(())
 }
 
-/// Size of a page of memory; 4096 where the system does not say.
+/// Size of a memory page; 4096 if the system does not report it.
 fn page_bytes() -> usize {
     // SAFETY: sysconf takes a number and returns one.
     let answer = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };

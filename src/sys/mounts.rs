@@ -9,9 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// Flags of a mount that every filesystem knows.
+/// Mount flags that every filesystem supports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "mount(8) names them")]
 pub struct MountFlags {
     pub read_only: bool,
     pub nodev: bool,
@@ -54,22 +54,28 @@ fn c_string(bytes: &[u8]) -> io::Result<CString> {
 }
 
 /// Opens the FUSE device.
+///
+/// # Errors
+/// When the device does not exist, or this process may not open it.
 pub fn open_fuse_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse")
 }
 
-/// Whether this process's real user may write to a path (access(2)).
+/// True if this process's real user may write to a path (access(2)).
 ///
 /// # Errors
-/// The path has a zero byte.
+/// When the path contains a zero byte.
 pub fn may_write(path: &Path) -> io::Result<bool> {
     let path = c_string(path.as_os_str().as_bytes())?;
     // SAFETY: the pointer is to a NUL-terminated string that outlives the call.
     Ok(unsafe { libc::access(path.as_ptr(), libc::W_OK) } == 0)
 }
 
-/// `mount(2)` of a FUSE filesystem; `data` is the kernel's own option string without `fd=`.
-/// Needs CAP_SYS_ADMIN.
+/// Mounts a FUSE filesystem (`mount(2)`); `data` is the kernel's option string without `fd=`. Needs
+/// CAP_SYS_ADMIN.
+///
+/// # Errors
+/// `InvalidInput` for a zero byte in an argument, and failures of mount(2).
 pub fn mount_fuse(
     device: &File,
     source: &[u8],
@@ -92,9 +98,12 @@ pub fn mount_fuse(
     })
 }
 
-/// Changes the flags of what is mounted at `dir`, of the filesystem and of the mount alike.
+/// Changes the flags of the mount at `dir`, of the filesystem and of the mount alike.
+///
+/// # Errors
+/// `InvalidInput` for a zero byte in the path, and failures of mount(2).
 pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
-    // Without a word on access times the kernel keeps what it has.
+    // Without a flag for access times the kernel keeps the current setting.
     let times = match (flags.noatime, flags.strictatime) {
         (false, false) => libc::MS_RELATIME,
         _ => 0,
@@ -112,19 +121,22 @@ pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
     })
 }
 
-/// How to unmount what is, or may be, in use.
+/// How to unmount a filesystem that may be in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Detach {
-    /// EBUSY while it is in use.
+    /// Fail with EBUSY while it is in use.
     No,
-    /// Detach now, end when the last user has gone (`MNT_DETACH`).
+    /// Detach now, and end when the last user is gone (`MNT_DETACH`).
     Lazy,
-    /// Whoever waits for an answer of the daemon gets an error, what it did not write is lost
+    /// Requests that wait for the daemon fail, and data that it did not write is lost
     /// (`MNT_FORCE`); EBUSY while it is in use.
     Abort,
 }
 
-/// `umount2(2)`, symbolic links not followed.
+/// Unmounts (`umount2(2)`) without following symbolic links.
+///
+/// # Errors
+/// `InvalidInput` for a zero byte in the path, and failures of umount2(2), such as EBUSY.
 pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
     let dir = c_string(dir.as_os_str().as_bytes())?;
     let flags = libc::UMOUNT_NOFOLLOW
@@ -137,16 +149,19 @@ pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
     check(unsafe { libc::umount2(dir.as_ptr(), flags) })
 }
 
-/// Goes over to the mount namespace that the file stands for (`/proc/PID/ns/mnt`). Only a process
-/// with one thread may.
+/// Enters the mount namespace of the file (`/proc/PID/ns/mnt`). Only possible for a process with a
+/// single thread.
+///
+/// # Errors
+/// When the file cannot be opened, or setns(2) fails.
 pub fn enter_mount_namespace(namespace: &Path) -> io::Result<()> {
     let file = File::open(namespace)?;
     // SAFETY: a descriptor that is open and a flag.
     check(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNS) })
 }
 
-/// Lets the program that `command` will run inherit the descriptor, which stays close-on-exec in
-/// this process.
+/// Lets the program that `command` starts inherit the descriptor, which stays close-on-exec in this
+/// process.
 pub fn pass_descriptor(command: &mut Command, descriptor: RawFd) {
     // SAFETY: the closure runs between fork and exec and makes nothing but one system call, which
     // is async-signal-safe.

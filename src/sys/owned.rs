@@ -1,4 +1,4 @@
-//! Files of this program's own in directories where somebody else may have put something.
+//! Opens this program's files in directories where other users may have put something.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -13,14 +13,14 @@ use rustix::io::Errno;
 
 use super::identity::effective_user;
 
-/// Symbolic links that one path may lead through, as many as the kernel follows.
+/// Limit on the symbolic links in one path, as in the kernel.
 const LINKS_MAX: usize = 40;
 const LOOK_UP: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
-/// Whether nobody but root and this user decides what a name leads to: the directory that it is in
-/// is theirs and no others write to it, and nobody else can put another one in its place.
-pub fn is_ours(path: &Path) -> bool {
-    Parent::of(path).is_ok_and(|parent| parent.is_ours)
+/// True if only root and this user decide what a path leads to: its directory belongs to them and
+/// is not writable for others, and nobody else can replace it.
+pub fn is_controlled_by_us(path: &Path) -> bool {
+    Parent::of(path).is_ok_and(|parent| parent.is_controlled_by_us)
 }
 
 fn is_trusted(user: u32) -> bool {
@@ -31,13 +31,13 @@ fn refused(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, why.into())
 }
 
-/// The directory of a path's last name, opened once: whatever is renamed on the way there
-/// meanwhile, what was found out of it is true of the directory that the name is then opened in.
+/// The directory of a path's last name, opened once: whatever is renamed meanwhile, what was
+/// determined holds for the directory in which the name is then opened.
 struct Parent {
     dir: OwnedFd,
     name: OsString,
-    /// See [`is_ours`].
-    is_ours: bool,
+    /// Only root and this user decide what the path leads to.
+    is_controlled_by_us: bool,
 }
 
 impl Parent {
@@ -46,15 +46,15 @@ impl Parent {
         Self::walk(root, true, &std::path::absolute(path)?)
     }
 
-    /// The same of what the name leads to, which is a symbolic link.
+    /// The parent of the target of the name, which is a symbolic link.
     fn of_target(self) -> io::Result<Self> {
         let target = rustix::fs::readlinkat(&self.dir, &self.name, Vec::new())?;
         let target = OsString::from_vec(target.into_bytes());
-        Self::walk(self.dir, self.is_ours, Path::new(&target))
+        Self::walk(self.dir, self.is_controlled_by_us, Path::new(&target))
     }
 
-    /// Name by name, since every directory that a name is looked up in decides where that leads.
-    fn walk(mut dir: OwnedFd, mut is_ours: bool, path: &Path) -> io::Result<Self> {
+    /// Name by name, since every directory in which a name is looked up decides where it leads.
+    fn walk(mut dir: OwnedFd, mut is_controlled_by_us: bool, path: &Path) -> io::Result<Self> {
         let Some(name) = path.file_name() else {
             return Err(io::ErrorKind::IsADirectory.into());
         };
@@ -62,7 +62,7 @@ impl Parent {
         push_steps(&mut steps, path.parent().unwrap_or(Path::new("")));
         let mut links = 0;
         while let Some(step) = steps.pop() {
-            is_ours &= is_way_ours(&rustix::fs::fstat(&dir)?);
+            is_controlled_by_us &= is_trusted_directory(&rustix::fs::fstat(&dir)?);
             match enter(&dir, &step)? {
                 Step::Directory(next) => dir = next,
                 Step::Link(target) => {
@@ -75,9 +75,13 @@ impl Parent {
             }
         }
         let found = rustix::fs::fstat(&dir)?;
-        is_ours &= is_trusted(found.st_uid) && found.st_mode & 0o022 == 0;
+        is_controlled_by_us &= is_trusted(found.st_uid) && found.st_mode & 0o022 == 0;
         let name = name.to_owned();
-        Ok(Self { dir, name, is_ours })
+        Ok(Self {
+            dir,
+            name,
+            is_controlled_by_us,
+        })
     }
 
     fn open(&self, flags: OFlags) -> rustix::io::Result<File> {
@@ -92,7 +96,7 @@ enum Step {
     Link(OsString),
 }
 
-/// One name further. As a directory first, which has an automounter mount it.
+/// Looks up one name. Tried as a directory first, which triggers an automounter.
 fn enter(dir: &OwnedFd, name: &OsStr) -> io::Result<Step> {
     let flags = LOOK_UP | OFlags::NOFOLLOW;
     match rustix::fs::openat(dir, name, flags | OFlags::DIRECTORY, Mode::empty()) {
@@ -114,30 +118,30 @@ fn enter(dir: &OwnedFd, name: &OsStr) -> io::Result<Step> {
     Ok(Step::Link(OsString::from_vec(target.into_bytes())))
 }
 
-/// Puts the names of a path on the stack of those to look up; the first comes off first.
+/// Pushes the names of a path on the stack of names to look up; the first name is popped first.
 fn push_steps(steps: &mut Vec<OsString>, path: &Path) {
     let names = path.components().rev();
     let names = names.filter(|name| *name != Component::CurDir);
     steps.extend(names.map(|name| name.as_os_str().to_owned()));
 }
 
-/// Whether others can put nothing in the place of what root and this user have in a directory. In a
-/// sticky one that is so, and what they have added belongs to them.
-fn is_way_ours(dir: &Stat) -> bool {
+/// True if others cannot replace entries of root and this user in a directory. That holds in a
+/// sticky directory too, where entries added by others belong to them.
+fn is_trusted_directory(dir: &Stat) -> bool {
     let is_sticky = dir.st_mode & libc::S_ISVTX != 0;
     is_trusted(dir.st_uid) && (dir.st_mode & 0o022 == 0 || is_sticky)
 }
 
-/// Opens what is written to where it lies: a pipe, which waits for its reader, or a device. A link
-/// that others may have put there is not followed, and what is there has to be root's or this
-/// user's.
+/// Opens an existing pipe, which waits for its reader, or a device for writing. A link that others
+/// may have put there is not followed, and the file must belong to root or this user.
 ///
 /// # Errors
-/// What the operating system refuses; permission denied for what others may have put there.
+/// When the operating system refuses, and permission denied for a file that others may have put
+/// there.
 pub fn open_to_write(path: &Path) -> io::Result<File> {
     let parent = Parent::of(path)?;
-    let links = match parent.is_ours {
-        // Left to the kernel: those of `/proc/self/fd` lead where no path does.
+    let links = match parent.is_controlled_by_us {
+        // Left to the kernel: links in `/proc/self/fd` lead where no path does.
         true => OFlags::empty(),
         false => OFlags::NOFOLLOW,
     };
@@ -149,12 +153,13 @@ pub fn open_to_write(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a plain file to append to, or creates it with mode 0600. No link is followed, and a pipe
+/// Opens a plain file for appending, or creates it with mode 0600. No link is followed, and a pipe
 /// does not block.
 ///
 /// # Errors
-/// As [`open_to_write`]; permission denied also for a symbolic link of the user's own, for what is
-/// no plain file, and for a file with a second name that others may have given it.
+/// When the operating system refuses; permission denied for a file that others may have put there,
+/// for a symbolic link, for anything but a plain file, and for a file with a second name that
+/// others may have given it.
 pub fn open_to_append(path: &Path) -> io::Result<File> {
     open_plain(&Parent::of(path)?).map_err(|error| match error.raw_os_error() {
         Some(libc::ELOOP) => refused("it is a symbolic link"),
@@ -162,17 +167,19 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
     })
 }
 
-/// As [`open_to_append`], but a symbolic link that only root and this user can have put there may
-/// lead to the file.
+/// Opens a plain file for appending, or creates it with mode 0600. A symbolic link to the file is
+/// followed if only root and this user can have put it there.
 ///
 /// # Errors
-/// As [`open_to_append`], but for such a link.
+/// When the operating system refuses; permission denied for a file or a link that others may have
+/// put there, for anything but a plain file, and for a file with a second name that others may have
+/// given it.
 pub fn open_link_to_append(path: &Path) -> io::Result<File> {
     let mut parent = Parent::of(path)?;
     for _ in 0..LINKS_MAX {
         match open_plain(&parent) {
             Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-                if !parent.is_ours {
+                if !parent.is_controlled_by_us {
                     return Err(refused(LINK_OF_OTHERS));
                 }
                 parent = parent.of_target()?;
@@ -196,12 +203,12 @@ fn open_plain(parent: &Parent) -> io::Result<File> {
         result => result.map_err(io::Error::from),
     }?;
     let metadata = file.metadata()?;
-    // `/dev/null` takes whatever it is given; a terminal or a pipe makes its writer wait.
+    // `/dev/null` accepts everything; a terminal or a pipe would make its writer wait.
     if !metadata.is_file() && !is_null_device(&metadata) {
         return Err(refused(NOT_PLAIN));
     }
     check_owner(&file)?;
-    if metadata.nlink() > 1 && !parent.is_ours {
+    if metadata.nlink() > 1 && !parent.is_controlled_by_us {
         return Err(refused(
             "it has other names, and others write to its directory",
         ));
@@ -242,17 +249,17 @@ mod tests {
     }
 
     #[test]
-    fn links_and_files_of_others_are_not_written_to() {
+    fn links_and_files_of_other_users_are_not_written_to() {
         let dir = tempfile::tempdir().unwrap();
         let (prize, link) = (dir.path().join("prize"), dir.path().join("link"));
         std::fs::write(&prize, "kept").unwrap();
         symlink("prize", &link).unwrap();
         let opens = [open_to_write, open_link_to_append];
         for open in opens {
-            assert!(is_ours(&link) && open(&link).is_ok());
+            assert!(is_controlled_by_us(&link) && open(&link).is_ok());
         }
         share(dir.path(), 0o1777);
-        assert!(!is_ours(&link));
+        assert!(!is_controlled_by_us(&link));
         for open in opens {
             let error = open(&link).unwrap_err();
             assert!(error.to_string().contains("symbolic link"), "{error}");
@@ -299,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn links_of_the_own_lead_on_and_are_looked_at_one_by_one() {
+    fn own_links_are_followed_and_checked_one_by_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         std::fs::create_dir(path("inner")).unwrap();
@@ -320,16 +327,16 @@ mod tests {
     }
 
     #[test]
-    fn whoever_writes_above_decides_what_a_name_leads_to() {
+    fn a_writable_parent_directory_is_not_trusted() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("outer/inner");
         std::fs::create_dir_all(&inner).unwrap();
         let file = inner.join("file");
-        assert!(is_ours(&file));
+        assert!(is_controlled_by_us(&file));
         share(dir.path(), 0o1777);
-        assert!(is_ours(&file));
+        assert!(is_controlled_by_us(&file));
         share(dir.path(), 0o777);
-        assert!(!is_ours(&file));
+        assert!(!is_controlled_by_us(&file));
         share(dir.path(), 0o700);
         if effective_user() == 0 {
             symlink(&inner, dir.path().join("way")).unwrap();
@@ -339,11 +346,11 @@ mod tests {
             let error = open_to_append(&by_link).unwrap_err();
             assert!(error.to_string().contains("4711"), "{error}");
             chown(dir.path().join("outer"), Some(4711), None).unwrap();
-            assert!(!is_ours(&file));
+            assert!(!is_controlled_by_us(&file));
         }
     }
 
-    /// Somebody exchanges a directory of theirs and a link to one of ours, again and again.
+    /// Another user repeatedly exchanges their directory and a link to one of ours.
     #[test]
     fn a_directory_that_is_exchanged_meanwhile_leads_to_no_file_of_ours() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,12 +1,12 @@
-//! Asking a filesystem that may never answer, by a process that nobody has to wait for.
+//! Probes a filesystem that may never respond, in a process that nobody has to wait for.
 //!
-//! A thread is not enough: one that waits for a FUSE daemon which has read its request cannot be
-//! killed, and the whole process would not end before the daemon does. A process of its own is left
-//! behind alone. It has no descriptor of this one, and secrets are zeros in it
+//! A thread is not enough: a thread that waits for a FUSE daemon which has read its request cannot
+//! be killed, and the whole process would not end before the daemon does. A separate process is
+//! left behind alone. It has no descriptor of this process, and secrets are zeros in it
 //! ([`super::memory`]).
 //!
-//! Between `fork(2)` and `_exit(2)` it makes nothing but system calls: other threads may have held
-//! locks when this one forked (signal-safety(7)).
+//! Between `fork(2)` and `_exit(2)` it makes only system calls: other threads may have held locks
+//! during the fork (signal-safety(7)).
 
 use std::ffi::CString;
 use std::io;
@@ -16,10 +16,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::patience::within;
+use super::deadline::within;
 
-/// Asks the filesystem of an open descriptor for its statistics; `None` when it does not answer
-/// within the time. A FUSE filesystem whose daemon is dead answers `ENOTCONN`.
+/// Asks the filesystem of an open descriptor for its statistics; `None` if it does not respond in
+/// time. A FUSE filesystem whose daemon is dead responds with `ENOTCONN`.
 pub fn statistics(of: BorrowedFd<'_>, limit: Duration) -> Option<io::Result<()>> {
     let of = match of.try_clone_to_owned() {
         Ok(of) => of,
@@ -45,9 +45,9 @@ pub fn statistics(of: BorrowedFd<'_>, limit: Duration) -> Option<io::Result<()>>
     }))
 }
 
-/// Looks at a directory, or at the nearest one above it that there is, and reads the beginning of a
-/// plain file in it. True when all of that was answered within the time, whatever the answers were.
-pub fn answers(directory: &Path, file: &str, limit: Duration) -> bool {
+/// Examines a directory, or its nearest existing ancestor, and reads the beginning of a plain file
+/// in it. True if all of that was answered in time, whatever the answers were.
+pub fn responds(directory: &Path, file: &str, limit: Duration) -> bool {
     let paths: Result<Vec<CString>, _> = directory
         .ancestors()
         .map(|path| CString::new(path.as_os_str().as_bytes()))
@@ -55,7 +55,7 @@ pub fn answers(directory: &Path, file: &str, limit: Duration) -> bool {
     let (Ok(paths), Ok(file)) = (paths, CString::new(file)) else {
         return false;
     };
-    // The thread waits for the process, and collects it whenever it ends.
+    // The thread waits for the process and reaps it whenever it ends.
     let ended = within(limit, move || {
         in_process(|| {
             ask(&paths, &file);
@@ -65,8 +65,8 @@ pub fn answers(directory: &Path, file: &str, limit: Duration) -> bool {
     matches!(ended, Some(Ok(0)))
 }
 
-/// True when the way to a path was walked within the time, whatever came of it.
-pub fn leads(path: &Path, limit: Duration) -> bool {
+/// True if the path was resolved in time, with whatever result.
+pub fn resolves(path: &Path, limit: Duration) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return true;
     };
@@ -83,7 +83,7 @@ pub fn leads(path: &Path, limit: Duration) -> bool {
     ended.is_some()
 }
 
-/// Forks, and waits for the process that asks: its exit code. What it does must be system calls only.
+/// Forks, waits for the child, and returns its exit code. The closure may make only system calls.
 fn in_process(ask: impl FnOnce() -> libc::c_int) -> io::Result<libc::c_int> {
     // SAFETY: the child runs `ask` alone, which makes system calls only, and then ends.
     let child = unsafe { libc::fork() };
@@ -112,12 +112,12 @@ fn in_process(ask: impl FnOnce() -> libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// In the child: no allocation, no lock, no panic.
+/// Runs in the child: no allocation, no lock, no panic.
 fn ask(paths: &[CString], file: &CString) {
     let mut byte = [0u8; 1];
     let mut space = MaybeUninit::<libc::statvfs64>::uninit();
-    // SAFETY: numbers, NUL-terminated strings, and memory of this function. The descriptors that are
-    // closed are the child's copies; it opens its own afterwards.
+    // SAFETY: numbers, NUL-terminated strings, and memory of this function. The descriptors that
+    // are closed are the child's copies; it opens its own afterwards.
     unsafe {
         close_from(0);
         for path in paths {
@@ -129,7 +129,7 @@ fn ask(paths: &[CString], file: &CString) {
             let mut found = MaybeUninit::<libc::stat64>::zeroed();
             let nofollow = libc::AT_SYMLINK_NOFOLLOW;
             libc::fstatat64(directory, file.as_ptr(), found.as_mut_ptr(), nofollow);
-            // All zero where there is none. Opening a device may do something.
+            // All zero if there is none. Opening a device might have an effect.
             if found.assume_init().st_mode & libc::S_IFMT == libc::S_IFREG {
                 let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
                 let file = libc::openat(directory, file.as_ptr(), flags);
@@ -140,9 +140,9 @@ fn ask(paths: &[CString], file: &CString) {
     }
 }
 
-/// In the child: closes its copies of all descriptors from that one on.
+/// Runs in the child: closes its copies of all descriptors from `first` on.
 fn close_from(first: libc::c_uint) {
-    /// As many as a process has unless it asks for more.
+    /// The default limit of open descriptors.
     const DESCRIPTORS: libc::c_uint = 1024;
     let flags: libc::c_uint = 0;
     // SAFETY: numbers; nothing in the child uses what is closed.
@@ -162,15 +162,15 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn what_is_there_and_what_is_not_answers() {
+    fn existing_and_missing_paths_respond() {
         const LONG: Duration = Duration::from_secs(20);
         let top = tempfile::tempdir().unwrap();
         std::fs::write(top.path().join("file"), "text").unwrap();
         for path in [top.path(), &top.path().join("a/b"), Path::new("/")] {
-            assert!(answers(path, "file", LONG), "{}", path.display());
+            assert!(responds(path, "file", LONG), "{}", path.display());
         }
-        assert!(!answers(top.path(), "no\0file", LONG));
-        assert!(leads(top.path(), LONG) && leads(Path::new("no\0file"), LONG));
+        assert!(!responds(top.path(), "no\0file", LONG));
+        assert!(resolves(top.path(), LONG) && resolves(Path::new("no\0file"), LONG));
         let open = std::fs::File::open(top.path()).unwrap();
         statistics(open.as_fd(), LONG).unwrap().unwrap();
     }

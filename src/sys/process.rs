@@ -10,7 +10,7 @@ use std::time::Duration;
 /// `prctl` code of Linux 5.6; see prctl(2).
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// A `-1` return as the error it stands for.
+/// Turns a `-1` result into the error that it stands for.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 {
         Err(io::Error::last_os_error())
@@ -50,11 +50,14 @@ impl PartialEq for CpuSet {
 }
 
 impl CpuSet {
-    /// CPUs are numbered below this.
+    /// Upper bound of CPU numbers.
     pub const LIMIT: usize = libc::CPU_SETSIZE as usize;
 
-    /// The CPUs on which the calling thread may run: the machine's, less what a cpuset or
-    /// `taskset` took away.
+    /// The CPUs on which the calling thread may run: the machine's, minus those excluded by a
+    /// cpuset or `taskset`.
+    ///
+    /// # Errors
+    /// When sched_getaffinity(2) fails.
     pub fn allowed() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
         // SAFETY: the pointer is to a cpu_set_t of the size given; 0 means the calling thread.
@@ -65,7 +68,7 @@ impl CpuSet {
         Ok(Self(unsafe { set.assume_init() }))
     }
 
-    /// This CPU alone. `None` when the number is out of range.
+    /// Only this CPU. `None` if the number is out of range.
     pub fn only(cpu: usize) -> Option<Self> {
         if cpu >= Self::LIMIT {
             return None;
@@ -78,7 +81,7 @@ impl CpuSet {
         }
     }
 
-    /// True when the CPU is in the set.
+    /// True if the CPU is in the set.
     pub fn contains(&self, cpu: usize) -> bool {
         // SAFETY: guarded by the range check before it.
         cpu < Self::LIMIT && unsafe { libc::CPU_ISSET(cpu, &self.0) }
@@ -89,12 +92,15 @@ impl CpuSet {
         (0..Self::LIMIT).filter(|&cpu| self.contains(cpu)).count()
     }
 
-    /// True when there is none.
+    /// True if the set is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Makes the calling thread run on these CPUs only.
+    /// Restricts the calling thread to these CPUs.
+    ///
+    /// # Errors
+    /// When sched_setaffinity(2) fails, such as for CPUs that are not allowed.
     pub fn apply_to_this_thread(&self) -> io::Result<()> {
         // SAFETY: the pointer is to a cpu_set_t of the size given; 0 means the calling thread.
         check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) })?;
@@ -102,9 +108,9 @@ impl CpuSet {
     }
 }
 
-/// Lets everybody else's work go before that of this thread: the CPU and, where the scheduler of the
-/// disk knows such a thing, I/O (`setpriority(2)`, `ioprio_set(2)`). Where that is refused it stays
-/// as it is.
+/// Lowers the priority of this thread below everybody else's, for the CPU and, if the disk's
+/// scheduler supports it, for I/O (`setpriority(2)`, `ioprio_set(2)`). If that is refused, the
+/// priority stays.
 pub fn lower_thread_priority() {
     const NICEST: libc::c_int = 19;
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
@@ -121,9 +127,12 @@ pub fn lower_thread_priority() {
     }
 }
 
-/// Tells the kernel that this thread, and those it makes from now on, serve writeback: their own
-/// writes are throttled against their own device only, not against the dirty pages that wait for
-/// them. Needs CAP_SYS_RESOURCE.
+/// Tells the kernel that this thread, and threads it creates from now on, serve writeback: their
+/// own writes are throttled only against their own device, not against the dirty pages that wait
+/// for them. Needs CAP_SYS_RESOURCE.
+///
+/// # Errors
+/// EPERM without CAP_SYS_RESOURCE.
 pub fn set_io_flusher() -> io::Result<()> {
     let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
     // SAFETY: plain numbers; no memory is passed.
@@ -131,19 +140,25 @@ pub fn set_io_flusher() -> io::Result<()> {
     Ok(())
 }
 
-/// The signals that ask for an end: SIGTERM, SIGINT and SIGHUP, blocked in the calling thread.
+/// The termination signals SIGTERM, SIGINT and SIGHUP, blocked in the calling thread.
 #[derive(Clone, Copy)]
 pub struct EndSignals(libc::sigset_t);
 
 impl EndSignals {
-    /// Blocks them in the calling thread and in all threads it makes afterwards, so that
-    /// [`EndSignals::wait`] is the only way they are seen. Two of them mean what they mean also where
-    /// whoever started this had them ignored, as shells do for what runs in the background.
+    /// Blocks them in the calling thread and in all threads that it creates afterwards, so that
+    /// only [`EndSignals::wait`] receives them. SIGTERM and SIGINT get their default action even if
+    /// the parent ignored them, as shells do for background jobs.
+    ///
+    /// # Errors
+    /// When pthread_sigmask(3) fails.
     pub fn block() -> io::Result<Self> {
         Self::block_these(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
     }
 
-    /// As [`Self::block`], but SIGHUP stays what it is, such as ignored.
+    /// Blocks SIGTERM and SIGINT only; SIGHUP keeps its current action, such as being ignored.
+    ///
+    /// # Errors
+    /// When pthread_sigmask(3) fails.
     pub fn block_but_hangup() -> io::Result<Self> {
         Self::block_these(&[libc::SIGTERM, libc::SIGINT])
     }
@@ -174,13 +189,7 @@ impl EndSignals {
         Ok(Self(set))
     }
 
-    /// Lets them through again in the calling thread.
-    pub fn unblock(&self) {
-        // SAFETY: the set was initialised by `block`; a null pointer is permitted for the old one.
-        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut()) };
-    }
-
-    /// True when one of them has come, which it takes. Does not wait.
+    /// Consumes a pending signal, if any, and returns whether there was one. Does not wait.
     pub fn arrived(&self) -> bool {
         let now = libc::timespec {
             tv_sec: 0,
@@ -191,15 +200,18 @@ impl EndSignals {
         unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &now) > 0 }
     }
 
-    /// Waits for one of them, for so long at most, and returns its name; `None` when none came.
+    /// Waits for one of them, at most for `limit`, and returns its name; `None` if none came.
+    ///
+    /// # Errors
+    /// When sigtimedwait(2) fails.
     pub fn wait(&self, limit: Option<Duration>) -> io::Result<Option<&'static str>> {
         let limit = limit.map(|limit| libc::timespec {
             tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
             tv_nsec: limit.subsec_nanos().into(),
         });
         let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: the set was initialised by `block`; null pointers are permitted for what is known of
-        // the signal, and for a time without end; a time lives for the call.
+        // SAFETY: the set was initialised by `block`; null pointers are permitted for what is known
+        // of the signal, and for a time without end; a time lives for the call.
         match unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), limit) } {
             libc::SIGTERM => Ok(Some("SIGTERM")),
             libc::SIGINT => Ok(Some("SIGINT")),
@@ -216,7 +228,7 @@ impl EndSignals {
     }
 }
 
-/// Whether this process ignores SIGHUP, as nohup(1) starts it.
+/// True if this process ignores SIGHUP, as when started by nohup(1).
 pub fn is_hangup_ignored() -> bool {
     let mut now = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null pointer changes nothing; the other one is to a live sigaction.
@@ -225,29 +237,33 @@ pub fn is_hangup_ignored() -> bool {
     result == 0 && unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// Which side of a fork the caller finds itself on.
+/// The side of a fork on which the caller is.
 #[derive(Debug)]
 pub enum Forked {
-    /// The process that was started; what the child writes arrives here.
+    /// The parent; what the child writes arrives here.
     Parent {
-        /// The new process.
+        /// The child process.
         child: Child,
         /// Ends when the child closes its side or dies.
         from_child: PipeReader,
     },
-    /// The new process.
+    /// The child process.
     Child {
         /// To the parent.
         to_parent: PipeWriter,
     },
 }
 
-/// A forked process that has not been waited for.
+/// A forked process.
 #[derive(Debug)]
 pub struct Child(libc::pid_t);
 
 impl Child {
-    /// Waits for its end: its exit code, or the negative number of the signal that killed it.
+    /// Waits for its end. Returns its exit code, or the negative number of the signal that killed
+    /// it.
+    ///
+    /// # Errors
+    /// When waitpid(2) fails, such as for a process that was waited for before.
     pub fn wait(&self) -> io::Result<i32> {
         let mut status: libc::c_int = 0;
         loop {
@@ -267,7 +283,7 @@ impl Child {
 }
 
 impl Child {
-    /// Sends it a signal. One that has ended gets none.
+    /// Sends it a signal. An ended process gets none.
     pub fn signal(&self, signal: libc::c_int) {
         // SAFETY: plain numbers. Until it was waited for its number is no other process's.
         unsafe { libc::kill(self.0, signal) };
@@ -279,8 +295,11 @@ fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
-/// Forks. Refused when the process has more than one thread: the child would inherit locks whose
+/// Forks. Refused if the process has more than one thread: the child would inherit locks whose
 /// holders do not exist in it.
+///
+/// # Errors
+/// When the process has several threads, or there are no more processes or descriptors.
 pub fn fork() -> io::Result<Forked> {
     if thread_count()? != 1 {
         return Err(io::Error::other(
@@ -303,8 +322,11 @@ pub fn fork() -> io::Result<Forked> {
     })
 }
 
-/// Leaves the terminal: a session of its own, `/` as working directory, `/dev/null` for standard
-/// input, output and error.
+/// Detaches from the terminal: a new session, `/` as working directory, and `/dev/null` for
+/// standard input, output and error.
+///
+/// # Errors
+/// When `/dev/null` cannot be opened, or a descriptor cannot be replaced.
 pub fn detach_from_terminal() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null = OpenOptions::new()
@@ -322,11 +344,11 @@ pub fn detach_from_terminal() -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor that this process was started with, but the standard streams and `keep`.
-/// Only for a process that has opened none of its own yet: it would lose that too.
+/// Closes every inherited descriptor except the standard streams and `keep`. Only for a process
+/// that has opened none of its own yet: those would be closed too.
 ///
 /// # Errors
-/// When the descriptors cannot even be listed.
+/// When the descriptors cannot be listed.
 pub fn close_inherited_descriptors(keep: Option<RawFd>) -> io::Result<()> {
     const FIRST: libc::c_uint = 3;
     let kept = keep.and_then(|kept| libc::c_uint::try_from(kept).ok());
@@ -349,7 +371,7 @@ pub fn close_inherited_descriptors(keep: Option<RawFd>) -> io::Result<()> {
     }
 }
 
-/// Closes one descriptor that this process was started with.
+/// Closes one inherited descriptor.
 pub fn close_inherited_descriptor(descriptor: RawFd) {
     // SAFETY: a plain number. No value of this program owns what was there before it started; that
     // it is not open, which is an error, does no harm.
@@ -368,7 +390,7 @@ fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
 
 fn open_descriptors() -> io::Result<Vec<RawFd>> {
     let listed = std::fs::read_dir("/proc/self/fd")?;
-    // Listed to the end first: the directory is open while it is read.
+    // Collected first: the directory is open while it is read.
     let names: io::Result<Vec<_>> = listed.map(|entry| Ok(entry?.file_name())).collect();
     let numbers = names?.into_iter();
     Ok(numbers
@@ -376,11 +398,11 @@ fn open_descriptors() -> io::Result<Vec<RawFd>> {
         .collect())
 }
 
-/// Gives the calling thread a table of descriptors of its own, with nothing in it, not even the
-/// standard streams (close_range(2), Linux 5.9). No other thread loses anything.
+/// Gives the calling thread its own, empty table of descriptors, without even the standard streams
+/// (close_range(2), Linux 5.9). Other threads are not affected.
 ///
 /// # Errors
-/// What the kernel says; then nothing has changed.
+/// When the kernel refuses; nothing has changed then.
 pub fn close_descriptors_of_this_thread() -> io::Result<()> {
     const FIRST: libc::c_uint = 0;
     // SAFETY: plain numbers. The table is this thread's own from here on, so no descriptor that
@@ -396,7 +418,7 @@ pub fn close_descriptors_of_this_thread() -> io::Result<()> {
     check(libc::c_int::try_from(result).unwrap_or(-1)).map(drop)
 }
 
-/// Who is at the other end of a Unix socket, as of the time it was connected.
+/// The process at the other end of a Unix socket, as of the time of the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PeerCredentials {
     /// Process.
@@ -406,6 +428,9 @@ pub struct PeerCredentials {
 }
 
 /// `SO_PEERCRED` of a connected Unix socket.
+///
+/// # Errors
+/// When the socket is not connected.
 pub fn peer_credentials(stream: &UnixStream) -> io::Result<PeerCredentials> {
     let mut credentials = libc::ucred {
         pid: 0,
@@ -429,12 +454,15 @@ pub fn peer_credentials(stream: &UnixStream) -> io::Result<PeerCredentials> {
     })
 }
 
-/// A process that is watched for its end. Unlike a pid it is never taken over by another process.
+/// A process whose end is awaited. Unlike a pid, it never refers to another process later.
 #[derive(Debug)]
 pub struct WatchedProcess(OwnedFd);
 
 impl WatchedProcess {
     /// `pidfd_open(2)`.
+    ///
+    /// # Errors
+    /// When there is no such process.
     pub fn open(pid: i32) -> io::Result<Self> {
         let flags: libc::c_uint = 0;
         // SAFETY: plain numbers.
@@ -444,7 +472,10 @@ impl WatchedProcess {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Waits for its end, at most so long (for ever when `None`). True when it has ended.
+    /// Waits for its end, at most for `timeout` (forever if `None`). True if it has ended.
+    ///
+    /// # Errors
+    /// When poll(2) fails.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
         let mut poll = libc::pollfd {
             fd: self.0.as_raw_fd(),
@@ -527,7 +558,6 @@ mod tests {
             // SAFETY: the signal is blocked in this thread and directed at it.
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGHUP) };
             assert_eq!(signals.wait(None).unwrap(), Some("SIGHUP"));
-            signals.unblock();
         })
         .join()
         .unwrap();

@@ -1,12 +1,12 @@
-//! The system's log (syslog(3), RFC 3164): datagrams to a socket that may be made anew at any time,
-//! or where that is one for streams (syslog-ng's `unix-stream`), records that end with a NUL.
+//! The system's log (syslog(3), RFC 3164): datagrams to a socket that may be recreated at any time,
+//! or, for a stream socket (syslog-ng's `unix-stream`), records that end with a NUL.
 //!
-//! A daemon of the log that is started again makes its socket anew, and what was connected to the
-//! old one is refused. So a line that cannot be sent has the socket connected once more and is sent
-//! again. Lines that are lost all the same are counted, and the count is the first thing that is
-//! sent when the socket is back. The log itself waits for nobody: a log that is not read must not
-//! stop the filesystem. The audit waits a little ([`SystemLog::patient`]): any user may fill the
-//! queue of the socket for a moment, and must not have a record go lost by it.
+//! A restarted log daemon recreates its socket, and sends to the old one are refused. So a line
+//! that cannot be sent is sent again over a new connection. Lost lines are counted, and the count
+//! is the first thing that is sent when the socket is back. Ordinary logging never waits: a log
+//! that nobody reads must not stop the filesystem. The audit waits a little
+//! ([`SystemLog::patient`]): any user may fill the queue of the socket for a moment, and this must
+//! not lose a record.
 
 use std::io;
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -18,13 +18,13 @@ use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
 };
 
-/// Where the system's log is reached.
+/// Socket of the system's log.
 pub const SYSTEM_LOG: &str = "/dev/log";
 
-/// How long one attempt of who is patient may take.
+/// Time limit of one attempt to send with patience.
 const ATTEMPT: Duration = Duration::from_millis(250);
 
-/// Who logs.
+/// The source of log lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Facility {
@@ -34,7 +34,7 @@ pub enum Facility {
     Auth = 4,
 }
 
-/// How bad it is.
+/// The severity of a log line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Severity {
@@ -50,12 +50,12 @@ pub enum Severity {
     Debug = 7,
 }
 
-/// A connection to the system's log, which comes and goes with its socket.
+/// A connection to the system's log, which is renewed with its socket.
 #[derive(Debug)]
 pub struct SystemLog {
     path: PathBuf,
     facility: Facility,
-    /// How long a line may wait for a reader; `None`: not at all.
+    /// How long a line may wait for a reader; `None` for not at all.
     patience: Option<Duration>,
     connection: Mutex<Connection>,
 }
@@ -63,17 +63,17 @@ pub struct SystemLog {
 #[derive(Debug, Default)]
 struct Connection {
     socket: Option<Socket>,
-    /// Lines that were lost since the last one that was sent.
+    /// Number of lines lost since the last one that was sent.
     lost: u64,
 }
 
 impl SystemLog {
-    /// The machine's.
+    /// The log of the machine.
     pub fn new(facility: Facility) -> Self {
         Self::at(Path::new(SYSTEM_LOG), facility)
     }
 
-    /// The one at that socket, which need not be there yet.
+    /// The log at that socket, which need not exist yet.
     pub fn at(path: &Path, facility: Facility) -> Self {
         Self {
             path: path.to_path_buf(),
@@ -83,7 +83,7 @@ impl SystemLog {
         }
     }
 
-    /// One whose lines wait for so long, about, where the log is not read at once.
+    /// Makes lines wait about this long for a log that is not read at once.
     pub fn patient(self, patience: Duration) -> Self {
         Self {
             patience: Some(patience),
@@ -94,12 +94,12 @@ impl SystemLog {
     /// Sends one line.
     ///
     /// # Errors
-    /// When nobody takes it; the line is counted as lost then.
+    /// When nobody accepts the line, which is then counted as lost.
     pub fn send(&self, severity: Severity, text: &[u8]) -> io::Result<()> {
         let mut connection = self.connection.lock();
         let until = self.patience.map(|patience| Instant::now() + patience);
         let sent = self
-            .say_what_was_lost(&mut connection, until)
+            .report_lost_lines(&mut connection, until)
             .and_then(|()| self.send_on(&mut connection, until, severity, text));
         if sent.is_err() {
             connection.lost = connection.lost.saturating_add(1);
@@ -107,7 +107,7 @@ impl SystemLog {
         sent
     }
 
-    fn say_what_was_lost(
+    fn report_lost_lines(
         &self,
         connection: &mut Connection,
         until: Option<Instant>,
@@ -145,7 +145,7 @@ impl SystemLog {
     }
 }
 
-/// True where the socket that was connected to is there no more, or has half a line.
+/// True if the connected socket no longer exists, or received a partial line.
 fn is_gone(error: &io::Error) -> bool {
     let is_torn = error.kind() == io::ErrorKind::WriteZero;
     let is_gone = matches!(
@@ -155,7 +155,7 @@ fn is_gone(error: &io::Error) -> bool {
     is_torn || is_gone
 }
 
-/// A socket that is connected, of the kind that is there.
+/// A connected socket of the existing kind.
 #[derive(Debug)]
 enum Socket {
     Datagram(UnixDatagram),
@@ -163,7 +163,7 @@ enum Socket {
 }
 
 impl Socket {
-    /// Connects, as syslog(3) does: with datagrams, unless the socket is one for streams.
+    /// Connects, as syslog(3) does: with datagrams, unless it is a stream socket.
     fn connect(path: &Path, is_patient: bool) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         match socket.connect(path) {
@@ -181,7 +181,7 @@ impl Socket {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
         let socket = socket_with(family, SocketType::STREAM, flags, None)?;
         let socket = UnixStream::from(socket);
-        // Before it connects: nobody may be there to accept it.
+        // Set before connecting: nobody may accept the connection.
         match is_patient {
             true => socket.set_write_timeout(Some(ATTEMPT))?,
             false => socket.set_nonblocking(true)?,
@@ -190,7 +190,7 @@ impl Socket {
         Ok(Self::Stream(socket))
     }
 
-    /// Sends a line; where nobody reads, again until that time.
+    /// Sends a line, and retries until that time if nobody reads.
     fn send(&self, line: &[u8], until: Option<Instant>) -> io::Result<()> {
         let stream_line;
         let mut rest = line;
@@ -213,7 +213,7 @@ impl Socket {
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock
                         && until.is_some_and(|until| Instant::now() < until) => {}
-                // Another line must not follow half a one: on a connection of its own it is whole.
+                // Another line must not follow a partial one: on a new connection it is complete.
                 Err(_) if is_begun => return Err(io::ErrorKind::WriteZero.into()),
                 Err(error) => return Err(error),
             }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_made_anew_is_connected_to_again() {
+    fn a_recreated_socket_is_connected_to_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let log = SystemLog::at(&path, Facility::Daemon);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_is_counted_and_said() {
+    fn lost_lines_are_counted_and_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let log = SystemLog::at(&path, Facility::Daemon);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_not_read_stops_nobody() {
+    fn a_log_that_nobody_reads_blocks_no_writer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let log = SystemLog::at(&path, Facility::Daemon);
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(read(&socket), "last");
     }
 
-    /// Whoever fills the queue does not suppress a line of who waits, once somebody reads.
+    /// A full queue does not suppress a line that waits, once somebody reads.
     #[test]
     fn a_patient_line_waits_for_the_reader() {
         let dir = tempfile::tempdir().unwrap();
@@ -349,7 +349,8 @@ mod tests {
             let listener = UnixListener::bind(&path).unwrap();
             log.send(Severity::Notice, b"one").unwrap();
             log.send(Severity::Notice, b"two\n").unwrap();
-            // More than a socket takes, and nobody reads: the next line has another connection.
+            // More than the socket buffers while nobody reads: the next line uses another
+            // connection.
             log.send(Severity::Notice, &vec![b'x'; 1 << 20])
                 .unwrap_err();
             log.send(Severity::Notice, b"three").unwrap();

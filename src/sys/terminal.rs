@@ -1,4 +1,4 @@
-//! The terminal of this process, and a secret that is asked for on it.
+//! The terminal of this process, and prompts for secrets on it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,31 +9,32 @@ use zeroize::Zeroizing;
 
 use super::interrupt::{self, Watch};
 
-/// Whether this process has a controlling terminal.
+/// True if this process has a controlling terminal.
 pub fn has_terminal() -> bool {
     File::options().read(true).open("/dev/tty").is_ok()
 }
 
-/// Asks on the controlling terminal, which shows nothing of what is typed, and gives the line
-/// without its end, of which no more than `longest_bytes` and one more are kept. The terminal is as
-/// it was when this returns, whatever it returns: a signal is an error, and no end.
+/// Asks for a secret on the controlling terminal without echo, and returns the line without its
+/// end, truncated to `longest_bytes` + 1 bytes. In every case the terminal is restored on return: a
+/// signal is an error and does not end the process.
 ///
 /// # Errors
-/// When there is no terminal, what was typed has an end without a line, or a signal has come.
+/// When there is no terminal, the input ends without a line, or a signal has arrived.
 pub fn ask_secret(question: &str, longest_bytes: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut terminal = File::options().read(true).write(true).open("/dev/tty")?;
-    // Before anything is changed, and let go after it was put right: fields go in their order.
+    // Created before anything is changed, and dropped after it was restored: fields are dropped in
+    // their order.
     let watch = Watch::begin();
     let silent = Silent::of(&terminal, watch)?;
     terminal.write_all(question.as_bytes())?;
     let line = read_line(&mut terminal, longest_bytes);
-    // One that came with the line is noted, and nobody else looks.
+    // A signal that came with the line is only noted, and nobody else checks.
     let line = match interrupt::arrived() {
         Some(_) => Err(interrupt::interrupted()),
         None => line,
     };
     if line.is_err() {
-        // The end of the line that nobody has typed.
+        // The newline that nobody has typed.
         let _ = terminal.write_all(b"\n");
     }
     drop(silent);
@@ -41,7 +42,7 @@ pub fn ask_secret(question: &str, longest_bytes: usize) -> io::Result<Zeroizing<
 }
 
 fn read_line(terminal: &mut File, longest_bytes: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    // Of full size at once: a growing buffer leaves copies behind.
+    // Allocated at full size: a growing buffer leaves copies behind.
     let mut line = Zeroizing::new(Vec::with_capacity(longest_bytes + 1));
     let mut part = Zeroizing::new([0; 256]);
     loop {
@@ -64,7 +65,7 @@ fn read_line(terminal: &mut File, longest_bytes: usize) -> io::Result<Zeroizing<
     }
 }
 
-/// A terminal without echo, until it is dropped.
+/// A terminal without echo, until this is dropped.
 struct Silent {
     before: libc::termios,
     terminal: File,
@@ -91,7 +92,7 @@ impl Silent {
         let mut without = before;
         without.c_lflag &= !libc::ECHO;
         without.c_lflag |= libc::ECHONL | libc::ICANON | libc::ISIG;
-        // Suspended it would leave the terminal as it is now.
+        // A suspended process would leave the terminal in this state.
         without.c_cc[libc::VSUSP] = libc::_POSIX_VDISABLE;
         silent.set(&without)?;
         Ok(silent)
@@ -109,7 +110,7 @@ impl Silent {
 
 impl Drop for Silent {
     fn drop(&mut self) {
-        // Nothing else can be done for a terminal that is gone.
+        // Nothing can be done about a terminal that is gone.
         let _ = self.set(&self.before);
     }
 }

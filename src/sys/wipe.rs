@@ -1,15 +1,16 @@
-//! Leaving no secret behind: on the stack, and in memory that is given back.
+//! Wipes secrets from the stack and from freed memory.
 //!
-//! A type that zeroises itself cannot reach the copies that its moves have left, nor what a cipher
-//! spills out of registers, nor the buffers that a library grows and frees. Two functions can:
+//! A type that zeroises itself cannot reach the copies that its moves left behind, nor what a
+//! cipher spills from registers, nor buffers that a library grows and frees. These can:
 //!
-//! - [`on_clean_stack`] wipes the stack that its work used, and [`StackWipe`] the one that was used
-//!   while it was there: once for a whole run of pages.
-//! - [`with_secrets`] does so to a greater depth, and has [`WipingAllocator`] zeroise whatever the
-//!   thread gives back meanwhile.
+//! - [`with_stack_wiped`] wipes the stack that its work used, and [`StackWipe`] the stack that was
+//!   used during its lifetime: once for a whole run of pages.
+//! - [`with_secrets`] wipes a larger part of the stack, and makes [`WipingAllocator`] zeroise
+//!   everything that the thread frees meanwhile.
 //!
-//! What the work returns is the caller's: a pointer to where the secret is, never the secret.
-//! Registers are not wiped; what is in them is overwritten soon, and is in no memory of the process.
+//! The caller is responsible for the returned value: it should be a pointer to the secret, never
+//! the secret. Registers are not wiped; they are soon overwritten and are not in the memory of the
+//! process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::arch::asm;
@@ -17,41 +18,41 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// Stack that deriving, sealing and opening take, with room to spare, in bytes. The widest AES
-/// backend holds expanded keys in frames of 9 KiB.
+/// Stack used by deriving, sealing and opening, with a margin, in bytes. The widest AES backend
+/// holds expanded keys in frames of 9 KiB.
 const PAGE_WORK_BYTES: usize = 16 * 1024;
 
-/// Stack that ChaCha20-Poly1305 takes over a page, in bytes.
+/// Stack used by ChaCha20-Poly1305 for a page, in bytes.
 const CHACHA_WORK_BYTES: usize = 2048;
 
-/// Stack that parsing and using an RSA key takes, with room to spare. In bytes.
+/// Stack used by parsing and using an RSA key, with a margin, in bytes.
 const KEY_WORK_BYTES: usize = 128 * 1024;
 
 thread_local! {
-    /// What this thread gives back is zeroised first. Needs no destructor, so that it can be asked at
-    /// any time of the thread.
-    static WIPES: Cell<bool> = const { Cell::new(false) };
+    /// Set while freed memory of this thread is zeroised. It needs no destructor, so it can be read
+    /// at any time of the thread.
+    static WIPING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` and wipes the 16 KiB of stack below the caller.
+/// Runs `work`, then wipes the 16 KiB of stack below the caller.
 #[inline]
-pub fn on_clean_stack<T>(work: impl FnOnce() -> T) -> T {
+pub fn with_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
     let result = run(work);
     wipe_stack_below::<PAGE_WORK_BYTES>();
     result
 }
 
-/// Runs `work`, which needs little stack, and wipes the 2 KiB below the caller. For what is done with
-/// every page.
+/// Runs `work`, which needs little stack, then wipes the 2 KiB below the caller. For code that runs
+/// for every page.
 #[inline]
-pub fn on_small_clean_stack<T>(work: impl FnOnce() -> T) -> T {
+pub fn with_small_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
     let result = run(work);
     wipe_stack_below::<CHACHA_WORK_BYTES>();
     result
 }
 
-/// Wipes 16 KiB of stack when it is dropped, below the function that drops it. What handles secrets
-/// meanwhile has to be functions with frames of their own (`#[inline(never)]`).
+/// Wipes 16 KiB of stack below the function that drops it. Code that handles secrets meanwhile must
+/// be in functions with their own frames (`#[inline(never)]`).
 #[derive(Debug)]
 pub struct StackWipe;
 
@@ -62,11 +63,11 @@ impl Drop for StackWipe {
     }
 }
 
-/// Runs `work`, zeroises all memory that this thread gives back meanwhile, and wipes the 128 KiB of
+/// Runs `work`, zeroises all memory that this thread frees meanwhile, and then wipes the 128 KiB of
 /// stack below the caller.
 pub fn with_secrets<T>(work: impl FnOnce() -> T) -> T {
-    let section = Section {
-        outer: WIPES.replace(true),
+    let section = WipingSection {
+        outer: WIPING.replace(true),
     };
     let result = run(work);
     wipe_stack_below::<KEY_WORK_BYTES>();
@@ -74,21 +75,21 @@ pub fn with_secrets<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Ends a section, in a panic too.
-struct Section {
+/// Ends a section, also during a panic.
+struct WipingSection {
     outer: bool,
 }
 
-impl Drop for Section {
+impl Drop for WipingSection {
     fn drop(&mut self) {
-        WIPES.set(self.outer);
+        WIPING.set(self.outer);
         if std::thread::panicking() {
             wipe_stack_below::<KEY_WORK_BYTES>();
         }
     }
 }
 
-/// A frame of its own for the work, so that all of it is below that of whoever wipes.
+/// A separate frame for the work, so that all of it is below the frame of the function that wipes.
 #[inline(never)]
 fn run<T>(work: impl FnOnce() -> T) -> T {
     work()
@@ -101,7 +102,7 @@ fn wipe_stack_below<const BYTES: usize>() {
     unsafe { wipe(below.as_mut_ptr().cast(), BYTES) };
 }
 
-/// Zeroises memory in a way that the compiler must not leave out.
+/// Zeroises memory in a way that the compiler cannot optimise away.
 ///
 /// # Safety
 /// `start` must be valid for writes of `bytes` bytes, and nobody may need what is there.
@@ -114,18 +115,18 @@ unsafe fn wipe(start: *mut u8, bytes: usize) {
     }
 }
 
-/// Zeroises a block that is about to be given back, if that is called for.
+/// Zeroises a block that is about to be freed, if enabled.
 ///
 /// # Safety
-/// As for [`wipe`].
-unsafe fn give_up(start: *mut u8, bytes: usize) {
-    if WIPES.get() {
+/// `start` must be valid for writes of `bytes` bytes, and nobody may need the contents.
+unsafe fn wipe_if_enabled(start: *mut u8, bytes: usize) {
+    if WIPING.get() {
         // SAFETY: as the caller promises.
         unsafe { wipe(start, bytes) };
     }
 }
 
-/// The system's allocator; within [`with_secrets`] it zeroises what is given back.
+/// The system's allocator; within [`with_secrets`] it zeroises freed memory.
 #[derive(Debug)]
 pub struct WipingAllocator;
 
@@ -145,18 +146,18 @@ unsafe impl GlobalAlloc for WipingAllocator {
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
         // SAFETY: the block is as long as its layout says, and its owner gives it up.
         unsafe {
-            give_up(start, layout.size());
+            wipe_if_enabled(start, layout.size());
             System.dealloc(start, layout);
         }
     }
 
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_bytes: usize) -> *mut u8 {
-        if !WIPES.get() {
+        if !WIPING.get() {
             // SAFETY: as the caller promises.
             return unsafe { System.realloc(start, layout, new_bytes) };
         }
-        // SAFETY: the caller promises that the new size is valid for the layout's alignment. The old
-        // block and the new one do not overlap, and both have the bytes that are copied.
+        // SAFETY: the caller promises that the new size is valid for the layout's alignment. The
+        // old block and the new one do not overlap, and both have the bytes that are copied.
         unsafe {
             let new_layout = Layout::from_size_align_unchecked(new_bytes, layout.align());
             let new = self.alloc(new_layout);
@@ -197,8 +198,8 @@ mod tests {
     #[test]
     fn stacks_are_wiped() {
         assert!(left(leave_behind()) > 512, "otherwise this shows nothing");
-        assert_eq!(left(on_clean_stack(leave_behind)), 0);
-        assert_eq!(left(on_small_clean_stack(leave_behind)), 0);
+        assert_eq!(left(with_stack_wiped(leave_behind)), 0);
+        assert_eq!(left(with_small_stack_wiped(leave_behind)), 0);
         assert_eq!(left(with_secrets(leave_behind)), 0);
         let wipe = StackWipe;
         let address = leave_behind();
@@ -212,7 +213,7 @@ mod tests {
         let mut given_up = || {
             let start = block.as_mut_ptr();
             // SAFETY: the array, of which nobody needs what is in it.
-            unsafe { give_up(start, 64) };
+            unsafe { wipe_if_enabled(start, 64) };
             block
         };
         assert_eq!(given_up(), [0xA5; 64]);
@@ -224,12 +225,12 @@ mod tests {
             bytes
         });
         assert_eq!((grown[9], grown[10], grown.len()), (7, 8, 5010));
-        assert!(!WIPES.get());
+        assert!(!WIPING.get());
     }
 
     #[test]
     fn a_panic_ends_the_section() {
         let panicked = std::panic::catch_unwind(|| with_secrets(|| panic!("on purpose")));
-        assert!(panicked.is_err() && !WIPES.get());
+        assert!(panicked.is_err() && !WIPING.get());
     }
 }

@@ -1,26 +1,26 @@
-//! What can go wrong with a volume: kind (for exit codes), message (what, with what) and hint (what
-//! to do next).
+//! Errors of volumes: a kind (for exit codes), a message (what failed, on what) and a hint (what to
+//! do next).
 
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use super::history::{LastKnown, Rollback};
 use super::holder::HolderDirectory;
+use super::rollback::{LastKnown, Rollback};
 use crate::ids::VolumeId;
 use crate::keys::error::{kind_of_io, usual_hint};
 use crate::keys::{ErrorKind, KeyError};
 
-/// A failure to make, open or read a volume.
+/// A failure to create, open or read a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// The directory holds no volume.
     #[error("this directory is no bilayer volume: it has no volume.json")]
     NotAVolume,
-    /// A volume is to be made where there is something already.
+    /// The target directory of a new volume is not empty.
     #[error("cannot make a volume here: the directory has {0}")]
     Occupied(String),
-    /// Another process has it open.
+    /// Another process has the volume open.
     #[error(
         "the volume{} is mounted or otherwise in use",
         if *shared { ", or a directory that shares its files," } else { "" }
@@ -30,15 +30,15 @@ pub enum VolumeError {
         shared: bool,
     },
     /// The same volume is open for writing elsewhere.
-    #[error("the volume is open for writing already{}", shown_place(.by.as_ref()))]
+    #[error("the volume is open for writing already{}", shown_directory(.by.as_ref()))]
     WriterElsewhere {
-        /// The directory that it is open in, if its holder says so.
+        /// The directory in which it is open, if its holder recorded one.
         by: Option<HolderDirectory>,
     },
-    /// It was to be written to, and its filesystem is mounted read-only.
+    /// The volume was to be opened for writing, but its filesystem is mounted read-only.
     #[error("the volume is on a filesystem that is mounted read-only")]
     ReadOnlyMedium,
-    /// The directory is a copy of a volume, and was to be written to.
+    /// A copy of a volume was to be opened for writing.
     #[error(
         "this directory is a copy of the volume in {}{}, and a copy is not written to{}",
         .original.display(),
@@ -46,14 +46,14 @@ pub enum VolumeError {
         if *.accepting { ": the original is still there, so this is not what is left of it" } else { "" }
     )]
     IsCopy {
-        /// Directory of the volume.
+        /// Directory of the original.
         original: PathBuf,
-        /// When it was written last: seconds since 1970.
+        /// When the volume was last written: seconds since 1970.
         written: Option<i64>,
-        /// It was to take the original's place.
+        /// The copy was to replace the original.
         accepting: bool,
     },
-    /// The directory may be a copy: where the volume was cannot be seen.
+    /// The directory may be a copy: the remembered directory of the volume cannot be seen.
     #[error(
         "this directory may be a copy of the volume that was in {}{}: that place cannot be seen now, \
          so nobody can tell",
@@ -61,111 +61,111 @@ pub enum VolumeError {
         LastKnown::at(*.written)
     )]
     MayBeCopy {
-        /// Directory of the volume.
+        /// Directory of the original.
         original: PathBuf,
-        /// When it was written last: seconds since 1970.
+        /// When the volume was last written: seconds since 1970.
         written: Option<i64>,
     },
-    /// A copy was to become a volume of its own, and this is the volume itself.
+    /// A new identity was asked for, but this is the volume itself.
     #[error("this directory is the volume itself and no copy: it has the identity that it needs")]
     NotACopy,
     /// A copy shares files with its original, which is in use.
     #[error(
         "this copy shares files with the volume{}, which is open for writing",
-        shown_place(.by.as_ref())
+        shown_directory(.by.as_ref())
     )]
     SharesFiles {
-        /// The directory of the original, if its holder says so.
+        /// The directory of the original, if its holder recorded one.
         by: Option<HolderDirectory>,
     },
-    /// The superblock cannot be understood.
+    /// The superblock cannot be parsed.
     #[error("volume.json is not a valid superblock: {0}")]
     HeaderInvalid(String),
     /// The superblock needs a newer program.
     #[error("volume.json is of a newer bilayer (format {found}); this one reads {supported}")]
     NewerFormat {
-        /// Format of the volume.
+        /// Format version of the volume.
         found: u64,
-        /// Newest format that is read.
+        /// Newest format version that this program reads.
         supported: u32,
     },
-    /// The superblock names features that are not known.
+    /// The superblock requires features that this program does not have.
     #[error("volume.json names features that this bilayer does not have: {0}")]
     UnknownFeatures(String),
     /// The superblock does not authenticate.
     #[error("volume.json does not authenticate: it is not the superblock that was written")]
     Tampered,
-    /// The superblock says less protection than the keystore remembers.
+    /// The superblock states less protection than the keystore remembers.
     #[error("volume.json says {found}, and the volume is known to be {known}")]
     Downgraded {
-        /// What the superblock says.
+        /// What the superblock states.
         found: &'static str,
         /// What is known.
         known: &'static str,
     },
-    /// It is older than the keystore knows it to be.
+    /// The volume is older than the state that the keystore knows.
     #[error("the volume is not the newest state that this machine knows: {0}")]
     RolledBack(#[from] Rollback),
-    /// Its keys are not those that the keystore knows, and those do not vouch for them.
+    /// The active key set is not known to the keystore, and no known set vouches for it.
     #[error(
         "the active key set that volume.json names is not one that this machine's platform keystore \
          knows, nor does one that it knows vouch for it"
     )]
-    Stranger {
-        /// The file with what the keystore knows of the volume.
+    UnknownKeySet {
+        /// The keystore's record file of the volume.
         record: PathBuf,
     },
-    /// The keystore knows another volume at that place.
+    /// The keystore knows another volume at this location.
     #[error(
         "this machine knows the volume {known} in {}{}, and another one, {found}, is there now",
         .path.display(),
         LastKnown::at(*.written)
     )]
     AnotherVolume {
-        /// The volume that is known.
+        /// Id of the known volume.
         known: VolumeId,
-        /// Where.
+        /// The location.
         path: PathBuf,
-        /// When it was written last: seconds since 1970.
+        /// When the volume was last written: seconds since 1970.
         written: Option<i64>,
-        /// The volume that is there.
+        /// Id of the volume that is there.
         found: VolumeId,
-        /// The fingerprint of that one.
+        /// Fingerprint of the volume that is there.
         fingerprint: String,
     },
-    /// A volume was to be made because none is there, and the keystore knows one there.
+    /// A volume was to be created implicitly, but the keystore knows one at this location.
     #[error(
         "this machine knows the volume {known} in {}{}, and no volume is there now",
         .path.display(),
         LastKnown::at(*.written)
     )]
     Vanished {
-        /// The volume that is known.
+        /// Id of the known volume.
         known: VolumeId,
-        /// Where.
+        /// The location.
         path: PathBuf,
-        /// When it was written last: seconds since 1970.
+        /// When the volume was last written: seconds since 1970.
         written: Option<i64>,
     },
-    /// Taking a restored copy as it is was cut off; only a use that may write can finish it.
-    #[error("taking the restored volume as it is was cut off")]
+    /// Accepting a restored copy was interrupted; only a use that may write can finish it.
+    #[error("accepting the restored volume was interrupted")]
     HalfRenewed,
-    /// The volume needs its customer key and nobody named one.
+    /// The volume needs its customer key, and none was named.
     #[error("this volume needs its customer key")]
     CustomerKeyNeeded {
-        /// What the unverified superblock says about where it is.
+        /// Where the unverified superblock says that the key is.
         claimed: String,
     },
-    /// The file with the customer key that the keystore remembers is not there.
+    /// The remembered file of the customer key does not exist.
     #[error(
         "the customer key of this volume is remembered to be in {}, and nothing is there",
         .path.display()
     )]
     RememberedKeyGone {
-        /// Where it was.
+        /// Path of the missing file.
         path: PathBuf,
     },
-    /// The customer key is not the one that the volume's keys are wrapped with.
+    /// The customer key is not the one that wraps the volume's keys.
     #[error(
         "the customer key {given} (fingerprint {found}) is not the one this volume was made with ({wanted})"
     )]
@@ -177,32 +177,32 @@ pub enum VolumeError {
         /// The fingerprints that the unverified superblock names.
         wanted: String,
     },
-    /// The customer DEK is not the one that was pinned.
+    /// The volume's fingerprint is not the pinned one.
     #[error("the volume's fingerprint is {found}, not {pinned}")]
     FingerprintMismatch {
-        /// Of the volume.
+        /// Fingerprint of the volume.
         found: String,
-        /// Asked for.
+        /// The pinned fingerprint.
         pinned: String,
     },
-    /// A volume with a customer key is to give one without.
+    /// A volume with a customer key was to yield one without.
     #[error("a volume that has a customer key never gives one without")]
     WouldDowngrade,
-    /// The volume that keys are inherited from holds as many key sets as a volume may have.
+    /// The source of the inherited keys has as many key sets as a volume may have.
     #[error("the source has {found} key sets already, and a volume has at most {most}")]
     TooManyKeySets {
-        /// Of the source.
+        /// Number of key sets of the source.
         found: usize,
-        /// Of any volume.
+        /// Limit for any volume.
         most: usize,
     },
-    /// Nothing is written to a volume before the keystore could be told of it.
+    /// The keystore's record could not be written, so the volume must not be written either.
     #[error(
-        "the platform keystore cannot be told of the volume, and without that an older copy put in \
-         its place would not be noticed: {0}"
+        "the platform keystore's record of the volume cannot be written, and without it an older copy \
+         put in the volume's place would not be noticed: {0}"
     )]
     CannotRemember(#[source] KeyError),
-    /// Keys or keystore.
+    /// A failure of a key or of the keystore.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Writing the metadata of a new volume failed.
@@ -211,20 +211,27 @@ pub enum VolumeError {
     /// The backing store failed.
     #[error("{doing}: {source}")]
     Io {
-        /// What was being done to what.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl VolumeError {
-    /// A closure that says what was being done.
+    /// Returns a closure that adds the operation to an I/O error.
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }
 
-    /// What sort of failure.
+    /// The location of the volume's directory is unknown, so the volume cannot be told from a copy.
+    pub(super) fn unknown_location(error: io::Error) -> Self {
+        Self::io(
+            "cannot determine the location of the volume's directory, so nothing is written to it",
+        )(error)
+    }
+
+    /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotAVolume => ErrorKind::NotAVolume,
@@ -242,7 +249,7 @@ impl VolumeError {
             Self::Tampered
             | Self::Downgraded { .. }
             | Self::RolledBack(_)
-            | Self::Stranger { .. }
+            | Self::UnknownKeySet { .. }
             | Self::AnotherVolume { .. }
             | Self::Vanished { .. } => ErrorKind::Tampered,
             Self::HalfRenewed | Self::ReadOnlyMedium => ErrorKind::Io,
@@ -256,8 +263,8 @@ impl VolumeError {
         }
     }
 
-    /// What to do next, where there is something to do. Options are named with their command: the error
-    /// may be another command's, which does not have them.
+    /// What the user can do next, if anything. Hints name options together with their command,
+    /// because the error may surface in a command that does not have them.
     pub fn hint(&self) -> Option<String> {
         const RESTORE: &str =
             "restore volume.json from a backup of this volume or from its checkpoints/volume.json";
@@ -315,7 +322,7 @@ impl VolumeError {
                     path.display()
                 ));
             }
-            Self::Stranger { record } => {
+            Self::UnknownKeySet { record } => {
                 return Some(format!(
                     "somebody made a volume of the same id with keys of their own: restore the \
                      directory from a backup; if that was you, so that this machine knows the wrong \
@@ -364,7 +371,7 @@ impl VolumeError {
     }
 }
 
-/// The kind of the I/O error that a failure goes back to.
+/// The kind of the I/O error that caused a failure.
 fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -376,7 +383,7 @@ fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
     ErrorKind::Io
 }
 
-/// A directory behind a word, where there is one.
-fn shown_place(directory: Option<&HolderDirectory>) -> String {
+/// The directory with a leading space, or nothing.
+fn shown_directory(directory: Option<&HolderDirectory>) -> String {
     directory.map_or(String::new(), ToString::to_string)
 }

@@ -1,24 +1,24 @@
-//! Which volume belongs at a place: another one that was put there is noticed.
+//! Which volume is expected at a location, so that a substituted volume is noticed.
 //!
-//! An attacker who holds the backing directory can replace a volume by one of another id, which
-//! authenticates by itself. So a directory is refused, for reading too, where the platform keystore
-//! remembers another volume at that place ([`RememberedDirectory::names`]), unless
+//! An attacker who controls the backing directory can replace a volume by one with another id,
+//! which authenticates by itself. So a directory is refused, for reading too, if the platform
+//! keystore remembers another volume at that location ([`RememberedDirectory::names`]), unless
 //!
 //! - the volume itself is remembered there, and was written there later than the other one;
 //! - both are remembered there, each on a filesystem of its own (disks that take turns);
 //! - the fingerprint is pinned (`-o fingerprint=`): the user has said which volume it is.
 //!
-//! A link that was put in the place of a directory, or of one above it, makes no difference: the
-//! path that was named counts as it was written, too.
+//! Replacing a directory, or a parent of it, by a symbolic link makes no difference: the path
+//! counts as the user wrote it, too.
 //!
 //! The other volume is not searched for elsewhere: what a directory claims to be is not
 //! authenticated, and an attacker can swap two genuine volumes as well as their owner can. Once the
-//! other volume was opened for writing at its new place, its record names that one, and the old
-//! place is free. That its directory went elsewhere while it was open frees nothing, and does
-//! not give it a place where another volume is remembered.
+//! other volume has been opened for writing at its new location, its record names that location,
+//! and the old one is free. A directory that was moved while its volume was open frees nothing, and
+//! does not take over a location where another volume is remembered.
 //!
-//! A volume that is made, or becomes one of its own, takes over its place: its record counts as the
-//! later one ([`Neighbours::now`]), whatever the clock says.
+//! A volume that is created, or gets a new identity, takes over its location: its record counts as
+//! the later one ([`RememberedHere::now`]), whatever the clock says.
 
 use std::path::{Path, PathBuf};
 
@@ -26,24 +26,26 @@ use super::error::VolumeError;
 use crate::ids::VolumeId;
 use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::{PlatformKeystore, RememberedDirectory, RememberedVolume, VolumeRecord};
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 use crate::sys::clock::coarse_time;
 
-/// The other volumes that the keystore remembers at the place of a volume.
-pub(super) struct Neighbours<'a> {
-    place: Option<&'a Place>,
+/// The other volumes that the keystore remembers at the location of a volume.
+pub(super) struct RememberedHere<'a> {
+    place: Option<&'a DirectoryIdentity>,
     path: Option<&'a Path>,
     others: Vec<RememberedVolume>,
-    /// Those of each path that was named and leads to the place by a link.
+    /// For each path that the user named and that leads here through a symbolic link: the volumes
+    /// remembered at that path.
     by_link: Vec<(&'a Path, Vec<RememberedVolume>)>,
 }
 
-impl<'a> Neighbours<'a> {
-    /// The neighbours of `volume`; `path` is the path that it is opened by.
+impl<'a> RememberedHere<'a> {
+    /// Looks up the other volumes at the location of `volume`; `path` is the path that it is opened
+    /// by.
     pub(super) fn of(
         keystore: &PlatformKeystore,
         volume: VolumeId,
-        place: Option<&'a Place>,
+        place: Option<&'a DirectoryIdentity>,
         path: Option<&'a Path>,
     ) -> Result<Self, KeyError> {
         let mut others = keystore.volumes_at(place, path)?;
@@ -56,7 +58,8 @@ impl<'a> Neighbours<'a> {
         })
     }
 
-    /// With the neighbours of the paths that were named, where a link may have been put.
+    /// Adds the volumes remembered at the paths that the user named, where somebody may have put a
+    /// link.
     pub(super) fn with_named(
         mut self,
         keystore: &PlatformKeystore,
@@ -73,18 +76,18 @@ impl<'a> Neighbours<'a> {
         Ok(self)
     }
 
-    /// The time, and later than any of them was written.
+    /// The current time, or later if another volume here was written later.
     pub(super) fn now(&self) -> i64 {
         let newest = self.others.iter().filter_map(|other| other.written).max();
         let after = newest.map_or(i64::MIN, |newest| newest.saturating_add(1));
         coarse_time().0.max(after)
     }
 
-    /// The volume that is expected instead of the volume whose record is `own`.
+    /// The volume that is expected here instead of the one whose record is `own`.
     pub(super) fn expected(&self, own: Option<&VolumeRecord>) -> Option<&RememberedVolume> {
         let own = own.and_then(|own| Some((own.directory.as_ref()?, own.written)));
         let at_link = self.by_link.iter().flat_map(|(path, others)| {
-            // The volume's own place: a link was put there when it was moved.
+            // The volume's own location: a link was put there when the volume was moved.
             let own = own.filter(|(directory, _)| directory.path == *path);
             let is_later = move |other: &&RememberedVolume| {
                 own.is_none_or(|(_, written)| written <= other.written)
@@ -102,7 +105,7 @@ impl<'a> Neighbours<'a> {
         others.chain(at_link).max_by_key(|other| other.written)
     }
 
-    /// Whether the volume's own record names the place and the path that leads there.
+    /// Whether the volume's own record names this location and the path that leads here.
     fn is_here(&self, own: &RememberedDirectory) -> bool {
         let Some(place) = self.place else {
             return false;
@@ -116,44 +119,44 @@ impl<'a> Neighbours<'a> {
     }
 }
 
-/// True for directories of two filesystems that are known.
+/// True if the two directories are on different filesystems, both of which are known.
 fn are_elsewhere(one: &RememberedDirectory, other: &RememberedDirectory) -> bool {
     one.filesystem.is_some() && other.filesystem.is_some() && one.filesystem != other.filesystem
 }
 
-/// True when a volume that is open went to a place where another one is remembered, and where it
-/// was not opened. Somebody else than its user may have moved it, so its record must not name that
-/// place.
+/// True if an open volume was moved to a location where another volume is remembered and where this
+/// one was not opened. Somebody other than its user may have moved it, so its record must not name
+/// that location.
 pub(super) fn is_of_another(
     keystore: &PlatformKeystore,
     volume: VolumeId,
     record: &VolumeRecord,
-    place: &Place,
+    place: &DirectoryIdentity,
 ) -> Result<bool, KeyError> {
     let here = RememberedDirectory::from(place);
     let former = record.former.as_ref().map(|former| &former.directory);
     if record.directory.as_ref() == Some(&here) || former == Some(&here) {
         return Ok(false);
     }
-    let neighbours = Neighbours::of(keystore, volume, Some(place), None)?;
-    Ok(!neighbours.others.is_empty())
+    let remembered_here = RememberedHere::of(keystore, volume, Some(place), None)?;
+    Ok(!remembered_here.others.is_empty())
 }
 
-/// When the record of a volume that is written at `place` from now on says that it was written.
-pub(super) fn written_now(
+/// The time to record for a volume that is written at `place` from now on.
+pub(super) fn next_written_time(
     keystore: &PlatformKeystore,
     volume: VolumeId,
-    place: Option<&Place>,
+    place: Option<&DirectoryIdentity>,
 ) -> Result<i64, KeyError> {
-    Ok(Neighbours::of(keystore, volume, place, None)?.now())
+    Ok(RememberedHere::of(keystore, volume, place, None)?.now())
 }
 
-/// Refuses to make a volume that nobody asked for explicitly at a place where one was: a new and
-/// empty one, perhaps without the customer key of the former, would pass for it.
+/// Refuses to create a volume implicitly at a location where another one existed: a new, empty
+/// volume, perhaps without the customer key of the former, would pass for it.
 ///
 /// # Errors
-/// [`VolumeError::Vanished`] where the keystore remembers a volume at `path`, which has no links,
-/// or at a path by which it was named.
+/// [`VolumeError::Vanished`] if the keystore remembers a volume at `path`, whose links are
+/// resolved, or at a path by which the user named it.
 pub fn refuse_vanished(keystore: &Path, path: &Path, named: &[PathBuf]) -> Result<(), VolumeError> {
     let keystore = match PlatformKeystore::open(keystore) {
         Err(error) if error.kind() == ErrorKind::KeystoreMissing => return Ok(()),
@@ -173,12 +176,12 @@ pub fn refuse_vanished(keystore: &Path, path: &Path, named: &[PathBuf]) -> Resul
     }
 }
 
-/// The place of a directory that may be missing: its disk may be mounted elsewhere than before.
-fn place_of(path: &Path) -> Option<Place> {
-    Place::at(path).ok().or_else(|| {
-        let parent = Place::at(path.parent()?).ok()?;
+/// The location of a directory that may be missing. Its disk may be mounted elsewhere than before.
+fn place_of(path: &Path) -> Option<DirectoryIdentity> {
+    DirectoryIdentity::at(path).ok().or_else(|| {
+        let parent = DirectoryIdentity::at(path.parent()?).ok()?;
         let name = path.file_name()?;
-        Some(Place {
+        Some(DirectoryIdentity {
             path: parent.path.join(name),
             inside: parent.inside.as_ref().map(|inside| inside.join(name)),
             ..parent

@@ -14,18 +14,20 @@
 //! | `volume`, `incarnation`, `meta` | ids, 32 hexadecimal digits |
 //! | `sequence` | number of this superblock, raised whenever it is rewritten |
 //! | `key_mode` | `"platform-managed"` or `"platform-and-customer"` |
-//! | `key_sets` | 1 to 64 of `{id, epoch, state, succeeds, customer: [wrap…], infrastructure: [wrap…]}` |
+//! | `key_sets` | 1 to 64 of `{id, epoch, state, succeeds, customer: […], infrastructure: […]}` |
 //! | `provenance` | null, or the volume and image it was made from, and whether elsewhere |
 //!
 //! `state` is `"active"` for exactly the set with the highest epoch and `"read-only"` for all
-//! others. `succeeds` is null, or `{key_set, incarnation, commit, mac}` for a set that became active
-//! in this volume after another: which set that was, in which incarnation, at which commit of it, and
-//! the MAC of the set before that says so (see [`crate::layers::succession`]). A wrap is `{provider, key_version, algorithm, ciphertext}` (see `keys::wrap`); a DEK has
-//! one to eight, any of which gives it.
+//! others. `succeeds` is null, or `{key_set, incarnation, commit, mac}` for a set that became
+//! active in this volume after another one. It names the previous set, the incarnation in which
+//! that set was active and the commit at which it ended, and holds the MAC of the previous set over
+//! this statement (see [`crate::layers::succession`]). A wrap is `{provider, key_version,
+//! algorithm, ciphertext}` (see `keys::wrap`). A DEK has one to eight wraps, any of which yields
+//! it.
 //!
-//! Invariants: one parse of exactly the authenticated bytes; duplicate or unknown fields, too many
-//! or too large values, unknown features are refused; an [`UnverifiedHeader`] becomes a
-//! [`VerifiedHeader`] by its MAC only.
+//! Invariants: exactly the authenticated bytes are parsed, once. Duplicate or unknown fields,
+//! values that are too many or too large, and unknown features are refused. An [`UnverifiedHeader`]
+//! becomes a [`VerifiedHeader`] only by its MAC.
 
 use std::collections::BTreeSet;
 
@@ -37,13 +39,13 @@ use crate::keys::encoding::{hex_array, hex_id, strict};
 use crate::keys::wrap::WrapRecord;
 use crate::layers::{KeyRing, KeySet, header_mac, verify_header_mac};
 
-/// Format that is written, and the newest that is read.
+/// The format that is written, and the newest one that is read.
 pub const FORMAT_VERSION: u32 = 1;
-/// Longest superblock, in bytes: room for 64 key sets under 4096-bit keys.
+/// Length limit of a superblock, in bytes: room for 64 key sets under 4096-bit keys.
 pub const MAX_HEADER_BYTES: usize = 256 * 1024;
-/// Most key sets.
+/// Limit on the number of key sets.
 pub const MAX_KEY_SETS: usize = 64;
-/// Most wraps of one DEK.
+/// Limit on the number of wraps of one DEK.
 pub const MAX_WRAPS: usize = 8;
 
 const FORMAT_NAME: &str = "bilayer";
@@ -51,7 +53,7 @@ const MAX_FEATURES: usize = 32;
 const MAX_NAME_BYTES: usize = 255;
 const MAC_DIGITS: usize = 64;
 
-/// Who holds the KEKs.
+/// Who holds the key encryption keys (KEKs).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyMode {
@@ -62,7 +64,7 @@ pub enum KeyMode {
 }
 
 impl KeyMode {
-    /// The name as it is written.
+    /// The name used in the superblock.
     pub const fn name(self) -> &'static str {
         match self {
             Self::PlatformManaged => "platform-managed",
@@ -75,42 +77,42 @@ impl KeyMode {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeySetState {
-    /// They are.
+    /// New bytes are sealed under it.
     Active,
-    /// It only reads what is there.
+    /// It only opens existing bytes.
     ReadOnly,
 }
 
-/// The statement of a key set that another one follows it.
+/// A key set's statement that another set follows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SuccessionStatement {
-    /// The set that was active before.
+    /// The previous active set.
     #[serde(with = "hex_id")]
     pub key_set: KeySetId,
-    /// The incarnation that it was active in.
+    /// The incarnation in which that set was active.
     #[serde(with = "hex_id")]
     pub incarnation: IncarnationId,
-    /// The newest commit of the state that is carried on.
+    /// The newest commit of the state that the next set carries on.
     pub commit: u64,
-    /// HMAC-SHA-256 under the verification key of the set before.
+    /// HMAC-SHA-256 under the verification key of the previous set.
     #[serde(with = "hex_array")]
     pub mac: [u8; 32],
 }
 
-/// A key set, wrapped.
+/// A wrapped key set.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WrappedKeySet {
     /// Random id.
     #[serde(with = "hex_id")]
     pub id: KeySetId,
-    /// Number within the volume, from 1.
+    /// Number of the set within the volume, from 1.
     #[serde(with = "epoch_number")]
     pub epoch: Epoch,
     /// Whether new bytes are sealed under it.
     pub state: KeySetState,
-    /// The set that it follows, as that set states.
+    /// The statement of the set that this one follows.
     pub succeeds: Option<SuccessionStatement>,
     /// Wraps of the customer DEK.
     pub customer: Vec<WrapRecord>,
@@ -118,21 +120,21 @@ pub struct WrappedKeySet {
     pub infrastructure: Vec<WrapRecord>,
 }
 
-/// Where a volume came from.
+/// The origin of a volume.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
-    /// The volume it was deployed from.
+    /// The volume that it was deployed or copied from.
     #[serde(with = "hex_id")]
     pub volume: VolumeId,
-    /// Name of the image.
+    /// Name of the image; empty for a copy of a whole volume.
     pub image: String,
-    /// It was imported, or made by the holder of other keys: whoever filled it is not whoever holds
-    /// these.
+    /// Set if the volume was imported, or made by another key holder: the contents come from
+    /// somebody else than the holder of these keys.
     pub foreign: bool,
 }
 
-/// What a superblock says.
+/// The contents of a superblock.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeaderContents {
@@ -151,7 +153,7 @@ pub struct HeaderContents {
     provenance: Option<Provenance>,
 }
 
-/// Just enough to tell a newer format by, whose other fields are not known.
+/// The fields that identify a newer format, whose other fields are unknown.
 #[derive(Deserialize)]
 struct FormatPeek {
     format: String,
@@ -159,7 +161,7 @@ struct FormatPeek {
 }
 
 impl HeaderContents {
-    /// The contents of a new volume's first superblock.
+    /// The first superblock of a new volume.
     pub(crate) fn fresh(
         volume: VolumeId,
         incarnation: IncarnationId,
@@ -182,9 +184,9 @@ impl HeaderContents {
         }
     }
 
-    /// The contents of the superblock that begins a new incarnation with another `meta`: `active`
-    /// is the new active key set, all others only read. `above`: the number of a superblock that the
-    /// new one must be newer than, beside this one.
+    /// The superblock that begins a new incarnation with another `meta`. `active` is the new active
+    /// key set; all others become read-only. The new superblock's number is higher than this one's
+    /// and than `above`.
     pub(crate) fn renewed(
         &self,
         incarnation: IncarnationId,
@@ -206,12 +208,12 @@ impl HeaderContents {
         }
     }
 
-    /// Names the volume.
+    /// Id of the volume.
     pub fn volume_id(&self) -> VolumeId {
         self.volume
     }
 
-    /// The incarnation.
+    /// Id of the incarnation.
     pub fn incarnation(&self) -> IncarnationId {
         self.incarnation
     }
@@ -226,32 +228,33 @@ impl HeaderContents {
         self.meta
     }
 
-    /// Who holds the KEKs.
+    /// Who holds the key encryption keys (KEKs).
     pub fn key_mode(&self) -> KeyMode {
         self.key_mode
     }
 
-    /// The key sets, wrapped, in the order they are written in.
+    /// The wrapped key sets, in the order in which they are written.
     pub fn key_sets(&self) -> &[WrappedKeySet] {
         &self.key_sets
     }
 
-    /// The format's version.
+    /// Version of the format.
     pub fn format(&self) -> u32 {
         self.version
     }
 
-    /// Features that a reader must know.
+    /// The features that a reader must know.
     pub fn features(&self) -> &[String] {
         &self.features
     }
 
-    /// Where the volume came from.
+    /// The origin of the volume, if it was not created empty.
     pub fn provenance(&self) -> Option<&Provenance> {
         self.provenance.as_ref()
     }
 
-    /// True where others decided what is in it: its set-id programs and devices are theirs.
+    /// True if somebody other than the key holder decided what is in the volume. Set-id programs
+    /// and devices in it are not trusted then.
     pub fn is_foreign(&self) -> bool {
         self.provenance.as_ref().is_some_and(|from| from.foreign)
     }
@@ -353,7 +356,7 @@ impl HeaderContents {
     }
 }
 
-/// A superblock that nobody has vouched for: what it says is a claim.
+/// A superblock whose MAC was not verified: its contents are claims.
 #[derive(Clone, Debug)]
 pub struct UnverifiedHeader {
     line: Vec<u8>,
@@ -362,10 +365,11 @@ pub struct UnverifiedHeader {
 }
 
 impl UnverifiedHeader {
-    /// Parses the whole of `volume.json`.
+    /// Parses the bytes of `volume.json`.
     ///
     /// # Errors
-    /// `HeaderInvalid`, `NewerFormat`, `UnknownFeatures`.
+    /// `HeaderInvalid` for bytes that are no superblock, `NewerFormat` and `UnknownFeatures` for
+    /// one that needs a newer program.
     pub fn parse(bytes: &[u8]) -> Result<Self, VolumeError> {
         if bytes.len() > MAX_HEADER_BYTES {
             return Err(invalid("it is too long"));
@@ -391,20 +395,20 @@ impl UnverifiedHeader {
         })
     }
 
-    /// What it claims.
+    /// The claims.
     pub fn claims(&self) -> &HeaderContents {
         &self.contents
     }
 
-    /// What it claims as JSON, marked as unverified.
+    /// The claims as JSON, marked as unverified.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({ "verified": false, "claims": self.contents })
     }
 
-    /// Checks the MAC under all key sets that it lists.
+    /// Verifies the MAC under all key sets that the superblock lists.
     ///
     /// # Errors
-    /// `Tampered`.
+    /// `Tampered` if the MAC does not match, or if a listed key set is not in `keys`.
     pub fn verify(self, keys: &KeyRing) -> Result<VerifiedHeader, VolumeError> {
         let listed = listed_sets(&self.contents, keys).ok_or(VolumeError::Tampered)?;
         if !verify_header_mac(&listed, &self.line, &self.mac) {
@@ -414,12 +418,12 @@ impl UnverifiedHeader {
     }
 }
 
-/// A superblock whose MAC was checked, or that was made by this process.
+/// A superblock whose MAC was verified, or that this process made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VerifiedHeader(HeaderContents);
 
 impl VerifiedHeader {
-    /// Authenticates new contents; gives the header and the bytes of `volume.json`.
+    /// Authenticates new contents. Returns the header and the bytes of `volume.json`.
     ///
     /// # Errors
     /// When the contents break a rule or become too long.
@@ -450,7 +454,7 @@ impl std::ops::Deref for VerifiedHeader {
     }
 }
 
-/// The key sets that a superblock lists, in its order; `None` when one is not at hand.
+/// The key sets that a superblock lists, in its order; `None` if one is not available.
 fn listed_sets<'a>(contents: &HeaderContents, keys: &'a KeyRing) -> Option<Vec<&'a KeySet>> {
     let held = |wrapped: &WrappedKeySet| {
         let set = keys.get(wrapped.epoch).filter(|set| set.id == wrapped.id)?;

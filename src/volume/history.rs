@@ -1,158 +1,25 @@
-//! Whether a volume is as new as the platform keystore knows it to be.
+//! Rollback detection: whether a volume is at least as new as the platform keystore knows it to be.
 //!
-//! The keystore remembers of each volume its incarnation, its newest superblock, and the newest
-//! commit with the tags of page 0 of `meta`. All of that is written after what it tells of is
-//! durable, so a volume may be newer than its record, after a power cut or when the record's own
-//! writing failed, and is never older. A volume that is older was put back, and is refused.
+//! For each volume the keystore remembers the incarnation, the newest superblock, and the newest
+//! commit with the tags of page 0 of `meta`. The record is written after what it describes is
+//! durable. So a volume may be newer than its record, after a power cut or when writing the record
+//! failed, but it is never older. An older volume was put back by somebody, and is refused.
 //!
-//! A volume that another machine has renewed (an accepted restore there) comes back with another
-//! incarnation. It is accepted where the set that is known vouches for it, and it carries on a state
-//! that is no older than the record.
+//! A volume that another machine has renewed (by accepting a restored copy there) comes back with
+//! another incarnation. It is accepted if the known key set vouches for it and if it carries on a
+//! state that is no older than the record.
 //!
-//! Not noticed: what was put back to a state that the record does not know better than; an older
-//! keystore beside the older volume; a volume that the keystore has never seen; single pages.
+//! Not noticed: a volume that was put back to a state no older than the record; an older keystore
+//! put back together with an older volume; a volume that the keystore has never seen; single pages.
 
-use std::fmt;
-use std::path::PathBuf;
-
-use jiff::Timestamp;
-
-use crate::ids::{IncarnationId, Sequence};
+use super::header::HeaderContents;
+use super::rollback::{LastKnown, Rollback};
+use super::succession::Ancestry;
 use crate::keys::VolumeRecord;
 use crate::sealed::SlotState;
-use crate::sys::clock::is_set;
-use crate::volume::header::HeaderContents;
-use crate::volume::succession::Ancestry;
-
-/// When and where the newest state was that the keystore knows.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct LastKnown {
-    /// When the keystore was told of it: seconds since 1970.
-    pub written: Option<i64>,
-    /// The volume's directory then.
-    pub directory: Option<PathBuf>,
-}
-
-impl LastKnown {
-    fn of(record: &VolumeRecord) -> Self {
-        Self {
-            written: record.written,
-            directory: record.directory.as_ref().map(|it| it.path.clone()),
-        }
-    }
-
-    /// A time of which no directory is to be said.
-    pub(super) fn at(written: Option<i64>) -> Self {
-        Self {
-            written,
-            directory: None,
-        }
-    }
-}
-
-impl fmt::Display for LastKnown {
-    /// ` (last written 2026-11-22T04:30:00Z in /srv/volume)`, or nothing where nothing is known.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = self
-            .written
-            .filter(|secs| is_set(*secs))
-            .and_then(|secs| Timestamp::from_second(secs).ok());
-        match (time, &self.directory) {
-            (None, None) => Ok(()),
-            (Some(time), None) => write!(f, " (last written {time})"),
-            (None, Some(path)) => write!(f, " (in {})", path.display()),
-            (Some(time), Some(path)) => {
-                write!(f, " (last written {time} in {})", path.display())
-            }
-        }
-    }
-}
-
-/// How a volume is older than it is known to be.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Rollback {
-    /// The superblock begins another history.
-    #[error(
-        "volume.json is of incarnation {found}, and this machine knows the volume as incarnation {known}{last}: \
-         it is a copy from before or beside an accepted restore"
-    )]
-    OtherIncarnation {
-        /// Of the superblock.
-        found: IncarnationId,
-        /// Of the record.
-        known: IncarnationId,
-        /// When and where that was.
-        last: LastKnown,
-    },
-    /// The superblock begins another history, from a state that is older than what is known.
-    #[error(
-        "it was renewed elsewhere from commit {}, and commit {} was on disk{last}: what came in between \
-         is not in it", .carried_on.0, .known.0
-    )]
-    RenewedFromOlder {
-        /// Newest commit of the state that was carried on.
-        carried_on: Sequence,
-        /// Of the record.
-        known: Sequence,
-        /// When and where that was.
-        last: LastKnown,
-    },
-    /// The superblock names the known incarnation, and a key set that is not that one's.
-    #[error(
-        "the key set that volume.json has active is not the newest that this machine knows{last}, \
-         nor does that one vouch for it"
-    )]
-    OtherKeySet {
-        /// When and where that was.
-        last: LastKnown,
-    },
-    /// The superblock is older.
-    #[error(
-        "volume.json is number {found}, and number {known} was on disk{last}: an older copy was put back"
-    )]
-    OlderHeader {
-        /// Of the superblock.
-        found: u64,
-        /// Of the record.
-        known: u64,
-        /// When and where that was.
-        last: LastKnown,
-    },
-    /// The metadata are older.
-    #[error(
-        "its metadata are of commit {}, and commit {} was on disk{last}: an older copy was put back, \
-         or the newest state was damaged", .found.0, .known.0
-    )]
-    OlderMetadata {
-        /// Newest authentic commit.
-        found: Sequence,
-        /// Of the record.
-        known: Sequence,
-        /// When and where that was.
-        last: LastKnown,
-    },
-    /// The metadata are of the same age and another history.
-    #[error(
-        "its metadata are another commit {} than the one that was on disk{last}: \
-         a copy that lived elsewhere was put in its place", .sequence.0
-    )]
-    OtherMetadata {
-        /// Of both.
-        sequence: Sequence,
-        /// When and where that was.
-        last: LastKnown,
-    },
-}
-
-impl Rollback {
-    /// What to do next.
-    pub const HINT: &str = "if you restored a backup, take it as it is: bilayer mount \
-        --accept-restored VOLUME DIR (with -o ro to look only, which changes nothing); if you did not, \
-        somebody has put an older copy in its place";
-}
 
 /// Compares a superblock with the record.
-pub(super) fn judge_header(
+pub(super) fn check_header_rollback(
     header: &HeaderContents,
     ancestry: &Ancestry,
     record: Option<&VolumeRecord>,
@@ -161,7 +28,7 @@ pub(super) fn judge_header(
         return Ok(());
     };
     let found = header.incarnation();
-    if record.becoming == Some(found) {
+    if record.pending_incarnation == Some(found) {
         return Ok(());
     }
     if found != record.incarnation {
@@ -196,8 +63,8 @@ pub(super) fn judge_header(
     Ok(())
 }
 
-/// Compares the slots of page 0 of `meta` with what the record says of this incarnation.
-pub(super) fn judge_metadata(
+/// Compares the slots of page 0 of `meta` with the record of this incarnation.
+pub(super) fn check_metadata_rollback(
     slots: &[SlotState; 2],
     record: Option<&VolumeRecord>,
 ) -> Result<(), Rollback> {
@@ -216,7 +83,7 @@ pub(super) fn judge_metadata(
     if found > record.sequence {
         return Ok(());
     }
-    // A commit's number says which slot it is in.
+    // The number of a commit determines its slot.
     if slots[newest].outer_tag != record.page0_tags[newest] {
         return Err(Rollback::OtherMetadata {
             sequence: found,
@@ -232,6 +99,7 @@ pub(super) fn judge_metadata(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{IncarnationId, Sequence};
 
     fn slot(sequence: u64, tag: u8) -> SlotState {
         SlotState {
@@ -247,14 +115,14 @@ mod tests {
             page0_tags: tags.map(|tag| [tag; 16]),
             header_sequence: 1,
             clean,
-            ..VolumeRecord::unknown(IncarnationId([1; 16]))
+            ..VolumeRecord::new(IncarnationId([1; 16]))
         }
     }
 
     #[test]
     fn older_and_other_metadata_are_refused_newer_are_not() {
         let known = record(8, [8, 7], false);
-        let judge = |slots| judge_metadata(&slots, Some(&known));
+        let judge = |slots| check_metadata_rollback(&slots, Some(&known));
         assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(()));
         // The other slot was being written when the power went.
         assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(()));
@@ -275,13 +143,16 @@ mod tests {
                 last: LastKnown::default(),
             })
         );
-        assert_eq!(judge_metadata(&[slot(1, 1), slot(0, 0)], None), Ok(()));
+        assert_eq!(
+            check_metadata_rollback(&[slot(1, 1), slot(0, 0)], None),
+            Ok(())
+        );
     }
 
     #[test]
-    fn what_was_left_clean_may_lose_the_older_slot() {
+    fn a_cleanly_unmounted_volume_may_lose_the_older_slot() {
         let known = record(8, [8, 7], true);
-        let judge = |slots| judge_metadata(&slots, Some(&known));
+        let judge = |slots| check_metadata_rollback(&slots, Some(&known));
         assert_eq!(judge([slot(8, 8), slot(7, 7)]), Ok(()));
         assert_eq!(judge([slot(8, 8), slot(0, 0)]), Ok(()));
         assert_eq!(judge([slot(8, 8), slot(7, 1)]), Ok(()));
@@ -301,7 +172,7 @@ mod tests {
             }),
             ..record(8, [8, 7], false)
         };
-        let older = judge_metadata(&[slot(3, 3), slot(2, 2)], Some(&known)).unwrap_err();
+        let older = check_metadata_rollback(&[slot(3, 3), slot(2, 2)], Some(&known)).unwrap_err();
         let said = older.to_string();
         assert!(
             said.contains("commit 3") && said.contains("commit 8"),

@@ -1,23 +1,25 @@
-//! Making a copy of a volume a volume of its own (`bilayer mount --new-identity`).
+//! Gives a copy of a volume an identity of its own (`bilayer mount --new-identity`).
 //!
-//! The original lives on, perhaps in use while this is done. So the copy gets what it would share
-//! with it: a volume id, an incarnation, a crypto id of `meta`, a fresh active key set under which
-//! alone anything new is written, and files of its own where the copy was made of hard links. All
-//! other key sets are wrapped anew, since a wrap names the volume, and are read-only. No key set of
-//! the original vouches for the new one: it is another volume, and a fingerprint that was pinned for
-//! the original does not fit it. Its provenance says which volume it is a copy of.
+//! The original continues to exist and may be in use meanwhile. So the copy gets its own version of
+//! everything that it would share: a volume id, an incarnation, a crypto id of `meta`, a fresh
+//! active key set under which everything new is written, and private files if the copy was made
+//! with hard links. All other key sets are wrapped again, since a wrap names its volume, and are
+//! read-only. No key set of the original vouches for the new one: this is another volume, and a
+//! fingerprint that was pinned for the original does not match it. Its provenance names the volume
+//! that it was copied from.
 //!
 //! Order of writes, each durable before the next:
-//! 1. objects that are shared by hard links with another directory are copied, one by one;
-//! 2. the keystore's record of the new id, which nobody has yet;
-//! 3. `meta.next`, the whole of it, and its name;
-//! 4. `volume.json`, which names the id, the incarnation, the key sets and the crypto id of that file;
-//! 5. `meta.next` takes the place of `meta`;
-//! 6. the checkpoints go, and the spare copy of the superblock is the new one.
+//! 1. objects that another directory shares by hard links are copied, one by one;
+//! 2. the keystore's record of the new id, which is still unused;
+//! 3. all of `meta.next`, and its directory entry;
+//! 4. `volume.json`, which names the id, the incarnation, the key sets and the crypto id of that
+//!    file;
+//! 5. `meta.next` replaces `meta`;
+//! 6. the checkpoints are removed, and the new superblock becomes the spare copy.
 //!
-//! A cut before 4 leaves the copy that there was, and perhaps a record of an id that nobody has; one
-//! after 4 a volume of its own, and the next use that may write finishes 5 and 6. The
-//! original's record and directory are not touched.
+//! A crash before step 4 leaves the copy as it was, and perhaps a record of an unused id. A crash
+//! after step 4 leaves a volume of its own; the next use that may write finishes steps 5 and 6. The
+//! record and the directory of the original are never changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,16 +27,15 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::copy_status::CopyStatus;
 use super::error::VolumeError;
-use super::expected::written_now;
-use super::found::wrap_key_set;
+use super::expected::next_written_time;
+use super::find_holder::find_holder;
 use super::header::{HeaderContents, KeySetState, Provenance, VerifiedHeader, WrappedKeySet};
-use super::holder::HolderDirectory;
-use super::open::unknown_place;
-use super::renew::{RenewFn, next_set, take_place, write_next};
-use super::standing::Standing;
-use super::succession::known;
-use super::superblock::{discard_aside, replace_header};
+use super::key_wraps::wrap_key_set;
+use super::renew::{NewMeta, RenewFn, next_key_set, swap_in_next_meta, write_next_meta};
+use super::succession::known_key_set;
+use super::superblock::{OBJECT_NAME, discard_aside, replace_header};
 use super::{Volume, objects_path, spare};
 use crate::audit::Record;
 use crate::ids::{CryptoId, IncarnationId, Sequence, VolumeId};
@@ -42,22 +43,24 @@ use crate::keys::{KeyError, VolumeRecord, WriterLock, WriterLocked};
 use crate::layers::{KeyRing, KeySet};
 use crate::store::{EntryKind, OpenMode, Store, StorePath, duplicate};
 
-/// What a copy of an object is named, with `.new` behind it, before it takes the object's place.
-pub(super) const OBJECT_NAME: &str = "object";
-
 impl Volume {
-    /// Makes the copy of a volume, which was opened for that
-    /// ([`OpenOptions::new_identity`](super::OpenOptions::new_identity)), a volume of its own. Its
-    /// commits are counted from `first` on; `fill` writes the metadata as it is into the new `meta`.
+    /// Gives a copy that was opened for this
+    /// ([`OpenOptions::new_identity`](super::OpenOptions::new_identity)) an identity of its own.
+    /// Its commits are counted from `first` on. `fill` writes the unchanged metadata into the new
+    /// `meta`.
     ///
     /// # Errors
-    /// When the copy has as many key sets as a volume may have, it shares files with a volume that is
-    /// in use, a key cannot be had, or something cannot be written; what `fill` returns is in
-    /// [`VolumeError::Format`]. It is the copy that it was then, or the next use finishes what was
+    /// When the copy has no room for another key set, it shares files with a volume that is in use,
+    /// a key is not available, or a write fails. An error of `fill` is returned as
+    /// [`VolumeError::Format`]. The copy is unchanged then, or the next use finishes what was
     /// begun.
-    pub fn separate(self, first: Sequence, fill: &mut RenewFn<'_>) -> Result<Self, VolumeError> {
+    pub fn assign_new_identity(
+        self,
+        first: Sequence,
+        fill: &mut RenewFn<'_>,
+    ) -> Result<Self, VolumeError> {
         let before = self.header.volume_id();
-        let separated = self.separate_unaudited(first, fill);
+        let separated = self.assign_unaudited(first, fill);
         let now = separated.as_ref().map(|now| now.header.volume_id());
         Record::new("new-identity")
             .volume(now.unwrap_or(before))
@@ -66,58 +69,64 @@ impl Volume {
         separated
     }
 
-    fn separate_unaudited(
+    fn assign_unaudited(
         self,
         first: Sequence,
         fill: &mut RenewFn<'_>,
     ) -> Result<Self, VolumeError> {
         let id = VolumeId::random().map_err(KeyError::random)?;
         let incarnation = IncarnationId::random().map_err(KeyError::random)?;
-        let meta = CryptoId::random().map_err(KeyError::random)?;
-        let active = next_set(&self.header)?;
+        let new_meta = NewMeta {
+            crypto: CryptoId::random().map_err(KeyError::random)?,
+            first,
+        };
+        let active = next_key_set(&self.header)?;
         let contents = HeaderContents::fresh(
             id,
             incarnation,
-            meta,
+            new_meta.crypto,
             self.header.key_mode(),
             self.wrap_all(id, &active)?,
             Some(self.copied_from()),
         );
         let sets: Vec<_> = self.keys.iter().map(Arc::clone).collect();
         let keys = KeyRing::inheriting(active, &sets);
-        // Sealed before the long part, since it may break a rule.
+        // Sealed before the slow part, since it may break a rule.
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
-        // It takes over this place, and none that the directory may be moved to meanwhile.
-        let place = self.store.place().map_err(unknown_place)?;
+        // The volume belongs to this location, even if the directory is moved meanwhile.
+        let place = self
+            .store
+            .directory_identity()
+            .map_err(VolumeError::unknown_location)?;
         self.unshare_objects()?;
-        let written = written_now(&self.keystore, id, place.as_ref())?;
+        let written = next_written_time(&self.keystore, id, place.as_ref())?;
         let uri = self
             .customer_key
             .as_ref()
             .map(|key| key.describe().uri.to_string());
         let begun = VolumeRecord {
             header_sequence: header.header_sequence(),
-            key_sets: vec![known(keys.active())?],
+            key_sets: vec![known_key_set(keys.active())?],
             customer_key: uri,
             directory: place.as_ref().map(Into::into),
             written: Some(written),
-            ..VolumeRecord::unknown(incarnation)
+            ..VolumeRecord::new(incarnation)
         };
         let mut announced = || {
             let writer = self.lock_identity(id)?;
             self.keystore
                 .update_record(id, &begun)
                 .map_err(VolumeError::CannotRemember)?;
-            write_next(&*self.store, &keys, (meta, first), fill)?;
+            write_next_meta(&*self.store, &keys, new_meta, fill)?;
             Ok(writer)
         };
         let writer = announced().inspect_err(|_: &VolumeError| {
-            // Nobody has that id. A record of it that stays does no harm.
+            // The id is unused. A leftover record does no harm.
             let _ = self.keystore.forget(id);
         })?;
         replace_header(&*self.store, &bytes)?;
-        take_place(&*self.store)?;
+        swap_in_next_meta(&*self.store)?;
         spare::replace(&*self.store, &keys, &header).map_err(VolumeError::io(
             "cannot replace the spare copy of volume.json",
         ))?;
@@ -127,14 +136,14 @@ impl Volume {
             record: Some(begun.clone()),
             older_header: None,
             current: Mutex::new(begun),
-            standing: Standing::Own,
-            separates: false,
+            copy_status: CopyStatus::Own,
+            awaits_new_identity: false,
             writer,
             ..self
         })
     }
 
-    /// All key sets of the copy, read-only, and the active one, wrapped for the new id.
+    /// Wraps all key sets of the copy as read-only, and the active set, for the new id.
     fn wrap_all(&self, id: VolumeId, active: &KeySet) -> Result<Vec<WrappedKeySet>, VolumeError> {
         let customer = self.customer_key.as_deref();
         let wrap = |set: &KeySet, state| wrap_key_set(&self.keystore, customer, id, set, state);
@@ -148,7 +157,7 @@ impl Volume {
         Ok(wrapped)
     }
 
-    /// A copy of the whole volume: no image has the empty name.
+    /// The provenance of a copy of a whole volume. No image has the empty name.
     fn copied_from(&self) -> Provenance {
         Provenance {
             volume: self.header.volume_id(),
@@ -158,19 +167,23 @@ impl Volume {
     }
 
     fn lock_identity(&self, id: VolumeId) -> Result<Option<WriterLock>, VolumeError> {
-        let Some(place) = self.store.place().map_err(unknown_place)? else {
+        let Some(place) = self
+            .store
+            .directory_identity()
+            .map_err(VolumeError::unknown_location)?
+        else {
             return Ok(None);
         };
         match self.keystore.lock_writer(id, &place.path)? {
             WriterLocked::Own(writer) => Ok(Some(writer)),
             WriterLocked::Held(by) => Err(VolumeError::SharesFiles {
-                by: by.map(|path| HolderDirectory::of(path, id, &place)),
+                by: by.map(|path| find_holder(path, id, &place)),
             }),
         }
     }
 
-    /// Gives objects that another directory links too copies of their own. Nobody writes to the
-    /// original meanwhile.
+    /// Replaces objects that another directory links to by private copies. The original cannot be
+    /// written to meanwhile.
     fn unshare_objects(&self) -> Result<(), VolumeError> {
         const DOING: &str = "cannot copy an object that is shared with the original";
         let shared = shared_objects(&*self.store).map_err(VolumeError::io(DOING))?;
@@ -184,13 +197,13 @@ impl Volume {
         );
         shared
             .iter()
-            .try_for_each(|names| give_copy(&*self.store, names))
+            .try_for_each(|names| replace_with_copy(&*self.store, names))
             .and_then(|()| sync_folders(&*self.store, &shared))
             .map_err(VolumeError::io(DOING))
     }
 }
 
-/// Objects that have more links than names in this volume: all names of each.
+/// Objects with more links than names in this volume, each with all its names.
 fn shared_objects(store: &dyn Store) -> io::Result<Vec<Vec<StorePath>>> {
     let mut linked: BTreeMap<u64, (u64, Vec<StorePath>)> = BTreeMap::new();
     for (folder, kind) in store.list(&objects_path())? {
@@ -214,8 +227,8 @@ fn shared_objects(store: &dyn Store) -> io::Result<Vec<Vec<StorePath>>> {
     Ok(shared.map(|(_, names)| names).collect())
 }
 
-/// Replaces a file under all its names by one copy, which is durable before it has the first.
-fn give_copy(store: &dyn Store, names: &[StorePath]) -> io::Result<()> {
+/// Replaces a file under all its names by one copy, which is durable before it gets the first name.
+fn replace_with_copy(store: &dyn Store, names: &[StorePath]) -> io::Result<()> {
     let Some((first, others)) = names.split_first() else {
         return Ok(());
     };

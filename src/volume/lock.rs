@@ -1,28 +1,26 @@
-//! The lock: one process has a volume open.
+//! The lock of a volume directory: only one process has a volume open.
 //!
-//! A volume directory that was copied with `cp -al` shares its inodes with the original, the
-//! lock's among them. So the lock is taken as it is found, and if it is shared, the file is
-//! replaced by a copy of its own and the lock of that is taken, before the first is let go: at no
-//! moment can two processes both believe the volume is theirs. Then `meta` and `volume.json` get
-//! copies of their own too. Objects stay shared: they are never taken for the volume's own before
-//! their extents say so.
+//! A volume directory that was copied with `cp -al` shares its inodes with the original, including
+//! the lock file. So the existing lock is taken first. If the file is shared, it is replaced by a
+//! private copy, and the copy is locked before the first lock is released: at no moment can two
+//! processes both believe that they own the volume. Then `meta` and `volume.json` are replaced by
+//! private copies too. Objects stay shared; their extents say when the volume may write to them.
 //!
-//! A lock file looks like something to be removed. So `objects/` is locked too, shared by those
-//! who only share the lock: whoever removes `lock` lets nobody else in. The volume's own directory
-//! is not, because others may open that: with mode 0755, or before the volume was made in it.
-//! Nobody but its owner ever could open `objects/`.
+//! A lock file invites deletion. So `objects/` is locked too, shared by those that only share the
+//! lock: removing `lock` lets nobody else in. The volume's own directory is not locked, because
+//! other users may be able to open it (mode 0755, or before the volume was created in it), whereas
+//! only its owner could ever open `objects/`.
 
 use std::io;
 
 use super::error::VolumeError;
-use super::identity::OBJECT_NAME;
-use super::place::clear_mark;
-use super::superblock::{discard_aside, unshare};
+use super::mark::clear_mark;
+use super::superblock::{OBJECT_NAME, discard_aside, unshare};
 use super::{HEADER_NAME, LOCK_NAME, META_NAME, lock_path, objects_path};
 use crate::store::{HeldLock, OpenMode, Store, StoreLock};
 
-/// Stands for the lock of a volume on a filesystem that nobody can write to, where even a shared
-/// lock cannot be had.
+/// Stands in for the lock of a volume on a read-only filesystem that does not even grant shared
+/// locks.
 #[derive(Debug)]
 struct ReadOnlyMedium;
 
@@ -42,7 +40,7 @@ impl StoreLock for BothLocks {
     }
 }
 
-/// Locks the volume and gives it files of its own.
+/// Locks the volume and replaces shared files by private copies.
 pub(super) fn acquire(
     store: &dyn Store,
     read_only: bool,
@@ -64,21 +62,21 @@ pub(super) fn acquire(
     }
     let lock = with_objects(lock, store.lock_dir(&objects_path()))
         .map_err(|error| refused(store, error))?;
-    discard_aside(store, OBJECT_NAME).map_err(VolumeError::io("cannot tidy the volume"))?;
+    discard_aside(store, OBJECT_NAME).map_err(VolumeError::io("cannot clean up the volume"))?;
     for name in [META_NAME, HEADER_NAME] {
         unshare(store, name)
             .map_err(naming(name))
             .map_err(VolumeError::io("cannot copy a shared file"))?;
         discard_aside(store, name)
             .map_err(naming(&format!("{name}.new")))
-            .map_err(VolumeError::io("cannot tidy the volume"))?;
+            .map_err(VolumeError::io("cannot clean up the volume"))?;
     }
-    // Left by a cut after the superblock: it says that this is no volume.
-    clear_mark(store).map_err(VolumeError::io("cannot tidy the volume"))?;
+    // A crash after the superblock was written left the mark, which says that this is no volume.
+    clear_mark(store).map_err(VolumeError::io("cannot clean up the volume"))?;
     Ok(lock)
 }
 
-/// Takes the lock of `objects/` too, where directories can be locked.
+/// Locks `objects/` too, if directories can be locked.
 fn with_objects(
     file: Box<dyn StoreLock>,
     objects: io::Result<Box<dyn StoreLock>>,
@@ -94,9 +92,8 @@ fn with_objects(
     Ok(Box::new(BothLocks { file, objects }))
 }
 
-/// Shares the locks of a volume on a filesystem that cannot be written to here. It may be that it
-/// can be by another path: whoever has the volume for writing keeps this one out, and the other way
-/// round.
+/// Takes shared locks of a volume whose filesystem is mounted read-only here. It may be writable
+/// through another mount, so a writer must exclude this reader and the other way round.
 fn lock_medium(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
     let file = match store.lock_shared(&lock_path()) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -112,12 +109,12 @@ fn lock_medium(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
         .map_err(|error| refused(store, error))
 }
 
-/// Locks a volume that nothing is written to, whatever is left of it.
+/// Locks a volume for reading only, however damaged it is.
 pub(super) fn acquire_damaged(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
     match store.lock(&lock_path()) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(refused(store, error)),
         Err(error) => {
-            tracing::warn!(%error, "the volume's lock cannot be had; going on without");
+            tracing::warn!(%error, "the volume's lock cannot be taken; continuing without it");
             lock_medium(store)
         }
         Ok(file) => with_objects(file, store.lock_dir(&objects_path()))
@@ -125,13 +122,12 @@ pub(super) fn acquire_damaged(store: &dyn Store) -> Result<Box<dyn StoreLock>, V
     }
 }
 
-/// The same error, with the name of what it is about.
+/// Adds the name of the file to an error.
 fn naming(name: &str) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
-/// Takes the lock; a volume that lost its lock file (an empty file, which some copies leave out)
-/// gets a new one.
+/// Takes the lock. A volume without a lock file gets a new one: some copies leave out empty files.
 fn lock_or_make(store: &dyn Store) -> io::Result<Box<dyn StoreLock>> {
     match store.lock(&lock_path()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -145,7 +141,7 @@ fn lock_or_make(store: &dyn Store) -> io::Result<Box<dyn StoreLock>> {
     }
 }
 
-/// Locks the lock file of a volume that is being made.
+/// Locks the lock file of a volume that is being created.
 pub(super) fn acquire_new(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
     store
         .lock(&lock_path())

@@ -9,12 +9,13 @@
 //!   checkpoints/     sealed files: copies of the metadata database; a spare superblock ([`spare`])
 //! ```
 //!
-//! [`create`](create()) makes an empty one, [`found`](found()) any, [`open`](open()) opens one,
-//! [`inspect`] shows what a superblock claims without any key, [`rescue`](rescue()) opens the keys of a damaged one.
+//! [`create_empty`] creates an empty volume, [`create_volume`] creates any volume, [`open`](open())
+//! opens one, [`inspect`] shows what a superblock claims without any key, and [`rescue`](rescue())
+//! opens the keys of a damaged volume.
 //!
 //! Invariants: the superblock is written last and atomically, so a directory with a `volume.json`
-//! is a whole volume; what an unverified superblock says decides nothing but which wraps are tried
-//! with keys that option or keystore named.
+//! is a complete volume. An unverified superblock decides nothing except which wraps are tried with
+//! keys that an option or the keystore named.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,35 +32,40 @@ use crate::sealed::SlotState;
 use crate::store::{HeldLock, Store, StoreLock, StorePath};
 use crate::sys::clock::coarse_time;
 
+mod authenticate;
+mod claim;
+pub mod copy_status;
 pub mod create;
 pub mod error;
 mod expected;
-pub mod found;
+mod find_holder;
 pub mod header;
 mod history;
 pub mod holder;
 mod identity;
+mod key_wraps;
 pub mod lock;
+mod mark;
 pub mod open;
-pub mod place;
+mod record_update;
 mod renew;
 pub mod rescue;
+mod rollback;
 pub mod spare;
-pub mod standing;
 mod succession;
 mod superblock;
+pub mod target_dir;
 
-pub use create::create;
+pub use copy_status::CopyStatus;
+pub use create::{Inheritance, KeyHolder, NewVolume, create_empty, create_volume};
 pub use error::VolumeError;
 pub use expected::refuse_vanished;
-pub use found::{Founding, Holder, Inheritance, found};
 pub use header::{KeyMode, Provenance, UnverifiedHeader, VerifiedHeader};
-pub use history::{LastKnown, Rollback};
-pub use open::{claimed_id, open, open_with_patience};
+pub use open::{open, open_with_retry};
 pub use renew::RenewFn;
 pub use rescue::{Rescue, rescue};
-pub use standing::Standing;
-pub use superblock::inspect;
+pub use rollback::{LastKnown, Rollback};
+pub use superblock::{claimed_id, inspect};
 
 /// Name of the superblock's file.
 pub const HEADER_NAME: &str = "volume.json";
@@ -67,7 +73,7 @@ pub const HEADER_NAME: &str = "volume.json";
 pub const LOCK_NAME: &str = "lock";
 /// Name of the metadata database's file.
 pub const META_NAME: &str = "meta";
-/// Name of the metadata database's file that is about to take the place of [`META_NAME`].
+/// Name of the metadata file that is about to replace [`META_NAME`].
 pub const NEXT_META_NAME: &str = "meta.next";
 /// Name of the directory with the objects.
 pub const OBJECTS_NAME: &str = "objects";
@@ -92,51 +98,53 @@ fn objects_path() -> StorePath {
     StorePath::new(OBJECTS_NAME)
 }
 
-/// How to make a volume.
+/// Options for creating a volume.
 #[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
-    /// The customer key; without one the volume is platform-managed. Its public half is enough.
+    /// The customer key; its public half is enough. Without one the volume is platform-managed.
     pub customer_key: Option<KeyUri>,
     /// Largest size of the contents, for the filesystem's metadata.
     pub size_bytes: Option<u64>,
-    /// Directory of the platform keystore; made where missing.
+    /// Directory of the platform keystore, which is created if missing.
     pub keystore: PathBuf,
     /// Where the passphrase of an encrypted customer key comes from.
     pub passphrase: PassphraseSource,
 }
 
-/// How to open a volume.
+/// Options for opening a volume.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
-    /// The customer key, where it is not the one the keystore remembers.
+    /// The customer key, if it is not the one the keystore remembers.
     pub customer_key: Option<KeyUri>,
     /// Directory of the platform keystore.
     pub keystore: PathBuf,
-    /// The path that the volume is opened by, without links: a volume that the keystore remembers
-    /// there counts even if the directory was renamed since the path was resolved.
+    /// The path that the volume is opened by, with symbolic links resolved. A volume that the
+    /// keystore remembers there is expected even if the directory was renamed after the path was
+    /// resolved.
     pub path: Option<PathBuf>,
-    /// Paths that were named and may lead to it by links: a volume that the keystore remembers
-    /// there counts too, since a link may have been put in its place.
+    /// Paths that the user named and that may lead to the volume through symbolic links. A volume
+    /// that the keystore remembers at one of them is expected too, since somebody may have put a
+    /// link in its place.
     pub named: Vec<PathBuf>,
     /// Where the passphrase of an encrypted customer key comes from.
     pub passphrase: PassphraseSource,
-    /// Nothing will be written to the volume.
+    /// Open for reading only.
     pub read_only: bool,
     /// The fingerprint that the active key set must have.
     pub fingerprint: Option<String>,
-    /// A volume that is older than the keystore knows it is opened all the same, to be taken as it
-    /// is ([`Volume::renew`]), or only looked at.
+    /// Open a volume even though the keystore knows a newer state of it, either to accept it as it
+    /// is ([`Volume::renew`]) or only to read it.
     pub accept_restored: bool,
-    /// A copy of a volume is opened, to become a volume of its own ([`Volume::separate`]).
+    /// Open a copy in order to give it an identity of its own ([`Volume::assign_new_identity`]).
     pub new_identity: bool,
 }
 
-/// A volume that is being made: all that is needed to write its metadata database.
+/// A volume that is being created, with everything needed to write its metadata database.
 #[derive(Debug)]
 pub struct FreshVolume {
-    /// Where it is.
+    /// The store that holds the volume.
     pub store: Arc<dyn Store>,
-    /// Its keys: a fresh active set, and those it inherits.
+    /// The volume's keys: a fresh active set, and the inherited sets.
     pub keys: Arc<KeyRing>,
     /// Crypto id of `meta`.
     pub meta_crypto: CryptoId,
@@ -144,10 +152,10 @@ pub struct FreshVolume {
     pub size_bytes: Option<u64>,
 }
 
-/// An open volume; the lock is held until it is dropped.
+/// An open volume. Its lock is held until this is dropped.
 #[derive(Debug)]
 pub struct Volume {
-    /// Where it is.
+    /// The store that holds the volume.
     pub store: Arc<dyn Store>,
     /// Its keys.
     pub keys: Arc<KeyRing>,
@@ -157,27 +165,29 @@ pub struct Volume {
     pub customer_key: Option<Arc<dyn CustomerKeyProvider>>,
     /// The platform keystore.
     pub keystore: Arc<PlatformKeystore>,
-    /// What the keystore remembered when the volume was opened; `None` when it knew nothing of this
-    /// incarnation.
+    /// The keystore's record as it was when the volume was opened; `None` if the keystore knew
+    /// nothing of this incarnation.
     pub record: Option<VolumeRecord>,
-    /// It may be older than the keystore knows.
+    /// Whether the volume may be older than the keystore knows.
     pub accepts_restored: bool,
-    /// How the superblock is older than the keystore knows; only where that was to be accepted.
+    /// How the superblock is older than the keystore knows; set only if that was to be accepted.
     older_header: Option<Rollback>,
-    /// The record as it is in the keystore now.
+    /// The record that the keystore holds now.
     current: Mutex<VolumeRecord>,
-    /// What its directory is to the record.
-    standing: Standing,
-    /// It is a copy that is about to become a volume of its own, and nothing is written before.
-    separates: bool,
-    /// The right to write to it; goes before the lock, for which the next one waits.
+    /// How the volume's directory relates to the one in the record.
+    copy_status: CopyStatus,
+    /// Set for a copy that is to get an identity of its own; nothing is written before that.
+    awaits_new_identity: bool,
+    /// The right to write to the volume. It is dropped before the lock, because the next opener
+    /// waits for the lock.
     #[expect(dead_code, reason = "held, never read")]
     writer: Option<WriterLock>,
     lock: Box<dyn StoreLock>,
 }
 
 impl Volume {
-    /// What this process can show of the lock that it holds; `None` where there is none to show.
+    /// The descriptors behind the lock, to prove to another process that it is held; `None` if the
+    /// store has none.
     pub fn held_lock(&self) -> Option<HeldLock<'_>> {
         self.lock.held()
     }
@@ -187,33 +197,33 @@ impl Volume {
     /// # Errors
     /// When it cannot be derived.
     pub fn fingerprint(&self) -> Result<String, VolumeError> {
-        open::fingerprint_of(&self.keys)
+        succession::fingerprint_of(&self.keys)
     }
 
-    /// What its directory is to the keystore's record.
-    pub fn standing(&self) -> &Standing {
-        &self.standing
+    /// How the volume's directory relates to the one in the keystore's record.
+    pub fn copy_status(&self) -> &CopyStatus {
+        &self.copy_status
     }
 
-    /// True for a copy, whose age says nothing of the volume that it is a copy of.
+    /// True for a copy. The age of a copy says nothing about the original.
     pub fn is_copy(&self) -> bool {
-        matches!(self.standing, Standing::Copy { .. })
+        matches!(self.copy_status, CopyStatus::Copy { .. })
     }
 
-    /// True where it is to take the place of an original that is gone for good.
-    pub fn takes_over(&self) -> bool {
-        self.accepts_restored && matches!(self.standing, Standing::Unknown { .. })
+    /// True if the volume is to replace an original that is gone for good.
+    pub fn replaces_original(&self) -> bool {
+        self.accepts_restored && matches!(self.copy_status, CopyStatus::Unknown { .. })
     }
 
-    /// Refuses what is not the volume itself, or not yet.
+    /// Refuses a directory that is not the volume itself, or that has not yet got its own identity.
     ///
     /// # Errors
-    /// When it is a copy, or may be one.
+    /// When the directory is a copy, or may be one.
     pub fn check_writer(&self) -> Result<(), VolumeError> {
         let record = self.record.as_ref();
-        match self.standing.refusal(record, false) {
+        match self.copy_status.refusal(record, false) {
             Some(refusal) => Err(refusal),
-            None if self.separates => Err(VolumeError::NotACopy),
+            None if self.awaits_new_identity => Err(VolumeError::NotACopy),
             None => Ok(()),
         }
     }
@@ -222,15 +232,16 @@ impl Volume {
     ///
     /// # Errors
     /// When the volume is older than it is known to be.
-    pub fn judge(&self, slots: &[SlotState; 2]) -> Result<(), Rollback> {
+    pub fn check_rollback(&self, slots: &[SlotState; 2]) -> Result<(), Rollback> {
         match &self.older_header {
             Some(older) => Err(older.clone()),
-            None => history::judge_metadata(slots, self.record.as_ref()),
+            None => history::check_metadata_rollback(slots, self.record.as_ref()),
         }
     }
 
-    /// Tells the keystore where the volume's history stands: the newest durable commit, the tags of
-    /// page 0, and whether this was a clean unmount. To be called after the commit is durable.
+    /// Writes the state of the volume's history to the keystore's record: the newest durable
+    /// commit, the tags of page 0, and whether this was a clean unmount. Call it after the commit
+    /// is durable.
     ///
     /// # Errors
     /// When the keystore cannot be written.
@@ -240,9 +251,9 @@ impl Volume {
         page0_tags: [[u8; 16]; 2],
         clean: bool,
     ) -> Result<(), KeyError> {
-        // Where it cannot be told the old one stays: a wrong one would make a copy the volume.
-        let place = self.store.place().unwrap_or_else(|error| {
-            tracing::warn!(%error, "where the volume's directory is cannot be told now");
+        // Without a location the old one stays: a wrong one would make a copy pass for the volume.
+        let place = self.store.directory_identity().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the location of the volume's directory cannot be determined now");
             None
         });
         let mut current = self.current.lock();
@@ -255,11 +266,12 @@ impl Volume {
         if let Some(place) = &place
             && !expected::is_of_another(&self.keystore, self.header.volume_id(), &next, place)?
         {
-            next.follow(place.into());
+            next.set_directory(place.into());
         }
-        // Somebody who asked later may have been faster.
+        // A later caller may have finished first.
         if *current != next && sequence >= current.sequence {
-            // Never back: the volume that was written last is the one that a place belongs to.
+            // Never move the time back: a location belongs to the volume that was written there
+            // last.
             next.written = next.written.max(Some(coarse_time().0));
             self.keystore
                 .update_record(self.header.volume_id(), &next)?;

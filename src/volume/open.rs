@@ -1,60 +1,54 @@
 //! Opening a volume.
 //!
-//! The superblock is hostile until its MAC is checked, and its MAC needs the keys. So what it says
-//! about where a customer key is, is shown to people and used for nothing: the key is the one that
-//! the option names, or the keystore's record of this volume. A key's fingerprint and the numbers
-//! in the superblock only choose which wraps are tried; each wrap says inside what it is of.
+//! The superblock is untrusted until its MAC is verified, and the MAC needs the keys. So the
+//! claimed location of a customer key is only shown to people. The key that is used is the one that
+//! the option or the keystore's record names. A key's fingerprint and the numbers in the superblock
+//! only choose which wraps are tried; the wrapped payload itself states which DEK it holds.
 
 use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::authenticate::Authenticated;
+use super::claim::Claim;
+use super::copy_status::CopyStatus;
 use super::error::VolumeError;
-use super::expected::Neighbours;
-use super::header::{HeaderContents, KeyMode, KeySetState, VerifiedHeader, WrappedKeySet};
-use super::history::{Rollback, judge_header, judge_metadata};
-use super::holder::writer_elsewhere;
-use super::renew::{FoundMeta, find_meta, settle_meta};
-use super::standing::Standing;
-use super::succession::Ancestry;
-use super::superblock::inspect;
+use super::expected::RememberedHere;
+use super::history::{check_header_rollback, check_metadata_rollback};
+use super::record_update::RecordUpdate;
+use super::renew::{MetaLocation, finish_meta_swap, locate_meta};
+use super::rollback::Rollback;
+use super::succession::fingerprint_of;
+use super::superblock::{claimed_id, inspect};
 use super::{OpenOptions, Volume, header_path, lock, spare};
 use crate::audit::{self, Record};
-use crate::ids::VolumeId;
-use crate::keys::customer::{self, CustomerKeyProvider};
-use crate::keys::error::{ErrorKind, KeyError};
-use crate::keys::uri::Scheme;
-use crate::keys::wrap::{self, WrapContext, WrapRecord};
-use crate::keys::{
-    KeyUri, KnownKeySet, PassphraseSource, PlatformKeystore, VolumeRecord, WriterLock, WriterLocked,
-};
-use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet, fingerprint};
-use crate::store::{Place, Store};
+use crate::keys::VolumeRecord;
+use crate::store::{DirectoryIdentity, Store};
 
-/// Opens a volume: takes the lock, gives files shared with a copy (`cp -al`) copies of their own,
-/// unwraps the keys, authenticates the superblock, and remembers the customer key where none is
-/// remembered that could.
+/// Opens a volume: takes the lock, replaces files that are shared with a copy (`cp -al`) by private
+/// copies, unwraps the keys, authenticates the superblock, and remembers the customer key if no
+/// usable one is remembered.
 ///
 /// # Errors
-/// See [`VolumeError`]; nothing of the volume has been changed then but files that were shared, and
-/// what a cut had left of a renewal.
+/// See [`VolumeError`]. The volume is unchanged then, except that shared files were copied and an
+/// interrupted renewal may have been finished.
 pub fn open(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, VolumeError> {
-    open_with_patience(store, options, &mut |_| false)
+    open_with_retry(store, options, &mut |_| false)
 }
 
-/// Opens a volume, once more for as long as `again` has it tried after an error. Only what comes of
-/// it in the end is in the audit.
+/// Opens a volume, and retries as long as `again` returns true for the error. Only the final
+/// outcome is recorded in the audit.
 ///
 /// # Errors
-/// As [`open`], the last one.
-pub fn open_with_patience(
+/// The error of the last attempt; see [`open`].
+pub fn open_with_retry(
     store: Arc<dyn Store>,
     options: &OpenOptions,
     again: &mut dyn FnMut(&VolumeError) -> bool,
 ) -> Result<Volume, VolumeError> {
-    // Keys are unwrapped in each attempt.
-    let attempts = audit::in_attempts();
+    // Each attempt unwraps the keys, which is audited.
+    let attempts = audit::deduplicate();
     let result = loop {
         match open_unaudited(Arc::clone(&store), options) {
             Err(error) if again(&error) => {}
@@ -76,495 +70,123 @@ pub fn open_with_patience(
     result
 }
 
-/// The id that the superblock of a refused volume claims, for people.
-pub fn claimed_id(store: &dyn Store) -> Option<VolumeId> {
-    let unverified = inspect(store).ok()?;
-    Some(unverified.claims().volume_id())
-}
-
 fn open_unaudited(store: Arc<dyn Store>, options: &OpenOptions) -> Result<Volume, VolumeError> {
-    match store.info(&header_path()) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(VolumeError::NotAVolume);
-        }
-        Err(error) => return Err(VolumeError::io("cannot read the volume directory")(error)),
-    }
+    refuse_without_header(&*store)?;
     let lock = lock::acquire(&*store, options.read_only)?;
-    let unverified = inspect(&*store)?;
-    let claims = unverified.claims();
-    let keystore = PlatformKeystore::open(&options.keystore)?;
-    let record = keystore.record(claims.volume_id())?;
-    let customer = customer_key(claims, options, record.as_ref())?;
-    let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
-    // The private half is not needed any more. A process that asks a silent filesystem, and is left
-    // behind, would keep a copy of it.
-    let customer = customer.map(|key| key.public_half());
-    let header = unverified.verify(&keys)?;
-    let ancestry = vouched_for(&header, &keys, options, (&keystore, record.as_ref()))?;
-    let place = match store.place() {
-        // What is only looked at need be nowhere.
-        Err(error) if options.read_only => {
-            tracing::warn!(%error, "where the volume's directory is cannot be told");
-            None
-        }
-        place => place.map_err(unknown_place)?,
-    };
-    let path = options.path.as_deref();
-    let id = header.volume_id();
-    let neighbours = Neighbours::of(&keystore, id, place.as_ref(), path)?;
-    let neighbours = neighbours.with_named(&keystore, id, &options.named)?;
+    let authenticated = Authenticated::new(inspect(&*store)?, options)?;
+    let location = location_of(&*store, options)?;
+    let remembered_here = authenticated.remembered_here(location.as_ref(), options)?;
     if !options.new_identity && options.fingerprint.is_none() {
-        refuse_unexpected(&neighbours, record.as_ref(), (&header, &keys))?;
+        refuse_unexpected(&authenticated, &remembered_here)?;
     }
-    let (standing, writer, record) = claim(&keystore, &header, place.as_ref(), record, options)?;
-    // Whoever had the right to write before may have changed which sets are known.
-    refuse_stranger(&header, &ancestry, &keystore, record.as_ref())?;
-    let older_header = tolerated(
-        judge_header(&header, &ancestry, record.as_ref()),
-        options,
-        &standing,
-    )?;
-    let meta = find_meta(&*store, &keys, &header)?;
-    if options.read_only && matches!(meta, FoundMeta::Next(_)) {
+    let claim = Claim::new(&authenticated, location.as_ref(), options)?;
+    // The previous writer may have changed which key sets are known.
+    authenticated.refuse_unknown_key_set(claim.record.as_ref())?;
+    let older_header = older_header(&authenticated, &claim, options)?;
+    let meta = locate_meta(&*store, &authenticated.keys, &authenticated.header)?;
+    if options.read_only && matches!(meta, MetaLocation::Next(_)) {
         return Err(VolumeError::HalfRenewed);
     }
-    let same = record
-        .as_ref()
-        .filter(|record| record.incarnation == header.incarnation());
-    // A superblock without its metadata, or with older ones, will not be mounted: nothing of it is
-    // remembered, or the volume would be a stranger, or a copy, when it is back.
-    let is_whole = meta
-        .slots()
-        .is_some_and(|slots| judge_metadata(slots, same).is_ok());
-    let current = match &record {
-        // Left as it is until the volume has been taken as it is, or for the original.
-        Some(record) if older_header.is_some() || !standing.is_own() => record.clone(),
-        _ if options.new_identity => VolumeRecord::unknown(header.incarnation()),
-        record => {
-            let known = (ancestry.active(), record.as_ref());
-            let next = brought_up_to_date(&header, known, customer.as_deref());
-            match is_whole {
-                false => next,
-                true => remember(
-                    &keystore,
-                    header.volume_id(),
-                    (place.as_ref(), neighbours.now()),
-                    (record.as_ref(), next),
-                    options,
-                )?,
-            }
-        }
+    let incarnation = authenticated.header.incarnation();
+    let same_incarnation = |record: &&VolumeRecord| record.incarnation == incarnation;
+    // A superblock without its metadata, or with an older version of it, will not be mounted.
+    // Remember nothing of it: otherwise the genuine volume would be refused as unknown, or as a
+    // copy, when it is back.
+    let is_whole = meta.slots().is_some_and(|slots| {
+        let record = claim.record.as_ref().filter(same_incarnation);
+        check_metadata_rollback(slots, record).is_ok()
+    });
+    let update = RecordUpdate {
+        authenticated: &authenticated,
+        location: location.as_ref(),
+        now: remembered_here.now(),
+        options,
+    };
+    let current = match &claim.record {
+        // Unchanged until the volume has been accepted as it is; a copy never changes it.
+        Some(record) if older_header.is_some() || !claim.copy_status.is_own() => record.clone(),
+        _ if options.new_identity => VolumeRecord::new(incarnation),
+        record if is_whole => update.write(record.as_ref())?,
+        record => update.next(record.as_ref()),
     };
     if !options.read_only {
-        settle_meta(&*store, &meta)?;
+        finish_meta_swap(&*store, &meta)?;
     }
     if !options.read_only && !options.new_identity && older_header.is_none() && is_whole {
-        spare::settle(&*store, &keys, &header);
+        spare::settle(&*store, &authenticated.keys, &authenticated.header);
     }
-    let record = record.filter(|record| record.incarnation == header.incarnation());
+    let record = claim.record.filter(|record| same_incarnation(&record));
     Ok(Volume {
         store,
-        keys: Arc::new(keys),
-        header,
-        customer_key: customer.map(Arc::from),
-        keystore: Arc::new(keystore),
+        keys: Arc::new(authenticated.keys),
+        header: authenticated.header,
+        customer_key: authenticated.customer_key.map(Arc::from),
+        keystore: Arc::new(authenticated.keystore),
         record,
         accepts_restored: options.accept_restored,
         older_header,
         current: Mutex::new(current),
-        standing,
-        separates: options.new_identity,
-        writer,
+        copy_status: claim.copy_status,
+        awaits_new_identity: options.new_identity,
+        writer: claim.writer,
         lock,
     })
 }
 
-/// Refuses a volume where another one is expected.
+/// Checks that there is a superblock, before anything in the directory is touched.
+fn refuse_without_header(store: &dyn Store) -> Result<(), VolumeError> {
+    match store.info(&header_path()) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(VolumeError::NotAVolume),
+        Err(error) => Err(VolumeError::io("cannot read the volume directory")(error)),
+    }
+}
+
+fn location_of(
+    store: &dyn Store,
+    options: &OpenOptions,
+) -> Result<Option<DirectoryIdentity>, VolumeError> {
+    match store.directory_identity() {
+        // A volume that is only read needs no known location.
+        Err(error) if options.read_only => {
+            tracing::warn!(%error, "the location of the volume's directory cannot be determined");
+            Ok(None)
+        }
+        location => location.map_err(VolumeError::unknown_location),
+    }
+}
+
+/// Refuses a volume if the keystore expects another one at this location.
 fn refuse_unexpected(
-    neighbours: &Neighbours<'_>,
-    record: Option<&VolumeRecord>,
-    (header, keys): (&VerifiedHeader, &KeyRing),
+    authenticated: &Authenticated,
+    remembered_here: &RememberedHere<'_>,
 ) -> Result<(), VolumeError> {
-    match neighbours.expected(record) {
+    match remembered_here.expected(authenticated.record.as_ref()) {
         None => Ok(()),
         Some(known) => Err(VolumeError::AnotherVolume {
             known: known.volume,
             path: known.directory.path.clone(),
             written: known.written,
-            found: header.volume_id(),
-            fingerprint: fingerprint_of(keys)?,
+            found: authenticated.header.volume_id(),
+            fingerprint: fingerprint_of(&authenticated.keys)?,
         }),
     }
 }
 
-/// Without its place nobody can tell a volume from its copy.
-pub(super) fn unknown_place(error: std::io::Error) -> VolumeError {
-    VolumeError::io("cannot tell where the volume's directory is, so nothing is written to it")(
-        error,
-    )
-}
-
-/// Finds out what the directory is to the record, and takes the right to write to the volume. The
-/// record is the one that is known when that is held.
-fn claim(
-    keystore: &PlatformKeystore,
-    header: &VerifiedHeader,
-    place: Option<&Place>,
-    record: Option<VolumeRecord>,
+/// How the superblock is older than the keystore knows, if the options permit that; `None` if it is
+/// not older.
+fn older_header(
+    authenticated: &Authenticated,
+    claim: &Claim,
     options: &OpenOptions,
-) -> Result<(Standing, Option<WriterLock>, Option<VolumeRecord>), VolumeError> {
-    let id = header.volume_id();
-    let judge = |record: Option<&VolumeRecord>| {
-        let beginning = record.is_some_and(|it| it.becoming == Some(header.incarnation()));
-        // An incarnation that is about to begin does so in one directory.
-        match beginning {
-            true => Standing::Own,
-            false => Standing::of(place, record, id),
-        }
-    };
-    let standing = judge(record.as_ref());
-    if options.read_only {
-        return Ok((standing, None, record));
-    }
-    if options.new_identity {
-        // The keystore may never have seen the volume.
-        let is_itself = standing == Standing::Own && record.is_some() && place.is_some();
-        return match is_itself {
-            true => Err(VolumeError::NotACopy),
-            false => Ok((standing, None, record)),
-        };
-    }
-    let refuse = |standing: &Standing, record: Option<&VolumeRecord>| {
-        let refusal = standing.refusal(record, options.accept_restored);
-        refusal.map_or(Ok(()), Err)
-    };
-    refuse(&standing, record.as_ref())?;
-    let Some(place) = place else {
-        return Ok((standing, None, record));
-    };
-    let locked = keystore.lock_writer(id, &place.path);
-    let writer = match locked.map_err(VolumeError::CannotRemember)? {
-        WriterLocked::Own(writer) => writer,
-        WriterLocked::Held(by) => return Err(writer_elsewhere(by, id, place)),
-    };
-    // Whoever had the lock before may have changed it.
-    let record = keystore.record(id)?;
-    let standing = judge(record.as_ref());
-    refuse(&standing, record.as_ref())?;
-    if let Standing::Moved { from } = &standing {
-        tracing::info!(
-            from = %from.display(),
-            to = %place.path.display(),
-            "the volume's directory was moved, and is remembered at its new place"
-        );
-    }
-    Ok((standing, Some(writer), record))
-}
-
-/// Whether an older superblock is opened all the same.
-fn tolerated(
-    judged: Result<(), Rollback>,
-    options: &OpenOptions,
-    standing: &Standing,
 ) -> Result<Option<Rollback>, VolumeError> {
-    let is_copy = matches!(standing, Standing::Copy { .. });
-    match judged {
+    let record = claim.record.as_ref();
+    let is_copy = matches!(claim.copy_status, CopyStatus::Copy { .. });
+    match check_header_rollback(&authenticated.header, &authenticated.ancestry, record) {
         Ok(()) => Ok(None),
-        // A copy is as old as it is, and nothing of it becomes the volume.
+        // The age of a copy does not matter, since the copy does not become the volume.
         Err(older) if options.new_identity || (options.read_only && is_copy) => Ok(Some(older)),
         Err(older) if options.accept_restored => Ok(Some(older)),
         Err(older) => Err(older.into()),
     }
-}
-
-/// The fingerprint of the active key set.
-pub(super) fn fingerprint_of(keys: &KeyRing) -> Result<String, VolumeError> {
-    Ok(fingerprint(keys.active()).map_err(|_| KeyError::derivation())?)
-}
-
-/// Refuses a volume whose active key set is a stranger to the platform keystore's record, or does
-/// not have, and does not follow one that has, the pinned fingerprint.
-pub(super) fn vouched_for(
-    header: &VerifiedHeader,
-    keys: &KeyRing,
-    options: &OpenOptions,
-    (keystore, record): (&PlatformKeystore, Option<&VolumeRecord>),
-) -> Result<Ancestry, VolumeError> {
-    let ancestry = Ancestry::of(header, keys)?;
-    if let Some(pinned) = options.fingerprint.as_deref() {
-        check_pin(pinned, &ancestry, keys)?;
-    }
-    refuse_stranger(header, &ancestry, keystore, record)?;
-    Ok(ancestry)
-}
-
-/// Refuses a volume whose active key set is neither known nor follows one that is.
-fn refuse_stranger(
-    header: &VerifiedHeader,
-    ancestry: &Ancestry,
-    keystore: &PlatformKeystore,
-    record: Option<&VolumeRecord>,
-) -> Result<(), VolumeError> {
-    match record.is_some_and(|record| ancestry.is_stranger_to(&record.key_sets)) {
-        true => Err(VolumeError::Stranger {
-            record: keystore.record_path(header.volume_id()),
-        }),
-        false => Ok(()),
-    }
-}
-
-/// Opens the customer key that option or record names; `None` for a platform-managed volume.
-pub(super) fn customer_key(
-    claims: &HeaderContents,
-    options: &OpenOptions,
-    record: Option<&VolumeRecord>,
-) -> Result<Option<Box<dyn CustomerKeyProvider>>, VolumeError> {
-    let remembered = record.and_then(|record| record.customer_key.as_deref());
-    if claims.key_mode() == KeyMode::PlatformManaged {
-        let known = match (remembered, &options.customer_key) {
-            (Some(_), _) => "customer-managed by the platform keystore's record",
-            (None, Some(_)) => "customer-managed, since a customer key was named",
-            (None, None) => return Ok(None),
-        };
-        return Err(VolumeError::Downgraded {
-            found: claims.key_mode().name(),
-            known,
-        });
-    }
-    let opened = match (&options.customer_key, remembered) {
-        (Some(uri), _) => customer::open(uri, &options.passphrase)?,
-        (None, Some(text)) => open_remembered(&KeyUri::parse(text)?, &options.passphrase)?,
-        (None, None) => {
-            return Err(VolumeError::CustomerKeyNeeded {
-                claimed: claimed_provider(claims),
-            });
-        }
-    };
-    Ok(Some(opened))
-}
-
-/// Nobody has named the key now, so a file that is gone is said to be the one that is remembered.
-fn open_remembered(
-    uri: &KeyUri,
-    passphrase: &PassphraseSource,
-) -> Result<Box<dyn CustomerKeyProvider>, VolumeError> {
-    let Scheme::File(path) = uri.scheme();
-    match path.symlink_metadata() {
-        Err(source) if source.kind() == io::ErrorKind::NotFound => {
-            Err(VolumeError::RememberedKeyGone {
-                path: path.to_owned(),
-            })
-        }
-        _ => Ok(customer::open(uri, passphrase)?),
-    }
-}
-
-fn claimed_provider(claims: &HeaderContents) -> String {
-    claims
-        .key_sets()
-        .iter()
-        .filter(|set| set.state == KeySetState::Active)
-        .flat_map(|set| &set.customer)
-        .map(|wrap| wrap.provider.clone())
-        .next()
-        .unwrap_or_default()
-}
-
-pub(super) fn unwrap_all(
-    claims: &HeaderContents,
-    keystore: &PlatformKeystore,
-    customer: Option<&dyn CustomerKeyProvider>,
-) -> Result<KeyRing, VolumeError> {
-    let mut active = None;
-    let mut read_only = Vec::new();
-    for set in claims.key_sets() {
-        let context = WrapContext {
-            volume: claims.volume_id(),
-            key_set: set.id,
-            epoch: set.epoch,
-        };
-        let keys = KeySet {
-            id: set.id,
-            epoch: set.epoch,
-            infrastructure: unwrap_infrastructure(keystore, &context, set)?,
-            customer: unwrap_customer(keystore, customer, &context, set)?,
-        };
-        match set.state {
-            KeySetState::Active => active = Some(keys),
-            KeySetState::ReadOnly => read_only.push(keys),
-        }
-    }
-    // The parser has seen to it that there is exactly one.
-    let active =
-        active.ok_or_else(|| VolumeError::HeaderInvalid("it has no active key set".to_owned()))?;
-    Ok(KeyRing::new(active, read_only))
-}
-
-fn unwrap_infrastructure(
-    keystore: &PlatformKeystore,
-    context: &WrapContext,
-    set: &WrappedKeySet,
-) -> Result<InfrastructureDek, VolumeError> {
-    first_that_opens(set.infrastructure.iter(), |wrap| {
-        keystore.unwrap_infrastructure(context, wrap)
-    })
-}
-
-fn unwrap_customer(
-    keystore: &PlatformKeystore,
-    customer: Option<&dyn CustomerKeyProvider>,
-    context: &WrapContext,
-    set: &WrappedKeySet,
-) -> Result<CustomerDek, VolumeError> {
-    let Some(provider) = customer else {
-        return first_that_opens(set.customer.iter(), |wrap| {
-            keystore.unwrap_customer(context, wrap)
-        });
-    };
-    let description = provider.describe();
-    let mut wraps = set
-        .customer
-        .iter()
-        .filter(|wrap| wrap.key_version == description.key_version)
-        .peekable();
-    if wraps.peek().is_none() {
-        return Err(wrong_customer_key(provider, set));
-    }
-    first_that_opens(wraps, |wrap| {
-        wrap::unwrap_with_customer_key(provider, context, wrap)
-    })
-    .map_err(|error| match error.kind() {
-        // The very key by its fingerprint, and yet it does not open.
-        ErrorKind::WrongKey => VolumeError::Tampered,
-        _ => error,
-    })
-}
-
-fn wrong_customer_key(provider: &dyn CustomerKeyProvider, set: &WrappedKeySet) -> VolumeError {
-    let description = provider.describe();
-    let wanted: Vec<String> = set
-        .customer
-        .iter()
-        .map(|wrap| wrap.key_version.escape_default().to_string())
-        .collect();
-    VolumeError::WrongCustomerKey {
-        given: description.uri.to_string(),
-        found: description.key_version.clone(),
-        wanted: wanted.join(", "),
-    }
-}
-
-/// Any wrap of a DEK gives it; the error is the last one's.
-fn first_that_opens<'a, T>(
-    wraps: impl Iterator<Item = &'a WrapRecord>,
-    mut open: impl FnMut(&WrapRecord) -> Result<T, KeyError>,
-) -> Result<T, VolumeError> {
-    let mut last = VolumeError::HeaderInvalid("a key has no wrap".to_owned());
-    for wrap in wraps {
-        match open(wrap) {
-            Ok(dek) => return Ok(dek),
-            Err(error) => last = error.into(),
-        }
-    }
-    Err(last)
-}
-
-/// Compares by digits: grouping and case are how people copy, not what they pin.
-fn check_pin(pinned: &str, ancestry: &Ancestry, keys: &KeyRing) -> Result<(), VolumeError> {
-    let digits = |text: &str| -> String {
-        let kept = text.chars().filter(|c| !matches!(c, '-' | ':' | ' '));
-        kept.map(|c| c.to_ascii_lowercase()).collect()
-    };
-    let wanted = digits(pinned);
-    match ancestry.find_fingerprint(|found| digits(found) == wanted) {
-        Some(ancestor) => {
-            if ancestor.is_past() {
-                let now = fingerprint_of(keys)?;
-                tracing::warn!(
-                    pinned,
-                    now,
-                    "the pinned key set was followed by another, for which it vouches"
-                );
-            }
-            Ok(())
-        }
-        None => Err(VolumeError::FingerprintMismatch {
-            found: fingerprint_of(keys)?,
-            pinned: pinned.to_owned(),
-        }),
-    }
-}
-
-/// What the record becomes: `known` are the active key set and the record as it is.
-fn brought_up_to_date(
-    header: &VerifiedHeader,
-    (active, record): (Option<KnownKeySet>, Option<&VolumeRecord>),
-    customer: Option<&dyn CustomerKeyProvider>,
-) -> VolumeRecord {
-    let same = record.filter(|record| record.incarnation == header.incarnation());
-    let mut next = same.cloned().unwrap_or_else(|| VolumeRecord {
-        key_sets: record.map_or_else(Vec::new, |record| record.key_sets.clone()),
-        directory: record.and_then(|record| record.directory.clone()),
-        written: record.and_then(|record| record.written),
-        ..VolumeRecord::unknown(header.incarnation())
-    });
-    if let Some(active) = active {
-        next.remember_key_set(active);
-    }
-    // One that was to begin and did not: the superblock of before is still there.
-    next.becoming = None;
-    next.header_sequence = next.header_sequence.max(header.header_sequence());
-    next.customer_key = key_to_remember(customer, record);
-    next
-}
-
-/// URI of the customer key that is remembered from now on: the one that is, whichever opened the
-/// volume this time. One that only made the volume, being the public half, gives way to the first
-/// that opens it, as none does.
-fn key_to_remember(
-    customer: Option<&dyn CustomerKeyProvider>,
-    record: Option<&VolumeRecord>,
-) -> Option<String> {
-    let opened = customer?.describe().uri.to_string();
-    let remembered = record.and_then(|record| record.customer_key.clone());
-    match remembered {
-        Some(uri) if uri == opened || !is_public_half(&uri) => Some(uri),
-        _ => Some(opened),
-    }
-}
-
-/// True for a key that is there, and is known to open nothing.
-fn is_public_half(uri: &str) -> bool {
-    let key = KeyUri::parse(uri).and_then(|uri| customer::open(&uri, &PassphraseSource::None));
-    key.is_ok_and(|key| !key.describe().can_unwrap)
-}
-
-/// Writes the record; only ever after the superblock and page 0 of the metadata were authenticated.
-/// Who may write to the volume has written it then, even if nothing is new: rollback protection that
-/// cannot be kept would lapse unseen.
-fn remember(
-    keystore: &PlatformKeystore,
-    id: VolumeId,
-    (place, now): (Option<&Place>, i64),
-    (record, mut next): (Option<&VolumeRecord>, VolumeRecord),
-    options: &OpenOptions,
-) -> Result<VolumeRecord, VolumeError> {
-    if options.read_only {
-        if record != Some(&next)
-            && let Err(error) = keystore.update_record(id, &next)
-        {
-            tracing::warn!(%error, "the platform keystore's record was not brought up to date");
-        }
-        return Ok(next);
-    }
-    if let Some(place) = place {
-        next.directory = Some(place.into());
-        next.former = None;
-    }
-    next.written = Some(now);
-    keystore
-        .update_record(id, &next)
-        .map_err(VolumeError::CannotRemember)?;
-    Ok(next)
 }

@@ -1,41 +1,41 @@
-//! Beginning a new incarnation: a restored copy is taken as it is, once.
+//! Begins a new incarnation: a restored copy is accepted as it is, once.
 //!
-//! Somebody may hold another copy of the volume and go on writing it. So nothing new is written
-//! here under a key set or a crypto id that the other one writes under: there is a fresh active key
-//! set, all others only read, and `meta` is written anew under a crypto id of its own. Objects are
-//! left as they are, since none of an epoch that is not the active one is written in place.
+//! Somebody may hold another copy of the volume and continue to write it. So nothing new is written
+//! here under a key set or a crypto id that the other copy writes under: there is a fresh active
+//! key set, all others become read-only, and `meta` is written anew under its own crypto id.
+//! Objects stay as they are, since an object whose epoch is not the active one is never written in
+//! place.
 //!
 //! Order of writes, each durable before the next:
-//! 1. the keystore's record says which incarnation is about to begin;
-//! 2. `meta.next`, the whole of it, and its name;
+//! 1. the keystore's record names the pending incarnation;
+//! 2. all of `meta.next`, and its directory entry;
 //! 3. `volume.json`, which names the incarnation, the key set and the crypto id of that file;
-//! 4. `meta.next` takes the place of `meta`;
-//! 5. the record says that the incarnation has begun, and knows the new key set;
-//! 6. the checkpoints go, and the spare copy of the superblock is the new one.
+//! 4. `meta.next` replaces `meta`;
+//! 5. the record states that the incarnation has begun, and contains the new key set;
+//! 6. the checkpoints are removed, and the new superblock becomes the spare copy.
 //!
-//! The new key set carries a statement of the one before that it follows it ([`super::succession`]),
-//! so that another machine, or a pinned fingerprint, can tell it from a stranger's.
+//! The new key set carries a statement of the previous one ([`super::succession`]), so that another
+//! machine, or a pinned fingerprint, can tell it from a foreign set.
 //!
-//! A cut before 3 leaves what was there before, refused as before. One after 3 leaves a new
-//! incarnation that the record knows, and a `meta` that the superblock does not open: the next use
-//! that may write finishes that. What `meta.next` holds is looked at only where `meta` does not open,
-//! so that nobody can have a newer `meta` replaced by an older one.
+//! A crash before step 3 leaves the previous state, which is refused as before. A crash after step
+//! 3 leaves a new incarnation that the record knows, and a `meta` that the superblock does not
+//! open: the next use that may write finishes the renewal. `meta.next` is examined only if `meta`
+//! does not open, so that nobody can have a newer `meta` replaced by an older one.
 
 use std::error::Error;
 use std::io;
 
 use parking_lot::Mutex;
 
+use super::copy_status::CopyStatus;
 use super::error::VolumeError;
-use super::expected::written_now;
-use super::found::wrap_key_set;
+use super::expected::next_written_time;
 use super::header::{
     HeaderContents, KeySetState, MAX_KEY_SETS, SuccessionStatement, VerifiedHeader,
 };
-use super::open::unknown_place;
+use super::key_wraps::wrap_key_set;
 use super::spare;
-use super::standing::Standing;
-use super::succession::{known, verification_key};
+use super::succession::{known_key_set, verification_key};
 use super::superblock::{replace_header, unshare};
 use super::{NEXT_META_NAME, Volume, meta_path, next_meta_path};
 use crate::audit::Record;
@@ -45,17 +45,17 @@ use crate::layers::{ActiveSet, KeyRing, KeySet, Succession};
 use crate::sealed::{MetaFile, SealedError, SlotState};
 use crate::store::{OpenMode, Store, StorePath};
 
-/// Writes the metadata of the volume into an empty sealed file, durably.
+/// Writes the metadata of the volume durably into an empty sealed file.
 pub type RenewFn<'a> = dyn FnMut(MetaFile) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
 
 impl Volume {
-    /// Begins a new incarnation, which carries on the state of commit `carried_on` and whose commits
-    /// are counted from `first` on. `fill` writes the metadata as it is into the new `meta`.
+    /// Begins a new incarnation that carries on the state of commit `carried_on` and counts its
+    /// commits from `first` on. `fill` writes the unchanged metadata into the new `meta`.
     ///
     /// # Errors
-    /// When the volume has as many key sets as it may have, a key cannot be had, or something cannot
-    /// be written; what `fill` returns is in [`VolumeError::Format`]. The volume is as it was then,
-    /// or the next use finishes what was begun.
+    /// When the volume has no room for another key set, a key is not available, or a write fails.
+    /// An error of `fill` is returned as [`VolumeError::Format`]. The volume is unchanged then, or
+    /// the next use finishes what was begun.
     pub fn renew(
         self,
         carried_on: Sequence,
@@ -82,8 +82,11 @@ impl Volume {
         fill: &mut RenewFn<'_>,
     ) -> Result<Self, VolumeError> {
         let incarnation = IncarnationId::random().map_err(KeyError::random)?;
-        let meta = CryptoId::random().map_err(KeyError::random)?;
-        let active = next_set(&self.header)?;
+        let new_meta = NewMeta {
+            crypto: CryptoId::random().map_err(KeyError::random)?,
+            first,
+        };
+        let active = next_key_set(&self.header)?;
         let mut wrapped = wrap_key_set(
             &self.keystore,
             self.customer_key.as_deref(),
@@ -93,36 +96,42 @@ impl Volume {
         )?;
         wrapped.succeeds = Some(self.state_succession(&active, incarnation, carried_on)?);
         let remembered = self.current.lock().clone();
-        let contents = self
-            .header
-            .renewed(incarnation, meta, wrapped, remembered.header_sequence);
+        let contents = self.header.renewed(
+            incarnation,
+            new_meta.crypto,
+            wrapped,
+            remembered.header_sequence,
+        );
         let sets: Vec<_> = self.keys.iter().map(std::sync::Arc::clone).collect();
         let keys = KeyRing::inheriting(active, &sets);
-        // Sealed before the long part, since it may break a rule.
+        // Sealed before the slow part, since it may break a rule.
         let (header, bytes) = VerifiedHeader::seal(contents, &keys)?;
 
-        let place = self.store.place().map_err(unknown_place)?;
+        let place = self
+            .store
+            .directory_identity()
+            .map_err(VolumeError::unknown_location)?;
         let announced = VolumeRecord {
-            becoming: Some(incarnation),
+            pending_incarnation: Some(incarnation),
             ..remembered
         };
         let id = header.volume_id();
-        let written = written_now(&self.keystore, id, place.as_ref())?;
+        let written = next_written_time(&self.keystore, id, place.as_ref())?;
         self.keystore.update_record(id, &announced)?;
-        write_next(&*self.store, &keys, (meta, first), fill)?;
+        write_next_meta(&*self.store, &keys, new_meta, fill)?;
         replace_header(&*self.store, &bytes)?;
-        take_place(&*self.store)?;
+        swap_in_next_meta(&*self.store)?;
         let mut begun = VolumeRecord {
             header_sequence: header.header_sequence(),
             key_sets: announced.key_sets,
             customer_key: announced.customer_key,
             directory: place.as_ref().map(Into::into),
             written: Some(written),
-            ..VolumeRecord::unknown(incarnation)
+            ..VolumeRecord::new(incarnation)
         };
-        begun.remember_key_set(known(keys.active())?);
+        begun.remember_key_set(known_key_set(keys.active())?);
         self.keystore.update_record(id, &begun)?;
-        // They are of before, and open for nobody any more.
+        // They belong to the previous incarnation and can no longer be opened.
         spare::replace(&*self.store, &keys, &header).map_err(VolumeError::io(
             "cannot replace the spare copy of volume.json",
         ))?;
@@ -132,14 +141,14 @@ impl Volume {
             record: Some(begun.clone()),
             older_header: None,
             current: Mutex::new(begun),
-            standing: Standing::Own,
+            copy_status: CopyStatus::Own,
             ..self
         })
     }
 }
 
 impl Volume {
-    /// The statement of the active set that `next` follows it.
+    /// The active set's statement that `next` follows it.
     fn state_succession(
         &self,
         next: &KeySet,
@@ -171,8 +180,8 @@ impl Volume {
     }
 }
 
-/// A fresh key set after all that there are.
-pub(super) fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
+/// A fresh key set whose epoch follows all existing ones.
+pub(super) fn next_key_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
     let sets = header.key_sets();
     if sets.len() >= MAX_KEY_SETS {
         return Err(VolumeError::TooManyKeySets {
@@ -183,14 +192,24 @@ pub(super) fn next_set(header: &HeaderContents) -> Result<KeySet, VolumeError> {
     let newest = sets.iter().map(|set| set.epoch.0).max().unwrap_or(0);
     let epoch = newest
         .checked_add(1)
-        .ok_or_else(|| VolumeError::HeaderInvalid("its epochs are used up".to_owned()))?;
+        .ok_or_else(|| VolumeError::HeaderInvalid("its epoch numbers are used up".to_owned()))?;
     Ok(KeySet::random(Epoch(epoch)).map_err(KeyError::random)?)
 }
 
-pub(super) fn write_next(
+/// The metadata file of a new incarnation.
+#[derive(Clone, Copy)]
+pub(super) struct NewMeta {
+    /// Its crypto id.
+    pub(super) crypto: CryptoId,
+    /// The sequence of its first commit.
+    pub(super) first: Sequence,
+}
+
+/// Writes `meta.next`, whose metadata comes from `fill`; durable on return.
+pub(super) fn write_next_meta(
     store: &dyn Store,
     keys: &KeyRing,
-    (crypto, first): (CryptoId, Sequence),
+    new_meta: NewMeta,
     fill: &mut RenewFn<'_>,
 ) -> Result<(), VolumeError> {
     let make = || {
@@ -198,11 +217,11 @@ pub(super) fn write_next(
         store.open(&next_meta_path(), OpenMode::CreateNew)
     };
     let file = make().map_err(VolumeError::io("cannot make the new metadata file"))?;
-    let filled = MetaFile::create_at(file, keys.active(), crypto, first)
+    let filled = MetaFile::create_at(file, keys.active(), new_meta.crypto, new_meta.first)
         .map_err(Into::into)
         .and_then(fill);
     if let Err(error) = filled {
-        // Worth nothing, and the next attempt would take it away.
+        // Worthless, and the next attempt would remove it.
         let _ = discard_next(store);
         return Err(VolumeError::Format(error));
     }
@@ -218,7 +237,8 @@ fn discard_next(store: &dyn Store) -> io::Result<()> {
     }
 }
 
-pub(super) fn take_place(store: &dyn Store) -> Result<(), VolumeError> {
+/// Replaces `meta` by `meta.next`; durable on return.
+pub(super) fn swap_in_next_meta(store: &dyn Store) -> Result<(), VolumeError> {
     let rename = || {
         store.rename(&next_meta_path(), &meta_path())?;
         store.sync_dir(&StorePath::root())
@@ -226,55 +246,55 @@ pub(super) fn take_place(store: &dyn Store) -> Result<(), VolumeError> {
     rename().map_err(VolumeError::io("cannot put the new metadata file in place"))
 }
 
-/// Which file holds the metadata that belong to the superblock, with the slots of its page 0.
-pub(super) enum FoundMeta {
+/// Which file holds the metadata that belongs to the superblock, with the slots of its page 0.
+pub(super) enum MetaLocation {
     /// `meta`.
     InPlace([SlotState; 2]),
-    /// `meta.next`: a cut came before it took the place of `meta`.
+    /// `meta.next`: a crash came before it replaced `meta`.
     Next([SlotState; 2]),
-    /// Neither. Whoever reads `meta` next says what is wrong with it.
-    Nowhere,
+    /// Neither. The next reader of `meta` reports what is wrong with it.
+    Missing,
 }
 
-impl FoundMeta {
-    /// The slots of page 0 of the file that was found.
+impl MetaLocation {
+    /// The slots of page 0 of that file.
     pub(super) const fn slots(&self) -> Option<&[SlotState; 2]> {
         match self {
             Self::InPlace(slots) | Self::Next(slots) => Some(slots),
-            Self::Nowhere => None,
+            Self::Missing => None,
         }
     }
 }
 
-/// Looks for the metadata that belong to the superblock.
-pub(super) fn find_meta(
+/// Looks for the metadata that belongs to the superblock.
+pub(super) fn locate_meta(
     store: &dyn Store,
     keys: &KeyRing,
     header: &VerifiedHeader,
-) -> Result<FoundMeta, VolumeError> {
+) -> Result<MetaLocation, VolumeError> {
     if let Some(slots) = slots_of(store, &meta_path(), keys, header)? {
-        return Ok(FoundMeta::InPlace(slots));
+        return Ok(MetaLocation::InPlace(slots));
     }
     let next = slots_of(store, &next_meta_path(), keys, header)?;
-    Ok(next.map_or(FoundMeta::Nowhere, FoundMeta::Next))
+    Ok(next.map_or(MetaLocation::Missing, MetaLocation::Next))
 }
 
-/// Finishes what a cut has left of a renewal: one of two files belongs to the superblock.
-pub(super) fn settle_meta(store: &dyn Store, found: &FoundMeta) -> Result<(), VolumeError> {
+/// Finishes an interrupted renewal: one of the two files belongs to the superblock.
+pub(super) fn finish_meta_swap(store: &dyn Store, found: &MetaLocation) -> Result<(), VolumeError> {
     match found {
-        FoundMeta::InPlace(_) => {
-            discard_next(store).map_err(VolumeError::io("cannot tidy the volume"))
+        MetaLocation::InPlace(_) => {
+            discard_next(store).map_err(VolumeError::io("cannot clean up the volume"))
         }
-        FoundMeta::Next(_) => {
-            // It may be shared with a copy (`cp -al`) that finishes the same.
+        MetaLocation::Next(_) => {
+            // A copy (`cp -al`) that finishes the same renewal may share it.
             unshare(store, NEXT_META_NAME).map_err(VolumeError::io("cannot copy a shared file"))?;
-            take_place(store)
+            swap_in_next_meta(store)
         }
-        FoundMeta::Nowhere => Ok(()),
+        MetaLocation::Missing => Ok(()),
     }
 }
 
-/// The slots of page 0 of the file, if one opens under the superblock's crypto id.
+/// The slots of page 0 of the file, if one of them opens under the superblock's crypto id.
 fn slots_of(
     store: &dyn Store,
     path: &StorePath,

@@ -1,33 +1,34 @@
-//! Opening a damaged volume to take out what is left of it. Nothing of it is written, not even what
-//! every other use tidies away, nor is the keystore told; so it works on a medium that nobody can
-//! write to, and changes nothing that somebody may want to look at later.
+//! Opens the keys of a damaged volume so that its contents can be salvaged. Nothing in the volume
+//! is written, not even the cleanup that every other use does, and the keystore's record is not
+//! changed. So it works on read-only media and preserves all evidence.
 //!
-//! The superblock is the first of these that authenticates with the keys at hand: a file that was
-//! named, `volume.json`, the spare copy ([`super::spare`]).
+//! The superblock is the first of these that authenticates with the available keys: a file that the
+//! user named, `volume.json`, the spare copy ([`super::spare`]).
 
 use std::io;
 use std::sync::Arc;
 
+use super::authenticate::Authenticated;
+use super::copy_status::CopyStatus;
 use super::error::VolumeError;
-use super::expected::Neighbours;
 use super::header::{UnverifiedHeader, VerifiedHeader};
-use super::history::{Rollback, judge_header, judge_metadata};
-use super::open::{claimed_id, customer_key, unwrap_all, vouched_for};
-use super::standing::Standing;
+use super::history::{check_header_rollback, check_metadata_rollback};
+use super::rollback::Rollback;
 use super::succession::Ancestry;
+use super::superblock::claimed_id;
 use super::{OpenOptions, header_path, lock, spare};
 use crate::audit::Record;
+use crate::keys::VolumeRecord;
 use crate::keys::error::ErrorKind;
-use crate::keys::{PlatformKeystore, VolumeRecord};
 use crate::layers::KeyRing;
 use crate::sealed::SlotState;
 use crate::store::read_only::ReadOnlyStore;
-use crate::store::{Store, StoreLock};
+use crate::store::{DirectoryIdentity, Store, StoreLock};
 
 /// Where the superblock was read from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HeaderSource {
-    /// A file that was named.
+    /// A file that the user named.
     Given,
     /// `volume.json`.
     Volume,
@@ -36,7 +37,7 @@ pub enum HeaderSource {
 }
 
 impl HeaderSource {
-    /// What people call it.
+    /// The name that users see.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Given => "the file that was named",
@@ -46,7 +47,7 @@ impl HeaderSource {
     }
 }
 
-/// A volume whose keys are open. Its lock is held until it is dropped.
+/// A volume whose keys are open. Its lock is held until this is dropped.
 #[derive(Debug)]
 pub struct Rescue {
     /// The volume, to be read only.
@@ -57,39 +58,39 @@ pub struct Rescue {
     pub header: VerifiedHeader,
     /// Where that was read from.
     pub source: HeaderSource,
-    /// Superblocks that came before it and were refused, with why.
+    /// The superblocks that were tried before and refused, with the reasons.
     pub refused: Vec<(HeaderSource, VolumeError)>,
-    /// What the keystore knows of the volume.
+    /// The keystore's record of the volume.
     record: Option<VolumeRecord>,
     /// The active key set and those that it follows.
     ancestry: Ancestry,
-    /// What its directory is to the record.
-    standing: Standing,
+    /// How the volume's directory relates to the one in the record.
+    copy_status: CopyStatus,
     #[expect(dead_code, reason = "held, never read")]
     lock: Box<dyn StoreLock>,
 }
 
 impl Rescue {
-    /// Compares the superblock, and the slots of page 0 of `meta` where it opens, with what the
-    /// keystore knows. A copy is as old as it is: its age says nothing of its original.
+    /// Compares the superblock, and the slots of page 0 of `meta` if they open, with the keystore's
+    /// record. A copy is never refused: its age says nothing about the original.
     ///
     /// # Errors
     /// When the volume is older than it is known to be.
-    pub fn judge(&self, slots: Option<&[SlotState; 2]>) -> Result<(), Rollback> {
-        if matches!(self.standing, Standing::Copy { .. }) {
+    pub fn check_rollback(&self, slots: Option<&[SlotState; 2]>) -> Result<(), Rollback> {
+        if matches!(self.copy_status, CopyStatus::Copy { .. }) {
             return Ok(());
         }
         let record = self.record.as_ref();
-        judge_header(&self.header, &self.ancestry, record)?;
+        check_header_rollback(&self.header, &self.ancestry, record)?;
         let same = record.filter(|record| record.incarnation == self.header.incarnation());
-        slots.map_or(Ok(()), |slots| judge_metadata(slots, same))
+        slots.map_or(Ok(()), |slots| check_metadata_rollback(slots, same))
     }
 }
 
-/// Opens the keys of a volume. `given` are the bytes of a superblock that was named.
+/// Opens the keys of a volume. `given` holds the bytes of a superblock file that the user named.
 ///
 /// # Errors
-/// The volume is in use; no superblock authenticates; a key cannot be had.
+/// When the volume is in use, no superblock authenticates, or a key is not available.
 pub fn rescue(
     store: Arc<dyn Store>,
     given: Option<Vec<u8>>,
@@ -112,7 +113,7 @@ fn rescue_unaudited(
     given: Option<Vec<u8>>,
     options: &OpenOptions,
 ) -> Result<Rescue, VolumeError> {
-    // The lock may be lost too, or nobody can write here.
+    // The lock file may be lost, or the filesystem may be read-only.
     let lock = lock::acquire_damaged(&*store)?;
     let store: Arc<dyn Store> = Arc::new(ReadOnlyStore::over(store));
     let given = given.map(|bytes| (HeaderSource::Given, Ok(bytes)));
@@ -125,65 +126,65 @@ fn rescue_unaudited(
     ];
     let mut refused = Vec::new();
     for (source, bytes) in given.into_iter().chain(own) {
-        match verified(bytes, options) {
-            Ok(Verified {
-                keystore,
-                keys,
-                header,
-                record,
-                ancestry,
-            }) => {
-                warn_of_another(&keystore, &*store, &header, record.as_ref(), options);
-                let place = store.place().unwrap_or_else(|error| {
-                    tracing::warn!(%error, "where the volume's directory is cannot be told");
+        match authenticate(bytes, options) {
+            Err(error) => refused.push((source, error)),
+            Ok(authenticated) => {
+                let location = store.directory_identity().unwrap_or_else(|error| {
+                    tracing::warn!(
+                        %error,
+                        "the location of the volume's directory cannot be determined"
+                    );
                     None
                 });
-                return Ok(Rescue {
-                    standing: Standing::of(place.as_ref(), record.as_ref(), header.volume_id()),
+                warn_of_another(&authenticated, location.as_ref(), options);
+                let Authenticated {
+                    keys,
+                    header,
                     record,
                     ancestry,
+                    ..
+                } = authenticated;
+                let id = header.volume_id();
+                return Ok(Rescue {
+                    copy_status: CopyStatus::of(location.as_ref(), record.as_ref(), id),
                     store,
                     keys,
                     header,
                     source,
                     refused,
+                    record,
+                    ancestry,
                     lock,
                 });
             }
-            Err(error) => refused.push((source, error)),
         }
     }
-    Err(worst(refused))
+    Err(most_informative(refused))
 }
 
-/// What can be taken out is taken out, of the wrong volume too; but whoever does it should know.
+/// Salvage works on an unexpected volume too, but warns the user.
 fn warn_of_another(
-    keystore: &PlatformKeystore,
-    store: &dyn Store,
-    header: &VerifiedHeader,
-    record: Option<&VolumeRecord>,
+    authenticated: &Authenticated,
+    location: Option<&DirectoryIdentity>,
     options: &OpenOptions,
 ) {
-    let place = store.place().ok().flatten();
-    let path = options.path.as_deref();
-    let id = header.volume_id();
-    let neighbours = Neighbours::of(keystore, id, place.as_ref(), path)
-        .and_then(|found| found.with_named(keystore, id, &options.named));
-    match neighbours.as_ref().map(|found| found.expected(record)) {
+    let remembered_here = authenticated.remembered_here(location, options);
+    let record = authenticated.record.as_ref();
+    match remembered_here.as_ref().map(|here| here.expected(record)) {
         Ok(None) => {}
         Ok(Some(known)) => tracing::warn!(
             known = %known.volume,
-            found = %header.volume_id(),
+            found = %authenticated.header.volume_id(),
             path = %known.directory.path.display(),
             "this machine knows another volume in this place"
         ),
-        Err(error) => tracing::warn!(%error, "which volume belongs here cannot be told"),
+        Err(error) => tracing::warn!(%error, "which volume belongs here cannot be determined"),
     }
 }
 
-/// Of several refusals that which says most: a key that cannot be had is to be told rather than
-/// that there is no spare copy.
-fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
+/// Picks the most informative of several errors: an unavailable key matters more than a missing
+/// spare copy.
+fn most_informative(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
     let rank = |error: &VolumeError| match error.kind() {
         ErrorKind::NotAVolume => 2,
         ErrorKind::HeaderInvalid | ErrorKind::Tampered => 1,
@@ -193,33 +194,13 @@ fn worst(refused: Vec<(HeaderSource, VolumeError)>) -> VolumeError {
     errors.min_by_key(rank).unwrap_or(VolumeError::NotAVolume)
 }
 
-/// A superblock that authenticates, and what it was judged by.
-struct Verified {
-    keystore: PlatformKeystore,
-    keys: KeyRing,
-    header: VerifiedHeader,
-    record: Option<VolumeRecord>,
-    ancestry: Ancestry,
-}
-
-fn verified(bytes: io::Result<Vec<u8>>, options: &OpenOptions) -> Result<Verified, VolumeError> {
+fn authenticate(
+    bytes: io::Result<Vec<u8>>,
+    options: &OpenOptions,
+) -> Result<Authenticated, VolumeError> {
     let bytes = bytes.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => VolumeError::NotAVolume,
         _ => VolumeError::io("cannot read the superblock")(error),
     })?;
-    let unverified = UnverifiedHeader::parse(&bytes)?;
-    let claims = unverified.claims();
-    let keystore = PlatformKeystore::open(&options.keystore)?;
-    let record = keystore.record(claims.volume_id())?;
-    let customer = customer_key(claims, options, record.as_ref())?;
-    let keys = unwrap_all(claims, &keystore, customer.as_deref())?;
-    let header = unverified.verify(&keys)?;
-    let ancestry = vouched_for(&header, &keys, options, (&keystore, record.as_ref()))?;
-    Ok(Verified {
-        keystore,
-        keys,
-        header,
-        record,
-        ancestry,
-    })
+    Authenticated::new(UnverifiedHeader::parse(&bytes)?, options)
 }

@@ -1,6 +1,6 @@
-//! The spare copy of the superblock, for the day on which `volume.json` cannot be read: the same
-//! bytes, its MAC included, in the directory of the checkpoints. It is looked at only by those who
-//! take out what is left of a damaged volume, and only when it authenticates.
+//! The spare copy of the superblock, for when `volume.json` cannot be read: the same bytes,
+//! including the MAC, in the directory of the checkpoints. Only salvage reads it, and only a copy
+//! that authenticates is used.
 
 use std::io;
 
@@ -18,11 +18,11 @@ pub fn spare_path() -> StorePath {
     StorePath::new("checkpoints/volume.json")
 }
 
-/// Makes the spare copy what `volume.json` is, if that is still what `own` was read from: a damaged
-/// one never takes the place of a good spare. Durable on return.
+/// Makes the spare copy equal to `volume.json`, provided that `volume.json` is still what `own` was
+/// read from: a damaged superblock never replaces a good spare. Durable on return.
 ///
 /// # Errors
-/// Those of the store. An older copy is still there then.
+/// When the store fails. The older copy is still there then.
 pub fn keep(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -> io::Result<()> {
     let header = read(store, &header_path())?;
     let found = UnverifiedHeader::parse(&header).and_then(|header| header.verify(keys));
@@ -32,7 +32,7 @@ pub fn keep(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -> io::Resu
         );
         return Ok(());
     }
-    // One that cannot be read is made anew.
+    // A spare that cannot be read is written again.
     if read(store, &spare_path()).is_ok_and(|spare| spare == header) {
         return Ok(());
     }
@@ -55,23 +55,24 @@ pub fn keep(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -> io::Resu
     store.sync_dir(&StorePath::new(DIRECTORY))
 }
 
-/// Replaces what belongs to the superblock of before when another one has taken its place: the
-/// checkpoints go first, which are sealed under the key set that was active then and open for nobody
-/// any more, then the spare copy becomes the new superblock. Durable on return.
+/// Replaces what belongs to the previous superblock after another one has taken its place. The
+/// checkpoints are removed first: they are sealed under the previous active key set and can no
+/// longer be opened. Then the spare copy becomes the new superblock. Durable on return.
 ///
 /// # Errors
-/// Those of the store. The next use that may write does it again.
+/// When the store fails. The next use that may write repeats it.
 pub(super) fn replace(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -> io::Result<()> {
     discard_checkpoints(store)?;
     keep(store, keys, own)
 }
 
-/// Finishes [`replace`] where a cut came in between: the spare copy is still of another incarnation.
-/// That it cannot be finished is no reason not to use the volume.
+/// Finishes an interrupted [`replace`], which left a spare copy of another incarnation. A failure
+/// does not prevent the use of the volume.
 pub(super) fn settle(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) {
     let spare = read(store, &spare_path()).ok();
     let spare = spare.and_then(|bytes| UnverifiedHeader::parse(&bytes).ok());
-    // Not verified: whoever can write it can remove the checkpoints without it.
+    // Unverified is good enough: an attacker who can write the spare can remove the checkpoints
+    // directly.
     let is_former = spare.is_some_and(|spare| {
         let claims = spare.claims();
         (claims.volume_id(), claims.incarnation()) != (own.volume_id(), own.incarnation())
@@ -95,7 +96,7 @@ fn discard_checkpoints(store: &dyn Store) -> io::Result<()> {
     store.sync_dir(&StorePath::new(DIRECTORY))
 }
 
-/// The bytes of a superblock, one more than it may have at most.
+/// The bytes of a superblock, at most one more than the largest allowed.
 pub(super) fn read(store: &dyn Store, path: &StorePath) -> io::Result<Vec<u8>> {
     let file = store.open(path, OpenMode::Read)?;
     let mut bytes = vec![0; MAX_HEADER_BYTES + 1];

@@ -1,13 +1,14 @@
-//! Which key sets a volume may have active: the one that is known, or one that follows it.
+//! Which key sets a volume may have as its active set: a known one, or one that follows a known
+//! one.
 //!
-//! A superblock's MAC shows that whoever made it holds all key sets that it lists. It does not show
-//! that they are the volume's: anybody who can wrap keys (the customer's public key and the platform
-//! keystore will do) makes a volume of the same name with sets of their own. So:
-//! - a key set that became active after another carries a statement of the set before (see
+//! A superblock's MAC shows that its author holds all key sets that it lists. It does not show that
+//! they are the volume's: anybody who can wrap keys (with the customer's public key and the
+//! platform keystore) can make a volume of the same id with sets of their own. So:
+//! - a key set that became active after another carries a statement of the previous set (see
 //!   [`crate::layers::succession`]), which only a holder of that set's DEKs can make;
 //! - the platform keystore's record keeps the active sets that it has seen, with their verification
-//!   keys; a volume whose active set neither is one of them nor follows one is a stranger's;
-//! - a pinned fingerprint is that of the active set or of one that it follows.
+//!   keys; a volume whose active set neither is one of them nor follows one is refused;
+//! - a pinned fingerprint matches the active set or a set that it follows.
 //!
 //! A set that was inherited by deploying or importing is no predecessor: somebody else may hold it.
 
@@ -17,7 +18,7 @@ use crate::ids::{IncarnationId, Sequence};
 use crate::keys::{KeyError, KnownKeySet};
 use crate::layers::{ActiveSet, KeyRing, KeySet, Succession, VerificationKey, fingerprint};
 
-/// A key set that was active in this volume, and vouches for the next one.
+/// A key set that was active in this volume and vouches for the next one.
 #[derive(Debug)]
 pub(super) struct Ancestor {
     /// The set, and the incarnation that it was active in.
@@ -28,13 +29,13 @@ pub(super) struct Ancestor {
     fingerprint: String,
 }
 
-/// The active set and all that it verifiably follows, newest first.
+/// The active set and all sets that it verifiably follows, newest first.
 #[derive(Debug)]
 pub(super) struct Ancestry(Vec<Ancestor>);
 
 impl Ancestry {
-    /// Walks from the active set back, as far as the statements verify. Epochs fall at each step, so
-    /// it ends.
+    /// Walks back from the active set as long as the statements verify. Each step lowers the epoch,
+    /// so the walk ends.
     pub(super) fn of(header: &HeaderContents, keys: &KeyRing) -> Result<Self, VolumeError> {
         let entry = |epoch| header.key_sets().iter().find(|set| set.epoch == epoch);
         let mut newest_first = Vec::new();
@@ -78,13 +79,13 @@ impl Ancestry {
         Ok(Self(newest_first))
     }
 
-    /// True where the active key set is neither known nor follows one that is.
-    pub(super) fn is_stranger_to(&self, known: &[KnownKeySet]) -> bool {
+    /// True if the active key set neither is known nor follows a known one.
+    pub(super) fn is_unknown_to(&self, known: &[KnownKeySet]) -> bool {
         !known.is_empty() && !known.iter().any(|known| self.has(known))
     }
 
-    /// Whether the active set is the newest that is known, or follows it. A set that was active
-    /// before may have got into other hands since, and vouches for nothing any more.
+    /// Whether the active set is the newest known one or follows it. An older set may have got into
+    /// other hands since and no longer vouches for anything.
     pub(super) fn follows_newest(&self, known: &[KnownKeySet]) -> bool {
         known.last().is_none_or(|newest| self.has(newest))
     }
@@ -96,20 +97,20 @@ impl Ancestry {
         })
     }
 
-    /// The commit at which the incarnation handed over to the next one, if it verifiably did.
+    /// The commit at which the incarnation verifiably handed over to the next one.
     pub(super) fn handover_of(&self, incarnation: IncarnationId) -> Option<Sequence> {
         let of_it = |ancestor: &&Ancestor| ancestor.active.incarnation == incarnation;
         self.0.iter().find(of_it)?.handed_over_at
     }
 
-    /// The newest set whose fingerprint `matches`: the active one, or one that it follows.
+    /// The newest set, starting from the active one, whose fingerprint `matches`.
     pub(super) fn find_fingerprint(&self, matches: impl Fn(&str) -> bool) -> Option<&Ancestor> {
         self.0
             .iter()
             .find(|ancestor| matches(&ancestor.fingerprint))
     }
 
-    /// The active set, to be remembered.
+    /// The active set, in the form that the keystore remembers.
     pub(super) fn active(&self) -> Option<KnownKeySet> {
         self.0.first().map(|ancestor| KnownKeySet {
             key_set: ancestor.active.key_set,
@@ -119,7 +120,7 @@ impl Ancestry {
 }
 
 impl Ancestor {
-    /// True for a set that another has followed.
+    /// True for a set that was followed by another one.
     pub(super) const fn is_past(&self) -> bool {
         self.handed_over_at.is_some()
     }
@@ -148,10 +149,15 @@ pub(super) fn verification_key(set: &KeySet) -> Result<VerificationKey, VolumeEr
     Ok(VerificationKey::of(set).map_err(|_| KeyError::derivation())?)
 }
 
-/// What the record is to keep of a set.
-pub(super) fn known(set: &KeySet) -> Result<KnownKeySet, VolumeError> {
+/// What the keystore's record keeps of a set.
+pub(super) fn known_key_set(set: &KeySet) -> Result<KnownKeySet, VolumeError> {
     Ok(KnownKeySet {
         key_set: set.id,
         verification_key: verification_key(set)?,
     })
+}
+
+/// The fingerprint of the active key set.
+pub(super) fn fingerprint_of(keys: &KeyRing) -> Result<String, VolumeError> {
+    Ok(fingerprint(keys.active()).map_err(|_| KeyError::derivation())?)
 }

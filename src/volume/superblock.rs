@@ -1,15 +1,19 @@
 //! Reading and atomically replacing files of a volume's directory.
 //!
-//! Order of writes: the new bytes go to a file with the suffix `.new`, which is synced, renamed
-//! over the old one, and then the directory is synced. A `.new` that is found was cut off and is
-//! worth nothing.
+//! Order of writes: the new bytes go to a file with the suffix `.new`, which is synced and renamed
+//! over the old one; then the directory is synced. A `.new` file that is found was interrupted and
+//! is worthless.
 
 use std::io;
 
 use super::error::VolumeError;
 use super::header::{MAX_HEADER_BYTES, UnverifiedHeader};
 use super::{HEADER_NAME, header_path};
+use crate::ids::VolumeId;
 use crate::store::{EntryInfo, OpenMode, Store, StorePath};
+
+/// Temporary name of a copied object, with the suffix `.new`, before it replaces the object.
+pub(super) const OBJECT_NAME: &str = "object";
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -17,7 +21,7 @@ const COPY_BYTES: usize = 1 << 20;
 /// Reads a volume's superblock without any key.
 ///
 /// # Errors
-/// `NotAVolume`, and all that a superblock can be refused for.
+/// `NotAVolume` if there is no superblock, and every reason for which one can be refused.
 pub fn inspect(store: &dyn Store) -> Result<UnverifiedHeader, VolumeError> {
     let file = store
         .open(&header_path(), OpenMode::Read)
@@ -30,6 +34,12 @@ pub fn inspect(store: &dyn Store) -> Result<UnverifiedHeader, VolumeError> {
         .read_at(&mut bytes, 0)
         .map_err(VolumeError::io("cannot read volume.json"))?;
     UnverifiedHeader::parse(&bytes[..len])
+}
+
+/// The volume id that the unverified superblock of a refused volume claims, for messages.
+pub fn claimed_id(store: &dyn Store) -> Option<VolumeId> {
+    let unverified = inspect(store).ok()?;
+    Some(unverified.claims().volume_id())
 }
 
 /// Replaces `volume.json`; atomic, and durable on return.
@@ -45,8 +55,8 @@ pub(super) fn replace_header(store: &dyn Store, bytes: &[u8]) -> Result<(), Volu
     write().map_err(VolumeError::io("cannot write volume.json"))
 }
 
-/// Gives the file a copy of its own where it shares its bytes with another name (a copy of the
-/// volume made with `cp -al`). True when it did.
+/// Replaces the file by a private copy if other names share it (a copy of the volume made with `cp
+/// -al`). Returns true if it did.
 pub(super) fn unshare(store: &dyn Store, name: &str) -> io::Result<bool> {
     let path = StorePath::new(name);
     match store.info(&path) {
@@ -80,14 +90,14 @@ pub(super) fn unshare(store: &dyn Store, name: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// True for a file that nobody wrote: copying it would fill the disk with its holes, before any
-/// key could tell that it is worth nothing.
+/// True for a file that consists almost entirely of holes, which this program never writes. Copying
+/// it would fill the disk before any key could show that it is worthless.
 fn is_hollow(info: &EntryInfo) -> bool {
     const ANY: u64 = 1 << 30;
     info.len_bytes > info.allocated_bytes.saturating_mul(8).saturating_add(ANY)
 }
 
-/// The name that a replacement of `name` is written under, free of what a crash may have left.
+/// Removes what a crash may have left under the temporary name of `name`, and returns that name.
 pub(super) fn discard_aside(store: &dyn Store, name: &str) -> io::Result<StorePath> {
     let aside = StorePath::new(&format!("{name}.new"));
     match store.unlink(&aside) {

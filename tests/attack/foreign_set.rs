@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
+use bilayer::fs::types::Owner;
 use bilayer::ids::{Epoch, Sequence, VolumeId};
 use bilayer::keys::customer::{self, file::generate};
 use bilayer::keys::{CustomerKeyProvider, ErrorKind, KeyUri, PassphraseSource};
@@ -64,8 +65,8 @@ impl Machine {
             keystore: self.keystore(),
             ..CreateOptions::default()
         };
-        let made = volume::create(Arc::new(store.clone()), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        let made = volume::create_empty(Arc::new(store.clone()), &options, &mut |fresh| {
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         });
         let id = made.unwrap();
         let volume = self.open(&store, None).unwrap();
@@ -204,7 +205,10 @@ fn a_volume_of_the_same_id_under_other_keys_is_a_stranger() {
         let forged = forge::superblock(&contents, &[&own]);
         put(&victim.store, "volume.json", &forged);
         let known = refused(machine.open(&victim.store, None), ErrorKind::Tampered);
-        assert!(matches!(known, VolumeError::Stranger { .. }), "{known}");
+        assert!(
+            matches!(known, VolumeError::UnknownKeySet { .. }),
+            "{known}"
+        );
         // Taking a restored copy as it is, is no way round it.
         let options = OpenOptions {
             customer_key: Some(machine.key.clone()),

@@ -132,37 +132,47 @@ REPORT = {
 }
 
 
+def line(body):
+    return json.dumps({"version": 1, "body": body}).encode() + b"\n"
+
+
 def answer(request):
+    if request == "ping":
+        return line("alive")
     if request == "status":
-        return json.dumps(REPORT).encode() + b"\n"
-    if not request.startswith("{"):
-        # `wait` too: it is said that everything is on disk when nothing is.
-        return b'{"done":true,"closed":true}\n'
-    verb = json.loads(request)["verb"]
+        return line({"status": REPORT})
+    if request == "wait":
+        # It is said that everything is on disk when nothing is.
+        return line("waiting") + line({"closed": {"is_on_disk": True, "error": None}})
+    if isinstance(request, str) or "operation" not in request:
+        return line({"done": "nothing"})
+    verb = request["operation"]["verb"]
     before, outcome = b"", "nothing"
     if verb == "create":
         outcome = {"created": VIEW}
     elif verb == "list":
-        before = json.dumps({"view": VIEW}).encode() + b"\n"
+        before = line({"view": VIEW})
     elif verb == "check":
         outcome = {"checked": CHECKED}
     elif verb == "export":
-        before = b'{"bytes":8}\nIMPOSTOR'
+        before = line({"bytes": 8}) + b"IMPOSTOR"
         outcome = {"exported": {"export": "0" * 32, "objects": 0, "bytes": 8}}
-    return before + json.dumps({"done": outcome}).encode() + b"\n"
+    return before + line({"done": outcome})
 
 
 def serve_peer(peer):
     with peer, peer.makefile("r", encoding="utf-8") as lines:
-        for line in lines:
-            request = line.rstrip("\n")
-            log(request)
+        for text in lines:
+            request = json.loads(text)["body"]
+            log(request if isinstance(request, str) else json.dumps(request))
             if PROOF == "silent":
                 continue
             if request == "prove":
-                claim = {"mount": device_number(), "exclusive": True}
-                text = json.dumps(claim).encode() + b"\n"
-                socket.send_fds(peer, [text], trapped * 2 or handed)
+                claim = {
+                    "mount": device_number(), "volume": None, "exclusive": True,
+                    "closing": False, "error": None,
+                }
+                socket.send_fds(peer, [line({"proof": claim})], trapped * 2 or handed)
             else:
                 peer.sendall(answer(request))
 

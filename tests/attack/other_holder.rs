@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bilayer::fs::Filesystem;
-use bilayer::fs::types::NodeId;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::{NodeId, Owner, WriteFlags};
 use bilayer::ids::{CryptoId, PageIndex};
 use bilayer::image::{DeployOptions, ExportOptions, ImportOptions, NoProgress, Transport, import};
 use bilayer::keys::customer::file::generate;
@@ -175,8 +175,8 @@ impl Machines {
             keystore: this.path("own-keystore"),
             ..CreateOptions::default()
         };
-        volume::create(this.directory("vol"), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        volume::create_empty(this.directory("vol"), &options, &mut |fresh| {
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .unwrap();
         let fs = this.open_source();
@@ -270,7 +270,8 @@ fn put(fs: &Filesystem, name: &str, seed: u8, pages: usize) {
         }
     };
     let bytes = pattern(seed, 0, pages * 4032);
-    fs.write(node, handle, 0, &bytes, false, false).unwrap();
+    fs.write(node, handle, 0, &bytes, WriteFlags::default())
+        .unwrap();
     fs.fsync(node, handle, false).unwrap();
     fs.release(node, handle);
     fs.forget(node, 1);

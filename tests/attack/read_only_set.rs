@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
-use bilayer::check::{self, CheckOptions, Kind, Unwatched};
+use bilayer::check::{self, CheckOptions, Kind};
 use bilayer::fs::Filesystem;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::WriteFlags;
 use bilayer::ids::{CryptoId, Sequence};
 use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::layers::KeySet;
@@ -97,7 +98,7 @@ impl Victim {
             contents: true,
             memory_bytes: 1 << 20,
         };
-        let report = check::check(&self.open().unwrap(), &options, &Unwatched).unwrap();
+        let report = check::check(&self.open().unwrap(), &options, &check::NoProgress).unwrap();
         report.findings.iter().map(|found| found.kind).collect()
     }
 }
@@ -181,11 +182,14 @@ fn what_can_still_be_forged_is_counted() {
     let node = fs.lookup(ROOT, b"kept").unwrap().node;
     let handle = fs.open_file(&support::USER, node, libc::O_RDWR).unwrap();
     let written = pattern(2, 0, 9000);
-    assert_eq!(fs.write(node, handle, 0, &written, false, false), Ok(9000));
+    assert_eq!(
+        fs.write(node, handle, 0, &written, WriteFlags::default()),
+        Ok(9000)
+    );
     fs.fsync(node, handle, false).unwrap();
     fs.release(node, handle);
-    fs.tend().unwrap();
-    fs.tend_lists();
+    fs.run_maintenance().unwrap();
+    fs.compact_parts();
     assert_eq!(fs.usage().read_only_set_bytes, Some(0));
     fs.forget(node, 1);
     fs.close().unwrap();

@@ -434,10 +434,13 @@ fn a_daemon_speaks_for_no_mount_that_is_gone() {
     let socket = format!("/run/bilayer/{:x}-{:x}.sock", volume.dev(), volume.ino());
     let claim = || -> Value {
         let mut stream = UnixStream::connect(&socket).unwrap();
-        stream.write_all(b"prove\n").unwrap();
+        stream
+            .write_all(b"{\"version\":1,\"body\":\"prove\"}\n")
+            .unwrap();
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
+        let response: Value = serde_json::from_str(&line).unwrap();
+        response["body"]["proof"].clone()
     };
     assert!(claim()["mount"].is_u64());
     {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bilayer::meta::records::{FileKind, InodeRecord, Timespec};
-use bilayer::salvage::out::{Attributes, Out, finish_other, make_other};
+use bilayer::salvage::output::{Attributes, OutputDir, finish_other, make_other};
 
 use crate::real::{Outcome, Place, command, need, noise, run};
 
@@ -144,8 +144,8 @@ fn is_root(test: &str) -> bool {
 }
 
 /// Where the attacker may exchange names, as in a directory that was made for everybody.
-fn shared_out(dir: &Path) -> Out {
-    let out = Out::take(&dir.join("out"), None).unwrap();
+fn shared_out(dir: &Path) -> OutputDir {
+    let out = OutputDir::prepare(&dir.join("out"), None).unwrap();
     fs::set_permissions(dir.join("out"), fs::Permissions::from_mode(0o777)).unwrap();
     out
 }

@@ -1,11 +1,11 @@
-//! Records that are wrong: each is found, and repaired without losing anything where that can be.
+//! Wrong records: each is found, and repaired without losing anything if that is possible.
 
 use bilayer::check::Kind;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::ids::{ChunkIndex, Generation, Ino};
-use bilayer::meta::keys::{self, Table};
-use bilayer::meta::mend::Corrections;
+use bilayer::meta::keys::{self, Table, VersionedKey};
 use bilayer::meta::records::{DirentRecord, ExtentRecord, FileKind, InodeRecord};
+use bilayer::meta::repair::Corrections;
 use bilayer::meta::{Batch, Meta, View};
 
 use crate::support::{ADMIN, Mount, ROOT, pattern, quiet};
@@ -18,6 +18,13 @@ fn change(meta: &Meta, change: impl FnOnce(&mut Batch)) {
     let mut batch = Batch::new();
     change(&mut batch);
     meta.apply(batch).unwrap();
+}
+
+fn version_of(logical: &[u8], generation: Generation) -> VersionedKey<'_> {
+    VersionedKey {
+        logical,
+        generation,
+    }
 }
 
 fn entry(meta: &Meta, parent: Ino, name: &str) -> DirentRecord {
@@ -117,7 +124,7 @@ fn counts_are_set_right() {
 }
 
 #[test]
-fn names_that_lead_nowhere_go() {
+fn names_that_lead_nowhere_are_removed() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file");
@@ -203,7 +210,7 @@ fn contents_whose_inode_is_gone_get_another() {
 }
 
 #[test]
-fn a_circle_of_directories_is_opened() {
+fn a_cycle_of_directories_is_opened() {
     let closed = Closed::new();
     let mut dir = Ino(0);
     closed.tamper(|meta| {
@@ -268,7 +275,7 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
     closed.tamper(|meta| {
         let hash = meta.name_hash(b"file");
         let right = keys::dirent(ROOT_INO, hash, b"file");
-        let wrong = keys::dirent(ROOT_INO, hash + keys::NEARBY, b"file");
+        let wrong = keys::dirent(ROOT_INO, hash + keys::PROBE_LIMIT, b"file");
         let file = entry(meta, ROOT_INO, "file");
         let far = DirentRecord {
             ino: NO_INO,
@@ -278,9 +285,9 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
         record.size = 0;
         change(meta, |batch| {
             let at = meta.generation();
-            meta.set_version(batch, (Table::Dirent, &right), at, None);
+            meta.set_version(batch, Table::Dirent, version_of(&right, at), None);
             let value = Some(file.encode());
-            meta.set_version(batch, (Table::Dirent, &wrong), at, value);
+            meta.set_version(batch, Table::Dirent, version_of(&wrong, at), value);
             meta.put_inode(batch, NO_INO, &record).unwrap();
             meta.put_dirent(batch, ROOT_INO, b"far", Some(far)).unwrap();
             batch.inodes += 1;
@@ -302,7 +309,7 @@ fn two_names_in_one_place_are_told_apart() {
         let twins = (0..).find_map(|number| {
             let name = format!("twin {number}");
             let hash = meta.name_hash(name.as_bytes());
-            let before = names.range(hash.saturating_sub(keys::NEARBY - 1)..=hash);
+            let before = names.range(hash.saturating_sub(keys::PROBE_LIMIT - 1)..=hash);
             let before = before
                 .last()
                 .map(|(_, before)| (name.clone(), String::clone(before)));
@@ -318,7 +325,12 @@ fn two_names_in_one_place_are_told_apart() {
             let at = meta.generation();
             meta.put_dirent(batch, ROOT_INO, second.as_bytes(), Some(file))
                 .unwrap();
-            meta.set_version(batch, (Table::Dirent, &key), at, Some(file.encode()));
+            meta.set_version(
+                batch,
+                Table::Dirent,
+                version_of(&key, at),
+                Some(file.encode()),
+            );
             meta.put_inode(batch, file.ino, &record).unwrap();
         });
     });
@@ -392,7 +404,7 @@ fn histories_are_complete_and_no_longer_than_needed() {
             meta.set_row(batch, Table::Change, unneeded, Some(vec![1]));
             let key = keys::inode(file);
             let value = Some(record.encode());
-            meta.set_version(batch, (Table::Inode, &key), Generation(0), value);
+            meta.set_version(batch, Table::Inode, version_of(&key, Generation(0)), value);
         });
         let wrong = bilayer::meta::records::ViewRecord {
             pages: view.pages + 1,
@@ -445,7 +457,7 @@ fn a_view_and_the_live_one_are_not_of_one_generation() {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_and_left() {
+fn what_cannot_be_read_is_reported_and_left() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let file = entry(meta, ROOT_INO, "file").ino;
@@ -453,7 +465,7 @@ fn what_cannot_be_read_is_told_and_left() {
         change(meta, |batch| {
             let key = keys::inode(file);
             let value = Some(vec![1, 99]);
-            meta.set_version(batch, (Table::Inode, &key), at, value);
+            meta.set_version(batch, Table::Inode, version_of(&key, at), value);
         });
     });
     stays(&closed, Kind::Record);
@@ -462,7 +474,7 @@ fn what_cannot_be_read_is_told_and_left() {
 }
 
 #[test]
-fn an_object_of_two_files_is_told_and_left() {
+fn an_object_of_two_files_is_reported_and_left() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let large = entry(meta, ROOT_INO, "large").ino;

@@ -1,5 +1,5 @@
-//! `bilayer check`: a volume that is whole has no findings, in whatever state and use; and each
-//! kind of damage is found, reported, and repaired where it can be.
+//! `bilayer check`: an intact volume has no findings, in whatever state and use; and each kind of
+//! damage is found, reported, and repaired if that is possible.
 #![allow(clippy::unwrap_used)]
 
 mod command;
@@ -12,7 +12,7 @@ use bilayer_test_support::real;
 
 use std::path::Path;
 
-use bilayer::check::{self, CheckError, CheckOptions, CheckProgress, Kind, Report, Unwatched};
+use bilayer::check::{self, CheckError, CheckOptions, CheckProgress, Kind, NoProgress, Report};
 use bilayer::meta::Meta;
 use bilayer::store::faulty::FaultyStore;
 use bilayer::store::{OpenMode, Store, StorePath};
@@ -55,12 +55,12 @@ impl Closed {
 
     fn check(&self) -> Report {
         let volume = open_volume(&self.store, self.path(), true);
-        check::check(&volume, &OPTIONS, &Unwatched).unwrap()
+        check::check(&volume, &OPTIONS, &NoProgress).unwrap()
     }
 
     fn repair(&self) -> Report {
         let volume = open_volume(&self.store, self.path(), false);
-        check::repair(&volume, &OPTIONS, &Unwatched).unwrap()
+        check::repair(&volume, &OPTIONS, &NoProgress).unwrap()
     }
 
     /// Changes the metadata behind everybody's back.
@@ -113,7 +113,7 @@ impl CheckProgress for Impatient {
 }
 
 #[test]
-fn it_ends_when_it_is_told_to() {
+fn it_ends_when_it_is_cancelled() {
     let closed = Closed::new();
     let volume = open_volume(&closed.store, closed.path(), true);
     let ended = check::check(&volume, &OPTIONS, &Impatient);

@@ -1,4 +1,4 @@
-//! Objects and pages that are not what they should be: which, and whose.
+//! Damaged objects and pages: which ones, and of which files.
 
 use bilayer::check::{Kind, Severity};
 use bilayer::ids::{ChunkIndex, Epoch, Ino};
@@ -57,7 +57,7 @@ fn short_and_missing_objects_are_named() {
 }
 
 #[test]
-fn a_key_set_that_nobody_has_is_told() {
+fn a_missing_key_set_is_reported() {
     let closed = Closed::new();
     closed.tamper(|meta| {
         let name = b"large";

@@ -1,11 +1,11 @@
-//! Volumes that are whole: nothing is found, nothing is written.
+//! Intact volumes: nothing is found, nothing is written.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bilayer::check::{self, CheckOptions, Severity, Unwatched};
+use bilayer::check::{self, CheckOptions, NoProgress, Severity};
 use bilayer::fs::FilesystemOptions;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 
 use crate::support::{CHUNK, Mount, ROOT, audit, open_volume, pattern, quiet};
 use crate::{Closed, OPTIONS};
@@ -13,7 +13,7 @@ use crate::{Closed, OPTIONS};
 #[test]
 fn a_fresh_volume_and_one_in_use_have_no_findings() {
     let mount = Mount::new();
-    let found = mount.fs.check(&OPTIONS, &Unwatched).unwrap();
+    let found = mount.fs.check(&OPTIONS, &NoProgress).unwrap();
     assert_eq!(found.findings, []);
     assert_eq!(found.inodes, 1);
     let closed = Closed::of(mount);
@@ -45,7 +45,7 @@ fn snapshots_images_and_everything_between_have_no_findings() {
             let kind = [ViewKind::Snapshot, ViewKind::Image][usize::from(old % 2)];
             mount.fs.delete_view(kind, &format!("v{old}")).unwrap();
         }
-        assert_eq!(mount.fs.check(&OPTIONS, &Unwatched).unwrap().findings, []);
+        assert_eq!(mount.fs.check(&OPTIONS, &NoProgress).unwrap().findings, []);
     }
     mount.fs.finish_purge().unwrap();
     let closed = Closed::of(mount);
@@ -146,11 +146,11 @@ fn nothing_is_found_in_a_volume_that_is_written_to() {
                     mount.fs.delete_view(ViewKind::Snapshot, &old).unwrap();
                 }
                 round += 1;
-                mount.fs.tend().unwrap();
+                mount.fs.run_maintenance().unwrap();
             }
         });
         for _ in 0..40 {
-            let report = mount.fs.check(&OPTIONS, &Unwatched);
+            let report = mount.fs.check(&OPTIONS, &NoProgress);
             let clean = matches!(&report, Ok(report) if report.findings.is_empty());
             if !clean {
                 stop.store(true, Ordering::SeqCst);
@@ -189,7 +189,7 @@ fn how_much_memory_there_is_makes_no_difference() {
             memory_bytes,
             ..OPTIONS
         };
-        check::check(&volume, &options, &Unwatched).unwrap()
+        check::check(&volume, &options, &NoProgress).unwrap()
     });
     assert_eq!(reports[0].findings, []);
     assert_eq!(reports[0], reports[1]);

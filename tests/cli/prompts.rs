@@ -120,7 +120,7 @@ fn a_wrong_passphrase_is_asked_for_again() {
         return;
     };
     let place = &victim.place;
-    let (asked, again) = ("Passphrase of", "That is not it. Passphrase of");
+    let (asked, again) = ("Passphrase of", "Wrong passphrase. Passphrase of");
     let wrong = "wrong\n";
     let outcome = typed(
         place,
@@ -159,7 +159,7 @@ fn the_passphrase_of_an_export_is_typed() {
     place
         .run("image export vol base out --transport-passphrase-file right")
         .done();
-    let (asked, again) = ("Passphrase of the export: ", "That is not it.");
+    let (asked, again) = ("Passphrase of the export: ", "Wrong passphrase.");
     let words = "image import out new";
     let outcome = typed(place, words, &[(asked, "half\x03")]);
     terminal_is_well(&outcome, 130);

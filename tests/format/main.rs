@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use bilayer::fs::types::{Caller, NodeId};
+use bilayer::fs::types::{Caller, NodeId, Owner, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{Epoch, IncarnationId, Ino, KeySetId, Sequence, VolumeId};
 use bilayer::keys::KeyUri;
@@ -137,8 +137,15 @@ impl Fixture {
             keystore: this.keystore_path(),
             ..CreateOptions::default()
         };
-        volume::create(store, &options, &mut |fresh| {
-            Filesystem::format(fresh, (1000, 1000)).map_err(Into::into)
+        volume::create_empty(store, &options, &mut |fresh| {
+            Filesystem::format(
+                fresh,
+                Owner {
+                    uid: 1000,
+                    gid: 1000,
+                },
+            )
+            .map_err(Into::into)
         })
         .unwrap();
         this
@@ -187,8 +194,7 @@ impl Fixture {
                         handle,
                         data.start as u64,
                         &contents[data],
-                        false,
-                        false,
+                        WriteFlags::default(),
                     )
                     .unwrap();
             }
@@ -198,7 +204,13 @@ impl Fixture {
             filesystem.fsync(attr.node, handle, false).unwrap();
             // A page in place, in part: read, changed, sealed anew.
             filesystem
-                .write(attr.node, handle, 1000, b"overwritten", false, false)
+                .write(
+                    attr.node,
+                    handle,
+                    1000,
+                    b"overwritten",
+                    WriteFlags::default(),
+                )
                 .unwrap();
             contents[1000..1011].copy_from_slice(b"overwritten");
             filesystem.release(attr.node, handle);
@@ -209,7 +221,7 @@ impl Fixture {
         files
     }
 
-    /// What the metadata say of the files' chunks, as the second implementation is told.
+    /// The chunks of the files according to the metadata, as passed to the second implementation.
     fn request(&self, files: &BTreeMap<Ino, Vec<u8>>) -> Value {
         let volume = self.open();
         let meta_file = volume

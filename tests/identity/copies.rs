@@ -100,7 +100,7 @@ fn an_older_copy_may_be_looked_at_and_not_put_in_its_place() {
     seen.unmount();
     let said = fs::read_to_string(&log).unwrap();
     assert!(
-        said.contains("an older copy of the volume is shown as it is"),
+        said.contains("an older copy of the volume is opened read-only"),
         "{said}"
     );
     // In the volume's place it is what somebody put there: refused, with when and where.

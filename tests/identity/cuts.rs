@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bilayer::errno::Errno;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::{Filesystem, FsError};
 use bilayer::ids::VolumeId;
 use bilayer::keys::PlatformKeystore;

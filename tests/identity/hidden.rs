@@ -110,7 +110,7 @@ fn the_record_names_no_place_that_was_guessed() {
     place.mount("vol", "mnt", "").unmount();
 }
 
-/// Another keystore at the same path, or none, is told nothing, and the end says so.
+/// Nothing is recorded in another keystore at the same path, or in none, and the end reports it.
 #[test]
 fn a_keystore_that_is_covered_was_not_told() {
     let Some(place) = with_file("identity-keystore") else {

@@ -91,7 +91,7 @@ fn nothing_is_written_before_the_keystore_was_told() {
             fails(
                 &refused,
                 code,
-                "the platform keystore cannot be told of the volume",
+                "the platform keystore's record of the volume cannot be written",
             );
             fails(&refused, code, ailment.says);
             assert!(
@@ -172,13 +172,13 @@ fn a_failure_while_it_is_mounted_is_logged_once_and_shown() {
         );
         let said = fs::read_to_string(&log).unwrap();
         let lines = said
-            .matches("the platform keystore cannot be told of commits")
+            .matches("the platform keystore cannot record commits")
             .count();
         assert_eq!(lines, 1, "{}: {said}", ailment.name);
         sh(&place, ailment.end);
         assert!(shown(false), "{}", ailment.name);
         let said = fs::read_to_string(&log).unwrap();
-        assert!(said.contains("knows of the newest commit again"), "{said}");
+        assert!(said.contains("has the newest commit again"), "{said}");
         mounted.unmount();
     }
 }
@@ -239,7 +239,7 @@ fn the_daemon_ends_with_a_failure_too() {
     assert_eq!(daemon.wait().unwrap().code(), Some(2));
     let said = fs::read_to_string(place.path("said")).unwrap();
     assert!(
-        said.contains("the platform keystore could not be told"),
+        said.contains("the platform keystore could not record it"),
         "{said}"
     );
     sh(&place, AILMENTS[0].end);
@@ -294,7 +294,7 @@ fn a_directory_without_the_right_to_write_is_no_keystore_to_write_under() {
     fails(
         &refused,
         6,
-        "the platform keystore cannot be told of the volume",
+        "the platform keystore's record of the volume cannot be written",
     );
     fails(&refused, 6, "Permission denied");
     sh(&place, &format!("chmod 700 {}/volumes", text(&keystore)));

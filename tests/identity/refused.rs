@@ -62,7 +62,7 @@ fn nothing_is_changed_where_the_device_cannot_be_opened() {
 }
 
 #[test]
-fn what_was_changed_is_said() {
+fn a_change_is_reported() {
     for (option, changed, says) in [
         (
             "--new-identity",

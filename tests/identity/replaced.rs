@@ -116,7 +116,7 @@ fn a_volume_never_seen_does_not_pass_for_another() {
     }
 }
 
-/// Both are this machine's: only whoever moved them can tell a swap from an attack.
+/// Both belong to this machine: only the user who moved them can distinguish a swap from an attack.
 #[test]
 fn two_known_volumes_that_were_swapped() {
     let Some(place) = volumes("replaced-swapped", &["one", "two"]) else {
@@ -138,7 +138,7 @@ fn two_known_volumes_that_were_swapped() {
         holds(&place, "two", "", "one");
     }
     place.run("check one").done();
-    // What was there before is the stranger now.
+    // The previous volume is the unexpected one now.
     sh(&place, "mv two aside; mv one gone; mv aside one");
     refused(&place, "one", &two);
 }

@@ -102,7 +102,7 @@ impl Drop for Mute {
 
 /// The process that asked and got no answer is there as long as that filesystem is.
 #[test]
-fn what_is_left_behind_has_no_key() {
+fn a_probe_that_is_left_behind_has_no_key() {
     const TEST: &str = "identity-left-behind";
     let Some(place) = Place::new(TEST, LIMIT) else {
         return;

@@ -1,11 +1,11 @@
-//! The end of a use that cannot tell the keystore, without a mount.
+//! Ends a use whose keystore cannot be written, without a mount.
 
 use bilayer::fs::FsError;
 
 use crate::support::{Mount, PAGE, ROOT, pattern, quiet};
 
 #[test]
-fn closing_says_what_the_keystore_does_not_know() {
+fn closing_reports_what_the_keystore_does_not_know() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(1, 0, PAGE));
     let volumes = mount.keystore.path().join("platform/volumes");

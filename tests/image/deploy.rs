@@ -1,8 +1,8 @@
-//! What a deployed volume holds, and how it and its source go on.
+//! What a deployed volume contains, and that it and its source remain usable.
 
 use super::*;
 use bilayer::errno::Errno;
-use bilayer::fs::types::SetAttr;
+use bilayer::fs::types::{SetAttr, WriteFlags};
 use bilayer::meta::page_set::capacity_of_pages;
 use bilayer::store::faulty::{CallKind, Fault};
 use bilayer::store::memory::MemoryStore;
@@ -33,7 +33,7 @@ fn change(fs: &Filesystem, seed: u8) {
         &[(PAGE + 5, &pattern(seed, 0, 2 * PAGE))],
     );
     put(fs, ROOT, "empty", &[(0, &pattern(seed, 0, 3 * PAGE))]);
-    put(fs, ROOT, "promised", &[(0, &pattern(seed, 0, 40))]);
+    put(fs, ROOT, "reserved", &[(0, &pattern(seed, 0, 40))]);
     put(
         fs,
         ROOT,
@@ -65,7 +65,7 @@ fn a_deployed_volume_holds_what_the_image_sees() {
     assert_eq!(
         made.objects,
         counted.objects - 1,
-        "one was made for a promise alone"
+        "one was made for a reservation alone"
     );
     assert_eq!(made.linked, made.objects);
     assert_eq!(made.inodes, counted.inodes);
@@ -170,7 +170,7 @@ fn unlinked_files_in_use_stay_behind() {
         .create(&USER, ROOT, b"gone", 0o600, libc::O_RDWR)
         .unwrap();
     let bytes = pattern(9, 0, 3 * PAGE);
-    fs.write(attr.node, handle, 0, &bytes, false, false)
+    fs.write(attr.node, handle, 0, &bytes, WriteFlags::default())
         .unwrap();
     fs.set_xattr(&USER, attr.node, b"user.a", b"b", XattrMode::Any)
         .unwrap();
@@ -296,7 +296,7 @@ fn sizes() {
             .create(&USER, ROOT, b"much", 0o600, libc::O_RDWR)
             .unwrap();
         let bytes = vec![7; size as usize];
-        let written = fs.write(attr.node, handle, 0, &bytes, false, false);
+        let written = fs.write(attr.node, handle, 0, &bytes, WriteFlags::default());
         assert!(written != Ok(bytes.len()), "{written:?}");
         fs.release(attr.node, handle);
     });

@@ -1,9 +1,10 @@
-//! Deploying on real filesystems: what is linked, what shares blocks, what is copied.
+//! Deploying on real filesystems: which objects are linked, share blocks, or are copied.
 
 use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::real::{command, have, need, run};
+use bilayer::fs::types::Owner;
 use bilayer::store::directory::DirectoryStore;
 
 /// Mounts of a test, unmounted at its end.
@@ -56,8 +57,8 @@ fn make_source(dir: &Path, keystore: &Path) -> Tree {
         keystore: keystore.to_owned(),
         ..CreateOptions::default()
     };
-    volume::create(at(dir), &options, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+    volume::create_empty(at(dir), &options, &mut |fresh| {
+        Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
     })
     .unwrap();
     let fs = Filesystem::open(open_at(dir, keystore), quiet()).unwrap();

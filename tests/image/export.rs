@@ -1,5 +1,4 @@
-//! Exports and imports: what arrives, under which keys, and that nothing but what was exported
-//! does.
+//! Exports and imports: what arrives, under which keys, and that nothing else arrives.
 
 use std::path::Path;
 
@@ -142,7 +141,11 @@ fn check_case(case: Case) {
         ..import_options(there)
     };
     let made = import_to(there, "copy", &stream, &options).unwrap();
-    assert_eq!(made.objects, counted.objects - 1, "one was for a promise");
+    assert_eq!(
+        made.objects,
+        counted.objects - 1,
+        "one was for a reservation"
+    );
     assert_eq!((made.objects, made.inodes), (told.objects, counted.inodes));
     assert_eq!(there.tree("copy"), before);
     let found = there.audit("copy");

@@ -1,4 +1,5 @@
-//! Streams that were changed, cut, mixed and reordered: each is refused, and nothing is left of it.
+//! Streams that were modified, shortened, mixed and reordered: each is refused, and nothing is left
+//! of it.
 
 use super::export::{export_from, import_options, import_to, refused};
 use super::*;

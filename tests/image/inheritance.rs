@@ -1,6 +1,6 @@
-//! What a deployed volume is sealed under: under the source's customer key and keystore the
-//! source's sets in both layers for what it inherited, and its own fresh set for what it writes;
-//! under any other key or keystore its own set alone. Never less than the source.
+//! Key sets of a deployed volume. Under the source's customer key and keystore: the source's sets
+//! in both layers for what it inherited, and its own fresh set for what it writes. Under any other
+//! key or keystore: only its own set. It is never protected less than the source.
 
 use std::path::Path;
 

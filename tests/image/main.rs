@@ -1,5 +1,4 @@
-//! Volumes made from images: what they hold, what it is sealed under, and that they are
-//! independent.
+//! Volumes from images: what they contain, how it is sealed, and that they are independent.
 #![allow(clippy::unwrap_used)]
 
 mod crash;
@@ -20,8 +19,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
-use bilayer::fs::types::{Fallocate, FileKind, NodeId, XattrMode};
-use bilayer::fs::views::{ViewError, ViewKind};
+use bilayer::fs::snapshots::{ViewError, ViewKind};
+use bilayer::fs::types::{Fallocate, FileKind, NodeId, Owner, WriteFlags, XattrMode};
 use bilayer::image::{DeployOptions, Deployed, ImageError, NoProgress, Source, deploy};
 use bilayer::keys::KeyUri;
 use bilayer::meta::{Meta, View};
@@ -67,8 +66,8 @@ impl Disk {
             keystore: self.keystore.path().join("platform"),
             ..CreateOptions::default()
         };
-        volume::create(self.at(name), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        volume::create_empty(self.at(name), &options, &mut |fresh| {
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .unwrap();
     }
@@ -191,7 +190,7 @@ fn add(fs: &Filesystem, node: NodeId, path: &str, found: &mut Tree) {
         FileKind::Symlink => fs.readlink(node).unwrap(),
         _ => Vec::new(),
     };
-    // Blocks are not compared: promises of space are not inherited. Nor is the time of access.
+    // Blocks are not compared: reservations of space are not inherited. Nor is the time of access.
     let seen = format!(
         "{:?} {:o} {} {} {} {} {:?} {:?} {:?} {xattrs:?}",
         attr.kind,
@@ -252,7 +251,7 @@ fn put(fs: &Filesystem, parent: NodeId, name: &str, pieces: &[(usize, &[u8])]) -
         }
     };
     for (at, bytes) in pieces {
-        let written = fs.write(node, handle, *at as u64, bytes, false, false);
+        let written = fs.write(node, handle, *at as u64, bytes, WriteFlags::default());
         assert_eq!(written, Ok(bytes.len()));
     }
     fs.fsync(node, handle, false).unwrap();
@@ -291,30 +290,29 @@ fn fill(fs: &Filesystem, seed: u8) {
     }
     fs.fsync(copy.node, handle, false).unwrap();
     fs.release(copy.node, handle);
-    // Promised, in part written, in part beyond the end.
-    let (promised, handle) = fs
-        .create(&USER, ROOT, b"promised", 0o600, libc::O_RDWR)
+    // Reserved, in part written, in part beyond the end.
+    let (reserved, handle) = fs
+        .create(&USER, ROOT, b"reserved", 0o600, libc::O_RDWR)
         .unwrap();
     let keep = Fallocate::Allocate { keep_size: true };
-    fs.fallocate(promised.node, handle, 0, 2 * CHUNK as u64, keep)
+    fs.fallocate(reserved.node, handle, 0, 2 * CHUNK as u64, keep)
         .unwrap();
     let written = fs.write(
-        promised.node,
+        reserved.node,
         handle,
         0,
         &pattern(seed, 3, 3 * PAGE),
-        false,
-        false,
+        WriteFlags::default(),
     );
     written.unwrap();
-    fs.fsync(promised.node, handle, false).unwrap();
-    fs.release(promised.node, handle);
+    fs.fsync(reserved.node, handle, false).unwrap();
+    fs.release(reserved.node, handle);
     for node in [
         dir,
         link.node,
         pages,
         copy.node,
-        promised.node,
+        reserved.node,
         fifo.unwrap().node,
     ] {
         fs.forget(node, 1);

@@ -1,9 +1,9 @@
-//! Inheritance, case by case: both key modes, and of each a snapshot, an image, an image of a
+//! Inheritance, case by case: both key modes, and for each a snapshot, an image, an image of a
 //! snapshot, a deployed volume, a snapshot of that, a deployment of its image, a deployment to
-//! another customer key, an import. Of every view every part is looked at: what was inherited is
-//! sealed under the source's keys in both layers, what was written since under the volume's own
-//! fresh set; what went to another holder is under a set that the source never had. No volume has
-//! less than its source, and without the customer key nothing of it opens.
+//! another customer key, an import. Every part of every view is checked: inherited parts are sealed
+//! under the source's keys in both layers, later ones under the volume's own fresh set, and what
+//! went to another holder under a set that the source never had. No volume is protected less than
+//! its source, and without the customer key nothing of it opens.
 
 use super::export::{IMAGE, export_image, import_options};
 use super::inheritance::{check_meta, check_part, new_key, parts_of};

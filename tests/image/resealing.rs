@@ -1,6 +1,5 @@
-//! Contents that are sealed anew on the way to another holder: what is in them and what is not,
-//! what becomes of a damaged page, that it can be cancelled, and that the new volume is nobody
-//! else's.
+//! Contents that are re-sealed for another holder: what they contain, damaged pages, cancellation,
+//! and that the new volume is independent.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,7 +1,8 @@
-//! What has no name when an image is made is no part of it, and neither is what is below it.
+//! An inode without a name when an image is made is not part of it, and neither is anything below
+//! it.
 
 use super::*;
-use bilayer::fs::types::Handle;
+use bilayer::fs::types::{Handle, WriteFlags};
 
 /// Puts `dir` back from a snapshot while it is open: what was replaced stays, with all its names,
 /// as a directory without a name.
@@ -11,8 +12,14 @@ fn replace_open_directory(fs: &Filesystem) -> (NodeId, Handle) {
     for name in [&b"file"[..], b"linked"] {
         let created = fs.create(&ADMIN, sub.node, name, 0o644, libc::O_RDWR);
         let (attr, handle) = created.unwrap();
-        fs.write(attr.node, handle, 0, &pattern(5, 0, 10_000), false, false)
-            .unwrap();
+        fs.write(
+            attr.node,
+            handle,
+            0,
+            &pattern(5, 0, 10_000),
+            WriteFlags::default(),
+        )
+        .unwrap();
         fs.release(attr.node, handle);
     }
     let linked = fs.lookup(sub.node, b"linked").unwrap();

@@ -1,17 +1,17 @@
-//! Threads that write, sync, rename and truncate while another one takes and drops snapshots as
-//! fast as it can.
+//! Threads that write, sync, rename and truncate while another one takes and deletes snapshots
+//! continuously.
 //!
 //! Each writer counts: the number goes into file A, then B, then a name, then a small file C, each
-//! after the one before has returned. A snapshot is one instant of all that: A >= B >= name >= C >=
-//! A - 1. It has everything that had returned when it was asked for, and does not change.
+//! after the previous call has returned. A snapshot is one instant of all that: A >= B >= name >= C
+//! >= A - 1. It contains every call that had returned when it was requested, and does not change.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use bilayer::fs::types::{Fallocate, NodeId, RenameFlags};
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::{DirentRef, Fallocate, NodeId, RenameFlags};
 
 use crate::support::{Mount, PAGE, ROOT, USER, quiet};
 
@@ -73,8 +73,13 @@ fn write(mount: &Mount, dir: NodeId, progress: &Progress, stop: &AtomicBool) {
         mount.put(second, second_handle, 0, &page_of(number));
         let (from, to) = (name_of(number - 1), name_of(number));
         let flags = RenameFlags::default();
-        fs.rename(&USER, dir, from.as_bytes(), dir, to.as_bytes(), flags)
-            .unwrap();
+        fs.rename(
+            &USER,
+            DirentRef::new(dir, from.as_bytes()),
+            DirentRef::new(dir, to.as_bytes()),
+            flags,
+        )
+        .unwrap();
         mount.put(small, small_handle, 0, &number.to_le_bytes());
         progress.done.store(number, Ordering::SeqCst);
         let far = (1 + number % 5) * PAGE as u64;

@@ -79,7 +79,7 @@ fn read_only_puts_everything_on_disk_and_keeps_it_so() {
     let listed = machine.output("findmnt -n -o OPTIONS mnt");
     assert!(listed.starts_with("ro,"), "{listed}");
 
-    // Nothing is written any more: no time of access, no commit.
+    // Nothing is written any more: the access time was not updated, no commit.
     let before = bytes_of(&machine.place.path("vol"));
     assert!(!reading_sets_the_time_of_access(&file));
     assert!(fs::read(&file).unwrap() == noise(1, 3_000_000));

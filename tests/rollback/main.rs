@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bilayer::errno::Errno;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::WriteFlags;
 use bilayer::fs::{Filesystem, FsError};
 use bilayer::ids::VolumeId;
 use bilayer::keys::{PlatformKeystore, VolumeRecord};
@@ -268,7 +269,8 @@ fn accepted_once_it_begins_an_incarnation_of_its_own() {
     let kept = fs.lookup(ROOT, b"kept").unwrap().node;
     let handle = fs.open_file(&support::USER, kept, libc::O_RDWR).unwrap();
     let page = pattern(9, 0, PAGE);
-    fs.write(kept, handle, 0, &page, false, false).unwrap();
+    fs.write(kept, handle, 0, &page, WriteFlags::default())
+        .unwrap();
     fs.fsync(kept, handle, false).unwrap();
     fs.release(kept, handle);
     fs.forget(kept, 1);

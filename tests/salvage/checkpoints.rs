@@ -1,11 +1,11 @@
-//! Checkpoints: what is in them, how many are kept, and that nothing that happens while one is made
-//! costs anything.
+//! Checkpoints: what they contain, how many are kept, and that an interrupted one costs nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bilayer::check::{CheckOptions, Finding, Kind, Unwatched, repair};
+use bilayer::check::{CheckOptions, Finding, Kind, NoProgress, repair};
 use bilayer::errno::Errno;
+use bilayer::fs::types::WriteFlags;
 use bilayer::meta::checkpoint::{self, CheckpointError};
 use bilayer::meta::records::ViewKind;
 use bilayer::store::faulty::{CallKind, Fault, FaultyOptions, FaultyStore, WriteUnit};
@@ -111,7 +111,7 @@ fn with_one_and_a_part() -> (FaultyStore, Arc<tempfile::TempDir>) {
         let info = path.and_then(|path| mount.store.info(&path).ok());
         info.is_some_and(|info| info.allocated_bytes > 200_000)
     };
-    let made = mount.fs.checkpoint_in_turns(&stop);
+    let made = mount.fs.checkpoint_throttled(&stop);
     assert!(matches!(made, Err(CheckpointError::Stopped)), "{made:?}");
     assert!(unfinished(&mount.store).is_some());
     mount.fs.close().unwrap();
@@ -220,7 +220,7 @@ fn a_full_disk_gives_it_up_and_takes_nothing_from_the_volume() {
     let mut at = 0;
     while mount
         .fs
-        .write(node, handle, at, &block, false, false)
+        .write(node, handle, at, &block, WriteFlags::default())
         .is_ok()
     {
         at += block.len() as u64;
@@ -287,19 +287,19 @@ fn what_an_unmount_has_left_of_one_is_finished_by_the_next_use() {
 fn one_that_is_not_finished_is_no_fault() {
     let (store, keystore) = with_one_and_a_part();
     let volume = open_volume(&store, keystore.path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 
 #[test]
-fn metadata_that_end_with_a_checkpoint_are_not_older_than_it() {
+fn metadata_that_ends_with_a_checkpoint_is_not_older_than_it() {
     let mount = Mount::new();
     mount.file(ROOT, "first", &pattern(1, 0, 9000));
     mount.fs.sync().unwrap();
     mount.fs.checkpoint_now().unwrap();
     let left = FaultyStore::from_memory(&mount.store.to_memory(), WriteUnit::Page);
     let volume = open_volume(&left, fork(&mount.keystore).path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     let told = |finding: &Finding| finding.kind == Kind::RolledBack;
     assert!(!report.findings.iter().any(told), "{:?}", report.findings);
     drop(volume);
@@ -346,7 +346,7 @@ fn put_back(store: &FaultyStore, path: &str, bytes: &[u8]) {
 
 /// Also where the keystore does not know it: the checkpoint does.
 #[test]
-fn metadata_older_than_a_checkpoint_are_told() {
+fn metadata_older_than_a_checkpoint_is_reported() {
     let mount = Mount::new();
     mount.file(ROOT, "first", &pattern(1, 0, 9000));
     let mount = mount.reopen();
@@ -370,7 +370,7 @@ fn metadata_older_than_a_checkpoint_are_told() {
 
     let objects = audit::objects(&store);
     let volume = open_volume(&store, unknowing.path(), false);
-    let report = repair(&volume, &CheckOptions::default(), &Unwatched).unwrap();
+    let report = repair(&volume, &CheckOptions::default(), &NoProgress).unwrap();
     let told = |finding: &Finding| finding.kind == Kind::RolledBack;
     assert!(report.findings.iter().any(told), "{:?}", report.findings);
     assert_eq!(audit::objects(&store), objects, "nothing is removed then");

@@ -1,4 +1,4 @@
-//! Each kind of damage: what comes out is right, and what does not is told.
+//! Each kind of damage: the output is correct, and everything that is lost is reported.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -268,7 +268,7 @@ fn without_the_keystore_the_error_says_so() {
 }
 
 #[test]
-fn metadata_that_were_about_to_take_their_place_are_found() {
+fn metadata_that_was_about_to_replace_meta_is_found() {
     let victim = Victim::make(false);
     let store = victim.copy();
     store

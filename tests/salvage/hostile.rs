@@ -1,5 +1,5 @@
-//! Records that somebody made up, who has the keys: nothing outside is written, and there is an
-//! end.
+//! Records forged by a holder of the keys: nothing outside of the output is written, and the
+//! extraction ends.
 
 use bilayer::ids::Ino;
 use bilayer::meta::records::{DirentRecord, FileKind, InodeRecord};
@@ -61,7 +61,7 @@ fn names_that_lead_out_are_not_taken() {
 }
 
 #[test]
-fn directories_in_a_circle_come_to_an_end() {
+fn directories_in_a_cycle_end() {
     let taken = with_records(|meta, batch| {
         // The root within a directory, and that within itself.
         for (name, ino) in [(&b"up"[..], Ino::ROOT), (b"self", DIRECTORY)] {
@@ -73,7 +73,7 @@ fn directories_in_a_circle_come_to_an_end() {
 }
 
 #[test]
-fn two_that_hold_each_other_and_nobody_else_are_found() {
+fn directories_that_contain_each_other_are_found() {
     let taken = with_records(|meta, batch| {
         let (one, other) = (Ino(1000), Ino(1001));
         let root = meta
@@ -133,7 +133,7 @@ fn links_are_not_followed_while_writing() {
 }
 
 #[test]
-fn numbers_beyond_all_inodes_are_told() {
+fn numbers_beyond_all_inodes_are_reported() {
     let taken = with_records(|meta, batch| {
         for (name, ino) in [(&b"max"[..], u64::MAX), (b"zero", 0), (b"far", 1 << 50)] {
             meta.put_dirent(batch, Ino::ROOT, name, entry(Ino(ino), FileKind::Directory))
@@ -141,6 +141,6 @@ fn numbers_beyond_all_inodes_are_told() {
         }
     });
     // No record can have one of them.
-    let refused = taken.report.matches("is not of this format").count();
+    let refused = taken.report.matches("cannot be decoded").count();
     assert_eq!(refused, 3, "{}", taken.report);
 }

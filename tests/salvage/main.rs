@@ -1,5 +1,5 @@
-//! What `bilayer salvage` takes out of whole and of damaged volumes, and the checkpoints of the
-//! metadata that make it worth something.
+//! What `bilayer salvage` extracts from intact and damaged volumes, and the checkpoints of the
+//! metadata that it relies on.
 #![allow(clippy::unwrap_used)]
 
 mod checkpoints;

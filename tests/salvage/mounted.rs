@@ -1,4 +1,4 @@
-//! The whole way: a real mount is written to, the volume damaged, and what comes out compared.
+//! End to end: a real mount is written to, the volume is damaged, and the output is compared.
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};

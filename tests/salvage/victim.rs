@@ -1,4 +1,4 @@
-//! A small volume with something of everything, and what was taken out of it.
+//! A small volume with a bit of everything, and what was extracted from it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bilayer::fs::types::XattrMode;
-use bilayer::salvage::out::Out;
+use bilayer::salvage::output::OutputDir;
 use bilayer::salvage::{self, Options, Progress, Summary};
 use bilayer::store::faulty::{FaultyStore, WriteUnit};
 use bilayer::store::memory::MemoryStore;
@@ -140,7 +140,7 @@ impl Victim {
         let opened: Arc<dyn Store> = Arc::new(store.clone());
         let rescue = volume::rescue(opened, header, &self.options())?;
         let out = tempfile::tempdir().unwrap();
-        let target = Out::take(&out.path().join("out"), None).unwrap();
+        let target = OutputDir::prepare(&out.path().join("out"), None).unwrap();
         let summary = salvage::salvage(&rescue, &target, options, &Nobody).unwrap();
         drop(rescue);
         assert!(was == contents_of_all(store), "the volume was written to");

@@ -1,11 +1,11 @@
-//! Numbers at their bounds: whoever draws the last one has it, and the next one gets an error
-//! number, not a number that is somebody else's.
+//! Numbers at their bounds: the last one can be allocated, and the next allocation fails with an
+//! error number instead of returning a number that is in use.
 
 use std::sync::Arc;
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{FileKind, NodeId, RenameFlags};
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::{DirentRef, FileKind, NodeId, RenameFlags, WriteFlags};
 use bilayer::ids::{FolderNumber, Generation, Ino, ViewId};
 use bilayer::meta::commit::BatchNumber;
 use bilayer::meta::database::Tables;
@@ -179,7 +179,15 @@ fn names_of_one_hash_are_all_found_and_listed() {
         ..RenameFlags::default()
     };
     let [from, to] = [one.as_bytes(), two.as_bytes()];
-    mount.fs.rename(&ADMIN, dir, from, dir, to, flags).unwrap();
+    mount
+        .fs
+        .rename(
+            &ADMIN,
+            DirentRef::new(dir, from),
+            DirentRef::new(dir, to),
+            flags,
+        )
+        .unwrap();
     assert_eq!(
         mount.contents(mount.at(&format!("dir/{one}"))),
         b"first now"
@@ -215,7 +223,12 @@ fn when_inode_numbers_are_used_up_there_is_no_space() {
         whiteout: true,
         ..RenameFlags::default()
     };
-    let renamed = fs.rename(&ADMIN, ROOT, b"old", ROOT, b"new", whiteout);
+    let renamed = fs.rename(
+        &ADMIN,
+        DirentRef::new(ROOT, b"old"),
+        DirentRef::new(ROOT, b"new"),
+        whiteout,
+    );
     assert_eq!(renamed, Err(Errno::ENOSPC));
     let restored = fs.restore("one", Some("old".as_ref())).unwrap_err();
     assert_eq!(restored.errno(), Errno::ENOSPC);
@@ -236,7 +249,9 @@ fn when_folders_are_used_up_there_is_no_space() {
     let mount = counting(mount, |counters| counters.folder = last);
     let (node, handle) = mount.create(ROOT, "file");
     let large = pattern(1, 0, 100_000);
-    let written = mount.fs.write(node, handle, 0, &large, false, false);
+    let written = mount
+        .fs
+        .write(node, handle, 0, &large, WriteFlags::default());
     assert_eq!(written, Err(Errno::ENOSPC));
     // What has no object goes on.
     mount.put(node, handle, 0, b"small");
@@ -337,7 +352,9 @@ fn pages_are_counted_up_to_their_bound() {
     let node = mount.at("file");
     let handle = mount.open_rw(node);
     let more = pattern(1, 200_000, 100_000);
-    let written = mount.fs.write(node, handle, 200_000, &more, false, false);
+    let written = mount
+        .fs
+        .write(node, handle, 200_000, &more, WriteFlags::default());
     let synced = written.and_then(|_| mount.fs.fsync(node, handle, false));
     assert_eq!(synced, Err(Errno::ENOSPC));
     let mount = Closed::of(mount).open();
@@ -363,7 +380,12 @@ fn links_are_counted_up_to_their_bound() {
         assert_eq!(mount.fs.mkdir(&ADMIN, to, b"more", 0o755), full);
         assert_eq!(mount.fs.link(file, to, b"more"), full);
         let none = RenameFlags::default();
-        let moved = mount.fs.rename(&ADMIN, from, b"moved", to, b"moved", none);
+        let moved = mount.fs.rename(
+            &ADMIN,
+            DirentRef::new(from, b"moved"),
+            DirentRef::new(to, b"moved"),
+            none,
+        );
         assert_eq!(moved, Err(Errno::EMLINK));
         let restored = mount.fs.restore("one", Some("to/here".as_ref()));
         let error = restored.unwrap_err().to_string();

@@ -1,7 +1,7 @@
 //! Reading, writing, truncating.
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Caller, Fallocate, SetAttr};
+use bilayer::fs::types::{Caller, Fallocate, SetAttr, WriteFlags};
 use bilayer::meta::page_set::capacity_of_pages;
 
 use crate::support::{CHUNK, Mount, PAGE, ROOT, USER, pattern, quiet};
@@ -135,9 +135,13 @@ fn the_largest_file() {
     let node = mount.file(ROOT, "f", b"x");
     let handle = mount.open_rw(node);
     let largest = bilayer::object::FILE_BYTES_MAX;
-    let past = mount.fs.write(node, handle, largest, b"x", false, false);
+    let past = mount
+        .fs
+        .write(node, handle, largest, b"x", WriteFlags::default());
     assert_eq!(past, Err(Errno::EFBIG));
-    let past = mount.fs.write(node, handle, u64::MAX, b"xy", false, false);
+    let past = mount
+        .fs
+        .write(node, handle, u64::MAX, b"xy", WriteFlags::default());
     assert_eq!(past, Err(Errno::EFBIG));
     assert_eq!(mount.truncate(node, largest + 1).err(), Some(Errno::EFBIG));
     mount.put(node, handle, largest - 3, b"end");
@@ -202,7 +206,7 @@ fn a_full_volume_refuses_writes_and_allows_removal() {
     let more = pattern(1, 0, 10 * PAGE);
     let refused = mount
         .fs
-        .write(node, handle, 60 * PAGE as u64, &more, false, false);
+        .write(node, handle, 60 * PAGE as u64, &more, WriteFlags::default());
     assert_eq!(refused, Err(Errno::ENOSPC));
     // What is there may be overwritten.
     mount.put(node, handle, 0, &pattern(2, 0, 60 * PAGE));
@@ -217,7 +221,7 @@ fn a_full_volume_refuses_writes_and_allows_removal() {
 }
 
 #[test]
-fn set_id_bits_go_with_a_write() {
+fn set_id_bits_are_removed_by_a_write() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     let set = |perm| {
@@ -229,9 +233,24 @@ fn set_id_bits_go_with_a_write() {
     };
     let perm = || mount.fs.getattr(node).unwrap().perm;
     set(0o6755);
-    mount.fs.write(node, handle, 0, b"x", false, false).unwrap();
+    mount
+        .fs
+        .write(node, handle, 0, b"x", WriteFlags::default())
+        .unwrap();
     assert_eq!(perm(), 0o6755);
-    mount.fs.write(node, handle, 0, b"x", true, false).unwrap();
+    mount
+        .fs
+        .write(
+            node,
+            handle,
+            0,
+            b"x",
+            WriteFlags {
+                kill_privileges: true,
+                ..WriteFlags::default()
+            },
+        )
+        .unwrap();
     assert_eq!(perm(), 0o755);
     // Without group execution the bit means locking and stays.
     set(0o6644);

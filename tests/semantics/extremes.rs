@@ -1,5 +1,4 @@
-//! Offsets at the end of what there can be, files that are large and hollow, things in numbers
-//! that nobody needs, and stores that fail.
+//! Offsets at the maximum, large and sparse files, very many names and links, and stores that fail.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use crate::support::{ADMIN, BLOCK, CHUNK, Mount, PAGE, ROOT, USER, pattern, quie
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]
-fn cutting_the_last_chunk_leaves_the_first() {
+fn truncating_the_last_chunk_leaves_the_first() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "file");
     let data = pattern(1, 0, 3 * PAGE);
@@ -56,7 +55,7 @@ fn copying_beyond_the_end_of_all_files_changes_nothing() {
 }
 
 #[test]
-fn hollow_files_are_not_gone_through_chunk_by_chunk() {
+fn sparse_files_are_not_read_chunk_by_chunk() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "file");
     let data = pattern(3, 0, 2 * PAGE);

@@ -1,11 +1,10 @@
-//! Long lists of parts: a copy ends the newest part of what is copied, so that the next write
-//! puts another on top.
+//! Long lists of parts: after a copy, the next write to the source adds a part on top.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::{Fallocate, NodeId};
-use bilayer::fs::views::ViewKind;
 use bilayer::meta::keys::Table;
 use bilayer::meta::records::ExtentRecord;
 use bilayer::meta::{Meta, View};
@@ -127,13 +126,13 @@ fn the_background_shortens_lists() {
     let mut layers = Layers::new(Mount::new(), CHUNK);
     layers.layers(FLAT);
     assert_eq!(parts(&layers), [FLAT + 1]);
-    layers.mount.fs.tend().unwrap();
+    layers.mount.fs.run_maintenance().unwrap();
     let short = parts(&layers);
     assert!(short[0] <= FLAT, "{short:?}");
     layers.check();
     for _ in 0..20 {
         layers.layers(1);
-        layers.mount.fs.tend().unwrap();
+        layers.mount.fs.run_maintenance().unwrap();
         let short = parts(&layers);
         assert!(short[0] <= FLAT, "{short:?}");
     }
@@ -150,7 +149,7 @@ fn a_large_old_part_is_not_copied() {
     for round in 0..10 {
         layers.copy();
         layers.write(round + 1, 200_000 * usize::from(round), PAGE);
-        layers.mount.fs.tend().unwrap();
+        layers.mount.fs.run_maintenance().unwrap();
     }
     let written: u64 = layers
         .copies
@@ -179,7 +178,7 @@ fn without_the_background_a_record_takes_what_it_can() {
     layers = layers.reopen();
     layers.check();
     // Read once, lists of an earlier mount are shortened too.
-    layers.mount.fs.tend().unwrap();
+    layers.mount.fs.run_maintenance().unwrap();
     let lists = parts(&layers);
     assert!(lists.iter().all(|parts| *parts <= FLAT), "{lists:?}");
     layers.finish();
@@ -193,7 +192,7 @@ fn hidden_parts_leave_the_list_without_a_copy() {
         layers.write(seed, 0, CHUNK);
     }
     assert_eq!(parts(&layers), [4]);
-    layers.mount.fs.tend().unwrap();
+    layers.mount.fs.run_maintenance().unwrap();
     assert_eq!(parts(&layers), [1]);
     assert_eq!(layers.finish(), 1);
 }
@@ -215,7 +214,7 @@ fn what_is_not_durable_hides_nothing() {
             layers.mount.fs.fsync(node, handle, false).unwrap();
         }
         // Merged below pages of which a cut leaves nothing, or all.
-        layers.mount.fs.tend_lists();
+        layers.mount.fs.compact_parts();
         layers.mount.fs.release(node, handle);
         layers.mount.commit();
         let store = layers.mount.store.power_cut(7);
@@ -228,27 +227,27 @@ fn what_is_not_durable_hides_nothing() {
 }
 
 #[test]
-fn promises_of_the_newest_part_are_kept() {
+fn reservations_of_the_newest_part_are_kept() {
     let mut layers = Layers::new(Mount::new(), CHUNK / 2);
     layers.layers(FLAT);
     let node = layers.mount.at("f");
     let handle = layers.mount.open_rw(node);
     let room = (CHUNK / 2) as u64;
-    let promise = Fallocate::Allocate { keep_size: true };
+    let reservation = Fallocate::Allocate { keep_size: true };
     layers
         .mount
         .fs
-        .fallocate(node, handle, room, room, promise)
+        .fallocate(node, handle, room, room, reservation)
         .unwrap();
-    let promised = layers.mount.fs.usage().contents_bytes;
-    layers.mount.fs.tend().unwrap();
+    let reserved = layers.mount.fs.usage().contents_bytes;
+    layers.mount.fs.run_maintenance().unwrap();
     assert!(parts(&layers)[0] <= FLAT);
-    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, reserved);
     layers.mount.fs.release(node, handle);
     layers = layers.reopen();
-    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, reserved);
     layers.write(99, CHUNK / 2, CHUNK / 2);
-    assert_eq!(layers.mount.fs.usage().contents_bytes, promised);
+    assert_eq!(layers.mount.fs.usage().contents_bytes, reserved);
     layers.finish();
 }
 
@@ -266,7 +265,7 @@ fn merging_beside_writers() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    mount.fs.tend_lists();
+                    mount.fs.compact_parts();
                     std::thread::yield_now();
                 }
             });
@@ -294,7 +293,7 @@ fn merging_beside_writers() {
         mount.fs.release(node, handle);
         layers.check();
     }
-    layers.mount.fs.tend().unwrap();
+    layers.mount.fs.run_maintenance().unwrap();
     assert!(parts(&layers)[0] <= FLAT);
     layers.finish();
 }
@@ -314,7 +313,7 @@ fn merging_below_snapshots() {
             layers.write(round + 1, at, 2 * PAGE);
         }
         if round < 12 {
-            layers.mount.fs.tend().unwrap();
+            layers.mount.fs.run_maintenance().unwrap();
             assert!(parts(&layers)[0] <= FLAT);
         }
         assert!(parts(&layers)[0] <= LONGEST);
@@ -348,7 +347,7 @@ fn a_cut_anywhere_loses_nothing() {
         layers.mount.fs.sync().unwrap();
         let store = layers.mount.store.clone();
         store.cut_at_call(store.calls() + call);
-        let _ = layers.mount.fs.tend();
+        let _ = layers.mount.fs.run_maintenance();
         let cut = store.is_cut();
         let survivor = store.power_cut(call);
         let (keystore, options) = (layers.mount.keystore.clone(), layers.mount.options.clone());

@@ -1,7 +1,7 @@
-//! What is left on the disk when views are deleted: what the others need and nothing else.
+//! Space on the disk after views are deleted: the pages that other views need, and no others.
 
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::Fallocate;
-use bilayer::fs::views::ViewKind;
 use bilayer::store::Store;
 use bilayer::store::faulty::FaultyStore;
 
@@ -101,7 +101,7 @@ fn without_views_only_what_is_seen_is_left() {
 }
 
 #[test]
-fn holes_and_cuts_give_back_what_a_view_needed() {
+fn holes_and_truncations_give_back_what_a_view_needed() {
     let mount = Mount::new();
     let size = CHUNK;
     let mut contents = pattern(1, 0, size);

@@ -1,4 +1,4 @@
-//! Holes: punching, zeroing, setting aside, finding.
+//! Holes: punching, zeroing, allocating, seeking.
 
 use bilayer::errno::Errno;
 use bilayer::fs::types::{Fallocate, SeekWhence};

@@ -1,15 +1,15 @@
-//! How long inodes live, and what is left of them.
+//! Lifetime of inodes, and what is left of them.
 
 use std::sync::Arc;
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::SetAttr;
+use bilayer::fs::types::{SetAttr, WriteFlags};
 use bilayer::store::StorePath;
 
 use crate::support::{Mount, ROOT, USER, fork, pattern, quiet};
 
 #[test]
-fn an_unlinked_file_lives_while_it_is_open() {
+fn an_unlinked_file_stays_while_it_is_open() {
     let mount = Mount::new();
     let (node, handle) = mount.create(ROOT, "f");
     mount.put(node, handle, 0, &pattern(1, 0, 20_000));
@@ -34,7 +34,7 @@ fn an_unlinked_file_lives_while_it_is_open() {
 }
 
 #[test]
-fn a_file_that_the_kernel_knows_lives() {
+fn a_file_that_the_kernel_knows_stays() {
     let mount = Mount::new();
     mount.file(ROOT, "f", b"x");
     let attr = mount.fs.lookup(ROOT, b"f").unwrap();
@@ -123,7 +123,7 @@ fn nothing_comes_back_after_a_clean_close() {
 }
 
 #[test]
-fn a_forgotten_file_is_cut_without_waiting_for_itself() {
+fn a_forgotten_file_is_punched_without_waiting_for_itself() {
     let mount = Mount::new();
     mount.file(ROOT, "f", &pattern(1, 0, 100_000));
     let mount = mount.reopen();
@@ -184,7 +184,8 @@ fn what_was_shut_down_answers_nothing_more() {
         fs.flush(kept, handle),
         fs.getattr(kept).map(drop),
         fs.read(kept, handle, 0, &mut [0; 6]).map(drop),
-        fs.write(kept, handle, 0, b"more", false, false).map(drop),
+        fs.write(kept, handle, 0, b"more", WriteFlags::default())
+            .map(drop),
         fs.mkdir(&USER, ROOT, b"d", 0o755).map(drop),
     ];
     assert_eq!(results, [Err(Errno::EIO); 7]);

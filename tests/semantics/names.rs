@@ -1,4 +1,4 @@
-//! Making and removing names.
+//! Creating and removing names.
 
 use bilayer::errno::Errno;
 use bilayer::fs::types::FileKind;

@@ -1,8 +1,9 @@
-//! Two who change one file at the same time, one of them stopped in the middle of what it does.
+//! Two threads change one file at the same time; one of them is stopped in the middle of its
+//! operation.
 //!
-//! A file that was truncated keeps what its last page held beyond the new end, until the file
-//! grows: its tail is zeroed then. That is where the one is stopped; what the other does must come
-//! before all of it or after all of it.
+//! A truncated file keeps the bytes of its last page beyond the new end until the file grows, when
+//! they are zeroed. The first thread is stopped there. The other one's operation must take effect
+//! before all of the first one's or after all of it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

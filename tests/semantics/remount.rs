@@ -1,4 +1,4 @@
-//! From writable to read-only and back, without closing.
+//! Remounting read-only and writable again, without closing.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bilayer::errno::Errno;
+use bilayer::fs::snapshots::{ReadOnlyBecause, ViewError, ViewKind};
 use bilayer::fs::types::NodeId;
-use bilayer::fs::views::{ReadOnlyBecause, ViewError, ViewKind};
 use bilayer::fs::{AccessTimes, FilesystemOptions, KernelCache};
 use bilayer::store::faulty::{CallKind, Fault};
 
@@ -147,7 +147,7 @@ impl KernelCache for SlowKernel {
         let _ = self.go_on.lock().unwrap().recv();
     }
 
-    fn believes_itself(&self) -> bool {
+    fn trusts_cached_attrs(&self) -> bool {
         false
     }
 

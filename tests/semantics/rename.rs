@@ -1,7 +1,7 @@
 //! The rename matrix.
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{FileKind, RenameFlags};
+use bilayer::fs::types::{DirentRef, FileKind, RenameFlags};
 
 use crate::support::{Mount, ROOT, USER, fork, pattern};
 
@@ -17,7 +17,12 @@ fn rename(mount: &Mount, from: &str, to: &str, flags: RenameFlags) -> Result<(),
         None => (ROOT, path.as_bytes().to_vec()),
     };
     let ((dir, name), (to_dir, to_name)) = (split(from), split(to));
-    mount.fs.rename(&USER, dir, &name, to_dir, &to_name, flags)
+    mount.fs.rename(
+        &USER,
+        DirentRef::new(dir, &name),
+        DirentRef::new(to_dir, &to_name),
+        flags,
+    )
 }
 
 fn tree() -> Mount {

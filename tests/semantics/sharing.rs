@@ -131,7 +131,7 @@ fn overlap_and_kinds_are_refused() {
 
 /// An error in the midst would leave the kernel's cache with what was there before.
 #[test]
-fn a_copy_that_meets_a_full_volume_tells_how_far_it_came() {
+fn a_copy_on_a_full_volume_reports_how_far_it_came() {
     let size = 2 * CHUNK;
     let mount = Mount::with(Some((size + CHUNK) as u64), quiet());
     let from = mount.file(ROOT, "from", &pattern(1, 0, size));

@@ -1,14 +1,15 @@
 //! Kept views of the filesystem.
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Fallocate, RenameFlags};
-use bilayer::fs::views::{Change, ChangeKind, ViewError, ViewKind};
+use bilayer::fs::snapshots::{ViewError, ViewKind};
+use bilayer::fs::types::{DirentRef, Fallocate, RenameFlags};
 
 use bilayer::snapshot::purge::Purge;
 
+use super::restores::restore;
 use crate::support::{ADMIN, CHUNK, Mount, PAGE, ROOT, USER, audit, pattern};
 
-fn take(mount: &Mount, name: &str) {
+pub(super) fn take(mount: &Mount, name: &str) {
     let made = mount
         .fs
         .create_view(ViewKind::Snapshot, name, None, "")
@@ -16,11 +17,11 @@ fn take(mount: &Mount, name: &str) {
     assert_eq!(made.name, name);
 }
 
-fn drop_it(mount: &Mount, name: &str) {
+pub(super) fn drop_it(mount: &Mount, name: &str) {
     mount.fs.delete_view(ViewKind::Snapshot, name).unwrap();
 }
 
-fn overwrite(mount: &Mount, name: &str, offset: usize, bytes: &[u8]) {
+pub(super) fn overwrite(mount: &Mount, name: &str, offset: usize, bytes: &[u8]) {
     let node = mount.at(name);
     let handle = mount.open_rw(node);
     mount.put(node, handle, offset as u64, bytes);
@@ -43,7 +44,12 @@ fn a_snapshot_stays_as_it_was() {
     mount.fs.unlink(ROOT, b"gone").unwrap();
     mount
         .fs
-        .rename(&USER, dir, b"small", ROOT, b"moved", RenameFlags::default())
+        .rename(
+            &USER,
+            DirentRef::new(dir, b"small"),
+            DirentRef::new(ROOT, b"moved"),
+            RenameFlags::default(),
+        )
         .unwrap();
     mount.file(dir, "new", b"new");
 
@@ -97,7 +103,12 @@ fn nothing_in_a_snapshot_changes() {
     assert_eq!(fs.unlink(top, b"file"), Err(Errno::EROFS));
     assert_eq!(mount.truncate(file, 0), Err(Errno::EROFS));
     let flags = RenameFlags::default();
-    let moved = fs.rename(&ADMIN, top, b"file", top, b"other", flags);
+    let moved = fs.rename(
+        &ADMIN,
+        DirentRef::new(top, b"file"),
+        DirentRef::new(top, b"other"),
+        flags,
+    );
     assert_eq!(moved, Err(Errno::EROFS));
     assert_eq!(fs.link(file, ROOT, b"link"), Err(Errno::EXDEV));
     assert_eq!(fs.link(file, top, b"link"), Err(Errno::EROFS));
@@ -130,15 +141,31 @@ fn the_directory_of_snapshots_takes_nothing_else() {
     assert_eq!(fs.mkdir(&ADMIN, dir, b"x", 0o755), Err(Errno::EEXIST));
     assert_eq!(mount.names(dir), ["x"]);
     let flags = RenameFlags::default();
-    fs.rename(&ADMIN, dir, b"x", dir, b"y", flags).unwrap();
+    fs.rename(
+        &ADMIN,
+        DirentRef::new(dir, b"x"),
+        DirentRef::new(dir, b"y"),
+        flags,
+    )
+    .unwrap();
     assert_eq!(mount.names(dir), ["y"]);
     let images = mount.at(".images");
     assert_eq!(
-        fs.rename(&ADMIN, dir, b"y", images, b"y", flags),
+        fs.rename(
+            &ADMIN,
+            DirentRef::new(dir, b"y"),
+            DirentRef::new(images, b"y"),
+            flags
+        ),
         Err(Errno::EXDEV)
     );
     assert_eq!(
-        fs.rename(&ADMIN, dir, b"y", ROOT, b"y", flags),
+        fs.rename(
+            &ADMIN,
+            DirentRef::new(dir, b"y"),
+            DirentRef::new(ROOT, b"y"),
+            flags
+        ),
         Err(Errno::EXDEV)
     );
     assert_eq!(fs.rmdir(ROOT, b".snapshots"), Err(Errno::EBUSY));
@@ -249,7 +276,7 @@ fn views_go_in_any_order() {
 }
 
 #[test]
-fn what_a_snapshot_holds_is_told() {
+fn the_space_of_a_snapshot_is_reported() {
     let mount = Mount::new();
     mount.file(ROOT, "file", &pattern(0, 0, 100 * PAGE));
     take(&mount, "one");
@@ -286,9 +313,9 @@ fn what_a_snapshot_holds_is_told() {
     mount.finish();
 }
 
-/// What `fallocate` promised before a snapshot is kept after it.
+/// A reservation made before a snapshot is kept after it.
 #[test]
-fn a_promise_outlives_a_snapshot() {
+fn a_reservation_survives_a_snapshot() {
     let mount = Mount::with(Some(8 << 20), crate::support::quiet());
     let (node, handle) = mount.create(ROOT, "file");
     let mode = Fallocate::Allocate { keep_size: false };
@@ -305,193 +332,6 @@ fn a_promise_outlives_a_snapshot() {
     assert!(mount.contents(mount.at(".snapshots/one/file"))[..100_000] == pattern(1, 0, 100_000));
     drop_it(&mount, "one");
     mount.fs.finish_purge().unwrap();
-    mount.finish();
-}
-
-fn restore(mount: &Mount, name: &str, path: Option<&str>) {
-    let path = path.map(std::path::Path::new);
-    mount.fs.restore(name, path).unwrap();
-}
-
-fn differences(mount: &Mount, from: &str, to: Option<&str>) -> Vec<String> {
-    let mut found = Vec::new();
-    let each = &mut |change: Change| {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let sign = match change.kind {
-            ChangeKind::Added => "+",
-            ChangeKind::Removed => "-",
-            ChangeKind::Changed => "M",
-            ChangeKind::Renamed => "R",
-        };
-        let from = change.from.map(|from| format!("{} -> ", text(&from)));
-        found.push(format!(
-            "{sign} {}{}",
-            from.unwrap_or_default(),
-            text(&change.path)
-        ));
-    };
-    mount.fs.diff_views(from, to, each).unwrap();
-    found
-}
-
-#[test]
-fn the_whole_goes_back() {
-    let mount = Mount::new();
-    let large = pattern(1, 0, CHUNK + 70_000);
-    let dir = mount.mkdir(ROOT, "dir");
-    mount.file(dir, "large", &large);
-    mount.file(ROOT, "gone", &pattern(2, 0, 50_000));
-    mount.file(ROOT, "same", b"same");
-    take(&mount, "one");
-    let used = mount.fs.usage();
-    overwrite(&mount, "dir/large", 5_000, &pattern(9, 0, 3 * PAGE));
-    mount.fs.unlink(ROOT, b"gone").unwrap();
-    mount
-        .fs
-        .rename(&USER, ROOT, b"dir", ROOT, b"moved", RenameFlags::default())
-        .unwrap();
-    let new = mount.mkdir(ROOT, "new");
-    mount.file(new, "file", &pattern(3, 0, 90_000));
-    let (open, handle) = mount.create(ROOT, "open");
-    mount.put(open, handle, 0, &pattern(4, 0, 10_000));
-    take(&mount, "two");
-    assert_eq!(
-        differences(&mount, "one", None),
-        [
-            "M ",
-            "- gone",
-            "R dir -> moved",
-            "M moved/large",
-            "+ new",
-            "+ new/file",
-            "+ open"
-        ]
-    );
-    restore(&mount, "one", None);
-    assert_eq!(differences(&mount, "one", None), [""; 0]);
-    assert_eq!(
-        differences(&mount, "two", Some("one")),
-        [
-            "M ",
-            "R moved -> dir",
-            "M dir/large",
-            "+ gone",
-            "- new",
-            "- new/file",
-            "- open"
-        ]
-    );
-    let check = |mount: &Mount| {
-        assert_eq!(mount.names(ROOT), ["dir", "gone", "same"]);
-        assert!(mount.contents(mount.at("dir/large")) == large);
-        assert!(mount.contents(mount.at("gone")) == pattern(2, 0, 50_000));
-        assert_eq!(
-            mount.names(mount.at(".snapshots/two")),
-            ["moved", "new", "open", "same"]
-        );
-    };
-    check(&mount);
-    assert_eq!(
-        mount.contents_of(open, handle).unwrap(),
-        pattern(4, 0, 10_000)
-    );
-    mount.fs.release(open, handle);
-    assert_eq!(mount.fs.usage().contents_bytes, used.contents_bytes);
-    assert_eq!(mount.fs.usage().inodes, used.inodes);
-    overwrite(&mount, "dir/large", 0, b"again");
-    assert!(mount.contents(mount.at(".snapshots/one/dir/large")) == large);
-    let mut large = large.clone();
-    large[..5].copy_from_slice(b"again");
-    assert!(mount.contents(mount.at("dir/large")) == large);
-    let mount = mount.reopen();
-    drop_it(&mount, "one");
-    drop_it(&mount, "two");
-    mount.fs.finish_purge().unwrap();
-    let mount = mount.reopen();
-    assert!(mount.contents(mount.at("dir/large")) == large);
-    mount.finish();
-}
-
-/// What is written counts at once, and also when nothing but the contents changed.
-#[test]
-fn what_was_just_written_differs() {
-    let mount = Mount::new();
-    let (node, handle) = mount.create(ROOT, "file");
-    mount.put(node, handle, 0, &pattern(1, 0, 10_000));
-    for number in 0..10 {
-        let name = number.to_string();
-        take(&mount, &name);
-        assert_eq!(differences(&mount, &name, None), [""; 0]);
-        mount.put(node, handle, 5_000, &[number; 10]);
-        assert_eq!(differences(&mount, &name, None), ["M file"]);
-    }
-    assert_eq!(differences(&mount, "9", Some("8")), ["M file"]);
-    mount.fs.release(node, handle);
-    mount.finish();
-}
-
-#[test]
-fn one_path_goes_back() {
-    let mount = Mount::new();
-    let large = pattern(1, 0, CHUNK + 1_500_000);
-    let dir = mount.mkdir(ROOT, "dir");
-    let below = mount.mkdir(dir, "below");
-    mount.file(below, "large", &large);
-    let small = mount.file(dir, "small", b"small");
-    mount.fs.link(small, below, b"link").unwrap();
-    mount.fs.forget(small, 1);
-    mount
-        .fs
-        .set_xattr(
-            &USER,
-            small,
-            b"user.x",
-            b"value",
-            bilayer::fs::types::XattrMode::Any,
-        )
-        .unwrap();
-    mount.file(ROOT, "other", b"before");
-    take(&mount, "one");
-    overwrite(&mount, "dir/below/large", 0, b"changed");
-    overwrite(&mount, "other", 0, b"after!");
-    mount.fs.unlink(dir, b"small").unwrap();
-    mount.file(below, "new", b"new");
-    restore(&mount, "one", Some("/dir/"));
-    let check = |mount: &Mount| {
-        assert_eq!(mount.names(mount.at("dir")), ["below", "small"]);
-        assert_eq!(mount.names(mount.at("dir/below")), ["large", "link"]);
-        assert!(mount.contents(mount.at("dir/below/large")) == large);
-        let small = mount.at("dir/small");
-        assert_eq!(small, mount.at("dir/below/link"));
-        assert_eq!(mount.fs.get_xattr(small, b"user.x").unwrap(), b"value");
-        assert_eq!(mount.contents(mount.at("other")), b"after!");
-    };
-    check(&mount);
-    let old = mount
-        .fs
-        .getattr(mount.at(".snapshots/one/dir/below/large"))
-        .unwrap();
-    assert_eq!(
-        mount.fs.getattr(mount.at("dir/below/large")).unwrap().mtime,
-        old.mtime
-    );
-    restore(&mount, "one", Some("other"));
-    assert_eq!(mount.contents(mount.at("other")), b"before");
-    overwrite(&mount, "other", 0, b"after!");
-    // What was copied shares its objects; the snapshot goes, and either changes alone.
-    overwrite(&mount, "dir/below/large", 9, b"changed");
-    drop_it(&mount, "one");
-    mount.fs.finish_purge().unwrap();
-    overwrite(&mount, "dir/below/large", 9, &large[9..16]);
-    let mount = mount.reopen();
-    check(&mount);
-    mount.finish();
-    let mount = Mount::new();
-    take(&mount, "one");
-    let missing = mount
-        .fs
-        .restore("one", Some(std::path::Path::new("no/such")));
-    assert!(matches!(missing, Err(ViewError::NoSuchPath { .. })));
     mount.finish();
 }
 
@@ -600,7 +440,7 @@ fn copying_out_of_a_snapshot_leaves_the_live_file_alone() {
 
 /// The copy that a path is to become is not in the snapshot that the whole goes back to.
 #[test]
-fn the_whole_and_one_path_go_back_one_after_the_other() {
+fn restores_of_the_whole_and_of_one_path_follow_one_another() {
     let mount = Mount::new();
     let dir = mount.mkdir(ROOT, "dir");
     for number in 0..300 {

@@ -1,5 +1,4 @@
-//! Contents on their way to the disk: what is synced, by which call, and what stays open until
-//! then.
+//! Making contents durable: what is synced, by which call, and what stays open until then.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bilayer::errno::Errno;
 use bilayer::fs::FilesystemOptions;
+use bilayer::fs::types::WriteFlags;
 use bilayer::store::faulty::{Call, CallKind, Fault, FaultyStore};
 use parking_lot::Mutex;
 
@@ -211,7 +211,9 @@ fn a_failed_sync_that_was_to_make_space_ends_writing() {
                     break;
                 };
                 let bytes = pattern(1, 0, 2 * PAGE);
-                let _ = mount.fs.write(attr.node, handle, 0, &bytes, false, false);
+                let _ = mount
+                    .fs
+                    .write(attr.node, handle, 0, &bytes, WriteFlags::default());
                 mount.fs.release(attr.node, handle);
                 mount.fs.forget(attr.node, 1);
             }

@@ -1,12 +1,11 @@
-//! Mistakes on purpose: each must be found within a few hundred lives, or the simulator finds
-//! nothing.
+//! Planted bugs: each must be found within a few hundred scenarios, or the simulator finds nothing.
 
 use bilayer::planted::Bug;
 
 use crate::{faults, forged};
 use crate::{machine, search};
 
-/// Plants these and looks for them. True when each was found.
+/// Plants bugs and searches for them. True if each was found.
 pub fn find(name: &str, seeds: std::ops::Range<u64>) -> bool {
     let bugs: Vec<Bug> = match name {
         "all" => Bug::ALL.to_vec(),
@@ -30,9 +29,9 @@ pub fn find(name: &str, seeds: std::ops::Range<u64>) -> bool {
     for bug in bugs {
         plant(Some(bug));
         let found = match bug {
-            // What fails and is not a cut.
+            // Needs a failure other than a power cut.
             Bug::FailedSyncForgotten => faults::find(),
-            // What no power cut does, and an attacker may.
+            // Needs an attacker: no power cut does this.
             Bug::PageUnderAnySet => forged::find(),
             _ => search(seeds.clone(), 1, false)
                 .failed

@@ -1,16 +1,16 @@
-//! One fault in a scripted life, at every call of the store in turn: the call fails with EIO or
-//! ENOSPC, a write is cut short, or the power goes.
+//! One fault in a scripted scenario, at every call of the store in turn: the call fails with EIO or
+//! ENOSPC, a write is short, or the power fails.
 //!
-//! Whatever it is: nothing panics; what the steps before made durable is there; a step that cannot
-//! be done says so; where contents or metadata could not be synced, writing ends and the log says
-//! why; and the volume opens again.
+//! In every case: nothing panics; everything that earlier steps made durable exists; a step that
+//! cannot be completed reports it; if contents or metadata could not be synced, writing ends and
+//! the log says why; and the volume opens again.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bilayer::errno::Errno;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::store::StorePath;
 use bilayer::store::faulty::{Call, CallKind, Fault, WriteUnit};
 use tracing_subscriber::fmt::MakeWriter;
@@ -21,7 +21,7 @@ use crate::script::{COPY, DEPLOYMENT, STEPS, Script, State, check, tree};
 use crate::support::{Mount, ROOT, directory_of, try_open_volume};
 use crate::{lanes, on_lanes};
 
-/// What happens to one call.
+/// The fault of one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Cut,
@@ -32,13 +32,13 @@ enum Kind {
 
 const KINDS: [Kind; 4] = [Kind::Cut, Kind::Eio, Kind::Enospc, Kind::Short];
 
-/// Bytes that a write which is cut short stores. A kernel stores whole pages, or none of one.
+/// Bytes that a short write stores. A kernel stores whole pages, or none of one.
 const SHORT_BYTES: usize = 4096;
 
 /// A call as it was when nothing failed.
 type Known = (CallKind, String);
 
-/// Faults that were tried, and what came of them.
+/// Number of faults that were tried, and their effects.
 #[derive(Default)]
 struct Counts {
     tried: [AtomicU64; KINDS.len()],
@@ -47,8 +47,8 @@ struct Counts {
     harmless: AtomicU64,
 }
 
-/// Tries faults, the rarer kinds at one call in `stride`, the others at four times as many. True
-/// when nothing was found.
+/// Tries faults, the rarer kinds at one call in `stride`, the others at four times as many. True if
+/// nothing was found.
 pub fn run(stride: usize) -> bool {
     let begin = std::time::Instant::now();
     let (calls, failures, counts) = search(stride, &KINDS, 20);
@@ -67,7 +67,7 @@ pub fn run(stride: usize) -> bool {
     failures.is_empty()
 }
 
-/// The first failure of a program with a mistake.
+/// The first failure of a program with a planted bug.
 pub fn find() -> Option<String> {
     let (_, failures, _) = search(1, &[Kind::Eio], 1);
     let first = failures.into_iter().next();
@@ -82,21 +82,21 @@ pub fn find() -> Option<String> {
 fn search(stride: usize, kinds: &[Kind], enough: usize) -> (usize, Vec<String>, Counts) {
     let (states, calls) = undisturbed();
     let counts = Counts::default();
-    let mut lives = Vec::new();
+    let mut scenarios = Vec::new();
     for (at, (call, _)) in calls.iter().enumerate() {
         for kind in kinds {
             let often = matches!(kind, Kind::Cut | Kind::Eio);
             let every = if often { stride.div_ceil(4) } else { stride };
             let is_turn = (at + *kind as usize).is_multiple_of(every);
             if is_turn && kind.happens_to(*call) {
-                lives.push((at as u64 + 1, *kind));
+                scenarios.push((at as u64 + 1, *kind));
             }
         }
     }
     let failures = Mutex::new(Vec::new());
-    on_lanes(lanes(), 0..lives.len() as u64, |at| {
-        let (call, kind) = lives[at as usize];
-        if let Err(failure) = caught(|| live(call, kind, &states, &counts)) {
+    on_lanes(lanes(), 0..scenarios.len() as u64, |at| {
+        let (call, kind) = scenarios[at as usize];
+        if let Err(failure) = caught(|| run_scenario(call, kind, &states, &counts)) {
             let (step, path) = &calls[call as usize - 1];
             let Failure { place, message } = failure;
             let text = format!("{kind:?} in call {call} ({step:?} of {path}): {place}: {message}");
@@ -111,7 +111,7 @@ fn search(stride: usize, kinds: &[Kind], enough: usize) -> (usize, Vec<String>, 
 }
 
 impl Kind {
-    /// True where the kernel might answer a call so.
+    /// True if the kernel might answer a call in this way.
     const fn happens_to(self, call: CallKind) -> bool {
         match self {
             Self::Cut | Self::Eio => true,
@@ -130,8 +130,8 @@ impl Kind {
     }
 }
 
-/// All states of a life without a fault, and the calls of another one: what is looked at in between
-/// is remembered, and changes them.
+/// All states of a scenario without a fault, and the calls of another one: reading the states in
+/// between fills caches, which changes the calls.
 fn undisturbed() -> (Vec<State>, Vec<Known>) {
     let script = Script(mount_fresh(WriteUnit::Page, options()));
     let mut states = vec![State::of(&script.0)];
@@ -157,8 +157,8 @@ fn undisturbed() -> (Vec<State>, Vec<Known>) {
     (states, calls)
 }
 
-/// A life with one fault, and what comes after it.
-fn live(call: u64, kind: Kind, states: &[State], counts: &Counts) {
+/// A scenario with one fault, and what follows it.
+fn run_scenario(call: u64, kind: Kind, states: &[State], counts: &Counts) {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::ERROR)
@@ -197,7 +197,7 @@ fn live(call: u64, kind: Kind, states: &[State], counts: &Counts) {
     });
 }
 
-/// Has the call fail. What it was is told later.
+/// Makes the call fail. The returned value is filled with what it was.
 fn arm(mount: &Mount, call: u64, kind: Kind) -> Arc<Mutex<Option<Known>>> {
     let store = &mount.store;
     let number = store.calls() + call;
@@ -223,8 +223,8 @@ fn arm(mount: &Mount, call: u64, kind: Kind) -> Arc<Mutex<Option<Known>>> {
     met
 }
 
-/// A failure reaches the caller; after one of a sync nothing is written any more, and the log says
-/// so; after any other the filesystem goes on, or says that it does not.
+/// A failure must reach the caller. After a failed sync nothing is written any more, and the log
+/// says so; after any other failure the filesystem goes on, or says that it does not.
 fn check_report(
     script: &Script,
     failed: Option<(usize, Errno)>,
@@ -258,10 +258,10 @@ fn check_report(
     }
 }
 
-/// The end of it, one way or the other, and the next beginning.
+/// Ends the mount in one of three ways, and opens the volume again.
 fn begin_again(call: u64, mount: Mount) -> Mount {
-    let mut life_stats = crate::stats::Stats::default();
-    let mut life = crate::machine::Life::new(&mut life_stats);
+    let mut stats_of_run = crate::stats::Stats::default();
+    let mut env = crate::machine::Environment::new(&mut stats_of_run);
     if !mount.store.is_cut() {
         mount.store.clear_faults();
     }
@@ -273,12 +273,12 @@ fn begin_again(call: u64, mount: Mount) -> Mount {
             assert_eq!(closed.is_ok(), latched.is_none(), "{closed:?}");
             Machine::of(mount)
         }
-        _ => crate::machine::cut(mount, (call, 0), &mut life),
+        _ => crate::machine::cut(mount, (call, 0), &mut env),
     };
-    machine.open(&[], &mut life)
+    machine.open(&[], &mut env)
 }
 
-/// The volume that was deployed is whole from the moment that it was reported.
+/// A deployed volume is complete from the moment it was reported.
 fn check_copy(mount: &Mount, at: usize, failed: bool, states: &[State]) {
     let deployment = STEPS
         .iter()
@@ -306,14 +306,14 @@ fn check_copy(mount: &Mount, at: usize, failed: bool, states: &[State]) {
     copy.finish();
 }
 
-/// It is an ordinary volume again: it can be written to, what was found is there after another
-/// mount, and when all views have gone nothing is left of them.
+/// The volume works normally again: it can be written to, its state persists over another mount,
+/// and when all views are deleted nothing is left of them.
 fn go_on(mount: Mount, found: &State, what: &str) {
     let script = Script(mount);
     assert_eq!(script.write("after", 0, &[7; 10_000]), Ok(()), "{what}");
     let mount = kill(script.0).open(
         &[],
-        &mut crate::machine::Life::new(&mut crate::stats::Stats::default()),
+        &mut crate::machine::Environment::new(&mut crate::stats::Stats::default()),
     );
     mount.fs.unlink(ROOT, b"after").unwrap();
     assert!(State::of(&mount) == *found, "{what}: once more");
@@ -327,7 +327,7 @@ fn go_on(mount: Mount, found: &State, what: &str) {
     mount.finish();
 }
 
-/// What is logged.
+/// The log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bilayer::fs::Filesystem;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::ids::Sequence;
 use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::store::{OpenMode, Store, StorePath};

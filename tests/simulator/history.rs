@@ -1,10 +1,11 @@
-//! What may be found after a cut, gathered while operations are done.
+//! The possible states after a crash, collected while operations run.
 //!
 //! **Names and attributes** are as after some operation since the last commit that was reported
-//! done. **A page of contents** is as after some operation since its file was last made durable.
-//! Two things bind both together: who is renamed over a file arrives there with the contents he has
-//! at the commit, and a file that was emptied is, after the next commit, what was written since. On
-//! a device that tears pages, a page that was being overwritten may be lost, and then says so.
+//! complete. **A page of contents** is as after some operation since its file was last made
+//! durable. Two rules connect them: a file that is renamed over another one has, from the commit
+//! on, the contents that it had then; and a file that was emptied has, after the next commit, only
+//! what was written since. On a device that tears pages, a page that was being overwritten may be
+//! lost, which is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,32 +16,32 @@ use crate::support::model::{Model, Number};
 use crate::support::operation::Operation;
 use crate::support::{CHUNK, PAGE};
 
-/// A copy moves so many bytes at a time, aligned in the target.
+/// A copy moves this number of bytes at a time, aligned in the target.
 const COPY_BYTES: usize = 1 << 20;
 
-/// Names as they once were, with how old the contents of some files may be if they are so: the
-/// first version that counts.
+/// A former namespace, with the first version of some files' contents that is possible together
+/// with it.
 struct Names {
     paths: BTreeMap<String, String>,
     ordered: BTreeMap<Number, usize>,
 }
 
-/// What a file may hold after a cut.
+/// Possible contents of a file after a crash.
 #[derive(Default)]
 struct Versions {
     /// The contents at its last fsync and all since.
     all: Vec<Arc<Vec<u8>>>,
-    /// The first version that there was when the last operation began.
+    /// The version at the beginning of the last operation.
     last: usize,
-    /// It was emptied: versions from here on, up to the last operation, were never committed.
+    /// The file was emptied: versions from here on, up to the last operation, were never committed.
     emptied: Option<usize>,
-    /// Lengths that copies took it through: holes are pieces of their own, and end anywhere.
+    /// Lengths during copies: holes are copied separately and end anywhere.
     grown: Option<Range<usize>>,
     /// Pages that were written since.
     written: BTreeSet<usize>,
 }
 
-/// What may be found.
+/// The possible states after a crash.
 pub struct History {
     /// Views before the last operation on them and after it.
     pub kept: [Vec<Kept>; 2],
@@ -70,14 +71,14 @@ impl History {
         this
     }
 
-    /// An operation begins.
+    /// Notes that an operation begins.
     pub fn begin(&mut self) {
         for versions in self.files.values_mut() {
             versions.last = versions.all.len() - 1;
         }
     }
 
-    /// An operation has been done, whether that was reported or not.
+    /// Notes the state after an operation, whether it was reported or not.
     pub fn note(&mut self, model: &Model) {
         self.names.push(Names {
             paths: model.namespace(),
@@ -95,7 +96,7 @@ impl History {
         }
     }
 
-    /// What an operation on a file did beside changing its contents at once.
+    /// Notes what an operation on a file did besides changing its contents at once.
     pub fn note_operation(
         &mut self,
         operation: &Operation,
@@ -119,7 +120,7 @@ impl History {
         }
     }
 
-    /// Contents between the pieces of a copy.
+    /// Notes the contents between the pieces of a copy.
     fn note_pieces(&mut self, old: &[u8], new: &[u8], number: Number, start: usize) {
         let Some(versions) = self.files.get_mut(&number) else {
             return;
@@ -135,21 +136,22 @@ impl History {
         }
     }
 
-    /// A file has taken another's name: its contents are durable no later than that.
+    /// Notes that a file was renamed over another one: its contents are durable no later than the
+    /// rename.
     pub fn renamed_over(&mut self, number: Number) {
         if let Some(versions) = self.files.get(&number) {
             self.ordered.insert(number, versions.all.len() - 1);
         }
     }
 
-    /// All that was done before is durable, as names and attributes go.
+    /// Notes that all names and attributes are durable.
     pub fn committed(&mut self, model: &Model) {
         self.names.clear();
         self.end_ordering();
         self.note(model);
     }
 
-    /// The operation that has just been done committed what was before it, at least.
+    /// Notes that the last operation committed at least everything before it.
     pub fn committed_within(&mut self, before: &Model, after: &Model) {
         self.names.clear();
         self.end_ordering();
@@ -157,7 +159,8 @@ impl History {
         self.note(after);
     }
 
-    /// What had to be durable with the commit is so: nothing older than the last operation counts.
+    /// Contents that had to be durable with the commit are so: nothing older than the last
+    /// operation is possible.
     fn end_ordering(&mut self) {
         let ordered = std::mem::take(&mut self.ordered);
         for (number, versions) in &mut self.files {
@@ -168,7 +171,7 @@ impl History {
         }
     }
 
-    /// All contents are durable, and the metadata too.
+    /// Notes that all contents and the metadata are durable.
     pub fn all_synced(&mut self, model: &Model) {
         self.committed(model);
         for number in model.inodes.keys() {
@@ -176,7 +179,7 @@ impl History {
         }
     }
 
-    /// A file's contents are durable.
+    /// Notes that a file's contents are durable.
     pub fn synced(&mut self, model: &Model, number: Number) {
         let all = vec![Arc::clone(&model.inode(number).data)];
         let versions = Versions {
@@ -190,7 +193,8 @@ impl History {
         }
     }
 
-    /// Compares what was found with what may be; `torn` are pages that could not be read.
+    /// Compares the recovered state with the possible ones; `torn` are pages that could not be
+    /// read.
     pub fn check(&self, found: &Model, torn: &BTreeMap<Number, BTreeSet<usize>>) {
         let paths = found.namespace();
         let names = self.names.iter().find(|names| names.paths == paths);
@@ -257,7 +261,7 @@ impl Versions {
     }
 }
 
-/// True when the version has these bytes there; beyond its end it has zeros.
+/// True if the version has these bytes there; beyond its end it has zeros.
 fn is_page(version: &[u8], found: &[u8], at: usize) -> bool {
     let here = version.get(at..).unwrap_or_default();
     let here = &here[..here.len().min(found.len())];
@@ -276,7 +280,7 @@ fn told(versions: &[&Arc<Vec<u8>>], found: &[u8], bytes: Range<usize>) -> String
     format!("{:?}, known are {known:?}", runs(found))
 }
 
-/// Bytes of a page: pages begin anew with every chunk.
+/// Bytes of a page. Each chunk starts with a new page.
 pub fn page_range(page: usize) -> Range<usize> {
     const PAGES: usize = CHUNK.div_ceil(PAGE);
     let start = page / PAGES * CHUNK + page % PAGES * PAGE;
@@ -293,21 +297,21 @@ pub fn pages_touching(bytes: Range<usize>) -> Range<usize> {
     page_of(bytes.start)..page_of(bytes.end - 1) + 1
 }
 
-/// Bytes that an operation may seal anew, of a file that had and has these lengths. What lies
-/// between the old end and what is written is part of it.
+/// Bytes that an operation may seal again, of a file that had and has these lengths. Bytes between
+/// the old end and the write are included.
 fn written(operation: &Operation, before: usize, after: usize) -> Option<Range<usize>> {
     let (offset, len) = match *operation {
         Operation::Write { offset, len, .. }
         | Operation::Punch { offset, len, .. }
         | Operation::Zero { offset, len, .. }
         | Operation::Allocate { offset, len, .. } => (offset as usize, len as usize),
-        // Not beyond the largest size: see where it is done.
+        // Limited to the largest size, as where the operation is run.
         Operation::Append { len, .. } => (before.min(CHUNK), len as usize),
         Operation::Truncate { size, .. } => (size as usize, 0),
         Operation::Copy { to_at, len, .. } => (to_at as usize, len as usize),
         _ => return None,
     };
     let end = (offset + len).min(after.max(before));
-    // The last page of a file that grows is sealed anew.
+    // The last page of a file that grows is sealed again.
     Some(offset.min(before).saturating_sub(1)..end.max(before) + 1)
 }

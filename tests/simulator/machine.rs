@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use bilayer::fs::types::Owner;
 use bilayer::fs::{AccessTimes, Filesystem, FilesystemOptions, FsError};
 use bilayer::meta::database::Tables;
 use bilayer::meta::overlay::Overlay;
@@ -16,7 +17,7 @@ use bilayer::sealed::MetaFile;
 use bilayer::store::faulty::{FaultyStore, WriteUnit};
 use bilayer::store::memory::MemoryStore;
 use bilayer::store::{OpenMode, Store, StorePath};
-use bilayer::volume::{CreateOptions, FreshVolume, META_NAME, create};
+use bilayer::volume::{CreateOptions, FreshVolume, META_NAME, create_empty};
 
 use crate::plan::Again;
 use crate::stats::Stats;
@@ -25,7 +26,7 @@ use crate::support::{Mount, copy_tree, directory_of, keystore, quiet};
 /// Records of a keystore, by their files.
 type Records = BTreeMap<PathBuf, Vec<u8>>;
 
-/// A fresh volume and its keystore, made once: every life begins with a copy.
+/// A fresh volume and its keystore, created once: every scenario starts with a copy.
 struct Template {
     store: MemoryStore,
     keystore: Arc<tempfile::TempDir>,
@@ -39,8 +40,8 @@ static TEMPLATE: LazyLock<Template> = LazyLock::new(|| {
         keystore: keystore.path().join("platform"),
         ..CreateOptions::default()
     };
-    create(directory_of(&store, &at), &options, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0))?;
+    create_empty(directory_of(&store, &at), &options, &mut |fresh| {
+        Filesystem::format(fresh, Owner::ROOT)?;
         Ok(repeat_hashes(fresh)?)
     })
     .unwrap();
@@ -50,7 +51,7 @@ static TEMPLATE: LazyLock<Template> = LazyLock::new(|| {
 });
 
 /// Names are hashed under a key that is drawn for each volume. Here it is always the same one, so
-/// that the same operations make the same database.
+/// that the same operations produce the same database.
 fn repeat_hashes(fresh: &FreshVolume) -> Result<(), MetaError> {
     let open = || -> Result<MetaFile, MetaError> {
         let path = StorePath::new(META_NAME);
@@ -70,7 +71,7 @@ fn repeat_hashes(fresh: &FreshVolume) -> Result<(), MetaError> {
     tables.close()
 }
 
-/// Makes the volume that all lives begin with.
+/// Creates the volume that all scenarios start with.
 pub fn prepare() {
     LazyLock::force(&TEMPLATE);
 }
@@ -79,7 +80,7 @@ fn volume_path() -> StorePath {
     StorePath::new("vol")
 }
 
-/// Nothing happens by itself, and nothing depends on the time.
+/// Options with which nothing happens in the background and nothing depends on the time.
 pub fn options() -> FilesystemOptions {
     FilesystemOptions {
         background: false,
@@ -103,12 +104,12 @@ pub fn mount_fresh(unit: WriteUnit, options: FilesystemOptions) -> Mount {
     Mount::open_at(store, volume_path(), keystore, options).unwrap()
 }
 
-/// What the keystore remembered of its volumes in the life that is going on, oldest first.
+/// The keystore's records during the current scenario, oldest first.
 #[derive(Default)]
 pub struct Remembered(Vec<Records>);
 
 impl Remembered {
-    /// Takes note of what it remembers now.
+    /// Notes the current records.
     pub fn note(&mut self, mount: &Mount) {
         self.note_in(mount.keystore.path());
     }
@@ -125,7 +126,7 @@ impl Remembered {
         }
     }
 
-    /// The power fails: the newest of its writes were lost. True when there were such writes.
+    /// The power fails: the keystore's newest writes are lost. True if there were such writes.
     fn lose(&mut self, keystore: &Path, writes: u64) -> bool {
         self.note_in(keystore);
         let newest = self.0.len() - 1;
@@ -152,13 +153,13 @@ fn records_of(keystore: &Path) -> PathBuf {
 }
 
 /// The power fails.
-pub fn cut(mount: Mount, (survivor, record): (u64, u64), life: &mut Life<'_>) -> Machine {
+pub fn cut(mount: Mount, (survivor, record): (u64, u64), env: &mut Environment<'_>) -> Machine {
     let store = mount.store.power_cut(survivor);
-    // Only ends what it has: the store refuses everything.
+    // Only ends its threads: the store refuses everything.
     let _ = mount.fs.close();
     let (keystore, options) = (Arc::clone(&mount.keystore), mount.options.clone());
     drop(mount);
-    life.lose(&keystore, record);
+    env.lose(&keystore, record);
     Machine {
         store,
         keystore,
@@ -166,23 +167,23 @@ pub fn cut(mount: Mount, (survivor, record): (u64, u64), life: &mut Life<'_>) ->
     }
 }
 
-/// The process dies, and the machine goes on.
+/// The process dies, and the machine stays up.
 pub fn kill(mount: Mount) -> Machine {
     mount.store.restart_process();
     let _ = mount.fs.close();
     Machine::of(mount)
 }
 
-/// What outlives a machine's switching off.
-pub struct Life<'a> {
+/// State that survives a crash of the machine.
+pub struct Environment<'a> {
     pub remembered: Remembered,
     pub stats: &'a mut Stats,
-    /// What is told of it, where somebody wants to know.
+    /// The log, if one is requested.
     pub trace: Option<Vec<String>>,
 }
 
-impl<'a> Life<'a> {
-    /// One of which nothing is told.
+impl<'a> Environment<'a> {
+    /// An environment without a log.
     pub fn new(stats: &'a mut Stats) -> Self {
         Self {
             remembered: Remembered::default(),
@@ -191,7 +192,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    pub fn tell(&mut self, text: impl FnOnce() -> String) {
+    pub fn log(&mut self, text: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             trace.push(text());
         }
@@ -201,7 +202,7 @@ impl<'a> Life<'a> {
         let lost = self.remembered.lose(keystore.path(), record);
         if lost {
             self.stats.older_records += 1;
-            self.tell(|| format!("the keystore lost its newest {record} writes"));
+            self.log(|| format!("the keystore lost its newest {record} writes"));
         }
     }
 }
@@ -214,7 +215,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// What is left where nobody uses the volume any more.
+    /// The machine after the volume was closed.
     pub fn of(mount: Mount) -> Self {
         let (store, keystore, options) = (mount.store, mount.keystore, mount.options);
         Self {
@@ -224,8 +225,9 @@ impl Machine {
         }
     }
 
-    /// Opens the volume, which needs no help; the power fails meanwhile as often as is said.
-    pub fn open(mut self, cuts: &[Again], life: &mut Life<'_>) -> Mount {
+    /// Opens the volume, which must not need help. The power fails meanwhile as often as `cuts`
+    /// says.
+    pub fn open(mut self, cuts: &[Again], env: &mut Environment<'_>) -> Mount {
         for cut in cuts {
             self.store.cut_at_call(self.store.calls() + cut.call);
             let opened = self.try_open();
@@ -236,16 +238,16 @@ impl Machine {
                 continue;
             }
             drop(opened);
-            life.stats.cuts_in_recovery += 1;
+            env.stats.cuts_in_recovery += 1;
             let call = self.store.cut_call();
-            life.tell(|| format!("the power fails while it is opened, in {call:?}; {cut:?}"));
+            env.log(|| format!("the power fails while it is opened, in {call:?}; {cut:?}"));
             self.store = self.store.power_cut(cut.survivor);
-            life.lose(&self.keystore, cut.record);
+            env.lose(&self.keystore, cut.record);
         }
         let opened = self.try_open();
         let mount = opened.unwrap_or_else(|error| panic!("the volume does not open: {error}"));
-        life.remembered = Remembered::default();
-        life.remembered.note(&mount);
+        env.remembered = Remembered::default();
+        env.remembered.note(&mount);
         mount
     }
 
@@ -254,7 +256,7 @@ impl Machine {
         Mount::open_at(store, volume_path(), keystore, self.options.clone())
     }
 
-    /// A copy of the disk, which may be looked at without a trace.
+    /// A copy of the disk, which can be read without side effects.
     pub fn copy_of_disk(&self) -> FaultyStore {
         FaultyStore::from_memory(&self.store.to_memory(), WriteUnit::Page)
     }

@@ -1,15 +1,15 @@
-//! The power-cut simulator: random lives of a volume beside a model of it, each with power cuts and
-//! kills at random moments.
+//! The power-cut simulator: random scenarios of a volume beside a model of it, each with power cuts
+//! and kills at random moments.
 //!
-//! What must hold afterwards: the volume opens by itself, however often the power fails meanwhile,
-//! and whether or not the platform keystore remembers the newest of it; names and attributes are as
-//! they were after some operation no older than the last commit that was reported done; every page
-//! of every file is as some operation since the file's last reported fsync left it; everything
-//! reads; nothing is left over that nothing names; and a kept view whose taking was reported done
-//! is there and whole, byte for byte. On a device that tears pages, a page that was being
-//! overwritten may be lost, which is reported, and nothing else may.
+//! What must hold afterwards: the volume opens without help, however often the power fails
+//! meanwhile, and whether or not the platform keystore has its newest record. Names and attributes
+//! are as they were after some operation no older than the last commit that was reported complete.
+//! Every page of every file is as some operation since the file's last reported fsync left it.
+//! Everything reads. No object is left over that nothing names. A kept view that was reported
+//! complete exists and is intact, byte for byte. On a device that tears pages, a page that was
+//! being overwritten may be lost, which is reported, and nothing else may.
 //!
-//! `tests/crash --help` says how to run more of it.
+//! `tests/crash --help` describes how to run more of it.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![allow(unreachable_pub, reason = "a program of its own")]
 
@@ -17,10 +17,10 @@ mod bugs;
 mod faults;
 mod forged;
 mod history;
-mod life;
 mod machine;
 mod panics;
 mod plan;
+mod scenario;
 mod script;
 mod shrink;
 mod stats;
@@ -48,22 +48,22 @@ use stats::Stats;
     after_help = "Exit: 0 when nothing was found (with --bug: when it was), 1 otherwise."
 )]
 struct Options {
-    /// How many lives with power cuts
+    /// How many scenarios with power cuts
     #[arg(long, value_name = "N", default_value_t = 500)]
     seeds: u64,
     /// The first of them
     #[arg(long, value_name = "N", default_value_t = 0)]
     first: u64,
-    /// This life alone, told step by step
+    /// This scenario alone, printed step by step
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// How many lives with users that work at the same time
+    /// How many scenarios with users that work at the same time
     #[arg(long, value_name = "N", default_value_t = 200)]
     threads: u64,
-    /// Single faults in a scripted life
+    /// Single faults in a scripted scenario
     #[arg(long, value_enum, default_value_t = Faults::Some)]
     faults: Faults,
-    /// Plants this mistake, or each ("all"), and says at which seed it was found
+    /// Plants this bug, or each ("all"), and prints at which seed it was found
     #[arg(long, value_name = "NAME")]
     bug: Option<String>,
     /// What cargo passes on to every test program
@@ -115,28 +115,28 @@ fn passes(options: &Options) -> bool {
         return bugs::find(name, seeds);
     }
     machine::prepare();
-    let lived = seeds.is_empty() || lives(seeds);
+    let run = seeds.is_empty() || run_scenarios(seeds);
     let faults = match options.faults {
         Faults::None => true,
         Faults::Some => faults::run(24),
         Faults::Full => faults::run(1),
     };
-    lived & faults & (options.threads == 0 || threads::run(options.threads))
+    run & faults & (options.threads == 0 || threads::run(options.threads))
 }
 
-/// One life, step by step.
+/// Runs one scenario, printed step by step.
 fn tell(seed: u64) -> bool {
     let plan = Plan::new(seed);
     let outcome = attempt(&plan, true);
-    println!("{}", outcome.lived.trace.join("\n"));
-    println!("{}", outcome.lived.stats);
+    println!("{}", outcome.run.trace.join("\n"));
+    println!("{}", outcome.run.stats);
     if outcome.failure.is_some() {
         println!("{}", report(&plan, &shrink(&plan, &outcome)));
     }
     outcome.failure.is_none()
 }
 
-fn lives(seeds: Range<u64>) -> bool {
+fn run_scenarios(seeds: Range<u64>) -> bool {
     let begin = Instant::now();
     let Searched { stats, failed } = search(seeds, 5, true);
     for (seed, _) in failed.iter().take(3) {
@@ -149,14 +149,14 @@ fn lives(seeds: Range<u64>) -> bool {
     failed.is_empty()
 }
 
-/// What came of many lives.
+/// Result of many scenarios.
 struct Searched {
     stats: Stats,
     /// Seeds that failed, in order.
     failed: Vec<(u64, Failure)>,
 }
 
-/// Lives these seeds, on all cores, until so many have failed.
+/// Runs these seeds on all cores, until `enough` have failed.
 fn search(seeds: Range<u64>, enough: usize, tells: bool) -> Searched {
     let found = Mutex::new(Searched {
         stats: Stats::default(),
@@ -165,7 +165,7 @@ fn search(seeds: Range<u64>, enough: usize, tells: bool) -> Searched {
     on_lanes(lanes(), seeds, |seed| {
         let outcome = attempt(&Plan::new(seed), false);
         let found = &mut *found.lock().unwrap();
-        found.stats += outcome.lived.stats;
+        found.stats += outcome.run.stats;
         if let Some(failure) = outcome.failure {
             if tells {
                 println!("seed {seed}: {}: {}", failure.place, failure.message);
@@ -205,12 +205,12 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// More than there are cores: taking a view waits for the clock.
+/// More than there are cores, since taking a view waits for the clock.
 fn lanes() -> usize {
     2 * cores()
 }
 
-/// Lives with threads of their own at a time.
+/// Number of concurrent scenarios that have threads of their own.
 fn threaded_lanes() -> usize {
     cores()
 }

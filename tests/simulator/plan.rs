@@ -1,5 +1,5 @@
-//! What happens in one life of a volume, drawn from a seed before anything of it happens, so that
-//! it can be taken apart afterwards.
+//! The plan of one scenario, drawn from a seed before it starts, so that it can be reduced
+//! afterwards.
 
 use bilayer::store::faulty::WriteUnit;
 use proptest::prelude::*;
@@ -9,12 +9,13 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use crate::support::CHUNK;
 use crate::support::operation::{Operation, operation, place, target, title};
 
-/// Operations of one round, and rounds of one life.
+/// Operations of one round, and rounds of one scenario.
 const OPERATIONS: usize = 60;
 const ROUNDS: u64 = 3;
 /// Users of one volume at most.
 const USERS: u64 = 3;
-/// Calls of the store in which a cut is drawn; a round's work has about so many, some have less.
+/// Calls of the store in which a power cut is drawn; a round's operations make about as many, some
+/// fewer.
 const CALLS: u64 = 320;
 /// Calls of the store that opening a volume takes, about.
 const OPENING_CALLS: u64 = 34;
@@ -33,7 +34,7 @@ pub struct Step {
     pub operation: Operation,
 }
 
-/// When the end comes.
+/// When the crash happens.
 #[derive(Clone, Copy, Debug)]
 pub enum Cut {
     /// In this call of the store, counted from the beginning of the round.
@@ -42,12 +43,12 @@ pub enum Cut {
     Within { step: usize, call: u64 },
 }
 
-/// How it ends.
+/// Kind of crash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
     /// The power fails.
     Power,
-    /// The process dies and the machine goes on.
+    /// The process dies and the machine stays up.
     Kill,
 }
 
@@ -61,7 +62,7 @@ pub struct Again {
     pub record: u64,
 }
 
-/// The power fails at the end of an orderly use.
+/// The power fails during or after a clean unmount.
 #[derive(Clone, Copy, Debug)]
 pub struct Unmount {
     /// In this call of the unmounting; `None` after it.
@@ -70,13 +71,13 @@ pub struct Unmount {
     pub record: u64,
 }
 
-/// Work, the end of it, and what comes then.
+/// Operations, a crash, and what follows.
 #[derive(Clone, Debug)]
 pub struct Round {
     pub steps: Vec<Step>,
     pub cut: Cut,
     pub end: End,
-    /// Draws what of the disk survives.
+    /// Seed for what of the disk survives.
     pub survivor: u64,
     pub record: u64,
     /// Cuts in the openings that follow, one each.
@@ -87,7 +88,7 @@ pub struct Round {
     pub reopening: Vec<Again>,
 }
 
-/// A life.
+/// The plan of a scenario.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
@@ -95,7 +96,7 @@ pub struct Plan {
     pub rounds: Vec<Round>,
 }
 
-/// What files are like.
+/// Kind of files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Small,
@@ -197,7 +198,7 @@ fn openings(draw: &mut Draw) -> Vec<Again> {
     (0..times).map(again).collect()
 }
 
-/// What the users do, without an end.
+/// An endless sequence of operations of the users.
 fn operations(seed: u64, kind: Kind) -> impl Iterator<Item = Operation> {
     let mut bytes = [7; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());

@@ -1,16 +1,18 @@
-//! A scripted life with every kind of operation. Every step is durable when it returns.
+//! A scripted scenario with every kind of operation. Every step is durable when it returns.
 //!
-//! So after an end the views are those before or after the step that it met, each of them whole;
-//! everything that this step does not touch is as it was; and what happens as a whole has happened
-//! or not.
+//! So after a crash the views are those before or after the interrupted step, each of them intact;
+//! everything that this step does not touch is unchanged; and an atomic step has happened
+//! completely or not at all.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use bilayer::errno::Errno;
 use bilayer::fs::FsError;
-use bilayer::fs::types::{Fallocate, FileKind, Handle, NodeId, RenameFlags, XattrMode};
-use bilayer::fs::views::{ViewError, ViewKind};
+use bilayer::fs::snapshots::{ViewError, ViewKind};
+use bilayer::fs::types::{
+    DirentRef, Fallocate, FileKind, Handle, NodeId, RenameFlags, WriteFlags, XattrMode,
+};
 use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::store::{Store, StorePath};
 
@@ -30,19 +32,19 @@ type Answer = Result<(), Errno>;
 /// One step of the script.
 pub struct Step {
     pub what: &'static str,
-    /// What may be anything between its two states when the step is cut off; nothing where the
-    /// whole step happens or does not.
+    /// Paths that may be in any state between the two when the step is interrupted; empty if the
+    /// step is atomic.
     touches: &'static [&'static str],
     pub act: fn(&Script) -> Answer,
 }
 
-/// Everything: the step makes the first files.
+/// All paths: the step creates the first files.
 const ALL: &[&str] = &["*"];
 
 /// The step that deploys.
 pub const DEPLOYMENT: &str = "a volume of the image";
 
-/// What the steps are done to.
+/// The mount on which the steps run.
 pub struct Script(pub Mount);
 
 pub const STEPS: &[Step] = &[
@@ -128,7 +130,7 @@ pub const STEPS: &[Step] = &[
     step("writing on", &["d/large"], |s| {
         s.write("d/large", 20_000, &pattern(4, 0, 40_000))
     }),
-    step("what the timer does", &[], Script::tend),
+    step("what the timer does", &[], Script::run_maintenance),
     step("another name", &[], |s| {
         let renamed = s.0.fs.rename_view(ViewKind::Snapshot, "two", "three");
         renamed.map_err(|error| error.errno())
@@ -199,8 +201,8 @@ impl Script {
         self.0.fs.sync().map_err(|error| of_fs(&error))
     }
 
-    fn tend(&self) -> Answer {
-        self.0.fs.tend().map_err(|error| of_fs(&error))
+    fn run_maintenance(&self) -> Answer {
+        self.0.fs.run_maintenance().map_err(|error| of_fs(&error))
     }
 
     fn fsync_dir(&self) -> Answer {
@@ -220,7 +222,12 @@ impl Script {
         let (from, to) = (self.place(from)?, self.place(to)?);
         let (name, new_name) = (from.1.as_bytes(), to.1.as_bytes());
         let flags = RenameFlags::default();
-        self.0.fs.rename(&USER, from.0, name, to.0, new_name, flags)
+        self.0.fs.rename(
+            &USER,
+            DirentRef::new(from.0, name),
+            DirentRef::new(to.0, new_name),
+            flags,
+        )
     }
 
     /// Does something with an open file, which is made first where it is not there.
@@ -248,7 +255,9 @@ impl Script {
     /// Writes, durably.
     pub fn write(&self, path: &str, offset: u64, bytes: &[u8]) -> Answer {
         self.open(path, |node, handle| {
-            self.0.fs.write(node, handle, offset, bytes, false, false)?;
+            self.0
+                .fs
+                .write(node, handle, offset, bytes, WriteFlags::default())?;
             self.0.fs.fsync(node, handle, true)
         })
     }
@@ -256,7 +265,10 @@ impl Script {
     /// Writes.
     fn put(&self, path: &str, offset: u64, bytes: &[u8]) -> Answer {
         self.open(path, |node, handle| {
-            let written = self.0.fs.write(node, handle, offset, bytes, false, false);
+            let written = self
+                .0
+                .fs
+                .write(node, handle, offset, bytes, WriteFlags::default());
             written.map(|_| ())
         })
     }
@@ -374,7 +386,7 @@ pub fn tree(mount: &Mount, top: NodeId) -> Tree {
     found
 }
 
-/// Compares with the states before and after the step that the end met.
+/// Compares with the states before and after the interrupted step.
 pub fn check(what: &str, step: &Step, found: &State, (before, after): (&State, &State)) {
     let told = || {
         let (found, before, after) = (found.names(), before.names(), after.names());

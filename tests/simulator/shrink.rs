@@ -1,31 +1,31 @@
-//! The shortest history that still fails: rounds, then steps, are taken away for as long as the
+//! Finds the shortest history that still fails: rounds, then steps, are removed as long as the
 //! failure stays.
 
 use std::time::{Duration, Instant};
 
-use crate::life::{Lived, live};
 use crate::panics::{Failure, caught};
 use crate::plan::{Cut, Plan};
+use crate::scenario::{RunOutcome, run_scenario};
 use crate::stats::Stats;
 
-/// How long is looked for something shorter.
+/// Maximum time of the search.
 const EFFORT: Duration = Duration::from_secs(40);
 
-/// What came of a plan.
+/// Result of a plan.
 pub struct Outcome {
-    pub lived: Lived,
+    pub run: RunOutcome,
     pub failure: Option<Failure>,
 }
 
-/// Lives a plan.
+/// Runs a plan.
 pub fn attempt(plan: &Plan, trace: bool) -> Outcome {
-    let mut lived = Lived {
+    let mut run = RunOutcome {
         stats: Stats::default(),
         trace: Vec::new(),
         met: Vec::new(),
     };
-    let failure = caught(|| live(plan, &mut lived, trace)).err();
-    Outcome { lived, failure }
+    let failure = caught(|| run_scenario(plan, &mut run, trace)).err();
+    Outcome { run, failure }
 }
 
 /// A failing plan made shorter, and how it fails.
@@ -66,12 +66,12 @@ pub fn shrink(plan: &Plan, first: &Outcome) -> (Plan, Outcome) {
     (best, outcome)
 }
 
-/// Rounds after the failure go; the cuts of those that stay are told by step, so that they stay in
-/// their places.
+/// Removes rounds after the failure. The power cuts of the remaining ones are expressed by step, so
+/// that they stay in their places.
 fn without_what_follows(plan: &Plan, outcome: &Outcome) -> Plan {
     let mut plan = plan.clone();
-    plan.rounds.truncate(outcome.lived.met.len());
-    for (round, met) in plan.rounds.iter_mut().zip(&outcome.lived.met) {
+    plan.rounds.truncate(outcome.run.met.len());
+    for (round, met) in plan.rounds.iter_mut().zip(&outcome.run.met) {
         if let Some((step, call)) = *met {
             round.cut = Cut::Within { step, call };
             round.steps.retain(|other| other.number <= step);
@@ -80,7 +80,7 @@ fn without_what_follows(plan: &Plan, outcome: &Outcome) -> Plan {
     plan
 }
 
-/// The plan without one round, without one of the later cuts, or without so many steps.
+/// The plan without one round, without one of the later power cuts, or without some steps.
 fn candidates(plan: &Plan, piece: usize) -> Vec<Plan> {
     let mut found = Vec::new();
     for at in 0..plan.rounds.len() {
@@ -117,7 +117,7 @@ fn candidates(plan: &Plan, piece: usize) -> Vec<Plan> {
     found
 }
 
-/// What people read of a failure.
+/// The description of a failure, for people.
 pub fn report(plan: &Plan, (shorter, outcome): &(Plan, Outcome)) -> String {
     let none = Failure::default();
     let failure = outcome.failure.as_ref().unwrap_or(&none);
@@ -129,6 +129,6 @@ pub fn report(plan: &Plan, (shorter, outcome): &(Plan, Outcome)) -> String {
         failure.place,
         failure.message,
         plan.unit,
-        outcome.lived.trace.join("\n  "),
+        outcome.run.trace.join("\n  "),
     )
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 macro_rules! counts {
     ($($name:ident: $what:literal,)*) => {
-        /// Counts of one life, or of many.
+        /// Counts of one scenario, or of many.
         #[derive(Clone, Copy, Default, Debug)]
         pub struct Stats {
             $(pub $name: u64,)*

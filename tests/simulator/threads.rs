@@ -1,10 +1,11 @@
-//! Users that really work at the same time, with the commit timer and the background, until the
-//! power goes.
+//! Users that work concurrently, with the commit timer and the background thread, until the power
+//! fails.
 //!
-//! Nothing of it repeats, so less can be told of what must be there than of the lives that do: each
-//! user has a directory of his own, where names are as they were after some operation of his since
-//! his last fsync, and contents old or new; all write to one file, each to pages of his own, which
-//! count up; and one takes and drops snapshots, in which those pages are as they were then.
+//! These scenarios are not repeatable, so less is known about the result than in those that are.
+//! Each user has a directory of their own, in which names are as after some operation since the
+//! user's last fsync, and contents are old or new. All users write to one file, each to pages of
+//! their own, with increasing numbers. One thread takes and deletes snapshots, which contain those
+//! pages as they were at that moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{FileKind, Handle, NodeId, RenameFlags};
-use bilayer::fs::views::{ViewError, ViewKind};
+use bilayer::fs::snapshots::{ViewError, ViewKind};
+use bilayer::fs::types::{DirentRef, FileKind, Handle, NodeId, RenameFlags, WriteFlags};
 use bilayer::fs::{AccessTimes, FilesystemOptions};
 use bilayer::store::faulty::WriteUnit;
 
 use crate::history::History;
-use crate::machine::{Life, cut, kill, mount_fresh};
+use crate::machine::{Environment, cut, kill, mount_fresh};
 use crate::panics::caught;
 use crate::plan::Draw;
 use crate::stats::Stats;
@@ -46,10 +47,10 @@ struct Count {
     durable: AtomicU64,
 }
 
-/// What a snapshot has of each page: at least and at most.
+/// The possible numbers of each page in a snapshot: minimum and maximum.
 type Bounds = Vec<(u64, u64)>;
 
-/// What everybody works on.
+/// State shared by all users.
 struct Common<'a> {
     mount: &'a Mount,
     node: NodeId,
@@ -61,28 +62,29 @@ struct User {
     directory: NodeId,
     model: Model,
     history: History,
-    /// A file that was being made when the power went: only who finds it knows its number.
+    /// A file whose creation the power failure interrupted: its number is unknown until it is
+    /// found.
     doubt: Option<Vec<u8>>,
 }
 
-/// What the one who takes snapshots knows of them.
+/// What the snapshot thread knows of its snapshots.
 #[derive(Default)]
 struct Snapshots {
     kept: BTreeMap<String, Bounds>,
-    /// Whether this one is there is not known.
+    /// A snapshot that may or may not exist.
     doubt: Option<(String, Bounds)>,
 }
 
-/// Lives so many lives. True when nothing was found.
-pub fn run(lives: u64) -> bool {
+/// Runs that many scenarios. True if nothing was found.
+pub fn run(scenarios: u64) -> bool {
     let begin = std::time::Instant::now();
     let found = std::sync::Mutex::new((Stats::default(), 0u64));
-    on_lanes(threaded_lanes(), 0..lives, |seed| {
+    on_lanes(threaded_lanes(), 0..scenarios, |seed| {
         let mut stats = Stats {
             seeds: 1,
             ..Stats::default()
         };
-        let result = caught(|| live(seed, &mut stats));
+        let result = caught(|| run_scenario(seed, &mut stats));
         let found = &mut *found.lock().unwrap();
         found.0 += stats;
         if let Err(failure) = result {
@@ -100,7 +102,7 @@ pub fn run(lives: u64) -> bool {
     failures == 0
 }
 
-fn live(seed: u64, stats: &mut Stats) {
+fn run_scenario(seed: u64, stats: &mut Stats) {
     let mut draw = Draw::new(seed);
     let mount = mount_fresh(WriteUnit::Page, options());
     let mut users = Vec::new();
@@ -131,16 +133,16 @@ fn live(seed: u64, stats: &mut Stats) {
     stats.operations += operations;
     let counts = common.counts;
     let (kills, survivor) = (draw.one_in(4), draw.next());
-    let mut life = Life::new(stats);
+    let mut env = Environment::new(stats);
     let machine = if kills {
-        life.stats.kills += 1;
+        env.stats.kills += 1;
         kill(mount)
     } else {
-        life.stats.cuts += 1;
-        cut(mount, (survivor, 0), &mut life)
+        env.stats.cuts += 1;
+        cut(mount, (survivor, 0), &mut env)
     };
-    let mount = machine.open(&[], &mut life);
-    look(&mount, &mut users, &counts, &snapshots, life.stats);
+    let mount = machine.open(&[], &mut env);
+    look(&mount, &mut users, &counts, &snapshots, env.stats);
     mount.fs.sync().unwrap();
     mount.finish();
 }
@@ -154,7 +156,7 @@ fn options() -> FilesystemOptions {
     }
 }
 
-/// Everybody works until the power goes. Returns what is known of the snapshots, and the number of
+/// Runs all users until the power fails. Returns what is known of the snapshots, and the number of
 /// operations.
 fn work(common: &Common<'_>, users: &mut [User], seeds: &[u64]) -> (Snapshots, u64) {
     let done = AtomicU64::new(0);
@@ -194,7 +196,7 @@ impl User {
                 3 => common.fsync(),
                 _ => self.operate(common.mount, &mut draw),
             };
-            // An operation that failed may have been done.
+            // An operation that failed may have taken effect.
             self.history.note(&self.model);
             done.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = result {
@@ -205,7 +207,7 @@ impl User {
         }
     }
 
-    /// One operation in the user's own directory, done to both.
+    /// Runs one operation in the user's own directory and in the model.
     fn operate(&mut self, mount: &Mount, draw: &mut Draw) -> Result<(), Errno> {
         let name = NAMES[draw.below(NAMES.len() as u64) as usize];
         let other = NAMES[draw.below(NAMES.len() as u64) as usize];
@@ -217,7 +219,10 @@ impl User {
                 let bytes = pattern(draw.next() as u8, offset, len as usize);
                 self.model.write(file, offset as usize, &bytes);
                 opened(mount, file, |node, handle| {
-                    let written = mount.fs.write(node, handle, offset, &bytes, false, false);
+                    let written =
+                        mount
+                            .fs
+                            .write(node, handle, offset, &bytes, WriteFlags::default());
                     written.map(|_| ())
                 })
             }
@@ -272,12 +277,15 @@ impl User {
             self.history.renamed_over(moved);
         }
         let directory = self.directory;
-        mount
-            .fs
-            .rename(&USER, directory, name, directory, to, flags)
+        mount.fs.rename(
+            &USER,
+            DirentRef::new(directory, name),
+            DirentRef::new(directory, to),
+            flags,
+        )
     }
 
-    /// What is found of the user's directory.
+    /// Compares the user's directory with the model.
     fn look(&mut self, mount: &Mount, stats: &mut Stats) {
         let mut found = Model::new();
         for name in mount.names(self.directory) {
@@ -303,7 +311,7 @@ impl User {
     }
 }
 
-/// Does something with an open file.
+/// Opens a file for an action.
 fn opened(
     mount: &Mount,
     file: Number,
@@ -317,7 +325,7 @@ fn opened(
 }
 
 impl Common<'_> {
-    /// Writes the next number all over one of the user's pages.
+    /// Fills one of the user's pages with the next number.
     fn write_page(&self, user: u64, draw: &mut Draw) -> Result<(), Errno> {
         let page = draw.below(PAGES / USERS) * USERS + user;
         let count = &self.counts[page as usize];
@@ -328,14 +336,14 @@ impl Common<'_> {
             let written = self
                 .mount
                 .fs
-                .write(node, handle, offset, &bytes, false, false);
+                .write(node, handle, offset, &bytes, WriteFlags::default());
             written.map(|_| ())
         })?;
         count.written.store(number, Ordering::SeqCst);
         Ok(())
     }
 
-    /// Makes what everybody has written to the common file durable.
+    /// Syncs the shared file.
     fn fsync(&self) -> Result<(), Errno> {
         let written = self.written();
         opened(self.mount, self.node.0, |node, handle| {
@@ -363,7 +371,7 @@ impl Common<'_> {
 }
 
 impl Snapshots {
-    /// Takes snapshots and drops them, until the power goes or there were enough of them.
+    /// Takes and deletes snapshots, until the power fails or there were enough.
     fn work(&mut self, common: &Common<'_>, draw: &mut Draw) {
         for turn in 0..OPERATIONS / 8 {
             std::thread::sleep(Duration::from_micros(draw.below(4_000)));
@@ -403,7 +411,7 @@ impl Snapshots {
     }
 }
 
-/// Compares what there is with what may be there.
+/// Compares the recovered state with the possible ones.
 fn look(
     mount: &Mount,
     users: &mut [User],

@@ -187,9 +187,9 @@ fn a_locked_directory_is_its_owners_alone() {
     let refused = store.lock_dir(&path("none")).map(drop).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotFound);
     set_mode("", 0o755);
-    let before = store.keep_to_owner().unwrap();
+    let before = store.restrict_to_owner().unwrap();
     assert_eq!(mode(""), 0o700);
-    assert_eq!(store.keep_to_owner(), None);
+    assert_eq!(store.restrict_to_owner(), None);
     store.set_permissions(before).unwrap();
     assert_eq!(mode(""), 0o755);
 }

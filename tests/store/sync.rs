@@ -195,7 +195,7 @@ fn a_file_that_cannot_be_synced_is_an_error() {
     store.sync_all().unwrap_err();
 }
 
-/// Its descriptor is closed on return, and with it goes what would tell of a failed write.
+/// Its descriptor is closed on return, so a failed write would not be reported any more.
 #[test]
 fn what_is_copied_is_durable_where_each_file_is_synced() {
     for each_file in [false, true] {

@@ -193,12 +193,12 @@ type StateOf = fn(&Victim) -> &State;
 
 /// In every state: clean, after a kill, and under a keystore that knows nothing newer.
 #[test]
-fn who_holds_a_read_only_set_can_seal_nothing_that_is_new() {
+fn a_holder_of_a_read_only_set_can_seal_nothing_new() {
     const CHANGE: &str = "page under a read-only set";
     let states: [(&str, StateOf); 3] = [
         ("closed", |victim| &victim.closed),
         ("killed", |victim| &victim.killed),
-        ("never seen", |victim| &victim.stranger),
+        ("never seen", |victim| &victim.unseen),
     ];
     for (name, of) in states {
         let state = of(&DEPLOYED);
@@ -237,7 +237,7 @@ fn checkpoints_under_a_read_only_set_change_nothing() {
 }
 
 #[test]
-fn superblocks_of_those_who_can_only_wrap_are_refused() {
+fn superblocks_of_somebody_who_can_only_wrap_are_refused() {
     let state = &DEPLOYED.closed;
     let mut cases = superblocks_with_a_foreign_active_set(&DEPLOYED, state);
     cases.extend(superblocks_with_wraps_of_another_volume(&DEPLOYED, state));

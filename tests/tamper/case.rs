@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bilayer::errno::Errno;
 use bilayer::fs::Filesystem;
+use bilayer::fs::types::WriteFlags;
 use bilayer::store::{OpenMode, Store, StorePath};
 
 use crate::log;
@@ -194,7 +195,7 @@ fn examine(store: &Arc<dyn Store>, keystore: &Keystore, victim: &Victim, again: 
     for _ in 0..=usize::from(again) {
         let fs = match victim::open(Arc::clone(store), keystore, victim.checkpoints) {
             Ok(fs) => fs,
-            // That it does not open any more was told when it was used.
+            // It was reported during the use that it does not open any more.
             Err(_) if !found.is_empty() => break,
             Err(error) => {
                 let refused = Some(error);
@@ -216,7 +217,13 @@ fn make_something(fs: &Filesystem) -> Result<(), Errno> {
         Err(Errno::EEXIST) => return fs.unlink(scratch, b"new"),
         made => made?,
     };
-    let _ = fs.write(attr.node, handle, 0, &pattern(9, 0, 9000), false, false);
+    let _ = fs.write(
+        attr.node,
+        handle,
+        0,
+        &pattern(9, 0, 9000),
+        WriteFlags::default(),
+    );
     let _ = fs.fsync(attr.node, handle, false);
     fs.release(attr.node, handle);
     Ok(())
@@ -268,14 +275,14 @@ fn judge(
     log: &str,
 ) -> (Outcome, String) {
     if let Some(error) = &seen.refused {
-        let told = format!("{error}\n{log}");
-        let named = changed.keys().any(|path| is_named(path, &told));
+        let said = format!("{error}\n{log}");
+        let named = changed.keys().any(|path| is_named(path, &said));
         let outcome = if named {
             Outcome::Refused
         } else {
             Outcome::Silent
         };
-        return (outcome, told);
+        return (outcome, said);
     }
     let expected = expected_errors(state, changed);
     let of_piece = |(piece, found): (&Piece, &Result<Vec<u8>, Errno>)| {
@@ -415,17 +422,17 @@ fn was_stored(history: &[Held], piece: &Piece, bytes: &[u8]) -> bool {
 }
 
 /// True when a line names the file: an object by its id.
-fn is_named(path: &str, told: &str) -> bool {
+fn is_named(path: &str, said: &str) -> bool {
     match path {
         "meta" => {
-            let mut words = told.split(|c: char| !c.is_alphanumeric());
+            let mut words = said.split(|c: char| !c.is_alphanumeric());
             words.any(|word| word == "meta" || word == "metadata")
         }
         // Who puts another volume's there has a volume whose metadata are not its own.
-        "volume.json" => told.contains(path) || told.contains("the metadata file of the volume"),
+        "volume.json" => said.contains(path) || said.contains("the metadata file of the volume"),
         path => path
             .rsplit('/')
             .next()
-            .is_some_and(|name| told.contains(name)),
+            .is_some_and(|name| said.contains(name)),
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bilayer::check::{CheckOptions, Unwatched, check};
+use bilayer::check::{CheckOptions, NoProgress, check};
 use bilayer::volume::{self, OpenOptions};
 
 use crate::case::{Case, Edit, Stale, attempt};
@@ -30,7 +30,7 @@ fn checked(case: &Case, state: &State, keystore: &Keystore) -> Outcome {
         jobs: 1,
         ..CheckOptions::default()
     };
-    match check(&volume, &options, &Unwatched) {
+    match check(&volume, &options, &NoProgress) {
         Ok(report) if report.is_clean() => Outcome::Right,
         Ok(_) => Outcome::Error,
         Err(_) => Outcome::Refused,
@@ -50,7 +50,7 @@ fn cases(state: &State) -> Vec<Case> {
 }
 
 #[test]
-fn a_check_finds_what_a_use_would_meet_and_older_pages_of_the_metadata() {
+fn a_check_finds_all_damage_that_a_use_would_meet_and_older_pages_of_the_metadata() {
     let state = &PLAIN.closed;
     let keystore = Arc::new(PLAIN.keystore.copy());
     let mut table = Table::default();

@@ -114,7 +114,7 @@ fn replace(path: &Path, by: &str, outside: &Path) {
 }
 
 #[test]
-fn strange_things_in_the_place_of_files() {
+fn unexpected_things_in_place_of_files() {
     let state = &PLAIN.closed;
     let keystore = Arc::new(PLAIN.keystore.copy());
     let mut table = Table::default();

@@ -41,7 +41,7 @@ fn everything(victim: &Victim, state: &State, extent: Extent) -> Vec<Case> {
 }
 
 /// Without the newest slot of page 0 the database is as the commit before left it. After a power
-/// cut nobody can tell that from a torn write, unless the platform keystore knows better.
+/// cut this cannot be distinguished from a torn write, unless the platform keystore knows better.
 pub fn page_0_may_be_torn(cases: &mut [Case]) {
     for case in cases {
         if case.stale == Stale::Nothing && case.edits.iter().any(Edit::touches_page_0) {
@@ -129,7 +129,7 @@ fn a_closed_volume() {
     assert!(table.count("object", "older page", Outcome::Older) > 0);
     assert!(
         table.count(
-            "object: a copy that lived on",
+            "object: a copy that was used on",
             "page",
             Outcome::OtherHistory
         ) > 0
@@ -147,9 +147,9 @@ fn a_volume_after_a_crash() {
 
 #[test]
 fn a_volume_that_the_machine_has_never_seen() {
-    let mut cases = everything(&PLAIN, &PLAIN.stranger, Extent::Some);
+    let mut cases = everything(&PLAIN, &PLAIN.unseen, Extent::Some);
     page_0_may_be_torn(&mut cases);
-    let table = run(&PLAIN, |victim| &victim.stranger, cases);
+    let table = run(&PLAIN, |victim| &victim.unseen, cases);
     table.finish("A volume under a keystore that has never seen it");
     check(&table);
 }

@@ -10,7 +10,7 @@ use std::io::Write as _;
 pub enum Outcome {
     /// Everything as it was stored.
     Right,
-    /// Errors where the change was, told in the log; everything else as it was stored.
+    /// Errors where the change was, reported in the log; everything else as it was stored.
     Error,
     /// It does not open, and says why.
     Refused,

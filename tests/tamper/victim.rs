@@ -1,5 +1,5 @@
-//! The small volumes that are attacked: what they hold, held before, and what others have that an
-//! enemy may put into them.
+//! The small volumes that are attacked: their contents, their earlier contents, and those of other
+//! volumes that an attacker may put into them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bilayer::fs::types::{NodeId, XattrMode};
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
+use bilayer::fs::types::{NodeId, Owner, WriteFlags, XattrMode};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::ids::{CryptoId, VolumeId};
 use bilayer::image::{DeployOptions, NoProgress, Source, deploy};
@@ -107,7 +107,8 @@ fn volume(store: Arc<dyn Store>, keystore: &Keystore) -> Result<Volume, String> 
     volume::open(store, &options).map_err(|error| error.to_string())
 }
 
-/// Opens a volume, with checkpoints of its metadata or without; the error is what its user is told.
+/// Opens a volume, with checkpoints of its metadata or without. The error is the one that its user
+/// sees.
 pub fn open(
     store: Arc<dyn Store>,
     keystore: &Keystore,
@@ -144,8 +145,8 @@ impl Disk {
             keystore: keystore.path(),
             ..CreateOptions::default()
         };
-        volume::create(self.at(name), &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        volume::create_empty(self.at(name), &options, &mut |fresh| {
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })
         .expect("create");
     }
@@ -254,7 +255,7 @@ fn put(fs: &Filesystem, path: &str, offset: usize, data: &[u8]) {
             (attr.node, handle)
         }
     };
-    let written = fs.write(node, handle, offset as u64, data, false, false);
+    let written = fs.write(node, handle, offset as u64, data, WriteFlags::default());
     assert_eq!(written, Ok(data.len()));
     fs.fsync(node, handle, false).expect("fsync");
     fs.release(node, handle);
@@ -330,7 +331,7 @@ impl State {
     }
 
     /// With a keystore that has never seen the volume.
-    fn as_stranger(&self) -> Self {
+    fn as_unseen(&self) -> Self {
         Self {
             disk: self.disk.clone(),
             files: self.files.clone(),
@@ -348,7 +349,7 @@ pub struct Keyed {
     pub meta: CryptoId,
 }
 
-/// A volume whose pages an enemy may put into the victim.
+/// A volume whose pages an attacker may put into the victim.
 pub struct Foreign {
     pub what: &'static str,
     pub files: Files,
@@ -364,14 +365,14 @@ pub struct Victim {
     pub held: Held,
     /// All that was ever committed.
     pub history: Vec<Held>,
-    /// What the copy that lived on has committed.
+    /// What the copy that was used on has committed.
     pub other_history: Vec<Held>,
     /// At an earlier time, closed.
     pub older: Files,
     /// After a clean unmount, known to the keystore.
     pub closed: State,
     /// The same, on a machine that has never seen it.
-    pub stranger: State,
+    pub unseen: State,
     /// As the end of the process left it.
     pub killed: State,
     pub foreign: Vec<Foreign>,
@@ -414,7 +415,7 @@ impl Victim {
                 same_ids: false,
             },
             Foreign {
-                what: "a copy that lived on",
+                what: "a copy that was used on",
                 files: copy,
                 same_ids: true,
             },
@@ -528,7 +529,7 @@ impl Victim {
             history,
             other_history: Vec::new(),
             older,
-            stranger: closed.as_stranger(),
+            unseen: closed.as_unseen(),
             closed,
             killed,
             foreign,

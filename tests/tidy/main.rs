@@ -1,31 +1,34 @@
-//! The architecture as a test: imports point down, `unsafe` stays fenced, no marks of unfinished
-//! work, no file too long to see through, nobody prints but the command line, and the top level
-//! of the repository stays what its reader expects.
+//! The architecture as a test: imports point down and lead in no circle ([`circles`]), `unsafe`
+//! stays fenced, no marks of unfinished work, no file too long to see through, nobody prints but
+//! the command line, and the top level of the repository stays what its reader expects.
 //!
 //! The checks work on text, after comments and literals have been blanked out: they need no
 //! compiler and see code that a feature leaves out.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+mod circles;
 mod lines;
 
-/// Each module of the library with those it may use, lowest first.
+/// Each module of the library with those it may use, lowest first. An entry that no file uses is a
+/// complaint, so that the table shows what depends on what.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("errno", &[]),
     ("planted", &[]),
-    ("sys", &["errno", "ids"]),
+    ("sys", &[]),
     ("audit", &["ids", "sys"]),
-    ("store", &["errno", "ids", "sys"]),
-    ("layers", &["errno", "ids", "sys", "store"]),
+    ("store", &["errno", "sys"]),
+    ("layers", &["ids", "sys"]),
     (
         "sealed",
         &["errno", "ids", "planted", "sys", "store", "layers"],
     ),
-    ("keys", &["audit", "errno", "ids", "sys", "store", "layers"]),
+    ("keys", &["audit", "ids", "sys", "store", "layers"]),
     (
         "volume",
         &[
@@ -35,59 +38,100 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "meta",
         &[
-            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume",
+            "errno", "ids", "planted", "sys", "store", "layers", "sealed",
         ],
     ),
     (
         "object",
         &[
-            "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys", "volume", "meta",
+            "errno", "ids", "planted", "store", "layers", "sealed", "meta",
         ],
     ),
-    (
-        "snapshot",
-        &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
-        ],
-    ),
+    ("snapshot", &["ids", "meta"]),
     (
         "check",
         &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+            "ids", "sys", "store", "sealed", "keys", "volume", "meta", "object",
         ],
     ),
     (
         "image",
         &[
-            "audit", "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys",
-            "volume", "meta", "object", "check",
+            "audit", "errno", "ids", "planted", "store", "layers", "sealed", "keys", "volume",
+            "meta", "object", "check",
         ],
     ),
     (
         "salvage",
         &[
-            "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta", "object",
+            "errno", "ids", "sys", "store", "layers", "sealed", "volume", "meta", "object",
         ],
     ),
     (
         "fs",
         &[
-            "audit", "errno", "ids", "planted", "sys", "store", "layers", "sealed", "keys",
-            "volume", "meta", "object", "snapshot", "image", "check",
+            "audit", "errno", "ids", "planted", "store", "layers", "sealed", "keys", "volume",
+            "meta", "object", "snapshot", "image", "check",
+        ],
+    ),
+    ("fuse", &["audit", "errno", "sys", "fs"]),
+    (
+        "diagnostics",
+        &["check", "errno", "fs", "image", "keys", "sys", "volume"],
+    ),
+    (
+        "control",
+        &[
+            "audit",
+            "check",
+            "diagnostics",
+            "fs",
+            "fuse",
+            "keys",
+            "layers",
+            "store",
+            "sys",
+            "volume",
         ],
     ),
     (
-        "fuse",
+        "daemon",
         &[
-            "audit", "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta",
-            "object", "snapshot", "image", "check", "fs",
+            "audit",
+            "check",
+            "control",
+            "diagnostics",
+            "errno",
+            "fs",
+            "fuse",
+            "ids",
+            "image",
+            "keys",
+            "store",
+            "sys",
+            "volume",
         ],
     ),
     (
         "cli",
         &[
-            "audit", "errno", "ids", "sys", "store", "layers", "sealed", "keys", "volume", "meta",
-            "object", "snapshot", "image", "salvage", "check", "fs", "fuse",
+            "audit",
+            "ids",
+            "sys",
+            "store",
+            "layers",
+            "sealed",
+            "keys",
+            "volume",
+            "meta",
+            "image",
+            "salvage",
+            "check",
+            "fs",
+            "fuse",
+            "diagnostics",
+            "control",
+            "daemon",
         ],
     ),
 ];
@@ -112,6 +156,9 @@ const TOP_LEVEL: &[&str] = &[
     "target",
 ];
 
+/// Only these write to the standard streams.
+const PRINTS: [&str; 2] = ["src/cli/", "src/diagnostics/"];
+
 const MAX_LINES: usize = 700;
 
 #[test]
@@ -127,11 +174,18 @@ fn the_repository_is_tidy() {
         collect_sources(&root.join(dir), &mut sources);
     }
     assert!(sources.len() > 10, "found too few sources: {sources:?}");
+    let mut library = Vec::new();
     for source in sources {
         let path = source.strip_prefix(root).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&source).unwrap();
         complaints.extend(check_module_style(path, source.with_extension("").is_dir()));
-        complaints.extend(check_source(path, &fs::read_to_string(&source).unwrap()));
+        complaints.extend(check_source(path, &text));
+        if path.starts_with("src/") {
+            library.push((path.to_owned(), text));
+        }
     }
+    complaints.extend(circles::check_circles(&library));
+    complaints.extend(check_table(MAY_USE, &library));
     complaints.extend(lines::check(root));
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
@@ -189,7 +243,7 @@ fn check_source(path: &str, text: &str) -> Vec<String> {
             complain(at, "unsafe code outside src/sys".to_owned());
         }
     }
-    if path.starts_with("src/") && !path.starts_with("src/cli") {
+    if path.starts_with("src/") && !PRINTS.iter().any(|room| path.starts_with(room)) {
         let tests = test_ranges(&code);
         for name in ["print", "println", "eprint", "eprintln"] {
             for at in words(&code, name).filter(|&at| is_macro(&code, at + name.len())) {
@@ -207,13 +261,41 @@ fn check_source(path: &str, text: &str) -> Vec<String> {
 
 /// Imports that point up, with their places.
 fn check_imports(path: &str, code: &str) -> Vec<(usize, String)> {
-    let module = module_path(path);
-    let Some(&top) = module.first() else {
+    let Some(&top) = module_path(path).first() else {
         return Vec::new();
     };
     let Some((_, may_use)) = MAY_USE.iter().find(|(name, _)| *name == top) else {
         return vec![(0, format!("module {top} has no place in the architecture"))];
     };
+    let used = imported_modules(path, code).into_iter();
+    let refused = used.filter(|(_, name)| *name != top && !may_use.contains(name));
+    refused
+        .map(|(at, name)| (at, format!("{top} must not use {name}")))
+        .collect()
+}
+
+/// Entries of the table that no file uses.
+fn check_table(may_use: &[(&str, &[&str])], library: &[(String, String)]) -> Vec<String> {
+    let mut used: BTreeSet<(String, String)> = BTreeSet::new();
+    for (path, text) in library {
+        let code = blank_comments_and_literals(text);
+        if let Some(&top) = module_path(path).first() {
+            let names = imported_modules(path, &code).into_iter();
+            used.extend(names.map(|(_, name)| (top.to_owned(), name.to_owned())));
+        }
+    }
+    let entries = may_use
+        .iter()
+        .flat_map(|(top, names)| names.iter().map(move |name| (*top, *name)));
+    entries
+        .filter(|(top, name)| !used.contains(&((*top).to_owned(), (*name).to_owned())))
+        .map(|(top, name)| format!("{top} does not use {name}: remove it from the table"))
+        .collect()
+}
+
+/// The modules of the top level that a file names, with the places.
+fn imported_modules<'a>(path: &str, code: &'a str) -> Vec<(usize, &'a str)> {
+    let module = module_path(path);
     let inline = inline_modules(code);
     let mut used = Vec::new();
     for at in words(code, "crate") {
@@ -230,12 +312,8 @@ fn check_imports(path: &str, code: &str) -> Vec<(usize, String)> {
             used.extend(first_names(rest).into_iter().map(|name| (at, name)));
         }
     }
-    used.retain(|(_, name)| {
-        let is_module = MAY_USE.iter().any(|(module, _)| module == name);
-        is_module && *name != top && !may_use.contains(name)
-    });
-    let complaint = |(at, name)| (at, format!("{top} must not use {name}"));
-    used.into_iter().map(complaint).collect()
+    used.retain(|(_, name)| MAY_USE.iter().any(|(module, _)| module == name));
+    used
 }
 
 /// `src/a/b.rs` is the module a::b; none for files outside the library and its root.
@@ -506,6 +584,22 @@ mod samples {
             "src/store/mod.rs",
             "// use crate::fs::X;\nconst A: &str = \"crate::fs\";",
         );
+    }
+
+    #[test]
+    fn the_table_lists_what_is_used() {
+        let table: &[(&str, &[&str])] = &[("ids", &[]), ("sys", &["errno", "ids"])];
+        let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+        let both = [
+            file("src/sys/a.rs", "use crate::ids::Ino;"),
+            file("src/sys/mod.rs", "fn f() { crate::errno::g() }"),
+        ];
+        assert_eq!(check_table(table, &both), Vec::<String>::new());
+        let unused = check_table(table, &both[..1]);
+        assert_eq!(unused.len(), 1);
+        assert!(unused[0].contains("sys does not use errno"), "{unused:?}");
+        let other = [both[0].clone(), file("src/fs/a.rs", "use crate::errno::E;")];
+        assert_eq!(check_table(table, &other).len(), 1);
     }
 
     #[test]

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bilayer::fs::types::{Caller, NodeId};
+use bilayer::fs::types::{Caller, NodeId, Owner, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::meta::keys::Table;
-use bilayer::meta::raw::{Found, RawTables};
+use bilayer::meta::raw::{RawTables, Visited};
 use bilayer::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, MetaFile};
 use bilayer::store::directory::DirectoryStore;
 use bilayer::store::{OpenMode, StorePath};
@@ -99,7 +99,7 @@ fn make(filesystem: &Filesystem, name: &str, files: u64, bytes: usize) -> Outcom
         let flags = 2;
         let made = filesystem.create(&ROOT, directory, file.as_bytes(), 0o644, flags);
         let (attr, handle) = made.map_err(told)?;
-        let written = filesystem.write(attr.node, handle, 0, &contents, false, false);
+        let written = filesystem.write(attr.node, handle, 0, &contents, WriteFlags::default());
         written.map_err(told)?;
         filesystem.release(attr.node, handle);
         filesystem.forget(attr.node, 1);
@@ -145,8 +145,8 @@ fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
         keystore: dir.join("keystore"),
         ..CreateOptions::default()
     };
-    volume::create(store, &options, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+    volume::create_empty(store, &options, &mut |fresh| {
+        Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
     })?;
     let filesystem = open(dir, None)?;
     make(&filesystem, "first", files, bytes)?;
@@ -232,7 +232,7 @@ fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
     for table in Table::ALL {
         let (mut count, mut keys, mut values) = (0u64, 0u64, 0u64);
         rows.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
-            if let Found::Row(key, value) = found {
+            if let Visited::Row(key, value) = found {
                 count += 1;
                 keys += key.len() as u64;
                 values += value.len() as u64;
@@ -278,7 +278,7 @@ fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Ou
             let mut made = 0;
             while !told.load(Ordering::Relaxed) {
                 let stop = || told.load(Ordering::Relaxed);
-                made += u32::from(other.checkpoint_in_turns(&stop).is_ok());
+                made += u32::from(other.checkpoint_throttled(&stop).is_ok());
             }
             made
         });

@@ -12,12 +12,12 @@
 //! | `provenance` | `{volume, image, created}`: seconds since 1970 |
 //! | `counts` | `{meta_strides, objects, pages}` of what follows |
 //!
-//! The one key set was drawn for this stream and seals all of it, metadata and contents. No volume
-//! had it before, and a volume that imports the stream writes nothing under it.
+//! The only key set was drawn for this stream and seals all of it, metadata and contents. No volume
+//! used it before, and a volume that imports the stream writes nothing under it.
 //!
 //! Invariants: one parse of exactly the bytes that are authenticated; duplicate or unknown fields
-//! and whatever is too large is refused; an [`UnverifiedExport`] says nothing that is acted upon
-//! but who may hold the keys.
+//! and whatever is too large is refused; of an [`UnverifiedExport`], only who may hold the keys is
+//! used.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ use crate::volume::header::epoch_number;
 
 const MAX_NAME_BYTES: usize = 255;
 const MAX_TEXT_BYTES: usize = 4096;
-/// More pages than any volume can hold, and far from where lengths in bytes overflow.
+/// More pages than any volume can hold, and far below where lengths in bytes overflow.
 const MAX_PAGES: u64 = 1 << 48;
 
 /// A key set, wrapped for transport.
@@ -54,15 +54,15 @@ pub struct TransportedKeySet {
     pub infrastructure: Vec<u8>,
 }
 
-/// Which customer key it is.
+/// Identifies a customer key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CustomerKeyClaim {
-    /// Its URI where the image was exported; shown to people and never acted upon.
+    /// Its URI where the image was exported; shown to people and never used.
     pub provider: String,
     /// Its fingerprint.
     pub key_version: String,
-    /// How it wraps.
+    /// Its wrapping algorithm.
     pub algorithm: String,
 }
 
@@ -75,7 +75,7 @@ pub struct ExportProvenance {
     pub volume: VolumeId,
     /// Name of the image.
     pub image: String,
-    /// When the image was made: seconds since 1970.
+    /// When the image was taken: seconds since 1970.
     pub created: i64,
 }
 
@@ -98,13 +98,13 @@ impl Counts {
     }
 }
 
-/// What a header says.
+/// The contents of a header.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExportHeader {
     /// Features that a reader must know.
     pub features: Vec<String>,
-    /// Names this export.
+    /// Id of this export.
     #[serde(with = "hex_id")]
     pub export: ExportId,
     /// Key mode of the image.
@@ -133,11 +133,11 @@ impl ExportHeader {
         Ok(header)
     }
 
-    /// Whether everything is within bounds and fits together.
+    /// Checks that all fields are within bounds and consistent.
     fn check(&self) -> Result<(), StreamError> {
         self.check_features()?;
         if !self.transport.is_well_formed() {
-            return Err(invalid("its keys are wrapped in a way that nobody uses"));
+            return Err(invalid("the wrapping of its keys is not valid"));
         }
         self.check_customer_key()?;
         self.check_key_set()?;
@@ -201,10 +201,10 @@ impl ExportHeader {
         Ok(())
     }
 
-    /// Both lines, and the line of their MAC.
+    /// Encodes both lines, and the line of their MAC.
     ///
     /// # Errors
-    /// When the contents break a rule or become too long.
+    /// The contents break a rule or are too long.
     pub(super) fn seal(&self, keys: &ExportKeys) -> Result<Vec<u8>, StreamError> {
         self.check()?;
         let line = serde_json::to_vec(self).map_err(|error| invalid(error.to_string()))?;
@@ -227,7 +227,7 @@ fn first_line(version: u32) -> String {
     format!("{}{version}\n", super::FIRST_WORD)
 }
 
-/// A header that nobody has vouched for: what it says is a claim.
+/// A header that has not been authenticated: its contents are claims.
 #[derive(Clone, Debug)]
 pub struct UnverifiedExport {
     /// Both lines, newlines included.
@@ -244,15 +244,15 @@ impl UnverifiedExport {
         Ok(Self { bytes, mac, header })
     }
 
-    /// What it claims.
+    /// The unauthenticated contents.
     pub fn claims(&self) -> &ExportHeader {
         &self.header
     }
 
-    /// Checks the MAC.
+    /// Verifies the MAC and returns the header.
     ///
     /// # Errors
-    /// [`StreamError::HeaderTampered`].
+    /// [`StreamError::HeaderTampered`] if the MAC does not match.
     pub fn verify(self, keys: &ExportKeys) -> Result<ExportHeader, StreamError> {
         if keys.verify_header(&self.bytes, &self.mac) {
             Ok(self.header)

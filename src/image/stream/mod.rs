@@ -1,4 +1,5 @@
-//! The stream that an image travels in: bytes and their order, nothing of where they come from.
+//! The stream format of an exported image: its bytes and their order, independent of where they
+//! come from.
 //!
 //! ```text
 //! bilayer-export 2\n                                  the format
@@ -13,9 +14,9 @@
 //! pages. Every page of either is sealed by both layers under one key set, which was drawn for this
 //! stream. The keys of the MACs need both its DEKs ([`crate::layers::export`]).
 //!
-//! Invariants: no number of the stream decides how much memory is taken; a reader takes the
-//! sections in this one order, and nothing before or after them. [`StreamReader::end`] alone vouches
-//! for the whole: what was read before it is to be given up if it does not come to that.
+//! Invariants: no number in the stream determines how much memory is allocated; a reader accepts
+//! the sections in this order only, and nothing before or after them. Only [`StreamReader::end`]
+//! authenticates the whole: what was read before must be discarded unless it succeeds.
 
 mod header;
 mod read;
@@ -33,10 +34,10 @@ pub use header::{
 pub use read::StreamReader;
 pub use write::StreamWriter;
 
-/// Format that is written, and the only one that is read. Streams of format 1 carried key sets of
-/// the volume that they came from.
+/// The format version that is written, and the only one that is read. Streams of format 1 contained
+/// key sets of the volume that they came from.
 pub const STREAM_VERSION: u32 = 2;
-/// What the first line starts with.
+/// Prefix of the first line.
 const FIRST_WORD: &str = "bilayer-export ";
 /// Longest header line, in bytes.
 pub const MAX_HEADER_BYTES: usize = 256 * 1024;
@@ -51,7 +52,7 @@ const STRIDE: u64 = META_STRIDE_BYTES as u64;
 /// A stream that cannot be written, read or trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// It begins with something else.
+    /// The data does not begin like a stream.
     #[error("this is no exported image")]
     NotAnExport,
     /// It was written by a newer program.
@@ -74,56 +75,56 @@ pub enum StreamError {
         /// The format that is read.
         supported: u32,
     },
-    /// It names features that are not known.
+    /// The header names unknown features.
     #[error("the export needs features that this bilayer does not have: {0}")]
     UnknownFeatures(String),
-    /// Its header cannot be understood.
+    /// The header cannot be parsed.
     #[error("the export's header is not valid: {0}")]
     HeaderInvalid(String),
-    /// Its header is not the one that was written.
+    /// The header does not authenticate.
     #[error("the export's header does not authenticate: it is not the one that was written")]
     HeaderTampered,
-    /// It ends too early.
+    /// The stream ends too early.
     #[error("the export is cut off within {within}")]
     CutOff {
         /// What was being read.
         within: &'static str,
     },
-    /// A section is not the one that must come here.
+    /// A section does not match what must follow.
     #[error("the export is damaged: {found} where {wanted} should follow")]
     OutOfOrder {
-        /// What must come.
+        /// The expected section.
         wanted: String,
-        /// What is there.
+        /// The section that was found.
         found: String,
     },
-    /// The end does not vouch for what came before it.
+    /// The end mark does not authenticate the stream.
     #[error("the export does not authenticate as a whole: its {what}")]
     Tampered {
-        /// What is wrong with it.
+        /// What does not match.
         what: &'static str,
     },
-    /// Something follows the end.
+    /// Data follows the end.
     #[error("the export is damaged: something follows its end")]
     Trailing,
-    /// Its keys.
+    /// A key is not available or wrong.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The image is under a customer key, and none was named.
+    /// The image is under a customer key, and none was given.
     #[error("the image needs its customer key")]
     CustomerKeyNeeded {
-        /// What the unverified header says about where it is.
+        /// Where the unverified header says it is.
         claimed: String,
     },
-    /// A customer key was named for an image that is not under one.
+    /// A customer key was given for an image that is not under one.
     #[error("the export says that it is platform-managed, and its customer key was named")]
     Downgraded,
-    /// The customer key is another one.
+    /// The given customer key is not the image's.
     #[error(
         "the customer key {given} (fingerprint {found}) is not the one of the image ({wanted})"
     )]
     WrongCustomerKey {
-        /// The key that was named.
+        /// The given key.
         given: String,
         /// Its fingerprint.
         found: String,
@@ -133,15 +134,15 @@ pub enum StreamError {
     /// Reading or writing the stream failed.
     #[error("{doing}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the operating system says.
+        /// Error of the operating system.
         source: io::Error,
     },
 }
 
 impl StreamError {
-    /// What sort of failure.
+    /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotAnExport | Self::HeaderInvalid(_) => ErrorKind::HeaderInvalid,
@@ -160,18 +161,18 @@ impl StreamError {
         }
     }
 
-    /// What to do next, where there is something to do.
+    /// What the user can do next, if anything.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::NotAnExport => "make one: bilayer image export VOLUME NAME FILE",
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
-            Self::OlderFormat { .. } => "export the image anew, with this version",
+            Self::OlderFormat { .. } => "export the image again, with this version",
             Self::HeaderInvalid(_)
             | Self::HeaderTampered
             | Self::CutOff { .. }
             | Self::OutOfOrder { .. }
             | Self::Tampered { .. }
-            | Self::Trailing => "fetch it again, or export the image anew",
+            | Self::Trailing => "fetch it again, or export the image again",
             Self::Downgraded => {
                 "somebody may have put another image in its place; if it is the right one, leave \
                  the customer key out"

@@ -1,4 +1,4 @@
-//! Reading a stream, section by section, in the one order that there is.
+//! Reading a stream, section by section, in its only order.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 
@@ -15,23 +15,24 @@ use crate::layers::ExportKeys;
 use crate::layers::export::MAC_BYTES;
 use crate::meta::records::ObjectName;
 
-/// Longest first line, in bytes: the word and a number.
+/// Longest first line, in bytes: the prefix and a number.
 const MAX_FIRST_LINE: usize = 40;
 const MAC_DIGITS: usize = 2 * MAC_BYTES;
-/// Read ahead of what is parsed, in bytes.
+/// Size of the read buffer, in bytes.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// A stream that is being read.
+/// Reads a stream.
 pub struct StreamReader<'a> {
     from: BufReader<&'a mut dyn Read>,
     digest: Sha256,
 }
 
 impl<'a> StreamReader<'a> {
-    /// Reads the header, which nobody has vouched for yet.
+    /// Reads the header, which is not authenticated yet.
     ///
     /// # Errors
-    /// `NotAnExport`, `NewerFormat`, `UnknownFeatures`, `HeaderInvalid`, `CutOff`, `Io`.
+    /// The data is not a stream, is of another version, needs unknown features, has an invalid
+    /// header, ends too early, or cannot be read.
     pub fn begin(from: &'a mut dyn Read) -> Result<(Self, UnverifiedExport), StreamError> {
         let mut this = Self {
             from: BufReader::with_capacity(BUFFER_BYTES, from),
@@ -98,10 +99,10 @@ impl<'a> StreamReader<'a> {
         }
     }
 
-    /// Fills `buffer` with sealed bytes of `within`.
+    /// Fills `buffer` with sealed bytes. `within` names the section for errors.
     ///
     /// # Errors
-    /// `CutOff`, `Io`.
+    /// The stream ends too early or cannot be read.
     pub fn fill(&mut self, buffer: &mut [u8], within: &'static str) -> Result<(), StreamError> {
         self.fill_unhashed(buffer, within)?;
         self.digest.update(&*buffer);
@@ -148,10 +149,11 @@ impl<'a> StreamReader<'a> {
         })
     }
 
-    /// Reads what announces `meta`, which must be as long as the authenticated header says.
+    /// Reads the header of the section `meta`, which must be as long as the authenticated header
+    /// says.
     ///
     /// # Errors
-    /// `OutOfOrder`, `CutOff`, `Io`.
+    /// Another section follows, or the stream ends too early or cannot be read.
     pub fn meta(&mut self, counts: &Counts) -> Result<(), StreamError> {
         let wanted = || format!("metadata of {} strides", counts.meta_strides);
         self.tag(TAG_META, &wanted)?;
@@ -165,19 +167,20 @@ impl<'a> StreamReader<'a> {
         Ok(())
     }
 
-    /// Reads what announces an object, which must be this one with so many pages.
+    /// Reads the header of an object's section, which must be this object with that number of
+    /// pages.
     ///
     /// # Errors
-    /// `OutOfOrder`, `CutOff`, `Io`.
+    /// Another section follows, or the stream ends too early or cannot be read.
     pub fn object(&mut self, name: ObjectName, pages: u32) -> Result<(), StreamError> {
         let within = "the list of its objects";
-        let told = |name: ObjectName, pages: u32| {
+        let describe = |name: ObjectName, pages: u32| {
             format!(
                 "object {} of folder {:08x} with {pages} pages",
                 name.object, name.folder.0
             )
         };
-        self.tag(TAG_OBJECT, &|| told(name, pages))?;
+        self.tag(TAG_OBJECT, &|| describe(name, pages))?;
         let found_name = ObjectName {
             folder: FolderNumber(self.number(within)?),
             object: ObjectId(self.array(within)?),
@@ -185,22 +188,23 @@ impl<'a> StreamReader<'a> {
         let found_pages = u32::from_le_bytes(self.array(within)?);
         if (found_name, found_pages) != (name, pages) {
             return Err(StreamError::OutOfOrder {
-                wanted: told(name, pages),
-                found: told(found_name, found_pages),
+                wanted: describe(name, pages),
+                found: describe(found_name, found_pages),
             });
         }
         Ok(())
     }
 
-    /// Reads the end mark and has it vouch for all that was read; `counts` are those of the
-    /// authenticated header, which what was read has been found to have.
+    /// Reads the end mark, and authenticates everything that was read. `counts` are those of the
+    /// authenticated header; the caller has compared them with what was read.
     ///
     /// # Errors
-    /// `OutOfOrder`, `CutOff`, `Tampered`, `Trailing`, `Io`.
+    /// The end mark does not authenticate the stream, another section or further data follows, or
+    /// the stream ends too early or cannot be read.
     pub fn end(&mut self, counts: &Counts, keys: &ExportKeys) -> Result<(), StreamError> {
         let within = "its end mark";
         self.tag(TAG_END, &|| "the end".to_owned())?;
-        let told: [u64; 3] = [
+        let claimed: [u64; 3] = [
             self.number(within)?,
             self.number(within)?,
             self.number(within)?,
@@ -210,12 +214,12 @@ impl<'a> StreamReader<'a> {
         self.fill_unhashed(&mut mac, within)?;
         if !keys.verify_end(&digest, &mac) {
             return Err(StreamError::Tampered {
-                what: "end mark is another's",
+                what: "end mark does not match",
             });
         }
-        if told != [counts.objects, counts.pages, counts.sealed_bytes()] {
+        if claimed != [counts.objects, counts.pages, counts.sealed_bytes()] {
             return Err(StreamError::Tampered {
-                what: "counts are others",
+                what: "counts do not match",
             });
         }
         match self.fill_unhashed(&mut [0], within) {

@@ -77,8 +77,8 @@ fn sample() -> Vec<u8> {
         let page = vec![number; pages as usize * crate::sealed::PAGE_BYTES];
         stream.put(&page).expect("pages");
     }
-    let told = stream.end().expect("end");
-    assert_eq!(told, bytes.len() as u64);
+    let describe = stream.end().expect("end");
+    assert_eq!(describe, bytes.len() as u64);
     bytes
 }
 
@@ -288,7 +288,7 @@ fn versions_are_told_apart() {
     // It carried key sets of a volume.
     let older = of("bilayer-export 1\n");
     assert!(matches!(older, StreamError::OlderFormat { found: 1, .. }));
-    assert!(older.hint().is_some_and(|hint| hint.contains("anew")));
+    assert!(older.hint().is_some_and(|hint| hint.contains("again")));
     for first in [
         "bilayer-export 0\n",
         "bilayer-export 02\n",

@@ -1,4 +1,4 @@
-//! Writing a stream. What is written is told by the caller, section by section, in order.
+//! Writing a stream. The caller passes the sections in order.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use super::{StreamError, TAG_END, TAG_META, TAG_OBJECT, invalid};
 use crate::layers::ExportKeys;
 use crate::meta::records::ObjectName;
 
-/// A stream that is being written.
+/// Writes a stream.
 pub struct StreamWriter<'a> {
     to: &'a mut dyn Write,
     digest: Sha256,
@@ -22,7 +22,7 @@ impl<'a> StreamWriter<'a> {
     /// Writes the header.
     ///
     /// # Errors
-    /// When the header breaks a rule, and those of `to`.
+    /// The header breaks a rule, or cannot be written.
     pub fn begin(
         to: &'a mut dyn Write,
         header: &ExportHeader,
@@ -40,10 +40,11 @@ impl<'a> StreamWriter<'a> {
         Ok(this)
     }
 
-    /// Announces `meta`; as many strides as this returns follow by [`Self::put`].
+    /// Writes the header of the section `meta`. As many strides as this returns follow by
+    /// [`Self::put`].
     ///
     /// # Errors
-    /// Those of the writer.
+    /// The section cannot be written.
     pub fn meta(&mut self) -> Result<u64, StreamError> {
         let strides = self.counts.meta_strides;
         self.put(&[TAG_META])?;
@@ -51,10 +52,10 @@ impl<'a> StreamWriter<'a> {
         Ok(strides)
     }
 
-    /// Announces an object; its pages follow by [`Self::put`].
+    /// Writes the header of an object's section. Its pages follow by [`Self::put`].
     ///
     /// # Errors
-    /// Those of the writer.
+    /// The section cannot be written.
     pub fn object(&mut self, name: ObjectName, pages: u32) -> Result<(), StreamError> {
         self.put(&[TAG_OBJECT])?;
         self.put(&name.folder.0.to_le_bytes())?;
@@ -65,7 +66,7 @@ impl<'a> StreamWriter<'a> {
     /// Writes sealed bytes.
     ///
     /// # Errors
-    /// Those of the writer.
+    /// The bytes cannot be written.
     pub fn put(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
         self.digest.update(bytes);
         self.bytes += bytes.len() as u64;
@@ -74,10 +75,10 @@ impl<'a> StreamWriter<'a> {
             .map_err(StreamError::io("cannot write the export"))
     }
 
-    /// Writes the end mark and returns the length of the stream, in bytes.
+    /// Writes the end mark, and returns the length of the stream in bytes.
     ///
     /// # Errors
-    /// Those of the writer.
+    /// The end mark cannot be written.
     pub fn end(mut self) -> Result<u64, StreamError> {
         let Counts { objects, pages, .. } = self.counts;
         self.put(&[TAG_END])?;

@@ -1,8 +1,8 @@
-//! Customer keys: RSA keys that wrap customer DEKs, wherever they are held.
+//! Customer keys: RSA keys that wrap customer DEKs, wherever they are stored.
 //!
-//! A provider is a URI and three verbs. Whatever holds the key, the wrap is RSA-OAEP with SHA-256
-//! in both places (RFC 8017 section 7.1; `RSA-OAEP-256` of RFC 7518) and an empty label, so a key
-//! can move from one holder to another without a change of what is stored.
+//! A provider has a URI and three operations. Wherever the key is stored, the wrap is RSA-OAEP with
+//! SHA-256 for both hashes (RFC 8017 section 7.1; `RSA-OAEP-256` of RFC 7518) and an empty label,
+//! so a key can be moved to another kind of storage without changing stored wraps.
 
 use std::fmt;
 
@@ -19,53 +19,53 @@ mod pem;
 /// Name of the algorithm in headers and logs (RFC 7518).
 pub const ALGORITHM: &str = "RSA-OAEP-256";
 
-/// Sizes of RSA keys taken, in bits.
+/// Accepted sizes of RSA keys, in bits.
 pub const RSA_BITS: [usize; 3] = [2048, 3072, 4096];
 
-/// What is public about a customer key.
+/// The public description of a customer key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyDescription {
-    /// Where it is.
+    /// Its location.
     pub uri: KeyUri,
-    /// How it wraps; [`ALGORITHM`].
+    /// Its wrapping algorithm: [`ALGORITHM`].
     pub algorithm: &'static str,
     /// Size of the modulus in bits.
     pub bits: usize,
-    /// Names this very key: SHA-256 of its SubjectPublicKeyInfo (DER), 64 hexadecimal digits.
+    /// Identifies this key: SHA-256 of its SubjectPublicKeyInfo (DER), 64 hexadecimal digits.
     pub key_version: String,
-    /// True when the private half is there, so that [`CustomerKeyProvider::unwrap`] can work.
+    /// True if the private half is available, so that [`CustomerKeyProvider::unwrap`] can work.
     pub can_unwrap: bool,
 }
 
 /// Holds a customer key.
 pub trait CustomerKeyProvider: Send + Sync + fmt::Debug {
-    /// What is public about the key.
+    /// The public description of the key.
     fn describe(&self) -> &KeyDescription;
 
-    /// Encrypts `plain` (at most 190 bytes, what fits a 2048-bit key) to the key; needs the public
-    /// half only. The ciphertext is as long as the modulus.
+    /// Encrypts `plain` (at most 190 bytes, which fit a 2048-bit key) to the key, which needs only
+    /// the public half. The ciphertext is as long as the modulus.
     ///
     /// # Errors
-    /// When it is too long or there is no randomness.
+    /// When `plain` is too long, or there is no randomness.
     fn wrap(&self, plain: &[u8]) -> Result<Vec<u8>, KeyError>;
 
     /// Decrypts what [`Self::wrap`] made.
     ///
     /// # Errors
-    /// Kind `KeyUnavailable` when only the public half is there, `WrongKey` when the ciphertext
-    /// does not decrypt. No more is said about why it does not: that would be an oracle.
+    /// Kind `KeyUnavailable` if only the public half is available, `WrongKey` if the ciphertext
+    /// does not decrypt. The reason is not stated, as that would be an oracle.
     fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError>;
 
-    /// The same key without its private half: it wraps and does not unwrap. What an open volume
-    /// keeps, to wrap further DEKs without a passphrase and without a secret in memory.
+    /// The key without its private half: it wraps but does not unwrap. An open volume keeps this,
+    /// to wrap further DEKs without a passphrase and without a secret in memory.
     fn public_half(&self) -> Box<dyn CustomerKeyProvider>;
 }
 
-/// Opens the key that the URI names. The passphrase is asked for only when it is needed.
+/// Opens the key that the URI names. The passphrase is requested only if it is needed.
 ///
 /// # Errors
-/// Kind `KeyUnavailable` when the key or its passphrase cannot be had, `WrongKey` when the
-/// passphrase is wrong, `Usage` when the file holds no RSA key of a size taken.
+/// Kind `KeyUnavailable` if the key or its passphrase is not available, `WrongKey` if the
+/// passphrase is wrong, `Usage` if the file contains no RSA key of an accepted size.
 pub fn open(
     uri: &KeyUri,
     passphrase: &PassphraseSource,

@@ -1,4 +1,4 @@
-//! PEM files with RSA keys: what is taken, and what is said about everything else.
+//! PEM files with RSA keys: the accepted forms, and the errors for all others.
 //!
 //! | label (RFC 7468) | content | taken as |
 //! |---|---|---|
@@ -25,14 +25,14 @@ use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::secret::Passphrase;
 
-/// Most memory that the scrypt parameters of a key file may ask for, in bytes.
+/// Limit on the memory that the scrypt parameters of a key file may require, in bytes.
 const MAX_SCRYPT_BYTES: u64 = 1 << 30;
-/// Most iterations that the PBKDF2 parameters of a key file may ask for.
+/// Limit on the iterations that the PBKDF2 parameters of a key file may require.
 const MAX_PBKDF2_ITERATIONS: u32 = 20_000_000;
 /// Smallest public exponent (NIST SP 800-56B revision 2, section 6.2).
 const MIN_EXPONENT: u32 = 65537;
 
-/// A key as it was in the file.
+/// A key as found in the file.
 pub(super) enum PemKey {
     /// Both halves.
     Private(Box<RsaPrivateKey>),
@@ -50,7 +50,7 @@ impl PemKey {
     }
 }
 
-/// True when the first PEM block of `text` is a private key, of whatever kind.
+/// True if the first PEM block of `text` is a private key of any kind.
 pub(super) fn is_private(text: &[u8]) -> bool {
     pem::decode_label(text).is_ok_and(|label| label.ends_with("PRIVATE KEY"))
 }
@@ -63,7 +63,7 @@ pub(super) fn parse(
 ) -> Result<PemKey, KeyError> {
     if contains(text, b"Proc-Type: 4,ENCRYPTED") {
         return Err(
-            refused(path, "is encrypted in OpenSSL's old way").with_hint(
+            refused(path, "is encrypted in OpenSSL's legacy format").with_hint(
                 "convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD.pem -out NEW.pem",
             ),
         );
@@ -108,7 +108,7 @@ fn public(key: Option<RsaPublicKey>, path: &Path) -> Result<PemKey, KeyError> {
         .ok_or_else(|| refused(path, "holds no usable RSA public key"))
 }
 
-/// Sizes and exponent.
+/// Checks the size and the exponent.
 fn check(key: &RsaPublicKey, path: &Path) -> Result<(), KeyError> {
     let bits = key.n().bits();
     if !RSA_BITS.contains(&bits) {
@@ -130,7 +130,7 @@ fn check(key: &RsaPublicKey, path: &Path) -> Result<(), KeyError> {
     Ok(())
 }
 
-/// Opens an encrypted PKCS#8 document; only here is a passphrase asked for.
+/// Opens an encrypted PKCS#8 document. Only here is a passphrase requested.
 fn decrypt(
     der: &[u8],
     path: &Path,
@@ -148,7 +148,7 @@ fn decrypt_with(
     passphrase: &Passphrase,
 ) -> Result<SecretDocument, KeyError> {
     info.decrypt(passphrase.expose()).map_err(|error| {
-        // Anything but a wrong algorithm is padding or DER that came out wrong.
+        // Every other error is wrong padding or wrong DER after decryption.
         if let pkcs8::Error::EncryptedPrivateKey(
             pkcs8::pkcs5::Error::UnsupportedAlgorithm { .. }
             | pkcs8::pkcs5::Error::AlgorithmParametersInvalid { .. },
@@ -166,7 +166,7 @@ fn decrypt_with(
     })
 }
 
-/// Refuses parameters that would take the machine down rather than open a key.
+/// Refuses parameters that would exhaust the machine.
 fn check_cost(scheme: &EncryptionScheme<'_>, path: &Path) -> Result<(), KeyError> {
     let modest = match scheme.pbes2().map(|parameters| &parameters.kdf) {
         Some(Kdf::Scrypt(scrypt)) => {

@@ -1,12 +1,12 @@
-//! Which directory is a volume, as its record remembers it.
+//! The directory that is a volume, as stored in its record.
 //!
 //! ```text
 //! "directory": {"path": HEX, "inode": N, "filesystem": TEXT | null, "inside": HEX | null}
 //! "former": {"directory": {…}, "written": SECONDS | null}
 //! ```
-//! `path` is the absolute path without symbolic links, `inside` the same within its filesystem, both
-//! as bytes in hexadecimal digits. `filesystem` is what [`crate::store::Place`] gives, and says
-//! together with `inode` which directory it is, whatever is mounted where.
+//! `path` is the absolute path without symbolic links and `inside` the path within its filesystem,
+//! both as bytes in hexadecimal digits. `filesystem` comes from [`crate::store::DirectoryIdentity`]
+//! and identifies the directory together with `inode`, whatever is mounted where.
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -14,40 +14,40 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::encoding::hex_bytes;
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 
-/// Longest path (`PATH_MAX` is 4096) and longest identity of a filesystem, in bytes.
+/// Length limits of a path (`PATH_MAX` is 4096) and of a filesystem's identity, in bytes.
 const PATH_BYTES_MAX: usize = 8192;
 const FILESYSTEM_BYTES_MAX: usize = 1024;
 
-/// The directory that a volume was in when it was last open for writing.
+/// The directory that contained a volume when it was last open for writing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RememberedDirectory {
     /// Absolute path without symbolic links.
     pub path: PathBuf,
     /// Its inode number.
     pub inode: u64,
-    /// Identity of its filesystem, where it has one.
+    /// Identity of its filesystem, if there is one.
     pub filesystem: Option<String>,
-    /// Its path within that filesystem, where that is known.
+    /// Its path within that filesystem, if known.
     pub inside: Option<PathBuf>,
 }
 
-/// The directory that a volume was opened in, where that went elsewhere while it was open: whoever
-/// moved it may not be the one who uses it, so it is remembered until the volume is opened elsewhere.
+/// The directory in which a volume was opened, if it was moved while the volume was open. Somebody
+/// other than the user may have moved it, so it is remembered until the volume is opened elsewhere.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FormerDirectory {
-    /// Which directory.
+    /// The directory.
     pub directory: RememberedDirectory,
-    /// When the volume was last written there, as far as that is known: seconds since 1970.
+    /// When the volume was last written there, if known: seconds since 1970.
     pub written: Option<i64>,
 }
 
 impl RememberedDirectory {
-    /// True where this is that place: the same path, or the same path within the same filesystem,
-    /// wherever that is mounted now. Inode numbers are reused, so they say nothing of a directory
+    /// True if this is that location: the same path, or the same path within the same filesystem,
+    /// wherever that is mounted now. Inode numbers are reused, so they do not identify a directory
     /// that may have been replaced.
-    pub fn names(&self, place: &Place) -> bool {
+    pub fn names(&self, place: &DirectoryIdentity) -> bool {
         let same_part = self.filesystem.is_some()
             && self.filesystem == place.filesystem
             && self.inside.is_some()
@@ -56,8 +56,8 @@ impl RememberedDirectory {
     }
 }
 
-impl From<&Place> for RememberedDirectory {
-    fn from(place: &Place) -> Self {
+impl From<&DirectoryIdentity> for RememberedDirectory {
+    fn from(place: &DirectoryIdentity) -> Self {
         Self {
             path: place.path.clone(),
             inode: place.inode,
@@ -71,7 +71,7 @@ impl From<&Place> for RememberedDirectory {
 #[serde(transparent)]
 struct PathDigits(#[serde(with = "hex_bytes")] Vec<u8>);
 
-/// The same as it is written.
+/// The directory as it is written.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DirectoryFile {
@@ -94,7 +94,7 @@ impl From<&RememberedDirectory> for DirectoryFile {
 }
 
 impl DirectoryFile {
-    /// `None` for one that no writer makes.
+    /// Returns `None` for values that are never written.
     pub(super) fn read(self) -> Option<RememberedDirectory> {
         let filesystem_ok = |text: &String| {
             (1..=FILESYSTEM_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control)
@@ -133,7 +133,7 @@ impl From<&FormerDirectory> for FormerFile {
 }
 
 impl FormerFile {
-    /// `None` for one that no writer makes.
+    /// Returns `None` for values that are never written.
     pub(super) fn read(self) -> Option<FormerDirectory> {
         Some(FormerDirectory {
             directory: self.directory.read()?,

@@ -1,7 +1,7 @@
 //! The keystore's files: names, strict reading, writing that is atomic and durable.
 //!
-//! Order of writes: a file is written under a name of its own that starts with a dot, synced,
-//! renamed to its name, and then the directory is synced.
+//! Order of writes: a file is written under a temporary name that starts with a dot, synced and
+//! renamed; then the directory is synced.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
@@ -26,7 +26,7 @@ pub(super) const VOLUMES: &str = "volumes";
 /// File with the keystore's id.
 pub(super) const IDENTITY: &str = "keystore.json";
 
-/// Longest file of a keystore, in bytes.
+/// Length limit of a keystore's file, in bytes.
 const MAX_FILE_BYTES: usize = 64 * 1024;
 
 #[derive(Serialize, Deserialize)]
@@ -41,7 +41,7 @@ struct IdentityFile {
 const IDENTITY_FORMAT: &str = "bilayer-platform-keystore";
 const VERSION_FORMAT: &str = "bilayer-platform-key";
 
-/// Borrows from the buffer it is read from, so that the keys have no copy of their own in text.
+/// Borrows from the buffer that it is read from, so that no other copy of the keys exists as text.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct VersionFile<'a> {
@@ -53,7 +53,7 @@ struct VersionFile<'a> {
     customer: &'a str,
 }
 
-/// The keystore's id; `None` when there is no keystore.
+/// The keystore's id; `None` if there is no keystore.
 pub(super) fn read_identity(directory: &Path) -> Result<Option<[u8; 16]>, KeyError> {
     let path = directory.join(IDENTITY);
     let Some(text) = read_file(&path)? else {
@@ -65,7 +65,7 @@ pub(super) fn read_identity(directory: &Path) -> Result<Option<[u8; 16]>, KeyErr
     Ok(Some(file.id))
 }
 
-/// Draws an id and writes it; when another process was first, its id is the answer.
+/// Draws an id and writes it. If another process was first, its id is returned.
 pub(super) fn create_identity(directory: &Path) -> Result<[u8; 16], KeyError> {
     let path = directory.join(IDENTITY);
     let mut id = [0; 16];
@@ -81,8 +81,7 @@ pub(super) fn create_identity(directory: &Path) -> Result<[u8; 16], KeyError> {
     read_identity(directory)?.ok_or_else(|| damaged(&path, "vanished"))
 }
 
-/// The numbers of the versions that are there. Names that start with a dot are writes that were
-/// cut off.
+/// The numbers of the existing versions. Names that start with a dot belong to interrupted writes.
 pub(super) fn version_numbers(directory: &Path) -> Result<Vec<u32>, KeyError> {
     let path = directory.join(VERSIONS);
     let mut numbers = Vec::new();
@@ -100,7 +99,7 @@ pub(super) fn version_numbers(directory: &Path) -> Result<Vec<u32>, KeyError> {
     Ok(numbers)
 }
 
-/// True when a volume is remembered.
+/// True if there is a record of any volume.
 pub(super) fn has_records(directory: &Path) -> Result<bool, KeyError> {
     let names = names(&directory.join(VOLUMES))?;
     Ok(names.iter().any(|name| name.ends_with(".json")))
@@ -122,7 +121,7 @@ fn read_keys(
 ) -> Result<(PlatformKey, PlatformCustomerKey), KeyError> {
     let path = version_path(directory, number);
     let text = read_file(&path)?.ok_or_else(|| damaged(&path, "is missing"))?;
-    // Serde's message could quote a key.
+    // The message of serde could quote a key.
     let file: VersionFile<'_> =
         serde_json::from_slice(&text).map_err(|_| damaged(&path, "cannot be read"))?;
     check_format(&path, file.format, VERSION_FORMAT, file.version)?;
@@ -144,7 +143,7 @@ fn read_keys(
     ))
 }
 
-/// Writes a version; false when it exists already, which is left as it is.
+/// Writes a version. False if it exists, in which case it stays unchanged.
 pub(super) fn create_version(
     directory: &Path,
     keystore: [u8; 16],
@@ -202,7 +201,7 @@ pub(super) enum Replace {
     Always,
 }
 
-/// Writes a file atomically and durably, mode 0600. False when it exists and may not be replaced.
+/// Writes a file atomically and durably with mode 0600. False if it exists and may not be replaced.
 pub(super) fn write_file(path: &Path, text: &[u8], replace: Replace) -> Result<bool, KeyError> {
     let failed = while_writing("cannot write", path);
     write_inner(path, text, replace).map_err(failed)
@@ -227,7 +226,7 @@ fn write_inner(path: &Path, text: &[u8], replace: Replace) -> io::Result<bool> {
     Ok(written)
 }
 
-/// Reads a plain file of at most [`MAX_FILE_BYTES`]; `None` when it is not there.
+/// Reads a plain file of at most [`MAX_FILE_BYTES`]; `None` if it does not exist.
 pub(super) fn read_file(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyError> {
     let opened = open_plain(path);
     let Some(file) = not_found_is_none(opened).map_err(while_doing("cannot read", path))? else {
@@ -241,7 +240,7 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyEr
     if len > MAX_FILE_BYTES {
         return Err(damaged(path, "is too long"));
     }
-    // Of full size at once: a growing buffer leaves copies of keys behind.
+    // Allocated at full size: a growing buffer leaves copies of keys behind.
     let mut text = Zeroizing::new(Vec::with_capacity(len + 2));
     file.take(len as u64 + 1)
         .read_to_end(&mut text)
@@ -264,8 +263,8 @@ fn open_plain(path: &Path) -> io::Result<File> {
     )
 }
 
-/// Makes a directory and what is above it, each of them mode 0700 and durable. One that is there
-/// is left as it is.
+/// Creates a directory and its parents, each durably with mode 0700. An existing directory is
+/// unchanged.
 pub(super) fn make_directory(path: &Path) -> Result<(), KeyError> {
     if path.is_dir() {
         return Ok(());
@@ -285,7 +284,7 @@ pub(super) fn make_directory(path: &Path) -> Result<(), KeyError> {
     }
 }
 
-/// The volumes of which there is a record.
+/// The volumes that have a record.
 pub(super) fn remembered_volumes(directory: &Path) -> Result<Vec<VolumeId>, KeyError> {
     let names = names(&directory.join(VOLUMES))?;
     Ok(names

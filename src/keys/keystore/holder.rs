@@ -5,9 +5,9 @@ use subtle::ConstantTimeEq;
 use super::PlatformKeystore;
 
 impl PlatformKeystore {
-    /// Whether whoever has this keystore has what `other` wraps with: the same id, and the same two
-    /// keys in the version that `other` uses now. The id alone proves nothing, it is no secret.
-    /// Keys are compared in constant time.
+    /// True if this keystore contains the keys that `other` wraps with: the same id, and the same
+    /// two keys in the version that `other` uses now. The id alone proves nothing, since it is no
+    /// secret. Keys are compared in constant time.
     pub(crate) fn holds_keys_of(&self, other: &Self) -> bool {
         let number = other.current_version();
         let (Some(ours), Some(theirs)) = (self.versions.get(&number), other.versions.get(&number))
@@ -48,7 +48,7 @@ mod tests {
         copy(&path("own"), &path("copy"));
         let copied = PlatformKeystore::open(&path("copy")).expect("keystore");
         assert!(copied.holds_keys_of(&own));
-        // One that says it is the first, with keys of somebody's own.
+        // A keystore that claims the first one's id, with other keys.
         let namesake = PlatformKeystore {
             id: own.id,
             ..other

@@ -1,4 +1,4 @@
-//! The platform keystore: the machine's own keys, and what it remembers of each volume.
+//! The platform keystore: the machine's own keys, and its records of volumes.
 //!
 //! ```text
 //! platform/                      0700, owned by whoever uses it
@@ -10,13 +10,14 @@
 //! ```
 //!
 //! A version holds two independent random 256-bit keys: one wraps infrastructure DEKs, the other
-//! the customer DEKs of platform-managed volumes. Losing the keystore loses every volume.
+//! the customer DEKs of platform-managed volumes. Losing the keystore means losing every volume.
 //!
-//! Invariants: it lies outside every volume; files appear whole (written aside, synced, renamed,
-//! directory synced) and a version is never written over; the directory is nobody else's, or it is
-//! not used. Files are read strictly: bounded, no unknown or repeated field.
+//! Invariants: the keystore is outside every volume. Files appear complete (written under a
+//! temporary name, synced, renamed, directory synced), and a version is never overwritten. The
+//! keystore is refused unless its directory belongs to this user alone. Files are parsed strictly:
+//! bounded, without unknown or repeated fields.
 //!
-//! Protection is by mode alone; nothing is sealed to the machine.
+//! Only file modes protect it; nothing is sealed to the machine.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -31,33 +32,33 @@ use super::wrap::{self, PLATFORM_PREFIX, PlatformVersion, WrapContext, WrapRecor
 use crate::audit::Record;
 use crate::ids::VolumeId;
 use crate::layers::{CustomerDek, InfrastructureDek};
-use crate::store::Place;
+use crate::store::DirectoryIdentity;
 use crate::sys::identity::{effective_user, home_of, real_user};
 use crate::sys::wipe::with_secrets;
 
 mod directory;
 mod files;
 mod holder;
-mod neighbours;
 mod record;
 mod transport;
+mod volumes_at;
 mod writer;
 
 pub use directory::{FormerDirectory, RememberedDirectory};
-pub use neighbours::RememberedVolume;
 pub use record::{KnownKeySet, VolumeRecord};
+pub use volumes_at::RememberedVolume;
 pub use writer::{WriterLock, WriterLocked};
 
-/// Name of the file that makes a directory a platform keystore.
+/// Name of the file that marks a directory as a platform keystore.
 pub const IDENTITY: &str = files::IDENTITY;
 
 /// Environment variable that names the keystore's directory.
 pub const ENVIRONMENT: &str = "BILAYER_PLATFORM_KEYSTORE";
 
-/// Most versions a keystore may hold.
+/// Limit on the versions of a keystore.
 const MAX_VERSIONS: usize = 1000;
 
-/// One version's two keys.
+/// The two keys of a version.
 struct Version {
     infrastructure: PlatformKey,
     customer: PlatformCustomerKey,
@@ -74,8 +75,8 @@ impl PlatformKeystore {
     /// Opens an existing keystore.
     ///
     /// # Errors
-    /// Kind `KeystoreMissing` when there is none, `KeystoreInvalid` when it is open to others, lies
-    /// inside a volume or is damaged.
+    /// Kind `KeystoreMissing` if there is none, `KeystoreInvalid` if other users can access it,
+    /// `Usage` if it is inside a volume, `KeystoreInvalid` if it is damaged.
     pub fn open(directory: &Path) -> Result<Self, KeyError> {
         refuse_inside_volume(directory)?;
         if !directory.exists() {
@@ -96,11 +97,11 @@ impl PlatformKeystore {
         })
     }
 
-    /// Opens the keystore, making it with its first version where there is none. Safe against
-    /// another process that does the same, and against being cut off: the next call finishes it.
+    /// Opens the keystore, and creates it with its first version if there is none. Safe against
+    /// concurrent processes and interruptions: the next call finishes the work.
     ///
     /// # Errors
-    /// As [`Self::open`], and what the operating system refuses.
+    /// The errors of [`Self::open`], and failures of the operating system.
     pub fn open_or_create(directory: &Path) -> Result<Self, KeyError> {
         refuse_inside_volume(directory)?;
         files::make_directory(directory)?;
@@ -125,7 +126,7 @@ impl PlatformKeystore {
         Self::open(directory)
     }
 
-    /// Where it is.
+    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -135,14 +136,14 @@ impl PlatformKeystore {
         hex::encode(self.id)
     }
 
-    /// Number of the version that new wraps are made with: the highest.
+    /// Number of the version that makes new wraps: the highest.
     pub fn current_version(&self) -> u32 {
         self.versions
             .last_key_value()
             .map_or(0, |(number, _)| *number)
     }
 
-    /// What is remembered of a volume.
+    /// The record of a volume.
     ///
     /// # Errors
     /// When the record cannot be read or is damaged.
@@ -150,27 +151,28 @@ impl PlatformKeystore {
         with_secrets(|| record::read(&self.directory, volume))
     }
 
-    /// The file with what is remembered of a volume, for people.
+    /// Path of a volume's record, for messages.
     pub fn record_path(&self, volume: VolumeId) -> PathBuf {
         record::path_of(&self.directory, volume)
     }
 
-    /// The volumes that are remembered at a place; `path` is a path that leads there. Records that
-    /// cannot be read are left out, with a line in the log.
+    /// The volumes that are remembered at a location; `path` is a path that leads there. Records
+    /// that cannot be read are skipped with a line in the log.
     ///
     /// # Errors
     /// When the records cannot be listed.
     pub fn volumes_at(
         &self,
-        place: Option<&Place>,
+        place: Option<&DirectoryIdentity>,
         path: Option<&Path>,
     ) -> Result<Vec<RememberedVolume>, KeyError> {
-        with_secrets(|| neighbours::find(&self.directory, place, path))
+        with_secrets(|| volumes_at::find(&self.directory, place, path))
     }
 
-    /// What is told to another keystore, or to none, would be told to nobody: its directory may have
-    /// been moved, or mounted over, since it was opened.
-    fn check_still_there(&self) -> Result<(), KeyError> {
+    /// Checks that the keystore is still in place: its directory may have been moved, or mounted
+    /// over, since it was opened, and a record would then be written to another keystore or to
+    /// none.
+    fn check_identity(&self) -> Result<(), KeyError> {
         match files::read_identity(&self.directory)? {
             Some(id) if id == self.id => Ok(()),
             Some(_) => Err(missing(
@@ -181,33 +183,33 @@ impl PlatformKeystore {
         }
     }
 
-    /// Remembers a volume; atomic, and durable on return.
+    /// Writes the record of a volume; atomic, and durable on return.
     ///
     /// # Errors
-    /// What the operating system refuses.
+    /// When the keystore is no longer in place, or the operating system refuses.
     pub fn update_record(&self, volume: VolumeId, record: &VolumeRecord) -> Result<(), KeyError> {
-        self.check_still_there()?;
+        self.check_identity()?;
         with_secrets(|| record::write(&self.directory, volume, record))
     }
 
-    /// Forgets a volume that was announced and has not come to be.
+    /// Removes the record of a volume that was announced but never completed.
     ///
     /// # Errors
-    /// What the operating system refuses.
+    /// When the keystore is no longer in place, or the operating system refuses.
     pub fn forget(&self, volume: VolumeId) -> Result<(), KeyError> {
         record::remove(&self.directory, volume)
     }
 
-    /// Asks for the right to write to a volume, whose directory is `directory`, without waiting.
+    /// Requests the right to write to a volume, whose directory is `directory`, without waiting.
     ///
     /// # Errors
-    /// What the operating system refuses.
+    /// When the keystore is no longer in place, or the operating system refuses.
     pub fn lock_writer(
         &self,
         volume: VolumeId,
         directory: &Path,
     ) -> Result<WriterLocked, KeyError> {
-        self.check_still_there()?;
+        self.check_identity()?;
         writer::lock(&self.directory, volume, directory)
     }
 
@@ -266,7 +268,7 @@ impl PlatformKeystore {
         }
     }
 
-    /// The version that a wrap says it was made with.
+    /// The version that a wrap names.
     fn version_of(&self, record: &WrapRecord) -> Result<(PlatformVersion, &Version), KeyError> {
         let directory = self.directory.display();
         match record.provider.strip_prefix(PLATFORM_PREFIX) {
@@ -318,7 +320,11 @@ impl fmt::Debug for PlatformKeystore {
     }
 }
 
-/// Where the keystore is: what the command line says, else the environment, else the default.
+/// Determines the keystore's directory: the command line's option, else the environment, else the
+/// default.
+///
+/// # Errors
+/// Kind `Usage` if neither option nor environment names a directory and there is no default.
 pub fn resolve(
     option: Option<&Path>,
     environment: Option<&OsStr>,
@@ -339,8 +345,8 @@ pub fn resolve(
         })
 }
 
-/// The default directory: the machine's for root, below the user's data directory for others
-/// (XDG Base Directory Specification: a relative `XDG_DATA_HOME` counts as unset).
+/// The default directory: the machine's directory for root, below the user's data directory for
+/// others (XDG Base Directory Specification: a relative `XDG_DATA_HOME` counts as unset).
 pub fn default_directory(
     root: bool,
     data_home: Option<&OsStr>,
@@ -359,8 +365,8 @@ pub fn default_directory(
         .map(|data| data.join("bilayer/platform"))
 }
 
-/// The default directory of this process. mount(8), which users may call, hands on no environment:
-/// then the home directory is the one that the user database has.
+/// The default directory of this process. mount(8), which users may call, passes on no environment;
+/// the home directory then comes from the user database.
 pub fn default_dir() -> Option<PathBuf> {
     let named = |name| std::env::var_os(name).filter(|path| Path::new(path).is_absolute());
     let known = || home_of(real_user()).map(PathBuf::into_os_string);
@@ -371,11 +377,12 @@ pub fn default_dir() -> Option<PathBuf> {
     )
 }
 
-/// A keystore inside a volume would be lost and copied together with what it protects.
+/// Refuses a keystore inside a volume, which would be lost and copied together with what it
+/// protects.
 fn refuse_inside_volume(directory: &Path) -> Result<(), KeyError> {
     let absolute = std::path::absolute(directory)
         .map_err(while_doing("cannot find platform keystore", directory))?;
-    // What does not exist yet has no links to resolve.
+    // A path that does not exist yet has no links to resolve.
     let existing = absolute
         .ancestors()
         .find_map(|ancestor| std::fs::canonicalize(ancestor).ok())
@@ -400,7 +407,7 @@ fn refuse_inside_volume(directory: &Path) -> Result<(), KeyError> {
     }
 }
 
-/// The directory has to be this user's and nobody else's.
+/// Refuses a directory that does not belong to this user alone.
 fn refuse_shared(directory: &Path) -> Result<(), KeyError> {
     let metadata = std::fs::metadata(directory)
         .map_err(while_doing("cannot read platform keystore", directory))?;
@@ -484,7 +491,7 @@ fn damaged(path: &Path, what: &str) -> KeyError {
     .with_hint("restore it from a backup")
 }
 
-/// Distinguishes a file that is not there from one that cannot be read.
+/// Distinguishes a missing file from an unreadable one.
 fn not_found_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -1,6 +1,6 @@
-//! What the keystore remembers of a volume: where its history stood, which key sets were active, and
-//! which customer key opens it. So an older copy of the volume is noticed, a stranger's key set is
-//! refused, and a header cannot name a customer key of its own.
+//! The keystore's record of a volume: the state of its history, its active key sets, and the
+//! customer key that opens it. The record lets an older copy of the volume be noticed and a foreign
+//! key set be refused, and it keeps a superblock from naming a customer key of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -18,34 +18,36 @@ use crate::layers::VerificationKey;
 
 const FORMAT: &str = "bilayer-volume-record";
 
-/// What is remembered of a volume. Written after the commit it tells of is durable, so it is never
-/// ahead of the volume.
+/// The record of a volume. It is written after the commit that it describes is durable, so it is
+/// never ahead of the volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VolumeRecord {
-    /// Which incarnation of the volume.
+    /// Incarnation of the volume.
     pub incarnation: IncarnationId,
-    /// The incarnation that an accepted restore is about to begin, or began before it was cut off.
-    pub becoming: Option<IncarnationId>,
-    /// Newest commit known to be durable; 0 when none is known.
+    /// The incarnation that an accepted restore is about to begin, or began before it was
+    /// interrupted.
+    pub pending_incarnation: Option<IncarnationId>,
+    /// Newest commit that is known to be durable; 0 if none is known.
     pub sequence: Sequence,
     /// Outer tags of the two slots of page 0 of `meta` at that commit.
     pub page0_tags: [[u8; 16]; 2],
-    /// Newest header known to be durable.
+    /// Newest superblock that is known to be durable.
     pub header_sequence: u64,
-    /// The key sets that were active when it was opened here, the newest last; at most
+    /// The key sets that were active when the volume was opened here, the newest last; at most
     /// [`MAX_KEY_SETS`](Self::MAX_KEY_SETS).
     pub key_sets: Vec<KnownKeySet>,
-    /// URI of the customer key that opens it unless another one is named: the one that it was made
-    /// with, or where that is none, or only a public half, the first that opened it. `None` for a
-    /// platform-managed volume.
+    /// URI of the customer key that opens the volume unless another one is named: the one that it
+    /// was created with, or, if that is unknown or only a public half, the first one that opened
+    /// it. `None` for a platform-managed volume.
     pub customer_key: Option<String>,
-    /// True when it was unmounted cleanly after that commit.
+    /// True if the volume was unmounted cleanly after that commit.
     pub clean: bool,
-    /// The directory that is the volume, all others being copies; `None` until it was written to.
+    /// The directory that is the volume, all others being copies; `None` until the volume was
+    /// written to.
     pub directory: Option<RememberedDirectory>,
-    /// Where it was opened, if its directory went elsewhere since.
+    /// The directory in which it was opened, if that has been moved since.
     pub former: Option<FormerDirectory>,
-    /// When this was written by somebody who had it open for writing: seconds since 1970.
+    /// When a writer of the volume wrote this record: seconds since 1970.
     pub written: Option<i64>,
 }
 
@@ -54,15 +56,15 @@ pub struct VolumeRecord {
 pub struct KnownKeySet {
     /// Its id.
     pub key_set: KeySetId,
-    /// What tells it from another of the same id, and its successors from strangers.
+    /// Distinguishes the set from another one of the same id, and its successors from foreign sets.
     pub verification_key: VerificationKey,
 }
 
 impl VolumeRecord {
-    /// Most key sets that are remembered; older ones are forgotten.
+    /// Limit on the remembered key sets; older ones are forgotten.
     pub const MAX_KEY_SETS: usize = 64;
 
-    /// Remembers the set as the newest that is active.
+    /// Records the set as the newest active one.
     pub fn remember_key_set(&mut self, active: KnownKeySet) {
         self.key_sets.retain(|known| *known != active);
         self.key_sets.push(active);
@@ -70,24 +72,24 @@ impl VolumeRecord {
         self.key_sets.drain(..surplus);
     }
 
-    /// Remembers that the directory of the volume, which is open, is this one now.
-    pub fn follow(&mut self, now: RememberedDirectory) {
+    /// Records the current directory of the open volume.
+    pub fn set_directory(&mut self, now: RememberedDirectory) {
         let before = self.directory.replace(now.clone());
         let left = before.filter(|before| before.path != now.path);
         if let (None, Some(directory)) = (&self.former, left) {
             let written = self.written;
             self.former = Some(FormerDirectory { directory, written });
         }
-        // It is back.
+        // The volume is back in the former directory.
         self.former
             .take_if(|former| former.directory.path == now.path);
     }
 
-    /// The record of a volume of which nothing else is known.
-    pub const fn unknown(incarnation: IncarnationId) -> Self {
+    /// A record of a volume about which nothing else is known.
+    pub const fn new(incarnation: IncarnationId) -> Self {
         Self {
             incarnation,
-            becoming: None,
+            pending_incarnation: None,
             sequence: Sequence(0),
             page0_tags: [[0; 16]; 2],
             header_sequence: 0,
@@ -107,7 +109,7 @@ struct Tag(#[serde(with = "hex_array")] [u8; 16]);
 
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct Becoming(#[serde(with = "hex_id")] IncarnationId);
+struct PendingIncarnation(#[serde(with = "hex_id")] IncarnationId);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,8 +155,8 @@ struct RecordFile {
     volume: VolumeId,
     #[serde(with = "hex_id")]
     incarnation: IncarnationId,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    becoming: Option<Becoming>,
+    #[serde(default, rename = "becoming", skip_serializing_if = "Option::is_none")]
+    pending_incarnation: Option<PendingIncarnation>,
     sequence: u64,
     page0_tags: [Tag; 2],
     header_sequence: u64,
@@ -173,7 +175,7 @@ pub(super) fn path_of(directory: &Path, volume: VolumeId) -> PathBuf {
     directory.join(VOLUMES).join(format!("{volume}.json"))
 }
 
-/// Reads a volume's record; `None` when there is none.
+/// Reads a volume's record; `None` if there is none.
 pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRecord>, KeyError> {
     match read_text(directory, volume)? {
         Some(text) => parse(directory, volume, &text).map(Some),
@@ -181,7 +183,7 @@ pub(super) fn read(directory: &Path, volume: VolumeId) -> Result<Option<VolumeRe
     }
 }
 
-/// The text of a volume's record; `None` when there is none.
+/// The text of a volume's record; `None` if there is none.
 pub(super) fn read_text(
     directory: &Path,
     volume: VolumeId,
@@ -189,7 +191,7 @@ pub(super) fn read_text(
     files::read_file(&path_of(directory, volume))
 }
 
-/// Understands the text of a volume's record.
+/// Parses the text of a volume's record.
 pub(super) fn parse(
     directory: &Path,
     volume: VolumeId,
@@ -220,7 +222,7 @@ pub(super) fn parse(
     let [first, second] = file.page0_tags;
     Ok(VolumeRecord {
         incarnation: file.incarnation,
-        becoming: file.becoming.map(|id| id.0),
+        pending_incarnation: file.pending_incarnation.map(|id| id.0),
         sequence: Sequence(file.sequence),
         page0_tags: [first.0, second.0],
         header_sequence: file.header_sequence,
@@ -245,7 +247,7 @@ pub(super) fn write(
         version: 1,
         volume,
         incarnation: record.incarnation,
-        becoming: record.becoming.map(Becoming),
+        pending_incarnation: record.pending_incarnation.map(PendingIncarnation),
         sequence: record.sequence.0,
         page0_tags: record.page0_tags.map(Tag),
         header_sequence: record.header_sequence,
@@ -265,7 +267,7 @@ pub(super) fn write(
     files::write_file(&path, &text, Replace::Always).map(|_| ())
 }
 
-/// Forgets a volume that has not come to be. That there is nothing to forget is no failure.
+/// Removes the record of a volume that was never completed. A missing record is no failure.
 pub(super) fn remove(directory: &Path, volume: VolumeId) -> Result<(), KeyError> {
     let folder = directory.join(VOLUMES);
     for path in [

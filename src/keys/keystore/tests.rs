@@ -26,7 +26,7 @@ fn set_mode(path: &Path, mode: u32) {
 
 fn record() -> VolumeRecord {
     VolumeRecord {
-        becoming: None,
+        pending_incarnation: None,
         key_sets: vec![KnownKeySet {
             key_set: KeySetId([5; 16]),
             verification_key: VerificationKey::from_bytes(&[6; 32]),
@@ -131,7 +131,7 @@ fn a_creation_that_was_cut_off_is_finished() {
 }
 
 #[test]
-fn lost_keys_are_never_drawn_anew_while_volumes_need_them() {
+fn lost_keys_are_never_replaced_while_volumes_need_them() {
     let (_guard, path, keystore) = fresh();
     keystore
         .update_record(VolumeId([1; 16]), &record())
@@ -437,20 +437,20 @@ fn a_directory_that_moves_while_it_is_open_leaves_its_place_behind() {
         filesystem: None,
         inside: None,
     };
-    let mut record = VolumeRecord::unknown(IncarnationId([1; 16]));
+    let mut record = VolumeRecord::new(IncarnationId([1; 16]));
     let left = |record: &VolumeRecord| {
         let former = record.former.as_ref();
         former.map(|former| (former.directory.clone(), former.written))
     };
-    record.follow(at("/a"));
+    record.set_directory(at("/a"));
     record.written = Some(5);
-    record.follow(at("/a"));
+    record.set_directory(at("/a"));
     assert_eq!(left(&record), None);
-    record.follow(at("/b"));
+    record.set_directory(at("/b"));
     record.written = Some(6);
-    record.follow(at("/c"));
+    record.set_directory(at("/c"));
     assert_eq!(left(&record), Some((at("/a"), Some(5))));
     assert_eq!(record.directory, Some(at("/c")));
-    record.follow(at("/a"));
+    record.set_directory(at("/a"));
     assert_eq!(left(&record), None);
 }

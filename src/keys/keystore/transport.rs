@@ -1,4 +1,4 @@
-//! The platform keys as the holders of an export's keys: the destination has the same keystore.
+//! Platform keys as the key holder of an export: the destination has the same keystore.
 
 use super::PlatformKeystore;
 use crate::ids::ExportId;
@@ -6,7 +6,7 @@ use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::transport::{TransportKeys, TransportMethod};
 
 impl PlatformKeystore {
-    /// Keys for a new export under the current version, and what its header says of them.
+    /// Keys for a new export under the current version, and the description for its header.
     pub(crate) fn transport(
         &self,
         export: ExportId,
@@ -20,8 +20,7 @@ impl PlatformKeystore {
         Ok((method, keys))
     }
 
-    /// The keys of an export that was made with the version of this number of the keystore with
-    /// this id.
+    /// The keys of an export that was made with version `key_version` of the keystore with this id.
     pub(crate) fn transport_of(
         &self,
         keystore: &str,

@@ -1,11 +1,11 @@
-//! The lock of a volume's identity: one process writes to a volume, wherever its copies are.
+//! The lock of a volume's identity: only one process writes to a volume, however many copies exist.
 //!
-//! `volumes/VOLUME-ID.lock`, mode 0600, is locked (`flock(2)`) while the volume is open for writing,
-//! beside the lock in the volume's own directory, which a copy has its own of. It holds the path of
-//! the directory that has it, for people to read: nothing is decided by what it says. It stays when
-//! the lock goes.
+//! `volumes/VOLUME-ID.lock`, mode 0600, is locked (`flock(2)`) while the volume is open for
+//! writing, in addition to the lock in the volume's directory, of which every copy has its own. The
+//! file contains the path of the directory that holds the lock, for people to read; nothing depends
+//! on it. It remains when the lock is released.
 //!
-//! It is held open for reading only, so that it does not keep the keystore's filesystem from being
+//! It is open for reading only, so that it does not prevent the keystore's filesystem from being
 //! remounted read-only.
 
 use std::fs::{File, TryLockError};
@@ -18,26 +18,26 @@ use crate::ids::VolumeId;
 use crate::keys::error::{KeyError, while_writing};
 use crate::sys::files::{self as sys, Access};
 
-/// The most that is read of what the holder says.
+/// Limit on the bytes read of the holder's path.
 const HOLDER_BYTES_MAX: u64 = 8192;
 
-/// The right to write to a volume. It goes when this is dropped, or the process ends.
+/// The right to write to a volume. It ends when this is dropped, or when the process ends.
 #[derive(Debug)]
 pub struct WriterLock {
     #[expect(dead_code, reason = "held, never read")]
     file: File,
 }
 
-/// What came of asking for it.
+/// The outcome of requesting the lock.
 #[derive(Debug)]
 pub enum WriterLocked {
-    /// It is the caller's.
+    /// The caller holds the lock.
     Own(WriterLock),
-    /// Another process has it: for the volume in this directory, if it says so.
+    /// Another process holds it, for the volume in this directory if it recorded one.
     Held(Option<PathBuf>),
 }
 
-/// Asks for the lock, without waiting, for the volume in `directory`.
+/// Requests the lock for the volume in `directory` without waiting.
 pub(super) fn lock(
     keystore: &Path,
     volume: VolumeId,
@@ -49,7 +49,7 @@ pub(super) fn lock(
     let taken = || -> io::Result<WriterLocked> {
         let file = open_or_make(&folder, &name, Access::Read)?;
         let (file, locked) = match file.try_lock() {
-            // NFS makes an exclusive lock a lock of what is written.
+            // NFS turns an exclusive lock into a write lock.
             Err(TryLockError::Error(_)) => {
                 let file = open_or_make(&folder, &name, Access::ReadWrite)?;
                 let locked = file.try_lock();
@@ -59,7 +59,7 @@ pub(super) fn lock(
         };
         match locked {
             Ok(()) => {
-                say(&folder, &name, directory);
+                write_holder(&folder, &name, directory);
                 Ok(WriterLocked::Own(WriterLock { file }))
             }
             Err(TryLockError::WouldBlock) => Ok(WriterLocked::Held(holder(file))),
@@ -84,7 +84,7 @@ fn open_or_make(folder: &Path, name: &str, access: Access) -> io::Result<File> {
         }
         match sys::open_file_at(&folder, name, Access::CreateNew) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            // Opened again as it was asked for, whoever made it.
+            // Opened again with the requested access, whoever created it.
             _ => {}
         }
     };
@@ -97,8 +97,8 @@ fn open_or_make(folder: &Path, name: &str, access: Access) -> io::Result<File> {
     }
 }
 
-/// For people alone: that it cannot be written is no failure.
-fn say(folder: &Path, name: &str, directory: &Path) {
+/// Records the path for people; a failure to write it is harmless.
+fn write_holder(folder: &Path, name: &str, directory: &Path) {
     let write = || {
         let mut file = open_or_make(folder, name, Access::ReadWrite)?;
         file.set_len(0)?;

@@ -7,18 +7,17 @@
 //! customer RSA key ──RSA-OAEP-256──────────────────────────────────────────────► customer DEK
 //! ```
 //!
-//! What travels is the one key set that was drawn for an export and seals all of it, never one of a
-//! volume. The customer DEK of a customer-managed image is wrapped for the customer key and for
-//! nothing else; the infrastructure DEK never is. What is wrapped (offsets in bytes,
-//! little-endian):
+//! An export contains the one key set that was drawn for it and seals all of it, never a key set of
+//! a volume. The customer DEK of a customer-managed image is wrapped only for the customer key; the
+//! infrastructure DEK never is. The wrapped payload is (offsets in bytes, little-endian):
 //!
 //! ```text
 //! 0       8      9            25      29          45
 //! | magic | role | key-set id | epoch | export id | DEK (customer 64, infrastructure 32) |
 //! ```
 //!
-//! HKDF-SHA-256 without salt: input the platform key of the role (see
-//! [`keystore`](super::keystore)) or the 32 bytes of Argon2id, `info` and additional data
+//! HKDF-SHA-256 without salt. The input is the platform key of the role (see
+//! [`keystore`](super::keystore)) or the 32 bytes from Argon2id. `info` and additional data are:
 //!
 //! ```text
 //! 0       24     25          41           57      61
@@ -26,9 +25,9 @@
 //! | label | role | export id | key-set id | epoch |    additional data
 //! ```
 //!
-//! As in volumes the infrastructure role uses AWS-LC for all of it and the customer role RustCrypto.
-//! Argon2id (RFC 9106): what a header asks for is bounded before anything is computed, so that a
-//! hostile one costs neither the memory nor the hour.
+//! As in volumes, the infrastructure role uses AWS-LC for everything and the customer role uses
+//! RustCrypto. Argon2id (RFC 9106): the cost that a header requests is bounded before anything is
+//! computed, so that a hostile header can exhaust neither memory nor time.
 
 use std::io;
 
@@ -36,18 +35,19 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::aead::{self, RoleCipher, cipher_failed};
 use super::customer::CustomerKeyProvider;
 use super::encoding::hex_array;
 use super::error::{ErrorKind, KeyError};
 use super::secret::{
     Passphrase, PlatformCustomerKey, PlatformKey, TransportCustomerKey, TransportKey,
 };
-use super::wrap::{Role, cipher_failed, fresh_nonce, keep};
+use super::wrap::{Role, allocated};
 use crate::audit::Record;
 use crate::ids::{Epoch, ExportId, KeySetId};
 use crate::layers::derivation::hkdf_sha256;
-use crate::layers::infrastructure::{self, InfrastructureKeys, NONCE_BYTES, rustcrypto};
-use crate::layers::{CustomerDek, InfrastructureDek, TAG_BYTES};
+use crate::layers::infrastructure;
+use crate::layers::{CustomerDek, InfrastructureDek};
 use crate::sys::wipe::with_secrets;
 
 /// First bytes of every payload.
@@ -60,25 +60,25 @@ const INFO_BYTES: usize = 41;
 const AAD_BYTES: usize = 61;
 const _: () = assert!(PREFIX_BYTES == MAGIC.len() + 1 + 16 + 4 + 16);
 const _: () = assert!(INFO_BYTES == LABEL.len() + 1 + 16 && AAD_BYTES == INFO_BYTES + 16 + 4);
-// What OAEP with SHA-256 leaves room for in the smallest RSA key: 256 - 2 * 32 - 2.
+// OAEP with SHA-256 leaves this many bytes in the smallest RSA key: 256 - 2 * 32 - 2.
 const _: () = assert!(PREFIX_BYTES + CustomerDek::BYTES <= 190);
 
-/// Longest wrap, in bytes: that of a 4096-bit key.
+/// Length limit of a wrap, in bytes: one under a 4096-bit key.
 pub const MAX_WRAP_BYTES: usize = 512;
 
-/// Most memory that a header may ask for, in KiB.
+/// Limit on the memory that a header may request, in KiB.
 const MAX_MEMORY_KIB: u32 = 1 << 20;
-/// Most memory times passes, in KiB: a few seconds.
+/// Limit on memory times passes, in KiB: a few seconds.
 const MAX_WORK_KIB: u64 = 4 << 20;
 const MAX_LANES: u32 = 16;
 
-/// What Argon2id is computed with (RFC 9106 section 3.1).
+/// The cost parameters of Argon2id (RFC 9106 section 3.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Argon2idCost {
     /// Memory in KiB.
     pub memory_kib: u32,
-    /// Passes over it.
+    /// Number of passes over the memory.
     pub passes: u32,
     /// Lanes.
     pub lanes: u32,
@@ -92,8 +92,8 @@ impl Argon2idCost {
         lanes: 4,
     };
 
-    /// Whether a reader goes along with it.
-    fn is_bearable(self) -> bool {
+    /// True if a reader accepts the cost.
+    fn is_within_limits(self) -> bool {
         (1..=MAX_LANES).contains(&self.lanes)
             && (8 * self.lanes..=MAX_MEMORY_KIB).contains(&self.memory_kib)
             && self.passes > 0
@@ -101,40 +101,40 @@ impl Argon2idCost {
     }
 }
 
-/// Who holds the keys that the DEKs of an export are wrapped with, as its header says.
+/// The holder of the keys that wrap the DEKs of an export, as stated in its header.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum TransportMethod {
-    /// A platform keystore, which the destination must have.
+    /// A platform keystore, which the destination must have too.
     Keystore {
         /// Its id, 32 hexadecimal digits.
         keystore: String,
         /// Number of the version.
         key_version: u32,
     },
-    /// Whoever knows a passphrase.
+    /// Anybody who knows a passphrase.
     Passphrase {
-        /// What Argon2id is computed with.
+        /// The cost of Argon2id.
         argon2id: Argon2idCost,
-        /// Random.
+        /// Random salt.
         #[serde(with = "hex_array")]
         salt: [u8; 16],
     },
 }
 
 impl TransportMethod {
-    /// Whether everything is within bounds and safe to print.
+    /// True if everything is within bounds and safe to print.
     pub(crate) fn is_well_formed(&self) -> bool {
         match self {
             Self::Keystore { keystore, .. } => {
                 super::encoding::strict(keystore).is_some_and(|id| id.len() == 16)
             }
-            Self::Passphrase { argon2id, .. } => argon2id.is_bearable(),
+            Self::Passphrase { argon2id, .. } => argon2id.is_within_limits(),
         }
     }
 }
 
-/// Which DEK of which export a wrap is of.
+/// Identifies the DEK and the export of a wrap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct TransportContext {
     pub(crate) export: ExportId,
@@ -147,12 +147,12 @@ pub(crate) struct TransportContext {
 pub(crate) struct TransportKeys {
     infrastructure: TransportKey,
     customer: TransportCustomerKey,
-    /// They come from a passphrase, which may be the wrong one.
-    guessed: bool,
+    /// They are derived from a passphrase, which may be wrong.
+    is_from_passphrase: bool,
 }
 
 impl TransportKeys {
-    /// From the two keys of a version of the platform keystore.
+    /// Derives the keys from the two keys of a version of the platform keystore.
     pub(super) fn from_platform(
         infrastructure: &PlatformKey,
         customer: &PlatformCustomerKey,
@@ -161,7 +161,7 @@ impl TransportKeys {
         with_secrets(|| Self::derive(infrastructure.expose(), customer.expose(), export, false))
     }
 
-    /// Under a passphrase, for a new export: draws the salt.
+    /// Derives the keys of a new export from a passphrase, and draws the salt.
     pub(crate) fn from_new_passphrase(
         passphrase: &Passphrase,
         cost: Argon2idCost,
@@ -180,20 +180,21 @@ impl TransportKeys {
         ))
     }
 
-    /// Under a passphrase. What wraps it is not known to be the right one before a DEK opens.
+    /// Derives the keys from a passphrase. Whether it is the right one is known only once a DEK
+    /// opens.
     ///
     /// # Errors
-    /// Kind `HeaderInvalid` when the computation would take more than anybody asks for.
+    /// Kind `HeaderInvalid` if the cost exceeds the limits.
     pub(crate) fn from_passphrase(
         passphrase: &Passphrase,
         cost: Argon2idCost,
         salt: &[u8; 16],
         export: ExportId,
     ) -> Result<Self, KeyError> {
-        if !cost.is_bearable() {
+        if !cost.is_within_limits() {
             return Err(KeyError::new(
                 ErrorKind::HeaderInvalid,
-                "the export asks for an Argon2id beyond all reason",
+                "the export requests a cost of Argon2id beyond the limits",
             ));
         }
         with_secrets(|| {
@@ -206,7 +207,7 @@ impl TransportKeys {
         infrastructure: &[u8],
         customer: &[u8],
         export: ExportId,
-        guessed: bool,
+        is_from_passphrase: bool,
     ) -> Result<Self, KeyError> {
         let mut key = Zeroizing::new([0; 32]);
         let info = info(Role::Infrastructure, export);
@@ -219,7 +220,7 @@ impl TransportKeys {
         Ok(Self {
             infrastructure,
             customer,
-            guessed,
+            is_from_passphrase,
         })
     }
 
@@ -229,15 +230,8 @@ impl TransportKeys {
         context: &TransportContext,
         dek: &InfrastructureDek,
     ) -> Result<Vec<u8>, KeyError> {
-        let role = Role::Infrastructure;
-        let mut text = payload(role, context, dek.expose());
-        let nonce = fresh_nonce()?;
-        let tag = self
-            .infrastructure_cipher()?
-            .seal(&nonce, &additional_data(role, context), &mut text)
-            .map_err(|_| cipher_failed())?;
-        audit("wrap", role, context).done();
-        Ok([&nonce[..], &text, &tag].concat())
+        let cipher = aead::infrastructure_cipher(self.infrastructure.expose())?;
+        seal(&cipher, Role::Infrastructure, context, dek.expose())
     }
 
     /// Unwraps an infrastructure DEK.
@@ -248,11 +242,9 @@ impl TransportKeys {
     ) -> Result<InfrastructureDek, KeyError> {
         let role = Role::Infrastructure;
         let unwrap = || {
-            let (nonce, mut text, tag) = split(wrapped).ok_or_else(|| self.does_not_open())?;
-            self.infrastructure_cipher()?
-                .open(&nonce, &additional_data(role, context), &tag, &mut text)
-                .map_err(|_| self.does_not_open())?;
-            keep(dek_of(role, context, &text).map(InfrastructureDek::from_bytes))
+            let cipher = aead::infrastructure_cipher(self.infrastructure.expose())?;
+            let payload = self.open(&cipher, role, context, wrapped)?;
+            allocated(dek_of(role, context, &payload).map(InfrastructureDek::from_bytes))
         };
         audited(role, context, unwrap())
     }
@@ -263,15 +255,8 @@ impl TransportKeys {
         context: &TransportContext,
         dek: &CustomerDek,
     ) -> Result<Vec<u8>, KeyError> {
-        let role = Role::Customer;
-        let mut text = payload(role, context, dek.expose());
-        let nonce = fresh_nonce()?;
-        let tag = self
-            .customer_cipher()?
-            .seal(&nonce, &additional_data(role, context), &mut text)
-            .map_err(|_| cipher_failed())?;
-        audit("wrap", role, context).done();
-        Ok([&nonce[..], &text, &tag].concat())
+        let cipher = aead::customer_cipher(self.customer.expose())?;
+        seal(&cipher, Role::Customer, context, dek.expose())
     }
 
     /// Unwraps the customer DEK of a platform-managed image.
@@ -282,18 +267,27 @@ impl TransportKeys {
     ) -> Result<CustomerDek, KeyError> {
         let role = Role::Customer;
         let unwrap = || {
-            let (nonce, mut text, tag) = split(wrapped).ok_or_else(|| self.does_not_open())?;
-            self.customer_cipher()?
-                .open(&nonce, &additional_data(role, context), &tag, &mut text)
-                .map_err(|_| self.does_not_open())?;
-            keep(dek_of(role, context, &text).map(CustomerDek::from_bytes))
+            let cipher = aead::customer_cipher(self.customer.expose())?;
+            let payload = self.open(&cipher, role, context, wrapped)?;
+            allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
         };
         audited(role, context, unwrap())
     }
 
-    /// Another passphrase and a header that was changed cannot be told apart.
+    fn open(
+        &self,
+        cipher: &dyn RoleCipher,
+        role: Role,
+        context: &TransportContext,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let payload = aead::open(cipher, &additional_data(role, context), wrapped);
+        payload.ok_or_else(|| self.does_not_open())
+    }
+
+    /// A wrong passphrase and a changed header cannot be distinguished.
     fn does_not_open(&self) -> KeyError {
-        if self.guessed {
+        if self.is_from_passphrase {
             KeyError::new(
                 ErrorKind::WrongKey,
                 "the passphrase does not open the keys of the export",
@@ -307,16 +301,18 @@ impl TransportKeys {
             .with_hint("fetch it again, or export the image anew")
         }
     }
+}
 
-    fn infrastructure_cipher(&self) -> Result<InfrastructureKeys, KeyError> {
-        let key = self.infrastructure.expose().first_chunk();
-        InfrastructureKeys::from_key(key.ok_or_else(cipher_failed)?).map_err(|_| cipher_failed())
-    }
-
-    fn customer_cipher(&self) -> Result<rustcrypto::Cipher, KeyError> {
-        let key = self.customer.expose().first_chunk();
-        rustcrypto::Cipher::new(key.ok_or_else(cipher_failed)?).map_err(|_| cipher_failed())
-    }
+fn seal(
+    cipher: &dyn RoleCipher,
+    role: Role,
+    context: &TransportContext,
+    dek: &[u8],
+) -> Result<Vec<u8>, KeyError> {
+    let aad = additional_data(role, context);
+    let wrapped = aead::seal(cipher, &aad, payload(role, context, dek))?;
+    audit("wrap", role, context).done();
+    Ok(wrapped)
 }
 
 /// Wraps the customer DEK of a customer-managed image to the customer key.
@@ -339,12 +335,12 @@ pub(crate) fn unwrap_with_customer_key(
     let role = Role::Customer;
     let unwrap = || {
         let payload = provider.unwrap(wrapped)?;
-        keep(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
+        allocated(dek_of(role, context, &payload).map(CustomerDek::from_bytes))
     };
     audited(role, context, unwrap())
 }
 
-/// 32 bytes of Argon2id; its memory is wiped.
+/// Computes 32 bytes with Argon2id and wipes its memory.
 fn argon2id(
     passphrase: &Passphrase,
     cost: Argon2idCost,
@@ -397,7 +393,7 @@ fn prefix(role: Role, context: &TransportContext) -> [u8; PREFIX_BYTES] {
     bytes
 }
 
-/// Full width at once, so that no smaller buffer with a DEK in it is left behind.
+/// Allocates the full length at once, so that no smaller buffer that contains a DEK is left behind.
 fn payload(role: Role, context: &TransportContext, dek: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(PREFIX_BYTES + dek.len()));
     bytes.extend_from_slice(&prefix(role, context));
@@ -405,7 +401,7 @@ fn payload(role: Role, context: &TransportContext, dek: &[u8]) -> Zeroizing<Vec<
     bytes
 }
 
-/// The DEK of a payload that is exactly what `context` says.
+/// The DEK of a payload that matches `context` exactly.
 fn dek_of<'a, const N: usize>(
     role: Role,
     context: &TransportContext,
@@ -423,15 +419,6 @@ fn dek_of<'a, const N: usize>(
                 ),
             )
         })
-}
-
-type Parts = ([u8; NONCE_BYTES], Zeroizing<Vec<u8>>, [u8; TAG_BYTES]);
-
-/// Nonce, ciphertext (to be decrypted in place) and tag.
-fn split(wrapped: &[u8]) -> Option<Parts> {
-    let (nonce, rest) = wrapped.split_first_chunk::<NONCE_BYTES>()?;
-    let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
-    Some((*nonce, Zeroizing::new(text.to_vec()), *tag))
 }
 
 fn audit(action: &'static str, role: Role, context: &TransportContext) -> Record {

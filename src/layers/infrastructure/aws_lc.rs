@@ -6,7 +6,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use super::{CipherRefused, NONCE_BYTES};
 use crate::layers::derivation::DerivationError;
 use crate::layers::{TAG_BYTES, TagMismatch};
-use crate::sys::wipe::{on_clean_stack, on_small_clean_stack};
+use crate::sys::wipe::{with_small_stack_wiped, with_stack_wiped};
 
 pub(super) const IMPLEMENTATION: &str = "AWS-LC (aws-lc-rs)";
 
@@ -23,7 +23,7 @@ pub(crate) fn hkdf_sha256(
     info: &[u8],
     output: &mut [u8],
 ) -> Result<(), DerivationError> {
-    on_clean_stack(|| {
+    with_stack_wiped(|| {
         Salt::new(HKDF_SHA256, &[])
             .extract(input)
             .expand(&[info], OutputBytes(output.len()))
@@ -36,7 +36,7 @@ pub(super) struct Cipher(Box<LessSafeKey>);
 
 impl Cipher {
     pub(super) fn new(key: &[u8; 32]) -> Result<Self, DerivationError> {
-        on_clean_stack(|| {
+        with_stack_wiped(|| {
             UnboundKey::new(&CHACHA20_POLY1305, key)
                 .map(|key| Self(Box::new(LessSafeKey::new(key))))
                 .map_err(|_| DerivationError::Refused)
@@ -49,7 +49,7 @@ impl Cipher {
         aad: &[u8],
         in_out: &mut [u8],
     ) -> Result<[u8; TAG_BYTES], CipherRefused> {
-        on_small_clean_stack(|| {
+        with_small_stack_wiped(|| {
             let nonce = Nonce::assume_unique_for_key(*nonce);
             let tag = self
                 .0
@@ -66,7 +66,7 @@ impl Cipher {
         tag: &[u8; TAG_BYTES],
         in_out: &mut [u8],
     ) -> Result<(), TagMismatch> {
-        on_small_clean_stack(|| {
+        with_small_stack_wiped(|| {
             let nonce = Nonce::assume_unique_for_key(*nonce);
             self.0
                 .open_in_place_separate_tag(nonce, Aad::from(aad), tag, in_out)

@@ -1,9 +1,9 @@
 //! The infrastructure layer: ChaCha20-Poly1305 (RFC 8439) under a key derived from the
 //! infrastructure DEK.
 //!
-//! Nonce 12 bytes, tag 16 bytes, in place, tag apart. Two implementations, compatible byte for
-//! byte: `aws_lc` (feature `aws-lc`, the default) and `rustcrypto` (always built: it is the other
-//! one's second opinion, and the layer itself in the `pure-rust` build).
+//! The nonce has 12 bytes and the tag 16; encryption is in place with a detached tag. There are two
+//! byte-compatible implementations: `aws_lc` (feature `aws-lc`, the default) and `rustcrypto`,
+//! which is always built to cross-check the other, and is the layer itself in a `pure-rust` build.
 
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
@@ -20,9 +20,9 @@ use super::dek::KeySet;
 use super::derivation::{Context, DerivationError, Origin, Purpose, Segment};
 use super::{TAG_BYTES, TagMismatch};
 use crate::ids::CryptoId;
-use crate::sys::wipe::on_clean_stack;
+use crate::sys::wipe::with_stack_wiped;
 
-/// What carries the outer layer in this build.
+/// The implementation of the outer layer in this build.
 pub const IMPLEMENTATION: &str = chosen::IMPLEMENTATION;
 
 /// Bytes of a nonce.
@@ -31,19 +31,19 @@ pub const NONCE_BYTES: usize = 12;
 /// HKDF-SHA-256 without salt, by the outer layer's implementation.
 pub(crate) use chosen::hkdf_sha256;
 
-/// Sealing failed: the implementation refused a page. Not expected ever to be seen.
+/// The implementation refused to seal a page, which should never occur.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the cipher refused")]
 pub struct CipherRefused;
 
-/// The outer layer's keys of one segment of one sealed file, expanded. Zeroised when dropped.
+/// The expanded outer-layer keys of one segment of one sealed file. Zeroised when dropped.
 pub struct InfrastructureKeys(chosen::Cipher);
 
 impl InfrastructureKeys {
     /// Derives the keys of a segment.
     ///
     /// # Errors
-    /// When the derivation is refused.
+    /// When the derivation fails.
     pub fn derive(
         set: &KeySet,
         crypto: CryptoId,
@@ -57,7 +57,7 @@ impl InfrastructureKeys {
             crypto,
             segment,
         };
-        on_clean_stack(|| {
+        with_stack_wiped(|| {
             let mut key = Zeroizing::new([0; 32]);
             hkdf_sha256(
                 set.infrastructure.expose(),
@@ -68,15 +68,15 @@ impl InfrastructureKeys {
         })
     }
 
-    /// Keys from the raw 32 bytes.
+    /// Creates keys from the raw 32 bytes.
     pub(crate) fn from_key(key: &[u8; 32]) -> Result<Self, DerivationError> {
         Ok(Self(chosen::Cipher::new(key)?))
     }
 
-    /// Encrypts in place and returns the tag. A nonce must never meet the same key twice.
+    /// Encrypts in place and returns the tag. A nonce must never be used twice with the same key.
     ///
     /// # Errors
-    /// When the implementation refuses (longer than 256 GiB, for one).
+    /// When the implementation refuses, for example input longer than 256 GiB.
     pub fn seal(
         &self,
         nonce: &[u8; NONCE_BYTES],
@@ -86,10 +86,10 @@ impl InfrastructureKeys {
         self.0.seal(nonce, aad, in_out)
     }
 
-    /// Verifies and decrypts in place. After an error `in_out` holds nothing of meaning.
+    /// Verifies and decrypts in place. On error the contents of `in_out` are undefined.
     ///
     /// # Errors
-    /// When the tag does not match.
+    /// [`TagMismatch`] if the tag does not match.
     pub fn open(
         &self,
         nonce: &[u8; NONCE_BYTES],

@@ -1,29 +1,31 @@
-//! Checkpoints: copies of the metadata beside it, for the day on which it cannot be read.
+//! Checkpoints: copies of the metadata, for when `meta` cannot be read.
 //!
-//! `checkpoints/<crypto id>` is a sealed file in the geometry of `meta`. It has the pages that one
-//! commit reaches, each at its place in `meta`, and page 0 as it was then, with a note in it:
+//! `checkpoints/<crypto id>` is a sealed file in the geometry of `meta`. It holds the pages that
+//! one commit references, each at its position in `meta`, and page 0 of that time with an added
+//! note:
 //!
 //! ```text
 //! 512 | "bilayerC" 8 | 1 | created 12
 //! ```
-//! Page 0 stands in slot A and is sealed under the sequence that it has in `meta`, so that which of
-//! two checkpoints is newer stands in what is authenticated. Slot B has the mark of
-//! [`PageCopy`]. Other pages are sealed under the sequence of the commit
-//! that they were copied from, an earlier one too: what counts is the checksum that a page's parent
-//! gives, and by these the whole tree hangs on page 0, and on the note in it. So whoever puts back
-//! an older page makes a page that does not count, as in `meta` itself. All pages are sealed under
-//! the active key set, and only what is sealed under that opens as a checkpoint: when the active
-//! set changes, all checkpoints go, and what is unfinished.
+//! Page 0 is in slot A and is sealed under the sequence that it has in `meta`, so authenticated
+//! data says which of two checkpoints is newer. Slot B holds the mark of [`PageCopy`]. Other pages
+//! are sealed under the sequence of the commit that they were copied from, which may be an earlier
+//! one: what matters is the checksum that a page's parent states, and these checksums bind the
+//! whole tree to page 0 and the note in it. So an older page that is put back is rejected, as in
+//! `meta` itself. All pages are sealed under the active key set, and only what is sealed under it
+//! opens as a checkpoint: when the active set changes, all checkpoints and unfinished files are
+//! removed.
 //!
-//! Order of writes: `checkpoints/`, durable; the pages of the file under its name with `.new`
-//! behind it, synced; its page 0, synced; renamed; the directory synced; then older ones go. A file
-//! that has its name is never written again, so a copy of the volume made with `cp -al` may share
-//! it. One under
-//! `.new` is taken up again by whoever comes next ([`write`]), unless it has more names than that.
+//! Order of writes: `checkpoints/`, durable; the pages of the file under its name with the suffix
+//! `.new`, synced; its page 0, synced; the rename; the sync of the directory; then older
+//! checkpoints are removed. A file with its final name is never written again, so a copy of the
+//! volume made with `cp -al` may share it. The next writer continues a `.new` file ([`write`]),
+//! unless the file has more names.
 //!
-//! Nothing is held while it is written but, for an instant at the beginning, what keeps a commit
-//! out. The pages are read past the database, whose cache and locks are for others, each page with
-//! its checksum: what does not count ends the attempt, and the checkpoints that there are stay.
+//! No lock is held during the write, except the one that excludes commits, briefly at the
+//! beginning. Pages are read past the database, whose cache and locks serve other callers, and
+//! verified by their checksums: a rejected page ends the attempt, and the existing checkpoints
+//! stay.
 
 mod write;
 
@@ -43,13 +45,14 @@ pub use write::Written;
 
 /// Name of the directory.
 pub const CHECKPOINTS_NAME: &str = "checkpoints";
-/// How many are kept.
+/// Number of checkpoints that are kept.
 const KEPT: usize = 2;
-/// What is behind the name of an unfinished one.
+/// Suffix of an unfinished checkpoint's name.
 const UNFINISHED: &str = ".new";
-/// Of the backing filesystem's room this is left to others, or a twentieth if that is less.
+/// Free space of the backing filesystem that is left to others, or a twentieth of the filesystem if
+/// that is less.
 const HEADROOM_BYTES: u64 = 1 << 30;
-/// Where the note stands in page 0, of which the database uses 320 bytes.
+/// Offset of the note in page 0, of which the database uses 320 bytes.
 const NOTE_AT: usize = 512;
 const NOTE_BYTES: usize = 21;
 const NOTE_BEGINS: &[u8; 9] = b"bilayerC\x01";
@@ -60,21 +63,27 @@ const _: () = assert!(NOTE_AT + NOTE_BYTES <= META_PAYLOAD_BYTES);
 pub struct Checkpoint {
     /// Its name, and the domain of its keys.
     pub name: CryptoId,
-    /// It is of the commit that page 0 of `meta` had this sequence after.
+    /// The sequence of page 0 of `meta` after its commit.
     pub sequence: Sequence,
-    /// When it was begun.
+    /// When its commit was pinned.
     pub created: Timespec,
     /// Length of its file in bytes.
     pub bytes: u64,
 }
 
-/// Why there is no new checkpoint.
+/// A checkpoint with the tables as of its commit.
+pub type Opened = (Checkpoint, RawTables);
+
+/// A checkpoint that does not open, and why.
+pub type Refused = (CryptoId, MetaError);
+
+/// Why no checkpoint was made.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// It was to stop.
-    #[error("it was broken off")]
+    #[error("it was stopped")]
     Stopped,
-    /// There is little room left, which others need more.
+    /// The remaining space is needed by others.
     #[error("the backing filesystem has too little room left for one")]
     NoRoom,
     /// The metadata are damaged.
@@ -85,7 +94,7 @@ pub enum CheckpointError {
         /// Why.
         reason: String,
     },
-    /// It could not be written.
+    /// The checkpoint could not be read or written.
     #[error(transparent)]
     Meta(#[from] MetaError),
     /// The backing store failed.
@@ -102,7 +111,10 @@ pub fn checkpoint_path(name: CryptoId) -> StorePath {
     entry_path(&name.to_string())
 }
 
-/// Makes the directory, durably, where there is none.
+/// Creates the directory durably if it is missing.
+///
+/// # Errors
+/// When the store fails.
 pub fn make_directory(store: &dyn Store) -> io::Result<()> {
     match store.create_dir(&directory_path()) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -110,7 +122,7 @@ pub fn make_directory(store: &dyn Store) -> io::Result<()> {
     }
 }
 
-/// Names in the directory; none where there is no directory.
+/// Names in the directory; none if there is no directory.
 fn names(store: &dyn Store) -> io::Result<Vec<String>> {
     let entries = match store.list(&directory_path()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -124,12 +136,11 @@ fn names(store: &dyn Store) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Opens a checkpoint as of its commit, sealed under the volume's active key set and no other.
-pub fn open(
-    store: &dyn Store,
-    active: &Arc<KeySet>,
-    name: CryptoId,
-) -> Result<(Checkpoint, RawTables), MetaError> {
+/// Opens a checkpoint, which must be sealed under the volume's active key set.
+///
+/// # Errors
+/// When the file cannot be read, a page 0 does not open under the key set, or it holds no note.
+pub fn open(store: &dyn Store, active: &Arc<KeySet>, name: CryptoId) -> Result<Opened, MetaError> {
     let file = store.open(&checkpoint_path(name), OpenMode::Read)?;
     let bytes = file.len()?;
     let file = Arc::new(MetaFile::open(file, active, name)?);
@@ -150,12 +161,11 @@ pub fn open(
     Ok((checkpoint, tables))
 }
 
-/// All checkpoints that there are, the newest first; those that do not open are named with why.
-#[allow(clippy::type_complexity)]
-pub fn list(
-    store: &dyn Store,
-    active: &Arc<KeySet>,
-) -> io::Result<(Vec<(Checkpoint, RawTables)>, Vec<(CryptoId, MetaError)>)> {
+/// All checkpoints, the newest first, and those that do not open with the reasons.
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn list(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<(Vec<Opened>, Vec<Refused>)> {
     let names = names(store)?;
     let (mut found, mut refused) = (Vec::new(), Vec::new());
     for name in names.iter().filter_map(|name| CryptoId::from_hex(name)) {
@@ -168,16 +178,19 @@ pub fn list(
     Ok((found, refused))
 }
 
-/// The newest one.
-pub fn newest(
-    store: &dyn Store,
-    active: &Arc<KeySet>,
-) -> io::Result<Option<(Checkpoint, RawTables)>> {
+/// The newest checkpoint that opens.
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn newest(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<Opened>> {
     let (found, _) = list(store, active)?;
     Ok(found.into_iter().next())
 }
 
-/// Bytes that everything in the directory takes on the backing filesystem, unfinished ones too.
+/// Bytes allocated to everything in the directory, including unfinished checkpoints.
+///
+/// # Errors
+/// When the directory cannot be listed, or a file in it cannot be examined.
 pub fn allocated_bytes(store: &dyn Store) -> io::Result<u64> {
     let mut bytes = 0u64;
     for name in names(store)? {
@@ -189,10 +202,13 @@ pub fn allocated_bytes(store: &dyn Store) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Opens the unfinished one that has most, to go on with it, and takes all others away: those that
-/// are not sealed under the active key set, and those that have other names too, since they belong
-/// to a copy of the volume as well.
-pub fn tidy(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<PageCopy>> {
+/// Opens the largest unfinished checkpoint in order to continue it, and removes all others: those
+/// that are not sealed under the active key set, and those with several names, since they belong to
+/// a copy of the volume too.
+///
+/// # Errors
+/// When the store fails. A file that does not open is no error: it is removed.
+pub fn resume_unfinished(store: &dyn Store, active: &Arc<KeySet>) -> io::Result<Option<PageCopy>> {
     let mut candidates = Vec::new();
     for name in unfinished_names(store)? {
         match name.strip_suffix(UNFINISHED).and_then(CryptoId::from_hex) {
@@ -230,24 +246,27 @@ fn entry_path(name: &str) -> StorePath {
     StorePath::new(&format!("{CHECKPOINTS_NAME}/{name}"))
 }
 
-/// Path of one that is not finished.
+/// Path of an unfinished checkpoint.
 fn unfinished_path(name: CryptoId) -> StorePath {
     entry_path(&format!("{name}{UNFINISHED}"))
 }
 
-/// Takes away all but so many of the newest, for the room. True when there was any.
-pub fn give_way(store: &dyn Store, active: &Arc<KeySet>, keep: usize) -> io::Result<bool> {
+/// Removes all but the `keep` newest checkpoints to free space. True if any was removed.
+///
+/// # Errors
+/// When the directory cannot be listed, or a checkpoint cannot be removed.
+pub fn discard_oldest(store: &dyn Store, active: &Arc<KeySet>, keep: usize) -> io::Result<bool> {
     let (found, _) = list(store, active)?;
     let mut gone = false;
     for (checkpoint, _) in found.iter().skip(keep) {
-        take_away(store, checkpoint.name)?;
+        remove(store, checkpoint.name)?;
         gone = true;
     }
     Ok(gone)
 }
 
-/// Takes away those that are older than the two newest, those that do not open, and those from a
-/// time that the volume was taken back from: `newest` is the newest there can be.
+/// Removes checkpoints that are older than the two newest, that do not open, or that are newer than
+/// `newest`, which was just written: those date from before the volume was rolled back on purpose.
 fn rotate(store: &dyn Store, active: &Arc<KeySet>, newest: &Checkpoint) -> io::Result<()> {
     let (found, refused) = list(store, active)?;
     let others = found
@@ -258,40 +277,43 @@ fn rotate(store: &dyn Store, active: &Arc<KeySet>, newest: &Checkpoint) -> io::R
         others.partition(|other| other.sequence > newest.sequence);
     let unneeded = ahead.into_iter().chain(older.into_iter().skip(KEPT - 1));
     let unneeded = unneeded.map(|other| other.name);
-    // One that could not be read may be good.
+    // A checkpoint that could not be read may be good.
     let refused = refused
         .into_iter()
-        .filter(|(_, error)| !is_of_the_store(error))
+        .filter(|(_, error)| !is_io_error(error))
         .map(|(name, _)| name);
     for name in unneeded.chain(refused) {
-        take_away(store, name)?;
+        remove(store, name)?;
     }
     Ok(())
 }
 
-/// True for an error of reading, which says nothing of what is there.
-fn is_of_the_store(error: &MetaError) -> bool {
+/// True for an I/O error, which says nothing about the contents.
+fn is_io_error(error: &MetaError) -> bool {
     matches!(
         error,
         MetaError::Io(_) | MetaError::Sealed(SealedError::Io(_))
     )
 }
 
-/// Somebody else may have been faster.
-fn take_away(store: &dyn Store, name: CryptoId) -> io::Result<()> {
+/// Another process may have removed it first.
+fn remove(store: &dyn Store, name: CryptoId) -> io::Result<()> {
     match store.unlink(&checkpoint_path(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
 }
 
-/// True where the backing filesystem has little room left.
+/// True if the backing filesystem has little space left.
+///
+/// # Errors
+/// When the free space cannot be determined.
 pub fn is_short(store: &dyn Store) -> io::Result<bool> {
     let space = store.space()?;
     Ok(space.available_bytes < HEADROOM_BYTES.min(space.total_bytes / 20))
 }
 
-/// Puts the note into a page 0.
+/// Writes the note into a page 0.
 fn write_note(page_0: &mut [u8], created: Timespec) {
     let mut note = NOTE_BEGINS.to_vec();
     note.extend_from_slice(&created.secs.to_le_bytes());
@@ -299,7 +321,7 @@ fn write_note(page_0: &mut [u8], created: Timespec) {
     page_0[NOTE_AT..NOTE_AT + NOTE_BYTES].copy_from_slice(&note);
 }
 
-/// When a checkpoint was begun, by its page 0; `None` where that is no checkpoint's.
+/// The time recorded in page 0 of a checkpoint; `None` if this is no checkpoint's page 0.
 fn read_note(page_0: &[u8]) -> Option<Timespec> {
     let note = page_0.get(NOTE_AT..NOTE_AT + NOTE_BYTES)?;
     let rest = note.strip_prefix(NOTE_BEGINS)?;

@@ -4,11 +4,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{CHECKPOINTS_NAME, Checkpoint, CheckpointError, Written, open, tidy, unfinished_names};
+use super::{
+    CHECKPOINTS_NAME, Checkpoint, CheckpointError, Written, open, resume_unfinished,
+    unfinished_names,
+};
 use crate::ids::{CryptoId, Epoch, Ino};
 use crate::layers::{KeyRing, KeySet};
 use crate::meta::keys::{Row, Table};
-use crate::meta::raw::{Found, RawTables};
+use crate::meta::raw::{RawTables, Visited};
 use crate::meta::records::{FileKind, InodeRecord, Timespec};
 use crate::meta::{Batch, Meta};
 use crate::sealed::{META_STRIDE_BYTES, MetaFile};
@@ -145,8 +148,8 @@ fn rows_of(tables: &RawTables, table: Table) -> Vec<Row> {
     let mut rows = Vec::new();
     tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
         match found {
-            Found::Row(key, value) => rows.push((key.to_vec(), value.to_vec())),
-            Found::Gap(gap) => panic!("{gap:?}"),
+            Visited::Row(key, value) => rows.push((key.to_vec(), value.to_vec())),
+            Visited::Gap(gap) => panic!("{gap:?}"),
         }
         true
     });
@@ -209,7 +212,7 @@ fn only_what_was_changed_in_between_is_copied() {
 }
 
 #[test]
-fn whatever_becomes_of_an_unfinished_one_nothing_is_missing_from_the_finished_one() {
+fn no_damage_to_an_unfinished_one_reaches_the_finished_one() {
     let mut world = World::new();
     world.write_some(70);
     let older = bytes_of(&*world.unfinished());
@@ -267,8 +270,8 @@ fn a_page_that_is_put_back_into_a_finished_one_does_not_count() {
     let mut gaps = 0;
     rows.visit(Table::Inode, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
         match found {
-            Found::Gap(_) => gaps += 1,
-            Found::Row(_, value) => {
+            Visited::Gap(_) => gaps += 1,
+            Visited::Row(_, value) => {
                 let size = InodeRecord::decode(value).unwrap().size;
                 assert!(size == 2 || size == 0, "nothing older is taken for it");
             }
@@ -279,7 +282,7 @@ fn a_page_that_is_put_back_into_a_finished_one_does_not_count() {
 }
 
 #[test]
-fn one_that_a_copy_of_the_volume_shares_is_not_written_to() {
+fn an_unfinished_one_that_a_copy_of_the_volume_shares_is_not_written_to() {
     let mut world = World::new();
     world.write_some(50);
     let name = unfinished_names(&world.store).unwrap().remove(0);
@@ -296,7 +299,7 @@ fn one_that_a_copy_of_the_volume_shares_is_not_written_to() {
 }
 
 #[test]
-fn one_of_another_key_set_is_begun_anew() {
+fn an_unfinished_one_of_another_key_set_is_replaced() {
     let mut world = World::new();
     world.write_some(50);
     let name = unfinished_names(&world.store).unwrap();
@@ -315,13 +318,13 @@ fn one_of_another_key_set_is_begun_anew() {
     // ... and in the next one.
     world.write_some(50);
     world.kill();
-    assert!(tidy(&world.store, &other).unwrap().is_none());
+    assert!(resume_unfinished(&world.store, &other).unwrap().is_none());
     assert!(unfinished_names(&world.store).unwrap().is_empty());
 }
 
 /// The length is whatever somebody has made it.
 #[test]
-fn a_long_one_is_cut_to_what_it_has() {
+fn a_file_that_is_too_long_is_truncated() {
     let mut world = World::new();
     let before = world.write().checkpoint.bytes;
     world.set(2..9, 2);
@@ -361,7 +364,7 @@ fn a_copy_of_the_metadata_is_none() {
 }
 
 #[test]
-fn of_several_that_with_most_is_kept() {
+fn of_several_unfinished_ones_the_largest_is_kept() {
     let mut world = World::new();
     world.write_some(40);
     let small = unfinished_names(&world.store).unwrap().remove(0);
@@ -372,13 +375,13 @@ fn of_several_that_with_most_is_kept() {
     world.write_some(80);
     let large = unfinished_names(&world.store).unwrap();
     world.store.rename(&aside, &path(&small)).unwrap();
-    let kept = tidy(&world.store, world.keys.active()).unwrap();
+    let kept = resume_unfinished(&world.store, world.keys.active()).unwrap();
     assert!(kept.is_some_and(|kept| !kept.is_new()));
     assert_eq!(unfinished_names(&world.store).unwrap(), large);
 }
 
 #[test]
-fn beside_a_writer_the_commit_is_given_up_for_a_newer_one() {
+fn beside_a_writer_the_pinned_commit_is_replaced_by_a_newer_one() {
     let world = World::new();
     let meta = world.meta();
     // What the inodes have after each batch.
@@ -407,15 +410,28 @@ fn a_full_disk_takes_the_unfinished_one_first() {
     let finished = world.write().checkpoint;
     world.set([7].into_iter(), 7);
     world.write_some(50);
-    assert!(world.meta().give_up_checkpoint(&world.store).unwrap());
-    assert!(!world.meta().give_up_checkpoint(&world.store).unwrap());
+    assert!(
+        world
+            .meta()
+            .discard_unfinished_checkpoint(&world.store)
+            .unwrap()
+    );
+    assert!(
+        !world
+            .meta()
+            .discard_unfinished_checkpoint(&world.store)
+            .unwrap()
+    );
     assert!(unfinished_names(&world.store).unwrap().is_empty());
     assert!(open(&world.store, world.keys.active(), finished.name).is_ok());
     // Also while somebody works on it.
     let mut gave_up = false;
     let stopped = world.write_while(|| {
         if !unfinished_names(&world.store).unwrap().is_empty() && !gave_up {
-            gave_up = world.meta().give_up_checkpoint(&world.store).unwrap();
+            gave_up = world
+                .meta()
+                .discard_unfinished_checkpoint(&world.store)
+                .unwrap();
         }
         true
     });
@@ -426,7 +442,7 @@ fn a_full_disk_takes_the_unfinished_one_first() {
 }
 
 #[test]
-fn one_just_made_is_no_newer_than_the_metadata() {
+fn a_fresh_checkpoint_is_no_newer_than_the_metadata() {
     let world = World::new();
     let sequence = world.write().checkpoint.sequence;
     let file = world.store.open(&StorePath::new("meta"), OpenMode::Read);

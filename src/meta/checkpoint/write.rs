@@ -1,16 +1,16 @@
-//! Writing a checkpoint: a copy of the pages that a commit reaches, made from the branches down.
+//! Writes a checkpoint: a copy of the pages that a commit references, made from the branches down.
 //!
-//! For each page that a parent names, the unfinished file is looked at first: a page that opens
-//! there and has the checksum that its parent gives is not read from `meta` and not written. So
-//! whatever was copied before an unmount, a kill or a power cut and has not changed needs no second
-//! write, and what a cut, a disk or an attacker has made of the file is of no matter. It costs one
-//! reading of the file.
+//! For each referenced page the unfinished file is examined first. A page that opens there and has
+//! the checksum that its parent states is neither read from `meta` nor written. So pages that were
+//! copied before an unmount, a kill or a power cut, and have not changed, are not written again,
+//! and any damage to the unfinished file is harmless. The price is reading the file once.
 //!
-//! As long as a commit is read, the database uses none of its pages for anything else, and `meta`
-//! grows by as much as is written beside it. So it is given up for the newest one after so many
-//! pages, more each time, and the work goes on with that: branches that have not changed since were
-//! done with all that is below them. At each such turn it is remembered only of branches that the
-//! commit has: a page below one is then current, and nothing else is ever written in its place.
+//! While a commit is pinned, the database reuses none of its pages, and `meta` grows by as much as
+//! is written meanwhile. So after a number of pages, which increases each time, the commit is
+//! replaced by the newest one, and the work continues with that: branches that have not changed are
+//! complete with everything below them. At each such turn only branches that the new commit
+//! references are remembered as complete. A page below such a branch is then current, and nothing
+//! else is ever written in its place.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,58 +20,59 @@ use std::time::Duration;
 
 use super::{
     Checkpoint, CheckpointError, HEADROOM_BYTES, checkpoint_path, directory_path, is_short,
-    make_directory, rotate, tidy, unfinished_names, unfinished_path, write_note,
+    make_directory, resume_unfinished, rotate, unfinished_names, unfinished_path, write_note,
 };
 use crate::ids::{CryptoId, KeySetId, PageIndex, Sequence};
 use crate::layers::KeySet;
 use crate::meta::commit::BatchNumber;
 use crate::meta::database::Committed;
 use crate::meta::raw::RawTables;
-use crate::meta::raw::reach::{Branch, NoReach, Reach, TreePage};
+use crate::meta::raw::reachable::{Branch, ReachError, Reachable, TreePage};
 use crate::meta::records::Timespec;
 use crate::meta::{Meta, MetaError};
 use crate::sealed::{META_PAYLOAD_BYTES, META_STRIDE_BYTES, PageCopy};
 use crate::store::{OpenMode, Store};
 
-/// Pages that are read with one call at the most, but for one page of the database that has more.
+/// Limit on the pages read with one call, except for a single larger page of the database.
 const RUN_PAGES: u64 = 256;
-/// Pages between two syncs, so that the last one is short.
+/// Number of pages between two syncs, so that the last sync is short.
 const SYNC_PAGES: u64 = 4096;
-/// A commit is given up when so many pages of `meta` were written beside it, or an eighth of what
-/// it has if that is more.
+/// A pinned commit is replaced after this many pages of `meta` were written meanwhile, or after an
+/// eighth of its own pages if that is more.
 const RENEW_PAGES: u64 = if cfg!(test) { 64 } else { 16_384 };
-/// Fewer pages that the commit does not have are left as they are: they share their blocks with
-/// their neighbours, and hardly anything would come back.
+/// Shorter runs of unreferenced pages are not punched: they share blocks with their neighbours, and
+/// hardly any space would be freed.
 const DISCARDED_PAGES: u64 = 16;
-/// Who needs room waits so long for an unfinished checkpoint to be given up.
-const GIVE_UP_WAIT: Duration = Duration::from_millis(500);
+/// How long a caller that needs space waits for the unfinished checkpoint to be discarded.
+const DISCARD_WAIT: Duration = Duration::from_millis(500);
 
-/// A checkpoint that was written.
+/// A finished checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
     /// The checkpoint.
     pub checkpoint: Checkpoint,
-    /// It has all batches up to this one.
+    /// It contains all batches up to this one.
     pub through: BatchNumber,
     /// Pages that were written.
     pub copied_pages: u64,
-    /// Pages that were looked at and were there already.
+    /// Pages that were examined and already present.
     pub kept_pages: u64,
-    /// How often an older commit was given up for the newest one.
+    /// How often the pinned commit was replaced by a newer one.
     pub renewals: u32,
 }
 
-/// One that was begun.
+/// An unfinished checkpoint.
 #[derive(Debug)]
 pub(in crate::meta) struct Unfinished {
     name: CryptoId,
     key_set: KeySetId,
     file: PageCopy,
-    /// First page and checksum of branches that are in it with all leaves below them.
+    /// First page and checksum of branches that are in the file together with all leaves below
+    /// them.
     complete: HashMap<u64, u128>,
 }
 
-/// A commit whose pages are used for nothing else as long as it is held.
+/// A pinned commit: its pages are not reused as long as this is held.
 struct Pin {
     _commit: Arc<Committed>,
     rows: RawTables,
@@ -79,40 +80,41 @@ struct Pin {
     sequence: Sequence,
     through: BatchNumber,
     created: Timespec,
-    /// Pages of `meta` that were written before.
+    /// Number of pages of `meta` written before the pin.
     written_before: u64,
 }
 
-/// What was done so far.
+/// Progress so far.
 #[derive(Default)]
-struct Tally {
+struct Progress {
     copied: u64,
     kept: u64,
     unsynced: u64,
 }
 
 impl Meta {
-    /// Writes a checkpoint of everything that is committed, and takes older ones away. `go_on` is
-    /// asked all the time; it may wait.
+    /// Writes a checkpoint of everything that is committed, and removes older ones. `go_on` is
+    /// called frequently; it may wait, and returns false to stop.
     ///
     /// # Errors
-    /// There is no new one, and those that there were are there still. When it was stopped, or the
-    /// metadata are damaged, the next call goes on with what there is of it.
+    /// No checkpoint was made; the existing ones are unchanged. If the work was stopped, or the
+    /// metadata is damaged, the next call continues with the unfinished file.
     pub fn write_checkpoint(
         &self,
         store: &dyn Store,
         active: &Arc<KeySet>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Written, CheckpointError> {
-        // What page 0 says after a failed commit was not synced, and the disk may be failing.
+        // After a failed commit page 0 was not synced, and the disk may be failing.
         if self.latched().is_some() {
             return Err(CheckpointError::Stopped);
         }
         let mut unfinished = self.unfinished.lock();
-        self.gives_up.store(false, Ordering::Release);
-        let mut go_on = || !self.gives_up.load(Ordering::Acquire) && go_on();
-        let mut written = self.work_on(&mut unfinished, store, active, &mut go_on);
-        if self.gives_up.load(Ordering::Acquire) && matches!(written, Err(CheckpointError::Stopped))
+        self.discard_requested.store(false, Ordering::Release);
+        let mut go_on = || !self.discard_requested.load(Ordering::Acquire) && go_on();
+        let mut written = self.copy_committed_pages(&mut unfinished, store, active, &mut go_on);
+        if self.discard_requested.load(Ordering::Acquire)
+            && matches!(written, Err(CheckpointError::Stopped))
         {
             written = Err(CheckpointError::NoRoom);
         }
@@ -130,29 +132,29 @@ impl Meta {
         if self.latched().is_none()
             && let Err(error) = rotate(store, active, &written.checkpoint)
         {
-            tracing::warn!(%error, "older checkpoints could not be taken away");
+            tracing::warn!(%error, "older checkpoints could not be removed");
         }
         Ok(written)
     }
 
-    /// Takes an unfinished checkpoint away, for its room. True when there was one.
+    /// Discards an unfinished checkpoint to free its space. True if there was one.
     ///
     /// # Errors
     /// Those of the store.
-    pub fn give_up_checkpoint(&self, store: &dyn Store) -> io::Result<bool> {
+    pub fn discard_unfinished_checkpoint(&self, store: &dyn Store) -> io::Result<bool> {
         let names = unfinished_names(store)?;
         let mut names = names.iter().filter_map(|name| {
             let name = name.strip_suffix(super::UNFINISHED)?;
             CryptoId::from_hex(name)
         });
         let Some(first) = names.next() else {
-            // Somebody may have removed its name, and not the room that it takes.
+            // Its name may have been removed while its space is still in use.
             let unfinished = self.unfinished.try_lock();
             return Ok(unfinished.is_some_and(|mut unfinished| unfinished.take().is_some()));
         };
-        self.gives_up.store(true, Ordering::Release);
-        // Whoever works on it takes it away, or has finished it.
-        let Some(mut unfinished) = self.unfinished.try_lock_for(GIVE_UP_WAIT) else {
+        self.discard_requested.store(true, Ordering::Release);
+        // Its writer removes it, or has finished it.
+        let Some(mut unfinished) = self.unfinished.try_lock_for(DISCARD_WAIT) else {
             return Ok(true);
         };
         *unfinished = None;
@@ -165,10 +167,10 @@ impl Meta {
         Ok(true)
     }
 
-    /// True when nothing was changed since the commit that these rows are of.
+    /// True if nothing was changed since the commit of these rows.
     ///
     /// # Errors
-    /// Page 0 cannot be read.
+    /// When page 0 cannot be read.
     pub fn has_rows_of(&self, rows: &RawTables) -> Result<bool, MetaError> {
         Ok(self.pin()?.rows.has_rows_of(rows))
     }
@@ -191,27 +193,27 @@ impl Meta {
         })
     }
 
-    fn work_on(
+    fn copy_committed_pages(
         &self,
         slot: &mut Option<Unfinished>,
         store: &dyn Store,
         active: &Arc<KeySet>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Written, CheckpointError> {
-        let mut tally = Tally::default();
+        let mut progress = Progress::default();
         let mut renewals = 0;
         let (mut pin, unfinished) = loop {
             let pin = self.pin()?;
-            // Page 0 may be that of a commit that has failed meanwhile.
+            // Page 0 may belong to a commit that has failed meanwhile.
             if self.latched().is_some() {
                 return Err(CheckpointError::Stopped);
             }
-            let reach = pin.rows.reach(go_on)?;
+            let reach = pin.rows.reachable(go_on)?;
             let unfinished = match slot.take() {
                 Some(one) if one.key_set == active.id => slot.insert(one),
                 _ => slot.insert(Unfinished::resume_or_begin(store, active, pin.sequence)?),
             };
-            unfinished.forget_all_but(&reach, go_on)?;
+            unfinished.retain_reachable(&reach, go_on)?;
             let has_bytes = unfinished.file.allocated_bytes()?;
             let needed_bytes = (reach.count + 2) * META_STRIDE_BYTES as u64;
             check_room(store, needed_bytes.saturating_sub(has_bytes))?;
@@ -221,7 +223,7 @@ impl Meta {
                 store,
                 pin: &pin,
                 to: unfinished,
-                tally: &mut tally,
+                progress: &mut progress,
             };
             if copying.copy(&reach, renew_pages, go_on)? {
                 break (pin, unfinished);
@@ -236,7 +238,7 @@ impl Meta {
         finished.map_err(MetaError::from)?;
         let bytes = unfinished.file.sealed_bytes()?;
         let name = unfinished.name;
-        // From here on it is never written again, whatever comes.
+        // From here on the file is never written again.
         store.rename(&unfinished_path(name), &checkpoint_path(name))?;
         Ok(Written {
             checkpoint: Checkpoint {
@@ -246,8 +248,8 @@ impl Meta {
                 bytes,
             },
             through: pin.through,
-            copied_pages: tally.copied,
-            kept_pages: tally.kept,
+            copied_pages: progress.copied,
+            kept_pages: progress.kept,
             renewals,
         })
     }
@@ -260,7 +262,7 @@ impl Unfinished {
         sequence: Sequence,
     ) -> Result<Self, CheckpointError> {
         make_directory(store)?;
-        let file = match tidy(store, active)? {
+        let file = match resume_unfinished(store, active)? {
             Some(file) => file,
             None => {
                 let name = CryptoId::random()?;
@@ -279,11 +281,11 @@ impl Unfinished {
         })
     }
 
-    /// Gives back pages that the commit does not have, and forgets the branches that it does not
-    /// have: what was below them may become something else.
-    fn forget_all_but(
+    /// Punches pages that the commit does not reference, and forgets branches that it does not
+    /// reference: the pages below them may be reused.
+    fn retain_reachable(
         &mut self,
-        reach: &Reach,
+        reach: &Reachable,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), CheckpointError> {
         let mut complete = HashMap::with_capacity(self.complete.len());
@@ -293,8 +295,8 @@ impl Unfinished {
             }
         }
         self.complete = complete;
-        let cut = self.file.cut(reach.pages.end());
-        cut.map_err(MetaError::from)?;
+        let truncated = self.file.truncate(reach.pages.end());
+        truncated.map_err(MetaError::from)?;
         for gap in reach.pages.gaps(1, self.file.pages()?) {
             if !go_on() {
                 return Err(CheckpointError::Stopped);
@@ -315,14 +317,14 @@ struct Copying<'a> {
     store: &'a dyn Store,
     pin: &'a Pin,
     to: &'a mut Unfinished,
-    tally: &'a mut Tally,
+    progress: &'a mut Progress,
 }
 
 impl Copying<'_> {
-    /// False when the commit is given up for a newer one.
+    /// Copies one commit. False if it is to be replaced by a newer one.
     fn copy(
         &mut self,
-        reach: &Reach,
+        reach: &Reachable,
         renew_pages: u64,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<bool, CheckpointError> {
@@ -352,7 +354,7 @@ impl Copying<'_> {
         let opens = self.to.file.read(PageIndex(page.first), &mut held);
         let opens = opens.map_err(MetaError::from)?;
         if opens.iter().all(|opens| *opens) && page.is(&held) {
-            self.tally.kept += page.count;
+            self.progress.kept += page.count;
             return Ok(());
         }
         self.write(page.first, &bytes)
@@ -383,7 +385,7 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// Copies leaves that are neighbours in the file.
+    /// Copies leaves that are adjacent in the file.
     fn copy_run(&mut self, run: &[TreePage]) -> Result<(), CheckpointError> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else {
             return Ok(());
@@ -405,7 +407,7 @@ impl Copying<'_> {
             };
             let count = last.first + last.count - first.first;
             if *is_there {
-                self.tally.kept += count;
+                self.progress.kept += count;
                 continue;
             }
             let missing = &mut bytes[range_of(start, first.first, count)];
@@ -430,7 +432,7 @@ impl Copying<'_> {
                 reason,
             };
             if read.is_err() {
-                // One of them: which one is to be said.
+                // Find out which one it is.
                 let read = file.read(leaf.first * META_PAYLOAD_BYTES as u64, leaf_bytes);
                 read.map_err(|error| damaged(error.to_string()))?;
             }
@@ -449,18 +451,18 @@ impl Copying<'_> {
             .write(PageIndex(first), bytes, self.pin.sequence);
         written.map_err(MetaError::from)?;
         let pages = (bytes.len() / META_PAYLOAD_BYTES) as u64;
-        self.tally.copied += pages;
-        self.tally.unsynced += pages;
+        self.progress.copied += pages;
+        self.progress.unsynced += pages;
         Ok(())
     }
 
-    /// Syncs what was written, once it is much, and looks whether there is still room for more.
+    /// Syncs after a certain amount was written, and checks that there is enough space for more.
     fn sync_some(&mut self) -> Result<(), CheckpointError> {
-        if self.tally.unsynced < SYNC_PAGES {
+        if self.progress.unsynced < SYNC_PAGES {
             return Ok(());
         }
         self.to.file.sync()?;
-        self.tally.unsynced = 0;
+        self.progress.unsynced = 0;
         if is_short(self.store)? {
             return Err(CheckpointError::NoRoom);
         }
@@ -468,7 +470,7 @@ impl Copying<'_> {
     }
 }
 
-/// Where pages lie in bytes that begin with page `start`.
+/// The byte range of pages in a buffer that begins with page `start`.
 const fn range_of(start: u64, first: u64, count: u64) -> std::ops::Range<usize> {
     let at = (first - start) as usize * META_PAYLOAD_BYTES;
     at..at + count as usize * META_PAYLOAD_BYTES
@@ -483,11 +485,11 @@ fn check_room(store: &dyn Store, needed_bytes: u64) -> Result<(), CheckpointErro
     Ok(())
 }
 
-impl From<NoReach> for CheckpointError {
-    fn from(error: NoReach) -> Self {
+impl From<ReachError> for CheckpointError {
+    fn from(error: ReachError) -> Self {
         match error {
-            NoReach::Stopped => Self::Stopped,
-            NoReach::Damaged { page, reason } => Self::Damaged { page, reason },
+            ReachError::Stopped => Self::Stopped,
+            ReachError::Damaged { page, reason } => Self::Damaged { page, reason },
         }
     }
 }

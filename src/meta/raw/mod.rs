@@ -1,25 +1,27 @@
-//! The tables as they stand in the pages of a sealed file, read without the database: for making
-//! checkpoints of a file that is in use and for taking out what can be read of one that is damaged.
+//! Reads the tables from the pages of a sealed file without the database: to make checkpoints of a
+//! file that is in use, and to salvage a damaged one.
 //!
-//! The layout is redb's (file format 3): page 0 is a header with two commit slots; each names the
-//! root of a B-tree of table definitions, and each of those the root of a table.
+//! The layout is redb's (file format 3). Page 0 is a header with two commit slots. Each slot
+//! references the root of a B-tree of table definitions, and each definition references the root of
+//! a table.
 //!
 //! ```text
-//! header     magic 9 | flags 1 (1: slot 1 is the newer) | 2 | page size 4 | region header pages 4 |
-//!            region data pages 4 | ...; at 64 and 192: slot 0 and slot 1
+//! header     magic 9 | flags 1 (1: slot 1 is the newer) | 2 | page size 4 |
+//!            region header pages 4 | region data pages 4 | ...; at 64 and 192: slot 0 and slot 1
 //! slot       version 1 | has root 1 | 6 | root 32 | ... | checksum 16, of the 112 bytes before it
 //! root       page number 8 | checksum 16 | length 8
 //! page no.   index within the region, in pages of that order, 20 bits | region 20 | 19 | order 5
 //! leaf       1 | 1 | pairs 2 | ends of keys 4 each | ends of values 4 each | keys | values
-//! branch     2 | 1 | keys 2 | 4 | checksums 16 each | page numbers 8 each | ends of keys 4 each | keys
+//! branch     2 | 1 | keys 2 | 4 | checksums 16 each | page numbers 8 each | ends of keys 4 each |
+//!            keys
 //! ```
-//! Child i of a branch has the keys above key i - 1, up to and including key i. Numbers are
-//! little-endian; a checksum is XXH3 with 128 bits of the bytes that are in use.
+//! Child i of a branch holds the keys above key i - 1, up to and including key i. Numbers are
+//! little-endian; a checksum is XXH3 with 128 bits over the bytes in use.
 //!
-//! Invariants: a page counts only if it opens, has the checksum that its parent gives and holds
-//! nothing but keys in order within the bounds that its parent gives. So an older page that was put
-//! in its place is not taken for it, and whatever a file holds, each of its keys is visited once.
-//! What does not count is a [`Gap`] with the bounds of what is missing.
+//! Invariants: a page is accepted only if it opens, has the checksum that its parent states, and
+//! holds only keys in order within the bounds that its parent states. So an older page that was put
+//! in its place is rejected, and whatever a file contains, each of its keys is visited once. A
+//! rejected page is a [`Gap`] with the bounds of the missing keys.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -33,7 +35,7 @@ use super::keys::Table;
 use crate::ids::Sequence;
 use crate::sealed::{META_PAYLOAD_BYTES, MetaFile};
 
-pub(super) mod reach;
+pub(super) mod reachable;
 
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 const PAGE_BYTES: u64 = META_PAYLOAD_BYTES as u64;
@@ -43,30 +45,30 @@ const SLOT_CHECKSUM_AT: usize = SLOT_BYTES - 16;
 const SLOT_VERSION: u8 = 3;
 const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
-/// The type of a table definition that is no multimap.
+/// The type of a table that is no multimap.
 const NORMAL: u8 = 3;
-/// Pages of this order have 64 MiB, more than any row.
+/// Pages of this order have 64 MiB, which is more than any row.
 const ORDER_MAX: u8 = 14;
-/// No tree is so deep: each level has two children at least.
+/// No tree is this deep: each level has at least two children.
 const DEPTH_MAX: usize = 48;
-/// Pages kept in memory: 8 MiB.
+/// Number of cached pages: 8 MiB.
 const PAGES_KEPT: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
 
-/// A stretch of keys of which nothing can be said.
+/// A range of keys that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Gap {
-    /// The keys above this one ...
+    /// The missing keys are above this one ...
     pub after: Option<Vec<u8>>,
     /// ... up to and including this one.
     pub through: Option<Vec<u8>>,
-    /// The page that does not count; `None` where not even its number is known.
+    /// The rejected page; `None` if its number is not known.
     pub page: Option<u64>,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
 impl Gap {
-    /// All keys.
+    /// A gap that covers all keys.
     pub fn all(reason: &str) -> Self {
         Self {
             after: None,
@@ -77,12 +79,12 @@ impl Gap {
     }
 }
 
-/// What is found on the way through a table.
+/// An item visited while walking a table.
 #[derive(Debug)]
-pub enum Found<'a> {
+pub enum Visited<'a> {
     /// A key and its value.
     Row(&'a [u8], &'a [u8]),
-    /// A stretch that cannot be read.
+    /// A range that cannot be read.
     Gap(&'a Gap),
 }
 
@@ -93,7 +95,20 @@ struct Root {
     checksum: u128,
 }
 
-/// What is known of a table.
+/// The keys below a page are above the first bound and at most the second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bounds<'a> {
+    after: Option<&'a [u8]>,
+    through: Option<&'a [u8]>,
+}
+
+/// A child of a branch.
+struct Child<'a> {
+    root: Root,
+    bounds: Bounds<'a>,
+}
+
+/// The root of a table, as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum TableRoot {
     Unknown,
@@ -101,7 +116,7 @@ enum TableRoot {
     At(Root),
 }
 
-/// Where pages are.
+/// The layout of the regions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Regions {
     header_pages: u64,
@@ -128,9 +143,9 @@ impl std::fmt::Debug for RawTables {
 }
 
 impl RawTables {
-    /// The commits that the file still names: the newest one that page 0 tells of, whatever is left of
-    /// it, and those before it of which something is. Their pages may have been written over: those do
-    /// not count, by their checksums.
+    /// All commits that the file still references: the newest one that page 0 records, however much
+    /// of it is left, and earlier ones of which something is left. Their pages may have been
+    /// overwritten; checksums reject those.
     pub fn all(file: &Arc<MetaFile>) -> Vec<Self> {
         let mut found: Vec<Self> = Vec::new();
         for (sequence, page) in file.pages_0() {
@@ -148,14 +163,14 @@ impl RawTables {
         found
     }
 
-    /// The newest commit of a file that is in use. Whoever asks keeps it from changing meanwhile.
+    /// The newest commit of a file that is in use. The caller prevents it from changing meanwhile.
     pub(super) fn newest(file: &Arc<MetaFile>) -> Option<Self> {
         let mut page = vec![0; META_PAYLOAD_BYTES];
         file.read(0, &mut page).ok()?;
         Self::of_page_0(file, &page, file.sequence())
     }
 
-    /// The newest commit that a page 0 names, which was sealed under this sequence.
+    /// The newest commit that this page 0 references, which was sealed under this sequence.
     pub(super) fn of_page_0(file: &Arc<MetaFile>, page: &[u8], sequence: Sequence) -> Option<Self> {
         let header = Header::parse(page)?;
         Some(Self::at(file, header.regions, header.roots[0]?, sequence))
@@ -173,13 +188,13 @@ impl RawTables {
         let mut tables = this.tables;
         this.walk(root, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
             match found {
-                Found::Row(name, definition) => {
+                Visited::Row(name, definition) => {
                     let is_it = |table: &Table| table.name().as_bytes() == name;
                     if let Some(table) = Table::ALL.iter().find(|table| is_it(table)) {
                         tables[table.index()] = TableRoot::parse(definition);
                     }
                 }
-                Found::Gap(_) => {
+                Visited::Gap(_) => {
                     for table in &mut tables {
                         if *table == TableRoot::Empty {
                             *table = TableRoot::Unknown;
@@ -197,8 +212,8 @@ impl RawTables {
         self.tables.iter().any(|table| *table != TableRoot::Unknown)
     }
 
-    /// True when all tables but the counters are those of the other commit, page by page: nothing was
-    /// changed between the two.
+    /// True if all tables except the counters are identical to those of the other commit: nothing
+    /// was changed between the two.
     pub(super) fn has_rows_of(&self, other: &Self) -> bool {
         Table::ALL.iter().all(|table| {
             *table == Table::Counters || self.tables[table.index()] == other.tables[table.index()]
@@ -210,17 +225,17 @@ impl RawTables {
         self.sequence
     }
 
-    /// Calls `visit` with what is found of a table's keys in the range, in order, until it says false.
-    /// False when it did.
+    /// Calls `visit` with the rows and gaps of a table in the key range, in order, until it returns
+    /// false. Returns false in that case.
     pub fn visit(
         &self,
         table: Table,
         keys: &Range<Vec<u8>>,
-        visit: &mut dyn FnMut(Found<'_>) -> bool,
+        visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
         match self.tables[table.index()] {
             TableRoot::Empty => true,
-            TableRoot::Unknown => visit(Found::Gap(&Gap::all("the table is not to be found"))),
+            TableRoot::Unknown => visit(Visited::Gap(&Gap::all("the table was not found"))),
             TableRoot::At(root) => self.walk(root, keys, visit),
         }
     }
@@ -229,49 +244,48 @@ impl RawTables {
         &self,
         root: Root,
         keys: &Range<Vec<u8>>,
-        visit: &mut dyn FnMut(Found<'_>) -> bool,
+        visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
-        self.walk_below(root, (None, None), keys, DEPTH_MAX, visit)
+        self.walk_below(root, Bounds::default(), keys, DEPTH_MAX, visit)
     }
 
-    /// `bounds`: keys are above the first and at most the second.
     fn walk_below(
         &self,
         root: Root,
-        bounds: (Option<&[u8]>, Option<&[u8]>),
+        bounds: Bounds<'_>,
         keys: &Range<Vec<u8>>,
         depth: usize,
-        visit: &mut dyn FnMut(Found<'_>) -> bool,
+        visit: &mut dyn FnMut(Visited<'_>) -> bool,
     ) -> bool {
         let gap = |reason: String| Gap {
-            after: bounds.0.map(<[u8]>::to_vec),
-            through: bounds.1.map(<[u8]>::to_vec),
+            after: bounds.after.map(<[u8]>::to_vec),
+            through: bounds.through.map(<[u8]>::to_vec),
             page: self.regions.offset(root.page).map(|at| at / PAGE_BYTES),
             reason,
         };
         let node = match self.node(root).and_then(|node| {
             let fits = depth > 0 && node.fits(bounds);
             fits.then_some(node)
-                .ok_or_else(|| "it holds keys of another place".to_owned())
+                .ok_or_else(|| "its keys are out of their range".to_owned())
         }) {
             Ok(node) => node,
-            Err(reason) => return visit(Found::Gap(&gap(reason))),
+            Err(reason) => return visit(Visited::Gap(&gap(reason))),
         };
         if node.is_leaf {
             return node.rows().all(|(key, value)| {
                 let wanted = key >= &keys.start[..] && key < &keys.end[..];
-                !wanted || visit(Found::Row(key, value))
+                !wanted || visit(Visited::Row(key, value))
             });
         }
-        for (child, low, high) in node.children(bounds) {
-            // A key in it is above `low` and at most `high`.
-            if high.is_some_and(|high| high < &keys.start[..]) {
+        for child in node.children(bounds) {
+            let Bounds { after, through } = child.bounds;
+            if through.is_some_and(|through| through < &keys.start[..]) {
                 continue;
             }
-            if low.is_some_and(|low| low >= &keys.end[..]) {
+            if after.is_some_and(|after| after >= &keys.end[..]) {
                 break;
             }
-            if !self.walk_below(child, (low, high), keys, depth - 1, visit) {
+            if !self.walk_below(child.root, child.bounds, keys, depth - 1, visit) {
                 return false;
             }
         }
@@ -290,12 +304,12 @@ impl RawTables {
         let read = |at: u64, out: &mut [u8]| self.file.read(at, out).map_err(|e| e.to_string());
         read(offset, &mut bytes)?;
         for more in 1..(1u64 << order_of(root.page)) {
-            // Page by page: a number that is wrong takes no more memory than the file has.
+            // Page by page, so that a wrong number uses no more memory than the file has bytes.
             let start = bytes.len();
             bytes.resize(start + PAGE_BYTES as usize, 0);
             read(offset + more * PAGE_BYTES, &mut bytes[start..])?;
         }
-        let node = Node::parse(bytes).ok_or("it is no page of a table")?;
+        let node = Node::parse(bytes).ok_or("it is not a page of a table")?;
         if node.checksum != root.checksum {
             return Err("it is not the page that was written there last".to_owned());
         }
@@ -312,7 +326,7 @@ const fn order_of(page: u64) -> u8 {
 }
 
 impl Regions {
-    /// Where a page of this number begins in the flat file.
+    /// Offset of the page with this number in the flat file.
     fn offset(&self, page: u64) -> Option<u64> {
         let order = order_of(page);
         if order > ORDER_MAX {
@@ -330,7 +344,7 @@ impl Regions {
 
 struct Header {
     regions: Regions,
-    /// Of the slot that counts, and of the other one.
+    /// The root of the current slot, and of the other one.
     roots: [Option<Root>; 2],
 }
 
@@ -371,8 +385,8 @@ impl Root {
 }
 
 impl TableRoot {
-    /// Of a table's definition: type 1, length 8, has root 1, root 32, width of keys and of values
-    /// (each 1 and 4), and more.
+    /// Parses a table's definition: type 1, length 8, has root 1, root 32, width of keys and of
+    /// values (each 1 and 4), and more.
     fn parse(definition: &[u8]) -> Self {
         let any_width = |at: usize| definition.get(at) == Some(&0);
         if definition.first() != Some(&NORMAL) || !any_width(42) || !any_width(47) {
@@ -386,17 +400,17 @@ impl TableRoot {
     }
 }
 
-/// A page of a tree, of which all offsets lie within it.
+/// A page of a tree, all of whose offsets lie within it.
 struct Node {
     bytes: Vec<u8>,
     is_leaf: bool,
-    /// Pairs of a leaf, keys of a branch.
+    /// Number of pairs of a leaf, or of keys of a branch.
     count: usize,
     checksum: u128,
 }
 
 impl Node {
-    /// `None` for what is no page of a tree.
+    /// `None` if the bytes are no page of a tree.
     fn parse(bytes: Vec<u8>) -> Option<Self> {
         let is_leaf = match *bytes.first()? {
             LEAF => true,
@@ -415,7 +429,7 @@ impl Node {
         Some(node)
     }
 
-    /// Where the ends of the keys stand.
+    /// Offset of the table of ends.
     fn ends_at(&self) -> usize {
         if self.is_leaf {
             4
@@ -424,7 +438,7 @@ impl Node {
         }
     }
 
-    /// Numbers in the table of ends: keys, and values in a leaf.
+    /// Length of the table of ends: keys, and values in a leaf.
     fn ends(&self) -> usize {
         if self.is_leaf {
             2 * self.count
@@ -437,7 +451,8 @@ impl Node {
         number(&self.bytes, self.ends_at() + 4 * index).map(|end| end as usize)
     }
 
-    /// The end of all, if there is anything and each piece begins where the one before ends.
+    /// The end of the last piece, if there is any and each piece begins where the previous one
+    /// ends.
     fn ends_ascend(&self) -> Option<usize> {
         let mut at = self.ends_at() + 4 * self.ends();
         for index in 0..self.ends() {
@@ -450,7 +465,7 @@ impl Node {
         (self.count > 0 && at <= self.bytes.len()).then_some(at)
     }
 
-    /// The piece that ends with that number of the table of ends.
+    /// The piece with that index in the table of ends.
     fn piece(&self, index: usize) -> &[u8] {
         let start = match index.checked_sub(1) {
             Some(before) => self.end(before),
@@ -466,8 +481,8 @@ impl Node {
         (0..self.count).map(|index| (self.piece(index), self.piece(self.count + index)))
     }
 
-    /// True when its keys are in order, above the first bound and at most the second.
-    fn fits(&self, (after, through): (Option<&[u8]>, Option<&[u8]>)) -> bool {
+    /// True if its keys are in order, above the first bound and at most the second.
+    fn fits(&self, Bounds { after, through }: Bounds<'_>) -> bool {
         let mut before = after;
         let mut keys = (0..self.count).map(|index| self.piece(index));
         keys.all(|key| {
@@ -477,20 +492,16 @@ impl Node {
         })
     }
 
-    /// Children with the bounds of their keys.
-    #[allow(clippy::type_complexity)]
-    fn children<'a>(
-        &'a self,
-        (after, through): (Option<&'a [u8]>, Option<&'a [u8]>),
-    ) -> impl Iterator<Item = (Root, Option<&'a [u8]>, Option<&'a [u8]>)> {
+    /// The children with the bounds of their keys.
+    fn children<'a>(&'a self, bounds: Bounds<'a>) -> impl Iterator<Item = Child<'a>> {
         (0..=self.count).filter_map(move |index| {
             let low = match index.checked_sub(1) {
                 Some(before) => Some(self.piece(before)),
-                None => after,
+                None => bounds.after,
             };
             let high = match index < self.count {
                 true => Some(self.piece(index)),
-                false => through,
+                false => bounds.through,
             };
             let checksum = self.bytes.get(8 + 16 * index..)?.first_chunk::<16>()?;
             let pages = 8 + 16 * (self.count + 1);
@@ -499,7 +510,13 @@ impl Node {
                 page: u64::from_le_bytes(*page),
                 checksum: u128::from_le_bytes(*checksum),
             };
-            Some((root, low, high))
+            Some(Child {
+                root,
+                bounds: Bounds {
+                    after: low,
+                    through: high,
+                },
+            })
         })
     }
 }

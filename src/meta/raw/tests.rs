@@ -1,9 +1,9 @@
-//! Everything is read as the database has it, and what is damaged is told and never made up.
+//! Reads return what the database contains, and damage is reported, never papered over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Found, Gap, RawTables};
+use super::{Gap, RawTables, Visited};
 use crate::ids::{CryptoId, Epoch};
 use crate::layers::{KeyRing, KeySet};
 use crate::meta::database::Tables;
@@ -89,8 +89,8 @@ fn read(tables: &RawTables, table: Table) -> (Vec<Row>, Vec<Gap>) {
     let (mut rows, mut gaps) = (Vec::new(), Vec::new());
     tables.visit(table, &(Vec::new()..vec![0xFF; 9]), &mut |found| {
         match found {
-            Found::Row(key, value) => rows.push((key.to_vec(), value.to_vec())),
-            Found::Gap(gap) => gaps.push(gap.clone()),
+            Visited::Row(key, value) => rows.push((key.to_vec(), value.to_vec())),
+            Visited::Gap(gap) => gaps.push(gap.clone()),
         }
         true
     });
@@ -153,7 +153,7 @@ fn ranges_are_kept_to() {
         let range = low.to_be_bytes().to_vec()..high.to_be_bytes().to_vec();
         let mut rows = Vec::new();
         let all = tables.visit(Table::Inode, &range, &mut |found| {
-            if let Found::Row(key, _) = found {
+            if let Visited::Row(key, _) = found {
                 rows.push(key.to_vec());
             }
             rows.len() < 500
@@ -185,8 +185,8 @@ fn each_page_damaged(damage: impl Fn(&dyn StoreFile, u64)) {
             let model = &world.model[table.index()];
             let (rows, gaps) = read(&commits[0], table);
             any |= !gaps.is_empty();
-            // The newest slot of page 0 may be gone: then it is the commit before, which is whole or in
-            // gaps.
+            // The newest slot of page 0 may be gone: then it is the commit before, which is whole
+            // or in gaps.
             if stride < 2 {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The record of an inode, in which fields are left out that most inodes need not have.
+//! The record of an inode, which leaves out fields that have their usual value.
 //!
 //! ```text
 //! 1 | kind 1 | perm 2 | flags 2 | crtime 12 | uid 4 | gid 4 | nlink 4 | rdev 4 | size 4 or 8 |
@@ -7,28 +7,28 @@
 //! flags  bits 0 and 1 for size, then two each for pages, mtime, ctime and atime: how it is there;
 //!        then a bit each for uid, gid, nlink, rdev and parent, set where it is there; bit 15 is 0
 //! ```
-//! A number is not there (0) where it is zero, has 4 bytes (1), or 8 (2) where it does not fit. A
-//! time is not there (0) where it is what it starts from: the birth for mtime and atime, mtime for
-//! ctime. It has its nanoseconds alone (1) where it is of the second of the birth, and all of it
-//! else (2). uid, rdev and parent are there where they are not zero, gid where it is not uid, nlink
-//! where it is not 1. So each record has one encoding.
+//! A number is absent (0) if it is zero; otherwise it takes 4 bytes (1), or 8 (2) if it does not
+//! fit. A time is absent (0) if it equals its default: the birth time for mtime and atime, mtime
+//! for ctime. It consists of its nanoseconds alone (1) if its seconds are those of the birth time,
+//! and is complete otherwise (2). uid, rdev and parent are present if they are not zero, gid if it
+//! differs from uid, nlink if it is not 1. So each record has exactly one encoding.
 //!
-//! `pages` counts those of its chunks' pages that are sealed or have space set aside; `parent` is
-//! the directory that holds a directory (0 for others).
+//! `pages` counts the pages of its chunks that are sealed or reserved; `parent` is the directory
+//! that holds a directory (0 for other files).
 
 use super::{FileKind, PAGES_MAX, Reader, SIZE_MAX, Timespec, VALUE, Writer, kind_code, kind_of};
 use crate::ids::Ino;
 
-/// What a record counts beside the target of a symbolic link, whatever of it is there: the same
-/// before and after a change of its times, which must not be refused for want of room.
+/// Bytes that a record is charged for in addition to the target of a symbolic link. The charge does
+/// not depend on which fields are present, so a change of times never fails for lack of space.
 const CHARGED_BYTES: usize = 92;
 
 const ABSENT: u16 = 0;
 const SHORT: u16 = 1;
 const LONG: u16 = 2;
-/// Mask of how a field is there.
+/// Mask of a field's form.
 const FORM: u16 = 3;
-/// Shifts of those.
+/// Positions of the forms.
 const SIZE: u32 = 0;
 const PAGES: u32 = 2;
 const MTIME: u32 = 4;
@@ -48,7 +48,7 @@ pub struct InodeRecord {
     pub kind: FileKind,
     /// `mode & 0o7777`.
     pub perm: u16,
-    /// Names.
+    /// Number of names.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
@@ -58,7 +58,7 @@ pub struct InodeRecord {
     pub rdev: u32,
     /// Length in bytes that is durable.
     pub size: u64,
-    /// Pages that are sealed, durably, or have space set aside.
+    /// Pages that are durably sealed or reserved.
     pub pages: u64,
     /// Last access.
     pub atime: Timespec,
@@ -116,7 +116,7 @@ impl Writer {
 }
 
 impl Reader<'_> {
-    /// A number of at most `most` in the one form that it may have.
+    /// Reads a number of at most `most`, which must be in its only valid form.
     fn number_as(&mut self, form: u16, most: u64) -> Option<u64> {
         let number = match form {
             ABSENT => 0,
@@ -138,7 +138,7 @@ impl Reader<'_> {
         (form == form_of_time(time, start, birth)).then_some(time)
     }
 
-    /// A number that is there only where it is not `usual`.
+    /// Reads a number that is present only if it is not `usual`.
     fn number_if(&mut self, flag: u16, usual: u32) -> Option<u32> {
         match flag {
             0 => Some(usual),
@@ -148,7 +148,7 @@ impl Reader<'_> {
 }
 
 impl InodeRecord {
-    /// An empty one with one name, of user and group 0, whose times are all `now`.
+    /// An empty inode with one name, user and group 0, and all times set to `now`.
     pub const fn new(kind: FileKind, perm: u16, now: Timespec) -> Self {
         Self {
             kind,
@@ -208,7 +208,7 @@ impl InodeRecord {
         out.0
     }
 
-    /// The record, or `None` when these are not its bytes.
+    /// Decodes a record; `None` if the bytes are not a valid encoding.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
         let kind = kind_of(input.u8()?)?;
@@ -250,7 +250,7 @@ impl InodeRecord {
     }
 }
 
-/// Bytes that a record of an inode counts.
+/// Bytes that a record of an inode is charged for.
 pub(in crate::meta) fn charged_bytes(record: &[u8]) -> usize {
     InodeRecord::decode(record).map_or(record.len(), |record| CHARGED_BYTES + record.target.len())
 }

@@ -1,8 +1,8 @@
 //! Encodings of the metadata records.
 //!
-//! Fixed-width little-endian numbers, behind one tag byte: 0 is a tombstone (the key had a value
-//! in an older generation and has none any more), 1 a value of the format described here. Times
-//! are seconds (8, signed) and nanoseconds (4).
+//! Fixed-width little-endian numbers after one tag byte: 0 is a tombstone (the key had a value in
+//! an older generation and has none any more), 1 a value in the format described here. Times are
+//! seconds (8, signed) and nanoseconds (4).
 //!
 //! ```text
 //! inode     1 | …                          ([`inode`])
@@ -21,7 +21,7 @@
 //!           used pages 8 | inodes 8 | record bytes 8 | size limit 8 (0: none) |
 //!           name hash key 16 | restoring 8 | newest view 2
 //! ```
-//! Decoders take exactly what encoders write and return `None` for everything else.
+//! Decoders accept exactly what encoders write and return `None` for everything else.
 
 mod inode;
 
@@ -37,21 +37,21 @@ const VALUE: u8 = 1;
 const INLINE: u8 = 2;
 const FLAG_SHARED: u8 = 1;
 const FLAG_RESERVED: u8 = 2;
-/// A record never lists more parts than this; longer lists are flattened.
+/// Limit on the parts of a record; longer lists are flattened.
 pub const PARTS_MAX: usize = 8;
-// What is counted stays within these bounds, and what is computed from it cannot overflow. Decoders
-// refuse what lies beyond, and whoever draws or raises a number refuses to go beyond.
-/// Bytes of a file, its last chunk's number being 32 bits long.
+// Counters stay within these bounds, so that arithmetic on them cannot overflow. Decoders refuse
+// larger values, and allocation refuses to exceed them.
+/// Limit on the bytes of a file: chunk numbers have 32 bits.
 pub(crate) const SIZE_MAX: u64 = (1 << 54) - 1;
-/// Pages of a file, and of all.
+/// Limit on the pages of a file, and of the volume.
 pub const PAGES_MAX: u64 = 1 << 48;
-/// Inodes, each of which has a number.
+/// Limit on the inodes, each of which has a number.
 pub(super) const INODES_MAX: u64 = Ino::END.0;
-/// Numbers of rows of `garbage`.
+/// Limit on numbers in `garbage`, and on bytes of records.
 pub(crate) const COUNT_MAX: u64 = 1 << 62;
 
-/// A point in time: seconds since 1970-01-01 UTC (negative before) and 0..1 000 000 000
-/// nanoseconds that always count forward.
+/// A point in time: seconds since 1970-01-01 UTC (negative before) and 0 to 999 999 999
+/// nanoseconds, which always count forward.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Timespec {
     /// Seconds since the epoch.
@@ -61,17 +61,17 @@ pub struct Timespec {
 }
 
 impl Timespec {
-    /// The present by the clock that the kernel gives files their times from, so that those it
-    /// sets and those that are set here are in order.
+    /// The current time by the clock that the kernel uses for file times, so that times set by the
+    /// kernel and by this program are in order.
     pub fn now() -> Self {
         let (secs, nanos) = crate::sys::clock::file_time();
         Self { secs, nanos }
     }
 }
 
-/// What kind of file an inode is.
+/// The kind of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "POSIX names them")]
 pub enum FileKind {
     Regular,
     Directory,
@@ -82,32 +82,32 @@ pub enum FileKind {
     BlockDevice,
 }
 
-/// Where a name leads.
+/// The target of a directory entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DirentRecord {
     /// The inode.
     pub ino: Ino,
-    /// Its kind, so that listings need not read it.
+    /// Its kind, so that listings need not read the inode.
     pub kind: FileKind,
 }
 
-/// What it takes to open an object.
+/// Everything needed to open an object.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PartId {
-    /// Its file.
+    /// Name of its file.
     pub name: ObjectName,
     /// Domain of its keys.
     pub crypto: CryptoId,
-    /// Key set it is sealed under.
+    /// Number of the key set that it is sealed under.
     pub epoch: Epoch,
 }
 
-/// One object as an extent sees it.
+/// One object of an extent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Part {
     /// The object.
     pub id: PartId,
-    /// Pages it has.
+    /// The pages that it holds for this extent.
     pub pages: PageSet,
 }
 
@@ -116,57 +116,57 @@ pub struct Part {
 pub enum ExtentRecord {
     /// Sealed pages, newest part first.
     Parts {
-        /// Linked from elsewhere: never written in place again.
+        /// The objects are used elsewhere too and are never written in place again.
         shared: bool,
         /// Newest first.
         parts: Vec<Part>,
-        /// Pages that the newest part does not have, but space for them.
+        /// Pages that the newest part does not hold but has space reserved for.
         reserved: PageSet,
     },
-    /// The bytes themselves: a small file.
+    /// The contents of a small file.
     Inline(Vec<u8>),
 }
 
-/// What a view is kept for.
+/// The purpose of a view.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum ViewKind {
-    /// To look back.
+    /// A snapshot.
     Snapshot,
-    /// To make volumes from.
+    /// An image, from which volumes are made.
     Image,
 }
 
-/// Where a view is in its life.
+/// The state of a view.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ViewState {
-    /// What it sees is kept.
+    /// Everything that it sees is kept.
     Kept,
-    /// It was deleted; what only it saw goes in the background.
+    /// It was deleted; records that only this view saw are removed in the background.
     Leaving,
 }
 
-/// A view that is or was kept.
+/// A view that is kept, or that was deleted and is being removed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ViewRecord {
-    /// What for.
+    /// Its purpose.
     pub kind: ViewKind,
-    /// Where in its life.
+    /// Its state.
     pub state: ViewState,
-    /// It sees records up to this generation.
+    /// The newest generation that it sees.
     pub generation: Generation,
     /// When it was taken.
     pub created: Timespec,
-    /// Pages of contents that it sees, or that had space set aside.
+    /// Pages of contents that it sees, including reserved ones.
     pub pages: u64,
     /// Inodes that it sees.
     pub inodes: u64,
-    /// Bytes that records take which it sees ([`super::charge`]).
+    /// Bytes of the records that it sees ([`super::charge`]).
     pub record_bytes: u64,
-    /// Its name, unique among those of its kind.
+    /// Its name, unique among the views of its kind.
     pub name: String,
-    /// The snapshot that it was made from; empty for the live view.
+    /// The snapshot that it was made from; empty if made from the live view.
     pub from: String,
-    /// What people say of it.
+    /// A description written by the user.
     pub description: String,
 }
 
@@ -179,34 +179,34 @@ pub struct ObjectName {
     pub object: ObjectId,
 }
 
-/// What the volume counts.
+/// The counters of a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Counters {
-    /// The last commit was that of a clean unmount.
+    /// The last commit was made by a clean unmount.
     pub clean: bool,
     /// The live generation.
     pub generation: Generation,
-    /// Extents up to this generation are linked by a deployed image.
+    /// Extents up to this generation are shared with a deployed image.
     pub frozen: Generation,
-    /// The next inode to be made.
+    /// The next inode number.
     pub next_ino: Ino,
     /// The newest folder of objects.
     pub folder: FolderNumber,
     /// The next number in `garbage`.
     pub next_garbage: u64,
-    /// Pages of contents that are sealed, durably, or have space set aside.
+    /// Pages of contents that are durably sealed or reserved.
     pub used_pages: u64,
     /// Inodes.
     pub inodes: u64,
-    /// Bytes that records take ([`super::charge`]).
+    /// Bytes of records ([`super::charge`]).
     pub record_bytes: u64,
-    /// Limit of the volume's size; 0 for none.
+    /// Size limit of the volume; 0 for none.
     pub limit_bytes: u64,
     /// Key of the name hash.
     pub hash_key: [u8; 16],
-    /// The generation that the live view is being taken back to; 0 for none.
+    /// The generation that a restore of the live view is returning to; 0 for none.
     pub restoring: Generation,
-    /// Number of the newest view.
+    /// Number of the most recently created view.
     pub newest_view: ViewId,
 }
 
@@ -225,7 +225,7 @@ impl Writer {
         self
     }
 
-    /// At most 65 535 bytes of text.
+    /// Writes at most 65 535 bytes of text.
     fn text(&mut self, text: &str) -> &mut Self {
         let bytes = &text.as_bytes()[..text.floor_char_boundary(usize::from(u16::MAX))];
         self.put(&(bytes.len() as u16).to_le_bytes()).put(bytes)
@@ -274,7 +274,7 @@ impl<'a> Reader<'a> {
         self.u64().filter(|number| *number <= most)
     }
 
-    /// A number that a file may have.
+    /// Reads a valid inode number.
     fn ino(&mut self) -> Option<Ino> {
         self.u64().and_then(Ino::checked)
     }
@@ -345,7 +345,7 @@ impl DirentRecord {
         out.0
     }
 
-    /// The record, or `None` when these are not its bytes.
+    /// Decodes a record; `None` if the bytes are not a valid encoding.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
         let record = Self {
@@ -369,7 +369,7 @@ pub fn decode_xattr(bytes: &[u8]) -> Option<&[u8]> {
     Reader::new(bytes, VALUE).map(Reader::rest)
 }
 
-/// True for an extent that holds the bytes themselves.
+/// True for the record of an extent that holds the contents itself.
 pub(super) fn is_inline(extent: &[u8]) -> bool {
     extent.first() == Some(&INLINE)
 }
@@ -408,7 +408,7 @@ impl ExtentRecord {
         }
     }
 
-    /// The record, or `None` when these are not its bytes.
+    /// Decodes a record; `None` if the bytes are not a valid encoding.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         if let Some(input) = Reader::new(bytes, INLINE) {
             return Some(Self::Inline(input.rest().to_vec()));
@@ -453,7 +453,7 @@ impl ExtentRecord {
         })
     }
 
-    /// Objects that it names.
+    /// The objects that it references.
     pub fn names(&self) -> Vec<ObjectName> {
         match self {
             Self::Parts { parts, .. } => parts.iter().map(|part| part.id.name).collect(),
@@ -461,7 +461,7 @@ impl ExtentRecord {
         }
     }
 
-    /// Pages of the chunk that some part has or that have space set aside.
+    /// Number of pages of the chunk that some part holds or that are reserved.
     pub fn pages(&self) -> u64 {
         match self {
             Self::Inline(_) => 0,
@@ -472,8 +472,8 @@ impl ExtentRecord {
     }
 }
 
-/// The pages that some part has or that have space set aside. Each counts once, also where an
-/// older part has it too: writing a page anew takes nothing more of what is counted.
+/// The pages that some part holds or that are reserved. Each page counts once, even if several
+/// parts hold it: rewriting a page does not count again.
 pub fn taken(parts: &[Part], reserved: &PageSet) -> PageSet {
     let mut pages = reserved.clone();
     parts.iter().for_each(|part| pages.union(&part.pages));
@@ -488,7 +488,7 @@ impl ObjectName {
         out.0
     }
 
-    /// The record, or `None` when these are not its bytes.
+    /// Decodes a record; `None` if the bytes are not a valid encoding.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
         let name = Self {
@@ -524,7 +524,7 @@ impl ViewRecord {
         out.0
     }
 
-    /// The record, or `None` when these are not its bytes.
+    /// Decodes a record; `None` if the bytes are not a valid encoding.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
         Some(Self {
@@ -570,7 +570,7 @@ impl Counters {
         out.0
     }
 
-    /// The record, or `None` when these are not its bytes.
+    /// Decodes a record; `None` if the bytes are not a valid encoding.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader::new(bytes, VALUE)?;
         let counters = Self {
@@ -581,7 +581,7 @@ impl Counters {
             },
             generation: input.generation()?,
             frozen: input.generation()?,
-            // The first number that no file has says that all are used up.
+            // The first invalid number means that all are used up.
             next_ino: Ino(input.up_to(Ino::END.0)?),
             folder: input.folder()?,
             next_garbage: input.up_to(COUNT_MAX)?,

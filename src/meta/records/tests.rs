@@ -27,7 +27,7 @@ fn record(shared: bool, present: u32, promised: std::ops::Range<u32>) -> ExtentR
 }
 
 #[test]
-fn extents_say_what_is_promised() {
+fn extents_record_reservations() {
     for (shared, present, promised, flags, pages) in [
         (false, 5, 0..0, 0, 5),
         (true, 5, 0..0, 1, 5),
@@ -127,7 +127,7 @@ fn counters_are_refused_beyond_their_bounds() {
 }
 
 #[test]
-fn refuses_promises_of_nothing_and_unknown_flags() {
+fn refuses_empty_reservations_and_unknown_flags() {
     let plain = record(false, 5, 0..0).encode();
     let flagged = |flags: u8, tail: &[u8]| {
         let mut bytes = [&plain[..], tail].concat();

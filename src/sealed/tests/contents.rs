@@ -59,7 +59,7 @@ fn runs_cross_segments() {
 }
 
 #[test]
-fn base_is_asked_for_pages_covered_in_part_and_no_others() {
+fn old_plaintext_is_requested_only_for_partly_covered_pages() {
     let file = DamageableFile::new();
     let object = contents(&file);
     let data = pattern(2 * PAYLOAD_BYTES, 4);

@@ -5,7 +5,7 @@ use std::fmt;
 use super::super::StorePath;
 use crate::errno::Errno;
 
-/// What a call does.
+/// The kind of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum CallKind {
     /// Opening a file that exists.
@@ -49,7 +49,7 @@ pub enum CallKind {
 }
 
 impl CallKind {
-    /// True where a cut in the middle of the call may leave some of its work behind.
+    /// True if a cut in the middle of the call may leave some of its effect behind.
     const fn changes(self) -> bool {
         match self {
             Self::Create
@@ -80,44 +80,44 @@ impl CallKind {
 pub struct Call<'a> {
     /// Counted from 1 since the store was made.
     pub number: u64,
-    /// What it does.
+    /// Its kind.
     pub kind: CallKind,
-    /// What it is about: of two paths the first; of a file the path it was opened by.
+    /// Its path: the first of two paths; for a file the path by which it was opened.
     pub path: &'a StorePath,
 }
 
-/// The call into which a cut fell.
+/// The call during which the power was cut.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CutCall {
     /// Counted from 1 since the store was made.
     pub number: u64,
-    /// What it does.
+    /// Its kind.
     pub kind: CallKind,
-    /// What it is about, as in [`Call`].
+    /// Its path, as in [`Call`].
     pub path: StorePath,
 }
 
 /// How a call fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// Nothing is done and the error is reported. A sync that fails so gives up its dirty pages.
+    /// Nothing is done and the error is reported. A failing sync gives up its dirty pages.
     Error(Errno),
-    /// A write stores so many bytes from its start and reports ENOSPC; another call reports EIO.
+    /// A write stores this many bytes from its start and reports ENOSPC; another call reports EIO.
     ShortWrite {
         /// Bytes stored.
         bytes: usize,
     },
 }
 
-/// What is to be done with a call.
+/// What happens to a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
     Proceed,
     /// Do nothing.
     Refuse(Errno),
-    /// Store so many bytes, then report ENOSPC.
+    /// Store this many bytes, then report ENOSPC.
     Shorten(usize),
-    /// Do it, then report EIO: the cut falls into this call.
+    /// Do it, then report EIO: the power is cut during this call.
     CutAfter,
     /// A sync: give up the dirty pages, then report the error.
     GiveUp(Errno),
@@ -133,7 +133,7 @@ struct Rule {
 pub(super) struct FaultPlan {
     calls: u64,
     cut_at: Option<u64>,
-    /// The call into which the cut fell.
+    /// The call during which the power was cut.
     cut_call: Option<CutCall>,
     stopped: bool,
     rules: Vec<Rule>,
@@ -191,7 +191,7 @@ impl FaultPlan {
         self.rules.clear();
     }
 
-    /// Counts the call and says what becomes of it. The first rule that matches decides.
+    /// Counts the call and decides what happens to it. The first matching rule decides.
     pub(super) fn admit(&mut self, kind: CallKind, path: &StorePath) -> Verdict {
         if self.stopped {
             return Verdict::Refuse(Errno::EIO);

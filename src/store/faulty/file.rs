@@ -1,4 +1,4 @@
-//! One file of the faulty store: what programs see of it, and what the disk may hold.
+//! One file of the faulty store: what programs see, and what the disk may contain.
 //!
 //! Invariants: `durable` is what the last successful sync covered. A page that differs, or may
 //! have differed at some time since, has a history; a page without a history is the same on both
@@ -9,24 +9,24 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::contents::{Contents, PAGE_BYTES, Page, Room, end_of_range};
+use super::super::contents::{Contents, PAGE_BYTES, Page, SpaceBudget, end_of_range};
 use super::random::{Chance, Random};
 use super::{Effect, WriteUnit};
 
 const PAGE: u64 = PAGE_BYTES as u64;
 const SECTOR_BYTES: usize = 512;
 
-/// Versions of a page, and lengths of a file, that are remembered between two syncs; of longer
-/// histories the newest.
+/// Limit on the remembered versions of a page, and lengths of a file, between two syncs; the newest
+/// are kept.
 const REMEMBERED: usize = 16;
 
-/// What became of a page since it was last known to be durable.
+/// The versions of a page since it was last known to be durable.
 #[derive(Debug, Default)]
 struct History {
     /// Oldest first; a hole is `None`. The durable version is not among them.
     versions: Vec<Option<Arc<Page>>>,
-    /// False once a sync has failed: the kernel then holds the page clean, and the next sync does
-    /// not write it.
+    /// False after a failed sync: the kernel considers the page clean, and the next sync does not
+    /// write it.
     dirty: bool,
 }
 
@@ -42,21 +42,21 @@ pub(super) struct FaultyContents {
 
 impl FaultyContents {
     /// An empty file, durably so (once its name is).
-    pub(super) fn new(room: Arc<Room>) -> Self {
-        Self::durable(Contents::new(room))
+    pub(super) fn new(budget: Arc<SpaceBudget>) -> Self {
+        Self::durable(Contents::new(budget))
     }
 
     /// A file whose every byte is on the disk.
     pub(super) fn durable(current: Contents) -> Self {
         Self {
-            durable: current.copy_into(Room::new(None)),
+            durable: current.copy_into(SpaceBudget::new(None)),
             current,
             histories: BTreeMap::new(),
             lengths: Vec::new(),
         }
     }
 
-    /// What programs see.
+    /// The current contents.
     pub(super) const fn current(&self) -> &Contents {
         &self.current
     }
@@ -85,7 +85,7 @@ impl FaultyContents {
         Ok(())
     }
 
-    /// Changes no byte, so that nothing can be lost.
+    /// Changes no bytes, so nothing can be lost.
     pub(super) fn reserve(&mut self, offset: u64, len_bytes: u64) -> io::Result<()> {
         self.current.reserve(offset, len_bytes)
     }
@@ -98,7 +98,7 @@ impl FaultyContents {
         }
     }
 
-    /// What a successful fdatasync covers.
+    /// The effect of a successful fdatasync.
     fn sync(&mut self) {
         for (&index, _) in self.histories.iter().filter(|(_, history)| history.dirty) {
             self.durable
@@ -109,8 +109,8 @@ impl FaultyContents {
         self.lengths.clear();
     }
 
-    /// What a failed fdatasync leaves: pages that may or may not be on the disk, and that no later
-    /// sync covers unless they are written again.
+    /// The effect of a failed fdatasync: pages may or may not be on the disk, and no later sync
+    /// covers them unless they are written again.
     fn fail_sync(&mut self) {
         for history in self.histories.values_mut() {
             history.dirty = false;
@@ -120,11 +120,11 @@ impl FaultyContents {
     /// The bytes that a power cut leaves.
     pub(super) fn survivor(
         &self,
-        room: Arc<Room>,
+        budget: Arc<SpaceBudget>,
         unit: WriteUnit,
         random: &mut Random,
     ) -> Contents {
-        let mut survivor = self.durable.copy_into(room);
+        let mut survivor = self.durable.copy_into(budget);
         let chance = random.chance();
         for (&index, history) in &self.histories {
             let durable = self.durable.page(index).cloned();
@@ -141,7 +141,7 @@ impl FaultyContents {
         survivor
     }
 
-    /// Pages of the range that are no holes now or were none since the last sync.
+    /// Pages of the range that are allocated now, or were since the last sync.
     fn known_pages(&self, range: Range<u64>) -> Vec<u64> {
         let mut pages = self.current.allocated_in(range.clone());
         if !range.is_empty() {
@@ -172,7 +172,7 @@ fn push_bounded<T>(list: &mut Vec<T>, item: T) {
     list.push(item);
 }
 
-/// Which of so many versions is on the disk: 0 stands for the durable one, `count` for the newest.
+/// Chooses the version that is on the disk: 0 stands for the durable one, `count` for the newest.
 fn pick(count: usize, chance: Chance, random: &mut Random) -> usize {
     if random.happens(chance) {
         count
@@ -181,7 +181,7 @@ fn pick(count: usize, chance: Chance, random: &mut Random) -> usize {
     }
 }
 
-/// The page as the disk has it after the cut.
+/// The page that the disk holds after the cut.
 fn surviving_page(
     durable: Option<Arc<Page>>,
     history: &History,

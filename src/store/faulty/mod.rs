@@ -1,45 +1,45 @@
-//! The faulty store: a memory tree that knows what is durable, cuts the power and fails on demand.
+//! The faulty store: a memory tree that tracks what is durable, cuts the power and fails on demand.
 //!
-//! It promises what POSIX promises and not a bit more, so that code which survives it survives any
-//! backing filesystem. Programs see the *current* state. The disk holds the *durable* state and,
-//! for what was not synced, any of the following, chosen by the seed of [`FaultyStore::power_cut`]:
+//! It guarantees exactly what POSIX guarantees, so code that survives it survives any backing
+//! filesystem. Programs see the *current* state. The disk holds the *durable* state and, for what
+//! was not synced, any of the following, chosen by the seed of [`FaultyStore::power_cut`]:
 //!
-//! **Contents.** Each 4096-byte page is, independently, as of the last sync or as of any write,
-//! punch or truncation since (of many, the newest sixteen). With [`WriteUnit::Sector`] it may also
-//! be a mixture of two of these versions in steps of 512 bytes. The length is, independently of
-//! the pages, the old one or any since; what lies beyond the survivor's length is gone, what it
-//! gained and never received reads as zeros. `StoreFile::sync` makes bytes and length durable, and
-//! no name.
+//! **Contents.** Each 4096-byte page is, independently, in the state of the last sync or of any
+//! later write, punch or truncation (of many, the newest sixteen). With [`WriteUnit::Sector`] it
+//! may also be a mixture of two of these versions in steps of 512 bytes. The length is,
+//! independently of the pages, the old one or any later one; what lies beyond it is gone, and bytes
+//! that were never received read as zeros. `StoreFile::sync` makes bytes and length durable, but no
+//! name.
 //!
-//! **Names.** Creating, linking, unlinking, renaming, making and removing a directory are
-//! operations on the directory that holds the name; each is, independently, lost or kept until
-//! `sync_dir` of *that* directory. So a directory's entries are worth nothing while its own name
-//! is not durable in its parent, and an unlinked file may come back. The exceptions:
+//! **Names.** Creating, linking, unlinking, renaming, and making or removing a directory are
+//! operations on the directory that holds the name. Each is, independently, lost or kept until
+//! `sync_dir` of *that* directory. So a directory's entries are useless while its own name is not
+//! durable in its parent, and an unlinked file may come back. The exceptions:
 //! - a rename within a directory is kept or lost as a whole;
 //! - a rename across directories may leave both names, never none: the new name is durable no
 //!   later than the removal of the old one, even when only the old directory is synced;
 //! - operations on one name keep their order;
-//! - a directory is gone no earlier than what was moved out of it.
+//! - a directory disappears no earlier than what was moved out of it.
 //!
 //! **Failed syncs.** A `sync` that fails leaves pages that may or may not be on the disk, and a
 //! later successful `sync` does *not* cover them unless they were written again: the kernel counts
 //! them as clean. A `sync_dir` that fails leaves its operations pending.
 //!
 //! `sync_all` makes everything durable, or, after [`FaultyStore::sync_each_file`], syncs file by
-//! file: that is no call of its own then, and what it calls is counted. Reserved space is no
-//! content and is not kept. Choices are drawn by SplitMix64 in a fixed order: the same calls and
-//! the same seed leave the same survivor. Per file, and for all names together, a chance between 0
-//! and 1 (both included, in eighths) is drawn first, so that cuts which lose nothing or everything
-//! are as likely as those in between.
+//! file; it is no call of its own then, and the calls that it makes are counted. Reserved space is
+//! no content and is not kept. Choices are drawn by SplitMix64 in a fixed order: the same calls and
+//! the same seed leave the same survivor. A probability between 0 and 1 (both included, in eighths)
+//! is drawn first, per file and for all names together, so that cuts which lose nothing or
+//! everything are as likely as those in between.
 //!
 //! Faults: [`FaultyStore::fail_call`], [`fail_kind`](FaultyStore::fail_kind) and
-//! [`fail_when`](FaultyStore::fail_when). Calls are counted from 1;
-//! [`FaultyStore::cut_at_call`] lets the power fail *during* a call: what the call does is pending
-//! like anything else not synced, the caller gets EIO, and so does every call from then on.
+//! [`fail_when`](FaultyStore::fail_when). Calls are counted from 1. [`FaultyStore::cut_at_call`]
+//! lets the power fail *during* a call: the effect of the call is pending like anything else that
+//! is not synced, the caller gets EIO, and so does every later call.
 //!
-//! A [`Stall`] keeps one call waiting before it is let in ([`FaultyStore::stall_when`]).
+//! A [`Stall`] blocks one call before it is admitted ([`FaultyStore::stall_when`]).
 //!
-//! One lock around everything: a call is either before a cut or after it, on whichever thread.
+//! One lock protects everything: a call is either before a cut or after it, on whichever thread.
 
 use std::any::Any;
 use std::fmt;
@@ -50,7 +50,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::adopt;
-use super::contents::{Contents, Room};
+use super::contents::{Contents, SpaceBudget};
 use super::memory::{DIRECTORY_INFO, MemoryStore, file_info, space_of};
 use super::tree::{Change, Entry, FileNode, Tree};
 use super::{
@@ -73,7 +73,7 @@ use random::Random;
 pub use stalls::Stall;
 use stalls::Stalls;
 
-/// What the disk writes whole or not at all.
+/// The unit that the disk writes atomically.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum WriteUnit {
     /// 4096 bytes at a 4096-byte boundary: the stated precondition of a volume.
@@ -83,12 +83,12 @@ pub enum WriteUnit {
     Sector,
 }
 
-/// What a faulty store is made of.
+/// Options of a faulty store.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FaultyOptions {
-    /// What the disk writes whole.
+    /// The unit that the disk writes atomically.
     pub write_unit: WriteUnit,
-    /// Room for contents, in whole pages; `None`: without a limit.
+    /// Space for contents, in whole pages; `None` for no limit.
     pub capacity_bytes: Option<u64>,
 }
 
@@ -100,21 +100,22 @@ struct State {
     tree: FaultyTree,
     names: NameJournal<Mutex<FaultyContents>>,
     faults: FaultPlan,
-    room: Arc<Room>,
-    /// Raised when the process or the machine ends; handles and locks belong to one life.
-    life: u64,
+    budget: Arc<SpaceBudget>,
+    /// Number of the simulated process; raised when the process or the machine ends. Handles and
+    /// locks belong to one process.
+    process_run: u64,
     /// The machine is off for good.
     off: bool,
 }
 
 impl State {
-    fn durable(tree: FaultyTree, room: Arc<Room>) -> Self {
+    fn durable(tree: FaultyTree, budget: Arc<SpaceBudget>) -> Self {
         Self {
             names: NameJournal::durable(&tree.directories),
             tree,
             faults: FaultPlan::default(),
-            room,
-            life: 0,
+            budget,
+            process_run: 0,
             off: false,
         }
     }
@@ -157,30 +158,30 @@ impl FaultyStore {
 
     /// An empty tree.
     pub fn with_options(options: FaultyOptions) -> Self {
-        let state = State::durable(Tree::new(), Room::new(options.capacity_bytes));
+        let state = State::durable(Tree::new(), SpaceBudget::new(options.capacity_bytes));
         Self::from_state(state, options.write_unit)
     }
 
     /// A copy of a memory store, all of it durable. The store's own limit is taken, not that of
     /// the options.
     pub fn from_memory(store: &MemoryStore, write_unit: WriteUnit) -> Self {
-        let room = Room::new(store.capacity_bytes());
+        let budget = SpaceBudget::new(store.capacity_bytes());
         let tree = store.copy_tree(|contents| {
             Mutex::new(FaultyContents::durable(
-                contents.copy_into(Arc::clone(&room)),
+                contents.copy_into(Arc::clone(&budget)),
             ))
         });
-        Self::from_state(State::durable(tree, room), write_unit)
+        Self::from_state(State::durable(tree, budget), write_unit)
     }
 
-    /// A copy of what programs see now.
+    /// A copy of the current state.
     pub fn to_memory(&self) -> MemoryStore {
         let state = self.0.state.lock();
-        let room = Room::new(state.room.limit_bytes());
+        let budget = SpaceBudget::new(state.budget.limit_bytes());
         let tree = Tree::copy(&state.tree.directories, |file: &Mutex<FaultyContents>| {
-            parking_lot::RwLock::new(file.lock().current().copy_into(Arc::clone(&room)))
+            parking_lot::RwLock::new(file.lock().current().copy_into(Arc::clone(&budget)))
         });
-        MemoryStore::from_parts(tree, room)
+        MemoryStore::from_parts(tree, budget)
     }
 
     fn from_state(state: State, write_unit: WriteUnit) -> Self {
@@ -192,7 +193,7 @@ impl FaultyStore {
         }))
     }
 
-    /// Calls so far. Calls on a store that is cut do not count.
+    /// Number of calls so far. Calls after a cut do not count.
     pub fn calls(&self) -> u64 {
         self.0.state.lock().faults.calls()
     }
@@ -217,7 +218,7 @@ impl FaultyStore {
         self.0.state.lock().faults.add(rule, fault);
     }
 
-    /// Keeps the next call that the rule matches waiting, from its begin until what is returned is
+    /// Blocks the next call that the rule matches, from its beginning until the returned value is
     /// released or dropped. The rule runs on the caller's thread and must not call the store.
     pub fn stall_when(
         &self,
@@ -226,13 +227,13 @@ impl FaultyStore {
         self.0.stalls.add(rule)
     }
 
-    /// Has files synced one by one from now on, as on a filesystem whose `syncfs` proves nothing.
-    /// What a cut leaves is a store that does the same.
+    /// Makes files be synced one by one from now on, as on a filesystem whose `syncfs` is not
+    /// reliable. Survivors of a cut do the same.
     pub fn sync_each_file(&self) {
         self.0.each_file.store(true, Ordering::SeqCst);
     }
 
-    /// Forgets all rules; a cut stays.
+    /// Removes all rules; a cut stays in effect.
     pub fn clear_faults(&self) {
         self.0.state.lock().faults.clear();
     }
@@ -253,9 +254,9 @@ impl FaultyStore {
         self.0.state.lock().faults.cut_call().cloned()
     }
 
-    /// Cuts the power for good and returns what the machine finds when it starts again. Every
-    /// call on this store, on its files and on its clones fails with EIO from now on. May be
-    /// called again with other seeds.
+    /// Cuts the power permanently and returns what the machine finds when it starts again. Every
+    /// later call on this store, its files and its clones fails with EIO. May be called again with
+    /// other seeds.
     pub fn power_cut(&self, seed: u64) -> Self {
         let mut state = self.0.state.lock();
         state.faults.stop();
@@ -263,7 +264,7 @@ impl FaultyStore {
         self.survivor_of(&state, seed)
     }
 
-    /// What a power cut at this moment would leave; this store goes on.
+    /// What a power cut at this moment would leave; this store continues to work.
     pub fn survivor(&self, seed: u64) -> Self {
         self.survivor_of(&self.0.state.lock(), seed)
     }
@@ -271,37 +272,42 @@ impl FaultyStore {
     fn survivor_of(&self, state: &State, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let unit = self.0.write_unit;
-        let room = Room::new(state.room.limit_bytes());
+        let budget = SpaceBudget::new(state.budget.limit_bytes());
         let directories = state.names.survivor(&mut random);
         let tree = Tree::copy(&directories, |file: &Mutex<FaultyContents>| {
-            let bytes: Contents = file.lock().survivor(Arc::clone(&room), unit, &mut random);
+            let bytes: Contents = file.lock().survivor(Arc::clone(&budget), unit, &mut random);
             Mutex::new(FaultyContents::durable(bytes))
         });
-        let survivor = Self::from_state(State::durable(tree, room), unit);
+        let survivor = Self::from_state(State::durable(tree, budget), unit);
         if !self.sync_policy().is_at_once() {
             survivor.sync_each_file();
         }
         survivor
     }
 
-    /// Ends the process and not the machine: nothing is lost and nothing becomes durable, open
-    /// files fail with EIO, locks are free, a cut that [`Self::cut_at_call`] made is forgotten.
+    /// Ends the process but not the machine: nothing is lost and nothing becomes durable, open
+    /// files fail with EIO, locks are free, and a cut made by [`Self::cut_at_call`] is forgotten.
     /// Without effect after [`Self::power_cut`].
     pub fn restart_process(&self) {
         let mut state = self.0.state.lock();
         if state.off {
             return;
         }
-        state.life += 1;
+        state.process_run += 1;
         state.faults.resume();
         state.each_file(FileNode::unlock);
     }
 
-    /// Lets a call in, or says why not.
-    fn begin(&self, life: Option<u64>, kind: CallKind, path: &StorePath) -> io::Result<Turn<'_>> {
+    /// Admits a call, or returns why not.
+    fn begin(
+        &self,
+        process_run: Option<u64>,
+        kind: CallKind,
+        path: &StorePath,
+    ) -> io::Result<AdmittedCall<'_>> {
         self.0.stalls.pass(kind, path);
         let mut state = self.0.state.lock();
-        if life.is_some_and(|life| life != state.life) {
+        if process_run.is_some_and(|process_run| process_run != state.process_run) {
             return Err(os_error(Errno::EIO));
         }
         let (effect, report) = match state.faults.admit(kind, path) {
@@ -311,7 +317,7 @@ impl FaultyStore {
             Verdict::CutAfter => (Effect::Whole, Some(Errno::EIO)),
             Verdict::GiveUp(errno) => (Effect::GiveUp, Some(errno)),
         };
-        Ok(Turn {
+        Ok(AdmittedCall {
             state,
             effect,
             report,
@@ -319,7 +325,7 @@ impl FaultyStore {
     }
 }
 
-/// What a call does, whatever its caller is told.
+/// The effect of a call, whatever its caller is told.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {
     Whole,
@@ -329,15 +335,15 @@ enum Effect {
     GiveUp,
 }
 
-/// A call that was let in: it has the store to itself.
-struct Turn<'a> {
+/// An admitted call, which has exclusive access to the store.
+struct AdmittedCall<'a> {
     state: MutexGuard<'a, State>,
     effect: Effect,
-    /// What the caller is told in the end, whatever came of it.
+    /// The error that the caller gets, whatever the effect.
     report: Option<Errno>,
 }
 
-impl Turn<'_> {
+impl AdmittedCall<'_> {
     fn run<T>(mut self, work: impl FnOnce(&mut State, Effect) -> io::Result<T>) -> io::Result<T> {
         let result = work(&mut self.state, self.effect);
         match self.report {
@@ -366,7 +372,7 @@ impl Store for FaultyStore {
         };
         self.begin(None, kind, path)?.run(|state, _| {
             let node = if mode == OpenMode::CreateNew {
-                let contents = FaultyContents::new(Arc::clone(&state.room));
+                let contents = FaultyContents::new(Arc::clone(&state.budget));
                 let (node, changes) = state.tree.create_file(path, Mutex::new(contents))?;
                 state.names.record(changes);
                 node
@@ -377,7 +383,7 @@ impl Store for FaultyStore {
                 store: self.clone(),
                 path: path.clone(),
                 node,
-                life: state.life,
+                process_run: state.process_run,
                 writable: mode != OpenMode::Read,
             });
             Ok(file)
@@ -397,7 +403,7 @@ impl Store for FaultyStore {
     fn adopt(&self, source: &dyn Store, from: &StorePath, to: &StorePath) -> io::Result<Adopted> {
         let (source, from) = adopt::resolve(source, from);
         match (source as &dyn Any).downcast_ref::<Self>() {
-            // A rule that refuses links as a filesystem without them does: then it is a copy.
+            // A rule may refuse links, like a filesystem without them; then the file is copied.
             Some(same) if Arc::ptr_eq(&same.0, &self.0) => match self.link(&from, to) {
                 Err(error) if adopt::cannot_link(&error) => {
                     adopt::copy(source, &from, self, to).map(|()| Adopted::Copied)
@@ -472,7 +478,7 @@ impl Store for FaultyStore {
 
     fn space(&self) -> io::Result<SpaceInfo> {
         self.begin(None, CallKind::Space, &StorePath::root())?
-            .run(|state, _| Ok(space_of(&state.room)))
+            .run(|state, _| Ok(space_of(&state.budget)))
     }
 
     fn lock(&self, path: &StorePath) -> io::Result<Box<dyn StoreLock>> {
@@ -484,7 +490,7 @@ impl Store for FaultyStore {
             let lock: Box<dyn StoreLock> = Box::new(FaultyLock {
                 store: self.clone(),
                 node,
-                life: state.life,
+                process_run: state.process_run,
             });
             Ok(lock)
         })
@@ -495,15 +501,15 @@ impl Store for FaultyStore {
 struct FaultyLock {
     store: FaultyStore,
     node: Arc<FaultyNode>,
-    life: u64,
+    process_run: u64,
 }
 
 impl StoreLock for FaultyLock {}
 
 impl Drop for FaultyLock {
     fn drop(&mut self) {
-        // A lock of a process that ended was freed then, and may be another's now.
-        if self.store.0.state.lock().life == self.life {
+        // The lock of an ended process was freed, and may belong to another one now.
+        if self.store.0.state.lock().process_run == self.process_run {
             self.node.unlock();
         }
     }
@@ -513,7 +519,7 @@ struct FaultyFile {
     store: FaultyStore,
     path: StorePath,
     node: Arc<FaultyNode>,
-    life: u64,
+    process_run: u64,
     writable: bool,
 }
 
@@ -534,7 +540,7 @@ impl FaultyFile {
         work: impl FnOnce(&mut FaultyContents, Effect) -> io::Result<T>,
     ) -> io::Result<T> {
         self.store
-            .begin(Some(self.life), kind, &self.path)?
+            .begin(Some(self.process_run), kind, &self.path)?
             .run(|_, effect| work(&mut self.node.data.lock(), effect))
     }
 

@@ -1,8 +1,8 @@
-//! Names of the faulty store: what the disk knows of the directories, and what it may or may not.
+//! Names of the faulty store: what the disk knows of the directories, and what it may know.
 //!
-//! Invariants: `durable` and every pending operation, applied in order, give the directories that
-//! programs see. An operation on a name never reaches the disk before an earlier one on the same
-//! name; apart from that, and from the dependencies below, any subset may.
+//! Invariants: `durable` and all pending operations, applied in order, yield the current
+//! directories. An operation on a name never reaches the disk before an earlier one on the same
+//! name. Apart from that, and from the dependencies below, any subset may.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,7 +12,7 @@ use super::random::Random;
 /// Directories by number.
 type Directories<F> = HashMap<DirectoryNumber, Entries<F>>;
 
-/// Something that reaches the disk as a whole or not at all.
+/// A change that reaches the disk as a whole or not at all.
 #[derive(Debug)]
 struct Operation<F> {
     changes: Vec<Change<F>>,
@@ -20,7 +20,7 @@ struct Operation<F> {
     after: Vec<u64>,
 }
 
-/// What is durable of the names, and what is pending.
+/// The durable names, and the pending operations.
 #[derive(Debug)]
 pub(super) struct NameJournal<F> {
     durable: Directories<F>,
@@ -41,16 +41,16 @@ impl<F> NameJournal<F> {
         }
     }
 
-    /// Files that the disk names, now or after some cut.
+    /// Files that have a name on the disk, now or after some cut.
     pub(super) fn files(&self) -> impl Iterator<Item = &Entry<F>> {
         let pending = self.pending.values().flat_map(|o| &o.changes);
         let durable = self.durable.values().flat_map(|entries| entries.values());
         durable.chain(pending.filter_map(|change| change.entry.as_ref()))
     }
 
-    /// Records what one call did. Within a directory it is one operation; across directories each
-    /// change is one, and no change outruns those before it: a name may be there twice, never
-    /// nowhere.
+    /// Records the changes of one call. Within a directory they are one operation. Across
+    /// directories each change is one, and none overtakes an earlier one: a name may exist twice,
+    /// but never nowhere.
     pub(super) fn record(&mut self, changes: Vec<Change<F>>) {
         let mut groups: Vec<Vec<Change<F>>> = Vec::new();
         for change in changes {
@@ -65,7 +65,8 @@ impl<F> NameJournal<F> {
         }
     }
 
-    /// Records that a directory went. What was moved out of it must have arrived elsewhere first.
+    /// Records the removal of a directory. What was moved out of it must have arrived elsewhere
+    /// first.
     pub(super) fn record_removal(&mut self, removed: DirectoryNumber, changes: Vec<Change<F>>) {
         let touching = |(&number, operation): (&u64, &Operation<F>)| {
             operation.touches(removed).then_some(number)
@@ -153,7 +154,7 @@ impl<F> Operation<F> {
     }
 }
 
-/// The same entries; derived `Clone` would ask the same of `F`.
+/// Copies the entries; a derived `Clone` would require `F: Clone`.
 fn copy<F>(directories: &Directories<F>) -> Directories<F> {
     let copy_entries = |entries: &Entries<F>| -> Entries<F> {
         let pairs = entries.iter();

@@ -31,8 +31,8 @@ impl Random {
         self.next() >> 63 == 1
     }
 
-    /// A chance that one cut uses throughout one file or one set of names. It may be 0 or 1: cuts
-    /// that lose everything and cuts that lose nothing are as likely as those in between.
+    /// A probability that one cut uses throughout one file or one set of names. It may be 0 or 1:
+    /// cuts that lose everything and cuts that lose nothing are as likely as those in between.
     pub(super) const fn chance(&mut self) -> Chance {
         Chance(self.below(9))
     }

@@ -1,4 +1,4 @@
-//! Calls that wait: a test brings a thread to a certain call and keeps it there.
+//! Stalled calls: a test brings a thread to a certain call and holds it there.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ type Rule = Box<dyn Fn(CallKind, &StorePath) -> bool + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Gate {
-    /// A call has arrived, and whether it may go on.
+    /// Whether a call has arrived, and whether it may continue.
     state: Mutex<(bool, bool)>,
     changed: Condvar,
 }
@@ -25,8 +25,8 @@ impl Gate {
     }
 }
 
-/// One call that waits, from its begin until this is released or dropped. No lock of the store is
-/// held meanwhile, so other threads go on.
+/// One stalled call, from its beginning until this is released or dropped. No lock of the store is
+/// held meanwhile, so other threads continue.
 #[derive(Debug)]
 pub struct Stall(Arc<Gate>);
 
@@ -43,7 +43,7 @@ impl Stall {
         true
     }
 
-    /// Lets the call go on.
+    /// Lets the call continue.
     pub fn release(self) {
         drop(self);
     }
@@ -55,7 +55,7 @@ impl Drop for Stall {
     }
 }
 
-/// The stalls that have met no call yet.
+/// Stalls that no call has reached yet.
 #[derive(Default)]
 pub(super) struct Stalls(Mutex<Vec<(Rule, Arc<Gate>)>>);
 
@@ -75,7 +75,7 @@ impl Stalls {
         Stall(gate)
     }
 
-    /// Waits where a stall is for this call; each one is for a single call.
+    /// Waits if a stall matches this call; each stall applies to a single call.
     pub(super) fn pass(&self, kind: CallKind, path: &StorePath) {
         let gate = {
             let mut stalls = self.0.lock();

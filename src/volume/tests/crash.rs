@@ -11,7 +11,7 @@ fn a_power_cut_leaves_no_volume_or_a_whole_one() {
     for call in 1.. {
         let store = FaultyStore::new();
         store.cut_at_call(call);
-        let made = create(
+        let made = create_empty(
             Arc::new(store.clone()),
             &keys.create_options(None),
             &mut write_meta,
@@ -48,7 +48,7 @@ fn a_failing_call_leaves_an_empty_directory_and_a_typed_error() {
     for number in 1.. {
         let store = FaultyStore::new();
         store.fail_call(number, Fault::Error(Errno::ENOSPC));
-        let made = create(
+        let made = create_empty(
             Arc::new(store.clone()),
             &keys.create_options(None),
             &mut write_meta,
@@ -112,7 +112,7 @@ fn what_a_power_cut_left_half_made_is_taken_over() {
         let store = FaultyStore::new();
         store.cut_at_call(call);
         let options = keys.create_options(None);
-        let made = create(Arc::new(store.clone()), &options, &mut write_meta);
+        let made = create_empty(Arc::new(store.clone()), &options, &mut write_meta);
         for seed in 0..10 {
             let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
             if keys.open(&survivor, None).is_ok() {
@@ -124,7 +124,7 @@ fn what_a_power_cut_left_half_made_is_taken_over() {
                 survivor
                     .unlink(&header_path())
                     .expect("lose the superblock");
-                let error = create(survivor, &options, &mut write_meta).expect_err("lost");
+                let error = create_empty(survivor, &options, &mut write_meta).expect_err("lost");
                 assert!(matches!(error, VolumeError::Occupied(_)), "{error:?}");
                 continue;
             }
@@ -150,7 +150,7 @@ fn half_made(keys: &Keys) -> crate::store::memory::MemoryStore {
     );
     // Nor can it be taken away.
     store.fail_kind(CallKind::Unlink, Fault::Error(Errno::EIO));
-    let made = create(
+    let made = create_empty(
         Arc::new(store.clone()),
         &keys.create_options(None),
         &mut write_meta,
@@ -171,7 +171,7 @@ fn taking_over_survives_power_cuts_too() {
         let store = FaultyStore::from_memory(&base, crate::store::faulty::WriteUnit::Sector);
         store.cut_at_call(call);
         let options = keys.create_options(None);
-        let made = create(Arc::new(store.clone()), &options, &mut write_meta);
+        let made = create_empty(Arc::new(store.clone()), &options, &mut write_meta);
         for seed in 0..10 {
             let survivor: Arc<dyn Store> = Arc::new(store.survivor(seed));
             let whole = keys.open(&survivor, None).is_ok();

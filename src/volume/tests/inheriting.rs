@@ -26,14 +26,14 @@ fn inherit(
     customer_key: Option<&dyn CustomerKeyProvider>,
 ) -> Result<Arc<dyn Store>, VolumeError> {
     let store = memory();
-    let founding = Founding {
+    let new_volume = NewVolume {
         action: "deploy-image",
         customer_key,
         keystore: &keys.at().join("platform"),
         size_bytes: None,
         inherited: Some(from),
     };
-    found(Arc::clone(&store), &founding, &mut write_meta)?;
+    create_volume(Arc::clone(&store), &new_volume, &mut write_meta)?;
     Ok(store)
 }
 
@@ -128,7 +128,7 @@ fn a_customer_managed_volume_gives_its_like_or_another_keys() {
 /// Key sets that must not leave their holder are wrapped by the same keys and no others, whoever
 /// asks.
 #[test]
-fn sets_stay_with_their_holder() {
+fn key_sets_stay_with_their_holder() {
     for customer in [false, true] {
         let keys = Keys::new();
         let store = memory();
@@ -136,7 +136,7 @@ fn sets_stay_with_their_holder() {
         let source = keys.open(&store, customer.then(|| keys.private()));
         let source = source.expect("open");
         let from = Inheritance {
-            holder: Some(Holder::of(&source)),
+            holder: Some(KeyHolder::of(&source)),
             ..inheritance(&source)
         };
         let own = source.customer_key.as_deref();
@@ -146,14 +146,14 @@ fn sets_stay_with_their_holder() {
         let error = inherit(&keys, &from, Some(&*other)).expect_err("another customer key");
         assert_eq!(error.kind(), ErrorKind::WrongKey);
         // A keystore that says it is the same one: its file of the id is a copy.
-        let stranger = Keys::new();
-        stranger.create(&memory(), None);
+        let foreign = Keys::new();
+        foreign.create(&memory(), None);
         let id = |keys: &Keys| keys.at().join("platform/keystore.json");
-        std::fs::copy(id(&keys), id(&stranger)).expect("copy");
-        let versions = stranger.at().join("platform/versions");
+        std::fs::copy(id(&keys), id(&foreign)).expect("copy");
+        let versions = foreign.at().join("platform/versions");
         std::fs::remove_dir_all(versions).expect("remove");
-        std::fs::remove_dir_all(stranger.at().join("platform/volumes")).expect("remove");
-        let error = inherit(&stranger, &from, own).expect_err("another keystore");
+        std::fs::remove_dir_all(foreign.at().join("platform/volumes")).expect("remove");
+        let error = inherit(&foreign, &from, own).expect_err("another keystore");
         assert_eq!(error.kind(), ErrorKind::WrongKey, "{error}");
     }
 }

@@ -14,8 +14,8 @@ use crate::store::memory::MemoryStore;
 mod crash;
 mod inheriting;
 mod opening;
-mod place;
 mod superblock;
+mod target_dir;
 
 /// Page 0 of the metadata of a new volume.
 const META: &[u8] = &[0x4d; META_PAYLOAD_BYTES];
@@ -63,7 +63,7 @@ impl Keys {
     }
 
     fn create(&self, store: &Arc<dyn Store>, key: Option<KeyUri>) -> VolumeId {
-        create(
+        create_empty(
             Arc::clone(store),
             &self.create_options(key),
             &mut write_meta,

@@ -15,7 +15,7 @@ fn platform_managed_volume_round_trip() {
         size_bytes: Some(1 << 30),
         ..keys.create_options(None)
     };
-    let id = create(Arc::clone(&store), &options, &mut |fresh| {
+    let id = create_empty(Arc::clone(&store), &options, &mut |fresh| {
         assert_eq!(fresh.size_bytes, Some(1 << 30));
         drawn = Some((Arc::clone(&fresh.keys), fresh.meta_crypto));
         write_meta(fresh)
@@ -116,7 +116,7 @@ fn encrypted_customer_key_with_a_passphrase_file() {
     fs::write(keys.at().join("pass"), "open sesame\n").expect("write");
     let mut options = keys.create_options(Some(made.uri));
     options.passphrase = PassphraseSource::File(keys.at().join("pass"));
-    create(Arc::clone(&store), &options, &mut write_meta).expect("create");
+    create_empty(Arc::clone(&store), &options, &mut write_meta).expect("create");
     assert_eq!(kind_of(keys.open(&store, None)), ErrorKind::KeyUnavailable);
     let mut options = keys.open_options(None);
     options.passphrase = PassphraseSource::File(keys.at().join("pass"));
@@ -245,7 +245,7 @@ fn a_lost_lock_file_keeps_everybody_out_while_it_is_open() {
 }
 
 #[test]
-fn a_lost_lock_file_is_made_anew() {
+fn a_lost_lock_file_is_created_again() {
     let keys = Keys::new();
     let store = memory();
     keys.create(&store, None);
@@ -305,7 +305,7 @@ fn a_hard_linked_copy_gets_files_of_its_own() {
     assert!(!one.join("meta.new").exists() && !one.join("lock.new").exists());
 }
 
-/// Whoever moves a directory while a volume is made in it does not choose its place.
+/// Moving a directory while a volume is created in it does not choose the volume's location.
 #[test]
 fn a_volume_that_is_made_takes_the_place_where_it_was_begun() {
     let keys = Keys::new();
@@ -315,7 +315,7 @@ fn a_volume_that_is_made_takes_the_place_where_it_was_begun() {
     keys.create(&store, None);
     fs::rename(&mine, top.join("aside")).expect("rename");
     let store: Arc<dyn Store> = Arc::new(DirectoryStore::open_or_create(&new).expect("store"));
-    create(
+    create_empty(
         Arc::clone(&store),
         &keys.create_options(None),
         &mut |fresh| {
@@ -418,7 +418,7 @@ fn create_refuses_what_is_not_empty_and_leaves_it_alone() {
     let store = memory();
     let id = keys.create(&store, None);
     let before = read(&*store, &header_path());
-    let again = create(
+    let again = create_empty(
         Arc::clone(&store),
         &keys.create_options(None),
         &mut write_meta,
@@ -443,7 +443,7 @@ fn create_refuses_what_is_not_empty_and_leaves_it_alone() {
 fn a_failed_create_leaves_nothing() {
     let keys = Keys::new();
     let store = memory();
-    let error = create(
+    let error = create_empty(
         Arc::clone(&store),
         &keys.create_options(None),
         &mut |fresh| {
@@ -458,7 +458,7 @@ fn a_failed_create_leaves_nothing() {
     let keys = Keys::new();
     let missing = KeyUri::from_file(&keys.at().join("none.pem")).expect("uri");
     let options = keys.create_options(Some(missing));
-    let error = create(Arc::clone(&store), &options, &mut write_meta).expect_err("no key");
+    let error = create_empty(Arc::clone(&store), &options, &mut write_meta).expect_err("no key");
     assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
     assert!(!keys.at().join("platform").exists());
     assert_eq!(store.list(&StorePath::root()).expect("list"), []);
@@ -473,7 +473,7 @@ fn the_keystore_cannot_be_inside_the_new_volume() {
         keystore: path.join("platform"),
         ..CreateOptions::default()
     };
-    let error = create(store, &options, &mut write_meta).expect_err("inside");
+    let error = create_empty(store, &options, &mut write_meta).expect_err("inside");
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert_eq!(fs::read_dir(&path).expect("list").count(), 0);
 }

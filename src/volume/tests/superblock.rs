@@ -86,7 +86,7 @@ fn good_line(customer: bool) -> String {
 }
 
 #[test]
-fn a_newer_format_is_told_whatever_else_it_has() {
+fn a_newer_format_is_recognised_whatever_else_it_has() {
     let error = parse(r#"{"format":"bilayer","version":2,"quantum":[{}]}"#).expect_err("newer");
     assert_eq!(error.kind(), ErrorKind::NewerFormat);
     let text = error.to_string();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use bilayer::check::{self, CheckOptions, Unwatched};
+use bilayer::check::{self, CheckOptions, NoProgress};
 use bilayer::meta::Meta;
 use bilayer::sealed::MetaFile;
 use bilayer::store::faulty::FaultyStore;
@@ -65,7 +65,7 @@ pub fn audit_volume(volume: &Volume) -> Found {
         jobs: 1,
         ..CheckOptions::default()
     };
-    let report = check::check(volume, &options, &Unwatched).expect("check");
+    let report = check::check(volume, &options, &NoProgress).expect("check");
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
     Found {
         inodes: report.inodes,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bilayer::errno::Errno;
 use bilayer::fs::FsError;
-use bilayer::fs::views::ViewKind;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::image::{DeployOptions, NoProgress};
 use bilayer::store::{Store, StorePath};
 

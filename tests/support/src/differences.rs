@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bilayer::errno::Errno;
+use bilayer::fs::snapshots::{Change, ChangeKind, ViewKind};
 use bilayer::fs::types::{Attr, NodeId, Timespec};
-use bilayer::fs::views::{Change, ChangeKind, ViewKind};
 
 use super::kept::Seen;
 use super::model::{Model, Number, ROOT};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bilayer::errno::Errno;
+use bilayer::fs::snapshots::{ViewInfo, ViewKind};
 use bilayer::fs::types::{Attr, FileKind, NodeId, Timespec};
-use bilayer::fs::views::{ViewInfo, ViewKind};
 use bilayer::ids::{Ino, ViewId};
 
 use super::Mount;
@@ -462,7 +462,7 @@ pub fn failed(errno: Errno) -> Outcome {
 }
 
 /// The outcome of an operation on views.
-pub fn views_answer(result: Result<(), bilayer::fs::views::ViewError>) -> Outcome {
+pub fn views_answer(result: Result<(), bilayer::fs::snapshots::ViewError>) -> Outcome {
     of(result.map_err(|error| error.errno()))
 }
 

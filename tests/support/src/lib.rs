@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bilayer::errno::Errno;
-use bilayer::fs::types::{Attr, Caller, Handle, NodeId, SetAttr};
+use bilayer::fs::types::{Attr, Caller, Handle, NodeId, Owner, SetAttr, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions, FsError};
 use bilayer::store::faulty::FaultyStore;
 use bilayer::store::sub::SubStore;
@@ -116,8 +116,8 @@ pub fn format(store: &FaultyStore, keystore: &Path, size_bytes: Option<u64>) {
 
 /// The same anywhere.
 pub fn format_in(store: Arc<dyn Store>, options: &CreateOptions) {
-    volume::create(store, options, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+    volume::create_empty(store, options, &mut |fresh| {
+        Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
     })
     .expect("create");
 }
@@ -309,7 +309,9 @@ impl Mount {
     /// Writes all of the bytes.
     #[track_caller]
     pub fn put(&self, node: NodeId, handle: Handle, offset: u64, data: &[u8]) {
-        let written = self.fs.write(node, handle, offset, data, false, false);
+        let written = self
+            .fs
+            .write(node, handle, offset, data, WriteFlags::default());
         assert_eq!(written, Ok(data.len()));
     }
 

@@ -188,7 +188,7 @@ pub enum Operation {
     /// fsync of a directory.
     FsyncDir(u8),
     /// What the commit timer does.
-    Tend,
+    Maintain,
     /// Commits everything.
     Commit,
     /// Unmounts and mounts again.
@@ -363,7 +363,7 @@ pub fn operation(largest: usize) -> impl Strategy<Value = Operation> {
         5 => target().prop_map(O::Fsync),
         2 => target().prop_map(O::Fdatasync),
         1 => any::<u8>().prop_map(O::FsyncDir),
-        1 => Just(O::Tend),
+        1 => Just(O::Maintain),
         2 => Just(O::Commit),
         1 => Just(O::Reopen),
         14 => of_views(),

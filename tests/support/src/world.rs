@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bilayer::errno::Errno;
 use bilayer::fs::types::{
-    Fallocate, FileKind, Handle, NodeId, RenameFlags, SeekWhence, SetAttr, SetTime, Timespec,
-    XattrMode,
+    DirentRef, Fallocate, FileKind, Handle, NodeId, RenameFlags, SeekWhence, SetAttr, SetTime,
+    Timespec, WriteFlags, XattrMode,
 };
 
 use super::deployed::DeployedCopy;
@@ -213,8 +213,12 @@ impl World {
             }
             O::Commit => self.fsync_dir(super::ROOT),
             O::FsyncDir(choice) => self.fsync_dir(node(self.directory(choice))),
-            O::Tend => {
-                let done = self.mount().fs.tend().map_err(|error| error.errno());
+            O::Maintain => {
+                let done = self
+                    .mount()
+                    .fs
+                    .run_maintenance()
+                    .map_err(|error| error.errno());
                 (of(done), Outcome::Done)
             }
             O::Reopen => {
@@ -308,7 +312,13 @@ impl World {
         let bytes = pattern(seed, offset as u64, len);
         let found = self.with(number, |handle| {
             let fs = &self.mount().fs;
-            fs.write(node(number), handle, offset as u64, &bytes, false, false)
+            fs.write(
+                node(number),
+                handle,
+                offset as u64,
+                &bytes,
+                WriteFlags::default(),
+            )
         });
         self.model.write(number, offset, &bytes);
         (of(found.map(|_| ())), Outcome::Done)
@@ -385,7 +395,12 @@ impl World {
             whiteout: false,
         };
         let fs = &self.mount().fs;
-        let found = fs.rename(&USER, node(from.0), from.1, node(to.0), to.1, flags);
+        let found = fs.rename(
+            &USER,
+            DirentRef::new(node(from.0), from.1),
+            DirentRef::new(node(to.0), to.1),
+            flags,
+        );
         (of(found), of(self.model.rename(from, to, flags)))
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bilayer::fs::types::{Caller, Handle, NodeId};
+use bilayer::fs::types::{Caller, Handle, NodeId, Owner, WriteFlags};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::layers::KeyRing;
 use bilayer::store::directory::DirectoryStore;
@@ -77,8 +77,8 @@ impl Bench {
         };
         let store: Arc<dyn Store> =
             Arc::new(DirectoryStore::open_or_create(&place.join("volume"))?);
-        volume::create(store, &options, &mut |fresh| {
-            Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        volume::create_empty(store, &options, &mut |fresh| {
+            Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
         })?;
         Self::open(place)
     }
@@ -125,7 +125,7 @@ impl Bench {
         let mut data = vec![0; bytes];
         self.random.fill(&mut data);
         self.fs
-            .write(attr.node, handle, 0, &data, false, false)
+            .write(attr.node, handle, 0, &data, WriteFlags::default())
             .map_err(error)?;
         self.fs.release(attr.node, handle);
         Ok(())
@@ -144,7 +144,7 @@ impl Bench {
             let handle = self.fs.open_file(&CALLER, node, OFlags::RDWR.bits() as i32);
             let handle = handle.map_err(error)?;
             self.random.fill(&mut data);
-            let written = self.fs.write(node, handle, 0, &data, false, false);
+            let written = self.fs.write(node, handle, 0, &data, WriteFlags::default());
             written.map_err(error)?;
             self.fs.release(node, handle);
         }
@@ -162,7 +162,7 @@ impl Bench {
         for at in 0..mib {
             self.random.fill(&mut data);
             self.fs
-                .write(attr.node, handle, at << 20, &data, false, false)
+                .write(attr.node, handle, at << 20, &data, WriteFlags::default())
                 .map_err(error)?;
         }
         self.fs.sync()?;
@@ -182,7 +182,7 @@ impl Bench {
             self.random.fill(&mut data);
             let at = self.random.below((mib << 8) as usize) as u64 * 4096;
             self.fs
-                .write(file.0, file.1, at, &data, false, false)
+                .write(file.0, file.1, at, &data, WriteFlags::default())
                 .map_err(error)?;
             places.push(at);
         }

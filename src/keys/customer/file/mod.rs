@@ -1,8 +1,9 @@
 //! `file:` keys: an RSA key in a PEM file.
 //!
-//! The public half is enough to make a volume; opening it takes the private half. PEM, generation
-//! and wrapping are the `rsa` crate's; private-key operations are AWS-LC's, because those of `rsa`
-//! are not constant in time (RUSTSEC-2023-0071). A `pure-rust` build uses `rsa` with blinding.
+//! The public half is enough to create a volume; opening it needs the private half. The `rsa` crate
+//! handles PEM, generation and wrapping. AWS-LC handles private-key operations, because those of
+//! `rsa` are not constant in time (RUSTSEC-2023-0071). A `pure-rust` build uses `rsa` with
+//! blinding.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -28,7 +29,7 @@ use crate::keys::uri::KeyUri;
 use crate::sys::identity::effective_user;
 use crate::sys::wipe::with_secrets;
 
-/// Longest key file, in bytes.
+/// Length limit of a key file, in bytes.
 pub const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
 
 /// A key in a PEM file.
@@ -47,7 +48,7 @@ impl FileKey {
     ) -> Result<Self, KeyError> {
         let file = open(path)?;
         let text = read_bounded(&file, path)?;
-        // Before a passphrase is typed for it.
+        // Before the user types a passphrase.
         if pem::is_private(&text) {
             refuse_shared(&file, path)?;
         }
@@ -79,7 +80,7 @@ impl CustomerKeyProvider for FileKey {
 
     fn wrap(&self, plain: &[u8]) -> Result<Vec<u8>, KeyError> {
         let padding = Oaep::new::<rsa::sha2::Sha256>();
-        // The padded number is as good as what it holds.
+        // The padded number reveals the plaintext.
         with_secrets(|| self.public.encrypt(&mut OsRng, padding, plain)).map_err(|error| {
             KeyError::new(
                 ErrorKind::KeyUnavailable,
@@ -134,7 +135,7 @@ impl fmt::Debug for FileKey {
     }
 }
 
-/// The private half, in AWS-LC.
+/// The private half, held by AWS-LC.
 #[cfg(feature = "aws-lc")]
 struct PrivateKey(aws_lc_rs::rsa::OaepPrivateDecryptingKey);
 
@@ -164,7 +165,7 @@ impl PrivateKey {
     }
 }
 
-/// The private half, in `rsa`.
+/// The private half, held by `rsa`.
 #[cfg(not(feature = "aws-lc"))]
 struct PrivateKey(RsaPrivateKey);
 
@@ -181,16 +182,15 @@ impl PrivateKey {
     }
 }
 
-/// Makes an RSA key and writes it to `path` as PKCS#8 PEM, mode 0600, encrypted where a passphrase
-/// is given. Returns what is public about it.
+/// Generates an RSA key and writes it to `path` as PKCS#8 PEM with mode 0600, encrypted if a
+/// passphrase is given. Returns its public description.
 ///
-/// The file appears whole or not at all as far as other programs are concerned only once this
-/// returns; it is never written over: an existing file is an error. File and directory are durable
-/// on return.
+/// The file is complete only once this returns. An existing file is never overwritten, but is an
+/// error. File and directory are durable on return.
 ///
 /// # Errors
-/// Kind `Usage` for a size not taken or a file that exists, `Io` and `NoSpace` for what the
-/// operating system refuses.
+/// Kind `Usage` for a size that is not accepted or a file that exists, `Io` and `NoSpace` for
+/// failures of the operating system.
 pub fn generate(
     path: &Path,
     bits: usize,
@@ -204,8 +204,8 @@ pub fn generate(
         .with_hint("choose 2048, 3072 or 4096"));
     }
     let uri = KeyUri::from_file(path)?;
-    // Tried first: nobody waits for a key that cannot be written. Nothing is there while the key is
-    // made, so that nothing is left by whoever does not want to wait.
+    // Tried first, so that nobody waits for a key that cannot be written. The file is removed while
+    // the key is generated, so that an interrupted command leaves nothing behind.
     drop(create_new(path)?);
     std::fs::remove_file(path).map_err(while_doing("cannot create key file", path))?;
     let key = with_secrets(|| RsaPrivateKey::new(&mut OsRng, bits))
@@ -221,7 +221,7 @@ pub fn generate(
             can_unwrap: true,
         }),
         Err(error) => {
-            // Half a key is worth nothing; that removing it fails too is not the first trouble.
+            // A partial key is worthless. A failure to remove it matters less than the first error.
             let _ = std::fs::remove_file(path);
             Err(error)
         }
@@ -248,8 +248,8 @@ fn write_key(
         .map_err(while_doing("cannot sync directory", directory))
 }
 
-/// PKCS#8 under PBES2: scrypt (RFC 7914; 16 MiB, five lanes: what OWASP advises and OpenSSL's
-/// default memory limit lets it read) and AES-256-CBC.
+/// PKCS#8 under PBES2: scrypt (RFC 7914; 16 MiB, five lanes: what OWASP recommends and OpenSSL's
+/// default memory limit can read) and AES-256-CBC.
 fn encrypted_pem(
     key: &RsaPrivateKey,
     passphrase: &Passphrase,
@@ -306,7 +306,7 @@ fn open(path: &Path) -> Result<File, KeyError> {
 }
 
 fn read_bounded(file: &File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-    // Of full size at once: a growing buffer leaves copies of the key behind.
+    // Allocated at full size: a growing buffer leaves copies of the key behind.
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE_BYTES as usize + 2));
     file.take(MAX_KEY_FILE_BYTES + 1)
         .read_to_end(&mut text)
@@ -318,8 +318,8 @@ fn read_bounded(file: &File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError
     Ok(text)
 }
 
-/// Refuses a private key that is not this user's alone, as the keystore's files have to be. What is
-/// no plain file, a pipe for one, nobody else opens to read the same.
+/// Refuses a private key that other users can read, as for the files of the keystore. Something
+/// that is no plain file, such as a pipe, cannot be opened by others to read the same bytes.
 fn refuse_shared(file: &File, path: &Path) -> Result<(), KeyError> {
     let metadata = file.metadata().map_err(|error| unavailable(path, error))?;
     if !metadata.is_file() {

@@ -177,7 +177,7 @@ fn other_files_are_refused_with_advice() {
         (block("OPENSSH PRIVATE KEY"), "OpenSSH"),
         (block("PRIVATE KEY"), "no usable RSA"),
         (block("ENCRYPTED PRIVATE KEY"), "not supported"),
-        (old.to_owned(), "old way"),
+        (old.to_owned(), "legacy format"),
         (private_pem().replace("MII", "MIJ"), "RSA"),
     ] {
         let error = open(&key_file(at, "k", &text)).expect_err(expected);

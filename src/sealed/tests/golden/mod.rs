@@ -7,7 +7,7 @@
 
 use super::geometry::{Geometry, Slot};
 use super::keys::FileKeys;
-use super::page::{Place, Plain, Received};
+use super::page::{PageContext, Plain, Received};
 use super::*;
 
 const CONTENTS: &str = include_str!("contents-page.hex");
@@ -15,7 +15,7 @@ const META: &str = include_str!("meta-page-0-slot-b.hex");
 
 fn check(geometry: Geometry, slot: Slot, page: u64, committed: &str) {
     let keys = FileKeys::new(keys(), CRYPTO);
-    let place = Place {
+    let place = PageContext {
         key_set: KeySetId([3; 16]),
         crypto: CRYPTO,
         page: PageIndex(page),

@@ -10,11 +10,11 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use bilayer::check;
 use bilayer::errno::Errno;
 use bilayer::fs::Filesystem;
-use bilayer::fs::types::{FileKind, NodeId, RenameFlags};
+use bilayer::fs::types::{DirentRef, FileKind, NodeId, RenameFlags};
 use bilayer::ids::{ChunkIndex, FolderNumber, Generation, Ino, ViewId};
 use bilayer::meta::MetaError;
 use bilayer::meta::copy::{self, CopyOptions};
-use bilayer::meta::keys::{self, Table};
+use bilayer::meta::keys::{self, Table, VersionedKey};
 use bilayer::meta::records::{
     Counters, DirentRecord, ExtentRecord, InodeRecord, Timespec, encode_xattr,
 };
@@ -136,7 +136,8 @@ fn is_of_an_image((table, (key, value)): &TableRow) -> bool {
         table,
         Table::Inode | Table::Dirent | Table::Xattr | Table::Extent
     );
-    let first = keys::split_version(key).is_some_and(|(_, at)| at == Generation(1));
+    let version = VersionedKey::decode(key);
+    let first = version.is_some_and(|version| version.generation == Generation(1));
     (of_files && first && value != &[0]) || *table == Table::Counters
 }
 
@@ -394,12 +395,22 @@ fn move_all(fs: &Filesystem, found: &[Named]) {
         let others = (0..12).filter_map(|ino| NodeId::live(Ino(ino)));
         for other in directories.iter().map(|(_, _, node)| *node).chain(others) {
             let flags = RenameFlags::default();
-            let _ = fs.rename(&ROOT_USER, *parent, name, other, name, flags);
+            let _ = fs.rename(
+                &ROOT_USER,
+                DirentRef::new(*parent, name),
+                DirentRef::new(other, name),
+                flags,
+            );
             let exchange = RenameFlags {
                 exchange: true,
                 ..flags
             };
-            let _ = fs.rename(&ROOT_USER, *parent, name, other, name, exchange);
+            let _ = fs.rename(
+                &ROOT_USER,
+                DirentRef::new(*parent, name),
+                DirentRef::new(other, name),
+                exchange,
+            );
             let _ = fs.lookup(other, b"..");
         }
     }

@@ -1,6 +1,6 @@
 //! Lines that a peer sends over the control socket of a mounted volume.
 
-use bilayer::cli::wire;
+use bilayer::daemon;
 use bilayer::fs::Filesystem;
 use serde_json::Value;
 
@@ -20,10 +20,8 @@ pub fn target(data: &[u8]) {
             continue;
         }
         let mut answer = Vec::new();
-        if let Some(answered) = wire::answer(line, &fs, &mut answer) {
-            answered.unwrap();
-            check(&answer);
-        }
+        daemon::answer_line(line, &fs, &mut answer).unwrap();
+        check(&answer);
     }
     fs.close().unwrap();
 }
@@ -32,20 +30,22 @@ fn leaves_the_volume(line: &str) -> bool {
     let Ok(request) = serde_json::from_str::<Value>(line) else {
         return false;
     };
-    request["verb"] == "deploy" || !request["passphrase_file"].is_null()
+    let operation = &request["body"]["operation"];
+    operation["verb"] == "deploy" || !operation["passphrase_file"].is_null()
 }
 
-/// Messages with raw bytes between them; the last one, and no other, is how it ended.
+/// Responses with raw bytes between them; the last one, and no other, is how it ended.
 fn check(mut answer: &[u8]) {
     loop {
         let end = answer.iter().position(|byte| *byte == b'\n').unwrap();
         let (line, rest) = answer.split_at(end + 1);
-        let message: Value = serde_json::from_slice(line).unwrap();
+        let response: Value = serde_json::from_slice(line).unwrap();
+        let response = &response["body"];
         answer = rest;
-        if let Some(count) = message.get("bytes").and_then(Value::as_u64) {
+        if let Some(count) = response.get("bytes").and_then(Value::as_u64) {
             answer = &answer[count as usize..];
         }
-        if message.get("done").is_some() || message.get("failed").is_some() {
+        if response.get("done").is_some() || response.get("failed").is_some() {
             assert!(answer.is_empty());
             return;
         }

@@ -11,7 +11,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use bilayer::ids::{Ino, ViewId};
 use bilayer::meta::commit::BatchNumber;
 use bilayer::meta::keys::Table;
-use bilayer::meta::raw::{Found, RawTables};
+use bilayer::meta::raw::{RawTables, Visited};
 use bilayer::meta::{Batch, Meta, MetaError, View};
 use bilayer::sealed::{META_PAYLOAD_BYTES, MetaFile, SealedError};
 use bilayer::store::memory::MemoryStore;
@@ -138,7 +138,7 @@ fn look_at_pages(file: MetaFile) {
         for table in Table::ALL {
             let mut last: Option<Vec<u8>> = None;
             tables.visit(table, &(Vec::new()..vec![0xFF; 300]), &mut |found| {
-                if let Found::Row(key, _) = found {
+                if let Visited::Row(key, _) = found {
                     assert!(last.as_deref().is_none_or(|last| last < key));
                     last = Some(key.to_vec());
                 }

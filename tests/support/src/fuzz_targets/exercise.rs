@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use bilayer::errno::Errno;
 use bilayer::fs::Filesystem;
+use bilayer::fs::snapshots::ViewKind;
 use bilayer::fs::types::{
-    Fallocate, FileKind, NodeId, RenameFlags, SeekWhence, SetAttr, XattrMode,
+    DirentRef, Fallocate, FileKind, NodeId, RenameFlags, SeekWhence, SetAttr, WriteFlags, XattrMode,
 };
-use bilayer::fs::views::ViewKind;
 
 use super::sample::{ROOT, ROOT_USER};
 
@@ -22,7 +22,7 @@ pub fn exercise(fs: &Filesystem) {
     }
     let _ = views(fs);
     let _ = names(fs);
-    let _ = fs.tend();
+    let _ = fs.run_maintenance();
     let _ = fs.finish_purge();
     let _ = fs.sync();
     let _ = fs.statfs();
@@ -115,7 +115,16 @@ fn change(fs: &Filesystem, node: NodeId, kind: FileKind) -> Result<(), Errno> {
     let size = fs.getattr(node)?.size;
     let handle = fs.open_file(&ROOT_USER, node, libc::O_RDWR)?;
     for (offset, len) in [(0, 10), (3_000, 6_000), (size, 5_000), (5 << 20, 100)] {
-        let _ = fs.write(node, handle, offset, &vec![1; len], true, false);
+        let _ = fs.write(
+            node,
+            handle,
+            offset,
+            &vec![1; len],
+            WriteFlags {
+                kill_privileges: true,
+                ..WriteFlags::default()
+            },
+        );
     }
     let _ = fs.fallocate(node, handle, 4_000, 9_000, Fallocate::PunchHole);
     let _ = fs.fallocate(
@@ -139,7 +148,7 @@ fn change(fs: &Filesystem, node: NodeId, kind: FileKind) -> Result<(), Errno> {
     Ok(())
 }
 
-fn views(fs: &Filesystem) -> Result<(), bilayer::fs::views::ViewError> {
+fn views(fs: &Filesystem) -> Result<(), bilayer::fs::snapshots::ViewError> {
     for kind in [ViewKind::Snapshot, ViewKind::Image] {
         let _ = fs.views(kind);
         let _ = fs.create_view(kind, "fresh", None, "");
@@ -158,10 +167,25 @@ fn views(fs: &Filesystem) -> Result<(), bilayer::fs::views::ViewError> {
 
 fn names(fs: &Filesystem) -> Result<(), Errno> {
     let none = RenameFlags::default();
-    let _ = fs.rename(&ROOT_USER, ROOT, b"small", ROOT, b"dir", none);
-    let _ = fs.rename(&ROOT_USER, ROOT, b"small", ROOT, b"smaller", none);
+    let _ = fs.rename(
+        &ROOT_USER,
+        DirentRef::new(ROOT, b"small"),
+        DirentRef::new(ROOT, b"dir"),
+        none,
+    );
+    let _ = fs.rename(
+        &ROOT_USER,
+        DirentRef::new(ROOT, b"small"),
+        DirentRef::new(ROOT, b"smaller"),
+        none,
+    );
     let dir = fs.mkdir(&ROOT_USER, ROOT, b"made", 0o755)?;
-    let _ = fs.rename(&ROOT_USER, ROOT, b"dir", dir.node, b"dir", none);
+    let _ = fs.rename(
+        &ROOT_USER,
+        DirentRef::new(ROOT, b"dir"),
+        DirentRef::new(dir.node, b"dir"),
+        none,
+    );
     let _ = fs.rmdir(ROOT, b"made");
     let found = fs.lookup(dir.node, b"dir")?;
     let _ = fs.unlink(found.node, b"large");

@@ -1,6 +1,6 @@
 //! Records of the metadata and the keys they are under: decoders take exactly what encoders write.
 
-use bilayer::meta::keys;
+use bilayer::meta::keys::{self, VersionedKey};
 use bilayer::meta::page_set::PageSet;
 use bilayer::meta::records::{
     Counters, DirentRecord, ExtentRecord, InodeRecord, ObjectName, ViewRecord, decode_xattr,
@@ -60,7 +60,10 @@ fn key(bytes: &[u8]) -> Option<Vec<u8>> {
     if let Some(number) = keys::number_of(bytes) {
         assert_eq!(keys::number(number), bytes);
     }
-    let (logical, generation) = keys::split_version(bytes)?;
+    let VersionedKey {
+        logical,
+        generation,
+    } = VersionedKey::decode(bytes)?;
     if let Some((ino, chunk)) = keys::extent_parts(logical) {
         assert_eq!(keys::extent(ino, chunk), logical);
     }

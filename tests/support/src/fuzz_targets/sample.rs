@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bilayer::fs::types::{Caller, NodeId};
+use bilayer::fs::types::{Caller, NodeId, Owner};
 use bilayer::fs::{Filesystem, FilesystemOptions};
 use bilayer::keys::KeyUri;
 use bilayer::keys::customer::file::generate;
@@ -59,7 +59,7 @@ impl Sample {
             customer_key: customer.clone(),
             ..CreateOptions::default()
         };
-        volume::create(Arc::new(store.clone()), &options, fill).unwrap();
+        volume::create_empty(Arc::new(store.clone()), &options, fill).unwrap();
         let mut sample = Self {
             directory,
             header: contents(&store, HEADER_NAME),
@@ -135,7 +135,7 @@ thread_local! {
 
 fn empty(customer: bool) -> Rc<Sample> {
     Rc::new(Sample::new(customer, &mut |fresh| {
-        Filesystem::format(fresh, (0, 0)).map_err(Into::into)
+        Filesystem::format(fresh, Owner::ROOT).map_err(Into::into)
     }))
 }
 

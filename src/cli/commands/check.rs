@@ -1,0 +1,541 @@
+//! `bilayer check`: verifying everything, and mending what can be mended.
+//!
+//! Exit codes are those of fsck(8), and each finding is one line on standard output:
+//!
+//! ```text
+//! error: /a/b (inode 12): it counts 3 links and has 2 [link-count]
+//! error: objects/00000001/… pages 3-5: /a/b (inode 12): chunk 0: page 3 was refused by … [page-damaged]
+//! ```
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::audit::{self, Record};
+use crate::check::{self, CheckError, CheckOptions, Report};
+use crate::cli::args::OpenArgs;
+use crate::cli::output::progress::Progress;
+use crate::cli::output::{format, print, print_json};
+use crate::cli::session::open_volume;
+use crate::control::locate::{Holder, Located, find};
+use crate::control::report::ViewReport;
+use crate::control::request::Operation;
+use crate::control::response::{
+    BytesDone, ChangeReport, CheckSummary, FindingReport, Outcome, Receiver,
+};
+use crate::control::wire;
+use crate::daemon::serve::{tell, watched};
+use crate::daemon::size::parse_count;
+use crate::diagnostics::{ExitCode, UserError};
+use crate::ids::VolumeId;
+use crate::sys::process::EndSignals;
+
+/// Exit codes of fsck(8).
+mod code {
+    pub(crate) const CLEAN: u8 = 0;
+    pub(crate) const CORRECTED: u8 = 1;
+    pub(crate) const UNCORRECTED: u8 = 4;
+    pub(crate) const OPERATIONAL: u8 = 8;
+    pub(crate) const USAGE: u8 = 16;
+    pub(crate) const CANCELLED: u8 = 32;
+}
+
+/// What `--help` says beside the options.
+pub(crate) const HELP: &str = "\
+Each finding is a line: error (something is lost, cannot be reached or would go wrong), warning (a
+number that is off, space that nobody gives back) or note (nothing wrong); what it is about, and in
+brackets its kind. Nothing is written without --repair. A mounted volume is checked while it is used;
+to be repaired it must be unmounted.
+
+What --repair does: counts and links are set right, names that lead nowhere go, what has lost its
+name gets one in lost+found, objects that nobody names are removed. Pages that do not open are not
+replaced: reading them stays an error. Take them from a snapshot, a backup, or with bilayer salvage.
+
+With --json one object: volume, mounted, result (clean, corrected, uncorrected, cancelled), inodes,
+snapshots, objects, pages, bytes, seconds, omitted, and findings: an array of objects with kind,
+severity, message, repaired, and where they are known file, pages (pairs: first, behind the last),
+inode, paths (those that are not UTF-8 also in paths_bytes, in hexadecimal digits).
+
+Exit codes, as fsck(8): 0 nothing wrong, 1 all that was wrong is repaired, 4 something is wrong,
+8 it could not be checked, 16 usage, 32 cancelled.
+
+Examples:
+  bilayer check /srv/vault
+  bilayer check /mnt --jobs 1 --json
+  bilayer check /srv/vault --repair";
+
+/// `bilayer check …`
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// Directory of the volume, or where it is mounted
+    #[arg(value_name = "VOLUME|DIR")]
+    path: PathBuf,
+    /// Mend what can be mended without losing anything; the volume must not be mounted
+    #[arg(long)]
+    repair: bool,
+    /// Compare metadata alone, and read no contents
+    #[arg(long)]
+    quick: bool,
+    /// Threads that verify contents [default: one for each CPU]
+    #[arg(
+        long,
+        short,
+        default_value_t = 0,
+        hide_default_value = true,
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
+    jobs: usize,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    /// No progress bar, and nothing to say when nothing is wrong
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+/// What is known when it has ended.
+struct Checked {
+    volume: PathBuf,
+    mounted: bool,
+    findings: Vec<FindingReport>,
+    /// `None` when it was cancelled.
+    summary: Option<CheckSummary>,
+    seconds: f64,
+}
+
+/// Collects what comes, shows how far it is, and notices when somebody wants it to end.
+struct Watching {
+    findings: Vec<FindingReport>,
+    quiet: bool,
+    shown: Option<(Option<u64>, Progress)>,
+    signals: Option<EndSignals>,
+    interrupted: bool,
+}
+
+impl Receiver for Watching {
+    fn view(&mut self, _: ViewReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn finding(&mut self, finding: FindingReport) -> io::Result<()> {
+        self.findings.push(finding);
+        Ok(())
+    }
+
+    fn progress(&mut self, progress: BytesDone) -> io::Result<()> {
+        if self.signals.is_some_and(|signals| signals.arrived()) {
+            self.interrupted = true;
+        }
+        if self.interrupted {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        if self.quiet {
+            return Ok(());
+        }
+        let total = progress.total_bytes;
+        if self.shown.as_ref().is_none_or(|(shown, _)| *shown != total) {
+            self.shown = None;
+            let what = match total {
+                Some(_) => "verifying contents",
+                None => "comparing metadata",
+            };
+            self.shown = Some((total, Progress::start(what, total)));
+        }
+        if let Some((_, shown)) = &self.shown {
+            shown.set(progress.bytes);
+        }
+        Ok(())
+    }
+}
+
+/// The exit code of a check that could not be done.
+pub(crate) fn exit_code(error: &UserError) -> u8 {
+    match error.code {
+        ExitCode::Usage => code::USAGE,
+        _ => code::OPERATIONAL,
+    }
+}
+
+/// Checks, tells, and says how the process ends.
+pub(crate) fn run(args: &CheckArgs) -> Result<u8, UserError> {
+    let checked = check(args)?;
+    let code = checked.code();
+    if args.json {
+        print_json(&checked.json())?;
+    } else {
+        print(&checked.text(args.quiet))?;
+    }
+    Ok(code)
+}
+
+fn check(args: &CheckArgs) -> Result<Checked, UserError> {
+    let keys = args.open.keys()?;
+    let mut located = find(&args.path)?;
+    let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
+    let mut watching = Watching {
+        findings: Vec::new(),
+        quiet: args.quiet,
+        shown: None,
+        signals: None,
+        interrupted: false,
+    };
+    let begin = Instant::now();
+    let (mounted, outcome) = match holder {
+        Holder::Unknown(error) => return Err(error),
+        Holder::Daemon { .. } | Holder::Mount(_) if args.repair => {
+            let path = located.path.display();
+            let message = format!("cannot repair {path}: it is mounted");
+            audit::set_volume(&located.path);
+            Record::new("repair").refused(&message);
+            return Err(UserError::new(ExitCode::InUse, message)
+                .with_hint("unmount it first: bilayer unmount DIR"));
+        }
+        Holder::Daemon { mut control, .. } => {
+            watching.signals = EndSignals::block().ok();
+            let operation = Operation::Check {
+                jobs: args.jobs,
+                quick: args.quick,
+            };
+            (true, control.perform(&operation, None, &mut watching))
+        }
+        Holder::Mount(mount) => {
+            return Err(UserError::new(
+                ExitCode::System,
+                format!(
+                    "cannot check the volume mounted on {}: its daemon does not answer this user",
+                    mount.info.dir.display()
+                ),
+            )
+            .with_hint("root and the user who mounted it may"));
+        }
+        Holder::Nobody => (false, offline(&located, args, &keys, &mut watching)),
+    };
+    drop(watching.shown.take());
+    let summary = match outcome {
+        Ok(Outcome::Checked(summary)) => Some(summary),
+        _ if watching.interrupted => None,
+        Ok(other) => {
+            let message = format!("cannot check the volume: unexpected answer {other:?}");
+            return Err(UserError::new(ExitCode::System, message).with_hint(wire::OTHER_VERSION));
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Checked {
+        volume: located.path,
+        mounted,
+        findings: watching.findings,
+        summary,
+        seconds: begin.elapsed().as_secs_f64(),
+    })
+}
+
+fn offline(
+    located: &Located,
+    args: &CheckArgs,
+    keys: &crate::cli::session::Keys,
+    watching: &mut Watching,
+) -> Result<Outcome, UserError> {
+    let volume = open_volume(located, args.repair, keys)?;
+    watching.signals = EndSignals::block().ok();
+    let options = CheckOptions {
+        jobs: args.jobs,
+        contents: !args.quick,
+        ..CheckOptions::default()
+    };
+    let report = watched(watching, &|watch| match args.repair {
+        true => check::repair(&volume, &options, watch),
+        false => check::check(&volume, &options, watch),
+    });
+    let report = report.unwrap_or(Err(CheckError::Fault));
+    if args.repair {
+        audit_repair(volume.header.volume_id(), &report);
+    }
+    let report = report.map_err(|error: CheckError| {
+        let doing = if args.repair { "repair" } else { "check" };
+        let path = located.path.display();
+        UserError::check(format_args!("cannot {doing} the volume {path}"), &error)
+    })?;
+    tell(report, watching)
+}
+
+/// The record of a repair: how much was mended, and how much is wrong still.
+fn audit_repair(volume: VolumeId, report: &Result<Report, CheckError>) {
+    let mut audited = Record::new("repair").volume(volume);
+    if let Ok(report) = report {
+        let repaired = report.faults().filter(|fault| fault.repaired).count() as u64;
+        let left = report.faults().count() as u64 - repaired + report.omitted_faults;
+        audited = audited.with("repaired", repaired).with("left", left);
+    }
+    audited.outcome(report);
+}
+
+impl Checked {
+    fn faults(&self, repaired: bool) -> u64 {
+        let faults = self.findings.iter().filter(|f| f.severity != "note");
+        faults
+            .filter(|finding| finding.repaired == repaired)
+            .count() as u64
+    }
+
+    fn omitted_faults(&self) -> u64 {
+        self.summary.as_ref().map_or(0, |s| s.omitted_faults)
+    }
+
+    fn code(&self) -> u8 {
+        if self.summary.is_none() {
+            return code::CANCELLED;
+        }
+        if self.faults(false) + self.omitted_faults() > 0 {
+            return code::UNCORRECTED;
+        }
+        match self.faults(true) {
+            0 => code::CLEAN,
+            _ => code::CORRECTED,
+        }
+    }
+
+    fn result(&self) -> &'static str {
+        match self.code() {
+            code::CLEAN => "clean",
+            code::CORRECTED => "corrected",
+            code::CANCELLED => "cancelled",
+            _ => "uncorrected",
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let findings: Vec<_> = self.findings.iter().map(finding_json).collect();
+        let mut object = json!({
+            "volume": self.volume.to_string_lossy(),
+            "mounted": self.mounted,
+            "result": self.result(),
+            "seconds": self.seconds,
+            "findings": findings,
+        });
+        if let Some(summary) = &self.summary {
+            object["inodes"] = summary.inodes.into();
+            object["snapshots"] = summary.snapshots.into();
+            object["objects"] = summary.objects.into();
+            object["pages"] = summary.pages.into();
+            object["bytes"] = summary.bytes.into();
+            object["omitted"] = summary.omitted.into();
+        }
+        object
+    }
+
+    fn text(&self, quiet: bool) -> String {
+        let mut text: String = self.findings.iter().map(line).collect();
+        let Some(summary) = &self.summary else {
+            return text + "cancelled\n";
+        };
+        if summary.omitted > 0 {
+            text += &format!("and {} more\n", summary.omitted);
+        }
+        if quiet {
+            return text;
+        }
+        let rate = format::size((summary.bytes as f64 / self.seconds.max(0.001)) as u64);
+        let left = self.faults(false) + self.omitted_faults();
+        let mended = match self.faults(true) {
+            0 => String::new(),
+            mended => format!("{mended} repaired, "),
+        };
+        text += &match left {
+            0 => format!("{}: {mended}", self.result()),
+            left => format!("{mended}{left} left: "),
+        };
+        text += &format!(
+            "{}, {}, {} read in {:.1} s, {rate}/s\n",
+            format::count(summary.inodes, "inode", "inodes"),
+            format::count(summary.objects, "object", "objects"),
+            format::size(summary.bytes),
+            self.seconds
+        );
+        text
+    }
+}
+
+/// JSON has no bytes: paths that are not UTF-8 are there a second time, in hexadecimal digits.
+fn finding_json(finding: &FindingReport) -> serde_json::Value {
+    let mut object = json!({
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "message": finding.message,
+        "repaired": finding.repaired,
+    });
+    if let Some(file) = &finding.file {
+        object["file"] = file.as_str().into();
+    }
+    if !finding.pages.is_empty() {
+        object["pages"] = json!(finding.pages);
+    }
+    if let Some(inode) = finding.inode {
+        object["inode"] = inode.into();
+    }
+    if !finding.paths.is_empty() {
+        let paths = finding.paths.iter();
+        let paths: Vec<_> = paths.map(|path| String::from_utf8_lossy(&path.0)).collect();
+        object["paths"] = json!(paths);
+        if finding
+            .paths
+            .iter()
+            .any(|path| std::str::from_utf8(&path.0).is_err())
+        {
+            let bytes: Vec<_> = finding
+                .paths
+                .iter()
+                .map(|path| hex::encode(&path.0))
+                .collect();
+            object["paths_bytes"] = json!(bytes);
+        }
+    }
+    object
+}
+
+fn line(finding: &FindingReport) -> String {
+    let mut about = Vec::new();
+    if let Some(file) = &finding.file {
+        let runs = finding.pages.iter().map(|&(first, end)| match end - first {
+            1 => first.to_string(),
+            _ => format!("{first}-{}", end - 1),
+        });
+        let runs: Vec<String> = runs.collect();
+        let single = matches!(finding.pages[..], [(first, end)] if end - first == 1);
+        about.push(match runs.len() {
+            0 => file.clone(),
+            _ if single => format!("{file} page {}", runs.join(",")),
+            _ => format!("{file} pages {}", runs.join(",")),
+        });
+    }
+    if let Some(inode) = finding.inode {
+        let mut what = match finding.paths.as_slice() {
+            [] => format!("inode {inode}"),
+            [first, ..] => format!("{} (inode {inode})", format::path(&first.0)),
+        };
+        if finding.paths.len() > 1 {
+            what += &format!(" and {} more", finding.paths.len() - 1);
+        }
+        about.push(what);
+    } else {
+        about.extend(finding.paths.first().map(|path| format::path(&path.0)));
+    }
+    about.push(format::printable(&finding.message));
+    let repaired = if finding.repaired { ", repaired" } else { "" };
+    format!(
+        "{}: {} [{}]{repaired}\n",
+        finding.severity,
+        about.join(": "),
+        finding.kind
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::request::PathBytes;
+
+    fn finding(severity: &str, repaired: bool) -> FindingReport {
+        FindingReport {
+            kind: "page-damaged".to_owned(),
+            severity: severity.to_owned(),
+            message: "it is\nbad".to_owned(),
+            file: Some("objects/00000001/ab".to_owned()),
+            pages: vec![(3, 4), (7, 10)],
+            inode: Some(12),
+            paths: vec![PathBytes(b"/a\xff".to_vec()), PathBytes(b"/b".to_vec())],
+            repaired,
+        }
+    }
+
+    fn checked(findings: Vec<FindingReport>, ended: bool) -> Checked {
+        let summary = CheckSummary {
+            inodes: 1,
+            snapshots: 0,
+            objects: 2,
+            pages: 3,
+            bytes: 4096,
+            omitted: 0,
+            omitted_faults: 0,
+        };
+        Checked {
+            volume: PathBuf::from("/v"),
+            mounted: false,
+            findings,
+            summary: ended.then_some(summary),
+            seconds: 2.0,
+        }
+    }
+
+    #[test]
+    fn findings_are_lines() {
+        assert_eq!(
+            line(&finding("error", true)),
+            "error: objects/00000001/ab pages 3,7-9: /a\\377 (inode 12) and 1 more: it is bad \
+             [page-damaged], repaired\n"
+        );
+        let plain = FindingReport {
+            file: None,
+            inode: None,
+            paths: Vec::new(),
+            ..finding("note", false)
+        };
+        assert_eq!(line(&plain), "note: it is bad [page-damaged]\n");
+    }
+
+    #[test]
+    fn it_ends_as_fsck_does() {
+        for (findings, ended, code, result) in [
+            (vec![], true, 0, "clean"),
+            (vec![finding("note", false)], true, 0, "clean"),
+            (vec![finding("warning", true)], true, 1, "corrected"),
+            (
+                vec![finding("error", true), finding("warning", false)],
+                true,
+                4,
+                "uncorrected",
+            ),
+            (vec![finding("error", false)], false, 32, "cancelled"),
+        ] {
+            let checked = checked(findings, ended);
+            assert_eq!((checked.code(), checked.result()), (code, result));
+        }
+        let more = CheckSummary {
+            omitted: 2,
+            omitted_faults: 1,
+            ..checked(vec![], true).summary.unwrap()
+        };
+        let more = Checked {
+            summary: Some(more),
+            ..checked(vec![], true)
+        };
+        assert_eq!(more.code(), 4);
+        assert!(more.text(true).contains("and 2 more"));
+    }
+
+    #[test]
+    fn programs_get_all_of_it() {
+        let json = checked(vec![finding("error", false)], true).json();
+        assert_eq!(json["findings"][0]["pages"], json!([[3, 4], [7, 10]]));
+        assert_eq!(
+            json["findings"][0]["paths_bytes"],
+            json!(["2f61ff", "2f62"])
+        );
+        assert_eq!(json["result"], "uncorrected");
+        assert_eq!(json["bytes"], 4096);
+    }
+}

@@ -1,0 +1,66 @@
+//! `bilayer keygen`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::cli::args::PassphraseArg;
+use crate::cli::output::print;
+use crate::control::paths;
+use crate::daemon::size;
+use crate::diagnostics::{ExitCode, UserError};
+use crate::keys::customer::file;
+use crate::keys::{KeyDescription, PassphraseSource};
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct KeygenArgs {
+    /// File to make; one that exists is never written over
+    file: PathBuf,
+    /// Size of the key: 2048, 3072 or 4096
+    #[arg(
+        long,
+        default_value_t = 3072,
+        allow_negative_numbers = true,
+        value_parser = size::parse_count
+    )]
+    bits: usize,
+    #[command(flatten)]
+    passphrase: PassphraseArg,
+}
+
+/// Makes a key and says which it is.
+pub(in crate::cli) fn run(args: &KeygenArgs) -> Result<(), UserError> {
+    let passphrase = match &args.passphrase.passphrase_file {
+        Some(path) => PassphraseSource::File(paths::absolute(path)?),
+        None => PassphraseSource::None,
+    };
+    let key = keygen(&paths::absolute(&args.file)?, args.bits, &passphrase)?;
+    print(&format!(
+        "{} ({} bits, version {})\n",
+        key.uri, key.bits, key.key_version
+    ))
+}
+
+/// Makes a customer key in a file of its own.
+fn keygen(
+    path: &Path,
+    bits: usize,
+    passphrase: &PassphraseSource,
+) -> Result<KeyDescription, UserError> {
+    let doing = || format!("cannot make the key {}", path.display());
+    let passphrase = match passphrase {
+        PassphraseSource::None => None,
+        source => Some(
+            source
+                .obtain(path)
+                .map_err(|error| UserError::key(doing(), &error))?,
+        ),
+    };
+    if path.symlink_metadata().is_ok() {
+        return Err(
+            UserError::new(ExitCode::InUse, format!("{}: the file exists", doing()))
+                .with_hint("keys are never written over; choose another name"),
+        );
+    }
+    file::generate(path, bits, passphrase.as_ref()).map_err(|error| UserError::key(doing(), &error))
+}

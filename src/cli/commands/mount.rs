@@ -1,0 +1,107 @@
+//! `bilayer mount`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::args::{KeystoreArg, keystore_dir, start_audit};
+use crate::control::paths;
+use crate::daemon::log::Log;
+use crate::daemon::mount::{self, MountRequest};
+use crate::daemon::options::{self, MountWords};
+use crate::diagnostics::UserError;
+
+/// What `--help` says beside the arguments, and `mount.bilayer --help`.
+pub(in crate::cli) const MOUNT_HELP: &str = "\
+Options (-o):
+  ro, rw                     write nothing; the default is rw
+  allow_other, noallow_other for other users too; the default for root's mounts
+  customer_key=URI           the customer key, such as file:/etc/keys/k.pem
+  platform_keystore=DIR      the platform keystore
+  passphrase_file=FILE       first line: the passphrase of the customer key
+  passphrase_fd=N            the same from an open descriptor
+  fingerprint=HEX            refuse the volume unless it has this fingerprint
+  commit=SECONDS             longest time before a change is on disk without fsync
+  checkpoint=SECONDS         how often a copy of the metadata is put beside them; 600, 0 for never
+  workers=N                  threads for contents
+  follow_caller=on|off       keep the reading thread on its caller's CPU
+  nfs_export=on|off          keep file handles good, for an NFS server; the default is off
+  writeback, nowriteback     let the kernel gather writes; the default is writeback
+  max_background=N           requests of the kernel's own under way
+  meta_cache=SIZE            memory for metadata
+  pending=SIZE               memory for changes that are not on disk yet
+  open_objects=N             files of the volume held open
+  snapshot_dir=NAME|off      the directory of snapshots in the root, instead of .snapshots; off
+                             for none, and no .images
+  log_file=FILE              the daemon's log, instead of the system's
+  audit_log=FILE|syslog      the audit, instead of audit.log in the platform keystore's directory
+  trusted                    suid and dev also for a volume that was imported, or deployed to other
+                             keys: such a one is mounted nosuid,nodev unless suid,dev is asked for
+                             (in fstab only this word reaches bilayer)
+  remount                    change ro, rw and the next line's words of a mount
+  nodev dev nosuid suid noexec exec noatime atime sync async dirsync
+                             as in mount(8); nodev,nosuid unless root mounts
+  relatime, strictatime      when times of access change; atime is relatime
+Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
+
+Signals to the daemon: SIGTERM and SIGINT make everything durable and unmount; SIGHUP has it open
+its log file anew (with --foreground in a terminal it unmounts).
+
+Examples:
+  bilayer mount --create ~/vault ~/private
+  bilayer mount /srv/vault /mnt -o ro,customer_key=file:/media/key.pem
+  In /etc/fstab:
+  /srv/vault /mnt/vault bilayer rw,nofail,customer_key=file:/etc/keys/k.pem 0 0";
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct MountArgs {
+    /// Directory of the volume
+    volume: PathBuf,
+    /// Where to mount it
+    dir: PathBuf,
+    /// Make the volume and DIR where there is none, and none is known
+    #[arg(long)]
+    create: bool,
+    /// Take a volume that was restored from a backup as it is, though it is older than this machine
+    /// knows it to be. Other copies of it are refused from then on, and objects that it does not know are
+    /// removed. With -o ro it is only looked at
+    #[arg(long)]
+    accept_restored: bool,
+    /// Make this copy of a volume a volume of its own, which lives beside the original: with an id, a
+    /// fingerprint and a key for new data of its own. The original is not touched
+    #[arg(long, conflicts_with_all = ["accept_restored", "create"])]
+    new_identity: bool,
+    /// Do not go into the background
+    #[arg(long)]
+    pub(in crate::cli) foreground: bool,
+    /// Options, separated by commas (--help lists them)
+    #[arg(short, value_name = "OPTIONS")]
+    options: Vec<String>,
+    #[command(flatten)]
+    keystore: KeystoreArg,
+}
+
+/// Mounts, in a process of its own unless it is to stay in the foreground.
+pub(in crate::cli) fn run(args: MountArgs, log: &Log) -> Result<(), UserError> {
+    let directory = paths::working_directory()?;
+    let words = MountWords::parse(args.options.iter().map(String::as_str), &directory)?;
+    let option = args.keystore.platform_keystore.as_deref();
+    let keystore = keystore_dir(option.or(words.platform_keystore.as_deref()))?;
+    let named = args.keystore.audit_log.as_deref();
+    let named = named.map(|log| options::audit_log(log, &directory));
+    start_audit(
+        named.transpose()?.or_else(|| words.audit_log.clone()),
+        &keystore,
+    );
+    let request = MountRequest {
+        volume: args.volume,
+        dir: args.dir,
+        create: args.create,
+        accept_restored: args.accept_restored,
+        new_identity: args.new_identity,
+        foreground: args.foreground,
+        words,
+        keystore,
+    };
+    mount::mount(request, log)
+}

@@ -1,0 +1,278 @@
+//! `bilayer salvage`: takes out of a damaged volume what can be read of it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::audit;
+use crate::cli::args::OpenArgs;
+use crate::cli::output::format::{self, size};
+use crate::cli::output::progress::Progress;
+use crate::cli::output::{print, print_json};
+use crate::control::locate::{Holder, Located, find};
+use crate::control::paths;
+use crate::daemon::options;
+use crate::diagnostics::{ExitCode, UserError};
+use crate::salvage::output::{OutputDir, OutputRefused};
+use crate::salvage::{self, Options, REPORT_NAME, SalvageError, Summary};
+use crate::store::directory::DirectoryStore;
+use crate::volume::{self, OpenOptions, Rescue, VolumeError};
+
+#[derive(Args, Debug)]
+pub(crate) struct SalvageArgs {
+    /// Directory of the volume; not mounted, and nothing is written to it
+    volume: PathBuf,
+    /// Directory that everything is written to: made if missing, empty otherwise
+    out: PathBuf,
+    /// This snapshot or image, instead of the present; may be given several times
+    #[arg(long, value_name = "NAME", conflicts_with = "all_views")]
+    view: Vec<String>,
+    /// The present, all snapshots and all images
+    #[arg(long)]
+    all_views: bool,
+    /// A copy of the volume's volume.json
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
+    /// The customer key, where it is not the one that the platform keystore remembers
+    #[arg(long, value_name = "URI")]
+    customer_key: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    /// Say nothing of what was taken, and show no bar
+    #[arg(long)]
+    quiet: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+pub(crate) const HELP: &str = "\
+What is written is PLAINTEXT: choose a place that may hold it. It is made for its owner alone.
+
+OUT/files                   what is there now
+OUT/snapshots, OUT/images   views that were asked for
+OUT/lost+found              what has no name any more
+OUT/salvage-report.json     what was read from, and everything that was lost
+
+Exit code 5: something was lost, which the report names. 0: nothing was.
+
+Example:
+  bilayer salvage /srv/vault /mnt/rescue";
+
+/// A bar that begins when it is known how long it is.
+struct Bar {
+    quiet: bool,
+    shown: Mutex<Option<Progress>>,
+}
+
+impl salvage::Progress for Bar {
+    fn begin(&self, total_bytes: Option<u64>) {
+        if !self.quiet {
+            *self.shown.lock() = Some(Progress::start("taking out", total_bytes));
+        }
+    }
+
+    fn add(&self, bytes: u64) {
+        if let Some(progress) = &*self.shown.lock() {
+            progress.add(bytes);
+        }
+    }
+}
+
+pub(crate) fn run(args: &SalvageArgs) -> Result<(), UserError> {
+    let located = find(&args.volume)?;
+    let doing = || format!("cannot salvage {}", located.path.display());
+    match &located.holder {
+        Holder::Nobody => {}
+        Holder::Unknown(error) => return Err(error.clone()),
+        Holder::Daemon { .. } | Holder::Mount(_) => {
+            let told = UserError::new(ExitCode::InUse, format!("{}: it is mounted", doing()));
+            return Err(told.with_hint("unmount it first: umount MOUNTPOINT"));
+        }
+    }
+    let to = place(&args.out, &located.path)?;
+    let rescue = open(&located, args, &doing)?;
+    let path = located.access_path()?;
+    let out = OutputDir::prepare(&to, Some(&path)).map_err(|error| refuse_place(&to, &error))?;
+    let bar = Bar {
+        quiet: args.quiet || args.json,
+        shown: Mutex::default(),
+    };
+    let wanted = Options {
+        views: args.view.clone(),
+        all_views: args.all_views,
+    };
+    let summary = salvage::salvage(&rescue, &out, &wanted, &bar);
+    let shown = bar.shown.lock().take();
+    let summary = summary.map_err(|error| explain(&error, &to))?;
+    let took = shown.map(|progress| progress.finish(summary.counts.bytes).to_string());
+    tell(args, &to, &summary, took)
+}
+
+/// Where to: not within the volume.
+fn place(out: &Path, volume: &Path) -> Result<PathBuf, UserError> {
+    let to = paths::without_links(&paths::absolute(out)?);
+    if to.starts_with(volume) {
+        let told = format!("{} is within the volume", to.display());
+        return Err(UserError::usage(told).with_hint("choose a directory elsewhere"));
+    }
+    Ok(to)
+}
+
+fn refuse_place(to: &Path, refused: &OutputRefused) -> UserError {
+    let doing = format!("cannot write to {}", to.display());
+    let usage = || UserError::usage(format!("{doing}: {refused}"));
+    match refused {
+        OutputRefused::System(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            usage().with_hint("choose a directory that is empty, or not there yet")
+        }
+        OutputRefused::System(error) => UserError::io(doing, error),
+        OutputRefused::Foreign { .. } => {
+            usage().with_hint("choose a directory of your own, or one that is not there yet")
+        }
+        OutputRefused::Shared(_) => usage().with_hint(format!("chmod go-w {}", to.display())),
+        OutputRefused::WithinVolume => usage().with_hint("choose a directory elsewhere"),
+    }
+}
+
+fn open(
+    located: &Located,
+    args: &SalvageArgs,
+    doing: &impl Fn() -> String,
+) -> Result<Rescue, UserError> {
+    let keys = args.open.keys()?;
+    let directory = paths::working_directory()?;
+    let customer_key = args.customer_key.as_deref();
+    let given = args.header.as_ref().map(std::fs::read).transpose();
+    let given = given.map_err(|error| {
+        let file = args.header.as_deref().unwrap_or(&located.path);
+        UserError::io(format_args!("cannot read {}", file.display()), &error)
+    })?;
+    let options = OpenOptions {
+        customer_key: customer_key
+            .map(|uri| options::key_uri(uri, &directory))
+            .transpose()?,
+        keystore: keys.keystore,
+        path: Some(located.path.clone()),
+        named: located.named.clone(),
+        passphrase: keys.passphrase,
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    audit::set_volume(&located.path);
+    let path = located.access_path()?;
+    let store = DirectoryStore::open(&path).map_err(|error| UserError::io(doing(), &error))?;
+    volume::rescue(Arc::new(store), given, &options).map_err(|error| {
+        let told = UserError::volume(doing(), &error);
+        match error {
+            // A damaged volume need not be one that can be mounted.
+            VolumeError::CustomerKeyNeeded { claimed } => told.with_hint(format!(
+                "name it: --customer-key URI (unverified: the superblock names {claimed:?})"
+            )),
+            VolumeError::RememberedKeyGone { .. } => {
+                told.with_hint("name the file that has it now: --customer-key URI")
+            }
+            VolumeError::WrongCustomerKey { .. } => {
+                told.with_hint("name the right key: --customer-key URI")
+            }
+            _ => told,
+        }
+    })
+}
+
+fn explain(error: &SalvageError, to: &Path) -> UserError {
+    match error {
+        SalvageError::NoSuchView(_) => UserError::new(ExitCode::NotFound, error.to_string())
+            .with_hint("the names that can be read are in the report of a run without --view"),
+        SalvageError::Output(cause) => UserError::io(format_args!("in {}", to.display()), cause)
+            .with_hint("make room there or choose another place, then begin anew"),
+    }
+}
+
+fn tell(
+    args: &SalvageArgs,
+    to: &Path,
+    summary: &Summary,
+    took: Option<String>,
+) -> Result<(), UserError> {
+    let counts = summary.counts;
+    let report = to.join(REPORT_NAME);
+    if args.json {
+        print_json(&json!({
+            "out": to.to_string_lossy(),
+            "report": report.to_string_lossy(),
+            "counts": counts,
+            "source": summary.source,
+        }))?;
+    } else if !args.quiet {
+        print(&in_words(to, summary, took))?;
+    }
+    if counts.lost + counts.older + counts.unset == 0 {
+        return Ok(());
+    }
+    let what = [
+        (counts.lost, "lost"),
+        (counts.older, "as it was at an earlier time"),
+        (counts.unset, "that could not be set here"),
+    ];
+    let what = what.iter().filter(|(count, _)| *count > 0);
+    let what: Vec<String> = what
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    let bytes = match counts.bytes_lost {
+        0 => String::new(),
+        bytes => format!("; {} of contents are zeros", size(bytes)),
+    };
+    let told = format!(
+        "not everything could be taken out: {}{bytes}",
+        what.join(", ")
+    );
+    Err(UserError::new(ExitCode::Integrity, told)
+        .with_hint(format!("{} names each of them", report.display())))
+}
+
+fn in_words(to: &Path, summary: &Summary, took: Option<String>) -> String {
+    let counts = &summary.counts;
+    let took = took.unwrap_or_else(|| size(counts.bytes));
+    let mut text = format!(
+        "{} in {} taken to {}: {took}\n",
+        format::count(counts.files, "file", "files"),
+        format::count(counts.directories, "directory", "directories"),
+        to.display()
+    );
+    for (count, one, several) in [
+        (counts.symlinks, "symbolic link", "symbolic links"),
+        (
+            counts.special,
+            "pipe, socket or device",
+            "pipes, sockets and devices",
+        ),
+        (
+            counts.links,
+            "further name of a file",
+            "further names of files",
+        ),
+        (
+            counts.without_name,
+            "without a name, in lost+found/inodes",
+            "without a name, in lost+found/inodes",
+        ),
+        (
+            counts.objects,
+            "object that nothing names, in lost+found/objects",
+            "objects that nothing names, in lost+found/objects",
+        ),
+    ] {
+        if count > 0 {
+            text += &format!("{}\n", format::count(count, one, several));
+        }
+    }
+    if summary.source["owners_set"] == false {
+        text += "owners are not set: that takes root\n";
+    }
+    text
+}

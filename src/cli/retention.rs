@@ -1,0 +1,247 @@
+//! Which snapshots `--keep-…` keeps: a pure function of their times.
+//!
+//! As `restic forget` and `borg prune` have it: each rule looks at the newest snapshots first and
+//! keeps the newest one of each of the last N hours (days, weeks, months, years) that have one; an
+//! hour without a snapshot does not count. What any rule keeps stays. Hours and days are those of
+//! the local time zone, weeks begin on Monday (ISO 8601). A clock that is put back for an hour in
+//! autumn gives that hour twice.
+
+use clap::Args;
+use jiff::tz::{Offset, TimeZone};
+use jiff::{Timestamp, Zoned};
+
+use crate::daemon::size::parse_count;
+
+/// The rules; `None` keeps nothing by itself.
+#[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Keep {
+    /// Keep the newest N
+    #[arg(
+        long = "keep-last",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
+    pub last: Option<usize>,
+    /// Keep the newest of each of the last N hours that have one
+    #[arg(
+        long = "keep-hourly",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
+    pub hourly: Option<usize>,
+    /// Likewise of days, in local time
+    #[arg(
+        long = "keep-daily",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
+    pub daily: Option<usize>,
+    /// Likewise of weeks, which begin on Monday
+    #[arg(
+        long = "keep-weekly",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
+    pub weekly: Option<usize>,
+    /// Likewise of months
+    #[arg(
+        long = "keep-monthly",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
+    pub monthly: Option<usize>,
+    /// Likewise of years
+    #[arg(
+        long = "keep-yearly",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = parse_count
+    )]
+    pub yearly: Option<usize>,
+}
+
+/// A stretch of local time: year, a number within it, and what else tells two apart.
+type Stretch = (i16, i16, i8, Offset);
+
+impl Keep {
+    /// True when no rule was given.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// For each of these times whether its snapshot is kept. The order does not matter; of equal
+    /// times the later one in the list counts as the newer.
+    pub(crate) fn kept(&self, times: &[Timestamp], zone: &TimeZone) -> Vec<bool> {
+        let mut newest_first: Vec<usize> = (0..times.len()).collect();
+        newest_first.sort_by_key(|&at| std::cmp::Reverse((times[at], at)));
+        let local = |at: usize| times[at].to_zoned(zone.clone());
+        let mut kept = vec![false; times.len()];
+        for &at in newest_first.iter().take(self.last.unwrap_or(0)) {
+            kept[at] = true;
+        }
+        let rules = [
+            (self.hourly, hour as fn(&Zoned) -> Stretch),
+            (self.daily, day),
+            (self.weekly, week),
+            (self.monthly, month),
+            (self.yearly, year),
+        ];
+        for (count, stretch_of) in rules {
+            let (mut left, mut last) = (count.unwrap_or(0), None);
+            for &at in &newest_first {
+                let stretch = stretch_of(&local(at));
+                if left > 0 && last != Some(stretch) {
+                    kept[at] = true;
+                    left -= 1;
+                    last = Some(stretch);
+                }
+            }
+        }
+        kept
+    }
+}
+
+fn hour(time: &Zoned) -> Stretch {
+    (time.year(), time.day_of_year(), time.hour(), time.offset())
+}
+
+fn day(time: &Zoned) -> Stretch {
+    (time.year(), time.day_of_year(), 0, Offset::UTC)
+}
+
+fn week(time: &Zoned) -> Stretch {
+    let week = time.date().iso_week_date();
+    (week.year(), i16::from(week.week()), 0, Offset::UTC)
+}
+
+fn month(time: &Zoned) -> Stretch {
+    (time.year(), i16::from(time.month()), 0, Offset::UTC)
+}
+
+fn year(time: &Zoned) -> Stretch {
+    (time.year(), 0, 0, Offset::UTC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is kept of these times, in the order in which they are given.
+    fn kept<'a>(keep: &Keep, times: &[&'a str], zone: &TimeZone) -> Vec<&'a str> {
+        let parsed: Vec<Timestamp> = times.iter().map(|time| time.parse().unwrap()).collect();
+        let kept = keep.kept(&parsed, zone);
+        let pairs = times.iter().zip(kept);
+        pairs.filter(|pair| pair.1).map(|pair| *pair.0).collect()
+    }
+
+    fn utc<'a>(keep: &Keep, times: &[&'a str]) -> Vec<&'a str> {
+        kept(keep, times, &TimeZone::UTC)
+    }
+
+    const TIMES: [&str; 8] = [
+        "2024-12-30T12:00:00Z",
+        "2025-01-01T00:10:00Z",
+        "2025-01-01T00:50:00Z",
+        "2025-01-01T03:00:00Z",
+        "2025-01-05T23:59:59.999Z",
+        "2025-01-06T00:00:00Z",
+        "2025-02-01T08:00:00Z",
+        "2026-02-01T08:00:00Z",
+    ];
+
+    #[test]
+    fn each_rule_keeps_the_newest_of_its_last_stretches_that_have_one() {
+        let rule = |set: fn(&mut Keep)| {
+            let mut keep = Keep::default();
+            set(&mut keep);
+            utc(&keep, &TIMES)
+        };
+        assert_eq!(rule(|keep| keep.last = Some(2)), TIMES[6..]);
+        assert_eq!(
+            rule(|keep| keep.hourly = Some(6)),
+            [TIMES[2], TIMES[3], TIMES[4], TIMES[5], TIMES[6], TIMES[7]]
+        );
+        assert_eq!(
+            rule(|keep| keep.daily = Some(5)),
+            [TIMES[3], TIMES[4], TIMES[5], TIMES[6], TIMES[7]]
+        );
+        // The week of the last days of 2024 has the first days of 2025 in it.
+        assert_eq!(
+            rule(|keep| keep.weekly = Some(9)),
+            [TIMES[4], TIMES[5], TIMES[6], TIMES[7]]
+        );
+        assert_eq!(
+            rule(|keep| keep.monthly = Some(3)),
+            [TIMES[5], TIMES[6], TIMES[7]]
+        );
+        assert_eq!(
+            rule(|keep| keep.yearly = Some(3)),
+            [TIMES[0], TIMES[6], TIMES[7]]
+        );
+    }
+
+    #[test]
+    fn what_any_rule_keeps_stays() {
+        let keep = Keep {
+            last: Some(1),
+            yearly: Some(3),
+            ..Keep::default()
+        };
+        assert_eq!(utc(&keep, &TIMES), [TIMES[0], TIMES[6], TIMES[7]]);
+    }
+
+    #[test]
+    fn nothing_is_kept_by_no_rule_or_by_zero_and_everything_by_a_large_one() {
+        assert!(Keep::default().is_empty());
+        let none = Keep {
+            hourly: Some(0),
+            ..Keep::default()
+        };
+        assert!(!none.is_empty());
+        assert_eq!(utc(&none, &TIMES), [""; 0]);
+        let all = Keep {
+            last: Some(usize::MAX),
+            ..Keep::default()
+        };
+        assert_eq!(utc(&all, &TIMES), TIMES);
+        assert_eq!(utc(&all, &[]), [""; 0]);
+    }
+
+    #[test]
+    fn the_order_of_the_list_does_not_matter() {
+        let keep = Keep {
+            daily: Some(3),
+            ..Keep::default()
+        };
+        let mut backwards = TIMES;
+        backwards.reverse();
+        let mut kept = utc(&keep, &backwards);
+        kept.reverse();
+        assert_eq!(kept, utc(&keep, &TIMES));
+    }
+
+    #[test]
+    fn days_are_local_and_the_hour_that_comes_twice_is_two() {
+        let zone = TimeZone::fixed(jiff::tz::offset(-5));
+        let daily = Keep {
+            daily: Some(9),
+            ..Keep::default()
+        };
+        let around_midnight = ["2025-01-01T04:59:00Z", "2025-01-01T05:00:00Z"];
+        assert_eq!(kept(&daily, &around_midnight, &zone), around_midnight);
+        assert_eq!(utc(&daily, &around_midnight), around_midnight[1..]);
+        let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        let hourly = Keep {
+            hourly: Some(9),
+            ..Keep::default()
+        };
+        // 02:30 summer time and, an hour later, 02:30 winter time.
+        let twice = ["2025-10-26T00:30:00Z", "2025-10-26T01:30:00Z"];
+        assert_eq!(kept(&hourly, &twice, &berlin), twice);
+    }
+}

@@ -1,0 +1,97 @@
+//! Connecting to the socket of a daemon of some user.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::address::{Address, directories, squatted};
+use super::obstacle::Obstacle;
+use crate::sys::process::{PeerCredentials, peer_credentials};
+
+/// A connection, which proves nothing yet.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) stream: UnixStream,
+    /// Who answers.
+    pub(super) peer: PeerCredentials,
+}
+
+/// Connects to a socket of that user's; `None` when there is none. What is in the way is added to
+/// `obstacles`.
+pub(super) fn connect(
+    address: Address,
+    uid: u32,
+    obstacles: &mut Vec<Obstacle>,
+) -> Option<Connection> {
+    let name = address.socket_name();
+    let dirs = directories(uid).into_iter();
+    dirs.map(|dir| connect_in(&dir, &name, uid))
+        .find_map(|connected| {
+            connected.unwrap_or_else(|obstacle| {
+                obstacles.push(obstacle);
+                None
+            })
+        })
+}
+
+/// Connects to a socket in one of that user's directories.
+pub(super) fn connect_in(dir: &Path, name: &str, uid: u32) -> Result<Option<Connection>, Obstacle> {
+    let denied = |error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => Err(Obstacle::Denied(uid)),
+        io::ErrorKind::ConnectionRefused => Err(Obstacle::Dead),
+        _ => Ok(None),
+    };
+    let metadata = match fs::symlink_metadata(dir) {
+        Ok(metadata) => metadata,
+        Err(error) => return denied(error),
+    };
+    if let Some(obstacle) = squatted(dir, &metadata, uid) {
+        return Err(obstacle);
+    }
+    let path = dir.join(name);
+    let stream = match UnixStream::connect(&path) {
+        Ok(stream) => stream,
+        Err(error) => return denied(error),
+    };
+    match peer_credentials(&stream) {
+        Ok(peer) if peer.uid == uid => Ok(Some(Connection { stream, peer })),
+        Ok(peer) => Err(Obstacle::Foreign {
+            path,
+            wanted: uid,
+            found: peer.uid,
+        }),
+        Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::identity::effective_user;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+
+    fn private() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        dir
+    }
+
+    #[test]
+    fn nothing_in_a_directory_of_somebody_else_is_believed() {
+        let dir = private();
+        let _socket = UnixListener::bind(dir.path().join("x.sock")).unwrap();
+        let uid = effective_user();
+        assert!(connect_in(dir.path(), "x.sock", uid).unwrap().is_some());
+        let refused = connect_in(dir.path(), "x.sock", uid + 1).unwrap_err();
+        let told = refused.to_string();
+        assert!(told.contains(&format!("belongs to user {uid}")), "{told}");
+        assert!(refused.hint().contains("ls -ld"));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o701)).unwrap();
+        let refused = connect_in(dir.path(), "x.sock", uid).unwrap_err();
+        assert!(matches!(refused, Obstacle::Squatted { .. }));
+        let gone = connect_in(&dir.path().join("gone"), "x.sock", uid).unwrap();
+        assert!(gone.is_none());
+    }
+}

@@ -1,0 +1,136 @@
+//! Which directory a volume is, however its path is written, and holding it open.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fuse::mountinfo::MountInfo;
+use crate::sys::files::{self, Access, FileType};
+use crate::sys::location::{Identity, Location, fixed_path, identity, location_info};
+use crate::volume::LOCK_NAME;
+
+/// Device and inode of a directory, which name a volume however its path is written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub(crate) struct DirectoryId {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl DirectoryId {
+    /// Of the directory of a path.
+    pub(crate) fn of_path(path: &Path) -> io::Result<Self> {
+        fs::metadata(path).map(|metadata| Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
+    }
+
+    /// Of a directory that is open.
+    pub(crate) fn of_descriptor(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+        identity(descriptor).map(Self::of)
+    }
+
+    pub(super) fn of(identity: Identity) -> Self {
+        Self {
+            device: identity.device,
+            inode: identity.inode,
+        }
+    }
+}
+
+/// A volume's directory, held open: it stays the one that was meant, whatever is renamed.
+#[derive(Debug)]
+pub(crate) struct VolumeDirectory {
+    directory: File,
+    pub(crate) id: DirectoryId,
+    /// Who owns it.
+    pub(crate) owner: u32,
+    /// Where it is now, for people.
+    pub(crate) path: PathBuf,
+}
+
+impl VolumeDirectory {
+    /// The directory of a location.
+    pub(crate) fn at(location: &Location) -> io::Result<Self> {
+        Self::new(location.as_fd().try_clone_to_owned()?)
+    }
+
+    pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let directory = File::from(descriptor);
+        let found = identity(&directory)?;
+        if !found.is_directory {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self {
+            id: DirectoryId::of(found),
+            owner: found.owner,
+            path: fs::read_link(fixed_path(&directory))?,
+            directory,
+        })
+    }
+
+    /// The same, to be used elsewhere.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            directory: self.directory.try_clone()?,
+            path: self.path.clone(),
+            ..*self
+        })
+    }
+
+    /// A path by which this process reaches it, whatever it is called now, while this is open.
+    pub(crate) fn access_path(&self) -> PathBuf {
+        fixed_path(&self.directory)
+    }
+
+    /// Opens its `lock` anew. Where this may not or cannot be for writing, for reading: that is
+    /// enough to lock it on every local filesystem.
+    pub(super) fn open_lock(&self) -> io::Result<File> {
+        let open = |access| files::open_file_at(&self.directory, LOCK_NAME, access);
+        let lock = match open(Access::ReadWrite) {
+            Err(error) if is_refusal_to_write(&error) => open(Access::Read)?,
+            result => result?,
+        };
+        match files::stat(&lock)?.file_type {
+            FileType::Regular => Ok(lock),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is no plain file",
+            )),
+        }
+    }
+
+    /// True where looking at what is in it may never end, and nothing would end the process then: on
+    /// a FUSE mount of somebody else, or on one that cannot be seen from here.
+    pub(super) fn may_hang(&self, asker: u32) -> bool {
+        let mount = location_info(&self.directory)
+            .ok()
+            .and_then(|info| MountInfo::of_id(info.mount_id).ok()?);
+        mount.is_none_or(|mount| {
+            let owner = mount.owner();
+            mount.filesystem.starts_with("fuse") && owner != Some(0) && owner != Some(asker)
+        })
+    }
+
+    /// True when somebody holds its lock.
+    pub(crate) fn is_locked(&self) -> io::Result<bool> {
+        match self.open_lock()?.try_lock() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+fn is_refusal_to_write(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
+}

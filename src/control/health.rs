@@ -1,0 +1,98 @@
+//! The state of a volume, which every command says before anything else.
+//!
+//! | health | seen by | what to do |
+//! |---|---|---|
+//! | `ok` | its daemon, or the opening of the volume | |
+//! | `daemon dead (umount and mount again)` | `ENOTCONN` of the mount | unmount, mount |
+//! | `read-only after an error: ...` | its daemon | unmount, mount |
+//! | `damaged: run check` | its daemon has met a page that does not open, or the volume does not | check |
+//! | `not known: ...` | no key, or nobody who can be asked | |
+
+use std::fmt;
+use std::path::Path;
+
+/// What a dead daemon is called, wherever it is met.
+pub(crate) const DEAD: &str = "daemon dead (umount and mount again)";
+
+/// See the module's first lines.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Health {
+    Ok,
+    DaemonDead,
+    ReadOnly(String),
+    Damaged,
+    Unknown(String),
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ok => f.write_str("ok"),
+            Self::DaemonDead => f.write_str(DEAD),
+            Self::ReadOnly(why) => write!(f, "read-only after an error: {why}"),
+            Self::Damaged => f.write_str("damaged: run check"),
+            Self::Unknown(why) => write!(f, "not known: {why}"),
+        }
+    }
+}
+
+impl Health {
+    /// The next command to type, of a volume that is mounted there or not.
+    pub(crate) fn next(&self, volume: &Path, dir: Option<&Path>) -> Option<String> {
+        let volume = volume.display();
+        match self {
+            Self::Ok | Self::Unknown(_) => None,
+            Self::Damaged => Some(format!("bilayer check {volume}")),
+            Self::DaemonDead | Self::ReadOnly(_) => {
+                let dir = dir?.display();
+                Some(format!(
+                    "bilayer unmount {dir} && bilayer mount {volume} {dir}"
+                ))
+            }
+        }
+    }
+
+    /// What a daemon says of its volume.
+    pub(crate) fn of_usage(usage: Option<&serde_json::Value>) -> Self {
+        let field = |name: &str| usage.and_then(|usage| usage.get(name));
+        match field("latched").and_then(serde_json::Value::as_str) {
+            _ if usage.is_none() => Self::Unknown("the daemon is ending".to_owned()),
+            Some(why) => Self::ReadOnly(why.to_owned()),
+            None if field("damaged").and_then(serde_json::Value::as_bool) == Some(true) => {
+                Self::Damaged
+            }
+            None => Self::Ok,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_what_to_type() {
+        let of = |text: &str| Health::of_usage(Some(&serde_json::from_str(text).unwrap()));
+        let (volume, dir) = (Path::new("/v"), Some(Path::new("/m")));
+        let again = Some("bilayer unmount /m && bilayer mount /v /m".to_owned());
+        let check = Some("bilayer check /v".to_owned());
+        for (health, words, next) in [
+            (of("{\"latched\":null,\"damaged\":false}"), "ok", None),
+            (of("{\"damaged\":true}"), "damaged: run check", check),
+            (
+                of("{\"latched\":\"no space\",\"damaged\":true}"),
+                "read-only after an error: no space",
+                again.clone(),
+            ),
+            (Health::DaemonDead, DEAD, again),
+            (
+                Health::of_usage(None),
+                "not known: the daemon is ending",
+                None,
+            ),
+        ] {
+            assert_eq!(health.to_string(), words);
+            assert_eq!(health.next(volume, dir), next, "{words}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Where log lines go: standard error while a person watches, then a file or the system's log.
+//!
+//! `BILAYER_LOG` chooses what is logged (`debug`, `bilayer=trace`, ...; see tracing-subscriber's
+//! `EnvFilter`). Without it: errors and warnings, and on its way as a daemon also what it does. The
+//! [`audit`](crate::audit) is no part of it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::sys::owned::open_link_to_append;
+use crate::sys::syslog::{Facility, Severity, SystemLog};
+
+/// What is logged unless `BILAYER_LOG` says otherwise. fuser reports replies to requests that the
+/// kernel has given up, as it does at every unmount.
+const DEFAULT_FILTER: &str = "info,fuser=warn,fuser::reply=off";
+
+enum Sink {
+    StandardError {
+        everything: bool,
+    },
+    File {
+        file: File,
+        path: PathBuf,
+    },
+    System(SystemLog),
+    #[cfg(test)]
+    Nowhere,
+}
+
+/// The log of this process.
+#[derive(Clone)]
+pub(crate) struct Log(Arc<RwLock<Sink>>);
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Log")
+    }
+}
+
+impl Log {
+    /// Starts logging to standard error: warnings, or `everything` that the filter lets through.
+    /// To be called once. Panics are logged too from then on.
+    pub(crate) fn start(everything: bool) -> Self {
+        let chosen = EnvFilter::try_from_env("BILAYER_LOG");
+        let everything = everything || chosen.is_ok();
+        let log = Self(Arc::new(RwLock::new(Sink::StandardError { everything })));
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(log.clone())
+            .with_ansi(false)
+            .with_filter(chosen.unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER)));
+        let started = tracing_subscriber::registry().with(lines).try_init();
+        if started.is_ok() {
+            std::panic::set_hook(Box::new(|panic| {
+                tracing::error!("{panic}");
+            }));
+        }
+        log
+    }
+
+    /// For tests of what needs a log to be there.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self(Arc::new(RwLock::new(Sink::Nowhere)))
+    }
+
+    /// Goes on in that file, which is made (mode 0600) or added to. It tells what is done with
+    /// keys: nobody else's file, and no link that somebody else may have put there.
+    pub(crate) fn to_file(&self, path: &Path) -> io::Result<()> {
+        self.go_on_in(open_link_to_append(path)?, path);
+        Ok(())
+    }
+
+    fn go_on_in(&self, file: File, path: &Path) {
+        let path = path.to_path_buf();
+        *self.0.write() = Sink::File { file, path };
+    }
+
+    /// Opens the file anew, which somebody has renamed or removed. One that cannot be opened is
+    /// said, and the log stays where it was. Neither is one on `own_device` used, which is that of
+    /// the mount: it would keep the mount in use for ever.
+    pub(crate) fn reopen(&self, own_device: Option<u64>) {
+        let Some(path) = self.file_path() else {
+            return;
+        };
+        let opened = open_link_to_append(&path).and_then(|file| {
+            match Some(file.metadata()?.dev()) == own_device {
+                true => Err(io::Error::other(
+                    "it is in the mount that this is the log of",
+                )),
+                false => Ok(file),
+            }
+        });
+        match opened.map(|file| self.go_on_in(file, &path)) {
+            Ok(()) => tracing::info!("the log was opened anew"),
+            Err(error) => tracing::error!(
+                %error,
+                "the log cannot be opened anew and goes on where it was: {}",
+                path.display()
+            ),
+        }
+    }
+
+    fn file_path(&self) -> Option<PathBuf> {
+        match &*self.0.read() {
+            Sink::File { path, .. } => Some(path.clone()),
+            _ => None,
+        }
+    }
+
+    /// Goes on in the system's log. A file that was chosen stays.
+    pub(crate) fn leave_standard_error(&self) {
+        let mut sink = self.0.write();
+        if matches!(*sink, Sink::StandardError { .. }) {
+            *sink = Sink::System(SystemLog::new(Facility::Daemon));
+        }
+    }
+}
+
+fn severity(level: Level) -> Severity {
+    match level {
+        Level::ERROR => Severity::Error,
+        Level::WARN => Severity::Warning,
+        Level::INFO => Severity::Info,
+        Level::DEBUG | Level::TRACE => Severity::Debug,
+    }
+}
+
+/// One line; written when it is dropped.
+pub(crate) struct Line {
+    log: Log,
+    level: Level,
+    text: Vec<u8>,
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // There is no place to report that the log cannot be written.
+        let _ = match &*self.log.0.read() {
+            Sink::StandardError { everything } if *everything || self.level <= Level::WARN => {
+                io::stderr().write_all(&self.text)
+            }
+            Sink::StandardError { .. } => Ok(()),
+            Sink::File { file, .. } => (&*file).write_all(&self.text),
+            Sink::System(system) => system.send(severity(self.level), &self.text),
+            #[cfg(test)]
+            Sink::Nowhere => Ok(()),
+        };
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line {
+            log: self.clone(),
+            level: Level::INFO,
+            text: Vec::new(),
+        }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
+        let mut line = self.make_writer();
+        line.level = *metadata.level();
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_go_to_a_file_once_chosen_and_to_a_new_one_when_it_is_reopened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("log"), dir.path().join("log.1"));
+        let log = Log::nowhere();
+        let write = |text: &str| log.make_writer().write_all(text.as_bytes()).unwrap();
+        write("lost\n");
+        log.to_file(&path).unwrap();
+        log.leave_standard_error();
+        write("kept\n");
+        std::fs::rename(&path, &old).unwrap();
+        write("kept there\n");
+        log.reopen(None);
+        write("new\n");
+        assert_eq!(std::fs::read(&old).unwrap(), b"kept\nkept there\n");
+        assert_eq!(std::fs::read(&path).unwrap(), b"new\n");
+        // What cannot be opened is no reason to lose what there is.
+        std::fs::rename(&path, &old).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        log.reopen(None);
+        write("still\n");
+        std::fs::remove_dir(&path).unwrap();
+        log.reopen(Some(dir.path().metadata().unwrap().dev()));
+        write("there\n");
+        assert_eq!(std::fs::read(&old).unwrap(), b"new\nstill\nthere\n");
+    }
+}

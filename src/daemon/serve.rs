@@ -1,0 +1,300 @@
+//! The one function that serves requests about snapshots and images, for the daemon of a mounted
+//! volume as for a command that opened the volume itself.
+
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use crate::audit;
+use crate::check::{CheckError, CheckOptions, CheckProgress, Report, Stage};
+use crate::control::request::{Operation, PathBytes};
+use crate::control::response::{BytesDone, DeployReport, ExportReport, Outcome, Receiver};
+use crate::control::wire::CHUNK_BYTES;
+use crate::daemon::create::Place;
+use crate::diagnostics::{ExitCode, UserError};
+use crate::fs::Filesystem;
+use crate::image::{DeployOptions, ExportOptions, Progress, Transport};
+use crate::keys::{KeyUri, PassphraseSource};
+
+/// Does what is asked.
+///
+/// # Errors
+/// What a command ends with.
+pub(crate) fn serve(
+    filesystem: &Arc<Filesystem>,
+    operation: &Operation,
+    to: &mut dyn Receiver,
+) -> Result<Outcome, UserError> {
+    let failed = |error| UserError::view(operation.doing(), &error);
+    match operation {
+        Operation::List { kind } => {
+            for view in filesystem.views((*kind).into()).map_err(failed)? {
+                to.view(view.into())
+                    .map_err(|error| lost(operation, &error))?;
+            }
+        }
+        Operation::Create {
+            kind,
+            name,
+            from,
+            description,
+        } => {
+            let made = filesystem.create_view((*kind).into(), name, from.as_deref(), description);
+            return Ok(Outcome::Created(made.map_err(failed)?.into()));
+        }
+        Operation::Delete { kind, name } => {
+            filesystem
+                .delete_view((*kind).into(), name)
+                .map_err(failed)?;
+        }
+        Operation::Rename { kind, name, to } => {
+            filesystem
+                .rename_view((*kind).into(), name, to)
+                .map_err(failed)?;
+        }
+        Operation::Diff { from, to: until } => {
+            // Told afterwards: who reads slowly keeps nobody from taking a snapshot meanwhile.
+            let mut changes = Vec::new();
+            filesystem
+                .diff_views(from, until.as_deref(), &mut |change| changes.push(change))
+                .map_err(failed)?;
+            for change in changes {
+                to.change(change.into())
+                    .map_err(|error| lost(operation, &error))?;
+            }
+        }
+        Operation::Restore { snapshot, path } => {
+            let path = path.as_ref().map(PathBytes::path);
+            filesystem
+                .restore(snapshot, path.as_deref())
+                .map_err(failed)?;
+        }
+        Operation::Deploy { .. } => return deploy(filesystem, operation, to),
+        Operation::Export { .. } => return export(filesystem, operation, to),
+        Operation::Check { jobs, quick } => {
+            let options = CheckOptions {
+                jobs: *jobs,
+                contents: !quick,
+                ..CheckOptions::default()
+            };
+            let report = watched(to, &|watch| filesystem.check(&options, watch));
+            let report = report.unwrap_or(Err(CheckError::Fault));
+            return tell(
+                report.map_err(|error| UserError::check(operation.doing(), &error))?,
+                to,
+            );
+        }
+    }
+    Ok(Outcome::Nothing)
+}
+
+fn lost(operation: &Operation, error: &io::Error) -> UserError {
+    UserError::io(operation.doing(), error)
+}
+
+fn deploy(
+    filesystem: &Arc<Filesystem>,
+    operation: &Operation,
+    to: &mut dyn Receiver,
+) -> Result<Outcome, UserError> {
+    let Operation::Deploy {
+        image,
+        target,
+        customer_key,
+        passphrase,
+        size_bytes,
+        keystore,
+    } = operation
+    else {
+        return Ok(Outcome::Nothing);
+    };
+    let customer_key = customer_key.as_deref().map(KeyUri::parse).transpose();
+    let options = DeployOptions {
+        customer_key: customer_key.map_err(|error| UserError::key(operation.doing(), &error))?,
+        passphrase: passphrase.source(),
+        size_bytes: *size_bytes,
+        keystore: match keystore {
+            Some(named) => named.path(),
+            None => filesystem.volume().keystore.directory().to_path_buf(),
+        },
+    };
+    let _about = audit::for_volume(&target.path());
+    let place = Place::take(&target.path(), operation.doing())
+        .inspect_err(|error| filesystem.refused_deployment(image).refused(&error.message))?;
+    let made = watched(to, &|watch| {
+        filesystem.deploy_image(image, place.store(), &options, watch)
+    });
+    let made = made.ok_or_else(|| {
+        let message = format!("{}: a thread failed", operation.doing());
+        UserError::new(ExitCode::System, message).with_hint("see the log")
+    })?;
+    let made = made.map_err(|error| UserError::view(operation.doing(), &error))?;
+    place.keep();
+    Ok(Outcome::Deployed(DeployReport {
+        volume: made.volume.to_string(),
+        inodes: made.inodes,
+        objects: made.objects,
+        linked: made.linked,
+        reflinked: made.reflinked,
+        copied: made.copied,
+        resealed: made.resealed,
+        bytes: made.bytes,
+    }))
+}
+
+fn export(
+    filesystem: &Arc<Filesystem>,
+    operation: &Operation,
+    to: &mut dyn Receiver,
+) -> Result<Outcome, UserError> {
+    let Operation::Export {
+        image,
+        passphrase_file,
+        customer_key,
+        passphrase,
+    } = operation
+    else {
+        return Ok(Outcome::Nothing);
+    };
+    let customer_key = customer_key.as_deref().map(KeyUri::parse).transpose();
+    let options = ExportOptions {
+        transport: match passphrase_file {
+            Some(path) => Transport::Passphrase(PassphraseSource::File(path.path())),
+            None => Transport::Keystore,
+        },
+        customer_key: customer_key.map_err(|error| UserError::key(operation.doing(), &error))?,
+        passphrase: passphrase.source(),
+    };
+    let watch = Watch::default();
+    let stream = Stream {
+        to,
+        watch: &watch,
+        announced: false,
+    };
+    let mut stream = BufWriter::with_capacity(CHUNK_BYTES, stream);
+    let made = filesystem
+        .export_image(image, &options, &mut stream, &watch)
+        .map_err(|error| UserError::view(operation.doing(), &error))?;
+    stream.flush().map_err(|error| lost(operation, &error))?;
+    Ok(Outcome::Exported(ExportReport {
+        export: made.export.to_string(),
+        objects: made.objects,
+        bytes: made.bytes,
+    }))
+}
+
+/// What the threads at work count, and whether they are to end.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    bytes: AtomicU64,
+    /// One more than the bytes in all, where they are known.
+    total: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Watch {
+    fn so_far(&self) -> BytesDone {
+        BytesDone {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            total_bytes: self.total.load(Ordering::Relaxed).checked_sub(1),
+        }
+    }
+}
+
+impl CheckProgress for Watch {
+    fn begin(&self, _: Stage, total_bytes: Option<u64>) {
+        let total = total_bytes.map_or(0, |total| total.saturating_add(1));
+        self.bytes.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+impl Progress for Watch {
+    fn begin(&self, total_bytes: u64) {
+        self.bytes.store(0, Ordering::Relaxed);
+        self.total
+            .store(total_bytes.saturating_add(1), Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Works while the asker is sent how far it is; when nothing can be sent any more, it is to end.
+/// `None` when the work panicked.
+pub(crate) fn watched<T: Send>(
+    to: &mut dyn Receiver,
+    work: &(dyn Fn(&Watch) -> T + Sync),
+) -> Option<T> {
+    const EVERY: Duration = Duration::from_millis(200);
+    let watch = Watch::default();
+    let context = audit::Context::here();
+    std::thread::scope(|scope| {
+        let (ends, ended) = mpsc::channel::<()>();
+        let watch = &watch;
+        let working = scope.spawn(move || {
+            let _ends = ends;
+            let _context = context.enter();
+            work(watch)
+        });
+        while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+            if to.progress(watch.so_far()).is_err() {
+                watch.cancelled.store(true, Ordering::Relaxed);
+            }
+        }
+        working.join().ok()
+    })
+}
+
+/// Tells what was found.
+pub(crate) fn tell(report: Report, to: &mut dyn Receiver) -> Result<Outcome, UserError> {
+    let summary = (&report).into();
+    for finding in report.findings {
+        to.finding(finding.into())
+            .map_err(|error| UserError::io("cannot tell what was found", &error))?;
+    }
+    Ok(Outcome::Checked(summary))
+}
+
+/// A receiver as something to write a stream to.
+struct Stream<'a> {
+    to: &'a mut dyn Receiver,
+    watch: &'a Watch,
+    /// How long the stream will be was sent.
+    announced: bool,
+}
+
+impl Write for Stream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.announced {
+            self.announced = true;
+            let BytesDone { total_bytes, .. } = self.watch.so_far();
+            self.to.progress(BytesDone {
+                bytes: 0,
+                total_bytes,
+            })?;
+        }
+        let some = &bytes[..bytes.len().min(CHUNK_BYTES)];
+        self.to.bytes(some)?;
+        Ok(some.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

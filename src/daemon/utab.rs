@@ -1,0 +1,227 @@
+//! `/run/mount/utab`: what mount(8) and umount(8) remember of a mount besides what the kernel lists.
+//!
+//! umount(8) of an absolute path asks the kernel for the type of the filesystem, is told `fuse`,
+//! and would unmount by itself without waiting for anything. Where a mount has a line here it
+//! looks further and finds `umount.bilayer`, which comes back when everything is on disk. The line
+//! is made with the mount and goes with it; it is no harm if one is missing or is left behind.
+//!
+//! Format and lock are those of libmount: one line a mount, fields `NAME=value` with blanks,
+//! tabs, newlines and backslashes in octal; `utab.lock` is locked by flock(2) while a new file is
+//! put in its place.
+
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::fuse::mountinfo::device_name;
+use crate::sys::identity::effective_user;
+
+const DIRECTORY: &str = "/run/mount";
+/// Names the helper that umount(8) is to call.
+const OPTIONS: &[u8] = b"OPTS=uhelper=bilayer";
+/// Begins the option that says which mount a line is of.
+const MARK: &[u8] = b"x-bilayer.mount=";
+/// How long somebody else may have the file locked.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A mount that root has made. Its line is known by the process that serves it and the device number:
+/// that number is given again as soon as the mount is gone, and the process ends later.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Entry {
+    /// The volume's directory, as the mount shows it.
+    pub(crate) volume: PathBuf,
+    /// Where it was mounted.
+    pub(crate) dir: PathBuf,
+    /// Device number of the mount.
+    pub(crate) device: u64,
+    /// The daemon.
+    pub(crate) process: u32,
+}
+
+impl Entry {
+    /// Makes its line.
+    pub(crate) fn add(&self) {
+        if effective_user() == 0 {
+            log_failure(rewrite(Path::new(DIRECTORY), self, true));
+        }
+    }
+
+    /// Takes its lines away, wherever the mount was moved to.
+    pub(crate) fn remove(&self) {
+        if effective_user() == 0 {
+            log_failure(rewrite(Path::new(DIRECTORY), self, false));
+        }
+    }
+
+    /// An option that names the mount; those that begin with `x-` are comments.
+    fn mark(&self) -> Vec<u8> {
+        let name = format!("{}-{}", device_name(self.device), self.process);
+        [MARK, name.as_bytes()].concat()
+    }
+
+    fn line(&self) -> Vec<u8> {
+        let fields = [
+            field(b"SRC=", &self.volume),
+            field(b"TARGET=", &self.dir),
+            b"ROOT=/".to_vec(),
+            [OPTIONS, b",", &self.mark()].concat(),
+        ];
+        fields.join(&b' ')
+    }
+
+    /// True for its own line, and for those of a mount of the same on the same place: what mount(8)
+    /// adds, and when a new line is to `stay` also what a daemon left that was killed. When it goes,
+    /// another one may be there already.
+    fn has(&self, line: &[u8], stay: bool) -> bool {
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+        let options = fields.iter().find_map(|field| field.strip_prefix(b"OPTS="));
+        let options = options.unwrap_or_default().split(|&byte| byte == b',');
+        let has_option = |wanted: &[u8]| options.clone().any(|option| option == wanted);
+        let is_marked = options.clone().any(|option| option.starts_with(MARK));
+        let has_field = |wanted: Vec<u8>| fields.contains(&&wanted[..]);
+        has_option(&self.mark())
+            || ((stay || !is_marked)
+                && has_option(b"uhelper=bilayer")
+                && has_field(field(b"SRC=", &self.volume))
+                && has_field(field(b"TARGET=", &self.dir)))
+    }
+}
+
+fn log_failure(result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "/run/mount/utab stays as it is: umount(8) may not wait");
+    }
+}
+
+fn field(name: &[u8], path: &Path) -> Vec<u8> {
+    let mut field = name.to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => field.extend(format!("\\{byte:03o}").into_bytes()),
+            plain => field.push(plain),
+        }
+    }
+    field
+}
+
+/// Every user may lock what everybody may read, and keep it so: a mount does not hang on that.
+fn lock_soon(lock: &File) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if begin.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Puts the file anew without the entry's lines, and with a new one if it is to `stay`.
+fn rewrite(directory: &Path, entry: &Entry, stay: bool) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let mut lock = OpenOptions::new();
+    let lock = lock.read(true).append(true).create(true);
+    let lock = lock.open(directory.join("utab.lock"))?;
+    lock_soon(&lock)?;
+    let path = directory.join("utab");
+    let found = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        result => result?,
+    };
+    let own = stay.then(|| entry.line());
+    let lines = found.split(|&byte| byte == b'\n');
+    let kept: Vec<&[u8]> = lines
+        .filter(|line| !line.is_empty() && !entry.has(line, stay))
+        .chain(own.as_deref())
+        .collect();
+    let new = directory.join("utab.bilayer");
+    let mut file = File::create(&new)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    for line in kept {
+        file.write_all(line)?;
+        file.write_all(b"\n")?;
+    }
+    fs::rename(&new, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(volume: &str, dir: &str, minor: u32) -> Entry {
+        Entry {
+            volume: volume.into(),
+            dir: dir.into(),
+            device: libc::makedev(0, minor),
+            process: 7,
+        }
+    }
+
+    #[test]
+    fn lines_come_and_go_and_those_of_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let utab = || fs::read_to_string(dir.path().join("utab")).unwrap();
+        let other = "SRC=/dev/sdb TARGET=/media ROOT=/ OPTS=user=me\n";
+        fs::write(dir.path().join("utab"), other).unwrap();
+        let one = entry("/srv/a b\\c", "/mnt", 50);
+        for _ in 0..2 {
+            rewrite(dir.path(), &one, true).unwrap();
+            let ours = "SRC=/srv/a\\040b\\134c TARGET=/mnt ROOT=/ \
+                        OPTS=uhelper=bilayer,x-bilayer.mount=0:50-7\n";
+            assert_eq!(utab(), format!("{other}{ours}"));
+        }
+        // Another volume in a directory of the same name, on another place, whose mount got the
+        // number of the one that is gone.
+        let second = Entry {
+            process: 8,
+            ..entry("/srv/a b\\c", "/mnt2", 50)
+        };
+        rewrite(dir.path(), &second, true).unwrap();
+        rewrite(dir.path(), &one, false).unwrap();
+        assert!(utab().contains("TARGET=/mnt2 ") && !utab().contains("TARGET=/mnt "));
+        rewrite(dir.path(), &second, false).unwrap();
+        assert_eq!(utab(), other);
+        // Or on the same place, while the first is still being closed.
+        let third = Entry {
+            process: 9,
+            ..one.clone()
+        };
+        rewrite(dir.path(), &one, true).unwrap();
+        rewrite(dir.path(), &third, true).unwrap();
+        assert_eq!(utab().matches("TARGET=/mnt ").count(), 1);
+        rewrite(dir.path(), &one, false).unwrap();
+        assert!(utab().contains("0:50-9"), "{}", utab());
+        rewrite(dir.path(), &third, false).unwrap();
+        assert_eq!(utab(), other);
+        rewrite(&dir.path().join("new"), &one, false).unwrap();
+    }
+
+    #[test]
+    fn what_mount_adds_and_what_was_moved_goes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = "SRC=/v TARGET=/m ROOT=/ OPTS=x-gvfs-show,uhelper=bilayer\n\
+                     SRC=/v TARGET=/moved ROOT=/ OPTS=uhelper=bilayer,x-bilayer.mount=0:50-7\n\
+                     SRC=/v TARGET=/other ROOT=/ OPTS=uhelper=bilayer,x-bilayer.mount=0:50-77\n";
+        fs::write(dir.path().join("utab"), lines).unwrap();
+        rewrite(dir.path(), &entry("/v", "/m", 50), false).unwrap();
+        let left = fs::read_to_string(dir.path().join("utab")).unwrap();
+        assert_eq!(left.lines().count(), 1);
+        assert!(left.contains("/other"), "{left}");
+    }
+
+    #[test]
+    fn a_lock_that_is_kept_holds_nobody_up_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = File::create(dir.path().join("utab.lock")).unwrap();
+        lock.lock().unwrap();
+        let one = entry("/srv/a", "/mnt", 50);
+        let error = rewrite(dir.path(), &one, false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(lock);
+        rewrite(dir.path(), &one, false).unwrap();
+    }
+}
