@@ -296,8 +296,8 @@ mod tests {
         writer
             .send(&Response::Failed(error.clone().into()))
             .unwrap();
-        let error = receive(&mut recorded(writer.0), &list(), &mut Discard).unwrap_err();
-        assert_eq!(error, error);
+        let received = receive(&mut recorded(writer.0), &list(), &mut Discard).unwrap_err();
+        assert_eq!(received, error);
         for broken in [
             "",
             "{\"version\":1,\"body\":{\"bytes\":4}}\nab",

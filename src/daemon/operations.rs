@@ -189,7 +189,7 @@ fn export(
 
 /// What the threads at work count, and whether they are to end.
 #[derive(Debug, Default)]
-pub(super) struct WorkState {
+pub(crate) struct WorkState {
     bytes: AtomicU64,
     /// One more than the bytes in all, where they are known.
     total: AtomicU64,

@@ -106,7 +106,7 @@ pub(crate) struct RequestedOptions {
     /// `remount`.
     pub(crate) remount: bool,
     /// They come from mount(8), which leaves words out.
-    pub(super) by_mount: bool,
+    pub(crate) by_mount: bool,
     /// `allow_other`, `noallow_other`.
     pub(crate) allow_other: Option<bool>,
     /// `writeback`, `nowriteback`.

@@ -47,11 +47,11 @@ impl SmallDisk {
         }
     }
 
-    /// Unmounts it, and mends what is wrong with it.
+    /// Unmounts it, and repairs what is wrong with it.
     pub(crate) fn repair(&self) {
         run(&mut command("umount", [&self.dir])).done();
         let checked = run(command("e2fsck", ["-fy"]).arg(&self.image));
-        // 1: mended.
+        // 1: repaired.
         assert!(checked.code <= 1, "{checked:?}");
     }
 

@@ -1,5 +1,5 @@
-//! The daemon's memory is bounded; where it is given less than that, the kernel kills it, which is as
-//! any other kill.
+//! The daemon's memory is bounded; where it is given less than that, the kernel kills it, which is
+//! as any other kill.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

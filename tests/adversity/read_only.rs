@@ -1,5 +1,5 @@
-//! The backing filesystem becomes read-only below a mount, as ext4 does when something is wrong with
-//! its disk.
+//! The backing filesystem becomes read-only below a mount, as ext4 does when something is wrong
+//! with its disk.
 
 use std::fs::{self, File};
 use std::io;
@@ -40,7 +40,10 @@ fn a_backing_filesystem_that_becomes_read_only() {
     // Callers are told, and from then on nothing may be changed.
     open.write_all_at(&[1; 5000], 100_000).ok();
     assert!(is_told(open.sync_all()), "fsync");
-    let latched = || matches!(fs::write(mounted.path("new"), b"x"), Err(e) if e.raw_os_error() == Some(libc::EROFS));
+    let latched = || {
+        let written = fs::write(mounted.path("new"), b"x");
+        written.is_err_and(|error| error.raw_os_error() == Some(libc::EROFS))
+    };
     assert!(wait_until(Duration::from_secs(20), latched), "not latched");
     assert!(is_told(write_synced(&mounted.path("other"), b"y")));
     // What was synced can be read all the while.

@@ -1,5 +1,5 @@
-//! More dirty data than the daemon has memory, and a disk that takes it slowly: who writes is slowed
-//! down, memory stays bounded, and fsync means what it says.
+//! More dirty data than the daemon has memory, and a disk that takes it slowly: who writes is
+//! slowed down, memory stays bounded, and fsync means what it says.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

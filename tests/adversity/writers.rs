@@ -1,7 +1,8 @@
 //! Writers that are interrupted, and what they were promised.
 //!
 //! Each keeps outside of the volume what a completed fsync covered, and what it has done since that
-//! nobody was promised: a file that was written over in place is the old or the new one, page by page.
+//! nobody was promised: a file that was written over in place is the old or the new one, page by
+//! page.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -13,8 +14,12 @@ use crate::real::noise;
 
 /// Files of one writer.
 const FILES: u64 = 60;
-/// A page of the kernel's, and the contents of a sealed one: only at these a write is cut in two.
-const PAGES: [usize; 2] = [4096, 4032];
+/// A page of the kernel's. A write is torn only at the borders of these and of sealed pages.
+const KERNEL_PAGE: usize = 4096;
+/// Contents of a sealed page. Sealed pages are counted from the start of each chunk.
+const SEALED_PAGE: usize = 4032;
+/// Contents of a chunk, whose last sealed page is a short one.
+const CHUNK: usize = 4 << 20;
 
 /// What a file may hold.
 #[derive(Clone, Debug, Default)]
@@ -200,6 +205,14 @@ impl Writer {
     }
 }
 
+/// The next place after `at` where a write may be torn.
+fn next_border(at: usize) -> usize {
+    let chunk = at / CHUNK * CHUNK;
+    let sealed = chunk + ((at - chunk) / SEALED_PAGE + 1) * SEALED_PAGE;
+    let kernel = (at / KERNEL_PAGE + 1) * KERNEL_PAGE;
+    sealed.min(kernel).min(chunk + CHUNK)
+}
+
 impl Promise {
     fn check(&self, found: &[u8]) -> Result<(), String> {
         let kept = self.synced.len();
@@ -209,8 +222,7 @@ impl Promise {
         let newer = self.newer.as_deref().unwrap_or_default();
         let mut at = 0;
         while at < found.len() {
-            let next = PAGES.map(|page| (at / page + 1) * page);
-            let mut end = next[0].min(next[1]).min(found.len());
+            let mut end = next_border(at).min(found.len());
             for border in [kept, newer.len()] {
                 if at < border && border < end {
                     end = border;

@@ -1,5 +1,5 @@
-//! The attacker is an ordinary user, who plays the daemon of somebody else's volume to those who ask:
-//! a mount whose source names that volume, and sockets where a daemon's would be.
+//! The attacker is an ordinary user, who plays the daemon of somebody else's volume to those who
+//! ask: a mount whose source names that volume, and sockets where a daemon's would be.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -316,8 +316,8 @@ fn a_lock_that_others_may_open_is_closed_to_them() {
     assert!(!is_alive(daemon));
 }
 
-/// Whoever may open a directory may lock it. The lock on the volume's own directory counts for nothing,
-/// and removing the lock file lets nobody else in all the same.
+/// Whoever may open a directory may lock it. The lock on the volume's own directory counts for
+/// nothing, and removing the lock file lets nobody else in all the same.
 #[test]
 fn nobody_locks_a_volume_by_its_directory() {
     let Some(machine) = machine("attack-flock") else {

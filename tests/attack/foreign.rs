@@ -1,6 +1,6 @@
 //! The attacker fills a volume on a machine of theirs and sends its image: with a set-id program of
-//! root's, which is theirs, and a device that anybody may open. Root imports it and mounts it, and the
-//! attacker is an ordinary user there.
+//! root's, which is theirs, and a device that anybody may open. Root imports it and mounts it, and
+//! the attacker is an ordinary user there.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

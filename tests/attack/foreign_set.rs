@@ -1,6 +1,6 @@
-//! The attacker has the victim's platform keystore and the public half of the victim's customer key,
-//! so they can wrap keys that the victim's machine unwraps; and they can write to the directory while
-//! it is not mounted. They do not have the victim's data keys.
+//! The attacker has the victim's platform keystore and the public half of the victim's customer
+//! key, so they can wrap keys that the victim's machine unwraps; and they can write to the
+//! directory while it is not mounted. They do not have the victim's data keys.
 
 use std::sync::Arc;
 
@@ -140,7 +140,8 @@ fn refused(opened: Result<Volume, VolumeError>, kind: ErrorKind) -> VolumeError 
     error
 }
 
-/// The attacker's tools are good: what they make is a volume for a machine that knows nothing better.
+/// The attacker's tools are good: what they make is a volume for a machine that knows nothing
+/// better.
 #[test]
 fn a_forged_volume_opens_where_nothing_is_known_and_nothing_pinned() {
     let machine = Machine::new();

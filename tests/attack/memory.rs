@@ -62,7 +62,7 @@ struct Mapping {
     kind: Kind,
 }
 
-// ---- the secrets, computed by this test ----------------------------------------------------------
+// ---- the secrets, computed by this test ---------------------------------------------------------
 
 /// `info` of a derivation, as docs/FORMAT.md has it.
 fn info(purpose: &str, layer: u32, set: KeySetId, epoch: Epoch, crypto: CryptoId) -> Vec<u8> {
@@ -244,7 +244,7 @@ const RECORDS: usize = 3;
 /// Sealed files that keep the keys of an object.
 const OBJECT_KEYS: usize = 1;
 
-// ---- the daemon's memory -------------------------------------------------------------------------
+// ---- the daemon's memory ------------------------------------------------------------------------
 
 /// Where the stacks of all threads are, by their stack pointers.
 fn stack_pointers(pid: i32) -> Vec<u64> {
@@ -355,7 +355,7 @@ fn complaints(secrets: &[Secret], sightings: &Sightings) -> String {
     text
 }
 
-// ---- the tests -----------------------------------------------------------------------------------
+// ---- the tests ----------------------------------------------------------------------------------
 
 fn write_passphrase(place: &Place, name: &str, passphrase: &str) {
     let mut file = fs::OpenOptions::new();

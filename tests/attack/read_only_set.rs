@@ -171,8 +171,8 @@ fn a_checkpoint_under_a_read_only_set_is_not_believed() {
     victim.mount.finish();
 }
 
-/// What was inherited and not written since can be forged by whoever else holds its set; so `status`
-/// says how much that is.
+/// What was inherited and not written since can be forged by whoever else holds its set; so
+/// `status` says how much that is.
 #[test]
 fn what_can_still_be_forged_is_counted() {
     let victim = Victim::new();

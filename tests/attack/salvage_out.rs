@@ -1,5 +1,5 @@
-//! The attacker is an ordinary user of the machine on which root salvages: they offer a directory of
-//! theirs to write to, or exchange what was made for a link to something of root's.
+//! The attacker is an ordinary user of the machine on which root salvages: they offer a directory
+//! of theirs to write to, or exchange what was made for a link to something of root's.
 
 use std::fs;
 use std::os::fd::AsFd;

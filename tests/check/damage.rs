@@ -45,9 +45,9 @@ fn name(meta: &Meta, parent: Ino, name: &str, entry: Option<DirentRecord>) {
     });
 }
 
-/// Found, mended, and what was in the volume is in it.
+/// Found, repaired, and what was in the volume is in it.
 #[track_caller]
-fn is_mended(closed: &Closed, expected: &[Kind]) -> Mount {
+fn is_repaired(closed: &Closed, expected: &[Kind]) -> Mount {
     let found = closed.check();
     for kind in expected {
         assert!(
@@ -57,9 +57,9 @@ fn is_mended(closed: &Closed, expected: &[Kind]) -> Mount {
         );
     }
     assert!(found.is_uncorrected() && !found.is_clean());
-    let mended = closed.repair();
-    assert!(mended.is_corrected(), "{:#?}", mended.findings);
-    assert!(!mended.is_uncorrected(), "{:#?}", mended.findings);
+    let repaired = closed.repair();
+    assert!(repaired.is_corrected(), "{:#?}", repaired.findings);
+    assert!(!repaired.is_uncorrected(), "{:#?}", repaired.findings);
     assert_eq!(closed.check().findings, []);
     closed.mount()
 }
@@ -120,7 +120,7 @@ fn counts_are_set_right() {
     let found = closed.check();
     let of_large = found.findings.iter().find(|f| f.kind == Kind::PageCount);
     assert_eq!(of_large.unwrap().paths, [b"/large".to_vec()]);
-    is_unharmed(is_mended(&closed, &expected));
+    is_unharmed(is_repaired(&closed, &expected));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn names_that_lead_nowhere_are_removed() {
         Kind::NameKind,
         Kind::DirectoryNames,
     ];
-    let mount = is_mended(&closed, &expected);
+    let mount = is_repaired(&closed, &expected);
     let mut names = mount.names(ROOT);
     names.retain(|name| name != "dir-again" && name != "dir");
     assert_eq!(names, ["file", "large"]);
@@ -171,7 +171,7 @@ fn what_has_lost_its_name_gets_one() {
         name(meta, ROOT_INO, "large", None);
         name(meta, ROOT_INO, "dir", None);
     });
-    let mount = is_mended(&closed, &[Kind::NoName]);
+    let mount = is_repaired(&closed, &[Kind::NoName]);
     let lost = |path: &str| mount.contents(mount.at(&format!("lost+found/#{path}")));
     assert_eq!(lost(&file.0.to_string()), large());
     assert_eq!(
@@ -201,7 +201,7 @@ fn contents_whose_inode_is_gone_get_another() {
         Kind::AttributeOfNothing,
         Kind::InodeCount,
     ];
-    let mount = is_mended(&closed, &expected);
+    let mount = is_repaired(&closed, &expected);
     let found = mount.contents(mount.at(&format!("lost+found/#{}", ino.0)));
     // Its length was in the inode: up to the end of its last page.
     assert_eq!(found[..300_000], large()[..]);
@@ -225,7 +225,7 @@ fn a_cycle_of_directories_is_opened() {
     });
     let found = closed.check();
     assert_eq!(kinds(&found), [Kind::Detached], "{:#?}", found.findings);
-    let mount = is_mended(&closed, &[Kind::Detached]);
+    let mount = is_repaired(&closed, &[Kind::Detached]);
     let deep = format!("lost+found/#{}/below/deep", dir.0);
     assert_eq!(mount.contents(mount.at(&deep)), pattern(2, 0, 20_000));
     mount.finish();
@@ -238,7 +238,7 @@ fn a_size_that_hides_contents_grows() {
         let file = entry(meta, ROOT_INO, "large").ino;
         inode(meta, file, |record| record.size = 10);
     });
-    let mount = is_mended(&closed, &[Kind::BeyondSize]);
+    let mount = is_repaired(&closed, &[Kind::BeyondSize]);
     assert_eq!(mount.contents(mount.at("large"))[..300_000], large()[..]);
     mount.finish();
 }
@@ -266,7 +266,7 @@ fn lists_of_what_is_to_go_name_nothing_that_is_used() {
         Kind::OrphanInUse,
         Kind::Record,
     ];
-    is_unharmed(is_mended(&closed, &expected));
+    is_unharmed(is_repaired(&closed, &expected));
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn names_are_where_they_are_looked_for_and_numbers_are_not_given_twice() {
             batch.inodes += 1;
         });
     });
-    let mount = is_mended(&closed, &[Kind::NameMisplaced, Kind::InodeNumber]);
+    let mount = is_repaired(&closed, &[Kind::NameMisplaced, Kind::InodeNumber]);
     let next = mount.file(ROOT, "next", b"");
     assert!(next.ino() > NO_INO);
     is_unharmed(mount);
@@ -334,7 +334,7 @@ fn two_names_in_one_place_are_told_apart() {
             meta.put_inode(batch, file.ino, &record).unwrap();
         });
     });
-    let mount = is_mended(&closed, &[Kind::NameMisplaced]);
+    let mount = is_repaired(&closed, &[Kind::NameMisplaced]);
     let twins = mount.names(ROOT);
     let twins = twins.iter().filter(|name| name.starts_with("twin"));
     assert_eq!(twins.count(), 2);
@@ -365,7 +365,7 @@ fn what_waits_for_a_number_to_come_is_named_and_not_met() {
         Kind::NameLeadsNowhere,
         Kind::AttributeOfNothing,
     ];
-    let mount = is_mended(&closed, &expected);
+    let mount = is_repaired(&closed, &expected);
     let node = mount.file(ROOT, "next", b"");
     let names = mount.fs.list_xattr(&ADMIN, node).unwrap();
     assert!(names.is_empty(), "{names:?}");
@@ -418,7 +418,7 @@ fn histories_are_complete_and_no_longer_than_needed() {
         Kind::RecordUnneeded,
         Kind::ViewCount,
     ];
-    let mount = is_mended(&closed, &expected);
+    let mount = is_repaired(&closed, &expected);
     mount.fs.delete_view(ViewKind::Snapshot, "one").unwrap();
     mount.fs.finish_purge().unwrap();
     is_unharmed(mount);
@@ -444,7 +444,7 @@ fn a_view_and_the_live_one_are_not_of_one_generation() {
         };
         meta.add_view(&record).unwrap().unwrap();
     });
-    let mount = is_mended(&closed, &[Kind::View]);
+    let mount = is_repaired(&closed, &[Kind::View]);
     let file = mount.at("file");
     let handle = mount.open_rw(file);
     mount.put(file, handle, 0, b"WHAT");

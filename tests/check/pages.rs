@@ -151,8 +151,8 @@ fn damaged_pages_of_the_metadata_are_named() {
     assert_eq!(closed.check().findings, []);
 }
 
-/// A page of the metadata that was put back to what it was earlier opens, and has another checksum than
-/// the page that names it says.
+/// A page of the metadata that was put back to what it was earlier opens, and has another checksum
+/// than the page that names it says.
 #[test]
 fn older_pages_of_the_metadata_are_named() {
     const STRIDE: u64 = 4608;

@@ -138,8 +138,8 @@ fn a_read_only_medium_can_be_mounted() {
     victim.is_unharmed();
 }
 
-/// A copy of hard links shares the lock. Read on a medium that cannot be written to it keeps it, and the
-/// original out; the one that has it is found as the hint says.
+/// A copy of hard links shares the lock. Read on a medium that cannot be written to it keeps it,
+/// and the original out; the one that has it is found as the hint says.
 #[test]
 fn the_holder_of_a_shared_lock_is_found() {
     let Some(victim) = Victim::new("cli-hints-linked", false) else {
@@ -148,7 +148,8 @@ fn the_holder_of_a_shared_lock_is_found() {
     let place = &victim.place;
     sh(
         place,
-        "cp -al vol copy; mkdir bound seen; mount --bind copy bound; mount -o remount,bind,ro bound",
+        "cp -al vol copy; mkdir bound seen; mount --bind copy bound; \
+         mount -o remount,bind,ro bound",
     );
     let seen = place.mount("bound", "seen", "ro");
     let find: &[&str] = &["shares its files", "fuser -v VOLUME/lock"];

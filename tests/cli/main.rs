@@ -1,6 +1,7 @@
-//! What commands on snapshots and images say and do without a mount. And how commands fail: one line that says what, with what and why; perhaps one that says what to do;
-//! the documented exit code; and a volume that is as it was. And what must never be seen: secrets
-//! on command lines, in environments, in JSON, in core dumps.
+//! What commands on snapshots and images say and do without a mount. And how commands fail: one
+//! line that says what, with what and why; perhaps one that says what to do; the documented exit
+//! code; and a volume that is as it was. And what must never be seen: secrets on command lines, in
+//! environments, in JSON, in core dumps.
 #![allow(clippy::unwrap_used)]
 
 mod failures;

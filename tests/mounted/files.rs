@@ -59,8 +59,8 @@ fn an_open_file_outlives_its_name() {
     assert!(objects <= 1, "{objects} objects are left of a removed file");
 }
 
-/// Refused before anything is done to it, also by the one way of emptying a file that does not open it
-/// for writing.
+/// Refused before anything is done to it, also by the one way of emptying a file that does not open
+/// it for writing.
 #[test]
 fn a_program_that_runs_is_not_changed() {
     let Some(place) = Place::new("running", LIMIT) else {
@@ -152,7 +152,8 @@ fn processes_append_and_write_concurrently() {
 }
 
 fn appended_lines_are_whole(place: &Place, log: &Path) {
-    let script = "i=0; while [ $i -lt 2000 ]; do echo \"$1 line $i of one process\"; i=$((i+1)); done >> \"$0\"";
+    let script = "i=0; while [ $i -lt 2000 ]; do echo \"$1 line $i of one process\"; \
+                  i=$((i+1)); done >> \"$0\"";
     std::thread::scope(|scope| {
         for name in ["first", "second"] {
             scope.spawn(move || {

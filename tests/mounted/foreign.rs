@@ -1,5 +1,5 @@
-//! A volume that came from elsewhere, by mount(8) and from fstab: `nosuid,nodev` until somebody says
-//! `trusted`, since mount(8) hands on neither `suid` nor `dev`.
+//! A volume that came from elsewhere, by mount(8) and from fstab: `nosuid,nodev` until somebody
+//! says `trusted`, since mount(8) hands on neither `suid` nor `dev`.
 
 use std::fs;
 

@@ -27,15 +27,20 @@ fn lines_with_options_of_others() {
     machine.fstab(&format!(
         "# a comment\n\
          {} {} bilayer defaults,nofail,_netdev,x-systemd.automount,x-systemd.requires=a.service,\
-         x-systemd.device-timeout=5,comment=mine,customer_key=file:{key},platform_keystore={keystore} 0 2\n\
+         x-systemd.device-timeout=5,comment=mine,customer_key=file:{key},\
+         platform_keystore={keystore} 0 2\n\
          {}\t{}\tfuse.bilayer\trw,users,nouser,auto,noatime,uhelper=bilayer,X-mount.mkdir,\
          snapshot_dir=off\t0\t0\n\
          {} {} bilayer ro,noauto,group,owner 0 0\n\
          {} {} bilayer user,noauto,exec 0 0\n",
-        path("one"), path("mnt1"),
-        path("two"), path("mnt2"),
-        escaped("with space"), escaped("mnt 3"),
-        path("three"), path("never"),
+        path("one"),
+        path("mnt1"),
+        path("two"),
+        path("mnt2"),
+        escaped("with space"),
+        escaped("mnt 3"),
+        path("three"),
+        path("never"),
     ));
     machine.run("mount -a");
     let dirs: Vec<String> = machine

@@ -1,5 +1,5 @@
-//! A volume on a filesystem that is mounted read-only: mounted read-only with a warning, as mount(8)
-//! does with a disk that is write-protected, unless somebody asks to write.
+//! A volume on a filesystem that is mounted read-only: mounted read-only with a warning, as
+//! mount(8) does with a disk that is write-protected, unless somebody asks to write.
 
 use std::fs;
 

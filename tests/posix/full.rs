@@ -1,5 +1,5 @@
-//! A full volume, as programs meet it that go on writing without asking whether what they wrote is on
-//! the disk.
+//! A full volume, as programs meet it that go on writing without asking whether what they wrote is
+//! on the disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -56,8 +56,8 @@ fn a_write_to_a_full_volume_is_refused() {
         let mut file = File::create(&path).unwrap();
         let taken = write_on(&mut file, &noise(1, MIB), pause);
         assert!(taken > LIMIT * 9 / 10, "{taken}");
-        // Whoever asks afterwards is told of what was taken and lost; reading, looking and seeking go
-        // on.
+        // Whoever asks afterwards is told of what was taken and lost; reading, looking and seeking
+        // go on.
         let synced = file.sync_all().err();
         let told = synced.map_or(Some(Errno::NOSPC), |error| errno(&error));
         assert_eq!(told, Some(Errno::NOSPC));

@@ -41,7 +41,8 @@ fn tar_out_of_the_mount_and_into_it() {
     mounted.unmount();
     let mounted = place.mount("vol", "mnt", "dev,suid");
     trees::assert_same(&place, &source, &mounted.path("three"));
-    // The 30 MB of the sparse file are a few pages, here and in the archive; tar finds no difference.
+    // The 30 MB of the sparse file are a few pages, here and in the archive; tar finds no
+    // difference.
     let last = functions
         + "for file in one/sparse two/sparse three/sparse; do
                [ $(stat -c %s $file) = 30000000 ]; [ $(du -k $file | cut -f1) -lt 200 ]

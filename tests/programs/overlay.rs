@@ -50,7 +50,8 @@ const SEEN: &str = "cd merged
 
 fn mounting(lower: &str, upper: &str) -> String {
     format!(
-        "mount -t overlay overlay -o lowerdir={lower},upperdir={upper}/up,workdir={upper}/work merged\n"
+        "mount -t overlay overlay \
+         -o lowerdir={lower},upperdir={upper}/up,workdir={upper}/work merged\n"
     )
 }
 

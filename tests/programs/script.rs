@@ -19,8 +19,8 @@ pub(crate) fn equipped(test: &str, programs: &[(&str, &str)]) -> bool {
     })
 }
 
-/// `errexit` overlooks what fails before `&&` or after `!`: scripts have one command after the other,
-/// and `not`.
+/// `errexit` overlooks what fails before `&&` or after `!`: scripts have one command after the
+/// other, and `not`.
 const PROLOGUE: &str = r#"set -Eeuo pipefail
 trap 'echo "failed: $BASH_COMMAND" >&2' ERR
 not() { ! "$@"; }

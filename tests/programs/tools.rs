@@ -65,7 +65,8 @@ const LOCKS: &str = "exec 3> locked; flock -n 3
     wait; [ $(cat sum) = 40 ]";
 
 const WATCHES: &str = "mkdir watched; touch seen
-    inotifywait -q -m -e create,modify,delete,moved_to,attrib --format '%e %f' watched > seen 2> started &
+    inotifywait -q -m -e create,modify,delete,moved_to,attrib --format '%e %f' watched \
+    > seen 2> started &
     watcher=$!
     trap 'kill $watcher' EXIT
     # It is watching when it sees something.

@@ -321,8 +321,8 @@ fn accepting_what_is_not_older_changes_nothing() {
     assert_eq!(bytes_of(&new, "volume.json"), before);
 }
 
-/// The volume is as it was, refused, or a new incarnation, whatever the cut has left; and a cut while
-/// that is finished is survived too.
+/// The volume is as it was, refused, or a new incarnation, whatever the cut has left; and a cut
+/// while that is finished is survived too.
 #[test]
 fn a_cut_at_every_call_of_accepting() {
     let past = Past::new();

@@ -95,8 +95,8 @@ fn a_renewal_of_an_older_state_is_refused_where_the_newer_one_is_known() {
     );
 }
 
-/// The superblock of a copy that was renewed elsewhere gets into the volume's directory, without the
-/// metadata: the volume cannot be used until its own is back, and then it can.
+/// The superblock of a copy that was renewed elsewhere gets into the volume's directory, without
+/// the metadata: the volume cannot be used until its own is back, and then it can.
 #[test]
 fn a_superblock_without_its_metadata_is_not_remembered() {
     const SUPERBLOCKS: [&str; 2] = ["volume.json", "checkpoints/volume.json"];

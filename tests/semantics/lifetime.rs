@@ -195,8 +195,8 @@ fn what_was_shut_down_answers_nothing_more() {
     mount.finish();
 }
 
-/// A process that is killed in the middle of a commit leaves pages that may be in the kernel's memory
-/// only. The next one reads them, and the power fails while it opens the volume.
+/// A process that is killed in the middle of a commit leaves pages that may be in the kernel's
+/// memory only. The next one reads them, and the power fails while it opens the volume.
 #[test]
 fn a_kill_in_a_commit_and_a_power_cut_while_opening() {
     let bytes = pattern(1, 0, 5_000);

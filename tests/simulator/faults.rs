@@ -55,8 +55,9 @@ pub fn run(stride: usize) -> bool {
     let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
     let [cuts, eio, enospc, short] = counts.tried.each_ref().map(count);
     println!(
-        "simulator: single faults at {calls} calls of a script: {cuts} power cuts, {eio} EIO, {enospc} ENOSPC, \
-         {short} short writes; {} reported to the caller, {} ended writing, {} harmless: {} failures, {} s",
+        "simulator: single faults at {calls} calls of a script: {cuts} power cuts, {eio} EIO, \
+         {enospc} ENOSPC, {short} short writes; {} reported to the caller, {} ended writing, \
+         {} harmless: {} failures, {} s",
         count(&counts.reported),
         count(&counts.latched),
         count(&counts.harmless),

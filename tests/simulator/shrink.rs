@@ -123,7 +123,8 @@ pub fn report(plan: &Plan, (shorter, outcome): &(Plan, Outcome)) -> String {
     let failure = outcome.failure.as_ref().unwrap_or(&none);
     let steps: usize = shorter.rounds.iter().map(|round| round.steps.len()).sum();
     format!(
-        "seed {} fails: {}\n  {}\nthe shortest history found has {steps} operations ({:?} writes):\n  {}\n",
+        "seed {} fails: {}\n  {}\n\
+         the shortest history found has {steps} operations ({:?} writes):\n  {}\n",
         plan.seed,
         failure.place,
         failure.message,

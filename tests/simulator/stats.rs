@@ -20,8 +20,9 @@ macro_rules! counts {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let counts = [$((self.$name, $what),)*];
                 let some = counts.iter().filter(|(count, _)| *count > 0);
-                let told: Vec<String> = some.map(|(count, what)| format!("{count} {what}")).collect();
-                f.write_str(&told.join(", "))
+                let texts: Vec<String> =
+                    some.map(|(count, what)| format!("{count} {what}")).collect();
+                f.write_str(&texts.join(", "))
             }
         }
     };

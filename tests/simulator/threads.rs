@@ -38,7 +38,8 @@ const CALLS: u64 = 1_500;
 /// Name of the common file.
 const COMMON: &[u8] = b"common";
 
-/// Counts of one page of the common file: what was begun to be written, was written, and is durable.
+/// Counts of one page of the common file: what was begun to be written, was written, and is
+/// durable.
 #[derive(Default)]
 struct Count {
     begun: AtomicU64,

@@ -85,8 +85,8 @@ fn pages_under_a_read_only_set(state: &State, keyed: &Keyed) -> Vec<Case> {
     cases
 }
 
-/// The whole of `meta`, an empty tree that anybody may write to, sealed by the holder of a read-only
-/// set and newer than any.
+/// The whole of `meta`, an empty tree that anybody may write to, sealed by the holder of a
+/// read-only set and newer than any.
 fn meta_under_a_read_only_set(keyed: &Keyed) -> Case {
     let bytes = forge::meta_of_an_empty_tree(read_only(&keyed.keys), keyed.meta, NEWEST);
     let what = "an empty tree".to_owned();

@@ -75,7 +75,7 @@ fn case(of: &str, change: &'static str, name: &str) -> Case {
 }
 
 /// What to put in the place of a file.
-const STRANGE: [&str; 8] = [
+const UNEXPECTED: [&str; 8] = [
     "symbolic link",
     "dangling link",
     "link to itself",
@@ -134,7 +134,7 @@ fn unexpected_things_in_place_of_files() {
         ("a folder of objects", &folder),
         ("an object", &object),
     ];
-    for by in STRANGE {
+    for by in UNEXPECTED {
         for (of, name) in names {
             let scene = Scene::new(state);
             replace(&scene.volume().join(name), by, &scene.outside());
@@ -147,7 +147,7 @@ fn unexpected_things_in_place_of_files() {
         }
     }
     table.finish("Strange things in the place of files");
-    let many = STRANGE.len() as u64;
+    let many = UNEXPECTED.len() as u64;
     assert_eq!((refused, errors), (2 * many, many));
 }
 

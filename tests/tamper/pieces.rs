@@ -22,8 +22,8 @@ const SINGLE_PAGES: u32 = 8;
 const CHUNK_PIECES: u32 = SINGLE_PAGES + 1;
 
 /// A part of what is held: of a file a page, or all pages of a chunk that follow the first ones;
-/// its attributes (`path#`), an extended one (`path@name`), the target of a link (`path>`), the names
-/// in a directory (`path/`).
+/// its attributes (`path#`), an extended one (`path@name`), the target of a link (`path>`), the
+/// names in a directory (`path/`).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Piece {
     pub item: String,
@@ -42,7 +42,7 @@ fn number_of_page(chunk: u32, page: u32) -> u32 {
 }
 
 /// Offset and length of a piece of a file.
-fn stretch(number: u32) -> (u64, usize) {
+fn range_of(number: u32) -> (u64, usize) {
     let (chunk, page) = (number / CHUNK_PIECES, (number % CHUNK_PIECES) as usize);
     let len = if page < SINGLE_PAGES as usize {
         PAGE
@@ -105,7 +105,7 @@ fn read(fs: &Filesystem, piece: &Piece) -> Result<Vec<u8>, Errno> {
     }
     let node = walk(fs, item)?.node;
     let handle = fs.open_file(&ADMIN, node, libc::O_RDONLY)?;
-    let (offset, len) = stretch(piece.number);
+    let (offset, len) = range_of(piece.number);
     let mut bytes = vec![0xEE; len];
     let read = fs.read(node, handle, offset, &mut bytes);
     fs.release(node, handle);

@@ -1,6 +1,6 @@
 //! The architecture as a test: imports point down and lead in no circle ([`circles`]), `unsafe`
-//! stays fenced, no marks of unfinished work, no file too long to see through, nobody prints but the
-//! command line, and the top level of the repository stays what its reader expects.
+//! stays fenced, no marks of unfinished work, no file too long to see through, nobody prints but
+//! the command line, and the top level of the repository stays what its reader expects.
 //!
 //! The checks work on text, after comments and literals have been blanked out: they need no
 //! compiler and see code that a feature leaves out.
@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 mod circles;
+mod lines;
 
 /// Each module of the library with those it may use, lowest first. An entry that no file uses is a
 /// complaint, so that the table shows what depends on what.
@@ -185,6 +186,7 @@ fn the_repository_is_tidy() {
     }
     complaints.extend(circles::check_circles(&library));
     complaints.extend(check_table(MAY_USE, &library));
+    complaints.extend(lines::check(root));
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
@@ -227,6 +229,9 @@ fn check_source(path: &str, text: &str) -> Vec<String> {
         for at in words(text, mark) {
             complain(at, format!("a mark of unfinished work: {mark}"));
         }
+    }
+    for (at, _) in code.match_indices(concat!("#[", "path")) {
+        complain(at, "a module is where its name says".to_owned());
     }
     for name in ["todo", "unimplemented"] {
         for at in words(&code, name).filter(|&at| is_macro(&code, at + name.len())) {
@@ -659,6 +664,12 @@ mod samples {
             "more than 700 lines",
         );
         accepts("src/fs/a.rs", &"\n".repeat(MAX_LINES));
+    }
+
+    #[test]
+    fn modules_in_other_places() {
+        let text = concat!("#[", "path = \"../a.rs\"]\nmod a;");
+        complains("tests/b/main.rs", text, "where its name says");
     }
 
     #[test]

@@ -164,7 +164,8 @@ fn measure_in(dir: &Path, arguments: &Arguments, files: u64) -> Outcome<()> {
     }
     let (length, allocated) = newest(dir)?.ok_or("no checkpoint was made")?;
     println!(
-        "{files} files: {:.2} s ({:.2} to {:.2}), {:.2} s of a processor; {:.1} MiB on disk (length {:.1}), meta {:.1} MiB",
+        "{files} files: {:.2} s ({:.2} to {:.2}), {:.2} s of a processor; \
+         {:.1} MiB on disk (length {:.1}), meta {:.1} MiB",
         times[times.len() / 2],
         times[0],
         times[times.len() - 1],
@@ -248,7 +249,8 @@ fn tables(dir: &Path, files: u64, bytes: usize) -> Outcome<()> {
     }
     let allocated = meta_bytes(dir)? / META_STRIDE_BYTES as u64;
     println!(
-        "  {pages} pages of 4096 bytes in tables, {allocated} on the disk, {} in the file; 4608 bytes each",
+        "  {pages} pages of 4096 bytes in tables, {allocated} on the disk, {} in the file; \
+         4608 bytes each",
         file.len()? / META_PAYLOAD_BYTES as u64,
     );
     Ok(())
@@ -292,7 +294,9 @@ fn beside(dir: &Path, filesystem: &Arc<Filesystem>, arguments: &Arguments) -> Ou
     }
     let middle = |rates: &[f64]| rates[rates.len() / 2];
     println!(
-        "  files made per second: {:.0} alone ({:.0} to {:.0}), {:.0} beside ({:.0} to {:.0}), {made} checkpoints; meta grew by {:.1} MiB alone, {:.1} MiB beside",
+        "  files made per second: {:.0} alone ({:.0} to {:.0}), \
+         {:.0} beside ({:.0} to {:.0}), {made} checkpoints; \
+         meta grew by {:.1} MiB alone, {:.1} MiB beside",
         middle(&alone),
         alone[0],
         alone[alone.len() - 1],

@@ -1,11 +1,13 @@
 //! How long small files wait beside somebody's large one.
 //!
 //! ```text
-//! cargo build --release && cargo run --release -p bilayer-bench --bin stalls -- --dir /srv/tmp --ext4
+//! cargo build --release
+//! cargo run --release -p bilayer-bench --bin stalls -- --dir /srv/tmp --ext4
 //! ```
 //! One thread writes a large file and syncs it. Until that is done another one creates small files,
-//! writes and closes them, as fast as it can, and each is timed. A round does so on every filesystem
-//! in turn; a percentile is of all files of all rounds together. Nothing is asserted about time.
+//! writes and closes them, as fast as it can, and each is timed. A round does so on every
+//! filesystem in turn; a percentile is of all files of all rounds together. Nothing is asserted
+//! about time.
 
 #![allow(clippy::print_stdout)]
 

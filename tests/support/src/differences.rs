@@ -14,8 +14,8 @@ use super::world::{Outcome, World, of};
 /// A name: its directory and itself.
 type Place = (Number, Vec<u8>);
 
-/// Paths with what is said of them; a renaming is told as a removal and an addition.
-type Told = BTreeSet<(Vec<u8>, ChangeKind, bool)>;
+/// Paths with what is said of them; a renaming is reported as a removal and an addition.
+type Reported = BTreeSet<(Vec<u8>, ChangeKind, bool)>;
 
 impl World {
     /// Compares a snapshot with another one, or with the live view.
@@ -51,12 +51,12 @@ impl World {
 
 fn compare(found: &[Change], before: &Seen, after: &Seen) {
     assert!(found.is_sorted(), "in the order of paths: {found:?}");
-    let mut told = Told::new();
+    let mut reported = Reported::new();
     let mut renamed = 0;
     for change in found {
         let mut tell = |path: &[u8], kind| {
-            let fresh = told.insert((path.to_vec(), kind, change.is_directory));
-            assert!(fresh, "told twice: {change:?}");
+            let fresh = reported.insert((path.to_vec(), kind, change.is_directory));
+            assert!(fresh, "reported twice: {change:?}");
         };
         match &change.from {
             Some(from) => {
@@ -69,27 +69,27 @@ fn compare(found: &[Change], before: &Seen, after: &Seen) {
         }
     }
     let (expected, expected_renamed) = differences(before, after);
-    let show = |told: &Told| -> Vec<String> {
-        let each = told.iter();
+    let show = |reported: &Reported| -> Vec<String> {
+        let each = reported.iter();
         let each =
             each.map(|(path, kind, _)| format!("{kind:?} {}", String::from_utf8_lossy(path)));
         each.collect()
     };
-    assert_eq!(show(&told), show(&expected), "what differs");
-    assert_eq!(told, expected, "what differs");
+    assert_eq!(show(&reported), show(&expected), "what differs");
+    assert_eq!(reported, expected, "what differs");
     assert_eq!(renamed, expected_renamed, "names that went and came");
 }
 
-fn differences(before: &Seen, after: &Seen) -> (Told, usize) {
+fn differences(before: &Seen, after: &Seen) -> (Reported, usize) {
     let (old, new) = (places(&before.model), places(&after.model));
-    let mut told = Told::new();
+    let mut reported = Reported::new();
     let mut gone: BTreeMap<Number, usize> = BTreeMap::new();
     let mut come: BTreeMap<Number, usize> = BTreeMap::new();
     for (place, (number, path)) in &old {
         if !new.contains_key(place) {
             *gone.entry(*number).or_default() += 1;
             let is_directory = before.model.inode(*number).is_directory();
-            told.insert((path.clone(), ChangeKind::Removed, is_directory));
+            reported.insert((path.clone(), ChangeKind::Removed, is_directory));
         }
     }
     for (place, (number, path)) in &new {
@@ -97,26 +97,26 @@ fn differences(before: &Seen, after: &Seen) -> (Told, usize) {
         match old.get(place) {
             None => {
                 *come.entry(*number).or_default() += 1;
-                told.insert((path.clone(), ChangeKind::Added, is_directory));
+                reported.insert((path.clone(), ChangeKind::Added, is_directory));
             }
             Some((other, _)) if other != number => {
                 let any = is_directory || before.model.inode(*other).is_directory();
-                told.insert((path.clone(), ChangeKind::Changed, any));
+                reported.insert((path.clone(), ChangeKind::Changed, any));
             }
             Some(_) if differs(*number, before, after) => {
-                told.insert((path.clone(), ChangeKind::Changed, is_directory));
+                reported.insert((path.clone(), ChangeKind::Changed, is_directory));
             }
             Some(_) => {}
         }
     }
     if differs(ROOT, before, after) {
-        told.insert((Vec::new(), ChangeKind::Changed, true));
+        reported.insert((Vec::new(), ChangeKind::Changed, true));
     }
     let renamed = gone.iter().map(|(number, gone)| {
         let come = come.get(number).copied().unwrap_or(0);
         (*gone).min(come)
     });
-    (told, renamed.sum())
+    (reported, renamed.sum())
 }
 
 /// True when an inode is not the same in both, but for the time of last access.

@@ -351,7 +351,8 @@ pub fn operation(largest: usize) -> impl Strategy<Value = Operation> {
         4 => (target(), target())
             .prop_map(|(from, to)| O::Copy { from, to, at: 0, to_at: 0, len: 20_000_000 }),
         3 => (place(), 0..0o1000u16).prop_map(|(at, perm)| O::Chmod(at, perm)),
-        2 => (place(), -9_000_000_000..9_000_000_000i64).prop_map(|(at, time)| O::SetTime(at, time)),
+        2 => (place(), -9_000_000_000..9_000_000_000i64)
+            .prop_map(|(at, time)| O::SetTime(at, time)),
         4 => (place(), 0..3u8, 0..600u16, 0..3u8)
             .prop_map(|(at, name, len, mode)| O::SetXattr { at, name, len, mode }),
         2 => (place(), 0..3u8).prop_map(|(at, name)| O::RemoveXattr { at, name }),

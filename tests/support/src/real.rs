@@ -493,8 +493,8 @@ impl Mounted<'_> {
         assert!(!is_alive(self.pid), "the daemon outlived `unmount`");
     }
 
-    /// Kills the daemon, as a crash would. The dead mount stays, so that whoever is at work on it gets
-    /// errors, and does not go on in the directory below.
+    /// Kills the daemon, as a crash would. The dead mount stays, so that whoever is at work on it
+    /// gets errors, and does not go on in the directory below.
     #[track_caller]
     pub fn kill(&self) {
         kill(self.pid, Signal::KILL);

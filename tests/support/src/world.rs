@@ -537,7 +537,7 @@ impl World {
         (found, Outcome::Done)
     }
 
-    /// What is called a hole holds zeros only, and the stretches cover the file.
+    /// What is called a hole holds zeros only, and the ranges cover the file.
     fn seek(&self, number: Number) -> (Outcome, Outcome) {
         let fs = &self.mount().fs;
         if self.open.iter().any(|open| open.number == number) {

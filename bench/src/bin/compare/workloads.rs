@@ -129,7 +129,8 @@ impl Inputs {
             if self.cold {
                 ""
             } else {
-                "\nthe kernel's caches cannot be dropped (not root): \"cold\" is warm on the backing side"
+                "\nthe kernel's caches cannot be dropped (not root): \
+                 \"cold\" is warm on the backing side"
             }
         )
     }

@@ -3,10 +3,11 @@
 //! ```text
 //! cargo run --release -p bilayer-bench --bin freshness -- --dir /srv/tmp
 //! ```
-//! Pages are authentic at their place for ever: an older one opens (`docs/THREAT-MODEL.md`). Several
-//! ways to tie a page to its time are computed and written here beside what a volume writes today,
-//! over traces of real volumes: which pages of `meta` each commit changed is found by comparing
-//! their tags. Nothing of this is in the program. `bench/README.md` tells what the figures mean.
+//! Pages are authentic at their place for ever: an older one opens (`docs/THREAT-MODEL.md`).
+//! Several ways to tie a page to its time are computed and written here beside what a volume writes
+//! today, over traces of real volumes: which pages of `meta` each commit changed is found by
+//! comparing their tags. Nothing of this is in the program. `bench/README.md` tells what the
+//! figures mean.
 
 #![allow(clippy::print_stdout)]
 

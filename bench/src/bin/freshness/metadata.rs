@@ -82,7 +82,8 @@ pub(crate) fn run(top: &Path, files: u64, commits: u32) -> Outcome<()> {
         (pages * 4608) >> 20
     );
     println!(
-        "  a tag tree has {} nodes, {} KiB on the disk in two places each; all tags in memory {} KiB",
+        "  a tag tree has {} nodes, {} KiB on the disk in two places each; \
+         all tags in memory {} KiB",
         tree.nodes(),
         tree.nodes() * 2 * 4608 / 1024,
         pages * 16 / 1024
@@ -212,7 +213,8 @@ fn look_up(place: &Path, tree: &Tree, files: u64) -> Outcome<()> {
         more.push(tree.above(&pages).len() as f64);
     }
     println!(
-        "  looking a file up and reading it, cold: {} pages read; tree: {} nodes more, none once they are in memory",
+        "  looking a file up and reading it, cold: {} pages read; \
+         tree: {} nodes more, none once they are in memory",
         shown(read),
         shown(more)
     );
@@ -252,7 +254,9 @@ fn verify_all(place: &Path) -> Outcome<()> {
     }
     std::hint::black_box(sum);
     println!(
-        "  opening the database {:.1} ms; the checksums it has of its pages, all of them ({cold}) {:.1} ms; the sum over all tags {:.1} ms",
+        "  opening the database {:.1} ms; \
+         the checksums it has of its pages, all of them ({cold}) {:.1} ms; \
+         the sum over all tags {:.1} ms",
         opened.as_secs_f64() * 1e3,
         checked.as_secs_f64() * 1e3,
         start.elapsed().as_secs_f64() * 1e3

@@ -15,8 +15,8 @@ pub(crate) const BLOCK_BYTES: usize = 4096;
 const CALL_BYTES: usize = 1 << 20;
 const SMALL_BYTES: usize = 200;
 const FILES_PER_DIRECTORY: u64 = 500;
-/// Few enough that hardly a block is written again before it is on disk: the daemon is measured, and
-/// not the kernel's memory.
+/// Few enough that hardly a block is written again before it is on disk: the daemon is measured,
+/// and not the kernel's memory.
 const CACHED_WRITES: u32 = 1024;
 
 /// Makes small files in directories below `root`, numbered from `from` on.

@@ -1,7 +1,8 @@
 //! Times snapshots and images.
 //!
 //! ```text
-//! cargo build --release && cargo run --release -p bilayer-bench --bin snapshots -- --dir /srv/tmp --ext4
+//! cargo build --release
+//! cargo run --release -p bilayer-bench --bin snapshots -- --dir /srv/tmp --ext4
 //! ```
 //! What is compared is measured in one run, in turns, so that what else the machine does meets all
 //! of it alike; figures are medians, with the smallest and the largest beside them. Nothing is
@@ -19,9 +20,9 @@ use clap::{Parser, ValueEnum};
 
 mod data;
 mod deploying;
-mod holdup;
 mod many;
 mod resealing;
+mod stalls;
 mod taking;
 mod writing;
 

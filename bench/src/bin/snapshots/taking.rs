@@ -10,7 +10,7 @@ use bilayer_bench::filesystems::{Filesystem, Programs, done, sync_backing};
 use bilayer_bench::spread::Spread;
 
 use crate::data::{allocated, make_large, make_small};
-use crate::{Arguments, holdup, volume};
+use crate::{Arguments, stalls, volume};
 
 const LARGE_BYTES: u64 = 256 << 20;
 const CHANGED_BYTES: u64 = 4 << 20;
@@ -109,7 +109,7 @@ impl Volume {
         let root = self.filesystem.root();
         let file = root.join("written");
         make_large(&file, LARGE_BYTES)?;
-        holdup::measure(&file, &root.join("made"), seconds, &mut |second| {
+        stalls::measure(&file, &root.join("made"), seconds, &mut |second| {
             let name = format!("in-second-{second}");
             Ok(fs::create_dir(root.join(".snapshots").join(name))?)
         })

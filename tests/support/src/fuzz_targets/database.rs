@@ -1,9 +1,9 @@
 //! redb over hostile pages: whatever is in them behind both layers, using the database ends in
 //! errors. redb panics on much of it; those panics are caught where it is called.
 //!
-//! One kind cannot be: where a page that a commit frees is none that was in use, redb 4.5 panics while
-//! it looks through a table of such pages, and again in a destructor on the way out, which ends the
-//! process, as a kill does. An input that does it is a finding here all the same.
+//! One kind cannot be: where a page that a commit frees is none that was in use, redb 4.5 panics
+//! while it looks through a table of such pages, and again in a destructor on the way out, which
+//! ends the process, as a kill does. An input that does it is a finding here all the same.
 
 use std::sync::{Arc, Once};
 

@@ -21,7 +21,12 @@ const FILES: [&str; 3] = [
 /// What a keystore has that nothing is wrong with.
 const GOOD: [&str; 3] = [
     r#"{"format":"bilayer-platform-keystore","version":1,"id":"22222222222222222222222222222222"}"#,
-    r#"{"format":"bilayer-platform-key","version":1,"keystore":"22222222222222222222222222222222","number":1,"infrastructure":"3333333333333333333333333333333333333333333333333333333333333333","customer":"4444444444444444444444444444444444444444444444444444444444444444"}"#,
+    concat!(
+        r#"{"format":"bilayer-platform-key","version":1,"#,
+        r#""keystore":"22222222222222222222222222222222","number":1,"#,
+        r#""infrastructure":"3333333333333333333333333333333333333333333333333333333333333333","#,
+        r#""customer":"4444444444444444444444444444444444444444444444444444444444444444"}"#
+    ),
     "",
 ];
 
