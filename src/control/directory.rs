@@ -1,4 +1,4 @@
-//! Which directory a volume is, however its path is written, and holding it open.
+//! The identity of a volume's directory, independent of its path, and an open handle to it.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -23,7 +23,7 @@ pub(crate) struct DirectoryId {
 }
 
 impl DirectoryId {
-    /// Of the directory of a path.
+    /// The id of the directory at a path.
     pub(crate) fn of_path(path: &Path) -> io::Result<Self> {
         fs::metadata(path).map(|metadata| Self {
             device: metadata.dev(),
@@ -31,7 +31,7 @@ impl DirectoryId {
         })
     }
 
-    /// Of a directory that is open.
+    /// The id of an open directory.
     pub(crate) fn of_descriptor(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
         identity(descriptor).map(Self::of)
     }
@@ -44,12 +44,12 @@ impl DirectoryId {
     }
 }
 
-/// A volume's directory, held open: it stays the one that was meant, whatever is renamed.
+/// A volume's directory, held open: renames do not change which one it is.
 #[derive(Debug)]
 pub(crate) struct VolumeDirectory {
     directory: File,
     pub(crate) id: DirectoryId,
-    /// Who owns it.
+    /// The user who owns it.
     pub(crate) owner: u32,
     /// Where it is now, for people.
     pub(crate) path: PathBuf,
@@ -75,7 +75,7 @@ impl VolumeDirectory {
         })
     }
 
-    /// The same, to be used elsewhere.
+    /// A second handle to the directory.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             directory: self.directory.try_clone()?,
@@ -84,12 +84,13 @@ impl VolumeDirectory {
         })
     }
 
-    /// A path by which this process reaches it, whatever it is called now, while this is open.
+    /// A path by which this process reaches the directory while the handle is open, whatever its
+    /// name is now.
     pub(crate) fn access_path(&self) -> PathBuf {
         fixed_path(&self.directory)
     }
 
-    /// Opens its `lock` anew. Where this may not or cannot be for writing, for reading: that is
+    /// Opens its `lock` a second time: for reading if it cannot be opened for writing, which is
     /// enough to lock it on every local filesystem.
     pub(super) fn open_lock(&self) -> io::Result<File> {
         let open = |access| files::open_file_at(&self.directory, LOCK_NAME, access);
@@ -106,8 +107,8 @@ impl VolumeDirectory {
         }
     }
 
-    /// True where looking at what is in it may never end, and nothing would end the process then: on
-    /// a FUSE mount of somebody else, or on one that cannot be seen from here.
+    /// True if access to its contents may hang for ever, in a state that no signal ends: on a FUSE
+    /// mount of another user, or on a mount that cannot be seen from here.
     pub(super) fn may_hang(&self, asker: u32) -> bool {
         let mount = location_info(&self.directory)
             .ok()
