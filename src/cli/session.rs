@@ -51,6 +51,9 @@ pub(crate) struct Session {
 }
 
 /// Opens the volume below a filesystem.
+///
+/// # Errors
+/// The volume is in use, a key is missing or refused, or the volume is not authentic.
 pub(crate) fn open_volume(
     located: &Located,
     writes: bool,
@@ -82,6 +85,9 @@ enum Backend {
 impl Session {
     /// Finds a volume by its directory or by where it is mounted. `writes`: what will be asked
     /// changes the volume.
+    ///
+    /// # Errors
+    /// There is no volume, it cannot be opened, or its holder cannot be asked.
     pub(crate) fn open(path: &Path, writes: bool, keys: &Keys) -> Result<Self, UserError> {
         let mut located = find(path)?;
         let mut mounted_on = None;
@@ -120,6 +126,9 @@ impl Session {
     }
 
     /// All views of a kind, oldest first.
+    ///
+    /// # Errors
+    /// The views cannot be read, or the daemon does not answer.
     pub(crate) fn list(&mut self, kind: Kind) -> Result<Vec<ViewReport>, UserError> {
         let mut views = Views::default();
         self.ask(&Operation::List { kind }, &mut views)?;

@@ -68,6 +68,9 @@ pub(super) fn untrusted_directory(dir: &Path, metadata: &Metadata, uid: u32) -> 
 }
 
 /// Creates the directory, or verifies that an existing one is this user's alone.
+///
+/// # Errors
+/// The directory cannot be created, or another user can write to it.
 pub(super) fn create_private_directory(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

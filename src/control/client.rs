@@ -51,6 +51,9 @@ impl ControlClient {
     }
 
     /// Sends a request to which there is no response.
+    ///
+    /// # Errors
+    /// The daemon has closed the connection.
     pub(crate) fn send(&self, request: &Request) -> io::Result<()> {
         self.stream().write_all(&wire::encode(request)?)
     }
@@ -71,6 +74,9 @@ impl ControlClient {
 
     /// Sends a request and waits for its one response: until the timeout, or, without one, as long
     /// as the daemon lives.
+    ///
+    /// # Errors
+    /// The connection failed, the time is over, or the response cannot be decoded.
     pub(crate) fn ask(
         &mut self,
         request: &Request,
@@ -83,6 +89,9 @@ impl ControlClient {
 
     /// Requests an operation and passes every intermediate response to `to`. The timeout applies to
     /// each response.
+    ///
+    /// # Errors
+    /// The daemon's failure; or the connection failed, the daemon is silent, or of another version.
     pub(crate) fn perform(
         &mut self,
         operation: &Operation,
@@ -97,6 +106,9 @@ impl ControlClient {
     }
 
     /// Reads a further response, until the timeout.
+    ///
+    /// # Errors
+    /// The connection failed, the time is over, or the response cannot be decoded.
     pub(crate) fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Response> {
         self.set_timeout(timeout)?;
         self.next_response()

@@ -36,6 +36,9 @@ pub(super) fn connect(
 }
 
 /// Connects to a socket in one directory of this user.
+///
+/// # Errors
+/// The socket or its directory is not trusted, closed to this user, or of a dead daemon.
 pub(super) fn connect_in(dir: &Path, name: &str, uid: u32) -> Result<Option<Connection>, Obstacle> {
     let denied = |error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied => Err(Obstacle::Denied(uid)),

@@ -24,6 +24,9 @@ pub(crate) struct DirectoryId {
 
 impl DirectoryId {
     /// The id of the directory at a path.
+    ///
+    /// # Errors
+    /// The path cannot be looked up.
     pub(crate) fn of_path(path: &Path) -> io::Result<Self> {
         fs::metadata(path).map(|metadata| Self {
             device: metadata.dev(),
@@ -32,6 +35,9 @@ impl DirectoryId {
     }
 
     /// The id of an open directory.
+    ///
+    /// # Errors
+    /// The kernel does not describe the descriptor.
     pub(crate) fn of_descriptor(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
         identity(descriptor).map(Self::of)
     }
@@ -57,10 +63,17 @@ pub(crate) struct VolumeDirectory {
 
 impl VolumeDirectory {
     /// The directory of a location.
+    ///
+    /// # Errors
+    /// The location is no directory, or this process may have no more descriptors.
     pub(crate) fn at(location: &Location) -> io::Result<Self> {
         Self::new(location.as_fd().try_clone_to_owned()?)
     }
 
+    /// The directory behind a descriptor.
+    ///
+    /// # Errors
+    /// The descriptor is no directory.
     pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         let directory = File::from(descriptor);
         let found = identity(&directory)?;
@@ -76,6 +89,9 @@ impl VolumeDirectory {
     }
 
     /// A second handle to the directory.
+    ///
+    /// # Errors
+    /// This process may have no more descriptors.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             directory: self.directory.try_clone()?,
@@ -92,6 +108,9 @@ impl VolumeDirectory {
 
     /// Opens its `lock` a second time: for reading if it cannot be opened for writing, which is
     /// enough to lock it on every local filesystem.
+    ///
+    /// # Errors
+    /// There is no lock that this user may open, or it is no plain file.
     pub(super) fn open_lock(&self) -> io::Result<File> {
         let open = |access| files::open_file_at(&self.directory, LOCK_NAME, access);
         let lock = match open(Access::ReadWrite) {
@@ -120,6 +139,9 @@ impl VolumeDirectory {
     }
 
     /// True when somebody holds its lock.
+    ///
+    /// # Errors
+    /// The lock cannot be opened.
     pub(crate) fn is_locked(&self) -> io::Result<bool> {
         match self.open_lock()?.try_lock() {
             Ok(()) => Ok(false),

@@ -9,6 +9,9 @@ pub(super) const LINE_BYTES: u64 = 1 << 20;
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads one complete line and returns it without its newline.
+///
+/// # Errors
+/// The stream failed or ended within the line.
 pub(super) fn read_line(from: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     from.read_line(&mut line)?;

@@ -47,6 +47,9 @@ impl WaitingStream {
 
     /// From now on reads wait as long as the daemon of `probe` lives; without one, until the
     /// stream's own timeout.
+    ///
+    /// # Errors
+    /// The stream takes no timeout.
     pub(super) fn wait_while_alive(&mut self, probe: Option<LivenessProbe>) -> io::Result<()> {
         self.probe = probe;
         match probe {

@@ -87,6 +87,9 @@ impl Located {
     }
 
     /// A path by which this process reaches the volume's directory, whatever its name is now.
+    ///
+    /// # Errors
+    /// The volume's directory is not known, since its daemon does not answer.
     pub(crate) fn access_path(&self) -> Result<PathBuf, UserError> {
         let directory = self.directory.as_ref();
         directory.map(VolumeDirectory::access_path).ok_or_else(|| {
@@ -118,6 +121,9 @@ pub(crate) fn find(path: &Path) -> Result<Located, UserError> {
 
 /// The volume that a mount's source names. The source can be any text: it is trusted for mounts of
 /// root and of this user, and only for operations that do not write.
+///
+/// # Errors
+/// The source is not trusted, or [`find`] fails.
 pub(crate) fn find_by_mount_source(mount: &MountInfo) -> Result<Located, UserError> {
     let trusted = mount
         .owner()
@@ -174,6 +180,9 @@ fn can_use_without_daemon(mount: &MountInfo, obstacles: &[Obstacle]) -> bool {
 }
 
 /// Finds the daemon of a mount.
+///
+/// # Errors
+/// The reasons why no daemon could be asked; none if none was found.
 pub(crate) fn daemon_of_mount(
     location: &Location,
     mount: &MountInfo,
@@ -198,6 +207,9 @@ pub(crate) fn daemon_of_mount(
 
 /// Finds the daemon that serves a mount, to wait until it has closed its volume. The claim of a
 /// daemon of root or of this user suffices; any other daemon must prove it.
+///
+/// # Errors
+/// The reasons why no daemon could be asked; none if none was found.
 pub(crate) fn server_of_mount(
     location: &Location,
     mount: &MountInfo,

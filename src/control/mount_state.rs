@@ -69,6 +69,9 @@ pub(crate) fn dead_mount(path: &Path) -> Option<MountInfo> {
 }
 
 /// The bilayer mount whose root is at a location.
+///
+/// # Errors
+/// The list of mounts cannot be read.
 pub(crate) fn mount_at(location: &Location) -> io::Result<Option<MountInfo>> {
     Ok(MountInfo::beginning_at(location)?.filter(MountInfo::is_ours))
 }

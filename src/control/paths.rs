@@ -6,6 +6,9 @@ use crate::diagnostics::UserError;
 use crate::keys::keystore::ENVIRONMENT;
 
 /// The absolute path, relative to the working directory. It need not exist.
+///
+/// # Errors
+/// The working directory is not known, or the path is empty.
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf, UserError> {
     std::path::absolute(path)
         .map_err(|error| UserError::io(format_args!("cannot find {}", path.display()), &error))
@@ -52,6 +55,9 @@ pub(crate) enum DaemonFile {
 
 /// Refuses a mount point that would cover such a file: the daemon could then reach the file only
 /// through its own mount, or not at all.
+///
+/// # Errors
+/// A usage error that names the file and the option that moves it.
 pub(crate) fn refuse_covered(
     daemon_file: DaemonFile,
     path: &Path,
@@ -109,6 +115,9 @@ fn leads_through(path: &Path, dir: &Path) -> bool {
 }
 
 /// The working directory, where relative paths of options start.
+///
+/// # Errors
+/// The working directory was removed or may not be read.
 pub(crate) fn working_directory() -> Result<PathBuf, UserError> {
     std::env::current_dir()
         .map_err(|error| UserError::io("cannot find the working directory", &error))

@@ -51,6 +51,9 @@ const ANSWER_BYTES: usize = 4096;
 // ---- the daemon's side --------------------------------------------------------------------------
 
 /// Sends the proof that this process holds the volume; `volume` is `None` once it no longer does.
+///
+/// # Errors
+/// The peer has closed the connection.
 pub(crate) fn prove(
     to: &UnixStream,
     volume: Option<&Volume>,
@@ -100,6 +103,9 @@ struct Evidence {
 }
 
 /// Requests the proof that the peer holds a volume, namely `expected` if that is given.
+///
+/// # Errors
+/// The daemon is silent or ending, or the step of the proof that failed.
 pub(super) fn request_proof(
     control: ControlClient,
     expected: Option<&VolumeDirectory>,
@@ -128,6 +134,9 @@ pub(super) fn request_proof(
 /// Asks a daemon of root or of this user whether it serves the mount with this device number. That
 /// is enough to wait for its end, even if its lock is lost. The returned directory is its address
 /// until then: the kernel reuses the device number as soon as the mount is gone.
+///
+/// # Errors
+/// The daemon is silent or ending, serves another mount, or is of another user.
 pub(super) fn request_mount_claim(
     control: ControlClient,
     device: u64,

@@ -332,6 +332,9 @@ pub(crate) fn report_mounted(
 }
 
 /// The report of an unopened volume: the superblock's unverified claims.
+///
+/// # Errors
+/// There is no superblock, or it cannot be read.
 pub(crate) fn report_claims(path: &Path, store: &DirectoryStore) -> Result<Report, UserError> {
     let header = volume::inspect(store).map_err(|error| {
         UserError::volume(format_args!("cannot read {}", path.display()), &error)
@@ -345,6 +348,9 @@ pub(crate) fn report_claims(path: &Path, store: &DirectoryStore) -> Result<Repor
 }
 
 /// The report as JSON on one line.
+///
+/// # Errors
+/// The report cannot be serialized.
 pub(crate) fn to_json(report: &Report) -> Result<String, UserError> {
     serde_json::to_string(report)
         .map_err(|error| UserError::new(ExitCode::System, format!("cannot write JSON: {error}")))

@@ -63,6 +63,9 @@ impl std::fmt::Debug for ControlServer {
 impl ControlServer {
     /// Starts answering for a volume whose lock this process holds. An existing socket was left by
     /// a daemon that has ended.
+    ///
+    /// # Errors
+    /// No directory for sockets can be used.
     pub(crate) fn start(volume: DirectoryId, answer: impl RequestHandler) -> io::Result<Self> {
         let name = Address::Volume(volume).socket_name();
         let mut last = io::Error::from(io::ErrorKind::NotFound);
@@ -107,6 +110,9 @@ impl ControlServer {
 
     /// Answers under the name of the mount too. An existing socket of that name was left by a
     /// daemon that has ended, whose device number the kernel has reused.
+    ///
+    /// # Errors
+    /// The name cannot be linked to the socket.
     pub(crate) fn publish_mount_name(&self, device: u64) -> io::Result<()> {
         let mut names = self.names.lock();
         let Some(socket) = names.first().cloned() else {

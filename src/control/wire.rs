@@ -61,6 +61,9 @@ impl From<DecodeError> for io::Error {
 }
 
 /// A request or a response as a line, with its end.
+///
+/// # Errors
+/// The body cannot be serialized.
 pub(crate) fn encode(body: &impl Serialize) -> io::Result<Vec<u8>> {
     let version = VERSION;
     let mut line = serde_json::to_vec(&Versioned { version, body })?;
@@ -69,6 +72,9 @@ pub(crate) fn encode(body: &impl Serialize) -> io::Result<Vec<u8>> {
 }
 
 /// The request or the response of a line.
+///
+/// # Errors
+/// The line is of another version, or is no such message.
 pub(crate) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, DecodeError> {
     let malformed = |_| DecodeError::Malformed;
     // The body of another version may have any form.
@@ -85,6 +91,10 @@ pub(crate) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, DecodeError>
 pub(crate) struct ResponseWriter<W: Write>(pub(crate) W);
 
 impl<W: Write> ResponseWriter<W> {
+    /// Writes one response.
+    ///
+    /// # Errors
+    /// The connection cannot be written.
     pub(crate) fn send(&mut self, response: &Response) -> io::Result<()> {
         self.0.write_all(&encode(response)?)
     }
@@ -295,8 +305,8 @@ mod tests {
         writer
             .send(&Response::Failed(error.clone().into()))
             .unwrap();
-        let error = receive(&mut recorded(writer.0), &list(), &mut Discard).unwrap_err();
-        assert_eq!(error, error);
+        let received = receive(&mut recorded(writer.0), &list(), &mut Discard).unwrap_err();
+        assert_eq!(received, error);
         for broken in [
             "",
             "{\"version\":1,\"body\":{\"bytes\":4}}\nab",

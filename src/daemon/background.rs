@@ -90,6 +90,9 @@ fn decode(record: &[u8]) -> Option<Result<(), UserError>> {
 }
 
 /// Runs `daemon` in a child and returns its report in the parent. The child ends with `daemon`.
+///
+/// # Errors
+/// The daemon's failure before it was ready; or it cannot be started, or died.
 pub(super) fn in_background(
     log: &Log,
     daemon: impl FnOnce(&mut Readiness) -> Result<(), UserError>,

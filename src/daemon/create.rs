@@ -34,6 +34,9 @@ pub(crate) struct NewVolume {
 }
 
 /// Makes a volume with an empty filesystem, whose root directory belongs to this user.
+///
+/// # Errors
+/// The directory is occupied or cannot be used, or a key is missing or refused.
 pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
     let _about = audit::for_volume(&new.path);
@@ -71,6 +74,9 @@ pub(crate) struct NewVolumeDirectory {
 
 impl NewVolumeDirectory {
     /// Claims an absolute path: nothing is there, or an empty directory.
+    ///
+    /// # Errors
+    /// The directory is occupied, or cannot be created or opened.
     pub(crate) fn claim(path: &Path, doing: String) -> Result<Self, UserError> {
         if let Err(error) = refuse_occupied_directory(path) {
             return Err(UserError::volume(doing, &error));

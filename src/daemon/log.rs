@@ -76,6 +76,9 @@ impl Log {
     /// Continues in a file, which is created (mode 0600) or appended to. The log reveals the use of
     /// keys: so the file must not belong to another user, or be a link that another user may have
     /// created.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or another user controls it.
     pub(super) fn to_file(&self, path: &Path) -> io::Result<()> {
         self.switch_to(open_link_to_append(path)?, path);
         Ok(())

@@ -47,6 +47,9 @@ const CLOSING_RETRY: Duration = Duration::from_secs(5);
 /// Mounts a volume. In the foreground it returns when the mount has ended; otherwise when the
 /// filesystem answers. The daemon then continues in a process of its own, which never returns from
 /// here.
+///
+/// # Errors
+/// The paths are unusable, the volume cannot be opened or closed, or the kernel refuses the mount.
 pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
     if request.options.remount {
         return remount(&request.dir, &request.options);

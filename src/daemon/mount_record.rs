@@ -64,6 +64,9 @@ pub(super) fn audit_unmount(
 /// The reaction of a daemon to a hangup: its log was renamed. (To a process in the foreground of a
 /// terminal, or one that is not ready yet, a hangup is the end of the terminal.) Opening a file may
 /// block for ever, so a separate thread does it, and not the one that unmounts.
+///
+/// # Errors
+/// The thread cannot be started.
 pub(super) fn log_reopener(
     log: &Log,
     mounted_on: &MountedOn,

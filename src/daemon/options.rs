@@ -379,12 +379,18 @@ fn split(text: &str) -> Vec<String> {
 }
 
 /// A customer key as it is named on a command line.
+///
+/// # Errors
+/// The URI is malformed or of an unknown kind.
 pub(crate) fn key_uri(value: &str, directory: &Path) -> Result<KeyUri, UserError> {
     KeyUri::parse_at(value, directory)
         .map_err(|error| UserError::key(format_args!("customer key {value}"), &error))
 }
 
 /// Where the audit is to go, as it is named on a command line.
+///
+/// # Errors
+/// The path is empty.
 pub(crate) fn audit_log(value: &Path, directory: &Path) -> Result<Destination, UserError> {
     match value.to_str() {
         Some("") => Err(bad_value("audit_log", "", "a path, or syslog,")),

@@ -172,6 +172,9 @@ pub(in crate::cli) fn exit_code(error: &UserError) -> u8 {
 }
 
 /// Checks, tells, and says how the process ends.
+///
+/// # Errors
+/// The check could not be done; findings are no error.
 pub(crate) fn run(args: &CheckArgs) -> Result<u8, UserError> {
     let checked = check(args)?;
     let code = checked.code();

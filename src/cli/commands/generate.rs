@@ -20,6 +20,9 @@ const COMPLETIONS: [(Shell, &str); 3] = [
 ];
 
 /// Writes all of them below a directory, such as `/usr/local/share`.
+///
+/// # Errors
+/// A file cannot be written.
 pub(crate) fn generate(command: Command, dir: &Path) -> Result<(), UserError> {
     write_all(command, dir)
         .map_err(|error| UserError::io(format_args!("cannot write to {}", dir.display()), &error))

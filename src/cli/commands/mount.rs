@@ -83,6 +83,9 @@ pub(in crate::cli) struct MountArgs {
 }
 
 /// Mounts, in a process of its own unless it is to stay in the foreground.
+///
+/// # Errors
+/// An option is wrong, or the mount fails.
 pub(in crate::cli) fn run(args: MountArgs, log: &Log) -> Result<(), UserError> {
     let directory = paths::working_directory()?;
     let options = RequestedOptions::parse(args.options.iter().map(String::as_str), &directory)?;

@@ -48,6 +48,9 @@ pub(in crate::cli) struct UnmountArgs {
 }
 
 /// Unmounts, and reports remaining mounts.
+///
+/// # Errors
+/// Nothing is mounted there, it is in use, or it is not certain that everything is on disk.
 pub(in crate::cli) fn run(args: &UnmountArgs) -> Result<(), UserError> {
     let request = UnmountRequest {
         lazy: args.lazy,
@@ -103,6 +106,9 @@ pub(in crate::cli) enum RemainingMounts {
 }
 
 /// Unmounts.
+///
+/// # Errors
+/// Nothing is mounted there, it is in use, or it is not certain that everything is on disk.
 pub(crate) fn unmount(dir: &Path, request: UnmountRequest) -> Result<RemainingMounts, UserError> {
     let (location, mount) = find(dir)?;
     if request.lazy {

@@ -10,6 +10,9 @@ pub(crate) mod progress;
 pub(crate) mod status_text;
 
 /// One line of JSON.
+///
+/// # Errors
+/// The value cannot be serialized, or standard output cannot be written.
 pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), UserError> {
     let line = serde_json::to_string(value)
         .map_err(|error| UserError::new(ExitCode::System, format!("cannot write JSON: {error}")))?;
