@@ -25,6 +25,9 @@ pub(super) struct KeystoreArg {
 
 impl KeystoreArg {
     /// Where the platform keystore is. The audit begins.
+    ///
+    /// # Errors
+    /// The keystore's directory is not known, or `--audit-log` is empty.
     pub(super) fn dir(&self) -> Result<PathBuf, UserError> {
         let dir = keystore_dir(self.platform_keystore.as_deref())?;
         let log = self.audit_log.as_deref();
@@ -58,6 +61,10 @@ pub(super) struct OpenArgs {
 }
 
 impl OpenArgs {
+    /// The keystore and the source of the passphrase.
+    ///
+    /// # Errors
+    /// The keystore's directory is not known, or `--audit-log` is empty.
     pub(super) fn keys(&self) -> Result<session::Keys, UserError> {
         Ok(session::Keys {
             keystore: self.keystore.dir()?,
@@ -67,6 +74,9 @@ impl OpenArgs {
 }
 
 /// The platform keystore: option, environment, default, in this order.
+///
+/// # Errors
+/// No option, variable or home directory names one.
 pub(super) fn keystore_dir(option: Option<&Path>) -> Result<PathBuf, UserError> {
     let environment = std::env::var_os(keystore::ENVIRONMENT);
     let dir = keystore::resolve(option, environment.as_deref(), keystore::default_dir())
@@ -75,6 +85,9 @@ pub(super) fn keystore_dir(option: Option<&Path>) -> Result<PathBuf, UserError> 
 }
 
 /// Where a passphrase comes from: a file that was named, else whoever sits there.
+///
+/// # Errors
+/// The working directory is not known.
 pub(super) fn passphrase_source(argument: &PassphraseArg) -> Result<PassphraseSource, UserError> {
     match &argument.passphrase_file {
         Some(path) => Ok(PassphraseSource::File(paths::absolute(path)?)),

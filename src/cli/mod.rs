@@ -93,7 +93,7 @@ enum Command {
         after_help = "Examples:\n  bilayer status /srv/vault --json\n  bilayer status /srv/vault@monday"
     )]
     Status(StatusArgs),
-    /// Verify everything in a volume, mounted or not, and mend what can be mended
+    /// Verify everything in a volume, mounted or not, and repair what can be repaired
     #[command(after_help = check::HELP)]
     Check(CheckArgs),
     /// Show what a volume's superblock says, without any key
@@ -173,8 +173,7 @@ fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
     Ok(ExitCode::Done as u8)
 }
 
-/// What every process that may hold keys does first: no core dumps, and a test that both layers
-/// still compute what they should.
+/// Prepares every process that may hold keys: no core dumps, and a self-test of both layers.
 fn prepare_process() -> Result<(), UserError> {
     limits::keep_owner_mode_bits();
     limits::ignore_file_size_signal();

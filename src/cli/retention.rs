@@ -65,7 +65,7 @@ pub(super) struct Keep {
     pub(super) yearly: Option<usize>,
 }
 
-/// A stretch of local time: year, a number within it, and what else tells two apart.
+/// A period of local time: year, a number within it, and what else distinguishes two.
 type Period = (i16, i16, i8, Offset);
 
 impl Keep {

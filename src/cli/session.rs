@@ -1,10 +1,10 @@
-//! Where a operation about snapshots and images goes.
+//! Where an operation on snapshots and images is performed.
 //!
-//! | the volume is | it goes to |
+//! | the volume is | performed by |
 //! |---|---|
 //! | mounted, and its daemon proves it ([`crate::control::locate`]) | the daemon, over the control socket |
 //! | named by its mount, root's or this user's, whose daemon does not answer this user | `mkdir`, `rmdir`, `rename` and `readdir` in that mount, as far as they go; the daemon decides who may |
-//! | in use by somebody who cannot be asked | nowhere: it is refused |
+//! | in use by a process that cannot be asked | nowhere: it is refused |
 //! | not mounted | the volume, opened by this process under its lock |
 
 use std::fs;
@@ -39,7 +39,7 @@ pub(crate) struct Keys {
     pub(crate) passphrase: PassphraseSource,
 }
 
-/// A volume that requests can be made of.
+/// A volume on which operations can be performed.
 pub(crate) struct Session {
     /// The volume's directory, for people.
     pub(crate) volume: PathBuf,
@@ -51,6 +51,9 @@ pub(crate) struct Session {
 }
 
 /// Opens the volume below a filesystem.
+///
+/// # Errors
+/// The volume is in use, a key is missing or refused, or the volume is not authentic.
 pub(crate) fn open_volume(
     located: &Located,
     writes: bool,
@@ -72,7 +75,7 @@ pub(crate) fn open_volume(
         .map_err(|error| UserError::volume(doing(), &error))
 }
 
-/// Who does what is asked.
+/// The process or interface that performs the operations.
 enum Backend {
     Daemon(ControlClient),
     Mount(NamedMount),
@@ -82,6 +85,9 @@ enum Backend {
 impl Session {
     /// Finds a volume by its directory or by where it is mounted. `writes`: what will be asked
     /// changes the volume.
+    ///
+    /// # Errors
+    /// There is no volume, it cannot be opened, or its holder cannot be asked.
     pub(crate) fn open(path: &Path, writes: bool, keys: &Keys) -> Result<Self, UserError> {
         let mut located = find(path)?;
         let mut mounted_on = None;
@@ -103,7 +109,10 @@ impl Session {
         })
     }
 
-    /// Asks, and hands on what is answered before the outcome.
+    /// Performs an operation and passes intermediate responses to `to`.
+    ///
+    /// # Errors
+    /// The operation fails, or the daemon does not answer.
     pub(crate) fn ask(
         &mut self,
         operation: &Operation,
@@ -117,13 +126,19 @@ impl Session {
     }
 
     /// All views of a kind, oldest first.
+    ///
+    /// # Errors
+    /// The views cannot be read, or the daemon does not answer.
     pub(crate) fn list(&mut self, kind: Kind) -> Result<Vec<ViewReport>, UserError> {
         let mut views = Views::default();
         self.ask(&Operation::List { kind }, &mut views)?;
         Ok(views.0)
     }
 
-    /// Lets go of the volume; what was changed is on disk when this returns.
+    /// Releases the volume. All changes are on disk when this returns.
+    ///
+    /// # Errors
+    /// The filesystem cannot be closed cleanly.
     pub(crate) fn close(self) -> Result<(), UserError> {
         match self.backend {
             Backend::Own(filesystem) => filesystem.close().map_err(|error| {
@@ -187,7 +202,7 @@ fn without_terminal(passphrase: &mut Passphrase) -> Option<PathBuf> {
     }
 }
 
-/// What plain calls can do in a mount whose daemon does not answer this user.
+/// Performs an operation by system calls, in a mount whose daemon does not answer this user.
 fn perform_in_mount(
     mount: &NamedMount,
     operation: &Operation,
@@ -253,8 +268,8 @@ fn perform_in_mount(
     }
 }
 
-/// Refuses what is mounted over a directory of that mount, and a directory that only has the name:
-/// what is made in there is no snapshot.
+/// Refuses another filesystem mounted over the directory, and an ordinary directory of that name:
+/// a directory created in there would be no snapshot.
 fn check_in_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<Location> {
     if dir.info()?.mount_id != mount.info.id {
         Err(io::Error::other("something else is mounted there"))
@@ -267,7 +282,7 @@ fn check_in_mount(mount: &NamedMount, kind: Kind, dir: Location) -> io::Result<L
     }
 }
 
-/// Without that directory nothing can be done but by the daemon.
+/// The error if the directory of views cannot be opened: then only the daemon could help.
 fn missing_views_directory(operation: &Operation, kind: Kind, error: &io::Error) -> UserError {
     if error.kind() != io::ErrorKind::NotFound {
         return explain(operation, kind, "", error);
@@ -297,12 +312,12 @@ fn view_with_name(kind: Kind, name: String) -> ViewReport {
     }
 }
 
-/// Says what is wrong with a name, which the kernel does not.
+/// Refuses an invalid new name with its reason, which the kernel would not give.
 fn check_new_name(operation: &Operation, name: &str) -> Result<(), UserError> {
     snapshots::check_name(name).map_err(|error| UserError::view(operation.doing(), &error))
 }
 
-/// A name that would lead out of the directory is none.
+/// Refuses a name that would lead out of the directory.
 fn check_name(operation: &Operation, kind: Kind, name: &str) -> Result<(), UserError> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(UserError::usage(format!(
@@ -318,7 +333,7 @@ fn check_name(operation: &Operation, kind: Kind, name: &str) -> Result<(), UserE
     Ok(())
 }
 
-/// The same errors as those of the daemon, as far as the operating system carries them.
+/// The daemon's error for a failed system call, as far as its number tells.
 fn explain(operation: &Operation, kind: Kind, name: &str, error: &io::Error) -> UserError {
     let (kind, name) = (kind.into(), name.to_owned());
     let told = match error.raw_os_error() {

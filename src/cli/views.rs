@@ -36,6 +36,9 @@ pub(super) struct DeleteArgs {
 }
 
 /// Lists views of either kind.
+///
+/// # Errors
+/// The volume cannot be opened, or its views cannot be read.
 pub(crate) fn list(kind: Kind, args: &ListArgs) -> Result<(), UserError> {
     let mut session = Session::open(&args.volume, false, &args.open.keys()?)?;
     let views = session.list(kind)?;
@@ -82,6 +85,9 @@ fn unknown() -> String {
 }
 
 /// Deletes views of either kind; at the first that cannot be, it ends.
+///
+/// # Errors
+/// The volume cannot be opened, or the first view that cannot be deleted.
 pub(crate) fn delete(kind: Kind, args: &DeleteArgs) -> Result<(), UserError> {
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
     let deleted = args.names.iter().try_for_each(|name| {

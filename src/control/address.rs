@@ -31,7 +31,7 @@ pub(super) fn directories(uid: u32) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What a daemon is looked for by.
+/// The name under which a daemon is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Address {
     /// The volume's directory.
@@ -49,7 +49,7 @@ impl Address {
     }
 }
 
-/// What of a directory for sockets of `uid` is not as it must be.
+/// Why a directory for sockets of `uid` is not trusted; `None` if it is the user's alone.
 pub(super) fn untrusted_directory(dir: &Path, metadata: &Metadata, uid: u32) -> Option<Obstacle> {
     let found = if !metadata.is_dir() {
         "is no directory".to_owned()
@@ -67,7 +67,10 @@ pub(super) fn untrusted_directory(dir: &Path, metadata: &Metadata, uid: u32) -> 
     })
 }
 
-/// Makes the directory, or sees to it that the one that is there is this user's alone.
+/// Creates the directory, or verifies that an existing one is this user's alone.
+///
+/// # Errors
+/// The directory cannot be created, or another user can write to it.
 pub(super) fn create_private_directory(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -1,4 +1,4 @@
-//! The asker's side of the control socket.
+//! The command's side of the control socket.
 
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -19,15 +19,15 @@ use crate::sys::process::PeerCredentials;
 #[derive(Debug)]
 pub(crate) struct ControlClient {
     stream: BufReader<WaitingStream>,
-    /// What it was found by.
+    /// The address under which the daemon was found.
     address: Address,
-    /// Who answers.
+    /// The process that answers.
     pub(crate) peer: PeerCredentials,
 }
 
 impl ControlClient {
-    /// Connects to a socket of that user's; `None` when there is none. What is in the way is added
-    /// to `obstacles`. A connection proves nothing yet.
+    /// Connects to a socket of this user; `None` if there is none. Reasons for a failure are added
+    /// to `obstacles`. A connection proves nothing by itself.
     pub(crate) fn connect(
         address: Address,
         uid: u32,
@@ -45,17 +45,20 @@ impl ControlClient {
         }
     }
 
-    /// The connection itself, of which nothing has been read ahead.
+    /// The connection itself. Nothing has been read ahead.
     pub(crate) fn stream(&self) -> &UnixStream {
         self.stream.get_ref().stream()
     }
 
     /// Sends a request to which there is no response.
+    ///
+    /// # Errors
+    /// The daemon has closed the connection.
     pub(crate) fn send(&self, request: &Request) -> io::Result<()> {
         self.stream().write_all(&wire::encode(request)?)
     }
 
-    /// How long reading may take; `None`: as long as the daemon lives.
+    /// Limits how long reading may take; `None`: as long as the daemon lives.
     fn set_timeout(&mut self, limit: Option<Duration>) -> io::Result<()> {
         let (user, pid) = (self.peer.uid, self.peer.pid);
         let address = self.address;
@@ -69,8 +72,11 @@ impl ControlClient {
             )
     }
 
-    /// Sends a request and waits for its one response, at most so long, or as long as the daemon
-    /// lives.
+    /// Sends a request and waits for its one response: until the timeout, or, without one, as long
+    /// as the daemon lives.
+    ///
+    /// # Errors
+    /// The connection failed, the time is over, or the response cannot be decoded.
     pub(crate) fn ask(
         &mut self,
         request: &Request,
@@ -81,8 +87,11 @@ impl ControlClient {
         self.next_response()
     }
 
-    /// Asks for something to be done with the volume, and hands on what comes before the outcome. Each
-    /// line of it may take so long to come.
+    /// Requests an operation and passes every intermediate response to `to`. The timeout applies to
+    /// each response.
+    ///
+    /// # Errors
+    /// The daemon's failure; or the connection failed, the daemon is silent, or of another version.
     pub(crate) fn perform(
         &mut self,
         operation: &Operation,
@@ -96,7 +105,10 @@ impl ControlClient {
         wire::receive(self, operation, to)
     }
 
-    /// Reads a further response, which may take so long to come.
+    /// Reads a further response, until the timeout.
+    ///
+    /// # Errors
+    /// The connection failed, the time is over, or the response cannot be decoded.
     pub(crate) fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Response> {
         self.set_timeout(timeout)?;
         self.next_response()

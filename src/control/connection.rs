@@ -13,11 +13,11 @@ use crate::sys::process::{PeerCredentials, peer_credentials};
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) stream: UnixStream,
-    /// Who answers.
+    /// The process that answers.
     pub(super) peer: PeerCredentials,
 }
 
-/// Connects to a socket of that user's; `None` when there is none. What is in the way is added to
+/// Connects to a socket of this user; `None` if there is none. Reasons for a failure are added to
 /// `obstacles`.
 pub(super) fn connect(
     address: Address,
@@ -35,7 +35,10 @@ pub(super) fn connect(
         })
 }
 
-/// Connects to a socket in one of that user's directories.
+/// Connects to a socket in one directory of this user.
+///
+/// # Errors
+/// The socket or its directory is not trusted, closed to this user, or of a dead daemon.
 pub(super) fn connect_in(dir: &Path, name: &str, uid: u32) -> Result<Option<Connection>, Obstacle> {
     let denied = |error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied => Err(Obstacle::Denied(uid)),

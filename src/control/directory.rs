@@ -1,4 +1,4 @@
-//! Which directory a volume is, however its path is written, and holding it open.
+//! The identity of a volume's directory, independent of its path, and an open handle to it.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -23,7 +23,10 @@ pub(crate) struct DirectoryId {
 }
 
 impl DirectoryId {
-    /// Of the directory of a path.
+    /// The id of the directory at a path.
+    ///
+    /// # Errors
+    /// The path cannot be looked up.
     pub(crate) fn of_path(path: &Path) -> io::Result<Self> {
         fs::metadata(path).map(|metadata| Self {
             device: metadata.dev(),
@@ -31,7 +34,10 @@ impl DirectoryId {
         })
     }
 
-    /// Of a directory that is open.
+    /// The id of an open directory.
+    ///
+    /// # Errors
+    /// The kernel does not describe the descriptor.
     pub(crate) fn of_descriptor(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
         identity(descriptor).map(Self::of)
     }
@@ -44,12 +50,12 @@ impl DirectoryId {
     }
 }
 
-/// A volume's directory, held open: it stays the one that was meant, whatever is renamed.
+/// A volume's directory, held open: renames do not change which one it is.
 #[derive(Debug)]
 pub(crate) struct VolumeDirectory {
     directory: File,
     pub(crate) id: DirectoryId,
-    /// Who owns it.
+    /// The user who owns it.
     pub(crate) owner: u32,
     /// Where it is now, for people.
     pub(crate) path: PathBuf,
@@ -57,10 +63,17 @@ pub(crate) struct VolumeDirectory {
 
 impl VolumeDirectory {
     /// The directory of a location.
+    ///
+    /// # Errors
+    /// The location is no directory, or this process may have no more descriptors.
     pub(crate) fn at(location: &Location) -> io::Result<Self> {
         Self::new(location.as_fd().try_clone_to_owned()?)
     }
 
+    /// The directory behind a descriptor.
+    ///
+    /// # Errors
+    /// The descriptor is no directory.
     pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         let directory = File::from(descriptor);
         let found = identity(&directory)?;
@@ -75,7 +88,10 @@ impl VolumeDirectory {
         })
     }
 
-    /// The same, to be used elsewhere.
+    /// A second handle to the directory.
+    ///
+    /// # Errors
+    /// This process may have no more descriptors.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             directory: self.directory.try_clone()?,
@@ -84,13 +100,17 @@ impl VolumeDirectory {
         })
     }
 
-    /// A path by which this process reaches it, whatever it is called now, while this is open.
+    /// A path by which this process reaches the directory while the handle is open, whatever its
+    /// name is now.
     pub(crate) fn access_path(&self) -> PathBuf {
         fixed_path(&self.directory)
     }
 
-    /// Opens its `lock` anew. Where this may not or cannot be for writing, for reading: that is
+    /// Opens its `lock` a second time: for reading if it cannot be opened for writing, which is
     /// enough to lock it on every local filesystem.
+    ///
+    /// # Errors
+    /// There is no lock that this user may open, or it is no plain file.
     pub(super) fn open_lock(&self) -> io::Result<File> {
         let open = |access| files::open_file_at(&self.directory, LOCK_NAME, access);
         let lock = match open(Access::ReadWrite) {
@@ -106,8 +126,8 @@ impl VolumeDirectory {
         }
     }
 
-    /// True where looking at what is in it may never end, and nothing would end the process then: on
-    /// a FUSE mount of somebody else, or on one that cannot be seen from here.
+    /// True if access to its contents may hang for ever, in a state that no signal ends: on a FUSE
+    /// mount of another user, or on a mount that cannot be seen from here.
     pub(super) fn may_hang(&self, asker: u32) -> bool {
         let mount = location_info(&self.directory)
             .ok()
@@ -119,6 +139,9 @@ impl VolumeDirectory {
     }
 
     /// True when somebody holds its lock.
+    ///
+    /// # Errors
+    /// The lock cannot be opened.
     pub(crate) fn is_locked(&self) -> io::Result<bool> {
         match self.open_lock()?.try_lock() {
             Ok(()) => Ok(false),

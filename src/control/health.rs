@@ -1,20 +1,20 @@
-//! The state of a volume, which every command says before anything else.
+//! The state of a volume, which `status` shows before anything else.
 //!
-//! | health | seen by | what to do |
+//! | health | source | next step |
 //! |---|---|---|
 //! | `ok` | its daemon, or the opening of the volume | |
 //! | `daemon dead (umount and mount again)` | `ENOTCONN` of the mount | unmount, mount |
 //! | `read-only after an error: ...` | its daemon | unmount, mount |
 //! | `damaged: run check` | its daemon has met a page that does not open, or the volume does not | check |
-//! | `not known: ...` | no key, or nobody who can be asked | |
+//! | `not known: ...` | no key, or no daemon that answers | |
 
 use std::fmt;
 use std::path::Path;
 
-/// What a dead daemon is called, wherever it is met.
+/// The text for a dead daemon, in every message.
 pub(super) const DAEMON_DEAD: &str = "daemon dead (umount and mount again)";
 
-/// See the module's first lines.
+/// The state of a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Health {
     Ok,
@@ -37,7 +37,7 @@ impl fmt::Display for Health {
 }
 
 impl Health {
-    /// The next command to type, of a volume that is mounted there or not.
+    /// The command that repairs this state; `dir` is where the volume is mounted, if it is.
     pub(crate) fn next_command(&self, volume: &Path, dir: Option<&Path>) -> Option<String> {
         let volume = volume.display();
         match self {
@@ -52,7 +52,7 @@ impl Health {
         }
     }
 
-    /// What a daemon says of its volume.
+    /// The health that a daemon's usage report implies.
     pub(crate) fn from_usage(usage: Option<&serde_json::Value>) -> Self {
         let field = |name: &str| usage.and_then(|usage| usage.get(name));
         match field("latched").and_then(serde_json::Value::as_str) {

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 /// Longest request or answer, in bytes.
 pub(super) const LINE_BYTES: u64 = 1 << 20;
-/// A peer that says nothing for so long is left.
+/// How long a peer may stay silent before the connection is given up.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads a line, which must end, and hands it on without its end.
+/// Reads one complete line and returns it without its newline.
+///
+/// # Errors
+/// The stream failed or ended within the line.
 pub(super) fn read_line(from: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     from.read_line(&mut line)?;
@@ -18,7 +21,7 @@ pub(super) fn read_line(from: &mut impl BufRead) -> io::Result<String> {
     }
 }
 
-/// True for what a read of a stream fails with whose time is over.
+/// True if a read failed because the stream's timeout expired.
 pub(crate) fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),

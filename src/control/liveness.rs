@@ -1,7 +1,7 @@
-//! Reading answers of a daemon that may take as long as they like, while it gives a sign of life.
-//!
-//! What takes long for a reason (a check, an export) is not cut off; a daemon that is stopped or hangs
-//! keeps nobody waiting for ever. After some seconds of silence whoever waits is told for what.
+//! Reading responses that may take any time, as long as the daemon is alive.
+//! A long operation (a check, an export) is not interrupted, and waiting for a daemon that is
+//! stopped or hangs comes to an end. After some seconds of silence a notice says what the command
+//! waits for.
 
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,18 +14,18 @@ use super::wire;
 use crate::diagnostics::notice;
 use crate::sys::deadline::within;
 
-/// How often in a row a daemon may leave the question whether it lives unanswered.
+/// How many pings in a row a daemon may leave unanswered.
 const UNANSWERED_PINGS_MAX: u32 = 3;
 
-/// See the module's first lines.
+/// A stream that can wait as long as the daemon is alive.
 #[derive(Debug)]
 pub(super) struct WaitingStream {
     stream: UnixStream,
-    /// Whether the daemon lives is asked whenever the stream's time is over.
+    /// The daemon to ping whenever the stream's timeout expires.
     probe: Option<LivenessProbe>,
 }
 
-/// Whom to ask whether the daemon lives.
+/// The daemon to ping.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LivenessProbe {
     pub(crate) address: Address,
@@ -45,7 +45,11 @@ impl WaitingStream {
         &self.stream
     }
 
-    /// Waits from now on as long as the daemon lives, or no longer than the stream's own limit.
+    /// From now on reads wait as long as the daemon of `probe` lives; without one, until the
+    /// stream's own timeout.
+    ///
+    /// # Errors
+    /// The stream takes no timeout.
     pub(super) fn wait_while_alive(&mut self, probe: Option<LivenessProbe>) -> io::Result<()> {
         self.probe = probe;
         match probe {
@@ -79,7 +83,7 @@ impl Read for WaitingStream {
     }
 }
 
-/// True when a daemon answers anything at all.
+/// True if the daemon answers a ping with any line.
 pub(crate) fn is_alive(address: Address, user: u32) -> bool {
     let asked = within(RESPONSE_TIMEOUT, move || {
         let connection = connect(address, user, &mut Vec::new())?;

@@ -1,16 +1,13 @@
-//! Which volume a path means, and who has it.
-//!
-//! A path is looked up once, and what it leads to then is held open: a mount of this filesystem,
-//! known by its number and its device, or a volume's directory, known by device and inode. Texts
-//! decide nothing: not what `/proc/self/mountinfo` calls the source of a mount, nor what a path
-//! leads to a second time.
+//! Which volume a path names, and which process holds it. A path is looked up once, and the result
+//! is held open: a mount of this filesystem, known by its number and its device, or a volume's
+//! directory, known by device and inode. Nothing is decided by a text, such as the source of a
+//! mount in `/proc/self/mountinfo`, or by a second lookup of the path.
 //!
 //! | the path leads to | the daemon is looked for by | it must prove that it has |
 //! |---|---|---|
 //! | where a mount of this filesystem begins | the device number of the mount | the lock of the directory that it hands over, and that mount |
 //! | a directory | device and inode of the directory | the lock of that directory |
-//!
-//! Where no daemon proves itself the answer says what may be done without one ([`Holder`]).
+//! If no daemon proves itself, [`Holder`] says what may be done without one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,40 +28,41 @@ use crate::sys::location::Location;
 
 /// How long a daemon may take to connect and prove itself.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(8);
-/// After how long whoever waits for that is told.
+/// After how long a notice says what the command waits for.
 const NOTICE_AFTER: Duration = Duration::from_secs(2);
-/// How long a volume may be locked by somebody who cannot be asked: a daemon that begins or ends.
+/// How long a volume may be locked by a process that cannot be asked yet or any more: a daemon that
+/// starts or ends.
 const TRANSIENT_LOCK: Duration = Duration::from_secs(3);
-/// How often it is looked again.
+/// Time between two attempts.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A volume that a command means.
+/// The volume that a path names.
 #[derive(Debug)]
 pub(crate) struct Located {
-    /// Its directory, for people; of a mount whose volume is not known, the mount.
+    /// Its directory, for messages; the mount if its volume is not known.
     pub(crate) path: PathBuf,
-    /// Paths that it was named by, which may lead there by links.
+    /// The spellings of its path, which may contain symbolic links.
     pub(crate) named: Vec<PathBuf>,
-    /// Its directory; none of a mount whose daemon does not answer.
+    /// Its directory; `None` for a mount whose daemon does not answer.
     pub(crate) directory: Option<VolumeDirectory>,
     pub(crate) holder: Holder,
 }
 
-/// Who has it.
+/// The process that holds a volume.
 #[derive(Debug)]
 pub(crate) enum Holder {
-    /// A daemon that has proved it.
+    /// A daemon that has proved that it holds the volume.
     Daemon {
         control: ControlClient,
         /// Device number of its mount.
         mount: Option<u64>,
     },
-    /// The mount that was named, root's or this user's own, whose daemon does not answer this user.
-    /// What is done in it is done in the volume that was meant.
+    /// A mount of root or of this user, whose daemon does not answer this user. Operations in the
+    /// mount reach the right volume all the same.
     Mount(NamedMount),
-    /// Somebody, who cannot be asked. The error says why.
+    /// A process that cannot be asked. The error says why.
     Unknown(UserError),
-    /// Nobody, as far as can be seen; whoever opens it finds out.
+    /// No process, as far as can be seen; opening the volume decides.
     Nobody,
 }
 
@@ -88,7 +86,10 @@ impl Located {
         }
     }
 
-    /// A path by which this process reaches the volume's directory, whatever it is called now.
+    /// A path by which this process reaches the volume's directory, whatever its name is now.
+    ///
+    /// # Errors
+    /// The volume's directory is not known, since its daemon does not answer.
     pub(crate) fn access_path(&self) -> Result<PathBuf, UserError> {
         let directory = self.directory.as_ref();
         directory.map(VolumeDirectory::access_path).ok_or_else(|| {
@@ -104,10 +105,10 @@ impl Located {
     }
 }
 
-/// Finds what a path means.
+/// Finds the volume that a path names.
 ///
 /// # Errors
-/// There is nothing; or it is a mount, and it is not sure whose.
+/// Nothing is there; or it is a mount, and its daemon is not certain.
 pub(crate) fn find(path: &Path) -> Result<Located, UserError> {
     let failed =
         |error: io::Error| UserError::io(format_args!("cannot find {}", path.display()), &error);
@@ -118,8 +119,11 @@ pub(crate) fn find(path: &Path) -> Result<Located, UserError> {
     }
 }
 
-/// The volume that a mount says that it is of. That is any text: root's and this user's are believed,
-/// for what only looks.
+/// The volume that a mount's source names. The source can be any text: it is trusted for mounts of
+/// root and of this user, and only for operations that do not write.
+///
+/// # Errors
+/// The source is not trusted, or [`find`] fails.
 pub(crate) fn find_by_mount_source(mount: &MountInfo) -> Result<Located, UserError> {
     let trusted = mount
         .owner()
@@ -160,8 +164,8 @@ fn find_mounted(location: Location, info: MountInfo) -> Result<Located, UserErro
     }
 }
 
-/// A mount that root or this user made is what it seems to be, also where its daemon is not to be
-/// asked. One that does not answer, or does not prove itself, is not to be worked with.
+/// A mount of root or of this user is trusted even if its daemon may not be asked. A mount whose
+/// daemon is silent, or does not prove itself, is not used.
 fn can_use_without_daemon(mount: &MountInfo, obstacles: &[Obstacle]) -> bool {
     let trusted = mount
         .owner()
@@ -176,6 +180,9 @@ fn can_use_without_daemon(mount: &MountInfo, obstacles: &[Obstacle]) -> bool {
 }
 
 /// Finds the daemon of a mount.
+///
+/// # Errors
+/// The reasons why no daemon could be asked; none if none was found.
 pub(crate) fn daemon_of_mount(
     location: &Location,
     mount: &MountInfo,
@@ -198,8 +205,11 @@ pub(crate) fn daemon_of_mount(
     Err(obstacles)
 }
 
-/// Finds the daemon that serves a mount, to wait until it has closed its volume: root's or this
-/// user's by what it says, anybody else's by its proof.
+/// Finds the daemon that serves a mount, to wait until it has closed its volume. The claim of a
+/// daemon of root or of this user suffices; any other daemon must prove it.
+///
+/// # Errors
+/// The reasons why no daemon could be asked; none if none was found.
 pub(crate) fn server_of_mount(
     location: &Location,
     mount: &MountInfo,
@@ -235,7 +245,7 @@ fn candidate_users_of_mount(mount: &MountInfo) -> Vec<u32> {
     users
 }
 
-/// Daemons of other users are believed by nobody but root.
+/// Only root trusts daemons of other users.
 fn may_ask(user: u32) -> bool {
     let me = effective_user();
     me == 0 || user == 0 || user == me
@@ -269,7 +279,7 @@ fn find_directory(location: &Location, path: &Path) -> Result<Located, UserError
                 warn_of_untrusted_directories(&obstacles);
                 break Holder::Nobody;
             }
-            // Whoever opens it waits until it is free, and says that it is in use.
+            // Opening the volume waits until it is free, or reports that it is in use.
             _ if obstacles.is_empty() && mounts.is_empty() => break Holder::Nobody,
             Ok(_) if begin.elapsed() < TRANSIENT_LOCK && !is_silent(&obstacles) => {
                 std::thread::sleep(POLL_INTERVAL);
@@ -298,7 +308,7 @@ fn warn_of_untrusted_directories(obstacles: &[Obstacle]) {
     }
 }
 
-/// Somebody has the volume, and no daemon has proved to be the one.
+/// The volume is held, and no daemon has proved that it is the holder.
 fn in_use_error(
     directory: &VolumeDirectory,
     obstacles: &[Obstacle],
@@ -324,7 +334,7 @@ fn in_use_error(
     }
 }
 
-/// Where root or this user mounted what was in that directory then.
+/// Mounts of root and of this user whose source is this directory. No more than a hint.
 pub(crate) fn hinted_mounts(directory: &VolumeDirectory) -> Vec<MountInfo> {
     let is_it =
         |source: &Path| DirectoryId::of_path(source).is_ok_and(|found| found == directory.id);
@@ -340,7 +350,7 @@ fn daemon_of_directory(directory: &VolumeDirectory) -> Result<ProvenDaemon, Vec<
     found.ok_or(obstacles)
 }
 
-/// Connects to that user's daemon and has it prove itself.
+/// Connects to this user's daemon and requests its proof.
 fn connect_and_prove(
     address: Address,
     user: u32,
@@ -359,8 +369,7 @@ fn connect_and_prove(
     })
 }
 
-/// Connects to that user's daemon and goes on with it, in a thread that is left when it takes too
-/// long.
+/// Connects to this user's daemon and runs `then`, in a thread that is abandoned at the timeout.
 fn with_connection<T: Send + 'static>(
     address: Address,
     user: u32,

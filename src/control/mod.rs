@@ -1,20 +1,19 @@
-//! How commands and the daemon of a mount find one another, and what they say.
+//! The control socket: how a command finds the daemon of a mount, and their protocol.
 //!
 //! | file | what it is |
 //! |---|---|
 //! | `address`, `connection` | where the sockets are, and connecting to one |
 //! | `server`, `client` | both sides of a connection |
-//! | `request`, `response`, `report` | what is asked and answered |
-//! | `wire`, `line` | how that is written, with its version |
-//! | `directory`, `proof` | which directory is meant, and how a daemon proves that it has it |
-//! | `locate` | which volume a path means, and who has it |
-//! | `health`, `mount_state`, `liveness` | whether a daemon lives, and waiting for one that does |
+//! | `request`, `response`, `report` | the messages |
+//! | `wire`, `line` | the encoding of the messages, with its version |
+//! | `directory`, `proof` | identity of the volume's directory, and the daemon's proof that it holds it |
+//! | `locate` | which volume a path names, and which process holds it |
+//! | `health`, `mount_state`, `liveness` | whether a daemon lives, and waiting as long as it does |
 //! | `obstacle` | why a daemon cannot be asked |
-//! | `paths` | paths as people write them |
-//!
-//! A name proves nothing: whoever connects has the daemon prove that it holds the volume's lock. Only
-//! root and the daemon's own user are answered. Nothing secret passes through: passphrases are named
-//! by their files, and an exported image is sealed.
+//! | `paths` | paths of the command line |
+//! The name of a socket proves nothing: a command has the daemon prove that it holds the volume's
+//! lock. A daemon answers only root and its own user. No secret crosses the socket: a passphrase is
+//! named by its file, and an exported image is sealed.
 
 pub(crate) mod address;
 pub(crate) mod client;

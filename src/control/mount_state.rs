@@ -1,7 +1,6 @@
-//! Whether anybody serves a mount any more, and walking to one.
-//!
-//! A mount whose daemon is dead, stopped or hangs keeps whoever looks at it waiting; so a process of
-//! its own looks first ([`probe`]), for a limited time.
+//! Whether a mount is still served, and opening paths that lead to one.
+//! Access to a mount whose daemon is dead, stopped or hangs may block; so a separate process tries
+//! it first ([`probe`]), for a limited time.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,21 +17,21 @@ use crate::sys::probe;
 /// How long a mount may take to answer when it is asked whether its daemon lives.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// After how long whoever waits for that is told.
+/// After how long a notice says what the command waits for.
 const NOTICE_AFTER: Duration = Duration::from_secs(2);
 
 /// How a mount answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum MountState {
-    /// It answers, or does not let this user ask.
+    /// It answers, or refuses this user.
     Alive,
-    /// Nobody serves it any more.
+    /// It is no longer served.
     Dead,
-    /// There is no answer.
+    /// It does not answer.
     Silent,
 }
 
-/// Asks a mount itself whether anybody serves it.
+/// Asks a mount whether it is still served.
 pub(crate) fn mount_state(mount: &Location) -> MountState {
     let Ok(mount) = mount.as_fd().try_clone_to_owned() else {
         return MountState::Alive;
@@ -53,7 +52,7 @@ pub(crate) fn mount_state(mount: &Location) -> MountState {
     }
 }
 
-/// What the kernel answers for a daemon that is no more.
+/// True for the errors with which the kernel answers for a dead daemon.
 pub(crate) fn is_dead(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -61,28 +60,31 @@ pub(crate) fn is_dead(error: &io::Error) -> bool {
     )
 }
 
-/// The mount of this filesystem that begins at a path, and how it answers.
+/// The bilayer mount whose root is at a path, and its state.
 pub(crate) fn mount_and_state(path: &Path) -> Option<(MountInfo, MountState)> {
     let location = open_path(path).ok()?;
     let mount = mount_at(&location).ok()??;
     Some((mount, mount_state(&location)))
 }
 
-/// The mount of this filesystem that begins at a path, where nobody serves it any more.
+/// The bilayer mount whose root is at a path, if its daemon is dead.
 pub(crate) fn dead_mount(path: &Path) -> Option<MountInfo> {
     let (mount, mount_state) = mount_and_state(path)?;
     (mount_state == MountState::Dead).then_some(mount)
 }
 
-/// The mount of this filesystem that a path leads to the beginning of.
+/// The bilayer mount whose root is at a location.
+///
+/// # Errors
+/// The list of mounts cannot be read.
 pub(crate) fn mount_at(location: &Location) -> io::Result<Option<MountInfo>> {
     Ok(MountInfo::beginning_at(location)?.filter(MountInfo::is_ours))
 }
 
-/// Walks to where a path leads.
+/// Opens a path without hanging in a dead mount.
 ///
 /// # Errors
-/// There is nothing; or the way leads through a mount that is dead or does not answer.
+/// Nothing is there; or the path leads through a mount that is dead or does not answer.
 pub(crate) fn open_path(path: &Path) -> Result<Location, UserError> {
     let doing = format!("cannot find {}", path.display());
     if !probe::resolves(path, LIMIT) {
@@ -107,7 +109,7 @@ pub(crate) fn open_path(path: &Path) -> Result<Location, UserError> {
     })
 }
 
-/// Nothing can be done with a mount that nobody serves any more.
+/// The error of an operation on a mount whose daemon is dead.
 pub(crate) fn dead_mount_error(doing: &str, mount: &MountInfo) -> UserError {
     let next = Health::DaemonDead.next_command(&mount.source, Some(&mount.dir));
     let failure = UserError::new(ExitCode::System, format!("{doing}: {DAEMON_DEAD}"));

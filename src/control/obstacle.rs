@@ -1,4 +1,4 @@
-//! Why a daemon cannot be asked, and what a command that therefore cannot be sure says.
+//! Why a daemon cannot be asked, and the error of a command that cannot be certain without it.
 
 use std::path::PathBuf;
 
@@ -8,48 +8,48 @@ use crate::diagnostics::{ExitCode, UserError};
 /// Why a daemon of some user could not be asked.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum Obstacle {
-    /// The directory for sockets is not its user's alone: somebody else may have made what is in it.
+    /// The directory for sockets is not its user's alone: others may have created sockets in it.
     #[error(
-        "{} should be user {wanted}'s alone, and {found}: nothing in it is believed",
+        "{} should be user {wanted}'s alone, and {found}: nothing in it is trusted",
         .dir.display()
     )]
     UntrustedDirectory {
-        /// Which directory.
+        /// The directory.
         dir: PathBuf,
-        /// Whose it should be.
+        /// The user who should own it.
         wanted: u32,
-        /// What it is instead.
+        /// What is wrong with it.
         found: String,
     },
     /// Only that user and root are answered.
     #[error("daemons of user {0} do not answer this user")]
     Denied(u32),
-    /// The socket is somebody else's.
+    /// The socket belongs to another user.
     #[error("{} is a socket of user {found}, not of user {wanted}", .path.display())]
     Foreign {
-        /// Which socket.
+        /// The socket.
         path: PathBuf,
-        /// Whose it should be.
+        /// The user who should own it.
         wanted: u32,
-        /// Whose it is.
+        /// The user who owns it.
         found: u32,
     },
     /// The process that made the socket is no more.
     #[error("{DAEMON_DEAD}")]
     Dead,
-    /// It is there and says nothing.
+    /// The daemon does not answer.
     #[error("the daemon does not answer")]
     Silent,
-    /// It is about to end, and has the volume no more.
+    /// The daemon is ending and no longer holds the volume.
     #[error("the daemon is ending")]
     Closing,
-    /// It answered and did not prove that it has the volume.
+    /// The daemon answered without a proof that it holds the volume.
     #[error("the process that answers has not proved that it has the volume: {0}")]
     Unproven(String),
 }
 
 impl Obstacle {
-    /// What to do about it.
+    /// The next step for the user.
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::UntrustedDirectory { dir, .. } => format!(
@@ -72,10 +72,10 @@ impl Obstacle {
     }
 }
 
-/// A command that cannot be sure is refused.
+/// The error of a command that is refused because it cannot be certain.
 pub(crate) fn refusal(what: String, obstacles: &[Obstacle]) -> UserError {
     let refused = |why: &str| UserError::new(ExitCode::System, format!("{what}: {why}"));
-    // What was seen of the very daemon says more than what only was in the way.
+    // An answer of the daemon itself says more than a reason why it was not reached.
     let rank = |obstacle: &&Obstacle| match obstacle {
         Obstacle::Unproven(_) => 0,
         Obstacle::Silent | Obstacle::Closing => 1,

@@ -1,18 +1,21 @@
-//! Paths as people write them.
+//! Paths of the command line.
 
 use std::path::{Path, PathBuf};
 
 use crate::diagnostics::UserError;
 use crate::keys::keystore::ENVIRONMENT;
 
-/// Absolute, against the working directory; nothing of it need exist.
+/// The absolute path, relative to the working directory. It need not exist.
+///
+/// # Errors
+/// The working directory is not known, or the path is empty.
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf, UserError> {
     std::path::absolute(path)
         .map_err(|error| UserError::io(format_args!("cannot find {}", path.display()), &error))
 }
 
-/// Absolute and without symbolic links, as `/proc/self/mountinfo` has it, also for a mount point
-/// whose filesystem does not answer any more: then only its parent is looked at.
+/// The absolute path without symbolic links, as `/proc/self/mountinfo` has it. If the path cannot
+/// be resolved, as with a mount point whose filesystem does not answer, only its parent is.
 pub(crate) fn without_links(path: &Path) -> PathBuf {
     if let Ok(found) = std::fs::canonicalize(path) {
         return found;
@@ -27,13 +30,12 @@ pub(crate) fn without_links(path: &Path) -> PathBuf {
     }
 }
 
-/// The absolute paths that a path may have been meant as where links are in it: as it is written,
-/// and with a link as its last part alone.
+/// The absolute spellings of a path with symbolic links: as written, and with its parent resolved.
 pub(crate) fn possible_paths(path: &Path) -> Vec<PathBuf> {
     let Ok(daemon_file) = std::path::absolute(path) else {
         return Vec::new();
     };
-    // Without a slash at the end.
+    // Without a trailing slash.
     let daemon_file: PathBuf = daemon_file.components().collect();
     let in_parent = daemon_file.parent().zip(daemon_file.file_name());
     let in_parent =
@@ -43,7 +45,7 @@ pub(crate) fn possible_paths(path: &Path) -> Vec<PathBuf> {
     named
 }
 
-/// What is written to while a volume is mounted.
+/// A file that the daemon writes while the volume is mounted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum DaemonFile {
     Keystore,
@@ -51,8 +53,11 @@ pub(crate) enum DaemonFile {
     Audit,
 }
 
-/// What the mount covers could not be written while the volume is mounted; or only through the
-/// mount, by the process that is to answer for it.
+/// Refuses a mount point that would cover such a file: the daemon could then reach the file only
+/// through its own mount, or not at all.
+///
+/// # Errors
+/// A usage error that names the file and the option that moves it.
 pub(crate) fn refuse_covered(
     daemon_file: DaemonFile,
     path: &Path,
@@ -77,10 +82,10 @@ pub(crate) fn refuse_covered(
     .with_hint(format!("keep it elsewhere: {elsewhere}")))
 }
 
-/// Whether the way to a file passes through a directory, also where a symbolic link in there leads
-/// out of it again. Nothing of the path need exist.
+/// Whether a path passes through a directory, even if a symbolic link in it leads out again. The
+/// path need not exist.
 fn leads_through(path: &Path, dir: &Path) -> bool {
-    /// As many as the kernel follows.
+    /// The kernel's own limit.
     const LINKS_MAX: usize = 40;
     let steps_of = |path: &Path| {
         let steps = path.components().rev();
@@ -109,7 +114,10 @@ fn leads_through(path: &Path, dir: &Path) -> bool {
     false
 }
 
-/// The working directory, against which relative paths in options are meant.
+/// The working directory, where relative paths of options start.
+///
+/// # Errors
+/// The working directory was removed or may not be read.
 pub(crate) fn working_directory() -> Result<PathBuf, UserError> {
     std::env::current_dir()
         .map_err(|error| UserError::io("cannot find the working directory", &error))

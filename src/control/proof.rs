@@ -3,8 +3,8 @@
 //! A name proves nothing: what `/proc/self/mountinfo` calls the source of a mount is any text that
 //! whoever mounted chose, and a socket is made by whoever may write to its directory. So whoever
 //! connects asks `prove` first, and is given, over the socket, the open file description of the
-//! volume's `lock` that the daemon holds, the volume's directory, and the device number of its mount.
-//! Only uid 0 and the daemon's own user are answered at all.
+//! volume's `lock` that the daemon holds, the volume's directory, and the device number of its
+//! mount. Only uid 0 and the daemon's own user are answered at all.
 //!
 //! The asker believes a daemon of uid 0 and one of its own user, root also one of the user who owns
 //! the volume's directory and its `lock`; and that only when
@@ -23,8 +23,8 @@
 //!
 //! On a medium that cannot be written to, several may share the lock to read. Then 3 is the same,
 //! and instead of 4 the kernel's list of what that description holds (`/proc/self/fdinfo`) must
-//! have the lock: locking it would turn an exclusive lock into a shared one. Where not even a shared
-//! lock can be had, the daemon has no proof, says so, and is asked nothing.
+//! have the lock: locking it would turn an exclusive lock into a shared one. Where not even a
+//! shared lock can be had, the daemon has no proof, says so, and is asked nothing.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -50,7 +50,10 @@ const ANSWER_BYTES: usize = 4096;
 
 // ---- the daemon's side --------------------------------------------------------------------------
 
-/// Hands over what proves that this process has the volume; `None`: it has it no more.
+/// Sends the proof that this process holds the volume; `volume` is `None` once it no longer does.
+///
+/// # Errors
+/// The peer has closed the connection.
 pub(crate) fn prove(
     to: &UnixStream,
     volume: Option<&Volume>,
@@ -79,27 +82,30 @@ pub(crate) fn prove(
     Ok(())
 }
 
-// ---- the asker's side ---------------------------------------------------------------------------
+// ---- the command's side -------------------------------------------------------------------------
 
-/// A daemon that has proved that it has a volume.
+/// A daemon that has proved that it holds a volume.
 #[derive(Debug)]
 pub(crate) struct ProvenDaemon {
-    /// The connection on which it did.
+    /// The connection over which it did.
     pub(crate) control: ControlClient,
     /// The volume's directory.
     pub(crate) directory: VolumeDirectory,
-    /// Device number of its mount; none before it has mounted.
+    /// Device number of its mount; `None` before it has mounted.
     pub(crate) mount: Option<u64>,
 }
 
-/// What was handed over.
+/// The descriptors that the daemon sent.
 struct Evidence {
     lock: File,
     directory: VolumeDirectory,
     exclusive: bool,
 }
 
-/// Has the peer prove that it has a volume, the one of `expected` where one is.
+/// Requests the proof that the peer holds a volume, namely `expected` if that is given.
+///
+/// # Errors
+/// The daemon is silent or ending, or the step of the proof that failed.
 pub(super) fn request_proof(
     control: ControlClient,
     expected: Option<&VolumeDirectory>,
@@ -125,9 +131,12 @@ pub(super) fn request_proof(
     })
 }
 
-/// Has a daemon of root's or of this user's say that it serves the mount with that device number.
-/// To wait for its end that is enough, whatever became of its lock. The directory is the one that it
-/// is found by until then; the device number is given again as soon as the mount is gone.
+/// Asks a daemon of root or of this user whether it serves the mount with this device number. That
+/// is enough to wait for its end, even if its lock is lost. The returned directory is its address
+/// until then: the kernel reuses the device number as soon as the mount is gone.
+///
+/// # Errors
+/// The daemon is silent or ending, serves another mount, or is of another user.
 pub(super) fn request_mount_claim(
     control: ControlClient,
     device: u64,
@@ -187,13 +196,14 @@ fn receive(mut stream: &UnixStream) -> io::Result<(Claim, Vec<OwnedFd>)> {
     }
 }
 
-/// True when a daemon of user `peer` is believed by user `asker`, of a volume that belongs to
-/// `owner`; `None` where directory and lock belong to different users.
+/// True if user `asker` trusts a daemon of user `peer` with a volume that belongs to `owner`;
+/// `None`: directory and lock belong to different users.
 fn is_trusted(asker: u32, peer: u32, owner: Option<u32>) -> bool {
     peer == 0 || peer == asker || (asker == 0 && owner == Some(peer))
 }
 
-/// See the module's first lines. The error says what is not as it must be.
+/// Verifies the steps of the proof, listed at the top of this file. The error says which one
+/// failed.
 fn check(
     evidence: &Evidence,
     peer: u32,
@@ -245,7 +255,7 @@ fn untrusted_peer(peer: u32, directory: &VolumeDirectory) -> String {
     format!("it is a process of user {peer}, and the volume belongs to user {owner}")
 }
 
-/// True when a lock of flock(2) is on this very description.
+/// True if this open file description holds a lock of flock(2).
 fn holds_a_lock(file: &File) -> io::Result<bool> {
     let path = fixed_path(file);
     let number = path.file_name().unwrap_or_default();
@@ -361,7 +371,7 @@ mod tests {
 
     #[test]
     fn daemons_that_are_trusted() {
-        // asker, peer, owner of directory and lock, believed
+        // asker, peer, owner of directory and lock, trusted
         for (asker, peer, owner, expected) in [
             (0, 0, Some(1000), true),
             (0, 1000, Some(1000), true),
@@ -390,7 +400,7 @@ mod tests {
         let (claim, handed) = receive(&theirs).unwrap();
         assert_eq!((claim.mount, claim.volume), (Some(7), Some(name)));
         assert!(claim.closing && handed.is_empty());
-        // Whoever says nothing, too much or nonsense.
+        // A peer that sends nothing, too much or nonsense.
         drop(ours);
         assert!(receive(&theirs).is_err());
         let (mut ours, theirs) = UnixStream::pair().unwrap();

@@ -1,4 +1,4 @@
-//! What is known of a volume, as `bilayer status` and `bilayer inspect` show it. No field is secret.
+//! The report of a volume that `bilayer status` and `bilayer inspect` show. No field is secret.
 //!
 //! The JSON is one object with stable names; a name that has no value is null.
 
@@ -20,7 +20,7 @@ use crate::sys::clock;
 use crate::volume::header::{HeaderContents, KeySetState};
 use crate::volume::{self, Volume};
 
-/// Everything that is shown of a volume. No field is secret.
+/// The report of a volume. No field is secret.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// Its state, in the words of [`crate::control::health`].
@@ -34,11 +34,11 @@ pub(crate) struct Report {
     pub(crate) volume: PathBuf,
     /// The superblock was authenticated with the volume's keys.
     pub(crate) verified: bool,
-    /// Why it was not.
+    /// Why the superblock was not authenticated.
     pub(crate) not_verified_because: Option<String>,
-    /// The snapshot or image that was asked for.
+    /// The snapshot or image that was named.
     pub(crate) view: Option<ViewReport>,
-    /// Where it is mounted.
+    /// Its mounts in this mount namespace.
     pub(crate) mounts: Vec<MountReport>,
     /// Processes in other mount namespaces that keep it mounted, where it is not mounted here.
     #[serde(default)]
@@ -50,16 +50,16 @@ pub(crate) struct Report {
     pub(crate) copy_of: Option<PathBuf>,
     /// What the superblock says.
     pub(crate) header: HeaderReport,
-    /// Names the customer DEK; needs the keys.
+    /// The fingerprint of the customer DEK; needs the keys.
     pub(crate) fingerprint: Option<String>,
     /// The platform keystore that was used or looked at.
     #[serde(serialize_with = "as_text_if_any")]
     pub(crate) platform_keystore: Option<PathBuf>,
-    /// What the platform keystore remembers of the volume.
+    /// The keystore's record of the volume.
     pub(crate) record: Option<RecordReport>,
-    /// Both layers as this program computes them, the inner one first.
+    /// The implementations of both layers in this program, the inner one first.
     pub(crate) layers: Vec<LayerReport>,
-    /// What the filesystem counts; only while it is mounted.
+    /// The filesystem's counters; only while it is mounted.
     pub(crate) usage: Option<serde_json::Value>,
     /// How many snapshots there are; needs the keys.
     pub(crate) snapshots: Option<usize>,
@@ -74,19 +74,19 @@ pub(crate) struct ViewReport {
     pub(crate) kind: Kind,
     /// Its name.
     pub(crate) name: String,
-    /// When it was made, in UTC.
+    /// When it was created, in UTC.
     pub(crate) created: Option<Timestamp>,
     /// The generation that it shows.
     pub(crate) generation: Option<u64>,
-    /// Bytes of sealed pages that it holds alone: what deleting it gives back.
+    /// Bytes of sealed pages that only this view holds: deleting it frees them.
     pub(crate) used_bytes: Option<u64>,
-    /// Bytes of sealed pages that it shows.
+    /// Bytes of sealed pages that it refers to.
     pub(crate) refers_bytes: Option<u64>,
     /// Inodes in it.
     pub(crate) inodes: Option<u64>,
-    /// The snapshot that an image was made from; none for the live view.
+    /// The snapshot that an image was made from; `None` for the live view.
     pub(crate) from: Option<String>,
-    /// What it was said to be.
+    /// Its description.
     pub(crate) description: String,
 }
 
@@ -111,7 +111,7 @@ fn timestamp(time: Timespec) -> Option<Timestamp> {
     Timestamp::new(time.secs, nanos).ok()
 }
 
-/// JSON has no bytes: what of a path is not UTF-8 is shown as U+FFFD.
+/// JSON has no bytes: parts of a path that are not UTF-8 become U+FFFD.
 fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
@@ -125,66 +125,88 @@ fn as_text_if_any<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok,
 
 /// A place where the volume is mounted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct MountReport {
+    /// The mount point.
     #[serde(serialize_with = "as_text")]
     pub(crate) dir: PathBuf,
+    /// The mount has the option `ro`.
     pub(crate) read_only: bool,
+    /// The options of the mount and of its filesystem, as in `/proc/self/mountinfo`.
     pub(crate) options: String,
 }
 
 /// The daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct DaemonReport {
+    /// Its process id.
     pub(crate) pid: u32,
+    /// The version of its program.
     pub(crate) version: String,
+    /// It opened the volume read-only.
     pub(crate) read_only: bool,
 }
 
 /// What the superblock says.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct HeaderReport {
+    /// The format version.
     pub(crate) format: u32,
+    /// Names of the features that the volume uses.
     pub(crate) features: Vec<String>,
+    /// The volume's id, in hexadecimal digits.
     pub(crate) volume_id: String,
+    /// The id of the incarnation, in hexadecimal digits.
     pub(crate) incarnation: String,
+    /// The superblock's sequence number.
     pub(crate) sequence: u64,
+    /// Whether a customer key or the platform wraps the customer DEK.
     pub(crate) key_mode: String,
+    /// All key sets.
     pub(crate) key_sets: Vec<KeySetReport>,
+    /// The volume, and the image where there is one, that it was made from.
     pub(crate) provenance: Option<String>,
+    /// The contents came from another machine or key holder.
     pub(crate) foreign: bool,
 }
 
 /// A key set and who can unwrap it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct KeySetReport {
+    /// The key set's id, in hexadecimal digits.
     pub(crate) id: String,
+    /// Its number within the volume.
     pub(crate) epoch: u32,
+    /// New data is sealed under it.
     pub(crate) active: bool,
+    /// The wraps of its customer DEK.
     pub(crate) customer: Vec<WrapReport>,
+    /// The wraps of its infrastructure DEK.
     pub(crate) infrastructure: Vec<WrapReport>,
 }
 
 /// A wrapped key, without the ciphertext.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct WrapReport {
+    /// The kind of the key holder.
     pub(crate) provider: String,
+    /// The version of the wrapping key.
     pub(crate) key_version: String,
+    /// The wrapping algorithm.
     pub(crate) algorithm: String,
 }
 
 /// What the keystore remembers.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct RecordReport {
+    /// The id of the last known incarnation.
     pub(crate) incarnation: String,
+    /// The sequence number of the last known commit.
     pub(crate) commit_sequence: u64,
+    /// The sequence number of the last known superblock.
     pub(crate) header_sequence: u64,
+    /// The URI of the customer key.
     pub(crate) customer_key: Option<String>,
+    /// The volume was closed cleanly.
     pub(crate) clean: bool,
     /// The directory that is the volume.
     #[serde(serialize_with = "as_text_if_any")]
@@ -195,11 +217,14 @@ pub(crate) struct RecordReport {
 
 /// One layer of encryption.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct LayerReport {
+    /// The layer's name.
     pub(crate) layer: String,
+    /// Its algorithm.
     pub(crate) algorithm: String,
+    /// The library that implements it.
     pub(crate) implementation: String,
+    /// Whether the processor's own instructions are used; `None` if that is not known.
     pub(crate) accelerated: Option<bool>,
 }
 
@@ -247,7 +272,7 @@ pub(crate) fn record_report(record: &VolumeRecord) -> RecordReport {
     }
 }
 
-/// RFC 3339, in UTC; none for the time of a clock that was not set.
+/// RFC 3339, in UTC; `None` if the clock was not set at that time.
 fn utc(secs: i64) -> Option<String> {
     let time = Timestamp::from_second(secs).ok();
     let time = time.filter(|_| clock::is_set(secs));
@@ -266,7 +291,7 @@ fn layer_reports() -> Vec<LayerReport> {
     reports.collect()
 }
 
-/// What is known of a volume that is open.
+/// The report of an open volume.
 pub(crate) fn report_open(path: &Path, volume: &Volume) -> Report {
     Report {
         volume: path.to_path_buf(),
@@ -286,7 +311,7 @@ fn record_of(volume: &Volume) -> Option<RecordReport> {
     record.ok().flatten().as_ref().map(record_report)
 }
 
-/// Adds what only the daemon knows.
+/// Adds the fields that only the daemon of a mount knows.
 pub(crate) fn report_mounted(
     mut report: Report,
     read_only: bool,
@@ -306,7 +331,10 @@ pub(crate) fn report_mounted(
     report
 }
 
-/// What the superblock claims.
+/// The report of an unopened volume: the superblock's unverified claims.
+///
+/// # Errors
+/// There is no superblock, or it cannot be read.
 pub(crate) fn report_claims(path: &Path, store: &DirectoryStore) -> Result<Report, UserError> {
     let header = volume::inspect(store).map_err(|error| {
         UserError::volume(format_args!("cannot read {}", path.display()), &error)
@@ -320,6 +348,9 @@ pub(crate) fn report_claims(path: &Path, store: &DirectoryStore) -> Result<Repor
 }
 
 /// The report as JSON on one line.
+///
+/// # Errors
+/// The report cannot be serialized.
 pub(crate) fn to_json(report: &Report) -> Result<String, UserError> {
     serde_json::to_string(report)
         .map_err(|error| UserError::new(ExitCode::System, format!("cannot write JSON: {error}")))
@@ -359,8 +390,7 @@ pub(crate) mod tests {
 
     #[test]
     fn times_are_in_utc() {
-        assert_eq!(utc(1_795_321_800).unwrap(), "2026-11-22T04:30:00Z");
-        // A clock that nobody has set.
+        assert_eq!(utc(1_795_321_800).unwrap(), "2026-11-22T04:30:00Z"); // A clock that was never set.
         assert_eq!(utc(90), None);
     }
 }

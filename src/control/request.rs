@@ -1,4 +1,4 @@
-//! What a command asks of the daemon that has a volume mounted.
+//! The requests of a command to the daemon that has a volume mounted.
 //!
 //! | request | response |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | `Remount` | `Done` when the mount is as asked and, for read-only, everything is on disk |
 //! | `Sync` | `Done` when everything so far is on disk |
 //! | `Wait` | `Waiting` at once, and `Closed` when the volume is closed |
-//! | `Stays`, after `Wait` | none: the mount was not taken away, and whoever waited leaves |
+//! | `Stays`, after `Wait` | none: the mount was not unmounted, and the command stops waiting |
 //! | `Operation` | `View`, `Change`, `Finding`, `Progress`, `Bytes`, and at last `Done` |
 //!
 //! Any of them may be answered with `Failed` ([`super::response`]). How both are written is in
@@ -26,45 +26,46 @@ use crate::keys::PassphraseSource;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// Show that this process has the volume.
+    /// Prove that this process holds the volume.
     Prove,
-    /// Show a sign of life.
+    /// Answer that the daemon is alive.
     Ping,
-    /// What is known of the volume and the mount.
+    /// Report the volume and the mount.
     Status,
     /// Put everything on disk.
     Sync,
     /// Change the mount.
     Remount(Remount),
-    /// Say when the volume is closed, and how that went.
+    /// Respond when the volume is closed, with the outcome.
     Wait,
-    /// The mount stays; whoever waited leaves.
+    /// The mount was not unmounted; the command stops waiting.
     Stays,
     /// Do something with the volume.
     Operation(Operation),
 }
 
-/// What the daemon has to know of a mount that changes.
+/// The part of a remount that concerns the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Remount {
     /// Nothing may be written from now on.
     pub(crate) read_only: bool,
-    /// When times of access change.
+    /// When access times change.
     pub(crate) access_times: AccessTimes,
 }
 
 /// The two kinds of kept views.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)]
 pub(crate) enum Kind {
+    /// A snapshot.
     Snapshot,
+    /// An image.
     Image,
 }
 
 impl Kind {
-    /// The word for it.
+    /// The kind's name.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Snapshot => "snapshot",
@@ -99,7 +100,7 @@ impl From<ViewKind> for Kind {
     }
 }
 
-/// A path, which need not be UTF-8: hexadecimal digits in JSON.
+/// A path, which need not be UTF-8; hexadecimal digits in JSON.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct PathBytes(pub Vec<u8>);
 
@@ -130,67 +131,93 @@ impl<'de> Deserialize<'de> for PathBytes {
     }
 }
 
-/// Something to be done with a volume: by its daemon, or by a command that has opened it itself.
+/// An operation on a volume: by its daemon, or by a command that has opened the volume itself.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case")]
-#[allow(missing_docs)]
 pub(crate) enum Operation {
-    /// All views of a kind, oldest first.
+    /// Lists all views of a kind, oldest first.
     List {
+        /// Snapshots or images.
         kind: Kind,
     },
-    /// A new one, of the live view or of a snapshot.
+    /// Creates a view of the live view or of a snapshot.
     Create {
+        /// Snapshots or images.
         kind: Kind,
+        /// The name of the view.
         name: String,
+        /// The view to start from; `None`: the live view.
         from: Option<String>,
+        /// A description for people.
         description: String,
     },
+    /// Deletes a view.
     Delete {
+        /// Snapshots or images.
         kind: Kind,
+        /// The name of the view.
         name: String,
     },
+    /// Renames a view.
     Rename {
+        /// Snapshots or images.
         kind: Kind,
+        /// The name of the view.
         name: String,
+        /// The new name.
         to: String,
     },
-    /// What differs between two snapshots, or a snapshot and the live view.
+    /// Lists the differences between two snapshots, or a snapshot and the live view.
     Diff {
+        /// The earlier snapshot.
         from: String,
+        /// The later snapshot; `None`: the live view.
         to: Option<String>,
     },
-    /// Takes the live view, or one path of it, back.
+    /// Returns the live view, or one path of it, to a snapshot.
     Restore {
+        /// The snapshot.
         snapshot: String,
+        /// Only this path of the volume.
         path: Option<PathBytes>,
     },
-    /// Makes a volume of an image.
+    /// Makes a volume from an image.
     Deploy {
+        /// The image.
         image: String,
+        /// The directory of the new volume.
         target: PathBytes,
+        /// The receiver's customer key; `None`: the key of the source.
         customer_key: Option<String>,
+        /// The passphrase of that key.
         passphrase: Passphrase,
+        /// Largest size of the contents; `None`: as the source.
         size_bytes: Option<u64>,
+        /// The new volume's keystore; `None`: that of the source.
         keystore: Option<PathBytes>,
     },
     /// Streams an image.
     Export {
+        /// The image.
         image: String,
+        /// The passphrase under which the platform key travels.
         passphrase_file: Option<PathBytes>,
+        /// The receiver's customer key; `None`: the key of the source.
         customer_key: Option<String>,
+        /// The passphrase of that key.
         passphrase: Passphrase,
     },
     /// Checks everything.
     Check {
+        /// Threads; 0: one for each CPU.
         jobs: usize,
-        /// Metadata alone.
+        /// Checks metadata only.
         quick: bool,
     },
 }
 
 impl Operation {
-    /// True for what changes nothing in the volume.
+    /// True if the operation changes nothing in the volume.
     pub(crate) fn only_reads(&self) -> bool {
         matches!(
             self,
@@ -198,7 +225,7 @@ impl Operation {
         )
     }
 
-    /// The operation for people: `cannot …`.
+    /// The beginning of an error message about the operation: `cannot …`.
     pub(crate) fn doing(&self) -> String {
         match self {
             Self::List { kind } => format!("cannot list the {}s", kind.name()),
@@ -219,14 +246,14 @@ impl Operation {
     }
 }
 
-/// Where the passphrase of an encrypted customer key comes from: as [`PassphraseSource`], without
-/// what belongs to one process alone.
+/// Where the passphrase of an encrypted customer key comes from: a [`PassphraseSource`] without the
+/// variants that only work within one process.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Passphrase {
     /// There is none.
     None,
-    /// The terminal is asked; a daemon has none.
+    /// The terminal is asked, which a daemon does not have.
     Prompt,
     /// The first line of a file.
     File(PathBytes),

@@ -1,4 +1,4 @@
-//! What the daemon answers to a request, and what a command makes of it.
+//! The daemon's responses to a request, and how a command receives them.
 
 use std::io;
 
@@ -11,46 +11,46 @@ use crate::check::{self, Finding};
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::snapshots::{Change, ChangeKind};
 
-/// One line of an answer.
+/// One line of a response.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Response {
-    /// What is claimed beside the descriptors that come with it.
+    /// The claim that accompanies the descriptors of a proof.
     Proof(Claim),
     /// The daemon lives.
     Alive,
-    /// What is known of the volume and the mount.
+    /// The report of the volume and the mount.
     Status(Box<Report>),
-    /// Whoever asked to be told of the end will be.
+    /// The daemon will send `Closed` on this connection.
     Waiting,
     /// The volume is closed, or could not be closed cleanly.
     Closed(Closed),
-    /// One of a list.
+    /// One view of a list.
     View(ViewReport),
     /// One path that differs.
     Change(ChangeReport),
-    /// One thing that a check has found.
+    /// One finding of a check.
     Finding(FindingReport),
-    /// How far an operation is.
+    /// The progress of an operation.
     Progress(BytesDone),
-    /// So many raw bytes follow.
+    /// The number of raw bytes that follow.
     Bytes(usize),
-    /// It is done.
+    /// The operation succeeded.
     Done(Outcome),
-    /// It could not be done.
+    /// The operation failed.
     Failed(Failure),
 }
 
-/// What the daemon says beside what it hands over.
+/// The daemon's statement that accompanies its proof.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Claim {
-    /// Device number of its mount; none before it has mounted.
+    /// Device number of its mount; `None` before it has mounted.
     pub(super) mount: Option<u64>,
-    /// The directory that it is looked for by. That it has it, what is handed over must show.
+    /// The directory that is its address. That it holds this volume, the descriptors must show.
     pub(super) volume: Option<DirectoryId>,
-    /// Nobody else can have the lock.
+    /// The lock is exclusive.
     pub(super) exclusive: bool,
-    /// It has the volume no more.
+    /// It no longer holds the volume.
     pub(super) closing: bool,
     /// Why there is no proof.
     pub(super) error: Option<String>,
@@ -61,11 +61,12 @@ pub(crate) struct Claim {
 pub(crate) struct Closed {
     /// Everything is on disk.
     pub(crate) is_on_disk: bool,
-    /// What went wrong.
+    /// The error, if there was one.
     pub(crate) error: Option<String>,
 }
 
-/// A [`UserError`] on its way: the command ends the same whoever did the work.
+/// A [`UserError`] on the socket: a command ends alike whether the daemon or the command itself did
+/// the work.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     code: u8,
@@ -96,22 +97,27 @@ impl From<Failure> for UserError {
 /// How a path differs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)]
 pub(crate) enum Difference {
+    /// Only the later view has the path.
     Added,
+    /// Only the earlier view has the path.
     Removed,
+    /// Contents or attributes differ.
     Changed,
+    /// The path was renamed.
     Renamed,
 }
 
 /// One path that differs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct ChangeReport {
+    /// How the path differs.
     pub(crate) change: Difference,
+    /// The path.
     pub(crate) path: PathBytes,
     /// Where it was, of what was renamed.
     pub(crate) from: Option<PathBytes>,
+    /// It is a directory.
     pub(crate) directory: bool,
 }
 
@@ -131,12 +137,14 @@ impl From<Change> for ChangeReport {
     }
 }
 
-/// A volume that was made of an image.
+/// A volume that was made from an image.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct DeployReport {
+    /// The new volume's id.
     pub(crate) volume: String,
+    /// Inodes in the new volume.
     pub(crate) inodes: u64,
+    /// Objects in the new volume.
     pub(crate) objects: u64,
     /// Objects that have the source's bytes by a hard link, ...
     pub(crate) linked: u64,
@@ -146,24 +154,27 @@ pub(crate) struct DeployReport {
     pub(crate) copied: u64,
     /// and objects that were sealed anew, for another holder.
     pub(crate) resealed: u64,
+    /// Bytes of the sealed objects.
     pub(crate) bytes: u64,
 }
 
-/// An image that was streamed.
+/// An image that was exported.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct ExportReport {
+    /// The export's id.
     pub(crate) export: String,
+    /// Objects in the stream.
     pub(crate) objects: u64,
     /// Length of the stream.
     pub(crate) bytes: u64,
 }
 
-/// Something that a check found.
+/// A finding of a check.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct FindingReport {
+    /// The kind of finding, as in brackets.
     pub(crate) kind: String,
+    /// `error`, `warning` or `note`.
     pub(crate) severity: String,
     /// What is wrong, for people.
     pub(crate) message: String,
@@ -171,8 +182,11 @@ pub(crate) struct FindingReport {
     pub(crate) file: Option<String>,
     /// Ranges of its pages: first, and the one behind the last.
     pub(crate) pages: Vec<(u64, u64)>,
+    /// The inode concerned.
     pub(crate) inode: Option<u64>,
+    /// Paths of that inode.
     pub(crate) paths: Vec<PathBytes>,
+    /// The fault was repaired.
     pub(crate) repaired: bool,
 }
 
@@ -195,26 +209,31 @@ impl From<Finding> for FindingReport {
     }
 }
 
-/// How far something is.
+/// Progress in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct BytesDone {
+    /// Bytes done so far.
     pub(crate) bytes: u64,
-    /// Of so many; none while that is not known, or metadata alone are looked at.
+    /// The bytes in all; `None` while that is not known, and while metadata is compared.
     pub(crate) total_bytes: Option<u64>,
 }
 
-/// What a check came to, beside its findings.
+/// The result of a check without its findings.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub(crate) struct CheckSummary {
+    /// Inodes checked.
     pub(crate) inodes: u64,
+    /// Snapshots checked.
     pub(crate) snapshots: u64,
+    /// Objects checked.
     pub(crate) objects: u64,
+    /// Pages verified.
     pub(crate) pages: u64,
+    /// Bytes read.
     pub(crate) bytes: u64,
-    /// Findings that there was no room to tell, and how many of them are faults.
+    /// Findings beyond the limit, which are not listed.
     pub(crate) omitted: u64,
+    /// How many of the findings beyond the limit are faults.
     pub(crate) omitted_faults: u64,
 }
 
@@ -232,38 +251,42 @@ impl From<&check::Report> for CheckSummary {
     }
 }
 
-/// How a request ended that went well.
+/// The result of a successful operation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)]
 pub(crate) enum Outcome {
+    /// There is nothing to report.
     Nothing,
+    /// The view that was created.
     Created(ViewReport),
+    /// The volume that was made from an image.
     Deployed(DeployReport),
+    /// The stream that was written.
     Exported(ExportReport),
+    /// The result of a check.
     Checked(CheckSummary),
 }
 
-/// Who gets what comes before the outcome. What fails here ends the request where that is
+/// Receives the intermediate responses of an operation. An error here ends the operation if that is
 /// possible.
 pub(crate) trait Receiver {
     /// A view of a list.
     fn view(&mut self, view: ViewReport) -> io::Result<()>;
     /// A path that differs.
     fn change(&mut self, change: ChangeReport) -> io::Result<()>;
-    /// Some of a stream.
+    /// A piece of a stream.
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Something that a check found.
+    /// A finding of a check.
     fn finding(&mut self, _: FindingReport) -> io::Result<()> {
         Ok(())
     }
-    /// How far it is, several times a second.
+    /// Progress, several times a second.
     fn progress(&mut self, _: BytesDone) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// For requests that answer with nothing but their outcome.
+/// For operations without intermediate responses.
 #[derive(Debug)]
 pub(crate) struct Discard;
 
@@ -281,7 +304,7 @@ impl Receiver for Discard {
     }
 }
 
-/// Keeps a list.
+/// Collects a list of views.
 #[derive(Debug, Default)]
 pub(crate) struct Views(pub(crate) Vec<ViewReport>);
 

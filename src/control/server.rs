@@ -22,31 +22,32 @@ use crate::diagnostics::{ExitCode, UserError};
 use crate::sys::identity::effective_user;
 use crate::sys::process::{PeerCredentials, peer_credentials};
 
-/// How long who waited for the volume's end, and left, is taken to be who has unmounted it.
+/// For how long a peer that stopped waiting for the volume's end still counts as the one that
+/// unmounted it.
 const DEPARTED_FOR: Duration = Duration::from_secs(5);
 
-/// Those who are told when the volume is closed.
+/// The connections that wait until the volume is closed.
 #[derive(Debug, Default)]
 struct Waiters {
     streams: Vec<UnixStream>,
-    /// The last one that left without a word, and when.
+    /// The last peer that disconnected without `Stays`, and when.
     departed: Option<(PeerCredentials, Instant)>,
 }
 
 type Waiting = Arc<Mutex<Waiters>>;
 
-/// What a daemon answers with.
+/// The daemon's implementation of the requests.
 pub(crate) trait RequestHandler: Send + Sync + 'static {
     /// Writes the responses to a request.
     fn respond(&self, request: &Request, to: &mut dyn Write) -> io::Result<()>;
-    /// Proves to the peer that this process has its volume.
+    /// Proves to the peer that this process holds its volume.
     fn prove(&self, to: &UnixStream) -> io::Result<()>;
 }
 
-/// The daemon's side. The socket goes when it is dropped.
+/// The daemon's side. Dropping it removes the socket.
 pub(crate) struct ControlServer {
     names: Mutex<Vec<PathBuf>>,
-    /// Device and inode of the socket, which another daemon may have put one of its own in place of.
+    /// Device and inode of the socket. Another daemon may have replaced it by its own.
     socket: (u64, u64),
     waiting: Waiting,
 }
@@ -60,8 +61,11 @@ impl std::fmt::Debug for ControlServer {
 }
 
 impl ControlServer {
-    /// Starts answering for a volume whose lock this process holds; a socket that is there was
-    /// left by a daemon that is no more.
+    /// Starts answering for a volume whose lock this process holds. An existing socket was left by
+    /// a daemon that has ended.
+    ///
+    /// # Errors
+    /// No directory for sockets can be used.
     pub(crate) fn start(volume: DirectoryId, answer: impl RequestHandler) -> io::Result<Self> {
         let name = Address::Volume(volume).socket_name();
         let mut last = io::Error::from(io::ErrorKind::NotFound);
@@ -87,7 +91,7 @@ impl ControlServer {
         answerer.spawn(move || {
             for stream in listener.incoming() {
                 let (waiting, with) = (Arc::clone(&theirs), Arc::clone(&with));
-                // A thread each, so that one who connects and says nothing keeps nobody waiting.
+                // One thread each, so that a silent peer does not block the others.
                 let thread = std::thread::Builder::new().name("control-peer".to_owned());
                 let started = stream
                     .and_then(|stream| thread.spawn(move || answer(&stream, &*with, &waiting)));
@@ -104,8 +108,11 @@ impl ControlServer {
         })
     }
 
-    /// Answers under the name of the mount too. One that is there was left by a daemon that is no
-    /// more: its device number has been given again.
+    /// Answers under the name of the mount too. An existing socket of that name was left by a
+    /// daemon that has ended, whose device number the kernel has reused.
+    ///
+    /// # Errors
+    /// The name cannot be linked to the socket.
     pub(crate) fn publish_mount_name(&self, device: u64) -> io::Result<()> {
         let mut names = self.names.lock();
         let Some(socket) = names.first().cloned() else {
@@ -118,8 +125,9 @@ impl ControlServer {
         Ok(())
     }
 
-    /// The mount has gone: its device number may be given to another one at any moment, for which
-    /// this daemon must not speak. Who waits for the volume's end goes on waiting.
+    /// Stops answering under the name of the mount, which is gone: the kernel may reuse its device
+    /// number at any moment, for a mount of another daemon. Peers that wait for the volume's end
+    /// keep waiting.
     pub(crate) fn withdraw_mount_name(&self) {
         let mut names = self.names.lock();
         let own = names.len().min(1);
@@ -128,8 +136,8 @@ impl ControlServer {
         of_mounts.iter().for_each(|name| self.remove_name(name));
     }
 
-    /// Takes a name away that is this one's still: whoever shares a read-only medium with this one may
-    /// have taken it over.
+    /// Removes a name if it still leads to this socket: another daemon on the same read-only medium
+    /// may have taken it over.
     fn remove_name(&self, name: &Path) {
         let found = fs::symlink_metadata(name);
         if found.is_ok_and(|found| (found.dev(), found.ino()) == self.socket) {
@@ -137,8 +145,8 @@ impl ControlServer {
         }
     }
 
-    /// Who waits for the volume's end, the first of them; or who did a moment ago, and was
-    /// interrupted or did not want to wait to the end.
+    /// The first peer that waits for the volume's end; or one that did a moment ago, and was
+    /// interrupted or did not want to wait longer.
     pub(crate) fn unmounting_peer(&self) -> Option<PeerCredentials> {
         let waiting = self.waiting.lock();
         let unmounting_peer = waiting.streams.first();
@@ -148,13 +156,13 @@ impl ControlServer {
         unmounting_peer.or_else(|| departed.map(|(peer, _)| *peer))
     }
 
-    /// Tells those who wait that the volume is closed, or why it could not be.
+    /// Sends the outcome of closing the volume to all waiting peers.
     pub(crate) fn announce(&self, outcome: &Closed) {
         let Ok(line) = wire::encode(&Response::Closed(outcome.clone())) else {
             return;
         };
         for mut stream in self.waiting.lock().streams.drain(..) {
-            // Who does not wait any more need not be told.
+            // A peer that is gone needs no answer.
             let _ = stream.write_all(&line);
         }
     }
@@ -177,7 +185,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
     remove_if_there(path)?;
-    // The directory is this user's alone, so nobody can come in before the mode is set.
+    // The directory is this user's alone, so no other user can connect before the mode is set.
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
@@ -208,7 +216,7 @@ fn try_answer(
             Ok(request) => request,
             Err(error) => return send(stream, &Response::Failed(decode_error(error).into())),
         };
-        // A stream goes as slowly as its reader.
+        // The reader of a stream sets its pace.
         let streams = matches!(request, Request::Operation(_));
         stream.set_write_timeout((!streams).then_some(RESPONSE_TIMEOUT))?;
         match request {
@@ -219,12 +227,12 @@ fn try_answer(
                 let waiter = stream.try_clone()?;
                 let descriptor = waiter.as_raw_fd();
                 {
-                    // With the lock held: the outcome is announced behind it.
+                    // With the lock held, so that the outcome is announced after this response.
                     let mut waiting = waiting.lock();
                     send(stream, &Response::Waiting)?;
                     waiting.streams.push(waiter);
                 }
-                // Who leaves, as one whose unmounting is refused, is not kept.
+                // Wait until the peer leaves, as it does if its unmount is refused.
                 stream.set_read_timeout(None)?;
                 let last_line = read_line(&mut (&mut requests).take(LINE_BYTES));
                 let mut waiting = waiting.lock();
@@ -316,14 +324,14 @@ mod tests {
             assert!(refused.message.contains(why), "{line}: {}", refused.message);
         }
 
-        // Somebody who says nothing keeps nobody waiting.
+        // A silent peer does not block others.
         let _silent = connect();
         let mut waiting = connect();
         assert_eq!(
             waiting.ask(&Request::Sync, Some(RESPONSE_TIMEOUT)).unwrap(),
             done()
         );
-        // Nor is somebody kept who waited and left.
+        // A peer that waited and left is forgotten.
         let mut leaving = connect();
         leaving.ask(&Request::Wait, Some(RESPONSE_TIMEOUT)).unwrap();
         let all_gone = || {
@@ -332,7 +340,7 @@ mod tests {
             }
         };
         assert_eq!(server.waiting.lock().streams.len(), 1);
-        // Whose unmounting was refused has not unmounted it; who was interrupted may have.
+        // A peer that sent `Stays` has not unmounted it; one that was interrupted may have.
         leaving.send(&Request::Stays).unwrap();
         all_gone();
         assert_eq!(server.unmounting_peer(), None);
@@ -347,7 +355,7 @@ mod tests {
         );
         server.waiting.lock().departed.as_mut().unwrap().1 -= DEPARTED_FOR;
         assert_eq!(server.unmounting_peer(), None);
-        // What was answered once it waits: nothing is announced past it from then on.
+        // From the response on, no announcement can be missed.
         assert_eq!(
             waiting.ask(&Request::Wait, Some(RESPONSE_TIMEOUT)).unwrap(),
             Response::Waiting
@@ -381,7 +389,7 @@ mod tests {
             client.ask(&Request::Ping, Some(RESPONSE_TIMEOUT)).unwrap(),
             Response::Alive
         );
-        // Another daemon takes over the first name, and keeps it.
+        // Another daemon takes over the first name and keeps it.
         let second = ControlServer::serve(listen(&path).unwrap(), path.clone(), Fixed).unwrap();
         assert!(connect(&name).unwrap().is_some());
         server.withdraw_mount_name();

@@ -12,9 +12,8 @@
 //!                                     so many raw bytes follow the newline
 //!                                     {"version":1,"body":{"done":{"exported":{…}}}}
 //! ```
-//!
-//! The last response to an operation is `done` or `failed`. A daemon goes on with its own program
-//! when another version is installed; so either side refuses a line of another version than its own.
+//! The last response to an operation is `done` or `failed`. A daemon keeps running when another
+//! version of the program is installed; so each side refuses lines of any version but its own.
 
 use std::io::{self, Write};
 
@@ -31,10 +30,10 @@ use crate::diagnostics::{ExitCode, UserError};
 /// Version of requests and responses; raised whenever one of them changes.
 const VERSION: u32 = 1;
 
-/// Raw bytes of a stream that are handed on at a time.
+/// Largest number of raw bytes in one response.
 pub(crate) const CHUNK_BYTES: usize = 256 << 10;
 
-/// What to do about a daemon that answers something else than it should.
+/// The hint for a daemon whose responses are not understood.
 pub(crate) const VERSION_HINT: &str =
     "the daemon is of another version: unmount the volume and mount it again";
 
@@ -44,10 +43,10 @@ struct Versioned<T> {
     body: T,
 }
 
-/// Why a line says nothing to this program.
+/// Why a line cannot be decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum DecodeError {
-    /// Another version of this program has written it.
+    /// Another version of this program wrote it.
     #[error("it speaks version {0} of the protocol, and this program version {VERSION}")]
     OtherVersion(u32),
     /// It is no request or response.
@@ -62,6 +61,9 @@ impl From<DecodeError> for io::Error {
 }
 
 /// A request or a response as a line, with its end.
+///
+/// # Errors
+/// The body cannot be serialized.
 pub(crate) fn encode(body: &impl Serialize) -> io::Result<Vec<u8>> {
     let version = VERSION;
     let mut line = serde_json::to_vec(&Versioned { version, body })?;
@@ -70,9 +72,12 @@ pub(crate) fn encode(body: &impl Serialize) -> io::Result<Vec<u8>> {
 }
 
 /// The request or the response of a line.
+///
+/// # Errors
+/// The line is of another version, or is no such message.
 pub(crate) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, DecodeError> {
     let malformed = |_| DecodeError::Malformed;
-    // What else another version writes is not known.
+    // The body of another version may have any form.
     let Versioned { version, .. } =
         serde_json::from_slice::<Versioned<IgnoredAny>>(line).map_err(malformed)?;
     if version != VERSION {
@@ -86,6 +91,10 @@ pub(crate) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, DecodeError>
 pub(crate) struct ResponseWriter<W: Write>(pub(crate) W);
 
 impl<W: Write> ResponseWriter<W> {
+    /// Writes one response.
+    ///
+    /// # Errors
+    /// The connection cannot be written.
     pub(crate) fn send(&mut self, response: &Response) -> io::Result<()> {
         self.0.write_all(&encode(response)?)
     }
@@ -111,23 +120,23 @@ impl<W: Write> Receiver for ResponseWriter<W> {
 
     fn progress(&mut self, progress: BytesDone) -> io::Result<()> {
         self.send(&Response::Progress(progress))?;
-        // So that who asked sees it, and who is gone is noticed.
+        // So that the peer sees it now, and a closed connection is noticed.
         self.0.flush()
     }
 }
 
-/// Where the asking side reads answers from.
+/// The source of a command's responses.
 pub(super) trait ResponseSource {
     /// The next line, without its end.
     fn read_line(&mut self) -> io::Result<String>;
-    /// So many raw bytes.
+    /// Reads this many raw bytes.
     fn read_bytes(&mut self, count: usize) -> io::Result<Vec<u8>>;
 }
 
-/// Hands on what comes, until the outcome.
+/// Passes intermediate responses to `to` until the outcome arrives.
 ///
 /// # Errors
-/// The failure as the daemon tells it, or that the daemon ended or is of another version.
+/// The daemon's failure; or the daemon ended, or is of another version.
 pub(super) fn receive(
     from: &mut impl ResponseSource,
     request: &Operation,

@@ -1,4 +1,4 @@
-//! Going into the background, and telling the one who waits how it went.
+//! Going into the background, and reporting the outcome to the waiting parent.
 //!
 //! The process forks before it has any thread. The child keeps the terminal (it may have to ask
 //! for a passphrase) until the filesystem answers; then it leaves the terminal and sends one
@@ -19,7 +19,7 @@ use crate::sys::process::{self, Child, Forked};
 /// Longest record.
 const RECORD_BYTES: u64 = 64 * 1024;
 
-/// The child's side: to be told once, how it went.
+/// The child's side: reports the outcome once.
 #[derive(Debug)]
 pub(super) struct Readiness {
     to_parent: Option<PipeWriter>,
@@ -35,7 +35,7 @@ impl Readiness {
         }
     }
 
-    /// The filesystem answers: leaves the terminal and lets the parent go.
+    /// The filesystem answers: detaches from the terminal and releases the parent.
     pub(crate) fn ready(&mut self) {
         let Some(mut to_parent) = self.to_parent.take() else {
             return;
@@ -47,7 +47,7 @@ impl Readiness {
         send(&mut to_parent, &[ExitCode::Done as u8]);
     }
 
-    /// It failed. Before it was ready the parent tells of it; afterwards only the log can.
+    /// Reports a failure: through the parent, or in the log if the parent was released.
     fn failed(&mut self, error: &UserError) {
         match self.to_parent.take() {
             Some(mut to_parent) => send(&mut to_parent, &encode(error)),
@@ -57,7 +57,7 @@ impl Readiness {
 }
 
 fn send(to_parent: &mut PipeWriter, record: &[u8]) {
-    // Fails only if the parent has been killed; then nobody waits.
+    // Fails only if the parent was killed; then no process waits.
     let _ = to_parent.write_all(record);
 }
 
@@ -89,7 +89,10 @@ fn decode(record: &[u8]) -> Option<Result<(), UserError>> {
     }))
 }
 
-/// Runs `daemon` in a child and returns, in the parent, what it reports. The child ends with it.
+/// Runs `daemon` in a child and returns its report in the parent. The child ends with `daemon`.
+///
+/// # Errors
+/// The daemon's failure before it was ready; or it cannot be started, or died.
 pub(super) fn in_background(
     log: &Log,
     daemon: impl FnOnce(&mut Readiness) -> Result<(), UserError>,
@@ -101,12 +104,12 @@ pub(super) fn in_background(
         Forked::Parent { child, from_child } => (child, from_child),
     };
     let record = read_report(&child, from_child)
-        .map_err(|error| UserError::io("cannot hear from the daemon", &error))?;
+        .map_err(|error| UserError::io("cannot read the daemon's report", &error))?;
     decode(&record).unwrap_or_else(|| Err(daemon_died(&child.wait(), &child)))
 }
 
-/// Reads what the child has to say. Who is asked to end hands that on and goes on waiting: the
-/// child may have to give the terminal its echo back, or to take a mount away.
+/// Reads the child's report. A signal is passed on to the child, and waiting continues: the child
+/// may have to restore the terminal's echo or to unmount.
 fn read_report(child: &Child, mut from_child: PipeReader) -> io::Result<Vec<u8>> {
     let watch = Watch::begin();
     if interrupt::wait_readable(from_child.as_fd()).is_err()

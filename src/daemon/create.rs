@@ -1,4 +1,4 @@
-//! `bilayer create` and `bilayer keygen`.
+//! Making a volume, for `bilayer create` and `bilayer mount --create`.
 
 use std::fs::Permissions;
 use std::io;
@@ -19,10 +19,10 @@ use crate::sys::process::effective_gid;
 use crate::volume::create::refuse_occupied_directory;
 use crate::volume::{self, CreateOptions};
 
-/// What to make.
+/// The volume to make.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct NewVolume {
-    /// Its directory, absolute; made where missing, empty otherwise.
+    /// Its directory, absolute: created if missing, empty otherwise.
     pub(crate) path: PathBuf,
     /// The customer key; `None` for a platform-managed volume.
     pub(crate) customer_key: Option<KeyUri>,
@@ -34,7 +34,10 @@ pub(crate) struct NewVolume {
     pub(crate) passphrase: PassphraseSource,
 }
 
-/// Makes a volume with an empty filesystem, whose root belongs to who makes it.
+/// Makes a volume with an empty filesystem, whose root directory belongs to this user.
+///
+/// # Errors
+/// The directory is occupied or cannot be used, or a key is missing or refused.
 pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
     let _about = audit::for_volume(&new.path);
@@ -52,7 +55,7 @@ pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     };
     let made = volume::create_empty(place.store(), &options, &mut |created| {
         Filesystem::format(created, owner).map_err(|error| match error.errno() {
-            // By whatever way it came: so that it is told as what it is.
+            // Whatever error carried it: so that it is reported as a full disk.
             Errno::ENOSPC => io::Error::from_raw_os_error(Errno::ENOSPC.code()).into(),
             _ => error.into(),
         })
@@ -62,18 +65,22 @@ pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     Ok(id)
 }
 
-/// The directory of a volume that is being made. Unless it is kept it is left as it was found.
+/// The directory of a volume that is being made. Unless it is kept, dropping it restores the former
+/// state.
 pub(crate) struct NewVolumeDirectory {
     path: PathBuf,
     store: Arc<DirectoryStore>,
-    /// It was made for this, and goes if nothing comes of it.
+    /// The directory was created for the volume, and is removed if the volume is not made.
     created: bool,
-    /// The mode that it had when others could open it.
+    /// Its former permissions, if others could open it.
     former_permissions: Option<Permissions>,
 }
 
 impl NewVolumeDirectory {
-    /// An absolute path at which there is nothing, or a directory with nothing in it.
+    /// Claims an absolute path: nothing is there, or an empty directory.
+    ///
+    /// # Errors
+    /// The directory is occupied, or cannot be created or opened.
     pub(crate) fn claim(path: &Path, doing: String) -> Result<Self, UserError> {
         if let Err(error) = refuse_occupied_directory(path) {
             return Err(UserError::volume(doing, &error));
@@ -108,7 +115,7 @@ impl Drop for NewVolumeDirectory {
             let _ = self.store.set_permissions(former_permissions);
         }
         if self.created {
-            // Goes only if it is empty.
+            // Succeeds only if it is empty.
             let _ = std::fs::remove_dir(&self.path);
         }
     }

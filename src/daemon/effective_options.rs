@@ -9,14 +9,14 @@ use crate::fuse::MountOptions;
 use crate::sys::identity::effective_user;
 use crate::sys::limits;
 
-/// How often a copy of the metadata is put beside them, unless `checkpoint=` says otherwise.
+/// How often the metadata is copied to a checkpoint, unless `checkpoint=` says otherwise.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
 
-/// So many objects as may be open, beside what else is: descriptors of requests under way, of the
-/// socket's clients, of directories.
+/// The number of objects that may be open, beside other descriptors: of requests in progress, of
+/// the socket's clients, of directories.
 fn open_objects(asked: Option<usize>, default: usize) -> usize {
     const BESIDE: u64 = 128;
-    /// With fewer than these small files are synced in many turns.
+    /// With fewer than these, small files are synced in many rounds.
     const FEW: usize = 512;
     let most = limits::open_files().saturating_sub(BESIDE).max(8);
     let wanted = asked.unwrap_or(default);
@@ -49,7 +49,7 @@ pub(super) fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
 }
 
 /// A mount that root makes is for everybody under ordinary permissions, as any disk is.
-/// One that others have filled is mounted without their set-id programs and devices.
+/// A volume with contents of others is mounted without their set-id programs and devices.
 pub(super) fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOptions {
     let requested = &request.options;
     let mut options = MountOptions::new(path);

@@ -1,4 +1,4 @@
-//! What a mount that fails has changed of the volume's identity before.
+//! The change of a volume's identity that precedes a mount that fails.
 //!
 //! `--accept-restored` and `--new-identity` do so before there is a mount. If that fails then, the
 //! error says what is done already: a second attempt is to be made without.
@@ -18,7 +18,7 @@ pub(super) struct FormerIdentity {
 }
 
 impl FormerIdentity {
-    /// That of an open volume.
+    /// The identity of an open volume.
     pub(crate) fn of(volume: &Volume) -> Self {
         Self {
             store: Arc::clone(&volume.store),
@@ -27,7 +27,7 @@ impl FormerIdentity {
         }
     }
 
-    /// The same failure, with what is done already.
+    /// Adds to an error what is done already.
     pub(crate) fn explain(&self, error: UserError) -> UserError {
         let Ok(now) = inspect(&*self.store) else {
             return error;

@@ -67,14 +67,18 @@ impl Log {
         log
     }
 
-    /// For tests of what needs a log to be there.
+    /// A log for tests, which discards everything.
     #[cfg(test)]
     pub(crate) fn discarding() -> Self {
         Self(Arc::new(RwLock::new(Sink::Discard)))
     }
 
-    /// Goes on in that file, which is made (mode 0600) or added to. It tells what is done with
-    /// keys: nobody else's file, and no link that somebody else may have put there.
+    /// Continues in a file, which is created (mode 0600) or appended to. The log reveals the use of
+    /// keys: so the file must not belong to another user, or be a link that another user may have
+    /// created.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or another user controls it.
     pub(super) fn to_file(&self, path: &Path) -> io::Result<()> {
         self.switch_to(open_link_to_append(path)?, path);
         Ok(())
@@ -85,9 +89,9 @@ impl Log {
         *self.0.write() = Sink::File { file, path };
     }
 
-    /// Opens the file anew, which somebody has renamed or removed. One that cannot be opened is
-    /// said, and the log stays where it was. Neither is one on `own_device` used, which is that of
-    /// the mount: it would keep the mount in use for ever.
+    /// Reopens the file, which was renamed or removed. If it cannot be opened, an error is logged
+    /// and the log stays where it was. A file on `own_device`, the mount's, is not used either: it
+    /// would keep the mount busy for ever.
     pub(super) fn reopen(&self, own_device: Option<u64>) {
         let Some(path) = self.file_path() else {
             return;
@@ -117,7 +121,7 @@ impl Log {
         }
     }
 
-    /// Goes on in the system's log. A file that was chosen stays.
+    /// Continues in the system's log, unless a file was chosen.
     pub(super) fn leave_standard_error(&self) {
         let mut sink = self.0.write();
         if matches!(*sink, Sink::StandardError { .. }) {
@@ -155,7 +159,7 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        // There is no place to report that the log cannot be written.
+        // A failure to write the log cannot be reported anywhere.
         let _ = match &*self.log.0.read() {
             Sink::StandardError { everything } if *everything || self.level <= Level::WARN => {
                 io::stderr().write_all(&self.text)
@@ -207,7 +211,7 @@ mod tests {
         write("new\n");
         assert_eq!(std::fs::read(&old).unwrap(), b"kept\nkept there\n");
         assert_eq!(std::fs::read(&path).unwrap(), b"new\n");
-        // What cannot be opened is no reason to lose what there is.
+        // If the new file cannot be opened, the old one is kept.
         std::fs::rename(&path, &old).unwrap();
         std::fs::create_dir(&path).unwrap();
         log.reopen(None);

@@ -1,4 +1,4 @@
-//! The process that has a volume mounted, from the words of mount(8) to its end.
+//! The process that has a volume mounted, from the mount options to its end.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -6,12 +6,12 @@
 //! | `mount` | the order of everything between opening a volume and letting its lock go |
 //! | `options`, `size` | the one parser of mount options, and of sizes |
 //! | `effective_options` | options and defaults as the filesystem and FUSE take them |
-//! | `background` | leaving the terminal, and saying how it went |
-//! | `request_handler`, `operations` | what is answered over the control socket, and what is done for it |
-//! | `remount` | changing a mount that is there |
+//! | `background` | detaching from the terminal, and reporting the outcome |
+//! | `request_handler`, `operations` | requests on the control socket, and operations on views |
+//! | `remount` | changing an existing mount |
 //! | `create` | making a volume, for `create` and `mount --create` |
-//! | `former_identity` | what a mount that fails has changed before |
-//! | `mount_record`, `log`, `utab` | what a mount leaves in the audit, the log and mount(8)'s table |
+//! | `former_identity` | changes of identity before a mount that fails |
+//! | `mount_record`, `log`, `utab` | a mount in the audit, the log and mount(8)'s table |
 
 pub(crate) mod background;
 pub(crate) mod create;

@@ -1,8 +1,8 @@
-//! `bilayer mount`, from the words of the command line to the end of the daemon.
+//! `bilayer mount`, from the arguments to the end of the daemon.
 //!
 //! Order: arguments, fork, volume (this may ask for a passphrase), signals blocked, filesystem
-//! (its threads begin here), control socket, mount, ready; later the mount goes, the filesystem is
-//! closed, those who wait are told, the volume's lock is let go, the process ends.
+//! (its threads begin here), control socket, mount, ready; later the mount ends, the filesystem is
+//! closed, waiting commands get the outcome, the volume's lock is released, the process ends.
 
 use std::io;
 use std::path::Path;
@@ -39,13 +39,17 @@ use crate::sys::process::{self, EndSignals};
 use crate::sys::terminal::has_terminal;
 use crate::volume::{self, OpenOptions, Volume, VolumeError};
 
-/// How long a volume may be in use that is mounted, ...
+/// For how long opening is retried if the volume is mounted, ...
 const MOUNTED_RETRY: Duration = Duration::from_secs(1);
-/// ... and one that is not, which somebody mounts or closes.
+/// ... and if it is in use without being mounted: another process opens or closes it.
 const CLOSING_RETRY: Duration = Duration::from_secs(5);
 
-/// Mounts. In the foreground it returns when the mount has gone; otherwise when the filesystem
-/// answers, and then the daemon goes on in a process of its own, which ends in here.
+/// Mounts a volume. In the foreground it returns when the mount has ended; otherwise when the
+/// filesystem answers. The daemon then continues in a process of its own, which never returns from
+/// here.
+///
+/// # Errors
+/// The paths are unusable, the volume cannot be opened or closed, or the kernel refuses the mount.
 pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
     if request.options.remount {
         return remount(&request.dir, &request.options);
@@ -61,7 +65,8 @@ pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
         dir: absolute(&request.dir)?,
         ..request
     };
-    // Before anything is opened here. The daemon outlives its caller, who waits for the ends of pipes.
+    // Before anything is opened here. The daemon outlives its caller, which may wait for the end of
+    // a pipe.
     process::close_inherited_descriptors(request.passphrase_descriptor())
         .map_err(|error| UserError::io("cannot close inherited descriptors", &error))?;
     if let Some(path) = &request.options.log_file {
@@ -75,7 +80,7 @@ pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
     in_background(log, |readiness| daemon(&request, log, readiness))
 }
 
-/// What the caller's session allows its commands is no measure for a daemon that outlives it.
+/// Replaces the limits and the priority of the caller's session, which the daemon outlives.
 fn reset_session_limits() {
     limits::raise_limits();
     limits::restore_priority();
@@ -135,7 +140,8 @@ fn mount_and_serve(
     })
 }
 
-/// Mounts read-only what cannot be written to, and says so on standard error and in the log.
+/// Mounts a volume on a read-only medium read-only, with a warning on standard error and in the
+/// log.
 fn serve_read_only(
     request: &MountRequest,
     places: &Places,
@@ -162,7 +168,7 @@ fn serve_read_only(
     })
 }
 
-/// Mounts an open volume and returns when the mount has gone. `ready` is called when it answers.
+/// Mounts an open volume and returns when the mount has ended. `ready` is called when it answers.
 fn serve(
     request: &MountRequest,
     volume: Volume,
@@ -175,13 +181,13 @@ fn serve(
     if let Some(descriptor) = request.passphrase_descriptor() {
         process::close_inherited_descriptor(descriptor);
     }
-    // Where it was started may be on a disk that somebody wants to unmount.
+    // The working directory would keep its filesystem busy.
     if let Err(error) = std::env::set_current_dir("/") {
         tracing::debug!(%error, "the working directory stays where it was");
     }
     let is_watched = request.foreground && has_terminal();
-    // All threads that follow inherit both. Of nohup(1): the end of the terminal is not to be that
-    // of the mount. Without a terminal a hangup is what has the log opened anew.
+    // All later threads inherit the mask. Under nohup(1) the end of the terminal must not end the
+    // mount. Without a terminal a hangup reopens the log.
     let end = match is_watched && process::is_hangup_ignored() {
         true => EndSignals::block_but_hangup(),
         false => EndSignals::block(),
@@ -235,7 +241,7 @@ fn serve(
         control.withdraw_mount_name();
     }
     let closed = filesystem.close();
-    // Before the volume's lock goes: whoever mounts it next makes a line of their own.
+    // Before the volume's lock is released: the next mount adds a line of its own.
     if let Some(entry) = ended {
         entry.remove();
     }
@@ -323,7 +329,11 @@ fn separate(
     Ok(volume)
 }
 
-/// Somebody may be about to unmount it, or has and it is being closed: waits for that a little.
+/// Opens a volume, and retries for a moment while it is in use: it may be about to be unmounted or
+/// closed.
+///
+/// # Errors
+/// The last failure of opening the volume.
 pub(crate) fn open_with_retry(
     directory: Option<&VolumeDirectory>,
     store: &Arc<DirectoryStore>,
@@ -335,7 +345,7 @@ pub(crate) fn open_with_retry(
         let patience = match error {
             VolumeError::WriterElsewhere { .. } => MOUNTED_RETRY,
             VolumeError::InUse { .. } => {
-                // No more than a hint, at how long to wait.
+                // A hint is enough to decide how long to wait.
                 let mounted = directory.is_some_and(|dir| !locate::hinted_mounts(dir).is_empty());
                 if mounted {
                     MOUNTED_RETRY

@@ -1,5 +1,5 @@
-//! What a mount leaves in the audit, and its log, which is opened anew at a hangup. None of it may
-//! keep the thread that serves the mount, or the one that unmounts.
+//! The audit records of a mount, and reopening its log at a hangup. Neither may block the thread
+//! that serves the mount or the one that unmounts.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +18,8 @@ use crate::ids::VolumeId;
 /// How long a mount waits for its record before it is served.
 const RECORD_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Writes a record in a thread of its own, since the caller must not wait for it for long: the file
-/// may lead into the mount that the caller is to serve next. As a rule it is written when this
-/// returns.
+/// Writes a record in a thread of its own and waits only briefly: the audit file may be inside the
+/// mount that the caller is about to serve. Normally the record is written when this returns.
 pub(super) fn record_in_background(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
     let (written, is_written) = mpsc::channel::<()>();
     let (context, taken_along) = (audit::Context::here(), record());
@@ -47,7 +46,8 @@ pub(super) fn mount_record(volume: VolumeId, read_only: bool, options: &MountOpt
         .with("allow_other", options.allow_other)
 }
 
-/// Whoever unmounts waits for the answer; of those who do not the kernel says nothing.
+/// Writes the record of an unmount. Its requester is the peer that waits for the end; the kernel
+/// does not name one that does not wait.
 pub(super) fn audit_unmount(
     volume: VolumeId,
     control: Option<&ControlServer>,
@@ -61,9 +61,12 @@ pub(super) fn audit_unmount(
     Record::new("unmount").volume(volume).outcome(closed);
 }
 
-/// What a hangup means to a daemon: its log was renamed. (To a process that a person watches, or
-/// one that is not ready yet, it is the end of the terminal.) Opening a file may take for ever, so
-/// a thread does it that does nothing else, and not the one that unmounts.
+/// The reaction of a daemon to a hangup: its log was renamed. (To a process in the foreground of a
+/// terminal, or one that is not ready yet, a hangup is the end of the terminal.) Opening a file may
+/// block for ever, so a separate thread does it, and not the one that unmounts.
+///
+/// # Errors
+/// The thread cannot be started.
 pub(super) fn log_reopener(
     log: &Log,
     mounted_on: &MountedOn,
@@ -83,7 +86,7 @@ pub(super) fn log_reopener(
     Ok(Box::new(move || {
         let reopens = is_serving.load(Ordering::SeqCst);
         if reopens {
-            // Full: it will be opened anew after this, whatever it is doing now.
+            // Full: the thread will reopen the log once more in any case.
             let _ = ask.try_send(());
         }
         reopens

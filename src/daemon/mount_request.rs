@@ -6,35 +6,35 @@ use std::path::PathBuf;
 use super::options::RequestedOptions;
 use crate::keys::PassphraseSource;
 
-/// What to mount where and how.
+/// A request to mount a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct MountRequest {
     /// The volume's directory.
     pub(crate) volume: PathBuf,
     /// Where to mount it.
     pub(crate) dir: PathBuf,
-    /// Make the volume and the directory where there is none.
+    /// Make the volume and the directory if they are missing.
     pub(crate) create: bool,
-    /// Take the volume as it is where it is older than the platform keystore knows it to be.
+    /// Accept a volume that is older than the platform keystore's record of it.
     pub(crate) accept_restored: bool,
-    /// Make the copy of a volume that it is a volume of its own.
+    /// Turn a copy into a volume of its own.
     pub(crate) new_identity: bool,
     /// Stay in the foreground.
     pub(crate) foreground: bool,
-    /// The words of `-o`.
+    /// The options of `-o`.
     pub(crate) options: RequestedOptions,
     /// The platform keystore.
     pub(crate) keystore: PathBuf,
 }
 
 impl MountRequest {
-    /// The volume is to get another incarnation or id before it is mounted.
+    /// True if the volume gets another incarnation or id before it is mounted.
     pub(super) fn changes_identity(&self) -> bool {
         self.new_identity || self.accept_restored
     }
 
-    /// Discard has asked to write. mount(8) passes `rw` on whether anybody said it or not, and mounts
-    /// what cannot be written to read-only itself.
+    /// True unless `rw` was explicitly requested. mount(8) passes `rw` even if the user did not ask
+    /// for it, and mounts write-protected disks read-only itself.
     pub(super) fn may_become_read_only(&self) -> bool {
         self.options.read_only.is_none() || self.options.by_mount
     }
@@ -45,8 +45,8 @@ impl MountRequest {
         chosen.unwrap_or(PassphraseSource::Prompt)
     }
 
-    /// The descriptor that the caller passed the passphrase on. A standard stream does not count: it
-    /// is left with the terminal.
+    /// The descriptor that the caller passed the passphrase on. A standard stream does not count:
+    /// it is left with the terminal.
     pub(super) fn passphrase_descriptor(&self) -> Option<RawFd> {
         match self.options.passphrase {
             Some(PassphraseSource::Descriptor(descriptor)) if descriptor > 2 => Some(descriptor),

@@ -1,5 +1,5 @@
-//! The one function that serves requests about snapshots and images, for the daemon of a mounted
-//! volume as for a command that opened the volume itself.
+//! Operations on an open volume: the same function for the daemon of a mounted volume and for a
+//! command that opened the volume itself.
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use crate::fs::Filesystem;
 use crate::image::{DeployOptions, ExportOptions, Progress, Transport};
 use crate::keys::{KeyUri, PassphraseSource};
 
-/// Does what is asked.
+/// Performs an operation.
 ///
 /// # Errors
-/// What a command ends with.
+/// The failure with which the command ends.
 pub(crate) fn perform(
     filesystem: &Arc<Filesystem>,
     operation: &Operation,
@@ -55,7 +55,7 @@ pub(crate) fn perform(
                 .map_err(failed)?;
         }
         Operation::Diff { from, to: until } => {
-            // Told afterwards: who reads slowly keeps nobody from taking a snapshot meanwhile.
+            // Sent afterwards: a slow reader does not block snapshots meanwhile.
             let mut changes = Vec::new();
             filesystem
                 .diff_views(from, until.as_deref(), &mut |change| changes.push(change))
@@ -187,11 +187,11 @@ fn export(
     }))
 }
 
-/// What the threads at work count, and whether they are to end.
+/// Counters of the working threads, and whether they should stop.
 #[derive(Debug, Default)]
 pub(crate) struct WorkState {
     bytes: AtomicU64,
-    /// One more than the bytes in all, where they are known.
+    /// One more than the bytes in all; 0 while that is not known.
     total: AtomicU64,
     cancelled: AtomicBool,
 }
@@ -237,8 +237,8 @@ impl Progress for WorkState {
     }
 }
 
-/// Works while the asker is sent how far it is; when nothing can be sent any more, it is to end.
-/// `None` when the work panicked.
+/// Runs `work` in a thread and sends its progress to the receiver. If sending fails, the work is
+/// cancelled. `None`: the work panicked.
 pub(crate) fn with_progress<T: Send>(
     to: &mut dyn Receiver,
     work: &(dyn Fn(&WorkState) -> T + Sync),
@@ -263,21 +263,24 @@ pub(crate) fn with_progress<T: Send>(
     })
 }
 
-/// Tells what was found.
+/// Sends the findings of a check.
+///
+/// # Errors
+/// The receiver failed.
 pub(crate) fn send_findings(report: Report, to: &mut dyn Receiver) -> Result<Outcome, UserError> {
     let summary = (&report).into();
     for finding in report.findings {
         to.finding(finding.into())
-            .map_err(|error| UserError::io("cannot tell what was found", &error))?;
+            .map_err(|error| UserError::io("cannot send the findings", &error))?;
     }
     Ok(Outcome::Checked(summary))
 }
 
-/// A receiver as something to write a stream to.
+/// A writer that passes a stream to a receiver.
 struct Stream<'a> {
     to: &'a mut dyn Receiver,
     state: &'a WorkState,
-    /// How long the stream will be was sent.
+    /// The total length was sent.
     total_sent: bool,
 }
 

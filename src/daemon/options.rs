@@ -27,8 +27,7 @@
 //! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); a mount that root does not make is `nodev,nosuid` |
 //! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
 //! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
-//!
-//! Words of mount(8) that mean nothing here are accepted: see [`IGNORED_OPTIONS`].
+//! Options of mount(8) without a meaning here are accepted: see [`IGNORED_OPTIONS`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,7 +38,8 @@ use crate::fs::{AccessTimes, SnapshotDir};
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::mounts::MountFlags;
 
-/// Words that others act on (mount(8), systemd) or that change nothing on this filesystem.
+/// Options that other programs act on (mount(8), systemd) or that have no effect on this
+/// filesystem.
 const IGNORED_OPTIONS: [&str; 27] = [
     "defaults",
     "auto",
@@ -69,7 +69,7 @@ const IGNORED_OPTIONS: [&str; 27] = [
     "default_permissions",
     "seclabel",
 ];
-/// Beginnings of such words. The last four are the kernel's own, which mount(8) repeats when it
+/// Prefixes of such options. The last four are the kernel's own, which mount(8) repeats when it
 /// remounts.
 const IGNORED_PREFIXES: [&str; 10] = [
     "x-",
@@ -84,7 +84,7 @@ const IGNORED_PREFIXES: [&str; 10] = [
     "rootmode=",
 ];
 
-/// What was asked for; `None` leaves to the default.
+/// The options that were requested; `None`: the default applies.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RequestedOptions {
     /// `ro`, `rw`.
@@ -105,7 +105,7 @@ pub(crate) struct RequestedOptions {
     pub(crate) trusted: bool,
     /// `remount`.
     pub(crate) remount: bool,
-    /// They come from mount(8), which leaves words out.
+    /// They come from mount(8), which leaves some out.
     pub(crate) by_mount: bool,
     /// `allow_other`, `noallow_other`.
     pub(crate) allow_other: Option<bool>,
@@ -161,7 +161,8 @@ impl RequestedOptions {
         }
     }
 
-    /// The same; words that nobody knows are handed back (`mount -s`).
+    /// Reads the arguments of `-o` and returns unknown options instead of refusing them (`mount
+    /// -s`).
     ///
     /// # Errors
     /// A usage error that names a word whose value is wrong.
@@ -179,7 +180,7 @@ impl RequestedOptions {
         Ok((options, unknown_options))
     }
 
-    /// False when nobody knows the word.
+    /// Applies one option; false if it is unknown.
     fn parse_option(&mut self, word: &str, directory: &Path) -> Result<bool, UserError> {
         if word.is_empty() || self.parse_flag(word) || self.parse_access_times(word) {
             return Ok(true);
@@ -235,7 +236,7 @@ impl RequestedOptions {
         true
     }
 
-    /// False when there is no such name.
+    /// Applies one option with a value; false if the name is unknown.
     fn parse_value(&mut self, name: &str, value: &str, from: &Path) -> Result<bool, UserError> {
         match name {
             "customer_key" => self.customer_key = Some(key_uri(value, from)?),
@@ -378,12 +379,18 @@ fn split(text: &str) -> Vec<String> {
 }
 
 /// A customer key as it is named on a command line.
+///
+/// # Errors
+/// The URI is malformed or of an unknown kind.
 pub(crate) fn key_uri(value: &str, directory: &Path) -> Result<KeyUri, UserError> {
     KeyUri::parse_at(value, directory)
         .map_err(|error| UserError::key(format_args!("customer key {value}"), &error))
 }
 
 /// Where the audit is to go, as it is named on a command line.
+///
+/// # Errors
+/// The path is empty.
 pub(crate) fn audit_log(value: &Path, directory: &Path) -> Result<Destination, UserError> {
     match value.to_str() {
         Some("") => Err(bad_value("audit_log", "", "a path, or syslog,")),

@@ -34,7 +34,11 @@ impl Places {
     }
 }
 
-/// Makes what `--create` asks for, resolves both paths, and refuses pairs that cannot work.
+/// Creates what `--create` asks for, resolves both paths, and refuses unusable pairs.
+///
+/// # Errors
+/// A path is missing or no directory; one is inside the other; or the mount would cover a file that
+/// the daemon writes.
 pub(super) fn prepare_places(request: &MountRequest) -> Result<Places, UserError> {
     if request.create {
         create_missing(request)?;
@@ -108,7 +112,7 @@ fn create_missing(request: &MountRequest) -> Result<(), UserError> {
     }
 }
 
-/// Where a path leads to, its last part being there or not.
+/// The path without symbolic links, whether its last component exists or not.
 fn without_links(path: &Path) -> PathBuf {
     std::fs::canonicalize(path)
         .or_else(|error| match (path.parent(), path.file_name()) {
@@ -144,7 +148,7 @@ mod tests {
         assert_eq!(code(&top.path().join("file")), ExitCode::NotFound);
         assert_eq!(code(&top.path().join("gone")), ExitCode::NotFound);
         prepare_places(&request(&volume, &dir)).unwrap();
-        // A name that merely begins alike is another place.
+        // A name with the same beginning is another directory.
         prepare_places(&request(&volume, &top.path().join("volume"))).unwrap();
         let gone = prepare_places(&request(&top.path().join("gone"), &dir)).unwrap_err();
         assert!(gone.hint.unwrap().contains("bilayer create"));

@@ -1,8 +1,8 @@
-//! `-o remount`: changes a mount that is there, without a new daemon.
+//! `-o remount`: changes an existing mount, without a new daemon.
 //!
 //! Order for `ro`: the kernel refuses changes first (EBUSY while a file is open for writing), then
 //! the daemon puts everything on disk and writes nothing more. For `rw` the other way round. If the
-//! second half fails the first is taken back.
+//! second half fails, the first is rolled back.
 
 use std::io;
 use std::path::Path;
@@ -26,7 +26,10 @@ use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
 use crate::sys::mounts::{self, MountFlags};
 
-/// Remounts what is mounted on `dir` with these words over what it has now.
+/// Remounts what is mounted on `dir`: the options apply on top of the current flags.
+///
+/// # Errors
+/// No bilayer mount is there, or [`remount_at`] fails.
 pub(crate) fn remount(dir: &Path, requested: &RequestedOptions) -> Result<(), UserError> {
     let nothing = || failed(dir, "nothing of bilayer is there");
     let location = mount_state::open_path(dir).map_err(|error| match error.code {
@@ -42,7 +45,11 @@ pub(crate) fn remount(dir: &Path, requested: &RequestedOptions) -> Result<(), Us
     remount_at(&location, &mount, requested)
 }
 
-/// Remounts that mount, whatever leads to it.
+/// Remounts a mount that is held open.
+///
+/// # Errors
+/// The user is not root; the daemon is dead, silent or unproven; or the kernel or the daemon
+/// refuses.
 pub(crate) fn remount_at(
     location: &Location,
     mount: &MountInfo,
@@ -89,9 +96,9 @@ pub(crate) fn remount_at(
     }
 }
 
-/// Set-id programs and devices of a volume that came from elsewhere do not come back by the way, as by
-/// a `remount,rw` of mount(8), which never says that it wants them. Nor where nobody says where the
-/// volume came from.
+/// Set-id programs and devices of a volume that came from elsewhere do not come back by the way, as
+/// by a `remount,rw` of mount(8), which never says that it wants them. Nor where nobody says where
+/// the volume came from.
 fn keep_restrictions(
     location: &Location,
     mount: &MountInfo,
@@ -143,13 +150,13 @@ fn flags_of(mount: &MountInfo) -> MountFlags {
     }
 }
 
-/// What the kernel does not do alone.
+/// True if the daemon takes part in this change.
 fn needs_daemon(now: MountFlags, wanted: MountFlags) -> bool {
     let theirs = |flags: MountFlags| (flags.read_only, flags.noatime, flags.strictatime);
     theirs(now) != theirs(wanted)
 }
 
-/// By what is held open: the path may lead elsewhere by now.
+/// Changes the flags in the kernel, by the open location: the path may lead elsewhere by now.
 fn change(location: &Location, dir: &Path, flags: MountFlags) -> Result<(), UserError> {
     mounts::remount(&location.fixed_path(), flags).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => UserError::new(
@@ -168,9 +175,9 @@ fn change(location: &Location, dir: &Path, flags: MountFlags) -> Result<(), User
 /// The daemon of a mount.
 struct Daemon {
     control: ControlClient,
-    /// It has no right to write, and cannot get it.
+    /// It opened the volume read-only and can never write.
     opened_read_only: bool,
-    /// Its volume came from elsewhere.
+    /// Its volume came from another machine or key.
     foreign: bool,
     /// It is a copy of a volume, or may be one.
     is_copy: bool,
@@ -203,7 +210,7 @@ impl Daemon {
         })
     }
 
-    /// However long it takes to put everything on disk.
+    /// Asks the daemon for these flags, and waits as long as it takes to put everything on disk.
     fn request_flags(&mut self, dir: &Path, flags: MountFlags) -> Result<(), UserError> {
         let why = match self
             .control
@@ -241,7 +248,10 @@ fn remount_request(flags: MountFlags) -> Remount {
     }
 }
 
-/// The daemon's side: changes the mount as asked.
+/// The daemon's side: applies the flags to the filesystem.
+///
+/// # Errors
+/// The filesystem cannot be committed or made writable.
 pub(super) fn apply_remount(request: Remount, filesystem: &Arc<Filesystem>) -> Result<(), FsError> {
     let Remount {
         read_only,

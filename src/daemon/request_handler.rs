@@ -1,4 +1,4 @@
-//! What the daemon of a mount answers over its control socket ([`crate::control`]).
+//! How the daemon of a mount responds on its control socket ([`crate::control`]).
 
 use std::io::{self, BufWriter, Write};
 use std::os::unix::net::UnixStream;
@@ -21,12 +21,12 @@ use crate::control::wire::{self, ResponseWriter};
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::{Filesystem, FsError};
 
-/// The mount, while it is there: its device number may be given to another one afterwards.
+/// The mount while it exists: the kernel reuses its device number afterwards.
 pub(super) type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
 
-/// What this process answers other commands with.
+/// The state that requests are answered from.
 struct Daemon {
-    /// Held weakly: the volume's lock goes when the filesystem does.
+    /// Held weakly: the volume's lock is released with the filesystem.
     filesystem: Weak<Filesystem>,
     report: Report,
     read_only: bool,
@@ -75,8 +75,8 @@ pub(super) fn start_control_server(
         directory,
         mounted_on: Arc::clone(mounted_on),
     };
-    // The mount is none the less a mount: somebody who made a directory where this one's was to be
-    // must not keep a volume from being used. Commands refuse what they cannot be sure of.
+    // The mount works without it: another user who created a directory in its place must not
+    // prevent the use of a volume. Commands refuse what they cannot verify.
     let started = directory.and_then(|id| ControlServer::start(id, daemon(id)));
     match started {
         Ok(control) => Some(control),
@@ -104,7 +104,7 @@ fn status_report(report: &Report, read_only: bool, filesystem: Option<&Filesyste
     }
 }
 
-/// The volume has been let go.
+/// The error of a request after the volume was closed.
 fn closing_error(request: &Request) -> UserError {
     let message = Obstacle::Closing.to_string();
     let message = match request {
@@ -114,8 +114,8 @@ fn closing_error(request: &Request) -> UserError {
     UserError::new(ExitCode::System, message).with_hint(Obstacle::Closing.hint())
 }
 
-/// Answers a line of a connection as the daemon of a mount does; what only a daemon can show or
-/// wait for is refused.
+/// Answers one line of a connection as the daemon of a mount does. Requests that need the daemon
+/// itself (proof, status, waiting) are refused.
 ///
 /// # Errors
 /// The responses cannot be written.
@@ -129,7 +129,7 @@ pub fn answer_line(line: &str, filesystem: &Arc<Filesystem>, to: &mut dyn Write)
     }
 }
 
-/// Does what is asked of the filesystem and writes the responses.
+/// Handles a request to the filesystem and writes the responses.
 fn respond_to(
     request: &Request,
     filesystem: &Arc<Filesystem>,

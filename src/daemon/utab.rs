@@ -1,9 +1,9 @@
-//! `/run/mount/utab`: what mount(8) and umount(8) remember of a mount besides what the kernel lists.
+//! `/run/mount/utab`: where mount(8) and umount(8) record what the kernel does not list of a mount.
 //!
-//! umount(8) of an absolute path asks the kernel for the type of the filesystem, is told `fuse`,
-//! and would unmount by itself without waiting for anything. Where a mount has a line here it
-//! looks further and finds `umount.bilayer`, which comes back when everything is on disk. The line
-//! is made with the mount and goes with it; it is no harm if one is missing or is left behind.
+//! umount(8) of an absolute path asks the kernel for the type of the filesystem, gets `fuse`,
+//! and would unmount by itself without waiting. If a mount has a line here, umount(8) calls
+//! `umount.bilayer`, which returns when everything is on disk. The line is added with the mount and
+//! removed with it; a missing or stale line does no harm.
 //!
 //! Format and lock are those of libmount: one line a mount, fields `NAME=value` with blanks,
 //! tabs, newlines and backslashes in octal; `utab.lock` is locked by flock(2) while a new file is
@@ -24,11 +24,11 @@ const DIRECTORY: &str = "/run/mount";
 const OPTIONS: &[u8] = b"OPTS=uhelper=bilayer";
 /// Begins the option that says which mount a line is of.
 const MARK: &[u8] = b"x-bilayer.mount=";
-/// How long somebody else may have the file locked.
+/// How long another process may hold the lock of the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A mount that root has made. Its line is known by the process that serves it and the device number:
-/// that number is given again as soon as the mount is gone, and the process ends later.
+/// A mount that root has made. Its line is known by the process that serves it and the device
+/// number: that number is given again as soon as the mount is gone, and the process ends later.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Entry {
     /// The volume's directory, as the mount shows it.
@@ -42,14 +42,14 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Makes its line.
+    /// Adds its line.
     pub(crate) fn add(&self) {
         if effective_user() == 0 {
             log_failure(rewrite(Path::new(DIRECTORY), self, true));
         }
     }
 
-    /// Takes its lines away, wherever the mount was moved to.
+    /// Removes its lines, wherever the mount was moved to.
     pub(crate) fn remove(&self) {
         if effective_user() == 0 {
             log_failure(rewrite(Path::new(DIRECTORY), self, false));
@@ -73,8 +73,8 @@ impl Entry {
     }
 
     /// True for its own line, and for those of a mount of the same on the same place: what mount(8)
-    /// adds, and when a new line is to `adding` also what a daemon left that was killed. When it goes,
-    /// another one may be there already.
+    /// adds, and when a new line is to `adding` also what a daemon left that was killed. When it
+    /// goes, another one may be there already.
     fn matches(&self, line: &[u8], adding: bool) -> bool {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
         let options = fields.iter().find_map(|field| field.strip_prefix(b"OPTS="));
@@ -107,7 +107,7 @@ fn field(name: &[u8], path: &Path) -> Vec<u8> {
     field
 }
 
-/// Every user may lock what everybody may read, and keep it so: a mount does not hang on that.
+/// Every user who can read the file can hold its lock for ever: a mount must not hang on that.
 fn lock_with_timeout(lock: &File) -> io::Result<()> {
     let begin = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! `bilayer check`: verifying everything, and mending what can be mended.
+//! `bilayer check`: verifying everything, and repairing what can be repaired.
 //!
 //! Exit codes are those of fsck(8), and each finding is one line on standard output:
 //!
@@ -73,7 +73,7 @@ pub(in crate::cli) struct CheckArgs {
     /// Directory of the volume, or where it is mounted
     #[arg(value_name = "VOLUME|DIR")]
     path: PathBuf,
-    /// Mend what can be mended without losing anything; the volume must not be mounted
+    /// Repair what can be repaired without losing anything; the volume must not be mounted
     #[arg(long)]
     repair: bool,
     /// Compare metadata alone, and read no contents
@@ -172,6 +172,9 @@ pub(in crate::cli) fn exit_code(error: &UserError) -> u8 {
 }
 
 /// Checks, tells, and says how the process ends.
+///
+/// # Errors
+/// The check could not be done; findings are no error.
 pub(crate) fn run(args: &CheckArgs) -> Result<u8, UserError> {
     let checked = check(args)?;
     let code = checked.code();
@@ -273,7 +276,7 @@ fn offline(
     send_findings(report, receiver)
 }
 
-/// The record of a repair: how much was mended, and how much is wrong still.
+/// Writes the audit record of a repair: how many faults were repaired, and how many remain.
 fn audit_repair(volume: VolumeId, report: &Result<Report, CheckError>) {
     let mut audited = Record::new("repair").volume(volume);
     if let Ok(report) = report {

@@ -20,13 +20,16 @@ const COMPLETIONS: [(Shell, &str); 3] = [
 ];
 
 /// Writes all of them below a directory, such as `/usr/local/share`.
+///
+/// # Errors
+/// A file cannot be written.
 pub(crate) fn generate(command: Command, dir: &Path) -> Result<(), UserError> {
     write_all(command, dir)
         .map_err(|error| UserError::io(format_args!("cannot write to {}", dir.display()), &error))
 }
 
-/// Made where nobody else gets at it, then put in its place file by file: a link that has the name of
-/// one is replaced, and what it leads to is not written to.
+/// Made where nobody else gets at it, then put in its place file by file: a link that has the name
+/// of one is replaced, and what it leads to is not written to.
 fn write_all(mut command: Command, dir: &Path) -> io::Result<()> {
     create_dir_all(dir)?;
     let aside = tempfile::Builder::new()

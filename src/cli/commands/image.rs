@@ -186,6 +186,9 @@ pub(in crate::cli) struct ImportArgs {
 }
 
 /// Runs one of them.
+///
+/// # Errors
+/// An argument is wrong, or the operation fails.
 pub(crate) fn run(command: ImageCommand) -> Result<(), UserError> {
     match command {
         ImageCommand::Create(args) => create(args),

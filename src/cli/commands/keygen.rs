@@ -29,6 +29,9 @@ pub(in crate::cli) struct KeygenArgs {
 }
 
 /// Makes a key and says which it is.
+///
+/// # Errors
+/// The file exists or cannot be written, or the size is not supported.
 pub(in crate::cli) fn run(args: &KeygenArgs) -> Result<(), UserError> {
     let passphrase = match &args.passphrase.passphrase_file {
         Some(path) => PassphraseSource::File(paths::absolute(path)?),

@@ -64,12 +64,12 @@ pub(in crate::cli) struct MountArgs {
     #[arg(long)]
     create: bool,
     /// Take a volume that was restored from a backup as it is, though it is older than this machine
-    /// knows it to be. Other copies of it are refused from then on, and objects that it does not know are
-    /// removed. With -o ro it is only looked at
+    /// knows it to be. Other copies of it are refused from then on, and objects that it does not
+    /// know are removed. With -o ro it is only looked at
     #[arg(long)]
     accept_restored: bool,
-    /// Make this copy of a volume a volume of its own, which lives beside the original: with an id, a
-    /// fingerprint and a key for new data of its own. The original is not touched
+    /// Make this copy of a volume a volume of its own, which lives beside the original: with an id,
+    /// a fingerprint and a key for new data of its own. The original is not touched
     #[arg(long, conflicts_with_all = ["accept_restored", "create"])]
     new_identity: bool,
     /// Do not go into the background
@@ -83,6 +83,9 @@ pub(in crate::cli) struct MountArgs {
 }
 
 /// Mounts, in a process of its own unless it is to stay in the foreground.
+///
+/// # Errors
+/// An option is wrong, or the mount fails.
 pub(in crate::cli) fn run(args: MountArgs, log: &Log) -> Result<(), UserError> {
     let directory = paths::working_directory()?;
     let options = RequestedOptions::parse(args.options.iter().map(String::as_str), &directory)?;

@@ -83,6 +83,10 @@ impl salvage::Progress for Bar {
     }
 }
 
+/// Salvages a volume and reports what was lost.
+///
+/// # Errors
+/// The volume cannot be opened, the directory cannot be written, or something was lost.
 pub(crate) fn run(args: &SalvageArgs) -> Result<(), UserError> {
     let located = find(&args.volume)?;
     let doing = || format!("cannot salvage {}", located.path.display());

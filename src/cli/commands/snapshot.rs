@@ -162,6 +162,9 @@ pub(in crate::cli) struct PruneArgs {
 }
 
 /// Runs one of them.
+///
+/// # Errors
+/// An argument is wrong, or the operation fails.
 pub(crate) fn run(command: SnapshotCommand) -> Result<(), UserError> {
     match command {
         SnapshotCommand::Create(args) => create(args),

@@ -61,12 +61,18 @@ pub(in crate::cli) struct InspectArgs {
 }
 
 /// `bilayer status`.
+///
+/// # Errors
+/// There is no volume, or its daemon does not answer.
 pub(in crate::cli) fn run(args: &StatusArgs) -> Result<(), UserError> {
     let keystore = args.keystore.dir()?;
     show(&status(&args.path, &keystore)?, args.json)
 }
 
 /// `bilayer inspect`.
+///
+/// # Errors
+/// There is no volume.
 pub(in crate::cli) fn run_inspect(args: &InspectArgs) -> Result<(), UserError> {
     show(&inspect(&args.volume)?, args.json)
 }

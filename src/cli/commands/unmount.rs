@@ -1,9 +1,10 @@
 //! `bilayer unmount`: returns when everything is on disk and the daemon is gone.
 //!
-//! The mount is known by its number, and its daemon by the device of the mount: root's or this
-//! user's by what it says, anybody else's by its proof ([`crate::control::proof`]). What happened to names, of the volume's directory or of anything above
-//! it, makes no difference. Where none is found the mount goes, and the command fails: it cannot
-//! say that everything is on disk.
+//! The mount is known by its number, and its daemon by the device of the mount: the claim
+//! of a daemon of root or of this user suffices, any other must prove itself
+//! ([`crate::control::proof`]). Renames of the volume's directory, or of one above it, make no
+//! difference. If no daemon is found, the volume is unmounted and the command fails: it cannot say
+//! that everything is on disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,10 @@ pub(in crate::cli) struct UnmountArgs {
     force: bool,
 }
 
-/// Unmounts, and says what lives on.
+/// Unmounts, and reports remaining mounts.
+///
+/// # Errors
+/// Nothing is mounted there, it is in use, or it is not certain that everything is on disk.
 pub(in crate::cli) fn run(args: &UnmountArgs) -> Result<(), UserError> {
     let request = UnmountRequest {
         lazy: args.lazy,
@@ -56,21 +60,21 @@ pub(in crate::cli) fn run(args: &UnmountArgs) -> Result<(), UserError> {
     unmount(&args.dir, request).map(|remaining| report_remaining_mounts(&args.dir, &remaining))
 }
 
-/// How often it is looked whether a mount is free or gone.
+/// Time between two looks whether a mount is free or gone.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a mount may live on that nobody here sees: a process that is about to leave the mount
-/// namespace it copied is no reason to say that the mount lives on.
+/// How long a mount may remain in another mount namespace before it is reported: a process may be
+/// about to leave a namespace that it copied.
 const NAMESPACE_GRACE: Duration = Duration::from_secs(2);
 
-/// How long a mount may be in use by somebody who only looks at it in passing, as whoever mounts on
-/// the same place does.
+/// How long a busy mount is retried: a process that mounts on the same directory uses it for a
+/// moment.
 const BUSY_RETRY: Duration = Duration::from_millis(300);
 
-/// How long who does not want to wait waits for a daemon to answer.
+/// How long `--lazy` waits for a daemon's answer.
 const REQUESTER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often in a row a daemon that closes its volume may leave a question unanswered.
+/// How many pings in a row a daemon that closes its volume may leave unanswered.
 const UNANSWERED_PINGS_MAX: u32 = 3;
 
 /// How long the process may take to end once it has said that everything is on disk.
@@ -87,21 +91,24 @@ pub(in crate::cli) struct UnmountRequest {
     pub(in crate::cli) or_read_only: bool,
 }
 
-/// What is left of a mount that was taken away.
+/// Where the filesystem is still mounted after an unmount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::cli) enum RemainingMounts {
-    /// Nothing: everything is on disk, the daemon is gone. Or nothing that this waited for.
+    /// Nowhere: everything is on disk, the daemon has ended. Or the command did not wait for that.
     None,
     /// Everything is on disk; the volume is mounted elsewhere in this mount namespace.
     OtherPlaces,
     /// Everything is on disk; another mount namespace has the volume mounted: processes that are in
     /// one.
     OtherNamespaces(Vec<u32>),
-    /// Its daemon was dead and it was in use: it is detached, and nobody comes in any more.
+    /// Its daemon was dead and the mount was in use: it is detached and cannot be entered any more.
     Detached,
 }
 
 /// Unmounts.
+///
+/// # Errors
+/// Nothing is mounted there, it is in use, or it is not certain that everything is on disk.
 pub(crate) fn unmount(dir: &Path, request: UnmountRequest) -> Result<RemainingMounts, UserError> {
     let (location, mount) = find(dir)?;
     if request.lazy {
@@ -126,10 +133,10 @@ pub(crate) fn unmount(dir: &Path, request: UnmountRequest) -> Result<RemainingMo
         Err(DaemonUnavailable::Silent) => return Err(silent_daemon(&mount)),
         _ => Detach::No,
     };
-    // What is held open would be in the way.
+    // An open location would keep the mount busy.
     drop(location);
     match detach(&mount, how) {
-        // Nothing more can be written, and whoever works in it can do nothing but leave.
+        // Nothing more can be written, and its users can only leave.
         Err(error)
             if error.code == ExitCode::InUse && matches!(daemon, Err(DaemonUnavailable::Dead)) =>
         {
@@ -175,7 +182,7 @@ fn silent_daemon(mount: &MountInfo) -> UserError {
     ))
 }
 
-/// The mount is gone, and nobody can be asked how that went.
+/// The error if the mount is gone and no daemon confirms that everything is on disk.
 fn unconfirmed(obstacles: &[Obstacle]) -> UserError {
     let what = "unmounted, but it is not known whether everything is on disk";
     refusal(what.to_owned(), obstacles)
@@ -220,7 +227,7 @@ fn unmount_when_free(mount: &MountInfo, how: Detach) -> io::Result<()> {
     }
 }
 
-/// Where the filesystem of a mount that was taken away lives on.
+/// Where the filesystem is still mounted.
 fn remaining_mounts(mount: &MountInfo, filesystem: Option<u64>) -> RemainingMounts {
     let end = Instant::now() + NAMESPACE_GRACE;
     while filesystem.is_some() && mount.backing_device() == filesystem {
@@ -236,7 +243,7 @@ fn remaining_mounts(mount: &MountInfo, filesystem: Option<u64>) -> RemainingMoun
     RemainingMounts::None
 }
 
-/// The mount at that place; also a volume's directory will do if it is mounted once.
+/// The mount at a path; or the only mount of the volume in that directory.
 fn find(dir: &Path) -> Result<(Location, MountInfo), UserError> {
     let listed = |error: io::Error| UserError::io("cannot list the mounts", &error);
     let location = match mount_state::open_path(dir) {
@@ -315,9 +322,9 @@ fn mount_of_volume(dir: &Path) -> Result<(Location, MountInfo), UserError> {
     }
 }
 
-/// Why the daemon of a mount is not asked.
+/// Why the daemon of a mount cannot be asked.
 enum DaemonUnavailable {
-    /// It is no more; nothing is to be waited for.
+    /// It is dead; there is nothing to wait for.
     Dead,
     /// It does not answer.
     Silent,
@@ -325,8 +332,8 @@ enum DaemonUnavailable {
     Unproven(Vec<Obstacle>),
 }
 
-/// Has the daemon know who unmounts, though nobody waits for its end. One that does not answer at
-/// once stays without.
+/// Lets the daemon know who unmounts, without waiting for its end. A daemon that does not answer at
+/// once is not told.
 fn announce_requester(location: Location, mount: &MountInfo) -> Option<Daemon> {
     let mount = mount.clone();
     let (tells, told) = mpsc::channel();
@@ -379,13 +386,13 @@ impl Daemon {
         })
     }
 
-    /// Says that the mount was not taken away.
+    /// Tells the daemon that the mount was not unmounted.
     fn leave_mounted(&self) {
         // Who cannot be told has ended.
         let _ = self.control.send(&Request::Stays);
     }
 
-    /// Waits until it is gone. That may take long, but not without a sign of life.
+    /// Waits until the daemon has ended, as long as it answers pings.
     fn wait(mut self) -> Result<(), UserError> {
         let (mut unanswered, mut noticed) = (0, false);
         let answer = loop {
@@ -442,8 +449,7 @@ impl Daemon {
         .with_hint("the volume recovers at the next mount; see the daemon's log"))
     }
 
-    /// Has it put on disk what was done through a mount that is gone, of a filesystem that lives on
-    /// elsewhere.
+    /// Has the daemon commit everything, if its filesystem is still mounted elsewhere.
     fn sync(self) -> Result<(), UserError> {
         // On the first connection it waits; this is the same process.
         let (address, user) = (Address::Mount(self.device), self.control.peer.uid);
@@ -473,7 +479,7 @@ impl Daemon {
     }
 }
 
-/// Says what nobody here can see: that the mount lives on.
+/// Reports remaining mounts that cannot be seen from here.
 pub(in crate::cli) fn report_remaining_mounts(dir: &Path, remaining: &RemainingMounts) {
     let dir = dir.display();
     match remaining {

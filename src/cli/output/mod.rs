@@ -10,18 +10,24 @@ pub(crate) mod progress;
 pub(crate) mod status_text;
 
 /// One line of JSON.
+///
+/// # Errors
+/// The value cannot be serialized, or standard output cannot be written.
 pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), UserError> {
     let line = serde_json::to_string(value)
         .map_err(|error| UserError::new(ExitCode::System, format!("cannot write JSON: {error}")))?;
     print(&(line + "\n"))
 }
 
-/// To standard error, if there is anybody who reads it.
+/// Prints a line to standard error; a failure to print is ignored.
 pub(super) fn print_error(line: &dyn fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// To standard output. A reader that has gone away (`| head`) is no failure.
+/// Prints to standard output. A closed pipe (`| head`) is no failure.
+///
+/// # Errors
+/// Standard output cannot be written.
 pub(super) fn print(text: &str) -> Result<(), UserError> {
     let mut output = io::stdout().lock();
     match output
