@@ -12,7 +12,10 @@ pub struct Errno(i32);
 macro_rules! errnos {
     ($($name:ident),* $(,)?) => {
         impl Errno {
-            $(#[allow(missing_docs, reason = "POSIX names them")] pub const $name: Self = Self(libc::$name);)*
+            $(
+                #[allow(missing_docs, reason = "POSIX names them")]
+                pub const $name: Self = Self(libc::$name);
+            )*
         }
         impl fmt::Debug for Errno {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -123,8 +123,8 @@ impl Sink {
                 Ok(()) => return self.is_failing.store(false, Ordering::Relaxed),
                 Err(error) if !self.is_failing.swap(true, Ordering::Relaxed) => tracing::error!(
                     %error,
-                    "the audit cannot be written to {}: it goes to the system's log, or to standard \
-                     error where there is none",
+                    "the audit cannot be written to {}: it goes to the system's log, or to \
+                     standard error where there is none",
                     path.display()
                 ),
                 Err(_) => {}

@@ -31,7 +31,10 @@ impl Run<'_> {
         }
         for (name, error) in refused {
             // A new checkpoint replaces an older one.
-            let gone = matches!(&error, MetaError::Io(error) if error.kind() == std::io::ErrorKind::NotFound);
+            let gone = matches!(
+                &error,
+                MetaError::Io(error) if error.kind() == std::io::ErrorKind::NotFound
+            );
             if !gone {
                 self.report_checkpoint(name, &error.to_string());
             }

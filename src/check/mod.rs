@@ -3,7 +3,7 @@
 //!
 //! | file | what it checks |
 //! |---|---|
-//! | `stream` | nothing: reads tables as streams of keys with all their versions, and which views see them |
+//! | `stream` | nothing: streams of keys with all their versions, and which views see them |
 //! | `names`, `inodes` | names, link counts, sizes, pages, attributes, in all views at once |
 //! | `tree` | directories are below the root |
 //! | `history` | unneeded versions, records of changes |

@@ -155,8 +155,8 @@ impl UserError {
             _ if matches!(error, FsError::RolledBack(_)) => (ExitCode::Integrity, Rollback::HINT),
             _ if error.is_all_on_disk() => (
                 ExitCode::System,
-                "make the keystore's directory writable, with room for a few KiB, and mount and unmount \
-                 the volume once",
+                "make the keystore's directory writable, with room for a few KiB, and mount and \
+                 unmount the volume once",
             ),
             Errno::ENOSPC | Errno::EDQUOT => (
                 ExitCode::System,
@@ -164,13 +164,13 @@ impl UserError {
             ),
             Errno::EROFS => (
                 ExitCode::System,
-                "the filesystem that holds the volume is read-only; to look at the volume: bilayer mount \
-                 -o ro VOLUME DIR",
+                "the filesystem that holds the volume is read-only; to look at the volume: \
+                 bilayer mount -o ro VOLUME DIR",
             ),
             _ => (
                 ExitCode::Integrity,
-                "copy the volume's directory before anything else; the log says which page it was; what \
-                 can be read comes out with: bilayer salvage VOLUME OUT",
+                "copy the volume's directory before anything else; the log says which page it \
+                 was; what can be read comes out with: bilayer salvage VOLUME OUT",
             ),
         };
         Self::new(code, format!("{doing}: {error}")).with_hint(hint)
@@ -263,8 +263,8 @@ impl fmt::Display for UserError {
 impl std::error::Error for UserError {}
 
 /// What a copy that is looked at can become.
-pub(crate) const COPY_HINT: &str = "a copy is not written to; unmount it, and make it a volume of its \
-                                    own: bilayer mount --new-identity VOLUME DIR";
+pub(crate) const COPY_HINT: &str = "a copy is not written to; unmount it, and make it a volume of \
+                                    its own: bilayer mount --new-identity VOLUME DIR";
 /// What it takes to write to what was opened to be read.
 pub(crate) const OPENED_HINT: &str = "unmount it and mount it again without -o ro";
 
@@ -272,12 +272,13 @@ fn check_hint(error: &CheckError) -> &'static str {
     match error {
         CheckError::Cancelled => "begin anew; nothing was changed by halves",
         CheckError::Meta(_) | CheckError::Object(_) => {
-            "copy the volume's directory; what can be read comes out with: bilayer salvage VOLUME OUT"
+            "copy the volume's directory; what can be read comes out with: bilayer salvage VOLUME \
+             OUT"
         }
         CheckError::Io(error) => io_hints::hint(error).unwrap_or("see the kernel's log: dmesg"),
         CheckError::NotRemembered(_) => {
-            "make the keystore's directory writable, with space for a few KiB, and mount and unmount \
-             the volume once"
+            "make the keystore's directory writable, with space for a few KiB, and mount and \
+             unmount the volume once"
         }
         CheckError::Fault => {
             "see the log; mount read-only what is needed: bilayer mount -o ro VOLUME DIR"
@@ -292,7 +293,8 @@ const fn how_to_write(because: ReadOnlyBecause) -> &'static str {
         ReadOnlyBecause::Remounted => "mount it for writing: mount -o remount,rw MOUNTPOINT",
         ReadOnlyBecause::Failed => "the log says why; unmount it, then: bilayer check VOLUME",
         ReadOnlyBecause::Unknown => {
-            "whoever mounted it can see what it is: bilayer status MOUNTPOINT, and mount it for writing"
+            "whoever mounted it can see what it is: bilayer status MOUNTPOINT, and mount it for \
+             writing"
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Set-id bits and `security.capability`: which changes remove them, as in Linux (`fs/attr.c`,
 //! `setattr_should_drop_suidgid` and `setattr_prepare`).
 //!
-//! | change | set-user-id, set-group-id with group execution | set-group-id without group execution | `security.capability` |
+//! | change | `S_ISUID`, `S_ISGID` with group execution | `S_ISGID` without | capability |
 //! |---|---|---|---|
-//! | of contents or length | removed, unless the caller has `CAP_FSETID` | likewise, and if the caller is not in the group | removed |
-//! | of the owner, also to the same | removed | removed if the caller is not in the group | removed |
-//! | of the access list | kept | removed if the caller is not in the group, either kind | kept |
+//! | of contents or length | removed without `CAP_FSETID` | likewise, outside the group | removed |
+//! | of the owner, also to the same | removed | removed outside the group | removed |
+//! | of the access list | kept | either kind: removed outside the group | kept |
 //!
 //! To be in the group is to be a member, or to have `CAP_FSETID` over the inode in a user namespace
 //! that maps its owner and its group.

@@ -305,8 +305,8 @@ fn unmount_on(signals: &Signals, filesystem: &Weak<Filesystem>, mounted: &Mounte
                 is_logged = true;
                 tracing::warn!(
                     %error,
-                    "still serving: the mount is in use, and is unmounted when it is free; another signal \
-                     detaches it"
+                    "still serving: the mount is in use, and is unmounted when it is free; \
+                     another signal detaches it"
                 );
             }
             Err(_) => {}

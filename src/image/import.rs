@@ -1,8 +1,8 @@
 //! Importing an image: a new volume out of a stream.
 //!
 //! Order: the header is parsed, its keys are unwrapped, its MAC is verified, all before anything is
-//! written. Then the volume is made ([`crate::volume::create_volume`]) with the stream's key set as a
-//! read-only one and a fresh active set: whoever can open the stream has what was exported, and
+//! written. Then the volume is made ([`crate::volume::create_volume`]) with the stream's key set as
+//! a read-only one and a fresh active set: whoever can open the stream has what was exported, and
 //! nothing that is written here later. The stream's `meta` goes into an unlinked file, its records
 //! into the volume's own, and the objects come under the names that the records give them. Every
 //! page is verified under both layers before it is written. Then the end mark has to vouch for

@@ -98,19 +98,31 @@ pub enum ImageError {
         source: SealedError,
     },
     /// An object is sealed under a key set that is not available.
-    #[error("object {} of folder {:08x} is sealed under a key set that is not available", .object.object, .object.folder.0)]
+    #[error(
+        "object {} of folder {:08x} is sealed under a key set that is not available",
+        .object.object,
+        .object.folder.0
+    )]
     NoKeySet {
         /// The object.
         object: ObjectName,
     },
     /// An object that the image names does not exist.
-    #[error("object {} of the image is missing from folder {:08x}", .object.object, .object.folder.0)]
+    #[error(
+        "object {} of the image is missing from folder {:08x}",
+        .object.object,
+        .object.folder.0
+    )]
     MissingObject {
         /// The object.
         object: ObjectName,
     },
     /// An object cannot be linked or copied.
-    #[error("cannot take over object {} of folder {:08x}: {source}", .object.object, .object.folder.0)]
+    #[error(
+        "cannot take over object {} of folder {:08x}: {source}",
+        .object.object,
+        .object.folder.0
+    )]
     Object {
         /// The object.
         object: ObjectName,

@@ -15,18 +15,25 @@
 //!
 //! | purpose | layer | input | crypto id, segment | output |
 //! |---|---|---|---|---|
-//! | `bilayer page` | 1 | customer DEK | of the page | 112 bytes: 32 XTS data key, 32 XTS tweak key, 32 AES-256 key of the tag, 16 POLYVAL key |
+//! | `bilayer page` | 1 | customer DEK | of the page | 112 bytes: four keys, below |
 //! | `bilayer page` | 2 | infrastructure DEK | of the page | 32 bytes: ChaCha20-Poly1305 key |
 //! | `bilayer header` | 1 | customer DEK | zero | 32 bytes |
 //! | `bilayer header` | 2 | infrastructure DEK | zero | 32 bytes |
-//! | `bilayer header` | 3 | the two above of every key set of the superblock, in its order | zero; key-set id and epoch zero | 32 bytes: HMAC-SHA-256 key of the superblock |
+//! | `bilayer header` | 3 | the two above, of all key sets | zero | 32 bytes: superblock's MAC key |
 //! | `bilayer succeed` | 1 | customer DEK | zero | 32 bytes |
 //! | `bilayer succeed` | 2 | infrastructure DEK | zero | 32 bytes |
-//! | `bilayer succeed` | 3 | the two above | zero; key-set id and epoch zero | 32 bytes: verification key of the set (see [`succession`](super::succession)) |
+//! | `bilayer succeed` | 3 | the two above | zero | 32 bytes: verification key of the set |
 //! | `bilayer export` | 1 | customer DEK | export id, 0 | 32 bytes |
 //! | `bilayer export` | 2 | infrastructure DEK | export id, 0 | 32 bytes |
-//! | `bilayer export` | 3 | the two above | export id, 1 or 2; key-set id and epoch zero | 32 bytes: HMAC-SHA-256 key of the stream's header, of its end |
+//! | `bilayer export` | 3 | the two above | export id, 1 or 2 | 32 bytes: MAC key |
 //! | `bilayer print` | 1 | customer DEK | zero, and epoch 0 | 16 bytes: the fingerprint |
+//!
+//! - The four keys of a page, in their order: 32 bytes XTS data key, 32 bytes XTS tweak key, 32 bytes
+//!   AES-256 key of the tag, 16 bytes POLYVAL key.
+//! - All of layer 3 have key-set id and epoch zero. The MACs are HMAC-SHA-256.
+//! - `bilayer header`, 3: the input is the two above of every key set of the superblock, in its order.
+//! - `bilayer succeed`, 3: see [`succession`](super::succession).
+//! - `bilayer export`, 3: 1 is the key of the stream's header, 2 that of its end.
 //!
 //! The segment of a page is its index divided by [`SEGMENT_PAGES`]. So a key is used for at most
 //! 2048 page positions, and random 96-bit nonces stay far from their birthday bound.

@@ -3,7 +3,7 @@
 //! | layer | number | algorithm | implementation |
 //! |---|---|---|---|
 //! | customer (inner) | 1 | AES-256-XTS (IEEE 1619), tag AES-256(POLYVAL) (RFC 8452) | RustCrypto |
-//! | infrastructure (outer) | 2 | ChaCha20-Poly1305 (RFC 8439) | AWS-LC (`aws-lc`) or RustCrypto (`pure-rust`) |
+//! | infrastructure (outer) | 2 | ChaCha20-Poly1305 (RFC 8439) | AWS-LC, or RustCrypto |
 //!
 //! Both layers encrypt and authenticate, and they share no key, algorithm or implementation:
 //! whatever breaks one layer leaves contents secret and unforgeable under the other.

@@ -217,7 +217,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_like_a_set(ops in prop::collection::vec((any::<bool>(), 0..CHUNK_PAGES, 0..CHUNK_PAGES), 0..12)) {
+        fn behaves_like_a_set(
+            ops in prop::collection::vec(
+                (any::<bool>(), 0..CHUNK_PAGES, 0..CHUNK_PAGES),
+                0..12,
+            ),
+        ) {
             let mut set = PageSet::new();
             let mut model = BTreeSet::new();
             for (add, a, b) in ops {

@@ -166,7 +166,12 @@ impl Contents {
                     merged.push(one);
                 }
                 Err(error) => {
-                    tracing::warn!(ino = ino.0, index = index.0, %error, "parts could not be merged");
+                    tracing::warn!(
+                        ino = ino.0,
+                        index = index.0,
+                        %error,
+                        "parts could not be merged"
+                    );
                 }
             }
             self.forget(ino);

@@ -82,7 +82,10 @@ pub enum ObjectError {
         object: ObjectName,
     },
     /// The object is sealed under a key set that the volume does not have.
-    #[error("object {} is sealed under key set {epoch}, which this volume does not have", .object.object)]
+    #[error(
+        "object {} is sealed under key set {epoch}, which this volume does not have",
+        .object.object
+    )]
     NoKeySet {
         /// The object.
         object: ObjectName,
@@ -328,7 +331,12 @@ impl Contents {
         self.objects.open(id).inspect_err(|error| {
             if self.told.first_time((id.name, None)) {
                 let folder = format_args!("{:08x}", id.name.folder.0);
-                tracing::error!(object = %id.name.object, %folder, %error, "an object cannot be used");
+                tracing::error!(
+                    object = %id.name.object,
+                    %folder,
+                    %error,
+                    "an object cannot be used"
+                );
             }
         })
     }
@@ -342,7 +350,13 @@ impl Contents {
                 format_args!("{:08x}", object.folder.0),
                 page.map(|page| page.0),
             );
-            tracing::error!(object = %object.object, %folder, page, %error, "a page of contents cannot be used");
+            tracing::error!(
+                object = %object.object,
+                %folder,
+                page,
+                %error,
+                "a page of contents cannot be used"
+            );
         }
         error
     }

@@ -264,7 +264,9 @@ fn describe(rescue: &Rescue, records: &Records, views: &[ViewRecord]) -> Value {
         "volume": rescue.header.volume_id().to_string(),
         "superblock": rescue.source.name(),
         "superblocks_refused": refused
-            .map(|(source, error)| json!({"superblock": source.name(), "reason": error.to_string()}))
+            .map(|(source, error)| {
+                json!({"superblock": source.name(), "reason": error.to_string()})
+            })
             .collect::<Vec<_>>(),
         "meta": meta,
         "meta_reason": records.meta_lost,
@@ -307,8 +309,8 @@ fn report_records(records: &Records, report: &mut Report) -> io::Result<()> {
             Some(checkpoint) => say(
                 "older",
                 format!(
-                    "meta cannot be read ({reason}): everything is as it was when the checkpoint was \
-                     made, {}",
+                    "meta cannot be read ({reason}): everything is as it was when the checkpoint \
+                     was made, {}",
                     in_words(checkpoint.created)
                 ),
             )?,

@@ -132,7 +132,8 @@ fn compare(
         if place.inode != remembered.inode {
             tracing::warn!(
                 path = %place.path.display(),
-                "the directory at the volume's path is another one than before; it is assumed to be the volume"
+                "the directory at the volume's path is another one than before; it is assumed to \
+                 be the volume"
             );
         }
         return CopyStatus::Own;

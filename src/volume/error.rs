@@ -43,7 +43,8 @@ pub enum VolumeError {
         "this directory is a copy of the volume in {}{}, and a copy is not written to{}",
         .original.display(),
         LastKnown::at(*.written),
-        if *.accepting { ": the original is still there, so this is not what is left of it" } else { "" }
+        if *.accepting { ": the original is still there, so this is not what is left of \
+             it" } else { "" }
     )]
     IsCopy {
         /// Directory of the original.
@@ -55,8 +56,8 @@ pub enum VolumeError {
     },
     /// The directory may be a copy: the remembered directory of the volume cannot be seen.
     #[error(
-        "this directory may be a copy of the volume that was in {}{}: that place cannot be seen now, \
-         so nobody can tell",
+        "this directory may be a copy of the volume that was in {}{}: that place cannot be seen \
+         now, so nobody can tell",
         .original.display(),
         LastKnown::at(*.written)
     )]
@@ -108,8 +109,8 @@ pub enum VolumeError {
     RolledBack(#[from] Rollback),
     /// The active key set is not known to the keystore, and no known set vouches for it.
     #[error(
-        "the active key set that volume.json names is not one that this machine's platform keystore \
-         knows, nor does one that it knows vouch for it"
+        "the active key set that volume.json names is not one that this machine's platform \
+         keystore knows, nor does one that it knows vouch for it"
     )]
     UnknownKeySet {
         /// The keystore's record file of the volume.
@@ -167,7 +168,8 @@ pub enum VolumeError {
     },
     /// The customer key is not the one that wraps the volume's keys.
     #[error(
-        "the customer key {given} (fingerprint {found}) is not the one this volume was made with ({wanted})"
+        "the customer key {given} (fingerprint {found}) is not the one this volume was made with \
+         ({wanted})"
     )]
     WrongCustomerKey {
         /// The key that was tried.
@@ -198,8 +200,8 @@ pub enum VolumeError {
     },
     /// The keystore's record could not be written, so the volume must not be written either.
     #[error(
-        "the platform keystore's record of the volume cannot be written, and without it an older copy \
-         put in the volume's place would not be noticed: {0}"
+        "the platform keystore's record of the volume cannot be written, and without it an older \
+         copy put in the volume's place would not be noticed: {0}"
     )]
     CannotRemember(#[source] KeyError),
     /// A failure of a key or of the keystore.
@@ -270,7 +272,8 @@ impl VolumeError {
             "restore volume.json from a backup of this volume or from its checkpoints/volume.json";
         let text = match self {
             Self::NotAVolume => {
-                "make one: bilayer create DIR, or check the path; if it has lost its volume.json: bilayer salvage"
+                "make one: bilayer create DIR, or check the path; if it has lost its volume.json: \
+                 bilayer salvage"
             }
             Self::Occupied(_) => "choose an empty directory",
             Self::InUse { shared: true } => {
@@ -282,23 +285,23 @@ impl VolumeError {
                  --new-identity VOLUME DIR"
             }
             Self::IsCopy { .. } => {
-                "to look at it, which changes nothing of the original: bilayer mount -o ro VOLUME DIR; to \
-                 make it a volume of its own: bilayer mount --new-identity VOLUME DIR"
+                "to look at it, which changes nothing of the original: bilayer mount -o ro VOLUME \
+                 DIR; to make it a volume of its own: bilayer mount --new-identity VOLUME DIR"
             }
             Self::MayBeCopy { .. } => {
-                "mount the disk that it was on, and try again. To look only: bilayer mount -o ro VOLUME \
-                 DIR; for a volume of its own: bilayer mount --new-identity VOLUME DIR; if the original \
-                 is gone for good: bilayer mount --accept-restored VOLUME DIR"
+                "mount the disk that it was on, and try again. To look only: bilayer mount -o ro \
+                 VOLUME DIR; for a volume of its own: bilayer mount --new-identity VOLUME DIR; if \
+                 the original is gone for good: bilayer mount --accept-restored VOLUME DIR"
             }
             Self::NotACopy => "mount it without --new-identity",
             Self::SharesFiles { .. } => "unmount the original first, or copy it with cp -a",
             Self::InUse { shared: false } => {
-                "unmount it first: umount MOUNTPOINT; where nothing is mounted, see who has it: fuser -v \
-                 VOLUME/lock VOLUME/objects"
+                "unmount it first: umount MOUNTPOINT; where nothing is mounted, see who has it: \
+                 fuser -v VOLUME/lock VOLUME/objects"
             }
             Self::ReadOnlyMedium => {
-                "to look at it: bilayer mount -o ro VOLUME DIR; to write to it, have its filesystem \
-                 mounted for writing"
+                "to look at it: bilayer mount -o ro VOLUME DIR; to write to it, have its \
+                 filesystem mounted for writing"
             }
             Self::HeaderInvalid(_) | Self::Tampered => RESTORE,
             Self::NewerFormat { .. } | Self::UnknownFeatures(_) => "upgrade bilayer",
@@ -325,8 +328,8 @@ impl VolumeError {
             Self::UnknownKeySet { record } => {
                 return Some(format!(
                     "somebody made a volume of the same id with keys of their own: restore the \
-                     directory from a backup; if that was you, so that this machine knows the wrong \
-                     one, take away what it knows: mv {0} {0}.wrong",
+                     directory from a backup; if that was you, so that this machine knows the \
+                     wrong one, take away what it knows: mv {0} {0}.wrong",
                     record.display()
                 ));
             }
@@ -355,8 +358,8 @@ impl VolumeError {
                 "copy the files into a volume made by bilayer create: it starts with one key set"
             }
             Self::CannotRemember(_) => {
-                "make the keystore's directory writable, with room for a few KiB; to look at the volume \
-                 only: bilayer mount -o ro VOLUME DIR"
+                "make the keystore's directory writable, with room for a few KiB; to look at the \
+                 volume only: bilayer mount -o ro VOLUME DIR"
             }
             Self::Key(error) => return error.hint().map(str::to_owned),
             Self::Format(_) | Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {

@@ -253,7 +253,10 @@ impl Volume {
     ) -> Result<(), KeyError> {
         // Without a location the old one stays: a wrong one would make a copy pass for the volume.
         let place = self.store.directory_identity().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the location of the volume's directory cannot be determined now");
+            tracing::warn!(
+                %error,
+                "the location of the volume's directory cannot be determined now"
+            );
             None
         });
         let mut current = self.current.lock();

@@ -58,8 +58,8 @@ impl fmt::Display for LastKnown {
 pub enum Rollback {
     /// The superblock belongs to another incarnation.
     #[error(
-        "volume.json is of incarnation {found}, and this machine knows the volume as incarnation {known}{last}: \
-         it is a copy from before or beside an accepted restore"
+        "volume.json is of incarnation {found}, and this machine knows the volume as incarnation \
+         {known}{last}: it is a copy from before or beside an accepted restore"
     )]
     OtherIncarnation {
         /// Of the superblock.
@@ -72,8 +72,8 @@ pub enum Rollback {
     /// The superblock belongs to another incarnation, which began from a state older than the known
     /// one.
     #[error(
-        "it was renewed elsewhere from commit {}, and commit {} was on disk{last}: what came in between \
-         is not in it", .carried_on.0, .known.0
+        "it was renewed elsewhere from commit {}, and commit {} was on disk{last}: what came in \
+         between is not in it", .carried_on.0, .known.0
     )]
     RenewedFromOlder {
         /// Newest commit of the state that was carried on.
@@ -94,7 +94,8 @@ pub enum Rollback {
     },
     /// The superblock is older.
     #[error(
-        "volume.json is number {found}, and number {known} was on disk{last}: an older copy was put back"
+        "volume.json is number {found}, and number {known} was on disk{last}: an older copy was \
+         put back"
     )]
     OlderHeader {
         /// Of the superblock.
@@ -106,8 +107,8 @@ pub enum Rollback {
     },
     /// The metadata is older.
     #[error(
-        "its metadata is of commit {}, and commit {} was on disk{last}: an older copy was put back, \
-         or the newest state was damaged", .found.0, .known.0
+        "its metadata is of commit {}, and commit {} was on disk{last}: an older copy was put \
+         back, or the newest state was damaged", .found.0, .known.0
     )]
     OlderMetadata {
         /// Newest authentic commit.
@@ -133,6 +134,6 @@ pub enum Rollback {
 impl Rollback {
     /// What the user can do next.
     pub const HINT: &str = "if you restored a backup, take it as it is: bilayer mount \
-        --accept-restored VOLUME DIR (with -o ro to look only, which changes nothing); if you did not, \
-        somebody has put an older copy in its place";
+        --accept-restored VOLUME DIR (with -o ro to look only, which changes nothing); if you did \
+        not, somebody has put an older copy in its place";
 }

@@ -3,7 +3,7 @@
 //! | label (RFC 7468) | content | taken as |
 //! |---|---|---|
 //! | `PRIVATE KEY` | PKCS#8 (RFC 5958) | private key |
-//! | `ENCRYPTED PRIVATE KEY` | PKCS#8 under PBES2 (RFC 8018; PBKDF2 or scrypt, AES-CBC) | private key |
+//! | `ENCRYPTED PRIVATE KEY` | PKCS#8, PBES2 (RFC 8018; PBKDF2 or scrypt, AES-CBC) | private key |
 //! | `RSA PRIVATE KEY` | PKCS#1 (RFC 8017) | private key |
 //! | `PUBLIC KEY` | SubjectPublicKeyInfo (RFC 5280) | public key |
 //! | `RSA PUBLIC KEY` | PKCS#1 | public key |
