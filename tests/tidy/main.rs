@@ -115,7 +115,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "audit",
-            "errno",
             "ids",
             "sys",
             "store",
