@@ -62,7 +62,8 @@ enum Command {
     /// Mount a volume
     #[command(
         after_help = "Example:\n  bilayer mount --create ~/vault ~/private\n\n\
-        In /etc/fstab:\n  /srv/vault /mnt/vault bilayer rw,nofail,customer_key=file:/etc/keys/k.pem 0 0",
+        In /etc/fstab:\n  /srv/vault /mnt/vault bilayer \
+        rw,nofail,customer_key=file:/etc/keys/k.pem 0 0",
         after_long_help = MOUNT_HELP
     )]
     Mount(MountArgs),
@@ -77,8 +78,8 @@ enum Command {
         subcommand,
         visible_alias = "snap",
         after_help = "Example:\n  bilayer snapshot create /mnt before-upgrade\n\n\
-        On a mounted volume plain tools do too: mkdir /mnt/.snapshots/NAME takes one, rmdir drops it,\n\
-        mv renames it, and ls, cp, diff, rsync read it."
+        On a mounted volume plain tools do too: mkdir /mnt/.snapshots/NAME takes one, rmdir drops \
+        it,\nmv renames it, and ls, cp, diff, rsync read it."
     )]
     Snapshot(SnapshotCommand),
     /// Make images, and volumes of them, here or on another machine
@@ -90,7 +91,8 @@ enum Command {
     Image(ImageCommand),
     /// Show a volume: keys, layers, usage, where it is mounted
     #[command(
-        after_help = "Examples:\n  bilayer status /srv/vault --json\n  bilayer status /srv/vault@monday"
+        after_help = "Examples:\n  bilayer status /srv/vault --json\n  bilayer status \
+             /srv/vault@monday"
     )]
     Status(StatusArgs),
     /// Verify everything in a volume, mounted or not, and repair what can be repaired

@@ -1,11 +1,12 @@
 //! Where an operation on snapshots and images is performed.
 //!
-//! | the volume is | performed by |
-//! |---|---|
-//! | mounted, and its daemon proves it ([`crate::control::locate`]) | the daemon, over the control socket |
-//! | named by its mount, root's or this user's, whose daemon does not answer this user | `mkdir`, `rmdir`, `rename` and `readdir` in that mount, as far as they go; the daemon decides who may |
-//! | in use by a process that cannot be asked | nowhere: it is refused |
-//! | not mounted | the volume, opened by this process under its lock |
+//! - If the volume is mounted, and its daemon proves it ([`crate::control::locate`]): by the
+//!   daemon, over the control socket.
+//! - If it was named by its mount, root's or this user's, and the daemon does not answer this
+//!   user: by `mkdir`, `rmdir`, `rename` and `readdir` in that mount, as far as they go. The daemon
+//!   decides who may.
+//! - If a process holds it that cannot be asked: not at all; the operation is refused.
+//! - If it is not mounted: by this process, which opens the volume under its lock.
 
 use std::fs;
 use std::io;
@@ -295,8 +296,8 @@ fn missing_views_directory(operation: &Operation, kind: Kind, error: &io::Error)
     UserError::new(ExitCode::System, message).with_hint(PERMITTED_HINT)
 }
 
-const PERMITTED_HINT: &str = "root and the user who mounted it may; the owner of its root directory may \
-                       make, delete, rename and list";
+const PERMITTED_HINT: &str = "root and the user who mounted it may; the owner of its root \
+                       directory may make, delete, rename and list";
 
 fn view_with_name(kind: Kind, name: String) -> ViewReport {
     ViewReport {

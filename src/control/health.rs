@@ -5,7 +5,7 @@
 //! | `ok` | its daemon, or the opening of the volume | |
 //! | `daemon dead (umount and mount again)` | `ENOTCONN` of the mount | unmount, mount |
 //! | `read-only after an error: ...` | its daemon | unmount, mount |
-//! | `damaged: run check` | its daemon has met a page that does not open, or the volume does not | check |
+//! | `damaged: run check` | a page, or the volume itself, does not open | check |
 //! | `not known: ...` | no key, or no daemon that answers | |
 
 use std::fmt;

@@ -5,7 +5,7 @@
 //!
 //! | the path leads to | the daemon is looked for by | it must prove that it has |
 //! |---|---|---|
-//! | where a mount of this filesystem begins | the device number of the mount | the lock of the directory that it hands over, and that mount |
+//! | the root of one of our mounts | the mount's device | that mount, and its volume's lock |
 //! | a directory | device and inode of the directory | the lock of that directory |
 //! If no daemon proves itself, [`Holder`] says what may be done without one.
 
@@ -96,7 +96,8 @@ impl Located {
             UserError::new(
                 ExitCode::System,
                 format!(
-                    "cannot tell which volume is mounted on {}: its daemon does not answer this user",
+                    "cannot tell which volume is mounted on {}: its daemon does not answer this \
+                     user",
                     self.path.display()
                 ),
             )

@@ -6,7 +6,7 @@
 //! | `server`, `client` | both sides of a connection |
 //! | `request`, `response`, `report` | the messages |
 //! | `wire`, `line` | the encoding of the messages, with its version |
-//! | `directory`, `proof` | identity of the volume's directory, and the daemon's proof that it holds it |
+//! | `directory`, `proof` | the volume's directory, and the daemon's proof that it holds it |
 //! | `locate` | which volume a path names, and which process holds it |
 //! | `health`, `mount_state`, `liveness` | whether a daemon lives, and waiting as long as it does |
 //! | `obstacle` | why a daemon cannot be asked |

@@ -53,7 +53,8 @@ impl Obstacle {
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::UntrustedDirectory { dir, .. } => format!(
-                "see who made it: ls -ld {0}; then remove it: rm -r {0}; and mount the volume again",
+                "see who made it: ls -ld {0}; then remove it: rm -r {0}; and mount the volume \
+                 again",
                 dir.display()
             ),
             Self::Foreign { path, .. } => format!("see who made it: ls -l {}", path.display()),

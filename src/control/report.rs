@@ -390,7 +390,8 @@ pub(crate) mod tests {
 
     #[test]
     fn times_are_in_utc() {
-        assert_eq!(utc(1_795_321_800).unwrap(), "2026-11-22T04:30:00Z"); // A clock that was never set.
+        assert_eq!(utc(1_795_321_800).unwrap(), "2026-11-22T04:30:00Z");
+        // A clock that was never set.
         assert_eq!(utc(90), None);
     }
 }

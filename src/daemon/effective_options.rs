@@ -25,7 +25,8 @@ fn open_objects(asked: Option<usize>, default: usize) -> usize {
         tracing::warn!(
             wanted,
             allowed,
-            "fewer files of the volume are kept open than was asked for: ulimit -n does not allow more"
+            "fewer files of the volume are kept open than was asked for: ulimit -n does not allow \
+             more"
         );
     }
     allowed
@@ -86,7 +87,8 @@ mod tests {
     #[test]
     fn options_reach_filesystem_and_fuse() {
         let mut request = request(Path::new("/v"), Path::new("/d"));
-        let text = "ro,commit=7,checkpoint=8,meta_cache=2M,pending=3M,open_objects=9,workers=4,nowriteback,\
+        let text = "ro,commit=7,checkpoint=8,meta_cache=2M,pending=3M,open_objects=9,workers=4,\
+                    nowriteback,\
                     follow_caller=off,nfs_export=on,max_background=5,allow_other,exec,suid,nodev,\
                     snapshot_dir=off";
         request.options = RequestedOptions::parse([text], Path::new("/")).unwrap();

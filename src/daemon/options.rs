@@ -13,20 +13,21 @@
 //! | `passphrase_file=FILE`, `passphrase_fd=N` | where the customer key's passphrase is |
 //! | `fingerprint=HEX` | the volume must have this fingerprint |
 //! | `commit=SECONDS` | longest time before a change is on disk without fsync |
-//! | `checkpoint=SECONDS` | how often a copy of the metadata is put beside them at the most; 0 for never |
+//! | `checkpoint=SECONDS` | minimum interval between copies of the metadata; 0 for none |
 //! | `workers=N` | threads for contents |
 //! | `follow_caller=on\|off` | the reading thread stays on its caller's CPU |
-//! | `nfs_export=on\|off` | file handles (NFS export, `open_by_handle_at(2)`) stay good when the kernel has forgotten the file |
+//! | `nfs_export=on\|off` | file handles stay good when the kernel has forgotten the file |
 //! | `nowriteback`, `writeback` | every write reaches the filesystem at once, or is gathered |
 //! | `max_background=N` | requests of the kernel's own under way |
 //! | `meta_cache=SIZE`, `pending=SIZE` | memory for metadata, and for changes not yet on disk |
 //! | `open_objects=N` | files of the volume held open |
 //! | `snapshot_dir=NAME\|off` | the directory of snapshots; `off`: none, nor of images |
 //! | `log_file=FILE` | where the daemon writes its log, instead of the system's |
-//! | `audit_log=FILE\|syslog` | where the audit goes, instead of the platform keystore's directory |
-//! | `nodev` `dev` `nosuid` `suid` `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8); a mount that root does not make is `nodev,nosuid` |
+//! | `audit_log=FILE\|syslog` | where the audit goes, instead of the keystore's directory |
+//! | `nodev` `dev` `nosuid` `suid` | as in mount(8); a user's mount is `nodev,nosuid` |
+//! | `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8) |
 //! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
-//! | `remount` | change `ro`, `rw` and the words of the line above on a mount that is there |
+//! | `remount` | change `ro`, `rw` and those words of a mount that is there |
 //! Options of mount(8) without a meaning here are accepted: see [`IGNORED_OPTIONS`].
 
 use std::path::{Path, PathBuf};
@@ -460,8 +461,9 @@ mod tests {
     fn flags_and_values() {
         let options = parse(
             "rw,ro,noallow_other,allow_other,customer_key=file:k.pem,platform_keystore=/p\\,q,\
-             passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,nowriteback,checkpoint=0,\
-             follow_caller=off,nfs_export=on,max_background=8,meta_cache=64M,pending=1GiB,open_objects=100,\
+             passphrase_file=pass,fingerprint=00112233-44556677,workers=3,commit=5,\
+             nowriteback,checkpoint=0,follow_caller=off,nfs_export=on,max_background=8,\
+             meta_cache=64M,pending=1GiB,open_objects=100,\
              log_file=/var/log/b,audit_log=a,snapshot_dir=.zeitpunkte,,",
         )
         .unwrap();
@@ -497,7 +499,8 @@ mod tests {
         for word in IGNORED_OPTIONS {
             assert_eq!(parse(word).unwrap(), RequestedOptions::default(), "{word}");
         }
-        let text = "x-systemd.automount,x-gvfs-show,comment=my disk,user=me,uhelper=fuse,X-mount.mkdir,user_id=0,group_id=0";
+        let text = "x-systemd.automount,x-gvfs-show,comment=my \
+             disk,user=me,uhelper=fuse,X-mount.mkdir,user_id=0,group_id=0";
         assert_eq!(parse(text).unwrap(), RequestedOptions::default());
         assert_eq!(parse("").unwrap(), RequestedOptions::default());
     }

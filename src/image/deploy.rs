@@ -1,10 +1,10 @@
 //! Deploying an image: a new volume that contains what the image sees.
 //!
-//! - Under the source's customer key (or if neither has one) and the source's platform keystore, the
-//!   contents are *inherited*: the source's objects, by hard link if the backing filesystem allows one,
-//!   else by reflink, else by copy, with the source's key sets to read them.
-//! - Under any other customer key or keystore they are *re-sealed* under the new volume's own key set,
-//!   page by page ([`super::reseal`]). It contains no data key of the source.
+//! - Under the source's customer key (or if neither has one) and the source's platform keystore,
+//!   the contents are *inherited*: the source's objects, by hard link if the backing filesystem
+//!   allows one, else by reflink, else by copy, with the source's key sets to read them.
+//! - Under any other customer key or keystore they are *re-sealed* under the new volume's own key
+//!   set, page by page ([`super::reseal`]). It contains no data key of the source.
 //!
 //! Whether a keystore is the source's is decided by its keys. Its id is not secret, so anybody who
 //! can request a deployment could create a keystore that claims to be the source's.

@@ -19,7 +19,7 @@
 //! | `bilayer page` | 2 | infrastructure DEK | of the page | 32 bytes: ChaCha20-Poly1305 key |
 //! | `bilayer header` | 1 | customer DEK | zero | 32 bytes |
 //! | `bilayer header` | 2 | infrastructure DEK | zero | 32 bytes |
-//! | `bilayer header` | 3 | the two above, of all key sets | zero | 32 bytes: superblock's MAC key |
+//! | `bilayer header` | 3 | the two above, of all sets | zero | 32 bytes: superblock's MAC key |
 //! | `bilayer succeed` | 1 | customer DEK | zero | 32 bytes |
 //! | `bilayer succeed` | 2 | infrastructure DEK | zero | 32 bytes |
 //! | `bilayer succeed` | 3 | the two above | zero | 32 bytes: verification key of the set |
@@ -28,10 +28,11 @@
 //! | `bilayer export` | 3 | the two above | export id, 1 or 2 | 32 bytes: MAC key |
 //! | `bilayer print` | 1 | customer DEK | zero, and epoch 0 | 16 bytes: the fingerprint |
 //!
-//! - The four keys of a page, in their order: 32 bytes XTS data key, 32 bytes XTS tweak key, 32 bytes
-//!   AES-256 key of the tag, 16 bytes POLYVAL key.
+//! - The four keys of a page, in their order: 32 bytes XTS data key, 32 bytes XTS tweak key, 32
+//!   bytes AES-256 key of the tag, 16 bytes POLYVAL key.
 //! - All of layer 3 have key-set id and epoch zero. The MACs are HMAC-SHA-256.
-//! - `bilayer header`, 3: the input is the two above of every key set of the superblock, in its order.
+//! - `bilayer header`, 3: the input is the two above of every key set of the superblock, in its
+//!   order.
 //! - `bilayer succeed`, 3: see [`succession`](super::succession).
 //! - `bilayer export`, 3: 1 is the key of the stream's header, 2 that of its end.
 //!

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! error: /a/b (inode 12): it counts 3 links and has 2 [link-count]
-//! error: objects/00000001/… pages 3-5: /a/b (inode 12): chunk 0: page 3 was refused by … [page-damaged]
+//! error: objects/00000001/… pages 3-5: /a/b (inode 12): chunk 0: page 3 … [page-damaged]
 //! ```
 
 use std::io;
@@ -47,8 +47,8 @@ mod code {
 pub(in crate::cli) const HELP: &str = "\
 Each finding is a line: error (something is lost, cannot be reached or would go wrong), warning (a
 number that is off, space that nobody gives back) or note (nothing wrong); what it is about, and in
-brackets its kind. Nothing is written without --repair. A mounted volume is checked while it is used;
-to be repaired it must be unmounted.
+brackets its kind. Nothing is written without --repair. A mounted volume is checked while it is in
+use; to be repaired it must be unmounted.
 
 What --repair does: counts and links are set right, names that lead nowhere go, what has lost its
 name gets one in lost+found, objects that nobody names are removed. Pages that do not open are not

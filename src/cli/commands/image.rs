@@ -39,7 +39,8 @@ const STANDARD: &str = "-";
 pub(in crate::cli) enum ImageCommand {
     /// Make an image of a volume, or of one of its snapshots
     #[command(
-        after_help = "Example:\n  bilayer image create /srv/vault base --description 'before the first user'"
+        after_help = "Example:\n  bilayer image create /srv/vault base --description 'before the \
+             first user'"
     )]
     Create(CreateArgs),
     /// List images, oldest first
@@ -73,7 +74,8 @@ pub(in crate::cli) enum ImageCommand {
     Export(ExportArgs),
     /// Make a volume of an exported image
     #[command(
-        after_help = "Example:\n  bilayer image import base.bilayer /srv/copy --transport-passphrase-file p"
+        after_help = "Example:\n  bilayer image import base.bilayer /srv/copy \
+             --transport-passphrase-file p"
     )]
     Import(ImportArgs),
 }

@@ -54,23 +54,25 @@ pub(in crate::cli) enum SnapshotCommand {
     /// Show which paths differ between two snapshots, or between one and the present
     #[command(
         after_help = "Lines begin with + for what is new, - for what is gone, M for what changed \
-        (contents or attributes), R for what was renamed. The root is an empty path.\n\nExample:\n  bilayer snapshot diff /mnt monday tuesday"
+        (contents or attributes), R for what was renamed. The root is an empty \
+        path.\n\nExample:\n  bilayer snapshot diff /mnt monday tuesday"
     )]
     Diff(DiffArgs),
     /// Take the volume, or one path of it, back to a snapshot
     #[command(
-        after_help = "Newer snapshots stay. Of one path a copy is made that shares the stored bytes and \
-        takes the place\nof what is there. When all of a mounted volume goes back, programs that have a file open \
-        which changes\nhave to open it again.\n\nExamples:\n  \
+        after_help = "Newer snapshots stay. Of one path a copy is made that shares the stored \
+        bytes and takes the place\nof what is there. When all of a mounted volume goes back, \
+        programs that have a file open which changes\nhave to open it again.\n\nExamples:\n  \
         bilayer snapshot restore /mnt monday --path etc/fstab\n  \
         bilayer snapshot restore /mnt before-upgrade --yes"
     )]
     Restore(RestoreArgs),
     /// Delete the snapshots that no --keep option keeps
     #[command(
-        after_help = "Each option keeps the newest snapshot of each of the last N hours (days, ...) that \
-        have one; what any of them keeps stays. Days are those of the local time zone.\n\n\
-        Example:\n  bilayer snapshot prune /mnt --prefix auto --keep-hourly 24 --keep-daily 7 --dry-run"
+        after_help = "Each option keeps the newest snapshot of each of the last N hours (days, \
+        ...) that have one; what any of them keeps stays. Days are those of the local time \
+        zone.\n\nExample:\n  bilayer snapshot prune /mnt --prefix auto --keep-hourly 24 \
+        --keep-daily 7 --dry-run"
     )]
     Prune(PruneArgs),
 }
@@ -534,7 +536,9 @@ mod tests {
         let expected = [
             json!({"change": "added", "directory": true, "path": "a b"}),
             json!({"change": "removed", "directory": false, "path": "x\ny"}),
-            json!({"change": "changed", "directory": false, "path": "\u{fffd}", "path_bytes": "ff"}),
+            json!({
+                "change": "changed", "directory": false, "path": "\u{fffd}", "path_bytes": "ff",
+            }),
             json!({"change": "renamed", "directory": true, "path": "new", "from": "old"}),
         ];
         assert_eq!(lines, expected);

@@ -435,8 +435,8 @@ impl Daemon {
             (true, Some(why)) => {
                 let message = format!("unmounted: {why}");
                 return Err(UserError::new(ExitCode::System, message).with_hint(
-                    "make the keystore's directory writable, with room for a few KiB, and mount and \
-                     unmount the volume once",
+                    "make the keystore's directory writable, with room for a few KiB, and mount \
+                     and unmount the volume once",
                 ));
             }
             (false, _) => {}
@@ -484,8 +484,8 @@ pub(in crate::cli) fn report_remaining_mounts(dir: &Path, remaining: &RemainingM
     let dir = dir.display();
     match remaining {
         RemainingMounts::OtherNamespaces(processes) => print_error(&format_args!(
-            "bilayer: {dir} is unmounted here and everything is on disk; another mount namespace has \
-             the volume mounted still{}",
+            "bilayer: {dir} is unmounted here and everything is on disk; another mount namespace \
+             has the volume mounted still{}",
             format::processes(processes)
         )),
         RemainingMounts::Detached => print_error(&format_args!(
