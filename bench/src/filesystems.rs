@@ -19,6 +19,7 @@ const GLANCE: Duration = Duration::from_millis(2);
 /// Both programs get the same one, from a file.
 const PASSPHRASE: &str = "a passphrase for a benchmark\n";
 
+/// What is compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Kind {
     /// A directory of the backing filesystem

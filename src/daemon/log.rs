@@ -159,6 +159,7 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        escape_controls(&mut self.text);
         // A failure to write the log cannot be reported anywhere.
         let _ = match &*self.log.0.read() {
             Sink::StandardError { everything } if *everything || self.level <= Level::WARN => {
@@ -171,6 +172,21 @@ impl Drop for Line {
             Sink::Discard => Ok(()),
         };
     }
+}
+
+/// Replaces control characters but for the newline at the end: the name of a file may contain some,
+/// and must not look like another line or drive a terminal.
+fn escape_controls(text: &mut Vec<u8>) {
+    let end = text.trim_ascii_end().len();
+    if !text[..end].iter().any(u8::is_ascii_control) {
+        return;
+    }
+    let escape = |&byte: &u8| match byte.is_ascii_control() {
+        true => byte.escape_ascii().collect(),
+        false => vec![byte],
+    };
+    let escaped: Vec<u8> = text[..end].iter().flat_map(escape).collect();
+    text.splice(..end, escaped);
 }
 
 impl<'a> MakeWriter<'a> for Log {
@@ -194,6 +210,18 @@ impl<'a> MakeWriter<'a> for Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_stays_one_line_whatever_names_are_in_it() {
+        let escaped = |text: &str| {
+            let mut text = text.as_bytes().to_vec();
+            escape_controls(&mut text);
+            String::from_utf8(text).unwrap()
+        };
+        assert_eq!(escaped("INFO mounted /é\n"), "INFO mounted /é\n");
+        let forged = escaped("of a\nERROR forged\x1b[31m\n");
+        assert_eq!(forged, "of a\\nERROR forged\\x1b[31m\n");
+    }
 
     #[test]
     fn a_chosen_file_is_used_and_a_new_one_after_reopening() {

@@ -70,9 +70,11 @@ pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
     process::close_inherited_descriptors(request.passphrase_descriptor())
         .map_err(|error| UserError::io("cannot close inherited descriptors", &error))?;
     if let Some(path) = &request.options.log_file {
-        log.to_file(path).map_err(|error| {
-            UserError::io(format_args!("cannot log to {}", path.display()), &error)
-        })?;
+        let doing = || format!("cannot log to {}", path.display());
+        let opened = log.to_file(path);
+        opened
+            .map_err(|error| UserError::io(doing(), &error))
+            .inspect_err(|error| record_refusal(&request, error))?;
     }
     if request.foreground {
         return daemon(&request, log, &mut Readiness::foreground(log.clone()));
@@ -99,11 +101,18 @@ fn daemon(request: &MountRequest, log: &Log, readiness: &mut Readiness) -> Resul
     if let Err(error) = &served
         && !is_ready
     {
-        let store = DirectoryStore::open(&request.volume);
-        let claimed = store.ok().and_then(|store| volume::claimed_id(&store));
-        Record::new("mount").volume(claimed).refused(&error.message);
+        record_refusal(request, error);
     }
     served
+}
+
+/// Records that a volume was not mounted.
+fn record_refusal(request: &MountRequest, error: &UserError) {
+    audit::set_volume(&request.volume);
+    audit::set_mount_point(&request.dir);
+    let store = DirectoryStore::open(&request.volume);
+    let claimed = store.ok().and_then(|store| volume::claimed_id(&store));
+    Record::new("mount").volume(claimed).refused(&error.message);
 }
 
 fn mount_and_serve(

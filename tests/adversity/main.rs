@@ -4,7 +4,7 @@
 //!
 //! A disk that gives I/O errors takes a device mapper, which few machines that run tests offer: the
 //! faulty store of `tests/simulator` fails every single call instead.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod cgroup;
 mod disk;

@@ -2,7 +2,7 @@
 //!
 //! One file for each attacker: what they hold, what they do with it, and what stops them. The table
 //! in `docs/ATTACKS.md` names every test of this folder.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod daemon;
 mod descriptors;

@@ -212,13 +212,14 @@ fn early_refusals() {
     };
     let mounted = place.fresh("", "");
     quietly(&place, "image create mnt base").done();
-    sh(&place, "mkdir occupied; touch occupied/file");
+    sh(&place, "mkdir occupied other; touch occupied/file");
     for (words, action, path) in [
         ("create occupied", "create-volume", "occupied"),
         ("create missing/new", "create-volume", "missing/new"),
         ("image deploy mnt base occupied", "deploy-image", "occupied"),
         ("image deploy mnt gone new", "deploy-image", "new"),
         ("check --repair mnt", "repair", "vol"),
+        ("mount vol other -o log_file=/dev/full", "mount", "vol"),
     ] {
         begin_anew(&place);
         assert_ne!(quietly(&place, words).code, 0, "{words}");

@@ -174,3 +174,20 @@ fn a_mount_that_is_written_to_has_no_findings() {
     let said = ends(place.run("check vol"), 0, "clean: ");
     assert_eq!(said.lines().count(), 1, "{said}");
 }
+
+/// Damage to the copies of the metadata hides nothing else, and is reported.
+#[test]
+fn checkpoints_that_are_no_directory() {
+    let Some(place) = Place::new("check-checkpoints", LIMIT) else {
+        return;
+    };
+    place.fresh("", "").unmount();
+    let checkpoints = place.path("vol/checkpoints");
+    fs::remove_dir_all(&checkpoints).unwrap();
+    fs::write(&checkpoints, "no directory").unwrap();
+    let said = ends(place.run("check vol"), 4, "[checkpoint]");
+    assert!(said.contains("cannot be listed"), "{said}");
+    fs::remove_file(&checkpoints).unwrap();
+    std::os::unix::fs::symlink("nowhere", &checkpoints).unwrap();
+    ends(place.run("check vol"), 4, "[checkpoint]");
+}

@@ -1,6 +1,6 @@
 //! `bilayer check`: an intact volume has no findings, in whatever state and use; and each kind of
 //! damage is found, reported, and repaired if that is possible.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod command;
 mod damage;

@@ -2,7 +2,7 @@
 //! line that says what, with what and why; perhaps one that says what to do; the documented exit
 //! code; and a volume that is as it was. And what must never be seen: secrets on command lines, in
 //! environments, in JSON, in core dumps.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod failures;
 mod header;

@@ -1,5 +1,5 @@
 //! The inputs that fuzzing has kept, without a fuzzer: each target takes each of its own.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use bilayer_test_support::fuzz_targets as targets;
 

@@ -7,7 +7,7 @@
 //!
 //! Needs python3 with the package `cryptography`. Without them the tests say so and pass, unless
 //! `BILAYER_TESTS_REQUIRE_ALL=1`. `BILAYER_TESTS_PYTHON` names another interpreter.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod export;
 

@@ -1,6 +1,6 @@
 //! One identity, one writer: copies of a volume, moved volumes, and a platform keystore that cannot
 //! be written.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod copies;
 mod cuts;

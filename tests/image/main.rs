@@ -1,5 +1,5 @@
 //! Volumes from images: what they contain, how it is sealed, and that they are independent.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod crash;
 mod deploy;

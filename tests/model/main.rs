@@ -1,5 +1,5 @@
 //! Random operations against a model filesystem, and threads against each other.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod stress;
 mod views;

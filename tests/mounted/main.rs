@@ -2,7 +2,7 @@
 //! rsync, diff, grep. Needs root, /dev/fuse and the tools each test names; what cannot run says so.
 //!
 //! The helpers of mount(8) are another package's programs: `cargo build --workspace` makes them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod copy;
 mod errors;

@@ -3,7 +3,7 @@
 //! test that meets it.
 //!
 //! Needs root, /dev/fuse, mkfs.ext4, loop devices and python3; what cannot run says so.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod control;
 mod full;

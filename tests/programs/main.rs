@@ -2,7 +2,7 @@
 //! any local filesystem, also after the next mount, and after they or the daemon were killed.
 //!
 //! Needs root, /dev/fuse and the programs that each test names; what cannot run says so.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod archives;
 mod build;

@@ -1,6 +1,6 @@
 //! What `bilayer salvage` extracts from intact and damaged volumes, and the checkpoints of the
 //! metadata that it relies on.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod checkpoints;
 mod damage;

@@ -1,5 +1,5 @@
 //! POSIX semantics of the filesystem, without a mount.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod attributes;
 mod bounds;

@@ -10,7 +10,11 @@
 //! being overwritten may be lost, which is reported, and nothing else may.
 //!
 //! `tests/crash --help` describes how to run more of it.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a panic is how a test fails, and this one is run by hand, too"
+)]
 #![allow(unreachable_pub, reason = "a program of its own")]
 
 mod bugs;

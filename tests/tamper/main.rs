@@ -13,7 +13,7 @@
 //! The counts go to standard error. `BILAYER_TAMPER_FULL=1` tries every bit of every header and
 //! every byte of every page.
 #![allow(unreachable_pub, reason = "modules of one test program")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod authority;
 mod case;

@@ -6,7 +6,7 @@
 //! The filesystem is used without a mount: what is measured is the daemon's own work. Nothing is
 //! asserted about time.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

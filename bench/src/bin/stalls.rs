@@ -9,7 +9,7 @@
 //! filesystem in turn; a percentile is of all files of all rounds together. Nothing is asserted
 //! about time.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::fs::{self, File};
 use std::io::Write as _;

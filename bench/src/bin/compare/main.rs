@@ -9,7 +9,7 @@
 //! all of them alike. Nothing is asserted about time; that the data come back is.
 //! `bench/README.md` tells what the figures mean.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

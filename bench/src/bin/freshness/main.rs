@@ -9,7 +9,7 @@
 //! comparing their tags. Nothing of this is in the program. `bench/README.md` tells what the
 //! figures mean.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;

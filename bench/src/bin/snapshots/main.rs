@@ -8,7 +8,7 @@
 //! of it alike; figures are medians, with the smallest and the largest beside them. Nothing is
 //! asserted about time; that contents are right is. `bench/README.md` tells what the figures mean.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
