@@ -421,7 +421,8 @@ fn open_stored(
             .push(Finding::new(Kind::RolledBack, older.to_string()));
     }
     let newest = file.slots().iter().map(|slot| slot.sequence).max();
-    let ahead = checkpoint::newest(store, volume.keys.active())?;
+    // Reported with the checkpoints.
+    let ahead = checkpoint::newest(store, volume.keys.active()).unwrap_or_default();
     let ahead = ahead.map(|(checkpoint, _)| checkpoint);
     if let Some(ahead) = ahead.filter(|it| Some(it.sequence) > newest) {
         let (known, found) = (ahead.sequence.0, newest.unwrap_or_default().0);

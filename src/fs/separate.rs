@@ -12,7 +12,7 @@ use crate::volume::{META_NAME, Volume};
 
 impl Filesystem {
     /// Gives a copy of a volume, which was opened for that, an identity of its own: see
-    /// [`Volume::separate`]. However old the copy is, its metadata is accepted.
+    /// [`Volume::assign_new_identity`]. However old the copy is, its metadata is accepted.
     ///
     /// # Errors
     /// The metadata cannot be read or rewritten.

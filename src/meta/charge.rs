@@ -2,7 +2,7 @@
 //!
 //! The pages of a file are counted one by one. Everything else is in records: its inode, its names,
 //! its extended attributes, the target of a symbolic link, and inline contents. Each such record is
-//! charged for its encoded key and value plus [`ROW_BYTES`]. The inode's record is charged as if it
+//! charged for its encoded key and value plus `ROW_BYTES`. The inode's record is charged as if it
 //! had all fields, so that only the target of a symbolic link affects its charge. The charge does
 //! not depend on the shape of the database's tree, so it can be recomputed from the records alone.
 //! Not charged are extents that reference objects, because their pages are counted, and the inode

@@ -7,7 +7,7 @@
 //! too: its blocks are in an object that is no longer written to, so nothing would back it.
 //!
 //! No counter of the source is copied: the numbers of inodes and pages and the next numbers to
-//! allocate are computed from the copied records ([`super::tally`]), and so is the number of pages
+//! allocate are computed from the copied records (`super::tally`), and so is the number of pages
 //! of each file.
 //!
 //! Rows are read in batches and inserted in the order of their keys, in one transaction. Memory is

@@ -6,8 +6,8 @@
 //! set refers to it. Contents of up to [`INLINE_BYTES`] are stored in the extent's record itself.
 //!
 //! Order of writes: pages, fdatasync, `sync_dir` of new names, then the record that names them
-//! ([`sync`]). Objects are unlinked and holes are punched only after the commit that made them
-//! unreachable ([`collect`]).
+//! (`sync`). Objects are unlinked and holes are punched only after the commit that made them
+//! unreachable (`collect`).
 
 mod clone;
 mod collect;

@@ -1,6 +1,6 @@
 //! Sealed files: random-access files made of pages, through which all bytes reach the disk.
 //!
-//! A page is a 64-byte header and its payload, sealed by both layers (byte layout in [`page`]).
+//! A page is a 64-byte header and its payload, sealed by both layers (byte layout in `page`).
 //! There are two geometries, because contents and metadata need opposite guarantees (offsets in
 //! [`geometry`]):
 //!
@@ -13,9 +13,9 @@
 //! A copy of the metadata that is made page by page ([`PageCopy`]) has the geometry of metadata.
 //!
 //! Invariants:
-//! - a file is written only by [`run::SealedRun::write`], and what it writes has been through
+//! - a file is written only by `run::SealedRun::write`, and what it writes has been through
 //!   `Plain` → `CustomerSealed` → `Sealed`; no other type can be written, except a
-//!   [`run::VerifiedRun`] of pages that were sealed for the same object elsewhere;
+//!   `run::VerifiedRun` of pages that were sealed for the same object elsewhere;
 //! - every page is sealed under a fresh random nonce and the keys of its own segment;
 //! - a page that does not open, for whatever reason, is an error that names the page and the layer
 //!   that refused it, and no byte of it reaches the caller; a page of zeros is such a page.
