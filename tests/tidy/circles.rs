@@ -1,4 +1,4 @@
-//! No circles of imports between the files of `src`.
+//! No circles of imports between the files of `src`, and no command that uses another one.
 //!
 //! One file imports another if its code names an item of it by a path that begins with `crate`,
 //! `super` or `self`, in a `use` or in place. A re-export is looked through: the file that defines
@@ -27,7 +27,31 @@ pub(crate) fn check_circles(sources: &[(String, String)]) -> Vec<String> {
         let files = circle.join(", ");
         format!("files that import each other in a circle: {files}")
     };
-    circles(sources).iter().map(complaint).collect()
+    let circles = circles(sources);
+    let circles = circles.iter().map(complaint);
+    circles.chain(commands_of_commands(sources)).collect()
+}
+
+/// Commands of the command line that use another command.
+fn commands_of_commands(sources: &[(String, String)]) -> Vec<String> {
+    let house = House::new(sources);
+    let is_command = |path: &str| {
+        let command = path.strip_prefix("src/cli/commands/");
+        command.is_some_and(|file| file != "mod.rs")
+    };
+    let mut complaints = Vec::new();
+    for (at, file) in house.files.iter().enumerate() {
+        for other in house.imports_of(at) {
+            let other = &house.files[other].path;
+            if is_command(&file.path) && is_command(other) {
+                complaints.push(format!(
+                    "{}: a command uses another one, {other}",
+                    file.path
+                ));
+            }
+        }
+    }
+    complaints
 }
 
 /// The circles: each with its files, in order.
@@ -299,6 +323,24 @@ mod samples {
     #[track_caller]
     fn finds(files: &[(&str, &str)], circle: &[&str]) {
         assert_eq!(circles_of(files), [circle.to_vec()]);
+    }
+
+    #[test]
+    fn commands_that_use_a_command() {
+        let owned = |(path, text): (&str, &str)| (path.to_owned(), text.to_owned());
+        let of = |text| {
+            let files = [
+                ("src/cli/mod.rs", "mod commands; mod output;"),
+                ("src/cli/commands/mod.rs", "mod a; mod b;"),
+                ("src/cli/commands/a.rs", text),
+                ("src/cli/commands/b.rs", "use crate::cli::output::print;"),
+                ("src/cli/output/mod.rs", ""),
+            ];
+            commands_of_commands(&files.map(owned)).len()
+        };
+        assert_eq!(of("use super::b::run;"), 1);
+        assert_eq!(of("fn f() { crate::cli::commands::b::run() }"), 1);
+        assert_eq!(of("use crate::cli::output::print;"), 0);
     }
 
     #[test]
