@@ -1,7 +1,8 @@
-//! The change of a volume's identity that precedes a mount that fails.
+//! The identity that a volume had before `--accept-restored` or `--new-identity` changed it.
 //!
-//! `--accept-restored` and `--new-identity` do so before there is a mount. If that fails then, the
-//! error says what is done already: a second attempt is to be made without.
+//! Both options change the identity before the volume is mounted. If mounting fails afterwards, the
+//! error says that the identity is changed already, and that the next attempt must leave the option
+//! out.
 
 use std::sync::Arc;
 

@@ -26,6 +26,7 @@
 //! | `audit_log=FILE\|syslog` | where the audit goes, instead of the keystore's directory |
 //! | `nodev` `dev` `nosuid` `suid` | as in mount(8); a user's mount is `nodev,nosuid` |
 //! | `noexec` `exec` `noatime` `atime` `sync` `async` `dirsync` | as in mount(8) |
+//! | `trusted` | `suid` and `dev` also for a volume that came from elsewhere |
 //! | `relatime`, `strictatime` | when times of access change; `atime` is `relatime` |
 //! | `remount` | change `ro`, `rw` and those words of a mount that is there |
 //! Options of mount(8) without a meaning here are accepted: see [`IGNORED_OPTIONS`].

@@ -4,10 +4,10 @@
 //! first look at the live generation to the end. Raising the generation, which takes a view, and
 //! restoring the live view require the permit exclusively.
 //!
-//! It is the outermost lock, and one thread may take it several times. A thread that already holds
-//! other locks (a file's `syncing`) asks by [`PermitLock::shared_within`]. It is admitted even
-//! while another thread waits for the exclusive permit; that thread in turn waits for nothing but
-//! permits.
+//! Only what puts snapshots and restores in order (`long_changes`) is locked before it, and one
+//! thread may take it several times. A thread that already holds other locks (a file's `syncing`)
+//! asks by [`PermitLock::shared_within`]. It is admitted even while another thread waits for the
+//! exclusive permit; that thread in turn waits for nothing but permits.
 
 use std::cell::Cell;
 
