@@ -84,7 +84,6 @@ pub(super) fn write(
         });
         if cached {
             refusals.invalidate_if_refused(ino);
-            refusals.limits.written(len, fs);
         }
     });
 }

@@ -42,7 +42,6 @@ pub use mountpoint::unmount;
 
 use adapter::Adapter;
 use capabilities::AdapterOptions;
-use dirty::DirtyLimits;
 use dispatch::Dispatch;
 use mountpoint::Mounted;
 use notify::Notices;
@@ -153,7 +152,6 @@ pub fn mount(
     let workers = Arc::new(Workers::start(options.workers).map_err(FuseError::Thread)?);
     let notices = Arc::new(Notices::default());
     filesystem.attach(Arc::clone(&notices) as _);
-    let limits = Arc::new(DirtyLimits::default());
     let dispatch = Dispatch::new(
         Arc::clone(&filesystem),
         Arc::clone(&workers),
@@ -167,22 +165,14 @@ pub fn mount(
             max_background: options.max_background,
         },
         Arc::clone(&notices),
-        Arc::new(WriteRefusals::new(
-            Arc::clone(&notices),
-            Arc::clone(&limits),
-        )),
+        Arc::new(WriteRefusals::new(Arc::clone(&notices))),
     );
-    let raise = |mounted: &Mounted| {
-        if let Some(folder) = mounted.limits_folder() {
-            limits.raise(folder, &filesystem);
-        }
-    };
     let server = Server {
         adapter,
         dir,
         options,
     };
-    let result = serve(server, &filesystem, &notices, &raise, signals, ready);
+    let result = serve(server, &filesystem, &notices, signals, ready);
     workers.finish();
     filesystem.detach();
     result
@@ -199,7 +189,6 @@ fn serve(
     server: Server<'_>,
     filesystem: &Arc<Filesystem>,
     notices: &Notices,
-    raise_limits: &dyn Fn(&Mounted),
     signals: Option<Signals>,
     ready: impl FnOnce(Option<u64>),
 ) -> Result<(), FuseError> {
@@ -216,7 +205,9 @@ fn serve(
             return Err(FuseError::Handshake(error));
         }
     };
-    raise_limits(&mounted);
+    if let Some(folder) = mounted.limits_folder() {
+        dirty::set_limits(&folder);
+    }
     let result = notices
         .start(session.notifier(), mounted.clone(), options.writeback)
         .and_then(|()| listen_for(signals, filesystem, &mounted))

@@ -38,7 +38,7 @@ const IDLE: Duration = Duration::from_secs(10);
 /// READs and WRITEs up to this size go before larger ones ...
 const SMALL_BYTES: usize = 128 << 10;
 /// ... except that a larger one follows after this number.
-const SMALL_IN_A_ROW: u32 = 4;
+const SMALL_IN_A_ROW: u32 = 2;
 
 /// The pool that runs a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -455,7 +455,7 @@ mod tests {
         let order: Vec<usize> = std::iter::from_fn(|| pool.take(false))
             .map(|job| job.bytes)
             .collect();
-        assert_eq!(order[..6], [0, 1, 2, 3, 1_000, 4]);
+        assert_eq!(order[..6], [0, 1, 1_000, 2, 3, 1_001]);
         assert_eq!(order.len(), 40);
     }
 

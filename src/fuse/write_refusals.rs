@@ -25,7 +25,6 @@ use std::time::{Duration, Instant};
 use fuser::INodeNo;
 use parking_lot::Mutex;
 
-use super::dirty::DirtyLimits;
 use super::notify::Notices;
 use crate::errno::Errno;
 use crate::fs::Filesystem;
@@ -45,16 +44,13 @@ const HEADROOM_BYTES: u64 = 128 << 10;
 #[derive(Debug)]
 pub(super) struct WriteRefusals {
     notices: Arc<Notices>,
-    /// The kernel's limits of dirty pages.
-    pub(super) limits: Arc<DirtyLimits>,
     marks: Marks,
 }
 
 impl WriteRefusals {
-    pub(super) fn new(notices: Arc<Notices>, limits: Arc<DirtyLimits>) -> Self {
+    pub(super) fn new(notices: Arc<Notices>) -> Self {
         Self {
             notices,
-            limits,
             marks: Marks::default(),
         }
     }
