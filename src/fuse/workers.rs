@@ -8,9 +8,10 @@
 //! one commit. The thread that was busy last is woken first: its caches are warm, and one caller is
 //! served by one thread.
 //!
-//! Small READs and WRITEs go before large ones, though not always: bulk requests must neither delay
-//! what others wait for nor starve. Small ones also have a thread of their own, since Linux pauses
-//! threads that have written much to the backing filesystem, for up to 200 ms.
+//! Small READs and WRITEs go before large ones, but only [`SMALL_IN_A_ROW`] of them: bulk requests
+//! must neither delay what others wait for nor starve. Small ones also have a thread of their own,
+//! since Linux pauses threads that have written much to the backing filesystem, for up to 200 ms:
+//! when it is a large one's turn, and none has been started for [`PATIENCE`], that thread goes on.
 //!
 //! Bounds: the kernel sends at most `max_background` requests beyond those that a process waits
 //! for. Once [`QUEUED_BYTES_LIMIT`] of WRITEs are queued, the reading thread serves the next one
@@ -24,7 +25,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -37,8 +38,11 @@ const LENGTHY_MAX: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
 /// READs and WRITEs up to this size go before larger ones ...
 const SMALL_BYTES: usize = 128 << 10;
-/// ... except that a larger one follows after this number.
-const SMALL_IN_A_ROW: u32 = 2;
+/// ... except that a larger one follows after this number, so that somebody who creates small files
+/// without pause leaves half of the CPUs to the writer of a large one ...
+const SMALL_IN_A_ROW: u32 = 12;
+/// ... unless all threads are busy with large ones for this time.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// The pool that runs a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,6 +64,8 @@ struct Pool {
     small: VecDeque<Job>,
     large: VecDeque<Job>,
     small_in_a_row: u32,
+    /// When the last small one was taken.
+    small_taken_at: Option<Instant>,
     asleep: Vec<Arc<Condvar>>,
     /// Sleeping threads that take only small jobs.
     small_asleep: Vec<Arc<Condvar>>,
@@ -68,16 +74,29 @@ struct Pool {
 
 impl Pool {
     fn take(&mut self, small_only: bool) -> Option<Job> {
-        if small_only {
-            return self.small.pop_front();
-        }
         let is_large_due = self.small_in_a_row >= SMALL_IN_A_ROW && !self.large.is_empty();
-        if !is_large_due && let Some(job) = self.small.pop_front() {
+        let may_be_small = !is_large_due || (small_only && self.is_patience_over());
+        if may_be_small && let Some(job) = self.small.pop_front() {
             self.small_in_a_row += 1;
+            self.small_taken_at = Some(Instant::now());
             return Some(job);
         }
+        if small_only {
+            return None;
+        }
         self.small_in_a_row = 0;
+        if !self.small.is_empty()
+            && let Some(sleeper) = self.small_asleep.pop()
+        {
+            sleeper.notify_one();
+        }
         self.large.pop_front()
+    }
+
+    /// True if no small job was taken within [`PATIENCE`].
+    fn is_patience_over(&self) -> bool {
+        self.small_taken_at
+            .is_none_or(|taken_at| taken_at.elapsed() >= PATIENCE)
     }
 
     fn is_empty(&self) -> bool {
@@ -273,19 +292,24 @@ fn work(shared: &Shared, kind: Kind) {
             _ => &mut pool.asleep,
         };
         asleep.push(Arc::clone(&wake));
-        let timed_out = match kind {
-            Kind::Contents | Kind::Small => {
+        let limit = match kind {
+            Kind::Small if !pool.small.is_empty() => Some(PATIENCE),
+            Kind::Contents | Kind::Small => None,
+            Kind::Lengthy => Some(IDLE),
+        };
+        let timed_out = match limit {
+            Some(limit) => wake.wait_for(&mut queues, limit).timed_out(),
+            None => {
                 wake.wait(&mut queues);
                 false
             }
-            Kind::Lengthy => wake.wait_for(&mut queues, IDLE).timed_out(),
         };
         // A thread that is woken has been removed from the list. One that times out removes itself.
         let pool = queues.pool(kind);
         pool.asleep.retain(|sleeper| !Arc::ptr_eq(sleeper, &wake));
         pool.small_asleep
             .retain(|sleeper| !Arc::ptr_eq(sleeper, &wake));
-        if timed_out && pool.threads > 1 && pool.is_empty() {
+        if timed_out && kind == Kind::Lengthy && pool.threads > 1 && pool.is_empty() {
             pool.threads -= 1;
             return;
         }
@@ -443,8 +467,37 @@ mod tests {
 
     #[test]
     fn small_ones_go_first_and_large_ones_go_too() {
+        let mut pool = with_both(30);
+        let order: Vec<usize> = std::iter::from_fn(|| pool.take(false))
+            .map(|job| job.bytes)
+            .collect();
+        let first: Vec<usize> = (0..12)
+            .chain([1_000])
+            .chain(12..24)
+            .chain([1_001])
+            .collect();
+        assert_eq!(order[..26], first);
+        assert_eq!(order.len(), 60);
+    }
+
+    #[test]
+    fn the_thread_of_small_ones_waits_its_turn_but_not_for_ever() {
+        let mut pool = with_both(30);
+        let mut taken = || std::iter::from_fn(|| pool.take(true)).count();
+        // Patience may be over meanwhile on a busy machine.
+        let first = taken();
+        assert!(first >= SMALL_IN_A_ROW as usize);
+        std::thread::sleep(PATIENCE);
+        assert!(first == 30 || taken() >= 1);
+        pool.large.clear();
+        std::iter::from_fn(|| pool.take(true)).for_each(drop);
+        assert!(pool.small.is_empty());
+    }
+
+    /// So many small jobs, numbered in `bytes` from 0, and large ones, from 1000.
+    fn with_both(count: usize) -> Pool {
         let mut pool = Pool::default();
-        for number in 0..20 {
+        for number in 0..count {
             let job = |bytes| Job {
                 bytes,
                 run: Box::new(|| ()),
@@ -452,11 +505,7 @@ mod tests {
             pool.large.push_back(job(1_000 + number));
             pool.small.push_back(job(number));
         }
-        let order: Vec<usize> = std::iter::from_fn(|| pool.take(false))
-            .map(|job| job.bytes)
-            .collect();
-        assert_eq!(order[..6], [0, 1, 1_000, 2, 3, 1_001]);
-        assert_eq!(order.len(), 40);
+        pool
     }
 
     #[test]
