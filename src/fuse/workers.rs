@@ -40,7 +40,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const SMALL_BYTES: usize = 128 << 10;
 /// ... except that a larger one follows after this number, so that somebody who creates small files
 /// without pause leaves half of the CPUs to the writer of a large one ...
-const SMALL_IN_A_ROW: u32 = 12;
+const SMALL_IN_A_ROW: u32 = 16;
 /// ... unless all threads are busy with large ones for this time.
 const PATIENCE: Duration = Duration::from_millis(2);
 
@@ -476,7 +476,7 @@ mod tests {
             .chain(12..24)
             .chain([1_001])
             .collect();
-        assert_eq!(order[..26], first);
+        assert_eq!(order[..32], first);
         assert_eq!(order.len(), 60);
     }
 
