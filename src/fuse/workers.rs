@@ -11,7 +11,7 @@
 //! Small READs and WRITEs go before large ones, but only [`SMALL_IN_A_ROW`] of them: bulk requests
 //! must neither delay what others wait for nor starve. Small ones also have a thread of their own,
 //! since Linux pauses threads that have written much to the backing filesystem, for up to 200 ms:
-//! when it is a large one's turn, and none has been started for [`PATIENCE`], that thread goes on.
+//! when it is a large one's turn, and none is started for [`PATIENCE`], that thread goes on.
 //!
 //! Bounds: the kernel sends at most `max_background` requests beyond those that a process waits
 //! for. Once [`QUEUED_BYTES_LIMIT`] of WRITEs are queued, the reading thread serves the next one
@@ -41,7 +41,7 @@ const SMALL_BYTES: usize = 128 << 10;
 /// ... except that a larger one follows after this number, so that somebody who creates small files
 /// without pause leaves half of the CPUs to the writer of a large one ...
 const SMALL_IN_A_ROW: u32 = 16;
-/// ... unless all threads are busy with large ones for this time.
+/// ... unless all threads are busy with large ones for this time: then a few more small ones go.
 const PATIENCE: Duration = Duration::from_millis(2);
 
 /// The pool that runs a job.
@@ -74,10 +74,13 @@ struct Pool {
 
 impl Pool {
     fn take(&mut self, small_only: bool) -> Option<Job> {
-        let is_large_due = self.small_in_a_row >= SMALL_IN_A_ROW && !self.large.is_empty();
-        let may_be_small = !is_large_due || (small_only && self.is_patience_over());
-        if may_be_small && let Some(job) = self.small.pop_front() {
-            self.small_in_a_row += 1;
+        if small_only && self.is_large_due() && self.is_patience_over() {
+            self.small_in_a_row -= SMALL_IN_A_ROW / 4;
+        }
+        if !self.is_large_due()
+            && let Some(job) = self.small.pop_front()
+        {
+            self.small_in_a_row = SMALL_IN_A_ROW.min(self.small_in_a_row + 1);
             self.small_taken_at = Some(Instant::now());
             return Some(job);
         }
@@ -91,6 +94,10 @@ impl Pool {
             sleeper.notify_one();
         }
         self.large.pop_front()
+    }
+
+    fn is_large_due(&self) -> bool {
+        self.small_in_a_row >= SMALL_IN_A_ROW && !self.large.is_empty()
     }
 
     /// True if no small job was taken within [`PATIENCE`].
@@ -471,9 +478,9 @@ mod tests {
         let order: Vec<usize> = std::iter::from_fn(|| pool.take(false))
             .map(|job| job.bytes)
             .collect();
-        let first: Vec<usize> = (0..12)
+        let first: Vec<usize> = (0..16)
             .chain([1_000])
-            .chain(12..24)
+            .chain(16..30)
             .chain([1_001])
             .collect();
         assert_eq!(order[..32], first);
@@ -488,7 +495,7 @@ mod tests {
         let first = taken();
         assert!(first >= SMALL_IN_A_ROW as usize);
         std::thread::sleep(PATIENCE);
-        assert!(first == 30 || taken() >= 1);
+        assert!(first == 30 || taken() >= SMALL_IN_A_ROW as usize / 4);
         pool.large.clear();
         std::iter::from_fn(|| pool.take(true)).for_each(drop);
         assert!(pool.small.is_empty());
