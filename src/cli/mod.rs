@@ -29,6 +29,7 @@ use commands::check::{self, CheckArgs};
 use commands::create::{self, CreateArgs};
 use commands::generate;
 use commands::image::{self, ImageCommand};
+use commands::key::{self, KeyCommand};
 use commands::keygen::{self, KeygenArgs};
 use commands::mount::{self, MOUNT_HELP, MountArgs};
 use commands::salvage::{self, SalvageArgs};
@@ -107,6 +108,9 @@ enum Command {
     /// Make a customer key: RSA, in a file that only its owner may read
     #[command(after_help = "Example:\n  bilayer keygen /media/key.pem --bits 4096")]
     Keygen(KeygenArgs),
+    /// Change the passphrase of a customer key
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Write man pages and completions for shells below a directory
     #[command(
         hide = true,
@@ -170,6 +174,7 @@ fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
         Command::Image(command) => image::run(command),
         Command::Salvage(args) => salvage::run(&args),
         Command::Keygen(args) => keygen::run(&args),
+        Command::Key(command) => key::run(command),
         Command::Generate { dir } => generate::generate(Cli::command(), &dir),
     }?;
     Ok(ExitCode::Done as u8)
@@ -216,6 +221,8 @@ mod tests {
             "check v --repair --jobs 2 --json --quiet --quick",
             "inspect v",
             "keygen f --bits 4096",
+            "key passwd f",
+            "key passwd f --passphrase-file p --new-passphrase-file q",
             "salvage v o",
             "salvage v o --view a --view b --header h --customer-key file:/k --json --quiet",
             "salvage v o --all-views --platform-keystore p --passphrase-file f",

@@ -42,6 +42,31 @@ impl PassphraseSource {
         with_secrets(|| self.get(what, false))
     }
 
+    /// Obtains a passphrase that will protect `what` (a path, which the prompt shows). On a terminal
+    /// the user is asked twice, and again if the two differ.
+    ///
+    /// # Errors
+    /// Kind `KeyUnavailable` if there is no passphrase, or it is empty or too long; `Usage` if the
+    /// two differ.
+    pub fn obtain_new(&self, what: &Path) -> Result<Passphrase, KeyError> {
+        if *self != Self::Prompt {
+            return self.obtain(what);
+        }
+        let shown = what.display();
+        for _ in 0..TRIES {
+            let first = with_secrets(|| ask(what, &format!("New passphrase of {shown}: ")))?;
+            let second =
+                with_secrets(|| ask(what, &format!("New passphrase of {shown}, again: ")))?;
+            if first.expose() == second.expose() {
+                return Ok(first);
+            }
+        }
+        Err(KeyError::new(
+            ErrorKind::Usage,
+            "the two passphrases differ",
+        ))
+    }
+
     fn get(&self, what: &Path, again: bool) -> Result<Passphrase, KeyError> {
         match self {
             Self::None => Err(unavailable(format!(
@@ -58,7 +83,10 @@ impl PassphraseSource {
                 })?;
                 first_line(file, &format!("descriptor {descriptor}"))
             }
-            Self::Prompt => prompt(what, again),
+            Self::Prompt => {
+                let wrong = if again { "Wrong passphrase. " } else { "" };
+                ask(what, &format!("{wrong}Passphrase of {}: ", what.display()))
+            }
         }
     }
 
@@ -95,28 +123,14 @@ impl PassphraseSource {
 const EXPORT: &str = "the export";
 
 impl PassphraseSource {
-    /// Obtains the passphrase for a new export. On a terminal the user is asked twice, and again if
-    /// the two differ.
+    /// Obtains the passphrase for a new export, as [`Self::obtain_new`] does.
     ///
     /// # Errors
-    /// Kind `KeyUnavailable` if there is no passphrase, or it is empty or too long; `Usage` if the
-    /// two differ.
+    /// The errors of [`Self::obtain_new`].
     pub fn obtain_for_export(&self) -> Result<Passphrase, KeyError> {
-        if *self != Self::Prompt {
-            return self
-                .of_export()?
-                .obtain(Path::new(EXPORT))
-                .map_err(with_file_hint);
-        }
-        let again = Path::new("the export, again");
-        for _ in 0..TRIES {
-            let first = self.obtain(Path::new(EXPORT)).map_err(with_file_hint)?;
-            if self.obtain(again)?.expose() == first.expose() {
-                return Ok(first);
-            }
-        }
-        let differ = KeyError::new(ErrorKind::Usage, "the two passphrases differ");
-        Err(with_file_hint(differ))
+        self.of_export()?
+            .obtain_new(Path::new(EXPORT))
+            .map_err(with_file_hint)
     }
 
     /// Obtains the passphrase of an export and passes it to `open`, as [`Self::obtain_that_opens`]
@@ -192,18 +206,15 @@ fn first_line(mut from: impl Read, named: &str) -> Result<Passphrase, KeyError> 
     passphrase(line, named)
 }
 
-fn prompt(what: &Path, again: bool) -> Result<Passphrase, KeyError> {
+/// Asks on the terminal for the passphrase of `what`.
+fn ask(what: &Path, question: &str) -> Result<Passphrase, KeyError> {
     if !io::stdin().is_terminal() {
         return Err(unavailable(format!(
-            "the key {} is encrypted, and there is no terminal to ask for its passphrase",
+            "there is no terminal to ask for the passphrase of {}",
             what.display()
         )));
     }
-    let question = match again {
-        false => format!("Passphrase of {}: ", what.display()),
-        true => format!("Wrong passphrase. Passphrase of {}: ", what.display()),
-    };
-    let line = terminal::ask_secret(&question, MAX_PASSPHRASE_BYTES);
+    let line = terminal::ask_secret(question, MAX_PASSPHRASE_BYTES);
     let line = line.map_err(|error| match interrupt::arrived() {
         Some(_) => KeyError::new(ErrorKind::KeyUnavailable, "no passphrase was given"),
         None => unavailable(format!("cannot ask for the passphrase: {error}")),

@@ -174,3 +174,33 @@ fn the_passphrase_of_an_export_is_asked_for() {
         .path("new/volume.json")
         .exists()));
 }
+
+#[test]
+fn the_new_passphrase_of_a_key_is_asked_for_twice() {
+    let Some(victim) = encrypted("cli-prompt-passwd") else {
+        return;
+    };
+    let place = &victim.place;
+    let (old, new, again) = ("Passphrase of", "New passphrase of", "key.pem, again: ");
+    let answers = [
+        (old, "open sesame\n"),
+        (new, "abra\n"),
+        (again, "cadabra\n"),
+        (new, "abra\n"),
+        (again, "abra\n"),
+    ];
+    let outcome = run_typing(place, "key passwd key.pem", &answers);
+    terminal_is_restored(&outcome, 0);
+    assert!(!outcome.stdout.contains("abra"), "{}", outcome.stdout);
+    write_secret(place, "new", "abra");
+    place.run("mount vol mnt -o passphrase_file=new").done();
+    place.mounted(&place.path("mnt")).unmount();
+    let refused = place.run("mount vol mnt -o passphrase_file=right");
+    crate::fails(&refused, 32, "the passphrase does not open the key");
+    // Ctrl-C at the second question leaves the key as it was.
+    let answers = [(old, "abra\n"), (new, "other\n"), (again, "\x03")];
+    let outcome = run_typing(place, "key passwd key.pem", &answers);
+    terminal_is_restored(&outcome, 130);
+    place.run("mount vol mnt -o passphrase_file=new").done();
+    place.mounted(&place.path("mnt")).unmount();
+}

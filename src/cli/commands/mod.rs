@@ -4,6 +4,7 @@ pub(super) mod check;
 pub(super) mod create;
 pub(super) mod generate;
 pub(super) mod image;
+pub(super) mod key;
 pub(super) mod keygen;
 pub(super) mod mount;
 pub(super) mod salvage;

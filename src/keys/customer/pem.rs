@@ -98,6 +98,20 @@ pub(super) fn parse(
     Ok(key)
 }
 
+/// Reads a PEM block with an encrypted private key, which that passphrase opens.
+pub(super) fn parse_encrypted(
+    text: &[u8],
+    path: &Path,
+    passphrase: &Passphrase,
+) -> Result<RsaPrivateKey, KeyError> {
+    let (_, der) = pem::decode_vec(text).map_err(|_| refused(path, "is a damaged PEM file"))?;
+    let info = EncryptedPrivateKeyInfo::try_from(der.as_slice())
+        .map_err(|_| refused(path, "holds no encrypted private key"))?;
+    let plain = decrypt_with(&info, path, passphrase)?;
+    RsaPrivateKey::from_pkcs8_der(plain.as_bytes())
+        .map_err(|_| refused(path, "holds no usable RSA private key"))
+}
+
 fn private(key: Option<RsaPrivateKey>, path: &Path) -> Result<PemKey, KeyError> {
     key.map(|key| PemKey::Private(Box::new(key)))
         .ok_or_else(|| refused(path, "holds no usable RSA private key"))

@@ -5,6 +5,8 @@
 //! `rsa` are not constant in time (RUSTSEC-2023-0071). A `pure-rust` build uses `rsa` with
 //! blinding.
 
+mod change_passphrase;
+
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -28,6 +30,8 @@ use crate::keys::secret::Passphrase;
 use crate::keys::uri::KeyUri;
 use crate::sys::identity::effective_user;
 use crate::sys::wipe::with_secrets;
+
+pub use change_passphrase::change_passphrase;
 
 /// Length limit of a key file, in bytes.
 pub const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;

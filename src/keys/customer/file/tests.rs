@@ -1,3 +1,4 @@
+use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -319,4 +320,81 @@ fn a_private_key_is_its_owners_alone() {
     let uri = key_file(at, "public", &public_pem());
     set_mode("public", 0o644);
     open(&uri).expect("public keys are for everybody");
+}
+
+#[test]
+fn a_new_passphrase_replaces_the_old_one_and_keeps_the_key() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let source = |name: &str, text: &str| {
+        key_file(at, name, text);
+        PassphraseSource::File(at.join(name))
+    };
+    let (first, second) = (source("first", "one\n"), source("second", "two\n"));
+    let uri = key_file(at, "key", &private_pem());
+    let path = at.join("key");
+    let version = open(&uri).expect("key").describe().key_version.clone();
+    // The key has no passphrase yet, so none is asked for.
+    change_passphrase(&path, &PassphraseSource::None, &first).expect("first");
+    assert_eq!(
+        open(&uri).expect_err("encrypted").kind(),
+        ErrorKind::KeyUnavailable
+    );
+    change_passphrase(&path, &first, &second).expect("second");
+    let old = customer::open(&uri, &first).expect_err("the old one");
+    assert_eq!(old.kind(), ErrorKind::WrongKey);
+    let new = customer::open(&uri, &second).expect("the new one");
+    assert_eq!(new.describe().key_version, version);
+    round_trip(&*new, &*new);
+    let mode = fs::metadata(&path).expect("there").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+}
+
+#[test]
+fn a_refused_change_of_passphrase_changes_nothing() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let source = |name: &str, text: &str| {
+        key_file(at, name, text);
+        PassphraseSource::File(at.join(name))
+    };
+    let (right, wrong) = (source("right", "one\n"), source("wrong", "two\n"));
+    let empty = source("empty", "\n");
+    let path = at.join("key");
+    key_file(at, "key", &private_pem());
+    change_passphrase(&path, &PassphraseSource::None, &right).expect("encrypted");
+    let before = fs::read(&path).expect("text");
+    for (old, new, kind) in [
+        (&wrong, &right, ErrorKind::WrongKey),
+        (&PassphraseSource::None, &right, ErrorKind::KeyUnavailable),
+        (&right, &empty, ErrorKind::KeyUnavailable),
+        (&right, &PassphraseSource::None, ErrorKind::KeyUnavailable),
+    ] {
+        let error = change_passphrase(&path, old, new).expect_err("refused");
+        assert_eq!(error.kind(), kind, "{error}");
+        assert_eq!(fs::read(&path).expect("text"), before);
+    }
+    key_file(at, "public", &public_pem());
+    let error = change_passphrase(&at.join("public"), &right, &right).expect_err("public");
+    assert!(error.to_string().contains("public half"), "{error}");
+    let error = change_passphrase(at, &right, &right).expect_err("a directory");
+    assert!(error.to_string().contains("plain file"), "{error}");
+    let names = fs::read_dir(at).expect("list").count();
+    assert_eq!(names, 5, "nothing is left beside the files");
+}
+
+#[test]
+fn a_link_to_a_key_stays_when_its_passphrase_changes() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let passphrase = PassphraseSource::File(at.join("passphrase"));
+    key_file(at, "passphrase", "one\n");
+    fs::create_dir(at.join("safe")).expect("directory");
+    key_file(&at.join("safe"), "key", &private_pem());
+    std::os::unix::fs::symlink("safe/key", at.join("link")).expect("link");
+    change_passphrase(&at.join("link"), &PassphraseSource::None, &passphrase).expect("changed");
+    let link = fs::symlink_metadata(at.join("link")).expect("link");
+    assert!(link.is_symlink());
+    let uri = KeyUri::from_file(&at.join("safe/key")).expect("absolute");
+    customer::open(&uri, &passphrase).expect("the file behind the link");
 }

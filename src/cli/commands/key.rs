@@ -1,0 +1,58 @@
+//! `bilayer key`: the customer keys of volumes.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+
+use crate::cli::args::{PassphraseArg, passphrase_source};
+use crate::control::paths;
+use crate::diagnostics::UserError;
+use crate::keys::PassphraseSource;
+use crate::keys::customer::file;
+
+/// `bilayer key …`
+#[derive(Subcommand, Debug)]
+pub(in crate::cli) enum KeyCommand {
+    /// Change the passphrase of a private key's file, or encrypt one that had none
+    #[command(
+        after_help = "The key itself stays the same, so volumes are not affected, and copies \
+        of the file keep the old\npassphrase.\n\nExample:\n  bilayer key passwd /media/key.pem"
+    )]
+    Passwd(PasswdArgs),
+}
+
+/// Arguments of `key passwd`.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct PasswdArgs {
+    /// PEM file with the private key
+    file: PathBuf,
+    #[command(flatten)]
+    passphrase: PassphraseArg,
+    /// File whose first line is the new passphrase [default: asked for on the terminal]
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+}
+
+/// Runs one of the commands.
+///
+/// # Errors
+/// A key or a passphrase is not available, or the file cannot be replaced.
+pub(in crate::cli) fn run(command: KeyCommand) -> Result<(), UserError> {
+    match command {
+        KeyCommand::Passwd(args) => change_passphrase(&args),
+    }
+}
+
+fn change_passphrase(args: &PasswdArgs) -> Result<(), UserError> {
+    let path = paths::absolute(&args.file)?;
+    let old = passphrase_source(&args.passphrase)?;
+    let new = match &args.new_passphrase_file {
+        Some(file) => PassphraseSource::File(paths::absolute(file)?),
+        None => PassphraseSource::Prompt,
+    };
+    file::change_passphrase(&path, &old, &new).map_err(|error| UserError::key(doing(&path), &error))
+}
+
+fn doing(path: &Path) -> String {
+    format!("cannot change the passphrase of {}", path.display())
+}
