@@ -1,5 +1,6 @@
-//! bilayer: a FUSE filesystem that keeps everything it stores under two independent layers of
-//! encryption. `docs/ARCHITECTURE.md` is the map; arrows between modules point down only:
+//! bilayer: a FUSE filesystem that encrypts everything it stores in two independent layers.
+//!
+//! `docs/ARCHITECTURE.md` is the map. Modules import only modules below them:
 //!
 //! ```text
 //! cli ─► fuse ─► fs ─► {meta, object} ─► sealed ─► layers ─► store
@@ -26,7 +27,7 @@ pub mod salvage;
 pub mod sealed;
 pub mod snapshot;
 pub mod store;
-pub mod sys;
+pub(crate) mod sys;
 pub mod volume;
 
 #[global_allocator]

@@ -24,7 +24,7 @@ pub(super) struct KeystoreArg {
 }
 
 impl KeystoreArg {
-    /// Where the platform keystore is. The audit begins.
+    /// The directory of the platform keystore. Also starts the audit.
     ///
     /// # Errors
     /// The keystore's directory is not known, or `--audit-log` is empty.
@@ -37,11 +37,11 @@ impl KeystoreArg {
     }
 }
 
-/// Begins the audit: to where an option says, else to the directory of the platform keystore.
-pub(super) fn start_audit(chosen: Option<Destination>, dir: &Path) {
-    let usual = Destination::StateDirectory(dir.to_path_buf(), keystore::IDENTITY);
-    let destination = chosen.unwrap_or_else(|| usual.clone());
-    audit::start(destination, usual, Requester::this_process());
+/// Starts the audit: to the chosen destination, else to the directory of the platform keystore.
+pub(super) fn start_audit(chosen: Option<Destination>, keystore_dir: &Path) {
+    let default = Destination::StateDirectory(keystore_dir.to_path_buf(), keystore::IDENTITY);
+    let destination = chosen.unwrap_or_else(|| default.clone());
+    audit::start(destination, default, Requester::this_process());
 }
 
 #[derive(Args, Debug)]
@@ -51,7 +51,7 @@ pub(super) struct PassphraseArg {
     pub(super) passphrase_file: Option<PathBuf>,
 }
 
-/// What it takes to open a volume that is not mounted.
+/// Options with the sources of the keys that open a volume that is not mounted.
 #[derive(Args, Debug)]
 pub(super) struct OpenArgs {
     #[command(flatten)]
@@ -84,7 +84,7 @@ pub(super) fn keystore_dir(option: Option<&Path>) -> Result<PathBuf, UserError> 
     paths::absolute(&dir)
 }
 
-/// Where a passphrase comes from: a file that was named, else whoever sits there.
+/// The source of a passphrase: the file that an option names, else a prompt on the terminal.
 ///
 /// # Errors
 /// The working directory is not known.

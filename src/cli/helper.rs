@@ -1,4 +1,5 @@
-//! What mount(8) and umount(8) call: `mount.bilayer`, `mount.fuse.bilayer`, `umount.bilayer`.
+//! The helpers that mount(8) and umount(8) call: `mount.bilayer`, `mount.fuse.bilayer`,
+//! `umount.bilayer`, `umount.fuse.bilayer`.
 //!
 //! ```text
 //! mount.TYPE  spec dir [-sfnv] [-N namespace] [-o options] [-t type]
@@ -26,7 +27,7 @@ use crate::diagnostics::UserError;
 use crate::sys::interrupt;
 use crate::sys::mounts::enter_mount_namespace;
 
-/// Which helper.
+/// A helper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Helper {
     /// `mount.bilayer`.
@@ -35,7 +36,7 @@ pub enum Helper {
     Unmount,
 }
 
-/// The arguments, understood.
+/// The parsed arguments.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Arguments {
     operands: Vec<OsString>,
@@ -45,7 +46,7 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// Options may stand before, between or behind the places; `-o` may be repeated; flags may be
+    /// Options may stand before, between or after the operands; `-o` may be repeated; flags may be
     /// joined (`-fv`) and values attached (`-oro`).
     fn parse(
         helper: Helper,
@@ -66,18 +67,22 @@ impl Arguments {
             {
                 None => parsed.operands.push(argument),
                 Some("-") => only_operands = true,
-                Some(flags) => parsed.take(flags, known, &mut arguments)?,
+                Some(flags) => parsed.take_flags(flags, known, &mut arguments)?,
             }
         }
-        let wanted = if helper == Helper::Mount { 2 } else { 1 };
-        if parsed.operands.len() == wanted {
+        let operands = match helper {
+            Helper::Mount => 2,
+            Helper::Unmount => 1,
+        };
+        if parsed.operands.len() == operands {
             Ok(parsed)
         } else {
             Err(usage(helper))
         }
     }
 
-    fn take(
+    /// Takes one argument of flags, and the next argument if it is the value of the last flag.
+    fn take_flags(
         &mut self,
         flags: &str,
         known: &str,
@@ -90,7 +95,7 @@ impl Arguments {
             }
             if !matches!(flag, 'o' | 'N' | 't') {
                 let unknown = UserError::usage(format!("unknown option -{flag}"));
-                return Err(unknown.with_hint(format!("it takes these: -{known}, -N, -o and -t")));
+                return Err(unknown.with_hint(format!("the options are -{known}, -N, -o and -t")));
             }
             let attached = &flags[at + flag.len_utf8()..];
             let value = match attached {
@@ -99,7 +104,7 @@ impl Arguments {
             };
             let missing = || {
                 let error = UserError::usage(format!("option -{flag} needs a value"));
-                error.with_hint("mount.bilayer --help shows what")
+                error.with_hint("see mount.bilayer --help")
             };
             return self.take_value(flag, &value.ok_or_else(missing)?);
         }
@@ -115,13 +120,13 @@ impl Arguments {
                 self.options.push(text.to_owned());
             }
             'N' => self.namespace = Some(PathBuf::from(value)),
-            // The type is what brought us here.
+            // The type: mount(8) has chosen this helper by it.
             _ => {}
         }
         Ok(())
     }
 
-    /// Says what was done where `-v` asks for it, since mount(8) leaves that to its helpers.
+    /// Prints what was done if `-v` asks for it: mount(8) leaves that to its helpers.
     fn report_done(&self, done: fmt::Arguments<'_>) -> Result<(), UserError> {
         if self.has('v') {
             print(&format!("bilayer: {done}.\n"))?;
@@ -142,7 +147,7 @@ impl Helper {
         }
     }
 
-    /// What `--help` and `--version` are answered with; none where neither is among the arguments.
+    /// The answer to `--help` or `--version`; `None` if neither is among the arguments.
     fn answer(self, arguments: &[OsString]) -> Option<String> {
         let asked = |words: &[&str]| {
             let options = arguments.iter().take_while(|argument| *argument != "--");
@@ -159,7 +164,7 @@ impl Helper {
         Some(match self {
             Self::Mount => format!(
                 "Mounts a bilayer volume; called by mount(8).\n\nUsage: {synopsis}\n\n  \
-                 -s  leave out options that nobody knows\n  \
+                 -s  ignore unknown options\n  \
                  -f  only check the arguments\n  \
                  -n  accepted; /etc/mtab is never written\n  \
                  -v  say what was done\n  \
@@ -183,7 +188,7 @@ fn usage(helper: Helper) -> UserError {
     UserError::usage(format!("usage: {}", helper.synopsis()))
 }
 
-/// The whole of a helper program.
+/// The main function of a helper.
 pub fn run(helper: Helper) -> process::ExitCode {
     let log = Log::start(false);
     let result = run_with(helper, std::env::args_os().skip(1), &log);
@@ -240,7 +245,7 @@ fn run_with(
         volume: operand(0),
         dir: operand(1),
         create: false,
-        // Never from fstab: a restored copy is taken once, by somebody who knows.
+        // Not available in fstab: a restored copy must be accepted once and deliberately.
         accept_restored: false,
         new_identity: false,
         foreground: false,
@@ -256,7 +261,7 @@ fn run_with(
     ))
 }
 
-/// Words that nobody knows are an error unless `-s` asks to leave them out.
+/// Parses the mount options. Unknown options are an error unless `-s` asks to ignore them.
 fn mount_options(arguments: &Arguments) -> Result<RequestedOptions, UserError> {
     let (options, directory) = (&arguments.options, working_directory()?);
     let options = options.iter().map(String::as_str);
@@ -265,7 +270,7 @@ fn mount_options(arguments: &Arguments) -> Result<RequestedOptions, UserError> {
     }
     let (options, unknown) = RequestedOptions::parse_sloppy(options, &directory)?;
     if !unknown.is_empty() {
-        tracing::debug!(count = unknown.len(), "unknown mount options left out");
+        tracing::debug!(count = unknown.len(), "unknown mount options ignored");
     }
     Ok(options.with_defaults_of_mount())
 }

@@ -1,7 +1,7 @@
 //! The command line: `bilayer` and the helpers of mount(8).
 //!
-//! Each command is a module of `commands` that knows its arguments and does not know the others;
-//! what several need is in `args`, `session` and `views`. `output` prints.
+//! Each command is a module of `commands` that has its arguments and uses no other command. Code
+//! that several commands share is in `args`, `session` and `views`. `output` prints.
 
 use std::path::PathBuf;
 use std::process;
@@ -99,10 +99,10 @@ enum Command {
     /// Verify everything in a volume, mounted or not, and repair what can be repaired
     #[command(after_help = check::HELP)]
     Check(CheckArgs),
-    /// Show what a volume's superblock says, without any key
+    /// Show the claims of a volume's superblock, without any key
     #[command(after_help = "Example:\n  bilayer inspect /srv/vault")]
     Inspect(InspectArgs),
-    /// Take out of a damaged volume what can be read of it, as plain files
+    /// Copy the readable data of a damaged volume to plain files
     #[command(after_help = salvage::HELP)]
     Salvage(SalvageArgs),
     /// Make a customer key: RSA, in a file that only its owner may read
@@ -122,7 +122,7 @@ enum Command {
     },
 }
 
-/// The whole of the program.
+/// The main function of `bilayer`.
 pub fn run() -> process::ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -144,9 +144,10 @@ pub fn run() -> process::ExitCode {
     process::ExitCode::from(code)
 }
 
-/// Help and version are no failures; everything else is a usage error.
+/// Prints the help, the version or the usage error, and returns the exit code: only the usage error
+/// is a failure.
 fn report_parse_error(error: &clap::Error) -> process::ExitCode {
-    // Nothing is left to be done if even this cannot be printed.
+    // A failure to print cannot be reported.
     let _ = error.print();
     match error.kind() {
         ClapError::DisplayHelp | ClapError::DisplayVersion => process::ExitCode::SUCCESS,
@@ -160,7 +161,10 @@ fn report_parse_error(error: &clap::Error) -> process::ExitCode {
     }
 }
 
-/// Runs a command that ended well, with its exit code.
+/// Runs a command and returns its exit code.
+///
+/// # Errors
+/// The self-test or the command fails.
 fn execute(command: Command, log: &Log) -> Result<u8, UserError> {
     prepare_process()?;
     match command {
@@ -198,7 +202,11 @@ fn prepare_process() -> Result<(), UserError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use super::*;
+    use crate::daemon::options::RequestedOptions;
 
     #[test]
     fn the_parser_is_sound() {
@@ -278,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_timers_service_runs_a_command_that_there_is() {
+    fn the_service_of_the_timer_runs_an_existing_command() {
         let unit = include_str!("../../mount-helper/systemd/bilayer-snapshot@.service");
         let value = |beginning| {
             let line = unit.lines().find_map(|line| line.strip_prefix(beginning));
@@ -293,21 +301,48 @@ mod tests {
         Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
     }
 
-    #[test]
-    fn every_option_of_mount_is_in_its_help() {
-        let documented = include_str!("../daemon/options.rs");
-        let table = documented
+    /// The options in the table of the module that parses them, such as `ro` and `workers=N`.
+    fn parsed_options() -> BTreeSet<String> {
+        let module = include_str!("../daemon/options/mod.rs");
+        let rows = module
             .lines()
-            .filter(|line| line.starts_with("//! | `"));
-        let words: Vec<&str> = table
-            .flat_map(|line| line.split('|').nth(1).unwrap_or_default().split('`'))
-            .map(|word| word.trim().trim_end_matches(','))
-            .map(|word| word.split('=').next().unwrap_or_default())
-            .filter(|word| !word.is_empty() && *word != "default_permissions" && *word != "on\\")
-            .collect();
-        assert!(words.len() > 20, "{words:?}");
-        for word in words {
-            assert!(MOUNT_HELP.contains(word), "{word}");
+            .filter_map(|line| line.strip_prefix("//! | `"));
+        let cells = rows.filter_map(|row| Some(row.split_once(" | ")?.0.replace('`', "")));
+        cells
+            .flat_map(|cell| split_names(&cell.replace("\\|", "|")))
+            .collect()
+    }
+
+    /// The options that a help text lists: the first column of the lines below "Options (-o):".
+    fn listed_options(help: &str) -> BTreeSet<String> {
+        let lines = help.lines().skip_while(|line| *line != "Options (-o):");
+        lines
+            .skip(1)
+            .map_while(|line| line.strip_prefix("  "))
+            .filter(|line| !line.starts_with(' '))
+            .flat_map(|line| split_names(line.split("  ").next().unwrap_or_default()))
+            .collect()
+    }
+
+    fn split_names(cell: &str) -> Vec<String> {
+        let names = cell.split([',', ' ']).filter(|name| !name.is_empty());
+        names.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn parser_help_and_man_page_have_the_same_options() {
+        let parsed = parsed_options();
+        assert!(parsed.len() > 30, "{parsed:?}");
+        assert_eq!(listed_options(MOUNT_HELP), parsed);
+        let command = Cli::command().find_subcommand("mount").unwrap().clone();
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command).render(&mut page).unwrap();
+        let page = String::from_utf8(page).unwrap().replace("\\-", "-");
+        assert_eq!(listed_options(&page), parsed);
+        for option in parsed {
+            let known = RequestedOptions::parse_sloppy([&*option], Path::new("/"))
+                .map_or(true, |(_, unknown)| unknown.is_empty());
+            assert!(known, "{option}");
         }
     }
 

@@ -1,10 +1,10 @@
 //! Which snapshots `--keep-…` keeps: a pure function of their times.
 //!
-//! As `restic forget` and `borg prune` have it: each rule looks at the newest snapshots first and
-//! keeps the newest one of each of the last N hours (days, weeks, months, years) that have one; an
-//! hour without a snapshot does not count. What any rule keeps stays. Hours and days are those of
-//! the local time zone, weeks begin on Monday (ISO 8601). A clock that is put back for an hour in
-//! autumn gives that hour twice.
+//! The rules are those of `restic forget` and `borg prune`: each rule keeps the newest snapshot of
+//! each of the last N hours (days, weeks, months, years) that have one; an hour without a snapshot
+//! does not count. A snapshot that any rule keeps stays. Hours and days are those of the local time
+//! zone, weeks begin on Monday (ISO 8601). The hour that the end of summer time repeats counts as
+//! two.
 
 use clap::Args;
 use jiff::tz::{Offset, TimeZone};
@@ -12,61 +12,58 @@ use jiff::{Timestamp, Zoned};
 
 use crate::daemon::size::parse_count;
 
-/// The rules; `None` keeps nothing by itself.
+/// The rules; a rule that is `None` keeps nothing.
 #[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Keep {
     /// Keep the newest N
-    #[arg(
-        long = "keep-last",
-        value_name = "N",
-        allow_negative_numbers = true,
-        value_parser = parse_count
-    )]
-    pub(crate) last: Option<usize>,
+    #[arg(long = "keep-last", value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_count)]
+    pub(super) last: Option<usize>,
     /// Keep the newest of each of the last N hours that have one
-    #[arg(
-        long = "keep-hourly",
-        value_name = "N",
-        allow_negative_numbers = true,
-        value_parser = parse_count
-    )]
+    #[arg(long = "keep-hourly", value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_count)]
     pub(super) hourly: Option<usize>,
     /// Likewise of days, in local time
-    #[arg(
-        long = "keep-daily",
-        value_name = "N",
-        allow_negative_numbers = true,
-        value_parser = parse_count
-    )]
+    #[arg(long = "keep-daily", value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_count)]
     pub(super) daily: Option<usize>,
     /// Likewise of weeks, which begin on Monday
-    #[arg(
-        long = "keep-weekly",
-        value_name = "N",
-        allow_negative_numbers = true,
-        value_parser = parse_count
-    )]
+    #[arg(long = "keep-weekly", value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_count)]
     pub(super) weekly: Option<usize>,
     /// Likewise of months
-    #[arg(
-        long = "keep-monthly",
-        value_name = "N",
-        allow_negative_numbers = true,
-        value_parser = parse_count
-    )]
+    #[arg(long = "keep-monthly", value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_count)]
     pub(super) monthly: Option<usize>,
     /// Likewise of years
-    #[arg(
-        long = "keep-yearly",
-        value_name = "N",
-        allow_negative_numbers = true,
-        value_parser = parse_count
-    )]
+    #[arg(long = "keep-yearly", value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_count)]
     pub(super) yearly: Option<usize>,
 }
 
-/// A period of local time: year, a number within it, and what else distinguishes two.
-type Period = (i16, i16, i8, Offset);
+/// A period of local time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Period {
+    year: i16,
+    /// The number of the day, week or month within the year; 0 for a whole year.
+    number: i16,
+    /// `None` for a period of a day or longer.
+    hour: Option<Hour>,
+}
+
+/// An hour of a day. The offset from UTC distinguishes the two hours at the end of summer time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Hour {
+    hour: i8,
+    offset: Offset,
+}
+
+impl Period {
+    const fn long(year: i16, number: i16) -> Self {
+        let hour = None;
+        Self { year, number, hour }
+    }
+}
 
 impl Keep {
     /// True when no rule was given.
@@ -74,8 +71,8 @@ impl Keep {
         *self == Self::default()
     }
 
-    /// For each of these times whether its snapshot is kept. The order does not matter; of equal
-    /// times the later one in the list counts as the newer.
+    /// Returns for each time whether its snapshot is kept. The order does not matter; of equal times
+    /// the later one in the list counts as newer.
     pub(crate) fn kept(&self, times: &[Timestamp], zone: &TimeZone) -> Vec<bool> {
         let mut newest_first: Vec<usize> = (0..times.len()).collect();
         newest_first.sort_by_key(|&at| std::cmp::Reverse((times[at], at)));
@@ -107,31 +104,35 @@ impl Keep {
 }
 
 fn hour(time: &Zoned) -> Period {
-    (time.year(), time.day_of_year(), time.hour(), time.offset())
+    let (hour, offset) = (time.hour(), time.offset());
+    Period {
+        hour: Some(Hour { hour, offset }),
+        ..day(time)
+    }
 }
 
 fn day(time: &Zoned) -> Period {
-    (time.year(), time.day_of_year(), 0, Offset::UTC)
+    Period::long(time.year(), time.day_of_year())
 }
 
 fn week(time: &Zoned) -> Period {
     let week = time.date().iso_week_date();
-    (week.year(), i16::from(week.week()), 0, Offset::UTC)
+    Period::long(week.year(), i16::from(week.week()))
 }
 
 fn month(time: &Zoned) -> Period {
-    (time.year(), i16::from(time.month()), 0, Offset::UTC)
+    Period::long(time.year(), i16::from(time.month()))
 }
 
 fn year(time: &Zoned) -> Period {
-    (time.year(), 0, 0, Offset::UTC)
+    Period::long(time.year(), 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What is kept of these times, in the order in which they are given.
+    /// The times whose snapshots are kept, in the given order.
     fn kept<'a>(keep: &Keep, times: &[&'a str], zone: &TimeZone) -> Vec<&'a str> {
         let parsed: Vec<Timestamp> = times.iter().map(|time| time.parse().unwrap()).collect();
         let kept = keep.kept(&parsed, zone);

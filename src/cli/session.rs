@@ -1,12 +1,12 @@
-//! Where an operation on snapshots and images is performed.
+//! Performs operations on snapshots and images: where the volume is held.
 //!
-//! - If the volume is mounted, and its daemon proves it ([`crate::control::locate`]): by the
-//!   daemon, over the control socket.
-//! - If it was named by its mount, root's or this user's, and the daemon does not answer this
-//!   user: by `mkdir`, `rmdir`, `rename` and `readdir` in that mount, as far as they go. The daemon
-//!   decides who may.
-//! - If a process holds it that cannot be asked: not at all; the operation is refused.
-//! - If it is not mounted: by this process, which opens the volume under its lock.
+//! - The volume is mounted, and its daemon proves it ([`crate::control::locate`]): the daemon
+//!   performs the operation, over the control socket.
+//! - The command named a mount of root or of this user, and its daemon does not answer this user:
+//!   this process uses `mkdir`, `rmdir`, `rename` and `readdir` in that mount, if they suffice. The
+//!   daemon decides whether the user may.
+//! - A process that cannot be asked holds the volume: the operation is refused.
+//! - The volume is not mounted: this process opens it under its lock.
 
 use std::fs;
 use std::io;
@@ -21,6 +21,7 @@ use crate::control::locate::{Holder, Located, NamedMount, find};
 use crate::control::report::ViewReport;
 use crate::control::request::{self, Kind, Operation, Passphrase};
 use crate::control::response::{Outcome, Receiver, Views};
+use crate::control::wire::VERSION_HINT;
 use crate::daemon::mount::open_with_retry;
 use crate::daemon::operations::perform;
 use crate::diagnostics::{ExitCode, UserError};
@@ -31,7 +32,7 @@ use crate::store::directory::DirectoryStore;
 use crate::sys::location::Location;
 use crate::volume::{OpenOptions, Volume};
 
-/// What it takes to open a volume that is not mounted.
+/// The sources of the keys that open a volume that is not mounted.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     /// The platform keystore.
@@ -44,9 +45,9 @@ pub(crate) struct Keys {
 pub(crate) struct Session {
     /// The volume's directory, for people.
     pub(crate) volume: PathBuf,
-    /// Which directory that is, where it is known.
+    /// The id of that directory, if it is known.
     pub(crate) directory: Option<DirectoryId>,
-    /// Device number of its mount.
+    /// Device number of its mount, if a daemon has proved that it serves it.
     pub(crate) mount: Option<u64>,
     backend: Backend,
 }
@@ -84,8 +85,8 @@ enum Backend {
 }
 
 impl Session {
-    /// Finds a volume by its directory or by where it is mounted. `writes`: what will be asked
-    /// changes the volume.
+    /// Finds a volume by its directory or by where it is mounted. `writes` is true if an operation
+    /// will change the volume.
     ///
     /// # Errors
     /// There is no volume, it cannot be opened, or its holder cannot be asked.
@@ -151,6 +152,15 @@ impl Session {
     }
 }
 
+/// The error for an outcome that does not belong to the operation.
+pub(crate) fn unexpected_outcome(operation: &Operation, outcome: &Outcome) -> UserError {
+    UserError::new(
+        ExitCode::System,
+        format!("{}: unexpected answer {outcome:?}", operation.doing()),
+    )
+    .with_hint(VERSION_HINT)
+}
+
 fn open_here(located: &Located, writes: bool, keys: &Keys) -> Result<Arc<Filesystem>, UserError> {
     let doing = || format!("cannot open the volume {}", located.path.display());
     let volume = open_volume(located, writes, keys)?;
@@ -161,8 +171,11 @@ fn open_here(located: &Located, writes: bool, keys: &Keys) -> Result<Arc<Filesys
     Filesystem::open(volume, options).map_err(|error| UserError::filesystem(doing(), &error))
 }
 
-/// The operation as another process can do it: it has no terminal of this user's, and none of the
-/// files that only this process has open.
+/// Changes an operation so that the daemon can perform it: the daemon has neither this user's
+/// terminal nor the files that only this process has open.
+///
+/// # Errors
+/// A passphrase file is no plain file, such as a pipe of this process.
 fn for_daemon(operation: &Operation) -> Result<Operation, UserError> {
     let mut operation = operation.clone();
     let files = match &mut operation {
@@ -177,8 +190,8 @@ fn for_daemon(operation: &Operation) -> Result<Operation, UserError> {
         }
         _ => [None, None],
     };
-    let special = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| !found.is_file());
-    match files.into_iter().flatten().find(special) {
+    let is_special = |path: &PathBuf| fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+    match files.into_iter().flatten().find(is_special) {
         Some(path) => Err(UserError::new(
             ExitCode::Key,
             format!(
@@ -192,7 +205,8 @@ fn for_daemon(operation: &Operation) -> Result<Operation, UserError> {
     }
 }
 
-/// A passphrase as a process without a terminal can have it; its file, if it is in one.
+/// Turns a prompt into no passphrase, for a process without a terminal. Returns the passphrase's
+/// file, if there is one.
 fn without_terminal(passphrase: &mut Passphrase) -> Option<PathBuf> {
     if *passphrase == Passphrase::Prompt {
         *passphrase = Passphrase::None;
@@ -216,8 +230,8 @@ fn perform_in_mount(
         | Operation::List { kind } => *kind,
         _ => Kind::Snapshot,
     };
-    // Reached from the mount that was named, which is held open, and checked to be in it: whatever
-    // is mounted or renamed meanwhile, it is that one.
+    // Opened relative to the named mount, which is held open, and verified to be in it: mounts and
+    // renames in the meantime cannot redirect it.
     let dir = Location::open_at(&mount.location, Path::new(kind.directory()))
         .and_then(|dir| check_in_mount(mount, kind, dir))
         .map_err(|error| missing_views_directory(operation, kind, &error))?;
@@ -334,10 +348,11 @@ fn check_name(operation: &Operation, kind: Kind, name: &str) -> Result<(), UserE
     Ok(())
 }
 
-/// The daemon's error for a failed system call, as far as its number tells.
+/// Translates a failed system call into the error that the daemon would have reported, as far as the
+/// error number identifies it.
 fn explain(operation: &Operation, kind: Kind, name: &str, error: &io::Error) -> UserError {
     let (kind, name) = (kind.into(), name.to_owned());
-    let told = match error.raw_os_error() {
+    let view_error = match error.raw_os_error() {
         Some(libc::ENOENT) => ViewError::NotFound { kind, name },
         Some(libc::EEXIST) => ViewError::Exists { kind, name },
         Some(libc::EBUSY) => ViewError::Busy { kind, name },
@@ -348,5 +363,5 @@ fn explain(operation: &Operation, kind: Kind, name: &str, error: &io::Error) -> 
         _ if error.kind() == io::ErrorKind::AlreadyExists => ViewError::Exists { kind, name },
         _ => return UserError::io(operation.doing(), error),
     };
-    UserError::view(operation.doing(), &told)
+    UserError::view(operation.doing(), &view_error)
 }

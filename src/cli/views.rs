@@ -1,4 +1,4 @@
-//! Listing and deleting snapshots and images, which both commands do alike.
+//! Listing and deleting views, for both `bilayer snapshot` and `bilayer image`.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ pub(super) struct ListArgs {
 pub(super) struct DeleteArgs {
     /// Directory of the volume, or where it is mounted
     pub(crate) volume: PathBuf,
-    /// Which
+    /// Their names
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
     #[command(flatten)]
@@ -84,10 +84,10 @@ fn unknown() -> String {
     "-".to_owned()
 }
 
-/// Deletes views of either kind; at the first that cannot be, it ends.
+/// Deletes views of either kind, and stops at the first failure.
 ///
 /// # Errors
-/// The volume cannot be opened, or the first view that cannot be deleted.
+/// The volume cannot be opened, or a view cannot be deleted.
 pub(crate) fn delete(kind: Kind, args: &DeleteArgs) -> Result<(), UserError> {
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
     let deleted = args.names.iter().try_for_each(|name| {

@@ -31,7 +31,7 @@ pub(super) fn directories(uid: u32) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The name under which a daemon is looked for.
+/// The name under which a command looks for a daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Address {
     /// The volume's directory.
@@ -49,9 +49,9 @@ impl Address {
     }
 }
 
-/// Why a directory for sockets of `uid` is not trusted; `None` if it is the user's alone.
+/// Why a directory for sockets of `uid` is not trusted; `None` if only that user can write to it.
 pub(super) fn untrusted_directory(dir: &Path, metadata: &Metadata, uid: u32) -> Option<Obstacle> {
-    let found = if !metadata.is_dir() {
+    let problem = if !metadata.is_dir() {
         "is no directory".to_owned()
     } else if metadata.uid() != uid {
         format!("belongs to user {}", metadata.uid())
@@ -62,12 +62,12 @@ pub(super) fn untrusted_directory(dir: &Path, metadata: &Metadata, uid: u32) -> 
     };
     Some(Obstacle::UntrustedDirectory {
         dir: dir.to_path_buf(),
-        wanted: uid,
-        found,
+        user: uid,
+        problem,
     })
 }
 
-/// Creates the directory, or verifies that an existing one is this user's alone.
+/// Creates the directory, or verifies that only this user can write to an existing one.
 ///
 /// # Errors
 /// The directory cannot be created, or another user can write to it.
@@ -91,7 +91,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn does_not_share_its_directory() {
+    fn a_directory_for_sockets_is_not_shared() {
         let dir = tempfile::tempdir().unwrap();
         let own = dir.path().join("own");
         create_private_directory(&own).unwrap();

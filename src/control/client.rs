@@ -26,7 +26,7 @@ pub(crate) struct ControlClient {
 }
 
 impl ControlClient {
-    /// Connects to a socket of this user; `None` if there is none. Reasons for a failure are added
+    /// Connects to a socket of user `uid`; `None` if there is none. Adds the reasons for a failure
     /// to `obstacles`. A connection proves nothing by itself.
     pub(crate) fn connect(
         address: Address,

@@ -17,7 +17,7 @@ pub(super) struct Connection {
     pub(super) peer: PeerCredentials,
 }
 
-/// Connects to a socket of this user; `None` if there is none. Reasons for a failure are added to
+/// Connects to a socket of user `uid`; `None` if there is none. Adds the reasons for a failure to
 /// `obstacles`.
 pub(super) fn connect(
     address: Address,
@@ -35,19 +35,20 @@ pub(super) fn connect(
         })
 }
 
-/// Connects to a socket in one directory of this user.
+/// Connects to a socket in one directory of user `uid`; `None` if there is none.
 ///
 /// # Errors
-/// The socket or its directory is not trusted, closed to this user, or of a dead daemon.
+/// The socket or its directory is not trusted; or this process may not connect; or the daemon is
+/// dead.
 pub(super) fn connect_in(dir: &Path, name: &str, uid: u32) -> Result<Option<Connection>, Obstacle> {
-    let denied = |error: io::Error| match error.kind() {
+    let classify = |error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied => Err(Obstacle::Denied(uid)),
         io::ErrorKind::ConnectionRefused => Err(Obstacle::Dead),
         _ => Ok(None),
     };
     let metadata = match fs::symlink_metadata(dir) {
         Ok(metadata) => metadata,
-        Err(error) => return denied(error),
+        Err(error) => return classify(error),
     };
     if let Some(obstacle) = untrusted_directory(dir, &metadata, uid) {
         return Err(obstacle);
@@ -55,14 +56,14 @@ pub(super) fn connect_in(dir: &Path, name: &str, uid: u32) -> Result<Option<Conn
     let path = dir.join(name);
     let stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
-        Err(error) => return denied(error),
+        Err(error) => return classify(error),
     };
     match peer_credentials(&stream) {
         Ok(peer) if peer.uid == uid => Ok(Some(Connection { stream, peer })),
         Ok(peer) => Err(Obstacle::Foreign {
             path,
-            wanted: uid,
-            found: peer.uid,
+            user: uid,
+            owner: peer.uid,
         }),
         Err(_) => Ok(None),
     }

@@ -13,7 +13,7 @@ use crate::sys::files::{self, Access, FileType};
 use crate::sys::location::{Identity, Location, fixed_path, identity, location_info};
 use crate::volume::LOCK_NAME;
 
-/// Device and inode of a directory, which name a volume however its path is written.
+/// Device and inode of a directory: the identity of a volume, however its path is spelled.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub(crate) struct DirectoryId {
     /// Device number.
@@ -65,7 +65,7 @@ impl VolumeDirectory {
     /// The directory of a location.
     ///
     /// # Errors
-    /// The location is no directory, or this process may have no more descriptors.
+    /// The location is no directory, or this process may open no more descriptors.
     pub(crate) fn at(location: &Location) -> io::Result<Self> {
         Self::new(location.as_fd().try_clone_to_owned()?)
     }
@@ -76,13 +76,13 @@ impl VolumeDirectory {
     /// The descriptor is no directory.
     pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         let directory = File::from(descriptor);
-        let found = identity(&directory)?;
-        if !found.is_directory {
+        let identity = identity(&directory)?;
+        if !identity.is_directory {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         Ok(Self {
-            id: DirectoryId::of(found),
-            owner: found.owner,
+            id: DirectoryId::of(identity),
+            owner: identity.owner,
             path: fs::read_link(fixed_path(&directory))?,
             directory,
         })
@@ -91,7 +91,7 @@ impl VolumeDirectory {
     /// A second handle to the directory.
     ///
     /// # Errors
-    /// This process may have no more descriptors.
+    /// This process may open no more descriptors.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             directory: self.directory.try_clone()?,
@@ -110,7 +110,7 @@ impl VolumeDirectory {
     /// enough to lock it on every local filesystem.
     ///
     /// # Errors
-    /// There is no lock that this user may open, or it is no plain file.
+    /// There is no `lock`, this user may not open it, or it is no plain file.
     pub(super) fn open_lock(&self) -> io::Result<File> {
         let open = |access| files::open_file_at(&self.directory, LOCK_NAME, access);
         let lock = match open(Access::ReadWrite) {
@@ -138,7 +138,7 @@ impl VolumeDirectory {
         })
     }
 
-    /// True when somebody holds its lock.
+    /// True if some process holds its lock.
     ///
     /// # Errors
     /// The lock cannot be opened.

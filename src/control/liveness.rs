@@ -1,7 +1,8 @@
 //! Reading responses that may take any time, as long as the daemon is alive.
-//! A long operation (a check, an export) is not interrupted, and waiting for a daemon that is
-//! stopped or hangs comes to an end. After some seconds of silence a notice says what the command
-//! waits for.
+//!
+//! A long operation (a check, an export) is not interrupted, and a command does not wait for ever
+//! for a daemon that is stopped or hangs. After some seconds of silence a notice says what the
+//! command waits for.
 
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,7 +16,7 @@ use crate::diagnostics::notice;
 use crate::sys::deadline::within;
 
 /// How many pings in a row a daemon may leave unanswered.
-const UNANSWERED_PINGS_MAX: u32 = 3;
+pub(crate) const UNANSWERED_PINGS_MAX: u32 = 3;
 
 /// A stream that can wait as long as the daemon is alive.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl WaitingStream {
     /// stream's own timeout.
     ///
     /// # Errors
-    /// The stream takes no timeout.
+    /// The timeout of the stream cannot be set.
     pub(super) fn wait_while_alive(&mut self, probe: Option<LivenessProbe>) -> io::Result<()> {
         self.probe = probe;
         match probe {
@@ -85,12 +86,12 @@ impl Read for WaitingStream {
 
 /// True if the daemon answers a ping with any line.
 pub(crate) fn is_alive(address: Address, user: u32) -> bool {
-    let asked = within(RESPONSE_TIMEOUT, move || {
+    let answer = within(RESPONSE_TIMEOUT, move || {
         let connection = connect(address, user, &mut Vec::new())?;
         let mut stream = &connection.stream;
         stream.set_read_timeout(Some(RESPONSE_TIMEOUT)).ok()?;
         stream.write_all(&wire::encode(&Request::Ping).ok()?).ok()?;
         read_line(&mut BufReader::new(stream.take(LINE_BYTES))).ok()
     });
-    asked.flatten().is_some()
+    answer.flatten().is_some()
 }

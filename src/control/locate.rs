@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | the root of one of our mounts | the mount's device | that mount, and its volume's lock |
 //! | a directory | device and inode of the directory | the lock of that directory |
+//!
 //! If no daemon proves itself, [`Holder`] says what may be done without one.
 
 use std::io;
@@ -109,7 +110,9 @@ impl Located {
 /// Finds the volume that a path names.
 ///
 /// # Errors
-/// Nothing is there; or it is a mount, and its daemon is not certain.
+/// The path leads nowhere, to no directory, or through a mount that does not answer; or it is a
+/// bilayer mount that cannot be used without its daemon, and no daemon has proved that it serves
+/// it.
 pub(crate) fn find(path: &Path) -> Result<Located, UserError> {
     let failed =
         |error: io::Error| UserError::io(format_args!("cannot find {}", path.display()), &error);
@@ -133,7 +136,7 @@ pub(crate) fn find_by_mount_source(mount: &MountInfo) -> Result<Located, UserErr
         find(&mount.source)
     } else {
         let dir = mount.dir.display();
-        let message = format!("it is not known which volume was mounted on {dir}");
+        let message = format!("cannot tell which volume was mounted on {dir}");
         Err(UserError::new(ExitCode::System, message).with_hint("name the volume's directory"))
     }
 }
@@ -142,7 +145,7 @@ fn find_mounted(location: Location, info: MountInfo) -> Result<Located, UserErro
     match daemon_of_mount(&location, &info) {
         Ok(daemon) => Ok(Located::proven(daemon)),
         Err(obstacles) => {
-            let what = format!("it is not sure which volume is on {}", info.dir.display());
+            let failure = format!("cannot tell which volume is on {}", info.dir.display());
             let state = mount_state::mount_state(&location);
             if state == MountState::Dead {
                 Err(mount_state::dead_mount_error(
@@ -150,9 +153,9 @@ fn find_mounted(location: Location, info: MountInfo) -> Result<Located, UserErro
                     &info,
                 ))
             } else if !can_use_without_daemon(&info, &obstacles) {
-                Err(refusal(what, &obstacles))
+                Err(refusal(failure, &obstacles))
             } else if state == MountState::Silent {
-                Err(refusal(what, &[Obstacle::Silent]))
+                Err(refusal(failure, &[Obstacle::Silent]))
             } else {
                 Ok(Located {
                     path: info.dir.clone(),
@@ -165,25 +168,26 @@ fn find_mounted(location: Location, info: MountInfo) -> Result<Located, UserErro
     }
 }
 
-/// A mount of root or of this user is trusted even if its daemon may not be asked. A mount whose
-/// daemon is silent, or does not prove itself, is not used.
+/// True if a mount can be used although no daemon has proved that it serves it: a mount of root or
+/// of this user whose daemon this user may not ask. A mount whose daemon is silent, or answers
+/// without a proof, is not used.
 fn can_use_without_daemon(mount: &MountInfo, obstacles: &[Obstacle]) -> bool {
     let trusted = mount
         .owner()
         .is_some_and(|owner| owner == 0 || owner == effective_user());
-    let harmless = |obstacle: &Obstacle| {
+    let could_not_ask = |obstacle: &Obstacle| {
         matches!(
             obstacle,
             Obstacle::Denied(_) | Obstacle::UntrustedDirectory { .. } | Obstacle::Foreign { .. }
         )
     };
-    trusted && mount.root == Path::new("/") && obstacles.iter().all(harmless)
+    trusted && mount.root == Path::new("/") && obstacles.iter().all(could_not_ask)
 }
 
 /// Finds the daemon of a mount.
 ///
 /// # Errors
-/// The reasons why no daemon could be asked; none if none was found.
+/// The reasons why no daemon could be asked; an empty list if there is no socket.
 pub(crate) fn daemon_of_mount(
     location: &Location,
     mount: &MountInfo,
@@ -206,11 +210,12 @@ pub(crate) fn daemon_of_mount(
     Err(obstacles)
 }
 
-/// Finds the daemon that serves a mount, to wait until it has closed its volume. The claim of a
-/// daemon of root or of this user suffices; any other daemon must prove it.
+/// Finds the daemon that serves a mount, to wait until it has closed its volume, and the volume's
+/// directory. The claim of a daemon of root or of this user suffices; any other daemon must prove
+/// it.
 ///
 /// # Errors
-/// The reasons why no daemon could be asked; none if none was found.
+/// The reasons why no daemon could be asked; an empty list if there is no socket.
 pub(crate) fn server_of_mount(
     location: &Location,
     mount: &MountInfo,
@@ -226,13 +231,13 @@ pub(crate) fn server_of_mount(
     };
     let device = info.device;
     for user in candidate_users_of_mount(mount) {
-        let found = with_connection(
+        let server = with_connection(
             Address::Mount(device),
             user,
             &mut obstacles,
             move |control| proof::request_mount_claim(control, device),
         );
-        if let Some(server) = found {
+        if let Some(server) = server {
             return Ok(server);
         }
     }
@@ -309,17 +314,17 @@ fn warn_of_untrusted_directories(obstacles: &[Obstacle]) {
     }
 }
 
-/// The volume is held, and no daemon has proved that it is the holder.
+/// The error if a volume is held and no daemon has proved that it is the holder.
 fn in_use_error(
     directory: &VolumeDirectory,
     obstacles: &[Obstacle],
     mounts: &[MountInfo],
 ) -> UserError {
-    let what = format!(
-        "the volume {} is in use, and who has it cannot be asked",
+    let failure = format!(
+        "the volume {} is in use by a process that cannot be asked",
         directory.path.display()
     );
-    let error = refusal(what, obstacles);
+    let error = refusal(failure, obstacles);
     let error = UserError {
         code: ExitCode::InUse,
         ..error
@@ -335,23 +340,25 @@ fn in_use_error(
     }
 }
 
-/// Mounts of root and of this user whose source is this directory. No more than a hint.
+/// Mounts of root and of this user whose source is this directory. They are only a hint: a source
+/// can be any text.
 pub(crate) fn hinted_mounts(directory: &VolumeDirectory) -> Vec<MountInfo> {
-    let is_it =
-        |source: &Path| DirectoryId::of_path(source).is_ok_and(|found| found == directory.id);
-    mountinfo::hinted(&[0, effective_user()], is_it).unwrap_or_default()
+    let is_directory =
+        |source: &Path| DirectoryId::of_path(source).is_ok_and(|id| id == directory.id);
+    mountinfo::hinted(&[0, effective_user()], is_directory).unwrap_or_default()
 }
 
 fn daemon_of_directory(directory: &VolumeDirectory) -> Result<ProvenDaemon, Vec<Obstacle>> {
     let mut obstacles = Vec::new();
     let address = Address::Volume(directory.id);
-    let found = candidate_users(directory)
+    candidate_users(directory)
         .into_iter()
-        .find_map(|user| connect_and_prove(address, user, Some(directory), &mut obstacles));
-    found.ok_or(obstacles)
+        .find_map(|user| connect_and_prove(address, user, Some(directory), &mut obstacles))
+        .ok_or(obstacles)
 }
 
-/// Connects to this user's daemon and requests its proof.
+/// Connects to a daemon of `user` and requests its proof. Adds the reasons for a failure to
+/// `obstacles`.
 fn connect_and_prove(
     address: Address,
     user: u32,
@@ -370,7 +377,8 @@ fn connect_and_prove(
     })
 }
 
-/// Connects to this user's daemon and runs `then`, in a thread that is abandoned at the timeout.
+/// Connects to a daemon of `user` and runs `then`, in a thread that is abandoned at the timeout.
+/// Adds the reasons for a failure to `obstacles`.
 fn with_connection<T: Send + 'static>(
     address: Address,
     user: u32,
@@ -382,7 +390,7 @@ fn with_connection<T: Send + 'static>(
             "waiting for a daemon of user {user} to answer"
         ));
     };
-    let asked = within_notifying(
+    let answered = within_notifying(
         Deadlines {
             note: NOTICE_AFTER,
             give_up: PROOF_TIMEOUT,
@@ -399,7 +407,7 @@ fn with_connection<T: Send + 'static>(
             (reached, encountered)
         },
     );
-    let Some((reached, encountered)) = asked else {
+    let Some((reached, encountered)) = answered else {
         obstacles.push(Obstacle::Silent);
         return None;
     };

@@ -8,9 +8,12 @@
 //! | `wire`, `line` | the encoding of the messages, with its version |
 //! | `directory`, `proof` | the volume's directory, and the daemon's proof that it holds it |
 //! | `locate` | which volume a path names, and which process holds it |
-//! | `health`, `mount_state`, `liveness` | whether a daemon lives, and waiting as long as it does |
+//! | `health` | the state of a volume, as `status` shows it |
+//! | `mount_state` | whether a mount is still served |
+//! | `liveness` | waiting for a response as long as the daemon is alive |
 //! | `obstacle` | why a daemon cannot be asked |
 //! | `paths` | paths of the command line |
+//!
 //! The name of a socket proves nothing: a command has the daemon prove that it holds the volume's
 //! lock. A daemon answers only root and its own user. No secret crosses the socket: a passphrase is
 //! named by its file, and an exported image is sealed.

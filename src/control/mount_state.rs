@@ -1,4 +1,5 @@
 //! Whether a mount is still served, and opening paths that lead to one.
+//!
 //! Access to a mount whose daemon is dead, stopped or hangs may block; so a separate process tries
 //! it first ([`probe`]), for a limited time.
 
@@ -14,7 +15,7 @@ use crate::sys::deadline::{Deadlines, within_notifying};
 use crate::sys::location::Location;
 use crate::sys::probe;
 
-/// How long a mount may take to answer when it is asked whether its daemon lives.
+/// How long a mount may take to answer a probe.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// After how long a notice says what the command waits for.
@@ -37,7 +38,7 @@ pub(crate) fn mount_state(mount: &Location) -> MountState {
         return MountState::Alive;
     };
     let note = || notice(format_args!("waiting for a mount to answer"));
-    let asked = within_notifying(
+    let answer = within_notifying(
         Deadlines {
             note: NOTICE_AFTER,
             give_up: LIMIT,
@@ -45,14 +46,14 @@ pub(crate) fn mount_state(mount: &Location) -> MountState {
         note,
         move || probe::statistics(mount.as_fd(), LIMIT),
     );
-    match asked.flatten() {
+    match answer.flatten() {
         None => MountState::Silent,
         Some(Err(error)) if is_dead(&error) => MountState::Dead,
         Some(_) => MountState::Alive,
     }
 }
 
-/// True for the errors with which the kernel answers for a dead daemon.
+/// True for the errors that the kernel returns for a mount whose daemon is dead.
 pub(crate) fn is_dead(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -69,8 +70,8 @@ pub(crate) fn mount_and_state(path: &Path) -> Option<(MountInfo, MountState)> {
 
 /// The bilayer mount whose root is at a path, if its daemon is dead.
 pub(crate) fn dead_mount(path: &Path) -> Option<MountInfo> {
-    let (mount, mount_state) = mount_and_state(path)?;
-    (mount_state == MountState::Dead).then_some(mount)
+    let (mount, state) = mount_and_state(path)?;
+    (state == MountState::Dead).then_some(mount)
 }
 
 /// The bilayer mount whose root is at a location.
@@ -97,12 +98,9 @@ pub(crate) fn open_path(path: &Path) -> Result<Location, UserError> {
         );
     }
     Location::open(path).map_err(|error| {
-        let above = path.ancestors().skip(1);
-        let dead_one = match is_dead(&error) {
-            true => above.filter_map(dead_mount).next(),
-            false => None,
-        };
-        match dead_one {
+        let mut above = path.ancestors().skip(1);
+        let dead = is_dead(&error).then(|| above.find_map(dead_mount));
+        match dead.flatten() {
             Some(mount) => dead_mount_error(&doing, &mount),
             None => UserError::io(doing, &error),
         }
@@ -111,11 +109,10 @@ pub(crate) fn open_path(path: &Path) -> Result<Location, UserError> {
 
 /// The error of an operation on a mount whose daemon is dead.
 pub(crate) fn dead_mount_error(doing: &str, mount: &MountInfo) -> UserError {
-    let next = Health::DaemonDead.next_command(&mount.source, Some(&mount.dir));
-    let failure = UserError::new(ExitCode::System, format!("{doing}: {DAEMON_DEAD}"));
-    match next {
-        Some(next) => failure.with_hint(next),
-        None => failure,
+    UserError {
+        code: ExitCode::System,
+        message: format!("{doing}: {DAEMON_DEAD}"),
+        hint: Health::DaemonDead.next_command(&mount.source, Some(&mount.dir)),
     }
 }
 

@@ -10,31 +10,31 @@ use crate::diagnostics::{ExitCode, UserError};
 pub(crate) enum Obstacle {
     /// The directory for sockets is not its user's alone: others may have created sockets in it.
     #[error(
-        "{} should be user {wanted}'s alone, and {found}: nothing in it is trusted",
+        "{} should be user {user}'s alone, but it {problem}: nothing in it is trusted",
         .dir.display()
     )]
     UntrustedDirectory {
         /// The directory.
         dir: PathBuf,
         /// The user who should own it.
-        wanted: u32,
-        /// What is wrong with it.
-        found: String,
+        user: u32,
+        /// What is wrong with it: the rest of a sentence that begins with "it".
+        problem: String,
     },
-    /// Only that user and root are answered.
+    /// Daemons of this user answer only that user and root.
     #[error("daemons of user {0} do not answer this user")]
     Denied(u32),
     /// The socket belongs to another user.
-    #[error("{} is a socket of user {found}, not of user {wanted}", .path.display())]
+    #[error("{} is a socket of user {owner}, not of user {user}", .path.display())]
     Foreign {
         /// The socket.
         path: PathBuf,
         /// The user who should own it.
-        wanted: u32,
+        user: u32,
         /// The user who owns it.
-        found: u32,
+        owner: u32,
     },
-    /// The process that made the socket is no more.
+    /// The process that created the socket has ended.
     #[error("{DAEMON_DEAD}")]
     Dead,
     /// The daemon does not answer.
@@ -53,11 +53,11 @@ impl Obstacle {
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::UntrustedDirectory { dir, .. } => format!(
-                "see who made it: ls -ld {0}; then remove it: rm -r {0}; and mount the volume \
+                "see who created it: ls -ld {0}; then remove it: rm -r {0}; and mount the volume \
                  again",
                 dir.display()
             ),
-            Self::Foreign { path, .. } => format!("see who made it: ls -l {}", path.display()),
+            Self::Foreign { path, .. } => format!("see who created it: ls -l {}", path.display()),
             Self::Denied(_) => "root and the user who mounted it may ask".to_owned(),
             Self::Closing => "wait until it has ended, and try again".to_owned(),
             Self::Dead => "bilayer unmount DIR && bilayer mount VOLUME DIR".to_owned(),
@@ -65,17 +65,17 @@ impl Obstacle {
                 "look at the daemon and its log; bilayer unmount --force ends it".to_owned()
             }
             Self::Unproven(_) => {
-                "unmount it and mount it again; what was mounted by an older version does not \
-                 prove itself"
+                "unmount it and mount it again; daemons of an older version cannot prove it"
                     .to_owned()
             }
         }
     }
 }
 
-/// The error of a command that is refused because it cannot be certain.
-pub(crate) fn refusal(what: String, obstacles: &[Obstacle]) -> UserError {
-    let refused = |why: &str| UserError::new(ExitCode::System, format!("{what}: {why}"));
+/// The error of a command that is refused because it cannot be certain. Its message is `failure`
+/// and the most informative obstacle.
+pub(crate) fn refusal(failure: String, obstacles: &[Obstacle]) -> UserError {
+    let refused = |why: &str| UserError::new(ExitCode::System, format!("{failure}: {why}"));
     // An answer of the daemon itself says more than a reason why it was not reached.
     let rank = |obstacle: &&Obstacle| match obstacle {
         Obstacle::Unproven(_) => 0,
@@ -86,8 +86,8 @@ pub(crate) fn refusal(what: String, obstacles: &[Obstacle]) -> UserError {
     };
     match obstacles.iter().min_by_key(rank) {
         Some(obstacle) => refused(&obstacle.to_string()).with_hint(obstacle.hint()),
-        None => refused("no daemon of it can be found from here")
-            .with_hint("it may run where /run is another one, as in a container: ask there"),
+        None => refused("no daemon for it can be found from here")
+            .with_hint("it may run where /run is another directory, as in a container: ask there"),
     }
 }
 
@@ -99,8 +99,8 @@ mod tests {
     fn the_most_informative_obstacle_is_reported() {
         let untrusted_directory = Obstacle::UntrustedDirectory {
             dir: "/tmp/x".into(),
-            wanted: 7,
-            found: "belongs to user 8".to_owned(),
+            user: 7,
+            problem: "belongs to user 8".to_owned(),
         };
         let all = [
             Obstacle::Denied(0),

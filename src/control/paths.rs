@@ -15,10 +15,11 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, UserError> {
 }
 
 /// The absolute path without symbolic links, as `/proc/self/mountinfo` has it. If the path cannot
-/// be resolved, as with a mount point whose filesystem does not answer, only its parent is.
+/// be resolved (it does not exist, or is a mount point whose filesystem does not answer), only its
+/// parent is.
 pub(crate) fn without_links(path: &Path) -> PathBuf {
-    if let Ok(found) = std::fs::canonicalize(path) {
-        return found;
+    if let Ok(resolved) = std::fs::canonicalize(path) {
+        return resolved;
     }
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     match (
@@ -32,17 +33,17 @@ pub(crate) fn without_links(path: &Path) -> PathBuf {
 
 /// The absolute spellings of a path with symbolic links: as written, and with its parent resolved.
 pub(crate) fn possible_paths(path: &Path) -> Vec<PathBuf> {
-    let Ok(daemon_file) = std::path::absolute(path) else {
+    let Ok(absolute) = std::path::absolute(path) else {
         return Vec::new();
     };
     // Without a trailing slash.
-    let daemon_file: PathBuf = daemon_file.components().collect();
-    let in_parent = daemon_file.parent().zip(daemon_file.file_name());
+    let absolute: PathBuf = absolute.components().collect();
+    let in_parent = absolute.parent().zip(absolute.file_name());
     let in_parent =
         in_parent.and_then(|(parent, name)| Some(std::fs::canonicalize(parent).ok()?.join(name)));
-    let mut named: Vec<PathBuf> = in_parent.into_iter().chain([daemon_file]).collect();
-    named.dedup();
-    named
+    let mut spellings: Vec<PathBuf> = in_parent.into_iter().chain([absolute]).collect();
+    spellings.dedup();
+    spellings
 }
 
 /// A file that the daemon writes while the volume is mounted.
@@ -53,8 +54,8 @@ pub(crate) enum DaemonFile {
     Audit,
 }
 
-/// Refuses a mount point that would cover such a file: the daemon could then reach the file only
-/// through its own mount, or not at all.
+/// Refuses to mount on `dir` if the mount would cover a file of the daemon: the daemon could then
+/// reach the file only through its own mount, or not at all.
 ///
 /// # Errors
 /// A usage error that names the file and the option that moves it.
@@ -153,9 +154,9 @@ mod tests {
         assert_eq!(possible_paths(Path::new("/")), [Path::new("/")]);
     }
 
-    /// As that of a user whose home directory is the mount point.
+    /// As if a user mounted on their home directory.
     #[test]
-    fn a_mount_does_not_cover_the_keystore() {
+    fn a_mount_that_covers_the_keystore_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().canonicalize().unwrap();
         let keystore = home.join(".local/platform");

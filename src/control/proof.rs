@@ -1,30 +1,33 @@
-//! How a daemon proves that it has a volume, and how the asker checks it.
+//! How a daemon proves that it holds a volume, and how a command verifies the proof.
 //!
-//! A name proves nothing: what `/proc/self/mountinfo` calls the source of a mount is any text that
-//! whoever mounted chose, and a socket is made by whoever may write to its directory. So whoever
-//! connects asks `prove` first, and is given, over the socket, the open file description of the
-//! volume's `lock` that the daemon holds, the volume's directory, and the device number of its
-//! mount. Only uid 0 and the daemon's own user are answered at all.
+//! A name proves nothing. The source of a mount in `/proc/self/mountinfo` is any text that the user
+//! who mounted it chose, and whoever may write to a directory can create a socket in it. So a
+//! command sends `prove` first. The daemon answers with the device number of its mount and passes
+//! two descriptors over the socket: the open file description of the volume's `lock` that it holds,
+//! and the volume's directory. A daemon answers only uid 0 and its own user.
 //!
-//! The asker believes a daemon of uid 0 and one of its own user, root also one of the user who owns
-//! the volume's directory and its `lock`; and that only when
+//! A command trusts daemons of uid 0 and of its own user. Root also trusts a daemon of the user who
+//! owns both the volume's directory and its `lock`. The command accepts the proof if
 //!
-//! 1. the directory is the one that the command means, where it named one, by device and inode;
-//! 2. `lock` in it, opened anew without following a link, is a plain file, and the same one by
-//!    device and inode as the description that was handed over;
-//! 3. the asker's own lock on it fails (EWOULDBLOCK): somebody holds it;
-//! 4. a lock on the description that was handed over succeeds: it is that one that holds it.
+//! 1. the directory has the device and inode of the directory that the command named, if it named
+//!    one;
+//! 2. `lock` in that directory, opened without following a link, is a plain file with the device
+//!    and inode of the received description;
+//! 3. an attempt to lock the newly opened `lock` fails (EWOULDBLOCK): some process holds the lock;
+//! 4. an attempt to lock the received description succeeds: this description holds the lock.
 //!
-//! What is handed over is looked at as the kernel remembers it, and a directory on somebody else's
-//! FUSE mount is not looked into: the filesystem could keep the asker waiting past its own end.
+//! The command takes the attributes of both descriptors from the kernel's cache. It opens nothing
+//! in a directory on another user's FUSE mount. In both cases that filesystem could otherwise block
+//! the command, beyond the reach of any signal.
 //!
-//! Then it is closed, at once: as long as the asker has it open, the lock outlives the daemon. It
-//! is close-on-exec, and an asker makes no process meanwhile.
+//! The command closes the received description as soon as it is verified: while it is open, the
+//! lock outlives the daemon. The description is close-on-exec, and the command starts no process
+//! while it has it.
 //!
-//! On a medium that cannot be written to, several may share the lock to read. Then 3 is the same,
-//! and instead of 4 the kernel's list of what that description holds (`/proc/self/fdinfo`) must
-//! have the lock: locking it would turn an exclusive lock into a shared one. Where not even a
-//! shared lock can be had, the daemon has no proof, says so, and is asked nothing.
+//! On a read-only medium several processes may share the lock. There step 4 would turn an exclusive
+//! lock into a shared one, so instead the kernel's list of the locks that the description holds
+//! (`/proc/self/fdinfo`) must contain the lock. If not even a shared lock can be taken, the daemon
+//! answers that it has no proof, and the command asks it nothing else.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -46,35 +49,36 @@ use crate::sys::location::{fixed_path, identity};
 use crate::volume::{LOCK_NAME, Volume};
 
 /// Longest answer to `prove`, in bytes.
-const ANSWER_BYTES: usize = 4096;
+const ANSWER_BYTES_MAX: usize = 4096;
 
 // ---- the daemon's side --------------------------------------------------------------------------
 
-/// Sends the proof that this process holds the volume; `volume` is `None` once it no longer does.
+/// Sends the proof that this process holds the volume in `directory`; `volume` is `None` once it
+/// no longer does. `mount` is the device number of the mount, if there is one.
 ///
 /// # Errors
 /// The peer has closed the connection.
 pub(crate) fn prove(
     to: &UnixStream,
     volume: Option<&Volume>,
-    name: DirectoryId,
+    directory: DirectoryId,
     mount: Option<u64>,
 ) -> io::Result<()> {
     let held = volume.and_then(Volume::held_lock);
-    let no_lock = volume.is_some() && held.is_none();
-    let why = "it is on a medium that cannot be written to, whose lock cannot be had";
+    let has_no_lock = volume.is_some() && held.is_none();
+    let no_lock = "the volume is on a read-only medium, and its lock cannot be taken";
     let claim = Claim {
         mount,
-        volume: Some(name),
+        volume: Some(directory),
         exclusive: held.is_some_and(|held| held.exclusive),
         closing: volume.is_none(),
-        error: no_lock.then(|| why.to_owned()),
+        error: has_no_lock.then(|| no_lock.to_owned()),
     };
     let line = wire::encode(&Response::Proof(claim))?;
-    let shown = held.map(|held| [held.file, held.directory]);
-    let shown = shown.as_ref().map_or(&[][..], |pair| pair);
+    let evidence = held.map(|held| [held.file, held.directory]);
+    let evidence = evidence.as_ref().map_or(&[][..], |both| both);
     let mut rest = &*line;
-    let mut sent = descriptors::send(to, rest, shown)?;
+    let mut sent = descriptors::send(to, rest, evidence)?;
     while sent < rest.len() {
         rest = &rest[sent..];
         sent = descriptors::send(to, rest, &[])?;
@@ -87,7 +91,7 @@ pub(crate) fn prove(
 /// A daemon that has proved that it holds a volume.
 #[derive(Debug)]
 pub(crate) struct ProvenDaemon {
-    /// The connection over which it did.
+    /// The connection over which it proved this.
     pub(crate) control: ControlClient,
     /// The volume's directory.
     pub(crate) directory: VolumeDirectory,
@@ -102,21 +106,21 @@ struct Evidence {
     exclusive: bool,
 }
 
-/// Requests the proof that the peer holds a volume, namely `expected` if that is given.
+/// Requests the proof that the peer holds a volume: `expected` if that is given, else any.
 ///
 /// # Errors
-/// The daemon is silent or ending, or the step of the proof that failed.
+/// The daemon is silent or ending, or a step of the proof fails; the error names the step.
 pub(super) fn request_proof(
     control: ControlClient,
     expected: Option<&VolumeDirectory>,
 ) -> Result<ProvenDaemon, Obstacle> {
-    let (claim, handed) = read_claim(&control)?;
+    let ReceivedClaim { claim, descriptors } = request_claim(&control)?;
     if let Some(error) = claim.error {
         return Err(Obstacle::Unproven(error));
     }
     let unproven = |error: io::Error| Obstacle::Unproven(error.to_string());
-    let Ok([lock, directory]) = <[OwnedFd; 2]>::try_from(handed) else {
-        return Err(Obstacle::Unproven("it handed nothing over".to_owned()));
+    let Ok([lock, directory]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        return Err(Obstacle::Unproven("it sent no descriptors".to_owned()));
     };
     let evidence = Evidence {
         lock: File::from(lock),
@@ -131,9 +135,10 @@ pub(super) fn request_proof(
     })
 }
 
-/// Asks a daemon of root or of this user whether it serves the mount with this device number. That
-/// is enough to wait for its end, even if its lock is lost. The returned directory is its address
-/// until then: the kernel reuses the device number as soon as the mount is gone.
+/// Asks a daemon of root or of this user whether it serves the mount with this device number. The
+/// claim is enough to wait for the daemon's end, even if its lock is lost. The returned directory
+/// is the daemon's address until its end: the kernel reuses the device number as soon as the mount
+/// is gone.
 ///
 /// # Errors
 /// The daemon is silent or ending, serves another mount, or is of another user.
@@ -141,7 +146,7 @@ pub(super) fn request_mount_claim(
     control: ControlClient,
     device: u64,
 ) -> Result<(ControlClient, DirectoryId), Obstacle> {
-    let (claim, _) = read_claim(&control)?;
+    let claim = request_claim(&control)?.claim;
     let peer = control.peer.uid;
     if claim.mount != Some(device) {
         Err(Obstacle::Unproven("it has another mount".to_owned()))
@@ -151,58 +156,66 @@ pub(super) fn request_mount_claim(
     } else if let Some(volume) = claim.volume {
         Ok((control, volume))
     } else {
-        Err(Obstacle::Unproven("it does not say of what".to_owned()))
+        Err(Obstacle::Unproven("it does not name its volume".to_owned()))
     }
 }
 
-fn read_claim(control: &ControlClient) -> Result<(Claim, Vec<OwnedFd>), Obstacle> {
-    let received = receive(control.stream()).map_err(|error| match error.kind() {
+/// The answer to `prove`.
+struct ReceivedClaim {
+    claim: Claim,
+    descriptors: Vec<OwnedFd>,
+}
+
+fn request_claim(control: &ControlClient) -> Result<ReceivedClaim, Obstacle> {
+    let received = exchange(control.stream()).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Obstacle::Silent,
         _ => Obstacle::Unproven(error.to_string()),
     })?;
-    if received.0.closing {
+    if received.claim.closing {
         return Err(Obstacle::Closing);
     }
     Ok(received)
 }
 
-fn receive(mut stream: &UnixStream) -> io::Result<(Claim, Vec<OwnedFd>)> {
+/// Sends `prove` and reads the answer, within the response timeout.
+fn exchange(mut stream: &UnixStream) -> io::Result<ReceivedClaim> {
     use std::io::Write;
-    let end = Instant::now() + RESPONSE_TIMEOUT;
+    let deadline = Instant::now() + RESPONSE_TIMEOUT;
     stream.write_all(&wire::encode(&Request::Prove)?)?;
-    let (mut line, mut handed) = (Vec::new(), Vec::new());
+    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
     while line.last() != Some(&b'\n') {
-        let left = end.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         if left < Duration::from_millis(1) {
             return Err(io::ErrorKind::TimedOut.into());
         }
         stream.set_read_timeout(Some(left))?;
         let mut bytes = [0; 512];
         let (count, more) = descriptors::receive(stream, &mut bytes)?;
-        handed.extend(more);
+        descriptors.extend(more);
         line.extend_from_slice(&bytes[..count]);
-        let too_much = line.len() > ANSWER_BYTES || handed.len() > descriptors::DESCRIPTORS_MAX;
-        if count == 0 || too_much {
+        let is_too_long =
+            line.len() > ANSWER_BYTES_MAX || descriptors.len() > descriptors::DESCRIPTORS_MAX;
+        if count == 0 || is_too_long {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "it does not understand what is asked",
+                "it does not understand the request",
             ));
         }
     }
     match wire::decode(&line)? {
-        Response::Proof(claim) => Ok((claim, handed)),
+        Response::Proof(claim) => Ok(ReceivedClaim { claim, descriptors }),
         Response::Failed(failure) => Err(io::Error::other(failure.message)),
         _ => Err(DecodeError::Malformed.into()),
     }
 }
 
-/// True if user `asker` trusts a daemon of user `peer` with a volume that belongs to `owner`;
-/// `None`: directory and lock belong to different users.
+/// True if user `asker` trusts a daemon of user `peer` with a volume that belongs to `owner`.
+/// `owner` is `None` if directory and lock belong to different users.
 fn is_trusted(asker: u32, peer: u32, owner: Option<u32>) -> bool {
     peer == 0 || peer == asker || (asker == 0 && owner == Some(peer))
 }
 
-/// Verifies the steps of the proof, listed at the top of this file. The error says which one
+/// Verifies the steps of the proof, which the top of this file lists. The error names the step that
 /// failed.
 fn check(
     evidence: &Evidence,
@@ -213,7 +226,7 @@ fn check(
     let directory = expected.unwrap_or(&evidence.directory);
     if directory.id != evidence.directory.id {
         let other = evidence.directory.path.display();
-        return Err(format!("it has another one, {other}"));
+        return Err(format!("it holds another volume, {other}"));
     }
     let lock_error =
         |error: io::Error| format!("{LOCK_NAME} in {}: {error}", directory.path.display());
@@ -221,16 +234,16 @@ fn check(
         return Err(untrusted_peer(peer, directory));
     }
     if peer != 0 && peer != asker && directory.may_hang(asker) {
-        return Err("its directory is where another user answers for every look".to_owned());
+        return Err("its directory is on a FUSE mount of another user".to_owned());
     }
     let lock = directory.open_lock().map_err(lock_error)?;
-    let found = identity(&lock).map_err(lock_error)?;
-    let owner = (found.owner == directory.owner).then_some(directory.owner);
+    let opened = identity(&lock).map_err(lock_error)?;
+    let owner = (opened.owner == directory.owner).then_some(directory.owner);
     if !is_trusted(asker, peer, owner) {
         return Err(untrusted_peer(peer, directory));
     }
-    let handed = identity(&evidence.lock).map_err(lock_error)?;
-    if DirectoryId::of(found) != DirectoryId::of(handed) {
+    let received = identity(&evidence.lock).map_err(lock_error)?;
+    if DirectoryId::of(opened) != DirectoryId::of(received) {
         return Err("it has locked another file".to_owned());
     }
     match lock.try_lock() {
@@ -327,8 +340,8 @@ mod tests {
             "it has locked another file"
         );
         let refused = check(&evidence, me, me, Some(&other.directory())).unwrap_err();
-        assert!(refused.starts_with("it has another one"), "{refused}");
-        // The lock that is held is not the one that is there now.
+        assert!(refused.starts_with("it holds another volume"), "{refused}");
+        // The file that is locked is no longer the one in the directory.
         fs::remove_file(held.top.path().join(LOCK_NAME)).unwrap();
         assert!(refusal_of(&held, &held.lock, true).contains("lock in "));
         File::create(held.top.path().join(LOCK_NAME)).unwrap();
@@ -349,7 +362,7 @@ mod tests {
         check(&held.evidence(&again, false), me, me, None).unwrap();
         again.unlock().unwrap();
         assert!(check(&held.evidence(&again, false), me, me, None).is_err());
-        // An exclusive one that is said to be shared stays what it is.
+        // An exclusive lock that the daemon calls shared stays exclusive.
         held.lock.unlock().unwrap();
         held.lock.try_lock().unwrap();
         check(&held.evidence(&held.lock, false), me, me, None).unwrap();
@@ -384,29 +397,29 @@ mod tests {
             (1000, 1001, Some(1000), false),
             (1000, 1001, None, false),
         ] {
-            let found = is_trusted(asker, peer, owner);
-            assert_eq!(found, expected, "{asker} {peer} {owner:?}");
+            let trusted = is_trusted(asker, peer, owner);
+            assert_eq!(trusted, expected, "{asker} {peer} {owner:?}");
         }
     }
 
     #[test]
     fn the_claim_that_is_sent_is_received() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let name = DirectoryId {
+        let id = DirectoryId {
             device: 1,
             inode: 2,
         };
-        prove(&ours, None, name, Some(7)).unwrap();
-        let (claim, handed) = receive(&theirs).unwrap();
-        assert_eq!((claim.mount, claim.volume), (Some(7), Some(name)));
-        assert!(claim.closing && handed.is_empty());
+        prove(&ours, None, id, Some(7)).unwrap();
+        let ReceivedClaim { claim, descriptors } = exchange(&theirs).unwrap();
+        assert_eq!((claim.mount, claim.volume), (Some(7), Some(id)));
+        assert!(claim.closing && descriptors.is_empty());
         // A peer that sends nothing, too much or nonsense.
         drop(ours);
-        assert!(receive(&theirs).is_err());
+        assert!(exchange(&theirs).is_err());
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         use std::io::Write;
-        ours.write_all(&[b'x'; ANSWER_BYTES + 1]).unwrap();
-        let error = receive(&theirs).unwrap_err();
+        ours.write_all(&[b'x'; ANSWER_BYTES_MAX + 1]).unwrap();
+        let error = exchange(&theirs).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -23,10 +23,10 @@ use crate::volume::{self, Volume};
 /// The report of a volume. No field is secret.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Its state, in the words of [`crate::control::health`].
+    /// The volume's state, in the words of [`crate::control::health`].
     #[serde(default)]
     pub(crate) health: String,
-    /// The command to type next, where there is something to do.
+    /// The command that repairs this state, if there is one.
     #[serde(default)]
     pub(crate) next: Option<String>,
     /// The volume's directory.
@@ -40,7 +40,7 @@ pub(crate) struct Report {
     pub(crate) view: Option<ViewReport>,
     /// Its mounts in this mount namespace.
     pub(crate) mounts: Vec<MountReport>,
-    /// Processes in other mount namespaces that keep it mounted, where it is not mounted here.
+    /// Processes in other mount namespaces that keep it mounted, if it is not mounted here.
     #[serde(default)]
     pub(crate) held_by: Vec<u32>,
     /// The process that has it mounted.
@@ -48,7 +48,7 @@ pub(crate) struct Report {
     /// The directory of the volume that this is a copy of, or may be.
     #[serde(serialize_with = "as_text_if_any")]
     pub(crate) copy_of: Option<PathBuf>,
-    /// What the superblock says.
+    /// The contents of the superblock.
     pub(crate) header: HeaderReport,
     /// The fingerprint of the customer DEK; needs the keys.
     pub(crate) fingerprint: Option<String>,
@@ -78,7 +78,7 @@ pub(crate) struct ViewReport {
     pub(crate) created: Option<Timestamp>,
     /// The generation that it shows.
     pub(crate) generation: Option<u64>,
-    /// Bytes of sealed pages that only this view holds: deleting it frees them.
+    /// Bytes of sealed pages that only this view refers to: deleting it frees them.
     pub(crate) used_bytes: Option<u64>,
     /// Bytes of sealed pages that it refers to.
     pub(crate) refers_bytes: Option<u64>,
@@ -146,7 +146,7 @@ pub(crate) struct DaemonReport {
     pub(crate) read_only: bool,
 }
 
-/// What the superblock says.
+/// The contents of the superblock.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct HeaderReport {
     /// The format version.
@@ -163,7 +163,8 @@ pub(crate) struct HeaderReport {
     pub(crate) key_mode: String,
     /// All key sets.
     pub(crate) key_sets: Vec<KeySetReport>,
-    /// The volume, and the image where there is one, that it was made from.
+    /// What the volume was made from: `VOLUME-ID/IMAGE`, or `VOLUME-ID` for a copy that was given a
+    /// new identity.
     pub(crate) provenance: Option<String>,
     /// The contents came from another machine or key holder.
     pub(crate) foreign: bool,
@@ -195,7 +196,7 @@ pub(crate) struct WrapReport {
     pub(crate) algorithm: String,
 }
 
-/// What the keystore remembers.
+/// The keystore's record of the volume.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct RecordReport {
     /// The id of the last known incarnation.
@@ -211,7 +212,7 @@ pub(crate) struct RecordReport {
     /// The directory that is the volume.
     #[serde(serialize_with = "as_text_if_any")]
     pub(crate) directory: Option<PathBuf>,
-    /// When the record was last written by somebody who may write to the volume: RFC 3339, UTC.
+    /// When a process that may write to the volume last wrote the record: RFC 3339, UTC.
     pub(crate) written: Option<String>,
 }
 
@@ -267,7 +268,7 @@ pub(crate) fn record_report(record: &VolumeRecord) -> RecordReport {
         header_sequence: record.header_sequence,
         customer_key: record.customer_key.clone(),
         clean: record.clean,
-        directory: record.directory.as_ref().map(|it| it.path.clone()),
+        directory: record.directory.as_ref().map(|known| known.path.clone()),
         written: record.written.and_then(utc),
     }
 }
@@ -360,7 +361,7 @@ pub(crate) fn to_json(report: &Report) -> Result<String, UserError> {
 pub(crate) mod tests {
     use super::*;
 
-    /// A report with text in it that must not reach a terminal as it is.
+    /// A report with control characters, which must not reach a terminal.
     pub(crate) fn odd_report() -> Report {
         Report {
             volume: "/srv/vol\x1b[1m".into(),
@@ -380,7 +381,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn json_goes_both_ways() {
+    fn a_report_survives_a_round_trip_through_json() {
         let report = odd_report();
         let json = to_json(&report).unwrap();
         assert!(!json.contains('\n'));

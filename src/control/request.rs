@@ -11,8 +11,8 @@
 //! | `Stays`, after `Wait` | none: the mount was not unmounted, and the command stops waiting |
 //! | `Operation` | `View`, `Change`, `Finding`, `Progress`, `Bytes`, and at last `Done` |
 //!
-//! Any of them may be answered with `Failed` ([`super::response`]). How both are written is in
-//! [`super::wire`].
+//! The response to any of them may be `Failed` ([`super::response`]). [`super::wire`] encodes
+//! requests and responses.
 
 use std::path::{Path, PathBuf};
 
@@ -44,11 +44,11 @@ pub(crate) enum Request {
     Operation(Operation),
 }
 
-/// The part of a remount that concerns the daemon.
+/// The state of a mount that a remount asks of the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Remount {
-    /// Nothing may be written from now on.
+    /// Nothing may be written.
     pub(crate) read_only: bool,
     /// When access times change.
     pub(crate) access_times: AccessTimes,
@@ -181,7 +181,7 @@ pub(crate) enum Operation {
         /// Only this path of the volume.
         path: Option<PathBytes>,
     },
-    /// Makes a volume from an image.
+    /// Makes a new volume from an image.
     Deploy {
         /// The image.
         image: String,
@@ -191,7 +191,7 @@ pub(crate) enum Operation {
         customer_key: Option<String>,
         /// The passphrase of that key.
         passphrase: Passphrase,
-        /// Largest size of the contents; `None`: as the source.
+        /// Largest size of the contents; `None`: that of the source.
         size_bytes: Option<u64>,
         /// The new volume's keystore; `None`: that of the source.
         keystore: Option<PathBytes>,
@@ -200,7 +200,8 @@ pub(crate) enum Operation {
     Export {
         /// The image.
         image: String,
-        /// The passphrase under which the platform key travels.
+        /// The file with the passphrase that wraps the platform key in the stream; `None`: the
+        /// receiver must have the platform keystore.
         passphrase_file: Option<PathBytes>,
         /// The receiver's customer key; `None`: the key of the source.
         customer_key: Option<String>,
@@ -225,7 +226,7 @@ impl Operation {
         )
     }
 
-    /// The beginning of an error message about the operation: `cannot …`.
+    /// The beginning of an error message about the operation: "cannot …".
     pub(crate) fn doing(&self) -> String {
         match self {
             Self::List { kind } => format!("cannot list the {}s", kind.name()),
@@ -251,9 +252,9 @@ impl Operation {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Passphrase {
-    /// There is none.
+    /// The key has no passphrase.
     None,
-    /// The terminal is asked, which a daemon does not have.
+    /// A prompt on the terminal, which a daemon does not have.
     Prompt,
     /// The first line of a file.
     File(PathBytes),

@@ -46,7 +46,8 @@ pub(crate) enum Response {
 pub(crate) struct Claim {
     /// Device number of its mount; `None` before it has mounted.
     pub(super) mount: Option<u64>,
-    /// The directory that is its address. That it holds this volume, the descriptors must show.
+    /// The volume's directory, which is the daemon's address. Only the descriptors prove that the
+    /// daemon holds this volume.
     pub(super) volume: Option<DirectoryId>,
     /// The lock is exclusive.
     pub(super) exclusive: bool,
@@ -65,8 +66,8 @@ pub(crate) struct Closed {
     pub(crate) error: Option<String>,
 }
 
-/// A [`UserError`] on the socket: a command ends alike whether the daemon or the command itself did
-/// the work.
+/// A [`UserError`] on the socket. A command ends in the same way whether the daemon or the command
+/// itself did the work.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     code: u8,
@@ -115,7 +116,7 @@ pub(crate) struct ChangeReport {
     pub(crate) change: Difference,
     /// The path.
     pub(crate) path: PathBytes,
-    /// Where it was, of what was renamed.
+    /// The former path, if it was renamed.
     pub(crate) from: Option<PathBytes>,
     /// It is a directory.
     pub(crate) directory: bool,
@@ -146,15 +147,15 @@ pub(crate) struct DeployReport {
     pub(crate) inodes: u64,
     /// Objects in the new volume.
     pub(crate) objects: u64,
-    /// Objects that have the source's bytes by a hard link, ...
+    /// Objects that are hard links to the source's objects.
     pub(crate) linked: u64,
-    /// ... by a reflink, ...
+    /// Objects that are reflinks of the source's objects.
     pub(crate) reflinked: u64,
-    /// ... or a copy of them,
+    /// Objects that are copies of the source's objects.
     pub(crate) copied: u64,
-    /// and objects that were sealed anew, for another holder.
+    /// Objects that were sealed anew, for another key holder.
     pub(crate) resealed: u64,
-    /// Bytes of the sealed objects.
+    /// Total size of the sealed objects.
     pub(crate) bytes: u64,
 }
 
@@ -172,7 +173,7 @@ pub(crate) struct ExportReport {
 /// A finding of a check.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct FindingReport {
-    /// The kind of finding, as in brackets.
+    /// The kind of finding, as `bilayer check` prints it in brackets.
     pub(crate) kind: String,
     /// `error`, `warning` or `note`.
     pub(crate) severity: String,
@@ -180,7 +181,7 @@ pub(crate) struct FindingReport {
     pub(crate) message: String,
     /// The file in the volume's directory.
     pub(crate) file: Option<String>,
-    /// Ranges of its pages: first, and the one behind the last.
+    /// Ranges of its pages: the first page, and the page behind the last one.
     pub(crate) pages: Vec<(u64, u64)>,
     /// The inode concerned.
     pub(crate) inode: Option<u64>,
@@ -214,7 +215,7 @@ impl From<Finding> for FindingReport {
 pub(crate) struct BytesDone {
     /// Bytes done so far.
     pub(crate) bytes: u64,
-    /// The bytes in all; `None` while that is not known, and while metadata is compared.
+    /// Total number of bytes; `None` while it is not known, and while metadata is compared.
     pub(crate) total_bytes: Option<u64>,
 }
 
@@ -267,15 +268,21 @@ pub(crate) enum Outcome {
     Checked(CheckSummary),
 }
 
-/// Receives the intermediate responses of an operation. An error here ends the operation if that is
-/// possible.
+/// Receives the intermediate responses of an operation, and ignores those that it does not
+/// implement. An error here ends the operation if that is possible.
 pub(crate) trait Receiver {
     /// A view of a list.
-    fn view(&mut self, view: ViewReport) -> io::Result<()>;
+    fn view(&mut self, _: ViewReport) -> io::Result<()> {
+        Ok(())
+    }
     /// A path that differs.
-    fn change(&mut self, change: ChangeReport) -> io::Result<()>;
+    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
+        Ok(())
+    }
     /// A piece of a stream.
-    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()>;
+    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
     /// A finding of a check.
     fn finding(&mut self, _: FindingReport) -> io::Result<()> {
         Ok(())
@@ -290,19 +297,7 @@ pub(crate) trait Receiver {
 #[derive(Debug)]
 pub(crate) struct Discard;
 
-impl Receiver for Discard {
-    fn view(&mut self, _: ViewReport) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-}
+impl Receiver for Discard {}
 
 /// Collects a list of views.
 #[derive(Debug, Default)]
@@ -311,14 +306,6 @@ pub(crate) struct Views(pub(crate) Vec<ViewReport>);
 impl Receiver for Views {
     fn view(&mut self, view: ViewReport) -> io::Result<()> {
         self.0.push(view);
-        Ok(())
-    }
-
-    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
         Ok(())
     }
 }

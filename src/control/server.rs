@@ -22,16 +22,23 @@ use crate::diagnostics::{ExitCode, UserError};
 use crate::sys::identity::effective_user;
 use crate::sys::process::{PeerCredentials, peer_credentials};
 
-/// For how long a peer that stopped waiting for the volume's end still counts as the one that
+/// How long a peer that has stopped waiting for the volume to close still counts as the one that
 /// unmounted it.
-const DEPARTED_FOR: Duration = Duration::from_secs(5);
+const DEPARTED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The connections that wait until the volume is closed.
 #[derive(Debug, Default)]
 struct Waiters {
     streams: Vec<UnixStream>,
-    /// The last peer that disconnected without `Stays`, and when.
-    departed: Option<(PeerCredentials, Instant)>,
+    /// The last peer that disconnected without `Stays`.
+    departed: Option<DepartedPeer>,
+}
+
+/// A peer that has stopped waiting.
+#[derive(Debug)]
+struct DepartedPeer {
+    peer: PeerCredentials,
+    at: Instant,
 }
 
 type Waiting = Arc<Mutex<Waiters>>;
@@ -47,9 +54,24 @@ pub(crate) trait RequestHandler: Send + Sync + 'static {
 /// The daemon's side. Dropping it removes the socket.
 pub(crate) struct ControlServer {
     names: Mutex<Vec<PathBuf>>,
-    /// Device and inode of the socket. Another daemon may have replaced it by its own.
-    socket: (u64, u64),
+    socket: SocketId,
     waiting: Waiting,
+}
+
+/// Device and inode of a socket. Another daemon may have replaced this one's socket by its own.
+#[derive(PartialEq, Eq)]
+struct SocketId {
+    device: u64,
+    inode: u64,
+}
+
+impl SocketId {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
 }
 
 impl std::fmt::Debug for ControlServer {
@@ -66,35 +88,39 @@ impl ControlServer {
     ///
     /// # Errors
     /// No directory for sockets can be used.
-    pub(crate) fn start(volume: DirectoryId, answer: impl RequestHandler) -> io::Result<Self> {
+    pub(crate) fn start(volume: DirectoryId, handler: impl RequestHandler) -> io::Result<Self> {
         let name = Address::Volume(volume).socket_name();
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        let mut last_error = io::Error::from(io::ErrorKind::NotFound);
         for dir in directories(effective_user()) {
             match create_private_directory(&dir).and_then(|()| listen(&dir.join(&name))) {
-                Ok(listener) => return Self::serve(listener, dir.join(&name), answer),
+                Ok(listener) => return Self::serve(listener, dir.join(&name), handler),
                 Err(error) => {
                     if error.kind() == io::ErrorKind::PermissionDenied {
                         tracing::warn!(%error, "a directory for control sockets is not used");
                     }
-                    last = error;
+                    last_error = error;
                 }
             }
         }
-        Err(last)
+        Err(last_error)
     }
 
-    fn serve(listener: UnixListener, path: PathBuf, with: impl RequestHandler) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(&path)?;
+    fn serve(
+        listener: UnixListener,
+        path: PathBuf,
+        handler: impl RequestHandler,
+    ) -> io::Result<Self> {
+        let socket = SocketId::of(&fs::symlink_metadata(&path)?);
         let waiting = Waiting::default();
-        let (theirs, with) = (Arc::clone(&waiting), Arc::new(with));
-        let answerer = std::thread::Builder::new().name("control".to_owned());
-        answerer.spawn(move || {
+        let (shared_waiting, handler) = (Arc::clone(&waiting), Arc::new(handler));
+        let acceptor = std::thread::Builder::new().name("control".to_owned());
+        acceptor.spawn(move || {
             for stream in listener.incoming() {
-                let (waiting, with) = (Arc::clone(&theirs), Arc::clone(&with));
+                let (waiting, handler) = (Arc::clone(&shared_waiting), Arc::clone(&handler));
                 // One thread each, so that a silent peer does not block the others.
                 let thread = std::thread::Builder::new().name("control-peer".to_owned());
                 let started = stream
-                    .and_then(|stream| thread.spawn(move || answer(&stream, &*with, &waiting)));
+                    .and_then(|stream| thread.spawn(move || answer(&stream, &*handler, &waiting)));
                 if let Err(error) = started {
                     tracing::warn!(%error, "control request not answered");
                     std::thread::sleep(Duration::from_millis(100));
@@ -103,7 +129,7 @@ impl ControlServer {
         })?;
         Ok(Self {
             names: Mutex::new(vec![path]),
-            socket: (metadata.dev(), metadata.ino()),
+            socket,
             waiting,
         })
     }
@@ -126,8 +152,8 @@ impl ControlServer {
     }
 
     /// Stops answering under the name of the mount, which is gone: the kernel may reuse its device
-    /// number at any moment, for a mount of another daemon. Peers that wait for the volume's end
-    /// keep waiting.
+    /// number at any moment, for a mount of another daemon. Peers that wait until the volume is
+    /// closed keep waiting.
     pub(crate) fn withdraw_mount_name(&self) {
         let mut names = self.names.lock();
         let own = names.len().min(1);
@@ -139,21 +165,22 @@ impl ControlServer {
     /// Removes a name if it still leads to this socket: another daemon on the same read-only medium
     /// may have taken it over.
     fn remove_name(&self, name: &Path) {
-        let found = fs::symlink_metadata(name);
-        if found.is_ok_and(|found| (found.dev(), found.ino()) == self.socket) {
+        let metadata = fs::symlink_metadata(name);
+        if metadata.is_ok_and(|metadata| SocketId::of(&metadata) == self.socket) {
             let _ = fs::remove_file(name);
         }
     }
 
-    /// The first peer that waits for the volume's end; or one that did a moment ago, and was
-    /// interrupted or did not want to wait longer.
+    /// The first peer that waits until the volume is closed; or one that did so a moment ago, and
+    /// was interrupted or stopped waiting.
     pub(crate) fn unmounting_peer(&self) -> Option<PeerCredentials> {
         let waiting = self.waiting.lock();
-        let unmounting_peer = waiting.streams.first();
-        let unmounting_peer = unmounting_peer.and_then(|stream| peer_credentials(stream).ok());
+        let first = waiting.streams.first();
         let departed = waiting.departed.as_ref();
-        let departed = departed.filter(|(_, when)| when.elapsed() < DEPARTED_FOR);
-        unmounting_peer.or_else(|| departed.map(|(peer, _)| *peer))
+        let departed = departed.filter(|departed| departed.at.elapsed() < DEPARTED_TIMEOUT);
+        first
+            .and_then(|stream| peer_credentials(stream).ok())
+            .or_else(|| departed.map(|departed| departed.peer))
     }
 
     /// Sends the outcome of closing the volume to all waiting peers.
@@ -191,16 +218,16 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers the requests of one connection, until the peer closes it or waits.
-fn answer(stream: &UnixStream, with: &impl RequestHandler, waiting: &Waiting) {
-    if let Err(error) = try_answer(stream, with, waiting) {
+/// Answers the requests of one connection until the peer closes it.
+fn answer(stream: &UnixStream, handler: &impl RequestHandler, waiting: &Waiting) {
+    if let Err(error) = try_answer(stream, handler, waiting) {
         tracing::debug!(%error, "control connection ended");
     }
 }
 
 fn try_answer(
     stream: &UnixStream,
-    with: &impl RequestHandler,
+    handler: &impl RequestHandler,
     waiting: &Waiting,
 ) -> io::Result<()> {
     let peer = peer_credentials(stream)?;
@@ -216,11 +243,11 @@ fn try_answer(
             Ok(request) => request,
             Err(error) => return send(stream, &Response::Failed(decode_error(error).into())),
         };
-        // The reader of a stream sets its pace.
-        let streams = matches!(request, Request::Operation(_));
-        stream.set_write_timeout((!streams).then_some(RESPONSE_TIMEOUT))?;
+        // An operation may stream much, and its reader may be slow.
+        let is_stream = matches!(request, Request::Operation(_));
+        stream.set_write_timeout((!is_stream).then_some(RESPONSE_TIMEOUT))?;
         match request {
-            Request::Prove => with.prove(stream)?,
+            Request::Prove => handler.prove(stream)?,
             Request::Ping => send(stream, &Response::Alive)?,
             Request::Stays => return Ok(()),
             Request::Wait => {
@@ -232,21 +259,23 @@ fn try_answer(
                     send(stream, &Response::Waiting)?;
                     waiting.streams.push(waiter);
                 }
-                // Wait until the peer leaves, as it does if its unmount is refused.
+                // Wait until the peer disconnects, as it does if its unmount is refused.
                 stream.set_read_timeout(None)?;
                 let last_line = read_line(&mut (&mut requests).take(LINE_BYTES));
                 let mut waiting = waiting.lock();
                 waiting
                     .streams
                     .retain(|stream| stream.as_raw_fd() != descriptor);
-                let is_stays =
-                    |last_line: &String| wire::decode(last_line.as_bytes()) == Ok(Request::Stays);
+                let is_stays = |line: &String| wire::decode(line.as_bytes()) == Ok(Request::Stays);
                 if !last_line.as_ref().is_ok_and(is_stays) {
-                    waiting.departed = Some((peer, Instant::now()));
+                    waiting.departed = Some(DepartedPeer {
+                        peer,
+                        at: Instant::now(),
+                    });
                 }
                 return last_line.map(drop);
             }
-            request => with.respond(&request, &mut &*stream)?,
+            request => handler.respond(&request, &mut &*stream)?,
         }
     }
 }
@@ -353,7 +382,7 @@ mod tests {
             server.unmounting_peer().unwrap().pid as u32,
             std::process::id()
         );
-        server.waiting.lock().departed.as_mut().unwrap().1 -= DEPARTED_FOR;
+        server.waiting.lock().departed.as_mut().unwrap().at -= DEPARTED_TIMEOUT;
         assert_eq!(server.unmounting_peer(), None);
         // From the response on, no announcement can be missed.
         assert_eq!(

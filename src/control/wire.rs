@@ -9,7 +9,7 @@
 //! {"version":1,"body":{"operation":{"verb":"export","image":"base",…}}}
 //!                                     {"version":1,"body":{"progress":{"bytes":0,…}}}
 //!                                     {"version":1,"body":{"bytes":262144}}
-//!                                     so many raw bytes follow the newline
+//!                                     that many raw bytes follow the newline
 //!                                     {"version":1,"body":{"done":{"exported":{…}}}}
 //! ```
 //! The last response to an operation is `done` or `failed`. A daemon keeps running when another
@@ -142,22 +142,22 @@ pub(super) fn receive(
     request: &Operation,
     to: &mut dyn Receiver,
 ) -> Result<Outcome, UserError> {
-    let here = |error: io::Error| UserError::io(request.doing(), &error);
+    let failed = |error: io::Error| UserError::io(request.doing(), &error);
     loop {
         let line = from
             .read_line()
             .map_err(|error| daemon_gone(request, &error))?;
         let response = decode(line.as_bytes()).map_err(|_| protocol_error(request))?;
         match response {
-            Response::View(view) => to.view(view).map_err(here)?,
-            Response::Change(change) => to.change(change).map_err(here)?,
-            Response::Finding(finding) => to.finding(finding).map_err(here)?,
-            Response::Progress(progress) => to.progress(progress).map_err(here)?,
+            Response::View(view) => to.view(view).map_err(failed)?,
+            Response::Change(change) => to.change(change).map_err(failed)?,
+            Response::Finding(finding) => to.finding(finding).map_err(failed)?,
+            Response::Progress(progress) => to.progress(progress).map_err(failed)?,
             Response::Bytes(count) if count <= CHUNK_BYTES => {
                 let bytes = from
                     .read_bytes(count)
                     .map_err(|error| daemon_gone(request, &error))?;
-                to.bytes(&bytes).map_err(here)?;
+                to.bytes(&bytes).map_err(failed)?;
             }
             Response::Done(outcome) => return Ok(outcome),
             Response::Failed(failure) => return Err(failure.into()),
@@ -177,14 +177,14 @@ fn daemon_gone(request: &Operation, error: &io::Error) -> UserError {
             request.doing()
         ),
     )
-    .with_hint("look whether it was done, and at the daemon's log")
+    .with_hint("check whether it was done, and see the daemon's log")
 }
 
 fn protocol_error(request: &Operation) -> UserError {
     UserError::new(
         ExitCode::System,
         format!(
-            "{}: the daemon that has the volume mounted does not understand it",
+            "{}: the daemon that has the volume mounted does not understand the request",
             request.doing()
         ),
     )

@@ -1,11 +1,11 @@
-//! Going into the background, and reporting the outcome to the waiting parent.
+//! Moving to the background, and reporting the outcome to the waiting parent.
 //!
 //! The process forks before it has any thread. The child keeps the terminal (it may have to ask
-//! for a passphrase) until the filesystem answers; then it leaves the terminal and sends one
-//! record through a pipe. The parent prints it and ends with its code:
+//! for a passphrase) until the filesystem answers. Then it leaves the terminal and sends one record
+//! through a pipe. The parent prints its message and exits with its code:
 //!
 //! ```text
-//! exit code (1 byte) | message | newline | hint       nothing behind the code 0
+//! exit code (1 byte) | message | newline | hint       after the code 0 nothing follows
 //! ```
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -16,8 +16,8 @@ use crate::diagnostics::{ExitCode, UserError};
 use crate::sys::interrupt::{self, Watch};
 use crate::sys::process::{self, Child, Forked};
 
-/// Longest record.
-const RECORD_BYTES: u64 = 64 * 1024;
+/// Length limit of a record, in bytes.
+const RECORD_BYTES_MAX: u64 = 64 * 1024;
 
 /// The child's side: reports the outcome once.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Readiness {
         };
         self.log.leave_standard_error();
         if let Err(error) = process::detach_from_terminal() {
-            tracing::warn!(%error, "the terminal could not be left");
+            tracing::warn!(%error, "the process could not detach from the terminal");
         }
         send(&mut to_parent, &[ExitCode::Done as u8]);
     }
@@ -92,7 +92,7 @@ fn decode(record: &[u8]) -> Option<Result<(), UserError>> {
 /// Runs `daemon` in a child and returns its report in the parent. The child ends with `daemon`.
 ///
 /// # Errors
-/// The daemon's failure before it was ready; or it cannot be started, or died.
+/// The daemon fails before it is ready, cannot be started, or dies.
 pub(super) fn in_background(
     log: &Log,
     daemon: impl FnOnce(&mut Readiness) -> Result<(), UserError>,
@@ -120,7 +120,7 @@ fn read_report(child: &Child, mut from_child: PipeReader) -> io::Result<Vec<u8>>
     let mut record = Vec::new();
     from_child
         .by_ref()
-        .take(RECORD_BYTES)
+        .take(RECORD_BYTES_MAX)
         .read_to_end(&mut record)?;
     drop(watch);
     Ok(record)
@@ -152,7 +152,7 @@ fn daemon_died(end: &io::Result<i32>, child: &Child) -> UserError {
         ExitCode::System,
         format!("the daemon {how} before it was ready"),
     )
-    .with_hint("see what it says: bilayer mount --foreground VOLUME DIR")
+    .with_hint("to see why: bilayer mount --foreground VOLUME DIR")
 }
 
 #[cfg(test)]

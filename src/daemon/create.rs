@@ -1,4 +1,4 @@
-//! Making a volume, for `bilayer create` and `bilayer mount --create`.
+//! Creating a volume, for `bilayer create` and `bilayer mount --create`.
 
 use std::fs::Permissions;
 use std::io;
@@ -14,12 +14,11 @@ use crate::ids::VolumeId;
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::store::Store;
 use crate::store::directory::DirectoryStore;
-use crate::sys::identity::effective_user;
-use crate::sys::process::effective_gid;
+use crate::sys::identity::{effective_group, effective_user};
 use crate::volume::create::refuse_occupied_directory;
 use crate::volume::{self, CreateOptions};
 
-/// The volume to make.
+/// The volume to create.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct NewVolume {
     /// Its directory, absolute: created if missing, empty otherwise.
@@ -30,18 +29,18 @@ pub(crate) struct NewVolume {
     pub(crate) size_bytes: Option<u64>,
     /// The platform keystore.
     pub(crate) keystore: PathBuf,
-    /// Where the customer key's passphrase comes from.
+    /// The source of the customer key's passphrase.
     pub(crate) passphrase: PassphraseSource,
 }
 
-/// Makes a volume with an empty filesystem, whose root directory belongs to this user.
+/// Creates a volume with an empty filesystem, whose root directory belongs to this user.
 ///
 /// # Errors
 /// The directory is occupied or cannot be used, or a key is missing or refused.
 pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     let doing = || format!("cannot make the volume {}", new.path.display());
     let _about = audit::for_volume(&new.path);
-    let place = NewVolumeDirectory::claim(&new.path, doing())
+    let directory = NewVolumeDirectory::claim(&new.path, doing())
         .inspect_err(|error| Record::new("create-volume").refused(&error.message))?;
     let options = CreateOptions {
         customer_key: new.customer_key.clone(),
@@ -51,33 +50,34 @@ pub(crate) fn create(new: &NewVolume) -> Result<VolumeId, UserError> {
     };
     let owner = Owner {
         uid: effective_user(),
-        gid: effective_gid(),
+        gid: effective_group(),
     };
-    let made = volume::create_empty(place.store(), &options, &mut |created| {
+    let made = volume::create_empty(directory.store(), &options, &mut |created| {
         Filesystem::format(created, owner).map_err(|error| match error.errno() {
-            // Whatever error carried it: so that it is reported as a full disk.
+            // Reported as a full disk, whichever error contains it.
             Errno::ENOSPC => io::Error::from_raw_os_error(Errno::ENOSPC.code()).into(),
             _ => error.into(),
         })
     });
     let id = made.map_err(|error| UserError::volume(doing(), &error))?;
-    place.keep();
+    directory.keep();
     Ok(id)
 }
 
-/// The directory of a volume that is being made. Unless it is kept, dropping it restores the former
-/// state.
+/// The directory of a volume that is being created. Dropping it restores the former state, unless
+/// [`Self::keep`] was called.
 pub(crate) struct NewVolumeDirectory {
     path: PathBuf,
     store: Arc<DirectoryStore>,
-    /// The directory was created for the volume, and is removed if the volume is not made.
+    /// The directory was created for the volume, and is removed if the volume is not created.
     created: bool,
     /// Its former permissions, if others could open it.
     former_permissions: Option<Permissions>,
 }
 
 impl NewVolumeDirectory {
-    /// Claims an absolute path: nothing is there, or an empty directory.
+    /// Claims an absolute path at which there is nothing or an empty directory. `doing` begins the
+    /// message of an error.
     ///
     /// # Errors
     /// The directory is occupied, or cannot be created or opened.
@@ -102,7 +102,7 @@ impl NewVolumeDirectory {
         Arc::clone(&self.store) as _
     }
 
-    /// The volume was made.
+    /// Keeps the directory: the volume was created.
     pub(crate) fn keep(mut self) {
         self.created = false;
         self.former_permissions = None;

@@ -1,4 +1,4 @@
-//! The options of the filesystem and of the FUSE mount, from what was requested and the defaults.
+//! The options of the filesystem and of the FUSE mount, from the requested options and the defaults.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,21 +12,22 @@ use crate::sys::limits;
 /// How often the metadata is copied to a checkpoint, unless `checkpoint=` says otherwise.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(600);
 
-/// The number of objects that may be open, beside other descriptors: of requests in progress, of
-/// the socket's clients, of directories.
-fn open_objects(asked: Option<usize>, default: usize) -> usize {
-    const BESIDE: u64 = 128;
-    /// With fewer than these, small files are synced in many rounds.
+/// The number of objects that may be open, within the limit on descriptors.
+fn open_objects(requested: Option<usize>, default: usize) -> usize {
+    /// Descriptors for other purposes: requests in progress, clients of the socket, directories.
+    const OTHER_DESCRIPTORS: u64 = 128;
+    /// With fewer open objects than these, small files are synced in many rounds.
     const FEW: usize = 512;
-    let most = limits::open_files().saturating_sub(BESIDE).max(8);
-    let wanted = asked.unwrap_or(default);
+    let most = limits::open_files()
+        .saturating_sub(OTHER_DESCRIPTORS)
+        .max(8);
+    let wanted = requested.unwrap_or(default);
     let allowed = usize::try_from(most).map_or(wanted, |most| wanted.min(most));
-    if allowed < asked.unwrap_or(FEW) {
+    if allowed < requested.unwrap_or(FEW) {
         tracing::warn!(
             wanted,
             allowed,
-            "fewer files of the volume are kept open than was asked for: ulimit -n does not allow \
-             more"
+            "fewer files of the volume are kept open than wanted: ulimit -n does not allow more"
         );
     }
     allowed
@@ -49,8 +50,8 @@ pub(super) fn filesystem_options(request: &MountRequest) -> FilesystemOptions {
     options
 }
 
-/// A mount that root makes is for everybody under ordinary permissions, as any disk is.
-/// A volume with contents of others is mounted without their set-id programs and devices.
+/// The options of the FUSE mount. A mount of root is for all users, under ordinary permissions, like
+/// that of any disk. A volume with contents from others is mounted `nosuid,nodev`.
 pub(super) fn fuse_options(request: &MountRequest, path: &Path, foreign: bool) -> MountOptions {
     let requested = &request.options;
     let mut options = MountOptions::new(path);

@@ -1,8 +1,7 @@
 //! The identity that a volume had before `--accept-restored` or `--new-identity` changed it.
 //!
 //! Both options change the identity before the volume is mounted. If mounting fails afterwards, the
-//! error says that the identity is changed already, and that the next attempt must leave the option
-//! out.
+//! error says that the identity has already changed, and that the option must not be given again.
 
 use std::sync::Arc;
 
@@ -28,22 +27,22 @@ impl FormerIdentity {
         }
     }
 
-    /// Adds to an error what is done already.
+    /// Adds to the error of a failed mount that the identity has already changed, if it has.
     pub(crate) fn explain(&self, error: UserError) -> UserError {
-        let Ok(now) = inspect(&*self.store) else {
+        let Ok(header) = inspect(&*self.store) else {
             return error;
         };
-        let now = now.claims();
-        let (done, option) = if now.volume_id() != self.volume {
-            ("the copy is a volume of its own already", "--new-identity")
-        } else if now.incarnation() != self.incarnation {
-            ("the volume was taken as it is already", "--accept-restored")
+        let header = header.claims();
+        let (change, option) = if header.volume_id() != self.volume {
+            ("the copy is now a volume of its own", "--new-identity")
+        } else if header.incarnation() != self.incarnation {
+            ("the restored volume is now accepted", "--accept-restored")
         } else {
             return error;
         };
         let first = error.hint.map_or(String::new(), |hint| hint + "; then ");
         UserError {
-            message: format!("{}; {done}", error.message),
+            message: format!("{}; {change}", error.message),
             hint: Some(format!("{first}mount it without {option}")),
             ..error
         }

@@ -1,8 +1,9 @@
-//! Where log lines go: standard error while a person watches, then a file or the system's log.
+//! The log: lines on standard error while the process has a terminal, then in a file or the system's
+//! log.
 //!
 //! `BILAYER_LOG` chooses what is logged (`debug`, `bilayer=trace`, ...; see tracing-subscriber's
-//! `EnvFilter`). Without it: errors and warnings, and on its way as a daemon also what it does. The
-//! [`audit`](crate::audit) is no part of it.
+//! `EnvFilter`). Without it, a command logs errors and warnings, and a daemon also logs what it
+//! does. The [`audit`](crate::audit) does not use the log.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,8 +21,8 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::sys::owned::open_link_to_append;
 use crate::sys::syslog::{Facility, Severity, SystemLog};
 
-/// What is logged unless `BILAYER_LOG` says otherwise. fuser reports replies to requests that the
-/// kernel has given up, as it does at every unmount.
+/// The filter unless `BILAYER_LOG` sets another. Without `fuser::reply=off` fuser would log replies
+/// to requests that the kernel has abandoned, as it does at every unmount.
 const DEFAULT_FILTER: &str = "info,fuser=warn,fuser::reply=off";
 
 enum Sink {
@@ -98,17 +99,15 @@ impl Log {
         };
         let opened = open_link_to_append(&path).and_then(|file| {
             match Some(file.metadata()?.dev()) == own_device {
-                true => Err(io::Error::other(
-                    "it is in the mount that this is the log of",
-                )),
+                true => Err(io::Error::other("it is in the mount whose log it would be")),
                 false => Ok(file),
             }
         });
         match opened.map(|file| self.switch_to(file, &path)) {
-            Ok(()) => tracing::info!("the log was opened anew"),
+            Ok(()) => tracing::info!("the log was reopened"),
             Err(error) => tracing::error!(
                 %error,
-                "the log cannot be opened anew and goes on where it was: {}",
+                "the log cannot be reopened and continues in the old file: {}",
                 path.display()
             ),
         }
@@ -139,7 +138,7 @@ fn severity(level: Level) -> Severity {
     }
 }
 
-/// One line; written when it is dropped.
+/// One line of the log, which is written when this is dropped.
 pub(crate) struct Line {
     log: Log,
     level: Level,
@@ -174,8 +173,8 @@ impl Drop for Line {
     }
 }
 
-/// Replaces control characters but for the newline at the end: the name of a file may contain some,
-/// and must not look like another line or drive a terminal.
+/// Escapes control characters except the newline at the end. Names of files may contain them, and
+/// must neither look like another line nor control a terminal.
 fn escape_controls(text: &mut Vec<u8>) {
     let end = text.trim_ascii_end().len();
     if !text[..end].iter().any(u8::is_ascii_control) {

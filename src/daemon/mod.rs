@@ -2,19 +2,20 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `mount_request`, `places` | what to mount where, and both directories |
-//! | `mount` | the order of everything between opening a volume and letting its lock go |
+//! | `mount_request`, `directories` | what to mount where, and both directories |
+//! | `mount` | all steps from opening a volume to releasing its lock |
 //! | `options`, `size` | the one parser of mount options, and of sizes |
-//! | `effective_options` | options and defaults as the filesystem and FUSE take them |
-//! | `background` | detaching from the terminal, and reporting the outcome |
+//! | `effective_options` | the options of the filesystem and of FUSE, with their defaults |
+//! | `background` | moving to the background, and reporting the outcome |
 //! | `request_handler`, `operations` | requests on the control socket, and operations on views |
 //! | `remount` | changing an existing mount |
 //! | `create` | making a volume, for `create` and `mount --create` |
-//! | `former_identity` | changes of identity before a mount that fails |
+//! | `former_identity` | the error of a mount that failed after it had changed the identity |
 //! | `mount_record`, `log`, `utab` | a mount in the audit, the log and mount(8)'s table |
 
 pub(crate) mod background;
 pub(crate) mod create;
+mod directories;
 mod effective_options;
 mod former_identity;
 pub(crate) mod log;
@@ -23,7 +24,6 @@ mod mount_record;
 pub(crate) mod mount_request;
 pub(crate) mod operations;
 pub(crate) mod options;
-mod places;
 pub(crate) mod remount;
 mod request_handler;
 pub(crate) mod size;

@@ -1,8 +1,9 @@
 //! `bilayer mount`, from the arguments to the end of the daemon.
 //!
-//! Order: arguments, fork, volume (this may ask for a passphrase), signals blocked, filesystem
-//! (its threads begin here), control socket, mount, ready; later the mount ends, the filesystem is
-//! closed, waiting commands get the outcome, the volume's lock is released, the process ends.
+//! Order: parse the arguments; fork; open the volume (this may ask for a passphrase); block
+//! signals; open the filesystem (its threads start here); create the control socket; mount; report
+//! readiness. When the mount has ended: close the filesystem; release the volume's lock; send the
+//! outcome to waiting commands; exit.
 
 use std::io;
 use std::path::Path;
@@ -12,12 +13,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::background::{Readiness, in_background};
+use super::directories::{MountDirectories, prepare_directories};
 use super::effective_options::{filesystem_options, fuse_options};
 use super::former_identity::FormerIdentity;
 use super::log::Log;
 use super::mount_record::{audit_unmount, log_reopener, mount_record, record_in_background};
 use super::mount_request::MountRequest;
-use super::places::{Places, prepare_places};
 use super::remount::remount;
 use super::request_handler::{MountedOn, publish_mount_name, start_control_server};
 use super::utab;
@@ -39,14 +40,15 @@ use crate::sys::process::{self, EndSignals};
 use crate::sys::terminal::has_terminal;
 use crate::volume::{self, OpenOptions, Volume, VolumeError};
 
-/// For how long opening is retried if the volume is mounted, ...
+/// How long opening a volume that is mounted is retried.
 const MOUNTED_RETRY: Duration = Duration::from_secs(1);
-/// ... and if it is in use without being mounted: another process opens or closes it.
+/// How long opening a volume that is in use but not mounted is retried: another process may be
+/// about to open or close it.
 const CLOSING_RETRY: Duration = Duration::from_secs(5);
 
-/// Mounts a volume. In the foreground it returns when the mount has ended; otherwise when the
-/// filesystem answers. The daemon then continues in a process of its own, which never returns from
-/// here.
+/// Mounts a volume. In the foreground this returns when the mount has ended. Otherwise it returns
+/// when the filesystem answers, and the daemon continues in a process of its own, in which this
+/// never returns.
 ///
 /// # Errors
 /// The paths are unusable, the volume cannot be opened or closed, or the kernel refuses the mount.
@@ -55,18 +57,18 @@ pub(crate) fn mount(request: MountRequest, log: &Log) -> Result<(), UserError> {
         return remount(&request.dir, &request.options);
     }
     if request.new_identity && request.options.read_only == Some(true) {
-        return Err(UserError::usage(
-            "--new-identity writes to the volume, and -o ro asks that nothing is",
-        )
-        .with_hint("leave -o ro out; or look at the copy as it is, without --new-identity"));
+        return Err(
+            UserError::usage("--new-identity writes to the volume, and -o ro forbids it")
+                .with_hint("leave -o ro out; or look at the copy as it is, without --new-identity"),
+        );
     }
     let request = MountRequest {
         volume: absolute(&request.volume)?,
         dir: absolute(&request.dir)?,
         ..request
     };
-    // Before anything is opened here. The daemon outlives its caller, which may wait for the end of
-    // a pipe.
+    // Before this process opens anything. The daemon outlives its caller, which may wait for the
+    // end of a pipe that the daemon would keep open.
     process::close_inherited_descriptors(request.passphrase_descriptor())
         .map_err(|error| UserError::io("cannot close inherited descriptors", &error))?;
     if let Some(path) = &request.options.log_file {
@@ -120,29 +122,29 @@ fn mount_and_serve(
     log: &Log,
     ready: &mut dyn FnMut(),
 ) -> Result<(), UserError> {
-    let places = prepare_places(request)?;
-    audit::set_volume(&places.volume);
-    audit::set_mount_point(&places.dir);
-    let doing = || places.doing();
+    let directories = prepare_directories(request)?;
+    audit::set_volume(&directories.volume);
+    audit::set_mount_point(&directories.dir);
+    let doing = || directories.doing();
     let failed = |error| UserError::volume(doing(), &error);
     if !request.changes_identity() {
-        let opened = open_volume(request, &places.volume, &doing)?;
+        let opened = open_volume(request, &directories.volume, &doing)?;
         if matches!(opened, Err(VolumeError::ReadOnlyMedium)) && request.may_become_read_only() {
-            return serve_read_only(request, &places, log, ready);
+            return serve_read_only(request, &directories, log, ready);
         }
         let volume = opened.map_err(failed)?;
-        return serve(request, volume, &places, log, ready);
+        return serve(request, volume, &directories, log, ready);
     }
-    fuse::check_mountable(&places.dir).map_err(|error| explain(&error, doing()))?;
-    let volume = open_volume(request, &places.volume, &doing)?.map_err(failed)?;
+    fuse::check_mountable(&directories.dir).map_err(|error| explain(&error, doing()))?;
+    let volume = open_volume(request, &directories.volume, &doing)?.map_err(failed)?;
     let former = FormerIdentity::of(&volume);
     let mut is_ready = false;
     let mut ready = || {
         is_ready = true;
         ready();
     };
-    let served = change_identity(request, volume, &places.volume, &doing)
-        .and_then(|volume| serve(request, volume, &places, log, &mut ready));
+    let served = change_identity(request, volume, &directories.volume, &doing)
+        .and_then(|volume| serve(request, volume, &directories, log, &mut ready));
     served.map_err(|error| match is_ready {
         true => error,
         false => former.explain(error),
@@ -153,14 +155,14 @@ fn mount_and_serve(
 /// log.
 fn serve_read_only(
     request: &MountRequest,
-    places: &Places,
+    directories: &MountDirectories,
     log: &Log,
     ready: &mut dyn FnMut(),
 ) -> Result<(), UserError> {
     let mut request = request.clone();
     request.options.read_only = Some(true);
-    let doing = || places.doing();
-    let path = &*places.volume;
+    let doing = || directories.doing();
+    let path = &*directories.volume;
     let volume =
         open_volume(&request, path, &doing)?.map_err(|error| UserError::volume(doing(), &error))?;
     let warning = format!(
@@ -168,7 +170,7 @@ fn serve_read_only(
         path.display()
     );
     let is_log_elsewhere = !request.foreground || request.options.log_file.is_some();
-    serve(&request, volume, places, log, &mut || {
+    serve(&request, volume, directories, log, &mut || {
         if is_log_elsewhere {
             notice(format_args!("warning: {warning}"));
         }
@@ -181,12 +183,12 @@ fn serve_read_only(
 fn serve(
     request: &MountRequest,
     volume: Volume,
-    places: &Places,
+    directories: &MountDirectories,
     log: &Log,
     ready: &mut dyn FnMut(),
 ) -> Result<(), UserError> {
-    let doing = || places.doing();
-    let (path, dir) = (&*places.volume, &*places.dir);
+    let doing = || directories.doing();
+    let (path, dir) = (&*directories.volume, &*directories.dir);
     if let Some(descriptor) = request.passphrase_descriptor() {
         process::close_inherited_descriptor(descriptor);
     }
@@ -194,17 +196,17 @@ fn serve(
     if let Err(error) = std::env::set_current_dir("/") {
         tracing::debug!(%error, "the working directory stays where it was");
     }
-    let is_watched = request.foreground && has_terminal();
+    let has_user = request.foreground && has_terminal();
     // All later threads inherit the mask. Under nohup(1) the end of the terminal must not end the
     // mount. Without a terminal a hangup reopens the log.
-    let end = match is_watched && process::is_hangup_ignored() {
+    let end = match has_user && process::is_hangup_ignored() {
         true => EndSignals::block_but_hangup(),
         false => EndSignals::block(),
     };
     let end = end.map_err(|error| UserError::io(doing(), &error))?;
     let is_serving = Arc::new(AtomicBool::new(false));
     let mounted_on = MountedOn::default();
-    let on_hangup = match is_watched {
+    let on_hangup = match has_user {
         true => Ok(Box::new(|| false) as _),
         false => log_reopener(log, &mounted_on, &is_serving),
     };
@@ -250,14 +252,14 @@ fn serve(
         control.withdraw_mount_name();
     }
     let closed = filesystem.close();
-    // Before the volume's lock is released: the next mount adds a line of its own.
+    // Before the volume's lock is released: the next mount adds its own line.
     if let Some(entry) = ended {
         entry.remove();
     }
     drop(filesystem);
     if is_serving.load(Ordering::SeqCst) {
         if let Some(thread) = recorded {
-            // It does not panic, and the record of the end is due in any case.
+            // If it panicked, the unmount is recorded all the same.
             let _ = thread.join();
         }
         audit_unmount(id, control.as_ref(), &closed);
@@ -265,6 +267,8 @@ fn serve(
     finish(control, served, closed, &doing)
 }
 
+/// Opens the volume. The outer error is a failure to reach the directory, the inner one of opening
+/// the volume in it.
 fn open_volume(
     request: &MountRequest,
     path: &Path,
@@ -292,18 +296,18 @@ fn open_volume(
     ))
 }
 
-/// Does what `--accept-restored` or `--new-identity` asks for.
+/// Changes the identity as `--accept-restored` or `--new-identity` requests.
 fn change_identity(
     request: &MountRequest,
     volume: Volume,
     path: &Path,
     doing: &impl Fn() -> String,
 ) -> Result<Volume, UserError> {
-    let volume = accept(request, volume, doing)?;
-    separate(request, volume, path, doing)
+    let volume = accept_restored(request, volume, doing)?;
+    make_separate(request, volume, path, doing)
 }
 
-fn accept(
+fn accept_restored(
     request: &MountRequest,
     volume: Volume,
     doing: &impl Fn() -> String,
@@ -316,7 +320,7 @@ fn accept(
         .map_err(|error| UserError::filesystem(doing(), &error))
 }
 
-fn separate(
+fn make_separate(
     request: &MountRequest,
     volume: Volume,
     path: &Path,
@@ -339,10 +343,10 @@ fn separate(
 }
 
 /// Opens a volume, and retries for a moment while it is in use: it may be about to be unmounted or
-/// closed.
+/// closed. `directory` tells whether it is mounted.
 ///
 /// # Errors
-/// The last failure of opening the volume.
+/// The last attempt to open the volume has failed.
 pub(crate) fn open_with_retry(
     directory: Option<&VolumeDirectory>,
     store: &Arc<DirectoryStore>,
@@ -372,6 +376,7 @@ pub(crate) fn open_with_retry(
     })
 }
 
+/// Sends the outcome to waiting commands and returns it.
 fn finish(
     control: Option<ControlServer>,
     served: Result<(), FuseError>,

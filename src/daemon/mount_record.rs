@@ -18,16 +18,17 @@ use crate::ids::VolumeId;
 /// How long a mount waits for its record before it is served.
 const RECORD_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Writes a record in a thread of its own and waits only briefly: the audit file may be inside the
-/// mount that the caller is about to serve. Normally the record is written when this returns.
+/// Writes a record in a separate thread, and waits only briefly: the audit file may be inside the
+/// mount that the caller is about to serve. Normally the record is written when this returns. The
+/// result is the thread, unless the record was written without one.
 pub(super) fn record_in_background(record: impl Fn() -> Record) -> Option<thread::JoinHandle<()>> {
     let (written, is_written) = mpsc::channel::<()>();
-    let (context, taken_along) = (audit::Context::here(), record());
+    let (context, threads_record) = (audit::Context::here(), record());
     let spawned = thread::Builder::new()
         .name("audit".to_owned())
         .spawn(move || {
             let _here = context.enter();
-            taken_along.done();
+            threads_record.done();
             drop(written);
         });
     if spawned.is_err() {
@@ -46,24 +47,24 @@ pub(super) fn mount_record(volume: VolumeId, read_only: bool, options: &MountOpt
         .with("allow_other", options.allow_other)
 }
 
-/// Writes the record of an unmount. Its requester is the peer that waits for the end; the kernel
-/// does not name one that does not wait.
+/// Writes the record of an unmount. Its requester is the peer that waits for the outcome. If none
+/// waits, the requester is unknown: the kernel does not name it.
 pub(super) fn audit_unmount(
     volume: VolumeId,
     control: Option<&ControlServer>,
     closed: &Result<(), FsError>,
 ) {
-    let waits = control.and_then(ControlServer::unmounting_peer);
-    let asker = waits.map_or(Requester::UNKNOWN, |peer| {
+    let peer = control.and_then(ControlServer::unmounting_peer);
+    let requester = peer.map_or(Requester::UNKNOWN, |peer| {
         Requester::process(peer.uid, peer.pid as u32)
     });
-    let _asked = audit::requested_by(asker);
+    let _requested = audit::requested_by(requester);
     Record::new("unmount").volume(volume).outcome(closed);
 }
 
-/// The reaction of a daemon to a hangup: its log was renamed. (To a process in the foreground of a
-/// terminal, or one that is not ready yet, a hangup is the end of the terminal.) Opening a file may
-/// block for ever, so a separate thread does it, and not the one that unmounts.
+/// The daemon's handler of a hangup, which reopens its log: the file may have been renamed. It
+/// returns false while the mount is not served yet: then a hangup is the end of the terminal.
+/// Opening a file may block for ever, so a separate thread does it, and not the one that unmounts.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -73,11 +74,11 @@ pub(super) fn log_reopener(
     is_serving: &Arc<AtomicBool>,
 ) -> io::Result<Box<dyn Fn() -> bool + Send>> {
     let (log, mounted_on) = (log.clone(), Arc::clone(mounted_on));
-    let (ask, asked) = mpsc::sync_channel(1);
+    let (request, requests) = mpsc::sync_channel(1);
     thread::Builder::new()
         .name("log".to_owned())
         .spawn(move || {
-            for () in asked {
+            for () in requests {
                 let device = mounted_on.lock().as_ref().map(|entry| entry.device);
                 log.reopen(device);
             }
@@ -86,8 +87,8 @@ pub(super) fn log_reopener(
     Ok(Box::new(move || {
         let reopens = is_serving.load(Ordering::SeqCst);
         if reopens {
-            // Full: the thread will reopen the log once more in any case.
-            let _ = ask.try_send(());
+            // If the channel is full, the thread will reopen the log once more anyway.
+            let _ = request.try_send(());
         }
         reopens
     }))

@@ -1,4 +1,4 @@
-//! What `bilayer mount` and the mount helper ask for.
+//! The request of `bilayer mount` and of the mount helper.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ pub(crate) struct MountRequest {
     pub(crate) volume: PathBuf,
     /// Where to mount it.
     pub(crate) dir: PathBuf,
-    /// Make the volume and the directory if they are missing.
+    /// Create the volume and the directory if they are missing.
     pub(crate) create: bool,
     /// Accept a volume that is older than the platform keystore's record of it.
     pub(crate) accept_restored: bool,
@@ -39,14 +39,14 @@ impl MountRequest {
         self.options.read_only.is_none() || self.options.by_mount
     }
 
-    /// Where the customer key's passphrase comes from; the terminal unless an option says so.
+    /// The source of the customer key's passphrase: the terminal unless an option names another.
     pub(super) fn passphrase(&self) -> PassphraseSource {
         let chosen = self.options.passphrase.clone();
         chosen.unwrap_or(PassphraseSource::Prompt)
     }
 
-    /// The descriptor that the caller passed the passphrase on. A standard stream does not count:
-    /// it is left with the terminal.
+    /// The descriptor from which the passphrase is read, if it must be closed afterwards; `None`
+    /// for a standard stream, which is replaced when the daemon leaves the terminal.
     pub(super) fn passphrase_descriptor(&self) -> Option<RawFd> {
         match self.options.passphrase {
             Some(PassphraseSource::Descriptor(descriptor)) if descriptor > 2 => Some(descriptor),

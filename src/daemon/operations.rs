@@ -1,5 +1,5 @@
-//! Operations on an open volume: the same function for the daemon of a mounted volume and for a
-//! command that opened the volume itself.
+//! Operations on an open volume, for the daemon of a mounted volume and for a command that has
+//! opened the volume itself.
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use crate::fs::Filesystem;
 use crate::image::{DeployOptions, ExportOptions, Progress, Transport};
 use crate::keys::{KeyUri, PassphraseSource};
 
-/// Performs an operation.
+/// Performs an operation and sends its intermediate responses to `to`.
 ///
 /// # Errors
-/// The failure with which the command ends.
+/// The operation or the receiver fails. The command ends with this error.
 pub(crate) fn perform(
     filesystem: &Arc<Filesystem>,
     operation: &Operation,
@@ -55,7 +55,7 @@ pub(crate) fn perform(
                 .map_err(failed)?;
         }
         Operation::Diff { from, to: until } => {
-            // Sent afterwards: a slow reader does not block snapshots meanwhile.
+            // Collected first, so that a slow receiver does not block snapshots.
             let mut changes = Vec::new();
             filesystem
                 .diff_views(from, until.as_deref(), &mut |change| changes.push(change))
@@ -121,17 +121,17 @@ fn deploy(
         },
     };
     let _about = audit::for_volume(&target.path());
-    let place = NewVolumeDirectory::claim(&target.path(), operation.doing())
+    let directory = NewVolumeDirectory::claim(&target.path(), operation.doing())
         .inspect_err(|error| filesystem.refused_deployment(image).refused(&error.message))?;
     let made = with_progress(to, &|state| {
-        filesystem.deploy_image(image, place.store(), &options, state)
+        filesystem.deploy_image(image, directory.store(), &options, state)
     });
     let made = made.ok_or_else(|| {
         let message = format!("{}: a thread failed", operation.doing());
         UserError::new(ExitCode::System, message).with_hint("see the log")
     })?;
     let made = made.map_err(|error| UserError::view(operation.doing(), &error))?;
-    place.keep();
+    directory.keep();
     Ok(Outcome::Deployed(DeployReport {
         volume: made.volume.to_string(),
         inodes: made.inodes,
@@ -191,25 +191,25 @@ fn export(
 #[derive(Debug, Default)]
 pub(crate) struct WorkState {
     bytes: AtomicU64,
-    /// One more than the bytes in all; 0 while that is not known.
-    total: AtomicU64,
+    /// One more than the total number of bytes; 0 while it is not known.
+    total_plus_one: AtomicU64,
     cancelled: AtomicBool,
 }
 
 impl WorkState {
-    fn so_far(&self) -> BytesDone {
+    fn bytes_done(&self) -> BytesDone {
         BytesDone {
             bytes: self.bytes.load(Ordering::Relaxed),
-            total_bytes: self.total.load(Ordering::Relaxed).checked_sub(1),
+            total_bytes: self.total_plus_one.load(Ordering::Relaxed).checked_sub(1),
         }
     }
 }
 
 impl CheckProgress for WorkState {
     fn begin(&self, _: Stage, total_bytes: Option<u64>) {
-        let total = total_bytes.map_or(0, |total| total.saturating_add(1));
+        let total_plus_one = total_bytes.map_or(0, |total| total.saturating_add(1));
         self.bytes.store(0, Ordering::Relaxed);
-        self.total.store(total, Ordering::Relaxed);
+        self.total_plus_one.store(total_plus_one, Ordering::Relaxed);
     }
 
     fn advance(&self, bytes: u64) {
@@ -224,7 +224,7 @@ impl CheckProgress for WorkState {
 impl Progress for WorkState {
     fn begin(&self, total_bytes: u64) {
         self.bytes.store(0, Ordering::Relaxed);
-        self.total
+        self.total_plus_one
             .store(total_bytes.saturating_add(1), Ordering::Relaxed);
     }
 
@@ -255,7 +255,7 @@ pub(crate) fn with_progress<T: Send>(
             work(state)
         });
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-            if to.progress(state.so_far()).is_err() {
+            if to.progress(state.bytes_done()).is_err() {
                 state.cancelled.store(true, Ordering::Relaxed);
             }
         }
@@ -288,15 +288,15 @@ impl Write for Stream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.total_sent {
             self.total_sent = true;
-            let BytesDone { total_bytes, .. } = self.state.so_far();
+            let BytesDone { total_bytes, .. } = self.state.bytes_done();
             self.to.progress(BytesDone {
                 bytes: 0,
                 total_bytes,
             })?;
         }
-        let some = &bytes[..bytes.len().min(CHUNK_BYTES)];
-        self.to.bytes(some)?;
-        Ok(some.len())
+        let chunk = &bytes[..bytes.len().min(CHUNK_BYTES)];
+        self.to.bytes(chunk)?;
+        Ok(chunk.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! `-o remount`: changes an existing mount, without a new daemon.
 //!
-//! Order for `ro`: the kernel refuses changes first (EBUSY while a file is open for writing), then
-//! the daemon puts everything on disk and writes nothing more. For `rw` the other way round. If the
-//! second half fails, the first is rolled back.
+//! Order for `ro`: first the kernel refuses changes (EBUSY while a file is open for writing), then
+//! the daemon puts everything on disk and writes nothing more. For `rw` the order is reversed. If
+//! the second step fails, the first is rolled back.
 
 use std::io;
 use std::path::Path;
@@ -26,7 +26,7 @@ use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
 use crate::sys::mounts::{self, MountFlags};
 
-/// Remounts what is mounted on `dir`: the options apply on top of the current flags.
+/// Remounts the bilayer mount on `dir`: the options are applied on top of its current flags.
 ///
 /// # Errors
 /// No bilayer mount is there, or [`remount_at`] fails.
@@ -79,9 +79,11 @@ pub(crate) fn remount_at(
         } else {
             OPENED_HINT
         };
-        return Err(
-            failed(dir, "it was mounted read-only and holds no right to write").with_hint(hint),
-        );
+        return Err(failed(
+            dir,
+            "the volume was opened read-only and cannot become writable",
+        )
+        .with_hint(hint));
     }
     if wanted.read_only {
         change(wanted)?;
@@ -96,9 +98,10 @@ pub(crate) fn remount_at(
     }
 }
 
-/// Set-id programs and devices of a volume that came from elsewhere do not come back by the way, as
-/// by a `remount,rw` of mount(8), which never says that it wants them. Nor where nobody says where
-/// the volume came from.
+/// The flags that are wanted. If the mount has `nosuid` or `nodev`, and its volume came from
+/// elsewhere, these are kept unless the options explicitly remove them: mount(8) passes on neither
+/// `suid` nor `dev`, so `remount,rw` does not ask for them. A volume whose daemon does not answer
+/// counts as one from elsewhere.
 fn keep_restrictions(
     location: &Location,
     mount: &MountInfo,
@@ -131,7 +134,7 @@ fn failed(dir: &Path, why: &str) -> UserError {
 fn log_rollback_failure(result: Result<(), UserError>) {
     if let Err(error) = result {
         tracing::warn!(
-            "half of a remount could not be taken back: {}",
+            "the first step of a remount could not be rolled back: {}",
             error.message
         );
     }
@@ -152,8 +155,7 @@ fn flags_of(mount: &MountInfo) -> MountFlags {
 
 /// True if the daemon takes part in this change.
 fn needs_daemon(now: MountFlags, wanted: MountFlags) -> bool {
-    let theirs = |flags: MountFlags| (flags.read_only, flags.noatime, flags.strictatime);
-    theirs(now) != theirs(wanted)
+    remount_request(now) != remount_request(wanted)
 }
 
 /// Changes the flags in the kernel, by the open location: the path may lead elsewhere by now.
@@ -225,10 +227,8 @@ impl Daemon {
             Err(error) => return Err(UserError::io(doing(dir), &error)),
         };
         Err(
-            UserError::new(ExitCode::System, format!("{}: {why}", doing(dir))).with_hint(format!(
-                "see what state it is in: bilayer status {}",
-                dir.display()
-            )),
+            UserError::new(ExitCode::System, format!("{}: {why}", doing(dir)))
+                .with_hint(format!("see its state: bilayer status {}", dir.display())),
         )
     }
 }
@@ -257,7 +257,7 @@ pub(super) fn apply_remount(request: Remount, filesystem: &Arc<Filesystem>) -> R
         read_only,
         access_times,
     } = request;
-    let turned = match (filesystem.is_read_only(), read_only) {
+    let changed = match (filesystem.is_read_only(), read_only) {
         (false, true) => filesystem.make_read_only(),
         (true, false) => filesystem.make_writable(),
         _ => Ok(()),
@@ -265,12 +265,12 @@ pub(super) fn apply_remount(request: Remount, filesystem: &Arc<Filesystem>) -> R
     Record::new("remount")
         .volume(filesystem.volume().header.volume_id())
         .with("read_only", read_only)
-        .outcome(&turned);
-    if turned.is_ok() {
+        .outcome(&changed);
+    if changed.is_ok() {
         filesystem.set_access_times(access_times);
         tracing::info!(read_only, ?access_times, "remounted");
     }
-    turned
+    changed
 }
 
 #[cfg(test)]

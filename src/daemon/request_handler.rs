@@ -1,4 +1,4 @@
-//! How the daemon of a mount responds on its control socket ([`crate::control`]).
+//! The daemon's answers to requests on its control socket ([`crate::control`]).
 
 use std::io::{self, BufWriter, Write};
 use std::os::unix::net::UnixStream;
@@ -21,10 +21,10 @@ use crate::control::wire::{self, ResponseWriter};
 use crate::diagnostics::{ExitCode, UserError};
 use crate::fs::{Filesystem, FsError};
 
-/// The mount while it exists: the kernel reuses its device number afterwards.
+/// The mount; `None` before and after it exists, since the kernel reuses its device number.
 pub(super) type MountedOn = Arc<Mutex<Option<utab::Entry>>>;
 
-/// The state that requests are answered from.
+/// The state of the daemon that answers requests.
 struct Daemon {
     /// Held weakly: the volume's lock is released with the filesystem.
     filesystem: Weak<Filesystem>,
@@ -75,15 +75,15 @@ pub(super) fn start_control_server(
         directory,
         mounted_on: Arc::clone(mounted_on),
     };
-    // The mount works without it: another user who created a directory in its place must not
-    // prevent the use of a volume. Commands refuse what they cannot verify.
+    // The mount works without a socket: another user who created a directory in its place must not
+    // prevent the use of a volume. Commands refuse to use a daemon that they cannot verify.
     let started = directory.and_then(|id| ControlServer::start(id, daemon(id)));
     match started {
         Ok(control) => Some(control),
         Err(error) => {
             tracing::warn!(
                 %error,
-                "there is no control socket: commands cannot ask this mount, and will say so"
+                "there is no control socket: commands cannot reach this daemon, and will say so"
             );
             None
         }
@@ -91,9 +91,12 @@ pub(super) fn start_control_server(
 }
 
 pub(crate) fn publish_mount_name(control: Option<&ControlServer>, device: u64) {
-    let answering = control.map(|control| control.publish_mount_name(device));
-    if let Some(Err(error)) = answering {
-        tracing::warn!(%error, "commands that name the mount cannot ask it, and will say so");
+    let published = control.map(|control| control.publish_mount_name(device));
+    if let Some(Err(error)) = published {
+        tracing::warn!(
+            %error,
+            "commands that name the mount cannot reach this daemon, and will say so"
+        );
     }
 }
 
@@ -141,7 +144,7 @@ fn respond_to(
         Request::Remount(remount) => done(apply_remount(*remount, filesystem)),
         Request::Operation(operation) => perform_and_log(operation, filesystem, &mut responses),
         Request::Prove | Request::Ping | Request::Status | Request::Wait | Request::Stays => {
-            let message = "it is not for the filesystem to answer";
+            let message = "the filesystem alone cannot answer this request";
             Response::Failed(UserError::new(ExitCode::System, message).into())
         }
     };

@@ -1,16 +1,16 @@
-//! Sizes as people write them, and numbers that count something.
+//! Parsers of sizes and counts on the command line.
 
 use crate::diagnostics::UserError;
 
-/// What is wanted where something else was written.
+/// The error for text that is no size.
 const WANTED: &str = "a number of bytes, or such as 10G, is wanted";
-/// What is wanted where a number is beyond every size that POSIX can name (`off_t`).
+/// The error for a size beyond the range of POSIX `off_t`.
 const TOO_LARGE: &str = "that is too large: less than 8E is wanted";
 
-/// A number of bytes: plain, or with K, M, G, T, P or E (also KiB, ...) for powers of 1024.
+/// Parses a number of bytes: plain, or with K, M, G, T, P or E (also KiB, ...) for powers of 1024.
 ///
 /// # Errors
-/// What is wanted instead.
+/// A message that says what is wanted.
 pub(super) fn parse_size(text: &str) -> Result<u64, &'static str> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -28,7 +28,7 @@ pub(super) fn parse_size(text: &str) -> Result<u64, &'static str> {
     if number.is_empty() {
         return Err(WANTED);
     }
-    // Of digits alone: if they are no number there are too many.
+    // They are all digits, so parsing fails only if there are too many.
     let number: u64 = number.parse().map_err(|_| TOO_LARGE)?;
     let bytes = number.checked_mul(1024u64.pow(power)).ok_or(TOO_LARGE)?;
     match i64::try_from(bytes) {
@@ -37,7 +37,7 @@ pub(super) fn parse_size(text: &str) -> Result<u64, &'static str> {
     }
 }
 
-/// What `--size` says.
+/// Parses the value of `--size`.
 ///
 /// # Errors
 /// A usage error that says what is wanted.
@@ -50,11 +50,11 @@ pub(crate) fn size_option(text: Option<&str>) -> Result<Option<u64>, UserError> 
         .transpose()
 }
 
-/// A number of things, for the parser of the command line, which would take a negative one for an
-/// option.
+/// Parses a count. Used together with `allow_negative_numbers`, so that a negative number is a wrong
+/// value and not an unknown option.
 ///
 /// # Errors
-/// What is wanted instead.
+/// A message that says what is wanted.
 pub(crate) fn parse_count(text: &str) -> Result<usize, String> {
     let wanted = || format!("a whole number from 0 to {} is wanted", u32::MAX);
     let number: u32 = text.parse().map_err(|_| wanted())?;

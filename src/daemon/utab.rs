@@ -1,4 +1,4 @@
-//! `/run/mount/utab`: where mount(8) and umount(8) record what the kernel does not list of a mount.
+//! `/run/mount/utab`: mount(8) and umount(8) record here what the kernel does not list of a mount.
 //!
 //! umount(8) of an absolute path asks the kernel for the type of the filesystem, gets `fuse`,
 //! and would unmount by itself without waiting. If a mount has a line here, umount(8) calls
@@ -20,15 +20,16 @@ use crate::fuse::mountinfo::device_name;
 use crate::sys::identity::effective_user;
 
 const DIRECTORY: &str = "/run/mount";
-/// Names the helper that umount(8) is to call.
+/// The field that names the helper for umount(8).
 const OPTIONS: &[u8] = b"OPTS=uhelper=bilayer";
-/// Begins the option that says which mount a line is of.
+/// Prefix of the option that identifies the mount of a line.
 const MARK: &[u8] = b"x-bilayer.mount=";
 /// How long another process may hold the lock of the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A mount that root has made. Its line is known by the process that serves it and the device
-/// number: that number is given again as soon as the mount is gone, and the process ends later.
+/// A mount of root. Its line is identified by the daemon's process and the device number. The kernel
+/// reuses the device number as soon as the mount is removed, but the process number only after the
+/// daemon has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Entry {
     /// The volume's directory, as the mount shows it.
@@ -41,22 +42,29 @@ pub(crate) struct Entry {
     pub(crate) process: u32,
 }
 
+/// The change to the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Edit {
+    Add,
+    Remove,
+}
+
 impl Entry {
     /// Adds its line.
     pub(crate) fn add(&self) {
         if effective_user() == 0 {
-            log_failure(rewrite(Path::new(DIRECTORY), self, true));
+            log_failure(rewrite(Path::new(DIRECTORY), self, Edit::Add));
         }
     }
 
     /// Removes its lines, wherever the mount was moved to.
     pub(crate) fn remove(&self) {
         if effective_user() == 0 {
-            log_failure(rewrite(Path::new(DIRECTORY), self, false));
+            log_failure(rewrite(Path::new(DIRECTORY), self, Edit::Remove));
         }
     }
 
-    /// An option that names the mount; those that begin with `x-` are comments.
+    /// The option that identifies the mount; options that begin with `x-` are comments.
     fn mark(&self) -> Vec<u8> {
         let name = format!("{}-{}", device_name(self.device), self.process);
         [MARK, name.as_bytes()].concat()
@@ -72,10 +80,10 @@ impl Entry {
         fields.join(&b' ')
     }
 
-    /// True for its own line, and for those of a mount of the same on the same place: what mount(8)
-    /// adds, and when a new line is to `adding` also what a daemon left that was killed. When it
-    /// goes, another one may be there already.
-    fn matches(&self, line: &[u8], adding: bool) -> bool {
+    /// True if an edit replaces or removes this line. That is the entry's own line, and any line of
+    /// the same volume and directory that mount(8) added. Adding an entry also replaces such a line of
+    /// another daemon, which was killed. Removing one does not: a new mount may already have it.
+    fn replaces(&self, line: &[u8], edit: Edit) -> bool {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
         let options = fields.iter().find_map(|field| field.strip_prefix(b"OPTS="));
         let options = options.unwrap_or_default().split(|&byte| byte == b',');
@@ -83,7 +91,7 @@ impl Entry {
         let is_marked = options.clone().any(|option| option.starts_with(MARK));
         let has_field = |wanted: Vec<u8>| fields.contains(&&wanted[..]);
         has_option(&self.mark())
-            || ((adding || !is_marked)
+            || ((edit == Edit::Add || !is_marked)
                 && has_option(b"uhelper=bilayer")
                 && has_field(field(b"SRC=", &self.volume))
                 && has_field(field(b"TARGET=", &self.dir)))
@@ -107,7 +115,8 @@ fn field(name: &[u8], path: &Path) -> Vec<u8> {
     field
 }
 
-/// Every user who can read the file can hold its lock for ever: a mount must not hang on that.
+/// Locks the file. Every user who can read it can hold its lock for ever, and a mount must not wait
+/// for that.
 fn lock_with_timeout(lock: &File) -> io::Result<()> {
     let begin = Instant::now();
     loop {
@@ -120,22 +129,22 @@ fn lock_with_timeout(lock: &File) -> io::Result<()> {
     }
 }
 
-/// Puts the file anew without the entry's lines, and with a new one if it is to `adding`.
-fn rewrite(directory: &Path, entry: &Entry, adding: bool) -> io::Result<()> {
+/// Writes the file again without the entry's lines, and with a new line if the entry is added.
+fn rewrite(directory: &Path, entry: &Entry, edit: Edit) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut lock = OpenOptions::new();
     let lock = lock.read(true).append(true).create(true);
     let lock = lock.open(directory.join("utab.lock"))?;
     lock_with_timeout(&lock)?;
     let path = directory.join("utab");
-    let found = match fs::read(&path) {
+    let old = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         result => result?,
     };
-    let own = adding.then(|| entry.line());
-    let lines = found.split(|&byte| byte == b'\n');
+    let own = (edit == Edit::Add).then(|| entry.line());
+    let lines = old.split(|&byte| byte == b'\n');
     let kept: Vec<&[u8]> = lines
-        .filter(|line| !line.is_empty() && !entry.matches(line, adding))
+        .filter(|line| !line.is_empty() && !entry.replaces(line, edit))
         .chain(own.as_deref())
         .collect();
     let new = directory.join("utab.bilayer");
@@ -169,35 +178,34 @@ mod tests {
         fs::write(dir.path().join("utab"), other).unwrap();
         let one = entry("/srv/a b\\c", "/mnt", 50);
         for _ in 0..2 {
-            rewrite(dir.path(), &one, true).unwrap();
+            rewrite(dir.path(), &one, Edit::Add).unwrap();
             let ours = "SRC=/srv/a\\040b\\134c TARGET=/mnt ROOT=/ \
                         OPTS=uhelper=bilayer,x-bilayer.mount=0:50-7\n";
             assert_eq!(utab(), format!("{other}{ours}"));
         }
-        // Another volume in a directory of the same name, on another place, whose mount got the
-        // number of the one that is gone.
+        // Another mount, whose device number is that of the mount that was removed.
         let second = Entry {
             process: 8,
             ..entry("/srv/a b\\c", "/mnt2", 50)
         };
-        rewrite(dir.path(), &second, true).unwrap();
-        rewrite(dir.path(), &one, false).unwrap();
+        rewrite(dir.path(), &second, Edit::Add).unwrap();
+        rewrite(dir.path(), &one, Edit::Remove).unwrap();
         assert!(utab().contains("TARGET=/mnt2 ") && !utab().contains("TARGET=/mnt "));
-        rewrite(dir.path(), &second, false).unwrap();
+        rewrite(dir.path(), &second, Edit::Remove).unwrap();
         assert_eq!(utab(), other);
-        // Or on the same place, while the first is still being closed.
+        // A new mount on the same directory, while the first is still being closed.
         let third = Entry {
             process: 9,
             ..one.clone()
         };
-        rewrite(dir.path(), &one, true).unwrap();
-        rewrite(dir.path(), &third, true).unwrap();
+        rewrite(dir.path(), &one, Edit::Add).unwrap();
+        rewrite(dir.path(), &third, Edit::Add).unwrap();
         assert_eq!(utab().matches("TARGET=/mnt ").count(), 1);
-        rewrite(dir.path(), &one, false).unwrap();
+        rewrite(dir.path(), &one, Edit::Remove).unwrap();
         assert!(utab().contains("0:50-9"), "{}", utab());
-        rewrite(dir.path(), &third, false).unwrap();
+        rewrite(dir.path(), &third, Edit::Remove).unwrap();
         assert_eq!(utab(), other);
-        rewrite(&dir.path().join("new"), &one, false).unwrap();
+        rewrite(&dir.path().join("new"), &one, Edit::Remove).unwrap();
     }
 
     #[test]
@@ -207,7 +215,7 @@ mod tests {
                      SRC=/v TARGET=/moved ROOT=/ OPTS=uhelper=bilayer,x-bilayer.mount=0:50-7\n\
                      SRC=/v TARGET=/other ROOT=/ OPTS=uhelper=bilayer,x-bilayer.mount=0:50-77\n";
         fs::write(dir.path().join("utab"), lines).unwrap();
-        rewrite(dir.path(), &entry("/v", "/m", 50), false).unwrap();
+        rewrite(dir.path(), &entry("/v", "/m", 50), Edit::Remove).unwrap();
         let left = fs::read_to_string(dir.path().join("utab")).unwrap();
         assert_eq!(left.lines().count(), 1);
         assert!(left.contains("/other"), "{left}");
@@ -219,9 +227,9 @@ mod tests {
         let lock = File::create(dir.path().join("utab.lock")).unwrap();
         lock.lock().unwrap();
         let one = entry("/srv/a", "/mnt", 50);
-        let error = rewrite(dir.path(), &one, false).unwrap_err();
+        let error = rewrite(dir.path(), &one, Edit::Remove).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         drop(lock);
-        rewrite(dir.path(), &one, false).unwrap();
+        rewrite(dir.path(), &one, Edit::Remove).unwrap();
     }
 }

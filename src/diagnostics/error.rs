@@ -30,7 +30,7 @@ pub(crate) enum ExitCode {
     NotFound = 2,
     /// The volume, the mount or the name is in use.
     InUse = 3,
-    /// A key is missing, cannot be had or is the wrong one.
+    /// A key is missing, not available, or the wrong one.
     Key = 4,
     /// What is on disk is damaged, not authentic or of a newer format.
     Integrity = 5,
@@ -41,7 +41,7 @@ pub(crate) enum ExitCode {
 }
 
 impl ExitCode {
-    /// The code as mount(8) has it: 1 usage, 2 system, 32 mount failed.
+    /// The corresponding exit code of mount(8): 1 usage, 2 system, 32 mount failed.
     pub(crate) fn for_mount(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -51,7 +51,7 @@ impl ExitCode {
         }
     }
 
-    /// The code of that number; what is unknown is the operating system's.
+    /// The code with that number; an unknown number becomes `System`.
     pub(crate) fn of_number(number: u8) -> Self {
         match number {
             0 => Self::Done,
@@ -65,7 +65,7 @@ impl ExitCode {
         }
     }
 
-    /// The code of a failure of this kind.
+    /// The code for a failure of this kind.
     pub(crate) fn of_kind(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::Usage => Self::Usage,
@@ -82,7 +82,7 @@ impl ExitCode {
         }
     }
 
-    /// The code of a failed call of the operating system on something that was named.
+    /// The code for a failed system call on a file that the user named.
     fn of_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NotFound,
@@ -95,16 +95,16 @@ impl ExitCode {
 /// A command's failure.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct UserError {
-    /// How the process ends.
+    /// The exit code.
     pub(crate) code: ExitCode,
-    /// What, with what, why. One line.
+    /// What failed, on what, and why. One line.
     pub(crate) message: String,
-    /// What to do next. One line.
+    /// The next step for the user. One line.
     pub(crate) hint: Option<String>,
 }
 
 impl UserError {
-    /// A failure without advice.
+    /// A failure without a hint.
     pub(crate) fn new(code: ExitCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -113,26 +113,26 @@ impl UserError {
         }
     }
 
-    /// The command line is wrong.
+    /// A wrong command line.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(ExitCode::Usage, message)
     }
 
-    /// The same with advice.
+    /// Adds a hint, or replaces it.
     #[must_use]
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Without advice where somebody has ended the command, who needs none.
+    /// Removes the hint if a signal has ended the command: that user needs no advice.
     #[must_use]
     pub(crate) fn unless_asked_to_end(self) -> Self {
         let hint = self.hint.filter(|_| interrupt::arrived().is_none());
         Self { hint, ..self }
     }
 
-    /// Opening, making or reading a volume failed.
+    /// A failure to open, create or read a volume.
     pub(crate) fn volume(doing: impl fmt::Display, error: &VolumeError) -> Self {
         let code = ExitCode::of_kind(error.kind());
         Self {
@@ -142,7 +142,7 @@ impl UserError {
         }
     }
 
-    /// The filesystem within a volume could not be used.
+    /// A failure of the filesystem in a volume.
     pub(crate) fn filesystem(doing: impl fmt::Display, error: &FsError) -> Self {
         if let FsError::Volume(error) = error {
             return Self::volume(doing, error);
@@ -155,12 +155,12 @@ impl UserError {
             _ if matches!(error, FsError::RolledBack(_)) => (ExitCode::Integrity, Rollback::HINT),
             _ if error.is_all_on_disk() => (
                 ExitCode::System,
-                "make the keystore's directory writable, with room for a few KiB, and mount and \
+                "make the keystore's directory writable, with space for a few KiB, and mount and \
                  unmount the volume once",
             ),
             Errno::ENOSPC | Errno::EDQUOT => (
                 ExitCode::System,
-                "make room on the filesystem that holds the volume, then try again",
+                "make space on the filesystem that holds the volume, then try again",
             ),
             Errno::EROFS => (
                 ExitCode::System,
@@ -169,44 +169,45 @@ impl UserError {
             ),
             _ => (
                 ExitCode::Integrity,
-                "copy the volume's directory before anything else; the log says which page it \
-                 was; what can be read comes out with: bilayer salvage VOLUME OUT",
+                "copy the volume's directory before anything else; the log names the page; to \
+                 copy what can be read: bilayer salvage VOLUME OUT",
             ),
         };
         Self::new(code, format!("{doing}: {error}")).with_hint(hint)
     }
 
-    /// Something with snapshots or images failed.
+    /// A failure of an operation on snapshots or images.
     pub(crate) fn view(doing: impl fmt::Display, error: &ViewError) -> Self {
-        let advised =
+        let with_hint =
             |code, hint: &str| Self::new(code, format!("{doing}: {error}")).with_hint(hint);
         match error {
-            ViewError::NotFound { kind, .. } => advised(
+            ViewError::NotFound { kind, .. } => with_hint(
                 ExitCode::NotFound,
                 &format!("see which there are: bilayer {} list VOLUME", kind.noun()),
             ),
-            ViewError::Exists { .. } => advised(
+            ViewError::Exists { .. } => with_hint(
                 ExitCode::InUse,
                 "choose another name, or delete the one that has it",
             ),
-            ViewError::BadName { .. } => advised(
+            ViewError::BadName { .. } => with_hint(
                 ExitCode::Usage,
                 "choose a name of at most 255 bytes without a / or an @ in it",
             ),
-            ViewError::Busy { .. } => advised(
-                ExitCode::InUse,
-                "somebody works in it; see who: fuser -vm MOUNTPOINT",
-            ),
-            ViewError::TooMany => advised(ExitCode::System, "delete some: bilayer snapshot prune"),
-            ViewError::ReadOnly(because) => advised(ExitCode::System, how_to_write(*because)),
-            ViewError::NoSuchPath { name, .. } => advised(
+            ViewError::Busy { .. } => {
+                with_hint(ExitCode::InUse, "see who uses it: fuser -vm MOUNTPOINT")
+            }
+            ViewError::TooMany => {
+                with_hint(ExitCode::System, "delete some: bilayer snapshot prune")
+            }
+            ViewError::ReadOnly(because) => with_hint(ExitCode::System, how_to_write(*because)),
+            ViewError::NoSuchPath { name, .. } => with_hint(
                 ExitCode::NotFound,
                 &format!(
                     "paths begin at the root of the volume; see what it has: ls -a \
                      MOUNTPOINT/.snapshots/{name}"
                 ),
             ),
-            ViewError::NoDirectory { .. } => advised(
+            ViewError::NoDirectory { .. } => with_hint(
                 ExitCode::NotFound,
                 "make the directory, or restore the one that held it",
             ),
@@ -215,7 +216,7 @@ impl UserError {
         }
     }
 
-    /// Making, streaming or reading an image failed.
+    /// A failure to create, export, import or deploy an image.
     pub(crate) fn image(doing: impl fmt::Display, error: &ImageError) -> Self {
         Self {
             code: ExitCode::of_kind(error.kind()),
@@ -224,7 +225,7 @@ impl UserError {
         }
     }
 
-    /// Something with keys failed.
+    /// A failure concerning keys.
     pub(crate) fn key(doing: impl fmt::Display, error: &KeyError) -> Self {
         let code = ExitCode::of_kind(error.kind());
         let hint = error.hint().map(str::to_owned);
@@ -235,12 +236,12 @@ impl UserError {
         }
     }
 
-    /// A check did not come to its end.
+    /// A check that could not be completed.
     pub(crate) fn check(doing: impl fmt::Display, error: &CheckError) -> Self {
         Self::new(ExitCode::System, format!("{doing}: {error}")).with_hint(check_hint(error))
     }
 
-    /// The operating system refused.
+    /// A failed system call.
     pub(crate) fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
         Self {
             code: ExitCode::of_io(error),
@@ -262,18 +263,17 @@ impl fmt::Display for UserError {
 
 impl std::error::Error for UserError {}
 
-/// What a copy that is looked at can become.
+/// The hint for a change to a copy of a volume, which is mounted read-only.
 pub(crate) const COPY_HINT: &str = "a copy is not written to; unmount it, and make it a volume of \
                                     its own: bilayer mount --new-identity VOLUME DIR";
-/// What it takes to write to what was opened to be read.
+/// The hint for a change to a volume that was opened read-only.
 pub(crate) const OPENED_HINT: &str = "unmount it and mount it again without -o ro";
 
 fn check_hint(error: &CheckError) -> &'static str {
     match error {
-        CheckError::Cancelled => "begin anew; nothing was changed by halves",
+        CheckError::Cancelled => "run it again; no change was left incomplete",
         CheckError::Meta(_) | CheckError::Object(_) => {
-            "copy the volume's directory; what can be read comes out with: bilayer salvage VOLUME \
-             OUT"
+            "copy the volume's directory; to copy what can be read: bilayer salvage VOLUME OUT"
         }
         CheckError::Io(error) => io_hints::hint(error).unwrap_or("see the kernel's log: dmesg"),
         CheckError::NotRemembered(_) => {
@@ -281,7 +281,7 @@ fn check_hint(error: &CheckError) -> &'static str {
              unmount the volume once"
         }
         CheckError::Fault => {
-            "see the log; mount read-only what is needed: bilayer mount -o ro VOLUME DIR"
+            "see the log; the volume can be mounted read-only: bilayer mount -o ro VOLUME DIR"
         }
     }
 }
@@ -293,13 +293,14 @@ const fn how_to_write(because: ReadOnlyBecause) -> &'static str {
         ReadOnlyBecause::Remounted => "mount it for writing: mount -o remount,rw MOUNTPOINT",
         ReadOnlyBecause::Failed => "the log says why; unmount it, then: bilayer check VOLUME",
         ReadOnlyBecause::Unknown => {
-            "whoever mounted it can see what it is: bilayer status MOUNTPOINT, and mount it for \
+            "the user who mounted it can see why, with bilayer status MOUNTPOINT, and mount it for \
              writing"
         }
     }
 }
 
-/// Text of others (paths, what fusermount3 said) cannot break the two lines or drive the terminal.
+/// Replaces control characters: text from elsewhere (paths, messages of fusermount3) must neither
+/// add lines nor control the terminal.
 fn one_line(text: &str) -> String {
     text.trim()
         .chars()

@@ -1,4 +1,4 @@
-//! What to do next where the operating system refused. The message before it names the path.
+//! Hints for failed system calls. The message before the hint names the path.
 
 use std::io::{self, ErrorKind};
 
@@ -7,7 +7,7 @@ const MISSING_PATH: &str =
 const PERMISSION: &str =
     "see whose it is and who may: namei -l PATH; then try as its owner or as root";
 const DAEMON: &str = "see whether the daemon lives: bilayer status VOLUME; and what its log says";
-const DEVICE: &str = "a disk or the way to it has failed; see the kernel's log: dmesg";
+const DEVICE: &str = "a disk or the connection to it has failed; see the kernel's log: dmesg";
 const SPACE: &str =
     "make space on that filesystem, then try again; see what it has: df -h and df -i";
 const UNSUPPORTED: &str = "that filesystem or this kernel cannot do it; choose another place";
@@ -18,7 +18,7 @@ const IN_USE: &str = "see who uses it: fuser -vm PATH";
 const TRY_LATER: &str = "try again in a moment; if it stays so, see the limits: ulimit -a";
 const MEMORY: &str = "free some memory, or see the limit on it: ulimit -v";
 
-/// The hint for an error; none where there is no step to take.
+/// The hint for an error; `None` if there is no step to take.
 pub(crate) fn hint(error: &io::Error) -> Option<&'static str> {
     error
         .raw_os_error()

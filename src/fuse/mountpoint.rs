@@ -17,10 +17,10 @@ use std::process::{Command, Stdio};
 use super::MountOptions;
 use super::mountinfo::{MountInfo, device_name};
 use crate::sys::files::sync_filesystem;
-use crate::sys::identity::effective_user;
+use crate::sys::identity::{effective_user, real_group, real_user};
 use crate::sys::location::{Location, LocationInfo};
 use crate::sys::mounts::Detach;
-use crate::sys::{descriptors, mounts, process};
+use crate::sys::{descriptors, mounts};
 
 /// Names of the set-uid helper.
 const FUSERMOUNT: [&str; 2] = ["fusermount3", "fusermount"];
@@ -90,7 +90,7 @@ fn filesystem_options(options: &MountOptions) -> Vec<&'static str> {
 fn mount_directly(dir: &Path, options: &MountOptions) -> io::Result<File> {
     let device = mounts::open_fuse_device()?;
     let mode = fs::metadata(dir)?.mode();
-    let (uid, gid) = process::real_ids();
+    let (uid, gid) = (real_user(), real_group());
     let words = filesystem_options(options).join(",");
     let data = format!("rootmode={mode:o},user_id={uid},group_id={gid},{words}");
     mounts::mount_fuse(

@@ -131,7 +131,7 @@ impl KeyError {
 /// General advice for a kind of failure.
 pub(crate) const fn usual_hint(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Usage => "--help shows how the command is called",
+        ErrorKind::Usage => "see the command's --help",
         ErrorKind::NotAVolume => "make one: bilayer create DIR, or check the path",
         ErrorKind::InUse => "see who has it: fuser -v VOLUME/lock",
         ErrorKind::KeyUnavailable => "see that the file is there, and that this user may read it",
@@ -142,7 +142,7 @@ pub(crate) const fn usual_hint(kind: ErrorKind) -> &'static str {
         ErrorKind::KeystoreInvalid => "restore the platform keystore from a backup",
         ErrorKind::HeaderInvalid | ErrorKind::Tampered => "restore it from a backup",
         ErrorKind::NewerFormat => "upgrade bilayer",
-        ErrorKind::NoSpace => "make room on the filesystem that it is on",
+        ErrorKind::NoSpace => "make space on the filesystem that it is on",
         ErrorKind::Io => "the kernel's log may say why: dmesg",
     }
 }
@@ -179,7 +179,7 @@ pub(crate) fn while_writing(
         let error = KeyError::io(doing, &path, error);
         match refused {
             true => {
-                error.with_hint("make the keystore's directory writable, with room for a few KiB")
+                error.with_hint("make the keystore's directory writable, with space for a few KiB")
             }
             false => error,
         }

@@ -8,9 +8,9 @@
 //! working directory is known ([`KeyUri::parse_at`]). It is made absolute there, once, so that the
 //! stored URI means the same wherever the next command runs.
 //!
-//! Invariants: a URI never contains a secret: there is no query, no user and no PIN in it. It has
-//! no control characters, so it can be printed and logged. Two spellings of the same path are
-//! equal.
+//! Invariants: a `KeyUri` contains no secret: no query, no user and no PIN. Its text has no control
+//! characters, so it can be printed and logged. Errors show nothing of a refused URI but its scheme:
+//! the rest may be a secret. Two spellings of the same path are equal.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -75,7 +75,7 @@ impl KeyUri {
             return Err(usage("the URI of the key is too long"));
         }
         let Some((scheme, rest)) = text.split_once(':') else {
-            return Err(usage(format!("{text:?} is no URI")));
+            return Err(usage("its name is no URI"));
         };
         if !scheme.eq_ignore_ascii_case("file") {
             return Err(usage(format!(
@@ -83,9 +83,9 @@ impl KeyUri {
             )));
         }
         if rest.contains(['?', '#']) {
-            return Err(usage(format!(
-                "{text:?}: a file URI has a path and nothing else (write ? as %3f and # as %23)"
-            )));
+            return Err(usage(
+                "a file URI has a path and nothing else (write ? as %3f and # as %23)",
+            ));
         }
         let path = match rest.strip_prefix("//") {
             None => rest,
@@ -94,12 +94,12 @@ impl KeyUri {
                 .unwrap_or(with_host)
                 .starts_with('/')
                 .then(|| with_host.strip_prefix("localhost").unwrap_or(with_host))
-                .ok_or_else(|| usage(format!("{text:?} names another host")))?,
+                .ok_or_else(|| usage("the URI names another host"))?,
         };
         let bytes = percent_decode(path)
-            .ok_or_else(|| usage(format!("{text:?}: % is followed by two hex digits")))?;
+            .ok_or_else(|| usage("% in the URI must be followed by two hexadecimal digits"))?;
         if bytes.is_empty() || bytes.contains(&0) {
-            return Err(usage(format!("{text:?} has no usable path")));
+            return Err(usage("the URI has no usable path"));
         }
         let path = absolute(Path::new(OsStr::from_bytes(&bytes)), directory)?;
         Ok(Self(Scheme::File(path)))
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_read_again() {
+    fn a_printed_uri_parses_to_the_same_uri() {
         for path in [&b"/a b/\xc3\xa9%,?#\"\\"[..], b"/\xff\xfe/\n\x7f", b"/"] {
             let uri = KeyUri::from_file(Path::new(OsStr::from_bytes(path))).expect("absolute");
             let text = uri.to_string();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_with_the_supported_scheme_named() {
+    fn other_uris_are_refused_and_the_hint_names_the_supported_scheme() {
         for text in [
             "",
             "key.pem",

@@ -163,7 +163,7 @@ pub(crate) fn wrap_with_customer_key(
     context: &WrapContext,
     dek: &CustomerDek,
 ) -> Result<WrapRecord, KeyError> {
-    let payload = payload(Role::Customer, context, dek.expose());
+    let payload = aead::payload(&prefix(Role::Customer, context), dek.expose());
     let description = provider.describe();
     let record = WrapRecord {
         provider: description.uri.to_string(),
@@ -272,7 +272,8 @@ fn seal_with_platform_key(
     dek: &[u8],
 ) -> Result<WrapRecord, KeyError> {
     let aad = additional_data(role, context, version);
-    let record = version.record(aead::seal(cipher, &aad, payload(role, context, dek))?);
+    let payload = aead::payload(&prefix(role, context), dek);
+    let record = version.record(aead::seal(cipher, &aad, payload)?);
     record.audit("wrap", role, context).done();
     Ok(record)
 }
@@ -289,14 +290,6 @@ fn open_with_platform_key(
     }
     let aad = additional_data(role, context, version);
     aead::open(cipher, &aad, &record.ciphertext).ok_or_else(|| does_not_open(record))
-}
-
-/// Allocates the full length at once, so that no smaller buffer that contains a DEK is left behind.
-fn payload(role: Role, context: &WrapContext, dek: &[u8]) -> Zeroizing<Vec<u8>> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(PREFIX_BYTES + dek.len()));
-    bytes.extend_from_slice(&prefix(role, context));
-    bytes.extend_from_slice(dek);
-    bytes
 }
 
 fn prefix(role: Role, context: &WrapContext) -> [u8; PREFIX_BYTES] {
@@ -434,7 +427,7 @@ mod tests {
         let error = unwrap_customer(&inner, VERSION, &context(), &record).expect_err("role");
         assert_eq!(error.kind(), ErrorKind::Tampered);
         // Nor does the payload pass where the additional data would.
-        let text = payload(Role::Infrastructure, &context(), dek.expose());
+        let text = aead::payload(&prefix(Role::Infrastructure, &context()), dek.expose());
         assert!(dek_of::<32>(Role::Infrastructure, &context(), &text).is_ok());
         assert!(dek_of::<32>(Role::Customer, &context(), &text).is_err());
         assert!(dek_of::<64>(Role::Infrastructure, &context(), &text).is_err());
@@ -461,10 +454,10 @@ mod tests {
             );
         }
         for len in 0..record.ciphertext.len() {
-            let mut cut = record.clone();
-            cut.ciphertext.truncate(len);
+            let mut truncated = record.clone();
+            truncated.ciphertext.truncate(len);
             assert!(
-                unwrap_customer(&key, VERSION, &context(), &cut).is_err(),
+                unwrap_customer(&key, VERSION, &context(), &truncated).is_err(),
                 "{len} bytes"
             );
         }

@@ -24,11 +24,23 @@ use crate::ids::{ChunkIndex, Generation, Ino};
 /// The versions of a key, oldest first.
 pub(super) type Versions = Vec<(Generation, Vec<u8>)>;
 
-/// A changed key: its table and logical key.
-pub type ChangedKey = (Table, Vec<u8>);
+/// A key whose record changed.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ChangedKey {
+    /// The table of the record.
+    pub table: Table,
+    /// The logical key of the record.
+    pub logical: Vec<u8>,
+}
 
-/// A row of `change`: the generation that first wrote the key, and the key.
-pub type ChangeRow = (Generation, ChangedKey);
+/// A row of `change`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChangeRow {
+    /// A generation in which the key was written.
+    pub generation: Generation,
+    /// The key.
+    pub key: ChangedKey,
+}
 
 /// What remains after unneeded versions were dropped.
 #[derive(Default)]
@@ -275,7 +287,11 @@ impl Meta {
                 return false;
             }
             match keys::change_parts(key) {
-                Some((at, table, logical)) => found.push((at, (table, logical.to_vec()))),
+                Some((generation, table, logical)) => {
+                    let logical = logical.to_vec();
+                    let key = ChangedKey { table, logical };
+                    found.push(ChangeRow { generation, key });
+                }
                 None => corrupt = true,
             }
             !corrupt
@@ -287,13 +303,8 @@ impl Meta {
     }
 
     /// Removes a row of `change` that is no longer needed.
-    pub fn remove_change(
-        &self,
-        batch: &mut Batch,
-        generation: Generation,
-        (table, logical): &ChangedKey,
-    ) {
-        let key = keys::change(generation, *table, logical);
+    pub fn remove_change(&self, batch: &mut Batch, row: &ChangeRow) {
+        let key = keys::change(row.generation, row.key.table, &row.key.logical);
         batch.change(Table::Change, key, None);
     }
 }

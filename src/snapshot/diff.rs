@@ -10,7 +10,7 @@ use crate::ids::{Generation, Ino};
 use crate::meta::cycle::CycleDetector;
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{DirentRecord, FileKind, InodeRecord, Timespec};
-use crate::meta::{Meta, MetaError, View};
+use crate::meta::{ChangedKey, Meta, MetaError, View};
 
 /// Rows read at a time.
 const ROWS: usize = 1024;
@@ -214,7 +214,8 @@ fn candidates(
     let mut from = None;
     loop {
         let (changed, more) = meta.changes(after, through, from, ROWS)?;
-        for (_, (table, logical)) in changed {
+        for row in changed {
+            let ChangedKey { table, logical } = row.key;
             let ino = keys::ino_of(&logical).ok_or(MetaError::Corrupt("change"))?;
             if table == Table::Dirent {
                 let (_, name) = keys::dirent_parts(&logical).ok_or(MetaError::Corrupt("change"))?;

@@ -60,17 +60,16 @@ impl Purge {
         let mut batch = Batch::new();
         let inos: Vec<Ino> = changed
             .iter()
-            .filter_map(|(_, (_, logical))| keys::ino_of(logical))
+            .filter_map(|row| keys::ino_of(&row.key.logical))
             .collect();
         let _inodes = meta.lock_inodes(&inos);
         let mut done = BTreeSet::new();
-        for (generation, key) in &changed {
-            if done.insert(key) {
-                let (table, logical) = key;
-                meta.prune(&mut batch, *table, logical)?;
+        for row in &changed {
+            if done.insert(&row.key) {
+                meta.prune(&mut batch, row.key.table, &row.key.logical)?;
             }
             if gap.is_first {
-                meta.remove_change(&mut batch, *generation, key);
+                meta.remove_change(&mut batch, row);
             }
         }
         let left = if next.is_none() {

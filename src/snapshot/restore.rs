@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use crate::ids::{Generation, Ino};
 use crate::meta::keys::{self, Table};
 use crate::meta::records::{ExtentRecord, InodeRecord};
-use crate::meta::{Batch, Meta, MetaError, View};
+use crate::meta::{Batch, ChangeRow, ChangedKey, Meta, MetaError, View};
 
 /// Keys processed in one step.
 const KEYS_PER_STEP: usize = 512;
@@ -53,10 +53,10 @@ pub fn restore(
         let (changed, more) = meta.changes(target, meta.generation(), from, KEYS_PER_STEP)?;
         let mut batch = Batch::new();
         let mut seen = BTreeSet::new();
-        for (_, (table, logical)) in &changed {
-            if seen.insert((table, logical)) {
+        for ChangeRow { key, .. } in &changed {
+            if seen.insert(key) {
                 let view = View(target);
-                restore_key(meta, &mut batch, view, *table, logical, &mut restored)?;
+                restore_key(meta, &mut batch, view, key, &mut restored)?;
             }
         }
         meta.apply(batch)?;
@@ -80,10 +80,10 @@ fn restore_key(
     meta: &Meta,
     batch: &mut Batch,
     view: View,
-    table: Table,
-    logical: &[u8],
+    key: &ChangedKey,
     restored: &mut Restored,
 ) -> Result<(), MetaError> {
+    let (table, logical) = (key.table, &*key.logical);
     let ino = keys::ino_of(logical).ok_or(MetaError::Corrupt("change"))?;
     let then = meta.get(table, logical, view)?;
     let now = meta.get(table, logical, View::LIVE)?;

@@ -41,7 +41,7 @@ pub fn held_alone(meta: &Meta) -> Result<BTreeMap<Generation, HeldAlone>, MetaEr
     let Some(oldest) = kept.first() else {
         return Ok(held);
     };
-    for (table, logical) in changed_keys(meta, *oldest)? {
+    for ChangedKey { table, logical } in changed_keys(meta, *oldest)? {
         let versions = meta.versions(table, &logical)?;
         let mut parts = Vec::with_capacity(versions.len());
         for (_, value) in &versions {
@@ -72,7 +72,7 @@ fn changed_keys(meta: &Meta, after: Generation) -> Result<BTreeSet<ChangedKey>, 
     let mut from = None;
     loop {
         let (changed, more) = meta.changes(after, meta.generation(), from, ROWS)?;
-        found.extend(changed.into_iter().map(|(_, key)| key));
+        found.extend(changed.into_iter().map(|row| row.key));
         match more {
             Some(more) => from = Some(more),
             None => return Ok(found),

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd};
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub fn filesystem_type(file: impl AsFd) -> io::Result<Option<String>> {
+pub(crate) fn filesystem_type(file: impl AsFd) -> io::Result<Option<String>> {
     let descriptor = file.as_fd().as_raw_fd();
     let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{descriptor}"))?;
     let Some(id) = mount_id(&info) else {
@@ -29,7 +29,7 @@ pub fn filesystem_type(file: impl AsFd) -> io::Result<Option<String>> {
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub fn kernel_release() -> io::Result<String> {
+pub(crate) fn kernel_release() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
         .trim()
         .to_owned())

@@ -15,13 +15,13 @@ use std::sync::OnceLock;
 
 /// False for a time from a clock that was never set, in seconds since 1970: within the first year,
 /// or before.
-pub fn is_set(secs: i64) -> bool {
+pub(crate) fn is_set(secs: i64) -> bool {
     secs >= 365 * 24 * 3600
 }
 
 /// `CLOCK_REALTIME_COARSE` (clock_gettime(2)): seconds since 1970 and nanoseconds below 10^9. Linux
 /// advances it with the timer's tick. The epoch if the clock cannot be read.
-pub fn coarse_time() -> (i64, u32) {
+pub(crate) fn coarse_time() -> (i64, u32) {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -37,7 +37,7 @@ pub fn coarse_time() -> (i64, u32) {
 /// The time that the kernel would give a file now, in order with all times that it gives files:
 /// seconds since 1970 and nanoseconds below 10^9. Takes about a microsecond. [`coarse_time`] if no
 /// file in memory can be created.
-pub fn file_time() -> (i64, u32) {
+pub(crate) fn file_time() -> (i64, u32) {
     static STAMPED: OnceLock<Option<File>> = OnceLock::new();
     STAMPED
         .get_or_init(|| memory_file().ok())

@@ -7,7 +7,7 @@ use super::process::{EndSignals, close_descriptors_of_this_thread};
 
 /// How long work may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Deadlines {
+pub(crate) struct Deadlines {
     /// Until somebody is told that it takes long.
     pub note: Duration,
     /// Until it is abandoned.
@@ -18,7 +18,7 @@ pub struct Deadlines {
 ///
 /// The thread receives none of the signals that end this process, because it may still exist when
 /// another thread begins to wait for them.
-pub fn within<T: Send + 'static>(
+pub(crate) fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
@@ -31,7 +31,7 @@ pub fn within<T: Send + 'static>(
 
 /// Runs work in a thread, and calls `note` once if it takes longer than the first deadline. `None`
 /// if it takes longer than the second one; the thread is abandoned then.
-pub fn within_notifying<T: Send + 'static>(
+pub(crate) fn within_notifying<T: Send + 'static>(
     deadlines: Deadlines,
     note: impl FnOnce(),
     work: impl FnOnce() -> T + Send + 'static,
@@ -42,7 +42,7 @@ pub fn within_notifying<T: Send + 'static>(
         if let Err(error) = EndSignals::block() {
             tracing::debug!(%error, "a waiting thread may receive signals");
         }
-        // After the limit nobody receives this.
+        // After the limit there is no receiver.
         let _ = sender.send(work());
     });
     started.ok()?;
@@ -62,7 +62,7 @@ pub fn within_notifying<T: Send + 'static>(
 /// Runs work in a thread that shares none of this process's descriptors, so that an abandoned
 /// thread keeps no lock and no file of them open. Paths in `/proc/self/fd` do not lead to the
 /// descriptors that it opens; those in `/proc/thread-self/fd` do.
-pub fn isolated_within<T: Send + 'static>(
+pub(crate) fn isolated_within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 /// Limit on the descriptors of one message.
-pub const DESCRIPTORS_MAX: usize = 4;
+pub(crate) const DESCRIPTORS_MAX: usize = 4;
 
 const RIGHTS_BYTES: usize = DESCRIPTORS_MAX * size_of::<RawFd>();
 
@@ -23,7 +23,7 @@ const _: () = assert!(size_of::<Control>() >= RIGHTS_BYTES + 32);
 ///
 /// # Errors
 /// `InvalidInput` for no bytes or too many descriptors, and failures of sendmsg(2).
-pub fn send(
+pub(crate) fn send(
     stream: &UnixStream,
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
@@ -46,9 +46,9 @@ pub fn send(
         message.msg_control = control.0.as_mut_ptr().cast();
         // SAFETY: plain arithmetic.
         message.msg_controllen = unsafe { libc::CMSG_SPACE(rights_bytes) } as _;
-        // SAFETY: the control buffer is aligned and has room for CMSG_SPACE of so many descriptors
-        // (checked above and at compile time), so its first header and the data behind it lie
-        // within it.
+        // SAFETY: the control buffer is aligned and is large enough for CMSG_SPACE of so many
+        // descriptors (checked above and at compile time), so its first header and the data after
+        // it are within it.
         unsafe {
             let header = libc::CMSG_FIRSTHDR(&message);
             (*header).cmsg_level = libc::SOL_SOCKET;
@@ -79,7 +79,7 @@ pub fn send(
 ///
 /// # Errors
 /// `InvalidData` if there are more descriptors than a message may have, and failures of recvmsg(2).
-pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(crate) fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut control = Control([0; 64]);
     let mut part = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
@@ -115,7 +115,7 @@ pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<
 /// # Errors
 /// `UnexpectedEof` if the other end closes without sending one, `InvalidData` if the message has
 /// none.
-pub fn receive_one(stream: &UnixStream) -> io::Result<OwnedFd> {
+pub(crate) fn receive_one(stream: &UnixStream) -> io::Result<OwnedFd> {
     match receive(stream, &mut [0])? {
         (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
         (_, mut descriptors) => descriptors

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 /// Prefix of the identity of a filesystem that is known only by the source of its mount.
 const SOURCE: &str = "source:";
 /// Length limit of an identity, in bytes.
-pub const FILESYSTEM_BYTES_MAX: usize = 1024;
+pub(crate) const FILESYSTEM_BYTES_MAX: usize = 1024;
 /// Filesystems whose `f_fsid` is the number of the device.
 const NAMED_BY_DEVICE: [&str; 7] = ["xfs", "f2fs", "vfat", "exfat", "ntfs3", "bcachefs", "erofs"];
 

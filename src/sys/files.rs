@@ -20,7 +20,7 @@ use super::backing;
 
 /// The type of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FileType {
+pub(crate) enum FileType {
     /// A plain file.
     Regular,
     /// A directory.
@@ -65,7 +65,7 @@ impl FileType {
 
 /// Attributes as reported by `stat`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Stat {
+pub(crate) struct Stat {
     /// Its type.
     pub file_type: FileType,
     /// Length in bytes.
@@ -82,7 +82,7 @@ pub struct Stat {
 
 /// Space on a filesystem, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Space {
+pub(crate) struct Space {
     /// Total size.
     pub total_bytes: u64,
     /// Free space, including space reserved for root.
@@ -93,7 +93,7 @@ pub struct Space {
 
 /// How [`open_file_at`] opens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
+pub(crate) enum Access {
     /// `O_RDONLY`.
     Read,
     /// `O_RDWR`.
@@ -106,7 +106,7 @@ pub enum Access {
 ///
 /// # Errors
 /// When the path is no directory, or open(2) fails.
-pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     open_raw(libc::AT_FDCWD, &path, libc::O_RDONLY | libc::O_DIRECTORY)
 }
@@ -115,7 +115,7 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// ENOTDIR or ELOOP for anything but a directory, and other failures of openat(2).
-pub fn open_directory_at(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+pub(crate) fn open_directory_at(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     open_raw(dir.as_fd().as_raw_fd(), &CString::new(name)?, flags)
 }
@@ -126,7 +126,7 @@ pub fn open_directory_at(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// When openat(2) fails, such as with ELOOP for a symbolic link.
-pub fn open_file_at(dir: impl AsFd, name: &str, access: Access) -> io::Result<File> {
+pub(crate) fn open_file_at(dir: impl AsFd, name: &str, access: Access) -> io::Result<File> {
     let flags = match access {
         Access::Read => libc::O_RDONLY,
         Access::ReadWrite => libc::O_RDWR,
@@ -151,7 +151,12 @@ fn open_raw(dir: libc::c_int, name: &CStr, flags: libc::c_int) -> io::Result<Own
 ///
 /// # Errors
 /// When renameat(2) fails.
-pub fn rename_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io::Result<()> {
+pub(crate) fn rename_at(
+    from: impl AsFd,
+    name: &str,
+    to: impl AsFd,
+    new_name: &str,
+) -> io::Result<()> {
     let (name, new_name) = (CString::new(name)?, CString::new(new_name)?);
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     // SAFETY: both names are NUL-terminated strings and both descriptors are open for the call.
@@ -162,7 +167,12 @@ pub fn rename_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> 
 ///
 /// # Errors
 /// When linkat(2) fails.
-pub fn link_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io::Result<()> {
+pub(crate) fn link_at(
+    from: impl AsFd,
+    name: &str,
+    to: impl AsFd,
+    new_name: &str,
+) -> io::Result<()> {
     let (name, new_name) = (CString::new(name)?, CString::new(new_name)?);
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     // SAFETY: both names are NUL-terminated strings and both descriptors are open for the call.
@@ -173,7 +183,7 @@ pub fn link_at(from: impl AsFd, name: &str, to: impl AsFd, new_name: &str) -> io
 ///
 /// # Errors
 /// When unlinkat(2) fails.
-pub fn unlink_at(dir: impl AsFd, name: &str) -> io::Result<()> {
+pub(crate) fn unlink_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     remove_raw(dir, name, 0)
 }
 
@@ -181,7 +191,7 @@ pub fn unlink_at(dir: impl AsFd, name: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// When unlinkat(2) fails, such as with ENOTEMPTY.
-pub fn remove_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
+pub(crate) fn remove_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     remove_raw(dir, name, libc::AT_REMOVEDIR)
 }
 
@@ -195,7 +205,7 @@ fn remove_raw(dir: impl AsFd, name: &str, flags: libc::c_int) -> io::Result<()> 
 ///
 /// # Errors
 /// When mkdirat(2) fails.
-pub fn make_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
+pub(crate) fn make_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
     // SAFETY: the name is a NUL-terminated string and the descriptor is open for the call.
     check(unsafe { libc::mkdirat(dir.as_fd().as_raw_fd(), name.as_ptr(), 0o700) }).map(drop)
@@ -205,7 +215,7 @@ pub fn make_directory_at(dir: impl AsFd, name: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// When fstatat(2) fails, such as with ENOENT.
-pub fn stat_at(dir: impl AsFd, name: &str) -> io::Result<Stat> {
+pub(crate) fn stat_at(dir: impl AsFd, name: &str) -> io::Result<Stat> {
     stat_raw(dir, &CString::new(name)?, libc::AT_SYMLINK_NOFOLLOW)
 }
 
@@ -213,7 +223,7 @@ pub fn stat_at(dir: impl AsFd, name: &str) -> io::Result<Stat> {
 ///
 /// # Errors
 /// When fstat(2) fails.
-pub fn stat(file: impl AsFd) -> io::Result<Stat> {
+pub(crate) fn stat(file: impl AsFd) -> io::Result<Stat> {
     stat_raw(file, c"", libc::AT_EMPTY_PATH)
 }
 
@@ -245,13 +255,13 @@ fn stat_raw(dir: impl AsFd, name: &CStr, flags: libc::c_int) -> io::Result<Stat>
 ///
 /// # Errors
 /// When fallocate(2) fails; ENOTSUP if the filesystem cannot punch holes.
-pub fn punch_hole(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
+pub(crate) fn punch_hole(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     allocate_raw(file, mode, offset, len_bytes)
 }
 
 /// Disables copy-on-write for an empty file on btrfs. A failure is harmless.
-pub fn write_in_place(file: impl AsFd) {
+pub(crate) fn write_in_place(file: impl AsFd) {
     if backing::filesystem_type(&file).ok().flatten().as_deref() == Some("btrfs") {
         let flags = rustix::fs::ioctl_getflags(&file);
         let set = flags
@@ -263,7 +273,7 @@ pub fn write_in_place(file: impl AsFd) {
 }
 
 /// Starts reading a range ahead. A failure is harmless.
-pub fn will_need(file: impl AsFd, offset: u64, len_bytes: u64) {
+pub(crate) fn will_need(file: impl AsFd, offset: u64, len_bytes: u64) {
     if let (Ok(offset), Ok(len)) = (
         libc::off64_t::try_from(offset),
         libc::off64_t::try_from(len_bytes),
@@ -279,7 +289,7 @@ pub fn will_need(file: impl AsFd, offset: u64, len_bytes: u64) {
 /// # Errors
 /// When fallocate(2) fails: ENOSPC if there is no space, ENOTSUP if the filesystem cannot
 /// preallocate.
-pub fn reserve(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
+pub(crate) fn reserve(file: impl AsFd, offset: u64, len_bytes: u64) -> io::Result<()> {
     allocate_raw(file, libc::FALLOC_FL_KEEP_SIZE, offset, len_bytes)
 }
 
@@ -299,7 +309,7 @@ fn allocate_raw(file: impl AsFd, mode: libc::c_int, offset: u64, len: u64) -> io
 ///
 /// # Errors
 /// When the filesystem cannot share blocks between the two files.
-pub fn reflink(old: impl AsFd, new: impl AsFd) -> io::Result<()> {
+pub(crate) fn reflink(old: impl AsFd, new: impl AsFd) -> io::Result<()> {
     repeat(|| {
         // SAFETY: FICLONE takes a descriptor as its argument and no pointer; both are open for the
         // call.
@@ -318,7 +328,7 @@ pub fn reflink(old: impl AsFd, new: impl AsFd) -> io::Result<()> {
 ///
 /// # Errors
 /// When syncfs(2) fails, which includes writes that failed since the descriptor was opened.
-pub fn sync_filesystem(file: impl AsFd) -> io::Result<()> {
+pub(crate) fn sync_filesystem(file: impl AsFd) -> io::Result<()> {
     // SAFETY: takes no pointers; the descriptor is open for the call.
     check(unsafe { libc::syncfs(file.as_fd().as_raw_fd()) }).map(drop)
 }
@@ -327,7 +337,7 @@ pub fn sync_filesystem(file: impl AsFd) -> io::Result<()> {
 ///
 /// # Errors
 /// When fsync(2) fails.
-pub fn sync(file: impl AsFd) -> io::Result<()> {
+pub(crate) fn sync(file: impl AsFd) -> io::Result<()> {
     repeat(|| {
         // SAFETY: takes no pointers; the descriptor is open for the call.
         unsafe { libc::fsync(file.as_fd().as_raw_fd()) }
@@ -339,7 +349,7 @@ pub fn sync(file: impl AsFd) -> io::Result<()> {
 ///
 /// # Errors
 /// When fstatvfs(3) fails.
-pub fn space(file: impl AsFd) -> io::Result<Space> {
+pub(crate) fn space(file: impl AsFd) -> io::Result<Space> {
     let mut out = MaybeUninit::<libc::statvfs64>::uninit();
     repeat(|| {
         // SAFETY: the descriptor is open for the call and `out` is writable memory of the size of
@@ -360,7 +370,7 @@ pub fn space(file: impl AsFd) -> io::Result<Space> {
 ///
 /// # Errors
 /// When the directory cannot be opened or read.
-pub fn read_directory(dir: impl AsFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
+pub(crate) fn read_directory(dir: impl AsFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
     // A separate description: a duplicate would share its position with every other reader.
     let mut stream = DirectoryStream::open(open_directory_at(dir, ".")?)?;
     let mut entries = Vec::new();
@@ -386,7 +396,7 @@ impl DirectoryStream {
     }
 
     fn next(&mut self) -> io::Result<Option<(Vec<u8>, FileType)>> {
-        // SAFETY: errno is this thread's own; readdir tells its end from an error by it alone.
+        // SAFETY: errno is this thread's own. Only errno distinguishes readdir's end from an error.
         unsafe { *libc::__errno_location() = 0 };
         // SAFETY: the stream is open, and `&mut self` keeps other threads out of it.
         let entry = unsafe { libc::readdir64(self.0.as_ptr()) };

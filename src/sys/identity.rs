@@ -1,4 +1,4 @@
-//! The user of this process.
+//! The user and group of this process.
 
 use std::ffi::{CStr, OsString};
 use std::mem::MaybeUninit;
@@ -7,25 +7,37 @@ use std::path::PathBuf;
 use std::ptr;
 
 /// Effective user id of this process (POSIX `geteuid`, which cannot fail).
-pub fn effective_user() -> u32 {
+pub(crate) fn effective_user() -> u32 {
     // SAFETY: no arguments, no memory touched.
     unsafe { libc::geteuid() }
 }
 
 /// Real user id of this process (POSIX `getuid`, which cannot fail).
-pub fn real_user() -> u32 {
+pub(crate) fn real_user() -> u32 {
     // SAFETY: no arguments, no memory touched.
     unsafe { libc::getuid() }
 }
 
+/// Effective group id of this process (POSIX `getegid`, which cannot fail).
+pub(crate) fn effective_group() -> u32 {
+    // SAFETY: no arguments, no memory touched.
+    unsafe { libc::getegid() }
+}
+
+/// Real group id of this process (POSIX `getgid`, which cannot fail).
+pub(crate) fn real_group() -> u32 {
+    // SAFETY: no arguments, no memory touched.
+    unsafe { libc::getgid() }
+}
+
 /// The home directory of a user in the user database; `None` if there is no such user, or no
 /// absolute path.
-pub fn home_of(user: u32) -> Option<PathBuf> {
-    const LARGEST_BYTES: usize = 1 << 20;
+pub(crate) fn home_of(user: u32) -> Option<PathBuf> {
+    const ENTRY_BYTES_MAX: usize = 1 << 20;
     let mut strings = vec![0u8; 4096];
     loop {
         let mut entry = MaybeUninit::<libc::passwd>::uninit();
-        let mut found: *mut libc::passwd = ptr::null_mut();
+        let mut result: *mut libc::passwd = ptr::null_mut();
         // SAFETY: all pointers are to live memory of the right types, and the length is that of the
         // buffer.
         let error = unsafe {
@@ -34,20 +46,20 @@ pub fn home_of(user: u32) -> Option<PathBuf> {
                 entry.as_mut_ptr(),
                 strings.as_mut_ptr().cast(),
                 strings.len(),
-                &mut found,
+                &mut result,
             )
         };
-        if error == libc::ERANGE && strings.len() < LARGEST_BYTES {
+        if error == libc::ERANGE && strings.len() < ENTRY_BYTES_MAX {
             strings.resize(strings.len() * 2, 0);
             continue;
         }
-        if error != 0 || found.is_null() {
+        if error != 0 || result.is_null() {
             return None;
         }
-        // SAFETY: the call found the entry and filled it in, and its strings are in the buffer and
-        // end with a NUL.
+        // SAFETY: the call has filled in the entry; its strings are in the buffer and end with a
+        // NUL.
         let home = unsafe {
-            let home = (*found).pw_dir;
+            let home = (*result).pw_dir;
             if home.is_null() {
                 return None;
             }
@@ -62,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_database_knows_where_root_lives() {
+    fn the_database_has_the_home_directory_of_root() {
         assert!(home_of(0).is_some_and(|home| home.is_absolute()));
         assert_eq!(home_of(4_000_000_000), None);
     }

@@ -19,12 +19,13 @@ use parking_lot::Mutex;
 const SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP];
 /// Time after which another signal is fatal, in milliseconds.
 const PATIENCE_MS: i64 = 1000;
-/// Time in which a wait notices a signal that came to another thread, or just before it.
+/// Time within which a wait notices a signal that was delivered to another thread, or just before
+/// the wait began.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Number of the first signal that came; 0 for none.
+/// Number of the first signal that arrived; 0 for none.
 static ARRIVED: AtomicI32 = AtomicI32::new(0);
-/// When it came, in milliseconds of the monotonic clock.
+/// When it arrived, in milliseconds of the monotonic clock.
 static ARRIVED_MS: AtomicI64 = AtomicI64::new(0);
 static WATCHES: Mutex<Watches> = Mutex::new(Watches {
     count: 0,
@@ -40,11 +41,11 @@ struct Watches {
 /// While this exists, the signals are noted. There may be several.
 #[must_use = "the signals are noted only while it lives"]
 #[derive(Debug)]
-pub struct Watch(());
+pub(crate) struct Watch(());
 
 impl Watch {
     /// Begins to note the signals.
-    pub fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         let mut watches = WATCHES.lock();
         if watches.count == 0 {
             for (signal, before) in SIGNALS.iter().zip(&mut watches.before) {
@@ -72,7 +73,8 @@ impl Drop for Watch {
     }
 }
 
-/// Makes a signal be noted. Returns its previous action, or `None` if it is ignored.
+/// Installs the handler that notes a signal. Returns the previous action, or `None` if the signal is
+/// ignored and stays so.
 fn note(signal: libc::c_int) -> Option<libc::sigaction> {
     let mut before = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null pointer asks only; the other is to memory of the right type, for which all
@@ -122,13 +124,13 @@ fn monotonic_ms() -> i64 {
 }
 
 /// The signal that arrived during a watch, if any.
-pub fn arrived() -> Option<i32> {
+pub(crate) fn arrived() -> Option<i32> {
     Some(ARRIVED.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
 }
 
 /// The error of a call that a signal has ended. It is not of the kind `Interrupted`, after which
 /// calls are repeated.
-pub fn interrupted() -> io::Error {
+pub(crate) fn interrupted() -> io::Error {
     io::Error::other("interrupted")
 }
 
@@ -136,7 +138,7 @@ pub fn interrupted() -> io::Error {
 ///
 /// # Errors
 /// [`interrupted`] if a watched signal has arrived, and errors of `poll`.
-pub fn wait_readable(from: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn wait_readable(from: BorrowedFd<'_>) -> io::Result<()> {
     let mut wanted = libc::pollfd {
         fd: from.as_raw_fd(),
         events: libc::POLLIN,
@@ -160,9 +162,8 @@ pub fn wait_readable(from: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Ends the process by the signal that has arrived, if any. To be called when everything is cleaned
-/// up.
-pub fn exit_by_signal() {
+/// Ends the process by the signal that has arrived, if any. Call it after all cleanup.
+pub(crate) fn exit_by_signal() {
     if let Some(signal) = arrived() {
         // SAFETY: plain numbers; no memory is passed.
         unsafe {

@@ -1,6 +1,6 @@
-//! What a process inherits from its parent: limits, the umask, priority, working directory. A
-//! daemon outlives the session in which it was started, and a limit that was meant for a shell's
-//! commands would end it or lose data.
+//! Properties that a process inherits from its parent: limits, the umask, the priority. A daemon
+//! outlives the session in which it was started, and a limit that was meant for a shell's commands
+//! would end it or lose data.
 //!
 //! Source: getrlimit(2), umask(2), setpriority(2), signal(7).
 
@@ -15,7 +15,7 @@ const OPEN_FILES: libc::rlim_t = 1 << 16;
 
 /// Raises the limits of this process as far as permitted. As root it may open more files than the
 /// session was allowed to.
-pub fn raise_limits() {
+pub(crate) fn raise_limits() {
     // Limits on address space, data and CPU time end a process as surely as one on file size.
     for resource in [
         libc::RLIMIT_FSIZE,
@@ -49,7 +49,7 @@ fn raise(resource: Resource, wanted: libc::rlim_t) {
 }
 
 /// The number of files that this process may have open.
-pub fn open_files() -> u64 {
+pub(crate) fn open_files() -> u64 {
     limit_of(libc::RLIMIT_NOFILE).map_or(u64::MAX, |limit| limit.rlim_cur)
 }
 
@@ -72,14 +72,14 @@ fn set_limit(resource: Resource, limit: &libc::rlimit) -> io::Result<()> {
 }
 
 /// Makes exceeding `ulimit -f` an error (EFBIG) instead of the end of this process.
-pub fn ignore_file_size_signal() {
+pub(crate) fn ignore_file_size_signal() {
     // SAFETY: to ignore a signal runs nothing.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Prevents an inherited umask from removing the owner's own permissions from new files: a volume
-/// that its owner could not open again.
-pub fn keep_owner_mode_bits() {
+/// Prevents an inherited umask from removing the owner's own permissions from new files: the owner
+/// could not open a volume again.
+pub(crate) fn keep_owner_mode_bits() {
     const OWNER: libc::mode_t = 0o700;
     // SAFETY: plain numbers. No other thread runs yet that could make a file in between.
     unsafe {
@@ -89,8 +89,8 @@ pub fn keep_owner_mode_bits() {
 }
 
 /// Restores a priority that was lowered for the command that started this process (nice(1)), if
-/// permitted: all users of the mount would wait with it.
-pub fn restore_priority() {
+/// permitted: it would slow down all users of the mount.
+pub(crate) fn restore_priority() {
     // SAFETY: plain numbers; 0 means this process.
     let refused = unsafe {
         // -1 is a priority too; a lower number is a higher one, which is left.

@@ -1,5 +1,4 @@
-//! A handle of a location in the mount tree that stays the same whatever is renamed or mounted
-//! meanwhile.
+//! A handle of a location in the mount tree, which renames and mounts do not change.
 //!
 //! It is an `O_PATH` descriptor, and queries on it never reach the filesystem. A filesystem that
 //! hangs, is dead, or denies access to this user therefore cannot block this process. (Opening it
@@ -32,7 +31,7 @@ pub struct LocationInfo {
 
 /// The cached attributes of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Device number.
     pub device: u64,
     /// Inode number.
@@ -68,7 +67,7 @@ impl Location {
         location_info(&self.0)
     }
 
-    /// A path that leads only here while this is open.
+    /// A path that leads to this location, and only to it, while the handle is open.
     pub fn fixed_path(&self) -> PathBuf {
         fixed_path(&self.0)
     }
@@ -79,7 +78,7 @@ impl Location {
 ///
 /// # Errors
 /// When statx(2) fails.
-pub fn identity(file: impl AsFd) -> io::Result<Identity> {
+pub(crate) fn identity(file: impl AsFd) -> io::Result<Identity> {
     let out = statx(file, libc::STATX_BASIC_STATS)?;
     Ok(Identity {
         device: libc::makedev(out.stx_dev_major, out.stx_dev_minor),
@@ -107,12 +106,12 @@ fn statx(file: impl AsFd, mask: libc::c_uint) -> io::Result<libc::statx> {
 ///
 /// # Errors
 /// `Unsupported` before Linux 5.8, and failures of statx(2).
-pub fn location_info(file: impl AsFd) -> io::Result<LocationInfo> {
+pub(crate) fn location_info(file: impl AsFd) -> io::Result<LocationInfo> {
     let out = statx(file, 0)?;
     let root = libc::STATX_ATTR_MOUNT_ROOT as u64;
     if out.stx_mask & libc::STATX_MNT_ID == 0 || out.stx_attributes_mask & root == 0 {
-        let told = "this kernel does not tell mounts apart (Linux 5.8 is needed)";
-        return Err(io::Error::new(io::ErrorKind::Unsupported, told));
+        let why = "this kernel cannot distinguish mounts (Linux 5.8 is needed)";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
     }
     Ok(LocationInfo {
         device: libc::makedev(out.stx_dev_major, out.stx_dev_minor),
@@ -128,7 +127,7 @@ impl AsFd for Location {
 }
 
 /// A path that leads only to this open file while it is open.
-pub fn fixed_path(descriptor: impl AsFd) -> PathBuf {
+pub(crate) fn fixed_path(descriptor: impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()))
 }
 
@@ -169,10 +168,10 @@ mod tests {
     #[test]
     fn identities_are_those_of_stat() {
         let file = tempfile::tempfile().unwrap();
-        let (found, metadata) = (identity(&file).unwrap(), file.metadata().unwrap());
-        assert_eq!(found.device, metadata.dev());
-        assert_eq!(found.inode, metadata.ino());
-        assert!(found.owner == metadata.uid() && !found.is_directory);
+        let (identity_of_file, metadata) = (identity(&file).unwrap(), file.metadata().unwrap());
+        assert_eq!(identity_of_file.device, metadata.dev());
+        assert_eq!(identity_of_file.inode, metadata.ino());
+        assert!(identity_of_file.owner == metadata.uid() && !identity_of_file.is_directory);
         let proc = Location::open(Path::new("/proc")).unwrap();
         assert!(identity(&proc).unwrap().is_directory);
     }

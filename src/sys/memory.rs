@@ -14,11 +14,10 @@ use std::ptr::NonNull;
 use zeroize::Zeroize;
 
 /// The bytes of a secret, in separate pages.
-pub struct SecretMemory {
+pub(crate) struct SecretMemory {
     start: NonNull<u8>,
     len_bytes: usize,
     mapped_bytes: usize,
-    locked: bool,
 }
 
 // SAFETY: the mapping is private to this value, which owns it as a `Box<[u8]>` owns its bytes; it
@@ -31,8 +30,8 @@ impl SecretMemory {
     /// Allocates zeroed memory for a secret of `len_bytes` bytes (at least one page).
     ///
     /// # Errors
-    /// When there is no memory. Failing to lock it is no error: see [`Self::is_locked`].
-    pub fn zeroed(len_bytes: usize) -> io::Result<Self> {
+    /// When there is no memory. Failing to lock it is no error.
+    pub(crate) fn zeroed(len_bytes: usize) -> io::Result<Self> {
         let page_bytes = page_bytes();
         let mapped_bytes = len_bytes
             .max(1)
@@ -57,16 +56,15 @@ impl SecretMemory {
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         // SAFETY: the range is exactly the mapping made above. All calls change how the kernel
         // treats the pages, not what is in them.
-        let locked = unsafe {
+        unsafe {
             libc::madvise(address, mapped_bytes, libc::MADV_DONTDUMP);
             libc::madvise(address, mapped_bytes, libc::MADV_WIPEONFORK);
-            libc::mlock(address, mapped_bytes) == 0
-        };
+            libc::mlock(address, mapped_bytes);
+        }
         Ok(Self {
             start,
             len_bytes,
             mapped_bytes,
-            locked,
         })
     }
 
@@ -74,28 +72,23 @@ impl SecretMemory {
     ///
     /// # Errors
     /// When there is no memory.
-    pub fn copy_of(bytes: &[u8]) -> io::Result<Self> {
+    pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let mut memory = Self::zeroed(bytes.len())?;
         memory.expose_mut().copy_from_slice(bytes);
         Ok(memory)
     }
 
     /// The secret.
-    pub fn expose(&self) -> &[u8] {
+    pub(crate) fn expose(&self) -> &[u8] {
         // SAFETY: `start` is the start of a live, initialised (zeroed by the kernel) mapping of at
         // least `len_bytes` bytes, which nobody writes while `&self` is held.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len_bytes) }
     }
 
     /// The secret, for filling it.
-    pub fn expose_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn expose_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `expose`, and `&mut self` makes this the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len_bytes) }
-    }
-
-    /// True if the pages are locked and so never reach swap.
-    pub fn is_locked(&self) -> bool {
-        self.locked
     }
 }
 
@@ -122,7 +115,7 @@ impl fmt::Debug for SecretMemory {
 ///
 /// # Errors
 /// When the kernel refuses. A caller that continues should warn.
-pub fn disable_core_dumps() -> io::Result<()> {
+pub(crate) fn disable_core_dumps() -> io::Result<()> {
     let limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,

@@ -4,21 +4,21 @@
 //! `io::Result`, and each `unsafe` block states why it is sound. There is no policy here.
 #![allow(unsafe_code, reason = "the only module that may")]
 
-pub mod backing;
-pub mod clock;
-pub mod deadline;
-pub mod descriptors;
-pub mod directory_identity;
-pub mod files;
-pub mod identity;
-pub mod interrupt;
-pub mod limits;
-pub mod location;
-pub mod memory;
-pub mod mounts;
-pub mod owned;
-pub mod probe;
-pub mod process;
-pub mod syslog;
-pub mod terminal;
-pub mod wipe;
+pub(crate) mod backing;
+pub(crate) mod clock;
+pub(crate) mod deadline;
+pub(crate) mod descriptors;
+pub(crate) mod directory_identity;
+pub(crate) mod files;
+pub(crate) mod identity;
+pub(crate) mod interrupt;
+pub(crate) mod limits;
+pub(crate) mod location;
+pub(crate) mod memory;
+pub(crate) mod mounts;
+pub(crate) mod owned;
+pub(crate) mod probe;
+pub(crate) mod process;
+pub(crate) mod syslog;
+pub(crate) mod terminal;
+pub(crate) mod wipe;

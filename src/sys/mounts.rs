@@ -57,7 +57,7 @@ fn c_string(bytes: &[u8]) -> io::Result<CString> {
 ///
 /// # Errors
 /// When the device does not exist, or this process may not open it.
-pub fn open_fuse_device() -> io::Result<File> {
+pub(crate) fn open_fuse_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse")
 }
 
@@ -65,7 +65,7 @@ pub fn open_fuse_device() -> io::Result<File> {
 ///
 /// # Errors
 /// When the path contains a zero byte.
-pub fn may_write(path: &Path) -> io::Result<bool> {
+pub(crate) fn may_write(path: &Path) -> io::Result<bool> {
     let path = c_string(path.as_os_str().as_bytes())?;
     // SAFETY: the pointer is to a NUL-terminated string that outlives the call.
     Ok(unsafe { libc::access(path.as_ptr(), libc::W_OK) } == 0)
@@ -76,7 +76,7 @@ pub fn may_write(path: &Path) -> io::Result<bool> {
 ///
 /// # Errors
 /// `InvalidInput` for a zero byte in an argument, and failures of mount(2).
-pub fn mount_fuse(
+pub(crate) fn mount_fuse(
     device: &File,
     source: &[u8],
     dir: &Path,
@@ -102,7 +102,7 @@ pub fn mount_fuse(
 ///
 /// # Errors
 /// `InvalidInput` for a zero byte in the path, and failures of mount(2).
-pub fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
+pub(crate) fn remount(dir: &Path, flags: MountFlags) -> io::Result<()> {
     // Without a flag for access times the kernel keeps the current setting.
     let times = match (flags.noatime, flags.strictatime) {
         (false, false) => libc::MS_RELATIME,
@@ -137,7 +137,7 @@ pub enum Detach {
 ///
 /// # Errors
 /// `InvalidInput` for a zero byte in the path, and failures of umount2(2), such as EBUSY.
-pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
+pub(crate) fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
     let dir = c_string(dir.as_os_str().as_bytes())?;
     let flags = libc::UMOUNT_NOFOLLOW
         | match how {
@@ -154,7 +154,7 @@ pub fn unmount(dir: &Path, how: Detach) -> io::Result<()> {
 ///
 /// # Errors
 /// When the file cannot be opened, or setns(2) fails.
-pub fn enter_mount_namespace(namespace: &Path) -> io::Result<()> {
+pub(crate) fn enter_mount_namespace(namespace: &Path) -> io::Result<()> {
     let file = File::open(namespace)?;
     // SAFETY: a descriptor that is open and a flag.
     check(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNS) })
@@ -162,7 +162,7 @@ pub fn enter_mount_namespace(namespace: &Path) -> io::Result<()> {
 
 /// Lets the program that `command` starts inherit the descriptor, which stays close-on-exec in this
 /// process.
-pub fn pass_descriptor(command: &mut Command, descriptor: RawFd) {
+pub(crate) fn pass_descriptor(command: &mut Command, descriptor: RawFd) {
     // SAFETY: the closure runs between fork and exec and makes nothing but one system call, which
     // is async-signal-safe.
     unsafe {

@@ -1,4 +1,4 @@
-//! Opens this program's files in directories where other users may have put something.
+//! Opens this program's files in directories where other users may have created files and links.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -19,7 +19,7 @@ const LOOK_UP: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 /// True if only root and this user decide what a path leads to: its directory belongs to them and
 /// is not writable for others, and nobody else can replace it.
-pub fn is_controlled_by_us(path: &Path) -> bool {
+pub(crate) fn is_controlled_by_us(path: &Path) -> bool {
     Parent::of(path).is_ok_and(|parent| parent.is_controlled_by_us)
 }
 
@@ -31,8 +31,8 @@ fn refused(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, why.into())
 }
 
-/// The directory of a path's last name, opened once: whatever is renamed meanwhile, what was
-/// determined holds for the directory in which the name is then opened.
+/// The directory of a path's last name, held open. The checks below apply to this very directory, in
+/// which the name is then opened, even if directories are renamed in between.
 struct Parent {
     dir: OwnedFd,
     name: OsString,
@@ -53,7 +53,7 @@ impl Parent {
         Self::walk(self.dir, self.is_controlled_by_us, Path::new(&target))
     }
 
-    /// Name by name, since every directory in which a name is looked up decides where it leads.
+    /// Follows a path name by name, because each directory on it determines where the path leads.
     fn walk(mut dir: OwnedFd, mut is_controlled_by_us: bool, path: &Path) -> io::Result<Self> {
         let Some(name) = path.file_name() else {
             return Err(io::ErrorKind::IsADirectory.into());
@@ -74,8 +74,8 @@ impl Parent {
                 }
             }
         }
-        let found = rustix::fs::fstat(&dir)?;
-        is_controlled_by_us &= is_trusted(found.st_uid) && found.st_mode & 0o022 == 0;
+        let parent = rustix::fs::fstat(&dir)?;
+        is_controlled_by_us &= is_trusted(parent.st_uid) && parent.st_mode & 0o022 == 0;
         let name = name.to_owned();
         Ok(Self {
             dir,
@@ -101,17 +101,17 @@ fn enter(dir: &OwnedFd, name: &OsStr) -> io::Result<Step> {
     let flags = LOOK_UP | OFlags::NOFOLLOW;
     match rustix::fs::openat(dir, name, flags | OFlags::DIRECTORY, Mode::empty()) {
         Err(Errno::NOTDIR | Errno::LOOP) => {}
-        found => return Ok(Step::Directory(found?)),
+        directory => return Ok(Step::Directory(directory?)),
     }
     let link = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let found = rustix::fs::fstat(&link)?;
-    if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
+    let stat = rustix::fs::fstat(&link)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
         return Err(io::ErrorKind::NotADirectory.into());
     }
-    if !is_trusted(found.st_uid) {
-        let owner = found.st_uid;
+    if !is_trusted(stat.st_uid) {
+        let owner = stat.st_uid;
         return Err(refused(format!(
-            "a symbolic link on the way to it belongs to user {owner}"
+            "a symbolic link in its path belongs to user {owner}"
         )));
     }
     let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
@@ -132,13 +132,12 @@ fn is_trusted_directory(dir: &Stat) -> bool {
     is_trusted(dir.st_uid) && (dir.st_mode & 0o022 == 0 || is_sticky)
 }
 
-/// Opens an existing pipe, which waits for its reader, or a device for writing. A link that others
-/// may have put there is not followed, and the file must belong to root or this user.
+/// Opens an existing pipe (which waits for its reader) or device for writing. A link that others may
+/// have created is not followed, and the file must belong to root or this user.
 ///
 /// # Errors
-/// When the operating system refuses, and permission denied for a file that others may have put
-/// there.
-pub fn open_to_write(path: &Path) -> io::Result<File> {
+/// When open(2) fails; permission denied for a link or a file that others may have created.
+pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
     let parent = Parent::of(path)?;
     let links = match parent.is_controlled_by_us {
         // Left to the kernel: links in `/proc/self/fd` lead where no path does.
@@ -157,10 +156,10 @@ pub fn open_to_write(path: &Path) -> io::Result<File> {
 /// does not block.
 ///
 /// # Errors
-/// When the operating system refuses; permission denied for a file that others may have put there,
-/// for a symbolic link, for anything but a plain file, and for a file with a second name that
-/// others may have given it.
-pub fn open_to_append(path: &Path) -> io::Result<File> {
+/// When open(2) fails; permission denied for a file that others may have created, for a symbolic
+/// link, for anything but a plain file, and for a file with a second name that others may have given
+/// it.
+pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
     open_plain(&Parent::of(path)?).map_err(|error| match error.raw_os_error() {
         Some(libc::ELOOP) => refused("it is a symbolic link"),
         _ => error,
@@ -168,13 +167,12 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
 }
 
 /// Opens a plain file for appending, or creates it with mode 0600. A symbolic link to the file is
-/// followed if only root and this user can have put it there.
+/// followed if only root and this user can have created it.
 ///
 /// # Errors
-/// When the operating system refuses; permission denied for a file or a link that others may have
-/// put there, for anything but a plain file, and for a file with a second name that others may have
-/// given it.
-pub fn open_link_to_append(path: &Path) -> io::Result<File> {
+/// When open(2) fails; permission denied for a file or a link that others may have created, for
+/// anything but a plain file, and for a file with a second name that others may have given it.
+pub(crate) fn open_link_to_append(path: &Path) -> io::Result<File> {
     let mut parent = Parent::of(path)?;
     for _ in 0..LINKS_MAX {
         match open_plain(&parent) {
@@ -190,7 +188,7 @@ pub fn open_link_to_append(path: &Path) -> io::Result<File> {
     Err(Errno::LOOP.into())
 }
 
-const LINK_OF_OTHERS: &str = "it is a symbolic link in a directory that others write to";
+const LINK_OF_OTHERS: &str = "it is a symbolic link in a directory that other users can write to";
 const NOT_PLAIN: &str = "it is no plain file";
 
 fn open_plain(parent: &Parent) -> io::Result<File> {
@@ -210,7 +208,7 @@ fn open_plain(parent: &Parent) -> io::Result<File> {
     check_owner(&file)?;
     if metadata.nlink() > 1 && !parent.is_controlled_by_us {
         return Err(refused(
-            "it has other names, and others write to its directory",
+            "it has other names, and other users can write to its directory",
         ));
     }
     rustix::fs::fcntl_setfl(&file, append)?;
@@ -339,10 +337,10 @@ mod tests {
         assert!(!is_controlled_by_us(&file));
         share(dir.path(), 0o700);
         if effective_user() == 0 {
-            symlink(&inner, dir.path().join("way")).unwrap();
-            let by_link = dir.path().join("way/file");
+            symlink(&inner, dir.path().join("link")).unwrap();
+            let by_link = dir.path().join("link/file");
             open_to_append(&by_link).unwrap();
-            std::os::unix::fs::lchown(dir.path().join("way"), Some(4711), None).unwrap();
+            std::os::unix::fs::lchown(dir.path().join("link"), Some(4711), None).unwrap();
             let error = open_to_append(&by_link).unwrap_err();
             assert!(error.to_string().contains("4711"), "{error}");
             chown(dir.path().join("outer"), Some(4711), None).unwrap();

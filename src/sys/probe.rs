@@ -20,7 +20,7 @@ use super::deadline::within;
 
 /// Asks the filesystem of an open descriptor for its statistics; `None` if it does not respond in
 /// time. A FUSE filesystem whose daemon is dead responds with `ENOTCONN`.
-pub fn statistics(of: BorrowedFd<'_>, limit: Duration) -> Option<io::Result<()>> {
+pub(crate) fn statistics(of: BorrowedFd<'_>, limit: Duration) -> Option<io::Result<()>> {
     let of = match of.try_clone_to_owned() {
         Ok(of) => of,
         Err(error) => return Some(Err(error)),
@@ -46,8 +46,8 @@ pub fn statistics(of: BorrowedFd<'_>, limit: Duration) -> Option<io::Result<()>>
 }
 
 /// Examines a directory, or its nearest existing ancestor, and reads the beginning of a plain file
-/// in it. True if all of that was answered in time, whatever the answers were.
-pub fn responds(directory: &Path, file: &str, limit: Duration) -> bool {
+/// in it. True if every call succeeded or failed in time.
+pub(crate) fn responds(directory: &Path, file: &str, limit: Duration) -> bool {
     let paths: Result<Vec<CString>, _> = directory
         .ancestors()
         .map(|path| CString::new(path.as_os_str().as_bytes()))
@@ -65,8 +65,8 @@ pub fn responds(directory: &Path, file: &str, limit: Duration) -> bool {
     matches!(ended, Some(Ok(0)))
 }
 
-/// True if the path was resolved in time, with whatever result.
-pub fn resolves(path: &Path, limit: Duration) -> bool {
+/// True if resolving the path succeeded or failed in time.
+pub(crate) fn resolves(path: &Path, limit: Duration) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return true;
     };
@@ -126,11 +126,11 @@ fn ask(paths: &[CString], file: &CString) {
                 continue;
             }
             libc::fstatvfs64(directory, space.as_mut_ptr());
-            let mut found = MaybeUninit::<libc::stat64>::zeroed();
+            let mut stat = MaybeUninit::<libc::stat64>::zeroed();
             let nofollow = libc::AT_SYMLINK_NOFOLLOW;
-            libc::fstatat64(directory, file.as_ptr(), found.as_mut_ptr(), nofollow);
-            // All zero if there is none. Opening a device might have an effect.
-            if found.assume_init().st_mode & libc::S_IFMT == libc::S_IFREG {
+            libc::fstatat64(directory, file.as_ptr(), stat.as_mut_ptr(), nofollow);
+            // All zero if there is no such file. Opening a device might have an effect.
+            if stat.assume_init().st_mode & libc::S_IFMT == libc::S_IFREG {
                 let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
                 let file = libc::openat(directory, file.as_ptr(), flags);
                 libc::read(file, byte.as_mut_ptr().cast(), byte.len());

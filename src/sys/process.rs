@@ -19,21 +19,9 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// Effective group of this process.
-pub fn effective_gid() -> u32 {
-    // SAFETY: takes no argument and cannot fail.
-    unsafe { libc::getegid() }
-}
-
-/// Real user and group of this process.
-pub fn real_ids() -> (u32, u32) {
-    // SAFETY: take no argument and cannot fail.
-    unsafe { (libc::getuid(), libc::getgid()) }
-}
-
 /// A set of CPUs, at most 1024 of them (`CPU_SETSIZE`).
 #[derive(Clone, Copy)]
-pub struct CpuSet(libc::cpu_set_t);
+pub(crate) struct CpuSet(libc::cpu_set_t);
 
 impl std::fmt::Debug for CpuSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -51,14 +39,14 @@ impl PartialEq for CpuSet {
 
 impl CpuSet {
     /// Upper bound of CPU numbers.
-    pub const LIMIT: usize = libc::CPU_SETSIZE as usize;
+    pub(crate) const LIMIT: usize = libc::CPU_SETSIZE as usize;
 
     /// The CPUs on which the calling thread may run: the machine's, minus those excluded by a
     /// cpuset or `taskset`.
     ///
     /// # Errors
     /// When sched_getaffinity(2) fails.
-    pub fn allowed() -> io::Result<Self> {
+    pub(crate) fn allowed() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
         // SAFETY: the pointer is to a cpu_set_t of the size given; 0 means the calling thread.
         let result =
@@ -69,7 +57,7 @@ impl CpuSet {
     }
 
     /// Only this CPU. `None` if the number is out of range.
-    pub fn only(cpu: usize) -> Option<Self> {
+    pub(crate) fn only(cpu: usize) -> Option<Self> {
         if cpu >= Self::LIMIT {
             return None;
         }
@@ -82,36 +70,31 @@ impl CpuSet {
     }
 
     /// True if the CPU is in the set.
-    pub fn contains(&self, cpu: usize) -> bool {
+    pub(crate) fn contains(&self, cpu: usize) -> bool {
         // SAFETY: guarded by the range check before it.
         cpu < Self::LIMIT && unsafe { libc::CPU_ISSET(cpu, &self.0) }
     }
 
     /// Number of CPUs in the set.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         (0..Self::LIMIT).filter(|&cpu| self.contains(cpu)).count()
-    }
-
-    /// True if the set is empty.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Restricts the calling thread to these CPUs.
     ///
     /// # Errors
     /// When sched_setaffinity(2) fails, such as for CPUs that are not allowed.
-    pub fn apply_to_this_thread(&self) -> io::Result<()> {
+    pub(crate) fn apply_to_this_thread(&self) -> io::Result<()> {
         // SAFETY: the pointer is to a cpu_set_t of the size given; 0 means the calling thread.
         check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) })?;
         Ok(())
     }
 }
 
-/// Lowers the priority of this thread below everybody else's, for the CPU and, if the disk's
+/// Lowers the priority of this thread below that of all others, for the CPU and, if the disk's
 /// scheduler supports it, for I/O (`setpriority(2)`, `ioprio_set(2)`). If that is refused, the
 /// priority stays.
-pub fn lower_thread_priority() {
+pub(crate) fn lower_thread_priority() {
     const NICEST: libc::c_int = 19;
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
@@ -127,13 +110,13 @@ pub fn lower_thread_priority() {
     }
 }
 
-/// Tells the kernel that this thread, and threads it creates from now on, serve writeback: their
+/// Declares to the kernel that this thread, and threads it creates from now on, serve writeback: their
 /// own writes are throttled only against their own device, not against the dirty pages that wait
 /// for them. Needs CAP_SYS_RESOURCE.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_RESOURCE.
-pub fn set_io_flusher() -> io::Result<()> {
+pub(crate) fn set_io_flusher() -> io::Result<()> {
     let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
     // SAFETY: plain numbers; no memory is passed.
     check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) })?;
@@ -200,7 +183,8 @@ impl EndSignals {
         unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &now) > 0 }
     }
 
-    /// Waits for one of them, at most for `limit`, and returns its name; `None` if none came.
+    /// Waits for one of these signals, at most for `limit`, and returns its name; `None` if none
+    /// arrived.
     ///
     /// # Errors
     /// When sigtimedwait(2) fails.
@@ -229,7 +213,7 @@ impl EndSignals {
 }
 
 /// True if this process ignores SIGHUP, as when started by nohup(1).
-pub fn is_hangup_ignored() -> bool {
+pub(crate) fn is_hangup_ignored() -> bool {
     let mut now = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null pointer changes nothing; the other one is to a live sigaction.
     let result = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), now.as_mut_ptr()) };
@@ -239,24 +223,24 @@ pub fn is_hangup_ignored() -> bool {
 
 /// The side of a fork on which the caller is.
 #[derive(Debug)]
-pub enum Forked {
-    /// The parent; what the child writes arrives here.
+pub(crate) enum Forked {
+    /// The parent process.
     Parent {
         /// The child process.
         child: Child,
-        /// Ends when the child closes its side or dies.
+        /// The data that the child writes; ends when the child closes its side or dies.
         from_child: PipeReader,
     },
     /// The child process.
     Child {
-        /// To the parent.
+        /// The pipe to the parent.
         to_parent: PipeWriter,
     },
 }
 
 /// A forked process.
 #[derive(Debug)]
-pub struct Child(libc::pid_t);
+pub(crate) struct Child(libc::pid_t);
 
 impl Child {
     /// Waits for its end. Returns its exit code, or the negative number of the signal that killed
@@ -264,7 +248,7 @@ impl Child {
     ///
     /// # Errors
     /// When waitpid(2) fails, such as for a process that was waited for before.
-    pub fn wait(&self) -> io::Result<i32> {
+    pub(crate) fn wait(&self) -> io::Result<i32> {
         let mut status: libc::c_int = 0;
         loop {
             // SAFETY: the pointer is to a live integer.
@@ -280,12 +264,10 @@ impl Child {
             Ok(libc::WEXITSTATUS(status))
         }
     }
-}
 
-impl Child {
-    /// Sends it a signal. An ended process gets none.
-    pub fn signal(&self, signal: libc::c_int) {
-        // SAFETY: plain numbers. Until it was waited for its number is no other process's.
+    /// Sends it a signal; has no effect if it has ended.
+    pub(crate) fn signal(&self, signal: libc::c_int) {
+        // SAFETY: plain numbers. No other process gets this number before the child is waited for.
         unsafe { libc::kill(self.0, signal) };
     }
 }
@@ -300,7 +282,7 @@ fn thread_count() -> io::Result<usize> {
 ///
 /// # Errors
 /// When the process has several threads, or there are no more processes or descriptors.
-pub fn fork() -> io::Result<Forked> {
+pub(crate) fn fork() -> io::Result<Forked> {
     if thread_count()? != 1 {
         return Err(io::Error::other(
             "a process with several threads cannot be forked",
@@ -308,7 +290,7 @@ pub fn fork() -> io::Result<Forked> {
     }
     let (reader, writer) = io::pipe()?;
     // SAFETY: there is one thread (checked above), so the child is a whole copy of the process
-    // and may go on as it likes.
+    // and may run any code.
     let pid = check(unsafe { libc::fork() })?;
     Ok(if pid == 0 {
         drop(reader);
@@ -327,7 +309,7 @@ pub fn fork() -> io::Result<Forked> {
 ///
 /// # Errors
 /// When `/dev/null` cannot be opened, or a descriptor cannot be replaced.
-pub fn detach_from_terminal() -> io::Result<()> {
+pub(crate) fn detach_from_terminal() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null = OpenOptions::new()
         .read(true)
@@ -349,7 +331,7 @@ pub fn detach_from_terminal() -> io::Result<()> {
 ///
 /// # Errors
 /// When the descriptors cannot be listed.
-pub fn close_inherited_descriptors(keep: Option<RawFd>) -> io::Result<()> {
+pub(crate) fn close_inherited_descriptors(keep: Option<RawFd>) -> io::Result<()> {
     const FIRST: libc::c_uint = 3;
     let kept = keep.and_then(|kept| libc::c_uint::try_from(kept).ok());
     let closed = match kept.filter(|kept| *kept >= FIRST) {
@@ -372,9 +354,9 @@ pub fn close_inherited_descriptors(keep: Option<RawFd>) -> io::Result<()> {
 }
 
 /// Closes one inherited descriptor.
-pub fn close_inherited_descriptor(descriptor: RawFd) {
-    // SAFETY: a plain number. No value of this program owns what was there before it started; that
-    // it is not open, which is an error, does no harm.
+pub(crate) fn close_inherited_descriptor(descriptor: RawFd) {
+    // SAFETY: a plain number. No value of this program owns a descriptor that was open before it
+    // started. If it is not open, the call fails without harm.
     unsafe { libc::close(descriptor) };
 }
 
@@ -403,7 +385,7 @@ fn open_descriptors() -> io::Result<Vec<RawFd>> {
 ///
 /// # Errors
 /// When the kernel refuses; nothing has changed then.
-pub fn close_descriptors_of_this_thread() -> io::Result<()> {
+pub(crate) fn close_descriptors_of_this_thread() -> io::Result<()> {
     const FIRST: libc::c_uint = 0;
     // SAFETY: plain numbers. The table is this thread's own from here on, so no descriptor that
     // another thread owns is closed; this thread is to own none.
@@ -420,7 +402,7 @@ pub fn close_descriptors_of_this_thread() -> io::Result<()> {
 
 /// The process at the other end of a Unix socket, as of the time of the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PeerCredentials {
+pub(crate) struct PeerCredentials {
     /// Process.
     pub pid: i32,
     /// Effective user.
@@ -431,7 +413,7 @@ pub struct PeerCredentials {
 ///
 /// # Errors
 /// When the socket is not connected.
-pub fn peer_credentials(stream: &UnixStream) -> io::Result<PeerCredentials> {
+pub(crate) fn peer_credentials(stream: &UnixStream) -> io::Result<PeerCredentials> {
     let mut credentials = libc::ucred {
         pid: 0,
         uid: 0,
@@ -456,14 +438,14 @@ pub fn peer_credentials(stream: &UnixStream) -> io::Result<PeerCredentials> {
 
 /// A process whose end is awaited. Unlike a pid, it never refers to another process later.
 #[derive(Debug)]
-pub struct WatchedProcess(OwnedFd);
+pub(crate) struct WatchedProcess(OwnedFd);
 
 impl WatchedProcess {
     /// `pidfd_open(2)`.
     ///
     /// # Errors
     /// When there is no such process.
-    pub fn open(pid: i32) -> io::Result<Self> {
+    pub(crate) fn open(pid: i32) -> io::Result<Self> {
         let flags: libc::c_uint = 0;
         // SAFETY: plain numbers.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
@@ -476,7 +458,7 @@ impl WatchedProcess {
     ///
     /// # Errors
     /// When poll(2) fails.
-    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
         let mut poll = libc::pollfd {
             fd: self.0.as_raw_fd(),
             events: libc::POLLIN,
@@ -503,7 +485,7 @@ mod tests {
     #[test]
     fn cpu_sets() {
         let allowed = CpuSet::allowed().unwrap();
-        assert!(!allowed.is_empty());
+        assert!(allowed.len() > 0);
         let first = (0..CpuSet::LIMIT)
             .find(|&cpu| allowed.contains(cpu))
             .unwrap();

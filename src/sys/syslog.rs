@@ -19,7 +19,7 @@ use rustix::net::{
 };
 
 /// Socket of the system's log.
-pub const SYSTEM_LOG: &str = "/dev/log";
+pub(crate) const SYSTEM_LOG: &str = "/dev/log";
 
 /// Time limit of one attempt to send with patience.
 const ATTEMPT: Duration = Duration::from_millis(250);
@@ -27,7 +27,7 @@ const ATTEMPT: Duration = Duration::from_millis(250);
 /// The source of log lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Facility {
+pub(crate) enum Facility {
     /// `LOG_DAEMON`.
     Daemon = 3,
     /// `LOG_AUTH`.
@@ -37,7 +37,7 @@ pub enum Facility {
 /// The severity of a log line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Severity {
+pub(crate) enum Severity {
     /// `LOG_ERR`.
     Error = 3,
     /// `LOG_WARNING`.
@@ -52,7 +52,7 @@ pub enum Severity {
 
 /// A connection to the system's log, which is renewed with its socket.
 #[derive(Debug)]
-pub struct SystemLog {
+pub(crate) struct SystemLog {
     path: PathBuf,
     facility: Facility,
     /// How long a line may wait for a reader; `None` for not at all.
@@ -65,19 +65,19 @@ struct Connection {
     socket: Option<Socket>,
     /// Number of lines lost since the last one that was sent.
     lost: u64,
-    /// A line has waited in vain. Until the log accepts one, no line waits: many requests at a time
-    /// would wait one after the other.
+    /// A line has waited in vain. No line waits again until the log has accepted one: otherwise many
+    /// concurrent requests would wait one after the other.
     is_unread: bool,
 }
 
 impl SystemLog {
     /// The log of the machine.
-    pub fn new(facility: Facility) -> Self {
+    pub(crate) fn new(facility: Facility) -> Self {
         Self::at(Path::new(SYSTEM_LOG), facility)
     }
 
     /// The log at that socket, which need not exist yet.
-    pub fn at(path: &Path, facility: Facility) -> Self {
+    pub(crate) fn at(path: &Path, facility: Facility) -> Self {
         Self {
             path: path.to_path_buf(),
             facility,
@@ -86,8 +86,8 @@ impl SystemLog {
         }
     }
 
-    /// Makes lines wait about this long for a log that is not read at once.
-    pub fn patient(self, patience: Duration) -> Self {
+    /// Lets lines wait about this long while the queue of the log is full.
+    pub(crate) fn patient(self, patience: Duration) -> Self {
         Self {
             patience: Some(patience),
             ..self
@@ -97,8 +97,8 @@ impl SystemLog {
     /// Sends one line.
     ///
     /// # Errors
-    /// When nobody accepts the line, which is then counted as lost.
-    pub fn send(&self, severity: Severity, text: &[u8]) -> io::Result<()> {
+    /// When the log does not accept the line, which is then counted as lost.
+    pub(crate) fn send(&self, severity: Severity, text: &[u8]) -> io::Result<()> {
         let mut connection = self.connection.lock();
         let patience = self.patience.filter(|_| !connection.is_unread);
         let until = patience.map(|patience| Instant::now() + patience);
@@ -198,7 +198,7 @@ impl Socket {
         Ok(Self::Stream(socket))
     }
 
-    /// Sends a line, and retries until that time if nobody reads.
+    /// Sends a line. If the queue is full, retries until that time.
     fn send(&self, line: &[u8], until: Option<Instant>) -> io::Result<()> {
         let stream_line;
         let mut rest = line;

@@ -10,31 +10,31 @@ use zeroize::Zeroizing;
 use super::interrupt::{self, Watch};
 
 /// True if this process has a controlling terminal.
-pub fn has_terminal() -> bool {
+pub(crate) fn has_terminal() -> bool {
     File::options().read(true).open("/dev/tty").is_ok()
 }
 
 /// Asks for a secret on the controlling terminal without echo, and returns the line without its
-/// end, truncated to `longest_bytes` + 1 bytes. In every case the terminal is restored on return: a
-/// signal is an error and does not end the process.
+/// end, truncated to `longest_bytes` + 1 bytes. The terminal is restored on return, also after a
+/// signal, which is an error and does not end the process.
 ///
 /// # Errors
 /// When there is no terminal, the input ends without a line, or a signal has arrived.
-pub fn ask_secret(question: &str, longest_bytes: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+pub(crate) fn ask_secret(question: &str, longest_bytes: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut terminal = File::options().read(true).write(true).open("/dev/tty")?;
-    // Created before anything is changed, and dropped after it was restored: fields are dropped in
-    // their order.
+    // Created before the terminal is changed, and dropped after it is restored: `Silent` restores
+    // it when dropped, and then drops its fields.
     let watch = Watch::begin();
     let silent = Silent::of(&terminal, watch)?;
     terminal.write_all(question.as_bytes())?;
     let line = read_line(&mut terminal, longest_bytes);
-    // A signal that came with the line is only noted, and nobody else checks.
+    // A signal that arrived with the line has only been noted so far.
     let line = match interrupt::arrived() {
         Some(_) => Err(interrupt::interrupted()),
         None => line,
     };
     if line.is_err() {
-        // The newline that nobody has typed.
+        // The newline that the user did not type.
         let _ = terminal.write_all(b"\n");
     }
     drop(silent);
@@ -110,7 +110,7 @@ impl Silent {
 
 impl Drop for Silent {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
+        // This fails only if the terminal no longer exists.
         let _ = self.set(&self.before);
     }
 }

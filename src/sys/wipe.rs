@@ -36,7 +36,7 @@ thread_local! {
 
 /// Runs `work`, then wipes the 16 KiB of stack below the caller.
 #[inline]
-pub fn with_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
     let result = run(work);
     wipe_stack_below::<PAGE_WORK_BYTES>();
     result
@@ -45,7 +45,7 @@ pub fn with_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
 /// Runs `work`, which needs little stack, then wipes the 2 KiB below the caller. For code that runs
 /// for every page.
 #[inline]
-pub fn with_small_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_small_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
     let result = run(work);
     wipe_stack_below::<CHACHA_WORK_BYTES>();
     result
@@ -54,7 +54,7 @@ pub fn with_small_stack_wiped<T>(work: impl FnOnce() -> T) -> T {
 /// Wipes 16 KiB of stack below the function that drops it. Code that handles secrets meanwhile must
 /// be in functions with their own frames (`#[inline(never)]`).
 #[derive(Debug)]
-pub struct StackWipe;
+pub(crate) struct StackWipe;
 
 impl Drop for StackWipe {
     #[inline]
@@ -65,7 +65,7 @@ impl Drop for StackWipe {
 
 /// Runs `work`, zeroises all memory that this thread frees meanwhile, and then wipes the 128 KiB of
 /// stack below the caller.
-pub fn with_secrets<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_secrets<T>(work: impl FnOnce() -> T) -> T {
     let section = WipingSection {
         outer: WIPING.replace(true),
     };
@@ -128,10 +128,10 @@ unsafe fn wipe_if_enabled(start: *mut u8, bytes: usize) {
 
 /// The system's allocator; within [`with_secrets`] it zeroises freed memory.
 #[derive(Debug)]
-pub struct WipingAllocator;
+pub(crate) struct WipingAllocator;
 
-// SAFETY: every call goes to the system's allocator with the layout that it came with; `realloc` by
-// the other three keeps the contract of the trait.
+// SAFETY: every call is passed on to the system's allocator with its own layout; `realloc` by means
+// of the other three keeps the contract of the trait.
 unsafe impl GlobalAlloc for WipingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
@@ -174,7 +174,7 @@ unsafe impl GlobalAlloc for WipingAllocator {
 mod tests {
     use super::*;
 
-    /// Fills a buffer on the stack with a pattern and says where it was.
+    /// Fills a buffer on the stack with a pattern and returns its address.
     #[inline(never)]
     fn leave_behind() -> usize {
         let mut bytes = [0xA5u8; 1024];
@@ -182,7 +182,7 @@ mod tests {
         bytes.as_ptr() as usize
     }
 
-    /// How many bytes of the pattern are there, below the caller's frame.
+    /// Counts the bytes of the pattern at an address below the caller's frame.
     #[inline(never)]
     fn left(address: usize) -> usize {
         let mut count = 0;
@@ -208,16 +208,16 @@ mod tests {
     }
 
     #[test]
-    fn memory_given_back_is_zeroised_within_the_section_alone() {
+    fn freed_memory_is_zeroised_only_within_the_section() {
         let mut block = [0xA5u8; 64];
-        let mut given_up = || {
+        let mut wiped_block = || {
             let start = block.as_mut_ptr();
             // SAFETY: the array, of which nobody needs what is in it.
             unsafe { wipe_if_enabled(start, 64) };
             block
         };
-        assert_eq!(given_up(), [0xA5; 64]);
-        assert_eq!(with_secrets(given_up), [0; 64]);
+        assert_eq!(wiped_block(), [0xA5; 64]);
+        assert_eq!(with_secrets(wiped_block), [0; 64]);
         let grown = with_secrets(|| {
             let mut bytes = vec![7u8; 10];
             bytes.extend_from_slice(&[8; 5000]);

@@ -84,8 +84,8 @@ impl CopyStatus {
         }
     }
 
-    /// The reason not to open a directory that is or may be a copy for writing. `accept` is set if
-    /// it is to replace an original that is gone.
+    /// The reason not to open a directory that is or may be a copy for writing. `accept` is true if
+    /// the user wants it to replace an original that no longer exists.
     pub(super) fn refusal(
         &self,
         record: Option<&VolumeRecord>,
@@ -108,7 +108,7 @@ impl CopyStatus {
     }
 }
 
-/// What is found at the remembered path.
+/// What is at the remembered path.
 enum AtOriginal {
     /// The opened directory itself.
     Same,
@@ -138,7 +138,7 @@ fn compare(
         }
         return CopyStatus::Own;
     }
-    // The filesystem there may not respond: the network or a daemon is gone.
+    // The filesystem there may not respond: the network or a daemon may be down.
     let answers = probe::responds(&remembered.path, HEADER_NAME, PATIENCE);
     let looked = answers.then(|| {
         let (place, remembered) = (place.clone(), remembered.clone());
@@ -175,7 +175,7 @@ fn at_original(
     id: VolumeId,
 ) -> AtOriginal {
     match DirectoryIdentity::at(&remembered.path) {
-        Ok(found) if found.is_same_now(place) => return AtOriginal::Same,
+        Ok(original) if original.is_same_now(place) => return AtOriginal::Same,
         Ok(_) => {}
         // A path that cannot be examined does not count as visible: `is_filesystem_visible`
         // decides.
@@ -211,16 +211,18 @@ fn is_elsewhere(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> 
 
 /// True for the remembered directory, whatever its path is now.
 fn is_same_directory(place: &DirectoryIdentity, remembered: &RememberedDirectory) -> bool {
-    let lasting = place.filesystem.as_deref().is_some_and(has_stable_inodes);
-    lasting && place.filesystem == remembered.filesystem && place.inode == remembered.inode
+    let has_stable_inodes = place.filesystem.as_deref().is_some_and(has_stable_inodes);
+    has_stable_inodes
+        && place.filesystem == remembered.filesystem
+        && place.inode == remembered.inode
 }
 
-/// True if the volume's filesystem is still mounted where it was. Then a missing directory is gone,
-/// and not hidden by a disk that is not mounted or by one that is mounted over it.
+/// True if the volume's filesystem is still mounted where it was. Then a missing directory no longer
+/// exists: it is not on a disk that is not mounted, nor hidden by one that is mounted over it.
 fn is_filesystem_visible(remembered: &RememberedDirectory) -> bool {
     for ancestor in remembered.path.ancestors() {
         match DirectoryIdentity::at(ancestor) {
-            Ok(found) => return leads_to_same_path(&found, ancestor, remembered),
+            Ok(existing) => return leads_to_same_path(&existing, ancestor, remembered),
             Err(error) if is_absent(&error) => {}
             Err(_) => return false,
         }
@@ -235,8 +237,10 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
+/// True if the remembered path, which begins with `ancestor`, leads to the remembered path within the
+/// remembered filesystem. `existing` is the directory at `ancestor`.
 fn leads_to_same_path(
-    found: &DirectoryIdentity,
+    existing: &DirectoryIdentity,
     ancestor: &Path,
     remembered: &RememberedDirectory,
 ) -> bool {
@@ -244,11 +248,11 @@ fn leads_to_same_path(
         .path
         .strip_prefix(ancestor)
         .ok()
-        .zip(found.inside.as_ref())
+        .zip(existing.inside.as_ref())
         .map(|(rest, inside)| inside.join(rest));
     // A joined path may end in a slash, which does not matter for the comparison.
-    found.filesystem.is_some()
-        && found.filesystem == remembered.filesystem
+    existing.filesystem.is_some()
+        && existing.filesystem == remembered.filesystem
         && inside.is_some()
         && inside == remembered.inside
 }
@@ -301,8 +305,8 @@ mod tests {
                 filesystem: two.map(str::to_owned),
                 ..own.clone()
             };
-            let found = compare(&here, &own, ID);
-            assert_eq!(found == CopyStatus::Own, is_own, "{one:?} {two:?} {inode}");
+            let status = compare(&here, &own, ID);
+            assert_eq!(status == CopyStatus::Own, is_own, "{one:?} {two:?} {inode}");
         }
         std::os::unix::fs::symlink(&volume, &link).unwrap();
         let by_link = RememberedDirectory { path: link, ..own };

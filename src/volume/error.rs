@@ -43,7 +43,7 @@ pub enum VolumeError {
         "this directory is a copy of the volume in {}{}, and a copy is not written to{}",
         .original.display(),
         LastKnown::at(*.written),
-        if *.accepting { ": the original is still there, so this is not what is left of \
+        if *.accepting { ": the original still exists, so this copy cannot replace \
              it" } else { "" }
     )]
     IsCopy {
@@ -358,12 +358,12 @@ impl VolumeError {
                 "copy the files into a volume made by bilayer create: it starts with one key set"
             }
             Self::CannotRemember(_) => {
-                "make the keystore's directory writable, with room for a few KiB; to look at the \
+                "make the keystore's directory writable, with space for a few KiB; to look at the \
                  volume only: bilayer mount -o ro VOLUME DIR"
             }
             Self::Key(error) => return error.hint().map(str::to_owned),
             Self::Format(_) | Self::Io { .. } if self.kind() == ErrorKind::NoSpace => {
-                "make room on the backing filesystem"
+                "make space on the backing filesystem"
             }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run as the user who owns the volume's directory, or as root"

@@ -41,7 +41,7 @@ use crate::layers::{KeyRing, KeySet, header_mac, verify_header_mac};
 
 /// The format that is written, and the newest one that is read.
 pub const FORMAT_VERSION: u32 = 1;
-/// Length limit of a superblock, in bytes: room for 64 key sets under 4096-bit keys.
+/// Length limit of a superblock, in bytes: enough for 64 key sets under 4096-bit keys.
 pub const MAX_HEADER_BYTES: usize = 256 * 1024;
 /// Limit on the number of key sets.
 pub const MAX_KEY_SETS: usize = 64;
@@ -377,7 +377,7 @@ impl UnverifiedHeader {
         let line_end = bytes
             .iter()
             .position(|byte| *byte == b'\n')
-            .ok_or_else(|| invalid("it is cut off"))?;
+            .ok_or_else(|| invalid("it is incomplete"))?;
         let (line, rest) = bytes.split_at(line_end);
         let contents = HeaderContents::parse(line)?;
         let mac = rest

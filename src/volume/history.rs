@@ -1,15 +1,15 @@
 //! Rollback detection: whether a volume is at least as new as the platform keystore knows it to be.
 //!
 //! For each volume the keystore remembers the incarnation, the newest superblock, and the newest
-//! commit with the tags of page 0 of `meta`. The record is written after what it describes is
-//! durable. So a volume may be newer than its record, after a power cut or when writing the record
-//! failed, but it is never older. An older volume was put back by somebody, and is refused.
+//! commit with the tags of page 0 of `meta`. The record is written after the state that it describes
+//! is durable. So a volume may be newer than its record, after a power cut or when writing the record
+//! failed, but it is never older. If it is older, somebody has put it back, and it is refused.
 //!
 //! A volume that another machine has renewed (by accepting a restored copy there) comes back with
 //! another incarnation. It is accepted if the known key set vouches for it and if it carries on a
 //! state that is no older than the record.
 //!
-//! Not noticed: a volume that was put back to a state no older than the record; an older keystore
+//! Not detected: a volume that was put back to a state no older than the record; an older keystore
 //! put back together with an older volume; a volume that the keystore has never seen; single pages.
 
 use super::header::HeaderContents;
@@ -27,16 +27,16 @@ pub(super) fn check_header_rollback(
     let Some(record) = record else {
         return Ok(());
     };
-    let found = header.incarnation();
-    if record.pending_incarnation == Some(found) {
+    let incarnation = header.incarnation();
+    if record.pending_incarnation == Some(incarnation) {
         return Ok(());
     }
-    if found != record.incarnation {
+    if incarnation != record.incarnation {
         let followed = ancestry.follows_newest(&record.key_sets);
         let handover = ancestry.handover_of(record.incarnation);
         return match handover.filter(|_| followed) {
             None => Err(Rollback::OtherIncarnation {
-                found,
+                found: incarnation,
                 known: record.incarnation,
                 last: LastKnown::of(record),
             }),
@@ -72,21 +72,21 @@ pub(super) fn check_metadata_rollback(
         return Ok(());
     };
     let newest = usize::from(slots[1].sequence > slots[0].sequence);
-    let found = slots[newest].sequence;
-    if found < record.sequence {
+    let sequence = slots[newest].sequence;
+    if sequence < record.sequence {
         return Err(Rollback::OlderMetadata {
-            found,
+            found: sequence,
             known: record.sequence,
             last: LastKnown::of(record),
         });
     }
-    if found > record.sequence {
+    if sequence > record.sequence {
         return Ok(());
     }
     // The number of a commit determines its slot.
     if slots[newest].outer_tag != record.page0_tags[newest] {
         return Err(Rollback::OtherMetadata {
-            sequence: found,
+            sequence,
             last: LastKnown::of(record),
         });
     }

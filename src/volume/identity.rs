@@ -50,7 +50,7 @@ impl Volume {
     /// `meta`.
     ///
     /// # Errors
-    /// When the copy has no room for another key set, it shares files with a volume that is in use,
+    /// When the copy cannot have another key set, it shares files with a volume that is in use,
     /// a key is not available, or a write fails. An error of `fill` is returned as
     /// [`VolumeError::Format`]. The copy is unchanged then, or the next use finishes what was
     /// begun.

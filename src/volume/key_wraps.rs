@@ -9,7 +9,8 @@ use crate::keys::error::{ErrorKind, KeyError};
 use crate::keys::wrap::{self, WrapContext, WrapRecord};
 use crate::layers::{CustomerDek, InfrastructureDek, KeyRing, KeySet};
 
-/// Wraps both DEKs of a set and, as far as the available keys allow, proves that the wraps open.
+/// Wraps both DEKs of a set, and verifies that the wraps open, as far as the available keys allow:
+/// the public half of a customer key cannot unwrap.
 pub(super) fn wrap_key_set(
     keystore: &PlatformKeystore,
     customer: Option<&dyn CustomerKeyProvider>,
@@ -23,9 +24,9 @@ pub(super) fn wrap_key_set(
         epoch: set.epoch,
     };
     let infrastructure = keystore.wrap_infrastructure(&context, &set.infrastructure)?;
-    let proof = keystore.unwrap_infrastructure(&context, &infrastructure)?;
-    if proof.expose() != set.infrastructure.expose() {
-        return Err(not_proven());
+    let unwrapped = keystore.unwrap_infrastructure(&context, &infrastructure)?;
+    if unwrapped.expose() != set.infrastructure.expose() {
+        return Err(wrap_mismatch());
     }
     Ok(WrappedKeySet {
         id: set.id,
@@ -43,46 +44,46 @@ fn wrap_customer_dek(
     context: &WrapContext,
     set: &KeySet,
 ) -> Result<WrapRecord, KeyError> {
-    let (record, proof) = match customer {
+    let (record, unwrapped) = match customer {
         None => {
             let record = keystore.wrap_customer(context, &set.customer)?;
-            let proof = keystore.unwrap_customer(context, &record)?;
-            (record, Some(proof))
+            let unwrapped = keystore.unwrap_customer(context, &record)?;
+            (record, Some(unwrapped))
         }
         Some(provider) => {
             let record = wrap::wrap_with_customer_key(provider, context, &set.customer)?;
-            let proof = if provider.describe().can_unwrap {
+            let unwrapped = if provider.describe().can_unwrap {
                 Some(wrap::unwrap_with_customer_key(provider, context, &record)?)
             } else {
                 None
             };
-            (record, proof)
+            (record, unwrapped)
         }
     };
-    if proof.is_some_and(|proof| proof.expose() != set.customer.expose()) {
-        return Err(not_proven());
+    if unwrapped.is_some_and(|unwrapped| unwrapped.expose() != set.customer.expose()) {
+        return Err(wrap_mismatch());
     }
     Ok(record)
 }
 
-fn not_proven() -> KeyError {
+fn wrap_mismatch() -> KeyError {
     KeyError::new(
         ErrorKind::WrongKey,
-        "a wrapped key did not unwrap to what was wrapped",
+        "a wrapped key did not unwrap to the key that was wrapped",
     )
 }
 
-/// Unwraps all key sets that a superblock lists.
+/// Unwraps all key sets that a superblock lists, which need not be authenticated yet.
 pub(super) fn unwrap_key_sets(
-    claims: &HeaderContents,
+    header: &HeaderContents,
     keystore: &PlatformKeystore,
     customer: Option<&dyn CustomerKeyProvider>,
 ) -> Result<KeyRing, VolumeError> {
     let mut active = None;
     let mut read_only = Vec::new();
-    for set in claims.key_sets() {
+    for set in header.key_sets() {
         let context = WrapContext {
-            volume: claims.volume_id(),
+            volume: header.volume_id(),
             key_set: set.id,
             epoch: set.epoch,
         };
@@ -97,7 +98,7 @@ pub(super) fn unwrap_key_sets(
             KeySetState::ReadOnly => read_only.push(keys),
         }
     }
-    // The parser guarantees exactly one.
+    // The parser of the superblock guarantees exactly one.
     let active =
         active.ok_or_else(|| VolumeError::HeaderInvalid("it has no active key set".to_owned()))?;
     Ok(KeyRing::new(active, read_only))
@@ -137,7 +138,7 @@ fn unwrap_customer(
         wrap::unwrap_with_customer_key(provider, context, wrap)
     })
     .map_err(|error| match error.kind() {
-        // The fingerprint matches, and yet the wrap does not open.
+        // The wrap names this key by its fingerprint, but does not open with it.
         ErrorKind::WrongKey => VolumeError::Tampered,
         _ => error,
     })
@@ -162,12 +163,12 @@ fn first_that_opens<'a, T>(
     wraps: impl Iterator<Item = &'a WrapRecord>,
     mut open: impl FnMut(&WrapRecord) -> Result<T, KeyError>,
 ) -> Result<T, VolumeError> {
-    let mut last = VolumeError::HeaderInvalid("a key has no wrap".to_owned());
+    let mut last_error = VolumeError::HeaderInvalid("a key has no wrap".to_owned());
     for wrap in wraps {
         match open(wrap) {
             Ok(dek) => return Ok(dek),
-            Err(error) => last = error.into(),
+            Err(error) => last_error = error.into(),
         }
     }
-    Err(last)
+    Err(last_error)
 }

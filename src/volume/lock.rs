@@ -2,12 +2,12 @@
 //!
 //! A volume directory that was copied with `cp -al` shares its inodes with the original, including
 //! the lock file. So the existing lock is taken first. If the file is shared, it is replaced by a
-//! private copy, and the copy is locked before the first lock is released: at no moment can two
-//! processes both believe that they own the volume. Then `meta` and `volume.json` are replaced by
-//! private copies too. Objects stay shared; their extents say when the volume may write to them.
+//! private copy, and the copy is locked before the first lock is released: at no moment do two
+//! processes both own the volume. Then `meta` and `volume.json` are replaced by private copies too.
+//! Objects stay shared; their extents say when the volume may write to them.
 //!
-//! A lock file invites deletion. So `objects/` is locked too, shared by those that only share the
-//! lock: removing `lock` lets nobody else in. The volume's own directory is not locked, because
+//! Users may delete a lock file. So `objects/` is locked too, with a shared lock if the lock of
+//! `lock` is shared: removing `lock` does not give another process access. The volume's own directory is not locked, because
 //! other users may be able to open it (mode 0755, or before the volume was created in it), whereas
 //! only its owner could ever open `objects/`.
 
@@ -71,7 +71,7 @@ pub(super) fn acquire(
             .map_err(naming(&format!("{name}.new")))
             .map_err(VolumeError::io("cannot clean up the volume"))?;
     }
-    // A crash after the superblock was written left the mark, which says that this is no volume.
+    // A crash after the superblock was written may have left the mark of an incomplete volume.
     clear_mark(store).map_err(VolumeError::io("cannot clean up the volume"))?;
     Ok(lock)
 }
@@ -93,7 +93,7 @@ fn with_objects(
 }
 
 /// Takes shared locks of a volume whose filesystem is mounted read-only here. It may be writable
-/// through another mount, so a writer must exclude this reader and the other way round.
+/// through another mount, so a writer and this reader must exclude each other.
 fn lock_medium(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
     let file = match store.lock_shared(&lock_path()) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

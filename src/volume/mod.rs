@@ -210,7 +210,7 @@ impl Volume {
         matches!(self.copy_status, CopyStatus::Copy { .. })
     }
 
-    /// True if the volume is to replace an original that is gone for good.
+    /// True if the user wants the volume to replace an original that no longer exists.
     pub fn replaces_original(&self) -> bool {
         self.accepts_restored && matches!(self.copy_status, CopyStatus::Unknown { .. })
     }

@@ -53,9 +53,9 @@ impl Volume {
     /// commits from `first` on. `fill` writes the unchanged metadata into the new `meta`.
     ///
     /// # Errors
-    /// When the volume has no room for another key set, a key is not available, or a write fails.
-    /// An error of `fill` is returned as [`VolumeError::Format`]. The volume is unchanged then, or
-    /// the next use finishes what was begun.
+    /// When the volume has as many key sets as it may have, a key is not available, or a write
+    /// fails. An error of `fill` is returned as [`VolumeError::Format`]. The volume is then
+    /// unchanged, or the next use finishes the renewal.
     pub fn renew(
         self,
         carried_on: Sequence,
@@ -280,8 +280,8 @@ pub(super) fn locate_meta(
 }
 
 /// Finishes an interrupted renewal: one of the two files belongs to the superblock.
-pub(super) fn finish_meta_swap(store: &dyn Store, found: &MetaLocation) -> Result<(), VolumeError> {
-    match found {
+pub(super) fn finish_meta_swap(store: &dyn Store, meta: &MetaLocation) -> Result<(), VolumeError> {
+    match meta {
         MetaLocation::InPlace(_) => {
             discard_next(store).map_err(VolumeError::io("cannot clean up the volume"))
         }

@@ -1,6 +1,6 @@
-//! The spare copy of the superblock, for when `volume.json` cannot be read: the same bytes,
-//! including the MAC, in the directory of the checkpoints. Only salvage reads it, and only a copy
-//! that authenticates is used.
+//! The spare copy of the superblock, for a volume whose `volume.json` cannot be read. It has the same
+//! bytes, including the MAC, and is in the directory of the checkpoints. Only salvage reads it, and
+//! only if it authenticates.
 
 use std::io;
 
@@ -10,10 +10,10 @@ use crate::ids::CryptoId;
 use crate::layers::KeyRing;
 use crate::store::{EntryKind, OpenMode, Store, StorePath};
 
-/// The directory that it is in.
+/// The directory of the spare copy.
 const DIRECTORY: &str = "checkpoints";
 
-/// Where it is.
+/// The path of the spare copy.
 pub fn spare_path() -> StorePath {
     StorePath::new("checkpoints/volume.json")
 }
@@ -22,11 +22,11 @@ pub fn spare_path() -> StorePath {
 /// read from: a damaged superblock never replaces a good spare. Durable on return.
 ///
 /// # Errors
-/// When the store fails. The older copy is still there then.
+/// When the store fails. The older copy is then unchanged.
 pub fn keep(store: &dyn Store, keys: &KeyRing, own: &VerifiedHeader) -> io::Result<()> {
     let header = read(store, &header_path())?;
-    let found = UnverifiedHeader::parse(&header).and_then(|header| header.verify(keys));
-    if !found.is_ok_and(|found| found == *own) {
+    let verified = UnverifiedHeader::parse(&header).and_then(|header| header.verify(keys));
+    if !verified.is_ok_and(|verified| verified == *own) {
         tracing::error!(
             "volume.json is not what it was when the volume was opened: its spare copy stays"
         );

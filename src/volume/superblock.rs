@@ -1,8 +1,8 @@
 //! Reading and atomically replacing files of a volume's directory.
 //!
 //! Order of writes: the new bytes go to a file with the suffix `.new`, which is synced and renamed
-//! over the old one; then the directory is synced. A `.new` file that is found was interrupted and
-//! is worthless.
+//! over the old one; then the directory is synced. An existing `.new` file is left over from an
+//! interrupted write and is worthless.
 
 use std::io;
 

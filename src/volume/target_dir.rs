@@ -87,9 +87,9 @@ fn names_in(path: &Path) -> Result<Vec<std::ffi::OsString>, VolumeError> {
 /// Claims the directory for a new volume: locked, marked, and empty except for the lock.
 pub(super) fn claim(store: &dyn Store) -> Result<Box<dyn StoreLock>, VolumeError> {
     inspect_dir(store)?;
-    let (lock, new) = create_and_lock(store)?;
+    let NewLock { lock, is_new_file } = create_and_lock(store)?;
     if let Err(error) = remove_leftovers(store) {
-        if new {
+        if is_new_file {
             let _ = store.unlink(&lock_path());
         }
         return Err(error);
@@ -125,12 +125,18 @@ pub(super) fn rollback(store: &dyn Store) {
     }
 }
 
+/// The lock of a directory in which this process creates a volume.
+struct NewLock {
+    lock: Box<dyn StoreLock>,
+    /// This process created the lock file.
+    is_new_file: bool,
+}
+
 /// Creates the lock file if it is missing, and locks it. The holder of the lock creates the volume.
-/// True if the file is new.
-fn create_and_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), VolumeError> {
+fn create_and_lock(store: &dyn Store) -> Result<NewLock, VolumeError> {
     for _ in 0..ATTEMPTS {
         let made = store.open(&lock_path(), OpenMode::CreateNew);
-        let (file, new) = match made {
+        let (file, is_new_file) = match made {
             Ok(file) => (file, true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 match store.open(&lock_path(), OpenMode::ReadWrite) {
@@ -145,13 +151,13 @@ fn create_and_lock(store: &dyn Store) -> Result<(Box<dyn StoreLock>, bool), Volu
             Ok((lock, info.links))
         });
         match result {
-            Ok((lock, 1)) => return Ok((lock, new)),
+            Ok((lock, 1)) => return Ok(NewLock { lock, is_new_file }),
             // The previous holder removed it.
             Ok((_, 0)) => {}
             Ok(_) => return Err(occupied(LOCK_NAME.as_ref())),
             Err(error) => {
                 // In use: another attempt locked the file that was created here, and owns it now.
-                if new && !matches!(error, VolumeError::InUse { .. }) {
+                if is_new_file && !matches!(error, VolumeError::InUse { .. }) {
                     let _ = store.unlink(&lock_path());
                 }
                 return Err(error);

@@ -189,13 +189,13 @@ fn a_hangup_reopens_the_files() {
             .iter()
             .any(|record| record["action"] == "create-snapshot")
     );
-    // Removed, and a log that cannot be opened anew.
+    // Removed, and a log that cannot be reopened.
     fs::remove_file(&audit).unwrap();
     fs::rename(place.path("log"), place.path("log.2")).unwrap();
     fs::create_dir(place.path("log")).unwrap();
     mounted.signal(Signal::HUP);
     let log = || fs::read_to_string(place.path("log.2")).unwrap();
-    assert!(wait_until(LIMIT, || log().contains("cannot be opened anew")));
+    assert!(wait_until(LIMIT, || log().contains("cannot be reopened")));
     fs::create_dir(mounted.path(".snapshots/two")).unwrap();
     assert_eq!(of_action(&place, "create-snapshot").len(), 1);
     assert!(is_alive(mounted.pid) && mounted.is_there());

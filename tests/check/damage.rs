@@ -397,8 +397,8 @@ fn histories_are_complete_and_no_longer_than_needed() {
         let record = meta.inode(file, View::LIVE).unwrap().unwrap();
         let (id, view) = meta.views().remove(0);
         change(meta, |batch| {
-            for (generation, key) in &changes {
-                meta.remove_change(batch, *generation, key);
+            for row in &changes {
+                meta.remove_change(batch, row);
             }
             let unneeded = keys::change(Generation(1), Table::Inode, &keys::inode(file));
             meta.set_row(batch, Table::Change, unneeded, Some(vec![1]));

@@ -175,7 +175,7 @@ fn pruned() {
     fails(
         &place.run("snapshot prune vol"),
         1,
-        "which snapshots are kept",
+        "which snapshots to keep",
     );
     fails(
         &place.run("snapshot create vol new --keep-last 1"),

@@ -150,7 +150,7 @@ fn a_restored_copy_is_taken_where_the_original_is_gone() {
     place.mount("srv/vol", "mnt", "").unmount();
     sh(&place, "cp -a srv/vol copy");
     let refused = place.run("mount copy mnt --accept-restored");
-    fails(&refused, 32, "the original is still there");
+    fails(&refused, 32, "the original still exists");
     sh(&place, "mount -t tmpfs tmpfs srv");
     let refused = place.run("mount copy mnt");
     fails(&refused, 32, "that place cannot be seen now");

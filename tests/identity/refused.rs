@@ -64,15 +64,11 @@ fn nothing_is_changed_where_the_device_cannot_be_opened() {
 #[test]
 fn a_change_is_reported() {
     for (option, changed, says) in [
-        (
-            "--new-identity",
-            "volume_id",
-            "is a volume of its own already",
-        ),
+        ("--new-identity", "volume_id", "is now a volume of its own"),
         (
             "--accept-restored",
             "incarnation",
-            "was taken as it is already",
+            "restored volume is now accepted",
         ),
     ] {
         let Some(place) = older_copy("refused-mount") else {

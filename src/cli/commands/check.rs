@@ -1,4 +1,4 @@
-//! `bilayer check`: verifying everything, and repairing what can be repaired.
+//! `bilayer check`: verifies everything, and repairs what can be repaired.
 //!
 //! Exit codes are those of fsck(8), and each finding is one line on standard output:
 //!
@@ -21,11 +21,8 @@ use crate::cli::output::progress::Progress;
 use crate::cli::output::{format, print, print_json};
 use crate::cli::session::open_volume;
 use crate::control::locate::{Holder, Located, find};
-use crate::control::report::ViewReport;
 use crate::control::request::Operation;
-use crate::control::response::{
-    BytesDone, ChangeReport, CheckSummary, FindingReport, Outcome, Receiver,
-};
+use crate::control::response::{BytesDone, CheckSummary, FindingReport, Outcome, Receiver};
 use crate::control::wire;
 use crate::daemon::operations::{send_findings, with_progress};
 use crate::daemon::size::parse_count;
@@ -43,16 +40,17 @@ mod code {
     pub(super) const CANCELLED: u8 = 32;
 }
 
-/// What `--help` says beside the options.
+/// The help on findings, repairs, JSON and exit codes.
 pub(in crate::cli) const HELP: &str = "\
-Each finding is a line: error (something is lost, cannot be reached or would go wrong), warning (a
-number that is off, space that nobody gives back) or note (nothing wrong); what it is about, and in
-brackets its kind. Nothing is written without --repair. A mounted volume is checked while it is in
+Each finding is a line: error (something is lost, cannot be reached or will fail), warning (a wrong
+number, space that is never freed) or note (nothing wrong); what it is about, and in brackets its
+kind. Nothing is written without --repair. A mounted volume is checked while it is in
 use; to be repaired it must be unmounted.
 
-What --repair does: counts and links are set right, names that lead nowhere go, what has lost its
-name gets one in lost+found, objects that nobody names are removed. Pages that do not open are not
-replaced: reading them stays an error. Take them from a snapshot, a backup, or with bilayer salvage.
+What --repair does: it corrects counts and links, removes names that lead nowhere, gives inodes
+without a name one in lost+found, and removes objects that nothing refers to. Pages that do not open
+are not replaced: reading them stays an error. Restore them from a snapshot or a backup, or salvage
+the rest with bilayer salvage.
 
 With --json one object: volume, mounted, result (clean, corrected, uncorrected, cancelled), inodes,
 snapshots, objects, pages, bytes, seconds, omitted, and findings: an array of objects with kind,
@@ -100,38 +98,32 @@ pub(in crate::cli) struct CheckArgs {
     open: OpenArgs,
 }
 
-/// What is known when it has ended.
+/// The outcome of a check.
 struct Checked {
     volume: PathBuf,
     mounted: bool,
     findings: Vec<FindingReport>,
-    /// `None` when it was cancelled.
+    /// `None` if the check was cancelled.
     summary: Option<CheckSummary>,
     seconds: f64,
 }
 
-/// Collects what comes, shows how far it is, and notices when somebody wants it to end.
+/// Collects findings, shows the progress, and cancels the check when a signal arrives.
 struct CheckReceiver {
     findings: Vec<FindingReport>,
     quiet: bool,
-    shown: Option<(Option<u64>, Progress)>,
+    stage: Option<ShownStage>,
     signals: Option<EndSignals>,
     interrupted: bool,
 }
 
+/// The progress display of one stage of a check. A new total begins a new stage.
+struct ShownStage {
+    total_bytes: Option<u64>,
+    progress: Progress,
+}
+
 impl Receiver for CheckReceiver {
-    fn view(&mut self, _: ViewReport) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-
     fn finding(&mut self, finding: FindingReport) -> io::Result<()> {
         self.findings.push(finding);
         Ok(())
@@ -147,23 +139,27 @@ impl Receiver for CheckReceiver {
         if self.quiet {
             return Ok(());
         }
-        let total = progress.total_bytes;
-        if self.shown.as_ref().is_none_or(|(shown, _)| *shown != total) {
-            self.shown = None;
-            let what = match total {
+        let total_bytes = progress.total_bytes;
+        let stage = self.stage.as_ref();
+        if stage.is_none_or(|stage| stage.total_bytes != total_bytes) {
+            self.stage = None;
+            let what = match total_bytes {
                 Some(_) => "verifying contents",
                 None => "comparing metadata",
             };
-            self.shown = Some((total, Progress::start(what, total)));
+            self.stage = Some(ShownStage {
+                total_bytes,
+                progress: Progress::start(what, total_bytes),
+            });
         }
-        if let Some((_, shown)) = &self.shown {
-            shown.set(progress.bytes);
+        if let Some(stage) = &self.stage {
+            stage.progress.set(progress.bytes);
         }
         Ok(())
     }
 }
 
-/// The exit code of a check that could not be done.
+/// The exit code if the volume could not be checked.
 pub(in crate::cli) fn exit_code(error: &UserError) -> u8 {
     match error.code {
         ExitCode::Usage => code::USAGE,
@@ -171,10 +167,10 @@ pub(in crate::cli) fn exit_code(error: &UserError) -> u8 {
     }
 }
 
-/// Checks, tells, and says how the process ends.
+/// Checks a volume, prints the findings, and returns the exit code.
 ///
 /// # Errors
-/// The check could not be done; findings are no error.
+/// The volume could not be checked. Findings are no error.
 pub(crate) fn run(args: &CheckArgs) -> Result<u8, UserError> {
     let checked = check(args)?;
     let code = checked.code();
@@ -193,7 +189,7 @@ fn check(args: &CheckArgs) -> Result<Checked, UserError> {
     let mut receiver = CheckReceiver {
         findings: Vec::new(),
         quiet: args.quiet,
-        shown: None,
+        stage: None,
         signals: None,
         interrupted: false,
     };
@@ -228,7 +224,7 @@ fn check(args: &CheckArgs) -> Result<Checked, UserError> {
         }
         Holder::Nobody => (false, offline(&located, args, &keys, &mut receiver)),
     };
-    drop(receiver.shown.take());
+    drop(receiver.stage.take());
     let summary = match outcome {
         Ok(Outcome::Checked(summary)) => Some(summary),
         _ if receiver.interrupted => None,
@@ -373,7 +369,7 @@ impl Checked {
     }
 }
 
-/// JSON has no bytes: paths that are not UTF-8 are there a second time, in hexadecimal digits.
+/// JSON has no bytes: paths that are not UTF-8 appear a second time, in hexadecimal digits.
 fn finding_json(finding: &FindingReport) -> serde_json::Value {
     let mut object = json!({
         "kind": finding.kind,

@@ -30,7 +30,7 @@ pub(in crate::cli) struct CreateArgs {
 /// Makes a volume.
 ///
 /// # Errors
-/// An argument is wrong, or the volume cannot be made.
+/// An argument is wrong, no keystore directory is known, or the volume cannot be made.
 pub(in crate::cli) fn run(args: CreateArgs) -> Result<(), UserError> {
     let customer_key = match &args.customer_key {
         Some(uri) => Some(options::key_uri(uri, &paths::working_directory()?)?),

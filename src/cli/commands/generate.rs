@@ -12,14 +12,14 @@ use crate::diagnostics::UserError;
 
 const PROGRAM: &str = "bilayer";
 
-/// Shells, each with the place that it looks for completions in below `/usr/local/share`.
+/// Shells, each with the directory below `/usr/local/share` in which it looks for completions.
 const COMPLETIONS: [(Shell, &str); 3] = [
     (Shell::Bash, "bash-completion/completions"),
     (Shell::Zsh, "zsh/site-functions"),
     (Shell::Fish, "fish/vendor_completions.d"),
 ];
 
-/// Writes all of them below a directory, such as `/usr/local/share`.
+/// Writes man pages and completions below a directory, such as `/usr/local/share`.
 ///
 /// # Errors
 /// A file cannot be written.
@@ -28,33 +28,33 @@ pub(crate) fn generate(command: Command, dir: &Path) -> Result<(), UserError> {
         .map_err(|error| UserError::io(format_args!("cannot write to {}", dir.display()), &error))
 }
 
-/// Made where nobody else gets at it, then put in its place file by file: a link that has the name
-/// of one is replaced, and what it leads to is not written to.
+/// Creates the files in a private directory and renames them into place one by one, so that an
+/// existing link is replaced and its target is not written.
 fn write_all(mut command: Command, dir: &Path) -> io::Result<()> {
     create_dir_all(dir)?;
     let aside = tempfile::Builder::new()
         .prefix(".bilayer-generate-")
         .tempdir_in(dir)?;
-    for (shell, place) in COMPLETIONS {
+    for (shell, subdirectory) in COMPLETIONS {
         let made = generate_to(shell, &mut command, PROGRAM, aside.path())?;
         let name = match shell {
-            // Where bash looks for it by the name of the program.
+            // bash looks for a file with the name of the program.
             Shell::Bash => PROGRAM.as_ref(),
             _ => made.file_name().unwrap_or_default(),
         };
-        put(&made, &dir.join(place), name)?;
+        move_to(&dir.join(subdirectory), &made, name)?;
     }
     clap_mangen::generate_to(command, aside.path())?;
     for page in std::fs::read_dir(aside.path())? {
         let page = page?;
-        put(&page.path(), &dir.join("man/man1"), &page.file_name())?;
+        move_to(&dir.join("man/man1"), &page.path(), &page.file_name())?;
     }
     aside.close()
 }
 
-fn put(made: &Path, place: &Path, name: &OsStr) -> io::Result<()> {
-    create_dir_all(place)?;
-    std::fs::rename(made, place.join(name))
+fn move_to(dir: &Path, file: &Path, name: &OsStr) -> io::Result<()> {
+    create_dir_all(dir)?;
+    std::fs::rename(file, dir.join(name))
 }
 
 #[cfg(test)]
@@ -78,7 +78,7 @@ mod tests {
                 "{name}"
             );
         }
-        // Again, over what is there, one of it a link to something else.
+        // Again, over the existing files, one of which is now a link to another file.
         let (page, prize) = (
             dir.path().join("man/man1/bilayer.1"),
             dir.path().join("prize"),

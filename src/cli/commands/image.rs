@@ -1,4 +1,4 @@
-//! `bilayer image`: making images, and volumes of them, here or on another machine.
+//! `bilayer image`: makes images, and volumes from them, on this machine or another one.
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read, Write};
@@ -15,17 +15,15 @@ use crate::cli::args::{KeystoreArg, OpenArgs, passphrase_source};
 use crate::cli::output::format;
 use crate::cli::output::progress::{Progress, Took};
 use crate::cli::output::{print, print_error, print_json};
-use crate::cli::session::Session;
+use crate::cli::session::{Session, unexpected_outcome};
 use crate::cli::views::{self, DeleteArgs, ListArgs};
 use crate::control::directory::DirectoryId;
 use crate::control::paths;
-use crate::control::report::ViewReport;
 use crate::control::request::{Kind, Operation, Passphrase, PathBytes};
-use crate::control::response::{BytesDone, ChangeReport, Discard, Outcome, Receiver};
-use crate::control::wire::VERSION_HINT;
+use crate::control::response::{BytesDone, Discard, Outcome, Receiver};
 use crate::daemon::create::NewVolumeDirectory;
 use crate::daemon::{options, size};
-use crate::diagnostics::{ExitCode, UserError};
+use crate::diagnostics::UserError;
 use crate::image::{self, ImportOptions};
 use crate::keys::{KeyUri, PassphraseSource};
 use crate::sys::interrupt::{self, Watch};
@@ -86,7 +84,7 @@ pub(in crate::cli) struct CreateArgs {
     volume: PathBuf,
     /// Name of the image
     name: String,
-    /// Of this snapshot [default: of the present]
+    /// Of this snapshot [default: of the live contents]
     #[arg(long, value_name = "SNAPSHOT")]
     from: Option<String>,
     /// What it is
@@ -117,7 +115,7 @@ pub(in crate::cli) struct DeployArgs {
     open: OpenArgs,
 }
 
-/// What a new volume can have of its own.
+/// Options of a new volume; without them it has those of its source.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct NewArgs {
     #[command(flatten)]
@@ -130,7 +128,7 @@ pub(in crate::cli) struct NewArgs {
     size: Option<String>,
 }
 
-/// Whose key it is sealed for.
+/// The customer key of the receiver of an image.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ReceiverArgs {
     /// Customer key of whoever gets it; its public half is enough [default: that of the source]
@@ -187,10 +185,10 @@ pub(in crate::cli) struct ImportArgs {
     open: OpenArgs,
 }
 
-/// Runs one of them.
+/// Runs a subcommand.
 ///
 /// # Errors
-/// An argument is wrong, or the operation fails.
+/// An argument is wrong, the volume cannot be opened, or the operation fails.
 pub(crate) fn run(command: ImageCommand) -> Result<(), UserError> {
     match command {
         ImageCommand::Create(args) => create(args),
@@ -200,14 +198,6 @@ pub(crate) fn run(command: ImageCommand) -> Result<(), UserError> {
         ImageCommand::Export(args) => export(&args),
         ImageCommand::Import(args) => import(&args),
     }
-}
-
-fn unexpected(operation: &Operation, outcome: &Outcome) -> UserError {
-    UserError::new(
-        ExitCode::System,
-        format!("{}: unexpected answer {outcome:?}", operation.doing()),
-    )
-    .with_hint(VERSION_HINT)
 }
 
 fn create(args: CreateArgs) -> Result<(), UserError> {
@@ -220,7 +210,7 @@ fn create(args: CreateArgs) -> Result<(), UserError> {
     };
     let made = match session.ask(&operation, &mut Discard)? {
         Outcome::Created(made) => made,
-        other => return Err(unexpected(&operation, &other)),
+        other => return Err(unexpected_outcome(&operation, &other)),
     };
     session.close()?;
     if args.json {
@@ -230,12 +220,12 @@ fn create(args: CreateArgs) -> Result<(), UserError> {
 }
 
 impl ReceiverArgs {
-    /// The receiver's customer key.
+    /// The URI of the receiver's customer key, if an option names it.
     fn uri(&self) -> Result<Option<String>, UserError> {
         Ok(named_key(self.customer_key.as_deref())?.map(|uri| uri.to_string()))
     }
 
-    /// Its passphrase.
+    /// The source of that key's passphrase.
     fn passphrase(&self, open: &OpenArgs) -> Result<Passphrase, UserError> {
         let source = match &self.customer_key_passphrase_file {
             Some(path) => PassphraseSource::File(paths::absolute(path)?),
@@ -250,7 +240,7 @@ impl ReceiverArgs {
 }
 
 impl NewArgs {
-    /// The new volume's platform keystore, if an option says so.
+    /// The new volume's platform keystore, if an option names it.
     fn keystore(&self, open: &OpenArgs) -> Result<Option<PathBuf>, UserError> {
         match &self.new_platform_keystore {
             Some(path) => paths::absolute(path).map(Some),
@@ -276,13 +266,13 @@ fn deploy(args: &DeployArgs) -> Result<(), UserError> {
     };
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
     refuse_inside(&session, &target, &operation)?;
-    // What was made of the volume goes if it does not become one, whatever the reason.
+    // A signal is an error of the operation, so that an incomplete volume is removed.
     let _watch = Watch::begin();
     let progress = Progress::start("deploying", None);
     let outcome = session.ask(&operation, &mut Bar(&progress));
     let made = match outcome {
         Ok(Outcome::Deployed(made)) => Ok((progress.finish(made.bytes), made)),
-        Ok(other) => Err(unexpected(&operation, &other)),
+        Ok(other) => Err(unexpected_outcome(&operation, &other)),
         Err(error) => Err(error),
     };
     let closed = session.close();
@@ -308,7 +298,7 @@ fn deploy(args: &DeployArgs) -> Result<(), UserError> {
     ))
 }
 
-/// A report with how long it took and how fast it was.
+/// Adds the duration and the throughput to a report.
 fn with_rate(report: &impl Serialize, took: Took) -> Result<Value, UserError> {
     let mut value = serde_json::to_value(report)
         .map_err(|error| UserError::io("cannot print the report", &error.into()))?;
@@ -317,8 +307,8 @@ fn with_rate(report: &impl Serialize, took: Took) -> Result<Value, UserError> {
     Ok(value)
 }
 
-/// A volume within its own source would be in the next image of it, and in the way of the daemon
-/// that makes it.
+/// Refuses a new volume inside its own source: the next image would contain it, and the source's
+/// daemon would wait for itself while it creates it.
 fn refuse_inside(session: &Session, target: &Path, operation: &Operation) -> Result<(), UserError> {
     let parent = target
         .ancestors()
@@ -326,7 +316,9 @@ fn refuse_inside(session: &Session, target: &Path, operation: &Operation) -> Res
     let Some(parent) = parent else {
         return Ok(());
     };
-    let device = std::fs::metadata(&parent).ok().map(|found| found.dev());
+    let device = std::fs::metadata(&parent)
+        .ok()
+        .map(|metadata| metadata.dev());
     let in_mount = session.mount.is_some() && session.mount == device;
     let in_volume = session.directory.is_some()
         && parent
@@ -344,10 +336,10 @@ fn refuse_inside(session: &Session, target: &Path, operation: &Operation) -> Res
 fn export(args: &ExportArgs) -> Result<(), UserError> {
     let standard = args.file == Path::new(STANDARD);
     if standard && args.json {
-        return Err(
-            UserError::usage("--json and the image cannot both go to standard output")
-                .with_hint("name a file for the image, or leave --json out"),
-        );
+        return Err(UserError::usage(
+            "--json and the image cannot both be written to standard output",
+        )
+        .with_hint("name a file for the image, or leave --json out"));
     }
     if standard && io::stdout().is_terminal() {
         return Err(UserError::usage("an image is not written to a terminal")
@@ -377,7 +369,7 @@ fn export(args: &ExportArgs) -> Result<(), UserError> {
     };
     let made = match outcome {
         Ok(Outcome::Exported(made)) => Ok((progress.finish(made.bytes), made)),
-        Ok(other) => Err(unexpected(&operation, &other)),
+        Ok(other) => Err(unexpected_outcome(&operation, &other)),
         Err(error) => Err(error),
     };
     let closed = session.close();
@@ -407,8 +399,8 @@ fn stream(
     Ok(outcome)
 }
 
-/// Written aside, for its owner alone, and given its name when it is whole and on disk. A name that
-/// is no plain file (`/dev/stdout`, a pipe) is written to as it is.
+/// Writes an export to a temporary file that only its owner can read, and renames it when it is
+/// complete and on disk. A path that is no plain file (`/dev/stdout`, a pipe) is written to directly.
 fn stream_to_file(
     session: &mut Session,
     operation: &Operation,
@@ -418,23 +410,23 @@ fn stream_to_file(
     let failed =
         |error: io::Error| UserError::io(format_args!("cannot write {}", path.display()), &error);
     match std::fs::metadata(path) {
-        Ok(found) if found.is_dir() => {
+        Ok(metadata) if metadata.is_dir() => {
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
-        Ok(found) if !found.is_file() => {
+        Ok(metadata) if !metadata.is_file() => {
             let file = owned::open_to_write(path);
             let mut file = file.map_err(failed)?;
             return stream(session, operation, &mut file, progress);
         }
         _ => {}
     }
-    // A link that others may have put there gives way to the file; one of our own leads to it.
+    // A link that others may have created is replaced by the file; a link of our own is followed.
     let path = match std::fs::canonicalize(path) {
-        Ok(found) if owned::is_controlled_by_us(path) => found,
+        Ok(target) if owned::is_controlled_by_us(path) => target,
         _ => std::path::absolute(path).map_err(failed)?,
     };
     let parent = path.parent().unwrap_or(Path::new("/"));
-    // Made with mode 0600, and taken away if it does not get its name, whatever the reason.
+    // Created with mode 0600, and removed if anything fails, or a signal arrives, before the rename.
     let watch = Watch::begin();
     let mut aside = tempfile::Builder::new()
         .prefix(".bilayer-export-")
@@ -456,14 +448,6 @@ struct Stream<'a> {
 }
 
 impl Receiver for Stream<'_> {
-    fn view(&mut self, _: ViewReport) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
-        Ok(())
-    }
-
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         check_interrupted()?;
         self.progress.add(bytes.len() as u64);
@@ -479,27 +463,15 @@ impl Receiver for Stream<'_> {
     }
 }
 
-/// An error once a signal has come.
+/// Fails if a signal has arrived.
 fn check_interrupted() -> io::Result<()> {
     interrupt::arrived().map_or(Ok(()), |_| Err(interrupt::interrupted()))
 }
 
-/// Shows how far it is.
+/// Shows the progress of an operation.
 struct Bar<'a>(&'a Progress);
 
 impl Receiver for Bar<'_> {
-    fn view(&mut self, _: ViewReport) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn change(&mut self, _: ChangeReport) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-
     fn progress(&mut self, done: BytesDone) -> io::Result<()> {
         check_interrupted()?;
         if let Some(total) = done.total_bytes {
@@ -528,7 +500,7 @@ fn import(args: &ImportArgs) -> Result<(), UserError> {
         keystore: args.open.keystore.dir()?,
     };
     let mut from = BufReader::with_capacity(1 << 20, source(&args.file)?);
-    // What was made of the volume goes if it does not become one, whatever the reason.
+    // A signal is an error of the import, so that an incomplete volume is removed.
     let _watch = Watch::begin();
     audit::set_volume(&target);
     let new_directory = NewVolumeDirectory::claim(&target, doing())
@@ -554,7 +526,7 @@ fn import(args: &ImportArgs) -> Result<(), UserError> {
     ))
 }
 
-/// What to read.
+/// Opens the file to import, or standard input.
 fn source(path: &Path) -> Result<Source, UserError> {
     let failed =
         |error: io::Error| UserError::io(format_args!("cannot read {}", path.display()), &error);
@@ -566,12 +538,12 @@ fn source(path: &Path) -> Result<Source, UserError> {
         return Err(UserError::usage("an image is not read from a terminal")
             .with_hint("name a file, or redirect the input"));
     }
-    // Without the buffer of the standard library: what is in there is not waited for.
+    // Not through the buffer of `Stdin`: `wait_readable` does not see bytes that are already in it.
     let file = standard.as_fd().try_clone_to_owned().map_err(failed)?;
     Ok(Source(File::from(file)))
 }
 
-/// A file or a pipe that gives up waiting when a signal has come.
+/// A file or a pipe. Reading from it fails when a signal arrives.
 struct Source(File);
 
 impl Read for Source {
@@ -581,8 +553,8 @@ impl Read for Source {
     }
 }
 
-/// Where the platform keystore is, if an option says so.
 impl KeystoreArg {
+    /// The directory of the platform keystore, if an option names it.
     fn named(&self) -> Result<Option<PathBuf>, UserError> {
         let named = self.platform_keystore.as_deref();
         named.map(paths::absolute).transpose()

@@ -14,7 +14,7 @@ use crate::keys::{KeyDescription, PassphraseSource};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct KeygenArgs {
-    /// File to make; one that exists is never written over
+    /// File to make; an existing file is never overwritten
     file: PathBuf,
     /// Size of the key: 2048, 3072 or 4096
     #[arg(
@@ -28,10 +28,11 @@ pub(in crate::cli) struct KeygenArgs {
     passphrase: PassphraseArg,
 }
 
-/// Makes a key and says which it is.
+/// Creates a customer key and prints its URI, size and version.
 ///
 /// # Errors
-/// The file exists or cannot be written, or the size is not supported.
+/// The file exists or cannot be written, the size is not supported, or the passphrase cannot be
+/// read.
 pub(in crate::cli) fn run(args: &KeygenArgs) -> Result<(), UserError> {
     let passphrase = match &args.passphrase.passphrase_file {
         Some(path) => PassphraseSource::File(paths::absolute(path)?),
@@ -44,7 +45,7 @@ pub(in crate::cli) fn run(args: &KeygenArgs) -> Result<(), UserError> {
     ))
 }
 
-/// Makes a customer key in a file of its own.
+/// Creates a customer key in a new file.
 fn keygen(
     path: &Path,
     bits: usize,
@@ -62,7 +63,7 @@ fn keygen(
     if path.symlink_metadata().is_ok() {
         return Err(
             UserError::new(ExitCode::InUse, format!("{}: the file exists", doing()))
-                .with_hint("keys are never written over; choose another name"),
+                .with_hint("keys are never overwritten; choose another name"),
         );
     }
     file::generate(path, bits, passphrase.as_ref()).map_err(|error| UserError::key(doing(), &error))

@@ -1,4 +1,4 @@
-//! One module a command. None of them uses another.
+//! One module for each command. None of them uses another.
 
 pub(super) mod check;
 pub(super) mod create;

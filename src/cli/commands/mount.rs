@@ -12,15 +12,16 @@ use crate::daemon::mount_request::MountRequest;
 use crate::daemon::options::{self, RequestedOptions};
 use crate::diagnostics::UserError;
 
-/// What `--help` says beside the arguments, and `mount.bilayer --help`.
+/// The help on options, signals and examples, for `bilayer mount --help` and `mount.bilayer --help`.
 pub(in crate::cli) const MOUNT_HELP: &str = "\
 Options (-o):
   ro, rw                     write nothing; the default is rw
-  allow_other, noallow_other for other users too; the default for root's mounts
+  allow_other, noallow_other
+                             for other users too; the default for root's mounts
   customer_key=URI           the customer key, such as file:/etc/keys/k.pem
   platform_keystore=DIR      the platform keystore
   passphrase_file=FILE       first line: the passphrase of the customer key
-  passphrase_fd=N            the same from an open descriptor
+  passphrase_fd=N            first line of that open descriptor: the same passphrase
   fingerprint=HEX            refuse the volume unless it has this fingerprint
   commit=SECONDS             longest time before a change is on disk without fsync
   checkpoint=SECONDS         how often a copy of the metadata is put beside them; 600, 0 for never
@@ -38,15 +39,15 @@ Options (-o):
   audit_log=FILE|syslog      the audit, instead of audit.log in the platform keystore's directory
   trusted                    suid and dev also for a volume that was imported, or deployed to other
                              keys: such a one is mounted nosuid,nodev unless suid,dev is asked for
-                             (in fstab only this word reaches bilayer)
-  remount                    change ro, rw and the next line's words of a mount
+                             (in fstab only this option reaches bilayer)
+  remount                    change ro, rw and the options on the next lines of a mount
   nodev dev nosuid suid noexec exec noatime atime sync async dirsync
                              as in mount(8); nodev,nosuid unless root mounts
   relatime, strictatime      when times of access change; atime is relatime
-Words that others act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
+Options that other programs act on (nofail, _netdev, noauto, user, x-..., comment=...) are accepted.
 
-Signals to the daemon: SIGTERM and SIGINT make everything durable and unmount; SIGHUP has it open
-its log file anew (with --foreground in a terminal it unmounts).
+Signals to the daemon: SIGTERM and SIGINT make everything durable and unmount; SIGHUP makes it
+reopen its log file (with --foreground in a terminal it unmounts).
 
 Examples:
   bilayer mount --create ~/vault ~/private
@@ -82,10 +83,10 @@ pub(in crate::cli) struct MountArgs {
     keystore: KeystoreArg,
 }
 
-/// Mounts, in a process of its own unless it is to stay in the foreground.
+/// Mounts, in a separate process unless `--foreground` is given.
 ///
 /// # Errors
-/// An option is wrong, or the mount fails.
+/// An option is unknown or its value is wrong, no keystore directory is known, or the mount fails.
 pub(in crate::cli) fn run(args: MountArgs, log: &Log) -> Result<(), UserError> {
     let directory = paths::working_directory()?;
     let options = RequestedOptions::parse(args.options.iter().map(String::as_str), &directory)?;

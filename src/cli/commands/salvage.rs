@@ -1,4 +1,4 @@
-//! `bilayer salvage`: takes out of a damaged volume what can be read of it.
+//! `bilayer salvage`: copies the readable data of a damaged volume to plain files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -51,19 +51,19 @@ pub(in crate::cli) struct SalvageArgs {
 }
 
 pub(in crate::cli) const HELP: &str = "\
-What is written is PLAINTEXT: choose a place that may hold it. It is made for its owner alone.
+The output is PLAINTEXT: choose a place that may hold it. Only its owner can read it.
 
-OUT/files                   what is there now
-OUT/snapshots, OUT/images   views that were asked for
-OUT/lost+found              what has no name any more
+OUT/files                   the live contents
+OUT/snapshots, OUT/images   the snapshots and images that were asked for
+OUT/lost+found              files that have no name any more
 OUT/salvage-report.json     what was read from, and everything that was lost
 
-Exit code 5: something was lost, which the report names. 0: nothing was.
+Exit code 5: something was lost, and the report names it. 0: nothing was lost.
 
 Example:
   bilayer salvage /srv/vault /mnt/rescue";
 
-/// A bar that begins when it is known how long it is.
+/// A progress bar, shown once the total size is known.
 struct Bar {
     quiet: bool,
     shown: Mutex<Option<Progress>>,
@@ -117,7 +117,10 @@ pub(crate) fn run(args: &SalvageArgs) -> Result<(), UserError> {
     report_outcome(args, &to, &summary, took)
 }
 
-/// Where to: not within the volume.
+/// The output directory without symbolic links.
+///
+/// # Errors
+/// It is inside the volume.
 fn output_path(out: &Path, volume: &Path) -> Result<PathBuf, UserError> {
     let to = paths::without_links(&paths::absolute(out)?);
     if to.starts_with(volume) {
@@ -151,8 +154,8 @@ fn open(
     let keys = args.open.keys()?;
     let directory = paths::working_directory()?;
     let customer_key = args.customer_key.as_deref();
-    let given = args.header.as_ref().map(std::fs::read).transpose();
-    let given = given.map_err(|error| {
+    let header = args.header.as_ref().map(std::fs::read).transpose();
+    let header = header.map_err(|error| {
         let file = args.header.as_deref().unwrap_or(&located.path);
         UserError::io(format_args!("cannot read {}", file.display()), &error)
     })?;
@@ -170,10 +173,10 @@ fn open(
     audit::set_volume(&located.path);
     let path = located.access_path()?;
     let store = DirectoryStore::open(&path).map_err(|error| UserError::io(doing(), &error))?;
-    volume::rescue(Arc::new(store), given, &options).map_err(|error| {
+    volume::rescue(Arc::new(store), header, &options).map_err(|error| {
         let failure = UserError::volume(doing(), &error);
         match error {
-            // A damaged volume need not be one that can be mounted.
+            // Hints that do not ask to mount: a damaged volume may not be mountable.
             VolumeError::CustomerKeyNeeded { claimed } => failure.with_hint(format!(
                 "name it: --customer-key URI (unverified: the superblock names {claimed:?})"
             )),
@@ -193,7 +196,7 @@ fn explain(error: &SalvageError, to: &Path) -> UserError {
         SalvageError::NoSuchView(_) => UserError::new(ExitCode::NotFound, error.to_string())
             .with_hint("the names that can be read are in the report of a run without --view"),
         SalvageError::Output(cause) => UserError::io(format_args!("in {}", to.display()), cause)
-            .with_hint("make room there or choose another place, then begin anew"),
+            .with_hint("make space there or choose another place, then start again"),
     }
 }
 
@@ -218,14 +221,14 @@ fn report_outcome(
     if counts.lost + counts.older + counts.unset == 0 {
         return Ok(());
     }
-    let what = [
+    let losses = [
         (counts.lost, "lost"),
         (counts.older, "as it was at an earlier time"),
         (counts.unset, "that could not be set here"),
     ];
-    let what = what.iter().filter(|(count, _)| *count > 0);
-    let what: Vec<String> = what
-        .map(|(count, what)| format!("{count} {what}"))
+    let losses = losses.iter().filter(|(count, _)| *count > 0);
+    let losses: Vec<String> = losses
+        .map(|(count, kind)| format!("{count} {kind}"))
         .collect();
     let bytes = match counts.bytes_lost {
         0 => String::new(),
@@ -233,7 +236,7 @@ fn report_outcome(
     };
     let failure = format!(
         "not everything could be taken out: {}{bytes}",
-        what.join(", ")
+        losses.join(", ")
     );
     Err(UserError::new(ExitCode::Integrity, failure)
         .with_hint(format!("{} names each of them", report.display())))
@@ -276,7 +279,7 @@ fn summary_text(to: &Path, summary: &Summary, took: Option<String>) -> String {
         }
     }
     if summary.source["owners_set"] == false {
-        text += "owners are not set: that takes root\n";
+        text += "owners are not set: that needs root\n";
     }
     text
 }

@@ -1,4 +1,4 @@
-//! `bilayer snapshot`: taking, listing, comparing, restoring and dropping snapshots.
+//! `bilayer snapshot`: takes, lists, compares, restores and deletes snapshots.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -13,18 +13,17 @@ use crate::cli::args::OpenArgs;
 use crate::cli::output::format::{self, dated_name};
 use crate::cli::output::{print, print_error, print_json};
 use crate::cli::retention::Keep;
-use crate::cli::session::Session;
+use crate::cli::session::{Session, unexpected_outcome};
 use crate::cli::views::{DeleteArgs, ListArgs, delete, list};
 use crate::control::report::ViewReport;
 use crate::control::request::{Kind, Operation, PathBytes};
 use crate::control::response::{ChangeReport, Difference, Discard, Outcome, Receiver};
-use crate::control::wire::VERSION_HINT;
 use crate::diagnostics::{ExitCode, UserError};
 
-/// How snapshots are taken and dropped with one command.
-const PRUNING: &str =
+/// The hint for a wrong use of `--prune`.
+const PRUNE_HINT: &str =
     "such as: bilayer snapshot create VOLUME --prefix NAME --prune --keep-daily N";
-/// Snapshots that are named after one second, before it is given up.
+/// Limit on the snapshots that are named after the same second.
 const DATED_NAMES_MAX: u32 = 1000;
 
 /// `bilayer snapshot …`
@@ -163,10 +162,10 @@ pub(in crate::cli) struct PruneArgs {
     open: OpenArgs,
 }
 
-/// Runs one of them.
+/// Runs a subcommand.
 ///
 /// # Errors
-/// An argument is wrong, or the operation fails.
+/// An argument is wrong, the volume cannot be opened, or the operation fails.
 pub(crate) fn run(command: SnapshotCommand) -> Result<(), UserError> {
     match command {
         SnapshotCommand::Create(args) => create(args),
@@ -180,14 +179,14 @@ pub(crate) fn run(command: SnapshotCommand) -> Result<(), UserError> {
 }
 
 fn create(args: CreateArgs) -> Result<(), UserError> {
-    // Before anything is done: what is kept must have been said where something may be deleted.
+    // Checked before a snapshot is taken.
     if !args.prune && !args.keep.is_empty() {
-        return Err(UserError::usage("--keep options go with --prune").with_hint(PRUNING));
+        return Err(UserError::usage("--keep options need --prune").with_hint(PRUNE_HINT));
     }
     if args.prune && (args.prefix.is_none() || args.keep.is_empty()) {
         return Err(
-            UserError::usage("--prune goes with --prefix and at least one --keep option")
-                .with_hint(PRUNING),
+            UserError::usage("--prune needs --prefix and at least one --keep option")
+                .with_hint(PRUNE_HINT),
         );
     }
     let mut session = Session::open(&args.volume, true, &args.open.keys()?)?;
@@ -222,15 +221,12 @@ fn take(session: &mut Session, name: String) -> Result<ViewReport, UserError> {
     };
     match session.ask(&operation, &mut Discard)? {
         Outcome::Created(made) => Ok(made),
-        other => Err(UserError::new(
-            ExitCode::System,
-            format!("{}: unexpected answer {other:?}", operation.doing()),
-        )
-        .with_hint(VERSION_HINT)),
+        other => Err(unexpected_outcome(&operation, &other)),
     }
 }
 
-/// Names it after this second; if one has that name, with a number behind it.
+/// Takes a snapshot that is named after the current second, with a number appended if a snapshot of
+/// that name exists.
 fn take_dated(session: &mut Session, prefix: Option<&str>) -> Result<ViewReport, UserError> {
     let name = dated_name(prefix, Timestamp::now());
     let mut made = take(session, name.clone());
@@ -266,22 +262,22 @@ fn diff(args: DiffArgs) -> Result<(), UserError> {
     let outcome = session.ask(&operation, &mut shown).map(drop);
     let flushed = shown.to.flush();
     let outcome = match (shown.failed.or(flushed.err()), outcome) {
-        // A reader that has gone away (`| head`) is no failure.
+        // A closed pipe (`| head`) is no failure.
         (Some(error), _) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         (Some(error), _) => Err(UserError::io("cannot write to standard output", &error)),
         (None, outcome) => outcome,
     };
-    // What is left in the buffer is for nobody.
+    // Discards the buffer: dropping the writer would try to write it again.
     let _ = shown.to.into_parts();
     let closed = session.close();
     outcome.and(closed)
 }
 
-/// Prints differences as they come.
+/// Prints differences as they arrive.
 struct ChangePrinter<W: Write> {
     to: W,
     json: bool,
-    /// Why nothing can be printed any more.
+    /// The first failure to print.
     failed: Option<io::Error>,
 }
 
@@ -304,10 +300,6 @@ impl<W: Write> ChangePrinter<W> {
 }
 
 impl<W: Write> Receiver for ChangePrinter<W> {
-    fn view(&mut self, _: ViewReport) -> io::Result<()> {
-        Ok(())
-    }
-
     fn change(&mut self, change: ChangeReport) -> io::Result<()> {
         if self.json {
             let line = change_json(&change);
@@ -329,13 +321,9 @@ impl<W: Write> Receiver for ChangePrinter<W> {
             None => self.line(format_args!("{sign} {path}")),
         }
     }
-
-    fn bytes(&mut self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
 }
 
-/// JSON has no bytes: a path that is not UTF-8 is there a second time, in hexadecimal digits.
+/// JSON has no bytes: a path that is not UTF-8 appears a second time, in hexadecimal digits.
 fn change_json(change: &ChangeReport) -> serde_json::Value {
     let mut object = json!({ "change": change.change, "directory": change.directory });
     for (name, path) in [("path", Some(&change.path)), ("from", change.from.as_ref())] {
@@ -367,13 +355,13 @@ fn restore(args: RestoreArgs) -> Result<(), UserError> {
     outcome.and(closed)
 }
 
-/// `/` and `.` are the whole volume, whose restoring is asked about.
+/// True for the spellings of the root, such as `/` and `.`: the whole volume is restored.
 fn is_root(path: &Path) -> bool {
     let mut components = path.components();
     components.all(|part| matches!(part, Component::RootDir | Component::CurDir))
 }
 
-/// Asks who sits there; without a terminal nothing is asked and nothing done.
+/// Asks the user for confirmation. Without a terminal this is a usage error.
 fn confirm(volume: &Path, name: &str) -> Result<(), UserError> {
     if !io::stdin().is_terminal() {
         return Err(UserError::usage(format!(
@@ -382,7 +370,7 @@ fn confirm(volume: &Path, name: &str) -> Result<(), UserError> {
         ))
         .with_hint("bilayer snapshot restore VOLUME NAME --yes"));
     }
-    // Who does not see it says no.
+    // If the question cannot be printed, the answer will not be yes.
     let _ = write!(
         io::stderr(),
         "Everything changed in {} since the snapshot {} will be lost. Restore it? [y/N] ",
@@ -399,7 +387,7 @@ fn confirm(volume: &Path, name: &str) -> Result<(), UserError> {
     }
 }
 
-/// What pruning did.
+/// The outcome of pruning: names of snapshots.
 #[derive(Default)]
 struct Pruned {
     kept: Vec<String>,
@@ -409,7 +397,7 @@ struct Pruned {
 fn prune(args: &PruneArgs) -> Result<(), UserError> {
     if args.keep.is_empty() {
         return Err(
-            UserError::usage("nothing says which snapshots are kept").with_hint(
+            UserError::usage("no option says which snapshots to keep").with_hint(
                 "name at least one of --keep-last, --keep-hourly, --keep-daily, --keep-weekly, \
              --keep-monthly, --keep-yearly",
             ),
@@ -442,8 +430,8 @@ fn prune(args: &PruneArgs) -> Result<(), UserError> {
     print(&lines)
 }
 
-/// Deletes what no rule keeps. One that is in use or gone by now is passed over; another prune may
-/// be at work.
+/// Deletes the snapshots that no rule keeps. Skips a snapshot that is in use or no longer exists:
+/// another prune may run at the same time.
 fn delete_unkept(
     session: &mut Session,
     keep: &Keep,

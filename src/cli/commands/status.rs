@@ -1,13 +1,13 @@
-//! `bilayer status` and `bilayer inspect`: what is known of a volume, for people and as JSON.
+//! `bilayer status` and `bilayer inspect`: the state of a volume, for people and as JSON.
 //!
-//! `status` asks the daemon where the volume is mounted; else it opens the volume with the keys
-//! that option and keystore give and says so, or says why it cannot and shows what the superblock
-//! merely claims. `inspect` never touches a key.
+//! `status` asks the daemon of a mounted volume. A volume that is not mounted is opened with the
+//! keys that the options and the keystore give. If it cannot be opened, the report says why, and
+//! has only the unverified claims of the superblock. `inspect` never uses a key.
 //!
-//! A snapshot or an image is named as `VOLUME@NAME`, or by its path, `MOUNT/.snapshots/NAME`; then
-//! the report is of its volume, whose keys it is under, with what is known of it besides.
+//! A snapshot or an image is named as `VOLUME@NAME`, or by its path, `MOUNT/.snapshots/NAME`. The
+//! report is then that of its volume, with a part about the snapshot or image.
 //!
-//! The JSON is one object with stable names ([`Report`]); a name that has no value is null.
+//! The JSON is one object with stable names ([`Report`]); a name without a value is null.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,7 +63,8 @@ pub(in crate::cli) struct InspectArgs {
 /// `bilayer status`.
 ///
 /// # Errors
-/// There is no volume, or its daemon does not answer.
+/// There is no volume, its daemon does not answer, or the volume has no snapshot or image of the
+/// given name.
 pub(in crate::cli) fn run(args: &StatusArgs) -> Result<(), UserError> {
     let keystore = args.keystore.dir()?;
     show(&status(&args.path, &keystore)?, args.json)
@@ -72,7 +73,7 @@ pub(in crate::cli) fn run(args: &StatusArgs) -> Result<(), UserError> {
 /// `bilayer inspect`.
 ///
 /// # Errors
-/// There is no volume.
+/// There is no volume, or its superblock cannot be read.
 pub(in crate::cli) fn run_inspect(args: &InspectArgs) -> Result<(), UserError> {
     show(&inspect(&args.volume)?, args.json)
 }
@@ -94,7 +95,7 @@ fn open_store(located: &Located) -> Result<DirectoryStore, UserError> {
     })
 }
 
-/// What `bilayer inspect` shows.
+/// The report of `bilayer inspect`.
 fn inspect(path: &Path) -> Result<Report, UserError> {
     let located = find(path)?;
     let mut report = report_claims(&located.path, &open_store(&located)?)?;
@@ -104,32 +105,34 @@ fn inspect(path: &Path) -> Result<Report, UserError> {
     Ok(report)
 }
 
-/// What `bilayer status` shows.
+/// The report of `bilayer status`.
 fn status(path: &Path, keystore: &Path) -> Result<Report, UserError> {
-    let named = Target::parse(path);
-    let dead = mount_state::dead_mount(&named.volume);
+    let target = Target::parse(path);
+    let dead = mount_state::dead_mount(&target.volume);
     let mut located = match &dead {
-        // What it says that it is: nobody can be asked any more.
+        // The mount's own claim: there is no daemon left to ask.
         Some(mount) => {
-            let dir = named.volume.display();
+            let dir = target.volume.display();
             let refused = |_| mount_state::dead_mount_error(&format!("cannot show {dir}"), mount);
             locate::find_by_mount_source(mount).map_err(refused)?
         }
-        None => find(&named.volume)?,
+        None => find(&target.volume)?,
     };
     let holder = std::mem::replace(&mut located.holder, Holder::Nobody);
     let (mut mounts, mut held_by) = (None, Vec::new());
-    let (mut report, views, mut health) = match holder {
+    let VolumeState {
+        mut report,
+        views,
+        mut health,
+    } = match holder {
         Holder::Daemon { control, mount } => {
-            let of = |device| MountInfo::on_device(device).unwrap_or_default();
-            let here = mount.map(of).unwrap_or_default();
+            let mounts_of = |device| MountInfo::on_device(device).unwrap_or_default();
+            let here = mount.map(mounts_of).unwrap_or_default();
             if let (Some(device), true) = (mount, here.is_empty()) {
                 held_by = mountinfo::holders_elsewhere(&mountinfo::device_name(device));
             }
             mounts = Some(here);
-            let (report, views) = ask_daemon(control, &located.path)?;
-            let health = Health::from_usage(report.usage.as_ref());
-            (report, views, health)
+            ask_daemon(control, &located.path)?
         }
         Holder::Mount(_) => {
             let dir = located.path.display();
@@ -140,7 +143,11 @@ fn status(path: &Path, keystore: &Path) -> Result<Report, UserError> {
         Holder::Unknown(error) => {
             let mut report = report_claims(&located.path, &open_store(&located)?)?;
             report.not_verified_because = Some(error.message.clone());
-            (report, None, Health::Unknown(error.message))
+            VolumeState {
+                report,
+                views: None,
+                health: Health::Unknown(error.message),
+            }
         }
         Holder::Nobody => {
             let store = open_store(&located)?;
@@ -148,7 +155,7 @@ fn status(path: &Path, keystore: &Path) -> Result<Report, UserError> {
             open_or_claims(&located, store, keystore, claims)
         }
     };
-    // Without a daemon that has proved itself, what the list of mounts hints at.
+    // Without a daemon that has proved that it holds the volume, the list of mounts is a hint.
     let mounts = mounts.unwrap_or_else(|| {
         let directory = located.directory.as_ref();
         directory.map(locate::hinted_mounts).unwrap_or_default()
@@ -169,18 +176,25 @@ fn status(path: &Path, keystore: &Path) -> Result<Report, UserError> {
         Some(views.filter(|view| view.kind == kind).count())
     };
     (report.snapshots, report.images) = (count(Kind::Snapshot), count(Kind::Image));
-    if let Some((kind, name)) = &named.view {
-        report.view = Some(find_view(&report, views, *kind, name)?);
+    if let Some(view) = &target.view {
+        report.view = Some(find_view(&report, views, view)?);
     }
     Ok(report)
 }
 
-/// A volume by its directory or a mount of it, perhaps with a view.
+/// The volume, by its directory or a mount of it, and possibly the view that a path names.
 #[derive(Debug, PartialEq, Eq)]
 struct Target {
     volume: PathBuf,
-    /// Its kind, where the path says it, and its name.
-    view: Option<(Option<Kind>, String)>,
+    view: Option<TargetView>,
+}
+
+/// The snapshot or image that a path names.
+#[derive(Debug, PartialEq, Eq)]
+struct TargetView {
+    /// `None` if the path does not say which of the two it is.
+    kind: Option<Kind>,
+    name: String,
 }
 
 impl Target {
@@ -189,15 +203,21 @@ impl Target {
             let (name, parent) = (path.file_name()?, path.parent()?);
             (parent.file_name()? == kind.directory()).then(|| Self {
                 volume: Path::new(".").join(parent.parent().unwrap_or(Path::new("."))),
-                view: Some((Some(kind), name.to_string_lossy().into_owned())),
+                view: Some(TargetView {
+                    kind: Some(kind),
+                    name: name.to_string_lossy().into_owned(),
+                }),
             })
         };
         let behind_at = || {
             let (volume, name) = path.to_str()?.rsplit_once('@')?;
-            let named = !volume.is_empty() && !name.is_empty() && !name.contains('/');
-            (named && path.symlink_metadata().is_err()).then(|| Self {
+            let has_view = !volume.is_empty() && !name.is_empty() && !name.contains('/');
+            (has_view && path.symlink_metadata().is_err()).then(|| Self {
                 volume: volume.into(),
-                view: Some((None, name.to_owned())),
+                view: Some(TargetView {
+                    kind: None,
+                    name: name.to_owned(),
+                }),
             })
         };
         within(Kind::Snapshot)
@@ -210,12 +230,12 @@ impl Target {
     }
 }
 
-/// A snapshot comes before an image of the same name.
+/// Finds a view in the list. If its kind is not known, a snapshot is preferred to an image of the
+/// same name.
 fn find_view(
     report: &Report,
     views: Option<Vec<ViewReport>>,
-    kind: Option<Kind>,
-    name: &str,
+    TargetView { kind, name }: &TargetView,
 ) -> Result<ViewReport, UserError> {
     let what = kind.map_or("snapshot or image", Kind::name);
     let Some(views) = views else {
@@ -225,11 +245,12 @@ fn find_view(
             ExitCode::Key,
             format!("cannot show the {what} {name}: {why}"),
         )
-        .with_hint("what is named there is needed; or mount the volume and ask the mount"));
+        .with_hint("provide what is missing; or mount the volume and ask the mount"));
     };
     let mut views = views.into_iter();
-    let is_it = |view: &ViewReport| view.name == name && kind.is_none_or(|kind| kind == view.kind);
-    views.find(is_it).ok_or_else(|| {
+    let matches =
+        |view: &ViewReport| view.name == *name && kind.is_none_or(|kind| kind == view.kind);
+    views.find(matches).ok_or_else(|| {
         let volume = report.volume.display();
         UserError::new(
             ExitCode::NotFound,
@@ -249,12 +270,15 @@ fn mount_report(mount: &MountInfo) -> MountReport {
     }
 }
 
-/// A report, and all views where they could be listed: snapshots before images.
-type Known = (Report, Option<Vec<ViewReport>>);
-/// The same with the state of the volume.
-type KnownHealth = (Report, Option<Vec<ViewReport>>, Health);
+/// Everything that could be determined about a volume.
+struct VolumeState {
+    report: Report,
+    /// All snapshots, then all images; `None` if they could not be listed.
+    views: Option<Vec<ViewReport>>,
+    health: Health,
+}
 
-fn ask_daemon(mut daemon: ControlClient, path: &Path) -> Result<Known, UserError> {
+fn ask_daemon(mut daemon: ControlClient, path: &Path) -> Result<VolumeState, UserError> {
     let doing = || format!("cannot show {}", path.display());
     let report = match daemon.ask(&Request::Status, Some(RESPONSE_TIMEOUT)) {
         Ok(Response::Status(report)) => *report,
@@ -271,7 +295,11 @@ fn ask_daemon(mut daemon: ControlClient, path: &Path) -> Result<Known, UserError
         }
     };
     let views = list_views(|operation, to| daemon.perform(operation, Some(RESPONSE_TIMEOUT), to));
-    Ok((report, views))
+    Ok(VolumeState {
+        health: Health::from_usage(report.usage.as_ref()),
+        report,
+        views,
+    })
 }
 
 fn list_views(
@@ -286,7 +314,8 @@ fn list_views(
     Some(views.0)
 }
 
-/// Opens what is in a volume that is open. That it cannot be is no reason not to show the rest.
+/// Opens the filesystem in an open volume and lists its views. If it cannot be opened, the report
+/// lacks only the views.
 fn views_of(volume: Volume) -> (Option<Vec<ViewReport>>, Health) {
     let options = FilesystemOptions {
         read_only: true,
@@ -313,13 +342,14 @@ fn health_of(code: ExitCode, why: String) -> Health {
     }
 }
 
-/// Opens the volume if that needs nobody to type anything; otherwise says why not.
+/// Opens the volume if no passphrase has to be typed; otherwise reports the claims of its superblock
+/// and why it was not opened.
 fn open_or_claims(
     located: &Located,
     store: DirectoryStore,
     keystore: &Path,
     claims: Report,
-) -> KnownHealth {
+) -> VolumeState {
     let options = OpenOptions {
         keystore: keystore.to_path_buf(),
         path: Some(located.path.clone()),
@@ -333,7 +363,11 @@ fn open_or_claims(
         Ok(volume) => {
             let report = report_open(&located.path, &volume);
             let (views, health) = views_of(volume);
-            (report, views, health)
+            VolumeState {
+                report,
+                views,
+                health,
+            }
         }
         Err(error) => {
             let health = health_of(ExitCode::of_kind(error.kind()), error.to_string());
@@ -351,7 +385,11 @@ fn open_or_claims(
                 record: record.as_ref().map(record_report),
                 ..claims
             };
-            (report, None, health)
+            VolumeState {
+                report,
+                views: None,
+                health,
+            }
         }
     }
 }
@@ -365,18 +403,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let there = dir.path().join("vol@ume");
         std::fs::create_dir(&there).unwrap();
-        let named = |path: &Path| Target::parse(path);
-        assert_eq!(named(&there).view, None);
-        let behind = named(&dir.path().join("vol@ume@monday"));
+        let view = |kind, name: &str| {
+            let name = name.to_owned();
+            Some(TargetView { kind, name })
+        };
+        assert_eq!(Target::parse(&there).view, None);
+        let behind = Target::parse(&dir.path().join("vol@ume@monday"));
         assert_eq!(behind.volume, there);
-        assert_eq!(behind.view, Some((None, "monday".to_owned())));
-        let within = named(&there.join(".images/base"));
+        assert_eq!(behind.view, view(None, "monday"));
+        let within = Target::parse(&there.join(".images/base"));
         assert_eq!(within.volume, there);
-        assert_eq!(within.view, Some((Some(Kind::Image), "base".to_owned())));
-        let here = named(Path::new(".snapshots/monday"));
+        assert_eq!(within.view, view(Some(Kind::Image), "base"));
+        let here = Target::parse(Path::new(".snapshots/monday"));
         assert_eq!(here.volume, Path::new("./"));
         for plain in ["vol", "@", "vol@", "@monday", "a@b/c", "/.snapshots"] {
-            assert_eq!(named(Path::new(plain)).view, None, "{plain}");
+            assert_eq!(Target::parse(Path::new(plain)).view, None, "{plain}");
         }
     }
 

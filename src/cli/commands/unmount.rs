@@ -1,10 +1,10 @@
 //! `bilayer unmount`: returns when everything is on disk and the daemon is gone.
 //!
-//! The mount is known by its number, and its daemon by the device of the mount: the claim
-//! of a daemon of root or of this user suffices, any other must prove itself
-//! ([`crate::control::proof`]). Renames of the volume's directory, or of one above it, make no
-//! difference. If no daemon is found, the volume is unmounted and the command fails: it cannot say
-//! that everything is on disk.
+//! The mount is identified by its number, and its daemon by the device of the mount. The claim of a
+//! daemon of root or of this user suffices; any other daemon must prove that it serves the mount
+//! ([`crate::control::proof`]). Renames of the volume's directory, or of a directory above it, make
+//! no difference. If no daemon is found, the command unmounts the volume and fails: it cannot
+//! confirm that everything is on disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::control::client::ControlClient;
 use crate::control::directory::DirectoryId;
 use crate::control::line::RESPONSE_TIMEOUT;
 use crate::control::line::is_timeout;
-use crate::control::liveness::is_alive;
+use crate::control::liveness::{UNANSWERED_PINGS_MAX, is_alive};
 use crate::control::locate::{self, Holder};
 use crate::control::mount_state::{self, MountState};
 use crate::control::obstacle::{Obstacle, refusal};
@@ -60,7 +60,7 @@ pub(in crate::cli) fn run(args: &UnmountArgs) -> Result<(), UserError> {
     unmount(&args.dir, request).map(|remaining| report_remaining_mounts(&args.dir, &remaining))
 }
 
-/// Time between two looks whether a mount is free or gone.
+/// Time between two checks whether a mount is no longer busy, or no longer exists.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a mount may remain in another mount namespace before it is reported: a process may be
@@ -74,16 +74,13 @@ const BUSY_RETRY: Duration = Duration::from_millis(300);
 /// How long `--lazy` waits for a daemon's answer.
 const REQUESTER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How many pings in a row a daemon that closes its volume may leave unanswered.
-const UNANSWERED_PINGS_MAX: u32 = 3;
-
-/// How long the process may take to end once it has said that everything is on disk.
+/// How long the daemon may take to exit after it has reported that everything is on disk.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How to unmount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(in crate::cli) struct UnmountRequest {
-    /// Detach at once and do not wait, since it may last until the last user of the mount has gone.
+    /// Detach at once, and do not wait until the last user of the mount has left.
     pub(crate) lazy: bool,
     /// Unmount also if the daemon does not answer any more; what it has not written is lost.
     pub(crate) force: bool,
@@ -94,12 +91,12 @@ pub(in crate::cli) struct UnmountRequest {
 /// Where the filesystem is still mounted after an unmount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::cli) enum RemainingMounts {
-    /// Nowhere: everything is on disk, the daemon has ended. Or the command did not wait for that.
+    /// Nowhere: everything is on disk and the daemon has ended; or the command did not wait.
     None,
     /// Everything is on disk; the volume is mounted elsewhere in this mount namespace.
     OtherPlaces,
-    /// Everything is on disk; another mount namespace has the volume mounted: processes that are in
-    /// one.
+    /// Everything is on disk; the volume is mounted in another mount namespace, that of these
+    /// processes.
     OtherNamespaces(Vec<u32>),
     /// Its daemon was dead and the mount was in use: it is detached and cannot be entered any more.
     Detached,
@@ -115,9 +112,9 @@ pub(crate) fn unmount(dir: &Path, request: UnmountRequest) -> Result<RemainingMo
         let _asker = announce_requester(location, &mount);
         return detach(&mount, Detach::Lazy).map(|()| RemainingMounts::None);
     }
-    may_unmount(&mount)?;
+    check_may_unmount(&mount)?;
     let filesystem = mount.backing_device();
-    // Asked before the mount goes: the daemon ends with it.
+    // Before unmounting: the daemon ends with the mount.
     let daemon = Daemon::of(&location, &mount);
     let daemon = daemon.map_err(|why| match why {
         DaemonUnavailable::Silent | DaemonUnavailable::Dead => why,
@@ -182,15 +179,15 @@ fn silent_daemon(mount: &MountInfo) -> UserError {
     ))
 }
 
-/// The error if the mount is gone and no daemon confirms that everything is on disk.
+/// The error if the mount is removed and no daemon confirms that everything is on disk.
 fn unconfirmed(obstacles: &[Obstacle]) -> UserError {
     let what = "unmounted, but it is not known whether everything is on disk";
     refusal(what.to_owned(), obstacles)
         .with_hint("look at the daemon's log; the volume recovers at the next mount")
 }
 
-/// Only root and whoever mounted it may.
-fn may_unmount(mount: &MountInfo) -> Result<(), UserError> {
+/// Refuses users other than root and the one who mounted it.
+fn check_may_unmount(mount: &MountInfo) -> Result<(), UserError> {
     let (user, owner) = (effective_user(), mount.owner().unwrap_or_default());
     if user == 0 || user == owner {
         return Ok(());
@@ -201,7 +198,7 @@ fn may_unmount(mount: &MountInfo) -> Result<(), UserError> {
 }
 
 fn detach(mount: &MountInfo, how: Detach) -> Result<(), UserError> {
-    may_unmount(mount)?;
+    check_may_unmount(mount)?;
     let doing = || format!("cannot unmount {}", mount.dir.display());
     unmount_when_free(mount, how).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => {
@@ -280,7 +277,7 @@ fn nothing_mounted(dir: &Path) -> UserError {
     .with_hint("findmnt -t fuse.bilayer lists what is")
 }
 
-/// The one mount of a volume, as its daemon says.
+/// The only mount of a volume, according to its daemon.
 fn mount_of_volume(dir: &Path) -> Result<(Location, MountInfo), UserError> {
     let located = locate::find(dir).map_err(|_| nothing_mounted(dir))?;
     let device = match located.holder {
@@ -291,7 +288,7 @@ fn mount_of_volume(dir: &Path) -> Result<(Location, MountInfo), UserError> {
     let mut mounts = match (device, &located.directory) {
         (Some(device), _) => MountInfo::on_device(device)
             .map_err(|error| UserError::io("cannot list the mounts", &error))?,
-        // Of a daemon that is dead the list of mounts alone knows.
+        // Only the list of mounts shows the mount of a dead daemon.
         (None, Some(directory)) => {
             let mut mounts = locate::hinted_mounts(directory);
             mounts.retain(|mount| mount_state::dead_mount(&mount.dir).is_some());
@@ -332,26 +329,26 @@ enum DaemonUnavailable {
     Unproven(Vec<Obstacle>),
 }
 
-/// Lets the daemon know who unmounts, without waiting for its end. A daemon that does not answer at
-/// once is not told.
+/// Connects to the daemon, so that its audit names this process as the one that unmounts. Does not
+/// wait for a daemon that does not answer at once.
 fn announce_requester(location: Location, mount: &MountInfo) -> Option<Daemon> {
     let mount = mount.clone();
-    let (tells, told) = mpsc::channel();
-    // Left behind where the daemon is silent: this process ends soon.
+    let (sender, receiver) = mpsc::channel();
+    // If the daemon is silent, the thread is abandoned: this process ends soon.
     std::thread::spawn(move || {
         let daemon = Daemon::of(&location, &mount).ok();
-        // What is held open would be in use.
+        // An open location would keep the mount busy.
         drop(location);
-        let _ = tells.send(daemon);
+        let _ = sender.send(daemon);
     });
-    told.recv_timeout(REQUESTER_TIMEOUT).ok().flatten()
+    receiver.recv_timeout(REQUESTER_TIMEOUT).ok().flatten()
 }
 
-/// The daemon of a mount, watched and asked to say how closing went.
+/// The daemon of a mount, which will report the outcome of closing the volume.
 struct Daemon {
     control: ControlClient,
     process: Option<WatchedProcess>,
-    /// What it is found by until it ends.
+    /// The volume's directory, which is the daemon's address until it ends.
     volume: DirectoryId,
     /// Device number of the mount, as long as there is one.
     device: u64,
@@ -360,20 +357,20 @@ struct Daemon {
 impl Daemon {
     fn of(location: &Location, mount: &MountInfo) -> Result<Self, DaemonUnavailable> {
         let device = location.info().map(|info| info.device);
-        let found = locate::server_of_mount(location, mount);
-        let (mut control, volume) = found.map_err(|obstacles| {
+        let server = locate::server_of_mount(location, mount);
+        let (mut control, volume) = server.map_err(|obstacles| {
             if obstacles.contains(&Obstacle::Silent) {
                 DaemonUnavailable::Silent
             } else if obstacles.contains(&Obstacle::Dead) {
-                // Whoever serves a mount answers under its name, or has nobody's answer there.
+                // The socket has the name of the mount, and no process answers it.
                 DaemonUnavailable::Dead
             } else {
                 DaemonUnavailable::Unproven(obstacles)
             }
         })?;
         let process = WatchedProcess::open(control.peer.pid).ok();
-        // Answered once it waits, and after the process was taken hold of, so that is the one: a
-        // daemon that has little to do may be gone in an instant.
+        // After opening the process. The answer shows that the daemon was still alive then, so the
+        // number of its process was not yet reused.
         match control.ask(&Request::Wait, Some(RESPONSE_TIMEOUT)) {
             Ok(Response::Waiting) => {}
             _ => return Err(DaemonUnavailable::Silent),
@@ -386,9 +383,9 @@ impl Daemon {
         })
     }
 
-    /// Tells the daemon that the mount was not unmounted.
+    /// Informs the daemon that the mount was not unmounted.
     fn leave_mounted(&self) {
-        // Who cannot be told has ended.
+        // If this fails, the daemon has ended.
         let _ = self.control.send(&Request::Stays);
     }
 
@@ -435,7 +432,7 @@ impl Daemon {
             (true, Some(why)) => {
                 let message = format!("unmounted: {why}");
                 return Err(UserError::new(ExitCode::System, message).with_hint(
-                    "make the keystore's directory writable, with room for a few KiB, and mount \
+                    "make the keystore's directory writable, with space for a few KiB, and mount \
                      and unmount the volume once",
                 ));
             }
@@ -449,15 +446,15 @@ impl Daemon {
         .with_hint("the volume recovers at the next mount; see the daemon's log"))
     }
 
-    /// Has the daemon commit everything, if its filesystem is still mounted elsewhere.
+    /// Asks the daemon to commit everything: its filesystem is still mounted elsewhere.
     fn sync(self) -> Result<(), UserError> {
-        // On the first connection it waits; this is the same process.
+        // A second connection to the same process: on the first one the daemon waits.
         let (address, user) = (Address::Mount(self.device), self.control.peer.uid);
         let connected = ControlClient::connect(address, user, &mut Vec::new());
         let Some(mut control) = connected.filter(|other| other.peer == self.control.peer) else {
             return self.wait();
         };
-        // A daemon that ends now puts everything on disk by itself.
+        // A daemon that is ending puts everything on disk anyway.
         let answer = match control.ask(&Request::Sync, None) {
             Ok(answer) => answer,
             Err(error) if is_timeout(&error) => return Err(unconfirmed(&[Obstacle::Silent])),
@@ -485,12 +482,12 @@ pub(in crate::cli) fn report_remaining_mounts(dir: &Path, remaining: &RemainingM
     match remaining {
         RemainingMounts::OtherNamespaces(processes) => print_error(&format_args!(
             "bilayer: {dir} is unmounted here and everything is on disk; another mount namespace \
-             has the volume mounted still{}",
+             still has the volume mounted{}",
             format::processes(processes)
         )),
         RemainingMounts::Detached => print_error(&format_args!(
-            "bilayer: {dir} is detached: its daemon is dead; whoever works in it gets errors until \
-             they leave"
+            "bilayer: {dir} is detached: its daemon is dead; processes that use it get errors until \
+             they leave it"
         )),
         RemainingMounts::None | RemainingMounts::OtherPlaces => {}
     }

@@ -1,4 +1,4 @@
-//! How sizes, times and names of files are shown to people.
+//! Sizes, times and file names as text for people.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let (mut value, mut unit) = (bytes as f64, "B");
     for larger in UNITS {
-        // What would be shown as 1024.0 is shown in the next unit.
+        // A value that would round to 1024.0 moves to the next unit.
         if value < 1023.95 {
             break;
         }
@@ -24,7 +24,7 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// RFC 3339, in local time, to the second; `unknown` for the time of a clock that was not set.
+/// A time in RFC 3339, local time, to the second; `unknown` if the clock was not set at that time.
 pub(in crate::cli) fn local_time(time: Timestamp) -> String {
     if !clock::is_set(time.as_second()) {
         return "unknown".to_owned();
@@ -33,13 +33,13 @@ pub(in crate::cli) fn local_time(time: Timestamp) -> String {
     local.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
-/// The name of a snapshot that was taken then: `auto-2026-11-22T04-30-00Z`.
+/// The name of a snapshot taken at that time: `auto-2026-11-22T04-30-00Z`.
 pub(in crate::cli) fn dated_name(prefix: Option<&str>, time: Timestamp) -> String {
     let time = time.strftime("%Y-%m-%dT%H-%M-%SZ");
     prefix.map_or_else(|| time.to_string(), |prefix| format!("{prefix}-{time}"))
 }
 
-/// So many of something: `1 object`, `2 objects`.
+/// A number with its noun: `1 object`, `2 objects`.
 pub(crate) fn count(number: u64, one: &str, several: &str) -> String {
     match number {
         1 => format!("1 {one}"),
@@ -47,8 +47,8 @@ pub(crate) fn count(number: u64, one: &str, several: &str) -> String {
     }
 }
 
-/// A path on one line whatever is in it: a control character, a backslash, or a byte that is not
-/// UTF-8 becomes a backslash and three octal digits, as in proc(5).
+/// A path on one line: each control character, backslash, and byte that is not UTF-8 becomes a
+/// backslash and three octal digits, as in proc(5).
 pub(crate) fn path(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     let octal = |text: &mut String, bytes: &[u8]| {
@@ -70,15 +70,15 @@ pub(crate) fn path(bytes: &[u8]) -> String {
     text
 }
 
-/// Text of others without what would drive the terminal.
+/// Text with spaces for its control characters, which could control the terminal.
 pub(crate) fn printable(text: &str) -> String {
     let kept = text.chars();
     kept.map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Rows, in columns that are as wide as they must be; those whose numbers are in `right` are flush
-/// right.
-pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+/// Formats rows in aligned columns. The columns with the indices `right_aligned` are aligned to the
+/// right, the others to the left.
+pub(crate) fn table(rows: &[Vec<String>], right_aligned: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
@@ -91,7 +91,7 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let width = widths[column];
-            let _ = if right.contains(&column) {
+            let _ = if right_aligned.contains(&column) {
                 write!(line, "{cell:>width$}  ")
             } else {
                 write!(line, "{cell:<width$}  ")
@@ -103,7 +103,7 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     text
 }
 
-/// Behind a sentence: which processes, if any are known.
+/// The end of a message that lists processes: `: process 7 (sh), …`; empty if none is known.
 pub(crate) fn processes(pids: &[u32]) -> String {
     let names = pids.iter().map(|pid| {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(dated_name(None, time), "2026-11-22T04-30-00Z");
         let again: Timestamp = local_time(time).parse().unwrap();
         assert_eq!(again.as_second(), time.as_second());
-        // A clock that nobody has set.
+        // A clock that was not set.
         let started = Timestamp::from_second(90).unwrap();
         assert_eq!(local_time(started), "unknown");
     }

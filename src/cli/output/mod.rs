@@ -1,4 +1,4 @@
-//! What the command line prints: the one place that writes to standard output.
+//! Printing: the only module that writes to standard output.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ pub(crate) mod format;
 pub(crate) mod progress;
 pub(crate) mod status_text;
 
-/// One line of JSON.
+/// Prints a value as one line of JSON.
 ///
 /// # Errors
 /// The value cannot be serialized, or standard output cannot be written.

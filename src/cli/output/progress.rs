@@ -1,4 +1,4 @@
-//! What is shown while something takes long, and how fast it was.
+//! Progress of long operations, and their throughput.
 //!
 //! A bar or a spinner appears on standard error if that is a terminal, and only after a second.
 
@@ -13,11 +13,11 @@ use super::format::size;
 use crate::image;
 use crate::sys::interrupt;
 
-/// What is done sooner is shown by being done.
+/// Operations that take less time show no progress.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
-/// Something under way.
+/// An operation in progress.
 pub(crate) struct Progress {
     bar: ProgressBar,
     begin: Instant,
@@ -25,7 +25,7 @@ pub(crate) struct Progress {
     display: Option<JoinHandle<()>>,
 }
 
-/// How long something took.
+/// The size and duration of a finished operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::cli) struct Took {
     bytes: u64,
@@ -33,12 +33,12 @@ pub(in crate::cli) struct Took {
 }
 
 impl Took {
-    /// In whole milliseconds.
+    /// The duration in whole milliseconds.
     pub(crate) fn milliseconds(&self) -> u64 {
         u64::try_from(self.time.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Bytes in a second.
+    /// The throughput.
     pub(in crate::cli) fn bytes_per_second(&self) -> u64 {
         let seconds = self.time.as_secs_f64().max(1e-6);
         (self.bytes as f64 / seconds) as u64
@@ -59,18 +59,19 @@ impl fmt::Display for Took {
 }
 
 impl Progress {
-    /// Begins. `total`: the bytes in all, where they are known and will be counted.
-    pub(crate) fn start(what: &str, total: Option<u64>) -> Self {
+    /// Starts the display of an operation, such as "exporting"; `total_bytes` is `None` if its size
+    /// is not known yet.
+    pub(crate) fn start(operation: &str, total_bytes: Option<u64>) -> Self {
         let hidden = ProgressDrawTarget::hidden();
-        let bar = ProgressBar::with_draw_target(total, hidden);
-        set_template(&bar, total.is_some());
-        bar.set_message(what.to_owned());
+        let bar = ProgressBar::with_draw_target(total_bytes, hidden);
+        set_template(&bar, total_bytes.is_some());
+        bar.set_message(operation.to_owned());
         let (done, on_done) = mpsc::channel();
         let shown = bar.clone();
         let display = std::thread::Builder::new().name("progress".to_owned());
         let display = display.spawn(move || {
             if on_done.recv_timeout(SHOW_AFTER) == Err(RecvTimeoutError::Timeout) {
-                // Stays hidden where standard error is no terminal.
+                // It stays hidden if standard error is no terminal.
                 shown.set_draw_target(ProgressDrawTarget::stderr());
                 shown.enable_steady_tick(TICK);
             }
@@ -79,12 +80,12 @@ impl Progress {
             bar,
             begin: Instant::now(),
             done: Some(done),
-            // Without a thread it goes on unseen.
+            // Without a thread the operation continues without a display.
             display: display.ok(),
         }
     }
 
-    /// It has become known how many bytes it will be in all.
+    /// Sets the total size once it is known.
     pub(in crate::cli) fn set_total(&self, bytes: u64) {
         if self.bar.length() != Some(bytes) {
             self.bar.set_length(bytes);
@@ -92,17 +93,17 @@ impl Progress {
         }
     }
 
-    /// So many bytes are done.
+    /// Sets how many bytes are done.
     pub(crate) fn set(&self, bytes: u64) {
         self.bar.set_position(bytes);
     }
 
-    /// So many bytes more.
+    /// Adds to the bytes that are done.
     pub(crate) fn add(&self, bytes: u64) {
         self.bar.inc(bytes);
     }
 
-    /// Done with so many bytes.
+    /// Ends the display of an operation that processed this many bytes.
     pub(crate) fn finish(self, bytes: u64) -> Took {
         Took {
             bytes,
@@ -111,7 +112,7 @@ impl Progress {
     }
 }
 
-/// A bar where the end is known, else a spinner.
+/// A bar if the total size is known, else a spinner.
 fn set_template(bar: &ProgressBar, bounded: bool) {
     let template = if bounded {
         "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}, {eta} left"
@@ -141,7 +142,7 @@ impl Drop for Progress {
     fn drop(&mut self) {
         drop(self.done.take());
         if let Some(display) = self.display.take() {
-            // It only ever waits and shows.
+            // It cannot fail: it only waits and shows the bar.
             let _ = display.join();
         }
         self.bar.finish_and_clear();
@@ -153,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_how_much_how_long_and_how_fast() {
+    fn size_duration_and_throughput_are_shown() {
         let took = |bytes, milliseconds| Took {
             bytes,
             time: Duration::from_millis(milliseconds),

@@ -1,4 +1,4 @@
-//! What `bilayer status` and `bilayer inspect` show to people.
+//! The report of `bilayer status` and `bilayer inspect` as text.
 
 use std::fmt::Write as _;
 
@@ -9,12 +9,8 @@ use crate::control::report::{HeaderReport, Report, ViewReport};
 pub(in crate::cli) fn to_text(report: &Report) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let value: String = value
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
         // Writing to a String does not fail.
-        let _ = writeln!(text, "{name:<18} {value}");
+        let _ = writeln!(text, "{name:<18} {}", format::printable(value));
     };
     line("health", &report.health);
     if let Some(next) = &report.next {
@@ -128,7 +124,7 @@ fn header_lines(header: &HeaderReport, verified: bool, line: &mut impl FnMut(&st
     line("key mode", &header.key_mode);
     if let Some(provenance) = &header.provenance {
         let mark = if verified { "" } else { " (unverified)" };
-        // A copy of a whole volume has the name of no image.
+        // Only the provenance of a deployed volume names an image.
         let how = match provenance.contains('/') {
             true => "deployed from",
             false => "was a copy of",

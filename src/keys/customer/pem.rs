@@ -32,7 +32,7 @@ const MAX_PBKDF2_ITERATIONS: u32 = 20_000_000;
 /// Smallest public exponent (NIST SP 800-56B revision 2, section 6.2).
 const MIN_EXPONENT: u32 = 65537;
 
-/// A key as found in the file.
+/// The key in a file.
 pub(super) enum PemKey {
     /// Both halves.
     Private(Box<RsaPrivateKey>),
@@ -84,7 +84,7 @@ pub(super) fn parse(
         "RSA PUBLIC KEY" => public(RsaPublicKey::from_pkcs1_der(&der).ok(), path)?,
         "CERTIFICATE" => {
             return Err(refused(path, "is a certificate").with_hint(
-                "take its public key out: openssl x509 -pubkey -noout -in CERT.pem > KEY.pem",
+                "extract its public key: openssl x509 -pubkey -noout -in CERT.pem > KEY.pem",
             ));
         }
         "OPENSSH PRIVATE KEY" => {
@@ -127,7 +127,7 @@ fn check(key: &RsaPublicKey, path: &Path) -> Result<(), KeyError> {
     let bits = key.n().bits();
     if !RSA_BITS.contains(&bits) {
         return Err(refused(path, &format!("holds an RSA key of {bits} bits"))
-            .with_hint("RSA keys of 2048, 3072 and 4096 bits are taken"));
+            .with_hint("RSA keys of 2048, 3072 and 4096 bits are accepted"));
     }
     let exponent = key.e();
     let odd = exponent

@@ -310,7 +310,8 @@ fn seal(
     dek: &[u8],
 ) -> Result<Vec<u8>, KeyError> {
     let aad = additional_data(role, context);
-    let wrapped = aead::seal(cipher, &aad, payload(role, context, dek))?;
+    let payload = aead::payload(&prefix(role, context), dek);
+    let wrapped = aead::seal(cipher, &aad, payload)?;
     audit("wrap", role, context).done();
     Ok(wrapped)
 }
@@ -321,7 +322,8 @@ pub(crate) fn wrap_with_customer_key(
     context: &TransportContext,
     dek: &CustomerDek,
 ) -> Result<Vec<u8>, KeyError> {
-    let wrapped = provider.wrap(&payload(Role::Customer, context, dek.expose()))?;
+    let payload = aead::payload(&prefix(Role::Customer, context), dek.expose());
+    let wrapped = provider.wrap(&payload)?;
     audit("wrap", Role::Customer, context).done();
     Ok(wrapped)
 }
@@ -390,14 +392,6 @@ fn prefix(role: Role, context: &TransportContext) -> [u8; PREFIX_BYTES] {
     bytes[9..25].copy_from_slice(&context.key_set.0);
     bytes[25..29].copy_from_slice(&context.epoch.0.to_le_bytes());
     bytes[29..].copy_from_slice(&context.export.0);
-    bytes
-}
-
-/// Allocates the full length at once, so that no smaller buffer that contains a DEK is left behind.
-fn payload(role: Role, context: &TransportContext, dek: &[u8]) -> Zeroizing<Vec<u8>> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(PREFIX_BYTES + dek.len()));
-    bytes.extend_from_slice(&prefix(role, context));
-    bytes.extend_from_slice(dek);
     bytes
 }
 

@@ -288,7 +288,7 @@ fn create_new(path: &Path) -> Result<File, KeyError> {
                     ErrorKind::Usage,
                     format!("{} exists already", path.display()),
                 )
-                .with_hint("keys are never written over; choose another path")
+                .with_hint("keys are never overwritten; choose another path")
             } else {
                 KeyError::io("cannot create key file", path, error)
             }

@@ -10,21 +10,21 @@ use super::mount_request::MountRequest;
 use crate::audit;
 use crate::control::mount_state::{self, MountState};
 use crate::control::obstacle::{Obstacle, refusal};
-use crate::control::paths::{DaemonFile, possible_paths, refuse_covered};
+use crate::control::paths::{DaemonFile, possible_paths, refuse_covered, without_links};
 use crate::diagnostics::UserError;
 use crate::volume::{self, HEADER_NAME};
 
 /// The two directories of a mount, without symbolic links.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct MountDirectories {
     /// The volume's directory.
     pub(super) volume: PathBuf,
     /// Where it is mounted.
     pub(super) dir: PathBuf,
 }
 
-impl Places {
-    /// The beginning of a message about a mount that fails.
+impl MountDirectories {
+    /// The beginning of the error message of a mount that fails.
     pub(super) fn doing(&self) -> String {
         format!(
             "cannot mount {} on {}",
@@ -34,12 +34,14 @@ impl Places {
     }
 }
 
-/// Creates what `--create` asks for, resolves both paths, and refuses unusable pairs.
+/// Creates the volume and the mount point if `--create` asks for it, resolves both paths, and
+/// refuses unusable pairs.
 ///
 /// # Errors
-/// A path is missing or no directory; one is inside the other; or the mount would cover a file that
-/// the daemon writes.
-pub(super) fn prepare_places(request: &MountRequest) -> Result<Places, UserError> {
+/// The volume cannot be created; a path is missing or no directory; a mount at the mount point is
+/// dead or does not answer; one path is inside the other; or the mount would cover a file that the
+/// daemon writes.
+pub(super) fn prepare_directories(request: &MountRequest) -> Result<MountDirectories, UserError> {
     if request.create {
         create_missing(request)?;
     }
@@ -75,25 +77,23 @@ pub(super) fn prepare_places(request: &MountRequest) -> Result<Places, UserError
         ))
         .with_hint("mount on an empty directory elsewhere"));
     }
-    let written = [
+    let daemon_files = [
         (DaemonFile::Keystore, Some(request.keystore.clone())),
         (DaemonFile::Log, request.options.log_file.clone()),
         (DaemonFile::Audit, audit::file()),
     ];
-    for (what, path) in written {
-        path.map_or(Ok(()), |path| refuse_covered(what, &path, &dir))?;
+    for (file, path) in daemon_files {
+        path.map_or(Ok(()), |path| refuse_covered(file, &path, &dir))?;
     }
-    Ok(Places { volume, dir })
+    Ok(MountDirectories { volume, dir })
 }
 
 fn create_missing(request: &MountRequest) -> Result<(), UserError> {
     if !request.volume.join(HEADER_NAME).exists() {
         let doing = || format!("cannot make {}", request.volume.display());
-        let (path, named) = (
-            without_links(&request.volume),
-            possible_paths(&request.volume),
-        );
-        volume::refuse_vanished(&request.keystore, &path, &named)
+        let path = without_links(&request.volume);
+        let spellings = possible_paths(&request.volume);
+        volume::refuse_vanished(&request.keystore, &path, &spellings)
             .map_err(|error| UserError::volume(doing(), &error))?;
         create(&NewVolume {
             path: request.volume.clone(),
@@ -110,16 +110,6 @@ fn create_missing(request: &MountRequest) -> Result<(), UserError> {
         )),
         _ => Ok(()),
     }
-}
-
-/// The path without symbolic links, whether its last component exists or not.
-fn without_links(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path)
-        .or_else(|error| match (path.parent(), path.file_name()) {
-            (Some(parent), Some(name)) => Ok(std::fs::canonicalize(parent)?.join(name)),
-            _ => Err(error),
-        })
-        .unwrap_or_else(|_| path.to_owned())
 }
 
 #[cfg(test)]
@@ -141,16 +131,20 @@ mod tests {
             std::fs::create_dir(path).unwrap();
         }
         std::fs::write(top.path().join("file"), b"").unwrap();
-        let code = |dir: &Path| prepare_places(&request(&volume, dir)).unwrap_err().code;
+        let code = |dir: &Path| {
+            prepare_directories(&request(&volume, dir))
+                .unwrap_err()
+                .code
+        };
         assert_eq!(code(&volume), ExitCode::Usage);
         assert_eq!(code(&volume.join("in")), ExitCode::Usage);
         assert_eq!(code(top.path()), ExitCode::Usage);
         assert_eq!(code(&top.path().join("file")), ExitCode::NotFound);
         assert_eq!(code(&top.path().join("gone")), ExitCode::NotFound);
-        prepare_places(&request(&volume, &dir)).unwrap();
+        prepare_directories(&request(&volume, &dir)).unwrap();
         // A name with the same beginning is another directory.
-        prepare_places(&request(&volume, &top.path().join("volume"))).unwrap();
-        let gone = prepare_places(&request(&top.path().join("gone"), &dir)).unwrap_err();
+        prepare_directories(&request(&volume, &top.path().join("volume"))).unwrap();
+        let gone = prepare_directories(&request(&top.path().join("gone"), &dir)).unwrap_err();
         assert!(gone.hint.unwrap().contains("bilayer create"));
     }
 }
