@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fuser::Request;
 use parking_lot::Mutex;
 
-use super::cpu_follower::{CpuFollower, ThisMachine};
+use super::cpu_follower::{CpuFollower, KernelScheduler};
 use super::workers::{Lane, Workers, run_guarded};
 use crate::fs::Filesystem;
 
@@ -26,7 +26,7 @@ const INLINE_PENALTY: u32 = 64;
 pub(super) struct Dispatch {
     filesystem: Arc<Filesystem>,
     workers: Arc<Workers>,
-    follower: Option<Mutex<CpuFollower<ThisMachine>>>,
+    follower: Option<Mutex<CpuFollower<KernelScheduler>>>,
     inline_penalty: Mutex<u32>,
 }
 
@@ -37,11 +37,11 @@ impl Dispatch {
         workers: Arc<Workers>,
         follow_caller: bool,
     ) -> Self {
-        let machine = follow_caller.then(ThisMachine::with_a_choice).flatten();
+        let scheduler = follow_caller.then(KernelScheduler::with_a_choice).flatten();
         Self {
             filesystem,
             workers,
-            follower: machine.map(|machine| Mutex::new(CpuFollower::new(machine))),
+            follower: scheduler.map(|scheduler| Mutex::new(CpuFollower::new(scheduler))),
             inline_penalty: Mutex::new(0),
         }
     }
