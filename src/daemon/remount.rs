@@ -21,9 +21,9 @@ use crate::control::response::Response;
 use crate::control::wire::DecodeError;
 use crate::diagnostics::{COPY_HINT, ExitCode, OPENED_HINT, UserError};
 use crate::fs::{AccessTimes, Filesystem, FsError};
-use crate::fuse::mountinfo::MountInfo;
 use crate::sys::identity::effective_user;
 use crate::sys::location::Location;
+use crate::sys::mountinfo::MountInfo;
 use crate::sys::mounts::{self, MountFlags};
 
 /// Remounts what is mounted on `dir`: the options apply on top of the current flags.

@@ -4,7 +4,7 @@
 //! ```text
 //! kernel ─► reading thread (adapter, dispatch, cpu_follower) ─┬─ inline ──► fs ─► replies
 //!                                                             └─ workers ─► fs ─► replies
-//! signals ─► unmount (mountpoint, mountinfo)
+//! signals ─► unmount (mountpoint)
 //! ```
 //!
 //! Order at the end: the mount is removed, the reading thread ends, the workers finish queued
@@ -29,9 +29,9 @@ mod cpu_follower;
 mod dirty;
 mod dispatch;
 mod ioctl;
-pub mod mountinfo;
 mod mountpoint;
 mod notify;
+pub mod own_mounts;
 mod replies;
 mod requester;
 mod views;

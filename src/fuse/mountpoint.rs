@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::MountOptions;
-use super::mountinfo::{MountInfo, device_name};
 use crate::sys::files::sync_filesystem;
 use crate::sys::identity::effective_user;
 use crate::sys::location::{Location, LocationInfo};
+use crate::sys::mountinfo::{MountInfo, device_name};
 use crate::sys::mounts::Detach;
 use crate::sys::{descriptors, mounts, process};
 

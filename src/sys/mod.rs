@@ -15,6 +15,7 @@ pub mod interrupt;
 pub mod limits;
 pub mod location;
 pub mod memory;
+pub mod mountinfo;
 pub mod mounts;
 pub mod owned;
 pub mod probe;
