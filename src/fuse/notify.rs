@@ -15,7 +15,7 @@ use fuser::{INodeNo, Notifier};
 
 use super::mountpoint::Mounted;
 use crate::fs::KernelCache;
-use crate::fs::types::NodeId;
+use crate::fs::types::{DirentRef, NodeId};
 
 /// An inode to write back, and the channel that reports completion.
 type WriteBackRequest = (INodeNo, SyncSender<()>);
@@ -137,12 +137,12 @@ impl KernelCache for Notices {
     }
 
     /// Must not be called by a thread that serves requests: the kernel waits for those.
-    fn forget(&self, nodes: &[NodeId], names: &[(NodeId, Vec<u8>)]) {
+    fn forget(&self, nodes: &[NodeId], names: &[DirentRef<'_>]) {
         let Some(channels) = self.0.get() else { return };
-        for (directory, name) in names {
-            let name = OsStr::from_bytes(name);
+        for entry in names {
+            let name = OsStr::from_bytes(entry.name);
             // An error means that the kernel does not have it.
-            let _ = channels.notifier.inval_entry(INodeNo(directory.0), name);
+            let _ = channels.notifier.inval_entry(INodeNo(entry.parent.0), name);
         }
         for node in nodes {
             let _ = channels.notifier.inval_inode(INodeNo(node.0), 0, 0);
